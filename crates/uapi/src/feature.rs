@@ -1,0 +1,237 @@
+//! `VFIO_DEVICE_FEATURE`: the envelope, the table of features, and the data of those features that have no room of their
+//! own. The data of the migration features is in [`migration`](crate::migration), of DMA logging in
+//! [`dma_logging`](crate::dma_logging).
+
+use core::{error, fmt};
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `VFIO_DEVICE_FEATURE_MASK`: the bits of [`DeviceFeature::flags`] that hold the index of the feature.
+pub const FEATURE_MASK: u32 = 0xffff;
+
+/// `VFIO_DEVICE_FEATURE_CLEAR_MASTER`, for [`DeviceFeatureBusMaster::op`]: the device may not do DMA.
+pub const VFIO_DEVICE_FEATURE_CLEAR_MASTER: u32 = 0;
+/// `VFIO_DEVICE_FEATURE_SET_MASTER`, for [`DeviceFeatureBusMaster::op`]: the device may do DMA.
+pub const VFIO_DEVICE_FEATURE_SET_MASTER: u32 = 1;
+
+bitflags! {
+    /// The upper bits of [`DeviceFeature::flags`]: what to do with the feature.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct FeatureFlags: u32 {
+        /// Read the feature into the data that follows.
+        const GET = 1 << 16;
+        /// Write the feature from the data that follows.
+        const SET = 1 << 17;
+        /// Only ask whether the feature is there, and with GET and SET whether each is.
+        const PROBE = 1 << 18;
+    }
+}
+
+/// `struct vfio_device_feature`, for `VFIO_DEVICE_FEATURE`. The feature's data follows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceFeature {
+    /// Size in bytes of this structure and the data after it, set by the user.
+    pub argsz: u32,
+    /// The index of the feature under [`FEATURE_MASK`], and [`FeatureFlags`].
+    pub flags: u32,
+}
+
+/// A feature of a device, by its index.
+///
+/// ```
+/// use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
+///
+/// let probe = FeatureFlags::PROBE | FeatureFlags::GET;
+/// let asked = DeviceFeature { argsz: 8, flags: probe.bits() | u32::from(Feature::Migration.index()) };
+///
+/// let index = (asked.flags & FEATURE_MASK) as u16;
+/// assert_eq!(Feature::try_from(index), Ok(Feature::Migration));
+/// assert_eq!(Feature::Migration.to_string(), "VFIO_DEVICE_FEATURE_MIGRATION");
+/// assert!(Feature::try_from(1000).is_err());
+/// ```
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Feature {
+    /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
+    PciVfToken = 0,
+    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), what migration the device has.
+    Migration = 1,
+    /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's state.
+    MigDeviceState = 2,
+    /// SET, no data: the device may be put into low power; an access wakes it for as long as it lasts.
+    LowPowerEntry = 3,
+    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same once: the first wakeup signals an eventfd and ends low power.
+    LowPowerEntryWithWakeup = 4,
+    /// SET, no data: leaves low power.
+    LowPowerExit = 5,
+    /// SET: [`DeviceFeatureDmaLoggingControl`](crate::dma_logging::DeviceFeatureDmaLoggingControl).
+    DmaLoggingStart = 6,
+    /// SET, no data: stops the logging that [`Feature::DmaLoggingStart`] began.
+    DmaLoggingStop = 7,
+    /// GET: [`DeviceFeatureDmaLoggingReport`](crate::dma_logging::DeviceFeatureDmaLoggingReport).
+    DmaLoggingReport = 8,
+    /// GET: [`DeviceFeatureMigDataSize`](crate::migration::DeviceFeatureMigDataSize).
+    MigDataSize = 9,
+    /// SET: [`DeviceFeatureBusMaster`], for devices that cannot be told by their own registers.
+    BusMaster = 10,
+    /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. Since Linux 6.19.
+    DmaBuf = 11,
+    /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer. After
+    /// v6.14.
+    MigPrecopyInfoV2 = 12,
+    /// GET: [`DeviceFeatureZpciErr`], on s390. After v6.14.
+    ZpciError = 13,
+}
+
+impl Feature {
+    /// Every feature, by index.
+    pub const ALL: [Feature; 14] = [
+        Feature::PciVfToken,
+        Feature::Migration,
+        Feature::MigDeviceState,
+        Feature::LowPowerEntry,
+        Feature::LowPowerEntryWithWakeup,
+        Feature::LowPowerExit,
+        Feature::DmaLoggingStart,
+        Feature::DmaLoggingStop,
+        Feature::DmaLoggingReport,
+        Feature::MigDataSize,
+        Feature::BusMaster,
+        Feature::DmaBuf,
+        Feature::MigPrecopyInfoV2,
+        Feature::ZpciError,
+    ];
+
+    /// The number under [`FEATURE_MASK`].
+    pub const fn index(self) -> u16 {
+        self as u16
+    }
+
+    /// The header's name of the index.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Feature::PciVfToken => "VFIO_DEVICE_FEATURE_PCI_VF_TOKEN",
+            Feature::Migration => "VFIO_DEVICE_FEATURE_MIGRATION",
+            Feature::MigDeviceState => "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
+            Feature::LowPowerEntry => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY",
+            Feature::LowPowerEntryWithWakeup => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP",
+            Feature::LowPowerExit => "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT",
+            Feature::DmaLoggingStart => "VFIO_DEVICE_FEATURE_DMA_LOGGING_START",
+            Feature::DmaLoggingStop => "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP",
+            Feature::DmaLoggingReport => "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT",
+            Feature::MigDataSize => "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
+            Feature::BusMaster => "VFIO_DEVICE_FEATURE_BUS_MASTER",
+            Feature::DmaBuf => "VFIO_DEVICE_FEATURE_DMA_BUF",
+            Feature::MigPrecopyInfoV2 => "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
+            Feature::ZpciError => "VFIO_DEVICE_FEATURE_ZPCI_ERROR",
+        }
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An index that no header known here gives to a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UnknownFeature(pub u16);
+
+impl fmt::Display for UnknownFeature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no feature of a VFIO device has index {}", self.0)
+    }
+}
+
+impl error::Error for UnknownFeature {}
+
+impl TryFrom<u16> for Feature {
+    type Error = UnknownFeature;
+
+    fn try_from(index: u16) -> Result<Self, UnknownFeature> {
+        Self::ALL.get(usize::from(index)).copied().ok_or(UnknownFeature(index))
+    }
+}
+
+/// `struct vfio_device_low_power_entry_with_wakeup`: the data of a SET of [`Feature::LowPowerEntryWithWakeup`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceLowPowerEntryWithWakeup {
+    /// An eventfd of the calling process, signalled when the device wakes.
+    pub wakeup_eventfd: i32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// `struct vfio_device_feature_bus_master`: the data of a SET of [`Feature::BusMaster`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceFeatureBusMaster {
+    /// [`VFIO_DEVICE_FEATURE_CLEAR_MASTER`] or [`VFIO_DEVICE_FEATURE_SET_MASTER`].
+    pub op: u32,
+}
+
+/// `struct vfio_region_dma_range`: one slice of a region, after [`DeviceFeatureDmaBuf`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct RegionDmaRange {
+    /// Offset in bytes from the start of the region.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// `struct vfio_device_feature_dma_buf`: the data of a GET of [`Feature::DmaBuf`]. `nr_ranges` of [`RegionDmaRange`]
+/// follow it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceFeatureDmaBuf {
+    /// The region to export.
+    pub region_index: u32,
+    /// Flags of the new file, as for `open(2)`.
+    pub open_flags: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// How many ranges follow.
+    pub nr_ranges: u32,
+}
+
+/// `struct vfio_device_feature_zpci_err`: the data of a GET of [`Feature::ZpciError`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceFeatureZpciErr {
+    /// Address of the buffer that receives the error record.
+    pub data: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::string::ToString as _;
+
+    #[test]
+    fn every_feature_stands_in_the_table_at_its_own_index() {
+        for (i, feature) in Feature::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(feature.index()), i, "{feature}");
+            assert_eq!(Feature::try_from(feature.index()), Ok(feature));
+        }
+    }
+
+    #[test]
+    fn an_index_without_a_feature_is_refused_and_named() {
+        let refused = Feature::try_from(14).expect_err("14 is free");
+        assert_eq!(refused, UnknownFeature(14));
+        assert_eq!(refused.to_string(), "no feature of a VFIO device has index 14");
+        assert_eq!(Feature::try_from(u16::MAX), Err(UnknownFeature(u16::MAX)));
+    }
+
+    #[test]
+    fn the_flags_and_the_index_share_no_bit() {
+        assert_eq!(FeatureFlags::all().bits() & FEATURE_MASK, 0);
+    }
+}
