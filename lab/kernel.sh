@@ -1,0 +1,178 @@
+# What is built of Debian's packages and kept in the cache: two kernels, and the kernel's headers.
+# shellcheck shell=bash disable=SC2154,SC2034
+
+targets=(debian iommufd headers)
+
+# Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
+# Debian does not build, comes last.
+debian_modules=(drivers/virtio/virtio_mmio net/core/failover drivers/net/net_failover drivers/net/virtio_net
+	virt/lib/irqbypass drivers/vfio/vfio drivers/vfio/vfio_iommu_type1 drivers/vfio/mdev/mdev)
+
+kernel_headers=(vfio.h iommufd.h vfio_zdev.h vfio_ccw.h)
+
+# place TARGET: where it stands when it is built.
+place() {
+	case $1 in
+	headers) echo "$cache/include" ;;
+	*) echo "$cache/$1" ;;
+	esac
+}
+
+# recipe TARGET: what it is made by. It is kept with what was made, and where it differs, that is
+# built again. The number counts the ways of building.
+recipe() {
+	case $1 in
+	debian) echo 1 "${debian_modules[@]}" ;;
+	iommufd) echo 1 && grep CONFIG_ "$lab/iommufd.config" ;;
+	headers) echo 1 "${kernel_headers[@]}" ;;
+	esac
+}
+
+is_ready() { cmp --quiet <(recipe "$1") "$(place "$1")/recipe" 2> /dev/null; }
+
+build_targets() {
+	local target wanted=()
+	for target in "$@"; do
+		is_ready "$target" || wanted+=("$target")
+	done
+	if [ ${#wanted[@]} != 0 ]; then
+		command -v apt-get > /dev/null || fail 3 "there is no apt-get: the kernels come from Debian's packages"
+		require_tools "${wanted[@]}"
+		mkdir -p "$cache/downloads"
+		in_group build_locked "${wanted[@]}"
+		wait "$!"
+	fi
+	for target in "$@"; do
+		say "$target is ready: $(cat "$(place "$target")/version")"
+	done
+}
+
+build_locked() {
+	local target new lock
+	exec {lock}> "$cache/lock"
+	flock --nonblock "$lock" || {
+		say "waiting for another build"
+		flock "$lock"
+	}
+	renice -n 10 -p "$BASHPID" > /dev/null
+	rm -rf "$cache"/unfinished.* # of a build that was killed
+	choose_release
+	for target in "$@"; do
+		if is_ready "$target"; then continue; fi # the other build made it
+		say "building $target of $version"
+		new=$cache/unfinished.$target
+		mkdir "$new"
+		"build_$target" "$new"
+		echo "$version" > "$new/version"
+		recipe "$target" > "$new/recipe"
+		rm -rf "$(place "$target")"
+		mv -T "$new" "$(place "$target")"
+	done
+}
+
+# quietly LOG COMMAND..: its output is shown only when it fails.
+quietly() {
+	local log=$1
+	shift
+	"$@" > "$log" 2>&1 || {
+		tail -n 40 "$log" >&2
+		fail 125 "failed: $*"
+	}
+}
+
+# unpack_source FOLDER [PATH..]: the kernel's source, or only those files of it.
+unpack_source() {
+	local folder=$1 deb once=()
+	shift
+	deb=$(fetch linux-source-6.12 "$version")
+	mkdir -p "$folder"
+	[ $# = 0 ] || once=(--occurrence=1)
+	# The last tar stops when it has what it wants, and breaks the pipe: its status alone counts.
+	(
+		set +o pipefail
+		{ dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/src/linux-source-6.12.tar.xz | xz -T0 -dc; } 2> /dev/null |
+			tar -x -C "$folder" --strip-components=1 "${once[@]}" "${@/#/linux-source-6.12/}"
+	) || fail 125 "could not unpack $deb"
+}
+
+build_headers() {
+	local new=$1 tree=$1/tree
+	unpack_source "$tree" "${kernel_headers[@]/#/include/uapi/linux/}"
+	mv "$tree/include/uapi/linux" "$new/linux"
+	rm -rf "$tree"
+}
+
+build_debian() {
+	local new=$1 name=$release-amd64 tree=$1/tree path image packed=()
+	image=$(fetch "linux-image-$name" "$version")
+	for path in "${debian_modules[@]}"; do
+		packed+=("./lib/modules/$name/kernel/$path.ko.xz")
+	done
+	mkdir "$tree" "$new/modules"
+	dpkg-deb --fsys-tarfile "$image" | tar -x -C "$tree" "./boot/vmlinuz-$name" "${packed[@]}"
+	unpack_elf_kernel "$tree/boot/vmlinuz-$name" > "$new/vmlinux"
+	for path in "${packed[@]}"; do
+		xz -dc "$tree/$path" > "$new/modules/$(basename "$path" .xz)"
+	done
+	build_mtty "$tree" "$name" "$new/modules/mtty.ko"
+	for path in "${debian_modules[@]}" mtty; do
+		echo "${path##*/}.ko"
+	done > "$new/modules/order"
+	rm -rf "$tree"
+	make_base "$new"
+}
+
+# unpack_elf_kernel VMLINUZ: the kernel inside, whole. QEMU starts that directly, which spares the
+# guest the unpacking. Where it lies stands in the header of the x86 boot protocol: setup_sects,
+# payload_offset and payload_length. The payload's last four bytes are its unpacked size.
+unpack_elf_kernel() {
+	local file=$1 offset length size
+	number() { od -An -v -t "u$2" -j "$1" -N "$2" "$file" | tr -d ' '; }
+	offset=$((($(number 497 1) + 1) * 512 + $(number 584 4)))
+	length=$(number 588 4)
+	size=$(number $((offset + length - 4)) 4)
+	tail -c "+$((offset + 1))" "$file" | head -c $((length - 4)) > "$file.zst" || true # tail's pipe breaks
+	zstd -dq "$file.zst" -o "$file.elf" || fail 125 "no zstd payload in $file"
+	[ "$(stat -c %s "$file.elf")" = "$size" ] || fail 125 "the kernel in $file is not whole"
+	cat "$file.elf"
+}
+
+# build_mtty TREE NAME RESULT: the sample driver, built as any module outside the kernel is, with the
+# headers of the very kernel it is for.
+build_mtty() {
+	local tree=$1 name=$2 result=$3 package
+	for package in "linux-headers-$name" "linux-headers-$release-common" "linux-kbuild-$release"; do
+		dpkg-deb -x "$(fetch "$package" "$version")" "$tree"
+	done
+	# They expect to be installed.
+	sed -i "s#/usr/src#$tree/usr/src#" "$tree/usr/src/linux-headers-$name/Makefile"
+	unpack_source "$tree/source" samples/vfio-mdev/mtty.c
+	echo 'obj-m := mtty.o' > "$tree/source/samples/vfio-mdev/Kbuild"
+	# Without BTF, which would need one more tool and serves nothing here.
+	quietly "$tree/log" make -s -C "$tree/usr/src/linux-headers-$name" M="$tree/source/samples/vfio-mdev" \
+		CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	strip --strip-debug -o "$result" "$tree/source/samples/vfio-mdev/mtty.ko"
+}
+
+build_iommufd() {
+	local new=$1 tree=$1/tree compiler line make
+	compiler=$(kernel_compiler)
+	unpack_source "$tree"
+	make=(make -s -C "$tree" "CC=$compiler" "HOSTCC=$compiler"
+		KBUILD_BUILD_USER=whimbrel KBUILD_BUILD_HOST=lab)
+	quietly "$new/log" "${make[@]}" tinyconfig
+	(cd "$tree" && quietly "$new/log" scripts/kconfig/merge_config.sh -m .config "$lab/iommufd.config")
+	quietly "$new/log" "${make[@]}" olddefconfig
+	# The configuration drops what it cannot have, without a word.
+	while read -r line; do
+		grep -Fqx -- "$line" "$tree/.config" || fail 125 "the kernel does not take: $line"
+	done < <(grep -E '^(# )?CONFIG_' "$lab/iommufd.config")
+	say "compiling the kernel: some four minutes on two processors"
+	quietly "$new/log" "${make[@]}" "-j$(nproc)" vmlinux
+	strip -o "$new/vmlinux" "$tree/vmlinux"
+	cp "$tree/.config" "$new/config"
+	rm -rf "$tree" "$new/log"
+	mkdir "$new/modules"
+	: > "$new/modules/order" # all is built in
+	make_base "$new"
+}

@@ -1,0 +1,97 @@
+# What Debian provides: the tools that must be installed, and the packages that are only unpacked.
+# shellcheck shell=bash disable=SC2154
+
+# Debian's name of a 6.12 kernel, as in linux-image-NAME-amd64: 6.12.117+deb12, 6.12.48+deb13.
+release_pattern='6\.12\.[0-9]+\+deb1[0-9]+'
+
+# versions PACKAGE: those that apt could download.
+versions() { apt-cache madison "$1" 2> /dev/null | awk '$NF == "Packages" { print $3 }'; }
+
+# Prints every release that apt knows an image of, newest first.
+known_releases() {
+	apt-cache pkgnames linux-image-6.12. 2> /dev/null |
+		sed -nE "s/^linux-image-($release_pattern)-amd64\$/\1/p" | sort --version-sort --reverse
+}
+
+# Sets `release` and `version` to the newest kernel of which image, headers and source can all be had.
+choose_release() {
+	local package
+	while read -r release; do
+		version=$(versions "linux-image-$release-amd64" | head -n 1)
+		for package in "linux-headers-$release-amd64" "linux-headers-$release-common" \
+			"linux-kbuild-$release" linux-source-6.12; do
+			versions "$package" | grep -Fqx -- "$version" || continue 2
+		done
+		return 0
+	done < <(known_releases)
+	fail 3 "apt knows no whole set of 6.12 kernel packages; run: apt-get update (needs Debian 12 with its security updates, or 13)"
+}
+
+# The compiler this Debian builds its 6.12 kernel with: also the name of its package.
+kernel_compiler() {
+	local newest compiler='' codename
+	newest=$(known_releases | head -n 1)
+	[ -z "$newest" ] || compiler=$(apt-cache depends "linux-headers-$newest-amd64" |
+		grep -oE 'gcc-[0-9]+' | head -n 1) || true
+	if [ -z "$compiler" ]; then
+		codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+		case $codename in trixie) compiler=gcc-14 ;; *) compiler=gcc-12 ;; esac
+	fi
+	echo "$compiler"
+}
+
+# Lines of: what needs it, the command or file that shows it is there, the package that has it.
+needed_tools() {
+	local compiler
+	compiler=$(kernel_compiler)
+	cat <<-END
+		run     qemu-system-x86_64                  qemu-system-x86
+		debian  x86_64-linux-gnu-$compiler          $compiler
+		debian  make                                make
+		debian  xz                                  xz-utils
+		debian  zstd                                zstd
+		iommufd $compiler                           $compiler
+		iommufd make                                make
+		iommufd xz                                  xz-utils
+		iommufd bc                                  bc
+		iommufd bison                               bison
+		iommufd flex                                flex
+		iommufd /usr/include/libelf.h               libelf-dev
+		iommufd /usr/include/stdio.h                libc6-dev
+		headers xz                                  xz-utils
+		check   /usr/lib/x86_64-linux-gnu/libc.a    libc6-dev
+		check   $compiler                           $compiler
+	END
+}
+
+all_packages() { needed_tools | awk '{ print $3 }' | sort -u | paste -sd ' '; }
+
+# require_tools PURPOSE..: ends this run, saying what to install, when something is missing.
+require_tools() {
+	local purpose probe package missing=()
+	while read -r purpose probe package; do
+		[[ " $* " == *" $purpose "* ]] || continue
+		[ -e "$probe" ] || command -v "$probe" > /dev/null || missing+=("$package")
+	done < <(needed_tools)
+	[ ${#missing[@]} != 0 ] || return 0
+	mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+	fail 3 "missing Debian package: ${missing[*]}; run: apt-get install --no-install-recommends ${missing[*]}"
+}
+
+# fetch PACKAGE [VERSION]: prints the path of the .deb, downloaded once. Nothing is installed.
+fetch() {
+	local found new
+	found=$(find "$cache/downloads" -name "$1_${2:-*}_*.deb" | sort --version-sort | tail -n 1)
+	if [ -z "$found" ]; then
+		say "downloading $1"
+		new=$cache/unfinished.download
+		rm -rf "$new"
+		mkdir "$new"
+		(cd "$new" && apt-get download -qq -o APT::Sandbox::User=root "$1${2:+=$2}") >&2 ||
+			fail 125 "apt-get could not download $1 ${2:-}; run apt-get update, then this again"
+		found=$cache/downloads/$(basename "$new"/*.deb)
+		mv "$new"/*.deb "$found"
+		rmdir "$new"
+	fi
+	echo "$found"
+}
