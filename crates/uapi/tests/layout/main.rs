@@ -1,0 +1,221 @@
+//! The layouts and numbers of this crate against a real header and a C compiler.
+//!
+//! The headers are those in `$WHIMBREL_UAPI_INCLUDE` if it is set, else the ones the lab keeps
+//! (`${WHIMBREL_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whimbrel/lab}/include`), else those of `/usr/include`. An
+//! older header is compared in what it has, and what it lacks is listed. With `WHIMBREL_REQUIRE_ALL=1` nothing may be
+//! skipped and a header may define nothing this crate does not know.
+
+mod names;
+mod proof;
+mod table;
+
+use std::env;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use proof::{Comparison, HeaderFile, compare};
+use table::{Header, Table};
+
+const SCRATCH: &str = env!("CARGO_TARGET_TMPDIR");
+
+/// Writes past the capture of test output: a proof that did not happen must be seen.
+fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+fn all_is_required() -> bool {
+    env::var_os("WHIMBREL_REQUIRE_ALL").is_some_and(|value| value == "1")
+}
+
+/// Whether there is a C compiler; if not, one line for all the tests that need it.
+fn there_is_a_compiler() -> bool {
+    static SAID: Once = Once::new();
+    let here = proof::compiler_is_here();
+    if !here {
+        let reason = "no C compiler (apt-get install gcc)";
+        SAID.call_once(|| say(&format!("SKIPPED: uapi layout proof: {reason}")));
+        assert!(!all_is_required(), "WHIMBREL_REQUIRE_ALL=1, but there is {reason}");
+    }
+    here
+}
+
+/// The folders that may hold headers, the most wanted first.
+fn include_folders() -> Vec<PathBuf> {
+    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(chosen) = folder("WHIMBREL_UAPI_INCLUDE") {
+        assert!(
+            chosen.join(Header::Vfio.path()).is_file(),
+            "WHIMBREL_UAPI_INCLUDE is {}, but there is no {} in it",
+            chosen.display(),
+            Header::Vfio.path()
+        );
+        return vec![chosen];
+    }
+    let lab = folder("WHIMBREL_LAB_CACHE").or_else(|| {
+        let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+        Some(cache.join("whimbrel/lab"))
+    });
+    lab.map(|lab| lab.join("include")).into_iter().chain([PathBuf::from("/usr/include")]).collect()
+}
+
+/// The header on this machine, if it is here.
+fn header_file(header: Header) -> Option<HeaderFile> {
+    let paths = include_folders().into_iter().map(|folder| folder.join(header.path()));
+    let path = paths.filter_map(|path| fs::canonicalize(path).ok()).find(|path| path.is_file())?;
+    Some(HeaderFile { header, path })
+}
+
+#[test]
+fn every_size_offset_and_constant_is_the_headers_own() {
+    if !there_is_a_compiler() {
+        return;
+    }
+    for header in Header::ALL {
+        let Some(file) = header_file(header) else {
+            let reason = format!(
+                "no {}; linux-libc-dev since 6.2 has it (or run the lab once, or set WHIMBREL_UAPI_INCLUDE)",
+                header.path()
+            );
+            say(&format!("SKIPPED: uapi layout proof: {reason}"));
+            assert!(!all_is_required(), "WHIMBREL_REQUIRE_ALL=1, but there is {reason}");
+            continue;
+        };
+        let compared = compare(&Table::new(), &file, Path::new(SCRATCH))
+            .unwrap_or_else(|error| panic!("{}: {error}", file.path.display()));
+        let (name, path) = (file.header.path(), file.path.display());
+        if !compared.lacks.is_empty() {
+            say(&format!("header {name} (from {path}) lacks: {}", compared.lacks.join(", ")));
+        }
+        let Comparison { sizes, alignments, offsets, constants, .. } = compared;
+        say(&format!(
+            "header {name} (from {path}): compared {sizes} sizes, {alignments} alignments, {offsets} offsets, \
+             {constants} constants"
+        ));
+        assert!(sizes > 0 && offsets > 0 && constants > 0, "{path} has nothing of the table");
+        assert!(
+            compared.differences.is_empty(),
+            "the crate differs from {path}:\n{}",
+            compared.differences.join("\n")
+        );
+    }
+}
+
+#[test]
+fn a_header_defines_nothing_that_this_crate_does_not_know() {
+    let table = Table::new();
+    // The proof above says so if a header is missing.
+    for file in Header::ALL.into_iter().filter_map(header_file) {
+        let text =
+            fs::read_to_string(&file.path).unwrap_or_else(|error| panic!("{}: {error}", file.path.display()));
+        let unknown = names::unknown(file.header, &text, &table).join(", ");
+        if !unknown.is_empty() {
+            let path = file.path.display();
+            let name = file.header.path();
+            say(&format!("header {name} (from {path}) defines what this crate does not know: {unknown}"));
+            assert!(!all_is_required(), "{path} defines what this crate does not know: {unknown}");
+        }
+    }
+}
+
+/// A header of a test's own, in a folder of its own.
+struct Invented {
+    _folder: tempfile::TempDir,
+    file: HeaderFile,
+}
+
+fn invented(text: &str) -> Invented {
+    let folder = tempfile::tempdir_in(SCRATCH).expect("the scratch folder of cargo");
+    let path = folder.path().join("vfio.h");
+    fs::write(&path, format!("#include <linux/types.h>\n{text}")).expect("a file in it");
+    Invented { _folder: folder, file: HeaderFile { header: Header::Vfio, path } }
+}
+
+fn compared_with(text: &str) -> Option<Comparison> {
+    there_is_a_compiler().then(|| {
+        let header = invented(text);
+        compare(&Table::new(), &header.file, Path::new(SCRATCH)).expect("the invented header compiles")
+    })
+}
+
+#[test]
+fn a_value_that_differs_from_the_header_is_found() {
+    let Some(compared) = compared_with(
+        "struct vfio_group_status { __u32 flags; __u32 argsz; __u32 more; };
+         struct vfio_bitmap { __u32 pgsize; __u64 size; __u64 *data; };
+         #define VFIO_API_VERSION 1
+         #define VFIO_PCI_DEVID_NOT_OWNED -1
+         #define VFIO_DEVICE_API_PCI_STRING \"vfio\"",
+    ) else {
+        return;
+    };
+    assert_eq!(
+        compared.differences,
+        [
+            "sizeof(struct vfio_group_status): the header has 12, the crate 8",
+            "__builtin_offsetof(struct vfio_group_status, argsz): the header has 4, the crate 0",
+            "__builtin_offsetof(struct vfio_group_status, flags): the header has 0, the crate 4",
+            "sizeof(((struct vfio_bitmap *)0)->pgsize): the header has 4, the crate 8",
+            "VFIO_DEVICE_API_PCI_STRING: the header has vfio, the crate vfio-pci",
+            "VFIO_API_VERSION: the header has 1, the crate 0",
+        ]
+    );
+}
+
+#[test]
+fn an_older_header_is_compared_in_what_it_has() {
+    let Some(compared) = compared_with(
+        "struct vfio_device_info { __u32 argsz, flags, num_regions, num_irqs, cap_offset; };
+         #define VFIO_DEVICE_STATE_RUNNING (1 << 0)
+         #define VFIO_API_VERSION 0",
+    ) else {
+        return;
+    };
+    assert_eq!(compared.differences, <[&str; 0]>::default());
+    assert_eq!((compared.sizes, compared.alignments, compared.offsets, compared.constants), (6, 0, 5, 1));
+    let lacks = |name: &str| compared.lacks.iter().any(|lack| lack == name);
+    assert!(lacks("vfio_device_info.pad"), "a field that came later is named");
+    assert!(lacks("struct vfio_region_info"), "a structure that came later is named");
+    assert!(lacks("VFIO_DEVICE_STATE_RUNNING"), "a bit of migration v1 is not a state of v2");
+}
+
+#[test]
+fn a_header_that_does_not_compile_is_an_error() {
+    if !there_is_a_compiler() {
+        return;
+    }
+    let header = invented("struct vfio_group_status { nonsense argsz; };");
+    let error = compare(&Table::new(), &header.file, Path::new(SCRATCH)).expect_err("it does not compile");
+    assert!(error.starts_with("the header does not compile"), "{error}");
+}
+
+#[test]
+fn names_the_table_does_not_have_are_found() {
+    let text = "
+        #ifndef VFIO_H
+        #define VFIO_H
+        /* #define VFIO_COMMENTED 1 */
+        #define VFIO_API_VERSION 0
+        #define VFIO_NEWER 1
+        #define VFIO_EEH_PE_ENABLE 1
+        struct vfio_group_status { __u32 argsz; __u32 flags; union { __u32 a; __u8 b[4]; }; };
+        struct vfio_newer { __u32 argsz; struct vfio_bitmap areas[] __counted_by(argsz); };
+        struct vfio_eeh_pe_op { __u32 argsz; };
+        enum vfio_kind { VFIO_PCI_NUM_IRQS = 5, VFIO_KIND, };
+        enum { VFIO_LAST };
+        #endif";
+    assert_eq!(
+        names::unknown(Header::Vfio, text, &Table::new()),
+        [
+            "VFIO_NEWER",
+            "vfio_group_status.a",
+            "vfio_group_status.b",
+            "vfio_newer",
+            "vfio_newer.argsz",
+            "vfio_newer.areas",
+            "VFIO_KIND",
+            "VFIO_LAST"
+        ]
+    );
+}

@@ -1,0 +1,188 @@
+//! The other direction: the names a header defines, and which of them the crate has nothing for. The header is read as
+//! text, since a compiler answers only for names it is asked about.
+
+use std::collections::BTreeSet;
+
+use super::table::{Header, Table};
+
+/// What the crate leaves out on purpose, by kind. A name that ends in `*` stands for all that begin so; a structure
+/// stands for its fields.
+const LEFT_OUT: &[(&str, &[&str])] = &[
+    (
+        "the region of migration v1",
+        &[
+            "vfio_device_migration_info",
+            "VFIO_DEVICE_STATE_V1_*",
+            "VFIO_DEVICE_STATE_MASK",
+            "VFIO_DEVICE_STATE_VALID",
+            "VFIO_DEVICE_STATE_IS_ERROR",
+            "VFIO_DEVICE_STATE_SET_ERROR",
+        ],
+    ),
+    (
+        "display",
+        &[
+            "vfio_device_gfx_plane_info",
+            "vfio_region_gfx_edid",
+            "VFIO_GFX_PLANE_TYPE_*",
+            "VFIO_DEVICE_GFX_LINK_STATE_*",
+            "VFIO_DEVICE_QUERY_GFX_PLANE",
+            "VFIO_DEVICE_GET_GFX_DMABUF",
+        ],
+    ),
+    ("buses of s390", &["VFIO_CCW_*", "VFIO_AP_*"]),
+    (
+        "POWER's IOMMU and error handling",
+        &["vfio_iommu_spapr_*", "VFIO_IOMMU_SPAPR_*", "vfio_eeh_pe_*", "VFIO_EEH_PE_*"],
+    ),
+    ("ordinals, compared in the requests", &["IOMMUFD_CMD_*"]),
+    (
+        "nested translation",
+        &[
+            "iommu_hwpt_vtd_s1*",
+            "iommu_hwpt_arm_smmuv3",
+            "iommu_hwpt_amd_guest",
+            "iommu_hwpt_invalidate",
+            "IOMMU_VTD_*",
+            "IOMMU_HWPT_DATA_*",
+            "IOMMU_HWPT_INVALIDATE*",
+            "IOMMU_VIOMMU_INVALIDATE_*",
+            "iommu_hw_info_*",
+            "IOMMU_HW_INFO_VTD_*",
+            "IOMMU_HW_INFO_ARM_SMMUV3_*",
+            "IOMMU_HW_INFO_TYPE_DEFAULT",
+        ],
+    ),
+    (
+        "virtual IOMMUs",
+        &[
+            "iommu_viommu_*",
+            "IOMMU_VIOMMU_*",
+            "iommu_vdevice_*",
+            "IOMMU_VDEVICE_*",
+            "iommu_veventq_*",
+            "iommufd_vevent_header",
+            "iommu_vevent_*",
+            "IOMMU_VEVENTQ_*",
+            "iommu_hw_queue_*",
+            "IOMMU_HW_QUEUE_*",
+        ],
+    ),
+    (
+        "page faults",
+        &[
+            "iommu_hwpt_pgfault",
+            "iommu_hwpt_page_response",
+            "iommu_fault_alloc",
+            "IOMMU_PGFAULT_*",
+            "IOMMUFD_PAGE_RESP_*",
+            "IOMMU_FAULT_QUEUE_ALLOC",
+        ],
+    ),
+    ("no IOMMU", &["iommu_ioas_noiommu_get_pa", "IOMMU_IOAS_NOIOMMU_GET_PA"]),
+];
+
+/// The names in the text of `header` that are neither in the table nor left out on purpose.
+pub(crate) fn unknown(header: Header, text: &str, table: &Table) -> Vec<String> {
+    let known: BTreeSet<String> = table
+        .constants
+        .iter()
+        .filter(|constant| constant.header == header)
+        .map(|constant| constant.name.clone())
+        .chain(table.structures.iter().filter(|s| s.header == header).flat_map(|structure| {
+            structure
+                .fields
+                .iter()
+                .map(|field| format!("{}.{}", structure.name, field.name))
+                .chain([structure.name.to_owned()])
+        }))
+        .collect();
+    defined(text).into_iter().filter(|name| !known.contains(name) && !is_left_out(name)).collect()
+}
+
+fn is_left_out(name: &str) -> bool {
+    let item = name.split('.').next().unwrap_or(name);
+    LEFT_OUT.iter().flat_map(|(_, names)| *names).any(|left_out| match left_out.strip_suffix('*') {
+        Some(prefix) => item.starts_with(prefix),
+        None => item == *left_out,
+    })
+}
+
+/// Everything a header defines: macros with a value, enumerators, structures, and `structure.field`.
+fn defined(text: &str) -> Vec<String> {
+    let text = without_comments(text).replace("\\\n", " ");
+    let (directives, code): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.trim_start().starts_with('#'));
+
+    let mut names: Vec<String> = directives.into_iter().filter_map(macro_with_value).collect();
+    let code = code.join("\n");
+    let mut rest = code.as_str();
+    while let Some(open) = rest.find('{') {
+        let head: Vec<&str> =
+            rest[..open].rsplit([';', '}']).next().unwrap_or("").split_whitespace().collect();
+        let body = body(&rest[open..]);
+        match head.as_slice() {
+            [.., "struct", name] => {
+                names.push((*name).to_owned());
+                names.extend(fields(body).map(|field| format!("{name}.{field}")));
+            }
+            ["enum", ..] => names.extend(body.split(',').filter_map(first_word)),
+            _ => {}
+        }
+        rest = &rest[open + body.len()..];
+    }
+    names
+}
+
+fn without_comments(text: &str) -> String {
+    let mut kept = String::new();
+    let mut parts = text.split("/*");
+    kept.push_str(parts.next().unwrap_or(""));
+    for part in parts {
+        kept.push_str(part.split_once("*/").map_or("", |(_, after)| after));
+    }
+    kept
+}
+
+/// The name of a `#define` that is more than a guard.
+fn macro_with_value(directive: &str) -> Option<String> {
+    let rest = directive.trim_start().strip_prefix('#')?.trim_start().strip_prefix("define")?.trim();
+    let name = first_word(rest)?;
+    (rest.len() > name.len()).then_some(name)
+}
+
+/// From an opening brace to the one that closes it.
+fn body(text: &str) -> &str {
+    let mut depth = 0_usize;
+    for (at, character) in text.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..=at];
+        }
+    }
+    text
+}
+
+/// The name each declaration of a structure's body ends with.
+fn fields(body: &str) -> impl Iterator<Item = String> {
+    body.split([';', '{', '}']).filter_map(|declaration| {
+        let declared = declaration.split(['[', '(']).next()?;
+        // A flexible array may be followed by the attribute that counts it.
+        let name = declared.rsplit(|c: char| !is_of_a_name(c)).find(|word| !word.is_empty())?;
+        (name != "union" && name != "struct").then(|| name.to_owned())
+    })
+}
+
+fn first_word(text: &str) -> Option<String> {
+    let start = text.find(is_of_a_name)?;
+    let word: String = text[start..].chars().take_while(|c| is_of_a_name(*c)).collect();
+    Some(word)
+}
+
+fn is_of_a_name(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_'
+}
