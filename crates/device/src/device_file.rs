@@ -1,0 +1,381 @@
+//! An open device: typed requests, each answered as the kernel answers its ioctl.
+//!
+//! The state machine's walk and the sessions are kept here. The order of checks on raw bytes is in
+//! [`raw`](crate::raw) and `feature`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::session::{self, Direction, Effect};
+use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
+use whimbrel_uapi::device::{IrqInfoFlags, RegionInfoFlags};
+
+use crate::bus::Bus;
+use crate::data_file::DataFile;
+use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
+
+/// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
+const OFFSET_SHIFT: u32 = 40;
+
+/// Where a region begins in the device file, in bytes.
+pub const fn region_offset(index: u32) -> u64 {
+    (index as u64) << OFFSET_SHIFT
+}
+
+/// The region that an offset of the device file lies in, and the offset within it.
+pub const fn split_offset(offset: u64) -> (u32, u64) {
+    ((offset >> OFFSET_SHIFT) as u32, offset & ((1 << OFFSET_SHIFT) - 1))
+}
+
+/// A device, opened. A clone is another handle to the same device.
+///
+/// Requests from several threads are served one after the other.
+#[derive(Clone, Debug)]
+pub struct DeviceFile {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    name: String,
+    bus: Bus,
+    core: Mutex<Core>,
+    /// Something happened that may give the device work.
+    wake: Condvar,
+    opened: Instant,
+}
+
+struct Core {
+    driver: Box<dyn Driver>,
+    info: Info,
+    regions: Vec<Option<Region>>,
+    /// Empty for a device that cannot migrate.
+    flags: MigrationFlags,
+    state: State,
+    /// Number of the last session opened, and whether it is still running.
+    session: u64,
+    session_open: bool,
+    precopy_info_v2: bool,
+}
+
+impl DeviceFile {
+    /// Opens a device. `name` stands in errors and traces; `bus` is the one the driver was given.
+    pub fn new(name: impl Into<String>, bus: Bus, mut driver: Box<dyn Driver>) -> DeviceFile {
+        let info = driver.info();
+        let regions = (0..info.num_regions)
+            .map(|index| {
+                driver.region(index).ok().map(|region| Region { offset: region_offset(index), ..region })
+            })
+            .collect();
+        let flags = driver.migration().map_or(MigrationFlags::empty(), |migration| migration.flags());
+        let core = Core {
+            driver,
+            info,
+            regions,
+            flags,
+            state: State::Running,
+            session: 0,
+            session_open: false,
+            precopy_info_v2: false,
+        };
+        DeviceFile {
+            shared: Arc::new(Shared {
+                name: name.into(),
+                bus,
+                core: Mutex::new(core),
+                wake: Condvar::new(),
+                opened: Instant::now(),
+            }),
+        }
+    }
+
+    /// The name the device was opened under.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// What the device reaches outward.
+    pub fn bus(&self) -> &Bus {
+        &self.shared.bus
+    }
+
+    /// VFIO_DEVICE_GET_INFO.
+    pub fn info(&self) -> Info {
+        self.shared.core.lock().info.clone()
+    }
+
+    /// VFIO_DEVICE_GET_REGION_INFO. EINVAL for an index the device does not have.
+    pub fn region_info(&self, index: u32) -> Result<Region, Errno> {
+        self.shared.core.lock().region(index).cloned()
+    }
+
+    /// VFIO_DEVICE_GET_IRQ_INFO. EINVAL for an index the device does not have.
+    pub fn irq_info(&self, index: u32) -> Result<Irq, Errno> {
+        let core = self.shared.core.lock();
+        if index >= core.info.num_irqs {
+            return Err(Errno::EINVAL);
+        }
+        core.driver.irq(index)
+    }
+
+    /// VFIO_DEVICE_SET_IRQS with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals its eventfd,
+    /// or nothing for `None`.
+    ///
+    /// EINVAL for an index or an interrupt the device does not have, or one that cannot signal an eventfd.
+    pub fn set_irq_triggers(
+        &self,
+        index: u32,
+        start: u32,
+        eventfds: Vec<Option<EventFd>>,
+    ) -> Result<(), Errno> {
+        let irq = self.irq_info(index)?;
+        let end = u32::try_from(eventfds.len()).ok().and_then(|count| start.checked_add(count));
+        if !irq.flags.contains(IrqInfoFlags::EVENTFD) || end.is_none_or(|end| end > irq.count) {
+            return Err(Errno::EINVAL);
+        }
+        for (interrupt, eventfd) in (start..).zip(eventfds) {
+            self.shared.bus.interrupts().set(index, interrupt, eventfd);
+        }
+        Ok(())
+    }
+
+    /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an index the
+    /// device does not have, and for a region that cannot be read.
+    pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        let mut core = self.shared.core.lock();
+        let count = core.accessible(index, offset, data.len(), RegionInfoFlags::READ)?;
+        core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
+    }
+
+    /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an index the
+    /// device does not have, and for a region that cannot be written.
+    pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        let mut core = self.shared.core.lock();
+        let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
+        let written = core.driver.write_region(index, offset, &data[..count])?;
+        self.shared.wake.notify_all();
+        Ok(written.min(count))
+    }
+
+    /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session is over.
+    pub fn reset(&self) -> Result<(), Errno> {
+        let mut core = self.shared.core.lock();
+        core.driver.reset()?;
+        core.session_open = false;
+        core.state = State::Running;
+        self.shared.wake.notify_all();
+        Ok(())
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
+    pub fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
+        self.shared.core.lock().migration_flags()
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET.
+    pub fn mig_state(&self) -> Result<State, Errno> {
+        let core = self.shared.core.lock();
+        core.migration_flags().map(|_| core.state)
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the last step
+    /// opened a session.
+    ///
+    /// A request for the present state succeeds and does nothing. If an arc fails, the device stays where the path has
+    /// led so far, or is in ERROR; [`DeviceFile::mig_state`] tells. A data file that is already open is not touched by
+    /// a request that fails.
+    pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
+        let mut core = self.shared.core.lock();
+        let opened = core.walk(to);
+        self.shared.wake.notify_all();
+        let session = core.session;
+        Ok(opened?.map(|direction| DataFile::new(self.shared.clone(), session, direction)))
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes, in any state.
+    pub fn mig_data_size(&self) -> Result<u64, Errno> {
+        self.shared.core.lock().migration()?.data_size()
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: the user understands REINIT from now on. EINVAL without PRE_COPY.
+    pub fn enable_precopy_info_v2(&self) -> Result<(), Errno> {
+        let mut core = self.shared.core.lock();
+        if !core.migration_flags()?.contains(MigrationFlags::PRE_COPY) {
+            return Err(Errno::EINVAL);
+        }
+        core.migration()?.enable_precopy_info_v2()?;
+        core.precopy_info_v2 = true;
+        Ok(())
+    }
+
+    /// Whether the device keeps a log of the memory it writes.
+    pub fn has_dma_logging(&self) -> bool {
+        self.shared.core.lock().driver.dma_logging().is_some()
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size of the log in bytes.
+    pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
+    pub fn dma_logging_stop(&self) -> Result<(), Errno> {
+        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.stop()
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
+    pub fn dma_logging_report(&self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
+    }
+
+    /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does not run
+    /// nothing happens.
+    pub fn advance(&self, now: std::time::Duration) -> Next {
+        self.shared.core.lock().advance(now)
+    }
+
+    pub(crate) fn wake(&self) {
+        // With the lock, so that a worker about to wait does not miss it.
+        let _core = self.shared.core.lock();
+        self.shared.wake.notify_all();
+    }
+
+    pub(crate) fn work_until(&self, stop: &AtomicBool) {
+        let shared = &self.shared;
+        let mut core = shared.core.lock();
+        while !stop.load(Ordering::Acquire) {
+            match core.advance(shared.opened.elapsed()) {
+                // Requests wait for this lock: without fairness a busy device would keep them out.
+                Next::Now => MutexGuard::bump(&mut core),
+                Next::At(time) => {
+                    let wait = time.saturating_sub(shared.opened.elapsed());
+                    shared.wake.wait_for(&mut core, wait);
+                }
+                Next::Idle => shared.wake.wait(&mut core),
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn read_state(&self, session: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut core = self.core.lock();
+        core.check_session(session)?;
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let length = buffer.len();
+        match core.migration()?.read(buffer)? {
+            0 if core.state.is_precopy() => Err(Errno::ENOMSG),
+            read => Ok(read.min(length)),
+        }
+    }
+
+    pub(crate) fn write_state(&self, session: u64, data: &[u8]) -> Result<usize, Errno> {
+        let mut core = self.core.lock();
+        core.check_session(session)?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        core.migration()?.write(data).map(|written| written.min(data.len()))
+    }
+
+    pub(crate) fn precopy(&self, session: u64) -> Result<PrecopyReport, Errno> {
+        let mut core = self.core.lock();
+        core.check_session(session)?;
+        if !core.state.is_precopy() {
+            return Err(Errno::EINVAL);
+        }
+        let report = core.migration()?.precopy()?;
+        Ok(PrecopyReport { reinit: report.reinit && core.precopy_info_v2, ..report })
+    }
+
+    pub(crate) fn precopy_info_v2(&self) -> bool {
+        self.core.lock().precopy_info_v2
+    }
+}
+
+impl Core {
+    fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
+        if self.flags.is_empty() { Err(Errno::ENOTTY) } else { Ok(self.flags) }
+    }
+
+    fn migration(&mut self) -> Result<&mut dyn Migration, Errno> {
+        self.driver.migration().ok_or(Errno::ENOTTY)
+    }
+
+    fn region(&self, index: u32) -> Result<&Region, Errno> {
+        self.regions.get(index as usize).and_then(Option::as_ref).ok_or(Errno::EINVAL)
+    }
+
+    /// How many bytes of an access lie in the region, in the order of the kernel's checks.
+    fn accessible(
+        &self,
+        index: u32,
+        offset: u64,
+        length: usize,
+        needed: RegionInfoFlags,
+    ) -> Result<usize, Errno> {
+        let region = self.region(index)?;
+        if !region.flags.contains(needed) || offset >= region.size {
+            return Err(Errno::EINVAL);
+        }
+        Ok(usize::try_from(region.size - offset).map_or(length, |left| left.min(length)))
+    }
+
+    fn check_session(&self, session: u64) -> Result<(), Errno> {
+        if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
+    }
+
+    /// Executes the arcs to `to`, one after the other, and says what session the last one opened.
+    fn walk(&mut self, to: State) -> Result<Option<Direction>, Errno> {
+        let flags = self.migration_flags()?;
+        let mut opened = None;
+        while self.state != to {
+            let step = fsm::next(flags, self.state, to).ok_or(Errno::EINVAL)?;
+            let from = self.state;
+            if let Err(error) = self.migration()?.arc(from, step) {
+                tracing::debug!(%from, to = %step, %error, "arc failed");
+                if let ArcError::Broken(_) = error {
+                    self.state = State::Error;
+                    self.session_open = false;
+                }
+                return Err(error.errno());
+            }
+            tracing::trace!(%from, to = %step, "arc");
+            self.state = step;
+            opened = match session::effect(from, step) {
+                Effect::Opens(direction) => {
+                    self.session += 1;
+                    self.session_open = true;
+                    Some(direction)
+                }
+                Effect::Ends => {
+                    self.session_open = false;
+                    None
+                }
+                Effect::None | Effect::Continues => None,
+            };
+        }
+        Ok(opened)
+    }
+
+    fn advance(&mut self, now: std::time::Duration) -> Next {
+        if self.state.is_running() { self.driver.advance(now) } else { Next::Idle }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("name", &self.name).finish_non_exhaustive()
+    }
+}

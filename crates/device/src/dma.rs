@@ -1,0 +1,365 @@
+//! The memory a device can reach: mappings of IO virtual addresses, and the log of what was written through them.
+//!
+//! A device reaches only what is mapped, with the rights the mapping gives. Everything else is a [`DmaFault`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::libc;
+use parking_lot::RwLock;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::dirty::DirtyLog;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+/// An access that the mappings do not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("dma {access} of {length} bytes at iova {iova:#x} is not mapped with that right")]
+pub struct DmaFault {
+    /// First address of the access.
+    pub iova: u64,
+    /// Bytes of the access.
+    pub length: u64,
+    /// What the device wanted to do.
+    pub access: Access,
+}
+
+/// What a device does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The device reads memory.
+    Read,
+    /// The device writes memory.
+    Write,
+}
+
+impl std::fmt::Display for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Access::Read => "read",
+            Access::Write => "write",
+        })
+    }
+}
+
+impl Access {
+    const fn right(self) -> DmaMapFlags {
+        match self {
+            Access::Read => DmaMapFlags::READ,
+            Access::Write => DmaMapFlags::WRITE,
+        }
+    }
+}
+
+/// The mappings of one device.
+///
+/// ```
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+/// use whimbrel_device::dma::DmaSpace;
+/// use whimbrel_uapi::type1::DmaMapFlags;
+///
+/// let memory = tempfile_of(0x2000);
+/// let dma = DmaSpace::default();
+/// dma.map(0x10000, 0x2000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
+/// dma.write(0x10ffe, b"over a page")?;
+/// let mut back = [0; 11];
+/// dma.read(0x10ffe, &mut back)?;
+/// assert_eq!(&back, b"over a page");
+/// assert!(dma.write(0x11ff8, b"past the end").is_err());
+/// # fn tempfile_of(size: u64) -> File {
+/// #     let fd = nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty()).unwrap();
+/// #     let file = File::from(fd);
+/// #     file.set_len(size).unwrap();
+/// #     file
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct DmaSpace {
+    inner: RwLock<Inner>,
+    faults: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    mappings: BTreeMap<u64, Mapping>,
+    log: Option<Arc<DirtyLog>>,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    size: u64,
+    rights: DmaMapFlags,
+    memory: MmapRegion,
+}
+
+impl DmaSpace {
+    /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
+    ///
+    /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
+    /// made shorter while it is mapped. EINVAL for a size of 0, no right at all, an unknown right or a file that is too
+    /// short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
+    pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
+        let last = size.checked_sub(1).ok_or(Errno::EINVAL)?;
+        let last = iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+        if rights.is_empty() || !(DmaMapFlags::READ | DmaMapFlags::WRITE).contains(rights) {
+            return Err(Errno::EINVAL);
+        }
+        let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+        let mut prot = libc::PROT_READ;
+        if rights.contains(DmaMapFlags::WRITE) {
+            prot |= libc::PROT_WRITE;
+        }
+        let mut inner = self.inner.write();
+        if let Some((start, below)) = inner.mappings.range(..=last).next_back()
+            && start + (below.size - 1) >= iova
+        {
+            return Err(Errno::EEXIST);
+        }
+        let memory = MmapRegionBuilder::new_with_bitmap(length, ())
+            .with_file_offset(file)
+            .with_mmap_prot(prot)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| {
+                tracing::debug!(iova, size, %error, "dma mapping failed");
+                Errno::EINVAL
+            })?;
+        inner.mappings.insert(iova, Mapping { size, rights, memory });
+        Ok(())
+    }
+
+    /// Takes away the mappings that lie wholly in `size` bytes from `iova` and returns how many bytes they had.
+    /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
+        let Some(last) = size.checked_sub(1) else { return Err(Errno::EINVAL) };
+        let last = iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+        let mut inner = self.inner.write();
+        let cut_below =
+            inner.mappings.range(..iova).next_back().is_some_and(|(start, m)| start + (m.size - 1) >= iova);
+        let cut_above = inner
+            .mappings
+            .range(iova..=last)
+            .next_back()
+            .is_some_and(|(start, m)| start + (m.size - 1) > last);
+        if cut_below || cut_above {
+            return Err(Errno::EINVAL);
+        }
+        let starts: Vec<u64> = inner.mappings.range(iova..=last).map(|(start, _)| *start).collect();
+        Ok(starts.iter().filter_map(|start| inner.mappings.remove(start)).map(|mapping| mapping.size).sum())
+    }
+
+    /// The device reads memory.
+    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        let mut at = 0;
+        self.access(iova, data.len() as u64, Access::Read, |slice| {
+            at += slice.copy_to(&mut data[at..]);
+        })
+    }
+
+    /// The device writes memory.
+    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        let mut at = 0;
+        self.access(iova, data.len() as u64, Access::Write, |slice| {
+            slice.copy_from(&data[at..at + slice.len()]);
+            at += slice.len();
+        })
+    }
+
+    /// Calls `visit` with every piece of memory behind `length` bytes from `iova`, in order.
+    ///
+    /// Nothing is visited unless the whole range is mapped with the right that `access` needs. After a write the range
+    /// is marked in the log: the data is there before its mark is, so a report that takes the mark away is never ahead
+    /// of the data.
+    pub fn access(
+        &self,
+        iova: u64,
+        length: u64,
+        access: Access,
+        mut visit: impl FnMut(VolatileSlice<'_>),
+    ) -> Result<(), DmaFault> {
+        let inner = self.inner.read();
+        let fault = || {
+            self.faults.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(iova, length, %access, "dma fault");
+            DmaFault { iova, length, access }
+        };
+        for piece in inner.pieces(iova, length, access) {
+            if piece.is_none() {
+                return Err(fault());
+            }
+        }
+        for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
+            match mapping.memory.get_slice(offset, count) {
+                Ok(slice) => visit(slice),
+                Err(_) => return Err(fault()),
+            }
+        }
+        if let (Access::Write, Some(log)) = (access, &inner.log) {
+            log.mark(iova, length);
+        }
+        Ok(())
+    }
+
+    /// Marks every write in `log` from now on, in place of a log set before. `None` ends it.
+    pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
+        self.inner.write().log = log;
+    }
+
+    /// How many accesses the mappings did not allow.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    /// The pieces of mappings that make up a range; `None` where one is missing, and then no more.
+    fn pieces(
+        &self,
+        iova: u64,
+        length: u64,
+        access: Access,
+    ) -> impl Iterator<Item = Option<(&Mapping, usize, usize)>> {
+        let mut at = iova;
+        let mut left = length;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let found = self.mappings.range(..=at).next_back().filter(|(start, mapping)| {
+                at - *start < mapping.size && mapping.rights.contains(access.right())
+            });
+            let Some((start, mapping)) = found else {
+                left = 0;
+                return Some(None);
+            };
+            let offset = at - start;
+            let count = left.min(mapping.size - offset);
+            left -= count;
+            match at.checked_add(count) {
+                Some(next) => at = next,
+                None if left == 0 => {}
+                None => {
+                    left = 0;
+                    return Some(None);
+                }
+            }
+            Some(Some((mapping, offset as usize, count as usize)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+
+    use super::*;
+
+    const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
+
+    fn memory(size: u64) -> FileOffset {
+        let file = File::from(memfd_create(c"dma test", MFdFlags::empty()).unwrap());
+        file.set_len(size).unwrap();
+        FileOffset::new(file, 0)
+    }
+
+    fn space(mappings: &[(u64, u64, DmaMapFlags)]) -> DmaSpace {
+        let space = DmaSpace::default();
+        for (iova, size, rights) in mappings {
+            space.map(*iova, *size, *rights, memory(*size)).unwrap();
+        }
+        space
+    }
+
+    #[test]
+    fn an_access_may_span_adjacent_mappings() {
+        let space = space(&[(0x1000, 0x1000, BOTH), (0x2000, 0x1000, BOTH)]);
+        space.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+        let mut back = [0; 4];
+        space.read(0x1ffe, &mut back).unwrap();
+        assert_eq!(back, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn an_access_without_mapping_or_right_is_a_fault_and_changes_nothing() {
+        let space = space(&[
+            (0x1000, 0x1000, BOTH),
+            (0x2000, 0x1000, DmaMapFlags::READ),
+            (0x4000, 0x1000, DmaMapFlags::WRITE),
+        ]);
+        let cases = [
+            (0x0, 1, Access::Read),
+            (0xfff, 2, Access::Read),
+            (0x1ffe, 4, Access::Write),
+            (0x2fff, 2, Access::Read),
+            (0x4000, 1, Access::Read),
+            (u64::MAX, 2, Access::Read),
+        ];
+        for (count, (iova, length, access)) in cases.into_iter().enumerate() {
+            let result = match access {
+                Access::Read => space.read(iova, &mut vec![0; length as usize]),
+                Access::Write => space.write(iova, &vec![1; length as usize]),
+            };
+            assert_eq!(result, Err(DmaFault { iova, length, access }));
+            assert_eq!(space.faults(), count as u64 + 1);
+        }
+        let mut back = [9; 2];
+        space.read(0x1ffe, &mut back).unwrap();
+        assert_eq!(back, [0, 0], "the part of a faulting write that is mapped stays as it was");
+    }
+
+    #[test]
+    fn mappings_do_not_overlap() {
+        let space = space(&[(0x2000, 0x2000, BOTH)]);
+        for (iova, size) in
+            [(0x2000, 0x2000), (0x1000, 0x1001), (0x3fff, 0x1000), (0x2800, 0x10), (0, 0x10000)]
+        {
+            assert_eq!(space.map(iova, size, BOTH, memory(size)), Err(Errno::EEXIST), "{iova:#x}");
+        }
+        space.map(0x1000, 0x1000, BOTH, memory(0x1000)).unwrap();
+        space.map(0x4000, 0x1000, BOTH, memory(0x1000)).unwrap();
+    }
+
+    #[test]
+    fn impossible_mappings_are_refused() {
+        let space = DmaSpace::default();
+        assert_eq!(space.map(0, 0, BOTH, memory(0x1000)), Err(Errno::EINVAL));
+        assert_eq!(space.map(0, 0x1000, DmaMapFlags::empty(), memory(0x1000)), Err(Errno::EINVAL));
+        assert_eq!(space.map(0, 0x1000, DmaMapFlags::VADDR, memory(0x1000)), Err(Errno::EINVAL));
+        assert_eq!(space.map(u64::MAX, 2, BOTH, memory(0x1000)), Err(Errno::EOVERFLOW));
+        assert_eq!(space.map(0, 0x2000, BOTH, memory(0x1000)), Err(Errno::EINVAL), "the file is too short");
+    }
+
+    #[test]
+    fn unmap_takes_whole_mappings_or_nothing() {
+        let space = space(&[(0x1000, 0x2000, BOTH), (0x4000, 0x1000, BOTH)]);
+        assert_eq!(space.unmap(0x2000, 0x3000), Err(Errno::EINVAL));
+        assert_eq!(space.unmap(0x1000, 0x1000), Err(Errno::EINVAL));
+        assert_eq!(space.unmap(0, 0x10000), Ok(0x3000));
+        assert_eq!(space.unmap(0, 0x10000), Ok(0));
+        assert!(space.read(0x1000, &mut [0]).is_err());
+    }
+
+    #[test]
+    fn writes_are_logged_and_reads_are_not() {
+        let space = space(&[(0, 0x8000, BOTH)]);
+        let mut ranges = LoggingRanges::new(4096, 1).unwrap();
+        ranges.push(0, 0x8000).unwrap();
+        let log = Arc::new(DirtyLog::new(&ranges).unwrap());
+        space.write(0x7000, &[1]).unwrap();
+        space.set_log(Some(log.clone()));
+        space.read(0x1000, &mut [0; 16]).unwrap();
+        space.write(0x2fff, &[1, 2]).unwrap();
+        space.set_log(None);
+        space.write(0x6000, &[1]).unwrap();
+        let mut words = [0];
+        log.report(&mut DirtyReport::new(0, 0x8000, 4096, &mut words).unwrap());
+        assert_eq!(words, [0b1100]);
+    }
+}

@@ -1,0 +1,167 @@
+//! What a migration driver implements.
+//!
+//! The contract is that of the kernel's `struct vfio_migration_ops` and `struct vfio_log_ops` (`include/linux/vfio.h`),
+//! less what every kernel driver writes again: the walk through the state machine, the data file and its errnos, and
+//! the bookkeeping of sessions are the core's.
+
+use std::time::Duration;
+
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_uapi::device::IrqInfoFlags;
+
+/// A device as its driver sees it. All calls for one device come one at a time.
+pub trait Driver: Send {
+    /// The kind of device, and how many regions and IRQ indices it has.
+    fn info(&self) -> Info;
+
+    /// Region `index`, which is below `num_regions`. The core fills in the offset. EINVAL for one the driver does not
+    /// know.
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let _ = index;
+        Err(Errno::EINVAL)
+    }
+
+    /// IRQ index `index`, which is below `num_irqs`.
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        let _ = index;
+        Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
+    }
+
+    /// Reads from a region and returns how many bytes were read. `offset` and `data` lie inside the region.
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        let _ = (index, offset, data);
+        Err(Errno::EINVAL)
+    }
+
+    /// Writes to a region and returns how many bytes were taken. `offset` and `data` lie inside the region.
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        let _ = (index, offset, data);
+        Err(Errno::EINVAL)
+    }
+
+    /// Brings the device to the state it has after power-on. The core ends the data session and sets RUNNING.
+    ///
+    /// ENOTTY if the device cannot be reset; its `info()` then lacks the RESET flag.
+    fn reset(&mut self) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
+
+    /// The device's migration half; `None` for a device that cannot migrate. The answer never changes.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+
+    /// The device's own log of the memory it writes; `None` if it keeps none. The answer never changes.
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        None
+    }
+
+    /// Does a little of what the device does by itself: work it was given, state that changes. Called only in a
+    /// state where the device runs. `now` is the time since some fixed moment and never goes back.
+    ///
+    /// A call takes well under a millisecond, because requests wait for it.
+    fn advance(&mut self, now: Duration) -> Next {
+        let _ = now;
+        Next::Idle
+    }
+}
+
+/// When a device wants its next [`Driver::advance`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At once: there is more to do.
+    Now,
+    /// At this time, or after the next request.
+    At(Duration),
+    /// After the next request.
+    Idle,
+}
+
+/// The migration half of a driver.
+///
+/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state the
+/// device is in. It keeps the state itself.
+pub trait Migration {
+    /// What is supported; STOP_COPY at least. The answer never changes.
+    fn flags(&self) -> MigrationFlags;
+
+    /// Executes one arc completely before it returns.
+    ///
+    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the arc
+    /// RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then the device
+    /// stays in RESUMING until it is reset.
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError>;
+
+    /// An estimate in bytes of what STOP_COPY will yield, in any state.
+    fn data_size(&mut self) -> Result<u64, Errno>;
+
+    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in STOP_COPY, for now
+    /// in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Takes the next bytes of a state to load, in any segmentation, and returns how many were taken.
+    ///
+    /// Data that cannot be right is refused with EINVAL as soon as it is seen, data past the end with ENOMEM.
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno>;
+
+    /// How much can be read now; called in PRE_COPY and PRE_COPY_P2P only.
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        Ok(PrecopyReport::default())
+    }
+
+    /// The user understands [`PrecopyReport::reinit`] from now on.
+    fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// The answer to VFIO_MIG_GET_PRECOPY_INFO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrecopyReport {
+    /// The two counts.
+    pub bytes: PrecopyBytes,
+    /// The initial data starts anew (VFIO_PRECOPY_INFO_REINIT). Told to users that opted in.
+    pub reinit: bool,
+}
+
+/// An arc that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArcError {
+    /// The device is still in the state the arc starts from, and works.
+    #[error("{0}, and the device stays in the state it was in")]
+    Stays(Errno),
+    /// The device is in no valid state: it goes to ERROR and needs a reset.
+    #[error("{0}, and the device needs a reset")]
+    Broken(Errno),
+}
+
+impl ArcError {
+    /// What the request returns.
+    pub const fn errno(self) -> Errno {
+        match self {
+            ArcError::Stays(errno) | ArcError::Broken(errno) => errno,
+        }
+    }
+}
+
+impl From<Errno> for ArcError {
+    fn from(errno: Errno) -> ArcError {
+        ArcError::Stays(errno)
+    }
+}
+
+/// A device's own log of the memory it writes.
+pub trait DmaLogging {
+    /// Starts to log writes to `ranges` and returns the page size in bytes that the log keeps, which need not be the
+    /// one asked for. EINVAL if a log is running.
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno>;
+
+    /// Stops the log. Fine if none is running.
+    fn stop(&mut self) -> Result<(), Errno>;
+
+    /// Tells and clears the log of the range asked about. EINVAL if none is running.
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno>;
+}

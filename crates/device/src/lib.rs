@@ -1,0 +1,80 @@
+//! The driver side of VFIO device migration.
+//!
+//! A migration driver implements [`Driver`], and [`Migration`] with it: single arcs, reads and writes of its state.
+//! Everything a program sees around that is done here, with the kernel's order of checks and the kernel's errnos: the
+//! walk through the state machine, data files, VFIO_DEVICE_FEATURE, reset, region access ([`DeviceFile`]). A request
+//! comes in one of two ways that agree: as a typed call, or as the raw bytes of an ioctl ([`raw`]).
+//!
+//! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`].
+//!
+//! ```
+//! use whimbrel_device::{ArcError, Bus, DeviceFile, Driver, Errno, Info, Migration, MigrationFlags, State};
+//!
+//! /// A device whose whole state is one byte.
+//! struct Latch { value: u8, sent: bool }
+//!
+//! impl Driver for Latch {
+//!     fn info(&self) -> Info {
+//!         Info { flags: Default::default(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+//!     }
+//!     fn reset(&mut self) -> Result<(), Errno> {
+//!         self.value = 0;
+//!         Ok(())
+//!     }
+//!     fn migration(&mut self) -> Option<&mut dyn Migration> {
+//!         Some(self)
+//!     }
+//! }
+//!
+//! impl Migration for Latch {
+//!     fn flags(&self) -> MigrationFlags {
+//!         MigrationFlags::STOP_COPY
+//!     }
+//!     fn arc(&mut self, _from: State, to: State) -> Result<(), ArcError> {
+//!         self.sent &= to != State::StopCopy;
+//!         Ok(())
+//!     }
+//!     fn data_size(&mut self) -> Result<u64, Errno> {
+//!         Ok(1)
+//!     }
+//!     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+//!         if std::mem::replace(&mut self.sent, true) {
+//!             return Ok(0);
+//!         }
+//!         buffer[0] = self.value;
+//!         Ok(1)
+//!     }
+//!     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+//!         self.value = *data.last().unwrap_or(&self.value);
+//!         Ok(data.len())
+//!     }
+//! }
+//!
+//! let device = DeviceFile::new("latch", Bus::new(), Box::new(Latch { value: 7, sent: false }));
+//! let data = device.set_mig_state(State::StopCopy)?.expect("a new session");
+//! let mut saved = [0; 8];
+//! assert_eq!(data.read(&mut saved)?, 1);
+//! assert_eq!(saved[0], 7);
+//! # Ok::<(), Errno>(())
+//! ```
+
+mod bus;
+mod data_file;
+mod device_file;
+pub mod dma;
+mod driver;
+mod feature;
+mod irq;
+pub mod raw;
+mod user_memory;
+mod worker;
+
+pub use bus::Bus;
+pub use data_file::DataFile;
+pub use device_file::{DeviceFile, region_offset, split_offset};
+pub use driver::{ArcError, DmaLogging, Driver, Migration, Next, PrecopyReport};
+pub use irq::Interrupts;
+pub use user_memory::{Fault, Process, SparseMemory};
+pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::{Errno, MigrationFlags, State};
+pub use worker::Worker;

@@ -1,0 +1,89 @@
+//! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
+//!
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, RESET and FEATURE; everything else is ENOTTY, as
+//! from a kernel that does not know the request. Typed calls are on [`DeviceFile`] itself.
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::device::{DeviceInfo, IrqInfo, RegionInfo};
+use whimbrel_uapi::ioctl::{
+    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_REGION_INFO,
+    VFIO_DEVICE_RESET,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::device_file::DeviceFile;
+use crate::feature;
+use crate::user_memory::Process;
+
+/// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
+const LEAST_DEVICE_INFO: usize = 16;
+
+impl DeviceFile {
+    /// A raw ioctl on the device: `number` as in the header, `argument` an address in `process`.
+    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        match number {
+            n if n == VFIO_DEVICE_GET_INFO.number() => self.raw_info(argument, process),
+            n if n == VFIO_DEVICE_GET_REGION_INFO.number() => self.raw_region_info(argument, process),
+            n if n == VFIO_DEVICE_GET_IRQ_INFO.number() => self.raw_irq_info(argument, process),
+            n if n == VFIO_DEVICE_RESET.number() => self.reset().map(|()| 0),
+            n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn raw_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        let mut asked = DeviceInfo::new_zeroed();
+        process.read(argument, &mut asked.as_mut_bytes()[..LEAST_DEVICE_INFO])?;
+        let argsz = asked.argsz as usize;
+        if argsz < LEAST_DEVICE_INFO {
+            return Err(Errno::EINVAL);
+        }
+        let mut answer = self.info().to_bytes();
+        if argsz < answer.len() {
+            let offset = std::mem::offset_of!(DeviceInfo, cap_offset);
+            without_chain(&mut answer, offset, size_of::<DeviceInfo>());
+        } else {
+            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
+        }
+        answer.truncate(argsz);
+        process.write(argument, &answer)?;
+        Ok(0)
+    }
+
+    fn raw_region_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        let mut asked = RegionInfo::new_zeroed();
+        process.read(argument, asked.as_mut_bytes())?;
+        if (asked.argsz as usize) < size_of::<RegionInfo>() {
+            return Err(Errno::EINVAL);
+        }
+        let mut answer = self.region_info(asked.index)?.to_bytes(asked.index);
+        if (asked.argsz as usize) < answer.len() {
+            let offset = std::mem::offset_of!(RegionInfo, cap_offset);
+            without_chain(&mut answer, offset, size_of::<RegionInfo>());
+        } else {
+            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
+        }
+        process.write(argument, &answer)?;
+        Ok(0)
+    }
+
+    fn raw_irq_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        let mut info = IrqInfo::new_zeroed();
+        process.read(argument, info.as_mut_bytes())?;
+        if (info.argsz as usize) < size_of::<IrqInfo>() {
+            return Err(Errno::EINVAL);
+        }
+        let irq = self.irq_info(info.index)?;
+        info.flags = irq.flags.bits();
+        info.count = irq.count;
+        process.write(argument, info.as_bytes())?;
+        Ok(0)
+    }
+}
+
+/// Cuts an answer whose chain the user has no room for to its fixed part. `argsz` keeps the size it would take, which
+/// tells the user to ask again with more room.
+fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
+    answer[cap_offset..cap_offset + 4].fill(0);
+    answer.truncate(fixed);
+}

@@ -1,0 +1,41 @@
+//! The thread that lets a device work by itself. Without one, a device does only what a request makes it do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crate::DeviceFile;
+
+/// Drives a device's [`Driver::advance`](crate::Driver::advance) until it is dropped.
+#[derive(Debug)]
+pub struct Worker {
+    device: DeviceFile,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread. EAGAIN if there can be no more threads.
+    pub fn start(device: DeviceFile) -> Result<Worker, crate::Errno> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name(format!("device {}", device.name()))
+            .spawn({
+                let (device, stop) = (device.clone(), stop.clone());
+                move || device.work_until(&stop)
+            })
+            .map_err(|error| error.raw_os_error().map_or(crate::Errno::EAGAIN, crate::Errno::from_raw))?;
+        Ok(Worker { device, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.device.wake();
+        if let Some(thread) = self.thread.take() {
+            // A driver that panicked has already said so on stderr.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A user's bitmap of pages: collected from several logs, walked as runs.
+
+/// Sets the bits `first` to `last`, both included, in little-endian order of bits. The caller knows they exist.
+pub(super) fn set_bits(words: &mut [u64], first: usize, last: usize) {
+    let (low, high) = (first / 64, last / 64);
+    let from = u64::MAX << (first % 64);
+    let to = u64::MAX >> (63 - last % 64);
+    if low == high {
+        words[low] |= from & to;
+    } else {
+        words[low] |= from;
+        words[low + 1..high].fill(u64::MAX);
+        words[high] |= to;
+    }
+}
+
+/// One bit for each page of a piece of memory.
+///
+/// ```
+/// use whimbrel_protocol::dirty::{PageBitmap, Run};
+///
+/// let mut dirty = PageBitmap::new(100);
+/// dirty.set_run(Run { first: 3, count: 2 });
+/// dirty.set_run(Run { first: 64, count: 1 });
+/// let runs: Vec<Run> = dirty.runs().collect();
+/// assert_eq!(runs, [Run { first: 3, count: 2 }, Run { first: 64, count: 1 }]);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageBitmap {
+    words: Vec<u64>,
+    pages: usize,
+}
+
+/// Consecutive pages, counted from the start of the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First page.
+    pub first: usize,
+    /// Number of pages.
+    pub count: usize,
+}
+
+impl PageBitmap {
+    /// A bitmap of `pages` clean pages.
+    pub fn new(pages: usize) -> PageBitmap {
+        PageBitmap { words: vec![0; pages.div_ceil(64)], pages }
+    }
+
+    /// The number of pages it speaks of.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Marks every page.
+    pub fn set_all(&mut self) {
+        self.set_run(Run { first: 0, count: self.pages });
+    }
+
+    /// Marks a run; what lies past the last page is left out.
+    pub fn set_run(&mut self, run: Run) {
+        let end = run.first.saturating_add(run.count).min(self.pages);
+        if run.first < end {
+            set_bits(&mut self.words, run.first, end - 1);
+        }
+    }
+
+    /// Marks every page whose bit is set in `words`, laid out as this bitmap is. Bits past the last page are left out.
+    pub fn merge(&mut self, words: &[u64]) {
+        for (ours, theirs) in self.words.iter_mut().zip(words) {
+            *ours |= theirs;
+        }
+        self.trim();
+    }
+
+    /// The words, for a log to set bits in. Bits past the last page must stay clear; [`PageBitmap::merge`] is the way
+    /// for words that are not to be trusted.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Marks every page clean.
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+    }
+
+    /// Whether no page is marked.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// Number of marked pages.
+    pub fn count(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// The marked pages as runs, in ascending order.
+    pub fn runs(&self) -> Runs<'_> {
+        Runs { bitmap: self, at: 0 }
+    }
+
+    fn trim(&mut self) {
+        if let (Some(last), used @ 1..) = (self.words.last_mut(), self.pages % 64) {
+            *last &= u64::MAX >> (64 - used);
+        }
+    }
+
+    /// First page from `from` on whose mark is `marked`, or the number of pages.
+    fn find(&self, from: usize, marked: bool) -> usize {
+        let flip = if marked { 0 } else { u64::MAX };
+        let mut index = from / 64;
+        let Some(word) = self.words.get(index) else { return self.pages };
+        let mut word = (word ^ flip) & (u64::MAX << (from % 64));
+        loop {
+            if word != 0 {
+                return (index * 64 + word.trailing_zeros() as usize).min(self.pages);
+            }
+            index += 1;
+            match self.words.get(index) {
+                Some(next) => word = next ^ flip,
+                None => return self.pages,
+            }
+        }
+    }
+}
+
+/// The runs of marked pages of a [`PageBitmap`].
+#[derive(Clone, Debug)]
+pub struct Runs<'a> {
+    bitmap: &'a PageBitmap,
+    at: usize,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        let first = self.bitmap.find(self.at, true);
+        if first >= self.bitmap.pages {
+            self.at = first;
+            return None;
+        }
+        self.at = self.bitmap.find(first, false);
+        Some(Run { first, count: self.at - first })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_hold_exactly_the_pages_that_were_set(
+            pages in 0usize..400,
+            runs in proptest::collection::vec((0usize..450, 0usize..150), 0..8),
+        ) {
+            let mut bitmap = PageBitmap::new(pages);
+            let mut model = BTreeSet::new();
+            for (first, count) in runs {
+                bitmap.set_run(Run { first, count });
+                model.extend((first..first + count).filter(|page| *page < pages));
+            }
+            let found: Vec<Run> = bitmap.runs().collect();
+            let listed: Vec<usize> = found.iter().flat_map(|run| run.first..run.first + run.count).collect();
+            prop_assert_eq!(listed, model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(bitmap.count(), model.len());
+            prop_assert_eq!(bitmap.is_empty(), model.is_empty());
+            for pair in found.windows(2) {
+                prop_assert!(pair[0].first + pair[0].count < pair[1].first, "runs that touch are one run");
+            }
+        }
+    }
+
+    #[test]
+    fn bits_past_the_last_page_are_not_merged() {
+        let mut bitmap = PageBitmap::new(70);
+        bitmap.merge(&[u64::MAX, u64::MAX, u64::MAX]);
+        assert_eq!(bitmap.count(), 70);
+        assert_eq!(bitmap.runs().collect::<Vec<_>>(), [Run { first: 0, count: 70 }]);
+    }
+
+    #[test]
+    fn a_run_that_overflows_is_clipped() {
+        let mut bitmap = PageBitmap::new(10);
+        bitmap.set_run(Run { first: 8, count: usize::MAX });
+        assert_eq!(bitmap.count(), 2);
+        bitmap.set_run(Run { first: usize::MAX, count: 1 });
+        assert_eq!(bitmap.count(), 2);
+    }
+}

@@ -1,0 +1,151 @@
+//! The state machine: which arc comes next on the way from one state to another.
+//!
+//! The answers equal the kernel's `vfio_mig_get_next_state()` (`drivers/vfio/vfio_main.c`) for every set of flags and
+//! every pair of states. What an arc does to the data fd is [`crate::session`]'s business.
+
+use crate::{MigrationFlags, State};
+
+/// Why a transition is refused. The kernel answers each with EINVAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The state the device is in has no way out by request, or its flags say it cannot be in it.
+    #[error("no arc leaves {0} on a device with these migration flags")]
+    Current(State),
+    /// The device does not have the requested state, or it is ERROR, which cannot be asked for.
+    #[error("{0} cannot be requested from a device with these migration flags")]
+    Requested(State),
+    /// Both states exist, but no path leads from one to the other.
+    #[error("no path leads from {from} to {to}: the running data session would have to end and start anew")]
+    NoPath {
+        /// The state the device is in.
+        from: State,
+        /// The state asked for.
+        to: State,
+    },
+}
+
+/// The next step when every optional state is supported; `None` is a refusal.
+const FULL: [[Option<State>; 8]; 8] = {
+    const E: Option<State> = None;
+    const ST: Option<State> = Some(State::Stop);
+    const RU: Option<State> = Some(State::Running);
+    const SC: Option<State> = Some(State::StopCopy);
+    const RE: Option<State> = Some(State::Resuming);
+    const RP: Option<State> = Some(State::RunningP2p);
+    const PC: Option<State> = Some(State::PreCopy);
+    const PP: Option<State> = Some(State::PreCopyP2p);
+    [
+        // to:  ERROR STOP RUNNING STOP_COPY RESUMING RUNNING_P2P PRE_COPY PRE_COPY_P2P
+        /* ERROR        */
+        [E, E, E, E, E, E, E, E],
+        /* STOP         */ [E, ST, RP, SC, RE, RP, RP, RP],
+        /* RUNNING      */ [E, RP, RU, RP, RP, RP, PC, RP],
+        /* STOP_COPY    */ [E, ST, ST, SC, ST, ST, E, E],
+        /* RESUMING     */ [E, ST, ST, ST, RE, ST, ST, ST],
+        /* RUNNING_P2P  */ [E, ST, RU, ST, ST, RP, RU, PP],
+        /* PRE_COPY     */ [E, RU, RU, PP, RU, RU, PC, PP],
+        /* PRE_COPY_P2P */ [E, RP, RP, SC, RP, RP, PC, PP],
+    ]
+};
+
+/// [`FULL`] with the unsupported states skipped, for each of the eight sets of flags.
+static NEXT: [[[Option<State>; 8]; 8]; 8] = {
+    let mut table = [[[None; 8]; 8]; 8];
+    let mut flags = 0;
+    while flags < 8 {
+        let mut from = 0;
+        while from < 8 {
+            let mut to = 0;
+            while to < 8 {
+                table[flags][from][to] = skip_unsupported(flags as u64, State::ALL[from], State::ALL[to]);
+                to += 1;
+            }
+            from += 1;
+        }
+        flags += 1;
+    }
+    table
+};
+
+const fn skip_unsupported(flags: u64, from: State, to: State) -> Option<State> {
+    let flags = MigrationFlags::from_bits_retain(flags);
+    if !supports(flags, from) || !supports(flags, to) {
+        return None;
+    }
+    let mut at = from;
+    loop {
+        match FULL[at as usize][to as usize] {
+            Some(step) if !supports(flags, step) => at = step,
+            step => return step,
+        }
+    }
+}
+
+/// Whether a device with these flags can be asked for this state.
+///
+/// STOP, RUNNING, STOP_COPY and RESUMING need STOP_COPY; RUNNING_P2P needs P2P as well, PRE_COPY needs PRE_COPY, and
+/// PRE_COPY_P2P all three. ERROR is never supported in this sense. Without STOP_COPY nothing is.
+pub const fn supports(flags: MigrationFlags, state: State) -> bool {
+    let needed = match state {
+        State::Error => return false,
+        State::Stop | State::Running | State::StopCopy | State::Resuming => MigrationFlags::STOP_COPY,
+        State::RunningP2p => MigrationFlags::STOP_COPY.union(MigrationFlags::P2P),
+        State::PreCopy => MigrationFlags::STOP_COPY.union(MigrationFlags::PRE_COPY),
+        State::PreCopyP2p => {
+            MigrationFlags::STOP_COPY.union(MigrationFlags::P2P).union(MigrationFlags::PRE_COPY)
+        }
+    };
+    flags.contains(needed)
+}
+
+/// The single next step of a device with `flags` on its way from `from` to `to`, or `None` if the kernel refuses the
+/// request with EINVAL ([`refusal`] says why).
+///
+/// From a state to itself the step is that state. Flags that the header does not define are ignored.
+#[inline]
+pub fn next(flags: MigrationFlags, from: State, to: State) -> Option<State> {
+    NEXT[(flags.bits() & 7) as usize][from as usize][to as usize]
+}
+
+/// Why [`next`] gives no step, in the kernel's order of checks; `None` if it gives one.
+pub fn refusal(flags: MigrationFlags, from: State, to: State) -> Option<Refused> {
+    if next(flags, from, to).is_some() {
+        None
+    } else if !supports(flags, from) {
+        Some(Refused::Current(from))
+    } else if !supports(flags, to) {
+        Some(Refused::Requested(to))
+    } else {
+        Some(Refused::NoPath { from, to })
+    }
+}
+
+/// Every step from `from` (not included) to `to` (included): what a driver executes for one request.
+///
+/// A path from a state to itself is empty, as drivers do nothing then.
+pub fn path(flags: MigrationFlags, from: State, to: State) -> Result<Path, Refused> {
+    match refusal(flags, from, to) {
+        Some(refused) => Err(refused),
+        None => Ok(Path { flags, at: from, to }),
+    }
+}
+
+/// The steps of one transition, in order. Made by [`path`].
+#[derive(Clone, Debug)]
+pub struct Path {
+    flags: MigrationFlags,
+    at: State,
+    to: State,
+}
+
+impl Iterator for Path {
+    type Item = State;
+
+    fn next(&mut self) -> Option<State> {
+        if self.at == self.to {
+            return None;
+        }
+        self.at = next(self.flags, self.at, self.to)?;
+        Some(self.at)
+    }
+}

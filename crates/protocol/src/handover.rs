@@ -1,0 +1,246 @@
+//! Who may run the device while it moves: the two ends of the switchover as state machines.
+//!
+//! The rule they keep is that a device never runs on both hosts, whatever is lost or dies when. It has one
+//! consequence that no protocol can avoid: if the link breaks after the source has said HANDOVER and before it heard
+//! the outcome, the source cannot know whether the destination runs. It then stays stopped and says so
+//! ([`SourcePhase::Unknown`]); a person, or a manager that can look at the destination, decides.
+//!
+//! What the messages carry besides their kind, and how they travel, is the engine's business.
+
+/// A message of the switchover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Message {
+    /// Destination: memory is complete, the device took its state, it can run.
+    Ready,
+    /// Source: the device is yours. It will not run here again unless you say [`Message::Failed`].
+    Handover,
+    /// Destination: the device runs here.
+    Running,
+    /// Destination: the device does not run here and never will.
+    Failed,
+    /// Source: the migration is off, discard what you have.
+    Abort,
+}
+
+/// A message that has no meaning in the receiver's phase: the peer breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peer sent {message:?} where it has no meaning")]
+pub struct Unexpected {
+    /// The message.
+    pub message: Message,
+}
+
+/// Where the source stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourcePhase {
+    /// The device is the source's: it runs, or it is stopped for the last copy and will run again if that fails.
+    Owner,
+    /// HANDOVER may have left. The device must not run here until the destination says it failed.
+    Committed,
+    /// The destination runs the device.
+    Gone,
+    /// The migration is off and the device is the source's again.
+    Returned,
+    /// The outcome of the handover cannot be known from here. The device stays stopped.
+    Unknown,
+}
+
+/// What the source is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceAction {
+    /// Nothing.
+    Wait,
+    /// Send HANDOVER. The source is committed from this moment, even if sending fails.
+    SendHandover,
+    /// Let the device run here again; the destination, if it is still there, is to be told ABORT.
+    RunHere,
+    /// Keep the device stopped: the destination has it.
+    Release,
+    /// Keep the device stopped and report that nobody can say where it runs.
+    ReportUnknown,
+}
+
+/// The source's half.
+///
+/// ```
+/// use whimbrel_protocol::handover::{Message, Source, SourceAction};
+///
+/// let mut source = Source::new();
+/// assert_eq!(source.receive(Message::Ready)?, SourceAction::SendHandover);
+/// assert!(!source.may_run());
+/// assert_eq!(source.receive(Message::Running)?, SourceAction::Release);
+/// # Ok::<(), whimbrel_protocol::handover::Unexpected>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    phase: SourcePhase,
+}
+
+impl Default for Source {
+    fn default() -> Source {
+        Source::new()
+    }
+}
+
+impl Source {
+    /// A source that owns the device.
+    pub const fn new() -> Source {
+        Source { phase: SourcePhase::Owner }
+    }
+
+    /// Where it stands.
+    pub const fn phase(&self) -> SourcePhase {
+        self.phase
+    }
+
+    /// Whether the device may run here.
+    pub const fn may_run(&self) -> bool {
+        matches!(self.phase, SourcePhase::Owner | SourcePhase::Returned)
+    }
+
+    /// A message from the destination.
+    pub fn receive(&mut self, message: Message) -> Result<SourceAction, Unexpected> {
+        match (self.phase, message) {
+            (SourcePhase::Owner, Message::Ready) => {
+                self.phase = SourcePhase::Committed;
+                Ok(SourceAction::SendHandover)
+            }
+            (SourcePhase::Owner | SourcePhase::Committed, Message::Failed) => {
+                self.phase = SourcePhase::Returned;
+                Ok(SourceAction::RunHere)
+            }
+            (SourcePhase::Committed, Message::Running) => {
+                self.phase = SourcePhase::Gone;
+                Ok(SourceAction::Release)
+            }
+            _ => Err(Unexpected { message }),
+        }
+    }
+
+    /// The migration cannot go on: the link is lost, the peer broke the protocol, the device or the operator says no.
+    pub fn fail(&mut self) -> SourceAction {
+        match self.phase {
+            SourcePhase::Owner => {
+                self.phase = SourcePhase::Returned;
+                SourceAction::RunHere
+            }
+            SourcePhase::Committed => {
+                self.phase = SourcePhase::Unknown;
+                SourceAction::ReportUnknown
+            }
+            SourcePhase::Gone | SourcePhase::Returned | SourcePhase::Unknown => SourceAction::Wait,
+        }
+    }
+}
+
+/// Where the destination stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationPhase {
+    /// Memory and state are still coming in.
+    Loading,
+    /// READY has been sent; the device waits, stopped.
+    Ready,
+    /// HANDOVER has come; the device is being started.
+    Starting,
+    /// The device runs here.
+    Running,
+    /// What came has been discarded. The device never runs here with it.
+    Discarded,
+}
+
+/// What the destination is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationAction {
+    /// Nothing.
+    Wait,
+    /// Send READY.
+    SendReady,
+    /// Start the device, then call [`Destination::started`] with the outcome.
+    Start,
+    /// Send RUNNING.
+    SendRunning,
+    /// Reset the device and forget what came, then send FAILED if the link is there.
+    DiscardAndSendFailed,
+}
+
+/// The destination's half.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    phase: DestinationPhase,
+}
+
+impl Default for Destination {
+    fn default() -> Destination {
+        Destination::new()
+    }
+}
+
+impl Destination {
+    /// A destination that is loading.
+    pub const fn new() -> Destination {
+        Destination { phase: DestinationPhase::Loading }
+    }
+
+    /// Where it stands.
+    pub const fn phase(&self) -> DestinationPhase {
+        self.phase
+    }
+
+    /// Whether the device may run here.
+    pub const fn may_run(&self) -> bool {
+        matches!(self.phase, DestinationPhase::Starting | DestinationPhase::Running)
+    }
+
+    /// Memory is complete and the device has accepted its state: it stands in STOP.
+    pub fn loaded(&mut self) -> DestinationAction {
+        match self.phase {
+            DestinationPhase::Loading => {
+                self.phase = DestinationPhase::Ready;
+                DestinationAction::SendReady
+            }
+            _ => DestinationAction::Wait,
+        }
+    }
+
+    /// A message from the source.
+    pub fn receive(&mut self, message: Message) -> Result<DestinationAction, Unexpected> {
+        match (self.phase, message) {
+            (DestinationPhase::Ready, Message::Handover) => {
+                self.phase = DestinationPhase::Starting;
+                Ok(DestinationAction::Start)
+            }
+            (DestinationPhase::Loading | DestinationPhase::Ready, Message::Abort) => Ok(self.fail()),
+            _ => Err(Unexpected { message }),
+        }
+    }
+
+    /// The outcome of [`DestinationAction::Start`]: whether the device runs.
+    pub fn started(&mut self, runs: bool) -> DestinationAction {
+        match (self.phase, runs) {
+            (DestinationPhase::Starting, true) => {
+                self.phase = DestinationPhase::Running;
+                DestinationAction::SendRunning
+            }
+            (DestinationPhase::Starting, false) => {
+                self.phase = DestinationPhase::Discarded;
+                DestinationAction::DiscardAndSendFailed
+            }
+            _ => DestinationAction::Wait,
+        }
+    }
+
+    /// The migration cannot go on: the link is lost, the stream is broken, the device refuses its state.
+    ///
+    /// Once HANDOVER has come this changes nothing: the device is the destination's.
+    pub fn fail(&mut self) -> DestinationAction {
+        match self.phase {
+            DestinationPhase::Loading | DestinationPhase::Ready => {
+                self.phase = DestinationPhase::Discarded;
+                DestinationAction::DiscardAndSendFailed
+            }
+            DestinationPhase::Starting | DestinationPhase::Running | DestinationPhase::Discarded => {
+                DestinationAction::Wait
+            }
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The rules of VFIO device migration, without I/O.
+//!
+//! Everything here is plain data and functions: no file descriptor, no socket, no clock, no thread. A caller passes
+//! in what happened (bytes, results, durations) and is told what it means or what to do. Both sides of the contract
+//! in `include/uapi/linux/vfio.h` are built on it: a driver asks which arc to execute next, a user asks whether a
+//! read that returned nothing was the end.
+//!
+//! ```
+//! use whimbrel_protocol::{MigrationFlags, State, fsm};
+//!
+//! let flags = MigrationFlags::STOP_COPY | MigrationFlags::P2P;
+//! assert_eq!(fsm::next(flags, State::Running, State::StopCopy), Some(State::RunningP2p));
+//! let path: Vec<State> = fsm::path(flags, State::Running, State::StopCopy).unwrap().collect();
+//! assert_eq!(path, [State::RunningP2p, State::Stop, State::StopCopy]);
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod dirty;
+pub mod estimate;
+pub mod fsm;
+pub mod handover;
+pub mod info;
+pub mod precopy;
+pub mod session;
+mod state;
+
+pub use nix::errno::Errno;
+pub use state::{State, UnknownState};
+pub use whimbrel_uapi::migration::MigrationFlags;

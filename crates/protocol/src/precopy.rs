@@ -1,0 +1,131 @@
+//! What a user knows of a device's pre-copy data between two queries.
+//!
+//! Whether it is time to stop the device is [`crate::estimate`]'s business.
+
+/// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrecopyBytes {
+    /// Data the device wants to be carried before it is stopped: without it the switchover takes longer than it must.
+    /// It falls as the data is read and never rises, unless the driver said REINIT.
+    pub initial: u64,
+    /// State that has changed, or has not been read yet, beyond the initial data. It rises and falls.
+    pub dirty: u64,
+}
+
+impl PrecopyBytes {
+    /// All that could be read now. A driver's absurd numbers saturate.
+    pub const fn total(self) -> u64 {
+        self.initial.saturating_add(self.dirty)
+    }
+}
+
+/// Keeps the books of one device's pre-copy phase on the user's side.
+///
+/// ```
+/// use whimbrel_protocol::precopy::{PrecopyBytes, Progress};
+///
+/// let mut progress = Progress::default();
+/// progress.report(PrecopyBytes { initial: 100, dirty: 0 }, false);
+/// progress.read(60);
+/// assert!(!progress.initial_done());
+/// progress.read(40);
+/// assert!(progress.initial_done());
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    remaining: PrecopyBytes,
+    reported: bool,
+    total_read: u64,
+}
+
+impl Progress {
+    /// Takes over what the device says now. `reinit` is the driver's REINIT flag: the initial data starts anew.
+    ///
+    /// Without REINIT the initial bytes may only fall; a driver that lets them rise is taken at the lower figure, so
+    /// that it cannot hold up the switchover for ever.
+    pub fn report(&mut self, bytes: PrecopyBytes, reinit: bool) {
+        let initial =
+            if self.reported && !reinit { bytes.initial.min(self.remaining.initial) } else { bytes.initial };
+        // What the driver gave beyond the accepted initial bytes is still data to carry.
+        let dirty = bytes.dirty.saturating_add(bytes.initial - initial);
+        self.remaining = PrecopyBytes { initial, dirty };
+        self.reported = true;
+    }
+
+    /// Counts bytes read from the data fd: initial data first, as the header defines the order.
+    pub fn read(&mut self, count: u64) {
+        self.total_read = self.total_read.saturating_add(count);
+        let initial = count.min(self.remaining.initial);
+        self.remaining.initial -= initial;
+        self.remaining.dirty = self.remaining.dirty.saturating_sub(count - initial);
+    }
+
+    /// Whether the device has reported and all its initial data has been read.
+    pub const fn initial_done(&self) -> bool {
+        self.reported && self.remaining.initial == 0
+    }
+
+    /// What is left to read, as far as is known since the last report.
+    pub const fn remaining(&self) -> PrecopyBytes {
+        self.remaining
+    }
+
+    /// All bytes read so far.
+    pub const fn total_read(&self) -> u64 {
+        self.total_read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reported(initial: u64, dirty: u64) -> Progress {
+        let mut progress = Progress::default();
+        progress.report(PrecopyBytes { initial, dirty }, false);
+        progress
+    }
+
+    #[test]
+    fn nothing_is_done_before_the_device_has_reported() {
+        assert!(!Progress::default().initial_done());
+    }
+
+    #[test]
+    fn reads_count_against_the_initial_data_first() {
+        let mut progress = reported(24, 100);
+        progress.read(30);
+        assert_eq!(progress.remaining(), PrecopyBytes { initial: 0, dirty: 94 });
+        assert!(progress.initial_done());
+    }
+
+    #[test]
+    fn more_may_be_read_than_was_reported() {
+        let mut progress = reported(10, 10);
+        progress.read(u64::MAX);
+        assert_eq!(progress.remaining().total(), 0);
+        assert_eq!(progress.total_read(), u64::MAX);
+    }
+
+    #[test]
+    fn initial_bytes_that_rise_without_reinit_become_dirty_bytes() {
+        let mut progress = reported(10, 0);
+        progress.read(10);
+        progress.report(PrecopyBytes { initial: 50, dirty: 5 }, false);
+        assert!(progress.initial_done());
+        assert_eq!(progress.remaining(), PrecopyBytes { initial: 0, dirty: 55 });
+    }
+
+    #[test]
+    fn reinit_arms_the_initial_data_again() {
+        let mut progress = reported(10, 0);
+        progress.read(10);
+        progress.report(PrecopyBytes { initial: 50, dirty: 0 }, true);
+        assert!(!progress.initial_done());
+    }
+
+    #[test]
+    fn absurd_reports_saturate() {
+        assert_eq!(reported(u64::MAX, u64::MAX).remaining().total(), u64::MAX);
+    }
+}

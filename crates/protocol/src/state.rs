@@ -1,0 +1,145 @@
+//! The states of a migratable device, as a type that cannot hold anything else.
+//!
+//! Which state may follow which is [`crate::fsm`]'s business.
+
+use core::fmt;
+
+/// The migration state of a device (`enum vfio_device_mig_state`).
+///
+/// The numbers are the header's. They are *not* those of migration v1, whose RUNNING (1) is STOP here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum State {
+    /// The device has failed and must be reset. It cannot be asked for.
+    Error = 0,
+    /// The device does not change its internal or external state.
+    Stop = 1,
+    /// The device runs normally.
+    Running = 2,
+    /// The device is stopped and its state can be read from the data fd.
+    StopCopy = 3,
+    /// The device is stopped and loads a new state written to the data fd.
+    Resuming = 4,
+    /// As RUNNING, but the device starts no peer-to-peer DMA.
+    RunningP2p = 5,
+    /// As RUNNING, while its state can already be read from the data fd.
+    PreCopy = 6,
+    /// As RUNNING_P2P, while its state can already be read from the data fd.
+    PreCopyP2p = 7,
+}
+
+impl State {
+    /// Every state, by ascending number.
+    pub const ALL: [State; 8] = [
+        State::Error,
+        State::Stop,
+        State::Running,
+        State::StopCopy,
+        State::Resuming,
+        State::RunningP2p,
+        State::PreCopy,
+        State::PreCopyP2p,
+    ];
+
+    /// The header's number for this state.
+    #[inline]
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// The state with this number, if there is one.
+    pub const fn from_number(number: u32) -> Option<State> {
+        match number {
+            0 => Some(State::Error),
+            1 => Some(State::Stop),
+            2 => Some(State::Running),
+            3 => Some(State::StopCopy),
+            4 => Some(State::Resuming),
+            5 => Some(State::RunningP2p),
+            6 => Some(State::PreCopy),
+            7 => Some(State::PreCopyP2p),
+            _ => None,
+        }
+    }
+
+    /// The header's name without its prefix, such as `RUNNING_P2P`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Error => "ERROR",
+            State::Stop => "STOP",
+            State::Running => "RUNNING",
+            State::StopCopy => "STOP_COPY",
+            State::Resuming => "RESUMING",
+            State::RunningP2p => "RUNNING_P2P",
+            State::PreCopy => "PRE_COPY",
+            State::PreCopyP2p => "PRE_COPY_P2P",
+        }
+    }
+
+    /// The state with this name, in the header's spelling without its prefix; case does not matter.
+    pub fn from_name(name: &str) -> Option<State> {
+        State::ALL.into_iter().find(|state| state.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Whether the device's state can be read in this state: STOP_COPY, PRE_COPY and PRE_COPY_P2P.
+    pub const fn is_saving(self) -> bool {
+        matches!(self, State::StopCopy | State::PreCopy | State::PreCopyP2p)
+    }
+
+    /// Whether this is one of the two pre-copy states.
+    pub const fn is_precopy(self) -> bool {
+        matches!(self, State::PreCopy | State::PreCopyP2p)
+    }
+
+    /// Whether the device works in this state: it handles requests and advances its own state. In the P2P states it
+    /// does so without starting peer-to-peer DMA.
+    pub const fn is_running(self) -> bool {
+        matches!(self, State::Running | State::RunningP2p | State::PreCopy | State::PreCopyP2p)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl From<State> for u32 {
+    fn from(state: State) -> u32 {
+        state.number()
+    }
+}
+
+impl TryFrom<u32> for State {
+    type Error = UnknownState;
+
+    fn try_from(number: u32) -> Result<State, UnknownState> {
+        State::from_number(number).ok_or(UnknownState(number))
+    }
+}
+
+/// A number that names no state. The kernel answers it with EINVAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a migration state (0 to 7)")]
+pub struct UnknownState(pub u32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_lead_back_to_the_state() {
+        for state in State::ALL {
+            assert_eq!(State::try_from(state.number()), Ok(state));
+            assert_eq!(State::from_name(state.name()), Some(state));
+            assert_eq!(State::from_name(&state.name().to_lowercase()), Some(state));
+        }
+    }
+
+    #[test]
+    fn numbers_past_the_last_state_are_refused() {
+        for number in [8, 9, 255, 256, u32::MAX] {
+            assert_eq!(State::try_from(number), Err(UnknownState(number)));
+        }
+    }
+}
