@@ -115,8 +115,9 @@ follow_output() {
 
 # finish MACHINE..: waits for the programs, sets their results and stops the machines.
 finish() {
-	local deadline=$((SECONDS + timeout)) machine left=("$@") still
-	while [ ${#left[@]} != 0 ]; do
+	# One more, for SECONDS may be about to count on.
+	local deadline=$((SECONDS + timeout + 1)) machine left=("$@") still
+	while :; do
 		still=()
 		for machine in "${left[@]}"; do
 			if told "$machine" "done"; then
@@ -133,7 +134,7 @@ finish() {
 				deadline=$((SECONDS + grace_seconds))
 		done
 		left=(${still[@]+"${still[@]}"})
-		[ $SECONDS -lt $deadline ] || break
+		if [ ${#left[@]} = 0 ] || [ $SECONDS -ge $deadline ]; then break; fi
 		sleep 0.05
 	done
 	for machine in ${left[@]+"${left[@]}"}; do

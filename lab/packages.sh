@@ -40,39 +40,32 @@ kernel_compiler() {
 	echo "$compiler"
 }
 
-# Lines of: what needs it, the command or file that shows it is there, the package that has it.
+# needed_tools PURPOSE..: lines of a command or file that must be there, and the package that has it.
 needed_tools() {
-	local compiler
-	compiler=$(kernel_compiler)
-	cat <<-END
-		run     qemu-system-x86_64                  qemu-system-x86
-		debian  x86_64-linux-gnu-$compiler          $compiler
-		debian  make                                make
-		debian  xz                                  xz-utils
-		debian  zstd                                zstd
-		iommufd $compiler                           $compiler
-		iommufd make                                make
-		iommufd xz                                  xz-utils
-		iommufd bc                                  bc
-		iommufd bison                               bison
-		iommufd flex                                flex
-		iommufd /usr/include/libelf.h               libelf-dev
-		iommufd /usr/include/stdio.h                libc6-dev
-		headers xz                                  xz-utils
-		check   /usr/lib/x86_64-linux-gnu/libc.a    libc6-dev
-		check   $compiler                           $compiler
-	END
+	local purpose compiler=''
+	for purpose in "$@"; do
+		# Asking apt takes most of a second, and nobody who only boots needs a compiler.
+		case $purpose in debian | iommufd | check) compiler=${compiler:-$(kernel_compiler)} ;; esac
+		case $purpose in
+		run) printf '%s %s\n' qemu-system-x86_64 qemu-system-x86 ;;
+		debian) printf '%s %s\n' "x86_64-linux-gnu-$compiler" "$compiler" make make xz xz-utils zstd zstd ;;
+		iommufd)
+			printf '%s %s\n' "$compiler" "$compiler" make make xz xz-utils bc bc bison bison flex flex \
+				/usr/include/libelf.h libelf-dev /usr/include/stdio.h libc6-dev ;;
+		headers) printf '%s %s\n' xz xz-utils ;;
+		check) printf '%s %s\n' "$compiler" "$compiler" /usr/lib/x86_64-linux-gnu/libc.a libc6-dev ;;
+		esac
+	done
 }
 
-all_packages() { needed_tools | awk '{ print $3 }' | sort -u | paste -sd ' '; }
+all_packages() { needed_tools run debian iommufd headers check | cut -d ' ' -f 2 | sort -u | paste -sd ' '; }
 
 # require_tools PURPOSE..: ends this run, saying what to install, when something is missing.
 require_tools() {
-	local purpose probe package missing=()
-	while read -r purpose probe package; do
-		[[ " $* " == *" $purpose "* ]] || continue
+	local probe package missing=()
+	while read -r probe package; do
 		[ -e "$probe" ] || command -v "$probe" > /dev/null || missing+=("$package")
-	done < <(needed_tools)
+	done < <(needed_tools "$@")
 	[ ${#missing[@]} != 0 ] || return 0
 	mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 	fail 3 "missing Debian package: ${missing[*]}; run: apt-get install --no-install-recommends ${missing[*]}"
