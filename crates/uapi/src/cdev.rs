@@ -8,7 +8,7 @@ bitflags! {
     /// [`DeviceBindIommufd::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct DeviceBindFlags: u32 {
-        /// [`DeviceBindIommufd::token_uuid_ptr`] is valid. Since Linux 6.17.
+        /// [`DeviceBindIommufd::token_uuid_ptr`] is valid. After v6.14.
         const TOKEN = 1 << 0;
     }
 }
@@ -17,7 +17,7 @@ bitflags! {
     /// [`DeviceAttachIommufdPt::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct DeviceAttachFlags: u32 {
-        /// Attach the PASID in [`DeviceAttachIommufdPt::pasid`] rather than the device. Since Linux 6.15.
+        /// Attach the PASID in [`DeviceAttachIommufdPt::pasid`] rather than the device. After v6.14.
         const PASID = 1 << 0;
     }
 }
@@ -26,7 +26,7 @@ bitflags! {
     /// [`DeviceDetachIommufdPt::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct DeviceDetachFlags: u32 {
-        /// Detach the PASID in [`DeviceDetachIommufdPt::pasid`] rather than the device. Since Linux 6.15.
+        /// Detach the PASID in [`DeviceDetachIommufdPt::pasid`] rather than the device. After v6.14.
         const PASID = 1 << 0;
     }
 }

@@ -179,7 +179,7 @@ pub struct InfoCapHeader {
 
 /// `struct vfio_device_info`, for `VFIO_DEVICE_GET_INFO`. Capabilities may follow it.
 ///
-/// Linux before 6.6 ends it after `cap_offset`.
+/// Linux 6.1 ends it after `cap_offset`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceInfo {

@@ -76,7 +76,7 @@ pub enum Feature {
     MigDataSize = 9,
     /// SET: [`DeviceFeatureBusMaster`], for devices that cannot be told by their own registers.
     BusMaster = 10,
-    /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. Since Linux 6.19.
+    /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. After v6.14.
     DmaBuf = 11,
     /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer. After
     /// v6.14.

@@ -17,7 +17,7 @@ pub const VFIO_TYPE1V2_IOMMU: u32 = 3;
 pub const VFIO_DMA_CC_IOMMU: u32 = 4;
 /// Extension: enhanced error handling of POWER machines.
 pub const VFIO_EEH: u32 = 5;
-/// Extension: two-stage translation, which no kernel since 6.14 offers; the header keeps the number as
+/// Extension: two-stage translation. The header of v6.14 takes it back and keeps the number as
 /// `__VFIO_RESERVED_TYPE1_NESTING_IOMMU`.
 pub const VFIO_TYPE1_NESTING_IOMMU: u32 = 6;
 /// Extension: the second POWER IOMMU.

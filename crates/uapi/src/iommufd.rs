@@ -30,7 +30,7 @@ bitflags! {
         const ALLOC_DIRTY_TRACKING = 1 << 1;
         /// [`HwptAlloc::fault_id`] is valid.
         const FAULT_ID_VALID = 1 << 2;
-        /// The page table can be attached to a PASID. Since Linux 6.15.
+        /// The page table can be attached to a PASID. Not in Linux 6.12.
         const ALLOC_PASID = 1 << 3;
     }
 }
@@ -39,7 +39,7 @@ bitflags! {
     /// [`HwInfo::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct HwInfoFlags: u32 {
-        /// [`HwInfo::out_data_type`] also says which type is asked for. Since Linux 6.17.
+        /// [`HwInfo::out_data_type`] also says which type is asked for. Not in Linux 6.12.
         const INPUT_TYPE = 1 << 0;
     }
 }
@@ -54,7 +54,7 @@ bitflags! {
         const PCI_PASID_EXEC = 1 << 1;
         /// A PASID of the device can have privileged mode.
         const PCI_PASID_PRIV = 1 << 2;
-        /// Address translation services cannot be used. After v6.14.
+        /// Address translation services cannot be used. Not in Linux 6.12.
         const PCI_ATS_NOT_SUPPORTED = 1 << 3;
     }
 }
@@ -100,11 +100,11 @@ pub const IOMMU_HWPT_DATA_NONE: u32 = 0;
 pub const IOMMU_HW_INFO_TYPE_NONE: u32 = 0;
 /// [`HwInfo::out_data_type`]: Intel VT-d.
 pub const IOMMU_HW_INFO_TYPE_INTEL_VTD: u32 = 1;
-/// [`HwInfo::out_data_type`]: Arm SMMUv3. Since Linux 6.13.
+/// [`HwInfo::out_data_type`]: Arm SMMUv3. Not in Linux 6.12.
 pub const IOMMU_HW_INFO_TYPE_ARM_SMMUV3: u32 = 2;
-/// [`HwInfo::out_data_type`]: NVIDIA's command queues for SMMUv3. After v6.14.
+/// [`HwInfo::out_data_type`]: NVIDIA's command queues for SMMUv3. Not in Linux 6.12.
 pub const IOMMU_HW_INFO_TYPE_TEGRA241_CMDQV: u32 = 3;
-/// [`HwInfo::out_data_type`]: AMD. After v6.14.
+/// [`HwInfo::out_data_type`]: AMD. Not in Linux 6.12.
 pub const IOMMU_HW_INFO_TYPE_AMD: u32 = 4;
 
 /// `struct iommu_destroy`, for `IOMMU_DESTROY`.
@@ -193,7 +193,7 @@ pub struct IoasMap {
     pub iova: u64,
 }
 
-/// `struct iommu_ioas_map_file`, for `IOMMU_IOAS_MAP_FILE`. Since Linux 6.13.
+/// `struct iommu_ioas_map_file`, for `IOMMU_IOAS_MAP_FILE`. Not in Linux 6.12.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IoasMapFile {
@@ -248,7 +248,7 @@ pub struct IoasUnmap {
     pub length: u64,
 }
 
-/// `struct iommu_ioas_change_process`, for `IOMMU_IOAS_CHANGE_PROCESS`. Since Linux 6.14.
+/// `struct iommu_ioas_change_process`, for `IOMMU_IOAS_CHANGE_PROCESS`. Not in Linux 6.12.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IoasChangeProcess {
@@ -335,7 +335,7 @@ pub struct HwInfo {
     /// Set by the driver side: one of `IOMMU_HW_INFO_TYPE_*`. With [`HwInfoFlags::INPUT_TYPE`] also the type asked for,
     /// which the header calls `in_data_type` in the same place.
     pub out_data_type: u32,
-    /// Set by the driver side: width of a PASID in bits, 0 for none. A kernel before 6.15 leaves it 0.
+    /// Set by the driver side: width of a PASID in bits, 0 for none or for a kernel that does not tell.
     pub out_max_pasid_log2: u8,
     /// Must be 0.
     pub __reserved: [u8; 3],

@@ -127,7 +127,7 @@ pub struct DeviceIoeventfd {
     pub data: u64,
     /// An eventfd of the calling process, or -1 to end it.
     pub fd: i32,
-    /// Not used. Linux before 6.6 has a hole here.
+    /// Not used. Linux 6.1 has a hole here.
     pub reserved: u32,
 }
 

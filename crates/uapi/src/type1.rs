@@ -76,7 +76,7 @@ pub struct IommuType1Info {
     pub iova_pgsizes: u64,
     /// Offset in bytes of the first capability from the start of this structure, 0 if there was no room.
     pub cap_offset: u32,
-    /// Not used. Linux before 6.6 has a hole here.
+    /// Not used. Linux 6.1 has a hole here.
     pub pad: u32,
 }
 
