@@ -1,5 +1,5 @@
-//! The device character file, `/dev/vfio/devices/vfioN`: binding it to an iommufd, attaching it to an address space and
-//! detaching it. The requests of the iommufd itself are in [`iommufd`](crate::iommufd).
+//! The device character file, `/dev/vfio/devices/vfioN`: binding it to an iommufd, attaching it to an address
+//! space and detaching it. The requests of the iommufd itself are in [`iommufd`](crate::iommufd).
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -1,9 +1,10 @@
-//! What a device says of itself, whatever its bus: its info, its regions, its interrupts, and the chain of capabilities
-//! that follows an info structure. What is only for PCI is in [`pci`](crate::pci).
+//! What a device says of itself, whatever its bus: its info, its regions, its interrupts, and the chain of
+//! capabilities that follows an info structure. What is only for PCI is in [`pci`](crate::pci).
 //!
-//! A capability chain starts `cap_offset` bytes after the start of the info structure, when the CAPS flag is set. Each
-//! capability begins with [`InfoCapHeader`], whose `next` is again an offset from the start of the info structure, 0
-//! for the last. The ids are one name space for each info request: id 1 of a region is not id 1 of a device.
+//! A capability chain starts `cap_offset` bytes after the start of the info structure, when the CAPS flag is
+//! set. Each capability begins with [`InfoCapHeader`], whose `next` is again an offset from the start of the
+//! info structure, 0 for the last. The ids are one name space for each info request: id 1 of a region is not
+//! id 1 of a device.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -197,7 +198,8 @@ pub struct DeviceInfo {
     pub pad: u32,
 }
 
-/// `struct vfio_device_info_cap_pci_atomic_comp`: capability [`VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP`] of a device.
+/// `struct vfio_device_info_cap_pci_atomic_comp`: capability [`VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP`] of a
+/// device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceInfoCapPciAtomicComp {
@@ -237,8 +239,8 @@ pub struct RegionSparseMmapArea {
     pub size: u64,
 }
 
-/// `struct vfio_region_info_cap_sparse_mmap`: capability [`VFIO_REGION_INFO_CAP_SPARSE_MMAP`] of a region. `nr_areas`
-/// of [`RegionSparseMmapArea`] follow it; only those may be mapped.
+/// `struct vfio_region_info_cap_sparse_mmap`: capability [`VFIO_REGION_INFO_CAP_SPARSE_MMAP`] of a region.
+/// `nr_areas` of [`RegionSparseMmapArea`] follow it; only those may be mapped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RegionInfoCapSparseMmap {
@@ -250,8 +252,8 @@ pub struct RegionInfoCapSparseMmap {
     pub reserved: u32,
 }
 
-/// `struct vfio_region_info_cap_type`: capability [`VFIO_REGION_INFO_CAP_TYPE`] of a region whose index has no fixed
-/// meaning.
+/// `struct vfio_region_info_cap_type`: capability [`VFIO_REGION_INFO_CAP_TYPE`] of a region whose index has
+/// no fixed meaning.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RegionInfoCapType {
@@ -263,7 +265,8 @@ pub struct RegionInfoCapType {
     pub subtype: u32,
 }
 
-/// `struct vfio_region_info_cap_nvlink2_ssatgt`: capability [`VFIO_REGION_INFO_CAP_NVLINK2_SSATGT`] of a region.
+/// `struct vfio_region_info_cap_nvlink2_ssatgt`: capability [`VFIO_REGION_INFO_CAP_NVLINK2_SSATGT`] of a
+/// region.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RegionInfoCapNvlink2Ssatgt {
@@ -273,7 +276,8 @@ pub struct RegionInfoCapNvlink2Ssatgt {
     pub tgt: u64,
 }
 
-/// `struct vfio_region_info_cap_nvlink2_lnkspd`: capability [`VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD`] of a region.
+/// `struct vfio_region_info_cap_nvlink2_lnkspd`: capability [`VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD`] of a
+/// region.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RegionInfoCapNvlink2Lnkspd {

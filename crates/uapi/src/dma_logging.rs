@@ -1,5 +1,5 @@
-//! DMA logging by the device itself: the data of the three features that start it, stop it and report. Dirty tracking by
-//! a container is in [`type1`](crate::type1), by an IOMMU in [`iommufd`](crate::iommufd).
+//! DMA logging by the device itself: the data of the three features that start it, stop it and report. Dirty
+//! tracking by a container is in [`type1`](crate::type1), by an IOMMU in [`iommufd`](crate::iommufd).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,6 +1,6 @@
-//! `VFIO_DEVICE_FEATURE`: the envelope, the table of features, and the data of those features that have no room of their
-//! own. The data of the migration features is in [`migration`](crate::migration), of DMA logging in
-//! [`dma_logging`](crate::dma_logging).
+//! `VFIO_DEVICE_FEATURE`: the envelope, the table of features, and the data of those features that have no
+//! room of their own. The data of the migration features is in [`migration`](crate::migration), of DMA
+//! logging in [`dma_logging`](crate::dma_logging).
 
 use core::{error, fmt};
 
@@ -56,13 +56,15 @@ pub struct DeviceFeature {
 pub enum Feature {
     /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
     PciVfToken = 0,
-    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), what migration the device has.
+    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), what migration the device
+    /// has.
     Migration = 1,
     /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's state.
     MigDeviceState = 2,
     /// SET, no data: the device may be put into low power; an access wakes it for as long as it lasts.
     LowPowerEntry = 3,
-    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same once: the first wakeup signals an eventfd and ends low power.
+    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same once: the first wakeup signals an eventfd and ends
+    /// low power.
     LowPowerEntryWithWakeup = 4,
     /// SET, no data: leaves low power.
     LowPowerExit = 5,
@@ -78,8 +80,8 @@ pub enum Feature {
     BusMaster = 10,
     /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. After v6.14.
     DmaBuf = 11,
-    /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer. After
-    /// v6.14.
+    /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer.
+    /// After v6.14.
     MigPrecopyInfoV2 = 12,
     /// GET: [`DeviceFeatureZpciErr`], on s390. After v6.14.
     ZpciError = 13,
@@ -156,7 +158,8 @@ impl TryFrom<u16> for Feature {
     }
 }
 
-/// `struct vfio_device_low_power_entry_with_wakeup`: the data of a SET of [`Feature::LowPowerEntryWithWakeup`].
+/// `struct vfio_device_low_power_entry_with_wakeup`: the data of a SET of
+/// [`Feature::LowPowerEntryWithWakeup`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceLowPowerEntryWithWakeup {
@@ -184,8 +187,8 @@ pub struct RegionDmaRange {
     pub length: u64,
 }
 
-/// `struct vfio_device_feature_dma_buf`: the data of a GET of [`Feature::DmaBuf`]. `nr_ranges` of [`RegionDmaRange`]
-/// follow it.
+/// `struct vfio_device_feature_dma_buf`: the data of a GET of [`Feature::DmaBuf`]. `nr_ranges` of
+/// [`RegionDmaRange`] follow it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceFeatureDmaBuf {

@@ -1,5 +1,5 @@
-//! The group and container files: the API version, the extensions a container may have, and the status of a group.
-//! What a type1 container does once it has an IOMMU is in [`type1`](crate::type1).
+//! The group and container files: the API version, the extensions a container may have, and the status of a
+//! group. What a type1 container does once it has an IOMMU is in [`type1`](crate::type1).
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -26,7 +26,8 @@ pub const VFIO_SPAPR_TCE_V2_IOMMU: u32 = 7;
 pub const VFIO_NOIOMMU_IOMMU: u32 = 8;
 /// Extension: `VFIO_DMA_UNMAP_FLAG_ALL` is known.
 pub const VFIO_UNMAP_ALL: u32 = 9;
-/// Extension: the VADDR flags of map and unmap are known. Never true while a mediated device is in the container.
+/// Extension: the VADDR flags of map and unmap are known. Never true while a mediated device is in the
+/// container.
 pub const VFIO_UPDATE_VADDR: u32 = 10;
 
 bitflags! {

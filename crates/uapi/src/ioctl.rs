@@ -1,9 +1,9 @@
 //! Every request a VFIO or iommufd file takes: the header's name for it and its ioctl number.
 //!
-//! The numbers carry neither size nor direction (`_IO`): a structure says its own size in its first field. A number
-//! alone does not name a request. VFIO reuses numbers for different kinds of file, and iommufd shares VFIO's type
-//! character: `0x3b75` is [`VFIO_DEVICE_FEATURE`] on a device and [`VFIO_IOMMU_DIRTY_PAGES`] on a container.
-//! What a request's argument is stands in its docs; the structures are in the other modules.
+//! The numbers carry neither size nor direction (`_IO`): a structure says its own size in its first field. A
+//! number alone does not name a request. VFIO reuses numbers for different kinds of file, and iommufd shares
+//! VFIO's type character: `0x3b75` is [`VFIO_DEVICE_FEATURE`] on a device and [`VFIO_IOMMU_DIRTY_PAGES`] on a
+//! container. What a request's argument is stands in its docs; the structures are in the other modules.
 
 use core::fmt;
 
@@ -99,7 +99,8 @@ requests! {
     VFIO_DEVICE_SET_IRQS = VFIO_TYPE, VFIO_BASE + 10;
     /// Device: resets it. No argument.
     VFIO_DEVICE_RESET = VFIO_TYPE, VFIO_BASE + 11;
-    /// PCI device: reads [`PciHotResetInfo`](crate::pci::PciHotResetInfo), the devices a hot reset would touch.
+    /// PCI device: reads [`PciHotResetInfo`](crate::pci::PciHotResetInfo), the devices a hot reset would
+    /// touch.
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = VFIO_TYPE, VFIO_BASE + 12;
     /// PCI device: hot-resets it and its neighbours with [`PciHotReset`](crate::pci::PciHotReset).
     VFIO_DEVICE_PCI_HOT_RESET = VFIO_TYPE, VFIO_BASE + 13;
@@ -151,7 +152,8 @@ requests! {
     IOMMU_IOAS_UNMAP = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x06;
     /// Iommufd: gets or sets one option with [`IommuOption`](crate::iommufd::IommuOption).
     IOMMU_OPTION = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x07;
-    /// Iommufd: which address space stands in for a VFIO container, with [`VfioIoas`](crate::iommufd::VfioIoas).
+    /// Iommufd: which address space stands in for a VFIO container, with
+    /// [`VfioIoas`](crate::iommufd::VfioIoas).
     IOMMU_VFIO_IOAS = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x08;
     /// Iommufd: makes a hardware page table with [`HwptAlloc`](crate::iommufd::HwptAlloc).
     IOMMU_HWPT_ALLOC = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x09;

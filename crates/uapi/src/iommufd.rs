@@ -1,8 +1,9 @@
-//! The part of `include/uapi/linux/iommufd.h` that a VFIO device needs: address spaces, their mappings, hardware page
-//! tables and dirty tracking by the IOMMU. Nested translation, virtual IOMMUs and fault queues are not here.
+//! The part of `include/uapi/linux/iommufd.h` that a VFIO device needs: address spaces, their mappings,
+//! hardware page tables and dirty tracking by the IOMMU. Nested translation, virtual IOMMUs and fault queues
+//! are not here.
 //!
-//! Every structure starts with its own size in bytes. The kernel takes a larger one if the bytes it does not know are
-//! 0, and a smaller one down to the first version of the request.
+//! Every structure starts with its own size in bytes. The kernel takes a larger one if the bytes it does not
+//! know are 0, and a smaller one down to the first version of the request.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -227,8 +228,8 @@ pub struct IoasCopy {
     pub src_ioas_id: u32,
     /// Length in bytes.
     pub length: u64,
-    /// First IOVA in the destination: chosen by the user with [`IoasMapFlags::FIXED_IOVA`], else set by the driver
-    /// side.
+    /// First IOVA in the destination: chosen by the user with [`IoasMapFlags::FIXED_IOVA`], else set by the
+    /// driver side.
     pub dst_iova: u64,
     /// First IOVA in the source.
     pub src_iova: u64,
@@ -332,8 +333,8 @@ pub struct HwInfo {
     pub data_len: u32,
     /// Address the data of the hardware is written to, 0 for none.
     pub data_uptr: u64,
-    /// Set by the driver side: one of `IOMMU_HW_INFO_TYPE_*`. With [`HwInfoFlags::INPUT_TYPE`] also the type asked for,
-    /// which the header calls `in_data_type` in the same place.
+    /// Set by the driver side: one of `IOMMU_HW_INFO_TYPE_*`. With [`HwInfoFlags::INPUT_TYPE`] also the type
+    /// asked for, which the header calls `in_data_type` in the same place.
     pub out_data_type: u32,
     /// Set by the driver side: width of a PASID in bits, 0 for none or for a kernel that does not tell.
     pub out_max_pasid_log2: u8,

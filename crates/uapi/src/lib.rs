@@ -1,25 +1,25 @@
-//! The VFIO user API as Rust types: what `include/uapi/linux/vfio.h` and the part of `iommufd.h` that VFIO needs say
-//! in C. Every structure, constant and ioctl number that migration of a device touches, of Linux v6.14 and of the
-//! headers after it.
+//! The VFIO user API as Rust types: what `include/uapi/linux/vfio.h` and the part of `iommufd.h` that VFIO
+//! needs say in C. Every structure, constant and ioctl number that migration of a device touches, of Linux
+//! v6.14 and of the headers after it.
 //!
-//! There are no rules here: which request is allowed when, and what it answers, is for the crates above. There is no
-//! I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes and back without a
-//! copy and without a cast.
+//! There are no rules here: which request is allowed when, and what it answers, is for the crates above.
+//! There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
+//! and back without a copy and without a cast.
 //!
 //! # Names
 //!
 //! A structure drops the header's `vfio_` (or `iommu_`) and is written in Rust's case: `vfio_device_info` is
-//! [`device::DeviceInfo`]. Fields keep their names. Flag bits are [`bitflags`] types beside the structure that
-//! carries them, while the field itself stays the plain integer of the wire: a peer may set bits this crate does not
-//! know, and they must survive being read. Other constants keep the header's full name.
+//! [`device::DeviceInfo`]. Fields keep their names. Flag bits are [`bitflags`] types beside the structure
+//! that carries them, while the field itself stays the plain integer of the wire: a peer may set bits this
+//! crate does not know, and they must survive being read. Other constants keep the header's full name.
 //!
 //! # What a structure is not
 //!
 //! - A flexible array at the end (`data[]`, `areas[]`) is not a field; the bytes follow the structure.
 //! - A pointer is a `u64` holding an address in the memory of the process that makes the call.
 //! - A file descriptor is an `i32` in the table of that process; nothing here owns or closes it.
-//! - Where the header leaves a hole between two fields, the hole is a public `__pad` field, so that no byte of a
-//!   structure is ever uninitialised. The docs say which ones those are.
+//! - Where the header leaves a hole between two fields, the hole is a public `__pad` field, so that no byte of
+//!   a structure is ever uninitialised. The docs say which ones those are.
 //!
 //! The test `layout` compiles every size, offset and constant against a real header and compares.
 //!
@@ -39,11 +39,12 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
-// The header's own names for reserved fields (`__reserved`, `__pad`) are part of the layout and must be writable.
+// The header's own names for reserved fields (`__reserved`, `__pad`) are part of the layout and must be
+// writable.
 #![allow(clippy::pub_underscore_fields)]
 
-// On a 32-bit machine the header's plain `__u64` may be aligned to four bytes and holes close; the structures here
-// spell out the holes of the 64-bit layout.
+// On a 32-bit machine the header's plain `__u64` may be aligned to four bytes and holes close; the structures
+// here spell out the holes of the 64-bit layout.
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("whimbrel-uapi describes the 64-bit layout of the VFIO structures");
 

@@ -1,5 +1,6 @@
-//! Migration v2: the numbers of the device states, what a device supports, the state request, the size of the saved
-//! state and the precopy accounting. The rules between them (which state may follow which) are not here.
+//! Migration v2: the numbers of the device states, what a device supports, the state request, the size of the
+//! saved state and the precopy accounting. The rules between them (which state may follow which) are not
+//! here.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -38,10 +39,12 @@ bitflags! {
 
 bitflags! {
     /// [`PrecopyInfo::flags`] as an answer, once the user has opted in with
-    /// [`Feature::MigPrecopyInfoV2`](crate::feature::Feature::MigPrecopyInfoV2). Before that the field says nothing.
+    /// [`Feature::MigPrecopyInfoV2`](crate::feature::Feature::MigPrecopyInfoV2). Before that the field says
+    /// nothing.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct PrecopyInfoFlags: u32 {
-        /// New initial data is in the stream: `initial_bytes` may be any new value and `dirty_bytes` starts at 0.
+        /// New initial data is in the stream: `initial_bytes` may be any new value and `dirty_bytes` starts
+        /// at 0.
         const REINIT = 1 << 0;
     }
 }
@@ -62,8 +65,8 @@ pub struct DeviceFeatureMigration {
 pub struct DeviceFeatureMigState {
     /// One of `VFIO_DEVICE_STATE_*`. On SET the wanted state, on GET the present one.
     pub device_state: u32,
-    /// Set by the driver side: a new file descriptor in the calling process when the change opened a data session,
-    /// else -1. The caller owns it.
+    /// Set by the driver side: a new file descriptor in the calling process when the change opened a data
+    /// session, else -1. The caller owns it.
     pub data_fd: i32,
 }
 

@@ -1,4 +1,5 @@
-//! What only PCI devices have: their fixed region and interrupt indices, hot reset, and writes tied to an eventfd.
+//! What only PCI devices have: their fixed region and interrupt indices, hot reset, and writes tied to an
+//! eventfd.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -79,15 +80,15 @@ pub struct PciDependentDevice {
 }
 
 impl PciDependentDevice {
-    /// The same word as `group_id`, with [`PciHotResetFlags::DEV_ID`]: the identity of the device in the caller's
-    /// iommufd, [`VFIO_PCI_DEVID_OWNED`] or [`VFIO_PCI_DEVID_NOT_OWNED`].
+    /// The same word as `group_id`, with [`PciHotResetFlags::DEV_ID`]: the identity of the device in the
+    /// caller's iommufd, [`VFIO_PCI_DEVID_OWNED`] or [`VFIO_PCI_DEVID_NOT_OWNED`].
     pub const fn devid(&self) -> u32 {
         self.group_id
     }
 }
 
-/// `struct vfio_pci_hot_reset_info`, for `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`. `count` of [`PciDependentDevice`]
-/// follow it.
+/// `struct vfio_pci_hot_reset_info`, for `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`. `count` of
+/// [`PciDependentDevice`] follow it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct PciHotResetInfo {
@@ -99,8 +100,8 @@ pub struct PciHotResetInfo {
     pub count: u32,
 }
 
-/// `struct vfio_pci_hot_reset`, for `VFIO_DEVICE_PCI_HOT_RESET`. `count` file descriptors of groups, each an `i32`,
-/// follow it.
+/// `struct vfio_pci_hot_reset`, for `VFIO_DEVICE_PCI_HOT_RESET`. `count` file descriptors of groups, each an
+/// `i32`, follow it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct PciHotReset {
@@ -112,8 +113,8 @@ pub struct PciHotReset {
     pub count: u32,
 }
 
-/// `struct vfio_device_ioeventfd`, for `VFIO_DEVICE_IOEVENTFD`: while it is set, signalling the eventfd writes `data`
-/// to the device.
+/// `struct vfio_device_ioeventfd`, for `VFIO_DEVICE_IOEVENTFD`: while it is set, signalling the eventfd
+/// writes `data` to the device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceIoeventfd {

@@ -1,5 +1,5 @@
-//! A container with a type1 IOMMU: what it can do, mapping and unmapping memory, and dirty tracking by the container.
-//! The container file itself is in [`group`](crate::group).
+//! A container with a type1 IOMMU: what it can do, mapping and unmapping memory, and dirty tracking by the
+//! container. The container file itself is in [`group`](crate::group).
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -90,8 +90,8 @@ pub struct IovaRange {
     pub end: u64,
 }
 
-/// `struct vfio_iommu_type1_info_cap_iova_range`: capability [`VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`] of a container.
-/// `nr_iovas` of [`IovaRange`] follow it; nothing outside them can be mapped.
+/// `struct vfio_iommu_type1_info_cap_iova_range`: capability [`VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`] of a
+/// container. `nr_iovas` of [`IovaRange`] follow it; nothing outside them can be mapped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuType1InfoCapIovaRange {
@@ -103,8 +103,8 @@ pub struct IommuType1InfoCapIovaRange {
     pub reserved: u32,
 }
 
-/// `struct vfio_iommu_type1_info_cap_migration`: capability [`VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`] of a container: it
-/// tracks dirty pages.
+/// `struct vfio_iommu_type1_info_cap_migration`: capability [`VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION`] of a
+/// container: it tracks dirty pages.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuType1InfoCapMigration {
@@ -173,8 +173,8 @@ pub struct IommuType1DmaUnmap {
     pub size: u64,
 }
 
-/// `struct vfio_iommu_type1_dirty_bitmap`, for `VFIO_IOMMU_DIRTY_PAGES`. An [`IommuType1DirtyBitmapGet`] follows it
-/// with [`DirtyPagesFlags::GET_BITMAP`].
+/// `struct vfio_iommu_type1_dirty_bitmap`, for `VFIO_IOMMU_DIRTY_PAGES`. An [`IommuType1DirtyBitmapGet`]
+/// follows it with [`DirtyPagesFlags::GET_BITMAP`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuType1DirtyBitmap {

@@ -1,9 +1,9 @@
 //! The layouts and numbers of this crate against a real header and a C compiler.
 //!
 //! The headers are those in `$WHIMBREL_UAPI_INCLUDE` if it is set, else the ones the lab keeps
-//! (`${WHIMBREL_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whimbrel/lab}/include`), else those of `/usr/include`. An
-//! older header is compared in what it has, and what it lacks is listed. With `WHIMBREL_REQUIRE_ALL=1` nothing may be
-//! skipped and a header may define nothing this crate does not know.
+//! (`${WHIMBREL_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whimbrel/lab}/include`), else those of
+//! `/usr/include`. An older header is compared in what it has, and what it lacks is listed. With
+//! `WHIMBREL_REQUIRE_ALL=1` nothing may be skipped and a header may define nothing this crate does not know.
 
 mod names;
 mod proof;
@@ -90,8 +90,8 @@ fn every_size_offset_and_constant_is_the_headers_own() {
         }
         let Comparison { sizes, alignments, offsets, constants, .. } = compared;
         say(&format!(
-            "header {name} (from {path}): compared {sizes} sizes, {alignments} alignments, {offsets} offsets, \
-             {constants} constants"
+            "header {name} (from {path}): compared {sizes} sizes, {alignments} alignments, \
+             {offsets} offsets, {constants} constants"
         ));
         assert!(sizes > 0 && offsets > 0 && constants > 0, "{path} has nothing of the table");
         assert!(

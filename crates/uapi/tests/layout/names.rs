@@ -1,12 +1,12 @@
-//! The other direction: the names a header defines, and which of them the crate has nothing for. The header is read as
-//! text, since a compiler answers only for names it is asked about.
+//! The other direction: the names a header defines, and which of them the crate has nothing for. The header
+//! is read as text, since a compiler answers only for names it is asked about.
 
 use std::collections::BTreeSet;
 
 use super::table::{Header, Table};
 
-/// What the crate leaves out on purpose, by kind. A name that ends in `*` stands for all that begin so; a structure
-/// stands for its fields.
+/// What the crate leaves out on purpose, by kind. A name that ends in `*` stands for all that begin so; a
+/// structure stands for its fields.
 const LEFT_OUT: &[(&str, &[&str])] = &[
     (
         "the region of migration v1",

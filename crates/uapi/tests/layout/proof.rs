@@ -1,7 +1,7 @@
 //! The proof: asks a C compiler which items of the table a header has, has it measure those, and compares.
 //!
-//! Which items a header has is told by the compiler too, not by reading the header: one probe file uses each item on a
-//! line of its own, and the lines with errors are the items that are not there.
+//! Which items a header has is told by the compiler too, not by reading the header: one probe file uses each
+//! item on a line of its own, and the lines with errors are the items that are not there.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -125,8 +125,8 @@ fn named_fields(structure: &Structure) -> impl Iterator<Item = &Field> {
     structure.fields.iter().filter(|field| field.kind != Kind::Padding)
 }
 
-/// How large C's structure is without the fields it lacks: a header that ends the structure earlier is older and
-/// right, one that lacks a field further in has the same size.
+/// How large C's structure is without the fields it lacks: a header that ends the structure earlier is older
+/// and right, one that lacks a field further in has the same size.
 fn size_without(structure: &Structure, lack: &[&Field]) -> usize {
     let is_lacking = |field: &Field| lack.iter().any(|other| other.name == field.name);
     let own = || structure.fields.iter().filter(|field| matches!(field.kind, Kind::Own | Kind::Padding));

@@ -1,5 +1,6 @@
-//! The table that is proven: every structure of the crate with its fields, and every constant, each beside the C name
-//! it stands for. Sizes, offsets and values are taken from the Rust items themselves; nothing is written twice.
+//! The table that is proven: every structure of the crate with its fields, and every constant, each beside
+//! the C name it stands for. Sizes, offsets and values are taken from the Rust items themselves; nothing is
+//! written twice.
 
 use std::mem::{align_of, offset_of, size_of};
 
@@ -159,8 +160,8 @@ fn size_of_field<S, F>(_get: impl FnOnce(&S) -> &F) -> usize {
     size_of::<F>()
 }
 
-/// Adds structures: `c_name = Type { fields }`, then what the C structure has besides. The pattern with every field
-/// makes a forgotten one an error of the compiler.
+/// Adds structures: `c_name = Type { fields }`, then what the C structure has besides. The pattern with every
+/// field makes a forgotten one an error of the compiler.
 macro_rules! structures {
     ($table:ident, $header:ident; $(
         $c:ident = $rust:ident { $($field:ident),* $(,)? }
@@ -173,7 +174,10 @@ macro_rules! structures {
             };
             let fields = vec![
                 $(field(
-                    Kind::Own, stringify!($field), offset_of!($rust, $field), size_of_field(|s: &$rust| &s.$field)
+                    Kind::Own,
+                    stringify!($field),
+                    offset_of!($rust, $field),
+                    size_of_field(|s: &$rust| &s.$field)
                 ),)*
                 $(field(
                     Kind::Padding,
@@ -234,7 +238,8 @@ fn vfio_structures(table: &mut Table) {
         vfio_region_info_cap_nvlink2_lnkspd = RegionInfoCapNvlink2Lnkspd { header, link_speed, __pad };
         vfio_irq_info = IrqInfo { argsz, flags, index, count };
         vfio_irq_set = IrqSet { argsz, flags, index, start, count } tail data;
-        vfio_pci_dependent_device = PciDependentDevice { group_id, segment, bus, devfn } alias devid = group_id;
+        vfio_pci_dependent_device = PciDependentDevice { group_id, segment, bus, devfn }
+            alias devid = group_id;
         vfio_pci_hot_reset_info = PciHotResetInfo { argsz, flags, count } tail devices;
         vfio_pci_hot_reset = PciHotReset { argsz, flags, count } tail group_fds;
         vfio_device_ioeventfd = DeviceIoeventfd { argsz, flags, offset, data, fd, reserved };
@@ -249,7 +254,8 @@ fn vfio_structures(table: &mut Table) {
         vfio_device_feature_dma_logging_control =
             DeviceFeatureDmaLoggingControl { page_size, num_ranges, __reserved, ranges };
         vfio_device_feature_dma_logging_range = DeviceFeatureDmaLoggingRange { iova, length };
-        vfio_device_feature_dma_logging_report = DeviceFeatureDmaLoggingReport { iova, length, page_size, bitmap };
+        vfio_device_feature_dma_logging_report =
+            DeviceFeatureDmaLoggingReport { iova, length, page_size, bitmap };
         vfio_device_feature_mig_data_size = DeviceFeatureMigDataSize { stop_copy_length };
         vfio_device_feature_bus_master = DeviceFeatureBusMaster { op };
         vfio_region_dma_range = RegionDmaRange { offset, length };
@@ -287,7 +293,8 @@ fn iommufd_structures(table: &mut Table) {
         iommu_option = IommuOption { size, option_id, op, __reserved, object_id, val64 };
         iommu_vfio_ioas = VfioIoas { size, ioas_id, op, __reserved };
         iommu_hwpt_alloc = HwptAlloc {
-            size, flags, dev_id, pt_id, out_hwpt_id, __reserved, data_type, data_len, data_uptr, fault_id, __reserved2
+            size, flags, dev_id, pt_id, out_hwpt_id, __reserved, data_type, data_len, data_uptr, fault_id,
+            __reserved2
         };
         // Before `out_max_pasid_log2` came, `__reserved` was one word at its place.
         iommu_hw_info = HwInfo {
@@ -339,7 +346,8 @@ fn pci_constants(table: &mut Table) {
     constants! { table, Vfio, pci;
         VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX,
         VFIO_PCI_BAR3_REGION_INDEX, VFIO_PCI_BAR4_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX,
-        VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX, VFIO_PCI_NUM_REGIONS,
+        VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
+        VFIO_PCI_NUM_REGIONS,
         VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
         VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_DEVID_OWNED, VFIO_PCI_DEVID_NOT_OWNED,
         VFIO_DEVICE_IOEVENTFD_8, VFIO_DEVICE_IOEVENTFD_16, VFIO_DEVICE_IOEVENTFD_32, VFIO_DEVICE_IOEVENTFD_64,
@@ -359,7 +367,8 @@ fn feature_constants(table: &mut Table) {
 
     let first_state = table.constants.len();
     constants! { table, Vfio, migration;
-        VFIO_DEVICE_STATE_ERROR, VFIO_DEVICE_STATE_STOP, VFIO_DEVICE_STATE_RUNNING, VFIO_DEVICE_STATE_STOP_COPY,
+        VFIO_DEVICE_STATE_ERROR, VFIO_DEVICE_STATE_STOP, VFIO_DEVICE_STATE_RUNNING,
+        VFIO_DEVICE_STATE_STOP_COPY,
         VFIO_DEVICE_STATE_RESUMING, VFIO_DEVICE_STATE_RUNNING_P2P, VFIO_DEVICE_STATE_PRE_COPY,
         VFIO_DEVICE_STATE_PRE_COPY_P2P, VFIO_DEVICE_STATE_NR,
     }
@@ -386,7 +395,8 @@ fn iommu_constants(table: &mut Table) {
     table.constant(Header::Vfio, "VFIO_SPAPR_TCE_v2_IOMMU", group::VFIO_SPAPR_TCE_V2_IOMMU);
     table.constant(Header::Vfio, "__VFIO_RESERVED_TYPE1_NESTING_IOMMU", group::VFIO_TYPE1_NESTING_IOMMU);
     constants! { table, Vfio, type1;
-        VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+        VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION,
+        VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
     }
 }
 
