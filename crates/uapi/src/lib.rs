@@ -18,8 +18,8 @@
 //! - A flexible array at the end (`data[]`, `areas[]`) is not a field; the bytes follow the structure.
 //! - A pointer is a `u64` holding an address in the memory of the process that makes the call.
 //! - A file descriptor is an `i32` in the table of that process; nothing here owns or closes it.
-//! - Where the header leaves a hole between two fields, the hole is a public `__pad` field, so that no byte of
-//!   a structure is ever uninitialised. The docs say which ones those are.
+//! - Where the header leaves a hole between two fields, the hole is a public `__pad` field, so that no byte
+//!   of a structure is ever uninitialised. The docs say which ones those are.
 //!
 //! The test `layout` compiles every size, offset and constant against a real header and compares.
 //!
