@@ -109,6 +109,9 @@ impl DmaSpace {
             return Err(Errno::EINVAL);
         }
         let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+        if !holds(&file, size) {
+            return Err(Errno::EINVAL);
+        }
         let mut prot = libc::PROT_READ;
         if rights.contains(DmaMapFlags::WRITE) {
             prot |= libc::PROT_WRITE;
@@ -213,6 +216,13 @@ impl DmaSpace {
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }
+}
+
+/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills the process.
+fn holds(file: &FileOffset, size: u64) -> bool {
+    file.file().metadata().is_ok_and(|metadata| {
+        !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())
+    })
 }
 
 impl Inner {

@@ -12,12 +12,23 @@ use whimbrel_uapi::migration::{DeviceFeatureMigDataSize, DeviceFeatureMigState, 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::device_file::DeviceFile;
-use crate::user_memory::Process;
+use crate::user_memory::{Process, SparseMemory};
 
 const HEAD: u64 = size_of::<DeviceFeature>() as u64;
 
 /// Bitmap words handled at a time, so that a request's length cannot size an allocation.
 const REPORT_WORDS: u64 = 8192;
+
+impl DeviceFile {
+    /// Whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET, both or none).
+    pub fn has_feature(&self, feature: Feature, directions: FeatureFlags) -> bool {
+        let mut process = SparseMemory::new();
+        let flags = FeatureFlags::PROBE | (directions & (FeatureFlags::GET | FeatureFlags::SET));
+        let head = DeviceFeature { argsz: HEAD as u32, flags: u32::from(feature.index()) | flags.bits() };
+        process.insert(0, head.as_bytes());
+        ioctl(self, 0, &mut process).is_ok()
+    }
+}
 
 struct Request<'a> {
     device: &'a DeviceFile,

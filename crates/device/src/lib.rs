@@ -8,14 +8,15 @@
 //! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`].
 //!
 //! ```
-//! use whimbrel_device::{ArcError, Bus, DeviceFile, Driver, Errno, Info, Migration, MigrationFlags, State};
+//! use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+//! use whimbrel_device::{MigrationFlags, State};
 //!
 //! /// A device whose whole state is one byte.
 //! struct Latch { value: u8, sent: bool }
 //!
 //! impl Driver for Latch {
 //!     fn info(&self) -> Info {
-//!         Info { flags: Default::default(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+//!         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
 //!     }
 //!     fn reset(&mut self) -> Result<(), Errno> {
 //!         self.value = 0;
@@ -77,4 +78,5 @@ pub use irq::Interrupts;
 pub use user_memory::{Fault, Process, SparseMemory};
 pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
+pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use worker::Worker;

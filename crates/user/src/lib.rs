@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The user side of VFIO device migration: one interface to a device, whoever drives it.
+//!
+//! [`Device`] is what a program that owns a device does with it. Behind it stands a driver in this process ([`Local`]),
+//! a device of the kernel opened through its group ([`kernel::Group`]) or its own file ([`kernel::Cdev`]), or one that a
+//! VMM has opened in its own way and adopts for migration only ([`kernel::Adopted`]).
+//!
+//! ```
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Device, Local, SavingRead, State};
+//!
+//! let model: Model = "serial".parse()?;
+//! let opened = model.open("serial 0")?;
+//! let mut device = Local::new(opened.device);
+//! let mut data = device.set_state(State::StopCopy)?.expect("a new session");
+//! let mut state = Vec::new();
+//! let mut buffer = [0; 4096];
+//! while let SavingRead::Data(count) = data.read(State::StopCopy, &mut buffer)? {
+//!     state.extend_from_slice(&buffer[..count]);
+//! }
+//! assert_eq!(state.len(), 60);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod data_file;
+mod device;
+mod error;
+pub mod kernel;
+mod local;
+
+pub use data_file::{DataFile, StateFile};
+pub use device::{Device, DmaRegion};
+pub use error::{Error, Result};
+pub use local::Local;
+pub use whimbrel_device::PrecopyReport;
+pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::session::{Direction, SavingRead};
+pub use whimbrel_protocol::{Errno, MigrationFlags, State};

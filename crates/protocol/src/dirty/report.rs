@@ -66,6 +66,11 @@ impl<'a> DirtyReport<'a> {
         1 << self.shift
     }
 
+    /// The bitmap, for a source that fills it whole, such as a kernel.
+    pub fn words_mut(&mut self) -> &mut [u64] {
+        self.words
+    }
+
     /// Marks every page that a byte of `length` from `iova` lies in. What is outside the range asked about is left out.
     pub fn set(&mut self, iova: u64, length: u64) {
         let end = iova.saturating_add(length).min(self.range.end());

@@ -1,0 +1,150 @@
+//! The user's end of a data session.
+
+use std::os::fd::BorrowedFd;
+
+use whimbrel_device::PrecopyReport;
+use whimbrel_protocol::session::{self, Direction, SavingRead};
+use whimbrel_protocol::{Errno, State};
+
+use crate::error::{Error, Result};
+
+/// What a way to reach devices gives for the data of a session. Results are the driver's, errno by errno.
+pub trait StateFile: Send {
+    /// Reads the next bytes of the state.
+    fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno>;
+
+    /// Writes the next bytes of a state and returns how many were taken.
+    fn write(&mut self, data: &[u8]) -> std::result::Result<usize, Errno>;
+
+    /// VFIO_MIG_GET_PRECOPY_INFO.
+    fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno>;
+
+    /// The descriptor, where there is one: to wait on, never to read from behind this object's back.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// One data session of a device. Dropping it closes the file; the device stays in its state.
+pub struct DataFile {
+    device: String,
+    direction: Direction,
+    file: Box<dyn StateFile>,
+}
+
+impl DataFile {
+    /// Takes over the file of a session that has just been opened on `device`.
+    pub fn new(device: impl Into<String>, direction: Direction, file: Box<dyn StateFile>) -> DataFile {
+        DataFile { device: device.into(), direction, file }
+    }
+
+    /// Which way the data goes.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Reads the next bytes of the device's state. `state` is the state the device is in: it decides whether nothing
+    /// means "for now" or "for good".
+    pub fn read(&mut self, state: State, buffer: &mut [u8]) -> Result<SavingRead> {
+        loop {
+            let result = self.file.read(buffer).map(|count| count.min(buffer.len()));
+            match session::saving_read(state, result) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::request(&self.device, "read of data_fd", errno)),
+                Ok(read) => return Ok(read),
+            }
+        }
+    }
+
+    /// Writes all of `data`, in as many pieces as the driver takes it.
+    pub fn write_all(&mut self, mut data: &[u8]) -> Result<()> {
+        while !data.is_empty() {
+            match self.file.write(data) {
+                Ok(0) => {
+                    return Err(Error::Answer {
+                        device: self.device.clone(),
+                        request: "write to data_fd".into(),
+                        what: format!("it took none of {} bytes", data.len()),
+                    });
+                }
+                Ok(count) => data = &data[count.min(data.len())..],
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::request(&self.device, "write to data_fd", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// How much can be read now, in PRE_COPY and PRE_COPY_P2P.
+    pub fn precopy_info(&mut self) -> Result<PrecopyReport> {
+        self.file
+            .precopy_info()
+            .map_err(|errno| Error::request(&self.device, "VFIO_MIG_GET_PRECOPY_INFO", errno))
+    }
+
+    /// The descriptor, where there is one, to wait on.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_fd()
+    }
+}
+
+impl std::fmt::Debug for DataFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataFile")
+            .field("device", &self.device)
+            .field("direction", &self.direction)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Plays back results.
+    struct Script(VecDeque<std::result::Result<usize, Errno>>);
+
+    impl StateFile for Script {
+        fn read(&mut self, _: &mut [u8]) -> std::result::Result<usize, Errno> {
+            self.0.pop_front().expect("one more read than the script has")
+        }
+        fn write(&mut self, _: &[u8]) -> std::result::Result<usize, Errno> {
+            self.0.pop_front().expect("one more write than the script has")
+        }
+        fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno> {
+            Err(Errno::ENOTTY)
+        }
+    }
+
+    fn file(script: impl Into<VecDeque<std::result::Result<usize, Errno>>>) -> DataFile {
+        DataFile::new("test", Direction::Saving, Box::new(Script(script.into())))
+    }
+
+    #[test]
+    fn an_interrupted_read_or_write_goes_on() {
+        let mut data = file([Err(Errno::EINTR), Ok(3)]);
+        assert_eq!(data.read(State::StopCopy, &mut [0; 8]).unwrap(), SavingRead::Data(3));
+        file([Ok(2), Err(Errno::EINTR), Ok(1)]).write_all(&[0; 3]).unwrap();
+    }
+
+    #[test]
+    fn a_driver_that_takes_nothing_is_an_error_and_not_a_loop() {
+        let error = file([Ok(0)]).write_all(&[0; 3]).unwrap_err();
+        assert!(matches!(error, Error::Answer { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_driver_that_claims_more_than_it_was_given_is_taken_at_the_size_of_the_buffer() {
+        let mut data = file([Ok(1000)]);
+        assert_eq!(data.read(State::StopCopy, &mut [0; 8]).unwrap(), SavingRead::Data(8));
+        file([Ok(1000)]).write_all(&[0; 3]).unwrap();
+    }
+
+    #[test]
+    fn errors_name_device_request_and_errno() {
+        let error = file([Err(Errno::EIO)]).read(State::StopCopy, &mut [0; 8]).unwrap_err();
+        assert_eq!(error.to_string(), "test: read of data_fd: EIO: I/O error");
+    }
+}

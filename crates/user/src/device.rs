@@ -1,0 +1,143 @@
+//! What a program that owns a device can do with it.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{FileOffset, MmapRegion};
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::{MigrationFlags, State};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use crate::data_file::DataFile;
+use crate::error::Result;
+
+/// A device, opened by the program that owns it.
+///
+/// Requests mean what the header says. One that fails changes nothing beyond what the header allows, and never touches
+/// a [`DataFile`] that is already open: that belongs to the caller.
+pub trait Device: Send {
+    /// The name that errors and reports use.
+    fn name(&self) -> &str;
+
+    /// VFIO_DEVICE_GET_INFO.
+    fn info(&mut self) -> Result<Info>;
+
+    /// VFIO_DEVICE_GET_REGION_INFO.
+    fn region_info(&mut self, index: u32) -> Result<Region>;
+
+    /// VFIO_DEVICE_GET_IRQ_INFO.
+    fn irq_info(&mut self, index: u32) -> Result<Irq>;
+
+    /// Reads all of `data` from a region, or fails.
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()>;
+
+    /// Writes all of `data` to a region, or fails.
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// VFIO_DEVICE_SET_IRQS: from `start` on, each interrupt of the index signals its eventfd, or nothing for `None`.
+    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()>;
+
+    /// VFIO_DEVICE_RESET.
+    fn reset(&mut self) -> Result<()>;
+
+    /// VFIO_DEVICE_FEATURE with PROBE: whether the device has the feature in these directions (GET, SET or both).
+    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool>;
+
+    /// What the device supports of migration; `None` if nothing.
+    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>>;
+
+    /// The present state.
+    fn state(&mut self) -> Result<State>;
+
+    /// Brings the device to a state, and returns the data file if that opened a session.
+    ///
+    /// After an error the device may be in any state on the way; [`Device::state`] tells. From ERROR only
+    /// [`Device::reset`] leads out.
+    fn set_state(&mut self, state: State) -> Result<Option<DataFile>>;
+
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: an estimate in bytes of what STOP_COPY will yield.
+    fn data_size(&mut self) -> Result<u64>;
+
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts into REINIT. `false` if the device's side does not know it.
+    fn enable_precopy_info_v2(&mut self) -> Result<bool>;
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START over `ranges`; returns the page size of the log in bytes.
+    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64>;
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
+    fn dma_logging_stop(&mut self) -> Result<()>;
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: sets the bits of the pages written since the last report.
+    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
+
+    /// Lets the device reach memory at `iova` with these rights.
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
+
+    /// Takes mappings away again, whole ones only, and returns how many bytes they had.
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64>;
+}
+
+/// A piece of this process's memory for a device to reach. It stays mapped in the process as long as the device may
+/// reach it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use whimbrel_user::DmaRegion;
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)])?;
+/// for region in memory.iter() {
+///     let region = DmaRegion::new(region.get_mmap());
+///     assert_eq!(region.size(), 0x10000);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct DmaRegion {
+    address: u64,
+    size: u64,
+    file: Option<FileOffset>,
+    /// Keeps the mapping alive.
+    memory: Arc<dyn Any + Send + Sync>,
+}
+
+impl DmaRegion {
+    /// All of a mapped region.
+    pub fn new<B: Bitmap + Send + Sync + 'static>(region: Arc<MmapRegion<B>>) -> DmaRegion {
+        DmaRegion {
+            address: region.as_ptr() as u64,
+            size: region.size() as u64,
+            file: region.file_offset().cloned(),
+            memory: region,
+        }
+    }
+
+    /// Where the region lies in this process.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file behind the region, if it has one, and where in it the region begins.
+    pub fn file(&self) -> Option<&FileOffset> {
+        self.file.as_ref()
+    }
+}
+
+impl std::fmt::Debug for DmaRegion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaRegion")
+            .field("address", &format_args!("{:#x}", self.address))
+            .field("size", &self.size)
+            .field("holders", &Arc::strong_count(&self.memory))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,88 @@
+//! What can go wrong between a user and its device, with the device, the request and the errno by name.
+
+use std::path::PathBuf;
+
+use whimbrel_protocol::Errno;
+
+/// The outcome of a request to a device.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A request that failed, or a device that could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The driver side refused a request.
+    #[error("{device}: {request}: {errno}")]
+    Request {
+        /// The device's name.
+        device: String,
+        /// The header's name of the request, with the feature or state where there is one.
+        request: String,
+        /// The answer.
+        errno: Errno,
+    },
+    /// The driver side answered something that cannot be.
+    #[error("{device}: {request}: the driver's answer makes no sense: {what}")]
+    Answer {
+        /// The device's name.
+        device: String,
+        /// The header's name of the request.
+        request: String,
+        /// What is wrong with the answer.
+        what: String,
+    },
+    /// A file that leads to the device could not be opened or read.
+    #[error("{device}: cannot open {}: {errno}", path.display())]
+    Open {
+        /// The device's name.
+        device: String,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        errno: Errno,
+    },
+    /// The device is there but cannot be used in this way.
+    #[error("{device}: {why}")]
+    Unusable {
+        /// The device's name.
+        device: String,
+        /// Why, and what would help.
+        why: String,
+    },
+}
+
+impl Error {
+    /// A request that `errno` answered.
+    pub fn request(device: &str, request: impl ToString, errno: Errno) -> Error {
+        Error::Request { device: device.to_string(), request: request.to_string(), errno }
+    }
+
+    /// The errno, where there is one.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Error::Request { errno, .. } | Error::Open { errno, .. } => Some(*errno),
+            Error::Answer { .. } | Error::Unusable { .. } => None,
+        }
+    }
+
+    /// What the person who reads the error can do, where something general can be said.
+    pub fn advice(&self) -> Option<&'static str> {
+        match (self, self.errno()?) {
+            (Error::Open { .. }, Errno::EACCES | Errno::EPERM) => {
+                Some("run as root, or give your user access to the files under /dev/vfio")
+            }
+            (Error::Open { .. }, Errno::EBUSY) => {
+                Some("another process holds the device or its group: find it with fuser -v on that file")
+            }
+            (Error::Open { .. }, Errno::ENOENT) => {
+                Some("is the device bound to a vfio driver? `whimbrel devices` lists what this host has")
+            }
+            (Error::Open { .. }, Errno::ENODEV) => Some("the module that serves this file is not loaded"),
+            (Error::Request { .. }, Errno::ENODEV) => {
+                Some("the device was reset, closed or taken away while it was used")
+            }
+            (Error::Request { .. }, Errno::ENOTTY) => Some("this device's driver does not offer the request"),
+            (Error::Request { .. }, Errno::EIO) => Some("the device failed: look at the host's kernel log"),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A device whose driver runs in this process.
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::{DeviceFile, PrecopyReport};
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_uapi::ioctl;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use crate::data_file::{DataFile, StateFile};
+use crate::device::{Device, DmaRegion};
+use crate::error::{Error, Result};
+
+/// A driver-side device, used directly.
+#[derive(Debug)]
+pub struct Local {
+    device: DeviceFile,
+}
+
+impl Local {
+    /// Uses a device that has been opened.
+    pub fn new(device: DeviceFile) -> Local {
+        Local { device }
+    }
+
+    /// The driver side.
+    pub fn driver_side(&self) -> &DeviceFile {
+        &self.device
+    }
+
+    fn failed(&self, request: impl ToString) -> impl FnOnce(Errno) -> Error {
+        let request = request.to_string();
+        let name = self.device.name().to_string();
+        move |errno| Error::Request { device: name, request, errno }
+    }
+
+    /// A transfer that must be whole.
+    fn whole(&self, request: &str, expected: usize, result: std::result::Result<usize, Errno>) -> Result<()> {
+        let count = result.map_err(self.failed(request))?;
+        if count == expected {
+            return Ok(());
+        }
+        Err(Error::Answer {
+            device: self.device.name().to_string(),
+            request: request.to_string(),
+            what: format!("{count} of {expected} bytes were transferred"),
+        })
+    }
+}
+
+impl Device for Local {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn info(&mut self) -> Result<Info> {
+        Ok(self.device.info())
+    }
+
+    fn region_info(&mut self, index: u32) -> Result<Region> {
+        let request = format!("{} of region {index}", ioctl::VFIO_DEVICE_GET_REGION_INFO);
+        self.device.region_info(index).map_err(self.failed(request))
+    }
+
+    fn irq_info(&mut self, index: u32) -> Result<Irq> {
+        let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_GET_IRQ_INFO);
+        self.device.irq_info(index).map_err(self.failed(request))
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
+        let result = self.device.read_region(index, offset, data);
+        self.whole(&format!("read of region {index} at {offset:#x}"), data.len(), result)
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
+        let result = self.device.write_region(index, offset, data);
+        self.whole(&format!("write to region {index} at {offset:#x}"), data.len(), result)
+    }
+
+    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+        let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_SET_IRQS);
+        let copies: std::result::Result<Vec<_>, _> =
+            eventfds.iter().map(|eventfd| eventfd.map(EventFd::try_clone).transpose()).collect();
+        copies
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
+            .and_then(|copies| self.device.set_irq_triggers(index, start, copies))
+            .map_err(self.failed(request))
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.device.reset().map_err(self.failed(ioctl::VFIO_DEVICE_RESET))
+    }
+
+    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
+        Ok(self.device.has_feature(feature, directions))
+    }
+
+    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
+        Ok(self.device.migration_flags().ok())
+    }
+
+    fn state(&mut self) -> Result<State> {
+        self.device.mig_state().map_err(self.failed(Feature::MigDeviceState))
+    }
+
+    fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
+        let opened = self
+            .device
+            .set_mig_state(state)
+            .map_err(self.failed(format!("{} to {state}", Feature::MigDeviceState)))?;
+        Ok(opened.map(|file| DataFile::new(self.device.name(), file.direction(), Box::new(LocalFile(file)))))
+    }
+
+    fn data_size(&mut self) -> Result<u64> {
+        self.device.mig_data_size().map_err(self.failed(Feature::MigDataSize))
+    }
+
+    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
+        match self.device.enable_precopy_info_v2() {
+            Ok(()) => Ok(true),
+            Err(Errno::EINVAL | Errno::ENOTTY) => Ok(false),
+            Err(errno) => Err(self.failed(Feature::MigPrecopyInfoV2)(errno)),
+        }
+    }
+
+    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        LoggingRanges::new(page_size, count)
+            .and_then(|mut checked| {
+                for range in ranges {
+                    checked.push(range.iova(), range.length())?;
+                }
+                self.device.dma_logging_start(&checked)
+            })
+            .map_err(self.failed(Feature::DmaLoggingStart))
+    }
+
+    fn dma_logging_stop(&mut self) -> Result<()> {
+        self.device.dma_logging_stop().map_err(self.failed(Feature::DmaLoggingStop))
+    }
+
+    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        self.device.dma_logging_report(report).map_err(self.failed(Feature::DmaLoggingReport))
+    }
+
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        let Some(file) = memory.file() else {
+            return Err(Error::Unusable {
+                device: self.device.name().to_string(),
+                why: "a driver in this process reaches memory only through a file that both map: \
+                      allocate it with memfd_create"
+                    .into(),
+            });
+        };
+        self.device
+            .bus()
+            .dma()
+            .map(iova, memory.size(), rights, file.clone())
+            .map_err(self.failed(format!("{} at {iova:#x}", ioctl::VFIO_IOMMU_MAP_DMA)))
+    }
+
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
+        let request = format!("{} at {iova:#x}", ioctl::VFIO_IOMMU_UNMAP_DMA);
+        self.device.bus().dma().unmap(iova, size).map_err(self.failed(request))
+    }
+}
+
+struct LocalFile(whimbrel_device::DataFile);
+
+impl StateFile for LocalFile {
+    fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
+        self.0.read(buffer)
+    }
+
+    fn write(&mut self, data: &[u8]) -> std::result::Result<usize, Errno> {
+        self.0.write(data)
+    }
+
+    fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno> {
+        self.0.precopy_info()
+    }
+}
