@@ -1,1 +1,53 @@
-//! Placeholder.
+//! A live migration of a device and its memory from one process to another.
+//!
+//! [`Source`] sends a device that works: rounds of memory and device state while it runs, until what is left fits the
+//! downtime limit, then the rest while it stands still, then the handover. [`Destination`] takes it and runs it. Both
+//! know user-side devices ([`whimbrel_user::Device`]) only, never what stands behind one. [`archive`] puts a device's
+//! state into a file and back.
+//!
+//! If anything fails before the handover, the source runs on; who may run the device when is decided by
+//! [`whimbrel_protocol::handover`] alone.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use whimbrel_engine::{Destination, Link, Source};
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Device, Local, State};
+//!
+//! let model: Model = "accel?state=1MiB".parse()?;
+//! let mut here = Local::new(model.open("here")?.device);
+//! let there = Local::new(model.open("there")?.device);
+//!
+//! let (left, right) = UnixStream::pair()?;
+//! let receiver = std::thread::spawn(move || {
+//!     let mut there = there;
+//!     Destination::new(&mut there).receive(Link::from(right)).map(|_| there)
+//! });
+//! let report = Source::new(&mut here).send(Link::from(left))?;
+//! let mut there = receiver.join().unwrap()?;
+//! assert_eq!((here.state()?, there.state()?), (State::Stop, State::Running));
+//! assert!(report.device_bytes >= 1 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod archive;
+mod destination;
+mod dirty;
+mod error;
+mod guest;
+mod memory;
+mod progress;
+mod report;
+mod source;
+pub mod stream;
+mod transport;
+
+pub use destination::{Destination, Received};
+pub use dirty::{CpuLog, NoCpuLog};
+pub use error::{Error, Outcome, SendError};
+pub use guest::{Guest, NoGuest};
+pub use memory::{Ram, RamError, RamRegion};
+pub use progress::{Observer, Phase, Progress, Silent};
+pub use report::{Report, Round};
+pub use source::{Source, SourceOptions};
+pub use transport::{Address, AddressError, Link, Listener};

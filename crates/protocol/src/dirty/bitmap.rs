@@ -66,16 +66,16 @@ impl PageBitmap {
 
     /// Marks every page whose bit is set in `words`, laid out as this bitmap is. Bits past the last page are left out.
     pub fn merge(&mut self, words: &[u64]) {
-        for (ours, theirs) in self.words.iter_mut().zip(words) {
+        self.merge_at(0, words);
+    }
+
+    /// As [`PageBitmap::merge`], for `words` whose first bit stands for page `first`, a multiple of 64.
+    pub fn merge_at(&mut self, first: usize, words: &[u64]) {
+        debug_assert_eq!(first % 64, 0);
+        for (ours, theirs) in self.words.iter_mut().skip(first / 64).zip(words) {
             *ours |= theirs;
         }
         self.trim();
-    }
-
-    /// The words, for a log to set bits in. Bits past the last page must stay clear; [`PageBitmap::merge`] is the way
-    /// for words that are not to be trusted.
-    pub fn words(&self) -> &[u64] {
-        &self.words
     }
 
     /// Marks every page clean.
@@ -181,6 +181,16 @@ mod tests {
         bitmap.merge(&[u64::MAX, u64::MAX, u64::MAX]);
         assert_eq!(bitmap.count(), 70);
         assert_eq!(bitmap.runs().collect::<Vec<_>>(), [Run { first: 0, count: 70 }]);
+    }
+
+    #[test]
+    fn a_part_is_merged_where_it_belongs() {
+        let mut bitmap = PageBitmap::new(130);
+        bitmap.merge_at(64, &[1, u64::MAX, u64::MAX]);
+        assert_eq!(
+            bitmap.runs().collect::<Vec<_>>(),
+            [Run { first: 64, count: 1 }, Run { first: 128, count: 2 }]
+        );
     }
 
     #[test]

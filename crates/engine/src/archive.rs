@@ -1,0 +1,273 @@
+//! A device's state in a file: saved from one, restored to another, and looked at.
+//!
+//! The file is a stream as a migration sends it, without the dialogue: greeting, state, end. Raw files hold the driver's
+//! own bytes and nothing else, so that they can be compared with what a kernel gives.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use whimbrel_user::{DataFile, Device, SavingRead, State};
+
+use crate::destination::check_device;
+use crate::error::Error;
+use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, VERSION_MAJOR, VERSION_MINOR, Writer};
+
+/// What a file is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A whimbrel stream: checked, versioned, with what is needed to see whether it fits.
+    Stream,
+    /// The driver's bytes and nothing else.
+    Raw,
+}
+
+/// A finished save or restore.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The device's name.
+    pub device: String,
+    /// Bytes of device state.
+    pub device_bytes: u64,
+    /// The state the device is in now.
+    pub state: String,
+}
+
+/// Saves the state of a device: it is stopped, read, and brought back to the state it was in.
+pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<Summary, Error> {
+    let flags = device
+        .migration_flags()?
+        .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
+    let info = device.info()?;
+    let before = device.state()?;
+    let result = (|| {
+        let data = device
+            .set_state(State::StopCopy)?
+            .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::StopCopy })?;
+        match form {
+            Form::Raw => save_raw(data, output),
+            Form::Stream => {
+                let summary = DeviceSummary {
+                    name: device.name().to_string(),
+                    flags: info.flags.bits(),
+                    num_regions: info.num_regions,
+                    num_irqs: info.num_irqs,
+                    migration_flags: flags.bits(),
+                };
+                save_stream(data, summary, output)
+            }
+        }
+    })();
+    // The device goes on whether or not the save worked; of two errors the first says more.
+    let back = device.set_state(before);
+    let device_bytes = result?;
+    back?;
+    Ok(Summary { device: device.name().to_string(), device_bytes, state: before.to_string() })
+}
+
+/// As [`save`], to a file that appears under its name only when it is complete and on disk.
+pub fn save_to_path(device: &mut dyn Device, path: &Path, form: Form) -> Result<Summary, Error> {
+    let failed = |what: &'static str| {
+        move |error: io::Error| Error::File { what: format!("{what} {}", path.display()), error }
+    };
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".whimbrel-save")
+        .tempfile_in(folder)
+        .map_err(failed("creating a file beside"))?;
+    let summary = save(device, &mut file, form).map_err(|error| match error {
+        Error::Link(error) => Error::File { what: format!("writing {}", path.display()), error },
+        other => other,
+    })?;
+    file.as_file().sync_all().map_err(failed("writing"))?;
+    file.persist(path).map_err(|error| failed("naming")(error.error))?;
+    Ok(summary)
+}
+
+fn save_raw(mut data: DataFile, mut output: impl Write) -> Result<u64, Error> {
+    let mut total = 0;
+    let mut chunk = vec![0; CHUNK];
+    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
+        output.write_all(&chunk[..count]).map_err(Error::Link)?;
+        total += count as u64;
+    }
+    output.flush().map_err(Error::Link)?;
+    Ok(total)
+}
+
+fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) -> Result<u64, Error> {
+    let mut writer = Writer::new(output);
+    let mut total = 0;
+    let mut chunk = vec![0; CHUNK];
+    let mut send = |message: &Message<'_>| writer.send(message).map_err(Error::Link);
+    send(&Message::Hello(Hello { device, memory: Vec::new() }))?;
+    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
+        send(&Message::DeviceState { device: 0, data: &chunk[..count] })?;
+        total += count as u64;
+    }
+    send(&Message::DeviceEnd { device: 0, bytes: total })?;
+    send(&Message::End { memory_bytes: 0 })?;
+    writer.flush().map_err(Error::Link)?;
+    Ok(total)
+}
+
+/// Restores a saved state into a device and lets it run. If that fails the device is reset, so that it never runs with
+/// half a state.
+pub fn restore(device: &mut dyn Device, input: impl Read, form: Form) -> Result<Summary, Error> {
+    if device.migration_flags()?.is_none() {
+        return Err(Error::NotMigratable { device: device.name().to_string() });
+    }
+    let result = (|| {
+        let device_bytes = match form {
+            Form::Raw => restore_raw(device, input)?,
+            Form::Stream => restore_stream(device, input)?,
+        };
+        device.set_state(State::Stop)?;
+        device.set_state(State::Running)?;
+        Ok(device_bytes)
+    })();
+    match result {
+        Ok(device_bytes) => {
+            let state = State::Running.to_string();
+            Ok(Summary { device: device.name().to_string(), device_bytes, state })
+        }
+        Err(error) => {
+            if let Err(error) = device.reset() {
+                tracing::error!(%error, "the device could not be reset after a failed restore");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn resume(device: &mut dyn Device) -> Result<DataFile, Error> {
+    device
+        .set_state(State::Resuming)?
+        .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::Resuming })
+}
+
+fn restore_raw(device: &mut dyn Device, mut input: impl Read) -> Result<u64, Error> {
+    let mut data = resume(device)?;
+    let mut chunk = vec![0; CHUNK];
+    let mut total = 0;
+    loop {
+        match input.read(&mut chunk) {
+            Ok(0) => return Ok(total),
+            Ok(count) => {
+                data.write_all(&chunk[..count])?;
+                total += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::File { what: "reading the saved state".into(), error }),
+        }
+    }
+}
+
+fn restore_stream(device: &mut dyn Device, input: impl Read) -> Result<u64, Error> {
+    let mut reader = Reader::new(input);
+    reader.preamble()?;
+    let info = device.info()?;
+    match reader.next_message()? {
+        Message::Hello(hello) => check_device(&hello.device, &info)?,
+        other => return Err(out_of_place(&other)),
+    }
+    let mut data = resume(device)?;
+    let mut total = 0;
+    loop {
+        match reader.next_message()? {
+            Message::DeviceState { device: 0, data: bytes } => {
+                data.write_all(bytes)?;
+                total += bytes.len() as u64;
+            }
+            Message::DeviceEnd { device: 0, bytes } if bytes == total => break,
+            other => return Err(out_of_place(&other)),
+        }
+    }
+    match reader.next_message()? {
+        Message::End { memory_bytes: 0 } => {}
+        other => return Err(out_of_place(&other)),
+    }
+    reader.expect_end()?;
+    Ok(total)
+}
+
+fn out_of_place(message: &Message<'_>) -> Error {
+    Error::Protocol(format!("{:?} stands where it has no meaning in a file", message.kind()))
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contents {
+    /// The version that wrote it understands.
+    pub version: String,
+    /// What was saved.
+    pub hello: Option<Hello>,
+    /// Number of frames.
+    pub frames: u64,
+    /// Bytes of device state.
+    pub device_bytes: u64,
+    /// Bytes of memory, zero pages counted.
+    pub memory_bytes: u64,
+    /// Bytes of the file, as far as it could be read.
+    pub file_bytes: u64,
+    /// Whether it is whole. If not, `problem` says why.
+    pub complete: bool,
+    /// What is wrong with it, and where.
+    pub problem: Option<String>,
+    /// The first bytes of the device's state, for looking at.
+    #[serde(skip)]
+    pub head: Vec<u8>,
+}
+
+/// Reads a file to its end and tells what it holds. A damaged file is told about as far as it can be read.
+pub fn inspect(input: impl Read) -> Contents {
+    let mut reader = Reader::new(input);
+    let mut contents = Contents {
+        version: format!("{VERSION_MAJOR}.{VERSION_MINOR}"),
+        hello: None,
+        frames: 0,
+        device_bytes: 0,
+        memory_bytes: 0,
+        file_bytes: 0,
+        complete: false,
+        problem: None,
+        head: Vec::new(),
+    };
+    let result = look_through(&mut reader, &mut contents);
+    contents.file_bytes = reader.offset();
+    match result {
+        Ok(()) => contents.complete = true,
+        Err(error) => contents.problem = Some(error.to_string()),
+    }
+    contents
+}
+
+fn look_through(reader: &mut Reader<impl Read>, contents: &mut Contents) -> Result<(), Error> {
+    const HEAD: usize = 64;
+    reader.preamble()?;
+    loop {
+        let message = reader.next_message()?;
+        contents.frames += 1;
+        match message {
+            Message::Hello(hello) if contents.hello.is_none() => contents.hello = Some(hello),
+            Message::DeviceState { data, .. } => {
+                contents.device_bytes += data.len() as u64;
+                let room = HEAD - contents.head.len();
+                contents.head.extend_from_slice(&data[..room.min(data.len())]);
+            }
+            Message::Memory { data, .. } => contents.memory_bytes += data.len() as u64,
+            Message::MemoryZero { length, .. } => {
+                contents.memory_bytes = contents.memory_bytes.saturating_add(length);
+            }
+            Message::DeviceEnd { bytes, .. } if bytes == contents.device_bytes => {}
+            Message::End { memory_bytes } if memory_bytes == contents.memory_bytes => {
+                return reader.expect_end().map_err(Error::from);
+            }
+            Message::Round { .. } => {}
+            other => return Err(out_of_place(&other)),
+        }
+    }
+}

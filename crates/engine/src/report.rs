@@ -1,0 +1,53 @@
+//! What a migration came to, in figures.
+
+use serde::Serialize;
+
+/// A finished migration as the source saw it. The names are stable: scripts read them.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The device's name.
+    pub device: String,
+    /// From the order to stop until the destination said that the device runs, less `inspection_ms`.
+    pub downtime_ms: f64,
+    /// What was expected when the decision to stop was taken.
+    pub predicted_downtime_ms: f64,
+    /// How long the destination's owner looked at what it got before it agreed.
+    pub inspection_ms: f64,
+    /// From the first byte to the end, `inspection_ms` included.
+    pub total_ms: f64,
+    /// Number of rounds while the device ran.
+    pub rounds: u32,
+    /// Each of them.
+    pub round_list: Vec<Round>,
+    /// Bytes of memory carried, repeated pages counted each time, zero pages counted.
+    pub memory_bytes: u64,
+    /// Of those, bytes that were zero and only named.
+    pub zero_bytes: u64,
+    /// Bytes of device state carried.
+    pub device_bytes: u64,
+    /// Bytes of memory and device state carried while the device stood still.
+    pub final_bytes: u64,
+    /// Bytes written to the link.
+    pub wire_bytes: u64,
+    /// The link's speed, as measured over the rounds.
+    pub throughput_bytes_per_s: f64,
+}
+
+/// One round of pre-copy.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Round {
+    /// From 1.
+    pub number: u32,
+    /// Bytes of memory carried.
+    pub memory_bytes: u64,
+    /// Bytes of device state carried.
+    pub device_bytes: u64,
+    /// How long it took until the destination had it.
+    pub ms: f64,
+    /// Bytes of memory that have changed by then.
+    pub memory_left: u64,
+    /// Bytes of device state that stopping would still yield then.
+    pub device_left: u64,
+    /// The downtime to expect then.
+    pub expected_downtime_ms: Option<f64>,
+}

@@ -1,0 +1,571 @@
+//! The side that has the device and gives it away.
+//!
+//! The order: greet, start the logs, let the device enter PRE_COPY, send rounds until what is left fits the downtime
+//! limit, stop, send the rest, hand over. Up to the handover everything can fail and the device runs on here.
+
+use std::time::{Duration, Instant};
+
+use whimbrel_protocol::estimate::{self, Bandwidth, Decision, Remaining};
+use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
+use whimbrel_protocol::precopy;
+use whimbrel_user::{DataFile, Device, MigrationFlags, SavingRead, State};
+
+use crate::dirty::{CpuLog, Dirty, NoCpuLog};
+use crate::error::{Error, Outcome, SendError};
+use crate::guest::{Guest, NoGuest};
+use crate::memory::{PAGE, Ram, stretches};
+use crate::progress::{Observer, Phase, Progress, Silent};
+use crate::report::{Report, Round};
+use crate::stream::{
+    CHUNK, DeviceSummary, Hello, Message, Problem, Reader, Ready, Reason, StreamError, Writer,
+};
+use crate::transport::Link;
+
+/// How a migration is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceOptions {
+    /// The device is stopped once it is expected to stand still for no longer than this.
+    pub downtime_limit: Duration,
+    /// After this many rounds without that, the migration is given up and the device runs on.
+    pub max_rounds: u32,
+    /// How long the other side may give no sign of life.
+    pub timeout: Duration,
+}
+
+impl Default for SourceOptions {
+    fn default() -> SourceOptions {
+        SourceOptions {
+            downtime_limit: Duration::from_millis(300),
+            max_rounds: 30,
+            timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A migration about to be sent.
+pub struct Source<'a> {
+    device: &'a mut dyn Device,
+    ram: Option<&'a dyn Ram>,
+    cpu_log: Box<dyn CpuLog + 'a>,
+    guest: Box<dyn Guest + 'a>,
+    observer: Box<dyn Observer + 'a>,
+    options: SourceOptions,
+}
+
+impl<'a> Source<'a> {
+    /// Moves a device alone.
+    pub fn new(device: &'a mut dyn Device) -> Source<'a> {
+        Source {
+            device,
+            ram: None,
+            cpu_log: Box::new(NoCpuLog),
+            guest: Box::new(NoGuest),
+            observer: Box::new(Silent),
+            options: SourceOptions::default(),
+        }
+    }
+
+    /// Moves memory too. The device has been given it before, each address as the same IOVA; `cpu_log` knows what
+    /// everyone but the device writes.
+    #[must_use]
+    pub fn memory(mut self, ram: &'a dyn Ram, cpu_log: impl CpuLog + 'a) -> Self {
+        self.ram = Some(ram);
+        self.cpu_log = Box::new(cpu_log);
+        self
+    }
+
+    /// The program around the device.
+    #[must_use]
+    pub fn guest(mut self, guest: impl Guest + 'a) -> Self {
+        self.guest = Box::new(guest);
+        self
+    }
+
+    /// Someone who watches.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer + 'a) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// How it is to be done.
+    #[must_use]
+    pub fn options(mut self, options: SourceOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Sends the device over a connected link. When this returns `Ok`, the device runs at the destination and stands
+    /// in STOP here; otherwise the error says where it is.
+    pub fn send(self, link: Link) -> Result<Report, SendError> {
+        let mut sending = match Sending::new(self, link) {
+            Ok(sending) => sending,
+            Err(cause) => return Err(SendError { cause, outcome: Outcome::RunsOn }),
+        };
+        match sending.migrate() {
+            Ok(()) => Ok(sending.report),
+            Err(cause) => {
+                let outcome = sending.recover(&cause);
+                Err(SendError { cause, outcome })
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("device", &self.device.name()).finish_non_exhaustive()
+    }
+}
+
+/// A migration under way.
+struct Sending<'a> {
+    source: Source<'a>,
+    flags: MigrationFlags,
+    writer: Writer<Link>,
+    reader: Reader<Link>,
+    handover: handover::Source,
+    dirty: Option<Dirty>,
+    /// The running data session.
+    data: Option<DataFile>,
+    /// The state the device was last brought to.
+    state: State,
+    precopy: precopy::Progress,
+    bandwidth: Bandwidth,
+    /// The quickest answer so far: what a round trip costs.
+    quickest_answer: Duration,
+    paused: bool,
+    chunk: Vec<u8>,
+    phase: Phase,
+    phase_done: u64,
+    phase_total: u64,
+    expected: Option<Duration>,
+    started: Instant,
+    report: Report,
+}
+
+/// What the destination can answer.
+enum Answer {
+    Accept,
+    RoundDone(u32),
+    Ready(Ready),
+    Running,
+}
+
+impl<'a> Sending<'a> {
+    fn new(source: Source<'a>, link: Link) -> Result<Sending<'a>, Error> {
+        link.set_timeout(Some(source.options.timeout)).map_err(Error::Link)?;
+        let reader = Reader::new(link.try_clone().map_err(Error::Link)?);
+        let flags = source
+            .device
+            .migration_flags()?
+            .ok_or_else(|| Error::NotMigratable { device: source.device.name().to_string() })?;
+        let report = Report { device: source.device.name().to_string(), ..Report::default() };
+        Ok(Sending {
+            source,
+            flags,
+            writer: Writer::new(link),
+            reader,
+            handover: handover::Source::new(),
+            dirty: None,
+            data: None,
+            state: State::Running,
+            precopy: precopy::Progress::default(),
+            bandwidth: Bandwidth::default(),
+            quickest_answer: Duration::MAX,
+            paused: false,
+            chunk: vec![0; CHUNK],
+            phase: Phase::Greeting,
+            phase_done: 0,
+            phase_total: 0,
+            expected: None,
+            started: Instant::now(),
+            report,
+        })
+    }
+
+    fn migrate(&mut self) -> Result<(), Error> {
+        self.greet()?;
+        let regions = self.source.ram.map(Ram::regions).unwrap_or_default();
+        self.dirty = Some(Dirty::start(regions, self.source.device, &mut *self.source.cpu_log)?);
+        if self.flags.contains(MigrationFlags::PRE_COPY) {
+            self.source.device.enable_precopy_info_v2()?;
+            self.set_state(State::PreCopy)?;
+        }
+        for number in 1.. {
+            let round = self.round(number)?;
+            tracing::info!(?round, "round done");
+            let decision = estimate::decide(
+                self.expected,
+                self.source.options.downtime_limit,
+                self.data.is_none() || self.precopy.initial_done(),
+                number,
+                self.source.options.max_rounds,
+            );
+            self.report.rounds = number;
+            self.report.round_list.push(round);
+            match decision {
+                Decision::Switchover => break,
+                Decision::Continue => {}
+                Decision::OutOfRounds => {
+                    return Err(Error::NotConverging {
+                        rounds: number,
+                        expected: self.expected,
+                        limit: self.source.options.downtime_limit,
+                    });
+                }
+            }
+        }
+        self.switchover()?;
+        self.enter(Phase::Done, 0);
+        self.show();
+        Ok(())
+    }
+
+    fn greet(&mut self) -> Result<(), Error> {
+        let info = self.source.device.info()?;
+        let memory = self.source.ram.map(Ram::regions).unwrap_or_default();
+        if let Some(region) = memory.iter().find(|region| region.start % PAGE != 0) {
+            return Err(Error::Layout(format!("the region at {:#x} does not start on a page", region.start)));
+        }
+        let device = DeviceSummary {
+            name: self.source.device.name().to_string(),
+            flags: info.flags.bits(),
+            num_regions: info.num_regions,
+            num_irqs: info.num_irqs,
+            migration_flags: self.flags.bits(),
+        };
+        self.show();
+        self.send(&Message::Hello(Hello { device, memory }))?;
+        self.flush()?;
+        self.reader.preamble()?;
+        match self.answer()? {
+            Answer::Accept => Ok(()),
+            _ => Err(Error::Protocol("the destination did not answer the greeting with ACCEPT".into())),
+        }
+    }
+
+    /// One round: everything marked and what the device has, then an estimate of what is left.
+    fn round(&mut self, number: u32) -> Result<Round, Error> {
+        let start = Instant::now();
+        let wire_before = self.writer.bytes();
+        let memory_left = self.dirty.as_ref().map_or(0, Dirty::bytes_left);
+        let device_left = match self.data {
+            Some(_) => self.refresh_precopy()?,
+            None => 0,
+        };
+        self.enter(Phase::Round(number), memory_left.saturating_add(device_left));
+        let memory_bytes = self.send_memory()?;
+        let device_bytes = if self.data.is_some() { self.send_precopy(device_left)? } else { 0 };
+        self.send(&Message::Round { number })?;
+        self.flush()?;
+        let asked = Instant::now();
+        match self.answer()? {
+            Answer::RoundDone(done) if done == number => {}
+            _ => return Err(Error::Protocol(format!("round {number} was not confirmed"))),
+        }
+        self.quickest_answer = self.quickest_answer.min(asked.elapsed());
+        let elapsed = start.elapsed();
+        self.bandwidth.sample(self.writer.bytes() - wire_before, elapsed);
+        let remaining = self.remaining()?;
+        // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
+        self.expected = estimate::downtime(remaining, self.bandwidth, self.quickest_answer.saturating_mul(3));
+        Ok(Round {
+            number,
+            memory_bytes,
+            device_bytes,
+            ms: milliseconds(elapsed),
+            memory_left: remaining.memory,
+            device_left: remaining.device,
+            expected_downtime_ms: self.expected.map(milliseconds),
+        })
+    }
+
+    /// What stopping now would leave to carry.
+    fn remaining(&mut self) -> Result<Remaining, Error> {
+        if let Some(dirty) = &mut self.dirty {
+            dirty.collect(self.source.device, &mut *self.source.cpu_log, false)?;
+        }
+        let precopy_left = match self.data {
+            Some(_) => Some(self.refresh_precopy()?),
+            None => None,
+        };
+        // Kernels before 6.2 do not have the feature; what pre-copy still holds is the next best figure.
+        let device = match (self.source.device.data_size(), precopy_left) {
+            (Ok(size), _) => size,
+            (Err(_), Some(left)) => left,
+            (Err(error), None) => return Err(error.into()),
+        };
+        Ok(Remaining { memory: self.dirty.as_ref().map_or(0, Dirty::bytes_left), device })
+    }
+
+    fn refresh_precopy(&mut self) -> Result<u64, Error> {
+        if let Some(data) = &mut self.data {
+            let report = data.precopy_info()?;
+            self.precopy.report(report.bytes, report.reinit);
+        }
+        Ok(self.precopy.remaining().total())
+    }
+
+    /// Stops the device, sends the rest, hands over.
+    fn switchover(&mut self) -> Result<(), Error> {
+        let predicted = self.expected.unwrap_or_default();
+        let memory_left = self.dirty.as_ref().map_or(0, Dirty::bytes_left);
+        self.enter(Phase::Switchover, memory_left);
+        let stopped_at = Instant::now();
+        self.source.guest.pause().map_err(Error::Guest)?;
+        self.paused = true;
+        self.set_state(State::StopCopy)?;
+        if let Some(dirty) = &mut self.dirty {
+            dirty.collect(self.source.device, &mut *self.source.cpu_log, true)?;
+        }
+        let memory_bytes = self.send_memory()?;
+        let device_bytes = self.send_stop_copy()?;
+        self.send(&Message::DeviceEnd { device: 0, bytes: self.report.device_bytes })?;
+        self.send(&Message::End { memory_bytes: self.report.memory_bytes })?;
+        self.flush()?;
+        let Answer::Ready(ready) = self.answer()? else {
+            return Err(Error::Protocol("the destination did not say READY at the end".into()));
+        };
+        match self.handover.receive(handover::Message::Ready)? {
+            SourceAction::SendHandover => {
+                self.send(&Message::Handover)?;
+                self.flush()?;
+            }
+            other => return Err(Error::Protocol(format!("READY led to {other:?}"))),
+        }
+        let Answer::Running = self.answer()? else {
+            return Err(Error::Protocol("the destination did not say RUNNING after the handover".into()));
+        };
+        self.handover.receive(handover::Message::Running)?;
+
+        let inspection = Duration::from_micros(ready.inspection_us);
+        self.report.downtime_ms = milliseconds(stopped_at.elapsed().saturating_sub(inspection));
+        self.report.predicted_downtime_ms = milliseconds(predicted);
+        self.report.inspection_ms = milliseconds(inspection);
+        self.report.total_ms = milliseconds(self.started.elapsed());
+        self.report.final_bytes = memory_bytes + device_bytes;
+        self.report.wire_bytes = self.writer.bytes();
+        self.report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
+
+        // The device is the destination's: what fails here cannot take that back.
+        if let Err(error) = self.set_state(State::Stop) {
+            tracing::warn!(%error, "the device that was given away could not be brought to STOP");
+        }
+        self.data = None;
+        self.stop_logs();
+        Ok(())
+    }
+
+    fn set_state(&mut self, state: State) -> Result<(), Error> {
+        let opened = self.source.device.set_state(state)?;
+        self.state = state;
+        if let Some(data) = opened {
+            self.data = Some(data);
+        }
+        if state.is_saving() && self.data.is_none() {
+            return Err(Error::NoSession { device: self.source.device.name().to_string(), state });
+        }
+        Ok(())
+    }
+
+    /// Sends all marked memory; returns how many bytes that was.
+    fn send_memory(&mut self) -> Result<u64, Error> {
+        let (Some(dirty), Some(ram)) = (&mut self.dirty, self.source.ram) else { return Ok(0) };
+        let bitmaps = dirty.take();
+        let regions = dirty.regions().to_vec();
+        let mut total = 0;
+        for (region, bitmap) in regions.iter().zip(&bitmaps) {
+            for run in bitmap.runs() {
+                let mut offset = run.first as u64 * PAGE;
+                let end = (offset + run.count as u64 * PAGE).min(region.size);
+                while offset < end {
+                    let count = (end - offset).min(CHUNK as u64) as usize;
+                    let mut chunk = std::mem::take(&mut self.chunk);
+                    let sent = self.send_piece(ram, region.start + offset, &mut chunk[..count]);
+                    self.chunk = chunk;
+                    sent?;
+                    offset += count as u64;
+                    total += count as u64;
+                    self.moved(count as u64);
+                }
+            }
+        }
+        self.report.memory_bytes += total;
+        Ok(total)
+    }
+
+    fn send_piece(&mut self, ram: &dyn Ram, address: u64, chunk: &mut [u8]) -> Result<(), Error> {
+        ram.read(address, chunk)?;
+        for (at, length, zero) in stretches(chunk) {
+            let address = address + at as u64;
+            if zero {
+                self.report.zero_bytes += length as u64;
+                self.send(&Message::MemoryZero { address, length: length as u64 })?;
+            } else {
+                self.send(&Message::Memory { address, data: &chunk[at..at + length] })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the device's state as far as it was there when the round began, so that a device that changes as fast as
+    /// it is read does not hold the round for ever.
+    fn send_precopy(&mut self, there: u64) -> Result<u64, Error> {
+        let mut sent = 0;
+        while let Some(count) = self.send_state_chunk()? {
+            sent += count;
+            self.precopy.read(count);
+            if sent >= there {
+                break;
+            }
+        }
+        Ok(sent)
+    }
+
+    fn send_stop_copy(&mut self) -> Result<u64, Error> {
+        let mut sent = 0;
+        while let Some(count) = self.send_state_chunk()? {
+            sent += count;
+        }
+        Ok(sent)
+    }
+
+    /// Sends one chunk of device state; `None` at the end, for now or for good.
+    fn send_state_chunk(&mut self) -> Result<Option<u64>, Error> {
+        let state = self.state;
+        let Some(data) = &mut self.data else { return Ok(None) };
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let read = data.read(state, &mut chunk);
+        let sent = match read {
+            Ok(SavingRead::Data(count)) => self
+                .send(&Message::DeviceState { device: 0, data: &chunk[..count] })
+                .map(|()| Some(count as u64)),
+            Ok(SavingRead::TemporaryEnd | SavingRead::End) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        self.chunk = chunk;
+        if let Ok(Some(count)) = sent {
+            self.report.device_bytes += count;
+            self.moved(count);
+        }
+        sent
+    }
+
+    fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        // The destination speaks unasked only to say that it gives up: the sooner that is heard, the better.
+        if self.reader.get_ref().is_readable() && self.handover.may_run() && self.phase != Phase::Greeting {
+            self.answer()?;
+            return Err(Error::Protocol("the destination answered before it was asked".into()));
+        }
+        let result = self.writer.send(message);
+        result.map_err(|error| self.link_failed(error))
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let result = self.writer.flush();
+        result.map_err(|error| self.link_failed(error))
+    }
+
+    /// A link that breaks while sending may still hold the reason why the other side closed it.
+    fn link_failed(&mut self, error: std::io::Error) -> Error {
+        let _ = self.reader.get_ref().set_timeout(Some(Duration::from_secs(1)));
+        if self.phase == Phase::Greeting && self.reader.offset() == 0 && self.reader.preamble().is_err() {
+            return Error::Link(error);
+        }
+        match self.answer() {
+            Err(peer @ Error::Peer { .. }) => peer,
+            _ => Error::Link(error),
+        }
+    }
+
+    fn answer(&mut self) -> Result<Answer, Error> {
+        match self.reader.next_message()? {
+            Message::Accept => Ok(Answer::Accept),
+            Message::RoundDone { number } => Ok(Answer::RoundDone(number)),
+            Message::Ready(ready) => Ok(Answer::Ready(ready)),
+            Message::Running(_) => Ok(Answer::Running),
+            Message::Failed(Reason { reason }) => {
+                self.handover.receive(handover::Message::Failed)?;
+                Err(Error::Peer { side: "destination", reason })
+            }
+            other => Err(Error::Protocol(format!("the destination sent {:?}", other.kind()))),
+        }
+    }
+
+    /// After a failure: the device runs here again if it may, and the destination is told.
+    fn recover(&mut self, cause: &Error) -> Outcome {
+        self.handover.fail();
+        let outcome = match self.handover.phase() {
+            SourcePhase::Unknown => Outcome::Unknown,
+            _ => {
+                self.tell_abort(cause);
+                match self.run_here() {
+                    Ok(()) => Outcome::RunsOn,
+                    Err(error) => Outcome::Stranded(Box::new(error)),
+                }
+            }
+        };
+        self.data = None;
+        self.stop_logs();
+        outcome
+    }
+
+    fn tell_abort(&mut self, cause: &Error) {
+        if matches!(
+            cause,
+            Error::Link(_)
+                | Error::Peer { .. }
+                | Error::Stream(StreamError { problem: Problem::Io(_) | Problem::Closed, .. })
+        ) {
+            return;
+        }
+        let _ = self.reader.get_ref().set_timeout(Some(Duration::from_secs(5)));
+        let abort = Message::Abort(Reason { reason: cause.to_string() });
+        if let Err(error) = self.writer.send(&abort).and_then(|()| self.writer.flush()) {
+            tracing::debug!(%error, "the destination could not be told");
+        }
+    }
+
+    fn run_here(&mut self) -> Result<(), Error> {
+        let device = &mut *self.source.device;
+        if device.state()? != State::Running {
+            device.set_state(State::Running)?;
+        }
+        if std::mem::take(&mut self.paused) {
+            self.source.guest.resume().map_err(Error::Guest)?;
+        }
+        Ok(())
+    }
+
+    fn stop_logs(&mut self) {
+        if let Some(mut dirty) = self.dirty.take() {
+            dirty.stop(self.source.device, &mut *self.source.cpu_log);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, total: u64) {
+        self.phase = phase;
+        self.phase_done = 0;
+        self.phase_total = total;
+        self.show();
+    }
+
+    fn moved(&mut self, bytes: u64) {
+        self.phase_done += bytes;
+        self.show();
+    }
+
+    fn show(&mut self) {
+        self.source.observer.progress(&Progress {
+            phase: self.phase,
+            done: self.phase_done,
+            total: self.phase_total,
+            expected_downtime: self.expected,
+        });
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

@@ -1,0 +1,333 @@
+//! What a frame says: messages as types, and their payloads as bytes.
+//!
+//! Data messages are binary, as they are many; control messages are JSON, as they are few, grow with versions, and are
+//! read by people. Which message may come when is the business of the source and the destination.
+
+use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::frame::{CHUNK, Kind};
+use super::reader::Problem;
+use crate::memory::RamRegion;
+
+/// The first message: what is going to be moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The device.
+    pub device: DeviceSummary,
+    /// Its memory; empty where only the device moves.
+    #[serde(default)]
+    pub memory: Vec<RamRegion>,
+}
+
+/// What the destination's device has to be like.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSummary {
+    /// Its name at the source, for people.
+    pub name: String,
+    /// `vfio_device_info.flags`.
+    pub flags: u32,
+    /// `vfio_device_info.num_regions`.
+    pub num_regions: u32,
+    /// `vfio_device_info.num_irqs`.
+    pub num_irqs: u32,
+    /// `vfio_device_feature_migration.flags`.
+    pub migration_flags: u64,
+}
+
+/// Why a migration ends without a handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// For people.
+    pub reason: String,
+}
+
+/// The destination has loaded everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// How long the destination's owner looked at what was loaded before it agreed, in microseconds. That time is no
+    /// part of what the migration itself takes.
+    pub inspection_us: u64,
+}
+
+/// The device runs at the destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {}
+
+/// A message, borrowing its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Source: what is going to be moved.
+    Hello(Hello),
+    /// Destination: it can be taken.
+    Accept,
+    /// Source: memory at an address.
+    Memory {
+        /// Guest physical address of the first byte.
+        address: u64,
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
+    /// Source: memory that is all zeros.
+    MemoryZero {
+        /// Guest physical address of the first byte.
+        address: u64,
+        /// Bytes.
+        length: u64,
+    },
+    /// Source: the next bytes of the device's state.
+    DeviceState {
+        /// Which device, from 0.
+        device: u32,
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
+    /// Source: the device's state is complete.
+    DeviceEnd {
+        /// Which device, from 0.
+        device: u32,
+        /// All bytes of its state.
+        bytes: u64,
+    },
+    /// Source: a round is over, answer when you have it all.
+    Round {
+        /// From 1.
+        number: u32,
+    },
+    /// Destination: I have it all.
+    RoundDone {
+        /// The round asked about.
+        number: u32,
+    },
+    /// Source: everything has been sent.
+    End {
+        /// All bytes of memory that were sent or said to be zero.
+        memory_bytes: u64,
+    },
+    /// Destination: everything is loaded.
+    Ready(Ready),
+    /// Source: the device is yours.
+    Handover,
+    /// Destination: it runs here.
+    Running(Running),
+    /// Destination: it does not run here.
+    Failed(Reason),
+    /// Source: it is off.
+    Abort(Reason),
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Span {
+    address: U64,
+    length: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct OfDevice {
+    device: U32,
+    reserved: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct DeviceTotal {
+    of: OfDevice,
+    bytes: U64,
+}
+
+impl<'a> Message<'a> {
+    /// The frame's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Message::Hello(_) => Kind::Hello,
+            Message::Accept => Kind::Accept,
+            Message::Memory { .. } => Kind::Memory,
+            Message::MemoryZero { .. } => Kind::MemoryZero,
+            Message::DeviceState { .. } => Kind::DeviceState,
+            Message::DeviceEnd { .. } => Kind::DeviceEnd,
+            Message::Round { .. } => Kind::Round,
+            Message::RoundDone { .. } => Kind::RoundDone,
+            Message::End { .. } => Kind::End,
+            Message::Ready(_) => Kind::Ready,
+            Message::Handover => Kind::Handover,
+            Message::Running(_) => Kind::Running,
+            Message::Failed(_) => Kind::Failed,
+            Message::Abort(_) => Kind::Abort,
+        }
+    }
+
+    /// The payload, as what comes first and the data that follows it.
+    pub fn payload(&self) -> (Vec<u8>, &'a [u8]) {
+        let head = match self {
+            Message::Hello(hello) => json(hello),
+            Message::Ready(ready) => json(ready),
+            Message::Running(running) => json(running),
+            Message::Failed(reason) | Message::Abort(reason) => json(reason),
+            Message::Accept | Message::Handover => Vec::new(),
+            Message::Memory { address, .. } => U64::new(*address).as_bytes().to_vec(),
+            Message::MemoryZero { address, length } => {
+                Span { address: U64::new(*address), length: U64::new(*length) }.as_bytes().to_vec()
+            }
+            Message::DeviceState { device, .. } => {
+                OfDevice { device: U32::new(*device), reserved: U32::ZERO }.as_bytes().to_vec()
+            }
+            Message::DeviceEnd { device, bytes } => DeviceTotal {
+                of: OfDevice { device: U32::new(*device), reserved: U32::ZERO },
+                bytes: U64::new(*bytes),
+            }
+            .as_bytes()
+            .to_vec(),
+            Message::Round { number } | Message::RoundDone { number } => {
+                U32::new(*number).as_bytes().to_vec()
+            }
+            Message::End { memory_bytes } => U64::new(*memory_bytes).as_bytes().to_vec(),
+        };
+        match self {
+            Message::Memory { data, .. } | Message::DeviceState { data, .. } => (head, data),
+            _ => (head, &[]),
+        }
+    }
+
+    /// Reads a payload. Lengths and numbers that a field cannot have are refused; whether an address exists is not
+    /// known here.
+    pub fn parse(kind: Kind, payload: &'a [u8]) -> Result<Message<'a>, Problem> {
+        let bad = |what: &str| Problem::Payload { kind, what: what.to_string() };
+        let data = |rest: &'a [u8]| match rest.len() {
+            0 => Err(bad("it carries no data")),
+            1..=CHUNK => Ok(rest),
+            _ => Err(bad("it carries more than a chunk")),
+        };
+        Ok(match kind {
+            Kind::Hello => Message::Hello(from_json(kind, payload)?),
+            Kind::Ready => Message::Ready(from_json(kind, payload)?),
+            Kind::Running => Message::Running(from_json(kind, payload)?),
+            Kind::Failed => Message::Failed(from_json(kind, payload)?),
+            Kind::Abort => Message::Abort(from_json(kind, payload)?),
+            Kind::Accept => exact::<()>(kind, payload).map(|()| Message::Accept)?,
+            Kind::Handover => exact::<()>(kind, payload).map(|()| Message::Handover)?,
+            Kind::Memory => {
+                let (address, rest) =
+                    U64::read_from_prefix(payload).map_err(|_| bad("it is too short for its address"))?;
+                Message::Memory { address: address.get(), data: data(rest)? }
+            }
+            Kind::MemoryZero => {
+                let span: Span = exact(kind, payload)?;
+                Message::MemoryZero { address: span.address.get(), length: span.length.get() }
+            }
+            Kind::DeviceState => {
+                let (of, rest) =
+                    OfDevice::read_from_prefix(payload).map_err(|_| bad("it is too short for its device"))?;
+                Message::DeviceState { device: of.device.get(), data: data(rest)? }
+            }
+            Kind::DeviceEnd => {
+                let total: DeviceTotal = exact(kind, payload)?;
+                Message::DeviceEnd { device: total.of.device.get(), bytes: total.bytes.get() }
+            }
+            Kind::Round => Message::Round { number: exact::<U32>(kind, payload)?.get() },
+            Kind::RoundDone => Message::RoundDone { number: exact::<U32>(kind, payload)?.get() },
+            Kind::End => Message::End { memory_bytes: exact::<U64>(kind, payload)?.get() },
+        })
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // These types have string keys and no maps of anything else: they always serialise.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(kind: Kind, payload: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(payload).map_err(|error| Problem::Payload { kind, what: error.to_string() })
+}
+
+fn exact<T: FromBytes>(kind: Kind, payload: &[u8]) -> Result<T, Problem> {
+    T::read_from_bytes(payload).map_err(|_| Problem::Payload {
+        kind,
+        what: format!("it has {} bytes where {} belong", payload.len(), size_of::<T>()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn round_trip(message: &Message<'_>) {
+        let (head, data) = message.payload();
+        let payload = [head.as_slice(), data].concat();
+        assert!(payload.len() as u32 <= message.kind().max_payload());
+        assert_eq!(Message::parse(message.kind(), &payload).as_ref(), Ok(message));
+    }
+
+    #[test]
+    fn every_message_reads_back_as_it_was_written() {
+        let hello = Hello {
+            device: DeviceSummary {
+                name: "a \"name\"".into(),
+                flags: 3,
+                num_regions: 9,
+                num_irqs: 5,
+                migration_flags: 7,
+            },
+            memory: vec![RamRegion { start: 0, size: 1 << 40 }],
+        };
+        let reason = Reason { reason: "the disk is full".into() };
+        let full = vec![7; CHUNK];
+        let messages = [
+            Message::Hello(hello),
+            Message::Accept,
+            Message::Memory { address: 1 << 63, data: &full },
+            Message::MemoryZero { address: 4096, length: u64::MAX },
+            Message::DeviceState { device: 3, data: b"x" },
+            Message::DeviceEnd { device: 3, bytes: 1 << 50 },
+            Message::Round { number: 1 },
+            Message::RoundDone { number: u32::MAX },
+            Message::End { memory_bytes: 5 },
+            Message::Ready(Ready { inspection_us: 12 }),
+            Message::Handover,
+            Message::Running(Running {}),
+            Message::Failed(reason.clone()),
+            Message::Abort(reason),
+        ];
+        for message in &messages {
+            round_trip(message);
+        }
+    }
+
+    #[test]
+    fn payloads_of_the_wrong_length_are_refused() {
+        let cases: [(Kind, &[u8]); 7] = [
+            (Kind::Accept, b"x"),
+            (Kind::Memory, &[0; 8]),
+            (Kind::Memory, &[0; 3]),
+            (Kind::DeviceState, &[0; 8]),
+            (Kind::MemoryZero, &[0; 15]),
+            (Kind::Round, &[0; 5]),
+            (Kind::End, &[]),
+        ];
+        for (kind, payload) in cases {
+            assert!(Message::parse(kind, payload).is_err(), "{kind:?} {}", payload.len());
+        }
+    }
+
+    #[test]
+    fn fields_a_later_version_adds_are_ignored() {
+        let payload = br#"{"inspection_us": 3, "colour": "blue"}"#;
+        assert_eq!(Message::parse(Kind::Ready, payload), Ok(Message::Ready(Ready { inspection_us: 3 })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_can_make_the_parser_fail_otherwise(kind in 0u16..20, payload: Vec<u8>) {
+            let header = super::super::FrameHeader::for_payload(Kind::Accept, 0, &[]).to_bytes();
+            if let Some(kind) = [Kind::Hello, Kind::Memory, Kind::MemoryZero, Kind::DeviceState, Kind::DeviceEnd,
+                Kind::Round, Kind::End, Kind::Failed].get(kind as usize) {
+                let _ = Message::parse(*kind, &payload);
+            }
+            let _ = super::super::FrameHeader::parse(&header, 0);
+        }
+    }
+}
