@@ -56,6 +56,11 @@ impl Error {
         Error::Request { device: device.to_string(), request: request.to_string(), errno }
     }
 
+    /// Makes an error of the errno of one request.
+    pub(crate) fn at(device: &str, request: impl ToString) -> impl FnOnce(Errno) -> Error {
+        move |errno| Error::request(device, request, errno)
+    }
+
     /// The errno, where there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -73,6 +78,12 @@ impl Error {
             (Error::Open { .. }, Errno::EBUSY) => {
                 Some("another process holds the device or its group: find it with fuser -v on that file")
             }
+            (Error::Open { path, .. }, Errno::ENOENT) if path.ends_with("dev/vfio/vfio") => {
+                Some("load the module vfio")
+            }
+            (Error::Open { path, .. }, Errno::ENOENT) if path.ends_with("dev/iommu") => {
+                Some("this kernel has no iommufd: load the module iommufd, or use the device's group")
+            }
             (Error::Open { .. }, Errno::ENOENT) => {
                 Some("is the device bound to a vfio driver? `whimbrel devices` lists what this host has")
             }
@@ -80,6 +91,9 @@ impl Error {
             (Error::Request { .. }, Errno::ENODEV) => {
                 Some("the device was reset, closed or taken away while it was used")
             }
+            (Error::Request { .. }, Errno::EBUSY) => Some(
+                "the device is in use: `whimbrel devices` shows by whom, through its group or its own file",
+            ),
             (Error::Request { .. }, Errno::ENOTTY) => Some("this device's driver does not offer the request"),
             (Error::Request { .. }, Errno::EIO) => Some("the device failed: look at the host's kernel log"),
             _ => None,

@@ -1,0 +1,167 @@
+//! The memory a kernel device can reach: a type1 container or an address space of an iommufd, and the regions mapped
+//! in it, which stay alive here as long as the kernel may use them.
+// A mapping lets a device write to memory behind the compiler's back. This module keeps every mapped region alive until
+// the kernel has confirmed that the mapping is gone.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::ioctl::{self as requests, Request};
+use whimbrel_uapi::iommufd::{Destroy, IoasMap, IoasMapFlags, IoasUnmap};
+use whimbrel_uapi::type1::{DmaMapFlags, IommuType1DmaMap};
+
+use super::ioctl;
+use crate::device::DmaRegion;
+use crate::error::{Error, Result};
+
+/// Where mappings are made. Dropping it takes them all away again.
+#[derive(Debug)]
+pub(super) struct AddressSpace {
+    /// For errors.
+    device: String,
+    kernel: Kernel,
+    /// What is mapped, by IOVA.
+    held: BTreeMap<u64, DmaRegion>,
+}
+
+#[derive(Debug)]
+enum Kernel {
+    /// The group is closed before the container it is in.
+    Type1 {
+        _group: OwnedFd,
+        container: OwnedFd,
+    },
+    Ioas {
+        iommufd: OwnedFd,
+        id: u32,
+    },
+}
+
+impl AddressSpace {
+    /// The address space of a container that `group` has joined and whose IOMMU is type1v2.
+    pub(super) fn type1(device: &str, group: OwnedFd, container: OwnedFd) -> AddressSpace {
+        let kernel = Kernel::Type1 { _group: group, container };
+        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
+    }
+
+    /// The address space `id` of an iommufd. It is destroyed with this object.
+    pub(super) fn ioas(device: &str, iommufd: OwnedFd, id: u32) -> AddressSpace {
+        let kernel = Kernel::Ioas { iommufd, id };
+        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
+    }
+
+    pub(super) fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        let request = match self.kernel {
+            Kernel::Type1 { .. } => requests::VFIO_IOMMU_MAP_DMA,
+            Kernel::Ioas { .. } => requests::IOMMU_IOAS_MAP,
+        };
+        let mapped = if (DmaMapFlags::READ | DmaMapFlags::WRITE).contains(rights) {
+            self.kernel.map(iova, rights, &memory)
+        } else {
+            // Of the other flags, VADDR would make another request of this one.
+            Err(Errno::EINVAL)
+        };
+        mapped.map_err(|errno| self.failed(request, iova, errno))?;
+        if let Some(replaced) = self.held.insert(iova, memory) {
+            // The kernel has no two mappings at one IOVA. If it says so, the older one must not go.
+            tracing::error!(device = self.device, iova, "mapped twice: the first region stays");
+            std::mem::forget(replaced);
+        }
+        Ok(())
+    }
+
+    /// Takes away the mappings that lie wholly in the range.
+    pub(super) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
+        let request = match self.kernel {
+            Kernel::Type1 { .. } => requests::VFIO_IOMMU_UNMAP_DMA,
+            Kernel::Ioas { .. } => requests::IOMMU_IOAS_UNMAP,
+        };
+        let inside = |start: &u64, region: &DmaRegion| {
+            *start >= iova && start - iova < size && region.size() <= size - (start - iova)
+        };
+        match self.kernel.unmap(iova, size) {
+            Ok(bytes) => {
+                self.held.retain(|start, region| !inside(start, region));
+                Ok(bytes)
+            }
+            // An iommufd answers so where a container says that it has unmapped 0 bytes.
+            Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| inside(start, region)) => Ok(0),
+            Err(errno) => Err(self.failed(request, iova, errno)),
+        }
+    }
+
+    fn failed(&self, request: Request, iova: u64, errno: Errno) -> Error {
+        Error::request(&self.device, format!("{request} at {iova:#x}"), errno)
+    }
+}
+
+impl Kernel {
+    fn map(&self, iova: u64, rights: DmaMapFlags, memory: &DmaRegion) -> std::result::Result<(), Errno> {
+        match self {
+            Kernel::Type1 { container, .. } => {
+                let map = IommuType1DmaMap {
+                    argsz: 0,
+                    flags: rights.bits(),
+                    vaddr: memory.address(),
+                    iova,
+                    size: memory.size(),
+                };
+                // SAFETY: the region stays mapped while a handle to it lives, and `AddressSpace` holds one until an
+                // unmap has succeeded. Its memory is shared with a device by nature: it is never borrowed as Rust's.
+                unsafe { ioctl::map_type1(container.as_fd(), map) }
+            }
+            Kernel::Ioas { iommufd, id } => {
+                let mut flags = IoasMapFlags::FIXED_IOVA;
+                flags.set(IoasMapFlags::READABLE, rights.contains(DmaMapFlags::READ));
+                flags.set(IoasMapFlags::WRITEABLE, rights.contains(DmaMapFlags::WRITE));
+                let map = IoasMap {
+                    size: 0,
+                    flags: flags.bits(),
+                    ioas_id: *id,
+                    __reserved: 0,
+                    user_va: memory.address(),
+                    length: memory.size(),
+                    iova,
+                };
+                // SAFETY: as above.
+                unsafe { ioctl::map_ioas(iommufd.as_fd(), map) }
+            }
+        }
+    }
+
+    fn unmap(&self, iova: u64, size: u64) -> std::result::Result<u64, Errno> {
+        match self {
+            Kernel::Type1 { container, .. } => ioctl::unmap_type1(container.as_fd(), iova, size),
+            Kernel::Ioas { iommufd, id } => {
+                let size_of_it = size_of::<IoasUnmap>() as u32;
+                let mut unmap = IoasUnmap { size: size_of_it, ioas_id: *id, iova, length: size };
+                ioctl::with_struct(iommufd.as_fd(), &mut unmap)?;
+                Ok(unmap.length)
+            }
+        }
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        // The device may have been duplicated and still be open elsewhere: closing our files alone would not do.
+        for (iova, region) in std::mem::take(&mut self.held) {
+            match self.kernel.unmap(iova, region.size()) {
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(errno) => {
+                    tracing::error!(device = self.device, iova, %errno, "cannot unmap: the memory stays");
+                    std::mem::forget(region);
+                }
+            }
+        }
+        if let Kernel::Ioas { iommufd, id } = &self.kernel {
+            let mut destroy = Destroy { size: size_of::<Destroy>() as u32, id: *id };
+            if let Err(errno) = ioctl::with_struct(iommufd.as_fd(), &mut destroy) {
+                // EBUSY as long as the device is attached; it then goes with the last file of the iommufd.
+                tracing::debug!(device = self.device, %errno, "{}", requests::IOMMU_DESTROY);
+            }
+        }
+    }
+}

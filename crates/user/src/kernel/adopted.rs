@@ -1,0 +1,111 @@
+//! A device that a VMM has opened in its own way and adopts here for its migration only.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::state_file;
+use super::vfio_device::{OnKernel, VfioDevice};
+use crate::device::DmaRegion;
+use crate::error::{Error, Result};
+
+/// A device behind an fd that somebody else opened, through a group or as a cdev.
+///
+/// All requests of the device itself work. The memory it reaches stays the business of the VMM: mapping and unmapping
+/// answer [`Error::Unusable`].
+///
+/// ```no_run
+/// use std::os::fd::BorrowedFd;
+/// use whimbrel_user::kernel::Adopted;
+/// use whimbrel_user::{Device, Result, State};
+///
+/// fn begin_migration(device_fd: BorrowedFd<'_>) -> Result<()> {
+///     let mut device = Adopted::duplicate("0000:3b:00.2", device_fd)?;
+///     let data = device.set_state(State::PreCopy)?;
+///     // ...
+///     Ok(())
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Adopted {
+    pub(super) device: VfioDevice,
+}
+
+impl Adopted {
+    /// Takes over a device fd. `name` stands in errors and reports.
+    ///
+    /// Fails if VFIO_DEVICE_GET_INFO does, so that a file that is no VFIO device is noticed here.
+    pub fn new(name: impl Into<String>, device_fd: OwnedFd) -> Result<Adopted> {
+        let device = VfioDevice::new(name.into(), device_fd);
+        match device.info() {
+            Ok(_) => Ok(Adopted { device }),
+            Err(error) => Err(Error::Unusable {
+                device: device.name().to_string(),
+                why: format!(
+                    "the file to adopt does not answer as a VFIO device that is ready for use ({error})"
+                ),
+            }),
+        }
+    }
+
+    /// Uses a duplicate of a device fd, which stays the caller's. The device is open as long as either is.
+    pub fn duplicate(name: impl Into<String>, device_fd: BorrowedFd<'_>) -> Result<Adopted> {
+        let name = name.into();
+        let fd = device_fd
+            .try_clone_to_owned()
+            .map_err(|error| Error::request(&name, "fcntl(F_DUPFD_CLOEXEC)", state_file::errno(&error)))?;
+        Adopted::new(name, fd)
+    }
+
+    fn not_ours(&self) -> Error {
+        Error::Unusable {
+            device: self.device.name().to_string(),
+            why: "it was adopted for migration only: the VMM that opened it maps its memory itself".into(),
+        }
+    }
+}
+
+impl AsFd for Adopted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+impl OnKernel for Adopted {
+    fn vfio(&self) -> &VfioDevice {
+        &self.device
+    }
+
+    fn vfio_mut(&mut self) -> &mut VfioDevice {
+        &mut self.device
+    }
+
+    fn map(&mut self, _iova: u64, _rights: DmaMapFlags, _memory: DmaRegion) -> Result<()> {
+        Err(self.not_ours())
+    }
+
+    fn unmap(&mut self, _iova: u64, _size: u64) -> Result<u64> {
+        Err(self.not_ours())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn a_file_that_is_no_device_is_not_adopted() {
+        let file = tempfile::tempfile().unwrap();
+        let error = Adopted::duplicate("vm 1", file.as_fd()).unwrap_err();
+        assert!(error.to_string().contains("VFIO_DEVICE_GET_INFO: ENOTTY"), "{error}");
+    }
+
+    #[test]
+    fn memory_is_left_to_the_vmm() {
+        let file = tempfile::tempfile().unwrap();
+        let mut device = Adopted { device: VfioDevice::new("vm 1".into(), file.into()) };
+        let error = device.unmap_dma(0, 4096).unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{error}");
+    }
+}

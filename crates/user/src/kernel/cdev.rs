@@ -1,0 +1,137 @@
+//! A device opened through its own character file, with an iommufd for the memory it reaches.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};
+use whimbrel_uapi::ioctl as requests;
+use whimbrel_uapi::iommufd::IoasAlloc;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::address_space::AddressSpace;
+use super::group::open_file;
+use super::vfio_device::{OnKernel, VfioDevice};
+use super::{ioctl, sysfs};
+use crate::device::DmaRegion;
+use crate::error::{Error, Result};
+
+/// The file that makes an iommufd.
+const IOMMUFD: &str = "/dev/iommu";
+
+/// Size of `vfio_device_bind_iommufd` without a token, in bytes: all that a kernel before the token takes.
+const BIND_WITHOUT_TOKEN: u32 = 16;
+
+/// Size of `vfio_device_attach_iommufd_pt` without a PASID, in bytes: all that a kernel before the PASID takes.
+const ATTACH_WITHOUT_PASID: u32 = 12;
+
+/// A device with a character file of its own, bound to an iommufd and attached to an address space in it.
+///
+/// A device in use through its group cannot be opened so, and the other way round. What is mapped is unmapped, and the
+/// address space destroyed, when this object goes.
+///
+/// ```no_run
+/// use whimbrel_user::Device;
+/// use whimbrel_user::kernel::Cdev;
+///
+/// let mut device = Cdev::open("/dev/vfio/devices/vfio0")?;
+/// println!("{:?} in {}", device.migration_flags()?, device.state()?);
+/// # Ok::<(), whimbrel_user::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Cdev {
+    // Closed first: that detaches it from the address space.
+    device: VfioDevice,
+    memory: AddressSpace,
+}
+
+impl Cdev {
+    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated one.
+    pub fn find(device: &str) -> Result<Cdev> {
+        let found = sysfs::find(device)?;
+        match found.cdev_path {
+            Some(path) => Cdev::open_as(found.name, &path),
+            None => Err(Error::Unusable {
+                device: found.name,
+                why: "it has no file under /dev/vfio/devices: the kernel has no VFIO cdev, or no vfio driver is bound \
+                      to it. Its group may work"
+                    .into(),
+            }),
+        }
+    }
+
+    /// Opens the device at `path`, such as `/dev/vfio/devices/vfio0`. The path stands for the device in errors and
+    /// reports.
+    pub fn open(path: impl AsRef<Path>) -> Result<Cdev> {
+        Cdev::open_as(path.as_ref().display().to_string(), path.as_ref())
+    }
+
+    fn open_as(name: String, path: &Path) -> Result<Cdev> {
+        let failed = |request: requests::Request| Error::at(&name, request);
+        let file = open_file(&name, path)?;
+        let iommufd = open_file(&name, Path::new(IOMMUFD))?;
+
+        let mut bind = DeviceBindIommufd {
+            argsz: BIND_WITHOUT_TOKEN,
+            iommufd: iommufd.as_raw_fd(),
+            ..DeviceBindIommufd::default()
+        };
+        ioctl::with_struct(file.as_fd(), &mut bind).map_err(failed(requests::VFIO_DEVICE_BIND_IOMMUFD))?;
+
+        let mut alloc = IoasAlloc { size: size_of::<IoasAlloc>() as u32, ..IoasAlloc::default() };
+        ioctl::with_struct(iommufd.as_fd(), &mut alloc).map_err(failed(requests::IOMMU_IOAS_ALLOC))?;
+        let memory = AddressSpace::ioas(&name, OwnedFd::from(iommufd), alloc.out_ioas_id);
+
+        let mut attach = DeviceAttachIommufdPt {
+            argsz: ATTACH_WITHOUT_PASID,
+            pt_id: alloc.out_ioas_id,
+            ..DeviceAttachIommufdPt::default()
+        };
+        ioctl::with_struct(file.as_fd(), &mut attach)
+            .map_err(failed(requests::VFIO_DEVICE_ATTACH_IOMMUFD_PT))?;
+        Ok(Cdev { device: VfioDevice::new(name, OwnedFd::from(file)), memory })
+    }
+}
+
+impl AsFd for Cdev {
+    /// The device fd, for what this crate does not do with it. The device's migration state is not to be changed
+    /// through it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+impl OnKernel for Cdev {
+    fn vfio(&self) -> &VfioDevice {
+        &self.device
+    }
+
+    fn vfio_mut(&mut self) -> &mut VfioDevice {
+        &mut self.device
+    }
+
+    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        self.memory.map(iova, rights, memory)
+    }
+
+    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
+        self.memory.unmap(iova, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_protocol::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_path_without_a_device_is_named_with_advice() {
+        let error = Cdev::open("/dev/vfio/devices/vfio999").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "/dev/vfio/devices/vfio999: cannot open /dev/vfio/devices/vfio999: ENOENT: No such file or directory"
+        );
+        assert_eq!(error.errno(), Some(Errno::ENOENT));
+        assert!(error.advice().is_some());
+    }
+}

@@ -1,0 +1,163 @@
+//! A device opened through its IOMMU group, with a container for the memory it reaches.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use whimbrel_uapi::group::{GroupFlags, GroupStatus, VFIO_API_VERSION, VFIO_TYPE1V2_IOMMU};
+use whimbrel_uapi::ioctl as requests;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::address_space::AddressSpace;
+use super::sysfs;
+use super::vfio_device::{OnKernel, VfioDevice};
+use super::{ioctl, state_file};
+use crate::device::DmaRegion;
+use crate::error::{Error, Result};
+
+/// The file that makes a container.
+const CONTAINER: &str = "/dev/vfio/vfio";
+
+/// A device of a group, with the group and a container of its own.
+///
+/// The kernel lets a group be opened once: as long as this object lives, nobody else can open the group, also not for
+/// another device in it. What it has mapped is unmapped when it goes.
+///
+/// ```no_run
+/// use whimbrel_user::Device;
+/// use whimbrel_user::kernel::Group;
+///
+/// let mut device = Group::find("0000:3b:00.2")?;
+/// println!("{:?} in {}", device.migration_flags()?, device.state()?);
+/// # Ok::<(), whimbrel_user::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Group {
+    // Closed first: an open device may still use its memory.
+    device: VfioDevice,
+    memory: AddressSpace,
+}
+
+impl Group {
+    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated one.
+    pub fn find(device: &str) -> Result<Group> {
+        let found = sysfs::find(device)?;
+        let Some(group_path) = found.group_path else {
+            return Err(Error::Unusable {
+                device: found.name,
+                why: "it is in no IOMMU group: is the IOMMU on (intel_iommu=on), and the device bound to a vfio \
+                      driver?"
+                    .into(),
+            });
+        };
+        Group::open(found.name.clone(), group_path, &found.name)
+    }
+
+    /// Opens a device of the group at `group_path`, such as `/dev/vfio/12`.
+    ///
+    /// `name` stands in errors and reports. `device_name` is the kernel's: the device's name in sysfs, with
+    /// ` vf_token=<uuid>` behind it where the physical function's driver asks for one.
+    pub fn open(name: impl Into<String>, group_path: impl AsRef<Path>, device_name: &str) -> Result<Group> {
+        let name = name.into();
+        let failed = |request: String| Error::at(&name, request);
+        let unusable = |why: String| Error::Unusable { device: name.clone(), why };
+        let c_name = CString::new(device_name)
+            .map_err(|_| unusable(format!("{device_name:?} is not the name of a device")))?;
+
+        let container = open_file(&name, Path::new(CONTAINER))?;
+        let request = requests::VFIO_GET_API_VERSION;
+        let version =
+            ioctl::with_number(container.as_fd(), request, 0).map_err(failed(request.to_string()))?;
+        if version != VFIO_API_VERSION {
+            return Err(unusable(format!(
+                "{CONTAINER} speaks version {version} of VFIO, this program version 0"
+            )));
+        }
+        let request = requests::VFIO_CHECK_EXTENSION;
+        let type1 = ioctl::with_number(container.as_fd(), request, VFIO_TYPE1V2_IOMMU)
+            .map_err(failed(format!("{request} of VFIO_TYPE1v2_IOMMU")))?;
+        if type1 <= 0 {
+            return Err(unusable("the kernel has no type1v2 IOMMU: load the module vfio_iommu_type1".into()));
+        }
+
+        let group = open_file(&name, group_path.as_ref())?;
+        let mut status = GroupStatus { argsz: size_of::<GroupStatus>() as u32, flags: 0 };
+        let request = requests::VFIO_GROUP_GET_STATUS;
+        ioctl::with_struct(group.as_fd(), &mut status).map_err(failed(request.to_string()))?;
+        if !GroupFlags::from_bits_retain(status.flags).contains(GroupFlags::VIABLE) {
+            return Err(unusable(format!(
+                "group {} cannot be used yet: bind every device in it to a vfio driver, or to none",
+                group_path.as_ref().display()
+            )));
+        }
+        let request = requests::VFIO_GROUP_SET_CONTAINER;
+        ioctl::set_container(group.as_fd(), container.as_fd()).map_err(failed(request.to_string()))?;
+        let request = requests::VFIO_SET_IOMMU;
+        ioctl::with_number(container.as_fd(), request, VFIO_TYPE1V2_IOMMU)
+            .map_err(failed(format!("{request} to VFIO_TYPE1v2_IOMMU")))?;
+        let request = requests::VFIO_GROUP_GET_DEVICE_FD;
+        let fd = ioctl::device_fd(group.as_fd(), &c_name)
+            .map_err(failed(format!("{request} of {device_name}")))?;
+
+        let memory = AddressSpace::type1(&name, OwnedFd::from(group), OwnedFd::from(container));
+        Ok(Group { device: VfioDevice::new(name, fd), memory })
+    }
+}
+
+/// Opens one of VFIO's files for reading and writing.
+pub(super) fn open_file(device: &str, path: &Path) -> Result<File> {
+    // std opens with O_CLOEXEC, as a device must not leak into another program.
+    OpenOptions::new().read(true).write(true).open(path).map_err(|error| Error::Open {
+        device: device.to_string(),
+        path: path.to_path_buf(),
+        errno: state_file::errno(&error),
+    })
+}
+
+impl AsFd for Group {
+    /// The device fd, for what this crate does not do with it. The device's migration state is not to be changed
+    /// through it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+impl OnKernel for Group {
+    fn vfio(&self) -> &VfioDevice {
+        &self.device
+    }
+
+    fn vfio_mut(&mut self) -> &mut VfioDevice {
+        &mut self.device
+    }
+
+    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        self.memory.map(iova, rights, memory)
+    }
+
+    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
+        self.memory.unmap(iova, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_missing_is_named_with_advice() {
+        let error = open_file("0000:01:00.0", Path::new("/dev/vfio/no such group")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("0000:01:00.0: cannot open /dev/vfio/no such group: "),
+            "{error}"
+        );
+        assert!(error.advice().is_some());
+    }
+
+    #[test]
+    fn a_name_the_kernel_cannot_be_told_is_refused() {
+        let error = Group::open("test", "/dev/null", "a\0b").unwrap_err();
+        assert!(error.to_string().contains(r#""a\0b" is not the name of a device"#), "{error}");
+    }
+}

@@ -1,0 +1,66 @@
+//! The kernel's data fd: the file that carries a device's state.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use whimbrel_device::PrecopyReport;
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
+
+use super::ioctl;
+use crate::data_file::StateFile;
+
+/// A data fd that a kernel driver opened.
+#[derive(Debug)]
+pub(super) struct DataFd(File);
+
+impl DataFd {
+    pub(super) fn new(fd: OwnedFd) -> DataFd {
+        DataFd(File::from(fd))
+    }
+}
+
+impl StateFile for DataFd {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.0.read(buffer).map_err(|error| errno(&error))
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.0.write(data).map_err(|error| errno(&error))
+    }
+
+    fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
+        // A driver that the user has not opted into INFOv2 with leaves the flags as they are: 0.
+        let mut info = PrecopyInfo { argsz: size_of::<PrecopyInfo>() as u32, ..PrecopyInfo::default() };
+        ioctl::repeated(|| ioctl::with_struct(self.0.as_fd(), &mut info))?;
+        Ok(PrecopyReport {
+            bytes: PrecopyBytes { initial: info.initial_bytes, dirty: info.dirty_bytes },
+            reinit: PrecopyInfoFlags::from_bits_retain(info.flags).contains(PrecopyInfoFlags::REINIT),
+        })
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}
+
+/// The errno behind a failed system call.
+pub(super) fn errno(error: &io::Error) -> Errno {
+    // Only calls that never reached the kernel have none.
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_the_files_own() {
+        let mut null = DataFd(File::open("/dev/null").unwrap());
+        assert_eq!(null.read(&mut [0; 4]), Ok(0));
+        assert_eq!(null.write(&[0; 4]), Err(Errno::EBADF), "opened for reading");
+        assert_eq!(null.precopy_info(), Err(Errno::ENOTTY));
+    }
+}

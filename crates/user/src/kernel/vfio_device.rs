@@ -1,0 +1,437 @@
+//! What every kernel device fd has in common, however it was opened.
+//!
+//! Opening it, and the memory the device can reach, are the business of [`group`](super::group),
+//! [`cdev`](super::cdev) and [`adopted`](super::adopted).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
+use whimbrel_protocol::info::{ChainError, Info, Irq, Region};
+use whimbrel_protocol::session::Direction;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqInfoFlags, IrqSet, IrqSetFlags, RegionInfo};
+use whimbrel_uapi::dma_logging::DeviceFeatureDmaLoggingRange;
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_uapi::ioctl::{self as requests};
+use whimbrel_uapi::migration::{DeviceFeatureMigDataSize, DeviceFeatureMigState, DeviceFeatureMigration};
+use whimbrel_uapi::type1::DmaMapFlags;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::ioctl::{self, Argument};
+use super::state_file::{self, DataFd};
+use crate::data_file::DataFile;
+use crate::device::{Device, DmaRegion};
+use crate::error::{Error, Result};
+
+/// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few hundred.
+const MOST_INFO: usize = 64 * 1024;
+
+/// How often an info structure is asked for again because it has grown.
+const INFO_TRIES: usize = 4;
+
+/// An open device fd.
+#[derive(Debug)]
+pub(super) struct VfioDevice {
+    name: String,
+    file: File,
+    /// Where regions lie, as far as they have been asked for. It never changes while the device is open.
+    regions: BTreeMap<u32, Place>,
+}
+
+/// Where a region lies in the device file, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: u64,
+    size: u64,
+}
+
+/// A device of the kernel: its fd, and its own way to let the device reach memory.
+pub(super) trait OnKernel: Send {
+    fn vfio(&self) -> &VfioDevice;
+
+    fn vfio_mut(&mut self) -> &mut VfioDevice;
+
+    /// As [`Device::map_dma`].
+    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
+
+    /// As [`Device::unmap_dma`].
+    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64>;
+}
+
+impl VfioDevice {
+    pub(super) fn new(name: String, fd: OwnedFd) -> VfioDevice {
+        VfioDevice { name, file: File::from(fd), regions: BTreeMap::new() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(super) fn failed(&self, request: impl ToString) -> impl FnOnce(Errno) -> Error {
+        let request = request.to_string();
+        let device = self.name.clone();
+        move |errno| Error::Request { device, request, errno }
+    }
+
+    fn nonsense(&self, request: impl ToString, what: impl ToString) -> Error {
+        Error::Answer { device: self.name.clone(), request: request.to_string(), what: what.to_string() }
+    }
+
+    pub(super) fn info(&self) -> Result<Info> {
+        let request = requests::VFIO_DEVICE_GET_INFO;
+        let asked = DeviceInfo { argsz: size_of::<DeviceInfo>() as u32, ..DeviceInfo::default() };
+        self.info_with_chain(&asked, request, Info::from_bytes)
+    }
+
+    fn region_info(&mut self, index: u32) -> Result<Region> {
+        let request = format!("{} of region {index}", requests::VFIO_DEVICE_GET_REGION_INFO);
+        let asked = RegionInfo { argsz: size_of::<RegionInfo>() as u32, index, ..RegionInfo::default() };
+        let region = self.info_with_chain(&asked, request, Region::from_bytes)?;
+        self.regions.insert(index, Place { offset: region.offset, size: region.size });
+        Ok(region)
+    }
+
+    /// Asks for an info structure, with as much room as the kernel says that its capabilities need.
+    fn info_with_chain<T: Argument, A>(
+        &self,
+        asked: &T,
+        request: impl ToString,
+        parse: impl Fn(&[u8]) -> std::result::Result<A, ChainError>,
+    ) -> Result<A> {
+        let mut room = size_of::<T>();
+        for _ in 0..INFO_TRIES {
+            let mut bytes = vec![0; room];
+            bytes[..size_of::<T>()].copy_from_slice(asked.as_bytes());
+            bytes[..4].copy_from_slice(&(room as u32).to_ne_bytes());
+            ioctl::repeated(|| ioctl::with_bytes::<T>(self.as_fd(), &mut bytes))
+                .map_err(self.failed(request.to_string()))?;
+            let needed = u32::read_from_prefix(&bytes).map_or(0, |(argsz, _)| argsz as usize);
+            if needed <= room {
+                return parse(&bytes).map_err(|error| self.nonsense(request, error));
+            }
+            if needed > MOST_INFO {
+                return Err(self.nonsense(request, format!("it needs {needed} bytes of room")));
+            }
+            room = needed;
+        }
+        Err(self.nonsense(request, format!("it needs more room each time, {room} bytes by now")))
+    }
+
+    /// Where in the device file `length` bytes at `offset` of a region lie. EINVAL past the region's end.
+    fn place(&mut self, request: &str, index: u32, offset: u64, length: usize) -> Result<u64> {
+        let place = if let Some(place) = self.regions.get(&index) {
+            *place
+        } else {
+            let region = self.region_info(index)?;
+            Place { offset: region.offset, size: region.size }
+        };
+        let end = offset.checked_add(length as u64).filter(|end| *end <= place.size);
+        let Some(end) = end else { return Err(self.failed(request)(Errno::EINVAL)) };
+        match place.offset.checked_add(end) {
+            Some(last) if i64::try_from(last).is_ok() => Ok(place.offset + offset),
+            _ => Err(self.nonsense(request, format!("the region lies at {:#x} of the file", place.offset))),
+        }
+    }
+
+    /// Moves all of `length` bytes, in as many pieces as the driver takes them.
+    fn whole(
+        &self,
+        request: &str,
+        length: usize,
+        mut piece: impl FnMut(&File, usize) -> std::io::Result<usize>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < length {
+            match piece(&self.file, done) {
+                Ok(0) => {
+                    let what = format!("{done} of {length} bytes were transferred");
+                    return Err(self.nonsense(request, what));
+                }
+                Ok(count) => done = done.saturating_add(count),
+                Err(error) => match state_file::errno(&error) {
+                    Errno::EINTR => {}
+                    errno => return Err(self.failed(request)(errno)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn get<T: ioctl::FeatureData>(&self) -> Result<T> {
+        ioctl::repeated(|| ioctl::get_feature::<T>(self.as_fd())).map_err(self.failed(T::FEATURE))
+    }
+
+    fn probe(&self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
+        match ioctl::repeated(|| ioctl::probe_feature(self.as_fd(), feature, directions)) {
+            Ok(()) => Ok(true),
+            // EINVAL: the feature is there, but not in this direction.
+            Err(Errno::ENOTTY | Errno::EINVAL) => Ok(false),
+            Err(errno) => Err(self.failed(format!("PROBE of {feature}"))(errno)),
+        }
+    }
+}
+
+/// An argument that is a structure and an array of `i32` behind it.
+fn with_array<T: IntoBytes + Immutable>(head: &T, array: impl Iterator<Item = i32>) -> Vec<u8> {
+    let mut bytes = head.as_bytes().to_vec();
+    array.for_each(|item| bytes.extend_from_slice(&item.to_ne_bytes()));
+    bytes
+}
+
+impl<T: OnKernel> Device for T {
+    fn name(&self) -> &str {
+        self.vfio().name()
+    }
+
+    fn info(&mut self) -> Result<Info> {
+        self.vfio().info()
+    }
+
+    fn region_info(&mut self, index: u32) -> Result<Region> {
+        self.vfio_mut().region_info(index)
+    }
+
+    fn irq_info(&mut self, index: u32) -> Result<Irq> {
+        let device = self.vfio();
+        let mut irq = IrqInfo { argsz: size_of::<IrqInfo>() as u32, index, ..IrqInfo::default() };
+        ioctl::repeated(|| ioctl::with_struct(device.as_fd(), &mut irq))
+            .map_err(device.failed(format!("{} of index {index}", requests::VFIO_DEVICE_GET_IRQ_INFO)))?;
+        Ok(Irq { flags: IrqInfoFlags::from_bits_retain(irq.flags), count: irq.count })
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
+        let request = format!("read of region {index} at {offset:#x}");
+        let device = self.vfio_mut();
+        let at = device.place(&request, index, offset, data.len())?;
+        device.whole(&request, data.len(), |file, done| file.read_at(&mut data[done..], at + done as u64))
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
+        let request = format!("write to region {index} at {offset:#x}");
+        let device = self.vfio_mut();
+        let at = device.place(&request, index, offset, data.len())?;
+        device.whole(&request, data.len(), |file, done| file.write_at(&data[done..], at + done as u64))
+    }
+
+    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+        let device = self.vfio();
+        let request = format!("{} of index {index}", requests::VFIO_DEVICE_SET_IRQS);
+        let size =
+            eventfds.len().checked_mul(size_of::<i32>()).and_then(|n| n.checked_add(size_of::<IrqSet>()));
+        let Some(argsz) = size.and_then(|size| u32::try_from(size).ok()) else {
+            return Err(device.failed(request)(Errno::EINVAL));
+        };
+        let flags = IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER;
+        let head = IrqSet { argsz, flags: flags.bits(), index, start, count: eventfds.len() as u32 };
+        let fds = eventfds.iter().map(|eventfd| eventfd.map_or(-1, AsRawFd::as_raw_fd));
+        let mut bytes = with_array(&head, fds);
+        ioctl::with_bytes::<IrqSet>(device.as_fd(), &mut bytes).map_err(device.failed(request))?;
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        let device = self.vfio();
+        let request = requests::VFIO_DEVICE_RESET;
+        ioctl::with_number(device.as_fd(), request, 0).map_err(device.failed(request))?;
+        Ok(())
+    }
+
+    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
+        self.vfio().probe(feature, directions)
+    }
+
+    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
+        match self.vfio().get::<DeviceFeatureMigration>() {
+            Ok(migration) => Ok(Some(MigrationFlags::from_bits_retain(migration.flags))),
+            Err(error) if error.errno() == Some(Errno::ENOTTY) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn state(&mut self) -> Result<State> {
+        let device = self.vfio();
+        let answer: DeviceFeatureMigState = device.get()?;
+        State::try_from(answer.device_state)
+            .map_err(|unknown| device.nonsense(Feature::MigDeviceState, unknown))
+    }
+
+    fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
+        let device = self.vfio();
+        let request = format!("{} to {state}", Feature::MigDeviceState);
+        // Not repeated after EINTR: the device may be anywhere on the way, and the caller is to look.
+        let (number, fd) =
+            ioctl::set_mig_state(device.as_fd(), state).map_err(device.failed(request.as_str()))?;
+        if number != state.number() {
+            return Err(device.nonsense(request, format!("it succeeded with state {number}")));
+        }
+        let Some(fd) = fd else { return Ok(None) };
+        let direction = match state {
+            State::StopCopy | State::PreCopy | State::PreCopyP2p => Direction::Saving,
+            State::Resuming => Direction::Resuming,
+            State::Error | State::Stop | State::Running | State::RunningP2p => {
+                return Err(device.nonsense(request, "it opened a data file for a state without one"));
+            }
+        };
+        Ok(Some(DataFile::new(device.name(), direction, Box::new(DataFd::new(fd)))))
+    }
+
+    fn data_size(&mut self) -> Result<u64> {
+        let answer: DeviceFeatureMigDataSize = self.vfio().get()?;
+        Ok(answer.stop_copy_length)
+    }
+
+    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
+        let device = self.vfio();
+        let feature = Feature::MigPrecopyInfoV2;
+        if !device.probe(feature, FeatureFlags::SET)? {
+            return Ok(false);
+        }
+        ioctl::repeated(|| ioctl::set_feature(device.as_fd(), feature)).map_err(device.failed(feature))?;
+        Ok(true)
+    }
+
+    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let device = self.vfio();
+        let feature = Feature::DmaLoggingStart;
+        let ranges: Vec<_> = ranges
+            .iter()
+            .map(|range| DeviceFeatureDmaLoggingRange { iova: range.iova(), length: range.length() })
+            .collect();
+        let kept =
+            ioctl::start_dma_logging(device.as_fd(), page_size, &ranges).map_err(device.failed(feature))?;
+        if !kept.is_power_of_two() {
+            return Err(device.nonsense(feature, format!("it logs in pages of {kept} bytes")));
+        }
+        Ok(kept)
+    }
+
+    fn dma_logging_stop(&mut self) -> Result<()> {
+        let device = self.vfio();
+        let feature = Feature::DmaLoggingStop;
+        ioctl::set_feature(device.as_fd(), feature).map_err(device.failed(feature))
+    }
+
+    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        let device = self.vfio();
+        let feature = Feature::DmaLoggingReport;
+        ioctl::report_dma_logging(device.as_fd(), report).map_err(device.failed(feature))
+    }
+
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        self.map(iova, rights, memory)
+    }
+
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
+        self.unmap(iova, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Adopted;
+
+    #[test]
+    fn the_array_follows_the_structure_without_a_gap() {
+        let head = IrqSet { argsz: 28, flags: 0x24, index: 1, start: 0, count: 2 };
+        let bytes = with_array(&head, [-1, 7].into_iter());
+        assert_eq!(bytes.len(), 28);
+        assert_eq!(bytes[20..], [0xff, 0xff, 0xff, 0xff, 7, 0, 0, 0]);
+    }
+
+    fn device(size: u64, offset: u64) -> VfioDevice {
+        let file = tempfile::tempfile().unwrap();
+        let mut device = VfioDevice::new("test".into(), file.into());
+        device.regions.insert(3, Place { offset, size });
+        device
+    }
+
+    #[test]
+    fn an_access_lies_within_its_region_and_the_file() {
+        let cases = [
+            (8, 0x300, 0, 8, Ok(0x300)),
+            (8, 0x300, 7, 1, Ok(0x307)),
+            (8, 0x300, 7, 2, Err("EINVAL")),
+            (8, 0x300, u64::MAX, 2, Err("EINVAL")),
+            (0, 0x300, 0, 1, Err("EINVAL")),
+            (u64::MAX, 1 << 40, u64::MAX - 8, 4, Err("the region lies at")),
+            (16, i64::MAX as u64, 0, 1, Err("the region lies at")),
+        ];
+        for (size, offset, at, length, expected) in cases {
+            let got = device(size, offset).place("read", 3, at, length);
+            match expected {
+                Ok(place) => assert_eq!(got.unwrap(), place),
+                Err(part) => {
+                    let message = got.unwrap_err().to_string();
+                    assert!(message.contains(part), "{message}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_transfer_goes_on_until_it_is_whole() {
+        let mut taken = Vec::new();
+        let mut answers = vec![Ok(2), Err(std::io::Error::from_raw_os_error(Errno::EINTR as i32)), Ok(3)];
+        device(8, 0)
+            .whole("read", 5, |_, done| {
+                taken.push(done);
+                answers.pop().unwrap()
+            })
+            .unwrap();
+        assert_eq!(taken, [0, 3, 3]);
+    }
+
+    #[test]
+    fn a_transfer_that_stops_short_is_an_error_and_not_a_loop() {
+        let error = device(8, 0).whole("read", 5, |_, _| Ok(0)).unwrap_err();
+        assert!(error.to_string().ends_with("0 of 5 bytes were transferred"), "{error}");
+    }
+
+    #[test]
+    fn every_request_names_the_device_itself_and_the_errno() {
+        let file = tempfile::tempfile().unwrap();
+        let mut device = Adopted { device: VfioDevice::new("0000:01:00.0".into(), file.into()) };
+        let eventfd = EventFd::new(0).unwrap();
+        let mut words = [0; 1];
+        let mut report = DirtyReport::new(0, 4096, 4096, &mut words).unwrap();
+        let cases = [
+            (device.info().unwrap_err(), "VFIO_DEVICE_GET_INFO"),
+            (device.region_info(7).unwrap_err(), "VFIO_DEVICE_GET_REGION_INFO of region 7"),
+            (device.irq_info(1).unwrap_err(), "VFIO_DEVICE_GET_IRQ_INFO of index 1"),
+            (device.read_region(7, 0, &mut [0]).unwrap_err(), "VFIO_DEVICE_GET_REGION_INFO of region 7"),
+            (
+                device.set_irq_triggers(1, 0, &[Some(&eventfd)]).unwrap_err(),
+                "VFIO_DEVICE_SET_IRQS of index 1",
+            ),
+            (device.reset().unwrap_err(), "VFIO_DEVICE_RESET"),
+            (device.state().unwrap_err(), "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE"),
+            (
+                device.set_state(State::StopCopy).unwrap_err(),
+                "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY",
+            ),
+            (device.data_size().unwrap_err(), "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE"),
+            (device.dma_logging_start(4096, &[]).unwrap_err(), "VFIO_DEVICE_FEATURE_DMA_LOGGING_START"),
+            (device.dma_logging_stop().unwrap_err(), "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP"),
+            (device.dma_logging_report(&mut report).unwrap_err(), "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT"),
+        ];
+        for (error, request) in cases {
+            assert_eq!(
+                error.to_string(),
+                format!("0000:01:00.0: {request}: ENOTTY: Not a typewriter"),
+                "{error:?}"
+            );
+        }
+        assert_eq!(device.migration_flags().unwrap(), None, "ENOTTY is the one answer that means none");
+        assert!(!device.enable_precopy_info_v2().unwrap());
+        assert!(!device.probe_feature(Feature::Migration, FeatureFlags::GET).unwrap());
+    }
+}
