@@ -1,0 +1,89 @@
+//! The card's migration: its arcs, and its log of the memory it never writes.
+
+use whimbrel_device::{ArcError, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State};
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::session::{self, Direction, Effect};
+
+use super::{Serial, stream};
+
+/// The data session.
+#[derive(Debug)]
+pub(super) enum Session {
+    /// There is none.
+    None,
+    /// The part of the stream that is known so far, and how much of it was read.
+    Saving { stream: Vec<u8>, read: usize },
+    /// A state on its way in.
+    Resuming(stream::Loader),
+}
+
+impl Migration for Serial {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::all()
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        match session::effect(from, to) {
+            Effect::Opens(Direction::Saving) => {
+                let stream = stream::head(self.config.ports).to_vec();
+                self.session = Session::Saving { stream, read: 0 };
+            }
+            Effect::Opens(Direction::Resuming) => {
+                self.session = Session::Resuming(stream::Loader::new(self.config.ports));
+            }
+            Effect::Ends => {
+                if let Session::Resuming(loader) = &self.session {
+                    self.ports = loader.finish()?;
+                }
+                self.session = Session::None;
+            }
+            Effect::None | Effect::Continues => {}
+        }
+        if let (State::StopCopy, Session::Saving { stream, .. }) = (to, &mut self.session) {
+            for port in &self.ports {
+                stream::append_port(stream, port);
+            }
+        }
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok(stream::length(self.config.ports) as u64)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let Session::Saving { stream, read } = &mut self.session else { return Err(Errno::ENODEV) };
+        let left = &stream[*read..];
+        let count = left.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        *read += count;
+        Ok(count)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        let Session::Resuming(loader) = &mut self.session else { return Err(Errno::ENODEV) };
+        loader.write(data)
+    }
+
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        let Session::Saving { read, .. } = &self.session else { return Err(Errno::ENODEV) };
+        let initial = stream::HEAD_BYTES.saturating_sub(*read) as u64;
+        Ok(PrecopyReport { bytes: PrecopyBytes { initial, dirty: 0 }, reinit: false })
+    }
+}
+
+/// The card has no DMA, so there is nothing to log. As mtty does, it takes every request and reports no page.
+impl DmaLogging for Serial {
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        Ok(ranges.page_size())
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn report(&mut self, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! A PCI serial card as the kernel's mtty sample is: one or two 16550 ports, each an I/O region of 8 bytes.
+//!
+//! Its migration stream is mtty's (60 bytes for one port, 96 for two), so that a state saved here is loaded by a kernel
+//! and the other way round. It differs from mtty on purpose in this:
+//!
+//! - A head that does not fit is refused with EINVAL as soon as it is seen, and the load can then only be left by a
+//!   reset. (mtty answers EFAULT but counts the bytes, so that leaving RESUMING then succeeds.)
+//! - Contents that no port can have, such as a FIFO index past its end, are refused. mtty loads them.
+//! - Reset brings the registers to their values after power-on, and the device says that it can be reset. mtty only
+//!   ends the session.
+//! - An interrupt is signalled on each index the user has set up, and INTx is not masked by it; its flags say so.
+//! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified at a time,
+//!   and an empty receiver is no cause.
+//!
+//! ```
+//! use whimbrel_device::{Bus, DeviceFile};
+//! use whimbrel_models::{Ports, Serial, SerialConfig};
+//!
+//! let bus = Bus::new();
+//! let serial = Serial::new(SerialConfig { ports: Ports::One }, bus.clone());
+//! let device = DeviceFile::new("serial", bus, Box::new(serial));
+//! for byte in b"loop" {
+//!     device.write_region(0, 0, &[*byte])?;
+//! }
+//! let mut received = [0; 4];
+//! for byte in &mut received {
+//!     device.read_region(0, 0, std::slice::from_mut(byte))?;
+//! }
+//! assert_eq!(&received, b"loop");
+//! # Ok::<(), whimbrel_device::Errno>(())
+//! ```
+
+mod migration;
+mod port;
+mod stream;
+
+use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
+use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::pci::{
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
+    VFIO_PCI_NUM_REGIONS,
+};
+
+use self::migration::Session;
+use self::port::{Interrupt, Port, REGISTERS};
+use crate::pci_config::{BAR0, PciConfig};
+
+const CONFIG_SIZE: usize = 0xff;
+
+/// How many ports a card has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ports {
+    /// One port, in region 0.
+    #[default]
+    One,
+    /// Two ports, in regions 0 and 1.
+    Two,
+}
+
+impl Ports {
+    /// The number.
+    pub const fn count(self) -> usize {
+        match self {
+            Ports::One => 1,
+            Ports::Two => 2,
+        }
+    }
+}
+
+/// What a serial card is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SerialConfig {
+    /// How many ports it has.
+    pub ports: Ports,
+}
+
+/// A serial card.
+#[derive(Debug)]
+pub struct Serial {
+    config: SerialConfig,
+    bus: Bus,
+    pci: PciConfig<CONFIG_SIZE>,
+    ports: Vec<Port>,
+    session: Session,
+}
+
+impl Serial {
+    /// A card as after power-on.
+    pub fn new(config: SerialConfig, bus: Bus) -> Serial {
+        Serial {
+            config,
+            bus,
+            pci: pci_config(config.ports),
+            ports: vec![Port::default(); config.ports.count()],
+            session: Session::None,
+        }
+    }
+
+    fn interrupt(&self, interrupt: Interrupt) {
+        if interrupt == Interrupt::Raise {
+            self.bus.interrupts().trigger(VFIO_PCI_INTX_IRQ_INDEX, 0);
+            self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+        }
+    }
+
+    fn port(&mut self, region: u32) -> Result<&mut Port, Errno> {
+        self.ports.get_mut(region as usize).ok_or(Errno::EINVAL)
+    }
+}
+
+/// What mtty shows, down to the identity of a card that does not exist.
+fn pci_config(ports: Ports) -> PciConfig<CONFIG_SIZE> {
+    const IO_SPACE: u32 = 1;
+    let mut config = PciConfig::new()
+        .fixed(0x00, b"HCS2")
+        // I/O space is on; device select timing is medium.
+        .fixed(0x04, &[0x01, 0x00, 0x00, 0x02])
+        // Revision, and the class: a serial controller compatible with a 16550.
+        .fixed(0x08, &[0x10, 0x02, 0x00, 0x07])
+        .bar32(BAR0, REGISTERS as u32, IO_SPACE)
+        .fixed(0x2c, b"HCS2")
+        // The interrupt line belongs to the guest, the pin is INTA#.
+        .register(0x3c, &[0x00, 0x01], &[0xff, 0x00])
+        .fixed(0x40, &[0x23, 0x00, 0x00, 0x80, 0x23])
+        .fixed(0x48, &[0x23])
+        .fixed(0x4c, &[0x23])
+        .fixed(0x60, b"PCI Serial/UART");
+    if ports == Ports::Two {
+        config = config.bar32(BAR0 + 4, REGISTERS as u32, IO_SPACE);
+    }
+    config
+}
+
+/// The single accesses that one region access is made of, as mtty cuts it: four bytes where they are aligned, then two,
+/// then one. Each touches only the register at its own offset.
+fn accesses(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let (at, left) = (offset + done as u64, length - done);
+        let size = match left {
+            0 => return None,
+            4.. if at % 4 == 0 => 4,
+            2.. if at % 2 == 0 => 2,
+            _ => 1,
+        };
+        let bytes = done..done + size;
+        done += size;
+        Some((at, bytes))
+    })
+}
+
+impl Driver for Serial {
+    fn info(&self) -> Info {
+        Info {
+            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
+            num_regions: VFIO_PCI_NUM_REGIONS,
+            num_irqs: VFIO_PCI_NUM_IRQS,
+            capabilities: Vec::new(),
+        }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let size = match (index, self.config.ports) {
+            (VFIO_PCI_BAR0_REGION_INDEX, _) | (VFIO_PCI_BAR1_REGION_INDEX, Ports::Two) => REGISTERS,
+            (VFIO_PCI_CONFIG_REGION_INDEX, _) => CONFIG_SIZE as u64,
+            _ => 0,
+        };
+        // mtty gives the flags also to regions that are not there.
+        let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        Ok(Region { flags, size, offset: 0, capabilities: Vec::new() })
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        match index {
+            VFIO_PCI_INTX_IRQ_INDEX => Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: 1 }),
+            VFIO_PCI_MSI_IRQ_INDEX => {
+                Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        match index {
+            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.read(offset, data),
+            VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
+                data.fill(0);
+                for (register, bytes) in accesses(offset, data.len()) {
+                    let (value, interrupt) = self.port(index)?.read(register);
+                    data[bytes.start] = value;
+                    self.interrupt(interrupt);
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(data.len())
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        match index {
+            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.write(offset, data),
+            VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
+                for (register, bytes) in accesses(offset, data.len()) {
+                    let interrupt = self.port(index)?.write(register, data[bytes.start]);
+                    self.interrupt(interrupt);
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(data.len())
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        *self = Serial::new(self.config, self.bus.clone());
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        Some(self)
+    }
+}
