@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use whimbrel_protocol::Errno;
+use whimbrel_uapi::feature::Feature;
 
 /// The outcome of a request to a device.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -94,6 +95,12 @@ impl Error {
             (Error::Request { .. }, Errno::EBUSY) => Some(
                 "the device is in use: `whimbrel devices` shows by whom, through its group or its own file",
             ),
+            // `iova_bitmap_for_each()` is built only with iommufd, and PROBE does not tell.
+            (Error::Request { request, .. }, Errno::EOPNOTSUPP)
+                if request == Feature::DmaLoggingReport.name() =>
+            {
+                Some("this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's log")
+            }
             (Error::Request { .. }, Errno::ENOTTY) => Some("this device's driver does not offer the request"),
             (Error::Request { .. }, Errno::EIO) => Some("the device failed: look at the host's kernel log"),
             _ => None,

@@ -81,13 +81,17 @@ impl AddressSpace {
         let inside = |start: &u64, region: &DmaRegion| {
             *start >= iova && start - iova < size && region.size() <= size - (start - iova)
         };
+        let touched = |start: &u64, region: &DmaRegion| {
+            (*start >= iova && start - iova < size) || (*start < iova && iova - start < region.size())
+        };
         match self.kernel.unmap(iova, size) {
             Ok(bytes) => {
                 self.held.retain(|start, region| !inside(start, region));
                 Ok(bytes)
             }
-            // An iommufd answers so where a container says that it has unmapped 0 bytes.
-            Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| inside(start, region)) => Ok(0),
+            // An iommufd answers so where a container says that it has unmapped 0 bytes; but also for a range that
+            // cuts a mapping.
+            Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| touched(start, region)) => Ok(0),
             Err(errno) => Err(self.failed(request, iova, errno)),
         }
     }
