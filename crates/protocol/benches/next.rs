@@ -4,6 +4,7 @@
 //! same list of questions from memory and add up the answers; rounds of the two alternate, and the least of each counts,
 //! so that a busy machine disturbs both alike.
 
+use std::fmt::Write as _;
 use std::hint::black_box;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -60,12 +61,13 @@ fn c_program(list: &[(MigrationFlags, State, State)]) -> String {
         for from in State::ALL {
             for to in State::ALL {
                 let flags = MigrationFlags::from_bits_retain(flags);
-                table += &format!("{},", answer(&(flags, from, to)));
+                write!(table, "{},", answer(&(flags, from, to))).expect("a String takes everything");
             }
         }
     }
     for (flags, from, to) in list {
-        asked += &format!("{{{},{},{}}},", flags.bits(), from.number(), to.number());
+        write!(asked, "{{{},{},{}}},", flags.bits(), from.number(), to.number())
+            .expect("a String takes everything");
     }
     format!(
         r#"
