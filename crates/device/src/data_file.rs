@@ -53,7 +53,7 @@ impl DataFile {
 
     /// How much can be read now.
     ///
-    /// ENOTTY on a resuming file, ENODEV once the session is over, EINVAL outside PRE_COPY and PRE_COPY_P2P.
+    /// ENOTTY on a resuming file, EINVAL outside PRE_COPY and PRE_COPY_P2P, then ENODEV if the session is over.
     pub fn precopy_info(&self) -> Result<PrecopyReport, Errno> {
         if self.direction != Direction::Saving {
             return Err(Errno::ENOTTY);
@@ -63,8 +63,8 @@ impl DataFile {
 
     /// A raw ioctl on the file. Only VFIO_MIG_GET_PRECOPY_INFO exists; everything else is ENOTTY.
     ///
-    /// The order is that of the kernel's drivers: command, copy in, argsz, state. `flags` is left as the user gave it
-    /// unless the user opted into REINIT.
+    /// The order is that of the kernel's drivers: command, copy in, argsz, state, session. `flags` is left as the user
+    /// gave it unless the user opted into REINIT.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
         if self.direction != Direction::Saving || number != VFIO_MIG_GET_PRECOPY_INFO.number() {
             return Err(Errno::ENOTTY);

@@ -291,10 +291,11 @@ impl Shared {
 
     pub(crate) fn precopy(&self, session: u64) -> Result<PrecopyReport, Errno> {
         let mut core = self.core.lock();
-        core.check_session(session)?;
+        // The kernel's drivers look at the device's state before they look at the file.
         if !core.state.is_precopy() {
             return Err(Errno::EINVAL);
         }
+        core.check_session(session)?;
         let report = core.migration()?.precopy()?;
         Ok(PrecopyReport { reinit: report.reinit && core.precopy_info_v2, ..report })
     }

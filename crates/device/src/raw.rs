@@ -38,8 +38,9 @@ impl DeviceFile {
         if argsz < LEAST_DEVICE_INFO {
             return Err(Errno::EINVAL);
         }
-        let mut answer = self.info().to_bytes();
-        if argsz < answer.len() {
+        let info = self.info();
+        let mut answer = info.to_bytes();
+        if argsz < answer.len() && !info.capabilities.is_empty() {
             let offset = std::mem::offset_of!(DeviceInfo, cap_offset);
             without_chain(&mut answer, offset, size_of::<DeviceInfo>());
         } else {
