@@ -1,0 +1,117 @@
+//! The machine each host of the demo has: memory that the device shares, and the device.
+
+use std::fs::File;
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use whimbrel_engine::Ram;
+use whimbrel_models::{Model, OpenModel};
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{Device, DmaRegion, Local, SavingRead, State};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::messages::Evidence;
+use super::work;
+use crate::failure::Failure;
+use crate::output;
+
+/// Memory whose writes by this process are logged page by page.
+pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
+
+/// The least memory a demo works in.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// Whether there can be a machine with so much memory.
+pub(super) fn check_memory(bytes: u64) -> Result<(), Failure> {
+    if bytes < LEAST_MEMORY || !bytes.is_multiple_of(4096) {
+        return Err(Failure::new(format!("{bytes} bytes cannot be the demo's memory"))
+            .hint(format!("give whole pages of 4096 bytes, {} at least", output::bytes(LEAST_MEMORY))));
+    }
+    Ok(())
+}
+
+/// Memory from address 0 on, and the device that reaches it under the same addresses.
+pub(super) struct Machine {
+    pub(super) memory: Memory,
+    /// Keeps the device at work.
+    model: OpenModel,
+}
+
+/// Bytes read at a time for a digest.
+const PIECE: usize = 1 << 20;
+
+impl Machine {
+    pub(super) fn new(name: &str, model: &str, bytes: u64) -> Result<Machine, Failure> {
+        check_memory(bytes)?;
+        let no_memory = |error: std::io::Error| {
+            Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
+        };
+        let fd = memfd_create(c"whimbrel-demo", MFdFlags::MFD_CLOEXEC).map_err(|errno| no_memory(errno.into()))?;
+        let file = File::from(fd);
+        file.set_len(bytes).map_err(no_memory)?;
+        let length = usize::try_from(bytes).map_err(|error| no_memory(std::io::Error::other(error)))?;
+        let memory =
+            Memory::from_ranges_with_files([(GuestAddress(0), length, Some(FileOffset::new(file, 0)))])
+                .map_err(|error| no_memory(std::io::Error::other(error)))?;
+        let model: Model = model.parse().map_err(|error| Failure::from_error(&error))?;
+        let model = model.open(name).map_err(|error| Failure::from_error(&error))?;
+        let machine = Machine { memory, model };
+        let mut device = machine.device();
+        for region in machine.memory.iter() {
+            let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
+            let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+            device.map_dma(start, rights, DmaRegion::new(region.get_mmap()))?;
+        }
+        Ok(machine)
+    }
+
+    /// Another user's handle to the device.
+    pub(super) fn device(&self) -> Local {
+        Local::new(self.model.device.clone())
+    }
+
+    /// What can be seen of the machine while its device stands in STOP.
+    pub(super) fn evidence(&self, between: Duration) -> Result<Evidence, Failure> {
+        let mut device = self.device();
+        let state = device.state()?.to_string();
+        let then = work::completed_by_device(&mut device)?;
+        let memory = self.memory_digest()?;
+        let digest = device_digest(&mut device)?;
+        std::thread::sleep(between);
+        let later = work::completed_by_device(&mut device)?;
+        let program = work::books(&self.memory)?;
+        Ok(Evidence { memory, device: digest, state, completed_by_device: [then, later], program })
+    }
+
+    fn memory_digest(&self) -> Result<String, Failure> {
+        let mut digest = Xxh3::new();
+        let mut piece = vec![0; PIECE];
+        for region in Ram::regions(&self.memory) {
+            let mut at = 0;
+            while at < region.size {
+                let count = (region.size - at).min(PIECE as u64);
+                let piece = &mut piece[..count as usize];
+                Ram::read(&self.memory, region.start + at, piece).map_err(|error| Failure::from_error(&error))?;
+                digest.update(piece);
+                at += count;
+            }
+        }
+        Ok(format!("xxh3:{:016x}", digest.digest()))
+    }
+}
+
+/// A digest of all that the device saves. It stands in STOP before and after.
+fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
+    let mut digest = Xxh3::new();
+    let mut piece = vec![0; PIECE];
+    let mut data = device
+        .set_state(State::StopCopy)?
+        .ok_or_else(|| Failure::new("the device opened no data session on entering STOP_COPY"))?;
+    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut piece)? {
+        digest.update(&piece[..count]);
+    }
+    device.set_state(State::Stop)?;
+    Ok(format!("xxh3:{:016x}", digest.digest()))
+}

@@ -1,0 +1,180 @@
+//! What the demo and its two hosts tell each other: one JSON object a line.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use whimbrel_engine::{Phase, Progress};
+
+/// Which end of the migration a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Role {
+    Source,
+    Destination,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        })
+    }
+}
+
+/// What a host needs to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Config {
+    pub(super) role: Role,
+    pub(super) device: String,
+    pub(super) memory: u64,
+    pub(super) dirty_rate: u64,
+    pub(super) downtime_limit_ms: u64,
+    pub(super) max_rounds: u32,
+    pub(super) work_before_ms: u64,
+    pub(super) work_after_ms: u64,
+}
+
+/// To a host.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Order {
+    Begin(Config),
+    Send { address: String },
+}
+
+/// From a host.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Event {
+    /// Destination: senders are welcome.
+    Listening { address: String },
+    /// Source: the device is at work.
+    Working,
+    /// Source: the migration goes on.
+    Progress(Moment),
+    /// Source: the device is gone.
+    Sent { report: Figures, evidence: Evidence },
+    /// Source: the migration failed; whether the device's work goes on.
+    NotSent { error: String, works_on: bool },
+    /// Destination: the device is here; what was found before it ran.
+    Received { evidence: Evidence },
+    /// Destination: the work is over.
+    Finished(Finished),
+    /// Something else went wrong.
+    Failed { error: String },
+}
+
+/// A moment of the migration.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Moment {
+    /// 0 before the rounds, then the round, [`u32::MAX`] for the switchover.
+    round: u32,
+    done: u64,
+    total: u64,
+    expected_downtime_us: Option<u64>,
+}
+
+impl From<&Progress> for Moment {
+    fn from(progress: &Progress) -> Moment {
+        Moment {
+            round: match progress.phase {
+                Phase::Greeting => 0,
+                Phase::Round(number) => number,
+                Phase::Switchover | Phase::Done => u32::MAX,
+            },
+            done: progress.done,
+            total: progress.total,
+            expected_downtime_us: progress
+                .expected_downtime
+                .map(|expected| u64::try_from(expected.as_micros()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+impl From<Moment> for Progress {
+    fn from(moment: Moment) -> Progress {
+        Progress {
+            phase: match moment.round {
+                0 => Phase::Greeting,
+                u32::MAX => Phase::Switchover,
+                number => Phase::Round(number),
+            },
+            done: moment.done,
+            total: moment.total,
+            expected_downtime: moment.expected_downtime_us.map(Duration::from_micros),
+        }
+    }
+}
+
+/// The figures of a migration's report that the demo shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Figures {
+    pub(super) downtime_ms: f64,
+    pub(super) predicted_downtime_ms: f64,
+    pub(super) inspection_ms: f64,
+    pub(super) total_ms: f64,
+    pub(super) rounds: u32,
+    pub(super) memory_bytes: u64,
+    pub(super) zero_bytes: u64,
+    pub(super) device_bytes: u64,
+    pub(super) final_bytes: u64,
+    pub(super) throughput_bytes_per_s: f64,
+}
+
+impl From<whimbrel_engine::Report> for Figures {
+    fn from(report: whimbrel_engine::Report) -> Figures {
+        Figures {
+            downtime_ms: report.downtime_ms,
+            predicted_downtime_ms: report.predicted_downtime_ms,
+            inspection_ms: report.inspection_ms,
+            total_ms: report.total_ms,
+            rounds: report.rounds,
+            memory_bytes: report.memory_bytes,
+            zero_bytes: report.zero_bytes,
+            device_bytes: report.device_bytes,
+            final_bytes: report.final_bytes,
+            throughput_bytes_per_s: report.throughput_bytes_per_s,
+        }
+    }
+}
+
+/// What one end found when the device stood still at the switchover.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Evidence {
+    /// Digest of all memory.
+    pub(super) memory: String,
+    /// Digest of the device's state, as it saves it.
+    pub(super) device: String,
+    /// The device's migration state.
+    pub(super) state: String,
+    /// Jobs the device says it has completed, and again a while later.
+    pub(super) completed_by_device: [u64; 2],
+    /// The books of the program that gives the device work.
+    pub(super) program: Books,
+}
+
+/// The books of the program that gives the device work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Books {
+    /// Jobs given to the device.
+    pub(super) submitted: u64,
+    /// Completions seen, each once and in order.
+    pub(super) completed: u64,
+    /// Completions that came twice, out of order, or for no job.
+    pub(super) misplaced: u64,
+    /// Completions with a wrong result, or memory that does not hold what the job was to write.
+    pub(super) wrong: u64,
+}
+
+/// What the destination found at the end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Finished {
+    pub(super) program: Books,
+    /// Jobs the device says it has completed.
+    pub(super) completed_by_device: u64,
+    /// Blocks of memory written by the last jobs that were looked at again, and how many were wrong.
+    pub(super) blocks_checked: u64,
+    pub(super) blocks_wrong: u64,
+}

@@ -1,0 +1,165 @@
+//! `whimbrel devices`: the VFIO devices of this host.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use whimbrel_user::Device;
+use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
+
+use crate::failure::Failure;
+use crate::fsm::flag_names;
+use crate::output::{self, Output};
+
+/// List the VFIO devices of this host and whether they migrate
+///
+/// A device that no process holds is opened for a moment to ask what it supports.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  whimbrel devices\n  whimbrel devices --json")]
+pub(crate) struct Arguments {
+    /// Open nothing: say only what the system's files tell
+    #[arg(long)]
+    no_open: bool,
+}
+
+/// One device.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    bus: String,
+    driver: Option<String>,
+    group: Option<u32>,
+    group_path: Option<PathBuf>,
+    cdev_path: Option<PathBuf>,
+    /// Processes that have it or its group open.
+    holders: Vec<u32>,
+    /// What it supports of migration: nothing if it is empty, not known if it is null.
+    migration: Option<Vec<&'static str>>,
+    /// Why that is not known.
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Devices {
+    devices: Vec<Listed>,
+}
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let found = kernel::list()?;
+    let devices = found.into_iter().map(|device| look_at(device, !arguments.no_open)).collect();
+    let devices = Devices { devices };
+    output.result(&devices, &devices)
+}
+
+fn look_at(device: HostDevice, open: bool) -> Listed {
+    let (migration, problem) = match (&device.holders[..], open) {
+        (_, false) => (None, None),
+        ([], true) => match supported(&device) {
+            Ok(flags) => (Some(flags), None),
+            Err(error) => (None, Some(error.to_string())),
+        },
+        (holders, true) => {
+            let who = if holders.len() == 1 { "process" } else { "processes" };
+            (None, Some(format!("in use by {who} {}", output::names(holders))))
+        }
+    };
+    let HostDevice { name, bus, driver, group, group_path, cdev_path, holders } = device;
+    Listed { name, bus, driver, group, group_path, cdev_path, holders, migration, problem }
+}
+
+fn supported(device: &HostDevice) -> Result<Vec<&'static str>, whimbrel_user::Error> {
+    let flags = match &device.cdev_path {
+        Some(path) => Cdev::open(path)?.migration_flags()?,
+        None => Group::find(&device.name)?.migration_flags()?,
+    };
+    Ok(flags.map(flag_names).unwrap_or_default())
+}
+
+const NONE: &str = "\
+This host has no VFIO device. One appears when
+  - a device is bound to a vfio driver, for example
+      driverctl set-override 0000:3b:00.2 mlx5_vfio_pci
+    (with the IOMMU on: intel_iommu=on, or AMD's, which is on by itself), or
+  - a mediated device is made, for example of the kernel's sample module mtty
+      modprobe mtty
+      uuidgen > /sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create
+Without either, the models do: try `whimbrel probe model:serial`.";
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.devices.is_empty() {
+            return f.write_str(NONE);
+        }
+        let dash = || "-".to_string();
+        let path =
+            |path: &Option<PathBuf>| path.as_ref().map_or_else(dash, |path| path.display().to_string());
+        let mut table = output::table(["NAME", "BUS", "DRIVER", "GROUP", "CDEV", "MIGRATION"]);
+        for device in &self.devices {
+            let migration = match (&device.migration, &device.problem) {
+                (Some(flags), _) => output::names(flags),
+                (None, Some(_)) => "? (see below)".into(),
+                (None, None) => "?".into(),
+            };
+            table.add_row([
+                device.name.clone(),
+                device.bus.clone(),
+                device.driver.clone().unwrap_or_else(dash),
+                path(&device.group_path),
+                path(&device.cdev_path),
+                migration,
+            ]);
+        }
+        write!(f, "{}", table.trim_fmt())?;
+        let mut problems = self.devices.iter().filter_map(|device| Some((device, device.problem.as_ref()?)));
+        if let Some((device, problem)) = problems.next() {
+            write!(f, "\n\nwhy it is not known what they support\n  {}: {problem}", device.name)?;
+        }
+        for (device, problem) in problems {
+            write!(f, "\n  {}: {problem}", device.name)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(holders: Vec<u32>) -> HostDevice {
+        HostDevice {
+            name: "0000:3b:00.2".into(),
+            bus: "pci".into(),
+            driver: Some("mlx5_vfio_pci".into()),
+            group: Some(12),
+            group_path: Some("/dev/vfio/12".into()),
+            cdev_path: None,
+            holders,
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_held_is_not_opened_and_its_holders_are_told() {
+        let listed = look_at(held(vec![7, 9]), true);
+        assert_eq!(listed.problem.as_deref(), Some("in use by processes 7, 9"));
+        let text = Devices { devices: vec![listed] }.to_string();
+        assert!(text.contains("0000:3b:00.2: in use by processes 7, 9"), "{text}");
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_listed_with_the_reason() {
+        let device = HostDevice { cdev_path: Some("/dev/vfio/devices/none".into()), ..held(vec![]) };
+        let listed = look_at(device, true);
+        assert!(listed.problem.unwrap().contains("ENOENT"));
+        assert_eq!(listed.migration, None);
+    }
+
+    #[test]
+    fn a_device_without_migration_shows_none() {
+        let mut listed = look_at(held(vec![]), false);
+        listed.migration = Some(vec![]);
+        let text = Devices { devices: vec![listed] }.to_string();
+        assert!(text.trim_end().ends_with("none"), "{text}");
+    }
+}

@@ -1,0 +1,153 @@
+//! A command that failed: what a person reads, what a script reads, and what to do about it.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use whimbrel_engine::{Outcome, SendError};
+use whimbrel_protocol::Errno;
+
+/// Why a command failed. It is printed by [`Output::failure`](crate::output::Output::failure).
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    causes: Vec<String>,
+    hint: Option<String>,
+    result: Map<String, Value>,
+}
+
+impl Failure {
+    /// A failure that says it all in one line.
+    pub(crate) fn new(message: impl Into<String>) -> Failure {
+        Failure { message: message.into(), causes: Vec::new(), hint: None, result: Map::new() }
+    }
+
+    /// An error with those of its causes that its own text does not tell already.
+    pub(crate) fn from_error(error: &dyn Error) -> Failure {
+        let mut failure = Failure::new(error.to_string());
+        let mut last = failure.message.clone();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !last.contains(&text) {
+                failure.causes.push(text.clone());
+                last = text;
+            }
+            cause = error.source();
+        }
+        failure
+    }
+
+    /// Something the system refused, with the errno by name.
+    pub(crate) fn from_io(what: impl fmt::Display, error: &io::Error) -> Failure {
+        match error.raw_os_error() {
+            // nix prints an errno as `ENOENT: No such file or directory`.
+            Some(errno) => Failure::new(format!("{what}: {}", Errno::from_raw(errno))),
+            None => Failure::new(format!("{what}: {error}")),
+        }
+    }
+
+    /// What the reader can do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The result as far as there is one: with `--json` its keys stand beside `error` and `hint`.
+    pub(crate) fn result(mut self, result: &impl Serialize) -> Failure {
+        if let Ok(Value::Object(keys)) = serde_json::to_value(result) {
+            self.result.extend(keys);
+        }
+        self
+    }
+
+    /// The object that `--json` prints.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut object = self.result.clone();
+        let mut error = self.message.clone();
+        for cause in &self.causes {
+            error = format!("{error}: {cause}");
+        }
+        object.insert("error".into(), error.into());
+        object.insert("hint".into(), self.hint.clone().into());
+        Value::Object(object)
+    }
+}
+
+/// The lines for a person.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        for cause in &self.causes {
+            write!(f, "\n  caused by: {cause}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<whimbrel_user::Error> for Failure {
+    fn from(error: whimbrel_user::Error) -> Failure {
+        let failure = Failure::from_error(&error);
+        match error.advice() {
+            Some(advice) => failure.hint(advice),
+            None => failure,
+        }
+    }
+}
+
+impl From<whimbrel_engine::Error> for Failure {
+    fn from(error: whimbrel_engine::Error) -> Failure {
+        let failure = Failure::from_error(&error);
+        match error.advice() {
+            Some(advice) => failure.hint(advice),
+            None => failure,
+        }
+    }
+}
+
+/// With `--json`, `outcome` says where the device is: `runs_on`, `unknown` or `stranded`.
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Failure {
+        let outcome = match &error.outcome {
+            Outcome::RunsOn => "runs_on",
+            Outcome::Unknown => "unknown",
+            Outcome::Stranded(_) => "stranded",
+        };
+        let failure = Failure::from_error(&error).result(&serde_json::json!({ "outcome": outcome }));
+        match error.cause.advice() {
+            Some(advice) => failure.hint(advice),
+            None => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_the_message_tells_already_is_not_told_twice() {
+        let refused = || io::Error::from_raw_os_error(Errno::EPIPE as i32);
+        let told = whimbrel_engine::Error::Link(refused());
+        let failure = Failure::from_error(&told);
+        assert_eq!(failure.to_string(), format!("error: sending failed: {}", refused()));
+    }
+
+    #[test]
+    fn an_error_of_the_system_names_its_errno() {
+        let failure = Failure::from_io("cannot open x", &io::Error::from_raw_os_error(Errno::ENOENT as i32));
+        assert_eq!(failure.to_string(), "error: cannot open x: ENOENT: No such file or directory");
+    }
+
+    #[test]
+    fn a_script_gets_error_and_hint_beside_the_result() {
+        let failure = Failure::new("no").result(&serde_json::json!({ "frames": 3 }));
+        assert_eq!(failure.to_json(), serde_json::json!({ "frames": 3, "error": "no", "hint": null }));
+        assert_eq!(failure.hint("try").to_json()["hint"], "try");
+    }
+}

@@ -1,0 +1,135 @@
+//! `whimbrel inspect`: what a saved file holds, and where it is damaged.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use whimbrel_engine::archive::{self, Contents};
+use whimbrel_engine::stream::{PREAMBLE_BYTES, Preamble, Problem};
+use whimbrel_protocol::MigrationFlags;
+use whimbrel_uapi::device::DeviceInfoFlags;
+
+use crate::failure::Failure;
+use crate::fsm::flag_names;
+use crate::output::{self, Output};
+use crate::progress::Bar;
+
+/// Show what a saved file holds, and where it is damaged if it is
+///
+/// The file is read to its end and every checksum is looked at. A damaged or foreign file is exit status 1.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  whimbrel inspect nic.whimbrel\n  whimbrel inspect nic.whimbrel --json")]
+pub(crate) struct Arguments {
+    /// The file, as `whimbrel save` wrote it; - is stdin
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// The first bytes of a stream of the kernel's sample device mtty (its magic, host-endian).
+const MTTY: [u8; 8] = 0x7e9d_0989_8c3e_2c4e_u64.to_le_bytes();
+
+/// How much of a foreign file is shown, in bytes.
+const SHOWN: u64 = 64;
+
+/// What is printed for scripts.
+#[derive(Debug, Serialize)]
+struct Inspected<'a> {
+    file: String,
+    #[serde(flatten)]
+    contents: &'a Contents,
+    /// The first bytes of the device's state, or of a file that is none of ours.
+    head: String,
+}
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let name = arguments.file.display().to_string();
+    let (mut input, size): (Box<dyn Read>, Option<u64>) = if name == "-" {
+        (Box::new(io::stdin().lock()), None)
+    } else {
+        let cannot_open = |error: io::Error| Failure::from_io(format!("cannot open {name}"), &error);
+        let file = File::open(&arguments.file).map_err(cannot_open)?;
+        let metadata = file.metadata().map_err(cannot_open)?;
+        if metadata.is_dir() {
+            return Err(Failure::new(format!("cannot read {name}: it is a folder")));
+        }
+        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+    };
+    let mut start = Vec::new();
+    input
+        .by_ref()
+        .take(SHOWN)
+        .read_to_end(&mut start)
+        .map_err(|error| Failure::from_io(format!("cannot read {name}"), &error))?;
+    let foreign = start
+        .first_chunk::<PREAMBLE_BYTES>()
+        .is_some_and(|preamble| matches!(Preamble::check(preamble), Err(Problem::Foreign)));
+
+    let bar = Bar::bytes(output, format!("reading {name}"), size);
+    let mut contents = archive::inspect(bar.reading(start.as_slice().chain(input)));
+    drop(bar);
+    if foreign {
+        // The bytes are worth more than nothing.
+        contents.head = start;
+    }
+    let head = contents.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    let inspected = Inspected { file: name.clone(), contents: &contents, head };
+    let Some(problem) = &contents.problem else {
+        return output.result(&inspected, Text(&inspected));
+    };
+    output.partial(Text(&inspected))?;
+    let failure = Failure::new(format!("{name}: {problem}")).result(&inspected);
+    Err(match foreign {
+        true if contents.head.starts_with(&MTTY) => failure.hint(
+            "it begins as the raw state of mtty or model:serial does; a file saved with --raw has no header to \
+             inspect: restore it with --raw",
+        ),
+        true => failure.hint(
+            "a file saved with --raw holds the driver's own bytes and no header: there is nothing to inspect, but \
+             `whimbrel restore --raw` takes it",
+        ),
+        false => failure.hint("nothing of it can be restored: save the device again, or take another copy"),
+    })
+}
+
+struct Text<'a>(&'a Inspected<'a>);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let contents = self.0.contents;
+        writeln!(f, "file          {}", self.0.file)?;
+        if let Some(hello) = &contents.hello {
+            let device = &hello.device;
+            let kind = DeviceInfoFlags::from_bits_truncate(device.flags) - DeviceInfoFlags::CAPS;
+            let flags = MigrationFlags::from_bits_truncate(device.migration_flags);
+            writeln!(f, "format        whimbrel stream {}", contents.version)?;
+            writeln!(
+                f,
+                "device        {} ({}; {} regions, {} irqs)",
+                device.name,
+                output::names(kind.iter_names().map(|(name, _)| name)),
+                device.num_regions,
+                device.num_irqs
+            )?;
+            writeln!(f, "migration     {}", output::names(flag_names(flags)))?;
+            writeln!(f, "device state  {}", output::exact_bytes(contents.device_bytes))?;
+            for region in &hello.memory {
+                writeln!(f, "memory        {} at {:#x}", output::exact_bytes(region.size), region.start)?;
+            }
+            if !hello.memory.is_empty() {
+                writeln!(f, "carried       {} of memory", output::exact_bytes(contents.memory_bytes))?;
+            }
+            writeln!(f, "frames        {}", contents.frames)?;
+        }
+        let whole = if contents.complete { "whole, every checksum is right" } else { "NOT WHOLE" };
+        writeln!(f, "read          {}: {whole}", output::exact_bytes(contents.file_bytes))?;
+        if contents.head.is_empty() {
+            return Ok(());
+        }
+        let what = if contents.hello.is_some() { "the device's state" } else { "the file" };
+        write!(f, "\n{what} begins with\n{}", output::hexdump(&contents.head))
+    }
+}

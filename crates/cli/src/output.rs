@@ -1,0 +1,182 @@
+//! How results are printed: as text for people or one JSON object for scripts, to stdout; all else to stderr.
+//!
+//! A reader that closes stdout early, such as `head`, has what it wanted: that is no failure.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use indicatif::HumanBytes;
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Where and how a command prints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    json: bool,
+    verbose: bool,
+}
+
+impl Output {
+    /// As the options of the command line say.
+    pub(crate) fn new(json: bool, verbose: bool) -> Output {
+        Output { json, verbose }
+    }
+
+    /// Prints a result: `value` with `--json`, otherwise `text`.
+    pub(crate) fn result(self, value: &impl Serialize, text: impl fmt::Display) -> Result<(), Failure> {
+        write_result(io::stdout().lock(), &self.render(value, text))
+    }
+
+    /// Prints a result to stderr, where stdout carries something else.
+    pub(crate) fn result_beside(self, value: &impl Serialize, text: impl fmt::Display) {
+        note(self.render(value, text));
+    }
+
+    /// Prints the part of a result that there is before a failure. With `--json` the failure carries it itself
+    /// ([`Failure::result`]).
+    pub(crate) fn partial(self, text: impl fmt::Display) -> Result<(), Failure> {
+        if self.json { Ok(()) } else { write_result(io::stdout().lock(), &text.to_string()) }
+    }
+
+    /// Prints why a command failed: for people to stderr, and with `--json` as an object to stdout too.
+    pub(crate) fn failure(self, failure: &Failure) {
+        note(failure);
+        if self.json {
+            // There is nobody left to tell if this fails too.
+            let _ = write_result(io::stdout().lock(), &pretty(&failure.to_json()));
+        }
+    }
+
+    /// Whether a progress bar may be drawn: on a terminal, and not between lines of a log.
+    pub(crate) fn shows_progress(self) -> bool {
+        !self.verbose && io::stderr().is_terminal()
+    }
+
+    fn render(self, value: &impl Serialize, text: impl fmt::Display) -> String {
+        if self.json { pretty(value) } else { text.to_string() }
+    }
+}
+
+fn pretty(value: &impl Serialize) -> String {
+    // Results are structs, lists and maps with text as keys: they always serialise.
+    serde_json::to_string_pretty(value).unwrap_or_default()
+}
+
+fn write_result(mut out: impl Write, text: &str) -> Result<(), Failure> {
+    let written = writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::from_io("cannot write the result to stdout", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells something that is no result, to stderr.
+pub(crate) fn note(text: impl fmt::Display) {
+    // A closed stderr must not stop the command.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// A table without lines, as wide as what it holds.
+pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    // The first column starts where text starts.
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
+    table
+}
+
+/// Lets a column of figures end at the right.
+pub(crate) fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
+    for index in columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// A number of bytes for people, such as `64.00 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    HumanBytes(count).to_string()
+}
+
+/// A number of bytes for people and exactly, such as `64.00 MiB (67108864 bytes)`.
+pub(crate) fn exact_bytes(count: u64) -> String {
+    if count < 1024 { bytes(count) } else { format!("{} ({count} bytes)", bytes(count)) }
+}
+
+/// A time in milliseconds for people, such as `12.3 ms`.
+pub(crate) fn milliseconds(ms: f64) -> String {
+    format!("{ms:.1} ms")
+}
+
+/// A duration likewise.
+pub(crate) fn duration(duration: Duration) -> String {
+    milliseconds(duration.as_secs_f64() * 1000.0)
+}
+
+/// A list of names, or `none`.
+pub(crate) fn names<T: fmt::Display>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Bytes as they lie in a file: offset, sixteen a line, and what of them is text.
+pub(crate) fn hexdump(data: &[u8]) -> String {
+    let mut text = String::new();
+    for (line, chunk) in data.chunks(16).enumerate() {
+        let hex: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
+        let shown: String = chunk
+            .iter()
+            .map(|&byte| if byte.is_ascii_graphic() || byte == b' ' { char::from(byte) } else { '.' })
+            .collect();
+        text.push_str(&format!("{:08x}  {:<47}  |{shown}|\n", line * 16, hex.join(" ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken(io::ErrorKind);
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_is_no_failure_and_a_full_disk_is() {
+        assert!(write_result(Broken(io::ErrorKind::BrokenPipe), "x").is_ok());
+        assert!(write_result(Broken(io::ErrorKind::StorageFull), "x").is_err());
+    }
+
+    #[test]
+    fn a_hexdump_shows_offset_bytes_and_text() {
+        let dump = hexdump(b"0123456789abcdef\x00z");
+        assert_eq!(
+            dump,
+            "00000000  30 31 32 33 34 35 36 37 38 39 61 62 63 64 65 66  |0123456789abcdef|\n\
+             00000010  00 7a                                            |.z|\n"
+        );
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(bytes(64 << 20), "64.00 MiB");
+        assert_eq!(exact_bytes(60), "60 B");
+        assert_eq!(exact_bytes(2048), "2.00 KiB (2048 bytes)");
+    }
+}

@@ -1,0 +1,180 @@
+//! `whimbrel receive`: the host that takes a device.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use clap::Args;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use whimbrel_engine::stream::Problem;
+use whimbrel_engine::{Address, Destination, Error, Listener, Received};
+
+use crate::failure::Failure;
+use crate::output::{self, Output, note};
+use crate::progress::Bar;
+use crate::send::parse_address;
+use crate::target::Target;
+
+/// Wait for a device that `whimbrel send` gives away, and run it here
+///
+/// One device moves, without memory, from one sender; others that come meanwhile are turned away. If that fails before
+/// the handover, the device is reset and nothing of what came is kept.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The device that takes the state (`whimbrel --help` says how to name it)
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses one; the address is told
+    /// on stderr
+    #[arg(long, value_name = "ADDR")]
+    listen: String,
+    /// How long the other side may give no sign of life, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Hold the device afterwards, until stdin ends or SIGINT or SIGTERM comes. A device that nobody holds open is
+    /// closed, and a driver may reset it then
+    #[arg(long)]
+    keep: bool,
+}
+
+const AFTER_HELP: &str = "\
+Whoever can reach the address can send a device: listen where only the other host can connect.
+
+Examples:
+  whimbrel receive 0000:3b:00.2 --listen [::]:4000 --keep
+  whimbrel receive model:accel --listen unix:/run/move.sock";
+
+/// What came, for scripts.
+#[derive(Debug, Serialize)]
+struct Taken {
+    device: String,
+    address: String,
+    #[serde(flatten)]
+    received: Received,
+}
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let address = parse_address(&arguments.listen)?;
+    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let mut listener = Listener::bind(&address).map_err(|error| cannot_listen(&address, &error))?;
+    let address = listener.address().map_err(|error| cannot_listen(&address, &error))?;
+    note(format_args!("listening at {address}"));
+
+    let bar = Bar::waiting(output, format!("waiting for {} at {address}", arguments.target));
+    let link = listener.accept().map_err(|error| cannot_listen(&address, &error))?;
+    bar.message(format!("taking {}", arguments.target));
+    let taken = Destination::new(&mut *opened).timeout(Duration::from_secs(arguments.timeout)).receive(link);
+    drop(bar);
+    let received = taken.map_err(failed)?;
+    drop(listener);
+
+    let taken = Taken { device: opened.name().to_string(), address: address.to_string(), received };
+    output.result(&taken, &taken)?;
+    if arguments.keep {
+        note("the device is held open until stdin ends or SIGINT or SIGTERM comes");
+        wait_for_the_end()?;
+    }
+    Ok(())
+}
+
+fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
+    let failure = Failure::from_io(format!("cannot listen at {address}"), error);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            failure.hint("another process listens there: choose another port or path")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            failure.hint("this host does not have that address: `ip addr` lists its")
+        }
+        io::ErrorKind::NotFound => failure.hint("does the folder of the socket exist?"),
+        _ => failure,
+    }
+}
+
+fn failed(error: Error) -> Failure {
+    let lost = match &error {
+        Error::Stream(error) => {
+            matches!(error.problem, Problem::Closed | Problem::Truncated | Problem::Io(_))
+        }
+        Error::Link(_) => true,
+        _ => false,
+    };
+    let foreign = matches!(&error, Error::Stream(error) if error.problem == Problem::Foreign);
+    let mut failure = Failure::from_error(&error);
+    if let Some(advice) = error.advice() {
+        failure = failure.hint(advice);
+    }
+    if lost {
+        failure = failure.hint("the sender went away: what it says tells why");
+    }
+    if foreign {
+        failure = failure
+            .hint("whoever connected is not `whimbrel send`: listen where only the sender can connect");
+    }
+    failure
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let received = &self.received;
+        writeln!(f, "{} runs here now, as {} did at the sender", self.device, received.from_device)?;
+        writeln!(f, "  device state  {}", output::exact_bytes(received.device_bytes))?;
+        if received.memory_bytes > 0 {
+            writeln!(f, "  memory        {}", output::exact_bytes(received.memory_bytes))?;
+        }
+        let rounds = if received.rounds == 1 { "round" } else { "rounds" };
+        write!(
+            f,
+            "  total         {} with {} {rounds} while it worked there",
+            output::milliseconds(received.total_ms),
+            received.rounds
+        )?;
+        if !received.confirmed {
+            write!(
+                f,
+                "\n  The sender could not be told: it keeps its device stopped and does not know that this one runs."
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns when stdin ends, or on SIGINT or SIGTERM.
+fn wait_for_the_end() -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::from_io("cannot wait with the device", &error);
+    let (signalled, signal) = UnixStream::pair().map_err(failed)?;
+    for number in [SIGINT, SIGTERM] {
+        let signal = signal.try_clone().map_err(failed)?;
+        signal_hook::low_level::pipe::register(number, signal).map_err(failed)?;
+    }
+    let mut stdin = io::stdin().lock();
+    let mut scrap = [0; 4096];
+    loop {
+        let mut fds = [
+            PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signalled.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let (stdin_ready, signal_ready) = (ready(&fds[0]), ready(&fds[1]));
+        if signal_ready {
+            return Ok(());
+        }
+        if stdin_ready {
+            match stdin.read(&mut scrap) {
+                Ok(0) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `whimbrel restore`: the state of a device from a file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use clap::Args;
+use whimbrel_engine::Error;
+use whimbrel_engine::archive;
+use whimbrel_engine::stream::Problem;
+
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::progress::Bar;
+use crate::save::form;
+use crate::target::Target;
+
+/// Load a saved state into a device and let it run
+///
+/// A file that is damaged, or made by another kind of device, changes nothing: the device is reset.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The device (`whimbrel --help` says how to name it)
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// Where from, as `whimbrel save` wrote it; - is stdin
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+    /// The file holds the driver's own bytes and nothing else
+    #[arg(long)]
+    raw: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  whimbrel restore 0000:3b:00.2 -i nic.whimbrel
+  whimbrel restore model:serial --raw -i mtty.state";
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let name = arguments.input.display().to_string();
+    // Before the device is opened: that may reset it.
+    let (input, size): (Box<dyn Read>, Option<u64>) = if name == "-" {
+        (Box::new(io::stdin().lock()), None)
+    } else {
+        let cannot_open = |error: io::Error| Failure::from_io(format!("cannot open {name}"), &error);
+        let file = File::open(&arguments.input).map_err(cannot_open)?;
+        let metadata = file.metadata().map_err(cannot_open)?;
+        if metadata.is_dir() {
+            return Err(Failure::new(format!("cannot read {name}: it is a folder")));
+        }
+        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+    };
+    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
+    let restored = archive::restore(&mut *opened, bar.reading(input), form(arguments.raw));
+    drop(bar);
+    let summary = restored.map_err(|error| failed(error, &name, arguments.raw))?;
+    let text = format!(
+        "restored {}: {} of device state from {name}; the device is in {} now",
+        summary.device,
+        output::exact_bytes(summary.device_bytes),
+        summary.state
+    );
+    output.result(&summary, text)
+}
+
+/// Names the file, which the floors below do not know.
+fn failed(error: Error, name: &str, raw: bool) -> Failure {
+    match error {
+        Error::Stream(error) => {
+            let failure = Failure::new(format!("{name}: {error}"));
+            match error.problem {
+                Problem::Foreign => failure.hint("if it was saved with --raw, restore it with --raw"),
+                Problem::Io(_) | Problem::Version { .. } => failure,
+                _ => failure.hint(format!("`whimbrel inspect {name}` tells what there is of it")),
+            }
+        }
+        Error::Mismatch(_) | Error::Protocol(_) => Failure::new(format!("{name}: {error}")),
+        Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
+        Error::Device(error) if raw => {
+            let hint = "is the file whole, and from the same kind of device? Without --raw such a file could be \
+                        checked before it is loaded";
+            Failure::from(error).hint(hint)
+        }
+        other => other.into(),
+    }
+}

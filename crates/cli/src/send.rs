@@ -1,0 +1,151 @@
+//! `whimbrel send`: the host that gives a device away.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use clap::Args;
+use whimbrel_engine::{Address, Error, Link, Outcome, Report, SendError, Source, SourceOptions};
+
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::progress::Bar;
+use crate::target::Target;
+
+/// Move a device to a host where `whimbrel receive` waits
+///
+/// One device moves, without memory. It works until little enough is left; then it stops here and runs there. If that
+/// fails before the handover, it runs on here.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The device (`whimbrel --help` says how to name it)
+    #[arg(value_name = "TARGET")]
+    target: String,
+    /// Where it is awaited: HOST:PORT, [IPV6]:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    to: String,
+    /// How long the device may stand still, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime_limit: u64,
+    /// Give up after this many rounds without getting there
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    max_rounds: u32,
+    /// How long the other side may give no sign of life, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// How long to try to connect while nobody listens there, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    patience: u64,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  whimbrel send 0000:3b:00.2 --to other-host:4000
+  whimbrel send model:accel --to unix:/run/move.sock --downtime-limit 50 --patience 10";
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let address = parse_address(&arguments.to)?;
+    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let link = connect(&address, Duration::from_secs(arguments.patience), output)?;
+    let options = SourceOptions {
+        downtime_limit: Duration::from_millis(arguments.downtime_limit),
+        max_rounds: arguments.max_rounds,
+        timeout: Duration::from_secs(arguments.timeout),
+    };
+    let sent = Source::new(&mut *opened).options(options).observer(Bar::migration(output)).send(link);
+    let report = sent.map_err(|error| failed(error, &address))?;
+    output.result(&report, Text { report: &report, address: &address })
+}
+
+/// An address as it was given on the command line.
+pub(crate) fn parse_address(text: &str) -> Result<Address, Failure> {
+    text.parse().map_err(|error| Failure::from_error(&error))
+}
+
+fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link, Failure> {
+    let bar = Bar::waiting(output, format!("connecting to {address}"));
+    let connected = Link::connect(address, patience);
+    drop(bar);
+    connected.map_err(|error| {
+        let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
+                "nobody listens there: start `whimbrel receive` on that host, or wait for it with --patience SECONDS",
+            ),
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                failure.hint("is the address right, and does a firewall let it through?")
+            }
+            _ => failure,
+        }
+    })
+}
+
+fn failed(error: SendError, address: &Address) -> Failure {
+    let hint = match (&error.outcome, &error.cause) {
+        (Outcome::Unknown, _) => Some(format!(
+            "ask at {address} whether the device runs; only if it does not, reset it here (`whimbrel restore`, or bind \
+             its driver anew)"
+        )),
+        (_, Error::NotConverging { .. }) => {
+            Some("--downtime-limit MS and --max-rounds N set the bounds".to_string())
+        }
+        _ => None,
+    };
+    let failure = Failure::from(error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+struct Text<'a> {
+    report: &'a Report,
+    address: &'a Address,
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.report;
+        writeln!(f, "{} runs at {} now", report.device, self.address)?;
+        writeln!(
+            f,
+            "  downtime      {} ({} expected)",
+            output::milliseconds(report.downtime_ms),
+            output::milliseconds(report.predicted_downtime_ms)
+        )?;
+        let rounds = if report.rounds == 1 { "round" } else { "rounds" };
+        writeln!(
+            f,
+            "  total         {} with {} {rounds} while it worked",
+            output::milliseconds(report.total_ms),
+            report.rounds
+        )?;
+        writeln!(f, "  device state  {}", output::exact_bytes(report.device_bytes))?;
+        if report.memory_bytes > 0 {
+            writeln!(
+                f,
+                "  memory        {}, {} of it zero",
+                output::exact_bytes(report.memory_bytes),
+                output::bytes(report.zero_bytes)
+            )?;
+        }
+        writeln!(f, "  at the stop   {}", output::exact_bytes(report.final_bytes))?;
+        writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
+        writeln!(f, "  speed         {}/s", output::bytes(report.throughput_bytes_per_s as u64))?;
+        let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "DOWNTIME THEN"]);
+        output::align_right(&mut table, 0..6);
+        for round in &report.round_list {
+            table.add_row([
+                round.number.to_string(),
+                output::bytes(round.device_bytes),
+                output::bytes(round.memory_bytes),
+                output::milliseconds(round.ms),
+                output::bytes(round.device_left.saturating_add(round.memory_left)),
+                round.expected_downtime_ms.map_or_else(|| "?".into(), output::milliseconds),
+            ]);
+        }
+        write!(f, "\n{}", table.trim_fmt())
+    }
+}

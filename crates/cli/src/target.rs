@@ -1,0 +1,225 @@
+//! What a TARGET names, and the device it leads to.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use whimbrel_device::Worker;
+use whimbrel_models::{Model, ModelError, OpenModel};
+use whimbrel_user::kernel::{self, Cdev, Group};
+use whimbrel_user::{Device, Local};
+
+use crate::failure::Failure;
+
+/// The forms a TARGET has, for errors.
+const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group:NAME, cdev:PATH or \
+                     model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
+
+/// The models, for errors.
+const MODEL_FORMS: &str = "models are serial[?ports=1|2] and accel[?state=SIZE&rate=SIZE&features=LIST]";
+
+/// A device by the way to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// `group:<name>`: through its IOMMU group.
+    Group(String),
+    /// `cdev:<path>`: through its own file.
+    Cdev(PathBuf),
+    /// `<name>`: through its own file where there is one, else through its group.
+    Host(String),
+    /// `vfio-user:<socket>`: served by another process.
+    VfioUser(PathBuf),
+    /// `model:<name>[?key=value&..]`: a model in this process, as it was named.
+    Model(Model, String),
+}
+
+impl FromStr for Target {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Target, Failure> {
+        let wrong = |why: &str| Failure::new(format!("'{text}' is no target: {why}")).hint(FORMS);
+        let target = match text.split_once(':') {
+            Some(("group", name)) => Target::Group(checked_name(name).map_err(wrong)?),
+            Some(("cdev", "")) => return Err(wrong("it names no path")),
+            Some(("cdev", path)) => Target::Cdev(path.into()),
+            Some(("vfio-user", "")) => return Err(wrong("it names no socket")),
+            Some(("vfio-user", socket)) => Target::VfioUser(socket.into()),
+            Some(("model", model)) => {
+                let parsed = model.parse().map_err(|error: ModelError| {
+                    Failure::new(format!("'{text}' is no target: {error}")).hint(MODEL_FORMS)
+                })?;
+                Target::Model(parsed, model.to_string())
+            }
+            _ => Target::Host(checked_name(text).map_err(wrong)?),
+        };
+        Ok(target)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Group(name) => write!(f, "group:{name}"),
+            Target::Cdev(path) => write!(f, "cdev:{}", path.display()),
+            Target::Host(name) => f.write_str(name),
+            Target::VfioUser(socket) => write!(f, "vfio-user:{}", socket.display()),
+            Target::Model(_, text) => write!(f, "model:{text}"),
+        }
+    }
+}
+
+/// A name as sysfs has them: the address of a PCI device, with or without its domain, or a uuid.
+fn checked_name(name: &str) -> Result<String, &'static str> {
+    if is_pci_address(name) || is_uuid(name) {
+        return Ok(name.to_string());
+    }
+    Err(match name {
+        "" => "it names no device",
+        _ => "this is neither the address of a PCI device nor a uuid",
+    })
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn is_pci_address(name: &str) -> bool {
+    let Some((front, function)) = name.rsplit_once('.') else { return false };
+    let parts: Vec<&str> = front.split(':').collect();
+    let (domain, bus, device) = match parts[..] {
+        [bus, device] => ("0000", bus, device),
+        [domain, bus, device] => (domain, bus, device),
+        _ => return false,
+    };
+    // A domain has four digits, or more behind some host bridges.
+    (4..=8).contains(&domain.len())
+        && is_hex(domain, domain.len())
+        && is_hex(bus, 2)
+        && is_hex(device, 2)
+        && is_hex(function, 1)
+}
+
+fn is_uuid(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('-').collect();
+    parts.len() == 5 && parts.iter().zip([8, 4, 4, 4, 12]).all(|(part, digits)| is_hex(part, digits))
+}
+
+/// A device that is open, with what makes it work. It is closed with this.
+pub(crate) struct Opened {
+    // Closed before its model stops working.
+    device: Box<dyn Device>,
+    /// The thread in which a model does its work.
+    _worker: Option<Worker>,
+}
+
+impl Target {
+    /// Opens the device of a TARGET as it was given on the command line.
+    pub(crate) fn open_text(text: &str) -> Result<Opened, Failure> {
+        text.parse::<Target>()?.open()
+    }
+
+    /// Opens the device.
+    pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        let device: Box<dyn Device> = match self {
+            Target::Group(name) => Box::new(Group::find(name)?),
+            Target::Cdev(path) => Box::new(Cdev::open(path)?),
+            Target::Host(name) => match kernel::find(name)?.cdev_path {
+                Some(_) => Box::new(Cdev::find(name)?),
+                None => Box::new(Group::find(name)?),
+            },
+            Target::VfioUser(_) => {
+                return Err(Failure::new(format!("{self}: this build does not speak vfio-user yet"))
+                    .hint("use a device of this host (group: or cdev:) or a model (model:)"));
+            }
+            Target::Model(model, _) => {
+                let OpenModel { device, worker } =
+                    model.open(self.to_string()).map_err(|error| Failure::from_error(&error))?;
+                return Ok(Opened { device: Box::new(Local::new(device)), _worker: worker });
+            }
+        };
+        Ok(Opened { device, _worker: None })
+    }
+}
+
+impl Opened {
+    /// The device, if it can migrate at all.
+    pub(crate) fn migratable(mut self) -> Result<Opened, Failure> {
+        if self.device.migration_flags()?.is_some() {
+            return Ok(self);
+        }
+        let error = whimbrel_engine::Error::NotMigratable { device: self.device.name().to_string() };
+        Err(Failure::from(error).hint(
+            "the device must be bound to a driver that migrates it (a variant driver such as mlx5_vfio_pci); \
+             `whimbrel devices` shows which do",
+        ))
+    }
+}
+
+impl Deref for Opened {
+    type Target = dyn Device;
+
+    fn deref(&self) -> &(dyn Device + 'static) {
+        &*self.device
+    }
+}
+
+impl DerefMut for Opened {
+    fn deref_mut(&mut self) -> &mut (dyn Device + 'static) {
+        &mut *self.device
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a01";
+
+    #[test]
+    fn each_form_names_what_it_says() {
+        let model = "serial?ports=2".parse().unwrap();
+        let cases = [
+            (format!("group:{UUID}"), Target::Group(UUID.into())),
+            ("group:0000:3b:00.2".into(), Target::Group("0000:3b:00.2".into())),
+            ("group:3b:00.2".into(), Target::Group("3b:00.2".into())),
+            ("0000:3b:00.2".into(), Target::Host("0000:3b:00.2".into())),
+            ("3b:00.2".into(), Target::Host("3b:00.2".into())),
+            (UUID.into(), Target::Host(UUID.into())),
+            ("cdev:/dev/vfio/devices/vfio0".into(), Target::Cdev("/dev/vfio/devices/vfio0".into())),
+            ("vfio-user:/run/a.sock".into(), Target::VfioUser("/run/a.sock".into())),
+            ("model:serial?ports=2".into(), Target::Model(model, "serial?ports=2".into())),
+        ];
+        for (text, target) in cases {
+            assert_eq!(text.parse::<Target>().unwrap(), target, "{text}");
+            assert_eq!(target.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_names_nothing_is_refused_with_the_forms_there_are() {
+        let cases = [
+            ("", "it names no device"),
+            ("group:", "it names no device"),
+            ("cdev:", "it names no path"),
+            ("vfio-user:", "it names no socket"),
+            ("model:", "there is no model"),
+            ("model:toaster", "there is no model toaster"),
+            ("model:serial?ports=3", "ports=3 will not do"),
+            ("vfio0", "neither the address of a PCI device nor a uuid"),
+            ("../../etc", "neither the address"),
+            ("3b:00", "neither the address"),
+            ("3b:00.x", "neither the address"),
+            ("zz:00.0", "neither the address"),
+            ("0:3b:00.0", "neither the address"),
+            ("group:/dev/vfio/1", "neither the address"),
+            ("c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a0", "neither the address"),
+        ];
+        for (text, why) in cases {
+            let failure = text.parse::<Target>().unwrap_err().to_string();
+            assert!(failure.contains(&format!("'{text}' is no target: ")), "{text}: {failure}");
+            assert!(failure.contains(why), "{text}: {failure}");
+            assert!(failure.contains("hint: "), "{text}: {failure}");
+        }
+    }
+}
