@@ -1,7 +1,9 @@
-//! Devices of a real kernel through their own files and an iommufd: the sample driver `mtty`, as the lab makes it.
+//! Devices of a real kernel through their own files and an iommufd: the sample driver `mtty`, as the lab
+//! makes it.
 //!
-//! None of these can run outside the lab's machine: `lab/run exec --kernel iommufd -- <this test, linked statically>
-//! --ignored --test-threads=1`. The tests share two devices, so they run one at a time.
+//! None of these can run outside the lab's machine: `lab/run exec --kernel iommufd -- <this test, linked
+//! statically> --ignored --test-threads=1`. The tests share two devices, so they run one at a time.
+#![allow(clippy::unwrap_used)]
 
 // Not every test file does all of the work that is shared.
 #[allow(dead_code)]

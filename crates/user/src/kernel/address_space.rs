@@ -1,7 +1,7 @@
-//! The memory a kernel device can reach: a type1 container or an address space of an iommufd, and the regions mapped
-//! in it, which stay alive here as long as the kernel may use them.
-// A mapping lets a device write to memory behind the compiler's back. This module keeps every mapped region alive until
-// the kernel has confirmed that the mapping is gone.
+//! The memory a kernel device can reach: a type1 container or an address space of an iommufd, and the regions
+//! mapped in it, which stay alive here as long as the kernel may use them.
+// A mapping lets a device write to memory behind the compiler's back. This module keeps every mapped region
+// alive until the kernel has confirmed that the mapping is gone.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -89,8 +89,8 @@ impl AddressSpace {
                 self.held.retain(|start, region| !inside(start, region));
                 Ok(bytes)
             }
-            // An iommufd answers so where a container says that it has unmapped 0 bytes; but also for a range that
-            // cuts a mapping.
+            // An iommufd answers so where a container says that it has unmapped 0 bytes; but also for a range
+            // that cuts a mapping.
             Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| touched(start, region)) => Ok(0),
             Err(errno) => Err(self.failed(request, iova, errno)),
         }
@@ -112,8 +112,9 @@ impl Kernel {
                     iova,
                     size: memory.size(),
                 };
-                // SAFETY: the region stays mapped while a handle to it lives, and `AddressSpace` holds one until an
-                // unmap has succeeded. Its memory is shared with a device by nature: it is never borrowed as Rust's.
+                // SAFETY: the region stays mapped while a handle to it lives, and `AddressSpace` holds one
+                // until an unmap has succeeded. Its memory is shared with a device by nature: it is never
+                // borrowed as Rust's.
                 unsafe { ioctl::map_type1(container.as_fd(), map) }
             }
             Kernel::Ioas { iommufd, id } => {
@@ -150,7 +151,8 @@ impl Kernel {
 
 impl Drop for AddressSpace {
     fn drop(&mut self) {
-        // The device may have been duplicated and still be open elsewhere: closing our files alone would not do.
+        // The device may have been duplicated and still be open elsewhere: closing our files alone would not
+        // do.
         for (iova, region) in std::mem::take(&mut self.held) {
             match self.kernel.unmap(iova, region.size()) {
                 Ok(_) | Err(Errno::ENOENT) => {}

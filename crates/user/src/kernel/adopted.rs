@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 
 /// A device behind an fd that somebody else opened, through a group or as a cdev.
 ///
-/// All requests of the device itself work. The memory it reaches stays the business of the VMM: mapping and unmapping
-/// answer [`Error::Unusable`].
+/// All requests of the device itself work. The memory it reaches stays the business of the VMM: mapping and
+/// unmapping answer [`Error::Unusable`].
 ///
 /// ```no_run
 /// use std::os::fd::BorrowedFd;

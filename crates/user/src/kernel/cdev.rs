@@ -21,13 +21,14 @@ const IOMMUFD: &str = "/dev/iommu";
 /// Size of `vfio_device_bind_iommufd` without a token, in bytes: all that a kernel before the token takes.
 const BIND_WITHOUT_TOKEN: u32 = 16;
 
-/// Size of `vfio_device_attach_iommufd_pt` without a PASID, in bytes: all that a kernel before the PASID takes.
+/// Size of `vfio_device_attach_iommufd_pt` without a PASID, in bytes: all that a kernel before the PASID
+/// takes.
 const ATTACH_WITHOUT_PASID: u32 = 12;
 
 /// A device with a character file of its own, bound to an iommufd and attached to an address space in it.
 ///
-/// A device in use through its group cannot be opened so, and the other way round. What is mapped is unmapped, and the
-/// address space destroyed, when this object goes.
+/// A device in use through its group cannot be opened so, and the other way round. What is mapped is
+/// unmapped, and the address space destroyed, when this object goes.
 ///
 /// ```no_run
 /// use whimbrel_user::Device;
@@ -45,22 +46,20 @@ pub struct Cdev {
 }
 
 impl Cdev {
-    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated one.
+    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated
+    /// one.
     pub fn find(device: &str) -> Result<Cdev> {
         let found = sysfs::find(device)?;
-        match found.cdev_path {
-            Some(path) => Cdev::open_as(found.name, &path),
-            None => Err(Error::Unusable {
-                device: found.name,
-                why: "it has no file under /dev/vfio/devices: the kernel has no VFIO cdev, or no vfio driver is bound \
-                      to it. Its group may work"
-                    .into(),
-            }),
-        }
+        let Some(path) = found.cdev_path else {
+            let why = "it has no file under /dev/vfio/devices: the kernel has no VFIO cdev, or no vfio driver \
+                       is bound to it. Its group may work";
+            return Err(Error::Unusable { device: found.name, why: why.into() });
+        };
+        Cdev::open_as(found.name, &path)
     }
 
-    /// Opens the device at `path`, such as `/dev/vfio/devices/vfio0`. The path stands for the device in errors and
-    /// reports.
+    /// Opens the device at `path`, such as `/dev/vfio/devices/vfio0`. The path stands for the device in
+    /// errors and reports.
     pub fn open(path: impl AsRef<Path>) -> Result<Cdev> {
         Cdev::open_as(path.as_ref().display().to_string(), path.as_ref())
     }
@@ -93,8 +92,8 @@ impl Cdev {
 }
 
 impl AsFd for Cdev {
-    /// The device fd, for what this crate does not do with it. The device's migration state is not to be changed
-    /// through it.
+    /// The device fd, for what this crate does not do with it. The device's migration state is not to be
+    /// changed through it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }
@@ -127,10 +126,8 @@ mod tests {
     #[test]
     fn a_path_without_a_device_is_named_with_advice() {
         let error = Cdev::open("/dev/vfio/devices/vfio999").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "/dev/vfio/devices/vfio999: cannot open /dev/vfio/devices/vfio999: ENOENT: No such file or directory"
-        );
+        let expected = "/dev/vfio/devices/vfio999: cannot open /dev/vfio/devices/vfio999: ENOENT: ";
+        assert!(error.to_string().starts_with(expected), "{error}");
         assert_eq!(error.errno(), Some(Errno::ENOENT));
         assert!(error.advice().is_some());
     }

@@ -21,8 +21,8 @@ const CONTAINER: &str = "/dev/vfio/vfio";
 
 /// A device of a group, with the group and a container of its own.
 ///
-/// The kernel lets a group be opened once: as long as this object lives, nobody else can open the group, also not for
-/// another device in it. What it has mapped is unmapped when it goes.
+/// The kernel lets a group be opened once: as long as this object lives, nobody else can open the group, also
+/// not for another device in it. What it has mapped is unmapped when it goes.
 ///
 /// ```no_run
 /// use whimbrel_user::Device;
@@ -40,16 +40,14 @@ pub struct Group {
 }
 
 impl Group {
-    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated one.
+    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated
+    /// one.
     pub fn find(device: &str) -> Result<Group> {
         let found = sysfs::find(device)?;
         let Some(group_path) = found.group_path else {
-            return Err(Error::Unusable {
-                device: found.name,
-                why: "it is in no IOMMU group: is the IOMMU on (intel_iommu=on), and the device bound to a vfio \
-                      driver?"
-                    .into(),
-            });
+            let why = "it is in no IOMMU group: is the IOMMU on (intel_iommu=on), and the device bound to a \
+                       vfio driver?";
+            return Err(Error::Unusable { device: found.name, why: why.into() });
         };
         Group::open(found.name.clone(), group_path, &found.name)
     }
@@ -116,8 +114,8 @@ pub(super) fn open_file(device: &str, path: &Path) -> Result<File> {
 }
 
 impl AsFd for Group {
-    /// The device fd, for what this crate does not do with it. The device's migration state is not to be changed
-    /// through it.
+    /// The device fd, for what this crate does not do with it. The device's migration state is not to be
+    /// changed through it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }

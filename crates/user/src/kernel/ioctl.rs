@@ -2,11 +2,11 @@
 //!
 //! What the answers mean is not decided here.
 //!
-//! A file descriptor says nothing about which driver is behind it. The numbers used here begin with the type character
-//! of VFIO; the callers pass files of VFIO and iommufd only, and a driver that gave these numbers another meaning would
-//! be at odds with the kernel's list of ioctl numbers.
-// An ioctl gives the kernel an address, and the kernel reads and writes there what the request's own fields say. Each
-// function below says why that stays within memory it holds.
+//! A file descriptor says nothing about which driver is behind it. The numbers used here begin with the type
+//! character of VFIO; the callers pass files of VFIO and iommufd only, and a driver that gave these numbers
+//! another meaning would be at odds with the kernel's list of ioctl numbers.
+// An ioctl gives the kernel an address, and the kernel reads and writes there what the request's own fields
+// say. Each function below says why that stays within memory it holds.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -30,8 +30,8 @@ use whimbrel_uapi::migration::{
 use whimbrel_uapi::type1::{IommuType1DmaMap, IommuType1DmaUnmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A structure that one request takes. It begins with its own size in bytes (`argsz`, or `size` of an iommufd), and
-/// neither it nor what follows it holds an address.
+/// A structure that one request takes. It begins with its own size in bytes (`argsz`, or `size` of an
+/// iommufd), and neither it nor what follows it holds an address.
 pub(super) trait Argument: FromBytes + IntoBytes + Immutable {
     /// The request.
     const REQUEST: Request;
@@ -103,8 +103,9 @@ pub(super) fn with_bytes<T: Argument>(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> R
         T::REQUEST,
         bytes.len()
     );
-    // SAFETY: the kernel reads and writes at most the fixed part or as many bytes as `size` says, whichever is more;
-    // the check above keeps both within `bytes`. There is no address in it that the kernel would write to.
+    // SAFETY: the kernel reads and writes at most the fixed part or as many bytes as `size` says, whichever
+    // is more; the check above keeps both within `bytes`. There is no address in it that the kernel would
+    // write to.
     unsafe { call(fd, T::REQUEST, bytes.as_mut_ptr() as libc::c_ulong) }
 }
 
@@ -162,8 +163,8 @@ pub(super) fn set_feature(device: BorrowedFd<'_>, feature: Feature) -> Result<()
     unsafe { call_feature(device, feature, FeatureFlags::SET, &mut []) }
 }
 
-/// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE with SET: the number of the state in the answer, and the data file if the
-/// answer has one. After a failure there is none, whatever the structure says.
+/// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE with SET: the number of the state in the answer, and the data file if
+/// the answer has one. After a failure there is none, whatever the structure says.
 pub(super) fn set_mig_state(device: BorrowedFd<'_>, to: State) -> Result<(u32, Option<OwnedFd>), Errno> {
     let mut data = DeviceFeatureMigState { device_state: to.number(), data_fd: -1 };
     // SAFETY: the data of this feature holds no address.
@@ -185,7 +186,8 @@ pub(super) fn start_dma_logging(
         __reserved: 0,
         ranges: ranges.as_ptr() as u64,
     };
-    // SAFETY: the address is that of `num_ranges` ranges, which are borrowed until this returns; the kernel reads them.
+    // SAFETY: the address is that of `num_ranges` ranges, which are borrowed until this returns; the kernel
+    // reads them.
     unsafe { call_feature(device, Feature::DmaLoggingStart, FeatureFlags::SET, data.as_mut_bytes()) }?;
     Ok(data.page_size)
 }
@@ -206,8 +208,9 @@ pub(super) fn report_dma_logging(device: BorrowedFd<'_>, report: &mut DirtyRepor
         page_size,
         bitmap: words.as_mut_ptr() as u64,
     };
-    // SAFETY: the address is that of `words`, which are borrowed mutably until this returns; the kernel writes one bit
-    // for each page of the range, rounded up to whole words, and there are that many (the check above).
+    // SAFETY: the address is that of `words`, which are borrowed mutably until this returns; the kernel
+    // writes one bit for each page of the range, rounded up to whole words, and there are that many (the
+    // check above).
     unsafe { call_feature(device, Feature::DmaLoggingReport, FeatureFlags::GET, data.as_mut_bytes()) }
 }
 
@@ -215,8 +218,8 @@ pub(super) fn report_dma_logging(device: BorrowedFd<'_>, report: &mut DirtyRepor
 ///
 /// # Safety
 ///
-/// `map.size` bytes from `map.vaddr` must be memory that stays mapped in this process, and that nothing in it takes for
-/// memory of its own, until an unmap of `map.iova` has succeeded or the container is gone.
+/// `map.size` bytes from `map.vaddr` must be memory that stays mapped in this process, and that nothing in it
+/// takes for memory of its own, until an unmap of `map.iova` has succeeded or the container is gone.
 pub(super) unsafe fn map_type1(container: BorrowedFd<'_>, mut map: IommuType1DmaMap) -> Result<(), Errno> {
     map.argsz = size_of::<IommuType1DmaMap>() as u32;
     // SAFETY: the kernel reads the structure; what it does with the memory is the caller's promise.
@@ -239,11 +242,13 @@ pub(super) fn unmap_type1(container: BorrowedFd<'_>, iova: u64, size: u64) -> Re
 ///
 /// # Safety
 ///
-/// `map.length` bytes from `map.user_va` must be memory that stays mapped in this process, and that nothing in it takes
-/// for memory of its own, until an unmap of `map.iova` has succeeded or the address space is gone.
+/// `map.length` bytes from `map.user_va` must be memory that stays mapped in this process, and that nothing
+/// in it takes for memory of its own, until an unmap of `map.iova` has succeeded or the address space is
+/// gone.
 pub(super) unsafe fn map_ioas(iommufd: BorrowedFd<'_>, mut map: IoasMap) -> Result<(), Errno> {
     map.size = size_of::<IoasMap>() as u32;
-    // SAFETY: the kernel reads and writes the structure; what it does with the memory is the caller's promise.
+    // SAFETY: the kernel reads and writes the structure; what it does with the memory is the caller's
+    // promise.
     unsafe { call(iommufd, ioctl::IOMMU_IOAS_MAP, map.as_mut_bytes().as_mut_ptr() as libc::c_ulong) }?;
     Ok(())
 }
@@ -267,8 +272,8 @@ unsafe fn call_feature(
     };
     bytes[..HEAD].copy_from_slice(head.as_bytes());
     bytes[HEAD..].copy_from_slice(data);
-    // SAFETY: the kernel reads and writes at most `argsz` bytes, which `bytes` has; addresses in the data are the
-    // caller's promise.
+    // SAFETY: the kernel reads and writes at most `argsz` bytes, which `bytes` has; addresses in the data are
+    // the caller's promise.
     unsafe { call(device, ioctl::VFIO_DEVICE_FEATURE, bytes.as_mut_ptr() as libc::c_ulong) }?;
     data.copy_from_slice(&bytes[HEAD..]);
     Ok(())

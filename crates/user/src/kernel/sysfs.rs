@@ -20,12 +20,13 @@ pub struct HostDevice {
     pub driver: Option<String>,
     /// The number of its IOMMU group.
     pub group: Option<u32>,
-    /// The group's file. It need not exist: VFIO makes it when a vfio driver binds the first device of the group.
+    /// The group's file. It need not exist: VFIO makes it when a vfio driver binds the first device of the
+    /// group.
     pub group_path: Option<PathBuf>,
     /// The device's own file, where the kernel has made one.
     pub cdev_path: Option<PathBuf>,
-    /// Processes that have one of these files open, as far as this process may see. An open group file means that the
-    /// whole group is taken.
+    /// Processes that have one of these files open, as far as this process may see. An open group file means
+    /// that the whole group is taken.
     pub holders: Vec<u32>,
 }
 
@@ -34,7 +35,8 @@ pub fn list() -> Result<Vec<HostDevice>> {
     Host::here().list()
 }
 
-/// A device of this host by its name in sysfs, with or without VFIO. The address of a PCI device may lack its domain.
+/// A device of this host by its name in sysfs, with or without VFIO. The address of a PCI device may lack its
+/// domain.
 pub fn find(name: &str) -> Result<HostDevice> {
     Host::here().find(name)
 }
@@ -72,12 +74,9 @@ impl Host {
 
     fn find(&self, name: &str) -> Result<HostDevice> {
         if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-            return Err(Error::Unusable {
-                device: name.to_string(),
-                why: "this is not the name of a device: give the address of a PCI device, such as 0000:3b:00.2, or \
-                      the uuid of a mediated one"
-                    .into(),
-            });
+            let why = "this is not the name of a device: give the address of a PCI device, such as \
+                       0000:3b:00.2, or the uuid of a mediated one";
+            return Err(Error::Unusable { device: name.to_string(), why: why.into() });
         }
         // lspci leaves out the domain if it is 0.
         let with_domain = format!("0000:{name}");
@@ -171,7 +170,8 @@ fn link_name(link: &Path) -> Option<String> {
     Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_string())
 }
 
-/// What a folder holds, in order. Nothing for a folder that is not there or may not be read, as both vanish at any time.
+/// What a folder holds, in order. Nothing for a folder that is not there or may not be read, as both vanish
+/// at any time.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let mut names: Vec<String> =

@@ -27,7 +27,8 @@ use crate::data_file::DataFile;
 use crate::device::{Device, DmaRegion};
 use crate::error::{Error, Result};
 
-/// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few hundred.
+/// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few
+/// hundred.
 const MOST_INFO: usize = 64 * 1024;
 
 /// How often an info structure is asked for again because it has grown.

@@ -1,4 +1,5 @@
-//! What the tests on a real kernel share: the sample driver's devices, and the same work done on any [`Device`].
+//! What the tests on a real kernel share: the sample driver's devices, and the same work done on any
+//! [`Device`].
 
 use whimbrel_user::{DataFile, Device, SavingRead, State};
 
@@ -6,7 +7,8 @@ use whimbrel_user::{DataFile, Device, SavingRead, State};
 pub(crate) const FIRST: &str = "00000000-0000-4000-8000-000000000001";
 pub(crate) const SECOND: &str = "00000000-0000-4000-8000-000000000002";
 
-/// What a one-port device with "hello mtty" in its FIFO and 0x42 in its scratch register saved, on Linux 6.12.
+/// What a one-port device with "hello mtty" in its FIFO and 0x42 in its scratch register saved, on Linux
+/// 6.12.
 pub(crate) const RECORDED: [u8; 60] =
     *b"\x4e\x2c\x3e\x8c\x89\x09\x9d\x7e\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\
     \0\0\0\0\0\0\0\x42hello mtty\0\0\0\0\0\0\x0a\0\x0a\0\0\0\0\0\0\x10\0\0";
@@ -22,8 +24,8 @@ pub(crate) fn untouched() -> [u8; 60] {
     stream
 }
 
-/// Brings a device that may come from another test to RUNNING, as if nobody had touched it. A reset alone keeps the
-/// registers.
+/// Brings a device that may come from another test to RUNNING, as if nobody had touched it. A reset alone
+/// keeps the registers.
 pub(crate) fn make_fresh(device: &mut dyn Device) {
     device.reset().unwrap();
     restore(device, &untouched());
@@ -81,8 +83,8 @@ pub(crate) fn save(device: &mut dyn Device) -> Vec<u8> {
     stream
 }
 
-/// Saves a running device through `before`, one of the pre-copy states, and lets it run again. Returns what could be
-/// read before it stopped, and the rest.
+/// Saves a running device through `before`, one of the pre-copy states, and lets it run again. Returns what
+/// could be read before it stopped, and the rest.
 pub(crate) fn save_through(device: &mut dyn Device, before: State) -> (Vec<u8>, Vec<u8>) {
     let mut data = device.set_state(before).unwrap().expect("a data file");
     let mut early = Vec::new();
