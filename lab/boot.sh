@@ -16,7 +16,7 @@ readers=()
 # The kernel's command line. Most of it only saves time in the boot; mitigations and self tests are
 # slow under TCG and prove nothing here.
 command_line() {
-	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc_early_khz=$(tsc_khz)" \
+	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc=reliable tsc_early_khz=$(tsc_khz)" \
 		"mitigations=off lsm=capability audit=0 cryptomgr.notests=1 rodata=off" \
 		"initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init"
 }
@@ -33,7 +33,8 @@ tsc_khz() {
 start() {
 	local machine=$1 folder=$work/$1 port number=0 arguments
 	shift
-	arguments=(-machine microvm -accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
+	# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there kills it.
+	arguments=(-machine microvm,pic=off -accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel "$cache/$kernel/vmlinux" -initrd "$folder/initramfs" -append "$(command_line)"
 		-chardev "file,id=console,path=$folder/console" -serial chardev:console

@@ -8,7 +8,7 @@ pack() { (cd "$2" && find . | "$1" cpio -o -H newc 2> /dev/null); }
 make_base() {
 	local folder=$1 root=$1/root name
 	mkdir -p "$root"/{bin,dev,proc,sys,tmp}
-	dpkg-deb --fsys-tarfile "$(fetch busybox-static)" | tar -xO ./bin/busybox > "$folder/busybox"
+	dpkg-deb --fsys-tarfile "$(fetch busybox-static)" | tar -xO --wildcards '*/bin/busybox' > "$folder/busybox"
 	chmod 755 "$folder/busybox"
 	mv "$folder/modules" "$root/modules"
 	cp "$folder/busybox" "$root/bin/"

@@ -39,7 +39,8 @@ build_targets() {
 		command -v apt-get > /dev/null || fail 3 "there is no apt-get: the kernels come from Debian's packages"
 		require_tools "${wanted[@]}"
 		mkdir -p "$cache/downloads"
-		in_group build_locked "${wanted[@]}"
+		lock_cache
+		in_group build_missing "${wanted[@]}"
 		wait "$!"
 	fi
 	for target in "$@"; do
@@ -47,20 +48,30 @@ build_targets() {
 	done
 }
 
-build_locked() {
-	local target new lock
+# Until this run ends, nobody else builds. What is unfinished then is this run's, or that of one that
+# was killed outright.
+lock_cache() {
+	local lock
 	exec {lock}> "$cache/lock"
-	flock --nonblock "$lock" || {
+	if ! flock --nonblock "$lock"; then
 		say "waiting for another build"
-		flock "$lock"
-	}
+		flock "$lock" &
+		owned+=("$!")
+		wait "$!"
+	fi
+	owned_folders+=("$cache/unfinished")
+	rm -rf "$cache/unfinished"
+	mkdir "$cache/unfinished"
+}
+
+build_missing() {
+	local target new
 	renice -n 10 -p "$BASHPID" > /dev/null
-	rm -rf "$cache"/unfinished.* # of a build that was killed
 	choose_release
 	for target in "$@"; do
 		if is_ready "$target"; then continue; fi # the other build made it
 		say "building $target of $version"
-		new=$cache/unfinished.$target
+		new=$cache/unfinished/$target
 		mkdir "$new"
 		"build_$target" "$new"
 		echo "$version" > "$new/version"
@@ -106,10 +117,12 @@ build_debian() {
 	local new=$1 name=$release-amd64 tree=$1/tree path image packed=()
 	image=$(fetch "linux-image-$name" "$version")
 	for path in "${debian_modules[@]}"; do
-		packed+=("./lib/modules/$name/kernel/$path.ko.xz")
+		packed+=("lib/modules/$name/kernel/$path.ko.xz")
 	done
 	mkdir "$tree" "$new/modules"
-	dpkg-deb --fsys-tarfile "$image" | tar -x -C "$tree" "./boot/vmlinuz-$name" "${packed[@]}"
+	# Debian 13 has lib/ in usr/.
+	dpkg-deb --fsys-tarfile "$image" | tar -x -C "$tree" --transform 's#^\./usr/#./#' \
+		--wildcards "./boot/vmlinuz-$name" "${packed[@]/#/*/}"
 	unpack_elf_kernel "$tree/boot/vmlinuz-$name" > "$new/vmlinux"
 	for path in "${packed[@]}"; do
 		xz -dc "$tree/$path" > "$new/modules/$(basename "$path" .xz)"

@@ -77,8 +77,7 @@ fetch() {
 	found=$(find "$cache/downloads" -name "$1_${2:-*}_*.deb" | sort --version-sort | tail -n 1)
 	if [ -z "$found" ]; then
 		say "downloading $1"
-		new=$cache/unfinished.download
-		rm -rf "$new"
+		new=$cache/unfinished/download
 		mkdir "$new"
 		(cd "$new" && apt-get download -qq -o APT::Sandbox::User=root "$1${2:+=$2}") >&2 ||
 			fail 125 "apt-get could not download $1 ${2:-}; run apt-get update, then this again"
