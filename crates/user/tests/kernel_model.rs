@@ -100,7 +100,7 @@ fn registers_and_saved_bytes_of_both_go_the_same_way() {
         let waiting = stream[HEAD + 26];
         let register = numbers.next() % 8;
         let value = numbers.next();
-        if numbers.next() % 3 != 0 {
+        if !numbers.next().is_multiple_of(3) {
             // A full FIFO is the one state in which the model does better: the kernel's driver takes it for
             // empty.
             if register != 0 || waiting < 15 {
