@@ -6,7 +6,7 @@
 //!
 //! A model is named as on a command line, and opened as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!
-//! ```ignore
+//! ```
 //! use whimbrel_device::State;
 //! use whimbrel_models::Model;
 //!
@@ -31,7 +31,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod accel;
+mod model;
 mod pci_config;
 pub mod serial;
 
+pub use accel::{Accel, AccelConfig, AccelConfigError};
+pub use model::{Model, ModelError, OpenError, OpenModel};
 pub use serial::{Ports, Serial, SerialConfig};

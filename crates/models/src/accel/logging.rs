@@ -1,0 +1,36 @@
+//! The engine's own log of the memory it writes: data and completions, page by page.
+//!
+//! mlx5 and pds are the example: a second START is refused, STOP is always fine, REPORT needs a log. A reset ends the log.
+//! (In the kernel mlx5 keeps it over a reset and pds ends it only if the device had failed.)
+
+use std::sync::Arc;
+
+use whimbrel_device::{DmaLogging, Errno};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+
+use super::Accel;
+
+impl DmaLogging for Accel {
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        if self.log.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let log = Arc::new(DirtyLog::new(ranges)?);
+        let page_size = log.page_size();
+        self.bus.dma().set_log(Some(log.clone()));
+        self.log = Some(log);
+        Ok(page_size)
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        if self.log.take().is_some() {
+            self.bus.dma().set_log(None);
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! The engine's migration: what each arc does.
+
+use whimbrel_device::{ArcError, Errno, Migration, MigrationFlags, PrecopyReport, State};
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::session::{self, Direction, Effect};
+
+use super::stream::{Loader, Saver};
+use super::{Accel, Session};
+
+impl Migration for Accel {
+    fn flags(&self) -> MigrationFlags {
+        self.config.flags
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        match session::effect(from, to) {
+            Effect::Opens(Direction::Saving) => {
+                self.session = Session::Saving(Box::new(Saver::new(&self.state)));
+            }
+            Effect::Opens(Direction::Resuming) => {
+                self.wipe()?;
+                self.session = Session::Resuming(Box::new(Loader::new(self.state.blocks())));
+            }
+            Effect::Ends => {
+                if let Session::Resuming(loader) = &self.session {
+                    self.machine = loader.finish().ok_or(Errno::EINVAL)?;
+                    self.signal_again = self.machine.registers.interrupts();
+                }
+                self.session = Session::None;
+            }
+            Effect::None | Effect::Continues => {}
+        }
+        if !to.is_running() {
+            self.clock.stop();
+        }
+        self.migration_state = to;
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok(match &self.session {
+            Session::Saving(saver) => saver.left_bytes(),
+            Session::None | Session::Resuming(_) => Saver::whole_stream_bytes(&self.state),
+        })
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let Session::Saving(saver) = &mut self.session else { return Err(Errno::ENODEV) };
+        let machine = (self.migration_state == State::StopCopy).then_some(self.machine);
+        Ok(saver.read(&self.state, machine, buffer))
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        let Session::Resuming(loader) = &mut self.session else { return Err(Errno::ENODEV) };
+        loader.write(&mut self.state, data)
+    }
+
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        let Session::Saving(saver) = &self.session else { return Err(Errno::ENODEV) };
+        let bytes = PrecopyBytes { initial: saver.initial_bytes(), dirty: saver.dirty_bytes() };
+        Ok(PrecopyReport { bytes, reinit: false })
+    }
+}

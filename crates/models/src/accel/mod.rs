@@ -1,0 +1,352 @@
+//! A DMA engine: a PCI device that copies, fills and sums memory, with as much state of its own as is asked for.
+//!
+//! # How a guest drives it
+//!
+//! The registers are region 0 (BAR 0), little-endian, at the `REGISTER_` offsets. They are read at any offset and
+//! length, and written in aligned words of 32 bits (a register of 64 bits in two halves, or both at once); any other
+//! write is EINVAL.
+//!
+//! 1. Lay out two rings in memory the device can reach, with the same number of entries: [`Descriptor`]s, aligned to
+//!    64 bytes, and [`Completion`]s, aligned to 32. Both are in the byte order of the host.
+//! 2. Write [`REGISTER_QUEUE_SIZE`], [`REGISTER_QUEUE_BASE`] and [`REGISTER_COMPLETION_BASE`], then
+//!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back enabled, the rings were
+//!    refused.
+//! 3. Put descriptors into the ring, at the index reduced to its size, and write the index behind the last one to
+//!    [`REGISTER_TAIL`]. No more than a ring's worth may be between [`REGISTER_HEAD`] and the tail; a doorbell beyond
+//!    that, or backwards, is refused and counted in [`REGISTER_ERRORS`].
+//! 4. Each descriptor gets one completion, in order, in the slot of the same index. When its
+//!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that fails is
+//!    completed with a status like any other; the device goes on.
+//! 5. For an interrupt (MSI, index 1), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when it appears
+//!    in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the ring, and the next one interrupts
+//!    again.
+//!
+//! Region 2 (BAR 2) shows the own state, read only. Each completed job changes a word of it: the new
+//! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits and combined
+//! with the digest by exclusive or. [`OPERATION_SCRAMBLE`] writes whole stretches. With a rate set, blocks of it also
+//! change by themselves.
+//!
+//! # How it migrates
+//!
+//! In RUNNING_P2P and PRE_COPY_P2P it starts no DMA, since it cannot tell a peer from memory; it still takes doorbells.
+//! In STOP, STOP_COPY and RESUMING nothing changes: a write to the registers is EBUSY, and in RESUMING, where there is
+//! no state to show, a read is too. A job that is stopped in the middle goes on where it was loaded. A cause that waits for
+//! its interrupt when a state is loaded interrupts again once the device runs.
+//!
+//! Entering RESUMING empties the device, for the state is never held twice. So a load that fails can only be left by a
+//! reset, which empties it again. The counts given in PRE_COPY are true: initial bytes are what the first pass has left,
+//! dirty bytes what changed after it was sent. Blocks never written take neither memory nor room in the stream.
+//!
+//! The configuration space (region 7) is the user's to carry over, as with the kernel's devices.
+//!
+//! ```
+//! use std::fs::File;
+//! use vm_memory::FileOffset;
+//! use whimbrel_device::{Bus, DeviceFile, State};
+//! use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
+//! use whimbrel_uapi::type1::DmaMapFlags;
+//! use zerocopy::{FromBytes, FromZeros, IntoBytes};
+//!
+//! let bus = Bus::new();
+//! let engine = Accel::new(AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() }, bus.clone())?;
+//! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
+//!
+//! // 64 KiB of memory at IOVA 0: descriptors first, completions at 0x1000, data behind them.
+//! # let memory = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+//! # memory.set_len(0x10000)?;
+//! # let memory = FileOffset::new(memory, 0);
+//! bus.dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, memory)?;
+//! bus.dma().write(0x2000, b"123456789")?;
+//! let work = Descriptor {
+//!     operation: accel::OPERATION_CHECKSUM,
+//!     source: 0x2000,
+//!     length: 9,
+//!     tag: 1,
+//!     ..Descriptor::default()
+//! };
+//! bus.dma().write(0, work.as_bytes())?;
+//!
+//! device.write_region(0, accel::REGISTER_QUEUE_SIZE, &16u32.to_le_bytes())?;
+//! device.write_region(0, accel::REGISTER_QUEUE_BASE, &0u64.to_le_bytes())?;
+//! device.write_region(0, accel::REGISTER_COMPLETION_BASE, &0x1000u64.to_le_bytes())?;
+//! device.write_region(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes())?;
+//! device.write_region(0, accel::REGISTER_TAIL, &1u32.to_le_bytes())?;
+//!
+//! // A `Worker` would do this on a thread of its own.
+//! device.advance(std::time::Duration::ZERO);
+//!
+//! let mut completion = accel::Completion::new_zeroed();
+//! bus.dma().read(0x1000, completion.as_mut_bytes())?;
+//! assert_eq!((completion.sequence, completion.status), (1, accel::STATUS_DONE));
+//! assert_eq!(completion.result, 0xcbf4_3926);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod block_set;
+mod changes;
+mod config;
+mod logging;
+mod migration;
+mod own_state;
+mod queue;
+mod registers;
+mod stream;
+mod work;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Next, Region, State};
+use whimbrel_protocol::dirty::DirtyLog;
+use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::pci::{
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+};
+
+use self::changes::Clock;
+pub use self::config::{AccelConfig, AccelConfigError};
+use self::own_state::OwnState;
+pub use self::queue::{
+    Completion, Descriptor, MAX_LENGTH, OPERATION_CHECKSUM, OPERATION_COPY, OPERATION_FILL,
+    OPERATION_SCRAMBLE, SLICE_BYTES, STATUS_DATA_FAULT, STATUS_DONE, STATUS_FETCH_FAULT, STATUS_INVALID,
+};
+use self::registers::Effect;
+pub use self::registers::{
+    CONTROL_ENABLE, ID, INTERRUPT_COMPLETION, INTERRUPT_ERROR, MAX_QUEUE_SIZE, REGISTER_COMPLETED,
+    REGISTER_COMPLETION_BASE, REGISTER_CONTROL, REGISTER_DIGEST, REGISTER_ERRORS, REGISTER_HEAD, REGISTER_ID,
+    REGISTER_INTERRUPT_ENABLE, REGISTER_INTERRUPT_STATUS, REGISTER_QUEUE_BASE, REGISTER_QUEUE_SIZE,
+    REGISTER_STATE_BYTES, REGISTER_TAIL, REGISTER_VERSION, REGISTERS_BYTES, VERSION, fold_digest,
+};
+use self::stream::{Loader, Machine, Saver};
+use crate::pci_config::{BAR0, PciConfig};
+
+const CONFIG_SIZE: usize = 0x100;
+
+/// The region that shows the own state.
+pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
+
+/// A DMA engine.
+#[derive(Debug)]
+pub struct Accel {
+    config: AccelConfig,
+    bus: Bus,
+    pci: PciConfig<CONFIG_SIZE>,
+    machine: Machine,
+    state: OwnState,
+    clock: Clock,
+    migration_state: State,
+    session: Session,
+    log: Option<Arc<DirtyLog>>,
+    /// A loaded state has a cause whose interrupt may have been lost on the way.
+    signal_again: bool,
+    /// A slice of data on its way.
+    buffer: Vec<u8>,
+}
+
+/// The data session.
+#[derive(Debug)]
+enum Session {
+    None,
+    Saving(Box<Saver>),
+    Resuming(Box<Loader>),
+}
+
+impl Accel {
+    /// An engine as after power-on.
+    pub fn new(config: AccelConfig, bus: Bus) -> Result<Accel, AccelConfigError> {
+        let config = config.check()?;
+        let state = OwnState::new(config.state_bytes)
+            .map_err(|source| AccelConfigError::Memory { bytes: config.state_bytes, source })?;
+        Ok(Accel {
+            config,
+            bus,
+            pci: pci_config(config.state_bytes),
+            machine: Machine::default(),
+            state,
+            clock: Clock::default(),
+            migration_state: State::Running,
+            session: Session::None,
+            log: None,
+            signal_again: false,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Forgets everything the device holds; ENOMEM, and nothing is forgotten, if there is no address space.
+    fn wipe(&mut self) -> Result<(), Errno> {
+        self.state = OwnState::new(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?;
+        self.machine = Machine::default();
+        self.signal_again = false;
+        Ok(())
+    }
+
+    /// Changes part of the own state.
+    fn change(&mut self, offset: u64, data: &[u8]) {
+        if let (Session::Saving(saver), Some(last)) = (&mut self.session, (data.len() as u64).checked_sub(1))
+        {
+            let blocks = self.state.blocks();
+            for block in blocks.at(offset)..=blocks.at(offset + last) {
+                saver.before_change(block, &self.state);
+            }
+        }
+        self.state.write(offset, data);
+    }
+
+    /// Changes the blocks that are due by now, [`SLICE_BYTES`] of them at most.
+    fn change_by_itself(&mut self, now: Duration) {
+        let blocks = self.state.blocks();
+        self.clock.pass(now, self.config.state_rate, blocks.block_bytes());
+        let mut budget = SLICE_BYTES / blocks.block_bytes();
+        while budget > 0 && self.clock.take(blocks.block_bytes()) {
+            budget -= 1;
+            let seed = self.machine.changes;
+            self.machine.changes = seed.wrapping_add(1);
+            let mut choice = [0; 8];
+            work::scramble(seed, 0, &mut choice);
+            let block = u64::from_le_bytes(choice) % blocks.count();
+            let mut buffer = std::mem::take(&mut self.buffer);
+            buffer.resize(SLICE_BYTES as usize, 0);
+            let data = &mut buffer[..blocks.length(block) as usize];
+            work::scramble(seed, blocks.start(block), data);
+            self.change(blocks.start(block), data);
+            self.buffer = buffer;
+        }
+    }
+
+    fn may_start_dma(&self) -> bool {
+        matches!(self.migration_state, State::Running | State::PreCopy)
+    }
+
+    fn interrupt(&self) {
+        self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+    }
+
+    fn write_registers(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let (words, rest) = data.as_chunks::<4>();
+        if !offset.is_multiple_of(4) || !rest.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        if !self.migration_state.is_running() {
+            return Err(Errno::EBUSY);
+        }
+        for (at, word) in (offset..).step_by(4).zip(words) {
+            let (effect, interrupt) = self.machine.registers.write(at, u32::from_le_bytes(*word));
+            if effect == Effect::DropJob {
+                self.machine.job = None;
+            }
+            if interrupt {
+                self.interrupt();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A processing accelerator. The vendor is the unassigned number that QEMU's own teaching devices use.
+fn pci_config(state_bytes: u64) -> PciConfig<CONFIG_SIZE> {
+    const MSI: u8 = 0x40;
+    const PREFETCHABLE_64_BIT: u64 = 0xc;
+    PciConfig::new()
+        .fixed(0x00, &[0x34, 0x12, 0xce, 0xac])
+        // Memory space, bus master and interrupt disable; a list of capabilities.
+        .register(0x04, &[0x00, 0x00, 0x10, 0x00], &[0x06, 0x04])
+        .fixed(0x08, &[0x01, 0x00, 0x00, 0x12])
+        .bar32(BAR0, REGISTERS_BYTES as u32, 0)
+        .bar64(BAR0 + 8, state_bytes.next_power_of_two().max(0x1000), PREFETCHABLE_64_BIT)
+        .fixed(0x2c, &[0x34, 0x12, 0xce, 0xac])
+        .fixed(0x34, &[MSI])
+        .register(0x3c, &[0x00], &[0xff])
+        // One message, at an address of 64 bits, which the guest sets with its data and the enable bit.
+        .register(MSI.into(), &[0x05, 0x00, 0x80, 0x00], &[0x00, 0x00, 0x01, 0x00])
+        .register(usize::from(MSI) + 4, &[], &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+}
+
+impl Driver for Accel {
+    fn info(&self) -> Info {
+        Info {
+            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
+            num_regions: VFIO_PCI_NUM_REGIONS,
+            num_irqs: VFIO_PCI_NUM_IRQS,
+            capabilities: Vec::new(),
+        }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let both = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        let (flags, size) = match index {
+            VFIO_PCI_BAR0_REGION_INDEX => (both, REGISTERS_BYTES),
+            STATE_REGION_INDEX => (RegionInfoFlags::READ, self.config.state_bytes),
+            VFIO_PCI_CONFIG_REGION_INDEX => (both, CONFIG_SIZE as u64),
+            _ => return Ok(Region::absent(0)),
+        };
+        Ok(Region { flags, size, offset: 0, capabilities: Vec::new() })
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        Ok(match index {
+            VFIO_PCI_MSI_IRQ_INDEX => Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 },
+            _ => Irq { flags: IrqInfoFlags::empty(), count: 0 },
+        })
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        match index {
+            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.read(offset, data),
+            VFIO_PCI_BAR0_REGION_INDEX | STATE_REGION_INDEX if self.migration_state == State::Resuming => {
+                return Err(Errno::EBUSY);
+            }
+            VFIO_PCI_BAR0_REGION_INDEX => {
+                self.machine.registers.read(self.config.state_bytes, offset, data);
+            }
+            STATE_REGION_INDEX => self.state.read(offset, data),
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(data.len())
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        match index {
+            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.write(offset, data),
+            VFIO_PCI_BAR0_REGION_INDEX => self.write_registers(offset, data)?,
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(data.len())
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.wipe()?;
+        DmaLogging::stop(self)?;
+        self.session = Session::None;
+        self.migration_state = State::Running;
+        self.clock = Clock::default();
+        self.pci = pci_config(self.config.state_bytes);
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        Some(self)
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        if std::mem::take(&mut self.signal_again) {
+            self.interrupt();
+        }
+        self.change_by_itself(now);
+        if self.may_start_dma() {
+            self.work();
+            if self.machine.registers.has_work() {
+                return Next::Now;
+            }
+        }
+        match self.clock.due(now, self.config.state_rate, self.state.blocks().block_bytes()) {
+            Some(due) if due <= now => Next::Now,
+            Some(due) => Next::At(due),
+            None => Next::Idle,
+        }
+    }
+}
