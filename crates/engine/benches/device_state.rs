@@ -1,0 +1,161 @@
+//! Device state through the engine over loopback TCP, beside a bare write and read loop on such a socket pair with
+//! buffers of 1 MiB, in one run; and the peak memory that takes, whatever the state's size.
+//!
+//! The two alternate, and medians are compared, so that a busy machine disturbs both alike. The device is one that gives
+//! and takes its state without work of its own: what is measured is the engine.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+use whimbrel_device::{MigrationFlags, State};
+use whimbrel_engine::{Destination, Link, Source, SourceOptions};
+use whimbrel_user::Local;
+
+/// Bytes moved in one measurement of speed.
+const SIZE: u64 = 2 << 30;
+const BUFFER: usize = 1 << 20;
+const MEASUREMENTS: usize = 7;
+/// Sizes of state whose peak memory is measured.
+const STATES: [u64; 3] = [64 << 20, 1 << 30, 8 << 30];
+
+/// A device whose state is so many bytes of nothing in particular.
+struct Weightless {
+    size: u64,
+    left: u64,
+    taken: u64,
+}
+
+impl Driver for Weightless {
+    fn info(&self) -> Info {
+        Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
+    }
+    fn reset(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+}
+
+impl Migration for Weightless {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::STOP_COPY
+    }
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        match (from, to) {
+            (_, State::StopCopy) => self.left = self.size,
+            (_, State::Resuming) => self.taken = 0,
+            (State::Resuming, _) if self.taken != self.size => return Err(Errno::EINVAL.into()),
+            _ => {}
+        }
+        Ok(())
+    }
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok(self.size)
+    }
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let count = self.left.min(buffer.len() as u64);
+        self.left -= count;
+        Ok(count as usize)
+    }
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.taken += data.len() as u64;
+        Ok(data.len())
+    }
+}
+
+fn device(size: u64) -> Local {
+    let driver = Weightless { size, left: 0, taken: 0 };
+    Local::new(DeviceFile::new("weightless", Bus::new(), Box::new(driver)))
+}
+
+fn connected() -> std::io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let left = TcpStream::connect(listener.local_addr()?)?;
+    Ok((left, listener.accept()?.0))
+}
+
+fn bare(size: u64) -> std::io::Result<Duration> {
+    let (mut left, mut right) = connected()?;
+    let start = Instant::now();
+    let reader = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        for _ in 0..size / BUFFER as u64 {
+            right.read_exact(&mut buffer)?;
+        }
+        right.write_all(b"!")
+    });
+    let buffer = vec![1; BUFFER];
+    for _ in 0..size / BUFFER as u64 {
+        left.write_all(&buffer)?;
+    }
+    left.read_exact(&mut [0])?;
+    let elapsed = start.elapsed();
+    reader.join().expect("the reader does not panic")?;
+    Ok(elapsed)
+}
+
+fn engine(size: u64) -> Result<Duration, Box<dyn std::error::Error>> {
+    let (left, right) = connected()?;
+    let (mut here, mut there) = (device(size), device(size));
+    let start = Instant::now();
+    let receiver = std::thread::spawn(move || {
+        Destination::new(&mut there).receive(Link::from(right)).map_err(|error| error.to_string())
+    });
+    // The limit is off: the whole state goes in the switchover.
+    let options = SourceOptions { downtime_limit: Duration::MAX, ..SourceOptions::default() };
+    let report = Source::new(&mut here).options(options).send(Link::from(left))?;
+    let elapsed = start.elapsed();
+    receiver.join().expect("the receiver does not panic")?;
+    assert_eq!(report.device_bytes, size);
+    Ok(elapsed)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// The most memory this process has held, in KiB.
+fn peak_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // A process of its own for each size: the peak of a process never falls.
+    if let Ok(size) = std::env::var("WHIMBREL_BENCH_STATE") {
+        let before = peak_kib().ok_or("no VmHWM in /proc/self/status")?;
+        engine(size.parse()?)?;
+        println!("{}", peak_kib().ok_or("no VmHWM in /proc/self/status")? - before);
+        return Ok(());
+    }
+    let (mut bare_times, mut engine_times) = (Vec::new(), Vec::new());
+    for _ in 0..MEASUREMENTS {
+        bare_times.push(bare(SIZE)?);
+        engine_times.push(engine(SIZE)?);
+    }
+    let (bare, engine) = (median(bare_times).as_secs_f64(), median(engine_times).as_secs_f64());
+    let speed = |seconds: f64| SIZE as f64 / seconds / 1e9;
+    println!(
+        "device state over loopback tcp: {:.2} GB/s, bare loop: {:.2} GB/s, ratio {:.2} (goal: at least 0.85)",
+        speed(engine),
+        speed(bare),
+        bare / engine
+    );
+    for size in STATES {
+        let child = Command::new(std::env::current_exe()?)
+            .env("WHIMBREL_BENCH_STATE", size.to_string())
+            .output()?;
+        let grown: f64 = String::from_utf8(child.stdout)?.trim().parse()?;
+        println!(
+            "peak memory of source and destination together, state of {:>5} MiB: {:.1} MiB (goal: under 32)",
+            size >> 20,
+            grown / 1024.0
+        );
+    }
+    Ok(())
+}
