@@ -3,15 +3,16 @@
 //! The file is a stream as a migration sends it, without the dialogue: greeting, state, end. Raw files hold the driver's
 //! own bytes and nothing else, so that they can be compared with what a kernel gives.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use whimbrel_user::{DataFile, Device, SavingRead, State};
 
-use crate::destination::check_device;
+use crate::destination::{check_device, reset_after};
 use crate::error::Error;
-use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, VERSION_MAJOR, VERSION_MINOR, Writer};
+use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, Reason, Writer};
 
 /// What a file is to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +34,20 @@ pub struct Summary {
     pub state: String,
 }
 
-/// Saves the state of a device: it is stopped, read, and brought back to the state it was in.
+/// Saves the state of a device: it is stopped, read, and brought back to the state it was in, which is RUNNING,
+/// RUNNING_P2P or STOP.
 pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<Summary, Error> {
     let flags = device
         .migration_flags()?
         .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
     let info = device.info()?;
     let before = device.state()?;
+    if !matches!(before, State::Running | State::RunningP2p | State::Stop) {
+        // Another session is running, or a state is half loaded: saving would end that.
+        let device = device.name().to_string();
+        let needed = "RUNNING, RUNNING_P2P and STOP";
+        return Err(Error::WrongState { device, state: before, work: "a save", needed });
+    }
     let result = (|| {
         let data = device
             .set_state(State::StopCopy)?
@@ -58,11 +66,28 @@ pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<S
             }
         }
     })();
-    // The device goes on whether or not the save worked; of two errors the first says more.
-    let back = device.set_state(before);
-    let device_bytes = result?;
-    back?;
-    Ok(Summary { device: device.name().to_string(), device_bytes, state: before.to_string() })
+    // The device goes on whether or not the save worked.
+    match (result, bring_back(device, before)) {
+        (Ok(device_bytes), Ok(())) => {
+            Ok(Summary { device: device.name().to_string(), device_bytes, state: before.to_string() })
+        }
+        (Err(cause), Ok(())) => Err(cause),
+        (result, Err(back)) => {
+            Err(Error::NotBack { cause: result.err().map(Box::new), state: before, back: Box::new(back) })
+        }
+    }
+}
+
+fn bring_back(device: &mut dyn Device, state: State) -> Result<(), Error> {
+    if device.state().is_ok_and(|state| state == State::Error) {
+        return Err(Error::NeedsReset { device: device.name().to_string() });
+    }
+    device.set_state(state)?;
+    Ok(())
+}
+
+fn unwritten(error: io::Error) -> Error {
+    Error::File { what: "writing the saved state".into(), error }
 }
 
 /// As [`save`], to a file that appears under its name only when it is complete and on disk.
@@ -79,11 +104,13 @@ pub fn save_to_path(device: &mut dyn Device, path: &Path, form: Form) -> Result<
         .tempfile_in(folder)
         .map_err(failed("creating a file beside"))?;
     let summary = save(device, &mut file, form).map_err(|error| match error {
-        Error::Link(error) => Error::File { what: format!("writing {}", path.display()), error },
+        Error::File { error, .. } => failed("writing")(error),
         other => other,
     })?;
     file.as_file().sync_all().map_err(failed("writing"))?;
     file.persist(path).map_err(|error| failed("naming")(error.error))?;
+    // The name is on disk once its folder is.
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("naming"))?;
     Ok(summary)
 }
 
@@ -91,10 +118,10 @@ fn save_raw(mut data: DataFile, mut output: impl Write) -> Result<u64, Error> {
     let mut total = 0;
     let mut chunk = vec![0; CHUNK];
     while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
-        output.write_all(&chunk[..count]).map_err(Error::Link)?;
+        output.write_all(&chunk[..count]).map_err(unwritten)?;
         total += count as u64;
     }
-    output.flush().map_err(Error::Link)?;
+    output.flush().map_err(unwritten)?;
     Ok(total)
 }
 
@@ -102,7 +129,7 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
     let mut writer = Writer::new(output);
     let mut total = 0;
     let mut chunk = vec![0; CHUNK];
-    let mut send = |message: &Message<'_>| writer.send(message).map_err(Error::Link);
+    let mut send = |message: &Message<'_>| writer.send(message).map_err(unwritten);
     send(&Message::Hello(Hello { device, memory: Vec::new() }))?;
     while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
         send(&Message::DeviceState { device: 0, data: &chunk[..count] })?;
@@ -110,47 +137,51 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
     }
     send(&Message::DeviceEnd { device: 0, bytes: total })?;
     send(&Message::End { memory_bytes: 0 })?;
-    writer.flush().map_err(Error::Link)?;
+    writer.flush().map_err(unwritten)?;
     Ok(total)
 }
 
-/// Restores a saved state into a device and lets it run. If that fails the device is reset, so that it never runs with
-/// half a state.
+/// Restores a saved state into a device and lets it run. Whatever the device did before is over then.
+///
+/// If it fails once the device has begun to load, the device is reset, so that it never runs with half a state. A file
+/// that is foreign or does not fit is refused before that, and the device goes on as it was.
 pub fn restore(device: &mut dyn Device, input: impl Read, form: Form) -> Result<Summary, Error> {
     if device.migration_flags()?.is_none() {
         return Err(Error::NotMigratable { device: device.name().to_string() });
     }
-    let result = (|| {
-        let device_bytes = match form {
-            Form::Raw => restore_raw(device, input)?,
-            Form::Stream => restore_stream(device, input)?,
-        };
-        device.set_state(State::Stop)?;
-        device.set_state(State::Running)?;
-        Ok(device_bytes)
-    })();
-    match result {
+    let loaded = match form {
+        Form::Raw => load(device, |data| restore_raw(data, input)),
+        Form::Stream => {
+            let mut reader = Reader::new(input);
+            check_greeting(device, &mut reader)?;
+            load(device, |data| restore_stream(data, reader))
+        }
+    };
+    match loaded {
         Ok(device_bytes) => {
             let state = State::Running.to_string();
             Ok(Summary { device: device.name().to_string(), device_bytes, state })
         }
-        Err(error) => {
-            if let Err(error) = device.reset() {
-                tracing::error!(%error, "the device could not be reset after a failed restore");
-            }
-            Err(error)
-        }
+        Err(error) => Err(reset_after(device, error)),
     }
 }
 
-fn resume(device: &mut dyn Device) -> Result<DataFile, Error> {
-    device
+/// The session stays open until the driver has judged what was written.
+fn load(
+    device: &mut dyn Device,
+    write: impl FnOnce(&mut DataFile) -> Result<u64, Error>,
+) -> Result<u64, Error> {
+    let mut data = device
         .set_state(State::Resuming)?
-        .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::Resuming })
+        .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::Resuming })?;
+    let device_bytes = write(&mut data)?;
+    device.set_state(State::Stop)?;
+    drop(data);
+    device.set_state(State::Running)?;
+    Ok(device_bytes)
 }
 
-fn restore_raw(device: &mut dyn Device, mut input: impl Read) -> Result<u64, Error> {
-    let mut data = resume(device)?;
+fn restore_raw(data: &mut DataFile, mut input: impl Read) -> Result<u64, Error> {
     let mut chunk = vec![0; CHUNK];
     let mut total = 0;
     loop {
@@ -166,15 +197,15 @@ fn restore_raw(device: &mut dyn Device, mut input: impl Read) -> Result<u64, Err
     }
 }
 
-fn restore_stream(device: &mut dyn Device, input: impl Read) -> Result<u64, Error> {
-    let mut reader = Reader::new(input);
+fn check_greeting(device: &mut dyn Device, reader: &mut Reader<impl Read>) -> Result<(), Error> {
     reader.preamble()?;
-    let info = device.info()?;
     match reader.next_message()? {
-        Message::Hello(hello) => check_device(&hello.device, &info)?,
-        other => return Err(out_of_place(&other)),
+        Message::Hello(hello) => check_device(&hello.device, &device.info()?),
+        other => Err(out_of_place(&other)),
     }
-    let mut data = resume(device)?;
+}
+
+fn restore_stream(data: &mut DataFile, mut reader: Reader<impl Read>) -> Result<u64, Error> {
     let mut total = 0;
     loop {
         match reader.next_message()? {
@@ -182,7 +213,7 @@ fn restore_stream(device: &mut dyn Device, input: impl Read) -> Result<u64, Erro
                 data.write_all(bytes)?;
                 total += bytes.len() as u64;
             }
-            Message::DeviceEnd { device: 0, bytes } if bytes == total => break,
+            Message::DeviceEnd { device: 0, bytes } => break check_total("device state", total, bytes)?,
             other => return Err(out_of_place(&other)),
         }
     }
@@ -194,14 +225,26 @@ fn restore_stream(device: &mut dyn Device, input: impl Read) -> Result<u64, Erro
     Ok(total)
 }
 
+fn check_total(what: &str, found: u64, claimed: u64) -> Result<(), Error> {
+    if found == claimed {
+        return Ok(());
+    }
+    Err(Error::Contents(format!("it holds {found} bytes of {what} and says that it has {claimed}")))
+}
+
 fn out_of_place(message: &Message<'_>) -> Error {
-    Error::Protocol(format!("{:?} stands where it has no meaning in a file", message.kind()))
+    Error::Contents(match message {
+        Message::Failed(Reason { reason }) | Message::Abort(Reason { reason }) => {
+            format!("{:?} stands in a file: {reason}", message.kind())
+        }
+        _ => format!("{:?} stands where it has no meaning in a file", message.kind()),
+    })
 }
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Contents {
-    /// The version that wrote it understands.
+    /// The version of its format, as `1.0`; `unknown` if it is none of ours.
     pub version: String,
     /// What was saved.
     pub hello: Option<Hello>,
@@ -226,7 +269,7 @@ pub struct Contents {
 pub fn inspect(input: impl Read) -> Contents {
     let mut reader = Reader::new(input);
     let mut contents = Contents {
-        version: format!("{VERSION_MAJOR}.{VERSION_MINOR}"),
+        version: "unknown".to_string(),
         hello: None,
         frames: 0,
         device_bytes: 0,
@@ -238,6 +281,9 @@ pub fn inspect(input: impl Read) -> Contents {
     };
     let result = look_through(&mut reader, &mut contents);
     contents.file_bytes = reader.offset();
+    if let Some((major, minor)) = reader.version() {
+        contents.version = format!("{major}.{minor}");
+    }
     match result {
         Ok(()) => contents.complete = true,
         Err(error) => contents.problem = Some(error.to_string()),
@@ -248,22 +294,30 @@ pub fn inspect(input: impl Read) -> Contents {
 fn look_through(reader: &mut Reader<impl Read>, contents: &mut Contents) -> Result<(), Error> {
     const HEAD: usize = 64;
     reader.preamble()?;
+    let mut device_done = false;
     loop {
         let message = reader.next_message()?;
         contents.frames += 1;
         match message {
             Message::Hello(hello) if contents.hello.is_none() => contents.hello = Some(hello),
-            Message::DeviceState { data, .. } => {
+            other if contents.hello.is_none() => return Err(out_of_place(&other)),
+            Message::DeviceState { device: 0, data } if !device_done => {
                 contents.device_bytes += data.len() as u64;
                 let room = HEAD - contents.head.len();
                 contents.head.extend_from_slice(&data[..room.min(data.len())]);
             }
-            Message::Memory { data, .. } => contents.memory_bytes += data.len() as u64,
+            Message::Memory { data, .. } => {
+                contents.memory_bytes = contents.memory_bytes.saturating_add(data.len() as u64);
+            }
             Message::MemoryZero { length, .. } => {
                 contents.memory_bytes = contents.memory_bytes.saturating_add(length);
             }
-            Message::DeviceEnd { bytes, .. } if bytes == contents.device_bytes => {}
-            Message::End { memory_bytes } if memory_bytes == contents.memory_bytes => {
+            Message::DeviceEnd { device: 0, bytes } if !device_done => {
+                check_total("device state", contents.device_bytes, bytes)?;
+                device_done = true;
+            }
+            Message::End { memory_bytes } if device_done => {
+                check_total("memory", contents.memory_bytes, memory_bytes)?;
                 return reader.expect_end().map_err(Error::from);
             }
             Message::Round { .. } => {}

@@ -69,8 +69,11 @@ impl<'a> Destination<'a> {
         self
     }
 
-    /// Takes the device from a connected link. When this returns `Ok`, the device runs here; otherwise it has been
-    /// reset, or the error says why it could not be.
+    /// Takes the device from a connected link. When this returns `Ok`, the device runs here.
+    ///
+    /// Otherwise nothing of what came is in it: it was not touched, or it has been reset, or the error says why it could
+    /// not be. The one other case is [`Error::Guest`] from [`Guest::run`]: the device runs here then, and the error says
+    /// so. Memory may have been written in any case.
     pub fn receive(self, link: Link) -> Result<Received, Error> {
         link.set_timeout(Some(self.timeout)).map_err(Error::Link)?;
         let closing = link.try_clone().map_err(Error::Link)?;
@@ -81,6 +84,7 @@ impl<'a> Destination<'a> {
             destination: self,
             handover: handover::Destination::new(),
             data: None,
+            touched: false,
             received: Received::default(),
             started: Instant::now(),
         };
@@ -111,13 +115,18 @@ struct Receiving<'a> {
     handover: handover::Destination,
     /// The running data session.
     data: Option<DataFile>,
+    /// Whether the device has been asked for anything that a reset must undo.
+    touched: bool,
     received: Received,
     started: Instant,
 }
 
+const SOURCE: &str = "source";
+
 impl Receiving<'_> {
     fn migrate(&mut self) -> Result<(), Error> {
         self.greet()?;
+        self.touched = true;
         self.data = self.destination.device.set_state(State::Resuming)?;
         if self.data.is_none() {
             let device = self.destination.device.name().to_string();
@@ -130,8 +139,10 @@ impl Receiving<'_> {
     }
 
     fn greet(&mut self) -> Result<(), Error> {
-        self.reader.preamble()?;
-        let hello = match self.reader.next_message()? {
+        let timeout = self.destination.timeout;
+        let unreadable = |error| Error::reading(SOURCE, timeout, error);
+        self.reader.preamble().map_err(unreadable)?;
+        let hello = match self.reader.next_message().map_err(unreadable)? {
             Message::Hello(hello) => hello,
             Message::Failed(Reason { reason }) => return Err(Error::Peer { side: "peer", reason }),
             other => return Err(Error::Protocol(format!("{:?} stands where HELLO belongs", other.kind()))),
@@ -148,14 +159,17 @@ impl Receiving<'_> {
     }
 
     fn take_everything(&mut self) -> Result<(), Error> {
+        let timeout = self.destination.timeout;
         let mut device_done = false;
         loop {
-            let message = self.reader.next_message()?;
+            let message =
+                self.reader.next_message().map_err(|error| Error::reading(SOURCE, timeout, error))?;
             let kind = message.kind();
             match message {
                 Message::Memory { address, data } => {
+                    check_within(&self.regions, address, data.len() as u64)?;
                     ram(self.destination.ram)?.write(address, data)?;
-                    self.received.memory_bytes += data.len() as u64;
+                    self.received.memory_bytes = self.received.memory_bytes.saturating_add(data.len() as u64);
                 }
                 Message::MemoryZero { address, length } => {
                     check_within(&self.regions, address, length)?;
@@ -177,7 +191,9 @@ impl Receiving<'_> {
                     }
                     device_done = true;
                 }
-                Message::Round { number } if number == self.received.rounds.wrapping_add(1) => {
+                Message::Round { number }
+                    if !device_done && Some(number) == self.received.rounds.checked_add(1) =>
+                {
                     self.received.rounds = number;
                     self.send(&Message::RoundDone { number })?;
                 }
@@ -190,7 +206,7 @@ impl Receiving<'_> {
                     }
                     return Ok(());
                 }
-                Message::Abort(Reason { reason }) => return Err(Error::Peer { side: "source", reason }),
+                Message::Abort(Reason { reason }) => return Err(Error::Peer { side: SOURCE, reason }),
                 _ => return Err(Error::Protocol(format!("{kind:?} came out of place"))),
             }
         }
@@ -210,11 +226,12 @@ impl Receiving<'_> {
     }
 
     fn await_handover(&mut self) -> Result<(), Error> {
-        match self.reader.next_message()? {
+        let timeout = self.destination.timeout;
+        match self.reader.next_message().map_err(|error| Error::reading(SOURCE, timeout, error))? {
             Message::Handover => {
                 self.handover.receive(handover::Message::Handover).map(|_| ()).map_err(Error::from)
             }
-            Message::Abort(Reason { reason }) => Err(Error::Peer { side: "source", reason }),
+            Message::Abort(Reason { reason }) => Err(Error::Peer { side: SOURCE, reason }),
             other => Err(Error::Protocol(format!("{:?} stands where HANDOVER belongs", other.kind()))),
         }
     }
@@ -232,11 +249,16 @@ impl Receiving<'_> {
             }
         };
         self.received.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
-        self.destination.guest.run().map_err(Error::Guest)
+        self.destination.guest.run().map_err(|why| {
+            Error::Guest(format!(
+                "{why}; the device has been taken over and runs here, only its program does not go on"
+            ))
+        })
     }
 
     fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
-        self.writer.send(message).and_then(|()| self.writer.flush()).map_err(Error::Link)
+        let sent = self.writer.send(message).and_then(|()| self.writer.flush());
+        sent.map_err(|error| Error::writing(SOURCE, self.destination.timeout, error))
     }
 
     /// After a failure: nothing of what came is kept, and the source is told.
@@ -245,18 +267,37 @@ impl Receiving<'_> {
         if self.handover.phase() == handover::DestinationPhase::Running {
             return cause;
         }
+        let handed_over = self.handover.phase() == handover::DestinationPhase::Discarded;
         self.handover.fail();
+        let cause = match self.touched {
+            true => reset_after(self.destination.device, cause),
+            false => cause,
+        };
         self.data = None;
-        let reset = self.destination.device.reset();
-        let mut reason = cause.to_string();
-        if let Err(error) = reset {
-            tracing::error!(%error, "the device could not be reset after a failed migration");
-            reason = format!("{reason}; and its device could not be reset: {error}");
+        if handed_over && matches!(cause, Error::NotReset { .. }) && !self.stands_still() {
+            // FAILED would let the device run there while it may run here.
+            tracing::error!("the device may run here: the source is not told that it does not");
+            return cause;
         }
-        if let Err(error) = self.send(&Message::Failed(Reason { reason })) {
+        if let Err(error) = self.send(&Message::Failed(Reason { reason: cause.to_string() })) {
             tracing::debug!(%error, "the source could not be told");
         }
         cause
+    }
+
+    /// Whether it is certain that the device does not run, after an attempt to stop it.
+    fn stands_still(&mut self) -> bool {
+        let device = &mut *self.destination.device;
+        let _ = device.set_state(State::Stop);
+        device.state().is_ok_and(|state| !state.is_running())
+    }
+}
+
+/// Resets a device that may hold a part of a state. Where that fails the error says so.
+pub(crate) fn reset_after(device: &mut dyn Device, cause: Error) -> Error {
+    match device.reset() {
+        Ok(()) => cause,
+        Err(reset) => Error::NotReset { cause: Box::new(cause), reset },
     }
 }
 

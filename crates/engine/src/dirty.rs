@@ -101,11 +101,20 @@ impl Dirty {
             return Ok(dirty);
         }
         cpu_log.start().map_err(Error::CpuLog)?;
-        dirty.device_log = DeviceLog::Unknown;
+        match Dirty::start_device(&dirty.regions, device) {
+            Ok(device_log) => dirty.device_log = device_log,
+            Err(error) => {
+                cpu_log.stop();
+                return Err(error);
+            }
+        }
+        Ok(dirty)
+    }
+
+    fn start_device(regions: &[RamRegion], device: &mut dyn Device) -> Result<DeviceLog, Error> {
         let known = device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET)?;
-        if known && dirty.regions.len() <= MAX_LOGGING_RANGES as usize {
-            let ranges: Vec<IovaRange> = dirty
-                .regions
+        if known && regions.len() <= MAX_LOGGING_RANGES as usize {
+            let ranges: Vec<IovaRange> = regions
                 .iter()
                 .map(|region| {
                     IovaRange::new(region.start, region.size.next_multiple_of(PAGE)).map_err(|_| {
@@ -114,14 +123,14 @@ impl Dirty {
                 })
                 .collect::<Result<_, _>>()?;
             device.dma_logging_start(PAGE, &ranges)?;
-            dirty.device_log = DeviceLog::Logging;
+            Ok(DeviceLog::Logging)
         } else {
             tracing::warn!(
                 device = device.name(),
                 "the device keeps no log of its DMA: all memory is sent again once it has stopped"
             );
+            Ok(DeviceLog::Unknown)
         }
-        Ok(dirty)
     }
 
     /// Adds what has changed since the last call. `stopped` says that the device writes no more.
@@ -156,6 +165,11 @@ impl Dirty {
             }
         }
         Ok(())
+    }
+
+    /// Whether any page may have changed until the device has stopped.
+    pub(crate) fn is_unlogged(&self) -> bool {
+        self.device_log == DeviceLog::Unknown
     }
 
     /// What would have to be sent if the device were stopped now, in bytes.

@@ -5,12 +5,13 @@
 /// Errors are for people, in the program's own words.
 pub trait Guest: Send {
     /// Source, at the switchover: stop everything of your own that writes memory or touches the device. The device
-    /// still runs, and stops next.
+    /// still runs, and stops next. An error calls the migration off, and [`Guest::resume`] follows.
     fn pause(&mut self) -> Result<(), String> {
         Ok(())
     }
 
-    /// Source, after a failed migration: the device runs here again, go on.
+    /// Source, after a migration that failed since [`Guest::pause`]: the device runs here again, go on. Not called where
+    /// the device cannot be brought back, nor where it may run at the destination.
     fn resume(&mut self) -> Result<(), String> {
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::memory::{PAGE, Ram, stretches};
 use crate::progress::{Observer, Phase, Progress, Silent};
 use crate::report::{Report, Round};
 use crate::stream::{
-    CHUNK, DeviceSummary, Hello, Message, Problem, Reader, Ready, Reason, StreamError, Writer,
+    CHUNK, DeviceSummary, Hello, MAX_CONTROL, Message, Reader, Ready, Reason, StreamError, Writer,
 };
 use crate::transport::Link;
 
@@ -28,7 +28,8 @@ pub struct SourceOptions {
     pub downtime_limit: Duration,
     /// After this many rounds without that, the migration is given up and the device runs on.
     pub max_rounds: u32,
-    /// How long the other side may give no sign of life.
+    /// How long the other side may take for an answer, its owner's inspection included, and how long it may take no
+    /// byte of what is sent.
     pub timeout: Duration,
 }
 
@@ -41,6 +42,8 @@ impl Default for SourceOptions {
         }
     }
 }
+
+const DESTINATION: &str = "destination";
 
 /// A migration about to be sent.
 pub struct Source<'a> {
@@ -105,7 +108,8 @@ impl<'a> Source<'a> {
         match sending.migrate() {
             Ok(()) => Ok(sending.report),
             Err(cause) => {
-                let outcome = sending.recover(&cause);
+                let outcome = sending.recover();
+                sending.part(&cause);
                 Err(SendError { cause, outcome })
             }
         }
@@ -132,10 +136,16 @@ struct Sending<'a> {
     state: State,
     precopy: precopy::Progress,
     bandwidth: Bandwidth,
+    /// Time this round spent on finding pages that are zero: the link had no part in it.
+    scanning: Duration,
+    /// What a pass over all memory takes, where one will be needed when the device has stopped.
+    full_pass: Option<FullPass>,
     /// The quickest answer so far: what a round trip costs.
     quickest_answer: Duration,
     paused: bool,
     chunk: Vec<u8>,
+    /// Bytes sent when the destination was last listened to.
+    listened_at: u64,
     phase: Phase,
     phase_done: u64,
     phase_total: u64,
@@ -144,7 +154,19 @@ struct Sending<'a> {
     report: Report,
 }
 
+/// A pass over all memory.
+#[derive(Clone, Copy)]
+struct FullPass {
+    /// Bytes on the wire for each byte of memory: fewer where much of it is zero.
+    share: f64,
+    scanning: Duration,
+}
+
+/// How much is sent between two looks at whether the destination has given up: one look costs as much as a page.
+const LISTEN_EVERY: u64 = 256 << 10;
+
 /// What the destination can answer.
+#[derive(Debug)]
 enum Answer {
     Accept,
     RoundDone(u32),
@@ -160,6 +182,12 @@ impl<'a> Sending<'a> {
             .device
             .migration_flags()?
             .ok_or_else(|| Error::NotMigratable { device: source.device.name().to_string() })?;
+        let state = source.device.state()?;
+        if state != State::Running {
+            // The destination lets the device run: one that was stopped on purpose would start there.
+            let device = source.device.name().to_string();
+            return Err(Error::WrongState { device, state, work: "a live migration", needed: "RUNNING" });
+        }
         let report = Report { device: source.device.name().to_string(), ..Report::default() };
         Ok(Sending {
             source,
@@ -172,9 +200,12 @@ impl<'a> Sending<'a> {
             state: State::Running,
             precopy: precopy::Progress::default(),
             bandwidth: Bandwidth::default(),
+            scanning: Duration::ZERO,
+            full_pass: None,
             quickest_answer: Duration::MAX,
             paused: false,
             chunk: vec![0; CHUNK],
+            listened_at: 0,
             phase: Phase::Greeting,
             phase_done: 0,
             phase_total: 0,
@@ -236,12 +267,18 @@ impl<'a> Sending<'a> {
             migration_flags: self.flags.bits(),
         };
         self.show();
-        self.send(&Message::Hello(Hello { device, memory }))?;
+        let regions = memory.len();
+        let hello = Message::Hello(Hello { device, memory });
+        if hello.payload().0.len() > MAX_CONTROL as usize {
+            return Err(Error::Layout(format!("{regions} regions are more than a greeting can name")));
+        }
+        self.send(&hello)?;
         self.flush()?;
-        self.reader.preamble()?;
+        self.expect_answer_by(self.source.options.timeout);
+        self.reader.preamble().map_err(|error| self.unreadable(error))?;
         match self.answer()? {
             Answer::Accept => Ok(()),
-            _ => Err(Error::Protocol("the destination did not answer the greeting with ACCEPT".into())),
+            other => Err(Error::Protocol(format!("the destination answered the greeting with {other:?}"))),
         }
     }
 
@@ -255,21 +292,30 @@ impl<'a> Sending<'a> {
             None => 0,
         };
         self.enter(Phase::Round(number), memory_left.saturating_add(device_left));
+        self.scanning = Duration::ZERO;
         let memory_bytes = self.send_memory()?;
+        if self.full_pass.is_none() && self.dirty.as_ref().is_some_and(Dirty::is_unlogged) && memory_bytes > 0
+        {
+            let share = (self.writer.bytes() - wire_before) as f64 / memory_bytes as f64;
+            self.full_pass = Some(FullPass { share, scanning: self.scanning });
+        }
         let device_bytes = if self.data.is_some() { self.send_precopy(device_left)? } else { 0 };
         self.send(&Message::Round { number })?;
         self.flush()?;
         let asked = Instant::now();
         match self.answer()? {
             Answer::RoundDone(done) if done == number => {}
-            _ => return Err(Error::Protocol(format!("round {number} was not confirmed"))),
+            other => {
+                return Err(Error::Protocol(format!(
+                    "the destination answered round {number} with {other:?}"
+                )));
+            }
         }
         self.quickest_answer = self.quickest_answer.min(asked.elapsed());
         let elapsed = start.elapsed();
-        self.bandwidth.sample(self.writer.bytes() - wire_before, elapsed);
+        self.bandwidth.sample(self.writer.bytes() - wire_before, elapsed.saturating_sub(self.scanning));
         let remaining = self.remaining()?;
-        // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
-        self.expected = estimate::downtime(remaining, self.bandwidth, self.quickest_answer.saturating_mul(3));
+        self.expected = self.expected_downtime(remaining);
         Ok(Round {
             number,
             memory_bytes,
@@ -279,6 +325,16 @@ impl<'a> Sending<'a> {
             device_left: remaining.device,
             expected_downtime_ms: self.expected.map(milliseconds),
         })
+    }
+
+    fn expected_downtime(&self, mut remaining: Remaining) -> Option<Duration> {
+        // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
+        let mut fixed = self.quickest_answer.saturating_mul(3);
+        if let Some(pass) = self.full_pass {
+            remaining.memory = (remaining.memory as f64 * pass.share) as u64;
+            fixed = fixed.saturating_add(pass.scanning);
+        }
+        estimate::downtime(remaining, self.bandwidth, fixed)
     }
 
     /// What stopping now would leave to carry.
@@ -313,8 +369,9 @@ impl<'a> Sending<'a> {
         let memory_left = self.dirty.as_ref().map_or(0, Dirty::bytes_left);
         self.enter(Phase::Switchover, memory_left);
         let stopped_at = Instant::now();
-        self.source.guest.pause().map_err(Error::Guest)?;
+        // Also a guest that could pause only in part is to go on.
         self.paused = true;
+        self.source.guest.pause().map_err(Error::Guest)?;
         self.set_state(State::StopCopy)?;
         if let Some(dirty) = &mut self.dirty {
             dirty.collect(self.source.device, &mut *self.source.cpu_log, true)?;
@@ -324,9 +381,15 @@ impl<'a> Sending<'a> {
         self.send(&Message::DeviceEnd { device: 0, bytes: self.report.device_bytes })?;
         self.send(&Message::End { memory_bytes: self.report.memory_bytes })?;
         self.flush()?;
-        let Answer::Ready(ready) = self.answer()? else {
-            return Err(Error::Protocol("the destination did not say READY at the end".into()));
+        let asked = Instant::now();
+        let ready = match self.answer()? {
+            Answer::Ready(ready) => ready,
+            other => {
+                return Err(Error::Protocol(format!("the destination answered the end with {other:?}")));
+            }
         };
+        // Its owner cannot have looked for longer than the answer took.
+        let inspection = Duration::from_micros(ready.inspection_us).min(asked.elapsed());
         match self.handover.receive(handover::Message::Ready)? {
             SourceAction::SendHandover => {
                 self.send(&Message::Handover)?;
@@ -334,12 +397,13 @@ impl<'a> Sending<'a> {
             }
             other => return Err(Error::Protocol(format!("READY led to {other:?}"))),
         }
-        let Answer::Running = self.answer()? else {
-            return Err(Error::Protocol("the destination did not say RUNNING after the handover".into()));
+        match self.answer()? {
+            Answer::Running => self.handover.receive(handover::Message::Running)?,
+            other => {
+                return Err(Error::Protocol(format!("the destination answered the handover with {other:?}")));
+            }
         };
-        self.handover.receive(handover::Message::Running)?;
 
-        let inspection = Duration::from_micros(ready.inspection_us);
         self.report.downtime_ms = milliseconds(stopped_at.elapsed().saturating_sub(inspection));
         self.report.predicted_downtime_ms = milliseconds(predicted);
         self.report.inspection_ms = milliseconds(inspection);
@@ -348,13 +412,18 @@ impl<'a> Sending<'a> {
         self.report.wire_bytes = self.writer.bytes();
         self.report.throughput_bytes_per_s = self.bandwidth.bytes_per_second().unwrap_or_default();
 
-        // The device is the destination's: what fails here cannot take that back.
-        if let Err(error) = self.set_state(State::Stop) {
-            tracing::warn!(%error, "the device that was given away could not be brought to STOP");
-        }
+        self.stand_still();
         self.data = None;
         self.stop_logs();
         Ok(())
+    }
+
+    /// The device is, or may be, the destination's: what fails here cannot take that back. It does not run in any case,
+    /// as it is in STOP_COPY.
+    fn stand_still(&mut self) {
+        if let Err(error) = self.source.device.set_state(State::Stop) {
+            tracing::warn!(%error, "the device that was given away could not be brought to STOP");
+        }
     }
 
     fn set_state(&mut self, state: State) -> Result<(), Error> {
@@ -396,8 +465,12 @@ impl<'a> Sending<'a> {
     }
 
     fn send_piece(&mut self, ram: &dyn Ram, address: u64, chunk: &mut [u8]) -> Result<(), Error> {
+        let started = Instant::now();
         ram.read(address, chunk)?;
         for (at, length, zero) in stretches(chunk) {
+            if zero && length == chunk.len() {
+                self.scanning += started.elapsed();
+            }
             let address = address + at as u64;
             if zero {
                 self.report.zero_bytes += length as u64;
@@ -453,10 +526,14 @@ impl<'a> Sending<'a> {
     }
 
     fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
-        // The destination speaks unasked only to say that it gives up: the sooner that is heard, the better.
-        if self.reader.get_ref().is_readable() && self.handover.may_run() && self.phase != Phase::Greeting {
-            self.answer()?;
-            return Err(Error::Protocol("the destination answered before it was asked".into()));
+        // The destination speaks unasked only to say that it gives up: the sooner that is heard, the better. After the
+        // greeting only, whose answer begins with a preamble.
+        if self.phase != Phase::Greeting && self.writer.bytes() - self.listened_at >= LISTEN_EVERY {
+            self.listened_at = self.writer.bytes();
+            if self.reader.has_buffered() || self.reader.get_ref().is_readable() {
+                let answer = self.answer()?;
+                return Err(Error::Protocol(format!("the destination sent {answer:?} before it was asked")));
+            }
         }
         let result = self.writer.send(message);
         result.map_err(|error| self.link_failed(error))
@@ -469,68 +546,87 @@ impl<'a> Sending<'a> {
 
     /// A link that breaks while sending may still hold the reason why the other side closed it.
     fn link_failed(&mut self, error: std::io::Error) -> Error {
-        let _ = self.reader.get_ref().set_timeout(Some(Duration::from_secs(1)));
+        let error = Error::writing(DESTINATION, self.source.options.timeout, error);
+        self.expect_answer_by(Duration::from_secs(1));
         if self.phase == Phase::Greeting && self.reader.offset() == 0 && self.reader.preamble().is_err() {
-            return Error::Link(error);
+            return error;
         }
-        match self.answer() {
+        match self.next_answer() {
             Err(peer @ Error::Peer { .. }) => peer,
-            _ => Error::Link(error),
+            _ => error,
         }
     }
 
+    fn expect_answer_by(&mut self, patience: Duration) {
+        self.reader.get_mut().set_deadline(Instant::now() + patience);
+    }
+
+    fn unreadable(&self, error: StreamError) -> Error {
+        Error::reading(DESTINATION, self.source.options.timeout, error)
+    }
+
     fn answer(&mut self) -> Result<Answer, Error> {
-        match self.reader.next_message()? {
+        self.expect_answer_by(self.source.options.timeout);
+        self.next_answer()
+    }
+
+    fn next_answer(&mut self) -> Result<Answer, Error> {
+        let timeout = self.source.options.timeout;
+        match self.reader.next_message().map_err(|error| Error::reading(DESTINATION, timeout, error))? {
             Message::Accept => Ok(Answer::Accept),
             Message::RoundDone { number } => Ok(Answer::RoundDone(number)),
             Message::Ready(ready) => Ok(Answer::Ready(ready)),
             Message::Running(_) => Ok(Answer::Running),
             Message::Failed(Reason { reason }) => {
                 self.handover.receive(handover::Message::Failed)?;
-                Err(Error::Peer { side: "destination", reason })
+                Err(Error::Peer { side: DESTINATION, reason })
             }
             other => Err(Error::Protocol(format!("the destination sent {:?}", other.kind()))),
         }
     }
 
-    /// After a failure: the device runs here again if it may, and the destination is told.
-    fn recover(&mut self, cause: &Error) -> Outcome {
+    /// After a failure: the device runs here again if it may.
+    fn recover(&mut self) -> Outcome {
         self.handover.fail();
         let outcome = match self.handover.phase() {
-            SourcePhase::Unknown => Outcome::Unknown,
-            _ => {
-                self.tell_abort(cause);
-                match self.run_here() {
-                    Ok(()) => Outcome::RunsOn,
-                    Err(error) => Outcome::Stranded(Box::new(error)),
-                }
+            SourcePhase::Unknown => {
+                self.stand_still();
+                Outcome::Unknown
             }
+            _ => match self.run_here() {
+                Ok(()) => Outcome::RunsOn,
+                Err(error) => Outcome::Stranded(Box::new(error)),
+            },
         };
         self.data = None;
         self.stop_logs();
         outcome
     }
 
-    fn tell_abort(&mut self, cause: &Error) {
-        if matches!(
-            cause,
-            Error::Link(_)
-                | Error::Peer { .. }
-                | Error::Stream(StreamError { problem: Problem::Io(_) | Problem::Closed, .. })
-        ) {
+    /// Tells the destination that it is off, where it can still be told and does not know. The device runs here again
+    /// by then: without HANDOVER it never runs there.
+    fn part(mut self, cause: &Error) {
+        if cause.is_of_the_link() || self.handover.phase() != SourcePhase::Returned {
             return;
         }
-        let _ = self.reader.get_ref().set_timeout(Some(Duration::from_secs(5)));
+        let patience = self.source.options.timeout.min(Duration::from_secs(2));
+        let _ = self.reader.get_ref().set_timeout(Some(patience));
         let abort = Message::Abort(Reason { reason: cause.to_string() });
-        if let Err(error) = self.writer.send(&abort).and_then(|()| self.writer.flush()) {
-            tracing::debug!(%error, "the destination could not be told");
+        match self.writer.send(&abort).and_then(|()| self.writer.flush()) {
+            Ok(()) => self.writer.into_inner().close_gently(patience),
+            Err(error) => tracing::debug!(%error, "the destination could not be told"),
         }
     }
 
     fn run_here(&mut self) -> Result<(), Error> {
         let device = &mut *self.source.device;
-        if device.state()? != State::Running {
-            device.set_state(State::Running)?;
+        match device.state() {
+            Ok(State::Running) => {}
+            Ok(State::Error) => return Err(Error::NeedsReset { device: device.name().to_string() }),
+            // Where it cannot be told, asking for the state it is in does no harm.
+            Ok(_) | Err(_) => {
+                device.set_state(State::Running)?;
+            }
         }
         if std::mem::take(&mut self.paused) {
             self.source.guest.resume().map_err(Error::Guest)?;

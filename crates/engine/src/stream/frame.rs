@@ -29,11 +29,14 @@ pub struct Preamble {
     magic: [u8; 8],
     major: U16,
     minor: U16,
-    reserved: U32,
+    crc: U32,
 }
 
 /// Size of a [`Preamble`].
 pub const PREAMBLE_BYTES: usize = size_of::<Preamble>();
+const PREAMBLE_CRC_COVERS: usize = PREAMBLE_BYTES - size_of::<U32>();
+/// The checksum of the current preamble, as a constant must not be computed; a test does.
+const CURRENT_CRC: u32 = 0xce8d_dad1;
 
 impl Preamble {
     /// What this version writes.
@@ -41,20 +44,23 @@ impl Preamble {
         magic: MAGIC,
         major: U16::new(VERSION_MAJOR),
         minor: U16::new(VERSION_MINOR),
-        reserved: U32::ZERO,
+        crc: U32::new(CURRENT_CRC),
     };
 
-    /// Checks that a stream is one of ours and of a version that can be read.
-    pub fn check(bytes: &[u8; PREAMBLE_BYTES]) -> Result<(), Problem> {
+    /// Checks that a stream is one of ours and of a version that can be read, and tells its minor version.
+    pub fn check(bytes: &[u8; PREAMBLE_BYTES]) -> Result<u16, Problem> {
         let preamble: Preamble = zerocopy::transmute!(*bytes);
         if preamble.magic != MAGIC {
             return Err(Problem::Foreign);
         }
-        let major = preamble.major.get();
-        if major != VERSION_MAJOR {
-            return Err(Problem::Version { major, minor: preamble.minor.get() });
+        if preamble.crc.get() != crc32c(&[&bytes[..PREAMBLE_CRC_COVERS]]) {
+            return Err(Problem::PreambleChecksum);
         }
-        Ok(())
+        let (major, minor) = (preamble.major.get(), preamble.minor.get());
+        if major != VERSION_MAJOR {
+            return Err(Problem::Version { major, minor });
+        }
+        Ok(minor)
     }
 }
 
@@ -93,7 +99,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    /// Every kind, by ascending number.
+    pub const ALL: [Kind; 14] = [
         Kind::Hello,
         Kind::Accept,
         Kind::Memory,
@@ -254,14 +261,29 @@ mod tests {
 
     #[test]
     fn other_versions_and_other_files_are_told_apart() {
+        let preamble = |major, minor| {
+            let mut bytes: [u8; PREAMBLE_BYTES] = zerocopy::transmute!(Preamble::CURRENT);
+            (bytes[8], bytes[10]) = (major, minor);
+            let crc = crc32c(&[&bytes[..PREAMBLE_CRC_COVERS]]);
+            bytes[PREAMBLE_CRC_COVERS..].copy_from_slice(&crc.to_le_bytes());
+            bytes
+        };
         let good: [u8; PREAMBLE_BYTES] = zerocopy::transmute!(Preamble::CURRENT);
-        assert_eq!(Preamble::check(&good), Ok(()));
-        let mut newer = good;
-        newer[8] = 9;
-        assert_eq!(Preamble::check(&newer), Err(Problem::Version { major: 9, minor: 0 }));
-        let mut minor = good;
-        minor[10] = 9;
-        assert_eq!(Preamble::check(&minor), Ok(()), "a newer minor version can be read");
+        assert_eq!(good, preamble(1, 0), "the constant checksum is right");
+        assert_eq!(Preamble::check(&good), Ok(0));
+        assert_eq!(Preamble::check(&preamble(9, 3)), Err(Problem::Version { major: 9, minor: 3 }));
+        assert_eq!(Preamble::check(&preamble(1, 9)), Ok(9), "a newer minor version can be read");
         assert_eq!(Preamble::check(b"QEVM 12345678901"), Err(Problem::Foreign));
+    }
+
+    #[test]
+    fn every_single_bit_flip_in_a_preamble_is_found() {
+        let good: [u8; PREAMBLE_BYTES] = zerocopy::transmute!(Preamble::CURRENT);
+        for bit in 0..PREAMBLE_BYTES * 8 {
+            let mut flipped = good;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let expected = if bit < 64 { Problem::Foreign } else { Problem::PreambleChecksum };
+            assert_eq!(Preamble::check(&flipped), Err(expected), "bit {bit}");
+        }
     }
 }

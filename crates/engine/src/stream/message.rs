@@ -36,11 +36,24 @@ pub struct DeviceSummary {
     pub migration_flags: u64,
 }
 
+impl Hello {
+    fn for_people(&self) -> Hello {
+        let device = DeviceSummary { name: for_people(&self.device.name), ..self.device.clone() };
+        Hello { device, memory: self.memory.clone() }
+    }
+}
+
 /// Why a migration ends without a handover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// For people.
+    /// For people. What is not fit to be shown is taken out on the way, and so is what is past 1000 characters.
     pub reason: String,
+}
+
+impl Reason {
+    fn for_people(&self) -> Reason {
+        Reason { reason: for_people(&self.reason) }
+    }
 }
 
 /// The destination has loaded everything.
@@ -54,6 +67,14 @@ pub struct Ready {
 /// The device runs at the destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {}
+
+/// The most characters of a text that one side shows to the other's people.
+const MOST_TEXT: usize = 1000;
+
+/// A text from the other side as it can be shown: nothing in it steers a terminal, and it has an end.
+fn for_people(text: &str) -> String {
+    text.chars().take(MOST_TEXT).map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
 
 /// A message, borrowing its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +94,7 @@ pub enum Message<'a> {
     MemoryZero {
         /// Guest physical address of the first byte.
         address: u64,
-        /// Bytes.
+        /// Bytes, at least 1.
         length: u64,
     },
     /// Source: the next bytes of the device's state.
@@ -162,10 +183,10 @@ impl<'a> Message<'a> {
     /// The payload, as what comes first and the data that follows it.
     pub fn payload(&self) -> (Vec<u8>, &'a [u8]) {
         let head = match self {
-            Message::Hello(hello) => json(hello),
+            Message::Hello(hello) => json(&hello.for_people()),
             Message::Ready(ready) => json(ready),
             Message::Running(running) => json(running),
-            Message::Failed(reason) | Message::Abort(reason) => json(reason),
+            Message::Failed(reason) | Message::Abort(reason) => json(&reason.for_people()),
             Message::Accept | Message::Handover => Vec::new(),
             Message::Memory { address, .. } => U64::new(*address).as_bytes().to_vec(),
             Message::MemoryZero { address, length } => {
@@ -201,11 +222,11 @@ impl<'a> Message<'a> {
             _ => Err(bad("it carries more than a chunk")),
         };
         Ok(match kind {
-            Kind::Hello => Message::Hello(from_json(kind, payload)?),
+            Kind::Hello => Message::Hello(from_json::<Hello>(kind, payload)?.for_people()),
             Kind::Ready => Message::Ready(from_json(kind, payload)?),
             Kind::Running => Message::Running(from_json(kind, payload)?),
-            Kind::Failed => Message::Failed(from_json(kind, payload)?),
-            Kind::Abort => Message::Abort(from_json(kind, payload)?),
+            Kind::Failed => Message::Failed(from_json::<Reason>(kind, payload)?.for_people()),
+            Kind::Abort => Message::Abort(from_json::<Reason>(kind, payload)?.for_people()),
             Kind::Accept => exact::<()>(kind, payload).map(|()| Message::Accept)?,
             Kind::Handover => exact::<()>(kind, payload).map(|()| Message::Handover)?,
             Kind::Memory => {
@@ -215,6 +236,9 @@ impl<'a> Message<'a> {
             }
             Kind::MemoryZero => {
                 let span: Span = exact(kind, payload)?;
+                if span.length.get() == 0 {
+                    return Err(bad("it is zero bytes long"));
+                }
                 Message::MemoryZero { address: span.address.get(), length: span.length.get() }
             }
             Kind::DeviceState => {
@@ -299,12 +323,13 @@ mod tests {
 
     #[test]
     fn payloads_of_the_wrong_length_are_refused() {
-        let cases: [(Kind, &[u8]); 7] = [
+        let cases: [(Kind, &[u8]); 8] = [
             (Kind::Accept, b"x"),
             (Kind::Memory, &[0; 8]),
             (Kind::Memory, &[0; 3]),
             (Kind::DeviceState, &[0; 8]),
             (Kind::MemoryZero, &[0; 15]),
+            (Kind::MemoryZero, &[0; 16]),
             (Kind::Round, &[0; 5]),
             (Kind::End, &[]),
         ];
@@ -319,15 +344,27 @@ mod tests {
         assert_eq!(Message::parse(Kind::Ready, payload), Ok(Message::Ready(Ready { inspection_us: 3 })));
     }
 
+    #[test]
+    fn texts_for_people_arrive_without_what_steers_a_terminal_and_have_an_end() {
+        let reason = format!("\u{1b}[2Jbroken\r\n{}", "x".repeat(100_000));
+        let (payload, _) = Message::Failed(Reason { reason: reason.clone() }).payload();
+        assert!(payload.len() < Kind::Failed.max_payload() as usize);
+        let hostile = serde_json::to_vec(&Reason { reason: reason[..60_000].to_string() }).unwrap();
+        for payload in [payload, hostile] {
+            let Ok(Message::Failed(Reason { reason })) = Message::parse(Kind::Failed, &payload) else {
+                panic!("a reason is always taken")
+            };
+            assert!(reason.starts_with(" [2Jbroken  xxx"), "{reason}");
+            assert_eq!(reason.chars().count(), MOST_TEXT);
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_payload_can_make_the_parser_fail_otherwise(kind in 0u16..20, payload: Vec<u8>) {
-            let header = super::super::FrameHeader::for_payload(Kind::Accept, 0, &[]).to_bytes();
-            if let Some(kind) = [Kind::Hello, Kind::Memory, Kind::MemoryZero, Kind::DeviceState, Kind::DeviceEnd,
-                Kind::Round, Kind::End, Kind::Failed].get(kind as usize) {
-                let _ = Message::parse(*kind, &payload);
+        fn what_the_parser_takes_is_what_it_would_write(kind in 0..Kind::ALL.len(), payload: Vec<u8>) {
+            if let Ok(message) = Message::parse(Kind::ALL[kind], &payload) {
+                round_trip(&message);
             }
-            let _ = super::super::FrameHeader::parse(&header, 0);
         }
     }
 }

@@ -22,6 +22,9 @@ pub enum Problem {
     /// It does not begin as a stream of ours.
     #[error("this is not a whimbrel stream")]
     Foreign,
+    /// Its first bytes are damaged.
+    #[error("the checksum of the stream's first bytes does not match: it is damaged")]
+    PreambleChecksum,
     /// It is of another major version.
     #[error(
         "the stream has version {major}.{minor}, this program reads {VERSION_MAJOR}.x: use the version that wrote it"
@@ -100,6 +103,7 @@ pub struct Reader<R> {
     payload: Vec<u8>,
     offset: u64,
     sequence: u64,
+    version: Option<(u16, u16)>,
 }
 
 /// Small, as large reads go around it.
@@ -108,7 +112,19 @@ const BUFFER: usize = 16 << 10;
 impl<R: Read> Reader<R> {
     /// Reads from `input`. The preamble comes first: [`Reader::preamble`].
     pub fn new(input: R) -> Reader<R> {
-        Reader { input: BufReader::with_capacity(BUFFER, input), payload: Vec::new(), offset: 0, sequence: 0 }
+        Reader {
+            input: BufReader::with_capacity(BUFFER, input),
+            payload: Vec::new(),
+            offset: 0,
+            sequence: 0,
+            version: None,
+        }
+    }
+
+    /// The major and minor version of the stream, once a preamble has been read that is whole, also where it is one
+    /// of a version this reader cannot read.
+    pub fn version(&self) -> Option<(u16, u16)> {
+        self.version
     }
 
     /// Bytes read so far, by whole frames.
@@ -121,6 +137,11 @@ impl<R: Read> Reader<R> {
         self.input.get_ref()
     }
 
+    /// What is behind the reader. Nothing may be read from it: the reader would miss that.
+    pub fn get_mut(&mut self) -> &mut R {
+        self.input.get_mut()
+    }
+
     /// Whether bytes have been taken from the input that have not been read as frames yet.
     pub fn has_buffered(&self) -> bool {
         !self.input.buffer().is_empty()
@@ -130,7 +151,13 @@ impl<R: Read> Reader<R> {
     pub fn preamble(&mut self) -> Result<(), StreamError> {
         let mut bytes = [0; PREAMBLE_BYTES];
         self.fill(&mut bytes, true)?;
-        Preamble::check(&bytes).map_err(|problem| self.wrong(problem))?;
+        let checked = Preamble::check(&bytes);
+        self.version = match &checked {
+            Ok(minor) => Some((VERSION_MAJOR, *minor)),
+            Err(Problem::Version { major, minor }) => Some((*major, *minor)),
+            Err(_) => None,
+        };
+        checked.map_err(|problem| self.wrong(problem))?;
         self.offset += PREAMBLE_BYTES as u64;
         Ok(())
     }
@@ -148,10 +175,10 @@ impl<R: Read> Reader<R> {
     /// Checks that nothing follows, at the end of a file.
     pub fn expect_end(&mut self) -> Result<(), StreamError> {
         let mut byte = [0];
-        match self.input.read(&mut byte) {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(self.wrong(Problem::Trailing)),
-            Err(error) => Err(self.wrong(Problem::Io(error))),
+        match self.fill(&mut byte, true) {
+            Err(StreamError { problem: Problem::Closed, .. }) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => Err(self.wrong(Problem::Trailing)),
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice, Write};
 
 use zerocopy::IntoBytes;
 
-use super::frame::{FrameHeader, Preamble};
+use super::frame::{FrameHeader, HEADER_BYTES, Preamble};
 use super::message::Message;
 
 /// Data from this size on goes out by itself; less is gathered.
@@ -39,6 +39,11 @@ impl<W: Write> Writer<W> {
         &self.output
     }
 
+    /// What is behind the writer. What has been gathered and not been flushed is lost.
+    pub fn into_inner(self) -> W {
+        self.output
+    }
+
     /// Writes one message.
     pub fn send(&mut self, message: &Message<'_>) -> io::Result<()> {
         let (first, data) = message.payload();
@@ -46,7 +51,7 @@ impl<W: Write> Writer<W> {
         self.sequence += 1;
         self.gathered.extend_from_slice(&header.to_bytes());
         self.gathered.extend_from_slice(&first);
-        self.bytes += (header.to_bytes().len() + first.len() + data.len()) as u64;
+        self.bytes += (HEADER_BYTES + first.len() + data.len()) as u64;
         if data.len() >= LARGE {
             write_both(&mut self.output, &self.gathered, data)?;
             self.gathered.clear();

@@ -2,11 +2,12 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::Address;
 
@@ -14,6 +15,8 @@ use super::Address;
 #[derive(Debug)]
 pub struct Link {
     stream: Stream,
+    /// No read of this handle goes on past it.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -36,13 +39,13 @@ impl From<TcpStream> for Link {
     fn from(stream: TcpStream) -> Link {
         // Only latency is lost without it.
         let _ = stream.set_nodelay(true);
-        Link { stream: Stream::Tcp(stream) }
+        Link { stream: Stream::Tcp(stream), deadline: None }
     }
 }
 
 impl From<UnixStream> for Link {
     fn from(stream: UnixStream) -> Link {
-        Link { stream: Stream::Unix(stream) }
+        Link { stream: Stream::Unix(stream), deadline: None }
     }
 }
 
@@ -74,7 +77,7 @@ impl Link {
             Stream::Tcp(stream) => Stream::Tcp(stream.try_clone()?),
             Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
         };
-        Ok(Link { stream })
+        Ok(Link { stream, deadline: None })
     }
 
     /// How long one read or write may make no progress at all.
@@ -85,10 +88,28 @@ impl Link {
         })
     }
 
+    /// When reads of this handle end, however much comes byte by byte until then. Takes the place of the timeout for
+    /// reads.
+    pub(crate) fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
     /// Whether a read would return at once: with data, at the end, or with an error.
     pub fn is_readable(&self) -> bool {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits for the first byte, or for `patience`. `false` if the other side is gone without having sent one.
+    pub(crate) fn has_a_speaker(&self, patience: Duration) -> bool {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        if !poll(&mut fds, patience).is_ok_and(|ready| ready > 0) {
+            return true;
+        }
+        let mut byte = [0];
+        recv(self.as_fd().as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+            .is_ok_and(|count| count > 0)
     }
 
     /// Says that no more is going to be written, and reads what the other side still sends until it does the same, or
@@ -121,6 +142,13 @@ impl AsFd for Link {
 
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            each!(self, stream => stream.set_read_timeout(Some(left)))?;
+        }
         each!(self, stream => { let mut stream = stream; stream.read(buffer) })
     }
 }

@@ -35,6 +35,8 @@ struct Doorman {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How long a visitor may say nothing before it is taken for a sender that is slow to begin.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// How often the doorman looks up. Only how soon it notices its end depends on it.
 const LOOK_UP_MS: u16 = 100;
 
@@ -65,18 +67,28 @@ impl Listener {
         })
     }
 
-    /// Waits for a sender. From then on every other one is told that it comes too late, as long as this listener lives.
+    /// Waits for a sender. From then on every other one is told that it comes too late, as long as this listener lives,
+    /// and a second call is EBUSY. A visitor that goes without a word, as one does that only looks whether somebody
+    /// listens here, is no sender.
     pub fn accept(&mut self) -> io::Result<Link> {
-        let link = self.socket.accept()?;
-        if self.full.is_none() {
+        if self.full.is_some() {
+            return Err(io::Error::from_raw_os_error(nix::Error::EBUSY as i32));
+        }
+        loop {
+            let link = self.socket.accept()?;
+            if !link.has_a_speaker(FIRST_BYTE) {
+                continue;
+            }
+            // The doorman must not wait in accept() for a visitor that has gone again: nobody could stop it there.
+            self.socket.set_nonblocking()?;
             let stop = Arc::new(AtomicBool::new(false));
             let (socket, stopped) = (self.socket.clone(), stop.clone());
             let thread = std::thread::Builder::new()
                 .name("listener".into())
                 .spawn(move || socket.turn_away(&stopped))?;
             self.full = Some(Doorman { stop, thread: Some(thread) });
+            return Ok(link);
         }
-        Ok(link)
     }
 }
 
@@ -86,6 +98,13 @@ impl Socket {
             Socket::Tcp(listener) => listener.accept()?.0.into(),
             Socket::Unix(listener, _) => listener.accept()?.0.into(),
         })
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Socket::Tcp(listener) => listener.set_nonblocking(true),
+            Socket::Unix(listener, _) => listener.set_nonblocking(true),
+        }
     }
 
     fn turn_away(&self, stop: &AtomicBool) {
@@ -98,7 +117,11 @@ impl Socket {
             if !poll(&mut fds, PollTimeout::from(LOOK_UP_MS)).is_ok_and(|ready| ready > 0) {
                 continue;
             }
-            let Ok(link) = self.accept() else { continue };
+            let Ok(link) = self.accept() else {
+                // Such as EMFILE: whoever waits there goes on waiting, and this thread must not spin.
+                std::thread::sleep(Duration::from_millis(u64::from(LOOK_UP_MS)));
+                continue;
+            };
             tracing::warn!("a second sender was turned away");
             let reason = "it is taking a migration from another sender already".to_string();
             // Whoever it is may be gone or hostile: it gets one message and little patience.
