@@ -42,11 +42,16 @@ impl Failure {
 
     /// Something the system refused, with the errno by name.
     pub(crate) fn from_io(what: impl fmt::Display, error: &io::Error) -> Failure {
-        match error.raw_os_error() {
+        match os_error(error) {
             // nix prints an errno as `ENOENT: No such file or directory`.
             Some(errno) => Failure::new(format!("{what}: {}", Errno::from_raw(errno))),
             None => Failure::new(format!("{what}: {error}")),
         }
+    }
+
+    /// The message alone, in one line with its causes.
+    pub(crate) fn message(&self) -> String {
+        self.causes.iter().fold(self.message.clone(), |message, cause| format!("{message}: {cause}"))
     }
 
     /// What the reader can do about it.
@@ -66,14 +71,25 @@ impl Failure {
     /// The object that `--json` prints.
     pub(crate) fn to_json(&self) -> Value {
         let mut object = self.result.clone();
-        let mut error = self.message.clone();
-        for cause in &self.causes {
-            error = format!("{error}: {cause}");
-        }
-        object.insert("error".into(), error.into());
+        object.insert("error".into(), self.message().into());
         object.insert("hint".into(), self.hint.clone().into());
         Value::Object(object)
     }
+}
+
+/// The errno, also of an error that a library has wrapped in one of its own.
+fn os_error(error: &io::Error) -> Option<i32> {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(errno) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(errno);
+        }
+        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// The lines for a person.
@@ -142,6 +158,16 @@ mod tests {
     fn an_error_of_the_system_names_its_errno() {
         let failure = Failure::from_io("cannot open x", &io::Error::from_raw_os_error(Errno::ENOENT as i32));
         assert_eq!(failure.to_string(), "error: cannot open x: ENOENT: No such file or directory");
+    }
+
+    #[test]
+    fn an_error_that_a_library_has_wrapped_names_its_errno_too() {
+        let wrapped = tempfile::tempfile_in("/no such folder").unwrap_err();
+        let named = tempfile::NamedTempFile::new_in("/no such folder").unwrap_err();
+        for error in [wrapped, named] {
+            let failure = Failure::from_io("creating x", &error);
+            assert_eq!(failure.to_string(), "error: creating x: ENOENT: No such file or directory");
+        }
     }
 
     #[test]

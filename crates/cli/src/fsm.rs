@@ -212,8 +212,8 @@ impl fmt::Display for PathText<'_> {
 
 fn table(flags: MigrationFlags, output: Output) -> Result<(), Failure> {
     let mut next = Map::new();
-    let mut text = output::table(["from \\ to"]);
-    let mut header = vec!["from \\ to".to_string()];
+    let mut text = output::table(["FROM"]);
+    let mut header = vec!["FROM \\ TO".to_string()];
     header.extend(State::ALL.iter().map(State::to_string));
     text.set_header(header);
     for from in State::ALL {
@@ -234,8 +234,9 @@ fn table(flags: MigrationFlags, output: Output) -> Result<(), Failure> {
         "next": next,
     });
     let text = format!(
-        "{text}\n\nThe next single step from a state (row) on the way to another (column); - is refused with EINVAL.\n\
+        "{}\n\nThe next single step from a state (row) on the way to another (column); - is refused with EINVAL.\n\
          Features: {}",
+        text.trim_fmt(),
         output::names(features)
     );
     output.result(&value, text)

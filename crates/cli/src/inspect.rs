@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         if metadata.is_dir() {
             return Err(Failure::new(format!("cannot read {name}: it is a folder")));
         }
-        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+        (Box::new(file), metadata.is_file().then_some(metadata.len()))
     };
     let mut start = Vec::new();
     input
@@ -75,8 +75,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         // The bytes are worth more than nothing.
         contents.head = start;
     }
-    let head = contents.head.iter().map(|byte| format!("{byte:02x}")).collect();
-    let inspected = Inspected { file: name.clone(), contents: &contents, head };
+    let head: Vec<String> = contents.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    let inspected = Inspected { file: name.clone(), contents: &contents, head: head.concat() };
     let Some(problem) = &contents.problem else {
         return output.result(&inspected, Text(&inspected));
     };
@@ -124,7 +124,11 @@ impl fmt::Display for Text<'_> {
             }
             writeln!(f, "frames        {}", contents.frames)?;
         }
-        let whole = if contents.complete { "whole, every checksum is right" } else { "NOT WHOLE" };
+        let whole = match (contents.complete, &contents.hello) {
+            (true, _) => "whole, every checksum is right",
+            (false, Some(_)) => "damaged from there on",
+            (false, None) => "nothing of it can be understood",
+        };
         writeln!(f, "read          {}: {whole}", output::exact_bytes(contents.file_bytes))?;
         if contents.head.is_empty() {
             return Ok(());

@@ -1,6 +1,7 @@
 //! The command line. It parses, calls one floor down, and prints; what it prints and when is the business of one file
 //! a command.
 
+mod demo;
 mod devices;
 mod failure;
 mod fsm;
@@ -33,35 +34,43 @@ struct CommandLine {
 
 const AFTER_HELP: &str = "\
 A TARGET names a device:
-  0000:3b:00.2            a PCI device of this host: by its own file where it has one, else by its group
-  c9de1dcb-...            a mediated device of this host, likewise
-  group:0000:3b:00.2      by its IOMMU group, whatever else there is
+  0000:3b:00.2               a PCI device: by its own file, else by its group
+  c9de1dcb-1f0c-...          a mediated device, by its uuid: likewise
+  group:0000:3b:00.2         by its IOMMU group, whatever else there is
   cdev:/dev/vfio/devices/vfio0
-                          by its own file (iommufd)
-  model:serial?ports=2    a model that lives in this process, with its settings
+                             by its own file
+  model:serial               a model in this process; settings follow:
+  model:serial?ports=2       1 or 2 ports
+  model:accel?state=1GiB&rate=10MiB&features=stop-copy,p2p,pre-copy
+                             size of its state, bytes of it that change a second
 
-Results go to stdout, all else to stderr. The exit status is 0 if it is done, 1 if it failed, 2 for wrong usage.
+Results go to stdout, all else to stderr.
+Exit status: 0 done, 1 failed, 2 wrong usage.
 
 Examples:
-  whimbrel devices                                   what this host has
-  whimbrel probe 0000:3b:00.2                        everything a device says of itself
-  whimbrel receive 0000:3b:00.2 --listen [::]:4000   on the host that takes the device
-  whimbrel send 0000:3b:00.2 --to other-host:4000    on the host that gives it away
-  whimbrel fsm RUNNING STOP_COPY                     the arcs a driver executes on the way";
+  whimbrel devices
+  whimbrel probe 0000:3b:00.2
+  whimbrel receive 0000:3b:00.2 --listen [::]:4000   (on the host that takes it)
+  whimbrel send 0000:3b:00.2 --to other-host:4000    (on the host that has it)
+  whimbrel fsm RUNNING STOP_COPY";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "General options")]
 struct General {
     /// Print one JSON object to stdout instead of text. A failure prints {"error": .., "hint": ..} there as well
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 1000)]
     json: bool,
     /// Tell on stderr what is done; twice: in detail. The variable WHIMBREL_LOG, a filter such as
     /// `whimbrel_engine=trace`, says it more exactly
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 1001, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    DemoHost(demo::HostArguments),
     Devices(devices::Arguments),
     Probe(probe::Arguments),
     Save(save::Arguments),
@@ -76,6 +85,8 @@ fn main() -> ExitCode {
     let CommandLine { general, command } = CommandLine::parse();
     let output = Output::new(general.json, general.verbose > 0);
     let result = logging::start(general.verbose).and_then(|()| match &command {
+        Command::Demo(arguments) => demo::run(arguments, output),
+        Command::DemoHost(arguments) => demo::run_host(arguments),
         Command::Devices(arguments) => devices::run(arguments, output),
         Command::Probe(arguments) => probe::run(arguments, output),
         Command::Save(arguments) => save::run(arguments, output),

@@ -112,6 +112,13 @@ pub(crate) fn exact_bytes(count: u64) -> String {
     if count < 1024 { bytes(count) } else { format!("{} ({count} bytes)", bytes(count)) }
 }
 
+/// Bytes per second for people, such as `1.20 GiB/s`.
+pub(crate) fn rate(bytes_per_second: f64) -> String {
+    #[expect(clippy::cast_sign_loss, reason = "the cast saturates: what is below zero is shown as zero")]
+    let whole = bytes_per_second as u64;
+    format!("{}/s", bytes(whole))
+}
+
 /// A time in milliseconds for people, such as `12.3 ms`.
 pub(crate) fn milliseconds(ms: f64) -> String {
     format!("{ms:.1} ms")
@@ -130,16 +137,15 @@ pub(crate) fn names<T: fmt::Display>(names: impl IntoIterator<Item = T>) -> Stri
 
 /// Bytes as they lie in a file: offset, sixteen a line, and what of them is text.
 pub(crate) fn hexdump(data: &[u8]) -> String {
-    let mut text = String::new();
-    for (line, chunk) in data.chunks(16).enumerate() {
+    let lines = data.chunks(16).enumerate().map(|(line, chunk)| {
         let hex: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
         let shown: String = chunk
             .iter()
             .map(|&byte| if byte.is_ascii_graphic() || byte == b' ' { char::from(byte) } else { '.' })
             .collect();
-        text.push_str(&format!("{:08x}  {:<47}  |{shown}|\n", line * 16, hex.join(" ")));
-    }
-    text
+        format!("{:08x}  {:<47}  |{shown}|\n", line * 16, hex.join(" "))
+    });
+    lines.collect()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use whimbrel_uapi::pci::{
     VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
     VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
 };
-use whimbrel_user::{Capability, Device, Info, Irq, Region};
+use whimbrel_user::{Capability, Device, Errno, Info, Irq, Region};
 
 use crate::failure::Failure;
 use crate::fsm::flag_names;
@@ -66,7 +66,7 @@ struct RegionRow {
     flags: Vec<String>,
     capabilities: Vec<Value>,
     /// Why the device says nothing of it.
-    error: Option<String>,
+    error: Option<ProbeError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +76,22 @@ struct IrqRow {
     /// 0 for an index that has no interrupt.
     count: u32,
     flags: Vec<String>,
-    error: Option<String>,
+    error: Option<ProbeError>,
+}
+
+/// Why a device says nothing of something. Scripts get the whole text.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct ProbeError {
+    text: String,
+    #[serde(skip)]
+    errno: Option<Errno>,
+}
+
+impl From<whimbrel_user::Error> for ProbeError {
+    fn from(error: whimbrel_user::Error) -> ProbeError {
+        ProbeError { text: error.to_string(), errno: error.errno() }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -85,7 +100,7 @@ struct FeatureRow {
     name: &'static str,
     get: bool,
     set: bool,
-    error: Option<String>,
+    error: Option<ProbeError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -159,7 +174,7 @@ fn region_row(index: u32, name: Option<&'static str>, answer: whimbrel_user::Res
             offset: 0,
             flags: Vec::new(),
             capabilities: Vec::new(),
-            error: Some(error.to_string()),
+            error: Some(error.into()),
         },
     }
 }
@@ -171,7 +186,7 @@ fn irq_row(index: u32, name: Option<&'static str>, answer: whimbrel_user::Result
                 bit_names(irq.flags.iter_names().map(|(name, _)| name), irq.flags.bits() & !known::IRQ);
             IrqRow { index, name, count: irq.count, flags, error: None }
         }
-        Err(error) => IrqRow { index, name, count: 0, flags: Vec::new(), error: Some(error.to_string()) },
+        Err(error) => IrqRow { index, name, count: 0, flags: Vec::new(), error: Some(error.into()) },
     }
 }
 
@@ -180,7 +195,7 @@ fn feature_row(device: &mut dyn Device, feature: Feature) -> FeatureRow {
     let mut has = |direction| match device.probe_feature(feature, direction) {
         Ok(has) => has,
         Err(refused) => {
-            error = Some(refused.to_string());
+            error = Some(refused.into());
             false
         }
     };
@@ -299,6 +314,14 @@ impl fmt::Display for Probed {
     }
 }
 
+/// An error without the names of device and request, which stand beside it: `refused: EINVAL`.
+fn refusal(error: &ProbeError) -> String {
+    match error.errno {
+        Some(errno) => format!("refused: {errno:?}"),
+        None => error.text.clone(),
+    }
+}
+
 impl Probed {
     fn write_regions(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = output::table(["REGION", "NAME", "SIZE", "OFFSET", "FLAGS", "CAPABILITIES"]);
@@ -307,7 +330,7 @@ impl Probed {
             let name = region.name.unwrap_or("-");
             let index = region.index.to_string();
             if let Some(error) = &region.error {
-                table.add_row([&index, name, "-", "-", error.as_str()]);
+                table.add_row([&index, name, "-", "-", &refusal(error)]);
             } else if region.size == 0 {
                 table.add_row([&index, name, "-", "-", "not there"]);
             } else {
@@ -315,7 +338,7 @@ impl Probed {
                 table.add_row([
                     index,
                     name.to_string(),
-                    format!("{:#x}", region.size),
+                    output::bytes(region.size),
                     format!("{:#x}", region.offset),
                     output::names(&region.flags),
                     capabilities.join("; "),
@@ -331,14 +354,14 @@ impl Probed {
         output::align_right(&mut table, [0, 2]);
         for irq in &self.irqs {
             let flags = match &irq.error {
-                Some(error) => error.clone(),
+                Some(error) => refusal(error),
                 None if irq.count == 0 => "not there".into(),
                 None => output::names(&irq.flags),
             };
             table.add_row([
                 irq.index.to_string(),
                 irq.name.unwrap_or("-").to_string(),
-                irq.count.to_string(),
+                if irq.error.is_some() { "-".into() } else { irq.count.to_string() },
                 flags,
             ]);
         }
@@ -351,7 +374,7 @@ impl Probed {
         output::align_right(&mut table, [0]);
         for feature in &self.features {
             let directions = match (&feature.error, feature.get, feature.set) {
-                (Some(error), ..) => error.clone(),
+                (Some(error), ..) => refusal(error),
                 (None, true, true) => "GET, SET".into(),
                 (None, true, false) => "GET".into(),
                 (None, false, true) => "SET".into(),

@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 use whimbrel_engine::Error;
-use whimbrel_engine::archive;
+use whimbrel_engine::archive::{self, Summary};
 use whimbrel_engine::stream::Problem;
 
 use crate::failure::Failure;
@@ -37,6 +38,15 @@ Examples:
   whimbrel restore 0000:3b:00.2 -i nic.whimbrel
   whimbrel restore model:serial --raw -i mtty.state";
 
+/// What was restored, for scripts.
+#[derive(Debug, Serialize)]
+struct Restored {
+    #[serde(flatten)]
+    summary: Summary,
+    file: String,
+    raw: bool,
+}
+
 /// Does it.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let name = arguments.input.display().to_string();
@@ -50,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         if metadata.is_dir() {
             return Err(Failure::new(format!("cannot read {name}: it is a folder")));
         }
-        (Box::new(file), metadata.is_file().then(|| metadata.len()))
+        (Box::new(file), metadata.is_file().then_some(metadata.len()))
     };
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;
     let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
@@ -58,12 +68,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     drop(bar);
     let summary = restored.map_err(|error| failed(error, &name, arguments.raw))?;
     let text = format!(
-        "restored {}: {} of device state from {name}; the device is in {} now",
+        "restored {} from {name}: {} of device state; the device is in {} now",
         summary.device,
         output::exact_bytes(summary.device_bytes),
         summary.state
     );
-    output.result(&summary, text)
+    output.result(&Restored { summary, file: name, raw: arguments.raw }, text)
 }
 
 /// Names the file, which the floors below do not know.

@@ -1,15 +1,18 @@
 //! `whimbrel save`: the state of a device into a file.
 
-use std::io;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
+use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Form, Summary};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
-use crate::target::Target;
+use crate::target::{Opened, Target};
 
 /// Save a device's state to a file
 ///
@@ -34,41 +37,113 @@ Examples:
   whimbrel save 0000:3b:00.2 -o nic.whimbrel
   whimbrel save model:serial --raw -o - | xxd";
 
-/// What a file is to hold, by the option.
+/// What was saved, for scripts.
+#[derive(Debug, Serialize)]
+struct Saved {
+    #[serde(flatten)]
+    summary: Summary,
+    file: String,
+    raw: bool,
+}
+
+/// What a file holds, by the option.
 pub(crate) fn form(raw: bool) -> Form {
     if raw { Form::Raw } else { Form::Stream }
 }
 
-/// Does it.
-pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
-    let form = form(arguments.raw);
-    if arguments.output.as_os_str() == "-" {
-        let bar = Bar::bytes(output, format!("saving {}", arguments.target), None);
-        let saved = archive::save(&mut *opened, bar.writing(io::stdout().lock()), form);
-        drop(bar);
-        let summary = saved.map_err(|error| match error {
-            whimbrel_engine::Error::Link(error) => Failure::from_io("cannot write to stdout", &error),
-            other => other.into(),
-        })?;
-        output.result_beside(&summary, text(&summary, "stdout"));
-        return Ok(());
-    }
-    let bar = Bar::waiting(output, format!("saving {}", arguments.target));
-    let saved = archive::save_to_path(&mut *opened, &arguments.output, form);
-    drop(bar);
-    let summary = saved.map_err(|error| match error {
-        whimbrel_engine::Error::File { what, error } => Failure::from_io(what, &error),
-        other => other.into(),
-    })?;
-    output.result(&summary, text(&summary, &arguments.output.display().to_string()))
+/// Where the state goes.
+enum Place {
+    Stdout,
+    /// Something to write to that is no regular file, such as a pipe with a name: it must not be replaced.
+    Special(File),
+    /// A file that is to have this name.
+    File(PathBuf),
 }
 
-fn text(summary: &Summary, file: &str) -> String {
-    format!(
-        "saved {}: {} of device state in {file}; the device is in {} again",
-        summary.device,
-        output::exact_bytes(summary.device_bytes),
-        summary.state
-    )
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    // Before the device is opened: that may reset it.
+    let place = place(&arguments.output)?;
+    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let summary = save(&mut opened, &place, form(arguments.raw), &arguments.target, output)
+        .map_err(|error| failed(error, &arguments.output))?;
+    let to_stdout = matches!(place, Place::Stdout);
+    let file = if to_stdout { "stdout".to_string() } else { arguments.output.display().to_string() };
+    let saved = Saved { summary, file, raw: arguments.raw };
+    let text = format!(
+        "saved {} to {}: {} of device state; the device is in {} again",
+        saved.summary.device,
+        saved.file,
+        output::exact_bytes(saved.summary.device_bytes),
+        saved.summary.state
+    );
+    if to_stdout {
+        output.result_beside(&saved, text);
+        return Ok(());
+    }
+    output.result(&saved, text)
+}
+
+fn place(path: &Path) -> Result<Place, Failure> {
+    if path.as_os_str() == "-" {
+        if io::stdout().is_terminal() {
+            return Err(Failure::new("a device's state is not for a terminal to show")
+                .hint("send stdout into a file or a program, such as `| xxd`"));
+        }
+        return Ok(Place::Stdout);
+    }
+    let cannot_write =
+        |error: io::Error| Failure::from_io(format!("cannot write {}", path.display()), &error);
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            Err(Failure::new(format!("cannot write {}: it is a folder", path.display())))
+        }
+        // Where a link leads, the file is replaced, not the link.
+        Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Place::File).map_err(cannot_write),
+        Ok(_) => File::options().write(true).open(path).map(Place::Special).map_err(cannot_write),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place::File(path.to_path_buf())),
+        Err(error) => Err(cannot_write(error)),
+    }
+}
+
+fn save(
+    device: &mut Opened,
+    place: &Place,
+    form: Form,
+    target: &str,
+    output: Output,
+) -> Result<Summary, Error> {
+    let message = format!("saving {target}");
+    match place {
+        Place::Stdout => {
+            let bar = Bar::bytes(output, message, None);
+            archive::save(&mut **device, bar.writing(io::stdout().lock()), form)
+        }
+        Place::Special(file) => {
+            let bar = Bar::bytes(output, message, None);
+            archive::save(&mut **device, bar.writing(file), form)
+        }
+        Place::File(path) => {
+            let _bar = Bar::waiting(output, message);
+            archive::save_to_path(&mut **device, path, form)
+        }
+    }
+}
+
+/// Names the file, which the floors below do not always know.
+fn failed(error: Error, path: &Path) -> Failure {
+    let (what, error) = match error {
+        Error::Link(error) if path.as_os_str() == "-" => ("cannot write to stdout".into(), error),
+        Error::Link(error) => (format!("cannot write {}", path.display()), error),
+        Error::File { what, error } => (what, error),
+        other => return other.into(),
+    };
+    let failure = Failure::from_io(what, &error);
+    match error.kind() {
+        io::ErrorKind::NotFound => failure.hint("does the folder exist? It is not made"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            failure.hint("nothing was written under that name; `whimbrel probe` tells how large the state is")
+        }
+        _ => failure,
+    }
 }

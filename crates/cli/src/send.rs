@@ -133,7 +133,7 @@ impl fmt::Display for Text<'_> {
         }
         writeln!(f, "  at the stop   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
-        writeln!(f, "  speed         {}/s", output::bytes(report.throughput_bytes_per_s as u64))?;
+        writeln!(f, "  speed         {}", output::rate(report.throughput_bytes_per_s))?;
         let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "DOWNTIME THEN"]);
         output::align_right(&mut table, 0..6);
         for round in &report.round_list {

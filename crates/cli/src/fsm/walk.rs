@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek};
 use serde::Serialize;
 use whimbrel_protocol::session::{self, Direction};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
-use whimbrel_user::{DataFile, Device, SavingRead};
+use whimbrel_user::{DataFile, SavingRead};
 
 use super::flag_names;
 use crate::failure::Failure;
@@ -25,7 +25,7 @@ struct Walked {
     features: Vec<&'static str>,
     /// Pairs of states asked for.
     asked: usize,
-    /// States that the device does not have: it refused to enter them, as it must.
+    /// States that no request leads into on this device. That it refuses them is asked from every other state.
     not_entered: Vec<&'static str>,
     differences: Vec<Difference>,
 }
@@ -79,11 +79,10 @@ pub(super) fn run(target: &str, output: Output) -> Result<(), Failure> {
     drop(bar);
     let walked = walked?;
     reset?;
-    let text = text(&walked);
     match walked.differences.len() {
-        0 => output.result(&walked, text),
+        0 => output.result(&walked, &walked),
         count => {
-            output.partial(text)?;
+            output.partial(&walked)?;
             let message =
                 format!("{}: {count} of {} answers are not the table's", walked.device, walked.asked);
             Err(Failure::new(message).result(&walked))
@@ -91,21 +90,22 @@ pub(super) fn run(target: &str, output: Output) -> Result<(), Failure> {
     }
 }
 
-fn text(walked: &Walked) -> String {
-    let mut text = format!("{} (features: {})\n", walked.device, output::names(&walked.features));
-    if !walked.not_entered.is_empty() {
-        text.push_str(&format!("refused to enter, as it must: {}\n", walked.not_entered.join(", ")));
-    }
-    if walked.differences.is_empty() {
-        text.push_str(&format!("all {} answers are the table's\n", walked.asked));
-    } else {
+impl fmt::Display for Walked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} (features: {})", self.device, output::names(&self.features))?;
+        if !self.not_entered.is_empty() {
+            let states = self.not_entered.join(", ");
+            writeln!(f, "left out, as no request leads into them on this device: {states}")?;
+        }
+        if self.differences.is_empty() {
+            return write!(f, "all {} pairs asked for: every answer is the table's", self.asked);
+        }
         let mut table = output::table(["FROM", "TO", "EXPECTED", "ANSWERED"]);
-        for difference in &walked.differences {
+        for difference in &self.differences {
             table.add_row([difference.from, difference.to, &difference.expected, &difference.answered]);
         }
-        text.push_str(&format!("{}\n", table.trim_fmt()));
+        write!(f, "{}", table.trim_fmt())
     }
-    text
 }
 
 struct Walk<'a> {
@@ -167,7 +167,6 @@ impl Walk<'_> {
         };
         for from in State::ALL {
             if !fsm::supports(self.flags, from) {
-                // That entering is refused is one of the answers asked for below, from every other state.
                 walked.not_entered.push(from.name());
                 continue;
             }
