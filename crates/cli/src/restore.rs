@@ -87,7 +87,13 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
                 _ => failure.hint(format!("`whimbrel inspect {name}` tells what there is of it")),
             }
         }
-        Error::Mismatch(_) | Error::Protocol(_) => Failure::new(format!("{name}: {error}")),
+        Error::Mismatch(_) | Error::Contents(_) | Error::NotReset { .. } => {
+            let failure = Failure::new(format!("{name}: {error}"));
+            match error.advice() {
+                Some(advice) => failure.hint(advice),
+                None => failure,
+            }
+        }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
         Error::Device(error) if raw => {
             let hint = "is the file whole, and from the same kind of device? Without --raw such a file could be \

@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let place = place(&arguments.output)?;
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;
     let summary = save(&mut opened, &place, form(arguments.raw), &arguments.target, output)
-        .map_err(|error| failed(error, &arguments.output))?;
+        .map_err(|error| failed(error, &place, &arguments.output))?;
     let to_stdout = matches!(place, Place::Stdout);
     let file = if to_stdout { "stdout".to_string() } else { arguments.output.display().to_string() };
     let saved = Saved { summary, file, raw: arguments.raw };
@@ -130,19 +130,19 @@ fn save(
     }
 }
 
-/// Names the file, which the floors below do not always know.
-fn failed(error: Error, path: &Path) -> Failure {
-    let (what, error) = match error {
-        Error::Link(error) if path.as_os_str() == "-" => ("cannot write to stdout".into(), error),
-        Error::Link(error) => (format!("cannot write {}", path.display()), error),
-        Error::File { what, error } => (what, error),
-        other => return other.into(),
+/// Names the file, which the floors below know only where they name it themselves.
+fn failed(error: Error, place: &Place, path: &Path) -> Failure {
+    let Error::File { what, error } = error else { return error.into() };
+    let what = match place {
+        Place::Stdout => "writing to stdout".to_string(),
+        Place::Special(_) => format!("writing {}", path.display()),
+        Place::File(_) => what,
     };
     let failure = Failure::from_io(what, &error);
     match error.kind() {
         io::ErrorKind::NotFound => failure.hint("does the folder exist? It is not made"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            failure.hint("nothing was written under that name; `whimbrel probe` tells how large the state is")
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if matches!(place, Place::File(_)) => {
+            failure.hint("`whimbrel probe` tells how large the state is; no file was left under that name")
         }
         _ => failure,
     }

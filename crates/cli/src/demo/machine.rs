@@ -48,7 +48,8 @@ impl Machine {
         let no_memory = |error: std::io::Error| {
             Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
         };
-        let fd = memfd_create(c"whimbrel-demo", MFdFlags::MFD_CLOEXEC).map_err(|errno| no_memory(errno.into()))?;
+        let fd =
+            memfd_create(c"whimbrel-demo", MFdFlags::MFD_CLOEXEC).map_err(|errno| no_memory(errno.into()))?;
         let file = File::from(fd);
         file.set_len(bytes).map_err(no_memory)?;
         let length = usize::try_from(bytes).map_err(|error| no_memory(std::io::Error::other(error)))?;
@@ -93,7 +94,8 @@ impl Machine {
             while at < region.size {
                 let count = (region.size - at).min(PIECE as u64);
                 let piece = &mut piece[..count as usize];
-                Ram::read(&self.memory, region.start + at, piece).map_err(|error| Failure::from_error(&error))?;
+                Ram::read(&self.memory, region.start + at, piece)
+                    .map_err(|error| Failure::from_error(&error))?;
                 digest.update(piece);
                 at += count;
             }

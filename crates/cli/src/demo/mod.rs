@@ -83,7 +83,8 @@ struct Outcome {
 
 /// A size in bytes, as the models take it.
 fn size(text: &str) -> Result<u64, String> {
-    whimbrel_models::parse_size(text).map_err(|error| error.to_string())
+    whimbrel_models::parse_size(text)
+        .ok_or_else(|| "give a number of bytes, alone or with K, M, G, KiB, MiB or GiB".to_string())
 }
 
 /// Runs the demo.
@@ -176,8 +177,10 @@ fn model(target: &str) -> Result<String, Failure> {
     })?;
     match name.parse::<Model>() {
         Ok(Model::Accel(_)) => Ok(name.to_string()),
-        Ok(_) => Err(Failure::new(format!("the demo gives its device work by DMA, which '{target}' cannot do"))
-            .hint("give --device model:accel")),
+        Ok(_) => {
+            Err(Failure::new(format!("the demo gives its device work by DMA, which '{target}' cannot do"))
+                .hint("give --device model:accel"))
+        }
         Err(error) => Err(Failure::from_error(&error)),
     }
 }
@@ -197,7 +200,11 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
     ]);
     table.add_row([
         "in all".to_string(),
-        format!("{}, {} rounds while the device worked", output::milliseconds(outcome.total_ms), outcome.rounds),
+        format!(
+            "{}, {} rounds while the device worked",
+            output::milliseconds(outcome.total_ms),
+            outcome.rounds
+        ),
     ]);
     table.add_row([
         "carried".to_string(),
@@ -211,13 +218,18 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
     table.add_row(["speed".to_string(), format!("{rate}/s")]);
     table.add_row([
         "work".to_string(),
-        format!("{} jobs completed at the source, {after} more at the destination", outcome.completions_before),
+        format!(
+            "{} jobs completed at the source, {after} more at the destination",
+            outcome.completions_before
+        ),
     ]);
     let body: String = table.to_string().lines().skip(1).map(|line| format!("  {line}\n")).collect();
     let checks: String = outcome
         .checks
         .iter()
-        .map(|check| format!("  {} {}: {}\n", if check.ok { "ok    " } else { "FAILED" }, check.what, check.found))
+        .map(|check| {
+            format!("  {} {}: {}\n", if check.ok { "ok    " } else { "FAILED" }, check.what, check.found)
+        })
         .collect();
     let verdict = if outcome.verified { "verified" } else { "NOT verified" };
     format!(
@@ -250,8 +262,7 @@ impl Host {
         let (Some(orders), Some(events)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Failure::new("a second process was started without its pipes"));
         };
-        let mut host =
-            Host { role: config.role, child, orders, events: BufReader::new(events).lines() };
+        let mut host = Host { role: config.role, child, orders, events: BufReader::new(events).lines() };
         host.order(&Order::Begin(config.clone()))?;
         Ok(host)
     }

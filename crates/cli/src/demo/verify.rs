@@ -119,10 +119,22 @@ mod tests {
         let (good, end) = (evidence(), finished());
         let books = end.program;
         let cases: [(&str, Evidence, Finished); 9] = [
-            ("memory is equal at the switchover", Evidence { memory: "x".into(), ..good.clone() }, end.clone()),
-            ("device state is equal at the switchover", Evidence { device: "x".into(), ..good.clone() }, end.clone()),
+            (
+                "memory is equal at the switchover",
+                Evidence { memory: "x".into(), ..good.clone() },
+                end.clone(),
+            ),
+            (
+                "device state is equal at the switchover",
+                Evidence { device: "x".into(), ..good.clone() },
+                end.clone(),
+            ),
             ("the source no longer runs", Evidence { state: "RUNNING".into(), ..good.clone() }, end.clone()),
-            ("the source no longer runs", Evidence { completed_by_device: [5, 6], ..good.clone() }, end.clone()),
+            (
+                "the source no longer runs",
+                Evidence { completed_by_device: [5, 6], ..good.clone() },
+                end.clone(),
+            ),
             (
                 "no completion is lost",
                 good.clone(),

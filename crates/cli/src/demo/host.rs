@@ -1,0 +1,192 @@
+//! One of the demo's two processes: a machine, the program that works on it, and its end of the migration.
+//!
+//! It takes orders on stdin and tells events on stdout, a JSON object a line, and ends when stdin does.
+
+use std::io::{BufRead, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use parking_lot::Mutex;
+use whimbrel_engine::{Address, Destination, Guest, Link, Listener, Progress, Source, SourceOptions};
+
+use super::machine::Machine;
+use super::messages::{Config, Event, Evidence, Moment, Order, Role};
+use super::work::{self, Work};
+use crate::failure::Failure;
+
+/// A process of `whimbrel demo`, started by it.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {}
+
+/// How long the source is watched after the move, to see that it stands still.
+const WATCH: Duration = Duration::from_millis(50);
+/// Between two events of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// How long a connection is tried.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs a host until its work is done or its orders end.
+pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
+    let orders = orders()?;
+    let result = match next(&orders)? {
+        Order::Begin(config) => match config.role {
+            Role::Source => source(&config, &orders),
+            Role::Destination => destination(&config, &orders),
+        },
+        Order::Send { .. } => Err(Failure::new("the first order must be to begin")),
+    };
+    if let Err(failure) = &result {
+        tell(&Event::Failed { error: failure.message() })?;
+    }
+    // The demo ends its hosts by closing their stdin: whoever exits before would look like a failure.
+    while next(&orders).is_ok() {}
+    Ok(())
+}
+
+/// Reads orders on a thread, so that the end of stdin is seen whatever else goes on.
+fn orders() -> Result<Receiver<Order>, Failure> {
+    let (send, receive) = channel();
+    std::thread::Builder::new()
+        .name("orders".into())
+        .spawn(move || {
+            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+                let Ok(order) = serde_json::from_str(&line) else { break };
+                if send.send(order).is_err() {
+                    break;
+                }
+            }
+            // The demo is gone, and with it the reason to be here.
+            std::process::exit(0);
+        })
+        .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
+    Ok(receive)
+}
+
+fn next(orders: &Receiver<Order>) -> Result<Order, Failure> {
+    orders.recv().map_err(|_| Failure::new("the orders ended"))
+}
+
+fn tell(event: &Event) -> Result<(), Failure> {
+    let line = serde_json::to_string(event).map_err(|error| Failure::from_error(&error))?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::from_io("cannot tell the demo", &error))
+}
+
+/// Waits, unless the orders end.
+fn linger(orders: &Receiver<Order>, ms: u64) -> Result<(), Failure> {
+    match orders.recv_timeout(Duration::from_millis(ms)) {
+        Err(RecvTimeoutError::Timeout) => Ok(()),
+        Err(RecvTimeoutError::Disconnected) => Err(Failure::new("the orders ended")),
+        Ok(order) => Err(Failure::new(format!("{order:?} came out of turn"))),
+    }
+}
+
+fn source(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
+    let machine = Machine::new("accel at the source", &config.device, config.memory)?;
+    work::set_up(&machine)?;
+    let work = Work::start(&machine, config.dirty_rate)?;
+    linger(orders, config.work_before_ms)?;
+    tell(&Event::Working)?;
+    let Order::Send { address } = next(orders)? else {
+        return Err(Failure::new("there is only one order to begin"));
+    };
+    let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
+    let link = Link::connect(&address, PATIENCE)
+        .map_err(|error| Failure::from_io(format!("cannot reach the destination at {address}"), &error))?;
+    let options = SourceOptions {
+        downtime_limit: Duration::from_millis(config.downtime_limit_ms),
+        max_rounds: config.max_rounds,
+        ..SourceOptions::default()
+    };
+    let mut device = machine.device();
+    let mut told = Instant::now();
+    let sent = Source::new(&mut device)
+        .memory(&machine.memory, &machine.memory)
+        .guest(Held(&work))
+        .observer(move |progress: &Progress| {
+            if told.elapsed() >= PROGRESS_EVERY {
+                told = Instant::now();
+                // A demo that is gone ends this process by itself.
+                let _ = tell(&Event::Progress(Moment::from(progress)));
+            }
+        })
+        .options(options)
+        .send(link);
+    match sent {
+        Ok(report) => {
+            let evidence = machine.evidence(WATCH)?;
+            tell(&Event::Sent { report: report.into(), evidence })
+        }
+        Err(error) => {
+            let before = work::books(&machine.memory)?.completed;
+            linger(orders, config.work_before_ms.max(100))?;
+            let works_on = work::books(&machine.memory)?.completed > before;
+            tell(&Event::NotSent { error: error.to_string(), works_on })
+        }
+    }
+}
+
+/// The program as the engine sees it at the source.
+struct Held<'a>(&'a Work);
+
+impl Guest for Held<'_> {
+    fn pause(&mut self) -> Result<(), String> {
+        self.0.pause()
+    }
+
+    fn resume(&mut self) -> Result<(), String> {
+        self.0.resume();
+        Ok(())
+    }
+}
+
+fn destination(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
+    let machine = Machine::new("accel at the destination", &config.device, config.memory)?;
+    let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
+        .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
+    let address = listener
+        .address()
+        .map_err(|error| Failure::from_io("cannot tell the address listened at", &error))?;
+    tell(&Event::Listening { address: address.to_string() })?;
+    let link = listener.accept().map_err(|error| Failure::from_io("cannot accept the source", &error))?;
+    let arrival = Arrival { machine: &machine, rate: config.dirty_rate, found: Mutex::default() };
+    let mut device = machine.device();
+    Destination::new(&mut device).memory(&machine.memory).guest(&arrival).receive(link)?;
+    let Found { evidence: Some(evidence), work: Some(work) } = arrival.found.into_inner() else {
+        return Err(Failure::new("the device runs, but its work was not started"));
+    };
+    tell(&Event::Received { evidence })?;
+    linger(orders, config.work_after_ms)?;
+    tell(&Event::Finished(work.finish()?))
+}
+
+/// The program as the engine sees it at the destination.
+struct Arrival<'a> {
+    machine: &'a Machine,
+    rate: u64,
+    found: Mutex<Found>,
+}
+
+/// What the arrival left behind.
+#[derive(Default)]
+struct Found {
+    evidence: Option<Evidence>,
+    work: Option<Work>,
+}
+
+impl Guest for &Arrival<'_> {
+    fn inspect(&mut self) -> Result<(), String> {
+        let evidence = self.machine.evidence(Duration::ZERO).map_err(|failure| failure.message())?;
+        self.found.lock().evidence = Some(evidence);
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let work = Work::start(self.machine, self.rate).map_err(|failure| failure.message())?;
+        self.found.lock().work = Some(work);
+        Ok(())
+    }
+}
