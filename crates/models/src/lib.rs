@@ -37,5 +37,5 @@ mod pci_config;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};
-pub use model::{Model, ModelError, OpenError, OpenModel};
+pub use model::{Model, ModelError, OpenError, OpenModel, parse_size};
 pub use serial::{Ports, Serial, SerialConfig};

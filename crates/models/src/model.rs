@@ -192,7 +192,9 @@ fn parse_settings<'a>(
     Ok(settings)
 }
 
-fn parse_size(text: &str) -> Option<u64> {
+/// A size in bytes as a model's settings take it: a number, alone or with K, M, G, KiB, MiB or GiB, all of them powers of
+/// 1024.
+pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let shift = match suffix {
