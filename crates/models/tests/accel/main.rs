@@ -1,0 +1,7 @@
+//! The engine as a guest and as a user of the device see it.
+
+mod guest;
+mod logging;
+mod migration;
+mod queue;
+mod stream;
