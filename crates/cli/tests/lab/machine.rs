@@ -1,0 +1,157 @@
+//! Programs linked statically, and the lab's machines to run them in.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The first device of a machine in the lab.
+pub(crate) const FIRST: &str = "00000000-0000-4000-8000-000000000001";
+/// The second one.
+pub(crate) const SECOND: &str = "00000000-0000-4000-8000-000000000002";
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Programs that run in a machine.
+pub(crate) struct Programs {
+    pub(crate) whimbrel: PathBuf,
+    /// Reads and writes registers.
+    pub(crate) region: PathBuf,
+    /// Tests that run in a machine, by name.
+    pub(crate) tests: BTreeMap<String, PathBuf>,
+}
+
+/// A kernel of the lab.
+pub(crate) struct Machine {
+    kernel: &'static str,
+    pub(crate) programs: &'static Programs,
+}
+
+/// What a machine left behind.
+pub(crate) struct Ran {
+    pub(crate) output: Output,
+    /// Holds the files that were taken.
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Machine {
+    /// A machine with this kernel; `None` where the lab has not been built. That is said aloud, and is a failure where
+    /// everything is required.
+    pub(crate) fn with(kernel: &'static str) -> Option<Machine> {
+        let ready = Command::new(root().join("lab/run")).args(["ready", kernel]).output().unwrap();
+        if ready.status.success() {
+            return Some(Machine { kernel, programs: programs() });
+        }
+        let why = String::from_utf8_lossy(&ready.stderr).trim().to_string();
+        assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "the lab is not ready: {why}");
+        // Around the test harness, which keeps the output of tests that pass to itself.
+        let name = std::thread::current().name().unwrap_or("a test").to_string();
+        writeln!(std::io::stderr(), "SKIPPED: {name}: needs the lab's {kernel} kernel: {why}").unwrap();
+        None
+    }
+
+    fn run(&self, command: &str) -> Command {
+        let mut run = Command::new(root().join("lab/run"));
+        run.args([command, "--kernel", self.kernel]);
+        run
+    }
+
+    /// Runs a shell script in a machine, with `files` beside it, and takes files out of it afterwards.
+    pub(crate) fn script(&self, lines: &str, files: &[&Path], take: &[&str]) -> Ran {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("script");
+        std::fs::write(&script, format!("#!/bin/sh\nset -e\nfirst={FIRST}\nsecond={SECOND}\n{lines}"))
+            .unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).unwrap();
+        let mut run = self.run("exec");
+        for file in files.iter().copied().chain([self.programs.whimbrel.as_path(), &self.programs.region]) {
+            run.arg("--file").arg(file);
+        }
+        for name in take {
+            run.arg("--take").arg(format!("{name}={}", folder.path().join(name).display()));
+        }
+        let output = run.arg("--").arg(&script).output().unwrap();
+        Ran { output, folder }
+    }
+
+    /// Runs a program in a machine.
+    pub(crate) fn program(&self, program: &Path, arguments: &[&str]) -> Output {
+        self.run("exec").arg("--").arg(program).args(arguments).output().unwrap()
+    }
+
+    /// Runs a line in each of two machines that reach each other.
+    pub(crate) fn pair(&self, receive: &str, send: &str) -> Output {
+        let uuids = format!("first={FIRST}; second={SECOND}; set -e; ");
+        self.run("pair")
+            .arg("--file")
+            .arg(&self.programs.region)
+            .args(["--receive", &format!("{uuids}{receive}"), "--send", &format!("{uuids}{send}")])
+            .arg("--")
+            .arg(&self.programs.whimbrel)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Ran {
+    /// What the script printed, which must have succeeded.
+    pub(crate) fn text(&self) -> String {
+        succeeded(&self.output)
+    }
+
+    /// A file that was taken.
+    pub(crate) fn taken(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name)).unwrap()
+    }
+}
+
+/// What a program that must have succeeded printed.
+pub(crate) fn succeeded(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\nstdout:\n{text}\nstderr:\n{errors}", output.status);
+    text
+}
+
+/// Builds the programs, once. They have a target folder of their own, as their flags differ from everyone else's.
+fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
+        let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
+        let tests = self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "kernel_*"]);
+        Programs { whimbrel: build["whimbrel"].clone(), region, tests }
+    })
+}
+
+fn build_one(arguments: &[&str], name: &str) -> PathBuf {
+    build(arguments)[name].clone()
+}
+
+/// Runs cargo and returns the executables it names.
+fn build(arguments: &[&str]) -> BTreeMap<String, PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(arguments)
+        .args(["--release", "--locked", "--quiet", "--message-format", "json", "--target", TARGET])
+        .args(["--target-dir", "target/lab"])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
+        .output()
+        .unwrap();
+    let text = succeeded(&output);
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| {
+            let path = message["executable"].as_str()?.into();
+            Some((message["target"]["name"].as_str()?.to_string(), path))
+        })
+        .collect()
+}

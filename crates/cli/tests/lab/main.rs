@@ -1,0 +1,205 @@
+//! The program on a real kernel's devices: probed, walked, saved, restored and moved.
+//!
+//! These tests run in the lab's machines. Where the lab has not been built (`lab/run build`) they say so and pass;
+//! with WHIMBREL_REQUIRE_ALL in the environment they fail.
+#![allow(clippy::unwrap_used)]
+
+mod machine;
+
+use std::path::Path;
+
+use serde_json::Value;
+use whimbrel_engine::archive::{self, Form};
+use whimbrel_models::Model;
+use whimbrel_user::{Device, Local};
+
+use machine::{FIRST, Machine, SECOND, succeeded};
+
+/// Stops a test where there is no lab.
+macro_rules! machine {
+    ($kernel:expr) => {
+        match Machine::with($kernel) {
+            Some(machine) => machine,
+            None => return,
+        }
+    };
+}
+
+/// What a 6.12 kernel's mtty with one port saves once [`FILL`] has been run on it.
+const RECORDED: [u8; 60] = [
+    0x4e, 0x2c, 0x3e, 0x8c, 0x89, 0x09, 0x9d, 0x7e, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01,
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x42, 0x68, 0x65,
+    0x6c, 0x6c, 0x6f, 0x20, 0x6d, 0x74, 0x74, 0x79, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x0a, 0x00, 0x0a,
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x10, 0x00, 0x00,
+];
+
+/// "hello mtty" into the FIFO, 0x42 into the scratch register, of `$device`.
+const FILL: &str = "./region $device write 0:0 68 65 6c 6c 6f 20 6d 74 74 79; ./region $device write 0:7 42";
+/// Ten bytes out of the FIFO and the scratch register, of `$device`.
+const SHOW: &str = "./region $device read 0:0:10; ./region $device read 0:7:1";
+/// What [`SHOW`] prints of a device that was filled.
+const SHOWN: &str = "68656c6c6f206d747479\n42\n";
+
+fn serial() -> Local {
+    let model: Model = "serial".parse().unwrap();
+    Local::new(model.open("serial").unwrap().device)
+}
+
+fn read(device: &mut dyn Device, offset: u64, count: usize) -> Vec<u8> {
+    (0..count)
+        .map(|_| {
+            let mut byte = [0];
+            device.read_region(0, offset, &mut byte).unwrap();
+            byte[0]
+        })
+        .collect()
+}
+
+#[test]
+fn probe_tells_what_both_serial_cards_of_a_kernel_are() {
+    let machine = machine!("debian");
+    let lines = "./whimbrel probe group:$first --json > first; ./whimbrel probe group:$second --json > second
+        ./whimbrel probe $first";
+    let ran = machine.script(lines, &[], &["first", "second"]);
+    for name in ["first", "second"] {
+        ran.text();
+        let told: Value = serde_json::from_slice(&ran.taken(name)).unwrap();
+        assert_eq!(told["migration"]["state"], "RUNNING", "{told}");
+        assert_eq!(told["migration"]["flags"], serde_json::json!(["STOP_COPY", "P2P", "PRE_COPY"]), "{told}");
+        assert_eq!(told["regions"][0]["size"], 8, "{told}");
+    }
+    for word in ["RUNNING", "PRE_COPY", "BAR0", "CONFIG", "MIG_DEVICE_STATE"] {
+        assert!(ran.text().contains(word), "{word} in\n{}", ran.text());
+    }
+}
+
+#[test]
+fn a_kernel_answers_every_request_for_a_state_as_the_table_says() {
+    let machine = machine!("debian");
+    let ran = machine.script("./whimbrel fsm --walk group:$first --json", &[], &[]);
+    let told: Value = serde_json::from_str(&ran.text()).unwrap();
+    assert_eq!(told["differences"], serde_json::json!([]), "{told}");
+}
+
+#[test]
+fn a_raw_save_is_what_the_kernel_gives_byte_for_byte() {
+    let machine = machine!("debian");
+    let lines = format!("device=group:$first; {FILL}; ./whimbrel save $device -o state --raw");
+    let ran = machine.script(&lines, &[], &["state"]);
+    ran.text();
+    assert_eq!(ran.taken("state"), RECORDED);
+}
+
+#[test]
+fn what_a_kernel_saves_is_restored_into_the_model() {
+    let machine = machine!("debian");
+    let lines = format!(
+        "device=group:$first; {FILL}; ./whimbrel save $device -o raw --raw; ./whimbrel save $device -o stream
+        ./whimbrel inspect stream; ./whimbrel restore model:serial -i stream"
+    );
+    let ran = machine.script(&lines, &[], &["raw", "stream"]);
+    ran.text();
+    for (name, form) in [("raw", Form::Raw), ("stream", Form::Stream)] {
+        let mut model = serial();
+        archive::restore(&mut model, ran.taken(name).as_slice(), form).unwrap();
+        assert_eq!(read(&mut model, 0, 10), b"hello mtty", "{name}");
+        assert_eq!(read(&mut model, 7, 1), [0x42], "{name}");
+    }
+}
+
+#[test]
+fn what_the_model_saves_is_restored_into_a_kernels_second_card() {
+    let machine = machine!("debian");
+    let mut model = serial();
+    for byte in b"hello mtty" {
+        model.write_region(0, 0, &[*byte]).unwrap();
+    }
+    model.write_region(0, 7, &[0x42]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (stream, raw) = (folder.path().join("stream"), folder.path().join("raw"));
+    archive::save_to_path(&mut model, &stream, Form::Stream).unwrap();
+    archive::save_to_path(&mut model, &raw, Form::Raw).unwrap();
+    for (path, option) in [(stream, ""), (raw, "--raw")] {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let lines =
+            format!("./whimbrel restore group:$second -i {name} {option} >&2; device=group:$second; {SHOW}");
+        assert_eq!(machine.script(&lines, &[&path], &[]).text(), SHOWN, "{name}");
+    }
+}
+
+#[test]
+fn a_device_moves_from_one_kernel_to_another_over_tcp() {
+    let machine = machine!("debian");
+    let receive = format!(
+        "device=group:$first; ./whimbrel receive $device --listen 0.0.0.0:4000 >&2; {SHOW}; ./whimbrel probe $device"
+    );
+    let send = format!(
+        "device=group:$second; {FILL}; ./whimbrel send $device --to 10.0.0.2:4000 --patience 20 --json; \
+         ./whimbrel probe $device --json"
+    );
+    let text = succeeded(&machine.pair(&receive, &send));
+    let said = |prefix: &str| -> String {
+        text.lines().filter_map(|line| line.strip_prefix(prefix)).map(|line| format!("{line}\n")).collect()
+    };
+    assert!(said("receive: ").contains(SHOWN), "{text}");
+    assert!(said("receive: ").contains("RUNNING"), "{text}");
+    assert!(said("send: ").contains("downtime_ms"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_for_the_device_is_refused_and_the_device_is_as_before() {
+    let machine = machine!("debian");
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut");
+    std::fs::write(&cut, &RECORDED[..40]).unwrap();
+    let lines = "device=group:$first
+        if ./whimbrel restore $device -i cut --raw; then exit 9; fi
+        ./whimbrel probe $device --json";
+    let ran = machine.script(lines, &[&cut], &[]);
+    let told: Value = serde_json::from_str(&ran.text()).unwrap();
+    assert_eq!(told["migration"]["state"], "RUNNING", "{told}");
+    let errors = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+    for word in [FIRST, "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", "EINVAL"] {
+        assert!(errors.contains(word), "{word} in {errors}");
+    }
+}
+
+#[test]
+fn a_device_is_probed_saved_and_restored_through_its_own_file() {
+    let machine = machine!("iommufd");
+    let lines = format!(
+        "device=cdev:/dev/vfio/devices/vfio0; ./whimbrel probe $device --json > probe
+        {FILL}; ./whimbrel save $device -o state --raw >&2; ./whimbrel save $device -o stream >&2
+        ./whimbrel devices --json > devices; ./whimbrel fsm --walk $device >&2
+        device=cdev:/dev/vfio/devices/vfio1; ./whimbrel restore $device -i stream >&2; {SHOW}"
+    );
+    let ran = machine.script(&lines, &[], &["probe", "state", "devices"]);
+    assert_eq!(ran.text(), SHOWN);
+    assert_eq!(ran.taken("state"), RECORDED);
+    let told: Value = serde_json::from_slice(&ran.taken("probe")).unwrap();
+    assert_eq!(told["migration"]["state"], "RUNNING", "{told}");
+    let devices = String::from_utf8(ran.taken("devices")).unwrap();
+    for word in [FIRST, SECOND, "/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"] {
+        assert!(devices.contains(word), "{word} in {devices}");
+    }
+}
+
+/// Tests of the user side that run in a machine: (name, kernels).
+const IN_A_MACHINE: [(&str, &[&str]); 3] = [
+    ("kernel_group", &["debian", "iommufd"]),
+    ("kernel_model", &["debian", "iommufd"]),
+    ("kernel_cdev", &["iommufd"]),
+];
+
+#[test]
+fn the_user_sides_tests_pass_in_the_machines() {
+    for (name, kernels) in IN_A_MACHINE {
+        for kernel in kernels {
+            let machine = machine!(kernel);
+            let program: &Path = &machine.programs.tests[name];
+            let text = succeeded(&machine.program(program, &["--ignored", "--test-threads=1"]));
+            assert!(text.contains("test result: ok."), "{name} on {kernel}:\n{text}");
+            assert!(!text.contains(" 0 passed"), "{name} on {kernel} ran nothing:\n{text}");
+        }
+    }
+}
