@@ -13,8 +13,9 @@ grace_seconds=10
 declare -A qemu=() result=()
 readers=()
 
-# The kernel's command line. Most of it only saves time in the boot; mitigations and self tests are
-# slow under TCG and prove nothing here.
+# The kernel's command line. From mitigations on it only saves time: they and the self tests are slow
+# under TCG and prove nothing here. The time stamp counter is called reliable because the kernel would
+# compare it with ticks, of which a busy host loses some, and then go by the ticks.
 command_line() {
 	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc=reliable tsc_early_khz=$(tsc_khz)" \
 		"mitigations=off lsm=capability audit=0 cryptomgr.notests=1 rodata=off" \
@@ -34,21 +35,22 @@ start() {
 	local machine=$1 folder=$work/$1 port number=0 arguments
 	shift
 	# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there kills it.
-	arguments=(-machine microvm,pic=off -accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
+	arguments=(-machine "microvm,pic=off" -accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel "$cache/$kernel/vmlinux" -initrd "$folder/initramfs" -append "$(command_line)"
-		-chardev "file,id=console,path=$folder/console" -serial chardev:console
+		-chardev "file,id=console,path=$machine/console" -serial chardev:console
 		# Without ioeventfd a write to a port has reached the file when the guest's write returns.
 		-global virtio-mmio.ioeventfd=off -device virtio-serial-device)
 	for port in status stdout stderr take; do
 		number=$((number + 1))
 		: > "$folder/$port"
-		arguments+=(-chardev "file,id=$port,path=$folder/$port"
+		arguments+=(-chardev "file,id=$port,path=$machine/$port"
 			-device "virtserialport,nr=$number,chardev=$port")
 	done
 	: > "$folder/console"
-	# QEMU dies with this run, even if this run is killed outright.
-	setpriv --pdeathsig KILL qemu-system-x86_64 "${arguments[@]}" "$@" < /dev/null > "$folder/qemu" 2>&1 &
+	# QEMU dies with this run, even if this run is killed outright. It works in the scratch folder, for
+	# a socket's path must be short and no path may have a comma.
+	setpriv --pdeathsig KILL env --chdir="$work" qemu-system-x86_64 "${arguments[@]}" "$@" < /dev/null > "$folder/qemu" 2>&1 &
 	qemu[$machine]=$!
 	owned+=("$!")
 }
@@ -199,7 +201,7 @@ run_pair() {
 	start_receive() {
 		rm -f "$work/network"
 		start receive -device virtio-net-device,netdev=network,mac=52:54:00:00:00:02 \
-			-netdev "stream,id=network,server=on,addr.type=unix,addr.path=$work/network"
+			-netdev "stream,id=network,server=on,addr.type=unix,addr.path=network"
 		until [ -S "$work/network" ]; do
 			lives receive || broken receive "QEMU does not start"
 			sleep 0.05
@@ -207,7 +209,7 @@ run_pair() {
 	}
 	start_send() {
 		start send -device virtio-net-device,netdev=network,mac=52:54:00:00:00:01 \
-			-netdev "stream,id=network,server=off,addr.type=unix,addr.path=$work/network"
+			-netdev "stream,id=network,server=off,addr.type=unix,addr.path=network"
 	}
 	boot receive send
 	follow_output receive "receive: "

@@ -44,5 +44,8 @@ make_initramfs() {
 		cat "$cache/$kernel/base.cpio"
 		pack "$cache/$kernel/busybox" "$tree"
 	} > "$folder/initramfs"
+	# QEMU puts it as high as it can, page by page, and newer firmware puts the ACPI tables at the very end
+	# of memory, whether something is there or not. Whole pages leave the last one free.
+	truncate --size=%4096 "$folder/initramfs"
 	rm -rf "$tree"
 }
