@@ -77,19 +77,13 @@ impl Failure {
     }
 }
 
-/// The errno, also of an error that a library has wrapped in one of its own.
+/// The errno, also of an error that a library has wrapped: of some only the text is left, where std writes it so.
 fn os_error(error: &io::Error) -> Option<i32> {
-    let mut cause: Option<&dyn Error> = Some(error);
-    while let Some(error) = cause {
-        if let Some(errno) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            return Some(errno);
-        }
-        cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
+    error.raw_os_error().or_else(|| {
+        let text = error.to_string();
+        let (_, rest) = text.split_once("(os error ")?;
+        rest.split_once(')')?.0.parse().ok()
+    })
 }
 
 /// The lines for a person.

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use clap::Args;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -77,8 +78,9 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let taken = Taken { device: opened.name().to_string(), address: address.to_string(), received };
     output.result(&taken, &taken)?;
     if arguments.keep {
+        let end = End::new().map_err(|error| cannot_wait(&error))?;
         note("the device is held open until stdin ends or SIGINT or SIGTERM comes");
-        wait_for_the_end()?;
+        end.wait().map_err(|error| cannot_wait(&error))?;
     }
     Ok(())
 }
@@ -98,24 +100,10 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
 }
 
 fn failed(error: Error) -> Failure {
-    let lost = match &error {
-        Error::Stream(error) => {
-            matches!(error.problem, Problem::Closed | Problem::Truncated | Problem::Io(_))
-        }
-        Error::Link(_) => true,
-        _ => false,
-    };
     let foreign = matches!(&error, Error::Stream(error) if error.problem == Problem::Foreign);
-    let mut failure = Failure::from_error(&error);
-    if let Some(advice) = error.advice() {
-        failure = failure.hint(advice);
-    }
-    if lost {
-        failure = failure.hint("the sender went away: what it says tells why");
-    }
+    let failure = Failure::from(error);
     if foreign {
-        failure = failure
-            .hint("whoever connected is not `whimbrel send`: listen where only the sender can connect");
+        return failure.hint("whoever connected is not `whimbrel send`: listen where only that can connect");
     }
     failure
 }
@@ -145,35 +133,49 @@ impl fmt::Display for Taken {
     }
 }
 
-/// Returns when stdin ends, or on SIGINT or SIGTERM.
-fn wait_for_the_end() -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::from_io("cannot wait with the device", &error);
-    let (signalled, signal) = UnixStream::pair().map_err(failed)?;
-    for number in [SIGINT, SIGTERM] {
-        let signal = signal.try_clone().map_err(failed)?;
-        signal_hook::low_level::pipe::register(number, signal).map_err(failed)?;
+fn cannot_wait(error: &io::Error) -> Failure {
+    Failure::from_io("the device runs here, but this program cannot wait with it", error)
+}
+
+/// The end of a wait: of stdin, by SIGINT or by SIGTERM. From when it is made these signals end nothing else.
+struct End {
+    /// Becomes readable with a signal.
+    signalled: UnixStream,
+}
+
+impl End {
+    fn new() -> io::Result<End> {
+        let (signalled, signal) = UnixStream::pair()?;
+        for number in [SIGINT, SIGTERM] {
+            signal_hook::low_level::pipe::register(number, signal.try_clone()?)?;
+        }
+        Ok(End { signalled })
     }
-    let mut stdin = io::stdin().lock();
-    let mut scrap = [0; 4096];
-    loop {
-        let mut fds = [
-            PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signalled.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(failed(errno.into())),
-        }
-        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-        let (stdin_ready, signal_ready) = (ready(&fds[0]), ready(&fds[1]));
-        if signal_ready {
-            return Ok(());
-        }
-        if stdin_ready {
-            match stdin.read(&mut scrap) {
-                Ok(0) => return Ok(()),
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Ok(()),
-                _ => {}
+
+    fn wait(&self) -> io::Result<()> {
+        let mut stdin = io::stdin().lock();
+        let mut scrap = [0; 4096];
+        loop {
+            let mut fds = [
+                PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let [stdin_ready, signal_ready] =
+                fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+            if signal_ready {
+                return Ok(());
+            }
+            if stdin_ready {
+                match stdin.read(&mut scrap) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    // A stdin that cannot be read any more has ended too.
+                    Ok(0) | Err(_) => return Ok(()),
+                    Ok(_) => {}
+                }
             }
         }
     }

@@ -95,11 +95,11 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
             }
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
-        Error::Device(error) if raw => {
-            let hint = "is the file whole, and from the same kind of device? Without --raw such a file could be \
-                        checked before it is loaded";
-            Failure::from(error).hint(hint)
-        }
+        Error::Device(error) => Failure::new(format!("{name} was not taken: {error}")).hint(if raw {
+            "is the file whole, and from the same kind of device? A file without --raw says so itself"
+        } else {
+            "the file is whole: is it from the same kind of device, with the same settings?"
+        }),
         other => other.into(),
     }
 }

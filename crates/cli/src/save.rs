@@ -101,7 +101,13 @@ fn place(path: &Path) -> Result<Place, Failure> {
         // Where a link leads, the file is replaced, not the link.
         Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Place::File).map_err(cannot_write),
         Ok(_) => File::options().write(true).open(path).map(Place::Special).map_err(cannot_write),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Place::File(path.to_path_buf())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                Some(folder) if !folder.is_dir() => Err(cannot_write(error)
+                    .hint(format!("there is no folder {}: make it first", folder.display()))),
+                _ => Ok(Place::File(path.to_path_buf())),
+            }
+        }
         Err(error) => Err(cannot_write(error)),
     }
 }
@@ -140,7 +146,6 @@ fn failed(error: Error, place: &Place, path: &Path) -> Failure {
     };
     let failure = Failure::from_io(what, &error);
     match error.kind() {
-        io::ErrorKind::NotFound => failure.hint("does the folder exist? It is not made"),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if matches!(place, Place::File(_)) => {
             failure.hint("`whimbrel probe` tells how large the state is; no file was left under that name")
         }

@@ -133,8 +133,9 @@ impl Target {
                     .hint("use a device of this host (group: or cdev:) or a model (model:)"));
             }
             Target::Model(model, _) => {
-                let OpenModel { device, worker } =
-                    model.open(self.to_string()).map_err(|error| Failure::from_error(&error))?;
+                let OpenModel { device, worker } = model.open(self.to_string()).map_err(|error| {
+                    Failure::new(format!("'{self}' cannot be opened: {error}")).hint(MODEL_FORMS)
+                })?;
                 return Ok(Opened { device: Box::new(Local::new(device)), _worker: worker });
             }
         };
@@ -172,7 +173,29 @@ impl DerefMut for Opened {
 
 #[cfg(test)]
 mod tests {
+    use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
+
     use super::*;
+
+    /// A device that does nothing, and does not migrate either.
+    struct Fixed;
+
+    impl Driver for Fixed {
+        fn info(&self) -> Info {
+            Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        }
+        fn reset(&mut self) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_migrate_is_refused_with_what_would_help() {
+        let device = Box::new(Local::new(DeviceFile::new("fixed", Bus::new(), Box::new(Fixed))));
+        let Err(failure) = (Opened { device, _worker: None }).migratable() else { panic!("it was taken") };
+        let text = failure.to_string();
+        assert!(text.starts_with("error: fixed: its driver does not support migration\nhint: "), "{text}");
+    }
 
     const UUID: &str = "c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a01";
 

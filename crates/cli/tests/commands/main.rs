@@ -1,0 +1,12 @@
+//! The real program run as a script runs it: what it prints, as text and as JSON, its exit status, and what it does
+//! with bad input.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
+
+mod command_line;
+mod damage;
+mod files;
+mod fsm;
+mod migration;
+mod support;
+mod targets;

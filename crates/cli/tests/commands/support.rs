@@ -1,0 +1,166 @@
+//! Runs the real program, as a script would.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use serde_json::Value;
+
+/// A finished run.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) status: i32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Run {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+
+    /// The one object on stdout.
+    pub(crate) fn json(&self) -> Value {
+        let value: Value = serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {:?}, stderr {}", self.text(), self.stderr));
+        assert!(value.is_object(), "{value}");
+        value
+    }
+
+    #[track_caller]
+    pub(crate) fn succeeded(self) -> Run {
+        assert_eq!(self.status, 0, "stderr: {}", self.stderr);
+        self
+    }
+
+    /// That it failed as a failure should look: status 1, `error: ` first, no panic.
+    #[track_caller]
+    pub(crate) fn failed(self) -> Run {
+        assert_eq!(
+            self.status,
+            1,
+            "stdout: {:?}, stderr: {}",
+            String::from_utf8_lossy(&self.stdout),
+            self.stderr
+        );
+        assert!(self.stderr.lines().any(|line| line.starts_with("error: ")), "{}", self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+
+    /// That stderr says each of these.
+    #[track_caller]
+    pub(crate) fn says(self, texts: &[&str]) -> Run {
+        for text in texts {
+            assert!(self.stderr.contains(text), "'{text}' is missing in: {}", self.stderr);
+        }
+        self
+    }
+}
+
+pub(crate) fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+    command.args(arguments).env_remove("WHIMBREL_LOG").stdin(Stdio::null());
+    command
+}
+
+pub(crate) fn finish(mut command: Command) -> Run {
+    let output = command.output().expect("the program starts");
+    Run {
+        status: output.status.code().expect("it is not killed by a signal"),
+        stdout: output.stdout,
+        stderr: String::from_utf8(output.stderr).expect("stderr is text"),
+    }
+}
+
+pub(crate) fn whimbrel<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Run {
+    finish(command(arguments))
+}
+
+/// The keys of an object, in order.
+pub(crate) fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// A path as an argument.
+pub(crate) fn argument(path: &Path) -> String {
+    path.to_str().expect("a path that is text").to_string()
+}
+
+/// `whimbrel receive` in another process.
+pub(crate) struct Receiver {
+    child: Child,
+    pub(crate) stdin: Option<ChildStdin>,
+    stderr: BufReader<std::process::ChildStderr>,
+    told: String,
+    /// Where it listens.
+    pub(crate) address: String,
+}
+
+impl Receiver {
+    pub(crate) fn start(arguments: &[&str]) -> Receiver {
+        let mut command = command(["receive"].iter().chain(arguments));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let stdin = child.stdin.take();
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let mut receiver = Receiver { child, stdin, stderr, told: String::new(), address: String::new() };
+        receiver.address = receiver.wait_for("listening at ");
+        receiver
+    }
+
+    /// Waits until a line of stderr begins so, and returns the rest of it.
+    pub(crate) fn wait_for(&mut self, beginning: &str) -> String {
+        loop {
+            let mut line = String::new();
+            let count = self.stderr.read_line(&mut line).expect("stderr is text");
+            assert_ne!(count, 0, "it ended without saying '{beginning}': {}", self.told);
+            self.told.push_str(&line);
+            if let Some(rest) = line.strip_prefix(beginning) {
+                return rest.trim_end().to_string();
+            }
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it can be waited for").is_none()
+    }
+
+    /// Reads the whole of one result in JSON while the process goes on.
+    pub(crate) fn read_result(&mut self) -> Value {
+        let stdout = self.child.stdout.as_mut().expect("it is piped");
+        let mut values = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
+        values.next().expect("a result").expect("it is JSON")
+    }
+
+    /// Waits until it ends.
+    pub(crate) fn finish(mut self) -> Run {
+        self.stderr.read_to_string(&mut self.told).expect("stderr is text");
+        let mut stdout = Vec::new();
+        if let Some(mut out) = self.child.stdout.take() {
+            out.read_to_end(&mut stdout).expect("stdout can be read");
+        }
+        let status = self.child.wait().expect("it can be waited for");
+        Run {
+            status: status.code().expect("it is not killed by a signal"),
+            stdout,
+            stderr: std::mem::take(&mut self.told),
+        }
+    }
+}
+
+/// Says loudly that a test was left out; where nothing may be left out, fails.
+pub(crate) fn skip(what: &str, why: &str) {
+    assert!(
+        std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(),
+        "{what} cannot be shown here, and WHIMBREL_REQUIRE_ALL is set: {why}"
+    );
+    eprintln!("SKIPPED: {what}: {why}");
+}
