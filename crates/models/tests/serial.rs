@@ -1,4 +1,6 @@
 //! The serial card as a user of the device sees it: its regions, its interrupts, and its state on the move.
+// Also the functions beside the tests are tests.
+#![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

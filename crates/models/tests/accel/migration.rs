@@ -16,7 +16,7 @@ const STATE: u64 = 256 << 10;
 
 /// A guest with a job of four slices of which one is done, and another job behind it.
 fn in_the_middle(memory: &Memory) -> Guest {
-    let mut guest = Guest::start(&memory, memory.device(config(STATE)), 8);
+    let mut guest = Guest::start(memory, memory.device(config(STATE)), 8);
     guest.put(&fill(1, DATA, 4 * SLICE_BYTES, u64::MAX));
     guest.put(&checksum(2, DATA, 4 * SLICE_BYTES));
     guest.ring();

@@ -18,7 +18,7 @@ fn numbers(count: u64) -> Vec<u8> {
 }
 
 fn guest(memory: &Memory, size: u32) -> Guest {
-    Guest::start(&memory, memory.device(config(1 << 20)), size)
+    Guest::start(memory, memory.device(config(1 << 20)), size)
 }
 
 #[test]

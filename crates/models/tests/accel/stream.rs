@@ -19,7 +19,7 @@ const RECORD: u64 = 16;
 
 /// A device whose blocks 4 to 7 and 20 hold something, and few others.
 fn device(memory: &Memory) -> Guest {
-    let mut guest = Guest::start(&memory, memory.device(config(STATE)), 16);
+    let mut guest = Guest::start(memory, memory.device(config(STATE)), 16);
     guest.execute(&scramble(1, 4 * BLOCK, 4 * BLOCK, 77));
     guest.execute(&scramble(2, 20 * BLOCK, BLOCK, 78));
     guest

@@ -18,6 +18,8 @@
 
 mod load;
 mod save;
+#[cfg(test)]
+mod tests;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

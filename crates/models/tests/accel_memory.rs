@@ -1,0 +1,99 @@
+//! How much memory an engine with a large, nearly empty state takes while it moves. A test program of its own, because
+//! what it looks at is the peak of the whole process.
+// Also the functions beside the tests are tests.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::FileOffset;
+use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
+use whimbrel_uapi::type1::DmaMapFlags;
+use zerocopy::IntoBytes;
+
+const MIB: u64 = 1 << 20;
+
+fn open(state_bytes: u64) -> DeviceFile {
+    let bus = Bus::new();
+    let memory = File::from(memfd_create(c"rings", MFdFlags::empty()).unwrap());
+    memory.set_len(0x2000).unwrap();
+    let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+    bus.dma().map(0, 0x2000, rights, FileOffset::new(memory, 0)).unwrap();
+    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
+    DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus).unwrap()))
+}
+
+/// Writes 64 KiB of own state at each of these offsets.
+fn scatter(device: &DeviceFile, offsets: &[u64]) {
+    let write = |register, value: &[u8]| device.write_region(0, register, value).unwrap();
+    write(accel::REGISTER_QUEUE_SIZE, &64u32.to_le_bytes());
+    write(accel::REGISTER_COMPLETION_BASE, &0x1000u64.to_le_bytes());
+    write(accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes());
+    for (slot, offset) in (0u64..64).zip(offsets) {
+        let work = Descriptor {
+            operation: accel::OPERATION_SCRAMBLE,
+            destination: *offset,
+            length: 64 << 10,
+            pattern: *offset,
+            ..Descriptor::default()
+        };
+        device.bus().dma().write(slot * 64, work.as_bytes()).unwrap();
+    }
+    write(accel::REGISTER_TAIL, &(offsets.len() as u32).to_le_bytes());
+    while device.advance(std::time::Duration::ZERO) == Next::Now {}
+    let mut completed = [0; 8];
+    device.read_region(0, accel::REGISTER_COMPLETED, &mut completed).unwrap();
+    assert_eq!(u64::from_le_bytes(completed), offsets.len() as u64);
+}
+
+/// The most memory this process has had, in bytes.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Moves a sparse state through PRE_COPY and back out, and says how many bytes the stream had.
+fn round_trip(state_bytes: u64) -> u64 {
+    let offsets: Vec<u64> = (0..16).map(|n| state_bytes / 16 * n).chain([state_bytes - (64 << 10)]).collect();
+    let (source, destination) = (open(state_bytes), open(state_bytes));
+    scatter(&source, &offsets);
+    let saving = source.set_mig_state(State::PreCopy).unwrap().unwrap();
+    let resuming = destination.set_mig_state(State::Resuming).unwrap().unwrap();
+    let mut buffer = vec![0; MIB as usize];
+    let mut bytes = 0;
+    let mut pump = || {
+        while let Ok(count @ 1..) = saving.read(&mut buffer) {
+            assert_eq!(resuming.write(&buffer[..count]), Ok(count));
+            bytes += count as u64;
+        }
+    };
+    pump();
+    source.set_mig_state(State::StopCopy).unwrap();
+    pump();
+    destination.set_mig_state(State::Stop).unwrap();
+    for offset in offsets {
+        let mut stretches = [vec![0; 64 << 10], vec![1; 64 << 10]];
+        for (device, stretch) in [&source, &destination].into_iter().zip(&mut stretches) {
+            device.read_region(accel::STATE_REGION_INDEX, offset, stretch).unwrap();
+        }
+        assert!(stretches[0] == stretches[1], "at {offset:#x}");
+        assert!(stretches[0].iter().any(|byte| *byte != 0));
+    }
+    bytes
+}
+
+#[test]
+fn a_sparse_state_of_1_gib_takes_memory_only_for_what_it_holds() {
+    let bytes = round_trip(1 << 30);
+    assert!(bytes < 4 * MIB, "{bytes} bytes of stream");
+    assert!(peak() < 64 * MIB, "{} bytes at the peak", peak());
+}
+
+#[test]
+fn a_sparse_state_of_64_gib_takes_memory_only_for_what_it_holds() {
+    let bytes = round_trip(64 << 30);
+    assert!(bytes < 4 * MIB, "{bytes} bytes of stream");
+    assert!(peak() < 64 * MIB, "{} bytes at the peak", peak());
+}
