@@ -19,7 +19,7 @@ readers=()
 command_line() {
 	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc=reliable tsc_early_khz=$(tsc_khz)" \
 		"mitigations=off lsm=capability audit=0 cryptomgr.notests=1 rodata=off" \
-		"initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init"
+		"initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init"
 }
 
 # The rate of the host's time stamp counter, which TCG shows to the guest. A microvm has no good clock to
@@ -50,7 +50,8 @@ start() {
 	: > "$folder/console"
 	# QEMU dies with this run, even if this run is killed outright. It works in the scratch folder, for
 	# a socket's path must be short and no path may have a comma.
-	setpriv --pdeathsig KILL env --chdir="$work" qemu-system-x86_64 "${arguments[@]}" "$@" < /dev/null > "$folder/qemu" 2>&1 &
+	setpriv --pdeathsig KILL env --chdir="$work" qemu-system-x86_64 "${arguments[@]}" "$@" \
+		< /dev/null > "$folder/qemu" 2>&1 &
 	qemu[$machine]=$!
 	owned+=("$!")
 }

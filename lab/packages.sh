@@ -24,7 +24,8 @@ choose_release() {
 		done
 		return 0
 	done < <(known_releases)
-	fail 3 "apt knows no whole set of 6.12 kernel packages; run: apt-get update (needs Debian 12 with its security updates, or 13)"
+	fail 3 "apt knows no whole set of 6.12 kernel packages; run: apt-get update
+	(it needs Debian 12 with its security updates, or Debian 13)"
 }
 
 # The compiler this Debian builds its 6.12 kernel with: also the name of its package.
