@@ -320,7 +320,7 @@ fn look_through(reader: &mut Reader<impl Read>, contents: &mut Contents) -> Resu
                 check_total("memory", contents.memory_bytes, memory_bytes)?;
                 return reader.expect_end().map_err(Error::from);
             }
-            Message::Round { .. } => {}
+            Message::Round { .. } | Message::Padding { .. } => {}
             other => return Err(out_of_place(&other)),
         }
     }

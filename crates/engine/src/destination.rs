@@ -45,7 +45,7 @@ pub struct Received {
 impl<'a> Destination<'a> {
     /// Takes a device alone.
     pub fn new(device: &'a mut dyn Device) -> Destination<'a> {
-        Destination { device, ram: None, guest: Box::new(NoGuest), timeout: Duration::from_secs(60) }
+        Destination { device, ram: None, guest: Box::new(NoGuest), timeout: Duration::from_mins(1) }
     }
 
     /// Takes memory too. The device has been given it before, each address as the same IOVA.
@@ -206,6 +206,7 @@ impl Receiving<'_> {
                     }
                     return Ok(());
                 }
+                Message::Padding { .. } if !device_done => {}
                 Message::Abort(Reason { reason }) => return Err(Error::Peer { side: SOURCE, reason }),
                 _ => return Err(Error::Protocol(format!("{kind:?} came out of place"))),
             }
@@ -269,10 +270,7 @@ impl Receiving<'_> {
         }
         let handed_over = self.handover.phase() == handover::DestinationPhase::Discarded;
         self.handover.fail();
-        let cause = match self.touched {
-            true => reset_after(self.destination.device, cause),
-            false => cause,
-        };
+        let cause = if self.touched { reset_after(self.destination.device, cause) } else { cause };
         self.data = None;
         if handed_over && matches!(cause, Error::NotReset { .. }) && !self.stands_still() {
             // FAILED would let the device run there while it may run here.

@@ -26,7 +26,7 @@
 //! let report = Source::new(&mut here).send(Link::from(left))?;
 //! let mut there = receiver.join().unwrap()?;
 //! assert_eq!((here.state()?, there.state()?), (State::Stop, State::Running));
-//! assert!(report.device_bytes >= 1 << 20);
+//! assert!(report.device_bytes > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

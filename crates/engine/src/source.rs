@@ -38,7 +38,7 @@ impl Default for SourceOptions {
         SourceOptions {
             downtime_limit: Duration::from_millis(300),
             max_rounds: 30,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -136,6 +136,8 @@ struct Sending<'a> {
     state: State,
     precopy: precopy::Progress,
     bandwidth: Bandwidth,
+    /// Whether the link has carried enough to say how fast it is, or has been given padding to show it.
+    measured: bool,
     /// Time this round spent on finding pages that are zero: the link had no part in it.
     scanning: Duration,
     /// What a pass over all memory takes, where one will be needed when the device has stopped.
@@ -154,11 +156,20 @@ struct Sending<'a> {
     report: Report,
 }
 
+/// Less than this says nothing about how fast a link is: the time is that of the round trip.
+const LEAST_TO_MEASURE: u64 = 1 << 20;
+/// As much is sent as padding where nothing else can show how fast the link is.
+const MOST_PADDING: u64 = 4 << 20;
+/// So little is there in no time over any link: no measure is needed for it.
+const NEEDS_NO_MEASURE: u64 = 64 << 10;
+
 /// A pass over all memory.
 #[derive(Clone, Copy)]
 struct FullPass {
-    /// Bytes on the wire for each byte of memory: fewer where much of it is zero.
-    share: f64,
+    /// Bytes of memory.
+    memory: u64,
+    /// Bytes that crossed the wire for them: fewer where much of it is zero.
+    wire: u64,
     scanning: Duration,
 }
 
@@ -200,6 +211,7 @@ impl<'a> Sending<'a> {
             state: State::Running,
             precopy: precopy::Progress::default(),
             bandwidth: Bandwidth::default(),
+            measured: false,
             scanning: Duration::ZERO,
             full_pass: None,
             quickest_answer: Duration::MAX,
@@ -296,10 +308,11 @@ impl<'a> Sending<'a> {
         let memory_bytes = self.send_memory()?;
         if self.full_pass.is_none() && self.dirty.as_ref().is_some_and(Dirty::is_unlogged) && memory_bytes > 0
         {
-            let share = (self.writer.bytes() - wire_before) as f64 / memory_bytes as f64;
-            self.full_pass = Some(FullPass { share, scanning: self.scanning });
+            let wire = self.writer.bytes() - wire_before;
+            self.full_pass = Some(FullPass { memory: memory_bytes, wire, scanning: self.scanning });
         }
         let device_bytes = if self.data.is_some() { self.send_precopy(device_left)? } else { 0 };
+        self.measure_link(self.writer.bytes() - wire_before)?;
         self.send(&Message::Round { number })?;
         self.flush()?;
         let asked = Instant::now();
@@ -327,11 +340,31 @@ impl<'a> Sending<'a> {
         })
     }
 
+    /// A device that gives much once it has stopped but little before leaves nothing to measure the link by: then
+    /// padding is sent, once. Without it the estimate would be that of the round trip, and far too long.
+    fn measure_link(&mut self, carried: u64) -> Result<(), Error> {
+        if std::mem::replace(&mut self.measured, true) || carried >= LEAST_TO_MEASURE {
+            return Ok(());
+        }
+        let mut left = match self.source.device.data_size() {
+            Ok(size) if size > NEEDS_NO_MEASURE => size.min(MOST_PADDING),
+            _ => return Ok(()),
+        };
+        let padding = vec![0; CHUNK];
+        while left > 0 {
+            let count = left.min(CHUNK as u64);
+            self.send(&Message::Padding { data: &padding[..count as usize] })?;
+            left -= count;
+        }
+        Ok(())
+    }
+
     fn expected_downtime(&self, mut remaining: Remaining) -> Option<Duration> {
         // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
         let mut fixed = self.quickest_answer.saturating_mul(3);
         if let Some(pass) = self.full_pass {
-            remaining.memory = (remaining.memory as f64 * pass.share) as u64;
+            let wire = u128::from(remaining.memory) * u128::from(pass.wire) / u128::from(pass.memory);
+            remaining.memory = u64::try_from(wire).unwrap_or(u64::MAX);
             fixed = fixed.saturating_add(pass.scanning);
         }
         estimate::downtime(remaining, self.bandwidth, fixed)

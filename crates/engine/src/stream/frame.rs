@@ -96,11 +96,13 @@ pub enum Kind {
     Failed = 13,
     /// The source calls the migration off.
     Abort = 14,
+    /// Bytes without meaning, by which the source measures the link.
+    Padding = 15,
 }
 
 impl Kind {
     /// Every kind, by ascending number.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Hello,
         Kind::Accept,
         Kind::Memory,
@@ -115,6 +117,7 @@ impl Kind {
         Kind::Running,
         Kind::Failed,
         Kind::Abort,
+        Kind::Padding,
     ];
 
     fn from_number(number: u16) -> Option<Kind> {
@@ -124,7 +127,7 @@ impl Kind {
     /// The largest payload this kind may have.
     pub const fn max_payload(self) -> u32 {
         match self {
-            Kind::Memory | Kind::DeviceState => MAX_PAYLOAD,
+            Kind::Memory | Kind::DeviceState | Kind::Padding => MAX_PAYLOAD,
             _ => MAX_CONTROL,
         }
     }

@@ -136,6 +136,11 @@ pub enum Message<'a> {
     Failed(Reason),
     /// Source: it is off.
     Abort(Reason),
+    /// Source: to be thrown away.
+    Padding {
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -177,6 +182,7 @@ impl<'a> Message<'a> {
             Message::Running(_) => Kind::Running,
             Message::Failed(_) => Kind::Failed,
             Message::Abort(_) => Kind::Abort,
+            Message::Padding { .. } => Kind::Padding,
         }
     }
 
@@ -187,7 +193,7 @@ impl<'a> Message<'a> {
             Message::Ready(ready) => json(ready),
             Message::Running(running) => json(running),
             Message::Failed(reason) | Message::Abort(reason) => json(&reason.for_people()),
-            Message::Accept | Message::Handover => Vec::new(),
+            Message::Accept | Message::Handover | Message::Padding { .. } => Vec::new(),
             Message::Memory { address, .. } => U64::new(*address).as_bytes().to_vec(),
             Message::MemoryZero { address, length } => {
                 Span { address: U64::new(*address), length: U64::new(*length) }.as_bytes().to_vec()
@@ -207,7 +213,9 @@ impl<'a> Message<'a> {
             Message::End { memory_bytes } => U64::new(*memory_bytes).as_bytes().to_vec(),
         };
         match self {
-            Message::Memory { data, .. } | Message::DeviceState { data, .. } => (head, data),
+            Message::Memory { data, .. } | Message::DeviceState { data, .. } | Message::Padding { data } => {
+                (head, data)
+            }
             _ => (head, &[]),
         }
     }
@@ -227,6 +235,7 @@ impl<'a> Message<'a> {
             Kind::Running => Message::Running(from_json(kind, payload)?),
             Kind::Failed => Message::Failed(from_json::<Reason>(kind, payload)?.for_people()),
             Kind::Abort => Message::Abort(from_json::<Reason>(kind, payload)?.for_people()),
+            Kind::Padding => Message::Padding { data: data(payload)? },
             Kind::Accept => exact::<()>(kind, payload).map(|()| Message::Accept)?,
             Kind::Handover => exact::<()>(kind, payload).map(|()| Message::Handover)?,
             Kind::Memory => {
@@ -315,6 +324,7 @@ mod tests {
             Message::Running(Running {}),
             Message::Failed(reason.clone()),
             Message::Abort(reason),
+            Message::Padding { data: &full },
         ];
         for message in &messages {
             round_trip(message);

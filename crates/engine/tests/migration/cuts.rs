@@ -1,0 +1,83 @@
+//! Links that end at every possible byte.
+
+use std::time::Duration;
+
+use whimbrel_engine::{Outcome, SendError};
+
+use crate::support::{Cut, Ended, Rig, Shape, proxy};
+
+/// The smallest migration that has everything in it: memory, zero pages, pre-copy, both sorts of state.
+fn migrate(cut: Cut, timeout: Duration) -> (Ended, Vec<u8>, Vec<u8>) {
+    let mut rig = Rig::new(&Shape { size: 2, initial: 1, ..Shape::default() }).with_memory(&[(0, 0x2000)]);
+    rig.options.timeout = timeout;
+    let (left, right, recording) = proxy(cut);
+    let memory = &rig.memory.as_ref().unwrap().0;
+    vm_memory::Bytes::write_obj(memory, 1u8, vm_memory::GuestAddress(0)).unwrap();
+    let ended = rig.migrate_over(left, right);
+    let (from_source, from_destination) = recording.end();
+    (ended, from_source, from_destination)
+}
+
+fn is_unknown(ended: &Ended) -> bool {
+    matches!(&ended.sent, Err(SendError { outcome: Outcome::Unknown, .. }))
+}
+
+const PATIENT: Duration = Duration::from_mins(1);
+/// HANDOVER is a frame without payload.
+const HANDOVER_BYTES: usize = 24;
+/// RUNNING is a frame whose payload is `{}`.
+const RUNNING_BYTES: usize = 26;
+
+#[test]
+fn a_link_cut_after_any_byte_from_the_source_leaves_one_owner() {
+    let (_, whole, _) = migrate(Cut::Never, PATIENT);
+    for count in 0..=whole.len() {
+        let what = format!("cut after {count} of {} bytes from the source", whole.len());
+        let (mut ended, ..) = migrate(Cut::FromSource(count), PATIENT);
+        ended.assert_sane(&what);
+        if count < whole.len() - HANDOVER_BYTES {
+            assert!(matches!(&ended.sent, Err(SendError { outcome: Outcome::RunsOn, .. })), "{what}");
+        }
+        if count < whole.len() {
+            assert!(ended.received.is_err(), "{what}: it ran without the whole handover");
+        }
+    }
+}
+
+#[test]
+fn a_link_cut_after_any_byte_from_the_destination_leaves_one_owner() {
+    let (_, _, whole) = migrate(Cut::Never, PATIENT);
+    for count in 0..=whole.len() {
+        let what = format!("cut after {count} of {} bytes from the destination", whole.len());
+        let (mut ended, ..) = migrate(Cut::FromDestination(count), PATIENT);
+        ended.assert_sane(&what);
+        let (ready, running) = (whole.len() - RUNNING_BYTES, whole.len());
+        match count {
+            _ if count < ready => assert!(ended.sent.is_err() && !is_unknown(&ended), "{what}"),
+            _ if count < running => assert!(is_unknown(&ended), "{what}"),
+            _ => assert!(ended.sent.is_ok(), "{what}"),
+        }
+    }
+}
+
+#[test]
+fn a_link_that_falls_silent_after_any_of_many_bytes_ends_with_one_owner() {
+    let (_, from_source, from_destination) = migrate(Cut::Never, PATIENT);
+    let from_source = (0..from_source.len()).step_by(97).map(Cut::SilentFromSource);
+    let from_destination = (0..from_destination.len()).step_by(17).map(Cut::SilentFromDestination);
+    for cut in from_source.chain(from_destination) {
+        let (mut ended, ..) = migrate(cut, Duration::from_millis(150));
+        ended.assert_sane(&format!("{cut:?}"));
+        let error = ended.sent.expect_err("the link is silent").to_string();
+        assert!(error.contains("the destination"), "{cut:?}: {error}");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_know_the_outcome_says_what_to_do() {
+    let (_, _, whole) = migrate(Cut::Never, PATIENT);
+    let (ended, ..) = migrate(Cut::FromDestination(whole.len() - 1), PATIENT);
+    let error = ended.sent.unwrap_err().to_string();
+    assert!(error.starts_with("the destination closed the connection"), "{error}");
+    assert!(error.contains("it stays stopped here; look there"), "{error}");
+}

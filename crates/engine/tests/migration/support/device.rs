@@ -1,0 +1,320 @@
+//! A device made for faults: small, every kind of migration support, and each request fails when a test says so.
+//!
+//! Its state is a list of bytes. The stream is `initial` bytes of 0xaa, any number of 0xbb for state that changes while
+//! the device runs, and then the image: 0xcc, a length, the bytes, their sum.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use whimbrel_device::{
+    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
+    Next, PrecopyReport, State,
+};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_user::Local;
+
+/// A request that the driver gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    Arc(State, State),
+    /// In the state the device is in.
+    Read(State),
+    Write,
+    DataSize,
+    Precopy,
+    LogStart,
+    LogReport,
+    LogStop,
+    Reset,
+}
+
+/// What a device is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) flags: MigrationFlags,
+    pub(crate) logging: bool,
+    /// Bytes of its state at power-on, all zero.
+    pub(crate) size: usize,
+    /// Bytes of initial pre-copy data.
+    pub(crate) initial: u64,
+    /// What MIG_DATA_SIZE says instead of the truth.
+    pub(crate) claims: Option<u64>,
+    /// Pages of memory from 0 on that it writes to while it runs; none if 0.
+    pub(crate) dma_pages: u64,
+    pub(crate) regions: u32,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape {
+            flags: MigrationFlags::STOP_COPY | MigrationFlags::P2P | MigrationFlags::PRE_COPY,
+            logging: true,
+            size: 16,
+            initial: 5,
+            claims: None,
+            dma_pages: 0,
+            regions: 2,
+        }
+    }
+}
+
+/// A test's hold on the driver.
+#[derive(Clone)]
+pub(crate) struct Control(Arc<Mutex<Inner>>);
+
+struct Inner {
+    faults: Vec<(At, u32, ArcError)>,
+    requests: Vec<At>,
+    state: Vec<u8>,
+    logging: bool,
+    written: u64,
+}
+
+impl Control {
+    /// Makes the request after `passes` of its kind fail, once.
+    pub(crate) fn fail(&self, at: At, passes: u32, error: ArcError) {
+        self.0.lock().faults.push((at, passes, error));
+    }
+
+    pub(crate) fn set_state(&self, state: &[u8]) {
+        self.0.lock().state = state.to_vec();
+    }
+
+    pub(crate) fn state(&self) -> Vec<u8> {
+        self.0.lock().state.clone()
+    }
+
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.0.lock().state.iter().all(|byte| *byte == 0)
+    }
+
+    pub(crate) fn is_logging(&self) -> bool {
+        self.0.lock().logging
+    }
+
+    /// Number of pages written through DMA.
+    pub(crate) fn written(&self) -> u64 {
+        self.0.lock().written
+    }
+
+    pub(crate) fn requests(&self) -> Vec<At> {
+        self.0.lock().requests.clone()
+    }
+
+    pub(crate) fn has_faults_left(&self) -> bool {
+        !self.0.lock().faults.is_empty()
+    }
+
+    fn pass(&self, at: At) -> Result<(), ArcError> {
+        let mut inner = self.0.lock();
+        inner.requests.push(at);
+        let Some(index) = inner.faults.iter().position(|(of, ..)| *of == at) else { return Ok(()) };
+        if inner.faults[index].1 > 0 {
+            inner.faults[index].1 -= 1;
+            return Ok(());
+        }
+        Err(inner.faults.remove(index).2)
+    }
+
+    fn pass_request(&self, at: At) -> Result<(), Errno> {
+        self.pass(at).map_err(ArcError::errno)
+    }
+}
+
+struct TestDriver {
+    shape: Shape,
+    bus: Bus,
+    control: Control,
+    now: State,
+    initial_left: u64,
+    dirty_left: u64,
+    image: Vec<u8>,
+    at: usize,
+    loading: Vec<u8>,
+    log: Option<Arc<DirtyLog>>,
+    random: u64,
+}
+
+/// Opens a device of this shape in this process.
+pub(crate) fn open(name: &str, shape: &Shape) -> (Local, Control) {
+    let (device, control) = open_file(name, shape);
+    (Local::new(device), control)
+}
+
+fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
+    let bus = Bus::new();
+    let control = Control(Arc::new(Mutex::new(Inner {
+        faults: Vec::new(),
+        requests: Vec::new(),
+        state: vec![0; shape.size],
+        logging: false,
+        written: 0,
+    })));
+    let driver = TestDriver {
+        shape: shape.clone(),
+        bus: bus.clone(),
+        control: control.clone(),
+        now: State::Running,
+        initial_left: 0,
+        dirty_left: 0,
+        image: Vec::new(),
+        at: 0,
+        loading: Vec::new(),
+        log: None,
+        random: 1,
+    };
+    (DeviceFile::new(name, bus, Box::new(driver)), control)
+}
+
+impl TestDriver {
+    fn image(&self) -> Vec<u8> {
+        let state = self.control.state();
+        let sum = state.iter().fold(0u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte));
+        [&[0xcc], (state.len() as u32).to_le_bytes().as_slice(), &state, &[sum]].concat()
+    }
+
+    /// Takes what was written as the state, or refuses it.
+    fn judge(&mut self) -> Result<(), Errno> {
+        let head = self.loading.iter().position(|byte| ![0xaa, 0xbb].contains(byte)).ok_or(Errno::EINVAL)?;
+        let fresh = self.control.state();
+        let state = self.loading[head..].get(5..5 + fresh.len()).ok_or(Errno::EINVAL)?.to_vec();
+        self.control.set_state(&state);
+        if self.loading[head..] == self.image() {
+            return Ok(());
+        }
+        self.control.set_state(&fresh);
+        Err(Errno::EINVAL)
+    }
+}
+
+impl Driver for TestDriver {
+    fn info(&self) -> Info {
+        Info {
+            flags: DeviceInfoFlags::RESET,
+            num_regions: self.shape.regions,
+            num_irqs: 0,
+            capabilities: Vec::new(),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.control.pass_request(At::Reset)?;
+        self.control.set_state(&vec![0; self.shape.size]);
+        self.now = State::Running;
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        if self.shape.flags.is_empty() { None } else { Some(self) }
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        if self.shape.logging { Some(self) } else { None }
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        if self.shape.dma_pages == 0 {
+            return Next::Idle;
+        }
+        for _ in 0..8 {
+            self.random =
+                self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let address = (self.random >> 33) % self.shape.dma_pages * 4096 + (self.random >> 20) % 4000;
+            if self.bus.dma().write(address, &self.random.to_le_bytes()).is_ok() {
+                self.control.0.lock().written += 1;
+            }
+        }
+        self.control.0.lock().state[0] = self.random.to_le_bytes()[7];
+        Next::At(now + Duration::from_micros(500))
+    }
+}
+
+impl Migration for TestDriver {
+    fn flags(&self) -> MigrationFlags {
+        self.shape.flags
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        assert_eq!(from, self.now, "the core walks from where the device is");
+        self.control.pass(At::Arc(from, to))?;
+        match (from, to) {
+            (_, State::PreCopy) if !from.is_saving() => {
+                (self.initial_left, self.dirty_left) = (self.shape.initial, 3);
+                self.image.clear();
+            }
+            (_, State::StopCopy) => (self.image, self.at) = (self.image(), 0),
+            (_, State::Resuming) => self.loading.clear(),
+            (State::Resuming, State::Stop) => self.judge()?,
+            _ => {}
+        }
+        self.now = to;
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        self.control.pass_request(At::DataSize)?;
+        Ok(self.shape.claims.unwrap_or(self.shape.size as u64 + 6))
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.control.pass_request(At::Read(self.now))?;
+        for (left, byte) in [(&mut self.initial_left, 0xaa), (&mut self.dirty_left, 0xbb)] {
+            if *left > 0 {
+                // Two reads at least, so that a reader that stops after the first is found out.
+                let count = (*left).div_ceil(2).min(buffer.len() as u64) as usize;
+                buffer[..count].fill(byte);
+                *left -= count as u64;
+                return Ok(count);
+            }
+        }
+        let count = (self.image.len() - self.at).min(buffer.len());
+        buffer[..count].copy_from_slice(&self.image[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.control.pass_request(At::Write)?;
+        if self.loading.len() + data.len() > self.shape.size + self.shape.initial as usize + 4096 {
+            return Err(Errno::ENOMEM);
+        }
+        self.loading.extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        self.control.pass_request(At::Precopy)?;
+        let bytes = PrecopyBytes { initial: self.initial_left, dirty: self.dirty_left };
+        Ok(PrecopyReport { bytes, reinit: false })
+    }
+}
+
+impl DmaLogging for TestDriver {
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        self.control.pass_request(At::LogStart)?;
+        if self.log.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let log = Arc::new(DirtyLog::new(ranges)?);
+        self.bus.dma().set_log(Some(log.clone()));
+        self.log = Some(log);
+        self.control.0.lock().logging = true;
+        Ok(4096)
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        self.control.pass_request(At::LogStop)?;
+        self.bus.dma().set_log(None);
+        self.log = None;
+        self.control.0.lock().logging = false;
+        Ok(())
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        self.control.pass_request(At::LogReport)?;
+        self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
+        Ok(())
+    }
+}
