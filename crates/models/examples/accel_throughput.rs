@@ -1,4 +1,5 @@
-//! How fast an engine's state can be read and loaded, beside a plain copy of the same bytes and their checksum.
+//! How fast an engine's state can be read and loaded, beside a plain copy of the same bytes and their
+//! checksum.
 //!
 //! `cargo run --release -p whimbrel-models --example accel_throughput [MiB of state]`
 

@@ -1,8 +1,9 @@
 //! VFIO devices in software that migrate: to run, to test against and to learn from, without hardware.
 //!
-//! Two models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from the
-//! kernel's own sample device, mtty. [`accel`] is a DMA engine with as much state as is asked for, that does work a
-//! guest gives it, goes on with it after it has moved, and says truly how much of its state is left to send.
+//! Two models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from
+//! the kernel's own sample device, mtty. [`accel`] is a DMA engine with as much state as is asked for, that
+//! does work a guest gives it, goes on with it after it has moved, and says truly how much of its state is
+//! left to send.
 //!
 //! A model is named as on a command line, and opened as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!

@@ -17,9 +17,10 @@ use crate::serial::{Ports, Serial, SerialConfig};
 /// | `serial` | `ports` | 1 or 2 ports (1) |
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
 /// | | `rate` | bytes per second at which it changes by itself (0) |
-/// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all); STOP_COPY is always there |
+/// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all) |
 ///
-/// Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G` or `GiB`, all of them powers of 1024.
+/// STOP_COPY is there also if `features` leaves it out. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G`
+/// or `GiB`, all of them powers of 1024.
 ///
 /// ```
 /// use whimbrel_models::Model;
@@ -192,8 +193,8 @@ fn parse_settings<'a>(
     Ok(settings)
 }
 
-/// A size in bytes as a model's settings take it: a number, alone or with K, M, G, KiB, MiB or GiB, all of them powers of
-/// 1024.
+/// A size in bytes as a model's settings take it: a number, alone or with K, M, G, KiB, MiB or GiB, all of
+/// them powers of 1024.
 pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);

@@ -1,6 +1,7 @@
 //! A PCI configuration space: its bytes, and which of their bits a guest may change.
 //!
-//! It is the user's to carry when a device moves, as it is with the kernel's devices: no migration stream holds it.
+//! It is the user's to carry when a device moves, as it is with the kernel's devices: no migration stream
+//! holds it.
 
 /// Offset of the first base address register.
 pub(crate) const BAR0: usize = 0x10;

@@ -1,5 +1,5 @@
-//! How much memory an engine with a large, nearly empty state takes while it moves. A test program of its own, because
-//! what it looks at is the peak of the whole process.
+//! How much memory an engine with a large, nearly empty state takes while it moves. A test program of its
+//! own, because what it looks at is the peak of the whole process.
 // Also the functions beside the tests are tests.
 #![allow(clippy::unwrap_used)]
 

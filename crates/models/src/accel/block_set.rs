@@ -32,8 +32,8 @@ impl BlockSet {
         }
     }
 
-    /// The first block from `from` on that is in the set, or is not, as `present` says; the set's length if there is
-    /// none.
+    /// The first block from `from` on that is in the set, or is not, as `present` says; the set's length if
+    /// there is none.
     pub(super) fn next(&self, from: u64, present: bool) -> u64 {
         let flip = if present { 0 } else { u64::MAX };
         let mut index = (from / 64) as usize;

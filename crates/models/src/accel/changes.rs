@@ -20,8 +20,8 @@ impl Clock {
 
     /// Adds the time since the last call, at `rate` bytes per second.
     ///
-    /// What is not used up does not grow beyond a second's worth, or a block: a device that was kept from working for
-    /// long does not make up for all of it.
+    /// What is not used up does not grow beyond a second's worth, or a block: a device that was kept from
+    /// working for long does not make up for all of it.
     pub(super) fn pass(&mut self, now: Duration, rate: u64, block_bytes: u64) {
         let elapsed = now.saturating_sub(self.last.unwrap_or(now));
         self.last = Some(now);

@@ -5,8 +5,8 @@ use whimbrel_device::MigrationFlags;
 /// The settings of an [`Accel`](super::Accel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccelConfig {
-    /// Bytes of own state: [`AccelConfig::LEAST_STATE`] to [`AccelConfig::MOST_STATE`], a multiple of 8. Memory is
-    /// taken only for the parts that are used.
+    /// Bytes of own state: [`AccelConfig::LEAST_STATE`] to [`AccelConfig::MOST_STATE`], a multiple of 8.
+    /// Memory is taken only for the parts that are used.
     pub state_bytes: u64,
     /// Bytes per second at which the state changes by itself while the device runs.
     pub state_rate: u64,

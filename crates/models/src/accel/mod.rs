@@ -1,41 +1,44 @@
-//! A DMA engine: a PCI device that copies, fills and sums memory, with as much state of its own as is asked for.
+//! A DMA engine: a PCI device that copies, fills and sums memory, with as much state of its own as is asked
+//! for.
 //!
 //! # How a guest drives it
 //!
-//! The registers are region 0 (BAR 0), little-endian, at the `REGISTER_` offsets. They are read at any offset and
-//! length, and written in aligned words of 32 bits (a register of 64 bits in two halves, or both at once); any other
-//! write is EINVAL.
+//! The registers are region 0 (BAR 0), little-endian, at the `REGISTER_` offsets. They are read at any offset
+//! and length, and written in aligned words of 32 bits (a register of 64 bits in two halves, or both at
+//! once); any other write is EINVAL.
 //!
-//! 1. Lay out two rings in memory the device can reach, with the same number of entries: [`Descriptor`]s, aligned to
-//!    64 bytes, and [`Completion`]s, aligned to 32. Both are in the byte order of the host.
+//! 1. Lay out two rings in memory the device can reach, with the same number of entries: [`Descriptor`]s,
+//!    aligned to 64 bytes, and [`Completion`]s, aligned to 32. Both are in the byte order of the host.
 //! 2. Write [`REGISTER_QUEUE_SIZE`], [`REGISTER_QUEUE_BASE`] and [`REGISTER_COMPLETION_BASE`], then
-//!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back enabled, the rings were
-//!    refused.
-//! 3. Put descriptors into the ring, at the index reduced to its size, and write the index behind the last one to
-//!    [`REGISTER_TAIL`]. No more than a ring's worth may be between [`REGISTER_HEAD`] and the tail; a doorbell beyond
-//!    that, or backwards, is refused and counted in [`REGISTER_ERRORS`].
+//!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back enabled, the
+//!    rings were refused.
+//! 3. Put descriptors into the ring, at the index reduced to its size, and write the index behind the last
+//!    one to [`REGISTER_TAIL`]. No more than a ring's worth may be between [`REGISTER_HEAD`] and the tail; a
+//!    doorbell beyond that, or backwards, is refused and counted in [`REGISTER_ERRORS`].
 //! 4. Each descriptor gets one completion, in order, in the slot of the same index. When its
-//!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that fails is
-//!    completed with a status like any other; the device goes on.
-//! 5. For an interrupt (MSI, index 1), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when it appears
-//!    in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the ring, and the next one interrupts
-//!    again.
+//!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that
+//!    fails is completed with a status like any other; the device goes on.
+//! 5. For an interrupt (MSI, index 1), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when
+//!    it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the ring, and the
+//!    next one interrupts again.
 //!
 //! Region 2 (BAR 2) shows the own state, read only. Each completed job changes a word of it: the new
-//! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits and combined
-//! with the digest by exclusive or. [`OPERATION_SCRAMBLE`] writes whole stretches. With a rate set, blocks of it also
-//! change by themselves.
+//! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits
+//! and combined with the digest by exclusive or. [`OPERATION_SCRAMBLE`] writes whole stretches. With a rate
+//! set, blocks of it also change by themselves.
 //!
 //! # How it migrates
 //!
-//! In RUNNING_P2P and PRE_COPY_P2P it starts no DMA, since it cannot tell a peer from memory; it still takes doorbells.
-//! In STOP, STOP_COPY and RESUMING nothing changes: a write to the registers is EBUSY, and in RESUMING, where there is
-//! no state to show, a read is too. A job that is stopped in the middle goes on where it was loaded. A cause that waits for
-//! its interrupt when a state is loaded interrupts again once the device runs.
+//! In RUNNING_P2P and PRE_COPY_P2P it starts no DMA, since it cannot tell a peer from memory; it still takes
+//! doorbells. In STOP, STOP_COPY and RESUMING nothing changes: a write to the registers is EBUSY, and in
+//! RESUMING, where there is no state to show, a read is too. A job that is stopped in the middle goes on
+//! where it was loaded. A cause that waits for its interrupt when a state is loaded interrupts again once the
+//! device runs.
 //!
-//! Entering RESUMING empties the device, for the state is never held twice. So a load that fails can only be left by a
-//! reset, which empties it again. The counts given in PRE_COPY are true: initial bytes are what the first pass has left,
-//! dirty bytes what changed after it was sent. Blocks never written take neither memory nor room in the stream.
+//! Entering RESUMING empties the device, for the state is never held twice. So a load that fails can only be
+//! left by a reset, which empties it again. The counts given in PRE_COPY are true: initial bytes are what the
+//! first pass has left, dirty bytes what changed after it was sent. Blocks never written take neither memory
+//! nor room in the stream.
 //!
 //! The configuration space (region 7) is the user's to carry over, as with the kernel's devices.
 //!

@@ -6,8 +6,8 @@ use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::block_set::BlockSet;
 
-/// Smallest and largest block. A stream's records and the account of changes are per block: small states get blocks
-/// small enough to have some, and 64 GiB get an account of 128 KiB.
+/// Smallest and largest block. A stream's records and the account of changes are per block: small states get
+/// blocks small enough to have some, and 64 GiB get an account of 128 KiB.
 const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 256..=64 << 10;
 
 /// About how many blocks a state has at least.

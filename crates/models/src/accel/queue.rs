@@ -28,12 +28,13 @@ pub struct Descriptor {
 
 /// Copies `length` bytes from `source` to `destination`. The two must not overlap.
 pub const OPERATION_COPY: u32 = 1;
-/// Writes `pattern` again and again, `length` bytes in all, from `destination` on. The last repetition may be cut.
+/// Writes `pattern` again and again, `length` bytes in all, from `destination` on. The last repetition may be
+/// cut.
 pub const OPERATION_FILL: u32 = 2;
 /// Gives the CRC-32 (ISO-HDLC, that of zlib and Ethernet) of `length` bytes from `source` as the result.
 pub const OPERATION_CHECKSUM: u32 = 3;
-/// Writes bytes derived from `pattern` to the device's own state: `length` bytes, a multiple of 8, from offset
-/// `destination`, a multiple of 8, on. No data is moved through memory.
+/// Writes bytes derived from `pattern` to the device's own state: `length` bytes, a multiple of 8, from
+/// offset `destination`, a multiple of 8, on. No data is moved through memory.
 pub const OPERATION_SCRAMBLE: u32 = 4;
 
 /// The most bytes one descriptor can speak of.

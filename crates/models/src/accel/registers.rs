@@ -27,8 +27,8 @@ pub const REGISTER_TAIL: u64 = 0x28;
 pub const REGISTER_HEAD: u64 = 0x2c;
 /// u64, read only: jobs completed since reset, with whatever status.
 pub const REGISTER_COMPLETED: u64 = 0x30;
-/// u64, read only: what went wrong since reset: jobs with a status other than done, doorbells and settings refused,
-/// completions that could not be written.
+/// u64, read only: what went wrong since reset: jobs with a status other than done, doorbells and settings
+/// refused, completions that could not be written.
 pub const REGISTER_ERRORS: u64 = 0x38;
 /// u32: the causes that interrupt.
 pub const REGISTER_INTERRUPT_ENABLE: u64 = 0x40;
@@ -42,8 +42,8 @@ pub const ID: u32 = u32::from_le_bytes(*b"accl");
 /// What [`REGISTER_VERSION`] reads.
 pub const VERSION: u32 = 1;
 
-/// In [`REGISTER_CONTROL`]: the queue works. The ring registers are judged, and head and tail set to 0, when it is set;
-/// they cannot be changed until it is cleared, which drops jobs that are not complete.
+/// In [`REGISTER_CONTROL`]: the queue works. The ring registers are judged, and head and tail set to 0, when
+/// it is set; they cannot be changed until it is cleared, which drops jobs that are not complete.
 pub const CONTROL_ENABLE: u32 = 1 << 0;
 
 /// A job was completed.
@@ -59,13 +59,15 @@ const INTERRUPTS: u32 = INTERRUPT_COMPLETION | INTERRUPT_ERROR;
 /// Bytes of registers at the start of the block; the rest reads as zero.
 const USED: usize = 0x50;
 
-/// What [`REGISTER_DIGEST`] becomes when a job completes, from what it was and the completion's tag, status and result.
+/// What [`REGISTER_DIGEST`] becomes when a job completes, from what it was and the completion's tag, status
+/// and result.
 pub const fn fold_digest(digest: u64, tag: u64, status: u32, result: u64) -> u64 {
     let mixed = digest.rotate_left(7) ^ tag ^ result.rotate_left(32) ^ ((status as u64) << 56);
     mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// What the registers hold. While `enabled` the ring registers are sound and `tail - head` is at most the queue's size.
+/// What the registers hold. While `enabled` the ring registers are sound and `tail - head` is at most the
+/// queue's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registers {
     pub(super) enabled: bool,
@@ -177,7 +179,8 @@ impl Registers {
         data[count..].fill(0);
     }
 
-    /// A write of 32 bits at `offset`, a multiple of 4. Says what else follows, and whether the device must interrupt.
+    /// A write of 32 bits at `offset`, a multiple of 4. Says what else follows, and whether the device must
+    /// interrupt.
     pub(super) fn write(&mut self, offset: u64, value: u32) -> (Effect, bool) {
         let low = |register: u64| register & !0xffff_ffff | u64::from(value);
         let high = |register: u64| register & 0xffff_ffff | u64::from(value) << 32;

@@ -1,7 +1,7 @@
 //! Doing the work in the queue, a slice at a time.
 //!
-//! A job begins when its descriptor is read and ends when its completion is written. In between it is part of the
-//! device's state and moves with it.
+//! A job begins when its descriptor is read and ends when its completion is written. In between it is part of
+//! the device's state and moves with it.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use whimbrel_uapi::pci::VFIO_PCI_MSI_IRQ_INDEX;
@@ -146,7 +146,8 @@ impl Accel {
         }
     }
 
-    /// Works the digest, and with it everything completed so far, into a word of the own state that it also chooses.
+    /// Works the digest, and with it everything completed so far, into a word of the own state that it also
+    /// chooses.
     fn note_in_state(&mut self) {
         let digest = self.machine.registers.digest;
         let offset = digest % (self.config.state_bytes / 8) * 8;
@@ -171,7 +172,8 @@ fn extend_checksum(before: u32, data: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
-/// Fills a stretch of the own state, at a multiple of 8, with bytes that follow from a seed and from where they lie.
+/// Fills a stretch of the own state, at a multiple of 8, with bytes that follow from a seed and from where
+/// they lie.
 pub(super) fn scramble(seed: u64, offset: u64, data: &mut [u8]) {
     for (index, chunk) in (offset / 8..).zip(data.chunks_mut(8)) {
         let mut word = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -1,16 +1,17 @@
 //! A PCI serial card as the kernel's mtty sample is: one or two 16550 ports, each an I/O region of 8 bytes.
 //!
-//! Its migration stream is mtty's (60 bytes for one port, 96 for two), so that a state saved here is loaded by a kernel
-//! and the other way round. It differs from mtty on purpose in this:
+//! Its migration stream is mtty's (60 bytes for one port, 96 for two), so that a state saved here is loaded
+//! by a kernel and the other way round. It differs from mtty on purpose in this:
 //!
-//! - A head that does not fit is refused with EINVAL as soon as it is seen, and the load can then only be left by a
-//!   reset. (mtty answers EFAULT but counts the bytes, so that leaving RESUMING then succeeds.)
+//! - A head that does not fit is refused with EINVAL as soon as it is seen, and the load can then only be
+//!   left by a reset. (mtty answers EFAULT but counts the bytes, so that leaving RESUMING then succeeds.)
 //! - Contents that no port can have, such as a FIFO index past its end, are refused. mtty loads them.
-//! - Reset brings the registers to their values after power-on, and the device says that it can be reset. mtty only
-//!   ends the session.
-//! - An interrupt is signalled on each index the user has set up, and INTx is not masked by it; its flags say so.
-//! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified at a time,
-//!   and an empty receiver is no cause.
+//! - Reset brings the registers to their values after power-on, and the device says that it can be reset.
+//!   mtty only ends the session.
+//! - An interrupt is signalled on each index the user has set up, and INTx is not masked by it; its flags say
+//!   so.
+//! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified
+//!   at a time, and an empty receiver is no cause.
 //!
 //! ```
 //! use whimbrel_device::{Bus, DeviceFile};
@@ -132,8 +133,8 @@ fn pci_config(ports: Ports) -> PciConfig<CONFIG_SIZE> {
     config
 }
 
-/// The single accesses that one region access is made of, as mtty cuts it: four bytes where they are aligned, then two,
-/// then one. Each touches only the register at its own offset.
+/// The single accesses that one region access is made of, as mtty cuts it: four bytes where they are aligned,
+/// then two, then one. Each touches only the register at its own offset.
 fn accesses(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {

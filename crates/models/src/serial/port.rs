@@ -1,10 +1,11 @@
 //! One 16550 port: its registers, its FIFO, and when it interrupts.
 //!
-//! The registers answer as those of the kernel's mtty do (`samples/vfio-mdev/mtty.c`). What is sent comes back: the
-//! transmitter feeds the receiver's FIFO. Three answers are a 16550's where mtty's are not:
+//! The registers answer as those of the kernel's mtty do (`samples/vfio-mdev/mtty.c`). What is sent comes
+//! back: the transmitter feeds the receiver's FIFO. Three answers are a 16550's where mtty's are not:
 //!
 //! - A full FIFO of 16 bytes can be read. mtty takes it for empty, and it stays so until it is reset.
-//! - The interrupt identification names the one cause with the highest priority, not all of them in one number.
+//! - The interrupt identification names the one cause with the highest priority, not all of them in one
+//!   number.
 //! - A receiver without data is no cause, also before the first write to the FIFO control register.
 
 /// Bytes of a port's register block.
@@ -78,7 +79,8 @@ impl Interrupt {
 /// The whole state of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
-    /// What was written to the registers that keep it: interrupt enable, line control, modem control, scratch.
+    /// What was written to the registers that keep it: interrupt enable, line control, modem control,
+    /// scratch.
     pub(super) registers: [u8; 8],
     pub(super) fifo: [u8; FIFO_SIZE],
     /// Where the next byte is put; below [`FIFO_SIZE`].
@@ -169,8 +171,8 @@ impl Port {
         if value & FCR_CLEAR != 0 {
             (self.head, self.tail, self.count) = (0, 0, 0);
         }
-        // Whatever level the guest chose: without a timer that tells of a few bytes left below it, they would wait
-        // for ever.
+        // Whatever level the guest chose: without a timer that tells of a few bytes left below it, they would
+        // wait for ever.
         self.trigger_level = 1;
         self.capacity = if value & FCR_ENABLE != 0 { FIFO_SIZE as u8 } else { 1 };
     }

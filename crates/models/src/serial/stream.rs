@@ -1,7 +1,7 @@
 //! The card's migration stream: mtty's, byte for byte.
 //!
-//! A head of 24 bytes, then 36 bytes for each port (`struct mtty_data` in `samples/vfio-mdev/mtty.c`). mtty writes the
-//! byte order of its host; so does this.
+//! A head of 24 bytes, then 36 bytes for each port (`struct mtty_data` in `samples/vfio-mdev/mtty.c`). mtty
+//! writes the byte order of its host; so does this.
 
 use whimbrel_protocol::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -130,8 +130,8 @@ impl Loader {
         Loader { ports, bytes: [0; MOST_BYTES], filled: 0, loaded: Vec::new(), poisoned: false }
     }
 
-    /// Takes the next bytes, all of them or none. ENOMEM if they reach past the end; EINVAL once one cannot be right,
-    /// and from then on.
+    /// Takes the next bytes, all of them or none. ENOMEM if they reach past the end; EINVAL once one cannot
+    /// be right, and from then on.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
         if self.poisoned {
             return Err(Errno::EINVAL);

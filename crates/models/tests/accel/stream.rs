@@ -190,7 +190,8 @@ fn a_stream_with_any_bit_flipped_is_refused() {
         spoiled[at / 8] ^= 1 << (at % 8);
         let device = memory.device(config(1024));
         let data = resuming(&device);
-        // A length that has shrunk may leave bytes past an end that is wrong already; one that has grown swallows it.
+        // A length that has shrunk may leave bytes past an end that is wrong already; one that has grown
+        // swallows it.
         let _ = data.write(&spoiled);
         assert_eq!(device.set_mig_state(State::Stop).unwrap_err(), Errno::EINVAL, "bit {at}");
     }

@@ -1,7 +1,7 @@
 //! Reading the stream, byte by byte if it comes so, and judging it as it comes.
 //!
-//! Block data goes straight into the state: it is not held twice. What is loaded counts only once the end has been seen
-//! and is right, which is what [`Loader::finish`] tells.
+//! Block data goes straight into the state: it is not held twice. What is loaded counts only once the end has
+//! been seen and is right, which is what [`Loader::finish`] tells.
 
 use crc_fast::Digest;
 use whimbrel_protocol::Errno;

@@ -6,15 +6,16 @@
 //! record  = block | zeros
 //! block   = kind u32 (1), length u32, index u64, `length` bytes of data
 //! zeros   = kind u32 (2), blocks u32, index u64
-//! final   = kind u32 (3), length u32, reserved u64 (0), the registers, the counters and the job in the middle
+//! final   = kind u32 (3), length u32, reserved u64 (0), registers, counters, the job in the middle
 //! end     = kind u32 (4), length u32, reserved u64 (0), bytes before this field u64, checksum u64
 //! ```
 //!
-//! The first records go through all blocks once, in ascending order: data for those that have ever been written, one
-//! `zeros` for each run of those that have not. Behind them come blocks that changed after they were sent, each as
-//! often as it takes. The checksum is the CRC-64 (NVME) of every byte before it.
+//! The first records go through all blocks once, in ascending order: data for those that have ever been
+//! written, one `zeros` for each run of those that have not. Behind them come blocks that changed after they
+//! were sent, each as often as it takes. The checksum is the CRC-64 (NVME) of every byte before it.
 //!
-//! Numbers are in the byte order of the host that writes them. A host of the other order does not know the magic.
+//! Numbers are in the byte order of the host that writes them. A host of the other order does not know the
+//! magic.
 
 mod load;
 mod save;

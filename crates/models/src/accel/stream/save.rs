@@ -141,7 +141,8 @@ impl Saver {
         }
     }
 
-    /// Reads the next bytes. `machine` is there once the device has stopped; without it the stream does not end.
+    /// Reads the next bytes. `machine` is there once the device has stopped; without it the stream does not
+    /// end.
     pub(in super::super) fn read(
         &mut self,
         state: &OwnState,
