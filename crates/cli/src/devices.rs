@@ -70,11 +70,15 @@ fn look_at(device: HostDevice, open: bool) -> Listed {
 }
 
 fn supported(device: &HostDevice) -> Result<Vec<&'static str>, whimbrel_user::Error> {
+    let through_group = || Group::find(&device.name)?.migration_flags();
     let flags = match &device.cdev_path {
-        Some(path) => Cdev::open(path)?.migration_flags()?,
-        None => Group::find(&device.name)?.migration_flags()?,
+        // A kernel may have the file and no iommufd: then the group leads there, and if not, the first error says why.
+        Some(_) => Cdev::find(&device.name)
+            .and_then(|mut cdev| cdev.migration_flags())
+            .or_else(|error| through_group().map_err(|_| error)),
+        None => through_group(),
     };
-    Ok(flags.map(flag_names).unwrap_or_default())
+    Ok(flags?.map(flag_names).unwrap_or_default())
 }
 
 const NONE: &str = "\

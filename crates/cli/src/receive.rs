@@ -30,9 +30,7 @@ pub(crate) struct Arguments {
     /// The device that takes the state (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: String,
-    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses one; the address is told
-    /// on stderr
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help = LISTEN_HELP)]
     listen: String,
     /// How long the other side may give no sign of life, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
@@ -42,6 +40,9 @@ pub(crate) struct Arguments {
     #[arg(long)]
     keep: bool,
 }
+
+const LISTEN_HELP: &str = "\
+Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses one; the address is told on stderr";
 
 const AFTER_HELP: &str = "\
 Whoever can reach the address can send a device: listen where only the other host can connect.

@@ -18,7 +18,8 @@ use crate::target::Target;
 
 /// Load a saved state into a device and let it run
 ///
-/// A file that is damaged, or made by another kind of device, changes nothing: the device is reset.
+/// What the device did before is over then. A file that is foreign or of another kind of device is refused before
+/// anything is loaded; if a file fails later, the device is reset, so that it never runs with part of a state.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {

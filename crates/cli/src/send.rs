@@ -22,8 +22,7 @@ pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: String,
-    /// Where it is awaited: HOST:PORT, [IPV6]:PORT or unix:PATH
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help = "Where it is awaited: HOST:PORT, [IPV6]:PORT or unix:PATH")]
     to: String,
     /// How long the device may stand still, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
