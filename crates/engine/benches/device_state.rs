@@ -122,7 +122,14 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// The most memory this process has held, in KiB.
 fn peak_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -147,9 +154,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bare / engine
     );
     for size in STATES {
-        let child = Command::new(std::env::current_exe()?)
-            .env("WHIMBREL_BENCH_STATE", size.to_string())
-            .output()?;
+        let child =
+            Command::new(std::env::current_exe()?).env("WHIMBREL_BENCH_STATE", size.to_string()).output()?;
         let grown: f64 = String::from_utf8(child.stdout)?.trim().parse()?;
         println!(
             "peak memory of source and destination together, state of {:>5} MiB: {:.1} MiB (goal: under 32)",

@@ -187,7 +187,11 @@ fn model(target: &str) -> Result<String, Failure> {
 
 fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
     let mut table = output::table(["", ""]);
-    let rate = output::bytes(outcome.throughput_bytes_per_s as u64);
+    let rounds = match outcome.rounds {
+        1 => "one round".to_string(),
+        rounds => format!("{rounds} rounds"),
+    };
+    let rate = output::rate(outcome.throughput_bytes_per_s);
     let after = outcome.completions_total.saturating_sub(outcome.completions_before);
     table.add_row([
         "downtime".to_string(),
@@ -200,11 +204,7 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
     ]);
     table.add_row([
         "in all".to_string(),
-        format!(
-            "{}, {} rounds while the device worked",
-            output::milliseconds(outcome.total_ms),
-            outcome.rounds
-        ),
+        format!("{}, {rounds} while the device worked", output::milliseconds(outcome.total_ms)),
     ]);
     table.add_row([
         "carried".to_string(),
@@ -215,7 +215,7 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
             output::bytes(outcome.final_bytes)
         ),
     ]);
-    table.add_row(["speed".to_string(), format!("{rate}/s")]);
+    table.add_row(["speed".to_string(), rate]);
     table.add_row([
         "work".to_string(),
         format!(
@@ -223,7 +223,8 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
             outcome.completions_before
         ),
     ]);
-    let body: String = table.to_string().lines().skip(1).map(|line| format!("  {line}\n")).collect();
+    let body: String =
+        table.to_string().lines().skip(1).map(|line| format!("  {}\n", line.trim_end())).collect();
     let checks: String = outcome
         .checks
         .iter()

@@ -485,7 +485,7 @@ mod tests {
             let layout = Layout::new(memory, 1 << 20);
             assert!(layout.block_bytes >= 4096);
             for start in [0, 1000, PLACES * 7] {
-                let mut spans: Vec<(u64, u64)> = (start..start + RING_ENTRIES / JOBS + 1)
+                let mut spans: Vec<(u64, u64)> = (start..=start + RING_ENTRIES / JOBS)
                     .flat_map(|group| [layout.blocks(group).0, layout.blocks(group).1])
                     .map(|block| (block, block + layout.block_bytes))
                     .collect();
@@ -502,8 +502,8 @@ mod tests {
             let layout = Layout::new(16 << 20, state);
             for group in [0, 1, 77, u64::MAX / JOBS] {
                 let job = job(group.min(1 << 40) * JOBS + 3, layout);
-                assert!(job.length > 0 && job.length % 8 == 0);
-                assert!(job.destination % 8 == 0 && job.destination + job.length <= state);
+                assert!(job.length > 0 && job.length.is_multiple_of(8));
+                assert!(job.destination.is_multiple_of(8) && job.destination + job.length <= state);
             }
         }
     }

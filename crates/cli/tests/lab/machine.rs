@@ -51,7 +51,8 @@ impl Machine {
         assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "the lab is not ready: {why}");
         // Around the test harness, which keeps the output of tests that pass to itself.
         let name = std::thread::current().name().unwrap_or("a test").to_string();
-        writeln!(std::io::stderr(), "SKIPPED: {name}: needs the lab's {kernel} kernel: {why}").unwrap();
+        let line = format!("SKIPPED: {name}: needs the lab's {kernel} kernel: {why}\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
         None
     }
 
