@@ -246,6 +246,7 @@ fn contents_that_no_port_can_have_are_refused() {
         }
         let (device, data) = resuming("serial");
         assert_eq!(data.write(&state), Err(Errno::EINVAL), "{case:?}");
+        assert_eq!(data.write(&RECORDED), Err(Errno::EINVAL), "{case:?}: the right one comes too late");
         assert_eq!(device.set_mig_state(State::Stop).unwrap_err(), Errno::EINVAL, "{case:?}");
     }
 }

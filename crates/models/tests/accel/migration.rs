@@ -145,12 +145,16 @@ fn reset_leads_back_to_power_on_from_every_state() {
     for state in State::ALL.into_iter().filter(|state| *state != State::Error) {
         let memory = Memory::new();
         let guest = in_the_middle(&memory);
-        guest.device.set_mig_state(state).unwrap();
+        let data = guest.device.set_mig_state(state).unwrap();
+        if let (true, Some(data)) = (state.is_saving(), data) {
+            data.read(&mut [0; 10]).unwrap();
+        }
         guest.device.reset().unwrap();
         assert_eq!(guest.device.mig_state(), Ok(State::Running));
         let fresh = memory.device(config(STATE));
         assert!(registers(&guest.device) == registers(&fresh), "{state}");
         assert!(own_state(&guest.device) == own_state(&fresh), "{state}");
+        assert_eq!(guest.device.mig_data_size(), fresh.mig_data_size(), "{state}");
         assert_eq!(guest.device.advance(Duration::ZERO), Next::Idle, "{state}");
     }
 }
@@ -158,7 +162,8 @@ fn reset_leads_back_to_power_on_from_every_state() {
 #[test]
 fn entering_resuming_empties_the_device_and_shows_nothing_until_a_state_is_there() {
     let memory = Memory::new();
-    let guest = in_the_middle(&memory);
+    let mut guest = Guest::start(&memory, memory.device(config(STATE)), 8);
+    guest.execute(&scramble(1, 0, STATE, 1));
     let stream = save(&memory.device(config(STATE)));
     let data = resuming(&guest.device);
     for region in [0, accel::STATE_REGION_INDEX] {

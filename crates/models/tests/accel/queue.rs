@@ -288,6 +288,21 @@ fn the_own_state_changes_at_its_rate_and_cannot_be_written() {
 }
 
 #[test]
+fn a_rate_above_a_slice_is_caught_up_with_in_slices() {
+    let memory = Memory::new();
+    let device = memory.device(AccelConfig { state_rate: 4 * SLICE_BYTES, ..config(1 << 20) });
+    device.advance(Duration::ZERO);
+    let second = Duration::from_secs(1);
+    for slice in 1..=4 {
+        let before = own_state(&device);
+        let next = device.advance(second);
+        assert!(own_state(&device) != before);
+        let caught_up = matches!(next, Next::At(time) if time > second);
+        assert_eq!((caught_up, next == Next::Now), (slice == 4, slice < 4), "slice {slice}: {next:?}");
+    }
+}
+
+#[test]
 fn with_a_worker_the_work_is_done_without_anyone_s_help() {
     let opened = "accel?state=1MiB".parse::<whimbrel_models::Model>().unwrap().open("engine").unwrap();
     let memory = Memory::new();

@@ -108,6 +108,23 @@ fn a_block_that_changes_while_it_is_read_is_sent_whole_as_it_was_and_again_as_it
 }
 
 #[test]
+fn a_block_that_changes_all_the_time_does_not_keep_others_waiting() {
+    let memory = Memory::new();
+    let mut guest = device(&memory);
+    let data = guest.device.set_mig_state(State::PreCopy).unwrap().unwrap();
+    read_all(&data, 4096);
+    guest.execute(&scramble(3, 0, STATE, 1));
+    let mut sent = Vec::new();
+    for tag in 4..68 {
+        let mut record = vec![0; (BLOCK + RECORD) as usize];
+        assert_eq!(data.read(&mut record), Ok(record.len()));
+        sent.push(u64::from_ne_bytes(record[8..16].try_into().unwrap()));
+        guest.execute(&scramble(tag, 0, BLOCK, tag));
+    }
+    assert_eq!(sent, (0..64).collect::<Vec<u64>>());
+}
+
+#[test]
 fn the_data_size_is_what_stop_copy_yields() {
     let memory = Memory::new();
     let mut guest = device(&memory);
@@ -144,7 +161,10 @@ fn every_state_size_moves() {
         guest.execute(&scramble(1, state_bytes / 16 * 8, state_bytes / 2 / 8 * 8, 4));
         guest.execute(&scramble(2, state_bytes - 8, 8, 4));
         let destination = memory.device(config(state_bytes));
-        load(&destination, &save(&guest.device), 1000);
+        let size = guest.device.mig_data_size().unwrap();
+        let stream = save(&guest.device);
+        assert_eq!(stream.len() as u64, size, "{state_bytes}");
+        load(&destination, &stream, 1000);
         assert!(own_state(&destination) == own_state(&guest.device), "{state_bytes}");
     }
 }

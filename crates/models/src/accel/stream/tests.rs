@@ -3,6 +3,7 @@
 //! What honest streams do is tested from outside, in `tests/`.
 
 use crc_fast::Digest;
+use whimbrel_protocol::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::super::own_state::{Blocks, OwnState};
@@ -34,9 +35,14 @@ fn closing(machine: Machine) -> Vec<u8> {
 
 /// Puts an end that is right behind some parts.
 fn ended(parts: &[Vec<u8>]) -> Vec<u8> {
+    ended_with_total(parts, 0)
+}
+
+/// The same, with a total that is too large by `excess`, and the checksum of that.
+fn ended_with_total(parts: &[Vec<u8>], excess: u64) -> Vec<u8> {
     let mut stream = parts.concat();
     stream.extend(record(KIND_END, size_of::<End>() as u32, 0));
-    stream.extend((stream.len() as u64).as_bytes());
+    stream.extend((stream.len() as u64 + excess).as_bytes());
     let mut checksum = Digest::new(CHECKSUM);
     checksum.update(&stream);
     stream.extend(checksum.finalize().as_bytes());
@@ -162,6 +168,18 @@ fn an_end_that_is_wrong_is_refused() {
         stream[at] ^= 1;
         assert_eq!(load(&stream), (good.len() - 1, None), "{from_the_end} bytes before the end");
     }
+    let lies = ended_with_total(&[head(), zeros(0, 8), closing(Machine::default())], 8);
+    assert_eq!(load(&lies), (good.len() - 1, None), "a checksum that is right does not help");
+}
+
+#[test]
+fn after_a_refused_record_the_right_one_comes_too_late() {
+    let mut state = OwnState::new(STATE).unwrap();
+    let mut loader = Loader::new(state.blocks());
+    loader.write(&mut state, &head()).unwrap();
+    assert_eq!(loader.write(&mut state, &zeros(1, 7)), Err(Errno::EINVAL));
+    assert_eq!(loader.write(&mut state, &zeros(0, 8)), Err(Errno::EINVAL));
+    assert_eq!(loader.finish(), None);
 }
 
 #[test]
