@@ -130,6 +130,17 @@ pub enum Error {
     /// The program around the device refused.
     #[error("the program that owns the device: {0}")]
     Guest(String),
+    /// The device has not given all that it wants carried before it is stopped.
+    #[error(
+        "after {rounds} rounds {left} bytes of the device's initial data are still to come, and without them it must \
+         not be stopped: allow more rounds"
+    )]
+    InitialData {
+        /// Rounds done.
+        rounds: u32,
+        /// Bytes left, as the device says.
+        left: u64,
+    },
     /// The downtime does not come down to the limit.
     #[error(
         "after {rounds} rounds the device would stand still for {} ms, the limit is {} ms: \

@@ -238,10 +238,11 @@ impl<'a> Sending<'a> {
         for number in 1.. {
             let round = self.round(number)?;
             tracing::info!(?round, "round done");
+            let initial_done = self.data.is_none() || self.precopy.initial_done();
             let decision = estimate::decide(
                 self.expected,
                 self.source.options.downtime_limit,
-                self.data.is_none() || self.precopy.initial_done(),
+                initial_done,
                 number,
                 self.source.options.max_rounds,
             );
@@ -250,6 +251,10 @@ impl<'a> Sending<'a> {
             match decision {
                 Decision::Switchover => break,
                 Decision::Continue => {}
+                Decision::OutOfRounds if !initial_done => {
+                    let left = self.precopy.remaining().initial;
+                    return Err(Error::InitialData { rounds: number, left });
+                }
                 Decision::OutOfRounds => {
                     return Err(Error::NotConverging {
                         rounds: number,

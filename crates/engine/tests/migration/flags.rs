@@ -66,6 +66,20 @@ fn a_device_is_not_stopped_before_its_initial_data_has_been_read() {
 }
 
 #[test]
+fn a_device_is_given_the_rounds_it_needs_for_its_initial_data() {
+    let shape = Shape { initial: 4, drips: true, ..Shape::default() };
+    let mut ended = Rig::new(&shape).migrate();
+    ended.assert_sane("initial data that comes slowly");
+    assert_eq!(ended.sent.unwrap().rounds, 4, "every round fits the limit, but only one byte comes in each");
+
+    let mut ended = Rig::new(&Shape { initial: 400, drips: true, ..Shape::default() }).migrate();
+    let (sent, _) = ended.refused("initial data that does not come in time");
+    assert!(sent.starts_with("after 5 rounds 395 bytes of the device's initial data"), "{sent}");
+    let requests = ended.rig.here_control.requests();
+    assert!(!requests.contains(&At::Arc(State::PreCopyP2p, State::StopCopy)), "it was stopped all the same");
+}
+
+#[test]
 fn the_expected_downtime_counts_all_memory_where_nobody_logs_the_devices_writes() {
     let all = 32 << 20;
     for (logging, left) in [(true, 0), (false, all)] {

@@ -116,17 +116,32 @@ fn every_message_out_of_place_is_refused_and_leaves_the_device_fresh() {
         ("RUNNING", vec![hello(), Message::Running(Running {})]),
         ("FAILED", vec![hello(), Message::Failed(Reason { reason: String::new() })]),
         (
-            "no state at all",
-            vec![hello(), Message::DeviceEnd { device: 0, bytes: 0 }, Message::End { memory_bytes: 0 }],
-        ),
-        (
             "the end again where HANDOVER belongs",
             vec![hello(), state, end, Message::End { memory_bytes: 0 }, Message::End { memory_bytes: 0 }],
         ),
     ];
     for (what, messages) in cases {
         let mut rig = rig();
-        assert!(receive(&mut rig, &stream(&messages)).is_err(), "{what}");
+        let error = receive(&mut rig, &stream(&messages)).expect_err(what);
+        // The stream also ends too early: that must not be what was noticed.
+        assert!(matches!(error, Error::Protocol(_)), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_state_that_the_driver_refuses_is_refused_with_the_drivers_errno() {
+    for state in [&b"no state of this device"[..], &[0xaa]] {
+        let bytes = state.len() as u64;
+        let mut rig = rig();
+        let messages = [
+            hello(),
+            Message::DeviceState { device: 0, data: state },
+            Message::DeviceEnd { device: 0, bytes },
+            Message::End { memory_bytes: 0 },
+            Message::Handover,
+        ];
+        let error = receive(&mut rig, &stream(&messages)).unwrap_err().to_string();
+        assert!(error.starts_with("there: ") && error.contains("to STOP: EINVAL"), "{error}");
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Shape {
     pub(crate) size: usize,
     /// Bytes of initial pre-copy data.
     pub(crate) initial: u64,
+    /// The initial data comes one byte at a time, and after each nothing for now.
+    pub(crate) drips: bool,
     /// What MIG_DATA_SIZE says instead of the truth.
     pub(crate) claims: Option<u64>,
     /// Pages of memory from 0 on that it writes to while it runs; none if 0.
@@ -53,6 +55,7 @@ impl Default for Shape {
             logging: true,
             size: 16,
             initial: 5,
+            drips: false,
             claims: None,
             dma_pages: 0,
             regions: 2,
@@ -130,6 +133,7 @@ struct TestDriver {
     now: State,
     initial_left: u64,
     dirty_left: u64,
+    dry: bool,
     image: Vec<u8>,
     at: usize,
     loading: Vec<u8>,
@@ -159,6 +163,7 @@ fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
         now: State::Running,
         initial_left: 0,
         dirty_left: 0,
+        dry: false,
         image: Vec::new(),
         at: 0,
         loading: Vec::new(),
@@ -260,6 +265,15 @@ impl Migration for TestDriver {
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
         self.control.pass_request(At::Read(self.now))?;
+        if self.shape.drips && self.initial_left > 0 {
+            self.dry = !self.dry;
+            if !self.dry {
+                return Ok(0);
+            }
+            self.initial_left -= 1;
+            buffer[0] = 0xaa;
+            return Ok(1);
+        }
         for (left, byte) in [(&mut self.initial_left, 0xaa), (&mut self.dirty_left, 0xbb)] {
             if *left > 0 {
                 // Two reads at least, so that a reader that stops after the first is found out.
