@@ -3,23 +3,29 @@
 //! The order: greet, start the logs, let the device enter PRE_COPY, send rounds until what is left fits the downtime
 //! limit, stop, send the rest, hand over. Up to the handover everything can fail and the device runs on here.
 
+mod carry;
+mod dialogue;
+mod measure;
+mod recovery;
+
 use std::time::{Duration, Instant};
 
-use whimbrel_protocol::estimate::{self, Bandwidth, Decision, Remaining};
-use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
+use whimbrel_protocol::estimate::{self, Bandwidth, Decision};
+use whimbrel_protocol::handover::{self, SourceAction};
 use whimbrel_protocol::precopy;
-use whimbrel_user::{DataFile, Device, MigrationFlags, SavingRead, State};
+use whimbrel_user::{DataFile, Device, MigrationFlags, State};
 
 use crate::dirty::{CpuLog, Dirty, NoCpuLog};
 use crate::error::{Error, Outcome, SendError};
 use crate::guest::{Guest, NoGuest};
-use crate::memory::{PAGE, Ram, stretches};
+use crate::memory::{PAGE, Ram};
 use crate::progress::{Observer, Phase, Progress, Silent};
 use crate::report::{Report, Round};
-use crate::stream::{
-    CHUNK, DeviceSummary, Hello, MAX_CONTROL, Message, Reader, Ready, Reason, StreamError, Writer,
-};
+use crate::stream::{CHUNK, DeviceSummary, Hello, MAX_CONTROL, Message, Reader, Writer};
 use crate::transport::Link;
+
+use dialogue::Answer;
+use measure::FullPass;
 
 /// How a migration is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -156,35 +162,6 @@ struct Sending<'a> {
     report: Report,
 }
 
-/// Less than this says nothing about how fast a link is: the time is that of the round trip.
-const LEAST_TO_MEASURE: u64 = 1 << 20;
-/// As much is sent as padding where nothing else can show how fast the link is.
-const MOST_PADDING: u64 = 4 << 20;
-/// So little is there in no time over any link: no measure is needed for it.
-const NEEDS_NO_MEASURE: u64 = 64 << 10;
-
-/// A pass over all memory.
-#[derive(Clone, Copy)]
-struct FullPass {
-    /// Bytes of memory.
-    memory: u64,
-    /// Bytes that crossed the wire for them: fewer where much of it is zero.
-    wire: u64,
-    scanning: Duration,
-}
-
-/// How much is sent between two looks at whether the destination has given up: one look costs as much as a page.
-const LISTEN_EVERY: u64 = 256 << 10;
-
-/// What the destination can answer.
-#[derive(Debug)]
-enum Answer {
-    Accept,
-    RoundDone(u32),
-    Ready(Ready),
-    Running,
-}
-
 impl<'a> Sending<'a> {
     fn new(source: Source<'a>, link: Link) -> Result<Sending<'a>, Error> {
         link.set_timeout(Some(source.options.timeout)).map_err(Error::Link)?;
@@ -291,10 +268,14 @@ impl<'a> Sending<'a> {
         }
         self.send(&hello)?;
         self.flush()?;
+        let asked = Instant::now();
         self.expect_answer_by(self.source.options.timeout);
         self.reader.preamble().map_err(|error| self.unreadable(error))?;
         match self.answer()? {
-            Answer::Accept => Ok(()),
+            Answer::Accept => {
+                self.quickest_answer = asked.elapsed();
+                Ok(())
+            }
             other => Err(Error::Protocol(format!("the destination answered the greeting with {other:?}"))),
         }
     }
@@ -343,62 +324,6 @@ impl<'a> Sending<'a> {
             device_left: remaining.device,
             expected_downtime_ms: self.expected.map(milliseconds),
         })
-    }
-
-    /// A device that gives much once it has stopped but little before leaves nothing to measure the link by: then
-    /// padding is sent, once. Without it the estimate would be that of the round trip, and far too long.
-    fn measure_link(&mut self, carried: u64) -> Result<(), Error> {
-        if std::mem::replace(&mut self.measured, true) || carried >= LEAST_TO_MEASURE {
-            return Ok(());
-        }
-        let mut left = match self.source.device.data_size() {
-            Ok(size) if size > NEEDS_NO_MEASURE => size.min(MOST_PADDING),
-            _ => return Ok(()),
-        };
-        let padding = vec![0; CHUNK];
-        while left > 0 {
-            let count = left.min(CHUNK as u64);
-            self.send(&Message::Padding { data: &padding[..count as usize] })?;
-            left -= count;
-        }
-        Ok(())
-    }
-
-    fn expected_downtime(&self, mut remaining: Remaining) -> Option<Duration> {
-        // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
-        let mut fixed = self.quickest_answer.saturating_mul(3);
-        if let Some(pass) = self.full_pass {
-            let wire = u128::from(remaining.memory) * u128::from(pass.wire) / u128::from(pass.memory);
-            remaining.memory = u64::try_from(wire).unwrap_or(u64::MAX);
-            fixed = fixed.saturating_add(pass.scanning);
-        }
-        estimate::downtime(remaining, self.bandwidth, fixed)
-    }
-
-    /// What stopping now would leave to carry.
-    fn remaining(&mut self) -> Result<Remaining, Error> {
-        if let Some(dirty) = &mut self.dirty {
-            dirty.collect(self.source.device, &mut *self.source.cpu_log, false)?;
-        }
-        let precopy_left = match self.data {
-            Some(_) => Some(self.refresh_precopy()?),
-            None => None,
-        };
-        // Kernels before 6.2 do not have the feature; what pre-copy still holds is the next best figure.
-        let device = match (self.source.device.data_size(), precopy_left) {
-            (Ok(size), _) => size,
-            (Err(_), Some(left)) => left,
-            (Err(error), None) => return Err(error.into()),
-        };
-        Ok(Remaining { memory: self.dirty.as_ref().map_or(0, Dirty::bytes_left), device })
-    }
-
-    fn refresh_precopy(&mut self) -> Result<u64, Error> {
-        if let Some(data) = &mut self.data {
-            let report = data.precopy_info()?;
-            self.precopy.report(report.bytes, report.reinit);
-        }
-        Ok(self.precopy.remaining().total())
     }
 
     /// Stops the device, sends the rest, hands over.
@@ -456,14 +381,6 @@ impl<'a> Sending<'a> {
         Ok(())
     }
 
-    /// The device is, or may be, the destination's: what fails here cannot take that back. It does not run in any case,
-    /// as it is in STOP_COPY.
-    fn stand_still(&mut self) {
-        if let Err(error) = self.source.device.set_state(State::Stop) {
-            tracing::warn!(%error, "the device that was given away could not be brought to STOP");
-        }
-    }
-
     fn set_state(&mut self, state: State) -> Result<(), Error> {
         let opened = self.source.device.set_state(state)?;
         self.state = state;
@@ -474,208 +391,6 @@ impl<'a> Sending<'a> {
             return Err(Error::NoSession { device: self.source.device.name().to_string(), state });
         }
         Ok(())
-    }
-
-    /// Sends all marked memory; returns how many bytes that was.
-    fn send_memory(&mut self) -> Result<u64, Error> {
-        let (Some(dirty), Some(ram)) = (&mut self.dirty, self.source.ram) else { return Ok(0) };
-        let bitmaps = dirty.take();
-        let regions = dirty.regions().to_vec();
-        let mut total = 0;
-        for (region, bitmap) in regions.iter().zip(&bitmaps) {
-            for run in bitmap.runs() {
-                let mut offset = run.first as u64 * PAGE;
-                let end = (offset + run.count as u64 * PAGE).min(region.size);
-                while offset < end {
-                    let count = (end - offset).min(CHUNK as u64) as usize;
-                    let mut chunk = std::mem::take(&mut self.chunk);
-                    let sent = self.send_piece(ram, region.start + offset, &mut chunk[..count]);
-                    self.chunk = chunk;
-                    sent?;
-                    offset += count as u64;
-                    total += count as u64;
-                    self.moved(count as u64);
-                }
-            }
-        }
-        self.report.memory_bytes += total;
-        Ok(total)
-    }
-
-    fn send_piece(&mut self, ram: &dyn Ram, address: u64, chunk: &mut [u8]) -> Result<(), Error> {
-        let started = Instant::now();
-        ram.read(address, chunk)?;
-        for (at, length, zero) in stretches(chunk) {
-            if zero && length == chunk.len() {
-                self.scanning += started.elapsed();
-            }
-            let address = address + at as u64;
-            if zero {
-                self.report.zero_bytes += length as u64;
-                self.send(&Message::MemoryZero { address, length: length as u64 })?;
-            } else {
-                self.send(&Message::Memory { address, data: &chunk[at..at + length] })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends the device's state as far as it was there when the round began, so that a device that changes as fast as
-    /// it is read does not hold the round for ever.
-    fn send_precopy(&mut self, there: u64) -> Result<u64, Error> {
-        let mut sent = 0;
-        while let Some(count) = self.send_state_chunk()? {
-            sent += count;
-            self.precopy.read(count);
-            if sent >= there {
-                break;
-            }
-        }
-        Ok(sent)
-    }
-
-    fn send_stop_copy(&mut self) -> Result<u64, Error> {
-        let mut sent = 0;
-        while let Some(count) = self.send_state_chunk()? {
-            sent += count;
-        }
-        Ok(sent)
-    }
-
-    /// Sends one chunk of device state; `None` at the end, for now or for good.
-    fn send_state_chunk(&mut self) -> Result<Option<u64>, Error> {
-        let state = self.state;
-        let Some(data) = &mut self.data else { return Ok(None) };
-        let mut chunk = std::mem::take(&mut self.chunk);
-        let read = data.read(state, &mut chunk);
-        let sent = match read {
-            Ok(SavingRead::Data(count)) => self
-                .send(&Message::DeviceState { device: 0, data: &chunk[..count] })
-                .map(|()| Some(count as u64)),
-            Ok(SavingRead::TemporaryEnd | SavingRead::End) => Ok(None),
-            Err(error) => Err(error.into()),
-        };
-        self.chunk = chunk;
-        if let Ok(Some(count)) = sent {
-            self.report.device_bytes += count;
-            self.moved(count);
-        }
-        sent
-    }
-
-    fn send(&mut self, message: &Message<'_>) -> Result<(), Error> {
-        // The destination speaks unasked only to say that it gives up: the sooner that is heard, the better. After the
-        // greeting only, whose answer begins with a preamble.
-        if self.phase != Phase::Greeting && self.writer.bytes() - self.listened_at >= LISTEN_EVERY {
-            self.listened_at = self.writer.bytes();
-            if self.reader.has_buffered() || self.reader.get_ref().is_readable() {
-                let answer = self.answer()?;
-                return Err(Error::Protocol(format!("the destination sent {answer:?} before it was asked")));
-            }
-        }
-        let result = self.writer.send(message);
-        result.map_err(|error| self.link_failed(error))
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let result = self.writer.flush();
-        result.map_err(|error| self.link_failed(error))
-    }
-
-    /// A link that breaks while sending may still hold the reason why the other side closed it.
-    fn link_failed(&mut self, error: std::io::Error) -> Error {
-        let error = Error::writing(DESTINATION, self.source.options.timeout, error);
-        self.expect_answer_by(Duration::from_secs(1));
-        if self.phase == Phase::Greeting && self.reader.offset() == 0 && self.reader.preamble().is_err() {
-            return error;
-        }
-        match self.next_answer() {
-            Err(peer @ Error::Peer { .. }) => peer,
-            _ => error,
-        }
-    }
-
-    fn expect_answer_by(&mut self, patience: Duration) {
-        self.reader.get_mut().set_deadline(Instant::now() + patience);
-    }
-
-    fn unreadable(&self, error: StreamError) -> Error {
-        Error::reading(DESTINATION, self.source.options.timeout, error)
-    }
-
-    fn answer(&mut self) -> Result<Answer, Error> {
-        self.expect_answer_by(self.source.options.timeout);
-        self.next_answer()
-    }
-
-    fn next_answer(&mut self) -> Result<Answer, Error> {
-        let timeout = self.source.options.timeout;
-        match self.reader.next_message().map_err(|error| Error::reading(DESTINATION, timeout, error))? {
-            Message::Accept => Ok(Answer::Accept),
-            Message::RoundDone { number } => Ok(Answer::RoundDone(number)),
-            Message::Ready(ready) => Ok(Answer::Ready(ready)),
-            Message::Running(_) => Ok(Answer::Running),
-            Message::Failed(Reason { reason }) => {
-                self.handover.receive(handover::Message::Failed)?;
-                Err(Error::Peer { side: DESTINATION, reason })
-            }
-            other => Err(Error::Protocol(format!("the destination sent {:?}", other.kind()))),
-        }
-    }
-
-    /// After a failure: the device runs here again if it may.
-    fn recover(&mut self) -> Outcome {
-        self.handover.fail();
-        let outcome = match self.handover.phase() {
-            SourcePhase::Unknown => {
-                self.stand_still();
-                Outcome::Unknown
-            }
-            _ => match self.run_here() {
-                Ok(()) => Outcome::RunsOn,
-                Err(error) => Outcome::Stranded(Box::new(error)),
-            },
-        };
-        self.data = None;
-        self.stop_logs();
-        outcome
-    }
-
-    /// Tells the destination that it is off, where it can still be told and does not know. The device runs here again
-    /// by then: without HANDOVER it never runs there.
-    fn part(mut self, cause: &Error) {
-        if cause.is_of_the_link() || self.handover.phase() != SourcePhase::Returned {
-            return;
-        }
-        let patience = self.source.options.timeout.min(Duration::from_secs(2));
-        let _ = self.reader.get_ref().set_timeout(Some(patience));
-        let abort = Message::Abort(Reason { reason: cause.to_string() });
-        match self.writer.send(&abort).and_then(|()| self.writer.flush()) {
-            Ok(()) => self.writer.into_inner().close_gently(patience),
-            Err(error) => tracing::debug!(%error, "the destination could not be told"),
-        }
-    }
-
-    fn run_here(&mut self) -> Result<(), Error> {
-        let device = &mut *self.source.device;
-        match device.state() {
-            Ok(State::Running) => {}
-            Ok(State::Error) => return Err(Error::NeedsReset { device: device.name().to_string() }),
-            // Where it cannot be told, asking for the state it is in does no harm.
-            Ok(_) | Err(_) => {
-                device.set_state(State::Running)?;
-            }
-        }
-        if std::mem::take(&mut self.paused) {
-            self.source.guest.resume().map_err(Error::Guest)?;
-        }
-        Ok(())
-    }
-
-    fn stop_logs(&mut self) {
-        if let Some(mut dirty) = self.dirty.take() {
-            dirty.stop(self.source.device, &mut *self.source.cpu_log);
-        }
     }
 
     fn enter(&mut self, phase: Phase, total: u64) {

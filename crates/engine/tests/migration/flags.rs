@@ -100,7 +100,7 @@ fn the_expected_downtime_counts_all_memory_where_nobody_logs_the_devices_writes(
 fn empty_memory_that_must_be_sent_again_is_not_taken_for_a_long_downtime() {
     // Nearly nothing crosses the wire for it, so that it says nothing about how fast the link is.
     let shape = Shape { logging: false, ..Shape::default() };
-    let mut ended = Rig::new(&shape).with_memory(&[(0, 64 << 20)]).migrate();
+    let mut ended = Rig::new(&shape).with_memory(&[(0, 8 << 20)]).migrate();
     ended.assert_sane("empty memory");
     let report = ended.sent.unwrap();
     assert_eq!(report.rounds, 1, "{report:?}");
