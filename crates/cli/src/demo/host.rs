@@ -88,6 +88,9 @@ fn source(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
     let machine = Machine::new("accel at the source", &config.device, config.memory)?;
     work::set_up(&machine)?;
     let work = Work::start(&machine, config.dirty_rate)?;
+    while !work::has_begun(&machine.memory)? {
+        linger(orders, 1)?;
+    }
     linger(orders, config.work_before_ms)?;
     tell(&Event::Working)?;
     let Order::Send { address } = next(orders)? else {

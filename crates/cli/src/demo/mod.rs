@@ -40,8 +40,9 @@ pub(crate) struct Arguments {
     /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     memory: u64,
-    /// Memory the device writes, in bytes per second or with a unit such as 64MiB
-    #[arg(long, value_name = "BYTES/S", default_value = "64MiB", value_parser = size)]
+    /// Memory the device writes, in bytes per second or with a unit such as 64MiB; 1 MiB at least, so that there is work
+    /// to lose
+    #[arg(long, value_name = "BYTES/S", default_value = "64MiB", value_parser = rate)]
     dirty_rate: u64,
     /// The device is stopped once it is expected to stand still for no longer than this, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
@@ -85,6 +86,14 @@ struct Outcome {
 fn size(text: &str) -> Result<u64, String> {
     whimbrel_models::parse_size(text)
         .ok_or_else(|| "give a number of bytes, alone or with K, M, G, KiB, MiB or GiB".to_string())
+}
+
+/// A rate at which the device completes something before and after it moves.
+fn rate(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes < 1 << 20 => Err("1 MiB a second is the least".to_string()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// Runs the demo.

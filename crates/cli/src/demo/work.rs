@@ -41,6 +41,8 @@ const MOST_BLOCK_BYTES: u64 = 64 << 10;
 const SCRAMBLE_BYTES: u64 = 4096;
 /// Jobs that belong together: fill, copy, checksum, scramble.
 const JOBS: u64 = 4;
+/// Jobs before all others, which give all of the device's own state something to hold.
+const FIRST_JOBS: u64 = 64;
 
 /// How often the program looks for itself, without an interrupt.
 const TICK: Duration = Duration::from_millis(2);
@@ -59,8 +61,20 @@ struct Variables {
 
 /// What job `number` (from 0) is.
 fn job(number: u64, layout: Layout) -> Descriptor {
-    let group = number / JOBS;
     let tag = number + 1;
+    let Some(number) = number.checked_sub(FIRST_JOBS) else {
+        let (destination, length) = layout.first_scrambled(number);
+        let operation = OPERATION_SCRAMBLE;
+        return Descriptor {
+            operation,
+            tag,
+            destination,
+            length,
+            pattern: pattern(number),
+            ..Descriptor::default()
+        };
+    };
+    let group = number / JOBS;
     let (first, second) = layout.blocks(group);
     let length = layout.block_bytes;
     match number % JOBS {
@@ -126,6 +140,15 @@ impl Layout {
         let spots = half / self.block_bytes;
         let offset = group / PLACES % spots * self.block_bytes;
         (place + offset, place + half + offset)
+    }
+
+    /// The part of the state, as offset and length, that one of the first jobs changes: together they change all of it,
+    /// but for a rest that is no multiple of 8 bytes. A state too small for so many parts is changed again and again.
+    fn first_scrambled(&self, number: u64) -> (u64, u64) {
+        let whole = self.state_bytes / 8;
+        let part = whole.div_ceil(FIRST_JOBS).max(1);
+        let start = (number * part) % whole;
+        (start * 8, part.min(whole - start) * 8)
     }
 
     fn scrambled(&self, group: u64) -> u64 {
@@ -213,6 +236,11 @@ pub(super) fn books(memory: &Memory) -> Result<Books, Failure> {
     Ok(Books { submitted, completed, misplaced, wrong })
 }
 
+/// Whether the device's own state holds something everywhere.
+pub(super) fn has_begun(memory: &Memory) -> Result<bool, Failure> {
+    Ok(books(memory)?.completed >= FIRST_JOBS)
+}
+
 /// How many jobs the device says it has completed.
 pub(super) fn completed_by_device(device: &mut dyn Device) -> Result<u64, Failure> {
     read_u64(device, REGISTER_COMPLETED)
@@ -263,7 +291,7 @@ impl Program {
         while self.variables.completed < self.variables.submitted && self.take_completion()? {}
         let now = Instant::now();
         self.allowance += self.rate * (now - self.last).as_secs_f64();
-        // A program that was held up does not make up for it with a burst.
+        // A program that was held up makes up for a twentieth of a second at most, and a slow one saves up for a group.
         self.allowance = self.allowance.min((self.rate / 20.0).max(self.layout.block_bytes as f64 * 2.0));
         self.last = now;
         if more {
@@ -292,6 +320,10 @@ impl Program {
     }
 
     fn is_right(&mut self, number: u64, completion: &Completion) -> Result<bool, Failure> {
+        let Some(number) = number.checked_sub(FIRST_JOBS) else {
+            let (_, length) = self.layout.first_scrambled(number);
+            return Ok(completion.status == STATUS_DONE && completion.result == length);
+        };
         let group = number / JOBS;
         let (_, copy) = self.layout.blocks(group);
         let result = match number % JOBS {
@@ -316,18 +348,18 @@ impl Program {
         Ok(self.block == expected)
     }
 
-    /// Gives as many whole groups of jobs as the rate allows and the ring holds.
+    /// Gives the first jobs at once, then as many whole groups of jobs as the rate allows and the ring holds.
     fn submit(&mut self) -> Result<(), Failure> {
         let writes = (self.layout.block_bytes * 2) as f64;
         let before = self.variables.submitted;
+        while self.variables.submitted < FIRST_JOBS {
+            self.submit_one()?;
+        }
         while self.allowance >= writes
             && self.variables.submitted + JOBS - self.variables.completed <= RING_ENTRIES
         {
             for _ in 0..JOBS {
-                let number = self.variables.submitted;
-                let at = SUBMISSION_RING + number % RING_ENTRIES * size_of::<Descriptor>() as u64;
-                store(&self.memory, GuestAddress(at), &job(number, self.layout))?;
-                self.variables.submitted += 1;
+                self.submit_one()?;
             }
             self.allowance -= writes;
         }
@@ -338,6 +370,14 @@ impl Program {
         Ok(())
     }
 
+    fn submit_one(&mut self) -> Result<(), Failure> {
+        let number = self.variables.submitted;
+        let at = SUBMISSION_RING + number % RING_ENTRIES * size_of::<Descriptor>() as u64;
+        store(&self.memory, GuestAddress(at), &job(number, self.layout))?;
+        self.variables.submitted += 1;
+        Ok(())
+    }
+
     /// Gives no more work, sees the last of it, and looks at every block again that the last jobs wrote.
     fn finish(&mut self) -> Result<Finished, Failure> {
         let until = Instant::now() + DRAINING;
@@ -345,7 +385,7 @@ impl Program {
             self.wait();
             self.step(false)?;
         }
-        let groups = self.variables.completed / JOBS;
+        let groups = self.variables.completed.saturating_sub(FIRST_JOBS) / JOBS;
         let (mut blocks_checked, mut blocks_wrong) = (0, 0);
         for group in groups.saturating_sub(PLACES)..groups {
             let (first, second) = self.layout.blocks(group);
@@ -501,10 +541,25 @@ mod tests {
         for state in [1 << 10, 3000, 64 << 20] {
             let layout = Layout::new(16 << 20, state);
             for group in [0, 1, 77, u64::MAX / JOBS] {
-                let job = job(group.min(1 << 40) * JOBS + 3, layout);
+                let job = job(FIRST_JOBS + group.min(1 << 40) * JOBS + 3, layout);
                 assert!(job.length > 0 && job.length.is_multiple_of(8));
                 assert!(job.destination.is_multiple_of(8) && job.destination + job.length <= state);
             }
+        }
+    }
+
+    #[test]
+    fn the_first_jobs_change_all_of_the_state() {
+        for state in [1 << 10, 3000, 64 << 20] {
+            let layout = Layout::new(16 << 20, state);
+            let mut parts: Vec<(u64, u64)> =
+                (0..FIRST_JOBS).map(|number| layout.first_scrambled(number)).collect();
+            parts.sort_unstable();
+            let reached = parts.iter().fold(0, |reached, (start, length)| {
+                assert!(*start <= reached && *length > 0 && start + length <= state, "{state}");
+                reached.max(start + length)
+            });
+            assert_eq!(reached, state / 8 * 8);
         }
     }
 
