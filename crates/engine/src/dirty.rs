@@ -134,6 +134,11 @@ impl Dirty {
     }
 
     /// Adds what has changed since the last call. `stopped` says that the device writes no more.
+    ///
+    /// A device's log that cannot be read tells nothing any more, as the header says; a kernel without
+    /// CONFIG_IOMMUFD_DRIVER lets it start and never report. While the device runs it is given up, and all memory is
+    /// sent again in the end, if that fits the downtime. Once the device stands still that is an error: nobody has
+    /// agreed to so long a downtime.
     pub(crate) fn collect(
         &mut self,
         device: &mut dyn Device,
@@ -142,7 +147,10 @@ impl Dirty {
     ) -> Result<(), Error> {
         match self.device_log {
             DeviceLog::Nothing => return Ok(()),
-            DeviceLog::Logging => self.collect_device(device)?,
+            DeviceLog::Logging => match self.collect_device(device) {
+                Err(error @ Error::Device(_)) if !stopped => self.give_up_log(device, &error),
+                result => result?,
+            },
             DeviceLog::Unknown if stopped => self.mark_all(),
             DeviceLog::Unknown => {}
         }
@@ -165,6 +173,18 @@ impl Dirty {
             }
         }
         Ok(())
+    }
+
+    fn give_up_log(&mut self, device: &mut dyn Device, why: &Error) {
+        tracing::warn!(
+            device = device.name(),
+            %why,
+            "the device's log of its DMA cannot be read: all memory is sent again once it has stopped"
+        );
+        if let Err(error) = device.dma_logging_stop() {
+            tracing::warn!(%error, "nor can it be stopped");
+        }
+        self.device_log = DeviceLog::Unknown;
     }
 
     /// Whether any page may have changed until the device has stopped.

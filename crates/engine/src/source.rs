@@ -146,7 +146,8 @@ struct Sending<'a> {
     measured: bool,
     /// Time this round spent on finding pages that are zero: the link had no part in it.
     scanning: Duration,
-    /// What a pass over all memory takes, where one will be needed when the device has stopped.
+    /// What the first pass over all memory took: where no log tells what has changed, another one is needed when the
+    /// device has stopped.
     full_pass: Option<FullPass>,
     /// The quickest answer so far: what a round trip costs.
     quickest_answer: Duration,
@@ -292,8 +293,7 @@ impl<'a> Sending<'a> {
         self.enter(Phase::Round(number), memory_left.saturating_add(device_left));
         self.scanning = Duration::ZERO;
         let memory_bytes = self.send_memory()?;
-        if self.full_pass.is_none() && self.dirty.as_ref().is_some_and(Dirty::is_unlogged) && memory_bytes > 0
-        {
+        if self.full_pass.is_none() && memory_bytes > 0 {
             let wire = self.writer.bytes() - wire_before;
             self.full_pass = Some(FullPass { memory: memory_bytes, wire, scanning: self.scanning });
         }

@@ -16,15 +16,16 @@ pub struct Bandwidth {
 
 impl Bandwidth {
     /// Samples shorter than this say more about latency than about speed once there is a better one.
-    const LEAST_BYTES: u64 = 64 * 1024;
+    const LEAST_BYTES: f64 = 65536.0;
 
     /// Takes in that `bytes` went across in `elapsed`.
     pub fn sample(&mut self, bytes: u64, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
-        if seconds <= 0.0 || bytes == 0 || (bytes < Self::LEAST_BYTES && self.seconds > 0.0) {
+        let bytes = bytes as f64;
+        let better_known = bytes < Self::LEAST_BYTES && self.bytes >= Self::LEAST_BYTES;
+        if seconds <= 0.0 || bytes <= 0.0 || better_known {
             return;
         }
-        let bytes = bytes as f64;
         let keep = (bytes / self.bytes.max(bytes)).min(1.0);
         self.bytes = self.bytes * keep + bytes;
         self.seconds = self.seconds * keep + seconds;
@@ -113,6 +114,13 @@ mod tests {
         after.sample(0, Duration::from_secs(5));
         after.sample(4096, Duration::from_secs(5));
         assert_eq!(after.bytes_per_second(), before);
+    }
+
+    #[test]
+    fn after_a_small_first_sample_small_ones_count_until_there_is_a_larger_one() {
+        let mut speed = bandwidth(100, Duration::from_secs(1));
+        speed.sample(300, Duration::from_secs(1));
+        assert!((speed.bytes_per_second().unwrap() - 200.0).abs() < 1e-6);
     }
 
     #[test]

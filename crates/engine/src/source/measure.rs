@@ -49,7 +49,8 @@ impl Sending<'_> {
     pub(super) fn expected_downtime(&self, mut remaining: Remaining) -> Option<Duration> {
         // Three round trips are fixed: the last data with READY, and HANDOVER with RUNNING, and the arcs' own cost.
         let mut fixed = self.quickest_answer.saturating_mul(3);
-        if let Some(pass) = self.full_pass {
+        let unlogged = self.dirty.as_ref().is_some_and(Dirty::is_unlogged);
+        if let Some(pass) = self.full_pass.filter(|_| unlogged) {
             let wire = u128::from(remaining.memory) * u128::from(pass.wire) / u128::from(pass.memory);
             remaining.memory = u64::try_from(wire).unwrap_or(u64::MAX);
             fixed = fixed.saturating_add(pass.scanning);

@@ -1,7 +1,8 @@
 //! The engine's own log of the memory it writes: data and completions, page by page.
 //!
 //! mlx5 and pds are the example: a second START is refused, STOP is always fine, REPORT needs a log. A reset
-//! ends the log. (In the kernel mlx5 keeps it over a reset and pds ends it only if the device had failed.)
+//! ends the log, so that a device is as after power-on in this too. (In the kernel pds ends it only if the device had
+//! failed.)
 
 use std::sync::Arc;
 
