@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 use whimbrel_engine::Ram;
 use whimbrel_models::{Model, OpenModel};
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -53,9 +55,17 @@ impl Machine {
         let file = File::from(fd);
         file.set_len(bytes).map_err(no_memory)?;
         let length = usize::try_from(bytes).map_err(|error| no_memory(std::io::Error::other(error)))?;
-        let memory =
-            Memory::from_ranges_with_files([(GuestAddress(0), length, Some(FileOffset::new(file, 0)))])
-                .map_err(|error| no_memory(std::io::Error::other(error)))?;
+        // All of it is made now: a machine that meets its memory page by page would do so while it is moved.
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_POPULATE;
+        let region = MmapRegionBuilder::new_with_bitmap(length, AtomicBitmap::with_len(length))
+            .with_file_offset(FileOffset::new(file, 0))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags)
+            .build()
+            .map_err(|error| no_memory(std::io::Error::other(error)))?;
+        let memory = GuestRegionMmap::new(region, GuestAddress(0))
+            .and_then(|region| Memory::from_regions(vec![region]).ok())
+            .ok_or_else(|| no_memory(std::io::Error::other("it does not fit the address space")))?;
         let model: Model = model.parse().map_err(|error| Failure::from_error(&error))?;
         let model = model.open(name).map_err(|error| Failure::from_error(&error))?;
         let machine = Machine { memory, model };
