@@ -224,7 +224,10 @@ fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
             output::bytes(outcome.final_bytes)
         ),
     ]);
-    table.add_row(["speed".to_string(), rate]);
+    table.add_row([
+        "speed".to_string(),
+        format!("{rate}, at which the last bytes take {}", output::milliseconds(outcome.final_transfer_ms)),
+    ]);
     table.add_row([
         "work".to_string(),
         format!(

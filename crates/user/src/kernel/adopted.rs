@@ -2,11 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use whimbrel_uapi::type1::DmaMapFlags;
-
+use super::address_space::AddressSpace;
 use super::state_file;
 use super::vfio_device::{OnKernel, VfioDevice};
-use crate::device::DmaRegion;
 use crate::error::{Error, Result};
 
 /// A device behind an fd that somebody else opened, through a group or as a cdev.
@@ -56,13 +54,6 @@ impl Adopted {
             .map_err(|error| Error::request(&name, "fcntl(F_DUPFD_CLOEXEC)", state_file::errno(&error)))?;
         Adopted::new(name, fd)
     }
-
-    fn not_ours(&self) -> Error {
-        Error::Unusable {
-            device: self.device.name().to_string(),
-            why: "it was adopted for migration only: the VMM that opened it maps its memory itself".into(),
-        }
-    }
 }
 
 impl AsFd for Adopted {
@@ -80,12 +71,11 @@ impl OnKernel for Adopted {
         &mut self.device
     }
 
-    fn map(&mut self, _iova: u64, _rights: DmaMapFlags, _memory: DmaRegion) -> Result<()> {
-        Err(self.not_ours())
-    }
-
-    fn unmap(&mut self, _iova: u64, _size: u64) -> Result<u64> {
-        Err(self.not_ours())
+    fn memory(&mut self) -> Result<&mut AddressSpace> {
+        Err(Error::Unusable {
+            device: self.device.name().to_string(),
+            why: "it was adopted for migration only: the VMM that opened it maps its memory itself".into(),
+        })
     }
 }
 

@@ -6,13 +6,11 @@ use std::path::Path;
 use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};
 use whimbrel_uapi::ioctl as requests;
 use whimbrel_uapi::iommufd::IoasAlloc;
-use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::address_space::AddressSpace;
 use super::group::open_file;
 use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, sysfs};
-use crate::device::DmaRegion;
 use crate::error::{Error, Result};
 
 /// The file that makes an iommufd.
@@ -108,12 +106,8 @@ impl OnKernel for Cdev {
         &mut self.device
     }
 
-    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
-        self.memory.map(iova, rights, memory)
-    }
-
-    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
-        self.memory.unmap(iova, size)
+    fn memory(&mut self) -> Result<&mut AddressSpace> {
+        Ok(&mut self.memory)
     }
 }
 

@@ -7,13 +7,11 @@ use std::path::Path;
 
 use whimbrel_uapi::group::{GroupFlags, GroupStatus, VFIO_API_VERSION, VFIO_TYPE1V2_IOMMU};
 use whimbrel_uapi::ioctl as requests;
-use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::address_space::AddressSpace;
 use super::sysfs;
 use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, state_file};
-use crate::device::DmaRegion;
 use crate::error::{Error, Result};
 
 /// The file that makes a container.
@@ -130,12 +128,8 @@ impl OnKernel for Group {
         &mut self.device
     }
 
-    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
-        self.memory.map(iova, rights, memory)
-    }
-
-    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
-        self.memory.unmap(iova, size)
+    fn memory(&mut self) -> Result<&mut AddressSpace> {
+        Ok(&mut self.memory)
     }
 }
 

@@ -21,6 +21,7 @@ use whimbrel_uapi::migration::{DeviceFeatureMigDataSize, DeviceFeatureMigState, 
 use whimbrel_uapi::type1::DmaMapFlags;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::address_space::AddressSpace;
 use super::ioctl::{self, Argument};
 use super::state_file::{self, DataFd};
 use crate::data_file::DataFile;
@@ -56,11 +57,8 @@ pub(super) trait OnKernel: Send {
 
     fn vfio_mut(&mut self) -> &mut VfioDevice;
 
-    /// As [`Device::map_dma`].
-    fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
-
-    /// As [`Device::unmap_dma`].
-    fn unmap(&mut self, iova: u64, size: u64) -> Result<u64>;
+    /// Where the memory it reaches is mapped, if that is the business of this object.
+    fn memory(&mut self) -> Result<&mut AddressSpace>;
 }
 
 impl VfioDevice {
@@ -327,11 +325,11 @@ impl<T: OnKernel> Device for T {
     }
 
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
-        self.map(iova, rights, memory)
+        self.memory()?.map(iova, rights, memory)
     }
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
-        self.unmap(iova, size)
+        self.memory()?.unmap(iova, size)
     }
 }
 
