@@ -102,18 +102,17 @@ fn started() -> (Child, Vec<u32>) {
     let mut demo =
         command(&["--work-before", "60000"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(30);
-    loop {
-        let hosts = children(demo.id());
-        if hosts.len() == 2 {
-            return (demo, hosts);
-        }
-        if Instant::now() >= until {
-            demo.kill().unwrap();
-            demo.wait().unwrap();
-            panic!("the demo did not start two processes");
-        }
+    let mut hosts = Vec::new();
+    while hosts.len() != 2 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
+        hosts = children(demo.id());
     }
+    if hosts.len() != 2 {
+        demo.kill().unwrap();
+        demo.wait().unwrap();
+        panic!("the demo did not start two processes");
+    }
+    (demo, hosts)
 }
 
 fn kill(pid: u32) {

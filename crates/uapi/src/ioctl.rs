@@ -104,6 +104,11 @@ requests! {
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = VFIO_TYPE, VFIO_BASE + 12;
     /// PCI device: hot-resets it and its neighbours with [`PciHotReset`](crate::pci::PciHotReset).
     VFIO_DEVICE_PCI_HOT_RESET = VFIO_TYPE, VFIO_BASE + 13;
+    /// Device: reads [`DeviceGfxPlaneInfo`](crate::gfx::DeviceGfxPlaneInfo), a plane of its display.
+    VFIO_DEVICE_QUERY_GFX_PLANE = VFIO_TYPE, VFIO_BASE + 14;
+    /// Device: the argument points to a `u32`, the
+    /// [`dmabuf_id`](crate::gfx::DeviceGfxPlaneInfo::dmabuf_id) of a plane; the answer is a file descriptor.
+    VFIO_DEVICE_GET_GFX_DMABUF = VFIO_TYPE, VFIO_BASE + 15;
     /// PCI device: ties a write to an eventfd with [`DeviceIoeventfd`](crate::pci::DeviceIoeventfd).
     VFIO_DEVICE_IOEVENTFD = VFIO_TYPE, VFIO_BASE + 16;
     /// Device: probes, gets or sets a feature with [`DeviceFeature`](crate::feature::DeviceFeature).
@@ -134,6 +139,21 @@ requests! {
     /// Type1 container: starts, stops or reads dirty tracking with
     /// [`IommuType1DirtyBitmap`](crate::type1::IommuType1DirtyBitmap).
     VFIO_IOMMU_DIRTY_PAGES = VFIO_TYPE, VFIO_BASE + 17;
+
+    // A container with the IOMMU of POWER. It maps and unmaps with the requests of type1.
+    /// SPAPR container: reads [`IommuSpaprTceInfo`](crate::spapr::IommuSpaprTceInfo).
+    VFIO_IOMMU_SPAPR_TCE_GET_INFO = VFIO_TYPE, VFIO_BASE + 12;
+    /// SPAPR container: handles errors with [`EehPeOp`](crate::spapr::EehPeOp).
+    VFIO_EEH_PE_OP = VFIO_TYPE, VFIO_BASE + 21;
+    /// SPAPR container: registers memory with
+    /// [`IommuSpaprRegisterMemory`](crate::spapr::IommuSpaprRegisterMemory).
+    VFIO_IOMMU_SPAPR_REGISTER_MEMORY = VFIO_TYPE, VFIO_BASE + 17;
+    /// SPAPR container: takes the registration back, with the same structure.
+    VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY = VFIO_TYPE, VFIO_BASE + 18;
+    /// SPAPR container: makes a window with [`IommuSpaprTceCreate`](crate::spapr::IommuSpaprTceCreate).
+    VFIO_IOMMU_SPAPR_TCE_CREATE = VFIO_TYPE, VFIO_BASE + 19;
+    /// SPAPR container: removes a window with [`IommuSpaprTceRemove`](crate::spapr::IommuSpaprTceRemove).
+    VFIO_IOMMU_SPAPR_TCE_REMOVE = VFIO_TYPE, VFIO_BASE + 20;
 
     // An iommufd, `/dev/iommu`.
     /// Iommufd: destroys any object with [`Destroy`](crate::iommufd::Destroy).

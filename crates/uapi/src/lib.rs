@@ -1,6 +1,6 @@
-//! The VFIO user API as Rust types: what `include/uapi/linux/vfio.h` and the part of `iommufd.h` that VFIO
-//! needs say in C. Every structure, constant and ioctl number that migration of a device touches, of Linux
-//! v6.14 and of the headers after it.
+//! The VFIO user API as Rust types: all that `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h` say in
+//! C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux v6.14
+//! and of the headers after it, up to 7.3.
 //!
 //! There are no rules here: which request is allowed when, and what it answers, is for the crates above.
 //! There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
@@ -52,9 +52,13 @@ pub mod cdev;
 pub mod device;
 pub mod dma_logging;
 pub mod feature;
+pub mod gfx;
 pub mod group;
 pub mod ioctl;
 pub mod iommufd;
 pub mod migration;
+pub mod other_buses;
 pub mod pci;
+pub mod region_v1;
+pub mod spapr;
 pub mod type1;
