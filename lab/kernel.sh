@@ -1,7 +1,8 @@
-# What is built of Debian's packages and kept in the cache: two kernels, and the kernel's headers.
+# What is built of Debian's packages and kept in the cache: two kernels, their headers, and newer ones.
 # shellcheck shell=bash disable=SC2154,SC2034
 
-targets=(debian iommufd headers)
+# newer-headers is no word of the command line: it belongs to headers.
+targets=(debian iommufd headers newer-headers)
 
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
 # Debian does not build, comes last.
@@ -14,6 +15,7 @@ kernel_headers=(vfio.h iommufd.h vfio_zdev.h vfio_ccw.h)
 place() {
 	case $1 in
 	headers) echo "$cache/include" ;;
+	newer-headers) echo "$cache/include-newer" ;;
 	*) echo "$cache/$1" ;;
 	esac
 }
@@ -24,7 +26,7 @@ recipe() {
 	case $1 in
 	debian) echo 1 "${debian_modules[@]}" ;;
 	iommufd) echo 1 && grep CONFIG_ "$lab/iommufd.config" ;;
-	headers) echo 1 "${kernel_headers[@]}" ;;
+	headers | newer-headers) echo 1 "${kernel_headers[@]}" ;;
 	esac
 }
 
@@ -44,7 +46,8 @@ build_targets() {
 		wait "$!"
 	fi
 	for target in "$@"; do
-		say "$target is ready: $(cat "$(place "$target")/version")"
+		# The newer headers may be beyond reach; that has been said then.
+		! is_ready "$target" || say "$target is ready: $(cat "$(place "$target")/version")"
 	done
 }
 
@@ -67,9 +70,17 @@ lock_cache() {
 build_missing() {
 	local target new
 	renice -n 10 -p "$BASHPID" > /dev/null
-	choose_release
 	for target in "$@"; do
 		if is_ready "$target"; then continue; fi # the other build made it
+		case $target in
+		newer-headers)
+			if ! choose_newer_headers; then
+				say "the newer headers are not built: linux-libc-dev of $newer_suite cannot be had" \
+					"of this machine's mirror of Debian"
+				continue
+			fi ;;
+		*) choose_release ;;
+		esac
 		say "building $target of $version"
 		new=$cache/unfinished/$target
 		mkdir "$new"
@@ -110,6 +121,16 @@ build_headers() {
 	local new=$1 tree=$1/tree
 	unpack_source "$tree" "${kernel_headers[@]/#/include/uapi/linux/}"
 	mv "$tree/include/uapi/linux" "$new/linux"
+	rm -rf "$tree"
+}
+
+build_newer-headers() {
+	local new=$1 tree=$1/tree name
+	dpkg-deb -x "$(APT_CONFIG=$private_apt fetch linux-libc-dev "$version")" "$tree"
+	mkdir "$new/linux"
+	for name in "${kernel_headers[@]}"; do
+		mv "$tree/usr/include/linux/$name" "$new/linux/"
+	done
 	rm -rf "$tree"
 }
 

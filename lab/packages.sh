@@ -28,6 +28,47 @@ choose_release() {
 	(it needs Debian 12 with its security updates, or Debian 13)"
 }
 
+# Where Debian keeps the headers of newer kernels. The system need not know of it.
+newer_suite=trixie-backports
+
+# Sets `private_apt` to the configuration of an apt of its own, and `version` to the newest headers of
+# `newer_suite`. Its state lives and dies with this build; the system's apt is only asked for the mirror
+# of Debian, and how to reach it. Fails when there are no such headers there.
+choose_newer_headers() {
+	local folder=$cache/unfinished/apt mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg trusted=''
+	private_apt=$folder/apt.conf
+	mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2> /dev/null |
+		sed -n 's/^Debian //p' | head -n 1) || true
+	[ -n "$mirror" ] || return 1
+	[ ! -e "$keys" ] || trusted="[signed-by=$keys] "
+	mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
+	echo "deb $trusted$mirror $newer_suite main" > "$folder/sources.list"
+	{
+		# Not what the system wants done after an update, nor the kinds of index it wants beside.
+		apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets'
+		cat <<-END
+			Dir::Etc::Parts "/dev/null";
+			Dir::Etc::Main "/dev/null";
+			Dir::Etc::SourceList "$folder/sources.list";
+			Dir::Etc::SourceParts "/dev/null";
+			Dir::Etc::Preferences "/dev/null";
+			Dir::Etc::PreferencesParts "/dev/null";
+			Dir::State "$folder";
+			Dir::State::Lists "$folder/lists";
+			Dir::State::Status "/dev/null";
+			Dir::Cache "$folder/cache";
+			APT::Sandbox::User "root";
+			Acquire::Languages "none";
+		END
+	} > "$private_apt"
+	APT_CONFIG=$private_apt apt-get update -qq > "$folder/log" 2>&1 || true
+	version=$(APT_CONFIG=$private_apt versions linux-libc-dev | sort --version-sort | tail -n 1) || true
+	[ -n "$version" ] || {
+		tail -n 5 "$folder/log" >&2
+		return 1
+	}
+}
+
 # The compiler this Debian builds its 6.12 kernel with: also the name of its package.
 kernel_compiler() {
 	local newest compiler='' codename
@@ -53,7 +94,7 @@ needed_tools() {
 		iommufd)
 			printf '%s %s\n' "$compiler" "$compiler" make make xz xz-utils bc bc bison bison flex flex \
 				/usr/include/libelf.h libelf-dev /usr/include/stdio.h libc6-dev ;;
-		headers) printf '%s %s\n' xz xz-utils ;;
+		headers | newer-headers) printf '%s %s\n' xz xz-utils ;;
 		check) printf '%s %s\n' "$compiler" "$compiler" /usr/lib/x86_64-linux-gnu/libc.a libc6-dev ;;
 		esac
 	done

@@ -1,0 +1,102 @@
+//! Migration v1 (Linux 5.8 to 5.17): the structure at the start of a migration region, and the bits of its
+//! state, as the header keeps them. Nothing of it works with a kernel since 5.18; what does is in
+//! [`migration`](crate::migration).
+//!
+//! The region is the one whose TYPE capability says
+//! [`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED). The names
+//! of v1 live here alone: its RUNNING is the number 1, which is STOP in v2, and its RUNNING with SAVING is 3,
+//! which is STOP_COPY in v2. Only RESUMING is 4 in both.
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// No bit set: the device is stopped.
+pub const VFIO_DEVICE_STATE_V1_STOP: u32 = 0;
+
+/// `VFIO_DEVICE_STATE_MASK`: the bits of a v1 state; the others are reserved and must be left as they are.
+pub const VFIO_DEVICE_STATE_MASK: u32 = StateV1::all().bits();
+
+bitflags! {
+    /// [`DeviceMigrationInfo::device_state`]. The header's names begin with `VFIO_DEVICE_STATE_V1_`.
+    ///
+    /// ```
+    /// use whimbrel_uapi::region_v1::StateV1;
+    ///
+    /// let precopy = StateV1::RUNNING | StateV1::SAVING;
+    /// assert!(precopy.is_valid());
+    /// assert!(!(StateV1::RUNNING | StateV1::RESUMING).is_valid());
+    /// assert!(precopy.with_error().is_error());
+    /// ```
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct StateV1: u32 {
+        /// The device runs.
+        const RUNNING = 1 << 0;
+        /// The device's state is read; with RUNNING, while it runs.
+        const SAVING = 1 << 1;
+        /// The device's state is written. Stands alone.
+        const RESUMING = 1 << 2;
+    }
+}
+
+impl StateV1 {
+    /// `VFIO_DEVICE_STATE_VALID`: RESUMING stands alone. Reserved bits are not looked at.
+    pub const fn is_valid(self) -> bool {
+        self.bits() & Self::RESUMING.bits() == 0 || self.is(Self::RESUMING)
+    }
+
+    /// `VFIO_DEVICE_STATE_IS_ERROR`: SAVING with RESUMING and without RUNNING.
+    pub const fn is_error(self) -> bool {
+        self.is(Self::SAVING.union(Self::RESUMING))
+    }
+
+    /// `VFIO_DEVICE_STATE_SET_ERROR`: the error state, with the reserved bits as they are here.
+    #[must_use]
+    pub const fn with_error(self) -> Self {
+        Self::from_bits_retain(
+            (self.bits() & !VFIO_DEVICE_STATE_MASK) | Self::SAVING.union(Self::RESUMING).bits(),
+        )
+    }
+
+    /// Whether these bits, and no other that is not reserved, are set.
+    const fn is(self, other: Self) -> bool {
+        self.bits() & VFIO_DEVICE_STATE_MASK == other.bits()
+    }
+}
+
+/// `struct vfio_device_migration_info`: the start of the migration region.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceMigrationInfo {
+    /// [`StateV1`].
+    pub device_state: u32,
+    /// Not used.
+    pub reserved: u32,
+    /// Read only: estimate, in bytes, of what is still to be saved. Reading it again says that the last data
+    /// were taken.
+    pub pending_bytes: u64,
+    /// Read only: where in the region the data of this round is, in bytes from the region's start.
+    pub data_offset: u64,
+    /// Bytes there: read while saving, written while resuming, which hands the data over.
+    pub data_size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_valid_unless_resuming_has_company() {
+        for bits in 0..8 {
+            let state = StateV1::from_bits_retain(bits);
+            assert_eq!(state.is_valid(), bits <= 4, "{bits:03b}");
+        }
+    }
+
+    #[test]
+    fn reserved_bits_neither_spoil_a_state_nor_get_lost() {
+        let reserved = 0xffff_fff8;
+        assert!(StateV1::from_bits_retain(reserved | 4).is_valid());
+        assert!(StateV1::from_bits_retain(reserved | 6).is_error());
+        assert_eq!(StateV1::from_bits_retain(reserved | 1).with_error().bits(), reserved | 6);
+    }
+}
