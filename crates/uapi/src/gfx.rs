@@ -55,8 +55,8 @@ pub struct DeviceGfxPlaneInfo {
     pub x_hot: u32,
     /// The point within a cursor that points, in pixels from its top.
     pub y_hot: u32,
-    /// The region that holds the plane, with [`GfxPlaneFlags::REGION`]; or its [`dmabuf_id`](Self::dmabuf_id),
-    /// which the header puts in the same place.
+    /// The region that holds the plane, with [`GfxPlaneFlags::REGION`]; or its
+    /// [`dmabuf_id`](Self::dmabuf_id), which the header puts in the same place.
     pub region_index: u32,
     /// Not used. Linux 6.1 has a hole here.
     pub reserved: u32,

@@ -1,5 +1,5 @@
-//! The VFIO user API as Rust types: all that `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h` say in
-//! C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux v6.14
+//! The VFIO user API as Rust types: all that `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h` say
+//! in C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux v6.14
 //! and of the headers after it, up to 7.3.
 //!
 //! There are no rules here: which request is allowed when, and what it answers, is for the crates above.

@@ -1,9 +1,12 @@
-//! The layouts and numbers of this crate against a real header and a C compiler.
+//! The layouts and numbers of this crate against real headers and a C compiler.
 //!
-//! The headers are those in `$WHIMBREL_UAPI_INCLUDE` if it is set, else the ones the lab keeps
+//! There are two generations of headers: those of a kernel that is in use, and those of the newest kernel,
+//! which have what came since. The first are the ones the lab keeps
 //! (`${WHIMBREL_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/whimbrel/lab}/include`), else those of
-//! `/usr/include`. An older header is compared in what it has, and what it lacks is listed. With
-//! `WHIMBREL_REQUIRE_ALL=1` nothing may be skipped and a header may define nothing this crate does not know.
+//! `/usr/include`; the second the lab keeps beside them, in `include-newer`. If `$WHIMBREL_UAPI_INCLUDE` is
+//! set, its headers alone are compared. An older header is compared in what it has, and what it lacks is
+//! listed. With `WHIMBREL_REQUIRE_ALL=1` nothing may be skipped and a header may define nothing this crate
+//! does not know.
 
 mod names;
 mod proof;
@@ -41,8 +44,25 @@ fn there_is_a_compiler() -> bool {
     here
 }
 
-/// The folders that may hold headers, the most wanted first.
-fn include_folders() -> Vec<PathBuf> {
+/// Headers of one age.
+struct Generation {
+    name: &'static str,
+    /// The folders that may hold them, the most wanted first.
+    folders: Vec<PathBuf>,
+    /// How to come by them.
+    remedy: &'static str,
+}
+
+impl Generation {
+    /// The header of this generation, if it is here.
+    fn file(&self, header: Header) -> Option<HeaderFile> {
+        let paths = self.folders.iter().map(|folder| folder.join(header.path()));
+        let path = paths.filter_map(|path| fs::canonicalize(path).ok()).find(|path| path.is_file())?;
+        Some(HeaderFile { header, path })
+    }
+}
+
+fn generations() -> Vec<Generation> {
     let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(chosen) = folder("WHIMBREL_UAPI_INCLUDE") {
         assert!(
@@ -51,20 +71,31 @@ fn include_folders() -> Vec<PathBuf> {
             chosen.display(),
             Header::Vfio.path()
         );
-        return vec![chosen];
+        return vec![Generation {
+            name: "the chosen headers",
+            folders: vec![chosen],
+            remedy: "WHIMBREL_UAPI_INCLUDE names the folder",
+        }];
     }
     let lab = folder("WHIMBREL_LAB_CACHE").or_else(|| {
         let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
         Some(cache.join("whimbrel/lab"))
     });
-    lab.map(|lab| lab.join("include")).into_iter().chain([PathBuf::from("/usr/include")]).collect()
-}
-
-/// The header on this machine, if it is here.
-fn header_file(header: Header) -> Option<HeaderFile> {
-    let paths = include_folders().into_iter().map(|folder| folder.join(header.path()));
-    let path = paths.filter_map(|path| fs::canonicalize(path).ok()).find(|path| path.is_file())?;
-    Some(HeaderFile { header, path })
+    let of_lab = |name: &str| lab.iter().map(|lab| lab.join(name)).collect::<Vec<_>>();
+    let mut in_use = of_lab("include");
+    in_use.push(PathBuf::from("/usr/include"));
+    vec![
+        Generation {
+            name: "the headers in use",
+            folders: in_use,
+            remedy: "linux-libc-dev since 6.2 has it (or run lab/run build headers)",
+        },
+        Generation {
+            name: "the newest headers",
+            folders: of_lab("include-newer"),
+            remedy: "run lab/run build headers, where Debian's trixie-backports can be had",
+        },
+    ]
 }
 
 #[test]
@@ -72,41 +103,69 @@ fn every_size_offset_and_constant_is_the_headers_own() {
     if !there_is_a_compiler() {
         return;
     }
-    for header in Header::ALL {
-        let Some(file) = header_file(header) else {
-            let reason = format!(
-                "no {}; linux-libc-dev since 6.2 has it (or run the lab once, or set WHIMBREL_UAPI_INCLUDE)",
-                header.path()
-            );
-            say(&format!("SKIPPED: uapi layout proof: {reason}"));
-            assert!(!all_is_required(), "WHIMBREL_REQUIRE_ALL=1, but there is {reason}");
-            continue;
-        };
-        let compared = compare(&Table::new(), &file, Path::new(SCRATCH))
-            .unwrap_or_else(|error| panic!("{}: {error}", file.path.display()));
-        let (name, path) = (file.header.path(), file.path.display());
-        if !compared.lacks.is_empty() {
-            say(&format!("header {name} (from {path}) lacks: {}", compared.lacks.join(", ")));
+    for generation in generations() {
+        for header in Header::ALL {
+            if let Some(file) = generation.file(header) {
+                compare_whole(&file);
+            } else {
+                let reason = format!("no {} ({})", header.path(), generation.remedy);
+                say(&format!("SKIPPED: uapi layout proof against {}: {reason}", generation.name));
+                assert!(!all_is_required(), "WHIMBREL_REQUIRE_ALL=1, but there is {reason}");
+            }
         }
-        let Comparison { sizes, alignments, offsets, constants, .. } = compared;
-        say(&format!(
-            "header {name} (from {path}): compared {sizes} sizes, {alignments} alignments, \
-             {offsets} offsets, {constants} constants"
-        ));
-        assert!(sizes > 0 && offsets > 0 && constants > 0, "{path} has nothing of the table");
-        assert!(
-            compared.differences.is_empty(),
-            "the crate differs from {path}:\n{}",
-            compared.differences.join("\n")
-        );
+    }
+}
+
+/// Compares, and says how much was compared and what the header lacks.
+fn compare_whole(file: &HeaderFile) {
+    let (name, path) = (file.header.path(), file.path.display());
+    let compared =
+        compare(&Table::new(), file, Path::new(SCRATCH)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    if !compared.lacks.is_empty() {
+        say(&format!("header {name} (from {path}) lacks: {}", compared.lacks.join(", ")));
+    }
+    let Comparison { sizes, alignments, offsets, constants, .. } = compared;
+    say(&format!(
+        "header {name} (from {path}): compared {sizes} sizes, {alignments} alignments, {offsets} offsets, \
+         {constants} constants"
+    ));
+    assert!(sizes > 0 && offsets > 0 && constants > 0, "{path} has nothing of the table");
+    let differences = compared.differences.join("\n");
+    assert!(differences.is_empty(), "the crate differs from {path}:\n{differences}");
+}
+
+#[test]
+fn the_crate_defines_nothing_that_no_header_has() {
+    if !there_is_a_compiler() {
+        return;
+    }
+    for header in Header::ALL {
+        let generations = generations();
+        let files: Vec<_> = generations.iter().filter_map(|generation| generation.file(header)).collect();
+        if files.len() < 2 {
+            continue; // The proof above says which one is missing.
+        }
+        let mut lacks = files.iter().map(|file| {
+            compare(&Table::new(), file, Path::new(SCRATCH))
+                .unwrap_or_else(|error| panic!("{}: {error}", file.path.display()))
+                .lacks
+        });
+        let mut nowhere = lacks.next().unwrap_or_default();
+        for others in lacks {
+            nowhere.retain(|lack| others.contains(lack));
+        }
+        assert_eq!(nowhere, <[&str; 0]>::default(), "no {} has these", header.path());
     }
 }
 
 #[test]
 fn a_header_defines_nothing_that_this_crate_does_not_know() {
     let table = Table::new();
+    let generations = generations();
     // The proof above says so if a header is missing.
-    for file in Header::ALL.into_iter().filter_map(header_file) {
+    for file in
+        Header::ALL.into_iter().flat_map(|header| generations.iter().filter_map(move |g| g.file(header)))
+    {
         let text =
             fs::read_to_string(&file.path).unwrap_or_else(|error| panic!("{}: {error}", file.path.display()));
         let unknown = names::unknown(file.header, &text, &table).join(", ");
@@ -181,6 +240,18 @@ fn an_older_header_is_compared_in_what_it_has() {
 }
 
 #[test]
+fn a_count_is_compared_with_what_the_header_counts() {
+    let indices = |all: &str| format!("enum {{ VFIO_AP_REQ_IRQ_INDEX, {all} VFIO_AP_NUM_IRQS }};");
+    let headers = [indices(""), indices("VFIO_AP_CFG_CHG_IRQ_INDEX,"), indices("VFIO_AP_OTHER,")];
+    let [older, newer, wrong] = headers.map(|text| compared_with(&text).map(|compared| compared.differences));
+    assert_eq!(older.unwrap_or_default(), <[&str; 0]>::default());
+    assert_eq!(newer.unwrap_or_default(), <[&str; 0]>::default());
+    if let Some(wrong) = wrong {
+        assert_eq!(wrong, ["VFIO_AP_NUM_IRQS: the header has 2, the crate 1"]);
+    }
+}
+
+#[test]
 fn a_header_that_does_not_compile_is_an_error() {
     if !there_is_a_compiler() {
         return;
@@ -198,10 +269,10 @@ fn names_the_table_does_not_have_are_found() {
         /* #define VFIO_COMMENTED 1 */
         #define VFIO_API_VERSION 0
         #define VFIO_NEWER 1
-        #define VFIO_EEH_PE_ENABLE 1
+        #define VFIO_DEVICE_STATE_VALID(state) 1
         struct vfio_group_status { __u32 argsz; __u32 flags; union { __u32 a; __u8 b[4]; }; };
         struct vfio_newer { __u32 argsz; struct vfio_bitmap areas[] __counted_by(argsz); };
-        struct vfio_eeh_pe_op { __u32 argsz; };
+        struct iommu_viommu_alloc { __u32 size; };
         enum vfio_kind { VFIO_PCI_NUM_IRQS = 5, VFIO_KIND, };
         enum { VFIO_LAST };
         #endif";

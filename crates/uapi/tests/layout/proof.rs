@@ -38,8 +38,14 @@ pub(crate) fn compiler_is_here() -> bool {
 
 fn compiler() -> Command {
     let mut command = Command::new("cc");
-    // Raw kernel headers mark user pointers and counted arrays with words that only the kernel defines.
-    command.env("LC_ALL", "C").args(["-w", "-D__user=", "-D__counted_by(member)="]);
+    // Raw kernel headers mark user pointers, counted arrays and packing with words that only the kernel
+    // defines.
+    command.env("LC_ALL", "C").args([
+        "-w",
+        "-D__user=",
+        "-D__counted_by(member)=",
+        "-D__packed=__attribute__((packed))",
+    ]);
     command
 }
 
@@ -105,7 +111,11 @@ pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Resul
     for constant in &constants {
         if next_is_present() {
             comparison.constants += 1;
-            expected.push((constant.name.clone(), Expected(constant.value)));
+            let value = match constant.before {
+                Some((counted, before)) if comparison.lacks.iter().any(|lack| lack == counted) => before,
+                _ => constant.value,
+            };
+            expected.push((constant.name.clone(), Expected(value)));
         } else {
             comparison.lacks.push(constant.name.clone());
         }
@@ -170,6 +180,12 @@ impl Expected {
     }
 }
 
+/// Where the header finds others of its own version.
+fn include_folder(file: &HeaderFile) -> Option<PathBuf> {
+    let linux = file.path.parent().filter(|folder| folder.ends_with("linux"))?;
+    linux.parent().map(Path::to_owned)
+}
+
 /// The line that every program starts with.
 fn include(file: &HeaderFile) -> String {
     // By path, so that no other header of the same name can be taken.
@@ -185,7 +201,7 @@ fn absent(file: &HeaderFile, probe: &[String]) -> Result<BTreeSet<usize>, String
         let _ = writeln!(source, "#line {} \"{MARK}\"", line + 1);
         let _ = writeln!(source, "static const long long item_{line} = {expression};");
     }
-    let output = compile(&["-fsyntax-only", "-fmax-errors=0"], &source)?;
+    let output = compile(file, &["-fsyntax-only", "-fmax-errors=0"], &source)?;
     let text = String::from_utf8_lossy(&output.stderr);
     let mut absent = BTreeSet::new();
     for error in text.lines().filter(|line| line.contains(" error: ")) {
@@ -213,7 +229,7 @@ fn measure(
 
     let folder = tempfile::tempdir_in(scratch).map_err(|e| format!("no scratch folder: {e}"))?;
     let program = folder.path().join("layout");
-    let output = compile(&["-o", &program.to_string_lossy()], &source)?;
+    let output = compile(file, &["-o", &program.to_string_lossy()], &source)?;
     if !output.status.success() {
         return Err(format!("the C compiler failed:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
@@ -227,8 +243,9 @@ fn measure(
 }
 
 /// Runs the compiler over `source`.
-fn compile(arguments: &[&str], source: &str) -> Result<Output, String> {
+fn compile(file: &HeaderFile, arguments: &[&str], source: &str) -> Result<Output, String> {
     let mut child = compiler()
+        .args(include_folder(file).map(|folder| format!("-I{}", folder.display())))
         .args(arguments)
         .args(["-x", "c", "-"])
         .stdin(Stdio::piped())

@@ -21,6 +21,7 @@ use whimbrel_uapi::feature::{
     self, DeviceFeature, DeviceFeatureBusMaster, DeviceFeatureDmaBuf, DeviceFeatureZpciErr,
     DeviceLowPowerEntryWithWakeup, FEATURE_MASK, Feature, FeatureFlags, RegionDmaRange,
 };
+use whimbrel_uapi::gfx::{self, DeviceGfxPlaneInfo, GfxPlaneFlags, RegionGfxEdid};
 use whimbrel_uapi::group::{self, GroupFlags, GroupStatus};
 use whimbrel_uapi::ioctl;
 use whimbrel_uapi::iommufd::{
@@ -33,8 +34,17 @@ use whimbrel_uapi::migration::{
     self, DeviceFeatureMigDataSize, DeviceFeatureMigState, DeviceFeatureMigration, MigrationFlags,
     PrecopyInfo, PrecopyInfoFlags,
 };
+use whimbrel_uapi::other_buses::{
+    self, CcwAsyncCommands, CcwCmdRegion, CcwCrwRegion, CcwIoRegion, CcwSchibRegion, DeviceInfoCapZpciBase,
+    DeviceInfoCapZpciGroup, DeviceInfoCapZpciPfip, DeviceInfoCapZpciUtil, ZpciFlags,
+};
 use whimbrel_uapi::pci::{
     self, DeviceIoeventfd, PciDependentDevice, PciHotReset, PciHotResetFlags, PciHotResetInfo,
+};
+use whimbrel_uapi::region_v1::{self, DeviceMigrationInfo, StateV1};
+use whimbrel_uapi::spapr::{
+    self, EehPeErr, EehPeOp, IommuSpaprRegisterMemory, IommuSpaprTceCreate, IommuSpaprTceDdwInfo,
+    IommuSpaprTceInfo, IommuSpaprTceRemove, SpaprInfoFlags,
 };
 use whimbrel_uapi::type1::{
     self, Bitmap, DirtyPagesFlags, DmaMapFlags, DmaUnmapFlags, IommuInfoFlags, IommuType1DirtyBitmap,
@@ -47,16 +57,20 @@ use whimbrel_uapi::type1::{
 pub(crate) enum Header {
     Vfio,
     Iommufd,
+    Ccw,
+    Zdev,
 }
 
 impl Header {
-    pub(crate) const ALL: [Header; 2] = [Header::Vfio, Header::Iommufd];
+    pub(crate) const ALL: [Header; 4] = [Header::Vfio, Header::Iommufd, Header::Ccw, Header::Zdev];
 
     /// Its path below an include folder.
     pub(crate) const fn path(self) -> &'static str {
         match self {
             Header::Vfio => "linux/vfio.h",
             Header::Iommufd => "linux/iommufd.h",
+            Header::Ccw => "linux/vfio_ccw.h",
+            Header::Zdev => "linux/vfio_zdev.h",
         }
     }
 }
@@ -98,10 +112,13 @@ pub(crate) enum Value {
 
 pub(crate) struct Constant {
     pub(crate) header: Header,
+    /// The name; of a macro with an argument, a use of it.
     pub(crate) name: String,
     pub(crate) value: Value,
     /// The C enumeration without which the name means something else.
     pub(crate) enumeration: Option<&'static str>,
+    /// A count grows with what it counts: in a header without the constant of this name it has this value.
+    pub(crate) before: Option<(&'static str, Value)>,
 }
 
 /// Everything the crate says of the headers.
@@ -134,6 +151,18 @@ impl Integer for i32 {
     }
 }
 
+impl Integer for usize {
+    fn value(self) -> Value {
+        Value::Number(self as u64, u64::BITS)
+    }
+}
+
+impl Integer for bool {
+    fn value(self) -> Value {
+        Value::Number(u64::from(self), u64::BITS)
+    }
+}
+
 impl Table {
     fn flags<F: Flags<Bits: Integer>>(&mut self, header: Header, prefix: &str) {
         for flag in F::FLAGS {
@@ -142,7 +171,13 @@ impl Table {
     }
 
     fn constant(&mut self, header: Header, name: impl Into<String>, value: impl Integer) {
-        self.constants.push(Constant { header, name: name.into(), value: value.value(), enumeration: None });
+        self.constants.push(Constant {
+            header,
+            name: name.into(),
+            value: value.value(),
+            enumeration: None,
+            before: None,
+        });
     }
 
     fn text(&mut self, name: &str, value: &'static str) {
@@ -151,6 +186,7 @@ impl Table {
             name: name.to_owned(),
             value: Value::Text(value),
             enumeration: None,
+            before: None,
         });
     }
 }
@@ -218,6 +254,10 @@ impl Table {
         device_constants(&mut table);
         pci_constants(&mut table);
         feature_constants(&mut table);
+        region_v1_constants(&mut table);
+        gfx_constants(&mut table);
+        other_buses(&mut table);
+        spapr_constants(&mut table);
         iommu_constants(&mut table);
         iommufd_constants(&mut table);
         table
@@ -274,6 +314,25 @@ fn vfio_structures(table: &mut Table) {
         vfio_iommu_type1_dma_unmap = IommuType1DmaUnmap { argsz, flags, iova, size } tail data;
         vfio_iommu_type1_dirty_bitmap = IommuType1DirtyBitmap { argsz, flags } tail data;
         vfio_iommu_type1_dirty_bitmap_get = IommuType1DirtyBitmapGet { iova, size, bitmap };
+        vfio_device_migration_info =
+            DeviceMigrationInfo { device_state, reserved, pending_bytes, data_offset, data_size };
+        vfio_device_gfx_plane_info = DeviceGfxPlaneInfo {
+            argsz, flags, drm_plane_type, drm_format, drm_format_mod, width, height, stride, size, x_pos,
+            y_pos, x_hot, y_hot, region_index, reserved
+        } alias dmabuf_id = region_index;
+        vfio_region_gfx_edid =
+            RegionGfxEdid { edid_offset, edid_max_size, edid_size, max_xres, max_yres, link_state };
+        vfio_iommu_spapr_tce_ddw_info =
+            IommuSpaprTceDdwInfo { pgsizes, max_dynamic_windows_supported, levels };
+        vfio_iommu_spapr_tce_info =
+            IommuSpaprTceInfo { argsz, flags, dma32_window_start, dma32_window_size, ddw };
+        vfio_eeh_pe_err = EehPeErr { r#type, func, addr, mask };
+        vfio_eeh_pe_op = EehPeOp { argsz, flags, op, err } padding __pad;
+        vfio_iommu_spapr_register_memory = IommuSpaprRegisterMemory { argsz, flags, vaddr, size };
+        vfio_iommu_spapr_tce_create = IommuSpaprTceCreate {
+            argsz, flags, page_shift, __resv1, window_size, levels, __resv2, start_addr
+        };
+        vfio_iommu_spapr_tce_remove = IommuSpaprTceRemove { argsz, flags, start_addr };
     }
 }
 
@@ -375,6 +434,64 @@ fn feature_constants(table: &mut Table) {
     // Before 5.18 the header gave some of these names to the bits of migration v1.
     for state in &mut table.constants[first_state..] {
         state.enumeration = Some("vfio_device_mig_state");
+    }
+}
+
+fn region_v1_constants(table: &mut Table) {
+    table.flags::<StateV1>(Header::Vfio, "VFIO_DEVICE_STATE_V1_");
+    constants!(table, Vfio, region_v1; VFIO_DEVICE_STATE_V1_STOP, VFIO_DEVICE_STATE_MASK);
+    // Every state, with and without a reserved bit.
+    for bits in 0..16 {
+        let state = StateV1::from_bits_retain(bits);
+        let used = |name: &str| format!("VFIO_DEVICE_STATE_{name}({bits})");
+        table.constant(Header::Vfio, used("VALID"), state.is_valid());
+        table.constant(Header::Vfio, used("IS_ERROR"), state.is_error());
+        table.constant(Header::Vfio, used("SET_ERROR"), state.with_error().bits());
+    }
+}
+
+fn gfx_constants(table: &mut Table) {
+    table.flags::<GfxPlaneFlags>(Header::Vfio, "VFIO_GFX_PLANE_TYPE_");
+    constants!(table, Vfio, gfx; VFIO_DEVICE_GFX_LINK_STATE_UP, VFIO_DEVICE_GFX_LINK_STATE_DOWN);
+}
+
+fn other_buses(table: &mut Table) {
+    constants! { table, Vfio, other_buses;
+        VFIO_CCW_CONFIG_REGION_INDEX, VFIO_CCW_NUM_REGIONS, VFIO_CCW_IO_IRQ_INDEX, VFIO_CCW_CRW_IRQ_INDEX,
+        VFIO_CCW_REQ_IRQ_INDEX, VFIO_CCW_NUM_IRQS, VFIO_AP_REQ_IRQ_INDEX, VFIO_AP_CFG_CHG_IRQ_INDEX,
+        VFIO_AP_NUM_IRQS,
+    }
+    if let Some(count) = table.constants.last_mut() {
+        count.before = Some(("VFIO_AP_CFG_CHG_IRQ_INDEX", 1_u32.value()));
+    }
+    structures! { table, Ccw;
+        ccw_io_region = CcwIoRegion { orb_area, scsw_area, irb_area, ret_code };
+        ccw_cmd_region = CcwCmdRegion { command, ret_code };
+        ccw_schib_region = CcwSchibRegion { schib_area };
+        ccw_crw_region = CcwCrwRegion { crw, pad };
+    }
+    table.flags::<CcwAsyncCommands>(Header::Ccw, "VFIO_CCW_ASYNC_CMD_");
+    constants!(table, Ccw, other_buses; ORB_AREA_SIZE, SCSW_AREA_SIZE, IRB_AREA_SIZE, SCHIB_AREA_SIZE);
+    structures! { table, Zdev;
+        vfio_device_info_cap_zpci_base = DeviceInfoCapZpciBase {
+            header, start_dma, end_dma, pchid, vfn, fmb_length, pft, gid, fh, ccdf_err_length
+        };
+        vfio_device_info_cap_zpci_group = DeviceInfoCapZpciGroup {
+            header, dasm, msi_addr, flags, mui, noi, maxstbl, version, reserved, imaxstbl
+        } padding __pad;
+        vfio_device_info_cap_zpci_util = DeviceInfoCapZpciUtil { header, size } tail util_str;
+        vfio_device_info_cap_zpci_pfip = DeviceInfoCapZpciPfip { header, size } tail pfip;
+    }
+    table.flags::<ZpciFlags>(Header::Zdev, "VFIO_DEVICE_INFO_ZPCI_FLAG_");
+}
+
+fn spapr_constants(table: &mut Table) {
+    table.flags::<SpaprInfoFlags>(Header::Vfio, "VFIO_IOMMU_SPAPR_INFO_");
+    constants! { table, Vfio, spapr;
+        VFIO_EEH_PE_DISABLE, VFIO_EEH_PE_ENABLE, VFIO_EEH_PE_UNFREEZE_IO, VFIO_EEH_PE_UNFREEZE_DMA,
+        VFIO_EEH_PE_GET_STATE, VFIO_EEH_PE_STATE_NORMAL, VFIO_EEH_PE_STATE_RESET, VFIO_EEH_PE_STATE_STOPPED,
+        VFIO_EEH_PE_STATE_STOPPED_DMA, VFIO_EEH_PE_STATE_UNAVAIL, VFIO_EEH_PE_RESET_DEACTIVATE,
+        VFIO_EEH_PE_RESET_HOT, VFIO_EEH_PE_RESET_FUNDAMENTAL, VFIO_EEH_PE_CONFIGURE, VFIO_EEH_PE_INJECT_ERR,
     }
 }
 
