@@ -66,6 +66,7 @@ pub mod dma;
 mod driver;
 mod feature;
 mod irq;
+pub mod pci_config;
 pub mod raw;
 mod user_memory;
 mod worker;

@@ -1,0 +1,59 @@
+//! Base address registers: what each maps, and what it looks like.
+
+/// What a base address register maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// Memory below 4 GiB.
+    Memory32 {
+        /// Bytes: a power of two, from 16.
+        size: u32,
+        /// Reads have no side effects.
+        prefetchable: bool,
+    },
+    /// Memory anywhere; it takes the next register too.
+    Memory64 {
+        /// Bytes: a power of two, from 16.
+        size: u64,
+        /// Reads have no side effects.
+        prefetchable: bool,
+    },
+    /// I/O ports.
+    Io {
+        /// Ports: a power of two, 4 to 256.
+        size: u32,
+    },
+}
+
+impl Bar {
+    /// Bytes, or ports.
+    pub fn size(self) -> u64 {
+        match self {
+            Bar::Memory32 { size, .. } | Bar::Io { size } => size.into(),
+            Bar::Memory64 { size, .. } => size,
+        }
+    }
+
+    /// Whether it maps memory, not ports.
+    pub fn is_memory(self) -> bool {
+        !matches!(self, Bar::Io { .. })
+    }
+
+    pub(super) fn is_64_bit(self) -> bool {
+        matches!(self, Bar::Memory64 { .. })
+    }
+
+    /// The low bits, which tell what it is.
+    pub(super) fn kind(self) -> u32 {
+        match self {
+            Bar::Memory32 { prefetchable, .. } => u32::from(prefetchable) << 3,
+            Bar::Memory64 { prefetchable, .. } => 0x4 | u32::from(prefetchable) << 3,
+            Bar::Io { .. } => 0x1,
+        }
+    }
+
+    /// Whether there can be one of its size.
+    pub(super) fn has_valid_size(self) -> bool {
+        let size = self.size();
+        size.is_power_of_two() && if self.is_memory() { size >= 16 } else { (4..=256).contains(&size) }
+    }
+}

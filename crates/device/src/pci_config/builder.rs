@@ -1,0 +1,400 @@
+//! Says what a configuration space holds. What cannot be is refused, so that every
+//! [`PciConfig`](super::PciConfig) is one that a guest can walk.
+
+use std::sync::Arc;
+
+use super::bar::Bar;
+use super::capability::{MsiX, PciCapability};
+use super::registers::Registers;
+use super::{PciConfig, Shape};
+
+/// Bytes of the header that every device has.
+pub(super) const HEADER_BYTES: usize = 0x40;
+/// Bytes without PCI Express.
+pub(super) const CONVENTIONAL_BYTES: usize = 0x100;
+/// Bytes with PCI Express.
+pub(super) const EXPRESS_BYTES: usize = 0x1000;
+
+/// Command register: I/O space, memory space, bus master, parity errors, system errors, INTx disable.
+pub(super) const COMMAND: usize = 0x04;
+pub(super) const COMMAND_IO: u16 = 0x0001;
+pub(super) const COMMAND_MEMORY: u16 = 0x0002;
+pub(super) const COMMAND_BUS_MASTER: u16 = 0x0004;
+pub(super) const COMMAND_INTX_DISABLE: u16 = 0x0400;
+const COMMAND_ERRORS: u16 = 0x0140;
+pub(super) const STATUS: usize = 0x06;
+const STATUS_CAPABILITIES: u16 = 0x0010;
+const STATUS_MEDIUM: u16 = 0x0200;
+const STATUS_ERRORS: u16 = 0xf900;
+pub(super) const BAR0: usize = 0x10;
+pub(super) const ROM: usize = 0x30;
+pub(super) const ROM_ENABLE: u32 = 1;
+
+/// The header of the serial number capability, version 1, at the end of the list.
+const SERIAL_NUMBER: u32 = 0x0001_0003;
+
+/// The pin a device interrupts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptPin {
+    /// INTA#.
+    A = 1,
+    /// INTB#.
+    B = 2,
+    /// INTC#.
+    C = 3,
+    /// INTD#.
+    D = 4,
+}
+
+/// Why a configuration space cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PciConfigError {
+    /// A base address register has a number above 5, or one of 64 bits the number 5.
+    #[error("BAR {0} does not exist: there are 0 to 5, and one of 64 bits takes two")]
+    NoSuchBar(usize),
+    /// A base address register is used twice.
+    #[error("BAR {0} is taken already")]
+    BarTaken(usize),
+    /// A base address register maps a size that cannot be.
+    #[error("BAR {index} cannot have {size:#x} bytes: powers of two, memory from 16, ports 4 to 256")]
+    BarSize {
+        /// Which.
+        index: usize,
+        /// What was asked for.
+        size: u64,
+    },
+    /// The ROM has a size that cannot be.
+    #[error("the ROM cannot have {0:#x} bytes: a power of two from 2 KiB to 16 MiB")]
+    RomSize(u32),
+    /// The command register has bits after a reset that the device does not have.
+    #[error("the command register has no bits {0:#06x} here")]
+    Command(u16),
+    /// A capability is wrong in itself.
+    #[error("the {name} capability cannot be: {what}")]
+    Capability {
+        /// Which capability.
+        name: &'static str,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A capability that a device has once is given twice.
+    #[error("there are two {0} capabilities")]
+    Twice(&'static str),
+    /// A capability lies outside of its space or is not aligned to 4 bytes.
+    #[error("the {name} capability of {length} bytes cannot be at {offset:#x}")]
+    Place {
+        /// Which capability.
+        name: &'static str,
+        /// Where it was to be.
+        offset: usize,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Two things lie on the same bytes.
+    #[error("the {name} at {offset:#x} lies on what is there already")]
+    Overlap {
+        /// The second of them.
+        name: &'static str,
+        /// Where it was to be.
+        offset: usize,
+    },
+    /// There is no room for a capability.
+    #[error("there is no room for the {0} capability")]
+    Full(&'static str),
+    /// The MSI-X table or the pending bits are not within a memory BAR, aligned to 8 bytes, and apart.
+    #[error("the MSI-X table and pending bits must be aligned to 8, in memory BARs, and apart")]
+    MsiXPlace,
+    /// A serial number needs the space that only PCI Express has.
+    #[error("a serial number needs a PCI Express capability")]
+    SerialNumber,
+}
+
+/// Builds a [`PciConfig`]; see [`PciConfig::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct PciConfigBuilder {
+    header: Registers,
+    bars: Vec<(usize, Bar)>,
+    rom: Option<u32>,
+    command: u16,
+    command_is_fixed: bool,
+    status: u16,
+    capabilities: Vec<(Option<u8>, PciCapability)>,
+    bytes: Vec<(u8, Vec<u8>)>,
+    serial_number: Option<u64>,
+}
+
+impl PciConfigBuilder {
+    pub(super) fn new(vendor: u16, device: u16) -> Self {
+        let mut header = Registers::new(HEADER_BYTES);
+        header.word(0x00, vendor, 0);
+        header.word(0x02, device, 0);
+        // The interrupt line belongs to the guest, whether the device has a pin or not.
+        header.word(0x3c, 0, 0x00ff);
+        PciConfigBuilder {
+            header,
+            bars: Vec::new(),
+            rom: None,
+            command: 0,
+            command_is_fixed: false,
+            status: 0,
+            capabilities: Vec::new(),
+            bytes: Vec::new(),
+            serial_number: None,
+        }
+    }
+
+    /// The subsystem's vendor and device.
+    pub fn subsystem(mut self, vendor: u16, device: u16) -> Self {
+        self.header.word(0x2c, vendor, 0);
+        self.header.word(0x2e, device, 0);
+        self
+    }
+
+    /// What kind of device it is: base class, sub-class, programming interface.
+    pub fn class(mut self, base: u8, sub: u8, interface: u8) -> Self {
+        self.header.fixed(0x09, &[interface, sub, base]);
+        self
+    }
+
+    /// Its revision.
+    pub fn revision(mut self, revision: u8) -> Self {
+        self.header.fixed(0x08, &[revision]);
+        self
+    }
+
+    /// What base address register `index` maps.
+    pub fn bar(mut self, index: usize, bar: Bar) -> Self {
+        self.bars.push((index, bar));
+        self
+    }
+
+    /// The device has a ROM of `size` bytes, a power of two from 2 KiB to 16 MiB.
+    pub fn rom(mut self, size: u32) -> Self {
+        self.rom = Some(size);
+        self
+    }
+
+    /// The pin the device interrupts on.
+    pub fn interrupt_pin(mut self, pin: InterruptPin) -> Self {
+        self.header.fixed(0x3d, &[pin as u8]);
+        self
+    }
+
+    /// The command register after a reset. Without this it is zero; through vfio-pci a user finds memory and
+    /// I/O space on, since the kernel enables a device that is opened.
+    pub fn command(mut self, command: u16) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// The command register, which takes no writes: a device that always decodes, as mtty.
+    pub fn fixed_command(mut self, command: u16) -> Self {
+        self.command = command;
+        self.command_is_fixed = true;
+        self
+    }
+
+    /// A device on a conventional bus that answers with medium timing; without this the field is zero, as
+    /// PCI Express has it.
+    pub fn medium_timing(mut self) -> Self {
+        self.status |= STATUS_MEDIUM;
+        self
+    }
+
+    /// Adds a capability to the end of the list, in the first place where it fits.
+    pub fn capability(mut self, capability: impl Into<PciCapability>) -> Self {
+        self.capabilities.push((None, capability.into()));
+        self
+    }
+
+    /// Adds a capability to the end of the list, at `offset`.
+    pub fn capability_at(mut self, offset: u8, capability: impl Into<PciCapability>) -> Self {
+        self.capabilities.push((Some(offset), capability.into()));
+        self
+    }
+
+    /// Puts read-only bytes of the device's own behind the header, where no capability is.
+    pub fn bytes(mut self, offset: u8, bytes: &[u8]) -> Self {
+        self.bytes.push((offset, bytes.to_vec()));
+        self
+    }
+
+    /// The serial number, an extended capability.
+    pub fn serial_number(mut self, number: u64) -> Self {
+        self.serial_number = Some(number);
+        self
+    }
+
+    /// The space as after power-on.
+    pub fn build(self) -> Result<PciConfig, PciConfigError> {
+        let express =
+            self.capabilities.iter().any(|(_, capability)| matches!(capability, PciCapability::Express(_)));
+        let mut shape = Shape::new(if express { EXPRESS_BYTES } else { CONVENTIONAL_BYTES });
+        shape.registers.place(0, &self.header);
+        if express {
+            // The cache line size is kept without effect, for what was written for conventional PCI.
+            shape.registers.writable[0x0c] = 0xff;
+        }
+        self.place_bars(&mut shape)?;
+        self.place_command(&mut shape)?;
+        let mut taken = [false; CONVENTIONAL_BYTES];
+        taken[..HEADER_BYTES].fill(true);
+        for (offset, bytes) in &self.bytes {
+            let offset = usize::from(*offset);
+            take(&mut taken, "device's own", offset, bytes.len())?;
+            shape.registers.fixed(offset, bytes);
+        }
+        self.place_capabilities(&mut shape, &mut taken)?;
+        if let Some(msix) = shape.msix.map(|(_, msix)| msix) {
+            check_msix(&shape, msix)?;
+        }
+        if let Some(number) = self.serial_number {
+            if !express {
+                return Err(PciConfigError::SerialNumber);
+            }
+            shape.registers.dword(CONVENTIONAL_BYTES, SERIAL_NUMBER, 0);
+            shape.registers.fixed(CONVENTIONAL_BYTES + 4, &number.to_le_bytes());
+        }
+        let bytes = shape.registers.value.clone();
+        Ok(PciConfig { shape: Arc::new(shape), bytes })
+    }
+
+    fn place_bars(&self, shape: &mut Shape) -> Result<(), PciConfigError> {
+        let mut taken = [false; 6];
+        for &(index, bar) in &self.bars {
+            let slots = if bar.is_64_bit() { 2 } else { 1 };
+            if index.checked_add(slots).is_none_or(|end| end > taken.len()) {
+                return Err(PciConfigError::NoSuchBar(index));
+            }
+            if !bar.has_valid_size() {
+                return Err(PciConfigError::BarSize { index, size: bar.size() });
+            }
+            for (slot, taken) in taken.iter_mut().enumerate().skip(index).take(slots) {
+                if std::mem::replace(taken, true) {
+                    return Err(PciConfigError::BarTaken(slot));
+                }
+            }
+            let mask = !(bar.size() - 1);
+            let offset = BAR0 + 4 * index;
+            shape.registers.dword(offset, bar.kind(), mask as u32);
+            if bar.is_64_bit() {
+                shape.registers.dword(offset + 4, 0, (mask >> 32) as u32);
+            }
+            shape.bars[index] = Some(bar);
+        }
+        if let Some(size) = self.rom {
+            if !size.is_power_of_two() || !(0x800..=0x100_0000).contains(&size) {
+                return Err(PciConfigError::RomSize(size));
+            }
+            shape.registers.dword(ROM, 0, !(size - 1) | ROM_ENABLE);
+            shape.rom = true;
+        }
+        Ok(())
+    }
+
+    fn place_command(&self, shape: &mut Shape) -> Result<(), PciConfigError> {
+        let bars = || shape.bars.iter().flatten();
+        let mut has = COMMAND_BUS_MASTER | COMMAND_ERRORS | COMMAND_INTX_DISABLE;
+        if bars().any(|bar| !bar.is_memory()) {
+            has |= COMMAND_IO;
+        }
+        if bars().any(|bar| bar.is_memory()) || shape.rom {
+            has |= COMMAND_MEMORY;
+        }
+        if self.command & !has != 0 {
+            return Err(PciConfigError::Command(self.command & !has));
+        }
+        let writable = if self.command_is_fixed { 0 } else { has };
+        shape.registers.word(COMMAND, self.command, writable);
+        let list = if self.capabilities.is_empty() { 0 } else { STATUS_CAPABILITIES };
+        shape.registers.word(STATUS, self.status | list, 0);
+        shape.registers.write_one_to_clear(STATUS, STATUS_ERRORS);
+        Ok(())
+    }
+
+    fn place_capabilities(&self, shape: &mut Shape, taken: &mut [bool]) -> Result<(), PciConfigError> {
+        let mut link = 0x34;
+        // Those with a place of their own first: the others go around them.
+        let mut places = vec![0; self.capabilities.len()];
+        for fixed in [true, false] {
+            for ((at, capability), place) in self.capabilities.iter().zip(&mut places) {
+                if at.is_some() != fixed {
+                    continue;
+                }
+                let name = capability.name();
+                capability.check().map_err(|what| PciConfigError::Capability { name, what })?;
+                let length = capability.registers().len();
+                *place = match *at {
+                    Some(at) => at.into(),
+                    None => (HEADER_BYTES..taken.len())
+                        .step_by(4)
+                        .find(|at| taken.get(*at..at + length).is_some_and(|bytes| !bytes.contains(&true)))
+                        .ok_or(PciConfigError::Full(name))?,
+                };
+                if !place.is_multiple_of(4) || *place < HEADER_BYTES {
+                    return Err(PciConfigError::Place { name, offset: *place, length });
+                }
+                take(taken, name, *place, length)?;
+            }
+        }
+        for ((_, capability), place) in self.capabilities.iter().zip(places) {
+            shape.registers.place(place, &capability.registers());
+            shape.registers.fixed(link, &[place as u8]);
+            link = place + 1;
+            let once = match capability {
+                PciCapability::PowerManagement(power) => shape.power.replace((place, *power)).is_none(),
+                PciCapability::Msi(msi) => shape.msi.replace((place, *msi)).is_none(),
+                PciCapability::MsiX(msix) => shape.msix.replace((place, *msix)).is_none(),
+                PciCapability::Express(express) => shape.express.replace((place, *express)).is_none(),
+                PciCapability::VendorSpecific(_) => true,
+            };
+            if !once {
+                return Err(PciConfigError::Twice(capability.name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the bytes for `name`, if they are there and free.
+fn take(taken: &mut [bool], name: &'static str, offset: usize, length: usize) -> Result<(), PciConfigError> {
+    let bytes = taken.get_mut(offset..offset + length);
+    let bytes = bytes.ok_or(PciConfigError::Place { name, offset, length })?;
+    if bytes.contains(&true) {
+        return Err(PciConfigError::Overlap { name, offset });
+    }
+    bytes.fill(true);
+    Ok(())
+}
+
+fn check_msix(shape: &Shape, msix: MsiX) -> Result<(), PciConfigError> {
+    let range = |bar: u8, offset: u32, length: u64| {
+        let bar = shape.bars.get(usize::from(bar)).copied().flatten().filter(|bar| bar.is_memory())?;
+        let end = u64::from(offset) + length;
+        (offset.is_multiple_of(8) && end <= bar.size()).then_some(u64::from(offset)..end)
+    };
+    let table = range(msix.table_bar, msix.table_offset, msix.table_bytes());
+    let pending = range(msix.pending_bar, msix.pending_offset, msix.pending_bytes());
+    let (Some(table), Some(pending)) = (table, pending) else {
+        return Err(PciConfigError::MsiXPlace);
+    };
+    let apart =
+        msix.table_bar != msix.pending_bar || table.end <= pending.start || pending.end <= table.start;
+    if apart { Ok(()) } else { Err(PciConfigError::MsiXPlace) }
+}
+
+impl Shape {
+    fn new(length: usize) -> Self {
+        Shape {
+            registers: Registers::new(length),
+            bars: [None; 6],
+            rom: false,
+            power: None,
+            msi: None,
+            msix: None,
+            express: None,
+        }
+    }
+}

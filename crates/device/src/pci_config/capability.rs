@@ -1,0 +1,335 @@
+//! The capabilities a device can have, and the registers each of them is.
+//!
+//! Layouts and bits are those of the PCI specifications, as `include/uapi/linux/pci_regs.h` names them.
+
+use super::registers::Registers;
+
+pub(super) const ID_POWER_MANAGEMENT: u8 = 0x01;
+pub(super) const ID_MSI: u8 = 0x05;
+pub(super) const ID_VENDOR_SPECIFIC: u8 = 0x09;
+pub(super) const ID_EXPRESS: u8 = 0x10;
+pub(super) const ID_MSIX: u8 = 0x11;
+
+/// One entry of the capability list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PciCapability {
+    /// Power states and wake-up.
+    PowerManagement(PowerManagement),
+    /// Interrupts as messages that are set up in the configuration space.
+    Msi(Msi),
+    /// Interrupts as messages that are set up in a table in a BAR.
+    MsiX(MsiX),
+    /// The function is an endpoint of PCI Express, and its configuration space has 4096 bytes.
+    Express(Express),
+    /// Registers of the vendor's own.
+    VendorSpecific(VendorSpecific),
+}
+
+/// The power management capability. D0 and D3hot are always there.
+#[allow(clippy::struct_excessive_bools)] // Each is a bit of its own in the capability.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PowerManagement {
+    /// D1 can be entered.
+    pub d1: bool,
+    /// D2 can be entered.
+    pub d2: bool,
+    /// The device can signal a power management event from each state it has.
+    pub pme: bool,
+    /// The device keeps its state on the way from D3hot to D0. If not, that way is a
+    /// [`PciEvent::SoftReset`](super::PciEvent::SoftReset).
+    pub no_soft_reset: bool,
+}
+
+/// The MSI capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msi {
+    /// How many vectors can be had: 1, 2, 4, 8, 16 or 32.
+    pub vectors: u8,
+    /// Messages can go to addresses of 64 bits.
+    pub address64: bool,
+    /// Each vector can be masked, and shows whether it is pending.
+    pub maskable: bool,
+}
+
+/// The MSI-X capability. The table and the pending bits are in BARs, and are the device's to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiX {
+    /// How many vectors the table has, 1 to 2048, of 16 bytes each.
+    pub vectors: u16,
+    /// The BAR that holds the table.
+    pub table_bar: u8,
+    /// Offset of the table in its BAR in bytes, a multiple of 8.
+    pub table_offset: u32,
+    /// The BAR that holds the pending bits, one bit a vector in words of 8 bytes.
+    pub pending_bar: u8,
+    /// Offset of the pending bits in their BAR in bytes, a multiple of 8.
+    pub pending_offset: u32,
+}
+
+impl MsiX {
+    /// Bytes of the table.
+    pub fn table_bytes(&self) -> u64 {
+        u64::from(self.vectors) * 16
+    }
+
+    /// Bytes of the pending bits.
+    pub fn pending_bytes(&self) -> u64 {
+        u64::from(self.vectors).div_ceil(64) * 8
+    }
+}
+
+/// The PCI Express capability, version 2, of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Express {
+    /// The function can be reset on its own, by a bit of its device control register.
+    pub function_level_reset: bool,
+    /// Tags of 8 bits can be used.
+    pub extended_tag: bool,
+    /// The largest payload of a packet in bytes: 128, 256, 512, 1024, 2048 or 4096.
+    pub max_payload: u16,
+    /// The speed of the link, which is also its largest.
+    pub speed: LinkSpeed,
+    /// The lanes of the link: 1, 2, 4, 8, 12, 16 or 32.
+    pub width: u8,
+}
+
+/// The speed of a link, per lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkSpeed {
+    /// 2.5 GT/s.
+    Gt2_5 = 1,
+    /// 5 GT/s.
+    Gt5 = 2,
+    /// 8 GT/s.
+    Gt8 = 3,
+    /// 16 GT/s.
+    Gt16 = 4,
+    /// 32 GT/s.
+    Gt32 = 5,
+}
+
+/// A vendor-specific capability.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VendorSpecific {
+    /// What follows the length byte, after power-on. At most 189 bytes.
+    pub data: Vec<u8>,
+    /// The bits of `data` a write changes; bytes beyond its end are read-only.
+    pub writable: Vec<u8>,
+}
+
+impl From<PowerManagement> for PciCapability {
+    fn from(capability: PowerManagement) -> Self {
+        PciCapability::PowerManagement(capability)
+    }
+}
+
+impl From<Msi> for PciCapability {
+    fn from(capability: Msi) -> Self {
+        PciCapability::Msi(capability)
+    }
+}
+
+impl From<MsiX> for PciCapability {
+    fn from(capability: MsiX) -> Self {
+        PciCapability::MsiX(capability)
+    }
+}
+
+impl From<Express> for PciCapability {
+    fn from(capability: Express) -> Self {
+        PciCapability::Express(capability)
+    }
+}
+
+impl From<VendorSpecific> for PciCapability {
+    fn from(capability: VendorSpecific) -> Self {
+        PciCapability::VendorSpecific(capability)
+    }
+}
+
+impl PciCapability {
+    /// What it is called in an error.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            PciCapability::PowerManagement(_) => "power management",
+            PciCapability::Msi(_) => "MSI",
+            PciCapability::MsiX(_) => "MSI-X",
+            PciCapability::Express(_) => "PCI Express",
+            PciCapability::VendorSpecific(_) => "vendor-specific",
+        }
+    }
+
+    /// What of it alone is wrong.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        let right = |right: bool, what| if right { Ok(()) } else { Err(what) };
+        match self {
+            PciCapability::PowerManagement(_) => Ok(()),
+            PciCapability::Msi(msi) => right(
+                msi.vectors.is_power_of_two() && msi.vectors <= 32,
+                "the number of vectors is none of 1, 2, 4, 8, 16, 32",
+            ),
+            PciCapability::MsiX(msix) => {
+                right((1..=2048).contains(&msix.vectors), "the number of vectors is not 1 to 2048")
+            }
+            PciCapability::Express(express) => {
+                right(
+                    express.max_payload.is_power_of_two() && (128..=4096).contains(&express.max_payload),
+                    "the payload is none of 128, 256, 512, 1024, 2048, 4096",
+                )?;
+                right(
+                    matches!(express.width, 1 | 2 | 4 | 8 | 12 | 16 | 32),
+                    "the width is none of 1, 2, 4, 8, 12, 16, 32",
+                )
+            }
+            PciCapability::VendorSpecific(vendor) => {
+                right(vendor.data.len() <= 0xc0 - 3, "it does not fit behind the header")?;
+                right(vendor.writable.len() <= vendor.data.len(), "more bits are writable than there are")
+            }
+        }
+    }
+
+    /// Its registers; the caller links it to the next capability. `check` has found nothing.
+    pub(super) fn registers(&self) -> Registers {
+        match self {
+            PciCapability::PowerManagement(power) => power.registers(),
+            PciCapability::Msi(msi) => msi.registers(),
+            PciCapability::MsiX(msix) => msix.registers(),
+            PciCapability::Express(express) => express.registers(),
+            PciCapability::VendorSpecific(vendor) => {
+                let length = 3 + vendor.data.len();
+                let mut registers = Registers::new(length);
+                registers.fixed(0, &[ID_VENDOR_SPECIFIC, 0, length as u8]);
+                registers.fixed(3, &vendor.data);
+                registers.writable[3..3 + vendor.writable.len()].copy_from_slice(&vendor.writable);
+                registers
+            }
+        }
+    }
+}
+
+impl PowerManagement {
+    pub(super) const CONTROL: usize = 4;
+    pub(super) const STATE: u16 = 0x0003;
+    pub(super) const PME_ENABLE: u16 = 0x0100;
+    pub(super) const PME_STATUS: u16 = 0x8000;
+    const NO_SOFT_RESET: u16 = 0x0008;
+
+    fn registers(self) -> Registers {
+        const VERSION: u16 = 3;
+        let (d1, d2, pme) = (u16::from(self.d1), u16::from(self.d2), u16::from(self.pme));
+        // An event can come from D0 (bit 11), D1, D2, D3hot (bit 14).
+        let from = pme << 11 | (pme & d1) << 12 | (pme & d2) << 13 | pme << 14;
+        let mut registers = Registers::new(8);
+        registers.fixed(0, &[ID_POWER_MANAGEMENT]);
+        registers.word(2, VERSION | d1 << 9 | d2 << 10 | from, 0);
+        let keeps = if self.no_soft_reset { Self::NO_SOFT_RESET } else { 0 };
+        let enable = if self.pme { Self::PME_ENABLE } else { 0 };
+        registers.word(Self::CONTROL, keeps, Self::STATE | enable);
+        if self.pme {
+            registers.write_one_to_clear(Self::CONTROL, Self::PME_STATUS);
+        }
+        registers
+    }
+}
+
+impl Msi {
+    pub(super) const FLAGS: usize = 2;
+    pub(super) const ENABLE: u16 = 0x0001;
+    /// The field of the number of vectors enabled, as its binary logarithm.
+    pub(super) const ENABLED_SHIFT: u16 = 4;
+    pub(super) const ENABLED: u16 = 7 << Self::ENABLED_SHIFT;
+    pub(super) const ADDRESS: usize = 4;
+    const ADDRESS64: u16 = 0x0080;
+    const MASKABLE: u16 = 0x0100;
+
+    /// The binary logarithm of the number of vectors.
+    pub(super) fn vectors_log(self) -> u16 {
+        self.vectors.trailing_zeros() as u16
+    }
+
+    pub(super) fn data_offset(self) -> usize {
+        if self.address64 { 0x0c } else { 0x08 }
+    }
+
+    pub(super) fn mask_offset(self) -> usize {
+        self.data_offset() + 4
+    }
+
+    pub(super) fn pending_offset(self) -> usize {
+        self.data_offset() + 8
+    }
+
+    fn registers(self) -> Registers {
+        let data = self.data_offset();
+        let mut registers = Registers::new(if self.maskable { data + 12 } else { data + 2 });
+        registers.fixed(0, &[ID_MSI]);
+        let flags = self.vectors_log() << 1
+            | if self.address64 { Self::ADDRESS64 } else { 0 }
+            | if self.maskable { Self::MASKABLE } else { 0 };
+        registers.word(Self::FLAGS, flags, Self::ENABLE | Self::ENABLED);
+        registers.dword(Self::ADDRESS, 0, !3);
+        if self.address64 {
+            registers.dword(Self::ADDRESS + 4, 0, !0);
+        }
+        registers.word(data, 0, !0);
+        if self.maskable {
+            let all = u32::MAX >> (32 - u32::from(self.vectors));
+            registers.dword(self.mask_offset(), 0, all);
+            registers.device_only(self.pending_offset(), all);
+        }
+        registers
+    }
+}
+
+impl MsiX {
+    pub(super) const FLAGS: usize = 2;
+    pub(super) const MASK_ALL: u16 = 0x4000;
+    pub(super) const ENABLE: u16 = 0x8000;
+
+    fn registers(&self) -> Registers {
+        let mut registers = Registers::new(12);
+        registers.fixed(0, &[ID_MSIX]);
+        registers.word(Self::FLAGS, self.vectors - 1, Self::MASK_ALL | Self::ENABLE);
+        registers.dword(4, self.table_offset | u32::from(self.table_bar), 0);
+        registers.dword(8, self.pending_offset | u32::from(self.pending_bar), 0);
+        registers
+    }
+}
+
+impl Express {
+    /// The byte of the device control register whose highest bit asks for a reset.
+    pub(super) const RESET_BYTE: usize = 9;
+    pub(super) const RESET_BIT: u8 = 0x80;
+    pub(super) const STATUS: usize = 0x0a;
+
+    fn registers(self) -> Registers {
+        const VERSION: u16 = 2;
+        const ROLE_BASED_ERRORS: u32 = 1 << 15;
+        const RESET_CAPABLE: u32 = 1 << 28;
+        // What a device must have there after a reset: relaxed order, no snoop, reads of 512 bytes.
+        const CONTROL: u16 = 0x2810;
+        const CONTROL_WRITABLE: u16 = 0x781f;
+        const OPTIONAL_ASPM: u32 = 1 << 22;
+        const NO_COMPLETION_TIMEOUT: u16 = 1 << 4;
+        let speed = self.speed as u16;
+        let link = speed | u16::from(self.width) << 4;
+        let payload = self.max_payload.trailing_zeros() - 7;
+
+        let mut registers = Registers::new(0x3c);
+        registers.fixed(0, &[ID_EXPRESS]);
+        registers.word(0x02, VERSION, 0);
+        let reset = if self.function_level_reset { RESET_CAPABLE } else { 0 };
+        registers.dword(0x04, payload | u32::from(self.extended_tag) << 5 | ROLE_BASED_ERRORS | reset, 0);
+        let sizes = if payload == 0 { 0 } else { 0x00e0 };
+        registers.word(0x08, CONTROL, CONTROL_WRITABLE | sizes | u16::from(self.extended_tag) << 8);
+        registers.write_one_to_clear(Self::STATUS, 0x000f);
+        // The link is not the user's to set: vfio-pci takes no writes of its control registers either.
+        registers.dword(0x0c, u32::from(link) | OPTIONAL_ASPM, 0);
+        registers.word(0x12, link, 0);
+        registers.dword(0x24, NO_COMPLETION_TIMEOUT.into(), 0);
+        registers.word(0x28, 0, NO_COMPLETION_TIMEOUT);
+        registers.dword(0x2c, ((1 << speed) - 1) << 1, 0);
+        registers.word(0x30, speed, 0);
+        registers
+    }
+}

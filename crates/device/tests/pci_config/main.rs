@@ -1,0 +1,9 @@
+//! The configuration space is one that a guest can probe, and that tells its driver what the guest did.
+#![allow(clippy::unwrap_used)]
+
+mod events;
+mod lspci;
+mod masks;
+mod probe;
+mod refusals;
+mod sample;
