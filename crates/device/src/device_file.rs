@@ -14,11 +14,12 @@ use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::session::{self, Direction, Effect};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
-use whimbrel_uapi::device::{IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 
 use crate::bus::Bus;
 use crate::data_file::DataFile;
 use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
+use crate::irq::{Change, IrqAction, IrqData, Kind};
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
 const OFFSET_SHIFT: u32 = 40;
@@ -123,25 +124,73 @@ impl DeviceFile {
         core.driver.irq(index)
     }
 
-    /// VFIO_DEVICE_SET_IRQS with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals its eventfd,
-    /// or nothing for `None`.
+    /// VFIO_DEVICE_SET_IRQS on the interrupts from `start` on, answered as vfio-pci does (`vfio_pci_intrs.c`).
     ///
-    /// EINVAL for an index or an interrupt the device does not have, or one that cannot signal an eventfd.
+    /// On a PCI device one of INTx, MSI and MSI-X is in use: the first eventfds for it enable it, and
+    /// [`IrqAction::Trigger`] with [`IrqData::None`] of 0 disables it. INTx can be masked and unmasked, and masks
+    /// itself. An index of another bus that has one interrupt answers as ERR and REQ do, one that has more as MSI.
+    ///
+    /// EINVAL for an index or a range that the device does not have, and while another index is in use; ENOTTY for
+    /// an action that the index does not know.
+    ///
+    /// ```
+    /// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    /// use whimbrel_device::{
+    ///     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
+    /// };
+    ///
+    /// struct Line;
+    ///
+    /// impl Driver for Line {
+    ///     fn info(&self) -> Info {
+    ///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 1, capabilities: vec![] }
+    ///     }
+    ///     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
+    ///         let flags = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
+    ///         Ok(Irq { flags, count: 1 })
+    ///     }
+    /// }
+    ///
+    /// let bus = Bus::new();
+    /// let device = DeviceFile::new("line", bus.clone(), Box::new(Line));
+    /// let eventfd = EventFd::new(EFD_NONBLOCK)?;
+    /// device.set_irqs(0, 0, IrqAction::Trigger, IrqData::Eventfd(vec![Some(eventfd.try_clone()?)]))?;
+    /// bus.interrupts().set_line(true);
+    /// assert_eq!(eventfd.read()?, 1);
+    /// // Still asserted, so it is told again.
+    /// device.set_irqs(0, 0, IrqAction::Unmask, IrqData::None(1))?;
+    /// assert_eq!(eventfd.read()?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_irqs(&self, index: u32, start: u32, action: IrqAction, data: IrqData) -> Result<(), Errno> {
+        let kind = self.irq_range(index, start, data.count()?)?;
+        let change = Change { kind, index, start, action: Ok(action), data: data.into_data() };
+        self.shared.bus.interrupts().apply(change)
+    }
+
+    /// [`DeviceFile::set_irqs`] with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals its
+    /// eventfd, or nothing for `None`.
     pub fn set_irq_triggers(
         &self,
         index: u32,
         start: u32,
         eventfds: Vec<Option<EventFd>>,
     ) -> Result<(), Errno> {
-        let irq = self.irq_info(index)?;
-        let end = u32::try_from(eventfds.len()).ok().and_then(|count| start.checked_add(count));
-        if !irq.flags.contains(IrqInfoFlags::EVENTFD) || end.is_none_or(|end| end > irq.count) {
+        self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
+    }
+
+    /// The kernel's check of a range of interrupts, and what they are.
+    pub(crate) fn irq_range(&self, index: u32, start: u32, count: u32) -> Result<Kind, Errno> {
+        let core = self.shared.core.lock();
+        if index >= core.info.num_irqs {
             return Err(Errno::EINVAL);
         }
-        for (interrupt, eventfd) in (start..).zip(eventfds) {
-            self.shared.bus.interrupts().set(index, interrupt, eventfd);
+        // An index that the driver does not know has no interrupts.
+        let irq = core.driver.irq(index).map_err(|_| Errno::EINVAL)?;
+        if count >= u32::MAX - start || start >= irq.count || start + count > irq.count {
+            return Err(Errno::EINVAL);
         }
-        Ok(())
+        Ok(Kind::of(core.info.flags.contains(DeviceInfoFlags::PCI), index, irq))
     }
 
     /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an index the
@@ -163,6 +212,7 @@ impl DeviceFile {
     }
 
     /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session is over.
+    /// What the user has set up of interrupts stays.
     pub fn reset(&self) -> Result<(), Errno> {
         let mut core = self.shared.core.lock();
         core.driver.reset()?;

@@ -75,7 +75,7 @@ pub use bus::Bus;
 pub use data_file::DataFile;
 pub use device_file::{DeviceFile, region_offset, split_offset};
 pub use driver::{ArcError, DmaLogging, Driver, Migration, Next, PrecopyReport};
-pub use irq::Interrupts;
+pub use irq::{Interrupts, IrqAction, IrqData};
 pub use user_memory::{Fault, Process, SparseMemory};
 pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};

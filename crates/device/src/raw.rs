@@ -1,18 +1,21 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, RESET and FEATURE; everything else is ENOTTY, as
-//! from a kernel that does not know the request. Typed calls are on [`DeviceFile`] itself.
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET and FEATURE; everything else is
+//! ENOTTY, as from a kernel that does not know the request. Typed calls are on [`DeviceFile`] itself.
 
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::device::{DeviceInfo, IrqInfo, RegionInfo};
+use whimbrel_uapi::device::{
+    DeviceInfo, IrqInfo, IrqSet, RegionInfo, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK,
+};
 use whimbrel_uapi::ioctl::{
     VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_REGION_INFO,
-    VFIO_DEVICE_RESET,
+    VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device_file::DeviceFile;
 use crate::feature;
+use crate::irq::{Change, DataType, action};
 use crate::user_memory::Process;
 
 /// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
@@ -25,6 +28,7 @@ impl DeviceFile {
             n if n == VFIO_DEVICE_GET_INFO.number() => self.raw_info(argument, process),
             n if n == VFIO_DEVICE_GET_REGION_INFO.number() => self.raw_region_info(argument, process),
             n if n == VFIO_DEVICE_GET_IRQ_INFO.number() => self.raw_irq_info(argument, process),
+            n if n == VFIO_DEVICE_SET_IRQS.number() => self.raw_set_irqs(argument, process),
             n if n == VFIO_DEVICE_RESET.number() => self.reset().map(|()| 0),
             n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
             _ => Err(Errno::ENOTTY),
@@ -78,6 +82,34 @@ impl DeviceFile {
         info.flags = irq.flags.bits();
         info.count = irq.count;
         process.write(argument, info.as_bytes())?;
+        Ok(0)
+    }
+
+    /// The order is that of `vfio_set_irqs_validate_and_prepare()`, and then of vfio-pci.
+    fn raw_set_irqs(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        const HEAD: u64 = size_of::<IrqSet>() as u64;
+        let mut head = IrqSet::new_zeroed();
+        process.read(argument, head.as_mut_bytes())?;
+        let IrqSet { argsz, flags, index, start, count } = head;
+        let known = VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK;
+        let room = u64::from(argsz).checked_sub(HEAD).ok_or(Errno::EINVAL)?;
+        if flags & !known != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let kind = self.irq_range(index, start, count)?;
+        let data_type = DataType::of(flags)?;
+        let size = u64::from(count) * data_type.size();
+        if room < size {
+            return Err(Errno::EINVAL);
+        }
+        // Not longer than what the index has.
+        let mut bytes = vec![0; usize::try_from(size).map_err(|_| Errno::ENOMEM)?];
+        if !bytes.is_empty() {
+            process.read(argument.checked_add(HEAD).ok_or(Errno::EFAULT)?, &mut bytes)?;
+        }
+        let data = data_type.read(count, &bytes, process);
+        let change = Change { kind, index, start, action: action(flags), data };
+        self.bus().interrupts().apply(change)?;
         Ok(0)
     }
 }

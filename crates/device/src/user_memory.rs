@@ -1,6 +1,9 @@
 //! The process that made a raw request: its memory, which can fault at any byte, and its file descriptors.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{DataFile, Errno};
 
@@ -31,6 +34,13 @@ pub trait Process {
 
     /// Takes back a descriptor that [`Process::install`] gave and the process has not seen.
     fn uninstall(&mut self, fd: i32);
+
+    /// Another handle to the eventfd behind a descriptor of the process, as the kernel's `eventfd_ctx_fdget`. EBADF
+    /// for a number that is not open, EINVAL for a file that is no eventfd. A process that has none need not say so.
+    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+        let _ = fd;
+        Err(Errno::EBADF)
+    }
 }
 
 /// A process whose memory is a few pieces: for tests, and for anything that replays recorded requests.
@@ -40,6 +50,7 @@ pub trait Process {
 pub struct SparseMemory {
     pieces: BTreeMap<u64, Vec<u8>>,
     files: BTreeMap<i32, DataFile>,
+    eventfds: BTreeMap<i32, Arc<EventFd>>,
     next_fd: i32,
 }
 
@@ -64,9 +75,22 @@ impl SparseMemory {
         self.files.get(&fd)
     }
 
+    /// Gives the process a descriptor for an eventfd.
+    pub fn insert_eventfd(&mut self, eventfd: impl Into<Arc<EventFd>>) -> i32 {
+        let fd = self.take_number();
+        self.eventfds.insert(fd, eventfd.into());
+        fd
+    }
+
     /// Number of open descriptors.
     pub fn open_files(&self) -> usize {
-        self.files.len()
+        self.files.len() + self.eventfds.len()
+    }
+
+    fn take_number(&mut self) -> i32 {
+        let fd = self.next_fd;
+        self.next_fd += 1;
+        fd
     }
 
     fn locate(&self, address: u64, length: usize) -> Result<(u64, usize), Fault> {
@@ -95,13 +119,22 @@ impl Process for SparseMemory {
     }
 
     fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        let fd = self.next_fd;
-        self.next_fd += 1;
+        let fd = self.take_number();
         self.files.insert(fd, file);
         Ok(fd)
     }
 
     fn uninstall(&mut self, fd: i32) {
         self.files.remove(&fd);
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+        match self.eventfds.get(&fd) {
+            Some(eventfd) => eventfd
+                .try_clone()
+                .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw)),
+            None if self.files.contains_key(&fd) => Err(Errno::EINVAL),
+            None => Err(Errno::EBADF),
+        }
     }
 }

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use whimbrel_device::{DataFile, DeviceFile, Errno, State};
+use whimbrel_device::{DataFile, DeviceFile, Errno, IrqAction, IrqData, State};
 use whimbrel_models::Model;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
@@ -133,6 +133,58 @@ fn interrupts_reach_the_index_the_user_has_set_up() {
         write(&device, 0, 0, b'!');
         assert_eq!(eventfd.read().unwrap(), 1, "index {index}");
     }
+}
+
+/// A card whose INTx is set up, with the eventfd that is told.
+fn open_with_line(model: &str) -> (DeviceFile, EventFd) {
+    let device = open(model);
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(0, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+    (device, eventfd)
+}
+
+fn unmask(device: &DeviceFile) {
+    device.set_irqs(0, 0, IrqAction::Unmask, IrqData::None(1)).unwrap();
+}
+
+#[test]
+fn the_line_masks_itself_and_waits_until_the_guest_has_looked() {
+    let (device, eventfd) = open_with_line("serial?ports=2");
+    let (enable, identification, transmit_empty) = (1, 2, 2);
+    write(&device, 0, enable, transmit_empty);
+    assert_eq!(eventfd.read().unwrap(), 1);
+    write(&device, 1, enable, transmit_empty);
+    assert!(eventfd.read().is_err(), "the line masks itself");
+    read(&device, 0, identification);
+    unmask(&device);
+    assert_eq!(eventfd.read().unwrap(), 1, "the other port still asserts it");
+    read(&device, 1, identification);
+    unmask(&device);
+    assert!(eventfd.read().is_err(), "both have been looked at");
+    write(&device, 0, enable, transmit_empty);
+    assert_eq!(eventfd.read().unwrap(), 1);
+    write(&device, 0, enable, 0);
+    unmask(&device);
+    assert!(eventfd.read().is_err(), "without a cause the line is low");
+    write(&device, 0, enable, transmit_empty);
+    assert_eq!(eventfd.read().unwrap(), 1);
+    device.reset().unwrap();
+    unmask(&device);
+    assert!(eventfd.read().is_err(), "nor after a reset");
+}
+
+#[test]
+fn a_cause_that_was_loaded_asserts_the_line_when_the_card_runs() {
+    let source = open("serial");
+    write(&source, 0, 1, 0x02);
+    let state = save(&source);
+    let (device, eventfd) = open_with_line("serial");
+    let data = device.set_mig_state(State::Resuming).unwrap().unwrap();
+    assert_eq!(data.write(&state), Ok(state.len()));
+    device.set_mig_state(State::Stop).unwrap();
+    assert!(eventfd.read().is_err(), "a stopped card does not interrupt");
+    device.set_mig_state(State::Running).unwrap();
+    assert_eq!(eventfd.read().unwrap(), 1);
 }
 
 #[test]

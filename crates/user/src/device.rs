@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::{MigrationFlags, State};
@@ -38,8 +39,17 @@ pub trait Device: Send {
     /// Writes all of `data` to a region, or fails.
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()>;
 
-    /// VFIO_DEVICE_SET_IRQS: from `start` on, each interrupt of the index signals its eventfd, or nothing for `None`.
-    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()>;
+    /// VFIO_DEVICE_SET_IRQS on the interrupts of an index from `start` on.
+    ///
+    /// One of a PCI device's INTx, MSI and MSI-X is in use at a time. [`IrqAction::Trigger`] with
+    /// [`IrqData::None`] of 0 ends its use.
+    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()>;
+
+    /// [`Device::set_irqs`] with eventfds to trigger: from `start` on, each interrupt of the index signals its
+    /// eventfd, or nothing for `None`.
+    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+        self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
+    }
 
     /// VFIO_DEVICE_RESET.
     fn reset(&mut self) -> Result<()>;
@@ -79,6 +89,17 @@ pub trait Device: Send {
 
     /// Takes mappings away again, whole ones only, and returns how many bytes they had.
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64>;
+}
+
+/// To which interrupts of a range an [`IrqAction`] is done, and when.
+#[derive(Clone, Copy, Debug)]
+pub enum IrqData<'a> {
+    /// To as many as this, now.
+    None(u32),
+    /// To those that say `true`, now.
+    Bool(&'a [bool]),
+    /// Whenever the eventfd is signalled; with [`IrqAction::Trigger`], the device signals it. `None` unties it.
+    Eventfd(&'a [Option<&'a EventFd>]),
 }
 
 /// A piece of this process's memory for a device to reach. It stays mapped in the process as long as the device may

@@ -28,10 +28,10 @@ pub mod kernel;
 mod local;
 
 pub use data_file::{DataFile, StateFile};
-pub use device::{Device, DmaRegion};
+pub use device::{Device, DmaRegion, IrqData};
 pub use error::{Error, Result};
 pub use local::Local;
-pub use whimbrel_device::PrecopyReport;
+pub use whimbrel_device::{IrqAction, PrecopyReport};
 pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};

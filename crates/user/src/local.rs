@@ -1,7 +1,7 @@
 //! A device whose driver runs in this process.
 
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::{DeviceFile, PrecopyReport};
+use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
@@ -10,7 +10,7 @@ use whimbrel_uapi::ioctl;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::data_file::{DataFile, StateFile};
-use crate::device::{Device, DmaRegion};
+use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
 
 /// A driver-side device, used directly.
@@ -79,13 +79,11 @@ impl Device for Local {
         self.whole(&format!("write to region {index} at {offset:#x}"), data.len(), result)
     }
 
-    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
         let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_SET_IRQS);
-        let copies: std::result::Result<Vec<_>, _> =
-            eventfds.iter().map(|eventfd| eventfd.map(EventFd::try_clone).transpose()).collect();
-        copies
+        owned(data)
             .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
-            .and_then(|copies| self.device.set_irq_triggers(index, start, copies))
+            .and_then(|data| self.device.set_irqs(index, start, action, data))
             .map_err(self.failed(request))
     }
 
@@ -165,6 +163,20 @@ impl Device for Local {
         let request = format!("{} at {iova:#x}", ioctl::VFIO_IOMMU_UNMAP_DMA);
         self.device.bus().dma().unmap(iova, size).map_err(self.failed(request))
     }
+}
+
+/// The same data with eventfds that the device can keep.
+fn owned(data: IrqData<'_>) -> std::io::Result<whimbrel_device::IrqData> {
+    Ok(match data {
+        IrqData::None(count) => whimbrel_device::IrqData::None(count),
+        IrqData::Bool(items) => whimbrel_device::IrqData::Bool(items.to_vec()),
+        IrqData::Eventfd(items) => whimbrel_device::IrqData::Eventfd(
+            items
+                .iter()
+                .map(|item| item.map(EventFd::try_clone).transpose())
+                .collect::<std::io::Result<_>>()?,
+        ),
+    })
 }
 
 struct LocalFile(whimbrel_device::DataFile);

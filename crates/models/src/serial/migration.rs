@@ -5,6 +5,7 @@ use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
 
+use super::port::Port;
 use super::{Serial, stream};
 
 /// The data session.
@@ -35,6 +36,7 @@ impl Migration for Serial {
             Effect::Ends => {
                 if let Session::Resuming(loader) = &self.session {
                     self.ports = loader.finish()?;
+                    self.asserted = self.ports.iter().map(Port::has_cause).collect();
                 }
                 self.session = Session::None;
             }
@@ -44,6 +46,9 @@ impl Migration for Serial {
             for port in &self.ports {
                 stream::append_port(stream, port);
             }
+        }
+        if to.is_running() && !from.is_running() {
+            self.show_line();
         }
         Ok(())
     }

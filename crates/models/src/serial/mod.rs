@@ -8,8 +8,11 @@
 //! - Contents that no port can have, such as a FIFO index past its end, are refused. mtty loads them.
 //! - Reset brings the registers to their values after power-on, and the device says that it can be reset.
 //!   mtty only ends the session.
-//! - An interrupt is signalled on each index the user has set up, and INTx is not masked by it; its flags say
-//!   so.
+//! - An interrupt that comes while INTx is masked is told when it is unmasked, if the guest has not seen it by
+//!   then: the line stays asserted until the guest reads the interrupt identification or no cause is left. mtty
+//!   loses it. A state that is loaded with a cause in it asserts the line too.
+//! - INTx, MSI and what is set up of them answer as vfio-pci's. mtty forgets the mask with the eventfd, and has
+//!   none that unmasks.
 //! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified
 //!   at a time, and an empty receiver is no cause.
 //!
@@ -44,7 +47,7 @@ use whimbrel_uapi::pci::{
 };
 
 use self::migration::Session;
-use self::port::{Interrupt, Port, REGISTERS};
+use self::port::{IDENTIFICATION, Interrupt, Port, REGISTERS};
 use crate::pci_config::{BAR0, PciConfig};
 
 const CONFIG_SIZE: usize = 0xff;
@@ -83,6 +86,8 @@ pub struct Serial {
     bus: Bus,
     pci: PciConfig<CONFIG_SIZE>,
     ports: Vec<Port>,
+    /// Whether each port asserts the INTx line.
+    asserted: Vec<bool>,
     session: Session,
 }
 
@@ -94,15 +99,27 @@ impl Serial {
             bus,
             pci: pci_config(config.ports),
             ports: vec![Port::default(); config.ports.count()],
+            asserted: vec![false; config.ports.count()],
             session: Session::None,
         }
     }
 
-    fn interrupt(&self, interrupt: Interrupt) {
-        if interrupt == Interrupt::Raise {
-            self.bus.interrupts().trigger(VFIO_PCI_INTX_IRQ_INDEX, 0);
-            self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+    /// After an access to a port: interrupts, or stops asserting the line once the guest has `seen` the cause.
+    fn interrupt(&mut self, region: u32, interrupt: Interrupt, seen: bool) {
+        let port = region as usize;
+        match interrupt {
+            Interrupt::Raise => {
+                self.asserted[port] = true;
+                self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+            }
+            Interrupt::None if seen || !self.ports[port].has_cause() => self.asserted[port] = false,
+            Interrupt::None => return,
         }
+        self.show_line();
+    }
+
+    fn show_line(&self) {
+        self.bus.interrupts().set_line(self.asserted.contains(&true));
     }
 
     fn port(&mut self, region: u32) -> Result<&mut Port, Errno> {
@@ -174,7 +191,10 @@ impl Driver for Serial {
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         match index {
-            VFIO_PCI_INTX_IRQ_INDEX => Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: 1 }),
+            VFIO_PCI_INTX_IRQ_INDEX => Ok(Irq {
+                flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED,
+                count: 1,
+            }),
             VFIO_PCI_MSI_IRQ_INDEX => {
                 Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
             }
@@ -190,7 +210,7 @@ impl Driver for Serial {
                 for (register, bytes) in accesses(offset, data.len()) {
                     let (value, interrupt) = self.port(index)?.read(register);
                     data[bytes.start] = value;
-                    self.interrupt(interrupt);
+                    self.interrupt(index, interrupt, register == IDENTIFICATION);
                 }
             }
             _ => return Err(Errno::EINVAL),
@@ -204,7 +224,7 @@ impl Driver for Serial {
             VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
                 for (register, bytes) in accesses(offset, data.len()) {
                     let interrupt = self.port(index)?.write(register, data[bytes.start]);
-                    self.interrupt(interrupt);
+                    self.interrupt(index, interrupt, false);
                 }
             }
             _ => return Err(Errno::EINVAL),
@@ -214,6 +234,7 @@ impl Driver for Serial {
 
     fn reset(&mut self) -> Result<(), Errno> {
         *self = Serial::new(self.config, self.bus.clone());
+        self.show_line();
         Ok(())
     }
 

@@ -20,6 +20,8 @@ const DATA: u64 = 0;
 const IER: u64 = 1;
 /// Interrupt identification (read), FIFO control (write).
 const IIR_FCR: u64 = 2;
+/// Where the guest reads what interrupts.
+pub(super) const IDENTIFICATION: u64 = IIR_FCR;
 /// Line control.
 const LCR: u64 = 3;
 /// Modem control.
@@ -201,6 +203,11 @@ impl Port {
             self.count -= 1;
         }
         (value, Interrupt::when(self.enabled(IER_TRANSMITTER_EMPTY) && self.count == 0))
+    }
+
+    /// Whether something interrupts, as the guest would see it.
+    pub(super) fn has_cause(&self) -> bool {
+        self.cause() != IIR_NONE
     }
 
     fn cause(&self) -> u8 {

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{ChainError, Info, Irq, Region};
 use whimbrel_protocol::session::Direction;
@@ -19,13 +19,13 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl::{self as requests};
 use whimbrel_uapi::migration::{DeviceFeatureMigDataSize, DeviceFeatureMigState, DeviceFeatureMigration};
 use whimbrel_uapi::type1::DmaMapFlags;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::address_space::AddressSpace;
 use super::ioctl::{self, Argument};
 use super::state_file::{self, DataFd};
 use crate::data_file::DataFile;
-use crate::device::{Device, DmaRegion};
+use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
 
 /// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few
@@ -178,11 +178,28 @@ impl VfioDevice {
     }
 }
 
-/// An argument that is a structure and an array of `i32` behind it.
-fn with_array<T: IntoBytes + Immutable>(head: &T, array: impl Iterator<Item = i32>) -> Vec<u8> {
-    let mut bytes = head.as_bytes().to_vec();
-    array.for_each(|item| bytes.extend_from_slice(&item.to_ne_bytes()));
-    bytes
+/// The argument of VFIO_DEVICE_SET_IRQS; `None` if it is longer than `argsz` can say.
+fn irq_set(index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Option<Vec<u8>> {
+    let action = match action {
+        IrqAction::Mask => IrqSetFlags::ACTION_MASK,
+        IrqAction::Unmask => IrqSetFlags::ACTION_UNMASK,
+        IrqAction::Trigger => IrqSetFlags::ACTION_TRIGGER,
+    };
+    let (data_type, count, items) = match data {
+        IrqData::None(count) => (IrqSetFlags::DATA_NONE, count, Vec::new()),
+        IrqData::Bool(items) => {
+            let bytes = items.iter().map(|item| u8::from(*item)).collect();
+            (IrqSetFlags::DATA_BOOL, u32::try_from(items.len()).ok()?, bytes)
+        }
+        IrqData::Eventfd(items) => {
+            let fds = items.iter().map(|item| item.map_or(-1, AsRawFd::as_raw_fd));
+            let bytes = fds.flat_map(i32::to_ne_bytes).collect();
+            (IrqSetFlags::DATA_EVENTFD, u32::try_from(items.len()).ok()?, bytes)
+        }
+    };
+    let argsz = u32::try_from(size_of::<IrqSet>().checked_add(items.len())?).ok()?;
+    let head = IrqSet { argsz, flags: (data_type | action).bits(), index, start, count };
+    Some([head.as_bytes(), &items].concat())
 }
 
 impl<T: OnKernel> Device for T {
@@ -220,18 +237,12 @@ impl<T: OnKernel> Device for T {
         device.whole(&request, data.len(), |file, done| file.write_at(&data[done..], at + done as u64))
     }
 
-    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
         let device = self.vfio();
         let request = format!("{} of index {index}", requests::VFIO_DEVICE_SET_IRQS);
-        let size =
-            eventfds.len().checked_mul(size_of::<i32>()).and_then(|n| n.checked_add(size_of::<IrqSet>()));
-        let Some(argsz) = size.and_then(|size| u32::try_from(size).ok()) else {
+        let Some(mut bytes) = irq_set(index, start, action, data) else {
             return Err(device.failed(request)(Errno::EINVAL));
         };
-        let flags = IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER;
-        let head = IrqSet { argsz, flags: flags.bits(), index, start, count: eventfds.len() as u32 };
-        let fds = eventfds.iter().map(|eventfd| eventfd.map_or(-1, AsRawFd::as_raw_fd));
-        let mut bytes = with_array(&head, fds);
         ioctl::with_bytes::<IrqSet>(device.as_fd(), &mut bytes).map_err(device.failed(request))?;
         Ok(())
     }
@@ -335,15 +346,27 @@ impl<T: OnKernel> Device for T {
 
 #[cfg(test)]
 mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
     use super::*;
     use crate::kernel::Adopted;
 
     #[test]
-    fn the_array_follows_the_structure_without_a_gap() {
-        let head = IrqSet { argsz: 28, flags: 0x24, index: 1, start: 0, count: 2 };
-        let bytes = with_array(&head, [-1, 7].into_iter());
-        assert_eq!(bytes.len(), 28);
-        assert_eq!(bytes[20..], [0xff, 0xff, 0xff, 0xff, 7, 0, 0, 0]);
+    fn the_data_of_an_irq_set_follows_the_structure_without_a_gap() {
+        let eventfd = EventFd::new(0).unwrap();
+        let fd = eventfd.as_raw_fd();
+        let head = |argsz, flags, count| IrqSet { argsz, flags, index: 1, start: 2, count };
+        let cases = [
+            (IrqAction::Trigger, IrqData::Eventfd(&[None, Some(&eventfd)]), head(28, 0x24, 2), {
+                [(-1_i32).to_ne_bytes(), fd.to_ne_bytes()].concat()
+            }),
+            (IrqAction::Unmask, IrqData::Bool(&[true, false]), head(22, 0x12, 2), vec![1, 0]),
+            (IrqAction::Mask, IrqData::None(3), head(20, 0x09, 3), vec![]),
+        ];
+        for (action, data, head, items) in cases {
+            let bytes = irq_set(1, 2, action, data).unwrap();
+            assert_eq!(bytes, [head.as_bytes(), &items].concat(), "{action:?} {data:?}");
+        }
     }
 
     fn device(size: u64, offset: u64) -> VfioDevice {

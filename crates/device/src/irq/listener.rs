@@ -1,0 +1,161 @@
+//! A thread that waits for eventfds which a user signals to make the device do something.
+//!
+//! The kernel does the work within the user's write; here it is done a moment later.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustix::io::{ReadWriteFlags, preadv2};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_protocol::Errno;
+
+type Action = Arc<dyn Fn() + Send + Sync>;
+
+/// The token of the eventfd that ends the thread.
+const STOP: u64 = 0;
+
+/// Eventfds, and what each of them does. The thread starts with the first one.
+#[derive(Debug, Default)]
+pub(crate) struct Listener {
+    running: Mutex<Option<Arc<Running>>>,
+}
+
+struct Running {
+    epoll: Epoll,
+    stop: EventFd,
+    watched: Mutex<Watched>,
+}
+
+#[derive(Default)]
+struct Watched {
+    last_token: u64,
+    actions: BTreeMap<u64, (Arc<EventFd>, Action)>,
+}
+
+/// As long as it lives, signals are listened to.
+pub(crate) struct Watch {
+    listener: Weak<Running>,
+    token: u64,
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}
+
+impl Listener {
+    /// Does `action` whenever `eventfd` is signalled, also if it already is. ENOMEM, EAGAIN or EMFILE if this
+    /// process can have no more of what it takes.
+    ///
+    /// A signal that is on its way when the watch ends may still be seen.
+    pub(crate) fn watch(
+        &self,
+        eventfd: Arc<EventFd>,
+        action: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Watch, Errno> {
+        let mut running = self.running.lock();
+        let listener = match &*running {
+            Some(listener) => listener.clone(),
+            None => running.insert(Running::start().map_err(|error| errno(&error))?).clone(),
+        };
+        let mut watched = listener.watched.lock();
+        watched.last_token += 1;
+        let token = watched.last_token;
+        listener.add(&eventfd, token).map_err(|error| errno(&error))?;
+        watched.actions.insert(token, (eventfd, Arc::new(action)));
+        Ok(Watch { listener: Arc::downgrade(&listener), token })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.get_mut() {
+            // The counter was 0: there is room for it. Not joined, because the last handle to a device may be
+            // dropped by an action, on the thread itself.
+            let _ = running.stop.write(1);
+        }
+    }
+}
+
+impl Running {
+    fn start() -> std::io::Result<Arc<Running>> {
+        let running = Arc::new(Running {
+            epoll: Epoll::new()?,
+            stop: EventFd::new(EFD_NONBLOCK)?,
+            watched: Mutex::default(),
+        });
+        running.add(&running.stop, STOP)?;
+        let listener = running.clone();
+        std::thread::Builder::new().name("eventfds".into()).spawn(move || listener.listen())?;
+        Ok(running)
+    }
+
+    fn add(&self, eventfd: &EventFd, token: u64) -> std::io::Result<()> {
+        // Edge triggered: each signal is one event, whoever has read the counter.
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        self.epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)
+    }
+
+    fn listen(&self) {
+        let mut events = [EpollEvent::default(); 16];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "no eventfd is listened to any more");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                if event.data() == STOP {
+                    return;
+                }
+                let found = self.watched.lock().actions.get(&event.data()).cloned();
+                if let Some((eventfd, action)) = found {
+                    take_count(&eventfd);
+                    action();
+                }
+            }
+        }
+    }
+}
+
+/// Sets an eventfd's counter to 0 as a reader does, but never waits: someone else may have read it, and whether reads
+/// of it block is the user's choice.
+fn take_count(eventfd: &EventFd) {
+    // SAFETY: the descriptor is open as long as `eventfd` is borrowed, which is longer than the call below.
+    let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+    let mut counter = [0; 8];
+    // That it is 0 already is as good as having read it.
+    let _ = preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT);
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(listener) = self.listener.upgrade() else { return };
+        let removed = listener.watched.lock().actions.remove(&self.token);
+        if let Some((eventfd, _)) = removed {
+            // It is there: nobody else removes it.
+            let event = EpollEvent::default();
+            let _ = listener.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), event);
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,107 @@
+//! The interrupts of a device: what the user has set up, and the eventfds that are signalled.
+//!
+//! The set-up is the user's and no part of the device's state. As with the kernel's vfio-pci, a reset of the device
+//! leaves it as it is, eventfds and mask, and a migration does not carry it: the user of the destination sets it up
+//! there. What belongs to the device is the level of its INTx line.
+
+mod listener;
+mod request;
+mod rules;
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_protocol::Errno;
+
+pub(crate) use self::listener::{Listener, Watch};
+pub(crate) use self::request::{DataType, action};
+pub use self::request::{IrqAction, IrqData};
+use self::rules::Setup;
+pub(crate) use self::rules::{Change, Kind};
+
+/// The interrupts of one device, as its driver sees them.
+///
+/// ```
+/// use whimbrel_device::Bus;
+///
+/// let bus = Bus::new();
+/// // A message, such as the first of MSI: told at once, or to nobody.
+/// bus.interrupts().trigger(1, 0);
+/// // The INTx line: told once, and again after each unmasking as long as it is asserted.
+/// bus.interrupts().set_line(true);
+/// bus.interrupts().set_line(false);
+/// ```
+#[derive(Debug, Default)]
+pub struct Interrupts {
+    state: Arc<Mutex<State>>,
+    listener: Listener,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    setup: Setup<Arc<EventFd>>,
+    /// Listens to the eventfd that unmasks INTx.
+    unmask: Option<Watch>,
+}
+
+impl Interrupts {
+    /// Sends an interrupt that is a message: of MSI or MSI-X, or one of ERR, REQ and the indices of other buses.
+    /// Nothing happens if the user has not set it up.
+    pub fn trigger(&self, index: u32, interrupt: u32) {
+        if let Some(eventfd) = self.state.lock().setup.message(index, interrupt) {
+            signal(eventfd);
+        }
+    }
+
+    /// Sets the level of the device's INTx line (index 0 of a PCI device).
+    ///
+    /// An asserted line is told to the user and masks itself. What is asserted while it is masked, or before the user
+    /// has set it up, is told when that ends, if it is still asserted then.
+    pub fn set_line(&self, asserted: bool) {
+        if let Some(eventfd) = self.state.lock().setup.set_line(asserted) {
+            signal(eventfd);
+        }
+    }
+
+    /// Executes VFIO_DEVICE_SET_IRQS on a range that the index has.
+    pub(crate) fn apply(&self, change: Change<Arc<EventFd>>) -> Result<(), Errno> {
+        let state = &mut *self.state.lock();
+        let before = state.setup.unmask_eventfd().cloned();
+        state.setup.apply(change, &mut |eventfd| signal(eventfd))?;
+        match (before, state.setup.unmask_eventfd()) {
+            (_, None) => state.unmask = None,
+            (Some(_), Some(_)) => {}
+            (None, Some(eventfd)) => match self.listen(eventfd) {
+                Ok(watch) => state.unmask = Some(watch),
+                Err(errno) => {
+                    state.setup.forget_unmask_eventfd();
+                    return Err(errno);
+                }
+            },
+        }
+        Ok(())
+    }
+
+    fn listen(&self, eventfd: &Arc<EventFd>) -> Result<Watch, Errno> {
+        let state = Arc::downgrade(&self.state);
+        let tied = Arc::downgrade(eventfd);
+        self.listener.watch(eventfd.clone(), move || unmask(&state, &tied))
+    }
+}
+
+/// Unmasks INTx if `eventfd` is still the one that does.
+fn unmask(state: &Weak<Mutex<State>>, eventfd: &Weak<EventFd>) {
+    let Some(state) = state.upgrade() else { return };
+    let mut state = state.lock();
+    if state.setup.unmask_eventfd().is_some_and(|tied| Arc::as_ptr(tied) == eventfd.as_ptr())
+        && let Some(eventfd) = state.setup.unmask()
+    {
+        signal(eventfd);
+    }
+}
+
+fn signal(eventfd: &EventFd) {
+    // A full counter means that the user has not seen earlier signals yet: this one is among them.
+    let _ = eventfd.write(1);
+}
