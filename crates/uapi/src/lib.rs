@@ -1,9 +1,9 @@
 //! The VFIO user API as Rust types: all that `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h` say
-//! in C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux v6.14
-//! and of the headers after it, up to 7.3.
+//! in C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux
+//! v6.14 and of the headers after it, up to 7.3.
 //!
 //! There are no rules here: which request is allowed when, and what it answers, is for the crates above.
-//! There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
+//! What a request says can be shown in one line, by [`decode`]. There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
 //! and back without a copy and without a cast.
 //!
 //! # Names
@@ -49,6 +49,7 @@
 compile_error!("whimbrel-uapi describes the 64-bit layout of the VFIO structures");
 
 pub mod cdev;
+pub mod decode;
 pub mod device;
 pub mod dma_logging;
 pub mod feature;

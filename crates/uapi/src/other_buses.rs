@@ -1,6 +1,6 @@
 //! What devices on other buses than PCI have: the fixed region and interrupt indices of s390's channel
-//! devices (ccw) and crypto adapters (ap), the regions of a channel device (`vfio_ccw.h`), and what a PCI device says
-//! of itself on s390 (`vfio_zdev.h`).
+//! devices (ccw) and crypto adapters (ap), the regions of a channel device (`vfio_ccw.h`), and what a PCI
+//! device says of itself on s390 (`vfio_zdev.h`).
 //!
 //! Platform, AMBA, fsl-mc and CDX devices have no fixed index: their regions and interrupts are those of the
 //! device, numbered from 0, as many as [`DeviceInfo`](crate::device::DeviceInfo) says. The ids of the

@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 
 use super::table::{Header, Table};
 
-/// What the crate leaves out on purpose, by kind; all of it is of `iommufd.h`.
-/// A name that ends in `*` stands for all that begin so; a
-/// structure stands for its fields.
+/// What the crate leaves out on purpose, by kind; all of it is of `iommufd.h`. A name that ends in `*` stands
+/// for all that begin so; a structure stands for its fields.
 const LEFT_OUT: &[(&str, &[&str])] = &[
     ("ordinals, compared in the requests", &["IOMMUFD_CMD_*"]),
     (

@@ -1,0 +1,193 @@
+//! How one field is shown, and the fields of one structure in a row.
+
+use core::fmt;
+
+use bitflags::Flags;
+
+/// How the value of a field is shown.
+#[derive(Clone, Copy)]
+pub(super) enum Show {
+    /// A count, an index, an identity, a size of a structure.
+    Decimal,
+    /// A file descriptor, which may be -1.
+    Fd,
+    /// An address, a length, a set of page sizes.
+    Hex,
+    /// Bits that have names.
+    Flags(fn(u64, &mut fmt::Formatter<'_>) -> fmt::Result),
+    /// A number that may have a name.
+    Named(fn(u64) -> Option<&'static str>),
+    /// Should be 0, and is shown only where it is not.
+    Reserved,
+}
+
+impl Show {
+    /// `value`, which came from `size` bytes, ready to be written.
+    pub(super) const fn of(self, value: u64, size: usize) -> Shown {
+        Shown { show: self, value, size }
+    }
+}
+
+/// A value with how to show it.
+pub(super) struct Shown {
+    show: Show,
+    value: u64,
+    size: usize,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.value;
+        match self.show {
+            Show::Decimal | Show::Reserved => write!(f, "{value}"),
+            Show::Fd if self.size == 4 => write!(f, "{}", (value as u32).cast_signed()),
+            Show::Fd => write!(f, "{}", value.cast_signed()),
+            Show::Hex => write!(f, "{value:#x}"),
+            Show::Flags(flags) => flags(value, f),
+            Show::Named(name) => match name(value) {
+                Some(name) => write!(f, "{value} {name}"),
+                None => write!(f, "{value}"),
+            },
+        }
+    }
+}
+
+/// Writes the names of the bits of `F` that are set, `READ|WRITE`, and the others as a number.
+pub(super) fn flags<F>(bits: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result
+where
+    F: Flags,
+    F::Bits: Into<u64>,
+{
+    let mut left = bits;
+    for flag in F::FLAGS {
+        let bit: u64 = flag.value().bits().into();
+        if bit != 0 && left & bit == bit {
+            f.write_str(if left == bits { "" } else { "|" })?;
+            f.write_str(flag.name())?;
+            left &= !bit;
+        }
+    }
+    match left {
+        0 if bits != 0 => Ok(()),
+        0 => f.write_str("0"),
+        _ => write!(f, "{}{left:#x}", if left == bits { "" } else { "|" }),
+    }
+}
+
+/// The number of `size` bytes at `offset`, if it is there whole.
+pub(super) fn number(bytes: &[u8], offset: usize, size: usize) -> Option<u64> {
+    let bytes = bytes.get(offset..)?.get(..size)?;
+    match *bytes {
+        [a] => Some(u64::from(a)),
+        [a, b] => Some(u64::from(u16::from_ne_bytes([a, b]))),
+        // Three bytes are reserved ones, of which it only matters that they are 0.
+        [a, b, c] => Some(u64::from(u32::from_le_bytes([a, b, c, 0]))),
+        [a, b, c, d] => Some(u64::from(u32::from_ne_bytes([a, b, c, d]))),
+        _ => bytes.try_into().ok().map(u64::from_ne_bytes),
+    }
+}
+
+/// What stands between the parentheses, with commas between.
+pub(super) struct List<'a, 'f> {
+    f: &'a mut fmt::Formatter<'f>,
+    is_empty: bool,
+}
+
+impl<'a, 'f> List<'a, 'f> {
+    pub(super) fn new(f: &'a mut fmt::Formatter<'f>) -> Self {
+        Self { f, is_empty: true }
+    }
+
+    /// One more item.
+    pub(super) fn item(&mut self, text: fmt::Arguments<'_>) -> fmt::Result {
+        if !self.is_empty {
+            self.f.write_str(", ")?;
+        }
+        self.is_empty = false;
+        self.f.write_fmt(text)
+    }
+
+    /// Says that there were no more bytes than these, where more were to be expected.
+    pub(super) fn cut(&mut self, bytes: &[u8]) -> fmt::Result {
+        self.item(format_args!("cut after {} bytes", bytes.len()))
+    }
+}
+
+/// One field of a structure.
+pub(super) struct Field {
+    /// Its name, where a word of Rust's may still carry its `r#`.
+    pub(super) name: &'static str,
+    pub(super) offset: usize,
+    pub(super) size: usize,
+    pub(super) show: Show,
+}
+
+/// A structure: its size and all of its fields, in order.
+pub(super) struct Structure {
+    pub(super) size: usize,
+    pub(super) fields: &'static [Field],
+}
+
+impl Structure {
+    /// How long the whole argument says it is, in the field that is first where there is one.
+    fn length(&self, bytes: &[u8]) -> Option<usize> {
+        let first = self.fields.first().filter(|field| matches!(field.name, "argsz" | "size"))?;
+        number(bytes, first.offset, first.size).map(|size| usize::try_from(size).unwrap_or(usize::MAX))
+    }
+
+    /// The bytes that belong to the argument by its own word, its first field in any case.
+    pub(super) fn said<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
+        let length = self.length(bytes).unwrap_or(bytes.len()).max(size_of::<u32>());
+        bytes.get(..length).unwrap_or(bytes)
+    }
+
+    /// How many bytes it takes to show the structure, or as much of it as its user knows.
+    pub(super) fn expected(&self, bytes: &[u8]) -> usize {
+        self.length(bytes).unwrap_or(self.size).min(self.size)
+    }
+
+    /// Shows each field that `bytes` hold whole.
+    pub(super) fn show(&self, bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
+        for field in self.fields {
+            match number(bytes, field.offset, field.size) {
+                Some(0) if matches!(field.show, Show::Reserved) => {}
+                Some(value) => {
+                    let name = Name(field.name);
+                    list.item(format_args!("{name} {}", field.show.of(value, field.size)))?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a field as C has it.
+struct Name(&'static str);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.split("r#").try_for_each(|part| f.write_str(part))
+    }
+}
+
+/// The size of the field that `get` picks.
+pub(super) const fn size_of_field<S, F>(_get: fn(&S) -> &F) -> usize {
+    size_of::<F>()
+}
+
+/// A [`Structure`] from its type and how each field is shown.
+macro_rules! structure {
+    ($type:ident { $($first:ident $(. $rest:ident)*: $show:expr),* $(,)? }) => {
+        Structure {
+            size: size_of::<$type>(),
+            fields: &[$(Field {
+                name: concat!(stringify!($first) $(, ".", stringify!($rest))*),
+                offset: offset_of!($type, $first $(. $rest)*),
+                size: size_of_field(|s: &$type| &s.$first $(. $rest)*),
+                show: $show,
+            }),*],
+        }
+    };
+}
+pub(super) use structure;
