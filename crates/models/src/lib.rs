@@ -34,7 +34,6 @@
 
 pub mod accel;
 mod model;
-mod pci_config;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};

@@ -40,7 +40,13 @@
 //! first pass has left, dirty bytes what changed after it was sent. Blocks never written take neither memory
 //! nor room in the stream.
 //!
-//! The configuration space (region 7) is the user's to carry over, as with the kernel's devices.
+//! # Its configuration space
+//!
+//! Region 7 is that of an endpoint of PCI Express, and the user's to carry over, as with the kernel's devices.
+//! Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot, regions 0 and 2
+//! are EIO, as there. Two bits are kept and not obeyed, since a state that is loaded must go on before, and
+//! whether or not, its user brings the space over: DMA does not wait for the bus master bit, and interrupts go
+//! where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI.
 //!
 //! ```
 //! use std::fs::File;
@@ -99,6 +105,7 @@ mod work;
 use std::sync::Arc;
 use std::time::Duration;
 
+use whimbrel_device::pci_config::{Bar, Express, LinkSpeed, Msi, PciConfig, PowerManagement};
 use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Next, Region, State};
 use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
@@ -122,9 +129,6 @@ pub use self::registers::{
     REGISTER_STATE_BYTES, REGISTER_TAIL, REGISTER_VERSION, REGISTERS_BYTES, VERSION, fold_digest,
 };
 use self::stream::{Loader, Machine, Saver};
-use crate::pci_config::{BAR0, PciConfig};
-
-const CONFIG_SIZE: usize = 0x100;
 
 /// The region that shows the own state.
 pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
@@ -134,7 +138,7 @@ pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
 pub struct Accel {
     config: AccelConfig,
     bus: Bus,
-    pci: PciConfig<CONFIG_SIZE>,
+    pci: PciConfig,
     machine: Machine,
     state: OwnState,
     clock: Clock,
@@ -217,6 +221,11 @@ impl Accel {
         }
     }
 
+    /// Memory space is on and the device is not in D3hot.
+    fn answers(&self) -> bool {
+        self.pci.settings().memory_accessible()
+    }
+
     fn may_start_dma(&self) -> bool {
         matches!(self.migration_state, State::Running | State::PreCopy)
     }
@@ -247,22 +256,29 @@ impl Accel {
 }
 
 /// A processing accelerator. The vendor is the unassigned number that QEMU's own teaching devices use.
-fn pci_config(state_bytes: u64) -> PciConfig<CONFIG_SIZE> {
-    const MSI: u8 = 0x40;
-    const PREFETCHABLE_64_BIT: u64 = 0xc;
-    PciConfig::new()
-        .fixed(0x00, &[0x34, 0x12, 0xce, 0xac])
-        // Memory space, bus master and interrupt disable; a list of capabilities.
-        .register(0x04, &[0x00, 0x00, 0x10, 0x00], &[0x06, 0x04])
-        .fixed(0x08, &[0x01, 0x00, 0x00, 0x12])
-        .bar32(BAR0, REGISTERS_BYTES as u32, 0)
-        .bar64(BAR0 + 8, state_bytes.next_power_of_two().max(0x1000), PREFETCHABLE_64_BIT)
-        .fixed(0x2c, &[0x34, 0x12, 0xce, 0xac])
-        .fixed(0x34, &[MSI])
-        .register(0x3c, &[0x00], &[0xff])
-        // One message, at an address of 64 bits, which the guest sets with its data and the enable bit.
-        .register(MSI.into(), &[0x05, 0x00, 0x80, 0x00], &[0x00, 0x00, 0x01, 0x00])
-        .register(usize::from(MSI) + 4, &[], &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+fn pci_config(state_bytes: u64) -> PciConfig {
+    const VENDOR: u16 = 0x1234;
+    const DEVICE: u16 = 0xacce;
+    const MEMORY_SPACE: u16 = 0x0002;
+    PciConfig::builder(VENDOR, DEVICE)
+        .subsystem(VENDOR, DEVICE)
+        .class(0x12, 0x00, 0x00)
+        .revision(0x01)
+        .command(MEMORY_SPACE)
+        .bar(0, Bar::Memory32 { size: REGISTERS_BYTES as u32, prefetchable: false })
+        .bar(2, Bar::Memory64 { size: state_bytes.next_power_of_two().max(0x1000), prefetchable: true })
+        .capability(Msi { vectors: 1, address64: true, maskable: false })
+        .capability(PowerManagement { no_soft_reset: true, ..PowerManagement::default() })
+        // VFIO_DEVICE_RESET is its only reset: it ends a migration too, which no bit here could tell the core.
+        .capability(Express {
+            function_level_reset: false,
+            extended_tag: true,
+            max_payload: 256,
+            speed: LinkSpeed::Gt16,
+            width: 8,
+        })
+        .build()
+        .expect("sizes that are powers of two and capabilities that fit")
 }
 
 impl Driver for Accel {
@@ -280,7 +296,7 @@ impl Driver for Accel {
         let (flags, size) = match index {
             VFIO_PCI_BAR0_REGION_INDEX => (both, REGISTERS_BYTES),
             STATE_REGION_INDEX => (RegionInfoFlags::READ, self.config.state_bytes),
-            VFIO_PCI_CONFIG_REGION_INDEX => (both, CONFIG_SIZE as u64),
+            VFIO_PCI_CONFIG_REGION_INDEX => (both, self.pci.len()),
             _ => return Ok(Region::absent(0)),
         };
         Ok(Region { flags, size, offset: 0, capabilities: Vec::new() })
@@ -296,6 +312,7 @@ impl Driver for Accel {
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         match index {
             VFIO_PCI_CONFIG_REGION_INDEX => self.pci.read(offset, data),
+            VFIO_PCI_BAR0_REGION_INDEX | STATE_REGION_INDEX if !self.answers() => return Err(Errno::EIO),
             VFIO_PCI_BAR0_REGION_INDEX | STATE_REGION_INDEX if self.migration_state == State::Resuming => {
                 return Err(Errno::EBUSY);
             }
@@ -310,7 +327,9 @@ impl Driver for Accel {
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         match index {
-            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.write(offset, data),
+            // What is set there is asked for where it matters.
+            VFIO_PCI_CONFIG_REGION_INDEX => drop(self.pci.write(offset, data)),
+            VFIO_PCI_BAR0_REGION_INDEX if !self.answers() => return Err(Errno::EIO),
             VFIO_PCI_BAR0_REGION_INDEX => self.write_registers(offset, data)?,
             _ => return Err(Errno::EINVAL),
         }

@@ -38,6 +38,7 @@ mod migration;
 mod port;
 mod stream;
 
+use whimbrel_device::pci_config::{Bar, InterruptPin, PciConfig};
 use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
@@ -48,9 +49,9 @@ use whimbrel_uapi::pci::{
 
 use self::migration::Session;
 use self::port::{IDENTIFICATION, Interrupt, Port, REGISTERS};
-use crate::pci_config::{BAR0, PciConfig};
 
-const CONFIG_SIZE: usize = 0xff;
+/// mtty gives all but the last byte of a configuration space.
+const CONFIG_SIZE: u64 = 0xff;
 
 /// How many ports a card has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +85,7 @@ pub struct SerialConfig {
 pub struct Serial {
     config: SerialConfig,
     bus: Bus,
-    pci: PciConfig<CONFIG_SIZE>,
+    pci: PciConfig,
     ports: Vec<Port>,
     /// Whether each port asserts the INTx line.
     asserted: Vec<bool>,
@@ -127,27 +128,28 @@ impl Serial {
     }
 }
 
-/// What mtty shows, down to the identity of a card that does not exist.
-fn pci_config(ports: Ports) -> PciConfig<CONFIG_SIZE> {
-    const IO_SPACE: u32 = 1;
-    let mut config = PciConfig::new()
-        .fixed(0x00, b"HCS2")
-        // I/O space is on; device select timing is medium.
-        .fixed(0x04, &[0x01, 0x00, 0x00, 0x02])
-        // Revision, and the class: a serial controller compatible with a 16550.
-        .fixed(0x08, &[0x10, 0x02, 0x00, 0x07])
-        .bar32(BAR0, REGISTERS as u32, IO_SPACE)
-        .fixed(0x2c, b"HCS2")
-        // The interrupt line belongs to the guest, the pin is INTA#.
-        .register(0x3c, &[0x00, 0x01], &[0xff, 0x00])
-        .fixed(0x40, &[0x23, 0x00, 0x00, 0x80, 0x23])
-        .fixed(0x48, &[0x23])
-        .fixed(0x4c, &[0x23])
-        .fixed(0x60, b"PCI Serial/UART");
-    if ports == Ports::Two {
-        config = config.bar32(BAR0 + 4, REGISTERS as u32, IO_SPACE);
+/// What mtty shows, down to the identity of a card that does not exist. It takes writes as mtty does: of the
+/// base address registers and the interrupt line.
+fn pci_config(ports: Ports) -> PciConfig {
+    const VENDOR: u16 = 0x4348;
+    const DEVICE: u16 = 0x3253;
+    const IO_SPACE: u16 = 0x0001;
+    let mut config = PciConfig::builder(VENDOR, DEVICE)
+        .subsystem(VENDOR, DEVICE)
+        // A serial controller compatible with a 16550.
+        .class(0x07, 0x00, 0x02)
+        .revision(0x10)
+        .fixed_command(IO_SPACE)
+        .medium_timing()
+        .interrupt_pin(InterruptPin::A)
+        .bytes(0x40, &[0x23, 0x00, 0x00, 0x80, 0x23])
+        .bytes(0x48, &[0x23])
+        .bytes(0x4c, &[0x23])
+        .bytes(0x60, b"PCI Serial/UART");
+    for port in 0..ports.count() {
+        config = config.bar(port, Bar::Io { size: REGISTERS as u32 });
     }
-    config
+    config.build().expect("two sets of 8 ports and bytes that lie apart")
 }
 
 /// The single accesses that one region access is made of, as mtty cuts it: four bytes where they are aligned,
@@ -181,7 +183,7 @@ impl Driver for Serial {
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let size = match (index, self.config.ports) {
             (VFIO_PCI_BAR0_REGION_INDEX, _) | (VFIO_PCI_BAR1_REGION_INDEX, Ports::Two) => REGISTERS,
-            (VFIO_PCI_CONFIG_REGION_INDEX, _) => CONFIG_SIZE as u64,
+            (VFIO_PCI_CONFIG_REGION_INDEX, _) => CONFIG_SIZE,
             _ => 0,
         };
         // mtty gives the flags also to regions that are not there.
@@ -220,7 +222,8 @@ impl Driver for Serial {
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         match index {
-            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.write(offset, data),
+            // mtty has nothing that a write of its configuration would set off.
+            VFIO_PCI_CONFIG_REGION_INDEX => drop(self.pci.write(offset, data)),
             VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
                 for (register, bytes) in accesses(offset, data.len()) {
                     let interrupt = self.port(index)?.write(register, data[bytes.start]);

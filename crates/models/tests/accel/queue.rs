@@ -28,7 +28,7 @@ fn it_says_what_it_is() {
     let info = device.info();
     assert_eq!((info.num_regions, info.num_irqs), (9, 5));
     let sizes: Vec<u64> = (0..9).map(|index| device.region_info(index).unwrap().size).collect();
-    assert_eq!(sizes, [0x1000, 0, 5000, 0, 0, 0, 0, 0x100, 0]);
+    assert_eq!(sizes, [0x1000, 0, 5000, 0, 0, 0, 0, 0x1000, 0]);
     let counts: Vec<u32> = (0..5).map(|index| device.irq_info(index).unwrap().count).collect();
     assert_eq!(counts, [0, 1, 0, 0, 0]);
     let image = registers(&device);
@@ -40,8 +40,8 @@ fn it_says_what_it_is() {
 fn its_configuration_space_tells_its_regions_and_its_message() {
     let device = Memory::new().device(config(5000));
     device.write_region(7, 0x10, &[0xff; 24]).unwrap();
-    let mut space = [0; 0x100];
-    assert_eq!(device.read_region(7, 0, &mut space), Ok(0x100));
+    let mut space = [0; 0x1000];
+    assert_eq!(device.read_region(7, 0, &mut space), Ok(0x1000));
     let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().unwrap());
     assert_eq!(word(0x10), 0xffff_f000, "a page of registers");
     assert_eq!((word(0x14), word(0x20)), (0, 0));
