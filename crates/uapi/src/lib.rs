@@ -3,8 +3,8 @@
 //! v6.14 and of the headers after it, up to 7.3.
 //!
 //! There are no rules here: which request is allowed when, and what it answers, is for the crates above.
-//! What a request says can be shown in one line, by [`decode`]. There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
-//! and back without a copy and without a cast.
+//! There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
+//! and back without a copy and without a cast. What a request says can be shown in one line, by [`decode`].
 //!
 //! # Names
 //!

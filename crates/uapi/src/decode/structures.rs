@@ -124,7 +124,8 @@ structures! {
 
     SPAPR_TCE_INFO = IommuSpaprTceInfo {
         argsz: Decimal, flags: Flags(flags::<SpaprInfoFlags>), dma32_window_start: Hex,
-        dma32_window_size: Hex, ddw.pgsizes: Hex, ddw.max_dynamic_windows_supported: Decimal, ddw.levels: Decimal,
+        dma32_window_size: Hex, ddw.pgsizes: Hex, ddw.max_dynamic_windows_supported: Decimal,
+        ddw.levels: Decimal,
     };
     SPAPR_REGISTER_MEMORY = IommuSpaprRegisterMemory { argsz: Decimal, flags: Hex, vaddr: Hex, size: Hex };
     SPAPR_TCE_CREATE = IommuSpaprTceCreate {

@@ -8,6 +8,7 @@
 //! listed. With `WHIMBREL_REQUIRE_ALL=1` nothing may be skipped and a header may define nothing this crate
 //! does not know.
 
+mod contents;
 mod names;
 mod proof;
 mod table;
