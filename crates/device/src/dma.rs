@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::libc;
 use parking_lot::RwLock;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{FileOffset, VolatileSlice};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
+
+use crate::memory::Memory;
 
 /// An access that the mappings do not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,7 +93,18 @@ struct Inner {
 struct Mapping {
     size: u64,
     rights: DmaMapFlags,
-    memory: MmapRegion,
+    memory: Memory,
+    log: Option<MappingLog>,
+}
+
+/// A log of the writes through one mapping, whichever device makes them. It counts from the start of the memory that was
+/// mapped in one request, of which a mapping here may be a later piece.
+#[derive(Clone, Debug)]
+pub(crate) struct MappingLog {
+    /// Marked at `offset` plus the offset within the mapping.
+    pub(crate) log: Arc<DirtyLog>,
+    /// Bytes of the request before this mapping.
+    pub(crate) offset: u64,
 }
 
 impl DmaSpace {
@@ -103,43 +114,62 @@ impl DmaSpace {
     /// made shorter while it is mapped. EINVAL for a size of 0, no right at all, an unknown right or a file that is too
     /// short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
     pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
-        let last = size.checked_sub(1).ok_or(Errno::EINVAL)?;
-        let last = iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
-        if rights.is_empty() || !(DmaMapFlags::READ | DmaMapFlags::WRITE).contains(rights) {
-            return Err(Errno::EINVAL);
-        }
-        let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
-        if !holds(&file, size) {
-            return Err(Errno::EINVAL);
-        }
-        let mut prot = libc::PROT_READ;
-        if rights.contains(DmaMapFlags::WRITE) {
-            prot |= libc::PROT_WRITE;
-        }
-        let mut inner = self.inner.write();
-        if let Some((start, below)) = inner.mappings.range(..=last).next_back()
-            && start + (below.size - 1) >= iova
-        {
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        // Before the file is mapped, which takes time and an entry of the process's own.
+        if self.inner.read().overlaps(iova, last) {
             return Err(Errno::EEXIST);
         }
-        let memory = MmapRegionBuilder::new_with_bitmap(length, ())
-            .with_file_offset(file)
-            .with_mmap_prot(prot)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|error| {
-                tracing::debug!(iova, size, %error, "dma mapping failed");
-                Errno::EINVAL
-            })?;
-        inner.mappings.insert(iova, Mapping { size, rights, memory });
+        self.map_memory(iova, rights, Memory::of_file(file, size, rights.contains(DmaMapFlags::WRITE))?)
+    }
+
+    /// Maps memory at `iova`, whole, readable and writable by the device as `rights` says.
+    ///
+    /// EINVAL for no right at all, an unknown right, or the right to write to memory that cannot be written; EOVERFLOW
+    /// for a range past 2^64; EEXIST if part of the range is mapped.
+    pub fn map_memory(&self, iova: u64, rights: DmaMapFlags, memory: Memory) -> Result<(), Errno> {
+        self.map_logged(iova, rights, memory, None)
+    }
+
+    /// As [`DmaSpace::map_memory`], and what is written through the mapping is marked in `log` besides the log of the
+    /// device.
+    pub(crate) fn map_logged(
+        &self,
+        iova: u64,
+        rights: DmaMapFlags,
+        memory: Memory,
+        log: Option<MappingLog>,
+    ) -> Result<(), Errno> {
+        let size = memory.size();
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        if rights.contains(DmaMapFlags::WRITE) && !memory.is_writable() {
+            return Err(Errno::EINVAL);
+        }
+        let mut inner = self.inner.write();
+        if inner.overlaps(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        inner.mappings.insert(iova, Mapping { size, rights, memory, log });
         Ok(())
+    }
+
+    /// Sets or ends the log of the mapping that starts at `iova`.
+    pub(crate) fn set_mapping_log(&self, iova: u64, log: Option<MappingLog>) {
+        if let Some(mapping) = self.inner.write().mappings.get_mut(&iova) {
+            mapping.log = log;
+        }
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.inner.read().mappings.is_empty()
     }
 
     /// Takes away the mappings that lie wholly in `size` bytes from `iova` and returns how many bytes they had.
     /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
-        let Some(last) = size.checked_sub(1) else { return Err(Errno::EINVAL) };
-        let last = iova.checked_add(last).ok_or(Errno::EOVERFLOW)?;
+        let last = last_of(iova, size)?;
         let mut inner = self.inner.write();
         let cut_below =
             inner.mappings.range(..iova).next_back().is_some_and(|(start, m)| start + (m.size - 1) >= iova);
@@ -175,8 +205,8 @@ impl DmaSpace {
     /// Calls `visit` with every piece of memory behind `length` bytes from `iova`, in order.
     ///
     /// Nothing is visited unless the whole range is mapped with the right that `access` needs. After a write the range
-    /// is marked in the log: the data is there before its mark is, so a report that takes the mark away is never ahead
-    /// of the data.
+    /// is marked in every log that is on: the data is there before its mark is, so a report that takes the mark away is
+    /// never ahead of the data.
     pub fn access(
         &self,
         iova: u64,
@@ -196,9 +226,12 @@ impl DmaSpace {
             }
         }
         for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
-            match mapping.memory.get_slice(offset, count) {
-                Ok(slice) => visit(slice),
-                Err(_) => return Err(fault()),
+            match mapping.memory.slice(offset, count) {
+                Some(slice) => visit(slice),
+                None => return Err(fault()),
+            }
+            if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
+                log.mark(before + offset as u64, count as u64);
             }
         }
         if let (Access::Write, Some(log)) = (access, &inner.log) {
@@ -218,14 +251,25 @@ impl DmaSpace {
     }
 }
 
-/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills the process.
-fn holds(file: &FileOffset, size: u64) -> bool {
-    file.file().metadata().is_ok_and(|metadata| {
-        !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())
-    })
+/// The last address of `size` bytes from `iova`.
+fn last_of(iova: u64, size: u64) -> Result<u64, Errno> {
+    let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
+    iova.checked_add(past_first).ok_or(Errno::EOVERFLOW)
+}
+
+fn check_rights(rights: DmaMapFlags) -> Result<(), Errno> {
+    if rights.is_empty() || !(DmaMapFlags::READ | DmaMapFlags::WRITE).contains(rights) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
 }
 
 impl Inner {
+    fn overlaps(&self, iova: u64, last: u64) -> bool {
+        let below = self.mappings.range(..=last).next_back();
+        below.is_some_and(|(start, mapping)| start + (mapping.size - 1) >= iova)
+    }
+
     /// The pieces of mappings that make up a range; `None` where one is missing, and then no more.
     fn pieces(
         &self,

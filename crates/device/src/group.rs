@@ -1,0 +1,266 @@
+//! A group, `/dev/vfio/$GROUP`: devices that can only be given to one user together, through a container.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::group::{GroupFlags, GroupStatus};
+use whimbrel_uapi::ioctl::{
+    VFIO_GROUP_GET_DEVICE_FD, VFIO_GROUP_GET_STATUS, VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_UNSET_CONTAINER,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::container::Container;
+use crate::device_file::DeviceFile;
+use crate::type1::{Member, Translation};
+use crate::user_memory::Process;
+
+/// The most bytes a device's name can have, with the NUL at its end.
+const MAX_NAME: u64 = 4096;
+
+/// A group and its devices. A clone is another handle to the same group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    translation: Translation,
+    devices: Vec<DeviceFile>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    opened: bool,
+    viable: bool,
+    container: Option<Container>,
+    /// How often each device is open.
+    open_devices: Vec<u32>,
+}
+
+/// The group, opened. A clone is another handle to the same open file, as from `dup(2)`.
+///
+/// It is closed when the last handle is gone and no device that was opened through it is open any more; then the group
+/// has left its container.
+#[derive(Clone, Debug)]
+pub struct GroupFile {
+    opened: Arc<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    group: Group,
+}
+
+/// A device, opened through its group. A clone is another handle to the same open file, as from `dup(2)`.
+///
+/// When a device is closed for good it is reset, which also ends its data session.
+#[derive(Clone, Debug)]
+pub struct OpenDevice {
+    file: Arc<OpenedDevice>,
+}
+
+#[derive(Debug)]
+struct OpenedDevice {
+    opened: Arc<Opened>,
+    index: usize,
+}
+
+impl Group {
+    /// A group of devices, known by the names they were opened under. EEXIST if two have the same.
+    pub fn new(translation: Translation, devices: Vec<DeviceFile>) -> Result<Group, Errno> {
+        for (index, device) in devices.iter().enumerate() {
+            if devices[..index].iter().any(|other| other.name() == device.name()) {
+                return Err(Errno::EEXIST);
+            }
+        }
+        let state =
+            State { opened: false, viable: true, container: None, open_devices: vec![0; devices.len()] };
+        Ok(Group { shared: Arc::new(Shared { translation, devices, state: Mutex::new(state) }) })
+    }
+
+    /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the host uses.
+    ///
+    /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a container
+    /// stays there.
+    pub fn set_viable(&self, viable: bool) {
+        self.shared.state.lock().viable = viable;
+    }
+
+    /// Opens the group. EBUSY while it is open.
+    pub fn open(&self) -> Result<GroupFile, Errno> {
+        let mut state = self.shared.state.lock();
+        if std::mem::replace(&mut state.opened, true) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(GroupFile { opened: Arc::new(Opened { group: self.clone() }) })
+    }
+
+    /// What tells this group from others in a container, as long as it lives.
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+}
+
+impl GroupFile {
+    /// VFIO_GROUP_GET_STATUS.
+    pub fn status(&self) -> GroupFlags {
+        let shared = self.shared();
+        let state = shared.state.lock();
+        if state.container.is_some() {
+            GroupFlags::VIABLE | GroupFlags::CONTAINER_SET
+        } else if shared.may_be_used(&state) {
+            GroupFlags::VIABLE
+        } else {
+            GroupFlags::empty()
+        }
+    }
+
+    /// VFIO_GROUP_SET_CONTAINER: EINVAL if it has one, EPERM if it is not viable; if the container has an IOMMU, also
+    /// why that cannot take the group.
+    pub fn set_container(&self, container: &Container) -> Result<(), Errno> {
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        if state.container.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        if !shared.may_be_used(&state) {
+            return Err(Errno::EPERM);
+        }
+        container.attach(Member {
+            group: self.opened.group.identity(),
+            translation: shared.translation.clone(),
+            buses: shared.devices.iter().map(|device| device.bus().clone()).collect(),
+        })?;
+        state.container = Some(container.clone());
+        Ok(())
+    }
+
+    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to leave takes the
+    /// IOMMU and all its mappings with it.
+    pub fn unset_container(&self) -> Result<(), Errno> {
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        if state.container.is_none() {
+            return Err(Errno::EINVAL);
+        }
+        if state.open_devices.iter().any(|count| *count > 0) {
+            return Err(Errno::EBUSY);
+        }
+        if let Some(container) = state.container.take() {
+            container.detach(self.opened.group.identity());
+        }
+        Ok(())
+    }
+
+    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a container and before
+    /// the container has an IOMMU. A device can be opened more than once.
+    pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
+        let shared = self.shared();
+        let index = shared.devices.iter().position(|device| device.name() == name).ok_or(Errno::ENODEV)?;
+        let mut state = shared.state.lock();
+        if !state.container.as_ref().is_some_and(Container::has_iommu) {
+            return Err(Errno::EINVAL);
+        }
+        state.open_devices[index] += 1;
+        Ok(OpenDevice { file: Arc::new(OpenedDevice { opened: self.opened.clone(), index }) })
+    }
+
+    /// A raw ioctl on the group: `number` as in the header, `argument` an address in `process`.
+    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        match number {
+            n if n == VFIO_GROUP_GET_STATUS.number() => self.raw_status(argument, process),
+            n if n == VFIO_GROUP_SET_CONTAINER.number() => {
+                let mut fd = 0i32;
+                process.read(argument, i32::as_mut_bytes(&mut fd))?;
+                self.raw_set_container(fd, process)
+            }
+            n if n == VFIO_GROUP_UNSET_CONTAINER.number() => self.unset_container().map(|()| 0),
+            n if n == VFIO_GROUP_GET_DEVICE_FD.number() => {
+                let name = read_name(argument, process)?;
+                // A name that is no text is none that a device has.
+                let device = self.device(std::str::from_utf8(&name).map_err(|_| Errno::ENODEV)?)?;
+                process.install_device(device)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn raw_status(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        let mut status = GroupStatus::new_zeroed();
+        process.read(argument, status.as_mut_bytes())?;
+        if (status.argsz as usize) < size_of::<GroupStatus>() {
+            return Err(Errno::EINVAL);
+        }
+        status.flags = self.status().bits();
+        process.write(argument, status.as_bytes())?;
+        Ok(0)
+    }
+
+    fn raw_set_container(&self, fd: i32, process: &dyn Process) -> Result<i32, Errno> {
+        match process.container(fd) {
+            Ok(container) => self.set_container(&container).map(|()| 0),
+            // A descriptor of another kind is found out last, one that is not open first.
+            Err(Errno::EBADFD) if self.shared().state.lock().container.is_some() => Err(Errno::EINVAL),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.opened.group.shared
+    }
+}
+
+impl Shared {
+    fn may_be_used(&self, state: &State) -> bool {
+        state.viable || !self.translation.is_hardware()
+    }
+}
+
+impl Deref for OpenDevice {
+    type Target = DeviceFile;
+
+    fn deref(&self) -> &DeviceFile {
+        &self.file.opened.group.shared.devices[self.file.index]
+    }
+}
+
+impl Drop for OpenedDevice {
+    fn drop(&mut self) {
+        let shared = &self.opened.group.shared;
+        let mut state = shared.state.lock();
+        state.open_devices[self.index] -= 1;
+        if state.open_devices[self.index] == 0
+            && let Err(error) = shared.devices[self.index].reset()
+        {
+            tracing::debug!(device = shared.devices[self.index].name(), %error, "no reset at close");
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut state = self.group.shared.state.lock();
+        if let Some(container) = state.container.take() {
+            container.detach(self.group.identity());
+        }
+        state.opened = false;
+    }
+}
+
+/// A C string of at most [`MAX_NAME`] bytes with its NUL, read byte by byte as it may end right before memory does.
+fn read_name(address: u64, process: &dyn Process) -> Result<Vec<u8>, Errno> {
+    let mut name = Vec::new();
+    for offset in 0..MAX_NAME {
+        let mut byte = [0];
+        process.read(address.checked_add(offset).ok_or(Errno::EFAULT)?, &mut byte)?;
+        if byte == [0] {
+            return Ok(name);
+        }
+        name.push(byte[0]);
+    }
+    Err(Errno::EINVAL)
+}

@@ -1,0 +1,105 @@
+//! Shared memory that mappings lead to: what a process has behind its addresses, mapped into this process once.
+//!
+//! No addresses of devices here: those are in [`dma`](crate::dma).
+
+use std::fmt;
+use std::sync::Arc;
+
+use nix::libc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use whimbrel_protocol::Errno;
+
+/// A piece of shared memory. A clone, and a [`part`](Memory::part), is another handle to the same bytes.
+///
+/// ```
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+/// use whimbrel_device::Memory;
+///
+/// let file = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+/// file.set_len(0x3000)?;
+/// let memory = Memory::of_file(FileOffset::new(file, 0), 0x3000, true)?;
+/// let page = memory.part(0x1000, 0x1000).expect("it lies within");
+/// assert_eq!(page.size(), 0x1000);
+/// assert!(memory.part(0x2000, 0x1001).is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Memory {
+    region: Arc<MmapRegion>,
+    start: usize,
+    size: usize,
+    writable: bool,
+}
+
+impl Memory {
+    /// Maps `size` bytes of a file, shared, so that everyone who maps the file sees the same bytes.
+    ///
+    /// The file must not be made shorter while it is mapped. EINVAL for a size of 0, a file that is too short, and one
+    /// that cannot be mapped with that right; EOVERFLOW for more than this machine can address.
+    pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
+        let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+        if length == 0 || !holds(&file, size) {
+            return Err(Errno::EINVAL);
+        }
+        let mut prot = libc::PROT_READ;
+        if writable {
+            prot |= libc::PROT_WRITE;
+        }
+        let region = MmapRegionBuilder::new_with_bitmap(length, ())
+            .with_file_offset(file)
+            .with_mmap_prot(prot)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| {
+                tracing::debug!(size, %error, "a file cannot be mapped");
+                Errno::EINVAL
+            })?;
+        Ok(Memory { region: Arc::new(region), start: 0, size: length, writable })
+    }
+
+    /// `size` bytes from `offset` on; `None` if they do not all lie within, or if there are none.
+    pub fn part(&self, offset: u64, size: u64) -> Option<Memory> {
+        let (offset, size) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
+        let within = offset.checked_add(size).is_some_and(|end| end <= self.size);
+        (size > 0 && within).then(|| Memory {
+            region: self.region.clone(),
+            start: self.start + offset,
+            size,
+            writable: self.writable,
+        })
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Whether it may be written.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The bytes themselves; `None` if they do not all lie within.
+    pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+        let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
+        within.then(|| self.region.get_slice(self.start + offset, count).ok())?
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("size", &self.size)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills the process.
+fn holds(file: &FileOffset, size: u64) -> bool {
+    file.file().metadata().is_ok_and(|metadata| {
+        !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())
+    })
+}
