@@ -19,6 +19,7 @@ use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 use crate::bus::Bus;
 use crate::data_file::DataFile;
 use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
+use crate::ioeventfd::{IoeventfdWrite, Ioeventfds};
 use crate::irq::{Change, IrqAction, IrqData, Kind};
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     /// Something happened that may give the device work.
     wake: Condvar,
     opened: Instant,
+    ioeventfds: Ioeventfds,
 }
 
 struct Core {
@@ -91,6 +93,7 @@ impl DeviceFile {
                 core: Mutex::new(core),
                 wake: Condvar::new(),
                 opened: Instant::now(),
+                ioeventfds: Ioeventfds::default(),
             }),
         }
     }
@@ -204,11 +207,32 @@ impl DeviceFile {
     /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an index the
     /// device does not have, and for a region that cannot be written.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        let mut core = self.shared.core.lock();
-        let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
-        let written = core.driver.write_region(index, offset, &data[..count])?;
-        self.shared.wake.notify_all();
-        Ok(written.min(count))
+        self.shared.write_region(index, offset, data)
+    }
+
+    /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends it.
+    ///
+    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR, EEXIST if the same write is tied already,
+    /// ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
+    pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<EventFd>) -> Result<(), Errno> {
+        self.check_pci()?;
+        self.tie_ioeventfd(write, eventfd.map(Ok))
+    }
+
+    /// ENOTTY for a device that is not PCI.
+    pub(crate) fn check_pci(&self) -> Result<(), Errno> {
+        let flags = self.shared.core.lock().info.flags;
+        if flags.contains(DeviceInfoFlags::PCI) { Ok(()) } else { Err(Errno::ENOTTY) }
+    }
+
+    pub(crate) fn tie_ioeventfd(
+        &self,
+        write: IoeventfdWrite,
+        eventfd: Option<Result<EventFd, Errno>>,
+    ) -> Result<(), Errno> {
+        let size = |region| self.region_info(region).map_or(0, |region| region.size);
+        let listener = self.shared.bus.interrupts().listener();
+        self.shared.ioeventfds.set(write, eventfd, size, Arc::downgrade(&self.shared), listener)
     }
 
     /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session is over.
@@ -315,6 +339,18 @@ impl DeviceFile {
 impl Shared {
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(crate) fn ioeventfds(&self) -> &Ioeventfds {
+        &self.ioeventfds
+    }
+
+    pub(crate) fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        let mut core = self.core.lock();
+        let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
+        let written = core.driver.write_region(index, offset, &data[..count])?;
+        self.wake.notify_all();
+        Ok(written.min(count))
     }
 
     pub(crate) fn read_state(&self, session: u64, buffer: &mut [u8]) -> Result<usize, Errno> {

@@ -1,7 +1,8 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET and FEATURE; everything else is
-//! ENOTTY, as from a kernel that does not know the request. Typed calls are on [`DeviceFile`] itself.
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE and IOEVENTFD;
+//! everything else is ENOTTY, as from a kernel that does not know the request. Typed calls are on [`DeviceFile`]
+//! itself.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{
@@ -9,12 +10,13 @@ use whimbrel_uapi::device::{
 };
 use whimbrel_uapi::ioctl::{
     VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_REGION_INFO,
-    VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
+    VFIO_DEVICE_IOEVENTFD, VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device_file::DeviceFile;
 use crate::feature;
+use crate::ioeventfd;
 use crate::irq::{Change, DataType, action};
 use crate::user_memory::Process;
 
@@ -30,6 +32,7 @@ impl DeviceFile {
             n if n == VFIO_DEVICE_GET_IRQ_INFO.number() => self.raw_irq_info(argument, process),
             n if n == VFIO_DEVICE_SET_IRQS.number() => self.raw_set_irqs(argument, process),
             n if n == VFIO_DEVICE_RESET.number() => self.reset().map(|()| 0),
+            n if n == VFIO_DEVICE_IOEVENTFD.number() => self.raw_ioeventfd(argument, process),
             n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
             _ => Err(Errno::ENOTTY),
         }
@@ -82,6 +85,13 @@ impl DeviceFile {
         info.flags = irq.flags.bits();
         info.count = irq.count;
         process.write(argument, info.as_bytes())?;
+        Ok(0)
+    }
+
+    fn raw_ioeventfd(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        self.check_pci()?;
+        let (write, eventfd) = ioeventfd::read(argument, process)?;
+        self.tie_ioeventfd(write, eventfd)?;
         Ok(0)
     }
 

@@ -4,7 +4,6 @@
 //! leaves it as it is, eventfds and mask, and a migration does not carry it: the user of the destination sets it up
 //! there. What belongs to the device is the level of its INTx line.
 
-mod listener;
 mod request;
 mod rules;
 
@@ -14,11 +13,11 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
-pub(crate) use self::listener::{Listener, Watch};
 pub(crate) use self::request::{DataType, action};
 pub use self::request::{IrqAction, IrqData};
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Kind};
+use crate::listener::{Listener, Watch};
 
 /// The interrupts of one device, as its driver sees them.
 ///
@@ -81,6 +80,11 @@ impl Interrupts {
             },
         }
         Ok(())
+    }
+
+    /// What listens to the eventfds that a user signals.
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.listener
     }
 
     fn listen(&self, eventfd: &Arc<EventFd>) -> Result<Watch, Errno> {

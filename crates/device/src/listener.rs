@@ -35,7 +35,14 @@ struct Running {
 #[derive(Default)]
 struct Watched {
     last_token: u64,
-    actions: BTreeMap<u64, (Arc<EventFd>, Action)>,
+    eventfds: BTreeMap<u64, Watches>,
+}
+
+/// One eventfd, whatever number of watches it has: a signal is one event, and its counter is read once.
+struct Watches {
+    eventfd: Arc<EventFd>,
+    identity: Option<u64>,
+    actions: BTreeMap<u64, Action>,
 }
 
 /// As long as it lives, signals are listened to.
@@ -66,8 +73,16 @@ impl Listener {
         let mut watched = listener.watched.lock();
         watched.last_token += 1;
         let token = watched.last_token;
-        listener.add(&eventfd, token).map_err(|error| errno(&error))?;
-        watched.actions.insert(token, (eventfd, Arc::new(action)));
+        let identity = identity(&eventfd);
+        let same = watched.eventfds.values_mut().find(|of| identity.is_some() && of.identity == identity);
+        if let Some(same) = same {
+            same.actions.insert(token, Arc::new(action));
+        } else {
+            listener.add(&eventfd, token).map_err(|error| errno(&error))?;
+            let actions = BTreeMap::from([(token, Arc::new(action) as Action)]);
+            watched.eventfds.insert(token, Watches { eventfd, identity, actions });
+        }
+        drop(watched);
         Ok(Watch { listener: Arc::downgrade(&listener), token })
     }
 }
@@ -116,14 +131,26 @@ impl Running {
                 if event.data() == STOP {
                     return;
                 }
-                let found = self.watched.lock().actions.get(&event.data()).cloned();
-                if let Some((eventfd, action)) = found {
-                    take_count(&eventfd);
+                let (eventfd, actions): (_, Vec<Action>) =
+                    match self.watched.lock().eventfds.get(&event.data()) {
+                        Some(found) => (found.eventfd.clone(), found.actions.values().cloned().collect()),
+                        None => continue,
+                    };
+                take_count(&eventfd);
+                for action in actions {
                     action();
                 }
             }
         }
     }
+}
+
+/// What the kernel calls an eventfd, whichever descriptor it is behind (`eventfd-id` in fdinfo). `None` where procfs
+/// cannot be read: such an eventfd is taken for one of its own.
+fn identity(eventfd: &EventFd) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_raw_fd())).ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("eventfd-id:"))?;
+    number.trim().parse().ok()
 }
 
 /// Sets an eventfd's counter to 0 as a reader does, but never waits: someone else may have read it, and whether reads
@@ -139,11 +166,20 @@ fn take_count(eventfd: &EventFd) {
 impl Drop for Watch {
     fn drop(&mut self) {
         let Some(listener) = self.listener.upgrade() else { return };
-        let removed = listener.watched.lock().actions.remove(&self.token);
-        if let Some((eventfd, _)) = removed {
+        let mut watched = listener.watched.lock();
+        let Some((token, of)) =
+            watched.eventfds.iter_mut().find(|(_, of)| of.actions.contains_key(&self.token))
+        else {
+            return;
+        };
+        let token = *token;
+        of.actions.remove(&self.token);
+        if of.actions.is_empty()
+            && let Some(of) = watched.eventfds.remove(&token)
+        {
             // It is there: nobody else removes it.
             let event = EpollEvent::default();
-            let _ = listener.epoll.ctl(ControlOperation::Delete, eventfd.as_raw_fd(), event);
+            let _ = listener.epoll.ctl(ControlOperation::Delete, of.eventfd.as_raw_fd(), event);
         }
     }
 }
