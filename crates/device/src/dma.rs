@@ -3,6 +3,7 @@
 //! A device reaches only what is mapped, with the rights the mapping gives. Everything else is a [`DmaFault`].
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -171,6 +172,13 @@ impl DmaSpace {
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
         let last = last_of(iova, size)?;
         let mut inner = self.inner.write();
+        // What most users do: they unmap what they mapped, and nothing else can be in that range.
+        if let Entry::Occupied(exact) = inner.mappings.entry(iova)
+            && exact.get().size == size
+        {
+            exact.remove();
+            return Ok(size);
+        }
         let cut_below =
             inner.mappings.range(..iova).next_back().is_some_and(|(start, m)| start + (m.size - 1) >= iova);
         let cut_above = inner

@@ -250,7 +250,9 @@ impl Type1 {
         if bitmap.as_deref().is_some_and(|bitmap| !self.tracking || bitmap.page_size() != page_size) {
             return Err(Errno::EINVAL);
         }
-        if self.v2 && self.mappings.are_cut_by(iova, last) {
+        // What most users do: they unmap what they mapped, and nothing else can be in that range.
+        let exact = self.mappings.get(iova).is_some_and(|mapping| mapping.last == last);
+        if self.v2 && !exact && self.mappings.are_cut_by(iova, last) {
             return Err(Errno::EINVAL);
         }
         // The first IOMMU: from within a mapping nothing is unmapped, and that is no error.
@@ -264,6 +266,9 @@ impl Type1 {
         while let Some(start) = self.mappings.first_in(iova, last) {
             self.remove(start, iova, bitmap.as_deref_mut())?;
             unmapped += self.take_away(start);
+            if exact {
+                break;
+            }
         }
         Ok(unmapped)
     }
