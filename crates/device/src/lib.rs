@@ -60,25 +60,33 @@
 //! ```
 
 mod bus;
+mod container;
 mod data_file;
 mod device_file;
 pub mod dma;
 mod driver;
 mod feature;
+mod group;
 mod ioeventfd;
 mod irq;
 mod listener;
+mod memory;
 pub mod pci_config;
 pub mod raw;
+mod type1;
 mod user_memory;
 mod worker;
 
 pub use bus::Bus;
+pub use container::{Container, ContainerSettings, KernelVersion};
 pub use data_file::DataFile;
 pub use device_file::{DeviceFile, region_offset, split_offset};
 pub use driver::{ArcError, DmaLogging, Driver, Migration, Next, PrecopyReport};
+pub use group::{Group, GroupFile, OpenDevice};
 pub use ioeventfd::{IoeventfdWrite, WriteWidth};
 pub use irq::{Interrupts, IrqAction, IrqData};
+pub use memory::Memory;
+pub use type1::{HardwareIommu, Translation, Type1Info};
 pub use user_memory::{Fault, Process, SparseMemory};
 pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use vm_memory::{Bytes, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
+use whimbrel_uapi::type1::DmaMapFlags;
 
-use crate::{DataFile, Errno};
+use crate::container::Container;
+use crate::group::OpenDevice;
+use crate::{DataFile, Errno, Memory};
 
 /// An address the process cannot access. The kernel answers EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,30 @@ pub trait Process {
     /// Takes back a descriptor that [`Process::install`] gave and the process has not seen.
     fn uninstall(&mut self, fd: i32);
 
+    /// The shared memory behind `size` bytes from `vaddr`, in pieces that follow one another and are as long together,
+    /// writable if `rights` has WRITE. Devices that the process maps it for keep the pieces.
+    ///
+    /// A process whose memory cannot be shared has none: that is what this answers if it is not implemented.
+    fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
+        let _ = (size, rights);
+        Err(Fault(vaddr))
+    }
+
+    /// The container behind a descriptor: EBADF if the descriptor is not open, EBADFD if it is another kind of file.
+    ///
+    /// A process has none if this is not implemented.
+    fn container(&self, fd: i32) -> Result<Container, Errno> {
+        let _ = fd;
+        Err(Errno::EBADF)
+    }
+
+    /// Gives the process a descriptor (close-on-exec) for a device. EMFILE if it can have no more, or none of this kind,
+    /// which is what this answers if it is not implemented.
+    fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
+        drop(device);
+        Err(Errno::EMFILE)
+    }
+
     /// Another handle to the eventfd behind a descriptor of the process, as the kernel's `eventfd_ctx_fdget`. EBADF
     /// for a number that is not open, EINVAL for a file that is no eventfd. A process that has none need not say so.
     fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
@@ -51,6 +79,9 @@ pub struct SparseMemory {
     pieces: BTreeMap<u64, Vec<u8>>,
     files: BTreeMap<i32, DataFile>,
     eventfds: BTreeMap<i32, Arc<EventFd>>,
+    shared: BTreeMap<u64, Memory>,
+    containers: BTreeMap<i32, Container>,
+    devices: BTreeMap<i32, OpenDevice>,
     next_fd: i32,
 }
 
@@ -63,6 +94,31 @@ impl SparseMemory {
     /// Puts a piece of memory at `address`, in place of one that starts there.
     pub fn insert(&mut self, address: u64, bytes: impl Into<Vec<u8>>) {
         self.pieces.insert(address, bytes.into());
+    }
+
+    /// Puts shared memory at `address`, in place of some that starts there. It can be mapped for devices.
+    pub fn insert_shared(&mut self, address: u64, memory: Memory) {
+        self.shared.insert(address, memory);
+    }
+
+    /// Gives the process a descriptor for a container.
+    pub fn insert_container(&mut self, container: Container) -> i32 {
+        let fd = self.take_number();
+        self.containers.insert(fd, container);
+        fd
+    }
+
+    /// The device behind a descriptor.
+    pub fn device(&self, fd: i32) -> Option<&OpenDevice> {
+        self.devices.get(&fd)
+    }
+
+    /// Closes a descriptor of any kind; whether it was open.
+    pub fn close(&mut self, fd: i32) -> bool {
+        self.files.remove(&fd).is_some()
+            || self.eventfds.remove(&fd).is_some()
+            || self.containers.remove(&fd).is_some()
+            || self.devices.remove(&fd).is_some()
     }
 
     /// The piece that starts at `address`.
@@ -84,13 +140,31 @@ impl SparseMemory {
 
     /// Number of open descriptors.
     pub fn open_files(&self) -> usize {
-        self.files.len() + self.eventfds.len()
+        self.files.len() + self.eventfds.len() + self.containers.len() + self.devices.len()
     }
 
     fn take_number(&mut self) -> i32 {
         let fd = self.next_fd;
         self.next_fd += 1;
         fd
+    }
+
+    fn is_open(&self, fd: i32) -> bool {
+        self.files.contains_key(&fd)
+            || self.eventfds.contains_key(&fd)
+            || self.containers.contains_key(&fd)
+            || self.devices.contains_key(&fd)
+    }
+
+    /// The shared memory that holds `address`, and where in it that is.
+    fn shared_at(&self, address: u64) -> Option<(&Memory, u64)> {
+        let (start, memory) = self.shared.range(..=address).next_back()?;
+        (address - start < memory.size()).then_some((memory, address - start))
+    }
+
+    fn shared_slice(&self, address: u64, length: usize) -> Option<VolatileSlice<'_>> {
+        let (memory, at) = self.shared_at(address)?;
+        memory.slice(usize::try_from(at).ok()?, length)
     }
 
     fn locate(&self, address: u64, length: usize) -> Result<(u64, usize), Fault> {
@@ -105,12 +179,21 @@ impl SparseMemory {
 
 impl Process for SparseMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        if let Some(slice) = self.shared_slice(address, buffer.len()) {
+            return slice.read_slice(buffer, 0).map_err(|_| Fault(address));
+        }
         let (start, at) = self.locate(address, buffer.len())?;
         buffer.copy_from_slice(&self.pieces[&start][at..at + buffer.len()]);
         Ok(())
     }
 
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        if self.shared_at(address).is_some_and(|(memory, _)| !memory.is_writable()) {
+            return Err(Fault(address));
+        }
+        if let Some(slice) = self.shared_slice(address, data.len()) {
+            return slice.write_slice(data, 0).map_err(|_| Fault(address));
+        }
         let (start, at) = self.locate(address, data.len())?;
         if let Some(piece) = self.pieces.get_mut(&start) {
             piece[at..at + data.len()].copy_from_slice(data);
@@ -125,7 +208,35 @@ impl Process for SparseMemory {
     }
 
     fn uninstall(&mut self, fd: i32) {
-        self.files.remove(&fd);
+        self.close(fd);
+    }
+
+    fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
+        let (mut at, mut left) = (vaddr, size);
+        // Nearly always one piece.
+        let mut found = Vec::with_capacity(1);
+        while left > 0 {
+            let (memory, offset) = self.shared_at(at).ok_or(Fault(at))?;
+            if rights.contains(DmaMapFlags::WRITE) && !memory.is_writable() {
+                return Err(Fault(at));
+            }
+            let count = left.min(memory.size() - offset);
+            found.push(memory.part(offset, count).ok_or(Fault(at))?);
+            left -= count;
+            at = at.checked_add(count).or((left == 0).then_some(at)).ok_or(Fault(at))?;
+        }
+        Ok(found)
+    }
+
+    fn container(&self, fd: i32) -> Result<Container, Errno> {
+        let other = if self.is_open(fd) { Errno::EBADFD } else { Errno::EBADF };
+        self.containers.get(&fd).cloned().ok_or(other)
+    }
+
+    fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
+        let fd = self.take_number();
+        self.devices.insert(fd, device);
+        Ok(fd)
     }
 
     fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
@@ -133,7 +244,7 @@ impl Process for SparseMemory {
             Some(eventfd) => eventfd
                 .try_clone()
                 .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw)),
-            None if self.files.contains_key(&fd) => Err(Errno::EINVAL),
+            None if self.is_open(fd) => Err(Errno::EINVAL),
             None => Err(Errno::EBADF),
         }
     }
