@@ -60,6 +60,7 @@
 //! ```
 
 mod bus;
+mod cdev;
 mod container;
 mod data_file;
 mod device_file;
@@ -68,6 +69,7 @@ mod driver;
 mod feature;
 mod group;
 mod ioeventfd;
+pub mod iommufd;
 mod irq;
 mod listener;
 mod memory;
@@ -78,6 +80,7 @@ mod user_memory;
 mod worker;
 
 pub use bus::Bus;
+pub use cdev::Cdev;
 pub use container::{Container, ContainerSettings, KernelVersion};
 pub use data_file::DataFile;
 pub use device_file::{DeviceFile, region_offset, split_offset};

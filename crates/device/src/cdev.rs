@@ -1,0 +1,196 @@
+//! A device's own character file, `/dev/vfio/devices/vfioN`: bound to an iommufd first, then attached to one
+//! of its address spaces or page tables (`drivers/vfio/device_cdev.c`).
+//!
+//! What a bound device answers to everything else is [`DeviceFile`]'s business.
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::cdev::{
+    DeviceAttachFlags, DeviceAttachIommufdPt, DeviceBindFlags, DeviceBindIommufd, DeviceDetachFlags,
+    DeviceDetachIommufdPt,
+};
+use whimbrel_uapi::ioctl::{
+    VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_BIND_IOMMUFD, VFIO_DEVICE_DETACH_IOMMUFD_PT,
+};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::device_file::DeviceFile;
+use crate::iommufd::{Caller, Iommu, Iommufd, copy_struct_from_user};
+
+/// A device opened through its own file. Closing it (dropping it) detaches the device and unbinds it.
+///
+/// ```
+/// use whimbrel_device::{Bus, Cdev, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, iommufd::Iommu};
+///
+/// struct Idle;
+///
+/// impl Driver for Idle {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn reset(&mut self) -> Result<(), Errno> {
+///         Ok(())
+///     }
+/// }
+///
+/// let cdev = Cdev::new(DeviceFile::new("idle", Bus::new(), Box::new(Idle)), Iommu::Emulated);
+/// assert_eq!(cdev.device().err(), Some(Errno::EINVAL), "not before VFIO_DEVICE_BIND_IOMMUFD");
+/// ```
+#[derive(Debug)]
+pub struct Cdev {
+    device: DeviceFile,
+    iommu: Iommu,
+    token: Option<[u8; 16]>,
+    bound: Mutex<Option<Bound>>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    iommufd: Iommufd,
+    id: u32,
+}
+
+impl Cdev {
+    /// Opens a device that reaches memory through `iommu`. The device's [`Bus`](crate::Bus) must be nobody
+    /// else's.
+    pub fn new(device: DeviceFile, iommu: Iommu) -> Cdev {
+        Cdev { device, iommu, token: None, bound: Mutex::new(None) }
+    }
+
+    /// Demands the 16 bytes of a VF token from who binds the device: EACCES without the right one.
+    #[must_use]
+    pub fn with_token(mut self, token: [u8; 16]) -> Cdev {
+        self.token = Some(token);
+        self
+    }
+
+    /// The device, for reads and writes of its regions. EINVAL before it is bound.
+    pub fn device(&self) -> Result<&DeviceFile, Errno> {
+        if self.bound.lock().is_some() { Ok(&self.device) } else { Err(Errno::EINVAL) }
+    }
+
+    /// A raw ioctl on the file: `number` as in the header, `argument` an address in `caller`. Everything but
+    /// VFIO_DEVICE_BIND_IOMMUFD is EINVAL before the device is bound.
+    pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
+        if number == VFIO_DEVICE_BIND_IOMMUFD.number() {
+            return self.bind(argument, caller).map(|()| 0);
+        }
+        let device = self.device()?;
+        match number {
+            n if n == VFIO_DEVICE_ATTACH_IOMMUFD_PT.number() => self.attach(argument, caller).map(|()| 0),
+            n if n == VFIO_DEVICE_DETACH_IOMMUFD_PT.number() => self.detach(argument, caller).map(|()| 0),
+            _ => device.ioctl(number, argument, caller),
+        }
+    }
+
+    fn bind(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
+        let least = std::mem::offset_of!(DeviceBindIommufd, token_uuid_ptr);
+        let argsz: u32 = read(caller, argument)?;
+        if (argsz as usize) < least {
+            return Err(Errno::EINVAL);
+        }
+        let asked: DeviceBindIommufd = copy_struct_from_user(caller, argument, argsz)?;
+        let flags = DeviceBindFlags::from_bits(asked.flags).ok_or(Errno::EINVAL)?;
+        if asked.iommufd < 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut bound = self.bound.lock();
+        if bound.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        self.check_token(flags, asked.token_uuid_ptr, caller)?;
+        let iommufd = caller.iommufd(asked.iommufd)?;
+        let id = iommufd.bind(self.device.bus().clone(), &self.iommu)?;
+        let out = argument.wrapping_add(std::mem::offset_of!(DeviceBindIommufd, out_devid) as u64);
+        if let Err(fault) = caller.write(out, id.as_bytes()) {
+            iommufd.unbind(id);
+            return Err(fault.into());
+        }
+        *bound = Some(Bound { iommufd, id });
+        Ok(())
+    }
+
+    fn check_token(&self, flags: DeviceBindFlags, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
+        let given = flags.contains(DeviceBindFlags::TOKEN);
+        match self.token {
+            None if given => Err(Errno::EINVAL),
+            None => Ok(()),
+            Some(token) if given && read::<[u8; 16]>(caller, address)? == token => Ok(()),
+            Some(_) => Err(Errno::EACCES),
+        }
+    }
+
+    fn attach(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
+        let least = std::mem::offset_of!(DeviceAttachIommufdPt, pasid);
+        let pasid = DeviceAttachFlags::PASID.bits();
+        let asked: DeviceAttachIommufdPt =
+            read_flagged(caller, argument, least, pasid, |asked: &DeviceAttachIommufdPt| {
+                (asked.argsz, asked.flags)
+            })?;
+        if asked.flags & pasid != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let bound = self.bound.lock();
+        let Bound { iommufd, id } = bound.as_ref().ok_or(Errno::EINVAL)?;
+        let used = iommufd.attach(*id, asked.pt_id)?;
+        let out = argument.wrapping_add(std::mem::offset_of!(DeviceAttachIommufdPt, pt_id) as u64);
+        caller.write(out, used.as_bytes()).map_err(|fault| {
+            iommufd.detach(*id);
+            fault.into()
+        })
+    }
+
+    fn detach(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
+        let least = std::mem::offset_of!(DeviceDetachIommufdPt, pasid);
+        let pasid = DeviceDetachFlags::PASID.bits();
+        let asked: DeviceDetachIommufdPt =
+            read_flagged(caller, argument, least, pasid, |asked: &DeviceDetachIommufdPt| {
+                (asked.argsz, asked.flags)
+            })?;
+        if asked.flags & pasid != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if let Some(Bound { iommufd, id }) = &*self.bound.lock() {
+            iommufd.detach(*id);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cdev {
+    fn drop(&mut self) {
+        if let Some(Bound { iommufd, id }) = self.bound.get_mut().take() {
+            iommufd.unbind(id);
+        }
+    }
+}
+
+fn read<T: FromBytes + FromZeros + IntoBytes>(caller: &dyn Caller, address: u64) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    caller.read(address, value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Reads the `least` bytes every user gives, and the rest of the structure if the one flag it belongs to is
+/// set: EFAULT, EINVAL for a size below what is needed or an unknown flag.
+fn read_flagged<T: FromBytes + FromZeros + IntoBytes>(
+    caller: &dyn Caller,
+    address: u64,
+    least: usize,
+    flag: u32,
+    head: impl Fn(&T) -> (u32, u32),
+) -> Result<T, Errno> {
+    let mut value = T::new_zeroed();
+    caller.read(address, &mut value.as_mut_bytes()[..least])?;
+    let (argsz, flags) = head(&value);
+    if (argsz as usize) < least || flags & !flag != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & flag != 0 {
+        if (argsz as usize) < size_of::<T>() {
+            return Err(Errno::EINVAL);
+        }
+        caller.read(address.wrapping_add(least as u64), &mut value.as_mut_bytes()[least..])?;
+    }
+    Ok(value)
+}

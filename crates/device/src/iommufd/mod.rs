@@ -1,0 +1,184 @@
+//! The driver side of an iommufd: a program that drives it with raw ioctl bytes gets the kernel's answers.
+//!
+//! An [`Iommufd`] holds objects under numbers: address spaces, hardware page tables, and the devices that a
+//! [`Cdev`](crate::Cdev) bound to it. What is mapped in an address space is reachable, with the rights the
+//! mapping has, by the devices attached to it, through their [`Bus`].
+//!
+//! Sizes and the common checks are here (`drivers/iommu/iommufd/main.c`); what the requests do is in the
+//! other files. Nested page tables, fault queues, virtual IOMMUs and the type1 requests of a compatibility
+//! container are not here: they get ENOTTY.
+
+mod command;
+mod domain;
+mod hwpt;
+mod ioas;
+mod object;
+mod pages;
+mod requests;
+mod spans;
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::ioctl::{
+    IOMMU_DESTROY, IOMMU_GET_HW_INFO, IOMMU_HWPT_ALLOC, IOMMU_HWPT_GET_DIRTY_BITMAP,
+    IOMMU_HWPT_SET_DIRTY_TRACKING, IOMMU_IOAS_ALLOC, IOMMU_IOAS_ALLOW_IOVAS, IOMMU_IOAS_CHANGE_PROCESS,
+    IOMMU_IOAS_COPY, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_MAP, IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_UNMAP,
+    IOMMU_OPTION, IOMMU_VFIO_IOAS, Request,
+};
+use whimbrel_uapi::iommufd as uapi;
+
+use crate::bus::Bus;
+use crate::memory::Memory;
+use crate::user_memory::Process;
+use command::Command;
+pub(crate) use command::copy_struct_from_user;
+use object::Objects;
+
+/// The caller of a raw ioctl on an iommufd or a device's own file: beside its memory, what its addresses and
+/// its descriptors stand for.
+pub trait Caller: Process {
+    /// The memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
+    /// `write` the memory must be writable. EFAULT if the process has no such memory, or none that can be
+    /// shared.
+    fn memory(&self, address: u64, length: u64, write: bool) -> Result<Vec<Memory>, Errno>;
+
+    /// The memory file behind a descriptor, open for writing if it is to be written. EBADF if there is none.
+    fn memory_file(&self, fd: i32) -> Result<File, Errno>;
+
+    /// The iommufd behind a descriptor. EBADF if nothing is open there, EBADFD if it is another kind of file.
+    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno>;
+}
+
+/// The IOMMU in front of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// None in hardware: the driver looks up each access itself, as for a mediated device. Such a device
+    /// attaches to an address space and has no page tables.
+    Emulated,
+    /// One of its own, with page tables.
+    Own(OwnIommu),
+}
+
+/// What an IOMMU in front of a device can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnIommu {
+    /// Page tables can keep dirty bits.
+    pub dirty_tracking: bool,
+    /// The last IOVA it translates.
+    pub last_iova: u64,
+    /// IOVAs that mean something else to the device, first and last, such as the window of message
+    /// interrupts.
+    pub reserved: Vec<(u64, u64)>,
+}
+
+/// An open iommufd. A clone is another handle to the same file.
+///
+/// ```
+/// use whimbrel_device::iommufd::Iommufd;
+/// # use whimbrel_device::{DataFile, Errno, Fault, Memory, Process, SparseMemory, iommufd::Caller};
+/// use whimbrel_uapi::ioctl::{IOMMU_DESTROY, IOMMU_IOAS_ALLOC};
+/// # struct Program(SparseMemory);
+/// # impl Process for Program {
+/// #     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> { self.0.read(address, buffer)
+/// }
+/// #     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> { self.0.write(address, data) }
+/// #     fn install(&mut self, file: DataFile) -> Result<i32, Errno> { self.0.install(file) }
+/// #     fn uninstall(&mut self, fd: i32) { self.0.uninstall(fd) }
+/// # }
+/// # impl Caller for Program {
+/// #     fn memory(&self, _: u64, _: u64, _: bool) -> Result<Vec<Memory>, Errno> {
+/// #         Err(Errno::EFAULT)
+/// #     }
+/// #     fn memory_file(&self, _: i32) -> Result<std::fs::File, Errno> { Err(Errno::EBADF) }
+/// #     fn iommufd(&self, _: i32) -> Result<Iommufd, Errno> { Err(Errno::EBADF) }
+/// # }
+///
+/// let iommufd = Iommufd::new();
+/// let mut program = Program(SparseMemory::new());
+/// // struct iommu_ioas_alloc { size, flags, out_ioas_id }
+/// program.0.insert(0x1000, [12u32, 0, 0].map(u32::to_ne_bytes).concat());
+/// iommufd.ioctl(IOMMU_IOAS_ALLOC.number(), 0x1000, &mut program)?;
+/// assert_eq!(program.0.piece(0x1000).unwrap()[8..], 1u32.to_ne_bytes());
+///
+/// // struct iommu_destroy { size, id }
+/// program.0.insert(0x2000, [8u32, 1].map(u32::to_ne_bytes).concat());
+/// iommufd.ioctl(IOMMU_DESTROY.number(), 0x2000, &mut program)?;
+/// assert_eq!(iommufd.ioctl(IOMMU_DESTROY.number(), 0x2000, &mut program), Err(Errno::ENOENT));
+/// # Ok::<(), Errno>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Iommufd {
+    objects: Arc<Mutex<Objects>>,
+}
+
+impl Iommufd {
+    /// An iommufd without objects, as `open("/dev/iommu")` gives it.
+    pub fn new() -> Iommufd {
+        Iommufd::default()
+    }
+
+    /// A raw ioctl: `number` as in the header, `argument` an address in `caller`.
+    ///
+    /// ENOTTY for a request that is not known here; otherwise EFAULT for a structure that cannot be read,
+    /// EINVAL for one that says it is smaller than the request's first version, E2BIG for one with bytes that
+    /// are not known here and not 0; then what the request says.
+    pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
+        let request = REQUESTS.iter().find(|(request, ..)| request.number() == number);
+        let (_, least, execute) = request.ok_or(Errno::ENOTTY)?;
+        let mut command = Command::begin(caller, argument, *least)?;
+        execute(&mut self.objects.lock(), &mut command)?;
+        Ok(0)
+    }
+
+    /// How many objects there are, of any kind.
+    pub fn objects(&self) -> usize {
+        self.objects.lock().count()
+    }
+
+    pub(crate) fn bind(&self, bus: Bus, iommu: &Iommu) -> Result<u32, Errno> {
+        self.objects.lock().bind(bus, iommu)
+    }
+
+    pub(crate) fn unbind(&self, device: u32) {
+        self.objects.lock().unbind(device);
+    }
+
+    pub(crate) fn attach(&self, device: u32, page_table: u32) -> Result<u32, Errno> {
+        self.objects.lock().attach(device, page_table)
+    }
+
+    pub(crate) fn detach(&self, device: u32) {
+        self.objects.lock().detach(device);
+    }
+}
+
+impl fmt::Debug for Iommufd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iommufd").finish_non_exhaustive()
+    }
+}
+
+type Execute = fn(&mut Objects, &mut Command<'_>) -> Result<(), Errno>;
+
+/// Each request, the least size of its structure in bytes, and what it does.
+const REQUESTS: [(Request, usize, Execute); 15] = [
+    (IOMMU_DESTROY, size_of::<uapi::Destroy>(), requests::destroy),
+    (IOMMU_IOAS_ALLOC, size_of::<uapi::IoasAlloc>(), requests::ioas_alloc),
+    (IOMMU_IOAS_ALLOW_IOVAS, size_of::<uapi::IoasAllowIovas>(), requests::ioas_allow_iovas),
+    (IOMMU_IOAS_COPY, size_of::<uapi::IoasCopy>(), requests::ioas_copy),
+    (IOMMU_IOAS_IOVA_RANGES, size_of::<uapi::IoasIovaRanges>(), requests::ioas_iova_ranges),
+    (IOMMU_IOAS_MAP, size_of::<uapi::IoasMap>(), requests::ioas_map),
+    (IOMMU_IOAS_UNMAP, size_of::<uapi::IoasUnmap>(), requests::ioas_unmap),
+    (IOMMU_OPTION, size_of::<uapi::IommuOption>(), requests::option),
+    (IOMMU_VFIO_IOAS, size_of::<uapi::VfioIoas>(), requests::vfio_ioas),
+    (IOMMU_HWPT_ALLOC, std::mem::offset_of!(uapi::HwptAlloc, data_type), hwpt::alloc),
+    (IOMMU_GET_HW_INFO, std::mem::offset_of!(uapi::HwInfo, out_capabilities), hwpt::hw_info),
+    (IOMMU_HWPT_SET_DIRTY_TRACKING, size_of::<uapi::HwptSetDirtyTracking>(), hwpt::set_dirty_tracking),
+    (IOMMU_HWPT_GET_DIRTY_BITMAP, size_of::<uapi::HwptGetDirtyBitmap>(), hwpt::get_dirty_bitmap),
+    (IOMMU_IOAS_MAP_FILE, size_of::<uapi::IoasMapFile>(), requests::ioas_map_file),
+    (IOMMU_IOAS_CHANGE_PROCESS, size_of::<uapi::IoasChangeProcess>(), requests::ioas_change_process),
+];
