@@ -9,10 +9,11 @@
 mod mtty;
 
 use mtty::*;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{Bus, DeviceFile};
 use whimbrel_models::{Ports, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
-use whimbrel_user::{Device, Local, State};
+use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, State};
 
 fn kernel(uuid: &str) -> Group {
     let mut device = Group::find(uuid).unwrap();
@@ -119,4 +120,62 @@ fn registers_and_saved_bytes_of_both_go_the_same_way() {
         compared[usize::from(register)] += 1;
     }
     assert!(compared.iter().filter(|count| **count > 0).count() == 7, "{compared:?}");
+}
+
+/// What a device answers to a request, by the errno.
+fn answer(result: Result<(), Error>) -> Result<(), Errno> {
+    result.map_err(|error| error.errno().expect("the device was asked"))
+}
+
+#[test]
+#[ignore = "needs the lab's kernel: lab/run"]
+fn both_answer_the_same_to_an_irq_set_for_an_interrupt_that_is_there() {
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let data = [
+        IrqData::None(0),
+        IrqData::None(1),
+        IrqData::Bool(&[]),
+        IrqData::Bool(&[false]),
+        IrqData::Bool(&[true]),
+        IrqData::Eventfd(&[Some(&eventfd)]),
+        IrqData::Eventfd(&[None]),
+    ];
+    let mut compared = 0;
+    for before in [None, Some(0), Some(1)] {
+        for index in [0, 1, 5] {
+            for action in [IrqAction::Mask, IrqAction::Unmask, IrqAction::Trigger] {
+                for data in data {
+                    // The sample driver has no eventfd that unmasks, and refuses to do nothing to MSI.
+                    let unknown = match (before, index, action, data) {
+                        (Some(0), 0, IrqAction::Unmask, IrqData::Eventfd(_)) => true,
+                        (Some(1), 1, IrqAction::Trigger, IrqData::Bool(items)) => items.is_empty(),
+                        _ => false,
+                    };
+                    if unknown {
+                        continue;
+                    }
+                    let (mut kernel, mut model) = (kernel(FIRST), model());
+                    // Before it has been asked for its info, the sample driver has no interrupts.
+                    kernel.info().unwrap();
+                    let mut answers = Vec::new();
+                    for device in [&mut kernel as &mut dyn Device, &mut model] {
+                        if let Some(index) = before {
+                            device.set_irq_triggers(index, 0, &[Some(&eventfd)]).unwrap();
+                        }
+                        let first = answer(device.set_irqs(index, 0, action, data));
+                        let signals = eventfd.read().unwrap_or(0);
+                        // Leave nothing for the next.
+                        for index in [0, 1] {
+                            let _ = device.set_irqs(index, 0, IrqAction::Trigger, IrqData::None(0));
+                        }
+                        answers.push((first, signals));
+                    }
+                    let what = format!("index {index} with {before:?} set up: {action:?} {data:?}");
+                    assert_eq!(answers[0], answers[1], "{what}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(compared, 186);
 }
