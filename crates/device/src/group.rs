@@ -43,8 +43,8 @@ struct State {
 
 /// The group, opened. A clone is another handle to the same open file, as from `dup(2)`.
 ///
-/// It is closed when the last handle is gone and no device that was opened through it is open any more; then the group
-/// has left its container.
+/// It is closed when the last handle is gone and no device that was opened through it is open any more; then
+/// the group has left its container.
 #[derive(Clone, Debug)]
 pub struct GroupFile {
     opened: Arc<Opened>,
@@ -82,10 +82,11 @@ impl Group {
         Ok(Group { shared: Arc::new(Shared { translation, devices, state: Mutex::new(state) }) })
     }
 
-    /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the host uses.
+    /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the
+    /// host uses.
     ///
-    /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a container
-    /// stays there.
+    /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a
+    /// container stays there.
     pub fn set_viable(&self, viable: bool) {
         self.shared.state.lock().viable = viable;
     }
@@ -119,8 +120,8 @@ impl GroupFile {
         }
     }
 
-    /// VFIO_GROUP_SET_CONTAINER: EINVAL if it has one, EPERM if it is not viable; if the container has an IOMMU, also
-    /// why that cannot take the group.
+    /// VFIO_GROUP_SET_CONTAINER: EINVAL if it has one, EPERM if it is not viable; if the container has an
+    /// IOMMU, also why that cannot take the group.
     pub fn set_container(&self, container: &Container) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
@@ -139,8 +140,8 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to leave takes the
-    /// IOMMU and all its mappings with it.
+    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to
+    /// leave takes the IOMMU and all its mappings with it.
     pub fn unset_container(&self) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
@@ -156,8 +157,8 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a container and before
-    /// the container has an IOMMU. A device can be opened more than once.
+    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
+    /// container and before the container has an IOMMU. A device can be opened more than once.
     pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
         let shared = self.shared();
         let index = shared.devices.iter().position(|device| device.name() == name).ok_or(Errno::ENODEV)?;
@@ -251,7 +252,8 @@ impl Drop for Opened {
     }
 }
 
-/// A C string of at most [`MAX_NAME`] bytes with its NUL, read byte by byte as it may end right before memory does.
+/// A C string of at most [`MAX_NAME`] bytes with its NUL, read byte by byte as it may end right before memory
+/// does.
 fn read_name(address: u64, process: &dyn Process) -> Result<Vec<u8>, Errno> {
     let mut name = Vec::new();
     for offset in 0..MAX_NAME {

@@ -1,4 +1,5 @@
-//! Shared memory that mappings lead to: what a process has behind its addresses, mapped into this process once.
+//! Shared memory that mappings lead to: what a process has behind its addresses, mapped into this process
+//! once.
 //!
 //! No addresses of devices here: those are in [`dma`](crate::dma).
 
@@ -36,8 +37,9 @@ pub struct Memory {
 impl Memory {
     /// Maps `size` bytes of a file, shared, so that everyone who maps the file sees the same bytes.
     ///
-    /// The file must not be made shorter while it is mapped. EINVAL for a size of 0, a file that is too short, and one
-    /// that cannot be mapped with that right; EOVERFLOW for more than this machine can address.
+    /// The file must not be made shorter while it is mapped. EINVAL for a size of 0, a file that is too
+    /// short, and one that cannot be mapped with that right; EOVERFLOW for more than this machine can
+    /// address.
     pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
         let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
         if length == 0 || !holds(&file, size) {
@@ -97,7 +99,8 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills the process.
+/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills
+/// the process.
 fn holds(file: &FileOffset, size: u64) -> bool {
     file.file().metadata().is_ok_and(|metadata| {
         !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())

@@ -1,169 +1,142 @@
-//! The bitmap in which a container reports dirty pages: its checks, and how mappings are put into it.
+//! Which pages devices have written: tracking on and off, and the reports of it.
+//!
+//! Marks are kept for each mapping apart, in a log that the devices' writes go to. How a report is laid out is in
+//! `bitmap`.
+
+use std::sync::Arc;
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
-use whimbrel_uapi::type1::Bitmap;
-use zerocopy::IntoBytes;
+use whimbrel_uapi::type1::DmaUnmapFlags;
 
-use crate::user_memory::Process;
+use super::bitmap::{self, Target, WordsBitmap};
+use super::mappings::Mapping;
+use super::{Member, Type1};
+use crate::container::KernelVersion;
+use crate::dma::MappingLog;
 
-/// The largest bitmap that can be asked for, in bytes (`DIRTY_BITMAP_SIZE_MAX`: 256 MiB).
-pub(super) const MAX_BITMAP_SIZE: u64 = 1 << 28;
-
-/// The most pages a mapping that is tracked can have (`DIRTY_BITMAP_PAGES_MAX`).
-const MAX_PAGES: u64 = i32::MAX as u64;
-
-/// One past the last address a process can have (`TASK_SIZE_MAX` of x86-64 with four levels of page tables).
-const PROCESS_END: u64 = 0x7fff_ffff_f000;
-
-/// Where a report goes.
-pub(crate) trait Target {
-    /// Bytes of IOVA one bit stands for, as the user says.
-    fn page_size(&self) -> u64;
-    /// Size in bytes, as the user says.
-    fn size(&self) -> u64;
-    /// Whether the bitmap lies in addresses a process can have at all.
-    fn is_addressable(&self) -> bool;
-    /// The word at an index.
-    fn read(&mut self, index: u64) -> Result<u64, Errno>;
-    /// Writes words from an index on.
-    fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno>;
-}
-
-/// A bitmap in the memory of a process.
-pub(super) struct UserBitmap<'a> {
-    pub(super) process: &'a mut dyn Process,
-    pub(super) bitmap: Bitmap,
-}
-
-impl UserBitmap<'_> {
-    fn address(&self, index: u64) -> Result<u64, Errno> {
-        index.checked_mul(8).and_then(|offset| self.bitmap.data.checked_add(offset)).ok_or(Errno::EFAULT)
-    }
-}
-
-impl Target for UserBitmap<'_> {
-    fn page_size(&self) -> u64 {
-        self.bitmap.pgsize
-    }
-
-    fn size(&self) -> u64 {
-        self.bitmap.size
-    }
-
-    fn is_addressable(&self) -> bool {
-        self.bitmap.data.checked_add(self.bitmap.size).is_some_and(|end| end <= PROCESS_END)
-    }
-
-    fn read(&mut self, index: u64) -> Result<u64, Errno> {
-        let mut word = 0;
-        self.process.read(self.address(index)?, u64::as_mut_bytes(&mut word))?;
-        Ok(word)
-    }
-
-    fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
-        let address = self.address(index)?;
-        Ok(self.process.write(address, words.as_bytes())?)
-    }
-}
-
-/// A bitmap of a caller in this process.
-pub(super) struct WordsBitmap<'a> {
-    pub(super) page_size: u64,
-    pub(super) words: &'a mut [u64],
-}
-
-impl Target for WordsBitmap<'_> {
-    fn page_size(&self) -> u64 {
-        self.page_size
-    }
-
-    fn size(&self) -> u64 {
-        size_of_val::<[u64]>(self.words) as u64
-    }
-
-    fn is_addressable(&self) -> bool {
-        true
-    }
-
-    fn read(&mut self, index: u64) -> Result<u64, Errno> {
-        usize::try_from(index).ok().and_then(|index| self.words.get(index).copied()).ok_or(Errno::EFAULT)
-    }
-
-    fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
-        let first = usize::try_from(index).map_err(|_| Errno::EFAULT)?;
-        let end = first.checked_add(words.len()).ok_or(Errno::EFAULT)?;
-        self.words.get_mut(first..end).ok_or(Errno::EFAULT)?.copy_from_slice(words);
+impl Type1 {
+    /// VFIO_IOMMU_DIRTY_PAGES with START. EINVAL if a mapping has more pages than can be tracked.
+    pub(crate) fn start_tracking(&mut self) -> Result<(), Errno> {
+        self.check_tracks()?;
+        if self.tracking {
+            return Ok(());
+        }
+        let page_size = self.page_size();
+        let logs: Vec<_> = self
+            .mappings
+            .all()
+            .map(|(start, mapping)| bitmap::log_of(mapping.size(start), page_size).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        for ((start, mapping), log) in self.mappings.beginning_in_mut(0, u64::MAX).zip(logs) {
+            mapping.log = Some(log);
+            set_log_in(&self.members, start, mapping);
+        }
+        self.tracking = true;
         Ok(())
     }
-}
 
-/// What the kernel checks of a bitmap before it looks at the container: EINVAL for addresses that no process has, and
-/// for one that is empty, above the largest, or too small for `size` bytes of IOVA.
-pub(super) fn check(target: &dyn Target, size: u64) -> Result<(), Errno> {
-    // A page size of 0 is refused later; until then the kernel's shift by it is one by 0.
-    let pages = size >> (target.page_size().trailing_zeros() & 63);
-    let needed = (pages.wrapping_add(63) & !63) / 8;
-    let fits = (1..=MAX_BITMAP_SIZE).contains(&target.size()) && target.size() >= needed;
-    if target.is_addressable() && pages > 0 && fits { Ok(()) } else { Err(Errno::EINVAL) }
-}
-
-/// An empty log of a mapping. EINVAL for one with more pages than can be tracked.
-pub(super) fn log_of(size: u64, page_size: u64) -> Result<DirtyLog, Errno> {
-    if size / page_size > MAX_PAGES {
-        return Err(Errno::EINVAL);
+    /// VFIO_IOMMU_DIRTY_PAGES with STOP.
+    pub(crate) fn stop_tracking(&mut self) -> Result<(), Errno> {
+        self.check_tracks()?;
+        if std::mem::replace(&mut self.tracking, false) {
+            for (start, mapping) in self.mappings.beginning_in_mut(0, u64::MAX) {
+                mapping.log = None;
+                set_log_in(&self.members, start, mapping);
+            }
+        }
+        Ok(())
     }
-    let mut range = LoggingRanges::new(page_size, 1)?;
-    range.push(0, size)?;
-    DirtyLog::new(&range)
-}
 
-/// Takes all marks of a log, one bit a page of `page_size` bytes.
-pub(super) fn take(log: &DirtyLog, size: u64, page_size: u64) -> Result<Vec<u64>, Errno> {
-    let mut words = vec![0; DirtyReport::words_needed(size, page_size) as usize];
-    log.report(&mut DirtyReport::new(0, size, page_size, &mut words)?);
-    Ok(words)
-}
-
-/// As [`take`] from a log in which every page is marked.
-pub(super) fn every(size: u64, page_size: u64) -> Vec<u64> {
-    let mut words = vec![u64::MAX; DirtyReport::words_needed(size, page_size) as usize];
-    if let (Some(last), used @ 1..) = (words.last_mut(), (size / page_size) % 64) {
-        *last = u64::MAX >> (64 - used);
+    /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: reports the dirty pages of a range and clears them.
+    pub(super) fn dirty_bitmap(&self, iova: u64, size: u64, target: &mut dyn Target) -> Result<(), Errno> {
+        self.check_tracks()?;
+        let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
+        let last = iova.checked_add(past_first).ok_or(self.wrap())?;
+        // 6.12 takes the end for exclusive here, unlike in its other requests.
+        if self.kernel == KernelVersion::Linux6_12 && last == u64::MAX {
+            return Err(Errno::EINVAL);
+        }
+        bitmap::check(target, size)?;
+        let page_size = self.page_size();
+        if target.page_size() != page_size || (iova | size) & (page_size - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if !self.tracking || self.mappings.are_cut_by(iova, last) {
+            return Err(Errno::EINVAL);
+        }
+        for (start, mapping) in self.mappings.beginning_in(iova, last) {
+            self.report(start, mapping, iova, target)?;
+        }
+        Ok(())
     }
-    words
+
+    /// [`Type1::unmap`] with GET_DIRTY_BITMAP, into a bitmap of this process.
+    pub(crate) fn unmap_into_words(
+        &mut self,
+        iova: u64,
+        size: u64,
+        page_size: u64,
+        words: &mut [u64],
+    ) -> Result<u64, Errno> {
+        let mut target = WordsBitmap { page_size, words };
+        self.unmap(DmaUnmapFlags::GET_DIRTY_BITMAP, iova, size, Some(&mut target))
+    }
+
+    /// [`Type1::dirty_bitmap`] into a bitmap of this process.
+    pub(crate) fn report_into_words(
+        &mut self,
+        iova: u64,
+        size: u64,
+        page_size: u64,
+        words: &mut [u64],
+    ) -> Result<(), Errno> {
+        self.dirty_bitmap(iova, size, &mut WordsBitmap { page_size, words })
+    }
+
+    /// Moves the marks of a mapping into a bitmap whose first bit is the page at `base`; if that fails they
+    /// stay.
+    pub(super) fn report(
+        &self,
+        start: u64,
+        mapping: &Mapping,
+        base: u64,
+        target: &mut dyn Target,
+    ) -> Result<Vec<u64>, Errno> {
+        let Some(log) = &mapping.log else { return Ok(Vec::new()) };
+        let (size, page_size) = (mapping.size(start), self.page_size());
+        let taken = bitmap::take(log, size, page_size)?;
+        let told = if self.members.iter().any(|member| member.translation.is_hardware()) {
+            // What stands behind an IOMMU writes without telling anybody: every page may be dirty, each time.
+            bitmap::every(size, page_size)
+        } else {
+            taken.clone()
+        };
+        self.write_marks(start, mapping, base, &told, target)
+            .inspect_err(|_| bitmap::put_back(log, &taken, page_size))?;
+        Ok(told)
+    }
+
+    pub(super) fn write_marks(
+        &self,
+        start: u64,
+        mapping: &Mapping,
+        base: u64,
+        words: &[u64],
+        target: &mut dyn Target,
+    ) -> Result<(), Errno> {
+        let page_size = self.page_size();
+        bitmap::write(target, (start - base) / page_size, mapping.size(start) / page_size, words)
+    }
+
+    pub(super) fn check_tracks(&self) -> Result<(), Errno> {
+        if self.v2 { Ok(()) } else { Err(Errno::EACCES) }
+    }
 }
 
-/// Puts the marks of [`take`] back.
-pub(super) fn put_back(log: &DirtyLog, words: &[u64], page_size: u64) {
-    for (index, word) in words.iter().enumerate() {
-        let mut left = *word;
-        while left != 0 {
-            let page = index as u64 * 64 + u64::from(left.trailing_zeros());
-            log.mark(page * page_size, page_size);
-            left &= left - 1;
+fn set_log_in(members: &[Member], start: u64, mapping: &Mapping) {
+    for space in members.iter().flat_map(Member::spaces) {
+        for (iova, offset, _) in mapping.pieces(start) {
+            space.set_mapping_log(iova, mapping.log.clone().map(|log| MappingLog { log, offset }));
         }
     }
-}
-
-/// Writes the marks of a mapping whose first page is page `first` of the report.
-///
-/// As the kernel does it: whole words are written. In a word that begins before the mapping, what the user has there is
-/// kept; any other is replaced, with its bits after the mapping cleared. That is why a user must zero the bitmap.
-pub(super) fn write(target: &mut dyn Target, first: u64, pages: u64, words: &[u64]) -> Result<(), Errno> {
-    let shift = first % 64;
-    if shift == 0 {
-        return target.write(first / 64, words);
-    }
-    let mut shifted = vec![0; (shift + pages).div_ceil(64) as usize];
-    let mut carried = 0;
-    for (index, to) in shifted.iter_mut().enumerate() {
-        let word = words.get(index).copied().unwrap_or(0);
-        *to = word << shift | carried;
-        carried = word >> (64 - shift);
-    }
-    if let Some(word) = shifted.first_mut() {
-        *word |= target.read(first / 64)?;
-    }
-    target.write(first / 64, &shifted)
 }

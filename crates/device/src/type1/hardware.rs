@@ -1,4 +1,5 @@
-//! How a group's devices reach memory: through the container alone, or through an IOMMU with limits of its own.
+//! How a group's devices reach memory: through the container alone, or through an IOMMU with limits of its
+//! own.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::IovaRange;
@@ -8,11 +9,11 @@ use super::PAGE_SIZE;
 /// Who translates the addresses of a group's devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Translation {
-    /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It knows of each write, so a
-    /// dirty bitmap tells exactly what was written.
+    /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It knows of each
+    /// write, so a dirty bitmap tells exactly what was written.
     Emulated,
-    /// An IOMMU, as for a PCI device (`VFIO_IOMMU`). The container does not see writes: a dirty bitmap has every page,
-    /// each time.
+    /// An IOMMU, as for a PCI device (`VFIO_IOMMU`). The container does not see writes: a dirty bitmap has
+    /// every page, each time.
     Hardware(HardwareIommu),
 }
 
@@ -25,8 +26,8 @@ pub struct HardwareIommu {
 }
 
 impl HardwareIommu {
-    /// An IOMMU that maps what lies within `iova_ranges`, in pages of `page_sizes` (bit n for 2^n bytes), and that
-    /// enforces cache coherence or not (VFIO_DMA_CC_IOMMU).
+    /// An IOMMU that maps what lies within `iova_ranges`, in pages of `page_sizes` (bit n for 2^n bytes), and
+    /// that enforces cache coherence or not (VFIO_DMA_CC_IOMMU).
     ///
     /// EINVAL unless there is a range, ranges ascend without touching one another, and there is a page size.
     pub fn new(iova_ranges: Vec<IovaRange>, page_sizes: u64, coherent: bool) -> Result<HardwareIommu, Errno> {

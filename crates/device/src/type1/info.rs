@@ -24,7 +24,8 @@ pub struct Type1Info {
 }
 
 impl Type1Info {
-    /// The fixed part, and the capabilities that follow it. `argsz` is the size of both; `cap_offset` leads to the first.
+    /// The fixed part, and the capabilities that follow it. `argsz` is the size of both; `cap_offset` leads
+    /// to the first.
     pub(super) fn to_bytes(&self) -> (IommuType1Info, Vec<u8>) {
         let migration = IommuType1InfoCapMigration {
             header: header(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION),

@@ -1,4 +1,5 @@
-//! The mappings of one container by IOVA: what overlaps, what a range cuts, what lies in it. No rules and no devices.
+//! The mappings of one container by IOVA: what overlaps, what a range cuts, what lies in it. No rules and no
+//! devices.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,8 +26,8 @@ pub(super) struct Mapping {
     pub(super) log: Option<Arc<DirtyLog>>,
 }
 
-/// Mappings that do not overlap. Ranges are given by their first and last address, so that the last page of the address
-/// space is one like any other.
+/// Mappings that do not overlap. Ranges are given by their first and last address, so that the last page of
+/// the address space is one like any other.
 #[derive(Debug, Default)]
 pub(super) struct Mappings {
     by_iova: BTreeMap<u64, Mapping>,

@@ -1,9 +1,10 @@
-//! The type1 IOMMU of a container: mappings of a process's memory for all devices of the container, and the dirty pages
-//! among them.
+//! The type1 IOMMU of a container: mappings of a process's memory for all devices of the container, and the
+//! dirty pages among them.
 //!
-//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. Requests as bytes are in `raw`; the file
-//! they come through, and the order of group, IOMMU and requests, are in `container`.
+//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. Requests as bytes are in `raw`;
+//! the file they come through, and the order of group, IOMMU and requests, are in `container`.
 
+mod bitmap;
 mod dirty;
 mod hardware;
 mod info;
@@ -21,7 +22,7 @@ use crate::dma::{DmaSpace, MappingLog};
 use crate::memory::Memory;
 use crate::user_memory::Process;
 
-use dirty::{Target, WordsBitmap};
+use bitmap::Target;
 pub use hardware::{HardwareIommu, Translation};
 pub use info::Type1Info;
 use mappings::{Mapping, Mappings};
@@ -74,8 +75,8 @@ impl Type1 {
 
     /// A group joins: its devices see every mapping there is.
     ///
-    /// EBUSY while addresses are invalidated, or if a device of the group is mapped by other means; EINVAL if a mapping
-    /// is nothing that the group's IOMMU could map.
+    /// EBUSY while addresses are invalidated, or if a device of the group is mapped by other means; EINVAL if
+    /// a mapping is nothing that the group's IOMMU could map.
     pub(crate) fn attach(&mut self, member: Member) -> Result<(), Errno> {
         if self.invalid_vaddrs > 0 || member.spaces().any(|space| !space.is_empty()) {
             return Err(Errno::EBUSY);
@@ -142,7 +143,7 @@ impl Type1 {
         Type1Info {
             page_sizes: self.page_sizes(),
             migration_page_size: self.page_size(),
-            max_dirty_bitmap_size: dirty::MAX_BITMAP_SIZE,
+            max_dirty_bitmap_size: bitmap::MAX_BITMAP_SIZE,
             dma_avail: self.available,
             iova_ranges: self.iova_ranges().unwrap_or_default(),
         }
@@ -193,7 +194,7 @@ impl Type1 {
         if bytes != Some(size) || (rights.contains(DmaMapFlags::WRITE) && !writable) {
             return Err(Errno::EFAULT);
         }
-        let log = if self.tracking { Some(Arc::new(dirty::log_of(size, self.page_size())?)) } else { None };
+        let log = if self.tracking { Some(Arc::new(bitmap::log_of(size, self.page_size())?)) } else { None };
         let mapping = Mapping { last, rights, vaddr, vaddr_invalid: false, pieces, log };
         let mut done: Vec<&DmaSpace> = Vec::new();
         for space in self.members.iter().flat_map(Member::spaces) {
@@ -210,8 +211,8 @@ impl Type1 {
         Ok(())
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes that were unmapped or, with VADDR, invalidated. There is a bitmap if, and
-    /// only if, GET_DIRTY_BITMAP is set.
+    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes that were unmapped or, with VADDR, invalidated. There is a
+    /// bitmap if, and only if, GET_DIRTY_BITMAP is set.
     pub(crate) fn unmap(
         &mut self,
         flags: DmaUnmapFlags,
@@ -225,8 +226,8 @@ impl Type1 {
         {
             return Err(Errno::EINVAL);
         }
-        if let Some(bitmap) = bitmap.as_deref() {
-            dirty::check(bitmap, size)?;
+        if let Some(target) = bitmap.as_deref() {
+            bitmap::check(target, size)?;
         }
         let invalidate = flags.contains(DmaUnmapFlags::VADDR);
         if invalidate && !self.can_update_vaddr() {
@@ -273,8 +274,8 @@ impl Type1 {
         Ok(unmapped)
     }
 
-    /// Lets no device reach a mapping any more, and reports its dirty pages. The mapping itself stays in the books; on
-    /// an error devices still reach it.
+    /// Lets no device reach a mapping any more, and reports its dirty pages. The mapping itself stays in the
+    /// books; on an error devices still reach it.
     fn remove(&self, start: u64, base: u64, bitmap: Option<&mut (dyn Target + '_)>) -> Result<(), Errno> {
         let Some(mapping) = self.mappings.get(start) else { return Ok(()) };
         let Some(bitmap) = bitmap else {
@@ -285,7 +286,7 @@ impl Type1 {
         let mut words = self.report(start, mapping, base, bitmap)?;
         self.unmap_everywhere(start, mapping);
         let Some(log) = &mapping.log else { return Ok(()) };
-        let late = dirty::take(log, mapping.size(start), self.page_size())?;
+        let late = bitmap::take(log, mapping.size(start), self.page_size())?;
         if late.iter().any(|word| *word != 0) {
             words.iter_mut().zip(&late).for_each(|(word, late)| *word |= late);
             self.write_marks(start, mapping, base, &words, bitmap)?;
@@ -314,124 +315,8 @@ impl Type1 {
         Ok(bytes)
     }
 
-    /// VFIO_IOMMU_DIRTY_PAGES with START. EINVAL if a mapping has more pages than can be tracked.
-    pub(crate) fn start_tracking(&mut self) -> Result<(), Errno> {
-        self.check_tracks()?;
-        if self.tracking {
-            return Ok(());
-        }
-        let page_size = self.page_size();
-        let logs: Vec<_> = self
-            .mappings
-            .all()
-            .map(|(start, mapping)| dirty::log_of(mapping.size(start), page_size).map(Arc::new))
-            .collect::<Result<_, _>>()?;
-        for ((start, mapping), log) in self.mappings.beginning_in_mut(0, u64::MAX).zip(logs) {
-            mapping.log = Some(log);
-            set_log_in(&self.members, start, mapping);
-        }
-        self.tracking = true;
-        Ok(())
-    }
-
-    /// VFIO_IOMMU_DIRTY_PAGES with STOP.
-    pub(crate) fn stop_tracking(&mut self) -> Result<(), Errno> {
-        self.check_tracks()?;
-        if std::mem::replace(&mut self.tracking, false) {
-            for (start, mapping) in self.mappings.beginning_in_mut(0, u64::MAX) {
-                mapping.log = None;
-                set_log_in(&self.members, start, mapping);
-            }
-        }
-        Ok(())
-    }
-
-    /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: reports the dirty pages of a range and clears them.
-    fn dirty_bitmap(&self, iova: u64, size: u64, bitmap: &mut dyn Target) -> Result<(), Errno> {
-        self.check_tracks()?;
-        let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
-        let last = iova.checked_add(past_first).ok_or(self.wrap())?;
-        // 6.12 takes the end for exclusive here, unlike in its other requests.
-        if self.kernel == KernelVersion::Linux6_12 && last == u64::MAX {
-            return Err(Errno::EINVAL);
-        }
-        dirty::check(bitmap, size)?;
-        let page_size = self.page_size();
-        if bitmap.page_size() != page_size || (iova | size) & (page_size - 1) != 0 {
-            return Err(Errno::EINVAL);
-        }
-        if !self.tracking || self.mappings.are_cut_by(iova, last) {
-            return Err(Errno::EINVAL);
-        }
-        for (start, mapping) in self.mappings.beginning_in(iova, last) {
-            self.report(start, mapping, iova, bitmap)?;
-        }
-        Ok(())
-    }
-
-    /// [`Type1::unmap`] with GET_DIRTY_BITMAP, into a bitmap of this process.
-    pub(crate) fn unmap_into_words(
-        &mut self,
-        iova: u64,
-        size: u64,
-        page_size: u64,
-        words: &mut [u64],
-    ) -> Result<u64, Errno> {
-        let mut target = WordsBitmap { page_size, words };
-        self.unmap(DmaUnmapFlags::GET_DIRTY_BITMAP, iova, size, Some(&mut target))
-    }
-
-    /// [`Type1::dirty_bitmap`] into a bitmap of this process.
-    pub(crate) fn report_into_words(
-        &mut self,
-        iova: u64,
-        size: u64,
-        page_size: u64,
-        words: &mut [u64],
-    ) -> Result<(), Errno> {
-        self.dirty_bitmap(iova, size, &mut WordsBitmap { page_size, words })
-    }
-
-    /// Moves the marks of a mapping into a bitmap whose first bit is the page at `base`; if that fails they stay.
-    fn report(
-        &self,
-        start: u64,
-        mapping: &Mapping,
-        base: u64,
-        bitmap: &mut dyn Target,
-    ) -> Result<Vec<u64>, Errno> {
-        let Some(log) = &mapping.log else { return Ok(Vec::new()) };
-        let (size, page_size) = (mapping.size(start), self.page_size());
-        let taken = dirty::take(log, size, page_size)?;
-        let told = if self.members.iter().any(|member| member.translation.is_hardware()) {
-            // What stands behind an IOMMU writes without telling anybody: every page may be dirty, each time.
-            dirty::every(size, page_size)
-        } else {
-            taken.clone()
-        };
-        self.write_marks(start, mapping, base, &told, bitmap)
-            .inspect_err(|_| dirty::put_back(log, &taken, page_size))?;
-        Ok(told)
-    }
-
-    fn write_marks(
-        &self,
-        start: u64,
-        mapping: &Mapping,
-        base: u64,
-        words: &[u64],
-        bitmap: &mut dyn Target,
-    ) -> Result<(), Errno> {
-        let page_size = self.page_size();
-        dirty::write(bitmap, (start - base) / page_size, mapping.size(start) / page_size, words)
-    }
-
     fn unmap_everywhere(&self, start: u64, mapping: &Mapping) {
         self.members.iter().flat_map(Member::spaces).for_each(|space| unmap_in(space, start, mapping));
-    }
-
-    fn check_tracks(&self) -> Result<(), Errno> {
-        if self.v2 { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// What a range past 2^64 is refused with.
@@ -486,13 +371,5 @@ fn unmap_in(space: &DmaSpace, start: u64, mapping: &Mapping) {
 fn unmap_piece(space: &DmaSpace, iova: u64, size: u64) {
     if space.unmap(iova, size) != Ok(size) {
         tracing::warn!(iova, size, "a device of the container was unmapped by other means");
-    }
-}
-
-fn set_log_in(members: &[Member], start: u64, mapping: &Mapping) {
-    for space in members.iter().flat_map(Member::spaces) {
-        for (iova, offset, _) in mapping.pieces(start) {
-            space.set_mapping_log(iova, mapping.log.clone().map(|log| MappingLog { log, offset }));
-        }
     }
 }

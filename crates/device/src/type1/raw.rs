@@ -11,7 +11,7 @@ use whimbrel_uapi::type1::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Type1;
-use super::dirty::{Target, UserBitmap};
+use super::bitmap::{Target, UserBitmap};
 use crate::user_memory::Process;
 
 /// Fields of `vfio_iommu_type1_info` that every user must give room for: up to `iova_pgsizes`.

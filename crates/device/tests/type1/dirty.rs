@@ -177,8 +177,8 @@ fn whole_words_are_written_and_only_where_something_is_mapped() {
     machine.process.insert(BITMAP, [old, old, old].as_bytes());
     let argument = get(0, 192 * PAGE, bitmap(PAGE, 24, BITMAP));
     assert_eq!(machine.ioctl(VFIO_IOMMU_DIRTY_PAGES, &argument).0, Ok(0));
-    // The first word begins before the mapping and is kept; the second is written anew by the first mapping and kept by
-    // the second; the third has no mapping.
+    // The first word begins before the mapping and is kept; the second is written anew by the first mapping
+    // and kept by the second; the third has no mapping.
     let expected: [u64; 3] = [old | 1 << 2, 1 << 2 | 1 << 6, old];
     assert_eq!(machine.process.piece(BITMAP).unwrap(), expected.as_bytes());
 }
