@@ -437,6 +437,26 @@ fn an_attached_device_makes_pages_the_least_that_is_mapped() {
 }
 
 #[test]
+fn a_device_that_cannot_attach_elsewhere_stays_where_it_was() {
+    for (iommu, length, iova) in [(Iommu::Emulated, 0x123, 0x1000), (own(true), 0x1000, 0xfee0_0000)] {
+        let mut bench = Bench::new();
+        let (cdev, bus) = open(iommu);
+        bench.bind(&cdev).unwrap();
+        let (here, there) = (bench.ioas(), bench.ioas());
+        bench.map_at(here, BOTH | FIXED, SHARED, 0x1000, 0x1000).unwrap();
+        bench.map_at(there, BOTH | FIXED, SHARED, length, iova).unwrap();
+        bench.attach(&cdev, here).unwrap();
+        let objects = bench.iommufd.objects();
+        assert_eq!(bench.attach(&cdev, there), Err(Errno::EADDRINUSE));
+        assert_eq!(bench.attach(&cdev, 99), Err(Errno::ENOENT));
+        assert_eq!(bench.iommufd.objects(), objects, "nothing is left of what failed");
+        assert!(reaches(bus.dma(), 0x1000));
+        assert_eq!(bench.destroy(there), Ok(()));
+        assert_eq!(bench.destroy(here), Err(Errno::EBUSY));
+    }
+}
+
+#[test]
 fn an_iommu_reserves_what_it_cannot_translate() {
     let mut bench = Bench::new();
     let (cdev, _) = open(own(false));
