@@ -246,6 +246,16 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// What vfio-pci does when the last descriptor of a device is closed: what the user has set up of interrupts and
+    /// ioeventfds ends, and the device is reset if it can be.
+    pub(crate) fn close(&self) {
+        self.shared.bus.interrupts().clear();
+        self.shared.ioeventfds.clear();
+        if let Err(error) = self.reset() {
+            tracing::debug!(device = self.name(), %error, "no reset at close");
+        }
+    }
+
     /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
     pub fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
         self.shared.core.lock().migration_flags()

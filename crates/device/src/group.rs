@@ -234,10 +234,8 @@ impl Drop for OpenedDevice {
         let shared = &self.opened.group.shared;
         let mut state = shared.state.lock();
         state.open_devices[self.index] -= 1;
-        if state.open_devices[self.index] == 0
-            && let Err(error) = shared.devices[self.index].reset()
-        {
-            tracing::debug!(device = shared.devices[self.index].name(), %error, "no reset at close");
+        if state.open_devices[self.index] == 0 {
+            shared.devices[self.index].close();
         }
     }
 }

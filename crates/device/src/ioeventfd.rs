@@ -129,6 +129,11 @@ impl Ioeventfds {
         Ok(())
     }
 
+    /// Unties all of them.
+    pub(crate) fn clear(&self) {
+        self.tied.lock().clear();
+    }
+
     /// Writes, if the eventfd is still tied to it.
     fn signalled(&self, device: &Shared, write: &IoeventfdWrite, eventfd: &Weak<EventFd>) {
         // Held until it is written, so that nothing is written after the eventfd is untied.

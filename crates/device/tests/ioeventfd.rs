@@ -7,9 +7,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Region, RegionInfoFlags,
-    SparseMemory, WriteWidth, region_offset,
+    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info,
+    IoeventfdWrite, Region, RegionInfoFlags, SparseMemory, Translation, WriteWidth, region_offset,
 };
+use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::ioctl::VFIO_DEVICE_IOEVENTFD;
 use whimbrel_uapi::pci::{
     DeviceIoeventfd, VFIO_DEVICE_IOEVENTFD_8, VFIO_DEVICE_IOEVENTFD_16, VFIO_DEVICE_IOEVENTFD_32,
@@ -200,6 +201,21 @@ fn there_is_an_end_to_their_number() {
     assert_eq!(ask(&device, &mut process, asked), Err(Errno::ENOSPC), "the number before the descriptor");
     device.set_ioeventfd(write(5), None).unwrap();
     device.set_ioeventfd(write(1000), Some(eventfd)).unwrap();
+}
+
+#[test]
+fn the_last_close_of_a_device_unties_them() {
+    let (device, _told) = open(DeviceInfoFlags::PCI);
+    let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
+    let container = Container::new(ContainerSettings::default());
+    group.set_container(&container).unwrap();
+    container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
+    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
+    let first = group.device("card").unwrap();
+    first.set_ioeventfd(write, Some(eventfd())).unwrap();
+    drop(first);
+    let second = group.device("card").unwrap();
+    assert_eq!(second.set_ioeventfd(write, None), Err(Errno::ENODEV));
 }
 
 #[test]

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
-    SparseMemory,
+    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, Irq,
+    IrqAction, IrqData, IrqInfoFlags, SparseMemory, Translation,
 };
 use whimbrel_uapi::device::{IrqSet, IrqSetFlags};
+use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::ioctl::VFIO_DEVICE_SET_IRQS;
 use zerocopy::IntoBytes;
 
@@ -386,6 +387,32 @@ fn a_reset_leaves_what_the_user_has_set_up() {
     assert_eq!(signals(&eventfd), 0, "still masked");
     opened.done(NONE | UNMASK, INTX).unwrap();
     assert_eq!(signals(&eventfd), 1, "still tied");
+}
+
+#[test]
+fn the_last_close_of_a_device_ends_what_its_user_has_set_up() {
+    let bus = Bus::new();
+    let flags = DeviceInfoFlags::PCI;
+    let device = DeviceFile::new("card", bus.clone(), Box::new(Card { flags, dynamic: false }));
+    let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
+    let container = Container::new(ContainerSettings::default());
+    group.set_container(&container).unwrap();
+    container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let tie = |device: &DeviceFile, index| {
+        device.set_irq_triggers(index, 0, vec![Some(eventfd.try_clone().unwrap())])
+    };
+    let (first, second) = (group.device("card").unwrap(), group.device("card").unwrap());
+    tie(&first, MSI).unwrap();
+    tie(&first, REQ).unwrap();
+    drop(first);
+    bus.interrupts().trigger(MSI, 0);
+    assert_eq!(signals(&eventfd), 1, "another descriptor is open");
+    drop(second);
+    bus.interrupts().trigger(MSI, 0);
+    bus.interrupts().trigger(REQ, 0);
+    assert_eq!(signals(&eventfd), 0);
+    assert_eq!(tie(&group.device("card").unwrap(), INTX), Ok(()), "nothing is in use");
 }
 
 #[test]

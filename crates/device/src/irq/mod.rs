@@ -82,6 +82,13 @@ impl Interrupts {
         Ok(())
     }
 
+    /// Ends all that the user has set up.
+    pub(crate) fn clear(&self) {
+        let mut state = self.state.lock();
+        state.setup.clear();
+        state.unmask = None;
+    }
+
     /// What listens to the eventfds that a user signals.
     pub(crate) fn listener(&self) -> &Listener {
         &self.listener

@@ -179,6 +179,12 @@ impl<E> Setup<E> {
         }
     }
 
+    /// Ends all that the user has set up. The line keeps its level: that is the device's.
+    pub(super) fn clear(&mut self) {
+        self.active = Active::None;
+        self.singles.clear();
+    }
+
     /// Executes a request. `signal` is called for each eventfd that it makes fire.
     pub(super) fn apply(&mut self, change: Change<E>, signal: &mut dyn FnMut(&E)) -> Result<(), Errno> {
         let Change { kind, index, start, action, data } = change;
