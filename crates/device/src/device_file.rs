@@ -133,6 +133,9 @@ impl DeviceFile {
     /// [`IrqAction::Trigger`] with [`IrqData::None`] of 0 disables it. INTx can be masked and unmasked, and masks
     /// itself. An index of another bus that has one interrupt answers as ERR and REQ do, one that has more as MSI.
     ///
+    /// The set-up is the user's and no state of the device: a reset leaves it as it is, mask and eventfds, a migration
+    /// does not carry it, and the last close of a device that is opened through a [`Group`](crate::Group) ends it.
+    ///
     /// EINVAL for an index or a range that the device does not have, and while another index is in use; ENOTTY for
     /// an action that the index does not know.
     ///
