@@ -159,7 +159,9 @@ impl Cdev {
 
 impl Drop for Cdev {
     fn drop(&mut self) {
+        // Only a device that was bound has been opened as far as its driver goes (`vfio_df_close()`).
         if let Some(Bound { iommufd, id }) = self.bound.get_mut().take() {
+            self.device.close();
             iommufd.unbind(id);
         }
     }

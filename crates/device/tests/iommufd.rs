@@ -635,3 +635,32 @@ fn a_space_with_a_hundred_thousand_mappings_is_still_quick() {
     }
     assert_eq!(bench.unmap(ioas, 0, u64::MAX), Ok(100_000 << 12));
 }
+
+/// Counts how often it is reset.
+struct Counted(std::sync::Arc<std::sync::atomic::AtomicU32>);
+
+impl Driver for Counted {
+    fn info(&self) -> Info {
+        Idle.info()
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn closing_a_bound_device_resets_it_and_closing_an_unbound_one_does_not() {
+    for (bound, resets) in [(true, 1), (false, 0)] {
+        let count = std::sync::Arc::default();
+        let driver = Counted(std::sync::Arc::clone(&count));
+        let cdev = Cdev::new(DeviceFile::new("counted", Bus::new(), Box::new(driver)), Iommu::Emulated);
+        let mut bench = Bench::new();
+        if bound {
+            bench.bind(&cdev).unwrap();
+        }
+        drop(cdev);
+        assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), resets, "bound: {bound}");
+    }
+}
