@@ -1,0 +1,105 @@
+//! Our container and group, with the serial model in it, as one side.
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::FileOffset;
+use whimbrel_device::{
+    Container, ContainerSettings, DataFile, Errno, Fault, Group, GroupFile, KernelVersion, Memory,
+    OpenDevice, Process, SparseMemory, Translation,
+};
+use whimbrel_models::Model;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::probes::{ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE};
+use crate::Side;
+
+struct Program {
+    memory: SparseMemory,
+    container: Container,
+    opened: Option<OpenDevice>,
+}
+
+impl Process for Program {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        self.memory.read(address, buffer)
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.memory.write(address, data)
+    }
+
+    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
+        self.memory.install(file)
+    }
+
+    fn uninstall(&mut self, fd: i32) {
+        self.memory.uninstall(fd);
+    }
+
+    fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
+        self.memory.shared_memory(vaddr, size, rights)
+    }
+
+    fn container(&self, fd: i32) -> Result<Container, Errno> {
+        match fd {
+            CONTAINER => Ok(self.container.clone()),
+            OTHER => Err(Errno::EBADFD),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
+        self.opened = Some(device);
+        Ok(0)
+    }
+}
+
+pub(crate) struct Ours {
+    program: Program,
+    group: GroupFile,
+}
+
+impl Ours {
+    pub(crate) fn new() -> Ours {
+        let kernel = KernelVersion::Linux6_12;
+        let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
+        let device = "serial".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
+        let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
+        let file = std::fs::File::from(memfd_create(c"vfio test", MFdFlags::empty()).unwrap());
+        file.set_len(SHARED_SIZE).unwrap();
+        let mut memory = SparseMemory::new();
+        let shared = Memory::of_file(FileOffset::new(file, 0), SHARED_SIZE, true).unwrap();
+        memory.insert_shared(SHARED, shared);
+        memory.insert(ARGUMENT, vec![0; PAGE]);
+        memory.insert(DATA, vec![0; PAGE]);
+        Ours { program: Program { memory, container, opened: None }, group }
+    }
+}
+
+impl Side for Ours {
+    fn put(&mut self, address: u64, bytes: &[u8]) {
+        self.program.write(address, bytes).unwrap();
+    }
+
+    fn get(&self, address: u64, bytes: &mut [u8]) {
+        self.program.read(address, bytes).unwrap();
+    }
+
+    fn ioctl(&mut self, file: File, number: u32, argument: u64) -> Result<i32, Errno> {
+        match file {
+            File::Container => self.program.container.clone().ioctl(number, argument, &mut self.program),
+            File::Group => self.group.ioctl(number, argument, &mut self.program),
+            File::Device => {
+                let device = self.program.opened.clone().expect("an open device");
+                device.ioctl(number, argument, &mut self.program)
+            }
+        }
+    }
+
+    fn close(&mut self, fd: i32) {
+        assert!(self.program.memory.close(fd));
+    }
+
+    fn close_device(&mut self) {
+        self.program.opened = None;
+    }
+}
