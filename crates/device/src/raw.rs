@@ -64,8 +64,14 @@ impl DeviceFile {
         if (asked.argsz as usize) < size_of::<RegionInfo>() {
             return Err(Errno::EINVAL);
         }
-        let mut answer = self.region_info(asked.index)?.to_bytes(asked.index);
-        if (asked.argsz as usize) < answer.len() {
+        let region = self.region_info(asked.index)?;
+        let mut answer = region.to_bytes(asked.index);
+        if region.capabilities.is_empty() {
+            // Without a chain the kernel leaves these two as the user gave them.
+            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
+            let offset = std::mem::offset_of!(RegionInfo, cap_offset);
+            answer[offset..offset + 4].copy_from_slice(&asked.cap_offset.to_ne_bytes());
+        } else if (asked.argsz as usize) < answer.len() {
             let offset = std::mem::offset_of!(RegionInfo, cap_offset);
             without_chain(&mut answer, offset, size_of::<RegionInfo>());
         } else {

@@ -315,7 +315,12 @@ const PROBE: u32 = FeatureFlags::PROBE.bits();
 fn device(list: &mut Steps) {
     let d = File::Device;
     list.unknown(d, (0x3b60..0x3b6b).chain([0x3b72, 0x3b73, 0x3b76, 0x3b77, 0x3b78, 0x3b79, 0x3bff, 0]));
-    // What asks the bus driver is its own: only what is common to all is asked here.
+    // What a device is like is the bus driver's own: asked is what this one and all others agree on.
+    list.sizes(d, VFIO_DEVICE_GET_INFO, &[0xff; 24], 0..16, &[1, 15]);
+    for index in (0..=10).chain([255, u32::MAX]) {
+        let region = [32, 7, index, 7, 7, 7, 7, 7, 7, 7];
+        list.sizes(d, VFIO_DEVICE_GET_REGION_INFO, region.as_bytes(), [0, 31, 32, 33, 40, 64], &[1, 31]);
+    }
     for index in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 14, 15, 16, 255, 0xffff] {
         for directions in 0..8 {
             let flags = index | directions << 16;
@@ -383,6 +388,10 @@ fn logging(list: &mut Steps) {
             let report = DeviceFeatureDmaLoggingReport { iova, length, page_size, bitmap: DATA };
             list.add(d, VFIO_DEVICE_FEATURE, &feature(8 | GET, 40, report.as_bytes()));
         }
+    }
+    for (iova, length) in [(MAX, 1), (MAX, MAX), (1, MAX), (MAX - 0xfff, 0x1000), (0x1000, MAX - 0xfff)] {
+        let report = DeviceFeatureDmaLoggingReport { iova, length, page_size: 4096, bitmap: DATA };
+        list.add(d, VFIO_DEVICE_FEATURE, &feature(8 | GET, 40, report.as_bytes()));
     }
     for argsz in [0, 8, 16, 24, 39] {
         let report = DeviceFeatureDmaLoggingReport { iova: 0, length: 1, page_size: 4096, bitmap: DATA };
