@@ -126,7 +126,16 @@ fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(|| {
         let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
         let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
-        let tests = self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "kernel_*"]);
+        let mut tests =
+            self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "kernel_*"]);
+        tests.extend(self::build(&[
+            "test",
+            "--no-run",
+            "--package",
+            "whimbrel-device",
+            "--test",
+            "*_kernel",
+        ]));
         Programs { whimbrel: build["whimbrel"].clone(), region, tests }
     })
 }

@@ -203,3 +203,29 @@ fn the_user_sides_tests_pass_in_the_machines() {
         }
     }
 }
+
+/// Recordings of a kernel that the driver side is held to: the test that makes one, and the kernel it is of.
+const RECORDINGS: [(&str, &str, &str); 2] = [
+    ("vfio_kernel", "debian", include_str!("../../../device/tests/vfio_kernel.txt")),
+    ("iommufd_kernel", "iommufd", include_str!("../../../device/tests/iommufd_kernel.txt")),
+];
+
+#[test]
+fn the_kernels_answer_as_they_did_when_they_were_recorded() {
+    for (name, kernel, recorded) in RECORDINGS {
+        let machine = machine!(kernel);
+        let program: &Path = &machine.programs.tests[name];
+        let text = succeeded(&machine.program(program, &["--ignored", "--nocapture", "--test-threads=1"]));
+        // The first line stands behind what the test harness says.
+        let answers: Vec<&str> =
+            text.lines().filter_map(|line| line.split_once("> ")).map(|(_, answer)| answer).collect();
+        let different: Vec<String> = answers
+            .iter()
+            .zip(recorded.lines())
+            .filter(|(now, then)| *now != then)
+            .map(|(now, then)| format!("was {then}\nis  {now}"))
+            .collect();
+        assert_eq!(answers.len(), recorded.lines().count(), "{name} on {kernel}");
+        assert!(different.is_empty(), "{name} on {kernel}:\n{}", different.join("\n"));
+    }
+}
