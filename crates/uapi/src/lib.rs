@@ -62,4 +62,5 @@ pub mod other_buses;
 pub mod pci;
 pub mod region_v1;
 pub mod spapr;
+pub mod table;
 pub mod type1;

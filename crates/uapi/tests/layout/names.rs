@@ -3,66 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use super::table::{Header, Table};
-
-/// What the crate leaves out on purpose, by kind; all of it is of `iommufd.h`. A name that ends in `*` stands
-/// for all that begin so; a structure stands for its fields.
-const LEFT_OUT: &[(&str, &[&str])] = &[
-    ("ordinals, compared in the requests", &["IOMMUFD_CMD_*"]),
-    (
-        "nested translation",
-        &[
-            "iommu_hwpt_vtd_s1*",
-            "iommu_hwpt_arm_smmuv3",
-            "iommu_hwpt_amd_guest",
-            "iommu_hwpt_invalidate",
-            "IOMMU_VTD_*",
-            "IOMMU_HWPT_DATA_*",
-            "IOMMU_HWPT_INVALIDATE*",
-            "IOMMU_VIOMMU_INVALIDATE_*",
-            "iommu_hw_info_*",
-            "IOMMU_HW_INFO_VTD_*",
-            "IOMMU_HW_INFO_ARM_SMMUV3_*",
-            "IOMMU_HW_INFO_TYPE_DEFAULT",
-        ],
-    ),
-    (
-        "virtual IOMMUs",
-        &[
-            "iommu_viommu_*",
-            "IOMMU_VIOMMU_*",
-            "iommu_vdevice_*",
-            "IOMMU_VDEVICE_*",
-            "iommu_veventq_*",
-            "iommufd_vevent_header",
-            "iommu_vevent_*",
-            "IOMMU_VEVENTQ_*",
-            "iommu_hw_queue_*",
-            "IOMMU_HW_QUEUE_*",
-        ],
-    ),
-    (
-        "page faults",
-        &[
-            "iommu_hwpt_pgfault",
-            "iommu_hwpt_page_response",
-            "iommu_fault_alloc",
-            "IOMMU_PGFAULT_*",
-            "IOMMUFD_PAGE_RESP_*",
-            "IOMMU_FAULT_QUEUE_ALLOC",
-        ],
-    ),
-    ("no IOMMU", &["iommu_ioas_noiommu_get_pa", "IOMMU_IOAS_NOIOMMU_GET_PA"]),
-];
+use whimbrel_uapi::table::{self, Header};
 
 /// The names in the text of `header` that are neither in the table nor left out on purpose.
-pub(crate) fn unknown(header: Header, text: &str, table: &Table) -> Vec<String> {
-    let known: BTreeSet<String> = table
-        .constants
-        .iter()
+pub(crate) fn unknown(header: Header, text: &str) -> Vec<String> {
+    let known: BTreeSet<String> = table::constants()
         .filter(|constant| constant.header == header)
-        .map(|constant| constant.name.split('(').next().unwrap_or("").to_owned())
-        .chain(table.structures.iter().filter(|s| s.header == header).flat_map(|structure| {
+        .map(|constant| constant.name().to_string())
+        .chain(table::structures().filter(|s| s.header == header).flat_map(|structure| {
             structure
                 .fields
                 .iter()
@@ -70,15 +18,10 @@ pub(crate) fn unknown(header: Header, text: &str, table: &Table) -> Vec<String> 
                 .chain([structure.name.to_owned()])
         }))
         .collect();
-    defined(text).into_iter().filter(|name| !known.contains(name) && !is_left_out(name)).collect()
-}
-
-fn is_left_out(name: &str) -> bool {
-    let item = name.split('.').next().unwrap_or(name);
-    LEFT_OUT.iter().flat_map(|(_, names)| *names).any(|left_out| match left_out.strip_suffix('*') {
-        Some(prefix) => item.starts_with(prefix),
-        None => item == *left_out,
-    })
+    defined(text)
+        .into_iter()
+        .filter(|name| !known.contains(name) && table::left_out(name).is_none())
+        .collect()
 }
 
 /// Everything a header defines: macros with a value, enumerators, structures, and `structure.field`.

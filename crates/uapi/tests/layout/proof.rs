@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use super::table::{Constant, Field, Header, Kind, Structure, Table, Value};
+use whimbrel_uapi::table::{self, Constant, Field, Form, Header, Kind, Structure, Value};
 
 /// A header on this machine.
 #[derive(Clone, Debug)]
@@ -50,28 +50,34 @@ fn compiler() -> Command {
 }
 
 /// Compares the part of the table that is about the header `file` with it.
-pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Result<Comparison, String> {
+pub(crate) fn compare(file: &HeaderFile, scratch: &Path) -> Result<Comparison, String> {
     let mut comparison = Comparison::default();
     let mut expected: Vec<(String, Expected)> = Vec::new();
 
-    let structures: Vec<&Structure> = table.structures.iter().filter(|s| s.header == file.header).collect();
-    let constants: Vec<&Constant> = table.constants.iter().filter(|c| c.header == file.header).collect();
+    let structures: Vec<&Structure> = table::structures().filter(|s| s.header == file.header).collect();
+    let constants: Vec<&Constant> = table::constants().filter(|c| c.header == file.header).collect();
 
     // One line a structure, one a named field, one a constant.
     let mut probe = Vec::new();
     for structure in &structures {
         probe.push(format!("sizeof(struct {})", structure.name));
-        for field in named_fields(structure) {
+        for field in structure.named_fields() {
             probe.push(format!("__builtin_offsetof(struct {}, {})", structure.name, field.name));
         }
     }
     for constant in &constants {
-        probe.push(match (constant.value, constant.enumeration) {
-            (Value::Text(_), _) => format!("sizeof({} \"\")", constant.name),
-            (Value::Number(..), None) => format!("(long long)({})", constant.name),
-            (Value::Number(..), Some(enumeration)) => {
-                format!("sizeof(enum {enumeration}) * 0 + (long long)({})", constant.name)
+        let (name, expression) = (constant.name(), constant.expression());
+        probe.push(match (constant.value, constant.form) {
+            (Value::Text(_), _) => format!("sizeof({expression} \"\")"),
+            (Value::Number { .. }, Form::Any) => format!("(long long)({expression})"),
+            (Value::Number { .. }, Form::EnumeratorOf(enumeration)) => {
+                format!("sizeof(enum {enumeration}) * 0 + (long long)({expression})")
             }
+            // A macro's text is not as long as its name; what is no macro stays as it is.
+            (Value::Number { .. }, Form::MacroBefore518) => format!(
+                "sizeof(char[sizeof(TEXT({name})) == sizeof(\"{name}\") ? -1 : 1]) * 0 \
+                 + (long long)({expression})"
+            ),
         });
     }
     let absent = absent(file, &probe)?;
@@ -81,7 +87,7 @@ pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Resul
     for structure in &structures {
         let here = next_is_present();
         let (have, lack): (Vec<&Field>, Vec<&Field>) =
-            named_fields(structure).partition(|_| next_is_present() && here);
+            structure.named_fields().partition(|_| next_is_present() && here);
         let name = structure.name;
         if !here {
             comparison.lacks.push(format!("struct {name}"));
@@ -89,7 +95,7 @@ pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Resul
         }
         comparison.lacks.extend(lack.iter().map(|field| format!("{name}.{}", field.name)));
 
-        let size = size_without(structure, &lack);
+        let size = structure.size_without(|field| lack.iter().any(|lack| lack.name == field.name));
         comparison.sizes += 1;
         expected.push((format!("sizeof(struct {name})"), Expected::number(size)));
         // What C aligns the structure for may be a field it lacks, or a flexible array that is no field here.
@@ -115,9 +121,9 @@ pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Resul
                 Some((counted, before)) if comparison.lacks.iter().any(|lack| lack == counted) => before,
                 _ => constant.value,
             };
-            expected.push((constant.name.clone(), Expected(value)));
-        } else {
-            comparison.lacks.push(constant.name.clone());
+            expected.push((constant.expression().to_string(), Expected(value)));
+        } else if constant.form != Form::MacroBefore518 {
+            comparison.lacks.push(constant.expression().to_string());
         }
     }
 
@@ -130,36 +136,18 @@ pub(crate) fn compare(table: &Table, file: &HeaderFile, scratch: &Path) -> Resul
     Ok(comparison)
 }
 
-/// The fields that have a name to ask the compiler for.
-fn named_fields(structure: &Structure) -> impl Iterator<Item = &Field> {
-    structure.fields.iter().filter(|field| field.kind != Kind::Padding)
-}
-
-/// How large C's structure is without the fields it lacks: a header that ends the structure earlier is older
-/// and right, one that lacks a field further in has the same size.
-fn size_without(structure: &Structure, lack: &[&Field]) -> usize {
-    let is_lacking = |field: &Field| lack.iter().any(|other| other.name == field.name);
-    let own = || structure.fields.iter().filter(|field| matches!(field.kind, Kind::Own | Kind::Padding));
-    let last = own().filter(|field| !is_lacking(field)).map(|field| field.offset).max();
-    own()
-        .filter(|field| is_lacking(field) && Some(field.offset) > last)
-        .map(|field| field.offset.next_multiple_of(structure.alignment))
-        .min()
-        .unwrap_or(structure.size)
-}
-
 /// What the C program must print for one expression.
 struct Expected(Value);
 
 impl Expected {
     fn number(value: usize) -> Self {
-        Self(Value::Number(value as u64, u64::BITS))
+        Self(Value::Number { value: value as u64, bits: u64::BITS })
     }
 
     /// A statement that prints what C has.
     fn statement(&self, expression: &str) -> String {
         match self.0 {
-            Value::Number(..) => format!("printf(\"%lld\\n\", (long long)({expression}));"),
+            Value::Number { .. } => format!("printf(\"%lld\\n\", (long long)({expression}));"),
             Value::Text(_) => format!("puts({expression});"),
         }
     }
@@ -168,15 +156,9 @@ impl Expected {
     fn differs_from(&self, measured: &str) -> Option<String> {
         let same = match self.0 {
             Value::Text(text) => text == measured,
-            Value::Number(value, bits) => measured
-                .parse::<i64>()
-                .is_ok_and(|c| c.cast_unsigned() & (u64::MAX >> (u64::BITS - bits)) == value),
+            number @ Value::Number { .. } => measured.parse().is_ok_and(|c| number.is(c)),
         };
-        let ours: &dyn std::fmt::Display = match &self.0 {
-            Value::Text(text) => text,
-            Value::Number(value, _) => value,
-        };
-        (!same).then(|| format!("the header has {measured}, the crate {ours}"))
+        (!same).then(|| format!("the header has {measured}, the crate {}", self.0))
     }
 }
 
@@ -196,6 +178,7 @@ fn include(file: &HeaderFile) -> String {
 fn absent(file: &HeaderFile, probe: &[String]) -> Result<BTreeSet<usize>, String> {
     const MARK: &str = "whimbrel-probe";
     let mut source = include(file);
+    source.push_str("#define TEXT_OF(x) #x\n#define TEXT(x) TEXT_OF(x)\n");
     for (line, expression) in probe.iter().enumerate() {
         // Lines count from 1.
         let _ = writeln!(source, "#line {} \"{MARK}\"", line + 1);
