@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
@@ -21,6 +22,7 @@ use crate::data_file::DataFile;
 use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
 use crate::ioeventfd::{IoeventfdWrite, Ioeventfds};
 use crate::irq::{Change, IrqAction, IrqData, Kind};
+use crate::region_mmap;
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
 const OFFSET_SHIFT: u32 = 40;
@@ -211,6 +213,17 @@ impl DeviceFile {
     /// device does not have, and for a region that cannot be written.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.shared.write_region(index, offset, data)
+    }
+
+    /// `mmap(2)` of a part of a region: the file to map shared, and where in it the part begins. `length` is rounded up
+    /// to whole pages.
+    ///
+    /// EINVAL for an index the device does not have, a region that cannot be mapped, a start within a page, a range past
+    /// the region's last page, and one that is not within a single area of a region with VFIO_REGION_INFO_CAP_SPARSE_MMAP.
+    pub fn mmap(&self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        let mut core = self.shared.core.lock();
+        let length = region_mmap::check(core.region(index)?, offset, length)?;
+        core.driver.mmap(index, offset, length)
     }
 
     /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends it.

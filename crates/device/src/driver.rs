@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use vm_memory::FileOffset;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::precopy::PrecopyBytes;
@@ -39,6 +40,16 @@ pub trait Driver: Send {
     /// Writes to a region and returns how many bytes were taken. `offset` and `data` lie inside the region.
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let _ = (index, offset, data);
+        Err(Errno::EINVAL)
+    }
+
+    /// The memory behind `length` bytes of region `index` from `offset` on: a file that the user maps shared.
+    ///
+    /// Asked only for whole pages that the region's MMAP flag and its sparse areas allow. How the file is open says
+    /// what the user may do with it, and it holds all of these bytes as long as a user may have it mapped. The driver
+    /// does not see accesses through a mapping. EINVAL for a part that cannot be mapped now.
+    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        let _ = (index, offset, length);
         Err(Errno::EINVAL)
     }
 

@@ -75,6 +75,7 @@ mod listener;
 mod memory;
 pub mod pci_config;
 pub mod raw;
+mod region_mmap;
 mod type1;
 mod user_memory;
 mod worker;

@@ -14,7 +14,8 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::data_file::DataFile;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::mapped_region::MappedRegion;
 
 /// A device, opened by the program that owns it.
 ///
@@ -38,6 +39,16 @@ pub trait Device: Send {
 
     /// Writes all of `data` to a region, or fails.
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()>;
+
+    /// Maps a part of a region, of one whose flags have MMAP: whole pages that lie within the region, and within one of
+    /// its areas where it has sparse ones.
+    ///
+    /// A device whose regions nobody can map need not say so.
+    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
+        let _ = (offset, length);
+        let why = format!("region {index} cannot be mapped from here: read and write it instead");
+        Err(Error::Unusable { device: self.name().to_string(), why })
+    }
 
     /// VFIO_DEVICE_SET_IRQS on the interrupts of an index from `start` on.
     ///

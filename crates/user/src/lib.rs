@@ -26,11 +26,13 @@ mod device;
 mod error;
 pub mod kernel;
 mod local;
+mod mapped_region;
 
 pub use data_file::{DataFile, StateFile};
 pub use device::{Device, DmaRegion, IrqData};
 pub use error::{Error, Result};
 pub use local::Local;
+pub use mapped_region::MappedRegion;
 pub use whimbrel_device::{IrqAction, PrecopyReport};
 pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::session::{Direction, SavingRead};

@@ -12,6 +12,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 use crate::data_file::{DataFile, StateFile};
 use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
+use crate::mapped_region::{self, MappedRegion};
 
 /// A driver-side device, used directly.
 #[derive(Debug)]
@@ -77,6 +78,13 @@ impl Device for Local {
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
         let result = self.device.write_region(index, offset, data);
         self.whole(&format!("write to region {index} at {offset:#x}"), data.len(), result)
+    }
+
+    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
+        let region = self.region_info(index)?;
+        let request = mapped_region::request(index, offset, length);
+        let file = self.device.mmap(index, offset, length).map_err(self.failed(request))?;
+        MappedRegion::of_file(self.device.name(), index, &region, file, offset, length)
     }
 
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use vm_memory::FileOffset;
 use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{ChainError, Info, Irq, Region};
@@ -27,6 +28,7 @@ use super::state_file::{self, DataFd};
 use crate::data_file::DataFile;
 use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
+use crate::mapped_region::{self, MappedRegion};
 
 /// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few
 /// hundred.
@@ -235,6 +237,23 @@ impl<T: OnKernel> Device for T {
         let device = self.vfio_mut();
         let at = device.place(&request, index, offset, data.len())?;
         device.whole(&request, data.len(), |file, done| file.write_at(&data[done..], at + done as u64))
+    }
+
+    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
+        let region = self.region_info(index)?;
+        let request = mapped_region::request(index, offset, length);
+        let device = self.vfio();
+        // The last page of a region may be mapped whole: how long it is is the driver's to judge.
+        let at = region
+            .offset
+            .checked_add(offset)
+            .filter(|at| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok()))
+            .ok_or_else(|| Error::request(device.name(), &request, Errno::EINVAL))?;
+        let file = device
+            .file
+            .try_clone()
+            .map_err(|error| Error::request(device.name(), &request, state_file::errno(&error)))?;
+        MappedRegion::of_file(device.name(), index, &region, FileOffset::new(file, at), offset, length)
     }
 
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {

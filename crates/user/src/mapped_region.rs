@@ -1,0 +1,175 @@
+//! A part of a device's region, mapped into this process: reached without a request to the driver.
+//!
+//! Where it comes from is the business of each [`Device`](crate::Device).
+
+use nix::libc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::Region;
+use whimbrel_uapi::device::RegionInfoFlags;
+
+use crate::error::{Error, Result};
+
+/// A part of a region in this process's memory, mapped shared until it is dropped. What may be done with it is what the
+/// region's flags allow.
+///
+/// ```
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, RegionInfoFlags};
+/// use whimbrel_user::{Device, Errno, Info, Local, Region};
+///
+/// /// A device with a page of memory.
+/// struct Page(File);
+///
+/// impl Driver for Page {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn region(&self, _index: u32) -> Result<Region, Errno> {
+///         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
+///         Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+///     }
+///     fn mmap(&mut self, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+///         Ok(FileOffset::new(self.0.try_clone().map_err(|_| Errno::EMFILE)?, offset))
+///     }
+/// }
+///
+/// let file = tempfile::tempfile()?;
+/// file.set_len(0x1000)?;
+/// let mut device = Local::new(DeviceFile::new("page", Bus::new(), Box::new(Page(file))));
+/// let one = device.map_region(0, 0, 0x1000)?;
+/// let other = device.map_region(0, 0, 0x1000)?;
+/// one.write(0x10, b"seen")?;
+/// let mut seen = [0; 4];
+/// other.read(0x10, &mut seen)?;
+/// assert_eq!(&seen, b"seen");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled, the kernel
+/// may kill a process that touches a mapped BAR (SIGBUS).
+#[derive(Debug)]
+pub struct MappedRegion {
+    device: String,
+    index: u32,
+    flags: RegionInfoFlags,
+    memory: MmapRegion,
+}
+
+/// How errors name such a request.
+pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
+    format!("mmap of {length:#x} bytes at {offset:#x} of region {index}")
+}
+
+impl MappedRegion {
+    /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on.
+    pub(crate) fn of_file(
+        device: &str,
+        index: u32,
+        region: &Region,
+        file: FileOffset,
+        offset: u64,
+        length: u64,
+    ) -> Result<MappedRegion> {
+        let request = || request(index, offset, length);
+        let size =
+            usize::try_from(length).map_err(|_| Error::request(device, request(), Errno::EOVERFLOW))?;
+        let rights = [(RegionInfoFlags::READ, libc::PROT_READ), (RegionInfoFlags::WRITE, libc::PROT_WRITE)];
+        let prot = rights
+            .iter()
+            .filter(|(flag, _)| region.flags.contains(*flag))
+            .fold(libc::PROT_NONE, |prot, (_, right)| prot | right);
+        let memory = MmapRegionBuilder::new_with_bitmap(size, ())
+            .with_file_offset(file)
+            .with_mmap_prot(prot)
+            .with_mmap_flags(libc::MAP_SHARED)
+            .build()
+            .map_err(|error| {
+                let errno = match &error {
+                    vm_memory::mmap::MmapRegionError::Mmap(error) => error.raw_os_error(),
+                    _ => None,
+                };
+                Error::request(device, request(), errno.map_or(Errno::EINVAL, Errno::from_raw))
+            })?;
+        Ok(MappedRegion { device: device.to_string(), index, flags: region.flags, memory })
+    }
+
+    /// Bytes, in whole pages.
+    pub fn size(&self) -> u64 {
+        self.memory.size() as u64
+    }
+
+    /// Where in this process it lies, for requests that take an address (KVM_SET_USER_MEMORY_REGION).
+    pub fn address(&self) -> u64 {
+        self.memory.as_ptr() as u64
+    }
+
+    /// All of it, for accesses of a chosen width. Only as the region's flags allow.
+    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        self.memory.as_volatile_slice()
+    }
+
+    /// Reads all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be read.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.part(RegionInfoFlags::READ, offset, data.len())?.copy_to(data);
+        Ok(())
+    }
+
+    /// Writes all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be written.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.part(RegionInfoFlags::WRITE, offset, data.len())?.copy_from(data);
+        Ok(())
+    }
+
+    fn part(&self, needed: RegionInfoFlags, offset: u64, length: usize) -> Result<VolatileSlice<'_>> {
+        usize::try_from(offset)
+            .ok()
+            .filter(|_| self.flags.contains(needed))
+            .and_then(|offset| self.memory.get_slice(offset, length).ok())
+            .ok_or_else(|| {
+                let what = if needed == RegionInfoFlags::READ { "read" } else { "write" };
+                let request = format!("{what} at {offset:#x} of a mapping of region {}", self.index);
+                Error::request(&self.device, request, Errno::EINVAL)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapped(flags: RegionInfoFlags) -> MappedRegion {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x3000).unwrap();
+        let region = Region { flags, size: 0x3000, offset: 0, capabilities: vec![] };
+        MappedRegion::of_file("card", 2, &region, FileOffset::new(file, 0x1000), 0x1000, 0x2000).unwrap()
+    }
+
+    #[test]
+    fn a_mapping_ends_where_it_was_asked_to_end() {
+        let region = mapped(RegionInfoFlags::all());
+        assert_eq!(region.size(), 0x2000);
+        region.write(0x1ffc, &[1, 2, 3, 4]).unwrap();
+        let mut data = [0; 4];
+        region.read(0x1ffc, &mut data).unwrap();
+        assert_eq!(data, [1, 2, 3, 4]);
+        for offset in [0x1ffd, 0x2000, u64::MAX] {
+            let error = region.read(offset, &mut data).unwrap_err();
+            assert_eq!(error.errno(), Some(Errno::EINVAL), "{offset:#x}");
+            assert_eq!(region.write(offset, &data).unwrap_err().errno(), Some(Errno::EINVAL), "{offset:#x}");
+        }
+    }
+
+    #[test]
+    fn a_region_that_cannot_be_read_or_written_is_not_touched() {
+        let written = mapped(RegionInfoFlags::WRITE | RegionInfoFlags::MMAP).read(0, &mut [0]).unwrap_err();
+        assert_eq!(
+            written.to_string(),
+            "card: read at 0x0 of a mapping of region 2: EINVAL: Invalid argument"
+        );
+        let read = mapped(RegionInfoFlags::READ | RegionInfoFlags::MMAP).write(8, &[0]).unwrap_err();
+        assert_eq!(read.to_string(), "card: write at 0x8 of a mapping of region 2: EINVAL: Invalid argument");
+    }
+}
