@@ -15,7 +15,9 @@ use whimbrel_uapi::ioctl::{
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::device_file::DeviceFile;
+use crate::group::Claim;
 use crate::iommufd::{Caller, Iommu, Iommufd, copy_struct_from_user};
+use crate::opens::{Binding, GroupBlocked, Way};
 
 /// A device opened through its own file. Closing it (dropping it) detaches the device and unbinds it.
 ///
@@ -48,6 +50,8 @@ pub struct Cdev {
 struct Bound {
     iommufd: Iommufd,
     id: u32,
+    /// As long as the device is bound its group cannot be opened.
+    _group: GroupBlocked,
 }
 
 impl Cdev {
@@ -94,20 +98,34 @@ impl Cdev {
         if asked.iommufd < 0 {
             return Err(Errno::EINVAL);
         }
+        let group = self.device.block_group()?;
         let mut bound = self.bound.lock();
         if bound.is_some() {
             return Err(Errno::EINVAL);
         }
         self.check_token(flags, asked.token_uuid_ptr, caller)?;
         let iommufd = caller.iommufd(asked.iommufd)?;
-        let id = iommufd.bind(self.device.bus().clone(), &self.iommu)?;
+        let mut id = 0;
+        self.device.open(Way::OwnFile, || {
+            let claim = self.claim(&iommufd)?;
+            id = iommufd.bind(self.device.bus().clone(), &self.iommu)?;
+            Ok(Some(Binding::new(iommufd.clone(), id, claim)))
+        })?;
         let out = argument.wrapping_add(std::mem::offset_of!(DeviceBindIommufd, out_devid) as u64);
         if let Err(fault) = caller.write(out, id.as_bytes()) {
-            iommufd.unbind(id);
+            self.device.close_one();
             return Err(fault.into());
         }
-        *bound = Some(Bound { iommufd, id });
+        *bound = Some(Bound { iommufd, id, _group: group });
         Ok(())
+    }
+
+    /// An IOMMU of its own tells apart the groups of devices, not devices: the iommufd must own the whole group.
+    fn claim(&self, iommufd: &Iommufd) -> Result<Option<Claim>, Errno> {
+        match (&self.iommu, self.device.group()) {
+            (Iommu::Own(_), Some(group)) => group.claim(iommufd).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn check_token(&self, flags: DeviceBindFlags, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
@@ -131,7 +149,7 @@ impl Cdev {
             return Err(Errno::EOPNOTSUPP);
         }
         let bound = self.bound.lock();
-        let Bound { iommufd, id } = bound.as_ref().ok_or(Errno::EINVAL)?;
+        let Bound { iommufd, id, .. } = bound.as_ref().ok_or(Errno::EINVAL)?;
         let used = iommufd.attach(*id, asked.pt_id)?;
         let out = argument.wrapping_add(std::mem::offset_of!(DeviceAttachIommufdPt, pt_id) as u64);
         caller.write(out, used.as_bytes()).map_err(|fault| {
@@ -150,7 +168,7 @@ impl Cdev {
         if asked.flags & pasid != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
-        if let Some(Bound { iommufd, id }) = &*self.bound.lock() {
+        if let Some(Bound { iommufd, id, .. }) = &*self.bound.lock() {
             iommufd.detach(*id);
         }
         Ok(())
@@ -160,9 +178,8 @@ impl Cdev {
 impl Drop for Cdev {
     fn drop(&mut self) {
         // Only a device that was bound has been opened as far as its driver goes (`vfio_df_close()`).
-        if let Some(Bound { iommufd, id }) = self.bound.get_mut().take() {
-            self.device.close();
-            iommufd.unbind(id);
+        if let Some(_bound) = self.bound.get_mut().take() {
+            self.device.close_one();
         }
     }
 }

@@ -4,8 +4,8 @@
 //! [`raw`](crate::raw) and `feature`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -22,6 +22,7 @@ use crate::data_file::DataFile;
 use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
 use crate::ioeventfd::{IoeventfdWrite, Ioeventfds};
 use crate::irq::{Change, IrqAction, IrqData, Kind};
+use crate::opens::Opens;
 use crate::region_mmap;
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     wake: Condvar,
     opened: Instant,
     ioeventfds: Ioeventfds,
+    opens: Opens,
 }
 
 struct Core {
@@ -96,6 +98,7 @@ impl DeviceFile {
                 wake: Condvar::new(),
                 opened: Instant::now(),
                 ioeventfds: Ioeventfds::default(),
+                opens: Opens::default(),
             }),
         }
     }
@@ -108,6 +111,19 @@ impl DeviceFile {
     /// What the device reaches outward.
     pub fn bus(&self) -> &Bus {
         &self.shared.bus
+    }
+
+    pub(crate) fn opens(&self) -> &Opens {
+        &self.shared.opens
+    }
+
+    /// Whether both are handles to one device.
+    pub(crate) fn is(&self, other: &DeviceFile) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// VFIO_DEVICE_GET_INFO.
@@ -254,8 +270,17 @@ impl DeviceFile {
     /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session is over.
     /// What the user has set up of interrupts stays.
     pub fn reset(&self) -> Result<(), Errno> {
+        self.reset_by(|driver| driver.reset())
+    }
+
+    /// The device's part in a hot reset.
+    pub(crate) fn bus_reset(&self) -> Result<(), Errno> {
+        self.reset_by(|driver| driver.bus_reset())
+    }
+
+    fn reset_by(&self, reset: impl FnOnce(&mut dyn Driver) -> Result<(), Errno>) -> Result<(), Errno> {
         let mut core = self.shared.core.lock();
-        core.driver.reset()?;
+        reset(&mut *core.driver)?;
         core.session_open = false;
         core.state = State::Running;
         self.shared.wake.notify_all();
@@ -263,13 +288,17 @@ impl DeviceFile {
     }
 
     /// What vfio-pci does when the last descriptor of a device is closed: what the user has set up of interrupts and
-    /// ioeventfds ends, and the device is reset if it can be.
-    pub(crate) fn close(&self) {
+    /// ioeventfds ends, its data session and DMA logging too, what it has opted into is forgotten, and the device is
+    /// reset if it can be. Whether it was.
+    pub(crate) fn close(&self) -> bool {
         self.shared.bus.interrupts().clear();
         self.shared.ioeventfds.clear();
-        if let Err(error) = self.reset() {
+        let reset = self.reset();
+        if let Err(error) = &reset {
             tracing::debug!(device = self.name(), %error, "no reset at close");
         }
+        self.shared.core.lock().end_use();
+        reset.is_ok()
     }
 
     /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
@@ -417,7 +446,23 @@ impl Shared {
     }
 }
 
+impl From<Arc<Shared>> for DeviceFile {
+    fn from(shared: Arc<Shared>) -> DeviceFile {
+        DeviceFile { shared }
+    }
+}
+
 impl Core {
+    /// What a user has begun and no reset ends.
+    fn end_use(&mut self) {
+        self.session_open = false;
+        self.precopy_info_v2 = false;
+        if let Some(logging) = self.driver.dma_logging() {
+            // Nobody is left to be told.
+            let _ = logging.stop();
+        }
+    }
+
     fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
         if self.flags.is_empty() { Err(Errno::ENOTTY) } else { Ok(self.flags) }
     }

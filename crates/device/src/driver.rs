@@ -60,6 +60,12 @@ pub trait Driver: Send {
         Err(Errno::ENOTTY)
     }
 
+    /// Brings the device to the state it has after power-on, for a hot reset: its bus or slot is reset, with all that
+    /// is on it. A device that cannot be reset by itself can still be reset in this way.
+    fn bus_reset(&mut self) -> Result<(), Errno> {
+        self.reset()
+    }
+
     /// The device's migration half; `None` for a device that cannot migrate. The answer never changes.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None

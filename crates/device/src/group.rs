@@ -13,6 +13,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::container::Container;
 use crate::device_file::DeviceFile;
+use crate::iommufd::Iommufd;
+use crate::opens::Way;
 use crate::type1::{Member, Translation};
 use crate::user_memory::Process;
 
@@ -26,19 +28,33 @@ pub struct Group {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     translation: Translation,
     devices: Vec<DeviceFile>,
     state: Mutex<State>,
+    owner: Mutex<Owner>,
 }
 
 #[derive(Debug)]
 struct State {
     opened: bool,
-    viable: bool,
     container: Option<Container>,
     /// How often each device is open.
     open_devices: Vec<u32>,
+}
+
+/// Who may let devices of the group reach memory, while it is not open (`iommu_device_claim_dma_owner()`).
+#[derive(Debug)]
+struct Owner {
+    viable: bool,
+    /// Whose devices are bound by their own files, and how many.
+    iommufd: Option<(Iommufd, u32)>,
+}
+
+/// One device's share in the ownership of its group.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    group: Group,
 }
 
 /// The group, opened. A clone is another handle to the same open file, as from `dup(2)`.
@@ -70,16 +86,22 @@ struct OpenedDevice {
 }
 
 impl Group {
-    /// A group of devices, known by the names they were opened under. EEXIST if two have the same.
+    /// A group of devices, known by the names they were opened under. EEXIST if two have the same, or one is in another
+    /// group that still exists.
     pub fn new(translation: Translation, devices: Vec<DeviceFile>) -> Result<Group, Errno> {
         for (index, device) in devices.iter().enumerate() {
             if devices[..index].iter().any(|other| other.name() == device.name()) {
                 return Err(Errno::EEXIST);
             }
         }
-        let state =
-            State { opened: false, viable: true, container: None, open_devices: vec![0; devices.len()] };
-        Ok(Group { shared: Arc::new(Shared { translation, devices, state: Mutex::new(state) }) })
+        let state = State { opened: false, container: None, open_devices: vec![0; devices.len()] };
+        let owner = Owner { viable: true, iommufd: None };
+        let shared = Shared { translation, devices, state: Mutex::new(state), owner: Mutex::new(owner) };
+        let shared = Arc::new(shared);
+        for device in &shared.devices {
+            device.join_group(Arc::downgrade(&shared))?;
+        }
+        Ok(Group { shared })
     }
 
     /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the
@@ -88,16 +110,44 @@ impl Group {
     /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a
     /// container stays there.
     pub fn set_viable(&self, viable: bool) {
-        self.shared.state.lock().viable = viable;
+        self.shared.owner.lock().viable = viable;
     }
 
-    /// Opens the group. EBUSY while it is open.
+    /// Opens the group. EBUSY while it is open, and while one of its devices is bound by its own file
+    /// ([`Cdev`](crate::Cdev)).
     pub fn open(&self) -> Result<GroupFile, Errno> {
         let mut state = self.shared.state.lock();
+        if self.shared.devices.iter().any(DeviceFile::blocks_group) {
+            return Err(Errno::EBUSY);
+        }
         if std::mem::replace(&mut state.opened, true) {
             return Err(Errno::EBUSY);
         }
         Ok(GroupFile { opened: Arc::new(Opened { group: self.clone() }) })
+    }
+
+    pub(crate) fn devices(&self) -> &[DeviceFile] {
+        &self.shared.devices
+    }
+
+    /// Does something that must not be done to an open group. EBUSY while it is open.
+    pub(crate) fn unless_open<T>(&self, act: impl FnOnce() -> T) -> Result<T, Errno> {
+        let state = self.shared.state.lock();
+        if state.opened { Err(Errno::EBUSY) } else { Ok(act()) }
+    }
+
+    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or another iommufd's.
+    pub(crate) fn claim(&self, iommufd: &Iommufd) -> Result<Claim, Errno> {
+        let mut owner = self.shared.owner.lock();
+        if !owner.viable {
+            return Err(Errno::EPERM);
+        }
+        match &mut owner.iommufd {
+            Some((other, _)) if !other.is(iommufd) => return Err(Errno::EPERM),
+            Some((_, shares)) => *shares += 1,
+            none => *none = Some((iommufd.clone(), 1)),
+        }
+        Ok(Claim { group: self.clone() })
     }
 
     /// What tells this group from others in a container, as long as it lives.
@@ -113,7 +163,7 @@ impl GroupFile {
         let state = shared.state.lock();
         if state.container.is_some() {
             GroupFlags::VIABLE | GroupFlags::CONTAINER_SET
-        } else if shared.may_be_used(&state) {
+        } else if shared.may_be_used() {
             GroupFlags::VIABLE
         } else {
             GroupFlags::empty()
@@ -128,7 +178,7 @@ impl GroupFile {
         if state.container.is_some() {
             return Err(Errno::EINVAL);
         }
-        if !shared.may_be_used(&state) {
+        if !shared.may_be_used() {
             return Err(Errno::EPERM);
         }
         container.attach(Member {
@@ -166,6 +216,7 @@ impl GroupFile {
         if !state.container.as_ref().is_some_and(Container::has_iommu) {
             return Err(Errno::EINVAL);
         }
+        shared.devices[index].open(Way::Group, || Ok(None))?;
         state.open_devices[index] += 1;
         Ok(OpenDevice { file: Arc::new(OpenedDevice { opened: self.opened.clone(), index }) })
     }
@@ -210,14 +261,34 @@ impl GroupFile {
         }
     }
 
+    pub(crate) fn group(&self) -> &Group {
+        &self.opened.group
+    }
+
     fn shared(&self) -> &Shared {
         &self.opened.group.shared
     }
 }
 
+impl From<Arc<Shared>> for Group {
+    fn from(shared: Arc<Shared>) -> Group {
+        Group { shared }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut owner = self.group.shared.owner.lock();
+        match &mut owner.iommufd {
+            Some((_, shares)) if *shares > 1 => *shares -= 1,
+            last => *last = None,
+        }
+    }
+}
+
 impl Shared {
-    fn may_be_used(&self, state: &State) -> bool {
-        state.viable || !self.translation.is_hardware()
+    fn may_be_used(&self) -> bool {
+        self.owner.lock().viable || !self.translation.is_hardware()
     }
 }
 
@@ -234,9 +305,7 @@ impl Drop for OpenedDevice {
         let shared = &self.opened.group.shared;
         let mut state = shared.state.lock();
         state.open_devices[self.index] -= 1;
-        if state.open_devices[self.index] == 0 {
-            shared.devices[self.index].close();
-        }
+        shared.devices[self.index].close_one();
     }
 }
 

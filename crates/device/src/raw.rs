@@ -1,6 +1,7 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE and IOEVENTFD;
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD and the
+//! two of the PCI hot reset;
 //! everything else is ENOTTY, as from a kernel that does not know the request. Typed calls are on [`DeviceFile`]
 //! itself.
 
@@ -9,8 +10,9 @@ use whimbrel_uapi::device::{
     DeviceInfo, IrqInfo, IrqSet, RegionInfo, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 use whimbrel_uapi::ioctl::{
-    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_REGION_INFO,
-    VFIO_DEVICE_IOEVENTFD, VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
+    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
+    VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_IOEVENTFD, VFIO_DEVICE_PCI_HOT_RESET, VFIO_DEVICE_RESET,
+    VFIO_DEVICE_SET_IRQS,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -33,6 +35,10 @@ impl DeviceFile {
             n if n == VFIO_DEVICE_SET_IRQS.number() => self.raw_set_irqs(argument, process),
             n if n == VFIO_DEVICE_RESET.number() => self.reset().map(|()| 0),
             n if n == VFIO_DEVICE_IOEVENTFD.number() => self.raw_ioeventfd(argument, process),
+            n if n == VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.number() => {
+                self.raw_hot_reset_info(argument, process)
+            }
+            n if n == VFIO_DEVICE_PCI_HOT_RESET.number() => self.raw_hot_reset(argument, process),
             n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
             _ => Err(Errno::ENOTTY),
         }

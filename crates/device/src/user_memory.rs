@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::container::Container;
-use crate::group::OpenDevice;
+use crate::group::{GroupFile, OpenDevice};
 use crate::{DataFile, Errno, Memory};
 
 /// An address the process cannot access. The kernel answers EFAULT.
@@ -56,6 +56,14 @@ pub trait Process {
         Err(Errno::EBADF)
     }
 
+    /// The group behind a descriptor: EBADF if the descriptor is not open, EINVAL if it is another kind of file.
+    ///
+    /// A process has none if this is not implemented.
+    fn group(&self, fd: i32) -> Result<GroupFile, Errno> {
+        let _ = fd;
+        Err(Errno::EBADF)
+    }
+
     /// Gives the process a descriptor (close-on-exec) for a device. EMFILE if it can have no more, or none of this kind,
     /// which is what this answers if it is not implemented.
     fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
@@ -81,6 +89,7 @@ pub struct SparseMemory {
     eventfds: BTreeMap<i32, Arc<EventFd>>,
     shared: BTreeMap<u64, Memory>,
     containers: BTreeMap<i32, Container>,
+    groups: BTreeMap<i32, GroupFile>,
     devices: BTreeMap<i32, OpenDevice>,
     next_fd: i32,
 }
@@ -108,6 +117,13 @@ impl SparseMemory {
         fd
     }
 
+    /// Gives the process a descriptor for a group.
+    pub fn insert_group(&mut self, group: GroupFile) -> i32 {
+        let fd = self.take_number();
+        self.groups.insert(fd, group);
+        fd
+    }
+
     /// The device behind a descriptor.
     pub fn device(&self, fd: i32) -> Option<&OpenDevice> {
         self.devices.get(&fd)
@@ -118,6 +134,7 @@ impl SparseMemory {
         self.files.remove(&fd).is_some()
             || self.eventfds.remove(&fd).is_some()
             || self.containers.remove(&fd).is_some()
+            || self.groups.remove(&fd).is_some()
             || self.devices.remove(&fd).is_some()
     }
 
@@ -140,7 +157,11 @@ impl SparseMemory {
 
     /// Number of open descriptors.
     pub fn open_files(&self) -> usize {
-        self.files.len() + self.eventfds.len() + self.containers.len() + self.devices.len()
+        self.files.len()
+            + self.eventfds.len()
+            + self.containers.len()
+            + self.groups.len()
+            + self.devices.len()
     }
 
     fn take_number(&mut self) -> i32 {
@@ -153,6 +174,7 @@ impl SparseMemory {
         self.files.contains_key(&fd)
             || self.eventfds.contains_key(&fd)
             || self.containers.contains_key(&fd)
+            || self.groups.contains_key(&fd)
             || self.devices.contains_key(&fd)
     }
 
@@ -231,6 +253,11 @@ impl Process for SparseMemory {
     fn container(&self, fd: i32) -> Result<Container, Errno> {
         let other = if self.is_open(fd) { Errno::EBADFD } else { Errno::EBADF };
         self.containers.get(&fd).cloned().ok_or(other)
+    }
+
+    fn group(&self, fd: i32) -> Result<GroupFile, Errno> {
+        let other = if self.is_open(fd) { Errno::EINVAL } else { Errno::EBADF };
+        self.groups.get(&fd).cloned().ok_or(other)
     }
 
     fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {

@@ -139,6 +139,11 @@ impl Iommufd {
         self.objects.lock().count()
     }
 
+    /// Whether both are handles to one iommufd.
+    pub(crate) fn is(&self, other: &Iommufd) -> bool {
+        Arc::ptr_eq(&self.objects, &other.objects)
+    }
+
     pub(crate) fn bind(&self, bus: Bus, iommu: &Iommu) -> Result<u32, Errno> {
         self.objects.lock().bind(bus, iommu)
     }
