@@ -1,20 +1,20 @@
 //! `whimbrel probe`: everything a device says of itself.
 
+mod capability;
+
 use std::fmt;
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::{Value, json};
-use whimbrel_uapi::device::{
-    DeviceInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
-};
+use serde_json::Value;
+use whimbrel_uapi::device::DeviceInfoFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
     VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
     VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
 };
-use whimbrel_user::{Capability, Device, Errno, Info, Irq, Region};
+use whimbrel_user::{Device, Errno, Info, Irq, Region};
 
 use crate::failure::Failure;
 use crate::fsm::flag_names;
@@ -149,7 +149,7 @@ fn info_row(info: &Info) -> InfoRow {
         flags: bit_names(info.flags.iter_names().map(|(name, _)| name), info.flags.bits() & !known::DEVICE),
         num_regions: info.num_regions,
         num_irqs: info.num_irqs,
-        capabilities: info.capabilities.iter().map(capability).collect(),
+        capabilities: info.capabilities.iter().map(capability::of_device).collect(),
     }
 }
 
@@ -164,7 +164,7 @@ fn region_row(index: u32, name: Option<&'static str>, answer: whimbrel_user::Res
                 region.flags.iter_names().map(|(name, _)| name),
                 region.flags.bits() & !known::REGION,
             ),
-            capabilities: region.capabilities.iter().map(capability).collect(),
+            capabilities: region.capabilities.iter().map(capability::of_region).collect(),
             error: None,
         },
         Err(error) => RegionRow {
@@ -243,58 +243,13 @@ fn irq_name(index: u32) -> Option<&'static str> {
     }
 }
 
-fn capability(capability: &Capability) -> Value {
-    match capability {
-        Capability::SparseMmap(areas) => json!({
-            "name": "SPARSE_MMAP",
-            "areas": areas
-                .iter()
-                .map(|area| json!({ "offset": area.offset, "size": area.size }))
-                .collect::<Vec<_>>(),
-        }),
-        Capability::Type { region_type, subtype } => {
-            json!({ "name": "TYPE", "type": region_type, "subtype": subtype })
-        }
-        Capability::MsixMappable => json!({ "name": "MSIX_MAPPABLE" }),
-        Capability::Other { id, version, data } => {
-            json!({ "name": "OTHER", "id": id, "version": version, "bytes": data.len() })
-        }
-    }
-}
-
-/// A capability for people, from what scripts get.
-fn capability_text(capability: &Value) -> String {
-    let number = |key: &str| capability[key].as_u64().unwrap_or_default();
-    match capability["name"].as_str().unwrap_or_default() {
-        "SPARSE_MMAP" => {
-            let areas = capability["areas"].as_array().into_iter().flatten();
-            let areas = areas.map(|area| {
-                let number = |key: &str| area[key].as_u64().unwrap_or_default();
-                format!("{} at {:#x}", output::bytes(number("size")), number("offset"))
-            });
-            format!("SPARSE_MMAP: {}", output::names(areas))
-        }
-        "TYPE" => {
-            let (kind, subtype) = (number("type"), number("subtype"));
-            let v1 = kind == u64::from(VFIO_REGION_TYPE_MIGRATION_DEPRECATED)
-                && subtype == u64::from(VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED);
-            let what = if v1 { " (migration v1)" } else { "" };
-            format!("TYPE: type {kind:#x}, subtype {subtype:#x}{what}")
-        }
-        "OTHER" => {
-            format!("id {}, version {}, {} bytes", number("id"), number("version"), number("bytes"))
-        }
-        name => name.to_string(),
-    }
-}
-
 impl fmt::Display for Probed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.device)?;
         let info = &self.info;
         writeln!(f, "  flags       {}", output::names(&info.flags))?;
         for one in &info.capabilities {
-            writeln!(f, "  capability  {}", capability_text(one))?;
+            writeln!(f, "  capability  {}", capability::text(one))?;
         }
         match &self.migration {
             None => writeln!(f, "  migration   none: its driver does not support it")?,
@@ -334,7 +289,7 @@ impl Probed {
             } else if region.size == 0 {
                 table.add_row([&index, name, "-", "-", "not there"]);
             } else {
-                let capabilities: Vec<String> = region.capabilities.iter().map(capability_text).collect();
+                let capabilities: Vec<String> = region.capabilities.iter().map(capability::text).collect();
                 table.add_row([
                     index,
                     name.to_string(),
@@ -389,26 +344,7 @@ impl Probed {
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_user::MmapArea;
-
     use super::*;
-
-    #[test]
-    fn capabilities_are_told_by_what_they_mean() {
-        let cases = [
-            (Capability::MsixMappable, "MSIX_MAPPABLE"),
-            (Capability::Type { region_type: 3, subtype: 1 }, "TYPE: type 0x3, subtype 0x1 (migration v1)"),
-            (Capability::Type { region_type: 1, subtype: 1 }, "TYPE: type 0x1, subtype 0x1"),
-            (
-                Capability::SparseMmap(vec![MmapArea { offset: 0x1000, size: 0x2000 }]),
-                "SPARSE_MMAP: 8.00 KiB at 0x1000",
-            ),
-            (Capability::Other { id: 9, version: 1, data: vec![0; 8] }, "id 9, version 1, 8 bytes"),
-        ];
-        for (one, text) in cases {
-            assert_eq!(capability_text(&capability(&one)), text);
-        }
-    }
 
     #[test]
     fn bits_without_a_name_are_shown_as_a_number() {

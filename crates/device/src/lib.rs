@@ -97,7 +97,7 @@ pub use irq::{Interrupts, IrqAction, IrqData};
 pub use memory::Memory;
 pub use type1::{HardwareIommu, Translation, Type1Info};
 pub use user_memory::{Fault, Process, SparseMemory};
-pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::pci::{PciDependentDevice, PciHotResetFlags};

@@ -60,7 +60,7 @@ impl DeviceFile {
             answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
         }
         answer.truncate(argsz);
-        process.write(argument, &answer)?;
+        copy_out(process, argument, &answer, size_of::<DeviceInfo>())?;
         Ok(0)
     }
 
@@ -83,7 +83,7 @@ impl DeviceFile {
         } else {
             answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
         }
-        process.write(argument, &answer)?;
+        copy_out(process, argument, &answer, size_of::<RegionInfo>())?;
         Ok(0)
     }
 
@@ -141,4 +141,13 @@ impl DeviceFile {
 fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
     answer[cap_offset..cap_offset + 4].fill(0);
     answer.truncate(fixed);
+}
+
+/// Copies an answer out as the kernel does: first the chain behind the fixed part, then that.
+fn copy_out(process: &mut dyn Process, argument: u64, answer: &[u8], fixed: usize) -> Result<(), Errno> {
+    let (head, chain) = answer.split_at(fixed.min(answer.len()));
+    if !chain.is_empty() {
+        process.write(argument.checked_add(fixed as u64).ok_or(Errno::EFAULT)?, chain)?;
+    }
+    Ok(process.write(argument, head)?)
 }

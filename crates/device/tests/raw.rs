@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use whimbrel_device::{
-    ArcError, Bus, Capability, DataFile, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Fault, Info,
-    Migration, MigrationFlags, MmapArea, PrecopyReport, Process, Region, RegionInfoFlags, SparseMemory,
-    State,
+    ArcError, Bus, Capability, DataFile, DeviceCapability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver,
+    Errno, Fault, Info, Migration, MigrationFlags, MmapArea, PrecopyReport, Process, Region, RegionInfoFlags,
+    SparseMemory, State,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::Irq;
 use whimbrel_protocol::precopy::PrecopyBytes;
-use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqInfoFlags, RegionInfo};
+use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqInfoFlags, PciAtomicFlags, RegionInfo};
 use whimbrel_uapi::dma_logging::{
     DeviceFeatureDmaLoggingControl, DeviceFeatureDmaLoggingRange, DeviceFeatureDmaLoggingReport,
 };
@@ -40,6 +40,7 @@ struct Sample {
     flags: MigrationFlags,
     logs: bool,
     capabilities: Vec<Capability>,
+    device_capabilities: Vec<DeviceCapability>,
     seen: Seen,
 }
 
@@ -49,7 +50,7 @@ impl Driver for Sample {
             flags: DeviceInfoFlags::RESET | DeviceInfoFlags::PCI,
             num_regions: 2,
             num_irqs: 1,
-            capabilities: self.capabilities.clone(),
+            capabilities: self.device_capabilities.clone(),
         }
     }
 
@@ -124,7 +125,13 @@ impl DmaLogging for Sample {
 
 impl Sample {
     fn new() -> Sample {
-        Sample { flags: MigrationFlags::all(), logs: true, capabilities: Vec::new(), seen: Seen::default() }
+        Sample {
+            flags: MigrationFlags::all(),
+            logs: true,
+            capabilities: Vec::new(),
+            device_capabilities: Vec::new(),
+            seen: Seen::default(),
+        }
     }
 
     fn open(self) -> DeviceFile {
@@ -522,27 +529,35 @@ fn device_info_fills_no_more_than_the_user_has_room_for() {
 
 fn with_capabilities() -> DeviceFile {
     let capability = Capability::SparseMmap(vec![MmapArea { offset: 0, size: 0x1000 }]);
-    Sample { capabilities: vec![capability], ..Sample::new() }.open()
+    let atomic = DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP64);
+    Sample { capabilities: vec![capability], device_capabilities: vec![atomic], ..Sample::new() }.open()
 }
 
 #[test]
 fn a_chain_without_room_is_told_by_its_size_alone() {
     let device = with_capabilities();
     let caps = |bytes: &[u8]| u32::read_from_bytes(&bytes[4..8]).unwrap();
-    // A sparse map of one area takes 32 bytes.
-    for room in [16, 20, 24, 55] {
+    // What is said of atomics takes 16 bytes, a sparse map of one area 32.
+    for room in [16, 20, 24, 39] {
         let (result, after) = ask(&device, VFIO_DEVICE_GET_INFO, &info(room, 0, 64));
         assert_eq!(result, Ok(0), "{room}");
-        assert_eq!(after[..4], 56_u32.to_ne_bytes(), "{room}");
+        assert_eq!(after[..4], 40_u32.to_ne_bytes(), "{room}");
         assert_ne!(caps(&after) & DeviceInfoFlags::CAPS.bits(), 0, "{room}");
         if room >= 20 {
             assert_eq!(after[16..20], [0; 4], "{room}: no chain");
         }
         assert!(after[room.min(24) as usize..].iter().all(|byte| *byte == 0xee), "{room}");
     }
-    let (_, after) = ask(&device, VFIO_DEVICE_GET_INFO, &info(56, 0, 64));
+    let (_, after) = ask(&device, VFIO_DEVICE_GET_INFO, &info(41, 0, 64));
+    assert_eq!(after[..4], 41_u32.to_ne_bytes(), "argsz is the user's where there is room");
     assert_eq!(after[16..20], 24_u32.to_ne_bytes(), "the chain follows");
-    assert!(after[56..].iter().all(|byte| *byte == 0xee));
+    assert_eq!(after[24..40], [5, 0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(after[40..].iter().all(|byte| *byte == 0xee));
+    // The memory ends within the chain: nothing of the fixed part is written either.
+    for length in 24..40 {
+        let argument = info(40, 0, length);
+        assert_eq!(ask(&device, VFIO_DEVICE_GET_INFO, &argument), (Err(Errno::EFAULT), argument));
+    }
 
     for room in [32, 63] {
         let (result, after) = ask(&device, VFIO_DEVICE_GET_REGION_INFO, &info(room, 1, 80));

@@ -1,14 +1,30 @@
 //! What a device says of itself: the info structures with their capability chains, as types and as bytes.
 //!
-//! A chain comes from a peer: offsets may point anywhere, also back. It is read only forwards and only within the bytes
-//! the peer gave.
+//! ```
+//! use whimbrel_protocol::info::{DeviceCapability, Info};
+//! use whimbrel_uapi::device::{DeviceInfoFlags, PciAtomicFlags};
+//!
+//! let info = Info {
+//!     flags: DeviceInfoFlags::PCI,
+//!     num_regions: 9,
+//!     num_irqs: 5,
+//!     capabilities: vec![DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP32)],
+//! };
+//! let bytes = info.to_bytes();
+//! assert_eq!(bytes.len(), 24 + 16, "the structure and one link");
+//! assert_eq!(Info::from_bytes(&bytes)?.capabilities, info.capabilities);
+//! # Ok::<(), whimbrel_protocol::info::ChainError>(())
+//! ```
+
+mod capability;
+mod chain;
 
 use whimbrel_uapi::device::{
     DeviceInfo, DeviceInfoFlags, InfoCapHeader, IrqInfoFlags, RegionInfo, RegionInfoFlags,
-    RegionSparseMmapArea, VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, VFIO_REGION_INFO_CAP_SPARSE_MMAP,
-    VFIO_REGION_INFO_CAP_TYPE,
 };
 use zerocopy::{FromBytes, IntoBytes};
+
+pub use self::capability::{Capability, DeviceCapability, MmapArea, ZpciBase, ZpciGroup};
 
 /// What VFIO_DEVICE_GET_INFO tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +36,7 @@ pub struct Info {
     /// Highest IRQ index plus one.
     pub num_irqs: u32,
     /// Capabilities in the order of the chain.
-    pub capabilities: Vec<Capability>,
+    pub capabilities: Vec<DeviceCapability>,
 }
 
 /// What VFIO_DEVICE_GET_REGION_INFO tells of one region.
@@ -45,40 +61,6 @@ pub struct Irq {
     pub count: u32,
 }
 
-/// One link of a capability chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Capability {
-    /// Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP).
-    SparseMmap(Vec<MmapArea>),
-    /// What a device-specific region is (VFIO_REGION_INFO_CAP_TYPE).
-    Type {
-        /// The type, global per bus driver.
-        region_type: u32,
-        /// The subtype, specific to the type.
-        subtype: u32,
-    },
-    /// The MSI-X table can be mapped with the rest of the BAR (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE).
-    MsixMappable,
-    /// A capability without a form of its own here.
-    Other {
-        /// The header's number of the capability.
-        id: u16,
-        /// Its version.
-        version: u16,
-        /// Its bytes after the header.
-        data: Vec<u8>,
-    },
-}
-
-/// A part of a region that can be mapped, in bytes from the start of the region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MmapArea {
-    /// First byte.
-    pub offset: u64,
-    /// Bytes.
-    pub size: u64,
-}
-
 /// A chain that cannot be what a driver meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
@@ -95,110 +77,6 @@ pub enum ChainError {
 
 const HEADER: usize = size_of::<InfoCapHeader>();
 
-/// Appends a chain to `info`, which holds the info structure so far, and returns the offset of the first link, or 0 for
-/// an empty chain. Links are aligned to 8 bytes, as the kernel's are.
-pub fn append_chain(info: &mut Vec<u8>, capabilities: &[Capability]) -> u32 {
-    let mut first = 0;
-    let mut previous: Option<usize> = None;
-    for capability in capabilities {
-        info.resize(info.len().next_multiple_of(8), 0);
-        let at = info.len();
-        let (id, version, data) = capability.to_parts();
-        info.extend_from_slice(InfoCapHeader { id, version, next: 0 }.as_bytes());
-        info.extend_from_slice(&data);
-        match previous {
-            None => first = at as u32,
-            Some(before) => {
-                let next = std::mem::offset_of!(InfoCapHeader, next);
-                info[before + next..before + next + 4].copy_from_slice(&(at as u32).to_ne_bytes());
-            }
-        }
-        previous = Some(at);
-    }
-    first
-}
-
-/// Reads the chain that starts at `cap_offset` of `info`, the bytes of an info structure whose fixed part takes `fixed`
-/// bytes. An offset of 0 is an empty chain.
-pub fn parse_chain(info: &[u8], fixed: usize, cap_offset: u32) -> Result<Vec<Capability>, ChainError> {
-    let mut capabilities = Vec::new();
-    let mut at = cap_offset;
-    let mut least = fixed;
-    while at != 0 {
-        let start = at as usize;
-        if start < least {
-            return Err(if capabilities.is_empty() {
-                ChainError::Outside(at)
-            } else {
-                ChainError::Backwards(at)
-            });
-        }
-        let bytes = info.get(start..).ok_or(ChainError::Outside(at))?;
-        let (header, rest) = InfoCapHeader::read_from_prefix(bytes).map_err(|_| ChainError::Outside(at))?;
-        // A capability has no length field: it reaches to the next link or to the end.
-        let end = match header.next as usize {
-            0 => rest.len(),
-            next => next.saturating_sub(start + HEADER).min(rest.len()),
-        };
-        capabilities.push(
-            Capability::from_parts(header.id, header.version, &rest[..end]).ok_or(ChainError::Short(at))?,
-        );
-        least = start + HEADER;
-        at = header.next;
-    }
-    Ok(capabilities)
-}
-
-impl Capability {
-    fn to_parts(&self) -> (u16, u16, Vec<u8>) {
-        match self {
-            Capability::SparseMmap(areas) => {
-                let mut data = Vec::with_capacity(8 + areas.len() * 16);
-                data.extend_from_slice(&(areas.len() as u32).to_ne_bytes());
-                data.extend_from_slice(&[0; 4]);
-                for area in areas {
-                    data.extend_from_slice(
-                        RegionSparseMmapArea { offset: area.offset, size: area.size }.as_bytes(),
-                    );
-                }
-                (VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, data)
-            }
-            Capability::Type { region_type, subtype } => {
-                let mut data = region_type.to_ne_bytes().to_vec();
-                data.extend_from_slice(&subtype.to_ne_bytes());
-                (VFIO_REGION_INFO_CAP_TYPE, 1, data)
-            }
-            Capability::MsixMappable => (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, Vec::new()),
-            Capability::Other { id, version, data } => (*id, *version, data.clone()),
-        }
-    }
-
-    fn from_parts(id: u16, version: u16, data: &[u8]) -> Option<Capability> {
-        Some(match id {
-            VFIO_REGION_INFO_CAP_SPARSE_MMAP => {
-                let (count, rest) = u32::read_from_prefix(data).ok()?;
-                let areas = rest.get(4..)?;
-                let size = (count as usize).checked_mul(size_of::<RegionSparseMmapArea>())?;
-                let areas = areas.get(..size)?;
-                Capability::SparseMmap(
-                    areas
-                        .chunks_exact(size_of::<RegionSparseMmapArea>())
-                        .filter_map(|bytes| RegionSparseMmapArea::read_from_bytes(bytes).ok())
-                        .map(|area| MmapArea { offset: area.offset, size: area.size })
-                        .collect(),
-                )
-            }
-            VFIO_REGION_INFO_CAP_TYPE => {
-                let (region_type, rest) = u32::read_from_prefix(data).ok()?;
-                let (subtype, _) = u32::read_from_prefix(rest).ok()?;
-                Capability::Type { region_type, subtype }
-            }
-            VFIO_REGION_INFO_CAP_MSIX_MAPPABLE => Capability::MsixMappable,
-            _ => Capability::Other { id, version, data: data.to_vec() },
-        })
-    }
-}
-
 impl Region {
     /// A region that is not there, as the kernel describes one: no size, no flags.
     pub const fn absent(offset: u64) -> Region {
@@ -208,7 +86,7 @@ impl Region {
     /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is one.
     pub fn to_bytes(&self, index: u32) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<RegionInfo>()];
-        let cap_offset = append_chain(&mut bytes, &self.capabilities);
+        let cap_offset = chain::append(&mut bytes, &self.capabilities);
         let mut flags = self.flags;
         flags.set(RegionInfoFlags::CAPS, cap_offset != 0);
         let fixed = RegionInfo {
@@ -232,7 +110,7 @@ impl Region {
             flags,
             size: fixed.size,
             offset: fixed.offset,
-            capabilities: parse_chain(bytes, size_of::<RegionInfo>(), cap_offset)?,
+            capabilities: chain::parse(bytes, size_of::<RegionInfo>(), cap_offset)?,
         })
     }
 }
@@ -241,7 +119,7 @@ impl Info {
     /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is one.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<DeviceInfo>()];
-        let cap_offset = append_chain(&mut bytes, &self.capabilities);
+        let cap_offset = chain::append(&mut bytes, &self.capabilities);
         let mut flags = self.flags;
         flags.set(DeviceInfoFlags::CAPS, cap_offset != 0);
         let fixed = DeviceInfo {
@@ -265,7 +143,7 @@ impl Info {
             flags,
             num_regions: fixed.num_regions,
             num_irqs: fixed.num_irqs,
-            capabilities: parse_chain(bytes, size_of::<DeviceInfo>(), cap_offset)?,
+            capabilities: chain::parse(bytes, size_of::<DeviceInfo>(), cap_offset)?,
         })
     }
 }
@@ -273,6 +151,8 @@ impl Info {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use whimbrel_uapi::device::PciAtomicFlags;
+    use whimbrel_uapi::other_buses::ZpciFlags;
 
     use super::*;
 
@@ -290,11 +170,104 @@ mod tests {
             ]),
             Capability::Type { region_type: 3, subtype: 1 },
             Capability::MsixMappable,
+            Capability::Nvlink2Ssatgt { tgt: 0x20_0000_0000 },
+            Capability::Nvlink2Lnkspd { link_speed: 9 },
             Capability::Other { id: 77, version: 2, data: vec![1; 8] },
         ];
         let back = Region::from_bytes(&region(capabilities.clone()).to_bytes(4)).unwrap();
         assert_eq!(back.capabilities, capabilities);
         assert!(back.flags.contains(RegionInfoFlags::CAPS));
+    }
+
+    const BASE: ZpciBase = ZpciBase {
+        start_dma: 0x1_0000_0000,
+        end_dma: 0x1_ffff_ffff,
+        pchid: 0x1c0,
+        vfn: 3,
+        fmb_length: 0x80,
+        pft: 5,
+        gid: 7,
+        fh: None,
+        ccdf_err_length: None,
+    };
+
+    const GROUP: ZpciGroup = ZpciGroup {
+        dasm: 0xffff_0000,
+        msi_addr: 0xfee0_0000,
+        flags: ZpciFlags::REFRESH,
+        mui: 4000,
+        noi: 2048,
+        maxstbl: 128,
+        version: 3,
+        imaxstbl: None,
+    };
+
+    fn device(capability: DeviceCapability) -> Info {
+        let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::CAPS;
+        Info { flags, num_regions: 9, num_irqs: 5, capabilities: vec![capability] }
+    }
+
+    /// Each kind with its version and its length in a chain in bytes, which is that of the kernel's structure.
+    fn device_capabilities() -> Vec<(DeviceCapability, u16, usize)> {
+        let with_handle = ZpciBase { fh: Some(0x8000_0001), ..BASE };
+        let with_errors = ZpciBase { ccdf_err_length: Some(64), ..with_handle };
+        let interpreted = ZpciGroup { imaxstbl: Some(4096), ..GROUP };
+        vec![
+            (DeviceCapability::ZpciBase(BASE), 1, 32),
+            (DeviceCapability::ZpciBase(with_handle), 2, 40),
+            (DeviceCapability::ZpciBase(with_errors), 3, 40),
+            (DeviceCapability::ZpciGroup(GROUP), 1, 40),
+            (DeviceCapability::ZpciGroup(interpreted), 2, 48),
+            (DeviceCapability::ZpciUtil(vec![0xc1; 64]), 1, 80),
+            (DeviceCapability::ZpciUtil(vec![]), 1, 16),
+            (DeviceCapability::ZpciPfip(vec![1, 2, 3, 4]), 1, 16),
+            (DeviceCapability::PciAtomicComp(PciAtomicFlags::all()), 1, 16),
+            (DeviceCapability::Other { id: 77, version: 2, data: vec![1; 8] }, 2, 16),
+        ]
+    }
+
+    #[test]
+    fn a_capability_of_a_device_reads_back_as_it_was_written_and_is_as_long_as_the_kernels() {
+        for (capability, version, length) in device_capabilities() {
+            let bytes = device(capability.clone()).to_bytes();
+            let fixed = size_of::<DeviceInfo>();
+            assert_eq!(bytes.len(), fixed + length, "{capability:?}");
+            assert_eq!(bytes[fixed + 2..fixed + 4], version.to_ne_bytes(), "{capability:?}");
+            assert_eq!(Info::from_bytes(&bytes).unwrap(), device(capability));
+        }
+    }
+
+    #[test]
+    fn a_chain_of_all_kinds_reads_back() {
+        let mut info = device(DeviceCapability::ZpciUtil(vec![7; 3]));
+        info.capabilities = device_capabilities().into_iter().map(|(capability, ..)| capability).collect();
+        assert_eq!(Info::from_bytes(&info.to_bytes()).unwrap(), info);
+    }
+
+    #[test]
+    fn a_capability_of_a_device_that_is_cut_short_is_refused() {
+        let fixed = size_of::<DeviceInfo>();
+        // What is needed of each: the kernel pads it to eight bytes.
+        for (capability, needed) in
+            device_capabilities().into_iter().zip([32, 36, 40, 40, 42, 76, 12, 16, 12])
+        {
+            let bytes = device(capability.0.clone()).to_bytes();
+            assert!(Info::from_bytes(&bytes[..fixed + needed]).is_ok(), "{capability:?}");
+            for length in HEADER..needed {
+                let answer = Info::from_bytes(&bytes[..fixed + length]);
+                assert_eq!(answer, Err(ChainError::Short(fixed as u32)), "{capability:?} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_number_means_one_thing_of_a_device_and_another_of_a_region() {
+        let bytes = region(vec![Capability::Type { region_type: 1, subtype: 1 }]).to_bytes(0);
+        let id = size_of::<RegionInfo>();
+        assert_eq!(bytes[id..id + 2], [2, 0]);
+        let bytes = device(DeviceCapability::ZpciGroup(GROUP)).to_bytes();
+        let id = size_of::<DeviceInfo>();
+        assert_eq!(bytes[id..id + 2], [2, 0]);
     }
 
     #[test]
@@ -339,6 +312,29 @@ mod tests {
         fn no_bytes_can_make_the_reader_fail_otherwise(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Region::from_bytes(&bytes);
             let _ = Info::from_bytes(&bytes);
+        }
+
+        #[test]
+        fn what_can_be_read_of_a_capability_can_be_written(
+            id in 0..7_u16,
+            version in 0..5_u16,
+            data in proptest::collection::vec(0..4_u8, 0..80),
+        ) {
+            let flags = (DeviceInfoFlags::PCI | DeviceInfoFlags::CAPS).bits();
+            let offset = size_of::<DeviceInfo>() as u32;
+            let fixed = DeviceInfo { flags, cap_offset: offset, ..DeviceInfo::default() };
+            let header = InfoCapHeader { id, version, next: 0 };
+            let bytes = [fixed.as_bytes(), header.as_bytes(), &data].concat();
+            if let Ok(info) = Info::from_bytes(&bytes) {
+                let again = Info::from_bytes(&info.to_bytes()).unwrap();
+                match (&info.capabilities[0], &again.capabilities[0]) {
+                    // Padded to eight bytes on the way.
+                    (DeviceCapability::Other { data, .. }, DeviceCapability::Other { data: padded, .. }) => {
+                        prop_assert_eq!(&data[..], &padded[..data.len()]);
+                    }
+                    (once, twice) => prop_assert_eq!(once, twice),
+                }
+            }
         }
     }
 }

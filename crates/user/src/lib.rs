@@ -34,6 +34,6 @@ pub use error::{Error, Result};
 pub use local::Local;
 pub use mapped_region::MappedRegion;
 pub use whimbrel_device::{IrqAction, PrecopyReport};
-pub use whimbrel_protocol::info::{Capability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
