@@ -3,6 +3,8 @@
 //!
 //! What a bound device answers to everything else is [`DeviceFile`]'s business.
 
+use std::mem::offset_of;
+
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::cdev::{
@@ -88,7 +90,7 @@ impl Cdev {
     }
 
     fn bind(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
-        let least = std::mem::offset_of!(DeviceBindIommufd, token_uuid_ptr);
+        let least = offset_of!(DeviceBindIommufd, token_uuid_ptr);
         let argsz: u32 = read(caller, argument)?;
         if (argsz as usize) < least {
             return Err(Errno::EINVAL);
@@ -111,7 +113,7 @@ impl Cdev {
             id = iommufd.bind(self.device.bus().clone(), &self.iommu)?;
             Ok(Some(Binding::new(iommufd.clone(), id, claim)))
         })?;
-        let out = argument.wrapping_add(std::mem::offset_of!(DeviceBindIommufd, out_devid) as u64);
+        let out = argument.wrapping_add(offset_of!(DeviceBindIommufd, out_devid) as u64);
         if let Err(fault) = caller.write(out, id.as_bytes()) {
             self.device.close_one();
             return Err(fault.into());
@@ -139,39 +141,60 @@ impl Cdev {
     }
 
     fn attach(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
-        let least = std::mem::offset_of!(DeviceAttachIommufdPt, pasid);
-        let pasid = DeviceAttachFlags::PASID.bits();
-        let asked: DeviceAttachIommufdPt =
-            read_flagged(caller, argument, least, pasid, |asked: &DeviceAttachIommufdPt| {
-                (asked.argsz, asked.flags)
-            })?;
-        if asked.flags & pasid != 0 {
-            return Err(Errno::EOPNOTSUPP);
-        }
+        let least = offset_of!(DeviceAttachIommufdPt, pasid);
+        let flag = DeviceAttachFlags::PASID.bits();
+        let head = |asked: &DeviceAttachIommufdPt| (asked.argsz, asked.flags);
+        let asked = self.read_with_pasid(caller, argument, least, flag, head)?;
+        let pasid = (asked.flags & flag != 0).then_some(asked.pasid);
         let bound = self.bound.lock();
         let Bound { iommufd, id, .. } = bound.as_ref().ok_or(Errno::EINVAL)?;
-        let used = iommufd.attach(*id, asked.pt_id)?;
-        let out = argument.wrapping_add(std::mem::offset_of!(DeviceAttachIommufdPt, pt_id) as u64);
+        let used = iommufd.attach(*id, pasid, asked.pt_id)?;
+        let out = argument.wrapping_add(offset_of!(DeviceAttachIommufdPt, pt_id) as u64);
         caller.write(out, used.as_bytes()).map_err(|fault| {
-            iommufd.detach(*id);
+            iommufd.detach(*id, pasid);
             fault.into()
         })
     }
 
     fn detach(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
-        let least = std::mem::offset_of!(DeviceDetachIommufdPt, pasid);
-        let pasid = DeviceDetachFlags::PASID.bits();
-        let asked: DeviceDetachIommufdPt =
-            read_flagged(caller, argument, least, pasid, |asked: &DeviceDetachIommufdPt| {
-                (asked.argsz, asked.flags)
-            })?;
-        if asked.flags & pasid != 0 {
-            return Err(Errno::EOPNOTSUPP);
-        }
+        let least = offset_of!(DeviceDetachIommufdPt, pasid);
+        let flag = DeviceDetachFlags::PASID.bits();
+        let head = |asked: &DeviceDetachIommufdPt| (asked.argsz, asked.flags);
+        let asked = self.read_with_pasid(caller, argument, least, flag, head)?;
         if let Some(Bound { iommufd, id, .. }) = &*self.bound.lock() {
-            iommufd.detach(*id);
+            iommufd.detach(*id, (asked.flags & flag != 0).then_some(asked.pasid));
         }
         Ok(())
+    }
+
+    /// Reads the `least` bytes every user gives, and the PASID behind them if the one flag there is is set.
+    ///
+    /// EFAULT; EINVAL for a size below what is needed or an unknown flag; EOPNOTSUPP for a PASID of a device that
+    /// has none, before its size is looked at.
+    fn read_with_pasid<T: FromBytes + FromZeros + IntoBytes>(
+        &self,
+        caller: &dyn Caller,
+        address: u64,
+        least: usize,
+        flag: u32,
+        head: impl Fn(&T) -> (u32, u32),
+    ) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        caller.read(address, &mut value.as_mut_bytes()[..least])?;
+        let (argsz, flags) = head(&value);
+        if (argsz as usize) < least || flags & !flag != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if flags & flag != 0 {
+            if !self.iommu.has_pasids() {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            if (argsz as usize) < size_of::<T>() {
+                return Err(Errno::EINVAL);
+            }
+            caller.read(address.wrapping_add(least as u64), &mut value.as_mut_bytes()[least..])?;
+        }
+        Ok(value)
     }
 }
 
@@ -187,29 +210,5 @@ impl Drop for Cdev {
 fn read<T: FromBytes + FromZeros + IntoBytes>(caller: &dyn Caller, address: u64) -> Result<T, Errno> {
     let mut value = T::new_zeroed();
     caller.read(address, value.as_mut_bytes())?;
-    Ok(value)
-}
-
-/// Reads the `least` bytes every user gives, and the rest of the structure if the one flag it belongs to is
-/// set: EFAULT, EINVAL for a size below what is needed or an unknown flag.
-fn read_flagged<T: FromBytes + FromZeros + IntoBytes>(
-    caller: &dyn Caller,
-    address: u64,
-    least: usize,
-    flag: u32,
-    head: impl Fn(&T) -> (u32, u32),
-) -> Result<T, Errno> {
-    let mut value = T::new_zeroed();
-    caller.read(address, &mut value.as_mut_bytes()[..least])?;
-    let (argsz, flags) = head(&value);
-    if (argsz as usize) < least || flags & !flag != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if flags & flag != 0 {
-        if (argsz as usize) < size_of::<T>() {
-            return Err(Errno::EINVAL);
-        }
-        caller.read(address.wrapping_add(least as u64), &mut value.as_mut_bytes()[least..])?;
-    }
     Ok(value)
 }

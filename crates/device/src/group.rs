@@ -13,8 +13,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::container::Container;
 use crate::device_file::DeviceFile;
-use crate::iommufd::Iommufd;
-use crate::opens::Way;
+use crate::iommufd::{Iommu, Iommufd};
+use crate::opens::{Binding, Way};
 use crate::type1::{Member, Translation};
 use crate::user_memory::Process;
 
@@ -39,6 +39,8 @@ pub(crate) struct Shared {
 struct State {
     opened: bool,
     container: Option<Container>,
+    /// What it was given for a container.
+    iommufd: Option<Iommufd>,
     /// How often each device is open.
     open_devices: Vec<u32>,
 }
@@ -94,7 +96,8 @@ impl Group {
                 return Err(Errno::EEXIST);
             }
         }
-        let state = State { opened: false, container: None, open_devices: vec![0; devices.len()] };
+        let state =
+            State { opened: false, container: None, iommufd: None, open_devices: vec![0; devices.len()] };
         let owner = Owner { viable: true, iommufd: None };
         let shared = Shared { translation, devices, state: Mutex::new(state), owner: Mutex::new(owner) };
         let shared = Arc::new(shared);
@@ -161,7 +164,7 @@ impl GroupFile {
     pub fn status(&self) -> GroupFlags {
         let shared = self.shared();
         let state = shared.state.lock();
-        if state.container.is_some() {
+        if state.has_iommu() {
             GroupFlags::VIABLE | GroupFlags::CONTAINER_SET
         } else if shared.may_be_used() {
             GroupFlags::VIABLE
@@ -175,7 +178,7 @@ impl GroupFile {
     pub fn set_container(&self, container: &Container) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
-        if state.container.is_some() {
+        if state.has_iommu() {
             return Err(Errno::EINVAL);
         }
         if !shared.may_be_used() {
@@ -190,11 +193,29 @@ impl GroupFile {
         Ok(())
     }
 
+    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An address
+    /// space of the iommufd stands in for the container; if there is none, one is made
+    /// (`iommufd_vfio_compat_ioas_create()`).
+    pub fn set_iommufd(&self, iommufd: &Iommufd) -> Result<(), Errno> {
+        let mut state = self.shared().state.lock();
+        if state.has_iommu() {
+            return Err(Errno::EINVAL);
+        }
+        iommufd.make_compatible()?;
+        state.iommufd = Some(iommufd.clone());
+        Ok(())
+    }
+
     /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to
     /// leave takes the IOMMU and all its mappings with it.
+    ///
+    /// From an iommufd the group is taken away at any time; devices that are open stay attached to it.
     pub fn unset_container(&self) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
+        if state.iommufd.take().is_some() {
+            return Ok(());
+        }
         if state.container.is_none() {
             return Err(Errno::EINVAL);
         }
@@ -209,16 +230,32 @@ impl GroupFile {
 
     /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
     /// container and before the container has an IOMMU. A device can be opened more than once.
+    ///
+    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable, ENODEV if no
+    /// address space stands in for a container any more, and why the device cannot be attached.
     pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
         let shared = self.shared();
         let index = shared.devices.iter().position(|device| device.name() == name).ok_or(Errno::ENODEV)?;
         let mut state = shared.state.lock();
-        if !state.container.as_ref().is_some_and(Container::has_iommu) {
-            return Err(Errno::EINVAL);
+        let device = &shared.devices[index];
+        match &state.iommufd {
+            Some(iommufd) => device.open(Way::Group, || self.bind(device, iommufd).map(Some))?,
+            None if state.container.as_ref().is_some_and(Container::has_iommu) => {
+                device.open(Way::Group, || Ok(None))?;
+            }
+            None => return Err(Errno::EINVAL),
         }
-        shared.devices[index].open(Way::Group, || Ok(None))?;
         state.open_devices[index] += 1;
         Ok(OpenDevice { file: Arc::new(OpenedDevice { opened: self.opened.clone(), index }) })
+    }
+
+    /// `vfio_df_iommufd_bind()` and `vfio_iommufd_compat_attach_ioas()`.
+    fn bind(&self, device: &DeviceFile, iommufd: &Iommufd) -> Result<Binding, Errno> {
+        let translation = &self.shared().translation;
+        let claim = translation.is_hardware().then(|| self.group().claim(iommufd)).transpose()?;
+        let id = iommufd.bind(device.bus().clone(), &Iommu::from(translation))?;
+        iommufd.attach_compatible(id).inspect_err(|_| iommufd.unbind(id))?;
+        Ok(Binding::new(iommufd.clone(), id, claim))
     }
 
     /// A raw ioctl on the group: `number` as in the header, `argument` an address in `process`.
@@ -256,7 +293,11 @@ impl GroupFile {
         match process.container(fd) {
             Ok(container) => self.set_container(&container).map(|()| 0),
             // A descriptor of another kind is found out last, one that is not open first.
-            Err(Errno::EBADFD) if self.shared().state.lock().container.is_some() => Err(Errno::EINVAL),
+            Err(Errno::EBADFD) if self.shared().state.lock().has_iommu() => Err(Errno::EINVAL),
+            Err(Errno::EBADFD) => match process.iommufd(fd) {
+                Ok(iommufd) => self.set_iommufd(&iommufd).map(|()| 0),
+                Err(_) => Err(Errno::EBADFD),
+            },
             Err(error) => Err(error),
         }
     }
@@ -283,6 +324,13 @@ impl Drop for Claim {
             Some((_, shares)) if *shares > 1 => *shares -= 1,
             last => *last = None,
         }
+    }
+}
+
+impl State {
+    /// `vfio_group_has_iommu()`.
+    fn has_iommu(&self) -> bool {
+        self.container.is_some() || self.iommufd.is_some()
     }
 }
 
@@ -315,6 +363,7 @@ impl Drop for Opened {
         if let Some(container) = state.container.take() {
             container.detach(self.group.identity());
         }
+        state.iommufd = None;
         state.opened = false;
     }
 }

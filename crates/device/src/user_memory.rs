@@ -9,6 +9,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::container::Container;
 use crate::group::{GroupFile, OpenDevice};
+use crate::iommufd::Iommufd;
 use crate::{DataFile, Errno, Memory};
 
 /// An address the process cannot access. The kernel answers EFAULT.
@@ -52,6 +53,15 @@ pub trait Process {
     ///
     /// A process has none if this is not implemented.
     fn container(&self, fd: i32) -> Result<Container, Errno> {
+        let _ = fd;
+        Err(Errno::EBADF)
+    }
+
+    /// The iommufd behind a descriptor: EBADF if the descriptor is not open, EBADFD if it is another kind of file.
+    /// [`Process::container`] answers EBADFD for it.
+    ///
+    /// A process has none if this is not implemented.
+    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
         let _ = fd;
         Err(Errno::EBADF)
     }

@@ -139,6 +139,7 @@ fn own(dirty_tracking: bool) -> Iommu {
         dirty_tracking,
         last_iova: 0x7f_ffff_ffff,
         reserved: vec![(0xfee0_0000, 0xfeef_ffff)],
+        ..OwnIommu::default()
     })
 }
 
@@ -219,8 +220,8 @@ fn attaching_and_detaching_are_checked_in_the_kernels_order() {
         (&[12, 0], Err(Errno::EFAULT)),
         (&[11, 0, ioas], Err(Errno::EINVAL)),
         (&[12, 2, ioas], Err(Errno::EINVAL)),
-        (&[12, 1, ioas], Err(Errno::EINVAL)),
-        (&[16, 1, ioas], Err(Errno::EFAULT)),
+        (&[11, 1, ioas], Err(Errno::EINVAL)),
+        (&[12, 1, ioas], Err(Errno::EOPNOTSUPP)),
         (&[16, 1, ioas, 3], Err(Errno::EOPNOTSUPP)),
         (&[12, 0, 99], Err(Errno::ENOENT)),
         (&[12, 0, device], Err(Errno::ENOENT)),

@@ -7,12 +7,14 @@ use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
 
 use super::pages::{Area, PAGE_SIZE};
+use crate::dma::MappingLog;
 
 /// A page table of an address space.
 #[derive(Debug, Default)]
 pub(super) struct Domain {
-    /// One log for each mapping, under its first IOVA; `None` while it does not track.
-    pub(super) logs: Option<BTreeMap<u64, Arc<DirtyLog>>>,
+    /// The log of each mapping, under its first IOVA; `None` while it does not track. Mappings that were one
+    /// share a log.
+    pub(super) logs: Option<BTreeMap<u64, MappingLog>>,
 }
 
 impl Domain {
@@ -31,19 +33,29 @@ impl Domain {
         }
     }
 
-    pub(super) fn log(&self, start: u64) -> Option<&Arc<DirtyLog>> {
+    /// A mapping was cut in two: the second one begins at `second`.
+    pub(super) fn cut(&mut self, start: u64, second: u64) {
+        if let Some(logs) = &mut self.logs
+            && let Some(log) = logs.get(&start)
+        {
+            let log = MappingLog { log: log.log.clone(), offset: log.offset + (second - start) };
+            logs.insert(second, log);
+        }
+    }
+
+    pub(super) fn log(&self, start: u64) -> Option<&MappingLog> {
         self.logs.as_ref()?.get(&start)
     }
 }
 
 /// An empty log of a mapping, counted from its first byte.
-pub(super) fn log_of(area: &Area) -> Result<Arc<DirtyLog>, Errno> {
+pub(super) fn log_of(area: &Area) -> Result<MappingLog, Errno> {
     let mut ranges = LoggingRanges::new(PAGE_SIZE, 1)?;
     ranges.push(0, area.length())?;
-    DirtyLog::new(&ranges).map(Arc::new)
+    Ok(MappingLog { log: Arc::new(DirtyLog::new(&ranges)?), offset: 0 })
 }
 
-/// Takes the marks of `length` bytes from byte `from` of a mapping as runs of bytes: where each begins, and
+/// Takes the marks of `length` bytes from byte `from` of a log as runs of bytes: where each begins, and
 /// its length.
 pub(super) fn collect(log: &DirtyLog, from: u64, length: u64) -> Result<Vec<(u64, u64)>, Errno> {
     /// Bytes looked at in one go.

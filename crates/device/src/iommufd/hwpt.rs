@@ -8,10 +8,12 @@ use whimbrel_uapi::iommufd::{
     IOMMU_HWPT_DATA_NONE,
 };
 
+use super::OwnIommu;
 use super::command::Command;
 use super::domain::collect;
 use super::ioas::last;
 use super::object::{Objects, PageTable};
+use crate::dma::MappingLog;
 
 /// A page table that maps what an address space maps.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +21,40 @@ pub(super) struct Hwpt {
     pub(super) ioas: u32,
     /// It can keep dirty bits.
     pub(super) tracks: bool,
+    /// It was made for devices that use PASIDs.
+    pub(super) for_pasids: bool,
     /// It was made for a device that attached to the address space, and goes with the last such device.
     pub(super) automatic: bool,
+    /// The last IOVA it translates.
+    pub(super) last_iova: u64,
+    /// Sizes of its pages.
+    pub(super) page_sizes: u64,
+    /// It is made for devices that are coherent whatever they ask for.
+    pub(super) coherent: bool,
+}
+
+impl Hwpt {
+    /// A page table for a device's IOMMU.
+    pub(super) fn new(ioas: u32, iommu: &OwnIommu, flags: HwptAllocFlags, automatic: bool) -> Hwpt {
+        Hwpt {
+            ioas,
+            tracks: flags.contains(HwptAllocFlags::ALLOC_DIRTY_TRACKING),
+            for_pasids: flags.contains(HwptAllocFlags::ALLOC_PASID),
+            automatic,
+            last_iova: iommu.last_iova,
+            page_sizes: iommu.page_sizes,
+            coherent: iommu.coherent,
+        }
+    }
+
+    /// EINVAL unless an IOMMU can use the table.
+    pub(super) fn check_iommu(&self, iommu: &OwnIommu) -> Result<(), Errno> {
+        let fits = self.last_iova <= iommu.last_iova
+            && self.page_sizes & !iommu.page_sizes == 0
+            && (iommu.coherent || !self.coherent)
+            && (iommu.dirty_tracking || !self.tracks);
+        if fits { Ok(()) } else { Err(Errno::EINVAL) }
+    }
 }
 
 pub(super) fn alloc(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
@@ -32,7 +66,7 @@ pub(super) fn alloc(objects: &mut Objects, command: &mut Command<'_>) -> Result<
         return Err(Errno::EINVAL);
     }
     let iommu = objects.device(asked.dev_id)?.iommu.clone();
-    let nested_flags = HwptAllocFlags::FAULT_ID_VALID.bits();
+    let nested_flags = (HwptAllocFlags::FAULT_ID_VALID | HwptAllocFlags::ALLOC_PASID).bits();
     match objects.page_table(asked.pt_id) {
         PageTable::Ioas => {}
         // A nested table needs data, and a parent that was made to be one: none can be made here.
@@ -41,15 +75,12 @@ pub(super) fn alloc(objects: &mut Objects, command: &mut Command<'_>) -> Result<
         }
         PageTable::Hwpt | PageTable::None => return Err(Errno::EINVAL),
     }
-    let tracks = match HwptAllocFlags::from_bits(asked.flags) {
-        Some(flags) if flags.is_empty() => false,
-        Some(HwptAllocFlags::ALLOC_DIRTY_TRACKING) if iommu.dirty_tracking => true,
-        _ => return Err(Errno::EOPNOTSUPP),
-    };
-    if asked.data_len != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    asked.out_hwpt_id = objects.add_hwpt(asked.pt_id, &iommu, tracks, false)?;
+    let mut possible = HwptAllocFlags::empty();
+    possible.set(HwptAllocFlags::ALLOC_DIRTY_TRACKING, iommu.dirty_tracking);
+    possible.set(HwptAllocFlags::ALLOC_PASID, iommu.pasid_bits > 0);
+    let flags = HwptAllocFlags::from_bits(asked.flags).filter(|flags| possible.contains(*flags));
+    let flags = flags.filter(|_| asked.data_len == 0).ok_or(Errno::EOPNOTSUPP)?;
+    asked.out_hwpt_id = objects.add_hwpt(Hwpt::new(asked.pt_id, &iommu, flags, false))?;
     command.respond(&asked).inspect_err(|_| objects.remove(asked.out_hwpt_id))
 }
 
@@ -63,7 +94,7 @@ pub(super) fn hw_info(objects: &mut Objects, command: &mut Command<'_>) -> Resul
     command.clear(info.data_uptr, info.data_len)?;
     info.data_len = 0;
     info.out_data_type = IOMMU_HW_INFO_TYPE_NONE;
-    info.out_max_pasid_log2 = 0;
+    info.out_max_pasid_log2 = iommu.pasid_width();
     let mut capabilities = HwCapabilities::empty();
     capabilities.set(HwCapabilities::DIRTY_TRACKING, iommu.dirty_tracking);
     info.out_capabilities = capabilities.bits();
@@ -91,15 +122,13 @@ pub(super) fn get_dirty_bitmap(objects: &mut Objects, command: &mut Command<'_>)
     if !hwpt.tracks {
         return Err(Errno::EOPNOTSUPP);
     }
-    for (start, log, from, length) in ioas.dirty_logs(asked.hwpt_id, asked.iova, end) {
+    for (offset, MappingLog { log, offset: from }, length) in ioas.dirty_logs(asked.hwpt_id, asked.iova, end)
+    {
         let runs = collect(&log, from, length)?;
-        let written = runs
-            .iter()
-            .try_for_each(|(at, bytes)| set_bits(command, &asked, start + at - asked.iova, *bytes));
+        let written =
+            runs.iter().try_for_each(|(at, bytes)| set_bits(command, &asked, offset + (at - from), *bytes));
         if written.is_err() || flags.contains(HwptGetDirtyBitmapFlags::NO_CLEAR) {
-            for (at, bytes) in &runs {
-                log.mark(*at, *bytes);
-            }
+            runs.iter().for_each(|(at, bytes)| log.mark(*at, *bytes));
         }
         written?;
     }

@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::domain::{Domain, log_of};
 use super::pages::{Area, PAGE_SIZE, Pages, Source};
 use super::spans::Spans;
-use crate::bus::Bus;
+use crate::dma::{DmaSpace, MappingLog};
 
 /// A part of some pages that is to be mapped.
 #[derive(Debug)]
@@ -23,10 +22,17 @@ pub(super) struct Slice {
     pub(super) length: u64,
 }
 
-/// A device that reaches the address space.
+/// Where accesses come from: a device, and the PASID in its requests (0 without one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Origin {
+    pub(super) device: u32,
+    pub(super) pasid: u32,
+}
+
+/// What a device reaches of the address space.
 #[derive(Debug)]
 struct Attached {
-    bus: Bus,
+    space: Arc<DmaSpace>,
     /// The page table it uses; `None` for an emulated IOMMU.
     domain: Option<u32>,
 }
@@ -43,7 +49,7 @@ pub(super) struct Ioas {
     reserved: Vec<(u32, Range)>,
     /// Mappings keep to single pages, and so to page alignment.
     small_pages: bool,
-    attached: BTreeMap<u32, Attached>,
+    attached: BTreeMap<Origin, Attached>,
     domains: BTreeMap<u32, Domain>,
 }
 
@@ -152,42 +158,65 @@ impl Ioas {
         }
     }
 
-    /// Takes away the mappings from `start` to `last`, in ascending order, and returns how many bytes they
+    /// Takes away the mappings from `start` to `last`, in ascending order, and adds up in `bytes` what they
     /// had.
     ///
     /// ENOENT at a mapping that the range cuts; those below it are gone by then, as in the kernel.
-    pub(super) fn unmap(&mut self, start: u64, last: u64) -> Result<u64, Errno> {
+    pub(super) fn unmap(&mut self, start: u64, last: u64, bytes: &mut u64) -> Result<(), Errno> {
         if self.areas.range(..start).next_back().is_some_and(|(_, area)| area.last >= start) {
             return Err(Errno::ENOENT);
         }
-        let mut bytes = 0u64;
         while let Some((at, area)) = self.areas.range(start..=last).next() {
             if area.last > last {
                 return Err(Errno::ENOENT);
             }
             let at = *at;
-            bytes = bytes.wrapping_add((area.last - at).wrapping_add(1));
+            *bytes = bytes.wrapping_add((area.last - at).wrapping_add(1));
             self.drop_area(at);
         }
-        Ok(bytes)
+        Ok(())
+    }
+
+    /// Cuts the mapping that goes on after `last` there, so that each part can be unmapped. EINVAL where the
+    /// cut is not aligned. A mapping of which `last` is the first or the last IOVA stays whole, as in the
+    /// kernel (`iopt_area_split()`).
+    pub(super) fn cut_after(&mut self, last: u64) -> Result<(), Errno> {
+        let alignment = self.alignment();
+        let Some((start, area)) = self.areas.range_mut(..=last).next_back() else { return Ok(()) };
+        let (start, second) = (*start, last.wrapping_add(1));
+        if area.last <= last || start == last {
+            return Ok(());
+        }
+        let aligned = |value: u64| value.is_multiple_of(alignment);
+        if !aligned(second) || !aligned(area.from + (second - start)) {
+            return Err(Errno::EINVAL);
+        }
+        self.attached.values().for_each(|attached| attached.take(area));
+        let other = area.cut(second);
+        self.areas.insert(second, other);
+        self.domains.values_mut().for_each(|domain| domain.cut(start, second));
+        for area in [start, second].iter().filter_map(|start| self.areas.get(start)) {
+            self.attached.values().for_each(|attached| attached.give_again(area, &self.domains));
+        }
+        Ok(())
     }
 
     /// Lets a device with an emulated IOMMU reach what is mapped. Memory that cannot be had is a fault when
     /// the device uses it.
-    pub(super) fn attach_access(&mut self, id: u32, bus: Bus) {
-        let attached = Attached { bus, domain: None };
+    pub(super) fn attach_access(&mut self, device: u32, space: Arc<DmaSpace>) {
+        let attached = Attached { space, domain: None };
         for area in self.areas.values() {
             attached.try_give(area);
         }
-        self.attached.insert(id, attached);
+        self.attached.insert(Origin { device, pasid: 0 }, attached);
     }
 
     /// Lets a device reach what is mapped through one of the page tables, all of it or, after an error,
     /// nothing.
     pub(super) fn attach_device(
         &mut self,
-        id: u32,
-        bus: Bus,
+        origin: Origin,
+        space: Arc<DmaSpace>,
         domain: u32,
         reserved: &[Range],
     ) -> Result<(), Errno> {
@@ -195,41 +224,41 @@ impl Ioas {
         let logs = self.domains.get(&domain);
         for (count, area) in self.areas.values().enumerate() {
             let log = logs.and_then(|domain| domain.log(area.start));
-            if let Err(errno) = area.give(bus.dma(), log) {
-                self.areas.values().take(count).for_each(|area| area.take(bus.dma()));
+            if let Err(errno) = area.give(&space, log) {
+                self.areas.values().take(count).for_each(|area| area.take(&space));
                 return Err(errno);
             }
         }
-        self.reserved.extend(reserved.iter().map(|range| (id, *range)));
-        self.attached.insert(id, Attached { bus, domain: Some(domain) });
+        self.reserved.extend(reserved.iter().map(|range| (origin.device, *range)));
+        self.attached.insert(origin, Attached { space, domain: Some(domain) });
         Ok(())
     }
 
     /// Lets a device that is attached use another of the page tables.
-    pub(super) fn change_domain(&mut self, id: u32, domain: u32) {
-        if let Some(attached) = self.attached.get_mut(&id) {
+    pub(super) fn change_domain(&mut self, origin: Origin, domain: u32) {
+        if let Some(attached) = self.attached.get_mut(&origin) {
             attached.domain = Some(domain);
         }
         self.set_logs(domain);
     }
 
     /// Takes everything mapped here from a device.
-    pub(super) fn detach(&mut self, id: u32) {
-        if let Some(attached) = self.attached.remove(&id) {
+    pub(super) fn detach(&mut self, origin: Origin) {
+        if let Some(attached) = self.attached.remove(&origin) {
             self.areas.values().for_each(|area| attached.take(area));
         }
-        self.reserved.retain(|(owner, _)| *owner != id);
+        if origin.pasid == 0 {
+            self.reserved.retain(|(owner, _)| *owner != origin.device);
+        }
     }
 
     /// Adds a page table that translates up to `last_iova`. EADDRINUSE if a mapping is not aligned to pages
-    /// or lies past that, EFAULT if memory cannot be had.
+    /// or lies past that, EFAULT if memory cannot be had, EINVAL for a mapping without rights.
     pub(super) fn add_domain(&mut self, id: u32, last_iova: u64) -> Result<(), Errno> {
         self.check_page_alignment()?;
         let beyond = last_iova.checked_add(1).map(|past| (past, u64::MAX));
         self.check_reserved(beyond.as_slice())?;
-        for area in self.areas.values() {
-            area.pages.memory.as_ref().map_err(|errno| *errno)?;
-        }
+        self.areas.values().try_for_each(Area::check_table)?;
         self.reserved.extend(beyond.map(|range| (id, range)));
         self.domains.insert(id, Domain::default());
         Ok(())
@@ -257,22 +286,17 @@ impl Ioas {
         Ok(())
     }
 
-    /// The logs of what is mapped without a hole from `iova` to `last`: the first byte each stands for, the
-    /// bytes of it that are in the range (where they begin, and how many). None while the page table does not
-    /// track.
-    pub(super) fn dirty_logs(
-        &self,
-        domain: u32,
-        iova: u64,
-        last: u64,
-    ) -> Vec<(u64, Arc<DirtyLog>, u64, u64)> {
+    /// The logs of what is mapped without a hole from `iova` to `last`: where in the range each begins, the
+    /// log from there on, and how many bytes of it are in the range. None while the page table does not track.
+    pub(super) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
         let mut found = Vec::new();
         let Some(domain) = self.domains.get(&domain) else { return found };
         let mut at = iova;
         while let Some((start, area)) = self.areas.range(..=at).next_back() {
             let Some(log) = domain.log(*start).filter(|_| area.last >= at) else { break };
             let end = area.last.min(last);
-            found.push((*start, log.clone(), at - start, end - at + 1));
+            let log = MappingLog { log: log.log.clone(), offset: log.offset + (at - start) };
+            found.push((at - iova, log, end - at + 1));
             if end == last {
                 break;
             }
@@ -286,7 +310,7 @@ impl Ioas {
         let Some(domain) = self.domains.get(&id) else { return };
         for attached in self.attached.values().filter(|attached| attached.domain == Some(id)) {
             for area in self.areas.values() {
-                area.set_log(attached.bus.dma(), domain.log(area.start));
+                area.set_log(&attached.space, domain.log(area.start));
             }
         }
     }
@@ -294,7 +318,7 @@ impl Ioas {
     /// Adds a mapping and gives it to every device, or to none.
     fn add(&mut self, area: Area) -> Result<(), Errno> {
         if !self.domains.is_empty() {
-            area.pages.memory.as_ref().map_err(|errno| *errno)?;
+            area.check_table()?;
         }
         let mut result = self.domains.values_mut().try_for_each(|domain| domain.add(&area));
         for (count, attached) in self.attached.values().enumerate() {
@@ -305,7 +329,7 @@ impl Ioas {
                 }
                 Some(domain) => {
                     let log = self.domains.get(&domain).and_then(|domain| domain.log(area.start));
-                    area.give(attached.bus.dma(), log)
+                    area.give(&attached.space, log)
                 }
             });
             if result.is_err() {
@@ -411,13 +435,26 @@ pub(super) fn last(iova: u64, length: u64) -> Result<u64, Errno> {
 impl Attached {
     /// Gives a device with an emulated IOMMU a mapping, if there is memory.
     fn try_give(&self, area: &Area) {
-        if let Err(errno) = area.give(self.bus.dma(), None) {
+        if area.rights.is_empty() {
+            return;
+        }
+        if let Err(errno) = area.give(&self.space, None) {
             let (iova, length) = (area.start, area.length());
             tracing::debug!(iova, length, %errno, "a device will fault on memory that cannot be had");
         }
     }
 
+    /// Gives a device what it has had before.
+    fn give_again(&self, area: &Area, domains: &BTreeMap<u32, Domain>) {
+        let Some(domain) = self.domain else { return self.try_give(area) };
+        let log = domains.get(&domain).and_then(|domain| domain.log(area.start));
+        if let Err(errno) = area.give(&self.space, log) {
+            let (iova, length) = (area.start, area.length());
+            tracing::error!(iova, length, %errno, "a device has lost memory that is mapped for it");
+        }
+    }
+
     fn take(&self, area: &Area) {
-        area.take(self.bus.dma());
+        area.take(&self.space);
     }
 }

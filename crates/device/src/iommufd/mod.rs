@@ -5,10 +5,11 @@
 //! mapping has, by the devices attached to it, through their [`Bus`].
 //!
 //! Sizes and the common checks are here (`drivers/iommu/iommufd/main.c`); what the requests do is in the
-//! other files. Nested page tables, fault queues, virtual IOMMUs and the type1 requests of a compatibility
-//! container are not here: they get ENOTTY.
+//! other files. Nested page tables, fault queues and virtual IOMMUs are not here: their requests get ENOTTY.
 
 mod command;
+mod compat;
+mod device;
 mod domain;
 mod hwpt;
 mod ioas;
@@ -19,6 +20,7 @@ mod spans;
 
 use std::fmt;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -33,13 +35,15 @@ use whimbrel_uapi::iommufd as uapi;
 
 use crate::bus::Bus;
 use crate::memory::Memory;
+use crate::type1::Translation;
 use crate::user_memory::Process;
 use command::Command;
 pub(crate) use command::copy_struct_from_user;
 use object::Objects;
+use pages::PAGE_SIZE;
 
-/// The caller of a raw ioctl on an iommufd or a device's own file: beside its memory, what its addresses and
-/// its descriptors stand for.
+/// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the memory it
+/// can map.
 pub trait Caller: Process {
     /// The memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
     /// `write` the memory must be writable. EFAULT if the process has no such memory, or none that can be
@@ -48,9 +52,6 @@ pub trait Caller: Process {
 
     /// The memory file behind a descriptor, open for writing if it is to be written. EBADF if there is none.
     fn memory_file(&self, fd: i32) -> Result<File, Errno>;
-
-    /// The iommufd behind a descriptor. EBADF if nothing is open there, EBADFD if it is another kind of file.
-    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno>;
 }
 
 /// The IOMMU in front of a device.
@@ -64,6 +65,16 @@ pub enum Iommu {
 }
 
 /// What an IOMMU in front of a device can do.
+///
+/// ```
+/// use whimbrel_device::iommufd::{Iommu, OwnIommu};
+///
+/// // As on a PC: the window of message interrupts means no memory.
+/// let reserved = vec![(0xfee0_0000, 0xfeef_ffff)];
+/// let iommu = OwnIommu { dirty_tracking: true, reserved, pasid_bits: 20, ..OwnIommu::default() };
+/// let iommu = Iommu::Own(iommu);
+/// # let _ = iommu;
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnIommu {
     /// Page tables can keep dirty bits.
@@ -73,6 +84,63 @@ pub struct OwnIommu {
     /// IOVAs that mean something else to the device, first and last, such as the window of message
     /// interrupts.
     pub reserved: Vec<(u64, u64)>,
+    /// Sizes of its pages: bit n for 2^n bytes. A page table can be made only if 4096 bytes can be put together
+    /// of them.
+    pub page_sizes: u64,
+    /// It makes accesses coherent with the caches whatever the device asks for (VFIO_DMA_CC_IOMMU).
+    pub coherent: bool,
+    /// Width of a PASID, in bits: 0 for a device that has none. A PASID has 20 bits at most.
+    pub pasid_bits: u8,
+}
+
+impl Default for OwnIommu {
+    /// An IOMMU that translates every IOVA in pages of any size from 4096 bytes, is coherent, keeps no dirty
+    /// bits and knows no PASIDs.
+    fn default() -> OwnIommu {
+        OwnIommu {
+            dirty_tracking: false,
+            last_iova: u64::MAX,
+            reserved: Vec::new(),
+            page_sizes: !(PAGE_SIZE - 1),
+            coherent: true,
+            pasid_bits: 0,
+        }
+    }
+}
+
+impl OwnIommu {
+    /// Bits of a PASID.
+    fn pasid_width(&self) -> u8 {
+        self.pasid_bits.min(20)
+    }
+}
+
+impl Iommu {
+    pub(crate) fn has_pasids(&self) -> bool {
+        matches!(self, Iommu::Own(iommu) if iommu.pasid_bits > 0)
+    }
+}
+
+impl From<&Translation> for Iommu {
+    /// How a device of a group reaches memory when the group is given an iommufd for a container.
+    fn from(translation: &Translation) -> Iommu {
+        let Translation::Hardware(hardware) = translation else { return Iommu::Emulated };
+        let ranges = hardware.iova_ranges();
+        let starts = ranges.iter().map(|range| range.start);
+        let ends = std::iter::once(None).chain(ranges.iter().map(|range| Some(range.end)));
+        // What lies between the ranges, and before the first.
+        let reserved = ends.zip(starts).filter_map(|(end, start)| {
+            let first = end.map_or(0, |end| end.saturating_add(1));
+            (first < start).then(|| (first, start - 1))
+        });
+        Iommu::Own(OwnIommu {
+            last_iova: ranges.last().map_or(u64::MAX, |range| range.end),
+            reserved: reserved.collect(),
+            page_sizes: hardware.page_sizes(),
+            coherent: hardware.is_coherent(),
+            ..OwnIommu::default()
+        })
+    }
 }
 
 /// An open iommufd. A clone is another handle to the same file.
@@ -94,7 +162,6 @@ pub struct OwnIommu {
 /// #         Err(Errno::EFAULT)
 /// #     }
 /// #     fn memory_file(&self, _: i32) -> Result<std::fs::File, Errno> { Err(Errno::EBADF) }
-/// #     fn iommufd(&self, _: i32) -> Result<Iommufd, Errno> { Err(Errno::EBADF) }
 /// # }
 ///
 /// let iommufd = Iommufd::new();
@@ -126,9 +193,16 @@ impl Iommufd {
     /// ENOTTY for a request that is not known here; otherwise EFAULT for a structure that cannot be read,
     /// EINVAL for one that says it is smaller than the request's first version, E2BIG for one with bytes that
     /// are not known here and not 0; then what the request says.
+    ///
+    /// The requests of a container are answered too, on the address space that stands in for one.
     pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
+        if !NUMBERS.contains(&(number & 0xff)) {
+            return compat::ioctl(&mut self.objects.lock(), number, argument, caller);
+        }
         let request = REQUESTS.iter().find(|(request, ..)| request.number() == number);
-        let (_, least, execute) = request.ok_or(Errno::ENOTTY)?;
+        let Some((_, least, execute)) = request else {
+            return Command::begin(caller, argument, 0).and(Err(Errno::ENOTTY));
+        };
         let mut command = Command::begin(caller, argument, *least)?;
         execute(&mut self.objects.lock(), &mut command)?;
         Ok(0)
@@ -152,12 +226,25 @@ impl Iommufd {
         self.objects.lock().unbind(device);
     }
 
-    pub(crate) fn attach(&self, device: u32, page_table: u32) -> Result<u32, Errno> {
-        self.objects.lock().attach(device, page_table)
+    /// Attaches a device, or one of its PASIDs, to an address space or a page table; returns what it uses.
+    pub(crate) fn attach(&self, device: u32, pasid: Option<u32>, page_table: u32) -> Result<u32, Errno> {
+        self.objects.lock().attach(device, pasid, page_table)
     }
 
-    pub(crate) fn detach(&self, device: u32) {
-        self.objects.lock().detach(device);
+    pub(crate) fn detach(&self, device: u32, pasid: Option<u32>) {
+        self.objects.lock().detach(device, pasid);
+    }
+
+    /// Sees to it that there is an address space that stands in for a container.
+    pub(crate) fn make_compatible(&self) -> Result<(), Errno> {
+        self.objects.lock().make_compatible()
+    }
+
+    /// Attaches a device to the address space that stands in for a container: ENODEV if there is none.
+    pub(crate) fn attach_compatible(&self, device: u32) -> Result<(), Errno> {
+        let mut objects = self.objects.lock();
+        let ioas = objects.compatible()?;
+        objects.attach(device, None, ioas).map(|_| ())
     }
 }
 
@@ -166,6 +253,10 @@ impl fmt::Debug for Iommufd {
         f.debug_struct("Iommufd").finish_non_exhaustive()
     }
 }
+
+/// The numbers of the requests that are an iommufd's own, known here or not, in the lowest byte of a request:
+/// `drivers/iommu/iommufd/main.c` of Linux 7.3.
+const NUMBERS: RangeInclusive<u32> = 0x80..=0x94;
 
 type Execute = fn(&mut Objects, &mut Command<'_>) -> Result<(), Errno>;
 

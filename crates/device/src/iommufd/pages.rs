@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::dma::{DmaSpace, MappingLog};
@@ -39,6 +38,7 @@ pub(super) struct Area {
     pub(super) start: u64,
     /// Last IOVA, still within.
     pub(super) last: u64,
+    /// None at all is possible for a container's mapping.
     pub(super) rights: DmaMapFlags,
     pub(super) pages: Arc<Pages>,
     /// Where in the pages it begins, in bytes.
@@ -69,11 +69,16 @@ impl Area {
         if at < end { Err(Errno::EFAULT) } else { Ok(pieces) }
     }
 
-    /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`, from 0 for its first
-    /// byte.
-    pub(super) fn give(&self, dma: &DmaSpace, log: Option<&Arc<DirtyLog>>) -> Result<(), Errno> {
+    /// Whether a page table can hold the mapping: EFAULT without memory, EINVAL without any right.
+    pub(super) fn check_table(&self) -> Result<(), Errno> {
+        self.pages.memory.as_ref().map_err(|errno| *errno)?;
+        if self.rights.is_empty() { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`.
+    pub(super) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
         for (offset, memory) in self.pieces()? {
-            let log = log.map(|log| MappingLog { log: log.clone(), offset });
+            let log = log.map(|log| log_at(log, offset));
             if let Err(errno) = dma.map_logged(self.start + offset, self.rights, memory, log) {
                 if offset > 0 {
                     unmap(dma, self.start, offset);
@@ -90,11 +95,29 @@ impl Area {
     }
 
     /// Changes the log of a mapping that a device has.
-    pub(super) fn set_log(&self, dma: &DmaSpace, log: Option<&Arc<DirtyLog>>) {
+    pub(super) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
         for (offset, _) in self.pieces().unwrap_or_default() {
-            dma.set_mapping_log(self.start + offset, log.map(|log| MappingLog { log: log.clone(), offset }));
+            dma.set_mapping_log(self.start + offset, log.map(|log| log_at(log, offset)));
         }
     }
+
+    /// Cuts the mapping in two: what is left of this one ends before `second`, where the other begins.
+    pub(super) fn cut(&mut self, second: u64) -> Area {
+        let other = Area {
+            start: second,
+            last: self.last,
+            rights: self.rights,
+            pages: self.pages.clone(),
+            from: self.from + (second - self.start),
+        };
+        self.last = second - 1;
+        other
+    }
+}
+
+/// Where in a log the bytes from `offset` on are marked.
+fn log_at(log: &MappingLog, offset: u64) -> MappingLog {
+    MappingLog { log: log.log.clone(), offset: log.offset + offset }
 }
 
 fn unmap(dma: &DmaSpace, iova: u64, length: u64) {

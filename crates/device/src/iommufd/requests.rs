@@ -1,5 +1,5 @@
 //! The requests on address spaces, and those on the iommufd itself
-//! (`drivers/iommu/iommufd/{main,ioas,vfio_compat}.c`): each one's checks in the kernel's order.
+//! (`drivers/iommu/iommufd/{main,ioas}.c`, and IOMMU_VFIO_IOAS of `vfio_compat.c`): each one's checks in the kernel's order.
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use whimbrel_uapi::iommufd::{
 };
 use whimbrel_uapi::type1::DmaMapFlags;
 
+use super::Caller;
 use super::command::Command;
 use super::ioas::{Slice, last};
 use super::object::Objects;
@@ -79,16 +80,7 @@ pub(super) fn ioas_map(objects: &mut Objects, command: &mut Command<'_>) -> Resu
     }
     let rights = rights(flags)?;
     let ioas = objects.ioas_mut(asked.ioas_id)?;
-    asked.user_va.checked_add(asked.length).ok_or(Errno::EOVERFLOW)?;
-    let (start, from, size) = whole_pages(asked.user_va, asked.length)?;
-    let writable = rights.contains(DmaMapFlags::WRITE);
-    let memory = command.caller.memory(start, size, writable).and_then(|pieces| {
-        let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size()));
-        let usable = total >= size && pieces.iter().all(|piece| piece.is_writable() || !writable);
-        if usable { Ok(pieces) } else { Err(Errno::EFAULT) }
-    });
-    let pages = Arc::new(Pages { source: Source::Process, start, writable, memory });
-    let slice = Slice { pages, from, length: asked.length };
+    let slice = memory_of(command.caller, asked.user_va, asked.length, rights)?;
     asked.iova = ioas.map(vec![slice], asked.length, fixed(flags, asked.iova), rights)?;
     command.respond(&asked)
 }
@@ -128,17 +120,19 @@ pub(super) fn ioas_copy(objects: &mut Objects, command: &mut Command<'_>) -> Res
 pub(super) fn ioas_unmap(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
     let mut asked: IoasUnmap = command.copy_in()?;
     let ioas = objects.ioas_mut(asked.ioas_id)?;
+    let mut bytes = 0;
     if asked.iova == 0 && asked.length == u64::MAX {
-        asked.length = ioas.unmap(0, u64::MAX)?;
+        ioas.unmap(0, u64::MAX, &mut bytes)?;
     } else {
         if asked.iova == u64::MAX || asked.length == u64::MAX {
             return Err(Errno::EOVERFLOW);
         }
-        asked.length = ioas.unmap(asked.iova, last(asked.iova, asked.length)?)?;
-        if asked.length == 0 {
+        ioas.unmap(asked.iova, last(asked.iova, asked.length)?, &mut bytes)?;
+        if bytes == 0 {
             return Err(Errno::ENOENT);
         }
     }
+    asked.length = bytes;
     command.respond(&asked)
 }
 
@@ -200,6 +194,26 @@ pub(super) fn vfio_ioas(objects: &mut Objects, command: &mut Command<'_>) -> Res
         IOMMU_VFIO_IOAS_CLEAR => objects.set_compatible(None),
         _ => Err(Errno::EOPNOTSUPP),
     }
+}
+
+/// The process's memory behind `length` bytes from `address`, to be mapped. Memory that is not there is no
+/// error yet. EOVERFLOW past 2^64, EINVAL for no bytes or nearly all.
+pub(super) fn memory_of(
+    caller: &dyn Caller,
+    address: u64,
+    length: u64,
+    rights: DmaMapFlags,
+) -> Result<Slice, Errno> {
+    address.checked_add(length).ok_or(Errno::EOVERFLOW)?;
+    let (start, from, size) = whole_pages(address, length)?;
+    let writable = rights.contains(DmaMapFlags::WRITE);
+    let memory = caller.memory(start, size, writable).and_then(|pieces| {
+        let total = pieces.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.size()));
+        let usable = total >= size && pieces.iter().all(|piece| piece.is_writable() || !writable);
+        if usable { Ok(pieces) } else { Err(Errno::EFAULT) }
+    });
+    let pages = Arc::new(Pages { source: Source::Process, start, writable, memory });
+    Ok(Slice { pages, from, length })
 }
 
 /// The rights a mapping gives: EINVAL for none.

@@ -40,6 +40,18 @@ impl HardwareIommu {
         }
         Ok(HardwareIommu { iova_ranges, page_sizes, coherent })
     }
+
+    pub(crate) fn iova_ranges(&self) -> &[IovaRange] {
+        &self.iova_ranges
+    }
+
+    pub(crate) fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.coherent
+    }
 }
 
 impl Translation {

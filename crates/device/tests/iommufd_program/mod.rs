@@ -73,6 +73,14 @@ impl Process for Program {
     fn uninstall(&mut self, fd: i32) {
         self.memory.uninstall(fd);
     }
+
+    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
+        match self.iommufds.get(&fd) {
+            Some(iommufd) => Ok(iommufd.clone()),
+            None if fd == FILE => Err(Errno::EBADFD),
+            None => Err(Errno::EBADF),
+        }
+    }
 }
 
 /// The descriptor of the program's memory file.
@@ -92,13 +100,5 @@ impl Caller for Program {
 
     fn memory_file(&self, fd: i32) -> Result<File, Errno> {
         if fd == FILE { Ok(self.file.try_clone().unwrap()) } else { Err(Errno::EBADF) }
-    }
-
-    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
-        match self.iommufds.get(&fd) {
-            Some(iommufd) => Ok(iommufd.clone()),
-            None if fd == FILE => Err(Errno::EBADFD),
-            None => Err(Errno::EBADF),
-        }
     }
 }
