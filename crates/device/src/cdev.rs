@@ -60,6 +60,7 @@ impl Cdev {
     /// Opens a device that reaches memory through `iommu`. The device's [`Bus`](crate::Bus) must be nobody
     /// else's.
     pub fn new(device: DeviceFile, iommu: Iommu) -> Cdev {
+        device.put_behind_files();
         Cdev { device, iommu, token: None, bound: Mutex::new(None) }
     }
 

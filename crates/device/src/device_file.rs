@@ -49,7 +49,7 @@ pub struct DeviceFile {
 pub(crate) struct Shared {
     name: String,
     bus: Bus,
-    core: Mutex<Core>,
+    core: Gate,
     /// Something happened that may give the device work.
     wake: Condvar,
     opened: Instant,
@@ -57,8 +57,15 @@ pub(crate) struct Shared {
     opens: Opens,
 }
 
+/// The way to a device's core, which opens the driver's side for who makes a request. Where files stand before the
+/// device ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), only they open it.
+struct Gate(Mutex<Core>);
+
 struct Core {
     driver: Box<dyn Driver>,
+    /// The driver has been told of a user.
+    open: bool,
+    opened_by: OpenedBy,
     info: Info,
     regions: Vec<Option<Region>>,
     /// Empty for a device that cannot migrate.
@@ -70,31 +77,37 @@ struct Core {
     precopy_info_v2: bool,
 }
 
+/// Whose the first use of a device is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OpenedBy {
+    /// Who makes a request.
+    Requests,
+    /// Who opens it by its files.
+    Files,
+}
+
 impl DeviceFile {
-    /// Opens a device. `name` stands in errors and traces; `bus` is the one the driver was given.
-    pub fn new(name: impl Into<String>, bus: Bus, mut driver: Box<dyn Driver>) -> DeviceFile {
-        let info = driver.info();
-        let regions = (0..info.num_regions)
-            .map(|index| {
-                driver.region(index).ok().map(|region| Region { offset: region_offset(index), ..region })
-            })
-            .collect();
-        let flags = driver.migration().map_or(MigrationFlags::empty(), |migration| migration.flags());
-        let core = Core {
+    /// A device. Its first user opens it: who makes a request, or where it is given to a [`Group`](crate::Group) or a
+    /// [`Cdev`](crate::Cdev), who opens it there. `name` stands in errors and traces; `bus` is the one the driver was given.
+    pub fn new(name: impl Into<String>, bus: Bus, driver: Box<dyn Driver>) -> DeviceFile {
+        let mut core = Core {
+            info: driver.info(),
             driver,
-            info,
-            regions,
-            flags,
+            open: false,
+            opened_by: OpenedBy::Requests,
+            regions: Vec::new(),
+            flags: MigrationFlags::empty(),
             state: State::Running,
             session: 0,
             session_open: false,
             precopy_info_v2: false,
         };
+        core.describe();
         DeviceFile {
             shared: Arc::new(Shared {
                 name: name.into(),
                 bus,
-                core: Mutex::new(core),
+                core: Gate(Mutex::new(core)),
                 wake: Condvar::new(),
                 opened: Instant::now(),
                 ioeventfds: Ioeventfds::default(),
@@ -133,7 +146,9 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_GET_REGION_INFO. EINVAL for an index the device does not have.
     pub fn region_info(&self, index: u32) -> Result<Region, Errno> {
-        self.shared.core.lock().region(index).cloned()
+        let mut core = self.shared.core.lock();
+        core.describe_region(index);
+        core.region(index).cloned()
     }
 
     /// VFIO_DEVICE_GET_IRQ_INFO. EINVAL for an index the device does not have.
@@ -297,8 +312,23 @@ impl DeviceFile {
         if let Err(error) = &reset {
             tracing::debug!(device = self.name(), %error, "no reset at close");
         }
-        self.shared.core.lock().end_use();
+        let mut core = self.shared.core.lock();
+        core.end_use();
+        core.close();
         reset.is_ok()
+    }
+
+    /// The first user opens the device.
+    pub(crate) fn begin_use(&self) {
+        self.shared.core.as_it_is().open();
+    }
+
+    /// From now on the device is opened and closed as its files are.
+    pub(crate) fn put_behind_files(&self) {
+        let mut core = self.shared.core.as_it_is();
+        if std::mem::replace(&mut core.opened_by, OpenedBy::Files) == OpenedBy::Requests {
+            core.close();
+        }
     }
 
     /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
@@ -365,18 +395,18 @@ impl DeviceFile {
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does not run
     /// nothing happens.
     pub fn advance(&self, now: std::time::Duration) -> Next {
-        self.shared.core.lock().advance(now)
+        self.shared.core.as_it_is().advance(now)
     }
 
     pub(crate) fn wake(&self) {
         // With the lock, so that a worker about to wait does not miss it.
-        let _core = self.shared.core.lock();
+        let _core = self.shared.core.as_it_is();
         self.shared.wake.notify_all();
     }
 
     pub(crate) fn work_until(&self, stop: &AtomicBool) {
         let shared = &self.shared;
-        let mut core = shared.core.lock();
+        let mut core = shared.core.as_it_is();
         while !stop.load(Ordering::Acquire) {
             match core.advance(shared.opened.elapsed()) {
                 // Requests wait for this lock: without fairness a busy device would keep them out.
@@ -452,7 +482,54 @@ impl From<Arc<Shared>> for DeviceFile {
     }
 }
 
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.as_it_is();
+        if core.opened_by == OpenedBy::Requests {
+            core.open();
+        }
+        core
+    }
+
+    /// For what is no use of the device.
+    fn as_it_is(&self) -> MutexGuard<'_, Core> {
+        self.0.lock()
+    }
+}
+
 impl Core {
+    fn open(&mut self) {
+        if !std::mem::replace(&mut self.open, true) {
+            self.driver.open_device();
+            self.describe();
+        }
+    }
+
+    fn close(&mut self) {
+        if std::mem::replace(&mut self.open, false) {
+            self.driver.close_device();
+            self.describe();
+        }
+    }
+
+    /// Asks the driver what the device is.
+    fn describe(&mut self) {
+        self.info = self.driver.info();
+        self.regions = vec![None; self.info.num_regions as usize];
+        (0..self.info.num_regions).for_each(|index| self.describe_region(index));
+        self.flags = self.driver.migration().map_or(MigrationFlags::empty(), |migration| migration.flags());
+        if self.flags.is_empty() {
+            self.state = State::Running;
+        }
+    }
+
+    fn describe_region(&mut self, index: u32) {
+        if let Some(known) = self.regions.get_mut(index as usize) {
+            let region = self.driver.region(index).ok();
+            *known = region.map(|region| Region { offset: region_offset(index), ..region });
+        }
+    }
+
     /// What a user has begun and no reset ends.
     fn end_use(&mut self) {
         self.session_open = false;

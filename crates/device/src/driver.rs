@@ -15,11 +15,19 @@ use whimbrel_uapi::device::IrqInfoFlags;
 
 /// A device as its driver sees it. All calls for one device come one at a time.
 pub trait Driver: Send {
+    /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device holds until
+    /// the last one has closed it, and is then asked anew.
+    fn open_device(&mut self) {}
+
+    /// The last user has closed the device (`vfio_device_ops.close_device`), which was reset if it can be.
+    fn close_device(&mut self) {}
+
     /// The kind of device, and how many regions and IRQ indices it has.
     fn info(&self) -> Info;
 
     /// Region `index`, which is below `num_regions`. The core fills in the offset. EINVAL for one the driver does not
-    /// know.
+    /// know. It is asked when the device is opened and at each VFIO_DEVICE_GET_REGION_INFO; an access is judged by the
+    /// last answer.
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let _ = index;
         Err(Errno::EINVAL)
@@ -66,12 +74,14 @@ pub trait Driver: Send {
         self.reset()
     }
 
-    /// The device's migration half; `None` for a device that cannot migrate. The answer never changes.
+    /// The device's migration half; `None` for a device that cannot migrate. The answer does not change while
+    /// the device is open.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
     }
 
-    /// The device's own log of the memory it writes; `None` if it keeps none. The answer never changes.
+    /// The device's own log of the memory it writes; `None` if it keeps none. The answer does not change
+    /// while the device is open.
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
         None
     }

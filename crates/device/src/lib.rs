@@ -5,7 +5,8 @@
 //! walk through the state machine, data files, VFIO_DEVICE_FEATURE, reset, region access ([`DeviceFile`]). A request
 //! comes in one of two ways that agree: as a typed call, or as the raw bytes of an ioctl ([`raw`]).
 //!
-//! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`].
+//! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`]. A vendor can come
+//! between a driver and its user ([`mediate`]).
 //!
 //! ```
 //! use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
@@ -74,6 +75,7 @@ mod ioeventfd;
 pub mod iommufd;
 mod irq;
 mod listener;
+pub mod mediate;
 mod memory;
 mod opens;
 pub mod pci_config;

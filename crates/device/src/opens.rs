@@ -72,6 +72,8 @@ impl DeviceFile {
             return Err(Errno::EEXIST);
         }
         state.group = group;
+        drop(state);
+        self.put_behind_files();
         Ok(())
     }
 
@@ -120,6 +122,8 @@ impl DeviceFile {
             let mut state = self.opens().state.lock();
             state.binding = binding;
             state.by_own_file = way == Way::OwnFile;
+            drop(state);
+            self.begin_use();
         }
         self.opens().state.lock().count += 1;
         Ok(())
