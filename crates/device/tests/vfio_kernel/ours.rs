@@ -10,7 +10,7 @@ use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::probes::{ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE};
-use crate::Side;
+use super::side::Side;
 
 struct Program {
     memory: SparseMemory,

@@ -8,7 +8,7 @@ use whimbrel_device::Errno;
 use whimbrel_uapi::ioctl::VFIO_GROUP_GET_DEVICE_FD;
 
 use super::probes::{ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE};
-use crate::Side;
+use super::side::Side;
 
 pub(crate) struct Real {
     container: fs::File,
@@ -38,13 +38,14 @@ fn memory_at(address: u64, size: usize) {
 }
 
 impl Real {
-    pub(crate) fn new() -> Real {
+    /// `container` is the file that the list takes for one.
+    pub(crate) fn new(container: &str) -> Real {
         memory_at(ARGUMENT, PAGE);
         memory_at(DATA, PAGE);
         memory_at(SHARED, SHARED_SIZE as usize);
         let link = fs::read_link(format!("/sys/bus/mdev/devices/{DEVICE}/iommu_group")).unwrap();
         let number = link.file_name().unwrap().to_str().unwrap().to_owned();
-        let (container, group) = (open("/dev/vfio/vfio"), open(&format!("/dev/vfio/{number}")));
+        let (container, group) = (open(container), open(&format!("/dev/vfio/{number}")));
         let null = open("/dev/null");
         for (file, fd) in [(&container, CONTAINER), (&null, OTHER)] {
             // SAFETY: nobody has a file of this number; it is open until the end.

@@ -1,0 +1,158 @@
+//! An iommufd in place of a container: the requests of `vfio_kernel` on it and on a group, answered by a kernel's
+//! `/dev/iommu` and by ours. Result, errno and bytes out agree.
+//!
+//! The kernel's answers (Linux 6.12, its sample driver mtty) are kept in `iommufd_container_kernel.txt`. In the lab,
+//! `lab/run exec --kernel iommufd -- <this test, linked statically> --ignored --nocapture` asks it and prints them
+//! anew.
+// mmap and ioctl on the real kernel; nothing else here is unsafe.
+#![allow(clippy::unwrap_used, unsafe_code)]
+
+mod vfio_kernel {
+    pub(crate) mod probes;
+    pub(crate) mod real;
+    pub(crate) mod side;
+}
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vfio_kernel::probes::{
+    ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE, Step, steps,
+};
+use vfio_kernel::real::Real;
+use vfio_kernel::side::{Side, answers, check};
+use vm_memory::FileOffset;
+use whimbrel_device::iommufd::{Caller, Iommufd};
+use whimbrel_device::{
+    DataFile, Errno, Fault, Group, GroupFile, Memory, OpenDevice, Process, SparseMemory, Translation,
+};
+use whimbrel_models::Model;
+use whimbrel_uapi::ioctl::VFIO_IOMMU_MAP_DMA;
+use whimbrel_uapi::type1::IommuType1DmaMap;
+use zerocopy::FromBytes;
+
+/// What the kernel said, one request a line, in the order of [`requests`].
+const RECORDED: &str = include_str!("iommufd_container_kernel.txt");
+
+/// The list without the device's own requests, and without the one in which kernels differ: nearly 2^64 bytes at an
+/// address above 0.
+fn requests() -> Vec<Step> {
+    let enormous = |bytes: &[u8]| {
+        IommuType1DmaMap::read_from_bytes(bytes).is_ok_and(|map| map.vaddr.checked_add(map.size).is_none())
+    };
+    let asked = |step: &Step| match step {
+        Step::Request(probe) if probe.file == File::Device => false,
+        Step::Request(probe) => probe.number != VFIO_IOMMU_MAP_DMA.number() || !enormous(&probe.bytes),
+        Step::CloseDevice => true,
+    };
+    steps().into_iter().filter(asked).collect()
+}
+
+struct Program {
+    memory: SparseMemory,
+    shared: Memory,
+    iommufd: Iommufd,
+    opened: Option<OpenDevice>,
+}
+
+impl Process for Program {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        self.memory.read(address, buffer)
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.memory.write(address, data)
+    }
+
+    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
+        self.memory.install(file)
+    }
+
+    fn uninstall(&mut self, fd: i32) {
+        self.memory.uninstall(fd);
+    }
+
+    fn container(&self, fd: i32) -> Result<whimbrel_device::Container, Errno> {
+        Err(if [CONTAINER, OTHER].contains(&fd) { Errno::EBADFD } else { Errno::EBADF })
+    }
+
+    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
+        match fd {
+            CONTAINER => Ok(self.iommufd.clone()),
+            OTHER => Err(Errno::EBADFD),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
+        self.opened = Some(device);
+        Ok(0)
+    }
+}
+
+impl Caller for Program {
+    fn memory(&self, address: u64, length: u64, _write: bool) -> Result<Vec<Memory>, Errno> {
+        let offset = address.checked_sub(SHARED).ok_or(Errno::EFAULT)?;
+        Ok(vec![self.shared.part(offset, length).ok_or(Errno::EFAULT)?])
+    }
+
+    fn memory_file(&self, _fd: i32) -> Result<std::fs::File, Errno> {
+        Err(Errno::EBADF)
+    }
+}
+
+struct Ours {
+    program: Program,
+    group: GroupFile,
+}
+
+impl Ours {
+    fn new() -> Ours {
+        let device = "serial".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
+        let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
+        let file = std::fs::File::from(memfd_create(c"iommufd test", MFdFlags::empty()).unwrap());
+        file.set_len(SHARED_SIZE).unwrap();
+        let shared = Memory::of_file(FileOffset::new(file, 0), SHARED_SIZE, true).unwrap();
+        let mut memory = SparseMemory::new();
+        memory.insert(ARGUMENT, vec![0; PAGE]);
+        memory.insert(DATA, vec![0; PAGE]);
+        Ours { program: Program { memory, shared, iommufd: Iommufd::new(), opened: None }, group }
+    }
+}
+
+impl Side for Ours {
+    fn put(&mut self, address: u64, bytes: &[u8]) {
+        self.program.write(address, bytes).unwrap();
+    }
+
+    fn get(&self, address: u64, bytes: &mut [u8]) {
+        self.program.read(address, bytes).unwrap();
+    }
+
+    fn ioctl(&mut self, file: File, number: u32, argument: u64) -> Result<i32, Errno> {
+        match file {
+            File::Container => self.program.iommufd.clone().ioctl(number, argument, &mut self.program),
+            File::Group => self.group.ioctl(number, argument, &mut self.program),
+            File::Device => panic!("the list has none of these"),
+        }
+    }
+
+    fn close(&mut self, fd: i32) {
+        assert!(self.program.memory.close(fd));
+    }
+
+    fn close_device(&mut self) {
+        self.program.opened = None;
+    }
+}
+
+#[test]
+fn every_request_of_a_container_is_answered_as_by_the_kernels_iommufd() {
+    let mut ours = Vec::new();
+    answers(&mut Ours::new(), requests(), |line| ours.push(line));
+    check(&ours, RECORDED);
+}
+
+#[test]
+#[ignore = "needs the lab's kernel with iommufd: lab/run"]
+fn record_the_kernel() {
+    answers(&mut Real::new("/dev/iommu"), requests(), |line| println!("> {line}"));
+}
