@@ -21,6 +21,7 @@ pub mod fsm;
 pub mod handover;
 pub mod info;
 pub mod precopy;
+pub mod region;
 pub mod session;
 mod state;
 

@@ -60,6 +60,7 @@ pub mod iommufd;
 pub mod migration;
 pub mod other_buses;
 pub mod pci;
+pub mod region_draft;
 pub mod region_v1;
 pub mod spapr;
 pub mod table;

@@ -1,0 +1,62 @@
+//! The round of a request, for a caller that reaches the region by calls.
+
+use super::{Next, Outcome, User, UserError, Way};
+use crate::Errno;
+
+/// How a caller reaches a migration region.
+pub trait RegionAccess {
+    /// Reads all of `data` from `offset` of the region, in one access, or fails.
+    fn read(&mut self, offset: u64, way: Way, data: &mut [u8]) -> Result<(), Errno>;
+
+    /// Writes all of `data` at `offset` of the region, in one access, or fails.
+    fn write(&mut self, offset: u64, way: Way, data: &[u8]) -> Result<(), Errno>;
+}
+
+/// Carries out the request that has begun, to its end.
+///
+/// ```
+/// use whimbrel_protocol::Errno;
+/// use whimbrel_protocol::region::{
+///     Layout, Outcome, Phase, RegionAccess, User, UserError, Version, View, Way, drive,
+/// };
+///
+/// /// A region whose device does not answer.
+/// struct Gone;
+///
+/// impl RegionAccess for Gone {
+///     fn read(&mut self, _: u64, _: Way, _: &mut [u8]) -> Result<(), Errno> {
+///         Err(Errno::EIO)
+///     }
+///     fn write(&mut self, _: u64, _: Way, _: &[u8]) -> Result<(), Errno> {
+///         Err(Errno::EIO)
+///     }
+/// }
+///
+/// let region = Layout::trapped(Version::V1, 4096)?.region();
+/// let mut user = User::new(View::new(Version::V1, &region)?);
+/// user.set_phase(Phase::Resuming);
+/// let error = drive(&mut user, &mut Gone).unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "read of device_state in the migration region failed: EIO: I/O error"
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn drive(user: &mut User, region: &mut dyn RegionAccess) -> Result<Outcome, UserError> {
+    let mut buffer = Vec::new();
+    loop {
+        match user.next_access() {
+            Next::Idle => return Err(UserError::NoRequest),
+            Next::Finished(result) => return result,
+            Next::Read { offset, length, way } => {
+                buffer.resize(length, 0);
+                let read = region.read(offset, way, &mut buffer);
+                user.read_done(read.map(|()| buffer.as_slice()));
+            }
+            Next::Write { offset, data, way } => {
+                let written = region.write(offset, way, data);
+                user.write_done(written);
+            }
+        }
+    }
+}

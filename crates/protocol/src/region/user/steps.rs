@@ -1,0 +1,227 @@
+//! What each answer means, and which step it leads to.
+
+use whimbrel_uapi::region_draft::{VFIO_DEVICE_DIRTY_PFNS_ALL, VFIO_DEVICE_DIRTY_PFNS_NONE};
+
+use super::super::{PAGE_SIZE, Phase, Version, draft, v1};
+use super::{
+    Buffer, DirtyAnswer, DirtyPages, DirtyStep, LoadStep, Outcome, SaveStep, StateStep, Step, User, UserError,
+};
+use crate::dirty::PageBitmap;
+
+impl User {
+    pub(super) fn after_read(&mut self, step: Step, bytes: &[u8]) -> Result<Step, UserError> {
+        // Fields are 4 or 8 bytes; data is looked at where it is data.
+        let narrow = bytes.try_into().map(|bytes| u64::from(u32::from_ne_bytes(bytes)));
+        let value = bytes.try_into().map_or(narrow.unwrap_or(0), u64::from_ne_bytes);
+        match step {
+            Step::State { to, at } => self.state_read(to, at, value as u32),
+            Step::Pending { save } => {
+                self.pending = value;
+                if !save {
+                    return Ok(Step::Finished(Ok(Outcome::Pending(value))));
+                }
+                Ok(match value {
+                    0 => Step::Finished(Ok(Outcome::Saved(None))),
+                    _ => Step::Save(SaveStep::Offset { announced: true }),
+                })
+            }
+            Step::Save(at) => self.save_read(at, value, bytes),
+            Step::Load { data, done, at: LoadStep::Offset } => {
+                self.check_offset(value)?;
+                let left = data.len() - done;
+                let room = self.view.size() - value;
+                if left as u64 > room && !self.rules.split {
+                    return Err(UserError::NoRoom { bytes: data.len() as u64, room });
+                }
+                let part = usize::try_from(room).map_or(left, |room| room.min(left));
+                Ok(Step::Load { data, done, at: LoadStep::Data { offset: value, part, sent: 0 } })
+            }
+            Step::Dirty { pages, at } => self.dirty_read(pages, at, value, bytes),
+            other => Ok(other),
+        }
+    }
+
+    fn state_read(&mut self, to: Option<Phase>, at: StateStep, register: u32) -> Result<Step, UserError> {
+        let errno = match at {
+            StateStep::ReadAgain(errno) => Some(errno),
+            StateStep::Read | StateStep::Write => None,
+        };
+        let now = match self.view.version() {
+            Version::V1 => match v1::DeviceState::from_register(register) {
+                Ok(v1::DeviceState::Valid(phase)) => Some(phase),
+                Ok(v1::DeviceState::Error) => {
+                    self.phase = None;
+                    return Err(UserError::NeedsReset { errno });
+                }
+                Err(_) => None,
+            },
+            Version::Draft => match draft::DeviceState::from_register(register) {
+                Ok(draft::DeviceState::Valid(phase)) => Some(phase),
+                Ok(draft::DeviceState::RunningAndResuming) | Err(_) => None,
+            },
+        };
+        let now = now.ok_or(UserError::State(register))?;
+        self.enter(now);
+        match (to, errno) {
+            (Some(to), Some(errno)) => Err(UserError::Refused { to, errno, now: Some(now) }),
+            (Some(to), None) if to != now => {
+                let register = match self.view.version() {
+                    Version::V1 => v1::DeviceState::Valid(to).to_register(register),
+                    Version::Draft => draft::DeviceState::Valid(to).to_register(register),
+                };
+                self.value[..4].copy_from_slice(&register.to_ne_bytes());
+                Ok(Step::State { to: Some(to), at: StateStep::Write })
+            }
+            _ => Ok(Step::Finished(Ok(Outcome::Phase(now)))),
+        }
+    }
+
+    fn save_read(&mut self, at: SaveStep, value: u64, bytes: &[u8]) -> Result<Step, UserError> {
+        Ok(match at {
+            SaveStep::Offset { .. } => {
+                self.check_offset(value)?;
+                Step::Save(SaveStep::Size { offset: value })
+            }
+            SaveStep::Size { offset } => {
+                self.check_size(offset, value)?;
+                match self.view.version() {
+                    // v1 promises the same answer until `pending_bytes` is read; the draft might stage anew.
+                    Version::V1 => Step::Save(SaveStep::OffsetAgain { offset, bytes: value }),
+                    Version::Draft => self.data_from(offset, value)?,
+                }
+            }
+            SaveStep::OffsetAgain { offset, bytes } if offset == value => self.data_from(offset, bytes)?,
+            SaveStep::OffsetAgain { offset, .. } => {
+                return Err(UserError::Moved { first: offset, second: value });
+            }
+            SaveStep::Data { offset, bytes: size, mut got } => {
+                got.extend_from_slice(bytes);
+                if (got.len() as u64) < size {
+                    return Ok(Step::Save(SaveStep::Data { offset, bytes: size, got }));
+                }
+                self.buffer = Buffer::Closed;
+                Step::Finished(Ok(Outcome::Saved(Some(got))))
+            }
+        })
+    }
+
+    /// A buffer of `bytes` bytes is open at `offset`.
+    fn data_from(&mut self, offset: u64, bytes: u64) -> Result<Step, UserError> {
+        if bytes > 0 {
+            return Ok(Step::Save(SaveStep::Data { offset, bytes, got: Vec::new() }));
+        }
+        if std::mem::replace(&mut self.buffer, Buffer::Closed) == Buffer::Left {
+            // It was opened before, and there is nothing in it.
+            return Ok(Step::Pending { save: true });
+        }
+        if self.phase == Some(Phase::StopAndCopy) {
+            return Err(UserError::Stalled(self.pending));
+        }
+        Ok(Step::Finished(Ok(Outcome::Saved(None))))
+    }
+
+    fn dirty_read(
+        &mut self,
+        pages: DirtyPages,
+        at: DirtyStep,
+        value: u64,
+        bytes: &[u8],
+    ) -> Result<Step, UserError> {
+        let answer = |answer| Ok(Step::Finished(Ok(Outcome::Dirty(answer))));
+        let at = match at {
+            DirtyStep::Copied => match value {
+                VFIO_DEVICE_DIRTY_PFNS_NONE => return answer(DirtyAnswer::None),
+                VFIO_DEVICE_DIRTY_PFNS_ALL => return answer(DirtyAnswer::All),
+                copied if copied > pages.total_pfns => {
+                    return Err(UserError::Copied { copied, total: pages.total_pfns });
+                }
+                copied => DirtyStep::Offset { copied },
+            },
+            DirtyStep::Offset { copied } => {
+                self.check_offset(value)?;
+                self.check_size(value, bitmap_bytes(copied))?;
+                DirtyStep::Bitmap { copied, offset: value, got: Vec::new() }
+            }
+            DirtyStep::Bitmap { copied, offset, mut got } => {
+                got.extend_from_slice(bytes);
+                if (got.len() as u64) < bitmap_bytes(copied) {
+                    DirtyStep::Bitmap { copied, offset, got }
+                } else {
+                    // As many pages as bits were just read.
+                    let mut bitmap = PageBitmap::new(copied as usize);
+                    let words: Vec<u64> =
+                        got.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+                    bitmap.merge(&words);
+                    return answer(DirtyAnswer::Bitmap(bitmap));
+                }
+            }
+            DirtyStep::Start | DirtyStep::PageSize | DirtyStep::Total => at,
+        };
+        Ok(Step::Dirty { pages, at })
+    }
+
+    pub(super) fn after_write(&mut self, step: Step, length: usize) -> Step {
+        match step {
+            Step::State { to: Some(to), at: StateStep::Write } => {
+                self.enter(to);
+                Step::Finished(Ok(Outcome::Phase(to)))
+            }
+            Step::Load { data, done, at: LoadStep::Data { offset, part, sent } } => {
+                let sent = sent + length;
+                let at = if sent < part {
+                    LoadStep::Data { offset, part, sent }
+                } else {
+                    self.value = (part as u64).to_ne_bytes();
+                    LoadStep::Size { part }
+                };
+                Step::Load { data, done, at }
+            }
+            Step::Load { data, done, at: LoadStep::Size { part } } => {
+                if done + part < data.len() {
+                    Step::Load { data, done: done + part, at: LoadStep::Offset }
+                } else {
+                    Step::Finished(Ok(Outcome::Loaded))
+                }
+            }
+            Step::Dirty { pages, at } => {
+                let (at, value) = match at {
+                    DirtyStep::Start => (DirtyStep::PageSize, pages.page_size),
+                    DirtyStep::PageSize => (DirtyStep::Total, pages.total_pfns),
+                    _ => (DirtyStep::Copied, 0),
+                };
+                self.value = value.to_ne_bytes();
+                Step::Dirty { pages, at }
+            }
+            other => other,
+        }
+    }
+
+    fn check_offset(&self, offset: u64) -> Result<(), UserError> {
+        if !self.view.holds(offset, 1) {
+            return Err(UserError::Outside { offset, bytes: 0, size: self.view.size() });
+        }
+        // The draft only says that it should.
+        if self.view.version() == Version::V1
+            && self.view.is_mapped(offset)
+            && !offset.is_multiple_of(PAGE_SIZE)
+        {
+            return Err(UserError::Unaligned(offset));
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, offset: u64, bytes: u64) -> Result<(), UserError> {
+        if !self.view.holds(offset, bytes) {
+            return Err(UserError::Outside { offset, bytes, size: self.view.size() });
+        }
+        if bytes > self.rules.most {
+            return Err(UserError::TooLarge { bytes, most: self.rules.most });
+        }
+        Ok(())
+    }
+}
+
+/// A bitmap is whole u64s.
+pub(super) const fn bitmap_bytes(pages: u64) -> u64 {
+    pages.div_ceil(64) * 8
+}

@@ -1,0 +1,411 @@
+//! The vendor half: what each access to a migration region does, and what it answers.
+
+mod dirty;
+mod saving;
+
+use whimbrel_uapi::region_draft::StateDraft;
+use whimbrel_uapi::region_v1::StateV1;
+
+use self::dirty::DirtyQuery;
+use self::saving::Saving;
+use super::layout::{Field, Place};
+use super::phase::v2_path_from;
+use super::{ArcFailure, Backend, Layout, Phase, SectionMemory, Version, draft, v1};
+use crate::session::{Effect, effect};
+use crate::{Errno, MigrationFlags, State};
+
+/// The driver side of a migration region.
+///
+/// It answers the trapped accesses, and keeps what the user reads or writes through a mapping in `M`. Each access is one
+/// call with the device behind; an error is the errno of the read or write system call.
+///
+/// # What is answered
+///
+/// | access | in | answer |
+/// |---|---|---|
+/// | a field at another width or place than its own | | EINVAL |
+/// | `device_state`, read | | the phase, or ERROR; reserved bits are 0 (draft: EIO once the device is broken) |
+/// | `device_state`, written | | reserved bits are ignored; EINVAL for what is no state or cannot be reached; the device's errno if it fails, and then the state is the one before, or ERROR |
+/// | `reserved` | | 0; writes are ignored |
+/// | `pending_bytes`, read | SAVING | takes the buffer shown as read, and says what is left; 0 if nothing can be read now |
+/// | | else | 0 |
+/// | `data_offset`, read | SAVING | puts the next buffer in place, unless one is shown |
+/// | | else | where data is to be written; never 0 |
+/// | `data_size`, read | SAVING | bytes of the buffer shown, 0 if none is |
+/// | | else | 0 |
+/// | `data_size`, written | RESUMING | hands over one transaction; EINVAL for more than the section holds |
+/// | data section, read | SAVING | bytes of what is shown; EINVAL outside of it |
+/// | data section, written | RESUMING | staged until `data_size` is written; EINVAL outside of the buffer |
+/// | any other write, and reads of write-only fields | | EINVAL |
+/// | anything but `device_state` and `reserved` | ERROR | EIO |
+///
+/// The draft's four fields are described at `copied_pfns` in the text; they can be used while SAVING is set.
+///
+/// # When a state write fails
+///
+/// The device is brought back to where it was, and the user reads the state before. If its data session is over by then,
+/// the state is the one before and reads and writes of data answer EIO until the user leaves SAVING or RESUMING, so that
+/// nobody takes the beginning of a second stream for the rest of the first. If the device cannot be brought back, the
+/// state is ERROR until [`Vendor::reset`].
+///
+/// ```
+/// use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
+/// use whimbrel_protocol::{Errno, MigrationFlags, State};
+///
+/// /// A device whose state is a text.
+/// struct Text(&'static [u8]);
+///
+/// impl Backend for Text {
+///     fn flags(&self) -> MigrationFlags {
+///         MigrationFlags::STOP_COPY
+///     }
+///     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcFailure> {
+///         Ok(())
+///     }
+///     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+///         let count = buffer.len().min(self.0.len());
+///         let (now, later) = self.0.split_at(count);
+///         buffer[..count].copy_from_slice(now);
+///         self.0 = later;
+///         Ok(count)
+///     }
+///     fn load(&mut self, _transaction: &[u8]) -> Result<(), Errno> {
+///         Err(Errno::EINVAL)
+///     }
+///     fn remaining(&mut self) -> Result<u64, Errno> {
+///         Ok(self.0.len() as u64)
+///     }
+/// }
+///
+/// let mut device = Text(b"state");
+/// let layout = Layout::trapped(Version::V1, 4)?;
+/// let memory = vec![0; layout.size() as usize];
+/// let mut vendor = Vendor::new(layout, &device, memory)?;
+///
+/// vendor.write(&mut device, 0, &2u32.to_ne_bytes())?; // SAVING: stop-and-copy
+/// let mut field = |vendor: &mut Vendor, offset| {
+///     let mut value = [0; 8];
+///     vendor.read(&mut device, offset, &mut value).map(|()| u64::from_ne_bytes(value))
+/// };
+/// assert_eq!(field(&mut vendor, 8)?, 5); // pending_bytes
+/// assert_eq!(field(&mut vendor, 16)?, 32); // data_offset
+/// assert_eq!(field(&mut vendor, 24)?, 4); // data_size
+/// let mut data = [0; 4];
+/// vendor.read(&mut device, 32, &mut data)?;
+/// assert_eq!(&data, b"stat");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Vendor<M = Vec<u8>> {
+    layout: Layout,
+    flags: MigrationFlags,
+    /// `None`: broken until reset.
+    phase: Option<Phase>,
+    /// Where the device behind is, which differs from what the phase stands for only after a failure.
+    behind: State,
+    /// The session that the phase speaks of is over; answers data accesses.
+    lost: Option<Errno>,
+    /// A transaction was not taken: what the device was given is not whole.
+    load_failed: Option<Errno>,
+    saving: Saving,
+    dirty: DirtyQuery,
+    /// For one transaction on its way to the device.
+    buffer: Vec<u8>,
+    memory: M,
+}
+
+impl<M: SectionMemory> Vendor<M> {
+    /// The region of a device in RUNNING. `memory` holds the region: `layout.size()` bytes at least, of which those of
+    /// the structure at the start are not used.
+    ///
+    /// EINVAL for a device without STOP_COPY, and for memory that is too small.
+    pub fn new(layout: Layout, device: &dyn Backend, memory: M) -> Result<Vendor<M>, Errno> {
+        let flags = device.flags();
+        if !flags.contains(MigrationFlags::STOP_COPY) || memory.size() < layout.size() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Vendor {
+            flags,
+            phase: Some(Phase::Running),
+            behind: State::Running,
+            lost: None,
+            load_failed: None,
+            saving: Saving::new(layout.capacity()),
+            dirty: DirtyQuery::new(layout.bitmap().1),
+            buffer: Vec::new(),
+            layout,
+            memory,
+        })
+    }
+
+    /// Where things lie in the region.
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What the device is doing; `None` once it is broken, until it is reset.
+    pub const fn phase(&self) -> Option<Phase> {
+        self.phase
+    }
+
+    /// The state of the v2 machine that the device behind is in.
+    pub const fn state_behind(&self) -> State {
+        self.behind
+    }
+
+    /// The memory of the region: what a user has mapped.
+    pub const fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// As [`Vendor::memory`], to write to as a user does through a mapping.
+    pub const fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
+    /// The device has been reset (VFIO_DEVICE_RESET): it is running, and nothing is left of what was. Its log of dirty
+    /// pages, if SAVING was set, is the caller's to end.
+    pub fn reset(&mut self) {
+        self.phase = Some(Phase::Running);
+        self.behind = State::Running;
+        self.lost = None;
+        self.load_failed = None;
+        self.saving.clear();
+        self.dirty.clear();
+    }
+
+    /// A read of `data.len()` bytes from `offset` of the region, trapped. Fills all of `data`, or fails.
+    pub fn read(&mut self, device: &mut dyn Backend, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        match self.layout.place(offset, data.len()).ok_or(Errno::EINVAL)? {
+            Place::Section => self.read_section(offset, data),
+            Place::Field(Field::DeviceState) => {
+                data.copy_from_slice(&self.device_state()?.to_ne_bytes());
+                Ok(())
+            }
+            Place::Field(Field::Reserved) => {
+                data.fill(0);
+                Ok(())
+            }
+            Place::Field(field) => {
+                let value = self.read_field(device, field)?;
+                data.copy_from_slice(&value.to_ne_bytes());
+                Ok(())
+            }
+        }
+    }
+
+    /// A write of `data` at `offset` of the region, trapped. Takes all of `data`, or fails.
+    pub fn write(&mut self, device: &mut dyn Backend, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let field = match self.layout.place(offset, data.len()).ok_or(Errno::EINVAL)? {
+            Place::Section => return self.write_section(offset, data),
+            Place::Field(field) => field,
+        };
+        if field == Field::Reserved {
+            return Ok(());
+        }
+        if field == Field::DeviceState {
+            let register = <[u8; 4]>::try_from(data).map_err(|_| Errno::EINVAL)?;
+            return self.write_state(device, u32::from_ne_bytes(register));
+        }
+        let value = u64::from_ne_bytes(<[u8; 8]>::try_from(data).map_err(|_| Errno::EINVAL)?);
+        let phase = self.phase.ok_or(Errno::EIO)?;
+        match field {
+            Field::DataSize if phase == Phase::Resuming => self.take_transaction(device, value),
+            Field::StartPfn | Field::PageSize | Field::TotalPfns if phase.is_saving() => {
+                self.dirty.ask(field, value);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The register as a read shows it. Reserved bits are 0.
+    fn device_state(&self) -> Result<u32, Errno> {
+        match (self.layout.version(), self.phase) {
+            (Version::V1, Some(phase)) => Ok(v1::DeviceState::Valid(phase).to_register(0)),
+            (Version::V1, None) => Ok(v1::DeviceState::Error.to_register(0)),
+            (Version::Draft, Some(phase)) => Ok(draft::DeviceState::Valid(phase).to_register(0)),
+            (Version::Draft, None) => Err(Errno::EIO),
+        }
+    }
+
+    fn read_field(&mut self, device: &mut dyn Backend, field: Field) -> Result<u64, Errno> {
+        let phase = self.phase.ok_or(Errno::EIO)?;
+        let saving = phase.is_saving();
+        if saving || phase == Phase::Resuming {
+            // The errors that end the user's loop.
+            self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
+        }
+        match field {
+            Field::PendingBytes if saving => {
+                self.dirty.leave_bitmap();
+                self.saving.pending_bytes(device, self.behind)
+            }
+            Field::DataOffset if saving => {
+                if self.dirty.show_bitmap() {
+                    return Ok(self.layout.bitmap().0);
+                }
+                let data_offset = self.layout.data_offset();
+                self.saving.show(device, self.behind, data_offset, &mut self.memory)?;
+                Ok(data_offset)
+            }
+            Field::DataOffset => Ok(self.layout.data_offset()),
+            Field::DataSize if saving => Ok(self.saving.shown()),
+            Field::PendingBytes | Field::DataSize => Ok(0),
+            Field::CopiedPfns if saving => {
+                self.dirty.copied_pfns(device, self.layout.bitmap().0, &mut self.memory)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn read_section(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        if !self.phase.ok_or(Errno::EIO)?.is_saving() {
+            return Err(Errno::EINVAL);
+        }
+        self.lost.map_or(Ok(()), Err)?;
+        let within = |start: u64, bytes: u64| {
+            offset >= start && (data.len() as u64) <= bytes && offset - start <= bytes - data.len() as u64
+        };
+        if within(self.layout.bitmap().0, self.dirty.bitmap_bytes()) {
+            self.dirty.show_bitmap();
+        } else if !within(self.layout.data_offset(), self.saving.shown()) {
+            return Err(Errno::EINVAL);
+        }
+        self.memory.read(offset, data)
+    }
+
+    fn write_section(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if self.phase.ok_or(Errno::EIO)? != Phase::Resuming {
+            return Err(Errno::EINVAL);
+        }
+        self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
+        let start = self.layout.data_offset();
+        let room = self.layout.capacity() as u64;
+        if offset < start || offset - start + data.len() as u64 > room {
+            return Err(Errno::EINVAL);
+        }
+        self.memory.write(offset, data)
+    }
+
+    /// One transaction of `size` bytes lies in the section.
+    fn take_transaction(&mut self, device: &mut dyn Backend, size: u64) -> Result<(), Errno> {
+        self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
+        let size = usize::try_from(size).ok().filter(|size| *size <= self.layout.capacity());
+        let size = size.ok_or(Errno::EINVAL)?;
+        if size == 0 {
+            return Ok(());
+        }
+        // A mapped section may change while it is read: the device sees one copy.
+        self.buffer.resize(size, 0);
+        let taken = self
+            .memory
+            .read(self.layout.data_offset(), &mut self.buffer)
+            .and_then(|()| device.load(&self.buffer));
+        // Part of it may be in the device: no other transaction can make the state whole again.
+        self.load_failed = taken.err();
+        taken
+    }
+
+    fn write_state(&mut self, device: &mut dyn Backend, register: u32) -> Result<(), Errno> {
+        let from = self.phase.ok_or(Errno::EIO)?;
+        let to = self.requested(register).ok_or(Errno::EINVAL)?;
+        if from == to {
+            return Ok(());
+        }
+        // What the device holds is not whole, so it cannot run; a reset ends it.
+        self.load_failed.map_or(Ok(()), Err)?;
+        let path = v2_path_from(self.flags, from, self.behind, to).map_err(|_| Errno::EINVAL)?;
+        let begins_saving = to.is_saving() && !from.is_saving();
+        if begins_saving {
+            device.track_dirty(true)?;
+        }
+        let before = self.behind;
+        for step in path {
+            match device.arc(self.behind, step) {
+                Ok(()) => self.enter(step, before),
+                Err(failure) => {
+                    if begins_saving {
+                        // The failure that the user hears of is the first one.
+                        let _ = device.track_dirty(false);
+                    }
+                    return Err(self.undo(device, from, before, failure));
+                }
+            }
+        }
+        self.phase = Some(to);
+        if from.is_saving() != to.is_saving() || from == Phase::Resuming || to == Phase::Resuming {
+            self.lost = None;
+            self.saving.clear();
+            self.dirty.clear();
+        }
+        if from.is_saving() && !to.is_saving() {
+            // The device has changed its state already; a log that cannot be ended costs time, not data.
+            let _ = device.track_dirty(false);
+        }
+        Ok(())
+    }
+
+    /// What a written register asks for.
+    fn requested(&self, register: u32) -> Option<Phase> {
+        match self.layout.version() {
+            Version::V1 => match v1::DeviceState::from_register(register) {
+                Ok(v1::DeviceState::Valid(phase)) => Some(phase),
+                Ok(v1::DeviceState::Error) | Err(_) => None,
+            },
+            Version::Draft => match draft::DeviceState::from_register(register) {
+                Ok(draft::DeviceState::Valid(phase)) => Some(phase),
+                Ok(draft::DeviceState::RunningAndResuming) | Err(_) => None,
+            },
+        }
+    }
+
+    /// The device has gone one step of a request that began in `before`.
+    fn enter(&mut self, step: State, before: State) {
+        if effect(self.behind, step) == Effect::Ends && effect(before, State::Stop) == Effect::Ends {
+            // Kept only if the request fails: a success clears it with the phase it belongs to.
+            self.lost = Some(Errno::EIO);
+        }
+        self.behind = step;
+    }
+
+    /// An arc of a request from `from` failed: brings the device back to where its user reads it to be.
+    fn undo(&mut self, device: &mut dyn Backend, from: Phase, before: State, failure: ArcFailure) -> Errno {
+        let errno = match failure {
+            ArcFailure::Broken(errno) => {
+                self.phase = None;
+                self.behind = State::Error;
+                return errno;
+            }
+            ArcFailure::Stays(errno) => errno,
+        };
+        // A session that is over is not opened again: its data would begin anew.
+        let back = match (self.lost, from.is_running()) {
+            (None, _) => before,
+            (Some(_), true) => State::Running,
+            (Some(_), false) => State::Stop,
+        };
+        let path = crate::fsm::path(self.flags, self.behind, back);
+        let returned = path.is_ok_and(|mut path| {
+            path.all(|step| {
+                let done = device.arc(self.behind, step).is_ok();
+                if done {
+                    self.behind = step;
+                }
+                done
+            })
+        });
+        if !returned {
+            self.phase = None;
+            self.behind = State::Error;
+        }
+        errno
+    }
+}
+
+// The two registers agree on the five phases, which is why one machine serves both.
+const _: () = {
+    assert!(StateV1::all().bits() == StateDraft::all().bits());
+    assert!(StateV1::RUNNING.bits() == StateDraft::RUNNING.bits());
+    assert!(StateV1::SAVING.bits() == StateDraft::SAVING.bits());
+};

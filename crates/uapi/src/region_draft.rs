@@ -1,0 +1,106 @@
+//! The migration region as drafted in 2019, before v1: the structure at its start, and the bits of its state.
+//!
+//! No released kernel has it. It differs from [`region_v1`](crate::region_v1) in three things: the region also
+//! answers which pages are dirty, SAVING with RESUMING is plainly invalid where v1 calls it the error state, and
+//! nothing is said of RUNNING with RESUMING. The region has the type and subtype of v1's
+//! ([`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED)), so a user
+//! cannot tell the two apart by asking.
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `VFIO_DEVICE_STATE_MASK`: the bits of a state; the others are reserved and must be left as they are.
+pub const VFIO_DEVICE_STATE_MASK: u32 = StateDraft::all().bits();
+
+/// `VFIO_DEVICE_STATE_INVALID`: the two bits that may not be set at the same time.
+pub const VFIO_DEVICE_STATE_INVALID: u32 = StateDraft::SAVING.union(StateDraft::RESUMING).bits();
+
+/// `VFIO_DEVICE_DIRTY_PFNS_NONE`: no page of the range asked about, or of its rest, is dirty.
+pub const VFIO_DEVICE_DIRTY_PFNS_NONE: u64 = 0;
+
+/// `VFIO_DEVICE_DIRTY_PFNS_ALL`: every page of the range asked about, or of its rest, is dirty.
+pub const VFIO_DEVICE_DIRTY_PFNS_ALL: u64 = u64::MAX;
+
+bitflags! {
+    /// [`DeviceMigrationInfo::device_state`].
+    ///
+    /// ```
+    /// use whimbrel_uapi::region_draft::StateDraft;
+    ///
+    /// assert!((StateDraft::RUNNING | StateDraft::SAVING).is_valid());
+    /// assert!(!(StateDraft::SAVING | StateDraft::RESUMING).is_valid());
+    /// // The draft does not forbid this one, and no sequence of its text leads there.
+    /// assert!((StateDraft::RUNNING | StateDraft::RESUMING).is_valid());
+    /// ```
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct StateDraft: u32 {
+        /// The device runs.
+        const RUNNING = 1 << 0;
+        /// The device's state is read; with RUNNING, while it runs.
+        const SAVING = 1 << 1;
+        /// The device's state is written.
+        const RESUMING = 1 << 2;
+    }
+}
+
+impl StateDraft {
+    /// Whether SAVING and RESUMING are not both set. Reserved bits are not looked at.
+    pub const fn is_valid(self) -> bool {
+        self.bits() & VFIO_DEVICE_STATE_INVALID != VFIO_DEVICE_STATE_INVALID
+    }
+}
+
+/// `struct vfio_device_migration_info` of the draft: the start of the migration region.
+///
+/// The header packs it; every field lies at its natural alignment all the same.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+pub struct DeviceMigrationInfo {
+    /// [`StateDraft`].
+    pub device_state: u32,
+    /// Not used.
+    pub reserved: u32,
+    /// Read only: bytes still to be saved.
+    pub pending_bytes: u64,
+    /// Read only: where in the region the data or the bitmap of this round is, in bytes from the region's start.
+    pub data_offset: u64,
+    /// Bytes there: read while saving, written while resuming, which hands the data over.
+    pub data_size: u64,
+    /// Write only: the first page asked about, as an IOVA divided by the page size.
+    pub start_pfn: u64,
+    /// Write only: the page size in bytes.
+    pub page_size: u64,
+    /// Write only: how many pages are asked about.
+    pub total_pfns: u64,
+    /// Read only: for how many of them the bitmap in the region speaks, or [`VFIO_DEVICE_DIRTY_PFNS_NONE`] or
+    /// [`VFIO_DEVICE_DIRTY_PFNS_ALL`].
+    pub copied_pfns: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{offset_of, size_of};
+
+    use super::*;
+    use crate::region_v1;
+
+    #[test]
+    fn the_structure_is_that_of_v1_with_four_fields_more() {
+        assert_eq!(size_of::<DeviceMigrationInfo>(), 64);
+        assert_eq!(
+            offset_of!(DeviceMigrationInfo, data_size),
+            offset_of!(region_v1::DeviceMigrationInfo, data_size)
+        );
+        assert_eq!(offset_of!(DeviceMigrationInfo, start_pfn), size_of::<region_v1::DeviceMigrationInfo>());
+        assert_eq!(offset_of!(DeviceMigrationInfo, page_size), 40);
+        assert_eq!(offset_of!(DeviceMigrationInfo, total_pfns), 48);
+        assert_eq!(offset_of!(DeviceMigrationInfo, copied_pfns), 56);
+    }
+
+    #[test]
+    fn only_saving_with_resuming_is_invalid() {
+        for bits in 0..16 {
+            assert_eq!(StateDraft::from_bits_retain(bits).is_valid(), bits & 6 != 6, "{bits:04b}");
+        }
+    }
+}
