@@ -1,4 +1,4 @@
-//! What a device reaches outward: memory and interrupts.
+//! What a device reaches outward: memory, interrupts, and that it has to wake.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 
 use crate::dma::DmaSpace;
 use crate::irq::Interrupts;
+use crate::low_power::WakeLine;
 
-/// The two ways out of a device. A clone is another handle to the same bus: a driver keeps one, its
+/// The ways out of a device. A clone is another handle to the same bus: a driver keeps one, its
 /// [`DeviceFile`](crate::DeviceFile) another.
 #[derive(Clone, Debug, Default)]
 pub struct Bus {
@@ -16,6 +17,7 @@ pub struct Bus {
     /// The address space of each PASID that the user has attached.
     pasids: Arc<RwLock<BTreeMap<u32, Arc<DmaSpace>>>>,
     interrupts: Arc<Interrupts>,
+    wake_line: Arc<WakeLine>,
 }
 
 impl Bus {
@@ -56,5 +58,15 @@ impl Bus {
                 None => self.pasids.write().remove(&pasid),
             };
         }
+    }
+
+    /// The device has to wake: something arrived, as PME# tells. A moment later it does, if it sleeps. Nothing happens
+    /// otherwise, and never within this call, so that a driver may call it at any time.
+    pub fn wake(&self) {
+        self.wake_line.raise();
+    }
+
+    pub(crate) fn wake_line(&self) -> &WakeLine {
+        &self.wake_line
     }
 }

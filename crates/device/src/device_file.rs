@@ -4,6 +4,7 @@
 //! [`raw`](crate::raw) and `feature`.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -22,6 +23,7 @@ use crate::data_file::DataFile;
 use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
 use crate::ioeventfd::{IoeventfdWrite, Ioeventfds};
 use crate::irq::{Change, IrqAction, IrqData, Kind};
+use crate::low_power::{Awake, Power};
 use crate::opens::Opens;
 use crate::region_mmap;
 
@@ -61,8 +63,9 @@ pub(crate) struct Shared {
 /// device ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), only they open it.
 struct Gate(Mutex<Core>);
 
-struct Core {
-    driver: Box<dyn Driver>,
+pub(crate) struct Core {
+    pub(crate) driver: Box<dyn Driver>,
+    pub(crate) power: Power,
     /// The driver has been told of a user.
     open: bool,
     opened_by: OpenedBy,
@@ -86,6 +89,34 @@ enum OpenedBy {
     Files,
 }
 
+/// A device's core while a request is executed on it: the device is awake, and goes back to sleep with the last
+/// request that needs it.
+pub(crate) struct Active<'a> {
+    core: MutexGuard<'a, Core>,
+    bus: &'a Bus,
+}
+
+impl Deref for Active<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl DerefMut for Active<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        let Core { driver, power, .. } = &mut *self.core;
+        power.settle(&mut **driver, self.bus);
+    }
+}
+
 impl DeviceFile {
     /// A device. Its first user opens it: who makes a request, or where it is given to a [`Group`](crate::Group) or a
     /// [`Cdev`](crate::Cdev), who opens it there. `name` stands in errors and traces; `bus` is the one the driver was given.
@@ -93,6 +124,7 @@ impl DeviceFile {
         let mut core = Core {
             info: driver.info(),
             driver,
+            power: Power::default(),
             open: false,
             opened_by: OpenedBy::Requests,
             regions: Vec::new(),
@@ -126,6 +158,15 @@ impl DeviceFile {
         &self.shared.bus
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Keeps the device awake, for a request of several steps.
+    pub(crate) fn awake(&self) -> Awake<'_> {
+        self.shared.awake()
+    }
+
     pub(crate) fn opens(&self) -> &Opens {
         &self.shared.opens
     }
@@ -141,19 +182,19 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_GET_INFO.
     pub fn info(&self) -> Info {
-        self.shared.core.lock().info.clone()
+        self.shared.active().info.clone()
     }
 
     /// VFIO_DEVICE_GET_REGION_INFO. EINVAL for an index the device does not have.
     pub fn region_info(&self, index: u32) -> Result<Region, Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         core.describe_region(index);
         core.region(index).cloned()
     }
 
     /// VFIO_DEVICE_GET_IRQ_INFO. EINVAL for an index the device does not have.
     pub fn irq_info(&self, index: u32) -> Result<Irq, Errno> {
-        let core = self.shared.core.lock();
+        let core = self.shared.active();
         if index >= core.info.num_irqs {
             return Err(Errno::EINVAL);
         }
@@ -202,6 +243,7 @@ impl DeviceFile {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_irqs(&self, index: u32, start: u32, action: IrqAction, data: IrqData) -> Result<(), Errno> {
+        let _awake = self.awake();
         let kind = self.irq_range(index, start, data.count()?)?;
         let change = Change { kind, index, start, action: Ok(action), data: data.into_data() };
         self.shared.bus.interrupts().apply(change)
@@ -220,7 +262,7 @@ impl DeviceFile {
 
     /// The kernel's check of a range of interrupts, and what they are.
     pub(crate) fn irq_range(&self, index: u32, start: u32, count: u32) -> Result<Kind, Errno> {
-        let core = self.shared.core.lock();
+        let core = self.shared.active();
         if index >= core.info.num_irqs {
             return Err(Errno::EINVAL);
         }
@@ -235,7 +277,7 @@ impl DeviceFile {
     /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an index the
     /// device does not have, and for a region that cannot be read.
     pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active_for_region(index)?;
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::READ)?;
         core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
     }
@@ -243,7 +285,8 @@ impl DeviceFile {
     /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an index the
     /// device does not have, and for a region that cannot be written.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        self.shared.write_region(index, offset, data)
+        let mut core = self.shared.active_for_region(index)?;
+        self.shared.write(&mut core, index, offset, data)
     }
 
     /// `mmap(2)` of a part of a region: the file to map shared, and where in it the part begins. `length` is rounded up
@@ -252,7 +295,7 @@ impl DeviceFile {
     /// EINVAL for an index the device does not have, a region that cannot be mapped, a start within a page, a range past
     /// the region's last page, and one that is not within a single area of a region with VFIO_REGION_INFO_CAP_SPARSE_MMAP.
     pub fn mmap(&self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         let length = region_mmap::check(core.region(index)?, offset, length)?;
         core.driver.mmap(index, offset, length)
     }
@@ -262,13 +305,14 @@ impl DeviceFile {
     /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR, EEXIST if the same write is tied already,
     /// ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
     pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<EventFd>) -> Result<(), Errno> {
+        let _awake = self.awake();
         self.check_pci()?;
         self.tie_ioeventfd(write, eventfd.map(Ok))
     }
 
     /// ENOTTY for a device that is not PCI.
     pub(crate) fn check_pci(&self) -> Result<(), Errno> {
-        let flags = self.shared.core.lock().info.flags;
+        let flags = self.shared.active().info.flags;
         if flags.contains(DeviceInfoFlags::PCI) { Ok(()) } else { Err(Errno::ENOTTY) }
     }
 
@@ -294,7 +338,7 @@ impl DeviceFile {
     }
 
     fn reset_by(&self, reset: impl FnOnce(&mut dyn Driver) -> Result<(), Errno>) -> Result<(), Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         reset(&mut *core.driver)?;
         core.session_open = false;
         core.state = State::Running;
@@ -306,13 +350,14 @@ impl DeviceFile {
     /// ioeventfds ends, its data session and DMA logging too, what it has opted into is forgotten, and the device is
     /// reset if it can be. Whether it was.
     pub(crate) fn close(&self) -> bool {
+        self.shared.core.as_it_is().power.leave(&self.shared.bus);
         self.shared.bus.interrupts().clear();
         self.shared.ioeventfds.clear();
         let reset = self.reset();
         if let Err(error) = &reset {
             tracing::debug!(device = self.name(), %error, "no reset at close");
         }
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         core.end_use();
         core.close();
         reset.is_ok()
@@ -333,12 +378,12 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
     pub fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
-        self.shared.core.lock().migration_flags()
+        self.shared.active().migration_flags()
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET.
     pub fn mig_state(&self) -> Result<State, Errno> {
-        let core = self.shared.core.lock();
+        let core = self.shared.active();
         core.migration_flags().map(|_| core.state)
     }
 
@@ -349,7 +394,7 @@ impl DeviceFile {
     /// led so far, or is in ERROR; [`DeviceFile::mig_state`] tells. A data file that is already open is not touched by
     /// a request that fails.
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         let opened = core.walk(to);
         self.shared.wake.notify_all();
         let session = core.session;
@@ -358,12 +403,12 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes, in any state.
     pub fn mig_data_size(&self) -> Result<u64, Errno> {
-        self.shared.core.lock().migration()?.data_size()
+        self.shared.active().migration()?.data_size()
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: the user understands REINIT from now on. EINVAL without PRE_COPY.
     pub fn enable_precopy_info_v2(&self) -> Result<(), Errno> {
-        let mut core = self.shared.core.lock();
+        let mut core = self.shared.active();
         if !core.migration_flags()?.contains(MigrationFlags::PRE_COPY) {
             return Err(Errno::EINVAL);
         }
@@ -374,22 +419,22 @@ impl DeviceFile {
 
     /// Whether the device keeps a log of the memory it writes.
     pub fn has_dma_logging(&self) -> bool {
-        self.shared.core.lock().driver.dma_logging().is_some()
+        self.shared.active().driver.dma_logging().is_some()
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size of the log in bytes.
     pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
-        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
+        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
     pub fn dma_logging_stop(&self) -> Result<(), Errno> {
-        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.stop()
+        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.stop()
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
     pub fn dma_logging_report(&self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
-        self.shared.core.lock().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
+        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
     }
 
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does not run
@@ -430,8 +475,31 @@ impl Shared {
         &self.ioeventfds
     }
 
+    pub(crate) fn active(&self) -> Active<'_> {
+        let mut core = self.core.lock();
+        let Core { driver, power, .. } = &mut *core;
+        power.resume(&mut **driver, &self.bus);
+        Active { core, bus: &self.bus }
+    }
+
+    /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
+    fn active_for_region(&self, index: u32) -> Result<Active<'_>, Errno> {
+        if index >= self.core.lock().info.num_regions {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.active())
+    }
+
+    /// A write that no request makes: EIO from a device that sleeps, which it does not wake.
     pub(crate) fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let mut core = self.core.lock();
+        if core.power.is_suspended() {
+            return Err(Errno::EIO);
+        }
+        self.write(&mut core, index, offset, data)
+    }
+
+    fn write(&self, core: &mut Core, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
         let written = core.driver.write_region(index, offset, &data[..count])?;
         self.wake.notify_all();
@@ -498,6 +566,10 @@ impl Gate {
 }
 
 impl Core {
+    pub(crate) fn is_pci(&self) -> bool {
+        self.info.flags.contains(DeviceInfoFlags::PCI)
+    }
+
     fn open(&mut self) {
         if !std::mem::replace(&mut self.open, true) {
             self.driver.open_device();
@@ -605,7 +677,8 @@ impl Core {
     }
 
     fn advance(&mut self, now: std::time::Duration) -> Next {
-        if self.state.is_running() { self.driver.advance(now) } else { Next::Idle }
+        let runs = self.state.is_running() && !self.power.is_suspended();
+        if runs { self.driver.advance(now) } else { Next::Idle }
     }
 }
 

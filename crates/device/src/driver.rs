@@ -13,6 +13,8 @@ use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::IrqInfoFlags;
 
+use crate::low_power::LowPower;
+
 /// A device as its driver sees it. All calls for one device come one at a time.
 pub trait Driver: Send {
     /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device holds until
@@ -83,6 +85,12 @@ pub trait Driver: Send {
     /// The device's own log of the memory it writes; `None` if it keeps none. The answer does not change
     /// while the device is open.
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        None
+    }
+
+    /// What puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The answer
+    /// never changes.
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
         None
     }
 

@@ -28,6 +28,8 @@ const LEAST_DEVICE_INFO: usize = 16;
 impl DeviceFile {
     /// A raw ioctl on the device: `number` as in the header, `argument` an address in `process`.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        // A device that sleeps wakes for any request, also for one it does not know.
+        let _awake = self.awake();
         match number {
             n if n == VFIO_DEVICE_GET_INFO.number() => self.raw_info(argument, process),
             n if n == VFIO_DEVICE_GET_REGION_INFO.number() => self.raw_region_info(argument, process),

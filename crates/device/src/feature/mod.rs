@@ -4,6 +4,7 @@
 //! [`DeviceFile`]'s business.
 
 mod dma_logging;
+mod low_power;
 mod migration;
 
 use whimbrel_protocol::Errno;
@@ -18,6 +19,7 @@ const HEAD: u64 = size_of::<DeviceFeature>() as u64;
 impl DeviceFile {
     /// Whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET, both or none).
     pub fn has_feature(&self, feature: Feature, directions: FeatureFlags) -> bool {
+        let _awake = self.awake();
         let mut process = SparseMemory::new();
         let flags = FeatureFlags::PROBE | (directions & (FeatureFlags::GET | FeatureFlags::SET));
         let head = DeviceFeature { argsz: HEAD as u32, flags: u32::from(feature.index()) | flags.bits() };
@@ -75,14 +77,11 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
         Feature::DmaLoggingStart => request.dma_logging_start(),
         Feature::DmaLoggingStop => request.dma_logging_stop(),
         Feature::DmaLoggingReport => request.dma_logging_report(),
+        Feature::LowPowerEntry => request.low_power_entry(),
+        Feature::LowPowerEntryWithWakeup => request.low_power_entry_with_wakeup(),
+        Feature::LowPowerExit => request.low_power_exit(),
         // Features of a bus driver, which no device here has.
-        Feature::PciVfToken
-        | Feature::LowPowerEntry
-        | Feature::LowPowerEntryWithWakeup
-        | Feature::LowPowerExit
-        | Feature::BusMaster
-        | Feature::DmaBuf
-        | Feature::ZpciError => Err(Errno::ENOTTY),
+        Feature::PciVfToken | Feature::BusMaster | Feature::DmaBuf | Feature::ZpciError => Err(Errno::ENOTTY),
     }?;
     Ok(0)
 }

@@ -17,7 +17,7 @@ pub(crate) use self::request::{DataType, action};
 pub use self::request::{IrqAction, IrqData};
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Kind};
-use crate::listener::{Listener, Watch};
+use crate::listener::{Listener, Watch, has_room};
 
 /// The interrupts of one device, as its driver sees them.
 ///
@@ -59,6 +59,28 @@ impl Interrupts {
     /// has set it up, is told when that ends, if it is still asserted then.
     pub fn set_line(&self, asserted: bool) {
         if let Some(eventfd) = self.state.lock().setup.set_line(asserted) {
+            signal(eventfd);
+        }
+    }
+
+    /// Tells the INTx-disable bit of the device's command register
+    /// ([`PciEvent::IntxDisabled`](crate::pci_config::PciEvent::IntxDisabled)), as it is after a write, a reset and a
+    /// change of power. Where it changes, it masks the INTx line or unmasks it; as long as it is set, the user cannot
+    /// unmask (`vfio_pci_intrs.c`).
+    pub fn disable_line(&self, disabled: bool) {
+        if let Some(eventfd) = self.state.lock().setup.set_disabled(disabled) {
+            signal(eventfd);
+        }
+    }
+
+    /// Masks the INTx line; whether it was in use and not masked.
+    pub(crate) fn mask_line(&self) -> bool {
+        self.state.lock().setup.mask()
+    }
+
+    /// Unmasks the INTx line.
+    pub(crate) fn unmask_line(&self) {
+        if let Some(eventfd) = self.state.lock().setup.unmask() {
             signal(eventfd);
         }
     }
@@ -112,7 +134,10 @@ fn unmask(state: &Weak<Mutex<State>>, eventfd: &Weak<EventFd>) {
     }
 }
 
-fn signal(eventfd: &EventFd) {
+/// Signals an eventfd, as the kernel's `eventfd_signal()`: never waits for room in the counter.
+pub(crate) fn signal(eventfd: &EventFd) {
     // A full counter means that the user has not seen earlier signals yet: this one is among them.
-    let _ = eventfd.write(1);
+    if has_room(eventfd) {
+        let _ = eventfd.write(1);
+    }
 }

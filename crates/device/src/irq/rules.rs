@@ -123,11 +123,13 @@ pub(crate) struct Setup<E> {
     singles: BTreeMap<u32, E>,
     /// The level of the device's INTx line, whether or not it is in use.
     asserted: bool,
+    /// The INTx-disable bit of the command register.
+    disabled: bool,
 }
 
 impl<E> Default for Setup<E> {
     fn default() -> Setup<E> {
-        Setup { active: Active::None, singles: BTreeMap::new(), asserted: false }
+        Setup { active: Active::None, singles: BTreeMap::new(), asserted: false, disabled: false }
     }
 }
 
@@ -153,10 +155,31 @@ impl<E> Setup<E> {
         }
     }
 
+    /// Masks the line, if it is in use. Whether it was not masked before.
+    pub(super) fn mask(&mut self) -> bool {
+        match &mut self.active {
+            Active::Line(line) => !std::mem::replace(&mut line.masked, true),
+            _ => false,
+        }
+    }
+
+    /// The INTx-disable bit is written (`vfio_basic_config_write()`): where it changes, it masks the line or unmasks it.
+    /// While it is set nothing else unmasks. Returns the eventfd to signal.
+    pub(super) fn set_disabled(&mut self, disabled: bool) -> Option<&E> {
+        match (std::mem::replace(&mut self.disabled, disabled), disabled) {
+            (false, true) => {
+                self.mask();
+                None
+            }
+            (true, false) => self.unmask(),
+            _ => None,
+        }
+    }
+
     /// Unmasks the line. Returns the eventfd to signal: of a line that is still asserted, which stays masked.
     pub(super) fn unmask(&mut self) -> Option<&E> {
         match &mut self.active {
-            Active::Line(line) if line.masked => {
+            Active::Line(line) if line.masked && !self.disabled => {
                 line.masked = self.asserted;
                 line.eventfd.as_ref().filter(|_| self.asserted)
             }
@@ -183,6 +206,7 @@ impl<E> Setup<E> {
     pub(super) fn clear(&mut self) {
         self.active = Active::None;
         self.singles.clear();
+        self.disabled = false;
     }
 
     /// Executes a request. `signal` is called for each eventfd that it makes fire.
@@ -255,7 +279,7 @@ impl<E> Setup<E> {
             line.eventfd = eventfd;
             return Ok(());
         }
-        self.active = Active::Line(Line { eventfd, masked: false, unmask: None });
+        self.active = Active::Line(Line { eventfd, masked: self.disabled, unmask: None });
         if let Some(eventfd) = self.set_line(self.asserted) {
             signal(eventfd);
         }

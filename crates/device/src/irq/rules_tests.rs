@@ -21,6 +21,7 @@ struct Kernel {
     err: Option<Number>,
     req: Option<Number>,
     asserted: bool,
+    virq_disabled: bool,
     signalled: Vec<Number>,
 }
 
@@ -44,12 +45,22 @@ impl Kernel {
     }
 
     fn intx_unmask(&mut self) {
-        if self.irq_type == Some(0) && self.masked {
+        if self.irq_type == Some(0) && self.masked && !self.virq_disabled {
             if self.asserted {
                 self.signal(self.trigger);
             } else {
                 self.masked = false;
             }
+        }
+    }
+
+    fn basic_config_write(&mut self, intx_disable: bool) {
+        if intx_disable && !self.virq_disabled {
+            self.virq_disabled = true;
+            self.masked |= self.irq_type == Some(0);
+        } else if !intx_disable && self.virq_disabled {
+            self.virq_disabled = false;
+            self.intx_unmask();
         }
     }
 
@@ -130,7 +141,7 @@ impl Kernel {
             };
             if !intx {
                 self.irq_type = Some(0);
-                self.masked = false;
+                self.masked = self.virq_disabled;
                 self.intx_handler();
             }
             return Ok(());
@@ -244,6 +255,8 @@ enum Step {
     Message(u32, u32),
     /// The user signals the eventfd that unmasks.
     Unmask,
+    /// The user writes the INTx-disable bit.
+    Disable(bool),
 }
 
 fn slots() -> impl Strategy<Value = Slot<Number>> {
@@ -288,6 +301,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             2 => any::<bool>().prop_map(Step::Line),
             1 => (0..6_u32, 0..INTERRUPTS).prop_map(|(index, interrupt)| Step::Message(index, interrupt)),
             1 => Just(Step::Unmask),
+            1 => any::<bool>().prop_map(Step::Disable),
         ];
         prop::collection::vec(step, 1..60)
     })
@@ -315,6 +329,10 @@ proptest! {
                 Step::Message(index, interrupt) => {
                     signalled.extend(setup.message(*index, *interrupt));
                     kernel.message(*index, *interrupt);
+                }
+                Step::Disable(disabled) => {
+                    signalled.extend(setup.set_disabled(*disabled));
+                    kernel.basic_config_write(*disabled);
                 }
                 Step::Unmask => {
                     if setup.unmask_eventfd().is_some() {
