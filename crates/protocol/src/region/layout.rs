@@ -114,9 +114,9 @@ pub(super) enum Place {
 /// // All of the data section is trapped and lies directly behind the structure.
 /// let trapped = Layout::trapped(Version::V1, 1000)?;
 /// assert_eq!((trapped.data_offset(), trapped.size()), (32, 1032));
-/// // All of it can be mapped: it begins at a page. Behind it the draft has a page for its bitmap.
+/// // All of it can be mapped: it begins at a page. Before it the draft has room for its bitmap.
 /// let mapped = Layout::mapped(Version::Draft, 0x10000)?;
-/// assert_eq!((mapped.data_offset(), mapped.size()), (0x1000, 0x12000));
+/// assert_eq!((mapped.data_offset(), mapped.size()), (0x1000, 0x11000));
 /// # Ok::<(), whimbrel_protocol::region::LayoutError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,8 +125,6 @@ pub struct Layout {
     data_offset: u64,
     capacity: usize,
     mapped: Vec<MmapArea>,
-    /// Offset and bytes; 0 bytes for a region without one.
-    bitmap: (u64, usize),
     size: u64,
 }
 
@@ -152,17 +150,17 @@ pub enum LayoutError {
         /// Its bytes.
         size: u64,
     },
-    /// The bitmap is not whole u64s, or the region is one of v1, which has none.
-    #[error("a bitmap of {0} bytes is not possible in this region")]
-    Bitmap(u64),
 }
 
 /// Regions of a device file are 2^40 bytes apart.
 const LARGEST: u64 = 1 << 40;
 
 impl Layout {
-    /// A data section for `capacity` bytes at a time from `data_offset` on, with these parts of it mapped. The draft
-    /// gets a bitmap of one page behind it ([`Layout::with_bitmap`]).
+    /// A data section for `capacity` bytes at a time from `data_offset` to the end, with these parts of it mapped.
+    ///
+    /// In the draft's region the bitmap of dirty pages lies between the structure and `data_offset`, in whole u64s, so
+    /// that to the end of the region there is room for data, as users reckon. Where there is no room for it, every
+    /// query of dirty pages is answered with ALL.
     pub fn new(
         version: Version,
         data_offset: u64,
@@ -189,16 +187,17 @@ impl Layout {
             });
             least = area_end.ok_or(LayoutError::Area { offset, size })?;
         }
-        let layout = Layout { version, data_offset, capacity: bytes, mapped, bitmap: (end, 0), size: end };
-        match version {
-            Version::V1 => Ok(layout),
-            Version::Draft => layout.with_bitmap(PAGE_SIZE),
-        }
+        Ok(Layout { version, data_offset, capacity: bytes, mapped, size: end })
     }
 
-    /// A data section of `capacity` bytes directly behind the structure, all of it trapped.
+    /// A data section of `capacity` bytes, all of it trapped: directly behind v1's structure, and at the second page of
+    /// the draft's region.
     pub fn trapped(version: Version, capacity: u64) -> Result<Layout, LayoutError> {
-        Layout::new(version, version.header_size(), capacity, Vec::new())
+        let data_offset = match version {
+            Version::V1 => version.header_size(),
+            Version::Draft => PAGE_SIZE,
+        };
+        Layout::new(version, data_offset, capacity, Vec::new())
     }
 
     /// A data section of `capacity` bytes, whole pages, that begins at a page and can be mapped.
@@ -210,19 +209,6 @@ impl Layout {
     pub fn partly_mapped(version: Version, mapped: u64, trapped: u64) -> Result<Layout, LayoutError> {
         let capacity = mapped.checked_add(trapped).ok_or(LayoutError::Capacity(mapped))?;
         Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea { offset: PAGE_SIZE, size: mapped }])
-    }
-
-    /// The draft's region with a bitmap of so many bytes, a multiple of 8; always trapped, and apart from the device's
-    /// data. With 0 the region answers every query of dirty pages with ALL.
-    pub fn with_bitmap(mut self, bytes: u64) -> Result<Layout, LayoutError> {
-        let error = LayoutError::Bitmap(bytes);
-        if self.version != Version::Draft || !bytes.is_multiple_of(8) || bytes > LARGEST / 4 {
-            return Err(error);
-        }
-        let offset = (self.data_offset + self.capacity as u64).next_multiple_of(8);
-        self.bitmap = (offset, usize::try_from(bytes).map_err(|_| error)?);
-        self.size = if bytes == 0 { self.data_offset + self.capacity as u64 } else { offset + bytes };
-        Ok(self)
     }
 
     /// Which text the region follows.
@@ -266,9 +252,13 @@ impl Layout {
         Region { flags, size: self.size, offset: 0, capabilities }
     }
 
-    /// Where the bitmap of dirty pages lies, and its bytes.
+    /// Where the bitmap of dirty pages lies, and how many bytes there are for it.
     pub(super) const fn bitmap(&self) -> (u64, usize) {
-        self.bitmap
+        let start = self.version.header_size();
+        match self.version {
+            Version::V1 => (start, 0),
+            Version::Draft => (start, ((self.data_offset - start) / 8 * 8) as usize),
+        }
     }
 
     /// What an access touches; `None` for one that the text does not support: a field other than whole, beyond the end,
@@ -337,10 +327,15 @@ mod tests {
             let made = Layout::new(Version::V1, data_offset, capacity, mapped);
             assert_eq!(made, Err(error), "{data_offset:#x} {capacity:#x}");
         }
-        let v1 = Layout::trapped(Version::V1, 8).unwrap();
-        assert_eq!(v1.with_bitmap(8), Err(LayoutError::Bitmap(8)));
-        let draft = Layout::trapped(Version::Draft, 8).unwrap();
-        assert_eq!(draft.with_bitmap(12), Err(LayoutError::Bitmap(12)));
+    }
+
+    #[test]
+    fn the_bitmap_of_the_draft_lies_before_the_data() {
+        for (data_offset, bytes) in [(64, 0), (71, 0), (72, 8), (4096, 4032)] {
+            let draft = Layout::new(Version::Draft, data_offset, 8, Vec::new()).unwrap();
+            assert_eq!(draft.bitmap(), (64, bytes), "{data_offset}");
+        }
+        assert_eq!(Layout::mapped(Version::V1, 4096).unwrap().bitmap().1, 0);
     }
 
     #[test]

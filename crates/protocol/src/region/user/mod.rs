@@ -339,6 +339,10 @@ impl User {
                 _ => {}
             }
         }
+        if let Step::Finished(Ok(Outcome::Saved(Some(_)))) = &self.step {
+            // Nobody has heard the outcome; the device has not been told that the data was read.
+            self.buffer = Buffer::Left;
+        }
         self.asked = false;
         self.step = step;
     }
