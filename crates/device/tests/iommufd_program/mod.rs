@@ -1,5 +1,7 @@
 //! A program for the tests of the iommufd: memory for structures, shared memory to map, and files.
 
+pub(crate) mod bench;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 
