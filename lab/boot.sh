@@ -18,6 +18,7 @@ readers=()
 # compare it with ticks, of which a busy host loses some, and then go by the ticks.
 command_line() {
 	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc=reliable tsc_early_khz=$(tsc_khz)" \
+		"${pci:+intel_iommu=on}" \
 		"mitigations=off lsm=capability audit=0 cryptomgr.notests=1 rodata=off" \
 		"initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init"
 }
@@ -30,17 +31,37 @@ tsc_khz() {
 		awk -F: '/^cpu MHz/ { print int($2 * 1000); exit }' /proc/cpuinfo
 }
 
+# Two, which share what they need of queues and interrupts.
+virtual_functions=sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2
+# A PC with an IOMMU that also remaps interrupts. README.md has a table of the devices.
+pci_machine=(-machine q35 -device intel-iommu,intremap=on
+	-device pcie-root-port,id=port1,bus=pcie.0,addr=3,chassis=1
+	-device e1000e,bus=port1,addr=0.0,multifunction=on,mac=52:54:00:00:00:03,romfile=
+	-device edu,bus=port1,addr=0.1
+	-device pcie-root-port,id=port2,bus=pcie.0,addr=4,chassis=2
+	-device nvme-subsys,id=subsystem
+	-device "nvme,bus=port2,serial=lab,subsys=subsystem,max_ioqpairs=6,msix_qsize=4,$virtual_functions"
+	-device edu,bus=pcie.0,addr=5
+	-device pci-testdev,bus=pcie.0,addr=6)
+# Those that vfio-pci is given.
+pci_devices=(0000:00:05.0 0000:00:06.0 0000:01:00.0 0000:01:00.1 0000:02:00.0)
+
 # start MACHINE [QEMU_OPTION..]
 start() {
 	local machine=$1 folder=$work/$1 port number=0 arguments
 	shift
-	# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there kills it.
-	arguments=(-machine "microvm,pic=off" -accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
+	arguments=(-accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel "$cache/$kernel/vmlinux" -initrd "$folder/initramfs" -append "$(command_line)"
-		-chardev "file,id=console,path=$machine/console" -serial chardev:console
-		# Without ioeventfd a write to a port has reached the file when the guest's write returns.
-		-global virtio-mmio.ioeventfd=off -device virtio-serial-device)
+		-chardev "file,id=console,path=$machine/console" -serial chardev:console)
+	# Without ioeventfd a write to a port has reached the file when the guest's write returns.
+	if [ -n "$pci" ]; then
+		arguments+=("${pci_machine[@]}" -device virtio-serial-pci,bus=pcie.0,addr=2,ioeventfd=off)
+	else
+		# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there
+		# kills it.
+		arguments+=(-machine "microvm,pic=off" -global virtio-mmio.ioeventfd=off -device virtio-serial-device)
+	fi
 	for port in status stdout stderr take; do
 		number=$((number + 1))
 		: > "$folder/$port"

@@ -35,7 +35,8 @@ make_initramfs() {
 	cp "$lab/init" "$tree/init"
 	chmod 755 "$tree/init"
 	printf '%s\n' "$line" > "$tree/lab/line"
-	printf '%s\n' "mttys='${mtty//,/ }'" "address=$address" "peer=$peer" > "$tree/lab/settings"
+	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "pci='${pci:+${pci_devices[*]}}'" \
+		"address=$address" "peer=$peer" > "$tree/lab/settings"
 	for take in ${wanted[@]+"${wanted[@]}"}; do
 		printf '%s\n' "${take%%=*}"
 	done > "$tree/lab/take"

@@ -7,7 +7,8 @@ targets=(debian iommufd headers newer-headers)
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
 # Debian does not build, comes last.
 debian_modules=(drivers/virtio/virtio_mmio net/core/failover drivers/net/net_failover drivers/net/virtio_net
-	virt/lib/irqbypass drivers/vfio/vfio drivers/vfio/vfio_iommu_type1 drivers/vfio/mdev/mdev)
+	virt/lib/irqbypass drivers/vfio/vfio drivers/vfio/vfio_iommu_type1 drivers/vfio/mdev/mdev
+	drivers/vfio/pci/vfio-pci-core drivers/vfio/pci/vfio-pci)
 
 kernel_headers=(vfio.h iommufd.h vfio_zdev.h vfio_ccw.h)
 
