@@ -25,5 +25,6 @@ pub use layout::{Layout, LayoutError, PAGE_SIZE, Version};
 pub use phase::{Phase, TEXT_TRANSITIONS, v2_path};
 pub use user::{
     DirtyAnswer, DirtyPages, Next, Outcome, RegionAccess, User, UserError, View, ViewError, Way, drive,
+    report_dirty,
 };
 pub use vendor::Vendor;

@@ -21,9 +21,9 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use whimbrel_protocol::dirty::Run;
+use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::region::{
-    ArcFailure, DirtyAnswer, DirtyPages, Layout, Outcome, Phase, User, UserError, Version, drive,
+    ArcFailure, DirtyPages, Layout, Outcome, Phase, User, UserError, Version, drive, report_dirty,
 };
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
@@ -317,28 +317,13 @@ fn a_v1_region_is_not_asked_for_dirty_pages() {
     assert_eq!(rig.made, []);
 }
 
-/// The pages the user half hears of, asking on for the rest as the text says.
+/// The pages the user half hears of.
 fn collect(user: &mut User, rig: &mut Rig, start: u64, total: u64) -> Result<BTreeSet<u64>, UserError> {
-    let mut told = BTreeSet::new();
-    let mut done = 0;
-    while done < total {
-        user.dirty(DirtyPages { start_pfn: start + done, page_size: 4096, total_pfns: total - done });
-        let Outcome::Dirty(answer) = drive(user, rig)? else { panic!("no dirty pages") };
-        match answer {
-            DirtyAnswer::None => break,
-            DirtyAnswer::All => {
-                told.extend(start + done..start + total);
-                break;
-            }
-            DirtyAnswer::Bitmap(bitmap) => {
-                for Run { first, count } in bitmap.runs() {
-                    told.extend((first..first + count).map(|page| start + done + page as u64));
-                }
-                done += bitmap.pages() as u64;
-            }
-        }
-    }
-    Ok(told)
+    let mut words = vec![0; total.div_ceil(64) as usize];
+    let mut report = DirtyReport::new(start * 4096, total * 4096, 4096, &mut words).unwrap();
+    report_dirty(user, rig, &mut report)?;
+    let set = |page: &u64| words[(page / 64) as usize] >> (page % 64) & 1 == 1;
+    Ok((0..total).filter(set).map(|page| start + page).collect())
 }
 
 proptest! {

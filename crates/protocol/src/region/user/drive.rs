@@ -1,7 +1,8 @@
 //! The round of a request, for a caller that reaches the region by calls.
 
-use super::{Next, Outcome, User, UserError, Way};
+use super::{DirtyAnswer, DirtyPages, Next, Outcome, User, UserError, Way};
 use crate::Errno;
+use crate::dirty::DirtyReport;
 
 /// How a caller reaches a migration region.
 pub trait RegionAccess {
@@ -59,4 +60,37 @@ pub fn drive(user: &mut User, region: &mut dyn RegionAccess) -> Result<Outcome, 
             }
         }
     }
+}
+
+/// Asks the draft's region for all of a range of dirty pages, part by part, and sets their bits in `report`.
+///
+/// The device's log forgets what it tells: after an error the caller takes all pages of the range as dirty, since what
+/// was told on the way may be lost.
+pub fn report_dirty(
+    user: &mut User,
+    region: &mut dyn RegionAccess,
+    report: &mut DirtyReport<'_>,
+) -> Result<(), UserError> {
+    let (range, page_size) = (report.range(), report.page_size());
+    let mut next = range.iova() / page_size;
+    let end = range.end().div_ceil(page_size);
+    while next < end {
+        let rest = DirtyPages { start_pfn: next, page_size, total_pfns: end - next };
+        user.dirty(rest);
+        match drive(user, region)? {
+            Outcome::Dirty(DirtyAnswer::All) => {
+                report.set(next * page_size, (end - next).saturating_mul(page_size));
+                return Ok(());
+            }
+            Outcome::Dirty(DirtyAnswer::Bitmap(bitmap)) => {
+                for run in bitmap.runs() {
+                    let first = next + run.first as u64;
+                    report.set(first * page_size, (run.count as u64).saturating_mul(page_size));
+                }
+                next += bitmap.pages() as u64;
+            }
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
 }

@@ -5,12 +5,11 @@ mod error;
 mod steps;
 mod view;
 
-pub use self::drive::{RegionAccess, drive};
+pub use self::drive::{RegionAccess, drive, report_dirty};
 pub use self::error::UserError;
 pub use self::view::{View, ViewError, Way};
 
-use self::steps::bitmap_bytes;
-use super::layout::Field;
+use self::steps::{Access, DirtyStep, LoadStep, SaveStep, StateStep, Step};
 use super::{Phase, Version};
 use crate::Errno;
 use crate::dirty::PageBitmap;
@@ -141,77 +140,6 @@ pub enum DirtyAnswer {
     All,
     /// This speaks of the first so many of them, at least one. The rest is to be asked about next.
     Bitmap(PageBitmap),
-}
-
-#[derive(Debug)]
-enum Step {
-    Idle,
-    Finished(Result<Outcome, UserError>),
-    State { to: Option<Phase>, at: StateStep },
-    Pending { save: bool },
-    Save(SaveStep),
-    Load { data: Vec<u8>, done: usize, at: LoadStep },
-    Dirty { pages: DirtyPages, at: DirtyStep },
-}
-
-#[derive(Clone, Copy, Debug)]
-enum StateStep {
-    Read,
-    Write,
-    /// The write failed.
-    ReadAgain(Errno),
-}
-
-#[derive(Debug)]
-enum SaveStep {
-    /// `announced`: `pending_bytes` has just said that there is data.
-    Offset {
-        announced: bool,
-    },
-    Size {
-        offset: u64,
-    },
-    OffsetAgain {
-        offset: u64,
-        bytes: u64,
-    },
-    Data {
-        offset: u64,
-        bytes: u64,
-        got: Vec<u8>,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-enum LoadStep {
-    Offset,
-    /// `part` bytes go to `offset`; `sent` of them have.
-    Data {
-        offset: u64,
-        part: usize,
-        sent: usize,
-    },
-    Size {
-        part: usize,
-    },
-}
-
-#[derive(Debug)]
-enum DirtyStep {
-    Start,
-    PageSize,
-    Total,
-    Copied,
-    Offset { copied: u64 },
-    Bitmap { copied: u64, offset: u64, got: Vec<u8> },
-}
-
-/// What one step asks for.
-enum Access {
-    ReadField(Field),
-    WriteField(Field),
-    ReadData { offset: u64, length: usize, way: Way },
-    WriteData { offset: u64, length: usize, way: Way },
 }
 
 impl User {
@@ -442,44 +370,6 @@ impl User {
             (step, Ok(())) => Ok(self.after_write(step, length)),
         };
         self.step = next.unwrap_or_else(|error| Step::Finished(Err(error)));
-    }
-
-    /// The access that the present step asks for.
-    fn access(&self) -> Option<Access> {
-        Some(match &self.step {
-            Step::Idle | Step::Finished(_) => return None,
-            Step::State { at: StateStep::Read | StateStep::ReadAgain(_), .. } => {
-                Access::ReadField(Field::DeviceState)
-            }
-            Step::State { at: StateStep::Write, .. } => Access::WriteField(Field::DeviceState),
-            Step::Pending { .. } => Access::ReadField(Field::PendingBytes),
-            Step::Save(SaveStep::Offset { .. } | SaveStep::OffsetAgain { .. })
-            | Step::Load { at: LoadStep::Offset, .. }
-            | Step::Dirty { at: DirtyStep::Offset { .. }, .. } => Access::ReadField(Field::DataOffset),
-            Step::Save(SaveStep::Size { .. }) => Access::ReadField(Field::DataSize),
-            Step::Save(SaveStep::Data { offset, bytes, got }) => self.data(*offset, *bytes, got.len()),
-            Step::Load { at: LoadStep::Data { offset, part, sent }, .. } => {
-                let at = offset + *sent as u64;
-                let (length, way) = self.view.piece(at, (part - sent) as u64);
-                Access::WriteData { offset: at, length, way }
-            }
-            Step::Load { at: LoadStep::Size { .. }, .. } => Access::WriteField(Field::DataSize),
-            Step::Dirty { at: DirtyStep::Start, .. } => Access::WriteField(Field::StartPfn),
-            Step::Dirty { at: DirtyStep::PageSize, .. } => Access::WriteField(Field::PageSize),
-            Step::Dirty { at: DirtyStep::Total, .. } => Access::WriteField(Field::TotalPfns),
-            Step::Dirty { at: DirtyStep::Copied, .. } => Access::ReadField(Field::CopiedPfns),
-            Step::Dirty { at: DirtyStep::Bitmap { copied, offset, got }, .. } => {
-                self.data(*offset, bitmap_bytes(*copied), got.len())
-            }
-        })
-    }
-
-    /// The next piece of `bytes` bytes at `offset`, of which `got` have been read. That they lie in the region has been
-    /// checked.
-    fn data(&self, offset: u64, bytes: u64, got: usize) -> Access {
-        let at = offset + got as u64;
-        let (length, way) = self.view.piece(at, bytes - got as u64);
-        Access::ReadData { offset: at, length, way }
     }
 }
 

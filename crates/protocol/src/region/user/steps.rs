@@ -1,14 +1,123 @@
-//! What each answer means, and which step it leads to.
+//! The steps of a request: which access each asks for, what its answer means, and which step that leads to.
 
 use whimbrel_uapi::region_draft::{VFIO_DEVICE_DIRTY_PFNS_ALL, VFIO_DEVICE_DIRTY_PFNS_NONE};
 
+use super::super::layout::Field;
 use super::super::{PAGE_SIZE, Phase, Version, draft, v1};
-use super::{
-    Buffer, DirtyAnswer, DirtyPages, DirtyStep, LoadStep, Outcome, SaveStep, StateStep, Step, User, UserError,
-};
+use super::{Buffer, DirtyAnswer, DirtyPages, Outcome, User, UserError, Way};
+use crate::Errno;
 use crate::dirty::PageBitmap;
 
+#[derive(Debug)]
+pub(super) enum Step {
+    Idle,
+    Finished(Result<Outcome, UserError>),
+    State { to: Option<Phase>, at: StateStep },
+    Pending { save: bool },
+    Save(SaveStep),
+    Load { data: Vec<u8>, done: usize, at: LoadStep },
+    Dirty { pages: DirtyPages, at: DirtyStep },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StateStep {
+    Read,
+    Write,
+    /// The write failed.
+    ReadAgain(Errno),
+}
+
+#[derive(Debug)]
+pub(super) enum SaveStep {
+    /// `announced`: `pending_bytes` has just said that there is data.
+    Offset {
+        announced: bool,
+    },
+    Size {
+        offset: u64,
+    },
+    OffsetAgain {
+        offset: u64,
+        bytes: u64,
+    },
+    Data {
+        offset: u64,
+        bytes: u64,
+        got: Vec<u8>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LoadStep {
+    Offset,
+    /// `part` bytes go to `offset`; `sent` of them have.
+    Data {
+        offset: u64,
+        part: usize,
+        sent: usize,
+    },
+    Size {
+        part: usize,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum DirtyStep {
+    Start,
+    PageSize,
+    Total,
+    Copied,
+    Offset { copied: u64 },
+    Bitmap { copied: u64, offset: u64, got: Vec<u8> },
+}
+
+/// What one step asks for.
+pub(super) enum Access {
+    ReadField(Field),
+    WriteField(Field),
+    ReadData { offset: u64, length: usize, way: Way },
+    WriteData { offset: u64, length: usize, way: Way },
+}
+
 impl User {
+    /// The access that the present step asks for.
+    pub(super) fn access(&self) -> Option<Access> {
+        Some(match &self.step {
+            Step::Idle | Step::Finished(_) => return None,
+            Step::State { at: StateStep::Read | StateStep::ReadAgain(_), .. } => {
+                Access::ReadField(Field::DeviceState)
+            }
+            Step::State { at: StateStep::Write, .. } => Access::WriteField(Field::DeviceState),
+            Step::Pending { .. } => Access::ReadField(Field::PendingBytes),
+            Step::Save(SaveStep::Offset { .. } | SaveStep::OffsetAgain { .. })
+            | Step::Load { at: LoadStep::Offset, .. }
+            | Step::Dirty { at: DirtyStep::Offset { .. }, .. } => Access::ReadField(Field::DataOffset),
+            Step::Save(SaveStep::Size { .. }) => Access::ReadField(Field::DataSize),
+            Step::Save(SaveStep::Data { offset, bytes, got }) => self.data(*offset, *bytes, got.len()),
+            Step::Load { at: LoadStep::Data { offset, part, sent }, .. } => {
+                let at = offset + *sent as u64;
+                let (length, way) = self.view.piece(at, (part - sent) as u64);
+                Access::WriteData { offset: at, length, way }
+            }
+            Step::Load { at: LoadStep::Size { .. }, .. } => Access::WriteField(Field::DataSize),
+            Step::Dirty { at: DirtyStep::Start, .. } => Access::WriteField(Field::StartPfn),
+            Step::Dirty { at: DirtyStep::PageSize, .. } => Access::WriteField(Field::PageSize),
+            Step::Dirty { at: DirtyStep::Total, .. } => Access::WriteField(Field::TotalPfns),
+            Step::Dirty { at: DirtyStep::Copied, .. } => Access::ReadField(Field::CopiedPfns),
+            Step::Dirty { at: DirtyStep::Bitmap { copied, offset, got }, .. } => {
+                self.data(*offset, bitmap_bytes(*copied), got.len())
+            }
+        })
+    }
+
+    /// The next piece of `bytes` bytes at `offset`, of which `got` have been read. That they lie in the region has been
+    /// checked.
+    fn data(&self, offset: u64, bytes: u64, got: usize) -> Access {
+        let at = offset + got as u64;
+        let (length, way) = self.view.piece(at, bytes - got as u64);
+        Access::ReadData { offset: at, length, way }
+    }
+
     pub(super) fn after_read(&mut self, step: Step, bytes: &[u8]) -> Result<Step, UserError> {
         // Fields are 4 or 8 bytes; data is looked at where it is data.
         let narrow = bytes.try_into().map(|bytes| u64::from(u32::from_ne_bytes(bytes)));
@@ -222,6 +331,6 @@ impl User {
 }
 
 /// A bitmap is whole u64s.
-pub(super) const fn bitmap_bytes(pages: u64) -> u64 {
+const fn bitmap_bytes(pages: u64) -> u64 {
     pages.div_ceil(64) * 8
 }
