@@ -44,7 +44,6 @@ use crate::opens::{Binding, GroupBlocked, Way};
 pub struct Cdev {
     device: DeviceFile,
     iommu: Iommu,
-    token: Option<[u8; 16]>,
     bound: Mutex<Option<Bound>>,
 }
 
@@ -61,14 +60,7 @@ impl Cdev {
     /// else's.
     pub fn new(device: DeviceFile, iommu: Iommu) -> Cdev {
         device.put_behind_files();
-        Cdev { device, iommu, token: None, bound: Mutex::new(None) }
-    }
-
-    /// Demands the 16 bytes of a VF token from who binds the device: EACCES without the right one.
-    #[must_use]
-    pub fn with_token(mut self, token: [u8; 16]) -> Cdev {
-        self.token = Some(token);
-        self
+        Cdev { device, iommu, bound: Mutex::new(None) }
     }
 
     /// The device, for reads and writes of its regions. EINVAL before it is bound.
@@ -131,14 +123,14 @@ impl Cdev {
         }
     }
 
+    /// `vfio_df_check_token()`: only the PCI driver looks at tokens.
     fn check_token(&self, flags: DeviceBindFlags, address: u64, caller: &dyn Caller) -> Result<(), Errno> {
         let given = flags.contains(DeviceBindFlags::TOKEN);
-        match self.token {
-            None if given => Err(Errno::EINVAL),
-            None => Ok(()),
-            Some(token) if given && read::<[u8; 16]>(caller, address)? == token => Ok(()),
-            Some(_) => Err(Errno::EACCES),
+        if self.device.check_pci().is_err() {
+            return if given { Err(Errno::EINVAL) } else { Ok(()) };
         }
+        let token = if given { Some(read(caller, address)?) } else { None };
+        self.device.validate_vf_token(token)
     }
 
     fn attach(&self, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {

@@ -83,6 +83,9 @@ pub struct PciFunction {
 
 /// All functions on a PCI bus, or in a hot-plug slot: a hot reset resets them together, so its user must own them all.
 ///
+/// A virtual function ([`PhysicalFunction`](crate::PhysicalFunction)) among them is a set of its own: it is told like
+/// the others, and while it is there nobody can reset them.
+///
 /// A device knows the set it is in from then on, whatever becomes of this handle. A PCI device in no set answers as
 /// one on a root bus, which has no hot reset. A device whose last handle is gone counts as one that VFIO does not
 /// drive.
@@ -189,16 +192,27 @@ impl DeviceSet {
         self.shared.lock.lock()
     }
 
+    /// Each function: where it sits, the number of its group, and its device if that is in one set with `of`.
+    pub(crate) fn functions_with(
+        &self,
+        of: &DeviceFile,
+    ) -> impl Iterator<Item = (PciAddress, u32, Option<DeviceFile>)> {
+        let apart = |device: &DeviceFile| device.is_virtual_function() || of.is_virtual_function();
+        self.functions().map(move |(address, group_id, device)| {
+            (address, group_id, device.filter(|device| device.is(of) || !apart(device)))
+        })
+    }
+
     /// Each function: where it sits, the number of its group, and its device if VFIO drives it.
-    pub(crate) fn functions(&self) -> impl Iterator<Item = (PciAddress, u32, Option<DeviceFile>)> {
+    fn functions(&self) -> impl Iterator<Item = (PciAddress, u32, Option<DeviceFile>)> {
         self.shared.functions.iter().map(|function| {
             (function.address, function.group_id, function.device.upgrade().map(DeviceFile::from))
         })
     }
 
-    /// Every device of the set, if a reset touches nothing else (`vfio_pci_dev_set_resettable()`).
-    pub(crate) fn resettable(&self) -> Option<Vec<DeviceFile>> {
-        self.functions().map(|(_, _, device)| device).collect()
+    /// Every device that is in one set with `of`, if a reset touches nothing else (`vfio_pci_dev_set_resettable()`).
+    pub(crate) fn resettable(&self, of: &DeviceFile) -> Option<Vec<DeviceFile>> {
+        self.functions_with(of).map(|(_, _, device)| device).collect()
     }
 
     /// `vfio_iommufd_get_dev_id()`.
@@ -220,10 +234,10 @@ impl DeviceSet {
         }
     }
 
-    /// Resets the whole set after the last close of one of its devices, if one of them could not be reset by itself
+    /// Resets the whole set after the last close of `of`, one of its devices, if one of them could not be reset by itself
     /// (`vfio_pci_dev_set_try_reset()`). The caller holds the lock.
-    pub(crate) fn reset_if_unused(&self) {
-        let Some(devices) = self.resettable() else { return };
+    pub(crate) fn reset_if_unused(&self, of: &DeviceFile) {
+        let Some(devices) = self.resettable(of) else { return };
         if devices.iter().any(|device| device.open_count() > 0)
             || !devices.iter().any(DeviceFile::needs_reset)
         {

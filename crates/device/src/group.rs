@@ -231,11 +231,26 @@ impl GroupFile {
     /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
     /// container and before the container has an IOMMU. A device can be opened more than once.
     ///
+    /// Behind a PCI device's name can stand ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)), which is
+    /// looked at before the container: EINVAL for a token that means nothing there and for anything else behind the
+    /// name, EACCES without the right token where there must be one.
+    ///
     /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable, ENODEV if no
     /// address space stands in for a container any more, and why the device cannot be attached.
     pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
+        self.open_device(name.as_bytes())
+    }
+
+    fn open_device(&self, name: &[u8]) -> Result<OpenDevice, Errno> {
         let shared = self.shared();
-        let index = shared.devices.iter().position(|device| device.name() == name).ok_or(Errno::ENODEV)?;
+        let mut named = Err(Errno::ENODEV);
+        for (index, device) in shared.devices.iter().enumerate() {
+            if device.matches(name)? {
+                named = Ok(index);
+                break;
+            }
+        }
+        let index = named?;
         let mut state = shared.state.lock();
         let device = &shared.devices[index];
         match &state.iommufd {
@@ -270,8 +285,7 @@ impl GroupFile {
             n if n == VFIO_GROUP_UNSET_CONTAINER.number() => self.unset_container().map(|()| 0),
             n if n == VFIO_GROUP_GET_DEVICE_FD.number() => {
                 let name = read_name(argument, process)?;
-                // A name that is no text is none that a device has.
-                let device = self.device(std::str::from_utf8(&name).map_err(|_| Errno::ENODEV)?)?;
+                let device = self.open_device(&name)?;
                 process.install_device(device)
             }
             _ => Err(Errno::ENOTTY),

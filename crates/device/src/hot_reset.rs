@@ -31,7 +31,7 @@ impl DeviceFile {
         self.check_pci()?;
         let set = self.set().ok_or(Errno::ENODEV)?;
         let _exclusive = set.lock();
-        if self.is_open_by_own_file() { Ok(self.by_devid(set)) } else { Ok(by_group(set)) }
+        if self.is_open_by_own_file() { Ok(self.by_devid(set)) } else { Ok(self.by_group(set)) }
     }
 
     /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] does with one. `groups` shows
@@ -45,7 +45,7 @@ impl DeviceFile {
         self.check_pci()?;
         let set = self.hot_reset_set(groups.len())?;
         let _exclusive = set.lock();
-        let devices = set.resettable().ok_or(Errno::EINVAL)?;
+        let devices = set.resettable(self).ok_or(Errno::EINVAL)?;
         let iommufd = self.bound_to().filter(|_| groups.is_empty());
         for device in &devices {
             let owned = match &iommufd {
@@ -81,12 +81,32 @@ impl DeviceFile {
             },
             _ => VFIO_PCI_DEVID_NOT_OWNED,
         };
-        let devices = list(set, |_, device| devid(device));
+        let devices = self.list(set, |_, device| devid(device));
         let mut flags = PciHotResetFlags::DEV_ID | PciHotResetFlags::DEV_ID_OWNED;
         if devices.iter().any(|device| device.devid() == VFIO_PCI_DEVID_NOT_OWNED) {
             flags.remove(PciHotResetFlags::DEV_ID_OWNED);
         }
         HotResetInfo { flags, devices }
+    }
+
+    fn by_group(&self, set: &DeviceSet) -> HotResetInfo {
+        HotResetInfo { flags: PciHotResetFlags::empty(), devices: self.list(set, |group_id, _| group_id) }
+    }
+
+    /// Every function, with the word that tells whose it is.
+    fn list(
+        &self,
+        set: &DeviceSet,
+        whose: impl Fn(u32, Option<DeviceFile>) -> u32,
+    ) -> Vec<PciDependentDevice> {
+        set.functions_with(self)
+            .map(|(address, group_id, device)| PciDependentDevice {
+                group_id: whose(group_id, device),
+                segment: address.segment(),
+                bus: address.bus(),
+                devfn: address.devfn(),
+            })
+            .collect()
     }
 
     pub(crate) fn raw_hot_reset_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
@@ -126,20 +146,4 @@ impl DeviceFile {
         let groups = fds.into_iter().map(|fd| process.group(fd)).collect::<Result<Vec<_>, _>>()?;
         self.hot_reset(&groups).map(|()| 0)
     }
-}
-
-fn by_group(set: &DeviceSet) -> HotResetInfo {
-    HotResetInfo { flags: PciHotResetFlags::empty(), devices: list(set, |group_id, _| group_id) }
-}
-
-/// Every function, with the word that tells whose it is.
-fn list(set: &DeviceSet, whose: impl Fn(u32, Option<DeviceFile>) -> u32) -> Vec<PciDependentDevice> {
-    let tell =
-        |(address, group_id, device): (crate::PciAddress, u32, Option<DeviceFile>)| PciDependentDevice {
-            group_id: whose(group_id, device),
-            segment: address.segment(),
-            bus: address.bus(),
-            devfn: address.devfn(),
-        };
-    set.functions().map(tell).collect()
 }

@@ -84,6 +84,7 @@ pub mod raw;
 mod region_mmap;
 mod type1;
 mod user_memory;
+mod vf_token;
 mod worker;
 
 pub use bus::Bus;
@@ -101,6 +102,7 @@ pub use low_power::LowPower;
 pub use memory::Memory;
 pub use type1::{HardwareIommu, Translation, Type1Info};
 pub use user_memory::{Fault, Process, SparseMemory};
+pub use vf_token::PhysicalFunction;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};

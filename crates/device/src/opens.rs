@@ -14,12 +14,14 @@ use crate::device_file::DeviceFile;
 use crate::device_set::DeviceSet;
 use crate::group::{self, Claim, Group};
 use crate::iommufd::Iommufd;
+use crate::vf_token::Role;
 
 /// A device's share of the rules.
 #[derive(Debug, Default)]
 pub(crate) struct Opens {
     state: Mutex<State>,
     set: OnceLock<DeviceSet>,
+    role: OnceLock<Role>,
     /// Stands for the lock of a set of which the device is the only member.
     alone: Mutex<()>,
 }
@@ -62,6 +64,18 @@ pub(crate) enum Way {
 #[derive(Debug)]
 pub(crate) struct GroupBlocked {
     device: DeviceFile,
+}
+
+impl Opens {
+    /// What the device is in SR-IOV, if anything.
+    pub(crate) fn role(&self) -> Option<&Role> {
+        self.role.get()
+    }
+
+    /// EEXIST if it is something already.
+    pub(crate) fn set_role(&self, role: Role) -> Result<(), Errno> {
+        self.role.set(role).map_err(|_| Errno::EEXIST)
+    }
 }
 
 impl DeviceFile {
@@ -124,6 +138,7 @@ impl DeviceFile {
             state.by_own_file = way == Way::OwnFile;
             drop(state);
             self.begin_use();
+            self.use_vf_token(true);
         }
         self.opens().state.lock().count += 1;
         Ok(())
@@ -134,17 +149,21 @@ impl DeviceFile {
     pub(crate) fn close_one(&self) {
         let _exclusive = self.exclusive();
         if self.open_count() == 1 {
+            self.use_vf_token(false);
             let needs_reset = !self.close();
-            let mut state = self.opens().state.lock();
-            state.needs_reset = needs_reset;
-            state.by_own_file = false;
-            if let Some(Binding { iommufd, id, .. }) = state.binding.take() {
-                iommufd.unbind(id);
+            let binding = {
+                let mut state = self.opens().state.lock();
+                state.needs_reset = needs_reset;
+                state.by_own_file = false;
+                state.binding.take()
+            };
+            if let Some(binding) = binding {
+                binding.iommufd.unbind(binding.id);
             }
         }
         self.opens().state.lock().count -= 1;
         if let Some(set) = self.set() {
-            set.reset_if_unused();
+            set.reset_if_unused(self);
         }
     }
 

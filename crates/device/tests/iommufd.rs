@@ -62,21 +62,6 @@ fn binding_is_checked_in_the_kernels_order() {
 }
 
 #[test]
-fn a_token_is_demanded_of_who_binds() {
-    let mut bench = Bench::new();
-    let (cdev, _) = open(Iommu::Emulated);
-    let cdev = cdev.with_token([5; 16]);
-    let asked =
-        DeviceBindIommufd { argsz: 24, flags: 1, iommufd: IOMMUFD, out_devid: 0, token_uuid_ptr: DATA };
-    assert_eq!(bench.bind(&cdev), Err(Errno::EACCES));
-    assert_eq!(bench.bind_with(&cdev, asked), Err(Errno::EFAULT));
-    bench.program.memory.insert(DATA, [6; 16]);
-    assert_eq!(bench.bind_with(&cdev, asked), Err(Errno::EACCES));
-    bench.program.memory.insert(DATA, [5; 16]);
-    assert_eq!(bench.bind_with(&cdev, asked), Ok(1));
-}
-
-#[test]
 fn attaching_and_detaching_are_checked_in_the_kernels_order() {
     let mut bench = Bench::new();
     let (cdev, _) = open(Iommu::Emulated);

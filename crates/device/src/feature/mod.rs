@@ -6,6 +6,7 @@
 mod dma_logging;
 mod low_power;
 mod migration;
+mod vf_token;
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
@@ -70,6 +71,7 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
         flags,
     };
     match feature {
+        Feature::PciVfToken => request.pci_vf_token(),
         Feature::Migration => request.migration(),
         Feature::MigDeviceState => request.mig_device_state(),
         Feature::MigDataSize => request.mig_data_size(),
@@ -81,7 +83,7 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
         Feature::LowPowerEntryWithWakeup => request.low_power_entry_with_wakeup(),
         Feature::LowPowerExit => request.low_power_exit(),
         // Features of a bus driver, which no device here has.
-        Feature::PciVfToken | Feature::BusMaster | Feature::DmaBuf | Feature::ZpciError => Err(Errno::ENOTTY),
+        Feature::BusMaster | Feature::DmaBuf | Feature::ZpciError => Err(Errno::ENOTTY),
     }?;
     Ok(0)
 }
