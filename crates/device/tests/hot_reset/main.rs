@@ -10,5 +10,6 @@ mod iommufd_program;
 mod by_group;
 mod by_iommufd;
 mod last_close;
+mod migrating;
 mod set;
 mod support;
