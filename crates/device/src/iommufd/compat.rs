@@ -1,8 +1,8 @@
 //! The requests of a type1 container, made on an iommufd: they are about the address space that stands in for
 //! the container (`drivers/iommu/iommufd/vfio_compat.c`).
 //!
-//! The answers are not those of a container: dirty pages and new addresses for old mappings are not there, the
-//! information is another, and a range that cuts a mapping is another error.
+//! The answers are not those of a container: dirty pages and new addresses for old mappings are not there,
+//! the information is another, and a range that cuts a mapping is another error.
 
 use std::mem::offset_of;
 

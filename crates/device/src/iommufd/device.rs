@@ -184,11 +184,11 @@ impl Objects {
             self.ioas(hwpt.ioas)?.check_reserved(&device.iommu.reserved)?;
         }
         let fits = if origin.pasid == 0 {
-            hwpt.for_pasids || device.tables.keys().all(|pasid| *pasid == 0)
+            hwpt.is_for_pasids() || device.tables.keys().all(|pasid| *pasid == 0)
         } else {
             let of_device = device.tables.get(&0).map(|table| self.hwpt(*table)).transpose()?;
-            hwpt.for_pasids
-                && of_device.is_none_or(|hwpt| hwpt.for_pasids)
+            hwpt.is_for_pasids()
+                && of_device.is_none_or(Hwpt::is_for_pasids)
                 && origin.pasid < 1 << device.iommu.pasid_width()
         };
         if fits { hwpt.check_iommu(&device.iommu) } else { Err(Errno::EINVAL) }

@@ -19,10 +19,8 @@ use crate::dma::MappingLog;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hwpt {
     pub(super) ioas: u32,
-    /// It can keep dirty bits.
-    pub(super) tracks: bool,
-    /// It was made for devices that use PASIDs.
-    pub(super) for_pasids: bool,
+    /// What it was made for: to keep dirty bits, and for devices that use PASIDs.
+    flags: HwptAllocFlags,
     /// It was made for a device that attached to the address space, and goes with the last such device.
     pub(super) automatic: bool,
     /// The last IOVA it translates.
@@ -38,8 +36,7 @@ impl Hwpt {
     pub(super) fn new(ioas: u32, iommu: &OwnIommu, flags: HwptAllocFlags, automatic: bool) -> Hwpt {
         Hwpt {
             ioas,
-            tracks: flags.contains(HwptAllocFlags::ALLOC_DIRTY_TRACKING),
-            for_pasids: flags.contains(HwptAllocFlags::ALLOC_PASID),
+            flags,
             automatic,
             last_iova: iommu.last_iova,
             page_sizes: iommu.page_sizes,
@@ -47,12 +44,20 @@ impl Hwpt {
         }
     }
 
+    pub(super) fn tracks(&self) -> bool {
+        self.flags.contains(HwptAllocFlags::ALLOC_DIRTY_TRACKING)
+    }
+
+    pub(super) fn is_for_pasids(&self) -> bool {
+        self.flags.contains(HwptAllocFlags::ALLOC_PASID)
+    }
+
     /// EINVAL unless an IOMMU can use the table.
     pub(super) fn check_iommu(&self, iommu: &OwnIommu) -> Result<(), Errno> {
         let fits = self.last_iova <= iommu.last_iova
             && self.page_sizes & !iommu.page_sizes == 0
             && (iommu.coherent || !self.coherent)
-            && (iommu.dirty_tracking || !self.tracks);
+            && (iommu.dirty_tracking || !self.tracks());
         if fits { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }
@@ -105,7 +110,7 @@ pub(super) fn set_dirty_tracking(objects: &mut Objects, command: &mut Command<'_
     let asked: HwptSetDirtyTracking = command.copy_in()?;
     let flags = HwptDirtyTrackingFlags::from_bits(asked.flags).ok_or(Errno::EOPNOTSUPP)?;
     let hwpt = objects.hwpt(asked.hwpt_id)?;
-    if !hwpt.tracks {
+    if !hwpt.tracks() {
         return Err(Errno::EOPNOTSUPP);
     }
     let enable = flags.contains(HwptDirtyTrackingFlags::ENABLE);
@@ -119,7 +124,7 @@ pub(super) fn get_dirty_bitmap(objects: &mut Objects, command: &mut Command<'_>)
     let hwpt = *objects.hwpt(asked.hwpt_id)?;
     let ioas = objects.ioas(hwpt.ioas)?;
     let end = check(&asked, ioas.alignment())?;
-    if !hwpt.tracks {
+    if !hwpt.tracks() {
         return Err(Errno::EOPNOTSUPP);
     }
     for (offset, MappingLog { log, offset: from }, length) in ioas.dirty_logs(asked.hwpt_id, asked.iova, end)
@@ -128,7 +133,9 @@ pub(super) fn get_dirty_bitmap(objects: &mut Objects, command: &mut Command<'_>)
         let written =
             runs.iter().try_for_each(|(at, bytes)| set_bits(command, &asked, offset + (at - from), *bytes));
         if written.is_err() || flags.contains(HwptGetDirtyBitmapFlags::NO_CLEAR) {
-            runs.iter().for_each(|(at, bytes)| log.mark(*at, *bytes));
+            for (at, bytes) in &runs {
+                log.mark(*at, *bytes);
+            }
         }
         written?;
     }

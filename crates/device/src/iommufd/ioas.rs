@@ -287,7 +287,7 @@ impl Ioas {
     }
 
     /// The logs of what is mapped without a hole from `iova` to `last`: where in the range each begins, the
-    /// log from there on, and how many bytes of it are in the range. None while the page table does not track.
+    /// log from there on, and how many bytes of it are in the range. None while the table does not track.
     pub(super) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
         let mut found = Vec::new();
         let Some(domain) = self.domains.get(&domain) else { return found };

@@ -42,8 +42,8 @@ pub(crate) use command::copy_struct_from_user;
 use object::Objects;
 use pages::PAGE_SIZE;
 
-/// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the memory it
-/// can map.
+/// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the
+/// memory it can map.
 pub trait Caller: Process {
     /// The memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
     /// `write` the memory must be writable. EFAULT if the process has no such memory, or none that can be
@@ -84,8 +84,8 @@ pub struct OwnIommu {
     /// IOVAs that mean something else to the device, first and last, such as the window of message
     /// interrupts.
     pub reserved: Vec<(u64, u64)>,
-    /// Sizes of its pages: bit n for 2^n bytes. A page table can be made only if 4096 bytes can be put together
-    /// of them.
+    /// Sizes of its pages: bit n for 2^n bytes. A page table can be made only if 4096 bytes can be put
+    /// together of them.
     pub page_sizes: u64,
     /// It makes accesses coherent with the caches whatever the device asks for (VFIO_DMA_CC_IOMMU).
     pub coherent: bool,

@@ -111,9 +111,9 @@ impl Objects {
         }
     }
 
-    /// Makes a page table for an address space. EINVAL if its pages are larger than the process's or a mapping
-    /// gives no right, EADDRINUSE if what is mapped there does not fit, EFAULT if it is memory that cannot be
-    /// had.
+    /// Makes a page table for an address space. EINVAL if its pages are larger than the process's or a
+    /// mapping gives no right, EADDRINUSE if what is mapped there does not fit, EFAULT if it is memory that
+    /// cannot be had.
     pub(super) fn add_hwpt(&mut self, hwpt: Hwpt) -> Result<u32, Errno> {
         let id = self.free_id()?;
         if hwpt.page_sizes & (PAGE_SIZE | (PAGE_SIZE - 1)) == 0 {

@@ -1,5 +1,6 @@
 //! The requests on address spaces, and those on the iommufd itself
-//! (`drivers/iommu/iommufd/{main,ioas}.c`, and IOMMU_VFIO_IOAS of `vfio_compat.c`): each one's checks in the kernel's order.
+//! (`drivers/iommu/iommufd/{main,ioas}.c`, and IOMMU_VFIO_IOAS of `vfio_compat.c`): each one's checks in the
+//! kernel's order.
 
 use std::mem::offset_of;
 use std::sync::Arc;
