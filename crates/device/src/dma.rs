@@ -167,6 +167,14 @@ impl DmaSpace {
         self.inner.read().mappings.is_empty()
     }
 
+    /// Where the device can write: first and last address of each mapping, in ascending order.
+    pub(crate) fn writable(&self) -> Vec<(u64, u64)> {
+        let inner = self.inner.read();
+        let writable =
+            inner.mappings.iter().filter(|(_, mapping)| mapping.rights.contains(DmaMapFlags::WRITE));
+        writable.map(|(iova, mapping)| (*iova, iova + (mapping.size - 1))).collect()
+    }
+
     /// Takes away the mappings that lie wholly in `size` bytes from `iova` and returns how many bytes they had.
     /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {

@@ -6,7 +6,8 @@
 //! comes in one of two ways that agree: as a typed call, or as the raw bytes of an ioctl ([`raw`]).
 //!
 //! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`]. A vendor can come
-//! between a driver and its user ([`mediate`]).
+//! between a driver and its user ([`mediate`]). A device of migration v2 can be offered through the migration region of
+//! older kernels instead ([`migration_region`]).
 //!
 //! ```
 //! use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
@@ -78,6 +79,7 @@ mod listener;
 mod low_power;
 pub mod mediate;
 mod memory;
+pub mod migration_region;
 mod opens;
 pub mod pci_config;
 pub mod raw;

@@ -1,0 +1,79 @@
+//! The memory of a region: what lies in the data section, and what a user has mapped of it.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::FileOffset;
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::region::{Layout, PAGE_SIZE, SectionMemory};
+
+use crate::memory::Memory;
+
+/// As long as the region, in whole pages.
+#[derive(Debug)]
+pub(super) enum Section {
+    /// Every access is trapped.
+    Trapped(Vec<u8>),
+    /// Parts of it may be mapped: it is a file, in which everything lies where it lies in the region.
+    Mapped { file: Arc<File>, memory: Memory },
+}
+
+impl Section {
+    pub(super) fn new(layout: &Layout) -> Result<Section, Errno> {
+        let size = layout.size().next_multiple_of(PAGE_SIZE);
+        if layout.mapped_areas().is_empty() {
+            let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
+            return Ok(Section::Trapped(vec![0; size]));
+        }
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"migration region", flags)?);
+        file.set_len(size).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        // A user that gets the file and makes it shorter would kill whoever touches the rest.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        let file = Arc::new(file);
+        let memory = Memory::of_file(FileOffset::from_arc(file.clone(), 0), size, true)?;
+        Ok(Section::Mapped { file, memory })
+    }
+
+    /// What a user maps from `offset` on.
+    pub(super) fn file(&self, offset: u64) -> Result<FileOffset, Errno> {
+        match self {
+            Section::Trapped(_) => Err(Errno::EINVAL),
+            Section::Mapped { file, .. } => Ok(FileOffset::from_arc(file.clone(), offset)),
+        }
+    }
+}
+
+impl SectionMemory for Section {
+    fn size(&self) -> u64 {
+        match self {
+            Section::Trapped(bytes) => bytes.len() as u64,
+            Section::Mapped { memory, .. } => memory.size(),
+        }
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        match self {
+            Section::Trapped(bytes) => SectionMemory::read(bytes, offset, data),
+            Section::Mapped { memory, .. } => {
+                let offset = usize::try_from(offset).map_err(|_| Errno::EFAULT)?;
+                memory.slice(offset, data.len()).ok_or(Errno::EFAULT)?.copy_to(data);
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        match self {
+            Section::Trapped(bytes) => SectionMemory::write(bytes, offset, data),
+            Section::Mapped { memory, .. } => {
+                let offset = usize::try_from(offset).map_err(|_| Errno::EFAULT)?;
+                memory.slice(offset, data.len()).ok_or(Errno::EFAULT)?.copy_from(data);
+                Ok(())
+            }
+        }
+    }
+}
