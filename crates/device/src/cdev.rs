@@ -162,8 +162,8 @@ impl Cdev {
 
     /// Reads the `least` bytes every user gives, and the PASID behind them if the one flag there is is set.
     ///
-    /// EFAULT; EINVAL for a size below what is needed or an unknown flag; EOPNOTSUPP for a PASID of a device that
-    /// has none, before its size is looked at.
+    /// EFAULT; EINVAL for a size below what is needed or an unknown flag; EOPNOTSUPP for a PASID of a device
+    /// that has none, before its size is looked at.
     fn read_with_pasid<T: FromBytes + FromZeros + IntoBytes>(
         &self,
         caller: &dyn Caller,
