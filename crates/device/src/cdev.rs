@@ -115,7 +115,8 @@ impl Cdev {
         Ok(())
     }
 
-    /// An IOMMU of its own tells apart the groups of devices, not devices: the iommufd must own the whole group.
+    /// An IOMMU of its own tells apart the groups of devices, not devices: the iommufd must own the whole
+    /// group.
     fn claim(&self, iommufd: &Iommufd) -> Result<Option<Claim>, Errno> {
         match (&self.iommu, self.device.group()) {
             (Iommu::Own(_), Some(group)) => group.claim(iommufd).map(Some),

@@ -346,9 +346,9 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// What vfio-pci does when the last descriptor of a device is closed: what the user has set up of interrupts and
-    /// ioeventfds ends, its data session and DMA logging too, what it has opted into is forgotten, and the device is
-    /// reset if it can be. Whether it was.
+    /// What vfio-pci does when the last descriptor of a device is closed: what the user has set up of
+    /// interrupts and ioeventfds ends, its data session and DMA logging too, what it has opted into is
+    /// forgotten, and the device is reset if it can be. Whether it was.
     pub(crate) fn close(&self) -> bool {
         self.shared.core.as_it_is().power.leave(&self.shared.bus);
         self.shared.bus.interrupts().clear();

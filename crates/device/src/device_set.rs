@@ -77,22 +77,24 @@ pub struct PciFunction {
     pub address: PciAddress,
     /// The number of its IOMMU group, as in `/dev/vfio/$GROUP`.
     pub group_id: u32,
-    /// The device, if VFIO drives it. Another driver does otherwise, or none, and then nobody can reset the set.
+    /// The device, if VFIO drives it. Another driver does otherwise, or none, and then nobody can reset the
+    /// set.
     pub device: Option<DeviceFile>,
 }
 
-/// All functions on a PCI bus, or in a hot-plug slot: a hot reset resets them together, so its user must own them all.
+/// All functions on a PCI bus, or in a hot-plug slot: a hot reset resets them together, so its user must own
+/// them all.
 ///
-/// A virtual function ([`PhysicalFunction`](crate::PhysicalFunction)) among them is a set of its own: it is told like
-/// the others, and while it is there nobody can reset them.
+/// A virtual function ([`PhysicalFunction`](crate::PhysicalFunction)) among them is a set of its own: it is
+/// told like the others, and while it is there nobody can reset them.
 ///
-/// A device knows the set it is in from then on, whatever becomes of this handle. A PCI device in no set answers as
-/// one on a root bus, which has no hot reset. A device whose last handle is gone counts as one that VFIO does not
-/// drive.
+/// A device knows the set it is in from then on, whatever becomes of this handle. A PCI device in no set
+/// answers as one on a root bus, which has no hot reset. A device whose last handle is gone counts as one
+/// that VFIO does not drive.
 ///
 /// ```
 /// use whimbrel_device::{
-///     Bus, Container, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, Info, PciFunction, Translation,
+///     Bus, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, Info, PciFunction, Translation,
 /// };
 ///
 /// struct Port;
@@ -154,8 +156,8 @@ pub(crate) enum Owned {
 impl DeviceSet {
     /// The functions of a bus or slot, all of them, in the order in which they are told to programs.
     ///
-    /// EINVAL if there is none, or a device is not PCI. EEXIST for two functions at one address, and for a device that
-    /// is in a set.
+    /// EINVAL if there is none, or a device is not PCI. EEXIST for two functions at one address, and for a
+    /// device that is in a set.
     pub fn new(functions: impl IntoIterator<Item = PciFunction>) -> Result<DeviceSet, Errno> {
         let functions: Vec<_> = functions.into_iter().collect();
         if functions.is_empty() {
@@ -210,7 +212,8 @@ impl DeviceSet {
         })
     }
 
-    /// Every device that is in one set with `of`, if a reset touches nothing else (`vfio_pci_dev_set_resettable()`).
+    /// Every device that is in one set with `of`, if a reset touches nothing else
+    /// (`vfio_pci_dev_set_resettable()`).
     pub(crate) fn resettable(&self, of: &DeviceFile) -> Option<Vec<DeviceFile>> {
         self.functions_with(of).map(|(_, _, device)| device).collect()
     }
@@ -234,8 +237,8 @@ impl DeviceSet {
         }
     }
 
-    /// Resets the whole set after the last close of `of`, one of its devices, if one of them could not be reset by itself
-    /// (`vfio_pci_dev_set_try_reset()`). The caller holds the lock.
+    /// Resets the whole set after the last close of `of`, one of its devices, if one of them could not be
+    /// reset by itself (`vfio_pci_dev_set_try_reset()`). The caller holds the lock.
     pub(crate) fn reset_if_unused(&self, of: &DeviceFile) {
         let Some(devices) = self.resettable(of) else { return };
         if devices.iter().any(|device| device.open_count() > 0)

@@ -70,8 +70,8 @@ pub trait Driver: Send {
         Err(Errno::ENOTTY)
     }
 
-    /// Brings the device to the state it has after power-on, for a hot reset: its bus or slot is reset, with all that
-    /// is on it. A device that cannot be reset by itself can still be reset in this way.
+    /// Brings the device to the state it has after power-on, for a hot reset: its bus or slot is reset, with
+    /// all that is on it. A device that cannot be reset by itself can still be reset in this way.
     fn bus_reset(&mut self) -> Result<(), Errno> {
         self.reset()
     }

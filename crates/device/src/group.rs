@@ -88,8 +88,8 @@ struct OpenedDevice {
 }
 
 impl Group {
-    /// A group of devices, known by the names they were opened under. EEXIST if two have the same, or one is in another
-    /// group that still exists.
+    /// A group of devices, known by the names they were opened under. EEXIST if two have the same, or one is
+    /// in another group that still exists.
     pub fn new(translation: Translation, devices: Vec<DeviceFile>) -> Result<Group, Errno> {
         for (index, device) in devices.iter().enumerate() {
             if devices[..index].iter().any(|other| other.name() == device.name()) {
@@ -139,7 +139,8 @@ impl Group {
         if state.opened { Err(Errno::EBUSY) } else { Ok(act()) }
     }
 
-    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or another iommufd's.
+    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or another
+    /// iommufd's.
     pub(crate) fn claim(&self, iommufd: &Iommufd) -> Result<Claim, Errno> {
         let mut owner = self.shared.owner.lock();
         if !owner.viable {
@@ -193,8 +194,8 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An address
-    /// space of the iommufd stands in for the container; if there is none, one is made
+    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An
+    /// address space of the iommufd stands in for the container; if there is none, one is made
     /// (`iommufd_vfio_compat_ioas_create()`).
     pub fn set_iommufd(&self, iommufd: &Iommufd) -> Result<(), Errno> {
         let mut state = self.shared().state.lock();
@@ -231,12 +232,12 @@ impl GroupFile {
     /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
     /// container and before the container has an IOMMU. A device can be opened more than once.
     ///
-    /// Behind a PCI device's name can stand ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)), which is
-    /// looked at before the container: EINVAL for a token that means nothing there and for anything else behind the
-    /// name, EACCES without the right token where there must be one.
+    /// Behind a PCI device's name can stand ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)),
+    /// which is looked at before the container: EINVAL for a token that means nothing there and for anything
+    /// else behind the name, EACCES without the right token where there must be one.
     ///
-    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable, ENODEV if no
-    /// address space stands in for a container any more, and why the device cannot be attached.
+    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable,
+    /// ENODEV if no address space stands in for a container any more, and why the device cannot be attached.
     pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
         self.open_device(name.as_bytes())
     }

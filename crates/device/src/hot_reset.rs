@@ -1,6 +1,8 @@
-//! VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET, answered as vfio-pci does (`vfio_pci_core.c`).
+//! VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET, answered as vfio-pci does
+//! (`vfio_pci_core.c`).
 //!
-//! Which functions are reset together is [`DeviceSet`]'s business; what a reset does to a device is its driver's.
+//! Which functions are reset together is [`DeviceSet`]'s business; what a reset does to a device is its
+//! driver's.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::pci::{
@@ -17,8 +19,8 @@ use crate::user_memory::Process;
 /// The answer to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HotResetInfo {
-    /// DEV_ID on a device that is open by its own file: devices have numbers of its iommufd in place of groups.
-    /// DEV_ID_OWNED if they all belong to it.
+    /// DEV_ID on a device that is open by its own file: devices have numbers of its iommufd in place of
+    /// groups. DEV_ID_OWNED if they all belong to it.
     pub flags: PciHotResetFlags,
     /// Every function that is reset along with this one, and itself.
     pub devices: Vec<PciDependentDevice>,
@@ -34,13 +36,14 @@ impl DeviceFile {
         if self.is_open_by_own_file() { Ok(self.by_devid(set)) } else { Ok(self.by_group(set)) }
     }
 
-    /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] does with one. `groups` shows
-    /// that they are the caller's; it is empty, and only then, for a device that is open by its own file, where all of
-    /// them must belong to its iommufd.
+    /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] does with one.
+    /// `groups` shows that they are the caller's; it is empty, and only then, for a device that is open by
+    /// its own file, where all of them must belong to its iommufd.
     ///
-    /// In this order: ENOTTY for a device that is not PCI; EINVAL for groups where there must be none and none where
-    /// there must be some; ENODEV for a device in no set; EINVAL for more groups than the set has functions, for a set
-    /// with a function that VFIO does not drive, and for one with a device that is not the caller's.
+    /// In this order: ENOTTY for a device that is not PCI; EINVAL for groups where there must be none and
+    /// none where there must be some; ENODEV for a device in no set; EINVAL for more groups than the set has
+    /// functions, for a set with a function that VFIO does not drive, and for one with a device that is not
+    /// the caller's.
     pub fn hot_reset(&self, groups: &[GroupFile]) -> Result<(), Errno> {
         self.check_pci()?;
         let set = self.hot_reset_set(groups.len())?;

@@ -1,9 +1,9 @@
 //! How a device is open: through its group or by its own file, and which iommufd it is bound to.
 //!
-//! The kernel keeps this in `struct vfio_device` (`open_count`, `cdev_opened`, `iommufd_device`). What keeps the two
-//! ways apart is there too: a group cannot be opened while one of its devices is bound by its own file, and a device
-//! cannot be bound while its group is open (`drivers/vfio/group.c`). What the files are is in [`group`](crate::group)
-//! and [`cdev`](crate::cdev).
+//! The kernel keeps this in `struct vfio_device` (`open_count`, `cdev_opened`, `iommufd_device`). What keeps
+//! the two ways apart is there too: a group cannot be opened while one of its devices is bound by its own
+//! file, and a device cannot be bound while its group is open (`drivers/vfio/group.c`). What the files are is
+//! in [`group`](crate::group) and [`cdev`](crate::cdev).
 
 use std::sync::{OnceLock, Weak};
 
@@ -120,8 +120,8 @@ impl DeviceFile {
         self.opens().state.lock().blockers > 0
     }
 
-    /// `vfio_df_open()`: once more through the group, or once by its own file (EINVAL while it is open at all). The
-    /// first open binds the device to an iommufd, if there is one.
+    /// `vfio_df_open()`: once more through the group, or once by its own file (EINVAL while it is open at
+    /// all). The first open binds the device to an iommufd, if there is one.
     pub(crate) fn open(
         &self,
         way: Way,
@@ -144,8 +144,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// `vfio_df_close()`. With the last close goes everything a user has set up; a device that cannot be reset by
-    /// itself is then reset together with its set, if nothing of that is open any more.
+    /// `vfio_df_close()`. With the last close goes everything a user has set up; a device that cannot be
+    /// reset by itself is then reset together with its set, if nothing of that is open any more.
     pub(crate) fn close_one(&self) {
         let _exclusive = self.exclusive();
         if self.open_count() == 1 {

@@ -1,9 +1,8 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD and the
-//! two of the PCI hot reset;
-//! everything else is ENOTTY, as from a kernel that does not know the request. Typed calls are on [`DeviceFile`]
-//! itself.
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD and
+//! the two of the PCI hot reset; everything else is ENOTTY, as from a kernel that does not know the request.
+//! Typed calls are on [`DeviceFile`] itself.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{

@@ -66,7 +66,8 @@ pub trait Process {
         Err(Errno::EBADF)
     }
 
-    /// The group behind a descriptor: EBADF if the descriptor is not open, EINVAL if it is another kind of file.
+    /// The group behind a descriptor: EBADF if the descriptor is not open, EINVAL if it is another kind of
+    /// file.
     ///
     /// A process has none if this is not implemented.
     fn group(&self, fd: i32) -> Result<GroupFile, Errno> {

@@ -1,8 +1,8 @@
-//! The token that users of a physical function and of its virtual functions share, and where a program shows it
-//! (`vfio_pci_validate_vf_token()` and `vfio_pci_core_match()`).
+//! The token that users of a physical function and of its virtual functions share, and where a program shows
+//! it (`vfio_pci_validate_vf_token()` and `vfio_pci_core_match()`).
 //!
-//! A physical function can look into its virtual functions and take them away, so who uses one of them must trust who
-//! uses it: both know the token, 16 bytes of a UUID.
+//! A physical function can look into its virtual functions and take them away, so who uses one of them must
+//! trust who uses it: both know the token, 16 bytes of a UUID.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,13 +19,14 @@ const UUID_LENGTH: usize = 36;
 /// A device with SR-IOV, and its virtual functions.
 ///
 /// A virtual function is opened with the token: VFIO_GROUP_GET_DEVICE_FD takes it behind the name
-/// (`0000:01:10.0 vf_token=UUID`), VFIO_DEVICE_BIND_IOMMUFD with VFIO_DEVICE_BIND_FLAG_TOKEN. The physical function
-/// needs it too while a virtual one is open; as long as none is, a token that it is opened with becomes the token.
-/// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN on the physical function sets it at any time.
+/// (`0000:01:10.0 vf_token=UUID`), VFIO_DEVICE_BIND_IOMMUFD with VFIO_DEVICE_BIND_FLAG_TOKEN. The physical
+/// function needs it too while a virtual one is open; as long as none is, a token that it is opened with
+/// becomes the token. VFIO_DEVICE_FEATURE_PCI_VF_TOKEN on the physical function sets it at any time.
 ///
 /// ```
 /// use whimbrel_device::{
-///     Bus, Container, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, PhysicalFunction, Translation,
+///     Bus, Container, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, PhysicalFunction,
+///     Translation,
 /// };
 /// use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 ///
@@ -74,7 +75,8 @@ pub(crate) enum Role {
 }
 
 impl PhysicalFunction {
-    /// Makes `device` a physical function, for as long as it lives. Nobody knows its token until somebody sets it.
+    /// Makes `device` a physical function, for as long as it lives. Nobody knows its token until somebody
+    /// sets it.
     ///
     /// EINVAL for a device that is not PCI, EEXIST for one that is a physical or virtual function already.
     pub fn new(device: &DeviceFile) -> Result<PhysicalFunction, Errno> {
@@ -91,8 +93,8 @@ impl PhysicalFunction {
 }
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: the bytes of the UUID, in the order of its text. Who has a virtual function
-    /// open keeps it. ENOTTY for a device that is no [`PhysicalFunction`].
+    /// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: the bytes of the UUID, in the order of its text. Who has a virtual
+    /// function open keeps it. ENOTTY for a device that is no [`PhysicalFunction`].
     pub fn set_vf_token(&self, token: [u8; 16]) -> Result<(), Errno> {
         match self.opens().role() {
             Some(Role::Physical(shared)) => {
@@ -111,8 +113,8 @@ impl DeviceFile {
         matches!(self.opens().role(), Some(Role::Virtual(_)))
     }
 
-    /// Whether the device may be opened with this token or without one. EACCES without the right one, EINVAL for one
-    /// that means nothing here.
+    /// Whether the device may be opened with this token or without one. EACCES without the right one, EINVAL
+    /// for one that means nothing here.
     pub(crate) fn validate_vf_token(&self, given: Option<[u8; 16]>) -> Result<(), Errno> {
         let (mut token, is_physical) = match self.opens().role() {
             Some(Role::Physical(token)) => (token.state.lock(), true),
@@ -138,8 +140,8 @@ impl DeviceFile {
         Err(Errno::EACCES)
     }
 
-    /// Whether this is the device that GET_DEVICE_FD names. A PCI device's name can have a token behind it, and is then
-    /// held to it.
+    /// Whether this is the device that GET_DEVICE_FD names. A PCI device's name can have a token behind it,
+    /// and is then held to it.
     pub(crate) fn matches(&self, name: &[u8]) -> Result<bool, Errno> {
         if self.check_pci().is_err() {
             return Ok(self.name().as_bytes() == name);
@@ -164,7 +166,8 @@ impl DeviceFile {
     }
 }
 
-/// The token among the options behind a name. EINVAL for any other option, a second token, and what is no UUID.
+/// The token among the options behind a name. EINVAL for any other option, a second token, and what is no
+/// UUID.
 fn token_in(mut options: &[u8]) -> Result<Option<[u8; 16]>, Errno> {
     let mut token = None;
     while let Some(first) = options.first() {

@@ -154,6 +154,24 @@ fn a_device_cannot_be_bound_while_its_group_is_open() {
 }
 
 #[test]
+fn of_two_that_come_at_once_by_both_ways_one_gets_in() {
+    let a = device("a");
+    let group = Group::new(Translation::Emulated, vec![a.clone()]).unwrap();
+    for _ in 0..200 {
+        let cdev = own_file(&a);
+        let (opened, bound) = std::thread::scope(|scope| {
+            let opened = scope.spawn(|| group.open());
+            let bound = bind(&mut program(), &cdev, OURS);
+            (opened.join().unwrap(), bound)
+        });
+        match (opened, bound) {
+            (Ok(_), Err(Errno::EBUSY)) | (Err(Errno::EBUSY), Ok(_)) => {}
+            both => panic!("{both:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_device_is_bound_once() {
     let a = device("a");
     let mut program = program();

@@ -1,5 +1,6 @@
 //! Who may open a physical function and its virtual functions: the errnos of `vfio_pci_core_match()`,
-//! `vfio_pci_validate_vf_token()`, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN and VFIO_DEVICE_BIND_IOMMUFD with a token.
+//! `vfio_pci_validate_vf_token()`, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN and VFIO_DEVICE_BIND_IOMMUFD with a
+//! token.
 #![allow(clippy::unwrap_used)]
 
 // Not every test file does all of the work that is shared.
@@ -314,7 +315,7 @@ fn virtual_functions_on_its_bus_are_told_and_keep_the_physical_one_from_a_hot_re
     let group = devices.group();
     for device in [&devices.pf, &devices.vf] {
         assert_eq!(device.hot_reset_info().unwrap().devices.len(), 2);
-        assert_eq!(device.hot_reset(&[group.clone()]), Err(Errno::EINVAL));
+        assert_eq!(device.hot_reset(std::slice::from_ref(&group)), Err(Errno::EINVAL));
     }
     let alone = DeviceSet::new([function(PLAIN, &devices.plain)]).unwrap();
     assert_eq!(alone.function_count(), 1);

@@ -1,4 +1,5 @@
-//! A device that is open by its own file: neighbours are told by their numbers in its iommufd, and that owns them.
+//! A device that is open by its own file: neighbours are told by their numbers in its iommufd, and that owns
+//! them.
 
 use whimbrel_device::iommufd::{Iommu, Iommufd};
 use whimbrel_device::{

@@ -1,5 +1,5 @@
-//! PCI hot reset: what a program is told of the devices that are reset together, and who may reset them. Each table
-//! is in the order of vfio-pci's checks.
+//! PCI hot reset: what a program is told of the devices that are reset together, and who may reset them. Each
+//! table is in the order of vfio-pci's checks.
 #![allow(clippy::unwrap_used)]
 
 // Not every test file does all of the work that is shared.
