@@ -247,6 +247,27 @@ fn a_query_that_was_left_loses_no_page() {
     assert_eq!(answer(&mut rig), (64, 1 << 5));
     ask(&mut rig, 192, 64);
     assert_eq!(answer(&mut rig), (64, 1 << 8));
+    // A stretch that was looked at ahead is told in any parts.
+    let mut rig = saving(100..140);
+    ask(&mut rig, 0, 256);
+    assert_eq!(rig.field(COPIED_PFNS), Ok(64));
+    for (start, total, told) in
+        [(110, 10, ALL), (110, 10, NONE), (100, 10, ALL), (120, 20, ALL), (0, 256, NONE)]
+    {
+        ask(&mut rig, start, total);
+        assert_eq!(answer(&mut rig), (told, 0), "{start}");
+    }
+}
+
+#[test]
+fn what_was_found_of_one_range_is_not_said_of_another() {
+    let mut rig = saving([200]);
+    ask(&mut rig, 0, 256);
+    assert_eq!(answer(&mut rig), (64, 0), "there is a dirty page further on");
+    ask(&mut rig, 0, 128);
+    assert_eq!(answer(&mut rig), (NONE, 0));
+    ask(&mut rig, 64, 128);
+    assert_eq!(answer(&mut rig), (NONE, 0));
 }
 
 #[test]
@@ -353,7 +374,9 @@ proptest! {
         rig.made.clear();
         rig.fault = fault;
         let asked: BTreeSet<u64> = dirty.iter().copied().filter(|page| (start..start + total).contains(page)).collect();
-        match collect(&mut user, &mut rig, start, total) {
+        let result = collect(&mut user, &mut rig, start, total);
+        let heard = result.is_ok();
+        match result {
             Ok(told) => prop_assert_eq!(&told, &asked),
             Err(error) => {
                 // The user knows; it takes all pages as dirty.
@@ -366,6 +389,9 @@ proptest! {
         let outside: BTreeSet<u64> = dirty.difference(&asked).copied().collect();
         prop_assert!(rest.is_superset(&outside), "pages not asked about are told later");
         prop_assert!(rest.is_subset(&dirty), "no page is made up");
+        if heard {
+            prop_assert_eq!(rest, outside, "no page is told twice");
+        }
     }
 }
 
