@@ -351,6 +351,9 @@ impl DeviceFile {
     /// forgotten, and the device is reset if it can be. Whether it was.
     pub(crate) fn close(&self) -> bool {
         self.shared.core.as_it_is().power.leave(&self.shared.bus);
+        if let Some(dma_buf) = self.shared.active().driver.dma_buf() {
+            dma_buf.revoke();
+        }
         self.shared.bus.interrupts().clear();
         self.shared.ioeventfds.clear();
         let reset = self.reset();
@@ -618,6 +621,11 @@ impl Core {
 
     fn migration(&mut self) -> Result<&mut dyn Migration, Errno> {
         self.driver.migration().ok_or(Errno::ENOTTY)
+    }
+
+    /// Bytes of a region, 0 for one that is not there.
+    pub(crate) fn region_size(&self, index: u32) -> u64 {
+        self.region(index).map_or(0, |region| region.size)
     }
 
     fn region(&self, index: u32) -> Result<&Region, Errno> {

@@ -4,6 +4,7 @@
 //! less what every kernel driver writes again: the walk through the state machine, the data file and its errnos, and
 //! the bookkeeping of sessions are the core's.
 
+use std::fs::File;
 use std::time::Duration;
 
 use vm_memory::FileOffset;
@@ -12,7 +13,9 @@ use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::IrqInfoFlags;
+use whimbrel_uapi::feature::RegionDmaRange;
 
+use crate::gfx::Graphics;
 use crate::low_power::LowPower;
 
 /// A device as its driver sees it. All calls for one device come one at a time.
@@ -91,6 +94,26 @@ pub trait Driver: Send {
     /// What puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The answer
     /// never changes.
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        None
+    }
+
+    /// The switch for DMA of a CDX device; `None` for one that has none. The answer never changes.
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        None
+    }
+
+    /// What gives parts of a BAR to others as a file; `None` if nothing does. The answer never changes.
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        None
+    }
+
+    /// The error records of a device on s390; `None` for one that keeps none. The answer never changes.
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        None
+    }
+
+    /// The device's display; `None` for one without. The answer never changes.
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
         None
     }
 
@@ -199,4 +222,83 @@ pub trait DmaLogging {
 
     /// Tells and clears the log of the range asked about. EINVAL if none is running.
     fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno>;
+}
+
+/// The switch for DMA of a CDX device, which has no command register to be written.
+pub trait BusMaster {
+    /// The device may do DMA from now on, or no more.
+    fn set(&mut self, master: bool) -> Result<(), Errno>;
+}
+
+/// The half of a driver that gives parts of a BAR to others as a file.
+///
+/// ```
+/// use std::fs::File;
+/// use std::os::unix::fs::FileExt;
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Info};
+/// use whimbrel_device::{Region, RegionDmaRange, RegionInfoFlags};
+///
+/// /// A card whose BAR 0 is a page of memory.
+/// struct Card { memory: File }
+///
+/// fn memory() -> Result<File, Errno> {
+///     # use nix::sys::memfd::{MFdFlags, memfd_create};
+///     let file = File::from(memfd_create(c"bar", MFdFlags::MFD_CLOEXEC)?);
+///     file.set_len(0x1000).map_err(|_| Errno::ENOMEM)?;
+///     Ok(file)
+/// }
+///
+/// impl Driver for Card {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn region(&self, _index: u32) -> Result<Region, Errno> {
+///         Ok(Region { flags: RegionInfoFlags::READ, size: 0x1000, offset: 0, capabilities: vec![] })
+///     }
+///     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl DmaBuf for Card {
+///     fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
+///         // There is one page, so there is one range. One of several would be no file of memory but one of udmabuf.
+///         self.memory.try_clone().map_err(|_| Errno::EMFILE)
+///     }
+///     fn revoke(&mut self) {
+///         if let Ok(fresh) = memory() {
+///             let _ = std::mem::replace(&mut self.memory, fresh).set_len(0);
+///         }
+///     }
+/// }
+///
+/// let device = DeviceFile::new("card", Bus::new(), Box::new(Card { memory: memory()? }));
+/// let page = RegionDmaRange { offset: 0, length: 0x1000 };
+/// let read_write = 2;
+/// let buffer = device.dma_buf(0, read_write, &[page])?;
+/// buffer.write_at(b"seen by the device", 0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait DmaBuf {
+    /// Whether the BAR is memory that can be given. EINVAL for one of ports.
+    fn check(&self, region: u32) -> Result<(), Errno> {
+        let _ = region;
+        Ok(())
+    }
+
+    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device: a file of
+    /// memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of whole pages.
+    fn export(&mut self, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
+
+    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the memory of its BAR
+    /// goes on with a new file and makes the old one empty.
+    fn revoke(&mut self);
+}
+
+/// The error records of a PCI device on s390.
+pub trait ZpciErrors {
+    /// Takes the oldest record: as many bytes as
+    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if there is
+    /// none.
+    fn take(&mut self) -> Result<Vec<u8>, Errno>;
 }

@@ -69,7 +69,9 @@ mod device_file;
 mod device_set;
 pub mod dma;
 mod driver;
+pub mod edid;
 mod feature;
+mod gfx;
 mod group;
 mod hot_reset;
 mod ioeventfd;
@@ -95,7 +97,10 @@ pub use container::{Container, ContainerSettings, KernelVersion};
 pub use data_file::DataFile;
 pub use device_file::{DeviceFile, region_offset, split_offset};
 pub use device_set::{DeviceSet, PciAddress, PciFunction};
-pub use driver::{ArcError, DmaLogging, Driver, Migration, Next, PrecopyReport};
+pub use driver::{
+    ArcError, BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, PrecopyReport, ZpciErrors,
+};
+pub use gfx::{Graphics, Plane, PlaneKind};
 pub use group::{Group, GroupFile, OpenDevice};
 pub use hot_reset::HotResetInfo;
 pub use ioeventfd::{IoeventfdWrite, WriteWidth};
@@ -108,5 +113,6 @@ pub use vf_token::PhysicalFunction;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
+pub use whimbrel_uapi::feature::RegionDmaRange;
 pub use whimbrel_uapi::pci::{PciDependentDevice, PciHotResetFlags};
 pub use worker::Worker;

@@ -1,17 +1,17 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD and
-//! the two of the PCI hot reset; everything else is ENOTTY, as from a kernel that does not know the request.
-//! Typed calls are on [`DeviceFile`] itself.
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the two of
+//! the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel that does not know the
+//! request. Typed calls are on [`DeviceFile`] itself.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{
     DeviceInfo, IrqInfo, IrqSet, RegionInfo, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
 use whimbrel_uapi::ioctl::{
-    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO,
-    VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_IOEVENTFD, VFIO_DEVICE_PCI_HOT_RESET, VFIO_DEVICE_RESET,
-    VFIO_DEVICE_SET_IRQS,
+    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO,
+    VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_IOEVENTFD,
+    VFIO_DEVICE_PCI_HOT_RESET, VFIO_DEVICE_QUERY_GFX_PLANE, VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -40,6 +40,8 @@ impl DeviceFile {
                 self.raw_hot_reset_info(argument, process)
             }
             n if n == VFIO_DEVICE_PCI_HOT_RESET.number() => self.raw_hot_reset(argument, process),
+            n if n == VFIO_DEVICE_QUERY_GFX_PLANE.number() => self.raw_query_gfx_plane(argument, process),
+            n if n == VFIO_DEVICE_GET_GFX_DMABUF.number() => self.raw_get_gfx_dmabuf(argument, process),
             n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
             _ => Err(Errno::ENOTTY),
         }

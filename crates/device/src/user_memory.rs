@@ -1,6 +1,7 @@
 //! The process that made a raw request: its memory, which can fault at any byte, and its file descriptors.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, VolatileSlice};
@@ -82,6 +83,14 @@ pub trait Process {
         Err(Errno::EMFILE)
     }
 
+    /// Gives the process a descriptor for a buffer: what VFIO_DEVICE_FEATURE_DMA_BUF and VFIO_DEVICE_GET_GFX_DMABUF
+    /// answer with. EMFILE if it can have no more, or none of this kind, which is what this answers if it is not
+    /// implemented.
+    fn install_buffer(&mut self, buffer: File, close_on_exec: bool) -> Result<i32, Errno> {
+        let _ = (buffer, close_on_exec);
+        Err(Errno::EMFILE)
+    }
+
     /// Another handle to the eventfd behind a descriptor of the process, as the kernel's `eventfd_ctx_fdget`. EBADF
     /// for a number that is not open, EINVAL for a file that is no eventfd. A process that has none need not say so.
     fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
@@ -102,6 +111,7 @@ pub struct SparseMemory {
     containers: BTreeMap<i32, Container>,
     groups: BTreeMap<i32, GroupFile>,
     devices: BTreeMap<i32, OpenDevice>,
+    buffers: BTreeMap<i32, File>,
     next_fd: i32,
 }
 
@@ -140,6 +150,11 @@ impl SparseMemory {
         self.devices.get(&fd)
     }
 
+    /// The buffer behind a descriptor.
+    pub fn buffer(&self, fd: i32) -> Option<&File> {
+        self.buffers.get(&fd)
+    }
+
     /// Closes a descriptor of any kind; whether it was open.
     pub fn close(&mut self, fd: i32) -> bool {
         self.files.remove(&fd).is_some()
@@ -147,6 +162,7 @@ impl SparseMemory {
             || self.containers.remove(&fd).is_some()
             || self.groups.remove(&fd).is_some()
             || self.devices.remove(&fd).is_some()
+            || self.buffers.remove(&fd).is_some()
     }
 
     /// The piece that starts at `address`.
@@ -173,6 +189,7 @@ impl SparseMemory {
             + self.containers.len()
             + self.groups.len()
             + self.devices.len()
+            + self.buffers.len()
     }
 
     fn take_number(&mut self) -> i32 {
@@ -187,6 +204,7 @@ impl SparseMemory {
             || self.containers.contains_key(&fd)
             || self.groups.contains_key(&fd)
             || self.devices.contains_key(&fd)
+            || self.buffers.contains_key(&fd)
     }
 
     /// The shared memory that holds `address`, and where in it that is.
@@ -274,6 +292,12 @@ impl Process for SparseMemory {
     fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
         let fd = self.take_number();
         self.devices.insert(fd, device);
+        Ok(fd)
+    }
+
+    fn install_buffer(&mut self, buffer: File, _close_on_exec: bool) -> Result<i32, Errno> {
+        let fd = self.take_number();
+        self.buffers.insert(fd, buffer);
         Ok(fd)
     }
 

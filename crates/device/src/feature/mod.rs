@@ -3,10 +3,13 @@
 //! Here are the checks that all features share, and which feature is answered where. What a feature then does is
 //! [`DeviceFile`]'s business.
 
+mod bus_master;
+mod dma_buf;
 mod dma_logging;
 mod low_power;
 mod migration;
 mod vf_token;
+mod zpci_error;
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
@@ -82,8 +85,10 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
         Feature::LowPowerEntry => request.low_power_entry(),
         Feature::LowPowerEntryWithWakeup => request.low_power_entry_with_wakeup(),
         Feature::LowPowerExit => request.low_power_exit(),
-        // Features of a bus driver, which no device here has.
-        Feature::BusMaster | Feature::DmaBuf | Feature::ZpciError => Err(Errno::ENOTTY),
+        Feature::BusMaster => request.bus_master(),
+        Feature::ZpciError => request.zpci_error(),
+        // The one whose answer is a descriptor.
+        Feature::DmaBuf => return request.dma_buf(),
     }?;
     Ok(0)
 }

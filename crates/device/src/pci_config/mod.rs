@@ -312,7 +312,7 @@ fn has_state(power: PowerManagement, state: PowerState) -> bool {
 }
 
 /// The single accesses that `count` bytes from `start` are cut into.
-fn accesses(start: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn accesses(start: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
     let (mut at, end) = (start, start + count);
     std::iter::from_fn(move || {
         let size = match end - at {
