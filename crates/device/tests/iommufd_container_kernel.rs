@@ -1,9 +1,9 @@
-//! An iommufd in place of a container: the requests of `vfio_kernel` on it and on a group, answered by a kernel's
-//! `/dev/iommu` and by ours. Result, errno and bytes out agree.
+//! An iommufd in place of a container: the requests of `vfio_kernel` on it and on a group, answered by a
+//! kernel's `/dev/iommu` and by ours. Result, errno and bytes out agree.
 //!
-//! The kernel's answers (Linux 6.12, its sample driver mtty) are kept in `iommufd_container_kernel.txt`. In the lab,
-//! `lab/run exec --kernel iommufd -- <this test, linked statically> --ignored --nocapture` asks it and prints them
-//! anew.
+//! The kernel's answers (Linux 6.12, its sample driver mtty) are kept in `iommufd_container_kernel.txt`. In the
+//! lab, `lab/run exec --kernel iommufd -- <this test, linked statically> --ignored --nocapture` asks it and
+//! prints them anew.
 // mmap and ioctl on the real kernel; nothing else here is unsafe.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
@@ -32,8 +32,8 @@ use zerocopy::FromBytes;
 /// What the kernel said, one request a line, in the order of [`requests`].
 const RECORDED: &str = include_str!("iommufd_container_kernel.txt");
 
-/// The list without the device's own requests, and without the one in which kernels differ: nearly 2^64 bytes at an
-/// address above 0.
+/// The list without the device's own requests, and without the one in which kernels differ: nearly 2^64 bytes
+/// at an address above 0.
 fn requests() -> Vec<Step> {
     let enormous = |bytes: &[u8]| {
         IommuType1DmaMap::read_from_bytes(bytes).is_ok_and(|map| map.vaddr.checked_add(map.size).is_none())

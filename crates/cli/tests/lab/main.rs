@@ -205,9 +205,10 @@ fn the_user_sides_tests_pass_in_the_machines() {
 }
 
 /// Recordings of a kernel that the driver side is held to: the test that makes one, and the kernel it is of.
-const RECORDINGS: [(&str, &str, &str); 3] = [
+const RECORDINGS: [(&str, &str, &str); 4] = [
     ("vfio_kernel", "debian", include_str!("../../../device/tests/vfio_kernel.txt")),
     ("iommufd_kernel", "iommufd", include_str!("../../../device/tests/iommufd_kernel.txt")),
+    ("iommufd_hwpt_kernel", "iommufd", include_str!("../../../device/tests/iommufd_hwpt_kernel.txt")),
     (
         "iommufd_container_kernel",
         "iommufd",
