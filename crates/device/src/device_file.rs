@@ -480,8 +480,12 @@ impl Shared {
 
     pub(crate) fn active(&self) -> Active<'_> {
         let mut core = self.core.lock();
-        let Core { driver, power, .. } = &mut *core;
-        power.resume(&mut **driver, &self.bus);
+        if core.power.is_suspended() {
+            let Core { driver, power, .. } = &mut *core;
+            power.resume(&mut **driver, &self.bus);
+            // It may have work, if this is for longer than a request.
+            self.wake.notify_all();
+        }
         Active { core, bus: &self.bus }
     }
 

@@ -85,11 +85,9 @@ impl Power {
         self.suspended
     }
 
-    /// Wakes the device if it sleeps.
+    /// Wakes a device that sleeps.
     pub(crate) fn resume(&mut self, driver: &mut dyn Driver, bus: &Bus) {
-        if !std::mem::take(&mut self.suspended) {
-            return;
-        }
+        self.suspended = false;
         if let Some(half) = driver.low_power() {
             half.resume();
         }

@@ -190,6 +190,18 @@ impl PciConfig {
         }
     }
 
+    /// Brings the device to D0 and tells what that did: what vfio-pci does before it puts a device to sleep.
+    pub fn enter_d0(&mut self) -> Vec<PciEvent> {
+        match self.shape.power {
+            Some((at, _)) => {
+                let control = at + PowerManagement::CONTROL;
+                let low = self.bytes[control] & !(PowerManagement::STATE as u8);
+                self.write(control as u64, &[low])
+            }
+            None => Vec::new(),
+        }
+    }
+
     /// Shows which MSI vectors are pending because they are masked, a bit each. Vectors that the device does
     /// not have are ignored, and all are where vectors cannot be masked.
     pub fn set_msi_pending(&mut self, vectors: u32) {

@@ -18,7 +18,7 @@
 //! 4. Each descriptor gets one completion, in order, in the slot of the same index. When its
 //!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that
 //!    fails is completed with a status like any other; the device goes on.
-//! 5. For an interrupt (MSI, index 1), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when
+//! 5. For an interrupt (MSI, index 1, or INTx, index 0), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when
 //!    it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the ring, and the
 //!    next one interrupts again.
 //!
@@ -46,7 +46,11 @@
 //! Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot, regions 0 and 2
 //! are EIO, as there. Two bits are kept and not obeyed, since a state that is loaded must go on before, and
 //! whether or not, its user brings the space over: DMA does not wait for the bus master bit, and interrupts go
-//! where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI.
+//! where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI. The INTx line is asserted as long as a cause
+//! interrupts; the INTx-disable bit masks it.
+//!
+//! It can be let sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): then it does no work, and what a doorbell has asked for
+//! waits until its user wakes it. The host completes atomic operations of 32 and 64 bits, as it says.
 //!
 //! ```
 //! use std::fs::File;
@@ -105,13 +109,15 @@ mod work;
 use std::sync::Arc;
 use std::time::Duration;
 
-use whimbrel_device::pci_config::{Bar, Express, LinkSpeed, Msi, PciConfig, PowerManagement};
-use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Next, Region, State};
+use whimbrel_device::pci_config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
+use whimbrel_device::{
+    Bus, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region, State,
+};
 use whimbrel_protocol::dirty::DirtyLog;
-use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 
 use self::changes::Clock;
@@ -185,6 +191,7 @@ impl Accel {
         self.state = OwnState::new(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?;
         self.machine = Machine::default();
         self.signal_again = false;
+        self.show_line();
         Ok(())
     }
 
@@ -234,6 +241,11 @@ impl Accel {
         self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
     }
 
+    /// The level of the INTx line.
+    fn show_line(&self) {
+        self.bus.interrupts().set_line(self.machine.registers.interrupts());
+    }
+
     fn write_registers(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let (words, rest) = data.as_chunks::<4>();
         if !offset.is_multiple_of(4) || !rest.is_empty() {
@@ -251,6 +263,7 @@ impl Accel {
                 self.interrupt();
             }
         }
+        self.show_line();
         Ok(())
     }
 }
@@ -265,6 +278,7 @@ fn pci_config(state_bytes: u64) -> PciConfig {
         .class(0x12, 0x00, 0x00)
         .revision(0x01)
         .command(MEMORY_SPACE)
+        .interrupt_pin(InterruptPin::A)
         .bar(0, Bar::Memory32 { size: REGISTERS_BYTES as u32, prefetchable: false })
         .bar(2, Bar::Memory64 { size: state_bytes.next_power_of_two().max(0x1000), prefetchable: true })
         .capability(Msi { vectors: 1, address64: true, maskable: false })
@@ -287,7 +301,9 @@ impl Driver for Accel {
             flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
             num_regions: VFIO_PCI_NUM_REGIONS,
             num_irqs: VFIO_PCI_NUM_IRQS,
-            capabilities: Vec::new(),
+            capabilities: vec![DeviceCapability::PciAtomicComp(
+                PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64,
+            )],
         }
     }
 
@@ -303,7 +319,9 @@ impl Driver for Accel {
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        let line = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
         Ok(match index {
+            VFIO_PCI_INTX_IRQ_INDEX => Irq { flags: line, count: 1 },
             VFIO_PCI_MSI_IRQ_INDEX => Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 },
             _ => Irq { flags: IrqInfoFlags::empty(), count: 0 },
         })
@@ -328,7 +346,10 @@ impl Driver for Accel {
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         match index {
             // What is set there is asked for where it matters.
-            VFIO_PCI_CONFIG_REGION_INDEX => drop(self.pci.write(offset, data)),
+            VFIO_PCI_CONFIG_REGION_INDEX => {
+                self.pci.write(offset, data);
+                self.bus.interrupts().disable_line(self.pci.settings().intx_disabled);
+            }
             VFIO_PCI_BAR0_REGION_INDEX if !self.answers() => return Err(Errno::EIO),
             VFIO_PCI_BAR0_REGION_INDEX => self.write_registers(offset, data)?,
             _ => return Err(Errno::EINVAL),
@@ -343,6 +364,7 @@ impl Driver for Accel {
         self.migration_state = State::Running;
         self.clock = Clock::default();
         self.pci = pci_config(self.config.state_bytes);
+        self.bus.interrupts().disable_line(self.pci.settings().intx_disabled);
         Ok(())
     }
 
@@ -354,13 +376,19 @@ impl Driver for Accel {
         Some(self)
     }
 
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        Some(self)
+    }
+
     fn advance(&mut self, now: Duration) -> Next {
         if std::mem::take(&mut self.signal_again) {
             self.interrupt();
+            self.show_line();
         }
         self.change_by_itself(now);
         if self.may_start_dma() {
             self.work();
+            self.show_line();
             if self.machine.registers.has_work() {
                 return Next::Now;
             }
@@ -371,4 +399,14 @@ impl Driver for Accel {
             None => Next::Idle,
         }
     }
+}
+
+impl LowPower for Accel {
+    fn suspend(&mut self) {
+        self.pci.enter_d0();
+        self.clock.stop();
+    }
+
+    /// Nothing was given up.
+    fn resume(&mut self) {}
 }
