@@ -1,9 +1,10 @@
 //! VFIO devices in software that migrate: to run, to test against and to learn from, without hardware.
 //!
-//! Two models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from
+//! Three models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from
 //! the kernel's own sample device, mtty. [`accel`] is a DMA engine with as much state as is asked for, that
 //! does work a guest gives it, goes on with it after it has moved, and says truly how much of its state is
-//! left to send.
+//! left to send. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region only.
+//! The other two can be offered in that way too ([`Protocol`]).
 //!
 //! A model is named as on a command line, and opened as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!
@@ -33,9 +34,13 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod legacy;
 mod model;
+mod protocol;
 pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};
+pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
 pub use model::{Model, ModelError, OpenError, OpenModel, parse_size};
+pub use protocol::Protocol;
 pub use serial::{Ports, Serial, SerialConfig};

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, Worker};
 
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
+use crate::legacy::{Legacy, LegacyConfig, LegacyConfigError};
+use crate::protocol::Protocol;
 use crate::serial::{Ports, Serial, SerialConfig};
 
 /// A model and its settings.
@@ -15,9 +17,13 @@ use crate::serial::{Ports, Serial, SerialConfig};
 /// | model | setting | meaning |
 /// |---|---|---|
 /// | `serial` | `ports` | 1 or 2 ports (1) |
+/// | | `protocol` | as for `accel` (`v2`) |
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
 /// | | `rate` | bytes per second at which it changes by itself (0) |
 /// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all) |
+/// | | `protocol` | `v2`, or a migration region: `v1`, as in Linux 5.8 to 5.17, or `draft`, as of 2019 (`v2`) |
+/// | `legacy` | `state`, `rate` | as for `accel` |
+/// | | `section` | bytes that its migration region carries at a time, 64 to 64 MiB (1MiB) |
 ///
 /// STOP_COPY is there also if `features` leaves it out. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G`
 /// or `GiB`, all of them powers of 1024.
@@ -29,15 +35,17 @@ use crate::serial::{Ports, Serial, SerialConfig};
 /// let opened = model.open("engine 0")?;
 /// assert!(opened.worker.is_some(), "it works by itself");
 /// assert_eq!("accel?colour=red".parse::<Model>().unwrap_err().to_string(),
-///     "model accel has no setting colour; it has state, rate, features");
+///     "model accel has no setting colour; it has state, rate, features, protocol");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Model {
     /// A card with 16550 ports.
-    Serial(SerialConfig),
+    Serial(SerialConfig, Protocol),
     /// A DMA engine.
-    Accel(AccelConfig),
+    Accel(AccelConfig, Protocol),
+    /// A DMA engine that speaks v1 only.
+    Legacy(LegacyConfig),
 }
 
 /// A model that was opened.
@@ -93,15 +101,26 @@ pub enum OpenError {
     /// The settings of an `accel` cannot be had.
     #[error("model accel: {0}")]
     Accel(#[from] AccelConfigError),
+    /// The settings of a `legacy` cannot be had.
+    #[error("model legacy: {0}")]
+    Legacy(#[from] LegacyConfigError),
+    /// There is no memory for the migration region.
+    #[error(
+        "no memory for the device's migration region: {0}; end other processes or raise the limit on open files"
+    )]
+    Region(Errno),
     /// The thread that makes the device work could not be started.
     #[error("no thread for the device's own work: {0}; end other processes or raise the limit on threads")]
     Worker(Errno),
 }
 
 const SERIAL: &str = "serial";
-const SERIAL_SETTINGS: &[&str] = &["ports"];
+const SERIAL_SETTINGS: &[&str] = &["ports", PROTOCOL];
 const ACCEL: &str = "accel";
-const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features"];
+const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features", PROTOCOL];
+const LEGACY: &str = "legacy";
+const LEGACY_SETTINGS: &[&str] = &["state", "rate", "section"];
+const PROTOCOL: &str = "protocol";
 
 const FEATURES: [(&str, MigrationFlags); 3] = [
     ("stop-copy", MigrationFlags::STOP_COPY),
@@ -112,15 +131,22 @@ const FEATURES: [(&str, MigrationFlags); 3] = [
 impl Model {
     /// The names of all models.
     pub const fn names() -> &'static [&'static str] {
-        &[SERIAL, ACCEL]
+        &[SERIAL, ACCEL, LEGACY]
     }
 
     /// Opens a device of this kind, with a bus of its own. `name` stands in errors and traces.
     pub fn open(&self, name: impl Into<String>) -> Result<OpenModel, OpenError> {
         let bus = Bus::new();
         let (driver, works): (Box<dyn Driver>, bool) = match self {
-            Model::Serial(config) => (Box::new(Serial::new(*config, bus.clone())), false),
-            Model::Accel(config) => (Box::new(Accel::new(*config, bus.clone())?), true),
+            Model::Serial(config, protocol) => {
+                let serial = Box::new(Serial::new(*config, bus.clone()));
+                (protocol.offer(serial, bus.clone()).map_err(OpenError::Region)?, false)
+            }
+            Model::Accel(config, protocol) => {
+                let accel = Box::new(Accel::new(*config, bus.clone())?);
+                (protocol.offer(accel, bus.clone()).map_err(OpenError::Region)?, true)
+            }
+            Model::Legacy(config) => (Box::new(Legacy::new(*config, bus.clone())?), true),
         };
         let device = DeviceFile::new(name, bus, driver);
         let worker = works.then(|| Worker::start(device.clone())).transpose().map_err(OpenError::Worker)?;
@@ -135,26 +161,24 @@ impl FromStr for Model {
         let (name, settings) = text.split_once('?').unwrap_or((text, ""));
         match name {
             SERIAL => {
-                let mut config = SerialConfig::default();
+                let (mut config, mut protocol) = (SerialConfig::default(), Protocol::default());
                 for (setting, value) in parse_settings(SERIAL, SERIAL_SETTINGS, settings)? {
-                    config.ports = match value {
-                        "1" => Ports::One,
-                        "2" => Ports::Two,
+                    match (setting, value) {
+                        (PROTOCOL, _) => protocol = parse_protocol(SERIAL, value)?,
+                        (_, "1") => config.ports = Ports::One,
+                        (_, "2") => config.ports = Ports::Two,
                         _ => return Err(refused(SERIAL, setting, value, "1 or 2")),
-                    };
+                    }
                 }
-                Ok(Model::Serial(config))
+                Ok(Model::Serial(config, protocol))
             }
             ACCEL => {
-                let mut config = AccelConfig::default();
+                let (mut config, mut protocol) = (AccelConfig::default(), Protocol::default());
                 for (setting, value) in parse_settings(ACCEL, ACCEL_SETTINGS, settings)? {
-                    let size = || {
-                        let takes = "bytes, with K, M, G, KiB, MiB or GiB behind the number if you like";
-                        parse_size(value).ok_or_else(|| refused(ACCEL, setting, value, takes))
-                    };
                     match setting {
-                        "state" => config.state_bytes = size()?,
-                        "rate" => config.state_rate = size()?,
+                        "state" => config.state_bytes = parse_bytes(ACCEL, setting, value)?,
+                        "rate" => config.state_rate = parse_bytes(ACCEL, setting, value)?,
+                        PROTOCOL => protocol = parse_protocol(ACCEL, value)?,
                         _ => {
                             let takes = "stop-copy, p2p and pre-copy, separated by commas";
                             config.flags =
@@ -162,7 +186,19 @@ impl FromStr for Model {
                         }
                     }
                 }
-                Ok(Model::Accel(config))
+                Ok(Model::Accel(config, protocol))
+            }
+            LEGACY => {
+                let mut config = LegacyConfig::default();
+                for (setting, value) in parse_settings(LEGACY, LEGACY_SETTINGS, settings)? {
+                    let bytes = parse_bytes(LEGACY, setting, value)?;
+                    match setting {
+                        "state" => config.state_bytes = bytes,
+                        "rate" => config.state_rate = bytes,
+                        _ => config.section_bytes = bytes,
+                    }
+                }
+                Ok(Model::Legacy(config))
             }
             _ => Err(ModelError::UnknownModel(name.to_owned())),
         }
@@ -171,6 +207,16 @@ impl FromStr for Model {
 
 fn refused(model: &'static str, setting: &'static str, value: &str, takes: &'static str) -> ModelError {
     ModelError::Value { model, setting, value: value.to_owned(), takes }
+}
+
+fn parse_bytes(model: &'static str, setting: &'static str, value: &str) -> Result<u64, ModelError> {
+    let takes = "bytes, with K, M, G, KiB, MiB or GiB behind the number if you like";
+    parse_size(value).ok_or_else(|| refused(model, setting, value, takes))
+}
+
+fn parse_protocol(model: &'static str, value: &str) -> Result<Protocol, ModelError> {
+    let found = Protocol::ALL.into_iter().find(|protocol| protocol.name() == value);
+    found.ok_or_else(|| refused(model, PROTOCOL, value, "v2, v1 or draft"))
 }
 
 /// The settings in `text`, each of them known and there once.
@@ -231,8 +277,10 @@ impl fmt::Display for Size {
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Model::Serial(config) => write!(f, "{SERIAL}?ports={}", config.ports.count()),
-            Model::Accel(config) => {
+            Model::Serial(config, protocol) => {
+                write!(f, "{SERIAL}?ports={}&{PROTOCOL}={protocol}", config.ports.count())
+            }
+            Model::Accel(config, protocol) => {
                 let features: Vec<&str> = FEATURES
                     .iter()
                     .filter(|(_, flag)| config.flags.contains(*flag) || *flag == MigrationFlags::STOP_COPY)
@@ -240,11 +288,16 @@ impl fmt::Display for Model {
                     .collect();
                 write!(
                     f,
-                    "{ACCEL}?state={}&rate={}&features={}",
+                    "{ACCEL}?state={}&rate={}&features={}&{PROTOCOL}={protocol}",
                     Size(config.state_bytes),
                     Size(config.state_rate),
                     features.join(",")
                 )
+            }
+            Model::Legacy(config) => {
+                let LegacyConfig { state_bytes, state_rate, section_bytes } = *config;
+                let (state, rate, section) = (Size(state_bytes), Size(state_rate), Size(section_bytes));
+                write!(f, "{LEGACY}?state={state}&rate={rate}&section={section}")
             }
         }
     }
@@ -255,16 +308,33 @@ mod tests {
     use super::*;
 
     fn accel(state_bytes: u64, state_rate: u64, flags: MigrationFlags) -> Model {
-        Model::Accel(AccelConfig { state_bytes, state_rate, flags })
+        Model::Accel(AccelConfig { state_bytes, state_rate, flags }, Protocol::V2)
+    }
+
+    fn serial(ports: Ports, protocol: Protocol) -> Model {
+        Model::Serial(SerialConfig { ports }, protocol)
+    }
+
+    fn legacy(state_bytes: u64, state_rate: u64, section_bytes: u64) -> Model {
+        Model::Legacy(LegacyConfig { state_bytes, state_rate, section_bytes })
     }
 
     #[test]
     fn a_model_reads_as_it_is_written() {
         let all = MigrationFlags::all();
+        let accel_by =
+            |protocol| Model::Accel(AccelConfig { state_bytes: 4096, ..AccelConfig::default() }, protocol);
         let cases = [
-            ("serial", Model::Serial(SerialConfig { ports: Ports::One })),
-            ("serial?", Model::Serial(SerialConfig { ports: Ports::One })),
-            ("serial?ports=2", Model::Serial(SerialConfig { ports: Ports::Two })),
+            ("serial", serial(Ports::One, Protocol::V2)),
+            ("serial?", serial(Ports::One, Protocol::V2)),
+            ("serial?ports=2", serial(Ports::Two, Protocol::V2)),
+            ("serial?protocol=v2", serial(Ports::One, Protocol::V2)),
+            ("serial?protocol=v1&ports=2", serial(Ports::Two, Protocol::V1)),
+            ("serial?protocol=draft", serial(Ports::One, Protocol::Draft)),
+            ("accel?protocol=v1&state=4K", accel_by(Protocol::V1)),
+            ("accel?state=4096&protocol=draft", accel_by(Protocol::Draft)),
+            ("legacy", legacy(64 << 20, 0, 1 << 20)),
+            ("legacy?state=1M&rate=2K&section=100", legacy(1 << 20, 2048, 100)),
             ("accel", accel(64 << 20, 0, all)),
             ("accel?state=64GiB", accel(64 << 30, 0, all)),
             ("accel?state=1K&rate=3M", accel(1024, 3 << 20, all)),
@@ -282,11 +352,14 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused_with_what_there_is() {
         let cases = [
-            ("", "there is no model ; there are serial, accel"),
-            ("mtty", "there is no model mtty; there are serial, accel"),
-            ("Serial", "there is no model Serial; there are serial, accel"),
-            ("serial?state=1M", "model serial has no setting state; it has ports"),
-            ("accel?ports=1", "model accel has no setting ports; it has state, rate, features"),
+            ("", "there is no model ; there are serial, accel, legacy"),
+            ("mtty", "there is no model mtty; there are serial, accel, legacy"),
+            ("Serial", "there is no model Serial; there are serial, accel, legacy"),
+            ("serial?state=1M", "model serial has no setting state; it has ports, protocol"),
+            ("accel?ports=1", "model accel has no setting ports; it has state, rate, features, protocol"),
+            ("legacy?protocol=v2", "model legacy has no setting protocol; it has state, rate, section"),
+            ("accel?protocol=v3", "protocol=v3 will not do for model accel: it takes v2, v1 or draft"),
+            ("serial?protocol=", "protocol= will not do for model serial: it takes v2, v1 or draft"),
             ("serial?ports=1&ports=1", "model serial is given its setting ports twice"),
             ("serial?ports=3", "ports=3 will not do for model serial: it takes 1 or 2"),
             ("serial?ports", "ports= will not do for model serial: it takes 1 or 2"),

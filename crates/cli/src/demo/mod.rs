@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::Observer;
-use whimbrel_models::Model;
+use whimbrel_models::{Model, Protocol};
 
 use self::messages::{Config, Event, Order, Role};
 use self::verify::{Check, Findings};
@@ -185,7 +185,11 @@ fn model(target: &str) -> Result<String, Failure> {
             .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
     })?;
     match name.parse::<Model>() {
-        Ok(Model::Accel(_)) => Ok(name.to_string()),
+        Ok(Model::Accel(_, Protocol::V2)) => Ok(name.to_string()),
+        Ok(Model::Accel(..) | Model::Legacy(_)) => {
+            Err(Failure::new(format!("the demo moves a device of migration v2, and '{target}' has a region"))
+                .hint("give --device model:accel"))
+        }
         Ok(_) => {
             Err(Failure::new(format!("the demo gives its device work by DMA, which '{target}' cannot do"))
                 .hint("give --device model:accel"))

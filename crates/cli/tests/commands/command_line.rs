@@ -53,7 +53,7 @@ fn a_failure_is_status_1_with_its_reason_on_stderr_and_nothing_on_stdout() {
     assert!(run.stdout.is_empty());
     assert_eq!(
         run.stderr,
-        "error: 'model:toaster' is no target: there is no model toaster; there are serial, accel\n\
+        "error: 'model:toaster' is no target: there is no model toaster; there are serial, accel, legacy\n\
          hint: models are serial[?ports=1|2] and accel[?state=SIZE&rate=SIZE&features=LIST]\n"
     );
 }

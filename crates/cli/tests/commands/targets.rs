@@ -10,7 +10,7 @@ fn a_wrong_target_is_named_with_what_would_be_right() {
         ("", &["'' is no target: it names no device", "hint: a TARGET is"]),
         ("vfio0", &["'vfio0' is no target", "neither the address of a PCI device nor a uuid"]),
         ("group:12", &["'group:12' is no target"]),
-        ("model:toaster", &["there is no model toaster; there are serial, accel"]),
+        ("model:toaster", &["there is no model toaster; there are serial, accel, legacy"]),
         ("model:serial?ports=9", &["ports=9 will not do for model serial: it takes 1 or 2"]),
         ("model:accel?state=1", &["'model:accel?state=1' cannot be opened", "1"]),
         (

@@ -1,0 +1,212 @@
+//! The engine of [`accel`](crate::accel) with a driver as drivers were between Linux 5.8 and 5.17: it migrates through a
+//! v1 region and knows nothing of v2.
+//!
+//! Its registers, its work and its own state are those of the newer model. Its migration data are not: each transaction
+//! of the region is a record with a head (16 bytes, all fields little-endian), and is taken only as a whole and in its
+//! turn.
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | magic, [`MAGIC`] |
+//! | 4 | 4 | number of the record, from 0 |
+//! | 8 | 4 | bytes of engine state that follow |
+//! | 12 | 4 | 0 |
+//!
+//! So a user that joins or splits transactions is found out, which v1's text forbids ("the data should be of same
+//! transaction size at the source") and most devices never notice.
+//!
+//! Dirty pages are the container's business, as in v1; the engine keeps no log. The data section is trapped, all of it.
+//!
+//! ```
+//! use whimbrel_device::{Bus, Capability, DeviceFile};
+//! use whimbrel_models::{Legacy, LegacyConfig};
+//!
+//! let bus = Bus::new();
+//! let legacy = Legacy::new(LegacyConfig::default(), bus.clone())?;
+//! let device = DeviceFile::new("legacy", bus, Box::new(legacy));
+//! assert!(device.migration_flags().is_err(), "no migration v2");
+//! let region = device.region_info(9)?;
+//! assert_eq!(region.capabilities, [Capability::Type { region_type: 3, subtype: 1 }]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod record;
+
+use std::time::Duration;
+
+use whimbrel_device::{
+    ArcError, Bus, Driver, Errno, Info, Irq, Migration, MigrationFlags, Next, Region, State,
+};
+use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
+use whimbrel_protocol::session::{Effect, effect};
+use whimbrel_uapi::pci::VFIO_PCI_NUM_REGIONS;
+
+use self::record::Records;
+pub use self::record::{HEAD_BYTES, MAGIC};
+use crate::accel::{Accel, AccelConfig, AccelConfigError};
+
+/// The region that the device migrates through: the first behind those of every PCI device.
+pub const MIGRATION_REGION_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
+
+/// The settings of a [`Legacy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LegacyConfig {
+    /// Bytes of own state, as [`AccelConfig::state_bytes`].
+    pub state_bytes: u64,
+    /// Bytes per second at which the state changes by itself while the device runs.
+    pub state_rate: u64,
+    /// Bytes of the region's data section: the longest record that it gives or takes.
+    /// [`LegacyConfig::LEAST_SECTION`] to [`LegacyConfig::MOST_SECTION`].
+    pub section_bytes: u64,
+}
+
+impl LegacyConfig {
+    /// The least data section, in bytes.
+    pub const LEAST_SECTION: u64 = 64;
+    /// The most data section, in bytes.
+    pub const MOST_SECTION: u64 = 64 << 20;
+}
+
+impl Default for LegacyConfig {
+    /// 64 MiB of state that changes only when work is done, 1 MiB at a time.
+    fn default() -> LegacyConfig {
+        LegacyConfig { state_bytes: 64 << 20, state_rate: 0, section_bytes: 1 << 20 }
+    }
+}
+
+/// Settings that no such engine can have.
+#[derive(Debug, thiserror::Error)]
+pub enum LegacyConfigError {
+    /// The engine itself cannot be had.
+    #[error(transparent)]
+    Engine(#[from] AccelConfigError),
+    /// The data section is too small or too large.
+    #[error(
+        "a data section of {0} bytes cannot be had: it is {least} to {most} bytes",
+        least = LegacyConfig::LEAST_SECTION,
+        most = LegacyConfig::MOST_SECTION
+    )]
+    Section(u64),
+}
+
+/// A DMA engine that speaks v1 only.
+#[derive(Debug)]
+pub struct Legacy {
+    engine: Accel,
+    vendor: Vendor,
+    records: Records,
+}
+
+impl Legacy {
+    /// An engine on `bus`.
+    pub fn new(config: LegacyConfig, bus: Bus) -> Result<Legacy, LegacyConfigError> {
+        let LegacyConfig { state_bytes, state_rate, section_bytes } = config;
+        let section = || LegacyConfigError::Section(section_bytes);
+        if !(LegacyConfig::LEAST_SECTION..=LegacyConfig::MOST_SECTION).contains(&section_bytes) {
+            return Err(section());
+        }
+        let flags = MigrationFlags::all();
+        let mut engine = Accel::new(AccelConfig { state_bytes, state_rate, flags }, bus)?;
+        let layout = Layout::trapped(Version::V1, section_bytes).map_err(|_| section())?;
+        let memory = vec![0; layout.size() as usize];
+        let mut records = Records::default();
+        let behind = Behind { engine: &mut engine, records: &mut records, state: State::Running };
+        let vendor = Vendor::new(layout, &behind, memory).map_err(|_| section())?;
+        Ok(Legacy { engine, vendor, records })
+    }
+
+    fn with<T>(&mut self, access: impl FnOnce(&mut Vendor, &mut Behind<'_>) -> T) -> T {
+        let state = self.vendor.state_behind();
+        let mut behind = Behind { engine: &mut self.engine, records: &mut self.records, state };
+        access(&mut self.vendor, &mut behind)
+    }
+}
+
+impl Driver for Legacy {
+    fn info(&self) -> Info {
+        Info { num_regions: MIGRATION_REGION_INDEX + 1, ..self.engine.info() }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        if index == MIGRATION_REGION_INDEX {
+            Ok(self.vendor.layout().region())
+        } else {
+            self.engine.region(index)
+        }
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        self.engine.irq(index)
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if index != MIGRATION_REGION_INDEX {
+            return self.engine.read_region(index, offset, data);
+        }
+        let count = data.len();
+        self.with(|vendor, behind| vendor.read(behind, offset, data)).map(|()| count)
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if index != MIGRATION_REGION_INDEX {
+            return self.engine.write_region(index, offset, data);
+        }
+        self.with(|vendor, behind| vendor.write(behind, offset, data)).map(|()| data.len())
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.engine.reset()?;
+        self.vendor.reset();
+        Ok(())
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        if self.vendor.state_behind().is_running() { self.engine.advance(now) } else { Next::Idle }
+    }
+}
+
+/// The engine and its place in the records, for one access.
+struct Behind<'a> {
+    engine: &'a mut Accel,
+    records: &'a mut Records,
+    state: State,
+}
+
+impl Backend for Behind<'_> {
+    fn flags(&self) -> MigrationFlags {
+        self.engine.flags()
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
+        self.engine.arc(from, to).map_err(|error| match error {
+            ArcError::Stays(errno) => ArcFailure::Stays(errno),
+            ArcError::Broken(errno) => ArcFailure::Broken(errno),
+        })?;
+        if let Effect::Opens(_) = effect(from, to) {
+            *self.records = Records::default();
+        }
+        self.state = to;
+        Ok(())
+    }
+
+    fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.records.save(buffer, |state| self.engine.read(state))
+    }
+
+    fn load(&mut self, transaction: &[u8]) -> Result<(), Errno> {
+        let mut state = self.records.load(transaction)?;
+        while !state.is_empty() {
+            let taken = self.engine.write(state)?;
+            state = state.get(taken..).filter(|_| taken > 0).ok_or(Errno::EIO)?;
+        }
+        Ok(())
+    }
+
+    fn remaining(&mut self) -> Result<u64, Errno> {
+        if self.state.is_precopy() {
+            let bytes = self.engine.precopy()?.bytes;
+            return Ok(bytes.initial.saturating_add(bytes.dirty));
+        }
+        self.engine.data_size()
+    }
+}

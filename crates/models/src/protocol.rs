@@ -1,0 +1,55 @@
+//! Which migration interface a model is offered with.
+
+use std::fmt;
+
+use whimbrel_device::migration_region::{Layout, MigrationRegion, Version};
+use whimbrel_device::{Bus, Driver, Errno, MmapArea};
+
+/// The interface that a user of the device finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// VFIO_DEVICE_FEATURE, since Linux 5.18.
+    #[default]
+    V2,
+    /// The migration region of Linux 5.8 to 5.17.
+    V1,
+    /// The migration region as drafted in 2019.
+    Draft,
+}
+
+/// Bytes that one transaction of a region carries. All of them can be mapped.
+const SECTION: u64 = 1 << 20;
+/// Where the draft's data section begins. Before it is room for the bitmap of nearly 2 GiB of pages.
+const BITMAP: u64 = 64 << 10;
+
+impl Protocol {
+    pub(crate) const ALL: [Protocol; 3] = [Protocol::V2, Protocol::V1, Protocol::Draft];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Protocol::V2 => "v2",
+            Protocol::V1 => "v1",
+            Protocol::Draft => "draft",
+        }
+    }
+
+    /// The device with this interface.
+    pub(crate) fn offer(self, driver: Box<dyn Driver>, bus: Bus) -> Result<Box<dyn Driver>, Errno> {
+        let layout = match self {
+            Protocol::V2 => return Ok(driver),
+            Protocol::V1 => Layout::mapped(Version::V1, SECTION),
+            Protocol::Draft => {
+                let section = MmapArea { offset: BITMAP, size: SECTION };
+                Layout::new(Version::Draft, section.offset, section.size, vec![section])
+            }
+        };
+        let layout = layout.map_err(|_| Errno::EINVAL)?;
+        Ok(Box::new(MigrationRegion::new(driver, bus, layout)?))
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
