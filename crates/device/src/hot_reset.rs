@@ -14,7 +14,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::device_file::DeviceFile;
 use crate::device_set::{DeviceSet, Owned, reset_all};
 use crate::group::GroupFile;
-use crate::user_memory::Process;
+use crate::user_memory::{Process, copy_to_user};
 
 /// The answer to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl DeviceFile {
             return Err(Errno::ENOSPC);
         }
         let info = self.hot_reset_info()?;
-        process.write(argument.wrapping_add(HEAD as u64), info.devices.as_bytes())?;
+        copy_to_user(process, argument.wrapping_add(HEAD as u64), info.devices.as_bytes())?;
         (head.flags, head.count) = (info.flags.bits(), info.devices.len() as u32);
         process.write(argument, head.as_bytes())?;
         Ok(0)

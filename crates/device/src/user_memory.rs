@@ -99,6 +99,16 @@ pub trait Process {
     }
 }
 
+/// Writes to a process as the kernel's `copy_to_user`: EFAULT, and then what lies before the fault is written.
+pub(crate) fn copy_to_user(process: &mut dyn Process, address: u64, data: &[u8]) -> Result<(), Errno> {
+    let Err(Fault(at)) = process.write(address, data) else { return Ok(()) };
+    let before = at.checked_sub(address).and_then(|count| data.get(..usize::try_from(count).ok()?));
+    if let Some(before) = before.filter(|before| !before.is_empty()) {
+        process.write(address, before)?;
+    }
+    Err(Errno::EFAULT)
+}
+
 /// A process whose memory is a few pieces: for tests, and for anything that replays recorded requests.
 ///
 /// An access that leaves a piece faults, also in the middle.

@@ -32,8 +32,10 @@ fn the_information_is_checked_in_the_kernels_order() {
         too_small(12, 28),
         too_small(27, 28),
         too_small(12, 12),
-        // Devices first, then the head.
-        untouched(28, 27, Errno::EFAULT),
+        // Devices first, as far as there is memory, then the head.
+        untouched(28, 12, Errno::EFAULT),
+        (junk(28, 15), Err(Errno::EFAULT), [&junk(28, 12)[..], &devices[..3]].concat()),
+        (junk(28, 27), Err(Errno::EFAULT), [&junk(28, 12)[..], &devices[..15]].concat()),
         (junk(28, 28), Ok(0), [head(28, 0, 2), devices.clone()].concat()),
         (junk(u32::MAX, 30), Ok(0), [head(u32::MAX, 0, 2), devices, vec![0xee; 2]].concat()),
     ];
