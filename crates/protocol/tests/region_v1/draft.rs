@@ -330,6 +330,18 @@ fn the_log_is_on_while_saving_is_set() {
 }
 
 #[test]
+fn a_query_ends_with_saving() {
+    let mut rig = saving([5, 200]);
+    ask(&mut rig, 0, 256);
+    assert_eq!(rig.field(COPIED_PFNS), Ok(64));
+    rig.set_state(RUNNING).unwrap();
+    rig.set_state(PRE_COPY).unwrap();
+    assert_eq!(rig.field(COPIED_PFNS), Err(Errno::EINVAL), "nothing was asked yet");
+    ask(&mut rig, 0, 256);
+    assert_eq!(answer(&mut rig), (NONE, 0), "the log has begun anew");
+}
+
+#[test]
 fn a_v1_region_is_not_asked_for_dirty_pages() {
     let mut rig = Rig::v1(64, Device::new(MigrationFlags::all()));
     let mut user = rig.user();

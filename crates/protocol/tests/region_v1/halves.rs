@@ -350,5 +350,60 @@ fn a_transaction_whose_answer_was_lost_is_not_sent_again() {
         // Nobody knows whether it was taken.
         user.load(vec![8; 8]);
         assert_eq!(drive(&mut user, &mut rig), Err(UserError::NotWhole));
+        rig.device.reset();
+        rig.vendor.reset();
+        user.reset();
+        rig.phase(&mut user, Phase::Resuming).unwrap();
+        user.load(vec![8; 8]);
+        assert_eq!(drive(&mut user, &mut rig), Ok(Outcome::Loaded));
     }
+}
+
+#[test]
+fn a_load_left_while_it_is_handed_over_is_not_known_to_be_whole() {
+    for (accesses, whole) in [(0, true), (1, true), (2, false)] {
+        let mut rig = Rig::v1(64, Device::new(MigrationFlags::all()));
+        let mut user = rig.user();
+        rig.phase(&mut user, Phase::Resuming).unwrap();
+        user.load(vec![7; 8]);
+        for _ in 0..accesses {
+            step(&mut user, &mut rig);
+        }
+        // The next access is under way.
+        user.next_access();
+        user.leave();
+        user.load(vec![7; 8]);
+        let again = drive(&mut user, &mut rig);
+        assert_eq!(again, if whole { Ok(Outcome::Loaded) } else { Err(UserError::NotWhole) }, "{accesses}");
+    }
+}
+
+#[test]
+fn a_change_left_while_it_is_asked_for_is_not_known() {
+    let mut rig = Rig::v1(64, Device::new(MigrationFlags::all()));
+    let mut user = rig.user();
+    user.set_phase(Phase::PreCopy);
+    step(&mut user, &mut rig);
+    assert_eq!(user.phase(), Some(Phase::Running));
+    user.next_access();
+    user.leave();
+    assert_eq!(user.phase(), None);
+    user.get_phase();
+    assert_eq!(drive(&mut user, &mut rig), Ok(Outcome::Phase(Phase::Running)));
+}
+
+#[test]
+fn a_buffer_left_open_is_not_gone_on_with_once_saving_has_ended() {
+    let mut rig = Rig::v1(64, Device::with_data(&[b"early"], &[b"late"]));
+    let mut user = rig.user();
+    rig.phase(&mut user, Phase::PreCopy).unwrap();
+    user.save();
+    step(&mut user, &mut rig);
+    step(&mut user, &mut rig);
+    rig.phase(&mut user, Phase::Running).unwrap();
+    rig.phase(&mut user, Phase::PreCopy).unwrap();
+    rig.made.clear();
+    user.save();
+    assert_eq!(drive(&mut user, &mut rig), Ok(Outcome::Saved(Some(b"early".to_vec()))));
+    assert_eq!(rig.made[0], Made::Read(PENDING_BYTES, 8), "{:?}", rig.made);
 }

@@ -106,6 +106,20 @@ fn a_running_device_may_have_data_and_give_none() {
 }
 
 #[test]
+fn an_empty_buffer_left_in_pre_copy_is_not_the_end_in_stop_and_copy() {
+    let mut rig = Rig::v1(100, Device::new(MigrationFlags::all()));
+    let mut user = rig.user();
+    rig.phase(&mut user, Phase::PreCopy).unwrap();
+    user.save();
+    assert_eq!(answers(&mut user, &[10, 32]), None);
+    rig.phase(&mut user, Phase::StopAndCopy).unwrap();
+    user.save();
+    assert_eq!(answers(&mut user, &[32, 0, 32]), None);
+    let pending = Next::Read { offset: PENDING_BYTES, length: 8, way: Way::Trapped };
+    assert_eq!(user.next_access(), pending, "there may be more");
+}
+
+#[test]
 fn a_register_that_is_no_state_is_refused() {
     for (version, register) in
         [(Version::V1, 0b101), (Version::V1, 0b111), (Version::Draft, 0b101), (Version::Draft, 0b110)]

@@ -518,6 +518,7 @@ fn a_transaction_that_failed_ends_the_loop_for_good() {
     assert_eq!(rig.give(b"two"), Err(Errno::ENOMEM), "it would come behind a hole");
     assert_eq!(rig.set_field(DATA_SIZE, 3), Err(Errno::ENOMEM));
     assert_eq!(rig.set_state(RUNNING), Err(Errno::ENOMEM), "half a state does not run");
+    assert_eq!(rig.set_state(RESUMING), Ok(()), "it is there already");
     assert_eq!(rig.state(), Ok(RESUMING));
     assert_eq!(rig.device.loaded, Vec::<Vec<u8>>::new());
     rig.device.reset();
@@ -553,6 +554,7 @@ fn a_resumed_device_that_did_not_start_can_be_started_again() {
     rig.device.fail_arc = Some((State::Stop, State::RunningP2p, ArcFailure::Stays(Errno::EBUSY)));
     assert_eq!(rig.set_state(RUNNING), Err(Errno::EBUSY));
     assert_eq!(rig.state(), Ok(RESUMING));
+    assert_eq!(rig.set_state(RESUMING), Ok(()), "it is there already, and nothing happens");
     assert_eq!(rig.give(b"more"), Err(Errno::EIO), "the device has closed its state");
     rig.device.fail_arc = None;
     assert_eq!(rig.set_state(RUNNING), Ok(()));

@@ -160,6 +160,7 @@ impl Backend for Device {
 
     fn track_dirty(&mut self, on: bool) -> Result<(), Errno> {
         self.tracking = on;
+        self.dirty.clear();
         Ok(())
     }
 

@@ -279,9 +279,8 @@ impl<M: SectionMemory> Vendor<M> {
             return Err(Errno::EINVAL);
         }
         self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
-        let start = self.layout.data_offset();
-        let room = self.layout.capacity() as u64;
-        if offset < start || offset - start + data.len() as u64 > room {
+        // To the end of the region all is the data's.
+        if offset < self.layout.data_offset() {
             return Err(Errno::EINVAL);
         }
         self.memory.write(offset, data)
