@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use whimbrel_device::mediate::{Mediated, Mediators};
+use whimbrel_device::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
-    Bus, BusMaster, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Group,
-    Info, Region, RegionDmaRange, RegionInfoFlags, SparseMemory, Translation, ZpciErrors,
+    ArcError, Bus, BusMaster, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DmaBuf, Driver,
+    Errno, Graphics, Group, Info, LowPower, Migration, MigrationFlags, Plane, PlaneKind, Region,
+    RegionDmaRange, RegionInfoFlags, SparseMemory, State, Translation, ZpciErrors,
 };
 use whimbrel_uapi::feature::{DeviceFeature, DeviceFeatureDmaBuf, Feature, FeatureFlags};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -60,6 +63,56 @@ impl Driver for Card {
     fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
         if self.has { Some(self) } else { None }
     }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        if self.has { Some(self) } else { None }
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        if self.has { Some(self) } else { None }
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+}
+
+impl LowPower for Card {
+    fn suspend(&mut self) {}
+
+    fn resume(&mut self) {}
+}
+
+impl Graphics for Card {
+    fn kind(&self) -> PlaneKind {
+        PlaneKind::Region
+    }
+
+    fn plane(&mut self, _plane_type: u32) -> Result<Option<Plane>, Errno> {
+        Ok(None)
+    }
+}
+
+impl Migration for Card {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::STOP_COPY
+    }
+
+    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok(0)
+    }
+
+    fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> {
+        Ok(0)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        Ok(data.len())
+    }
 }
 
 impl BusMaster for Card {
@@ -91,10 +144,13 @@ impl ZpciErrors for Card {
     }
 }
 
+fn driver(has: bool, master: &Arc<AtomicBool>) -> Box<Card> {
+    Box::new(Card { has, memory: memfd(), master: master.clone(), records: vec![vec![0xee; 32]] })
+}
+
 fn card(has: bool) -> (DeviceFile, Arc<AtomicBool>) {
     let master = Arc::<AtomicBool>::default();
-    let card = Card { has, memory: memfd(), master: master.clone(), records: vec![vec![0xee; 32]] };
-    (DeviceFile::new("card", Bus::new(), Box::new(card)), master)
+    (DeviceFile::new("card", Bus::new(), driver(has, &master)), master)
 }
 
 const AT: u64 = 0x1000;
@@ -129,6 +185,32 @@ fn a_device_without_them_answers_enotty_whatever_is_wrong_beside() {
     assert_eq!(device.set_bus_master(true), Err(Errno::ENOTTY));
     assert_eq!(device.zpci_error(), Err(Errno::ENOTTY));
     assert_eq!(device.dma_buf(9, 0, &[]).err(), Some(Errno::ENOTTY));
+}
+
+#[test]
+fn a_driver_that_stands_before_another_keeps_what_that_one_has() {
+    for has in [false, true] {
+        let (bus, master) = (Bus::new(), Arc::default());
+        let layout = Layout::trapped(Version::V1, 0x1000).unwrap();
+        let region = MigrationRegion::new(driver(has, &master), bus.clone(), layout).unwrap();
+        let mediated = Mediated::new(driver(has, &master), bus.clone(), Mediators::new());
+        let drivers: [Box<dyn Driver>; 2] = [Box::new(region), Box::new(mediated)];
+        for driver in drivers {
+            let device = DeviceFile::new("card", bus.clone(), driver);
+            let features = [
+                (Feature::LowPowerEntry, SET),
+                (Feature::LowPowerEntryWithWakeup, SET),
+                (Feature::LowPowerExit, SET),
+                (Feature::BusMaster, SET),
+                (Feature::DmaBuf, GET),
+                (Feature::ZpciError, GET),
+            ];
+            for (feature, direction) in features {
+                assert_eq!(device.has_feature(feature, direction), has, "{feature}");
+            }
+            assert_eq!(device.gfx_plane_kind().is_ok(), has);
+        }
+    }
 }
 
 #[test]

@@ -13,7 +13,9 @@ use whimbrel_uapi::device::{
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
 use crate::bus::Bus;
-use crate::driver::{DmaLogging, Driver, Migration, Next};
+use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
+use crate::gfx::Graphics;
+use crate::low_power::LowPower;
 
 /// A plain device that a vendor may mediate while it is open.
 ///
@@ -222,6 +224,26 @@ impl Driver for Mediated {
 
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
         if self.migrates_by_region() { None } else { self.driver.dma_logging() }
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.driver.low_power()
+    }
+
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        self.driver.bus_master()
+    }
+
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        self.driver.dma_buf()
+    }
+
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        self.driver.zpci_errors()
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        self.driver.graphics()
     }
 
     fn advance(&mut self, now: Duration) -> Next {

@@ -10,7 +10,9 @@ use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
 use crate::bus::Bus;
-use crate::driver::{Driver, Next};
+use crate::driver::{BusMaster, DmaBuf, Driver, Next, ZpciErrors};
+use crate::gfx::Graphics;
+use crate::low_power::LowPower;
 
 /// A device of migration v2 that is offered with a migration region instead: one region more than the device has, at the
 /// index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA logging any more.
@@ -153,6 +155,26 @@ impl Driver for MigrationRegion {
         self.driver.bus_reset()?;
         self.half.reset(&mut *self.driver);
         Ok(())
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.driver.low_power()
+    }
+
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        self.driver.bus_master()
+    }
+
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        self.driver.dma_buf()
+    }
+
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        self.driver.zpci_errors()
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        self.driver.graphics()
     }
 
     fn advance(&mut self, now: Duration) -> Next {

@@ -80,7 +80,7 @@ pub enum PciEvent {
     MemoryDecoding(bool),
     /// The device may start DMA from now on, or no more.
     BusMaster(bool),
-    /// The interrupt pin is disabled, or no more.
+    /// The interrupt pin is disabled, or no more: for [`Interrupts::disable_line`](crate::Interrupts::disable_line).
     IntxDisabled(bool),
     /// What a base address register maps is somewhere else. A guest that probes sizes causes this too, with
     /// decoding off.
