@@ -107,16 +107,17 @@ mod tests {
 
     #[test]
     fn mappings_are_logged_in_whole_pages_and_joined_where_they_touch() {
-        let last = u64::MAX;
-        let cases: [(&[(u64, u64)], &[(u64, u64)]); 8] = [
+        const LAST: u64 = u64::MAX;
+        type List = &'static [(u64, u64)];
+        let cases: [(List, List); 8] = [
             (&[], &[]),
             (&[(0x1000, 0x1fff)], &[(0x1000, 0x1000)]),
             (&[(0x1000, 0x2000)], &[(0x1000, 0x2000)]),
             (&[(0x1800, 0x1801)], &[(0x1000, 0x1000)]),
             (&[(0x1000, 0x1fff), (0x2000, 0x2fff), (0x5000, 0x5fff)], &[(0x1000, 0x2000), (0x5000, 0x1000)]),
             (&[(0x1000, 0x17ff), (0x1800, 0x1fff)], &[(0x1000, 0x1000)]),
-            (&[(last - 0x1fff, last)], &[(last - 0x1fff, 0x1000)]),
-            (&[(last - 0xfff, last)], &[]),
+            (&[(LAST - 0x1fff, LAST)], &[(LAST - 0x1fff, 0x1000)]),
+            (&[(LAST - 0xfff, LAST)], &[]),
         ];
         for (mapped, expected) in cases {
             assert_eq!(whole_pages(mapped.to_vec()), ranges(expected), "{mapped:x?}");

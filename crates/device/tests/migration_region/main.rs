@@ -6,6 +6,7 @@
 
 mod accesses;
 mod dirty;
+mod everything;
 mod failures;
 mod lifetime;
 mod save_load;

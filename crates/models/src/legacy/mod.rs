@@ -35,7 +35,7 @@ mod record;
 use std::time::Duration;
 
 use whimbrel_device::{
-    ArcError, Bus, Driver, Errno, Info, Irq, Migration, MigrationFlags, Next, Region, State,
+    ArcError, Bus, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region, State,
 };
 use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
 use whimbrel_protocol::session::{Effect, effect};
@@ -158,6 +158,10 @@ impl Driver for Legacy {
         self.engine.reset()?;
         self.vendor.reset();
         Ok(())
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.engine.low_power()
     }
 
     fn advance(&mut self, now: Duration) -> Next {
