@@ -223,7 +223,8 @@ fn logs(logs: &Logs, version: Version, offered: Offered) -> DeviceFile {
 
 #[test]
 fn the_log_is_on_while_saving_and_no_longer() {
-    let leave: [(&str, fn(&User<'_>)); 3] = [
+    type Leave = fn(&User<'_>);
+    let leave: [(&str, Leave); 3] = [
         ("stopped", |user| user.set_state(0).unwrap()),
         ("running", |user| user.set_state(RUNNING).unwrap()),
         ("reset", |user| user.device.reset().unwrap()),
