@@ -1,10 +1,10 @@
 //! The migration region as drafted in 2019, before v1: the structure at its start, and the bits of its state.
 //!
-//! No released kernel has it. It differs from [`region_v1`](crate::region_v1) in three things: the region also
-//! answers which pages are dirty, SAVING with RESUMING is plainly invalid where v1 calls it the error state, and
-//! nothing is said of RUNNING with RESUMING. The region has the type and subtype of v1's
-//! ([`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED)), so a user
-//! cannot tell the two apart by asking.
+//! No released kernel has it. It differs from [`region_v1`](crate::region_v1) in three things: the region
+//! also answers which pages are dirty, SAVING with RESUMING is plainly invalid where v1 calls it the error
+//! state, and nothing is said of RUNNING with RESUMING. The region has the type and subtype of v1's
+//! ([`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED)), so a
+//! user cannot tell the two apart by asking.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -62,7 +62,8 @@ pub struct DeviceMigrationInfo {
     pub reserved: u32,
     /// Read only: bytes still to be saved.
     pub pending_bytes: u64,
-    /// Read only: where in the region the data or the bitmap of this round is, in bytes from the region's start.
+    /// Read only: where in the region the data or the bitmap of this round is, in bytes from the region's
+    /// start.
     pub data_offset: u64,
     /// Bytes there: read while saving, written while resuming, which hands the data over.
     pub data_size: u64,

@@ -5,7 +5,8 @@ use crate::{Errno, MigrationFlags, State};
 
 /// A device behind a migration region: one that goes through the states of v2.
 ///
-/// The vendor half keeps the state; it asks only for arcs that [`fsm`](crate::fsm) gives for [`Backend::flags`].
+/// The vendor half keeps the state; it asks only for arcs that [`fsm`](crate::fsm) gives for
+/// [`Backend::flags`].
 pub trait Backend {
     /// What the device supports; STOP_COPY at least. The answer never changes.
     fn flags(&self) -> MigrationFlags;
@@ -13,19 +14,20 @@ pub trait Backend {
     /// Executes one arc completely before it returns.
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure>;
 
-    /// The next bytes of the device's state: one transaction, which arrives at the other side as it is given here. At
-    /// most as many as `buffer` holds. 0 (or ENOMSG) is the end for now in the pre-copy states; 0 in STOP_COPY is the
-    /// end for good. An error takes nothing out of the stream.
+    /// The next bytes of the device's state: one transaction, which arrives at the other side as it is given
+    /// here. At most as many as `buffer` holds. 0 (or ENOMSG) is the end for now in the pre-copy states; 0 in
+    /// STOP_COPY is the end for good. An error takes nothing out of the stream.
     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno>;
 
     /// Takes one transaction whole, as it was given at the other side.
     fn load(&mut self, transaction: &[u8]) -> Result<(), Errno>;
 
-    /// An estimate in bytes of what is still to be saved in the state the device is in, beyond what was given.
+    /// An estimate in bytes of what is still to be saved in the state the device is in, beyond what was
+    /// given.
     fn remaining(&mut self) -> Result<u64, Errno>;
 
-    /// Begins or ends the log of the pages that the device writes, of which only the draft's region tells. It is on
-    /// while the SAVING bit is set.
+    /// Begins or ends the log of the pages that the device writes, of which only the draft's region tells. It
+    /// is on while the SAVING bit is set.
     fn track_dirty(&mut self, on: bool) -> Result<(), Errno> {
         let _ = on;
         Ok(())
@@ -49,7 +51,8 @@ pub enum ArcFailure {
     Broken(Errno),
 }
 
-/// The memory of a region, which the user may have mapped in part. Offsets are bytes from the start of the region.
+/// The memory of a region, which the user may have mapped in part. Offsets are bytes from the start of the
+/// region.
 ///
 /// A mapped part can change at any moment; the vendor half copies it once and looks at the copy.
 pub trait SectionMemory {

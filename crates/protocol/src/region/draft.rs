@@ -4,7 +4,8 @@ use whimbrel_uapi::region_draft::{StateDraft, VFIO_DEVICE_STATE_MASK};
 
 use super::Phase;
 
-/// What the draft's `device_state` says. It has no error state: a change that fails is told by the write itself.
+/// What the draft's `device_state` says. It has no error state: a change that fails is told by the write
+/// itself.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, draft::DeviceState};
@@ -56,7 +57,8 @@ impl DeviceState {
         }
     }
 
-    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of the text.
+    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of
+    /// the text.
     pub const fn to_register(self, before: u32) -> u32 {
         (before & !VFIO_DEVICE_STATE_MASK) | self.bits().bits()
     }

@@ -1,4 +1,5 @@
-//! Where things lie in a migration region: the structure at its start, the data section, what of it can be mapped.
+//! Where things lie in a migration region: the structure at its start, the data section, what of it can be
+//! mapped.
 
 use whimbrel_uapi::device::{
     RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
@@ -156,11 +157,12 @@ pub enum LayoutError {
 const LARGEST: u64 = 1 << 40;
 
 impl Layout {
-    /// A data section for `capacity` bytes at a time from `data_offset` to the end, with these parts of it mapped.
+    /// A data section for `capacity` bytes at a time from `data_offset` to the end, with these parts of it
+    /// mapped.
     ///
-    /// In the draft's region the bitmap of dirty pages lies between the structure and `data_offset`, in whole u64s, so
-    /// that to the end of the region there is room for data, as users reckon. Where there is no room for it, every
-    /// query of dirty pages is answered with ALL.
+    /// In the draft's region the bitmap of dirty pages lies between the structure and `data_offset`, in whole
+    /// u64s, so that to the end of the region there is room for data, as users reckon. Where there is no room
+    /// for it, every query of dirty pages is answered with ALL.
     pub fn new(
         version: Version,
         data_offset: u64,
@@ -190,8 +192,8 @@ impl Layout {
         Ok(Layout { version, data_offset, capacity: bytes, mapped, size: end })
     }
 
-    /// A data section of `capacity` bytes, all of it trapped: directly behind v1's structure, and at the second page of
-    /// the draft's region.
+    /// A data section of `capacity` bytes, all of it trapped: directly behind v1's structure, and at the
+    /// second page of the draft's region.
     pub fn trapped(version: Version, capacity: u64) -> Result<Layout, LayoutError> {
         let data_offset = match version {
             Version::V1 => version.header_size(),
@@ -236,8 +238,8 @@ impl Layout {
         self.size
     }
 
-    /// What VFIO_DEVICE_GET_REGION_INFO tells of the region: readable, writable, of type 3 and subtype 1, mappable
-    /// where it is. The offset in the device file is 0 and left to the core.
+    /// What VFIO_DEVICE_GET_REGION_INFO tells of the region: readable, writable, of type 3 and subtype 1,
+    /// mappable where it is. The offset in the device file is 0 and left to the core.
     pub fn region(&self) -> Region {
         let mut flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         let mut capabilities = Vec::new();
@@ -261,8 +263,8 @@ impl Layout {
         }
     }
 
-    /// What an access touches; `None` for one that the text does not support: a field other than whole, beyond the end,
-    /// or from the structure into the data section.
+    /// What an access touches; `None` for one that the text does not support: a field other than whole,
+    /// beyond the end, or from the structure into the data section.
     pub(super) fn place(&self, offset: u64, length: usize) -> Option<Place> {
         let end = offset.checked_add(length as u64).filter(|end| *end <= self.size)?;
         if offset >= self.version.header_size() {

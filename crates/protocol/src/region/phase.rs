@@ -1,5 +1,5 @@
-//! What a device with a migration region is doing, in the words of the text, and which states of the v2 machine
-//! a device behind such a region passes through for it.
+//! What a device with a migration region is doing, in the words of the text, and which states of the v2
+//! machine a device behind such a region passes through for it.
 
 use core::fmt;
 
@@ -58,8 +58,8 @@ impl Phase {
 
     /// The state of the v2 machine that a device with these flags is in for this phase.
     ///
-    /// A region must offer pre-copy even if no data comes before stop-and-copy: a device without PRE_COPY stays in
-    /// RUNNING for it.
+    /// A region must offer pre-copy even if no data comes before stop-and-copy: a device without PRE_COPY
+    /// stays in RUNNING for it.
     pub const fn v2_state(self, flags: MigrationFlags) -> State {
         match self {
             Phase::Stop => State::Stop,
@@ -70,7 +70,8 @@ impl Phase {
         }
     }
 
-    /// The phase that a user of v2 means by a state; `None` for ERROR and the P2P states, which a region has not.
+    /// The phase that a user of v2 means by a state; `None` for ERROR and the P2P states, which a region has
+    /// not.
     pub const fn of_v2_state(state: State) -> Option<Phase> {
         match state {
             State::Stop => Some(Phase::Stop),
@@ -100,10 +101,11 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The arcs of the v2 machine that a device with `flags` executes when its region goes from one phase to another.
+/// The arcs of the v2 machine that a device with `flags` executes when its region goes from one phase to
+/// another.
 ///
-/// Every change is possible that v2 has a path for. From stop-and-copy to pre-copy there is none, also on a device
-/// without PRE_COPY: the data would have to start anew, and a user could not see where.
+/// Every change is possible that v2 has a path for. From stop-and-copy to pre-copy there is none, also on a
+/// device without PRE_COPY: the data would have to start anew, and a user could not see where.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, v2_path};

@@ -6,8 +6,8 @@ use super::Phase;
 
 /// What v1's `device_state` says.
 ///
-/// It is no [`State`](crate::State) of v2, and neither can be taken for the other: v1's RUNNING is the number of v2's
-/// STOP, and v1's RUNNING with SAVING that of v2's STOP_COPY.
+/// It is no [`State`](crate::State) of v2, and neither can be taken for the other: v1's RUNNING is the number
+/// of v2's STOP, and v1's RUNNING with SAVING that of v2's STOP_COPY.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, v1::DeviceState};
@@ -67,7 +67,8 @@ pub enum DeviceState {
 }
 
 impl DeviceState {
-    /// Reads the register (`VFIO_DEVICE_STATE_VALID`, `VFIO_DEVICE_STATE_IS_ERROR`). Bits 3 and up are not looked at.
+    /// Reads the register (`VFIO_DEVICE_STATE_VALID`, `VFIO_DEVICE_STATE_IS_ERROR`). Bits 3 and up are not
+    /// looked at.
     pub const fn from_register(register: u32) -> Result<DeviceState, InvalidState> {
         Ok(DeviceState::Valid(match register & VFIO_DEVICE_STATE_MASK {
             0b000 => Phase::Stop,
@@ -92,7 +93,8 @@ impl DeviceState {
         }
     }
 
-    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of the text.
+    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of
+    /// the text.
     pub const fn to_register(self, before: u32) -> u32 {
         (before & !VFIO_DEVICE_STATE_MASK) | self.bits().bits()
     }

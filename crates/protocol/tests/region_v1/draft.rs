@@ -1,22 +1,33 @@
 //! The draft's text, sentence by sentence, where it differs from v1 or says more.
 //!
-//! | the text (seen in the patch of December 2019) | test |
-//! |---|---|
-//! | fields are only supported at their native width and alignment; drivers should return an error | `a_field_is_accessed_whole_or_the_access_fails` |
-//! | if device state transition fails, write on this field return error | `a_change_that_fails_is_told_by_the_write_itself` |
-//! | _SAVING and _RESUMING at the same time is invalid state | `saving_with_resuming_is_invalid` |
-//! | bits 3 - 31 are reserved; the user should read, modify and write | `reserved_bits_are_ignored_and_preserved` |
-//! | when changed to _STOPPED, driver should stop device before write() returns | `the_device_has_stopped_when_the_write_returns` |
-//! | start_pfn, page_size, total_pfns: write only; copied_pfns, pending bytes, data_offset: read only | `fields_are_read_only_or_write_only` |
-//! | start_pfn: during _SAVING state | `dirty_pages_are_told_while_saving_only` |
-//! | NONE if none of the pages are dirty in the requested range or rest of the range | `none_is_said_of_a_clean_range_and_of_a_clean_rest` |
-//! | ALL to mark all pages dirty in the given range or rest of the range | `all_is_said_of_a_dirty_range_and_of_a_dirty_rest` |
-//! | else the pfn count for which the bitmap is written; each bit represents a page, set if dirty | `a_bitmap_speaks_of_the_pages_it_counts` |
-//! | data_offset will always be non-0; same or different for device data and bitmap | `data_offset_tells_the_bitmap_after_copied_pfns_and_the_data_after_pending_bytes` |
-//! | if mmapped, data_offset should be page aligned | `mapped_data_begins_at_a_page` |
-//! | the sequence a to f while _SAVING | `the_loop_carries_the_state` |
-//! | iterate through a to d while (total copied_pfns < total_pfns) | `every_dirty_page_is_told_once_however_the_range_is_cut` |
-//! | the sequence while _RESUMING; data in the same order as received | `a_state_is_loaded_in_the_order_it_was_saved` |
+//! The text (seen in the patch of December 2019), and the tests of each sentence:
+//!
+//! - fields are only supported at their native width and alignment; drivers should return an error:
+//!   `a_field_is_accessed_whole_or_the_access_fails`
+//! - if device state transition fails, write on this field return error:
+//!   `a_change_that_fails_is_told_by_the_write_itself`
+//! - _SAVING and _RESUMING at the same time is invalid state: `saving_with_resuming_is_invalid`
+//! - bits 3 - 31 are reserved; the user should read, modify and write:
+//!   `reserved_bits_are_ignored_and_preserved`
+//! - when changed to _STOPPED, driver should stop device before write() returns:
+//!   `the_device_has_stopped_when_the_write_returns`
+//! - start_pfn, page_size, total_pfns: write only; copied_pfns, pending bytes, data_offset: read only:
+//!   `fields_are_read_only_or_write_only`
+//! - start_pfn: during _SAVING state: `dirty_pages_are_told_while_saving_only`
+//! - NONE if none of the pages are dirty in the requested range or rest of the range:
+//!   `none_is_said_of_a_clean_range_and_of_a_clean_rest`
+//! - ALL to mark all pages dirty in the given range or rest of the range:
+//!   `all_is_said_of_a_dirty_range_and_of_a_dirty_rest`
+//! - else the pfn count for which the bitmap is written; each bit represents a page, set if dirty:
+//!   `a_bitmap_speaks_of_the_pages_it_counts`
+//! - data_offset will always be non-0; same or different for device data and bitmap:
+//!   `data_offset_tells_the_bitmap_after_copied_pfns_and_the_data_after_pending_bytes`
+//! - if mmapped, data_offset should be page aligned: `mapped_data_begins_at_a_page`
+//! - the sequence a to f while _SAVING: `the_loop_carries_the_state`
+//! - iterate through a to d while (total copied_pfns < total_pfns):
+//!   `every_dirty_page_is_told_once_however_the_range_is_cut`
+//! - the sequence while _RESUMING; data in the same order as received:
+//!   `a_state_is_loaded_in_the_order_it_was_saved`
 
 use std::collections::BTreeSet;
 
@@ -375,7 +386,8 @@ proptest! {
         let dirty: BTreeSet<u64> = runs.iter().flat_map(|(first, count)| *first..first + count).collect();
         rig.device.dirty = dirty.iter().map(|page| page * 4096).collect();
         let mut user = rig.user();
-        // Queries that are left at some access, before any bitmap has been asked for: nothing of them is lost.
+        // Queries that are left at some access, before any bitmap has been asked for: nothing of them is
+        // lost.
         for (start_pfn, total_pfns, accesses) in left {
             user.dirty(DirtyPages { start_pfn, page_size: 4096, total_pfns });
             for _ in 0..accesses.min(3) {
@@ -385,7 +397,7 @@ proptest! {
         }
         rig.made.clear();
         rig.fault = fault;
-        let asked: BTreeSet<u64> = dirty.iter().copied().filter(|page| (start..start + total).contains(page)).collect();
+        let asked: BTreeSet<u64> = dirty.range(start..start + total).copied().collect();
         let result = collect(&mut user, &mut rig, start, total);
         let heard = result.is_ok();
         match result {

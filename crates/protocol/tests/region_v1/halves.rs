@@ -1,4 +1,5 @@
-//! The two halves against each other: a device moves from one region to another, or both sides know that it did not.
+//! The two halves against each other: a device moves from one region to another, or both sides know that it
+//! did not.
 
 use proptest::prelude::*;
 use whimbrel_protocol::region::{
@@ -114,7 +115,8 @@ proptest! {
                 prop_assert_eq!(&world.destination.device.loaded, &cut(&all, capacity));
             }
             Err(UserError::NoRoom { bytes, room: told }) => {
-                // Only if the destination's section is smaller than a transaction; then nothing of it was given.
+                // Only if the destination's section is smaller than a transaction; then nothing of it was
+                // given.
                 prop_assert_eq!(told, room as u64);
                 prop_assert!(bytes > told);
                 prop_assert!(!world.destination.device.state.is_running());
@@ -136,8 +138,8 @@ proptest! {
         prop_assert_eq!(world.destination.device.loaded.concat(), late.concat());
     }
 
-    /// One access goes wrong, at either end, before or after it was done: either all arrives, or a user knows; then the
-    /// destination does not run, and the source runs again.
+    /// One access goes wrong, at either end, before or after it was done: either all arrives, or a user
+    /// knows; then the destination does not run, and the source runs again.
     #[test]
     fn a_failure_at_any_access_is_known(
         flags in flags(),
@@ -167,7 +169,8 @@ proptest! {
             }
             Err(error) => {
                 prop_assert!(hit, "{}", error);
-                // The last write of all may have been done, and its answer lost; v1's user then reads where it led.
+                // The last write of all may have been done, and its answer lost; v1's user then reads where
+                // it led.
                 let started = world.destination.device.state.is_running() && !world.to_never_resumed();
                 if started {
                     prop_assert_eq!(&world.destination.device.loaded, &all);
@@ -236,8 +239,8 @@ proptest! {
         prop_assert_eq!(got, cut(&all, capacity));
     }
 
-    /// Any states in any order, with arcs that fail: the region never says other than the device does, and a user is
-    /// told where it is.
+    /// Any states in any order, with arcs that fail: the region never says other than the device does, and a
+    /// user is told where it is.
     #[test]
     fn the_region_says_what_the_device_does(
         flags in flags(),
@@ -252,7 +255,8 @@ proptest! {
         for (number, register) in registers.into_iter().enumerate() {
             rig.device.fail_arc = if number % 3 == 2 {
                 failing.next().map(|(from, to, broken)| {
-                    let failure = if broken { ArcFailure::Broken(Errno::EIO) } else { ArcFailure::Stays(Errno::EBUSY) };
+                    let stays = ArcFailure::Stays(Errno::EBUSY);
+                    let failure = if broken { ArcFailure::Broken(Errno::EIO) } else { stays };
                     (*from.get(&State::ALL), *to.get(&State::ALL), failure)
                 })
             } else {
@@ -262,7 +266,8 @@ proptest! {
             let written = rig.set_state(register);
             let Some(phase) = rig.vendor.phase() else {
                 prop_assert!(written.is_err());
-                prop_assert_eq!(rig.state(), if version == Version::V1 { Ok(ERROR) } else { Err(Errno::EIO) });
+                let told = if version == Version::V1 { Ok(ERROR) } else { Err(Errno::EIO) };
+                prop_assert_eq!(rig.state(), told);
                 rig.device.reset();
                 rig.vendor.reset();
                 continue;

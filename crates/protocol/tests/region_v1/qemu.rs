@@ -1,4 +1,5 @@
-//! What QEMU 7.2, the last user of v1, does (`hw/vfio/migration.c`), access by access, against the vendor half.
+//! What QEMU 7.2, the last user of v1, does (`hw/vfio/migration.c`), access by access, against the vendor
+//! half.
 
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_protocol::region::{Layout, SectionMemory, Version};

@@ -1,40 +1,70 @@
 //! v1's text, sentence by sentence, against the two halves.
 //!
-//! | the text (`include/uapi/linux/vfio.h`, 5.8 to 5.17) | test |
-//! |---|---|
-//! | field accesses are only supported at their native width and alignment; otherwise drivers should return an error | `a_field_is_accessed_whole_or_the_access_fails` |
-//! | after a successful transition the driver should return success; if it fails, an appropriate -errno | `a_change_that_fails_answers_the_devices_errno` |
-//! | if write(device_state) returns an error, read device_state again | `the_user_reads_the_state_again_after_a_write_that_failed` |
-//! | the driver should return the previous state, unless it has encountered an internal error, then it may report ERROR | `after_a_failure_the_state_is_the_one_before`, `after_an_internal_error_the_state_is_error`, `a_device_that_cannot_go_back_is_in_error` |
-//! | the user must use the device reset ioctl to recover from ERROR | `only_a_reset_leads_out_of_error`, `the_user_asks_nothing_but_a_reset_of_a_device_in_error` |
-//! | if the state is valid the user may attempt any valid state reachable from it | `after_a_failure_another_state_can_be_tried` |
-//! | on _STOP the driver should stop the device before write() returns | `the_device_has_stopped_when_the_write_returns` |
-//! | bits 3 - 31 are reserved; to preserve them, the user should read, modify and write | `reserved_bits_of_a_write_are_ignored`, `the_user_preserves_reserved_bits` |
-//! | 101b, 111b: invalid state; 110b: error state | `invalid_states_and_the_error_state_cannot_be_asked_for` |
-//! | the default state is _RUNNING | `a_device_is_running_when_it_is_opened` |
-//! | RUNNING to STOP: the driver must support this transition but must not require it | `stop_is_supported_and_never_required` |
-//! | RUNNING to stop-and-copy: the driver must stop the device, save its state and send it through the region | `from_running_to_stop_and_copy_the_device_stops_and_all_its_state_comes` |
-//! | RUNNING to pre-copy: the driver should gather the state while the device runs | `in_pre_copy_state_comes_while_the_device_runs` |
-//! | pre-copy to stop-and-copy: the driver must stop the device, save its state and send it | `from_pre_copy_to_stop_and_copy_the_device_stops_and_the_rest_comes` |
-//! | drivers must support pre-copy even where no data is provided before stop-and-copy | `a_device_without_pre_copy_offers_it_all_the_same` |
-//! | the user must not be required to consume all data before a transition | `no_data_need_be_taken_before_a_transition` |
-//! | RUNNING to RESUMING; the data received should be used; then RESUMING to RUNNING | `a_state_is_loaded_in_resuming_and_runs_in_running` |
-//! | reserved: reads return zero and writes are ignored | `the_reserved_field_reads_zero_and_ignores_writes` |
-//! | pending_bytes, data_offset: read only | `read_only_fields_refuse_writes` |
-//! | data_size is read in _SAVING and written in _RESUMING | `data_size_is_written_in_resuming_only` |
-//! | data_offset will always be nonzero | `data_offset_is_never_zero` |
-//! | if mmapped, data_offset must be page aligned | `mapped_data_begins_at_a_page` (and `hostile::mapped_data_off_a_page_is_refused`) |
-//! | the user is not required to access through mmap | `a_mapped_section_can_be_trapped` |
-//! | repeated read on pending_bytes at this stage should have no side effects | `pending_bytes_can_be_read_again` |
-//! | if pending_bytes == 0 the user should not iterate | `the_user_reads_nothing_when_nothing_is_pending` |
-//! | data_offset returns only after data is available from data_offset to data_offset + data_size | `data_is_in_place_when_data_offset_returns` |
-//! | data_offset and data_size return the same when read more than once | `data_offset_and_data_size_read_the_same_twice` |
-//! | reading pending_bytes indicates that the data from the previous iteration has been read | `reading_pending_bytes_acknowledges_the_buffer` |
-//! | the user can go from pre-copy to stop-and-copy regardless of pending bytes | `a_buffer_that_is_shown_survives_the_switch_to_stop_and_copy` |
-//! | the user should iterate in stop-and-copy until pending_bytes is 0 | `pending_bytes_is_zero_only_when_all_was_taken` |
-//! | the driver must return the write of data_size on consuming the data, and should apply it | `a_transaction_is_with_the_device_when_the_write_returns` |
-//! | an error during the sequences: an error code for the next read or write, which terminates the loop | `an_error_of_the_device_ends_the_loop_with_its_errno`, `a_transaction_that_failed_ends_the_loop_for_good`, `a_lost_session_ends_the_loop_and_is_not_begun_again` |
-//! | data should be written in the same order and of the same transaction size | `transactions_arrive_in_order_and_of_their_size`, `the_user_refuses_a_transaction_that_does_not_fit` |
+//! The text (`include/uapi/linux/vfio.h`, 5.8 to 5.17), and the tests of each sentence:
+//!
+//! - field accesses are only supported at their native width and alignment; otherwise drivers should
+//!   return an error: `a_field_is_accessed_whole_or_the_access_fails`
+//! - after a successful transition the driver should return success; if it fails, an appropriate -errno:
+//!   `a_change_that_fails_answers_the_devices_errno`
+//! - if write(device_state) returns an error, read device_state again:
+//!   `the_user_reads_the_state_again_after_a_write_that_failed`
+//! - the driver should return the previous state, unless it has encountered an internal error, then it
+//!   may report ERROR: `after_a_failure_the_state_is_the_one_before`,
+//!   `after_an_internal_error_the_state_is_error`, `a_device_that_cannot_go_back_is_in_error`
+//! - the user must use the device reset ioctl to recover from ERROR: `only_a_reset_leads_out_of_error`,
+//!   `the_user_asks_nothing_but_a_reset_of_a_device_in_error`
+//! - if the state is valid the user may attempt any valid state reachable from it:
+//!   `after_a_failure_another_state_can_be_tried`
+//! - on _STOP the driver should stop the device before write() returns:
+//!   `the_device_has_stopped_when_the_write_returns`
+//! - bits 3 - 31 are reserved; to preserve them, the user should read, modify and write:
+//!   `reserved_bits_of_a_write_are_ignored`, `the_user_preserves_reserved_bits`
+//! - 101b, 111b: invalid state; 110b: error state:
+//!   `invalid_states_and_the_error_state_cannot_be_asked_for`
+//! - the default state is _RUNNING: `a_device_is_running_when_it_is_opened`
+//! - RUNNING to STOP: the driver must support this transition but must not require it:
+//!   `stop_is_supported_and_never_required`
+//! - RUNNING to stop-and-copy: the driver must stop the device, save its state and send it through the
+//!   region: `from_running_to_stop_and_copy_the_device_stops_and_all_its_state_comes`
+//! - RUNNING to pre-copy: the driver should gather the state while the device runs:
+//!   `in_pre_copy_state_comes_while_the_device_runs`
+//! - pre-copy to stop-and-copy: the driver must stop the device, save its state and send it:
+//!   `from_pre_copy_to_stop_and_copy_the_device_stops_and_the_rest_comes`
+//! - drivers must support pre-copy even where no data is provided before stop-and-copy:
+//!   `a_device_without_pre_copy_offers_it_all_the_same`
+//! - the user must not be required to consume all data before a transition:
+//!   `no_data_need_be_taken_before_a_transition`
+//! - RUNNING to RESUMING; the data received should be used; then RESUMING to RUNNING:
+//!   `a_state_is_loaded_in_resuming_and_runs_in_running`
+//! - reserved: reads return zero and writes are ignored:
+//!   `the_reserved_field_reads_zero_and_ignores_writes`
+//! - pending_bytes, data_offset: read only: `read_only_fields_refuse_writes`
+//! - data_size is read in _SAVING and written in _RESUMING: `data_size_is_written_in_resuming_only`
+//! - data_offset will always be nonzero: `data_offset_is_never_zero`
+//! - if mmapped, data_offset must be page aligned: `mapped_data_begins_at_a_page` (and
+//!   `hostile::mapped_data_off_a_page_is_refused`)
+//! - the user is not required to access through mmap: `a_mapped_section_can_be_trapped`
+//! - repeated read on pending_bytes at this stage should have no side effects:
+//!   `pending_bytes_can_be_read_again`
+//! - if pending_bytes == 0 the user should not iterate: `the_user_reads_nothing_when_nothing_is_pending`
+//! - data_offset returns only after data is available from data_offset to data_offset + data_size:
+//!   `data_is_in_place_when_data_offset_returns`
+//! - data_offset and data_size return the same when read more than once:
+//!   `data_offset_and_data_size_read_the_same_twice`
+//! - reading pending_bytes indicates that the data from the previous iteration has been read:
+//!   `reading_pending_bytes_acknowledges_the_buffer`
+//! - the user can go from pre-copy to stop-and-copy regardless of pending bytes:
+//!   `a_buffer_that_is_shown_survives_the_switch_to_stop_and_copy`
+//! - the user should iterate in stop-and-copy until pending_bytes is 0:
+//!   `pending_bytes_is_zero_only_when_all_was_taken`
+//! - the driver must return the write of data_size on consuming the data, and should apply it:
+//!   `a_transaction_is_with_the_device_when_the_write_returns`
+//! - an error during the sequences: an error code for the next read or write, which terminates the loop:
+//!   `an_error_of_the_device_ends_the_loop_with_its_errno`,
+//!   `a_transaction_that_failed_ends_the_loop_for_good`,
+//!   `a_lost_session_ends_the_loop_and_is_not_begun_again`
+//! - data should be written in the same order and of the same transaction size:
+//!   `transactions_arrive_in_order_and_of_their_size`, `the_user_refuses_a_transaction_that_does_not_fit`
 
 use whimbrel_protocol::region::{
     ArcFailure, Layout, Outcome, Phase, TEXT_TRANSITIONS, UserError, Version, View, drive, v1,
@@ -129,7 +159,8 @@ fn after_an_internal_error_the_state_is_error() {
 
 #[test]
 fn a_device_that_cannot_go_back_is_in_error() {
-    // RUNNING -> RUNNING_P2P works, the next arc fails, and so does the way back: the same device, asked by hand.
+    // RUNNING -> RUNNING_P2P works, the next arc fails, and so does the way back: the same device, asked by
+    // hand.
     struct Stuck(Device);
     impl whimbrel_protocol::region::Backend for Stuck {
         fn flags(&self) -> MigrationFlags {

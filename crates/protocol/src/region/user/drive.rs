@@ -64,8 +64,8 @@ pub fn drive(user: &mut User, region: &mut dyn RegionAccess) -> Result<Outcome, 
 
 /// Asks the draft's region for all of a range of dirty pages, part by part, and sets their bits in `report`.
 ///
-/// The device's log forgets what it tells: after an error the caller takes all pages of the range as dirty, since what
-/// was told on the way may be lost.
+/// The device's log forgets what it tells: after an error the caller takes all pages of the range as dirty,
+/// since what was told on the way may be lost.
 pub fn report_dirty(
     user: &mut User,
     region: &mut dyn RegionAccess,

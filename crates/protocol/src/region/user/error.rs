@@ -16,9 +16,12 @@ pub enum UserError {
         /// What the device answered.
         errno: Errno,
     },
-    /// The device did not change its state. `now` is what it says it is doing since; with the draft nobody knows until
-    /// the state is asked for.
-    #[error("the device did not go to {to}: {errno}{}", now.map_or(String::new(), |now| format!(", it is in {now}")))]
+    /// The device did not change its state. `now` is what it says it is doing since; with the draft nobody
+    /// knows until the state is asked for.
+    #[error(
+        "the device did not go to {to}: {errno}{}",
+        now.map_or(String::new(), |now| format!(", it is in {now}"))
+    )]
     Refused {
         /// What was asked for.
         to: Phase,
@@ -28,7 +31,10 @@ pub enum UserError {
         now: Option<Phase>,
     },
     /// The device is in v1's error state: only a reset (VFIO_DEVICE_RESET) leads out.
-    #[error("the device is in the error state{}; only a reset leads out", errno.map_or(String::new(), |errno| format!(" ({errno})")))]
+    #[error(
+        "the device is in the error state{}; only a reset leads out",
+        errno.map_or(String::new(), |errno| format!(" ({errno})"))
+    )]
     NeedsReset {
         /// What the write answered that brought the device there; `None` if it was there before.
         errno: Option<Errno>,
@@ -75,8 +81,8 @@ pub enum UserError {
         /// The limit.
         most: u64,
     },
-    /// A transaction does not fit the data section here. To cut it would break the rule that it has the size it had at
-    /// the source.
+    /// A transaction does not fit the data section here. To cut it would break the rule that it has the size
+    /// it had at the source.
     #[error("a transaction of {bytes} bytes does not fit the {room} bytes of the destination's data section")]
     NoRoom {
         /// Bytes of the transaction.

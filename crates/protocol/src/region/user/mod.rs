@@ -16,13 +16,13 @@ use crate::dirty::PageBitmap;
 
 /// The user side of a migration region.
 ///
-/// A request ([`User::set_phase`], [`User::save`], ...) is begun, and then carried out access by access: [`User::next_access`]
-/// says which, and [`User::read_done`] or [`User::write_done`] takes the answer, until there is an [`Outcome`].
-/// [`drive`] does the round for a caller that has nothing else to do meanwhile.
+/// A request ([`User::set_phase`], [`User::save`], ...) is begun, and then carried out access by access:
+/// [`User::next_access`] says which, and [`User::read_done`] or [`User::write_done`] takes the answer, until
+/// there is an [`Outcome`]. [`drive`] does the round for a caller that has nothing else to do meanwhile.
 ///
-/// Everything the device says is checked before it is used. A request can be left at any access, by beginning another:
-/// a buffer that was opened and not read to its end is then gone on with by the next [`User::save`], since asking for
-/// `pending_bytes` would give it up.
+/// Everything the device says is checked before it is used. A request can be left at any access, by beginning
+/// another: a buffer that was opened and not read to its end is then gone on with by the next [`User::save`],
+/// since asking for `pending_bytes` would give it up.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Layout, Next, Outcome, Phase, User, Version, View};
@@ -111,8 +111,8 @@ pub enum Outcome {
     Phase(Phase),
     /// So many bytes are still to be saved; 0 is all for now in pre-copy, and all in stop-and-copy.
     Pending(u64),
-    /// One transaction; to be loaded as it is, in this order. `None`: there is none now in pre-copy, and no more in
-    /// stop-and-copy.
+    /// One transaction; to be loaded as it is, in this order. `None`: there is none now in pre-copy, and no
+    /// more in stop-and-copy.
     Saved(Option<Vec<u8>>),
     /// The transaction was taken.
     Loaded,
@@ -143,7 +143,8 @@ pub enum DirtyAnswer {
 }
 
 impl User {
-    /// The most bytes that a transaction or a bitmap may have, unless [`User::with_limit`] says otherwise: 1 GiB.
+    /// The most bytes that a transaction or a bitmap may have, unless [`User::with_limit`] says otherwise: 1
+    /// GiB.
     pub const MOST: u64 = 1 << 30;
 
     /// A user of a region whose device it has just opened.
@@ -168,8 +169,9 @@ impl User {
         self
     }
 
-    /// Cuts a transaction that does not fit the data section, as QEMU 7.2 does, instead of refusing it. The text says
-    /// that a transaction has the size it had at the source: only for devices that are known not to mind.
+    /// Cuts a transaction that does not fit the data section, as QEMU 7.2 does, instead of refusing it. The
+    /// text says that a transaction has the size it had at the source: only for devices that are known not to
+    /// mind.
     #[must_use]
     pub fn with_splitting(mut self) -> User {
         self.rules.split = true;
@@ -200,7 +202,8 @@ impl User {
 
     /// Begins: asks how much is to be saved. Ends with [`Outcome::Pending`].
     ///
-    /// To ask gives up the buffer that was read last. While one is open, the last answer is given again instead.
+    /// To ask gives up the buffer that was read last. While one is open, the last answer is given again
+    /// instead.
     pub fn pending(&mut self) {
         self.leave();
         self.step = match self.buffer {
@@ -231,7 +234,8 @@ impl User {
         };
     }
 
-    /// Begins: asks the draft's region which pages were written, while SAVING is set. Ends with [`Outcome::Dirty`].
+    /// Begins: asks the draft's region which pages were written, while SAVING is set. Ends with
+    /// [`Outcome::Dirty`].
     pub fn dirty(&mut self, pages: DirtyPages) {
         self.leave();
         self.step = if self.view.version() == Version::V1 {

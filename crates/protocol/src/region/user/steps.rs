@@ -110,8 +110,8 @@ impl User {
         })
     }
 
-    /// The next piece of `bytes` bytes at `offset`, of which `got` have been read. That they lie in the region has been
-    /// checked.
+    /// The next piece of `bytes` bytes at `offset`, of which `got` have been read. That they lie in the
+    /// region has been checked.
     fn data(&self, offset: u64, bytes: u64, got: usize) -> Access {
         let at = offset + got as u64;
         let (length, way) = self.view.piece(at, bytes - got as u64);

@@ -41,9 +41,7 @@ pub enum ViewError {
     #[error("the migration region has {0} bytes, which leaves no room for data")]
     Size(u64),
     /// A part that can be mapped is not whole pages of the data section, or overlaps another.
-    #[error(
-        "the device offers {size:#x} bytes at {offset:#x} of the migration region for mapping, which cannot be"
-    )]
+    #[error("the device offers {size:#x} bytes at {offset:#x} of its region for mapping, which cannot be")]
     Area {
         /// Where it begins.
         offset: u64,
@@ -121,8 +119,8 @@ impl View {
         self.mapped.iter().find(|area| area.offset <= offset && offset - area.offset < area.size)
     }
 
-    /// The first piece of an access to `left` bytes from `offset` (at least one), and how it is made: as QEMU 7.2 cuts
-    /// it, at the borders of mapped parts and in trapped ones by width and alignment.
+    /// The first piece of an access to `left` bytes from `offset` (at least one), and how it is made: as QEMU
+    /// 7.2 cuts it, at the borders of mapped parts and in trapped ones by width and alignment.
     pub(super) fn piece(&self, offset: u64, left: u64) -> (usize, Way) {
         if let Some(area) = self.area_at(offset) {
             let bytes = left.min(area.offset + area.size - offset).min(MAPPED_PIECE);

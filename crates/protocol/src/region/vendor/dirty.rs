@@ -1,4 +1,5 @@
-//! The draft's query of dirty pages: `start_pfn`, `page_size`, `total_pfns`, and the answers of `copied_pfns`.
+//! The draft's query of dirty pages: `start_pfn`, `page_size`, `total_pfns`, and the answers of
+//! `copied_pfns`.
 
 use whimbrel_uapi::region_draft::{VFIO_DEVICE_DIRTY_PFNS_ALL, VFIO_DEVICE_DIRTY_PFNS_NONE};
 
@@ -7,8 +8,8 @@ use super::super::{Backend, SectionMemory};
 use crate::Errno;
 use crate::dirty::{DirtyReport, PageBitmap, Run};
 
-/// How many bitmaps' worth of pages are looked at ahead, at most, to tell NONE or ALL of the rest of a range. Beyond it
-/// a bitmap is given, which is right as well.
+/// How many bitmaps' worth of pages are looked at ahead, at most, to tell NONE or ALL of the rest of a range.
+/// Beyond it a bitmap is given, which is right as well.
 const LOOK_AHEAD: u32 = 1 << 14;
 
 /// A device's log forgets what it has told. What was told and did not reach the user is kept in `owed`.
@@ -40,8 +41,9 @@ enum Answer {
     },
 }
 
-/// What looking ahead has found: the rest of the range holds both clean and dirty pages. It need not be looked at again
-/// by a query that goes on where the last answer ended, whether its user writes the three fields anew or not.
+/// What looking ahead has found: the rest of the range holds both clean and dirty pages. It need not be
+/// looked at again by a query that goes on where the last answer ended, whether its user writes the three
+/// fields anew or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mixed {
     /// Where the next answer begins, in bytes.
@@ -168,8 +170,8 @@ impl DirtyQuery {
         answer
     }
 
-    /// EINVAL unless all three fields were written, and for a page size the log cannot answer in; EOVERFLOW for pages
-    /// past the end of the address space.
+    /// EINVAL unless all three fields were written, and for a page size the log cannot answer in; EOVERFLOW
+    /// for pages past the end of the address space.
     fn range(&self) -> Result<Range, Errno> {
         let fields = (self.start_pfn, self.page_size, self.total_pfns);
         let (Some(start), Some(page_size), Some(total)) = fields else { return Err(Errno::EINVAL) };
@@ -239,8 +241,8 @@ impl DirtyQuery {
         Ok(at)
     }
 
-    /// Fills `words` for `pages` pages from page `first` of the range, and says whether they are all dirty, all not, or
-    /// both (`None`).
+    /// Fills `words` for `pages` pages from page `first` of the range, and says whether they are all dirty,
+    /// all not, or both (`None`).
     fn report(
         &mut self,
         device: &mut dyn Backend,
@@ -304,7 +306,8 @@ impl Range {
     }
 }
 
-/// Dirty memory that a log has told of and the user has not heard of: start and end of each stretch, in bytes.
+/// Dirty memory that a log has told of and the user has not heard of: start and end of each stretch, in
+/// bytes.
 #[derive(Debug, Default)]
 struct Owed(std::collections::BTreeMap<u64, u64>);
 

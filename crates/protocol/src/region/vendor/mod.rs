@@ -15,37 +15,38 @@ use crate::{Errno, MigrationFlags, State};
 
 /// The driver side of a migration region.
 ///
-/// It answers the trapped accesses, and keeps what the user reads or writes through a mapping in `M`. Each access is one
-/// call with the device behind; an error is the errno of the read or write system call.
+/// It answers the trapped accesses, and keeps what the user reads or writes through a mapping in `M`. Each
+/// access is one call with the device behind; an error is the errno of the read or write system call.
 ///
 /// # What is answered
 ///
 /// | access | in | answer |
 /// |---|---|---|
-/// | a field at another width or place than its own | | EINVAL |
-/// | `device_state`, read | | the phase, or ERROR; reserved bits are 0 (draft: EIO once the device is broken) |
-/// | `device_state`, written | | reserved bits are ignored; EINVAL for what is no state or cannot be reached; the device's errno if it fails, and then the state is the one before, or ERROR |
+/// | not a whole field at its place | | EINVAL |
+/// | `device_state`, read | | the phase, or ERROR (EIO in the draft); reserved bits are 0 |
+/// | `device_state`, written | | see below; reserved bits are ignored |
 /// | `reserved` | | 0; writes are ignored |
-/// | `pending_bytes`, read | SAVING | takes the buffer shown as read, and says what is left; 0 if nothing can be read now |
+/// | `pending_bytes`, read | SAVING | the buffer shown counts as read; 0 if no data can be had now |
 /// | | else | 0 |
 /// | `data_offset`, read | SAVING | puts the next buffer in place, unless one is shown |
 /// | | else | where data is to be written; never 0 |
 /// | `data_size`, read | SAVING | bytes of the buffer shown, 0 if none is |
 /// | | else | 0 |
-/// | `data_size`, written | RESUMING | hands over one transaction; EINVAL for more than the section holds |
+/// | `data_size`, written | RESUMING | hands over one transaction; EINVAL if it is too large |
 /// | data section, read | SAVING | bytes of what is shown; EINVAL outside of it |
-/// | data section, written | RESUMING | staged until `data_size` is written; EINVAL outside of the buffer |
-/// | any other write, and reads of write-only fields | | EINVAL |
-/// | anything but `device_state` and `reserved` | ERROR | EIO |
+/// | data section, written | RESUMING | staged until `data_size` is written |
+/// | any other write, or read of a write-only field | | EINVAL |
+/// | all but `device_state` and `reserved` | ERROR | EIO |
 ///
 /// The draft's four fields are described at `copied_pfns` in the text; they can be used while SAVING is set.
 ///
-/// # When a state write fails
+/// # When a state is written
 ///
-/// The device is brought back to where it was, and the user reads the state before. If its data session is over by then,
-/// the state is the one before and reads and writes of data answer EIO until the user leaves SAVING or RESUMING, so that
-/// nobody takes the beginning of a second stream for the rest of the first. If the device cannot be brought back, the
-/// state is ERROR until [`Vendor::reset`].
+/// EINVAL for what is no state, and for what cannot be reached. If the device fails, its errno is answered.
+/// The device is brought back to where it was, and the user reads the state before. If its data session is
+/// over by then, the state is the one before and reads and writes of data answer EIO until the user leaves
+/// SAVING or RESUMING, so that nobody takes the beginning of a second stream for the rest of the first. If
+/// the device cannot be brought back, the state is ERROR until [`Vendor::reset`].
 ///
 /// ```
 /// use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
@@ -114,8 +115,8 @@ pub struct Vendor<M = Vec<u8>> {
 }
 
 impl<M: SectionMemory> Vendor<M> {
-    /// The region of a device in RUNNING. `memory` holds the region: `layout.size()` bytes at least, of which those of
-    /// the structure at the start are not used.
+    /// The region of a device in RUNNING. `memory` holds the region: `layout.size()` bytes at least, of which
+    /// those of the structure at the start are not used.
     ///
     /// EINVAL for a device without STOP_COPY, and for memory that is too small.
     pub fn new(layout: Layout, device: &dyn Backend, memory: M) -> Result<Vendor<M>, Errno> {
@@ -162,8 +163,8 @@ impl<M: SectionMemory> Vendor<M> {
         &mut self.memory
     }
 
-    /// The device has been reset (VFIO_DEVICE_RESET): it is running, and nothing is left of what was. Its log of dirty
-    /// pages, if SAVING was set, is the caller's to end.
+    /// The device has been reset (VFIO_DEVICE_RESET): it is running, and nothing is left of what was. Its log
+    /// of dirty pages, if SAVING was set, is the caller's to end.
     pub fn reset(&mut self) {
         self.phase = Some(Phase::Running);
         self.behind = State::Running;

@@ -4,8 +4,8 @@ use super::super::{Backend, SectionMemory};
 use crate::session::{SavingRead, saving_read};
 use crate::{Errno, State};
 
-/// A transaction is fetched from the device before `pending_bytes` is answered, because only the device knows whether
-/// there is one: its estimate may say 0 while data is left, or the other way round.
+/// A transaction is fetched from the device before `pending_bytes` is answered, because only the device knows
+/// whether there is one: its estimate may say 0 while data is left, or the other way round.
 #[derive(Debug)]
 pub(super) struct Saving {
     buffer: Vec<u8>,
