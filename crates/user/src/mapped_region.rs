@@ -11,8 +11,8 @@ use whimbrel_uapi::device::RegionInfoFlags;
 
 use crate::error::{Error, Result};
 
-/// A part of a region in this process's memory, mapped shared until it is dropped. What may be done with it is what the
-/// region's flags allow.
+/// A part of a region in this process's memory, mapped shared until it is dropped. What may be done with it
+/// is what the region's flags allow.
 ///
 /// ```
 /// use std::fs::File;
@@ -48,8 +48,8 @@ use crate::error::{Error, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled, the kernel
-/// may kill a process that touches a mapped BAR (SIGBUS).
+/// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled,
+/// the kernel may kill a process that touches a mapped BAR (SIGBUS).
 #[derive(Debug)]
 pub struct MappedRegion {
     device: String,

@@ -25,7 +25,8 @@ impl Mediators {
         Mediators::default()
     }
 
-    /// Lets a vendor mediate devices that are opened from now on. EEXIST while one of the same name is registered.
+    /// Lets a vendor mediate devices that are opened from now on. EEXIST while one of the same name is
+    /// registered.
     pub fn register(&self, ops: Arc<dyn MediateOps>) -> Result<(), Errno> {
         let mut vendors = self.vendors.lock();
         if vendors.iter().any(|vendor| vendor.name() == ops.name()) {

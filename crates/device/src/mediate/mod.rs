@@ -1,9 +1,10 @@
 //! Mediation: a vendor's driver comes between a plain device and its user, without binding to the device.
 //!
-//! This is the shape that Yan Zhao proposed for vfio-pci in December 2019 ("introduce mediate ops in vfio-pci"), with
-//! which the driver of a physical function was to add migration to the virtual functions that vfio-pci drives. It never
-//! became part of the kernel. A vendor registers [`MediateOps`] with [`Mediators`]; a device driven by [`Mediated`] asks
-//! each of them when it is opened, and the first that takes it sees every access until the last close.
+//! This is the shape that Yan Zhao proposed for vfio-pci in December 2019 ("introduce mediate ops in
+//! vfio-pci"), with which the driver of a physical function was to add migration to the virtual functions
+//! that vfio-pci drives. It never became part of the kernel. A vendor registers [`MediateOps`] with
+//! [`Mediators`]; a device driven by [`Mediated`] asks each of them when it is opened, and the first that
+//! takes it sees every access until the last close.
 //!
 //! | in the proposal | here |
 //! |---|---|
@@ -18,18 +19,18 @@
 //!
 //! # What the proposal leaves open
 //!
-//! - **Two vendors for one device**: the one that was registered last is asked first, as in the proposal's code. The first
-//!   that takes the device has it alone.
-//! - **A vendor whose open fails**: the next one is asked. If none takes the device it is opened without mediation. (In
-//!   the proposal's code the error of the vendor asked last became that of the device's open.)
-//! - **Unregistering while a device is open**: the vendor is not asked again, and keeps the devices it has until they are
-//!   closed. (The proposal's code logged an error.)
+//! - **Two vendors for one device**: the one that was registered last is asked first, as in the proposal's
+//!   code. The first that takes the device has it alone.
+//! - **A vendor whose open fails**: the next one is asked. If none takes the device it is opened without
+//!   mediation. (In the proposal's code the error of the vendor asked last became that of the device's open.)
+//! - **Unregistering while a device is open**: the vendor is not asked again, and keeps the devices it has
+//!   until they are closed. (The proposal's code logged an error.)
 //! - **Registering twice**: EEXIST.
 //! - **Release**: at the last close, after the device was reset. A vendor is asked again by the next open.
 //! - **An access that region info does not allow** (flags, size) is refused before the vendor sees it.
 //! - **The default region, passed through**: EINVAL. There is nothing behind it.
-//! - **VFIO_DEVICE_RESET, and what a device does by itself**: a vendor there sees them in hardware. Here it is told
-//!   ([`Mediation::reset`], [`Mediation::advance`]).
+//! - **VFIO_DEVICE_RESET, and what a device does by itself**: a vendor there sees them in hardware. Here it
+//!   is told ([`Mediation::reset`], [`Mediation::advance`]).
 
 mod mediated;
 mod mediators;
@@ -51,9 +52,9 @@ bitflags! {
     /// What a vendor adds to a device.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct MediateCapabilities: u64 {
-        /// `VFIO_PCI_DEVICE_CAP_MIGRATION`: the device gets a default migration region, whose index is the device's own
-        /// `num_regions`: of type 3 and subtype 1, readable and writable, of length 0. The vendor gives it a length, and
-        /// all that happens in it.
+        /// `VFIO_PCI_DEVICE_CAP_MIGRATION`: the device gets a default migration region, whose index is the
+        /// device's own `num_regions`: of type 3 and subtype 1, readable and writable, of length 0. The
+        /// vendor gives it a length, and all that happens in it.
         ///
         /// Features of migration v2 that the plain device has are hidden: it migrates through the region.
         const MIGRATION = 0x01;
@@ -65,8 +66,8 @@ pub trait MediateOps: Send + Sync {
     /// The vendor's name, by which it is registered.
     fn name(&self) -> &str;
 
-    /// A device is being opened. An error means that the vendor does not mediate it: ENODEV for a device that is not the
-    /// vendor's.
+    /// A device is being opened. An error means that the vendor does not mediate it: ENODEV for a device that
+    /// is not the vendor's.
     ///
     /// Nothing may be registered or unregistered in here.
     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno>;
@@ -95,15 +96,16 @@ pub struct Opened {
     pub mediation: Box<dyn Mediation>,
 }
 
-/// One device, open, as the vendor that mediates it sees it. All calls come one at a time, each with the device.
+/// One device, open, as the vendor that mediates it sees it. All calls come one at a time, each with the
+/// device.
 pub trait Mediation: Send {
     /// The last user has closed the device, which was then reset if it can be.
     fn release(self: Box<Self>, device: PlainDevice<'_>) {
         let _ = device;
     }
 
-    /// VFIO_DEVICE_GET_REGION_INFO: `region` is what the plain device says, or the default region. Flags, size and
-    /// capabilities may be overridden; the offset is the core's.
+    /// VFIO_DEVICE_GET_REGION_INFO: `region` is what the plain device says, or the default region. Flags,
+    /// size and capabilities may be overridden; the offset is the core's.
     ///
     /// It is asked when the device is opened and at each request; accesses are judged by the last answer.
     fn region_info(&self, index: u32, region: &mut Region) {

@@ -60,8 +60,8 @@ impl DirtyPages {
     }
 }
 
-/// The pages of what lies between these first and last addresses, which ascend. What touches is one range. The last page
-/// of the address space is left out: no range can end there.
+/// The pages of what lies between these first and last addresses, which ascend. What touches is one range.
+/// The last page of the address space is left out: no range can end there.
 fn whole_pages(written: Vec<(u64, u64)>) -> Vec<IovaRange> {
     let mut ranges: Vec<IovaRange> = Vec::new();
     for (first, last) in written {

@@ -14,8 +14,9 @@ use crate::driver::{BusMaster, DmaBuf, Driver, Next, ZpciErrors};
 use crate::gfx::Graphics;
 use crate::low_power::LowPower;
 
-/// A device of migration v2 that is offered with a migration region instead: one region more than the device has, at the
-/// index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA logging any more.
+/// A device of migration v2 that is offered with a migration region instead: one region more than the device
+/// has, at the index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA
+/// logging any more.
 ///
 /// VFIO_DEVICE_RESET leads back to `_RUNNING` from every state, ERROR too.
 ///
@@ -85,11 +86,11 @@ pub struct MigrationRegion {
 }
 
 impl MigrationRegion {
-    /// Offers `driver`, which is on `bus`, through a region with this layout, which also says whether it is one of v1 or
-    /// the draft's.
+    /// Offers `driver`, which is on `bus`, through a region with this layout, which also says whether it is
+    /// one of v1 or the draft's.
     ///
-    /// ENODEV for a device without migration v2, EINVAL for one that has as many regions as can be numbered; ENOMEM or
-    /// EMFILE if there is no memory for the region.
+    /// ENODEV for a device without migration v2, EINVAL for one that has as many regions as can be numbered;
+    /// ENOMEM or EMFILE if there is no memory for the region.
     pub fn new(mut driver: Box<dyn Driver>, bus: Bus, layout: Layout) -> Result<MigrationRegion, Errno> {
         let half = VendorHalf::new(&mut *driver, &bus, layout)?;
         let index = driver.info().num_regions;

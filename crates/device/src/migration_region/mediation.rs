@@ -11,8 +11,8 @@ use super::vendor_half::VendorHalf;
 use crate::driver::Next;
 use crate::mediate::{Access, MediateCapabilities, MediateOps, Mediation, Opened, PlainDevice};
 
-/// A vendor that mediates every device of migration v2: it overrides the default migration region with one of its own
-/// layout, and passes everything else through.
+/// A vendor that mediates every device of migration v2: it overrides the default migration region with one of
+/// its own layout, and passes everything else through.
 ///
 /// ```
 /// use std::sync::Arc;

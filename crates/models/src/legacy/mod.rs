@@ -1,9 +1,9 @@
-//! The engine of [`accel`](crate::accel) with a driver as drivers were between Linux 5.8 and 5.17: it migrates through a
-//! v1 region and knows nothing of v2.
+//! The engine of [`accel`](crate::accel) with a driver as drivers were between Linux 5.8 and 5.17: it
+//! migrates through a v1 region and knows nothing of v2.
 //!
-//! Its registers, its work and its own state are those of the newer model. Its migration data are not: each transaction
-//! of the region is a record with a head (16 bytes, all fields little-endian), and is taken only as a whole and in its
-//! turn.
+//! Its registers, its work and its own state are those of the newer model. Its migration data are not: each
+//! transaction of the region is a record with a head (16 bytes, all fields little-endian), and is taken only
+//! as a whole and in its turn.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -12,10 +12,11 @@
 //! | 8 | 4 | bytes of engine state that follow |
 //! | 12 | 4 | 0 |
 //!
-//! So a user that joins or splits transactions is found out, which v1's text forbids ("the data should be of same
-//! transaction size at the source") and most devices never notice.
+//! So a user that joins or splits transactions is found out, which v1's text forbids ("the data should be of
+//! same transaction size at the source") and most devices never notice.
 //!
-//! Dirty pages are the container's business, as in v1; the engine keeps no log. The data section is trapped, all of it.
+//! Dirty pages are the container's business, as in v1; the engine keeps no log. The data section is trapped,
+//! all of it.
 //!
 //! ```
 //! use whimbrel_device::{Bus, Capability, DeviceFile};

@@ -26,7 +26,8 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Puts the next record into `buffer`, with as much state as `read` gives and there is room for. 0 if it gives none.
+    /// Puts the next record into `buffer`, with as much state as `read` gives and there is room for. 0 if it
+    /// gives none.
     pub(super) fn save(
         &mut self,
         buffer: &mut [u8],
