@@ -10,7 +10,7 @@ use whimbrel_uapi::gfx::{DeviceGfxPlaneInfo, GfxPlaneFlags};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device_file::{Active, DeviceFile};
-use crate::user_memory::Process;
+use crate::user_memory::{Process, copy_to_user};
 
 /// Bytes of `vfio_device_gfx_plane_info` that every user gives: up to `region_index`.
 const LEAST_PLANE_INFO: usize = std::mem::offset_of!(DeviceGfxPlaneInfo, reserved);
@@ -137,7 +137,7 @@ impl DeviceFile {
         if !probes {
             self.gfx_plane(kind, info.drm_plane_type)?.unwrap_or_default().put(&mut info);
         }
-        process.write(argument, &info.as_bytes()[..LEAST_PLANE_INFO])?;
+        copy_to_user(process, argument, &info.as_bytes()[..LEAST_PLANE_INFO])?;
         Ok(0)
     }
 

@@ -19,7 +19,7 @@ use crate::device_file::DeviceFile;
 use crate::feature;
 use crate::ioeventfd;
 use crate::irq::{Change, DataType, action};
-use crate::user_memory::Process;
+use crate::user_memory::{Process, copy_to_user};
 
 /// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
 const LEAST_DEVICE_INFO: usize = 16;
@@ -150,7 +150,7 @@ fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
 fn copy_out(process: &mut dyn Process, argument: u64, answer: &[u8], fixed: usize) -> Result<(), Errno> {
     let (head, chain) = answer.split_at(fixed.min(answer.len()));
     if !chain.is_empty() {
-        process.write(argument.checked_add(fixed as u64).ok_or(Errno::EFAULT)?, chain)?;
+        copy_to_user(process, argument.checked_add(fixed as u64).ok_or(Errno::EFAULT)?, chain)?;
     }
-    Ok(process.write(argument, head)?)
+    copy_to_user(process, argument, head)
 }

@@ -144,13 +144,13 @@ impl ZpciErrors for Card {
     }
 }
 
-fn driver(has: bool, master: &Arc<AtomicBool>) -> Box<Card> {
-    Box::new(Card { has, memory: memfd(), master: master.clone(), records: vec![vec![0xee; 32]] })
+fn driver(has: bool, master: &Arc<AtomicBool>) -> Card {
+    Card { has, memory: memfd(), master: master.clone(), records: vec![vec![0xee; 32]] }
 }
 
 fn card(has: bool) -> (DeviceFile, Arc<AtomicBool>) {
     let master = Arc::<AtomicBool>::default();
-    (DeviceFile::new("card", Bus::new(), driver(has, &master)), master)
+    (DeviceFile::new("card", Bus::new(), Box::new(driver(has, &master))), master)
 }
 
 const AT: u64 = 0x1000;
@@ -192,8 +192,8 @@ fn a_driver_that_stands_before_another_keeps_what_that_one_has() {
     for has in [false, true] {
         let (bus, master) = (Bus::new(), Arc::default());
         let layout = Layout::trapped(Version::V1, 0x1000).unwrap();
-        let region = MigrationRegion::new(driver(has, &master), bus.clone(), layout).unwrap();
-        let mediated = Mediated::new(driver(has, &master), bus.clone(), Mediators::new());
+        let region = MigrationRegion::new(Box::new(driver(has, &master)), bus.clone(), layout).unwrap();
+        let mediated = Mediated::new(Box::new(driver(has, &master)), bus.clone(), Mediators::new());
         let drivers: [Box<dyn Driver>; 2] = [Box::new(region), Box::new(mediated)];
         for driver in drivers {
             let device = DeviceFile::new("card", bus.clone(), driver);
