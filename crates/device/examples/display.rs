@@ -1,5 +1,5 @@
-//! A small display card: pixels in a BAR that can be mapped, a monitor that can be changed, and what a user sees of it
-//! through raw ioctls.
+//! A small display card: pixels in a BAR that can be mapped, a monitor that can be changed, and what a user
+//! sees of it through raw ioctls.
 //!
 //! `cargo run -p whimbrel-device --example display`
 

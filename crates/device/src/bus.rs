@@ -60,8 +60,8 @@ impl Bus {
         }
     }
 
-    /// The device has to wake: something arrived, as PME# tells. A moment later it does, if it sleeps. Nothing happens
-    /// otherwise, and never within this call, so that a driver may call it at any time.
+    /// The device has to wake: something arrived, as PME# tells. A moment later it does, if it sleeps.
+    /// Nothing happens otherwise, and never within this call, so that a driver may call it at any time.
     pub fn wake(&self) {
         self.wake_line.raise();
     }

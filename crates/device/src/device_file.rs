@@ -59,8 +59,8 @@ pub(crate) struct Shared {
     opens: Opens,
 }
 
-/// The way to a device's core, which opens the driver's side for who makes a request. Where files stand before the
-/// device ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), only they open it.
+/// The way to a device's core, which opens the driver's side for who makes a request. Where files stand
+/// before the device ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), only they open it.
 struct Gate(Mutex<Core>);
 
 pub(crate) struct Core {
@@ -89,8 +89,8 @@ enum OpenedBy {
     Files,
 }
 
-/// A device's core while a request is executed on it: the device is awake, and goes back to sleep with the last
-/// request that needs it.
+/// A device's core while a request is executed on it: the device is awake, and goes back to sleep with the
+/// last request that needs it.
 pub(crate) struct Active<'a> {
     core: MutexGuard<'a, Core>,
     bus: &'a Bus,
@@ -118,8 +118,9 @@ impl Drop for Active<'_> {
 }
 
 impl DeviceFile {
-    /// A device. Its first user opens it: who makes a request, or where it is given to a [`Group`](crate::Group) or a
-    /// [`Cdev`](crate::Cdev), who opens it there. `name` stands in errors and traces; `bus` is the one the driver was given.
+    /// A device. Its first user opens it: who makes a request, or where it is given to a
+    /// [`Group`](crate::Group) or a [`Cdev`](crate::Cdev), who opens it there. `name` stands in errors and
+    /// traces; `bus` is the one the driver was given.
     pub fn new(name: impl Into<String>, bus: Bus, driver: Box<dyn Driver>) -> DeviceFile {
         let mut core = Core {
             info: driver.info(),
@@ -201,17 +202,20 @@ impl DeviceFile {
         core.driver.irq(index)
     }
 
-    /// VFIO_DEVICE_SET_IRQS on the interrupts from `start` on, answered as vfio-pci does (`vfio_pci_intrs.c`).
+    /// VFIO_DEVICE_SET_IRQS on the interrupts from `start` on, answered as vfio-pci does
+    /// (`vfio_pci_intrs.c`).
     ///
     /// On a PCI device one of INTx, MSI and MSI-X is in use: the first eventfds for it enable it, and
-    /// [`IrqAction::Trigger`] with [`IrqData::None`] of 0 disables it. INTx can be masked and unmasked, and masks
-    /// itself. An index of another bus that has one interrupt answers as ERR and REQ do, one that has more as MSI.
+    /// [`IrqAction::Trigger`] with [`IrqData::None`] of 0 disables it. INTx can be masked and unmasked, and
+    /// masks itself. An index of another bus that has one interrupt answers as ERR and REQ do, one that has
+    /// more as MSI.
     ///
-    /// The set-up is the user's and no state of the device: a reset leaves it as it is, mask and eventfds, a migration
-    /// does not carry it, and the last close of a device that is opened through a [`Group`](crate::Group) ends it.
+    /// The set-up is the user's and no state of the device: a reset leaves it as it is, mask and eventfds, a
+    /// migration does not carry it, and the last close of a device that is opened through a
+    /// [`Group`](crate::Group) ends it.
     ///
-    /// EINVAL for an index or a range that the device does not have, and while another index is in use; ENOTTY for
-    /// an action that the index does not know.
+    /// EINVAL for an index or a range that the device does not have, and while another index is in use;
+    /// ENOTTY for an action that the index does not know.
     ///
     /// ```
     /// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -249,8 +253,8 @@ impl DeviceFile {
         self.shared.bus.interrupts().apply(change)
     }
 
-    /// [`DeviceFile::set_irqs`] with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals its
-    /// eventfd, or nothing for `None`.
+    /// [`DeviceFile::set_irqs`] with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals
+    /// its eventfd, or nothing for `None`.
     pub fn set_irq_triggers(
         &self,
         index: u32,
@@ -274,36 +278,38 @@ impl DeviceFile {
         Ok(Kind::of(core.info.flags.contains(DeviceInfoFlags::PCI), index, irq))
     }
 
-    /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an index the
-    /// device does not have, and for a region that cannot be read.
+    /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an
+    /// index the device does not have, and for a region that cannot be read.
     pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::READ)?;
         core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
     }
 
-    /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an index the
-    /// device does not have, and for a region that cannot be written.
+    /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an
+    /// index the device does not have, and for a region that cannot be written.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
         self.shared.write(&mut core, index, offset, data)
     }
 
-    /// `mmap(2)` of a part of a region: the file to map shared, and where in it the part begins. `length` is rounded up
-    /// to whole pages.
+    /// `mmap(2)` of a part of a region: the file to map shared, and where in it the part begins. `length` is
+    /// rounded up to whole pages.
     ///
-    /// EINVAL for an index the device does not have, a region that cannot be mapped, a start within a page, a range past
-    /// the region's last page, and one that is not within a single area of a region with VFIO_REGION_INFO_CAP_SPARSE_MMAP.
+    /// EINVAL for an index the device does not have, a region that cannot be mapped, a start within a page, a
+    /// range past the region's last page, and one that is not within a single area of a region with
+    /// VFIO_REGION_INFO_CAP_SPARSE_MMAP.
     pub fn mmap(&self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let mut core = self.shared.active();
         let length = region_mmap::check(core.region(index)?, offset, length)?;
         core.driver.mmap(index, offset, length)
     }
 
-    /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends it.
+    /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends
+    /// it.
     ///
-    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR, EEXIST if the same write is tied already,
-    /// ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
+    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR, EEXIST if the same write is tied
+    /// already, ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
     pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<EventFd>) -> Result<(), Errno> {
         let _awake = self.awake();
         self.check_pci()?;
@@ -326,8 +332,8 @@ impl DeviceFile {
         self.shared.ioeventfds.set(write, eventfd, size, Arc::downgrade(&self.shared), listener)
     }
 
-    /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session is over.
-    /// What the user has set up of interrupts stays.
+    /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session
+    /// is over. What the user has set up of interrupts stays.
     pub fn reset(&self) -> Result<(), Errno> {
         self.reset_by(|driver| driver.reset())
     }
@@ -390,12 +396,12 @@ impl DeviceFile {
         core.migration_flags().map(|_| core.state)
     }
 
-    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the last step
-    /// opened a session.
+    /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
+    /// last step opened a session.
     ///
-    /// A request for the present state succeeds and does nothing. If an arc fails, the device stays where the path has
-    /// led so far, or is in ERROR; [`DeviceFile::mig_state`] tells. A data file that is already open is not touched by
-    /// a request that fails.
+    /// A request for the present state succeeds and does nothing. If an arc fails, the device stays where the
+    /// path has led so far, or is in ERROR; [`DeviceFile::mig_state`] tells. A data file that is already open
+    /// is not touched by a request that fails.
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
         let mut core = self.shared.active();
         let opened = core.walk(to);
@@ -409,7 +415,8 @@ impl DeviceFile {
         self.shared.active().migration()?.data_size()
     }
 
-    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: the user understands REINIT from now on. EINVAL without PRE_COPY.
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: the user understands REINIT from now on. EINVAL without
+    /// PRE_COPY.
     pub fn enable_precopy_info_v2(&self) -> Result<(), Errno> {
         let mut core = self.shared.active();
         if !core.migration_flags()?.contains(MigrationFlags::PRE_COPY) {
@@ -440,8 +447,8 @@ impl DeviceFile {
         self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
     }
 
-    /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does not run
-    /// nothing happens.
+    /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does
+    /// not run nothing happens.
     pub fn advance(&self, now: std::time::Duration) -> Next {
         self.shared.core.as_it_is().advance(now)
     }
@@ -479,7 +486,19 @@ impl Shared {
     }
 
     pub(crate) fn active(&self) -> Active<'_> {
-        let mut core = self.core.lock();
+        self.activate(self.core.lock())
+    }
+
+    /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
+    fn active_for_region(&self, index: u32) -> Result<Active<'_>, Errno> {
+        let core = self.core.lock();
+        if index >= core.info.num_regions {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.activate(core))
+    }
+
+    fn activate<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> Active<'a> {
         if core.power.is_suspended() {
             let Core { driver, power, .. } = &mut *core;
             power.resume(&mut **driver, &self.bus);
@@ -487,14 +506,6 @@ impl Shared {
             self.wake.notify_all();
         }
         Active { core, bus: &self.bus }
-    }
-
-    /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
-    fn active_for_region(&self, index: u32) -> Result<Active<'_>, Errno> {
-        if index >= self.core.lock().info.num_regions {
-            return Err(Errno::EINVAL);
-        }
-        Ok(self.active())
     }
 
     /// A write that no request makes: EIO from a device that sleeps, which it does not wake.

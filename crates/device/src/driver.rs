@@ -1,8 +1,8 @@
 //! What a migration driver implements.
 //!
-//! The contract is that of the kernel's `struct vfio_migration_ops` and `struct vfio_log_ops` (`include/linux/vfio.h`),
-//! less what every kernel driver writes again: the walk through the state machine, the data file and its errnos, and
-//! the bookkeeping of sessions are the core's.
+//! The contract is that of the kernel's `struct vfio_migration_ops` and `struct vfio_log_ops`
+//! (`include/linux/vfio.h`), less what every kernel driver writes again: the walk through the state machine,
+//! the data file and its errnos, and the bookkeeping of sessions are the core's.
 
 use std::fs::File;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::low_power::LowPower;
 
 /// A device as its driver sees it. All calls for one device come one at a time.
 pub trait Driver: Send {
-    /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device holds until
-    /// the last one has closed it, and is then asked anew.
+    /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device
+    /// holds until the last one has closed it, and is then asked anew.
     fn open_device(&mut self) {}
 
     /// The last user has closed the device (`vfio_device_ops.close_device`), which was reset if it can be.
@@ -30,9 +30,9 @@ pub trait Driver: Send {
     /// The kind of device, and how many regions and IRQ indices it has.
     fn info(&self) -> Info;
 
-    /// Region `index`, which is below `num_regions`. The core fills in the offset. EINVAL for one the driver does not
-    /// know. It is asked when the device is opened and at each VFIO_DEVICE_GET_REGION_INFO; an access is judged by the
-    /// last answer.
+    /// Region `index`, which is below `num_regions`. The core fills in the offset. EINVAL for one the driver
+    /// does not know. It is asked when the device is opened and at each VFIO_DEVICE_GET_REGION_INFO; an
+    /// access is judged by the last answer.
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let _ = index;
         Err(Errno::EINVAL)
@@ -58,9 +58,10 @@ pub trait Driver: Send {
 
     /// The memory behind `length` bytes of region `index` from `offset` on: a file that the user maps shared.
     ///
-    /// Asked only for whole pages that the region's MMAP flag and its sparse areas allow. How the file is open says
-    /// what the user may do with it, and it holds all of these bytes as long as a user may have it mapped. The driver
-    /// does not see accesses through a mapping. EINVAL for a part that cannot be mapped now.
+    /// Asked only for whole pages that the region's MMAP flag and its sparse areas allow. How the file is
+    /// open says what the user may do with it, and it holds all of these bytes as long as a user may have it
+    /// mapped. The driver does not see accesses through a mapping. EINVAL for a part that cannot be mapped
+    /// now.
     fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let _ = (index, offset, length);
         Err(Errno::EINVAL)
@@ -91,8 +92,8 @@ pub trait Driver: Send {
         None
     }
 
-    /// What puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The answer
-    /// never changes.
+    /// What puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The
+    /// answer never changes.
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
         None
     }
@@ -117,8 +118,8 @@ pub trait Driver: Send {
         None
     }
 
-    /// Does a little of what the device does by itself: work it was given, state that changes. Called only in a
-    /// state where the device runs. `now` is the time since some fixed moment and never goes back.
+    /// Does a little of what the device does by itself: work it was given, state that changes. Called only in
+    /// a state where the device runs. `now` is the time since some fixed moment and never goes back.
     ///
     /// A call takes well under a millisecond, because requests wait for it.
     fn advance(&mut self, now: Duration) -> Next {
@@ -140,24 +141,24 @@ pub enum Next {
 
 /// The migration half of a driver.
 ///
-/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state the
-/// device is in. It keeps the state itself.
+/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state
+/// the device is in. It keeps the state itself.
 pub trait Migration {
     /// What is supported; STOP_COPY at least. The answer never changes.
     fn flags(&self) -> MigrationFlags;
 
     /// Executes one arc completely before it returns.
     ///
-    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the arc
-    /// RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then the device
-    /// stays in RESUMING until it is reset.
+    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the
+    /// arc RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then
+    /// the device stays in RESUMING until it is reset.
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcError>;
 
     /// An estimate in bytes of what STOP_COPY will yield, in any state.
     fn data_size(&mut self) -> Result<u64, Errno>;
 
-    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in STOP_COPY, for now
-    /// in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
+    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in
+    /// STOP_COPY, for now in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno>;
 
     /// Takes the next bytes of a state to load, in any segmentation, and returns how many were taken.
@@ -213,8 +214,8 @@ impl From<Errno> for ArcError {
 
 /// A device's own log of the memory it writes.
 pub trait DmaLogging {
-    /// Starts to log writes to `ranges` and returns the page size in bytes that the log keeps, which need not be the
-    /// one asked for. EINVAL if a log is running.
+    /// Starts to log writes to `ranges` and returns the page size in bytes that the log keeps, which need not
+    /// be the one asked for. EINVAL if a log is running.
     fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno>;
 
     /// Stops the log. Fine if none is running.
@@ -262,7 +263,7 @@ pub trait BusMaster {
 ///
 /// impl DmaBuf for Card {
 ///     fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
-///         // There is one page, so there is one range. One of several would be no file of memory but one of udmabuf.
+///         // There is one page, so one range. Several would take a file that udmabuf makes.
 ///         self.memory.try_clone().map_err(|_| Errno::EMFILE)
 ///     }
 ///     fn revoke(&mut self) {
@@ -286,19 +287,20 @@ pub trait DmaBuf {
         Ok(())
     }
 
-    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device: a file of
-    /// memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of whole pages.
+    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device:
+    /// a file of memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of
+    /// whole pages.
     fn export(&mut self, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
 
-    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the memory of its BAR
-    /// goes on with a new file and makes the old one empty.
+    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the
+    /// memory of its BAR goes on with a new file and makes the old one empty.
     fn revoke(&mut self);
 }
 
 /// The error records of a PCI device on s390.
 pub trait ZpciErrors {
     /// Takes the oldest record: as many bytes as
-    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if there is
-    /// none.
+    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if
+    /// there is none.
     fn take(&mut self) -> Result<Vec<u8>, Errno>;
 }

@@ -1,8 +1,8 @@
-//! The region that tells a device of the monitor its user shows it on: a description (EDID), and whether the monitor is
-//! on. Ready-made, for any driver that has a display.
+//! The region that tells a device of the monitor its user shows it on: a description (EDID), and whether the
+//! monitor is on. Ready-made, for any driver that has a display.
 //!
-//! It is laid out and answers as that of the sample driver mbochs (`samples/vfio-mdev/mbochs.c`): registers are read and
-//! written four bytes at a time, and two of them can be written.
+//! It is laid out and answers as that of the sample driver mbochs (`samples/vfio-mdev/mbochs.c`): registers
+//! are read and written four bytes at a time, and two of them can be written.
 //!
 //! ```
 //! use whimbrel_device::edid::{EdidEvent, EdidRegion};
@@ -77,7 +77,8 @@ impl EdidRegion {
         self.registers.link_state == VFIO_DEVICE_GFX_LINK_STATE_UP
     }
 
-    /// The description of the monitor. `None` if its size is none that there is room for: the user may write any.
+    /// The description of the monitor. `None` if its size is none that there is room for: the user may write
+    /// any.
     pub fn edid(&self) -> Option<&[u8]> {
         match self.registers.edid_size as usize {
             0 => None,

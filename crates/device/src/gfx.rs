@@ -1,5 +1,5 @@
-//! The display of a device: VFIO_DEVICE_QUERY_GFX_PLANE and VFIO_DEVICE_GET_GFX_DMABUF, answered as the sample drivers
-//! mbochs and mdpy (`samples/vfio-mdev`) and i915's GVT do.
+//! The display of a device: VFIO_DEVICE_QUERY_GFX_PLANE and VFIO_DEVICE_GET_GFX_DMABUF, answered as the
+//! sample drivers mbochs and mdpy (`samples/vfio-mdev`) and i915's GVT do.
 //!
 //! The monitor that is connected to it is [`edid`](crate::edid)'s business.
 
@@ -20,11 +20,12 @@ pub trait Graphics {
     /// How its planes are given. The answer never changes.
     fn kind(&self) -> PlaneKind;
 
-    /// What a plane shows now; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None` while the guest
-    /// has not set it up.
+    /// What a plane shows now; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None`
+    /// while the guest has not set it up.
     fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno>;
 
-    /// The memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for a number that is none.
+    /// The memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for a number that
+    /// is none.
     fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
         let _ = id;
         Err(Errno::ENOENT)
@@ -95,14 +96,14 @@ impl Plane {
 }
 
 impl DeviceFile {
-    /// How the device gives its planes, which VFIO_DEVICE_QUERY_GFX_PLANE tells with PROBE. ENOTTY for a device without
-    /// a display.
+    /// How the device gives its planes, which VFIO_DEVICE_QUERY_GFX_PLANE tells with PROBE. ENOTTY for a
+    /// device without a display.
     pub fn gfx_plane_kind(&self) -> Result<PlaneKind, Errno> {
         graphics(&mut self.shared().active()).map(|graphics| graphics.kind())
     }
 
-    /// VFIO_DEVICE_QUERY_GFX_PLANE: what a plane shows now. ENOTTY for a device without a display, EINVAL for a kind that
-    /// it does not have.
+    /// VFIO_DEVICE_QUERY_GFX_PLANE: what a plane shows now. ENOTTY for a device without a display, EINVAL for
+    /// a kind that it does not have.
     pub fn gfx_plane(&self, kind: PlaneKind, plane_type: u32) -> Result<Option<Plane>, Errno> {
         let mut core = self.shared().active();
         let graphics = graphics(&mut core)?;
@@ -112,8 +113,8 @@ impl DeviceFile {
         graphics.plane(plane_type)
     }
 
-    /// VFIO_DEVICE_GET_GFX_DMABUF: the memory of a plane. ENOTTY for a device without a display, and for one that
-    /// gives its planes as regions; ENOENT for a number that is none.
+    /// VFIO_DEVICE_GET_GFX_DMABUF: the memory of a plane. ENOTTY for a device without a display, and for one
+    /// that gives its planes as regions; ENOENT for a number that is none.
     pub fn gfx_dmabuf(&self, id: u32) -> Result<File, Errno> {
         let mut core = self.shared().active();
         match graphics(&mut core)? {

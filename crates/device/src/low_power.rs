@@ -52,8 +52,8 @@ use crate::listener::Watch;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait LowPower {
-    /// The device goes to sleep: it does no work of its own until it is resumed. From D3hot, where the user may have
-    /// put it before, it is taken to D0 first, as vfio-pci does.
+    /// The device goes to sleep: it does no work of its own until it is resumed. From D3hot, where the user
+    /// may have put it before, it is taken to D0 first, as vfio-pci does.
     fn suspend(&mut self);
 
     /// The device works again, with the state it had.
@@ -167,12 +167,12 @@ impl DeviceFile {
     }
 
     /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY: the device sleeps whenever no request needs it. With `wakeup`
-    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: only until it wakes for the first time, by a request or by itself
-    /// ([`Bus::wake`]), which is told to the eventfd.
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: only until it wakes for the first time, by a request
+    /// or by itself ([`Bus::wake`]), which is told to the eventfd.
     ///
-    /// Any request wakes it, also one that comes to nothing, and every typed call is a request. ENOTTY for a device
-    /// that has no such states, EINVAL if it is let sleep already, EMFILE, ENOMEM and EAGAIN if this process cannot
-    /// have what it takes to wait for the device to wake by itself.
+    /// Any request wakes it, also one that comes to nothing, and every typed call is a request. ENOTTY for a
+    /// device that has no such states, EINVAL if it is let sleep already, EMFILE, ENOMEM and EAGAIN if this
+    /// process cannot have what it takes to wait for the device to wake by itself.
     pub fn enter_low_power(&self, wakeup: Option<EventFd>) -> Result<(), Errno> {
         let shared = self.shared();
         let mut core = shared.active();
@@ -192,8 +192,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: the device stays awake. Fine if it was not let sleep. ENOTTY for a device
-    /// that has no such states.
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: the device stays awake. Fine if it was not let sleep. ENOTTY for a
+    /// device that has no such states.
     pub fn exit_low_power(&self) -> Result<(), Errno> {
         let mut core = self.shared().active();
         if !has_low_power(&mut core) {

@@ -1,8 +1,8 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the two of
-//! the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel that does not know the
-//! request. Typed calls are on [`DeviceFile`] itself.
+//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the
+//! two of the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel that does
+//! not know the request. Typed calls are on [`DeviceFile`] itself.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{
@@ -139,8 +139,8 @@ impl DeviceFile {
     }
 }
 
-/// Cuts an answer whose chain the user has no room for to its fixed part. `argsz` keeps the size it would take, which
-/// tells the user to ask again with more room.
+/// Cuts an answer whose chain the user has no room for to its fixed part. `argsz` keeps the size it would
+/// take, which tells the user to ask again with more room.
 fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
     answer[cap_offset..cap_offset + 4].fill(0);
     answer.truncate(fixed);

@@ -83,7 +83,8 @@ impl Region {
         Region { flags: RegionInfoFlags::empty(), size: 0, offset, capabilities: Vec::new() }
     }
 
-    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is one.
+    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is
+    /// one.
     pub fn to_bytes(&self, index: u32) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<RegionInfo>()];
         let cap_offset = chain::append(&mut bytes, &self.capabilities);
@@ -116,7 +117,8 @@ impl Region {
 }
 
 impl Info {
-    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is one.
+    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is
+    /// one.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<DeviceInfo>()];
         let cap_offset = chain::append(&mut bytes, &self.capabilities);
@@ -207,7 +209,8 @@ mod tests {
         Info { flags, num_regions: 9, num_irqs: 5, capabilities: vec![capability] }
     }
 
-    /// Each kind with its version and its length in a chain in bytes, which is that of the kernel's structure.
+    /// Each kind with its version and its length in a chain in bytes, which is that of the kernel's
+    /// structure.
     fn device_capabilities() -> Vec<(DeviceCapability, u16, usize)> {
         let with_handle = ZpciBase { fh: Some(0x8000_0001), ..BASE };
         let with_errors = ZpciBase { ccdf_err_length: Some(64), ..with_handle };
@@ -309,7 +312,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_make_the_reader_fail_otherwise(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_can_make_the_reader_fail_otherwise(
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
             let _ = Region::from_bytes(&bytes);
             let _ = Info::from_bytes(&bytes);
         }

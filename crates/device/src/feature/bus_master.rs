@@ -9,8 +9,8 @@ use super::{Checked, Request};
 use crate::device_file::DeviceFile;
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_BUS_MASTER: whether the device may do DMA. ENOTTY for a device that has no such switch
-    /// beside its configuration space.
+    /// VFIO_DEVICE_FEATURE_BUS_MASTER: whether the device may do DMA. ENOTTY for a device that has no such
+    /// switch beside its configuration space.
     pub fn set_bus_master(&self, master: bool) -> Result<(), Errno> {
         self.shared().active().driver.bus_master().ok_or(Errno::ENOTTY)?.set(master)
     }

@@ -1,7 +1,7 @@
 //! The feature by which a user gives parts of a BAR to others as a file (`vfio_pci_dmabuf.c` of Linux 7.x).
 //!
-//! The kernel's file is a DMA-buf: it can be imported and not mapped, and the kernel takes the memory away from who
-//! has imported it while the device does not answer. Ours is a file of memory that the driver gives.
+//! The kernel's file is a DMA-buf: it can be imported and not mapped, and the kernel takes the memory away
+//! from who has imported it while the device does not answer. Ours is a file of memory that the driver gives.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -23,12 +23,12 @@ const MOST_BYTES: u64 = 4 << 20;
 const LENGTH_LIMIT: u64 = 1 << 63;
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_DMA_BUF: a file of the ranges of a BAR, one after the other. `open_flags` are those of
-    /// `open(2)`, of which the access mode and O_NONBLOCK count here.
+    /// VFIO_DEVICE_FEATURE_DMA_BUF: a file of the ranges of a BAR, one after the other. `open_flags` are
+    /// those of `open(2)`, of which the access mode and O_NONBLOCK count here.
     ///
-    /// In this order: ENOTTY for a device that gives no such file; EINVAL for no range; ENODEV for a region that is no
-    /// BAR; EINVAL for a range that is empty or not of whole pages, and for 2^63 bytes in all; EINVAL for a BAR of
-    /// ports; EOVERFLOW for a range that goes past 2^64, EINVAL past the end of the BAR.
+    /// In this order: ENOTTY for a device that gives no such file; EINVAL for no range; ENODEV for a region
+    /// that is no BAR; EINVAL for a range that is empty or not of whole pages, and for 2^63 bytes in all;
+    /// EINVAL for a BAR of ports; EOVERFLOW for a range that goes past 2^64, EINVAL past the end of the BAR.
     pub fn dma_buf(&self, region: u32, open_flags: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno> {
         let mut core = self.shared().active();
         if core.driver.dma_buf().is_none() {

@@ -1,7 +1,7 @@
 //! VFIO_DEVICE_FEATURE on raw bytes: the kernel's checks, in the kernel's order (`drivers/vfio/vfio_main.c`).
 //!
-//! Here are the checks that all features share, and which feature is answered where. What a feature then does is
-//! [`DeviceFile`]'s business.
+//! Here are the checks that all features share, and which feature is answered where. What a feature then does
+//! is [`DeviceFile`]'s business.
 
 mod bus_master;
 mod dma_buf;
@@ -21,7 +21,8 @@ use crate::user_memory::{Process, SparseMemory};
 const HEAD: u64 = size_of::<DeviceFeature>() as u64;
 
 impl DeviceFile {
-    /// Whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET, both or none).
+    /// Whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET, both or
+    /// none).
     pub fn has_feature(&self, feature: Feature, directions: FeatureFlags) -> bool {
         let _awake = self.awake();
         let mut process = SparseMemory::new();

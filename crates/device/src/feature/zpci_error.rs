@@ -1,4 +1,5 @@
-//! The feature by which the user of a PCI device on s390 takes its error records (`vfio_pci_zdev.c` of Linux 7.x).
+//! The feature by which the user of a PCI device on s390 takes its error records (`vfio_pci_zdev.c` of Linux
+//! 7.x).
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeatureZpciErr, FeatureFlags};
@@ -7,8 +8,8 @@ use super::{Checked, Request};
 use crate::device_file::DeviceFile;
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: the oldest error record that has not been taken; all zero if there is none.
-    /// ENOTTY for a device that keeps none.
+    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: the oldest error record that has not been taken; all zero if there is
+    /// none. ENOTTY for a device that keeps none.
     pub fn zpci_error(&self) -> Result<Vec<u8>, Errno> {
         self.shared().active().driver.zpci_errors().ok_or(Errno::ENOTTY)?.take()
     }

@@ -1,8 +1,8 @@
 //! The interrupts of a device: what the user has set up, and the eventfds that are signalled.
 //!
-//! The set-up is the user's and no part of the device's state. As with the kernel's vfio-pci, a reset of the device
-//! leaves it as it is, eventfds and mask, and a migration does not carry it: the user of the destination sets it up
-//! there. What belongs to the device is the level of its INTx line.
+//! The set-up is the user's and no part of the device's state. As with the kernel's vfio-pci, a reset of the
+//! device leaves it as it is, eventfds and mask, and a migration does not carry it: the user of the
+//! destination sets it up there. What belongs to the device is the level of its INTx line.
 
 mod request;
 mod rules;
@@ -45,8 +45,8 @@ struct State {
 }
 
 impl Interrupts {
-    /// Sends an interrupt that is a message: of MSI or MSI-X, or one of ERR, REQ and the indices of other buses.
-    /// Nothing happens if the user has not set it up.
+    /// Sends an interrupt that is a message: of MSI or MSI-X, or one of ERR, REQ and the indices of other
+    /// buses. Nothing happens if the user has not set it up.
     pub fn trigger(&self, index: u32, interrupt: u32) {
         if let Some(eventfd) = self.state.lock().setup.message(index, interrupt) {
             signal(eventfd);
@@ -55,8 +55,8 @@ impl Interrupts {
 
     /// Sets the level of the device's INTx line (index 0 of a PCI device).
     ///
-    /// An asserted line is told to the user and masks itself. What is asserted while it is masked, or before the user
-    /// has set it up, is told when that ends, if it is still asserted then.
+    /// An asserted line is told to the user and masks itself. What is asserted while it is masked, or before
+    /// the user has set it up, is told when that ends, if it is still asserted then.
     pub fn set_line(&self, asserted: bool) {
         if let Some(eventfd) = self.state.lock().setup.set_line(asserted) {
             signal(eventfd);
@@ -64,9 +64,9 @@ impl Interrupts {
     }
 
     /// Tells the INTx-disable bit of the device's command register
-    /// ([`PciEvent::IntxDisabled`](crate::pci_config::PciEvent::IntxDisabled)), as it is after a write, a reset and a
-    /// change of power. Where it changes, it masks the INTx line or unmasks it; as long as it is set, the user cannot
-    /// unmask (`vfio_pci_intrs.c`).
+    /// ([`PciEvent::IntxDisabled`](crate::pci_config::PciEvent::IntxDisabled)), as it is after a write, a
+    /// reset and a change of power. Where it changes, it masks the INTx line or unmasks it; as long as it is
+    /// set, the user cannot unmask (`vfio_pci_intrs.c`).
     pub fn disable_line(&self, disabled: bool) {
         if let Some(eventfd) = self.state.lock().setup.set_disabled(disabled) {
             signal(eventfd);

@@ -163,8 +163,8 @@ impl<E> Setup<E> {
         }
     }
 
-    /// The INTx-disable bit is written (`vfio_basic_config_write()`): where it changes, it masks the line or unmasks it.
-    /// While it is set nothing else unmasks. Returns the eventfd to signal.
+    /// The INTx-disable bit is written (`vfio_basic_config_write()`): where it changes, it masks the line or
+    /// unmasks it. While it is set nothing else unmasks. Returns the eventfd to signal.
     pub(super) fn set_disabled(&mut self, disabled: bool) -> Option<&E> {
         match (std::mem::replace(&mut self.disabled, disabled), disabled) {
             (false, true) => {
@@ -369,7 +369,8 @@ impl<E> Setup<E> {
     }
 }
 
-/// Gives each interrupt from `start` on its eventfd. At the first that fails, it and those before it have none.
+/// Gives each interrupt from `start` on its eventfd. At the first that fails, it and those before it have
+/// none.
 fn set_block<E>(
     eventfds: &mut BTreeMap<u32, E>,
     start: u32,

@@ -18,9 +18,9 @@
 //! 4. Each descriptor gets one completion, in order, in the slot of the same index. When its
 //!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that
 //!    fails is completed with a status like any other; the device goes on.
-//! 5. For an interrupt (MSI, index 1, or INTx, index 0), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause interrupts when
-//!    it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the ring, and the
-//!    next one interrupts again.
+//! 5. For an interrupt (MSI, index 1, or INTx, index 0), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause
+//!    interrupts when it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the
+//!    ring, and the next one interrupts again.
 //!
 //! Region 2 (BAR 2) shows the own state, read only. Each completed job changes a word of it: the new
 //! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits
@@ -42,15 +42,16 @@
 //!
 //! # Its configuration space
 //!
-//! Region 7 is that of an endpoint of PCI Express, and the user's to carry over, as with the kernel's devices.
-//! Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot, regions 0 and 2
-//! are EIO, as there. Two bits are kept and not obeyed, since a state that is loaded must go on before, and
-//! whether or not, its user brings the space over: DMA does not wait for the bus master bit, and interrupts go
-//! where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI. The INTx line is asserted as long as a cause
-//! interrupts; the INTx-disable bit masks it.
+//! Region 7 is that of an endpoint of PCI Express, and the user's to carry over, as with the kernel's
+//! devices. Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot,
+//! regions 0 and 2 are EIO, as there. Two bits are kept and not obeyed, since a state that is loaded must go
+//! on before, and whether or not, its user brings the space over: DMA does not wait for the bus master bit,
+//! and interrupts go where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI. The INTx line is
+//! asserted as long as a cause interrupts; the INTx-disable bit masks it.
 //!
-//! It can be let sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): then it does no work, and what a doorbell has asked for
-//! waits until its user wakes it. The host completes atomic operations of 32 and 64 bits, as it says.
+//! It can be let sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): then it does no work, and what a doorbell has
+//! asked for waits until its user wakes it. The host completes atomic operations of 32 and 64 bits, as it
+//! says.
 //!
 //! ```
 //! use std::fs::File;
@@ -283,7 +284,8 @@ fn pci_config(state_bytes: u64) -> PciConfig {
         .bar(2, Bar::Memory64 { size: state_bytes.next_power_of_two().max(0x1000), prefetchable: true })
         .capability(Msi { vectors: 1, address64: true, maskable: false })
         .capability(PowerManagement { no_soft_reset: true, ..PowerManagement::default() })
-        // VFIO_DEVICE_RESET is its only reset: it ends a migration too, which no bit here could tell the core.
+        // VFIO_DEVICE_RESET is its only reset: it ends a migration too, which no bit here could tell the
+        // core.
         .capability(Express {
             function_level_reset: false,
             extended_tag: true,

@@ -1,7 +1,7 @@
 //! The links of the capability chains, as types and as bytes.
 //!
-//! The ids of a device's capabilities and of a region's are two name spaces: 1 is ZPCI_BASE of the one and SPARSE_MMAP
-//! of the other. So they are two types.
+//! The ids of a device's capabilities and of a region's are two name spaces: 1 is ZPCI_BASE of the one and
+//! SPARSE_MMAP of the other. So they are two types.
 
 use whimbrel_uapi::device::{
     DeviceInfoCapPciAtomicComp, InfoCapHeader, PciAtomicFlags, RegionInfoCapNvlink2Lnkspd,
@@ -30,8 +30,8 @@ pub enum Capability {
     },
     /// The MSI-X table can be mapped with the rest of the BAR (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE).
     MsixMappable,
-    /// Where the memory of an NVLink device is for other devices (VFIO_REGION_INFO_CAP_NVLINK2_SSATGT). Deprecated: no
-    /// kernel from 5.13 on gives it.
+    /// Where the memory of an NVLink device is for other devices (VFIO_REGION_INFO_CAP_NVLINK2_SSATGT).
+    /// Deprecated: no kernel from 5.13 on gives it.
     Nvlink2Ssatgt {
         /// The address.
         tgt: u64,
@@ -309,8 +309,8 @@ fn after_header<T: IntoBytes + Immutable>(capability: &T) -> Vec<u8> {
     capability.as_bytes()[HEADER..].to_vec()
 }
 
-/// Reads a structure whose header is read already, of which `least` bytes, header included, must be there. Bytes of
-/// a later version are zero.
+/// Reads a structure whose header is read already, of which `least` bytes, header included, must be there.
+/// Bytes of a later version are zero.
 fn read_behind_header<T: FromBytes + FromZeros + IntoBytes>(data: &[u8], least: usize) -> Option<T> {
     let mut value = T::new_zeroed();
     let room = &mut value.as_mut_bytes()[HEADER..];

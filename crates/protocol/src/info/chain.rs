@@ -1,7 +1,7 @@
 //! A chain of capabilities behind an info structure: how it is laid out, and how it is read.
 //!
-//! A chain comes from a peer: offsets may point anywhere, also back. It is read only forwards and only within the bytes
-//! the peer gave.
+//! A chain comes from a peer: offsets may point anywhere, also back. It is read only forwards and only within
+//! the bytes the peer gave.
 
 use whimbrel_uapi::device::InfoCapHeader;
 use zerocopy::{FromBytes, IntoBytes};
@@ -22,8 +22,8 @@ pub(super) trait Link: Sized {
     fn from_parts(id: u16, version: u16, data: &[u8]) -> Option<Self>;
 }
 
-/// Appends a chain to `info`, which holds the info structure so far, and returns the offset of the first link, or 0 for
-/// an empty chain.
+/// Appends a chain to `info`, which holds the info structure so far, and returns the offset of the first
+/// link, or 0 for an empty chain.
 pub(super) fn append<L: Link>(info: &mut Vec<u8>, capabilities: &[L]) -> u32 {
     let mut first = 0;
     let mut previous: Option<usize> = None;
@@ -45,8 +45,8 @@ pub(super) fn append<L: Link>(info: &mut Vec<u8>, capabilities: &[L]) -> u32 {
     first
 }
 
-/// Reads the chain that starts at `cap_offset` of `info`, the bytes of an info structure whose fixed part takes `fixed`
-/// bytes. An offset of 0 is an empty chain.
+/// Reads the chain that starts at `cap_offset` of `info`, the bytes of an info structure whose fixed part
+/// takes `fixed` bytes. An offset of 0 is an empty chain.
 pub(super) fn parse<L: Link>(info: &[u8], fixed: usize, cap_offset: u32) -> Result<Vec<L>, ChainError> {
     let mut capabilities = Vec::new();
     let mut at = cap_offset;
