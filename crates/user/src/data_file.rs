@@ -19,6 +19,27 @@ pub trait StateFile: Send {
     /// VFIO_MIG_GET_PRECOPY_INFO.
     fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno>;
 
+    /// Whether the state comes or goes in transactions that are to keep their sizes: through a migration region.
+    fn has_transactions(&self) -> bool {
+        false
+    }
+
+    /// Whether the bytes that were read last end a transaction.
+    fn ends_transaction(&self) -> bool {
+        false
+    }
+
+    /// As [`StateFile::write`], for bytes of one transaction; `ends` says that they are its last.
+    fn write_piece(&mut self, data: &[u8], ends: bool) -> std::result::Result<usize, Errno> {
+        let _ = ends;
+        self.write(data)
+    }
+
+    /// What the last error was, where there is more to say of it than its errno.
+    fn take_failure(&mut self) -> Option<Error> {
+        None
+    }
+
     /// The descriptor, where there is one: to wait on, never to read from behind this object's back.
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -50,16 +71,45 @@ impl DataFile {
             let result = self.file.read(buffer).map(|count| count.min(buffer.len()));
             match session::saving_read(state, result) {
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::request(&self.device, "read of data_fd", errno)),
+                Err(errno) => return Err(self.failed("read of data_fd", errno)),
                 Ok(read) => return Ok(read),
             }
         }
     }
 
     /// Writes all of `data`, in as many pieces as the driver takes it.
-    pub fn write_all(&mut self, mut data: &[u8]) -> Result<()> {
+    ///
+    /// A device with a migration region takes it in transactions as large as its data section has room for. For data
+    /// that came in transactions there is [`DataFile::write_piece`].
+    pub fn write_all(&mut self, data: &[u8]) -> Result<()> {
+        self.write_with(data, |file, data| file.write(data))
+    }
+
+    /// Whether the state comes or goes in transactions that are to keep their sizes: through a migration region.
+    pub fn has_transactions(&self) -> bool {
+        self.file.has_transactions()
+    }
+
+    /// Whether the bytes that were read last end a transaction. `false` where there are none.
+    pub fn ends_transaction(&self) -> bool {
+        self.file.ends_transaction()
+    }
+
+    /// Writes all of `data`, which is bytes of one transaction of the source; `ends` says that they are its last.
+    ///
+    /// A device with a v1 region gets the transaction whole, and not before it is; it is an error if the device's data
+    /// section has no room for it. Any other takes the bytes as they come.
+    pub fn write_piece(&mut self, data: &[u8], ends: bool) -> Result<()> {
+        self.write_with(data, |file, data| file.write_piece(data, ends))
+    }
+
+    fn write_with(
+        &mut self,
+        mut data: &[u8],
+        mut write: impl FnMut(&mut dyn StateFile, &[u8]) -> std::result::Result<usize, Errno>,
+    ) -> Result<()> {
         while !data.is_empty() {
-            match self.file.write(data) {
+            match write(&mut *self.file, data) {
                 Ok(0) => {
                     return Err(Error::Answer {
                         device: self.device.clone(),
@@ -69,17 +119,19 @@ impl DataFile {
                 }
                 Ok(count) => data = &data[count.min(data.len())..],
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::request(&self.device, "write to data_fd", errno)),
+                Err(errno) => return Err(self.failed("write to data_fd", errno)),
             }
         }
         Ok(())
     }
 
+    fn failed(&mut self, request: &str, errno: Errno) -> Error {
+        self.file.take_failure().unwrap_or_else(|| Error::request(&self.device, request, errno))
+    }
+
     /// How much can be read now, in PRE_COPY and PRE_COPY_P2P.
     pub fn precopy_info(&mut self) -> Result<PrecopyReport> {
-        self.file
-            .precopy_info()
-            .map_err(|errno| Error::request(&self.device, "VFIO_MIG_GET_PRECOPY_INFO", errno))
+        self.file.precopy_info().map_err(|errno| self.failed("VFIO_MIG_GET_PRECOPY_INFO", errno))
     }
 
     /// The descriptor, where there is one, to wait on.

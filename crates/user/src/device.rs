@@ -9,8 +9,10 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{Info, Irq, Region};
-use whimbrel_protocol::{MigrationFlags, State};
+use whimbrel_protocol::region::Version;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_uapi::ioctl;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::data_file::DataFile;
@@ -94,6 +96,35 @@ pub trait Device: Send {
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: sets the bits of the pages written since the last report.
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
+
+    /// Whether what the device's memory is mapped through can tell which pages the device has written, as a container
+    /// can (VFIO_IOMMU_DIRTY_PAGES). It is how dirty pages are found of a device that keeps no log of its own.
+    fn has_memory_log(&mut self) -> bool {
+        false
+    }
+
+    /// Starts that log over `ranges`; returns its page size in bytes. A device without answers ENOTTY.
+    fn memory_log_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let _ = (page_size, ranges);
+        Err(Error::request(self.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY))
+    }
+
+    /// Stops that log.
+    fn memory_log_stop(&mut self) -> Result<()> {
+        Err(Error::request(self.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY))
+    }
+
+    /// Sets the bits of the pages written since that log last told.
+    fn memory_log_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        let _ = report;
+        Err(Error::request(self.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY))
+    }
+
+    /// The text that the migration region follows through which the device is migrated; `None` for one with migration
+    /// v2, and for one that has not been [adapted](crate::region::adapt).
+    fn region_version(&self) -> Option<Version> {
+        None
+    }
 
     /// Lets the device reach memory at `iova` with these rights.
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::region::UserError;
 use whimbrel_uapi::feature::Feature;
 
 /// The outcome of a request to a device.
@@ -30,6 +31,15 @@ pub enum Error {
         request: String,
         /// What is wrong with the answer.
         what: String,
+    },
+    /// A device with a migration region did not do as it was asked.
+    #[error("{device}: {error}")]
+    Region {
+        /// The device's name.
+        device: String,
+        /// What it answered.
+        #[source]
+        error: UserError,
     },
     /// A file that leads to the device could not be opened or read.
     #[error("{device}: cannot open {}: {errno}", path.display())]
@@ -66,6 +76,7 @@ impl Error {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Request { errno, .. } | Error::Open { errno, .. } => Some(*errno),
+            Error::Region { error, .. } => region_errno(error),
             Error::Answer { .. } | Error::Unusable { .. } => None,
         }
     }
@@ -101,9 +112,30 @@ impl Error {
             {
                 Some("this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's log")
             }
+            (Error::Region { error: UserError::NoRoom { .. }, .. }, _) => Some(
+                "give the destination's device a data section as large as the source's: v1 does not allow to divide \
+                 its transactions",
+            ),
+            (Error::Region { error: UserError::NeedsReset { .. } | UserError::Unknown { .. }, .. }, _) => {
+                Some("reset the device, or close and open it again")
+            }
             (Error::Request { .. }, Errno::ENOTTY) => Some("this device's driver does not offer the request"),
-            (Error::Request { .. }, Errno::EIO) => Some("the device failed: look at the host's kernel log"),
+            (Error::Request { .. } | Error::Region { .. }, Errno::EIO) => {
+                Some("the device failed: look at the host's kernel log")
+            }
             _ => None,
         }
+    }
+}
+
+/// The errno of an access, where one failed; what else can be wrong is like a bad request.
+fn region_errno(error: &UserError) -> Option<Errno> {
+    match error {
+        UserError::Access { errno, .. }
+        | UserError::Refused { errno, .. }
+        | UserError::Unknown { errno, .. } => Some(*errno),
+        UserError::NeedsReset { errno } => errno.or(Some(Errno::EIO)),
+        UserError::NoRoom { .. } | UserError::TooLarge { .. } => Some(Errno::E2BIG),
+        _ => Some(Errno::EIO),
     }
 }

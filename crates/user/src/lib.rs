@@ -2,7 +2,8 @@
 //!
 //! [`Device`] is what a program that owns a device does with it. Behind it stands a driver in this process ([`Local`]),
 //! a device of the kernel opened through its group ([`kernel::Group`]) or its own file ([`kernel::Cdev`]), or one that a
-//! VMM has opened in its own way and adopts for migration only ([`kernel::Adopted`]).
+//! VMM has opened in its own way and adopts for migration only ([`kernel::Adopted`]). One that migrates through a region,
+//! as before Linux 5.18, moves in the same way once it went through [`region::adapt`].
 //!
 //! ```
 //! use whimbrel_models::Model;
@@ -27,6 +28,7 @@ mod error;
 pub mod kernel;
 mod local;
 mod mapped_region;
+pub mod region;
 
 pub use data_file::{DataFile, StateFile};
 pub use device::{Device, DmaRegion, IrqData};
@@ -35,5 +37,6 @@ pub use local::Local;
 pub use mapped_region::MappedRegion;
 pub use whimbrel_device::{IrqAction, PrecopyReport};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::region::Version;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};

@@ -1,8 +1,10 @@
 //! A device whose driver runs in this process.
 
+use std::sync::Arc;
+
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport};
-use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -18,12 +20,14 @@ use crate::mapped_region::{self, MappedRegion};
 #[derive(Debug)]
 pub struct Local {
     device: DeviceFile,
+    /// What the device's memory is mapped through marks writes here.
+    memory_log: Option<Arc<DirtyLog>>,
 }
 
 impl Local {
     /// Uses a device that has been opened.
     pub fn new(device: DeviceFile) -> Local {
-        Local { device }
+        Local { device, memory_log: None }
     }
 
     /// The driver side.
@@ -149,6 +153,38 @@ impl Device for Local {
 
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         self.device.dma_logging_report(report).map_err(self.failed(Feature::DmaLoggingReport))
+    }
+
+    fn has_memory_log(&mut self) -> bool {
+        true
+    }
+
+    fn memory_log_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        let log = LoggingRanges::new(page_size, count)
+            .and_then(|mut checked| {
+                for range in ranges {
+                    checked.push(range.iova(), range.length())?;
+                }
+                DirtyLog::new(&checked)
+            })
+            .map_err(self.failed(ioctl::VFIO_IOMMU_DIRTY_PAGES))?;
+        let log = Arc::new(log);
+        self.device.bus().dma().set_log(Some(log.clone()));
+        self.memory_log = Some(log);
+        Ok(page_size)
+    }
+
+    fn memory_log_stop(&mut self) -> Result<()> {
+        self.device.bus().dma().set_log(None);
+        self.memory_log = None;
+        Ok(())
+    }
+
+    fn memory_log_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        let failed = self.failed(ioctl::VFIO_IOMMU_DIRTY_PAGES);
+        self.memory_log.as_ref().ok_or(Errno::EINVAL).map_err(failed)?.report(report);
+        Ok(())
     }
 
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {

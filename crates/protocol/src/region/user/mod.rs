@@ -178,6 +178,11 @@ impl User {
         self
     }
 
+    /// From now on as [`User::with_splitting`], or no more.
+    pub const fn set_splitting(&mut self, split: bool) {
+        self.rules.split = split;
+    }
+
     /// The region.
     pub const fn view(&self) -> &View {
         &self.view
