@@ -1,0 +1,323 @@
+//! Our core as one side, with devices that are no more than what the lab's look like.
+
+use std::collections::BTreeMap;
+use std::fs::File as OsFile;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_device::iommufd::{Caller, Iommu, Iommufd, OwnIommu};
+use whimbrel_device::{
+    Bus, Capability, Cdev, Container, ContainerSettings, DataFile, DeviceFile, DeviceInfoFlags, DeviceSet,
+    Driver, Errno, Fault, Group, GroupFile, HardwareIommu, Info, Irq, IrqInfoFlags, KernelVersion, LowPower,
+    Memory, OpenDevice, PciFunction, PhysicalFunction, Process, Region, RegionInfoFlags, SparseMemory,
+    Translation,
+};
+use whimbrel_uapi::cdev::{DeviceBindFlags, DeviceBindIommufd};
+use whimbrel_uapi::ioctl::VFIO_DEVICE_BIND_IOMMUFD;
+use whimbrel_uapi::type1::IovaRange;
+
+use super::devices::{BESIDE, DEVICES, E1000E, EDU, Facts, GROUPS, NVME, TESTDEV, VF1, VF2};
+use super::list::*;
+use crate::{Mode, Side};
+
+/// What the lab's groups are numbered, in the order of [`GROUPS`].
+const GROUP_NUMBERS: [u32; 6] = [7, 8, 11, 12, 4, 5];
+/// What lies between these means a message interrupt to a PC's IOMMU.
+const WINDOW: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+const LAST_IOVA: u64 = 0x7f_ffff_ffff;
+
+/// A token that is shown where 6.12 asks for none; the page at [`DATA`] has it.
+const ZEROS: [u8; 16] = [0; 16];
+
+struct Shown(&'static Facts);
+
+impl Shown {
+    fn is(&self, facts: &Facts) -> bool {
+        self.0.slot == facts.slot
+    }
+
+    fn can_be_reset(&self) -> bool {
+        [&E1000E, &VF1, &VF2].iter().any(|facts| self.is(facts))
+    }
+}
+
+impl Driver for Shown {
+    fn info(&self) -> Info {
+        let reset = if self.can_be_reset() { DeviceInfoFlags::RESET } else { DeviceInfoFlags::empty() };
+        Info { flags: DeviceInfoFlags::PCI | reset, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let both = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        let express = !(self.is(&BESIDE) || self.is(&EDU) || self.is(&TESTDEV));
+        let size = match index {
+            0..=5 => self.0.bars[index as usize],
+            7 if express => 4096,
+            7 => 256,
+            8 => return Err(Errno::EINVAL),
+            _ => 0,
+        };
+        let mut region = Region { flags: RegionInfoFlags::empty(), size, offset: 0, capabilities: vec![] };
+        if size > 0 {
+            region.flags = both;
+        }
+        // Ports, and what shares a page with another device, cannot be mapped.
+        if index < 6 && size >= 4096 {
+            region.flags |= RegionInfoFlags::MMAP;
+        }
+        if self.0.table.is_some_and(|(bar, ..)| bar == index) {
+            region.capabilities.push(Capability::MsixMappable);
+        }
+        Ok(region)
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        let count = self.0.irqs[index as usize];
+        let more = match index {
+            0 => IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED,
+            2 if count > 0 => IrqInfoFlags::empty(),
+            3 if count == 0 => return Err(Errno::EINVAL),
+            _ => IrqInfoFlags::NORESIZE,
+        };
+        Ok(Irq { flags: IrqInfoFlags::EVENTFD | more, count })
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        // As vfio-pci: others have their own errno for it.
+        if self.can_be_reset() { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+
+    fn bus_reset(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        Some(self)
+    }
+}
+
+impl LowPower for Shown {
+    fn suspend(&mut self) {}
+
+    fn resume(&mut self) {}
+}
+
+enum Opened {
+    ByGroup(OpenDevice),
+    ByOwnFile(Arc<Cdev>),
+}
+
+struct Program {
+    memory: SparseMemory,
+    container: Container,
+    groups: Vec<GroupFile>,
+    iommufds: [Iommufd; 2],
+    eventfds: Vec<EventFd>,
+    /// By slot.
+    devices: BTreeMap<usize, Arc<Opened>>,
+    installed: Option<OpenDevice>,
+}
+
+impl Program {
+    /// Whether a file that is none of the kind asked for is open there.
+    fn is_open(&self, fd: i32) -> bool {
+        fd == OTHER
+            || (fd == CONTAINER && !self.groups.is_empty())
+            || (EVENT..nth(EVENT, EVENTS)).contains(&fd)
+            || (GROUP..nth(GROUP, self.groups.len())).contains(&fd)
+            || fd
+                .checked_sub(DEVICE)
+                .is_some_and(|slot| usize::try_from(slot).is_ok_and(|slot| self.devices.contains_key(&slot)))
+    }
+
+    fn wrong(&self, fd: i32, wrong: Errno) -> Errno {
+        if self.is_open(fd) { wrong } else { Errno::EBADF }
+    }
+}
+
+impl Process for Program {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        self.memory.read(address, buffer)
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        self.memory.write(address, data)
+    }
+
+    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
+        self.memory.install(file)
+    }
+
+    fn uninstall(&mut self, fd: i32) {
+        self.memory.uninstall(fd);
+    }
+
+    fn container(&self, fd: i32) -> Result<Container, Errno> {
+        if fd == CONTAINER { Ok(self.container.clone()) } else { Err(self.wrong(fd, Errno::EBADFD)) }
+    }
+
+    fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
+        match fd {
+            IOMMUFD => Ok(self.iommufds[0].clone()),
+            SECOND_IOMMUFD => Ok(self.iommufds[1].clone()),
+            _ => Err(self.wrong(fd, Errno::EBADFD)),
+        }
+    }
+
+    fn group(&self, fd: i32) -> Result<GroupFile, Errno> {
+        let index = fd.checked_sub(GROUP).and_then(|index| usize::try_from(index).ok());
+        let group = index.and_then(|index| self.groups.get(index)).cloned();
+        group.ok_or_else(|| self.wrong(fd, Errno::EINVAL))
+    }
+
+    fn install_device(&mut self, device: OpenDevice) -> Result<i32, Errno> {
+        self.installed = Some(device);
+        Ok(0)
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+        let index = fd.checked_sub(EVENT).and_then(|index| usize::try_from(index).ok());
+        match index.and_then(|index| self.eventfds.get(index)) {
+            Some(eventfd) => Ok(eventfd.try_clone().unwrap()),
+            None => Err(self.wrong(fd, Errno::EINVAL)),
+        }
+    }
+}
+
+impl Caller for Program {
+    fn memory(&self, _address: u64, _length: u64, _write: bool) -> Result<Vec<Memory>, Errno> {
+        Err(Errno::EFAULT)
+    }
+
+    fn memory_file(&self, _fd: i32) -> Result<OsFile, Errno> {
+        Err(Errno::EBADF)
+    }
+}
+
+pub(crate) struct Ours {
+    program: Program,
+    devices: Vec<DeviceFile>,
+    /// They are there whether or not anybody has them open.
+    _groups: Vec<Group>,
+}
+
+fn set(devices: &[DeviceFile], of: &[&Facts]) {
+    let functions = of.iter().map(|facts| PciFunction {
+        address: facts.name.parse().unwrap(),
+        group_id: GROUP_NUMBERS[facts.group],
+        device: Some(devices[facts.slot].clone()),
+    });
+    DeviceSet::new(functions).unwrap();
+}
+
+impl Ours {
+    pub(crate) fn new(mode: Mode) -> Ours {
+        let device = |facts: &&'static Facts| DeviceFile::new(facts.name, Bus::new(), Box::new(Shown(facts)));
+        let devices: Vec<DeviceFile> = DEVICES.iter().map(device).collect();
+        set(&devices, &[&E1000E, &BESIDE]);
+        set(&devices, &[&NVME, &VF1, &VF2]);
+        let physical = PhysicalFunction::new(&devices[NVME.slot]).unwrap();
+        for facts in [&VF1, &VF2] {
+            physical.add_virtual_function(&devices[facts.slot]).unwrap();
+        }
+        if mode == Mode::OwnFiles {
+            devices[NVME.slot].set_vf_token(ZEROS).unwrap();
+        }
+        let ranges = vec![
+            IovaRange { start: 0, end: WINDOW.0 - 1 },
+            IovaRange { start: WINDOW.1 + 1, end: LAST_IOVA },
+        ];
+        let groups: Vec<Group> = (0..GROUPS.len())
+            .map(|group| {
+                let hardware = HardwareIommu::new(ranges.clone(), 0x4020_1000, false).unwrap();
+                let members = DEVICES.iter().filter(|facts| facts.group == group);
+                let members = members.map(|facts| devices[facts.slot].clone()).collect();
+                Group::new(Translation::Hardware(hardware), members).unwrap()
+            })
+            .collect();
+        let mut memory = SparseMemory::new();
+        memory.insert(ARGUMENT, vec![0; PAGE]);
+        memory.insert(DATA, vec![0; PAGE]);
+        let kernel = KernelVersion::Linux6_12;
+        let opened = match mode {
+            Mode::Groups => groups.iter().map(|group| group.open().unwrap()).collect(),
+            Mode::OwnFiles => Vec::new(),
+        };
+        let program = Program {
+            memory,
+            container: Container::new(ContainerSettings { kernel, ..ContainerSettings::default() }),
+            groups: opened,
+            iommufds: [Iommufd::new(), Iommufd::new()],
+            eventfds: (0..EVENTS).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
+            devices: BTreeMap::new(),
+            installed: None,
+        };
+        Ours { program, devices, _groups: groups }
+    }
+}
+
+impl Side for Ours {
+    fn put(&mut self, address: u64, bytes: &[u8]) {
+        self.program.write(address, bytes).unwrap();
+    }
+
+    fn get(&self, address: u64, bytes: &mut [u8]) {
+        self.program.read(address, bytes).unwrap();
+    }
+
+    fn ioctl(&mut self, probe: &Probe) -> Result<i32, Errno> {
+        let is_function = [&VF1, &VF2].iter().any(|facts| probe.file == File::Device(facts.slot));
+        if !is_function || probe.number != VFIO_DEVICE_BIND_IOMMUFD.number() {
+            return self.execute(probe);
+        }
+        // Linux 6.12 does not know the token's flag, nor ask for a token here. Newer kernels do, and so do we.
+        let head = &probe.bytes[..8];
+        let flags = DeviceBindFlags::TOKEN.bits();
+        self.put(ARGUMENT, &words(&[size_of::<DeviceBindIommufd>() as u32, flags]));
+        self.put(ARGUMENT + 16, &DATA.to_ne_bytes());
+        let result = self.execute(probe);
+        self.put(ARGUMENT, head);
+        result
+    }
+
+    fn open(&mut self, slot: usize) {
+        let iommu = OwnIommu { last_iova: LAST_IOVA, reserved: vec![WINDOW], ..OwnIommu::default() };
+        let cdev = Cdev::new(self.devices[slot].clone(), Iommu::Own(iommu));
+        self.program.devices.insert(slot, Arc::new(Opened::ByOwnFile(Arc::new(cdev))));
+    }
+
+    fn close(&mut self, slot: usize) {
+        self.program.devices.remove(&slot);
+    }
+
+    fn settle(&mut self, _slot: usize) {}
+
+    fn signals(&mut self) -> [u64; EVENTS] {
+        let mut counts = [0; EVENTS];
+        for (eventfd, count) in self.program.eventfds.iter().zip(&mut counts) {
+            *count = eventfd.read().unwrap_or(0);
+        }
+        counts
+    }
+}
+
+impl Ours {
+    fn execute(&mut self, probe: &Probe) -> Result<i32, Errno> {
+        let program = &mut self.program;
+        let (number, argument) = (probe.number, probe.argument);
+        let result = match probe.file {
+            File::Container => program.container.clone().ioctl(number, argument, program)?,
+            File::Iommufd => program.iommufds[0].clone().ioctl(number, argument, program)?,
+            File::Group(group) => program.groups[group].clone().ioctl(number, argument, program)?,
+            File::Device(slot) => match program.devices.get(&slot).cloned().as_deref() {
+                Some(Opened::ByGroup(device)) => device.ioctl(number, argument, program)?,
+                Some(Opened::ByOwnFile(cdev)) => cdev.ioctl(number, argument, program)?,
+                None => return Err(Errno::EBADF),
+            },
+        };
+        if let (Some(slot), Some(device)) = (probe.into, program.installed.take()) {
+            program.devices.insert(slot, Arc::new(Opened::ByGroup(device)));
+        }
+        Ok(result)
+    }
+}
