@@ -83,7 +83,12 @@ impl Machine {
 
     /// Runs a program in a machine.
     pub(crate) fn program(&self, program: &Path, arguments: &[&str]) -> Output {
-        self.run("exec").arg("--").arg(program).args(arguments).output().unwrap()
+        self.program_with(&[], program, arguments)
+    }
+
+    /// Runs a program in a machine that `lab/run exec` gets more options for.
+    pub(crate) fn program_with(&self, options: &[&str], program: &Path, arguments: &[&str]) -> Output {
+        self.run("exec").args(options).arg("--").arg(program).args(arguments).output().unwrap()
     }
 
     /// Runs a line in each of two machines that reach each other.

@@ -204,24 +204,71 @@ fn the_user_sides_tests_pass_in_the_machines() {
     }
 }
 
-/// Recordings of a kernel that the driver side is held to: the test that makes one, and the kernel it is of.
-const RECORDINGS: [(&str, &str, &str); 4] = [
-    ("vfio_kernel", "debian", include_str!("../../../device/tests/vfio_kernel.txt")),
-    ("iommufd_kernel", "iommufd", include_str!("../../../device/tests/iommufd_kernel.txt")),
-    ("iommufd_hwpt_kernel", "iommufd", include_str!("../../../device/tests/iommufd_hwpt_kernel.txt")),
-    (
-        "iommufd_container_kernel",
-        "iommufd",
-        include_str!("../../../device/tests/iommufd_container_kernel.txt"),
-    ),
+/// A recording of a kernel that the driver side is held to.
+struct Recording {
+    /// The file of tests that has the one that makes it.
+    program: &'static str,
+    /// Which of its tests; all that record, if empty.
+    test: &'static str,
+    kernel: &'static str,
+    /// Whether the machine has PCI devices.
+    pci: bool,
+    text: &'static str,
+}
+
+const RECORDINGS: [Recording; 6] = [
+    Recording {
+        program: "vfio_kernel",
+        test: "",
+        kernel: "debian",
+        pci: false,
+        text: include_str!("../../../device/tests/vfio_kernel.txt"),
+    },
+    Recording {
+        program: "iommufd_kernel",
+        test: "",
+        kernel: "iommufd",
+        pci: false,
+        text: include_str!("../../../device/tests/iommufd_kernel.txt"),
+    },
+    Recording {
+        program: "iommufd_hwpt_kernel",
+        test: "",
+        kernel: "iommufd",
+        pci: false,
+        text: include_str!("../../../device/tests/iommufd_hwpt_kernel.txt"),
+    },
+    Recording {
+        program: "iommufd_container_kernel",
+        test: "",
+        kernel: "iommufd",
+        pci: false,
+        text: include_str!("../../../device/tests/iommufd_container_kernel.txt"),
+    },
+    Recording {
+        program: "pci_kernel",
+        test: "record_through_groups",
+        kernel: "debian",
+        pci: true,
+        text: include_str!("../../../device/tests/pci_kernel/groups.txt"),
+    },
+    Recording {
+        program: "pci_kernel",
+        test: "record_through_own_files",
+        kernel: "iommufd",
+        pci: true,
+        text: include_str!("../../../device/tests/pci_kernel/own_files.txt"),
+    },
 ];
 
 #[test]
 fn the_kernels_answer_as_they_did_when_they_were_recorded() {
-    for (name, kernel, recorded) in RECORDINGS {
+    for Recording { program: name, test, kernel, pci, text: recorded } in RECORDINGS {
         let machine = machine!(kernel);
         let program: &Path = &machine.programs.tests[name];
-        let text = succeeded(&machine.program(program, &["--ignored", "--nocapture", "--test-threads=1"]));
+        let options: &[&str] = if pci { &["--pci", "--timeout", "300"] } else { &[] };
+        let arguments = ["--ignored", "--nocapture", "--test-threads=1", test];
+        let text = succeeded(&machine.program_with(options, program, &arguments));
         // The first line stands behind what the test harness says.
         let answers: Vec<&str> =
             text.lines().filter_map(|line| line.split_once("> ")).map(|(_, answer)| answer).collect();
