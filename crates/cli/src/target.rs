@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use whimbrel_device::Worker;
-use whimbrel_models::{Model, ModelError, OpenModel};
+use whimbrel_models::{Model, ModelError, OpenModel, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group};
-use whimbrel_user::{Device, Local};
+use whimbrel_user::{Device, Local, Version, region};
 
 use crate::failure::Failure;
 
@@ -17,7 +17,8 @@ const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group
                      model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
 
 /// The models, for errors.
-const MODEL_FORMS: &str = "models are serial[?ports=1|2] and accel[?state=SIZE&rate=SIZE&features=LIST]";
+const MODEL_FORMS: &str = "models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them \
+                           with protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
 
 /// A device by the way to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,14 +120,14 @@ impl Target {
         text.parse::<Target>()?.open()
     }
 
-    /// Opens the device.
+    /// Opens the device. One that migrates through a region does so as all others from here on.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
-        let device: Box<dyn Device> = match self {
-            Target::Group(name) => Box::new(Group::find(name)?),
-            Target::Cdev(path) => Box::new(Cdev::open(path)?),
+        let (device, worker, version): (Box<dyn Device>, _, _) = match self {
+            Target::Group(name) => (Box::new(Group::find(name)?), None, Version::V1),
+            Target::Cdev(path) => (Box::new(Cdev::open(path)?), None, Version::V1),
             Target::Host(name) => match kernel::find(name)?.cdev_path {
-                Some(_) => Box::new(Cdev::find(name)?),
-                None => Box::new(Group::find(name)?),
+                Some(_) => (Box::new(Cdev::find(name)?), None, Version::V1),
+                None => (Box::new(Group::find(name)?), None, Version::V1),
             },
             Target::VfioUser(_) => {
                 return Err(Failure::new(format!("{self}: this build does not speak vfio-user yet"))
@@ -136,10 +137,19 @@ impl Target {
                 let OpenModel { device, worker } = model.open(self.to_string()).map_err(|error| {
                     Failure::new(format!("'{self}' cannot be opened: {error}")).hint(MODEL_FORMS)
                 })?;
-                return Ok(Opened { device: Box::new(Local::new(device)), _worker: worker });
+                (Box::new(Local::new(device)), worker, region_version(model))
             }
         };
-        Ok(Opened { device, _worker: None })
+        Ok(Opened { device: region::adapt_as(device, version)?, _worker: worker })
+    }
+}
+
+/// Which text the migration region of a model follows, if it has one. Of other devices nobody says it; no kernel had any
+/// but v1.
+fn region_version(model: &Model) -> Version {
+    match model {
+        Model::Serial(_, Protocol::Draft) | Model::Accel(_, Protocol::Draft) => Version::Draft,
+        Model::Serial(..) | Model::Accel(..) | Model::Legacy(_) => Version::V1,
     }
 }
 
@@ -195,6 +205,21 @@ mod tests {
         let Err(failure) = (Opened { device, _worker: None }).migratable() else { panic!("it was taken") };
         let text = failure.to_string();
         assert!(text.starts_with("error: fixed: its driver does not support migration\nhint: "), "{text}");
+    }
+
+    #[test]
+    fn a_model_that_migrates_through_a_region_is_opened_by_the_text_that_it_follows() {
+        let cases = [
+            ("model:serial", None),
+            ("model:serial?protocol=v1", Some(Version::V1)),
+            ("model:accel?state=1K&protocol=draft", Some(Version::Draft)),
+            ("model:legacy?state=1K", Some(Version::V1)),
+        ];
+        for (text, version) in cases {
+            let mut opened = Target::open_text(text).and_then(Opened::migratable).unwrap();
+            assert_eq!(opened.region_version(), version, "{text}");
+            assert!(opened.migration_flags().unwrap().is_some(), "{text}");
+        }
     }
 
     const UUID: &str = "c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a01";

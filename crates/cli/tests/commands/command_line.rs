@@ -54,7 +54,8 @@ fn a_failure_is_status_1_with_its_reason_on_stderr_and_nothing_on_stdout() {
     assert_eq!(
         run.stderr,
         "error: 'model:toaster' is no target: there is no model toaster; there are serial, accel, legacy\n\
-         hint: models are serial[?ports=1|2] and accel[?state=SIZE&rate=SIZE&features=LIST]\n"
+         hint: models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them with \
+         protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"
     );
 }
 
