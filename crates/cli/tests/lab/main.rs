@@ -211,62 +211,68 @@ struct Recording {
     /// Which of its tests; all that record, if empty.
     test: &'static str,
     kernel: &'static str,
-    /// Whether the machine has PCI devices.
-    pci: bool,
+    /// What `lab/run exec` is given for it, beside the kernel.
+    options: &'static [&'static str],
     text: &'static str,
 }
 
-const RECORDINGS: [Recording; 6] = [
+const RECORDINGS: [Recording; 7] = [
     Recording {
         program: "vfio_kernel",
         test: "",
         kernel: "debian",
-        pci: false,
+        options: &[],
         text: include_str!("../../../device/tests/vfio_kernel.txt"),
     },
     Recording {
         program: "iommufd_kernel",
         test: "",
         kernel: "iommufd",
-        pci: false,
+        options: &[],
         text: include_str!("../../../device/tests/iommufd_kernel.txt"),
     },
     Recording {
         program: "iommufd_hwpt_kernel",
         test: "",
         kernel: "iommufd",
-        pci: false,
+        options: &[],
         text: include_str!("../../../device/tests/iommufd_hwpt_kernel.txt"),
     },
     Recording {
         program: "iommufd_container_kernel",
         test: "",
         kernel: "iommufd",
-        pci: false,
+        options: &[],
         text: include_str!("../../../device/tests/iommufd_container_kernel.txt"),
     },
     Recording {
         program: "pci_kernel",
         test: "record_through_groups",
         kernel: "debian",
-        pci: true,
+        options: &["--pci", "--timeout", "300"],
         text: include_str!("../../../device/tests/pci_kernel/groups.txt"),
     },
     Recording {
         program: "pci_kernel",
         test: "record_through_own_files",
         kernel: "iommufd",
-        pci: true,
+        options: &["--pci", "--timeout", "300"],
         text: include_str!("../../../device/tests/pci_kernel/own_files.txt"),
+    },
+    Recording {
+        program: "gfx_kernel",
+        test: "",
+        kernel: "iommufd",
+        options: &["--displays"],
+        text: include_str!("../../../device/tests/gfx_kernel.txt"),
     },
 ];
 
 #[test]
 fn the_kernels_answer_as_they_did_when_they_were_recorded() {
-    for Recording { program: name, test, kernel, pci, text: recorded } in RECORDINGS {
+    for Recording { program: name, test, kernel, options, text: recorded } in RECORDINGS {
         let machine = machine!(kernel);
         let program: &Path = &machine.programs.tests[name];
-        let options: &[&str] = if pci { &["--pci", "--timeout", "300"] } else { &[] };
         let arguments = ["--ignored", "--nocapture", "--test-threads=1", test];
         let text = succeeded(&machine.program_with(options, program, &arguments));
         // The first line stands behind what the test harness says.
