@@ -1,5 +1,5 @@
-//! Requests on displays and the region of a monitor, answered by the kernel's sample drivers mbochs and mdpy and
-//! by ours: result, errno and bytes out agree.
+//! Requests on displays and the region of a monitor, answered by the kernel's sample drivers mbochs and mdpy
+//! and by ours: result, errno and bytes out agree.
 //!
 //! The kernel's answers (Linux 6.12) are kept in `gfx_kernel.txt`. In the lab, `lab/run exec --kernel iommufd
 //! --displays -- <this test, linked statically> --ignored --nocapture` asks it and prints them anew.

@@ -1,10 +1,10 @@
-//! Lists of raw requests on vfio-pci's devices, answered by a kernel and by ours: result, errno, bytes out and
-//! the eventfds that were signalled agree.
+//! Lists of raw requests on vfio-pci's devices, answered by a kernel and by ours: result, errno, bytes out
+//! and the eventfds that were signalled agree.
 //!
 //! The kernel's answers (Linux 6.12) are kept in `pci_kernel/groups.txt`, of Debian's kernel, and
-//! `pci_kernel/own_files.txt`, of the lab's own. `lab/run exec --pci -- <this test, linked statically> --ignored
-//! --nocapture record_through_groups` asks again; with `--kernel iommufd`, `record_through_own_files` too.
-//! What the lists leave out, and why, stands in `docs/differences.md`.
+//! `pci_kernel/own_files.txt`, of the lab's own. `lab/run exec --pci -- <this test, linked statically>
+//! --ignored --nocapture record_through_groups` asks again; with `--kernel iommufd`,
+//! `record_through_own_files` too. What the lists leave out, and why, stands in `docs/differences.md`.
 // mmap and ioctl on the real kernel; nothing else here is unsafe.
 #![allow(clippy::unwrap_used, unsafe_code)]
 

@@ -270,7 +270,7 @@ impl Side for Ours {
         if !is_function || probe.number != VFIO_DEVICE_BIND_IOMMUFD.number() {
             return self.execute(probe);
         }
-        // Linux 6.12 does not know the token's flag, nor ask for a token here. Newer kernels do, and so do we.
+        // Linux 6.12 does not know the token's flag, nor ask for a token here. We do, as newer kernels.
         let head = &probe.bytes[..8];
         let flags = DeviceBindFlags::TOKEN.bits();
         self.put(ARGUMENT, &words(&[size_of::<DeviceBindIommufd>() as u32, flags]));
