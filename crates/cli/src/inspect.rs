@@ -115,7 +115,18 @@ impl fmt::Display for Text<'_> {
                 device.num_irqs
             )?;
             writeln!(f, "migration     {}", output::names(flag_names(flags)))?;
+            if let Some(text) = &device.region {
+                writeln!(f, "through       a migration region ({text})")?;
+            }
             writeln!(f, "device state  {}", output::exact_bytes(contents.device_bytes))?;
+            if device.transactions {
+                writeln!(
+                    f,
+                    "transactions  {}, the longest of {}",
+                    contents.transactions,
+                    output::exact_bytes(contents.longest_transaction)
+                )?;
+            }
             for region in &hello.memory {
                 writeln!(f, "memory        {} at {:#x}", output::exact_bytes(region.size), region.start)?;
             }

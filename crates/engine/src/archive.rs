@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::Serialize;
 use whimbrel_user::{DataFile, Device, SavingRead, State};
 
-use crate::destination::{check_device, reset_after};
+use crate::destination::reset_after;
+use crate::device_state::{self, Incoming, check_device};
 use crate::error::Error;
 use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, Reason, Writer};
 
@@ -40,7 +41,7 @@ pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<S
     let flags = device
         .migration_flags()?
         .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
-    let info = device.info()?;
+    let summary = device_state::summary(device, flags)?;
     let before = device.state()?;
     if !matches!(before, State::Running | State::RunningP2p | State::Stop) {
         // Another session is running, or a state is half loaded: saving would end that.
@@ -54,16 +55,7 @@ pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<S
             .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::StopCopy })?;
         match form {
             Form::Raw => save_raw(data, output),
-            Form::Stream => {
-                let summary = DeviceSummary {
-                    name: device.name().to_string(),
-                    flags: info.flags.bits(),
-                    num_regions: info.num_regions,
-                    num_irqs: info.num_irqs,
-                    migration_flags: flags.bits(),
-                };
-                save_stream(data, summary, output)
-            }
+            Form::Stream => save_stream(data, summary, output),
         }
     })();
     // The device goes on whether or not the save worked.
@@ -132,7 +124,8 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
     let mut send = |message: &Message<'_>| writer.send(message).map_err(unwritten);
     send(&Message::Hello(Hello { device, memory: Vec::new() }))?;
     while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
-        send(&Message::DeviceState { device: 0, data: &chunk[..count] })?;
+        let ends = data.ends_transaction();
+        send(&Message::DeviceState { device: 0, ends, data: &chunk[..count] })?;
         total += count as u64;
     }
     send(&Message::DeviceEnd { device: 0, bytes: total })?;
@@ -146,15 +139,15 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
 /// If it fails once the device has begun to load, the device is reset, so that it never runs with half a state. A file
 /// that is foreign or does not fit is refused before that, and the device goes on as it was.
 pub fn restore(device: &mut dyn Device, input: impl Read, form: Form) -> Result<Summary, Error> {
-    if device.migration_flags()?.is_none() {
-        return Err(Error::NotMigratable { device: device.name().to_string() });
-    }
+    let flags = device
+        .migration_flags()?
+        .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
     let loaded = match form {
         Form::Raw => load(device, |data| restore_raw(data, input)),
         Form::Stream => {
             let mut reader = Reader::new(input);
-            check_greeting(device, &mut reader)?;
-            load(device, |data| restore_stream(data, reader))
+            let state = check_greeting(&device_state::summary(device, flags)?, &mut reader)?;
+            load(device, |data| restore_stream(data, reader, state))
         }
     };
     match loaded {
@@ -197,23 +190,23 @@ fn restore_raw(data: &mut DataFile, mut input: impl Read) -> Result<u64, Error> 
     }
 }
 
-fn check_greeting(device: &mut dyn Device, reader: &mut Reader<impl Read>) -> Result<(), Error> {
+fn check_greeting(here: &DeviceSummary, reader: &mut Reader<impl Read>) -> Result<Incoming, Error> {
     reader.preamble()?;
     match reader.next_message()? {
-        Message::Hello(hello) => check_device(&hello.device, &device.info()?),
+        Message::Hello(hello) => check_device(&hello.device, here).map(|()| Incoming::of(&hello.device)),
         other => Err(out_of_place(&other)),
     }
 }
 
-fn restore_stream(data: &mut DataFile, mut reader: Reader<impl Read>) -> Result<u64, Error> {
-    let mut total = 0;
+fn restore_stream(
+    data: &mut DataFile,
+    mut reader: Reader<impl Read>,
+    mut state: Incoming,
+) -> Result<u64, Error> {
     loop {
         match reader.next_message()? {
-            Message::DeviceState { device: 0, data: bytes } => {
-                data.write_all(bytes)?;
-                total += bytes.len() as u64;
-            }
-            Message::DeviceEnd { device: 0, bytes } => break check_total("device state", total, bytes)?,
+            Message::DeviceState { device: 0, ends, data: bytes } => state.take(data, bytes, ends)?,
+            Message::DeviceEnd { device: 0, bytes } => break check_state(&state, bytes)?,
             other => return Err(out_of_place(&other)),
         }
     }
@@ -222,7 +215,11 @@ fn restore_stream(data: &mut DataFile, mut reader: Reader<impl Read>) -> Result<
         other => return Err(out_of_place(&other)),
     }
     reader.expect_end()?;
-    Ok(total)
+    Ok(state.bytes)
+}
+
+fn check_state(state: &Incoming, claimed: u64) -> Result<(), Error> {
+    state.problem_at_end(claimed).map_or(Ok(()), |problem| Err(Error::Contents(problem)))
 }
 
 fn check_total(what: &str, found: u64, claimed: u64) -> Result<(), Error> {
@@ -252,6 +249,10 @@ pub struct Contents {
     pub frames: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
+    /// Transactions that the device's state came in; 0 for a device with migration v2, which has none.
+    pub transactions: u64,
+    /// Bytes of the longest of them: the least room that a v1 device needs in its data section.
+    pub longest_transaction: u64,
     /// Bytes of memory, zero pages counted.
     pub memory_bytes: u64,
     /// Bytes of the file, as far as it could be read.
@@ -273,6 +274,8 @@ pub fn inspect(input: impl Read) -> Contents {
         hello: None,
         frames: 0,
         device_bytes: 0,
+        transactions: 0,
+        longest_transaction: 0,
         memory_bytes: 0,
         file_bytes: 0,
         complete: false,
@@ -295,14 +298,21 @@ fn look_through(reader: &mut Reader<impl Read>, contents: &mut Contents) -> Resu
     const HEAD: usize = 64;
     reader.preamble()?;
     let mut device_done = false;
+    let mut state = Incoming::default();
     loop {
         let message = reader.next_message()?;
         contents.frames += 1;
         match message {
-            Message::Hello(hello) if contents.hello.is_none() => contents.hello = Some(hello),
+            Message::Hello(hello) if contents.hello.is_none() => {
+                state = Incoming::of(&hello.device);
+                contents.hello = Some(hello);
+            }
             other if contents.hello.is_none() => return Err(out_of_place(&other)),
-            Message::DeviceState { device: 0, data } if !device_done => {
-                contents.device_bytes += data.len() as u64;
+            Message::DeviceState { device: 0, ends, data } if !device_done => {
+                state.count(data.len(), ends);
+                contents.device_bytes = state.bytes;
+                contents.transactions = state.transactions;
+                contents.longest_transaction = state.longest;
                 let room = HEAD - contents.head.len();
                 contents.head.extend_from_slice(&data[..room.min(data.len())]);
             }
@@ -313,7 +323,7 @@ fn look_through(reader: &mut Reader<impl Read>, contents: &mut Contents) -> Resu
                 contents.memory_bytes = contents.memory_bytes.saturating_add(length);
             }
             Message::DeviceEnd { device: 0, bytes } if !device_done => {
-                check_total("device state", contents.device_bytes, bytes)?;
+                check_state(&state, bytes)?;
                 device_done = true;
             }
             Message::End { memory_bytes } if device_done => {

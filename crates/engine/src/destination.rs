@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use whimbrel_protocol::handover::{self, DestinationAction};
-use whimbrel_uapi::device::DeviceInfoFlags;
-use whimbrel_user::{DataFile, Device, Info, State};
+use whimbrel_user::{DataFile, Device, State};
 
+use crate::device_state::{self, Incoming, check_device};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::memory::{Ram, RamRegion};
@@ -84,6 +84,7 @@ impl<'a> Destination<'a> {
             destination: self,
             handover: handover::Destination::new(),
             data: None,
+            state: Incoming::default(),
             touched: false,
             received: Received::default(),
             started: Instant::now(),
@@ -115,6 +116,8 @@ struct Receiving<'a> {
     handover: handover::Destination,
     /// The running data session.
     data: Option<DataFile>,
+    /// What has come of the device's state.
+    state: Incoming,
     /// Whether the device has been asked for anything that a reset must undo.
     touched: bool,
     received: Received,
@@ -148,12 +151,12 @@ impl Receiving<'_> {
             other => return Err(Error::Protocol(format!("{:?} stands where HELLO belongs", other.kind()))),
         };
         self.started = Instant::now();
-        if self.destination.device.migration_flags()?.is_none() {
+        let Some(flags) = self.destination.device.migration_flags()? else {
             let device = self.destination.device.name().to_string();
             return Err(Error::NotMigratable { device });
-        }
-        let info = self.destination.device.info()?;
-        check_fit(&hello, &info, &self.regions)?;
+        };
+        check_fit(&hello, &device_state::summary(self.destination.device, flags)?, &self.regions)?;
+        self.state = Incoming::of(&hello.device);
         self.received.from_device = hello.device.name;
         self.send(&Message::Accept)
     }
@@ -176,11 +179,11 @@ impl Receiving<'_> {
                     ram(self.destination.ram)?.clear(address, length)?;
                     self.received.memory_bytes = self.received.memory_bytes.saturating_add(length);
                 }
-                Message::DeviceState { device: 0, data } if !device_done => {
+                Message::DeviceState { device: 0, ends, data } if !device_done => {
                     if let Some(file) = &mut self.data {
-                        file.write_all(data)?;
+                        self.state.take(file, data, ends)?;
                     }
-                    self.received.device_bytes += data.len() as u64;
+                    self.received.device_bytes = self.state.bytes;
                 }
                 Message::DeviceEnd { device: 0, bytes } if !device_done => {
                     if bytes != self.received.device_bytes {
@@ -188,6 +191,9 @@ impl Receiving<'_> {
                             "{} bytes of device state came, the source says it sent {bytes}",
                             self.received.device_bytes
                         )));
+                    }
+                    if let Some(problem) = self.state.problem_at_end(bytes) {
+                        return Err(Error::Protocol(problem));
                     }
                     device_done = true;
                 }
@@ -314,8 +320,8 @@ fn check_within(regions: &[RamRegion], address: u64, length: u64) -> Result<(), 
 }
 
 /// Whether the device and memory announced are like ours.
-pub(crate) fn check_fit(hello: &Hello, info: &Info, regions: &[RamRegion]) -> Result<(), Error> {
-    check_device(&hello.device, info)?;
+fn check_fit(hello: &Hello, here: &DeviceSummary, regions: &[RamRegion]) -> Result<(), Error> {
+    check_device(&hello.device, here)?;
     if hello.memory == regions {
         return Ok(());
     }
@@ -328,20 +334,4 @@ pub(crate) fn check_fit(hello: &Hello, info: &Info, regions: &[RamRegion]) -> Re
             .join(", "),
     };
     Err(Error::Mismatch(format!("its memory is {}, here it is {}", list(&hello.memory), list(regions))))
-}
-
-/// Whether a device's state can be for one with this info: the same kind, with as many regions and interrupts.
-pub(crate) fn check_device(device: &DeviceSummary, info: &Info) -> Result<(), Error> {
-    let kind = |flags: u32| flags & !(DeviceInfoFlags::RESET | DeviceInfoFlags::CAPS).bits();
-    let ours = (kind(info.flags.bits()), info.num_regions, info.num_irqs);
-    let theirs = (kind(device.flags), device.num_regions, device.num_irqs);
-    if ours == theirs {
-        return Ok(());
-    }
-    let tell = |(kind, regions, irqs): (u32, u32, u32)| {
-        let names: Vec<&str> =
-            DeviceInfoFlags::from_bits_truncate(kind).iter_names().map(|(name, _)| name).collect();
-        format!("a {} device with {regions} regions and {irqs} irqs", names.join("|"))
-    };
-    Err(Error::Mismatch(format!("'{}' is {}, here is {}", device.name, tell(theirs), tell(ours))))
 }

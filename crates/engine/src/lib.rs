@@ -32,6 +32,7 @@
 
 pub mod archive;
 mod destination;
+mod device_state;
 mod dirty;
 mod error;
 mod guest;

@@ -15,13 +15,14 @@ use whimbrel_protocol::handover::{self, SourceAction};
 use whimbrel_protocol::precopy;
 use whimbrel_user::{DataFile, Device, MigrationFlags, State};
 
+use crate::device_state;
 use crate::dirty::{CpuLog, Dirty, NoCpuLog};
 use crate::error::{Error, Outcome, SendError};
 use crate::guest::{Guest, NoGuest};
 use crate::memory::{PAGE, Ram};
 use crate::progress::{Observer, Phase, Progress, Silent};
 use crate::report::{Report, Round};
-use crate::stream::{CHUNK, DeviceSummary, Hello, MAX_CONTROL, Message, Reader, Writer};
+use crate::stream::{CHUNK, Hello, MAX_CONTROL, Message, Reader, Writer};
 use crate::transport::Link;
 
 use dialogue::Answer;
@@ -249,18 +250,11 @@ impl<'a> Sending<'a> {
     }
 
     fn greet(&mut self) -> Result<(), Error> {
-        let info = self.source.device.info()?;
+        let device = device_state::summary(self.source.device, self.flags)?;
         let memory = self.source.ram.map(Ram::regions).unwrap_or_default();
         if let Some(region) = memory.iter().find(|region| region.start % PAGE != 0) {
             return Err(Error::Layout(format!("the region at {:#x} does not start on a page", region.start)));
         }
-        let device = DeviceSummary {
-            name: self.source.device.name().to_string(),
-            flags: info.flags.bits(),
-            num_regions: info.num_regions,
-            num_irqs: info.num_irqs,
-            migration_flags: self.flags.bits(),
-        };
         self.show();
         let regions = memory.len();
         let hello = Message::Hello(Hello { device, memory });

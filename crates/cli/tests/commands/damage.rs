@@ -36,9 +36,9 @@ impl Saved {
         let mut writer = Writer::new(&mut bytes);
         while let Ok(message) = reader.next_message() {
             match message {
-                Message::DeviceState { device, data } => {
+                Message::DeviceState { device, ends, data } => {
                     for data in data.chunks(10) {
-                        writer.send(&Message::DeviceState { device, data }).unwrap();
+                        writer.send(&Message::DeviceState { device, ends, data }).unwrap();
                     }
                 }
                 other => writer.send(&other).unwrap(),

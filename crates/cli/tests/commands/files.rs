@@ -62,8 +62,10 @@ fn what_is_saved_can_be_inspected_and_restored() {
                 "frames",
                 "head",
                 "hello",
+                "longest_transaction",
                 "memory_bytes",
                 "problem",
+                "transactions",
                 "version"
             ]
         );
@@ -76,6 +78,24 @@ fn what_is_saved_can_be_inspected_and_restored() {
         assert_eq!(keys(&restored), ["device", "device_bytes", "file", "raw", "state"]);
         assert_eq!((&restored["device_bytes"], &restored["state"]), (&json!(bytes), &json!("RUNNING")));
         assert_eq!(names_in(folder.path()), ["device.whimbrel"]);
+    }
+}
+
+#[test]
+fn a_device_that_migrates_through_a_region_is_saved_and_restored_and_its_file_says_so() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("serial");
+    save("model:serial?protocol=v1", &file, &[]).succeeded();
+    let run = whimbrel(["inspect", &argument(&file)]).succeeded();
+    for line in [
+        "through       a migration region (v1)\n",
+        "transactions  1, the longest of 60 B\n",
+        "device        model:serial?protocol=v1 (RESET, PCI; 9 regions, 5 irqs)\n",
+    ] {
+        assert!(run.text().contains(line), "{line}: {}", run.text());
+    }
+    for target in ["model:serial", "model:serial?protocol=v1", "model:serial?protocol=draft"] {
+        restore(target, &file, &[]).succeeded();
     }
 }
 
@@ -93,7 +113,7 @@ fn people_are_told_where_it_went_and_what_it_holds() {
     );
     let run = whimbrel(["inspect", &argument(&file)]).succeeded();
     for line in [
-        "format        whimbrel stream 1.0\n",
+        "format        whimbrel stream 1.1\n",
         "device        model:serial (RESET, PCI; 9 regions, 5 irqs)\n",
         "migration     STOP_COPY, P2P, PRE_COPY\n",
         "device state  60 B\n",

@@ -82,9 +82,10 @@ impl Sending<'_> {
         let Some(data) = &mut self.data else { return Ok(None) };
         let mut chunk = std::mem::take(&mut self.chunk);
         let read = data.read(state, &mut chunk);
+        let ends = data.ends_transaction();
         let sent = match read {
             Ok(SavingRead::Data(count)) => self
-                .send(&Message::DeviceState { device: 0, data: &chunk[..count] })
+                .send(&Message::DeviceState { device: 0, ends, data: &chunk[..count] })
                 .map(|()| Some(count as u64)),
             Ok(SavingRead::TemporaryEnd | SavingRead::End) => Ok(None),
             Err(error) => Err(error.into()),

@@ -11,7 +11,7 @@ use super::reader::Problem;
 /// Changes when an older reader could not understand the stream any more.
 pub const VERSION_MAJOR: u16 = 1;
 /// Changes when something is added that an older reader may ignore.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 
 const MAGIC: [u8; 8] = *b"WHIMBREL";
 
@@ -36,7 +36,7 @@ pub struct Preamble {
 pub const PREAMBLE_BYTES: usize = size_of::<Preamble>();
 const PREAMBLE_CRC_COVERS: usize = PREAMBLE_BYTES - size_of::<U32>();
 /// The checksum of the current preamble, as a constant must not be computed; a test does.
-const CURRENT_CRC: u32 = 0xce8d_dad1;
+const CURRENT_CRC: u32 = 0xdd2f_42a6;
 
 impl Preamble {
     /// What this version writes.
@@ -272,8 +272,9 @@ mod tests {
             bytes
         };
         let good: [u8; PREAMBLE_BYTES] = zerocopy::transmute!(Preamble::CURRENT);
-        assert_eq!(good, preamble(1, 0), "the constant checksum is right");
-        assert_eq!(Preamble::check(&good), Ok(0));
+        assert_eq!(good, preamble(1, 1), "the constant checksum is right");
+        assert_eq!(Preamble::check(&good), Ok(1));
+        assert_eq!(Preamble::check(&preamble(1, 0)), Ok(0), "an older minor version can be read");
         assert_eq!(Preamble::check(&preamble(9, 3)), Err(Problem::Version { major: 9, minor: 3 }));
         assert_eq!(Preamble::check(&preamble(1, 9)), Ok(9), "a newer minor version can be read");
         assert_eq!(Preamble::check(b"QEVM 12345678901"), Err(Problem::Foreign));

@@ -34,11 +34,21 @@ pub struct DeviceSummary {
     pub num_irqs: u32,
     /// `vfio_device_feature_migration.flags`.
     pub migration_flags: u64,
+    /// The text that the source's migration region follows, `v1` or `draft`; absent where the source has migration v2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the device's state comes in transactions, whose ends are told ([`Message::DeviceState`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transactions: bool,
 }
 
 impl Hello {
     fn for_people(&self) -> Hello {
-        let device = DeviceSummary { name: for_people(&self.device.name), ..self.device.clone() };
+        let device = DeviceSummary {
+            name: for_people(&self.device.name),
+            region: self.device.region.as_deref().map(for_people),
+            ..self.device.clone()
+        };
         Hello { device, memory: self.memory.clone() }
     }
 }
@@ -101,6 +111,9 @@ pub enum Message<'a> {
     DeviceState {
         /// Which device, from 0.
         device: u32,
+        /// Whether these bytes are the last ones of a transaction. It means nothing where the greeting does not say
+        /// that there are transactions.
+        ends: bool,
         /// The bytes, 1 to [`CHUNK`].
         data: &'a [u8],
     },
@@ -154,7 +167,17 @@ struct Span {
 #[repr(C)]
 struct OfDevice {
     device: U32,
-    reserved: U32,
+    /// Of DEVICE_STATE; reserved in all others.
+    flags: U32,
+}
+
+/// These are the last bytes of a transaction.
+const ENDS_TRANSACTION: u32 = 1;
+
+impl OfDevice {
+    fn new(device: u32, flags: u32) -> OfDevice {
+        OfDevice { device: U32::new(device), flags: U32::new(flags) }
+    }
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -198,15 +221,12 @@ impl<'a> Message<'a> {
             Message::MemoryZero { address, length } => {
                 Span { address: U64::new(*address), length: U64::new(*length) }.as_bytes().to_vec()
             }
-            Message::DeviceState { device, .. } => {
-                OfDevice { device: U32::new(*device), reserved: U32::ZERO }.as_bytes().to_vec()
+            Message::DeviceState { device, ends, .. } => {
+                OfDevice::new(*device, u32::from(*ends) * ENDS_TRANSACTION).as_bytes().to_vec()
             }
-            Message::DeviceEnd { device, bytes } => DeviceTotal {
-                of: OfDevice { device: U32::new(*device), reserved: U32::ZERO },
-                bytes: U64::new(*bytes),
+            Message::DeviceEnd { device, bytes } => {
+                DeviceTotal { of: OfDevice::new(*device, 0), bytes: U64::new(*bytes) }.as_bytes().to_vec()
             }
-            .as_bytes()
-            .to_vec(),
             Message::Round { number } | Message::RoundDone { number } => {
                 U32::new(*number).as_bytes().to_vec()
             }
@@ -253,7 +273,8 @@ impl<'a> Message<'a> {
             Kind::DeviceState => {
                 let (of, rest) =
                     OfDevice::read_from_prefix(payload).map_err(|_| bad("it is too short for its device"))?;
-                Message::DeviceState { device: of.device.get(), data: data(rest)? }
+                let ends = of.flags.get() & ENDS_TRANSACTION != 0;
+                Message::DeviceState { device: of.device.get(), ends, data: data(rest)? }
             }
             Kind::DeviceEnd => {
                 let total: DeviceTotal = exact(kind, payload)?;
@@ -304,6 +325,8 @@ mod tests {
                 num_regions: 9,
                 num_irqs: 5,
                 migration_flags: 7,
+                region: Some("v1".into()),
+                transactions: true,
             },
             memory: vec![RamRegion { start: 0, size: 1 << 40 }],
         };
@@ -314,7 +337,8 @@ mod tests {
             Message::Accept,
             Message::Memory { address: 1 << 63, data: &full },
             Message::MemoryZero { address: 4096, length: u64::MAX },
-            Message::DeviceState { device: 3, data: b"x" },
+            Message::DeviceState { device: 3, ends: false, data: b"x" },
+            Message::DeviceState { device: 3, ends: true, data: b"x" },
             Message::DeviceEnd { device: 3, bytes: 1 << 50 },
             Message::Round { number: 1 },
             Message::RoundDone { number: u32::MAX },

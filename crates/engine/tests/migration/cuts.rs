@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use whimbrel_device::migration_region::{Layout, Version};
 use whimbrel_engine::stream::{Kind, Reader};
 use whimbrel_engine::{Outcome, SendError};
 
@@ -9,7 +10,15 @@ use crate::support::{Cut, Ended, Rig, Shape, proxy};
 
 /// The smallest migration that has everything in it: memory, zero pages, pre-copy, both sorts of state.
 fn migrate(cut: Cut, timeout: Duration) -> (Ended, Vec<u8>, Vec<u8>) {
-    let mut rig = Rig::new(&Shape { size: 2, initial: 1, ..Shape::default() }).with_memory(&[(0, 0x2000)]);
+    migrate_as(&shape(), cut, timeout)
+}
+
+fn shape() -> Shape {
+    Shape { size: 2, initial: 1, ..Shape::default() }
+}
+
+fn migrate_as(shape: &Shape, cut: Cut, timeout: Duration) -> (Ended, Vec<u8>, Vec<u8>) {
+    let mut rig = Rig::new(shape).with_memory(&[(0, 0x2000)]);
     rig.options.timeout = timeout;
     let (left, right, recording) = proxy(cut);
     let memory = &rig.memory.as_ref().unwrap().0;
@@ -73,6 +82,19 @@ fn a_link_cut_after_any_byte_from_the_destination_leaves_one_owner() {
         } else {
             assert!(ended.sent.is_err() && !is_unknown(&ended), "{what}");
         }
+    }
+}
+
+#[test]
+fn a_link_cut_after_any_byte_between_devices_with_a_v1_region_leaves_one_owner() {
+    let layout = Layout::trapped(Version::V1, 5).unwrap();
+    let shape = Shape { region: Some(layout), ..shape() };
+    let (_, from_source, from_destination) = migrate_as(&shape, Cut::Never, PATIENT);
+    let from_source = (0..from_source.len()).map(Cut::FromSource);
+    let from_destination = (0..from_destination.len()).map(Cut::FromDestination);
+    for cut in from_source.chain(from_destination) {
+        let (mut ended, ..) = migrate_as(&shape, cut, PATIENT);
+        ended.assert_sane(&format!("{cut:?}"));
     }
 }
 

@@ -33,7 +33,7 @@ fn recorded() -> Vec<u8> {
 
 fn restore(file: &[u8]) -> Result<(), Error> {
     let mut rig = Rig::new(&shape());
-    let restored = archive::restore(&mut rig.there, file, Form::Stream).map(|_| ());
+    let restored = archive::restore(&mut *rig.there, file, Form::Stream).map(|_| ());
     match &restored {
         Ok(()) => assert_eq!(rig.there_control.state(), [7, 8, 9]),
         Err(error) => rig.assert_destination_is_fresh(&error.to_string()),
@@ -47,7 +47,7 @@ fn receive(stream: &[u8]) -> Result<(), Error> {
     left.write_all(stream).unwrap();
     left.shutdown(Shutdown::Write).unwrap();
     let memory = &rig.memory.as_ref().unwrap().1;
-    let received = Destination::new(&mut rig.there).memory(memory).receive(right.into()).map(|_| ());
+    let received = Destination::new(&mut *rig.there).memory(memory).receive(right.into()).map(|_| ());
     match &received {
         Ok(()) => assert_eq!(rig.there_control.state(), [1, 2, 3]),
         Err(error) => rig.assert_destination_is_fresh(&error.to_string()),
@@ -182,7 +182,7 @@ fn a_file_that_cannot_be_read_on_is_an_error_and_not_the_end() {
     }
     for form in [Form::Stream, Form::Raw] {
         let mut rig = Rig::new(&shape());
-        let error = archive::restore(&mut rig.there, Fails(saved()), form).unwrap_err().to_string();
+        let error = archive::restore(&mut *rig.there, Fails(saved()), form).unwrap_err().to_string();
         assert!(error.contains("the disk is gone"), "{error}");
         rig.assert_destination_is_fresh(&error);
     }

@@ -3,7 +3,7 @@
 use whimbrel_device::{ArcError, Errno};
 use whimbrel_engine::{CpuLog, Error, Outcome, Source};
 use whimbrel_protocol::dirty::PageBitmap;
-use whimbrel_user::{Device, State};
+use whimbrel_user::State;
 
 use crate::support::{At, Ended, Program, Rig, Shape};
 use State::{PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy};
@@ -261,11 +261,11 @@ fn a_log_of_the_cpus_that_fails_ends_the_migration_and_no_log_is_left_running() 
         std::thread::scope(|scope| {
             let (_, there_memory) = rig.memory.as_ref().unwrap();
             scope.spawn(|| {
-                whimbrel_engine::Destination::new(&mut rig.there).memory(there_memory).receive(right.into())
+                whimbrel_engine::Destination::new(&mut *rig.there).memory(there_memory).receive(right.into())
             });
             let log = Log { fails_at, asked: 0, running: &mut running };
             let (here_memory, _) = rig.memory.as_ref().unwrap();
-            let error = Source::new(&mut rig.here)
+            let error = Source::new(&mut *rig.here)
                 .memory(here_memory, log)
                 .guest(rig.here_program.clone())
                 .options(rig.options)

@@ -34,9 +34,9 @@ fn a_second_sender_is_told_and_its_device_runs_on_while_the_first_one_moves() {
                     listener.accept().unwrap_err().raw_os_error(),
                     Some(nix::errno::Errno::EBUSY as i32)
                 );
-                Destination::new(&mut first.there).receive(link)
+                Destination::new(&mut *first.there).receive(link)
             });
-            let source = whimbrel_engine::Source::new(&mut first.here).options(first.options);
+            let source = whimbrel_engine::Source::new(&mut *first.here).options(first.options);
             (source.send(Link::connect(&address, PATIENCE).unwrap()), receiver.join().unwrap())
         });
         sent.unwrap();
@@ -68,10 +68,10 @@ fn a_second_receiver_at_the_same_path_is_refused_and_the_first_one_still_waits_f
     let mut rig = Rig::new(&Shape::default());
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            Destination::new(&mut rig.there).receive(listener.accept().unwrap()).unwrap();
+            Destination::new(&mut *rig.there).receive(listener.accept().unwrap()).unwrap();
         });
         let link = Link::connect(&address, PATIENCE).unwrap();
-        whimbrel_engine::Source::new(&mut rig.here).options(rig.options).send(link).unwrap();
+        whimbrel_engine::Source::new(&mut *rig.here).options(rig.options).send(link).unwrap();
         receiver.join().unwrap();
     });
 }

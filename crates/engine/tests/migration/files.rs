@@ -48,7 +48,7 @@ fn inspect_tells_what_a_file_holds() {
     archive::save(&mut from, &mut file, Form::Stream).unwrap();
     let contents = archive::inspect(&file[..]);
     assert!(contents.complete, "{:?}", contents.problem);
-    assert_eq!(contents.version, "1.0");
+    assert_eq!(contents.version, "1.1");
     assert_eq!(contents.hello.unwrap().device.name, "from");
     assert_eq!((contents.frames, contents.device_bytes, contents.memory_bytes), (4, 11, 0));
     assert_eq!(contents.file_bytes, file.len() as u64);

@@ -46,7 +46,8 @@ fn a_device_that_cannot_migrate_is_refused_on_either_side() {
     assert!(matches!(error.cause, Error::NotMigratable { .. }), "{error}");
 
     let mut rig = Rig::new(&Shape::default());
-    (rig.there, rig.there_control) = crate::support::open("there", &Shape { flags, ..Shape::default() });
+    (rig.there, _, rig.there_control) =
+        crate::support::open_any("there", &Shape { flags, ..Shape::default() });
     let mut ended = rig.migrate();
     let error = ended.sent.unwrap_err().to_string();
     assert!(error.contains("there: its driver does not support migration"), "{error}");

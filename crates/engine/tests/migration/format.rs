@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_engine::Destination;
 use whimbrel_engine::archive::{self, Form};
-use whimbrel_user::{Device, State};
+use whimbrel_user::State;
 
 use crate::support::wire::{frame, preamble, stream};
 use crate::support::{Cut, Rig, Shape, open, proxy};
@@ -64,6 +64,17 @@ fn a_file_built_from_the_documents_numbers_is_what_a_save_writes() {
 }
 
 #[test]
+fn a_file_of_the_version_before_is_taken_whatever_its_reserved_bits_hold() {
+    let mut file = preamble(1, 0);
+    file.extend_from_slice(&example()[16..]);
+    let (mut device, control) = open("a", &shape());
+    archive::restore(&mut device, &file[..], Form::Stream).unwrap();
+    assert_eq!(control.state(), [0x2a]);
+    let contents = archive::inspect(&file[..]);
+    assert_eq!((contents.version.as_str(), contents.complete, contents.transactions), ("1.0", true, 0));
+}
+
+#[test]
 fn what_the_document_lets_a_writer_do_is_taken() {
     // Other order of fields, unknown fields, no memory, a newer minor version, reserved bits, state in single bytes.
     let hello = br#" { "colour": "blue", "device": { "num_irqs": 0, "num_regions": 2, "age": [1],
@@ -103,7 +114,7 @@ fn a_migration_built_from_the_documents_numbers_is_taken_and_answered_as_it_says
     left.write_all(&sent).unwrap();
     left.shutdown(Shutdown::Write).unwrap();
     let (_, memory) = rig.memory.as_ref().unwrap();
-    let received = Destination::new(&mut rig.there).memory(memory).receive(right.into()).unwrap();
+    let received = Destination::new(&mut *rig.there).memory(memory).receive(right.into()).unwrap();
     assert_eq!((received.rounds, received.memory_bytes, received.device_bytes), (2, 4096 + 0x1800 + 1, 8));
     assert_eq!(rig.there_control.state(), [0x2a]);
     assert_eq!(rig.there.state().unwrap(), State::Running);

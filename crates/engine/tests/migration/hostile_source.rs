@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use whimbrel_engine::stream::{DeviceSummary, Hello, Message, Ready, Reason, Running, Writer};
 use whimbrel_engine::{Destination, Error, RamRegion, Received, archive};
-use whimbrel_user::{Device, State};
+use whimbrel_user::State;
 
 use crate::support::wire::{frame, preamble};
 use crate::support::{Rig, Shape};
@@ -29,7 +29,7 @@ fn receive(rig: &mut Rig, bytes: &[u8]) -> Result<Received, Error> {
             let _ = left.shutdown(Shutdown::Write);
             let _ = std::io::copy(&mut left, &mut std::io::sink());
         });
-        Destination::new(&mut rig.there)
+        Destination::new(&mut *rig.there)
             .memory(&rig.memory.as_ref().unwrap().1)
             .guest(rig.there_program.clone())
             .timeout(Duration::from_secs(20))
@@ -46,8 +46,15 @@ fn receive(rig: &mut Rig, bytes: &[u8]) -> Result<Received, Error> {
 }
 
 fn hello() -> Message<'static> {
-    let device =
-        DeviceSummary { name: "x".into(), flags: 1, num_regions: 2, num_irqs: 0, migration_flags: 1 };
+    let device = DeviceSummary {
+        name: "x".into(),
+        flags: 1,
+        num_regions: 2,
+        num_irqs: 0,
+        migration_flags: 1,
+        region: None,
+        transactions: false,
+    };
     Message::Hello(Hello { device, memory: vec![RamRegion { start: 0, size: MEMORY as u64 }] })
 }
 
@@ -75,7 +82,7 @@ fn a_whole_dialogue_that_nobody_waits_for_an_answer_in_is_still_a_migration() {
         Message::Memory { address: 0, data: b"memory" },
         Message::Padding { data: b"nothing" },
         Message::Round { number: 1 },
-        Message::DeviceState { device: 0, data: &image },
+        Message::DeviceState { device: 0, ends: false, data: &image },
         Message::DeviceEnd { device: 0, bytes: 10 },
         Message::End { memory_bytes: 6 },
         Message::Handover,
@@ -88,7 +95,7 @@ fn a_whole_dialogue_that_nobody_waits_for_an_answer_in_is_still_a_migration() {
 #[test]
 fn every_message_out_of_place_is_refused_and_leaves_the_device_fresh() {
     let image = image();
-    let state = Message::DeviceState { device: 0, data: &image };
+    let state = Message::DeviceState { device: 0, ends: false, data: &image };
     let end = Message::DeviceEnd { device: 0, bytes: 10 };
     let cases: Vec<(&str, Vec<Message<'_>>)> = vec![
         ("no greeting", vec![state.clone()]),
@@ -97,7 +104,7 @@ fn every_message_out_of_place_is_refused_and_leaves_the_device_fresh() {
         ("round 0", vec![hello(), Message::Round { number: 0 }]),
         ("round 2 first", vec![hello(), Message::Round { number: 2 }]),
         ("round 1 twice", vec![hello(), Message::Round { number: 1 }, Message::Round { number: 1 }]),
-        ("another device", vec![hello(), Message::DeviceState { device: 1, data: &image }]),
+        ("another device", vec![hello(), Message::DeviceState { device: 1, ends: false, data: &image }]),
         ("the end of another device", vec![hello(), Message::DeviceEnd { device: 1, bytes: 0 }]),
         ("a wrong total", vec![hello(), state.clone(), Message::DeviceEnd { device: 0, bytes: 9 }]),
         ("an end before the device's", vec![hello(), Message::End { memory_bytes: 0 }]),
@@ -135,7 +142,7 @@ fn a_state_that_the_driver_refuses_is_refused_with_the_drivers_errno() {
         let mut rig = rig();
         let messages = [
             hello(),
-            Message::DeviceState { device: 0, data: state },
+            Message::DeviceState { device: 0, ends: false, data: state },
             Message::DeviceEnd { device: 0, bytes },
             Message::End { memory_bytes: 0 },
             Message::Handover,
@@ -231,8 +238,8 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         1 => Just(Message::Accept),
         3 => (address.clone(), data.clone()).prop_map(|(address, data)| Message::Memory { address, data }),
         2 => (address, any::<u64>()).prop_map(|(address, length)| Message::MemoryZero { address, length: length.max(1) }),
-        2 => data.prop_map(|data| Message::DeviceState { device: 0, data }),
-        4 => image.prop_map(|data| Message::DeviceState { device: 0, data }),
+        2 => data.prop_map(|data| Message::DeviceState { device: 0, ends: false, data }),
+        4 => image.prop_map(|data| Message::DeviceState { device: 0, ends: false, data }),
         3 => (0..2u32, count.clone()).prop_map(|(device, bytes)| Message::DeviceEnd { device, bytes }),
         3 => number.clone().prop_map(|number| Message::Round { number }),
         1 => number.prop_map(|number| Message::RoundDone { number }),
@@ -254,7 +261,7 @@ fn check_everything_that_reads(bytes: &[u8]) {
     }
     for form in [archive::Form::Stream, archive::Form::Raw] {
         let mut rig = self::rig();
-        match archive::restore(&mut rig.there, bytes, form) {
+        match archive::restore(&mut *rig.there, bytes, form) {
             Ok(_) => assert_eq!(rig.there_control.state(), [1, 2, 3, 4]),
             Err(error) => rig.assert_destination_is_fresh(&error.to_string()),
         }

@@ -69,7 +69,7 @@ fn contents(memory: &Memory) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn assert_same_memory(memory: &(Memory, Memory)) {
+pub(crate) fn assert_same_memory(memory: &(Memory, Memory)) {
     for (ours, theirs) in contents(&memory.0).iter().zip(contents(&memory.1)) {
         let differs = ours.chunks(4096).zip(theirs.chunks(4096)).position(|(ours, theirs)| ours != theirs);
         assert_eq!(differs, None, "the first page that differs");
@@ -101,15 +101,15 @@ fn a_busy_device_moves_over(left: Link, right: Link) {
     let stale = vec![9; 2 * MIB];
     rig.memory.as_ref().unwrap().1.write_slice(&stale, GuestAddress(4 << 20)).unwrap();
 
-    let worker = Worker::start(rig.here.driver_side().clone()).unwrap();
+    let worker = Worker::start(rig.here_file.clone()).unwrap();
     let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here_program.clone() };
     let (done, written) = (AtomicBool::new(false), Mutex::new(0));
     let (report, received) = std::thread::scope(|scope| {
         let (here_memory, there_memory) = rig.memory.as_ref().unwrap();
         let writer = scope.spawn(|| cpu.work(here_memory, &done, &written));
         let receiver = scope
-            .spawn(|| whimbrel_engine::Destination::new(&mut rig.there).memory(there_memory).receive(right));
-        let report = Source::new(&mut rig.here)
+            .spawn(|| whimbrel_engine::Destination::new(&mut *rig.there).memory(there_memory).receive(right));
+        let report = Source::new(&mut *rig.here)
             .memory(here_memory, here_memory)
             .guest(cpu.clone())
             .options(rig.options)
@@ -151,7 +151,7 @@ fn a_device_at_work_moves_over_tcp_with_all_that_was_written() {
 fn a_busy_device_without_a_log_of_its_own_loses_nothing_either() {
     let shape = Shape { dma_pages: 512, logging: false, ..Shape::default() };
     let rig = Rig::new(&shape).with_memory(&REGIONS);
-    let worker = Worker::start(rig.here.driver_side().clone()).unwrap();
+    let worker = Worker::start(rig.here_file.clone()).unwrap();
     let ended = rig.migrate();
     drop(worker);
     let report = ended.sent.unwrap();
@@ -183,9 +183,9 @@ fn the_time_the_destinations_owner_looks_is_told_apart_from_the_downtime() {
     let (left, right) = UnixStream::pair().unwrap();
     let report = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            whimbrel_engine::Destination::new(&mut rig.there).guest(Slow).receive(right.into()).unwrap()
+            whimbrel_engine::Destination::new(&mut *rig.there).guest(Slow).receive(right.into()).unwrap()
         });
-        let report = Source::new(&mut rig.here).options(rig.options).send(left.into()).unwrap();
+        let report = Source::new(&mut *rig.here).options(rig.options).send(left.into()).unwrap();
         receiver.join().unwrap();
         report
     });
@@ -237,7 +237,7 @@ fn the_log_runs_only_while_the_migration_does() {
 #[test]
 fn a_device_that_does_not_run_is_not_sent() {
     let mut rig = Rig::new(&Shape { flags: MigrationFlags::STOP_COPY, ..Shape::default() });
-    whimbrel_user::Device::set_state(&mut rig.here, State::Stop).unwrap();
+    whimbrel_user::Device::set_state(&mut *rig.here, State::Stop).unwrap();
     let (left, _right) = UnixStream::pair().unwrap();
     let error = rig.send_to(left.into()).unwrap_err().to_string();
     assert!(error.contains("here: it is in STOP, but a live migration begins in RUNNING only"), "{error}");

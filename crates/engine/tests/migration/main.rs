@@ -14,4 +14,5 @@ mod format;
 mod hostile_destination;
 mod hostile_source;
 mod live;
+mod regions;
 mod support;

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use vm_memory::FileOffset;
+use whimbrel_device::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
     ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
-    Next, PrecopyReport, State,
+    Next, PrecopyReport, Region, State,
 };
 use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
-use whimbrel_user::Local;
+use whimbrel_user::{Device, Local, region};
 
 /// A request that the driver gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub(crate) enum At {
     LogReport,
     LogStop,
     Reset,
+    /// Any access to the migration region, of a device that has one.
+    Region,
 }
 
 /// What a device is like.
@@ -46,6 +50,8 @@ pub(crate) struct Shape {
     /// Pages of memory from 0 on that it writes to while it runs; none if 0.
     pub(crate) dma_pages: u64,
     pub(crate) regions: u32,
+    /// It migrates through a region of this layout.
+    pub(crate) region: Option<Layout>,
 }
 
 impl Default for Shape {
@@ -59,6 +65,7 @@ impl Default for Shape {
             claims: None,
             dma_pages: 0,
             regions: 2,
+            region: None,
         }
     }
 }
@@ -110,6 +117,10 @@ impl Control {
         !self.0.lock().faults.is_empty()
     }
 
+    pub(crate) fn forget_faults(&self) {
+        self.0.lock().faults.clear();
+    }
+
     fn pass(&self, at: At) -> Result<(), ArcError> {
         let mut inner = self.0.lock();
         inner.requests.push(at);
@@ -147,6 +158,14 @@ pub(crate) fn open(name: &str, shape: &Shape) -> (Local, Control) {
     (Local::new(device), control)
 }
 
+/// Opens a device of this shape as its user does who takes any device, with its driver side.
+pub(crate) fn open_any(name: &str, shape: &Shape) -> (Box<dyn Device>, DeviceFile, Control) {
+    let (file, control) = open_file(name, shape);
+    let version = shape.region.as_ref().map_or(Version::V1, Layout::version);
+    let device = region::adapt_as(Box::new(Local::new(file.clone())), version).unwrap();
+    (device, file, control)
+}
+
 fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
     let bus = Bus::new();
     let control = Control(Arc::new(Mutex::new(Inner {
@@ -170,7 +189,58 @@ fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
         log: None,
         random: 1,
     };
-    (DeviceFile::new(name, bus, Box::new(driver)), control)
+    let driver: Box<dyn Driver> = match &shape.region {
+        None => Box::new(driver),
+        Some(layout) => {
+            let region = MigrationRegion::new(Box::new(driver), bus.clone(), layout.clone()).unwrap();
+            Box::new(Watched { region, control: control.clone() })
+        }
+    };
+    (DeviceFile::new(name, bus, driver), control)
+}
+
+/// A device with a migration region, each access to which fails when a test says so.
+struct Watched {
+    region: MigrationRegion,
+    control: Control,
+}
+
+impl Watched {
+    fn pass(&self, index: u32) -> Result<(), Errno> {
+        if index == self.region.index() { self.control.pass_request(At::Region) } else { Ok(()) }
+    }
+}
+
+impl Driver for Watched {
+    fn info(&self) -> Info {
+        self.region.info()
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        self.region.region(index)
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.pass(index)?;
+        self.region.read_region(index, offset, data)
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.pass(index)?;
+        self.region.write_region(index, offset, data)
+    }
+
+    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        self.region.mmap(index, offset, length)
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.region.reset()
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        self.region.advance(now)
+    }
 }
 
 impl TestDriver {

@@ -7,7 +7,7 @@ mod proxy;
 mod rig;
 pub(crate) mod wire;
 
-pub(crate) use device::{At, Control, Shape, open};
+pub(crate) use device::{At, Control, Shape, open, open_any};
 pub(crate) use program::Program;
 pub(crate) use proxy::{Cut, proxy};
-pub(crate) use rig::{Ended, Memory, Rig};
+pub(crate) use rig::{Ended, Memory, Rig, memory, to_device};

@@ -7,18 +7,19 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use whimbrel_device::DeviceFile;
 use whimbrel_engine::{
     Destination, Error, Link, Outcome, Received, Report, SendError, Source, SourceOptions,
 };
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Local, State};
+use whimbrel_user::{Device, DmaRegion, State};
 
-use super::{Control, Program, Shape, open};
+use super::{Control, Program, Shape, open_any};
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Memory that a device can reach, of regions of (address, bytes).
-fn memory(regions: &[(u64, usize)]) -> Memory {
+pub(crate) fn memory(regions: &[(u64, usize)]) -> Memory {
     let ranges = regions.iter().map(|(start, size)| {
         let file = File::from(memfd_create(c"test memory", MFdFlags::empty()).unwrap());
         file.set_len(*size as u64).unwrap();
@@ -28,7 +29,7 @@ fn memory(regions: &[(u64, usize)]) -> Memory {
 }
 
 /// Lets a device reach all of it, each address as the same IOVA.
-fn to_device(memory: &Memory, device: &mut dyn Device) {
+pub(crate) fn to_device(memory: &Memory, device: &mut dyn Device) {
     for region in memory.iter() {
         let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
         let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
@@ -38,8 +39,10 @@ fn to_device(memory: &Memory, device: &mut dyn Device) {
 
 /// A migration about to be tried.
 pub(crate) struct Rig {
-    pub(crate) here: Local,
-    pub(crate) there: Local,
+    pub(crate) here: Box<dyn Device>,
+    pub(crate) there: Box<dyn Device>,
+    /// The driver side.
+    pub(crate) here_file: DeviceFile,
     pub(crate) here_control: Control,
     pub(crate) there_control: Control,
     pub(crate) here_program: Program,
@@ -57,12 +60,18 @@ pub(crate) struct Ended {
 
 impl Rig {
     pub(crate) fn new(shape: &Shape) -> Rig {
-        let (here, here_control) = open("here", shape);
-        let (there, there_control) = open("there", shape);
+        Rig::of(shape, shape)
+    }
+
+    /// Between devices of two shapes.
+    pub(crate) fn of(shape: &Shape, there: &Shape) -> Rig {
+        let (here, here_file, here_control) = open_any("here", shape);
+        let (there, _, there_control) = open_any("there", there);
         here_control.set_state(&(1..=shape.size).map(|index| index as u8).collect::<Vec<_>>());
         Rig {
             here,
             there,
+            here_file,
             here_control,
             there_control,
             here_program: Program::default(),
@@ -78,8 +87,8 @@ impl Rig {
 
     pub(crate) fn with_memory(mut self, regions: &[(u64, usize)]) -> Rig {
         let both = (memory(regions), memory(regions));
-        to_device(&both.0, &mut self.here);
-        to_device(&both.1, &mut self.there);
+        to_device(&both.0, &mut *self.here);
+        to_device(&both.1, &mut *self.there);
         self.memory = Some(both);
         self
     }
@@ -92,7 +101,7 @@ impl Rig {
     pub(crate) fn migrate_over(mut self, left: Link, right: Link) -> Ended {
         let (sent, received) = std::thread::scope(|scope| {
             let receiver = scope.spawn(|| {
-                let mut destination = Destination::new(&mut self.there)
+                let mut destination = Destination::new(&mut *self.there)
                     .guest(self.there_program.clone())
                     .timeout(self.options.timeout);
                 if let Some((_, memory)) = &self.memory {
@@ -101,7 +110,7 @@ impl Rig {
                 destination.receive(right)
             });
             let mut source =
-                Source::new(&mut self.here).guest(self.here_program.clone()).options(self.options);
+                Source::new(&mut *self.here).guest(self.here_program.clone()).options(self.options);
             if let Some((memory, _)) = &self.memory {
                 source = source.memory(memory, memory);
             }
@@ -112,7 +121,7 @@ impl Rig {
 
     /// Sends alone, to whoever is at the other end.
     pub(crate) fn send_to(&mut self, link: Link) -> Result<Report, SendError> {
-        let mut source = Source::new(&mut self.here).guest(self.here_program.clone()).options(self.options);
+        let mut source = Source::new(&mut *self.here).guest(self.here_program.clone()).options(self.options);
         if let Some((memory, _)) = &self.memory {
             source = source.memory(memory, memory);
         }

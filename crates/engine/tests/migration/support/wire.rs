@@ -30,7 +30,7 @@ pub(crate) fn frame(kind: u16, sequence: u64, payload: &[u8]) -> Vec<u8> {
 
 /// A stream of frames of (kind, payload), numbered in order.
 pub(crate) fn stream(frames: &[(u16, &[u8])]) -> Vec<u8> {
-    let mut bytes = preamble(1, 0);
+    let mut bytes = preamble(1, 1);
     for (sequence, (kind, payload)) in frames.iter().enumerate() {
         bytes.extend(frame(*kind, sequence as u64, payload));
     }

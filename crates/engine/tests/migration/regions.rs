@@ -1,0 +1,340 @@
+//! Devices that migrate through a region: to others, to devices with migration v2, and from them.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress};
+use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::{ArcError, DeviceFile, Errno, MigrationFlags, Worker};
+use whimbrel_engine::archive::{self, Form};
+use whimbrel_engine::stream::{DeviceSummary, Hello, Message, Reader, Writer};
+use whimbrel_engine::{Destination, Outcome, SendError, Source, SourceOptions};
+use whimbrel_models::Model;
+use whimbrel_user::{Device, Local, State, region};
+
+use crate::live::assert_same_memory;
+use crate::support::{At, Control, Rig, Shape, memory, open_any, to_device};
+
+/// A migration interface; a section carries so many bytes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interface {
+    V2,
+    Region(Version, u64),
+}
+
+use Interface::{Region, V2};
+
+const V1: Interface = Region(Version::V1, 100);
+const DRAFT: Interface = Region(Version::Draft, 100);
+
+impl Interface {
+    fn of(self, shape: &Shape) -> Shape {
+        let region = match self {
+            V2 => None,
+            Region(version, room) => Some(Layout::trapped(version, room).unwrap()),
+        };
+        Shape { region, ..shape.clone() }
+    }
+}
+
+const ALL: [Interface; 3] = [V2, V1, DRAFT];
+
+fn pairs() -> impl Iterator<Item = (Interface, Interface)> {
+    ALL.into_iter().flat_map(|from| ALL.into_iter().map(move |to| (from, to)))
+}
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_device_that_works_moves_with_its_memory_from_every_interface_to_every_other() {
+    for (from, to) in pairs() {
+        let what = format!("{from:?} to {to:?}");
+        let shape = Shape { dma_pages: 512, size: 3000, ..Shape::default() };
+        let rig = Rig::of(&from.of(&shape), &to.of(&shape)).with_memory(&[(0, 2 * MIB + 0x3000)]);
+        let half: Vec<u8> = (0..MIB).map(|index| (index % 251) as u8 + 1).collect();
+        rig.memory.as_ref().unwrap().0.write_slice(&half, GuestAddress(0)).unwrap();
+        rig.memory.as_ref().unwrap().1.write_slice(&[9; 4096], GuestAddress(2 << 20)).unwrap();
+        let worker = Worker::start(rig.here_file.clone()).unwrap();
+        while rig.here_control.written() < 50 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut ended = rig.migrate();
+        drop(worker);
+        ended.assert_sane(&what);
+        assert_same_memory(ended.rig.memory.as_ref().unwrap());
+        let report = ended.sent.unwrap();
+        assert_eq!(ended.received.unwrap().device_bytes, report.device_bytes, "{what}");
+        // The first round carries all memory; after it only what was written, which a log knows of.
+        let first = report.round_list[0].memory_bytes;
+        assert!(report.memory_bytes < 2 * first, "{what}: {} of {first}", report.memory_bytes);
+    }
+}
+
+#[test]
+fn a_device_without_anything_to_say_before_it_stops_moves_too() {
+    for (from, to) in pairs() {
+        let shape = Shape { flags: MigrationFlags::STOP_COPY, logging: false, ..Shape::default() };
+        let mut ended = Rig::of(&from.of(&shape), &to.of(&shape)).with_memory(&[(0, 0x4000)]).migrate();
+        ended.assert_sane(&format!("{from:?} to {to:?}"));
+        ended.sent.unwrap();
+    }
+}
+
+/// A model's device with the driver side.
+fn model(name: &str) -> (Box<dyn Device>, DeviceFile) {
+    let file = name.parse::<Model>().unwrap().open(name).unwrap().device;
+    let version = if name.contains("draft") { Version::Draft } else { Version::V1 };
+    (region::adapt_as(Box::new(Local::new(file.clone())), version).unwrap(), file)
+}
+
+/// All that can be seen of a model from outside but its configuration space and migration.
+fn digest(device: &mut dyn Device, width: usize) -> Vec<Vec<u8>> {
+    let last = device.info().unwrap().num_regions - u32::from(device.region_version().is_some());
+    (0..last)
+        .filter(|index| *index != 7)
+        .map(|index| {
+            let size = device.region_info(index).map_or(0, |region| region.size);
+            let mut bytes = vec![0; size as usize];
+            for (at, part) in bytes.chunks_mut(width).enumerate() {
+                let _ = device.read_region(index, (at * width) as u64, part);
+            }
+            bytes
+        })
+        .collect()
+}
+
+#[test]
+fn models_move_from_every_interface_to_every_other() {
+    let protocols = ["v2", "v1", "draft"];
+    let legacy = "legacy?state=300K&rate=10M&section=1000".to_string();
+    let mut names = vec![(legacy.clone(), legacy)];
+    for kind in ["accel?state=300K&rate=10M&protocol=", "serial?ports=2&protocol="] {
+        for from in protocols {
+            names.extend(protocols.map(|to| (format!("{kind}{from}"), format!("{kind}{to}"))));
+        }
+    }
+    for (from, to) in names {
+        let (mut here, file) = model(&from);
+        let (mut there, _) = model(&to);
+        file.advance(Duration::ZERO);
+        file.advance(Duration::from_millis(10));
+        if from.starts_with("serial") {
+            here.write_region(0, 7, &[0x5a]).unwrap();
+        }
+        let both = (memory(&[(0, 0x4000)]), memory(&[(0, 0x4000)]));
+        to_device(&both.0, &mut *here);
+        to_device(&both.1, &mut *there);
+        both.0.write_slice(b"a page", GuestAddress(0x1800)).unwrap();
+        // What is as wide as the model's registers.
+        let width = if from.starts_with("serial") { 1 } else { 4 };
+        let before = digest(&mut *there, width);
+        let (left, right) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            let receiver =
+                scope.spawn(|| Destination::new(&mut *there).memory(&both.1).receive(right.into()));
+            let options = SourceOptions { downtime_limit: Duration::from_secs(20), ..Default::default() };
+            let sent = Source::new(&mut *here).memory(&both.0, &both.0).options(options).send(left.into());
+            sent.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+            receiver.join().unwrap().unwrap();
+        });
+        assert_eq!((here.state().unwrap(), there.state().unwrap()), (State::Stop, State::Running));
+        let (ours, theirs) = (digest(&mut *here, width), digest(&mut *there, width));
+        assert!(ours == theirs, "{from} to {to}");
+        assert!(before != theirs, "{from} to {to}: nothing was to be moved");
+        assert_same_memory(&both);
+    }
+}
+
+#[test]
+fn a_state_that_only_another_driver_understands_is_refused_by_the_device_with_the_reason() {
+    let (mut here, file) = model("legacy?state=3K");
+    file.advance(Duration::ZERO);
+    let mut saved = Vec::new();
+    archive::save(&mut *here, &mut saved, Form::Stream).unwrap();
+    let (mut there, _) = model("accel?state=3K");
+    let error = archive::restore(&mut *there, &saved[..], Form::Stream).unwrap_err().to_string();
+    assert!(error.contains("EINVAL"), "{error}");
+    assert_eq!(there.state().unwrap(), State::Running);
+}
+
+const STATE: [u8; 7] = [7, 6, 5, 4, 3, 2, 1];
+
+fn saved(interface: Interface) -> Vec<u8> {
+    let (mut from, _, control) = with_state(interface);
+    control.set_state(&STATE);
+    let mut file = Vec::new();
+    archive::save(&mut *from, &mut file, Form::Stream).unwrap();
+    file
+}
+
+fn with_state(interface: Interface) -> (Box<dyn Device>, DeviceFile, Control) {
+    open_any("device", &interface.of(&Shape { size: STATE.len(), ..Shape::default() }))
+}
+
+#[test]
+fn a_saved_state_is_restored_through_every_interface_whatever_it_was_saved_through() {
+    for (from, to) in pairs() {
+        let (mut device, _, control) = with_state(to);
+        archive::restore(&mut *device, &saved(from)[..], Form::Stream).unwrap();
+        assert_eq!(control.state(), STATE, "{from:?} to {to:?}");
+    }
+}
+
+#[test]
+fn a_file_says_what_its_device_spoke_and_how_its_state_is_divided() {
+    for (interface, region, transactions, longest) in [
+        (V2, None, 0, 0),
+        (Region(Version::V1, 5), Some("v1"), 3, 5),
+        (Region(Version::Draft, 100), Some("draft"), 1, 13),
+    ] {
+        let contents = archive::inspect(&saved(interface)[..]);
+        assert!(contents.complete, "{:?}", contents.problem);
+        let device = contents.hello.unwrap().device;
+        assert_eq!(device.region.as_deref(), region);
+        assert_eq!(device.num_regions, 2, "the migration region is not counted");
+        assert_eq!((contents.transactions, contents.longest_transaction), (transactions, longest));
+        assert_eq!(contents.device_bytes, 13);
+    }
+}
+
+#[test]
+fn a_v1_device_that_has_no_room_for_a_transaction_refuses_it_and_all_others_take_it() {
+    let file = saved(Region(Version::V1, 10));
+    for to in [V2, Region(Version::V1, 10), Region(Version::V1, 11), Region(Version::Draft, 3)] {
+        let (mut device, _, control) = with_state(to);
+        archive::restore(&mut *device, &file[..], Form::Stream).unwrap();
+        assert_eq!(control.state(), STATE, "{to:?}");
+    }
+    let (mut device, _, control) = with_state(Region(Version::V1, 9));
+    let error = archive::restore(&mut *device, &file[..], Form::Stream).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "device: a transaction of 10 bytes does not fit the 9 bytes of the destination's data section"
+    );
+    assert!(error.advice().is_some_and(|advice| advice.contains("data section")));
+    assert!(control.is_fresh());
+    assert_eq!(device.state().unwrap(), State::Running);
+}
+
+#[test]
+fn a_state_that_nobody_has_divided_is_divided_by_the_room_there_is() {
+    let (mut device, _, control) = with_state(Region(Version::V1, 4));
+    archive::restore(&mut *device, &saved(V2)[..], Form::Stream).unwrap();
+    assert_eq!(control.state(), STATE);
+    let writes = control.requests().iter().filter(|at| **at == At::Write).count();
+    assert_eq!(writes, 4, "13 bytes, at most 4 at a time");
+}
+
+#[test]
+fn a_transaction_of_many_frames_is_given_to_the_device_whole() {
+    let mut file = Vec::new();
+    let mut writer = Writer::new(&mut file);
+    let whole = saved(Region(Version::V1, 10));
+    let mut reader = Reader::new(&whole[..]);
+    reader.preamble().unwrap();
+    while let Ok(message) = reader.next_message() {
+        match message {
+            Message::DeviceState { device, ends, data } => {
+                for (at, byte) in data.iter().enumerate() {
+                    let ends = ends && at + 1 == data.len();
+                    writer.send(&Message::DeviceState { device, ends, data: &[*byte] }).unwrap();
+                }
+            }
+            other => writer.send(&other).unwrap(),
+        }
+    }
+    writer.flush().unwrap();
+    drop(writer);
+    let (mut device, _, control) = with_state(Region(Version::V1, 10));
+    archive::restore(&mut *device, &file[..], Form::Stream).unwrap();
+    assert_eq!(control.state(), STATE);
+    let taken = control.requests().iter().filter(|at| **at == At::Write).count();
+    assert_eq!(taken, 2, "10 bytes and 3, as they were saved");
+}
+
+#[test]
+fn a_last_transaction_without_an_end_is_refused_everywhere() {
+    let device = DeviceSummary {
+        name: "x".into(),
+        flags: 1,
+        num_regions: 2,
+        num_irqs: 0,
+        migration_flags: 5,
+        region: Some("v1".into()),
+        transactions: true,
+    };
+    let mut file = Vec::new();
+    let mut writer = Writer::new(&mut file);
+    for message in [
+        Message::Hello(Hello { device, memory: vec![] }),
+        Message::DeviceState { device: 0, ends: true, data: b"whole" },
+        Message::DeviceState { device: 0, ends: false, data: b"not" },
+        Message::DeviceEnd { device: 0, bytes: 8 },
+        Message::End { memory_bytes: 0 },
+    ] {
+        writer.send(&message).unwrap();
+    }
+    writer.flush().unwrap();
+    drop(writer);
+    let expected = "the last 3 bytes of device state are a transaction without an end";
+    assert!(archive::inspect(&file[..]).problem.unwrap().contains(expected));
+    for to in ALL {
+        let (mut device, _, control) = with_state(to);
+        let error = archive::restore(&mut *device, &file[..], Form::Stream).unwrap_err().to_string();
+        assert!(error.contains(expected), "{to:?}: {error}");
+        assert!(control.is_fresh());
+
+        let (left, right) = UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut &left, &file).unwrap();
+        let error = Destination::new(&mut *device).receive(right.into()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{to:?}: {error}");
+        assert!(control.is_fresh());
+    }
+}
+
+/// Fails one access after the other, until there are no more, and looks who has the device.
+fn every_access_fails(from: Interface, to: Interface, at_source: bool) -> u32 {
+    for count in 0.. {
+        let what = format!(
+            "{from:?} to {to:?}, access {count} of the {}",
+            if at_source { "source" } else { "destination" }
+        );
+        let shape = Shape { size: 150, ..Shape::default() };
+        let rig = Rig::of(&from.of(&shape), &to.of(&shape)).with_memory(&[(0, 0x2000)]);
+        let control = if at_source { &rig.here_control } else { &rig.there_control };
+        control.fail(At::Region, count, ArcError::Stays(Errno::EIO));
+        let mut ended = rig.migrate();
+        let rig = &mut ended.rig;
+        let control = if at_source { &rig.here_control } else { &rig.there_control };
+        let beyond = control.has_faults_left();
+        control.forget_faults();
+        match (&ended.sent, &ended.received) {
+            (Ok(_), Ok(_)) => {
+                // What fails after the handover cannot take it back.
+                assert!(!rig.here.state().unwrap().is_running(), "{what}");
+                rig.assert_destination_has_it(&what);
+            }
+            (Err(SendError { outcome: Outcome::RunsOn, .. }), Err(_)) => {
+                rig.assert_source_runs(&what);
+                rig.assert_destination_is_fresh(&what);
+            }
+            (sent, received) => panic!("{what}: {sent:?}, {received:?}"),
+        }
+        if beyond {
+            assert!(ended.sent.is_ok(), "{what}: nothing has failed");
+            return count;
+        }
+    }
+    unreachable!("counting has no end")
+}
+
+#[test]
+fn any_access_to_a_region_that_fails_leaves_one_owner() {
+    for version in [Version::V1, Version::Draft] {
+        // Large enough for a few transactions, with accesses of every width.
+        let interface = Region(version, 61);
+        assert!(every_access_fails(interface, V2, true) > 50);
+        assert!(every_access_fails(V2, interface, false) > 30);
+    }
+    assert!(every_access_fails(Region(Version::V1, 61), Region(Version::V1, 61), true) > 50);
+}
