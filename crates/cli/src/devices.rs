@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use whimbrel_user::Device;
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
+use whimbrel_user::{Device, region};
 
 use crate::failure::Failure;
 use crate::fsm::flag_names;
@@ -70,11 +70,12 @@ fn look_at(device: HostDevice, open: bool) -> Listed {
 }
 
 fn supported(device: &HostDevice) -> Result<Vec<&'static str>, whimbrel_user::Error> {
-    let through_group = || Group::find(&device.name)?.migration_flags();
+    let flags = |device: Box<dyn Device>| region::adapt(device)?.migration_flags();
+    let through_group = || flags(Box::new(Group::find(&device.name)?));
     let flags = match &device.cdev_path {
         // A kernel may have the file and no iommufd: then the group leads there, and if not, the first error says why.
         Some(_) => Cdev::find(&device.name)
-            .and_then(|mut cdev| cdev.migration_flags())
+            .and_then(|cdev| flags(Box::new(cdev)))
             .or_else(|error| through_group().map_err(|_| error)),
         None => through_group(),
     };

@@ -140,6 +140,9 @@ fn a_model_answers_every_pair_as_the_table_says() {
         ("model:accel?state=64KiB&features=stop-copy", 4 * 8),
         ("model:accel?state=64KiB&features=stop-copy,p2p", 5 * 8),
         ("model:accel?state=64KiB&features=stop-copy,pre-copy", 5 * 8),
+        ("model:accel?state=64KiB&protocol=v1", 5 * 8),
+        ("model:serial?protocol=draft", 5 * 8),
+        ("model:legacy?state=64KiB", 5 * 8),
     ];
     for (target, asked) in cases {
         let value = whimbrel(["fsm", "--walk", target, "--json"]).succeeded().json();

@@ -73,6 +73,23 @@ fn a_device_moves_from_one_process_to_another() {
 }
 
 #[test]
+fn a_device_moves_between_processes_whatever_interface_each_has() {
+    let serial = ["model:serial", "model:serial?protocol=v1", "model:serial?protocol=draft"];
+    let accel = ["model:accel?state=64KiB&protocol=v1", "model:accel?state=64KiB&protocol=draft"];
+    let legacy = ["model:legacy?state=64KiB&section=1000"];
+    for models in [&serial[..], &accel, &legacy] {
+        for from in models {
+            for to in models {
+                let receiver = Receiver::start(&[to, "--listen", "127.0.0.1:0", "--json"]);
+                send(from, &receiver.address, &[]).succeeded();
+                let taken = receiver.finish().succeeded().json();
+                assert_eq!((&taken["from_device"], &taken["confirmed"]), (&json!(from), &json!(true)));
+            }
+        }
+    }
+}
+
+#[test]
 fn people_are_told_what_it_cost() {
     let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
     let address = receiver.address.clone();
