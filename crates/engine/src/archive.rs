@@ -20,7 +20,7 @@ use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, Reason, Writer
 pub enum Form {
     /// A whimbrel stream: checked, versioned, with what is needed to see whether it fits.
     Stream,
-    /// The driver's bytes and nothing else.
+    /// The driver's bytes and nothing else. Of a device with a migration region the ends of its transactions are lost.
     Raw,
 }
 

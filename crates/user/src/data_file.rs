@@ -19,11 +19,6 @@ pub trait StateFile: Send {
     /// VFIO_MIG_GET_PRECOPY_INFO.
     fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno>;
 
-    /// Whether the state comes or goes in transactions that are to keep their sizes: through a migration region.
-    fn has_transactions(&self) -> bool {
-        false
-    }
-
     /// Whether the bytes that were read last end a transaction.
     fn ends_transaction(&self) -> bool {
         false
@@ -85,12 +80,8 @@ impl DataFile {
         self.write_with(data, |file, data| file.write(data))
     }
 
-    /// Whether the state comes or goes in transactions that are to keep their sizes: through a migration region.
-    pub fn has_transactions(&self) -> bool {
-        self.file.has_transactions()
-    }
-
-    /// Whether the bytes that were read last end a transaction. `false` where there are none.
+    /// Whether the bytes that were read last end a transaction. `false` where there are none: only a migration region
+    /// has them.
     pub fn ends_transaction(&self) -> bool {
         self.file.ends_transaction()
     }

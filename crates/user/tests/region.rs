@@ -420,8 +420,15 @@ fn a_state_write_that_fails_is_told_with_where_the_device_is() {
 
 #[test]
 fn a_device_that_goes_from_resuming_to_running_only_stands_in_resuming_until_then() {
-    let refused = BTreeMap::from([(0, Errno::EINVAL)]);
-    let mut device = Vendor { refused, ..Vendor::saying(0, &[32], 0) }.open();
+    for (version, offset) in [(Version::V1, 32), (Version::Draft, 64)] {
+        let refused = BTreeMap::from([(0, Errno::EINVAL)]);
+        let vendor = Vendor { refused, ..Vendor::saying(0, &[offset], 0) };
+        let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
+        stands_in_resuming(&mut *region::adapt_as(Box::new(local), version).unwrap());
+    }
+}
+
+fn stands_in_resuming(device: &mut dyn Device) {
     let mut data = device.set_state(State::Resuming).unwrap().unwrap();
     data.write_all(b"state").unwrap();
     assert!(device.set_state(State::Stop).unwrap().is_none());

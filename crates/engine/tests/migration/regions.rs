@@ -80,6 +80,68 @@ fn a_device_without_anything_to_say_before_it_stops_moves_too() {
     }
 }
 
+#[test]
+fn a_section_that_is_mapped_in_part_carries_what_lies_in_both_parts() {
+    for version in [Version::V1, Version::Draft] {
+        let layout = Layout::partly_mapped(version, 0x1000, 100).unwrap();
+        let shape = Shape { size: 20_000, region: Some(layout), ..Shape::default() };
+        let mut ended = Rig::new(&shape).migrate();
+        ended.assert_sane(&format!("{version:?}"));
+        assert_eq!(ended.sent.unwrap().final_bytes, 20_006);
+        let accesses = ended.rig.here_control.requests().iter().filter(|at| **at == At::Region).count();
+        assert!(accesses < 300, "{accesses} accesses: the mapping was not used");
+    }
+}
+
+#[test]
+fn a_request_behind_a_region_that_fails_leaves_one_owner() {
+    use State::{PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy};
+    let at_source = [
+        At::Arc(Running, PreCopy),
+        At::Read(PreCopy),
+        At::Arc(PreCopy, PreCopyP2p),
+        At::Arc(PreCopyP2p, StopCopy),
+        At::Read(StopCopy),
+    ];
+    let at_destination = [
+        At::Arc(Stop, Resuming),
+        At::Write,
+        At::Arc(Resuming, Stop),
+        At::Arc(Stop, RunningP2p),
+        At::Arc(RunningP2p, Running),
+    ];
+    for interface in [V1, DRAFT] {
+        for (at, here) in
+            at_source.map(|at| (at, true)).into_iter().chain(at_destination.map(|at| (at, false)))
+        {
+            let what = format!("{interface:?}: {at:?}");
+            let rig = Rig::new(&interface.of(&Shape::default())).with_memory(&[(0, 0x2000)]);
+            let control = if here { &rig.here_control } else { &rig.there_control };
+            // Twice where a refusal is not the end: the device is asked again when it is to run.
+            let times = if at == At::Arc(Resuming, Stop) { 2 } else { 1 };
+            for _ in 0..times {
+                control.fail(at, 0, ArcError::Stays(Errno::EBUSY));
+            }
+            let mut ended = rig.migrate();
+            ended.refused(&what);
+        }
+    }
+}
+
+#[test]
+fn a_v1_device_that_breaks_is_in_error_and_the_source_says_what_to_do() {
+    let rig = Rig::new(&V1.of(&Shape::default()));
+    let at = At::Arc(State::PreCopyP2p, State::StopCopy);
+    rig.here_control.fail(at, 0, ArcError::Broken(Errno::EIO));
+    let mut ended = rig.migrate();
+    let error = ended.sent.unwrap_err().to_string();
+    assert!(error.contains("the device is in the error state (EIO: I/O error)"), "{error}");
+    assert!(error.contains("only a reset brings it back to work"), "{error}");
+    assert_eq!(ended.rig.here.state().unwrap(), State::Error);
+    ended.rig.here.reset().unwrap();
+    assert_eq!(ended.rig.here.state().unwrap(), State::Running);
+}
+
 /// A model's device with the driver side.
 fn model(name: &str) -> (Box<dyn Device>, DeviceFile) {
     let file = name.parse::<Model>().unwrap().open(name).unwrap().device;

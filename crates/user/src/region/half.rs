@@ -213,22 +213,21 @@ impl Half {
             Error::request(self.device.name(), request, Errno::EINVAL)
         })?;
         for step in steps {
-            match self.enter(step) {
-                Ok(()) => {}
-                Err(UserError::Refused { to: Phase::Stop, now: Some(Phase::Resuming), errno })
-                    if from == State::Resuming && to == State::Stop =>
-                {
-                    tracing::info!(
-                        device = self.device.name(),
-                        %errno,
-                        "the device does not go from resuming to stop: it stands in resuming until it is to run"
-                    );
-                    self.standing = true;
-                    self.end_session();
-                    return Ok(None);
-                }
-                Err(error) => return Err(self.failed(error)),
+            let Err(error) = self.enter(step) else { continue };
+            if (from, to) == (State::Resuming, State::Stop)
+                && matches!(error, UserError::Refused { .. })
+                && self.phase() == Ok(Phase::Resuming)
+            {
+                tracing::info!(
+                    device = self.device.name(),
+                    %error,
+                    "it stands in resuming until it is to run"
+                );
+                self.standing = true;
+                self.end_session();
+                return Ok(None);
             }
+            return Err(self.failed(error));
         }
         self.ahead = false;
         let opened = session::opened_by(FLAGS, from, to);

@@ -97,10 +97,6 @@ impl StateFile for RegionFile {
         Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty }, reinit: false })
     }
 
-    fn has_transactions(&self) -> bool {
-        true
-    }
-
     fn ends_transaction(&self) -> bool {
         self.at == self.given.len()
     }
