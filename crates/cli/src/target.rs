@@ -146,7 +146,7 @@ impl Target {
 
 /// Which text the migration region of a model follows, if it has one. Of other devices nobody says it; no kernel had any
 /// but v1.
-fn region_version(model: &Model) -> Version {
+pub(crate) fn region_version(model: &Model) -> Version {
     match model {
         Model::Serial(_, Protocol::Draft) | Model::Accel(_, Protocol::Draft) => Version::Draft,
         Model::Serial(..) | Model::Accel(..) | Model::Legacy(_) => Version::V1,

@@ -50,6 +50,19 @@ fn a_working_device_moves_and_every_check_holds() {
 }
 
 #[test]
+fn a_working_device_that_migrates_through_a_region_moves_too() {
+    for model in ["accel?protocol=v1&", "accel?protocol=draft&", "legacy?"] {
+        let device = format!("model:{model}state=2MiB&rate=1MiB");
+        let arguments = ["demo", "--json", "--memory", "32MiB", "--dirty-rate", "8MiB", "--device", &device];
+        let output = Command::new(env!("CARGO_BIN_EXE_whimbrel")).args(arguments).output().unwrap();
+        let told = json(&output);
+        assert!(output.status.success(), "{device}: {told}");
+        assert_eq!(told["verified"], true, "{device}: {told}");
+        assert!(told["device_bytes"].as_u64().unwrap() >= 2 << 20, "{device}: {told}");
+    }
+}
+
+#[test]
 fn a_person_reads_what_moved_and_that_it_is_verified() {
     let output = demo(&[]);
     let text = String::from_utf8_lossy(&output.stdout);

@@ -104,9 +104,9 @@ fn source(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
         max_rounds: config.max_rounds,
         ..SourceOptions::default()
     };
-    let mut device = machine.device();
+    let mut device = machine.device()?;
     let mut told = Instant::now();
-    let sent = Source::new(&mut device)
+    let sent = Source::new(&mut *device)
         .memory(&machine.memory, &machine.memory)
         .guest(Held(&work))
         .observer(move |progress: &Progress| {
@@ -156,8 +156,8 @@ fn destination(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure>
     tell(&Event::Listening { address: address.to_string() })?;
     let link = listener.accept().map_err(|error| Failure::from_io("cannot accept the source", &error))?;
     let arrival = Arrival { machine: &machine, rate: config.dirty_rate, found: Mutex::default() };
-    let mut device = machine.device();
-    Destination::new(&mut device).memory(&machine.memory).guest(&arrival).receive(link)?;
+    let mut device = machine.device()?;
+    Destination::new(&mut *device).memory(&machine.memory).guest(&arrival).receive(link)?;
     let Found { evidence: Some(evidence), work: Some(work) } = arrival.found.into_inner() else {
         return Err(Failure::new("the device runs, but its work was not started"));
     };

@@ -11,13 +11,14 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, G
 use whimbrel_engine::Ram;
 use whimbrel_models::{Model, OpenModel};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Local, SavingRead, State};
+use whimbrel_user::{Device, DmaRegion, Local, SavingRead, State, Version, region};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::messages::Evidence;
 use super::work;
 use crate::failure::Failure;
 use crate::output;
+use crate::target::region_version;
 
 /// Memory whose writes by this process are logged page by page.
 pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -39,6 +40,8 @@ pub(super) struct Machine {
     pub(super) memory: Memory,
     /// Keeps the device at work.
     model: OpenModel,
+    /// The text that its migration region follows, if it has one.
+    version: Version,
 }
 
 /// Bytes read at a time for a digest.
@@ -67,9 +70,10 @@ impl Machine {
             .and_then(|region| Memory::from_regions(vec![region]).ok())
             .ok_or_else(|| no_memory(std::io::Error::other("it does not fit the address space")))?;
         let model: Model = model.parse().map_err(|error| Failure::from_error(&error))?;
+        let version = region_version(&model);
         let model = model.open(name).map_err(|error| Failure::from_error(&error))?;
-        let machine = Machine { memory, model };
-        let mut device = machine.device();
+        let machine = Machine { memory, model, version };
+        let mut device = machine.device()?;
         for region in machine.memory.iter() {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
@@ -79,19 +83,19 @@ impl Machine {
     }
 
     /// Another user's handle to the device.
-    pub(super) fn device(&self) -> Local {
-        Local::new(self.model.device.clone())
+    pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
+        Ok(region::adapt_as(Box::new(Local::new(self.model.device.clone())), self.version)?)
     }
 
     /// What can be seen of the machine while its device stands in STOP.
     pub(super) fn evidence(&self, between: Duration) -> Result<Evidence, Failure> {
-        let mut device = self.device();
+        let mut device = self.device()?;
         let state = device.state()?.to_string();
-        let then = work::completed_by_device(&mut device)?;
+        let then = work::completed_by_device(&mut *device)?;
         let memory = self.memory_digest()?;
-        let digest = device_digest(&mut device)?;
+        let digest = device_digest(&mut *device)?;
         std::thread::sleep(between);
-        let later = work::completed_by_device(&mut device)?;
+        let later = work::completed_by_device(&mut *device)?;
         let program = work::books(&self.memory)?;
         Ok(Evidence { memory, device: digest, state, completed_by_device: [then, later], program })
     }

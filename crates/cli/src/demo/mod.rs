@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::Observer;
-use whimbrel_models::{Model, Protocol};
+use whimbrel_models::Model;
 
 use self::messages::{Config, Event, Order, Role};
 use self::verify::{Check, Findings};
@@ -34,7 +34,7 @@ pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 /// process over TCP, where the work goes on. Nothing is needed but this program.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The device: model:accel with its settings
+    /// The device: model:accel with its settings, protocol=v1 and draft among them, or model:legacy
     #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
     device: String,
     /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
@@ -185,11 +185,7 @@ fn model(target: &str) -> Result<String, Failure> {
             .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
     })?;
     match name.parse::<Model>() {
-        Ok(Model::Accel(_, Protocol::V2)) => Ok(name.to_string()),
-        Ok(Model::Accel(..) | Model::Legacy(_)) => {
-            Err(Failure::new(format!("the demo moves a device of migration v2, and '{target}' has a region"))
-                .hint("give --device model:accel"))
-        }
+        Ok(Model::Accel(..) | Model::Legacy(_)) => Ok(name.to_string()),
         Ok(_) => {
             Err(Failure::new(format!("the demo gives its device work by DMA, which '{target}' cannot do"))
                 .hint("give --device model:accel"))

@@ -21,7 +21,7 @@ use whimbrel_models::accel::{
     REGISTER_STATE_BYTES, REGISTER_TAIL, STATUS_DONE,
 };
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX};
-use whimbrel_user::{Device, Local};
+use whimbrel_user::Device;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::machine::{Machine, Memory};
@@ -165,7 +165,7 @@ fn filled(group: u64, bytes: u64) -> Vec<u8> {
 
 /// The program, seated at a machine.
 struct Program {
-    device: Local,
+    device: Box<dyn Device>,
     memory: Memory,
     layout: Layout,
     variables: Variables,
@@ -182,7 +182,7 @@ struct Program {
 pub(super) fn set_up(machine: &Machine) -> Result<(), Failure> {
     let memory = &machine.memory;
     fill_with_noise(memory)?;
-    let mut device = machine.device();
+    let mut device = machine.device()?;
     let mut set =
         |register: u64, bytes: &[u8]| device.write_region(VFIO_PCI_BAR0_REGION_INDEX, register, bytes);
     set(REGISTER_QUEUE_SIZE, &(RING_ENTRIES as u32).to_le_bytes())?;
@@ -254,14 +254,14 @@ fn read_u64(device: &mut dyn Device, register: u64) -> Result<u64, Failure> {
 
 impl Program {
     fn new(machine: &Machine, rate: u64) -> Result<Program, Failure> {
-        let mut device = machine.device();
+        let mut device = machine.device()?;
         let interrupt =
             EventFd::new(EFD_NONBLOCK).map_err(|error| Failure::from_io("cannot make an eventfd", &error))?;
         let waiting = PollContext::new()
             .and_then(|waiting| waiting.add(&interrupt, ()).map(|()| waiting))
             .map_err(|error| Failure::new(format!("cannot wait for an eventfd: {error}")))?;
         device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(&interrupt)])?;
-        let state_bytes = read_u64(&mut device, REGISTER_STATE_BYTES)?;
+        let state_bytes = read_u64(&mut *device, REGISTER_STATE_BYTES)?;
         let memory_bytes = machine.memory.iter().map(vm_memory::GuestMemoryRegion::len).sum();
         Ok(Program {
             device,
@@ -397,7 +397,7 @@ impl Program {
         }
         Ok(Finished {
             program: books(&self.memory)?,
-            completed_by_device: completed_by_device(&mut self.device)?,
+            completed_by_device: completed_by_device(&mut *self.device)?,
             blocks_checked,
             blocks_wrong,
         })
