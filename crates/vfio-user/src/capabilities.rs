@@ -1,0 +1,298 @@
+//! What the two sides of a connection agree on: the capabilities of VFIO_USER_VERSION, as JSON and as numbers.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::message::Version;
+
+/// The major version spoken here; another one cannot be understood.
+pub const VERSION_MAJOR: u16 = 0;
+/// The newest minor version known here.
+pub const VERSION_MINOR: u16 = 1;
+
+/// What one side can do, or both together. Whatever a peer leaves out has the protocol's default, whatever it says
+/// beyond is ignored.
+///
+/// ```
+/// use whimbrel_vfio_user::{Capabilities, negotiate};
+///
+/// let client = Capabilities::from_json(br#"{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}"#)?;
+/// let server = Capabilities { max_msg_fds: 64, max_data_xfer_size: 65536, ..Capabilities::default() };
+/// let agreed = negotiate(&server, &client)?;
+/// assert_eq!((agreed.max_msg_fds, agreed.max_data_xfer_size, agreed.write_multiple), (8, 65536, false));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// File descriptors that the sender takes with one message.
+    #[serde(deserialize_with = "saturating")]
+    pub max_msg_fds: u32,
+    /// Bytes of data in one message.
+    #[serde(deserialize_with = "saturating")]
+    pub max_data_xfer_size: u32,
+    /// Mappings at a time.
+    #[serde(deserialize_with = "saturating")]
+    pub max_dma_maps: u32,
+    /// Page sizes that mappings can have: bit n for 2^n bytes.
+    pub pgsizes: u64,
+    /// A second socket, for commands of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub twin_socket: Option<TwinSocket>,
+    /// VFIO_USER_REGION_WRITE_MULTI is understood.
+    pub write_multiple: bool,
+    /// What earlier texts have for dirty pages, and QEMU still sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationCapability>,
+}
+
+/// The capability `twin_socket`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TwinSocket {
+    /// Whether the sender can do it; in a reply, whether it is done.
+    pub supported: bool,
+    /// In a reply, which of its descriptors the socket is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd_index: Option<u32>,
+}
+
+/// The capability `migration`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationCapability {
+    /// Bytes of the smallest page of a dirty bitmap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pgsize: Option<u64>,
+    /// Bytes of the largest dirty bitmap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bitmap_size: Option<u64>,
+}
+
+impl Default for Capabilities {
+    /// What the protocol says of a side that says nothing.
+    fn default() -> Capabilities {
+        Capabilities {
+            max_msg_fds: 1,
+            max_data_xfer_size: 1 << 20,
+            max_dma_maps: 65535,
+            pgsizes: 4096,
+            twin_socket: None,
+            write_multiple: false,
+            migration: None,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct VersionData<C> {
+    #[serde(default)]
+    capabilities: C,
+}
+
+impl Capabilities {
+    /// Reads the version data of a message, without the terminating NUL.
+    pub fn from_json(text: &[u8]) -> Result<Capabilities, serde_json::Error> {
+        serde_json::from_slice::<VersionData<Capabilities>>(text).map(|data| data.capabilities)
+    }
+
+    /// The version data of a message, without the terminating NUL.
+    pub fn to_json(&self) -> String {
+        // Numbers and booleans under fixed names: they always serialise.
+        serde_json::to_string(&VersionData { capabilities: self }).unwrap_or_default()
+    }
+}
+
+/// A number beyond what this side can count is as good as the largest it can.
+fn saturating<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    u64::deserialize(deserializer).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+/// Two sides that cannot work together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NegotiationError {
+    /// Another major version.
+    #[error("the client speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood")]
+    Version {
+        /// The client's.
+        major: u16,
+        /// The client's.
+        minor: u16,
+    },
+    /// Nobody could send any data.
+    #[error("a max_data_xfer_size of 0 leaves no way to read or write anything")]
+    NoData,
+    /// No size of page that both have.
+    #[error("no page size of the client ({client:#x}) is one of the server's ({server:#x})")]
+    PageSizes {
+        /// The client's.
+        client: u64,
+        /// The server's.
+        server: u64,
+    },
+}
+
+/// What holds for both: the smaller of each limit, the page sizes that both have, and what both understand. A reply of a
+/// server must be a subset of what was proposed, and this is one.
+///
+/// `twin_socket` says whether both can; its `fd_index` is for who makes the socket.
+pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabilities, NegotiationError> {
+    let pgsizes = server.pgsizes & client.pgsizes;
+    let max_data_xfer_size = server.max_data_xfer_size.min(client.max_data_xfer_size);
+    if max_data_xfer_size == 0 {
+        return Err(NegotiationError::NoData);
+    }
+    if pgsizes == 0 {
+        return Err(NegotiationError::PageSizes { client: client.pgsizes, server: server.pgsizes });
+    }
+    let supports = |side: &Capabilities| side.twin_socket.is_some_and(|twin| twin.supported);
+    let twin = supports(server) && supports(client);
+    let migration = server.migration.zip(client.migration).map(|(server, client)| MigrationCapability {
+        pgsize: server.pgsize.max(client.pgsize),
+        max_bitmap_size: [server.max_bitmap_size, client.max_bitmap_size].into_iter().flatten().min(),
+    });
+    Ok(Capabilities {
+        max_msg_fds: server.max_msg_fds.min(client.max_msg_fds),
+        max_data_xfer_size,
+        max_dma_maps: server.max_dma_maps.min(client.max_dma_maps),
+        pgsizes,
+        twin_socket: twin.then_some(TwinSocket { supported: true, fd_index: None }),
+        write_multiple: server.write_multiple && client.write_multiple,
+        migration,
+    })
+}
+
+impl Version {
+    /// What a client says first.
+    pub fn proposal(capabilities: Capabilities) -> Version {
+        Version { major: VERSION_MAJOR, minor: VERSION_MINOR, capabilities }
+    }
+
+    /// What a server replies to a client's proposal.
+    pub fn answer(&self, server: &Capabilities) -> Result<Version, NegotiationError> {
+        if self.major != VERSION_MAJOR {
+            return Err(NegotiationError::Version { major: self.major, minor: self.minor });
+        }
+        Ok(Version {
+            major: VERSION_MAJOR,
+            minor: self.minor.min(VERSION_MINOR),
+            capabilities: negotiate(server, &self.capabilities)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Capabilities, serde_json::Error> {
+        Capabilities::from_json(text.as_bytes())
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_protocols_default() {
+        for text in ["{}", r#"{"capabilities":{}}"#, r#"{"capabilities":{"new":[{"x":null}]},"y":1}"#] {
+            assert_eq!(parse(text).unwrap(), Capabilities::default(), "{text}");
+        }
+    }
+
+    #[test]
+    fn qemus_proposal_is_understood() {
+        let text = r#"{"capabilities": {"migration": {"max_bitmap_size": 268435456, "pgsize": 4096},
+            "max_msg_fds": 16, "max_data_xfer_size": 1048576, "max_dma_maps": 65535, "pgsizes": 4096,
+            "write_multiple": true}}"#;
+        let migration = MigrationCapability { pgsize: Some(4096), max_bitmap_size: Some(1 << 28) };
+        let expected = Capabilities {
+            max_msg_fds: 16,
+            write_multiple: true,
+            migration: Some(migration),
+            ..Capabilities::default()
+        };
+        assert_eq!(parse(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for text in [
+            "",
+            "[",
+            "null",
+            r#"{"capabilities": 1}"#,
+            r#"{"capabilities": {"max_msg_fds": -1}}"#,
+            r#"{"capabilities": {"max_data_xfer_size": "1"}}"#,
+            r#"{"capabilities": {"max_dma_maps": 1.5}}"#,
+            r#"{"capabilities": {"write_multiple": 1}}"#,
+            r#"{"capabilities": {"twin_socket": true}}"#,
+            "{}\0{}",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_too_large_to_count_is_the_largest() {
+        let text = r#"{"capabilities": {"max_data_xfer_size": 18446744073709551615}}"#;
+        assert_eq!(parse(text).unwrap().max_data_xfer_size, u32::MAX);
+    }
+
+    #[test]
+    fn a_nest_of_any_depth_does_not_overflow_the_stack() {
+        assert!(parse(&"[".repeat(1 << 20)).is_err());
+        assert!(parse(&format!(r#"{{"x":{}"#, "[".repeat(1 << 20))).is_err());
+    }
+
+    #[test]
+    fn the_smaller_limit_holds_and_only_what_both_can() {
+        let twin = |supported| Some(TwinSocket { supported, fd_index: None });
+        let server = Capabilities {
+            max_msg_fds: 64,
+            max_dma_maps: 10,
+            pgsizes: 0x20_1000,
+            twin_socket: twin(true),
+            write_multiple: true,
+            ..Capabilities::default()
+        };
+        let client = Capabilities {
+            max_msg_fds: 8,
+            max_data_xfer_size: 4096,
+            pgsizes: 0x4000_1000,
+            twin_socket: twin(true),
+            ..Capabilities::default()
+        };
+        let expected = Capabilities {
+            max_msg_fds: 8,
+            max_data_xfer_size: 4096,
+            max_dma_maps: 10,
+            pgsizes: 0x1000,
+            twin_socket: twin(true),
+            ..Capabilities::default()
+        };
+        assert_eq!(negotiate(&server, &client).unwrap(), expected);
+        let without = Capabilities { twin_socket: twin(false), ..client };
+        assert_eq!(negotiate(&server, &without).unwrap().twin_socket, None);
+    }
+
+    #[test]
+    fn sides_that_cannot_work_together_say_why() {
+        let server = Capabilities::default();
+        let silent = Capabilities { max_data_xfer_size: 0, ..server.clone() };
+        assert_eq!(negotiate(&server, &silent), Err(NegotiationError::NoData));
+        let huge = Capabilities { pgsizes: 1 << 30, ..server.clone() };
+        let error = negotiate(&server, &huge).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no page size of the client (0x40000000) is one of the server's (0x1000)"
+        );
+        let mut newer = Version::proposal(server.clone());
+        newer.major = 1;
+        assert_eq!(newer.answer(&server), Err(NegotiationError::Version { major: 1, minor: VERSION_MINOR }));
+    }
+
+    #[test]
+    fn the_minor_version_is_the_older_one() {
+        let server = Capabilities::default();
+        for (proposed, agreed) in [(0, 0), (1, 1), (9, VERSION_MINOR)] {
+            let version = Version { major: 0, minor: proposed, capabilities: server.clone() };
+            assert_eq!(version.answer(&server).unwrap().minor, agreed);
+        }
+    }
+}

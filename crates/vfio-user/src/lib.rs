@@ -1,0 +1,16 @@
+//! The vfio-user protocol: a VFIO device over a socket, with the device in one process and its user in another.
+//!
+//! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and [`Sender`] move
+//! messages and file descriptors over a Unix socket. The text is QEMU's `docs/interop/vfio-user.rst`; where it is
+//! silent, answers are those of the kernel's VFIO.
+
+#![forbid(unsafe_code)]
+
+mod capabilities;
+pub mod message;
+mod socket;
+
+pub use capabilities::{
+    Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
+};
+pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

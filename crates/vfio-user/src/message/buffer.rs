@@ -1,0 +1,128 @@
+//! Where messages are written before they are sent.
+
+use whimbrel_protocol::Errno;
+
+use super::header::{HEADER, Header, Kind};
+use super::{Reply, Request};
+
+/// Messages one after the other, ready to send. Its memory is kept when it is cleared.
+#[derive(Debug, Default)]
+pub struct MessageBuffer {
+    /// As long as the buffer has ever been, so that room for data is not zeroed for each message anew.
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+/// A message whose payload is being written. Its header gets the size at [`MessageBuffer::finish`].
+#[derive(Debug)]
+#[must_use = "a message that is not finished has no size"]
+pub struct Unfinished {
+    start: usize,
+    header: Header,
+}
+
+impl MessageBuffer {
+    /// An empty buffer.
+    pub fn new() -> MessageBuffer {
+        MessageBuffer::default()
+    }
+
+    /// The messages written since it was cleared.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// Bytes written since it was cleared.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing was written since it was cleared.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Forgets all messages.
+    pub fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    /// Writes a command.
+    pub fn request(&mut self, id: u16, no_reply: bool, request: &Request<'_>) {
+        let message = self.begin(id, request.command().number(), Kind::Command { no_reply });
+        request.put(self);
+        self.finish(message);
+    }
+
+    /// Writes the reply to a command that was done.
+    pub fn reply(&mut self, id: u16, reply: &Reply<'_>) {
+        let message = self.begin(id, reply.command().number(), Kind::Reply);
+        reply.put(self);
+        self.finish(message);
+    }
+
+    /// Writes the reply to a command that failed, also to one that nobody knows.
+    pub fn error(&mut self, id: u16, command: u16, errno: Errno) {
+        let message = self.begin(id, command, Kind::Error(errno as u32));
+        self.finish(message);
+    }
+
+    /// Begins a message whose data is not yet there: fixed parts follow by [`MessageBuffer::put`], data by
+    /// [`MessageBuffer::grow`].
+    pub fn begin(&mut self, id: u16, command: u16, kind: Kind) -> Unfinished {
+        let start = self.length;
+        self.grow(HEADER);
+        Unfinished { start, header: Header { id, command, size: 0, kind } }
+    }
+
+    /// Ends a message.
+    pub fn finish(&mut self, message: Unfinished) {
+        let Unfinished { start, header } = message;
+        let size = (self.length - start) as u32;
+        let bytes = Header { size, ..header }.to_bytes();
+        self.bytes[start..start + HEADER].copy_from_slice(&bytes);
+    }
+
+    /// Gives up a message as if it had not been begun.
+    pub fn abandon(&mut self, message: Unfinished) {
+        self.length = message.start;
+    }
+
+    /// Appends bytes.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    pub(super) fn put_u16(&mut self, value: u16) {
+        self.put(&value.to_ne_bytes());
+    }
+
+    pub(super) fn put_u32(&mut self, value: u32) {
+        self.put(&value.to_ne_bytes());
+    }
+
+    pub(super) fn put_u64(&mut self, value: u64) {
+        self.put(&value.to_ne_bytes());
+    }
+
+    /// Appends room for `count` bytes, which hold anything until they are written.
+    pub fn grow(&mut self, count: usize) -> &mut [u8] {
+        let start = self.length;
+        self.length += count;
+        if self.bytes.len() < self.length {
+            self.bytes.resize(self.length, 0);
+        }
+        &mut self.bytes[start..self.length]
+    }
+
+    /// Takes back the last `count` bytes, or all there are.
+    pub fn shrink(&mut self, count: usize) {
+        self.length = self.length.saturating_sub(count);
+    }
+
+    /// Writes over what was appended before: `offset` bytes after the header of `message`.
+    pub fn patch_u32(&mut self, message: &Unfinished, offset: usize, value: u32) {
+        let at = message.start + HEADER + offset;
+        self.bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+}

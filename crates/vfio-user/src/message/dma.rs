@@ -1,0 +1,223 @@
+//! The client's memory: mapping it, unmapping it, and reading and writing what was mapped without a file.
+
+use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
+
+use super::fields::{Fields, check_count};
+use super::{Limits, Malformed, MessageBuffer};
+
+const MAP: u32 = 32;
+const UNMAP: u32 = 24;
+const BITMAP: u32 = 16;
+
+/// VFIO_USER_DMA_MAP. With one descriptor the memory is mapped from it, without it is reached by messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaMap {
+    /// What the device may do: READ, WRITE or both.
+    pub rights: DmaMapFlags,
+    /// Where in the file the memory begins, in bytes.
+    pub offset: u64,
+    /// First IOVA.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// VFIO_USER_DMA_UNMAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaUnmap {
+    /// The mappings in a range.
+    Range {
+        /// First IOVA.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+        /// Asks what was written of the memory that is unmapped (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, which
+        /// earlier texts of the protocol have).
+        bitmap: Option<BitmapRequest>,
+    },
+    /// Every mapping (VFIO_DMA_UNMAP_FLAG_ALL).
+    All,
+}
+
+/// The form of a bitmap of dirty pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BitmapRequest {
+    /// Bytes of IOVA one bit stands for.
+    pub page_size: u64,
+    /// Bytes of the bitmap.
+    pub size: u64,
+}
+
+/// A bitmap of dirty pages: `u64`s, one bit a page, least significant first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyBitmap<'a> {
+    /// Bytes of IOVA one bit stands for.
+    pub page_size: u64,
+    /// The bits.
+    pub bits: &'a [u8],
+}
+
+/// The reply to VFIO_USER_DMA_UNMAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaUnmapReply<'a> {
+    /// The flags of the request.
+    pub flags: DmaUnmapFlags,
+    /// The first IOVA of the request.
+    pub iova: u64,
+    /// Bytes that were unmapped.
+    pub size: u64,
+    /// What was asked for of dirty pages.
+    pub bitmap: Option<DirtyBitmap<'a>>,
+}
+
+/// The memory that VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaAccess {
+    /// First IOVA.
+    pub iova: u64,
+    /// Bytes.
+    pub count: u64,
+}
+
+impl DmaMap {
+    pub(super) fn parse(payload: &[u8]) -> Result<DmaMap, Malformed> {
+        let mut fields = Fields::of(payload, MAP as usize)?;
+        fields.argsz(u64::from(MAP))?;
+        let flags = fields.u32()?;
+        let rights = DmaMapFlags::from_bits(flags)
+            .filter(|rights| !rights.is_empty() && !rights.contains(DmaMapFlags::VADDR))
+            .ok_or(Malformed::Flags(flags))?;
+        Ok(DmaMap { rights, offset: fields.u64()?, iova: fields.u64()?, size: fields.u64()? })
+    }
+
+    pub(super) fn put(&self, out: &mut MessageBuffer) {
+        out.put_u32(MAP);
+        out.put_u32(self.rights.bits());
+        out.put_u64(self.offset);
+        out.put_u64(self.iova);
+        out.put_u64(self.size);
+    }
+}
+
+impl DmaUnmap {
+    /// The flags that say it on the wire.
+    pub fn flags(&self) -> DmaUnmapFlags {
+        match self {
+            DmaUnmap::All => DmaUnmapFlags::ALL,
+            DmaUnmap::Range { bitmap: Some(_), .. } => DmaUnmapFlags::GET_DIRTY_BITMAP,
+            DmaUnmap::Range { bitmap: None, .. } => DmaUnmapFlags::empty(),
+        }
+    }
+
+    pub(super) fn parse(payload: &[u8], limits: Limits) -> Result<DmaUnmap, Malformed> {
+        let mut fields = Fields::of(payload, UNMAP as usize)?;
+        let argsz = fields.argsz(u64::from(UNMAP))?;
+        let bits = fields.u32()?;
+        let (iova, size) = (fields.u64()?, fields.u64()?);
+        let flags = DmaUnmapFlags::from_bits(bits).ok_or(Malformed::Flags(bits))?;
+        if flags.is_empty() {
+            return Ok(DmaUnmap::Range { iova, size, bitmap: None });
+        }
+        if flags == DmaUnmapFlags::ALL {
+            return match (iova, size) {
+                (0, 0) => Ok(DmaUnmap::All),
+                (0, _) => Err(Malformed::Value { field: "the size of all", value: size }),
+                _ => Err(Malformed::Value { field: "the address of all", value: iova }),
+            };
+        }
+        if flags != DmaUnmapFlags::GET_DIRTY_BITMAP {
+            return Err(Malformed::Flags(bits));
+        }
+        let found = payload.len();
+        let needed = u64::from(UNMAP + BITMAP);
+        if (found as u64) < needed {
+            return Err(Malformed::Short { needed, found });
+        }
+        let bitmap = BitmapRequest { page_size: fields.u64()?, size: fields.u64()? };
+        check_count(bitmap.size, limits.max_data_xfer_size)?;
+        let least = needed + bitmap.size;
+        if u64::from(argsz) < least {
+            return Err(Malformed::Argsz { argsz, least });
+        }
+        Ok(DmaUnmap::Range { iova, size, bitmap: Some(bitmap) })
+    }
+
+    pub(super) fn put(&self, out: &mut MessageBuffer) {
+        let (iova, size, bitmap) = match *self {
+            DmaUnmap::All => (0, 0, None),
+            DmaUnmap::Range { iova, size, bitmap } => (iova, size, bitmap),
+        };
+        let room = bitmap.map_or(0, |bitmap| u64::from(BITMAP) + bitmap.size);
+        out.put_u32(u32::try_from(u64::from(UNMAP) + room).unwrap_or(u32::MAX));
+        out.put_u32(self.flags().bits());
+        out.put_u64(iova);
+        out.put_u64(size);
+        if let Some(bitmap) = bitmap {
+            out.put_u64(bitmap.page_size);
+            out.put_u64(bitmap.size);
+        }
+    }
+}
+
+impl<'a> DmaUnmapReply<'a> {
+    pub(super) fn parse(payload: &'a [u8], limits: Limits) -> Result<DmaUnmapReply<'a>, Malformed> {
+        let mut fields = Fields::of(payload, UNMAP as usize)?;
+        fields.u32()?;
+        let bits = fields.u32()?;
+        let (iova, size) = (fields.u64()?, fields.u64()?);
+        let flags = DmaUnmapFlags::from_bits(bits).ok_or(Malformed::Flags(bits))?;
+        let bitmap = if flags.contains(DmaUnmapFlags::GET_DIRTY_BITMAP) {
+            let (page_size, count) = (fields.u64()?, fields.u64()?);
+            Some(DirtyBitmap { page_size, bits: fields.data(count, limits.max_data_xfer_size)? })
+        } else {
+            None
+        };
+        Ok(DmaUnmapReply { flags, iova, size, bitmap })
+    }
+
+    pub(super) fn put(&self, out: &mut MessageBuffer) {
+        let room = self.bitmap.map_or(0, |bitmap| BITMAP + bitmap.bits.len() as u32);
+        out.put_u32(UNMAP + room);
+        out.put_u32(self.flags.bits());
+        out.put_u64(self.iova);
+        out.put_u64(self.size);
+        if let Some(bitmap) = &self.bitmap {
+            out.put_u64(bitmap.page_size);
+            out.put_u64(bitmap.bits.len() as u64);
+            out.put(bitmap.bits);
+        }
+    }
+}
+
+impl DmaAccess {
+    const SIZE: usize = 16;
+
+    pub(super) fn parse(payload: &[u8], limits: Limits) -> Result<DmaAccess, Malformed> {
+        let mut fields = Fields::of(payload, Self::SIZE)?;
+        let access = DmaAccess { iova: fields.u64()?, count: fields.u64()? };
+        check_count(access.count, limits.max_data_xfer_size)?;
+        Ok(access)
+    }
+
+    /// The reply to VFIO_USER_DMA_WRITE, whose count is of four bytes in the text and of eight in libvfio-user.
+    pub(super) fn parse_written(payload: &[u8], limits: Limits) -> Result<DmaAccess, Malformed> {
+        if payload.len() >= Self::SIZE {
+            return Self::parse(payload, limits);
+        }
+        let mut fields = Fields::of(payload, 12)?;
+        let access = DmaAccess { iova: fields.u64()?, count: u64::from(fields.u32()?) };
+        check_count(access.count, limits.max_data_xfer_size)?;
+        Ok(access)
+    }
+
+    pub(super) fn parse_with_data(payload: &[u8], limits: Limits) -> Result<(u64, &[u8]), Malformed> {
+        let mut fields = Fields::of(payload, Self::SIZE)?;
+        let (iova, count) = (fields.u64()?, fields.u64()?);
+        Ok((iova, fields.data(count, limits.max_data_xfer_size)?))
+    }
+
+    pub(super) fn put(self, out: &mut MessageBuffer) {
+        out.put_u64(self.iova);
+        out.put_u64(self.count);
+    }
+}

@@ -1,0 +1,133 @@
+//! The sixteen bytes that every message begins with.
+
+use whimbrel_protocol::Errno;
+
+use super::{Command, Limits};
+
+/// Bytes of a header.
+pub const HEADER: usize = 16;
+
+const TYPE: u32 = 0xf;
+const COMMAND: u32 = 0;
+const REPLY: u32 = 1;
+const NO_REPLY: u32 = 1 << 4;
+const ERROR: u32 = 1 << 5;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A command, which wants a reply or not.
+    Command {
+        /// The sender waits for no reply, not even one that says it failed.
+        no_reply: bool,
+    },
+    /// The reply to a command that was done.
+    Reply,
+    /// The reply to a command that failed, with its errno, which may be 0. It has no payload.
+    Error(u32),
+}
+
+/// A header whose size can be that of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Chosen by who sends a command, and repeated in the reply.
+    pub id: u16,
+    /// The number of the command, which need not be one of [`Command`].
+    pub command: u16,
+    /// Bytes of the message, header included.
+    pub size: u32,
+    /// What the message is.
+    pub kind: Kind,
+}
+
+/// A header that begins no message. What follows it cannot be told from the next header, so the connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("message {id} of command {command} has {problem}")]
+pub struct FrameError {
+    /// The message's id.
+    pub id: u16,
+    /// The number of its command.
+    pub command: u16,
+    /// Whether it calls itself a reply; nobody replies to those.
+    pub is_reply: bool,
+    /// What is wrong.
+    pub problem: FrameProblem,
+}
+
+/// What is wrong with a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameProblem {
+    /// The size is less than a header has.
+    #[error("a size of {0} bytes, and a header alone has {HEADER}")]
+    TooSmall(u32),
+    /// The size is more than any message may have.
+    #[error("a size of {size} bytes, and at most {most} are taken")]
+    TooLarge {
+        /// What the header says.
+        size: u32,
+        /// The longest message.
+        most: usize,
+    },
+    /// It is neither a command nor a reply.
+    #[error("type {0}, which is neither a command nor a reply")]
+    Type(u32),
+}
+
+impl FrameError {
+    /// What is answered: EMSGSIZE for a message too large, else EINVAL.
+    pub const fn errno(&self) -> Errno {
+        match self.problem {
+            FrameProblem::TooLarge { .. } => Errno::EMSGSIZE,
+            FrameProblem::TooSmall(_) | FrameProblem::Type(_) => Errno::EINVAL,
+        }
+    }
+}
+
+impl Header {
+    /// Reads a header. Flags that the protocol does not define are ignored.
+    pub fn parse(bytes: [u8; HEADER], limits: Limits) -> Result<Header, FrameError> {
+        let [i0, i1, c0, c1, s0, s1, s2, s3, f0, f1, f2, f3, e0, e1, e2, e3] = bytes;
+        let id = u16::from_ne_bytes([i0, i1]);
+        let command = u16::from_ne_bytes([c0, c1]);
+        let size = u32::from_ne_bytes([s0, s1, s2, s3]);
+        let flags = u32::from_ne_bytes([f0, f1, f2, f3]);
+        let error = u32::from_ne_bytes([e0, e1, e2, e3]);
+        let is_reply = flags & TYPE == REPLY;
+        let wrong = |problem| FrameError { id, command, is_reply, problem };
+        if (size as usize) < HEADER {
+            return Err(wrong(FrameProblem::TooSmall(size)));
+        }
+        if size as usize > limits.message() {
+            return Err(wrong(FrameProblem::TooLarge { size, most: limits.message() }));
+        }
+        let kind = match flags & TYPE {
+            COMMAND => Kind::Command { no_reply: flags & NO_REPLY != 0 },
+            REPLY if flags & ERROR != 0 => Kind::Error(error),
+            REPLY => Kind::Reply,
+            other => return Err(wrong(FrameProblem::Type(other))),
+        };
+        Ok(Header { id, command, size, kind })
+    }
+
+    /// The bytes of the header.
+    pub fn to_bytes(self) -> [u8; HEADER] {
+        let (flags, error) = match self.kind {
+            Kind::Command { no_reply: false } => (COMMAND, 0),
+            Kind::Command { no_reply: true } => (COMMAND | NO_REPLY, 0),
+            Kind::Reply => (REPLY, 0),
+            Kind::Error(error) => (REPLY | ERROR, error),
+        };
+        let mut bytes = [0; HEADER];
+        bytes[..2].copy_from_slice(&self.id.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&self.command.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.size.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+        bytes[12..].copy_from_slice(&error.to_ne_bytes());
+        bytes
+    }
+
+    /// The command as text, also of one that nobody knows.
+    pub fn command_name(self) -> String {
+        Command::try_from(self.command).map_or_else(|error| error.to_string(), |command| command.to_string())
+    }
+}

@@ -1,0 +1,260 @@
+//! Messages with file descriptors over a Unix socket. What a message means is not known here.
+//!
+//! Descriptors are closed on exec. Those of a message belong to who takes the message, and are closed with it if nobody
+//! takes them. A connection has two halves, so that one thread can read while another writes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::cmsg_space;
+use rustix::io::Errno as SystemError;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::message::{Deframer, FrameError, Header, Limits};
+
+/// The most descriptors that one message can carry (`SCM_MAX_FD` in the kernel).
+pub const MAX_FDS: usize = 253;
+
+/// A connection that is over.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The peer hung up in the middle of a message.
+    #[error("the peer hung up after {received} of a message's {size} bytes")]
+    HungUp {
+        /// Bytes that came.
+        received: usize,
+        /// Bytes of the message, or of a header if not even that came.
+        size: usize,
+    },
+    /// What came is no message. The peer can be told, but nothing more can be read.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The system refused.
+    #[error("the socket failed: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Descriptors that came with a message and could not be taken. The others that came with it are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DescriptorError {
+    /// More than one message can have.
+    #[error("more than {MAX_FDS} descriptors came with one message")]
+    TooMany,
+    /// This process could not take them all, most likely because it has no numbers left.
+    #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
+    Lost,
+}
+
+/// A message as it came from the socket.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    /// Its header.
+    pub header: Header,
+    /// What follows.
+    pub payload: &'a [u8],
+    /// The descriptors that came with it, in their order.
+    pub descriptors: Result<Vec<OwnedFd>, DescriptorError>,
+}
+
+/// The two halves of a connection. What is received may be as long as `limits` say.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_vfio_user::connection;
+/// use whimbrel_vfio_user::message::{Limits, MessageBuffer, Request};
+///
+/// let (here, there) = UnixStream::pair()?;
+/// let (_, mut sender) = connection(here, Limits::default());
+/// let (mut receiver, _) = connection(there, Limits::default());
+///
+/// let mut out = MessageBuffer::new();
+/// out.request(1, false, &Request::DeviceReset);
+/// let file = std::fs::File::open("/dev/null")?;
+/// sender.send(out.as_bytes(), &[std::os::fd::AsFd::as_fd(&file)])?;
+///
+/// let message = receiver.receive()?.expect("the peer has not left");
+/// assert_eq!(message.header.id, 1);
+/// assert_eq!(message.descriptors?.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn connection(stream: UnixStream, limits: Limits) -> (Receiver, Sender) {
+    let stream = Arc::new(stream);
+    let receiver = Receiver {
+        stream: stream.clone(),
+        deframer: Deframer::new(limits),
+        descriptors: VecDeque::new(),
+        control: vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))],
+    };
+    (receiver, Sender { stream })
+}
+
+/// The half that reads.
+#[derive(Debug)]
+pub struct Receiver {
+    stream: Arc<UnixStream>,
+    deframer: Deframer,
+    /// Not yet given out, in the order in which they came.
+    descriptors: VecDeque<Batch>,
+    control: Vec<MaybeUninit<u8>>,
+}
+
+/// Descriptors that came with some bytes of the stream.
+#[derive(Debug)]
+struct Batch {
+    /// The last of these bytes, counted from the start of the stream. The kernel ends a read behind bytes that
+    /// descriptors came with, so this one is of their message, and those before it may be of an earlier one.
+    last: u64,
+    fds: Vec<OwnedFd>,
+    problem: Option<DescriptorError>,
+}
+
+impl Receiver {
+    /// From the next message on, other limits hold.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.deframer.set_limits(limits);
+    }
+
+    /// Whether [`Receiver::receive`] would answer without waiting, because it was read with what came before.
+    pub fn is_ready(&self) -> bool {
+        self.deframer.is_ready()
+    }
+
+    /// Waits for the next message. `None` if the peer hung up between two messages.
+    pub fn receive(&mut self) -> Result<Option<Incoming<'_>>, SocketError> {
+        while !self.deframer.is_ready() {
+            let count = self.fill()?;
+            if count == 0 {
+                return match self.deframer.partial() {
+                    Some((received, size)) => Err(SocketError::HungUp { received, size }),
+                    None => Ok(None),
+                };
+            }
+        }
+        let before = self.deframer.taken();
+        let Some(message) = self.deframer.next_message()? else {
+            return Ok(None);
+        };
+        let end = before + u64::from(message.header.size);
+        let descriptors = take_descriptors(&mut self.descriptors, end);
+        Ok(Some(Incoming { header: message.header, payload: message.payload, descriptors }))
+    }
+
+    /// Reads once. 0 is the end.
+    fn fill(&mut self) -> Result<usize, SocketError> {
+        let received = self.deframer.received();
+        let room = self.deframer.room()?;
+        let mut control = RecvAncillaryBuffer::new(&mut self.control);
+        let got = loop {
+            let mut iov = [IoSliceMut::new(room)];
+            match recvmsg(&*self.stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(SystemError::INTR) => {}
+                Err(SystemError::CONNRESET) => return Ok(0),
+                other => break other.map_err(io::Error::from)?,
+            }
+        };
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        drop(control);
+        let problem = got.flags.contains(ReturnFlags::CTRUNC).then_some(DescriptorError::Lost);
+        if got.bytes > 0 && (!fds.is_empty() || problem.is_some()) {
+            self.hold(Batch { last: received + got.bytes as u64 - 1, fds, problem });
+        }
+        self.deframer.filled(got.bytes);
+        Ok(got.bytes)
+    }
+
+    /// Keeps descriptors until their message is given out.
+    fn hold(&mut self, batch: Batch) {
+        // What is held already is of one message, for nothing is read while a whole one waits: if it has too many, they
+        // can go.
+        let held: usize = self.descriptors.iter().map(|batch| batch.fds.len()).sum();
+        if held > MAX_FDS || self.descriptors.len() > MAX_FDS {
+            let problem = Some(if held > MAX_FDS { DescriptorError::TooMany } else { DescriptorError::Lost });
+            let last = self.descriptors.back().map(|batch| batch.last);
+            self.descriptors.clear();
+            if let Some(last) = last {
+                self.descriptors.push_back(Batch { last, fds: Vec::new(), problem });
+            }
+        }
+        self.descriptors.push_back(batch);
+    }
+}
+
+/// The descriptors that came with bytes before `end`.
+fn take_descriptors(held: &mut VecDeque<Batch>, end: u64) -> Result<Vec<OwnedFd>, DescriptorError> {
+    let mut taken = Vec::new();
+    let mut problem = None;
+    while let Some(batch) = held.pop_front_if(|batch| batch.last < end) {
+        problem = problem.or(batch.problem);
+        taken.extend(batch.fds);
+    }
+    match problem {
+        Some(problem) => Err(problem),
+        None if taken.len() > MAX_FDS => Err(DescriptorError::TooMany),
+        None => Ok(taken),
+    }
+}
+
+/// The half that writes.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    stream: Arc<UnixStream>,
+}
+
+impl Sender {
+    /// Sends all of `bytes`, and the descriptors with the first of them: at most [`MAX_FDS`], which the kernel demands.
+    ///
+    /// A peer that reads nothing lets this wait until [`Sender::shutdown`].
+    pub fn send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = if descriptors.is_empty() {
+            Vec::new()
+        } else {
+            vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(descriptors.len()))]
+        };
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match sendmsg(&*self.stream, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL) {
+                Ok(count) => {
+                    sent += count;
+                    control.clear();
+                }
+                Err(SystemError::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the connection in both directions; who waits in it is told so.
+    pub fn shutdown(&self) {
+        // One that is over already is as good.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
