@@ -10,7 +10,7 @@ use whimbrel_engine::archive::{self, Form};
 use whimbrel_engine::stream::{DeviceSummary, Hello, Message, Reader, Writer};
 use whimbrel_engine::{Destination, Outcome, SendError, Source, SourceOptions};
 use whimbrel_models::Model;
-use whimbrel_user::{Device, Local, State, region};
+use whimbrel_user::{Device, Local, SavingRead, State, region};
 
 use crate::live::assert_same_memory;
 use crate::support::{At, Control, Rig, Shape, memory, open_any, to_device};
@@ -140,6 +140,42 @@ fn a_v1_device_that_breaks_is_in_error_and_the_source_says_what_to_do() {
     assert_eq!(ended.rig.here.state().unwrap(), State::Error);
     ended.rig.here.reset().unwrap();
     assert_eq!(ended.rig.here.state().unwrap(), State::Running);
+}
+
+#[test]
+fn pre_copy_left_anywhere_with_reads_of_any_size_loses_nothing() {
+    let state: Vec<u8> = (0..100).collect();
+    let shape = Shape { size: state.len(), initial: 9, ..Shape::default() };
+    for version in [Version::V1, Version::Draft] {
+        for (room, buffer, leave_after) in (0..8).flat_map(|leave| {
+            [(7, 1, leave), (7, 5, leave), (7, 100, leave), (64, 3, leave), (500, 64, leave)]
+        }) {
+            let what =
+                format!("{version:?}, {room} bytes of room, reads of {buffer}, left after {leave_after}");
+            let (mut from, _, control) = open_any("from", &Region(version, room).of(&shape));
+            control.set_state(&state);
+            let (mut to, _, taken) = open_any("to", &Region(version, room).of(&shape));
+            let mut data = from.set_state(State::PreCopy).unwrap().unwrap();
+            let mut into = to.set_state(State::Resuming).unwrap().unwrap();
+            let mut now = State::PreCopy;
+            let mut buffer = vec![0; buffer];
+            for reads in 0.. {
+                if reads == leave_after {
+                    now = State::StopCopy;
+                    assert!(from.set_state(now).unwrap().is_none(), "{what}: the session goes on");
+                }
+                match data.read(now, &mut buffer).unwrap() {
+                    SavingRead::Data(count) => {
+                        into.write_piece(&buffer[..count], data.ends_transaction()).unwrap();
+                    }
+                    SavingRead::TemporaryEnd => {}
+                    SavingRead::End => break,
+                }
+            }
+            to.set_state(State::Stop).unwrap();
+            assert_eq!(taken.state(), state, "{what}");
+        }
+    }
 }
 
 /// A model's device with the driver side.
