@@ -1,5 +1,11 @@
-//! What the two sides of a connection agree on: the capabilities of VFIO_USER_VERSION, as JSON and as numbers.
+//! What the two sides of a connection agree on: the capabilities of VFIO_USER_VERSION, as JSON and as
+//! numbers.
 
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::message::Version;
@@ -9,8 +15,8 @@ pub const VERSION_MAJOR: u16 = 0;
 /// The newest minor version known here.
 pub const VERSION_MINOR: u16 = 1;
 
-/// What one side can do, or both together. Whatever a peer leaves out has the protocol's default, whatever it says
-/// beyond is ignored.
+/// What one side can do, or both together. Whatever a peer leaves out has the protocol's default, whatever it
+/// says beyond is ignored.
 ///
 /// ```
 /// use whimbrel_vfio_user::{Capabilities, negotiate};
@@ -36,12 +42,12 @@ pub struct Capabilities {
     /// Page sizes that mappings can have: bit n for 2^n bytes.
     pub pgsizes: u64,
     /// A second socket, for commands of the server.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub twin_socket: Option<TwinSocket>,
     /// VFIO_USER_REGION_WRITE_MULTI is understood.
     pub write_multiple: bool,
     /// What earlier texts have for dirty pages, and QEMU still sends.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub migration: Option<MigrationCapability>,
 }
 
@@ -83,23 +89,56 @@ impl Default for Capabilities {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct VersionData<C> {
-    #[serde(default)]
-    capabilities: C,
+#[derive(Deserialize)]
+struct VersionData {
+    #[serde(default, deserialize_with = "object")]
+    capabilities: Capabilities,
+}
+
+#[derive(Serialize)]
+struct VersionText<'a> {
+    capabilities: &'a Capabilities,
 }
 
 impl Capabilities {
     /// Reads the version data of a message, without the terminating NUL.
     pub fn from_json(text: &[u8]) -> Result<Capabilities, serde_json::Error> {
-        serde_json::from_slice::<VersionData<Capabilities>>(text).map(|data| data.capabilities)
+        let mut deserializer = serde_json::Deserializer::from_slice(text);
+        let data: VersionData = object(&mut deserializer)?;
+        deserializer.end()?;
+        Ok(data.capabilities)
     }
 
     /// The version data of a message, without the terminating NUL.
     pub fn to_json(&self) -> String {
         // Numbers and booleans under fixed names: they always serialise.
-        serde_json::to_string(&VersionData { capabilities: self }).unwrap_or_default()
+        serde_json::to_string(&VersionText { capabilities: self }).unwrap_or_default()
     }
+}
+
+/// An object, and not a list of its values in some order, which serde would take for one.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_map(Object(PhantomData))
+}
+
+fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    object(deserializer).map(Some)
 }
 
 /// A number beyond what this side can count is as good as the largest it can.
@@ -131,8 +170,8 @@ pub enum NegotiationError {
     },
 }
 
-/// What holds for both: the smaller of each limit, the page sizes that both have, and what both understand. A reply of a
-/// server must be a subset of what was proposed, and this is one.
+/// What holds for both: the smaller of each limit, the page sizes that both have, and what both understand. A
+/// reply of a server must be a subset of what was proposed, and this is one.
 ///
 /// `twin_socket` says whether both can; its `fd_index` is for who makes the socket.
 pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabilities, NegotiationError> {
@@ -216,7 +255,10 @@ mod tests {
             "",
             "[",
             "null",
+            "[]",
             r#"{"capabilities": 1}"#,
+            r#"{"capabilities": [8]}"#,
+            r#"{"capabilities": {"twin_socket": [true]}}"#,
             r#"{"capabilities": {"max_msg_fds": -1}}"#,
             r#"{"capabilities": {"max_data_xfer_size": "1"}}"#,
             r#"{"capabilities": {"max_dma_maps": 1.5}}"#,

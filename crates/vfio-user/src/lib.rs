@@ -1,16 +1,19 @@
-//! The vfio-user protocol: a VFIO device over a socket, with the device in one process and its user in another.
+//! The vfio-user protocol: a VFIO device over a socket, with the device in one process and its user in
+//! another.
 //!
-//! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and [`Sender`] move
-//! messages and file descriptors over a Unix socket. The text is QEMU's `docs/interop/vfio-user.rst`; where it is
-//! silent, answers are those of the kernel's VFIO.
-
-#![forbid(unsafe_code)]
+//! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and
+//! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
+//! at a path, [`Backend`] over a socket that is connected already. The text is QEMU's
+//! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO.
 
 mod capabilities;
+mod eventfd;
 pub mod message;
+mod server;
 mod socket;
 
 pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
+pub use server::{Backend, ServeError, Server, Stopper};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

@@ -1,7 +1,7 @@
 //! Messages with file descriptors over a Unix socket. What a message means is not known here.
 //!
-//! Descriptors are closed on exec. Those of a message belong to who takes the message, and are closed with it if nobody
-//! takes them. A connection has two halves, so that one thread can read while another writes.
+//! Descriptors are closed on exec. Those of a message belong to who takes the message, and are closed with it
+//! if nobody takes them. A connection has two halves, so that one thread can read while another writes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -108,8 +108,9 @@ pub struct Receiver {
 /// Descriptors that came with some bytes of the stream.
 #[derive(Debug)]
 struct Batch {
-    /// The last of these bytes, counted from the start of the stream. The kernel ends a read behind bytes that
-    /// descriptors came with, so this one is of their message, and those before it may be of an earlier one.
+    /// The last of these bytes, counted from the start of the stream. The kernel ends a read behind bytes
+    /// that descriptors came with, so this one is of their message, and those before it may be of an earlier
+    /// one.
     last: u64,
     fds: Vec<OwnedFd>,
     problem: Option<DescriptorError>,
@@ -176,8 +177,8 @@ impl Receiver {
 
     /// Keeps descriptors until their message is given out.
     fn hold(&mut self, batch: Batch) {
-        // What is held already is of one message, for nothing is read while a whole one waits: if it has too many, they
-        // can go.
+        // What is held already is of one message, for nothing is read while a whole one waits: if it has too
+        // many, they can go.
         let held: usize = self.descriptors.iter().map(|batch| batch.fds.len()).sum();
         if held > MAX_FDS || self.descriptors.len() > MAX_FDS {
             let problem = Some(if held > MAX_FDS { DescriptorError::TooMany } else { DescriptorError::Lost });
@@ -213,7 +214,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Sends all of `bytes`, and the descriptors with the first of them: at most [`MAX_FDS`], which the kernel demands.
+    /// Sends all of `bytes`, and the descriptors with the first of them: at most [`MAX_FDS`], which the
+    /// kernel demands.
     ///
     /// A peer that reads nothing lets this wait until [`Sender::shutdown`].
     pub fn send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

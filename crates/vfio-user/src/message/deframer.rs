@@ -8,8 +8,8 @@ use super::header::{FrameError, HEADER, Header};
 /// How much is read at once when no message needs more.
 const READ_AHEAD: usize = 16 * 1024;
 
-/// Finds the messages in a stream of bytes that comes in any pieces. It holds at most one message and what came with
-/// it, and grows only for a message whose header says that it will be so long.
+/// Finds the messages in a stream of bytes that comes in any pieces. It holds at most one message and what
+/// came with it, and grows only for a message whose header says that it will be so long.
 #[derive(Debug)]
 pub struct Deframer {
     buffer: Vec<u8>,

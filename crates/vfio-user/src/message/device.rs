@@ -1,7 +1,7 @@
 //! What a device says of itself, its regions and its interrupts.
 //!
-//! A request gives room for the reply in `argsz`. Where it is not enough for the capabilities, they are left out, and the
-//! reply's `argsz` says how much is needed, as the kernel does.
+//! A request gives room for the reply in `argsz`. Where it is not enough for the capabilities, they are left
+//! out, and the reply's `argsz` says how much is needed, as the kernel does.
 
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_uapi::device::{DeviceInfo, DeviceInfoFlags, IrqInfoFlags, RegionInfo, RegionInfoFlags};
@@ -27,8 +27,8 @@ pub struct DeviceInfoReply {
     needed: u32,
 }
 
-/// The reply to VFIO_USER_DEVICE_GET_REGION_INFO. With the MMAP flag a descriptor comes with it, and the region's offset
-/// is where the region begins in that file.
+/// The reply to VFIO_USER_DEVICE_GET_REGION_INFO. With the MMAP flag a descriptor comes with it, and the
+/// region's offset is where the region begins in that file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionInfoReply {
     index: u32,

@@ -199,7 +199,8 @@ impl DmaAccess {
         Ok(access)
     }
 
-    /// The reply to VFIO_USER_DMA_WRITE, whose count is of four bytes in the text and of eight in libvfio-user.
+    /// The reply to VFIO_USER_DMA_WRITE, whose count is of four bytes in the text and of eight in
+    /// libvfio-user.
     pub(super) fn parse_written(payload: &[u8], limits: Limits) -> Result<DmaAccess, Malformed> {
         if payload.len() >= Self::SIZE {
             return Self::parse(payload, limits);

@@ -1,5 +1,5 @@
-//! VFIO_USER_DEVICE_FEATURE, and the data of those features whose form is not the kernel's: where the kernel has an
-//! address, vfio-user has the data itself.
+//! VFIO_USER_DEVICE_FEATURE, and the data of those features whose form is not the kernel's: where the kernel
+//! has an address, vfio-user has the data itself.
 
 use whimbrel_protocol::dirty::MAX_LOGGING_RANGES;
 use whimbrel_uapi::feature::{FEATURE_MASK, FeatureFlags};
@@ -65,7 +65,8 @@ impl<'a> DeviceFeature<'a> {
 }
 
 impl<'a> LoggingStart<'a> {
-    /// The ranges given, each as iova and length, in `room`: as many as fit, which is all of them if it is as long.
+    /// The ranges given, each as iova and length, in `room`: as many as fit, which is all of them if it is as
+    /// long.
     pub fn new(page_size: u64, ranges: &[(u64, u64)], room: &'a mut [[u8; RANGE]]) -> LoggingStart<'a> {
         let count = ranges.len().min(room.len());
         let room = &mut room[..count];

@@ -40,7 +40,8 @@ pub struct Header {
     pub kind: Kind,
 }
 
-/// A header that begins no message. What follows it cannot be told from the next header, so the connection is over.
+/// A header that begins no message. What follows it cannot be told from the next header, so the connection is
+/// over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("message {id} of command {command} has {problem}")]
 pub struct FrameError {

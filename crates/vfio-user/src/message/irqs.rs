@@ -5,10 +5,11 @@ use super::{Malformed, MessageBuffer};
 
 const FIXED: u32 = 20;
 
-/// What is done to the interrupts from `start` on. With VFIO_IRQ_SET_DATA_EVENTFD, the eventfds come as descriptors: as
-/// many as `count` says, or none to untie those that are tied.
+/// What is done to the interrupts from `start` on. With VFIO_IRQ_SET_DATA_EVENTFD, the eventfds come as
+/// descriptors: as many as `count` says, or none to untie those that are tied.
 ///
-/// Whether the flags and the range are valid is the device's business, which judges them in the kernel's order.
+/// Whether the flags and the range are valid is the device's business, which judges them in the kernel's
+/// order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetIrqs<'a> {
     /// [`IrqSetFlags`](whimbrel_uapi::device::IrqSetFlags), as they came.

@@ -1,8 +1,9 @@
 //! Messages as plain data: parsed from bytes and written to bytes, without I/O.
 //!
-//! A message is a [`Header`] and a payload. What follows the header is a [`Request`] or a [`Reply`], and a reply that
-//! failed has only a header. Whatever is parsed came from a peer: lengths and counts are checked before they are used,
-//! data is borrowed from the bytes given, and what is copied is never longer than those.
+//! A message is a [`Header`] and a payload. What follows the header is a [`Request`] or a [`Reply`], and a
+//! reply that failed has only a header. Whatever is parsed came from a peer: lengths and counts are checked
+//! before they are used, data is borrowed from the bytes given, and what is copied is never longer than
+//! those.
 //!
 //! Numbers are in the byte order of the machine, as in the kernel's own structures.
 //!
@@ -66,7 +67,11 @@ pub use self::version::Version;
 /// Bytes that a message may have besides its header and its bulk data: the fixed part of the longest.
 const FIXED: usize = 48;
 
-/// What a peer may send at most. A message is never longer than `max_data_xfer_size` and 64 bytes.
+/// Bytes of data that a message may have whatever was agreed: as many as the ranges of a log take.
+const LEAST_DATA: usize = 4096;
+
+/// What a peer may send at most. A message is never longer than `max_data_xfer_size`, or 4096 bytes if that
+/// is more, and 64 bytes for its fixed parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of data in one message; the capability of this name.
@@ -76,7 +81,8 @@ pub struct Limits {
 impl Limits {
     /// Bytes of the longest message, with its header.
     pub const fn message(self) -> usize {
-        HEADER + FIXED + self.max_data_xfer_size as usize
+        let most = self.max_data_xfer_size as usize;
+        HEADER + FIXED + if most < LEAST_DATA { LEAST_DATA } else { most }
     }
 }
 

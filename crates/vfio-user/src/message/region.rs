@@ -102,7 +102,8 @@ impl WriteOne {
 }
 
 impl<'a> WriteMulti<'a> {
-    /// Writes for a message, in `room`, whose length decides how many there can be: of `writes` as many as fit.
+    /// Writes for a message, in `room`, whose length decides how many there can be: of `writes` as many as
+    /// fit.
     pub fn new(writes: &[WriteOne], room: &'a mut [[u8; 24]]) -> WriteMulti<'a> {
         let count = writes.len().min(room.len());
         let room = &mut room[..count];

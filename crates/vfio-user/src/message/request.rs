@@ -6,7 +6,8 @@ use super::{
     SetIrqs, Version, WriteMulti, migration_data,
 };
 
-/// A command with what it is about. `argsz` is the room that the sender has for the reply's payload, in bytes.
+/// A command with what it is about. `argsz` is the room that the sender has for the reply's payload, in
+/// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {
     /// VFIO_USER_VERSION.
@@ -75,8 +76,8 @@ pub enum Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads what follows the header of a command. Bytes after what the command needs are ignored, except where they
-    /// are data.
+    /// Reads what follows the header of a command. Bytes after what the command needs are ignored, except
+    /// where they are data.
     pub fn parse(command: Command, payload: &'a [u8], limits: Limits) -> Result<Request<'a>, Malformed> {
         Ok(match command {
             Command::Version => Request::Version(Version::parse(payload)?),

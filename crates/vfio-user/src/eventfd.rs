@@ -1,0 +1,42 @@
+//! Eventfds that came as descriptors.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_protocol::Errno;
+
+/// Takes a descriptor for an eventfd. EINVAL for another kind of file, as the kernel's `eventfd_ctx_fdget()`:
+/// a write to one could wait for ever.
+pub(crate) fn from_descriptor(fd: OwnedFd) -> Result<EventFd, Errno> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: the descriptor is open and an eventfd, and this is its only owner, who gives it away.
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+}
+
+/// A descriptor for an eventfd to send away.
+pub(crate) fn to_descriptor(eventfd: &EventFd) -> std::io::Result<OwnedFd> {
+    let copy = eventfd.try_clone()?;
+    // SAFETY: the copy is open, and gives its descriptor away.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy.into_raw_fd()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    #[test]
+    fn only_an_eventfd_is_taken_for_one() {
+        let eventfd = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+        let taken = from_descriptor(to_descriptor(&eventfd).expect("a copy")).expect("it is one");
+        taken.write(3).expect("there is room");
+        assert_eq!(eventfd.read().expect("it was written"), 3);
+        let null = std::fs::File::open("/dev/null").expect("it exists");
+        assert_eq!(from_descriptor(null.into()).err(), Some(Errno::EINVAL));
+    }
+}

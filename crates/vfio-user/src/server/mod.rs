@@ -1,0 +1,194 @@
+//! The server: any driver-side device, for clients that come over sockets.
+//!
+//! [`Backend`] serves a device to one client at a time over a connected socket, [`Server`] accepts clients at
+//! a path. A client may leave and another come: the device's state stays, and what the client had set up of
+//! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
+//!
+//! Answers are those of the kernel's VFIO, errno by errno. What the protocol's text says otherwise or leaves
+//! open:
+//!
+//! - VFIO_USER_DMA_UNMAP takes away all mappings that lie wholly in its range, and says how many bytes those
+//!   had. A range that cuts a mapping is EINVAL. The text wants a range to be exactly one mapping.
+//! - VFIO_USER_DMA_MAP without a descriptor is EOPNOTSUPP.
+//! - Region reads and writes that reach past the region's end are done up to it.
+//! - Migration data without a session is EBADF; after its end ENODEV.
+//! - Unknown commands are ENOTTY, and messages longer than agreed EMSGSIZE, after which the connection is
+//!   over.
+
+mod client;
+mod feature;
+mod listener;
+mod mappings;
+mod process;
+mod region_info;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
+use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
+
+use self::client::Client;
+pub use self::listener::{Server, Stopper};
+use crate::message::{Command, HEADER, Limits, MessageBuffer};
+use crate::socket::{SocketError, connection};
+use crate::{Capabilities, MAX_FDS, MigrationCapability, NegotiationError};
+
+/// How long a client that is turned away may take to say what it is told an answer to.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Mappings that a client may have: a process can have twice as many (`vm.max_map_count`).
+const MAX_DMA_MAPS: u32 = 32_768;
+
+/// A device to serve. A clone is another handle to it.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::Backend;
+///
+/// let model = "serial".parse::<Model>()?.open("serial 0")?;
+/// let backend = Backend::new(model.device);
+/// let (server, client) = UnixStream::pair()?;
+/// let serving = std::thread::spawn(move || backend.serve(server));
+/// // A client that leaves at once is served too.
+/// drop(client);
+/// serving.join().expect("it does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: DeviceFile,
+    capabilities: Capabilities,
+    ioeventfds: Vec<IoeventfdWrite>,
+    /// The last data file that the device gave, whichever client asked for it.
+    data_file: Mutex<Option<DataFile>>,
+    in_use: AtomicBool,
+}
+
+/// Why a client is no longer served. The device is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The connection ended in the middle of a message, or with what is no message.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The first message was not a valid VFIO_USER_VERSION.
+    #[error("the client began with command {0}, and not with a valid VFIO_USER_VERSION")]
+    NoVersion(u16),
+    /// Client and server cannot work together.
+    #[error(transparent)]
+    Negotiation(#[from] NegotiationError),
+    /// Another client has the device. This one was told EBUSY.
+    #[error("another client has the device")]
+    Busy,
+}
+
+impl From<io::Error> for ServeError {
+    fn from(error: io::Error) -> ServeError {
+        SocketError::System(error).into()
+    }
+}
+
+impl NegotiationError {
+    /// What the client is told.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            NegotiationError::Version { .. } => Errno::EPROTONOSUPPORT,
+            NegotiationError::NoData | NegotiationError::PageSizes { .. } => Errno::EINVAL,
+        }
+    }
+}
+
+impl Backend {
+    /// A device, with what this server can do.
+    pub fn new(device: DeviceFile) -> Backend {
+        Backend::with(device, Backend::capabilities(), Vec::new())
+    }
+
+    /// A device, with what a server shall offer, and writes for which clients get eventfds
+    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
+    ///
+    /// Capabilities can be less than [`Backend::capabilities`], not more: a second socket is never made.
+    pub fn with(device: DeviceFile, capabilities: Capabilities, ioeventfds: Vec<IoeventfdWrite>) -> Backend {
+        let capabilities = Capabilities {
+            max_msg_fds: capabilities.max_msg_fds.min(MAX_FDS as u32),
+            twin_socket: None,
+            ..capabilities
+        };
+        let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
+        Backend { shared: Arc::new(Shared { device, capabilities, ioeventfds, data_file, in_use }) }
+    }
+
+    /// What this server can do.
+    pub fn capabilities() -> Capabilities {
+        Capabilities {
+            max_msg_fds: MAX_FDS as u32,
+            max_dma_maps: MAX_DMA_MAPS,
+            pgsizes: !0xfff,
+            write_multiple: true,
+            migration: Some(MigrationCapability { pgsize: Some(4096), max_bitmap_size: Some(1 << 20) }),
+            ..Capabilities::default()
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &DeviceFile {
+        &self.shared.device
+    }
+
+    /// Serves one client until it leaves. One that comes while another is served is told EBUSY at once.
+    pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
+        let Some(_turn) = Turn::take(&self.shared) else {
+            turn_away(&stream);
+            return Err(ServeError::Busy);
+        };
+        let limits = Limits { max_data_xfer_size: self.shared.capabilities.max_data_xfer_size };
+        let (receiver, sender) = connection(stream, limits);
+        Client::new(self.shared.clone(), sender).run(receiver)
+    }
+}
+
+/// The one client at a time.
+struct Turn<'a>(&'a Shared);
+
+impl<'a> Turn<'a> {
+    fn take(shared: &'a Shared) -> Option<Turn<'a>> {
+        (!shared.in_use.swap(true, Ordering::AcqRel)).then_some(Turn(shared))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.in_use.store(false, Ordering::Release);
+    }
+}
+
+/// Tells a client that the device is busy: as the answer to its first message, if that comes soon.
+fn turn_away(stream: &UnixStream) {
+    let timeout = Timespec::try_from(PATIENCE).ok();
+    // Whatever fails here, the client sees the connection end.
+    let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref());
+    let mut header = [0; HEADER];
+    let got = recv(stream, &mut header, RecvFlags::DONTWAIT | RecvFlags::PEEK);
+    let id = match got {
+        Ok((_, HEADER..)) => u16::from_ne_bytes([header[0], header[1]]),
+        _ => 0,
+    };
+    let mut out = MessageBuffer::new();
+    out.error(id, Command::Version.number(), Errno::EBUSY);
+    let _ = rustix::net::send(
+        stream,
+        out.as_bytes(),
+        rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL,
+    );
+}

@@ -1,0 +1,389 @@
+//! A device that does a little of everything, and a client that speaks to it message by message.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::FileOffset;
+use whimbrel_device::{
+    ArcError, Bus, Capability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite,
+    Irq, IrqInfoFlags, Migration, MigrationFlags, MmapArea, Region, RegionInfoFlags, State, WriteWidth,
+};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_vfio_user::message::{
+    Command, DmaMap, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, Version,
+};
+use whimbrel_vfio_user::{Backend, Capabilities, Receiver, Sender, ServeError, connection};
+
+pub(crate) const PAGE: u64 = 4096;
+/// BAR 0: memory, and at its end what makes the device act.
+pub(crate) const BAR: u32 = 0;
+/// An IOVA written here gets [`MARK`] written to it by DMA, and MSI 0 is sent.
+pub(crate) const DOORBELL: u64 = 0xff0;
+pub(crate) const MARK: u64 = 0x5745_4d4f_5645_4421;
+/// A region of two pages, the second of which can be mapped.
+pub(crate) const MAPPED: u32 = 2;
+/// A region that can be mapped in two parts which no one file holds.
+pub(crate) const SCATTERED: u32 = 3;
+pub(crate) const MSI: u32 = 1;
+pub(crate) const INTX: u32 = 0;
+pub(crate) const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
+
+pub(crate) fn memory(size: u64) -> File {
+    let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(size).unwrap();
+    file
+}
+
+pub(crate) struct Board {
+    bus: Bus,
+    bar: Vec<u8>,
+    mapped: File,
+    log: Option<Arc<DirtyLog>>,
+    /// What was given of the state, or taken.
+    at: usize,
+}
+
+impl Board {
+    pub(crate) fn open() -> DeviceFile {
+        let bus = Bus::new();
+        let bar = vec![0; PAGE as usize];
+        let board = Board { bus: bus.clone(), bar, mapped: memory(2 * PAGE), log: None, at: 0 };
+        DeviceFile::new("board", bus, Box::new(board))
+    }
+}
+
+impl Driver for Board {
+    fn info(&self) -> Info {
+        let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
+        Info { flags, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let access = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        let areas = |areas: &[u64]| {
+            let areas = areas.iter().map(|offset| MmapArea { offset: *offset, size: PAGE });
+            vec![Capability::SparseMmap(areas.collect())]
+        };
+        let (flags, size, capabilities) = match index {
+            BAR => (access, PAGE, vec![]),
+            MAPPED => (access | RegionInfoFlags::MMAP, 2 * PAGE, areas(&[PAGE])),
+            SCATTERED => (access | RegionInfoFlags::MMAP, 2 * PAGE, areas(&[0, PAGE])),
+            _ => return Ok(Region::absent(0)),
+        };
+        Ok(Region { flags, size, offset: 0, capabilities })
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        let (flags, count) = match index {
+            INTX => (IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED, 1),
+            MSI => (IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, 4),
+            _ => (IrqInfoFlags::empty(), 0),
+        };
+        Ok(Irq { flags, count })
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if index != BAR {
+            return Err(Errno::EIO);
+        }
+        data.copy_from_slice(&self.bar[offset as usize..][..data.len()]);
+        Ok(data.len())
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if index != BAR {
+            return Err(Errno::EIO);
+        }
+        self.bar[offset as usize..][..data.len()].copy_from_slice(data);
+        if let (DOORBELL, Ok(iova)) = (offset, data.try_into()) {
+            // What is not mapped is counted as a fault.
+            let _ = self.bus.dma().write(u64::from_ne_bytes(iova), &MARK.to_ne_bytes());
+            self.bus.interrupts().trigger(MSI, 0);
+        }
+        Ok(data.len())
+    }
+
+    fn mmap(&mut self, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+        let file = self.mapped.try_clone().map_err(|_| Errno::EMFILE)?;
+        match index {
+            // The second page is the first of its file's second half.
+            MAPPED => Ok(FileOffset::new(file, offset)),
+            SCATTERED => Ok(FileOffset::new(file, PAGE - offset)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.bar.fill(0);
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        Some(self)
+    }
+}
+
+impl Migration for Board {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        match (from, to) {
+            (State::PreCopy, State::StopCopy) => {}
+            (State::Resuming, State::Stop) if self.at < self.bar.len() => return Err(Errno::EINVAL.into()),
+            _ => self.at = 0,
+        }
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok(self.bar.len() as u64)
+    }
+
+    /// In short pieces, as a driver may.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let count = buffer.len().min(100).min(self.bar.len() - self.at);
+        buffer[..count].copy_from_slice(&self.bar[self.at..][..count]);
+        self.at += count;
+        Ok(count)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        let count = data.len().min(100).min(self.bar.len() - self.at);
+        if count == 0 && !data.is_empty() {
+            return Err(Errno::ENOMEM);
+        }
+        self.bar[self.at..][..count].copy_from_slice(&data[..count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl DmaLogging for Board {
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        if self.log.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        let log = Arc::new(DirtyLog::new(ranges)?);
+        self.bus.dma().set_log(Some(log.clone()));
+        let page_size = log.page_size();
+        self.log = Some(log);
+        Ok(page_size)
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        self.log = None;
+        self.bus.dma().set_log(None);
+        Ok(())
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
+        Ok(())
+    }
+}
+
+/// A server of a [`Board`], on a thread for each connection.
+pub(crate) struct Host {
+    pub(crate) backend: Backend,
+}
+
+impl Host {
+    pub(crate) fn new() -> Host {
+        Host::with(Backend::capabilities())
+    }
+
+    pub(crate) fn with(capabilities: Capabilities) -> Host {
+        let doorbell =
+            IoeventfdWrite { region: BAR, offset: DOORBELL, width: WriteWidth::Eight, data: 0x10_0000 };
+        Host { backend: Backend::with(Board::open(), capabilities, vec![doorbell]) }
+    }
+
+    /// The client's end of a new connection, and what becomes of the server's.
+    pub(crate) fn connect(&self) -> (UnixStream, JoinHandle<Result<(), ServeError>>) {
+        let (server, client) = UnixStream::pair().unwrap();
+        let backend = self.backend.clone();
+        (client, std::thread::spawn(move || backend.serve(server)))
+    }
+
+    /// A client that has agreed on everything the server can do.
+    pub(crate) fn client(&self) -> Peer {
+        let (stream, thread) = self.connect();
+        let mut peer = Peer::new(stream, Some(thread));
+        peer.agree(Backend::capabilities());
+        peer
+    }
+}
+
+/// A client.
+pub(crate) struct Peer {
+    pub(crate) receiver: Receiver,
+    pub(crate) sender: Sender,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+    next_id: u16,
+}
+
+/// A reply as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+    command: Command,
+}
+
+impl Answer {
+    pub(crate) fn reply(&self) -> Reply<'_> {
+        Reply::parse(self.command, &self.payload, Limits::default()).unwrap()
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(stream: UnixStream, thread: Option<JoinHandle<Result<(), ServeError>>>) -> Peer {
+        let (receiver, sender) = connection(stream, Limits::default());
+        Peer { receiver, sender, thread, next_id: 100 }
+    }
+
+    pub(crate) fn agree(&mut self, capabilities: Capabilities) -> Version {
+        let answer = self.ask(&Request::Version(Version::proposal(capabilities))).unwrap();
+        match answer.reply() {
+            Reply::Version(version) => version,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn ask(&mut self, request: &Request<'_>) -> Result<Answer, Errno> {
+        self.ask_with(request, &[])
+    }
+
+    pub(crate) fn ask_with(
+        &mut self,
+        request: &Request<'_>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Answer, Errno> {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut out = MessageBuffer::new();
+        out.request(id, false, request);
+        self.sender.send(out.as_bytes(), fds).unwrap();
+        self.answer(id, request.command())
+    }
+
+    /// Sends what may be no message, and takes the answer to it.
+    pub(crate) fn ask_raw(&mut self, id: u16, command: u16, payload: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.sender.send(&raw(id, command, 0, payload), &[]).unwrap();
+        let got = self.receiver.receive().unwrap().expect("an answer");
+        assert_eq!((got.header.id, got.header.command), (id, command));
+        match got.header.kind {
+            Kind::Error(errno) => Err(Errno::from_raw(errno.cast_signed())),
+            _ => Ok(got.payload.to_vec()),
+        }
+    }
+
+    pub(crate) fn answer(&mut self, id: u16, command: Command) -> Result<Answer, Errno> {
+        let got = self.receiver.receive().unwrap().expect("the server has hung up");
+        assert_eq!((got.header.id, got.header.command), (id, command.number()));
+        match got.header.kind {
+            Kind::Reply => {
+                Ok(Answer { payload: got.payload.to_vec(), fds: got.descriptors.unwrap(), command })
+            }
+            Kind::Error(errno) => {
+                assert!(got.payload.is_empty(), "an error has a header alone");
+                Err(Errno::from_raw(errno.cast_signed()))
+            }
+            Kind::Command { .. } => panic!("the server asks nothing"),
+        }
+    }
+
+    pub(crate) fn map(&mut self, iova: u64, size: u64, file: &File) -> Result<(), Errno> {
+        let map = DmaMap { rights: BOTH, offset: 0, iova, size };
+        self.ask_with(&Request::DmaMap(map), &[file.as_fd()]).map(drop)
+    }
+
+    pub(crate) fn read(&mut self, region: u32, offset: u64, count: u32) -> Result<Vec<u8>, Errno> {
+        let access = RegionAccess { offset, region, count };
+        let answer = self.ask(&Request::RegionRead(access))?;
+        match answer.reply() {
+            Reply::RegionRead(_, data) => Ok(data.to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<u32, Errno> {
+        let count = data.len() as u32;
+        let access = RegionAccess { offset, region, count };
+        let answer = self.ask(&Request::RegionWrite(access, data))?;
+        match answer.reply() {
+            Reply::RegionWrite(written) => Ok(written.count),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// That the server has hung up.
+    pub(crate) fn is_over(&mut self) -> bool {
+        matches!(self.receiver.receive(), Ok(None))
+    }
+
+    /// Leaves, and waits until the server has noticed.
+    pub(crate) fn leave(self) -> Result<(), ServeError> {
+        let Peer { receiver, sender, thread, .. } = self;
+        drop((receiver, sender));
+        thread.map_or(Ok(()), |thread| thread.join().unwrap())
+    }
+}
+
+/// A message of any content.
+pub(crate) fn raw(id: u16, command: u16, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let size = 16 + payload.len() as u32;
+    let mut bytes = id.to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&command.to_ne_bytes());
+    bytes.extend_from_slice(&size.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// An eventfd that the device signals.
+pub(crate) struct Signal(OwnedFd);
+
+impl Signal {
+    pub(crate) fn new() -> Signal {
+        Signal(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    /// How often it was signalled since it was last asked.
+    pub(crate) fn take(&self) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    pub(crate) fn wait(&self) {
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], None).unwrap();
+        assert_ne!(self.take(), 0);
+    }
+}
+
+impl AsFd for Signal {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What the device has written to the start of a memory.
+pub(crate) fn mark_in(memory: &File) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let mut mark = [0; 8];
+    memory.read_exact_at(&mut mark, 0).unwrap();
+    u64::from_ne_bytes(mark)
+}
