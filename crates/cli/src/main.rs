@@ -1,6 +1,7 @@
 //! The command line. It parses, calls one floor down, and prints; what it prints and when is the business of one file
 //! a command.
 
+mod abi;
 mod demo;
 mod devices;
 mod failure;
@@ -79,6 +80,7 @@ enum Command {
     Receive(receive::Arguments),
     Fsm(fsm::Arguments),
     Inspect(inspect::Arguments),
+    Abi(abi::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Receive(arguments) => receive::run(arguments, output),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),
+        Command::Abi(arguments) => abi::run(arguments, output),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,11 +5,12 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 8] = ["devices", "probe", "save", "restore", "send", "receive", "fsm", "inspect"];
+const COMMANDS: [&str; 9] =
+    ["devices", "probe", "save", "restore", "send", "receive", "fsm", "inspect", "abi"];
 
 #[test]
 fn wrong_usage_is_status_2_and_says_what_is_missing() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 15] = [
         (&[], "Usage: whimbrel"),
         (&["fly"], "unrecognized subcommand"),
         (&["devices", "extra"], "unexpected argument"),
@@ -20,6 +21,7 @@ fn wrong_usage_is_status_2_and_says_what_is_missing() {
         (&["send", "model:serial", "model:accel", "--to", "a:1"], "unexpected argument"),
         (&["send", "model:serial", "--to", "a:1", "--timeout", "0"], "--timeout"),
         (&["receive", "model:serial"], "--listen <ADDR>"),
+        (&["abi"], "--check <HEADER>"),
         (&["fsm"], "<FROM>"),
         (&["fsm", "RUNNING"], "<TO>"),
         (&["fsm", "RUNNING", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P"),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
+mod abi;
 mod command_line;
 mod damage;
 mod files;
