@@ -459,5 +459,8 @@ impl Drop for Client {
             // Nobody is left to be told.
             let _ = device.dma_logging_stop();
         }
+        self.mappings = None;
+        // Whoever else holds the socket, the client sees its end, and can come again.
+        self.sender.shutdown();
     }
 }

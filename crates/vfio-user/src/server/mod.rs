@@ -4,6 +4,9 @@
 //! a path. A client may leave and another come: the device's state stays, and what the client had set up of
 //! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
 //!
+//! One thing that a client can do with a file it has given as memory does: if it makes the file shorter, the
+//! device's next access to what is gone is a SIGBUS.
+//!
 //! Answers are those of the kernel's VFIO, errno by errno. What the protocol's text says otherwise or leaves
 //! open:
 //!

@@ -105,6 +105,19 @@ fn a_second_client_is_told_at_once_that_the_device_is_busy() {
 }
 
 #[test]
+fn a_client_that_is_hung_up_on_sees_it_and_may_return() {
+    let running = Running::new();
+    for _ in 0..10 {
+        let mut peer = running.client();
+        // No message has this size.
+        peer.sender.send(&[0; 16], &[]).unwrap();
+        assert!(peer.receiver.receive().unwrap().is_some(), "it is told why");
+        assert!(peer.is_over());
+    }
+    assert_eq!(running.stop(), 10);
+}
+
+#[test]
 fn a_server_that_is_stopped_hangs_up() {
     let running = Running::new();
     let mut peer = running.client();
