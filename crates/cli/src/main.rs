@@ -15,6 +15,7 @@ mod receive;
 mod restore;
 mod save;
 mod send;
+mod serve;
 mod target;
 
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ enum Command {
     Restore(restore::Arguments),
     Send(send::Arguments),
     Receive(receive::Arguments),
+    Serve(serve::Arguments),
     Fsm(fsm::Arguments),
     Inspect(inspect::Arguments),
     Abi(abi::Arguments),
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Restore(arguments) => restore::run(arguments, output),
         Command::Send(arguments) => send::run(arguments, output),
         Command::Receive(arguments) => receive::run(arguments, output),
+        Command::Serve(arguments) => serve::run(arguments, output),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Abi(arguments) => abi::run(arguments, output),

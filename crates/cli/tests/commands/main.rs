@@ -9,5 +9,6 @@ mod damage;
 mod files;
 mod fsm;
 mod migration;
+mod serve;
 mod support;
 mod targets;

@@ -1,0 +1,85 @@
+//! `whimbrel serve`: a model for programs that speak vfio-user.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use whimbrel_models::{Model, OpenModel};
+use whimbrel_vfio_user::{Backend, Server, Stopper};
+
+use crate::failure::Failure;
+use crate::output::{self, Output};
+
+/// Serve a model as a vfio-user device
+///
+/// Programs that speak vfio-user, such as a VMM, use the device through the socket, one at a time. It keeps
+/// its state when one leaves and another comes. It is served until SIGINT or SIGTERM.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Arguments {
+    /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Where the socket is made. Only the user who runs this can connect to it
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  whimbrel serve serial --socket /run/user/1000/serial
+  whimbrel serve 'accel?state=1GiB' --socket accel.socket";
+
+/// What was served, for scripts.
+#[derive(Debug, Serialize)]
+struct Served {
+    model: String,
+    socket: String,
+    clients: u64,
+}
+
+/// Does it.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let wrong = |error: &dyn std::error::Error| {
+        Failure::new(format!("'{}' cannot be served: {error}", arguments.model))
+    };
+    let model: Model = arguments.model.parse().map_err(|error| wrong(&error))?;
+    // What makes it work by itself ends with it.
+    let OpenModel { device, worker: _worker } =
+        model.open(model.to_string()).map_err(|error| wrong(&error))?;
+    let socket = arguments.socket.display().to_string();
+    let server = Server::bind(&arguments.socket, Backend::new(device)).map_err(|error| {
+        let failure = Failure::from_io(format!("cannot serve at {socket}"), &error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                failure.hint("another server uses that path, or something else is there: choose another path")
+            }
+            _ => failure,
+        }
+    })?;
+    stop_on_signal(server.stopper())
+        .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
+    output::note(format_args!("serving {model} at {socket}"));
+    let clients = server
+        .run()
+        .map_err(|error| Failure::from_io(format!("{socket} can be served no longer"), &error))?;
+    let text = format!("served {clients} clients at {socket}");
+    output.result(&Served { model: model.to_string(), socket, clients }, text)
+}
+
+/// From here on SIGINT and SIGTERM end nothing but the server.
+fn stop_on_signal(stopper: Stopper) -> io::Result<()> {
+    let (mut signalled, signal) = UnixStream::pair()?;
+    for number in [SIGINT, SIGTERM] {
+        signal_hook::low_level::pipe::register(number, signal.try_clone()?)?;
+    }
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        // An end that cannot be read is as good as a signal: nobody could stop the server then.
+        let _ = signalled.read(&mut [0]);
+        stopper.stop();
+    })?;
+    Ok(())
+}
