@@ -5,8 +5,8 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 9] =
-    ["devices", "probe", "save", "restore", "send", "receive", "fsm", "inspect", "abi"];
+const COMMANDS: [&str; 10] =
+    ["devices", "probe", "save", "restore", "send", "receive", "serve", "fsm", "inspect", "abi"];
 
 #[test]
 fn wrong_usage_is_status_2_and_says_what_is_missing() {
