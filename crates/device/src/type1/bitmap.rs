@@ -1,7 +1,7 @@
 //! The bitmap in which a container reports dirty pages: its checks, and how mappings are put into it.
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_protocol::dirty::{DirtyLog, IovaRange, LoggingRanges, MarkedWord};
 use whimbrel_uapi::type1::Bitmap;
 use zerocopy::IntoBytes;
 
@@ -118,53 +118,146 @@ pub(super) fn log_of(size: u64, page_size: u64) -> Result<DirtyLog, Errno> {
     DirtyLog::new(&range)
 }
 
-/// Takes all marks of a log, one bit a page of `page_size` bytes.
-pub(super) fn take(log: &DirtyLog, size: u64, page_size: u64) -> Result<Vec<u64>, Errno> {
-    let mut words = vec![0; DirtyReport::words_needed(size, page_size) as usize];
-    log.report(&mut DirtyReport::new(0, size, page_size, &mut words)?);
-    Ok(words)
+/// Moves the marks of a mapping, whose first page is page `first` of the report, into the user's bitmap. If that fails
+/// they all stay in the log, as in the kernel.
+pub(super) fn tell(
+    log: &DirtyLog,
+    size: u64,
+    page_size: u64,
+    first: u64,
+    target: &mut dyn Target,
+) -> Result<(), Errno> {
+    let mut sheet = Sheet::new(target, first);
+    let mut taken = Vec::new();
+    let word_size = page_size * 64;
+    log.drain(IovaRange::new(0, size)?, |marked| {
+        taken.extend_from_slice(marked);
+        for word in marked {
+            sheet.put(word.iova / word_size, word.bits);
+        }
+    });
+    sheet.finish(size / page_size).inspect_err(|_| put_back(log, &taken, page_size))
 }
 
-/// As [`take`] from a log in which every page is marked.
-pub(super) fn every(size: u64, page_size: u64) -> Vec<u64> {
-    let mut words = vec![u64::MAX; DirtyReport::words_needed(size, page_size) as usize];
-    if let (Some(last), used @ 1..) = (words.last_mut(), (size / page_size) % 64) {
-        *last = u64::MAX >> (64 - used);
+/// As [`tell`] where every page is marked.
+pub(super) fn tell_every(
+    size: u64,
+    page_size: u64,
+    first: u64,
+    target: &mut dyn Target,
+) -> Result<(), Errno> {
+    let mut sheet = Sheet::new(target, first);
+    let pages = size / page_size;
+    for index in 0..pages / 64 {
+        sheet.put(index, u64::MAX);
     }
-    words
+    if let used @ 1.. = pages % 64 {
+        sheet.put(pages / 64, u64::MAX >> (64 - used));
+    }
+    sheet.finish(pages)
 }
 
-/// Puts the marks of [`take`] back.
-pub(super) fn put_back(log: &DirtyLog, words: &[u64], page_size: u64) {
-    for (index, word) in words.iter().enumerate() {
-        let mut left = *word;
+/// Adds marks that came after [`tell`] to what that has written.
+pub(super) fn tell_late(
+    log: &DirtyLog,
+    size: u64,
+    page_size: u64,
+    first: u64,
+    target: &mut dyn Target,
+) -> Result<(), Errno> {
+    let mut late = Vec::new();
+    log.drain(IovaRange::new(0, size)?, |marked| late.extend_from_slice(marked));
+    for word in late {
+        let index = first / 64 + word.iova / (page_size * 64);
+        let (low, high) = split(word.bits, first % 64);
+        for (index, bits) in [(index, low), (index + 1, high)] {
+            if bits != 0 {
+                let told = target.read(index)?;
+                target.write(index, &[told | bits])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put_back(log: &DirtyLog, taken: &[MarkedWord], page_size: u64) {
+    for word in taken {
+        let mut left = word.bits;
         while left != 0 {
-            let page = index as u64 * 64 + u64::from(left.trailing_zeros());
-            log.mark(page * page_size, page_size);
+            log.mark(word.iova + u64::from(left.trailing_zeros()) * page_size, page_size);
             left &= left - 1;
         }
     }
 }
 
-/// Writes the marks of a mapping whose first page is page `first` of the report.
+/// What a word is when its bits begin `shift` bits later: its part in that word, and in the next.
+fn split(bits: u64, shift: u64) -> (u64, u64) {
+    // In two steps: a shift by 64 is no shift.
+    (bits << shift, bits >> 1 >> (63 - shift))
+}
+
+/// The words of one mapping on their way into a user's bitmap, in ascending order, a piece at a time.
 ///
-/// As the kernel does it: whole words are written. In a word that begins before the mapping, what the user
-/// has there is kept; any other is replaced, with its bits after the mapping cleared. That is why a user must
-/// zero the bitmap.
-pub(super) fn write(target: &mut dyn Target, first: u64, pages: u64, words: &[u64]) -> Result<(), Errno> {
-    let shift = first % 64;
-    if shift == 0 {
-        return target.write(first / 64, words);
+/// As the kernel does it: whole words are written. In a word that begins before the mapping, what the user has there is
+/// kept; any other is replaced, with its bits after the mapping cleared. That is why a user must zero the bitmap.
+struct Sheet<'a> {
+    target: &'a mut dyn Target,
+    /// The word of the bitmap that the mapping begins in, and the bit.
+    first: u64,
+    shift: u64,
+    /// Words of the mapping that are written.
+    written: u64,
+    /// The words after those, and one more for what a shift leaves over.
+    next: Box<[u64]>,
+    result: Result<(), Errno>,
+}
+
+/// Words written at once: 32 KiB, which stay in a cache until then.
+const PIECE: usize = 4096;
+
+impl<'a> Sheet<'a> {
+    fn new(target: &'a mut dyn Target, first: u64) -> Sheet<'a> {
+        let (first, shift) = (first / 64, first % 64);
+        Sheet {
+            target,
+            first,
+            shift,
+            written: 0,
+            next: vec![0; PIECE + 1].into_boxed_slice(),
+            result: Ok(()),
+        }
     }
-    let mut shifted = vec![0; (shift + pages).div_ceil(64) as usize];
-    let mut carried = 0;
-    for (index, to) in shifted.iter_mut().enumerate() {
-        let word = words.get(index).copied().unwrap_or(0);
-        *to = word << shift | carried;
-        carried = word >> (64 - shift);
+
+    /// Sets the bits of the word of the mapping at an index. Indices ascend.
+    fn put(&mut self, index: u64, bits: u64) {
+        while index - self.written >= PIECE as u64 {
+            self.write(PIECE);
+        }
+        let at = (index - self.written) as usize;
+        let (low, high) = split(bits, self.shift);
+        self.next[at] |= low;
+        self.next[at + 1] |= high;
     }
-    if let Some(word) = shifted.first_mut() {
-        *word |= target.read(first / 64)?;
+
+    /// Writes what is left of a mapping of so many pages. The first error of all.
+    fn finish(mut self, pages: u64) -> Result<(), Errno> {
+        let words = (self.shift + pages).div_ceil(64);
+        while self.result.is_ok() && self.written < words {
+            self.write((words - self.written).min(PIECE as u64) as usize);
+        }
+        self.result
     }
-    target.write(first / 64, &shifted)
+
+    fn write(&mut self, count: usize) {
+        self.result = self.result.and_then(|()| {
+            if self.written == 0 && self.shift > 0 {
+                self.next[0] |= self.target.read(self.first)?;
+            }
+            self.target.write(self.first + self.written, &self.next[..count])
+        });
+        let over = self.next[count];
+        self.next.fill(0);
+        self.next[0] = over;
+        self.written += count as u64;
+    }
 }

@@ -101,31 +101,30 @@ impl Type1 {
         mapping: &Mapping,
         base: u64,
         target: &mut dyn Target,
-    ) -> Result<Vec<u64>, Errno> {
-        let Some(log) = &mapping.log else { return Ok(Vec::new()) };
+    ) -> Result<(), Errno> {
+        let Some(log) = &mapping.log else { return Ok(()) };
         let (size, page_size) = (mapping.size(start), self.page_size());
-        let taken = bitmap::take(log, size, page_size)?;
-        let told = if self.members.iter().any(|member| member.translation.is_hardware()) {
-            // What stands behind an IOMMU writes without telling anybody: every page may be dirty, each time.
-            bitmap::every(size, page_size)
+        let first = (start - base) / page_size;
+        if self.members.iter().any(|member| member.translation.is_hardware()) {
+            // What stands behind an IOMMU writes without telling anybody: every page may be dirty, each time. Marks of
+            // other devices can stay: when that IOMMU leaves, every page is marked.
+            bitmap::tell_every(size, page_size, first, target)
         } else {
-            taken.clone()
-        };
-        self.write_marks(start, mapping, base, &told, target)
-            .inspect_err(|_| bitmap::put_back(log, &taken, page_size))?;
-        Ok(told)
+            bitmap::tell(log, size, page_size, first, target)
+        }
     }
 
-    pub(super) fn write_marks(
+    /// Adds what was marked since [`Type1::report`] to the same bitmap.
+    pub(super) fn report_late(
         &self,
         start: u64,
         mapping: &Mapping,
         base: u64,
-        words: &[u64],
         target: &mut dyn Target,
     ) -> Result<(), Errno> {
+        let Some(log) = &mapping.log else { return Ok(()) };
         let page_size = self.page_size();
-        bitmap::write(target, (start - base) / page_size, mapping.size(start) / page_size, words)
+        bitmap::tell_late(log, mapping.size(start), page_size, (start - base) / page_size, target)
     }
 
     pub(super) fn check_tracks(&self) -> Result<(), Errno> {

@@ -283,15 +283,9 @@ impl Type1 {
             return Ok(());
         };
         // Devices write until they are cut off, and that is done only once the bitmap has proven to be there.
-        let mut words = self.report(start, mapping, base, bitmap)?;
+        self.report(start, mapping, base, bitmap)?;
         self.unmap_everywhere(start, mapping);
-        let Some(log) = &mapping.log else { return Ok(()) };
-        let late = bitmap::take(log, mapping.size(start), self.page_size())?;
-        if late.iter().any(|word| *word != 0) {
-            words.iter_mut().zip(&late).for_each(|(word, late)| *word |= late);
-            self.write_marks(start, mapping, base, &words, bitmap)?;
-        }
-        Ok(())
+        self.report_late(start, mapping, base, bitmap)
     }
 
     fn take_away(&mut self, start: u64) -> u64 {

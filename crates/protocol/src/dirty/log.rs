@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::barrier::Barrier;
 use super::{DirtyReport, IovaRange, LoggingRanges};
 use crate::Errno;
 
@@ -28,7 +29,23 @@ pub struct DirtyLog {
     /// In ascending order, without overlap.
     ranges: Vec<Logged>,
     shift: u32,
+    barrier: Barrier,
 }
+
+/// Marks that were in a log: see [`DirtyLog::drain`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkedWord {
+    /// Address of the page that the lowest bit stands for.
+    pub iova: u64,
+    /// A bit for each page of the log from there on.
+    pub bits: u64,
+}
+
+/// How many words are looked at by one step: as many as a word has bits.
+const GROUP: usize = 64;
+
+/// How many groups are looked at, taken and told at once: 4 KiB of words, which stay in the nearest cache.
+const BATCH: usize = 8;
 
 #[derive(Debug)]
 struct Logged {
@@ -65,7 +82,7 @@ impl DirtyLog {
             })
             .collect();
         logged.sort_by_key(|logged| logged.range.iova());
-        Ok(DirtyLog { ranges: logged, shift })
+        Ok(DirtyLog { ranges: logged, shift, barrier: Barrier::best() })
     }
 
     /// The page size of the log, in bytes.
@@ -73,22 +90,22 @@ impl DirtyLog {
         1 << self.shift
     }
 
-    /// Notes that the device wrote `length` bytes from `iova`. What lies outside the ranges is not logged.
+    /// Notes that the device wrote `length` bytes from `iova`: to be called after the data is there. What lies outside
+    /// the ranges is not logged.
     #[inline]
     pub fn mark(&self, iova: u64, length: u64) {
-        let Ok(written) = IovaRange::new(iova, length) else { return };
+        // The last byte of the address space is in no range, so that an end beyond it loses nothing.
+        let Ok(written) = IovaRange::new(iova, length.min(u64::MAX - iova)) else { return };
+        self.barrier.before_look();
         for logged in self.touched(written) {
             let Some(part) = logged.range.intersection(written) else { continue };
-            let first = ((part.iova() - logged.range.iova()) >> self.shift) as usize;
-            let last = ((part.end() - 1 - logged.range.iova()) >> self.shift) as usize;
+            let (first, last) = logged.pages(part, self.shift);
             for index in first / 64..=last / 64 {
-                let from = if index == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
-                let to = if index == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-                let bits = from & to;
+                let bits = bits_of(index, first, last);
                 let word = &logged.words[index];
                 // Pages are written many times between two reports: a set bit needs no exclusive cache line.
                 if word.load(Ordering::Relaxed) & bits != bits {
-                    // Pairs with the swap in `report`: who sees the bit sees the data written before it.
+                    // Pairs with the swap of a report: who sees the bit sees the data written before it.
                     word.fetch_or(bits, Ordering::Release);
                 }
             }
@@ -100,35 +117,22 @@ impl DirtyLog {
     /// A page of the log that lies only partly in that range is reported and stays marked, so that no write is lost for
     /// a user whose pages or ranges are finer than the log's.
     pub fn report(&self, report: &mut DirtyReport<'_>) {
-        let asked = report.range();
+        self.drain(report.range(), |marked| report.set_words(marked, self.shift));
+    }
+
+    /// As [`DirtyLog::report`], to a function that is called with the marks, in ascending order. The data of the pages
+    /// they tell of may be read once this has returned, not earlier.
+    pub fn drain(&self, asked: IovaRange, mut tell: impl FnMut(&[MarkedWord])) {
+        let mut taken = false;
         for logged in self.touched(asked) {
-            let Some(part) = logged.range.intersection(asked) else { continue };
-            let start = logged.range.iova();
-            let first = ((part.iova() - start) >> self.shift) as usize;
-            let last = ((part.end() - 1 - start) >> self.shift) as usize;
-            for index in first / 64..=last / 64 {
-                let word = &logged.words[index];
-                if word.load(Ordering::Relaxed) == 0 {
-                    continue;
-                }
-                let from = if index == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
-                let to = if index == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-                let mut clear = from & to;
-                if index == first / 64 && part.iova() != start + ((first as u64) << self.shift) {
-                    clear &= !(1 << (first % 64));
-                }
-                if index == last / 64 && part.end() != start + ((last as u64 + 1) << self.shift) {
-                    clear &= !(1 << (last % 64));
-                }
-                let mut found = word.fetch_and(!clear, Ordering::Acquire) & from & to;
-                while found != 0 {
-                    let bit = found.trailing_zeros();
-                    let run = (found >> bit).trailing_ones();
-                    let page = index as u64 * 64 + u64::from(bit);
-                    report.set(start + (page << self.shift), u64::from(run) << self.shift);
-                    found &= u64::MAX.checked_shl(bit + run).unwrap_or(0);
-                }
+            if let Some(part) = logged.range.intersection(asked) {
+                taken |= logged.drain(part, self.shift, &mut tell);
             }
+        }
+        if taken && self.barrier.after_taking().is_err() {
+            // Somebody may have seen a mark that is gone by now, and written data that nobody sees yet: what was told
+            // must be told again. Which pages it was is not kept.
+            self.mark(asked.iova(), asked.length());
         }
     }
 
@@ -137,6 +141,104 @@ impl DirtyLog {
         let from = self.ranges.partition_point(|logged| logged.range.end() <= range.iova());
         self.ranges[from..].iter().take_while(move |logged| logged.range.iova() < range.end())
     }
+}
+
+impl Logged {
+    /// The first and the last page that have a part in `part`, which lies in the range.
+    fn pages(&self, part: IovaRange, shift: u32) -> (usize, usize) {
+        let start = self.range.iova();
+        (((part.iova() - start) >> shift) as usize, ((part.end() - 1 - start) >> shift) as usize)
+    }
+
+    /// Tells the marks in `part`, and takes them away but for pages that lie only partly in it. Whether any was taken.
+    fn drain(&self, part: IovaRange, shift: u32, tell: &mut impl FnMut(&[MarkedWord])) -> bool {
+        let start = self.range.iova();
+        let address = |page: usize| start + ((page as u64) << shift);
+        let (first, last) = self.pages(part, shift);
+        let is_cut = |page: usize| {
+            page == first && part.iova() != address(first) || page == last && part.end() != address(last + 1)
+        };
+        // The words that are not taken whole.
+        let edge = |index: usize| {
+            let told = bits_of(index, first, last);
+            let cut = [first, last].into_iter().filter(|page| page / 64 == index && is_cut(*page));
+            let clear = cut.fold(told, |bits, page| bits & !(1 << (page % 64)));
+            match self.words[index].load(Ordering::Relaxed) & told {
+                found if found & clear == 0 => (found, false),
+                _ => (self.words[index].fetch_and(!clear, Ordering::Acquire) & told, true),
+            }
+        };
+        let mut taken = false;
+        let (from, to) = (first / 64, last / 64 + 1);
+        let mut slots = [0; GROUP * BATCH];
+        let mut marked = [MarkedWord::default(); GROUP * BATCH];
+        for (batch, at) in self.words[from..to].chunks(GROUP * BATCH).zip((from..).step_by(GROUP * BATCH)) {
+            // All is looked at first, then taken, then told. Nothing is fetched ahead of a swap, and a swap waits until
+            // all that was stored before it is in the cache: so each step is made for many words at once. And where
+            // the words are is guessed wrong once a group, not by each step.
+            let mut count = 0;
+            for (group, before) in batch.chunks(GROUP).zip((0..).step_by(GROUP)) {
+                let mut left = marked_among(group);
+                while left != 0 {
+                    slots[count] = before + left.trailing_zeros() as usize;
+                    count += 1;
+                    left &= left - 1;
+                }
+            }
+            for (slot, word) in slots[..count].iter().zip(&mut marked) {
+                let index = at + slot;
+                word.iova = address(index * 64);
+                word.bits = if index == from || index == to - 1 {
+                    let (told, cleared) = edge(index);
+                    taken |= cleared;
+                    told
+                } else {
+                    taken = true;
+                    batch[*slot].swap(0, Ordering::Acquire)
+                };
+            }
+            if count > 0 {
+                tell(&marked[..count]);
+            }
+        }
+        taken
+    }
+}
+
+/// Words of a cache line.
+const LINE: usize = 8;
+
+/// Which words of a group have marks. Most of a log is empty: first whole cache lines are looked at, without a branch for
+/// each, so that it costs no more than reading it.
+#[inline]
+fn marked_among(group: &[AtomicU64]) -> u64 {
+    let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+    let any = |line: &[AtomicU64; LINE]| line.iter().fold(0, |all, word| all | load(word)) != 0;
+    // In ascending order, as processors fetch memory ahead.
+    let each = |words: &[AtomicU64]| {
+        words.iter().enumerate().fold(0, |found, (slot, word)| found | u64::from(load(word) != 0) << slot)
+    };
+    let (lines, rest) = group.as_chunks::<LINE>();
+    let mut left =
+        lines.iter().enumerate().fold(0, |found, (slot, line)| found | u64::from(any(line)) << slot);
+    let mut marked = 0;
+    while left != 0 {
+        let line = left.trailing_zeros() as usize;
+        left &= left - 1;
+        marked |= each(&lines[line]) << (line * LINE);
+    }
+    if !rest.is_empty() {
+        marked |= each(rest) << (lines.len() * LINE);
+    }
+    marked
+}
+
+/// The bits that the pages `first` to `last` have in the word at `index`, one of those they are in.
+#[inline]
+fn bits_of(index: usize, first: usize, last: usize) -> u64 {
+    let from = if index == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+    let to = if index == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+    from & to
 }
 
 #[cfg(test)]

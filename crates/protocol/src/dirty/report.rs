@@ -1,6 +1,6 @@
 //! One VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: the range asked about, and the bits to set.
 
-use super::IovaRange;
+use super::{IovaRange, MarkedWord};
 use crate::Errno;
 
 /// A user's request for the log of a range, with the bitmap that takes the answer.
@@ -81,6 +81,33 @@ impl<'a> DirtyReport<'a> {
         let first = (iova - self.range.iova()) >> self.shift;
         let last = (end - 1 - self.range.iova()) >> self.shift;
         super::bitmap::set_bits(self.words, first as usize, last as usize);
+    }
+
+    /// Sets the pages of 2^`shift` bytes that are marked.
+    pub(super) fn set_words(&mut self, marked: &[MarkedWord], shift: u32) {
+        let start = self.range.iova();
+        for word in marked {
+            let from = word.iova.wrapping_sub(start);
+            let page = from >> shift;
+            // The usual case first: our pages are those of the log, and our words too.
+            if word.iova >= start && shift == self.shift && from.trailing_zeros() >= shift + 6 {
+                if let Some(ours) = self.words.get_mut((page / 64) as usize) {
+                    *ours |= word.bits;
+                }
+            } else {
+                self.set_runs(*word, shift);
+            }
+        }
+    }
+
+    fn set_runs(&mut self, word: MarkedWord, shift: u32) {
+        let mut left = word.bits;
+        while left != 0 {
+            let first = left.trailing_zeros();
+            let count = (left >> first).trailing_ones();
+            self.set(word.iova + (u64::from(first) << shift), u64::from(count) << shift);
+            left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+        }
     }
 }
 
