@@ -9,6 +9,8 @@ use super::header::{self, Clash, Header, Structure, Unread};
 /// What of migration a header has names for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
+    /// The region of 2019's draft, which answers for dirty pages too.
+    Draft,
     /// Macros for the bits of `device_state`, as from 5.8 to 5.17.
     V1,
     /// The enumeration of states, since 5.18.
@@ -104,7 +106,7 @@ impl Comparison {
     }
 
     fn structures(&mut self, names: &Names<'_>) {
-        for ours in table::structures().filter(|ours| ours.header == self.which) {
+        for ours in names.known_structures(self.which) {
             let Some(theirs) = names.structures.get(ours.name) else {
                 self.lacks.structures.push(ours.name);
                 continue;
@@ -141,7 +143,7 @@ impl Comparison {
     }
 
     fn constants(&mut self, names: &Names<'_>) {
-        for ours in table::constants().filter(|ours| ours.header == self.which) {
+        for ours in names.known_constants(self.which) {
             let name = ours.name().to_string();
             let Some(place) = names.place(ours, &name) else {
                 // A macro with an argument comes more than once.
@@ -205,6 +207,32 @@ impl Names<'_> {
         self.macros.contains_key(name) || self.enumerators.contains_key(name)
     }
 
+    /// Whether the structure that v1 took from the draft is still the draft's.
+    fn is_draft(&self) -> bool {
+        table::draft_structures().any(|draft| {
+            let fields = self.structures.get(draft.name).map_or(&[][..], |own| own.fields.as_slice());
+            let last = draft.fields.last().map(|field| field.name);
+            fields.iter().any(|field| Some(&*field.name) == last)
+        })
+    }
+
+    /// The structures the header may have, one for each name.
+    fn known_structures(&self, which: Which) -> impl Iterator<Item = &'static table::Structure> {
+        let is_draft = which == Which::Vfio && self.is_draft();
+        let of_draft =
+            |own: &table::Structure| table::draft_structures().find(|draft| draft.name == own.name);
+        table::structures()
+            .filter(move |own| own.header == which)
+            .map(move |own| if is_draft { of_draft(own).unwrap_or(own) } else { own })
+    }
+
+    /// The constants the header may have.
+    fn known_constants(&self, which: Which) -> impl Iterator<Item = &'static Constant> {
+        let is_draft = which == Which::Vfio && self.is_draft();
+        let of_draft = table::draft_constants().filter(move |_| is_draft);
+        table::constants().filter(move |own| own.header == which).chain(of_draft)
+    }
+
     /// Where the header has what `ours` means by its name.
     fn place(&self, ours: &Constant, name: &str) -> Option<Place> {
         let by_macro = || self.macros.get(name).map(|line| Place { line: *line, value: None });
@@ -238,15 +266,15 @@ impl Names<'_> {
                 .filter(|own| own.header == which && meant(own.form))
                 .any(|own| self.place(own, &own.name().to_string()).is_some())
         };
-        let v1 = has(|form| form == Form::MacroBefore518).then_some(Protocol::V1);
+        let region = if self.is_draft() { Protocol::Draft } else { Protocol::V1 };
+        let v1 = has(|form| form == Form::MacroBefore518).then_some(region);
         let v2 = has(|form| matches!(form, Form::EnumeratorOf(_))).then_some(Protocol::V2);
         v1.into_iter().chain(v2).collect()
     }
 
     /// The names that are neither in the table nor left out of it on purpose.
     fn unknown(&self, which: Which) -> Vec<(String, u32)> {
-        let constants = table::constants().filter(|own| own.header == which);
-        let known: HashSet<String> = constants.map(|own| own.name().to_string()).collect();
+        let known: HashSet<String> = self.known_constants(which).map(|own| own.name().to_string()).collect();
         let enumerators = self.enumerators.values().map(|own| (&*own.name, own.line));
         let mut unknown: Vec<(String, u32)> = self
             .macros
@@ -257,7 +285,7 @@ impl Names<'_> {
             .map(|(name, line)| (name.to_owned(), line))
             .collect();
         for own in self.structures.values() {
-            let Some(ours) = table::structure(&own.name).filter(|ours| ours.header == which) else {
+            let Some(ours) = self.known_structures(which).find(|ours| *ours.name == *own.name) else {
                 unknown.push((own.name.to_string(), own.line));
                 continue;
             };

@@ -12,6 +12,7 @@ use crate::output;
 impl Protocol {
     fn name(self) -> &'static str {
         match self {
+            Protocol::Draft => "draft",
             Protocol::V1 => "v1",
             Protocol::V2 => "v2",
         }
@@ -202,6 +203,9 @@ fn spoken(protocols: &[Protocol]) -> &'static str {
         [] => "none; it has names of neither v1 nor v2",
         [Protocol::V1] => "v1; VFIO_DEVICE_STATE_RUNNING is a bit, as from 5.8 to 5.17",
         [Protocol::V2] => "v2; VFIO_DEVICE_STATE_RUNNING is a state, as since 5.18",
-        _ => "v1 and v2 under the same names",
+        [Protocol::Draft] => {
+            "the draft of 2019; VFIO_DEVICE_STATE_RUNNING is a bit, and the region has dirty pages"
+        }
+        _ => "bits of a region and states of v2, under the same names",
     }
 }

@@ -10,6 +10,8 @@ use crate::support::{Run, argument, keys, skip, whimbrel};
 
 /// What of migration the header had from 5.8 to 5.17.
 const V1: &str = include_str!("headers/v1.h");
+/// The same as drafted in 2019.
+const DRAFT: &str = include_str!("headers/draft.h");
 /// A step between v1 and v2 as it was proposed: the states of v2 beside the bits of v1.
 const BOTH: &str = include_str!("headers/v1_and_v2.h");
 
@@ -220,6 +222,24 @@ fn a_bit_of_v1_with_the_number_of_the_state_of_v2_is_a_difference() {
     let value = check(&V1.replace("RUNNING (1 << 0)", "RUNNING (2)")).failed().json();
     let told = listed(&value, "differences", &["kind", "name", "header", "whimbrel"]);
     assert!(told.contains(&json!(["value", "VFIO_DEVICE_STATE_RUNNING", "2", "1"])), "{value}");
+}
+
+#[test]
+fn a_header_of_the_draft_is_compared_with_the_drafts_layout() {
+    let value = check(DRAFT).succeeded().json();
+    assert_eq!(value["protocols"], json!(["draft"]));
+    assert_eq!(value["compared"], json!({ "structures": 1, "fields": 9, "constants": 9 }));
+    assert_eq!(value["unknown"], json!([]));
+
+    let value = check(&DRAFT.replace("__u64 start_pfn", "__u32 start_pfn")).failed().json();
+    let told = listed(&value, "differences", &["kind", "name", "header", "whimbrel"]);
+    assert_eq!(
+        told[..2],
+        [
+            json!(["size", "vfio_device_migration_info", "60", "64"]),
+            json!(["field_size", "vfio_device_migration_info.start_pfn", "4", "8"]),
+        ]
+    );
 }
 
 #[test]

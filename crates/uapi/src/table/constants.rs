@@ -18,6 +18,7 @@ use crate::iommufd::{
 use crate::migration::{self, MigrationFlags, PrecopyInfoFlags};
 use crate::other_buses::{self, CcwAsyncCommands, ZpciFlags};
 use crate::pci::{self, PciHotResetFlags};
+use crate::region_draft;
 use crate::region_v1::{self, StateV1};
 use crate::spapr::{self, SpaprInfoFlags};
 use crate::type1::{self, DirtyPagesFlags, DmaMapFlags, DmaUnmapFlags, IommuInfoFlags};
@@ -147,6 +148,11 @@ pub(super) const ALL: &[&[Constant]] = &[
         IOMMU_HW_INFO_TYPE_TEGRA241_CMDQV, IOMMU_HW_INFO_TYPE_AMD,
     },
 ];
+
+/// What no released header has. The bits of a state have the names and numbers of [`STATES_OF_V1`].
+pub(super) const DRAFT: &[Constant] = named! { Vfio, region_draft;
+    VFIO_DEVICE_STATE_INVALID, VFIO_DEVICE_DIRTY_PFNS_NONE, VFIO_DEVICE_DIRTY_PFNS_ALL,
+};
 
 /// Flags by their types.
 pub(super) const FLAGS: &[&[Constant]] = flags! {

@@ -215,6 +215,17 @@ pub fn structure(name: &str) -> Option<&'static Structure> {
     structures().find(|structure| structure.name == name)
 }
 
+/// The structures of the migration region as drafted in 2019. They have names of [`structures`] and are not among
+/// them.
+pub fn draft_structures() -> impl Iterator<Item = &'static Structure> {
+    structures::DRAFT.iter()
+}
+
+/// The constants that only the draft of 2019 has.
+pub fn draft_constants() -> impl Iterator<Item = &'static Constant> {
+    constants::DRAFT.iter()
+}
+
 /// Every constant of this crate that a header defines. A macro with an argument comes once for each argument
 /// that is compared.
 pub fn constants() -> impl Iterator<Item = &'static Constant> {
@@ -240,6 +251,14 @@ mod tests {
         assert_eq!(info.size_without(|field| field.name == "pad"), 20);
         assert_eq!(info.size_without(|field| ["cap_offset", "pad"].contains(&field.name)), 16);
         assert_eq!(info.size_without(|field| field.name == "num_irqs"), 24);
+    }
+
+    #[test]
+    fn the_drafts_structure_is_another_one_of_the_same_name() {
+        for draft in draft_structures() {
+            assert!(structure(draft.name).is_some_and(|v1| v1.size < draft.size), "{}", draft.name);
+        }
+        assert!(draft_structures().count() > 0 && draft_constants().count() > 0);
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::other_buses::{
     DeviceInfoCapZpciPfip, DeviceInfoCapZpciUtil,
 };
 use crate::pci::{DeviceIoeventfd, PciDependentDevice, PciHotReset, PciHotResetInfo};
+use crate::region_draft::DeviceMigrationInfo as DraftMigrationInfo;
 use crate::region_v1::DeviceMigrationInfo;
 use crate::spapr::{
     EehPeErr, EehPeOp, IommuSpaprRegisterMemory, IommuSpaprTceCreate, IommuSpaprTceDdwInfo,
@@ -96,6 +97,19 @@ macro_rules! structures {
         },)*)*]
     };
 }
+
+/// What no released header has. The draft packs it, which moves none of its fields.
+pub(super) const DRAFT: &[Structure] = &[Structure { alignment: 1, ..OF_DRAFT[0] }];
+
+#[rustfmt::skip]
+const OF_DRAFT: &[Structure] = structures! {
+    Vfio {
+        vfio_device_migration_info = DraftMigrationInfo {
+            device_state, reserved, pending_bytes, data_offset, data_size, start_pfn, page_size, total_pfns,
+            copied_pfns
+        };
+    }
+};
 
 #[rustfmt::skip]
 pub(super) const ALL: &[Structure] = structures! {
