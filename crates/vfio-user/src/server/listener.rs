@@ -16,6 +16,25 @@ use super::{Backend, ServeError, turn_away};
 
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::{Backend, Server};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("accel");
+/// let model = "accel?state=1MiB".parse::<Model>()?.open("accel 0")?;
+/// let server = Server::bind(&path, Backend::new(model.device))?;
+/// let stopper = server.stopper();
+/// let serving = std::thread::spawn(move || server.run());
+///
+/// drop(UnixStream::connect(&path)?);
+/// stopper.stop();
+/// serving.join().expect("it does not panic")?;
+/// assert!(!path.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Server {
     backend: Backend,
