@@ -108,6 +108,13 @@ pub(crate) struct MappingLog {
     pub(crate) offset: u64,
 }
 
+impl MappingLog {
+    /// The log as it counts for what lies `bytes` further.
+    pub(crate) fn after(&self, bytes: u64) -> MappingLog {
+        MappingLog { log: self.log.clone(), offset: self.offset + bytes }
+    }
+}
+
 impl DmaSpace {
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
     ///
@@ -160,6 +167,23 @@ impl DmaSpace {
         if let Some(mapping) = self.inner.write().mappings.get_mut(&iova) {
             mapping.log = log;
         }
+    }
+
+    /// Makes two mappings of the one that goes on over `iova`, which begins the second. To the device nothing changes.
+    pub(crate) fn cut(&self, iova: u64) {
+        let mut inner = self.inner.write();
+        let Some((start, mapping)) = inner.mappings.range_mut(..iova).next_back() else { return };
+        let offset = iova - start;
+        let parts = (offset < mapping.size).then(|| {
+            let first = mapping.memory.part(0, offset)?;
+            Some((first, mapping.memory.part(offset, mapping.size - offset)?))
+        });
+        let Some(Some((first, second))) = parts else { return };
+        let log = mapping.log.as_ref().map(|log| log.after(offset));
+        let other = Mapping { size: mapping.size - offset, rights: mapping.rights, memory: second, log };
+        mapping.memory = first;
+        mapping.size = offset;
+        inner.mappings.insert(iova, other);
     }
 
     /// Whether nothing is mapped.
@@ -404,6 +428,29 @@ mod tests {
         assert_eq!(space.map(0, 0x1000, DmaMapFlags::VADDR, memory(0x1000)), Err(Errno::EINVAL));
         assert_eq!(space.map(u64::MAX, 2, BOTH, memory(0x1000)), Err(Errno::EOVERFLOW));
         assert_eq!(space.map(0, 0x2000, BOTH, memory(0x1000)), Err(Errno::EINVAL), "the file is too short");
+    }
+
+    #[test]
+    fn a_mapping_that_is_cut_is_two_that_hold_what_it_held() {
+        let space = space(&[(0x1000, 0x3000, BOTH)]);
+        space.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+        space.cut(0x2000);
+        let mut back = [0; 4];
+        space.read(0x1ffe, &mut back).unwrap();
+        assert_eq!(back, [1, 2, 3, 4]);
+        assert_eq!(space.unmap(0x1000, 0x1000), Ok(0x1000));
+        space.read(0x2000, &mut back[..2]).unwrap();
+        assert_eq!(back, [3, 4, 3, 4]);
+        assert_eq!(space.unmap(0x2000, 0x2000), Ok(0x2000));
+    }
+
+    #[test]
+    fn a_cut_where_a_mapping_begins_or_ends_or_where_none_is_does_nothing() {
+        let space = space(&[(0x1000, 0x1000, BOTH)]);
+        for iova in [0, 0x800, 0x1000, 0x2000, 0x2800, u64::MAX] {
+            space.cut(iova);
+        }
+        assert_eq!(space.unmap(0x1000, 0x1000), Ok(0x1000));
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Domain {
         if let Some(logs) = &mut self.logs
             && let Some(log) = logs.get(&start)
         {
-            let log = MappingLog { log: log.log.clone(), offset: log.offset + (second - start) };
+            let log = log.after(second - start);
             logs.insert(second, log);
         }
     }

@@ -191,13 +191,10 @@ impl Ioas {
         if !aligned(second) || !aligned(area.from + (second - start)) {
             return Err(Errno::EINVAL);
         }
-        self.attached.values().for_each(|attached| attached.take(area));
         let other = area.cut(second);
         self.areas.insert(second, other);
         self.domains.values_mut().for_each(|domain| domain.cut(start, second));
-        for area in [start, second].iter().filter_map(|start| self.areas.get(start)) {
-            self.attached.values().for_each(|attached| attached.give_again(area, &self.domains));
-        }
+        self.attached.values().for_each(|attached| attached.space.cut(second));
         Ok(())
     }
 
@@ -441,16 +438,6 @@ impl Attached {
         if let Err(errno) = area.give(&self.space, None) {
             let (iova, length) = (area.start, area.length());
             tracing::debug!(iova, length, %errno, "a device will fault on memory that cannot be had");
-        }
-    }
-
-    /// Gives a device what it has had before.
-    fn give_again(&self, area: &Area, domains: &BTreeMap<u32, Domain>) {
-        let Some(domain) = self.domain else { return self.try_give(area) };
-        let log = domains.get(&domain).and_then(|domain| domain.log(area.start));
-        if let Err(errno) = area.give(&self.space, log) {
-            let (iova, length) = (area.start, area.length());
-            tracing::error!(iova, length, %errno, "a device has lost memory that is mapped for it");
         }
     }
 

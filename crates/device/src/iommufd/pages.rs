@@ -78,7 +78,7 @@ impl Area {
     /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`.
     pub(super) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
         for (offset, memory) in self.pieces()? {
-            let log = log.map(|log| log_at(log, offset));
+            let log = log.map(|log| log.after(offset));
             if let Err(errno) = dma.map_logged(self.start + offset, self.rights, memory, log) {
                 if offset > 0 {
                     unmap(dma, self.start, offset);
@@ -97,7 +97,7 @@ impl Area {
     /// Changes the log of a mapping that a device has.
     pub(super) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
         for (offset, _) in self.pieces().unwrap_or_default() {
-            dma.set_mapping_log(self.start + offset, log.map(|log| log_at(log, offset)));
+            dma.set_mapping_log(self.start + offset, log.map(|log| log.after(offset)));
         }
     }
 
@@ -113,11 +113,6 @@ impl Area {
         self.last = second - 1;
         other
     }
-}
-
-/// Where in a log the bytes from `offset` on are marked.
-fn log_at(log: &MappingLog, offset: u64) -> MappingLog {
-    MappingLog { log: log.log.clone(), offset: log.offset + offset }
 }
 
 fn unmap(dma: &DmaSpace, iova: u64, length: u64) {
