@@ -170,10 +170,18 @@ impl Comparison {
             if !is_same {
                 let header =
                     value.map_or_else(|why| format!("no constant ({why})"), |value| value.to_string());
-                let (line, ours) = (place.line, expected.to_string());
+                let (line, ours) = (place.line, shown(expected));
                 self.differences.push(Difference { what: What::Value, name: expression, line, header, ours });
             }
         }
+    }
+}
+
+/// As the header's own values are shown.
+fn shown(ours: table::Value) -> String {
+    match ours {
+        table::Value::Number { value, .. } => value.to_string(),
+        table::Value::Text(text) => header::Value::Text(text.to_owned()).to_string(),
     }
 }
 

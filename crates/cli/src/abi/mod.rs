@@ -30,8 +30,8 @@ pub(crate) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: 0 the header and Whimbrel agree in all that both have; 1 they differ, names clash, or a part of the header
-cannot be read; 2 wrong usage.
+Exit status: 0 the header and Whimbrel agree in all that both have; 1 they differ, names clash,
+or a part of the header cannot be read; 2 wrong usage.
 
 Examples:
   whimbrel abi --check /usr/include/linux/vfio.h

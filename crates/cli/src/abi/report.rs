@@ -206,6 +206,7 @@ fn spoken(protocols: &[Protocol]) -> &'static str {
         [Protocol::Draft] => {
             "the draft of 2019; VFIO_DEVICE_STATE_RUNNING is a bit, and the region has dirty pages"
         }
-        _ => "bits of a region and states of v2, under the same names",
+        [Protocol::Draft, ..] => "the draft of 2019 and v2 under the same names",
+        _ => "v1 and v2 under the same names",
     }
 }

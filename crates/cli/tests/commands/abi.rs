@@ -208,6 +208,21 @@ fn a_name_that_only_the_header_has_is_told_and_is_no_failure() {
 }
 
 #[test]
+fn a_value_is_shown_as_what_it_is() {
+    let cases = [
+        ("#define VFIO_DEVICE_API_PCI_STRING \"vfio-cpi\"", "\"vfio-cpi\"", "\"vfio-pci\""),
+        ("#define VFIO_DEVICE_API_PCI_STRING 1", "1", "\"vfio-pci\""),
+        ("#define VFIO_API_VERSION \"0\"", "\"0\"", "0"),
+        ("#define VFIO_API_VERSION (1 - 2)", "-1", "0"),
+        ("#define VFIO_API_VERSION other", "no constant (nothing says what `other` is)", "0"),
+    ];
+    for (text, header, ours) in cases {
+        let value = check(text).failed().json();
+        assert_eq!(listed(&value, "differences", &["header", "whimbrel"]), [json!([header, ours])], "{text}");
+    }
+}
+
+#[test]
 fn a_header_of_v1_is_compared_with_the_names_of_v1() {
     let value = check(V1).succeeded().json();
     assert_eq!(value["protocols"], json!(["v1"]));

@@ -177,9 +177,7 @@ impl<'a> Evaluator<'a> {
                     Ok(Number::unsigned_long(shape.size))
                 }
                 "_IO" | "_IOR" | "_IOW" | "_IOWR" => self.ioctl(name),
-                "_BITUL" | "_BITULL" | "BIT" | "BIT_ULL"
-                    if self.rest.first().is_some_and(|t| t.is_sign("(")) =>
-                {
+                "_BITUL" | "_BITULL" if self.rest.first().is_some_and(|t| t.is_sign("(")) => {
                     self.expect("(")?;
                     let bit = self.expression()?;
                     self.expect(")")?;
