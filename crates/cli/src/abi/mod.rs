@@ -17,10 +17,10 @@ use compare::Comparison;
 
 /// Compare a kernel's vfio.h with the names, numbers and layouts Whimbrel uses
 ///
-/// Tells constants with another value, structures whose size or fields differ, names that Whimbrel does not know or
-/// the header lacks, which migration protocol the header speaks, and names that get in one another's way, such as a
-/// macro and an enumerator of one name. No C compiler is needed. linux/iommufd.h, linux/vfio_ccw.h and
-/// linux/vfio_zdev.h can be compared likewise.
+/// Tells constants with another value, structures whose size or fields differ, names that Whimbrel does not
+/// know or the header lacks, which migration protocol the header speaks, and names that get in one another's
+/// way, such as a macro and an enumerator of one name. No C compiler is needed. linux/iommufd.h,
+/// linux/vfio_ccw.h and linux/vfio_zdev.h can be compared likewise.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let text = text_of(path)?;
     let comparison = Comparison::of(&text).ok_or_else(|| {
         Failure::new(format!("{} is no vfio.h: nothing that Whimbrel knows is defined in it", path.display()))
-            .hint("it is include/uapi/linux/vfio.h in a kernel's source, and /usr/include/linux/vfio.h installed")
+            .hint("it is include/uapi/linux/vfio.h in a kernel's source, or /usr/include/linux/vfio.h")
     })?;
     let value = report::json(path, &comparison);
     let text = report::Text { path, comparison: &comparison };

@@ -82,10 +82,21 @@ fn clash_kind(clash: &Clash) -> &'static str {
 pub(super) fn json(path: &Path, comparison: &Comparison) -> Value {
     let difference = |own: &Difference| {
         json!({
-            "kind": own.what.key(), "name": own.name, "line": own.line, "header": own.header, "whimbrel": own.ours,
+            "kind": own.what.key(),
+            "name": own.name,
+            "line": own.line,
+            "header": own.header,
+            "whimbrel": own.ours,
         })
     };
-    let clash = |own: &Clash| json!({ "kind": clash_kind(own), "name": own.name(), "line": own.line(), "text": own.to_string() });
+    let clash = |own: &Clash| {
+        json!({
+            "kind": clash_kind(own),
+            "name": own.name(),
+            "line": own.line(),
+            "text": own.to_string(),
+        })
+    };
     let Comparison { compared, lacks, .. } = comparison;
     json!({
         "path": path.display().to_string(),

@@ -1,5 +1,5 @@
-//! Enumerations, structures and unions: what they declare, and the names that clash with theirs. Nothing else stands
-//! in a header of the user API; what does is told and passed over.
+//! Enumerations, structures and unions: what they declare, and the names that clash with theirs. Nothing else
+//! stands in a header of the user API; what does is told and passed over.
 
 use std::collections::HashMap;
 use std::rc::Rc;

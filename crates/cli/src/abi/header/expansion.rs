@@ -1,5 +1,5 @@
-//! What a text becomes when macros are replaced in it, within bounds: macros that double one another, or stand in one
-//! another without end, are an error.
+//! What a text becomes when macros are replaced in it, within bounds: macros that double one another, or
+//! stand in one another without end, are an error.
 
 use std::borrow::Cow;
 use std::cell::Cell;

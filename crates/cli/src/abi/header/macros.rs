@@ -1,5 +1,5 @@
-//! The preprocessor, as far as headers of the user API need it: which lines count, and which macros there are at
-//! which line.
+//! The preprocessor, as far as headers of the user API need it: which lines count, and which macros there are
+//! at which line.
 
 use std::collections::HashMap;
 use std::rc::Rc;

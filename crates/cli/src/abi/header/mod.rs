@@ -1,14 +1,15 @@
-//! Reads a header of the kernel's user API as far as such headers go, without a C compiler: constants with their
-//! values, structures with the places of their fields, and names that get in one another's way. It knows nothing of
-//! VFIO, opens nothing (an `#include` is passed over), and takes any text: what it cannot read it tells with the line.
+//! Reads a header of the kernel's user API as far as such headers go, without a C compiler: constants with
+//! their values, structures with the places of their fields, and names that get in one another's way. It
+//! knows nothing of VFIO, opens nothing (an `#include` is passed over), and takes any text: what it cannot
+//! read it tells with the line.
 //!
-//! The libraries there are do other things: cexpr evaluates an expression but knows neither casts nor macros with
-//! arguments, lang-c wants text that a preprocessor has gone through, in which no macro is left to clash, and the
-//! others are whole compilers.
+//! The libraries for C do other things: cexpr evaluates an expression but knows neither casts nor macros
+//! with arguments, lang-c wants text that a preprocessor has gone through, in which no macro is left to
+//! clash, and the others are whole compilers.
 //!
-//! Rooms: [`tokens`] from text to tokens, [`macros`] the preprocessor, [`expansion`] what macros make of a text,
-//! [`expressions`] constant expressions and [`number`] what they are made of, [`declarations`] structures and
-//! enumerations with their [`members`], by a [`cursor`], and [`layout`] where fields lie.
+//! Rooms: [`tokens`] from text to tokens, [`macros`] the preprocessor, [`expansion`] what macros make of a
+//! text, [`expressions`] constant expressions and [`number`] what they are made of, [`declarations`]
+//! structures and enumerations with their [`members`], by a [`cursor`], and [`layout`] where fields lie.
 
 #[cfg(test)]
 mod compiler_tests;

@@ -1,6 +1,6 @@
-//! From text to tokens: comments fall away, continued lines are joined, and every token keeps its line. What is no
-//! token of C becomes a [`Kind::Stray`], so that text nobody reads (in a branch not taken, behind `#error`) may be
-//! anything.
+//! From text to tokens: comments fall away, continued lines are joined, and every token keeps its line. What
+//! is no token of C becomes a [`Kind::Stray`], so that text nobody reads (in a branch not taken, behind
+//! `#error`) may be anything.
 
 use std::rc::Rc;
 
@@ -106,7 +106,8 @@ pub(super) fn lines(text: &str) -> (Vec<Line>, Option<u32>) {
                         Some('\n') => {
                             last = '\n';
                             number += 1;
-                            // A directive goes on behind the comment; code may as well begin anew, on its line.
+                            // A directive goes on behind the comment; code may as well begin anew, on its
+                            // line.
                             if !line.is_directive() {
                                 lines
                                     .push(std::mem::replace(&mut line, Line { number, text: String::new() }));
