@@ -22,7 +22,8 @@ use crate::serial::{Ports, Serial, SerialConfig};
 /// | | `rate` | bytes per second at which it changes by itself (0) |
 /// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all) |
 /// | | `protocol` | `v2`, or a migration region: `v1`, as in Linux 5.8 to 5.17, or `draft`, as of 2019 (`v2`) |
-/// | `legacy` | `state`, `rate` | as for `accel` |
+/// | `legacy` | `state` | as for `accel` (4MiB) |
+/// | | `rate` | as for `accel` |
 /// | | `section` | bytes that its migration region carries at a time, 64 to 64 MiB (1MiB) |
 ///
 /// STOP_COPY is there also if `features` leaves it out. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G`
@@ -333,7 +334,7 @@ mod tests {
             ("serial?protocol=draft", serial(Ports::One, Protocol::Draft)),
             ("accel?protocol=v1&state=4K", accel_by(Protocol::V1)),
             ("accel?state=4096&protocol=draft", accel_by(Protocol::Draft)),
-            ("legacy", legacy(64 << 20, 0, 1 << 20)),
+            ("legacy", legacy(4 << 20, 0, 1 << 20)),
             ("legacy?state=1M&rate=2K&section=100", legacy(1 << 20, 2048, 100)),
             ("accel", accel(64 << 20, 0, all)),
             ("accel?state=64GiB", accel(64 << 30, 0, all)),

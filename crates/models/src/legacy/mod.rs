@@ -69,9 +69,10 @@ impl LegacyConfig {
 }
 
 impl Default for LegacyConfig {
-    /// 64 MiB of state that changes only when work is done, 1 MiB at a time.
+    /// 4 MiB of state that changes only when work is done, 1 MiB at a time. It is a small device, for its region is not
+    /// mapped: all of its state goes by reads and writes of 8 bytes.
     fn default() -> LegacyConfig {
-        LegacyConfig { state_bytes: 64 << 20, state_rate: 0, section_bytes: 1 << 20 }
+        LegacyConfig { state_bytes: 4 << 20, state_rate: 0, section_bytes: 1 << 20 }
     }
 }
 
