@@ -103,6 +103,12 @@ impl Error {
             (Error::Request { .. }, Errno::ENODEV) => {
                 Some("the device was reset, closed or taken away while it was used")
             }
+            (Error::Request { .. }, Errno::ECONNRESET) => {
+                Some("the server of the device has hung up: look at what it said, and start it again")
+            }
+            (Error::Request { .. }, Errno::ETIMEDOUT) => {
+                Some("the server of the device does not answer: is its process stopped, or the device stuck?")
+            }
             (Error::Request { .. }, Errno::EBUSY) => Some(
                 "the device is in use: `whimbrel devices` shows by whom, through its group or its own file",
             ),

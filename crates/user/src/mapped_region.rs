@@ -64,8 +64,9 @@ pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
 }
 
 impl MappedRegion {
-    /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on.
-    pub(crate) fn of_file(
+    /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on, for what reaches a
+    /// device in a way of its own. An access to what lies past the file's end kills the process (SIGBUS).
+    pub fn of_file(
         device: &str,
         index: u32,
         region: &Region,

@@ -3,10 +3,12 @@
 //!
 //! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and
 //! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
-//! at a path, [`Backend`] over a socket that is connected already. The text is QEMU's
+//! at a path, [`Backend`] over a socket that is connected already, and [`Client`]
+//! uses the device of any server. The text is QEMU's
 //! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO.
 
 mod capabilities;
+mod client;
 mod eventfd;
 pub mod message;
 mod server;
@@ -15,5 +17,6 @@ mod socket;
 pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
+pub use client::{Client, ClientOptions};
 pub use server::{Backend, ServeError, Server, Stopper};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

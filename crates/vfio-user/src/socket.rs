@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::cmsg_space;
 use rustix::io::Errno as SystemError;
@@ -129,8 +130,21 @@ impl Receiver {
 
     /// Waits for the next message. `None` if the peer hung up between two messages.
     pub fn receive(&mut self) -> Result<Option<Incoming<'_>>, SocketError> {
+        self.receive_before(None)
+    }
+
+    /// As [`Receiver::receive`], for a socket whose reads end by themselves after a time (SO_RCVTIMEO): a
+    /// message that comes in pieces must be whole at the deadline. What comes too late is
+    /// [`io::ErrorKind::TimedOut`], what does not come at all [`io::ErrorKind::WouldBlock`].
+    pub fn receive_before(&mut self, deadline: Option<Instant>) -> Result<Option<Incoming<'_>>, SocketError> {
         while !self.deframer.is_ready() {
             let count = self.fill()?;
+            if count > 0
+                && !self.deframer.is_ready()
+                && deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            {
+                return Err(SocketError::System(io::ErrorKind::TimedOut.into()));
+            }
             if count == 0 {
                 return match self.deframer.partial() {
                     Some((received, size)) => Err(SocketError::HungUp { received, size }),

@@ -1,0 +1,231 @@
+//! Requests to a server, one at a time, and what may come back. What a request means is not known here.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use whimbrel_protocol::Errno;
+use whimbrel_user::{Error, Result};
+
+use super::memory::Memory;
+use crate::Capabilities;
+use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
+use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
+
+/// A connection to a server. After an answer that cannot be one nothing more is sent: nobody could tell whose
+/// answer the next one is.
+#[derive(Debug)]
+pub(super) struct Connection {
+    name: String,
+    receiver: Receiver,
+    sender: Sender,
+    out: MessageBuffer,
+    /// The payload of the last reply.
+    payload: Vec<u8>,
+    next_id: u16,
+    patience: Duration,
+    is_over: bool,
+    pub(super) agreed: Capabilities,
+    pub(super) memory: Memory,
+    /// How many data sessions have begun.
+    pub(super) sessions: u64,
+}
+
+/// A reply with what came with it.
+pub(super) struct Answer<'a> {
+    pub(super) reply: Reply<'a>,
+    pub(super) descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
+}
+
+/// What one message from the server is to who waits for a reply.
+enum Step {
+    /// It was a request of the server, which has its answer.
+    Served,
+    Reply(std::result::Result<Vec<OwnedFd>, DescriptorError>),
+    Refused(u32),
+}
+
+impl Connection {
+    pub(super) fn new(
+        name: String,
+        stream: UnixStream,
+        proposed: Capabilities,
+        patience: Duration,
+    ) -> io::Result<Connection> {
+        // A limit of zero would be none at all.
+        let patience = patience.max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let limits = Limits { max_data_xfer_size: proposed.max_data_xfer_size };
+        let (receiver, sender) = connection(stream, limits);
+        Ok(Connection {
+            name,
+            receiver,
+            sender,
+            out: MessageBuffer::new(),
+            payload: Vec::new(),
+            next_id: 1,
+            patience,
+            is_over: false,
+            agreed: proposed,
+            memory: Memory::default(),
+            sessions: 0,
+        })
+    }
+
+    /// What one message may carry.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { max_data_xfer_size: self.agreed.max_data_xfer_size }
+    }
+
+    /// What was agreed on holds from the next message on.
+    pub(super) fn agree(&mut self, agreed: Capabilities) {
+        self.agreed = agreed;
+        let limits = self.limits();
+        self.receiver.set_limits(limits);
+    }
+
+    pub(super) fn refused(&self, what: impl ToString, errno: Errno) -> Error {
+        Error::request(&self.name, what, errno)
+    }
+
+    /// An answer that cannot be one.
+    pub(super) fn nonsense(&self, what: impl ToString, why: impl ToString) -> Error {
+        Error::Answer { device: self.name.clone(), request: what.to_string(), what: why.to_string() }
+    }
+
+    /// Asks and waits for the reply; errors name the request as `what` says.
+    pub(super) fn ask(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer<'_>> {
+        if self.is_over {
+            return Err(Error::Unusable {
+                device: self.name.clone(),
+                why: format!("{}: the connection to the server is over: connect again", what()),
+            });
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.out.clear();
+        self.out.request(id, false, request);
+        let before = Instant::now();
+        let sent = self.sender.send(self.out.as_bytes(), descriptors);
+        // A server that turns a client away may have hung up already, and has said why.
+        if let Err(error) = sent
+            && !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        {
+            return Err(self.over(what(), error.into()));
+        }
+        let deadline = before.checked_add(self.patience);
+        let command = request.command();
+        let descriptors = loop {
+            match self.step(id, command, deadline) {
+                Ok(Step::Served) => {}
+                Ok(Step::Reply(descriptors)) => break descriptors,
+                Ok(Step::Refused(errno)) => {
+                    let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
+                    return Err(match errno {
+                        Some(errno) => self.refused(what(), Errno::from_raw(errno)),
+                        None => self.nonsense(what(), "it failed with an errno that there is not"),
+                    });
+                }
+                Err(Failed::Socket(error)) => return Err(self.over(what(), error)),
+                Err(Failed::Other(why)) => {
+                    self.close();
+                    return Err(self.nonsense(what(), why));
+                }
+            }
+        };
+        match Reply::parse(command, &self.payload, self.limits()) {
+            Ok(reply) => Ok(Answer { reply, descriptors }),
+            Err(error) => Err(malformed(&self.name, what(), &error)),
+        }
+    }
+
+    /// Takes one message.
+    fn step(
+        &mut self,
+        id: u16,
+        command: Command,
+        deadline: Option<Instant>,
+    ) -> std::result::Result<Step, Failed> {
+        let limits = self.limits();
+        let message = self.receiver.receive_before(deadline)?.ok_or(Failed::hung_up())?;
+        let header = message.header;
+        match header.kind {
+            Kind::Command { no_reply } => {
+                self.out.clear();
+                self.memory.answer(&header, message.payload, limits, &mut self.out);
+                if !no_reply {
+                    self.sender.send(self.out.as_bytes(), &[]).map_err(SocketError::from)?;
+                }
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Err(SocketError::System(io::ErrorKind::TimedOut.into()).into());
+                }
+                Ok(Step::Served)
+            }
+            Kind::Reply | Kind::Error(_) if (header.id, header.command) != (id, command.number()) => {
+                // A server that is busy answers before it has seen what was asked.
+                if let (Kind::Error(errno), 0, Command::Version) = (header.kind, header.id, command) {
+                    return Ok(Step::Refused(errno));
+                }
+                Err(Failed::Other(format!(
+                    "the reply is to message {} ({}), and not to message {id} ({command})",
+                    header.id,
+                    header.command_name()
+                )))
+            }
+            Kind::Error(errno) => Ok(Step::Refused(errno)),
+            Kind::Reply => {
+                self.payload.clear();
+                self.payload.extend_from_slice(message.payload);
+                Ok(Step::Reply(message.descriptors))
+            }
+        }
+    }
+
+    /// Ends the connection, and says why.
+    fn over(&mut self, what: String, error: SocketError) -> Error {
+        self.close();
+        match error {
+            SocketError::HungUp { .. } => self.refused(what, Errno::ECONNRESET),
+            SocketError::System(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.refused(what, Errno::ETIMEDOUT),
+                _ => self.refused(what, error.raw_os_error().map_or(Errno::ECONNRESET, Errno::from_raw)),
+            },
+            SocketError::Frame(error) => self.nonsense(what, error),
+        }
+    }
+
+    fn close(&mut self) {
+        self.is_over = true;
+        self.sender.shutdown();
+    }
+}
+
+/// A payload that is none of the reply's. The messages behind it can still be told apart.
+fn malformed(name: &str, what: String, error: &Malformed) -> Error {
+    Error::Answer { device: name.to_string(), request: what, what: error.to_string() }
+}
+
+/// Why no reply came.
+enum Failed {
+    Socket(SocketError),
+    Other(String),
+}
+
+impl Failed {
+    fn hung_up() -> Failed {
+        Failed::Socket(SocketError::HungUp { received: 0, size: crate::message::HEADER })
+    }
+}
+
+impl From<SocketError> for Failed {
+    fn from(error: SocketError) -> Failed {
+        Failed::Socket(error)
+    }
+}

@@ -1,0 +1,199 @@
+//! The client: a device that a server in another process has, as a [`Device`] like any other.
+//!
+//! Nothing that a server sends is trusted: what cannot be an answer to what was asked is an error, and where
+//! it leaves the order of messages in doubt, the connection is over. Descriptors that a server should not
+//! have sent are closed.
+//!
+//! What is bound to the socket: memory, interrupts and logs of dirty pages end with it, the device's state
+//! stays with the server. What the server asks of memory (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE) it is
+//! answered while a request waits for its reply.
+
+mod connection;
+mod device;
+mod memory;
+mod state_file;
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_user::{Error, Result};
+
+use self::connection::Connection;
+use crate::message::{Command, DeviceFeature, Reply, Request, Version};
+use crate::{Capabilities, MAX_FDS, VERSION_MAJOR};
+
+#[cfg(doc)]
+use whimbrel_user::Device;
+
+/// How a [`Client`] deals with its server.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// How long the server may take for a reply; a change of state can take a device long. What takes longer
+    /// ends the connection with ETIMEDOUT. A message that comes in pieces can take twice as long.
+    pub patience: Duration,
+    /// What is proposed to the server. Capabilities can be less than [`Client::capabilities`].
+    pub capabilities: Capabilities,
+}
+
+impl Default for ClientOptions {
+    /// 30 seconds, and all that a client can do.
+    fn default() -> ClientOptions {
+        ClientOptions { patience: Duration::from_secs(30), capabilities: Client::capabilities() }
+    }
+}
+
+/// A device that is served over a socket.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_user::{Device, State};
+/// use whimbrel_vfio_user::{Backend, Client, ClientOptions};
+///
+/// let backend = Backend::new("serial".parse::<Model>()?.open("serial 0")?.device);
+/// let (server, stream) = UnixStream::pair()?;
+/// let serving = std::thread::spawn(move || backend.serve(server));
+///
+/// let mut device = Client::new("serial", stream, &ClientOptions::default())?;
+/// assert_eq!(device.info()?.num_regions, 9);
+/// assert_eq!(device.state()?, State::Running);
+/// drop(device);
+/// serving.join().expect("it does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    name: String,
+    /// Data files ask through it too.
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl Client {
+    /// Connects to the server at `path`; its name is `vfio-user:<path>`.
+    pub fn connect(path: impl AsRef<Path>, options: &ClientOptions) -> Result<Client> {
+        let path = path.as_ref();
+        let name = format!("vfio-user:{}", path.display());
+        match UnixStream::connect(path) {
+            Ok(stream) => Client::new(name, stream, options),
+            Err(error) => {
+                let why = match error.raw_os_error().map(Errno::from_raw) {
+                    Some(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => {
+                        format!("cannot connect: {errno}: no server is there; start it first")
+                    }
+                    Some(errno @ (Errno::EACCES | Errno::EPERM)) => {
+                        format!("cannot connect: {errno}: run as the user who runs the server")
+                    }
+                    Some(errno) => format!("cannot connect: {errno}"),
+                    None => format!("cannot connect: {error}"),
+                };
+                Err(Error::Unusable { device: name, why })
+            }
+        }
+    }
+
+    /// Uses a socket that is connected to a server already, and agrees with it on what both can do.
+    pub fn new(name: impl Into<String>, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
+        let name = name.into();
+        let proposed = Capabilities {
+            max_msg_fds: options.capabilities.max_msg_fds.min(MAX_FDS as u32),
+            max_data_xfer_size: options.capabilities.max_data_xfer_size.max(1),
+            twin_socket: None,
+            ..options.capabilities.clone()
+        };
+        let mut connection =
+            Connection::new(name.clone(), stream, proposed.clone(), options.patience).map_err(|error| {
+                Error::Unusable { device: name.clone(), why: format!("the socket cannot be used: {error}") }
+            })?;
+        negotiate(&mut connection, proposed)?;
+        Ok(Client { name, connection: Arc::new(Mutex::new(connection)) })
+    }
+
+    /// What this client can do.
+    pub fn capabilities() -> Capabilities {
+        Capabilities { max_msg_fds: MAX_FDS as u32, pgsizes: !0xfff, ..Capabilities::default() }
+    }
+
+    /// What client and server have agreed on.
+    pub fn agreed(&self) -> Capabilities {
+        self.connection.lock().agreed.clone()
+    }
+}
+
+/// VFIO_USER_VERSION. The server's answer must be part of what was proposed; limits that are not are taken
+/// for what was.
+fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> {
+    let what = || Command::Version.to_string();
+    let request = Request::Version(Version::proposal(proposed.clone()));
+    let version = match connection.ask(what, &request, &[]) {
+        Ok(answer) => match answer.reply {
+            Reply::Version(version) => version,
+            _ => return Err(connection.nonsense(what(), "it is no version")),
+        },
+        Err(Error::Request { device, errno: Errno::EBUSY, .. }) => {
+            let why = format!("{}: another client uses the device: it has to leave first", Errno::EBUSY);
+            return Err(Error::Unusable { device, why });
+        }
+        Err(error) => return Err(error),
+    };
+    let Version { major, minor, capabilities: server } = version;
+    if major != VERSION_MAJOR {
+        return Err(connection.nonsense(
+            what(),
+            format_args!(
+                "the server speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood"
+            ),
+        ));
+    }
+    if server.max_data_xfer_size == 0 {
+        return Err(connection.nonsense(what(), "a max_data_xfer_size of 0 leaves no way to read anything"));
+    }
+    connection.agree(Capabilities {
+        max_msg_fds: server.max_msg_fds.min(proposed.max_msg_fds),
+        max_data_xfer_size: server.max_data_xfer_size.min(proposed.max_data_xfer_size),
+        max_dma_maps: server.max_dma_maps.min(proposed.max_dma_maps),
+        pgsizes: server.pgsizes & proposed.pgsizes,
+        twin_socket: None,
+        write_multiple: server.write_multiple && proposed.write_multiple,
+        migration: server.migration,
+    });
+    Ok(())
+}
+
+/// VFIO_USER_DEVICE_FEATURE; returns the data of the reply. `room` is how many bytes that may have.
+fn feature(
+    connection: &mut Connection,
+    what: impl Fn() -> String,
+    feature: Feature,
+    flags: FeatureFlags,
+    data: &[u8],
+    room: usize,
+) -> Result<Vec<u8>> {
+    let argsz = DeviceFeature::FIXED + room.max(data.len()) as u32;
+    let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
+    let answer = connection.ask(&what, &Request::DeviceFeature(request), &[])?;
+    let data = match answer.reply {
+        Reply::DeviceFeature(reply) if (reply.feature, reply.flags) == (feature.index(), flags) => {
+            Some(reply.data.to_vec())
+        }
+        _ => None,
+    };
+    data.ok_or_else(|| connection.nonsense(what(), "it is about another feature, or another request"))
+}
+
+/// A GET of a feature with a fixed number of bytes.
+fn get<const N: usize>(connection: &mut Connection, asked: Feature) -> Result<[u8; N]> {
+    let what = || asked.to_string();
+    let data = feature(connection, what, asked, FeatureFlags::GET, &[], N)?;
+    data.first_chunk().copied().ok_or_else(|| {
+        connection.nonsense(what(), format_args!("it has {} bytes, and {N} are needed", data.len()))
+    })
+}
+
+fn data_size(connection: &mut Connection) -> Result<u64> {
+    get(connection, Feature::MigDataSize).map(u64::from_ne_bytes)
+}
