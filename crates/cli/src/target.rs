@@ -9,12 +9,13 @@ use whimbrel_device::Worker;
 use whimbrel_models::{Model, ModelError, OpenModel, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group};
 use whimbrel_user::{Device, Local, Version, region};
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::failure::Failure;
 
 /// The forms a TARGET has, for errors.
-const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group:NAME, cdev:PATH or \
-                     model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
+const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group:NAME, cdev:PATH, \
+                     vfio-user:SOCKET or model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
 
 /// The models, for errors.
 const MODEL_FORMS: &str = "models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them \
@@ -129,9 +130,8 @@ impl Target {
                 Some(_) => (Box::new(Cdev::find(name)?), None, Version::V1),
                 None => (Box::new(Group::find(name)?), None, Version::V1),
             },
-            Target::VfioUser(_) => {
-                return Err(Failure::new(format!("{self}: this build does not speak vfio-user yet"))
-                    .hint("use a device of this host (group: or cdev:) or a model (model:)"));
+            Target::VfioUser(socket) => {
+                (Box::new(Client::connect(socket, &ClientOptions::default())?), None, Version::V1)
             }
             Target::Model(model, _) => {
                 let OpenModel { device, worker } = model.open(self.to_string()).map_err(|error| {

@@ -12,3 +12,4 @@ mod migration;
 mod serve;
 mod support;
 mod targets;
+mod vfio_user;

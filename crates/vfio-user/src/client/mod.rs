@@ -1,4 +1,5 @@
-//! The client: a device that a server in another process has, as a [`Device`] like any other.
+//! The client: a device that a server in another process has, as a [`Device`](whimbrel_user::Device) like any
+//! other.
 //!
 //! Nothing that a server sends is trusted: what cannot be an answer to what was asked is an error, and where
 //! it leaves the order of messages in doubt, the connection is over. Descriptors that a server should not
@@ -16,7 +17,7 @@ mod state_file;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
@@ -27,8 +28,10 @@ use self::connection::Connection;
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 use crate::{Capabilities, MAX_FDS, VERSION_MAJOR};
 
-#[cfg(doc)]
-use whimbrel_user::Device;
+/// How long a server may be busy with a client that leaves.
+const LEAVING: Duration = Duration::from_secs(1);
+/// Between two looks whether it still is.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How a [`Client`] deals with its server.
 #[derive(Clone, Debug)]
@@ -75,30 +78,27 @@ pub struct Client {
 
 impl Client {
     /// Connects to the server at `path`; its name is `vfio-user:<path>`.
+    ///
+    /// A server that is busy is asked again for a second: its last client may just be leaving.
     pub fn connect(path: impl AsRef<Path>, options: &ClientOptions) -> Result<Client> {
         let path = path.as_ref();
         let name = format!("vfio-user:{}", path.display());
-        match UnixStream::connect(path) {
-            Ok(stream) => Client::new(name, stream, options),
-            Err(error) => {
-                let why = match error.raw_os_error().map(Errno::from_raw) {
-                    Some(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => {
-                        format!("cannot connect: {errno}: no server is there; start it first")
-                    }
-                    Some(errno @ (Errno::EACCES | Errno::EPERM)) => {
-                        format!("cannot connect: {errno}: run as the user who runs the server")
-                    }
-                    Some(errno) => format!("cannot connect: {errno}"),
-                    None => format!("cannot connect: {error}"),
-                };
-                Err(Error::Unusable { device: name, why })
+        let deadline = Instant::now() + LEAVING;
+        loop {
+            let stream = UnixStream::connect(path).map_err(|error| cannot_connect(&name, &error))?;
+            match Client::open(name.clone(), stream, options) {
+                Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
+                other => return other.map_err(busy_explained),
             }
         }
     }
 
     /// Uses a socket that is connected to a server already, and agrees with it on what both can do.
     pub fn new(name: impl Into<String>, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
-        let name = name.into();
+        Client::open(name.into(), stream, options).map_err(busy_explained)
+    }
+
+    fn open(name: String, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
         let proposed = Capabilities {
             max_msg_fds: options.capabilities.max_msg_fds.min(MAX_FDS as u32),
             max_data_xfer_size: options.capabilities.max_data_xfer_size.max(1),
@@ -124,6 +124,35 @@ impl Client {
     }
 }
 
+fn cannot_connect(name: &str, error: &std::io::Error) -> Error {
+    let why = match error.raw_os_error().map(Errno::from_raw) {
+        Some(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => {
+            format!("cannot connect: {errno}: no server is there; start it first")
+        }
+        Some(errno @ (Errno::EACCES | Errno::EPERM)) => {
+            format!("cannot connect: {errno}: run as the user who runs the server")
+        }
+        Some(errno) => format!("cannot connect: {errno}"),
+        None => format!("cannot connect: {error}"),
+    };
+    Error::Unusable { device: name.to_string(), why }
+}
+
+fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Request { errno: Errno::EBUSY, .. })
+}
+
+/// EBUSY from a server means something else than from a kernel.
+fn busy_explained(error: Error) -> Error {
+    match error {
+        Error::Request { device, errno: errno @ Errno::EBUSY, .. } => Error::Unusable {
+            device,
+            why: format!("{errno}: another client uses the device: it has to leave first"),
+        },
+        other => other,
+    }
+}
+
 /// VFIO_USER_VERSION. The server's answer must be part of what was proposed; limits that are not are taken
 /// for what was.
 fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> {
@@ -134,10 +163,6 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
             Reply::Version(version) => version,
             _ => return Err(connection.nonsense(what(), "it is no version")),
         },
-        Err(Error::Request { device, errno: Errno::EBUSY, .. }) => {
-            let why = format!("{}: another client uses the device: it has to leave first", Errno::EBUSY);
-            return Err(Error::Unusable { device, why });
-        }
         Err(error) => return Err(error),
     };
     let Version { major, minor, capabilities: server } = version;

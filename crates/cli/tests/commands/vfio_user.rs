@@ -1,0 +1,136 @@
+//! `vfio-user:<socket>` as a TARGET: devices that other processes serve.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
+use whimbrel_user::{Device, State};
+use whimbrel_vfio_user::{Client, ClientOptions};
+
+use crate::support::{Receiver, argument, command, whimbrel};
+
+/// `whimbrel serve` in a process of its own, until it is dropped.
+struct Served {
+    child: Child,
+    target: String,
+}
+
+impl Served {
+    fn start(model: &str, socket: &Path) -> Served {
+        let mut command = command(["serve", model, "--socket", &argument(socket)]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with("serving "), "{told}");
+        Served { child, target: format!("vfio-user:{}", argument(socket)) }
+    }
+
+    fn client(&self) -> Client {
+        let path = self.target.strip_prefix("vfio-user:").unwrap();
+        Client::connect(path, &ClientOptions::default()).unwrap()
+    }
+
+    /// Leaves a mark in the device's state.
+    fn mark(&self, value: u32) {
+        self.client().write_region(0, REGISTER_QUEUE_SIZE, &value.to_le_bytes()).unwrap();
+    }
+
+    fn marked(&self) -> u32 {
+        let mut value = [0; 4];
+        self.client().read_region(0, REGISTER_QUEUE_SIZE, &mut value).unwrap();
+        u32::from_le_bytes(value)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended by itself, which its test has seen.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a probe tells, but for the device's name, the names of requests that failed, and where regions lie in
+/// its file.
+fn probe(target: &str) -> Value {
+    let mut told = whimbrel(["probe", target, "--json"]).succeeded().json();
+    told.as_object_mut().unwrap().remove("device");
+    for part in ["regions", "irqs"] {
+        for row in told[part].as_array_mut().unwrap() {
+            row.as_object_mut().unwrap().remove("offset");
+            if let Some((_, errno)) = row["error"].as_str().and_then(|error| error.split_once(" of index ")) {
+                row["error"] = errno.into();
+            }
+        }
+    }
+    told
+}
+
+#[test]
+fn a_probe_tells_of_a_served_device_what_it_tells_of_the_device() {
+    let folder = TempDir::new().unwrap();
+    for (at, model) in ["serial", "accel?state=64KiB"].into_iter().enumerate() {
+        let served = Served::start(model, &folder.path().join(at.to_string()));
+        let told = probe(&served.target);
+        assert!(told["regions"].is_array(), "{told}");
+        assert_eq!(told, probe(&format!("model:{model}")), "{model}");
+    }
+}
+
+#[test]
+fn a_served_device_walks_its_states_as_the_table_says() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start("accel?state=64KiB", &folder.path().join("socket"));
+    whimbrel(["fsm", "--walk", &served.target]).succeeded();
+}
+
+#[test]
+fn a_state_is_saved_from_one_server_and_restored_to_another() {
+    let folder = TempDir::new().unwrap();
+    let source = Served::start("accel?state=1MiB", &folder.path().join("source"));
+    let destination = Served::start("accel?state=1MiB", &folder.path().join("destination"));
+    source.mark(64);
+    let file = argument(&folder.path().join("state"));
+    whimbrel(["save", &source.target, "-o", &file]).succeeded();
+    assert_eq!(destination.marked(), 0);
+    whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
+    assert_eq!(destination.marked(), 64);
+}
+
+#[test]
+fn a_device_moves_from_one_server_to_another_while_it_works() {
+    let folder = TempDir::new().unwrap();
+    let model = "accel?state=8MiB&rate=1MiB";
+    let source = Served::start(model, &folder.path().join("source"));
+    let destination = Served::start(model, &folder.path().join("destination"));
+    source.mark(128);
+    let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
+    let address = receiver.address.clone();
+    let limit = "--downtime-limit=60000";
+    let sent = whimbrel(["send", &source.target, "--to", &address, limit, "--json"]).succeeded().json();
+    let taken = receiver.finish().succeeded().json();
+    assert_eq!(sent["device"], source.target.as_str());
+    assert_eq!(taken["device_bytes"], sent["device_bytes"]);
+    assert_eq!(source.client().state().unwrap(), State::Stop);
+    assert_eq!(destination.client().state().unwrap(), State::Running);
+    assert_eq!(destination.marked(), 128);
+}
+
+#[test]
+fn a_device_that_cannot_be_had_is_said_with_why() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("socket");
+    let served = Served::start("serial", &socket);
+    let first = served.client();
+    whimbrel(["probe", &served.target])
+        .failed()
+        .says(&[&served.target, "another client uses the device: it has to leave first"]);
+    drop(first);
+    drop(served);
+    whimbrel(["probe", &format!("vfio-user:{}", argument(&socket))])
+        .failed()
+        .says(&["cannot connect: ECONNREFUSED", "no server is there; start it first"]);
+}
