@@ -41,6 +41,7 @@ A TARGET names a device:
   group:0000:3b:00.2         by its IOMMU group, whatever else there is
   cdev:/dev/vfio/devices/vfio0
                              by its own file
+  vfio-user:/run/accel       one that another process serves at this socket (`whimbrel serve`)
   model:serial               a model in this process; settings follow:
   model:serial?ports=2       1 or 2 ports
   model:accel?state=1GiB&rate=10MiB&features=stop-copy,p2p,pre-copy

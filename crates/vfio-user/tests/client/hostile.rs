@@ -25,6 +25,10 @@ fn reply(id: u16, command: u16, payload: &[u8]) -> Vec<u8> {
 /// A server that agrees on the version, waits for one request, answers `bytes` and hangs up when the client
 /// does, or at once.
 fn server(bytes: Vec<u8>, hangs_up: bool) -> (Client, JoinHandle<()>) {
+    server_with(bytes, hangs_up, &ClientOptions::default())
+}
+
+fn server_with(bytes: Vec<u8>, hangs_up: bool, options: &ClientOptions) -> (Client, JoinHandle<()>) {
     let (stream, client) = UnixStream::pair().unwrap();
     let thread = std::thread::spawn(move || {
         let (mut receiver, mut sender) = connection(stream.try_clone().unwrap(), Limits::default());
@@ -40,8 +44,7 @@ fn server(bytes: Vec<u8>, hangs_up: bool) -> (Client, JoinHandle<()>) {
             let _ = (&stream).read(&mut [0]);
         }
     });
-    let options = ClientOptions { patience: Duration::from_millis(300), ..ClientOptions::default() };
-    (Client::new("card", client, &options).unwrap(), thread)
+    (Client::new("card", client, options).unwrap(), thread)
 }
 
 /// The first request after the version has this id.
@@ -103,7 +106,9 @@ fn a_server_that_hangs_up_at_any_offset_is_an_error_and_the_connection_is_over()
 #[test]
 fn a_server_that_does_not_answer_is_given_up() {
     for bytes in [vec![], reply(ID, GET_INFO, &info(2))[..20].to_vec()] {
-        let (mut client, thread) = server(bytes, false);
+        // Long enough that the version comes in time on any machine.
+        let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
+        let (mut client, thread) = server_with(bytes, false, &options);
         let error = client.info().unwrap_err();
         assert_eq!(error.to_string(), "card: VFIO_USER_DEVICE_GET_INFO: ETIMEDOUT: Connection timed out");
         drop(client);
