@@ -1,13 +1,18 @@
 //! The memory a device can reach: mappings of IO virtual addresses, and the log of what was written through them.
 //!
 //! A device reaches only what is mapped, with the rights the mapping gives. Everything else is a [`DmaFault`].
+//!
+//! To mark a log takes no lock, and a report of a log takes none that an access needs. The mappings are behind a lock, for
+//! once they are taken away no access through them may still run. It has a shard for each of several threads, so that
+//! threads that access memory neither wait for one another nor pass a cache line around. Only a change of the mappings,
+//! or of which logs are on, takes all shards, and so waits for the accesses under way.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
-use parking_lot::RwLock;
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 use vm_memory::{FileOffset, VolatileSlice};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::DirtyLog;
@@ -80,7 +85,7 @@ impl Access {
 /// ```
 #[derive(Debug, Default)]
 pub struct DmaSpace {
-    inner: RwLock<Inner>,
+    inner: ShardedLock<Inner>,
     faults: AtomicU64,
 }
 
@@ -125,7 +130,7 @@ impl DmaSpace {
         let last = last_of(iova, size)?;
         check_rights(rights)?;
         // Before the file is mapped, which takes time and an entry of the process's own.
-        if self.inner.read().overlaps(iova, last) {
+        if self.look().overlaps(iova, last) {
             return Err(Errno::EEXIST);
         }
         self.map_memory(iova, rights, Memory::of_file(file, size, rights.contains(DmaMapFlags::WRITE))?)
@@ -154,7 +159,7 @@ impl DmaSpace {
         if rights.contains(DmaMapFlags::WRITE) && !memory.is_writable() {
             return Err(Errno::EINVAL);
         }
-        let mut inner = self.inner.write();
+        let mut inner = self.change();
         if inner.overlaps(iova, last) {
             return Err(Errno::EEXIST);
         }
@@ -164,14 +169,14 @@ impl DmaSpace {
 
     /// Sets or ends the log of the mapping that starts at `iova`.
     pub(crate) fn set_mapping_log(&self, iova: u64, log: Option<MappingLog>) {
-        if let Some(mapping) = self.inner.write().mappings.get_mut(&iova) {
+        if let Some(mapping) = self.change().mappings.get_mut(&iova) {
             mapping.log = log;
         }
     }
 
     /// Makes two mappings of the one that goes on over `iova`, which begins the second. To the device nothing changes.
     pub(crate) fn cut(&self, iova: u64) {
-        let mut inner = self.inner.write();
+        let mut inner = self.change();
         let Some((start, mapping)) = inner.mappings.range_mut(..iova).next_back() else { return };
         let offset = iova - start;
         let parts = (offset < mapping.size).then(|| {
@@ -188,12 +193,12 @@ impl DmaSpace {
 
     /// Whether nothing is mapped.
     pub fn is_empty(&self) -> bool {
-        self.inner.read().mappings.is_empty()
+        self.look().mappings.is_empty()
     }
 
     /// Where the device can write: first and last address of each mapping, in ascending order.
     pub(crate) fn writable(&self) -> Vec<(u64, u64)> {
-        let inner = self.inner.read();
+        let inner = self.look();
         let writable =
             inner.mappings.iter().filter(|(_, mapping)| mapping.rights.contains(DmaMapFlags::WRITE));
         writable.map(|(iova, mapping)| (*iova, iova + (mapping.size - 1))).collect()
@@ -203,7 +208,7 @@ impl DmaSpace {
     /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
         let last = last_of(iova, size)?;
-        let mut inner = self.inner.write();
+        let mut inner = self.change();
         // What most users do: they unmap what they mapped, and nothing else can be in that range.
         if let Entry::Occupied(exact) = inner.mappings.entry(iova)
             && exact.get().size == size
@@ -254,7 +259,7 @@ impl DmaSpace {
         access: Access,
         mut visit: impl FnMut(VolatileSlice<'_>),
     ) -> Result<(), DmaFault> {
-        let inner = self.inner.read();
+        let inner = self.look();
         let fault = || {
             self.faults.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(iova, length, %access, "dma fault");
@@ -282,7 +287,16 @@ impl DmaSpace {
 
     /// Marks every write in `log` from now on, in place of a log set before. `None` ends it.
     pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
-        self.inner.write().log = log;
+        self.change().log = log;
+    }
+
+    // A panic of a visitor leaves the mappings as they were, so that a poisoned lock says nothing.
+    fn look(&self) -> ShardedLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> ShardedLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many accesses the mappings did not allow.
@@ -478,5 +492,102 @@ mod tests {
         let mut words = [0];
         log.report(&mut DirtyReport::new(0, 0x8000, 4096, &mut words).unwrap());
         assert_eq!(words, [0b1100]);
+    }
+
+    #[test]
+    fn a_write_marks_every_log_that_is_on_over_all_its_mappings() {
+        let space = DmaSpace::default();
+        let log = |size| {
+            let mut ranges = LoggingRanges::new(4096, 1).unwrap();
+            ranges.push(0, size).unwrap();
+            Arc::new(DirtyLog::new(&ranges).unwrap())
+        };
+        let told = |log: &DirtyLog| {
+            let mut words = [0];
+            log.report(&mut DirtyReport::new(0, 0x10000, 4096, &mut words).unwrap());
+            words[0]
+        };
+        let (device, first, second) = (log(0x10000), log(0x2000), log(0x4000));
+        let mapped = |size| Memory::of_file(memory(size), size, true).unwrap();
+        let logged = |log: &Arc<DirtyLog>, offset| Some(MappingLog { log: log.clone(), offset });
+        space.map_logged(0x1000, BOTH, mapped(0x2000), logged(&first, 0)).unwrap();
+        space.map_logged(0x3000, BOTH, mapped(0x2000), logged(&second, 0x2000)).unwrap();
+        space.set_log(Some(device.clone()));
+        space.write(0x2fff, &[1, 2]).unwrap();
+        assert_eq!([told(&device), told(&first), told(&second)], [0b1100, 0b10, 0b100]);
+        space.write(0x4000, &[1]).unwrap();
+        space.set_mapping_log(0x3000, None);
+        space.write(0x3000, &[1]).unwrap();
+        assert_eq!([told(&device), told(&first), told(&second)], [0b11000, 0, 0b1000]);
+        assert!(space.write(0x4fff, &[1, 2]).is_err());
+        assert_eq!([told(&device), told(&first), told(&second)], [0, 0, 0], "a blocked write marks nothing");
+    }
+
+    /// Takes down the messages of this thread.
+    #[derive(Clone, Default)]
+    struct Listener(Arc<parking_lot::Mutex<Vec<String>>>);
+
+    impl tracing::Subscriber for Listener {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut fields = Vec::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                fields.push(format!("{field}={value:?}"));
+            });
+            self.0.lock().push(fields.join(" "));
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn a_blocked_access_is_traced() {
+        let space = space(&[(0x1000, 0x1000, DmaMapFlags::READ)]);
+        let listener = Listener::default();
+        tracing::subscriber::with_default(listener.clone(), || {
+            space.read(0x1000, &mut [0]).unwrap();
+            space.write(0x1004, &[1, 2]).unwrap_err();
+        });
+        let heard = listener.0.lock().clone();
+        assert_eq!(heard, ["message=dma fault iova=4100 length=2 access=write"]);
+    }
+
+    #[test]
+    fn after_an_unmap_no_access_through_the_mapping_is_under_way() {
+        let space = space(&[(0, 0x1000, BOTH)]);
+        let inside = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let accesses: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut blocked = false;
+                        while !blocked {
+                            let result = space.access(0, 8, Access::Write, |_| {
+                                inside.fetch_add(1, Ordering::SeqCst);
+                                std::thread::yield_now();
+                                inside.fetch_sub(1, Ordering::SeqCst);
+                            });
+                            blocked = result.is_err();
+                        }
+                    })
+                })
+                .collect();
+            while inside.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(space.unmap(0, 0x1000), Ok(0x1000));
+            assert_eq!(inside.load(Ordering::SeqCst), 0);
+            for access in accesses {
+                access.join().unwrap();
+            }
+        });
+        assert_eq!(space.faults(), 3);
     }
 }

@@ -1,7 +1,7 @@
 //! The bitmap in which a container reports dirty pages: its checks, and how mappings are put into it.
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, IovaRange, LoggingRanges, MarkedWord};
+use whimbrel_protocol::dirty::{DirtyLog, IovaRange, LoggingRanges, Marks};
 use whimbrel_uapi::type1::Bitmap;
 use zerocopy::IntoBytes;
 
@@ -118,8 +118,10 @@ pub(super) fn log_of(size: u64, page_size: u64) -> Result<DirtyLog, Errno> {
     DirtyLog::new(&range)
 }
 
-/// Moves the marks of a mapping, whose first page is page `first` of the report, into the user's bitmap. If that fails
-/// they all stay in the log, as in the kernel.
+/// Moves the marks of a mapping, whose first page is page `first` of the report, into the user's bitmap.
+///
+/// If that fails they all stay, as in the kernel, and more: of what was written before, it is not kept which pages those
+/// were, so that all of them are marked then. Up to 1 GiB of pages of 4 KiB are written at once.
 pub(super) fn tell(
     log: &DirtyLog,
     size: u64,
@@ -128,15 +130,13 @@ pub(super) fn tell(
     target: &mut dyn Target,
 ) -> Result<(), Errno> {
     let mut sheet = Sheet::new(target, first);
-    let mut taken = Vec::new();
-    let word_size = page_size * 64;
-    log.drain(IovaRange::new(0, size)?, |marked| {
-        taken.extend_from_slice(marked);
-        for word in marked {
-            sheet.put(word.iova / word_size, word.bits);
+    log.drain(IovaRange::new(0, size)?, |marks| {
+        // What the log has told already it does not look at again: it can be marked here.
+        if sheet.put(marks.iova() / page_size / 64, marks.words()).is_err() {
+            put_back(log, marks, page_size);
         }
     });
-    sheet.finish(size / page_size).inspect_err(|_| put_back(log, &taken, page_size))
+    sheet.finish(size / page_size).inspect_err(|_| sheet.put_back(log, page_size))
 }
 
 /// As [`tell`] where every page is marked.
@@ -149,10 +149,10 @@ pub(super) fn tell_every(
     let mut sheet = Sheet::new(target, first);
     let pages = size / page_size;
     for index in 0..pages / 64 {
-        sheet.put(index, u64::MAX);
+        sheet.put(index, &[u64::MAX])?;
     }
     if let used @ 1.. = pages % 64 {
-        sheet.put(pages / 64, u64::MAX >> (64 - used));
+        sheet.put(pages / 64, &[u64::MAX >> (64 - used)])?;
     }
     sheet.finish(pages)
 }
@@ -165,29 +165,45 @@ pub(super) fn tell_late(
     first: u64,
     target: &mut dyn Target,
 ) -> Result<(), Errno> {
-    let mut late = Vec::new();
-    log.drain(IovaRange::new(0, size)?, |marked| late.extend_from_slice(marked));
-    for word in late {
-        let index = first / 64 + word.iova / (page_size * 64);
-        let (low, high) = split(word.bits, first % 64);
-        for (index, bits) in [(index, low), (index + 1, high)] {
-            if bits != 0 {
-                let told = target.read(index)?;
-                target.write(index, &[told | bits])?;
-            }
+    let mut add = |index: u64, bits: u64| {
+        if bits == 0 {
+            return Ok(());
         }
-    }
-    Ok(())
+        let told = target.read(index)?;
+        target.write(index, &[told | bits])
+    };
+    let mut result = Ok(());
+    log.drain(IovaRange::new(0, size)?, |marks| {
+        let base = first / 64 + marks.iova() / page_size / 64;
+        result = result.and_then(|()| {
+            marks.iter().try_for_each(|(slot, bits)| {
+                let (low, high) = split(bits, first % 64);
+                add(base + slot as u64, low)?;
+                add(base + slot as u64 + 1, high)
+            })
+        });
+        if result.is_err() {
+            put_back(log, marks, page_size);
+        }
+    });
+    result
 }
 
-fn put_back(log: &DirtyLog, taken: &[MarkedWord], page_size: u64) {
-    for word in taken {
-        let mut left = word.bits;
-        while left != 0 {
-            log.mark(word.iova + u64::from(left.trailing_zeros()) * page_size, page_size);
-            left &= left - 1;
+fn put_back(log: &DirtyLog, marks: &Marks, page_size: u64) {
+    for (slot, bits) in marks.iter() {
+        for bit in set_bits(bits) {
+            log.mark(marks.iova() + (slot as u64 * 64 + bit) * page_size, page_size);
         }
     }
+}
+
+/// The numbers of the bits that are set, in ascending order.
+fn set_bits(mut bits: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let lowest = (bits != 0).then(|| u64::from(bits.trailing_zeros()));
+        bits &= bits.wrapping_sub(1);
+        lowest
+    })
 }
 
 /// What a word is when its bits begin `shift` bits later: its part in that word, and in the next.
@@ -209,6 +225,9 @@ struct Sheet<'a> {
     written: u64,
     /// The words after those, and one more for what a shift leaves over.
     next: Box<[u64]>,
+    /// Whether one of them may have a bit.
+    has_bits: bool,
+    /// What the first write that failed was answered with. The words of that write are kept.
     result: Result<(), Errno>,
 }
 
@@ -218,46 +237,171 @@ const PIECE: usize = 4096;
 impl<'a> Sheet<'a> {
     fn new(target: &'a mut dyn Target, first: u64) -> Sheet<'a> {
         let (first, shift) = (first / 64, first % 64);
-        Sheet {
-            target,
-            first,
-            shift,
-            written: 0,
-            next: vec![0; PIECE + 1].into_boxed_slice(),
-            result: Ok(()),
-        }
+        let next = vec![0; PIECE + 1].into_boxed_slice();
+        Sheet { target, first, shift, written: 0, next, has_bits: false, result: Ok(()) }
     }
 
-    /// Sets the bits of the word of the mapping at an index. Indices ascend.
-    fn put(&mut self, index: u64, bits: u64) {
-        while index - self.written >= PIECE as u64 {
-            self.write(PIECE);
+    /// Sets words of the mapping from an index on, as many as fit a piece. Indices ascend. On an error these words are
+    /// not kept.
+    fn put(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
+        self.result?;
+        while index - self.written + words.len() as u64 > PIECE as u64 {
+            self.write((index - self.written).min(PIECE as u64) as usize)?;
         }
+        self.has_bits = true;
         let at = (index - self.written) as usize;
-        let (low, high) = split(bits, self.shift);
-        self.next[at] |= low;
-        self.next[at + 1] |= high;
+        if self.shift == 0 {
+            self.next[at..at + words.len()].copy_from_slice(words);
+            return Ok(());
+        }
+        for (at, word) in (at..).zip(words) {
+            let (low, high) = split(*word, self.shift);
+            self.next[at] |= low;
+            self.next[at + 1] |= high;
+        }
+        Ok(())
     }
 
     /// Writes what is left of a mapping of so many pages. The first error of all.
-    fn finish(mut self, pages: u64) -> Result<(), Errno> {
+    fn finish(&mut self, pages: u64) -> Result<(), Errno> {
+        self.result?;
         let words = (self.shift + pages).div_ceil(64);
-        while self.result.is_ok() && self.written < words {
-            self.write((words - self.written).min(PIECE as u64) as usize);
+        while self.written < words {
+            self.write((words - self.written).min(PIECE as u64) as usize)?;
         }
-        self.result
+        Ok(())
     }
 
-    fn write(&mut self, count: usize) {
-        self.result = self.result.and_then(|()| {
-            if self.written == 0 && self.shift > 0 {
-                self.next[0] |= self.target.read(self.first)?;
-            }
-            self.target.write(self.first + self.written, &self.next[..count])
-        });
-        let over = self.next[count];
-        self.next.fill(0);
-        self.next[0] = over;
+    fn write(&mut self, count: usize) -> Result<(), Errno> {
+        self.result = self.write_next(count);
+        self.result?;
+        if self.has_bits {
+            let over = self.next[count];
+            self.next.fill(0);
+            self.next[0] = over;
+            self.has_bits = over != 0;
+        }
         self.written += count as u64;
+        Ok(())
+    }
+
+    fn write_next(&mut self, count: usize) -> Result<(), Errno> {
+        if self.written == 0 && self.shift > 0 {
+            let kept = self.target.read(self.first)?;
+            let mut piece = self.next.clone();
+            piece[0] |= kept;
+            return self.target.write(self.first, &piece[..count]);
+        }
+        self.target.write(self.first + self.written, &self.next[..count])
+    }
+
+    /// Marks again what could not be told, and all that was told before.
+    fn put_back(&self, log: &DirtyLog, page_size: u64) {
+        for (index, word) in (self.written..).zip(self.next.iter()) {
+            for bit in set_bits(*word) {
+                // The bits before the mapping are not set.
+                log.mark((index * 64 + bit - self.shift) * page_size, page_size);
+            }
+        }
+        log.mark(0, (self.written * 64).saturating_sub(self.shift) * page_size);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    /// A bitmap that takes so many writes and no more.
+    struct Limited {
+        words: Vec<u64>,
+        writes: usize,
+    }
+
+    impl Target for Limited {
+        fn page_size(&self) -> u64 {
+            PAGE
+        }
+
+        fn size(&self) -> u64 {
+            self.words.len() as u64 * 8
+        }
+
+        fn is_addressable(&self) -> bool {
+            true
+        }
+
+        fn read(&mut self, index: u64) -> Result<u64, Errno> {
+            Ok(self.words[index as usize])
+        }
+
+        fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
+            self.writes = self.writes.checked_sub(1).ok_or(Errno::EFAULT)?;
+            self.words[index as usize..][..words.len()].copy_from_slice(words);
+            Ok(())
+        }
+    }
+
+    fn told(words: &[u64]) -> Vec<u64> {
+        (0..).zip(words).flat_map(|(index, word)| set_bits(*word).map(move |bit| index * 64 + bit)).collect()
+    }
+
+    /// Pages of a mapping of three pieces that begins at page `first` of the bitmap, a few of them marked: what a report
+    /// tells that takes `writes` writes, and what the next tells, which takes all.
+    fn reports(first: u64, marked: &[u64], writes: usize) -> (Result<(), Errno>, Vec<u64>, Vec<u64>) {
+        let pages = 3 * PIECE as u64 * 64;
+        let log = log_of(pages * PAGE, PAGE).unwrap();
+        for page in marked {
+            log.mark(page * PAGE, 1);
+        }
+        let empty = || vec![0; 4 * PIECE];
+        let mut target = Limited { words: empty(), writes };
+        let result = tell(&log, pages * PAGE, PAGE, first, &mut target);
+        let mut second = Limited { words: empty(), writes: usize::MAX };
+        tell(&log, pages * PAGE, PAGE, first, &mut second).unwrap();
+        (result, told(&target.words), told(&second.words))
+    }
+
+    #[test]
+    fn marks_are_told_once_wherever_the_mapping_begins() {
+        let piece = PIECE as u64 * 64;
+        let marked = [0, 63, 64, piece - 1, piece, 2 * piece + 5, 3 * piece - 1];
+        for first in [0, 1, 63, 64, 100] {
+            let expected: Vec<u64> = marked.iter().map(|page| first + page).collect();
+            assert_eq!(reports(first, &marked, usize::MAX), (Ok(()), expected, vec![]), "{first}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_next_and_all_that_was_told_before_it() {
+        let piece = PIECE as u64 * 64;
+        let marked = [3, piece + 7, 2 * piece + 9, 3 * piece - 1];
+        for first in [0, 5] {
+            let (result, _, next) = reports(first, &marked, 0);
+            let exactly: Vec<u64> = marked.iter().map(|page| first + page).collect();
+            assert_eq!((result, next), (Err(Errno::EFAULT), exactly), "nothing was written: {first}");
+            let (result, written, next) = reports(first, &marked, 1);
+            assert_eq!((result, written), (Err(Errno::EFAULT), vec![first + 3]));
+            // The first piece holds as many pages less as the mapping begins late in a word.
+            let expected: Vec<u64> =
+                (first..piece).chain(marked[1..].iter().map(|page| first + page)).collect();
+            assert_eq!(next, expected, "{first}");
+        }
+    }
+
+    #[test]
+    fn late_marks_are_added_to_what_is_there() {
+        for first in [0, 10] {
+            let log = log_of(128 * PAGE, PAGE).unwrap();
+            let mut target = Limited { words: vec![1; 4], writes: usize::MAX };
+            for page in [5, 60, 127] {
+                log.mark(page * PAGE, 1);
+            }
+            tell_late(&log, 128 * PAGE, PAGE, first, &mut target).unwrap();
+            let mut expected = vec![0, 64, 128, 192, first + 5, first + 60, first + 127];
+            expected.sort_unstable();
+            assert_eq!(told(&target.words), expected, "{first}");
+        }
     }
 }

@@ -32,20 +32,40 @@ pub struct DirtyLog {
     barrier: Barrier,
 }
 
-/// Marks that were in a log: see [`DirtyLog::drain`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MarkedWord {
-    /// Address of the page that the lowest bit stands for.
-    pub iova: u64,
-    /// A bit for each page of the log from there on.
-    pub bits: u64,
+/// Marks that were in a log, of pages that lie near each other: see [`DirtyLog::drain`].
+#[derive(Clone, Debug)]
+pub struct Marks {
+    iova: u64,
+    words: [u64; GROUP],
+    count: usize,
+    /// Which of the words can have marks: bit n for word n.
+    marked: u64,
 }
 
-/// How many words are looked at by one step: as many as a word has bits.
-const GROUP: usize = 64;
+impl Marks {
+    /// Address of the page that the first bit stands for.
+    pub const fn iova(&self) -> u64 {
+        self.iova
+    }
 
-/// How many groups are looked at, taken and told at once: 4 KiB of words, which stay in the nearest cache.
-const BATCH: usize = 8;
+    /// A bit for each page of the log, from [`Marks::iova`] on, the lowest first. At most 64 words.
+    pub fn words(&self) -> &[u64] {
+        &self.words[..self.count]
+    }
+
+    /// The words that can have marks, with their index.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
+        let mut left = self.marked;
+        std::iter::from_fn(move || {
+            let slot = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            Some((slot, *self.words.get(slot)?))
+        })
+    }
+}
+
+/// How many words are looked at, taken and told at once: as many as a word has bits.
+const GROUP: usize = 64;
 
 #[derive(Debug)]
 struct Logged {
@@ -117,12 +137,12 @@ impl DirtyLog {
     /// A page of the log that lies only partly in that range is reported and stays marked, so that no write is lost for
     /// a user whose pages or ranges are finer than the log's.
     pub fn report(&self, report: &mut DirtyReport<'_>) {
-        self.drain(report.range(), |marked| report.set_words(marked, self.shift));
+        self.drain(report.range(), |marks| report.set_marks(marks, self.shift));
     }
 
     /// As [`DirtyLog::report`], to a function that is called with the marks, in ascending order. The data of the pages
     /// they tell of may be read once this has returned, not earlier.
-    pub fn drain(&self, asked: IovaRange, mut tell: impl FnMut(&[MarkedWord])) {
+    pub fn drain(&self, asked: IovaRange, mut tell: impl FnMut(&Marks)) {
         let mut taken = false;
         for logged in self.touched(asked) {
             if let Some(part) = logged.range.intersection(asked) {
@@ -151,7 +171,7 @@ impl Logged {
     }
 
     /// Tells the marks in `part`, and takes them away but for pages that lie only partly in it. Whether any was taken.
-    fn drain(&self, part: IovaRange, shift: u32, tell: &mut impl FnMut(&[MarkedWord])) -> bool {
+    fn drain(&self, part: IovaRange, shift: u32, tell: &mut impl FnMut(&Marks)) -> bool {
         let start = self.range.iova();
         let address = |page: usize| start + ((page as u64) << shift);
         let (first, last) = self.pages(part, shift);
@@ -170,36 +190,30 @@ impl Logged {
         };
         let mut taken = false;
         let (from, to) = (first / 64, last / 64 + 1);
-        let mut slots = [0; GROUP * BATCH];
-        let mut marked = [MarkedWord::default(); GROUP * BATCH];
-        for (batch, at) in self.words[from..to].chunks(GROUP * BATCH).zip((from..).step_by(GROUP * BATCH)) {
-            // All is looked at first, then taken, then told. Nothing is fetched ahead of a swap, and a swap waits until
-            // all that was stored before it is in the cache: so each step is made for many words at once. And where
-            // the words are is guessed wrong once a group, not by each step.
-            let mut count = 0;
-            for (group, before) in batch.chunks(GROUP).zip((0..).step_by(GROUP)) {
-                let mut left = marked_among(group);
-                while left != 0 {
-                    slots[count] = before + left.trailing_zeros() as usize;
-                    count += 1;
-                    left &= left - 1;
-                }
+        for (group, at) in self.words[from..to].chunks(GROUP).zip((from..).step_by(GROUP)) {
+            let mut left = marked_among(group);
+            if left == 0 {
+                continue;
             }
-            for (slot, word) in slots[..count].iter().zip(&mut marked) {
+            // A swap waits until all that was stored before it is in the cache: what is found is kept here, and not in
+            // the large bitmap of who asks, until the group is through. Larger groups are slower: while this one is
+            // taken, the processor fetches the next.
+            let mut marks =
+                Marks { iova: address(at * 64), words: [0; GROUP], count: group.len(), marked: left };
+            while left != 0 {
+                let slot = left.trailing_zeros() as usize;
+                left &= left - 1;
                 let index = at + slot;
-                word.iova = address(index * 64);
-                word.bits = if index == from || index == to - 1 {
+                marks.words[slot] = if index == from || index == to - 1 {
                     let (told, cleared) = edge(index);
                     taken |= cleared;
                     told
                 } else {
                     taken = true;
-                    batch[*slot].swap(0, Ordering::Acquire)
+                    group[slot].swap(0, Ordering::Acquire)
                 };
             }
-            if count > 0 {
-                tell(&marked[..count]);
-            }
+            tell(&marks);
         }
         taken
     }

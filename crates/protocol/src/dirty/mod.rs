@@ -7,6 +7,6 @@ mod ranges;
 mod report;
 
 pub use bitmap::{PageBitmap, Run, Runs};
-pub use log::{DirtyLog, MarkedWord};
+pub use log::{DirtyLog, Marks};
 pub use ranges::{IovaRange, LoggingRanges, MAX_LOGGING_RANGES};
 pub use report::DirtyReport;
