@@ -50,7 +50,7 @@ impl Default for ClientOptions {
     }
 }
 
-/// A device that is served over a socket.
+/// A device that is served over a socket. A clone is another handle to the same connection.
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -69,7 +69,7 @@ impl Default for ClientOptions {
 /// serving.join().expect("it does not panic")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
     name: String,
     /// Data files ask through it too.

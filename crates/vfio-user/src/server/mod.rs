@@ -19,11 +19,16 @@
 //!   over.
 
 mod client;
+mod doorbells;
 mod feature;
+mod interrupts;
 mod listener;
 mod mappings;
+mod memory;
+mod migration_data;
 mod process;
 mod region_info;
+mod registers;
 
 use std::io;
 use std::os::unix::net::UnixStream;

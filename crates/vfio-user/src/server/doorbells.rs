@@ -1,0 +1,52 @@
+//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each make a write to the device when they are signalled.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_device::{Errno, IoeventfdWrite};
+
+use super::client::Client;
+use crate::eventfd;
+use crate::message::{IoFdKind, RegionIoFdsReply, Reply, SubRegion};
+
+impl Client {
+    pub(super) fn region_io_fds(&mut self, id: u16, argsz: u32, index: u32) -> Result<(), Errno> {
+        self.device().region_info(index)?;
+        let most = self.agreed.as_ref().map_or(0, |agreed| agreed.max_msg_fds as usize);
+        let backend = self.backend.clone();
+        let writes: Vec<IoeventfdWrite> =
+            backend.ioeventfds.iter().filter(|write| write.region == index).take(most).copied().collect();
+        let sub_regions: Vec<SubRegion> = writes
+            .iter()
+            .zip(0..)
+            .map(|(write, fd_index)| SubRegion {
+                offset: write.offset,
+                size: write.width.bytes() as u64,
+                fd_index,
+                kind: IoFdKind::Ioeventfd { flags: IoFdKind::DATAMATCH, datamatch: write.data },
+            })
+            .collect();
+        let reply = RegionIoFdsReply::new(index, sub_regions, argsz);
+        if reply.is_whole() {
+            for write in writes {
+                let fd = self.ioeventfd(write)?;
+                self.descriptors.push(fd);
+            }
+        }
+        self.out.reply(id, &Reply::DeviceGetRegionIoFds(reply));
+        Ok(())
+    }
+
+    /// The eventfd that makes a write, for the client.
+    fn ioeventfd(&mut self, write: IoeventfdWrite) -> Result<OwnedFd, Errno> {
+        let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw);
+        if !self.ioeventfds.contains_key(&write) {
+            let made = EventFd::new(EFD_NONBLOCK).map_err(errno)?;
+            self.device().set_ioeventfd(write, Some(made.try_clone().map_err(errno)?))?;
+            self.ioeventfds.insert(write, made);
+        }
+        let eventfd = self.ioeventfds.get(&write).ok_or(Errno::EMFILE)?;
+        eventfd::to_descriptor(eventfd).map_err(errno)
+    }
+}

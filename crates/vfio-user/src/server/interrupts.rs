@@ -1,0 +1,46 @@
+//! VFIO_USER_DEVICE_SET_IRQS: eventfds that came with a message, for the device's interrupts.
+
+use std::os::fd::OwnedFd;
+
+use whimbrel_device::Errno;
+use whimbrel_uapi::device::{IrqSetFlags, VFIO_IRQ_SET_DATA_TYPE_MASK};
+use whimbrel_uapi::ioctl::VFIO_DEVICE_SET_IRQS;
+
+use super::client::Client;
+use super::process::Caller;
+use crate::message::{Reply, SetIrqs};
+
+impl Client {
+    /// As the raw request, whose array of descriptors is made of those that came: each is the number of its
+    /// place.
+    pub(super) fn set_irqs(
+        &mut self,
+        id: u16,
+        set: &SetIrqs<'_>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), Errno> {
+        /// Bytes before the array.
+        const HEAD: u32 = 20;
+        let data_type = IrqSetFlags::from_bits_retain(set.flags & VFIO_IRQ_SET_DATA_TYPE_MASK);
+        let with_eventfds = data_type == IrqSetFlags::DATA_EVENTFD;
+        let right_count = if with_eventfds { set.count as usize } else { 0 };
+        if !descriptors.is_empty() && descriptors.len() != right_count {
+            return Err(Errno::EINVAL);
+        }
+        let data: Vec<u8> = if with_eventfds {
+            (0_i32..).take(descriptors.len()).flat_map(i32::to_ne_bytes).collect()
+        } else {
+            set.data.to_vec()
+        };
+        // Without descriptors the array is -1 as far as it goes.
+        let filler = (with_eventfds && descriptors.is_empty()).then_some(0xff);
+        let size = if with_eventfds { set.count.saturating_mul(4) } else { data.len() as u32 };
+        let fields = [HEAD.saturating_add(size), set.flags, set.index, set.start, set.count];
+        let mut memory: Vec<u8> = fields.into_iter().flat_map(u32::to_ne_bytes).collect();
+        memory.extend_from_slice(&data);
+        let mut caller = Caller { memory, filler, descriptors, ..Caller::default() };
+        self.device().ioctl(VFIO_DEVICE_SET_IRQS.number(), 0, &mut caller)?;
+        self.out.reply(id, &Reply::DeviceSetIrqs);
+        Ok(())
+    }
+}
