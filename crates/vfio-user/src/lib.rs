@@ -18,5 +18,5 @@ pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
 pub use client::{Client, ClientOptions};
-pub use server::{Backend, ServeError, Server, Stopper};
+pub use server::{Backend, Listener, ServeError, Server, Stopper};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

@@ -38,11 +38,20 @@ use super::{Backend, ServeError, turn_away};
 #[derive(Debug)]
 pub struct Server {
     backend: Backend,
-    listener: UnixListener,
+    listener: Listener,
+    stop: Arc<OwnedFd>,
+}
+
+/// A socket at a path, for a [`Server`] that is yet to be made: a program that confines itself makes its socket
+/// before, and opens the device after. Clients that come in between wait.
+///
+/// The socket can be connected to by the user that made it alone (mode 0600), and goes away with this.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
     path: PathBuf,
     /// Device and inode of the socket, so that another one at the path is left alone.
     identity: (u64, u64),
-    stop: Arc<OwnedFd>,
 }
 
 /// Ends [`Server::run`] from another thread.
@@ -55,10 +64,10 @@ struct Current {
     thread: JoinHandle<()>,
 }
 
-impl Server {
+impl Listener {
     /// Makes the socket. One that a dead server has left at the path is replaced; anything else there is
     /// [`AddrInUse`](io::ErrorKind::AddrInUse).
-    pub fn bind(path: impl AsRef<Path>, backend: Backend) -> io::Result<Server> {
+    pub fn bind(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref().to_path_buf();
         remove_dead(&path)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -66,26 +75,35 @@ impl Server {
         // Nobody can connect before it listens, and then its mode is right.
         let made = fs::set_permissions(&path, Permissions::from_mode(0o600))
             .and_then(|()| Ok(listen(&socket, 16)?))
-            .and_then(|()| fs::symlink_metadata(&path))
-            .and_then(|metadata| Ok((metadata, eventfd(0, EventfdFlags::CLOEXEC)?)));
+            .and_then(|()| fs::symlink_metadata(&path));
         match made {
-            Ok((metadata, stop)) => Ok(Server {
-                backend,
-                listener: UnixListener::from(socket),
-                path,
-                identity: (metadata.dev(), metadata.ino()),
-                stop: Arc::new(stop),
-            }),
+            Ok(metadata) => {
+                let identity = (metadata.dev(), metadata.ino());
+                Ok(Listener { socket: UnixListener::from(socket), path, identity })
+            }
             Err(error) => {
                 let _ = fs::remove_file(&path);
                 Err(error)
             }
         }
     }
+}
+
+impl Server {
+    /// Makes the socket as [`Listener::bind`], and serves there.
+    pub fn bind(path: impl AsRef<Path>, backend: Backend) -> io::Result<Server> {
+        Server::new(Listener::bind(path)?, backend)
+    }
+
+    /// Serves at a socket that there is.
+    pub fn new(listener: Listener, backend: Backend) -> io::Result<Server> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        Ok(Server { backend, listener, stop })
+    }
 
     /// Where clients connect.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.listener.path
     }
 
     /// What ends [`Server::run`].
@@ -102,24 +120,24 @@ impl Server {
         let mut served = 0;
         let result = loop {
             let mut asked =
-                [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
+                [PollFd::new(&self.listener.socket, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
             match poll(&mut asked, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => break Err(error.into()),
                 Ok(_) if !asked[1].revents().is_empty() => break Ok(served),
                 Ok(_) => {}
             }
-            let stream = match self.listener.accept() {
+            let stream = match self.listener.socket.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Most likely there are no descriptors left for now, and the client waits.
-                    tracing::warn!(path = %self.path.display(), %error, "a client cannot be accepted");
+                    tracing::warn!(path = %self.path().display(), %error, "a client cannot be accepted");
                     std::thread::sleep(std::time::Duration::from_millis(50));
                     continue;
                 }
             };
             if current.as_ref().is_some_and(|current| !current.has_left()) {
-                tracing::info!(path = %self.path.display(), "a second client is turned away");
+                tracing::info!(path = %self.path().display(), "a second client is turned away");
                 turn_away(&stream);
                 continue;
             }
@@ -183,7 +201,7 @@ impl Current {
     }
 }
 
-impl Drop for Server {
+impl Drop for Listener {
     fn drop(&mut self) {
         let is_ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
         if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {

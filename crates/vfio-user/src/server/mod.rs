@@ -42,7 +42,7 @@ use rustix::net::{RecvFlags, recv};
 use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
 
 use self::client::Client;
-pub use self::listener::{Server, Stopper};
+pub use self::listener::{Listener, Server, Stopper};
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
 use crate::{Capabilities, MAX_FDS, MigrationCapability, NegotiationError};
