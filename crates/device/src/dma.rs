@@ -6,6 +6,9 @@
 //! once they are taken away no access through them may still run. It has a shard for each of several threads, so that
 //! threads that access memory neither wait for one another nor pass a cache line around. Only a change of the mappings,
 //! or of which logs are on, takes all shards, and so waits for the accesses under way.
+//!
+//! Some memory has no address in this process ([`RemoteMemory`]). An access to it asks for the bytes, and holds its shard
+//! until they have come.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -19,10 +22,14 @@ use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::memory::Memory;
+use crate::remote_memory::RemoteMemory;
 
-/// An access that the mappings do not allow.
+/// Bytes of remote memory that [`DmaSpace::access`] holds at a time.
+const BOUNCE_BYTES: usize = 64 << 10;
+
+/// An access that the mappings do not allow, or that remote memory has refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("dma {access} of {length} bytes at iova {iova:#x} is not mapped with that right")]
+#[error("dma {access} of {length} bytes at iova {iova:#x} {cause}")]
 pub struct DmaFault {
     /// First address of the access.
     pub iova: u64,
@@ -30,6 +37,19 @@ pub struct DmaFault {
     pub length: u64,
     /// What the device wanted to do.
     pub access: Access,
+    /// Why it cannot be done.
+    pub cause: FaultCause,
+}
+
+/// Why an access is a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultCause {
+    /// Not all of it is mapped with that right. Nothing was read or written.
+    #[error("is not mapped with that right")]
+    NotMapped,
+    /// Who has the memory has refused, or cannot be reached. Of a write some may have been done.
+    #[error("failed where the memory is: {0}")]
+    Remote(Errno),
 }
 
 /// What a device does with memory.
@@ -99,8 +119,23 @@ struct Inner {
 struct Mapping {
     size: u64,
     rights: DmaMapFlags,
-    memory: Memory,
+    backing: Backing,
     log: Option<MappingLog>,
+}
+
+/// Where the bytes of a mapping are.
+#[derive(Debug)]
+enum Backing {
+    Memory(Memory),
+    /// Asked for by IOVA, so that each part of a mapping has the same.
+    Remote(Arc<dyn RemoteMemory>),
+}
+
+/// What one access meets in one mapping.
+enum Piece<'a> {
+    Memory(VolatileSlice<'a>),
+    /// So many bytes from this address on.
+    Remote(&'a dyn RemoteMemory, u64, usize),
 }
 
 /// A log of the writes through one mapping, whichever device makes them. It counts from the start of the memory that was
@@ -159,11 +194,32 @@ impl DmaSpace {
         if rights.contains(DmaMapFlags::WRITE) && !memory.is_writable() {
             return Err(Errno::EINVAL);
         }
+        self.insert(iova, last, Mapping { size, rights, backing: Backing::Memory(memory), log })
+    }
+
+    /// Maps `size` bytes of memory that is elsewhere at `iova`, readable and writable by the device as `rights`
+    /// says. It is asked for the same addresses.
+    ///
+    /// EINVAL for a size of 0, no right at all or an unknown right; EOVERFLOW for a range past 2^64; EEXIST if part
+    /// of the range is mapped.
+    pub fn map_remote(
+        &self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        memory: Arc<dyn RemoteMemory>,
+    ) -> Result<(), Errno> {
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        self.insert(iova, last, Mapping { size, rights, backing: Backing::Remote(memory), log: None })
+    }
+
+    fn insert(&self, iova: u64, last: u64, mapping: Mapping) -> Result<(), Errno> {
         let mut inner = self.change();
         if inner.overlaps(iova, last) {
             return Err(Errno::EEXIST);
         }
-        inner.mappings.insert(iova, Mapping { size, rights, memory, log });
+        inner.mappings.insert(iova, mapping);
         Ok(())
     }
 
@@ -179,14 +235,19 @@ impl DmaSpace {
         let mut inner = self.change();
         let Some((start, mapping)) = inner.mappings.range_mut(..iova).next_back() else { return };
         let offset = iova - start;
-        let parts = (offset < mapping.size).then(|| {
-            let first = mapping.memory.part(0, offset)?;
-            Some((first, mapping.memory.part(offset, mapping.size - offset)?))
+        let parts = (offset < mapping.size).then(|| match &mapping.backing {
+            Backing::Memory(memory) => {
+                let first = memory.part(0, offset)?;
+                Some((Backing::Memory(first), Backing::Memory(memory.part(offset, mapping.size - offset)?)))
+            }
+            Backing::Remote(memory) => {
+                Some((Backing::Remote(memory.clone()), Backing::Remote(memory.clone())))
+            }
         });
         let Some(Some((first, second))) = parts else { return };
         let log = mapping.log.as_ref().map(|log| log.after(offset));
-        let other = Mapping { size: mapping.size - offset, rights: mapping.rights, memory: second, log };
-        mapping.memory = first;
+        let other = Mapping { size: mapping.size - offset, rights: mapping.rights, backing: second, log };
+        mapping.backing = first;
         mapping.size = offset;
         inner.mappings.insert(iova, other);
     }
@@ -230,20 +291,34 @@ impl DmaSpace {
         Ok(starts.iter().filter_map(|start| inner.mappings.remove(start)).map(|mapping| mapping.size).sum())
     }
 
-    /// The device reads memory.
+    /// The device reads memory. After a fault `data` holds anything.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
         let mut at = 0;
-        self.access(iova, data.len() as u64, Access::Read, |slice| {
-            at += slice.copy_to(&mut data[at..]);
+        self.pass(iova, data.len() as u64, Access::Read, |piece| match piece {
+            Piece::Memory(slice) => {
+                at += slice.copy_to(&mut data[at..]);
+                Ok(())
+            }
+            Piece::Remote(memory, iova, count) => {
+                at += count;
+                memory.read(iova, &mut data[at - count..at])
+            }
         })
     }
 
     /// The device writes memory.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
         let mut at = 0;
-        self.access(iova, data.len() as u64, Access::Write, |slice| {
-            slice.copy_from(&data[at..at + slice.len()]);
-            at += slice.len();
+        self.pass(iova, data.len() as u64, Access::Write, |piece| match piece {
+            Piece::Memory(slice) => {
+                slice.copy_from(&data[at..at + slice.len()]);
+                at += slice.len();
+                Ok(())
+            }
+            Piece::Remote(memory, iova, count) => {
+                at += count;
+                memory.write(iova, &data[at - count..at])
+            }
         })
     }
 
@@ -252,6 +327,11 @@ impl DmaSpace {
     /// Nothing is visited unless the whole range is mapped with the right that `access` needs. After a write the range
     /// is marked in every log that is on: the data is there before its mark is, so a report that takes the mark away is
     /// never ahead of the data.
+    ///
+    /// Remote memory is visited as copies of it, of at most 64 KiB. [`Access::Read`] shows what it holds, and what the
+    /// visitor leaves there is lost. [`Access::Write`] shows zeros, and all of what the visitor leaves there is written,
+    /// so it has to write every byte. If remote memory fails, the pieces before it have been visited, and what was
+    /// written of them is marked.
     pub fn access(
         &self,
         iova: u64,
@@ -259,30 +339,62 @@ impl DmaSpace {
         access: Access,
         mut visit: impl FnMut(VolatileSlice<'_>),
     ) -> Result<(), DmaFault> {
+        self.pass(iova, length, access, |piece| match piece {
+            Piece::Memory(slice) => {
+                visit(slice);
+                Ok(())
+            }
+            Piece::Remote(memory, iova, count) => bounce(memory, iova, count, access, &mut visit),
+        })
+    }
+
+    fn pass(
+        &self,
+        iova: u64,
+        length: u64,
+        access: Access,
+        mut visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
+    ) -> Result<(), DmaFault> {
         let inner = self.look();
         let fault = || {
             self.faults.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(iova, length, %access, "dma fault");
-            DmaFault { iova, length, access }
+            DmaFault { iova, length, access, cause: FaultCause::NotMapped }
         };
         for piece in inner.pieces(iova, length, access) {
             if piece.is_none() {
                 return Err(fault());
             }
         }
+        let mut done = 0;
+        let mut failure = None;
         for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
-            match mapping.memory.slice(offset, count) {
-                Some(slice) => visit(slice),
-                None => return Err(fault()),
-            }
+            let piece = match &mapping.backing {
+                Backing::Memory(memory) => match memory.slice(offset, count) {
+                    Some(slice) => Piece::Memory(slice),
+                    None => return Err(fault()),
+                },
+                // It is mapped, so that it does not pass 2^64.
+                Backing::Remote(memory) => Piece::Remote(&**memory, iova.wrapping_add(done), count),
+            };
+            let visited = visit(piece);
+            done += count as u64;
+            // Some of a write that has failed may have been done.
             if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
                 log.mark(before + offset as u64, count as u64);
             }
+            if let Err(errno) = visited {
+                failure = Some(errno);
+                break;
+            }
         }
         if let (Access::Write, Some(log)) = (access, &inner.log) {
-            log.mark(iova, length);
+            log.mark(iova, done);
         }
-        Ok(())
+        match failure {
+            None => Ok(()),
+            Some(errno) => Err(DmaFault { cause: FaultCause::Remote(errno), ..fault() }),
+        }
     }
 
     /// Marks every write in `log` from now on, in place of a log set before. `None` ends it.
@@ -299,10 +411,40 @@ impl DmaSpace {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many accesses the mappings did not allow.
+    /// How many accesses were faults.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }
+}
+
+/// Visits remote memory by way of a copy.
+fn bounce(
+    memory: &dyn RemoteMemory,
+    mut iova: u64,
+    count: usize,
+    access: Access,
+    visit: &mut impl FnMut(VolatileSlice<'_>),
+) -> Result<(), Errno> {
+    let mut buffer = vec![0; count.min(BOUNCE_BYTES)];
+    let mut left = count;
+    while left > 0 {
+        let copy = &mut buffer[..left.min(BOUNCE_BYTES)];
+        match access {
+            Access::Read => {
+                memory.read(iova, copy)?;
+                visit(VolatileSlice::from(&mut *copy));
+            }
+            Access::Write => {
+                copy.fill(0);
+                visit(VolatileSlice::from(&mut *copy));
+                memory.write(iova, copy)?;
+            }
+        }
+        left -= copy.len();
+        // Only behind the last byte of all this is 2^64.
+        iova = iova.wrapping_add(copy.len() as u64);
+    }
+    Ok(())
 }
 
 /// The last address of `size` bytes from `iova`.
@@ -414,7 +556,7 @@ mod tests {
                 Access::Read => space.read(iova, &mut vec![0; length as usize]),
                 Access::Write => space.write(iova, &vec![1; length as usize]),
             };
-            assert_eq!(result, Err(DmaFault { iova, length, access }));
+            assert_eq!(result, Err(DmaFault { iova, length, access, cause: FaultCause::NotMapped }));
             assert_eq!(space.faults(), count as u64 + 1);
         }
         let mut back = [9; 2];
@@ -455,6 +597,31 @@ mod tests {
         assert_eq!(space.unmap(0x1000, 0x1000), Ok(0x1000));
         space.read(0x2000, &mut back[..2]).unwrap();
         assert_eq!(back, [3, 4, 3, 4]);
+        assert_eq!(space.unmap(0x2000, 0x2000), Ok(0x2000));
+    }
+
+    #[test]
+    fn remote_memory_that_is_cut_is_asked_for_the_same_addresses() {
+        #[derive(Debug)]
+        struct Addresses;
+        impl RemoteMemory for Addresses {
+            fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+                for (address, byte) in (iova..).zip(data) {
+                    *byte = (address >> 8) as u8;
+                }
+                Ok(())
+            }
+            fn write(&self, _iova: u64, _data: &[u8]) -> Result<(), Errno> {
+                Err(Errno::EROFS)
+            }
+        }
+        let space = DmaSpace::default();
+        space.map_remote(0x1000, 0x3000, BOTH, Arc::new(Addresses)).unwrap();
+        space.cut(0x2000);
+        let mut back = [0; 4];
+        space.read(0x1ffe, &mut back).unwrap();
+        assert_eq!(back, [0x1f, 0x1f, 0x20, 0x20]);
+        assert_eq!(space.unmap(0x1000, 0x1000), Ok(0x1000));
         assert_eq!(space.unmap(0x2000, 0x2000), Ok(0x2000));
     }
 
