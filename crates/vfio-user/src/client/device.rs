@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use parking_lot::MutexGuard;
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::survive_lost_memory;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -212,6 +213,11 @@ impl Device for Client {
         match start {
             Some(start) if is_there => {
                 let file = FileOffset::new(file, start);
+                // A server may make it shorter later.
+                survive_lost_memory().map_err(|error| Error::Unusable {
+                    device: self.name.clone(),
+                    why: format!("SIGBUS cannot be handled, and the server could cause it: {error}"),
+                })?;
                 MappedRegion::of_file(&self.name, index, &region, file, offset, length)
             }
             _ => Err(connection.nonsense(what(), "the file that came with it is shorter than the region")),
