@@ -11,6 +11,7 @@ mod capabilities;
 mod client;
 mod eventfd;
 pub mod message;
+mod sandbox;
 mod server;
 mod socket;
 
@@ -18,5 +19,6 @@ pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
 pub use client::{Client, ClientOptions};
+pub use sandbox::{Confinement, Sandbox, SandboxError};
 pub use server::{Backend, Listener, ServeError, Server, Stopper};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};
