@@ -72,7 +72,7 @@ pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
 
 impl MappedRegion {
     /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on, for what reaches a
-    /// device in a way of its own. An access to what lies past the file's end kills the process (SIGBUS).
+    /// device in a way of its own. The file holds them all, or an access to the rest is a SIGBUS, as said above.
     pub fn of_file(
         device: &str,
         index: u32,
