@@ -162,8 +162,8 @@ impl DmaSpace {
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
     ///
     /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
-    /// made shorter while it is mapped. EINVAL for a size of 0, no right at all, an unknown right or a file that is too
-    /// short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
+    /// made shorter while it is mapped ([`Memory::of_file`]). EINVAL for a size of 0, no right at all, an unknown right or
+    /// a file that is too short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
     pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
         let last = last_of(iova, size)?;
         check_rights(rights)?;
