@@ -316,6 +316,12 @@ impl DeviceFile {
         self.tie_ioeventfd(write, eventfd.map(Ok))
     }
 
+    /// The writes that the driver calls its doorbells: what it is worth to tie to eventfds with
+    /// [`DeviceFile::set_ioeventfd`], which also takes any other.
+    pub fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.shared.active().driver.doorbells()
+    }
+
     /// ENOTTY for a device that is not PCI.
     pub(crate) fn check_pci(&self) -> Result<(), Errno> {
         let flags = self.shared.active().info.flags;
