@@ -26,16 +26,16 @@ use crate::message::{
 };
 
 /// Room for capabilities when they are first asked for.
-const ROOM: u32 = 4096;
+pub(super) const ROOM: u32 = 4096;
 
 impl Client {
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock()
     }
 }
 
 /// A region, and the file through which it can be mapped.
-fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
+pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
     let what = || format!("{} of region {index}", Command::DeviceGetRegionInfo);
     let mut argsz = ROOM;
     loop {

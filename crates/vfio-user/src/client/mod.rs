@@ -11,8 +11,11 @@
 
 mod connection;
 mod device;
+mod doorbells;
 mod memory;
 mod state_file;
+mod unmap;
+mod write_multiple;
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -25,6 +28,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result};
 
 use self::connection::Connection;
+pub use self::doorbells::{IoAccess, RegionIoFd};
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 use crate::{Capabilities, MAX_FDS, VERSION_MAJOR};
 
@@ -115,7 +119,12 @@ impl Client {
 
     /// What this client can do.
     pub fn capabilities() -> Capabilities {
-        Capabilities { max_msg_fds: MAX_FDS as u32, pgsizes: !0xfff, ..Capabilities::default() }
+        Capabilities {
+            max_msg_fds: MAX_FDS as u32,
+            pgsizes: !0xfff,
+            write_multiple: true,
+            ..Capabilities::default()
+        }
     }
 
     /// What client and server have agreed on.
