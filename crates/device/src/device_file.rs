@@ -433,6 +433,11 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// Whether the user has opted in by [`DeviceFile::enable_precopy_info_v2`].
+    pub fn has_precopy_info_v2(&self) -> bool {
+        self.shared.precopy_info_v2()
+    }
+
     /// Whether the device keeps a log of the memory it writes.
     pub fn has_dma_logging(&self) -> bool {
         self.shared.active().driver.dma_logging().is_some()
@@ -493,6 +498,11 @@ impl Shared {
 
     pub(crate) fn active(&self) -> Active<'_> {
         self.activate(self.core.lock())
+    }
+
+    /// For what is no use of the device, and wakes nothing.
+    pub(crate) fn as_it_is(&self) -> MutexGuard<'_, Core> {
+        self.core.as_it_is()
     }
 
     /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
