@@ -8,6 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::MigrationExtensions;
 use crate::message::Version;
 
 /// The major version spoken here; another one cannot be understood.
@@ -49,6 +50,9 @@ pub struct Capabilities {
     /// What earlier texts have for dirty pages, and QEMU still sends.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub migration: Option<MigrationCapability>,
+    /// What goes beyond the text for migration; `None` for the plain protocol.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
+    pub migration_extensions: Option<MigrationExtensions>,
 }
 
 /// The capability `twin_socket`.
@@ -85,6 +89,7 @@ impl Default for Capabilities {
             twin_socket: None,
             write_multiple: false,
             migration: None,
+            migration_extensions: None,
         }
     }
 }
@@ -107,6 +112,11 @@ impl Capabilities {
         let data: VersionData = object(&mut deserializer)?;
         deserializer.end()?;
         Ok(data.capabilities)
+    }
+
+    /// The parts of the extension for migration; none in the plain protocol.
+    pub fn extensions(&self) -> MigrationExtensions {
+        self.migration_extensions.unwrap_or_default()
     }
 
     /// The version data of a message, without the terminating NUL.
@@ -189,14 +199,17 @@ pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabil
         pgsize: server.pgsize.max(client.pgsize),
         max_bitmap_size: [server.max_bitmap_size, client.max_bitmap_size].into_iter().flatten().min(),
     });
+    let max_msg_fds = server.max_msg_fds.min(client.max_msg_fds);
+    let extensions = (server.migration_extensions, client.migration_extensions);
     Ok(Capabilities {
-        max_msg_fds: server.max_msg_fds.min(client.max_msg_fds),
+        max_msg_fds,
         max_data_xfer_size,
         max_dma_maps: server.max_dma_maps.min(client.max_dma_maps),
         pgsizes,
         twin_socket: twin.then_some(TwinSocket { supported: true, fd_index: None }),
         write_multiple: server.write_multiple && client.write_multiple,
         migration,
+        migration_extensions: MigrationExtensions::both(extensions.0, extensions.1, max_msg_fds),
     })
 }
 

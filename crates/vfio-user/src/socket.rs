@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rustix::cmsg_space;
@@ -260,6 +260,24 @@ impl Sender {
     pub fn shutdown(&self) {
         // One that is over already is as good.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// What can end the connection from elsewhere.
+    pub(crate) fn ender(&self) -> Ender {
+        Ender(Arc::downgrade(&self.stream))
+    }
+}
+
+/// Ends a connection, and does not keep it open.
+#[derive(Clone, Debug)]
+pub(crate) struct Ender(Weak<UnixStream>);
+
+impl Ender {
+    /// As [`Sender::shutdown`].
+    pub(crate) fn shutdown(&self) {
+        if let Some(stream) = self.0.upgrade() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use whimbrel_protocol::Errno;
@@ -24,12 +26,12 @@ pub(super) struct Connection {
     /// The payload of the last reply.
     payload: Vec<u8>,
     next_id: u16,
-    patience: Duration,
+    pub(super) patience: Duration,
     is_over: bool,
     pub(super) agreed: Capabilities,
     pub(super) memory: Memory,
-    /// How many data sessions have begun.
-    pub(super) sessions: u64,
+    /// How many data sessions have begun, or were ended by a reset.
+    pub(super) sessions: Arc<AtomicU64>,
 }
 
 /// A reply with what came with it.
@@ -70,8 +72,13 @@ impl Connection {
             is_over: false,
             agreed: proposed,
             memory: Memory::default(),
-            sessions: 0,
+            sessions: Arc::default(),
         })
+    }
+
+    /// The device's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// What one message may carry.
@@ -84,11 +91,6 @@ impl Connection {
         self.agreed = agreed;
         let limits = self.limits();
         self.receiver.set_limits(limits);
-    }
-
-    /// Whether nothing can be asked any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over
     }
 
     pub(super) fn refused(&self, what: impl ToString, errno: Errno) -> Error {

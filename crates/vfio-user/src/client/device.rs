@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::survive_lost_memory;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -18,24 +18,25 @@ use whimbrel_user::{
 };
 
 use super::connection::Connection;
+use super::state_channel::StateChannel;
 use super::state_file::RemoteFile;
-use super::{Client, data_size, feature, get};
+use super::{Client, data_size, feature, feature_with_descriptors, get};
 use crate::eventfd;
 use crate::message::{
     Command, DmaMap, DmaUnmap, LoggingReport, LoggingStart, RegionAccess, Reply, Request, SetIrqs,
 };
 
 /// Room for capabilities when they are first asked for.
-pub(super) const ROOM: u32 = 4096;
+const ROOM: u32 = 4096;
 
 impl Client {
-    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
+    fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock()
     }
 }
 
 /// A region, and the file through which it can be mapped.
-pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
+fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
     let what = || format!("{} of region {index}", Command::DeviceGetRegionInfo);
     let mut argsz = ROOM;
     loop {
@@ -61,15 +62,51 @@ pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region,
     }
 }
 
+/// The states of P2P are there where they were agreed on, whatever the flag of the plain protocol says.
 fn migration_flags(connection: &mut Connection) -> Result<MigrationFlags> {
-    get(connection, Feature::Migration).map(|data| MigrationFlags::from_bits_retain(u64::from_ne_bytes(data)))
+    let data = get(connection, Feature::Migration)?;
+    let hidden =
+        if connection.agreed.extensions().p2p { MigrationFlags::empty() } else { MigrationFlags::P2P };
+    Ok(MigrationFlags::from_bits_retain(u64::from_ne_bytes(data)).difference(hidden))
+}
+
+fn is_p2p(state: State) -> bool {
+    matches!(state, State::RunningP2p | State::PreCopyP2p)
 }
 
 fn state(connection: &mut Connection) -> Result<State> {
     let data: [u8; 8] = get(connection, Feature::MigDeviceState)?;
     let [a, b, c, d, ..] = data;
-    State::try_from(u32::from_ne_bytes([a, b, c, d]))
-        .map_err(|unknown| connection.nonsense(Feature::MigDeviceState, unknown))
+    match State::try_from(u32::from_ne_bytes([a, b, c, d])) {
+        Ok(state) if is_p2p(state) && !connection.agreed.extensions().p2p => {
+            let why = format_args!("it is in {state}, which was not agreed on");
+            Err(connection.nonsense(Feature::MigDeviceState, why))
+        }
+        Ok(state) => Ok(state),
+        Err(unknown) => Err(connection.nonsense(Feature::MigDeviceState, unknown)),
+    }
+}
+
+/// The channel that came with the reply to a change of state; `data_fd` says which descriptor it is. Why it
+/// cannot be one, if so.
+fn channel(
+    connection: &Connection,
+    reply: &[u8],
+    mut descriptors: Vec<OwnedFd>,
+) -> std::result::Result<Option<StateChannel>, &'static str> {
+    if !connection.agreed.extensions().data_channel {
+        return Ok(None);
+    }
+    let data_fd = reply.get(4..).and_then(|data_fd| data_fd.first_chunk()).copied().map(i32::from_ne_bytes);
+    match (data_fd, descriptors.pop(), descriptors.is_empty()) {
+        (Some(-1), None, _) => Ok(None),
+        (Some(0), Some(socket), true) => {
+            let name = connection.name().to_owned();
+            let channel = StateChannel::new(name, socket, connection.limits(), connection.patience);
+            channel.map(Some).map_err(|_| "the descriptor of the session is no stream socket")
+        }
+        _ => Err("its data_fd does not go with its descriptors"),
+    }
 }
 
 /// One VFIO_USER_DEVICE_SET_IRQS.
@@ -213,11 +250,6 @@ impl Device for Client {
         match start {
             Some(start) if is_there => {
                 let file = FileOffset::new(file, start);
-                // A server may make it shorter later.
-                survive_lost_memory().map_err(|error| Error::Unusable {
-                    device: self.name.clone(),
-                    why: format!("SIGBUS cannot be handled, and the server could cause it: {error}"),
-                })?;
                 MappedRegion::of_file(&self.name, index, &region, file, offset, length)
             }
             _ => Err(connection.nonsense(what(), "the file that came with it is shorter than the region")),
@@ -279,7 +311,10 @@ impl Device for Client {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.connection().ask(|| Command::DeviceReset.to_string(), &Request::DeviceReset, &[]).map(drop)
+        let connection = &mut *self.connection();
+        connection.ask(|| Command::DeviceReset.to_string(), &Request::DeviceReset, &[])?;
+        connection.sessions.fetch_add(1, Ordering::AcqRel);
+        Ok(())
     }
 
     fn probe_feature(&mut self, asked: Feature, directions: FeatureFlags) -> Result<bool> {
@@ -304,21 +339,33 @@ impl Device for Client {
         state(&mut self.connection())
     }
 
-    /// The reply tells nothing of a session: whether one begins is known from where the device stood.
+    /// Whether a session begins is known from where the device stood: a reply that comes with a channel says
+    /// so too, and one without says nothing.
     fn set_state(&mut self, to: State) -> Result<Option<DataFile>> {
         let connection = &mut *self.connection();
+        let extensions = connection.agreed.extensions();
+        let what = || format!("{} to {to}", Feature::MigDeviceState);
+        if is_p2p(to) && !extensions.p2p {
+            return Err(connection.refused(what(), Errno::EINVAL));
+        }
         let flags = migration_flags(connection)?;
         let from = state(connection)?;
-        let what = || format!("{} to {to}", Feature::MigDeviceState);
         let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
-        let reply = feature(connection, what, Feature::MigDeviceState, FeatureFlags::SET, &data, 0)?;
+        let (asked, set) = (Feature::MigDeviceState, FeatureFlags::SET);
+        let (reply, descriptors) = feature_with_descriptors(connection, what, asked, set, &data, 0)?;
         if reply.first_chunk() != Some(&to.number().to_ne_bytes()) {
             return Err(connection.nonsense(what(), "the device is in another state"));
         }
-        Ok(session::opened_by(flags, from, to).map(|direction| {
-            connection.sessions += 1;
-            let session = connection.sessions;
-            let file = RemoteFile { connection: self.connection.clone(), session, failure: None };
+        let opened = session::opened_by(flags, from, to);
+        let channel = match channel(connection, &reply, descriptors) {
+            Ok(channel) if channel.is_none() || opened.is_some() => channel,
+            Ok(_) => return Err(connection.nonsense(what(), "a channel came where no session begins")),
+            Err(why) => return Err(connection.nonsense(what(), why)),
+        };
+        Ok(opened.map(|direction| {
+            connection.sessions.fetch_add(1, Ordering::AcqRel);
+            let sessions = connection.sessions.clone();
+            let file = RemoteFile::new(self.connection.clone(), channel, extensions, sessions);
             DataFile::new(self.name.clone(), direction, Box::new(file))
         }))
     }
@@ -327,9 +374,18 @@ impl Device for Client {
         data_size(&mut self.connection())
     }
 
+    /// Without VFIO_USER_MIG_GET_PRECOPY_INFO there is nobody to tell it to.
     fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        // Without VFIO_MIG_GET_PRECOPY_INFO there is nobody to tell it to.
-        Ok(false)
+        let connection = &mut *self.connection();
+        if !connection.agreed.extensions().precopy_info {
+            return Ok(false);
+        }
+        let asked = Feature::MigPrecopyInfoV2;
+        match feature(connection, || asked.to_string(), asked, FeatureFlags::SET, &[], 0) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::ENOTTY)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {

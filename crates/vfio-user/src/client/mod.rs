@@ -11,12 +11,11 @@
 
 mod connection;
 mod device;
-mod doorbells;
 mod memory;
+mod state_channel;
 mod state_file;
-mod unmap;
-mod write_multiple;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,9 +27,8 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result};
 
 use self::connection::Connection;
-pub use self::doorbells::{IoAccess, RegionIoFd};
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
-use crate::{Capabilities, MAX_FDS, VERSION_MAJOR};
+use crate::{Capabilities, MAX_FDS, MigrationExtensions, VERSION_MAJOR};
 
 /// How long a server may be busy with a client that leaves.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -122,7 +120,7 @@ impl Client {
         Capabilities {
             max_msg_fds: MAX_FDS as u32,
             pgsizes: !0xfff,
-            write_multiple: true,
+            migration_extensions: Some(MigrationExtensions::ALL),
             ..Capabilities::default()
         }
     }
@@ -194,6 +192,11 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
         twin_socket: None,
         write_multiple: server.write_multiple && proposed.write_multiple,
         migration: server.migration,
+        migration_extensions: MigrationExtensions::both(
+            server.migration_extensions,
+            proposed.migration_extensions,
+            server.max_msg_fds.min(proposed.max_msg_fds),
+        ),
     });
     Ok(())
 }
@@ -202,21 +205,39 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
 fn feature(
     connection: &mut Connection,
     what: impl Fn() -> String,
-    feature: Feature,
+    asked: Feature,
     flags: FeatureFlags,
     data: &[u8],
     room: usize,
 ) -> Result<Vec<u8>> {
+    feature_with_descriptors(connection, what, asked, flags, data, room).map(|(data, _)| data)
+}
+
+/// As [`feature`], with the descriptors that came with the reply.
+fn feature_with_descriptors(
+    connection: &mut Connection,
+    what: impl Fn() -> String,
+    feature: Feature,
+    flags: FeatureFlags,
+    data: &[u8],
+    room: usize,
+) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let argsz = DeviceFeature::FIXED + room.max(data.len()) as u32;
     let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
     let answer = connection.ask(&what, &Request::DeviceFeature(request), &[])?;
     let data = match answer.reply {
         Reply::DeviceFeature(reply) if (reply.feature, reply.flags) == (feature.index(), flags) => {
-            Some(reply.data.to_vec())
+            Some((reply.data.to_vec(), answer.descriptors))
         }
         _ => None,
     };
-    data.ok_or_else(|| connection.nonsense(what(), "it is about another feature, or another request"))
+    let Some((data, descriptors)) = data else {
+        return Err(connection.nonsense(what(), "it is about another feature, or another request"));
+    };
+    match descriptors {
+        Ok(descriptors) => Ok((data, descriptors)),
+        Err(error) => Err(connection.nonsense(what(), error)),
+    }
 }
 
 /// A GET of a feature with a fixed number of bytes.
@@ -228,6 +249,10 @@ fn get<const N: usize>(connection: &mut Connection, asked: Feature) -> Result<[u
     })
 }
 
+/// ENOTTY where it was not agreed on, without asking.
 fn data_size(connection: &mut Connection) -> Result<u64> {
+    if !connection.agreed.extensions().data_size {
+        return Err(connection.refused(Feature::MigDataSize, Errno::ENOTTY));
+    }
     get(connection, Feature::MigDataSize).map(u64::from_ne_bytes)
 }

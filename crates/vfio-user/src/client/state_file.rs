@@ -1,33 +1,64 @@
-//! The data of a session, in messages of the command socket.
+//! The data of a session: over its own channel where there is one, else in messages of the command socket.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 use whimbrel_user::{Error, PrecopyReport, StateFile};
 
 use super::connection::Connection;
 use super::data_size;
+use super::state_channel::StateChannel;
+use crate::MigrationExtensions;
 use crate::message::{Command, Reply, Request};
 
 /// What stands for the data file: the server keeps that itself, and it is the device's last one.
 pub(super) struct RemoteFile {
-    pub(super) connection: Arc<Mutex<Connection>>,
-    pub(super) session: u64,
-    pub(super) failure: Option<Error>,
+    connection: Arc<Mutex<Connection>>,
+    channel: Option<StateChannel>,
+    extensions: MigrationExtensions,
+    /// How many sessions have begun or were ended by a reset, with this one, and by now.
+    session: u64,
+    sessions: Arc<AtomicU64>,
+    failure: Option<Error>,
+}
+
+/// How the data of a session goes.
+enum Way<'a> {
+    Channel(&'a mut StateChannel),
+    Commands(&'a mut Connection),
 }
 
 impl RemoteFile {
+    /// The file of the session that has just begun.
+    pub(super) fn new(
+        connection: Arc<Mutex<Connection>>,
+        channel: Option<StateChannel>,
+        extensions: MigrationExtensions,
+        sessions: Arc<AtomicU64>,
+    ) -> RemoteFile {
+        let session = sessions.load(Ordering::Acquire);
+        RemoteFile { connection, channel, extensions, session, sessions, failure: None }
+    }
+
     /// Makes a request if the session is still the device's last one.
-    fn with<T>(&mut self, request: impl FnOnce(&mut Connection) -> Result<T, Error>) -> Result<T, Errno> {
+    fn with<T>(&mut self, request: impl FnOnce(Way<'_>) -> Result<T, Error>) -> Result<T, Errno> {
         self.failure = None;
-        let mut connection = self.connection.lock();
-        if connection.sessions != self.session {
-            // As a file of the kernel whose session has ended.
-            return Err(Errno::ENODEV);
-        }
-        request(&mut connection).map_err(|error| {
+        let result = if let Some(channel) = &mut self.channel {
+            check(&self.sessions, self.session)?;
+            request(Way::Channel(channel))
+        } else {
+            let mut connection = self.connection.lock();
+            check(&self.sessions, self.session)?;
+            request(Way::Commands(&mut connection))
+        };
+        result.map_err(|error| {
+            if let Err(errno) = check(&self.sessions, self.session) {
+                return errno;
+            }
             // Nothing interrupts a message, and a server that always said so would be asked for ever.
             let errno = error.errno().filter(|errno| *errno != Errno::EINTR).unwrap_or(Errno::EIO);
             self.failure = Some(error);
@@ -36,47 +67,90 @@ impl RemoteFile {
     }
 }
 
+/// ENODEV, as from a file of the kernel, if the session has ended.
+fn check(sessions: &AtomicU64, session: u64) -> Result<(), Errno> {
+    if sessions.load(Ordering::Acquire) == session { Ok(()) } else { Err(Errno::ENODEV) }
+}
+
 impl StateFile for RemoteFile {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.with(|connection| {
-            let most = connection.agreed.max_data_xfer_size;
-            let size = u32::try_from(buffer.len()).unwrap_or(u32::MAX).min(most);
-            let what = || Command::MigDataRead.to_string();
-            let answer = connection.ask(what, &Request::MigDataRead { size }, &[])?;
-            let count = match answer.reply {
-                Reply::MigDataRead { data } if data.len() <= size as usize => {
-                    buffer[..data.len()].copy_from_slice(data);
-                    Ok(data.len())
-                }
-                Reply::MigDataRead { data } => Err(data.len()),
-                _ => Err(0),
-            };
-            count.map_err(|count| {
-                connection.nonsense(what(), format_args!("{count} bytes came where {size} were asked for"))
-            })
+        self.with(|way| match way {
+            Way::Channel(channel) => channel.read(buffer),
+            Way::Commands(connection) => read(connection, buffer),
         })
     }
 
     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
-        self.with(|connection| {
-            let most = connection.agreed.max_data_xfer_size as usize;
-            let data = &data[..data.len().min(most)];
-            connection.ask(|| Command::MigDataWrite.to_string(), &Request::MigDataWrite { data }, &[])?;
-            Ok(data.len())
+        self.with(|way| match way {
+            Way::Channel(channel) => channel.write(data),
+            Way::Commands(connection) => write(connection, data),
         })
     }
 
-    /// The protocol has no such request. What the whole state would take now says as much: none of it is
-    /// initial data, and all that is left may change. A server that does not know that either tells nothing.
+    /// Without the extension there is no such request. What the whole state would take now says as much: none
+    /// of it is initial data, and all that is left may change. A server that does not know that either tells
+    /// nothing.
     fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
-        let left = self.with(|connection| match data_size(connection) {
-            Err(error) if matches!(error.errno(), Some(Errno::ENOTTY | Errno::EINVAL)) => Ok(0),
-            other => other,
+        if !self.extensions.precopy_info {
+            let connection = self.connection.clone();
+            let left = self.with(|way| {
+                let data_size = match way {
+                    // The channel does not know features.
+                    Way::Channel(_) => data_size(&mut connection.lock()),
+                    Way::Commands(connection) => data_size(connection),
+                };
+                match data_size {
+                    Err(error) if matches!(error.errno(), Some(Errno::ENOTTY | Errno::EINVAL)) => Ok(0),
+                    other => other,
+                }
+            })?;
+            return Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty: left }, reinit: false });
+        }
+        let info = self.with(|way| match way {
+            Way::Channel(channel) => channel.precopy_info(),
+            Way::Commands(connection) => precopy_info(connection),
         })?;
-        Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty: left }, reinit: false })
+        let bytes = PrecopyBytes { initial: info.initial_bytes, dirty: info.dirty_bytes };
+        let flags = PrecopyInfoFlags::from_bits_truncate(info.flags);
+        Ok(PrecopyReport { bytes, reinit: flags.contains(PrecopyInfoFlags::REINIT) })
     }
 
     fn take_failure(&mut self) -> Option<Error> {
         self.failure.take()
+    }
+}
+
+fn read(connection: &mut Connection, buffer: &mut [u8]) -> Result<usize, Error> {
+    let most = connection.agreed.max_data_xfer_size;
+    let size = u32::try_from(buffer.len()).unwrap_or(u32::MAX).min(most);
+    let what = || Command::MigDataRead.to_string();
+    let answer = connection.ask(what, &Request::MigDataRead { size }, &[])?;
+    let count = match answer.reply {
+        Reply::MigDataRead { data } if data.len() <= size as usize => {
+            buffer[..data.len()].copy_from_slice(data);
+            Ok(data.len())
+        }
+        Reply::MigDataRead { data } => Err(data.len()),
+        _ => Err(0),
+    };
+    count.map_err(|count| {
+        connection.nonsense(what(), format_args!("{count} bytes came where {size} were asked for"))
+    })
+}
+
+fn write(connection: &mut Connection, data: &[u8]) -> Result<usize, Error> {
+    let most = connection.agreed.max_data_xfer_size as usize;
+    let data = &data[..data.len().min(most)];
+    connection.ask(|| Command::MigDataWrite.to_string(), &Request::MigDataWrite { data }, &[])?;
+    Ok(data.len())
+}
+
+fn precopy_info(connection: &mut Connection) -> Result<PrecopyInfo, Error> {
+    let what = || Command::MigGetPrecopyInfo.to_string();
+    let argsz = size_of::<PrecopyInfo>() as u32;
+    let asked = PrecopyInfo { argsz, ..PrecopyInfo::default() };
+    match connection.ask(what, &Request::MigGetPrecopyInfo(asked), &[])?.reply {
+        Reply::MigGetPrecopyInfo(info) => Ok(info),
+        _ => Err(connection.nonsense(what(), "it has no counts")),
     }
 }

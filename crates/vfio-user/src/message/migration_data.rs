@@ -1,7 +1,10 @@
-//! VFIO_USER_MIG_DATA_READ and VFIO_USER_MIG_DATA_WRITE: a device's state as a stream.
+//! VFIO_USER_MIG_DATA_READ and VFIO_USER_MIG_DATA_WRITE, a device's state as a stream, and how much of it
+//! can be read before the device stops.
+
+use whimbrel_uapi::migration::PrecopyInfo;
 
 use super::fields::{Fields, check_count};
-use super::{Limits, Malformed, MessageBuffer};
+use super::{HEADER, Header, Limits, Malformed, MessageBuffer};
 
 const FIXED: u32 = 8;
 
@@ -32,4 +35,59 @@ pub(super) fn put_data(data: &[u8], out: &mut MessageBuffer) {
     out.put_u32(FIXED + data.len() as u32);
     out.put_u32(data.len() as u32);
     out.put(data);
+}
+
+/// What stands before the data of a message that carries state, for who keeps the data where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DataHead {
+    /// The message's header; its size is that of the whole message.
+    pub(crate) header: Header,
+}
+
+impl DataHead {
+    /// Bytes of it.
+    pub(crate) const SIZE: usize = HEADER + FIXED as usize;
+
+    /// The head of a message with so many bytes of data.
+    pub(crate) fn of(header: Header, data: u32) -> DataHead {
+        DataHead { header: Header { size: (Self::SIZE as u32).saturating_add(data), ..header } }
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::SIZE] {
+        let data = self.header.size.saturating_sub(Self::SIZE as u32);
+        let mut bytes = [0; Self::SIZE];
+        bytes[..HEADER].copy_from_slice(&self.header.to_bytes());
+        bytes[HEADER..HEADER + 4].copy_from_slice(&data.saturating_add(FIXED).to_ne_bytes());
+        bytes[HEADER + 4..].copy_from_slice(&data.to_ne_bytes());
+        bytes
+    }
+
+    /// Checks what stands between a header and the `data` bytes of data that follow.
+    pub(crate) fn check(fixed: [u8; FIXED as usize], data: usize) -> Result<(), Malformed> {
+        let [_, _, _, _, a, b, c, d] = fixed;
+        let count = u32::from_ne_bytes([a, b, c, d]);
+        if count as usize == data {
+            Ok(())
+        } else {
+            Err(Malformed::Count { count: count.into(), found: data })
+        }
+    }
+}
+
+/// `struct vfio_precopy_info`, as it is.
+pub(super) fn parse_precopy_info(payload: &[u8]) -> Result<PrecopyInfo, Malformed> {
+    let mut fields = Fields::of(payload, size_of::<PrecopyInfo>())?;
+    Ok(PrecopyInfo {
+        argsz: fields.u32()?,
+        flags: fields.u32()?,
+        initial_bytes: fields.u64()?,
+        dirty_bytes: fields.u64()?,
+    })
+}
+
+pub(super) fn put_precopy_info(info: &PrecopyInfo, out: &mut MessageBuffer) {
+    out.put_u32(info.argsz);
+    out.put_u32(info.flags);
+    out.put_u64(info.initial_bytes);
+    out.put_u64(info.dirty_bytes);
 }

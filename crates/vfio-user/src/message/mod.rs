@@ -59,6 +59,7 @@ pub use self::dma::{BitmapRequest, DirtyBitmap, DmaAccess, DmaMap, DmaUnmap, Dma
 pub use self::feature::{DeviceFeature, LoggingReport, LoggingStart};
 pub use self::header::{FrameError, FrameProblem, HEADER, Header, Kind};
 pub use self::irqs::SetIrqs;
+pub(crate) use self::migration_data::DataHead;
 pub use self::region::{RegionAccess, WriteMulti, WriteOne};
 pub use self::reply::Reply;
 pub use self::request::Request;
@@ -93,7 +94,7 @@ impl Default for Limits {
     }
 }
 
-/// A command of the protocol, by its number.
+/// A command of the protocol or of its extension, by its number.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Command {
@@ -131,11 +132,15 @@ pub enum Command {
     MigDataRead = 17,
     /// VFIO_USER_MIG_DATA_WRITE.
     MigDataWrite = 18,
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO, which is no command of the text: it is understood where
+    /// [`precopy_info`](crate::MigrationExtensions::precopy_info) is agreed on. Its number is the one of the
+    /// ioctl VFIO_MIG_GET_PRECOPY_INFO, far from those that later texts may use.
+    MigGetPrecopyInfo = 0x3b79,
 }
 
 impl Command {
     /// Every command.
-    pub const ALL: [Command; 17] = [
+    pub const ALL: [Command; 18] = [
         Command::Version,
         Command::DmaMap,
         Command::DmaUnmap,
@@ -153,6 +158,7 @@ impl Command {
         Command::DeviceFeature,
         Command::MigDataRead,
         Command::MigDataWrite,
+        Command::MigGetPrecopyInfo,
     ];
 
     /// The number in a header.
@@ -180,6 +186,7 @@ impl Command {
             Command::DeviceFeature => "VFIO_USER_DEVICE_FEATURE",
             Command::MigDataRead => "VFIO_USER_MIG_DATA_READ",
             Command::MigDataWrite => "VFIO_USER_MIG_DATA_WRITE",
+            Command::MigGetPrecopyInfo => "VFIO_USER_MIG_GET_PRECOPY_INFO",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The payload of the reply to each command that was done.
 
+use whimbrel_uapi::migration::PrecopyInfo;
+
 use super::fields::Fields;
 use super::{
     Command, DeviceFeature, DeviceInfoReply, DmaAccess, DmaUnmapReply, IrqInfoReply, Limits, Malformed,
@@ -49,11 +51,14 @@ pub enum Reply<'a> {
     DeviceFeature(DeviceFeature<'a>),
     /// To VFIO_USER_MIG_DATA_READ.
     MigDataRead {
-        /// The next bytes of the device's state; fewer than asked for where there are no more.
+        /// The next bytes of the device's state. Fewer than asked for say that there are no more; where
+        /// [`read_end`](crate::MigrationExtensions::read_end) is agreed on, only none at all says so.
         data: &'a [u8],
     },
     /// To VFIO_USER_MIG_DATA_WRITE.
     MigDataWrite,
+    /// To VFIO_USER_MIG_GET_PRECOPY_INFO.
+    MigGetPrecopyInfo(PrecopyInfo),
 }
 
 impl<'a> Reply<'a> {
@@ -85,6 +90,9 @@ impl<'a> Reply<'a> {
             Command::DeviceFeature => Reply::DeviceFeature(DeviceFeature::parse(payload)?),
             Command::MigDataRead => Reply::MigDataRead { data: migration_data::parse_data(payload, limits)? },
             Command::MigDataWrite => Reply::MigDataWrite,
+            Command::MigGetPrecopyInfo => {
+                Reply::MigGetPrecopyInfo(migration_data::parse_precopy_info(payload)?)
+            }
         })
     }
 
@@ -108,6 +116,7 @@ impl<'a> Reply<'a> {
             Reply::DeviceFeature(_) => Command::DeviceFeature,
             Reply::MigDataRead { .. } => Command::MigDataRead,
             Reply::MigDataWrite => Command::MigDataWrite,
+            Reply::MigGetPrecopyInfo(_) => Command::MigGetPrecopyInfo,
         }
     }
 
@@ -132,6 +141,7 @@ impl<'a> Reply<'a> {
             Reply::RegionWriteMulti { completed } => out.put_u64(*completed),
             Reply::DeviceFeature(feature) => feature.put(out),
             Reply::MigDataRead { data } => migration_data::put_data(data, out),
+            Reply::MigGetPrecopyInfo(info) => migration_data::put_precopy_info(info, out),
             Reply::DmaMap | Reply::DeviceSetIrqs | Reply::DeviceReset | Reply::MigDataWrite => {}
         }
     }

@@ -1,5 +1,7 @@
 //! The payload of each command.
 
+use whimbrel_uapi::migration::PrecopyInfo;
+
 use super::device::{self, parse_indexed, put_indexed};
 use super::{
     Command, DeviceFeature, DmaAccess, DmaMap, DmaUnmap, Limits, Malformed, MessageBuffer, RegionAccess,
@@ -73,6 +75,8 @@ pub enum Request<'a> {
         /// The next bytes of the device's state.
         data: &'a [u8],
     },
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO. What it asks is in `argsz` and `flags`, and judged by the device.
+    MigGetPrecopyInfo(PrecopyInfo),
 }
 
 impl<'a> Request<'a> {
@@ -116,6 +120,9 @@ impl<'a> Request<'a> {
             Command::MigDataWrite => {
                 Request::MigDataWrite { data: migration_data::parse_data(payload, limits)? }
             }
+            Command::MigGetPrecopyInfo => {
+                Request::MigGetPrecopyInfo(migration_data::parse_precopy_info(payload)?)
+            }
         })
     }
 
@@ -139,6 +146,7 @@ impl<'a> Request<'a> {
             Request::DeviceFeature(_) => Command::DeviceFeature,
             Request::MigDataRead { .. } => Command::MigDataRead,
             Request::MigDataWrite { .. } => Command::MigDataWrite,
+            Request::MigGetPrecopyInfo(_) => Command::MigGetPrecopyInfo,
         }
     }
 
@@ -171,6 +179,7 @@ impl<'a> Request<'a> {
             Request::DeviceFeature(feature) => feature.put(out),
             Request::MigDataRead { size } => migration_data::put_read(*size, out),
             Request::MigDataWrite { data } => migration_data::put_data(data, out),
+            Request::MigGetPrecopyInfo(info) => migration_data::put_precopy_info(info, out),
         }
     }
 }

@@ -6,10 +6,11 @@ use proptest::prelude::*;
 use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::feature::FeatureFlags;
+use whimbrel_uapi::migration::PrecopyInfo;
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
 use super::*;
-use crate::{Capabilities, MigrationCapability, TwinSocket};
+use crate::{Capabilities, MigrationCapability, MigrationExtensions, TwinSocket};
 
 const LIMITS: Limits = Limits { max_data_xfer_size: 4096 };
 
@@ -18,15 +19,33 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
         .prop_map(|(supported, fd_index)| TwinSocket { supported, fd_index });
     let migration = (any::<Option<u64>>(), any::<Option<u64>>())
         .prop_map(|(pgsize, max_bitmap_size)| MigrationCapability { pgsize, max_bitmap_size });
-    (any::<(u32, u32, u32, u64, bool)>(), proptest::option::of(twin), proptest::option::of(migration))
-        .prop_map(|((fds, size, maps, pgsizes, write_multiple), twin_socket, migration)| Capabilities {
-            max_msg_fds: fds,
-            max_data_xfer_size: size,
-            max_dma_maps: maps,
-            pgsizes,
-            twin_socket,
-            write_multiple,
-            migration,
+    let extensions = any::<[bool; 6]>().prop_map(
+        |[data_size, precopy_info, read_end, p2p, data_channel, device_features]| MigrationExtensions {
+            data_size,
+            precopy_info,
+            read_end,
+            p2p,
+            data_channel,
+            device_features,
+        },
+    );
+    (
+        any::<(u32, u32, u32, u64, bool)>(),
+        proptest::option::of(twin),
+        proptest::option::of(migration),
+        proptest::option::of(extensions),
+    )
+        .prop_map(|((fds, size, maps, pgsizes, write_multiple), twin_socket, migration, extensions)| {
+            Capabilities {
+                max_msg_fds: fds,
+                max_data_xfer_size: size,
+                max_dma_maps: maps,
+                pgsizes,
+                twin_socket,
+                write_multiple,
+                migration,
+                migration_extensions: extensions,
+            }
         })
 }
 
@@ -114,6 +133,7 @@ fn requests<'a>(parts: &'a Parts, room: &'a mut [[u8; 24]]) -> Vec<Request<'a>> 
         }),
         Request::MigDataRead { size: count(*b) as u32 },
         Request::MigDataWrite { data },
+        Request::MigGetPrecopyInfo(PrecopyInfo { argsz: *e, flags: *f, initial_bytes: *a, dirty_bytes: *b }),
     ]
 }
 
@@ -183,6 +203,7 @@ fn replies(parts: &Parts) -> Vec<Reply<'_>> {
         }),
         Reply::MigDataRead { data },
         Reply::MigDataWrite,
+        Reply::MigGetPrecopyInfo(PrecopyInfo { argsz: *e, flags: *f, initial_bytes: *a, dirty_bytes: *b }),
     ]
 }
 
@@ -248,7 +269,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_is_parsed_or_refused(number in 0_u16..20, payload in vec(any::<u8>(), 0..300)) {
+    fn any_payload_is_parsed_or_refused(number in prop_oneof![0_u16..20, Just(0x3b79)], payload in vec(any::<u8>(), 0..300)) {
         if let Ok(command) = Command::try_from(number) {
             let _ = Request::parse(command, &payload, LIMITS);
             let _ = Reply::parse(command, &payload, LIMITS);
@@ -350,7 +371,7 @@ fn a_header_that_begins_no_message_is_refused_as_soon_as_it_is_there() {
 fn counts_that_the_payload_does_not_hold_are_refused() {
     let words = |values: &[u32]| values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>();
     let most = LIMITS.max_data_xfer_size;
-    let cases: [(&str, Command, Vec<u8>); 15] = [
+    let cases: [(&str, Command, Vec<u8>); 16] = [
         ("a read of more than was agreed", Command::RegionRead, words(&[0, 0, 0, most + 1])),
         ("a write with less data than it says", Command::RegionWrite, words(&[0, 0, 0, 8, 1])),
         ("a write with more data than it says", Command::RegionWrite, words(&[0, 0, 0, 2, 1])),
@@ -360,6 +381,7 @@ fn counts_that_the_payload_does_not_hold_are_refused() {
         ("a short write of nine bytes", Command::RegionWriteMulti, words(&[1, 0, 0, 0, 0, 9, 0, 0])),
         ("migration data with less than it says", Command::MigDataWrite, words(&[12, 5, 0])),
         ("a read of migration data without room", Command::MigDataRead, words(&[8, 1])),
+        ("half of the counts of pre-copy", Command::MigGetPrecopyInfo, words(&[24, 0, 0, 0])),
         ("a read of too much migration data", Command::MigDataRead, words(&[u32::MAX, most + 1])),
         (
             "a bitmap that overflows",
@@ -411,7 +433,7 @@ fn an_answer_without_room_for_capabilities_says_how_much_it_needs() {
 #[test]
 fn commands_are_those_of_the_protocol() {
     for number in 0..=u16::MAX {
-        let known = matches!(number, 1..=13 | 15..=18);
+        let known = matches!(number, 1..=13 | 15..=18 | 0x3b79);
         assert_eq!(Command::try_from(number).is_ok(), known, "{number}");
     }
 }

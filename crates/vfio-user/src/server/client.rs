@@ -6,20 +6,20 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::MutexGuard;
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
 use whimbrel_uapi::device::IrqInfoFlags;
 
 use super::feature::Log;
 use super::mappings::Mappings;
+use super::state_channel::StateChannel;
 use super::{ServeError, Shared, region_info};
-use crate::Capabilities;
 use crate::message::{
     Command, DeviceInfoReply, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess, RegionInfoReply,
     Reply, Request, Version,
 };
 use crate::socket::{DescriptorError, Incoming, Receiver, Sender, SocketError};
+use crate::{Capabilities, MigrationExtensions};
 
 /// Replies that are sent together at most, in bytes, beside the last.
 const BATCH: usize = 64 * 1024;
@@ -40,6 +40,10 @@ pub(super) struct Client {
     pub(super) ioeventfds: BTreeMap<IoeventfdWrite, EventFd>,
     /// The bitmap of the last report, kept for its memory.
     pub(super) words: Vec<u64>,
+    /// The socket of the data session, where it has one.
+    pub(super) state_channel: Option<StateChannel>,
+    /// Whether the command that is executed is replied to.
+    pub(super) replies: bool,
 }
 
 impl Client {
@@ -54,6 +58,8 @@ impl Client {
             log: None,
             ioeventfds: BTreeMap::new(),
             words: Vec::new(),
+            state_channel: None,
+            replies: true,
         }
     }
 
@@ -61,8 +67,9 @@ impl Client {
         &self.backend.device
     }
 
-    pub(super) fn data_file(&self) -> MutexGuard<'_, Option<DataFile>> {
-        self.backend.data_file.lock()
+    /// The parts of the extension that were agreed on.
+    pub(super) fn extensions(&self) -> MigrationExtensions {
+        self.agreed.as_ref().map(Capabilities::extensions).unwrap_or_default()
     }
 
     /// What one message may carry.
@@ -113,6 +120,7 @@ impl Client {
             tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
             return Ok(ControlFlow::Continue(()));
         };
+        self.replies = !no_reply;
         let before = self.out.len();
         let (answer, next) = self.command(header.id, header.command, payload, descriptors);
         if let Err(errno) = answer {
@@ -242,12 +250,14 @@ impl Client {
             Request::RegionWriteMulti(writes) => self.write_multi(id, writes),
             Request::DeviceReset => {
                 self.device().reset()?;
+                self.state_channel = None;
                 self.out.reply(id, &Reply::DeviceReset);
                 Ok(())
             }
             Request::DeviceFeature(feature) => self.device_feature(id, feature),
             Request::MigDataRead { size } => self.mig_data_read(id, *size),
             Request::MigDataWrite { data } => self.mig_data_write(id, data),
+            Request::MigGetPrecopyInfo(asked) => self.mig_get_precopy_info(id, asked),
             // Answered before, and commands that only a server sends.
             Request::Version(_) | Request::DmaRead(_) | Request::DmaWrite { .. } => Err(Errno::ENOTTY),
         }
@@ -257,6 +267,7 @@ impl Client {
 /// The client leaves: what it has set up goes with it.
 impl Drop for Client {
     fn drop(&mut self) {
+        self.state_channel = None;
         let device = &self.backend.device;
         for index in 0..device.info().num_irqs {
             let has_eventfds = |irq: &whimbrel_device::Irq| irq.flags.contains(IrqInfoFlags::EVENTFD);

@@ -9,12 +9,15 @@ use whimbrel_uapi::ioctl::VFIO_DEVICE_FEATURE;
 
 use super::client::Client;
 use super::mappings::Mappings;
+use super::plain;
 use super::process::{Caller, SECOND};
 use crate::message::{Command, DeviceFeature, Kind, LoggingReport, LoggingStart, MessageBuffer, Reply};
 
 const HEAD: usize = DeviceFeature::FIXED as usize;
 /// Bytes that a GET has room for at most: more than any feature has.
 const ROOM: usize = 4096;
+/// The index of a feature that there is not, in place of one that this client must not reach.
+const NO_FEATURE: u16 = u16::MAX;
 
 /// The log that this client has started.
 #[derive(Debug)]
@@ -36,20 +39,42 @@ impl Client {
         }
     }
 
+    /// Whether a feature is one of the protocol, or of what was agreed on beyond it.
+    fn is_known(&self, feature: u16) -> bool {
+        match Feature::try_from(feature) {
+            Ok(
+                Feature::Migration
+                | Feature::MigDeviceState
+                | Feature::DmaLoggingStart
+                | Feature::DmaLoggingStop
+                | Feature::DmaLoggingReport,
+            ) => true,
+            Ok(Feature::MigDataSize) => self.extensions().data_size,
+            Ok(Feature::MigPrecopyInfoV2) => self.extensions().precopy_info,
+            _ => self.extensions().device_features,
+        }
+    }
+
     fn raw_feature(&mut self, id: u16, request: &DeviceFeature<'_>) -> Result<(), Errno> {
         let is_get = request.flags.contains(FeatureFlags::GET);
         let is_probe = request.flags.contains(FeatureFlags::PROBE);
         let sent = u32::try_from(HEAD + request.data.len()).map_err(|_| Errno::EINVAL)?;
         // What a SET has not sent it cannot mean.
         let argsz = if is_get || is_probe { request.argsz } else { request.argsz.min(sent) };
-        let mut memory = head(argsz, request);
+        let feature = if self.is_known(request.feature) { request.feature } else { NO_FEATURE };
+        let mut memory = head(argsz, &DeviceFeature { feature, ..*request });
         memory.extend_from_slice(request.data);
+        let is_state = feature == Feature::MigDeviceState.index();
+        let hides_p2p = !self.extensions().p2p;
+        if is_state && hides_p2p {
+            plain::hide_request(&mut memory[HEAD..]);
+        }
         let room = if is_get { (argsz as usize).min(ROOM) } else { 0 };
         memory.resize(memory.len().max(room), 0);
         let mut caller = Caller { memory, ..Caller::default() };
         self.device().ioctl(VFIO_DEVICE_FEATURE.number(), 0, &mut caller)?;
         if let Some(data_file) = caller.data_file {
-            *self.data_file() = Some(data_file);
+            self.begin_session(data_file);
         }
         if !is_probe && request.feature == Feature::DmaLoggingStop.index() {
             self.log = None;
@@ -59,9 +84,22 @@ impl Client {
                 Ok(Feature::Migration | Feature::MigDeviceState | Feature::MigDataSize) => 8,
                 _ => request.data.len(),
             };
-            let data = caller.memory.get(HEAD..HEAD + size).ok_or(Errno::EINVAL)?;
+            let data = caller.memory.get_mut(HEAD..HEAD + size).ok_or(Errno::EINVAL)?;
+            match Feature::try_from(feature) {
+                Ok(Feature::Migration) if hides_p2p => plain::hide_flag(data),
+                Ok(Feature::MigDeviceState) if hides_p2p => plain::hide_state(data),
+                _ => {}
+            }
             let argsz = (HEAD + size) as u32;
+            let data = &*data;
             self.out.reply(id, &Reply::DeviceFeature(DeviceFeature { argsz, data, ..*request }));
+        } else if is_state && !is_probe && self.extensions().data_channel {
+            // The descriptor of the session is the only one there is.
+            let data_fd = if self.descriptors.is_empty() { -1_i32 } else { 0 };
+            let mut data = [0; 8];
+            data[..4].copy_from_slice(&caller.memory[HEAD..HEAD + 4]);
+            data[4..].copy_from_slice(&data_fd.to_ne_bytes());
+            self.out.reply(id, &Reply::DeviceFeature(DeviceFeature { data: &data, ..*request }));
         } else {
             self.out.reply(id, &Reply::DeviceFeature(*request));
         }

@@ -1,52 +1,132 @@
-//! VFIO_USER_MIG_DATA_READ and VFIO_USER_MIG_DATA_WRITE: the device's state, over the socket of the commands.
+//! The data of a session: what is read, written and asked about it, over the socket of the commands or over
+//! the session's own.
 
-use whimbrel_device::Errno;
+use std::sync::Arc;
+
+use whimbrel_device::{DataFile, Errno};
+use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
+use whimbrel_uapi::migration::PrecopyInfo;
+use zerocopy::IntoBytes;
 
 use super::client::Client;
-use crate::message::{Command, Kind, Reply};
+use super::process::Caller;
+use super::state_channel::StateChannel;
+use crate::message::{Command, Kind, MessageBuffer, Reply};
 
 impl Client {
-    /// Fewer bytes than asked for mean that there are no more, for good or for now: so it reads until one or
-    /// the other.
-    pub(super) fn mig_data_read(&mut self, id: u16, size: u32) -> Result<(), Errno> {
-        let backend = self.backend.clone();
-        let data_file = backend.data_file.lock();
-        // As a descriptor that was never given.
-        let data_file = data_file.as_ref().ok_or(Errno::EBADF)?;
-        let message = self.out.begin(id, Command::MigDataRead.number(), Kind::Reply);
-        self.out.put(&[0; 8]);
-        let room = self.out.grow(size as usize);
-        let mut filled = 0;
-        while filled < room.len() {
-            match data_file.read(&mut room[filled..]) {
-                Ok(0) | Err(Errno::ENOMSG) => break,
-                Ok(count) => filled += count,
-                Err(errno) => return Err(errno),
+    /// A change of state has opened a data session: the file of the last one is closed, and its channel with
+    /// it.
+    pub(super) fn begin_session(&mut self, data_file: DataFile) {
+        self.state_channel = None;
+        let data_file = Arc::new(data_file);
+        *self.backend.data_file.lock() = Some(data_file.clone());
+        let agreed = self.agreed.as_ref().filter(|agreed| agreed.extensions().data_channel);
+        // Without a reply nobody gets the descriptor.
+        if let (Some(agreed), true) = (agreed, self.replies) {
+            match StateChannel::open(self.backend.clone(), data_file, agreed) {
+                Ok((channel, theirs)) => {
+                    self.state_channel = Some(channel);
+                    self.descriptors.push(theirs);
+                }
+                Err(error) => {
+                    let device = self.backend.device.name();
+                    tracing::warn!(device, %error, "no channel for the state: it goes with the commands");
+                }
             }
         }
-        self.out.shrink(size as usize - filled);
-        self.out.patch_u32(&message, 0, 8 + filled as u32);
-        self.out.patch_u32(&message, 4, filled as u32);
-        self.out.finish(message);
-        Ok(())
     }
 
-    pub(super) fn mig_data_write(&mut self, id: u16, mut data: &[u8]) -> Result<(), Errno> {
-        let backend = self.backend.clone();
-        let data_file = backend.data_file.lock();
-        let data_file = data_file.as_ref().ok_or(Errno::EBADF)?;
-        // A write of nothing is judged too.
-        loop {
-            let taken = data_file.write(data)?;
-            data = &data[taken.min(data.len())..];
-            match (data.is_empty(), taken) {
-                (true, _) => break,
-                // Nothing would ever change.
-                (false, 0) => return Err(Errno::EIO),
-                (false, _) => {}
-            }
-        }
-        self.out.reply(id, &Reply::MigDataWrite);
-        Ok(())
+    /// The data file of the last session. EBADF as for a descriptor that was never given, or is closed.
+    fn data_file(&self) -> Result<Arc<DataFile>, Errno> {
+        self.backend.data_file.lock().clone().ok_or(Errno::EBADF)
     }
+
+    pub(super) fn mig_data_read(&mut self, id: u16, size: u32) -> Result<(), Errno> {
+        let read_end = self.extensions().read_end;
+        read(&*self.data_file()?, read_end, id, size, &mut self.out)
+    }
+
+    pub(super) fn mig_data_write(&mut self, id: u16, data: &[u8]) -> Result<(), Errno> {
+        write(&*self.data_file()?, id, data, &mut self.out)
+    }
+
+    /// ENOTTY where it was not agreed on, as every command that is not there.
+    pub(super) fn mig_get_precopy_info(&mut self, id: u16, asked: &PrecopyInfo) -> Result<(), Errno> {
+        if !self.extensions().precopy_info {
+            return Err(Errno::ENOTTY);
+        }
+        precopy_info(&*self.data_file()?, id, asked, &mut self.out)
+    }
+}
+
+/// Reads what the driver has, up to `size` bytes, straight into the reply.
+///
+/// In the plain protocol fewer bytes than asked for say that there are no more, for good or for now. With
+/// `read_end` only none at all says so, which is then for good, and ENOMSG is the end for now.
+pub(super) fn read(
+    data_file: &DataFile,
+    read_end: bool,
+    id: u16,
+    size: u32,
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    let message = out.begin(id, Command::MigDataRead.number(), Kind::Reply);
+    out.put(&[0; 8]);
+    let room = out.grow(size as usize);
+    let mut filled = 0;
+    // A read of nothing is judged too.
+    loop {
+        match data_file.read(&mut room[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::ENOMSG) if !read_end => break,
+            // What was read is given out, and the next read is told.
+            Err(_) if read_end && filled > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        if filled == room.len() {
+            break;
+        }
+    }
+    out.shrink(size as usize - filled);
+    out.patch_u32(&message, 0, 8 + filled as u32);
+    out.patch_u32(&message, 4, filled as u32);
+    out.finish(message);
+    Ok(())
+}
+
+pub(super) fn write(
+    data_file: &DataFile,
+    id: u16,
+    mut data: &[u8],
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    // A write of nothing is judged too.
+    loop {
+        let taken = data_file.write(data)?;
+        data = &data[taken.min(data.len())..];
+        match (data.is_empty(), taken) {
+            (true, _) => break,
+            // Nothing would ever change.
+            (false, 0) => return Err(Errno::EIO),
+            (false, _) => {}
+        }
+    }
+    out.reply(id, &Reply::MigDataWrite);
+    Ok(())
+}
+
+/// VFIO_MIG_GET_PRECOPY_INFO, judged by the data file itself.
+pub(super) fn precopy_info(
+    data_file: &DataFile,
+    id: u16,
+    asked: &PrecopyInfo,
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    let mut caller = Caller { memory: asked.as_bytes().to_vec(), ..Caller::default() };
+    data_file.ioctl(VFIO_MIG_GET_PRECOPY_INFO.number(), 0, &mut caller)?;
+    let message = out.begin(id, Command::MigGetPrecopyInfo.number(), Kind::Reply);
+    out.put(&caller.memory);
+    out.finish(message);
+    Ok(())
 }

@@ -26,9 +26,11 @@ mod listener;
 mod mappings;
 mod memory;
 mod migration_data;
+mod plain;
 mod process;
 mod region_info;
 mod registers;
+mod state_channel;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -45,7 +47,7 @@ use self::client::Client;
 pub use self::listener::{Listener, Server, Stopper};
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
-use crate::{Capabilities, MAX_FDS, MigrationCapability, NegotiationError};
+use crate::{Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError};
 
 /// How long a client that is turned away may take to say what it is told an answer to.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -80,7 +82,7 @@ struct Shared {
     capabilities: Capabilities,
     ioeventfds: Vec<IoeventfdWrite>,
     /// The last data file that the device gave, whichever client asked for it.
-    data_file: Mutex<Option<DataFile>>,
+    data_file: Mutex<Option<Arc<DataFile>>>,
     in_use: AtomicBool,
 }
 
@@ -145,6 +147,7 @@ impl Backend {
             pgsizes: !0xfff,
             write_multiple: true,
             migration: Some(MigrationCapability { pgsize: Some(4096), max_bitmap_size: Some(1 << 20) }),
+            migration_extensions: Some(MigrationExtensions::ALL),
             ..Capabilities::default()
         }
     }

@@ -2,6 +2,7 @@
 
 use whimbrel_device::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_vfio_user::MigrationExtensions;
 use whimbrel_vfio_user::message::{DeviceFeature, Reply, Request};
 
 use super::support::*;
@@ -76,7 +77,7 @@ fn the_end_for_now_is_a_short_read() {
 
 #[test]
 fn features_answer_as_the_kernels_do() {
-    let mut peer = Host::new().client();
+    let mut peer = Host::new().client_with(Some(MigrationExtensions::ALL));
     let flags = feature(&mut peer, Feature::Migration, FeatureFlags::GET, &[]).unwrap();
     assert_eq!(flags, (MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY).bits().to_ne_bytes());
     let size = feature(&mut peer, Feature::MigDataSize, FeatureFlags::GET, &[]).unwrap();

@@ -18,7 +18,9 @@ use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_vfio_user::message::{
     Command, DmaMap, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, Version,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, Receiver, Sender, ServeError, connection};
+use whimbrel_vfio_user::{
+    Backend, Capabilities, MigrationExtensions, Receiver, Sender, ServeError, connection,
+};
 
 pub(crate) const PAGE: u64 = 4096;
 /// BAR 0: memory, and at its end what makes the device act.
@@ -217,11 +219,16 @@ impl Host {
         (client, std::thread::spawn(move || backend.serve(server)))
     }
 
-    /// A client that has agreed on everything the server can do.
+    /// A client that has agreed on everything the server can do in the plain protocol.
     pub(crate) fn client(&self) -> Peer {
+        self.client_with(None)
+    }
+
+    /// A client that has agreed on everything, with these parts of the extension.
+    pub(crate) fn client_with(&self, extensions: Option<MigrationExtensions>) -> Peer {
         let (stream, thread) = self.connect();
         let mut peer = Peer::new(stream, Some(thread));
-        peer.agree(Backend::capabilities());
+        peer.agree(Capabilities { migration_extensions: extensions, ..Backend::capabilities() });
         peer
     }
 }

@@ -1,0 +1,260 @@
+//! The socket that a data session has to itself: one request at a time, whose data goes between the socket
+//! and the caller's own buffer without a copy between them.
+//!
+//! The server has made this socket, and may have kept a handle to this end of it. So nothing is left to the
+//! socket's own settings: each wait has its end.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno as SystemError;
+use rustix::net::sockopt::socket_type;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketType, recvmsg, sendmsg,
+};
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::migration::PrecopyInfo;
+use whimbrel_user::{Error, Result};
+
+use crate::message::{Command, DataHead, HEADER, Header, Kind, Limits, MessageBuffer, Reply, Request};
+
+/// Bytes of the reply to VFIO_USER_MIG_GET_PRECOPY_INFO.
+const PRECOPY_INFO: usize = HEADER + size_of::<PrecopyInfo>();
+
+/// The client's end of a channel. Dropping it closes the data file.
+#[derive(Debug)]
+pub(super) struct StateChannel {
+    name: String,
+    socket: OwnedFd,
+    limits: Limits,
+    patience: Duration,
+    next_id: u16,
+    out: MessageBuffer,
+    is_over: bool,
+}
+
+impl StateChannel {
+    /// Takes what came with the reply that a session has begun; EINVAL for what is no stream socket.
+    pub(super) fn new(
+        name: String,
+        socket: OwnedFd,
+        limits: Limits,
+        patience: Duration,
+    ) -> std::result::Result<StateChannel, Errno> {
+        if socket_type(&socket) != Ok(SocketType::STREAM) {
+            return Err(Errno::EINVAL);
+        }
+        let out = MessageBuffer::new();
+        Ok(StateChannel { name, socket, limits, patience, next_id: 1, out, is_over: false })
+    }
+
+    /// VFIO_USER_MIG_DATA_READ, of as much as `buffer` and a message have room for.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let size = buffer.len().min(self.limits.max_data_xfer_size as usize);
+        let request = Request::MigDataRead { size: size as u32 };
+        let (head, count) = self.exchange::<{ DataHead::SIZE }>(&request, &[], &mut buffer[..size])?;
+        let fixed = head.last_chunk().copied().unwrap_or_default();
+        match DataHead::check(fixed, count) {
+            Ok(()) => Ok(count),
+            Err(error) => Err(self.broken(Command::MigDataRead, error)),
+        }
+    }
+
+    /// VFIO_USER_MIG_DATA_WRITE, of as much as one message takes.
+    pub(super) fn write(&mut self, data: &[u8]) -> Result<usize> {
+        let data = &data[..data.len().min(self.limits.max_data_xfer_size as usize)];
+        self.exchange::<HEADER>(&Request::MigDataWrite { data: &[] }, data, &mut [])?;
+        Ok(data.len())
+    }
+
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO.
+    pub(super) fn precopy_info(&mut self) -> Result<PrecopyInfo> {
+        let argsz = size_of::<PrecopyInfo>() as u32;
+        let request = Request::MigGetPrecopyInfo(PrecopyInfo { argsz, ..PrecopyInfo::default() });
+        let (head, _) = self.exchange::<PRECOPY_INFO>(&request, &[], &mut [])?;
+        match Reply::parse(Command::MigGetPrecopyInfo, &head[HEADER..], self.limits) {
+            Ok(Reply::MigGetPrecopyInfo(info)) => Ok(info),
+            _ => Err(self.broken(Command::MigGetPrecopyInfo, "it has no counts")),
+        }
+    }
+
+    /// Sends a request, which `data` belongs to, and receives the first `N` bytes of the reply, and into `room`
+    /// those behind them. Returns how many these are.
+    fn exchange<const N: usize>(
+        &mut self,
+        request: &Request<'_>,
+        data: &[u8],
+        room: &mut [u8],
+    ) -> Result<([u8; N], usize)> {
+        let command = request.command();
+        if self.is_over {
+            return Err(Error::Unusable {
+                device: self.name.clone(),
+                why: format!(
+                    "{command}: the channel of the device's state is over: the migration has failed"
+                ),
+            });
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.out.clear();
+        self.out.request(id, false, request);
+        let deadline = Instant::now().checked_add(self.patience);
+        let mut head = [0; DataHead::SIZE];
+        let head: &[u8] = if data.is_empty() {
+            self.out.as_bytes()
+        } else {
+            let header =
+                Header { id, command: command.number(), size: 0, kind: Kind::Command { no_reply: false } };
+            head.copy_from_slice(&DataHead::of(header, data.len() as u32).to_bytes());
+            &head
+        };
+        match send(&self.socket, head, data, deadline) {
+            // What the server had to say may be there all the same.
+            Ok(()) | Err(SystemError::PIPE | SystemError::CONNRESET) => {}
+            Err(error) => return Err(self.failed(command, error)),
+        }
+        self.reply(id, command, room, deadline)
+    }
+
+    fn reply<const N: usize>(
+        &mut self,
+        id: u16,
+        command: Command,
+        room: &mut [u8],
+        deadline: Option<Instant>,
+    ) -> Result<([u8; N], usize)> {
+        let mut head = [0; N];
+        let mut received = 0;
+        // Of the message, once its header is there.
+        let mut size = None;
+        // A reply takes a while, and the rest of one most likely none.
+        let mut waits = true;
+        loop {
+            if let (None, Some(bytes), true) = (size, head.first_chunk::<HEADER>(), received >= HEADER) {
+                let header = match Header::parse(*bytes, self.limits) {
+                    Ok(header) => header,
+                    Err(error) => return Err(self.broken(command, error)),
+                };
+                if (header.id, header.command) != (id, command.number()) {
+                    let wrong = format!("it is to message {} ({})", header.id, header.command_name());
+                    return Err(self.broken(command, wrong));
+                }
+                let length = header.size as usize;
+                match header.kind {
+                    Kind::Reply if (N..=N + room.len()).contains(&length) => size = Some(length),
+                    Kind::Error(errno) if (length, received) == (HEADER, HEADER) => {
+                        return Err(self.refused(command, errno));
+                    }
+                    _ => return Err(self.broken(command, format_args!("{length} bytes are no such reply"))),
+                }
+            }
+            match size {
+                Some(size) if received == size => return Ok((head, size - N)),
+                Some(size) if received > size => {
+                    return Err(self.broken(command, "there is more behind it than was asked for"));
+                }
+                _ => {}
+            }
+            let end = size.map_or(room.len(), |size| size - N);
+            let mut parts = [
+                IoSliceMut::new(&mut head[received.min(N)..]),
+                IoSliceMut::new(&mut room[received.saturating_sub(N)..end]),
+            ];
+            match receive(&self.socket, &mut parts, deadline, waits) {
+                Ok(0) => return Err(self.failed(command, SystemError::CONNRESET)),
+                Ok(count) => received += count,
+                Err(error) => return Err(self.failed(command, error)),
+            }
+            waits = false;
+        }
+    }
+
+    /// What the server refuses leaves the channel as it is.
+    fn refused(&mut self, command: Command, errno: u32) -> Error {
+        match i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno)) {
+            Some(errno) => Error::request(&self.name, command, Errno::from_raw(errno)),
+            None => self.broken(command, "it failed with an errno that there is not"),
+        }
+    }
+
+    /// The socket gives no more.
+    fn failed(&mut self, command: Command, error: SystemError) -> Error {
+        self.is_over = true;
+        Error::request(&self.name, command, Errno::from_raw(error.raw_os_error()))
+    }
+
+    /// An answer that cannot be one: what follows cannot be told from it.
+    fn broken(&mut self, command: Command, why: impl ToString) -> Error {
+        self.is_over = true;
+        Error::Answer {
+            device: self.name.clone(),
+            request: format!("{command} on the channel of the state"),
+            what: why.to_string(),
+        }
+    }
+}
+
+/// Sends both pieces as one message.
+fn send(
+    socket: &OwnedFd,
+    head: &[u8],
+    data: &[u8],
+    deadline: Option<Instant>,
+) -> std::result::Result<(), SystemError> {
+    let mut pieces = [IoSlice::new(head), IoSlice::new(data)];
+    let mut left = &mut pieces[..];
+    // Pieces without bytes are passed over.
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match sendmsg(socket, left, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(count) => IoSlice::advance_slices(&mut left, count),
+            Err(SystemError::AGAIN) => wait(socket, PollFlags::OUT, deadline)?,
+            Err(SystemError::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Receives what is there, at least a byte; 0 is the end. Descriptors that come with it are not taken.
+fn receive(
+    socket: &OwnedFd,
+    parts: &mut [IoSliceMut<'_>],
+    deadline: Option<Instant>,
+    waits: bool,
+) -> std::result::Result<usize, SystemError> {
+    if waits {
+        wait(socket, PollFlags::IN, deadline)?;
+    }
+    loop {
+        match recvmsg(socket, parts, &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT) {
+            Ok(got) => return Ok(got.bytes),
+            Err(SystemError::AGAIN) => wait(socket, PollFlags::IN, deadline)?,
+            Err(SystemError::INTR) => {}
+            Err(SystemError::CONNRESET) => return Ok(0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Waits until the socket is ready. ETIMEDOUT at the deadline.
+fn wait(
+    socket: &OwnedFd,
+    for_what: PollFlags,
+    deadline: Option<Instant>,
+) -> std::result::Result<(), SystemError> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::from_borrowed_fd(socket.as_fd(), for_what)], timeout.as_ref()) {
+            Ok(0) => return Err(SystemError::TIMEDOUT),
+            Ok(_) => return Ok(()),
+            Err(SystemError::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What two sides can do for migration beyond the protocol's text: the capability `migration_extensions`.
+//! Everything about it is in `docs/vfio-user-extensions.md`.
+
+use serde::{Deserialize, Serialize};
+
+/// The parts of the extension, each by itself. In a proposal what the sender can do; in an answer, and in
+/// what was agreed on, what is done.
+///
+/// A part that is left out is not there, and a peer that knows of none gets the plain protocol.
+///
+/// ```
+/// use whimbrel_vfio_user::{Capabilities, MigrationExtensions, negotiate};
+///
+/// let text = br#"{"capabilities": {"migration_extensions": {"data_size": true, "p2p": true}}}"#;
+/// let client = Capabilities::from_json(text)?;
+/// let server =
+///     Capabilities { migration_extensions: Some(MigrationExtensions::ALL), ..Capabilities::default() };
+/// let agreed = negotiate(&server, &client)?.extensions();
+/// assert!(agreed.data_size && agreed.p2p && !agreed.data_channel);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(clippy::struct_excessive_bools, reason = "each part is agreed on by itself")]
+pub struct MigrationExtensions {
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE may be asked.
+    pub data_size: bool,
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO and VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 may be asked.
+    pub precopy_info: bool,
+    /// VFIO_USER_MIG_DATA_READ says of the end of the data what read(2) on a data file says.
+    pub read_end: bool,
+    /// RUNNING_P2P and PRE_COPY_P2P, and the flag that tells of them.
+    pub p2p: bool,
+    /// A data session has a socket of its own.
+    pub data_channel: bool,
+    /// Features of the kernel's that have nothing to do with migration may be asked: low power, above all.
+    pub device_features: bool,
+}
+
+impl MigrationExtensions {
+    /// Every part.
+    pub const ALL: MigrationExtensions = MigrationExtensions {
+        data_size: true,
+        precopy_info: true,
+        read_end: true,
+        p2p: true,
+        data_channel: true,
+        device_features: true,
+    };
+
+    /// What both sides can do. A socket goes as a descriptor, which the client must take.
+    pub(crate) fn both(
+        one: Option<MigrationExtensions>,
+        other: Option<MigrationExtensions>,
+        max_msg_fds: u32,
+    ) -> Option<MigrationExtensions> {
+        let (one, other) = one.zip(other)?;
+        Some(MigrationExtensions {
+            data_size: one.data_size && other.data_size,
+            precopy_info: one.precopy_info && other.precopy_info,
+            read_end: one.read_end && other.read_end,
+            p2p: one.p2p && other.p2p,
+            data_channel: one.data_channel && other.data_channel && max_msg_fds > 0,
+            device_features: one.device_features && other.device_features,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Capabilities, negotiate};
+
+    const NONE: MigrationExtensions = MigrationExtensions {
+        data_size: false,
+        precopy_info: false,
+        read_end: false,
+        p2p: false,
+        data_channel: false,
+        device_features: false,
+    };
+
+    fn parse(text: &str) -> Result<Option<MigrationExtensions>, serde_json::Error> {
+        let text = format!(r#"{{"capabilities": {{"migration_extensions": {text}}}}}"#);
+        Capabilities::from_json(text.as_bytes()).map(|capabilities| capabilities.migration_extensions)
+    }
+
+    /// Each part alone, by its name.
+    fn parts() -> [(&'static str, MigrationExtensions); 6] {
+        [
+            ("data_size", MigrationExtensions { data_size: true, ..NONE }),
+            ("precopy_info", MigrationExtensions { precopy_info: true, ..NONE }),
+            ("read_end", MigrationExtensions { read_end: true, ..NONE }),
+            ("p2p", MigrationExtensions { p2p: true, ..NONE }),
+            ("data_channel", MigrationExtensions { data_channel: true, ..NONE }),
+            ("device_features", MigrationExtensions { device_features: true, ..NONE }),
+        ]
+    }
+
+    #[test]
+    fn a_part_is_read_by_its_name_and_left_out_is_not_there() {
+        for (name, alone) in parts() {
+            assert_eq!(parse(&format!(r#"{{"{name}": true}}"#)).unwrap(), Some(alone), "{name}");
+            let all_but = format!(r#"{{"{name}": false, "later": {{"x": [1]}}}}"#);
+            assert_eq!(parse(&all_but).unwrap(), Some(NONE), "{name}");
+        }
+        assert_eq!(parse("{}").unwrap(), Some(NONE));
+        assert_eq!(Capabilities::from_json(b"{}").unwrap().migration_extensions, None);
+    }
+
+    #[test]
+    fn what_is_no_object_of_booleans_is_refused() {
+        for text in ["null", "true", "1", "[]", "[true]", r#""all""#] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        for (name, _) in parts() {
+            for value in ["1", "0", "null", r#""true""#, "{}", "[true]"] {
+                let text = format!(r#"{{"{name}": {value}}}"#);
+                assert!(parse(&text).is_err(), "{text}");
+            }
+            let twice = format!(r#"{{"{name}": true, "{name}": true}}"#);
+            assert!(parse(&twice).is_err(), "{twice}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_agreed_on_where_both_have_it() {
+        let side = |extensions| Capabilities { migration_extensions: extensions, ..Capabilities::default() };
+        let agreed = |server, client| negotiate(&side(server), &side(client)).unwrap().migration_extensions;
+        for (name, alone) in parts() {
+            for (server, client, expected) in [
+                (None, None, None),
+                (None, Some(alone), None),
+                (Some(alone), None, None),
+                (Some(NONE), Some(alone), Some(NONE)),
+                (Some(alone), Some(NONE), Some(NONE)),
+                (Some(alone), Some(alone), Some(alone)),
+                (Some(MigrationExtensions::ALL), Some(alone), Some(alone)),
+                (Some(alone), Some(MigrationExtensions::ALL), Some(alone)),
+            ] {
+                assert_eq!(agreed(server, client), expected, "{name}: {server:?} and {client:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_channel_takes_a_side_that_takes_descriptors() {
+        let side = |max_msg_fds| Capabilities {
+            max_msg_fds,
+            migration_extensions: Some(MigrationExtensions::ALL),
+            ..Capabilities::default()
+        };
+        for (server, client, expected) in [(1, 1, true), (0, 1, false), (1, 0, false), (253, 8, true)] {
+            let agreed = negotiate(&side(server), &side(client)).unwrap().extensions();
+            let expected = MigrationExtensions { data_channel: expected, ..MigrationExtensions::ALL };
+            assert_eq!(agreed, expected, "{server} and {client}");
+        }
+    }
+}
