@@ -316,6 +316,12 @@ impl DeviceFile {
         self.tie_ioeventfd(write, eventfd.map(Ok))
     }
 
+    /// The writes that the driver calls its doorbells: what it is worth to tie to eventfds with
+    /// [`DeviceFile::set_ioeventfd`], which also takes any other.
+    pub fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.shared.active().driver.doorbells()
+    }
+
     /// ENOTTY for a device that is not PCI.
     pub(crate) fn check_pci(&self) -> Result<(), Errno> {
         let flags = self.shared.active().info.flags;
@@ -427,6 +433,11 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// Whether the user has opted in by [`DeviceFile::enable_precopy_info_v2`].
+    pub fn has_precopy_info_v2(&self) -> bool {
+        self.shared.precopy_info_v2()
+    }
+
     /// Whether the device keeps a log of the memory it writes.
     pub fn has_dma_logging(&self) -> bool {
         self.shared.active().driver.dma_logging().is_some()
@@ -487,6 +498,11 @@ impl Shared {
 
     pub(crate) fn active(&self) -> Active<'_> {
         self.activate(self.core.lock())
+    }
+
+    /// For what is no use of the device, and wakes nothing.
+    pub(crate) fn as_it_is(&self) -> MutexGuard<'_, Core> {
+        self.core.as_it_is()
     }
 
     /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).

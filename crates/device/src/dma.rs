@@ -50,6 +50,9 @@ pub enum FaultCause {
     /// Who has the memory has refused, or cannot be reached. Of a write some may have been done.
     #[error("failed where the memory is: {0}")]
     Remote(Errno),
+    /// The file that was mapped is shorter than it was. What was read is worth nothing.
+    #[error("reaches memory whose file was made shorter")]
+    Lost,
 }
 
 /// What a device does with memory.
@@ -159,8 +162,8 @@ impl DmaSpace {
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
     ///
     /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
-    /// made shorter while it is mapped. EINVAL for a size of 0, no right at all, an unknown right or a file that is too
-    /// short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
+    /// made shorter while it is mapped ([`Memory::of_file`]). EINVAL for a size of 0, no right at all, an unknown right or
+    /// a file that is too short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
     pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
         let last = last_of(iova, size)?;
         check_rights(rights)?;
@@ -369,22 +372,27 @@ impl DmaSpace {
         let mut done = 0;
         let mut failure = None;
         for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
-            let piece = match &mapping.backing {
-                Backing::Memory(memory) => match memory.slice(offset, count) {
-                    Some(slice) => Piece::Memory(slice),
-                    None => return Err(fault()),
-                },
+            let visited = match &mapping.backing {
+                Backing::Memory(memory) => {
+                    let visited = memory
+                        .slice(offset, count)
+                        .map(|slice| memory.guarded(|| visit(Piece::Memory(slice))));
+                    match visited {
+                        Some(visited) if !memory.is_lost() => visited.map_err(FaultCause::Remote),
+                        _ => Err(FaultCause::Lost),
+                    }
+                }
                 // It is mapped, so that it does not pass 2^64.
-                Backing::Remote(memory) => Piece::Remote(&**memory, iova.wrapping_add(done), count),
+                Backing::Remote(memory) => visit(Piece::Remote(&**memory, iova.wrapping_add(done), count))
+                    .map_err(FaultCause::Remote),
             };
-            let visited = visit(piece);
             done += count as u64;
             // Some of a write that has failed may have been done.
             if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
                 log.mark(before + offset as u64, count as u64);
             }
-            if let Err(errno) = visited {
-                failure = Some(errno);
+            if let Err(cause) = visited {
+                failure = Some(cause);
                 break;
             }
         }
@@ -393,7 +401,7 @@ impl DmaSpace {
         }
         match failure {
             None => Ok(()),
-            Some(errno) => Err(DmaFault { cause: FaultCause::Remote(errno), ..fault() }),
+            Some(cause) => Err(DmaFault { cause, ..fault() }),
         }
     }
 

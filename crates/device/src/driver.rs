@@ -16,6 +16,7 @@ use whimbrel_uapi::device::IrqInfoFlags;
 use whimbrel_uapi::feature::RegionDmaRange;
 
 use crate::gfx::Graphics;
+use crate::ioeventfd::IoeventfdWrite;
 use crate::low_power::LowPower;
 
 /// A device as its driver sees it. All calls for one device come one at a time.
@@ -54,6 +55,21 @@ pub trait Driver: Send {
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let _ = (index, offset, data);
         Err(Errno::EINVAL)
+    }
+
+    /// The device's doorbells: writes to a BAR that a user may leave to eventfds
+    /// ([`DeviceFile::set_ioeventfd`](crate::DeviceFile::set_ioeventfd)), each of one value at one offset.
+    /// Where a server offers them to its client (VFIO_USER_DEVICE_GET_REGION_IO_FDS), a VMM gives them to KVM,
+    /// and a guest's write reaches the device without waking the VMM.
+    ///
+    /// Name only writes that are right at any moment and any number of times. The guest goes on before such a
+    /// write is made: it comes a moment later, perhaps behind one that the guest made after it, and several
+    /// together are made once. A register that takes an index or a count is none.
+    ///
+    /// As with the rest of what a driver says of its device, the answer holds while the device is open. A
+    /// write that lies in no BAR cannot be had, and only PCI devices have any.
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        Vec::new()
     }
 
     /// The memory behind `length` bytes of region `index` from `offset` on: a file that the user maps shared.

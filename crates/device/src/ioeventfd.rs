@@ -3,6 +3,7 @@
 //! The user has set them up, as it has the interrupts: a reset of the device and a migration leave them alone.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -127,6 +128,11 @@ impl Ioeventfds {
         })?;
         tied.insert(write, Tied { eventfd, _watch: watch });
         Ok(())
+    }
+
+    /// Each write with its eventfd.
+    pub(crate) fn all(&self) -> io::Result<Vec<(IoeventfdWrite, EventFd)>> {
+        self.tied.lock().iter().map(|(write, tied)| Ok((*write, tied.eventfd.try_clone()?))).collect()
     }
 
     /// Unties all of them.

@@ -31,6 +31,8 @@ struct Running {
     epoll: Epoll,
     stop: EventFd,
     watched: Mutex<Watched>,
+    /// Held while a signal is handled. `true`: signals stay in their counters.
+    paused: Mutex<bool>,
 }
 
 #[derive(Default)]
@@ -66,11 +68,7 @@ impl Listener {
         eventfd: Arc<EventFd>,
         action: impl Fn() + Send + Sync + 'static,
     ) -> Result<Watch, Errno> {
-        let mut running = self.running.lock();
-        let listener = match &*running {
-            Some(listener) => listener.clone(),
-            None => running.insert(Running::start().map_err(|error| errno(&error))?).clone(),
-        };
+        let listener = self.running()?;
         let mut watched = listener.watched.lock();
         watched.last_token += 1;
         let token = watched.last_token;
@@ -85,6 +83,34 @@ impl Listener {
         }
         drop(watched);
         Ok(Watch { listener: Arc::downgrade(&listener), token })
+    }
+
+    /// From the return on no signal is taken and nothing is done: what is signalled stays in its counter. Must not be
+    /// called by an action, nor with what an action locks.
+    ///
+    /// EMFILE, ENOMEM or EAGAIN if this process cannot have what it takes to listen at all.
+    pub(crate) fn pause(&self) -> Result<(), Errno> {
+        *self.running()?.paused.lock() = true;
+        Ok(())
+    }
+
+    /// Goes on, first with what was signalled since [`Listener::pause`] and nobody else has taken.
+    pub(crate) fn resume(&self) {
+        let Some(listener) = self.running.lock().clone() else { return };
+        *listener.paused.lock() = false;
+        for (token, of) in &listener.watched.lock().eventfds {
+            // A change looks at the counter anew. It is one of those that are there: nothing can fail.
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, *token);
+            let _ = listener.epoll.ctl(ControlOperation::Modify, of.eventfd.as_raw_fd(), event);
+        }
+    }
+
+    fn running(&self) -> Result<Arc<Running>, Errno> {
+        let mut running = self.running.lock();
+        match &*running {
+            Some(listener) => Ok(listener.clone()),
+            None => Ok(running.insert(Running::start().map_err(|error| errno(&error))?).clone()),
+        }
     }
 }
 
@@ -104,6 +130,7 @@ impl Running {
             epoll: Epoll::new()?,
             stop: EventFd::new(EFD_NONBLOCK)?,
             watched: Mutex::default(),
+            paused: Mutex::new(false),
         });
         running.add(&running.stop, STOP)?;
         let listener = running.clone();
@@ -131,6 +158,10 @@ impl Running {
             for event in &events[..count] {
                 if event.data() == STOP {
                     return;
+                }
+                let paused = self.paused.lock();
+                if *paused {
+                    continue;
                 }
                 let (eventfd, actions): (_, Vec<Action>) =
                     match self.watched.lock().eventfds.get(&event.data()) {

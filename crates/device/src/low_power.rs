@@ -4,6 +4,7 @@
 //! Here is when it sleeps. What sleep is to a device is its driver's ([`LowPower`]).
 
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -69,6 +70,13 @@ pub(crate) struct Power {
     suspended: bool,
     /// INTx is masked by the sleep, and by nothing else.
     masked_line: bool,
+}
+
+/// How a user has let a device sleep: what [`DeviceFile::enter_low_power`] was called with.
+#[derive(Debug)]
+pub struct LowPowerEntry {
+    /// Told when the device wakes.
+    pub wakeup: Option<EventFd>,
 }
 
 /// The user has let the device sleep, until it says otherwise.
@@ -201,6 +209,20 @@ impl DeviceFile {
         }
         core.power.leave(self.bus());
         Ok(())
+    }
+
+    /// As [`DeviceFile::exit_low_power`], of which the user is to see nothing: a wakeup eventfd is not signalled.
+    /// Returns what is needed to let it sleep again, here or in another process; `None` if it was not let sleep.
+    pub fn take_low_power(&self) -> io::Result<Option<LowPowerEntry>> {
+        let shared = self.shared();
+        let mut core = shared.as_it_is();
+        let Some(entry) = &core.power.entry else { return Ok(None) };
+        let wakeup = entry.wakeup.as_ref().map(|wakeup| wakeup.try_clone()).transpose()?;
+        core.power.leave(self.bus());
+        drop(core);
+        // Any request wakes it.
+        drop(shared.active());
+        Ok(Some(LowPowerEntry { wakeup }))
     }
 }
 

@@ -5,11 +5,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use whimbrel_protocol::Errno;
+
+use crate::lost_memory;
 
 /// A piece of shared memory. A clone, and a [`part`](Memory::part), is another handle to the same bytes.
 ///
@@ -28,16 +31,24 @@ use whimbrel_protocol::Errno;
 /// ```
 #[derive(Clone)]
 pub struct Memory {
-    region: Arc<MmapRegion>,
+    mapped: Arc<Mapped>,
     start: usize,
     size: usize,
     writable: bool,
 }
 
+/// What is mapped, whole.
+struct Mapped {
+    region: MmapRegion,
+    /// The file was made shorter, and an access has met that.
+    lost: AtomicBool,
+}
+
 impl Memory {
     /// Maps `size` bytes of a file, shared, so that everyone who maps the file sees the same bytes.
     ///
-    /// The file must not be made shorter while it is mapped. EINVAL for a size of 0, a file that is too
+    /// The file must not be made shorter while it is mapped: an access to what is gone ends a process that has
+    /// not called [`survive_lost_memory`](crate::survive_lost_memory). EINVAL for a size of 0, a file that is too
     /// short, and one that cannot be mapped with that right; EOVERFLOW for more than this machine can
     /// address.
     pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
@@ -58,7 +69,8 @@ impl Memory {
                 tracing::debug!(size, %error, "a file cannot be mapped");
                 Errno::EINVAL
             })?;
-        Ok(Memory { region: Arc::new(region), start: 0, size: length, writable })
+        let mapped = Mapped { region, lost: AtomicBool::new(false) };
+        Ok(Memory { mapped: Arc::new(mapped), start: 0, size: length, writable })
     }
 
     /// `size` bytes from `offset` on; `None` if they do not all lie within, or if there are none.
@@ -66,7 +78,7 @@ impl Memory {
         let (offset, size) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
         let within = offset.checked_add(size).is_some_and(|end| end <= self.size);
         (size > 0 && within).then(|| Memory {
-            region: self.region.clone(),
+            mapped: self.mapped.clone(),
             start: self.start + offset,
             size,
             writable: self.writable,
@@ -86,7 +98,18 @@ impl Memory {
     /// The bytes themselves; `None` if they do not all lie within.
     pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
         let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
-        within.then(|| self.region.get_slice(self.start + offset, count).ok())?
+        let is_there = within && !self.is_lost();
+        is_there.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())?
+    }
+
+    /// Makes an access to the bytes of [`Memory::slice`], and to no others that might be lost.
+    pub(crate) fn guarded<T>(&self, access: impl FnOnce() -> T) -> T {
+        lost_memory::guarded(&self.mapped.region, &self.mapped.lost, access)
+    }
+
+    /// Whether a guarded access has found that the file is shorter than it was. None can be made any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.mapped.lost.load(Ordering::Acquire)
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Where it comes from is the business of each [`Device`](crate::Device).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use nix::libc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use whimbrel_device::guarded;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
@@ -49,13 +52,17 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled,
-/// the kernel may kill a process that touches a mapped BAR (SIGBUS).
+/// the kernel may kill a process that touches a mapped BAR (SIGBUS). In a program that has called
+/// [`survive_lost_memory`](whimbrel_device::survive_lost_memory), [`read`](MappedRegion::read) and
+/// [`write`](MappedRegion::write) fail instead, from then on; accesses in other ways are not protected.
 #[derive(Debug)]
 pub struct MappedRegion {
     device: String,
     index: u32,
     flags: RegionInfoFlags,
     memory: MmapRegion,
+    /// An access has found that what was mapped is no longer there.
+    lost: AtomicBool,
 }
 
 /// How errors name such a request.
@@ -65,7 +72,7 @@ pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
 
 impl MappedRegion {
     /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on, for what reaches a
-    /// device in a way of its own. An access to what lies past the file's end kills the process (SIGBUS).
+    /// device in a way of its own. The file holds them all, or an access to the rest is a SIGBUS, as said above.
     pub fn of_file(
         device: &str,
         index: u32,
@@ -94,7 +101,13 @@ impl MappedRegion {
                 };
                 Error::request(device, request(), errno.map_or(Errno::EINVAL, Errno::from_raw))
             })?;
-        Ok(MappedRegion { device: device.to_string(), index, flags: region.flags, memory })
+        Ok(MappedRegion {
+            device: device.to_string(),
+            index,
+            flags: region.flags,
+            memory,
+            lost: AtomicBool::new(false),
+        })
     }
 
     /// Bytes, in whole pages.
@@ -114,13 +127,24 @@ impl MappedRegion {
 
     /// Reads all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be read.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
-        self.part(RegionInfoFlags::READ, offset, data.len())?.copy_to(data);
-        Ok(())
+        let part = self.part(RegionInfoFlags::READ, offset, data.len())?;
+        self.reach(|| part.copy_to(data))
     }
 
     /// Writes all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be written.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.part(RegionInfoFlags::WRITE, offset, data.len())?.copy_from(data);
+        let part = self.part(RegionInfoFlags::WRITE, offset, data.len())?;
+        self.reach(|| part.copy_from(data))
+    }
+
+    fn reach<T>(&self, access: impl FnOnce() -> T) -> Result<()> {
+        guarded(&self.memory, &self.lost, access);
+        if self.lost.load(Ordering::Acquire) {
+            return Err(Error::Unusable {
+                device: self.device.clone(),
+                why: format!("what was mapped of region {} is no longer there: map it again", self.index),
+            });
+        }
         Ok(())
     }
 
@@ -161,6 +185,20 @@ mod tests {
             assert_eq!(error.errno(), Some(Errno::EINVAL), "{offset:#x}");
             assert_eq!(region.write(offset, &data).unwrap_err().errno(), Some(Errno::EINVAL), "{offset:#x}");
         }
+    }
+
+    #[test]
+    fn what_its_server_has_cut_off_is_an_error_from_then_on() {
+        whimbrel_device::survive_lost_memory().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x2000).unwrap();
+        let region = Region { flags: RegionInfoFlags::all(), size: 0x2000, offset: 0, capabilities: vec![] };
+        let mapping = FileOffset::new(file.try_clone().unwrap(), 0);
+        let mapped = MappedRegion::of_file("card", 2, &region, mapping, 0, 0x2000).unwrap();
+        file.set_len(0).unwrap();
+        let error = mapped.write(0x1000, &[1]).unwrap_err().to_string();
+        assert_eq!(error, "card: what was mapped of region 2 is no longer there: map it again");
+        mapped.read(0, &mut [0]).unwrap_err();
     }
 
     #[test]

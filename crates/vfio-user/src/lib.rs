@@ -12,13 +12,15 @@ mod client;
 mod eventfd;
 mod extensions;
 pub mod message;
+mod sandbox;
 mod server;
 mod socket;
 
 pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
-pub use client::{Client, ClientOptions};
+pub use client::{Client, ClientOptions, IoAccess, RegionIoFd};
 pub use extensions::MigrationExtensions;
+pub use sandbox::{Confinement, Sandbox, SandboxError};
 pub use server::{Backend, Listener, ServeError, Server, Stopper};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

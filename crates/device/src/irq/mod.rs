@@ -7,6 +7,7 @@
 mod request;
 mod rules;
 
+use std::io;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use whimbrel_protocol::Errno;
 
 pub(crate) use self::request::{DataType, action};
 pub use self::request::{IrqAction, IrqData};
+pub use self::rules::InUse;
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Kind};
 use crate::listener::{Listener, Watch, has_room};
@@ -35,6 +37,16 @@ use crate::listener::{Listener, Watch, has_room};
 pub struct Interrupts {
     state: Arc<Mutex<State>>,
     listener: Listener,
+}
+
+/// What a user has set up of a device's interrupts. See
+/// [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
+#[derive(Debug)]
+pub struct InterruptsInUse {
+    /// What of INTx, MSI and MSI-X is in use.
+    pub active: InUse<EventFd>,
+    /// Where each index is told that has one interrupt, apart from those (ERR, REQ).
+    pub singles: Vec<(u32, EventFd)>,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +112,59 @@ impl Interrupts {
                     return Err(errno);
                 }
             },
+        }
+        Ok(())
+    }
+
+    /// What the user has set up.
+    pub(crate) fn in_use(&self) -> io::Result<InterruptsInUse> {
+        let state = self.state.lock();
+        let copy = |eventfd: &Arc<EventFd>| eventfd.try_clone();
+        let active = match state.setup.active() {
+            InUse::None => InUse::None,
+            InUse::Line { trigger, masked, unmask } => InUse::Line {
+                trigger: trigger.map(copy).transpose()?,
+                masked,
+                unmask: unmask.map(copy).transpose()?,
+            },
+            InUse::Messages { index, allocated, eventfds } => {
+                let copies = eventfds.into_iter().map(|(interrupt, eventfd)| Ok((interrupt, copy(eventfd)?)));
+                InUse::Messages { index, allocated, eventfds: copies.collect::<io::Result<_>>()? }
+            }
+        };
+        let singles = state.setup.singles().map(|(index, eventfd)| Ok((index, copy(eventfd)?)));
+        Ok(InterruptsInUse { active, singles: singles.collect::<io::Result<_>>()? })
+    }
+
+    /// Sets up what [`Interrupts::in_use`] gave.
+    pub(crate) fn restore(
+        &self,
+        in_use: InterruptsInUse,
+        irq: impl Fn(u32) -> Option<(Kind, u32)>,
+    ) -> Result<(), Errno> {
+        let active = match in_use.active {
+            InUse::None => InUse::None,
+            InUse::Line { trigger, masked, unmask } => {
+                InUse::Line { trigger: trigger.map(Arc::new), masked, unmask: unmask.map(Arc::new) }
+            }
+            InUse::Messages { index, allocated, eventfds } => {
+                let eventfds = eventfds.into_iter().map(|(of, eventfd)| (of, Arc::new(eventfd))).collect();
+                InUse::Messages { index, allocated, eventfds }
+            }
+        };
+        let singles = in_use.singles.into_iter().map(|(of, eventfd)| (of, Arc::new(eventfd))).collect();
+        let state = &mut *self.state.lock();
+        if let Some(eventfd) = state.setup.restore(active, singles, irq)? {
+            signal(eventfd);
+        }
+        if let Some(eventfd) = state.setup.unmask_eventfd() {
+            match self.listen(eventfd) {
+                Ok(watch) => state.unmask = Some(watch),
+                Err(errno) => {
+                    state.setup.forget_unmask_eventfd();
+                    return Err(errno);
+                }
+            }
         }
         Ok(())
     }

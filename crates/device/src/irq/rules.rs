@@ -115,6 +115,32 @@ struct Line<E> {
     unmask: Option<E>,
 }
 
+/// What of INTx, MSI and MSI-X a user has in use, one at most, with its eventfds. It can be had of one device and
+/// put in use on another: see [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InUse<E> {
+    /// None of them.
+    None,
+    /// INTx.
+    Line {
+        /// Where it is told.
+        trigger: Option<E>,
+        /// It is not told until it is unmasked.
+        masked: bool,
+        /// What the user signals to unmask it.
+        unmask: Option<E>,
+    },
+    /// MSI or MSI-X, or the one index with several interrupts of another bus.
+    Messages {
+        /// Which index.
+        index: u32,
+        /// How many interrupts it was set up with at first.
+        allocated: u32,
+        /// Where each is told, by its number; those that are not here are told nowhere.
+        eventfds: Vec<(u32, E)>,
+    },
+}
+
 /// The interrupts of a device, as its user has set them up.
 #[derive(Debug)]
 pub(crate) struct Setup<E> {
@@ -200,6 +226,66 @@ impl<E> Setup<E> {
         if let Active::Line(line) = &mut self.active {
             line.unmask = None;
         }
+    }
+
+    /// What is in use, without the errors and requests of the device.
+    pub(super) fn active(&self) -> InUse<&E> {
+        match &self.active {
+            Active::None => InUse::None,
+            Active::Line(Line { eventfd, masked, unmask }) => {
+                InUse::Line { trigger: eventfd.as_ref(), masked: *masked, unmask: unmask.as_ref() }
+            }
+            Active::Messages { index, allocated, eventfds } => {
+                let eventfds = eventfds.iter().map(|(interrupt, eventfd)| (*interrupt, eventfd)).collect();
+                InUse::Messages { index: *index, allocated: *allocated, eventfds }
+            }
+        }
+    }
+
+    /// Index and eventfd of each that is apart from what is in use.
+    pub(super) fn singles(&self) -> impl Iterator<Item = (u32, &E)> {
+        self.singles.iter().map(|(index, eventfd)| (*index, eventfd))
+    }
+
+    /// Takes what [`Setup::active`] and [`Setup::singles`] gave for a device like this one, whose interrupts
+    /// `irq` tells. Returns the eventfd to signal.
+    ///
+    /// EBUSY if something is set up here already, EINVAL for what such a device cannot have.
+    pub(super) fn restore(
+        &mut self,
+        active: InUse<E>,
+        singles: Vec<(u32, E)>,
+        irq: impl Fn(u32) -> Option<(Kind, u32)>,
+    ) -> Result<Option<&E>, Errno> {
+        if !matches!(self.active, Active::None) || !self.singles.is_empty() {
+            return Err(Errno::EBUSY);
+        }
+        for (at, (index, _)) in singles.iter().enumerate() {
+            let is_single = matches!(irq(*index), Some((Kind::Single, 1..)));
+            if !is_single || singles[..at].iter().any(|(other, _)| other == index) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        self.active = match active {
+            InUse::None => Active::None,
+            InUse::Line { trigger, masked, unmask } => {
+                if !matches!(irq(VFIO_PCI_INTX_IRQ_INDEX), Some((Kind::Line, 1..))) {
+                    return Err(Errno::EINVAL);
+                }
+                Active::Line(Line { eventfd: trigger, masked, unmask })
+            }
+            InUse::Messages { index, allocated, eventfds } => {
+                let Some((Kind::Messages { grow }, count)) = irq(index) else { return Err(Errno::EINVAL) };
+                let limit = if grow { count } else { allocated };
+                if allocated == 0 || allocated > count || eventfds.iter().any(|(of, _)| *of >= limit) {
+                    return Err(Errno::EINVAL);
+                }
+                Active::Messages { index, allocated, eventfds: eventfds.into_iter().collect() }
+            }
+        };
+        self.singles = singles.into_iter().collect();
+        // It was told as far as it was asserted where it comes from.
+        Ok(if self.asserted { self.set_line(true) } else { None })
     }
 
     /// Ends all that the user has set up. The line keeps its level: that is the device's.

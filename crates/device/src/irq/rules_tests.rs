@@ -257,6 +257,8 @@ enum Step {
     Unmask,
     /// The user writes the INTx-disable bit.
     Disable(bool),
+    /// Another device like this one takes it all over, which stands as this one does.
+    HandOn,
 }
 
 fn slots() -> impl Strategy<Value = Slot<Number>> {
@@ -294,7 +296,25 @@ fn change(grow: bool) -> impl Strategy<Value = Change<Number>> {
     })
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn kind_of(grow: bool, index: u32) -> Kind {
+    let flags = if grow { IrqInfoFlags::empty() } else { IrqInfoFlags::NORESIZE };
+    Kind::of(true, index, Irq { flags, count: INTERRUPTS })
+}
+
+fn copied(active: InUse<&Number>) -> InUse<Number> {
+    match active {
+        InUse::None => InUse::None,
+        InUse::Line { trigger, masked, unmask } => {
+            InUse::Line { trigger: trigger.copied(), masked, unmask: unmask.copied() }
+        }
+        InUse::Messages { index, allocated, eventfds } => {
+            let eventfds = eventfds.into_iter().map(|(interrupt, number)| (interrupt, *number)).collect();
+            InUse::Messages { index, allocated, eventfds }
+        }
+    }
+}
+
+fn steps() -> impl Strategy<Value = (bool, Vec<Step>)> {
     any::<bool>().prop_flat_map(|grow| {
         let step = prop_oneof![
             6 => change(grow).prop_map(Step::Set),
@@ -302,8 +322,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             1 => (0..6_u32, 0..INTERRUPTS).prop_map(|(index, interrupt)| Step::Message(index, interrupt)),
             1 => Just(Step::Unmask),
             1 => any::<bool>().prop_map(Step::Disable),
+            1 => Just(Step::HandOn),
         ];
-        prop::collection::vec(step, 1..60)
+        (Just(grow), prop::collection::vec(step, 1..60))
     })
 }
 
@@ -311,7 +332,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn every_sequence_is_answered_and_signalled_as_by_the_kernel(steps in steps()) {
+    fn every_sequence_is_answered_and_signalled_as_by_the_kernel((grow, steps) in steps()) {
         let (mut setup, mut kernel) = (Setup::default(), Kernel::default());
         for step in steps {
             let mut signalled = Vec::new();
@@ -333,6 +354,15 @@ proptest! {
                 Step::Disable(disabled) => {
                     signalled.extend(setup.set_disabled(*disabled));
                     kernel.basic_config_write(*disabled);
+                }
+                Step::HandOn => {
+                    let mut other = Setup::default();
+                    other.set_line(setup.asserted);
+                    other.set_disabled(setup.disabled);
+                    let singles = setup.singles().map(|(index, number)| (index, *number)).collect();
+                    let irq = |index| Some((kind_of(grow, index), if matches!(index, 1 | 2) { INTERRUPTS } else { 1 }));
+                    signalled.extend(other.restore(copied(setup.active()), singles, irq).unwrap());
+                    setup = other;
                 }
                 Step::Unmask => {
                     if setup.unmask_eventfd().is_some() {
@@ -356,4 +386,47 @@ fn an_index_of_another_bus_is_told_by_its_number_of_interrupts() {
     assert_eq!(Kind::of(false, 0, irq(2)), Kind::Messages { grow: false });
     assert_eq!(Kind::of(false, 9, irq(1)), Kind::Single);
     assert_eq!(Kind::of(true, 5, irq(1)), Kind::Unknown);
+}
+
+#[test]
+fn what_a_device_cannot_have_is_not_taken_over() {
+    type Singles = &'static [(u32, Number)];
+    // INTx, two MSI that cannot grow, MSI-X that can, ERR.
+    let irq = |index| match index {
+        0 => Some((Kind::Line, 1)),
+        1 => Some((Kind::Messages { grow: false }, 2)),
+        2 => Some((Kind::Messages { grow: true }, 2)),
+        3 => Some((Kind::Single, 1)),
+        4 => Some((Kind::Single, 0)),
+        _ => None,
+    };
+    let messages = |index, allocated, of: &[u32]| InUse::Messages {
+        index,
+        allocated,
+        eventfds: of.iter().map(|of| (*of, 7)).collect(),
+    };
+    let line = InUse::Line { trigger: Some(1), masked: true, unmask: None };
+    let cases: [(InUse<Number>, Singles, Result<(), Errno>); 13] = [
+        (InUse::None, &[], Ok(())),
+        (line, &[(3, 9)], Ok(())),
+        (messages(1, 2, &[0, 1]), &[], Ok(())),
+        (messages(2, 1, &[1]), &[], Ok(())),
+        (messages(1, 1, &[1]), &[], Err(Errno::EINVAL)),
+        (messages(2, 1, &[2]), &[], Err(Errno::EINVAL)),
+        (messages(1, 0, &[]), &[], Err(Errno::EINVAL)),
+        (messages(1, 3, &[]), &[], Err(Errno::EINVAL)),
+        (messages(0, 1, &[0]), &[], Err(Errno::EINVAL)),
+        (messages(9, 1, &[0]), &[], Err(Errno::EINVAL)),
+        (InUse::None, &[(4, 9)], Err(Errno::EINVAL)),
+        (InUse::None, &[(1, 9)], Err(Errno::EINVAL)),
+        (InUse::None, &[(3, 9), (3, 8)], Err(Errno::EINVAL)),
+    ];
+    for (active, singles, expected) in cases {
+        let mut setup = Setup::default();
+        let got = setup.restore(active.clone(), singles.to_vec(), irq).map(drop);
+        assert_eq!(got, expected, "{active:?} {singles:?}");
+    }
+    let mut used = Setup::default();
+    used.restore(messages(1, 1, &[0]), Vec::new(), irq).unwrap();
+    assert_eq!(used.restore(InUse::None, Vec::new(), irq).map(drop), Err(Errno::EBUSY));
 }

@@ -15,6 +15,7 @@ use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
 use crate::bus::Bus;
 use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
 use crate::gfx::Graphics;
+use crate::ioeventfd::IoeventfdWrite;
 use crate::low_power::LowPower;
 
 /// A plain device that a vendor may mediate while it is open.
@@ -197,6 +198,10 @@ impl Driver for Mediated {
         let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
         let access = current.mediation.write(device, index, offset, data);
         access.or_else(|| self.plain(index)?.write_region(index, offset, data))
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.driver.doorbells()
     }
 
     fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {

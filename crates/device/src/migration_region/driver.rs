@@ -12,6 +12,7 @@ use super::vendor_half::VendorHalf;
 use crate::bus::Bus;
 use crate::driver::{BusMaster, DmaBuf, Driver, Next, ZpciErrors};
 use crate::gfx::Graphics;
+use crate::ioeventfd::IoeventfdWrite;
 use crate::low_power::LowPower;
 
 /// A device of migration v2 that is offered with a migration region instead: one region more than the device
@@ -140,6 +141,10 @@ impl Driver for MigrationRegion {
         } else {
             self.driver.write_region(index, offset, data)
         }
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.driver.doorbells()
     }
 
     fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {

@@ -7,8 +7,8 @@ use vm_memory::FileOffset;
 use whimbrel_device::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Bus, BusMaster, DeviceFile, DeviceInfoFlags, DmaBuf, DmaLogging, Driver, Errno, Graphics, Info,
-    Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind, Region, RegionDmaRange,
-    RegionInfoFlags, State, ZpciErrors,
+    IoeventfdWrite, Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind, Region,
+    RegionDmaRange, RegionInfoFlags, State, WriteWidth, ZpciErrors,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -40,6 +40,10 @@ impl Driver for Everything {
 
     fn write_region(&mut self, index: u32, _offset: u64, _data: &[u8]) -> Result<usize, Errno> {
         Ok(index as usize)
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        vec![IoeventfdWrite { region: 1, offset: 0x80, width: WriteWidth::Four, data: 9 }]
     }
 
     fn mmap(&mut self, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
@@ -224,6 +228,8 @@ fn regions_interrupts_resets_and_work_are_the_devices() {
         for index in 0..2 {
             assert_eq!(device.irq_info(index), plain.irq_info(index));
         }
+        let doorbell = IoeventfdWrite { region: 1, offset: 0x80, width: WriteWidth::Four, data: 9 };
+        assert_eq!(device.doorbells(), [doorbell]);
         assert_eq!(device.reset(), Err(Errno::EBUSY));
         let now = Duration::from_secs(1);
         assert_eq!(device.advance(now), plain.advance(now));

@@ -93,6 +93,11 @@ impl Connection {
         self.receiver.set_limits(limits);
     }
 
+    /// Whether nothing can be asked any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     pub(super) fn refused(&self, what: impl ToString, errno: Errno) -> Error {
         Error::request(&self.name, what, errno)
     }

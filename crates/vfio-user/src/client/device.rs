@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::survive_lost_memory;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -27,16 +28,16 @@ use crate::message::{
 };
 
 /// Room for capabilities when they are first asked for.
-const ROOM: u32 = 4096;
+pub(super) const ROOM: u32 = 4096;
 
 impl Client {
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock()
     }
 }
 
 /// A region, and the file through which it can be mapped.
-fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
+pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
     let what = || format!("{} of region {index}", Command::DeviceGetRegionInfo);
     let mut argsz = ROOM;
     loop {
@@ -250,6 +251,11 @@ impl Device for Client {
         match start {
             Some(start) if is_there => {
                 let file = FileOffset::new(file, start);
+                // A server may make it shorter later.
+                survive_lost_memory().map_err(|error| Error::Unusable {
+                    device: self.name.clone(),
+                    why: format!("SIGBUS cannot be handled, and the server could cause it: {error}"),
+                })?;
                 MappedRegion::of_file(&self.name, index, &region, file, offset, length)
             }
             _ => Err(connection.nonsense(what(), "the file that came with it is shorter than the region")),

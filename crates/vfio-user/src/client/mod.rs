@@ -11,9 +11,12 @@
 
 mod connection;
 mod device;
+mod doorbells;
 mod memory;
 mod state_channel;
 mod state_file;
+mod unmap;
+mod write_multiple;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -27,6 +30,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result};
 
 use self::connection::Connection;
+pub use self::doorbells::{IoAccess, RegionIoFd};
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 use crate::{Capabilities, MAX_FDS, MigrationExtensions, VERSION_MAJOR};
 
@@ -120,6 +124,7 @@ impl Client {
         Capabilities {
             max_msg_fds: MAX_FDS as u32,
             pgsizes: !0xfff,
+            write_multiple: true,
             migration_extensions: Some(MigrationExtensions::ALL),
             ..Capabilities::default()
         }

@@ -1,4 +1,5 @@
-//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each make a write to the device when they are signalled.
+//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each make a write to the device when they are signalled:
+//! the doorbells that its driver names, and what else the [`Backend`](super::Backend) was given.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,9 +15,13 @@ impl Client {
     pub(super) fn region_io_fds(&mut self, id: u16, argsz: u32, index: u32) -> Result<(), Errno> {
         self.device().region_info(index)?;
         let most = self.agreed.as_ref().map_or(0, |agreed| agreed.max_msg_fds as usize);
-        let backend = self.backend.clone();
-        let writes: Vec<IoeventfdWrite> =
-            backend.ioeventfds.iter().filter(|write| write.region == index).take(most).copied().collect();
+        let named = self.device().doorbells();
+        let mut writes: Vec<IoeventfdWrite> = Vec::new();
+        for write in named.iter().chain(&self.backend.ioeventfds).filter(|write| write.region == index) {
+            if writes.len() < most && !writes.contains(write) {
+                writes.push(*write);
+            }
+        }
         let sub_regions: Vec<SubRegion> = writes
             .iter()
             .zip(0..)

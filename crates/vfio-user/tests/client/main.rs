@@ -1,8 +1,13 @@
 //! The client, against our server and against servers that are none.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod board;
 mod descriptors;
+mod doorbells;
 mod hostile;
+mod hostile_requests;
 mod likeness;
 mod live;
 mod support;
+mod unmap;
+mod write_multiple;

@@ -55,6 +55,22 @@ fn report(peer: &mut Peer, iova: u64, pages: u64) -> Result<u64, Errno> {
 }
 
 #[test]
+fn a_client_that_shortens_its_memory_loses_it_and_the_server_goes_on() {
+    let host = Host::new();
+    let mut peer = host.client();
+    let (short, whole) = (memory(2 * PAGE), memory(PAGE));
+    peer.map(IOVA, 2 * PAGE, &short).unwrap();
+    peer.map(IOVA + 2 * PAGE, PAGE, &whole).unwrap();
+    short.set_len(PAGE).unwrap();
+    let faults = host.backend.device().bus().dma().faults();
+    ring(&mut peer, IOVA + PAGE);
+    assert_eq!(host.backend.device().bus().dma().faults(), faults + 1);
+    ring(&mut peer, IOVA + 2 * PAGE);
+    assert_eq!(mark_in(&whole), MARK);
+    assert_eq!(unmap(&mut peer, IOVA, 2 * PAGE), Ok(2 * PAGE));
+}
+
+#[test]
 fn the_device_reaches_what_is_mapped_and_nothing_else() {
     let host = Host::new();
     let mut peer = host.client();

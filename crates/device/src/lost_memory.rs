@@ -1,0 +1,149 @@
+//! Memory that is gone: whoever gave a file to be mapped can make it shorter, and then the next access to what
+//! is cut off is a SIGBUS, which ends a process that does nothing about it.
+//!
+//! Once [`survive_lost_memory`] was called, an access made under [`guarded`] goes on instead, in memory of
+//! zeros that belongs to nobody, and its maker learns that the mapping is lost. Every other SIGBUS goes where
+//! it went before.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::io;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use nix::libc;
+use vm_memory::MmapRegion;
+
+/// One access under way on a thread, and those it is made within.
+struct Frame<'a> {
+    start: usize,
+    size: usize,
+    lost: &'a AtomicBool,
+    outer: *const Frame<'a>,
+}
+
+thread_local! {
+    /// The innermost access of this thread. It needs neither memory nor a destructor, so that a signal handler
+    /// can look at it.
+    static INNERMOST: Cell<*const Frame<'static>> = const { Cell::new(ptr::null()) };
+}
+
+/// What SIGBUS did before; null until then.
+static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
+
+/// From now on this process outlives the loss of memory that it reaches under [`guarded`], as devices do
+/// through their mappings.
+///
+/// It handles SIGBUS, and hands on to the handler there was before what is not such a loss. A handler that is
+/// set later has to do likewise. To call it again changes nothing.
+pub fn survive_lost_memory() -> io::Result<()> {
+    static ONCE: Once = Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| result = install());
+    result
+}
+
+fn install() -> io::Result<()> {
+    // SAFETY: all zeros is a valid sigaction, an empty one.
+    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with no new action this only writes the present one to `before`.
+    if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The handler may look at it as long as the process lives.
+    BEFORE.store(Box::into_raw(Box::new(before)), Ordering::Release);
+    // SAFETY: as above.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handle as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `handle` has the signature that SA_SIGINFO wants, and does only what a handler may: it looks at
+    // atomics and a thread-local without destructor, and makes system calls.
+    if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Makes an access to `region` and to no other memory that might be lost. If it was lost meanwhile, `lost` is
+/// set, what was read is zeros, and what was written is nowhere.
+pub fn guarded<T>(region: &MmapRegion, lost: &AtomicBool, access: impl FnOnce() -> T) -> T {
+    /// Ends the access, also if it panics.
+    struct End(*const Frame<'static>);
+
+    impl Drop for End {
+        fn drop(&mut self) {
+            INNERMOST.set(self.0);
+        }
+    }
+
+    let end = End(INNERMOST.get());
+    let frame = Frame { start: region.as_ptr() as usize, size: region.size(), lost, outer: end.0 };
+    // It is taken away again, by `end`, before `frame` ends and `lost` can.
+    INNERMOST.set((&raw const frame).cast());
+    access()
+}
+
+extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel gives a handler with SA_SIGINFO a valid `info`; for SIGBUS it has an address, which
+    // for one that a process has sent is no address of a fault.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    if code > 0 && replace(address) {
+        return;
+    }
+    hand_on(signal, info, context);
+}
+
+/// Puts memory of zeros in place of the mapping that an access of this thread has lost.
+fn replace(address: usize) -> bool {
+    let mut at = INNERMOST.get();
+    // SAFETY: frames live on this thread's stack as long as they can be reached from `INNERMOST`, and this
+    // thread does nothing but run the handler now.
+    while let Some(frame) = unsafe { at.as_ref() } {
+        if address.wrapping_sub(frame.start) < frame.size {
+            let (protection, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            );
+            // SAFETY: the range is one mapping, whole, which `guarded` was given and which outlives the access;
+            // its memory is shared with others, who may write anything there at any time, zeros too.
+            let mapped =
+                unsafe { libc::mmap(frame.start as *mut c_void, frame.size, protection, flags, -1, 0) };
+            frame.lost.store(true, Ordering::Release);
+            return mapped != libc::MAP_FAILED;
+        }
+        at = frame.outer;
+    }
+    false
+}
+
+/// Does what would have been done without this handler.
+fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: what is stored was leaked, and is never changed.
+    let before = unsafe { BEFORE.load(Ordering::Acquire).as_ref() };
+    match before {
+        Some(before) if !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
+            if before.sa_flags & libc::SA_SIGINFO != 0 {
+                // SAFETY: it was installed for this signal with SA_SIGINFO, so it is such a function.
+                let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) =
+                    unsafe { std::mem::transmute(before.sa_sigaction) };
+                handler(signal, info, context);
+            } else {
+                // SAFETY: it was installed for this signal without SA_SIGINFO, so it is such a function.
+                let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(before.sa_sigaction) };
+                handler(signal);
+            }
+        }
+        // The access is made again on return, and then ends the process. A signal that another process has
+        // sent is not: it is raised again.
+        _ => {
+            // SAFETY: both only change what this signal does, and send it to this thread, where it waits for
+            // the handler's end.
+            unsafe {
+                libc::signal(signal, libc::SIG_DFL);
+                libc::raise(signal);
+            }
+        }
+    }
+}

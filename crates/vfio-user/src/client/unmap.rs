@@ -1,0 +1,89 @@
+//! VFIO_USER_DMA_UNMAP beyond what every device has: all at once, and with what the device has written.
+
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::dirty::DirtyReport;
+use whimbrel_user::Result;
+
+use super::Client;
+use crate::message::{BitmapRequest, Command, DmaUnmap, Reply, Request};
+
+impl Client {
+    /// Unmaps everything that is mapped (VFIO_DMA_UNMAP_FLAG_ALL), and says how many bytes the server has
+    /// unmapped. EINVAL from a server that does not know the flag, which only the kernel's header has; nothing
+    /// is unmapped then.
+    pub fn unmap_all_dma(&self) -> Result<u64> {
+        let connection = &mut *self.connection();
+        let what = || format!("{} of all", Command::DmaUnmap);
+        let answer = connection.ask(what, &Request::DmaUnmap(DmaUnmap::All), &[])?;
+        let size = match answer.reply {
+            Reply::DmaUnmap(reply) => reply.size,
+            _ => return Err(connection.nonsense(what(), "it is of another request")),
+        };
+        connection.memory.remove(0, u64::MAX);
+        Ok(size)
+    }
+
+    /// Unmaps the range of `dirty` as [`Device::unmap_dma`](whimbrel_user::Device::unmap_dma) does, and marks
+    /// in it what the device has written since it was last asked
+    /// (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, which earlier texts of the protocol have): nothing that it writes
+    /// until the very end is missed.
+    ///
+    /// EINVAL if no log is running, or from a server that does not know the flag; E2BIG, and nothing of that
+    /// mapping is unmapped, if the bitmap of a mapping is larger than a message can be (`max_data_xfer_size`).
+    /// Mappings are taken away one after the other, those before one that fails stay away and are marked.
+    pub fn unmap_dma_dirty(&self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        let connection = &mut *self.connection();
+        let (range, page_size) = (dirty.range(), dirty.page_size());
+        let mut ranges = connection.memory.filling(range.iova(), range.length());
+        if ranges.is_empty() {
+            ranges.push((range.iova(), range.length()));
+        }
+        let mut unmapped = 0;
+        for (iova, size) in ranges {
+            let what = || format!("{} with dirty pages at {iova:#x}", Command::DmaUnmap);
+            let bytes = DirtyReport::words_needed(size, page_size).saturating_mul(8);
+            if bytes > u64::from(connection.agreed.max_data_xfer_size) {
+                return Err(connection.refused(what(), Errno::E2BIG));
+            }
+            let bitmap = Some(BitmapRequest { page_size, size: bytes });
+            let request = Request::DmaUnmap(DmaUnmap::Range { iova, size, bitmap });
+            let answer = connection.ask(what, &request, &[])?;
+            let wrong = match answer.reply {
+                Reply::DmaUnmap(reply) if reply.iova == iova && reply.size <= size => match reply.bitmap {
+                    Some(bitmap) if (bitmap.page_size, bitmap.bits.len() as u64) == (page_size, bytes) => {
+                        unmapped += reply.size;
+                        mark(dirty, iova, bitmap.bits);
+                        None
+                    }
+                    Some(_) => Some("its bitmap is of another form"),
+                    None => Some("it has no bitmap"),
+                },
+                _ => Some("it is of another range"),
+            };
+            if let Some(wrong) = wrong {
+                return Err(connection.nonsense(what(), wrong));
+            }
+            connection.memory.remove(iova, size);
+        }
+        Ok(unmapped)
+    }
+}
+
+/// Marks what a bitmap from `iova` on has.
+fn mark(dirty: &mut DirtyReport<'_>, iova: u64, bits: &[u8]) {
+    let page_size = dirty.page_size();
+    let (words, _) = bits.as_chunks::<8>();
+    for (index, word) in (0_u64..).zip(words) {
+        let mut left = u64::from_le_bytes(*word);
+        while left != 0 {
+            let first = left.trailing_zeros();
+            let count = (left >> first).trailing_ones();
+            let page = index * 64 + u64::from(first);
+            // Bits behind the end of the range stand for nothing, and are left out.
+            if let Some(at) = page.checked_mul(page_size).and_then(|offset| iova.checked_add(offset)) {
+                dirty.set(at, u64::from(count).saturating_mul(page_size));
+            }
+            left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! VFIO_USER_REGION_WRITE_MULTI: several short writes in one message.
+
+use whimbrel_user::{Device, Result};
+
+use super::Client;
+use crate::message::{Command, Reply, Request, WriteMulti, WriteOne};
+
+/// Writes in one message at most: 4096 bytes of them, which every server has room for.
+const MOST: usize = 170;
+
+impl Client {
+    /// Makes short writes to regions one after the other, many of them with one message, and says how many
+    /// were made: fewer than given if one failed, which is the one behind those that were made. The errno is
+    /// the answer if none was.
+    ///
+    /// With a server that has not agreed on `write_multiple`, each write is a message of its own.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixStream;
+    /// # use whimbrel_models::{Model, accel};
+    /// # use whimbrel_vfio_user::{Backend, Client, ClientOptions};
+    /// use whimbrel_vfio_user::message::WriteOne;
+    ///
+    /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
+    /// # let (server, stream) = UnixStream::pair()?;
+    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
+    /// let set_up = [
+    ///     (accel::REGISTER_QUEUE_SIZE, &16_u32.to_le_bytes()[..]),
+    ///     (accel::REGISTER_QUEUE_BASE, &0x1000_u64.to_le_bytes()),
+    ///     (accel::REGISTER_COMPLETION_BASE, &0x2000_u64.to_le_bytes()),
+    ///     (accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()),
+    /// ];
+    /// let writes = set_up.map(|(offset, data)| WriteOne::new(0, offset, data).expect("at most 8 bytes"));
+    /// assert_eq!(client.write_multiple(&writes)?, 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write_multiple(&self, writes: &[WriteOne]) -> Result<usize> {
+        let together = self.connection().agreed.write_multiple;
+        let mut done = 0;
+        for piece in writes.chunks(if together { MOST } else { 1 }) {
+            let made = if together { self.write_together(piece) } else { self.write_alone(piece) };
+            match made {
+                Ok(count) if count == piece.len() => done += count,
+                Ok(count) => return Ok(done + count),
+                Err(_) if done > 0 && !self.connection().is_over() => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// One message with at most [`MOST`] writes.
+    fn write_together(&self, writes: &[WriteOne]) -> Result<usize> {
+        let connection = &mut *self.connection();
+        let what = || format!("{} of {} writes", Command::RegionWriteMulti, writes.len());
+        let mut room = [[0; 24]; MOST];
+        let request = Request::RegionWriteMulti(WriteMulti::new(writes, &mut room));
+        let completed = match connection.ask(what, &request, &[])?.reply {
+            Reply::RegionWriteMulti { completed } => usize::try_from(completed).ok(),
+            _ => None,
+        };
+        let possible = completed.filter(|completed| *completed <= writes.len());
+        possible.ok_or_else(|| connection.nonsense(what(), "more writes were made than there were"))
+    }
+
+    /// A message for each.
+    fn write_alone(&self, writes: &[WriteOne]) -> Result<usize> {
+        let mut client = self.clone();
+        for write in writes {
+            client.write_region(write.region(), write.offset(), write.data())?;
+        }
+        Ok(writes.len())
+    }
+}

@@ -1,0 +1,298 @@
+//! Which system calls a server needs, and with what arguments. Nothing is asked of the kernel here.
+//!
+//! The names are the kernel's, which `libc` has per processor. Calls without conditions cost next to nothing:
+//! from Linux 5.11 on the kernel remembers that they are allowed and runs no filter for them. So those of a
+//! request (recvmsg, sendmsg, poll, futex) have none.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+use super::SandboxError;
+
+/// Data of what is open, and what can be known of it.
+const DESCRIPTORS: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_splice,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_pipe2,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_timerfd_gettime,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_ppoll,
+    // A link leads to a name, which opens nothing: /proc/self/fd tells an eventfd from another file.
+    libc::SYS_readlinkat,
+];
+
+/// Sockets that are there, and who is at their other end.
+const SOCKETS: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+];
+
+/// Memory, none of which can be executed (see `checked`).
+const MEMORY: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_msync,
+    libc::SYS_memfd_create,
+    libc::SYS_membarrier,
+];
+
+/// Threads, their signals and their ends.
+const THREADS: &[c_long] = &[
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// What a process may know without asking anyone else.
+const KNOWLEDGE: &[c_long] = &[
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getrandom,
+    // Where the clock cannot be read without the kernel.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+];
+
+/// Files by their names.
+const BY_NAME: &[c_long] = &[
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_unlinkat,
+    libc::SYS_getcwd,
+];
+
+/// Older calls that do the same, which only this processor has.
+#[cfg(target_arch = "x86_64")]
+mod older {
+    use libc::c_long;
+
+    pub(super) const ALLOWED: &[c_long] =
+        &[libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_readlink, libc::SYS_dup2, libc::SYS_time];
+
+    pub(super) const BY_NAME: &[c_long] = &[
+        libc::SYS_open,
+        libc::SYS_creat,
+        libc::SYS_stat,
+        libc::SYS_lstat,
+        libc::SYS_access,
+        libc::SYS_unlink,
+        libc::SYS_rmdir,
+    ];
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod older {
+    use libc::c_long;
+
+    pub(super) const ALLOWED: &[c_long] = &[];
+    pub(super) const BY_NAME: &[c_long] = &[];
+}
+
+/// What `pthread_create` of glibc asks `clone` for, and musl with one flag more, which does nothing.
+const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+/// The answer to each system call.
+#[derive(Debug)]
+pub(super) struct Policy {
+    /// Calls whose rules are empty are allowed always.
+    allowed: Rules,
+    /// Answered EACCES, though they stand in `allowed` too.
+    by_name: Rules,
+    /// Answered ENOSYS, though they stand in `allowed` too.
+    unknown: Rules,
+}
+
+impl Policy {
+    /// The answers for the process of this number.
+    pub(super) fn new(process: u32) -> Policy {
+        let always = [DESCRIPTORS, SOCKETS, MEMORY, THREADS, KNOWLEDGE, older::ALLOWED];
+        let mut allowed: Rules = always.into_iter().flatten().map(|number| (*number, Vec::new())).collect();
+        allowed.extend(checked(process));
+        let mut by_name: Rules =
+            BY_NAME.iter().chain(older::BY_NAME).map(|number| (*number, Vec::new())).collect();
+        // With the flag and no name they are fstat.
+        let by_flag = |argument, flag: i32| rule([masked(argument, bits(flag), 0)]);
+        by_name.insert(libc::SYS_statx, vec![by_flag(2, libc::AT_EMPTY_PATH)]);
+        by_name.insert(libc::SYS_newfstatat, vec![by_flag(3, libc::AT_EMPTY_PATH)]);
+        let unknown = Rules::from([(libc::SYS_clone3, Vec::new())]);
+        for number in by_name.keys().chain(unknown.keys()) {
+            allowed.insert(*number, Vec::new());
+        }
+        Policy { allowed, by_name, unknown }
+    }
+
+    /// Allows more.
+    pub(super) fn allow(mut self, numbers: &[c_long]) -> Policy {
+        for number in numbers {
+            self.by_name.remove(number);
+            self.unknown.remove(number);
+            self.allowed.insert(*number, Vec::new());
+        }
+        self
+    }
+
+    /// The filters, to be installed in their order. Of several that judge a call, the strictest counts.
+    pub(super) fn filters(self) -> Result<Vec<BpfProgram>, SandboxError> {
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SandboxError::Processor)?;
+        let compile = |rules: Rules, otherwise, answer| {
+            SeccompFilter::new(rules, otherwise, answer, arch)
+                .and_then(BpfProgram::try_from)
+                .map_err(|error| SandboxError::Seccomp(error.into()))
+        };
+        let errno = |errno: i32| SeccompAction::Errno(errno.cast_unsigned());
+        Ok(vec![
+            compile(self.by_name, SeccompAction::Allow, errno(libc::EACCES))?,
+            compile(self.unknown, SeccompAction::Allow, errno(libc::ENOSYS))?,
+            // The last, for with it no more can be installed.
+            compile(self.allowed, SeccompAction::KillProcess, SeccompAction::Allow)?,
+        ])
+    }
+}
+
+/// System calls that are allowed with some arguments only.
+fn checked(process: u32) -> Rules {
+    let one_of = |argument, values: &[u64]| values.iter().map(|value| rule([is(argument, *value)])).collect();
+    let not_executable = vec![rule([masked(2, bits(libc::PROT_EXEC), 0)])];
+    Rules::from([
+        (libc::SYS_mmap, not_executable.clone()),
+        (libc::SYS_mprotect, not_executable),
+        // Threads of this process, without a namespace of their own.
+        (libc::SYS_clone, vec![rule([masked(0, bits(!libc::CLONE_DETACHED), bits(THREAD_FLAGS))])]),
+        // abort() and panics that cannot unwind.
+        (libc::SYS_tgkill, vec![rule([is(0, u64::from(process))])]),
+        // Own limits, to look at.
+        (libc::SYS_prlimit64, vec![rule([is(0, 0), is_null(2)])]),
+        // Names of threads, and of memory.
+        (
+            libc::SYS_prctl,
+            one_of(0, &[bits(libc::PR_SET_NAME), bits(libc::PR_GET_NAME), bits(libc::PR_SET_VMA)]),
+        ),
+        (
+            libc::SYS_fcntl,
+            one_of(
+                1,
+                &[
+                    bits(libc::F_GETFD),
+                    bits(libc::F_SETFD),
+                    bits(libc::F_GETFL),
+                    bits(libc::F_SETFL),
+                    bits(libc::F_DUPFD_CLOEXEC),
+                    bits(libc::F_ADD_SEALS),
+                    bits(libc::F_GET_SEALS),
+                ],
+            ),
+        ),
+        // Of sockets, and whether stdout is a terminal: not what a device would answer, nor input to a terminal.
+        (
+            libc::SYS_ioctl,
+            one_of(1, &[libc::FIONBIO, libc::FIOCLEX, libc::TCGETS].map(|request| u64::from(request as u32))),
+        ),
+        // Not those that dial by a name in each message.
+        (
+            libc::SYS_socketpair,
+            vec![rule([is(0, bits(libc::AF_UNIX)), masked(1, 0xf, bits(libc::SOCK_STREAM))])],
+        ),
+        // To who is at the other end.
+        (libc::SYS_sendto, vec![rule([is_null(4)])]),
+        // Not what attaches programs to a socket.
+        (
+            libc::SYS_setsockopt,
+            [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO, libc::SO_RCVBUF, libc::SO_SNDBUF]
+                .map(|option| rule([is(1, bits(libc::SOL_SOCKET)), is(2, bits(option))]))
+                .into(),
+        ),
+    ])
+}
+
+fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> SeccompRule {
+    SeccompRule::new(conditions.into()).expect("a rule has conditions")
+}
+
+/// A C int as the kernel sees it in an argument.
+fn bits(value: libc::c_int) -> u64 {
+    u64::from(value.cast_unsigned())
+}
+
+/// An argument of 32 bits: the kernel ignores the others.
+fn is(argument: u8, value: u64) -> SeccompCondition {
+    condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+fn is_null(argument: u8) -> SeccompCondition {
+    condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> SeccompCondition {
+    condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)
+}
+
+fn condition(argument: u8, length: SeccompCmpArgLen, operator: SeccompCmpOp, value: u64) -> SeccompCondition {
+    SeccompCondition::new(argument, length, operator, value).expect("a system call has six arguments")
+}
