@@ -112,6 +112,19 @@ pub struct DmaSpace {
     faults: AtomicU64,
 }
 
+/// A mapping: where it is, and what lies behind it.
+#[derive(Clone, Debug)]
+pub struct MappedRange {
+    /// First address.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What the device may do there.
+    pub rights: DmaMapFlags,
+    /// The file, and where in it the mapping begins; `None` for memory that has no address in this process.
+    pub file: Option<FileOffset>,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     mappings: BTreeMap<u64, Mapping>,
@@ -253,6 +266,21 @@ impl DmaSpace {
         mapping.backing = first;
         mapping.size = offset;
         inner.mappings.insert(iova, other);
+    }
+
+    /// All mappings as they are, in ascending order.
+    pub fn mappings(&self) -> Vec<MappedRange> {
+        let inner = self.look();
+        let ranges = inner.mappings.iter().map(|(iova, mapping)| MappedRange {
+            iova: *iova,
+            size: mapping.size,
+            rights: mapping.rights,
+            file: match &mapping.backing {
+                Backing::Memory(memory) => memory.file(),
+                Backing::Remote(_) => None,
+            },
+        });
+        ranges.collect()
     }
 
     /// Whether nothing is mapped.

@@ -95,6 +95,12 @@ impl Memory {
         self.writable
     }
 
+    /// The file that these bytes are of, and where in it they begin.
+    pub(crate) fn file(&self) -> Option<FileOffset> {
+        let file = self.mapped.region.file_offset()?;
+        Some(FileOffset::from_arc(file.arc().clone(), file.start().checked_add(self.start as u64)?))
+    }
+
     /// The bytes themselves; `None` if they do not all lie within.
     pub(crate) fn slice(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
         let within = offset.checked_add(count).is_some_and(|end| end <= self.size);

@@ -4,11 +4,14 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, InUse, Info, InterruptsInUse, IoeventfdWrite, Irq,
     IrqAction, IrqData, IrqInfoFlags, LowPower, Region, RegionInfoFlags, WriteWidth,
 };
+use whimbrel_uapi::type1::DmaMapFlags;
 
 /// Tells what is written to it.
 struct Card(Sender<u8>);
@@ -195,4 +198,24 @@ fn a_device_that_sleeps_is_taken_out_of_it_without_telling_its_user() {
     device.enter_low_power(entry.wakeup).unwrap();
     device.info();
     assert_eq!(wakeup.read().unwrap(), 1);
+}
+
+#[test]
+fn the_mappings_of_a_device_are_told_with_their_files() {
+    let (device, _told) = open();
+    let file = std::fs::File::from(memfd_create(c"test", MFdFlags::empty()).unwrap());
+    file.set_len(0x4000).unwrap();
+    let file = std::sync::Arc::new(file);
+    let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
+    let at = |start| FileOffset::from_arc(file.clone(), start);
+    device.bus().dma().map(0x8000, 0x1000, DmaMapFlags::READ, at(0)).unwrap();
+    device.bus().dma().map(0x1000, 0x2000, both, at(0x2000)).unwrap();
+    let told = device.bus().dma().mappings();
+    let ranges: Vec<_> = told.iter().map(|mapped| (mapped.iova, mapped.size, mapped.rights)).collect();
+    assert_eq!(ranges, [(0x1000, 0x2000, both), (0x8000, 0x1000, DmaMapFlags::READ)]);
+    for (mapped, start) in told.iter().zip([0x2000, 0]) {
+        let behind = mapped.file.as_ref().expect("a file");
+        assert!(std::sync::Arc::ptr_eq(behind.arc(), &file));
+        assert_eq!(behind.start(), start);
+    }
 }
