@@ -146,12 +146,27 @@ impl Receiver {
                 return Err(SocketError::System(io::ErrorKind::TimedOut.into()));
             }
             if count == 0 {
-                return match self.deframer.partial() {
-                    Some((received, size)) => Err(SocketError::HungUp { received, size }),
-                    None => Ok(None),
-                };
+                return self.ended().map(|()| None);
             }
         }
+        self.take_ready()
+    }
+
+    /// Reads once, and waits only if nothing has come. `false` if the peer hung up.
+    pub(crate) fn read_once(&mut self) -> Result<bool, SocketError> {
+        self.fill().map(|count| count > 0)
+    }
+
+    /// Once the peer hung up: whether that was between two messages.
+    pub(crate) fn ended(&self) -> Result<(), SocketError> {
+        match self.deframer.partial() {
+            Some((received, size)) => Err(SocketError::HungUp { received, size }),
+            None => Ok(()),
+        }
+    }
+
+    /// The next message, if all of it was read.
+    pub(crate) fn take_ready(&mut self) -> Result<Option<Incoming<'_>>, SocketError> {
         let before = self.deframer.taken();
         let Some(message) = self.deframer.next_message()? else {
             return Ok(None);
@@ -254,6 +269,16 @@ impl Sender {
             }
         }
         Ok(())
+    }
+
+    /// Sends of `bytes` as many as there is room for without waiting, which may be none.
+    pub(crate) fn send_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut control = SendAncillaryBuffer::new(&mut []);
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match sendmsg(&*self.stream, &[IoSlice::new(bytes)], &mut control, flags) {
+            Err(SystemError::INTR | SystemError::AGAIN) => Ok(0),
+            sent => Ok(sent?),
+        }
     }
 
     /// Ends the connection in both directions; who waits in it is told so.

@@ -10,15 +10,18 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
 use whimbrel_uapi::device::IrqInfoFlags;
 
+use super::channel::{Channel, Next};
+use super::client_memory::ClientMemory;
 use super::feature::Log;
 use super::mappings::Mappings;
+use super::queue::Waiting;
 use super::state_channel::StateChannel;
-use super::{ServeError, Shared, region_info};
+use super::{ServeError, Shared, region_info, twin};
 use crate::message::{
-    Command, DeviceInfoReply, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess, RegionInfoReply,
-    Reply, Request, Version,
+    Command, DeviceInfoReply, Header, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess,
+    RegionInfoReply, Reply, Request, Version,
 };
-use crate::socket::{DescriptorError, Incoming, Receiver, Sender, SocketError};
+use crate::socket::{DescriptorError, Incoming, SocketError};
 use crate::{Capabilities, MigrationExtensions};
 
 /// Replies that are sent together at most, in bytes, beside the last.
@@ -28,7 +31,10 @@ const BATCH: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) backend: Arc<Shared>,
-    sender: Sender,
+    /// The socket of the commands.
+    channel: Arc<Channel>,
+    /// The socket of what the server asks, if it is another.
+    twin: Option<Arc<Channel>>,
     /// Replies that were not sent yet.
     pub(super) out: MessageBuffer,
     /// Descriptors for the last of them.
@@ -47,10 +53,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(backend: Arc<Shared>, sender: Sender) -> Client {
+    pub(super) fn new(backend: Arc<Shared>, channel: Channel) -> Client {
         Client {
             backend,
-            sender,
+            channel: Arc::new(channel),
+            twin: None,
             out: MessageBuffer::new(),
             descriptors: Vec::new(),
             agreed: None,
@@ -79,23 +86,40 @@ impl Client {
     }
 
     /// Serves until the client leaves.
-    pub(super) fn run(mut self, mut receiver: Receiver) -> Result<(), ServeError> {
-        loop {
+    pub(super) fn run(mut self) -> Result<(), ServeError> {
+        let channel = self.channel.clone();
+        let result = loop {
+            // Between two messages: all that was executed is answered, or in `out`.
+            let served =
+                if self.shares_socket() { self.serve_shared(&channel) } else { self.serve_alone(&channel) };
+            match served {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        // An access of the device may have ended the connection, and only it knows why.
+        let asked = self.twin.as_ref().unwrap_or(&channel);
+        asked.take_reason().map_or(result, Err)
+    }
+
+    /// Whether the device's accesses to memory may need the socket that the commands come from.
+    fn shares_socket(&self) -> bool {
+        self.twin.is_none() && self.mappings.as_ref().is_some_and(Mappings::has_remote)
+    }
+
+    /// Serves from a socket that nobody else reads: each message where it lies. Breaks when the client has
+    /// left.
+    fn serve_alone(&mut self, channel: &Channel) -> Result<ControlFlow<()>, ServeError> {
+        let mut receiver = channel.receiver();
+        while !self.shares_socket() {
             if !receiver.is_ready() || self.out.len() >= BATCH {
                 self.flush()?;
             }
             let next = match receiver.receive() {
                 Ok(Some(message)) => self.message(message)?,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    if let SocketError::Frame(frame) = &error
-                        && !frame.is_reply
-                    {
-                        self.out.error(frame.id, frame.command, frame.errno());
-                        self.flush()?;
-                    }
-                    return Err(error.into());
-                }
+                Ok(None) => return Ok(ControlFlow::Break(())),
+                Err(error) => return Err(self.cannot_go_on(error.into())),
             };
             if let ControlFlow::Break(error) = next {
                 self.flush()?;
@@ -103,11 +127,44 @@ impl Client {
             }
             receiver.set_limits(self.limits());
         }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Serves from a socket over which the device's accesses to memory go too, from this thread or from
+    /// another. Breaks when the client has left.
+    fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<()>, ServeError> {
+        while self.shares_socket() || channel.has_waiting() {
+            // The next command may wait for the client, and that one for these.
+            self.flush()?;
+            let Waiting { header, payload, descriptors } = match channel.next() {
+                Next::Command(command) => command,
+                Next::Over(None) => return Ok(ControlFlow::Break(())),
+                Next::Over(Some(error)) => return Err(self.cannot_go_on(error)),
+            };
+            let next = self.message(Incoming { header, payload: &payload, descriptors })?;
+            if let ControlFlow::Break(error) = next {
+                self.flush()?;
+                return Err(error);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Tells the client why nothing more of it can be read, if it can be told.
+    fn cannot_go_on(&mut self, error: ServeError) -> ServeError {
+        if let ServeError::Socket(SocketError::Frame(frame)) = &error
+            && !frame.is_reply
+        {
+            self.out.error(frame.id, frame.command, frame.errno());
+            // It may have left meanwhile; what it did before says more.
+            let _ = self.flush();
+        }
+        error
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
-            let sent = self.sender.send(self.out.as_bytes(), &[]);
+            let sent = self.channel.send(self.out.as_bytes(), &[]);
             self.out.clear();
             sent?;
         }
@@ -117,7 +174,7 @@ impl Client {
     fn message(&mut self, message: Incoming<'_>) -> io::Result<ControlFlow<ServeError>> {
         let Incoming { header, payload, descriptors } = message;
         let Kind::Command { no_reply } = header.kind else {
-            tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
+            unasked(&header);
             return Ok(ControlFlow::Continue(()));
         };
         self.replies = !no_reply;
@@ -136,8 +193,8 @@ impl Client {
         if !self.descriptors.is_empty() {
             let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
             let (earlier, last) = self.out.as_bytes().split_at(before);
-            self.sender.send(earlier, &[])?;
-            self.sender.send(last, &descriptors)?;
+            self.channel.send(earlier, &[])?;
+            self.channel.send(last, &descriptors)?;
             self.out.clear();
             self.descriptors.clear();
         }
@@ -205,10 +262,16 @@ impl Client {
             return (Err(Errno::EINVAL), ControlFlow::Continue(()));
         }
         match proposed.answer(&self.backend.capabilities) {
-            Ok(answer) => {
-                let page_size = answer.capabilities.pgsizes & answer.capabilities.pgsizes.wrapping_neg();
-                let most = answer.capabilities.max_dma_maps;
-                self.mappings = Some(Mappings::new(self.device().clone(), page_size, most));
+            Ok(mut answer) => {
+                let limits = Limits { max_data_xfer_size: answer.capabilities.max_data_xfer_size };
+                let twin = twin::make(proposed, &mut answer, &self.channel, limits);
+                if let Some((channel, descriptor)) = twin {
+                    self.twin = Some(Arc::new(channel));
+                    self.descriptors.push(descriptor);
+                }
+                let asked = self.twin.as_ref().unwrap_or(&self.channel).clone();
+                let remote = Arc::new(ClientMemory::new(asked, limits));
+                self.mappings = Some(Mappings::new(self.device().clone(), &answer.capabilities, remote));
                 self.agreed = Some(answer.capabilities.clone());
                 self.out.reply(id, &Reply::Version(answer));
                 (Ok(()), ControlFlow::Continue(()))
@@ -267,6 +330,11 @@ impl Client {
 /// The client leaves: what it has set up goes with it.
 impl Drop for Client {
     fn drop(&mut self) {
+        // First of all, for an access that waits for the client may hold the device. Whoever else holds the
+        // socket, the client sees its end, and can come again.
+        for channel in self.twin.iter().chain([&self.channel]) {
+            channel.close(None);
+        }
         self.state_channel = None;
         let device = &self.backend.device;
         for index in 0..device.info().num_irqs {
@@ -284,7 +352,10 @@ impl Drop for Client {
             let _ = device.dma_logging_stop();
         }
         self.mappings = None;
-        // Whoever else holds the socket, the client sees its end, and can come again.
-        self.sender.shutdown();
     }
+}
+
+/// A reply to nothing that waits for one: it may be late, or the client confused.
+pub(super) fn unasked(header: &Header) {
+    tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
 }

@@ -1,6 +1,6 @@
 //! The memory that a client has mapped for the device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -9,6 +9,8 @@ use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use vm_memory::FileOffset;
 use whimbrel_device::{DeviceFile, Errno};
 
+use super::client_memory::ClientMemory;
+use crate::Capabilities;
 use crate::message::DmaMap;
 
 /// The mappings of one client, which end with it.
@@ -17,6 +19,9 @@ pub(super) struct Mappings {
     device: DeviceFile,
     /// Bytes from each IOVA.
     sizes: BTreeMap<u64, u64>,
+    /// Where those begin that have no file: the client is asked for each access to them.
+    remote: BTreeSet<u64>,
+    memory: Arc<ClientMemory>,
     /// Files that are mapped already: clients map the same one many times, each time with a new descriptor.
     files: BTreeMap<FileKey, Weak<File>>,
     /// The smallest page, in bytes.
@@ -28,8 +33,21 @@ pub(super) struct Mappings {
 type FileKey = (u64, u64, u32);
 
 impl Mappings {
-    pub(super) fn new(device: DeviceFile, page_size: u64, most: u32) -> Mappings {
-        Mappings { device, sizes: BTreeMap::new(), files: BTreeMap::new(), page_size, most: most as usize }
+    pub(super) fn new(device: DeviceFile, agreed: &Capabilities, memory: Arc<ClientMemory>) -> Mappings {
+        Mappings {
+            device,
+            sizes: BTreeMap::new(),
+            remote: BTreeSet::new(),
+            memory,
+            files: BTreeMap::new(),
+            page_size: agreed.pgsizes & agreed.pgsizes.wrapping_neg(),
+            most: agreed.max_dma_maps as usize,
+        }
+    }
+
+    /// Whether the client may be asked for memory.
+    pub(super) fn has_remote(&self) -> bool {
+        !self.remote.is_empty()
     }
 
     /// The checks of `vfio_dma_do_map()`, in its order.
@@ -42,9 +60,13 @@ impl Mappings {
         if self.sizes.len() >= self.most {
             return Err(Errno::ENOSPC);
         }
-        // Without a file the device would have to ask the client for each access, which it cannot do.
-        let file = self.file(file.ok_or(Errno::EOPNOTSUPP)?)?;
-        self.device.bus().dma().map(iova, size, rights, FileOffset::from_arc(file, offset))?;
+        if let Some(file) = file {
+            let file = self.file(file)?;
+            self.device.bus().dma().map(iova, size, rights, FileOffset::from_arc(file, offset))?;
+        } else {
+            self.device.bus().dma().map_remote(iova, size, rights, self.memory.clone())?;
+            self.remote.insert(iova);
+        }
         self.sizes.insert(iova, size);
         Ok(())
     }
@@ -57,6 +79,7 @@ impl Mappings {
         let starts: Vec<u64> = self.sizes.range(iova..=last).map(|(start, _)| *start).collect();
         for start in starts {
             self.sizes.remove(&start);
+            self.remote.remove(&start);
         }
         Ok(unmapped)
     }
@@ -64,6 +87,7 @@ impl Mappings {
     /// Takes everything away.
     pub(super) fn unmap_all(&mut self) -> u64 {
         let dma = self.device.bus().dma();
+        self.remote.clear();
         // Each was mapped as it is.
         let sizes = std::mem::take(&mut self.sizes).into_iter();
         sizes.filter_map(|(iova, size)| dma.unmap(iova, size).ok()).sum()

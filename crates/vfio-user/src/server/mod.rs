@@ -4,21 +4,27 @@
 //! a path. A client may leave and another come: the device's state stays, and what the client had set up of
 //! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
 //!
-//! One thing that a client can do with a file it has given as memory does: if it makes the file shorter, the
-//! device's next access to what is gone is a SIGBUS.
+//! A file that a client has given as memory and then makes shorter would end it, by SIGBUS at the device's next
+//! access: so a [`Backend`] handles that signal ([`survive_lost_memory`]), and such an access is a fault.
+//!
+//! Memory that is mapped without a descriptor is reached by asking for it: VFIO_USER_DMA_READ and
+//! VFIO_USER_DMA_WRITE, over the twin socket if one was agreed on, else over that of the commands. Commands
+//! that come meanwhile are executed in their order. A client that does not answer within five seconds loses
+//! its connection, and what the device wanted of its memory is a fault.
 //!
 //! Answers are those of the kernel's VFIO, errno by errno. What the protocol's text says otherwise or leaves
 //! open:
 //!
 //! - VFIO_USER_DMA_UNMAP takes away all mappings that lie wholly in its range, and says how many bytes those
 //!   had. A range that cuts a mapping is EINVAL. The text wants a range to be exactly one mapping.
-//! - VFIO_USER_DMA_MAP without a descriptor is EOPNOTSUPP.
 //! - Region reads and writes that reach past the region's end are done up to it.
 //! - Migration data without a session is EBADF; after its end ENODEV.
 //! - Unknown commands are ENOTTY, and messages longer than agreed EMSGSIZE, after which the connection is
 //!   over.
 
+mod channel;
 mod client;
+mod client_memory;
 mod doorbells;
 mod feature;
 mod interrupts;
@@ -28,9 +34,11 @@ mod memory;
 mod migration_data;
 mod plain;
 mod process;
+mod queue;
 mod region_info;
 mod registers;
 mod state_channel;
+mod twin;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -41,13 +49,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
-use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
+use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite, survive_lost_memory};
 
+use self::channel::Channel;
 use self::client::Client;
+use self::client_memory::PATIENCE as ANSWER_PATIENCE;
 pub use self::listener::{Listener, Server, Stopper};
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
-use crate::{Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError};
+use crate::{
+    Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError, TwinSocket,
+};
 
 /// How long a client that is turned away may take to say what it is told an answer to.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -98,6 +110,22 @@ pub enum ServeError {
     /// Client and server cannot work together.
     #[error(transparent)]
     Negotiation(#[from] NegotiationError),
+    /// The client did not answer in time. What the device wanted of its memory was a fault.
+    #[error("the client did not answer {0} within {ANSWER_PATIENCE:?}")]
+    NoAnswer(Command),
+    /// The client sent more than can be kept, while the device waited for its memory.
+    #[error(
+        "the client went on after {commands} commands ({bytes} bytes) while its own answer was waited for"
+    )]
+    Flood {
+        /// Commands that waited.
+        commands: usize,
+        /// Bytes that they had.
+        bytes: usize,
+    },
+    /// The client sent a command over the twin socket.
+    #[error("the client sent command {0} over the twin socket, which is for its answers alone")]
+    CommandOverTwin(u16),
     /// Another client has the device. This one was told EBUSY.
     #[error("another client has the device")]
     Busy,
@@ -128,13 +156,13 @@ impl Backend {
     /// A device, with what a server shall offer, and writes for which clients get eventfds
     /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
     ///
-    /// Capabilities can be less than [`Backend::capabilities`], not more: a second socket is never made.
+    /// Capabilities can be less than [`Backend::capabilities`], not more.
     pub fn with(device: DeviceFile, capabilities: Capabilities, ioeventfds: Vec<IoeventfdWrite>) -> Backend {
-        let capabilities = Capabilities {
-            max_msg_fds: capabilities.max_msg_fds.min(MAX_FDS as u32),
-            twin_socket: None,
-            ..capabilities
-        };
+        if let Err(error) = survive_lost_memory() {
+            tracing::warn!(%error, "SIGBUS cannot be handled: a client that shortens its memory ends this process");
+        }
+        let capabilities =
+            Capabilities { max_msg_fds: capabilities.max_msg_fds.min(MAX_FDS as u32), ..capabilities };
         let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
         Backend { shared: Arc::new(Shared { device, capabilities, ioeventfds, data_file, in_use }) }
     }
@@ -145,6 +173,7 @@ impl Backend {
             max_msg_fds: MAX_FDS as u32,
             max_dma_maps: MAX_DMA_MAPS,
             pgsizes: !0xfff,
+            twin_socket: Some(TwinSocket { supported: true, fd_index: None }),
             write_multiple: true,
             migration: Some(MigrationCapability { pgsize: Some(4096), max_bitmap_size: Some(1 << 20) }),
             migration_extensions: Some(MigrationExtensions::ALL),
@@ -165,7 +194,7 @@ impl Backend {
         };
         let limits = Limits { max_data_xfer_size: self.shared.capabilities.max_data_xfer_size };
         let (receiver, sender) = connection(stream, limits);
-        Client::new(self.shared.clone(), sender).run(receiver)
+        Client::new(self.shared.clone(), Channel::new(receiver, sender)).run()
     }
 }
 

@@ -98,7 +98,13 @@ fn a_request_that_cannot_be_right_is_refused_and_the_next_is_served() {
             words(&[32, 3, 0, 0, 0xffff_f000, !0, 8192, 0]),
             Errno::EINVAL,
         ),
-        ("a map without a file", DmaMap.number(), words(&[32, 3, 0, 0, 0, 0, 4096, 0]), Errno::EOPNOTSUPP),
+        (
+            "a map without a file that overflows",
+            DmaMap.number(),
+            words(&[32, 3, 0, 0, 0xffff_f000, !0, 8192, 0]),
+            Errno::EINVAL,
+        ),
+        ("a map without a file or a page", DmaMap.number(), words(&[32, 3, 0, 0, 0, 0, 1, 0]), Errno::EINVAL),
         ("an unmap of nothing", DmaUnmap.number(), words(&[24, 0, 0, 0, 0, 0]), Errno::EINVAL),
         (
             "an unmap that overflows",

@@ -5,5 +5,6 @@ mod answers;
 mod clients;
 mod hostile;
 mod memory;
+mod messages;
 mod migration;
 mod support;

@@ -262,11 +262,26 @@ impl Peer {
     }
 
     pub(crate) fn agree(&mut self, capabilities: Capabilities) -> Version {
+        self.propose(capabilities).0
+    }
+
+    /// What the server answers to a proposal, and its descriptors.
+    pub(crate) fn propose(&mut self, capabilities: Capabilities) -> (Version, Vec<OwnedFd>) {
         let answer = self.ask(&Request::Version(Version::proposal(capabilities))).unwrap();
         match answer.reply() {
-            Reply::Version(version) => version,
+            Reply::Version(version) => (version, answer.fds),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Asks without waiting, and says the request's id.
+    pub(crate) fn send(&mut self, request: &Request<'_>) -> u16 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        let mut out = MessageBuffer::new();
+        out.request(id, false, request);
+        self.sender.send(out.as_bytes(), &[]).unwrap();
+        id
     }
 
     pub(crate) fn ask(&mut self, request: &Request<'_>) -> Result<Answer, Errno> {
@@ -339,6 +354,11 @@ impl Peer {
     /// That the server has hung up.
     pub(crate) fn is_over(&mut self) -> bool {
         matches!(self.receiver.receive(), Ok(None))
+    }
+
+    /// Why the server is done with this client, which has not left.
+    pub(crate) fn end(mut self) -> Result<(), ServeError> {
+        self.thread.take().map_or(Ok(()), |thread| thread.join().unwrap())
     }
 
     /// Leaves, and waits until the server has noticed.

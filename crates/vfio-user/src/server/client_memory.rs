@@ -1,0 +1,106 @@
+//! Memory that a client has mapped without a descriptor: VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use whimbrel_device::{Errno, RemoteMemory};
+
+use super::channel::Channel;
+use crate::message::{DmaAccess, Limits, Reply, Request};
+
+/// How long a client may take to answer. Until it does, the device stands still with whoever makes requests on
+/// it, and no mapping can be taken away; what a client does for an answer is one copy of memory, so that one
+/// that takes longer has failed.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// So many bytes are transferred within [`PATIENCE`], in however many requests.
+const STRETCH: usize = 1 << 20;
+
+/// The memory of one client, at the addresses where it is mapped.
+#[derive(Debug)]
+pub(super) struct ClientMemory {
+    channel: Arc<Channel>,
+    limits: Limits,
+}
+
+/// When the next answer has to be there.
+struct Deadline {
+    at: Instant,
+    left: usize,
+}
+
+impl Deadline {
+    fn new() -> Deadline {
+        Deadline { at: Instant::now() + PATIENCE, left: STRETCH }
+    }
+
+    /// The deadline of a request of so many bytes.
+    fn of(&mut self, count: usize) -> Instant {
+        if self.left == 0 {
+            *self = Deadline::new();
+        }
+        self.left = self.left.saturating_sub(count);
+        self.at
+    }
+}
+
+impl ClientMemory {
+    pub(super) fn new(channel: Arc<Channel>, limits: Limits) -> ClientMemory {
+        ClientMemory { channel, limits }
+    }
+
+    /// Bytes of one request.
+    fn most(&self) -> usize {
+        (self.limits.max_data_xfer_size as usize).max(1)
+    }
+
+    /// Asks once, and gives the answer to `take`, which says whether it is one to this request.
+    fn ask(
+        &self,
+        request: &Request<'_>,
+        deadline: Instant,
+        take: impl FnOnce(&Reply<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        let command = request.command();
+        let payload = self.channel.ask(request, deadline)?;
+        match Reply::parse(command, &payload, self.limits) {
+            Ok(reply) if take(&reply) => return Ok(()),
+            Ok(_) => tracing::debug!(%command, "the answer is about other memory"),
+            Err(error) => tracing::debug!(%command, %error, "the answer is malformed"),
+        }
+        Err(Errno::EIO)
+    }
+}
+
+impl RemoteMemory for ClientMemory {
+    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let mut deadline = Deadline::new();
+        let mut at = iova;
+        for piece in data.chunks_mut(self.most()) {
+            let count = piece.len();
+            let access = DmaAccess { iova: at, count: count as u64 };
+            self.ask(&Request::DmaRead(access), deadline.of(count), |reply| match reply {
+                Reply::DmaRead { iova, data } if *iova == at && data.len() == count => {
+                    piece.copy_from_slice(data);
+                    true
+                }
+                _ => false,
+            })?;
+            // Only behind the last piece is 2^64.
+            at = at.wrapping_add(count as u64);
+        }
+        Ok(())
+    }
+
+    fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
+        let mut deadline = Deadline::new();
+        let mut at = iova;
+        for data in data.chunks(self.most()) {
+            let written = DmaAccess { iova: at, count: data.len() as u64 };
+            let request = Request::DmaWrite { iova: at, data };
+            self.ask(&request, deadline.of(data.len()), |reply| *reply == Reply::DmaWrite(written))?;
+            at = at.wrapping_add(written.count);
+        }
+        Ok(())
+    }
+}
