@@ -60,6 +60,11 @@ impl Failure {
         self
     }
 
+    /// What the reader can do about it, where that is known.
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The result as far as there is one: with `--json` its keys stand beside `error` and `hint`.
     pub(crate) fn result(mut self, result: &impl Serialize) -> Failure {
         if let Ok(Value::Object(keys)) = serde_json::to_value(result) {

@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Landlock. The socket's name stays when the server ends, and the next server there replaces it.
     #[arg(long)]
     sandbox: bool,
+    /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the
+    /// socket's folder is taken away with the socket
+    #[arg(long, hide = true, conflicts_with = "sandbox")]
+    owned: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -76,6 +80,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .map_err(|error| Failure::from_io(format!("cannot serve at {socket}"), &error))?;
     stop_on_signal(server.stopper())
         .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
+    if arguments.owned {
+        stop_after(io::stdin(), server.stopper())
+            .map_err(|error| Failure::from_io("cannot wait for stdin to end", &error))?;
+    }
     match confined {
         Some(confined) => output::note(format_args!("serving {model} at {socket}, confined by {confined}")),
         None => output::note(format_args!("serving {model} at {socket}")),
@@ -83,19 +91,29 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let clients = server
         .run()
         .map_err(|error| Failure::from_io(format!("{socket} can be served no longer"), &error))?;
+    if arguments.owned {
+        drop(server);
+        // Another server may have its socket there still: who is last takes it away.
+        let _ = arguments.socket.parent().map(std::fs::remove_dir);
+    }
     let text = format!("served {clients} clients at {socket}");
     output.result(&Served { model: model.to_string(), socket, clients }, text)
 }
 
 /// From here on SIGINT and SIGTERM end nothing but the server.
 fn stop_on_signal(stopper: Stopper) -> io::Result<()> {
-    let (mut signalled, signal) = UnixStream::pair()?;
+    let (signalled, signal) = UnixStream::pair()?;
     for number in [SIGINT, SIGTERM] {
         signal_hook::low_level::pipe::register(number, signal.try_clone()?)?;
     }
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        // An end that cannot be read is as good as a signal: nobody could stop the server then.
-        let _ = signalled.read(&mut [0]);
+    stop_after(signalled.take(1), stopper)
+}
+
+/// Stops the server once there is no more to read.
+fn stop_after(mut input: impl Read + Send + 'static, stopper: Stopper) -> io::Result<()> {
+    std::thread::Builder::new().name("end".into()).spawn(move || {
+        // An end that cannot be read is as good: nobody could stop the server then.
+        let _ = io::copy(&mut input, &mut io::sink());
         stopper.stop();
     })?;
     Ok(())

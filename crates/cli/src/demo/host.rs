@@ -10,8 +10,9 @@ use clap::Args;
 use parking_lot::Mutex;
 use whimbrel_engine::{Address, Destination, Guest, Link, Listener, Progress, Source, SourceOptions};
 
+use super::attachment::Attachment;
 use super::machine::Machine;
-use super::messages::{Config, Event, Evidence, Moment, Order, Role};
+use super::messages::{Config, Event, Evidence, Failed, Moment, NotSent, Order, Role};
 use super::work::{self, Work};
 use crate::failure::Failure;
 
@@ -25,23 +26,38 @@ const WATCH: Duration = Duration::from_millis(50);
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// How long a connection is tried.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether the work has failed.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the work may take to go on after a move that failed.
+const WATCH_WORK: Duration = Duration::from_secs(1);
 
 /// Runs a host until its work is done or its orders end.
 pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     let orders = orders()?;
-    let result = match next(&orders)? {
-        Order::Begin(config) => match config.role {
-            Role::Source => source(&config, &orders),
-            Role::Destination => destination(&config, &orders),
-        },
-        Order::Send { .. } => Err(Failure::new("the first order must be to begin")),
+    let Order::Begin(config) = next(&orders)? else {
+        return Err(Failure::new("the first order must be to begin"));
     };
-    if let Err(failure) = &result {
-        tell(&Event::Failed { error: failure.message() })?;
+    if let Err(failed) = begin(&config, &orders) {
+        tell(&Event::Failed(failed))?;
     }
     // The demo ends its hosts by closing their stdin: whoever exits before would look like a failure.
     while next(&orders).is_ok() {}
     Ok(())
+}
+
+fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
+    let failed = |failure: Failure, device_lost| Failed {
+        error: failure.message(),
+        hint: failure.advice().map(str::to_string),
+        device_lost,
+    };
+    let name = format!("accel at the {}", config.role);
+    let attachment = Attachment::open(&name, &config.device).map_err(|failure| failed(failure, true))?;
+    let work = match config.role {
+        Role::Source => source,
+        Role::Destination => destination,
+    };
+    work(config, &attachment, orders).map_err(|failure| failed(failure, attachment.is_lost()))
 }
 
 /// Reads orders on a thread, so that the end of stdin is seen whatever else goes on.
@@ -76,23 +92,36 @@ fn tell(event: &Event) -> Result<(), Failure> {
 }
 
 /// Waits, unless the orders end.
-fn linger(orders: &Receiver<Order>, ms: u64) -> Result<(), Failure> {
-    match orders.recv_timeout(Duration::from_millis(ms)) {
+fn linger(orders: &Receiver<Order>, how_long: Duration) -> Result<(), Failure> {
+    match orders.recv_timeout(how_long) {
         Err(RecvTimeoutError::Timeout) => Ok(()),
         Err(RecvTimeoutError::Disconnected) => Err(Failure::new("the orders ended")),
         Ok(order) => Err(Failure::new(format!("{order:?} came out of turn"))),
     }
 }
 
-fn source(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
-    let machine = Machine::new("accel at the source", &config.device, config.memory)?;
+/// The same while the program works, unless that fails.
+fn linger_at_work(orders: &Receiver<Order>, work: &Work, ms: u64) -> Result<(), Failure> {
+    let until = Instant::now().checked_add(Duration::from_millis(ms));
+    loop {
+        let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+        linger(orders, left.min(LOOK))?;
+        work.check()?;
+        if left <= LOOK {
+            return Ok(());
+        }
+    }
+}
+
+fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) -> Result<(), Failure> {
+    let machine = Machine::new(attachment, config.memory)?;
     work::set_up(&machine)?;
     let work = Work::start(&machine, config.dirty_rate)?;
     while !work::has_begun(&machine.memory)? {
-        linger(orders, 1)?;
+        linger_at_work(orders, &work, 1)?;
     }
-    linger(orders, config.work_before_ms)?;
-    tell(&Event::Working)?;
+    linger_at_work(orders, &work, config.work_before_ms)?;
+    tell(&Event::Working { state_bytes: attachment.state_bytes })?;
     let Order::Send { address } = next(orders)? else {
         return Err(Failure::new("there is only one order to begin"));
     };
@@ -124,10 +153,24 @@ fn source(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
             tell(&Event::Sent { report: report.into(), evidence })
         }
         Err(error) => {
-            let before = work::books(&machine.memory)?.completed;
-            linger(orders, config.work_before_ms.max(100))?;
-            let works_on = work::books(&machine.memory)?.completed > before;
-            tell(&Event::NotSent { error: error.to_string(), works_on })
+            let works_on = goes_on(&machine, orders)?;
+            let device_lost = attachment.is_lost();
+            tell(&Event::NotSent(NotSent { error: error.to_string(), works_on, device_lost }))
+        }
+    }
+}
+
+/// Whether the work goes on after a move that failed.
+fn goes_on(machine: &Machine<'_>, orders: &Receiver<Order>) -> Result<bool, Failure> {
+    let before = work::books(&machine.memory)?.completed;
+    let until = Instant::now() + WATCH_WORK;
+    loop {
+        linger(orders, Duration::from_millis(1))?;
+        if work::books(&machine.memory)?.completed > before {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
         }
     }
 }
@@ -146,14 +189,14 @@ impl Guest for Held<'_> {
     }
 }
 
-fn destination(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure> {
-    let machine = Machine::new("accel at the destination", &config.device, config.memory)?;
+fn destination(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) -> Result<(), Failure> {
+    let machine = Machine::new(attachment, config.memory)?;
     let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
     let address = listener
         .address()
         .map_err(|error| Failure::from_io("cannot tell the address listened at", &error))?;
-    tell(&Event::Listening { address: address.to_string() })?;
+    tell(&Event::Listening { address: address.to_string(), state_bytes: attachment.state_bytes })?;
     let link = listener.accept().map_err(|error| Failure::from_io("cannot accept the source", &error))?;
     let arrival = Arrival { machine: &machine, rate: config.dirty_rate, found: Mutex::default() };
     let mut device = machine.device()?;
@@ -162,13 +205,13 @@ fn destination(config: &Config, orders: &Receiver<Order>) -> Result<(), Failure>
         return Err(Failure::new("the device runs, but its work was not started"));
     };
     tell(&Event::Received { evidence })?;
-    linger(orders, config.work_after_ms)?;
+    linger_at_work(orders, &work, config.work_after_ms)?;
     tell(&Event::Finished(work.finish()?))
 }
 
 /// The program as the engine sees it at the destination.
 struct Arrival<'a> {
-    machine: &'a Machine,
+    machine: &'a Machine<'a>,
     rate: u64,
     found: Mutex<Found>,
 }

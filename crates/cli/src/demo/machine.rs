@@ -9,16 +9,15 @@ use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 use whimbrel_engine::Ram;
-use whimbrel_models::{Model, OpenModel};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Local, SavingRead, State, Version, region};
+use whimbrel_user::{Device, DmaRegion, SavingRead, State};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::attachment::Attachment;
 use super::messages::Evidence;
 use super::work;
 use crate::failure::Failure;
 use crate::output;
-use crate::target::region_version;
 
 /// Memory whose writes by this process are logged page by page.
 pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
@@ -36,19 +35,16 @@ pub(super) fn check_memory(bytes: u64) -> Result<(), Failure> {
 }
 
 /// Memory from address 0 on, and the device that reaches it under the same addresses.
-pub(super) struct Machine {
+pub(super) struct Machine<'a> {
     pub(super) memory: Memory,
-    /// Keeps the device at work.
-    model: OpenModel,
-    /// The text that its migration region follows, if it has one.
-    version: Version,
+    attachment: &'a Attachment,
 }
 
 /// Bytes read at a time for a digest.
 const PIECE: usize = 1 << 20;
 
-impl Machine {
-    pub(super) fn new(name: &str, model: &str, bytes: u64) -> Result<Machine, Failure> {
+impl<'a> Machine<'a> {
+    pub(super) fn new(attachment: &'a Attachment, bytes: u64) -> Result<Machine<'a>, Failure> {
         check_memory(bytes)?;
         let no_memory = |error: std::io::Error| {
             Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
@@ -69,10 +65,7 @@ impl Machine {
         let memory = GuestRegionMmap::new(region, GuestAddress(0))
             .and_then(|region| Memory::from_regions(vec![region]).ok())
             .ok_or_else(|| no_memory(std::io::Error::other("it does not fit the address space")))?;
-        let model: Model = model.parse().map_err(|error| Failure::from_error(&error))?;
-        let version = region_version(&model);
-        let model = model.open(name).map_err(|error| Failure::from_error(&error))?;
-        let machine = Machine { memory, model, version };
+        let machine = Machine { memory, attachment };
         let mut device = machine.device()?;
         for region in machine.memory.iter() {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
@@ -84,7 +77,7 @@ impl Machine {
 
     /// Another user's handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
-        Ok(region::adapt_as(Box::new(Local::new(self.model.device.clone())), self.version)?)
+        self.attachment.device()
     }
 
     /// What can be seen of the machine while its device stands in STOP.

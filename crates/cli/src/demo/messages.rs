@@ -1,6 +1,7 @@
 //! What the demo and its two hosts tell each other: one JSON object a line.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,11 +24,21 @@ impl fmt::Display for Role {
     }
 }
 
+/// Where a host has its device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Place {
+    /// In its own process.
+    Inside { model: String },
+    /// Behind a vfio-user socket. Which model a server serves is known of those that the demo has started.
+    Served { socket: PathBuf, model: Option<String> },
+}
+
 /// What a host needs to know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Config {
     pub(super) role: Role,
-    pub(super) device: String,
+    pub(super) device: Place,
     pub(super) memory: u64,
     pub(super) dirty_rate: u64,
     pub(super) downtime_limit_ms: u64,
@@ -48,22 +59,41 @@ pub(super) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    /// Destination: senders are welcome.
-    Listening { address: String },
-    /// Source: the device is at work.
-    Working,
+    /// Destination: senders are welcome. The device has so many bytes of own state.
+    Listening { address: String, state_bytes: u64 },
+    /// Source: the device is at work. It has so many bytes of own state.
+    Working { state_bytes: u64 },
     /// Source: the migration goes on.
     Progress(Moment),
     /// Source: the device is gone.
     Sent { report: Figures, evidence: Evidence },
-    /// Source: the migration failed; whether the device's work goes on.
-    NotSent { error: String, works_on: bool },
+    /// Source: the migration failed.
+    NotSent(NotSent),
     /// Destination: the device is here; what was found before it ran.
     Received { evidence: Evidence },
     /// Destination: the work is over.
     Finished(Finished),
     /// Something else went wrong.
-    Failed { error: String },
+    Failed(Failed),
+}
+
+/// How a migration failed at the source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct NotSent {
+    pub(super) error: String,
+    /// Whether the device's work goes on.
+    pub(super) works_on: bool,
+    /// Whether the device can no longer be reached.
+    pub(super) device_lost: bool,
+}
+
+/// What ended a host's work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Failed {
+    pub(super) error: String,
+    pub(super) hint: Option<String>,
+    /// Whether the device can no longer be reached.
+    pub(super) device_lost: bool,
 }
 
 /// A moment of the migration.

@@ -1,42 +1,57 @@
-//! The main job with nothing but this machine: two processes, a device with work and its memory, moved live from one to
-//! the other over TCP, and verified.
+//! The main job with nothing but this machine: a device with work and its memory, moved live from one process to
+//! another over TCP, and verified. Each of the two hosts uses its device over vfio-user, from a server in a process
+//! of its own, as a device back end is used in earnest; or in its own process.
 //!
-//! This process only starts the two hosts, passes messages, and judges what they report ([`verify`]). What a host does
-//! is in [`host`], the machine it has in [`machine`], the program that keeps the device busy in [`work`].
+//! This process only starts the others ([`processes`]), passes messages, and judges what they report ([`verify`]).
+//! What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
+//! the program that keeps the device busy in [`work`].
 
+mod attachment;
 mod host;
 mod machine;
 mod messages;
+mod outcome;
+mod processes;
 mod verify;
 mod work;
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::Args;
-use serde::Serialize;
 use whimbrel_engine::Observer;
 use whimbrel_models::Model;
 
-use self::messages::{Config, Event, Order, Role};
-use self::verify::{Check, Findings};
+use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
+use self::outcome::{Outcome, Text};
+use self::processes::{Processes, Trouble, unexpected};
+use self::verify::Findings;
 use crate::failure::Failure;
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::progress::Bar;
+use crate::target::Target;
 
 pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 
 /// Move a working device and its memory live between two processes, and verify that nothing was lost.
 ///
-/// Two processes are started on this machine. The first gives its device work through DMA memory: it fills, copies and
-/// checks blocks, and every completion is checked. In the middle of that the device and all memory move to the second
-/// process over TCP, where the work goes on. Nothing is needed but this program.
+/// Two hosts are started on this machine, each a process, and for each a second process that serves its device over
+/// vfio-user. The first host gives its device work through DMA memory: it fills, copies and checks blocks, and every
+/// completion is checked. In the middle of that the device and all memory move to the second host over TCP, where the
+/// work goes on. Nothing is needed but this program, and nothing is left behind.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device: model:accel with its settings, protocol=v1 and draft among them, or model:legacy
+    /// The device: model:accel with its settings, protocol=v1 and draft among them, or model:legacy; or
+    /// vfio-user:SOCKET, together with --destination
     #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
     device: String,
+    /// The device that --device is moved to, if that is vfio-user:SOCKET: a second socket, at which the same model is
+    /// served. The demo resets both devices before it begins, and leaves them to their servers
+    #[arg(long, value_name = "TARGET")]
+    destination: Option<String>,
+    /// Keep the model in the two processes that use it, and start no servers
+    #[arg(long, conflicts_with = "destination")]
+    in_process: bool,
     /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     memory: u64,
@@ -58,29 +73,11 @@ pub(crate) struct Arguments {
     work_after: u64,
 }
 
-/// The result. The names are stable: scripts read them.
-#[derive(Debug, Serialize)]
-struct Outcome {
-    verified: bool,
-    downtime_ms: f64,
-    predicted_downtime_ms: f64,
-    downtime_limit_ms: u64,
-    total_ms: f64,
-    inspection_ms: f64,
-    rounds: u32,
-    memory_bytes: u64,
-    zero_bytes: u64,
-    device_bytes: u64,
-    final_bytes: u64,
-    /// What the last bytes take at the measured speed.
-    final_transfer_ms: f64,
-    throughput_bytes_per_s: f64,
-    /// Jobs the device had completed when it was stopped at the source.
-    completions_before: u64,
-    /// Jobs it had completed at the destination at the end, those before included.
-    completions_total: u64,
-    checks: Vec<Check>,
-}
+const AFTER_HELP: &str = "\
+Examples:
+  whimbrel demo
+  whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
+  whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
 /// A size in bytes, as the models take it.
 fn size(text: &str) -> Result<u64, String> {
@@ -96,236 +93,196 @@ fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// What the demo moves.
+#[derive(Debug, PartialEq, Eq)]
+enum Devices {
+    /// A model in each host, by a name that the hosts parse again.
+    Inside(String),
+    /// A model in two servers that the demo starts.
+    Served(String),
+    /// What two servers have that run already, at these sockets.
+    Running(PathBuf, PathBuf),
+}
+
+impl Devices {
+    fn new(device: &str, destination: Option<&str>, in_process: bool) -> Result<Devices, Failure> {
+        match (device.parse()?, destination.map(str::parse).transpose()?) {
+            (Target::Model(model, name), None) => {
+                if let Model::Serial(..) = model {
+                    return Err(Failure::new(format!(
+                        "the demo gives its device work by DMA, which '{device}' cannot do"
+                    ))
+                    .hint("give --device model:accel"));
+                }
+                Ok(if in_process { Devices::Inside(name) } else { Devices::Served(name) })
+            }
+            (Target::Model(..), Some(_)) => Err(Failure::new(
+                "--destination is for servers that run already, and a model is served at both ends by the demo itself",
+            )
+            .hint("leave --destination out, or give --device vfio-user:SOCKET too")),
+            (Target::VfioUser(_), None) => {
+                Err(Failure::new(format!("'{device}' is one device, and the demo moves it to another"))
+                    .hint("serve the same model at a second socket, and give --destination vfio-user:SOCKET"))
+            }
+            (Target::VfioUser(_), Some(_)) if in_process => {
+                Err(Failure::new(format!("'{device}' is in its server's process: --in-process is for models")))
+            }
+            (Target::VfioUser(source), Some(Target::VfioUser(destination))) => {
+                let is_same = |one: &PathBuf, other: &PathBuf| match (one.canonicalize(), other.canonicalize()) {
+                    (Ok(one), Ok(other)) => one == other,
+                    _ => one == other,
+                };
+                if is_same(&source, &destination) {
+                    return Err(Failure::new(format!("'{device}' cannot be moved to itself"))
+                        .hint("serve the same model at a second socket, and give that as --destination"));
+                }
+                Ok(Devices::Running(source, destination))
+            }
+            (Target::VfioUser(_), Some(other)) => Err(not_movable(&other.to_string())),
+            (Target::Group(_) | Target::Cdev(_) | Target::Host(_), _) => Err(not_movable(device)),
+        }
+    }
+
+    /// The TARGETs that are moved from and to.
+    fn targets(&self) -> (String, String) {
+        match self {
+            Devices::Inside(model) | Devices::Served(model) => {
+                (format!("model:{model}"), format!("model:{model}"))
+            }
+            Devices::Running(source, destination) => (
+                Target::VfioUser(source.clone()).to_string(),
+                Target::VfioUser(destination.clone()).to_string(),
+            ),
+        }
+    }
+}
+
+fn not_movable(target: &str) -> Failure {
+    Failure::new(format!("the demo moves a model, and '{target}' is none"))
+        .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
+}
+
+/// What a demo found that went to its end.
+struct Found {
+    report: Figures,
+    sent: Evidence,
+    received: Evidence,
+    finished: Finished,
+}
+
 /// Runs the demo.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let device = model(&arguments.device)?;
+    let devices = Devices::new(&arguments.device, arguments.destination.as_deref(), arguments.in_process)?;
     machine::check_memory(arguments.memory)?;
-    let config = Config {
-        role: Role::Destination,
-        device: device.clone(),
-        memory: arguments.memory,
-        dirty_rate: arguments.dirty_rate,
-        downtime_limit_ms: arguments.downtime_limit,
-        max_rounds: arguments.max_rounds,
-        work_before_ms: arguments.work_before,
-        work_after_ms: arguments.work_after,
-    };
     let mut bar = Bar::migration(output);
-    bar.message("starting two processes");
-    let mut destination = Host::start(&config)?;
-    let mut source = Host::start(&Config { role: Role::Source, ..config })?;
-    let address = match destination.event()? {
-        Event::Listening { address } => address,
-        other => return Err(destination.unexpected(&other)),
-    };
-    bar.message("working");
-    match source.event()? {
-        Event::Working => {}
-        other => return Err(source.unexpected(&other)),
-    }
-    source.order(&Order::Send { address })?;
-    let (report, sent) = loop {
-        match source.event()? {
-            Event::Progress(progress) => bar.progress(&progress.into()),
-            Event::Sent { report, evidence } => break (report, evidence),
-            Event::NotSent { error, works_on } => {
-                let after = if works_on { "its work goes on at the source" } else { "its work has stopped" };
-                return Err(Failure::new(format!("the migration failed: {error} ({after})")));
-            }
-            other => return Err(source.unexpected(&other)),
-        }
-    };
-    let received = match destination.event()? {
-        Event::Received { evidence } => evidence,
-        other => return Err(destination.unexpected(&other)),
-    };
-    bar.message("working at the destination");
-    let finished = match destination.event()? {
-        Event::Finished(finished) => finished,
-        other => return Err(destination.unexpected(&other)),
-    };
+    let mut processes = Processes::new()?;
+    let found = perform(arguments, &devices, &mut processes, &mut bar);
+    let found = found.map_err(|trouble| processes.explain(trouble));
+    // Before anything is said: who has read it finds nothing left.
+    drop(processes);
     drop(bar);
 
-    let checks = verify::all(&Findings { sent: &sent, received: &received, finished: &finished });
-    let verified = checks.iter().all(|check| check.ok);
-    let final_transfer = if report.throughput_bytes_per_s > 0.0 {
-        report.final_bytes as f64 / report.throughput_bytes_per_s * 1000.0
-    } else {
-        0.0
-    };
-    let outcome = Outcome {
-        verified,
-        downtime_ms: report.downtime_ms,
-        predicted_downtime_ms: report.predicted_downtime_ms,
-        downtime_limit_ms: arguments.downtime_limit,
-        total_ms: report.total_ms,
-        inspection_ms: report.inspection_ms,
-        rounds: report.rounds,
-        memory_bytes: report.memory_bytes,
-        zero_bytes: report.zero_bytes,
-        device_bytes: report.device_bytes,
-        final_bytes: report.final_bytes,
-        final_transfer_ms: final_transfer,
-        throughput_bytes_per_s: report.throughput_bytes_per_s,
-        completions_before: sent.program.completed,
-        completions_total: finished.program.completed,
-        checks,
-    };
-    if verified {
-        return output.result(&outcome, text(&device, arguments.memory, &outcome));
+    let Found { report, sent, received, finished } = found?;
+    let findings = Findings { sent: &sent, received: &received, finished: &finished };
+    let outcome = Outcome::new(&devices, arguments.downtime_limit, &report, &findings);
+    let text = Text { outcome: &outcome, devices: &devices, memory: arguments.memory };
+    if outcome.verified {
+        return output.result(&outcome, text);
     }
-    output.partial(text(&device, arguments.memory, &outcome))?;
+    output.partial(text)?;
     Err(Failure::new("the move could not be verified: see the checks above").result(&outcome))
 }
 
-/// The model behind a demo's device, in the form the hosts parse again.
-fn model(target: &str) -> Result<String, Failure> {
-    let name = target.strip_prefix("model:").ok_or_else(|| {
-        Failure::new(format!("the demo moves a model, and '{target}' is none"))
-            .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
-    })?;
-    match name.parse::<Model>() {
-        Ok(Model::Accel(..) | Model::Legacy(_)) => Ok(name.to_string()),
-        Ok(_) => {
-            Err(Failure::new(format!("the demo gives its device work by DMA, which '{target}' cannot do"))
-                .hint("give --device model:accel"))
-        }
-        Err(error) => Err(Failure::from_error(&error)),
+/// Starts the processes, and listens to them until all is done.
+fn perform(
+    arguments: &Arguments,
+    devices: &Devices,
+    processes: &mut Processes,
+    bar: &mut Bar,
+) -> Result<Found, Trouble> {
+    bar.message(match devices {
+        Devices::Served(_) => "starting four processes",
+        Devices::Inside(_) | Devices::Running(..) => "starting two processes",
+    });
+    for role in [Role::Destination, Role::Source] {
+        processes.start_host(role)?;
     }
-}
-
-fn text(device: &str, memory: u64, outcome: &Outcome) -> String {
-    let mut table = output::table(["", ""]);
-    let rounds = match outcome.rounds {
-        1 => "one round".to_string(),
-        rounds => format!("{rounds} rounds"),
+    let mut place = |role| {
+        Ok::<_, Failure>(match (devices, role) {
+            (Devices::Inside(model), _) => Place::Inside { model: model.clone() },
+            (Devices::Served(model), role) => {
+                let socket = processes.start_server(role, model)?;
+                Place::Served { socket, model: Some(model.clone()) }
+            }
+            (Devices::Running(socket, _), Role::Source)
+            | (Devices::Running(_, socket), Role::Destination) => {
+                Place::Served { socket: socket.clone(), model: None }
+            }
+        })
     };
-    let rate = output::rate(outcome.throughput_bytes_per_s);
-    let after = outcome.completions_total.saturating_sub(outcome.completions_before);
-    table.add_row([
-        "downtime".to_string(),
-        format!(
-            "{}, {} expected, {} ms allowed",
-            output::milliseconds(outcome.downtime_ms),
-            output::milliseconds(outcome.predicted_downtime_ms),
-            outcome.downtime_limit_ms
-        ),
-    ]);
-    table.add_row([
-        "in all".to_string(),
-        format!("{}, {rounds} while the device worked", output::milliseconds(outcome.total_ms)),
-    ]);
-    table.add_row([
-        "carried".to_string(),
-        format!(
-            "{} of memory, {} of device state, {} of both while it stood still",
-            output::bytes(outcome.memory_bytes),
-            output::bytes(outcome.device_bytes),
-            output::bytes(outcome.final_bytes)
-        ),
-    ]);
-    table.add_row([
-        "speed".to_string(),
-        format!("{rate}, at which the last bytes take {}", output::milliseconds(outcome.final_transfer_ms)),
-    ]);
-    table.add_row([
-        "work".to_string(),
-        format!(
-            "{} jobs completed at the source, {after} more at the destination",
-            outcome.completions_before
-        ),
-    ]);
-    let body: String =
-        table.to_string().lines().skip(1).map(|line| format!("  {}\n", line.trim_end())).collect();
-    let checks: String = outcome
-        .checks
-        .iter()
-        .map(|check| {
-            format!("  {} {}: {}\n", if check.ok { "ok    " } else { "FAILED" }, check.what, check.found)
-        })
-        .collect();
-    let verdict = if outcome.verified { "verified" } else { "NOT verified" };
-    format!(
-        "moved {device} and {} of memory to another process while it worked\n{body}{verdict}\n{checks}",
-        output::bytes(memory)
-    )
+    let places = [(Role::Destination, place(Role::Destination)?), (Role::Source, place(Role::Source)?)];
+    processes.wait_for_servers()?;
+    for (role, device) in places {
+        processes.begin(Config {
+            role,
+            device,
+            memory: arguments.memory,
+            dirty_rate: arguments.dirty_rate,
+            downtime_limit_ms: arguments.downtime_limit,
+            max_rounds: arguments.max_rounds,
+            work_before_ms: arguments.work_before,
+            work_after_ms: arguments.work_after,
+        })?;
+    }
+    let address = begin(processes, bar)?;
+    processes.order(Role::Source, &Order::Send { address })?;
+    follow(processes, bar)
 }
 
-/// One of the two processes. It is killed if this end goes away.
-struct Host {
-    role: Role,
-    child: Child,
-    orders: ChildStdin,
-    events: Lines<BufReader<ChildStdout>>,
-}
-
-/// How long a process that has been told to end may take.
-const ENDING: Duration = Duration::from_millis(20);
-
-impl Host {
-    fn start(config: &Config) -> Result<Host, Failure> {
-        let program = std::env::current_exe()
-            .map_err(|error| Failure::from_io("cannot find this program's own file", &error))?;
-        let mut child = Command::new(program)
-            .arg("demo-host")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| Failure::from_io("cannot start a second process", &error))?;
-        let (Some(orders), Some(events)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Failure::new("a second process was started without its pipes"));
-        };
-        let mut host = Host { role: config.role, child, orders, events: BufReader::new(events).lines() };
-        host.order(&Order::Begin(config.clone()))?;
-        Ok(host)
-    }
-
-    fn order(&mut self, order: &Order) -> Result<(), Failure> {
-        let sent = serde_json::to_string(order).map_err(std::io::Error::from).and_then(|line| {
-            writeln!(self.orders, "{line}")?;
-            self.orders.flush()
-        });
-        sent.map_err(|error| match self.death() {
-            Some(failure) => failure,
-            None => Failure::from_io(format!("cannot reach the {} process", self.role), &error),
-        })
-    }
-
-    fn event(&mut self) -> Result<Event, Failure> {
-        let event = match self.events.next() {
-            Some(Ok(line)) => serde_json::from_str(&line)
-                .map_err(|error| Failure::new(format!("the {} process said nonsense: {error}", self.role)))?,
-            Some(Err(error)) => {
-                return Err(Failure::from_io(format!("cannot hear the {} process", self.role), &error));
+/// Waits until both ends are ready, and returns where the destination listens.
+fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, Trouble> {
+    let (mut listening, mut working) = (None, None);
+    loop {
+        match processes.event()? {
+            (Role::Destination, Event::Listening { address, state_bytes }) => {
+                bar.message("working");
+                listening = Some((address, state_bytes));
             }
-            None => {
-                // Its end of the pipe closes a moment before its status can be had.
-                std::thread::sleep(ENDING);
-                return Err(self.death().unwrap_or_else(|| {
-                    Failure::new(format!("the {} process closed its output", self.role))
-                }));
+            (Role::Source, Event::Working { state_bytes }) => working = Some(state_bytes),
+            (role, event) => return Err(unexpected(role, &event).into()),
+        }
+        if let (Some((address, there)), Some(here)) = (&listening, working) {
+            if *there != here {
+                return Err(Failure::new(format!(
+                    "the device at the source has {here} bytes of own state and the one at the destination {there}"
+                ))
+                .hint("serve the same model with the same settings at both sockets")
+                .into());
             }
-        };
-        match event {
-            Event::Failed { error } => Err(Failure::new(format!("the {} process: {error}", self.role))),
-            event => Ok(event),
+            return Ok(address.clone());
         }
     }
-
-    fn death(&mut self) -> Option<Failure> {
-        let status = self.child.try_wait().ok()??;
-        Some(Failure::new(format!("the {} process ended in the middle of the demo: {status}", self.role)))
-    }
-
-    fn unexpected(&self, event: &Event) -> Failure {
-        Failure::new(format!("the {} process said {event:?} out of turn", self.role))
-    }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+/// Follows the move until both ends have told all. Neither waits for the other to have told it.
+fn follow(processes: &mut Processes, bar: &mut Bar) -> Result<Found, Trouble> {
+    let (mut all_sent, mut all_received, mut all_finished) = (None, None, None);
+    loop {
+        match processes.event()? {
+            (Role::Source, Event::Progress(progress)) => bar.progress(&progress.into()),
+            (Role::Source, Event::Sent { report, evidence }) => all_sent = Some((report, evidence)),
+            (Role::Destination, Event::Received { evidence }) => {
+                bar.message("working at the destination");
+                all_received = Some(evidence);
+            }
+            (Role::Destination, Event::Finished(finished)) => all_finished = Some(finished),
+            (role, event) => return Err(unexpected(role, &event).into()),
+        }
+        (all_sent, all_received, all_finished) = match (all_sent, all_received, all_finished) {
+            (Some((report, sent)), Some(received), Some(finished)) => {
+                return Ok(Found { report, sent, received, finished });
+            }
+            not_yet => not_yet,
+        };
     }
 }

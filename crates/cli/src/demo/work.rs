@@ -179,7 +179,7 @@ struct Program {
 }
 
 /// Prepares memory and device for the program: once, at the source.
-pub(super) fn set_up(machine: &Machine) -> Result<(), Failure> {
+pub(super) fn set_up(machine: &Machine<'_>) -> Result<(), Failure> {
     let memory = &machine.memory;
     fill_with_noise(memory)?;
     let mut device = machine.device()?;
@@ -253,7 +253,7 @@ fn read_u64(device: &mut dyn Device, register: u64) -> Result<u64, Failure> {
 }
 
 impl Program {
-    fn new(machine: &Machine, rate: u64) -> Result<Program, Failure> {
+    fn new(machine: &Machine<'_>, rate: u64) -> Result<Program, Failure> {
         let mut device = machine.device()?;
         let interrupt =
             EventFd::new(EFD_NONBLOCK).map_err(|error| Failure::from_io("cannot make an eventfd", &error))?;
@@ -428,7 +428,7 @@ pub(super) struct Work {
 
 impl Work {
     /// Goes on where the books in memory say. `rate` is in bytes of memory per second.
-    pub(super) fn start(machine: &Machine, rate: u64) -> Result<Work, Failure> {
+    pub(super) fn start(machine: &Machine<'_>, rate: u64) -> Result<Work, Failure> {
         let mut program = Program::new(machine, rate)?;
         let shared = Arc::new((Mutex::new((Wish::Work, Doing::Working)), Condvar::new()));
         let thread = std::thread::Builder::new()
@@ -442,6 +442,14 @@ impl Work {
             })
             .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
         Ok(Work { shared, thread: Some(thread) })
+    }
+
+    /// Fails if the work has failed.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match &self.shared.0.lock().1 {
+            Doing::Failed(why) => Err(Failure::new(why.clone())),
+            Doing::Working | Doing::Paused => Ok(()),
+        }
     }
 
     /// Waits until the program touches neither memory nor device any more.
@@ -508,7 +516,7 @@ fn run(program: &mut Program, (state, changed): &(Mutex<(Wish, Doing)>, Condvar)
         program.wait();
         if let Err(error) = program.step(true) {
             let mut state = state.lock();
-            state.1 = Doing::Failed(error.to_string());
+            state.1 = Doing::Failed(error.message());
             changed.notify_all();
             return;
         }

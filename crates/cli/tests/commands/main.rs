@@ -6,6 +6,7 @@
 mod abi;
 mod command_line;
 mod damage;
+mod demo_servers;
 mod files;
 mod fsm;
 mod migration;

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde_json::Value;
+use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
+use whimbrel_user::Device;
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 /// A finished run.
 #[derive(Debug)]
@@ -153,6 +156,47 @@ impl Receiver {
             stdout,
             stderr: std::mem::take(&mut self.told),
         }
+    }
+}
+
+/// `whimbrel serve` in a process of its own, until it is dropped.
+pub(crate) struct Served {
+    child: Child,
+    pub(crate) target: String,
+}
+
+impl Served {
+    pub(crate) fn start(model: &str, socket: &Path) -> Served {
+        let mut command = command(["serve", model, "--socket", &argument(socket)]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with("serving "), "{told}");
+        Served { child, target: format!("vfio-user:{}", argument(socket)) }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let path = self.target.strip_prefix("vfio-user:").unwrap();
+        Client::connect(path, &ClientOptions::default()).unwrap()
+    }
+
+    /// Leaves a mark in the device's state.
+    pub(crate) fn mark(&self, value: u32) {
+        self.client().write_region(0, REGISTER_QUEUE_SIZE, &value.to_le_bytes()).unwrap();
+    }
+
+    pub(crate) fn marked(&self) -> u32 {
+        let mut value = [0; 4];
+        self.client().read_region(0, REGISTER_QUEUE_SIZE, &mut value).unwrap();
+        u32::from_le_bytes(value)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended by itself, which its test has seen.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

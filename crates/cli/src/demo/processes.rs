@@ -1,0 +1,409 @@
+//! The processes of a demo: two hosts, and the servers of their devices where those are its own.
+//!
+//! They end with the demo, however it ends: it kills them, and each ends by itself when its stdin does, which is
+//! what happens when the demo is killed. The servers' sockets lie in a folder for nobody else, which goes away
+//! with them.
+
+use std::collections::VecDeque;
+use std::fs::Permissions;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tempfile::TempDir;
+
+use super::messages::{Config, Event, Failed, NotSent, Order, Role};
+use crate::failure::Failure;
+use crate::output;
+
+/// How long a process may take to end once its output has.
+const ENDING: Duration = Duration::from_secs(2);
+/// How long is waited for what else there is to say of a failure.
+const SETTLING: Duration = Duration::from_secs(3);
+/// Between two looks at a process that is ending.
+const PAUSE: Duration = Duration::from_millis(1);
+/// As many of a server's last lines on stderr are kept.
+const LINES: usize = 8;
+
+/// What a process is to the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Host(Role),
+    /// Of a host's device.
+    Server(Role),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Host(role) => write!(f, "the {role} process"),
+            Part::Server(role) => write!(f, "the server of the {role}'s device"),
+        }
+    }
+}
+
+/// Why the demo cannot go on.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Died(Part),
+    Failed(Role, Failed),
+    NotSent(NotSent),
+    Other(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        Trouble::Other(failure)
+    }
+}
+
+/// What the demo hears.
+enum Heard {
+    /// A line of a host's stdout or of a server's stderr.
+    Line(Part, String),
+    /// That it ended.
+    End(Part),
+    Signal(i32),
+}
+
+/// All processes of a demo.
+pub(super) struct Processes {
+    all: Vec<Process>,
+    heard: Receiver<Heard>,
+    speaker: Sender<Heard>,
+    /// Whether a failure of one host is one of the other too.
+    moving: bool,
+    /// Removed when the processes have ended.
+    folder: Option<TempDir>,
+}
+
+struct Process {
+    part: Part,
+    child: Child,
+    stdin: ChildStdin,
+    /// A server's last lines.
+    said: VecDeque<String>,
+    /// Whether a server has said that it serves.
+    serves: bool,
+}
+
+impl Processes {
+    /// None yet. From here on SIGINT and SIGTERM end the demo alone, which ends the others.
+    pub(super) fn new() -> Result<Processes, Failure> {
+        let (speaker, heard) = channel();
+        let mut signals = Signals::new([SIGINT, SIGTERM])
+            .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
+        let signalled = speaker.clone();
+        spawn("signals", move || {
+            // Once the demo hears no more it is ending already.
+            let _ = signals.forever().try_for_each(|number| signalled.send(Heard::Signal(number)));
+        })?;
+        Ok(Processes { all: Vec::new(), heard, speaker, moving: false, folder: None })
+    }
+
+    /// Starts a host. It waits for its orders.
+    pub(super) fn start_host(&mut self, role: Role) -> Result<(), Failure> {
+        let mut command = this_program()?;
+        command.arg("demo-host").stdout(Stdio::piped());
+        self.start(Part::Host(role), command)
+    }
+
+    /// Starts the server of a host's device, and returns its socket, which is not there yet.
+    pub(super) fn start_server(&mut self, role: Role, model: &str) -> Result<PathBuf, Failure> {
+        let folder = match &mut self.folder {
+            Some(folder) => folder,
+            none => none.insert(folder()?),
+        };
+        let socket = folder.path().join(role.to_string());
+        SocketAddr::from_pathname(&socket).map_err(|error| {
+            Failure::new(format!("{} cannot be the path of a socket: {error}", socket.display()))
+                .hint("set TMPDIR to a folder with a shorter name, or use --in-process")
+        })?;
+        let mut command = this_program()?;
+        command.args(["serve", "--owned", model, "--socket"]).arg(&socket);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        self.start(Part::Server(role), command)?;
+        Ok(socket)
+    }
+
+    fn start(&mut self, part: Part, mut command: Command) -> Result<(), Failure> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            // A signal from the keyboard is for the demo, which is to say why it ends.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| Failure::from_io("cannot start another process", &error))?;
+        let stdin = child.stdin.take();
+        let out: Option<Box<dyn Read + Send>> = match part {
+            Part::Host(_) => child.stdout.take().map(|out| Box::new(out) as _),
+            Part::Server(_) => child.stderr.take().map(|out| Box::new(out) as _),
+        };
+        // Both were asked for above.
+        let (Some(stdin), Some(out)) = (stdin, out) else {
+            return Err(Failure::new("another process was started without its pipes"));
+        };
+        self.all.push(Process { part, child, stdin, said: VecDeque::new(), serves: false });
+        let speaker = self.speaker.clone();
+        spawn("listener", move || {
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if speaker.send(Heard::Line(part, line)).is_err() {
+                    return;
+                }
+            }
+            // A demo that hears no more ends its processes anyway.
+            let _ = speaker.send(Heard::End(part));
+        })
+    }
+
+    /// Waits until every server that was started serves.
+    pub(super) fn wait_for_servers(&mut self) -> Result<(), Trouble> {
+        while self.servers().any(|server| !server.serves) {
+            if let Some((role, event)) = self.listen(None)? {
+                return Err(unexpected(role, &event).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Process> {
+        self.all.iter().filter(|process| matches!(process.part, Part::Server(_)))
+    }
+
+    fn of(&mut self, part: Part) -> Option<&mut Process> {
+        self.all.iter_mut().find(|process| process.part == part)
+    }
+
+    /// Gives a host an order.
+    pub(super) fn order(&mut self, role: Role, order: &Order) -> Result<(), Trouble> {
+        self.moving |= matches!(order, Order::Send { .. });
+        let part = Part::Host(role);
+        let process = self.of(part).ok_or_else(|| Failure::new(format!("{part} has not been started")))?;
+        let sent = serde_json::to_string(order).map_err(io::Error::from).and_then(|line| {
+            writeln!(process.stdin, "{line}")?;
+            process.stdin.flush()
+        });
+        sent.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Trouble::Died(part),
+            _ => Failure::from_io(format!("cannot reach {part}"), &error).into(),
+        })
+    }
+
+    /// Tells a host what it needs to know.
+    pub(super) fn begin(&mut self, config: Config) -> Result<(), Trouble> {
+        self.order(config.role, &Order::Begin(config))
+    }
+
+    /// Waits for a host to say something.
+    pub(super) fn event(&mut self) -> Result<(Role, Event), Trouble> {
+        loop {
+            if let Some(told) = self.listen(None)? {
+                return Ok(told);
+            }
+        }
+    }
+
+    /// Takes the next thing heard, and waits for it until `deadline`. `None` was no event, or there was nothing.
+    fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, Trouble> {
+        let heard = match deadline {
+            None => self.heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        };
+        let (role, event) = match heard {
+            // It holds a speaker itself: nobody can hang up.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
+            Ok(Heard::Signal(number)) => {
+                let name = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
+                return Err(Failure::new(format!("the demo was ended by {name}")).into());
+            }
+            Ok(Heard::End(part)) => return Err(Trouble::Died(part)),
+            Ok(Heard::Line(part @ Part::Server(_), line)) => {
+                if let Some(server) = self.of(part) {
+                    server.take_line(line);
+                }
+                return Ok(None);
+            }
+            Ok(Heard::Line(Part::Host(role), line)) => {
+                let event = serde_json::from_str(&line)
+                    .map_err(|error| Failure::new(format!("{} said nonsense: {error}", Part::Host(role))))?;
+                (role, event)
+            }
+        };
+        match event {
+            Event::Failed(failed) => Err(Trouble::Failed(role, failed)),
+            Event::NotSent(not_sent) => Err(Trouble::NotSent(not_sent)),
+            event => {
+                self.moving &= !matches!(event, Event::Sent { .. });
+                Ok(Some((role, event)))
+            }
+        }
+    }
+
+    /// What a failure comes from. Who hears of it first need not be who caused it: a little is waited for what the
+    /// others have to say.
+    pub(super) fn explain(&mut self, first: Trouble) -> Failure {
+        let mut known = Known::default();
+        if let Err(failure) = known.learn(first) {
+            return failure;
+        }
+        let deadline = Instant::now() + SETTLING;
+        while self.lacks(&known) && Instant::now() < deadline {
+            // That something else goes well changes nothing.
+            if let Err(trouble) = self.listen(Some(deadline))
+                && let Err(failure) = known.learn(trouble)
+            {
+                return failure;
+            }
+        }
+        let migration = known.not_sent.map(|NotSent { error, works_on, .. }| {
+            let after = if works_on { "its work goes on at the source" } else { "its work has stopped" };
+            format!("the migration failed: {error} ({after})")
+        });
+        match (known.died, migration) {
+            (Some(part), None) => Failure::new(self.death(part)),
+            (Some(part), Some(migration)) => Failure::new(format!("{}; {migration}", self.death(part))),
+            (None, Some(migration)) => Failure::new(migration),
+            (None, None) => {
+                let Some((role, failed)) = known.failed.into_iter().next() else {
+                    return Failure::new("the demo cannot go on");
+                };
+                let failure = Failure::new(format!("{}: {}", Part::Host(role), failed.error));
+                match failed.hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
+            }
+        }
+    }
+
+    /// Whether somebody will have more to say.
+    fn lacks(&self, known: &Known) -> bool {
+        let has_failed = |role| known.failed.iter().any(|(other, _)| *other == role);
+        let source_is_over = known.not_sent.is_some() || has_failed(Role::Source);
+        match known.died {
+            Some(Part::Host(Role::Source)) => false,
+            // The source is to say whether the device works on there, if it can.
+            Some(part) => self.moving && part != Part::Server(Role::Source) && !source_is_over,
+            None => {
+                let lost = |role| match role {
+                    Role::Source if known.not_sent.as_ref().is_some_and(|told| told.device_lost) => true,
+                    _ => known.failed.iter().any(|(other, failed)| *other == role && failed.device_lost),
+                };
+                // Its server, if it is the demo's own, is dead or dying.
+                let server_died = self.servers().any(|server| match server.part {
+                    Part::Server(role) | Part::Host(role) => lost(role),
+                });
+                server_died || self.moving && !(source_is_over && has_failed(Role::Destination))
+            }
+        }
+    }
+
+    fn death(&mut self, part: Part) -> String {
+        let Some(process) = self.of(part) else { return format!("{part} has not been started") };
+        let status = process.status();
+        let said = match process.said.make_contiguous() {
+            [] => String::new(),
+            lines => format!(": {}", lines.join("; ")),
+        };
+        match status {
+            Some(status) => format!("{part} ended in the middle of the demo: {status}{said}"),
+            None => format!("{part} closed its output in the middle of the demo{said}"),
+        }
+    }
+}
+
+/// What is known of a failure.
+#[derive(Default)]
+struct Known {
+    died: Option<Part>,
+    failed: Vec<(Role, Failed)>,
+    not_sent: Option<NotSent>,
+}
+
+impl Known {
+    /// Adds something. What needs no explanation is returned.
+    fn learn(&mut self, trouble: Trouble) -> Result<(), Failure> {
+        match trouble {
+            Trouble::Died(part) => self.died = self.died.or(Some(part)),
+            Trouble::Failed(role, failed) => self.failed.push((role, failed)),
+            Trouble::NotSent(not_sent) => self.not_sent = Some(not_sent),
+            Trouble::Other(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    /// A line of a server.
+    fn take_line(&mut self, line: String) {
+        if !self.serves && line.starts_with("serving ") {
+            self.serves = true;
+            return;
+        }
+        if std::env::var_os("WHIMBREL_LOG").is_some() {
+            output::note(&line);
+        }
+        if self.said.len() == LINES {
+            self.said.pop_front();
+        }
+        self.said.push_back(line);
+    }
+
+    /// How it ended; a little is waited for that.
+    fn status(&mut self) -> Option<std::process::ExitStatus> {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < deadline => thread::sleep(PAUSE),
+                ended => return ended.ok().flatten(),
+            }
+        }
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for process in &mut self.all {
+            // It may have ended by itself, which is as good.
+            let _ = process.child.kill();
+        }
+        for process in &mut self.all {
+            let _ = process.child.wait();
+        }
+    }
+}
+
+/// What an event says that should not come now.
+pub(super) fn unexpected(role: Role, event: &Event) -> Failure {
+    Failure::new(format!("{} said {event:?} out of turn", Part::Host(role)))
+}
+
+fn this_program() -> Result<Command, Failure> {
+    std::env::current_exe()
+        .map(Command::new)
+        .map_err(|error| Failure::from_io("cannot find this program's own file", &error))
+}
+
+fn folder() -> Result<TempDir, Failure> {
+    tempfile::Builder::new()
+        .prefix("whimbrel-demo-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()
+        .map_err(|error| Failure::from_io("cannot make a folder for the sockets of the servers", &error))
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| Failure::from_io("cannot start a thread", &error))
+}

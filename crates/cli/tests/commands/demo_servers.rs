@@ -1,0 +1,119 @@
+//! The demo on two servers that run already.
+
+use serde_json::Value;
+use tempfile::TempDir;
+use whimbrel_user::{Device, State};
+
+use crate::support::{Run, Served, argument, whimbrel};
+
+const MODEL: &str = "accel?state=2MiB&rate=1MiB";
+
+/// Two servers that have just been started.
+fn servers(folder: &TempDir, models: [&str; 2]) -> [Served; 2] {
+    let [source, destination] = models;
+    [
+        Served::start(source, &folder.path().join("source")),
+        Served::start(destination, &folder.path().join("destination")),
+    ]
+}
+
+/// Small, so that it is quick in a build without optimisation too.
+fn demo([source, destination]: [&Served; 2]) -> Run {
+    let (source, destination) = (&source.target, &destination.target);
+    whimbrel([
+        "demo",
+        "--json",
+        "--memory",
+        "32MiB",
+        "--dirty-rate",
+        "8MiB",
+        "--downtime-limit",
+        "30000",
+        "--device",
+        source,
+        "--destination",
+        destination,
+    ])
+}
+
+fn verified(run: Run) -> Value {
+    let told = run.succeeded().json();
+    assert_eq!(told["verified"], true, "{told}");
+    assert_eq!(told["checks"].as_array().map(Vec::len), Some(7), "{told}");
+    told
+}
+
+#[test]
+fn a_device_moves_between_servers_that_run_already_as_often_as_is_asked_for_and_both_ways() {
+    let folder = TempDir::new().unwrap();
+    let [one, other] = servers(&folder, [MODEL, MODEL]);
+    for [source, destination] in [[&one, &other], [&one, &other], [&other, &one]] {
+        let told = verified(demo([source, destination]));
+        assert_eq!(told["reached_by"], "vfio-user");
+        assert_eq!(told["device"], source.target.as_str());
+        assert_eq!(told["destination"], destination.target.as_str());
+        assert_eq!(source.client().state().unwrap(), State::Stop);
+        assert_eq!(destination.client().state().unwrap(), State::Running);
+    }
+}
+
+#[test]
+fn servers_whose_devices_migrate_through_a_region_do_too() {
+    for model in ["accel?state=2MiB&protocol=v1", "legacy?state=64KiB"] {
+        let folder = TempDir::new().unwrap();
+        let [source, destination] = servers(&folder, [model, model]);
+        verified(demo([&source, &destination]));
+    }
+}
+
+#[test]
+fn a_server_whose_device_cannot_do_the_demos_work_is_said_with_why() {
+    let folder = TempDir::new().unwrap();
+    let [accel, serial] = servers(&folder, [MODEL, "serial"]);
+    let why = format!("{}: it cannot do the demo's work: its BAR 0 has 8 bytes", serial.target);
+    let hint = "`whimbrel serve accel --socket PATH`";
+    demo([&serial, &accel]).failed().says(&["the source process", &why, hint]);
+    demo([&accel, &serial]).failed().says(&["the destination process", &why, hint]);
+}
+
+#[test]
+fn servers_whose_devices_differ_are_told_apart_before_anything_moves() {
+    let folder = TempDir::new().unwrap();
+    let [source, destination] = servers(&folder, [MODEL, "accel?state=1MiB"]);
+    demo([&source, &destination]).failed().says(&[
+        "at the source has 2097152 bytes of own state and the one at the destination 1048576",
+        "hint: serve the same model with the same settings",
+    ]);
+}
+
+#[test]
+fn a_server_that_is_busy_or_gone_is_named() {
+    let folder = TempDir::new().unwrap();
+    let [source, destination] = servers(&folder, [MODEL, MODEL]);
+    let client = destination.client();
+    demo([&source, &destination]).failed().says(&[
+        "the destination process",
+        &destination.target,
+        "another client uses the device: it has to leave first",
+    ]);
+    drop(client);
+    let target = source.target.clone();
+    drop(source);
+    whimbrel(["demo", "--device", &target, "--destination", &destination.target]).failed().says(&[
+        "the source process",
+        &target,
+        "no server is there; start it first",
+    ]);
+}
+
+#[test]
+fn a_socket_is_not_its_own_destination_whatever_the_path_to_it() {
+    let folder = TempDir::new().unwrap();
+    let [source, _destination] = servers(&folder, [MODEL, MODEL]);
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(folder.path().join("source"), &link).unwrap();
+    let link = format!("vfio-user:{}", argument(&link));
+    whimbrel(["demo", "--device", &source.target, "--destination", &link])
+        .failed()
+        .says(&["cannot be moved to itself"]);
+}

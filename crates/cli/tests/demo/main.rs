@@ -1,0 +1,140 @@
+//! The demo, as a user runs it: what it prints, and what it says when it cannot be done.
+#![allow(clippy::unwrap_used)]
+
+mod endings;
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Small, so that it is quick in a build without optimisation too.
+const SMALL: [&str; 4] = ["--memory", "32MiB", "--dirty-rate", "8MiB"];
+const DEVICE: [&str; 2] = ["--device", "model:accel?state=2MiB&rate=1MiB"];
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
+    command.arg("demo").args(SMALL).args(arguments).stdin(Stdio::null());
+    if !arguments.contains(&"--device") {
+        command.args(DEVICE);
+    }
+    command
+}
+
+fn demo(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// That the demo found nothing wrong; returns what it told.
+#[track_caller]
+fn verified(output: &Output) -> Value {
+    let told = json(output);
+    assert!(output.status.success(), "{told}");
+    assert_eq!(told["verified"], true, "{told}");
+    let checks = told["checks"].as_array().unwrap();
+    assert_eq!(checks.len(), 7, "{told}");
+    assert!(checks.iter().all(|check| check["ok"] == true), "{told}");
+    told
+}
+
+#[test]
+fn a_working_device_of_servers_moves_and_every_check_holds() {
+    let told = verified(&demo(&["--json"]));
+    assert_eq!(told["reached_by"], "vfio-user");
+    assert_eq!(told["device"], "model:accel?state=2MiB&rate=1MiB");
+    assert_eq!(told["destination"], told["device"]);
+    for key in [
+        "downtime_ms",
+        "predicted_downtime_ms",
+        "total_ms",
+        "rounds",
+        "memory_bytes",
+        "device_bytes",
+        "throughput_bytes_per_s",
+    ] {
+        assert!(told[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {told}");
+    }
+    assert!(told["memory_bytes"].as_u64().unwrap() >= 32 << 20, "{told}");
+    assert!(told["device_bytes"].as_u64().unwrap() >= 2 << 20, "all of the state holds something: {told}");
+    assert!(told["completions_total"].as_u64() > told["completions_before"].as_u64(), "{told}");
+}
+
+#[test]
+fn a_working_device_in_the_hosts_own_processes_moves_and_every_check_holds() {
+    let told = verified(&demo(&["--json", "--in-process"]));
+    assert_eq!(told["reached_by"], "in-process");
+    assert!(told["device_bytes"].as_u64().unwrap() >= 2 << 20, "{told}");
+}
+
+#[test]
+fn a_working_device_that_migrates_through_a_region_moves_too() {
+    // A legacy's state goes by reads and writes of 8 bytes, each of which is a message to a server.
+    for model in ["accel?protocol=v1&state=2MiB", "accel?protocol=draft&state=2MiB", "legacy?state=64KiB"] {
+        for way in [None, Some("--in-process")] {
+            let device = format!("model:{model}");
+            // What a served region of v1 writes to memory nobody logs: all of it is sent again while it stands still.
+            let mut arguments = vec!["--json", "--device", &device, "--downtime-limit", "30000"];
+            arguments.extend(way);
+            let told = verified(&demo(&arguments));
+            assert_eq!(told["device"], device);
+            let least = if device.ends_with("2MiB") { 2 << 20 } else { 64 << 10 };
+            assert!(told["device_bytes"].as_u64().unwrap() >= least, "{device}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_person_reads_what_moved_and_that_it_is_verified() {
+    let output = demo(&[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for words in [
+        "moved accel?state=2MiB&rate=1MiB and 32.00 MiB of memory",
+        "each in a server's process of its own, used over vfio-user",
+        "downtime",
+        "verified",
+        "no completion is lost",
+    ] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+    assert!(output.stderr.is_empty(), "a pipe gets no progress: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source() {
+    let output = demo(&["--downtime-limit", "0", "--max-rounds", "2", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = json(&output);
+    let error = told["error"].as_str().unwrap();
+    for words in ["after 2 rounds", "the device runs on here", "its work goes on at the source"] {
+        assert!(error.contains(words), "{words} in {error}");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let cases: [(&[&str], i32, &str); 13] = [
+        (&["--device", "vfio-user:a"], 1, "give --destination vfio-user:SOCKET"),
+        (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], 1, "cannot be moved to itself"),
+        (&["--device", "vfio-user:a", "--destination", "model:accel"], 1, "'model:accel' is none"),
+        (&["--device", "vfio-user:a", "--destination", "group:3b:00.0"], 1, "'group:3b:00.0' is none"),
+        (&["--destination", "vfio-user:a"], 1, "leave --destination out"),
+        (&["--device", "vfio-user:a", "--destination", "vfio-user:b", "--in-process"], 2, "--in-process"),
+        (&["--device", "vfio-user:a", "--in-process"], 1, "give --destination vfio-user:SOCKET"),
+        (&["--device", "model:serial"], 1, "give --device model:accel"),
+        (&["--device", "group:3b:00.0"], 1, "'group:3b:00.0' is none"),
+        (&["--device", "model:accel?state=1"], 1, "state"),
+        (&["--memory", "1MiB"], 1, "16.00 MiB at least"),
+        (&["--memory", "lots"], 2, "give a number of bytes"),
+        (&["--dirty-rate", "5"], 2, "1 MiB a second is the least"),
+    ];
+    for (arguments, status, words) in cases {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_whimbrel")).arg("demo").args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+        assert!(errors.contains(words), "{arguments:?}: {errors}");
+    }
+}
