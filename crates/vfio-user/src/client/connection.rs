@@ -1,4 +1,7 @@
 //! Requests to a server, one at a time, and what may come back. What a request means is not known here.
+//!
+//! What the server asks over the same socket is answered while a reply is waited for, and else by a thread for
+//! that ([`idle`](super::idle)).
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -7,10 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_user::{Error, Result};
 
+use super::idle::Idle;
 use super::memory::Memory;
+use super::twin::{Twin, TwinError};
 use crate::Capabilities;
 use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
@@ -32,6 +38,8 @@ pub(super) struct Connection {
     pub(super) memory: Memory,
     /// How many data sessions have begun, or were ended by a reset.
     pub(super) sessions: Arc<AtomicU64>,
+    twin: Option<Twin>,
+    idle: Option<Idle>,
 }
 
 /// A reply with what came with it.
@@ -73,6 +81,8 @@ impl Connection {
             agreed: proposed,
             memory: Memory::default(),
             sessions: Arc::default(),
+            twin: None,
+            idle: None,
         })
     }
 
@@ -91,6 +101,53 @@ impl Connection {
         self.agreed = agreed;
         let limits = self.limits();
         self.receiver.set_limits(limits);
+    }
+
+    /// Serves the twin socket, if there is one in the server's answer to what was proposed. Whether there is.
+    pub(super) fn take_twin(
+        &mut self,
+        proposed: &Capabilities,
+        answer: &Capabilities,
+        descriptors: Vec<OwnedFd>,
+    ) -> std::result::Result<bool, TwinError> {
+        let is_asked = proposed.twin_socket.is_some_and(|twin| twin.supported);
+        let memory = self.memory.clone();
+        self.twin = Twin::of(answer.twin_socket, is_asked, descriptors, memory, self.limits())?;
+        Ok(self.twin.is_some())
+    }
+
+    /// From now on the server is answered also while nothing is asked of it. `this` is what the connection is
+    /// in.
+    pub(super) fn attend(&mut self, this: &Arc<Mutex<Connection>>) -> io::Result<()> {
+        if self.twin.is_none() && self.idle.is_none() {
+            self.idle = Some(Idle::start(Arc::downgrade(this), self.sender.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Answers one request of the server, which has begun to come, and those that were read with it.
+    pub(super) fn serve(&mut self) {
+        if !self.is_over {
+            self.serve_next();
+            self.serve_ready();
+        }
+    }
+
+    /// Answers what was read already: nothing else would tell that it has come.
+    fn serve_ready(&mut self) {
+        while !self.is_over && self.receiver.is_ready() {
+            self.serve_next();
+        }
+    }
+
+    fn serve_next(&mut self) {
+        let deadline = Instant::now().checked_add(self.patience);
+        match self.step(None, deadline) {
+            Ok(_) => return,
+            Err(Failed::Socket(error)) => tracing::debug!(%error, "the connection is over"),
+            Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "the connection is over"),
+        }
+        self.close();
     }
 
     /// Whether nothing can be asked any more.
@@ -135,7 +192,7 @@ impl Connection {
         let deadline = before.checked_add(self.patience);
         let command = request.command();
         let descriptors = loop {
-            match self.step(id, command, deadline) {
+            match self.step(Some((id, command)), deadline) {
                 Ok(Step::Served) => {}
                 Ok(Step::Reply(descriptors)) => break descriptors,
                 Ok(Step::Refused(errno)) => {
@@ -152,17 +209,19 @@ impl Connection {
                 }
             }
         };
+        if self.idle.is_some() {
+            self.serve_ready();
+        }
         match Reply::parse(command, &self.payload, self.limits()) {
             Ok(reply) => Ok(Answer { reply, descriptors }),
             Err(error) => Err(malformed(&self.name, what(), &error)),
         }
     }
 
-    /// Takes one message.
+    /// Takes one message: a request of the server, or the reply to what is waited for.
     fn step(
         &mut self,
-        id: u16,
-        command: Command,
+        awaited: Option<(u16, Command)>,
         deadline: Option<Instant>,
     ) -> std::result::Result<Step, Failed> {
         let limits = self.limits();
@@ -180,7 +239,13 @@ impl Connection {
                 }
                 Ok(Step::Served)
             }
-            Kind::Reply | Kind::Error(_) if (header.id, header.command) != (id, command.number()) => {
+            Kind::Reply | Kind::Error(_)
+                if awaited.map(|(id, command)| (id, command.number()))
+                    != Some((header.id, header.command)) =>
+            {
+                let Some((id, command)) = awaited else {
+                    return Err(Failed::Other(format!("a reply came that nobody waits for: {}", header.id)));
+                };
                 // A server that is busy answers before it has seen what was asked.
                 if let (Kind::Error(errno), 0, Command::Version) = (header.kind, header.id, command) {
                     return Ok(Step::Refused(errno));
@@ -213,9 +278,19 @@ impl Connection {
         }
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.is_over = true;
         self.sender.shutdown();
+        if let Some(twin) = &self.twin {
+            twin.shutdown();
+        }
+    }
+}
+
+/// Its threads see the end of their sockets, and end.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

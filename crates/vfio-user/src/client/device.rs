@@ -456,25 +456,28 @@ impl Device for Client {
         let connection = &mut *self.connection();
         let what = || format!("{} at {iova:#x}", Command::DmaMap);
         let file = memory.file().cloned().filter(|_| connection.agreed.max_msg_fds > 0);
+        if file.is_none() {
+            connection.attend(&self.connection).map_err(|error| Error::Unusable {
+                device: self.name.clone(),
+                why: format!("{}: no thread to answer the server's requests for memory: {error}", what()),
+            })?;
+        }
         let offset = file.as_ref().map_or(0, FileOffset::start);
         let map = DmaMap { rights, offset, iova, size: memory.size() };
         let descriptors: Vec<_> = file.iter().map(|file| file.file().as_fd()).collect();
-        connection.ask(what, &Request::DmaMap(map), &descriptors).map(drop).map_err(|error| {
-            match (error.errno(), &file) {
-                (Some(Errno::EOPNOTSUPP), None) => Error::Unusable {
-                    device: self.name.clone(),
-                    why: format!(
-                        "{}: {}: this server reaches memory only through a file that both map: allocate it with \
-                         memfd_create",
-                        what(),
-                        Errno::EOPNOTSUPP
-                    ),
-                },
-                _ => error,
+        // The device may ask for it before the server says that it is mapped.
+        let size = memory.size();
+        let is_new = connection.memory.insert(iova, rights, memory);
+        match connection.ask(what, &Request::DmaMap(map), &descriptors).map(drop) {
+            Ok(()) if is_new => Ok(()),
+            Ok(()) => Err(connection.nonsense(what(), "it is mapped over what is mapped already")),
+            Err(error) => {
+                if is_new {
+                    connection.memory.remove(iova, size);
+                }
+                Err(error)
             }
-        })?;
-        connection.memory.insert(iova, rights, memory);
-        Ok(())
+        }
     }
 
     /// Mappings that fill the range are taken away one by one, for servers that take no more at a time.

@@ -2,17 +2,23 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use vm_memory::VolatileSlice;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::DmaRegion;
 
-use crate::message::{Command, DmaAccess, Header, Limits, MessageBuffer, Reply, Request};
+use crate::message::{Command, DmaAccess, Header, Kind, Limits, MessageBuffer, Reply, Request};
 
-/// What is mapped, by first IOVA.
+/// What is mapped. A clone is another handle to it, for who answers the server.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(Arc<RwLock<Mappings>>);
+
+/// By first IOVA.
 #[derive(Debug, Default)]
-pub(super) struct Memory(BTreeMap<u64, Mapping>);
+struct Mappings(BTreeMap<u64, Mapping>);
 
 #[derive(Debug)]
 struct Mapping {
@@ -27,8 +33,18 @@ struct Piece<'a> {
 }
 
 impl Memory {
-    pub(super) fn insert(&mut self, iova: u64, rights: DmaMapFlags, region: DmaRegion) {
-        self.0.insert(iova, Mapping { rights, region });
+    /// Lets the server reach a region. `false`, and it does not, where something is mapped already.
+    pub(super) fn insert(&self, iova: u64, rights: DmaMapFlags, region: DmaRegion) -> bool {
+        let Mappings(mappings) = &mut *self.0.write();
+        let last = iova.saturating_add(region.size().saturating_sub(1));
+        let below = mappings.range(..=last).next_back();
+        let is_free = below.is_none_or(|(start, mapping)| {
+            start.saturating_add(mapping.region.size().saturating_sub(1)) < iova && *start < iova
+        });
+        if is_free {
+            mappings.insert(iova, Mapping { rights, region });
+        }
+        is_free
     }
 
     /// The mappings that fill a range without a gap, each as iova and bytes; none if others do, or if one is
@@ -37,8 +53,9 @@ impl Memory {
         let Some(last) = size.checked_sub(1).and_then(|size| iova.checked_add(size)) else {
             return Vec::new();
         };
+        let Mappings(mappings) = &*self.0.read();
         let found: Vec<(u64, u64)> =
-            self.0.range(iova..=last).map(|(start, mapping)| (*start, mapping.region.size())).collect();
+            mappings.range(iova..=last).map(|(start, mapping)| (*start, mapping.region.size())).collect();
         let mut next = Some(iova);
         for (start, size) in &found {
             if next != Some(*start) {
@@ -49,10 +66,10 @@ impl Memory {
         if next == last.checked_add(1) { found } else { Vec::new() }
     }
 
-    /// Forgets the mappings that lie in a range.
-    pub(super) fn remove(&mut self, iova: u64, size: u64) {
+    /// Forgets the mappings that lie in a range. After this the server does not reach them any more.
+    pub(super) fn remove(&self, iova: u64, size: u64) {
         let last = iova.saturating_add(size.saturating_sub(1));
-        self.0.retain(|start, mapping| {
+        self.0.write().0.retain(|start, mapping| {
             *start < iova || start.saturating_add(mapping.region.size().saturating_sub(1)) > last
         });
     }
@@ -63,11 +80,19 @@ impl Memory {
             Ok(command @ (Command::DmaRead | Command::DmaWrite)) => Request::parse(command, payload, limits),
             _ => return out.error(header.id, header.command, Errno::ENOTTY),
         };
+        let mappings = self.0.read();
         let done = match request {
-            Ok(Request::DmaRead(access)) => self.read(access).map(|data| {
-                out.reply(header.id, &Reply::DmaRead { iova: access.iova, data: &data });
+            Ok(Request::DmaRead(access)) => mappings.read(access, |pieces, count| {
+                let message = out.begin(header.id, header.command, Kind::Reply);
+                out.put(&access.iova.to_ne_bytes());
+                out.put(&access.count.to_ne_bytes());
+                let data = out.grow(count);
+                for Piece { at, memory } in pieces {
+                    memory.copy_to(&mut data[at..at + memory.len()]);
+                }
+                out.finish(message);
             }),
-            Ok(Request::DmaWrite { iova, data }) => self.write(iova, data).map(|()| {
+            Ok(Request::DmaWrite { iova, data }) => mappings.write(iova, data).map(|()| {
                 let written = DmaAccess { iova, count: data.len() as u64 };
                 out.reply(header.id, &Reply::DmaWrite(written));
             }),
@@ -77,15 +102,13 @@ impl Memory {
             out.error(header.id, header.command, errno);
         }
     }
+}
 
-    fn read(&self, access: DmaAccess) -> Result<Vec<u8>, Errno> {
+impl Mappings {
+    fn read(&self, access: DmaAccess, take: impl FnOnce(Vec<Piece<'_>>, usize)) -> Result<(), Errno> {
         let count = usize::try_from(access.count).map_err(|_| Errno::EINVAL)?;
-        let pieces = self.pieces(access.iova, count, DmaMapFlags::READ)?;
-        let mut data = vec![0; count];
-        for Piece { at, memory } in pieces {
-            memory.copy_to(&mut data[at..at + memory.len()]);
-        }
-        Ok(data)
+        take(self.pieces(access.iova, count, DmaMapFlags::READ)?, count);
+        Ok(())
     }
 
     fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
@@ -126,39 +149,75 @@ mod tests {
 
     use super::*;
 
+    fn region(size: usize) -> DmaRegion {
+        DmaRegion::new(Arc::<MmapRegion<()>>::new(MmapRegion::new(size).unwrap()))
+    }
+
     fn memory() -> Memory {
-        let mut memory = Memory::default();
+        let memory = Memory::default();
         for (iova, rights) in [
             (0x1000, DmaMapFlags::READ | DmaMapFlags::WRITE),
             (0x2000, DmaMapFlags::READ | DmaMapFlags::WRITE),
             (0x3000, DmaMapFlags::READ),
         ] {
-            let region: MmapRegion<()> = MmapRegion::new(0x1000).unwrap();
-            memory.insert(iova, rights, DmaRegion::new(Arc::new(region)));
+            assert!(memory.insert(iova, rights, region(0x1000)));
         }
         memory
+    }
+
+    /// What the server gets for a request: data, or an errno.
+    fn asked(memory: &Memory, request: &Request<'_>) -> Result<Vec<u8>, Errno> {
+        let (mut bytes, mut out) = (MessageBuffer::new(), MessageBuffer::new());
+        bytes.request(7, false, request);
+        let limits = Limits::default();
+        let parse = |bytes: &[u8]| Header::parse(*bytes.first_chunk().unwrap(), limits).unwrap();
+        memory.answer(&parse(bytes.as_bytes()), &bytes.as_bytes()[16..], limits, &mut out);
+        let header = parse(out.as_bytes());
+        assert_eq!((header.id, header.command), (7, request.command().number()));
+        match (header.kind, Reply::parse(request.command(), &out.as_bytes()[16..], limits)) {
+            (Kind::Reply, Ok(Reply::DmaRead { data, .. })) => Ok(data.to_vec()),
+            (Kind::Reply, Ok(Reply::DmaWrite(_))) => Ok(vec![]),
+            (Kind::Error(errno), _) => Err(Errno::from_raw(errno.cast_signed())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read(memory: &Memory, iova: u64, count: u64) -> Result<Vec<u8>, Errno> {
+        asked(memory, &Request::DmaRead(DmaAccess { iova, count }))
     }
 
     #[test]
     fn what_is_written_over_two_mappings_is_read_back() {
         let memory = memory();
-        memory.write(0x1ffd, b"across").unwrap();
-        assert_eq!(memory.read(DmaAccess { iova: 0x1ffd, count: 6 }).unwrap(), b"across");
+        asked(&memory, &Request::DmaWrite { iova: 0x1ffd, data: b"across" }).unwrap();
+        assert_eq!(read(&memory, 0x1ffd, 6).unwrap(), b"across");
     }
 
     #[test]
     fn nothing_outside_of_the_mappings_and_their_rights_is_reached() {
         let memory = memory();
         for (iova, count) in [(0, 1), (0xfff, 2), (0x3fff, 2), (0x4000, 1), (u64::MAX, 2)] {
-            assert_eq!(memory.read(DmaAccess { iova, count }).err(), Some(Errno::EFAULT), "{iova:#x}");
+            assert_eq!(read(&memory, iova, count), Err(Errno::EFAULT), "{iova:#x}");
         }
-        assert_eq!(memory.write(0x2fff, b"ab").err(), Some(Errno::EFAULT));
-        assert_eq!(memory.read(DmaAccess { iova: 0x2fff, count: 1 }).unwrap(), [0], "nothing was written");
+        let request = Request::DmaWrite { iova: 0x2fff, data: b"ab" };
+        assert_eq!(asked(&memory, &request), Err(Errno::EFAULT));
+        assert_eq!(read(&memory, 0x2fff, 1).unwrap(), [0], "nothing was written");
+    }
+
+    #[test]
+    fn what_is_mapped_is_not_mapped_over() {
+        let memory = memory();
+        for (iova, size) in [(0x1000, 0x1000), (0x800, 0x1000), (0x3fff, 1), (0, 0x10000)] {
+            assert!(!memory.insert(iova, DmaMapFlags::READ, region(size)), "{iova:#x}");
+        }
+        assert!(memory.insert(0x4000, DmaMapFlags::READ, region(0x1000)));
+        assert!(memory.insert(0, DmaMapFlags::READ, region(0x1000)));
+        assert_eq!(memory.filling(0, 0x5000).len(), 5);
     }
 
     #[test]
     fn only_mappings_without_a_gap_fill_a_range() {
-        let mut memory = memory();
+        let memory = memory();
         assert_eq!(memory.filling(0x1000, 0x2000), [(0x1000, 0x1000), (0x2000, 0x1000)]);
         for (iova, size) in [(0x1000, 0x1800), (0x800, 0x1800), (0x3000, 0x2000), (0, 0), (u64::MAX, 2)] {
             assert!(memory.filling(iova, size).is_empty(), "{iova:#x}");

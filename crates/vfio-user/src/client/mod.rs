@@ -6,15 +6,21 @@
 //! have sent are closed.
 //!
 //! What is bound to the socket: memory, interrupts and logs of dirty pages end with it, the device's state
-//! stays with the server. What the server asks of memory (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE) it is
-//! answered while a request waits for its reply.
+//! stays with the server.
+//!
+//! Memory without a file, and all memory for a server that takes no descriptors, the server asks for
+//! (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE). Over a twin socket it is answered on a thread of its own.
+//! Where the server has none, it is answered while a request waits for its reply, and between requests by a
+//! thread that there is as soon as such memory is mapped.
 
 mod connection;
 mod device;
 mod doorbells;
+mod idle;
 mod memory;
 mod state_channel;
 mod state_file;
+mod twin;
 mod unmap;
 mod write_multiple;
 
@@ -32,7 +38,7 @@ use whimbrel_user::{Error, Result};
 use self::connection::Connection;
 pub use self::doorbells::{IoAccess, RegionIoFd};
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
-use crate::{Capabilities, MAX_FDS, MigrationExtensions, VERSION_MAJOR};
+use crate::{Capabilities, MAX_FDS, MigrationExtensions, TwinSocket, VERSION_MAJOR};
 
 /// How long a server may be busy with a client that leaves.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -108,7 +114,8 @@ impl Client {
         let proposed = Capabilities {
             max_msg_fds: options.capabilities.max_msg_fds.min(MAX_FDS as u32),
             max_data_xfer_size: options.capabilities.max_data_xfer_size.max(1),
-            twin_socket: None,
+            // Which comes as a descriptor.
+            twin_socket: options.capabilities.twin_socket.filter(|_| options.capabilities.max_msg_fds > 0),
             ..options.capabilities.clone()
         };
         let mut connection =
@@ -124,6 +131,7 @@ impl Client {
         Capabilities {
             max_msg_fds: MAX_FDS as u32,
             pgsizes: !0xfff,
+            twin_socket: Some(TwinSocket { supported: true, fd_index: None }),
             write_multiple: true,
             migration_extensions: Some(MigrationExtensions::ALL),
             ..Capabilities::default()
@@ -170,9 +178,9 @@ fn busy_explained(error: Error) -> Error {
 fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> {
     let what = || Command::Version.to_string();
     let request = Request::Version(Version::proposal(proposed.clone()));
-    let version = match connection.ask(what, &request, &[]) {
+    let (version, descriptors) = match connection.ask(what, &request, &[]) {
         Ok(answer) => match answer.reply {
-            Reply::Version(version) => version,
+            Reply::Version(version) => (version, answer.descriptors),
             _ => return Err(connection.nonsense(what(), "it is no version")),
         },
         Err(error) => return Err(error),
@@ -203,6 +211,13 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
             server.max_msg_fds.min(proposed.max_msg_fds),
         ),
     });
+    // With the limits that hold now.
+    let descriptors = descriptors.map_err(|error| connection.nonsense(what(), error))?;
+    match connection.take_twin(&proposed, &server, descriptors) {
+        Ok(true) => connection.agreed.twin_socket = Some(TwinSocket { supported: true, fd_index: None }),
+        Ok(false) => {}
+        Err(error) => return Err(connection.nonsense(what(), error)),
+    }
     Ok(())
 }
 

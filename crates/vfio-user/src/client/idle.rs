@@ -1,0 +1,58 @@
+//! A thread that answers the server while this side asks nothing. Where the server has no twin socket, and
+//! memory that it must ask for, its device would else wait for the next request.
+
+use std::io;
+use std::sync::Weak;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::connection::Connection;
+use crate::socket::Sender;
+
+/// The thread, which ends with its connection.
+#[derive(Debug)]
+pub(super) struct Idle {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Idle {
+    /// Starts it, for a connection over this socket.
+    pub(super) fn start(connection: Weak<Mutex<Connection>>, socket: Sender) -> io::Result<Idle> {
+        let builder = std::thread::Builder::new().name("vfio-user idle".into());
+        let thread = builder.spawn(move || while attend(&connection, &socket) {})?;
+        Ok(Idle { thread: Some(thread) })
+    }
+}
+
+/// Waits until something comes, and answers it if nobody else has taken it. `false` once it is over.
+fn attend(connection: &Weak<Mutex<Connection>>, socket: &Sender) -> bool {
+    if !is_readable(socket, None) {
+        return true;
+    }
+    let Some(connection) = connection.upgrade() else { return false };
+    // Who waits for a reply has it, and takes what comes.
+    let mut connection = connection.lock();
+    if is_readable(socket, Some(&Timespec::default())) {
+        connection.serve();
+    }
+    !connection.is_over()
+}
+
+fn is_readable(socket: &Sender, timeout: Option<&Timespec>) -> bool {
+    let mut asked = [PollFd::new(socket, PollFlags::IN)];
+    // Nothing but a signal interrupts it.
+    poll(&mut asked, timeout).is_ok_and(|count| count > 0)
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // The connection may have ended while this thread had the last hold of it.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The twin socket: what the server asks over a socket of its own is answered on a thread of its own, also
+//! while a request of this side waits for its reply.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+
+use super::memory::Memory;
+use crate::TwinSocket;
+use crate::message::{Kind, Limits, MessageBuffer};
+use crate::socket::{Receiver, Sender, SocketError, connection};
+
+/// The socket and its thread. Both end with this.
+#[derive(Debug)]
+pub(super) struct Twin {
+    sender: Sender,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a server says of the twin socket, that it cannot mean.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TwinError {
+    #[error("it has a twin socket, which was not asked for")]
+    NotAsked,
+    #[error("it has a twin socket, and does not say which descriptor that is")]
+    NoIndex,
+    #[error("its twin socket is descriptor {index}, and {count} came with it")]
+    Index { index: u32, count: usize },
+    #[error("its twin socket is no stream socket")]
+    NoSocket,
+    #[error("its twin socket cannot be served: {0}")]
+    System(#[from] io::Error),
+}
+
+impl Twin {
+    /// The twin socket of a server that has said so, among the descriptors that came with its version.
+    pub(super) fn of(
+        answer: Option<TwinSocket>,
+        is_asked: bool,
+        descriptors: Vec<OwnedFd>,
+        memory: Memory,
+        limits: Limits,
+    ) -> Result<Option<Twin>, TwinError> {
+        let Some(answer) = answer.filter(|answer| answer.supported) else { return Ok(None) };
+        if !is_asked {
+            return Err(TwinError::NotAsked);
+        }
+        let index = answer.fd_index.ok_or(TwinError::NoIndex)?;
+        let count = descriptors.len();
+        let found = usize::try_from(index).ok().and_then(|index| descriptors.into_iter().nth(index));
+        let descriptor = found.ok_or(TwinError::Index { index, count })?;
+        if socket_type(&descriptor) != Ok(SocketType::STREAM) {
+            return Err(TwinError::NoSocket);
+        }
+        let stream = UnixStream::from(descriptor);
+        // The server may have left it otherwise.
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(None)?;
+        let (receiver, sender) = connection(stream, limits);
+        let thread = std::thread::Builder::new().name("vfio-user twin".into()).spawn({
+            let sender = sender.clone();
+            move || {
+                match serve(receiver, sender.clone(), &memory, limits) {
+                    Ok(()) => tracing::debug!("the twin socket is over"),
+                    Err(error) => tracing::debug!(%error, "the twin socket is over"),
+                }
+                // The server must not wait for answers that nobody gives.
+                sender.shutdown();
+            }
+        })?;
+        Ok(Some(Twin { sender, thread: Some(thread) }))
+    }
+
+    /// Ends the socket, and with it the thread.
+    pub(super) fn shutdown(&self) {
+        self.sender.shutdown();
+    }
+}
+
+fn serve(
+    mut receiver: Receiver,
+    mut sender: Sender,
+    memory: &Memory,
+    limits: Limits,
+) -> Result<(), SocketError> {
+    let mut out = MessageBuffer::new();
+    while let Some(message) = receiver.receive()? {
+        let Kind::Command { no_reply } = message.header.kind else {
+            tracing::debug!(id = message.header.id, "a reply that nobody asked for");
+            continue;
+        };
+        out.clear();
+        memory.answer(&message.header, message.payload, limits, &mut out);
+        if !no_reply {
+            sender.send(out.as_bytes(), &[])?;
+        }
+    }
+    Ok(())
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        self.shutdown();
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
