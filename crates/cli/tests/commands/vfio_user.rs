@@ -73,6 +73,27 @@ fn a_device_moves_from_one_server_to_another_while_it_works() {
 }
 
 #[test]
+fn a_device_that_migrates_through_a_region_moves_from_one_server_to_another() {
+    let folder = TempDir::new().unwrap();
+    let models = ["accel?state=1MiB&protocol=v1", "accel?state=1MiB&protocol=draft", "legacy?state=64KiB"];
+    for (at, model) in models.into_iter().enumerate() {
+        let source = Served::start(model, &folder.path().join(format!("{at}-source")));
+        let destination = Served::start(model, &folder.path().join(format!("{at}-destination")));
+        source.mark(64);
+        let file = argument(&folder.path().join(at.to_string()));
+        whimbrel(["save", &source.target, "-o", &file]).succeeded();
+        whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
+        assert_eq!(destination.marked(), 64, "{model}");
+        source.mark(128);
+        let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
+        let limit = "--downtime-limit=60000";
+        whimbrel(["send", &source.target, "--to", &receiver.address.clone(), limit]).succeeded();
+        receiver.finish().succeeded();
+        assert_eq!(destination.marked(), 128, "{model}");
+    }
+}
+
+#[test]
 fn a_device_that_cannot_be_had_is_said_with_why() {
     let folder = TempDir::new().unwrap();
     let socket = folder.path().join("socket");

@@ -8,6 +8,7 @@ mod hostile;
 mod hostile_requests;
 mod likeness;
 mod live;
+mod regions;
 mod support;
 mod unmap;
 mod write_multiple;
