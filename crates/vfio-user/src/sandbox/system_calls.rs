@@ -94,6 +94,7 @@ const THREADS: &[c_long] = &[
 /// What a process may know without asking anyone else.
 const KNOWLEDGE: &[c_long] = &[
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_getuid,
     libc::SYS_geteuid,
@@ -155,6 +156,9 @@ const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
     | libc::CLONE_SETTLS
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID;
+
+/// From Linux 6.4 on (`include/uapi/linux/prctl.h`).
+const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
@@ -229,10 +233,10 @@ fn checked(process: u32) -> Rules {
         (libc::SYS_tgkill, vec![rule([is(0, u64::from(process))])]),
         // Own limits, to look at.
         (libc::SYS_prlimit64, vec![rule([is(0, 0), is_null(2)])]),
-        // Names of threads, and of memory.
+        // Names of threads, and of memory; where the kernel has put the clock, which rustix asks once.
         (
             libc::SYS_prctl,
-            one_of(0, &[bits(libc::PR_SET_NAME), bits(libc::PR_GET_NAME), bits(libc::PR_SET_VMA)]),
+            one_of(0, &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, PR_GET_AUXV].map(bits)),
         ),
         (
             libc::SYS_fcntl,
