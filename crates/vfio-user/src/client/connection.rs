@@ -129,13 +129,13 @@ impl Connection {
     pub(super) fn serve(&mut self) {
         if !self.is_over {
             self.serve_next();
-            self.serve_ready();
+            self.serve_read_ahead();
         }
     }
 
-    /// Answers what was read already: nothing else would tell that it has come.
-    fn serve_ready(&mut self) {
-        while !self.is_over && self.receiver.is_ready() {
+    /// Answers requests that were read with something else: nothing tells the thread that they have come.
+    fn serve_read_ahead(&mut self) {
+        while self.idle.is_some() && !self.is_over && self.receiver.is_ready() {
             self.serve_next();
         }
     }
@@ -196,6 +196,7 @@ impl Connection {
                 Ok(Step::Served) => {}
                 Ok(Step::Reply(descriptors)) => break descriptors,
                 Ok(Step::Refused(errno)) => {
+                    self.serve_read_ahead();
                     let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
                     return Err(match errno {
                         Some(errno) => self.refused(what(), Errno::from_raw(errno)),
@@ -209,9 +210,7 @@ impl Connection {
                 }
             }
         };
-        if self.idle.is_some() {
-            self.serve_ready();
-        }
+        self.serve_read_ahead();
         match Reply::parse(command, &self.payload, self.limits()) {
             Ok(reply) => Ok(Answer { reply, descriptors }),
             Err(error) => Err(malformed(&self.name, what(), &error)),

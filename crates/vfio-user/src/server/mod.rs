@@ -57,9 +57,7 @@ use self::client_memory::PATIENCE as ANSWER_PATIENCE;
 pub use self::listener::{Listener, Server, Stopper};
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
-use crate::{
-    Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError, TwinSocket,
-};
+use crate::{Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError, TwinSocket};
 
 /// How long a client that is turned away may take to say what it is told an answer to.
 const PATIENCE: Duration = Duration::from_millis(100);

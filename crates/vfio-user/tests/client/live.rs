@@ -10,7 +10,9 @@ use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::accel;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion, State};
+use whimbrel_vfio_user::ClientOptions;
 
+use crate::messages::options;
 use crate::support::Served;
 
 const SIZE: u64 = 16 << 20;
@@ -19,7 +21,10 @@ const DATA: u64 = 1 << 20;
 const JOBS: u64 = 128;
 const LENGTH: u64 = 64 << 10;
 
-fn memory() -> GuestMemoryMmap {
+fn memory(has_file: bool) -> GuestMemoryMmap {
+    if !has_file {
+        return GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE as usize)]).unwrap();
+    }
     let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(SIZE).unwrap();
     let range = (GuestAddress(0), SIZE as usize, Some(FileOffset::new(file, 0)));
@@ -59,9 +64,20 @@ fn start(device: &mut dyn Device, memory: &GuestMemoryMmap) {
 
 #[test]
 fn a_working_device_and_its_memory_move_from_one_server_to_another() {
-    let mut source = Served::new("accel?state=1MiB");
-    let mut destination = Served::new("accel?state=1MiB");
-    let (here_memory, there_memory) = (memory(), memory());
+    moves(&ClientOptions::default(), true);
+}
+
+#[test]
+fn a_working_device_moves_although_the_servers_must_ask_for_each_access_to_memory() {
+    for has_twin in [true, false] {
+        moves(&options(has_twin), false);
+    }
+}
+
+fn moves(options: &ClientOptions, has_file: bool) {
+    let mut source = Served::with("accel?state=1MiB", options);
+    let mut destination = Served::with("accel?state=1MiB", options);
+    let (here_memory, there_memory) = (memory(has_file), memory(has_file));
     map(source.client(), &here_memory);
     map(destination.client(), &there_memory);
     start(source.client(), &here_memory);

@@ -8,6 +8,7 @@ mod hostile;
 mod hostile_requests;
 mod likeness;
 mod live;
+mod messages;
 mod regions;
 mod support;
 mod unmap;
