@@ -1,0 +1,95 @@
+//! Connections that are over leave neither descriptors nor threads. Alone in its process, where nothing else
+//! opens and starts any.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{FileOffset, MmapRegion};
+use whimbrel_models::Model;
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{Device, DmaRegion};
+use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions};
+
+const PAGE: u64 = 4096;
+
+fn count(folder: &str) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Descriptors and threads of this process. A thread that was joined may still be listed for a moment.
+fn open(most: Option<(usize, usize)>) -> (usize, usize) {
+    let patience = Instant::now() + Duration::from_mins(1);
+    loop {
+        let found = (count("/proc/self/fd"), count("/proc/self/task"));
+        let is_enough = most.is_none_or(|(fds, threads)| found.0 <= fds && found.1 <= threads);
+        if is_enough || Instant::now() >= patience {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ways in which client and server are connected.
+fn ways() -> Vec<ClientOptions> {
+    let all = Client::capabilities();
+    let twin = all.clone();
+    let no_twin = Capabilities { twin_socket: None, ..all.clone() };
+    let no_descriptors = Capabilities { max_msg_fds: 0, ..all };
+    [twin, no_twin, no_descriptors]
+        .map(|capabilities| ClientOptions { capabilities, ..ClientOptions::default() })
+        .to_vec()
+}
+
+/// A region of one page at each of two addresses, one with a file and one without.
+fn map(client: &mut Client) {
+    let file = File::from(memfd_create("leaks", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(PAGE).unwrap();
+    let shared: MmapRegion<()> = MmapRegion::from_file(FileOffset::new(file, 0), PAGE as usize).unwrap();
+    let private: MmapRegion<()> = MmapRegion::new(PAGE as usize).unwrap();
+    let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+    client.map_dma(0, rights, DmaRegion::new(Arc::new(shared))).unwrap();
+    client.map_dma(PAGE, rights, DmaRegion::new(Arc::new(private))).unwrap();
+}
+
+fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
+    let (server, stream) = UnixStream::pair().unwrap();
+    let serving = std::thread::spawn({
+        let backend = backend.clone();
+        move || backend.serve(server)
+    });
+    let mut client = Client::new("device", stream, options).unwrap();
+    map(&mut client);
+    let device = backend.device().clone();
+    let worker = std::thread::spawn(move || {
+        let mut data = vec![0; 2 * PAGE as usize];
+        // Until the client has left.
+        while device.bus().dma().read(0, &mut data).is_ok() {}
+    });
+    match round % 3 {
+        // It leaves by itself, with what it has mapped or without, while the device works.
+        0 => {}
+        1 => assert_eq!(client.unmap_dma(0, 2 * PAGE).unwrap(), 2 * PAGE),
+        _ => client.reset().unwrap(),
+    }
+    drop(client);
+    // The client may have left in the middle of an answer.
+    let _ = serving.join().unwrap();
+    worker.join().unwrap();
+    assert!(backend.device().bus().dma().is_empty());
+}
+
+#[test]
+fn connections_that_are_over_leave_neither_descriptors_nor_threads() {
+    let model = "serial".parse::<Model>().unwrap().open("serial 0").unwrap();
+    let backend = Backend::new(model.device);
+    let round = |number: usize| ways().iter().for_each(|options| connect(options, &backend, number));
+    // What is opened once and for all.
+    round(0);
+    let before = open(None);
+    (0..60).for_each(round);
+    assert_eq!(open(Some(before)), before, "descriptors and threads");
+}
