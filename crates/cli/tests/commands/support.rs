@@ -167,12 +167,28 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(model: &str, socket: &Path) -> Served {
+        Served::with(model, socket, &[]).unwrap().0
+    }
+
+    /// With `--sandbox`.
+    pub(crate) fn confined(model: &str, socket: &Path) -> Served {
+        let (served, told) = Served::with(model, socket, &["--sandbox"]).unwrap();
+        assert!(told.contains(", confined by Landlock ABI "), "{told}");
+        served
+    }
+
+    /// With more options, and the first line it says: that it serves, or as the error why it does not.
+    fn with(model: &str, socket: &Path, options: &[&str]) -> Result<(Served, String), String> {
         let mut command = command(["serve", model, "--socket", &argument(socket)]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.args(options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
-        assert!(told.starts_with("serving "), "{told}");
-        Served { child, target: format!("vfio-user:{}", argument(socket)) }
+        let served = Served { child, target: format!("vfio-user:{}", argument(socket)) };
+        if told.starts_with("serving ") { Ok((served, told)) } else { Err(told) }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -198,6 +214,29 @@ impl Drop for Served {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Starts a server at a path.
+pub(crate) type Serve = fn(&str, &Path) -> Served;
+
+/// Runs a test with servers as they are, and with confined ones, each time in a new folder.
+pub(crate) fn plain_and_confined(test: impl Fn(Serve, &Path)) {
+    let run = |serve| test(serve, tempfile::tempdir().unwrap().path());
+    run(Served::start);
+    if can_be_confined("confined servers") {
+        run(Served::confined);
+    }
+}
+
+/// Whether this kernel can confine a server; if not, it is said that `what` is left out.
+pub(crate) fn can_be_confined(what: &str) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    match Served::with("serial", &folder.path().join("socket"), &["--sandbox"]) {
+        Err(told) if told.contains("Landlock") => skip(what, &told),
+        Err(told) => panic!("{told}"),
+        Ok(_) => return true,
+    }
+    false
 }
 
 /// Says loudly that a test was left out; where nothing may be left out, fails.

@@ -1,10 +1,9 @@
 //! `vfio-user:<socket>` as a TARGET: devices that other processes serve.
 
 use serde_json::Value;
-use tempfile::TempDir;
 use whimbrel_user::{Device, State};
 
-use crate::support::{Receiver, Served, argument, whimbrel};
+use crate::support::{Receiver, argument, plain_and_confined, whimbrel};
 
 /// What a probe tells, but for the device's name, the names of requests that failed, and where regions lie in
 /// its file.
@@ -24,87 +23,94 @@ fn probe(target: &str) -> Value {
 
 #[test]
 fn a_probe_tells_of_a_served_device_what_it_tells_of_the_device() {
-    let folder = TempDir::new().unwrap();
-    for (at, model) in ["serial", "accel?state=64KiB"].into_iter().enumerate() {
-        let served = Served::start(model, &folder.path().join(at.to_string()));
-        let told = probe(&served.target);
-        assert!(told["regions"].is_array(), "{told}");
-        assert_eq!(told, probe(&format!("model:{model}")), "{model}");
-    }
+    plain_and_confined(|serve, folder| {
+        for (at, model) in ["serial", "accel?state=64KiB"].into_iter().enumerate() {
+            let served = serve(model, &folder.join(at.to_string()));
+            let told = probe(&served.target);
+            assert!(told["regions"].is_array(), "{told}");
+            assert_eq!(told, probe(&format!("model:{model}")), "{model}");
+        }
+    });
 }
 
 #[test]
 fn a_served_device_walks_its_states_as_the_table_says() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start("accel?state=64KiB", &folder.path().join("socket"));
-    whimbrel(["fsm", "--walk", &served.target]).succeeded();
+    plain_and_confined(|serve, folder| {
+        let served = serve("accel?state=64KiB", &folder.join("socket"));
+        whimbrel(["fsm", "--walk", &served.target]).succeeded();
+    });
 }
 
 #[test]
 fn a_state_is_saved_from_one_server_and_restored_to_another() {
-    let folder = TempDir::new().unwrap();
-    let source = Served::start("accel?state=1MiB", &folder.path().join("source"));
-    let destination = Served::start("accel?state=1MiB", &folder.path().join("destination"));
-    source.mark(64);
-    let file = argument(&folder.path().join("state"));
-    whimbrel(["save", &source.target, "-o", &file]).succeeded();
-    assert_eq!(destination.marked(), 0);
-    whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
-    assert_eq!(destination.marked(), 64);
+    plain_and_confined(|serve, folder| {
+        let source = serve("accel?state=1MiB", &folder.join("source"));
+        let destination = serve("accel?state=1MiB", &folder.join("destination"));
+        source.mark(64);
+        let file = argument(&folder.join("state"));
+        whimbrel(["save", &source.target, "-o", &file]).succeeded();
+        assert_eq!(destination.marked(), 0);
+        whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
+        assert_eq!(destination.marked(), 64);
+    });
 }
 
 #[test]
 fn a_device_moves_from_one_server_to_another_while_it_works() {
-    let folder = TempDir::new().unwrap();
-    let model = "accel?state=8MiB&rate=1MiB";
-    let source = Served::start(model, &folder.path().join("source"));
-    let destination = Served::start(model, &folder.path().join("destination"));
-    source.mark(128);
-    let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
-    let address = receiver.address.clone();
-    let limit = "--downtime-limit=60000";
-    let sent = whimbrel(["send", &source.target, "--to", &address, limit, "--json"]).succeeded().json();
-    let taken = receiver.finish().succeeded().json();
-    assert_eq!(sent["device"], source.target.as_str());
-    assert_eq!(taken["device_bytes"], sent["device_bytes"]);
-    assert_eq!(source.client().state().unwrap(), State::Stop);
-    assert_eq!(destination.client().state().unwrap(), State::Running);
-    assert_eq!(destination.marked(), 128);
+    plain_and_confined(|serve, folder| {
+        let model = "accel?state=8MiB&rate=1MiB";
+        let source = serve(model, &folder.join("source"));
+        let destination = serve(model, &folder.join("destination"));
+        source.mark(128);
+        let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
+        let address = receiver.address.clone();
+        let limit = "--downtime-limit=60000";
+        let sent = whimbrel(["send", &source.target, "--to", &address, limit, "--json"]).succeeded().json();
+        let taken = receiver.finish().succeeded().json();
+        assert_eq!(sent["device"], source.target.as_str());
+        assert_eq!(taken["device_bytes"], sent["device_bytes"]);
+        assert_eq!(source.client().state().unwrap(), State::Stop);
+        assert_eq!(destination.client().state().unwrap(), State::Running);
+        assert_eq!(destination.marked(), 128);
+    });
 }
 
 #[test]
 fn a_device_that_migrates_through_a_region_moves_from_one_server_to_another() {
-    let folder = TempDir::new().unwrap();
-    let models = ["accel?state=1MiB&protocol=v1", "accel?state=1MiB&protocol=draft", "legacy?state=64KiB"];
-    for (at, model) in models.into_iter().enumerate() {
-        let source = Served::start(model, &folder.path().join(format!("{at}-source")));
-        let destination = Served::start(model, &folder.path().join(format!("{at}-destination")));
-        source.mark(64);
-        let file = argument(&folder.path().join(at.to_string()));
-        whimbrel(["save", &source.target, "-o", &file]).succeeded();
-        whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
-        assert_eq!(destination.marked(), 64, "{model}");
-        source.mark(128);
-        let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
-        let limit = "--downtime-limit=60000";
-        whimbrel(["send", &source.target, "--to", &receiver.address.clone(), limit]).succeeded();
-        receiver.finish().succeeded();
-        assert_eq!(destination.marked(), 128, "{model}");
-    }
+    plain_and_confined(|serve, folder| {
+        let models =
+            ["accel?state=1MiB&protocol=v1", "accel?state=1MiB&protocol=draft", "legacy?state=64KiB"];
+        for (at, model) in models.into_iter().enumerate() {
+            let source = serve(model, &folder.join(format!("{at}-source")));
+            let destination = serve(model, &folder.join(format!("{at}-destination")));
+            source.mark(64);
+            let file = argument(&folder.join(at.to_string()));
+            whimbrel(["save", &source.target, "-o", &file]).succeeded();
+            whimbrel(["restore", &destination.target, "-i", &file]).succeeded();
+            assert_eq!(destination.marked(), 64, "{model}");
+            source.mark(128);
+            let receiver = Receiver::start(&[&destination.target, "--listen", "127.0.0.1:0", "--json"]);
+            let limit = "--downtime-limit=60000";
+            whimbrel(["send", &source.target, "--to", &receiver.address.clone(), limit]).succeeded();
+            receiver.finish().succeeded();
+            assert_eq!(destination.marked(), 128, "{model}");
+        }
+    });
 }
 
 #[test]
 fn a_device_that_cannot_be_had_is_said_with_why() {
-    let folder = TempDir::new().unwrap();
-    let socket = folder.path().join("socket");
-    let served = Served::start("serial", &socket);
-    let first = served.client();
-    whimbrel(["probe", &served.target])
-        .failed()
-        .says(&[&served.target, "another client uses the device: it has to leave first"]);
-    drop(first);
-    drop(served);
-    whimbrel(["probe", &format!("vfio-user:{}", argument(&socket))])
-        .failed()
-        .says(&["cannot connect: ECONNREFUSED", "no server is there; start it first"]);
+    plain_and_confined(|serve, folder| {
+        let socket = folder.join("socket");
+        let served = serve("serial", &socket);
+        let first = served.client();
+        whimbrel(["probe", &served.target])
+            .failed()
+            .says(&[&served.target, "another client uses the device: it has to leave first"]);
+        drop(first);
+        drop(served);
+        whimbrel(["probe", &format!("vfio-user:{}", argument(&socket))])
+            .failed()
+            .says(&["cannot connect: ECONNREFUSED", "no server is there; start it first"]);
+    });
 }
