@@ -432,6 +432,33 @@ fn a_client_that_does_not_answer_loses_its_connection_and_the_device_its_access(
 }
 
 #[test]
+fn a_client_that_reads_nothing_loses_its_connection_and_the_device_its_access() {
+    let much = 4 << 20;
+    // What cannot be sent is the request, or the replies before it.
+    let threads = [false, true].map(|is_behind_replies| {
+        std::thread::spawn(move || {
+            let mut rig = Rig::new(Way::Commands);
+            rig.map(IOVA, much as u64).unwrap();
+            if is_behind_replies {
+                let access = RegionAccess { offset: 0, region: BAR, count: PAGE as u32 };
+                for _ in 0..200 {
+                    rig.peer.send(&Request::RegionRead(access));
+                }
+            }
+            let device = rig.host.backend.device().clone();
+            let written = device.bus().dma().write(IOVA, &vec![1; much]).map_err(|fault| fault.cause);
+            assert_eq!(written, Err(FaultCause::Remote(Errno::ETIMEDOUT)));
+            let error = rig.peer.end().unwrap_err();
+            assert!(matches!(error, ServeError::NoAnswer(Command::DmaWrite)), "{error}");
+            assert!(device.bus().dma().is_empty());
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
 fn a_client_that_hangs_up_at_any_byte_of_its_answer_ends_the_access_at_once() {
     for way in WAYS {
         let mut rig = Rig::new(way);
