@@ -88,10 +88,9 @@ fn memory_moves_with_a_device_between_confined_servers() {
 }
 
 /// Small, so that it is quick in a build without optimisation too.
-fn demo<'a>(source: &'a str, destination: &'a str) -> [&'a str; 12] {
-    let small = ["--memory", "32MiB", "--dirty-rate", "8MiB", "--downtime-limit", "30000"];
-    let [a, b, c, d, e, f] = small;
-    ["demo", "--json", a, b, c, d, e, f, "--device", source, "--destination", destination]
+fn demo<'a>(source: &'a str, destination: &'a str) -> Vec<&'a str> {
+    let small = ["demo", "--json", "--memory=32MiB", "--dirty-rate=8MiB", "--downtime-limit=30000"];
+    [&small[..], &["--device", source, "--destination", destination]].concat()
 }
 
 /// A field of a `status` in procfs.
