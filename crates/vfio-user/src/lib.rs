@@ -19,7 +19,7 @@ mod socket;
 pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
-pub use client::{Client, ClientOptions, IoAccess, RegionIoFd};
+pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
 pub use extensions::MigrationExtensions;
 pub use sandbox::{Confinement, Sandbox, SandboxError};
 pub use server::{Backend, Listener, ServeError, Server, Stopper};

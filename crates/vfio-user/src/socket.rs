@@ -271,9 +271,19 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends of `bytes` as many as there is room for without waiting, which may be none.
-    pub(crate) fn send_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut control = SendAncillaryBuffer::new(&mut []);
+    /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptor
+    /// with the first of them.
+    pub(crate) fn send_some(
+        &mut self,
+        bytes: &[u8],
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors: &[_] = descriptor.as_slice();
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match sendmsg(&*self.stream, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(SystemError::INTR | SystemError::AGAIN) => Ok(0),

@@ -1,4 +1,5 @@
 //! Requests to a server, one at a time, and what may come back. What a request means is not known here.
+//! Several at a time are in [`batch`], those without a reply in [`post`].
 //!
 //! What the server asks over the same socket is answered while a reply is waited for, and else by a thread for
 //! that ([`idle`](super::idle)).
@@ -20,6 +21,12 @@ use super::twin::{Twin, TwinError};
 use crate::Capabilities;
 use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
+
+mod batch;
+mod outgoing;
+mod post;
+
+pub(super) use self::batch::Batch;
 
 /// A connection to a server. After an answer that cannot be one nothing more is sent: nobody could tell whose
 /// answer the next one is.
@@ -50,7 +57,7 @@ pub(super) struct Answer<'a> {
 
 /// What one message from the server is to who waits for a reply.
 enum Step {
-    /// It was a request of the server, which has its answer.
+    /// It was a request of the server, whose answer was written.
     Served,
     Reply(std::result::Result<Vec<OwnedFd>, DescriptorError>),
     Refused(u32),
@@ -164,6 +171,23 @@ impl Connection {
         Error::Answer { device: self.name.clone(), request: what.to_string(), what: why.to_string() }
     }
 
+    /// Refuses what nobody would answer.
+    fn check(&self, what: impl Fn() -> String) -> Result<()> {
+        if !self.is_over {
+            return Ok(());
+        }
+        Err(Error::Unusable {
+            device: self.name.clone(),
+            why: format!("{}: the connection to the server is over: connect again", what()),
+        })
+    }
+
+    fn new_id(&mut self) -> u16 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        id
+    }
+
     /// Asks and waits for the reply; errors name the request as `what` says.
     pub(super) fn ask(
         &mut self,
@@ -171,14 +195,8 @@ impl Connection {
         request: &Request<'_>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Answer<'_>> {
-        if self.is_over {
-            return Err(Error::Unusable {
-                device: self.name.clone(),
-                why: format!("{}: the connection to the server is over: connect again", what()),
-            });
-        }
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
+        self.check(&what)?;
+        let id = self.new_id();
         self.out.clear();
         self.out.request(id, false, request);
         let before = Instant::now();
@@ -197,17 +215,9 @@ impl Connection {
                 Ok(Step::Reply(descriptors)) => break descriptors,
                 Ok(Step::Refused(errno)) => {
                     self.serve_read_ahead();
-                    let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-                    return Err(match errno {
-                        Some(errno) => self.refused(what(), Errno::from_raw(errno)),
-                        None => self.nonsense(what(), "it failed with an errno that there is not"),
-                    });
+                    return Err(self.refusal(what(), errno));
                 }
-                Err(Failed::Socket(error)) => return Err(self.over(what(), error)),
-                Err(Failed::Other(why)) => {
-                    self.close();
-                    return Err(self.nonsense(what(), why));
-                }
+                Err(failed) => return Err(self.failed(what(), failed)),
             }
         };
         self.serve_read_ahead();
@@ -217,24 +227,45 @@ impl Connection {
         }
     }
 
-    /// Takes one message: a request of the server, or the reply to what is waited for.
+    /// Takes one message: a request of the server, which is answered, or the reply to what is waited for.
     fn step(
         &mut self,
         awaited: Option<(u16, Command)>,
         deadline: Option<Instant>,
+    ) -> std::result::Result<Step, Failed> {
+        let mut answer = std::mem::take(&mut self.out);
+        answer.clear();
+        let step = self.take(awaited, deadline, &mut answer);
+        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let answered = match &step {
+            Ok(Step::Served) => self.sender.send(answer.as_bytes(), &[]),
+            _ => Ok(()),
+        };
+        self.out = answer;
+        answered.map_err(SocketError::from)?;
+        match step {
+            Ok(Step::Served) if is_late() => Err(SocketError::System(io::ErrorKind::TimedOut.into()).into()),
+            step => step,
+        }
+    }
+
+    /// Takes one message: a request of the server, whose answer is written behind what is in `out`, or the
+    /// reply to what is waited for.
+    fn take(
+        &mut self,
+        awaited: Option<(u16, Command)>,
+        deadline: Option<Instant>,
+        out: &mut MessageBuffer,
     ) -> std::result::Result<Step, Failed> {
         let limits = self.limits();
         let message = self.receiver.receive_before(deadline)?.ok_or(Failed::hung_up())?;
         let header = message.header;
         match header.kind {
             Kind::Command { no_reply } => {
-                self.out.clear();
-                self.memory.answer(&header, message.payload, limits, &mut self.out);
-                if !no_reply {
-                    self.sender.send(self.out.as_bytes(), &[]).map_err(SocketError::from)?;
-                }
-                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                    return Err(SocketError::System(io::ErrorKind::TimedOut.into()).into());
+                let before = out.len();
+                self.memory.answer(&header, message.payload, limits, out);
+                if no_reply {
+                    out.shrink(out.len() - before);
                 }
                 Ok(Step::Served)
             }
@@ -260,6 +291,26 @@ impl Connection {
                 self.payload.clear();
                 self.payload.extend_from_slice(message.payload);
                 Ok(Step::Reply(message.descriptors))
+            }
+        }
+    }
+
+    /// A reply that says no.
+    fn refusal(&self, what: String, errno: u32) -> Error {
+        let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
+        match errno {
+            Some(errno) => self.refused(what, Errno::from_raw(errno)),
+            None => self.nonsense(what, "it failed with an errno that there is not"),
+        }
+    }
+
+    /// Ends the connection after what is no reply, and says why.
+    fn failed(&mut self, what: String, failed: Failed) -> Error {
+        match failed {
+            Failed::Socket(error) => self.over(what, error),
+            Failed::Other(why) => {
+                self.close();
+                self.nonsense(what, why)
             }
         }
     }

@@ -74,6 +74,11 @@ impl Memory {
         });
     }
 
+    /// Forgets all mappings.
+    pub(super) fn clear(&self) {
+        self.0.write().0.clear();
+    }
+
     /// Writes the reply to a request of the server.
     pub(super) fn answer(&self, header: &Header, payload: &[u8], limits: Limits, out: &mut MessageBuffer) {
         let request = match Command::try_from(header.command) {

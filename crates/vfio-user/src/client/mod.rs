@@ -18,8 +18,10 @@ mod device;
 mod doorbells;
 mod idle;
 mod memory;
+mod posted_write;
 mod state_channel;
 mod state_file;
+mod together;
 mod twin;
 mod unmap;
 mod write_multiple;
@@ -37,6 +39,7 @@ use whimbrel_user::{Error, Result};
 
 use self::connection::Connection;
 pub use self::doorbells::{IoAccess, RegionIoFd};
+pub use self::together::{DmaMapping, RegionRead};
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 use crate::{Capabilities, MAX_FDS, MigrationExtensions, TwinSocket, VERSION_MAJOR};
 

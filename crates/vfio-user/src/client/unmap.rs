@@ -19,7 +19,7 @@ impl Client {
             Reply::DmaUnmap(reply) => reply.size,
             _ => return Err(connection.nonsense(what(), "it is of another request")),
         };
-        connection.memory.remove(0, u64::MAX);
+        connection.memory.clear();
         Ok(size)
     }
 

@@ -1,0 +1,178 @@
+//! Many requests of one kind at once, without waiting for each: the time of one takes many.
+
+use std::os::fd::AsFd;
+
+use vm_memory::FileOffset;
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{DmaRegion, Error, Result};
+
+use super::Client;
+use super::connection::Batch;
+use crate::message::{Command, DmaMap, DmaUnmap, RegionAccess, Reply, Request};
+
+/// A part of a region to read.
+#[derive(Debug)]
+pub struct RegionRead<'a> {
+    /// Index of the region.
+    pub region: u32,
+    /// Offset in bytes within it.
+    pub offset: u64,
+    /// Where the bytes go: as many as there is room for.
+    pub data: &'a mut [u8],
+}
+
+/// Memory to map for a device.
+#[derive(Clone, Debug)]
+pub struct DmaMapping {
+    /// First IOVA.
+    pub iova: u64,
+    /// What the device may do: READ, WRITE or both.
+    pub rights: DmaMapFlags,
+    /// The memory.
+    pub memory: DmaRegion,
+}
+
+impl Client {
+    /// Reads many parts of regions. They are read in their order; one that fails does not keep those behind
+    /// it from being read, and the first error is the answer.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixStream;
+    /// # use whimbrel_models::{Model, accel};
+    /// # use whimbrel_vfio_user::{Backend, Client, ClientOptions};
+    /// use whimbrel_vfio_user::RegionRead;
+    ///
+    /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
+    /// # let (server, stream) = UnixStream::pair()?;
+    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
+    /// let (mut id, mut state_bytes) = ([0; 4], [0; 8]);
+    /// client.read_regions(&mut [
+    ///     RegionRead { region: 0, offset: accel::REGISTER_ID, data: &mut id },
+    ///     RegionRead { region: 0, offset: accel::REGISTER_STATE_BYTES, data: &mut state_bytes },
+    /// ])?;
+    /// assert_eq!(u32::from_le_bytes(id), accel::ID);
+    /// assert_eq!(u64::from_le_bytes(state_bytes), 4096);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn read_regions(&self, reads: &mut [RegionRead<'_>]) -> Result<()> {
+        let connection = &mut *self.connection();
+        let most = connection.agreed.max_data_xfer_size as usize;
+        // Each message, with the read that it is part of and where in that it begins.
+        let mut pieces: Vec<(usize, usize, RegionAccess)> = Vec::with_capacity(reads.len());
+        for (number, read) in reads.iter().enumerate() {
+            for start in (0..read.data.len()).step_by(most) {
+                let count = (read.data.len() - start).min(most) as u32;
+                let offset = read.offset.wrapping_add(start as u64);
+                pieces.push((number, start, RegionAccess { offset, region: read.region, count }));
+            }
+        }
+        connection.ask_all(Batch {
+            count: pieces.len(),
+            what: |at: usize| {
+                let RegionAccess { offset, region, .. } = pieces[at].2;
+                format!("{} of region {region} at {offset:#x}", Command::RegionRead)
+            },
+            request: |at: usize| (Request::RegionRead(pieces[at].2), None),
+            take: |at: usize, reply: Reply<'_>| {
+                let (number, start, asked) = pieces[at];
+                let room = &mut reads[number].data[start..][..asked.count as usize];
+                match reply {
+                    Reply::RegionRead(access, bytes) if access == asked && bytes.len() == room.len() => {
+                        room.copy_from_slice(bytes);
+                        Ok(())
+                    }
+                    Reply::RegionRead(access, _)
+                        if RegionAccess { count: asked.count, ..access } == asked =>
+                    {
+                        Err(format!("{} of {} bytes were transferred", access.count, asked.count))
+                    }
+                    _ => Err("it is of another place".to_string()),
+                }
+            },
+        })
+    }
+
+    /// Maps all of this memory for the device, or none of it: if one mapping fails, those of this call that
+    /// did not are unmapped again, and the first error is the answer.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixStream;
+    /// # use rustix::fs::{MemfdFlags, memfd_create};
+    /// # use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+    /// # use whimbrel_models::Model;
+    /// # use whimbrel_vfio_user::{Backend, Client, ClientOptions};
+    /// use whimbrel_uapi::type1::DmaMapFlags;
+    /// use whimbrel_user::DmaRegion;
+    /// use whimbrel_vfio_user::DmaMapping;
+    ///
+    /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
+    /// # let (server, stream) = UnixStream::pair()?;
+    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
+    /// # let file = std::fs::File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+    /// # file.set_len(0x4000)?;
+    /// # let range = |at| (GuestAddress(at), 0x1000, Some(FileOffset::new(file.try_clone().unwrap(), at)));
+    /// # let guest_memory = GuestMemoryMmap::<()>::from_ranges_with_files((0..3).map(|at| range(at << 12)))?;
+    /// // Memory of a file (memfd_create), which the server maps too.
+    /// let mappings = guest_memory.iter().map(|region| DmaMapping {
+    ///     iova: region.start_addr().0,
+    ///     rights: DmaMapFlags::READ | DmaMapFlags::WRITE,
+    ///     memory: DmaRegion::new(region.get_mmap()),
+    /// });
+    /// client.map_dma_all(mappings.collect())?;
+    /// assert_eq!(client.unmap_all_dma()?, 0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map_dma_all(&self, mappings: Vec<DmaMapping>) -> Result<()> {
+        let connection = &mut *self.connection();
+        let takes_files = connection.agreed.max_msg_fds > 0;
+        let requests: Vec<(DmaMap, Option<FileOffset>)> = mappings
+            .iter()
+            .map(|DmaMapping { iova, rights, memory }| {
+                let file = memory.file().cloned().filter(|_| takes_files);
+                let offset = file.as_ref().map_or(0, FileOffset::start);
+                (DmaMap { rights: *rights, offset, iova: *iova, size: memory.size() }, file)
+            })
+            .collect();
+        let what = |at: usize| format!("{} at {:#x}", Command::DmaMap, requests[at].0.iova);
+        if let Some(at) = requests.iter().position(|(_, file)| file.is_none()) {
+            connection.attend(&self.connection).map_err(|error| Error::Unusable {
+                device: self.name.clone(),
+                why: format!("{}: no thread to answer the server's requests for memory: {error}", what(at)),
+            })?;
+        }
+        // The device may ask for it before the server says that it is mapped.
+        let is_new: Vec<bool> = mappings
+            .into_iter()
+            .map(|DmaMapping { iova, rights, memory }| connection.memory.insert(iova, rights, memory))
+            .collect();
+        let mut is_mapped = vec![false; requests.len()];
+        let mapped = connection.ask_all(Batch {
+            count: requests.len(),
+            what,
+            request: |at: usize| {
+                let (map, file) = &requests[at];
+                (Request::DmaMap(*map), file.as_ref().map(|file| file.file().as_fd()))
+            },
+            take: |at: usize, _: Reply<'_>| {
+                is_mapped[at] = is_new[at];
+                if is_new[at] { Ok(()) } else { Err("it is mapped over what is mapped already".to_string()) }
+            },
+        });
+        if mapped.is_err() {
+            for (at, (DmaMap { iova, size, .. }, _)) in requests.iter().enumerate() {
+                if is_mapped[at] {
+                    // What the server still has mapped then, it loses with the connection.
+                    let unmap = DmaUnmap::Range { iova: *iova, size: *size, bitmap: None };
+                    let what = || format!("{} at {iova:#x}", Command::DmaUnmap);
+                    let _ = connection.ask(what, &Request::DmaUnmap(unmap), &[]);
+                }
+                if is_new[at] {
+                    connection.memory.remove(*iova, *size);
+                }
+            }
+        }
+        mapped
+    }
+}
