@@ -1,6 +1,7 @@
-//! The server beside the bare machine: the same bytes over the same kind of socket, without a protocol.
+//! The server beside the bare machine: the same bytes over the same kind of socket, without a protocol. Who
+//! answers is a process of its own, which is this program again.
 //!
-//! Run it on one core (`taskset -c 0 cargo bench -p whimbrel-vfio-user`): waking a thread on another takes
+//! Run it on one core (`taskset -c 0 cargo bench -p whimbrel-vfio-user`): waking a process on another takes
 //! longer than all that is measured. Ratios within one run are what counts.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has nothing to tell")]
 
@@ -8,10 +9,12 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
     ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
@@ -20,20 +23,30 @@ use whimbrel_device::{
 use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{Device, SavingRead};
 use whimbrel_vfio_user::message::{
     DeviceFeature, DmaMap, DmaUnmap, Kind, Limits, LoggingReport, LoggingStart, MessageBuffer, RegionAccess,
     Request, Version,
 };
-use whimbrel_vfio_user::{Backend, Receiver, Sender, ServeError, connection};
+use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
 
 const SMALL: [u8; 20] = [0; 20];
+/// Says to this program that it is the peer, and of which kind.
+const ROLE: &str = "WHIMBREL_BENCH_PEER";
+const RIGHTS: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
+/// State that goes from server to client to server.
+const MOVED: u64 = 1 << 30;
+/// The register that dirties memory.
+const DIRTIES: u64 = 0x100;
 /// The memory that is logged.
 const LOGGED: u64 = 32 << 30;
 
-/// A device that does nothing, as fast as it can, and whose state never ends.
+/// A device that does nothing, as fast as it can, and whose state ends after [`MOVED`] bytes or never.
 #[derive(Default)]
 struct Idle {
     log: Option<Arc<DirtyLog>>,
+    ends: bool,
+    given: u64,
 }
 
 impl Driver for Idle {
@@ -42,12 +55,18 @@ impl Driver for Idle {
     }
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 4096, offset: 0, capabilities: vec![] })
+        Ok(Region { flags, size: 4 << 20, offset: 0, capabilities: vec![] })
     }
     fn read_region(&mut self, _index: u32, _offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
-    fn write_region(&mut self, _index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    /// A write to [`DIRTIES`] marks one page of so many in the log.
+    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if let (DIRTIES, Some(log), Ok(every)) = (offset, &self.log, data.try_into()) {
+            for page in (0..LOGGED / 4096).step_by(u32::from_ne_bytes(every) as usize) {
+                log.mark(page * 4096, 4096);
+            }
+        }
         Ok(data.len())
     }
     fn migration(&mut self) -> Option<&mut dyn Migration> {
@@ -63,13 +82,19 @@ impl Migration for Idle {
         MigrationFlags::STOP_COPY
     }
     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+        self.given = 0;
         Ok(())
     }
     fn data_size(&mut self) -> Result<u64, Errno> {
         Ok(0)
     }
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        Ok(buffer.len())
+        if !self.ends {
+            return Ok(buffer.len());
+        }
+        let count = (MOVED - self.given).min(buffer.len() as u64);
+        self.given += count;
+        Ok(count as usize)
     }
     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
@@ -93,21 +118,80 @@ impl DmaLogging for Idle {
     }
 }
 
+/// A peer in a process of its own, for as long as its socket is open.
+struct Process(Child);
+
+impl Process {
+    fn start(role: &str) -> (UnixStream, Process) {
+        let (there, here) = UnixStream::pair().unwrap();
+        let program = std::env::current_exe().unwrap();
+        let mut command = Command::new(program);
+        let child = command.env(ROLE, role).stdin(Stdio::from(std::os::fd::OwnedFd::from(there)));
+        (here, Process(child.spawn().unwrap()))
+    }
+
+    /// What this process does when it was started so.
+    fn run(role: &str) {
+        let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+        if let Some(sizes) = role.strip_prefix("bare ") {
+            let sizes: Vec<usize> = sizes.split(' ').map(|size| size.parse().unwrap()).collect();
+            bare(socket, sizes[0], sizes[1]);
+            return;
+        }
+        let idle = Idle { ends: role == "server that ends", ..Idle::default() };
+        let device = DeviceFile::new("idle", Bus::new(), Box::new(idle));
+        // It ends with the benchmark.
+        let _ = Backend::new(device).serve(socket);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Answers each `question` bytes with `answer` bytes.
+fn bare(mut socket: UnixStream, question: usize, answer: usize) {
+    let (mut asked, answer) = (vec![0; question], vec![0; answer]);
+    while socket.read_exact(&mut asked).is_ok() && socket.write_all(&answer).is_ok() {}
+}
+
+/// Asks a bare peer.
+struct Bare {
+    socket: UnixStream,
+    question: Vec<u8>,
+    answer: Vec<u8>,
+    _process: Process,
+}
+
+impl Bare {
+    fn new(question: usize, answer: usize) -> Bare {
+        let (socket, process) = Process::start(&format!("bare {question} {answer}"));
+        Bare { socket, question: vec![0; question], answer: vec![0; answer], _process: process }
+    }
+
+    fn ask(&mut self) {
+        self.socket.write_all(&self.question).unwrap();
+        self.socket.read_exact(&mut self.answer).unwrap();
+    }
+}
+
 struct Peer {
     receiver: Receiver,
     sender: Sender,
     out: MessageBuffer,
-    _thread: JoinHandle<Result<(), ServeError>>,
+    _process: Process,
 }
 
 impl Peer {
     fn new() -> Peer {
-        let (server, client) = UnixStream::pair().unwrap();
-        let backend = Backend::new(DeviceFile::new("idle", Bus::new(), Box::<Idle>::default()));
-        let thread = std::thread::spawn(move || backend.serve(server));
-        let (receiver, sender) = connection(client, Limits::default());
-        let mut peer = Peer { receiver, sender, out: MessageBuffer::new(), _thread: thread };
-        peer.ask(&Request::Version(Version::proposal(Backend::capabilities())), None);
+        let (socket, process) = Process::start("server");
+        let (receiver, sender) = connection(socket, Limits::default());
+        let mut peer = Peer { receiver, sender, out: MessageBuffer::new(), _process: process };
+        let plain = Capabilities { max_msg_fds: 8, pgsizes: !0xfff, ..Capabilities::default() };
+        peer.ask(&Request::Version(Version::proposal(plain)), None);
         peer
     }
 
@@ -128,29 +212,29 @@ impl Peer {
         let request = DeviceFeature { argsz: 2 << 20, feature: feature.index(), flags, data };
         self.ask(&Request::DeviceFeature(request), None)
     }
+
+    fn set_state(&mut self, state: State) {
+        let data = [state.number().to_ne_bytes(), [0; 4]].concat();
+        self.feature(Feature::MigDeviceState, FeatureFlags::SET, &data);
+    }
 }
 
-/// A peer that answers each 20 bytes with as many as are given.
-fn bare(answer: usize) -> UnixStream {
-    let (mut there, here) = UnixStream::pair().unwrap();
-    std::thread::spawn(move || {
-        let answer = vec![0; answer];
-        let mut asked = SMALL;
-        while there.read_exact(&mut asked).is_ok() && there.write_all(&answer).is_ok() {}
-    });
-    here
+/// A device of a server in a process of its own.
+fn client(role: &str) -> (Client, Process) {
+    let (socket, process) = Process::start(role);
+    (Client::new("idle", socket, &ClientOptions::default()).unwrap(), process)
+}
+
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(30).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
+    group
 }
 
 fn small(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("round trip of 4 bytes");
-    let mut stream = bare(SMALL.len());
-    let mut answer = SMALL;
-    group.bench_function("bare, 20 bytes each way", |bencher| {
-        bencher.iter(|| {
-            stream.write_all(&SMALL).unwrap();
-            stream.read_exact(&mut answer).unwrap();
-        });
-    });
+    let mut group = group(criterion, "round trip of 4 bytes");
+    let mut bare = Bare::new(SMALL.len(), SMALL.len());
+    group.bench_function("bare, 20 bytes each way", |bencher| bencher.iter(|| bare.ask()));
     let mut peer = Peer::new();
     let access = RegionAccess { offset: 0, region: 0, count: 4 };
     group.bench_function("REGION_READ", |bencher| {
@@ -174,47 +258,128 @@ fn small(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn state(criterion: &mut Criterion) {
-    for size in [256_usize << 10, 1 << 20] {
-        let mut group = criterion.benchmark_group(format!("{} KiB of state", size >> 10));
+/// Reads of a region and of the device's state.
+fn reads(criterion: &mut Criterion) {
+    for size in [4_usize << 10, 64 << 10, 256 << 10, 1 << 20] {
+        let mut group = group(criterion, &format!("read of {} KiB", size >> 10));
         group.throughput(Throughput::Bytes(size as u64));
-        let mut stream = bare(size);
-        let mut answer = vec![0; size];
-        group.bench_function("bare", |bencher| {
-            bencher.iter(|| {
-                stream.write_all(&SMALL).unwrap();
-                stream.read_exact(&mut answer).unwrap();
-            });
-        });
+        let mut bare = Bare::new(SMALL.len(), size);
+        group.bench_function("bare", |bencher| bencher.iter(|| bare.ask()));
         let mut peer = Peer::new();
-        let stop_copy = [State::StopCopy.number().to_ne_bytes(), [0; 4]].concat();
-        peer.feature(Feature::MigDeviceState, FeatureFlags::SET, &stop_copy);
+        let access = RegionAccess { offset: 0, region: 0, count: size as u32 };
+        group.bench_function("REGION_READ", |bencher| {
+            bencher.iter(|| peer.ask(&Request::RegionRead(access), None));
+        });
+        peer.set_state(State::StopCopy);
         let request = Request::MigDataRead { size: size as u32 };
         group.bench_function("MIG_DATA_READ", |bencher| bencher.iter(|| peer.ask(&request, None)));
+        let (mut device, _process) = client("server");
+        let mut saving = device.set_state(State::StopCopy).unwrap().unwrap();
+        let mut buffer = vec![0; size];
+        group.bench_function("the session's own socket, by a client", |bencher| {
+            bencher.iter(|| {
+                let read = saving.read(State::StopCopy, &mut buffer).unwrap();
+                assert_eq!(read, SavingRead::Data(size));
+            });
+        });
+        group.finish();
+    }
+}
+
+/// Writes of the device's state.
+fn writes(criterion: &mut Criterion) {
+    for size in [32_usize << 10, 256 << 10, 1 << 20] {
+        let mut group = group(criterion, &format!("write of {} KiB", size >> 10));
+        group.throughput(Throughput::Bytes(size as u64));
+        let mut bare = Bare::new(size, SMALL.len());
+        group.bench_function("bare", |bencher| bencher.iter(|| bare.ask()));
+        let mut peer = Peer::new();
+        peer.set_state(State::Resuming);
+        let data = vec![0; size];
+        let request = Request::MigDataWrite { data: &data };
+        group.bench_function("MIG_DATA_WRITE", |bencher| bencher.iter(|| peer.ask(&request, None)));
+        let (mut device, _process) = client("server");
+        let mut resuming = device.set_state(State::Resuming).unwrap().unwrap();
+        group.bench_function("the session's own socket, by a client", |bencher| {
+            bencher.iter(|| resuming.write_all(&data).unwrap());
+        });
         group.finish();
     }
 }
 
 fn memory(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("memory");
+    let mut group = group(criterion, "memory");
+    let mut bare = Bare::new(SMALL.len(), SMALL.len());
+    group.bench_function("two bare round trips", |bencher| {
+        bencher.iter(|| {
+            bare.ask();
+            bare.ask();
+        });
+    });
     let file = File::from(memfd_create("bench", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(2 << 20).unwrap();
     let mut peer = Peer::new();
-    let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    let map = Request::DmaMap(DmaMap { rights, offset: 0, iova: 0, size: 2 << 20 });
+    let map = Request::DmaMap(DmaMap { rights: RIGHTS, offset: 0, iova: 0, size: 2 << 20 });
     let unmap = Request::DmaUnmap(DmaUnmap::Range { iova: 0, size: 2 << 20, bitmap: None });
     group.bench_function("map and unmap 2 MiB by descriptor", |bencher| {
         bencher.iter(|| (peer.ask(&map, Some(&file)), peer.ask(&unmap, None)));
+    });
+    group.bench_function("map and unmap 2 MiB without", |bencher| {
+        bencher.iter(|| (peer.ask(&map, None), peer.ask(&unmap, None)));
     });
     let mut room = [[0; 16]];
     let start = LoggingStart::new(4096, &[(0, LOGGED)], &mut room).to_bytes();
     peer.feature(Feature::DmaLoggingStart, FeatureFlags::SET, &start);
     let report = LoggingReport { iova: 0, length: LOGGED, page_size: 4096 }.to_bytes();
-    group.bench_function("DMA_LOGGING_REPORT of 32 GiB, clean", |bencher| {
-        bencher.iter(|| peer.feature(Feature::DmaLoggingReport, FeatureFlags::GET, &report));
+    let dirties = RegionAccess { offset: DIRTIES, region: 0, count: 4 };
+    for (name, every) in [("clean", 0_u32), ("1 % dirty", 100), ("all dirty", 1)] {
+        group.bench_function(format!("DMA_LOGGING_REPORT of 32 GiB, {name}"), |bencher| {
+            bencher.iter_custom(|iterations| {
+                let mut taken = Duration::ZERO;
+                for _ in 0..iterations {
+                    if every > 0 {
+                        peer.ask(&Request::RegionWrite(dirties, &every.to_ne_bytes()), None);
+                    }
+                    let before = Instant::now();
+                    peer.feature(Feature::DmaLoggingReport, FeatureFlags::GET, &report);
+                    taken += before.elapsed();
+                }
+                taken
+            });
+        });
+    }
+    group.finish();
+}
+
+/// All the state of one device into another, as a program does it that has both.
+fn moved(criterion: &mut Criterion) {
+    let mut group = group(criterion, "1 GiB of state");
+    group.sample_size(10).throughput(Throughput::Bytes(MOVED));
+    let ((mut from, _from), (mut to, _to)) = (client("server that ends"), client("server that ends"));
+    let mut buffer = vec![0; 256 << 10];
+    group.bench_function("from server to client to server, 256 KiB at a time", |bencher| {
+        bencher.iter(|| {
+            let mut saving = from.set_state(State::StopCopy).unwrap().unwrap();
+            let mut resuming = to.set_state(State::Resuming).unwrap().unwrap();
+            let mut moved = 0;
+            while let SavingRead::Data(count) = saving.read(State::StopCopy, &mut buffer).unwrap() {
+                resuming.write_all(&buffer[..count]).unwrap();
+                moved += count as u64;
+            }
+            assert_eq!(moved, MOVED);
+            from.set_state(State::Stop).unwrap();
+            to.set_state(State::Stop).unwrap();
+        });
     });
     group.finish();
 }
 
-criterion_group!(benches, small, state, memory);
-criterion_main!(benches);
+criterion_group!(benches, small, reads, writes, memory, moved);
+
+fn main() {
+    if let Ok(role) = std::env::var(ROLE) {
+        return Process::run(&role);
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
