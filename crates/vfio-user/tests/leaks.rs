@@ -91,5 +91,6 @@ fn connections_that_are_over_leave_neither_descriptors_nor_threads() {
     round(0);
     let before = open(None);
     (0..60).for_each(round);
-    assert_eq!(open(Some(before)), before, "descriptors and threads");
+    let after = open(Some(before));
+    assert!(after.0 <= before.0 && after.1 <= before.1, "{before:?} descriptors and threads, then {after:?}");
 }
