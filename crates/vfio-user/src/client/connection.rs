@@ -5,13 +5,14 @@
 //! that ([`idle`](super::idle)).
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_protocol::Errno;
 use whimbrel_user::{Error, Result};
 
@@ -144,6 +145,14 @@ impl Connection {
     fn serve_read_ahead(&mut self) {
         while self.idle.is_some() && !self.is_over && self.receiver.is_ready() {
             self.serve_next();
+        }
+    }
+
+    /// Answers requests that have come, for who keeps the thread from it and reads nothing.
+    fn serve_arrived(&mut self) {
+        self.serve_read_ahead();
+        while self.idle.is_some() && !self.is_over && has_come(&self.receiver) {
+            self.serve();
         }
     }
 
@@ -342,6 +351,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn has_come(socket: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(&socket, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// A payload that is none of the reply's. The messages behind it can still be told apart.

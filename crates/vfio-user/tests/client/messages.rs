@@ -401,6 +401,36 @@ fn a_request_that_comes_with_a_reply_is_answered_at_once() {
 }
 
 #[test]
+fn a_client_that_writes_without_end_and_waits_for_nothing_answers_meanwhile() {
+    const MUCH: usize = 256 << 20;
+    let (client, thread) = client_of(&options(true), |mut fake| {
+        fake.agree(None, &[]);
+        fake.map();
+        // It has begun to write.
+        fake.receiver.receive().unwrap().unwrap();
+        fake.send(|out| out.request(77, false, &read(IOVA, 4)));
+        // As a server does whose device waits: it takes what comes before the answer.
+        let mut before = 0;
+        loop {
+            let got = fake.receiver.receive().unwrap().unwrap();
+            if got.header.kind == Kind::Reply {
+                break;
+            }
+            before += got.payload.len();
+        }
+        while let Ok(Some(_)) = fake.receiver.receive() {}
+        before
+    });
+    let mut client = client.unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap();
+    // One call, in which nobody else has the connection.
+    client.post_write(0, 0, &vec![0; MUCH]).unwrap();
+    drop(client);
+    let before = thread.join().unwrap();
+    assert!(before < MUCH / 2, "the answer came behind {before} bytes");
+}
+
+#[test]
 fn a_mapping_that_was_refused_is_not_reached() {
     let (client, thread) = client_of(&options(true), |mut fake| {
         fake.agree(None, &[]);

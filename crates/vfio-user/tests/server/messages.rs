@@ -212,6 +212,31 @@ fn a_worker_of_the_device_reaches_memory_while_the_server_waits_for_commands() {
 }
 
 #[test]
+fn a_worker_that_holds_the_device_gets_its_answer_while_commands_wait_for_the_device() {
+    for way in WAYS {
+        let mut rig = Rig::new(way);
+        rig.map(IOVA, PAGE).unwrap();
+        let device = rig.host.backend.device().clone();
+        // As a driver does that works by itself: the device is taken until its memory has come.
+        let worker = std::thread::spawn(move || device.write_region(BAR, DOORBELL, &IOVA.to_ne_bytes()));
+        let asked = rig.asked();
+        let access = RegionAccess { offset: 0, region: BAR, count: 1 };
+        let ids: Vec<u16> = (0..10).map(|_| rig.peer.send(&Request::RegionRead(access))).collect();
+        rig.obey(&asked);
+        assert_eq!(worker.join().unwrap(), Ok(8), "{way:?}");
+        for id in ids {
+            rig.peer.answer(id, Command::RegionRead).unwrap();
+        }
+        assert_eq!(
+            (mark(&rig, IOVA).as_slice(), rig.faults()),
+            (MARK.to_ne_bytes().as_slice(), 0),
+            "{way:?}"
+        );
+        rig.peer.leave().unwrap();
+    }
+}
+
+#[test]
 fn many_threads_ask_at_once_and_each_gets_its_own_answer() {
     for way in WAYS {
         let mut rig = Rig::new(way);

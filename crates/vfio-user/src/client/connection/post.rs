@@ -17,7 +17,7 @@ impl Connection {
         let sent = self.drain(&mut out);
         self.out = out.into_buffer();
         sent.map_err(|failed| self.failed(what(), failed))?;
-        self.serve_read_ahead();
+        self.serve_arrived();
         Ok(())
     }
 }
