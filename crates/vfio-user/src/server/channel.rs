@@ -293,15 +293,17 @@ impl Channel {
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout =
                 Timespec::try_from(left).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let commands = self.commands.as_ref().map(|commands| PollFd::new(commands, PollFlags::RDHUP));
-            let own = PollFd::new(receiver, PollFlags::IN | room);
-            let mut asked: Vec<PollFd<'_>> = [Some(own), commands].into_iter().flatten().collect();
-            match poll(&mut asked, Some(&timeout)) {
+            let commands = self.commands.as_ref();
+            let mut asked = [
+                PollFd::new(receiver, PollFlags::IN | room),
+                PollFd::new(commands.unwrap_or(&self.socket), PollFlags::RDHUP),
+            ];
+            match poll(&mut asked[..if commands.is_some() { 2 } else { 1 }], Some(&timeout)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(io::Error::from(error).into()),
                 Ok(_) => {}
             }
-            let commands_end = asked.get(1).is_some_and(|commands| commands.revents().intersects(gone));
+            let commands_end = asked[1].revents().intersects(gone);
             let found = asked[0].revents();
             return Ok(match () {
                 () if commands_end => Ready::Over,
