@@ -130,8 +130,6 @@ impl StateChannel {
         let mut received = 0;
         // Of the message, once its header is there.
         let mut size = None;
-        // A reply takes a while, and the rest of one most likely none.
-        let mut waits = true;
         loop {
             if let (None, Some(bytes), true) = (size, head.first_chunk::<HEADER>(), received >= HEADER) {
                 let header = match Header::parse(*bytes, self.limits) {
@@ -163,12 +161,11 @@ impl StateChannel {
                 IoSliceMut::new(&mut head[received.min(N)..]),
                 IoSliceMut::new(&mut room[received.saturating_sub(N)..end]),
             ];
-            match receive(&self.socket, &mut parts, deadline, waits) {
+            match receive(&self.socket, &mut parts, deadline) {
                 Ok(0) => return Err(self.failed(command, SystemError::CONNRESET)),
                 Ok(count) => received += count,
                 Err(error) => return Err(self.failed(command, error)),
             }
-            waits = false;
         }
     }
 
@@ -225,16 +222,13 @@ fn receive(
     socket: &OwnedFd,
     parts: &mut [IoSliceMut<'_>],
     deadline: Option<Instant>,
-    waits: bool,
 ) -> std::result::Result<usize, SystemError> {
-    if waits {
-        wait(socket, PollFlags::IN, deadline)?;
-    }
     loop {
+        // What is there has most likely been taken already.
+        wait(socket, PollFlags::IN, deadline)?;
         match recvmsg(socket, parts, &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT) {
             Ok(got) => return Ok(got.bytes),
-            Err(SystemError::AGAIN) => wait(socket, PollFlags::IN, deadline)?,
-            Err(SystemError::INTR) => {}
+            Err(SystemError::AGAIN | SystemError::INTR) => {}
             Err(SystemError::CONNRESET) => return Ok(0),
             Err(error) => return Err(error),
         }
@@ -249,6 +243,10 @@ fn wait(
 ) -> std::result::Result<(), SystemError> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Also where there is always a little more.
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(SystemError::TIMEDOUT);
+        }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut [PollFd::from_borrowed_fd(socket.as_fd(), for_what)], timeout.as_ref()) {
             Ok(0) => return Err(SystemError::TIMEDOUT),

@@ -64,19 +64,20 @@ fn start(device: &mut dyn Device, memory: &GuestMemoryMmap) {
 
 #[test]
 fn a_working_device_and_its_memory_move_from_one_server_to_another() {
-    moves(&ClientOptions::default(), true);
+    moves(&ClientOptions::default(), &ClientOptions::default(), true);
 }
 
 #[test]
 fn a_working_device_moves_although_the_servers_must_ask_for_each_access_to_memory() {
     for has_twin in [true, false] {
-        moves(&options(has_twin), false);
+        moves(&options(has_twin), &options(has_twin), false);
     }
 }
 
-fn moves(options: &ClientOptions, has_file: bool) {
-    let mut source = Served::with("accel?state=1MiB", options);
-    let mut destination = Served::with("accel?state=1MiB", options);
+/// Moves a device between servers with which so much was agreed on.
+pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
+    let mut source = Served::with("accel?state=1MiB&rate=4MiB", from);
+    let mut destination = Served::with("accel?state=1MiB", to);
     let (here_memory, there_memory) = (memory(has_file), memory(has_file));
     map(source.client(), &here_memory);
     map(destination.client(), &there_memory);

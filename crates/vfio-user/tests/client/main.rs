@@ -4,13 +4,17 @@
 mod board;
 mod descriptors;
 mod doorbells;
+mod extension;
 mod hostile;
+mod hostile_channel;
 mod hostile_requests;
 mod likeness;
 mod live;
 mod messages;
 mod posted;
 mod regions;
+#[path = "../devices/source.rs"]
+mod source_device;
 mod support;
 mod together;
 mod unmap;

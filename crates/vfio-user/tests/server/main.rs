@@ -3,8 +3,13 @@
 
 mod answers;
 mod clients;
+mod extension;
 mod hostile;
 mod memory;
 mod messages;
 mod migration;
+mod source;
+#[path = "../devices/source.rs"]
+mod source_device;
+mod state_channel;
 mod support;
