@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use rustix::cmsg_space;
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno as SystemError;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -51,6 +52,10 @@ pub enum DescriptorError {
     /// This process could not take them all, most likely because it has no numbers left.
     #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
     Lost,
+    /// A socket, with a message that has to wait, to a side that keeps none: see
+    /// [`Receiver::keep_no_sockets`].
+    #[error("a socket came with a message that had to wait")]
+    Socket,
 }
 
 /// A message as it came from the socket.
@@ -91,6 +96,7 @@ pub fn connection(stream: UnixStream, limits: Limits) -> (Receiver, Sender) {
         stream: stream.clone(),
         deframer: Deframer::new(limits),
         descriptors: VecDeque::new(),
+        keeps_sockets: true,
         control: vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))],
     };
     (receiver, Sender { stream })
@@ -103,6 +109,7 @@ pub struct Receiver {
     deframer: Deframer,
     /// Not yet given out, in the order in which they came.
     descriptors: VecDeque<Batch>,
+    keeps_sockets: bool,
     control: Vec<MaybeUninit<u8>>,
 }
 
@@ -121,6 +128,13 @@ impl Receiver {
     /// From the next message on, other limits hold.
     pub fn set_limits(&mut self, limits: Limits) {
         self.deframer.set_limits(limits);
+    }
+
+    /// From now on, sockets that come with a message that has to wait are closed at once, and
+    /// [`DescriptorError::Socket`] is in their place. For who cannot leave a connection by itself: the socket
+    /// may be the peer's own end of it, and as long as that is open nobody sees that the peer has left.
+    pub(crate) fn keep_no_sockets(&mut self) {
+        self.keeps_sockets = false;
     }
 
     /// Whether [`Receiver::receive`] would answer without waiting, because it was read with what came before.
@@ -197,10 +211,16 @@ impl Receiver {
         }
         drop(control);
         let problem = got.flags.contains(ReturnFlags::CTRUNC).then_some(DescriptorError::Lost);
-        if got.bytes > 0 && (!fds.is_empty() || problem.is_some()) {
-            self.hold(Batch { last: received + got.bytes as u64 - 1, fds, problem });
-        }
         self.deframer.filled(got.bytes);
+        if got.bytes > 0 && (!fds.is_empty() || problem.is_some()) {
+            let last = received + got.bytes as u64 - 1;
+            let waits = self.deframer.next_end().is_none_or(|end| last >= end);
+            let fds = if waits && !self.keeps_sockets { without_sockets(fds) } else { Ok(fds) };
+            self.hold(match fds {
+                Ok(fds) => Batch { last, fds, problem },
+                Err(error) => Batch { last, fds: Vec::new(), problem: Some(error) },
+            });
+        }
         Ok(got.bytes)
     }
 
@@ -219,6 +239,12 @@ impl Receiver {
         }
         self.descriptors.push_back(batch);
     }
+}
+
+/// The descriptors, if there is no socket among them.
+pub(crate) fn without_sockets(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, DescriptorError> {
+    let is_socket = |fd| fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_socket());
+    if fds.iter().any(is_socket) { Err(DescriptorError::Socket) } else { Ok(fds) }
 }
 
 /// The descriptors that came with bytes before `end`.

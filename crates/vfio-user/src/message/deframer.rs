@@ -56,6 +56,8 @@ impl Deframer {
             self.buffer.copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
             if self.buffer.len() < least {
+                // No more than is needed: a vector that grows by itself doubles.
+                self.buffer.reserve_exact(least - self.buffer.len());
                 self.buffer.resize(least, 0);
             }
         }
@@ -97,6 +99,12 @@ impl Deframer {
     /// Bytes of the stream that were filled.
     pub fn received(&self) -> u64 {
         self.taken + self.unread.len() as u64
+    }
+
+    /// Bytes of the stream up to the end of the message that [`Deframer::next_message`] has to give.
+    pub(crate) fn next_end(&self) -> Option<u64> {
+        let size = self.header().ok()??.size;
+        (self.unread.len() >= size as usize).then(|| self.taken + u64::from(size))
     }
 
     /// Bytes held for messages.

@@ -437,3 +437,24 @@ fn commands_are_those_of_the_protocol() {
         assert_eq!(Command::try_from(number).is_ok(), known, "{number}");
     }
 }
+
+#[test]
+fn a_stream_of_messages_each_longer_than_the_last_takes_no_more_than_the_longest() {
+    let limits = Limits { max_data_xfer_size: 1 << 16 };
+    let mut deframer = Deframer::new(limits);
+    for size in [17_000, 40_000, limits.message()] {
+        let header = Header { id: 1, command: 9, size: size as u32, kind: Kind::Reply }.to_bytes();
+        let mut left = size;
+        let mut bytes = header.as_slice();
+        while left > 0 {
+            let room = deframer.room().unwrap();
+            let count = room.len().min(left).min(if bytes.is_empty() { left } else { bytes.len() });
+            room[..count].copy_from_slice(bytes.get(..count).unwrap_or(&vec![0; count]));
+            bytes = &bytes[count.min(bytes.len())..];
+            left -= count;
+            deframer.filled(count);
+        }
+        assert_eq!(deframer.next_message().unwrap().unwrap().payload.len(), size - HEADER);
+        assert!(deframer.capacity() <= limits.message() + HEADER, "{} bytes", deframer.capacity());
+    }
+}

@@ -21,7 +21,7 @@ use whimbrel_device::Errno;
 use super::ServeError;
 use super::queue::{Queue, Waiting};
 use crate::message::{Command, Kind, MessageBuffer, Request};
-use crate::socket::{Incoming, Receiver, Sender};
+use crate::socket::{Incoming, Receiver, Sender, without_sockets};
 
 /// How long who sends lets another read before it looks whether that one still does.
 const LOOK: Duration = Duration::from_millis(5);
@@ -74,7 +74,8 @@ pub(super) enum Next {
 
 impl Channel {
     /// The socket that commands come from.
-    pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
+    pub(super) fn new(mut receiver: Receiver, sender: Sender) -> Channel {
+        receiver.keep_no_sockets();
         let socket = sender.clone();
         Channel {
             outbound: Mutex::new(Outbound { sender, request: MessageBuffer::new() }),
@@ -321,6 +322,7 @@ impl Channel {
                 return Err(ServeError::CommandOverTwin(header.command));
             }
             Kind::Command { .. } => {
+                let descriptors = descriptors.and_then(without_sockets);
                 let waiting = Waiting { header, payload: payload.to_vec(), descriptors };
                 return self.state.lock().waiting.push(waiting);
             }

@@ -156,9 +156,9 @@ impl Client {
             && !frame.is_reply
         {
             self.out.error(frame.id, frame.command, frame.errno());
-            // It may have left meanwhile; what it did before says more.
-            let _ = self.flush();
         }
+        // It may have left meanwhile; what it did before says more.
+        let _ = self.flush();
         error
     }
 
@@ -246,7 +246,7 @@ impl Client {
         descriptors: Result<Vec<OwnedFd>, DescriptorError>,
     ) -> Result<Vec<OwnedFd>, Errno> {
         let descriptors = descriptors.map_err(|error| match error {
-            DescriptorError::TooMany => Errno::EINVAL,
+            DescriptorError::TooMany | DescriptorError::Socket => Errno::EINVAL,
             DescriptorError::Lost => Errno::EMFILE,
         })?;
         let most = match request {

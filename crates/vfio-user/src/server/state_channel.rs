@@ -54,7 +54,8 @@ impl StateChannel {
             let _ = set_socket_send_buffer_size(end, SEND_BUFFER);
         }
         let limits = Limits { max_data_xfer_size: agreed.max_data_xfer_size };
-        let (receiver, sender) = connection(ours, limits);
+        let (mut receiver, sender) = connection(ours, limits);
+        receiver.keep_no_sockets();
         let ender = sender.ender();
         let name = format!("state of {}", backend.device.name());
         let extensions = agreed.extensions();
@@ -143,7 +144,7 @@ impl Service {
         })?;
         match descriptors {
             Ok(descriptors) if descriptors.is_empty() => {}
-            Ok(_) | Err(DescriptorError::TooMany) => return Err(Errno::EINVAL),
+            Ok(_) | Err(DescriptorError::TooMany | DescriptorError::Socket) => return Err(Errno::EINVAL),
             Err(DescriptorError::Lost) => return Err(Errno::EMFILE),
         }
         let (data_file, out) = (&*self.data_file, &mut self.out);

@@ -389,3 +389,37 @@ fn a_flood_of_anything_ends_at_worst_the_connection() {
     goes_on(&mut peer, "after a flood");
     drop(UnixStream::pair());
 }
+
+#[test]
+fn what_was_asked_before_a_header_that_is_none_is_answered() {
+    let mut peer = Host::new().client();
+    let mut out = MessageBuffer::new();
+    out.request(1, false, &Request::DeviceReset);
+    let mut reply = raw(2, 9, 1, &[]);
+    reply[4..8].copy_from_slice(&3_u32.to_ne_bytes());
+    peer.sender.send(&[out.as_bytes(), &reply].concat(), &[]).unwrap();
+    peer.answer(1, Command::DeviceReset).unwrap();
+    assert!(peer.is_over());
+    assert!(matches!(peer.leave(), Err(ServeError::Socket(SocketError::Frame(_)))));
+}
+
+#[test]
+fn a_client_that_gave_the_server_its_own_end_of_the_connection_is_seen_to_leave() {
+    let mut out = MessageBuffer::new();
+    let access = RegionAccess { offset: 0, region: BAR, count: PAGE as u32 };
+    out.request(1, false, &Request::RegionRead(access));
+    let one = out.as_bytes().to_vec();
+    for (what, bytes) in [
+        ("with the first part of a message", one[..20].to_vec()),
+        ("behind more replies than it has room for", one.repeat(200)),
+    ] {
+        let host = Host::new();
+        let (stream, thread) = host.connect();
+        let mut peer = Peer::new(stream.try_clone().unwrap(), Some(thread));
+        peer.agree(Backend::capabilities());
+        peer.sender.send(&bytes, &[stream.as_fd()]).unwrap();
+        drop(stream);
+        peer.leave().unwrap_err();
+        goes_on(&mut host.client(), what);
+    }
+}
