@@ -1,14 +1,15 @@
 //! `whimbrel serve`: a model for programs that speak vfio-user.
 
+use std::fmt;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_models::{Model, OpenModel};
-use whimbrel_vfio_user::{Backend, Listener, Sandbox, Server, Stopper};
+use whimbrel_vfio_user::{Backend, Listener, Sandbox, Server, Stopper, Takeover, TakeoverError};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -24,8 +25,15 @@ pub(crate) struct Arguments {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Where the socket is made. Only the user who runs this can connect to it
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "takeover")]
+    socket: Option<PathBuf>,
+    /// Take the device from the server at this socket, and go on in its place
+    ///
+    /// The client that uses the device keeps it, over the same connection, and sees a pause; later ones come to
+    /// this server at the same path. The other server ends when all is done. If anything fails before, it goes
+    /// on as if nothing had been. It must serve the same model with the same settings, as the same user.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "owned"])]
+    takeover: Option<PathBuf>,
     /// Confine the server to what it holds open
     ///
     /// Landlock and seccomp take from it, for good, what it does not need: files, other sockets, other
@@ -42,7 +50,8 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   whimbrel serve serial --socket /run/user/1000/serial
-  whimbrel serve 'accel?state=1GiB' --socket accel.socket";
+  whimbrel serve 'accel?state=1GiB' --socket accel.socket
+  whimbrel serve 'accel?state=1GiB' --takeover accel.socket";
 
 /// What was served, for scripts.
 #[derive(Debug, Serialize)]
@@ -50,6 +59,15 @@ struct Served {
     model: String,
     socket: String,
     clients: u64,
+    taken_over: bool,
+}
+
+/// Where clients come from.
+enum Door {
+    /// A socket of its own.
+    Own(Listener),
+    /// That of another server, with all it has.
+    Others(Box<Takeover>),
 }
 
 /// Does it.
@@ -58,16 +76,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         Failure::new(format!("'{}' cannot be served: {error}", arguments.model))
     };
     let model: Model = arguments.model.parse().map_err(|error| wrong(&error))?;
-    let socket = arguments.socket.display().to_string();
-    let listener = Listener::bind(&arguments.socket).map_err(|error| {
-        let failure = Failure::from_io(format!("cannot serve at {socket}"), &error);
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                failure.hint("another server uses that path, or something else is there: choose another path")
-            }
-            _ => failure,
-        }
-    })?;
+    let door = open_door(arguments)?;
+    let socket = match &door {
+        Door::Own(listener) => listener.path(),
+        Door::Others(takeover) => takeover.path(),
+    };
+    let socket = socket.display().to_string();
     // All that is opened by its name is open, and no thread runs yet.
     let confined = arguments.sandbox.then(|| Sandbox::new().confine()).transpose().map_err(|error| {
         Failure::new(format!("the server cannot be confined: {error}"))
@@ -76,8 +90,18 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // What makes it work by itself ends with it.
     let OpenModel { device, worker: _worker } =
         model.open(model.to_string()).map_err(|error| wrong(&error))?;
-    let server = Server::new(listener, Backend::new(device))
-        .map_err(|error| Failure::from_io(format!("cannot serve at {socket}"), &error))?;
+    let backend = Backend::new(device);
+    let (server, how) = match door {
+        Door::Own(listener) => {
+            let server = Server::new(listener, backend)
+                .map_err(|error| Failure::from_io(format!("cannot serve at {socket}"), &error))?;
+            (server, "")
+        }
+        Door::Others(takeover) => {
+            let server = takeover.finish(backend).map_err(|error| not_taken_over(&socket, &error))?;
+            (server, ", taken over from another server")
+        }
+    };
     stop_on_signal(server.stopper())
         .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
     if arguments.owned {
@@ -85,19 +109,51 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             .map_err(|error| Failure::from_io("cannot wait for stdin to end", &error))?;
     }
     match confined {
-        Some(confined) => output::note(format_args!("serving {model} at {socket}, confined by {confined}")),
-        None => output::note(format_args!("serving {model} at {socket}")),
+        Some(confined) => {
+            output::note(format_args!("serving {model} at {socket}{how}, confined by {confined}"));
+        }
+        None => output::note(format_args!("serving {model} at {socket}{how}")),
     }
-    let clients = server
+    let whimbrel_vfio_user::Served { clients, taken_over } = server
         .run()
         .map_err(|error| Failure::from_io(format!("{socket} can be served no longer"), &error))?;
+    if taken_over {
+        output::note(format_args!("{socket} is served by another server from here on"));
+    }
     if arguments.owned {
         drop(server);
         // Another server may have its socket there still: who is last takes it away.
-        let _ = arguments.socket.parent().map(std::fs::remove_dir);
+        let _ = Path::new(&socket).parent().map(std::fs::remove_dir);
     }
     let text = format!("served {clients} clients at {socket}");
-    output.result(&Served { model: model.to_string(), socket, clients }, text)
+    output.result(&Served { model: model.to_string(), socket, clients, taken_over }, text)
+}
+
+fn open_door(arguments: &Arguments) -> Result<Door, Failure> {
+    match (&arguments.takeover, &arguments.socket) {
+        (Some(path), _) => {
+            let takeover = Takeover::connect(path);
+            takeover.map(Box::new).map(Door::Others).map_err(|error| not_taken_over(path.display(), &error))
+        }
+        (None, Some(path)) => Listener::bind(path).map(Door::Own).map_err(|error| {
+            let failure = Failure::from_io(format!("cannot serve at {}", path.display()), &error);
+            match error.kind() {
+                io::ErrorKind::AddrInUse => failure
+                    .hint("another server uses that path, or something else is there: choose another path"),
+                _ => failure,
+            }
+        }),
+        (None, None) => Err(Failure::new("neither --socket nor --takeover is given")),
+    }
+}
+
+fn not_taken_over(socket: impl fmt::Display, error: &TakeoverError) -> Failure {
+    let told = Failure::from_error(error).message();
+    let failure = Failure::new(format!("cannot take over from the server at {socket}: {told}"));
+    match error.advice() {
+        Some(advice) => failure.hint(advice),
+        None => failure,
+    }
 }
 
 /// From here on SIGINT and SIGTERM end nothing but the server.

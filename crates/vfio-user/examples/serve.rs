@@ -34,6 +34,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = DeviceFile::new("card", Bus::new(), Box::new(Card(vec![0; 4096])));
     let server = Server::bind(&path, Backend::new(device))?;
     println!("serving at {path}; a VMM can use it as a vfio-user device");
-    println!("{} clients were served", server.run()?);
+    println!("{} clients were served", server.run()?.clients);
     Ok(())
 }

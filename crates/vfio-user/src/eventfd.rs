@@ -24,6 +24,12 @@ pub(crate) fn to_descriptor(eventfd: &EventFd) -> std::io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy.into_raw_fd()) })
 }
 
+/// The descriptor of an eventfd that is not needed here any more.
+pub(crate) fn into_descriptor(eventfd: EventFd) -> OwnedFd {
+    // SAFETY: it is open, and gives its descriptor away.
+    unsafe { OwnedFd::from_raw_fd(eventfd.into_raw_fd()) }
+}
+
 #[cfg(test)]
 mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;

@@ -22,5 +22,7 @@ pub use capabilities::{
 pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
 pub use extensions::MigrationExtensions;
 pub use sandbox::{Confinement, Sandbox, SandboxError};
-pub use server::{Backend, Listener, ServeError, Server, Stopper};
+pub use server::{
+    Backend, LinkError, Listener, ServeError, Served, Server, Stopper, Takeover, TakeoverError,
+};
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

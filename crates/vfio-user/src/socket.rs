@@ -43,6 +43,13 @@ pub enum SocketError {
     System(#[from] io::Error),
 }
 
+impl SocketError {
+    /// Whether nothing has come within the time that reads of the socket may take (SO_RCVTIMEO).
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, SocketError::System(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
 /// Descriptors that came with a message and could not be taken. The others that came with it are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
@@ -124,6 +131,22 @@ struct Batch {
     problem: Option<DescriptorError>,
 }
 
+/// What was read of a connection and not given out as messages.
+#[derive(Debug)]
+pub(crate) struct Unread<B, D> {
+    pub(crate) bytes: B,
+    pub(crate) descriptors: Vec<UnreadDescriptors<D>>,
+}
+
+/// Descriptors that came with some of these bytes.
+#[derive(Debug)]
+pub(crate) struct UnreadDescriptors<D> {
+    /// Which was the last of the bytes, counted from the first that is unread.
+    pub(crate) last: u64,
+    pub(crate) fds: D,
+    pub(crate) problem: Option<DescriptorError>,
+}
+
 impl Receiver {
     /// From the next message on, other limits hold.
     pub fn set_limits(&mut self, limits: Limits) {
@@ -140,6 +163,25 @@ impl Receiver {
     /// Whether [`Receiver::receive`] would answer without waiting, because it was read with what came before.
     pub fn is_ready(&self) -> bool {
         self.deframer.is_ready()
+    }
+
+    /// What was read and not given out yet, for another process to go on with.
+    pub(crate) fn unread(&self) -> Unread<&[u8], &[OwnedFd]> {
+        let taken = self.deframer.taken();
+        let descriptors = self.descriptors.iter().map(|batch| UnreadDescriptors {
+            last: batch.last.saturating_sub(taken),
+            fds: batch.fds.as_slice(),
+            problem: batch.problem,
+        });
+        Unread { bytes: self.deframer.unread(), descriptors: descriptors.collect() }
+    }
+
+    /// Goes on after what another has read.
+    pub(crate) fn resume(&mut self, limits: Limits, unread: Unread<&[u8], Vec<OwnedFd>>) {
+        self.deframer = Deframer::with_unread(limits, unread.bytes);
+        let batches = unread.descriptors.into_iter();
+        self.descriptors =
+            batches.map(|of| Batch { last: of.last, fds: of.fds, problem: of.problem }).collect();
     }
 
     /// Waits for the next message. `None` if the peer hung up between two messages.

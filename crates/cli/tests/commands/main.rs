@@ -13,5 +13,6 @@ mod migration;
 mod sandbox;
 mod serve;
 mod support;
+mod takeover;
 mod targets;
 mod vfio_user;

@@ -32,7 +32,8 @@ fn a_model_is_served_to_its_owner_until_a_signal() {
         let finished = child.wait_with_output().unwrap();
         assert!(finished.status.success());
         let result: serde_json::Value = serde_json::from_slice(&finished.stdout).unwrap();
-        assert_eq!(keys(&result), ["clients", "model", "socket"]);
+        assert_eq!(keys(&result), ["clients", "model", "socket", "taken_over"]);
+        assert_eq!(result["taken_over"], false);
         assert_eq!(result["clients"], 1);
         assert!(!path.exists());
     }

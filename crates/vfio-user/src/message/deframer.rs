@@ -35,6 +35,16 @@ impl Deframer {
         Deframer { buffer: Vec::new(), unread: 0..0, taken: 0, limits }
     }
 
+    /// A stream whose first bytes another has read: a [`Deframer::unread`] elsewhere.
+    pub fn with_unread(limits: Limits, unread: &[u8]) -> Deframer {
+        Deframer { buffer: unread.to_vec(), unread: 0..unread.len(), taken: 0, limits }
+    }
+
+    /// What was filled and not yet given out: messages, or a part of one.
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer[self.unread.clone()]
+    }
+
     /// From the next message on, other limits hold.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;

@@ -20,6 +20,7 @@ use whimbrel_device::Errno;
 
 use super::ServeError;
 use super::queue::{Queue, Waiting};
+use super::rest::Rest;
 use crate::message::{Command, Kind, MessageBuffer, Request};
 use crate::socket::{Incoming, Receiver, Sender, without_sockets};
 
@@ -65,9 +66,30 @@ struct Asked {
     answer: Option<Result<Vec<u8>, Errno>>,
 }
 
+/// What has come over a socket and goes on elsewhere.
+pub(super) struct Pending<'a>(MutexGuard<'a, State>);
+
+impl Pending<'_> {
+    /// In the order in which they came.
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Waiting> {
+        self.0.waiting.iter()
+    }
+
+    pub(super) fn next_id(&self) -> u16 {
+        self.0.next_id
+    }
+
+    /// Whether the connection is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_over
+    }
+}
+
 /// What the serving thread does next.
 pub(super) enum Next {
     Command(Waiting),
+    /// It is to rest.
+    Rest,
     /// The connection is over: because the client has left, if there is no error.
     Over(Option<ServeError>),
 }
@@ -92,6 +114,23 @@ impl Channel {
         Channel { commands: Some(commands.socket.clone()), ..Channel::new(receiver, sender) }
     }
 
+    /// The socket.
+    pub(super) fn socket(&self) -> &Sender {
+        &self.socket
+    }
+
+    /// Commands that were read and not taken, and the id of the next request, for another process to go on
+    /// with. Nothing is asked here any more.
+    pub(super) fn pending(&self) -> Pending<'_> {
+        Pending(self.state.lock())
+    }
+
+    /// Goes on where another has stopped.
+    pub(super) fn resume(&mut self, waiting: Queue, next_id: u16) {
+        let state = self.state.get_mut();
+        (state.waiting, state.next_id) = (waiting, next_id);
+    }
+
     /// What comes from the socket, for a serving thread that shares it with nobody.
     pub(super) fn receiver(&self) -> MutexGuard<'_, Receiver> {
         self.receiver.lock()
@@ -108,9 +147,12 @@ impl Channel {
     }
 
     /// The next command, for a serving thread that shares the socket.
-    pub(super) fn next(&self) -> Next {
+    pub(super) fn next(&self, rest: Option<&Rest>) -> Next {
         let mut state = self.state.lock();
         loop {
+            if rest.is_some_and(Rest::is_wanted) {
+                return Next::Rest;
+            }
             if let Some(command) = state.waiting.pop() {
                 return Next::Command(command);
             }
@@ -266,9 +308,15 @@ impl Channel {
                 Ready::NotToRead => return Ok(true),
                 Ready::Over => return Ok(false),
             }
-            if !receiver.read_once()? {
-                receiver.ended()?;
-                return Ok(false);
+            match receiver.read_once() {
+                Ok(true) => {}
+                Ok(false) => {
+                    receiver.ended()?;
+                    return Ok(false);
+                }
+                // Who waits looks whether it still has to.
+                Err(error) if error.is_timeout() => return Ok(true),
+                Err(error) => return Err(error.into()),
             }
         }
         while receiver.is_ready() {

@@ -15,6 +15,7 @@ use super::client_memory::ClientMemory;
 use super::feature::Log;
 use super::mappings::Mappings;
 use super::queue::Waiting;
+use super::rest::Rest;
 use super::state_channel::StateChannel;
 use super::{ServeError, Shared, region_info, twin};
 use crate::message::{
@@ -32,9 +33,13 @@ const BATCH: usize = 64 * 1024;
 pub(super) struct Client {
     pub(super) backend: Arc<Shared>,
     /// The socket of the commands.
-    channel: Arc<Channel>,
+    pub(super) channel: Arc<Channel>,
     /// The socket of what the server asks, if it is another.
-    twin: Option<Arc<Channel>>,
+    pub(super) twin: Option<Arc<Channel>>,
+    /// Who may want this to rest.
+    pub(super) rest: Option<Arc<Rest>>,
+    /// Another process serves the same connection: it is not to be ended here.
+    pub(super) is_anothers: bool,
     /// Replies that were not sent yet.
     pub(super) out: MessageBuffer,
     /// Descriptors for the last of them.
@@ -43,6 +48,8 @@ pub(super) struct Client {
     pub(super) agreed: Option<Capabilities>,
     pub(super) mappings: Option<Mappings>,
     pub(super) log: Option<Log>,
+    /// The client was given the file of a region, and may have mapped it.
+    pub(super) has_region_file: bool,
     pub(super) ioeventfds: BTreeMap<IoeventfdWrite, EventFd>,
     /// The bitmap of the last report, kept for its memory.
     pub(super) words: Vec<u64>,
@@ -52,17 +59,34 @@ pub(super) struct Client {
     pub(super) replies: bool,
 }
 
+/// What became of a client.
+pub(super) enum Served {
+    /// It has left.
+    Left,
+    /// It is as it was between two messages.
+    Rests(Box<Client>),
+}
+
+/// Why a loop over messages ends.
+enum End {
+    Left,
+    Rests,
+}
+
 impl Client {
-    pub(super) fn new(backend: Arc<Shared>, channel: Channel) -> Client {
+    pub(super) fn new(backend: Arc<Shared>, channel: Channel, rest: Option<Arc<Rest>>) -> Client {
         Client {
             backend,
             channel: Arc::new(channel),
             twin: None,
+            rest,
+            is_anothers: false,
             out: MessageBuffer::new(),
             descriptors: Vec::new(),
             agreed: None,
             mappings: None,
             log: None,
+            has_region_file: false,
             ioeventfds: BTreeMap::new(),
             words: Vec::new(),
             state_channel: None,
@@ -85,16 +109,20 @@ impl Client {
         Limits { max_data_xfer_size: agreed.max_data_xfer_size }
     }
 
-    /// Serves until the client leaves.
-    pub(super) fn run(mut self) -> Result<(), ServeError> {
+    /// Serves until the client leaves, or this is to rest.
+    pub(super) fn run(mut self) -> Result<Served, ServeError> {
         let channel = self.channel.clone();
         let result = loop {
             // Between two messages: all that was executed is answered, or in `out`.
-            let served =
-                if self.shares_socket() { self.serve_shared(&channel) } else { self.serve_alone(&channel) };
+            let served = if self.shares_socket() || channel.has_waiting() {
+                self.serve_shared(&channel)
+            } else {
+                self.serve_alone(&channel)
+            };
             match served {
                 Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => break Ok(()),
+                Ok(ControlFlow::Break(End::Rests)) => return Ok(Served::Rests(Box::new(self))),
+                Ok(ControlFlow::Break(End::Left)) => break Ok(Served::Left),
                 Err(error) => break Err(error),
             }
         };
@@ -108,17 +136,30 @@ impl Client {
         self.twin.is_none() && self.mappings.as_ref().is_some_and(Mappings::has_remote)
     }
 
+    /// Whether this is to rest, which it then does: all that was executed is answered.
+    fn rests(&mut self) -> io::Result<bool> {
+        if !self.rest.as_ref().is_some_and(|rest| rest.is_wanted()) {
+            return Ok(false);
+        }
+        self.flush()?;
+        Ok(self.rest.as_ref().is_some_and(|rest| rest.begin()))
+    }
+
     /// Serves from a socket that nobody else reads: each message where it lies. Breaks when the client has
-    /// left.
-    fn serve_alone(&mut self, channel: &Channel) -> Result<ControlFlow<()>, ServeError> {
+    /// left, or this is to rest.
+    fn serve_alone(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
         let mut receiver = channel.receiver();
         while !self.shares_socket() {
+            if self.rests()? {
+                return Ok(ControlFlow::Break(End::Rests));
+            }
             if !receiver.is_ready() || self.out.len() >= BATCH {
                 self.flush()?;
             }
             let next = match receiver.receive() {
                 Ok(Some(message)) => self.message(message)?,
-                Ok(None) => return Ok(ControlFlow::Break(())),
+                Ok(None) => return Ok(ControlFlow::Break(End::Left)),
+                Err(error) if self.rest.is_some() && error.is_timeout() => continue,
                 Err(error) => return Err(self.cannot_go_on(error.into())),
             };
             if let ControlFlow::Break(error) = next {
@@ -132,13 +173,17 @@ impl Client {
 
     /// Serves from a socket over which the device's accesses to memory go too, from this thread or from
     /// another. Breaks when the client has left.
-    fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<()>, ServeError> {
+    fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
         while self.shares_socket() || channel.has_waiting() {
+            if self.rests()? {
+                return Ok(ControlFlow::Break(End::Rests));
+            }
             // The next command may wait for the client, and that one for these.
             self.flush()?;
-            let Waiting { header, payload, descriptors } = match channel.next() {
+            let Waiting { header, payload, descriptors } = match channel.next(self.rest.as_deref()) {
                 Next::Command(command) => command,
-                Next::Over(None) => return Ok(ControlFlow::Break(())),
+                Next::Rest => continue,
+                Next::Over(None) => return Ok(ControlFlow::Break(End::Left)),
                 Next::Over(Some(error)) => return Err(self.cannot_go_on(error)),
             };
             let next = self.message(Incoming { header, payload: &payload, descriptors })?;
@@ -292,6 +337,7 @@ impl Client {
             Request::DeviceGetRegionInfo { argsz, index } => {
                 let takes_file = self.agreed.as_ref().is_some_and(|agreed| agreed.max_msg_fds > 0);
                 let (region, file) = region_info::describe(self.device(), *index, takes_file)?;
+                self.has_region_file |= file.is_some();
                 self.descriptors.extend(file);
                 let reply = RegionInfoReply::new(*index, region, *argsz);
                 self.out.reply(id, &Reply::DeviceGetRegionInfo(reply));
@@ -332,8 +378,10 @@ impl Drop for Client {
     fn drop(&mut self) {
         // First of all, for an access that waits for the client may hold the device. Whoever else holds the
         // socket, the client sees its end, and can come again.
-        for channel in self.twin.iter().chain([&self.channel]) {
-            channel.close(None);
+        if !self.is_anothers {
+            for channel in self.twin.iter().chain([&self.channel]) {
+                channel.close(None);
+            }
         }
         self.state_channel = None;
         let device = &self.backend.device;

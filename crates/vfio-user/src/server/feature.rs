@@ -2,7 +2,7 @@
 //! kernel's raw one. Only the log of dirty pages has another form here, because a message has no addresses.
 
 use whimbrel_device::Errno;
-use whimbrel_protocol::dirty::{DirtyReport, MAX_LOGGING_RANGES};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, MAX_LOGGING_RANGES};
 use whimbrel_uapi::dma_logging::DeviceFeatureDmaLoggingControl;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl::VFIO_DEVICE_FEATURE;
@@ -21,12 +21,16 @@ const NO_FEATURE: u16 = u16::MAX;
 
 /// The log that this client has started.
 #[derive(Debug)]
-pub(super) enum Log {
-    /// Of the ranges it named.
-    Named,
-    /// Of all memory: of these ranges, as iova and bytes, which held what was mapped when it was started.
-    /// What was mapped later counts as written.
-    Everything(Vec<(u64, u64)>),
+pub(super) struct Log {
+    /// As it was asked for, in bytes.
+    pub(super) page_size: u64,
+    /// As iova and bytes.
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// The client named no ranges and means all memory: these held what was mapped when it was started. What
+    /// was mapped later counts as written.
+    pub(super) is_everything: bool,
+    /// What the device does not know any more, because another process had it then.
+    pub(super) earlier: Option<DirtyLog>,
 }
 
 impl Client {
@@ -112,12 +116,10 @@ impl Client {
         }
         let start = LoggingStart::parse(request.data).map_err(|error| error.errno())?;
         let mut ranges: Vec<(u64, u64)> = start.ranges().collect();
-        let log = if ranges.is_empty() {
+        let is_everything = ranges.is_empty();
+        if is_everything {
             ranges = self.everything(start.page_size)?;
-            Log::Everything(ranges.clone())
-        } else {
-            Log::Named
-        };
+        }
         let size = HEAD + size_of::<DeviceFeatureDmaLoggingControl>();
         let mut memory = head(size as u32, request);
         memory.extend_from_slice(&start.page_size.to_ne_bytes());
@@ -128,7 +130,7 @@ impl Client {
         let second: Vec<u8> = second.flatten().collect();
         let mut caller = Caller { memory, second, ..Caller::default() };
         self.device().ioctl(VFIO_DEVICE_FEATURE.number(), 0, &mut caller)?;
-        self.log = Some(log);
+        self.log = Some(Log { page_size: start.page_size, ranges, is_everything, earlier: None });
         // The same again, with the page size that the log has.
         let mut data = request.data.to_vec();
         data[..8].copy_from_slice(&caller.memory[HEAD..HEAD + 8]);
@@ -183,7 +185,7 @@ impl Client {
         let has_room = request.argsz >= needed;
         if has_room {
             let mapped: Vec<(u64, u64)> = match &self.log {
-                Some(Log::Everything(_)) => self.mappings.iter().flat_map(Mappings::ranges).collect(),
+                Some(log) if log.is_everything => self.mappings.iter().flat_map(Mappings::ranges).collect(),
                 _ => Vec::new(),
             };
             self.report(asked, &mapped)?;
@@ -206,10 +208,14 @@ impl Client {
         self.words.resize(usize::try_from(count).map_err(|_| Errno::EINVAL)?, 0);
         let mut report = DirtyReport::new(iova, length, page_size, &mut self.words)?;
         self.backend.device.dma_logging_report(&mut report)?;
-        if let Some(Log::Everything(logged)) = &self.log {
+        let Some(log) = &self.log else { return Ok(()) };
+        if let Some(earlier) = &log.earlier {
+            earlier.report(&mut report);
+        }
+        if log.is_everything {
             for &(iova, size) in mapped {
                 let held = |(first, length): &(u64, u64)| *first <= iova && iova - first + size <= *length;
-                if !logged.iter().any(held) {
+                if !log.ranges.iter().any(held) {
                     report.set(iova, size);
                 }
             }

@@ -2,17 +2,25 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
-use super::{Backend, ServeError, turn_away};
+use whimbrel_device::Errno;
+
+use super::rest::{LOOK, Rest};
+use super::takeover::{self, Description, Given, Kept, LinkError, Takeover, TakeoverError};
+use super::{Backend, ServeError, Serving, Turn, first_header, turn_away};
 
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
@@ -40,6 +48,19 @@ pub struct Server {
     backend: Backend,
     listener: Listener,
     stop: Arc<OwnedFd>,
+    /// What a server that takes over is told of the device; not of one whose migration makes no sense.
+    description: Option<Description>,
+    /// A client that was taken over, and is served first.
+    taken: Mutex<Option<Serving>>,
+}
+
+/// How [`Server::run`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// How many clients there were.
+    pub clients: u64,
+    /// Another process serves the device from here on, and has the socket and the client.
+    pub taken_over: bool,
 }
 
 /// A socket at a path, for a [`Server`] that is yet to be made: a program that confines itself makes its socket
@@ -52,6 +73,8 @@ pub struct Listener {
     path: PathBuf,
     /// Device and inode of the socket, so that another one at the path is left alone.
     identity: (u64, u64),
+    /// Another process has it.
+    is_anothers: AtomicBool,
 }
 
 /// Ends [`Server::run`] from another thread.
@@ -62,6 +85,9 @@ pub struct Stopper(Arc<OwnedFd>);
 struct Current {
     stream: UnixStream,
     thread: JoinHandle<()>,
+    rest: Arc<Rest>,
+    /// Where the thread gives back the client when it rests.
+    rested: mpsc::Receiver<Serving>,
 }
 
 impl Listener {
@@ -79,13 +105,24 @@ impl Listener {
         match made {
             Ok(metadata) => {
                 let identity = (metadata.dev(), metadata.ino());
-                Ok(Listener { socket: UnixListener::from(socket), path, identity })
+                let (socket, is_anothers) = (UnixListener::from(socket), AtomicBool::new(false));
+                Ok(Listener { socket, path, identity, is_anothers })
             }
             Err(error) => {
                 let _ = fs::remove_file(&path);
                 Err(error)
             }
         }
+    }
+
+    /// Where clients connect.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One that another process has made.
+    pub(super) fn taken(socket: UnixListener, path: PathBuf, identity: (u64, u64)) -> Listener {
+        Listener { socket, path, identity, is_anothers: AtomicBool::new(false) }
     }
 }
 
@@ -98,7 +135,28 @@ impl Server {
     /// Serves at a socket that there is.
     pub fn new(listener: Listener, backend: Backend) -> io::Result<Server> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        Ok(Server { backend, listener, stop })
+        // Before a client can have changed anything.
+        let description = Description::of(backend.device()).inspect_err(|error| {
+            tracing::debug!(%error, "the device cannot be taken over");
+        });
+        Ok(Server { backend, listener, stop, description: description.ok(), taken: Mutex::new(None) })
+    }
+
+    /// Takes over from the server at a path, which is in another process: its device's state goes to that of
+    /// `backend`, and its client and its socket come here. The client waits until [`Server::run`] is called. See
+    /// [`Takeover`] for both in two steps, with an example.
+    pub fn take_over(path: impl AsRef<Path>, backend: Backend) -> Result<Server, TakeoverError> {
+        Takeover::connect(path)?.finish(backend)
+    }
+
+    pub(super) fn taken(
+        listener: Listener,
+        backend: Backend,
+        description: Description,
+        serving: Option<Serving>,
+    ) -> io::Result<Server> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        Ok(Server { backend, listener, stop, description: Some(description), taken: Mutex::new(serving) })
     }
 
     /// Where clients connect.
@@ -111,20 +169,27 @@ impl Server {
         Stopper(self.stop.clone())
     }
 
-    /// Serves one client after the other until it is stopped, and says how many there were.
+    /// Serves one client after the other until it is stopped, or another process takes over.
     ///
     /// A client that comes while another is served is told so. What goes wrong with a client is traced and
     /// ends only the connection with it.
-    pub fn run(&self) -> io::Result<u64> {
-        let mut current: Option<Current> = None;
-        let mut served = 0;
+    ///
+    /// A process that comes to take over is handed the device, the client and the socket; if that fails, all goes
+    /// on as before. It is an error if the device may run in the other process, but nobody can say whether it does:
+    /// it does not run here then.
+    pub fn run(&self) -> io::Result<Served> {
+        let mut current = match self.taken.lock().take() {
+            Some(serving) => Some(self.spawn(serving)?),
+            None => None,
+        };
+        let mut clients = u64::from(current.is_some());
         let result = loop {
             let mut asked =
                 [PollFd::new(&self.listener.socket, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
             match poll(&mut asked, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => break Err(error.into()),
-                Ok(_) if !asked[1].revents().is_empty() => break Ok(served),
+                Ok(_) if !asked[1].revents().is_empty() => break Ok(Served { clients, taken_over: false }),
                 Ok(_) => {}
             }
             let stream = match self.listener.socket.accept() {
@@ -136,19 +201,33 @@ impl Server {
                     continue;
                 }
             };
+            let first = first_header(&stream);
+            if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
+                match self.give(stream, &mut current) {
+                    Ok(Some(Given { outcome_unknown: None })) => {
+                        break Ok(Served { clients, taken_over: true });
+                    }
+                    Ok(Some(Given { outcome_unknown: Some(why) })) => {
+                        break Err(io::Error::other(OutcomeUnknown(why)));
+                    }
+                    Ok(None) => continue,
+                    Err(error) => break Err(error),
+                }
+            }
             if current.as_ref().is_some_and(|current| !current.has_left()) {
                 tracing::info!(path = %self.path().display(), "a second client is turned away");
-                turn_away(&stream);
+                turn_away(&stream, first.map_or(0, |(id, _)| id));
                 continue;
             }
             if let Some(left) = current.take() {
                 left.join();
             }
             match self.start(stream) {
-                Ok(client) => {
-                    served += 1;
+                Ok(Some(client)) => {
+                    clients += 1;
                     current = Some(client);
                 }
+                Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "no thread for a client"),
             }
         };
@@ -159,23 +238,99 @@ impl Server {
         result
     }
 
-    fn start(&self, stream: UnixStream) -> io::Result<Current> {
-        let backend = self.backend.clone();
-        let handle = stream.try_clone()?;
-        let name = format!("vfio-user {}", backend.device().name());
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let device = backend.device().name().to_owned();
-            tracing::info!(device, "a client has come");
-            match backend.serve(stream) {
-                Ok(()) => tracing::info!(device, "the client has left"),
+    /// Hands over to another process. `None` if it comes to nothing, and then all is as before.
+    fn give(&self, stream: UnixStream, current: &mut Option<Current>) -> io::Result<Option<Given>> {
+        let path = self.path().display();
+        let given = match &self.description {
+            Some(description) => takeover::begin(stream, &self.backend, description, self.listener.identity),
+            None => Err(Kept::refused(Errno::ENOTTY, "the device's migration makes no sense")),
+        };
+        let giving = match given {
+            Ok(giving) => giving,
+            Err(kept) => {
+                tracing::warn!(%path, "the device stays here: {kept}");
+                return Ok(None);
+            }
+        };
+        let mut serving = match rest(current) {
+            Ok(serving) => serving,
+            Err(kept) => {
+                tracing::warn!(%path, "the device stays here: {}", giving.refuse(kept));
+                return Ok(None);
+            }
+        };
+        match giving.finish(&self.listener.socket, serving.as_mut()) {
+            Ok(given) => {
+                self.listener.is_anothers.store(true, Ordering::Relaxed);
+                Ok(Some(given))
+            }
+            Err(kept) => {
+                tracing::warn!(%path, "the device stays here: {kept}");
+                *current = serving.map(|serving| self.spawn(serving)).transpose()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Begins to serve a client. `None` if another program's handle to the backend serves one.
+    fn start(&self, stream: UnixStream) -> io::Result<Option<Current>> {
+        let Some(turn) = Turn::take(&self.backend.shared) else {
+            turn_away(&stream, 0);
+            return Ok(None);
+        };
+        // So that its thread looks now and then whether it is to rest.
+        stream.set_read_timeout(Some(LOOK))?;
+        self.spawn(turn.begin(stream, Some(Arc::default()))).map(Some)
+    }
+
+    fn spawn(&self, serving: Serving) -> io::Result<Current> {
+        let device = self.backend.device().name().to_owned();
+        let client = &serving.client;
+        let stream = client.channel.socket().as_fd().try_clone_to_owned()?.into();
+        let rest = client.rest.clone().unwrap_or_default();
+        let (sender, rested) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(format!("vfio-user {device}")).spawn(move || {
+            tracing::info!(device, "a client is served");
+            match serving.serve() {
+                Ok(None) => tracing::info!(device, "the client has left"),
+                // Who wanted it waits for it.
+                Ok(Some(serving)) => drop(sender.send(serving)),
                 Err(error @ ServeError::Socket(_)) => {
                     tracing::info!(device, %error, "the connection with the client is over");
                 }
                 Err(error) => tracing::warn!(device, %error, "the client is not served"),
             }
         })?;
-        Ok(Current { stream: handle, thread })
+        Ok(Current { stream, thread, rest, rested })
     }
+}
+
+/// The device may run in another process, and nobody can say whether it does.
+#[derive(Debug, thiserror::Error)]
+#[error("the server that took over has not said that the device runs there: {0}")]
+struct OutcomeUnknown(#[source] LinkError);
+
+/// Brings the client that is served to rest. `None` if there is none, or it leaves; after an error it is served on.
+fn rest(current: &mut Option<Current>) -> Result<Option<Serving>, Kept> {
+    let Some(Current { rest, rested, .. }) = current else { return Ok(None) };
+    rest.want();
+    let serving = match rested.recv_timeout(takeover::PATIENCE) {
+        Err(RecvTimeoutError::Timeout) if rest.withdraw() => {
+            let why = "the client takes no answers, or the device is busy with its request";
+            return Err(Kept::refused(Errno::ETIMEDOUT, why));
+        }
+        // It rests, and has not said so yet.
+        Err(RecvTimeoutError::Timeout) => rested.recv().ok(),
+        Ok(serving) => Some(serving),
+        Err(RecvTimeoutError::Disconnected) => None,
+    };
+    if let Some(ended) = current.take() {
+        ended.join();
+    }
+    if let Some(serving) = &serving {
+        serving.client.rest.as_ref().inspect(|rest| rest.end());
+    }
+    Ok(serving)
 }
 
 impl Stopper {
@@ -204,7 +359,8 @@ impl Current {
 impl Drop for Listener {
     fn drop(&mut self) {
         let is_ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
-        if fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
+        let is_anothers = self.is_anothers.load(Ordering::Relaxed);
+        if !is_anothers && fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
             let _ = fs::remove_file(&self.path);
         }
     }

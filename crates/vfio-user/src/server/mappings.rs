@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use vm_memory::FileOffset;
 use whimbrel_device::{DeviceFile, Errno};
+use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::client_memory::ClientMemory;
 use crate::Capabilities;
@@ -68,6 +69,35 @@ impl Mappings {
             self.remote.insert(iova);
         }
         self.sizes.insert(iova, size);
+        Ok(())
+    }
+
+    /// As [`Mappings::map`], for what another process had mapped: its file, by one descriptor for all its
+    /// mappings, and where in it this one begins.
+    pub(super) fn restore(
+        &mut self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        file: Option<(Arc<File>, u64)>,
+    ) -> Result<(), Errno> {
+        self.check_range(iova, size)?;
+        if self.sizes.len() >= self.most {
+            return Err(Errno::ENOSPC);
+        }
+        if let Some((file, offset)) = file {
+            self.device.bus().dma().map(iova, size, rights, FileOffset::from_arc(file, offset))?;
+        } else {
+            self.device.bus().dma().map_remote(iova, size, rights, self.memory.clone())?;
+            self.remote.insert(iova);
+        }
+        self.sizes.insert(iova, size);
+        Ok(())
+    }
+
+    /// Remembers a file that is mapped, for the next mapping of it.
+    pub(super) fn remember(&mut self, file: &Arc<File>) -> Result<(), Errno> {
+        self.files.insert(key(file)?, Arc::downgrade(file));
         Ok(())
     }
 

@@ -37,7 +37,9 @@ mod process;
 mod queue;
 mod region_info;
 mod registers;
+mod rest;
 mod state_channel;
+mod takeover;
 mod twin;
 
 use std::io;
@@ -52,9 +54,11 @@ use rustix::net::{RecvFlags, recv};
 use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite, survive_lost_memory};
 
 use self::channel::Channel;
-use self::client::Client;
+use self::client::{Client, Served as ClientServed};
 use self::client_memory::PATIENCE as ANSWER_PATIENCE;
-pub use self::listener::{Listener, Server, Stopper};
+pub use self::listener::{Listener, Served, Server, Stopper};
+use self::rest::Rest;
+pub use self::takeover::{LinkError, Takeover, TakeoverError};
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
 use crate::{Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError, TwinSocket};
@@ -186,42 +190,69 @@ impl Backend {
 
     /// Serves one client until it leaves. One that comes while another is served is told EBUSY at once.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
-        let Some(_turn) = Turn::take(&self.shared) else {
-            turn_away(&stream);
+        let Some(turn) = Turn::take(&self.shared) else {
+            turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id));
             return Err(ServeError::Busy);
         };
-        let limits = Limits { max_data_xfer_size: self.shared.capabilities.max_data_xfer_size };
-        let (receiver, sender) = connection(stream, limits);
-        Client::new(self.shared.clone(), Channel::new(receiver, sender)).run()
+        turn.begin(stream, None).serve().map(drop)
     }
 }
 
 /// The one client at a time.
-struct Turn<'a>(&'a Shared);
+#[derive(Debug)]
+struct Turn(Arc<Shared>);
 
-impl<'a> Turn<'a> {
-    fn take(shared: &'a Shared) -> Option<Turn<'a>> {
-        (!shared.in_use.swap(true, Ordering::AcqRel)).then_some(Turn(shared))
+/// A client that is served, or rests between two messages.
+#[derive(Debug)]
+struct Serving {
+    client: Client,
+    turn: Turn,
+}
+
+impl Turn {
+    fn take(shared: &Arc<Shared>) -> Option<Turn> {
+        (!shared.in_use.swap(true, Ordering::AcqRel)).then(|| Turn(shared.clone()))
+    }
+
+    /// A client of which nothing is known yet.
+    fn begin(self, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
+        let limits = Limits { max_data_xfer_size: self.0.capabilities.max_data_xfer_size };
+        let (receiver, sender) = connection(stream, limits);
+        let client = Client::new(self.0.clone(), Channel::new(receiver, sender), rest);
+        Serving { client, turn: self }
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.0.in_use.store(false, Ordering::Release);
     }
 }
 
-/// Tells a client that the device is busy: as the answer to its first message, if that comes soon.
-fn turn_away(stream: &UnixStream) {
+impl Serving {
+    /// Serves until the client leaves. Returns it if this is to rest.
+    fn serve(self) -> Result<Option<Serving>, ServeError> {
+        let Serving { client, turn } = self;
+        Ok(match client.run()? {
+            ClientServed::Left => None,
+            ClientServed::Rests(client) => Some(Serving { client: *client, turn }),
+        })
+    }
+}
+
+/// Id and command of a newcomer's first message, if that comes soon. It stays in the socket.
+fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     let timeout = Timespec::try_from(PATIENCE).ok();
-    // Whatever fails here, the client sees the connection end.
+    // Whatever fails here, the client sees what becomes of its connection.
     let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref());
     let mut header = [0; HEADER];
     let got = recv(stream, &mut header, RecvFlags::DONTWAIT | RecvFlags::PEEK);
-    let id = match got {
-        Ok((_, HEADER..)) => u16::from_ne_bytes([header[0], header[1]]),
-        _ => 0,
-    };
+    let [i0, i1, c0, c1, ..] = header;
+    matches!(got, Ok((_, HEADER..))).then_some((u16::from_ne_bytes([i0, i1]), u16::from_ne_bytes([c0, c1])))
+}
+
+/// Tells a client that the device is busy: as the answer to its first message, which has this id.
+fn turn_away(stream: &UnixStream, id: u16) {
     let mut out = MessageBuffer::new();
     out.error(id, Command::Version.number(), Errno::EBUSY);
     let _ = rustix::net::send(

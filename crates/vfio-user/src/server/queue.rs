@@ -65,6 +65,11 @@ impl Queue {
         Some(command)
     }
 
+    /// All of them, in their order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Waiting> {
+        self.commands.iter()
+    }
+
     /// Forgets all, and closes their descriptors.
     pub(super) fn clear(&mut self) {
         *self = Queue::default();

@@ -10,14 +10,14 @@ use tempfile::TempDir;
 use whimbrel_device::Errno;
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_vfio_user::message::{Request, SetIrqs, Version};
-use whimbrel_vfio_user::{Backend, Capabilities, Server, Stopper};
+use whimbrel_vfio_user::{Backend, Capabilities, Served, Server, Stopper};
 
 use super::support::*;
 
 struct Running {
     folder: TempDir,
     stopper: Stopper,
-    thread: JoinHandle<std::io::Result<u64>>,
+    thread: JoinHandle<std::io::Result<Served>>,
     backend: Backend,
 }
 
@@ -43,7 +43,7 @@ impl Running {
 
     fn stop(self) -> u64 {
         self.stopper.stop();
-        self.thread.join().unwrap().unwrap()
+        self.thread.join().unwrap().unwrap().clients
     }
 }
 

@@ -1,0 +1,310 @@
+//! `whimbrel serve --takeover`: a server takes the place of another while a program works with the device.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::poll::PollContext;
+use whimbrel_models::accel::{self, Completion, Descriptor};
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{Device, DmaRegion};
+use whimbrel_vfio_user::{Client, ClientOptions};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::support::{argument, can_be_confined, command, whimbrel};
+
+/// More than one transfer of state, and in a build with optimisation what the guide names.
+const STATE: u64 = if cfg!(debug_assertions) { 2 << 20 } else { 64 << 20 };
+const MEMORY: u64 = 1 << 20;
+const IOVA: u64 = 0x10_0000;
+const COMPLETIONS: u64 = 0x4000;
+const DATA: u64 = 0x8000;
+const LENGTH: u64 = 0x10000;
+const ENTRIES: u32 = 64;
+const LONG: Duration = Duration::from_secs(10);
+
+/// A server in a process of its own.
+struct Server {
+    child: Child,
+    told: String,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Server {
+        let mut command = command(["serve", "--json"].iter().chain(arguments));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
+        assert!(told.starts_with("serving "), "{told}");
+        Server { child, told }
+    }
+
+    /// Waits until it ends by itself, and returns its result.
+    fn ended(mut self) -> Value {
+        let status = self.child.wait().unwrap();
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(status.success(), "{stderr}");
+        serde_json::from_reader(self.child.stdout.take().unwrap()).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself, which its test has seen.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program that gives the device job after job and checks all of them.
+struct Program {
+    client: Client,
+    memory: Arc<MmapRegion>,
+    interrupt: EventFd,
+    submitted: u32,
+    digest: u64,
+    /// The longest that an access to a register took.
+    longest: Duration,
+}
+
+impl Program {
+    fn new(path: &Path, memory: Arc<MmapRegion>) -> Program {
+        let mut client = Client::connect(path, &ClientOptions::default()).unwrap();
+        let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
+        client.map_dma(IOVA, both, DmaRegion::new(memory.clone())).unwrap();
+        let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
+        client.set_irq_triggers(1, 0, &[Some(&interrupt)]).unwrap();
+        let mut program =
+            Program { client, memory, interrupt, submitted: 0, digest: 0, longest: Duration::ZERO };
+        program.write(accel::REGISTER_QUEUE_SIZE, &ENTRIES.to_le_bytes());
+        program.write(accel::REGISTER_QUEUE_BASE, &IOVA.to_le_bytes());
+        program.write(accel::REGISTER_COMPLETION_BASE, &(IOVA + COMPLETIONS).to_le_bytes());
+        program.write(accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_COMPLETION.to_le_bytes());
+        program.write(accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes());
+        // All of the device's state holds something.
+        let all = Descriptor {
+            operation: accel::OPERATION_SCRAMBLE,
+            length: STATE,
+            pattern: 1,
+            ..Descriptor::default()
+        };
+        program.job(all);
+        program
+    }
+
+    fn write(&mut self, register: u64, value: &[u8]) {
+        let begun = Instant::now();
+        self.client.write_region(0, register, value).unwrap();
+        self.longest = self.longest.max(begun.elapsed());
+    }
+
+    fn read(&mut self, register: u64) -> u64 {
+        let mut value = [0; 8];
+        let begun = Instant::now();
+        self.client.read_region(0, register, &mut value).unwrap();
+        self.longest = self.longest.max(begun.elapsed());
+        u64::from_le_bytes(value)
+    }
+
+    /// One job, from the doorbell to the interrupt.
+    fn job(&mut self, work: Descriptor) {
+        let slot = u64::from(self.submitted % ENTRIES);
+        self.submitted += 1;
+        let tag = u64::from(self.submitted);
+        let work = Descriptor { tag, ..work };
+        let memory = self.memory.clone();
+        let bytes = memory.as_volatile_slice();
+        bytes.write_slice(work.as_bytes(), slot as usize * size_of::<Descriptor>()).unwrap();
+        self.write(accel::REGISTER_TAIL, &self.submitted.to_le_bytes());
+        let at = COMPLETIONS as usize + slot as usize * size_of::<Completion>();
+        let patience = Instant::now() + LONG;
+        let mut done = Completion::new_zeroed();
+        while done.sequence != tag {
+            self.wait(patience);
+            bytes.read_slice(done.as_mut_bytes(), at).unwrap();
+        }
+        assert_eq!((done.tag, done.status, done.result), (tag, accel::STATUS_DONE, work.length));
+        self.digest = accel::fold_digest(self.digest, tag, done.status, done.result);
+        assert_eq!(self.read(accel::REGISTER_DIGEST), self.digest, "all jobs so far, each once");
+    }
+
+    /// Waits for an interrupt, without which nothing goes on.
+    fn wait(&mut self, patience: Instant) {
+        let poll = PollContext::<u8>::new().unwrap();
+        poll.add(&self.interrupt, 0).unwrap();
+        let left = patience.saturating_duration_since(Instant::now());
+        assert!(poll.wait_timeout(left).unwrap().iter_readable().next().is_some(), "no interrupt has come");
+        self.interrupt.read().unwrap();
+        self.write(accel::REGISTER_INTERRUPT_STATUS, &accel::INTERRUPT_COMPLETION.to_le_bytes());
+    }
+
+    fn fill(&mut self) {
+        let pattern = u64::from(self.submitted).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let operation = accel::OPERATION_FILL;
+        self.job(Descriptor {
+            operation,
+            destination: IOVA + DATA,
+            length: LENGTH,
+            pattern,
+            ..Descriptor::default()
+        });
+        let mut filled = vec![0; LENGTH as usize];
+        self.memory.as_volatile_slice().read_slice(&mut filled, DATA as usize).unwrap();
+        assert!(filled.chunks(8).all(|word| word == pattern.to_le_bytes()));
+    }
+
+    /// The device's own state.
+    fn own_state(&mut self) -> Vec<u8> {
+        let mut state = vec![0; STATE as usize];
+        self.client.read_region(accel::STATE_REGION_INDEX, 0, &mut state).unwrap();
+        state
+    }
+}
+
+fn shared() -> Arc<MmapRegion> {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MEMORY).unwrap();
+    Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), MEMORY as usize).unwrap())
+}
+
+fn private() -> Arc<MmapRegion> {
+    Arc::new(MmapRegion::new(MEMORY as usize).unwrap())
+}
+
+fn socket(folder: &TempDir) -> PathBuf {
+    folder.path().canonicalize().unwrap().join("socket")
+}
+
+#[test]
+fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
+    for (memory, how) in [(shared(), "by its file"), (private(), "by asking for it")] {
+        let folder = TempDir::new().unwrap();
+        let path = socket(&folder);
+        let model = format!("accel?state={STATE}");
+        let mut server = Server::start(&[&model, "--socket", &argument(&path)]);
+        let mut program = Program::new(&path, memory);
+        let jobs = AtomicU32::new(0);
+        let replaced = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let (jobs, replaced) = (&jobs, &replaced);
+            scope.spawn(|| {
+                let waits_for = |count: u32| {
+                    let seen = jobs.load(Ordering::Relaxed);
+                    let patience = Instant::now() + LONG;
+                    while jobs.load(Ordering::Relaxed) < seen + count {
+                        assert!(Instant::now() < patience, "the program does not go on");
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                };
+                for _ in 0..3 {
+                    waits_for(20);
+                    let next = Server::start(&[&model, "--takeover", &argument(&path)]);
+                    assert!(next.told.ends_with(", taken over from another server\n"), "{}", next.told);
+                    let result = std::mem::replace(&mut server, next).ended();
+                    assert_eq!(result["taken_over"], true);
+                    assert_eq!(result["clients"], 1);
+                    replaced.fetch_add(1, Ordering::Relaxed);
+                }
+                waits_for(20);
+                replaced.fetch_add(1, Ordering::Relaxed);
+            });
+            program.longest = Duration::ZERO;
+            while replaced.load(Ordering::Relaxed) < 4 {
+                program.fill();
+                jobs.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        assert_eq!(program.read(accel::REGISTER_COMPLETED), u64::from(program.submitted));
+        assert_eq!(program.read(accel::REGISTER_ERRORS), 0);
+        assert_eq!(program.own_state().len() as u64, program.read(accel::REGISTER_STATE_BYTES));
+        // For who measures: `--nocapture` shows it.
+        let (longest, jobs) = (program.longest, program.submitted);
+        let _ = writeln!(
+            std::io::stdout(),
+            "memory reached {how}: {jobs} jobs, and no access took longer than {longest:.1?} ({STATE} bytes of state)"
+        );
+        drop(program);
+        assert!(path.exists(), "later clients come to the last server");
+        Client::connect(&path, &ClientOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn the_own_state_is_the_same_behind_every_server() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let model = format!("accel?state={STATE}&features=stop-copy");
+    let mut server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let mut program = Program::new(&path, shared());
+    let before = program.own_state();
+    for _ in 0..2 {
+        let next = Server::start(&[&model, "--takeover", &argument(&path)]);
+        std::mem::replace(&mut server, next).ended();
+        assert!(program.own_state() == before);
+    }
+}
+
+#[test]
+fn confined_servers_take_over_and_are_taken_over() {
+    if !can_be_confined("a takeover between confined servers") {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let model = format!("accel?state={STATE}");
+    let mut server = Server::start(&[&model, "--sandbox", "--socket", &argument(&path)]);
+    let mut program = Program::new(&path, shared());
+    for arguments in [&["--sandbox"][..], &[], &["--sandbox"]] {
+        program.fill();
+        let next = Server::start(&[&[&*model, "--takeover", &argument(&path)], arguments].concat());
+        std::mem::replace(&mut server, next).ended();
+        program.fill();
+    }
+}
+
+#[test]
+fn a_server_of_another_model_takes_nothing_and_the_old_one_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let model = format!("accel?state={STATE}");
+    let _server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let mut program = Program::new(&path, shared());
+    for (other, why) in [
+        ("serial", "its region 0 has"),
+        ("accel?state=4KiB", "its region 2 has"),
+        ("accel?state=2MiB&features=stop-copy", ""),
+        ("accel?protocol=v1", ""),
+    ] {
+        whimbrel(["serve", other, "--takeover", &argument(&path)]).failed().says(&[
+            "cannot take over from the server at",
+            why,
+            "hint: start the new server with the model and settings of the old one",
+        ]);
+        program.fill();
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_said_with_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    let nowhere = argument(&folder.path().join("no"));
+    whimbrel(["serve", "serial", "--takeover", &nowhere]).failed().says(&[
+        "cannot take over from the server at",
+        "No such file",
+        "hint: no server is there",
+    ]);
+    let file = argument(&folder.path().join("file"));
+    std::fs::write(&file, "x").unwrap();
+    whimbrel(["serve", "serial", "--takeover", &file]).failed().says(&["cannot connect"]);
+    let run = whimbrel(["serve", "serial", "--takeover", &file, "--socket", &nowhere]);
+    assert_eq!(run.status, 2);
+    assert_eq!(whimbrel(["serve", "serial"]).status, 2, "one of both is needed");
+}

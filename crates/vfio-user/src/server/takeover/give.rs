@@ -1,0 +1,539 @@
+//! The old server: it brings its client to rest and its device to stand, sends all that belongs to them, and
+//! goes on as before if the new server does not take it.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
+use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_protocol::handover::{self, Source, SourceAction};
+use whimbrel_user::{DataFile, Device, SavingRead};
+
+use super::super::Serving;
+use super::super::client::Client;
+use super::super::feature::Log;
+use super::super::queue::Waiting;
+use super::describe::{Description, adapted};
+use super::records::{
+    BatchRecord, ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, LowPowerRecord,
+    MOST_MAPPINGS, MappingRecord, Number, UnreadRecord, WaitingRecord,
+};
+use super::wire::{Begin, Link, LinkError, MOST_DATA, MOST_DESCRIPTORS, Message, VERSIONS};
+use crate::eventfd;
+use crate::message::{Header, Kind};
+use crate::socket::{Unread, UnreadDescriptors};
+
+/// Why a server keeps its device.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::server) enum Kept {
+    /// It says no.
+    #[error("{why} ({errno})")]
+    Refused { errno: Errno, why: String },
+    /// The new server says no.
+    #[error("the new server does not take it: {0}")]
+    Declined(String),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the device cannot be handed over: {0}")]
+    Device(#[from] whimbrel_user::Error),
+    #[error("what belongs to the client cannot be handed over: {0}")]
+    System(#[from] std::io::Error),
+    #[error("the new server broke the rules of a takeover: {0}")]
+    Unexpected(String),
+}
+
+impl Kept {
+    pub(in crate::server) fn refused(errno: Errno, why: impl Into<String>) -> Kept {
+        Kept::Refused { errno, why: why.into() }
+    }
+
+    fn errno(&self) -> Errno {
+        match self {
+            Kept::Refused { errno, .. } => *errno,
+            Kept::Device(error) => error.errno().unwrap_or(Errno::EIO),
+            Kept::System(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            Kept::Declined(_) | Kept::Link(_) | Kept::Unexpected(_) => Errno::EPROTO,
+        }
+    }
+}
+
+/// A takeover that both sides want, and for which nothing stands still yet.
+#[derive(Debug)]
+pub(in crate::server) struct Giving {
+    link: Link,
+    device: DeviceFile,
+    /// The state comes in transactions.
+    can_migrate: bool,
+}
+
+/// A client of which nobody knows any more here, and a device that does not run here.
+#[derive(Debug)]
+pub(in crate::server) struct Given {
+    /// The new server has not said that it runs the device, and cannot be asked.
+    pub(in crate::server) outcome_unknown: Option<LinkError>,
+}
+
+/// A device that stands, and what it takes to let it go on.
+struct Stopped {
+    device: DeviceFile,
+    adapted: Box<dyn Device>,
+    state: State,
+    low_power: Option<LowPowerEntry>,
+    data: Option<DataFile>,
+}
+
+impl Giving {
+    /// Agrees with the new server on what it is to get.
+    pub(super) fn begin(
+        mut link: Link,
+        device: DeviceFile,
+        description: &Description,
+        socket: (u64, u64),
+    ) -> Result<Giving, Kept> {
+        let Message::Request { versions } = link.receive()?.message else {
+            return Err(Kept::Unexpected("it began with no request".into()));
+        };
+        let Some(version) = VERSIONS.into_iter().find(|version| versions.contains(version)) else {
+            let why =
+                format!("this server speaks versions {VERSIONS:?} of a takeover, the new one {versions:?}");
+            return refuse(&mut link, Kept::refused(Errno::EPROTONOSUPPORT, why));
+        };
+        link.send(&Message::Offer { version, device: Box::new(description.clone()), socket })?;
+        match link.receive()?.message {
+            Message::Accept => Ok(Giving { link, device, can_migrate: description.can_migrate() }),
+            Message::Failed { why } => Err(Kept::Declined(why)),
+            other => Err(Kept::Unexpected(format!("it answered an offer with {other:?}"))),
+        }
+    }
+
+    /// Says no to a takeover that was agreed on.
+    pub(in crate::server) fn refuse(mut self, kept: Kept) -> Kept {
+        refuse::<()>(&mut self.link, kept).err().unwrap_or_else(|| Kept::refused(Errno::EIO, ""))
+    }
+
+    /// Hands over the device, its client if it has one, and the socket at which clients come. `serving` rests.
+    ///
+    /// After an error the device is as before, and the client can be served on.
+    pub(in crate::server) fn finish(
+        mut self,
+        socket: impl AsFd,
+        serving: Option<&mut Serving>,
+    ) -> Result<Given, Kept> {
+        let mut client = serving.map(|serving| &mut serving.client);
+        let mut stopped = match self.stop(client.as_deref()) {
+            Ok(stopped) => stopped,
+            Err(kept) => return refuse(&mut self.link, kept),
+        };
+        let sent = self.send(&mut stopped, &socket, client.as_deref_mut());
+        match sent.and_then(|()| self.hand_over()) {
+            Ok(given) => {
+                if let Some(client) = client {
+                    client.is_anothers = true;
+                }
+                stopped.release();
+                Ok(given)
+            }
+            Err(kept) => {
+                // First of all the device: the new server learns of it in any case.
+                stopped.go_on();
+                refuse(&mut self.link, kept)
+            }
+        }
+    }
+
+    /// Lets the device stand, if that can be.
+    fn stop(&self, client: Option<&Client>) -> Result<Stopped, Kept> {
+        if !self.can_migrate {
+            let why = "the device cannot migrate: its state cannot be had";
+            return Err(Kept::refused(Errno::ENOTTY, why));
+        }
+        if client.is_some_and(|client| client.has_region_file) {
+            let why =
+                "the client was given the file of a region, and may have mapped it: it has to leave first";
+            return Err(Kept::refused(Errno::EOPNOTSUPP, why));
+        }
+        let is_over = |client: &Client| client.channel.pending().is_over();
+        if client.is_some_and(is_over) {
+            return Err(Kept::refused(Errno::EAGAIN, "the client is about to leave"));
+        }
+        let device = self.device.clone();
+        // Before anything else is asked of the device, which would wake it.
+        let low_power = device.take_low_power()?;
+        let mut stopped = match Stopped::look(device.clone(), low_power) {
+            Ok(stopped) => stopped,
+            Err((kept, low_power)) => {
+                sleep_again(&device, low_power);
+                return Err(kept);
+            }
+        };
+        match stopped.stop() {
+            Ok(()) => Ok(stopped),
+            Err(kept) => {
+                stopped.go_on();
+                Err(kept)
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        stopped: &mut Stopped,
+        socket: &impl AsFd,
+        client: Option<&mut Client>,
+    ) -> Result<(), Kept> {
+        let begin =
+            Begin { state: stopped.state.number(), precopy_info_v2: self.device.has_precopy_info_v2() };
+        self.link.send(&Message::Begin(begin))?;
+        let state_bytes = self.send_state(stopped)?;
+        self.send_configuration()?;
+        self.send_set_up(stopped, socket, client.as_deref())?;
+        if let Some(client) = client {
+            self.send_log(client)?;
+        }
+        self.link.send(&Message::End { state_bytes })?;
+        Ok(())
+    }
+
+    fn send_state(&mut self, stopped: &mut Stopped) -> Result<u64, Kept> {
+        let data =
+            stopped.data.as_mut().ok_or(Kept::refused(Errno::EIO, "the device opened no data session"))?;
+        let mut bytes = 0;
+        let messages = [false, true].map(|ends| Message::State { ends });
+        loop {
+            let sent =
+                self.link.send_filled(MOST_DATA, &[], |room| match data.read(State::StopCopy, room) {
+                    Ok(SavingRead::Data(count)) => {
+                        bytes += count as u64;
+                        Ok(Some((count, &messages[usize::from(data.ends_transaction())])))
+                    }
+                    Ok(SavingRead::End | SavingRead::TemporaryEnd) => Ok(None),
+                    Err(error) => Err(Kept::from(error)),
+                })?;
+            if !sent {
+                return Ok(bytes);
+            }
+        }
+    }
+
+    /// The configuration space is the user's to carry over in a migration. This user knows of none.
+    fn send_configuration(&mut self) -> Result<(), Kept> {
+        if let Some(bytes) = super::configuration::read(&self.device)
+            .map_err(|errno| Kept::refused(errno, "the configuration space cannot be read"))?
+        {
+            self.link.send_with(&Message::Configuration, &bytes, &[])?;
+        }
+        Ok(())
+    }
+
+    fn send_set_up(
+        &mut self,
+        stopped: &Stopped,
+        socket: &impl AsFd,
+        client: Option<&Client>,
+    ) -> Result<(), Kept> {
+        let commands = client.map(|client| client.channel.receiver());
+        let twin = client.and_then(|client| client.twin.as_ref()).map(|twin| twin.receiver());
+        let pending = client.map(|client| client.channel.pending());
+        let mut inventory = Inventory(Vec::new());
+        // The socket has the first number.
+        inventory.add(socket.as_fd());
+        let low_power = match &stopped.low_power {
+            Some(LowPowerEntry { wakeup }) => {
+                let wakeup = wakeup.as_ref().map(EventFd::try_clone).transpose()?;
+                Some(LowPowerRecord { wakeup: wakeup.map(|eventfd| inventory.eventfd(eventfd)) })
+            }
+            None => None,
+        };
+        let in_use = self.device.interrupts_in_use()?;
+        let in_use = InUseRecord::of(in_use, low_power, |eventfd| inventory.eventfd(eventfd));
+        let ioeventfds = self.device.ioeventfds()?.into_iter();
+        let ioeventfds =
+            ioeventfds.map(|(write, eventfd)| IoeventfdRecord::of(write, inventory.eventfd(eventfd)));
+        let mut messages = vec![
+            (Message::Interrupts(in_use), Vec::new()),
+            (Message::Ioeventfds { list: ioeventfds.collect() }, Vec::new()),
+        ];
+        if let (Some(client), Some(pending)) = (client, &pending) {
+            let asked = client.twin.as_ref();
+            let record = ClientRecord {
+                commands: inventory.add(client.channel.socket()),
+                twin: asked.map(|twin| inventory.add(twin.socket())),
+                agreed: client.agreed.clone(),
+                next_id: asked.map_or_else(|| pending.next_id(), |twin| twin.pending().next_id()),
+            };
+            messages.push((Message::Client(Box::new(record)), Vec::new()));
+            let mut mappings = Vec::new();
+            let mut files: BTreeMap<usize, Number> = BTreeMap::new();
+            for mapped in self.device.bus().dma().mappings() {
+                let file = mapped.file.as_ref().map(|file| {
+                    let identity = Arc::as_ptr(file.arc()) as usize;
+                    let number = files.entry(identity).or_insert_with(|| inventory.add(file.arc().clone()));
+                    (*number, file.start())
+                });
+                let rights = mapped.rights.bits();
+                mappings.push(MappingRecord { iova: mapped.iova, size: mapped.size, rights, file });
+            }
+            for mappings in mappings.chunks(MOST_MAPPINGS) {
+                messages.push((Message::Mappings { list: mappings.to_vec() }, Vec::new()));
+            }
+            for command in pending.commands() {
+                messages.push(waiting(command, &mut inventory));
+            }
+        }
+        for (receiver, is_twin) in [(&commands, false), (&twin, true)] {
+            if let Some(receiver) = receiver {
+                messages.push(unread(receiver.unread(), is_twin, &mut inventory));
+            }
+        }
+        for held in inventory.0.chunks(MOST_DESCRIPTORS) {
+            let descriptors: Vec<_> = held.iter().map(|held| held.as_fd()).collect();
+            self.link.send_with(&Message::Descriptors, &[], &descriptors)?;
+        }
+        for (message, data) in messages {
+            self.send_long(&message, &data)?;
+        }
+        Ok(())
+    }
+
+    /// Data of any length.
+    fn send_long(&mut self, message: &Message, mut data: &[u8]) -> Result<(), Kept> {
+        while let Some((first, rest)) = data.split_at_checked(MOST_DATA).filter(|(_, rest)| !rest.is_empty())
+        {
+            self.link.send_with(&Message::More, first, &[])?;
+            data = rest;
+        }
+        Ok(self.link.send_with(message, data, &[])?)
+    }
+
+    /// The log, with what is dirty in it. The device forgets what it tells, so that it is kept here too, for the
+    /// client that may be served on.
+    fn send_log(&mut self, client: &mut Client) -> Result<(), Kept> {
+        let Some(log) = &mut client.log else { return Ok(()) };
+        let runs = keep_dirty(&self.device, log)
+            .map_err(|errno| Kept::refused(errno, "the device's log of dirty pages cannot be handed over"))?;
+        let Log { page_size, ranges, is_everything, earlier } = &*log;
+        let record =
+            LogRecord { page_size: *page_size, ranges: ranges.clone(), is_everything: *is_everything, runs };
+        self.link.send(&Message::Log(record))?;
+        let Some(earlier) = earlier else { return Ok(()) };
+        let mut result = Ok(());
+        each_piece(ranges, *page_size, |iova, length, words| {
+            words.fill(0);
+            let mut report = DirtyReport::new(iova, length, *page_size, words)?;
+            earlier.report(&mut report);
+            mark(earlier, iova, *page_size, words);
+            if words.iter().any(|word| *word != 0) && result.is_ok() {
+                let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                let record = DirtyRecord { iova, page_size: *page_size };
+                result = self.link.send_with(&Message::Dirty(record), &bytes, &[]);
+            }
+            Ok(())
+        })
+        .map_err(|errno| Kept::refused(errno, "the log of dirty pages cannot be told"))?;
+        Ok(result?)
+    }
+
+    /// Waits until the new server has loaded all, and gives it the device.
+    fn hand_over(&mut self) -> Result<Given, Kept> {
+        let mut source = Source::new();
+        loop {
+            let (message, why) = match self.link.receive().map(|received| received.message) {
+                Ok(Message::Ready) => (handover::Message::Ready, String::new()),
+                Ok(Message::Running) => (handover::Message::Running, String::new()),
+                Ok(Message::Failed { why }) => (handover::Message::Failed, why),
+                Ok(other) => return Self::lost(&mut source, LinkError::Malformed(format!("{other:?}"))),
+                Err(error) => return Self::lost(&mut source, error),
+            };
+            match source.receive(message) {
+                Ok(SourceAction::SendHandover) => {
+                    if let Err(error) = self.link.send(&Message::Handover) {
+                        // A message of which a part has left may be there.
+                        return Self::lost(&mut source, error);
+                    }
+                }
+                Ok(SourceAction::Release) => return Ok(Given { outcome_unknown: None }),
+                Ok(SourceAction::RunHere) => return Err(Kept::Declined(why)),
+                Ok(_) => {}
+                Err(error) => return Self::lost(&mut source, LinkError::Malformed(error.to_string())),
+            }
+        }
+    }
+
+    fn lost(source: &mut Source, error: LinkError) -> Result<Given, Kept> {
+        match source.fail() {
+            SourceAction::ReportUnknown => Ok(Given { outcome_unknown: Some(error) }),
+            _ => Err(error.into()),
+        }
+    }
+}
+
+/// Tells the new server why, if it is still there.
+fn refuse<T>(link: &mut Link, kept: Kept) -> Result<T, Kept> {
+    let _ = link.send(&Message::Abort { errno: kept.errno() as i32, why: kept.to_string() });
+    Err(kept)
+}
+
+fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>) {
+    if let Some(LowPowerEntry { wakeup }) = low_power
+        && let Err(error) = device.enter_low_power(wakeup)
+    {
+        tracing::warn!(device = device.name(), %error, "the device does not sleep any more");
+    }
+}
+
+impl Stopped {
+    /// A device that does not stand yet.
+    fn look(
+        device: DeviceFile,
+        low_power: Option<LowPowerEntry>,
+    ) -> Result<Stopped, (Kept, Option<LowPowerEntry>)> {
+        let looked = adapted(&device).and_then(|mut adapted| Ok((adapted.state()?, adapted)));
+        match looked {
+            Ok((state @ (State::Running | State::RunningP2p | State::Stop), adapted)) => {
+                Ok(Stopped { device, adapted, state, low_power, data: None })
+            }
+            Ok((state, _)) => {
+                let why = format!("the device is in {state}: it is being migrated, or has to be reset");
+                Err((Kept::refused(Errno::EBUSY, why), low_power))
+            }
+            Err(error) => Err((error.into(), low_power)),
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), Kept> {
+        // While it runs: what was signalled before is done, and what comes from now on is the new server's.
+        self.device
+            .pause_signals()
+            .map_err(|errno| Kept::refused(errno, "the client's signals cannot be held back"))?;
+        self.data = self.adapted.set_state(State::StopCopy)?;
+        Ok(())
+    }
+
+    /// The device is as it was.
+    fn go_on(mut self) {
+        let device = self.device.name().to_owned();
+        self.data = None;
+        if let Err(error) = self.adapted.set_state(self.state) {
+            tracing::error!(device, %error, "the device does not go on after a takeover that failed");
+        }
+        self.device.resume_signals();
+        sleep_again(&self.device, self.low_power);
+    }
+
+    /// The device is another's: it stands here for good.
+    fn release(mut self) {
+        self.data = None;
+        // Only its memory is at stake.
+        let _ = self.adapted.set_state(State::Stop);
+    }
+}
+
+/// What goes along of descriptors, by their numbers.
+struct Inventory<'a>(Vec<Box<dyn AsFd + 'a>>);
+
+impl<'a> Inventory<'a> {
+    fn add(&mut self, descriptor: impl AsFd + 'a) -> Number {
+        self.0.push(Box::new(descriptor));
+        (self.0.len() - 1) as Number
+    }
+
+    fn eventfd(&mut self, eventfd: EventFd) -> Number {
+        self.add(eventfd::into_descriptor(eventfd))
+    }
+
+    fn all(&mut self, descriptors: &'a [OwnedFd]) -> Vec<Number> {
+        descriptors.iter().map(|descriptor| self.add(descriptor)).collect()
+    }
+}
+
+fn waiting<'a>(command: &'a Waiting, inventory: &mut Inventory<'a>) -> (Message, Vec<u8>) {
+    let Waiting { header: Header { id, command, kind, .. }, payload, descriptors } = command;
+    let (numbers, problem) = match descriptors {
+        Ok(descriptors) => (inventory.all(descriptors), None),
+        Err(error) => (Vec::new(), Some((*error).into())),
+    };
+    let no_reply = *kind == Kind::Command { no_reply: true };
+    let record = WaitingRecord { id: *id, command: *command, no_reply, numbers, problem };
+    (Message::Waiting(record), payload.clone())
+}
+
+fn unread<'a>(
+    unread: Unread<&[u8], &'a [OwnedFd]>,
+    twin: bool,
+    inventory: &mut Inventory<'a>,
+) -> (Message, Vec<u8>) {
+    let descriptors = unread.descriptors.into_iter().map(|UnreadDescriptors { last, fds, problem }| {
+        BatchRecord { last, numbers: inventory.all(fds), problem: problem.map(Into::into) }
+    });
+    (Message::Unread(UnreadRecord { twin, descriptors: descriptors.collect() }), unread.bytes.to_vec())
+}
+
+/// Fetches from the device's log what is dirty, and keeps it; whether the device has a log.
+fn keep_dirty(device: &DeviceFile, log: &mut Log) -> Result<bool, Errno> {
+    let page_size = log.page_size;
+    let earlier = match log.earlier.take() {
+        Some(earlier) => earlier,
+        None => new_log(page_size, &log.ranges)?,
+    };
+    let earlier = log.earlier.insert(earlier);
+    let mut runs = true;
+    each_piece(&log.ranges, page_size, |iova, length, words| {
+        words.fill(0);
+        match device.dma_logging_report(&mut DirtyReport::new(iova, length, page_size, words)?) {
+            Ok(()) => mark(earlier, iova, page_size, words),
+            // A reset has ended it.
+            Err(Errno::EINVAL) => runs = false,
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    })?;
+    Ok(runs)
+}
+
+/// A log that is kept beside a device's.
+pub(super) fn new_log(page_size: u64, ranges: &[(u64, u64)]) -> Result<DirtyLog, Errno> {
+    let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
+    let mut checked = LoggingRanges::new(page_size, count)?;
+    ranges.iter().try_for_each(|(iova, length)| checked.push(*iova, *length))?;
+    DirtyLog::new(&checked)
+}
+
+/// Calls `each` with iova, bytes and room for the bitmap of all of `ranges`, in pieces that one message takes.
+fn each_piece(
+    ranges: &[(u64, u64)],
+    page_size: u64,
+    mut each: impl FnMut(u64, u64, &mut [u64]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let most = page_size.saturating_mul(MOST_DATA as u64 * 8);
+    let mut words = Vec::new();
+    for &(start, length) in ranges {
+        let mut done = 0;
+        while done < length {
+            let piece = most.min(length - done);
+            let count = DirtyReport::words_needed(piece, page_size);
+            words.resize(usize::try_from(count).map_err(|_| Errno::E2BIG)?, 0);
+            each(start + done, piece, &mut words)?;
+            done += piece;
+        }
+    }
+    Ok(())
+}
+
+/// Marks in a log what a bitmap says.
+pub(super) fn mark(log: &DirtyLog, iova: u64, page_size: u64, words: &[u64]) {
+    for (slot, word) in words.iter().enumerate() {
+        let mut left = *word;
+        while left != 0 {
+            let first = left.trailing_zeros();
+            let count = (left >> first).trailing_ones();
+            let page = slot as u64 * 64 + u64::from(first);
+            let start = page.checked_mul(page_size).and_then(|offset| iova.checked_add(offset));
+            if let Some(start) = start {
+                log.mark(start, page_size.saturating_mul(count.into()));
+            }
+            left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+        }
+    }
+}

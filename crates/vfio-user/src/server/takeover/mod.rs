@@ -1,0 +1,289 @@
+//! Live update: a new server takes the device of an old one, in another process, and goes on serving the same
+//! client, over the same connection, at the same path. The client sees a pause.
+//!
+//! # What goes over
+//!
+//! The device's state, by its own migration; its configuration space; the client with its socket, what was read
+//! from it and not executed, what was agreed on, memory, interrupts, ioeventfds, and the log of dirty pages with
+//! what is dirty; and the socket that clients connect to. What a client signals meanwhile stays in the eventfds'
+//! counters, and what it sends in the socket's buffer.
+//!
+//! A device that is being migrated stays where it is, and so does one that cannot migrate, and one of which the
+//! client was given a region's file, which leads to the old process's memory.
+//!
+//! # Who has the device
+//!
+//! The old server stops the device and sends all; the new one loads it, makes it ready to run, and says READY.
+//! Until then nothing is decided: if either gives up, or dies, or is silent for ten seconds, the old one lets the
+//! device go on. With HANDOVER the device is the new server's; the old one runs it again only if it is told
+//! FAILED. These are the rules of [`whimbrel_protocol::handover`].
+//!
+//! # The wire form
+//!
+//! The new server connects to the socket as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
+//! message with the header of vfio-user and the command 0x5754. All messages are such. Behind the header are data,
+//! a text in JSON that begins with the kind of the message (`{"message": "request", ..}`), and the length of the
+//! text in four bytes. Descriptors have messages of their own and are numbered in the order in which they come,
+//! from 0, which is the socket that clients connect to.
+//!
+//! | old | new |
+//! |---|---|
+//! | | request: the versions that it speaks (1 is this one) |
+//! | offer: the version, what the device is, device and inode of the socket's file | |
+//! | | accept, or failed |
+//! | begin: the device stands, and had this state | |
+//! | state, any number of times; configuration; descriptors, any number of times | |
+//! | interrupts, ioeventfds | |
+//! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
+//! | end | |
+//! | | ready, or failed |
+//! | handover | |
+//! | | running, or failed |
+//!
+//! In place of each of its messages up to `end` the old server may say abort. Keys that are not known are ignored.
+//! Both must run as the same user, which both check (SO_PEERCRED).
+
+mod configuration;
+mod describe;
+mod give;
+mod records;
+mod take;
+mod wire;
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Uid, geteuid};
+use whimbrel_device::Errno;
+
+pub(super) use self::describe::Description;
+pub(super) use self::give::{Given, Giving, Kept};
+pub use self::wire::LinkError;
+pub(super) use self::wire::{COMMAND, PATIENCE};
+use self::wire::{Link, Message, VERSIONS};
+use super::listener::Listener;
+use super::{Backend, Server};
+
+/// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
+/// at the request in time.
+const TRIES: u32 = 5;
+
+/// Why a device was not taken over. The old server goes on with it, unless it has gone itself.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// Nobody could be reached.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+    /// Another user's server.
+    #[error("the server runs as user {theirs}, and this process as user {own}")]
+    User {
+        /// The server's user.
+        theirs: u32,
+        /// This process's.
+        own: u32,
+    },
+    /// The path leads to the server by another socket than its own.
+    #[error("{} is not the socket that the server has made", .0.display())]
+    Path(PathBuf),
+    /// The server answered as if it were asked by a client.
+    #[error("the server knows nothing of takeovers: it answered {0}")]
+    Unknown(Errno),
+    /// The old server says no.
+    #[error("the old server keeps its device: {0}")]
+    Refused(String),
+    /// The device is not one that the new server's can take the place of.
+    #[error("device '{device}' cannot go on here: {what}")]
+    Mismatch {
+        /// Its name.
+        device: String,
+        /// What is different.
+        what: String,
+    },
+    /// What the old server sent cannot be right, or cannot be had here.
+    #[error("what the old server has cannot be taken: {0}")]
+    Wrong(String),
+    /// The device refused what it was to load.
+    #[error(transparent)]
+    Device(#[from] whimbrel_user::Error),
+    /// The connection between the two servers.
+    #[error("the other server cannot be heard: {0}")]
+    Link(#[from] LinkError),
+    /// This process could not have what it takes.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl TakeoverError {
+    /// What the person who reads the error can do.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            TakeoverError::Connect(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Some("no server is there: start one without a takeover")
+            }
+            TakeoverError::User { .. } => Some("start the new server as the same user as the old one"),
+            TakeoverError::Path(_) => Some("name the socket by the path at which the old server was started"),
+            TakeoverError::Unknown(_) => {
+                Some("the old server cannot be updated in place: stop it when its client has left")
+            }
+            TakeoverError::Refused(_) => Some("the old server goes on; try again when that has changed"),
+            TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => {
+                Some("start the new server with the model and settings of the old one, which goes on")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A takeover that the old server has agreed to, and in which nothing stands still yet.
+///
+/// A program that confines itself connects before, opens its device after, and then goes on with
+/// [`Takeover::finish`], all of it within ten seconds.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::{Backend, Client, ClientOptions, Server, Takeover};
+/// use whimbrel_user::Device;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("accel");
+/// let model: Model = "accel?state=1MiB".parse()?;
+/// let first = model.open("accel 0")?;
+/// let old = Server::bind(&path, Backend::new(first.device))?;
+/// let serving = std::thread::spawn(move || old.run());
+/// let mut client = Client::connect(&path, &ClientOptions::default())?;
+/// client.write_region(0, 0x40, &1u32.to_ne_bytes())?;
+///
+/// let takeover = Takeover::connect(&path)?;
+/// let second = model.open("accel 0")?;
+/// let new = takeover.finish(Backend::new(second.device))?;
+/// let stopper = new.stopper();
+/// let going_on = std::thread::spawn(move || new.run());
+/// assert!(serving.join().expect("it does not panic")?.taken_over);
+///
+/// let mut value = [0; 4];
+/// client.read_region(0, 0x40, &mut value)?;
+/// assert_eq!(u32::from_ne_bytes(value), 1);
+/// # drop(client);
+/// # stopper.stop();
+/// # going_on.join().expect("it does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Takeover {
+    link: Link,
+    path: PathBuf,
+    socket: (u64, u64),
+    offered: Description,
+}
+
+impl Takeover {
+    /// Asks the server at a path for its device.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Takeover, TakeoverError> {
+        // The socket's file goes away with the last server: it has to be found where it is.
+        let path = path.as_ref().canonicalize().map_err(TakeoverError::Connect)?;
+        let mut tries = 1..=TRIES;
+        let (link, device, socket) = loop {
+            let is_last = tries.next().is_none_or(|count| count == TRIES);
+            match Takeover::ask(&path) {
+                Err(TakeoverError::Unknown(_)) if !is_last => std::thread::sleep(Duration::from_millis(50)),
+                other => break other?,
+            }
+        };
+        let metadata = fs::symlink_metadata(&path).map_err(TakeoverError::Connect)?;
+        if (metadata.dev(), metadata.ino()) != socket {
+            return Err(TakeoverError::Path(path));
+        }
+        Ok(Takeover { link, path, socket, offered: device })
+    }
+
+    fn ask(path: &Path) -> Result<(Link, Description, (u64, u64)), TakeoverError> {
+        let stream = UnixStream::connect(path).map_err(TakeoverError::Connect)?;
+        let mut link = Link::new(stream.try_clone()?)?;
+        // At once: a server does not wait long for the first message.
+        link.send(&Message::Request { versions: VERSIONS.to_vec() })?;
+        check_user(geteuid(), peer(&stream)?)?;
+        match link.receive().map(|received| received.message) {
+            Ok(Message::Offer { version, device, socket }) if VERSIONS.contains(&version) => {
+                Ok((link, *device, socket))
+            }
+            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(why)),
+            Ok(other) => Err(TakeoverError::Wrong(format!("it answered with {other:?}"))),
+            Err(LinkError::Answered(errno)) => {
+                Err(TakeoverError::Unknown(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The name of the device.
+    pub fn device(&self) -> &str {
+        &self.offered.name
+    }
+
+    /// Where clients connect.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the device, its client and the socket. The backend's device gets the state: it has to be one of the
+    /// same kind, with the same settings, that nobody uses.
+    ///
+    /// The client waits until [`Server::run`] is called. After an error the backend's device is as after a reset.
+    pub fn finish(mut self, backend: Backend) -> Result<Server, TakeoverError> {
+        let own = Description::of(backend.device())?;
+        let taken = take::take(&mut self.link, &self.offered, &own, &backend)?;
+        let listener = Listener::taken(taken.socket, self.path, self.socket);
+        Server::taken(listener, backend, own, taken.serving).map_err(TakeoverError::System)
+    }
+}
+
+/// The user at the other end of a connection.
+fn peer(stream: impl AsFd) -> io::Result<Uid> {
+    Ok(socket_peercred(stream)?.uid)
+}
+
+/// Only a user itself can take over from itself.
+fn check_user(own: Uid, theirs: Uid) -> Result<(), TakeoverError> {
+    if own == theirs {
+        return Ok(());
+    }
+    Err(TakeoverError::User { theirs: theirs.as_raw(), own: own.as_raw() })
+}
+
+/// A newcomer that wants to take over: agrees with it on what it gets.
+pub(super) fn begin(
+    stream: UnixStream,
+    backend: &Backend,
+    description: &Description,
+    socket: (u64, u64),
+) -> Result<Giving, Kept> {
+    peer(&stream)
+        .map_err(TakeoverError::System)
+        .and_then(|theirs| check_user(geteuid(), theirs))
+        .map_err(|error| Kept::refused(Errno::EPERM, error.to_string()))?;
+    Giving::begin(Link::new(stream)?, backend.device().clone(), description, socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_users_server_is_not_taken_over_and_does_not_take_over() {
+        let user = |number| Uid::from_raw(number);
+        assert!(check_user(user(1000), user(1000)).is_ok());
+        for (own, theirs) in [(1000, 0), (0, 1000), (1000, 1001)] {
+            let error = check_user(user(own), user(theirs)).unwrap_err();
+            assert!(matches!(error, TakeoverError::User { .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,510 @@
+//! The new server: it takes what the old one sends, checks all of it, and has a device that stands and a client
+//! that waits, until the old one says that both are its own.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use rustix::net::sockopt::socket_acceptconn;
+use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
+use whimbrel_protocol::dirty::LoggingRanges;
+use whimbrel_protocol::handover::{self, Destination, DestinationAction};
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{DataFile, Device};
+
+use super::super::channel::Channel;
+use super::super::client::Client;
+use super::super::client_memory::ClientMemory;
+use super::super::feature::Log;
+use super::super::mappings::Mappings;
+use super::super::queue::{Queue, Waiting};
+use super::super::rest::{LOOK, Rest};
+use super::super::{Backend, Serving, Turn};
+use super::TakeoverError;
+use super::configuration;
+use super::describe::{Description, adapted};
+use super::give::{mark, new_log};
+use super::records::{
+    ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
+    UnreadRecord, WaitingRecord,
+};
+use super::wire::{Begin, Link, MOST_DATA, Message};
+use crate::message::{HEADER, Header, Kind, Limits};
+use crate::socket::{Receiver, Sender, Unread, UnreadDescriptors, connection};
+use crate::{Capabilities, negotiate};
+
+/// Descriptors that may come: two for each interrupt and ioeventfd of a large device, and a file for each of the
+/// mappings that a client may have.
+const MOST_DESCRIPTORS: usize = 1 << 16;
+
+/// What has come.
+struct Arrival {
+    device: DeviceFile,
+    adapted: Box<dyn Device>,
+    /// Bytes that one message of the client may have.
+    most_bytes: usize,
+    begin: Option<Begin>,
+    data: Option<DataFile>,
+    state_bytes: u64,
+    configuration: Option<Vec<u8>>,
+    pool: Pool,
+    interrupts: Option<InUseRecord>,
+    ioeventfds: Vec<IoeventfdRecord>,
+    client: Option<ClientRecord>,
+    mappings: Vec<MappingRecord>,
+    log: Option<(Log, bool)>,
+    /// Of the socket of the commands, and of its twin.
+    unread: [Option<(UnreadRecord, Vec<u8>)>; 2],
+    waiting: Queue,
+    /// Data that belongs before that of the next message.
+    before: Vec<u8>,
+    has_ended: bool,
+}
+
+/// What was taken and stands.
+pub(super) struct Taken {
+    pub(super) socket: UnixListener,
+    pub(super) serving: Option<Serving>,
+}
+
+/// What stands here before it is told that it may go on.
+struct Loaded {
+    socket: UnixListener,
+    serving: Option<Serving>,
+    begin: Begin,
+    state: State,
+    low_power: Option<LowPowerEntry>,
+}
+
+fn wrong(what: impl Into<String>) -> TakeoverError {
+    TakeoverError::Wrong(what.into())
+}
+
+impl From<NoDescriptor> for TakeoverError {
+    fn from(error: NoDescriptor) -> TakeoverError {
+        wrong(error.to_string())
+    }
+}
+
+/// Takes the device, and what belongs to it, into the backend's.
+pub(super) fn take(
+    link: &mut Link,
+    offered: &Description,
+    own: &Description,
+    backend: &Backend,
+) -> Result<Taken, TakeoverError> {
+    let difference =
+        offered.difference(own).map(|what| TakeoverError::Mismatch { device: offered.name.clone(), what });
+    let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"));
+    let turn = match difference.map_or(turn, Err) {
+        Ok(turn) => turn,
+        Err(error) => {
+            tell_failure(link, &error);
+            return Err(error);
+        }
+    };
+    link.send(&Message::Accept)?;
+    let mut destination = Destination::new();
+    let loaded = receive(link, offered, backend).and_then(|arrival| arrival.load(backend, turn));
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let told = matches!(error, TakeoverError::Refused(_) | TakeoverError::Link(_));
+            if destination.fail() == DestinationAction::DiscardAndSendFailed && !told {
+                tell_failure(link, &error);
+            }
+            discard(backend.device());
+            return Err(error);
+        }
+    };
+    match commit(link, &mut destination, loaded, backend) {
+        Ok(taken) => Ok(taken),
+        Err(error) => {
+            discard(backend.device());
+            Err(error)
+        }
+    }
+}
+
+fn tell_failure(link: &mut Link, error: &TakeoverError) {
+    // If it is gone it knows.
+    let _ = link.send(&Message::Failed { why: error.to_string() });
+}
+
+/// Forgets what came.
+fn discard(device: &DeviceFile) {
+    if let Err(errno) = device.reset() {
+        tracing::debug!(device = device.name(), %errno, "no reset after a takeover that failed");
+    }
+    device.resume_signals();
+}
+
+fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<Arrival, TakeoverError> {
+    let mut arrival = Arrival::new(backend)?;
+    while !arrival.has_ended {
+        let received = link.receive()?;
+        arrival.take(received.message, received.data, received.descriptors, offered.has_region())?;
+    }
+    Ok(arrival)
+}
+
+impl Arrival {
+    fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
+        let device = backend.device().clone();
+        let limits = Limits { max_data_xfer_size: backend.shared.capabilities.max_data_xfer_size };
+        Ok(Arrival {
+            adapted: adapted(&device)?,
+            device,
+            most_bytes: limits.message(),
+            begin: None,
+            data: None,
+            state_bytes: 0,
+            configuration: None,
+            pool: Pool::default(),
+            interrupts: None,
+            ioeventfds: Vec::new(),
+            client: None,
+            mappings: Vec::new(),
+            log: None,
+            unread: [None, None],
+            waiting: Queue::default(),
+            before: Vec::new(),
+            has_ended: false,
+        })
+    }
+
+    fn take(
+        &mut self,
+        message: Message,
+        data: &[u8],
+        descriptors: Vec<OwnedFd>,
+        in_transactions: bool,
+    ) -> Result<(), TakeoverError> {
+        if !descriptors.is_empty() && !matches!(message, Message::Descriptors) {
+            return Err(wrong("descriptors came with another message than theirs"));
+        }
+        match (message, self.data.is_some()) {
+            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
+            (Message::Begin(begin), false) if self.begin.is_none() => {
+                self.begin = Some(begin);
+                let data = self.adapted.set_state(State::Resuming)?;
+                self.data = Some(data.ok_or_else(|| wrong("the device here opened no data session"))?);
+            }
+            (Message::State { ends }, true) => {
+                let file = self.data.as_mut().ok_or_else(|| wrong("state without a session"))?;
+                if in_transactions {
+                    file.write_piece(data, ends)?;
+                } else {
+                    file.write_all(data)?;
+                }
+                self.state_bytes += data.len() as u64;
+            }
+            (Message::Configuration, true) if self.configuration.is_none() => {
+                self.configuration = Some(data.to_vec());
+            }
+            (Message::Descriptors, true) => {
+                if self.pool.len() + descriptors.len() > MOST_DESCRIPTORS {
+                    return Err(wrong("there are more descriptors than a server can have"));
+                }
+                self.pool.add(descriptors);
+            }
+            (Message::Interrupts(record), true) if self.interrupts.is_none() => {
+                self.interrupts = Some(record);
+            }
+            (Message::Ioeventfds { list }, true) if self.ioeventfds.is_empty() => self.ioeventfds = list,
+            (Message::Client(record), true) if self.client.is_none() => self.client = Some(*record),
+            (Message::Mappings { list }, true) if self.client.is_some() => {
+                self.mappings.extend(list);
+                if self.mappings.len() > MOST_DESCRIPTORS {
+                    return Err(wrong("there are more mappings than a client can have"));
+                }
+            }
+            (Message::Log(record), true) if self.client.is_some() && self.log.is_none() => {
+                self.log(record)?;
+            }
+            (Message::Dirty(record), true) => self.dirty(record, data)?,
+            (Message::More, true) => {
+                if self.before.len() + data.len() > self.most_bytes + MOST_DATA {
+                    return Err(wrong("a message of the client is longer than any can be"));
+                }
+                self.before.extend_from_slice(data);
+            }
+            (Message::Unread(record), true) => {
+                let place = &mut self.unread[usize::from(record.twin)];
+                if place.is_some() {
+                    return Err(wrong("what was read came twice"));
+                }
+                let mut bytes = std::mem::take(&mut self.before);
+                bytes.extend_from_slice(data);
+                *place = Some((record, bytes));
+            }
+            (Message::Waiting(record), true) => self.waiting(record, data)?,
+            (Message::End { state_bytes }, true) => {
+                if state_bytes != self.state_bytes {
+                    let came = self.state_bytes;
+                    return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));
+                }
+                self.has_ended = true;
+            }
+            (other, _) => return Err(wrong(format!("{other:?} has no meaning where it came"))),
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, record: LogRecord) -> Result<(), TakeoverError> {
+        let LogRecord { page_size, ranges, is_everything, runs } = record;
+        let earlier = new_log(page_size, &ranges)
+            .map_err(|errno| wrong(format!("its log of dirty pages cannot be one: {errno}")))?;
+        self.log = Some((Log { page_size, ranges, is_everything, earlier: Some(earlier) }, runs));
+        Ok(())
+    }
+
+    fn dirty(&mut self, record: DirtyRecord, data: &[u8]) -> Result<(), TakeoverError> {
+        let Some((Log { page_size, earlier: Some(earlier), .. }, _)) = &self.log else {
+            return Err(wrong("dirty pages came without a log"));
+        };
+        let (words, rest) = data.as_chunks::<8>();
+        if record.page_size != *page_size || !rest.is_empty() {
+            return Err(wrong("dirty pages came as no bitmap of the log"));
+        }
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        mark(earlier, record.iova, record.page_size, &words);
+        Ok(())
+    }
+
+    fn waiting(&mut self, record: WaitingRecord, data: &[u8]) -> Result<(), TakeoverError> {
+        let mut payload = std::mem::take(&mut self.before);
+        payload.extend_from_slice(data);
+        let descriptors = match record.problem {
+            Some(problem) => Err(problem.into()),
+            None => Ok(record
+                .numbers
+                .into_iter()
+                .map(|number| self.pool.take(number))
+                .collect::<Result<Vec<_>, _>>()?),
+        };
+        let header = Header {
+            id: record.id,
+            command: record.command,
+            size: u32::try_from(HEADER + payload.len()).map_err(|_| wrong("a command is too long"))?,
+            kind: Kind::Command { no_reply: record.no_reply },
+        };
+        self.waiting
+            .push(Waiting { header, payload, descriptors })
+            .map_err(|error| wrong(format!("the client's commands cannot be kept: {error}")))
+    }
+
+    /// All is there: the device gets it, and stands.
+    fn load(mut self, backend: &Backend, turn: Turn) -> Result<Loaded, TakeoverError> {
+        let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
+        let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
+            State::from_number(begin.state)
+        else {
+            return Err(wrong(format!("a device cannot be taken over in state {}", begin.state)));
+        };
+        // The data are judged here.
+        self.data = None;
+        self.adapted.set_state(State::Stop)?;
+        if let Some(bytes) = &self.configuration {
+            let differs = configuration::restore(&self.device, bytes)
+                .map_err(|errno| wrong(format!("the configuration space cannot be written: {errno}")))?;
+            if let Some(offset) = differs {
+                let what = format!("its configuration space is another one at {offset:#x}");
+                return Err(TakeoverError::Mismatch { device: self.device.name().to_owned(), what });
+            }
+        }
+        let socket = UnixListener::from(self.pool.take(0)?);
+        if !socket_acceptconn(&socket).unwrap_or(false) {
+            return Err(wrong("the first descriptor is no socket for clients to come to"));
+        }
+        // What the user signals from here on is for this device, but not before it runs.
+        let paused = self.device.pause_signals();
+        paused.map_err(|errno| wrong(format!("this process cannot listen to eventfds: {errno}")))?;
+        let mut low_power = None;
+        if let Some(mut record) = self.interrupts.take() {
+            if let Some(entry) = record.low_power.take() {
+                let wakeup = entry.wakeup.map(|number| self.pool.eventfd(number)).transpose()?;
+                low_power = Some(LowPowerEntry { wakeup });
+            }
+            let in_use = record.take(&mut self.pool)?;
+            self.device
+                .restore_interrupts(in_use)
+                .map_err(|errno| wrong(format!("the interrupts cannot be set up: {errno}")))?;
+        }
+        let serving = match self.client.take() {
+            Some(record) => Some(Serving { client: self.client(record, backend)?, turn }),
+            None => None,
+        };
+        Ok(Loaded { socket, serving, begin, state, low_power })
+    }
+
+    /// The client as it was, which belongs to the other process still.
+    fn client(&mut self, record: ClientRecord, backend: &Backend) -> Result<Client, TakeoverError> {
+        let ClientRecord { commands, twin, agreed, next_id } = record;
+        let shared = &backend.shared;
+        if let Some(agreed) = &agreed {
+            check_agreed(agreed, &shared.capabilities)?;
+        }
+        let most = agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
+        let limits = Limits { max_data_xfer_size: most };
+        let (receiver, sender) = self.socket(commands, limits, false)?;
+        let mut channel = Channel::new(receiver, sender);
+        let waiting = std::mem::take(&mut self.waiting);
+        let twin = twin.map(|number| self.socket(number, limits, true)).transpose()?;
+        channel.resume(waiting, next_id);
+        let twin = twin.map(|(receiver, sender)| {
+            let mut twin = Channel::twin(receiver, sender, &channel);
+            twin.resume(Queue::default(), next_id);
+            Arc::new(twin)
+        });
+        let rest = Arc::new(Rest::default());
+        let mut client = Client::new(shared.clone(), channel, Some(rest));
+        // Whatever fails from here on, the connection is not to be ended.
+        client.is_anothers = true;
+        client.twin = twin;
+        if let Some(agreed) = &agreed {
+            let asked = client.twin.as_ref().unwrap_or(&client.channel).clone();
+            let memory = Arc::new(ClientMemory::new(asked, limits));
+            client.mappings = Some(Mappings::new(self.device.clone(), agreed, memory));
+        } else if !self.mappings.is_empty() {
+            return Err(wrong("there are mappings of a client that has agreed on nothing"));
+        }
+        client.agreed = agreed;
+        if let Some(mappings) = &mut client.mappings {
+            for MappingRecord { iova, size, rights, file } in std::mem::take(&mut self.mappings) {
+                let rights =
+                    DmaMapFlags::from_bits(rights).ok_or_else(|| wrong("a mapping has unknown rights"))?;
+                let cannot = |errno: Errno| {
+                    wrong(format!(
+                        "{size:#x} bytes at iova {iova:#x} cannot be mapped for the device: {errno}"
+                    ))
+                };
+                let file = match file {
+                    Some((number, offset)) => {
+                        let (file, is_new) = self.pool.file(number)?;
+                        if is_new {
+                            mappings.remember(&file).map_err(cannot)?;
+                        }
+                        Some((file, offset))
+                    }
+                    None => None,
+                };
+                mappings.restore(iova, size, rights, file).map_err(cannot)?;
+            }
+        }
+        for record in std::mem::take(&mut self.ioeventfds) {
+            let write = record.write().ok_or_else(|| wrong("an ioeventfd has a width that no write has"))?;
+            let eventfd = self.pool.eventfd(record.eventfd)?;
+            let copy = eventfd.try_clone()?;
+            self.device
+                .set_ioeventfd(write, Some(copy))
+                .map_err(|errno| wrong(format!("an ioeventfd cannot be tied: {errno}")))?;
+            client.ioeventfds.insert(write, eventfd);
+        }
+        if let Some((log, runs)) = self.log.take() {
+            if runs {
+                self.start_log(&log).map_err(|errno| {
+                    wrong(format!("the device here cannot go on with the log of dirty pages: {errno}"))
+                })?;
+            }
+            client.log = Some(log);
+        }
+        Ok(client)
+    }
+
+    /// A socket of the client's, after what was read from it.
+    fn socket(
+        &mut self,
+        number: u32,
+        limits: Limits,
+        is_twin: bool,
+    ) -> Result<(Receiver, Sender), TakeoverError> {
+        let stream = UnixStream::from(self.pool.take(number)?);
+        if !is_twin {
+            stream.set_read_timeout(Some(LOOK))?;
+        }
+        let (mut receiver, sender) = connection(stream, limits);
+        if let Some((record, bytes)) = self.unread[usize::from(is_twin)].take() {
+            let mut descriptors = Vec::new();
+            for batch in record.descriptors {
+                let fds = batch.numbers.into_iter().map(|number| self.pool.take(number));
+                descriptors.push(UnreadDescriptors {
+                    last: batch.last,
+                    fds: fds.collect::<Result<Vec<_>, _>>()?,
+                    problem: batch.problem.map(Into::into),
+                });
+            }
+            receiver.resume(limits, Unread { bytes: &bytes, descriptors });
+        }
+        Ok((receiver, sender))
+    }
+
+    fn start_log(&self, log: &Log) -> Result<(), Errno> {
+        let count = u32::try_from(log.ranges.len()).map_err(|_| Errno::E2BIG)?;
+        let mut ranges = LoggingRanges::new(log.page_size, count)?;
+        log.ranges.iter().try_for_each(|(iova, length)| ranges.push(*iova, *length))?;
+        self.device.dma_logging_start(&ranges).map(drop)
+    }
+}
+
+/// What the client has agreed on with the old server, this one has to hold.
+fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), TakeoverError> {
+    let plain = |capabilities: &Capabilities| Capabilities { twin_socket: None, ..capabilities.clone() };
+    let held = negotiate(own, agreed).map(|held| plain(&held));
+    if held.as_ref().is_ok_and(|held| *held == plain(agreed)) {
+        return Ok(());
+    }
+    let why = "the client has agreed with the old server on what this one cannot do";
+    Err(TakeoverError::Wrong(match held {
+        Ok(held) => format!("{why}: {}, and here {}", plain(agreed).to_json(), held.to_json()),
+        Err(error) => format!("{why}: {error}"),
+    }))
+}
+
+/// Says that all is loaded, and lets the device go on once it is this server's.
+fn commit(
+    link: &mut Link,
+    destination: &mut Destination,
+    loaded: Loaded,
+    backend: &Backend,
+) -> Result<Taken, TakeoverError> {
+    let Loaded { socket, mut serving, begin, state, low_power } = loaded;
+    let device = backend.device();
+    if destination.loaded() == DestinationAction::SendReady {
+        link.send(&Message::Ready)?;
+    }
+    let message = match link.receive()?.message {
+        Message::Handover => handover::Message::Handover,
+        Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
+        other => return Err(wrong(format!("{other:?} has no meaning where it came"))),
+    };
+    destination.receive(message).map_err(|error| wrong(error.to_string()))?;
+    let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
+    if let Err(error) = started {
+        if destination.started(false) == DestinationAction::DiscardAndSendFailed {
+            tell_failure(link, &TakeoverError::Wrong(error.to_string()));
+        }
+        return Err(error.into());
+    }
+    if begin.precopy_info_v2
+        && let Err(errno) = device.enable_precopy_info_v2()
+    {
+        tracing::warn!(device = device.name(), %errno, "VFIO_PRECOPY_INFO_REINIT is not told any more");
+    }
+    device.resume_signals();
+    if let Some(LowPowerEntry { wakeup }) = low_power
+        && let Err(errno) = device.enter_low_power(wakeup)
+    {
+        tracing::warn!(device = device.name(), %errno, "the device does not sleep any more");
+    }
+    if let Some(Serving { client, .. }) = &mut serving {
+        client.is_anothers = false;
+    }
+    if destination.started(true) == DestinationAction::SendRunning
+        && let Err(error) = link.send(&Message::Running)
+    {
+        // It has said that the device is this server's, whatever became of it since.
+        tracing::warn!(%error, "the old server could not be told that the device runs here");
+    }
+    Ok(Taken { socket, serving })
+}
