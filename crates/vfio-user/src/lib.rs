@@ -5,7 +5,8 @@
 //! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
 //! at a path, [`Backend`] over a socket that is connected already, and [`Client`]
 //! uses the device of any server. The text is QEMU's
-//! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO.
+//! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO, and what it leaves
+//! open about migration is agreed on in [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
 
 mod capabilities;
 mod client;

@@ -12,6 +12,10 @@
 //! (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE). Over a twin socket it is answered on a thread of its own.
 //! Where the server has none, it is answered while a request waits for its reply, and between requests by a
 //! thread that there is as soon as such memory is mapped.
+//!
+//! A migration has what was agreed on of [`MigrationExtensions`]: with a server that has all of it, a device
+//! behind a socket tells as much of its state as one that is not, and gives it over a socket of its own, so
+//! that the other requests do not wait for it.
 
 mod connection;
 mod device;

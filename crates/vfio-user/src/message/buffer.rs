@@ -5,11 +5,17 @@ use whimbrel_protocol::Errno;
 use super::header::{HEADER, Header, Kind};
 use super::{Reply, Request};
 
+/// Where messages begin in memory: at a multiple of so many bytes, as pages do that a socket copies them to.
+/// Both ends of a copy lie alike then, which makes one of much data faster by some percent.
+const ALIGNMENT: usize = 64;
+
 /// Messages one after the other, ready to send. Its memory is kept when it is cleared.
 #[derive(Debug, Default)]
 pub struct MessageBuffer {
     /// As long as the buffer has ever been, so that room for data is not zeroed for each message anew.
     bytes: Vec<u8>,
+    /// Where in `bytes` the messages begin.
+    base: usize,
     length: usize,
 }
 
@@ -29,7 +35,7 @@ impl MessageBuffer {
 
     /// The messages written since it was cleared.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes[self.base..self.base + self.length]
     }
 
     /// Bytes written since it was cleared.
@@ -80,7 +86,7 @@ impl MessageBuffer {
         let Unfinished { start, header } = message;
         let size = (self.length - start) as u32;
         let bytes = Header { size, ..header }.to_bytes();
-        self.bytes[start..start + HEADER].copy_from_slice(&bytes);
+        self.room()[start..start + HEADER].copy_from_slice(&bytes);
     }
 
     /// Gives up a message as if it had not been begun.
@@ -108,11 +114,25 @@ impl MessageBuffer {
     /// Appends room for `count` bytes, which hold anything until they are written.
     pub fn grow(&mut self, count: usize) -> &mut [u8] {
         let start = self.length;
-        self.length += count;
-        if self.bytes.len() < self.length {
-            self.bytes.resize(self.length, 0);
+        let end = start + count;
+        if self.room().len() < end {
+            self.enlarge(end);
         }
-        &mut self.bytes[start..self.length]
+        self.length = end;
+        &mut self.room()[start..end]
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.base..]
+    }
+
+    /// Makes room for `length` bytes, of which those that are there are kept.
+    fn enlarge(&mut self, length: usize) {
+        let most = length.max(2 * self.length);
+        let mut bytes = vec![0; most + ALIGNMENT];
+        let base = bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        bytes[base..base + self.length].copy_from_slice(self.as_bytes());
+        (self.bytes, self.base) = (bytes, base);
     }
 
     /// Takes back the last `count` bytes, or all there are.
@@ -123,6 +143,6 @@ impl MessageBuffer {
     /// Writes over what was appended before: `offset` bytes after the header of `message`.
     pub fn patch_u32(&mut self, message: &Unfinished, offset: usize, value: u32) {
         let at = message.start + HEADER + offset;
-        self.bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        self.room()[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     }
 }

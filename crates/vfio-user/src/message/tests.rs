@@ -431,6 +431,26 @@ fn an_answer_without_room_for_capabilities_says_how_much_it_needs() {
 }
 
 #[test]
+fn a_buffer_that_grows_keeps_what_was_written() {
+    let mut out = MessageBuffer::new();
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        for (id, length) in [(1, 0), (2, 100), (3, 5), (4, 4096), (5, 70)] {
+            let data = vec![id as u8; length];
+            let reply = Reply::MigDataRead { data: &data };
+            let mut alone = MessageBuffer::new();
+            alone.reply(id, &reply);
+            out.reply(id, &reply);
+            expected.extend_from_slice(alone.as_bytes());
+            assert_eq!(out.as_bytes(), expected, "round {round}, {length} bytes");
+            assert!(out.as_bytes().as_ptr().addr().is_multiple_of(64));
+        }
+        out.clear();
+        expected.clear();
+    }
+}
+
+#[test]
 fn commands_are_those_of_the_protocol() {
     for number in 0..=u16::MAX {
         let known = matches!(number, 1..=13 | 15..=18 | 0x3b79);

@@ -259,8 +259,8 @@ impl Client {
             return (Err(Errno::EINVAL), ControlFlow::Break(ServeError::NoVersion(number)));
         }
         let request = match command {
-            Ok(command) => Request::parse(command, payload, self.limits()),
-            Err(_) => return (Err(Errno::ENOTTY), ControlFlow::Continue(())),
+            Ok(command) if self.knows(command) => Request::parse(command, payload, self.limits()),
+            _ => return (Err(Errno::ENOTTY), ControlFlow::Continue(())),
         };
         let request = match request {
             Ok(request) => request,
@@ -282,6 +282,11 @@ impl Client {
             Err(errno) => Err(errno),
         };
         (answer, ControlFlow::Continue(()))
+    }
+
+    /// Whether a command is one of the text, or of what was agreed on beyond it.
+    fn knows(&self, command: Command) -> bool {
+        command != Command::MigGetPrecopyInfo || self.extensions().precopy_info
     }
 
     /// The descriptors of a request, if it may have as many.

@@ -50,11 +50,7 @@ impl Client {
         write(&*self.data_file()?, id, data, &mut self.out)
     }
 
-    /// ENOTTY where it was not agreed on, as every command that is not there.
     pub(super) fn mig_get_precopy_info(&mut self, id: u16, asked: &PrecopyInfo) -> Result<(), Errno> {
-        if !self.extensions().precopy_info {
-            return Err(Errno::ENOTTY);
-        }
         precopy_info(&*self.data_file()?, id, asked, &mut self.out)
     }
 }

@@ -19,6 +19,7 @@
 //!   had. A range that cuts a mapping is EINVAL. The text wants a range to be exactly one mapping.
 //! - Region reads and writes that reach past the region's end are done up to it.
 //! - Migration data without a session is EBADF; after its end ENODEV.
+//! - What the text leaves open about migration is agreed on ([`MigrationExtensions`]), or not there.
 //! - Unknown commands are ENOTTY, and messages longer than agreed EMSGSIZE, after which the connection is
 //!   over.
 

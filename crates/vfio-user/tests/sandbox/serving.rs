@@ -104,23 +104,24 @@ fn gives() {
     let (child, mut peer) = serve(BOARD);
     let data = LoggingStart::new(PAGE, &[(IOVA, PAGE)], &mut [[0; 16]]).to_bytes();
     ask_feature(&mut peer, Feature::DmaLoggingStart, &data);
-    ask_feature(
-        &mut peer,
-        Feature::MigDeviceState,
-        &[State::StopCopy.number().to_ne_bytes(), [0; 4]].concat(),
-    );
-    let answer = peer.ask(&Request::MigDataRead { size: 2 * PAGE as u32 }).unwrap();
-    let Reply::MigDataRead { data } = answer.reply() else { panic!() };
-    assert_eq!(data.len() as u64, PAGE);
+    let stop_copy = [State::StopCopy.number().to_ne_bytes(), [0; 4]].concat();
+    let mut fds = ask_feature(&mut peer, Feature::MigDeviceState, &stop_copy);
+    // Half of the state over the socket of the commands, half over its own.
+    let mut channel = Peer::new(UnixStream::from(fds.remove(0)), None);
+    for half in [&mut peer, &mut channel] {
+        let answer = half.ask(&Request::MigDataRead { size: PAGE as u32 / 2 }).unwrap();
+        let Reply::MigDataRead { data } = answer.reply() else { panic!() };
+        assert_eq!(data.len() as u64, PAGE / 2);
+    }
     let region = peer.ask(&Request::DeviceGetRegionInfo { argsz: 4096, index: MAPPED }).unwrap();
     assert_eq!(region.fds.len(), 1);
     leave(child, peer);
 }
 
-fn ask_feature(peer: &mut Peer, feature: Feature, data: &[u8]) {
+fn ask_feature(peer: &mut Peer, feature: Feature, data: &[u8]) -> Vec<OwnedFd> {
     let (argsz, flags) = (8 + data.len() as u32, FeatureFlags::SET);
-    peer.ask(&Request::DeviceFeature(DeviceFeature { argsz, feature: feature.index(), flags, data }))
-        .unwrap();
+    let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
+    peer.ask(&Request::DeviceFeature(request)).unwrap().fds
 }
 
 fn panics() {
