@@ -128,6 +128,7 @@ pub(super) struct WaitingRecord {
 pub(super) enum ProblemRecord {
     TooMany,
     Lost,
+    Socket,
 }
 
 impl From<DescriptorError> for ProblemRecord {
@@ -135,6 +136,7 @@ impl From<DescriptorError> for ProblemRecord {
         match error {
             DescriptorError::TooMany => ProblemRecord::TooMany,
             DescriptorError::Lost => ProblemRecord::Lost,
+            DescriptorError::Socket => ProblemRecord::Socket,
         }
     }
 }
@@ -144,6 +146,7 @@ impl From<ProblemRecord> for DescriptorError {
         match record {
             ProblemRecord::TooMany => DescriptorError::TooMany,
             ProblemRecord::Lost => DescriptorError::Lost,
+            ProblemRecord::Socket => DescriptorError::Socket,
         }
     }
 }
