@@ -64,6 +64,7 @@ struct Taken {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = parse_address(&arguments.listen)?;
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    opened.end_abandoned_receiving()?;
     let mut listener = Listener::bind(&address).map_err(|error| cannot_listen(&address, &error))?;
     let address = listener.address().map_err(|error| cannot_listen(&address, &error))?;
     note(format_args!("listening at {address}"));
@@ -73,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     bar.message(format!("taking {}", arguments.target));
     let taken = Destination::new(&mut *opened).timeout(Duration::from_secs(arguments.timeout)).receive(link);
     drop(bar);
-    let received = taken.map_err(failed)?;
+    let received = taken.map_err(|error| failed(error, opened.is_served()))?;
     drop(listener);
 
     let taken = Taken { device: opened.name().to_string(), address: address.to_string(), received };
@@ -100,13 +101,22 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
     }
 }
 
-fn failed(error: Error) -> Failure {
-    let foreign = matches!(&error, Error::Stream(error) if error.problem == Problem::Foreign);
+fn failed(error: Error, is_served: bool) -> Failure {
+    let hint = match &error {
+        Error::Stream(error) if error.problem == Problem::Foreign => {
+            Some("whoever connected is not `whimbrel send`: listen where only that can connect")
+        }
+        // Nobody resets it when this process goes away.
+        Error::NotReset { .. } if is_served => {
+            Some("start the server of the device again: what came is gone with its process")
+        }
+        _ => None,
+    };
     let failure = Failure::from(error);
-    if foreign {
-        return failure.hint("whoever connected is not `whimbrel send`: listen where only that can connect");
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
-    failure
 }
 
 impl fmt::Display for Taken {

@@ -47,6 +47,7 @@ Examples:
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = parse_address(&arguments.to)?;
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    opened.end_abandoned_sending()?;
     let link = connect(&address, Duration::from_secs(arguments.patience), output)?;
     let options = SourceOptions {
         downtime_limit: Duration::from_millis(arguments.downtime_limit),

@@ -8,10 +8,11 @@ use std::str::FromStr;
 use whimbrel_device::Worker;
 use whimbrel_models::{Model, ModelError, OpenModel, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group};
-use whimbrel_user::{Device, Local, Version, region};
+use whimbrel_user::{Device, Local, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::failure::Failure;
+use crate::output::note;
 
 /// The forms a TARGET has, for errors.
 const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group:NAME, cdev:PATH, \
@@ -113,6 +114,8 @@ pub(crate) struct Opened {
     device: Box<dyn Device>,
     /// The thread in which a model does its work.
     _worker: Option<Worker>,
+    /// Whether another process serves it. It stays as it is when its user goes away, where a kernel resets a device.
+    is_served: bool,
 }
 
 impl Target {
@@ -140,7 +143,8 @@ impl Target {
                 (Box::new(Local::new(device)), worker, region_version(model))
             }
         };
-        Ok(Opened { device: region::adapt_as(device, version)?, _worker: worker })
+        let is_served = matches!(self, Target::VfioUser(_));
+        Ok(Opened { device: region::adapt_as(device, version)?, _worker: worker, is_served })
     }
 }
 
@@ -160,10 +164,47 @@ impl Opened {
             return Ok(self);
         }
         let error = whimbrel_engine::Error::NotMigratable { device: self.device.name().to_string() };
-        Err(Failure::from(error).hint(
+        Err(Failure::from(error).hint(if self.is_served {
+            "the program that serves the device must offer migration: VFIO_DEVICE_FEATURE_MIGRATION, or a migration \
+             region; `whimbrel probe` tells what it offers"
+        } else {
             "the device must be bound to a driver that migrates it (a variant driver such as mlx5_vfio_pci); \
-             `whimbrel devices` shows which do",
-        ))
+             `whimbrel devices` shows which do"
+        }))
+    }
+
+    /// Ends the migration that a sender before this one has left undone: a served device works on in PRE_COPY then,
+    /// and from there none can begin. One that was stopped stays so: it may run somewhere else.
+    pub(crate) fn end_abandoned_sending(&mut self) -> Result<(), Failure> {
+        if self.is_served
+            && let state @ (State::PreCopy | State::PreCopyP2p) = self.device.state()?
+        {
+            self.device.set_state(State::Running)?;
+            note(format_args!(
+                "{}: a sender before this one has left it in {state}: ended",
+                self.device.name()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Resets a served device if a receiver before this one has left part of a state in it.
+    pub(crate) fn end_abandoned_receiving(&mut self) -> Result<(), Failure> {
+        if self.is_served
+            && let state @ State::Resuming = self.device.state()?
+        {
+            self.device.reset()?;
+            note(format_args!(
+                "{}: a receiver before this one has left it in {state}: reset",
+                self.device.name()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether another process serves it.
+    pub(crate) fn is_served(&self) -> bool {
+        self.is_served
     }
 }
 
@@ -201,10 +242,18 @@ mod tests {
 
     #[test]
     fn a_device_that_does_not_migrate_is_refused_with_what_would_help() {
-        let device = Box::new(Local::new(DeviceFile::new("fixed", Bus::new(), Box::new(Fixed))));
-        let Err(failure) = (Opened { device, _worker: None }).migratable() else { panic!("it was taken") };
-        let text = failure.to_string();
-        assert!(text.starts_with("error: fixed: its driver does not support migration\nhint: "), "{text}");
+        for (is_served, helps) in [(false, "a variant driver"), (true, "the program that serves the device")]
+        {
+            let device = Box::new(Local::new(DeviceFile::new("fixed", Bus::new(), Box::new(Fixed))));
+            let opened = Opened { device, _worker: None, is_served };
+            let Err(failure) = opened.migratable() else { panic!("it was taken") };
+            let text = failure.to_string();
+            assert!(
+                text.starts_with("error: fixed: its driver does not support migration\nhint: "),
+                "{text}"
+            );
+            assert!(text.contains(helps), "{text}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! another over TCP, and verified. Each of the two hosts uses its device over vfio-user, from a server in a process
 //! of its own, as a device back end is used in earnest; or in its own process.
 //!
-//! This process only starts the others ([`processes`]), passes messages, and judges what they report ([`verify`]).
-//! What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
+//! This process only starts the others ([`processes`]), passes messages, judges what they report ([`verify`]), and
+//! says what went wrong ([`trouble`]). What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
 //! the program that keeps the device busy in [`work`].
 
 mod attachment;
@@ -12,6 +12,7 @@ mod machine;
 mod messages;
 mod outcome;
 mod processes;
+mod trouble;
 mod verify;
 mod work;
 
@@ -23,7 +24,8 @@ use whimbrel_models::Model;
 
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
-use self::processes::{Processes, Trouble, unexpected};
+use self::processes::{Processes, unexpected};
+use self::trouble::Trouble;
 use self::verify::Findings;
 use crate::failure::Failure;
 use crate::output::Output;

@@ -20,14 +20,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
-use super::messages::{Config, Event, Failed, NotSent, Order, Role};
+use super::messages::{Config, Event, Order, Role};
+use super::trouble::Trouble;
 use crate::failure::Failure;
 use crate::output;
 
 /// How long a process may take to end once its output has.
 const ENDING: Duration = Duration::from_secs(2);
-/// How long is waited for what else there is to say of a failure.
-const SETTLING: Duration = Duration::from_secs(3);
 /// Between two looks at a process that is ending.
 const PAUSE: Duration = Duration::from_millis(1);
 /// As many of a server's last lines on stderr are kept.
@@ -50,21 +49,6 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why the demo cannot go on.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    Died(Part),
-    Failed(Role, Failed),
-    NotSent(NotSent),
-    Other(Failure),
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Trouble {
-        Trouble::Other(failure)
-    }
-}
-
 /// What the demo hears.
 enum Heard {
     /// A line of a host's stdout or of a server's stderr.
@@ -80,7 +64,7 @@ pub(super) struct Processes {
     heard: Receiver<Heard>,
     speaker: Sender<Heard>,
     /// Whether a failure of one host is one of the other too.
-    moving: bool,
+    pub(super) moving: bool,
     /// Removed when the processes have ended.
     folder: Option<TempDir>,
 }
@@ -166,7 +150,8 @@ impl Processes {
 
     /// Waits until every server that was started serves.
     pub(super) fn wait_for_servers(&mut self) -> Result<(), Trouble> {
-        while self.servers().any(|server| !server.serves) {
+        let is_not_ready = |process: &Process| matches!(process.part, Part::Server(_)) && !process.serves;
+        while self.all.iter().any(is_not_ready) {
             if let Some((role, event)) = self.listen(None)? {
                 return Err(unexpected(role, &event).into());
             }
@@ -174,8 +159,9 @@ impl Processes {
         Ok(())
     }
 
-    fn servers(&self) -> impl Iterator<Item = &Process> {
-        self.all.iter().filter(|process| matches!(process.part, Part::Server(_)))
+    /// Whether the demo has started a server for this end.
+    pub(super) fn has_server(&self, role: Role) -> bool {
+        self.all.iter().any(|process| process.part == Part::Server(role))
     }
 
     fn of(&mut self, part: Part) -> Option<&mut Process> {
@@ -212,7 +198,7 @@ impl Processes {
     }
 
     /// Takes the next thing heard, and waits for it until `deadline`. `None` was no event, or there was nothing.
-    fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, Trouble> {
+    pub(super) fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, Trouble> {
         let heard = match deadline {
             None => self.heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(deadline) => self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now())),
@@ -247,66 +233,8 @@ impl Processes {
         }
     }
 
-    /// What a failure comes from. Who hears of it first need not be who caused it: a little is waited for what the
-    /// others have to say.
-    pub(super) fn explain(&mut self, first: Trouble) -> Failure {
-        let mut known = Known::default();
-        if let Err(failure) = known.learn(first) {
-            return failure;
-        }
-        let deadline = Instant::now() + SETTLING;
-        while self.lacks(&known) && Instant::now() < deadline {
-            // That something else goes well changes nothing.
-            if let Err(trouble) = self.listen(Some(deadline))
-                && let Err(failure) = known.learn(trouble)
-            {
-                return failure;
-            }
-        }
-        let migration = known.not_sent.map(|NotSent { error, works_on, .. }| {
-            let after = if works_on { "its work goes on at the source" } else { "its work has stopped" };
-            format!("the migration failed: {error} ({after})")
-        });
-        match (known.died, migration) {
-            (Some(part), None) => Failure::new(self.death(part)),
-            (Some(part), Some(migration)) => Failure::new(format!("{}; {migration}", self.death(part))),
-            (None, Some(migration)) => Failure::new(migration),
-            (None, None) => {
-                let Some((role, failed)) = known.failed.into_iter().next() else {
-                    return Failure::new("the demo cannot go on");
-                };
-                let failure = Failure::new(format!("{}: {}", Part::Host(role), failed.error));
-                match failed.hint {
-                    Some(hint) => failure.hint(hint),
-                    None => failure,
-                }
-            }
-        }
-    }
-
-    /// Whether somebody will have more to say.
-    fn lacks(&self, known: &Known) -> bool {
-        let has_failed = |role| known.failed.iter().any(|(other, _)| *other == role);
-        let source_is_over = known.not_sent.is_some() || has_failed(Role::Source);
-        match known.died {
-            Some(Part::Host(Role::Source)) => false,
-            // The source is to say whether the device works on there, if it can.
-            Some(part) => self.moving && part != Part::Server(Role::Source) && !source_is_over,
-            None => {
-                let lost = |role| match role {
-                    Role::Source if known.not_sent.as_ref().is_some_and(|told| told.device_lost) => true,
-                    _ => known.failed.iter().any(|(other, failed)| *other == role && failed.device_lost),
-                };
-                // Its server, if it is the demo's own, is dead or dying.
-                let server_died = self.servers().any(|server| match server.part {
-                    Part::Server(role) | Part::Host(role) => lost(role),
-                });
-                server_died || self.moving && !(source_is_over && has_failed(Role::Destination))
-            }
-        }
-    }
-
-    fn death(&mut self, part: Part) -> String {
+    /// What is said of a process that ended.
+    pub(super) fn death(&mut self, part: Part) -> String {
         let Some(process) = self.of(part) else { return format!("{part} has not been started") };
         let status = process.status();
         let said = match process.said.make_contiguous() {
@@ -317,27 +245,6 @@ impl Processes {
             Some(status) => format!("{part} ended in the middle of the demo: {status}{said}"),
             None => format!("{part} closed its output in the middle of the demo{said}"),
         }
-    }
-}
-
-/// What is known of a failure.
-#[derive(Default)]
-struct Known {
-    died: Option<Part>,
-    failed: Vec<(Role, Failed)>,
-    not_sent: Option<NotSent>,
-}
-
-impl Known {
-    /// Adds something. What needs no explanation is returned.
-    fn learn(&mut self, trouble: Trouble) -> Result<(), Failure> {
-        match trouble {
-            Trouble::Died(part) => self.died = self.died.or(Some(part)),
-            Trouble::Failed(role, failed) => self.failed.push((role, failed)),
-            Trouble::NotSent(not_sent) => self.not_sent = Some(not_sent),
-            Trouble::Other(failure) => return Err(failure),
-        }
-        Ok(())
     }
 }
 

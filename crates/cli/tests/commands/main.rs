@@ -16,3 +16,4 @@ mod support;
 mod takeover;
 mod targets;
 mod vfio_user;
+mod vfio_user_endings;

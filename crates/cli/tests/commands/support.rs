@@ -10,6 +10,9 @@ use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
 use whimbrel_user::Device;
 use whimbrel_vfio_user::{Client, ClientOptions};
 
+/// The status of a run that was killed by a signal.
+pub(crate) const KILLED: i32 = -1;
+
 /// A finished run.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -132,6 +135,11 @@ impl Receiver {
         self.child.id()
     }
 
+    /// What it has told on stderr, as far as that was waited for.
+    pub(crate) fn told(&self) -> &str {
+        &self.told
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it can be waited for").is_none()
     }
@@ -143,19 +151,22 @@ impl Receiver {
         values.next().expect("a result").expect("it is JSON")
     }
 
+    /// Waits until it ends, and not by a signal.
+    pub(crate) fn finish(self) -> Run {
+        let run = self.end();
+        assert_ne!(run.status, KILLED, "it was killed by a signal");
+        run
+    }
+
     /// Waits until it ends.
-    pub(crate) fn finish(mut self) -> Run {
+    pub(crate) fn end(mut self) -> Run {
         self.stderr.read_to_string(&mut self.told).expect("stderr is text");
         let mut stdout = Vec::new();
         if let Some(mut out) = self.child.stdout.take() {
             out.read_to_end(&mut stdout).expect("stdout can be read");
         }
         let status = self.child.wait().expect("it can be waited for");
-        Run {
-            status: status.code().expect("it is not killed by a signal"),
-            stdout,
-            stderr: std::mem::take(&mut self.told),
-        }
+        Run { status: status.code().unwrap_or(KILLED), stdout, stderr: std::mem::take(&mut self.told) }
     }
 }
 

@@ -50,11 +50,24 @@ fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// How many sockets a process has open.
-fn sockets(pid: u32) -> usize {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
-    let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+/// The sockets that a process has open, by their inodes.
+fn sockets(pid: u32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    links
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_string()))
+        .collect()
+}
+
+/// Whether a process has a TCP connection.
+fn is_connected(pid: u32) -> bool {
+    let sockets = sockets(pid);
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    table.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        // State 01 is ESTABLISHED.
+        matches!(columns[..], [_, _, _, "01", _, _, _, _, _, inode, ..] if sockets.iter().any(|ours| ours == inode))
+    })
 }
 
 fn signal(signal: &str, pid: u32) {
@@ -98,15 +111,15 @@ impl Running {
         self.demo.as_ref().unwrap().id()
     }
 
-    /// Waits until the destination has the source's connection, beside its listener and its server's.
+    /// Waits until the destination has the source's connection.
     fn wait_until_moving(&self) {
-        wait_until("the device does not move", || sockets(self.processes["host there"]) >= 3);
+        wait_until("the device does not move", || is_connected(self.processes["host there"]));
     }
 
     /// Waits until each host has its device.
     fn wait_until_served(&self) {
         wait_until("a host does not connect", || {
-            ["host here", "host there"].iter().all(|host| sockets(self.processes[host]) >= 1)
+            ["host here", "host there"].iter().all(|host| !sockets(self.processes[host]).is_empty())
         });
     }
 

@@ -1,0 +1,106 @@
+//! Why a demo cannot go on: of all that is heard then, what the rest comes from.
+
+use std::time::{Duration, Instant};
+
+use super::messages::{Failed, NotSent, Role};
+use super::processes::{Part, Processes};
+use crate::failure::Failure;
+
+/// How long is waited for what else there is to say of a failure.
+const SETTLING: Duration = Duration::from_secs(3);
+
+/// Why the demo cannot go on.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    Died(Part),
+    Failed(Role, Failed),
+    NotSent(NotSent),
+    Other(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        Trouble::Other(failure)
+    }
+}
+
+/// What is known of a failure.
+#[derive(Default)]
+struct Known {
+    died: Option<Part>,
+    failed: Vec<(Role, Failed)>,
+    not_sent: Option<NotSent>,
+}
+
+impl Known {
+    /// Adds something. What needs no explanation is returned.
+    fn learn(&mut self, trouble: Trouble) -> Result<(), Failure> {
+        match trouble {
+            Trouble::Died(part) => self.died = self.died.or(Some(part)),
+            Trouble::Failed(role, failed) => self.failed.push((role, failed)),
+            Trouble::NotSent(not_sent) => self.not_sent = Some(not_sent),
+            Trouble::Other(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+}
+
+impl Processes {
+    /// What a failure comes from. Who hears of it first need not be who caused it: a little is waited for what the
+    /// others have to say.
+    pub(super) fn explain(&mut self, first: Trouble) -> Failure {
+        let mut known = Known::default();
+        if let Err(failure) = known.learn(first) {
+            return failure;
+        }
+        let deadline = Instant::now() + SETTLING;
+        while self.lacks(&known) && Instant::now() < deadline {
+            // That something else goes well changes nothing.
+            if let Err(trouble) = self.listen(Some(deadline))
+                && let Err(failure) = known.learn(trouble)
+            {
+                return failure;
+            }
+        }
+        let migration = known.not_sent.map(|NotSent { error, works_on, .. }| {
+            let after = if works_on { "its work goes on at the source" } else { "its work has stopped" };
+            format!("the migration failed: {error} ({after})")
+        });
+        match (known.died, migration) {
+            (Some(part), None) => Failure::new(self.death(part)),
+            (Some(part), Some(migration)) => Failure::new(format!("{}; {migration}", self.death(part))),
+            (None, Some(migration)) => Failure::new(migration),
+            (None, None) => {
+                let Some((role, failed)) = known.failed.into_iter().next() else {
+                    return Failure::new("the demo cannot go on");
+                };
+                let failure = Failure::new(format!("{}: {}", Part::Host(role), failed.error));
+                match failed.hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                }
+            }
+        }
+    }
+
+    /// Whether somebody will have more to say.
+    fn lacks(&self, known: &Known) -> bool {
+        let has_failed = |role| known.failed.iter().any(|(other, _)| *other == role);
+        let source_is_over = known.not_sent.is_some() || has_failed(Role::Source);
+        match known.died {
+            Some(Part::Host(Role::Source)) => false,
+            // The source is to say whether the device works on there, if it can.
+            Some(part) => self.moving && part != Part::Server(Role::Source) && !source_is_over,
+            None => {
+                let lost = |role| match role {
+                    Role::Source if known.not_sent.as_ref().is_some_and(|told| told.device_lost) => true,
+                    _ => known.failed.iter().any(|(other, failed)| *other == role && failed.device_lost),
+                };
+                // Its server, if it is the demo's own, is dead or dying.
+                let is_dying = |role| lost(role) && self.has_server(role);
+                let server_died = is_dying(Role::Source) || is_dying(Role::Destination);
+                server_died || self.moving && !(source_is_over && has_failed(Role::Destination))
+            }
+        }
+    }
+}
