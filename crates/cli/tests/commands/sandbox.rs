@@ -109,7 +109,10 @@ impl Stage {
     fn new() -> Stage {
         let folder = TempDir::new().unwrap();
         let program = folder.path().join("whimbrel");
-        fs::copy(env!("CARGO_BIN_EXE_whimbrel"), &program).unwrap();
+        // By another process: a file that this one has open to write could not be run while any other test's
+        // child has just been forked.
+        let copy = Command::new("cp").arg(env!("CARGO_BIN_EXE_whimbrel")).arg(&program).status();
+        assert!(copy.unwrap().success());
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let own = folder.path().join("own");
         fs::create_dir(&own).unwrap();

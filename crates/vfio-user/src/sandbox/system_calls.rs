@@ -32,7 +32,6 @@ const DESCRIPTORS: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_splice,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_close,

@@ -36,8 +36,9 @@ struct Attempt {
     make: fn() -> io::Result<c_long>,
 }
 
-const PASSWORDS: &CStr = c"/etc/passwd";
-const SHELL: &CStr = c"/bin/sh";
+/// A file that is there, can be read and run.
+const THERE: &str = "/proc/self/exe";
+const ITS_NAME: &CStr = c"/proc/self/exe";
 /// Memory of nobody else.
 const PRIVATE: usize = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned() as usize;
 
@@ -102,14 +103,14 @@ const ATTEMPTS: &[Attempt] = &[
         let out = unsafe { <std::mem::ManuallyDrop<fs::File>>::new(std::os::fd::FromRawFd::from_raw_fd(1)) };
         out.metadata().map(|_| 0)
     }),
-    refused("a file is not opened", libc::EACCES, || fs::File::open("/etc/passwd").map(|_| 0)),
+    refused("a file is not opened", libc::EACCES, || fs::File::open(THERE).map(|_| 0)),
     refused("a file is not opened by a thread", libc::EACCES, || {
-        std::thread::spawn(|| fs::File::open("/etc/passwd").map(|_| 0)).join().unwrap()
+        std::thread::spawn(|| fs::File::open(THERE).map(|_| 0)).join().unwrap()
     }),
     refused("a file is not made", libc::EACCES, || fs::File::create("/dev/shm/whimbrel-inside").map(|_| 0)),
-    refused("a file is not looked at by its name", libc::EACCES, || fs::metadata("/etc/passwd").map(|_| 0)),
+    refused("a file is not looked at by its name", libc::EACCES, || fs::metadata(THERE).map(|_| 0)),
     refused("a file is not looked at by its name in the older way", libc::EACCES, || {
-        call(libc::SYS_newfstatat, [n(libc::AT_FDCWD), at(PASSWORDS), 0, 0])
+        call(libc::SYS_newfstatat, [n(libc::AT_FDCWD), at(ITS_NAME), 0, 0])
     }),
     refused("a folder is not read", libc::EACCES, || fs::read_dir("/").map(|_| 0)),
     refused("a name is not removed", libc::EACCES, || fs::remove_file("/nothing-is-here").map(|()| 0)),
@@ -130,7 +131,7 @@ const ATTEMPTS: &[Attempt] = &[
     killed("no program is attached to a socket", || {
         call(libc::SYS_setsockopt, [0, n(libc::SOL_SOCKET), n(libc::SO_ATTACH_FILTER), 0, 0])
     }),
-    killed("no program is run", || call(libc::SYS_execve, [at(SHELL), 0, 0])),
+    killed("no program is run", || call(libc::SYS_execve, [at(ITS_NAME), 0, 0])),
     killed("no program is run by its descriptor", || {
         call(libc::SYS_execveat, [1, at(c""), 0, 0, n(libc::AT_EMPTY_PATH)])
     }),
@@ -181,18 +182,18 @@ const ATTEMPTS: &[Attempt] = &[
     // What seccomp is told to let through is Landlock's to judge.
     Attempt {
         allowed: &[libc::SYS_openat],
-        ..refused("Landlock opens no file either", libc::EACCES, || fs::File::open("/etc/passwd").map(|_| 0))
+        ..refused("Landlock opens no file either", libc::EACCES, || fs::File::open(THERE).map(|_| 0))
     },
     Attempt {
         allowed: &[libc::SYS_openat],
         ..refused("Landlock opens no file for a thread either", libc::EACCES, || {
-            std::thread::spawn(|| fs::File::open("/etc/passwd").map(|_| 0)).join().unwrap()
+            std::thread::spawn(|| fs::File::open(THERE).map(|_| 0)).join().unwrap()
         })
     },
     Attempt {
         allowed: &[libc::SYS_execve],
         ..refused("Landlock runs no program either", libc::EACCES, || {
-            call(libc::SYS_execve, [at(SHELL), 0, 0])
+            call(libc::SYS_execve, [at(ITS_NAME), 0, 0])
         })
     },
     Attempt {
@@ -306,7 +307,7 @@ fn threads() {
     let (release, wait) = std::sync::mpsc::channel::<()>();
     let other = std::thread::spawn(move || wait.recv());
     let error = Sandbox::new().confine().unwrap_err();
-    assert!(fs::File::open("/etc/passwd").is_ok(), "it is not confined");
+    assert!(fs::File::open(THERE).is_ok(), "it is not confined");
     drop(release);
     assert!(other.join().unwrap().is_err(), "nobody has sent anything");
     say(&error.to_string());
