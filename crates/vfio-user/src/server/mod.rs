@@ -151,13 +151,13 @@ impl NegotiationError {
 }
 
 impl Backend {
-    /// A device, with what this server can do.
+    /// A device, with what this server can do, and the doorbells that its driver names.
     pub fn new(device: DeviceFile) -> Backend {
         Backend::with(device, Backend::capabilities(), Vec::new())
     }
 
-    /// A device, with what a server shall offer, and writes for which clients get eventfds
-    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
+    /// A device, with what a server shall offer, and writes for which clients get eventfds beside the doorbells
+    /// that the driver names (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
     ///
     /// Capabilities can be less than [`Backend::capabilities`], not more.
     pub fn with(device: DeviceFile, capabilities: Capabilities, ioeventfds: Vec<IoeventfdWrite>) -> Backend {
