@@ -1,0 +1,74 @@
+//! Moves a served device to another server, with the memory that it writes:
+//! `cargo run -p whimbrel-vfio-user --example migrate -- [SOURCE DESTINATION]`. The arguments are the sockets
+//! of two servers of one model; without, both are in this process.
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use whimbrel_device::Worker;
+use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
+use whimbrel_models::Model;
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{Device, DmaRegion, Error};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions, DmaMapping};
+
+const MEMORY: u64 = 16 << 20;
+
+/// A server in this process, and what makes its model work.
+fn served(name: &str) -> Result<(Client, Option<Worker>), Box<dyn std::error::Error>> {
+    let model = "accel?state=8MiB&rate=1MiB".parse::<Model>()?.open(name)?;
+    let (server, stream) = UnixStream::pair()?;
+    std::thread::spawn(move || Backend::new(model.device).serve(server));
+    Ok((Client::new(name, stream, &ClientOptions::default())?, model.worker))
+}
+
+/// Memory of a guest, which a server can map too.
+fn guest_memory() -> Result<GuestMemoryMmap, Box<dyn std::error::Error>> {
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+    file.set_len(MEMORY)?;
+    let range = (GuestAddress(0), MEMORY as usize, Some(FileOffset::new(file, 0)));
+    Ok(GuestMemoryMmap::from_ranges_with_files([range])?)
+}
+
+fn map(device: &Client, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+    let mapping = |region: &vm_memory::GuestRegionMmap| DmaMapping {
+        iova: 0,
+        rights,
+        memory: DmaRegion::new(region.get_mmap()),
+    };
+    device.map_dma_all(memory.iter().map(mapping).collect())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let ((mut source, _working), (mut destination, _working_there)) = match arguments.as_slice() {
+        [source, destination] => {
+            let connect = |path| Client::connect(path, &ClientOptions::default());
+            ((connect(source)?, None), (connect(destination)?, None))
+        }
+        _ => (served("source")?, served("destination")?),
+    };
+    let (here_memory, there_memory) = (guest_memory()?, guest_memory()?);
+    map(&source, &here_memory)?;
+    map(&destination, &there_memory)?;
+
+    // Between hosts this is a TCP connection.
+    let (here, there) = UnixStream::pair()?;
+    let (there_device, memory) = (&mut destination, &there_memory);
+    let report = std::thread::scope(|scope| {
+        let receiver =
+            scope.spawn(move || Destination::new(there_device).memory(memory).receive(Link::from(there)));
+        let report = Source::new(&mut source)
+            .memory(&here_memory, NoCpuLog)
+            .options(SourceOptions::default())
+            .send(Link::from(here))?;
+        receiver.join().expect("it does not panic")?;
+        Ok::<_, Box<dyn std::error::Error>>(report)
+    })?;
+    println!("{} bytes of the device and {} of memory moved", report.device_bytes, report.memory_bytes);
+    println!("here: {}, there: {}", source.state()?, destination.state()?);
+    Ok(())
+}
