@@ -28,11 +28,15 @@ use whimbrel_vfio_user::message::{
     DeviceFeature, DmaMap, DmaUnmap, Kind, Limits, LoggingReport, LoggingStart, MessageBuffer, RegionAccess,
     Request, Version,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
+use whimbrel_vfio_user::{
+    Backend, Capabilities, Client, ClientOptions, Receiver, Sandbox, Sender, connection,
+};
 
 const SMALL: [u8; 20] = [0; 20];
 /// Says to this program that it is the peer, and of which kind.
 const ROLE: &str = "WHIMBREL_BENCH_PEER";
+/// The role of a server that confines itself.
+const CONFINED: &str = "confined server";
 const RIGHTS: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 /// State that goes from server to client to server.
 const MOVED: u64 = 1 << 30;
@@ -138,6 +142,9 @@ impl Process {
             bare(socket, sizes[0], sizes[1]);
             return;
         }
+        if role == CONFINED {
+            Sandbox::new().confine().unwrap();
+        }
         let idle = Idle { ends: role == "server that ends", ..Idle::default() };
         let device = DeviceFile::new("idle", Bus::new(), Box::new(idle));
         // It ends with the benchmark.
@@ -187,7 +194,11 @@ struct Peer {
 
 impl Peer {
     fn new() -> Peer {
-        let (socket, process) = Process::start("server");
+        Peer::of("server")
+    }
+
+    fn of(role: &str) -> Peer {
+        let (socket, process) = Process::start(role);
         let (receiver, sender) = connection(socket, Limits::default());
         let mut peer = Peer { receiver, sender, out: MessageBuffer::new(), _process: process };
         let plain = Capabilities { max_msg_fds: 8, pgsizes: !0xfff, ..Capabilities::default() };
@@ -239,6 +250,10 @@ fn small(criterion: &mut Criterion) {
     let access = RegionAccess { offset: 0, region: 0, count: 4 };
     group.bench_function("REGION_READ", |bencher| {
         bencher.iter(|| peer.ask(&Request::RegionRead(access), None));
+    });
+    let mut confined = Peer::of(CONFINED);
+    group.bench_function("REGION_READ from a confined server", |bencher| {
+        bencher.iter(|| confined.ask(&Request::RegionRead(access), None));
     });
     group.bench_function("REGION_WRITE", |bencher| {
         bencher.iter(|| peer.ask(&Request::RegionWrite(access, &[1; 4]), None));
@@ -323,6 +338,10 @@ fn memory(criterion: &mut Criterion) {
     let unmap = Request::DmaUnmap(DmaUnmap::Range { iova: 0, size: 2 << 20, bitmap: None });
     group.bench_function("map and unmap 2 MiB by descriptor", |bencher| {
         bencher.iter(|| (peer.ask(&map, Some(&file)), peer.ask(&unmap, None)));
+    });
+    let mut confined = Peer::of(CONFINED);
+    group.bench_function("map and unmap 2 MiB by descriptor, the server confined", |bencher| {
+        bencher.iter(|| (confined.ask(&map, Some(&file)), confined.ask(&unmap, None)));
     });
     group.bench_function("map and unmap 2 MiB without", |bencher| {
         bencher.iter(|| (peer.ask(&map, None), peer.ask(&unmap, None)));

@@ -184,6 +184,21 @@ fn a_device_is_probed_saved_and_restored_through_its_own_file() {
     }
 }
 
+#[test]
+fn a_confined_server_serves_on_a_kernel_with_the_landlock_it_has() {
+    let machine = machine!("debian");
+    let lines = "./whimbrel serve 'accel?state=1MiB' --sandbox --socket socket 2> said & server=$!
+        until grep -q serving said; do kill -0 $server; sleep 0.1; done
+        cat said
+        ./whimbrel probe vfio-user:socket
+        ./whimbrel save vfio-user:socket -o state >&2; ./whimbrel restore vfio-user:socket -i state >&2
+        kill $server; wait $server";
+    let text = machine.script(lines, &[], &[]).text();
+    for words in [", confined by Landlock ABI 6 and seccomp", "STOP_COPY", "RUNNING"] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+}
+
 /// Tests of the user side that run in a machine: (name, kernels).
 const IN_A_MACHINE: [(&str, &[&str]); 3] = [
     ("kernel_group", &["debian", "iommufd"]),

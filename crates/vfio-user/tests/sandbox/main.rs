@@ -27,6 +27,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();
+    if ["ASAN_OPTIONS", "TSAN_OPTIONS"].into_iter().any(|name| std::env::var_os(name).is_some()) {
+        eprintln!("SKIPPED: the sandbox: a sanitizer has threads and system calls of its own");
+        return ExitCode::SUCCESS;
+    }
     if let Some(why) = nothing_can_be_confined() {
         assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "no sandbox can be tried: {why}");
         eprintln!("SKIPPED: the sandbox: {why}");
@@ -43,8 +47,6 @@ fn inside(what: &str) {
         Some(("serve", name)) => serving::inside(name),
         _ => match Sandbox::new().confine() {
             Err(SandboxError::NoLandlock | SandboxError::LandlockOff) => say("no Landlock here"),
-            // A sanitizer's own.
-            Err(SandboxError::Threads(_)) => say("something in this program has threads of its own"),
             other => drop(other.unwrap()),
         },
     }
