@@ -59,8 +59,8 @@ pub enum DescriptorError {
     /// This process could not take them all, most likely because it has no numbers left.
     #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
     Lost,
-    /// A socket, with a message that has to wait, to a side that keeps none: see
-    /// [`Receiver::keep_no_sockets`].
+    /// A socket, with a message that has to wait, to a server: it may be the peer's own end of the connection,
+    /// and nobody sees a peer leave as long as that is open.
     #[error("a socket came with a message that had to wait")]
     Socket,
 }
