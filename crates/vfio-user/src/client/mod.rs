@@ -71,6 +71,12 @@ impl Default for ClientOptions {
 
 /// A device that is served over a socket. A clone is another handle to the same connection.
 ///
+/// Beside the requests of every [`Device`](whimbrel_user::Device) there are some that only a socket has:
+/// writes that nobody waits for ([`Client::post_write`]) or that share a message ([`Client::write_multiple`]),
+/// many requests at once ([`Client::read_regions`], [`Client::map_dma_all`]), doorbells that are rung without
+/// a message ([`Client::region_io_fds`]), and memory that is taken back with what was written to it
+/// ([`Client::unmap_dma_dirty`]).
+///
 /// ```
 /// use std::os::unix::net::UnixStream;
 /// use whimbrel_models::Model;

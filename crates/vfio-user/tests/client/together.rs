@@ -6,10 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 use whimbrel_user::{Device, Errno, Error};
 use whimbrel_vfio_user::message::{
-    Command, HEADER, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, Version,
+    Command, DmaUnmap, DmaUnmapReply, HEADER, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request,
+    Version,
 };
 use whimbrel_vfio_user::{
     Capabilities, Client, ClientOptions, DmaMapping, Receiver, RegionRead, Sender, connection,
@@ -281,5 +282,80 @@ fn what_the_server_asks_between_its_answers_is_answered() {
     client.read_regions(&mut reads).unwrap();
     assert_eq!(data, [1; 64]);
     drop(client);
+    thread.join().unwrap();
+}
+
+/// A server that answers requests about memory, each by the number of those before it, until the client
+/// leaves.
+fn mapping_server(
+    errno: impl Fn(usize) -> Option<Errno> + Send + 'static,
+) -> (Client, JoinHandle<Vec<Command>>) {
+    let (sender, asked) = std::sync::mpsc::channel();
+    let (client, thread) = server(&ClientOptions::default(), move |mut receiver, mut replies| {
+        let mut number = 0;
+        while let Ok(Some(message)) = receiver.receive() {
+            let (id, command) = (message.header.id, Command::try_from(message.header.command).unwrap());
+            let mut out = MessageBuffer::new();
+            match (errno(number), Request::parse(command, message.payload, Limits::default()).unwrap()) {
+                (Some(errno), _) => out.error(id, command.number(), errno),
+                (None, Request::DmaMap(_)) => out.reply(id, &Reply::DmaMap),
+                (None, Request::DmaUnmap(DmaUnmap::Range { iova, size, bitmap: None })) => {
+                    let flags = DmaUnmapFlags::empty();
+                    out.reply(id, &Reply::DmaUnmap(DmaUnmapReply { flags, iova, size, bitmap: None }));
+                }
+                (None, other) => panic!("{other:?}"),
+            }
+            replies.send(out.as_bytes(), &[]).unwrap();
+            sender.send(command).unwrap();
+            number += 1;
+        }
+    });
+    (
+        client,
+        std::thread::spawn(move || {
+            thread.join().unwrap();
+            asked.iter().collect()
+        }),
+    )
+}
+
+#[test]
+fn a_server_that_maps_over_what_is_mapped_is_told_to_unmap_the_rest() {
+    let (client, thread) = mapping_server(|_| None);
+    let mut twice = mappings(3);
+    twice.push(twice[1].clone());
+    let error = client.map_dma_all(twice).unwrap_err().to_string();
+    assert!(error.contains("it is mapped over what is mapped already"), "{error}");
+    drop(client);
+    assert_eq!(thread.join().unwrap(), [[Command::DmaMap; 4].as_slice(), &[Command::DmaUnmap; 3]].concat());
+}
+
+#[test]
+fn what_was_mapped_is_unmapped_even_if_the_server_does_not_want_it() {
+    let (mut client, thread) = mapping_server(|number| match number {
+        50 => Some(Errno::ENOSPC),
+        100.. => Some(Errno::EPERM),
+        _ => None,
+    });
+    let error = client.map_dma_all(mappings(100)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::ENOSPC), "the first error, and not that of an unmap: {error}");
+    // The client holds nothing any more, and can be asked for all of it again.
+    let again = client.map_dma(IOVA, BOTH, memory(PAGE)).unwrap_err();
+    assert_eq!(again.errno(), Some(Errno::EPERM));
+    drop(client);
+    let asked = thread.join().unwrap();
+    assert_eq!(asked.iter().filter(|command| **command == Command::DmaUnmap).count(), 99);
+}
+
+#[test]
+fn a_server_that_hangs_up_while_memory_is_mapped_is_an_error() {
+    let (client, thread) = server(&ClientOptions::default(), |mut receiver, _| {
+        for _ in 0..10 {
+            assert_eq!(receiver.receive().unwrap().unwrap().descriptors.unwrap().len(), 1);
+        }
+    });
+    let error = client.map_dma_all(mappings(1000)).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::ECONNRESET), "{error}");
+    assert!(matches!(client.map_dma_all(mappings(1)), Err(Error::Unusable { .. })));
     thread.join().unwrap();
 }
