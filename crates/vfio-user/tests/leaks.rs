@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
+use whimbrel_device::{IoeventfdWrite, WriteWidth};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion};
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, DmaMapping, IoAccess, RegionRead};
 
 const PAGE: u64 = 4096;
+/// A doorbell: a write to the scratch register of a 16550.
+const SCRATCH: IoeventfdWrite = IoeventfdWrite { region: 0, offset: 7, width: WriteWidth::One, data: 1 };
 
 fn count(folder: &str) -> usize {
     std::fs::read_dir(folder).unwrap().count()
@@ -55,6 +58,25 @@ fn map(client: &mut Client) {
     client.map_dma(PAGE, rights, DmaRegion::new(Arc::new(private))).unwrap();
 }
 
+/// What goes without a message for each, or with a descriptor that the client keeps.
+fn use_all(client: &Client, takes_descriptors: bool) {
+    let doorbells = client.region_io_fds(0).unwrap();
+    assert_eq!(doorbells.len(), usize::from(takes_descriptors));
+    for doorbell in &doorbells {
+        let IoAccess::Ioeventfd { eventfd, .. } = &doorbell.access else { panic!("{doorbell:?}") };
+        eventfd.write(1).unwrap();
+    }
+    client.post_write(0, SCRATCH.offset, &[2]).unwrap();
+    let mut data = [0; 1];
+    client.read_regions(&mut [RegionRead { region: 0, offset: SCRATCH.offset, data: &mut data }]).unwrap();
+    // The second lies over what is mapped, so the first is not mapped either.
+    let refused = [8 * PAGE, PAGE].map(|iova| {
+        let private: MmapRegion<()> = MmapRegion::new(PAGE as usize).unwrap();
+        DmaMapping { iova, rights: DmaMapFlags::READ, memory: DmaRegion::new(Arc::new(private)) }
+    });
+    assert!(client.map_dma_all(refused.to_vec()).is_err());
+}
+
 fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
     let (server, stream) = UnixStream::pair().unwrap();
     let serving = std::thread::spawn({
@@ -63,6 +85,7 @@ fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
     });
     let mut client = Client::new("device", stream, options).unwrap();
     map(&mut client);
+    use_all(&client, options.capabilities.max_msg_fds > 0);
     let device = backend.device().clone();
     let worker = std::thread::spawn(move || {
         let mut data = vec![0; 2 * PAGE as usize];
@@ -85,7 +108,7 @@ fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
 #[test]
 fn connections_that_are_over_leave_neither_descriptors_nor_threads() {
     let model = "serial".parse::<Model>().unwrap().open("serial 0").unwrap();
-    let backend = Backend::new(model.device);
+    let backend = Backend::with(model.device, Backend::capabilities(), vec![SCRATCH]);
     let round = |number: usize| ways().iter().for_each(|options| connect(options, &backend, number));
     // What is opened once and for all.
     round(0);
