@@ -22,8 +22,8 @@
 //!    interrupts when it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the
 //!    ring, and the next one interrupts again.
 //!
-//! No register is a doorbell in the sense of [`Driver::doorbells`](whimbrel_device::Driver::doorbells): the
-//! tail takes another index each time, which no eventfd could write.
+//! No register is a doorbell in the sense of [`Driver::doorbells`]: the tail takes another index each time,
+//! which no eventfd could write.
 //!
 //! Region 2 (BAR 2) shows the own state, read only. Each completed job changes a word of it: the new
 //! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits
