@@ -13,3 +13,5 @@ mod source;
 mod source_device;
 mod state_channel;
 mod support;
+mod takeover;
+mod takeover_by_hand;

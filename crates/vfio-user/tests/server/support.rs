@@ -395,9 +395,20 @@ impl Signal {
         rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 
+    /// Signals it, as the client does.
+    pub(crate) fn signal(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).unwrap();
+    }
+
     pub(crate) fn wait(&self) {
         poll(&mut [PollFd::new(&self.0, PollFlags::IN)], None).unwrap();
         assert_ne!(self.take(), 0);
+    }
+}
+
+impl From<OwnedFd> for Signal {
+    fn from(eventfd: OwnedFd) -> Signal {
+        Signal(eventfd)
     }
 }
 

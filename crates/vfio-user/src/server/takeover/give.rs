@@ -202,15 +202,11 @@ impl Giving {
         let mut bytes = 0;
         let messages = [false, true].map(|ends| Message::State { ends });
         loop {
-            let sent =
-                self.link.send_filled(MOST_DATA, &[], |room| match data.read(State::StopCopy, room) {
-                    Ok(SavingRead::Data(count)) => {
-                        bytes += count as u64;
-                        Ok(Some((count, &messages[usize::from(data.ends_transaction())])))
-                    }
-                    Ok(SavingRead::End | SavingRead::TemporaryEnd) => Ok(None),
-                    Err(error) => Err(Kept::from(error)),
-                })?;
+            let sent = self.link.send_filled(MOST_DATA, &[], |room| {
+                let (count, ends) = fill(data, room)?;
+                bytes += count as u64;
+                Ok::<_, Kept>((count > 0).then_some((count, &messages[usize::from(ends)])))
+            })?;
             if !sent {
                 return Ok(bytes);
             }
@@ -446,6 +442,22 @@ impl<'a> Inventory<'a> {
     fn all(&mut self, descriptors: &'a [OwnedFd]) -> Vec<Number> {
         descriptors.iter().map(|descriptor| self.add(descriptor)).collect()
     }
+}
+
+/// Reads as much as there is room for, or up to the end of a transaction; whether it is there. Nothing at the
+/// end.
+fn fill(data: &mut DataFile, room: &mut [u8]) -> whimbrel_user::Result<(usize, bool)> {
+    let mut filled = 0;
+    while filled < room.len() {
+        match data.read(State::StopCopy, &mut room[filled..])? {
+            SavingRead::Data(count) => filled += count,
+            SavingRead::End | SavingRead::TemporaryEnd => break,
+        }
+        if data.ends_transaction() {
+            return Ok((filled, true));
+        }
+    }
+    Ok((filled, false))
 }
 
 fn waiting<'a>(command: &'a Waiting, inventory: &mut Inventory<'a>) -> (Message, Vec<u8>) {

@@ -209,7 +209,7 @@ impl Takeover {
         let stream = UnixStream::connect(path).map_err(TakeoverError::Connect)?;
         let mut link = Link::new(stream.try_clone()?)?;
         // At once: a server does not wait long for the first message.
-        link.send(&Message::Request { versions: VERSIONS.to_vec() })?;
+        let sent = link.send(&Message::Request { versions: VERSIONS.to_vec() });
         check_user(geteuid(), peer(&stream)?)?;
         match link.receive().map(|received| received.message) {
             Ok(Message::Offer { version, device, socket }) if VERSIONS.contains(&version) => {
@@ -220,7 +220,8 @@ impl Takeover {
             Err(LinkError::Answered(errno)) => {
                 Err(TakeoverError::Unknown(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))))
             }
-            Err(error) => Err(error.into()),
+            // It may have answered before it was asked, as one does that has no time for a client.
+            Err(error) => Err(sent.err().unwrap_or(error).into()),
         }
     }
 

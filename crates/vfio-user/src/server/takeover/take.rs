@@ -109,8 +109,7 @@ pub(super) fn take(
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
-            let told = matches!(error, TakeoverError::Refused(_) | TakeoverError::Link(_));
-            if destination.fail() == DestinationAction::DiscardAndSendFailed && !told {
+            if destination.fail() == DestinationAction::DiscardAndSendFailed {
                 tell_failure(link, &error);
             }
             discard(backend.device());
@@ -120,6 +119,9 @@ pub(super) fn take(
     match commit(link, &mut destination, loaded, backend) {
         Ok(taken) => Ok(taken),
         Err(error) => {
+            if destination.fail() == DestinationAction::DiscardAndSendFailed {
+                tell_failure(link, &error);
+            }
             discard(backend.device());
             Err(error)
         }
