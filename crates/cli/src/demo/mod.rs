@@ -43,8 +43,8 @@ pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device: model:accel with its settings, protocol=v1 and draft among them, or model:legacy; or
-    /// vfio-user:SOCKET, together with --destination
+    /// The device: model:accel with its settings, protocol=v1 and draft among them; model:legacy, whose state goes 8
+    /// bytes at a time, which takes a server long (see --in-process); or vfio-user:SOCKET, together with --destination
     #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
     device: String,
     /// The device that --device is moved to, if that is vfio-user:SOCKET: a second socket, at which the same model is
