@@ -199,6 +199,18 @@ fn a_confined_server_serves_on_a_kernel_with_the_landlock_it_has() {
     }
 }
 
+#[test]
+fn where_a_kernel_cannot_confine_a_server_nothing_is_served_and_what_it_lacks_is_said() {
+    let machine = machine!("iommufd");
+    let lines = "if ./whimbrel serve serial --sandbox --socket socket; then exit 9; fi; [ ! -e socket ]";
+    let ran = machine.script(lines, &[], &[]);
+    ran.text();
+    let errors = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+    for words in ["the server cannot be confined", "CONFIG_SECURITY_LANDLOCK"] {
+        assert!(errors.contains(words), "{words} in {errors}");
+    }
+}
+
 /// Tests of the user side that run in a machine: (name, kernels).
 const IN_A_MACHINE: [(&str, &[&str]); 3] = [
     ("kernel_group", &["debian", "iommufd"]),
