@@ -46,7 +46,7 @@ fn a_confined_server_leaves_the_name_of_its_socket_to_the_next() {
         let finished = server.wait_with_output().unwrap();
         assert!(finished.status.success(), "{finished:?}");
         let result: Value = serde_json::from_slice(&finished.stdout).unwrap();
-        assert_eq!(keys(&result), ["clients", "model", "socket"]);
+        assert_eq!(keys(&result), ["clients", "model", "socket", "taken_over"]);
         assert!(path.symlink_metadata().unwrap().file_type().is_socket());
         whimbrel(["probe", &format!("vfio-user:{}", argument(&path))]).failed().says(&["ECONNREFUSED"]);
     }
