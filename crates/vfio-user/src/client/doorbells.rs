@@ -27,8 +27,10 @@ pub struct RegionIoFd {
 #[derive(Clone, Debug)]
 pub enum IoAccess {
     /// A write signals an eventfd, which can be given to KVM_IOEVENTFD: a guest's write then leads to the
-    /// server, and the VMM does not see it. Who signals it itself has made the write without a message and
-    /// without waiting.
+    /// server, and the VMM does not see it. Who signals it itself has made the write without a message.
+    ///
+    /// KVM never waits to signal one. A write(2) waits while the counter is full, unless the server has made
+    /// the eventfd otherwise (EFD_NONBLOCK, as ours does): who trusts a server less looks for room with poll(2).
     Ioeventfd {
         /// What is signalled.
         eventfd: Arc<EventFd>,
