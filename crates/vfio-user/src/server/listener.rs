@@ -134,7 +134,7 @@ impl Server {
 
     /// Serves at a socket that there is.
     pub fn new(listener: Listener, backend: Backend) -> io::Result<Server> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let stop = Stopper::new()?.0;
         // Before a client can have changed anything.
         let description = Description::of(backend.device()).inspect_err(|error| {
             tracing::debug!(%error, "the device cannot be taken over");
@@ -154,9 +154,10 @@ impl Server {
         backend: Backend,
         description: Description,
         serving: Option<Serving>,
-    ) -> io::Result<Server> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        Ok(Server { backend, listener, stop, description: Some(description), taken: Mutex::new(serving) })
+        stopper: Stopper,
+    ) -> Server {
+        let stop = stopper.0;
+        Server { backend, listener, stop, description: Some(description), taken: Mutex::new(serving) }
     }
 
     /// Where clients connect.
@@ -222,7 +223,7 @@ impl Server {
             if let Some(left) = current.take() {
                 left.join();
             }
-            match self.start(stream) {
+            match self.start(stream, first.map_or(0, |(id, _)| id)) {
                 Ok(Some(client)) => {
                     clients += 1;
                     current = Some(client);
@@ -273,9 +274,9 @@ impl Server {
     }
 
     /// Begins to serve a client. `None` if another program's handle to the backend serves one.
-    fn start(&self, stream: UnixStream) -> io::Result<Option<Current>> {
+    fn start(&self, stream: UnixStream, first_id: u16) -> io::Result<Option<Current>> {
         let Some(turn) = Turn::take(&self.backend.shared) else {
-            turn_away(&stream, 0);
+            turn_away(&stream, first_id);
             return Ok(None);
         };
         // So that its thread looks now and then whether it is to rest.
@@ -334,6 +335,10 @@ fn rest(current: &mut Option<Current>) -> Result<Option<Serving>, Kept> {
 }
 
 impl Stopper {
+    pub(super) fn new() -> io::Result<Stopper> {
+        Ok(Stopper(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?)))
+    }
+
     /// Ends the server, which ends its connection.
     pub fn stop(&self) {
         // Only a counter that is full already refuses, which says the same.

@@ -307,6 +307,24 @@ fn mark_at(memory: &File, offset: u64) -> u64 {
     u64::from_ne_bytes(mark)
 }
 
+#[test]
+fn many_mappings_of_one_file_go_over_with_one_descriptor() {
+    // Both servers are in this process, which cannot have twice as many as a client.
+    const COUNT: u64 = 20_000;
+    let mut line = Line::new();
+    let mut peer = line.client();
+    let file = memory(PAGE);
+    for iova in 0..COUNT {
+        let map = DmaMap { rights: BOTH, offset: 0, iova: iova * 2 * PAGE, size: PAGE };
+        peer.ask_with(&Request::DmaMap(map), &[file.as_fd()]).unwrap();
+    }
+    line.take_over();
+    let last = (COUNT - 1) * 2 * PAGE;
+    peer.write(BAR, DOORBELL, &last.to_ne_bytes()).unwrap();
+    assert_eq!(mark_in(&file), MARK);
+    assert_eq!(line.device().bus().dma().mappings().len() as u64, COUNT);
+}
+
 /// An eventfd that rings the doorbell.
 fn doorbell(peer: &mut Peer) -> Signal {
     let request = Request::DeviceGetRegionIoFds { argsz: 4096, index: BAR };

@@ -300,7 +300,7 @@ fn between(line: &Line, place: usize, harm: Harm) -> Result<(), TakeoverError> {
                     Harm::NoData => said.data.clear(),
                     Harm::NoDescriptors => said.descriptors.clear(),
                     Harm::Numbers => {
-                        text.iter_mut().filter(|byte| byte.is_ascii_digit()).for_each(|byte| *byte = b'8')
+                        text.iter_mut().filter(|byte| byte.is_ascii_digit()).for_each(|byte| *byte = b'8');
                     }
                     Harm::Bare => text = json!({"message": kind(&said)}).to_string().into_bytes(),
                     Harm::Garbage => text.reverse(),
@@ -334,21 +334,18 @@ fn a_new_server_believes_nothing_that_cannot_be_and_the_old_one_goes_on() {
     let mut refused = 0;
     for place in 0..count {
         for harm in harms {
-            match between(line.as_ref().unwrap(), place, harm) {
-                Err(_) => {
-                    refused += 1;
-                    watcher.sees_nothing();
-                }
-                // What was harmed did not matter; then the old server has ended, and the new one with it.
-                Ok(()) => {
-                    let old = line.take().unwrap().ended_with_path().unwrap();
-                    assert!(old.taken_over, "{place} {harm:?}");
-                    drop(watcher);
-                    let next = Line::new();
-                    watcher = Watcher::new(&next);
-                    line = Some(next);
-                }
+            if between(line.as_ref().unwrap(), place, harm).is_err() {
+                refused += 1;
+                watcher.sees_nothing();
+                continue;
             }
+            // What was harmed did not matter; then the old server has ended, and the new one with it.
+            let old = line.take().unwrap().ended_with_path().unwrap();
+            assert!(old.taken_over, "{place} {harm:?}");
+            drop(watcher);
+            let next = Line::new();
+            watcher = Watcher::new(&next);
+            line = Some(next);
         }
     }
     assert!(refused > count * harms.len() / 2, "{refused} of {} were refused", count * harms.len());

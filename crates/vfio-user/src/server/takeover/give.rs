@@ -20,7 +20,7 @@ use super::records::{
     BatchRecord, ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, LowPowerRecord,
     MOST_MAPPINGS, MappingRecord, Number, UnreadRecord, WaitingRecord,
 };
-use super::wire::{Begin, Link, LinkError, MOST_DATA, MOST_DESCRIPTORS, Message, VERSIONS};
+use super::wire::{Begin, Link, LinkError, MOST_DATA, MOST_DESCRIPTORS, Message, VERSIONS, short};
 use crate::eventfd;
 use crate::message::{Header, Kind};
 use crate::socket::{Unread, UnreadDescriptors};
@@ -96,15 +96,15 @@ impl Giving {
             return Err(Kept::Unexpected("it began with no request".into()));
         };
         let Some(version) = VERSIONS.into_iter().find(|version| versions.contains(version)) else {
-            let why =
-                format!("this server speaks versions {VERSIONS:?} of a takeover, the new one {versions:?}");
+            let theirs = short(format!("{versions:?}"));
+            let why = format!("this server speaks versions {VERSIONS:?} of a takeover, the new one {theirs}");
             return refuse(&mut link, Kept::refused(Errno::EPROTONOSUPPORT, why));
         };
         link.send(&Message::Offer { version, device: Box::new(description.clone()), socket })?;
         match link.receive()?.message {
             Message::Accept => Ok(Giving { link, device, can_migrate: description.can_migrate() }),
-            Message::Failed { why } => Err(Kept::Declined(why)),
-            other => Err(Kept::Unexpected(format!("it answered an offer with {other:?}"))),
+            Message::Failed { why } => Err(Kept::Declined(short(why))),
+            other => Err(Kept::Unexpected(format!("it answered an offer with {}", other.kind()))),
         }
     }
 
@@ -338,8 +338,8 @@ impl Giving {
             let (message, why) = match self.link.receive().map(|received| received.message) {
                 Ok(Message::Ready) => (handover::Message::Ready, String::new()),
                 Ok(Message::Running) => (handover::Message::Running, String::new()),
-                Ok(Message::Failed { why }) => (handover::Message::Failed, why),
-                Ok(other) => return Self::lost(&mut source, LinkError::Malformed(format!("{other:?}"))),
+                Ok(Message::Failed { why }) => (handover::Message::Failed, short(why)),
+                Ok(other) => return Self::lost(&mut source, LinkError::Malformed(other.kind().into())),
                 Err(error) => return Self::lost(&mut source, error),
             };
             match source.receive(message) {
@@ -367,7 +367,7 @@ impl Giving {
 
 /// Tells the new server why, if it is still there.
 fn refuse<T>(link: &mut Link, kept: Kept) -> Result<T, Kept> {
-    let _ = link.send(&Message::Abort { errno: kept.errno() as i32, why: kept.to_string() });
+    let _ = link.send(&Message::Abort { errno: kept.errno() as i32, why: short(kept.to_string()) });
     Err(kept)
 }
 

@@ -66,8 +66,8 @@ pub(super) use self::describe::Description;
 pub(super) use self::give::{Given, Giving, Kept};
 pub use self::wire::LinkError;
 pub(super) use self::wire::{COMMAND, PATIENCE};
-use self::wire::{Link, Message, VERSIONS};
-use super::listener::Listener;
+use self::wire::{Link, Message, VERSIONS, short};
+use super::listener::{Listener, Stopper};
 use super::{Backend, Server};
 
 /// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
@@ -215,8 +215,8 @@ impl Takeover {
             Ok(Message::Offer { version, device, socket }) if VERSIONS.contains(&version) => {
                 Ok((link, *device, socket))
             }
-            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(why)),
-            Ok(other) => Err(TakeoverError::Wrong(format!("it answered with {other:?}"))),
+            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(short(why))),
+            Ok(other) => Err(TakeoverError::Wrong(format!("it answered with {}", other.kind()))),
             Err(LinkError::Answered(errno)) => {
                 Err(TakeoverError::Unknown(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))))
             }
@@ -241,9 +241,11 @@ impl Takeover {
     /// The client waits until [`Server::run`] is called. After an error the backend's device is as after a reset.
     pub fn finish(mut self, backend: Backend) -> Result<Server, TakeoverError> {
         let own = Description::of(backend.device())?;
+        // What can fail does so before the old server has given anything away.
+        let stopper = Stopper::new()?;
         let taken = take::take(&mut self.link, &self.offered, &own, &backend)?;
         let listener = Listener::taken(taken.socket, self.path, self.socket);
-        Server::taken(listener, backend, own, taken.serving).map_err(TakeoverError::System)
+        Ok(Server::taken(listener, backend, own, taken.serving, stopper))
     }
 }
 

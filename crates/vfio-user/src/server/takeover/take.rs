@@ -28,7 +28,7 @@ use super::records::{
     ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
     UnreadRecord, WaitingRecord,
 };
-use super::wire::{Begin, Link, MOST_DATA, Message};
+use super::wire::{Begin, Link, MOST_DATA, Message, short};
 use crate::message::{HEADER, Header, Kind, Limits};
 use crate::socket::{Receiver, Sender, Unread, UnreadDescriptors, connection};
 use crate::{Capabilities, negotiate};
@@ -93,8 +93,9 @@ pub(super) fn take(
     own: &Description,
     backend: &Backend,
 ) -> Result<Taken, TakeoverError> {
-    let difference =
-        offered.difference(own).map(|what| TakeoverError::Mismatch { device: offered.name.clone(), what });
+    let difference = offered
+        .difference(own)
+        .map(|what| TakeoverError::Mismatch { device: short(offered.name.clone()), what });
     let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"));
     let turn = match difference.map_or(turn, Err) {
         Ok(turn) => turn,
@@ -130,7 +131,7 @@ pub(super) fn take(
 
 fn tell_failure(link: &mut Link, error: &TakeoverError) {
     // If it is gone it knows.
-    let _ = link.send(&Message::Failed { why: error.to_string() });
+    let _ = link.send(&Message::Failed { why: short(error.to_string()) });
 }
 
 /// Forgets what came.
@@ -186,7 +187,7 @@ impl Arrival {
             return Err(wrong("descriptors came with another message than theirs"));
         }
         match (message, self.data.is_some()) {
-            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
+            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(short(why))),
             (Message::Begin(begin), false) if self.begin.is_none() => {
                 self.begin = Some(begin);
                 let data = self.adapted.set_state(State::Resuming)?;
@@ -248,7 +249,7 @@ impl Arrival {
                 }
                 self.has_ended = true;
             }
-            (other, _) => return Err(wrong(format!("{other:?} has no meaning where it came"))),
+            (other, _) => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
         }
         Ok(())
     }
@@ -477,8 +478,8 @@ fn commit(
     }
     let message = match link.receive()?.message {
         Message::Handover => handover::Message::Handover,
-        Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
-        other => return Err(wrong(format!("{other:?} has no meaning where it came"))),
+        Message::Abort { why, .. } => return Err(TakeoverError::Refused(short(why))),
+        other => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
     };
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
     let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));

@@ -107,6 +107,46 @@ pub(super) enum Message {
     Abort { errno: i32, why: String },
 }
 
+impl Message {
+    /// Its name on the wire, for errors: a message itself may be long.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Message::Request { .. } => "request",
+            Message::Offer { .. } => "offer",
+            Message::Accept => "accept",
+            Message::Begin(_) => "begin",
+            Message::State { .. } => "state",
+            Message::Configuration => "configuration",
+            Message::Descriptors => "descriptors",
+            Message::Interrupts(_) => "interrupts",
+            Message::Ioeventfds { .. } => "ioeventfds",
+            Message::Client(_) => "client",
+            Message::Mappings { .. } => "mappings",
+            Message::Log(_) => "log",
+            Message::Dirty(_) => "dirty",
+            Message::Unread(_) => "unread",
+            Message::Waiting(_) => "waiting",
+            Message::More => "more",
+            Message::End { .. } => "end",
+            Message::Ready => "ready",
+            Message::Handover => "handover",
+            Message::Running => "running",
+            Message::Failed { .. } => "failed",
+            Message::Abort { .. } => "abort",
+        }
+    }
+}
+
+/// The start of a text that may be of any length, because the other side wrote it.
+pub(super) fn short(text: impl Into<String>) -> String {
+    const MOST: usize = 300;
+    let text = text.into();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// How the device stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Begin {
@@ -203,7 +243,7 @@ impl Link {
 
     /// Waits for the next message.
     pub(super) fn receive(&mut self) -> Result<Received<'_>, LinkError> {
-        let wrong = |what: &dyn std::fmt::Display| LinkError::Malformed(what.to_string());
+        let wrong = |what: &dyn std::fmt::Display| LinkError::Malformed(short(what.to_string()));
         let incoming = match self.receiver.receive() {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Err(LinkError::HungUp),
@@ -221,5 +261,34 @@ impl Link {
         let (data, text) = rest.split_at(start.ok_or_else(|| wrong(&"its text is longer than it"))?);
         let message = serde_json::from_slice(text).map_err(|error| wrong(&error))?;
         Ok(Received { message, data, descriptors: incoming.descriptors.map_err(|error| wrong(&error))? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_named_in_errors_as_on_the_wire() {
+        let messages = [
+            Message::Accept,
+            Message::State { ends: true },
+            Message::Ioeventfds { list: vec![] },
+            Message::Mappings { list: vec![] },
+            Message::End { state_bytes: 0 },
+            Message::Begin(Begin { state: 1, precopy_info_v2: false }),
+            Message::Abort { errno: 1, why: String::new() },
+        ];
+        for message in messages {
+            let text = serde_json::to_value(&message).expect("it serialises");
+            assert_eq!(text["message"], message.kind());
+        }
+    }
+
+    #[test]
+    fn a_text_of_the_other_side_does_not_fill_an_error() {
+        assert_eq!(short("why"), "why");
+        let long = "\u{e4}".repeat(1 << 20);
+        assert!(short(long).chars().count() < 400);
     }
 }
