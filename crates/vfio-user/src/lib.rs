@@ -3,8 +3,8 @@
 //!
 //! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and
 //! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
-//! at a path, [`Backend`] over a socket that is connected already, and [`Client`]
-//! uses the device of any server. The text is QEMU's
+//! at a path, [`Backend`] over a socket that is connected already, and [`Client`] uses the device of any
+//! server. [`Sandbox`] confines the process of a server to what it holds open. The text is QEMU's
 //! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO, and what it leaves
 //! open about migration is agreed on in [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
 
