@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -250,6 +250,11 @@ fn the_own_state_is_the_same_behind_every_server() {
         std::mem::replace(&mut server, next).ended();
         assert!(program.own_state() == before);
     }
+    // The last one ends as any server, and takes the socket away.
+    let signal = Command::new("kill").arg(server.child.id().to_string()).status();
+    assert!(signal.unwrap().success());
+    assert_eq!(server.ended()["taken_over"], false);
+    assert!(!path.exists());
 }
 
 #[test]

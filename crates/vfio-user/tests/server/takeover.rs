@@ -17,7 +17,9 @@ use whimbrel_vfio_user::message::{
     Command, DeviceFeature, DmaAccess, DmaMap, DmaUnmap, LoggingReport, MessageBuffer, RegionAccess, Reply,
     Request, SetIrqs, Version,
 };
-use whimbrel_vfio_user::{Backend, Served, Server, Stopper, Takeover, TakeoverError};
+use whimbrel_vfio_user::{
+    Backend, Capabilities, MigrationExtensions, Served, Server, Stopper, Takeover, TakeoverError,
+};
 
 use super::support::*;
 
@@ -407,7 +409,7 @@ fn what_was_dirty_is_not_lost_by_a_takeover_that_fails() {
     // It takes all, and cannot go on with what the client has agreed on.
     let less = Backend::with(
         Board::open(),
-        whimbrel_vfio_user::Capabilities { write_multiple: false, ..Backend::capabilities() },
+        Capabilities { write_multiple: false, ..Backend::capabilities() },
         vec![],
     );
     let error = line.take_over_with(less).unwrap_err();
@@ -528,10 +530,31 @@ fn the_configuration_space_goes_over() {
 }
 
 #[test]
+fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
+    let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
+    let first = open();
+    let mut line = Line::with(Backend::new(first.device.clone()));
+    let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
+    let migration_extensions = Some(MigrationExtensions::ALL);
+    peer.agree(Capabilities { migration_extensions, ..Backend::capabilities() });
+    feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]).unwrap();
+    let second = open();
+    line.take_over_with(Backend::new(second.device.clone())).unwrap();
+    let again = feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]);
+    assert_eq!(again, Err(Errno::EINVAL), "it is let sleep already");
+    feature(&mut peer, Feature::LowPowerExit, FeatureFlags::SET, &[]).unwrap();
+    // A takeover that is refused leaves it as it is, too.
+    feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]).unwrap();
+    line.take_over_with(board()).unwrap_err();
+    let again = feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]);
+    assert_eq!(again, Err(Errno::EINVAL), "it is let sleep still");
+}
+
+#[test]
 fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_server() {
     let mut line = Line::new();
     let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
-    peer.agree(whimbrel_vfio_user::Capabilities { twin_socket: None, ..Backend::capabilities() });
+    peer.agree(Capabilities { twin_socket: None, ..Backend::capabilities() });
     let map = DmaMap { rights: BOTH, offset: 0, iova: 0, size: PAGE };
     peer.ask(&Request::DmaMap(map)).unwrap();
     for round in 0..5_u8 {
