@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::FromZeros;
+
 use super::barrier::Barrier;
 use super::{DirtyReport, IovaRange, LoggingRanges};
 use crate::Errno;
@@ -80,7 +82,9 @@ impl DirtyLog {
     /// An empty log of `ranges`.
     ///
     /// EINVAL if the page size is not a power of two or is below 4096 (the kernel's core leaves that to the driver),
-    /// E2BIG if the ranges hold more than [`DirtyLog::MAX_PAGES`]. Ranges of length 0 log nothing.
+    /// E2BIG if the ranges hold more than [`DirtyLog::MAX_PAGES`], ENOMEM if there is no memory for them. Ranges of
+    /// length 0 log nothing. Of the memory only that is really taken whose bits are ever set: who asks for a log may
+    /// be a peer.
     pub fn new(ranges: &LoggingRanges) -> Result<DirtyLog, Errno> {
         let page_size = ranges.page_size();
         if page_size < 4096 || !page_size.is_power_of_two() {
@@ -96,11 +100,13 @@ impl DirtyLog {
             .ranges()
             .iter()
             .filter(|range| range.length() > 0)
-            .map(|range| Logged {
-                range: *range,
-                words: (0..(range.length() >> shift).div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            .map(|range| {
+                let count = (range.length() >> shift).div_ceil(64);
+                let count = usize::try_from(count).map_err(|_| Errno::ENOMEM)?;
+                let words = <[AtomicU64]>::new_box_zeroed_with_elems(count).map_err(|_| Errno::ENOMEM)?;
+                Ok(Logged { range: *range, words })
             })
-            .collect();
+            .collect::<Result<_, Errno>>()?;
         logged.sort_by_key(|logged| logged.range.iova());
         Ok(DirtyLog { ranges: logged, shift, barrier: Barrier::best() })
     }
@@ -319,6 +325,20 @@ mod tests {
             let ranges = LoggingRanges::new(page_size, 1).unwrap();
             assert_eq!(DirtyLog::new(&ranges).unwrap_err(), Errno::EINVAL, "{page_size}");
         }
+    }
+
+    #[test]
+    fn a_log_takes_memory_only_for_what_is_written() {
+        let resident = || -> u64 {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse().unwrap()
+        };
+        let before = resident();
+        let log = log(4096, &[(0, DirtyLog::MAX_PAGES << 12)]);
+        log.mark(1 << 40, 4096);
+        assert_eq!(report(&log, 1 << 40, 0x10000, 4096), [1 << 40]);
+        // All of it would be 1 GiB; what other tests take meanwhile is far less than half of that.
+        assert!(resident() < before + (512 << 20) / 4096);
     }
 
     #[test]

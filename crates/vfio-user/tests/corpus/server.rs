@@ -670,7 +670,11 @@ fn step(peer: &mut Peer<'_>, input: &mut Input<'_>) {
 fn command(kind: u8, input: &mut Input<'_>) -> (u16, Vec<u8>) {
     const GET: u32 = 1 << 16;
     const SET: u32 = 1 << 17;
-    let page = |input: &mut Input<'_>| u64::from(input.u8()) * PAGE;
+    // Most are small; what is not is far out.
+    let page = |input: &mut Input<'_>| match input.u8() {
+        few @ ..192 => u64::from(few) * PAGE,
+        far => 1 << (far - 192),
+    };
     let feature = |argsz: u32, flags: u32, data: &[u8]| {
         (Command::DeviceFeature.number(), [&words(&[argsz, flags]), data].concat())
     };
