@@ -256,7 +256,8 @@ impl Server {
         let mut serving = match rest(current) {
             Ok(serving) => serving,
             Err(kept) => {
-                tracing::warn!(%path, "the device stays here: {}", giving.refuse(kept));
+                let kept = giving.refuse(kept);
+                tracing::warn!(%path, "the device stays here: {kept}");
                 return Ok(None);
             }
         };
@@ -315,7 +316,7 @@ struct OutcomeUnknown(#[source] LinkError);
 fn rest(current: &mut Option<Current>) -> Result<Option<Serving>, Kept> {
     let Some(Current { rest, rested, .. }) = current else { return Ok(None) };
     rest.want();
-    let serving = match rested.recv_timeout(takeover::PATIENCE) {
+    let serving = match rested.recv_timeout(takeover::REST_PATIENCE) {
         Err(RecvTimeoutError::Timeout) if rest.withdraw() => {
             let why = "the client takes no answers, or the device is busy with its request";
             return Err(Kept::refused(Errno::ETIMEDOUT, why));

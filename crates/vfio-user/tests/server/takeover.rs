@@ -462,6 +462,24 @@ fn a_client_that_may_have_mapped_a_region_keeps_its_server() {
 }
 
 #[test]
+fn a_client_that_takes_no_answers_keeps_its_server() {
+    let mut line = Line::new();
+    let mut peer = line.client();
+    let access = RegionAccess { offset: 0, region: BAR, count: PAGE as u32 };
+    // At once, so that the requests fit into a socket and the answers do not.
+    let mut out = MessageBuffer::new();
+    (0..2000).for_each(|id| out.request(id, false, &Request::RegionRead(access)));
+    peer.sender.send(out.as_bytes(), &[]).unwrap();
+    let error = line.take_over_with(board()).unwrap_err();
+    assert!(error.to_string().contains("the client takes no answers"), "{error}");
+    for id in 0..2000 {
+        peer.answer(id, Command::RegionRead).unwrap();
+    }
+    line.take_over();
+    assert_eq!(peer.write(BAR, 0, b"x"), Ok(1));
+}
+
+#[test]
 fn another_device_takes_nothing() {
     let mut line = Line::new();
     let mut peer = line.client();

@@ -165,6 +165,16 @@ fn a_new_server_that_dies_before_it_has_the_device_leaves_it_where_it_was() {
 }
 
 #[test]
+fn a_new_server_that_falls_silent_leaves_the_device_where_it_was() {
+    let line = Line::new();
+    let mut watcher = Watcher::new(&line);
+    let mut hand = Hand::connect(&line.path());
+    listen_to_all(&mut hand);
+    assert_eq!(kind(&hand.hear().unwrap()), "abort");
+    watcher.sees_nothing();
+}
+
+#[test]
 fn a_new_server_that_says_that_it_failed_gives_the_device_back() {
     let line = Line::new();
     let mut watcher = Watcher::new(&line);

@@ -40,7 +40,7 @@
 //! | handover | |
 //! | | running, or failed |
 //!
-//! In place of each of its messages up to `end` the old server may say abort. Keys that are not known are ignored.
+//! In place of each of its messages the old server may say abort. Keys that are not known are ignored.
 //! Both must run as the same user, which both check (SO_PEERCRED).
 
 mod configuration;
@@ -65,7 +65,7 @@ use whimbrel_device::Errno;
 pub(super) use self::describe::Description;
 pub(super) use self::give::{Given, Giving, Kept};
 pub use self::wire::LinkError;
-pub(super) use self::wire::{COMMAND, PATIENCE};
+pub(super) use self::wire::{COMMAND, REST_PATIENCE};
 use self::wire::{Link, Message, VERSIONS, short};
 use super::listener::{Listener, Stopper};
 use super::{Backend, Server};

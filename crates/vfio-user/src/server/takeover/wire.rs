@@ -29,6 +29,10 @@ pub(super) const VERSIONS: [u32; 1] = [1];
 /// How long each waits for the other to take or to send one message. The device stands still meanwhile.
 pub(in crate::server) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the client's serving thread may take to rest. Longer than an access of the device to the client's
+/// memory, and short enough for the new server to be told.
+pub(in crate::server) const REST_PATIENCE: Duration = Duration::from_secs(7);
+
 /// Data of one message at most.
 pub(super) const MOST_DATA: usize = 1 << 20;
 
@@ -159,9 +163,12 @@ pub(super) struct Begin {
 /// A connection between two servers that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The other has gone, or is stuck.
+    /// The connection is over.
     #[error(transparent)]
-    Socket(#[from] SocketError),
+    Socket(SocketError),
+    /// It has said nothing, or taken nothing, for as long as it may.
+    #[error("the other server is silent, for {PATIENCE:?} now")]
+    Silent,
     /// It has left between two messages.
     #[error("the other server has hung up")]
     HungUp,
@@ -171,6 +178,12 @@ pub enum LinkError {
     /// A server that does not know takeovers, or has no time for one, has answered.
     #[error("the other server answered with errno {0}")]
     Answered(u32),
+}
+
+impl From<SocketError> for LinkError {
+    fn from(error: SocketError) -> LinkError {
+        if error.is_timeout() { LinkError::Silent } else { LinkError::Socket(error) }
+    }
 }
 
 impl From<io::Error> for LinkError {
