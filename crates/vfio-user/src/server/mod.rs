@@ -20,6 +20,8 @@
 //! - Region reads and writes that reach past the region's end are done up to it.
 //! - Migration data without a session is EBADF; after its end ENODEV.
 //! - What the text leaves open about migration is agreed on ([`MigrationExtensions`]), or not there.
+//! - A socket that comes with a message which has to wait is closed, and the message EINVAL: no command takes
+//!   one, and if it is the client's own end of the connection, nobody would see the client leave.
 //! - Unknown commands are ENOTTY, and messages longer than agreed EMSGSIZE, after which the connection is
 //!   over.
 
