@@ -214,7 +214,10 @@ impl Client {
         }
         if log.is_everything {
             for &(iova, size) in mapped {
-                let held = |(first, length): &(u64, u64)| *first <= iova && iova - first + size <= *length;
+                let held = |(first, length): &(u64, u64)| {
+                    let end = iova.checked_sub(*first).and_then(|offset| offset.checked_add(size));
+                    end.is_some_and(|end| end <= *length)
+                };
                 if !log.ranges.iter().any(held) {
                     report.set(iova, size);
                 }

@@ -200,6 +200,17 @@ fn without_ranges_everything_is_logged_also_what_is_mapped_later() {
 }
 
 #[test]
+fn what_is_mapped_up_to_the_last_address_while_everything_is_logged_counts_as_written() {
+    let mut peer = Host::new().client();
+    start(&mut peer, PAGE, &[]).unwrap();
+    let half = 1 << 63;
+    let map = DmaMap { rights: BOTH, offset: 0, iova: half, size: half };
+    peer.ask(&Request::DmaMap(map)).unwrap();
+    assert_eq!(report(&mut peer, half, 8), Ok(0xff));
+    assert_eq!(report(&mut peer, u64::MAX - 8 * PAGE + 1, 7), Ok(0x7f));
+}
+
+#[test]
 fn an_unmap_can_tell_what_was_written() {
     let mut peer = Host::new().client();
     let memory = memory(8 * PAGE);
