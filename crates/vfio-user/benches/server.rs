@@ -161,7 +161,8 @@ impl Drop for Process {
 
 /// Answers each `question` bytes with `answer` bytes.
 fn bare(mut socket: UnixStream, question: usize, answer: usize) {
-    let (mut asked, answer) = (vec![0; question], vec![0; answer]);
+    // Pages of zeros that were never written would all be one.
+    let (mut asked, answer) = (vec![0; question], vec![1; answer]);
     while socket.read_exact(&mut asked).is_ok() && socket.write_all(&answer).is_ok() {}
 }
 
@@ -176,7 +177,7 @@ struct Bare {
 impl Bare {
     fn new(question: usize, answer: usize) -> Bare {
         let (socket, process) = Process::start(&format!("bare {question} {answer}"));
-        Bare { socket, question: vec![0; question], answer: vec![0; answer], _process: process }
+        Bare { socket, question: vec![1; question], answer: vec![1; answer], _process: process }
     }
 
     fn ask(&mut self) {
@@ -290,7 +291,7 @@ fn reads(criterion: &mut Criterion) {
         group.bench_function("MIG_DATA_READ", |bencher| bencher.iter(|| peer.ask(&request, None)));
         let (mut device, _process) = client("server");
         let mut saving = device.set_state(State::StopCopy).unwrap().unwrap();
-        let mut buffer = vec![0; size];
+        let mut buffer = vec![1; size];
         group.bench_function("the session's own socket, by a client", |bencher| {
             bencher.iter(|| {
                 let read = saving.read(State::StopCopy, &mut buffer).unwrap();
@@ -310,7 +311,7 @@ fn writes(criterion: &mut Criterion) {
         group.bench_function("bare", |bencher| bencher.iter(|| bare.ask()));
         let mut peer = Peer::new();
         peer.set_state(State::Resuming);
-        let data = vec![0; size];
+        let data = vec![1; size];
         let request = Request::MigDataWrite { data: &data };
         group.bench_function("MIG_DATA_WRITE", |bencher| bencher.iter(|| peer.ask(&request, None)));
         let (mut device, _process) = client("server");
@@ -375,7 +376,7 @@ fn moved(criterion: &mut Criterion) {
     let mut group = group(criterion, "1 GiB of state");
     group.sample_size(10).throughput(Throughput::Bytes(MOVED));
     let ((mut from, _from), (mut to, _to)) = (client("server that ends"), client("server that ends"));
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![1; 256 << 10];
     group.bench_function("from server to client to server, 256 KiB at a time", |bencher| {
         bencher.iter(|| {
             let mut saving = from.set_state(State::StopCopy).unwrap().unwrap();
