@@ -271,6 +271,8 @@ impl RegionIoFdsReply {
             found: payload.len(),
         };
         let entries = entries.get(..count as usize).ok_or_else(short)?;
+        // Of what is whole no more is needed, whatever follows it.
+        let needed = IO_FDS + entries.as_flattened().len() as u32;
         let sub_regions = entries.iter().map(|entry| SubRegion::parse(entry)).collect::<Result<_, _>>()?;
         Ok(RegionIoFdsReply { index, sub_regions, needed })
     }

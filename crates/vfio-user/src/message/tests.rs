@@ -478,3 +478,19 @@ fn a_stream_of_messages_each_longer_than_the_last_takes_no_more_than_the_longest
         assert!(deframer.capacity() <= limits.message() + HEADER, "{} bytes", deframer.capacity());
     }
 }
+
+#[test]
+fn what_follows_the_parts_of_a_region_is_none_of_them() {
+    let kind = IoFdKind::Ioeventfd { flags: 0, datamatch: 1 };
+    let one = SubRegion { offset: 0, size: 4, fd_index: 0, kind };
+    let mut out = MessageBuffer::new();
+    out.reply(0, &Reply::DeviceGetRegionIoFds(RegionIoFdsReply::new(0, vec![one], 56)));
+    let mut payload = [&out.as_bytes()[HEADER..], &[0; 40]].concat();
+    payload[..4].copy_from_slice(&96_u32.to_ne_bytes());
+    let Reply::DeviceGetRegionIoFds(reply) =
+        Reply::parse(Command::DeviceGetRegionIoFds, &payload, LIMITS).unwrap()
+    else {
+        panic!("another reply")
+    };
+    assert_eq!((reply.sub_regions(), reply.needed()), (&[one][..], 56));
+}

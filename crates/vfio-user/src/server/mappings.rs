@@ -118,9 +118,9 @@ impl Mappings {
     pub(super) fn unmap_all(&mut self) -> u64 {
         let dma = self.device.bus().dma();
         self.remote.clear();
-        // Each was mapped as it is.
+        // Each was mapped as it is. All that there is would be one byte more than can be told.
         let sizes = std::mem::take(&mut self.sizes).into_iter();
-        sizes.filter_map(|(iova, size)| dma.unmap(iova, size).ok()).sum()
+        sizes.filter_map(|(iova, size)| dma.unmap(iova, size).ok()).fold(0, u64::saturating_add)
     }
 
     /// First address and bytes of each mapping, in ascending order.

@@ -10,6 +10,11 @@ use whimbrel_vfio_user::message::{
     DeviceFeature, HEADER, Header, Kind, Limits, MessageBuffer, RegionAccess, Request, Version,
 };
 
+/// Threads of this process. One that has ended may be there for a moment.
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
 pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

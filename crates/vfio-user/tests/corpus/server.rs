@@ -30,7 +30,7 @@ use whimbrel_vfio_user::message::{
 use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, ServeError, SocketError};
 
 use crate::input::Input;
-use crate::next_client::{answered, ask_all, messages, next_message, open_descriptors};
+use crate::next_client::{answered, ask_all, messages, next_message, open_descriptors, threads};
 use crate::support::{self, BAR, DOORBELL, Host, PAGE, memory};
 
 /// How long anything may take that must come to an end. It never comes to that.
@@ -150,7 +150,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let backend = &served.backend;
     let manners = Manners(input.u8());
 
-    let before = open_descriptors();
+    let (before, threads_before) = (open_descriptors(), threads());
     let (theirs, ours) = UnixStream::pair().unwrap();
     let (next_theirs, next_ours) = UnixStream::pair().unwrap();
     let (told, outcome) = mpsc::channel();
@@ -201,7 +201,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert!(backend.device().bus().dma().is_empty(), "memory of clients that have left is mapped");
     // Another thread of the device may have it in its hands for a moment.
     let deadline = Instant::now() + PATIENCE;
-    while open_descriptors() != before {
+    while open_descriptors() != before || threads() > threads_before {
         assert!(Instant::now() < deadline, "{before} descriptors were open, and {} are", open_descriptors());
         std::thread::yield_now();
     }
@@ -333,7 +333,9 @@ impl Peer<'_> {
             })
             .collect();
         let patience = Timespec::try_from(PATIENCE).unwrap();
-        assert_ne!(poll(&mut asked, Some(&patience)).unwrap(), 0, "the server neither reads nor writes");
+        // An error is a signal, and who waits looks again.
+        let ready = poll(&mut asked, Some(&patience));
+        assert_ne!(ready, Ok(0), "the server neither reads nor writes");
     }
 
     /// Takes what is there, of every link.

@@ -27,7 +27,7 @@ use whimbrel_vfio_user::message::{HEADER, LoggingStart, Request, SetIrqs};
 use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, Server, TwinSocket};
 
 use crate::input::Input;
-use crate::next_client::{answered, ask_all, open_descriptors};
+use crate::next_client::{answered, ask_all, open_descriptors, threads};
 use crate::support::{self, BAR, BOTH, Host, MSI, PAGE, Peer, memory};
 
 /// The command of all messages of a takeover.
@@ -42,7 +42,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let how = input.u8();
     let kind = usize::from(how >> 1) % KINDS;
     let recorded = recorded(kind);
-    let before = open_descriptors();
+    let (before, threads_before) = (open_descriptors(), threads());
     if how & 1 == 0 {
         giving(kind, &mut input);
     } else {
@@ -50,7 +50,7 @@ pub(crate) fn run(bytes: &[u8]) {
     }
     // A thread that has ended may not be gone yet, of an earlier input or of this one.
     let deadline = Instant::now() + END;
-    while open_descriptors() > before {
+    while open_descriptors() > before || threads() > threads_before {
         assert!(Instant::now() < deadline, "{before} descriptors were open, and {} are", open_descriptors());
         std::thread::yield_now();
     }

@@ -211,6 +211,18 @@ fn what_is_mapped_up_to_the_last_address_while_everything_is_logged_counts_as_wr
 }
 
 #[test]
+fn all_addresses_can_be_mapped_and_unmapped_at_once() {
+    let mut peer = Host::new().client();
+    let half = 1 << 63;
+    for iova in [0, half] {
+        let map = DmaMap { rights: BOTH, offset: 0, iova, size: half };
+        peer.ask(&Request::DmaMap(map)).unwrap();
+    }
+    assert_eq!(unmap_by(&mut peer, DmaUnmap::All).unwrap(), u64::MAX, "as many bytes as can be told");
+    peer.leave().unwrap();
+}
+
+#[test]
 fn an_unmap_can_tell_what_was_written() {
     let mut peer = Host::new().client();
     let memory = memory(8 * PAGE);
