@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
 use rustix::fs::{FileType, fstat};
@@ -357,6 +357,11 @@ impl Sender {
             Err(SystemError::INTR | SystemError::AGAIN) => Ok(0),
             sent => Ok(sent?),
         }
+    }
+
+    /// Lets reads from the socket end by themselves after a time (SO_RCVTIMEO).
+    pub(crate) fn end_reads_after(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout))
     }
 
     /// Ends the connection in both directions; who waits in it is told so.

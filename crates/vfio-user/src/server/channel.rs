@@ -141,6 +141,20 @@ impl Channel {
         self.outbound.lock().sender.send(bytes, descriptors)
     }
 
+    /// Takes what has come over a twin socket that nobody reads, because the device wants nothing. Among it may
+    /// be the client's own end of the commands' socket, which is open as long as it lies there.
+    pub(super) fn look(&self) {
+        let Some(mut receiver) = self.receiver.try_lock() else { return };
+        let end = self.take_in(&mut receiver, Some(Instant::now()), false);
+        drop(receiver);
+        let mut state = self.state.lock();
+        // One that the client has closed is missed when the device wants something.
+        if let Err(error) = end {
+            self.finish(&mut state, Some(error));
+        }
+        self.changed.notify_all();
+    }
+
     /// Whether commands were read that nobody took.
     pub(super) fn has_waiting(&self) -> bool {
         !self.state.lock().waiting.is_empty()

@@ -159,7 +159,11 @@ impl Client {
             let next = match receiver.receive() {
                 Ok(Some(message)) => self.message(message)?,
                 Ok(None) => return Ok(ControlFlow::Break(End::Left)),
-                Err(error) if self.rest.is_some() && error.is_timeout() => continue,
+                // Only where there is one of these do reads end by themselves.
+                Err(error) if (self.rest.is_some() || self.twin.is_some()) && error.is_timeout() => {
+                    self.twin.iter().for_each(|twin| twin.look());
+                    continue;
+                }
                 Err(error) => return Err(self.cannot_go_on(error.into())),
             };
             if let ControlFlow::Break(error) = next {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::channel::Channel;
+use super::rest::LOOK;
 use crate::TwinSocket;
 use crate::message::{Limits, Version};
 use crate::socket::connection;
@@ -25,6 +26,9 @@ pub(super) fn make(
     }
     match UnixStream::pair() {
         Ok((own, theirs)) => {
+            // Who waits for commands looks now and then at what comes over the twin. Where that cannot be had,
+            // it is looked at when the device wants something.
+            let _ = commands.socket().end_reads_after(LOOK);
             let (receiver, sender) = connection(own, limits);
             answer.capabilities.twin_socket = Some(TwinSocket { supported: true, fd_index: Some(0) });
             Some((Channel::twin(receiver, sender, commands), theirs.into()))

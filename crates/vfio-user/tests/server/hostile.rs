@@ -9,7 +9,7 @@ use whimbrel_device::Errno;
 use whimbrel_vfio_user::message::{
     Command, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, SetIrqs,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, ServeError, SocketError};
+use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, ServeError, SocketError, connection};
 
 use super::support::*;
 
@@ -422,4 +422,19 @@ fn a_client_that_gave_the_server_its_own_end_of_the_connection_is_seen_to_leave(
         peer.leave().unwrap_err();
         goes_on(&mut host.client(), what);
     }
+}
+
+#[test]
+fn a_client_that_leaves_its_own_end_of_the_connection_on_the_twin_socket_is_seen_to_leave() {
+    let host = Host::new();
+    let (stream, thread) = host.connect();
+    let mut peer = Peer::new(stream.try_clone().unwrap(), Some(thread));
+    let twin_socket = Some(whimbrel_vfio_user::TwinSocket { supported: true, fd_index: None });
+    let (_, mut fds) = peer.propose(Capabilities { twin_socket, ..Backend::capabilities() });
+    let (_, mut sender) = connection(UnixStream::from(fds.pop().expect("the twin")), Limits::default());
+    sender.send(&[0; 8], &[stream.as_fd(), sender.clone().as_fd()]).unwrap();
+    drop((stream, sender));
+    // How it ends is what the twin says: in the middle of a message, or with the client.
+    let _ = peer.leave();
+    goes_on(&mut host.client(), "after it");
 }
