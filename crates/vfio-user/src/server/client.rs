@@ -404,6 +404,8 @@ impl Drop for Client {
         for write in self.ioeventfds.keys() {
             let _ = device.set_ioeventfd(*write, None);
         }
+        // One that was not let sleep is awake. A kernel's device wakes when it is closed.
+        let _ = device.exit_low_power();
         if self.log.is_some() {
             // Nobody is left to be told.
             let _ = device.dma_logging_stop();

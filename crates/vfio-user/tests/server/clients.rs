@@ -8,8 +8,10 @@ use std::thread::JoinHandle;
 
 use tempfile::TempDir;
 use whimbrel_device::Errno;
+use whimbrel_models::Model;
 use whimbrel_uapi::device::IrqSetFlags;
-use whimbrel_vfio_user::message::{Request, SetIrqs, Version};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_vfio_user::message::{DeviceFeature, Request, SetIrqs, Version};
 use whimbrel_vfio_user::{Backend, Capabilities, Served, Server, Stopper};
 
 use super::support::*;
@@ -163,4 +165,23 @@ fn descriptors_of(file: &std::fs::File) -> usize {
     let inode = file.metadata().unwrap().ino();
     let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     open.filter(|entry| std::fs::metadata(entry.path()).is_ok_and(|found| found.ino() == inode)).count()
+}
+
+#[test]
+fn a_device_that_a_client_let_sleep_is_awake_for_the_next_one() {
+    let device = "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap().device;
+    let backend = Backend::new(device);
+    for _ in 0..2 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let serving = backend.clone();
+        let thread = std::thread::spawn(move || serving.serve(theirs));
+        let mut peer = Peer::new(ours, Some(thread));
+        peer.agree(Backend::capabilities());
+        let (feature, flags) = (Feature::LowPowerEntry.index(), FeatureFlags::SET);
+        let sleep = Request::DeviceFeature(DeviceFeature { argsz: 8, feature, flags, data: &[] });
+        peer.ask(&sleep).unwrap();
+        let again = peer.ask(&sleep);
+        assert_eq!(again.err(), Some(Errno::EINVAL), "it is let sleep already");
+        peer.leave().unwrap();
+    }
 }
