@@ -122,6 +122,17 @@ fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[&EventFd]
     connection.ask(what, &Request::DeviceSetIrqs(set), &descriptors).map(drop)
 }
 
+/// What is wrong with a reply that is about something else.
+pub(super) const ANOTHER_PLACE: &str = "it is of another place";
+
+/// What is wrong with a reply about another access than the one that was asked for.
+pub(super) fn wrong_access(asked: RegionAccess, told: RegionAccess) -> String {
+    if (RegionAccess { count: asked.count, ..told }) == asked {
+        return format!("{} of {} bytes were transferred", told.count, asked.count);
+    }
+    ANOTHER_PLACE.to_string()
+}
+
 /// A count of items as the protocol has them.
 fn count<T>(items: &[T]) -> u32 {
     u32::try_from(items.len()).unwrap_or(u32::MAX)
@@ -180,10 +191,8 @@ impl Device for Client {
                     piece.copy_from_slice(bytes);
                     None
                 }
-                Reply::RegionRead(access, _) if RegionAccess { count: asked.count, ..access } == asked => {
-                    Some(format!("{} of {} bytes were transferred", access.count, asked.count))
-                }
-                _ => Some("it is of another place".to_string()),
+                Reply::RegionRead(access, _) => Some(wrong_access(asked, access)),
+                _ => Some(ANOTHER_PLACE.to_string()),
             };
             if let Some(wrong) = wrong {
                 return Err(connection.nonsense(what(), wrong));
@@ -204,10 +213,8 @@ impl Device for Client {
             let answer = connection.ask(what, &Request::RegionWrite(asked, piece), &[])?;
             let wrong = match answer.reply {
                 Reply::RegionWrite(access) if access == asked => None,
-                Reply::RegionWrite(access) if RegionAccess { count: asked.count, ..access } == asked => {
-                    Some(format!("{} of {} bytes were transferred", access.count, asked.count))
-                }
-                _ => Some("it is of another place".to_string()),
+                Reply::RegionWrite(access) => Some(wrong_access(asked, access)),
+                _ => Some(ANOTHER_PLACE.to_string()),
             };
             if let Some(wrong) = wrong {
                 return Err(connection.nonsense(what(), wrong));

@@ -8,6 +8,7 @@ use whimbrel_user::{DmaRegion, Error, Result};
 
 use super::Client;
 use super::connection::Batch;
+use super::device::{ANOTHER_PLACE, wrong_access};
 use crate::message::{Command, DmaMap, DmaUnmap, RegionAccess, Reply, Request};
 
 /// A part of a region to read.
@@ -82,12 +83,8 @@ impl Client {
                         room.copy_from_slice(bytes);
                         Ok(())
                     }
-                    Reply::RegionRead(access, _)
-                        if RegionAccess { count: asked.count, ..access } == asked =>
-                    {
-                        Err(format!("{} of {} bytes were transferred", access.count, asked.count))
-                    }
-                    _ => Err("it is of another place".to_string()),
+                    Reply::RegionRead(access, _) => Err(wrong_access(asked, access)),
+                    _ => Err(ANOTHER_PLACE.to_string()),
                 }
             },
         })

@@ -61,15 +61,8 @@ impl Mappings {
         if self.sizes.len() >= self.most {
             return Err(Errno::ENOSPC);
         }
-        if let Some(file) = file {
-            let file = self.file(file)?;
-            self.device.bus().dma().map(iova, size, rights, FileOffset::from_arc(file, offset))?;
-        } else {
-            self.device.bus().dma().map_remote(iova, size, rights, self.memory.clone())?;
-            self.remote.insert(iova);
-        }
-        self.sizes.insert(iova, size);
-        Ok(())
+        let file = file.map(|file| self.file(file)).transpose()?;
+        self.enter(iova, size, rights, file.map(|file| (file, offset)))
     }
 
     /// As [`Mappings::map`], for what another process had mapped: its file, by one descriptor for all its
@@ -85,6 +78,17 @@ impl Mappings {
         if self.sizes.len() >= self.most {
             return Err(Errno::ENOSPC);
         }
+        self.enter(iova, size, rights, file)
+    }
+
+    /// Maps what was checked: of a file, or without one.
+    fn enter(
+        &mut self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        file: Option<(Arc<File>, u64)>,
+    ) -> Result<(), Errno> {
         if let Some((file, offset)) = file {
             self.device.bus().dma().map(iova, size, rights, FileOffset::from_arc(file, offset))?;
         } else {

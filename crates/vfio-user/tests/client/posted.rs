@@ -1,15 +1,14 @@
 //! Writes that nobody waits for.
 
-use std::os::unix::net::UnixStream;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, Errno, Error};
-use whimbrel_vfio_user::message::{Command, DmaAccess, Kind, Limits, MessageBuffer, Reply, Request, Version};
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, Receiver, Sender, connection};
+use whimbrel_vfio_user::message::{Command, DmaAccess, Kind, Limits, MessageBuffer, Reply, Request};
+use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
 
 use crate::board::{BROKEN, PAGE, TARGET, board, memory};
+use crate::support::plain_server;
 
 #[test]
 fn what_is_read_later_is_what_was_written_before() {
@@ -55,22 +54,6 @@ fn a_write_whose_device_asks_for_memory_is_not_stuck() {
     assert_eq!(written.lock().len(), 2000);
 }
 
-fn server(
-    options: &ClientOptions,
-    then: impl FnOnce(Receiver, Sender) + Send + 'static,
-) -> (Client, JoinHandle<()>) {
-    let (stream, client) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || {
-        let (mut receiver, mut sender) = connection(stream, Limits::default());
-        let id = receiver.receive().unwrap().unwrap().header.id;
-        let mut out = MessageBuffer::new();
-        out.reply(id, &Reply::Version(Version::proposal(Capabilities::default())));
-        sender.send(out.as_bytes(), &[]).unwrap();
-        then(receiver, sender);
-    });
-    (Client::new("card", client, options).unwrap(), thread)
-}
-
 /// Writes until an error comes, which must come some time.
 fn write_until_refused(client: &Client) -> Error {
     let data = vec![0; 64 << 10];
@@ -82,7 +65,7 @@ fn write_until_refused(client: &Client) -> Error {
 fn a_server_that_takes_nothing_is_given_up() {
     let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
     let (left, stay) = std::sync::mpsc::channel::<()>();
-    let (client, thread) = server(&options, move |_receiver, _sender| {
+    let (client, thread) = plain_server(&options, move |_receiver, _sender| {
         let _ = stay.recv();
     });
     assert_eq!(write_until_refused(&client).errno(), Some(Errno::ETIMEDOUT));
@@ -93,7 +76,7 @@ fn a_server_that_takes_nothing_is_given_up() {
 
 #[test]
 fn a_server_that_hangs_up_is_an_error() {
-    let (client, thread) = server(&ClientOptions::default(), |mut receiver, _| {
+    let (client, thread) = plain_server(&ClientOptions::default(), |mut receiver, _| {
         receiver.receive().unwrap();
     });
     assert_eq!(write_until_refused(&client).errno(), Some(Errno::ECONNRESET));
@@ -102,7 +85,7 @@ fn a_server_that_hangs_up_is_an_error() {
 
 #[test]
 fn a_reply_to_what_wants_none_ends_the_connection() {
-    let (mut client, thread) = server(&ClientOptions::default(), |mut receiver, mut sender| {
+    let (mut client, thread) = plain_server(&ClientOptions::default(), |mut receiver, mut sender| {
         let message = receiver.receive().unwrap().unwrap();
         assert_eq!(message.header.kind, Kind::Command { no_reply: true });
         let mut out = MessageBuffer::new();
@@ -120,7 +103,7 @@ fn a_reply_to_what_wants_none_ends_the_connection() {
 fn a_server_that_asks_before_it_reads_does_not_block_who_writes_before_it_reads() {
     const ASKED: u64 = 500;
     const WRITES: usize = 64;
-    let (client, thread) = server(&ClientOptions::default(), |mut receiver, mut sender| {
+    let (client, thread) = plain_server(&ClientOptions::default(), |mut receiver, mut sender| {
         // More than sockets hold, in both directions, before anything is read.
         let mut out = MessageBuffer::new();
         for id in 0..ASKED {

@@ -6,7 +6,10 @@ use std::thread::JoinHandle;
 use whimbrel_device::{DeviceFile, Worker};
 use whimbrel_models::Model;
 use whimbrel_user::{Device, State};
-use whimbrel_vfio_user::{Backend, Client, ClientOptions, ServeError};
+use whimbrel_vfio_user::message::{Limits, MessageBuffer, Reply, Version};
+use whimbrel_vfio_user::{
+    Backend, Capabilities, Client, ClientOptions, Receiver, Sender, ServeError, connection,
+};
 
 /// A model that is served, and what serves it.
 pub(crate) struct Served {
@@ -53,4 +56,21 @@ impl Drop for Served {
 /// Brings a device that runs to a state by one request; `false` if it has none such.
 pub(crate) fn brought(device: &mut dyn Device, state: State) -> bool {
     state == State::Running || device.set_state(state).is_ok()
+}
+
+/// A server that does as `then` says once it has agreed on the version.
+pub(crate) fn plain_server(
+    options: &ClientOptions,
+    then: impl FnOnce(Receiver, Sender) + Send + 'static,
+) -> (Client, JoinHandle<()>) {
+    let (stream, client) = UnixStream::pair().unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut receiver, mut sender) = connection(stream, Limits::default());
+        let id = receiver.receive().unwrap().unwrap().header.id;
+        let mut out = MessageBuffer::new();
+        out.reply(id, &Reply::Version(Version::proposal(Capabilities::default())));
+        sender.send(out.as_bytes(), &[]).unwrap();
+        then(receiver, sender);
+    });
+    (Client::new("card", client, options).unwrap(), thread)
 }

@@ -10,13 +10,11 @@ use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 use whimbrel_user::{Device, Errno, Error};
 use whimbrel_vfio_user::message::{
     Command, DmaUnmap, DmaUnmapReply, HEADER, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request,
-    Version,
 };
-use whimbrel_vfio_user::{
-    Capabilities, Client, ClientOptions, DmaMapping, Receiver, RegionRead, Sender, connection,
-};
+use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, DmaMapping, Receiver, RegionRead};
 
 use crate::board::{BROKEN, PAGE, TARGET, board, memory};
+use crate::support::plain_server;
 
 const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 const IOVA: u64 = 1 << 30;
@@ -119,23 +117,6 @@ fn if_one_mapping_is_refused_none_is_made() {
     }
 }
 
-/// A server that does as `then` says once it has agreed on the version.
-fn server(
-    options: &ClientOptions,
-    then: impl FnOnce(Receiver, Sender) + Send + 'static,
-) -> (Client, JoinHandle<()>) {
-    let (stream, client) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || {
-        let (mut receiver, mut sender) = connection(stream, Limits::default());
-        let id = receiver.receive().unwrap().unwrap().header.id;
-        let mut out = MessageBuffer::new();
-        out.reply(id, &Reply::Version(Version::proposal(Capabilities::default())));
-        sender.send(out.as_bytes(), &[]).unwrap();
-        then(receiver, sender);
-    });
-    (Client::new("card", client, options).unwrap(), thread)
-}
-
 /// The id of the next request, which is to read a region, and what it asks.
 fn next(receiver: &mut Receiver) -> (u16, RegionAccess) {
     let message = receiver.receive().unwrap().unwrap();
@@ -152,7 +133,7 @@ fn answer(out: &mut MessageBuffer, (id, access): (u16, RegionAccess)) {
 
 #[test]
 fn answers_in_another_order_end_the_connection() {
-    let (client, thread) = server(&ClientOptions::default(), |mut receiver, mut sender| {
+    let (client, thread) = plain_server(&ClientOptions::default(), |mut receiver, mut sender| {
         let asked = [next(&mut receiver), next(&mut receiver), next(&mut receiver)];
         let mut out = MessageBuffer::new();
         for at in [0, 2, 1] {
@@ -178,7 +159,7 @@ fn an_answer_of_another_length_or_place_is_refused_and_those_behind_it_count() {
         ("another offset", |access| access.offset ^= 1 << 63),
         ("another region", |access| access.region = 1),
     ] {
-        let (client, thread) = server(&ClientOptions::default(), move |mut receiver, mut sender| {
+        let (client, thread) = plain_server(&ClientOptions::default(), move |mut receiver, mut sender| {
             let mut out = MessageBuffer::new();
             for at in 0..3 {
                 let (id, mut access) = next(&mut receiver);
@@ -202,7 +183,7 @@ fn an_answer_of_another_length_or_place_is_refused_and_those_behind_it_count() {
 #[test]
 fn a_server_that_hangs_up_between_answers_is_an_error() {
     for answered in [0, 1, 70, 199] {
-        let (client, thread) = server(&ClientOptions::default(), move |mut receiver, mut sender| {
+        let (client, thread) = plain_server(&ClientOptions::default(), move |mut receiver, mut sender| {
             for _ in 0..answered {
                 let mut out = MessageBuffer::new();
                 answer(&mut out, next(&mut receiver));
@@ -225,7 +206,7 @@ fn a_server_that_hangs_up_between_answers_is_an_error() {
 #[test]
 fn a_server_that_answers_no_more_is_given_up() {
     let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
-    let (client, thread) = server(&options, |mut receiver, mut sender| {
+    let (client, thread) = plain_server(&options, |mut receiver, mut sender| {
         let mut out = MessageBuffer::new();
         answer(&mut out, next(&mut receiver));
         sender.send(out.as_bytes(), &[]).unwrap();
@@ -239,7 +220,7 @@ fn a_server_that_answers_no_more_is_given_up() {
 #[test]
 fn descriptors_that_come_with_answers_are_closed() {
     let (mut kept, given) = UnixStream::pair().unwrap();
-    let (client, thread) = server(&ClientOptions::default(), move |mut receiver, mut sender| {
+    let (client, thread) = plain_server(&ClientOptions::default(), move |mut receiver, mut sender| {
         for _ in 0..3 {
             let mut out = MessageBuffer::new();
             answer(&mut out, next(&mut receiver));
@@ -253,7 +234,7 @@ fn descriptors_that_come_with_answers_are_closed() {
 
 #[test]
 fn what_the_server_asks_between_its_answers_is_answered() {
-    let (client, thread) = server(&ClientOptions::default(), |mut receiver, mut sender| {
+    let (client, thread) = plain_server(&ClientOptions::default(), |mut receiver, mut sender| {
         let (mut out, mut asked) = (MessageBuffer::new(), Vec::new());
         for _ in 0..64 {
             asked.push(next(&mut receiver));
@@ -291,7 +272,7 @@ fn mapping_server(
     errno: impl Fn(usize) -> Option<Errno> + Send + 'static,
 ) -> (Client, JoinHandle<Vec<Command>>) {
     let (sender, asked) = std::sync::mpsc::channel();
-    let (client, thread) = server(&ClientOptions::default(), move |mut receiver, mut replies| {
+    let (client, thread) = plain_server(&ClientOptions::default(), move |mut receiver, mut replies| {
         let mut number = 0;
         while let Ok(Some(message)) = receiver.receive() {
             let (id, command) = (message.header.id, Command::try_from(message.header.command).unwrap());
@@ -349,7 +330,7 @@ fn what_was_mapped_is_unmapped_even_if_the_server_does_not_want_it() {
 
 #[test]
 fn a_server_that_hangs_up_while_memory_is_mapped_is_an_error() {
-    let (client, thread) = server(&ClientOptions::default(), |mut receiver, _| {
+    let (client, thread) = plain_server(&ClientOptions::default(), |mut receiver, _| {
         for _ in 0..10 {
             assert_eq!(receiver.receive().unwrap().unwrap().descriptors.unwrap().len(), 1);
         }
