@@ -10,7 +10,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ReadWriteFlags, preadv2};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -193,15 +192,6 @@ fn take_count(eventfd: &EventFd) {
     let mut counter = [0; 8];
     // That it is 0 already is as good as having read it.
     let _ = preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT);
-}
-
-/// Whether a write of 1 to an eventfd would not wait, which it may do if the user has not made it non-blocking.
-pub(crate) fn has_room(eventfd: &EventFd) -> bool {
-    // SAFETY: the descriptor is open as long as `eventfd` is borrowed, which is longer than the call below.
-    let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
-    let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    // A look that fails says nothing against writing.
-    !matches!(poll(&mut asked, Some(&Timespec::default())), Ok(0))
 }
 
 impl Drop for Watch {

@@ -14,7 +14,7 @@ use whimbrel_protocol::Errno;
 use crate::bus::Bus;
 use crate::device_file::{Active, DeviceFile, Shared};
 use crate::driver::Driver;
-use crate::irq::signal;
+use crate::irq::{prepare, signal};
 use crate::listener::Watch;
 
 /// The half of a driver that can put its device to sleep.
@@ -190,6 +190,7 @@ impl DeviceFile {
         if core.power.entry.is_some() {
             return Err(Errno::EINVAL);
         }
+        prepare()?;
         let line = EventFd::new(EFD_NONBLOCK)
             .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
         let line = Arc::new(line);

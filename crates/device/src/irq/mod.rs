@@ -6,6 +6,7 @@
 
 mod request;
 mod rules;
+mod signal;
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -19,7 +20,8 @@ pub use self::request::{IrqAction, IrqData};
 pub use self::rules::InUse;
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Kind};
-use crate::listener::{Listener, Watch, has_room};
+pub(crate) use self::signal::{prepare, signal};
+use crate::listener::{Listener, Watch};
 
 /// The interrupts of one device, as its driver sees them.
 ///
@@ -99,6 +101,9 @@ impl Interrupts {
 
     /// Executes VFIO_DEVICE_SET_IRQS on a range that the index has.
     pub(crate) fn apply(&self, change: Change<Arc<EventFd>>) -> Result<(), Errno> {
+        if change.has_eventfds() {
+            prepare()?;
+        }
         let state = &mut *self.state.lock();
         let before = state.setup.unmask_eventfd().cloned();
         state.setup.apply(change, &mut |eventfd| signal(eventfd))?;
@@ -142,6 +147,7 @@ impl Interrupts {
         in_use: InterruptsInUse,
         irq: impl Fn(u32) -> Option<(Kind, u32)>,
     ) -> Result<(), Errno> {
+        prepare()?;
         let active = match in_use.active {
             InUse::None => InUse::None,
             InUse::Line { trigger, masked, unmask } => {
@@ -196,13 +202,5 @@ fn unmask(state: &Weak<Mutex<State>>, eventfd: &Weak<EventFd>) {
         && let Some(eventfd) = state.setup.unmask()
     {
         signal(eventfd);
-    }
-}
-
-/// Signals an eventfd, as the kernel's `eventfd_signal()`: never waits for room in the counter.
-pub(crate) fn signal(eventfd: &EventFd) {
-    // A full counter means that the user has not seen earlier signals yet: this one is among them.
-    if has_room(eventfd) {
-        let _ = eventfd.write(1);
     }
 }

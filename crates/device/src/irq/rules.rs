@@ -94,6 +94,14 @@ pub(crate) struct Change<E> {
     pub(crate) data: Data<E>,
 }
 
+impl<E> Change<E> {
+    /// Whether it gives eventfds that are to be signalled.
+    pub(crate) fn has_eventfds(&self) -> bool {
+        let is_eventfd = |slot: &Slot<E>| matches!(slot, Slot::Eventfd(_));
+        matches!(&self.data, Data::Eventfds(slots) if slots.iter().any(is_eventfd))
+    }
+}
+
 /// What of INTx, MSI and MSI-X is in use: one at most.
 #[derive(Debug)]
 enum Active<E> {
