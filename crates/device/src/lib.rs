@@ -110,7 +110,7 @@ pub use ioeventfd::{IoeventfdWrite, WriteWidth};
 pub use irq::{InUse, Interrupts, InterruptsInUse, IrqAction, IrqData};
 pub use lost_memory::{guarded, survive_lost_memory};
 pub use low_power::{LowPower, LowPowerEntry};
-pub use memory::Memory;
+pub use memory::{Memory, check_pages};
 pub use remote_memory::RemoteMemory;
 pub use type1::{HardwareIommu, Translation, Type1Info};
 pub use user_memory::{Fault, Process, SparseMemory};

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
 use std::ptr;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use nix::libc;
@@ -37,12 +37,12 @@ static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 /// through their mappings.
 ///
 /// It handles SIGBUS, and hands on to the handler there was before what is not such a loss. A handler that is
-/// set later has to do likewise. To call it again changes nothing.
+/// set later has to do likewise. To call it again changes nothing, and gives the same result.
 pub fn survive_lost_memory() -> io::Result<()> {
-    static ONCE: Once = Once::new();
-    let mut result = Ok(());
-    ONCE.call_once(|| result = install());
-    result
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let installed =
+        INSTALLED.get_or_init(|| install().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)));
+    installed.map_err(io::Error::from_raw_os_error)
 }
 
 fn install() -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use whimbrel_protocol::Errno;
@@ -49,13 +50,16 @@ impl Memory {
     ///
     /// The file must not be made shorter while it is mapped: an access to what is gone ends a process that has
     /// not called [`survive_lost_memory`](crate::survive_lost_memory). EINVAL for a size of 0, a file that is too
-    /// short, and one that cannot be mapped with that right; EOVERFLOW for more than this machine can
-    /// address.
+    /// short, one that cannot be mapped with that right, and for a part of a huge page; EOVERFLOW for more than this
+    /// machine can address.
+    ///
+    /// The file's own file system is asked about it, which may take as long as it likes.
     pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
         let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
         if length == 0 || !holds(&file, size) {
             return Err(Errno::EINVAL);
         }
+        check_pages(&file, size)?;
         let mut prot = libc::PROT_READ;
         if writable {
             prot |= libc::PROT_WRITE;
@@ -134,4 +138,17 @@ fn holds(file: &FileOffset, size: u64) -> bool {
     file.file().metadata().is_ok_and(|metadata| {
         !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())
     })
+}
+
+/// EINVAL unless an offset in a file and a size are whole pages of that file, if its pages are huge (hugetlbfs).
+///
+/// The kernel would map all of a page that is asked for in part, but unmaps none of it for who asks for that part.
+pub fn check_pages(file: &FileOffset, size: u64) -> Result<(), Errno> {
+    let file_system = fstatfs(file.file()).map_err(|errno| Errno::from_raw(errno as i32))?;
+    let page_size = u64::try_from(file_system.block_size()).map_err(|_| Errno::EINVAL)?;
+    let is_huge = file_system.filesystem_type() == HUGETLBFS_MAGIC;
+    if is_huge && (page_size == 0 || !(file.start() | size).is_multiple_of(page_size)) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
 }

@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
-use whimbrel_device::survive_lost_memory;
+use whimbrel_device::{Errno, survive_lost_memory};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 const PAGE: u64 = 4096;
@@ -99,6 +101,54 @@ fn a_loss_within_an_access_within_an_access_is_told_to_the_one_that_met_it() {
 }
 
 #[test]
+fn huge_pages_that_there_are_none_of_are_a_fault_and_leave_nothing_mapped() {
+    let file = match memfd_create(c"huge", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB) {
+        Ok(file) => File::from(file),
+        // A kernel without huge pages.
+        Err(_) => return,
+    };
+    let huge = file.metadata().unwrap().blksize();
+    file.set_len(2 * huge).unwrap();
+    survive_lost_memory().unwrap();
+    let space = DmaSpace::default();
+    let part = |offset| FileOffset::new(file.try_clone().unwrap(), offset);
+    for (offset, size) in [(0, PAGE), (PAGE, huge), (0, huge + PAGE), (huge, huge - PAGE)] {
+        assert_eq!(
+            space.map(0, size, BOTH, part(offset)),
+            Err(Errno::EINVAL),
+            "{size:#x} bytes at {offset:#x}"
+        );
+    }
+    let mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().matches("memfd:huge").count();
+    assert_eq!(mapped(), 0);
+    space.map(0, 2 * huge, BOTH, part(0)).unwrap();
+    let written = space.write(huge, &[1; 16]);
+    if ["nr_hugepages", "nr_overcommit_hugepages"].map(setting) == [0, 0] {
+        assert_eq!(written.unwrap_err().cause, FaultCause::Lost);
+    }
+    assert_eq!(space.unmap(0, 2 * huge), Ok(2 * huge));
+    assert_eq!(mapped(), 0);
+}
+
+#[test]
+fn a_handler_that_cannot_be_installed_is_told_at_every_call() {
+    let name = "a_handler_that_cannot_be_installed_is_told_at_every_call";
+    if std::env::var_os(ROLE).is_none() {
+        let status = run_alone(name);
+        assert!(status.success(), "{status}");
+        return;
+    }
+    let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let rules = [(libc::SYS_rt_sigaction, Vec::new())].into();
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, std::env::consts::ARCH.try_into().unwrap());
+    seccompiler::apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(survive_lost_memory().unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+}
+
+#[test]
 fn any_other_bus_error_ends_the_process_as_before() {
     if std::env::var_os(ROLE).is_some() {
         let (_, file) = space();
@@ -109,12 +159,18 @@ fn any_other_bus_error_ends_the_process_as_before() {
         region.get_slice(0, 8).unwrap().copy_to(&mut [0_u8; 8]);
         return;
     }
-    let name = "any_other_bus_error_ends_the_process_as_before";
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(ROLE, "1")
-        .output()
-        .unwrap()
-        .status;
+    let status = run_alone("any_other_bus_error_ends_the_process_as_before");
     assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
+}
+
+/// A number that the kernel shows of its memory.
+fn setting(name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/sys/vm/{name}")).unwrap_or_default();
+    text.trim().parse().unwrap_or_default()
+}
+
+/// Runs a test of this program in a process of its own.
+fn run_alone(name: &str) -> ExitStatus {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]).env(ROLE, "1").output().unwrap().status
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::libc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
-use whimbrel_device::guarded;
+use whimbrel_device::{check_pages, guarded};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
@@ -84,6 +84,7 @@ impl MappedRegion {
         let request = || request(index, offset, length);
         let size =
             usize::try_from(length).map_err(|_| Error::request(device, request(), Errno::EOVERFLOW))?;
+        check_pages(&file, length).map_err(|errno| Error::request(device, request(), errno))?;
         let rights = [(RegionInfoFlags::READ, libc::PROT_READ), (RegionInfoFlags::WRITE, libc::PROT_WRITE)];
         let prot = rights
             .iter()

@@ -28,6 +28,7 @@ const DESCRIPTORS: &[c_long] = &[
     libc::SYS_pwritev2,
     libc::SYS_lseek,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
     libc::SYS_fsync,
