@@ -12,7 +12,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::session::{self, Direction, Effect};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
@@ -78,6 +78,8 @@ pub(crate) struct Core {
     session: u64,
     session_open: bool,
     precopy_info_v2: bool,
+    /// What the last log that was started is of.
+    logged: Vec<IovaRange>,
 }
 
 /// Whose the first use of a device is.
@@ -134,6 +136,7 @@ impl DeviceFile {
             session: 0,
             session_open: false,
             precopy_info_v2: false,
+            logged: Vec::new(),
         };
         core.describe();
         DeviceFile {
@@ -445,7 +448,17 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size of the log in bytes.
     pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
-        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
+        let mut core = self.shared.active();
+        let page_size = core.driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)?;
+        core.logged = ranges.ranges().to_vec();
+        Ok(page_size)
+    }
+
+    /// The first address from `from` up to `end` that the last log was started for.
+    pub(crate) fn next_logged(&self, from: u64, end: u64) -> Option<u64> {
+        let core = self.shared.core.as_it_is();
+        let rest = IovaRange::new(from, end.checked_sub(from)?).ok()?;
+        core.logged.iter().filter_map(|logged| Some(logged.intersection(rest)?.iova())).min()
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.

@@ -8,12 +8,13 @@
 //! or of which logs are on, takes all shards, and so waits for the accesses under way.
 //!
 //! Some memory has no address in this process ([`RemoteMemory`]). An access to it asks for the bytes, and holds its shard
-//! until they have come.
+//! until they have come, or until a deadline that all of the access has in common.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 use vm_memory::{FileOffset, VolatileSlice};
@@ -150,8 +151,16 @@ enum Backing {
 /// What one access meets in one mapping.
 enum Piece<'a> {
     Memory(VolatileSlice<'a>),
-    /// So many bytes from this address on.
-    Remote(&'a dyn RemoteMemory, u64, usize),
+    Remote(RemotePiece<'a>),
+}
+
+/// Bytes of remote memory.
+struct RemotePiece<'a> {
+    memory: &'a dyn RemoteMemory,
+    /// The first address.
+    iova: u64,
+    count: usize,
+    deadline: Instant,
 }
 
 /// A log of the writes through one mapping, whichever device makes them. It counts from the start of the memory that was
@@ -172,6 +181,9 @@ impl MappingLog {
 }
 
 impl DmaSpace {
+    /// How long all that one access asks of remote memory may take together. Until then no mapping can be taken away.
+    pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
+
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
     ///
     /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
@@ -330,9 +342,9 @@ impl DmaSpace {
                 at += slice.copy_to(&mut data[at..]);
                 Ok(())
             }
-            Piece::Remote(memory, iova, count) => {
+            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
                 at += count;
-                memory.read(iova, &mut data[at - count..at])
+                memory.read(iova, &mut data[at - count..at], deadline)
             }
         })
     }
@@ -346,9 +358,9 @@ impl DmaSpace {
                 at += slice.len();
                 Ok(())
             }
-            Piece::Remote(memory, iova, count) => {
+            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
                 at += count;
-                memory.write(iova, &data[at - count..at])
+                memory.write(iova, &data[at - count..at], deadline)
             }
         })
     }
@@ -375,7 +387,7 @@ impl DmaSpace {
                 visit(slice);
                 Ok(())
             }
-            Piece::Remote(memory, iova, count) => bounce(memory, iova, count, access, &mut visit),
+            Piece::Remote(piece) => bounce(piece, access, &mut visit),
         })
     }
 
@@ -399,6 +411,7 @@ impl DmaSpace {
         }
         let mut done = 0;
         let mut failure = None;
+        let mut deadline = None;
         for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
             let visited = match &mapping.backing {
                 Backing::Memory(memory) => {
@@ -410,9 +423,13 @@ impl DmaSpace {
                         _ => Err(FaultCause::Lost),
                     }
                 }
-                // It is mapped, so that it does not pass 2^64.
-                Backing::Remote(memory) => visit(Piece::Remote(&**memory, iova.wrapping_add(done), count))
-                    .map_err(FaultCause::Remote),
+                Backing::Remote(memory) => {
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + Self::REMOTE_TIMEOUT);
+                    // It is mapped, so that it does not pass 2^64.
+                    let iova = iova.wrapping_add(done);
+                    visit(Piece::Remote(RemotePiece { memory: &**memory, iova, count, deadline }))
+                        .map_err(FaultCause::Remote)
+                }
             };
             done += count as u64;
             // Some of a write that has failed may have been done.
@@ -455,25 +472,24 @@ impl DmaSpace {
 
 /// Visits remote memory by way of a copy.
 fn bounce(
-    memory: &dyn RemoteMemory,
-    mut iova: u64,
-    count: usize,
+    piece: RemotePiece<'_>,
     access: Access,
     visit: &mut impl FnMut(VolatileSlice<'_>),
 ) -> Result<(), Errno> {
+    let RemotePiece { memory, mut iova, count, deadline } = piece;
     let mut buffer = vec![0; count.min(BOUNCE_BYTES)];
     let mut left = count;
     while left > 0 {
         let copy = &mut buffer[..left.min(BOUNCE_BYTES)];
         match access {
             Access::Read => {
-                memory.read(iova, copy)?;
+                memory.read(iova, copy, deadline)?;
                 visit(VolatileSlice::from(&mut *copy));
             }
             Access::Write => {
                 copy.fill(0);
                 visit(VolatileSlice::from(&mut *copy));
-                memory.write(iova, copy)?;
+                memory.write(iova, copy, deadline)?;
             }
         }
         left -= copy.len();
@@ -641,13 +657,13 @@ mod tests {
         #[derive(Debug)]
         struct Addresses;
         impl RemoteMemory for Addresses {
-            fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+            fn read(&self, iova: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
                 for (address, byte) in (iova..).zip(data) {
                     *byte = (address >> 8) as u8;
                 }
                 Ok(())
             }
-            fn write(&self, _iova: u64, _data: &[u8]) -> Result<(), Errno> {
+            fn write(&self, _iova: u64, _data: &[u8], _: Instant) -> Result<(), Errno> {
                 Err(Errno::EROFS)
             }
         }

@@ -2,16 +2,19 @@
 //! of a vfio-user server. What it is asked with is not known here.
 
 use std::fmt;
+use std::time::Instant;
 
 use whimbrel_protocol::Errno;
 
 /// Memory that is read and written by asking for it, at addresses as the device has them.
 ///
 /// Both may be called from several threads at a time, and by a thread that executes a request on the device.
-/// While they wait, no mapping of the device can be taken away, so they have to come to an end by themselves.
+/// While they wait, no mapping of the device can be taken away, so they have to come to an end by the deadline, which is
+/// one for all that a device's access asks for ([`DmaSpace::REMOTE_TIMEOUT`](crate::dma::DmaSpace::REMOTE_TIMEOUT)).
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
+/// use std::time::Instant;
 /// use whimbrel_device::dma::DmaSpace;
 /// use whimbrel_device::{Errno, RemoteMemory};
 /// use whimbrel_uapi::type1::DmaMapFlags;
@@ -21,12 +24,12 @@ use whimbrel_protocol::Errno;
 /// struct Word(Mutex<[u8; 8]>);
 ///
 /// impl RemoteMemory for Word {
-///     fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+///     fn read(&self, iova: u64, data: &mut [u8], _deadline: Instant) -> Result<(), Errno> {
 ///         let word = self.0.lock().map_err(|_| Errno::EIO)?;
 ///         data.copy_from_slice(&word[iova as usize - 0x1000..][..data.len()]);
 ///         Ok(())
 ///     }
-///     fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
+///     fn write(&self, iova: u64, data: &[u8], _deadline: Instant) -> Result<(), Errno> {
 ///         let mut word = self.0.lock().map_err(|_| Errno::EIO)?;
 ///         word[iova as usize - 0x1000..][..data.len()].copy_from_slice(data);
 ///         Ok(())
@@ -42,9 +45,9 @@ use whimbrel_protocol::Errno;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait RemoteMemory: fmt::Debug + Send + Sync {
-    /// Reads all of `data`, from `iova` on. Only what is mapped with that right is asked for.
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno>;
+    /// Reads all of `data`, from `iova` on. Only what is mapped with that right is asked for. ETIMEDOUT at the deadline.
+    fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno>;
 
     /// Writes all of `data`, from `iova` on. After an error some of it may have been written.
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno>;
+    fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno>;
 }

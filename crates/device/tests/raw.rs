@@ -507,6 +507,32 @@ fn a_report_sets_bits_and_clears_none() {
     assert_eq!(process.piece(0x9000).unwrap(), 0xf1_u64.to_le_bytes());
 }
 
+#[test]
+fn a_report_takes_as_much_work_as_is_logged_however_much_is_asked_for() {
+    const PIECE: u64 = 8192 * 64 * 4096;
+    let sample = Sample::new();
+    let seen = sample.seen.clone();
+    let device = sample.open();
+    let mut process = SparseMemory::new();
+    process.insert(AT, control(4096, 2));
+    process.insert(RANGES, ranges(&[(3 * PIECE, 0x1000), (1 << 60, 2 * PIECE)]));
+    assert_eq!(device.ioctl(VFIO_DEVICE_FEATURE.number(), AT, &mut process), Ok(0));
+    // The driver marks the first page of each piece that it is asked for.
+    let marked = [0, 3 * PIECE, 1 << 60, (1 << 60) + PIECE];
+    let bitmap = |iova: u64| 0x9000 + iova / 4096 / 8;
+    let report = DeviceFeatureDmaLoggingReport { iova: 0, length: 1 << 63, page_size: 4096, bitmap: 0x9000 };
+    let mut process = SparseMemory::new();
+    process.insert(AT, feature(Feature::DmaLoggingReport, GET, report.as_bytes()));
+    for iova in marked {
+        process.insert(bitmap(iova), 0_u64.to_le_bytes());
+    }
+    assert_eq!(device.ioctl(VFIO_DEVICE_FEATURE.number(), AT, &mut process), Ok(0));
+    for iova in marked {
+        assert_eq!(process.piece(bitmap(iova)).unwrap(), 1_u64.to_le_bytes(), "{iova:#x}");
+    }
+    assert_eq!(seen.reports.load(Ordering::Relaxed) as usize, marked.len());
+}
+
 /// The argument of an info request, in a buffer of `room` bytes.
 fn info(argsz: u32, index: u32, room: usize) -> Vec<u8> {
     let mut bytes = vec![0xee; room];

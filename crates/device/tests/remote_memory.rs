@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset};
@@ -50,13 +51,13 @@ impl Elsewhere {
 }
 
 impl RemoteMemory for Elsewhere {
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+    fn read(&self, iova: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
         let at = self.note(Access::Read, iova, data.len())?;
         data.copy_from_slice(&self.bytes.lock().unwrap()[at..][..data.len()]);
         Ok(())
     }
 
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, iova: u64, data: &[u8], _: Instant) -> Result<(), Errno> {
         let at = self.note(Access::Write, iova, data.len())?;
         self.bytes.lock().unwrap()[at..][..data.len()].copy_from_slice(data);
         Ok(())
@@ -204,12 +205,12 @@ fn a_visitor_sees_copies_of_remote_memory_in_pieces() {
 struct Last;
 
 impl RemoteMemory for Last {
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+    fn read(&self, iova: u64, data: &mut [u8], _: Instant) -> Result<(), Errno> {
         assert_eq!((iova, data.len()), (u64::MAX - 3, 4));
         data.fill(7);
         Ok(())
     }
-    fn write(&self, _iova: u64, _data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, _iova: u64, _data: &[u8], _: Instant) -> Result<(), Errno> {
         Err(Errno::EIO)
     }
 }
@@ -225,4 +226,36 @@ fn the_last_byte_of_the_address_space_is_reached() {
     let mut seen = 0;
     space.access(u64::MAX - 3, 4, Access::Read, |slice| seen += slice.len()).unwrap();
     assert_eq!(seen, 4);
+}
+
+/// Notes the deadlines that it is given.
+#[derive(Debug, Default)]
+struct Deadlines(Mutex<Vec<Instant>>);
+
+impl RemoteMemory for Deadlines {
+    fn read(&self, _iova: u64, _data: &mut [u8], deadline: Instant) -> Result<(), Errno> {
+        self.0.lock().unwrap().push(deadline);
+        Ok(())
+    }
+    fn write(&self, _iova: u64, _data: &[u8], deadline: Instant) -> Result<(), Errno> {
+        self.0.lock().unwrap().push(deadline);
+        Ok(())
+    }
+}
+
+#[test]
+fn all_that_one_access_asks_for_has_one_deadline() {
+    let space = DmaSpace::default();
+    let deadlines = Arc::new(Deadlines::default());
+    for start in [0, 0x100_000] {
+        space.map_remote(start, 0x100_000, BOTH, deadlines.clone()).unwrap();
+    }
+    let before = Instant::now();
+    for access in [Access::Read, Access::Write] {
+        space.access(0, 0x200_000, access, |_| {}).unwrap();
+        let noted = std::mem::take(&mut *deadlines.0.lock().unwrap());
+        assert_eq!(noted.len(), 0x200_000 / (64 << 10));
+        assert!(noted.iter().all(|deadline| *deadline == noted[0]));
+        assert!(noted[0] >= before + DmaSpace::REMOTE_TIMEOUT);
+    }
 }

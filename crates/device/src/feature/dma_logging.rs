@@ -10,7 +10,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Checked, Request};
 
-/// Bitmap words handled at a time, so that a request's length cannot size an allocation.
+/// Bitmap words handled at a time, so that a request's length cannot size an allocation. Where nothing is logged they
+/// are left out, so that it cannot size the work either.
 const REPORT_WORDS: u64 = 8192;
 
 impl Request<'_> {
@@ -56,23 +57,19 @@ impl Request<'_> {
         let step = asked.page_size.saturating_mul(REPORT_WORDS * 64);
         let mut words = Vec::new();
         let mut at = range.iova();
-        let mut bitmap = asked.bitmap;
+        // What runs no log is told by the driver, so it is asked at least once.
         loop {
             let length = step.min(range.end() - at);
             words.clear();
             words.resize(DirtyReport::words_needed(length, asked.page_size) as usize, 0u64);
-            self.device.dma_logging_report(&mut DirtyReport::new(
-                at,
-                length,
-                asked.page_size,
-                &mut words,
-            )?)?;
-            self.set_bits(bitmap, &words)?;
+            let mut report = DirtyReport::new(at, length, asked.page_size, &mut words)?;
+            self.device.dma_logging_report(&mut report)?;
+            let pages = (at - range.iova()) / asked.page_size;
+            self.set_bits(asked.bitmap.wrapping_add(pages / 8), &words)?;
             at += length;
-            if at == range.end() {
-                return Ok(());
-            }
-            bitmap = bitmap.wrapping_add(words.len() as u64 * 8);
+            let Some(next) = self.device.next_logged(at, range.end()) else { return Ok(()) };
+            // Pieces begin where they would if nothing was left out, so that their bits are whole words.
+            at += (next - at) / step * step;
         }
     }
 

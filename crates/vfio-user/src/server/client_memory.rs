@@ -1,47 +1,18 @@
 //! Memory that a client has mapped without a descriptor: VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use whimbrel_device::{Errno, RemoteMemory};
 
 use super::channel::Channel;
 use crate::message::{DmaAccess, Limits, Reply, Request};
 
-/// How long a client may take to answer. Until it does, the device stands still with whoever makes requests on
-/// it, and no mapping can be taken away; what a client does for an answer is one copy of memory, so that one
-/// that takes longer has failed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-
-/// So many bytes are transferred within [`PATIENCE`], in however many requests.
-const STRETCH: usize = 1 << 20;
-
 /// The memory of one client, at the addresses where it is mapped.
 #[derive(Debug)]
 pub(super) struct ClientMemory {
     channel: Arc<Channel>,
     limits: Limits,
-}
-
-/// When the next answer has to be there.
-struct Deadline {
-    at: Instant,
-    left: usize,
-}
-
-impl Deadline {
-    fn new() -> Deadline {
-        Deadline { at: Instant::now() + PATIENCE, left: STRETCH }
-    }
-
-    /// The deadline of a request of so many bytes.
-    fn of(&mut self, count: usize) -> Instant {
-        if self.left == 0 {
-            *self = Deadline::new();
-        }
-        self.left = self.left.saturating_sub(count);
-        self.at
-    }
 }
 
 impl ClientMemory {
@@ -73,13 +44,12 @@ impl ClientMemory {
 }
 
 impl RemoteMemory for ClientMemory {
-    fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
-        let mut deadline = Deadline::new();
+    fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno> {
         let mut at = iova;
         for piece in data.chunks_mut(self.most()) {
             let count = piece.len();
             let access = DmaAccess { iova: at, count: count as u64 };
-            self.ask(&Request::DmaRead(access), deadline.of(count), |reply| match reply {
+            self.ask(&Request::DmaRead(access), deadline, |reply| match reply {
                 Reply::DmaRead { iova, data } if *iova == at && data.len() == count => {
                     piece.copy_from_slice(data);
                     true
@@ -92,13 +62,12 @@ impl RemoteMemory for ClientMemory {
         Ok(())
     }
 
-    fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
-        let mut deadline = Deadline::new();
+    fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno> {
         let mut at = iova;
         for data in data.chunks(self.most()) {
             let written = DmaAccess { iova: at, count: data.len() as u64 };
             let request = Request::DmaWrite { iova: at, data };
-            self.ask(&request, deadline.of(data.len()), |reply| *reply == Reply::DmaWrite(written))?;
+            self.ask(&request, deadline, |reply| *reply == Reply::DmaWrite(written))?;
             at = at.wrapping_add(written.count);
         }
         Ok(())

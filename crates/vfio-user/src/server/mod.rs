@@ -9,8 +9,8 @@
 //!
 //! Memory that is mapped without a descriptor is reached by asking for it: VFIO_USER_DMA_READ and
 //! VFIO_USER_DMA_WRITE, over the twin socket if one was agreed on, else over that of the commands. Commands
-//! that come meanwhile are executed in their order. A client that does not answer within five seconds loses
-//! its connection, and what the device wanted of its memory is a fault.
+//! that come meanwhile are executed in their order. A client that has not given all that one access of the device wants
+//! within five seconds loses its connection, and the access is a fault.
 //!
 //! Answers are those of the kernel's VFIO, errno by errno. What the protocol's text says otherwise or leaves
 //! open:
@@ -54,11 +54,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
+use whimbrel_device::dma::DmaSpace;
 use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite, survive_lost_memory};
 
 use self::channel::Channel;
 use self::client::{Client, Served as ClientServed};
-use self::client_memory::PATIENCE as ANSWER_PATIENCE;
 pub use self::listener::{Listener, Served, Server, Stopper};
 use self::rest::Rest;
 pub use self::takeover::{LinkError, Takeover, TakeoverError};
@@ -116,7 +116,7 @@ pub enum ServeError {
     #[error(transparent)]
     Negotiation(#[from] NegotiationError),
     /// The client did not answer in time. What the device wanted of its memory was a fault.
-    #[error("the client did not answer {0} within {ANSWER_PATIENCE:?}")]
+    #[error("the client did not answer {0} within {timeout:?}", timeout = DmaSpace::REMOTE_TIMEOUT)]
     NoAnswer(Command),
     /// The client sent more than can be kept, while the device waited for its memory.
     #[error(
