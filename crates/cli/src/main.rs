@@ -16,6 +16,7 @@ mod restore;
 mod save;
 mod send;
 mod serve;
+mod size;
 mod target;
 
 use std::process::ExitCode;

@@ -8,11 +8,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use whimbrel_device::survive_lost_memory;
 use whimbrel_models::{Model, OpenModel};
-use whimbrel_vfio_user::{Backend, Listener, Sandbox, Server, Stopper, Takeover, TakeoverError};
+use whimbrel_vfio_user::{
+    Backend, BackendOptions, Listener, Sandbox, Server, Stopper, Takeover, TakeoverError,
+};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
+use crate::size;
 
 /// Serve a model as a vfio-user device
 ///
@@ -41,6 +45,17 @@ pub(crate) struct Arguments {
     /// Landlock. The socket's name stays when the server ends, and the next server there replaces it.
     #[arg(long)]
     sandbox: bool,
+    /// How much memory the client may share with the server, in bytes or with a unit such as 16GiB; to map more fails
+    /// with ENOSPC [default: any amount]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    client_memory: Option<u64>,
+    /// Let clients give files of any file system as memory, to be read and written (such as /proc/PID/mem)
+    ///
+    /// By default memory is a file in memory: memfd_create, tmpfs or hugetlbfs. A file of another file system may never
+    /// answer. Then the device's accesses to it fail after five seconds, and the server can end only once the file system
+    /// has answered.
+    #[arg(long)]
+    foreign_memory: bool,
     /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the
     /// socket's folder is taken away with the socket
     #[arg(long, hide = true, conflicts_with = "sandbox")]
@@ -76,6 +91,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         Failure::new(format!("'{}' cannot be served: {error}", arguments.model))
     };
     let model: Model = arguments.model.parse().map_err(|error| wrong(&error))?;
+    let options = options(arguments);
+    survive_lost_memory().map_err(|error| Failure::from_io("cannot handle SIGBUS", &error))?;
     let door = open_door(arguments)?;
     let socket = match &door {
         Door::Own(listener) => listener.path(),
@@ -90,7 +107,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // What makes it work by itself ends with it.
     let OpenModel { device, worker: _worker } =
         model.open(model.to_string()).map_err(|error| wrong(&error))?;
-    let backend = Backend::new(device);
+    let backend = Backend::with(device, options);
     let (server, how) = match door {
         Door::Own(listener) => {
             let server = Server::new(listener, backend)
@@ -127,6 +144,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let text = format!("served {clients} clients at {socket}");
     output.result(&Served { model: model.to_string(), socket, clients, taken_over }, text)
+}
+
+fn options(arguments: &Arguments) -> BackendOptions {
+    BackendOptions::default()
+        .foreign_memory(arguments.foreign_memory)
+        .max_client_memory(arguments.client_memory.unwrap_or(u64::MAX))
 }
 
 fn open_door(arguments: &Arguments) -> Result<Door, Failure> {

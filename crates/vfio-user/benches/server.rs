@@ -24,6 +24,7 @@ use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, SavingRead};
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     DeviceFeature, DmaMap, DmaUnmap, Kind, Limits, LoggingReport, LoggingStart, MessageBuffer, RegionAccess,
     Request, Version,
@@ -335,7 +336,13 @@ fn memory(criterion: &mut Criterion) {
     let file = File::from(memfd_create("bench", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(2 << 20).unwrap();
     let mut peer = Peer::new();
-    let map = Request::DmaMap(DmaMap { rights: RIGHTS, offset: 0, iova: 0, size: 2 << 20 });
+    let map = Request::DmaMap(DmaMap {
+        rights: RIGHTS,
+        modes: DmaAccessModes::empty(),
+        offset: 0,
+        iova: 0,
+        size: 2 << 20,
+    });
     let unmap = Request::DmaUnmap(DmaUnmap::Range { iova: 0, size: 2 << 20, bitmap: None });
     group.bench_function("map and unmap 2 MiB by descriptor", |bencher| {
         bencher.iter(|| (peer.ask(&map, Some(&file)), peer.ask(&unmap, None)));

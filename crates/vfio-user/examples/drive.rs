@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_models::{Model, accel};
@@ -41,8 +41,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}: device {:?}, version {}", device.name(), str::from_utf8(&id)?, u32::from_le_bytes(version));
 
     // Memory that both processes map, at IOVA 0.
-    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.set_len(1 << 20)?;
+    // A server that maps it need not fear that it gets shorter.
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
     let range = (GuestAddress(0), 1 << 20, Some(FileOffset::new(file, 0)));
     let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range])?;
     for region in memory.iter() {

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::Worker;
 use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
@@ -26,8 +26,10 @@ fn served(name: &str) -> Result<(Client, Option<Worker>), Box<dyn std::error::Er
 
 /// Memory of a guest, which a server can map too.
 fn guest_memory() -> Result<GuestMemoryMmap, Box<dyn std::error::Error>> {
-    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+    let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.set_len(MEMORY)?;
+    // A server that maps it need not fear that it gets shorter.
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL)?;
     let range = (GuestAddress(0), MEMORY as usize, Some(FileOffset::new(file, 0)));
     Ok(GuestMemoryMmap::from_ranges_with_files([range])?)
 }

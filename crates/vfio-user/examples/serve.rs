@@ -1,7 +1,9 @@
 //! Serves a device that is written in a few lines: `cargo run -p whimbrel-vfio-user --example serve --
 //! SOCKET`.
 
-use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, RegionInfoFlags};
+use whimbrel_device::{
+    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, RegionInfoFlags, survive_lost_memory,
+};
 use whimbrel_vfio_user::{Backend, Server};
 
 /// A card whose BAR 0 is 4 KiB of memory.
@@ -31,6 +33,8 @@ impl Driver for Card {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("say where the socket shall be")?;
+    // From here on a client that makes its memory shorter cannot end this process.
+    survive_lost_memory()?;
     let device = DeviceFile::new("card", Bus::new(), Box::new(Card(vec![0; 4096])));
     let server = Server::bind(&path, Backend::new(device))?;
     println!("serving at {path}; a VMM can use it as a vfio-user device");

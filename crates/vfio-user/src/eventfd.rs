@@ -1,16 +1,17 @@
 //! Eventfds that came as descriptors.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
+use crate::descriptors::DescriptorKind;
+
 /// Takes a descriptor for an eventfd. EINVAL for another kind of file, as the kernel's `eventfd_ctx_fdget()`:
 /// a write to one could wait for ever.
 pub(crate) fn from_descriptor(fd: OwnedFd) -> Result<EventFd, Errno> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
+    if DescriptorKind::of(&fd) != DescriptorKind::Eventfd {
         return Err(Errno::EINVAL);
     }
     // SAFETY: the descriptor is open and an eventfd, and this is its only owner, who gives it away.

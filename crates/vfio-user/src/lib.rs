@@ -10,6 +10,7 @@
 
 mod capabilities;
 mod client;
+mod descriptors;
 mod eventfd;
 mod extensions;
 pub mod message;
@@ -21,9 +22,11 @@ pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
 pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
+pub use descriptors::Descriptors;
 pub use extensions::MigrationExtensions;
 pub use sandbox::{Confinement, Sandbox, SandboxError};
 pub use server::{
-    Backend, LinkError, Listener, ServeError, Served, Server, Stopper, Takeover, TakeoverError,
+    Backend, BackendOptions, LinkError, Listener, ServeError, Served, Server, Stopper, Takeover,
+    TakeoverError,
 };
 pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};

@@ -12,13 +12,13 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
-use rustix::fs::{FileType, fstat};
 use rustix::io::Errno as SystemError;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use crate::descriptors::{Descriptors, Screen};
 use crate::message::{Deframer, FrameError, Header, Limits};
 
 /// The most descriptors that one message can carry (`SCM_MAX_FD` in the kernel).
@@ -59,10 +59,9 @@ pub enum DescriptorError {
     /// This process could not take them all, most likely because it has no numbers left.
     #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
     Lost,
-    /// A socket, with a message that has to wait, to a server: it may be the peer's own end of the connection,
-    /// and nobody sees a peer leave as long as that is open.
-    #[error("a socket came with a message that had to wait")]
-    Socket,
+    /// One that is neither memory (memfd_create, tmpfs, hugetlbfs) nor an eventfd, to a server that takes no others.
+    #[error("a descriptor came that is neither memory nor an eventfd")]
+    Kind,
 }
 
 /// A message as it came from the socket.
@@ -73,7 +72,7 @@ pub struct Incoming<'a> {
     /// What follows.
     pub payload: &'a [u8],
     /// The descriptors that came with it, in their order.
-    pub descriptors: Result<Vec<OwnedFd>, DescriptorError>,
+    pub descriptors: Result<Descriptors, DescriptorError>,
 }
 
 /// The two halves of a connection. What is received may be as long as `limits` say.
@@ -103,7 +102,7 @@ pub fn connection(stream: UnixStream, limits: Limits) -> (Receiver, Sender) {
         stream: stream.clone(),
         deframer: Deframer::new(limits),
         descriptors: VecDeque::new(),
-        keeps_sockets: true,
+        screen: None,
         control: vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))],
     };
     (receiver, Sender { stream })
@@ -116,7 +115,8 @@ pub struct Receiver {
     deframer: Deframer,
     /// Not yet given out, in the order in which they came.
     descriptors: VecDeque<Batch>,
-    keeps_sockets: bool,
+    /// What is let in of descriptors; all if `None`.
+    screen: Option<Screen>,
     control: Vec<MaybeUninit<u8>>,
 }
 
@@ -127,7 +127,7 @@ struct Batch {
     /// that descriptors came with, so this one is of their message, and those before it may be of an earlier
     /// one.
     last: u64,
-    fds: Vec<OwnedFd>,
+    fds: Descriptors,
     problem: Option<DescriptorError>,
 }
 
@@ -153,11 +153,14 @@ impl Receiver {
         self.deframer.set_limits(limits);
     }
 
-    /// From now on, sockets that come with a message that has to wait are closed at once, and
-    /// [`DescriptorError::Socket`] is in their place. For who cannot leave a connection by itself: the socket
-    /// may be the peer's own end of it, and as long as that is open nobody sees that the peer has left.
-    pub(crate) fn keep_no_sockets(&mut self) {
-        self.keeps_sockets = false;
+    /// From now on, only those descriptors are taken that `screen` lets in.
+    pub(crate) fn screen(&mut self, screen: Screen) {
+        self.screen = Some(screen);
+    }
+
+    /// From now on, no descriptors are taken: the kernel closes them.
+    pub(crate) fn take_no_descriptors(&mut self) {
+        self.control = Vec::new();
     }
 
     /// Whether [`Receiver::receive`] would answer without waiting, because it was read with what came before.
@@ -170,14 +173,14 @@ impl Receiver {
         let taken = self.deframer.taken();
         let descriptors = self.descriptors.iter().map(|batch| UnreadDescriptors {
             last: batch.last.saturating_sub(taken),
-            fds: batch.fds.as_slice(),
+            fds: &*batch.fds,
             problem: batch.problem,
         });
         Unread { bytes: self.deframer.unread(), descriptors: descriptors.collect() }
     }
 
     /// Goes on after what another has read.
-    pub(crate) fn resume(&mut self, limits: Limits, unread: Unread<&[u8], Vec<OwnedFd>>) {
+    pub(crate) fn resume(&mut self, limits: Limits, unread: Unread<&[u8], Descriptors>) {
         self.deframer = Deframer::with_unread(limits, unread.bytes);
         let batches = unread.descriptors.into_iter();
         self.descriptors =
@@ -236,7 +239,8 @@ impl Receiver {
     fn fill(&mut self) -> Result<usize, SocketError> {
         let received = self.deframer.received();
         let room = self.deframer.room()?;
-        let mut control = RecvAncillaryBuffer::new(&mut self.control);
+        let is_open = self.screen.as_ref().is_none_or(Screen::is_open);
+        let mut control = RecvAncillaryBuffer::new(if is_open { &mut self.control[..] } else { &mut [] });
         let got = loop {
             let mut iov = [IoSliceMut::new(room)];
             match recvmsg(&*self.stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
@@ -252,16 +256,20 @@ impl Receiver {
             }
         }
         drop(control);
-        let problem = got.flags.contains(ReturnFlags::CTRUNC).then_some(DescriptorError::Lost);
+        let is_cut = got.flags.contains(ReturnFlags::CTRUNC);
+        let none = if self.control.is_empty() { DescriptorError::Kind } else { DescriptorError::Lost };
         self.deframer.filled(got.bytes);
-        if got.bytes > 0 && (!fds.is_empty() || problem.is_some()) {
+        if got.bytes > 0 && (!fds.is_empty() || is_cut) {
             let last = received + got.bytes as u64 - 1;
-            let waits = self.deframer.next_end().is_none_or(|end| last >= end);
-            let fds = if waits && !self.keeps_sockets { without_sockets(fds) } else { Ok(fds) };
-            self.hold(match fds {
-                Ok(fds) => Batch { last, fds, problem },
-                Err(error) => Batch { last, fds: Vec::new(), problem: Some(error) },
-            });
+            let admitted = match &self.screen {
+                Some(screen) => screen.admit(fds),
+                None => Ok(fds.into()),
+            };
+            let (fds, problem) = match admitted {
+                Ok(fds) => (fds, is_cut.then_some(none)),
+                Err(problem) => (Descriptors::default(), Some(problem)),
+            };
+            self.hold(Batch { last, fds, problem });
         }
         Ok(got.bytes)
     }
@@ -276,26 +284,20 @@ impl Receiver {
             let last = self.descriptors.back().map(|batch| batch.last);
             self.descriptors.clear();
             if let Some(last) = last {
-                self.descriptors.push_back(Batch { last, fds: Vec::new(), problem });
+                self.descriptors.push_back(Batch { last, fds: Descriptors::default(), problem });
             }
         }
         self.descriptors.push_back(batch);
     }
 }
 
-/// The descriptors, if there is no socket among them.
-pub(crate) fn without_sockets(fds: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, DescriptorError> {
-    let is_socket = |fd| fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_socket());
-    if fds.iter().any(is_socket) { Err(DescriptorError::Socket) } else { Ok(fds) }
-}
-
 /// The descriptors that came with bytes before `end`.
-fn take_descriptors(held: &mut VecDeque<Batch>, end: u64) -> Result<Vec<OwnedFd>, DescriptorError> {
-    let mut taken = Vec::new();
+fn take_descriptors(held: &mut VecDeque<Batch>, end: u64) -> Result<Descriptors, DescriptorError> {
+    let mut taken = Descriptors::default();
     let mut problem = None;
     while let Some(batch) = held.pop_front_if(|batch| batch.last < end) {
         problem = problem.or(batch.problem);
-        taken.extend(batch.fds);
+        taken.append(batch.fds);
     }
     match problem {
         Some(problem) => Err(problem),

@@ -49,7 +49,7 @@ impl Peer {
         if no_reply {
             return Vec::new();
         }
-        self.receiver.receive().unwrap().unwrap().descriptors.unwrap()
+        self.receiver.receive().unwrap().unwrap().descriptors.unwrap().into_vec()
     }
 
     fn set(&mut self, no_reply: bool, state: State) -> Vec<OwnedFd> {

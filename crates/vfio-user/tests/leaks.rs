@@ -13,6 +13,7 @@ use whimbrel_device::{IoeventfdWrite, WriteWidth};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion};
+use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, DmaMapping, IoAccess, RegionRead};
 
 const PAGE: u64 = 4096;
@@ -108,7 +109,7 @@ fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
 #[test]
 fn connections_that_are_over_leave_neither_descriptors_nor_threads() {
     let model = "serial".parse::<Model>().unwrap().open("serial 0").unwrap();
-    let backend = Backend::with(model.device, Backend::capabilities(), vec![SCRATCH]);
+    let backend = Backend::with(model.device, BackendOptions::default().ioeventfds(vec![SCRATCH]));
     let round = |number: usize| ways().iter().for_each(|options| connect(options, &backend, number));
     // What is opened once and for all.
     round(0);

@@ -30,6 +30,7 @@ use self::verify::Findings;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::Bar;
+use crate::size;
 use crate::target::Target;
 
 pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
@@ -55,7 +56,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "destination")]
     in_process: bool,
     /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
     memory: u64,
     /// Memory the device writes, in bytes per second or with a unit such as 64MiB; 1 MiB at least, so that there is work
     /// to lose
@@ -81,15 +82,9 @@ Examples:
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
-/// A size in bytes, as the models take it.
-fn size(text: &str) -> Result<u64, String> {
-    whimbrel_models::parse_size(text)
-        .ok_or_else(|| "give a number of bytes, alone or with K, M, G, KiB, MiB or GiB".to_string())
-}
-
 /// A rate at which the device completes something before and after it moves.
 fn rate(text: &str) -> Result<u64, String> {
-    match size(text)? {
+    match size::parse(text)? {
         bytes if bytes < 1 << 20 => Err("1 MiB a second is the least".to_string()),
         bytes => Ok(bytes),
     }

@@ -20,6 +20,7 @@ use super::idle::Idle;
 use super::memory::Memory;
 use super::twin::{Twin, TwinError};
 use crate::Capabilities;
+use crate::descriptors::Descriptors;
 use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
 
@@ -299,7 +300,7 @@ impl Connection {
             Kind::Reply => {
                 self.payload.clear();
                 self.payload.extend_from_slice(message.payload);
-                Ok(Step::Reply(message.descriptors))
+                Ok(Step::Reply(message.descriptors.map(Descriptors::into_vec)))
             }
         }
     }

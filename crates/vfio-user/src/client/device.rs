@@ -24,7 +24,8 @@ use super::state_file::RemoteFile;
 use super::{Client, data_size, feature, feature_with_descriptors, get};
 use crate::eventfd;
 use crate::message::{
-    Command, DmaMap, DmaUnmap, LoggingReport, LoggingStart, RegionAccess, Reply, Request, SetIrqs,
+    Command, DmaAccessModes, DmaMap, DmaUnmap, LoggingReport, LoggingStart, RegionAccess, Reply, Request,
+    SetIrqs,
 };
 
 /// Room for capabilities when they are first asked for.
@@ -470,7 +471,7 @@ impl Device for Client {
             })?;
         }
         let offset = file.as_ref().map_or(0, FileOffset::start);
-        let map = DmaMap { rights, offset, iova, size: memory.size() };
+        let map = DmaMap { rights, modes: DmaAccessModes::empty(), offset, iova, size: memory.size() };
         let descriptors: Vec<_> = file.iter().map(|file| file.file().as_fd()).collect();
         // The device may ask for it before the server says that it is mapped.
         let size = memory.size();

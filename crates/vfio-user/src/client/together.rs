@@ -9,7 +9,7 @@ use whimbrel_user::{DmaRegion, Error, Result};
 use super::Client;
 use super::connection::Batch;
 use super::device::{ANOTHER_PLACE, wrong_access};
-use crate::message::{Command, DmaMap, DmaUnmap, RegionAccess, Reply, Request};
+use crate::message::{Command, DmaAccessModes, DmaMap, DmaUnmap, RegionAccess, Reply, Request};
 
 /// A part of a region to read.
 #[derive(Debug)]
@@ -129,7 +129,16 @@ impl Client {
             .map(|DmaMapping { iova, rights, memory }| {
                 let file = memory.file().cloned().filter(|_| takes_files);
                 let offset = file.as_ref().map_or(0, FileOffset::start);
-                (DmaMap { rights: *rights, offset, iova: *iova, size: memory.size() }, file)
+                (
+                    DmaMap {
+                        rights: *rights,
+                        modes: DmaAccessModes::empty(),
+                        offset,
+                        iova: *iova,
+                        size: memory.size(),
+                    },
+                    file,
+                )
             })
             .collect();
         let what = |at: usize| format!("{} at {:#x}", Command::DmaMap, requests[at].0.iova);

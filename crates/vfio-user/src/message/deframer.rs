@@ -111,12 +111,6 @@ impl Deframer {
         self.taken + self.unread.len() as u64
     }
 
-    /// Bytes of the stream up to the end of the message that [`Deframer::next_message`] has to give.
-    pub(crate) fn next_end(&self) -> Option<u64> {
-        let size = self.header().ok()??.size;
-        (self.unread.len() >= size as usize).then(|| self.taken + u64::from(size))
-    }
-
     /// Bytes held for messages.
     pub fn capacity(&self) -> usize {
         self.buffer.capacity()

@@ -9,11 +9,25 @@ const MAP: u32 = 32;
 const UNMAP: u32 = 24;
 const BITMAP: u32 = 16;
 
-/// VFIO_USER_DMA_MAP. With one descriptor the memory is mapped from it, without it is reached by messages.
+bitflags::bitflags! {
+    /// How the memory behind a descriptor is reached: flags of VFIO_USER_DMA_MAP. The first has the bit of type1's
+    /// VADDR, and nothing to do with it.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct DmaAccessModes: u32 {
+        /// By mmap(2) (VFIO_USER_F_DMA_REGION_MMAP). Without any of these too.
+        const MMAP = 1 << 2;
+        /// By pread(2) and pwrite(2) (VFIO_USER_F_DMA_REGION_FILE_IO).
+        const FILE_IO = 1 << 3;
+    }
+}
+
+/// VFIO_USER_DMA_MAP. With one descriptor the memory is reached by it, without by messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaMap {
     /// What the device may do: READ, WRITE or both.
     pub rights: DmaMapFlags,
+    /// How the memory behind a descriptor is reached.
+    pub modes: DmaAccessModes,
     /// Where in the file the memory begins, in bytes.
     pub offset: u64,
     /// First IOVA.
@@ -84,15 +98,18 @@ impl DmaMap {
         let mut fields = Fields::of(payload, MAP as usize)?;
         fields.argsz(u64::from(MAP))?;
         let flags = fields.u32()?;
-        let rights = DmaMapFlags::from_bits(flags)
-            .filter(|rights| !rights.is_empty() && !rights.contains(DmaMapFlags::VADDR))
-            .ok_or(Malformed::Flags(flags))?;
-        Ok(DmaMap { rights, offset: fields.u64()?, iova: fields.u64()?, size: fields.u64()? })
+        let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
+        let rights = DmaMapFlags::from_bits_truncate(flags) & both;
+        let modes = DmaAccessModes::from_bits_truncate(flags);
+        if rights.is_empty() || rights.bits() | modes.bits() != flags {
+            return Err(Malformed::Flags(flags));
+        }
+        Ok(DmaMap { rights, modes, offset: fields.u64()?, iova: fields.u64()?, size: fields.u64()? })
     }
 
     pub(super) fn put(&self, out: &mut MessageBuffer) {
         out.put_u32(MAP);
-        out.put_u32(self.rights.bits());
+        out.put_u32(self.rights.bits() | self.modes.bits());
         out.put_u64(self.offset);
         out.put_u64(self.iova);
         out.put_u64(self.size);

@@ -55,7 +55,7 @@ pub use self::deframer::{Deframer, Message};
 pub use self::device::{
     DeviceInfoReply, IoFdKind, IrqInfoReply, RegionInfoReply, RegionIoFdsReply, SubRegion,
 };
-pub use self::dma::{BitmapRequest, DirtyBitmap, DmaAccess, DmaMap, DmaUnmap, DmaUnmapReply};
+pub use self::dma::{BitmapRequest, DirtyBitmap, DmaAccess, DmaAccessModes, DmaMap, DmaUnmap, DmaUnmapReply};
 pub use self::feature::{DeviceFeature, LoggingReport, LoggingStart};
 pub use self::header::{FrameError, FrameProblem, HEADER, Header, Kind};
 pub use self::irqs::SetIrqs;

@@ -111,7 +111,13 @@ fn requests<'a>(parts: &'a Parts, room: &'a mut [[u8; 24]]) -> Vec<Request<'a>> 
     let argsz = |least: u32| least.max(*e);
     vec![
         Request::Version(version.clone()),
-        Request::DmaMap(DmaMap { rights: rights[*d as usize % 3], offset: *a, iova: *b, size: *c }),
+        Request::DmaMap(DmaMap {
+            rights: rights[*d as usize % 3],
+            modes: DmaAccessModes::empty(),
+            offset: *a,
+            iova: *b,
+            size: *c,
+        }),
         Request::DmaUnmap(DmaUnmap::Range { iova: *a, size: *b, bitmap }),
         Request::DmaUnmap(DmaUnmap::All),
         Request::DeviceGetInfo { argsz: argsz(16) },

@@ -22,7 +22,7 @@ use super::ServeError;
 use super::queue::{Queue, Waiting};
 use super::rest::Rest;
 use crate::message::{Command, Kind, MessageBuffer, Request};
-use crate::socket::{Incoming, Receiver, Sender, without_sockets};
+use crate::socket::{Incoming, Receiver, Sender};
 
 /// How long who sends lets another read before it looks whether that one still does.
 const LOOK: Duration = Duration::from_millis(5);
@@ -96,8 +96,7 @@ pub(super) enum Next {
 
 impl Channel {
     /// The socket that commands come from.
-    pub(super) fn new(mut receiver: Receiver, sender: Sender) -> Channel {
-        receiver.keep_no_sockets();
+    pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
         let socket = sender.clone();
         Channel {
             outbound: Mutex::new(Outbound { sender, request: MessageBuffer::new() }),
@@ -110,7 +109,8 @@ impl Channel {
     }
 
     /// A socket beside that of the `commands`, with which it ends.
-    pub(super) fn twin(receiver: Receiver, sender: Sender, commands: &Channel) -> Channel {
+    pub(super) fn twin(mut receiver: Receiver, sender: Sender, commands: &Channel) -> Channel {
+        receiver.take_no_descriptors();
         Channel { commands: Some(commands.socket.clone()), ..Channel::new(receiver, sender) }
     }
 
@@ -384,7 +384,6 @@ impl Channel {
                 return Err(ServeError::CommandOverTwin(header.command));
             }
             Kind::Command { .. } => {
-                let descriptors = descriptors.and_then(without_sockets);
                 let waiting = Waiting { header, payload: payload.to_vec(), descriptors };
                 return self.state.lock().waiting.push(waiting);
             }

@@ -13,11 +13,13 @@ use whimbrel_uapi::device::IrqInfoFlags;
 use super::channel::{Channel, Next};
 use super::client_memory::ClientMemory;
 use super::feature::Log;
+use super::foreign::ForeignThread;
 use super::mappings::Mappings;
 use super::queue::Waiting;
 use super::rest::Rest;
 use super::state_channel::StateChannel;
 use super::{ServeError, Shared, region_info, twin};
+use crate::descriptors::Descriptors;
 use crate::message::{
     Command, DeviceInfoReply, Header, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess,
     RegionInfoReply, Reply, Request, Version,
@@ -38,6 +40,8 @@ pub(super) struct Client {
     pub(super) twin: Option<Arc<Channel>>,
     /// Who may want this to rest.
     pub(super) rest: Option<Arc<Rest>>,
+    /// Closes those of its descriptors that may never be closed, and uses them.
+    pub(super) foreign: Arc<ForeignThread>,
     /// Another process serves the same connection: it is not to be ended here.
     pub(super) is_anothers: bool,
     /// Replies that were not sent yet.
@@ -74,12 +78,18 @@ enum End {
 }
 
 impl Client {
-    pub(super) fn new(backend: Arc<Shared>, channel: Channel, rest: Option<Arc<Rest>>) -> Client {
+    pub(super) fn new(
+        backend: Arc<Shared>,
+        channel: Channel,
+        rest: Option<Arc<Rest>>,
+        foreign: Arc<ForeignThread>,
+    ) -> Client {
         Client {
             backend,
             channel: Arc::new(channel),
             twin: None,
             rest,
+            foreign,
             is_anothers: false,
             out: MessageBuffer::new(),
             descriptors: Vec::new(),
@@ -256,7 +266,7 @@ impl Client {
         id: u16,
         number: u16,
         payload: &[u8],
-        descriptors: Result<Vec<OwnedFd>, DescriptorError>,
+        descriptors: Result<Descriptors, DescriptorError>,
     ) -> (Result<(), Errno>, ControlFlow<ServeError>) {
         let command = Command::try_from(number);
         if self.agreed.is_none() && command != Ok(Command::Version) {
@@ -297,10 +307,10 @@ impl Client {
     fn take(
         &self,
         request: &Request<'_>,
-        descriptors: Result<Vec<OwnedFd>, DescriptorError>,
-    ) -> Result<Vec<OwnedFd>, Errno> {
+        descriptors: Result<Descriptors, DescriptorError>,
+    ) -> Result<Descriptors, Errno> {
         let descriptors = descriptors.map_err(|error| match error {
-            DescriptorError::TooMany | DescriptorError::Socket => Errno::EINVAL,
+            DescriptorError::TooMany | DescriptorError::Kind => Errno::EINVAL,
             DescriptorError::Lost => Errno::EMFILE,
         })?;
         let most = match request {
@@ -325,7 +335,8 @@ impl Client {
                 }
                 let asked = self.twin.as_ref().unwrap_or(&self.channel).clone();
                 let remote = Arc::new(ClientMemory::new(asked, limits));
-                self.mappings = Some(Mappings::new(self.device().clone(), &answer.capabilities, remote));
+                self.mappings =
+                    Some(Mappings::new(&self.backend, &answer.capabilities, remote, self.foreign.clone()));
                 self.agreed = Some(answer.capabilities.clone());
                 self.out.reply(id, &Reply::Version(answer));
                 (Ok(()), ControlFlow::Continue(()))
@@ -334,7 +345,7 @@ impl Client {
         }
     }
 
-    fn execute(&mut self, id: u16, request: &Request<'_>, descriptors: Vec<OwnedFd>) -> Result<(), Errno> {
+    fn execute(&mut self, id: u16, request: &Request<'_>, descriptors: Descriptors) -> Result<(), Errno> {
         match request {
             Request::DmaMap(map) => self.dma_map(id, *map, descriptors),
             Request::DmaUnmap(unmap) => self.dma_unmap(id, *unmap),

@@ -1,13 +1,12 @@
 //! VFIO_USER_DEVICE_SET_IRQS: eventfds that came with a message, for the device's interrupts.
 
-use std::os::fd::OwnedFd;
-
 use whimbrel_device::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, VFIO_IRQ_SET_DATA_TYPE_MASK};
 use whimbrel_uapi::ioctl::VFIO_DEVICE_SET_IRQS;
 
 use super::client::Client;
 use super::process::Caller;
+use crate::descriptors::Descriptors;
 use crate::message::{Reply, SetIrqs};
 
 impl Client {
@@ -17,7 +16,7 @@ impl Client {
         &mut self,
         id: u16,
         set: &SetIrqs<'_>,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Descriptors,
     ) -> Result<(), Errno> {
         /// Bytes before the array.
         const HEAD: u32 = 20;

@@ -1,12 +1,12 @@
 //! The memory that a client maps for the device: the requests. What is mapped is kept in
 //! [`mappings`](super::mappings).
 
-use std::os::fd::OwnedFd;
 use whimbrel_device::Errno;
 use whimbrel_protocol::dirty::DirtyReport;
 
 use super::client::Client;
 use super::feature::put_words;
+use crate::descriptors::Descriptors;
 use crate::message::{
     BitmapRequest, DirtyBitmap, DmaMap, DmaUnmap, DmaUnmapReply, LoggingReport, MessageBuffer, Reply,
 };
@@ -16,7 +16,7 @@ impl Client {
         &mut self,
         id: u16,
         map: DmaMap,
-        mut descriptors: Vec<OwnedFd>,
+        mut descriptors: Descriptors,
     ) -> Result<(), Errno> {
         self.mappings.as_mut().ok_or(Errno::EINVAL)?.map(map, descriptors.pop())?;
         self.out.reply(id, &Reply::DmaMap);

@@ -4,8 +4,15 @@
 //! a path. A client may leave and another come: the device's state stays, and what the client had set up of
 //! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
 //!
-//! A file that a client has given as memory and then makes shorter would end it, by SIGBUS at the device's next
-//! access: so a [`Backend`] handles that signal ([`survive_lost_memory`]), and such an access is a fault.
+//! A client's memory is a file in memory (memfd_create, tmpfs, hugetlbfs). Files of other file systems may never answer,
+//! which nothing can end, not even SIGKILL: they are refused, and closed by a thread of the client's own. A server may
+//! take them to be read and written ([`BackendOptions::foreign_memory`]), which that thread does then.
+//!
+//! A file that a client has given as memory and then makes shorter ends the process, by SIGBUS at the device's next
+//! access, unless the program calls [`survive_lost_memory`] once, as `whimbrel serve` does: then such an access is a
+//! fault. It installs a handler for the whole process, so it is left to the program.
+//!
+//! A client's descriptors leave the process some for itself: those beyond are EMFILE.
 //!
 //! Memory that is mapped without a descriptor is reached by asking for it: VFIO_USER_DMA_READ and
 //! VFIO_USER_DMA_WRITE, over the twin socket if one was agreed on, else over that of the commands. Commands
@@ -30,6 +37,8 @@ mod client;
 mod client_memory;
 mod doorbells;
 mod feature;
+mod file_memory;
+mod foreign;
 mod interrupts;
 mod listener;
 mod mappings;
@@ -55,13 +64,17 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use whimbrel_device::dma::DmaSpace;
-use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite, survive_lost_memory};
+#[cfg(doc)]
+use whimbrel_device::survive_lost_memory;
+use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
 
 use self::channel::Channel;
 use self::client::{Client, Served as ClientServed};
+use self::foreign::ForeignThread;
 pub use self::listener::{Listener, Served, Server, Stopper};
 use self::rest::Rest;
 pub use self::takeover::{LinkError, Takeover, TakeoverError};
+use crate::descriptors::Screen;
 use crate::message::{Command, HEADER, Limits, MessageBuffer};
 use crate::socket::{SocketError, connection};
 use crate::{Capabilities, MAX_FDS, MigrationCapability, MigrationExtensions, NegotiationError, TwinSocket};
@@ -98,9 +111,73 @@ struct Shared {
     device: DeviceFile,
     capabilities: Capabilities,
     ioeventfds: Vec<IoeventfdWrite>,
+    max_client_memory: u64,
+    foreign_memory: bool,
     /// The last data file that the device gave, whichever client asked for it.
     data_file: Mutex<Option<Arc<DataFile>>>,
     in_use: AtomicBool,
+}
+
+/// What a [`Backend`] offers to its clients, and what they may cost.
+///
+/// ```
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::{Backend, BackendOptions};
+///
+/// let model = "serial".parse::<Model>()?.open("serial 0")?;
+/// let backend = Backend::with(model.device, BackendOptions::default().max_client_memory(16 << 30));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BackendOptions {
+    capabilities: Capabilities,
+    ioeventfds: Vec<IoeventfdWrite>,
+    max_client_memory: u64,
+    foreign_memory: bool,
+}
+
+impl Default for BackendOptions {
+    fn default() -> BackendOptions {
+        BackendOptions {
+            capabilities: Backend::capabilities(),
+            ioeventfds: Vec::new(),
+            max_client_memory: u64::MAX,
+            foreign_memory: false,
+        }
+    }
+}
+
+impl BackendOptions {
+    /// What the server can do: [`Backend::capabilities`], or less.
+    #[must_use]
+    pub fn capabilities(self, capabilities: Capabilities) -> BackendOptions {
+        BackendOptions { capabilities, ..self }
+    }
+
+    /// Writes for which clients get eventfds beside the doorbells that the driver names
+    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
+    #[must_use]
+    pub fn ioeventfds(self, ioeventfds: Vec<IoeventfdWrite>) -> BackendOptions {
+        BackendOptions { ioeventfds, ..self }
+    }
+
+    /// Bytes of files that one client may map. Beyond them VFIO_USER_DMA_MAP is ENOSPC. There is no bound by default.
+    ///
+    /// A page that a client shares but has not touched is charged to the process that touches it first, which may be the
+    /// server.
+    #[must_use]
+    pub fn max_client_memory(self, bytes: u64) -> BackendOptions {
+        BackendOptions { max_client_memory: bytes, ..self }
+    }
+
+    /// Takes files of any file system to be read and written (VFIO_USER_F_DMA_REGION_FILE_IO), such as
+    /// `/proc/PID/mem`; by default they are EINVAL.
+    ///
+    /// They may never answer: then accesses to them are faults, and the process can end only once they have answered.
+    #[must_use]
+    pub fn foreign_memory(self, takes: bool) -> BackendOptions {
+        BackendOptions { foreign_memory: takes, ..self }
+    }
 }
 
 /// Why a client is no longer served. The device is as before.
@@ -155,21 +232,25 @@ impl NegotiationError {
 impl Backend {
     /// A device, with what this server can do, and the doorbells that its driver names.
     pub fn new(device: DeviceFile) -> Backend {
-        Backend::with(device, Backend::capabilities(), Vec::new())
+        Backend::with(device, BackendOptions::default())
     }
 
-    /// A device, with what a server shall offer, and writes for which clients get eventfds beside the doorbells
-    /// that the driver names (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
-    ///
-    /// Capabilities can be less than [`Backend::capabilities`], not more.
-    pub fn with(device: DeviceFile, capabilities: Capabilities, ioeventfds: Vec<IoeventfdWrite>) -> Backend {
-        if let Err(error) = survive_lost_memory() {
-            tracing::warn!(%error, "SIGBUS cannot be handled: a client that shortens its memory ends this process");
-        }
-        let capabilities =
-            Capabilities { max_msg_fds: capabilities.max_msg_fds.min(MAX_FDS as u32), ..capabilities };
+    /// A device, with what is offered to its clients.
+    pub fn with(device: DeviceFile, options: BackendOptions) -> Backend {
+        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory } = options;
+        capabilities.max_msg_fds = capabilities.max_msg_fds.min(MAX_FDS as u32);
         let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
-        Backend { shared: Arc::new(Shared { device, capabilities, ioeventfds, data_file, in_use }) }
+        Backend {
+            shared: Arc::new(Shared {
+                device,
+                capabilities,
+                ioeventfds,
+                max_client_memory,
+                foreign_memory,
+                data_file,
+                in_use,
+            }),
+        }
     }
 
     /// What this server can do.
@@ -201,6 +282,13 @@ impl Backend {
     }
 }
 
+impl Shared {
+    /// What of a client's descriptors is let in.
+    fn screen(&self, foreign: &Arc<ForeignThread>) -> Screen {
+        Screen::new(foreign.clone(), self.foreign_memory)
+    }
+}
+
 /// The one client at a time.
 #[derive(Debug)]
 struct Turn(Arc<Shared>);
@@ -220,8 +308,10 @@ impl Turn {
     /// A client of which nothing is known yet.
     fn begin(self, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
         let limits = Limits { max_data_xfer_size: self.0.capabilities.max_data_xfer_size };
-        let (receiver, sender) = connection(stream, limits);
-        let client = Client::new(self.0.clone(), Channel::new(receiver, sender), rest);
+        let (mut receiver, sender) = connection(stream, limits);
+        let foreign = Arc::new(ForeignThread::new());
+        receiver.screen(self.0.screen(&foreign));
+        let client = Client::new(self.0.clone(), Channel::new(receiver, sender), rest, foreign);
         Serving { client, turn: self }
     }
 }

@@ -1,11 +1,10 @@
 //! A request of a message as the raw request of a process, so that it is judged by the device's own checks,
 //! in their order: the memory is the message, and descriptors are those that came with it.
 
-use std::os::fd::OwnedFd;
-
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DataFile, Errno, Fault, Process};
 
+use crate::descriptors::{DescriptorKind, Descriptors};
 use crate::eventfd;
 
 /// Where a second piece of memory lies.
@@ -24,7 +23,7 @@ pub(super) struct Caller {
     /// From [`SECOND`] on.
     pub(super) second: Vec<u8>,
     /// Descriptors by their index in the message.
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) descriptors: Descriptors,
     /// The data file that the request gave.
     pub(super) data_file: Option<DataFile>,
 }
@@ -64,7 +63,11 @@ impl Process for Caller {
 
     fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
         let found = usize::try_from(fd).ok().and_then(|index| self.descriptors.get(index));
-        let copy = found.ok_or(Errno::EBADF)?.try_clone().map_err(|_| Errno::EMFILE)?;
-        eventfd::from_descriptor(copy)
+        let found = found.ok_or(Errno::EBADF)?;
+        // A copy of anything else might not be closed for ever.
+        if DescriptorKind::of(found) != DescriptorKind::Eventfd {
+            return Err(Errno::EINVAL);
+        }
+        eventfd::from_descriptor(found.try_clone().map_err(|_| Errno::EMFILE)?)
     }
 }

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::ServeError;
 use crate::MAX_FDS;
+use crate::descriptors::Descriptors;
 use crate::message::Header;
 use crate::socket::DescriptorError;
 
@@ -20,7 +21,7 @@ const MOST_DESCRIPTORS: usize = 2 * MAX_FDS;
 pub(super) struct Waiting {
     pub(super) header: Header,
     pub(super) payload: Vec<u8>,
-    pub(super) descriptors: Result<Vec<OwnedFd>, DescriptorError>,
+    pub(super) descriptors: Result<Descriptors, DescriptorError>,
 }
 
 /// Commands in the order in which they came.
@@ -37,7 +38,7 @@ impl Waiting {
     }
 
     fn descriptors(&self) -> usize {
-        self.descriptors.as_ref().map_or(0, Vec::len)
+        self.descriptors.as_ref().map_or(0, |descriptors| descriptors.len())
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use whimbrel_device::{DataFile, Errno};
 
 use super::{Shared, migration_data};
+use crate::descriptors::Descriptors;
 use crate::message::{Command, Kind, Limits, MessageBuffer, Request};
 use crate::socket::{DescriptorError, Ender, Incoming, Receiver, Sender, SocketError, connection};
 use crate::{Capabilities, MigrationExtensions};
@@ -55,7 +56,7 @@ impl StateChannel {
         }
         let limits = Limits { max_data_xfer_size: agreed.max_data_xfer_size };
         let (mut receiver, sender) = connection(ours, limits);
-        receiver.keep_no_sockets();
+        receiver.take_no_descriptors();
         let ender = sender.ender();
         let name = format!("state of {}", backend.device.name());
         let extensions = agreed.extensions();
@@ -127,7 +128,7 @@ impl Service {
         id: u16,
         number: u16,
         payload: &[u8],
-        descriptors: Result<Vec<OwnedFd>, DescriptorError>,
+        descriptors: Result<Descriptors, DescriptorError>,
     ) -> Result<(), Errno> {
         let command = Command::try_from(number).map_err(|_| Errno::ENOTTY)?;
         let is_known = match command {
@@ -144,7 +145,7 @@ impl Service {
         })?;
         match descriptors {
             Ok(descriptors) if descriptors.is_empty() => {}
-            Ok(_) | Err(DescriptorError::TooMany | DescriptorError::Socket) => return Err(Errno::EINVAL),
+            Ok(_) | Err(DescriptorError::TooMany | DescriptorError::Kind) => return Err(Errno::EINVAL),
             Err(DescriptorError::Lost) => return Err(Errno::EMFILE),
         }
         let (data_file, out) = (&*self.data_file, &mut self.out);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_device::{Errno, IoeventfdWrite, WriteWidth};
 use whimbrel_user::Device;
+use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, IoAccess, RegionIoFd};
 
 use crate::board::{PAGE, RING, RUNG, board, board_with, doorbell};
@@ -48,8 +49,9 @@ fn a_backend_has_more_doorbells_than_the_driver_names_and_each_once() {
     let more = |offset| IoeventfdWrite { region: 0, offset, width: WriteWidth::One, data: 7 };
     // More than the room that is asked for first: the client asks again.
     let list: Vec<_> = (0x100..0x180).map(more).chain([doorbell()]).collect();
-    let (mut client, written) =
-        board_with(&ClientOptions::default(), |device| Backend::with(device, Backend::capabilities(), list));
+    let (mut client, written) = board_with(&ClientOptions::default(), |device| {
+        Backend::with(device, BackendOptions::default().ioeventfds(list))
+    });
     let parts = client.region_io_fds(0).unwrap();
     let mut offsets: Vec<u64> = parts.iter().map(|part| part.offset).collect();
     offsets.sort_unstable();
@@ -74,7 +76,7 @@ fn no_more_doorbells_come_than_descriptors_can() {
     for (most, expected) in [(3, 3), (0, 0)] {
         let capabilities = Capabilities { max_msg_fds: most, ..Client::capabilities() };
         let options = ClientOptions { capabilities, ..ClientOptions::default() };
-        let backend = |device| Backend::with(device, Backend::capabilities(), list.clone());
+        let backend = |device| Backend::with(device, BackendOptions::default().ioeventfds(list.clone()));
         let (client, _) = board_with(&options, backend);
         assert_eq!(client.region_io_fds(0).unwrap().len(), expected);
     }

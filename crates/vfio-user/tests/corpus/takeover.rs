@@ -23,6 +23,7 @@ use rustix::net::{
     SendFlags, getsockname, recvmsg, sendmsg,
 };
 use whimbrel_models::Model;
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{HEADER, LoggingStart, Request, SetIrqs};
 use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, Server, TwinSocket};
 
@@ -73,7 +74,13 @@ fn client(path: &Path) -> (Peer, OwnedFd) {
     let twin_socket = Some(TwinSocket { supported: true, fd_index: None });
     client.agree(Capabilities { twin_socket, ..Backend::capabilities() });
     client.map(0, 4 * PAGE, &memory(4 * PAGE)).unwrap();
-    let map = whimbrel_vfio_user::message::DmaMap { rights: BOTH, offset: 0, iova: 0x10_0000, size: PAGE };
+    let map = whimbrel_vfio_user::message::DmaMap {
+        rights: BOTH,
+        modes: DmaAccessModes::empty(),
+        offset: 0,
+        iova: 0x10_0000,
+        size: PAGE,
+    };
     client.ask(&Request::DmaMap(map)).unwrap();
     let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
     let set = SetIrqs { flags: 0x24, index: MSI, start: 0, count: 1, data: &[] };

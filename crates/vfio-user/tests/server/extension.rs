@@ -2,6 +2,7 @@
 
 use whimbrel_device::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::message::Request;
 use whimbrel_vfio_user::{Backend, Capabilities, MigrationExtensions};
 
@@ -214,7 +215,8 @@ fn a_server_offers_no_more_than_it_is_told_to() {
         (None, Some(MigrationExtensions::ALL), None),
     ] {
         let capabilities = Capabilities { migration_extensions: offered, ..capabilities.clone() };
-        let backend = Backend::with(backend().device().clone(), capabilities, Vec::new());
+        let backend =
+            Backend::with(backend().device().clone(), BackendOptions::default().capabilities(capabilities));
         let (server, stream) = std::os::unix::net::UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || backend.serve(server));
         let mut peer = super::support::Peer::new(stream, Some(thread));

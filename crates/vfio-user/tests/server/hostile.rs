@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use whimbrel_device::Errno;
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     Command, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, SetIrqs,
 };
@@ -274,7 +275,13 @@ fn descriptors_in_a_wrong_number_are_refused_and_closed() {
     let mut peer = Host::new().client();
     let (read, write) = rustix::pipe::pipe().unwrap();
     let fds = |count| vec![write.as_fd(); count];
-    let map = whimbrel_vfio_user::message::DmaMap { rights: BOTH, offset: 0, iova: 0, size: PAGE };
+    let map = whimbrel_vfio_user::message::DmaMap {
+        rights: BOTH,
+        modes: DmaAccessModes::empty(),
+        offset: 0,
+        iova: 0,
+        size: PAGE,
+    };
     let set = SetIrqs { flags: 0x24, index: MSI, start: 0, count: 2, data: &[] };
     let access = RegionAccess { offset: 0, region: BAR, count: 1 };
     let cases = [

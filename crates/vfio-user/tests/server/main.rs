@@ -3,11 +3,14 @@
 
 mod answers;
 mod clients;
+mod descriptors;
 mod extension;
 mod hostile;
 mod memory;
 mod messages;
 mod migration;
+#[path = "../devices/silent_files.rs"]
+mod silent_files;
 mod source;
 #[path = "../devices/source.rs"]
 mod source_device;

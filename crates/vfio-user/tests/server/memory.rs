@@ -2,10 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use whimbrel_device::Errno;
+use whimbrel_device::{Errno, survive_lost_memory};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaUnmapFlags;
 use whimbrel_vfio_user::Backend;
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     BitmapRequest, DeviceFeature, DmaMap, DmaUnmap, LoggingReport, LoggingStart, Reply, Request,
 };
@@ -56,6 +57,7 @@ fn report(peer: &mut Peer, iova: u64, pages: u64) -> Result<u64, Errno> {
 
 #[test]
 fn a_client_that_shortens_its_memory_loses_it_and_the_server_goes_on() {
+    survive_lost_memory().unwrap();
     let host = Host::new();
     let mut peer = host.client();
     let (short, whole) = (memory(2 * PAGE), memory(PAGE));
@@ -77,7 +79,7 @@ fn the_device_reaches_what_is_mapped_and_nothing_else() {
     let memory = memory(2 * PAGE);
     ring(&mut peer, IOVA);
     assert_eq!(host.backend.device().bus().dma().faults(), 1);
-    let map = DmaMap { rights: BOTH, offset: PAGE, iova: IOVA, size: PAGE };
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: PAGE, iova: IOVA, size: PAGE };
     peer.ask_with(&Request::DmaMap(map), &[memory.as_fd()]).unwrap();
     ring(&mut peer, IOVA);
     assert_eq!(mark_in(&memory), 0, "the offset is that of the file");
@@ -106,9 +108,15 @@ fn a_file_that_is_too_short_or_may_not_be_written_is_refused() {
     let mut peer = Host::new().client();
     let short = memory(PAGE);
     assert_eq!(peer.map(IOVA, 2 * PAGE, &short), Err(Errno::EINVAL));
-    let map = DmaMap { rights: BOTH, offset: u64::MAX - PAGE + 1, iova: IOVA, size: PAGE };
+    let map = DmaMap {
+        rights: BOTH,
+        modes: DmaAccessModes::empty(),
+        offset: u64::MAX - PAGE + 1,
+        iova: IOVA,
+        size: PAGE,
+    };
     assert_eq!(peer.ask_with(&Request::DmaMap(map), &[short.as_fd()]).err(), Some(Errno::EINVAL));
-    let named = tempfile::NamedTempFile::new().unwrap();
+    let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     named.as_file().set_len(PAGE).unwrap();
     let read_only = named.reopen().map(|_| std::fs::File::open(named.path()).unwrap()).unwrap();
     assert_eq!(peer.map(IOVA, PAGE, &read_only), Err(Errno::EINVAL));
@@ -204,7 +212,7 @@ fn what_is_mapped_up_to_the_last_address_while_everything_is_logged_counts_as_wr
     let mut peer = Host::new().client();
     start(&mut peer, PAGE, &[]).unwrap();
     let half = 1 << 63;
-    let map = DmaMap { rights: BOTH, offset: 0, iova: half, size: half };
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: half, size: half };
     peer.ask(&Request::DmaMap(map)).unwrap();
     assert_eq!(report(&mut peer, half, 8), Ok(0xff));
     assert_eq!(report(&mut peer, u64::MAX - 8 * PAGE + 1, 7), Ok(0x7f));
@@ -215,7 +223,7 @@ fn all_addresses_can_be_mapped_and_unmapped_at_once() {
     let mut peer = Host::new().client();
     let half = 1 << 63;
     for iova in [0, half] {
-        let map = DmaMap { rights: BOTH, offset: 0, iova, size: half };
+        let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova, size: half };
         peer.ask(&Request::DmaMap(map)).unwrap();
     }
     assert_eq!(unmap_by(&mut peer, DmaUnmap::All).unwrap(), u64::MAX, "as many bytes as can be told");

@@ -15,6 +15,8 @@ use whimbrel_device::{
 };
 use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
 use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_vfio_user::BackendOptions;
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     Command, DmaMap, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request, Version,
 };
@@ -209,7 +211,12 @@ impl Host {
     pub(crate) fn with(capabilities: Capabilities) -> Host {
         let doorbell =
             IoeventfdWrite { region: BAR, offset: DOORBELL, width: WriteWidth::Eight, data: 0x10_0000 };
-        Host { backend: Backend::with(Board::open(), capabilities, vec![doorbell]) }
+        Host {
+            backend: Backend::with(
+                Board::open(),
+                BackendOptions::default().capabilities(capabilities).ioeventfds(vec![doorbell]),
+            ),
+        }
     }
 
     /// The client's end of a new connection, and what becomes of the server's.
@@ -316,9 +323,11 @@ impl Peer {
         let got = self.receiver.receive().unwrap().expect("the server has hung up");
         assert_eq!((got.header.id, got.header.command), (id, command.number()));
         match got.header.kind {
-            Kind::Reply => {
-                Ok(Answer { payload: got.payload.to_vec(), fds: got.descriptors.unwrap(), command })
-            }
+            Kind::Reply => Ok(Answer {
+                payload: got.payload.to_vec(),
+                fds: got.descriptors.unwrap().into_vec(),
+                command,
+            }),
             Kind::Error(errno) => {
                 assert!(got.payload.is_empty(), "an error has a header alone");
                 Err(Errno::from_raw(errno.cast_signed()))
@@ -328,7 +337,7 @@ impl Peer {
     }
 
     pub(crate) fn map(&mut self, iova: u64, size: u64, file: &File) -> Result<(), Errno> {
-        let map = DmaMap { rights: BOTH, offset: 0, iova, size };
+        let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova, size };
         self.ask_with(&Request::DmaMap(map), &[file.as_fd()]).map(drop)
     }
 

@@ -13,6 +13,8 @@ use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData, Sta
 use whimbrel_models::Model;
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_vfio_user::BackendOptions;
+use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     Command, DeviceFeature, DmaAccess, DmaMap, DmaUnmap, LoggingReport, MessageBuffer, RegionAccess, Reply,
     Request, SetIrqs, Version,
@@ -37,7 +39,7 @@ pub(crate) struct Line {
 pub(crate) fn board() -> Backend {
     let doorbell =
         IoeventfdWrite { region: BAR, offset: DOORBELL, width: WriteWidth::Eight, data: RINGS_FOR };
-    Backend::with(Board::open(), Backend::capabilities(), vec![doorbell])
+    Backend::with(Board::open(), BackendOptions::default().ioeventfds(vec![doorbell]))
 }
 
 impl Line {
@@ -182,7 +184,7 @@ fn a_message_that_is_cut_at_any_byte_is_answered_by_the_new_server() {
     let mut line = Line::new();
     let mut peer = line.client();
     let file = memory(PAGE);
-    let map = DmaMap { rights: BOTH, offset: 0, iova: 0, size: PAGE };
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
     let mut message = MessageBuffer::new();
     message.request(7, false, &Request::DmaMap(map));
     for cut in 1..message.len() {
@@ -289,7 +291,8 @@ fn memory_that_was_mapped_before_is_written_after() {
     let (one, two) = (memory(4 * PAGE), memory(PAGE));
     // Two mappings of one file, which go over as one.
     peer.map(0, PAGE, &one).unwrap();
-    let map = DmaMap { rights: BOTH, offset: 2 * PAGE, iova: 2 * PAGE, size: PAGE };
+    let map =
+        DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 2 * PAGE, iova: 2 * PAGE, size: PAGE };
     peer.ask_with(&Request::DmaMap(map), &[one.as_fd()]).unwrap();
     peer.map(8 * PAGE, PAGE, &two).unwrap();
     line.take_over();
@@ -317,7 +320,13 @@ fn many_mappings_of_one_file_go_over_with_one_descriptor() {
     let mut peer = line.client();
     let file = memory(PAGE);
     for iova in 0..COUNT {
-        let map = DmaMap { rights: BOTH, offset: 0, iova: iova * 2 * PAGE, size: PAGE };
+        let map = DmaMap {
+            rights: BOTH,
+            modes: DmaAccessModes::empty(),
+            offset: 0,
+            iova: iova * 2 * PAGE,
+            size: PAGE,
+        };
         peer.ask_with(&Request::DmaMap(map), &[file.as_fd()]).unwrap();
     }
     line.take_over();
@@ -407,11 +416,8 @@ fn what_was_dirty_is_not_lost_by_a_takeover_that_fails() {
     feature(&mut peer, Feature::DmaLoggingStart, FeatureFlags::SET, &start).unwrap();
     peer.write(BAR, DOORBELL, &(7 * PAGE).to_ne_bytes()).unwrap();
     // It takes all, and cannot go on with what the client has agreed on.
-    let less = Backend::with(
-        Board::open(),
-        Capabilities { write_multiple: false, ..Backend::capabilities() },
-        vec![],
-    );
+    let capabilities = Capabilities { write_multiple: false, ..Backend::capabilities() };
+    let less = Backend::with(Board::open(), BackendOptions::default().capabilities(capabilities));
     let error = line.take_over_with(less).unwrap_err();
     assert!(error.to_string().contains("cannot do"), "{error}");
     assert_eq!(report(&mut peer, 64), 1 << 7);
@@ -573,7 +579,7 @@ fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_
     let mut line = Line::new();
     let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
     peer.agree(Capabilities { twin_socket: None, ..Backend::capabilities() });
-    let map = DmaMap { rights: BOTH, offset: 0, iova: 0, size: PAGE };
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
     peer.ask(&Request::DmaMap(map)).unwrap();
     for round in 0..5_u8 {
         let ring = peer

@@ -77,7 +77,7 @@ impl Hand {
         let (rest, length) = got.payload.split_last_chunk::<4>().unwrap();
         let (data, text) = rest.split_at(rest.len() - u32::from_ne_bytes(*length) as usize);
         let text = serde_json::from_slice(text).unwrap();
-        Some(Said { text, data: data.to_vec(), descriptors: got.descriptors.unwrap() })
+        Some(Said { text, data: data.to_vec(), descriptors: got.descriptors.unwrap().into_vec() })
     }
 }
 

@@ -14,6 +14,8 @@ use whimbrel_user::{DataFile, Device, SavingRead};
 use super::super::Serving;
 use super::super::client::Client;
 use super::super::feature::Log;
+use super::super::file_memory::Source as FileSource;
+use super::super::mappings::Behind;
 use super::super::queue::Waiting;
 use super::describe::{Description, adapted};
 use super::records::{
@@ -263,13 +265,21 @@ impl Giving {
             let mut mappings = Vec::new();
             let mut files: BTreeMap<usize, Number> = BTreeMap::new();
             for mapped in self.device.bus().dma().mappings() {
-                let file = mapped.file.as_ref().map(|file| {
-                    let identity = Arc::as_ptr(file.arc()) as usize;
-                    let number = files.entry(identity).or_insert_with(|| inventory.add(file.arc().clone()));
-                    (*number, file.start())
-                });
+                let behind = client.mappings.as_ref().and_then(|mappings| mappings.behind(mapped.iova));
+                let file = match behind {
+                    Some(Behind::File(file, offset) | Behind::FileIo(FileSource::Memory(file), offset)) => {
+                        let identity = Arc::as_ptr(file) as usize;
+                        let number = files.entry(identity).or_insert_with(|| inventory.add(file.clone()));
+                        Some((*number, *offset))
+                    }
+                    Some(Behind::FileIo(FileSource::Foreign(file), offset)) => {
+                        Some((inventory.add(&**file), *offset))
+                    }
+                    Some(Behind::Client) | None => None,
+                };
+                let file_io = matches!(behind, Some(Behind::FileIo(..)));
                 let rights = mapped.rights.bits();
-                mappings.push(MappingRecord { iova: mapped.iova, size: mapped.size, rights, file });
+                mappings.push(MappingRecord { iova: mapped.iova, size: mapped.size, rights, file, file_io });
             }
             for mappings in mappings.chunks(MOST_MAPPINGS) {
                 messages.push((Message::Mappings { list: mappings.to_vec() }, Vec::new()));

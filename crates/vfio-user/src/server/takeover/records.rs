@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{InUse, InterruptsInUse, IoeventfdWrite, WriteWidth};
 
+use crate::descriptors::DescriptorKind;
 use crate::socket::DescriptorError;
 use crate::{Capabilities, eventfd};
 
@@ -74,6 +75,9 @@ pub(super) struct MappingRecord {
     pub(super) rights: u32,
     /// The file, and the offset in it; `None` for memory that the client is asked for.
     pub(super) file: Option<(Number, u64)>,
+    /// It is read and written, and not mapped.
+    #[serde(default)]
+    pub(super) file_io: bool,
 }
 
 /// A log of dirty pages.
@@ -128,7 +132,7 @@ pub(super) struct WaitingRecord {
 pub(super) enum ProblemRecord {
     TooMany,
     Lost,
-    Socket,
+    Kind,
 }
 
 impl From<DescriptorError> for ProblemRecord {
@@ -136,7 +140,7 @@ impl From<DescriptorError> for ProblemRecord {
         match error {
             DescriptorError::TooMany => ProblemRecord::TooMany,
             DescriptorError::Lost => ProblemRecord::Lost,
-            DescriptorError::Socket => ProblemRecord::Socket,
+            DescriptorError::Kind => ProblemRecord::Kind,
         }
     }
 }
@@ -146,7 +150,7 @@ impl From<ProblemRecord> for DescriptorError {
         match record {
             ProblemRecord::TooMany => DescriptorError::TooMany,
             ProblemRecord::Lost => DescriptorError::Lost,
-            ProblemRecord::Socket => DescriptorError::Socket,
+            ProblemRecord::Kind => DescriptorError::Kind,
         }
     }
 }
@@ -192,8 +196,22 @@ impl Pool {
         }
     }
 
+    /// Takes several.
+    pub(super) fn take_all(&mut self, numbers: Vec<Number>) -> Result<Vec<OwnedFd>, NoDescriptor> {
+        numbers.into_iter().map(|number| self.take(number)).collect()
+    }
+
     pub(super) fn eventfd(&mut self, number: Number) -> Result<EventFd, NoDescriptor> {
         eventfd::from_descriptor(self.take(number)?).map_err(|_| NoDescriptor(number))
+    }
+
+    /// Whether one is a file in memory.
+    pub(super) fn is_memory(&mut self, number: Number) -> bool {
+        match self.slot(number) {
+            Ok(Slot::Whole(fd)) => DescriptorKind::of(fd) == DescriptorKind::Memory,
+            Ok(Slot::File(file)) => DescriptorKind::of(&**file) == DescriptorKind::Memory,
+            Ok(Slot::Taken) | Err(_) => false,
+        }
     }
 
     /// A file, for one mapping of it; whether it is asked for for the first time.

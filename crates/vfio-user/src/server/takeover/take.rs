@@ -16,7 +16,9 @@ use super::super::channel::Channel;
 use super::super::client::Client;
 use super::super::client_memory::ClientMemory;
 use super::super::feature::Log;
-use super::super::mappings::Mappings;
+use super::super::file_memory::Source;
+use super::super::foreign::{ForeignFile, ForeignThread};
+use super::super::mappings::{Behind, Mappings};
 use super::super::queue::{Queue, Waiting};
 use super::super::rest::{LOOK, Rest};
 use super::super::{Backend, Serving, Turn};
@@ -29,6 +31,7 @@ use super::records::{
     UnreadRecord, WaitingRecord,
 };
 use super::wire::{Begin, Link, MOST_DATA, Message, short};
+use crate::descriptors::{DescriptorKind, Screen};
 use crate::message::{HEADER, Header, Kind, Limits};
 use crate::socket::{Receiver, Sender, Unread, UnreadDescriptors, connection};
 use crate::{Capabilities, negotiate};
@@ -59,6 +62,9 @@ struct Arrival {
     /// Data that belongs before that of the next message.
     before: Vec<u8>,
     has_ended: bool,
+    /// For the client's descriptors that are to be looked at again.
+    foreign: Arc<ForeignThread>,
+    screen: Screen,
 }
 
 /// What was taken and stands.
@@ -155,6 +161,7 @@ impl Arrival {
     fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
         let device = backend.device().clone();
         let limits = Limits { max_data_xfer_size: backend.shared.capabilities.max_data_xfer_size };
+        let foreign = Arc::new(ForeignThread::new());
         Ok(Arrival {
             adapted: adapted(&device)?,
             device,
@@ -173,6 +180,8 @@ impl Arrival {
             waiting: Queue::default(),
             before: Vec::new(),
             has_ended: false,
+            screen: backend.shared.screen(&foreign),
+            foreign,
         })
     }
 
@@ -280,11 +289,7 @@ impl Arrival {
         payload.extend_from_slice(data);
         let descriptors = match record.problem {
             Some(problem) => Err(problem.into()),
-            None => Ok(record
-                .numbers
-                .into_iter()
-                .map(|number| self.pool.take(number))
-                .collect::<Result<Vec<_>, _>>()?),
+            None => self.screen.admit(self.pool.take_all(record.numbers)?),
         };
         let header = Header {
             id: record.id,
@@ -350,7 +355,8 @@ impl Arrival {
         }
         let most = agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
         let limits = Limits { max_data_xfer_size: most };
-        let (receiver, sender) = self.socket(commands, limits, false)?;
+        let (mut receiver, sender) = self.socket(commands, limits, false)?;
+        receiver.screen(self.screen.clone());
         let mut channel = Channel::new(receiver, sender);
         let waiting = std::mem::take(&mut self.waiting);
         let twin = twin.map(|number| self.socket(number, limits, true)).transpose()?;
@@ -361,20 +367,20 @@ impl Arrival {
             Arc::new(twin)
         });
         let rest = Arc::new(Rest::default());
-        let mut client = Client::new(shared.clone(), channel, Some(rest));
+        let mut client = Client::new(shared.clone(), channel, Some(rest), self.foreign.clone());
         // Whatever fails from here on, the connection is not to be ended.
         client.is_anothers = true;
         client.twin = twin;
         if let Some(agreed) = &agreed {
             let asked = client.twin.as_ref().unwrap_or(&client.channel).clone();
             let memory = Arc::new(ClientMemory::new(asked, limits));
-            client.mappings = Some(Mappings::new(self.device.clone(), agreed, memory));
+            client.mappings = Some(Mappings::new(shared, agreed, memory, client.foreign.clone()));
         } else if !self.mappings.is_empty() {
             return Err(wrong("there are mappings of a client that has agreed on nothing"));
         }
         client.agreed = agreed;
         if let Some(mappings) = &mut client.mappings {
-            for MappingRecord { iova, size, rights, file } in std::mem::take(&mut self.mappings) {
+            for MappingRecord { iova, size, rights, file, file_io } in std::mem::take(&mut self.mappings) {
                 let rights =
                     DmaMapFlags::from_bits(rights).ok_or_else(|| wrong("a mapping has unknown rights"))?;
                 let cannot = |errno: Errno| {
@@ -382,17 +388,31 @@ impl Arrival {
                         "{size:#x} bytes at iova {iova:#x} cannot be mapped for the device: {errno}"
                     ))
                 };
-                let file = match file {
+                let behind = match file {
+                    Some((number, offset)) if file_io && !self.pool.is_memory(number) => {
+                        let file = ForeignFile::new(self.pool.take(number)?, self.foreign.clone());
+                        if !shared.foreign_memory {
+                            return Err(cannot(Errno::EINVAL));
+                        }
+                        Behind::FileIo(Source::Foreign(Arc::new(file)), offset)
+                    }
                     Some((number, offset)) => {
                         let (file, is_new) = self.pool.file(number)?;
+                        if DescriptorKind::of(&*file) != DescriptorKind::Memory {
+                            return Err(cannot(Errno::EINVAL));
+                        }
                         if is_new {
                             mappings.remember(&file).map_err(cannot)?;
                         }
-                        Some((file, offset))
+                        if file_io {
+                            Behind::FileIo(Source::Memory(file), offset)
+                        } else {
+                            Behind::File(file, offset)
+                        }
                     }
-                    None => None,
+                    None => Behind::Client,
                 };
-                mappings.restore(iova, size, rights, file).map_err(cannot)?;
+                mappings.restore(iova, size, rights, behind).map_err(cannot)?;
             }
         }
         for record in std::mem::take(&mut self.ioeventfds) {
@@ -430,12 +450,10 @@ impl Arrival {
         if let Some((record, bytes)) = self.unread[usize::from(is_twin)].take() {
             let mut descriptors = Vec::new();
             for batch in record.descriptors {
-                let fds = batch.numbers.into_iter().map(|number| self.pool.take(number));
-                descriptors.push(UnreadDescriptors {
-                    last: batch.last,
-                    fds: fds.collect::<Result<Vec<_>, _>>()?,
-                    problem: batch.problem.map(Into::into),
-                });
+                let admitted = self.screen.admit(self.pool.take_all(batch.numbers)?);
+                let problem = batch.problem.map(Into::into).or(admitted.as_ref().err().copied());
+                let fds = admitted.unwrap_or_default();
+                descriptors.push(UnreadDescriptors { last: batch.last, fds, problem });
             }
             receiver.resume(limits, Unread { bytes: &bytes, descriptors });
         }

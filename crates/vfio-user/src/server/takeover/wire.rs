@@ -273,7 +273,11 @@ impl Link {
         let start = rest.len().checked_sub(u32::from_ne_bytes(*length) as usize);
         let (data, text) = rest.split_at(start.ok_or_else(|| wrong(&"its text is longer than it"))?);
         let message = serde_json::from_slice(text).map_err(|error| wrong(&error))?;
-        Ok(Received { message, data, descriptors: incoming.descriptors.map_err(|error| wrong(&error))? })
+        Ok(Received {
+            message,
+            data,
+            descriptors: incoming.descriptors.map_err(|error| wrong(&error))?.into_vec(),
+        })
     }
 }
 

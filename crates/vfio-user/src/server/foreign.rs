@@ -1,0 +1,236 @@
+//! A client's descriptors that are neither memory nor eventfds, and may lead to a file system that never answers.
+//!
+//! Each client has a thread that reads, writes and closes what they lead to, and may wait there for ever. Nobody else
+//! does: who wants something of it waits until a deadline. If the client leaves meanwhile, the thread ends when the file
+//! system answers, or with the process, whose own end waits for that too.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use whimbrel_device::Errno;
+
+use crate::descriptors::Closer;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Descriptors of one client that may wait to be closed. Beyond them it can give no more.
+const MAX_WAITING: usize = 16;
+
+/// How long a client's next descriptors wait for its earlier ones to be closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The thread of one client. It is started when it is first needed.
+#[derive(Debug)]
+pub(super) struct ForeignThread {
+    jobs: Mutex<Option<Sender<Job>>>,
+    waiting: Arc<Waiting>,
+    /// What was waited for in vain, and is not done yet.
+    late: Arc<AtomicUsize>,
+}
+
+/// What the thread has to do yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Descriptors that are to be closed.
+    closes: Mutex<usize>,
+    closed: Condvar,
+}
+
+impl ForeignThread {
+    pub(super) fn new() -> ForeignThread {
+        ForeignThread { jobs: Mutex::new(None), waiting: Arc::default(), late: Arc::default() }
+    }
+
+    /// Does `job` after what was to be done before. EAGAIN if there can be no more threads, and then it is not done.
+    fn run(&self, job: Job) -> Result<(), (Errno, Job)> {
+        let mut jobs = self.jobs.lock();
+        let sender = match &*jobs {
+            Some(sender) => sender,
+            None => match start() {
+                Ok(sender) => jobs.insert(sender),
+                Err(error) => return Err((error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw), job)),
+            },
+        };
+        sender.send(job).map_err(|mpsc::SendError(job)| (Errno::EIO, job))
+    }
+
+    /// Does `job`, and waits for it until the deadline. ETIMEDOUT then, and at once for as long as that one is not done.
+    fn wait<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce() -> Result<T, Errno> + Send + 'static,
+    ) -> Result<T, Errno> {
+        if self.late.load(Ordering::Acquire) > 0 {
+            return Err(Errno::ETIMEDOUT);
+        }
+        let (sender, done) = mpsc::sync_channel(0);
+        let late = self.late.clone();
+        self.run(Box::new(move || {
+            // Nothing is kept between the two: it is taken, or whoever wanted it has given up and counted this.
+            if sender.send(job()).is_err() {
+                late.fetch_sub(1, Ordering::Release);
+            }
+        }))
+        .map_err(|(errno, _)| errno)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        match done.recv_timeout(left) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Disconnected) => Err(Errno::EIO),
+            Err(RecvTimeoutError::Timeout) => {
+                self.late.fetch_add(1, Ordering::AcqRel);
+                drop(done);
+                Err(Errno::ETIMEDOUT)
+            }
+        }
+    }
+}
+
+impl Closer for ForeignThread {
+    fn is_full(&self) -> bool {
+        let mut closes = self.waiting.closes.lock();
+        if *closes >= MAX_WAITING {
+            let is_full = |closes: &mut usize| *closes >= MAX_WAITING;
+            self.waiting.closed.wait_while_for(&mut closes, is_full, CLOSE_TIMEOUT);
+        }
+        *closes >= MAX_WAITING
+    }
+
+    fn close(&self, fd: OwnedFd) {
+        *self.waiting.closes.lock() += 1;
+        let waiting = self.waiting.clone();
+        let closed = self.run(Box::new(move || {
+            drop(fd);
+            *waiting.closes.lock() -= 1;
+            waiting.closed.notify_all();
+        }));
+        if let Err((errno, job)) = closed {
+            tracing::warn!(%errno, "a client's descriptor stays open: there is no thread to close it");
+            std::mem::forget(job);
+        }
+    }
+}
+
+fn start() -> std::io::Result<Sender<Job>> {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    std::thread::Builder::new()
+        .name("foreign files".into())
+        .spawn(move || jobs.into_iter().for_each(|job| job()))?;
+    Ok(sender)
+}
+
+/// A descriptor that is used and closed by the thread of its client alone.
+#[derive(Debug)]
+pub(super) struct ForeignFile {
+    /// Until it is closed.
+    fd: Option<OwnedFd>,
+    thread: Arc<ForeignThread>,
+}
+
+impl Drop for ForeignFile {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            self.thread.close(fd);
+        }
+    }
+}
+
+impl ForeignFile {
+    pub(super) fn new(fd: OwnedFd, thread: Arc<ForeignThread>) -> ForeignFile {
+        ForeignFile { fd: Some(fd), thread }
+    }
+
+    /// Does something with the descriptor on its thread, by the deadline.
+    pub(super) fn on_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        deadline: Instant,
+        job: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno> + Send + 'static,
+    ) -> Result<T, Errno> {
+        let file = self.clone();
+        self.thread.wait(deadline, move || job(file.as_fd()))
+    }
+}
+
+impl AsFd for ForeignFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("it is open until it is dropped").as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A thread that is busy until the returned end is closed.
+    fn busy() -> (Arc<ForeignThread>, UnixStream) {
+        let thread = Arc::new(ForeignThread::new());
+        let (here, there) = UnixStream::pair().unwrap();
+        let busy = Box::new(move || {
+            let _ = std::io::copy(&mut &there, &mut std::io::sink());
+        });
+        assert!(thread.run(busy).is_ok());
+        (thread, here)
+    }
+
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(10)
+    }
+
+    fn patient() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
+    #[test]
+    fn what_is_not_done_by_its_deadline_is_not_waited_for_again_until_it_is_done() {
+        let (thread, busy) = busy();
+        let file = Arc::new(ForeignFile::new(null(), thread.clone()));
+        assert_eq!(file.on_thread(soon(), |_| Ok(1)), Err(Errno::ETIMEDOUT));
+        assert_eq!(file.on_thread(patient(), |_| Ok(2)), Err(Errno::ETIMEDOUT), "at once");
+        drop(busy);
+        while thread.late.load(Ordering::Acquire) > 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(file.on_thread(patient(), |_| Ok(3)), Ok(3));
+    }
+
+    #[test]
+    fn descriptors_that_wait_to_be_closed_are_counted_until_they_are() {
+        let (thread, busy) = busy();
+        for _ in 0..MAX_WAITING {
+            assert!(!thread.is_full());
+            thread.close(null());
+        }
+        assert!(thread.is_full());
+        drop(busy);
+        while thread.is_full() {}
+        let file = Arc::new(ForeignFile::new(null(), thread.clone()));
+        file.on_thread(patient(), |_| Ok(())).unwrap();
+        assert_eq!(*thread.waiting.closes.lock(), 0, "all that came before is done");
+    }
+
+    #[test]
+    fn a_thread_ends_with_the_last_that_needs_it() {
+        let (thread, busy) = busy();
+        let file = Arc::new(ForeignFile::new(null(), thread.clone()));
+        assert_eq!(file.on_thread(soon(), |_| Ok(())), Err(Errno::ETIMEDOUT));
+        let (thread, file) = (Arc::downgrade(&thread), {
+            drop(thread);
+            file
+        });
+        drop(file);
+        assert!(thread.upgrade().is_some(), "the job that is not done holds the descriptor");
+        drop(busy);
+        while thread.upgrade().is_some() {
+            std::thread::yield_now();
+        }
+    }
+}
