@@ -6,13 +6,21 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 
 use libtest_mimic::Trial;
-use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, State};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, memfd_create};
+use whimbrel_device::{
+    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, State, survive_lost_memory,
+};
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_vfio_user::message::{DeviceFeature, LoggingStart, Reply, Request, SetIrqs};
-use whimbrel_vfio_user::{Backend, Sandbox};
+use whimbrel_vfio_user::message::{
+    DeviceFeature, DmaAccessModes, DmaMap, LoggingStart, Reply, Request, SetIrqs,
+};
+use whimbrel_vfio_user::{Backend, BackendOptions, Sandbox};
 
-use super::support::{BAR, Host, MAPPED, MARK, MSI, PAGE, Peer, Signal, mark_in, memory};
+use super::support::{
+    BAR, BOTH, Board, DOORBELL, Host, MAPPED, MARK, MSI, PAGE, Peer, Signal, mark_in, memory,
+};
 use super::{start, test};
 
 const IOVA: u64 = 0x10_0000;
@@ -20,11 +28,13 @@ const IOVA: u64 = 0x10_0000;
 /// What is served.
 const BOARD: &str = "board";
 const FRAGILE: &str = "fragile";
+const FOREIGN: &str = "foreign";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("a confined server's device reaches memory and interrupts, and is signalled", reaches),
         test("a confined server's device gives its state, its log and its regions' files", gives),
+        test("a confined server outlives memory that is lost, full eventfds and foreign files", outlives),
         test("a confined server says on stderr that a driver has panicked, and where", panics),
     ]
 }
@@ -32,8 +42,10 @@ pub(crate) fn trials() -> Vec<Trial> {
 pub(crate) fn inside(device: &str) {
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     Sandbox::new().confine().unwrap();
+    survive_lost_memory().unwrap();
     let backend = match device {
         BOARD => Host::new().backend,
+        FOREIGN => Backend::with(Board::open(), BackendOptions::default().foreign_memory(true)),
         FRAGILE => Backend::new(DeviceFile::new(FRAGILE, Bus::new(), Box::new(Fragile))),
         other => panic!("{other}"),
     };
@@ -97,6 +109,40 @@ fn reaches() {
     rustix::io::write(&doorbells.fds[0], &1_u64.to_ne_bytes()).unwrap();
     msi.wait();
     assert_eq!(mark_in(&memory), MARK);
+    leave(child, peer);
+}
+
+fn outlives() {
+    let (child, mut peer) = serve(FOREIGN);
+    let ring = |peer: &mut Peer, iova: u64| peer.write(BAR, DOORBELL, &iova.to_ne_bytes()).unwrap();
+    let told = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let flags = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
+    let set = SetIrqs { flags, index: MSI, start: 0, count: 1, data: &[] };
+    peer.ask_with(&Request::DeviceSetIrqs(set), &[told.as_fd()]).unwrap();
+    rustix::io::write(&told, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let short = memory(2 * PAGE);
+    peer.map(IOVA, 2 * PAGE, &short).unwrap();
+    for _ in 0..3 {
+        ring(&mut peer, IOVA);
+    }
+    assert_eq!(mark_in(&short), MARK);
+    short.set_len(0).unwrap();
+    ring(&mut peer, IOVA + PAGE);
+    if let Ok(huge) = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB) {
+        let huge = File::from(huge);
+        let size = std::os::unix::fs::MetadataExt::blksize(&huge.metadata().unwrap());
+        huge.set_len(size).unwrap();
+        assert_eq!(peer.map(0x4000_0000, PAGE, &huge), Err(Errno::EINVAL));
+        peer.map(0x4000_0000, size, &huge).unwrap();
+        ring(&mut peer, 0x4000_0000);
+    }
+    let foreign = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let modes = DmaAccessModes::FILE_IO;
+    let map = DmaMap { rights: BOTH, modes, offset: 0, iova: 0, size: PAGE };
+    peer.ask_with(&Request::DmaMap(map), &[foreign.as_fd()]).unwrap();
+    ring(&mut peer, 0);
+    assert_eq!(mark_in(&foreign), MARK);
+    assert_eq!(peer.ask_with(&Request::DeviceReset, &[foreign.as_fd()]).err(), Some(Errno::EINVAL));
     leave(child, peer);
 }
 
