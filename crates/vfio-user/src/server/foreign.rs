@@ -20,6 +20,9 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Descriptors of one client that may wait to be closed. Beyond them it can give no more.
 const MAX_WAITING: usize = 16;
 
+/// Threads of all clients of a device, those that have left among them. Beyond them a client can give no descriptors.
+const MAX_THREADS: usize = 64;
+
 /// How long a client's next descriptors wait for its earlier ones to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -30,6 +33,39 @@ pub(super) struct ForeignThread {
     waiting: Arc<Waiting>,
     /// What was waited for in vain, and is not done yet.
     late: Arc<AtomicUsize>,
+    threads: ForeignThreads,
+}
+
+/// How many such threads a device's clients have, and those that have left.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ForeignThreads(Arc<AtomicUsize>);
+
+impl ForeignThreads {
+    fn are_too_many(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= MAX_THREADS
+    }
+
+    fn start(&self) -> std::io::Result<Sender<Job>> {
+        /// Counts a thread until it ends.
+        struct Counted(ForeignThreads);
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.0.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(self.clone());
+        if self.0.load(Ordering::Relaxed) > MAX_THREADS {
+            return Err(rustix::io::Errno::AGAIN.into());
+        }
+        let (sender, jobs) = mpsc::channel::<Job>();
+        std::thread::Builder::new().name("foreign files".into()).spawn(move || {
+            let _counted = counted;
+            jobs.into_iter().for_each(|job| job());
+        })?;
+        Ok(sender)
+    }
 }
 
 /// What the thread has to do yet.
@@ -41,8 +77,9 @@ struct Waiting {
 }
 
 impl ForeignThread {
-    pub(super) fn new() -> ForeignThread {
-        ForeignThread { jobs: Mutex::new(None), waiting: Arc::default(), late: Arc::default() }
+    pub(super) fn new(threads: &ForeignThreads) -> ForeignThread {
+        let threads = threads.clone();
+        ForeignThread { jobs: Mutex::new(None), waiting: Arc::default(), late: Arc::default(), threads }
     }
 
     /// Does `job` after what was to be done before. EAGAIN if there can be no more threads, and then it is not done.
@@ -50,7 +87,7 @@ impl ForeignThread {
         let mut jobs = self.jobs.lock();
         let sender = match &*jobs {
             Some(sender) => sender,
-            None => match start() {
+            None => match self.threads.start() {
                 Ok(sender) => jobs.insert(sender),
                 Err(error) => return Err((error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw), job)),
             },
@@ -96,7 +133,7 @@ impl Closer for ForeignThread {
             let is_full = |closes: &mut usize| *closes >= MAX_WAITING;
             self.waiting.closed.wait_while_for(&mut closes, is_full, CLOSE_TIMEOUT);
         }
-        *closes >= MAX_WAITING
+        *closes >= MAX_WAITING || self.threads.are_too_many() && self.jobs.lock().is_none()
     }
 
     fn close(&self, fd: OwnedFd) {
@@ -112,14 +149,6 @@ impl Closer for ForeignThread {
             std::mem::forget(job);
         }
     }
-}
-
-fn start() -> std::io::Result<Sender<Job>> {
-    let (sender, jobs) = mpsc::channel::<Job>();
-    std::thread::Builder::new()
-        .name("foreign files".into())
-        .spawn(move || jobs.into_iter().for_each(|job| job()))?;
-    Ok(sender)
 }
 
 /// A descriptor that is used and closed by the thread of its client alone.
@@ -168,7 +197,7 @@ mod tests {
 
     /// A thread that is busy until the returned end is closed.
     fn busy() -> (Arc<ForeignThread>, UnixStream) {
-        let thread = Arc::new(ForeignThread::new());
+        let thread = Arc::new(ForeignThread::new(&ForeignThreads::default()));
         let (here, there) = UnixStream::pair().unwrap();
         let busy = Box::new(move || {
             let _ = std::io::copy(&mut &there, &mut std::io::sink());
@@ -215,6 +244,28 @@ mod tests {
         let file = Arc::new(ForeignFile::new(null(), thread.clone()));
         file.on_thread(patient(), |_| Ok(())).unwrap();
         assert_eq!(*thread.waiting.closes.lock(), 0, "all that came before is done");
+    }
+
+    #[test]
+    fn clients_that_have_left_keep_no_more_threads_than_are_allowed() {
+        let threads = ForeignThreads::default();
+        let (here, there) = UnixStream::pair().unwrap();
+        let there = Arc::new(there);
+        for _ in 0..MAX_THREADS {
+            let there = there.clone();
+            let busy = Box::new(move || {
+                let _ = std::io::copy(&mut &*there, &mut std::io::sink());
+            });
+            assert!(ForeignThread::new(&threads).run(busy).is_ok());
+        }
+        let next = ForeignThread::new(&threads);
+        assert!(next.is_full(), "it could not close what it is given");
+        assert_eq!(next.run(Box::new(|| {})).map_err(|(errno, _)| errno), Err(Errno::EAGAIN));
+        drop(here);
+        while next.is_full() {
+            std::thread::yield_now();
+        }
+        assert!(next.run(Box::new(|| {})).is_ok());
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub(super) enum Behind {
 enum Given {
     Memory(OwnedFd),
     Foreign(ForeignFile),
+    /// An eventfd: reading it takes a signal away, or waits for one.
+    Eventfd,
 }
 
 /// What makes two descriptors as good as one: device, inode, and how it is open.
@@ -98,6 +100,7 @@ impl Mappings {
     pub(super) fn map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
         let given = fd.map(|fd| match DescriptorKind::of(&fd) {
             DescriptorKind::Memory => Given::Memory(fd),
+            DescriptorKind::Eventfd => Given::Eventfd,
             _ => Given::Foreign(ForeignFile::new(fd, self.foreign.clone())),
         });
         let DmaMap { rights, modes, offset, iova, size } = map;
@@ -118,7 +121,7 @@ impl Mappings {
             Some(Given::Foreign(file)) if self.takes_foreign && modes.contains(DmaAccessModes::FILE_IO) => {
                 Behind::FileIo(Source::Foreign(Arc::new(file)), offset)
             }
-            Some(Given::Foreign(_)) => return Err(Errno::EINVAL),
+            Some(Given::Foreign(_) | Given::Eventfd) => return Err(Errno::EINVAL),
         };
         self.enter(iova, size, rights, behind)
     }

@@ -70,7 +70,7 @@ use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
 
 use self::channel::Channel;
 use self::client::{Client, Served as ClientServed};
-use self::foreign::ForeignThread;
+use self::foreign::{ForeignThread, ForeignThreads};
 pub use self::listener::{Listener, Served, Server, Stopper};
 use self::rest::Rest;
 pub use self::takeover::{LinkError, Takeover, TakeoverError};
@@ -113,6 +113,7 @@ struct Shared {
     ioeventfds: Vec<IoeventfdWrite>,
     max_client_memory: u64,
     foreign_memory: bool,
+    foreign_threads: ForeignThreads,
     /// The last data file that the device gave, whichever client asked for it.
     data_file: Mutex<Option<Arc<DataFile>>>,
     in_use: AtomicBool,
@@ -247,6 +248,7 @@ impl Backend {
                 ioeventfds,
                 max_client_memory,
                 foreign_memory,
+                foreign_threads: ForeignThreads::default(),
                 data_file,
                 in_use,
             }),
@@ -309,7 +311,7 @@ impl Turn {
     fn begin(self, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
         let limits = Limits { max_data_xfer_size: self.0.capabilities.max_data_xfer_size };
         let (mut receiver, sender) = connection(stream, limits);
-        let foreign = Arc::new(ForeignThread::new());
+        let foreign = Arc::new(ForeignThread::new(&self.0.foreign_threads));
         receiver.screen(self.0.screen(&foreign));
         let client = Client::new(self.0.clone(), Channel::new(receiver, sender), rest, foreign);
         Serving { client, turn: self }

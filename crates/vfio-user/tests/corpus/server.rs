@@ -15,23 +15,25 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, inotify, memfd_create, open};
 use rustix::io::Errno as SystemError;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use rustix::process::PidfdFlags;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use whimbrel_device::{DeviceFile, IoeventfdWrite, Worker, WriteWidth};
+use whimbrel_device::{DeviceFile, IoeventfdWrite, Worker, WriteWidth, survive_lost_memory};
 use whimbrel_models::Model;
 use whimbrel_vfio_user::message::{
     Command, HEADER, Header, Kind, Limits, MessageBuffer, Reply, Request, Version,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, ServeError, SocketError};
+use whimbrel_vfio_user::{Backend, BackendOptions, Capabilities, MAX_FDS, ServeError, SocketError};
 
 use crate::input::Input;
 use crate::next_client::{answered, ask_all, messages, next_message, open_descriptors, threads};
-use crate::support::{self, BAR, DOORBELL, Host, PAGE, memory};
+use crate::support::{self, BAR, Board, DOORBELL, Host, PAGE, memory};
 
 /// How long anything may take that must come to an end. It never comes to that.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -42,6 +44,7 @@ const STEPS: usize = 64;
 struct Bench {
     served: Vec<Served>,
     files: Vec<OwnedFd>,
+    more_files: Vec<OwnedFd>,
     _workers: Vec<Worker>,
 }
 
@@ -53,6 +56,7 @@ struct Served {
 
 impl Bench {
     fn new() -> Bench {
+        survive_lost_memory().unwrap();
         let small = Capabilities {
             max_msg_fds: 2,
             max_data_xfer_size: 4096,
@@ -71,10 +75,12 @@ impl Bench {
             served.push(Served { backend: Backend::new(opened.device), capabilities: all.clone() });
             workers.extend(opened.worker);
         }
+        let foreign = BackendOptions::default().foreign_memory(true).max_client_memory(64 << 20);
+        served.push(Served { backend: Backend::with(Board::open(), foreign), capabilities: all });
         for Served { backend, .. } in &served {
             listen(backend.device());
         }
-        Bench { served, files: files(), _workers: workers }
+        Bench { served, files: files(), more_files: more_files(), _workers: workers }
     }
 }
 
@@ -104,6 +110,31 @@ fn files() -> Vec<OwnedFd> {
         File::options().read(true).write(true).open("/dev/zero").unwrap().into(),
         File::open("/").unwrap().into(),
     ]
+}
+
+/// More of them, behind those in an input's numbers.
+fn more_files() -> Vec<OwnedFd> {
+    let sealable = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let sealed = File::from(memfd_create("sealed", sealable).unwrap());
+    sealed.set_len(PAGE).unwrap();
+    fcntl_add_seals(&sealed, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
+    let by_name = |path, flags| open(path, flags | OFlags::CLOEXEC, Mode::empty()).ok();
+    let huge = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB).ok();
+    let huge = huge.inspect(|huge| rustix::fs::ftruncate(huge, 4 << 20).unwrap());
+    let strange = [
+        huge,
+        by_name("/dev/shm", OFlags::PATH),
+        by_name("/proc/self/mem", OFlags::RDWR),
+        by_name("/dev/fuse", OFlags::RDWR),
+        by_name("/proc/self/ns/net", OFlags::RDONLY),
+        epoll::create(epoll::CreateFlags::CLOEXEC).ok(),
+        rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok(),
+        inotify::init(inotify::CreateFlags::CLOEXEC).ok(),
+        tempfile::tempfile_in("/dev/shm").ok().map(OwnedFd::from),
+    ];
+    // What this machine does not have is memory.
+    let strange = strange.map(|fd| fd.unwrap_or_else(|| memory(PAGE).into()));
+    [sealed.into()].into_iter().chain(strange).collect()
 }
 
 /// How the client begins, goes on, and leaves.
@@ -164,7 +195,8 @@ pub(crate) fn run(bytes: &[u8]) {
     });
     ask_all(&next_ours);
 
-    let mut peer = Peer::new(ours, theirs, &bench.files, &served.capabilities, input.u8());
+    let mut peer =
+        Peer::new(ours, theirs, [&bench.files, &bench.more_files], &served.capabilities, input.u8());
     if !manners.is_rude() {
         let mut out = MessageBuffer::new();
         out.request(0xfffe, false, &Request::Version(Version::proposal(manners.capabilities())));
@@ -239,7 +271,8 @@ struct Peer<'a> {
     /// The server's end of the commands, to see what it has not read yet.
     server: UnixStream,
     capabilities: &'a Capabilities,
-    files: &'a [OwnedFd],
+    /// Those that come before its own in an input's numbers, and those that come after.
+    files: [&'a [OwnedFd]; 2],
     /// Memory that only this client has, and may make shorter.
     memory: File,
     /// Descriptors that came, but for sockets.
@@ -258,7 +291,7 @@ impl Peer<'_> {
     fn new<'a>(
         stream: UnixStream,
         server: UnixStream,
-        files: &'a [OwnedFd],
+        files: [&'a [OwnedFd]; 2],
         capabilities: &'a Capabilities,
         answers: u8,
     ) -> Peer<'a> {
@@ -284,7 +317,8 @@ impl Peer<'_> {
         while !left.is_empty() && !self.links[link].is_over {
             let own =
                 [self.memory.as_fd()].into_iter().chain(self.links.iter().map(|link| link.stream.as_fd()));
-            let all: Vec<BorrowedFd<'_>> = self.files.iter().map(AsFd::as_fd).chain(own).collect();
+            let [files, more] = self.files.map(|files| files.iter().map(AsFd::as_fd));
+            let all: Vec<BorrowedFd<'_>> = files.chain(own).chain(more).collect();
             let fds: Vec<BorrowedFd<'_>> =
                 kinds.iter().map(|kind| all[usize::from(*kind) % all.len()]).collect();
             let mut space = vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(fds.len()))];

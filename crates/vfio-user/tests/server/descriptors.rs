@@ -271,6 +271,8 @@ fn a_server_that_takes_foreign_memory_reads_and_writes_any_file() {
     let found = std::hint::black_box(&target)[at..].first_chunk().copied().unwrap();
     assert_eq!(u64::from_ne_bytes(found), MARK);
     unmap(&mut peer);
+    let told = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    assert_eq!(map(&mut peer, FILE_IO, 0, Some(told.as_fd())), Err(Errno::EINVAL));
     for (what, fd) in strange() {
         assert_eq!(map(&mut peer, MMAP, 0, Some(fd.as_fd())), Err(Errno::EINVAL), "{what} is not mapped");
     }

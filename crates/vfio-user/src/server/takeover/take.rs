@@ -161,7 +161,7 @@ impl Arrival {
     fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
         let device = backend.device().clone();
         let limits = Limits { max_data_xfer_size: backend.shared.capabilities.max_data_xfer_size };
-        let foreign = Arc::new(ForeignThread::new());
+        let foreign = Arc::new(ForeignThread::new(&backend.shared.foreign_threads));
         Ok(Arrival {
             adapted: adapted(&device)?,
             device,
