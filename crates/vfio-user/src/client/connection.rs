@@ -14,13 +14,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_protocol::Errno;
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result};
 
 use super::idle::Idle;
 use super::memory::Memory;
+use super::slips::{Slip, Slips};
 use super::twin::{Twin, TwinError};
 use crate::Capabilities;
-use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
+use crate::message::{
+    Command, DeviceFeature, HEADER, Kind, Limits, Malformed, MessageBuffer, Reply, Request,
+};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
 
 mod batch;
@@ -28,6 +32,16 @@ mod outgoing;
 mod post;
 
 pub(super) use self::batch::Batch;
+use self::outgoing::{Outgoing, receive};
+
+/// Bytes of data in a message to a server that may take what one receive gives for all of it, as libvfio-user
+/// does. The kernel queues a message of up to 36,544 bytes at once on a Unix socket, whole; of a longer one, the
+/// receiver may see a part.
+const CAREFUL_PIECE: usize = 32 << 10;
+/// Bytes before the data of VFIO_USER_MIG_DATA_READ.
+const DATA_HEAD: usize = 8;
+/// The number of no command.
+const NO_COMMAND: u16 = 0;
 
 /// A connection to a server. After an answer that cannot be one nothing more is sent: nobody could tell whose
 /// answer the next one is.
@@ -40,7 +54,16 @@ pub(super) struct Connection {
     /// The payload of the last reply.
     payload: Vec<u8>,
     next_id: u16,
+    /// For all of a request, from its first byte to the last of its reply.
     pub(super) patience: Duration,
+    pub(super) slips: Arc<Slips>,
+    /// How many errors may come that are to nothing that was sent.
+    strays: usize,
+    pub(super) features: Features,
+    /// Whether the server has told something of the device's migration.
+    pub(super) has_migration: bool,
+    /// Bytes of data that are sent in one message.
+    piece: usize,
     is_over: bool,
     pub(super) agreed: Capabilities,
     pub(super) memory: Memory,
@@ -56,9 +79,20 @@ pub(super) struct Answer<'a> {
     pub(super) descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
 }
 
+/// What is known of VFIO_USER_DEVICE_FEATURE with this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Features {
+    /// It may be asked.
+    Known,
+    /// A server of version 0.0 may not know the command, and is to be asked with care.
+    Doubtful,
+    /// The server does not know the command.
+    Unknown,
+}
+
 /// What one message from the server is to who waits for a reply.
 enum Step {
-    /// It was a request of the server, whose answer was written.
+    /// It is no reply: a request of the server, whose answer was written, or to be ignored.
     Served,
     Reply(std::result::Result<Vec<OwnedFd>, DescriptorError>),
     Refused(u32),
@@ -74,10 +108,14 @@ impl Connection {
         // A limit of zero would be none at all.
         let patience = patience.max(Duration::from_millis(1));
         stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(patience))?;
         let limits = Limits { max_data_xfer_size: proposed.max_data_xfer_size };
         let (receiver, sender) = connection(stream, limits);
         Ok(Connection {
+            slips: Arc::new(Slips::new(&name)),
+            strays: 0,
+            features: Features::Known,
+            has_migration: false,
+            piece: proposed.max_data_xfer_size as usize,
             name,
             receiver,
             sender,
@@ -104,8 +142,18 @@ impl Connection {
         Limits { max_data_xfer_size: self.agreed.max_data_xfer_size }
     }
 
-    /// What was agreed on holds from the next message on.
-    pub(super) fn agree(&mut self, agreed: Capabilities) {
+    /// Bytes of data that are sent in one message. What comes may be as much as was agreed on.
+    pub(super) fn piece(&self) -> usize {
+        self.piece
+    }
+
+    /// What was agreed on holds from the next message on. `server` is what the server itself has said.
+    pub(super) fn agree(&mut self, agreed: Capabilities, server: &Capabilities) {
+        let most = agreed.max_data_xfer_size as usize;
+        // One that says no more than the text's default may take what one receive gives for a whole message.
+        let is_default = server.max_data_xfer_size == Capabilities::default().max_data_xfer_size;
+        let is_plain = agreed.migration_extensions.is_none();
+        self.piece = if is_default && is_plain { most.min(CAREFUL_PIECE) } else { most };
         self.agreed = agreed;
         let limits = self.limits();
         self.receiver.set_limits(limits);
@@ -157,9 +205,13 @@ impl Connection {
     }
 
     fn serve_next(&mut self) {
-        let deadline = Instant::now().checked_add(self.patience);
-        match self.step(None, deadline) {
-            Ok(_) => return,
+        let deadline = self.deadline();
+        let mut out = Outgoing::new(std::mem::take(&mut self.out));
+        let served = self.take(None, deadline, out.buffer());
+        let served = served.and_then(|_| self.drain(&mut out, deadline));
+        self.out = out.into_buffer();
+        match served {
+            Ok(()) => return,
             Err(Failed::Socket(error)) => tracing::debug!(%error, "the connection is over"),
             Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "the connection is over"),
         }
@@ -204,58 +256,101 @@ impl Connection {
         request: &Request<'_>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Answer<'_>> {
-        self.check(&what)?;
-        let id = self.new_id();
-        self.out.clear();
-        self.out.request(id, false, request);
-        let before = Instant::now();
-        let sent = self.sender.send(self.out.as_bytes(), descriptors);
-        // A server that turns a client away may have hung up already, and has said why.
-        if let Err(error) = sent
-            && !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-        {
-            return Err(self.over(what(), error.into()));
+        let descriptors = self.reply_to(&what, request, descriptors)?;
+        self.answer(&what, request.command(), descriptors)
+    }
+
+    /// As [`Connection::ask`], where the reply only repeats the request. A server that leaves that out has
+    /// done all that was asked: `None`.
+    pub(super) fn ask_repeating(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Option<Answer<'_>>> {
+        let descriptors = self.reply_to(&what, request, descriptors)?;
+        if self.payload.is_empty() {
+            self.slips.live_with(Slip::EmptyReply, request.command());
+            return Ok(None);
         }
-        let deadline = before.checked_add(self.patience);
-        let command = request.command();
-        let descriptors = loop {
-            match self.step(Some((id, command)), deadline) {
-                Ok(Step::Served) => {}
-                Ok(Step::Reply(descriptors)) => break descriptors,
-                Ok(Step::Refused(errno)) => {
-                    self.serve_read_ahead();
-                    return Err(self.refusal(what(), errno));
-                }
-                Err(failed) => return Err(self.failed(what(), failed)),
+        self.answer(&what, request.command(), descriptors).map(Some)
+    }
+
+    /// Whether the server knows VFIO_USER_DEVICE_FEATURE. One of version 0.0 may not, and may take the payload of
+    /// what it does not know for its next message (rust-vmm's server): it is first asked in a message whose
+    /// payload is as long as a header, so that what it makes of that ends where the next message begins.
+    pub(super) fn knows_features(&mut self, what: impl Fn() -> String) -> Result<bool> {
+        if self.features == Features::Doubtful {
+            let flags = FeatureFlags::PROBE | FeatureFlags::GET;
+            // Nobody looks at the data of a PROBE.
+            let data = &[0; HEADER - DeviceFeature::FIXED as usize];
+            let request =
+                DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.index(), flags, data };
+            let step = self.exchange_one(what, &Request::DeviceFeature(request), &[])?;
+            self.features = if let Step::Refused(0) = step {
+                self.slips.live_with(Slip::NoErrno, Command::DeviceFeature);
+                Features::Unknown
+            } else {
+                Features::Known
+            };
+        }
+        Ok(self.features == Features::Known)
+    }
+
+    /// Sends a request and waits for its reply, whose payload is kept. Returns the descriptors.
+    fn reply_to(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<std::result::Result<Vec<OwnedFd>, DescriptorError>> {
+        match self.exchange_one(&what, request, descriptors)? {
+            Step::Reply(descriptors) => Ok(descriptors),
+            Step::Refused(errno) => {
+                Err(self.refusal(what(), request.command(), errno, without_errno(request)))
             }
-        };
-        self.serve_read_ahead();
-        match Reply::parse(command, &self.payload, self.limits()) {
-            Ok(reply) => Ok(Answer { reply, descriptors }),
-            Err(error) => Err(malformed(&self.name, what(), &error)),
+            Step::Served => Ok(Ok(Vec::new())),
         }
     }
 
-    /// Takes one message: a request of the server, which is answered, or the reply to what is waited for.
-    fn step(
+    fn exchange_one(
         &mut self,
-        awaited: Option<(u16, Command)>,
-        deadline: Option<Instant>,
-    ) -> std::result::Result<Step, Failed> {
-        let mut answer = std::mem::take(&mut self.out);
-        answer.clear();
-        let step = self.take(awaited, deadline, &mut answer);
-        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let answered = match &step {
-            Ok(Step::Served) => self.sender.send(answer.as_bytes(), &[]),
-            _ => Ok(()),
-        };
-        self.out = answer;
-        answered.map_err(SocketError::from)?;
-        match step {
-            Ok(Step::Served) if is_late() => Err(SocketError::System(io::ErrorKind::TimedOut.into()).into()),
-            step => step,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Step> {
+        self.check(&what)?;
+        let deadline = self.deadline();
+        let id = self.new_id();
+        let mut out = Outgoing::new(std::mem::take(&mut self.out));
+        out.buffer().request(id, false, request);
+        out.attach(descriptors);
+        let size = out.len();
+        let step = self.converse((id, request.command()), deadline, &mut out);
+        self.out = out.into_buffer();
+        let step = step.map_err(|failed| self.failed(what(), failed))?;
+        if let Step::Refused(0) = step {
+            // As many headers as a server finds in a payload that it has not read.
+            self.strays = (size - HEADER).div_ceil(HEADER);
         }
+        self.serve_read_ahead();
+        Ok(step)
+    }
+
+    fn answer(
+        &self,
+        what: impl Fn() -> String,
+        command: Command,
+        descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
+    ) -> Result<Answer<'_>> {
+        let reply = Reply::parse(command, &self.payload, self.limits());
+        let reply = reply.map_err(|error| malformed(&self.name, what(), &error))?;
+        if let Reply::MigDataRead { data } = &reply
+            && self.payload.len() > DATA_HEAD + data.len()
+        {
+            self.slips.live_with(Slip::PaddedData, command);
+        }
+        Ok(Answer { reply, descriptors })
     }
 
     /// Takes one message: a request of the server, whose answer is written behind what is in `out`, or the
@@ -267,7 +362,7 @@ impl Connection {
         out: &mut MessageBuffer,
     ) -> std::result::Result<Step, Failed> {
         let limits = self.limits();
-        let message = self.receiver.receive_before(deadline)?.ok_or(Failed::hung_up())?;
+        let message = receive(&mut self.receiver, deadline, self.patience)?;
         let header = message.header;
         match header.kind {
             Kind::Command { no_reply } => {
@@ -276,6 +371,11 @@ impl Connection {
                 if no_reply {
                     out.shrink(out.len() - before);
                 }
+                Ok(Step::Served)
+            }
+            Kind::Error(0) if header.command == NO_COMMAND && self.strays > 0 => {
+                self.strays -= 1;
+                self.slips.live_with(Slip::UnreadPayload, "a command that it does not know");
                 Ok(Step::Served)
             }
             Kind::Reply | Kind::Error(_)
@@ -295,7 +395,12 @@ impl Connection {
                     header.command_name()
                 )))
             }
-            Kind::Error(errno) => Ok(Step::Refused(errno)),
+            Kind::Error(errno) => {
+                if !message.payload.is_empty() {
+                    self.slips.live_with(Slip::ErrorWithPayload, header.command_name());
+                }
+                Ok(Step::Refused(errno))
+            }
             Kind::Reply => {
                 self.payload.clear();
                 self.payload.extend_from_slice(message.payload);
@@ -304,12 +409,15 @@ impl Connection {
         }
     }
 
-    /// A reply that says no.
-    fn refusal(&self, what: String, errno: u32) -> Error {
-        let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-        match errno {
-            Some(errno) => self.refused(what, Errno::from_raw(errno)),
-            None => self.nonsense(what, "it failed with an errno that there is not"),
+    /// A reply that says no; `unnamed` is what it means if it does not say why.
+    fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
+        match i32::try_from(errno) {
+            Ok(0) => {
+                self.slips.live_with(Slip::NoErrno, command);
+                self.refused(what, unnamed)
+            }
+            Ok(errno @ 1..4096) => self.refused(what, Errno::from_raw(errno)),
+            _ => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
         }
     }
 
@@ -330,7 +438,9 @@ impl Connection {
         match error {
             SocketError::HungUp { .. } => self.refused(what, Errno::ECONNRESET),
             SocketError::System(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.refused(what, Errno::ETIMEDOUT),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    timed_out(&self.name, what, self.patience)
+                }
                 _ => self.refused(what, error.raw_os_error().map_or(Errno::ECONNRESET, Errno::from_raw)),
             },
             SocketError::Frame(error) => self.nonsense(what, error),
@@ -351,6 +461,23 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// What an error that says nothing means: to the question whether something is there, that it is not.
+fn without_errno(request: &Request<'_>) -> Errno {
+    match request {
+        Request::DeviceFeature(DeviceFeature { feature, flags, .. })
+            if flags.contains(FeatureFlags::PROBE) || *feature == Feature::Migration.index() =>
+        {
+            Errno::ENOTTY
+        }
+        _ => Errno::EIO,
+    }
+}
+
+/// A server that did not answer in time.
+pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> Error {
+    Error::request(name, format!("{}: no reply within {patience:?}", what.to_string()), Errno::ETIMEDOUT)
 }
 
 fn has_come(socket: impl AsFd) -> bool {
