@@ -5,6 +5,9 @@
 //! it leaves the order of messages in doubt, the connection is over. Descriptors that a server should not
 //! have sent are closed.
 //!
+//! What servers are known to do otherwise than the text is lived with where its meaning is clear, and told once
+//! in the log (`docs/differences.md` lists it). A request has one deadline for all of it.
+//!
 //! What is bound to the socket: memory, interrupts and logs of dirty pages end with it, the device's state
 //! stays with the server.
 //!

@@ -15,3 +15,4 @@ mod state_channel;
 mod support;
 mod takeover;
 mod takeover_by_hand;
+mod text;
