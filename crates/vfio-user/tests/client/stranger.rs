@@ -1,5 +1,5 @@
-//! A server that does as libvfio-user's does, where that is not what the text says. It is written from the text
-//! and from what such servers were seen to do.
+//! A server that does as libvfio-user's and others do, where that is not what the text says. It is written from
+//! the text and from what such servers were seen to do.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_user::{Errno, State};
 use whimbrel_vfio_user::message::{Command, HEADER};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -41,6 +42,8 @@ pub(crate) struct Ways {
     pub(crate) keeps_state: bool,
     /// What an access to a region is answered.
     pub(crate) region: Access,
+    /// After so many bytes of state are loaded, nothing is read or answered any more.
+    pub(crate) mute_after: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,6 +68,10 @@ pub(crate) struct Stranger {
 
 impl Stranger {
     pub(crate) fn new(ways: Ways) -> Stranger {
+        Stranger::with(ways, &ClientOptions::default())
+    }
+
+    pub(crate) fn with(ways: Ways, options: &ClientOptions) -> Stranger {
         let (stream, there) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         let contents = (0..100_000_u32).map(|byte| byte as u8).collect();
@@ -81,7 +88,7 @@ impl Stranger {
             let card = card.clone();
             move || serve(&stream, &card)
         });
-        let client = Client::new("stranger", there, &ClientOptions::default()).unwrap();
+        let client = Client::new("stranger", there, options).unwrap();
         Stranger { client, card, thread }
     }
 
@@ -116,6 +123,12 @@ fn serve(mut stream: &UnixStream, card: &Mutex<Card>) {
         let command = Command::try_from(command).unwrap();
         let mut card = card.lock();
         card.asked.push((command, payload.len()));
+        if card.ways.mute_after.is_some_and(|bytes| card.loaded.len() >= bytes) {
+            // Until the client has hung up.
+            let mut hung_up = [PollFd::new(stream, PollFlags::empty())];
+            poll(&mut hung_up, Some(&Timespec { tv_sec: 60, tv_nsec: 0 })).unwrap();
+            return;
+        }
         let (flags, errno, answer) = match card.execute(command, &payload) {
             Ok(answer) => (REPLY, 0, answer),
             Err((errno, answer)) => (REPLY | ERROR, errno, answer),

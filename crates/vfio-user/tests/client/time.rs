@@ -6,9 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use whimbrel_engine::archive::{self, Form};
 use whimbrel_user::{Device, Errno, Error};
 use whimbrel_vfio_user::message::{DmaAccess, HEADER, Limits, MessageBuffer, Reply, Request, Version};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, connection};
+
+use crate::stranger::{Stranger, Ways};
 
 /// Long enough for the version on any machine.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -96,6 +99,22 @@ fn a_server_that_reads_a_byte_at_a_time_does_not_make_a_write_wait_longer() {
         }
     });
     gives_up("VFIO_USER_REGION_WRITE to region 0 at 0x0", || client.write_region(0, 0, &vec![0; 1_000_000]));
+}
+
+#[test]
+fn a_restore_into_a_server_that_falls_silent_is_an_error_in_time() {
+    let ways = Ways { mute_after: Some(100_000), ..Ways::default() };
+    let mut stranger = Stranger::with(ways, &options());
+    let start = Instant::now();
+    let state = vec![7; 1_000_000];
+    let error = archive::restore(&mut stranger.client, state.as_slice(), Form::Raw).unwrap_err();
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
+    // With what has failed first, and that the device could not be reset.
+    let text = error.to_string();
+    for part in ["stranger", "VFIO_USER_MIG_DATA_WRITE", "no reply within 2s", "ETIMEDOUT"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    stranger.leave();
 }
 
 #[test]
