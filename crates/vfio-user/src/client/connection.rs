@@ -1,11 +1,11 @@
-//! Requests to a server, one at a time, and what may come back. What a request means is not known here.
-//! Several at a time are in [`batch`], those without a reply in [`post`].
+//! The connection to a server, and what may come over it. What a request means is not known here. Requests one
+//! at a time are in [`ask`], several at a time in [`batch`], those without a reply in [`post`].
 //!
 //! What the server asks over the same socket is answered while a reply is waited for, and else by a thread for
 //! that ([`idle`](super::idle)).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result};
 
 use super::idle::Idle;
@@ -22,11 +21,10 @@ use super::memory::Memory;
 use super::slips::{Slip, Slips};
 use super::twin::{Twin, TwinError};
 use crate::Capabilities;
-use crate::message::{
-    Command, DeviceFeature, HEADER, Kind, Limits, Malformed, MessageBuffer, Reply, Request,
-};
+use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
 
+mod ask;
 mod batch;
 mod outgoing;
 mod post;
@@ -38,8 +36,6 @@ use self::outgoing::{Outgoing, receive};
 /// does. The kernel queues a message of up to 36,544 bytes at once on a Unix socket, whole; of a longer one, the
 /// receiver may see a part.
 const CAREFUL_PIECE: usize = 32 << 10;
-/// Bytes before the data of VFIO_USER_MIG_DATA_READ.
-const DATA_HEAD: usize = 8;
 /// The number of no command.
 const NO_COMMAND: u16 = 0;
 
@@ -249,110 +245,6 @@ impl Connection {
         id
     }
 
-    /// Asks and waits for the reply; errors name the request as `what` says.
-    pub(super) fn ask(
-        &mut self,
-        what: impl Fn() -> String,
-        request: &Request<'_>,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Answer<'_>> {
-        let descriptors = self.reply_to(&what, request, descriptors)?;
-        self.answer(&what, request.command(), descriptors)
-    }
-
-    /// As [`Connection::ask`], where the reply only repeats the request. A server that leaves that out has
-    /// done all that was asked: `None`.
-    pub(super) fn ask_repeating(
-        &mut self,
-        what: impl Fn() -> String,
-        request: &Request<'_>,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Option<Answer<'_>>> {
-        let descriptors = self.reply_to(&what, request, descriptors)?;
-        if self.payload.is_empty() {
-            self.slips.live_with(Slip::EmptyReply, request.command());
-            return Ok(None);
-        }
-        self.answer(&what, request.command(), descriptors).map(Some)
-    }
-
-    /// Whether the server knows VFIO_USER_DEVICE_FEATURE. One of version 0.0 may not, and may take the payload of
-    /// what it does not know for its next message (rust-vmm's server): it is first asked in a message whose
-    /// payload is as long as a header, so that what it makes of that ends where the next message begins.
-    pub(super) fn knows_features(&mut self, what: impl Fn() -> String) -> Result<bool> {
-        if self.features == Features::Doubtful {
-            let flags = FeatureFlags::PROBE | FeatureFlags::GET;
-            // Nobody looks at the data of a PROBE.
-            let data = &[0; HEADER - DeviceFeature::FIXED as usize];
-            let request =
-                DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.index(), flags, data };
-            let step = self.exchange_one(what, &Request::DeviceFeature(request), &[])?;
-            self.features = if let Step::Refused(0) = step {
-                self.slips.live_with(Slip::NoErrno, Command::DeviceFeature);
-                Features::Unknown
-            } else {
-                Features::Known
-            };
-        }
-        Ok(self.features == Features::Known)
-    }
-
-    /// Sends a request and waits for its reply, whose payload is kept. Returns the descriptors.
-    fn reply_to(
-        &mut self,
-        what: impl Fn() -> String,
-        request: &Request<'_>,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<std::result::Result<Vec<OwnedFd>, DescriptorError>> {
-        match self.exchange_one(&what, request, descriptors)? {
-            Step::Reply(descriptors) => Ok(descriptors),
-            Step::Refused(errno) => {
-                Err(self.refusal(what(), request.command(), errno, without_errno(request)))
-            }
-            Step::Served => Ok(Ok(Vec::new())),
-        }
-    }
-
-    fn exchange_one(
-        &mut self,
-        what: impl Fn() -> String,
-        request: &Request<'_>,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Step> {
-        self.check(&what)?;
-        let deadline = self.deadline();
-        let id = self.new_id();
-        let mut out = Outgoing::new(std::mem::take(&mut self.out));
-        out.buffer().request(id, false, request);
-        out.attach(descriptors);
-        let size = out.len();
-        let step = self.converse((id, request.command()), deadline, &mut out);
-        self.out = out.into_buffer();
-        let step = step.map_err(|failed| self.failed(what(), failed))?;
-        if let Step::Refused(0) = step {
-            // As many headers as a server finds in a payload that it has not read.
-            self.strays = (size - HEADER).div_ceil(HEADER);
-        }
-        self.serve_read_ahead();
-        Ok(step)
-    }
-
-    fn answer(
-        &self,
-        what: impl Fn() -> String,
-        command: Command,
-        descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
-    ) -> Result<Answer<'_>> {
-        let reply = Reply::parse(command, &self.payload, self.limits());
-        let reply = reply.map_err(|error| malformed(&self.name, what(), &error))?;
-        if let Reply::MigDataRead { data } = &reply
-            && self.payload.len() > DATA_HEAD + data.len()
-        {
-            self.slips.live_with(Slip::PaddedData, command);
-        }
-        Ok(Answer { reply, descriptors })
-    }
-
     /// Takes one message: a request of the server, whose answer is written behind what is in `out`, or the
     /// reply to what is waited for.
     fn take(
@@ -460,18 +352,6 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// What an error that says nothing means: to the question whether something is there, that it is not.
-fn without_errno(request: &Request<'_>) -> Errno {
-    match request {
-        Request::DeviceFeature(DeviceFeature { feature, flags, .. })
-            if flags.contains(FeatureFlags::PROBE) || *feature == Feature::Migration.index() =>
-        {
-            Errno::ENOTTY
-        }
-        _ => Errno::EIO,
     }
 }
 
