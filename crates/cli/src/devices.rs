@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
-use whimbrel_user::{Device, region};
+use whimbrel_user::{Device, Errno, region};
 
 use crate::failure::Failure;
 use crate::fsm::flag_names;
@@ -36,8 +36,10 @@ struct Listed {
     holders: Vec<u32>,
     /// What it supports of migration: nothing if it is empty, not known if it is null.
     migration: Option<Vec<&'static str>>,
-    /// Why that is not known.
+    /// Why that is not known. Scripts get the whole text.
     problem: Option<String>,
+    #[serde(skip)]
+    errno: Option<Errno>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,19 +56,19 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 }
 
 fn look_at(device: HostDevice, open: bool) -> Listed {
-    let (migration, problem) = match (&device.holders[..], open) {
-        (_, false) => (None, None),
+    let (migration, problem, errno) = match (&device.holders[..], open) {
+        (_, false) => (None, None, None),
         ([], true) => match supported(&device) {
-            Ok(flags) => (Some(flags), None),
-            Err(error) => (None, Some(error.to_string())),
+            Ok(flags) => (Some(flags), None, None),
+            Err(error) => (None, Some(error.to_string()), error.errno()),
         },
         (holders, true) => {
             let who = if holders.len() == 1 { "process" } else { "processes" };
-            (None, Some(format!("in use by {who} {}", output::names(holders))))
+            (None, Some(format!("in use by {who} {}", output::names(holders))), None)
         }
     };
     let HostDevice { name, bus, driver, group, group_path, cdev_path, holders } = device;
-    Listed { name, bus, driver, group, group_path, cdev_path, holders, migration, problem }
+    Listed { name, bus, driver, group, group_path, cdev_path, holders, migration, problem, errno }
 }
 
 fn supported(device: &HostDevice) -> Result<Vec<&'static str>, whimbrel_user::Error> {
@@ -104,7 +106,10 @@ impl fmt::Display for Devices {
         for device in &self.devices {
             let migration = match (&device.migration, &device.problem) {
                 (Some(flags), _) => output::names(flags),
-                (None, Some(_)) => "? (see below)".into(),
+                (None, Some(_)) => match device.errno {
+                    Some(errno) => format!("{errno:?} (see below)"),
+                    None => "? (see below)".into(),
+                },
                 (None, None) => "?".into(),
             };
             table.add_row([
@@ -156,8 +161,12 @@ mod tests {
     fn a_device_that_cannot_be_opened_is_listed_with_the_reason() {
         let device = HostDevice { cdev_path: Some("/dev/vfio/devices/none".into()), ..held(vec![]) };
         let listed = look_at(device, true);
-        assert!(listed.problem.unwrap().contains("ENOENT"));
+        assert!(listed.problem.as_ref().unwrap().contains("ENOENT"));
         assert_eq!(listed.migration, None);
+        let text = Devices { devices: vec![listed] }.to_string();
+        let row = text.lines().find(|line| line.starts_with("0000:3b:00.2")).unwrap();
+        assert!(row.contains("mlx5_vfio_pci") && row.contains("/dev/vfio/12"), "what is known: {row}");
+        assert!(row.ends_with("ENOENT (see below)"), "{row}");
     }
 
     #[test]

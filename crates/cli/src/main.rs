@@ -44,7 +44,8 @@ A TARGET names a device:
                              by its own file
   vfio-user:/run/accel       one that another process serves at this socket (`whimbrel serve`)
   model:serial               a model in this process; settings follow:
-  model:serial?ports=2       1 or 2 ports
+  model:serial?ports=2&answers=mtty
+                             1 or 2 ports; answers of vfio-pci or mtty where the two differ
   model:accel?state=1GiB&rate=10MiB&features=stop-copy,p2p,pre-copy
                              size of its state, bytes of it that change a second
 

@@ -12,7 +12,8 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
     VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
-    VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX, VFIO_PCI_VGA_REGION_INDEX,
+    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX,
+    VFIO_PCI_VGA_REGION_INDEX,
 };
 use whimbrel_user::{Device, Errno, Info, Irq, Region};
 
@@ -32,10 +33,17 @@ pub(crate) struct Arguments {
 
 /// Does it.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let mut opened = Target::open_text(&arguments.target)?;
-    let probed = probe(&mut *opened)?;
-    output.result(&probed, &probed)
+    let (mut opened, unadapted) = Target::look_at_text(&arguments.target)?;
+    let (probed, failed) = probe(&mut *opened, unadapted);
+    match failed {
+        // There is nothing to show.
+        Some(error) if probed.is_empty() => Err(Failure::from(error).result(&probed)),
+        _ => output.result(&probed, &probed),
+    }
 }
+
+/// As many regions, and as many indices of interrupts, are asked for at most: a server may say that there are billions.
+const MAX_ROWS: u32 = 1024;
 
 #[derive(Debug, Serialize)]
 struct Probed {
@@ -44,16 +52,19 @@ struct Probed {
     regions: Vec<RegionRow>,
     irqs: Vec<IrqRow>,
     features: Vec<FeatureRow>,
-    /// Null for a device that does not migrate.
+    /// Null for a device that does not migrate. One that does not answer has the errors.
     migration: Option<Migration>,
 }
 
 #[derive(Debug, Serialize)]
 struct InfoRow {
     flags: Vec<String>,
-    num_regions: u32,
-    num_irqs: u32,
+    /// Null where the device does not say.
+    num_regions: Option<u32>,
+    num_irqs: Option<u32>,
     capabilities: Vec<Value>,
+    /// Why the device says nothing of itself.
+    error: Option<ProbeError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,51 +116,87 @@ struct FeatureRow {
 
 #[derive(Debug, Serialize)]
 struct Migration {
-    flags: Vec<&'static str>,
-    state: String,
+    /// Null where the device does not say.
+    flags: Option<Vec<&'static str>>,
+    /// Why it does not.
+    error: Option<ProbeError>,
+    state: Option<String>,
+    state_error: Option<ProbeError>,
     /// Bytes that STOP_COPY is expected to yield.
     data_size: Option<u64>,
     /// Why that is not known: kernels before 6.2 do not tell.
-    data_size_error: Option<String>,
+    data_size_error: Option<ProbeError>,
 }
 
-fn probe(device: &mut dyn Device) -> Result<Probed, Failure> {
-    let info = device.info()?;
-    let is_pci = info.flags.contains(DeviceInfoFlags::PCI);
-    let regions = (0..info.num_regions)
+/// All that the device tells; what it does not has its error in its place. Also why it says nothing of itself, if so.
+/// `unadapted` is why it cannot be used as one that migrates through a region.
+fn probe(
+    device: &mut dyn Device,
+    unadapted: Option<whimbrel_user::Error>,
+) -> (Probed, Option<whimbrel_user::Error>) {
+    let info = device.info();
+    // Of a device that does not say, as much is asked as a PCI device has.
+    let (is_pci, regions, irqs) = match &info {
+        Ok(info) => (info.flags.contains(DeviceInfoFlags::PCI), info.num_regions, info.num_irqs),
+        Err(_) => (true, VFIO_PCI_NUM_REGIONS, VFIO_PCI_NUM_IRQS),
+    };
+    let regions = (0..regions.min(MAX_ROWS))
         .map(|index| {
             let name = if is_pci { region_name(index) } else { None };
             region_row(index, name, device.region_info(index))
         })
         .collect();
-    let irqs = (0..info.num_irqs)
+    let irqs = (0..irqs.min(MAX_ROWS))
         .map(|index| {
             let name = if is_pci { irq_name(index) } else { None };
             irq_row(index, name, device.irq_info(index))
         })
         .collect();
+    let migration = migration(device, unadapted);
     let features = Feature::ALL.into_iter().map(|feature| feature_row(device, feature)).collect();
-    let migration = match device.migration_flags()? {
-        None => None,
-        Some(flags) => {
-            let (data_size, data_size_error) = match device.data_size() {
-                Ok(size) => (Some(size), None),
-                Err(error) => (None, Some(error.to_string())),
-            };
-            let state = device.state()?.to_string();
-            Some(Migration { flags: flag_names(flags), state, data_size, data_size_error })
+    let (info, failed) = match info {
+        Ok(info) => (info_row(&info), None),
+        Err(error) => {
+            let told = ProbeError { text: error.to_string(), errno: error.errno() };
+            let (flags, capabilities) = (Vec::new(), Vec::new());
+            let row = InfoRow { flags, num_regions: None, num_irqs: None, capabilities, error: Some(told) };
+            (row, Some(error))
         }
     };
-    let device = device.name().to_string();
-    Ok(Probed { device, info: info_row(&info), regions, irqs, features, migration })
+    (Probed { device: device.name().to_string(), info, regions, irqs, features, migration }, failed)
+}
+
+fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -> Option<Migration> {
+    let (flags, error) = match (device.migration_flags(), unadapted) {
+        (Ok(None), None) => return None,
+        (Ok(None), Some(error)) => {
+            let error = Some(error.into());
+            let (state, state_error, data_size, data_size_error) = (None, None, None, None);
+            return Some(Migration { flags: None, error, state, state_error, data_size, data_size_error });
+        }
+        (Ok(Some(flags)), _) => (Some(flag_names(flags)), None),
+        (Err(error), _) => (None, Some(error.into())),
+    };
+    let (state, state_error) = told(device.state().map(|state| state.to_string()));
+    let (data_size, data_size_error) = told(device.data_size());
+    Some(Migration { flags, error, state, state_error, data_size, data_size_error })
+}
+
+/// An answer, or why there is none.
+fn told<T>(answer: whimbrel_user::Result<T>) -> (Option<T>, Option<ProbeError>) {
+    match answer {
+        Ok(answer) => (Some(answer), None),
+        Err(error) => (None, Some(error.into())),
+    }
 }
 
 fn info_row(info: &Info) -> InfoRow {
     InfoRow {
         flags: bit_names(info.flags.iter_names().map(|(name, _)| name), info.flags.bits() & !known::DEVICE),
-        num_regions: info.num_regions,
-        num_irqs: info.num_irqs,
+        num_regions: Some(info.num_regions),
+        num_irqs: Some(info.num_irqs),
         capabilities: info.capabilities.iter().map(capability::of_device).collect(),
+        error: None,
     }
 }
 
@@ -247,25 +294,29 @@ impl fmt::Display for Probed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.device)?;
         let info = &self.info;
-        writeln!(f, "  flags       {}", output::names(&info.flags))?;
+        match &info.error {
+            None => writeln!(f, "  flags       {}", output::names(&info.flags))?,
+            Some(error) => writeln!(f, "  flags       {}", refusal(error))?,
+        }
         for one in &info.capabilities {
             writeln!(f, "  capability  {}", capability::text(one))?;
         }
         match &self.migration {
             None => writeln!(f, "  migration   none: its driver does not support it")?,
-            Some(migration) => {
-                writeln!(f, "  migration   {}", output::names(&migration.flags))?;
-                writeln!(f, "  state       {}", migration.state)?;
-                match (migration.data_size, &migration.data_size_error) {
-                    (Some(size), _) => writeln!(f, "  state size  {} (estimate)", output::exact_bytes(size))?,
-                    (None, Some(error)) => writeln!(f, "  state size  not known: {error}")?,
-                    (None, None) => {}
-                }
-            }
+            Some(migration) => migration.fmt(f)?,
         }
         self.write_regions(f)?;
         self.write_irqs(f)?;
         self.write_features(f)
+    }
+}
+
+/// How many there are, and how many of them are shown if not all.
+fn count(told: Option<u32>, shown: usize) -> String {
+    match told {
+        Some(told) if told as usize == shown => told.to_string(),
+        Some(told) => format!("{told} (the first {shown} of them)"),
+        None => format!("unknown number of (asked for {shown})"),
     }
 }
 
@@ -277,7 +328,36 @@ fn refusal(error: &ProbeError) -> String {
     }
 }
 
+impl fmt::Display for Migration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.flags, &self.error) {
+            (Some(flags), _) => writeln!(f, "  migration   {}", output::names(flags))?,
+            (None, Some(error)) => writeln!(f, "  migration   {}", refusal(error))?,
+            (None, None) => {}
+        }
+        match (&self.state, &self.state_error) {
+            (Some(state), _) => writeln!(f, "  state       {state}")?,
+            (None, Some(error)) => writeln!(f, "  state       {}", refusal(error))?,
+            (None, None) => {}
+        }
+        match (self.data_size, &self.data_size_error) {
+            (Some(size), _) => writeln!(f, "  state size  {} (estimate)", output::exact_bytes(size)),
+            (None, Some(error)) => writeln!(f, "  state size  {}", refusal(error)),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
 impl Probed {
+    /// Whether the device says nothing at all.
+    fn is_empty(&self) -> bool {
+        self.info.error.is_some()
+            && self.regions.iter().all(|row| row.error.is_some())
+            && self.irqs.iter().all(|row| row.error.is_some())
+            && self.features.iter().all(|row| row.error.is_some())
+            && self.migration.as_ref().is_none_or(|told| told.flags.is_none() && told.state.is_none())
+    }
+
     fn write_regions(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = output::table(["REGION", "NAME", "SIZE", "OFFSET", "FLAGS", "CAPABILITIES"]);
         output::align_right(&mut table, [0, 2, 3]);
@@ -300,7 +380,7 @@ impl Probed {
                 ]);
             }
         }
-        writeln!(f, "\n{} regions", self.info.num_regions)?;
+        writeln!(f, "\n{} regions", count(self.info.num_regions, self.regions.len()))?;
         if self.regions.is_empty() { Ok(()) } else { writeln!(f, "{}", table.trim_fmt()) }
     }
 
@@ -320,7 +400,7 @@ impl Probed {
                 flags,
             ]);
         }
-        writeln!(f, "\n{} irq indices", self.info.num_irqs)?;
+        writeln!(f, "\n{} irq indices", count(self.info.num_irqs, self.irqs.len()))?;
         if self.irqs.is_empty() { Ok(()) } else { writeln!(f, "{}", table.trim_fmt()) }
     }
 

@@ -124,8 +124,21 @@ impl Target {
         text.parse::<Target>()?.open()
     }
 
+    /// Opens the device of a TARGET to see what it is, whatever is wrong with it: also why it cannot be used as one that
+    /// migrates through a region, if so.
+    pub(crate) fn look_at_text(text: &str) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
+        text.parse::<Target>()?.look_at()
+    }
+
     /// Opens the device. One that migrates through a region does so as all others from here on.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
+        match self.look_at()? {
+            (opened, None) => Ok(opened),
+            (_, Some(error)) => Err(error.into()),
+        }
+    }
+
+    fn look_at(&self) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
         let (device, worker, version): (Box<dyn Device>, _, _) = match self {
             Target::Group(name) => (Box::new(Group::find(name)?), None, Version::V1),
             Target::Cdev(path) => (Box::new(Cdev::open(path)?), None, Version::V1),
@@ -144,7 +157,8 @@ impl Target {
             }
         };
         let is_served = matches!(self, Target::VfioUser(_));
-        Ok(Opened { device: region::adapt_as(device, version)?, _worker: worker, is_served })
+        let (device, error) = region::adapt_or_keep(device, version);
+        Ok((Opened { device, _worker: worker, is_served }, error))
     }
 }
 

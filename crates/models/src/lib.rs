@@ -43,4 +43,4 @@ pub use accel::{Accel, AccelConfig, AccelConfigError};
 pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
 pub use model::{Model, ModelError, OpenError, OpenModel, parse_size};
 pub use protocol::Protocol;
-pub use serial::{Ports, Serial, SerialConfig};
+pub use serial::{Answers, Ports, Serial, SerialConfig};

@@ -8,7 +8,7 @@ use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, Worker};
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
 use crate::legacy::{Legacy, LegacyConfig, LegacyConfigError};
 use crate::protocol::Protocol;
-use crate::serial::{Ports, Serial, SerialConfig};
+use crate::serial::{Answers, Ports, Serial, SerialConfig};
 
 /// A model and its settings.
 ///
@@ -17,6 +17,7 @@ use crate::serial::{Ports, Serial, SerialConfig};
 /// | model | setting | meaning |
 /// |---|---|---|
 /// | `serial` | `ports` | 1 or 2 ports (1) |
+/// | | `answers` | where the two differ, those of `vfio-pci` or of `mtty`: see [`Answers`] (`vfio-pci`) |
 /// | | `protocol` | as for `accel` (`v2`) |
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
 /// | | `rate` | bytes per second at which it changes by itself (0) |
@@ -116,11 +117,12 @@ pub enum OpenError {
 }
 
 const SERIAL: &str = "serial";
-const SERIAL_SETTINGS: &[&str] = &["ports", PROTOCOL];
+const SERIAL_SETTINGS: &[&str] = &["ports", ANSWERS, PROTOCOL];
 const ACCEL: &str = "accel";
 const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features", PROTOCOL];
 const LEGACY: &str = "legacy";
 const LEGACY_SETTINGS: &[&str] = &["state", "rate", "section"];
+const ANSWERS: &str = "answers";
 const PROTOCOL: &str = "protocol";
 
 const FEATURES: [(&str, MigrationFlags); 3] = [
@@ -166,6 +168,7 @@ impl FromStr for Model {
                 for (setting, value) in parse_settings(SERIAL, SERIAL_SETTINGS, settings)? {
                     match (setting, value) {
                         (PROTOCOL, _) => protocol = parse_protocol(SERIAL, value)?,
+                        (ANSWERS, _) => config.answers = parse_answers(value)?,
                         (_, "1") => config.ports = Ports::One,
                         (_, "2") => config.ports = Ports::Two,
                         _ => return Err(refused(SERIAL, setting, value, "1 or 2")),
@@ -218,6 +221,11 @@ fn parse_bytes(model: &'static str, setting: &'static str, value: &str) -> Resul
 fn parse_protocol(model: &'static str, value: &str) -> Result<Protocol, ModelError> {
     let found = Protocol::ALL.into_iter().find(|protocol| protocol.name() == value);
     found.ok_or_else(|| refused(model, PROTOCOL, value, "v2, v1 or draft"))
+}
+
+fn parse_answers(value: &str) -> Result<Answers, ModelError> {
+    let found = Answers::ALL.into_iter().find(|answers| answers.name() == value);
+    found.ok_or_else(|| refused(SERIAL, ANSWERS, value, "vfio-pci or mtty"))
 }
 
 /// The settings in `text`, each of them known and there once.
@@ -279,7 +287,9 @@ impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Model::Serial(config, protocol) => {
-                write!(f, "{SERIAL}?ports={}&{PROTOCOL}={protocol}", config.ports.count())
+                let SerialConfig { ports, answers } = config;
+                let (ports, answers) = (ports.count(), answers.name());
+                write!(f, "{SERIAL}?ports={ports}&{ANSWERS}={answers}&{PROTOCOL}={protocol}")
             }
             Model::Accel(config, protocol) => {
                 let features: Vec<&str> = FEATURES
@@ -313,7 +323,7 @@ mod tests {
     }
 
     fn serial(ports: Ports, protocol: Protocol) -> Model {
-        Model::Serial(SerialConfig { ports }, protocol)
+        Model::Serial(SerialConfig { ports, answers: Answers::VfioPci }, protocol)
     }
 
     fn legacy(state_bytes: u64, state_rate: u64, section_bytes: u64) -> Model {
@@ -332,6 +342,11 @@ mod tests {
             ("serial?protocol=v2", serial(Ports::One, Protocol::V2)),
             ("serial?protocol=v1&ports=2", serial(Ports::Two, Protocol::V1)),
             ("serial?protocol=draft", serial(Ports::One, Protocol::Draft)),
+            ("serial?answers=vfio-pci", serial(Ports::One, Protocol::V2)),
+            (
+                "serial?answers=mtty",
+                Model::Serial(SerialConfig { ports: Ports::One, answers: Answers::Mtty }, Protocol::V2),
+            ),
             ("accel?protocol=v1&state=4K", accel_by(Protocol::V1)),
             ("accel?state=4096&protocol=draft", accel_by(Protocol::Draft)),
             ("legacy", legacy(4 << 20, 0, 1 << 20)),
@@ -356,11 +371,12 @@ mod tests {
             ("", "there is no model ; there are serial, accel, legacy"),
             ("mtty", "there is no model mtty; there are serial, accel, legacy"),
             ("Serial", "there is no model Serial; there are serial, accel, legacy"),
-            ("serial?state=1M", "model serial has no setting state; it has ports, protocol"),
+            ("serial?state=1M", "model serial has no setting state; it has ports, answers, protocol"),
             ("accel?ports=1", "model accel has no setting ports; it has state, rate, features, protocol"),
             ("legacy?protocol=v2", "model legacy has no setting protocol; it has state, rate, section"),
             ("accel?protocol=v3", "protocol=v3 will not do for model accel: it takes v2, v1 or draft"),
             ("serial?protocol=", "protocol= will not do for model serial: it takes v2, v1 or draft"),
+            ("serial?answers=qemu", "answers=qemu will not do for model serial: it takes vfio-pci or mtty"),
             ("serial?ports=1&ports=1", "model serial is given its setting ports twice"),
             ("serial?ports=3", "ports=3 will not do for model serial: it takes 1 or 2"),
             ("serial?ports", "ports= will not do for model serial: it takes 1 or 2"),

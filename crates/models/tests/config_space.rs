@@ -3,11 +3,11 @@
 
 use whimbrel_device::{Bus, DeviceFile, Errno, State};
 use whimbrel_models::accel::{self, Accel, AccelConfig};
-use whimbrel_models::{Ports, Serial, SerialConfig};
+use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 
-fn serial(ports: Ports) -> DeviceFile {
+fn serial(ports: Ports, answers: Answers) -> DeviceFile {
     let bus = Bus::new();
-    DeviceFile::new("serial", bus.clone(), Box::new(Serial::new(SerialConfig { ports }, bus)))
+    DeviceFile::new("serial", bus.clone(), Box::new(Serial::new(SerialConfig { ports, answers }, bus)))
 }
 
 fn engine() -> DeviceFile {
@@ -43,14 +43,16 @@ fn mtty(ports: Ports) -> Vec<u8> {
 #[test]
 fn the_serial_card_shows_what_mtty_shows() {
     for ports in [Ports::One, Ports::Two] {
-        assert_eq!(space(&serial(ports)), mtty(ports), "{ports:?}");
+        assert_eq!(space(&serial(ports, Answers::Mtty)), mtty(ports), "{ports:?}");
+        let whole = [mtty(ports), vec![0]].concat();
+        assert_eq!(space(&serial(ports, Answers::VfioPci)), whole, "{ports:?}: with its last byte");
     }
 }
 
 #[test]
 fn the_serial_card_takes_writes_of_what_mtty_takes() {
     for (ports, masks) in [(Ports::One, [0xffff_fff9, 0]), (Ports::Two, [0xffff_fff9_u32; 2])] {
-        let device = serial(ports);
+        let device = serial(ports, Answers::Mtty);
         device.write_region(7, 0, &[0xff; 0xff]).unwrap();
         let mut expected = mtty(ports);
         expected[0x10..0x14].copy_from_slice(&masks[0].to_le_bytes());

@@ -64,18 +64,35 @@ fn resuming(model: &str) -> (DeviceFile, DataFile) {
     (device, data)
 }
 
+/// Sizes of the regions and counts of the interrupts.
+fn described(model: &str) -> (Vec<u64>, Vec<Result<u32, Errno>>) {
+    let device = open(model);
+    let info = device.info();
+    assert!(info.flags.contains(DeviceInfoFlags::PCI));
+    assert_eq!((info.num_regions, info.num_irqs), (9, 5));
+    assert!(device.irq_info(1).unwrap().flags.contains(IrqInfoFlags::NORESIZE));
+    let sizes = (0..9).map(|index| device.region_info(index).unwrap().size).collect();
+    let counts = (0..5).map(|index| device.irq_info(index).map(|irq| irq.count)).collect();
+    (sizes, counts)
+}
+
 #[test]
-fn it_says_of_itself_what_mtty_says() {
-    for (model, bars) in [("serial?ports=1", [8, 0]), ("serial?ports=2", [8, 8])] {
-        let device = open(model);
-        let info = device.info();
-        assert!(info.flags.contains(DeviceInfoFlags::PCI));
-        assert_eq!((info.num_regions, info.num_irqs), (9, 5));
-        let sizes: Vec<u64> = (0..9).map(|index| device.region_info(index).unwrap().size).collect();
-        assert_eq!(sizes, [bars[0], bars[1], 0, 0, 0, 0, 0, 0xff, 0]);
-        let counts: Vec<_> = (0..5).map(|index| device.irq_info(index).map(|irq| irq.count)).collect();
-        assert_eq!(counts, [Ok(1), Ok(1), Err(Errno::EINVAL), Err(Errno::EINVAL), Err(Errno::EINVAL)]);
-        assert!(device.irq_info(1).unwrap().flags.contains(IrqInfoFlags::NORESIZE));
+fn it_says_of_itself_what_vfio_pci_says_of_such_a_card() {
+    for (model, second) in [("serial?ports=1", 0), ("serial?ports=2", 8)] {
+        let (sizes, counts) = described(model);
+        assert_eq!(sizes, [8, second, 0, 0, 0, 0, 0, 0x100, 0], "{model}");
+        assert_eq!(counts, [Ok(1), Ok(1), Ok(0), Ok(0), Ok(0)], "{model}: 0 for what it lacks");
+        assert_eq!(open(model).irq_info(5).err(), Some(Errno::EINVAL), "{model}: no index of a PCI device");
+    }
+}
+
+#[test]
+fn it_says_of_itself_what_mtty_says_where_that_is_asked_for() {
+    let lacks = Err(Errno::EINVAL);
+    for (model, second) in [("serial?answers=mtty", 0), ("serial?answers=mtty&ports=2", 8)] {
+        let (sizes, counts) = described(model);
+        assert_eq!(sizes, [8, second, 0, 0, 0, 0, 0, 0xff, 0], "{model}");
+        assert_eq!(counts, [Ok(1), Ok(1), lacks, lacks, lacks], "{model}");
     }
 }
 

@@ -11,7 +11,7 @@ mod mtty;
 use mtty::*;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{Bus, DeviceFile};
-use whimbrel_models::{Ports, Serial, SerialConfig};
+use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
 use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, State};
 
@@ -23,7 +23,7 @@ fn kernel(uuid: &str) -> Group {
 
 fn model() -> Local {
     let bus = Bus::new();
-    let card = Serial::new(SerialConfig { ports: Ports::One }, bus.clone());
+    let card = Serial::new(SerialConfig { ports: Ports::One, answers: Answers::Mtty }, bus.clone());
     Local::new(DeviceFile::new("model", bus, Box::new(card)))
 }
 

@@ -33,7 +33,8 @@ pub struct MigrationExtensions {
     pub p2p: bool,
     /// A data session has a socket of its own.
     pub data_channel: bool,
-    /// Features of the kernel's that have nothing to do with migration may be asked: low power, above all.
+    /// Features of the kernel's that have nothing to do with migration may be asked, low power above all, and a
+    /// device's capabilities are told.
     pub device_features: bool,
 }
 

@@ -341,16 +341,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptor
+    /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptors
     /// with the first of them.
-    pub(crate) fn send_some(
-        &mut self,
-        bytes: &[u8],
-        descriptor: Option<BorrowedFd<'_>>,
-    ) -> io::Result<usize> {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    pub(crate) fn send_some(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let mut space = if descriptors.is_empty() {
+            Vec::new()
+        } else {
+            vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(descriptors.len()))]
+        };
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors: &[_] = descriptor.as_slice();
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
             return Err(io::ErrorKind::InvalidInput.into());
         }

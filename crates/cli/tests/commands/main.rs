@@ -10,6 +10,7 @@ mod demo_servers;
 mod files;
 mod fsm;
 mod migration;
+mod partial;
 mod sandbox;
 mod serve;
 mod support;

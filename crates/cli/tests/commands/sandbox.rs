@@ -39,7 +39,10 @@ fn a_confined_server_leaves_the_name_of_its_socket_to_the_next() {
         let mut server = command(["serve", "serial", "--sandbox", "--json", "--socket", &argument(&path)]);
         let mut server = server.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let told = told(&mut server);
-        let beginning = format!("serving serial?ports=1&protocol=v2 at {}, confined by ", path.display());
+        let beginning = format!(
+            "serving serial?ports=1&answers=vfio-pci&protocol=v2 at {}, confined by ",
+            path.display()
+        );
         assert!(told.starts_with(&beginning) && told.ends_with(" and seccomp\n"), "{told}");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         kill(&server);

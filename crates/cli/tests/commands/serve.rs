@@ -16,7 +16,10 @@ fn a_model_is_served_to_its_owner_until_a_signal() {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
-        assert_eq!(told, format!("serving serial?ports=2&protocol=v2 at {}\n", path.display()));
+        assert_eq!(
+            told,
+            format!("serving serial?ports=2&answers=vfio-pci&protocol=v2 at {}\n", path.display())
+        );
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let mut client = UnixStream::connect(&path).unwrap();
         // VFIO_USER_VERSION 0.0, message 7, and the start of the reply to it.

@@ -44,16 +44,19 @@ fn every_command_that_takes_a_target_refuses_a_wrong_one() {
 
 #[test]
 fn probe_tells_regions_irqs_features_and_migration_of_a_pci_device() {
-    let value = whimbrel(["probe", "model:serial?ports=2", "--json"]).succeeded().json();
+    let value = whimbrel(["probe", "model:serial?ports=2&answers=mtty", "--json"]).succeeded().json();
     assert_eq!(keys(&value), ["device", "features", "info", "irqs", "migration", "regions"]);
-    assert_eq!(value["device"], "model:serial?ports=2");
-    assert_eq!(keys(&value["info"]), ["capabilities", "flags", "num_irqs", "num_regions"]);
+    assert_eq!(value["device"], "model:serial?ports=2&answers=mtty");
+    assert_eq!(keys(&value["info"]), ["capabilities", "error", "flags", "num_irqs", "num_regions"]);
+    assert_eq!(value["info"]["error"], Value::Null);
     assert_eq!(value["info"]["flags"], json!(["RESET", "PCI"]));
     assert_eq!(
         value["migration"],
         json!({
             "flags": ["STOP_COPY", "P2P", "PRE_COPY"],
+            "error": null,
             "state": "RUNNING",
+            "state_error": null,
             "data_size": 96,
             "data_size_error": null,
         })

@@ -45,7 +45,12 @@ pub(crate) fn offer(driver: Box<dyn Driver>, bus: Bus, layout: &Layout, offered:
 
 pub(crate) fn serial(layout: &Layout, offered: Offered) -> DeviceFile {
     let bus = Bus::new();
-    offer(Box::new(Serial::new(SerialConfig { ports: Ports::Two }, bus.clone())), bus, layout, offered)
+    offer(
+        Box::new(Serial::new(SerialConfig { ports: Ports::Two, ..SerialConfig::default() }, bus.clone())),
+        bus,
+        layout,
+        offered,
+    )
 }
 
 pub(crate) fn accel(layout: &Layout, offered: Offered) -> DeviceFile {

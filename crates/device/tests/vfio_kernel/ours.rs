@@ -62,7 +62,7 @@ impl Ours {
     pub(crate) fn new() -> Ours {
         let kernel = KernelVersion::Linux6_12;
         let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
-        let device = "serial".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
+        let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
         let file = std::fs::File::from(memfd_create(c"vfio test", MFdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();

@@ -121,7 +121,8 @@ use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
+    VFIO_PCI_NUM_REGIONS,
 };
 
 use self::changes::Clock;
@@ -327,7 +328,10 @@ impl Driver for Accel {
         let line = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
         Ok(match index {
             VFIO_PCI_INTX_IRQ_INDEX => Irq { flags: line, count: 1 },
-            VFIO_PCI_MSI_IRQ_INDEX => Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 },
+            // Every device of PCI Express has the index of errors, as with vfio-pci.
+            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_ERR_IRQ_INDEX => {
+                Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 }
+            }
             _ => Irq { flags: IrqInfoFlags::empty(), count: 0 },
         })
     }

@@ -13,6 +13,8 @@
 //!   loses it. A state that is loaded with a cause in it asserts the line too.
 //! - INTx, MSI and what is set up of them answer as vfio-pci's. mtty forgets the mask with the eventfd, and has
 //!   none that unmasks.
+//! - The interrupts that it lacks (MSI-X, ERR, REQ) have a count of 0, and its configuration space has 256 bytes.
+//!   mtty answers EINVAL and gives 255 bytes; [`Answers::Mtty`] does the same, to compare the two.
 //! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified
 //!   at a time, and an empty receiver is no cause.
 //!
@@ -21,7 +23,7 @@
 //! use whimbrel_models::{Ports, Serial, SerialConfig};
 //!
 //! let bus = Bus::new();
-//! let serial = Serial::new(SerialConfig { ports: Ports::One }, bus.clone());
+//! let serial = Serial::new(SerialConfig { ports: Ports::One, ..SerialConfig::default() }, bus.clone());
 //! let device = DeviceFile::new("serial", bus, Box::new(serial));
 //! for byte in b"loop" {
 //!     device.write_region(0, 0, &[*byte])?;
@@ -43,15 +45,15 @@ use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Regi
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
-    VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 
 use self::migration::Session;
 use self::port::{IDENTIFICATION, Interrupt, Port, REGISTERS};
 
 /// mtty gives all but the last byte of a configuration space.
-const CONFIG_SIZE: u64 = 0xff;
+const MTTY_CONFIG_SIZE: u64 = 0xff;
 
 /// How many ports a card has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,11 +75,36 @@ impl Ports {
     }
 }
 
+/// Whose answers a card gives about interrupts that it lacks and about the size of its configuration space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Answers {
+    /// Those of vfio-pci: a count of 0 for an interrupt that it lacks, 256 bytes of configuration space.
+    #[default]
+    VfioPci,
+    /// Those of mtty: EINVAL, and 255 bytes. Some users take either for a broken device.
+    Mtty,
+}
+
+impl Answers {
+    /// All of them.
+    pub const ALL: [Answers; 2] = [Answers::VfioPci, Answers::Mtty];
+
+    /// The name, as in a model's settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Answers::VfioPci => "vfio-pci",
+            Answers::Mtty => "mtty",
+        }
+    }
+}
+
 /// What a serial card is made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SerialConfig {
     /// How many ports it has.
     pub ports: Ports,
+    /// Whose answers it gives where vfio-pci and mtty differ.
+    pub answers: Answers,
 }
 
 /// A serial card.
@@ -183,7 +210,10 @@ impl Driver for Serial {
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let size = match (index, self.config.ports) {
             (VFIO_PCI_BAR0_REGION_INDEX, _) | (VFIO_PCI_BAR1_REGION_INDEX, Ports::Two) => REGISTERS,
-            (VFIO_PCI_CONFIG_REGION_INDEX, _) => CONFIG_SIZE,
+            (VFIO_PCI_CONFIG_REGION_INDEX, _) => match self.config.answers {
+                Answers::VfioPci => self.pci.len(),
+                Answers::Mtty => MTTY_CONFIG_SIZE,
+            },
             _ => 0,
         };
         // mtty gives the flags also to regions that are not there.
@@ -199,6 +229,9 @@ impl Driver for Serial {
             }),
             VFIO_PCI_MSI_IRQ_INDEX => {
                 Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
+            }
+            VFIO_PCI_MSIX_IRQ_INDEX..VFIO_PCI_NUM_IRQS if self.config.answers == Answers::VfioPci => {
+                Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
             }
             _ => Err(Errno::EINVAL),
         }

@@ -30,7 +30,11 @@ fn it_says_what_it_is() {
     let sizes: Vec<u64> = (0..9).map(|index| device.region_info(index).unwrap().size).collect();
     assert_eq!(sizes, [0x1000, 0, 5000, 0, 0, 0, 0, 0x1000, 0]);
     let counts: Vec<u32> = (0..5).map(|index| device.irq_info(index).unwrap().count).collect();
-    assert_eq!(counts, [1, 1, 0, 0, 0]);
+    assert_eq!(
+        counts,
+        [1, 1, 0, 1, 0],
+        "INTx, MSI, no MSI-X, the errors of a PCI Express device, no requests"
+    );
     let image = registers(&device);
     assert_eq!(&image[..4], b"accl");
     assert_eq!(image[8..16], 5000u64.to_le_bytes());

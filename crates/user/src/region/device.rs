@@ -27,11 +27,17 @@ pub(super) struct RegionDevice {
 }
 
 impl RegionDevice {
-    /// Looks at the region of a device that has just been opened.
-    pub(super) fn new(device: Box<dyn Device>, index: u32, view: View) -> Result<RegionDevice> {
+    /// Looks at the region of a device that has just been opened. A device whose region will not do is given back.
+    pub(super) fn new(
+        device: Box<dyn Device>,
+        index: u32,
+        view: View,
+    ) -> std::result::Result<RegionDevice, (Box<dyn Device>, Error)> {
         let (name, version) = (device.name().to_string(), view.version());
         let mut half = Half::new(device, index, view);
-        half.check_version()?;
+        if let Err(error) = half.check_version() {
+            return Err((half.device, error));
+        }
         Ok(RegionDevice { name, index, version, half: Arc::new(Mutex::new(half)) })
     }
 

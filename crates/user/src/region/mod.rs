@@ -71,17 +71,38 @@ pub fn adapt(device: Box<dyn Device>) -> Result<Box<dyn Device>> {
 }
 
 /// As [`adapt`], for a region that follows this text.
-pub fn adapt_as(mut device: Box<dyn Device>, version: Version) -> Result<Box<dyn Device>> {
-    if device.migration_flags()?.is_some() {
-        return Ok(device);
+pub fn adapt_as(device: Box<dyn Device>, version: Version) -> Result<Box<dyn Device>> {
+    match adapt_or_keep(device, version) {
+        (device, None) => Ok(device),
+        (_, Some(error)) => Err(error),
     }
-    let Some((index, region)) = find(&mut *device)? else { return Ok(device) };
+}
+
+/// As [`adapt_as`], to look at a device whatever is wrong with it: one that cannot be adapted comes back as it is, with
+/// the reason.
+pub fn adapt_or_keep(mut device: Box<dyn Device>, version: Version) -> (Box<dyn Device>, Option<Error>) {
+    match view(&mut *device, version) {
+        Ok(None) => (device, None),
+        Ok(Some((index, view))) => match RegionDevice::new(device, index, view) {
+            Ok(adapted) => (Box::new(adapted), None),
+            Err((device, error)) => (device, Some(error)),
+        },
+        Err(error) => (device, Some(error)),
+    }
+}
+
+/// The migration region of a device without migration v2, if there is one.
+fn view(device: &mut dyn Device, version: Version) -> Result<Option<(u32, View)>> {
+    if device.migration_flags()?.is_some() {
+        return Ok(None);
+    }
+    let Some((index, region)) = find(device)? else { return Ok(None) };
     let view = View::new(version, &region).map_err(|error| Error::Answer {
         device: device.name().to_string(),
         request: format!("VFIO_DEVICE_GET_REGION_INFO of region {index}"),
         what: error.to_string(),
     })?;
-    Ok(Box::new(RegionDevice::new(device, index, view)?))
+    Ok(Some((index, view)))
 }
 
 /// The region with the capability TYPE of migration, and its index.

@@ -1,11 +1,11 @@
-//! Requests to a server, one at a time, and what may come back. What a request means is not known here.
-//! Several at a time are in [`batch`], those without a reply in [`post`].
+//! The connection to a server, and what may come over it. What a request means is not known here. Requests one
+//! at a time are in [`ask`], several at a time in [`batch`], those without a reply in [`post`].
 //!
 //! What the server asks over the same socket is answered while a reply is waited for, and else by a thread for
 //! that ([`idle`](super::idle)).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,17 +18,27 @@ use whimbrel_user::{Error, Result};
 
 use super::idle::Idle;
 use super::memory::Memory;
+use super::slips::{Slip, Slips};
 use super::twin::{Twin, TwinError};
 use crate::Capabilities;
 use crate::descriptors::Descriptors;
-use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply, Request};
+use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply};
 use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
 
+mod ask;
 mod batch;
 mod outgoing;
 mod post;
 
 pub(super) use self::batch::Batch;
+use self::outgoing::{Outgoing, receive};
+
+/// Bytes of data in a message to a server that may take what one receive gives for all of it, as libvfio-user
+/// does. The kernel queues a message of up to 36,544 bytes at once on a Unix socket, whole; of a longer one, the
+/// receiver may see a part.
+const CAREFUL_PIECE: usize = 32 << 10;
+/// The number of no command.
+const NO_COMMAND: u16 = 0;
 
 /// A connection to a server. After an answer that cannot be one nothing more is sent: nobody could tell whose
 /// answer the next one is.
@@ -41,7 +51,16 @@ pub(super) struct Connection {
     /// The payload of the last reply.
     payload: Vec<u8>,
     next_id: u16,
+    /// For all of a request, from its first byte to the last of its reply.
     pub(super) patience: Duration,
+    pub(super) slips: Arc<Slips>,
+    /// How many errors may come that are to nothing that was sent.
+    strays: usize,
+    pub(super) features: Features,
+    /// Whether the server has told something of the device's migration.
+    pub(super) has_migration: bool,
+    /// Bytes of data that are sent in one message.
+    piece: usize,
     is_over: bool,
     pub(super) agreed: Capabilities,
     pub(super) memory: Memory,
@@ -57,9 +76,20 @@ pub(super) struct Answer<'a> {
     pub(super) descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
 }
 
+/// What is known of VFIO_USER_DEVICE_FEATURE with this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Features {
+    /// It may be asked.
+    Known,
+    /// A server of version 0.0 may not know the command, and is to be asked with care.
+    Doubtful,
+    /// The server does not know the command.
+    Unknown,
+}
+
 /// What one message from the server is to who waits for a reply.
 enum Step {
-    /// It was a request of the server, whose answer was written.
+    /// It is no reply: a request of the server, whose answer was written, or to be ignored.
     Served,
     Reply(std::result::Result<Vec<OwnedFd>, DescriptorError>),
     Refused(u32),
@@ -75,10 +105,14 @@ impl Connection {
         // A limit of zero would be none at all.
         let patience = patience.max(Duration::from_millis(1));
         stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(patience))?;
         let limits = Limits { max_data_xfer_size: proposed.max_data_xfer_size };
         let (receiver, sender) = connection(stream, limits);
         Ok(Connection {
+            slips: Arc::new(Slips::new(&name)),
+            strays: 0,
+            features: Features::Known,
+            has_migration: false,
+            piece: proposed.max_data_xfer_size as usize,
             name,
             receiver,
             sender,
@@ -105,8 +139,18 @@ impl Connection {
         Limits { max_data_xfer_size: self.agreed.max_data_xfer_size }
     }
 
-    /// What was agreed on holds from the next message on.
-    pub(super) fn agree(&mut self, agreed: Capabilities) {
+    /// Bytes of data that are sent in one message. What comes may be as much as was agreed on.
+    pub(super) fn piece(&self) -> usize {
+        self.piece
+    }
+
+    /// What was agreed on holds from the next message on. `server` is what the server itself has said.
+    pub(super) fn agree(&mut self, agreed: Capabilities, server: &Capabilities) {
+        let most = agreed.max_data_xfer_size as usize;
+        // One that says no more than the text's default may take what one receive gives for a whole message.
+        let is_default = server.max_data_xfer_size == Capabilities::default().max_data_xfer_size;
+        let is_plain = agreed.migration_extensions.is_none();
+        self.piece = if is_default && is_plain { most.min(CAREFUL_PIECE) } else { most };
         self.agreed = agreed;
         let limits = self.limits();
         self.receiver.set_limits(limits);
@@ -158,9 +202,13 @@ impl Connection {
     }
 
     fn serve_next(&mut self) {
-        let deadline = Instant::now().checked_add(self.patience);
-        match self.step(None, deadline) {
-            Ok(_) => return,
+        let deadline = self.deadline();
+        let mut out = Outgoing::new(std::mem::take(&mut self.out));
+        let served = self.take(None, deadline, out.buffer());
+        let served = served.and_then(|_| self.drain(&mut out, deadline));
+        self.out = out.into_buffer();
+        match served {
+            Ok(()) => return,
             Err(Failed::Socket(error)) => tracing::debug!(%error, "the connection is over"),
             Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "the connection is over"),
         }
@@ -198,67 +246,6 @@ impl Connection {
         id
     }
 
-    /// Asks and waits for the reply; errors name the request as `what` says.
-    pub(super) fn ask(
-        &mut self,
-        what: impl Fn() -> String,
-        request: &Request<'_>,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Answer<'_>> {
-        self.check(&what)?;
-        let id = self.new_id();
-        self.out.clear();
-        self.out.request(id, false, request);
-        let before = Instant::now();
-        let sent = self.sender.send(self.out.as_bytes(), descriptors);
-        // A server that turns a client away may have hung up already, and has said why.
-        if let Err(error) = sent
-            && !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-        {
-            return Err(self.over(what(), error.into()));
-        }
-        let deadline = before.checked_add(self.patience);
-        let command = request.command();
-        let descriptors = loop {
-            match self.step(Some((id, command)), deadline) {
-                Ok(Step::Served) => {}
-                Ok(Step::Reply(descriptors)) => break descriptors,
-                Ok(Step::Refused(errno)) => {
-                    self.serve_read_ahead();
-                    return Err(self.refusal(what(), errno));
-                }
-                Err(failed) => return Err(self.failed(what(), failed)),
-            }
-        };
-        self.serve_read_ahead();
-        match Reply::parse(command, &self.payload, self.limits()) {
-            Ok(reply) => Ok(Answer { reply, descriptors }),
-            Err(error) => Err(malformed(&self.name, what(), &error)),
-        }
-    }
-
-    /// Takes one message: a request of the server, which is answered, or the reply to what is waited for.
-    fn step(
-        &mut self,
-        awaited: Option<(u16, Command)>,
-        deadline: Option<Instant>,
-    ) -> std::result::Result<Step, Failed> {
-        let mut answer = std::mem::take(&mut self.out);
-        answer.clear();
-        let step = self.take(awaited, deadline, &mut answer);
-        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let answered = match &step {
-            Ok(Step::Served) => self.sender.send(answer.as_bytes(), &[]),
-            _ => Ok(()),
-        };
-        self.out = answer;
-        answered.map_err(SocketError::from)?;
-        match step {
-            Ok(Step::Served) if is_late() => Err(SocketError::System(io::ErrorKind::TimedOut.into()).into()),
-            step => step,
-        }
-    }
-
     /// Takes one message: a request of the server, whose answer is written behind what is in `out`, or the
     /// reply to what is waited for.
     fn take(
@@ -268,7 +255,7 @@ impl Connection {
         out: &mut MessageBuffer,
     ) -> std::result::Result<Step, Failed> {
         let limits = self.limits();
-        let message = self.receiver.receive_before(deadline)?.ok_or(Failed::hung_up())?;
+        let message = receive(&mut self.receiver, deadline, self.patience)?;
         let header = message.header;
         match header.kind {
             Kind::Command { no_reply } => {
@@ -277,6 +264,11 @@ impl Connection {
                 if no_reply {
                     out.shrink(out.len() - before);
                 }
+                Ok(Step::Served)
+            }
+            Kind::Error(0) if header.command == NO_COMMAND && self.strays > 0 => {
+                self.strays -= 1;
+                self.slips.live_with(Slip::UnreadPayload, "a command that it does not know");
                 Ok(Step::Served)
             }
             Kind::Reply | Kind::Error(_)
@@ -296,7 +288,12 @@ impl Connection {
                     header.command_name()
                 )))
             }
-            Kind::Error(errno) => Ok(Step::Refused(errno)),
+            Kind::Error(errno) => {
+                if !message.payload.is_empty() {
+                    self.slips.live_with(Slip::ErrorWithPayload, header.command_name());
+                }
+                Ok(Step::Refused(errno))
+            }
             Kind::Reply => {
                 self.payload.clear();
                 self.payload.extend_from_slice(message.payload);
@@ -305,12 +302,15 @@ impl Connection {
         }
     }
 
-    /// A reply that says no.
-    fn refusal(&self, what: String, errno: u32) -> Error {
-        let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-        match errno {
-            Some(errno) => self.refused(what, Errno::from_raw(errno)),
-            None => self.nonsense(what, "it failed with an errno that there is not"),
+    /// A reply that says no; `unnamed` is what it means if it does not say why.
+    fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
+        match i32::try_from(errno) {
+            Ok(0) => {
+                self.slips.live_with(Slip::NoErrno, command);
+                self.refused(what, unnamed)
+            }
+            Ok(errno @ 1..4096) => self.refused(what, Errno::from_raw(errno)),
+            _ => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
         }
     }
 
@@ -331,7 +331,9 @@ impl Connection {
         match error {
             SocketError::HungUp { .. } => self.refused(what, Errno::ECONNRESET),
             SocketError::System(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.refused(what, Errno::ETIMEDOUT),
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    timed_out(&self.name, what, self.patience)
+                }
                 _ => self.refused(what, error.raw_os_error().map_or(Errno::ECONNRESET, Errno::from_raw)),
             },
             SocketError::Frame(error) => self.nonsense(what, error),
@@ -352,6 +354,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// A server that did not answer in time.
+pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> Error {
+    Error::request(name, format!("{}: no reply within {patience:?}", what.to_string()), Errno::ETIMEDOUT)
 }
 
 fn has_come(socket: impl AsFd) -> bool {

@@ -19,6 +19,8 @@ use whimbrel_user::{
 };
 
 use super::connection::Connection;
+use super::reset::reset;
+use super::slips::Slip;
 use super::state_channel::StateChannel;
 use super::state_file::RemoteFile;
 use super::{Client, data_size, feature, feature_with_descriptors, get};
@@ -76,8 +78,9 @@ fn is_p2p(state: State) -> bool {
     matches!(state, State::RunningP2p | State::PreCopyP2p)
 }
 
-fn state(connection: &mut Connection) -> Result<State> {
+pub(super) fn state(connection: &mut Connection) -> Result<State> {
     let data: [u8; 8] = get(connection, Feature::MigDeviceState)?;
+    connection.has_migration = true;
     let [a, b, c, d, ..] = data;
     match State::try_from(u32::from_ne_bytes([a, b, c, d])) {
         Ok(state) if is_p2p(state) && !connection.agreed.extensions().p2p => {
@@ -104,7 +107,8 @@ fn channel(
         (Some(-1), None, _) => Ok(None),
         (Some(0), Some(socket), true) => {
             let name = connection.name().to_owned();
-            let channel = StateChannel::new(name, socket, connection.limits(), connection.patience);
+            let (limits, patience) = (connection.limits(), connection.patience);
+            let channel = StateChannel::new(name, socket, limits, patience, connection.slips.clone());
             channel.map(Some).map_err(|_| "the descriptor of the session is no stream socket")
         }
         _ => Err("its data_fd does not go with its descriptors"),
@@ -205,17 +209,18 @@ impl Device for Client {
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
         let connection = &mut *self.connection();
-        let most = connection.agreed.max_data_xfer_size as usize;
+        let most = connection.piece();
         let mut done = 0;
         for piece in data.chunks(most) {
             let at = offset.wrapping_add(done);
             let what = || format!("{} to region {index} at {at:#x}", Command::RegionWrite);
             let asked = RegionAccess { offset: at, region: index, count: count(piece) };
-            let answer = connection.ask(what, &Request::RegionWrite(asked, piece), &[])?;
-            let wrong = match answer.reply {
-                Reply::RegionWrite(access) if access == asked => None,
-                Reply::RegionWrite(access) => Some(wrong_access(asked, access)),
-                _ => Some(ANOTHER_PLACE.to_string()),
+            let answer = connection.ask_repeating(what, &Request::RegionWrite(asked, piece), &[])?;
+            let wrong = match answer.map(|answer| answer.reply) {
+                None => None,
+                Some(Reply::RegionWrite(access)) if access == asked => None,
+                Some(Reply::RegionWrite(access)) => Some(wrong_access(asked, access)),
+                Some(_) => Some(ANOTHER_PLACE.to_string()),
             };
             if let Some(wrong) = wrong {
                 return Err(connection.nonsense(what(), wrong));
@@ -324,11 +329,10 @@ impl Device for Client {
         Ok(())
     }
 
+    /// The device is in RUNNING then, and all of its contents are gone: a server that does not do so by itself is
+    /// led there, and never lets a stopped device run with what it holds.
     fn reset(&mut self) -> Result<()> {
-        let connection = &mut *self.connection();
-        connection.ask(|| Command::DeviceReset.to_string(), &Request::DeviceReset, &[])?;
-        connection.sessions.fetch_add(1, Ordering::AcqRel);
-        Ok(())
+        reset(&mut self.connection())
     }
 
     fn probe_feature(&mut self, asked: Feature, directions: FeatureFlags) -> Result<bool> {
@@ -342,9 +346,17 @@ impl Device for Client {
     }
 
     fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        match migration_flags(&mut self.connection()) {
-            Ok(flags) => Ok(Some(flags)),
+        let connection = &mut *self.connection();
+        match migration_flags(connection) {
+            Ok(flags) => {
+                connection.has_migration = true;
+                Ok(Some(flags))
+            }
             Err(error) if error.errno() == Some(Errno::ENOTTY) => Ok(None),
+            Err(error) if error.errno() == Some(Errno::EINVAL) => {
+                connection.slips.live_with(Slip::MigrationInvalid, Feature::Migration);
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -499,9 +511,12 @@ impl Device for Client {
         for (iova, size) in ranges {
             let what = || format!("{} at {iova:#x}", Command::DmaUnmap);
             let request = Request::DmaUnmap(DmaUnmap::Range { iova, size, bitmap: None });
-            let answer = connection.ask(what, &request, &[])?;
-            match answer.reply {
-                Reply::DmaUnmap(reply) if reply.iova == iova && reply.size <= size => unmapped += reply.size,
+            let answer = connection.ask_repeating(what, &request, &[])?;
+            match answer.map(|answer| answer.reply) {
+                None => unmapped += size,
+                Some(Reply::DmaUnmap(reply)) if reply.iova == iova && reply.size <= size => {
+                    unmapped += reply.size;
+                }
                 _ => return Err(connection.nonsense(what(), "it is of another range")),
             }
             connection.memory.remove(iova, size);

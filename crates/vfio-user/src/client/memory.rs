@@ -74,9 +74,10 @@ impl Memory {
         });
     }
 
-    /// Forgets all mappings.
-    pub(super) fn clear(&self) {
-        self.0.write().0.clear();
+    /// Forgets all mappings, and says how many bytes they had.
+    pub(super) fn clear(&self) -> u64 {
+        let mappings = std::mem::take(&mut self.0.write().0);
+        mappings.values().fold(0, |bytes, mapping| bytes.saturating_add(mapping.region.size()))
     }
 
     /// Writes the reply to a request of the server.

@@ -35,7 +35,7 @@ impl Client {
     /// ```
     pub fn post_write(&self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
         let connection = &mut *self.connection();
-        let most = connection.agreed.max_data_xfer_size as usize;
+        let most = connection.piece();
         let mut at = offset;
         for piece in data.chunks(most) {
             let what = || format!("{} to region {index} at {at:#x}", Command::RegionWrite);

@@ -6,6 +6,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +19,8 @@ use whimbrel_protocol::Errno;
 use whimbrel_uapi::migration::PrecopyInfo;
 use whimbrel_user::{Error, Result};
 
+use super::connection::timed_out;
+use super::slips::{Slip, Slips};
 use crate::message::{Command, DataHead, HEADER, Header, Kind, Limits, MessageBuffer, Reply, Request};
 
 /// Bytes of the reply to VFIO_USER_MIG_GET_PRECOPY_INFO.
@@ -30,6 +33,7 @@ pub(super) struct StateChannel {
     socket: OwnedFd,
     limits: Limits,
     patience: Duration,
+    slips: Arc<Slips>,
     next_id: u16,
     out: MessageBuffer,
     is_over: bool,
@@ -42,12 +46,13 @@ impl StateChannel {
         socket: OwnedFd,
         limits: Limits,
         patience: Duration,
+        slips: Arc<Slips>,
     ) -> std::result::Result<StateChannel, Errno> {
         if socket_type(&socket) != Ok(SocketType::STREAM) {
             return Err(Errno::EINVAL);
         }
         let out = MessageBuffer::new();
-        Ok(StateChannel { name, socket, limits, patience, next_id: 1, out, is_over: false })
+        Ok(StateChannel { name, socket, limits, patience, slips, next_id: 1, out, is_over: false })
     }
 
     /// VFIO_USER_MIG_DATA_READ, of as much as `buffer` and a message have room for.
@@ -56,8 +61,13 @@ impl StateChannel {
         let request = Request::MigDataRead { size: size as u32 };
         let (head, count) = self.exchange::<{ DataHead::SIZE }>(&request, &[], &mut buffer[..size])?;
         let fixed = head.last_chunk().copied().unwrap_or_default();
-        match DataHead::check(fixed, count) {
-            Ok(()) => Ok(count),
+        match DataHead::meant(fixed, count) {
+            Ok(meant) => {
+                if meant < count {
+                    self.slips.live_with(Slip::PaddedData, Command::MigDataRead);
+                }
+                Ok(meant)
+            }
             Err(error) => Err(self.broken(Command::MigDataRead, error)),
         }
     }
@@ -143,8 +153,11 @@ impl StateChannel {
                 let length = header.size as usize;
                 match header.kind {
                     Kind::Reply if (N..=N + room.len()).contains(&length) => size = Some(length),
-                    Kind::Error(errno) if (length, received) == (HEADER, HEADER) => {
-                        return Err(self.refused(command, errno));
+                    Kind::Error(errno) if received <= length => {
+                        if length > HEADER {
+                            self.slips.live_with(Slip::ErrorWithPayload, command);
+                        }
+                        return Err(self.refused(command, errno, length - received, deadline));
                     }
                     _ => return Err(self.broken(command, format_args!("{length} bytes are no such reply"))),
                 }
@@ -169,17 +182,33 @@ impl StateChannel {
         }
     }
 
-    /// What the server refuses leaves the channel as it is.
-    fn refused(&mut self, command: Command, errno: u32) -> Error {
-        match i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno)) {
-            Some(errno) => Error::request(&self.name, command, Errno::from_raw(errno)),
-            None => self.broken(command, "it failed with an errno that there is not"),
+    /// What the server refuses leaves the channel as it is, once the `rest` of the message has come.
+    fn refused(&mut self, command: Command, errno: u32, mut rest: usize, deadline: Option<Instant>) -> Error {
+        let mut ignored = [0; 512];
+        while rest > 0 {
+            let room = rest.min(ignored.len());
+            match receive(&self.socket, &mut [IoSliceMut::new(&mut ignored[..room])], deadline) {
+                Ok(0) => return self.failed(command, SystemError::CONNRESET),
+                Ok(count) => rest -= count,
+                Err(error) => return self.failed(command, error),
+            }
+        }
+        match i32::try_from(errno) {
+            Ok(0) => {
+                self.slips.live_with(Slip::NoErrno, command);
+                Error::request(&self.name, command, Errno::EIO)
+            }
+            Ok(errno @ 1..4096) => Error::request(&self.name, command, Errno::from_raw(errno)),
+            _ => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
         }
     }
 
     /// The socket gives no more.
     fn failed(&mut self, command: Command, error: SystemError) -> Error {
         self.is_over = true;
+        if error == SystemError::TIMEDOUT {
+            return timed_out(&self.name, command, self.patience);
+        }
         Error::request(&self.name, command, Errno::from_raw(error.raw_os_error()))
     }
 

@@ -139,8 +139,7 @@ fn read(connection: &mut Connection, buffer: &mut [u8]) -> Result<usize, Error> 
 }
 
 fn write(connection: &mut Connection, data: &[u8]) -> Result<usize, Error> {
-    let most = connection.agreed.max_data_xfer_size as usize;
-    let data = &data[..data.len().min(most)];
+    let data = &data[..data.len().min(connection.piece())];
     connection.ask(|| Command::MigDataWrite.to_string(), &Request::MigDataWrite { data }, &[])?;
     Ok(data.len())
 }

@@ -14,13 +14,14 @@ impl Client {
     pub fn unmap_all_dma(&self) -> Result<u64> {
         let connection = &mut *self.connection();
         let what = || format!("{} of all", Command::DmaUnmap);
-        let answer = connection.ask(what, &Request::DmaUnmap(DmaUnmap::All), &[])?;
-        let size = match answer.reply {
-            Reply::DmaUnmap(reply) => reply.size,
-            _ => return Err(connection.nonsense(what(), "it is of another request")),
+        let answer = connection.ask_repeating(what, &Request::DmaUnmap(DmaUnmap::All), &[])?;
+        let size = match answer.map(|answer| answer.reply) {
+            None => None,
+            Some(Reply::DmaUnmap(reply)) => Some(reply.size),
+            Some(_) => return Err(connection.nonsense(what(), "it is of another request")),
         };
-        connection.memory.clear();
-        Ok(size)
+        let mapped = connection.memory.clear();
+        Ok(size.unwrap_or(mapped))
     }
 
     /// Unmaps the range of `dirty` as [`Device::unmap_dma`](whimbrel_user::Device::unmap_dma) does, and marks

@@ -23,7 +23,7 @@ pub enum Kind {
     },
     /// The reply to a command that was done.
     Reply,
-    /// The reply to a command that failed, with its errno, which may be 0. It has no payload.
+    /// The reply to a command that failed, with its errno, which may be 0. It should have no payload.
     Error(u32),
 }
 

@@ -23,12 +23,24 @@ pub(super) fn put_read(size: u32, out: &mut MessageBuffer) {
     out.put_u32(size);
 }
 
-/// Data of a request to write, or of a reply to read. `argsz` says nothing that the message does not.
+/// Data of a request to write. `argsz` says nothing that the message does not.
 pub(super) fn parse_data(payload: &[u8], limits: Limits) -> Result<&[u8], Malformed> {
     let mut fields = Fields::of(payload, FIXED as usize)?;
     fields.u32()?;
     let size = fields.u32()?;
     fields.data(size.into(), limits.max_data_xfer_size)
+}
+
+/// Data of a reply to read: as many bytes as its size says. Servers that make room for all that was asked for,
+/// as libvfio-user does, send more behind them.
+pub(super) fn parse_read_data(payload: &[u8], limits: Limits) -> Result<&[u8], Malformed> {
+    let mut fields = Fields::of(payload, FIXED as usize)?;
+    fields.u32()?;
+    let size = fields.u32()?;
+    check_count(size.into(), limits.max_data_xfer_size)?;
+    let data = fields.rest();
+    let meant = data.get(..size as usize);
+    meant.ok_or(Malformed::Count { count: size.into(), found: data.len() })
 }
 
 pub(super) fn put_data(data: &[u8], out: &mut MessageBuffer) {
@@ -62,14 +74,14 @@ impl DataHead {
         bytes
     }
 
-    /// Checks what stands between a header and the `data` bytes of data that follow.
-    pub(crate) fn check(fixed: [u8; FIXED as usize], data: usize) -> Result<(), Malformed> {
+    /// Reads what stands between a header and the `data` bytes of data that follow: how many of them are meant,
+    /// as in [`parse_read_data`].
+    pub(crate) fn meant(fixed: [u8; FIXED as usize], data: usize) -> Result<usize, Malformed> {
         let [_, _, _, _, a, b, c, d] = fixed;
-        let count = u32::from_ne_bytes([a, b, c, d]);
-        if count as usize == data {
-            Ok(())
-        } else {
-            Err(Malformed::Count { count: count.into(), found: data })
+        let size = u32::from_ne_bytes([a, b, c, d]);
+        match usize::try_from(size) {
+            Ok(meant) if meant <= data => Ok(meant),
+            _ => Err(Malformed::Count { count: size.into(), found: data }),
         }
     }
 }

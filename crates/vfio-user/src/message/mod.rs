@@ -1,7 +1,7 @@
 //! Messages as plain data: parsed from bytes and written to bytes, without I/O.
 //!
 //! A message is a [`Header`] and a payload. What follows the header is a [`Request`] or a [`Reply`], and a
-//! reply that failed has only a header. Whatever is parsed came from a peer: lengths and counts are checked
+//! reply that failed should have only a header. Whatever is parsed came from a peer: lengths and counts are checked
 //! before they are used, data is borrowed from the bytes given, and what is copied is never longer than
 //! those.
 //!

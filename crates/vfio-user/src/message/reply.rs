@@ -88,7 +88,9 @@ impl<'a> Reply<'a> {
                 Reply::RegionWriteMulti { completed: Fields::of(payload, 8)?.u64()? }
             }
             Command::DeviceFeature => Reply::DeviceFeature(DeviceFeature::parse(payload)?),
-            Command::MigDataRead => Reply::MigDataRead { data: migration_data::parse_data(payload, limits)? },
+            Command::MigDataRead => {
+                Reply::MigDataRead { data: migration_data::parse_read_data(payload, limits)? }
+            }
             Command::MigDataWrite => Reply::MigDataWrite,
             Command::MigGetPrecopyInfo => {
                 Reply::MigGetPrecopyInfo(migration_data::parse_precopy_info(payload)?)

@@ -235,7 +235,7 @@ impl Channel {
         buffer.request(id, false, request);
         let mut bytes = buffer.as_bytes();
         while !bytes.is_empty() {
-            match sender.send_some(bytes, None).map_err(|_| Unanswered::Over)? {
+            match sender.send_some(bytes, &[]).map_err(|_| Unanswered::Over)? {
                 0 => self.wait_for_room(deadline)?,
                 sent => bytes = &bytes[sent..],
             }

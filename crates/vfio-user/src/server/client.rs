@@ -18,7 +18,7 @@ use super::mappings::Mappings;
 use super::queue::Waiting;
 use super::rest::Rest;
 use super::state_channel::StateChannel;
-use super::{ServeError, Shared, region_info, twin};
+use super::{ServeError, Shared, plain, region_info, twin};
 use crate::descriptors::Descriptors;
 use crate::message::{
     Command, DeviceInfoReply, Header, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess,
@@ -350,7 +350,11 @@ impl Client {
             Request::DmaMap(map) => self.dma_map(id, *map, descriptors),
             Request::DmaUnmap(unmap) => self.dma_unmap(id, *unmap),
             Request::DeviceGetInfo { argsz } => {
-                let reply = DeviceInfoReply::new(self.device().info(), *argsz);
+                let mut info = self.device().info();
+                if !self.extensions().device_features {
+                    plain::hide_capabilities(&mut info);
+                }
+                let reply = DeviceInfoReply::new(info, *argsz);
                 self.out.reply(id, &Reply::DeviceGetInfo(reply));
                 Ok(())
             }

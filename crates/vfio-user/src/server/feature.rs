@@ -175,6 +175,10 @@ impl Client {
         }
         let (asked, _) = LoggingReport::parse(request.data).map_err(|error| error.errno())?;
         let range = DirtyReport::check(asked.iova, asked.length, asked.page_size)?;
+        // "Only valid if logging of dirty pages has been previously started", whatever the driver makes of it.
+        if self.log.is_none() {
+            return Err(Errno::EINVAL);
+        }
         let bits = DirtyReport::words_needed(range.length(), asked.page_size).saturating_mul(8);
         if bits > u64::from(self.limits().max_data_xfer_size) {
             return Err(Errno::EINVAL);

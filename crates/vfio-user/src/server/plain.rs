@@ -1,7 +1,7 @@
-//! What of P2P a client of the plain protocol sees, in which RUNNING_P2P and PRE_COPY_P2P are "not used":
-//! nothing.
+//! What a client of the plain protocol does not see: the states RUNNING_P2P and PRE_COPY_P2P, which are "not
+//! used" there, and the capabilities of a device, for which VFIO_USER_DEVICE_GET_INFO has no flag.
 
-use whimbrel_device::{MigrationFlags, State};
+use whimbrel_device::{Info, MigrationFlags, State};
 
 /// A number that is no state.
 const NO_STATE: u32 = u32::MAX;
@@ -26,6 +26,11 @@ pub(super) fn hide_state(mig_state: &mut [u8]) {
         };
         *number = seen.number().to_ne_bytes();
     }
+}
+
+/// The text's reply is of 16 bytes and says nothing of more.
+pub(super) fn hide_capabilities(info: &mut Info) {
+    info.capabilities.clear();
 }
 
 /// The flag says that the states can be used.

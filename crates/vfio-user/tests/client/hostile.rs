@@ -65,7 +65,7 @@ fn the_server_of_these_tests_can_answer() {
 
 #[test]
 fn an_answer_that_cannot_be_one_is_an_error_that_says_so() {
-    let cases: [(&str, Vec<u8>, &str); 11] = [
+    let cases: [(&str, Vec<u8>, &str); 10] = [
         ("short reply", reply(ID, GET_INFO, &info(2)[..15]), "the payload has 15 bytes, and 16 are needed"),
         ("empty reply", reply(ID, GET_INFO, &[]), "the payload has 0 bytes"),
         ("wrong id", reply(ID + 1, GET_INFO, &info(2)), "the reply is to message 3"),
@@ -75,8 +75,7 @@ fn an_answer_that_cannot_be_one_is_an_error_that_says_so() {
         ("larger than agreed", header(ID, GET_INFO, 1 << 20, 1, 0), "1048576"),
         ("smaller than a header", header(ID, GET_INFO, 15, 1, 0), "15"),
         ("neither command nor reply", header(ID, GET_INFO, 16, 7, 0), "card"),
-        ("errno 0", header(ID, GET_INFO, 16, 1 | 1 << 5, 0), "an errno that there is not"),
-        ("errno of all bits", header(ID, GET_INFO, 16, 1 | 1 << 5, u32::MAX), "an errno that there is not"),
+        ("errno of all bits", header(ID, GET_INFO, 16, 1 | 1 << 5, u32::MAX), "the invalid errno 4294967295"),
     ];
     for (case, bytes, said) in cases {
         let (mut client, thread) = server(bytes, false);
@@ -110,7 +109,10 @@ fn a_server_that_does_not_answer_is_given_up() {
         let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
         let (mut client, thread) = server_with(bytes, false, &options);
         let error = client.info().unwrap_err();
-        assert_eq!(error.to_string(), "card: VFIO_USER_DEVICE_GET_INFO: ETIMEDOUT: Connection timed out");
+        assert_eq!(
+            error.to_string(),
+            "card: VFIO_USER_DEVICE_GET_INFO: no reply within 2s: ETIMEDOUT: Connection timed out"
+        );
         drop(client);
         thread.join().unwrap();
     }

@@ -13,9 +13,12 @@ mod live;
 mod messages;
 mod posted;
 mod regions;
+mod slips;
 #[path = "../devices/source.rs"]
 mod source_device;
+mod stranger;
 mod support;
+mod time;
 mod together;
 mod unmap;
 mod write_multiple;

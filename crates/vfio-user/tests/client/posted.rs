@@ -111,8 +111,8 @@ fn a_server_that_asks_before_it_reads_does_not_block_who_writes_before_it_reads(
             out.request(id as u16, false, &Request::DmaWrite { iova: 1 << 40, data: &data });
         }
         sender.send(out.as_bytes(), &[]).unwrap();
-        let (mut answers, mut writes) = (0, 0);
-        while answers < ASKED || writes < WRITES {
+        let (mut answers, mut written) = (0, 0);
+        while answers < ASKED || written < (WRITES as u64) << 20 {
             let message = receiver.receive().unwrap().unwrap();
             match message.header.kind {
                 Kind::Error(errno) => {
@@ -126,9 +126,9 @@ fn a_server_that_asks_before_it_reads_does_not_block_who_writes_before_it_reads(
                     else {
                         panic!("{command}")
                     };
-                    assert_eq!(access.offset, (writes as u64) << 20);
-                    assert!(data.iter().all(|byte| *byte == writes as u8));
-                    writes += 1;
+                    assert_eq!(access.offset, written);
+                    assert!(data.iter().all(|byte| *byte == (written >> 20) as u8));
+                    written += data.len() as u64;
                 }
                 other => panic!("{other:?}"),
             }

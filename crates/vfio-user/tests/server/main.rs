@@ -18,3 +18,4 @@ mod state_channel;
 mod support;
 mod takeover;
 mod takeover_by_hand;
+mod text;

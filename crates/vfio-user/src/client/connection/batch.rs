@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
+use whimbrel_protocol::Errno;
 use whimbrel_user::{Error, Result};
 
 use super::outgoing::{Outgoing, check};
@@ -77,7 +78,7 @@ impl Connection {
                 let id = self.new_id();
                 out.buffer().request(id, false, &request);
                 if let Some(descriptor) = descriptor {
-                    out.attach(descriptor);
+                    out.attach(&[descriptor]);
                 }
                 under_way.push_back((id, request.command()));
                 next += 1;
@@ -113,7 +114,7 @@ impl Connection {
             }
         }
         // Answers to the server.
-        self.drain(out)
+        self.drain(out, self.deadline())
     }
 
     /// What a reply is to who has asked.
@@ -129,7 +130,7 @@ impl Connection {
         T: FnMut(usize, Reply<'_>) -> std::result::Result<(), String>,
     {
         let what = || (batch.what)(number);
-        reply.map_err(|errno| self.refusal(what(), errno))?;
+        reply.map_err(|errno| self.refusal(what(), command, errno, Errno::EIO))?;
         let reply = Reply::parse(command, &self.payload, self.limits());
         let reply = reply.map_err(|error| malformed(&self.name, what(), &error))?;
         (batch.take)(number, reply).map_err(|wrong| self.nonsense((batch.what)(number), wrong))

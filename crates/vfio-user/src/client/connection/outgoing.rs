@@ -2,14 +2,17 @@
 //! waits for the other for ever, however full the socket is.
 
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::time::Instant;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Command, Connection, Failed, Step};
 use crate::message::MessageBuffer;
-use crate::socket::{Sender, SocketError};
+use crate::socket::{Incoming, Receiver, Sender, SocketError};
+
+/// By how much a read may outlast a deadline.
+const SLACK: Duration = Duration::from_millis(1);
 
 /// Bytes that may wait here for room in the socket. More of the server's requests are not read before.
 const MOST: usize = 4 << 20;
@@ -20,8 +23,9 @@ pub(super) struct Outgoing<'a> {
     buffer: MessageBuffer,
     /// How much of it is sent.
     sent: usize,
-    /// For the first of the messages, which ends here.
-    descriptor: Option<(BorrowedFd<'a>, usize)>,
+    /// For the first of the messages, which ends at `first`.
+    descriptors: Vec<BorrowedFd<'a>>,
+    first: usize,
 }
 
 impl<'a> Outgoing<'a> {
@@ -39,7 +43,8 @@ impl<'a> Outgoing<'a> {
     /// Forgets what nobody would read.
     pub(super) fn forget(&mut self) {
         self.buffer.clear();
-        (self.sent, self.descriptor) = (0, None);
+        self.descriptors.clear();
+        self.sent = 0;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,22 +60,22 @@ impl<'a> Outgoing<'a> {
         &mut self.buffer
     }
 
-    /// Lets a descriptor go with the only message there is, of which nothing is sent.
-    pub(super) fn attach(&mut self, descriptor: BorrowedFd<'a>) {
-        self.descriptor = Some((descriptor, self.buffer.len()));
+    /// Lets descriptors go with the only message there is, of which nothing is sent.
+    pub(super) fn attach(&mut self, descriptors: &[BorrowedFd<'a>]) {
+        self.descriptors.extend_from_slice(descriptors);
+        self.first = self.buffer.len();
     }
 
     /// Sends as much as there is room for.
     fn send(&mut self, sender: &mut Sender) -> io::Result<()> {
         while !self.is_empty() {
-            // Bytes of another message must not go with the descriptor.
-            let end = self.descriptor.map_or(self.buffer.len(), |(_, end)| end);
-            let descriptor = self.descriptor.map(|(descriptor, _)| descriptor);
-            match sender.send_some(&self.buffer.as_bytes()[self.sent..end], descriptor)? {
+            // Bytes of another message must not go with the descriptors.
+            let end = if self.descriptors.is_empty() { self.buffer.len() } else { self.first };
+            match sender.send_some(&self.buffer.as_bytes()[self.sent..end], &self.descriptors)? {
                 0 => return Ok(()),
                 count => self.sent += count,
             }
-            self.descriptor = None;
+            self.descriptors.clear();
         }
         self.forget();
         Ok(())
@@ -79,18 +84,41 @@ impl<'a> Outgoing<'a> {
 
 impl Connection {
     /// Sends all of `out`, and answers the server meanwhile. No reply is waited for.
-    pub(super) fn drain(&mut self, out: &mut Outgoing<'_>) -> Result<(), Failed> {
+    pub(super) fn drain(&mut self, out: &mut Outgoing<'_>, deadline: Option<Instant>) -> Result<(), Failed> {
         self.push(out)?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        let deadline = self.deadline();
         while !out.is_empty() {
             self.exchange(None, deadline, out)?;
             check(deadline)?;
             self.push(out)?;
         }
         Ok(())
+    }
+
+    /// Sends a request, answers the server meanwhile, and waits for the reply.
+    pub(super) fn converse(
+        &mut self,
+        awaited: (u16, Command),
+        deadline: Option<Instant>,
+        out: &mut Outgoing<'_>,
+    ) -> Result<Step, Failed> {
+        loop {
+            match self.push(out) {
+                // A server that turns a client away may have hung up already, and has said why.
+                Err(Failed::Socket(SocketError::HungUp { .. })) => out.forget(),
+                pushed => pushed?,
+            }
+            match self.exchange(Some(awaited), deadline, out)? {
+                Some(Step::Served) | None => check(deadline)?,
+                Some(step) => {
+                    // The rest of a request that was answered before it was read, and answers to the server.
+                    return match self.drain(out, deadline) {
+                        // The reply counts; who asks next learns that it was the last.
+                        Ok(()) | Err(Failed::Socket(SocketError::HungUp { .. })) => Ok(step),
+                        Err(failed) => Err(failed),
+                    };
+                }
+            }
+        }
     }
 
     /// Sends what there is room for.
@@ -117,24 +145,53 @@ impl Connection {
     /// Waits until there is something to read, if that is wanted, or room to send, which is `false`.
     fn is_readable(&self, is_wanted: bool, deadline: Option<Instant>) -> Result<bool, Failed> {
         let wanted = if is_wanted { PollFlags::IN | PollFlags::OUT } else { PollFlags::OUT };
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut asked = [PollFd::new(&self.receiver, wanted)];
-            match poll(&mut asked, timeout.as_ref()) {
-                Ok(0) => return Err(late()),
-                // What the server says comes first, also that it has hung up.
-                Ok(_) => return Ok(is_wanted && asked[0].revents() != PollFlags::OUT),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(SocketError::System(error.into()).into()),
-            }
-        }
+        let ready = wait(&self.receiver, wanted, deadline)?;
+        // What the server says comes first, also that it has hung up.
+        Ok(is_wanted && ready != PollFlags::OUT)
     }
 
     /// When what is asked now must be answered.
     pub(super) fn deadline(&self) -> Option<Instant> {
         Instant::now().checked_add(self.patience)
     }
+}
+
+/// Waits until the socket is ready in one of these ways, and says in which.
+fn wait(socket: impl AsFd, wanted: PollFlags, deadline: Option<Instant>) -> Result<PollFlags, Failed> {
+    loop {
+        // Also where there is always a little more.
+        check(deadline)?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut asked = [PollFd::new(&socket, wanted)];
+        match poll(&mut asked, timeout.as_ref()) {
+            Ok(0) => return Err(late()),
+            Ok(_) => return Ok(asked[0].revents()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(SocketError::System(error.into()).into()),
+        }
+    }
+}
+
+/// Waits for the next message, which must be whole at the deadline, however many pieces it comes in.
+pub(super) fn receive(
+    receiver: &mut Receiver,
+    deadline: Option<Instant>,
+    patience: Duration,
+) -> Result<Incoming<'_>, Failed> {
+    while !receiver.is_ready() {
+        // Reads of the socket end by themselves after `patience`: while about all of it is left that is soon
+        // enough, and saves a system call for each short message.
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_none_or(|left| left + SLACK < patience) {
+            wait(&*receiver, PollFlags::IN, deadline)?;
+        }
+        if !receiver.read_once()? {
+            receiver.ended()?;
+            return Err(Failed::hung_up());
+        }
+    }
+    receiver.take_ready()?.ok_or_else(Failed::hung_up)
 }
 
 /// Ends what has taken too long.

@@ -14,7 +14,7 @@ impl Connection {
         let id = self.new_id();
         let mut out = Outgoing::new(std::mem::take(&mut self.out));
         out.buffer().request(id, true, request);
-        let sent = self.drain(&mut out);
+        let sent = self.drain(&mut out, self.deadline());
         self.out = out.into_buffer();
         sent.map_err(|failed| self.failed(what(), failed))?;
         self.serve_arrived();

@@ -1,0 +1,134 @@
+//! Requests one at a time, each with its reply.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_user::Result;
+
+use super::outgoing::Outgoing;
+use super::{Answer, Connection, Features, Step, malformed};
+use crate::client::slips::Slip;
+use crate::message::{Command, DeviceFeature, HEADER, Reply, Request};
+use crate::socket::DescriptorError;
+
+/// Bytes before the data of VFIO_USER_MIG_DATA_READ.
+const DATA_HEAD: usize = 8;
+
+impl Connection {
+    /// Asks and waits for the reply; errors name the request as `what` says.
+    pub(in crate::client) fn ask(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer<'_>> {
+        let descriptors = self.reply_to(&what, request, descriptors)?;
+        self.answer(&what, request.command(), descriptors)
+    }
+
+    /// As [`Connection::ask`], where the reply only repeats the request. A server that leaves that out has
+    /// done all that was asked: `None`.
+    pub(in crate::client) fn ask_repeating(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Option<Answer<'_>>> {
+        let descriptors = self.reply_to(&what, request, descriptors)?;
+        if self.payload.is_empty() {
+            self.slips.live_with(Slip::EmptyReply, request.command());
+            return Ok(None);
+        }
+        self.answer(&what, request.command(), descriptors).map(Some)
+    }
+
+    /// Whether the server knows VFIO_USER_DEVICE_FEATURE. One of version 0.0 may not, and may take the payload of
+    /// what it does not know for its next message (rust-vmm's server): it is first asked in a message whose
+    /// payload is as long as a header, so that what it makes of that ends where the next message begins.
+    pub(in crate::client) fn knows_features(&mut self, what: impl Fn() -> String) -> Result<bool> {
+        if self.features == Features::Doubtful {
+            let flags = FeatureFlags::PROBE | FeatureFlags::GET;
+            // Nobody looks at the data of a PROBE.
+            let data = &[0; HEADER - DeviceFeature::FIXED as usize];
+            let request =
+                DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.index(), flags, data };
+            let step = self.exchange_one(what, &Request::DeviceFeature(request), &[])?;
+            self.features = if let Step::Refused(0) = step {
+                self.slips.live_with(Slip::NoErrno, Command::DeviceFeature);
+                Features::Unknown
+            } else {
+                Features::Known
+            };
+        }
+        Ok(self.features == Features::Known)
+    }
+
+    /// Sends a request and waits for its reply, whose payload is kept. Returns the descriptors.
+    fn reply_to(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<std::result::Result<Vec<OwnedFd>, DescriptorError>> {
+        match self.exchange_one(&what, request, descriptors)? {
+            Step::Reply(descriptors) => Ok(descriptors),
+            Step::Refused(errno) => {
+                Err(self.refusal(what(), request.command(), errno, without_errno(request)))
+            }
+            Step::Served => Ok(Ok(Vec::new())),
+        }
+    }
+
+    fn exchange_one(
+        &mut self,
+        what: impl Fn() -> String,
+        request: &Request<'_>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Step> {
+        self.check(&what)?;
+        let deadline = self.deadline();
+        let id = self.new_id();
+        let mut out = Outgoing::new(std::mem::take(&mut self.out));
+        out.buffer().request(id, false, request);
+        out.attach(descriptors);
+        let size = out.len();
+        let step = self.converse((id, request.command()), deadline, &mut out);
+        self.out = out.into_buffer();
+        let step = step.map_err(|failed| self.failed(what(), failed))?;
+        if let Step::Refused(0) = step {
+            // As many headers as a server finds in a payload that it has not read.
+            self.strays = (size - HEADER).div_ceil(HEADER);
+        }
+        self.serve_read_ahead();
+        Ok(step)
+    }
+
+    fn answer(
+        &self,
+        what: impl Fn() -> String,
+        command: Command,
+        descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
+    ) -> Result<Answer<'_>> {
+        let reply = Reply::parse(command, &self.payload, self.limits());
+        let reply = reply.map_err(|error| malformed(&self.name, what(), &error))?;
+        if let Reply::MigDataRead { data } = &reply
+            && self.payload.len() > DATA_HEAD + data.len()
+        {
+            self.slips.live_with(Slip::PaddedData, command);
+        }
+        Ok(Answer { reply, descriptors })
+    }
+}
+
+/// What an error that says nothing means: to the question whether something is there, that it is not.
+fn without_errno(request: &Request<'_>) -> Errno {
+    match request {
+        Request::DeviceFeature(DeviceFeature { feature, flags, .. })
+            if flags.contains(FeatureFlags::PROBE) || *feature == Feature::Migration.index() =>
+        {
+            Errno::ENOTTY
+        }
+        _ => Errno::EIO,
+    }
+}

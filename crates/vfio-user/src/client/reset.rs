@@ -1,0 +1,49 @@
+//! VFIO_USER_DEVICE_RESET: what a user of VFIO expects of it, with servers that stop halfway.
+
+use std::sync::atomic::Ordering;
+
+use whimbrel_protocol::{Errno, State};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_user::Result;
+
+use super::connection::Connection;
+use super::device::state;
+use super::feature;
+use super::slips::Slip;
+use crate::message::{Command, Request};
+
+/// Resets the device: it is in RUNNING then, as after VFIO_DEVICE_RESET.
+///
+/// libvfio-user refuses to reset a device in STOP or STOP_COPY, and its newest keeps the migration state. Such a
+/// device is discarded by RESUMING and reset there. Running it first would make it work with a state that may be
+/// at work on another host.
+pub(super) fn reset(connection: &mut Connection) -> Result<()> {
+    match ask(connection) {
+        Ok(()) => {}
+        Err(refused) if refused.errno() == Some(Errno::EINVAL) => {
+            let Ok(State::Stop | State::StopCopy) = state(connection) else { return Err(refused) };
+            connection.slips.live_with(Slip::ResetRefused, Command::DeviceReset);
+            enter(connection, State::Resuming)?;
+            ask(connection)?;
+        }
+        Err(error) => return Err(error),
+    }
+    connection.sessions.fetch_add(1, Ordering::AcqRel);
+    // A server whose device was never asked about its migration may not know how to answer.
+    if connection.has_migration && state(connection)? != State::Running {
+        connection.slips.live_with(Slip::ResetKeepsState, Command::DeviceReset);
+        enter(connection, State::Running)?;
+    }
+    Ok(())
+}
+
+fn ask(connection: &mut Connection) -> Result<()> {
+    connection.ask(|| Command::DeviceReset.to_string(), &Request::DeviceReset, &[]).map(drop)
+}
+
+/// Changes the state, whose data nobody wants.
+fn enter(connection: &mut Connection, to: State) -> Result<()> {
+    let what = || format!("{} to {to} for a reset", Feature::MigDeviceState);
+    let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
+    feature(connection, what, Feature::MigDeviceState, FeatureFlags::SET, &data, 0).map(drop)
+}
