@@ -11,8 +11,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_cre
 use whimbrel_device::dma::DmaSpace;
 use whimbrel_device::{Errno, survive_lost_memory};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs};
-use whimbrel_vfio_user::{Backend, BackendOptions, Capabilities, MAX_FDS, Server};
+use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs, Version};
+use whimbrel_vfio_user::{Backend, BackendOptions, MAX_FDS, Server};
 
 use super::silent_files::{SilentFiles, serve_if_asked};
 use super::support::*;
@@ -289,10 +289,16 @@ fn files_that_never_answer_are_refused_and_hold_up_nobody() {
     let server = Server::bind(folder.path().join("socket"), host.backend.clone()).unwrap();
     let (path, stopper) = (server.path().to_owned(), server.stopper());
     let serving = std::thread::spawn(move || server.run());
+    let hello = Request::Version(Version::proposal(Backend::capabilities()));
     let connect = || {
-        let mut peer = Peer::new(UnixStream::connect(&path).unwrap(), None);
-        peer.agree(Capabilities { migration_extensions: None, ..Backend::capabilities() });
-        peer
+        loop {
+            let mut peer = Peer::new(UnixStream::connect(&path).unwrap(), None);
+            match peer.ask(&hello) {
+                Ok(_) => return peer,
+                // A process that another test just starts may have the last client's socket open yet.
+                Err(errno) => assert_eq!(errno, Errno::EBUSY),
+            }
+        }
     };
     let set = SetIrqs { flags: 0x24, index: MSI, start: 0, count: 1, data: &[] };
     let mut peer = connect();
