@@ -111,6 +111,15 @@ pub enum TakeoverError {
     /// The device refused what it was to load.
     #[error(transparent)]
     Device(#[from] whimbrel_user::Error),
+    /// Nothing was taken over, but nobody can say that the device here stands still. The old server was told nothing,
+    /// because both devices could run then: it goes on once this process has ended.
+    #[error("{cause}; the device here may still run: {why}")]
+    Unsettled {
+        /// Why it was not taken over.
+        cause: Box<TakeoverError>,
+        /// Why the device here may still run.
+        why: String,
+    },
     /// The connection between the two servers.
     #[error("the other server cannot be heard: {0}")]
     Link(#[from] LinkError),
@@ -136,6 +145,9 @@ impl TakeoverError {
             TakeoverError::Refused(_) => Some("the old server goes on; try again when that has changed"),
             TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => {
                 Some("start the new server with the model and settings of the old one, which goes on")
+            }
+            TakeoverError::Unsettled { .. } => {
+                Some("end this process: the old server goes on as soon as it sees that")
             }
             _ => None,
         }

@@ -93,53 +93,64 @@ pub(super) fn take(
     own: &Description,
     backend: &Backend,
 ) -> Result<Taken, TakeoverError> {
-    let difference = offered
-        .difference(own)
-        .map(|what| TakeoverError::Mismatch { device: short(offered.name.clone()), what });
-    let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"));
-    let turn = match difference.map_or(turn, Err) {
-        Ok(turn) => turn,
-        Err(error) => {
-            tell_failure(link, &error);
-            return Err(error);
-        }
-    };
-    link.send(&Message::Accept)?;
     let mut destination = Destination::new();
-    let loaded = receive(link, offered, backend).and_then(|arrival| arrival.load(backend, turn));
-    let loaded = match loaded {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            if destination.fail() == DestinationAction::DiscardAndSendFailed {
-                tell_failure(link, &error);
-            }
-            discard(backend.device());
-            return Err(error);
-        }
+    let turn = match check(offered, own, backend) {
+        Ok(turn) => turn,
+        // The device was not touched, and another client may be using it.
+        Err(error) => return Err(give_up(link, &mut destination, None, error)),
     };
-    match commit(link, &mut destination, loaded, backend) {
-        Ok(taken) => Ok(taken),
-        Err(error) => {
-            if destination.fail() == DestinationAction::DiscardAndSendFailed {
-                tell_failure(link, &error);
-            }
-            discard(backend.device());
-            Err(error)
+    let loaded = link
+        .send(&Message::Accept)
+        .map_err(TakeoverError::from)
+        .and_then(|()| receive(link, offered, backend))
+        .and_then(|arrival| arrival.load(backend, turn));
+    let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
+    taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
+}
+
+/// Whether the backend's device can take the place of the one that is offered.
+fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<Turn, TakeoverError> {
+    let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"))?;
+    match offered.difference(own) {
+        Some(what) => Err(TakeoverError::Mismatch { device: short(offered.name.clone()), what: short(what) }),
+        None => Ok(turn),
+    }
+}
+
+/// After a failure: the device forgets what came, and only once that is certain is the old server told that it may
+/// run its own.
+fn give_up(
+    link: &mut Link,
+    destination: &mut Destination,
+    touched: Option<&DeviceFile>,
+    error: TakeoverError,
+) -> TakeoverError {
+    destination.fail();
+    let discarded = touched.map_or(Ok(()), discard);
+    match (destination.discarded(discarded.is_ok()), discarded) {
+        (DestinationAction::CloseSilently, Err(why)) => {
+            TakeoverError::Unsettled { cause: Box::new(error), why }
         }
+        (DestinationAction::SendFailed, _) => {
+            // If it is gone it knows.
+            let _ = link.send(&Message::Failed { why: short(error.to_string()) });
+            error
+        }
+        _ => error,
     }
 }
 
-fn tell_failure(link: &mut Link, error: &TakeoverError) {
-    // If it is gone it knows.
-    let _ = link.send(&Message::Failed { why: short(error.to_string()) });
-}
-
-/// Forgets what came.
-fn discard(device: &DeviceFile) {
-    if let Err(errno) = device.reset() {
-        tracing::debug!(device = device.name(), %errno, "no reset after a takeover that failed");
-    }
+/// Resets the device and sees that it does not go on with what came: why that is not certain, otherwise.
+fn discard(device: &DeviceFile) -> Result<(), String> {
+    let reset = device.reset();
     device.resume_signals();
+    reset.map_err(|errno| format!("its reset failed: {errno}"))?;
+    match adapted(device).and_then(|mut adapted| adapted.state()) {
+        // A reset leads to RUNNING, with nothing of what was there before.
+        Ok(State::Running | State::Stop | State::StopCopy | State::Resuming) => Ok(()),
+        Ok(state) => Err(format!("it is in {state} after a reset")),
+        Err(error) => Err(format!("its state cannot be read after a reset: {error}")),
+    }
 }
 
 fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<Arrival, TakeoverError> {
@@ -484,9 +495,8 @@ fn commit(
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
     let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
     if let Err(error) = started {
-        if destination.started(false) == DestinationAction::DiscardAndSendFailed {
-            tell_failure(link, &TakeoverError::Wrong(error.to_string()));
-        }
+        // Some of it may run: it is reset before anybody is told.
+        destination.started(false);
         return Err(error.into());
     }
     if begin.precopy_info_v2
