@@ -4,6 +4,7 @@
 mod answers;
 mod clients;
 mod extension;
+mod hand;
 mod hostile;
 mod memory;
 mod messages;

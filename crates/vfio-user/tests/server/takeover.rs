@@ -47,7 +47,7 @@ impl Line {
 
     fn with(backend: Backend) -> Line {
         let folder = TempDir::new().unwrap();
-        let server = Server::bind(folder.path().join("socket"), backend.clone()).unwrap();
+        let server = Server::bind(folder.path().join("socket"), backend.clone()).unwrap().allow_takeover();
         let stopper = server.stopper();
         let thread = Some(std::thread::spawn(move || server.run()));
         Line { folder, backend, stopper, thread }
@@ -69,7 +69,7 @@ impl Line {
     }
 
     fn take_over_with(&mut self, backend: Backend) -> Result<(), TakeoverError> {
-        let server = Server::take_over(self.path(), backend.clone())?;
+        let server = Server::take_over(self.path(), backend.clone())?.allow_takeover();
         self.stopper = server.stopper();
         let thread = std::thread::spawn(move || server.run());
         let old = self.thread.replace(thread).unwrap();
@@ -597,7 +597,7 @@ fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_
         let mut out = MessageBuffer::new();
         out.reply(id, &Reply::DmaWrite(DmaAccess { iova: 0, count: 8 }));
         peer.sender.send(out.as_bytes(), &[]).unwrap();
-        let server = taking.join().unwrap();
+        let server = taking.join().unwrap().allow_takeover();
         line.stopper = server.stopper();
         let old = line.thread.replace(std::thread::spawn(move || server.run())).unwrap();
         assert!(old.join().unwrap().unwrap().taken_over);

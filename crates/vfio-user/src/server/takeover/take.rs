@@ -23,12 +23,13 @@ use super::super::{Backend, Serving, Turn};
 use super::TakeoverError;
 use super::configuration;
 use super::describe::{Description, adapted};
-use super::give::{mark, new_log};
+use super::dirty_log::{mark, new_log};
+use super::link::Link;
 use super::records::{
     ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
     UnreadRecord, WaitingRecord,
 };
-use super::wire::{Begin, Link, MOST_DATA, Message, short};
+use super::wire::{Begin, MOST_DATA, Message, PATIENCE, short};
 use crate::message::{HEADER, Header, Kind, Limits};
 use crate::socket::{Receiver, Sender, Unread, UnreadDescriptors, connection};
 use crate::{Capabilities, negotiate};
@@ -58,26 +59,34 @@ struct Arrival {
     waiting: Queue,
     /// Data that belongs before that of the next message.
     before: Vec<u8>,
+    /// The number of the socket for takeovers, once all has come.
+    takeovers: Option<u32>,
     has_ended: bool,
 }
 
 /// What was taken and stands.
 pub(super) struct Taken {
     pub(super) socket: UnixListener,
+    /// The socket for takeovers alone, if there is one.
+    pub(super) takeovers: Option<UnixListener>,
     pub(super) serving: Option<Serving>,
+    /// The old server was told that the device runs here.
+    pub(super) is_told: bool,
 }
 
 /// What stands here before it is told that it may go on.
 struct Loaded {
     socket: UnixListener,
+    takeovers: Option<UnixListener>,
     serving: Option<Serving>,
     begin: Begin,
     state: State,
     low_power: Option<LowPowerEntry>,
 }
 
-fn wrong(what: impl Into<String>) -> TakeoverError {
-    TakeoverError::Wrong(what.into())
+/// The other server may have written a part of it.
+fn wrong(what: impl AsRef<str>) -> TakeoverError {
+    TakeoverError::Wrong(short(what))
 }
 
 impl From<NoDescriptor> for TakeoverError {
@@ -92,6 +101,7 @@ pub(super) fn take(
     offered: &Description,
     own: &Description,
     backend: &Backend,
+    has_takeovers: bool,
 ) -> Result<Taken, TakeoverError> {
     let mut destination = Destination::new();
     let turn = match check(offered, own, backend) {
@@ -103,7 +113,7 @@ pub(super) fn take(
         .send(&Message::Accept)
         .map_err(TakeoverError::from)
         .and_then(|()| receive(link, offered, backend))
-        .and_then(|arrival| arrival.load(backend, turn));
+        .and_then(|arrival| arrival.load(backend, turn, has_takeovers));
     let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
     taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
 }
@@ -132,8 +142,7 @@ fn give_up(
             TakeoverError::Unsettled { cause: Box::new(error), why }
         }
         (DestinationAction::SendFailed, _) => {
-            // If it is gone it knows.
-            let _ = link.send(&Message::Failed { why: short(error.to_string()) });
+            link.send_last(&Message::Failed { why: short(error.to_string()) });
             error
         }
         _ => error,
@@ -183,6 +192,7 @@ impl Arrival {
             unread: [None, None],
             waiting: Queue::default(),
             before: Vec::new(),
+            takeovers: None,
             has_ended: false,
         })
     }
@@ -198,7 +208,7 @@ impl Arrival {
             return Err(wrong("descriptors came with another message than theirs"));
         }
         match (message, self.data.is_some()) {
-            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(short(why))),
+            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
             (Message::Begin(begin), false) if self.begin.is_none() => {
                 self.begin = Some(begin);
                 let data = self.adapted.set_state(State::Resuming)?;
@@ -253,11 +263,12 @@ impl Arrival {
                 *place = Some((record, bytes));
             }
             (Message::Waiting(record), true) => self.waiting(record, data)?,
-            (Message::End { state_bytes }, true) => {
+            (Message::End { state_bytes, takeovers }, true) => {
                 if state_bytes != self.state_bytes {
                     let came = self.state_bytes;
                     return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));
                 }
+                self.takeovers = takeovers;
                 self.has_ended = true;
             }
             (other, _) => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
@@ -309,7 +320,7 @@ impl Arrival {
     }
 
     /// All is there: the device gets it, and stands.
-    fn load(mut self, backend: &Backend, turn: Turn) -> Result<Loaded, TakeoverError> {
+    fn load(mut self, backend: &Backend, turn: Turn, has_takeovers: bool) -> Result<Loaded, TakeoverError> {
         let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
         let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
             State::from_number(begin.state)
@@ -327,10 +338,11 @@ impl Arrival {
                 return Err(TakeoverError::Mismatch { device: self.device.name().to_owned(), what });
             }
         }
-        let socket = UnixListener::from(self.pool.take(0)?);
-        if !socket_acceptconn(&socket).unwrap_or(false) {
-            return Err(wrong("the first descriptor is no socket for clients to come to"));
-        }
+        let socket = self.listener(0)?;
+        let takeovers = match self.takeovers {
+            Some(number) if has_takeovers => Some(self.listener(number)?),
+            _ => None,
+        };
         // What the user signals from here on is for this device, but not before it runs.
         let paused = self.device.pause_signals();
         paused.map_err(|errno| wrong(format!("this process cannot listen to eventfds: {errno}")))?;
@@ -349,7 +361,17 @@ impl Arrival {
             Some(record) => Some(Serving { client: self.client(record, backend)?, turn }),
             None => None,
         };
-        Ok(Loaded { socket, serving, begin, state, low_power })
+        Ok(Loaded { socket, takeovers, serving, begin, state, low_power })
+    }
+
+    /// A socket that others connect to.
+    fn listener(&mut self, number: u32) -> Result<UnixListener, TakeoverError> {
+        let socket = UnixListener::from(self.pool.take(number)?);
+        if !socket_acceptconn(&socket).unwrap_or(false) {
+            return Err(wrong(format!("descriptor {number} is no socket that others can connect to")));
+        }
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 
     /// The client as it was, which belongs to the other process still.
@@ -469,7 +491,7 @@ fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), Takeove
         return Ok(());
     }
     let why = "the client has agreed with the old server on what this one cannot do";
-    Err(TakeoverError::Wrong(match held {
+    Err(wrong(match held {
         Ok(held) => format!("{why}: {}, and here {}", plain(agreed).to_json(), held.to_json()),
         Err(error) => format!("{why}: {error}"),
     }))
@@ -482,14 +504,14 @@ fn commit(
     loaded: Loaded,
     backend: &Backend,
 ) -> Result<Taken, TakeoverError> {
-    let Loaded { socket, mut serving, begin, state, low_power } = loaded;
+    let Loaded { socket, takeovers, mut serving, begin, state, low_power } = loaded;
     let device = backend.device();
     if destination.loaded() == DestinationAction::SendReady {
         link.send(&Message::Ready)?;
     }
     let message = match link.receive()?.message {
         Message::Handover => handover::Message::Handover,
-        Message::Abort { why, .. } => return Err(TakeoverError::Refused(short(why))),
+        Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
         other => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
     };
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
@@ -513,11 +535,13 @@ fn commit(
     if let Some(Serving { client, .. }) = &mut serving {
         client.is_anothers = false;
     }
-    if destination.started(true) == DestinationAction::SendRunning
-        && let Err(error) = link.send(&Message::Running)
-    {
+    destination.started(true);
+    // This has to be said, however late it is.
+    link.limit(PATIENCE);
+    let told = link.send(&Message::Running);
+    if let Err(error) = &told {
         // It has said that the device is this server's, whatever became of it since.
         tracing::warn!(%error, "the old server could not be told that the device runs here");
     }
-    Ok(Taken { socket, serving })
+    Ok(Taken { socket, takeovers, serving, is_told: told.is_ok() })
 }
