@@ -1,8 +1,7 @@
 //! The server at a path: it accepts clients, one at a time, and processes that want to take over.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,17 +14,13 @@ use whimbrel_device::Errno;
 use super::rest::LOOK;
 use super::seat::{Current, Ready};
 use super::socket_file::Listener;
-use super::takeover::{
-    self, Attempt, Description, Given, Kept, LinkError, Offer, Outcome, TakeoverError, TakeoversRecord,
-};
+use super::takeover::{self, Attempt, Description, Kept, TakeoverError};
+use super::takeovers::Next;
 use super::{Backend, Serving, Takeover, Turn, first_header, turn_away};
 
 /// How long a device may stand still in a takeover, unless it is told otherwise, and at most.
 const PAUSE: Duration = Duration::from_secs(30);
 const MAX_PAUSE: Duration = Duration::from_mins(10);
-
-/// How long a process that wants to take over waits for an earlier one to be done, which may have failed already.
-const TURN: Duration = Duration::from_secs(1);
 
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
@@ -50,20 +45,20 @@ const TURN: Duration = Duration::from_secs(1);
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    backend: Backend,
-    listener: Listener,
-    stop: Arc<OwnedFd>,
+    pub(super) backend: Backend,
+    pub(super) listener: Listener,
+    pub(super) stop: Arc<OwnedFd>,
     /// A takeover under way has something to say.
-    changed: Arc<OwnedFd>,
+    pub(super) changed: Arc<OwnedFd>,
     /// What a server that takes over is told of the device; not of one whose migration makes no sense.
-    description: Option<Description>,
+    pub(super) description: Option<Description>,
     /// A client that was taken over, and is served first.
     taken: Mutex<Option<(Serving, Ready)>>,
     /// Whether who connects where the clients do may take over.
     allows_takeover: bool,
     /// Where processes connect that take over, and nobody else.
-    takeovers: Option<Listener>,
-    pause: Duration,
+    pub(super) takeovers: Option<Listener>,
+    pub(super) pause: Duration,
 }
 
 /// What a server needs that is stopped, and hears of takeovers: had before anything can have changed.
@@ -198,7 +193,7 @@ impl Server {
         let mut current = self.taken.lock().take().map(|(serving, ready)| ready.serve(serving));
         let mut clients = u64::from(current.is_some());
         let mut attempt: Option<Attempt> = None;
-        let mut next: Option<(UnixStream, Instant)> = None;
+        let mut next: Option<Next> = None;
         let result = loop {
             self.begin_next(&mut attempt, &mut next);
             let closed = attempt.as_ref().and_then(|attempt| attempt.closed_for(current.is_some()));
@@ -286,97 +281,6 @@ impl Server {
         result
     }
 
-    fn stays(&self, kept: &Kept) {
-        tracing::warn!(path = %self.path().display(), "the device stays here: {kept}");
-    }
-
-    /// A process wants to take over: it is the next, unless another is.
-    fn queue_takeover(&self, stream: UnixStream, next: &mut Option<(UnixStream, Instant)>) {
-        if next.is_some() {
-            self.stays(&takeover::turn_down(stream, takeover::busy()));
-        } else {
-            *next = Some((stream, Instant::now() + TURN));
-        }
-    }
-
-    /// Lets the next process take over, if none is about to.
-    fn begin_next(&self, attempt: &mut Option<Attempt>, next: &mut Option<(UnixStream, Instant)>) {
-        let is_due = |(_, until): &mut (UnixStream, Instant)| attempt.is_none() || Instant::now() >= *until;
-        let Some((stream, _)) = next.take_if(is_due) else { return };
-        let refused = match self.offer() {
-            _ if attempt.is_some() => takeover::busy(),
-            Err(kept) => kept,
-            Ok(offer) => {
-                match Attempt::start(stream, offer, self.stop.clone(), self.changed.clone()) {
-                    Ok(begun) => *attempt = Some(begun),
-                    Err(error) => self.stays(&error.into()),
-                }
-                return;
-            }
-        };
-        self.stays(&takeover::turn_down(stream, refused));
-    }
-
-    fn offer(&self) -> Result<Offer, Kept> {
-        let description = self.description.clone();
-        let why = "the device's migration makes no sense";
-        let takeovers = self.takeovers.as_ref().map(|listener| {
-            let record = TakeoversRecord {
-                clients: self.listener.absolute().as_os_str().as_bytes().to_vec(),
-                path: listener.absolute().as_os_str().as_bytes().to_vec(),
-                socket: listener.identity(),
-            };
-            Ok::<_, io::Error>((listener.as_fd().try_clone_to_owned()?, record))
-        });
-        Ok(Offer {
-            device: self.backend.device().clone(),
-            description: description.ok_or_else(|| Kept::refused(Errno::ENOTTY, why))?,
-            clients: self.listener.as_fd().try_clone_to_owned()?,
-            identity: self.listener.identity(),
-            takeovers: takeovers.transpose()?,
-            pause: self.pause,
-        })
-    }
-
-    /// A takeover has ended: `None` if the device stays and all is as before.
-    fn ended(&self, outcome: Outcome, current: &mut Option<Current>) -> Option<io::Result<()>> {
-        let unknown = match outcome {
-            Outcome::Kept(kept) => {
-                self.stays(&kept);
-                for listener in [&self.listener].into_iter().chain(&self.takeovers) {
-                    if !listener.has_file() {
-                        let path = listener.path().display();
-                        tracing::warn!(%path, "the socket's file is gone: nobody can connect until a new start");
-                    }
-                }
-                return None;
-            }
-            Outcome::Given(Given { outcome_unknown }) => outcome_unknown,
-        };
-        [&self.listener].into_iter().chain(&self.takeovers).for_each(Listener::leave_file);
-        if let Some(gone) = current.take() {
-            gone.join();
-        }
-        Some(unknown.map_or(Ok(()), |why| Err(io::Error::other(OutcomeUnknown(why)))))
-    }
-
-    /// The server ends: so does a takeover that is under way, and what has become of it is how the server ends.
-    fn end_takeover(
-        &self,
-        attempt: Option<Attempt>,
-        current: &mut Option<Current>,
-        result: io::Result<Served>,
-        clients: u64,
-    ) -> io::Result<Served> {
-        let Some(attempt) = attempt else { return result };
-        // It may end for another reason than that.
-        self.stopper().stop();
-        match self.ended(attempt.end(), current) {
-            None => result,
-            Some(ended) => ended.map(|()| Served { clients, taken_over: true }),
-        }
-    }
-
     /// Begins to serve a client. `None` if another program's handle to the backend serves one.
     fn start(&self, stream: UnixStream, first_id: u16) -> io::Result<Option<Current>> {
         let Some(turn) = Turn::take(&self.backend.shared) else {
@@ -395,11 +299,6 @@ fn not_accepted(listener: &Listener, error: &io::Error) {
     tracing::warn!(path = %listener.path().display(), %error, "a client cannot be accepted");
     std::thread::sleep(Duration::from_millis(50));
 }
-
-/// The device may run in another process, and nobody can say whether it does.
-#[derive(Debug, thiserror::Error)]
-#[error("the server that took over has not said that the device runs there: {0}")]
-struct OutcomeUnknown(#[source] LinkError);
 
 impl Stopper {
     /// Ends the server, which ends its connection.

@@ -45,6 +45,7 @@ mod seat;
 mod socket_file;
 mod state_channel;
 mod takeover;
+mod takeovers;
 mod twin;
 
 use std::io;

@@ -35,8 +35,13 @@ impl Hand {
 
     /// Asks for the device until it is offered: a server that had to wait for the request takes it for a client's.
     pub(crate) fn connect(path: &Path) -> Hand {
+        Hand::asking(|| UnixStream::connect(path).unwrap())
+    }
+
+    /// As [`Hand::connect`], over connections that are made elsewhere.
+    pub(crate) fn asking(connect: impl Fn() -> UnixStream) -> Hand {
         loop {
-            let mut hand = Hand::new(UnixStream::connect(path).unwrap());
+            let mut hand = Hand::new(connect());
             hand.say(&json!({"message": "request", "versions": [1, 77]}));
             hand.first = hand.hear();
             if hand.first.is_some() {

@@ -16,3 +16,6 @@ mod state_channel;
 mod support;
 mod takeover;
 mod takeover_by_hand;
+mod takeover_faults;
+mod takeover_limits;
+mod takeover_permission;

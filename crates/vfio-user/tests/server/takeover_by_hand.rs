@@ -13,14 +13,14 @@ use super::support::*;
 use super::takeover::{Line, board, set_msi};
 
 /// A client with all that a takeover carries, and how it sees that nothing has happened.
-struct Watcher {
-    peer: Peer,
+pub(crate) struct Watcher {
+    pub(crate) peer: Peer,
     msi: Signal,
     memory: std::fs::File,
 }
 
 impl Watcher {
-    fn new(line: &Line) -> Watcher {
+    pub(crate) fn new(line: &Line) -> Watcher {
         let mut peer = line.client();
         let (msi, memory) = (Signal::new(), memory(PAGE));
         set_msi(&mut peer, &msi);
@@ -30,7 +30,7 @@ impl Watcher {
     }
 
     #[track_caller]
-    fn sees_nothing(&mut self) {
+    pub(crate) fn sees_nothing(&mut self) {
         use std::os::unix::fs::FileExt;
         self.memory.write_all_at(&[0; 8], 0).unwrap();
         assert_eq!(self.peer.read(BAR, 0, 10).unwrap(), b"still here");
