@@ -300,6 +300,44 @@ fn a_server_of_another_model_takes_nothing_and_the_old_one_goes_on() {
 }
 
 #[test]
+fn a_server_that_was_not_told_to_allow_it_is_not_taken_over() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let model = format!("accel?state={STATE}");
+    let _server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let mut program = Program::new(&path, shared());
+    whimbrel(["serve", &model, "--takeover", &argument(&path)]).failed().says(&[
+        "cannot take over from the server at",
+        "not started to be taken over at this socket",
+        "--takeover-socket",
+    ]);
+    program.fill();
+}
+
+#[test]
+fn servers_take_over_at_a_socket_for_nothing_else_which_goes_along() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let update = path.with_file_name("update");
+    let model = format!("accel?state={STATE}");
+    let mut server =
+        Server::start(&[&model, "--socket", &argument(&path), "--takeover-socket", &argument(&update)]);
+    let mut program = Program::new(&path, shared());
+    for _ in 0..2 {
+        whimbrel(["serve", &model, "--takeover", &argument(&path)]).failed().says(&["not started to be"]);
+        program.fill();
+        let next = Server::start(&[&model, "--takeover", &argument(&update)]);
+        assert!(next.told.contains(&argument(&path)), "it says where clients connect: {}", next.told);
+        assert_eq!(std::mem::replace(&mut server, next).ended()["taken_over"], true);
+        program.fill();
+    }
+    let signal = Command::new("kill").arg(server.child.id().to_string()).status();
+    assert!(signal.unwrap().success());
+    assert_eq!(server.ended()["taken_over"], false);
+    assert!(!path.exists() && !update.exists(), "the last one takes both away");
+}
+
+#[test]
 fn what_cannot_be_taken_over_is_said_with_what_to_do() {
     let folder = TempDir::new().unwrap();
     let nowhere = argument(&folder.path().join("no"));

@@ -251,7 +251,8 @@ impl Server {
                 if self.allows_takeover {
                     self.queue_takeover(stream, &mut next);
                 } else {
-                    let why = "it was not started to be taken over where its clients connect";
+                    let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
+                               --takeover-socket for another one)";
                     self.stays(&takeover::turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why)));
                 }
                 continue;

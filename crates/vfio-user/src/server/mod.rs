@@ -4,6 +4,10 @@
 //! a path. A client may leave and another come: the device's state stays, and what the client had set up of
 //! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
 //!
+//! Another process can take the place of a [`Server`], and have its device, its client's memory and its sockets, only
+//! where the server was told to let that happen, and only if it runs as the same user: [`Server::allow_takeover`],
+//! [`Server::takeover_socket`]. By default nobody can.
+//!
 //! A file that a client has given as memory and then makes shorter would end it, by SIGBUS at the device's next
 //! access: so a [`Backend`] handles that signal ([`survive_lost_memory`]), and such an access is a fault.
 //!

@@ -104,13 +104,16 @@ fn a_device_goes_on_when_a_new_server_drips_its_answer() {
 
 #[test]
 fn newcomers_are_told_that_the_device_is_busy_while_it_is_handed_over() {
-    let line = Line::new();
-    let _client = line.client();
-    let mut hand = Hand::connect(&line.path());
-    listen_to_all(&mut hand);
-    let mut second = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
-    let proposal = Request::Version(Version::proposal(Backend::capabilities()));
-    assert_eq!(second.ask(&proposal).err(), Some(Errno::EBUSY));
+    for has_client in [false, true] {
+        let line = Line::new();
+        let client = has_client.then(|| line.client());
+        let mut hand = Hand::connect(&line.path());
+        listen_to_all(&mut hand);
+        let mut newcomer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
+        let proposal = Request::Version(Version::proposal(Backend::capabilities()));
+        assert_eq!(newcomer.ask(&proposal).err(), Some(Errno::EBUSY));
+        drop(client);
+    }
 }
 
 #[test]

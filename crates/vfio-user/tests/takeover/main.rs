@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Trial};
 use serde_json::json;
 use tempfile::TempDir;
-use whimbrel_device::{DeviceFile, State};
+use whimbrel_device::{DeviceFile, Errno, State};
+use whimbrel_vfio_user::message::{Request, Version};
 use whimbrel_vfio_user::{Backend, Served, Server, Stopper};
 
 use self::hand::{Hand, kind, listen_to_all};
@@ -110,8 +111,7 @@ impl Old {
         assert_eq!(self.client.read(BAR, 0, 4).unwrap(), b"here");
         assert_eq!(self.device.mig_state(), Ok(State::Running));
         drop(self.client);
-        let mut next = Peer::new(UnixStream::connect(&self.path).unwrap(), None);
-        next.agree(Backend::capabilities());
+        let mut next = served(|| UnixStream::connect(&self.path).unwrap());
         assert_eq!(next.read(BAR, 0, 4).unwrap(), b"here");
         self.stopper.stop();
         assert!(!self.thread.join().unwrap().unwrap().taken_over);
@@ -126,6 +126,18 @@ impl Old {
         }
         assert!(self.path.exists(), "the socket is another's");
         self.thread.join().unwrap()
+    }
+}
+
+/// A client that is served, once the one before has left: the server may not have seen that yet.
+fn served(connect: impl Fn() -> UnixStream) -> Peer {
+    loop {
+        let mut client = Peer::new(connect(), None);
+        let proposal = Version::proposal(Backend::capabilities());
+        match client.ask(&Request::Version(proposal)) {
+            Ok(_) => return client,
+            Err(errno) => assert_eq!(errno, Errno::EBUSY),
+        }
     }
 }
 
@@ -189,14 +201,7 @@ fn client_does_not_take_over() {
     // The one that is there is of this process, which is the server's too.
     let process = Process::new(&old.path);
     drop(old.client);
-    old.client = loop {
-        let mut client = Peer::new(process.connect(), None);
-        let proposal = whimbrel_vfio_user::message::Version::proposal(Backend::capabilities());
-        // The server may not have seen yet that the first one has left.
-        if client.ask(&whimbrel_vfio_user::message::Request::Version(proposal)).is_ok() {
-            break client;
-        }
-    };
+    old.client = served(|| process.connect());
     let mut hand = Hand::asking(|| process.connect());
     assert_eq!(kind(&hand.hear().unwrap()), "offer");
     hand.say(&json!({"message": "accept"}));

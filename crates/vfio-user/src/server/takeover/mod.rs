@@ -14,13 +14,39 @@
 //! # Who has the device
 //!
 //! The old server stops the device and sends all; the new one loads it, makes it ready to run, and says READY.
-//! Until then nothing is decided: if either gives up, or dies, or is silent for ten seconds, the old one lets the
-//! device go on. With HANDOVER the device is the new server's; the old one runs it again only if it is told
-//! FAILED. These are the rules of [`whimbrel_protocol::handover`].
+//! Until then nothing is decided: if either gives up or dies, or takes too long, the old one lets the device go on.
+//! With HANDOVER the device is the new server's. These are the rules of [`whimbrel_protocol::handover`].
+//!
+//! A new server that fails after that resets its device, sees that it does not run with what came, and only then says
+//! FAILED: the old one goes on. If the reset is refused, or the state cannot be read after it, it says nothing and
+//! hangs up ([`TakeoverError::Unsettled`]).
+//!
+//! An old server that has said HANDOVER and hears nothing keeps the device stopped, accepts nobody, and watches the new
+//! server's process by a pidfd (SO_PEERPIDFD; before Linux 6.5 the process that has the connection's number when it
+//! comes, which costs that the device may stay stopped for as long as a stranger lives). While that lives, a warning
+//! says so once a minute. A late word is heard. Once the process is dead, the device in it is too: the old server goes
+//! on with the state from before, which may be older than what the client has seen if the new server did run the
+//! device. A new server whose RUNNING was not taken leaves the files of the sockets where they are when it ends, so
+//! that others still find the old one.
+//!
+//! # How long it takes
+//!
+//! On the old server a takeover has a thread of its own, and nobody waits for it but the client that is handed over.
+//! A message has ten seconds until it is whole, the agreement twenty, the client's rest seven, and all that happens
+//! while the device stands still [`Server::takeover_pause`](super::Server::takeover_pause) together: absolute times,
+//! in which a peer that sends byte after byte gains nothing. What a driver does in one call is not interrupted. What
+//! stops the server ends all of it.
+//!
+//! # Who may take over
+//!
+//! A process of the same user (SO_PEERCRED, which both check), where the server was told to let that happen: over the
+//! clients' socket, or over a socket for nothing else. Not the client's own process, known by the number of who has
+//! connected. That is a hurdle and no wall: a process of the same user can have another connect for it, or trace the
+//! server.
 //!
 //! # The wire form
 //!
-//! The new server connects to the socket as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
+//! The new server connects as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
 //! message with the header of vfio-user and the command 0x5754. All messages are such. Behind the header are data,
 //! a text in JSON that begins with the kind of the message (`{"message": "request", ..}`), and the length of the
 //! text in four bytes. Descriptors have messages of their own and are numbered in the order in which they come,
@@ -29,19 +55,19 @@
 //! | old | new |
 //! |---|---|
 //! | | request: the versions that it speaks (1 is this one) |
-//! | offer: the version, what the device is, device and inode of the socket's file | |
+//! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; how long the device may stand still | |
 //! | | accept, or failed |
 //! | begin: the device stands, and had this state | |
 //! | state, any number of times; configuration; descriptors, any number of times | |
 //! | interrupts, ioeventfds | |
 //! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
-//! | end | |
+//! | end: the bytes of the state, and the number of the socket for takeovers | |
 //! | | ready, or failed |
 //! | handover | |
 //! | | running, or failed |
 //!
-//! In place of each of its messages the old server may say abort. Keys that are not known are ignored.
-//! Both must run as the same user, which both check (SO_PEERCRED).
+//! In place of each of its messages the old server may say abort. Keys that are not known are ignored. The texts of a
+//! peer are made printable where they come in.
 
 mod attempt;
 mod configuration;
@@ -171,7 +197,8 @@ impl TakeoverError {
 /// A takeover that the old server has agreed to, and in which nothing stands still yet.
 ///
 /// A program that confines itself connects before, opens its device after, and then goes on with
-/// [`Takeover::finish`], all of it within ten seconds.
+/// [`Takeover::finish`], within ten seconds. The old server has to let that happen ([`Server::allow_takeover`],
+/// [`Server::takeover_socket`]).
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
