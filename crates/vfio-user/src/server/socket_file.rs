@@ -12,7 +12,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-/// A socket at a path, for a [`Server`] that is yet to be made: a program that confines itself makes its socket
+/// A socket at a path, for a [`Server`](super::Server) that is yet to be made: a program that confines itself makes its socket
 /// before, and opens the device after. Clients that come in between wait.
 ///
 /// The socket can be connected to by the user that made it alone (mode 0600), and goes away with this.
