@@ -35,9 +35,23 @@ pub(crate) struct Arguments {
     ///
     /// The client that uses the device keeps it, over the same connection, and sees a pause; later ones come to
     /// this server at the same path. The other server ends when all is done. If anything fails before, it goes
-    /// on as if nothing had been. It must serve the same model with the same settings, as the same user.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "owned"])]
+    /// on as if nothing had been. It must serve the same model with the same settings, as the same user, and let
+    /// others take over: PATH is its --takeover-socket, which this server gets too, or with --allow-takeover the
+    /// socket of its clients.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "owned", "takeover_socket"])]
     takeover: Option<PathBuf>,
+    /// Let another server take over at the clients' socket
+    ///
+    /// Any process of the same user that connects there, and is not the client itself, can then have the client's
+    /// memory and sockets.
+    #[arg(long)]
+    allow_takeover: bool,
+    /// Let another server take over at a socket of its own
+    ///
+    /// It is made at PATH, and only the user who runs this can connect to it. Whoever can reach only the clients'
+    /// socket cannot take over.
+    #[arg(long, value_name = "PATH")]
+    takeover_socket: Option<PathBuf>,
     /// Confine the server to what it holds open
     ///
     /// Landlock and seccomp take from it, for good, what it does not need: files, other sockets, other
@@ -66,7 +80,8 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel serve serial --socket /run/user/1000/serial
   whimbrel serve 'accel?state=1GiB' --socket accel.socket
-  whimbrel serve 'accel?state=1GiB' --takeover accel.socket";
+  whimbrel serve 'accel?state=1GiB' --socket accel.socket --takeover-socket update.socket
+  whimbrel serve 'accel?state=1GiB' --takeover update.socket";
 
 /// What was served, for scripts.
 #[derive(Debug, Serialize)]
@@ -99,6 +114,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         Door::Others(takeover) => takeover.path(),
     };
     let socket = socket.display().to_string();
+    let takeovers = arguments.takeover_socket.as_deref().map(bind).transpose()?;
     // All that is opened by its name is open, and no thread runs yet.
     let confined = arguments.sandbox.then(|| Sandbox::new().confine()).transpose().map_err(|error| {
         Failure::new(format!("the server cannot be confined: {error}"))
@@ -118,6 +134,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             let server = takeover.finish(backend).map_err(|error| not_taken_over(&socket, &error))?;
             (server, ", taken over from another server")
         }
+    };
+    let server = if arguments.allow_takeover { server.allow_takeover() } else { server };
+    let server = match takeovers {
+        Some(listener) => server.takeover_socket(listener),
+        None => server,
     };
     stop_on_signal(server.stopper())
         .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
@@ -158,16 +179,21 @@ fn open_door(arguments: &Arguments) -> Result<Door, Failure> {
             let takeover = Takeover::connect(path);
             takeover.map(Box::new).map(Door::Others).map_err(|error| not_taken_over(path.display(), &error))
         }
-        (None, Some(path)) => Listener::bind(path).map(Door::Own).map_err(|error| {
-            let failure = Failure::from_io(format!("cannot serve at {}", path.display()), &error);
-            match error.kind() {
-                io::ErrorKind::AddrInUse => failure
-                    .hint("another server uses that path, or something else is there: choose another path"),
-                _ => failure,
-            }
-        }),
+        (None, Some(path)) => bind(path).map(Door::Own),
         (None, None) => Err(Failure::new("neither --socket nor --takeover is given")),
     }
+}
+
+fn bind(path: &Path) -> Result<Listener, Failure> {
+    Listener::bind(path).map_err(|error| {
+        let failure = Failure::from_io(format!("cannot serve at {}", path.display()), &error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                failure.hint("another server uses that path, or something else is there: choose another path")
+            }
+            _ => failure,
+        }
+    })
 }
 
 fn not_taken_over(socket: impl fmt::Display, error: &TakeoverError) -> Failure {

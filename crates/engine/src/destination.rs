@@ -274,11 +274,13 @@ impl Receiving<'_> {
         if self.handover.phase() == handover::DestinationPhase::Running {
             return cause;
         }
-        let handed_over = self.handover.phase() == handover::DestinationPhase::Discarded;
+        // A device that was never started does not run, whatever its reset says.
+        let was_started = self.handover.phase() == handover::DestinationPhase::Discarding;
         self.handover.fail();
         let cause = if self.touched { reset_after(self.destination.device, cause) } else { cause };
         self.data = None;
-        if handed_over && matches!(cause, Error::NotReset { .. }) && !self.stands_still() {
+        let stands = !was_started || !matches!(cause, Error::NotReset { .. }) || self.stands_still();
+        if self.handover.discarded(stands) != DestinationAction::SendFailed {
             // FAILED would let the device run there while it may run here.
             tracing::error!("the device may run here: the source is not told that it does not");
             return cause;

@@ -3,7 +3,13 @@
 //! The rule they keep is that a device never runs on both hosts, whatever is lost or dies when. It has one
 //! consequence that no protocol can avoid: if the link breaks after the source has said HANDOVER and before it heard
 //! the outcome, the source cannot know whether the destination runs. It then stays stopped and says so
-//! ([`SourcePhase::Unknown`]); a person, or a manager that can look at the destination, decides.
+//! ([`SourcePhase::Unknown`]); a person, or a manager that can look at the destination, decides. A source on the same
+//! machine can see the destination's process die, and its device with it: it says so by [`Source::destination_died`],
+//! and has the device again.
+//!
+//! The destination says FAILED only of a device that stands: it resets the device first
+//! ([`DestinationAction::Discard`]), reports whether that worked ([`Destination::discarded`]), and only then is told to
+//! send FAILED. If it is not certain, the destination says nothing, because FAILED lets the source run the device.
 //!
 //! What the messages carry besides their kind, and how they travel, is the engine's business.
 
@@ -41,7 +47,8 @@ pub enum SourcePhase {
     Gone,
     /// The migration is off and the device is the source's again.
     Returned,
-    /// The outcome of the handover cannot be known from here. The device stays stopped.
+    /// The outcome of the handover cannot be known from here. The device stays stopped, until a late word or the death
+    /// of the destination's process settles it.
     Unknown,
 }
 
@@ -105,11 +112,12 @@ impl Source {
                 self.phase = SourcePhase::Committed;
                 Ok(SourceAction::SendHandover)
             }
-            (SourcePhase::Owner | SourcePhase::Committed, Message::Failed) => {
+            // A word that comes late is as true as one that comes in time.
+            (SourcePhase::Owner | SourcePhase::Committed | SourcePhase::Unknown, Message::Failed) => {
                 self.phase = SourcePhase::Returned;
                 Ok(SourceAction::RunHere)
             }
-            (SourcePhase::Committed, Message::Running) => {
+            (SourcePhase::Committed | SourcePhase::Unknown, Message::Running) => {
                 self.phase = SourcePhase::Gone;
                 Ok(SourceAction::Release)
             }
@@ -131,9 +139,25 @@ impl Source {
             SourcePhase::Gone | SourcePhase::Returned | SourcePhase::Unknown => SourceAction::Wait,
         }
     }
+
+    /// The process that the device was handed to is dead, and all that it said has been heard.
+    ///
+    /// To be called only where the death is certain and the destination's device cannot outlive that process, as for
+    /// a model that lives in it. The device runs here with the state that it had when it was stopped: whatever the
+    /// dead process did with it is lost.
+    pub fn destination_died(&mut self) -> SourceAction {
+        match self.phase {
+            SourcePhase::Owner | SourcePhase::Committed | SourcePhase::Unknown => {
+                self.phase = SourcePhase::Returned;
+                SourceAction::RunHere
+            }
+            SourcePhase::Gone | SourcePhase::Returned => SourceAction::Wait,
+        }
+    }
 }
 
 /// Where the destination stands.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationPhase {
     /// Memory and state are still coming in.
@@ -144,11 +168,16 @@ pub enum DestinationPhase {
     Starting,
     /// The device runs here.
     Running,
+    /// The device is being reset. It may still run if its start was attempted.
+    Discarding,
     /// What came has been discarded. The device never runs here with it.
     Discarded,
+    /// What came should have been discarded, but nobody can say that the device stands still.
+    Unsettled,
 }
 
 /// What the destination is to do.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationAction {
     /// Nothing.
@@ -159,11 +188,27 @@ pub enum DestinationAction {
     Start,
     /// Send RUNNING.
     SendRunning,
-    /// Reset the device and forget what came, then send FAILED if the link is there.
-    DiscardAndSendFailed,
+    /// Reset the device and forget what came, then call [`Destination::discarded`] with the outcome.
+    Discard,
+    /// Send FAILED if the link is there.
+    SendFailed,
+    /// Send nothing and close the link: the device may run here, and FAILED would let it run there too.
+    CloseSilently,
 }
 
 /// The destination's half.
+///
+/// ```
+/// use whimbrel_protocol::handover::{Destination, DestinationAction, Message};
+///
+/// let mut destination = Destination::new();
+/// assert_eq!(destination.loaded(), DestinationAction::SendReady);
+/// assert_eq!(destination.receive(Message::Handover)?, DestinationAction::Start);
+/// // The device does not start: FAILED goes out only after a reset that worked.
+/// assert_eq!(destination.started(false), DestinationAction::Discard);
+/// assert_eq!(destination.discarded(true), DestinationAction::SendFailed);
+/// # Ok::<(), whimbrel_protocol::handover::Unexpected>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     phase: DestinationPhase,
@@ -186,7 +231,7 @@ impl Destination {
         self.phase
     }
 
-    /// Whether the device may run here.
+    /// Whether the device may run here. A device whose start failed may run against that until it is reset.
     pub const fn may_run(&self) -> bool {
         matches!(self.phase, DestinationPhase::Starting | DestinationPhase::Running)
     }
@@ -222,8 +267,24 @@ impl Destination {
                 DestinationAction::SendRunning
             }
             (DestinationPhase::Starting, false) => {
+                self.phase = DestinationPhase::Discarding;
+                DestinationAction::Discard
+            }
+            _ => DestinationAction::Wait,
+        }
+    }
+
+    /// The outcome of [`DestinationAction::Discard`]: whether it is certain that the device does not run with what
+    /// came.
+    pub fn discarded(&mut self, stands: bool) -> DestinationAction {
+        match (self.phase, stands) {
+            (DestinationPhase::Discarding, true) => {
                 self.phase = DestinationPhase::Discarded;
-                DestinationAction::DiscardAndSendFailed
+                DestinationAction::SendFailed
+            }
+            (DestinationPhase::Discarding, false) => {
+                self.phase = DestinationPhase::Unsettled;
+                DestinationAction::CloseSilently
             }
             _ => DestinationAction::Wait,
         }
@@ -235,12 +296,14 @@ impl Destination {
     pub fn fail(&mut self) -> DestinationAction {
         match self.phase {
             DestinationPhase::Loading | DestinationPhase::Ready => {
-                self.phase = DestinationPhase::Discarded;
-                DestinationAction::DiscardAndSendFailed
+                self.phase = DestinationPhase::Discarding;
+                DestinationAction::Discard
             }
-            DestinationPhase::Starting | DestinationPhase::Running | DestinationPhase::Discarded => {
-                DestinationAction::Wait
-            }
+            DestinationPhase::Starting
+            | DestinationPhase::Running
+            | DestinationPhase::Discarding
+            | DestinationPhase::Discarded
+            | DestinationPhase::Unsettled => DestinationAction::Wait,
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod precopy;
 pub mod region;
 pub mod session;
 mod state;
+pub mod text;
 
 pub use nix::errno::Errno;
 pub use state::{State, UnknownState};

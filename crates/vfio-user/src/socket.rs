@@ -318,6 +318,18 @@ impl Sender {
     ///
     /// A peer that reads nothing lets this wait until [`Sender::shutdown`].
     pub fn send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        // Only a socket that does not wait is ever full here.
+        self.send_waiting(bytes, descriptors, |_| Err(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// As [`Sender::send`], for a socket that does not wait (O_NONBLOCK): while it is full, `wait` is called with it
+    /// until there is room, or says why not.
+    pub(crate) fn send_waiting<E: From<io::Error>>(
+        &mut self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        mut wait: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut space = if descriptors.is_empty() {
             Vec::new()
         } else {
@@ -325,7 +337,7 @@ impl Sender {
         };
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(io::ErrorKind::InvalidInput.into());
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
         }
         let mut sent = 0;
         while sent < bytes.len() {
@@ -335,7 +347,8 @@ impl Sender {
                     control.clear();
                 }
                 Err(SystemError::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(SystemError::AGAIN) => wait(self.stream.as_fd())?,
+                Err(error) => return Err(io::Error::from(error).into()),
             }
         }
         Ok(())

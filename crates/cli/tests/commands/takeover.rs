@@ -189,7 +189,7 @@ fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
         let folder = TempDir::new().unwrap();
         let path = socket(&folder);
         let model = format!("accel?state={STATE}");
-        let mut server = Server::start(&[&model, "--socket", &argument(&path)]);
+        let mut server = Server::start(&[&model, "--allow-takeover", "--socket", &argument(&path)]);
         let mut program = Program::new(&path, memory);
         let jobs = AtomicU32::new(0);
         let replaced = AtomicU32::new(0);
@@ -206,7 +206,7 @@ fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
                 };
                 for _ in 0..3 {
                     waits_for(20);
-                    let next = Server::start(&[&model, "--takeover", &argument(&path)]);
+                    let next = Server::start(&[&model, "--allow-takeover", "--takeover", &argument(&path)]);
                     assert!(next.told.ends_with(", taken over from another server\n"), "{}", next.told);
                     let result = std::mem::replace(&mut server, next).ended();
                     assert_eq!(result["taken_over"], true);
@@ -242,11 +242,11 @@ fn the_own_state_is_the_same_behind_every_server() {
     let folder = TempDir::new().unwrap();
     let path = socket(&folder);
     let model = format!("accel?state={STATE}&features=stop-copy");
-    let mut server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let mut server = Server::start(&[&model, "--allow-takeover", "--socket", &argument(&path)]);
     let mut program = Program::new(&path, shared());
     let before = program.own_state();
     for _ in 0..2 {
-        let next = Server::start(&[&model, "--takeover", &argument(&path)]);
+        let next = Server::start(&[&model, "--allow-takeover", "--takeover", &argument(&path)]);
         std::mem::replace(&mut server, next).ended();
         assert!(program.own_state() == before);
     }
@@ -265,11 +265,13 @@ fn confined_servers_take_over_and_are_taken_over() {
     let folder = TempDir::new().unwrap();
     let path = socket(&folder);
     let model = format!("accel?state={STATE}");
-    let mut server = Server::start(&[&model, "--sandbox", "--socket", &argument(&path)]);
+    let mut server = Server::start(&[&model, "--sandbox", "--allow-takeover", "--socket", &argument(&path)]);
     let mut program = Program::new(&path, shared());
     for arguments in [&["--sandbox"][..], &[], &["--sandbox"]] {
         program.fill();
-        let next = Server::start(&[&[&*model, "--takeover", &argument(&path)], arguments].concat());
+        let next = Server::start(
+            &[&[&*model, "--allow-takeover", "--takeover", &argument(&path)], arguments].concat(),
+        );
         std::mem::replace(&mut server, next).ended();
         program.fill();
     }
@@ -280,7 +282,7 @@ fn a_server_of_another_model_takes_nothing_and_the_old_one_goes_on() {
     let folder = TempDir::new().unwrap();
     let path = socket(&folder);
     let model = format!("accel?state={STATE}");
-    let _server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let _server = Server::start(&[&model, "--allow-takeover", "--socket", &argument(&path)]);
     let mut program = Program::new(&path, shared());
     for (other, why) in [
         ("serial", "its region 0 has"),
@@ -295,6 +297,44 @@ fn a_server_of_another_model_takes_nothing_and_the_old_one_goes_on() {
         ]);
         program.fill();
     }
+}
+
+#[test]
+fn a_server_that_was_not_told_to_allow_it_is_not_taken_over() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let model = format!("accel?state={STATE}");
+    let _server = Server::start(&[&model, "--socket", &argument(&path)]);
+    let mut program = Program::new(&path, shared());
+    whimbrel(["serve", &model, "--takeover", &argument(&path)]).failed().says(&[
+        "cannot take over from the server at",
+        "not started to be taken over at this socket",
+        "--takeover-socket",
+    ]);
+    program.fill();
+}
+
+#[test]
+fn servers_take_over_at_a_socket_for_nothing_else_which_goes_along() {
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let update = path.with_file_name("update");
+    let model = format!("accel?state={STATE}");
+    let mut server =
+        Server::start(&[&model, "--socket", &argument(&path), "--takeover-socket", &argument(&update)]);
+    let mut program = Program::new(&path, shared());
+    for _ in 0..2 {
+        whimbrel(["serve", &model, "--takeover", &argument(&path)]).failed().says(&["not started to be"]);
+        program.fill();
+        let next = Server::start(&[&model, "--takeover", &argument(&update)]);
+        assert!(next.told.contains(&argument(&path)), "it says where clients connect: {}", next.told);
+        assert_eq!(std::mem::replace(&mut server, next).ended()["taken_over"], true);
+        program.fill();
+    }
+    let signal = Command::new("kill").arg(server.child.id().to_string()).status();
+    assert!(signal.unwrap().success());
+    assert_eq!(server.ended()["taken_over"], false);
+    assert!(!path.exists() && !update.exists(), "the last one takes both away");
 }
 
 #[test]

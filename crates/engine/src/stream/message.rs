@@ -4,6 +4,7 @@
 //! read by people. Which message may come when is the business of the source and the destination.
 
 use serde::{Deserialize, Serialize};
+use whimbrel_protocol::text::printable;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -81,9 +82,9 @@ pub struct Running {}
 /// The most characters of a text that one side shows to the other's people.
 const MOST_TEXT: usize = 1000;
 
-/// A text from the other side as it can be shown: nothing in it steers a terminal, and it has an end.
+/// A text from the other side as it can be shown.
 fn for_people(text: &str) -> String {
-    text.chars().take(MOST_TEXT).map(|char| if char.is_control() { ' ' } else { char }).collect()
+    printable(text, MOST_TEXT)
 }
 
 /// A message, borrowing its data.

@@ -65,6 +65,9 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_getsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
+    // Before Linux 6.5 the process at the other end is not had by its socket. It can be watched, and no more:
+    // what would signal it, or take a descriptor from it, is not allowed.
+    libc::SYS_pidfd_open,
 ];
 
 /// Memory, none of which can be executed (see `checked`).

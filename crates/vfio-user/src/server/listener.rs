@@ -1,26 +1,26 @@
-//! The socket that clients connect to.
+//! The server at a path: it accepts clients, one at a time, and processes that want to take over.
 
-use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
-
 use whimbrel_device::Errno;
 
-use super::rest::{LOOK, Rest};
-use super::takeover::{self, Description, Given, Kept, LinkError, Takeover, TakeoverError};
-use super::{Backend, ServeError, Serving, Turn, first_header, turn_away};
+use super::rest::LOOK;
+use super::seat::{Current, Ready};
+use super::socket_file::Listener;
+use super::takeover::{self, Attempt, Description, Kept, TakeoverError};
+use super::takeovers::Next;
+use super::{Backend, Serving, Takeover, Turn, first_header, turn_away};
+
+/// How long a device may stand still in a takeover, unless it is told otherwise, and at most.
+const PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_mins(10);
 
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
@@ -45,13 +45,27 @@ use super::{Backend, ServeError, Serving, Turn, first_header, turn_away};
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    backend: Backend,
-    listener: Listener,
-    stop: Arc<OwnedFd>,
+    pub(super) backend: Backend,
+    pub(super) listener: Listener,
+    pub(super) stop: Arc<OwnedFd>,
+    /// A takeover under way has something to say.
+    pub(super) changed: Arc<OwnedFd>,
     /// What a server that takes over is told of the device; not of one whose migration makes no sense.
-    description: Option<Description>,
+    pub(super) description: Option<Description>,
     /// A client that was taken over, and is served first.
-    taken: Mutex<Option<Serving>>,
+    taken: Mutex<Option<(Serving, Ready)>>,
+    /// Whether who connects where the clients do may take over.
+    allows_takeover: bool,
+    /// Where processes connect that take over, and nobody else.
+    pub(super) takeovers: Option<Listener>,
+    pub(super) pause: Duration,
+}
+
+/// What a server needs that is stopped, and hears of takeovers: had before anything can have changed.
+#[derive(Debug)]
+pub(super) struct Signals {
+    stop: Arc<OwnedFd>,
+    changed: Arc<OwnedFd>,
 }
 
 /// How [`Server::run`] ended.
@@ -63,66 +77,14 @@ pub struct Served {
     pub taken_over: bool,
 }
 
-/// A socket at a path, for a [`Server`] that is yet to be made: a program that confines itself makes its socket
-/// before, and opens the device after. Clients that come in between wait.
-///
-/// The socket can be connected to by the user that made it alone (mode 0600), and goes away with this.
-#[derive(Debug)]
-pub struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket, so that another one at the path is left alone.
-    identity: (u64, u64),
-    /// Another process has it.
-    is_anothers: AtomicBool,
-}
-
 /// Ends [`Server::run`] from another thread.
 #[derive(Clone, Debug)]
 pub struct Stopper(Arc<OwnedFd>);
 
-/// The client that is served.
-struct Current {
-    stream: UnixStream,
-    thread: JoinHandle<()>,
-    rest: Arc<Rest>,
-    /// Where the thread gives back the client when it rests.
-    rested: mpsc::Receiver<Serving>,
-}
-
-impl Listener {
-    /// Makes the socket. One that a dead server has left at the path is replaced; anything else there is
-    /// [`AddrInUse`](io::ErrorKind::AddrInUse).
-    pub fn bind(path: impl AsRef<Path>) -> io::Result<Listener> {
-        let path = path.as_ref().to_path_buf();
-        remove_dead(&path)?;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        bind(&socket, &SocketAddrUnix::new(&path)?)?;
-        // Nobody can connect before it listens, and then its mode is right.
-        let made = fs::set_permissions(&path, Permissions::from_mode(0o600))
-            .and_then(|()| Ok(listen(&socket, 16)?))
-            .and_then(|()| fs::symlink_metadata(&path));
-        match made {
-            Ok(metadata) => {
-                let identity = (metadata.dev(), metadata.ino());
-                let (socket, is_anothers) = (UnixListener::from(socket), AtomicBool::new(false));
-                Ok(Listener { socket, path, identity, is_anothers })
-            }
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                Err(error)
-            }
-        }
-    }
-
-    /// Where clients connect.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// One that another process has made.
-    pub(super) fn taken(socket: UnixListener, path: PathBuf, identity: (u64, u64)) -> Listener {
-        Listener { socket, path, identity, is_anothers: AtomicBool::new(false) }
+impl Signals {
+    pub(super) fn new() -> io::Result<Signals> {
+        let (stop, changed) = (EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Signals { stop: Arc::new(eventfd(0, stop)?), changed: Arc::new(eventfd(0, changed)?) })
     }
 }
 
@@ -134,35 +96,84 @@ impl Server {
 
     /// Serves at a socket that there is.
     pub fn new(listener: Listener, backend: Backend) -> io::Result<Server> {
-        let stop = Stopper::new()?.0;
+        let signals = Signals::new()?;
         // Before a client can have changed anything.
         let description = Description::of(backend.device()).inspect_err(|error| {
             tracing::debug!(%error, "the device cannot be taken over");
         });
-        Ok(Server { backend, listener, stop, description: description.ok(), taken: Mutex::new(None) })
+        Ok(Server::with(listener, backend, description.ok(), signals))
     }
 
-    /// Takes over from the server at a path, which is in another process: its device's state goes to that of
-    /// `backend`, and its client and its socket come here. The client waits until [`Server::run`] is called. See
-    /// [`Takeover`] for both in two steps, with an example.
+    fn with(
+        listener: Listener,
+        backend: Backend,
+        description: Option<Description>,
+        signals: Signals,
+    ) -> Server {
+        let Signals { stop, changed } = signals;
+        let (taken, takeovers) = (Mutex::new(None), None);
+        let allows_takeover = false;
+        Server {
+            backend,
+            listener,
+            stop,
+            changed,
+            description,
+            taken,
+            allows_takeover,
+            takeovers,
+            pause: PAUSE,
+        }
+    }
+
+    /// Takes over from the server at a path, which is in another process and lets that happen: its device's state
+    /// goes to that of `backend`, and its client and its socket come here. The client waits until [`Server::run`] is
+    /// called. See [`Takeover`] for both in two steps, with an example.
     pub fn take_over(path: impl AsRef<Path>, backend: Backend) -> Result<Server, TakeoverError> {
         Takeover::connect(path)?.finish(backend)
     }
 
     pub(super) fn taken(
         listener: Listener,
+        takeovers: Option<Listener>,
         backend: Backend,
         description: Description,
-        serving: Option<Serving>,
-        stopper: Stopper,
+        serving: Option<(Serving, Ready)>,
+        signals: Signals,
     ) -> Server {
-        let stop = stopper.0;
-        Server { backend, listener, stop, description: Some(description), taken: Mutex::new(serving) }
+        let server = Server::with(listener, backend, Some(description), signals);
+        Server { taken: Mutex::new(serving), takeovers, ..server }
+    }
+
+    /// Lets any process of the same user take over that connects where the clients do, except the client's own.
+    ///
+    /// That process gets the device's state, and the client's memory and sockets. A server that lets nobody take over
+    /// (the default) gives them to nobody.
+    #[must_use]
+    pub fn allow_takeover(mut self) -> Server {
+        self.allows_takeover = true;
+        self
+    }
+
+    /// Lets any process of the same user take over that connects at this socket, which is for nothing else. Who takes
+    /// over gets the socket too, so that it can be taken over from in turn.
+    #[must_use]
+    pub fn takeover_socket(mut self, listener: Listener) -> Server {
+        self.takeovers = Some(listener);
+        self
+    }
+
+    /// How long the device may stand still in a takeover: 30 seconds if nothing is said, and ten minutes at most. A
+    /// takeover that takes longer is given up, and the device goes on.
+    #[must_use]
+    pub fn takeover_pause(mut self, pause: Duration) -> Server {
+        self.pause = pause.min(MAX_PAUSE);
+        self
     }
 
     /// Where clients connect.
     pub fn path(&self) -> &Path {
-        &self.listener.path
+        self.listener.path()
     }
 
     /// What ends [`Server::run`].
@@ -175,47 +186,79 @@ impl Server {
     /// A client that comes while another is served is told so. What goes wrong with a client is traced and
     /// ends only the connection with it.
     ///
-    /// A process that comes to take over is handed the device, the client and the socket; if that fails, all goes
-    /// on as before. It is an error if the device may run in the other process, but nobody can say whether it does:
-    /// it does not run here then.
+    /// A process that comes to take over, where that is allowed, is handed the device, the client and the socket; if
+    /// that fails, all goes on as before. Where nobody can say whether the device runs in the other process, it stands
+    /// here until that process says so or dies; to be stopped then is an error.
     pub fn run(&self) -> io::Result<Served> {
-        let mut current = match self.taken.lock().take() {
-            Some(serving) => Some(self.spawn(serving)?),
-            None => None,
-        };
+        let mut current = self.taken.lock().take().map(|(serving, ready)| ready.serve(serving));
         let mut clients = u64::from(current.is_some());
+        let mut attempt: Option<Attempt> = None;
+        let mut next: Option<Next> = None;
         let result = loop {
-            let mut asked =
-                [PollFd::new(&self.listener.socket, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN)];
-            match poll(&mut asked, None) {
+            self.begin_next(&mut attempt, &mut next);
+            let closed = attempt.as_ref().and_then(|attempt| attempt.closed_for(current.is_some()));
+            let open = if closed.is_some() { PollFlags::empty() } else { PollFlags::IN };
+            let mut asked = vec![
+                PollFd::new(&*self.stop, PollFlags::IN),
+                PollFd::new(&*self.changed, PollFlags::IN),
+                PollFd::new(&self.listener, open),
+            ];
+            asked.extend(self.takeovers.as_ref().map(|listener| PollFd::new(listener, open)));
+            let turn = next.as_ref().map(|(_, until)| until.saturating_duration_since(Instant::now()));
+            let left = [closed, turn].into_iter().flatten().min();
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            match poll(&mut asked, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => break Err(error.into()),
-                Ok(_) if !asked[1].revents().is_empty() => break Ok(Served { clients, taken_over: false }),
+                Ok(_) if !asked[0].revents().is_empty() => break Ok(Served { clients, taken_over: false }),
                 Ok(_) => {}
             }
-            let stream = match self.listener.socket.accept() {
-                Ok((stream, _)) => stream,
+            let [_, has_changed, has_client, ..] = [0, 1, 2].map(|index| !asked[index].revents().is_empty());
+            let has_takeover = asked.get(3).is_some_and(|asked| !asked.revents().is_empty());
+            drop(asked);
+            if has_changed {
+                // A counter that is read twice is empty the second time.
+                let _ = rustix::io::read(&*self.changed, &mut [0; 8]);
+                let has_ended = |attempt: &mut Attempt| attempt.look(|| current.as_ref().map(Current::seat));
+                if let Some(ended) = attempt.take_if(|attempt| has_ended(attempt)) {
+                    match self.ended(ended.end(), &mut current) {
+                        None => continue,
+                        Some(Ok(())) => break Ok(Served { clients, taken_over: true }),
+                        Some(Err(error)) => break Err(error),
+                    }
+                }
+            }
+            if let Some(takeovers) = self.takeovers.as_ref().filter(|_| has_takeover) {
+                match takeovers.accept() {
+                    Ok(Some(stream)) => self.queue_takeover(stream, &mut next),
+                    Ok(None) => {}
+                    Err(error) => not_accepted(takeovers, &error),
+                }
+            }
+            if !has_client {
+                continue;
+            }
+            let stream = match self.listener.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => continue,
                 Err(error) => {
-                    // Most likely there are no descriptors left for now, and the client waits.
-                    tracing::warn!(path = %self.path().display(), %error, "a client cannot be accepted");
-                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    not_accepted(&self.listener, &error);
                     continue;
                 }
             };
             let first = first_header(&stream);
             if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
-                match self.give(stream, &mut current) {
-                    Ok(Some(Given { outcome_unknown: None })) => {
-                        break Ok(Served { clients, taken_over: true });
-                    }
-                    Ok(Some(Given { outcome_unknown: Some(why) })) => {
-                        break Err(io::Error::other(OutcomeUnknown(why)));
-                    }
-                    Ok(None) => continue,
-                    Err(error) => break Err(error),
+                if self.allows_takeover {
+                    self.queue_takeover(stream, &mut next);
+                } else {
+                    let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
+                               --takeover-socket for another one)";
+                    self.stays(&takeover::turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why)));
                 }
+                continue;
             }
-            if current.as_ref().is_some_and(|current| !current.has_left()) {
+            let may_serve = attempt.as_ref().is_none_or(Attempt::lets_serve);
+            if !may_serve || current.as_ref().is_some_and(|current| !current.has_left()) {
                 tracing::info!(path = %self.path().display(), "a second client is turned away");
                 turn_away(&stream, first.map_or(0, |(id, _)| id));
                 continue;
@@ -232,46 +275,11 @@ impl Server {
                 Err(error) => tracing::warn!(%error, "no thread for a client"),
             }
         };
+        let result = self.end_takeover(attempt, &mut current, result, clients);
         if let Some(current) = current {
-            let _ = current.stream.shutdown(std::net::Shutdown::Both);
-            current.join();
+            current.end();
         }
         result
-    }
-
-    /// Hands over to another process. `None` if it comes to nothing, and then all is as before.
-    fn give(&self, stream: UnixStream, current: &mut Option<Current>) -> io::Result<Option<Given>> {
-        let path = self.path().display();
-        let given = match &self.description {
-            Some(description) => takeover::begin(stream, &self.backend, description, self.listener.identity),
-            None => Err(Kept::refused(Errno::ENOTTY, "the device's migration makes no sense")),
-        };
-        let giving = match given {
-            Ok(giving) => giving,
-            Err(kept) => {
-                tracing::warn!(%path, "the device stays here: {kept}");
-                return Ok(None);
-            }
-        };
-        let mut serving = match rest(current) {
-            Ok(serving) => serving,
-            Err(kept) => {
-                let kept = giving.refuse(kept);
-                tracing::warn!(%path, "the device stays here: {kept}");
-                return Ok(None);
-            }
-        };
-        match giving.finish(&self.listener.socket, serving.as_mut()) {
-            Ok(given) => {
-                self.listener.is_anothers.store(true, Ordering::Relaxed);
-                Ok(Some(given))
-            }
-            Err(kept) => {
-                tracing::warn!(%path, "the device stays here: {kept}");
-                *current = serving.map(|serving| self.spawn(serving)).transpose()?;
-                Ok(None)
-            }
-        }
     }
 
     /// Begins to serve a client. `None` if another program's handle to the backend serves one.
@@ -282,106 +290,21 @@ impl Server {
         };
         // So that its thread looks now and then whether it is to rest.
         stream.set_read_timeout(Some(LOOK))?;
-        self.spawn(turn.begin(stream, Some(Arc::default()))).map(Some)
-    }
-
-    fn spawn(&self, serving: Serving) -> io::Result<Current> {
-        let device = self.backend.device().name().to_owned();
-        let client = &serving.client;
-        let stream = client.channel.socket().as_fd().try_clone_to_owned()?.into();
-        let rest = client.rest.clone().unwrap_or_default();
-        let (sender, rested) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("vfio-user {device}")).spawn(move || {
-            tracing::info!(device, "a client is served");
-            match serving.serve() {
-                Ok(None) => tracing::info!(device, "the client has left"),
-                // Who wanted it waits for it.
-                Ok(Some(serving)) => drop(sender.send(serving)),
-                Err(error @ ServeError::Socket(_)) => {
-                    tracing::info!(device, %error, "the connection with the client is over");
-                }
-                Err(error) => tracing::warn!(device, %error, "the client is not served"),
-            }
-        })?;
-        Ok(Current { stream, thread, rest, rested })
+        let ready = Ready::new(self.backend.device().name())?;
+        Ok(Some(ready.serve(turn.begin(stream, Some(Arc::default())))))
     }
 }
 
-/// The device may run in another process, and nobody can say whether it does.
-#[derive(Debug, thiserror::Error)]
-#[error("the server that took over has not said that the device runs there: {0}")]
-struct OutcomeUnknown(#[source] LinkError);
-
-/// Brings the client that is served to rest. `None` if there is none, or it leaves; after an error it is served on.
-fn rest(current: &mut Option<Current>) -> Result<Option<Serving>, Kept> {
-    let Some(Current { rest, rested, .. }) = current else { return Ok(None) };
-    rest.want();
-    let serving = match rested.recv_timeout(takeover::REST_PATIENCE) {
-        Err(RecvTimeoutError::Timeout) if rest.withdraw() => {
-            let why = "the client takes no answers, or the device is busy with its request";
-            return Err(Kept::refused(Errno::ETIMEDOUT, why));
-        }
-        // It rests, and has not said so yet.
-        Err(RecvTimeoutError::Timeout) => rested.recv().ok(),
-        Ok(serving) => Some(serving),
-        Err(RecvTimeoutError::Disconnected) => None,
-    };
-    if let Some(ended) = current.take() {
-        ended.join();
-    }
-    if let Some(serving) = &serving {
-        serving.client.rest.as_ref().inspect(|rest| rest.end());
-    }
-    Ok(serving)
+fn not_accepted(listener: &Listener, error: &io::Error) {
+    // Most likely there are no descriptors left for now, and the client waits.
+    tracing::warn!(path = %listener.path().display(), %error, "a client cannot be accepted");
+    std::thread::sleep(Duration::from_millis(50));
 }
 
 impl Stopper {
-    pub(super) fn new() -> io::Result<Stopper> {
-        Ok(Stopper(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?)))
-    }
-
     /// Ends the server, which ends its connection.
     pub fn stop(&self) {
         // Only a counter that is full already refuses, which says the same.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-}
-
-impl Current {
-    /// Whether it has hung up, or its connection is over. Its thread ends soon then, if it has not.
-    fn has_left(&self) -> bool {
-        let mut asked = [PollFd::new(&self.stream, PollFlags::RDHUP)];
-        let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.thread.is_finished()
-            || (poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left))
-    }
-
-    fn join(self) {
-        // A driver that panicked has said so on stderr, and the next client may find that it works.
-        let _ = self.thread.join();
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let is_ours = |metadata: fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
-        let is_anothers = self.is_anothers.load(Ordering::Relaxed);
-        if !is_anothers && fs::symlink_metadata(&self.path).is_ok_and(is_ours) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Removes a socket that nobody listens to.
-fn remove_dead(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(metadata) if !metadata.file_type().is_socket() => return Err(rustix::io::Errno::ADDRINUSE.into()),
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        _ => Err(rustix::io::Errno::ADDRINUSE.into()),
     }
 }

@@ -4,6 +4,10 @@
 //! a path. A client may leave and another come: the device's state stays, and what the client had set up of
 //! memory, interrupts and logs ends with it. Nothing that a client sends ends a server.
 //!
+//! Another process can take the place of a [`Server`], and have its device, its client's memory and its sockets, only
+//! where the server was told to let that happen, and only if it runs as the same user: [`Server::allow_takeover`],
+//! [`Server::takeover_socket`]. By default nobody can.
+//!
 //! A client's memory is a file in memory (memfd_create, tmpfs, hugetlbfs). Files of other file systems may never answer,
 //! which nothing can end, not even SIGKILL: they are refused, and closed by a thread of the client's own. A server may
 //! take them to be read and written ([`BackendOptions::foreign_memory`]), which that thread does then.
@@ -50,8 +54,11 @@ mod queue;
 mod region_info;
 mod registers;
 mod rest;
+mod seat;
+mod socket_file;
 mod state_channel;
 mod takeover;
+mod takeovers;
 mod twin;
 
 use std::io;
@@ -71,8 +78,9 @@ use whimbrel_device::{DataFile, DeviceFile, Errno, IoeventfdWrite};
 use self::channel::Channel;
 use self::client::{Client, Served as ClientServed};
 use self::foreign::{ForeignThread, ForeignThreads};
-pub use self::listener::{Listener, Served, Server, Stopper};
+pub use self::listener::{Served, Server, Stopper};
 use self::rest::Rest;
+pub use self::socket_file::Listener;
 pub use self::takeover::{LinkError, Takeover, TakeoverError};
 use crate::descriptors::Screen;
 use crate::message::{Command, HEADER, Limits, MessageBuffer};

@@ -104,7 +104,7 @@ fn giving(kind: usize, input: &mut Input<'_>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let backend = backend(kind);
-    let server = Server::bind(&path, backend.clone()).unwrap();
+    let server = Server::bind(&path, backend.clone()).unwrap().allow_takeover();
     let stopper = server.stopper();
     let serving = std::thread::spawn(move || server.run());
     let mut client = (kind == OF_A_CLIENT).then(|| client(&path));
@@ -287,7 +287,7 @@ fn recorded(kind: usize) -> &'static [Recorded] {
     RECORDED[kind].get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let server = Server::bind(&path, backend(kind)).unwrap();
+        let server = Server::bind(&path, backend(kind)).unwrap().allow_takeover();
         let stopper = server.stopper();
         let serving = std::thread::spawn(move || server.run());
         let client = (kind == OF_A_CLIENT).then(|| client(&path));

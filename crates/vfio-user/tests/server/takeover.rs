@@ -32,7 +32,7 @@ pub(crate) const RINGS_FOR: u64 = 0x10_0000;
 pub(crate) struct Line {
     folder: TempDir,
     pub(crate) backend: Backend,
-    stopper: Stopper,
+    pub(crate) stopper: Stopper,
     thread: Option<JoinHandle<std::io::Result<Served>>>,
 }
 
@@ -47,9 +47,14 @@ impl Line {
         Line::with(board())
     }
 
-    fn with(backend: Backend) -> Line {
+    pub(crate) fn with(backend: Backend) -> Line {
+        Line::of(backend, Server::allow_takeover)
+    }
+
+    /// A first server with these settings.
+    pub(crate) fn of(backend: Backend, set: impl FnOnce(Server) -> Server) -> Line {
         let folder = TempDir::new().unwrap();
-        let server = Server::bind(folder.path().join("socket"), backend.clone()).unwrap();
+        let server = set(Server::bind(folder.path().join("socket"), backend.clone()).unwrap());
         let stopper = server.stopper();
         let thread = Some(std::thread::spawn(move || server.run()));
         Line { folder, backend, stopper, thread }
@@ -70,8 +75,8 @@ impl Line {
         self.take_over_with(board()).unwrap();
     }
 
-    fn take_over_with(&mut self, backend: Backend) -> Result<(), TakeoverError> {
-        let server = Server::take_over(self.path(), backend.clone())?;
+    pub(crate) fn take_over_with(&mut self, backend: Backend) -> Result<(), TakeoverError> {
+        let server = Server::take_over(self.path(), backend.clone())?.allow_takeover();
         self.stopper = server.stopper();
         let thread = std::thread::spawn(move || server.run());
         let old = self.thread.replace(thread).unwrap();
@@ -85,6 +90,12 @@ impl Line {
         let ended = self.thread.take().unwrap().join().unwrap();
         assert!(self.path().exists(), "the socket is another's");
         ended
+    }
+
+    /// Stops its server, and waits until it has ended.
+    pub(crate) fn stopped(mut self) -> std::io::Result<Served> {
+        self.stopper.stop();
+        self.thread.take().unwrap().join().unwrap()
     }
 
     pub(crate) fn device(&self) -> &DeviceFile {
@@ -603,7 +614,7 @@ fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_
         let mut out = MessageBuffer::new();
         out.reply(id, &Reply::DmaWrite(DmaAccess { iova: 0, count: 8 }));
         peer.sender.send(out.as_bytes(), &[]).unwrap();
-        let server = taking.join().unwrap();
+        let server = taking.join().unwrap().allow_takeover();
         line.stopper = server.stopper();
         let old = line.thread.replace(std::thread::spawn(move || server.run())).unwrap();
         assert!(old.join().unwrap().unwrap().taken_over);

@@ -1,99 +1,26 @@
 //! Takeovers that come to nothing, at every step, and what neither server may believe: one side is played here.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
-use whimbrel_vfio_user::message::{Kind, Limits, MessageBuffer};
-use whimbrel_vfio_user::{Receiver, Sender, Server, Takeover, TakeoverError, connection};
+use whimbrel_vfio_user::message::MessageBuffer;
+use whimbrel_vfio_user::{Server, Takeover, TakeoverError, connection};
 
+use super::hand::*;
 use super::support::*;
 use super::takeover::{Line, board, set_msi};
 
-const COMMAND: u16 = 0x5754;
-const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
-
-/// One end of the talk between two servers.
-struct Hand {
-    receiver: Receiver,
-    sender: Sender,
-    /// What was heard already.
-    first: Option<Said>,
-}
-
-/// A message of it.
-#[derive(Debug)]
-struct Said {
-    text: Value,
-    data: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Hand {
-    fn new(stream: UnixStream) -> Hand {
-        let (receiver, sender) = connection(stream, LIMITS);
-        Hand { receiver, sender, first: None }
-    }
-
-    /// Asks for the device until it is offered: a server that had to wait for the request takes it for a client's.
-    fn connect(path: &Path) -> Hand {
-        loop {
-            let mut hand = Hand::new(UnixStream::connect(path).unwrap());
-            hand.say(&json!({"message": "request", "versions": [1, 77]}));
-            hand.first = hand.hear();
-            if hand.first.is_some() {
-                return hand;
-            }
-        }
-    }
-
-    fn say(&mut self, text: &Value) {
-        self.say_with(text.to_string().as_bytes(), &[], &[]);
-    }
-
-    fn say_with(&mut self, text: &[u8], data: &[u8], descriptors: &[OwnedFd]) {
-        let mut out = MessageBuffer::new();
-        let frame = out.begin(0, COMMAND, Kind::Command { no_reply: true });
-        out.put(data);
-        out.put(text);
-        out.put(&(text.len() as u32).to_ne_bytes());
-        out.finish(frame);
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        // One that has hung up has heard enough.
-        let _ = self.sender.send(out.as_bytes(), &descriptors);
-    }
-
-    /// What the other says next; `None` if it has hung up.
-    fn hear(&mut self) -> Option<Said> {
-        if let Some(first) = self.first.take() {
-            return Some(first);
-        }
-        let got = self.receiver.receive().ok()??;
-        if got.header.command != COMMAND {
-            return None;
-        }
-        let (rest, length) = got.payload.split_last_chunk::<4>().unwrap();
-        let (data, text) = rest.split_at(rest.len() - u32::from_ne_bytes(*length) as usize);
-        let text = serde_json::from_slice(text).unwrap();
-        Some(Said { text, data: data.to_vec(), descriptors: got.descriptors.unwrap().into_vec() })
-    }
-}
-
-fn kind(said: &Said) -> &str {
-    said.text["message"].as_str().unwrap()
-}
-
 /// A client with all that a takeover carries, and how it sees that nothing has happened.
-struct Watcher {
-    peer: Peer,
+pub(crate) struct Watcher {
+    pub(crate) peer: Peer,
     msi: Signal,
     memory: std::fs::File,
 }
 
 impl Watcher {
-    fn new(line: &Line) -> Watcher {
+    pub(crate) fn new(line: &Line) -> Watcher {
         let mut peer = line.client();
         let (msi, memory) = (Signal::new(), memory(PAGE));
         set_msi(&mut peer, &msi);
@@ -103,7 +30,7 @@ impl Watcher {
     }
 
     #[track_caller]
-    fn sees_nothing(&mut self) {
+    pub(crate) fn sees_nothing(&mut self) {
         use std::os::unix::fs::FileExt;
         self.memory.write_all_at(&[0; 8], 0).unwrap();
         assert_eq!(self.peer.read(BAR, 0, 10).unwrap(), b"still here");
@@ -111,16 +38,6 @@ impl Watcher {
         assert_eq!(mark_in(&self.memory), MARK);
         assert_eq!(self.msi.take(), 1);
     }
-}
-
-/// Plays a new server up to the offer, and then to the end of what the old one sends.
-fn listen_to_all(hand: &mut Hand) -> Vec<Said> {
-    let mut all = vec![hand.hear().unwrap()];
-    hand.say(&json!({"message": "accept"}));
-    while all.last().is_none_or(|last| kind(last) != "end") {
-        all.push(hand.hear().unwrap());
-    }
-    all
 }
 
 #[test]
@@ -185,24 +102,6 @@ fn a_new_server_that_says_that_it_failed_gives_the_device_back() {
     hand.say(&json!({"message": "failed", "why": "the device does not start"}));
     hand.hear();
     watcher.sees_nothing();
-}
-
-#[test]
-fn a_new_server_that_dies_with_the_device_is_told_of_and_the_old_one_does_not_run_it_again() {
-    let line = Line::new();
-    let mut watcher = Watcher::new(&line);
-    let device = line.device().clone();
-    let path = line.path();
-    let mut hand = Hand::connect(&path);
-    listen_to_all(&mut hand);
-    hand.say(&json!({"message": "ready"}));
-    assert_eq!(kind(&hand.hear().unwrap()), "handover");
-    drop(hand);
-    let error = line.ended_with_path().unwrap_err();
-    assert!(error.to_string().contains("has not said that the device runs there"), "{error}");
-    assert_eq!(device.mig_state(), Ok(whimbrel_device::State::Stop));
-    // Its client sees the end of it.
-    assert!(watcher.peer.receiver.receive().is_ok_and(|message| message.is_none()));
 }
 
 #[test]

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use whimbrel_device::DeviceFile;
 use whimbrel_user::{Device, Local, Version, region};
 
+use super::wire::short;
+
 /// As many regions and interrupt indices are told.
 const MOST: u32 = 1024;
 
@@ -84,6 +86,12 @@ impl Description {
             return Some(format!("its migration is {}, and here it is {}", way(self), way(here)));
         }
         (self.logs != here.logs).then(|| tell("log of dirty pages", &self.logs, &here.logs))
+    }
+
+    /// Makes the texts fit to be shown: another server wrote them.
+    pub(super) fn make_printable(&mut self) {
+        self.name = short(&self.name);
+        self.migration_region = self.migration_region.as_deref().map(short);
     }
 
     pub(super) fn can_migrate(&self) -> bool {

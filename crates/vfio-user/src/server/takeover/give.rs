@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
-use whimbrel_protocol::handover::{self, Source, SourceAction};
-use whimbrel_user::{DataFile, Device, SavingRead};
+use whimbrel_protocol::dirty::DirtyReport;
+use whimbrel_user::{DataFile, SavingRead};
 
 use super::super::Serving;
 use super::super::client::Client;
@@ -17,12 +17,16 @@ use super::super::feature::Log;
 use super::super::file_memory::Source as FileSource;
 use super::super::mappings::Behind;
 use super::super::queue::Waiting;
-use super::describe::{Description, adapted};
+use super::describe::Description;
+use super::dirty_log::{each_piece, keep_dirty, mark};
+use super::link::{Link, LinkError};
+use super::peer::Peer;
 use super::records::{
     BatchRecord, ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, LowPowerRecord,
     MOST_MAPPINGS, MappingRecord, Number, UnreadRecord, WaitingRecord,
 };
-use super::wire::{Begin, Link, LinkError, MOST_DATA, MOST_DESCRIPTORS, Message, VERSIONS, short};
+use super::stopped::{Stopped, sleep_again};
+use super::wire::{Begin, MOST_DATA, MOST_DESCRIPTORS, Message, TakeoversRecord, VERSIONS, short};
 use crate::eventfd;
 use crate::message::{Header, Kind};
 use crate::socket::{Unread, UnreadDescriptors};
@@ -44,6 +48,12 @@ pub(in crate::server) enum Kept {
     System(#[from] std::io::Error),
     #[error("the new server broke the rules of a takeover: {0}")]
     Unexpected(String),
+    /// The device was the new server's, and may have run there.
+    #[error(
+        "the new server (pid {0}) died and did not say whether it ran the device; the device goes on with the state \
+         from before, and its client may have seen a newer one: start the client again if it fails"
+    )]
+    Died(i32),
 }
 
 impl Kept {
@@ -51,48 +61,57 @@ impl Kept {
         Kept::Refused { errno, why: why.into() }
     }
 
-    fn errno(&self) -> Errno {
+    pub(super) fn errno(&self) -> Errno {
         match self {
             Kept::Refused { errno, .. } => *errno,
             Kept::Device(error) => error.errno().unwrap_or(Errno::EIO),
             Kept::System(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
-            Kept::Declined(_) | Kept::Link(_) | Kept::Unexpected(_) => Errno::EPROTO,
+            Kept::Link(LinkError::Stopped) => Errno::ESHUTDOWN,
+            Kept::Link(LinkError::Silent | LinkError::Slow | LinkError::TooLong(_)) => Errno::ETIMEDOUT,
+            Kept::Declined(_) | Kept::Link(_) | Kept::Unexpected(_) | Kept::Died(_) => Errno::EPROTO,
         }
     }
 }
 
+/// What an old server has to offer, beside its client.
+#[derive(Debug)]
+pub(in crate::server) struct Offer {
+    pub(in crate::server) device: DeviceFile,
+    pub(in crate::server) description: Description,
+    /// Where clients connect, and its file.
+    pub(in crate::server) clients: OwnedFd,
+    pub(in crate::server) identity: (u64, u64),
+    /// The socket for takeovers alone, if there is one.
+    pub(in crate::server) takeovers: Option<(OwnedFd, TakeoversRecord)>,
+    /// How long the device may stand still.
+    pub(in crate::server) pause: Duration,
+}
+
 /// A takeover that both sides want, and for which nothing stands still yet.
 #[derive(Debug)]
-pub(in crate::server) struct Giving {
-    link: Link,
-    device: DeviceFile,
-    /// The state comes in transactions.
-    can_migrate: bool,
+pub(super) struct Giving {
+    pub(super) link: Link,
+    pub(super) peer: Peer,
+    /// What stops this server.
+    pub(super) stop: Arc<OwnedFd>,
+    pub(super) device: DeviceFile,
+    offer: Offer,
 }
 
 /// A client of which nobody knows any more here, and a device that does not run here.
 #[derive(Debug)]
 pub(in crate::server) struct Given {
-    /// The new server has not said that it runs the device, and cannot be asked.
+    /// The new server has not said that it runs the device, and this one is to end.
     pub(in crate::server) outcome_unknown: Option<LinkError>,
-}
-
-/// A device that stands, and what it takes to let it go on.
-struct Stopped {
-    device: DeviceFile,
-    adapted: Box<dyn Device>,
-    state: State,
-    low_power: Option<LowPowerEntry>,
-    data: Option<DataFile>,
 }
 
 impl Giving {
     /// Agrees with the new server on what it is to get.
     pub(super) fn begin(
         mut link: Link,
-        device: DeviceFile,
-        description: &Description,
-        socket: (u64, u64),
+        peer: Peer,
+        stop: Arc<OwnedFd>,
+        offer: Offer,
     ) -> Result<Giving, Kept> {
         let Message::Request { versions } = link.receive()?.message else {
             return Err(Kept::Unexpected("it began with no request".into()));
@@ -100,36 +119,45 @@ impl Giving {
         let Some(version) = VERSIONS.into_iter().find(|version| versions.contains(version)) else {
             let theirs = short(format!("{versions:?}"));
             let why = format!("this server speaks versions {VERSIONS:?} of a takeover, the new one {theirs}");
-            return refuse(&mut link, Kept::refused(Errno::EPROTONOSUPPORT, why));
+            return Err(refuse(&mut link, Kept::refused(Errno::EPROTONOSUPPORT, why)));
         };
-        link.send(&Message::Offer { version, device: Box::new(description.clone()), socket })?;
+        link.send(&Message::Offer {
+            version,
+            device: Box::new(offer.description.clone()),
+            socket: offer.identity,
+            takeovers: offer.takeovers.as_ref().map(|(_, record)| record.clone()),
+            pause_ms: u64::try_from(offer.pause.as_millis()).ok(),
+        })?;
         match link.receive()?.message {
-            Message::Accept => Ok(Giving { link, device, can_migrate: description.can_migrate() }),
-            Message::Failed { why } => Err(Kept::Declined(short(why))),
+            Message::Accept => Ok(Giving { link, peer, stop, device: offer.device.clone(), offer }),
+            Message::Failed { why } => Err(Kept::Declined(why)),
             other => Err(Kept::Unexpected(format!("it answered an offer with {}", other.kind()))),
         }
     }
 
     /// Says no to a takeover that was agreed on.
-    pub(in crate::server) fn refuse(mut self, kept: Kept) -> Kept {
-        refuse::<()>(&mut self.link, kept).err().unwrap_or_else(|| Kept::refused(Errno::EIO, ""))
+    pub(super) fn refuse(mut self, kept: Kept) -> Kept {
+        refuse(&mut self.link, kept)
     }
 
-    /// Hands over the device, its client if it has one, and the socket at which clients come. `serving` rests.
+    /// Hands over the device, its client if it has one, and the sockets at which others connect. `serving` rests.
+    /// `handed_over` is called right before the device is the new server's.
     ///
     /// After an error the device is as before, and the client can be served on.
-    pub(in crate::server) fn finish(
+    pub(super) fn finish(
         mut self,
-        socket: impl AsFd,
         serving: Option<&mut Serving>,
+        handed_over: impl FnOnce(),
     ) -> Result<Given, Kept> {
         let mut client = serving.map(|serving| &mut serving.client);
+        // From here on the device stands still, or is about to.
+        self.link.limit(self.offer.pause);
         let mut stopped = match self.stop(client.as_deref()) {
             Ok(stopped) => stopped,
-            Err(kept) => return refuse(&mut self.link, kept),
+            Err(kept) => return Err(refuse(&mut self.link, kept)),
         };
-        let sent = self.send(&mut stopped, &socket, client.as_deref_mut());
-        match sent.and_then(|()| self.hand_over()) {
+        let sent = self.send(&mut stopped, client.as_deref_mut());
+        match sent.and_then(|()| self.hand_over(handed_over)) {
             Ok(given) => {
                 if let Some(client) = client {
                     client.is_anothers = true;
@@ -140,14 +168,14 @@ impl Giving {
             Err(kept) => {
                 // First of all the device: the new server learns of it in any case.
                 stopped.go_on();
-                refuse(&mut self.link, kept)
+                Err(refuse(&mut self.link, kept))
             }
         }
     }
 
     /// Lets the device stand, if that can be.
     fn stop(&self, client: Option<&Client>) -> Result<Stopped, Kept> {
-        if !self.can_migrate {
+        if !self.offer.description.can_migrate() {
             let why = "the device cannot migrate: its state cannot be had";
             return Err(Kept::refused(Errno::ENOTTY, why));
         }
@@ -179,22 +207,17 @@ impl Giving {
         }
     }
 
-    fn send(
-        &mut self,
-        stopped: &mut Stopped,
-        socket: &impl AsFd,
-        client: Option<&mut Client>,
-    ) -> Result<(), Kept> {
+    fn send(&mut self, stopped: &mut Stopped, client: Option<&mut Client>) -> Result<(), Kept> {
         let begin =
             Begin { state: stopped.state.number(), precopy_info_v2: self.device.has_precopy_info_v2() };
         self.link.send(&Message::Begin(begin))?;
         let state_bytes = self.send_state(stopped)?;
         self.send_configuration()?;
-        self.send_set_up(stopped, socket, client.as_deref())?;
+        let takeovers = self.send_set_up(stopped, client.as_deref())?;
         if let Some(client) = client {
             self.send_log(client)?;
         }
-        self.link.send(&Message::End { state_bytes })?;
+        self.link.send(&Message::End { state_bytes, takeovers })?;
         Ok(())
     }
 
@@ -225,18 +248,15 @@ impl Giving {
         Ok(())
     }
 
-    fn send_set_up(
-        &mut self,
-        stopped: &Stopped,
-        socket: &impl AsFd,
-        client: Option<&Client>,
-    ) -> Result<(), Kept> {
+    /// Returns the number of the socket for takeovers, if there is one.
+    fn send_set_up(&mut self, stopped: &Stopped, client: Option<&Client>) -> Result<Option<Number>, Kept> {
         let commands = client.map(|client| client.channel.receiver());
         let twin = client.and_then(|client| client.twin.as_ref()).map(|twin| twin.receiver());
         let pending = client.map(|client| client.channel.pending());
         let mut inventory = Inventory(Vec::new());
-        // The socket has the first number.
-        inventory.add(socket.as_fd());
+        // The clients' socket has the first number.
+        inventory.add(&self.offer.clients);
+        let takeovers = self.offer.takeovers.as_ref().map(|(socket, _)| inventory.add(socket));
         let low_power = match &stopped.low_power {
             Some(LowPowerEntry { wakeup }) => {
                 let wakeup = wakeup.as_ref().map(EventFd::try_clone).transpose()?;
@@ -298,26 +318,17 @@ impl Giving {
             self.link.send_with(&Message::Descriptors, &[], &descriptors)?;
         }
         for (message, data) in messages {
-            self.send_long(&message, &data)?;
+            send_long(&mut self.link, &message, &data)?;
         }
-        Ok(())
-    }
-
-    /// Data of any length.
-    fn send_long(&mut self, message: &Message, mut data: &[u8]) -> Result<(), Kept> {
-        while let Some((first, rest)) = data.split_at_checked(MOST_DATA).filter(|(_, rest)| !rest.is_empty())
-        {
-            self.link.send_with(&Message::More, first, &[])?;
-            data = rest;
-        }
-        Ok(self.link.send_with(message, data, &[])?)
+        Ok(takeovers)
     }
 
     /// The log, with what is dirty in it. The device forgets what it tells, so that it is kept here too, for the
     /// client that may be served on.
     fn send_log(&mut self, client: &mut Client) -> Result<(), Kept> {
         let Some(log) = &mut client.log else { return Ok(()) };
-        let runs = keep_dirty(&self.device, log)
+        let deadline = self.link.deadline();
+        let runs = keep_dirty(&self.device, log, deadline)
             .map_err(|errno| Kept::refused(errno, "the device's log of dirty pages cannot be handed over"))?;
         let Log { page_size, ranges, is_everything, earlier } = &*log;
         let record =
@@ -325,7 +336,7 @@ impl Giving {
         self.link.send(&Message::Log(record))?;
         let Some(earlier) = earlier else { return Ok(()) };
         let mut result = Ok(());
-        each_piece(ranges, *page_size, |iova, length, words| {
+        each_piece(ranges, *page_size, deadline, |iova, length, words| {
             words.fill(0);
             let mut report = DirtyReport::new(iova, length, *page_size, words)?;
             earlier.report(&mut report);
@@ -340,100 +351,21 @@ impl Giving {
         .map_err(|errno| Kept::refused(errno, "the log of dirty pages cannot be told"))?;
         Ok(result?)
     }
+}
 
-    /// Waits until the new server has loaded all, and gives it the device.
-    fn hand_over(&mut self) -> Result<Given, Kept> {
-        let mut source = Source::new();
-        loop {
-            let (message, why) = match self.link.receive().map(|received| received.message) {
-                Ok(Message::Ready) => (handover::Message::Ready, String::new()),
-                Ok(Message::Running) => (handover::Message::Running, String::new()),
-                Ok(Message::Failed { why }) => (handover::Message::Failed, short(why)),
-                Ok(other) => return Self::lost(&mut source, LinkError::Malformed(other.kind().into())),
-                Err(error) => return Self::lost(&mut source, error),
-            };
-            match source.receive(message) {
-                Ok(SourceAction::SendHandover) => {
-                    if let Err(error) = self.link.send(&Message::Handover) {
-                        // A message of which a part has left may be there.
-                        return Self::lost(&mut source, error);
-                    }
-                }
-                Ok(SourceAction::Release) => return Ok(Given { outcome_unknown: None }),
-                Ok(SourceAction::RunHere) => return Err(Kept::Declined(why)),
-                Ok(_) => {}
-                Err(error) => return Self::lost(&mut source, LinkError::Malformed(error.to_string())),
-            }
-        }
+/// Data of any length.
+fn send_long(link: &mut Link, message: &Message, mut data: &[u8]) -> Result<(), Kept> {
+    while let Some((first, rest)) = data.split_at_checked(MOST_DATA).filter(|(_, rest)| !rest.is_empty()) {
+        link.send_with(&Message::More, first, &[])?;
+        data = rest;
     }
-
-    fn lost(source: &mut Source, error: LinkError) -> Result<Given, Kept> {
-        match source.fail() {
-            SourceAction::ReportUnknown => Ok(Given { outcome_unknown: Some(error) }),
-            _ => Err(error.into()),
-        }
-    }
+    Ok(link.send_with(message, data, &[])?)
 }
 
 /// Tells the new server why, if it is still there.
-fn refuse<T>(link: &mut Link, kept: Kept) -> Result<T, Kept> {
-    let _ = link.send(&Message::Abort { errno: kept.errno() as i32, why: short(kept.to_string()) });
-    Err(kept)
-}
-
-fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>) {
-    if let Some(LowPowerEntry { wakeup }) = low_power
-        && let Err(error) = device.enter_low_power(wakeup)
-    {
-        tracing::warn!(device = device.name(), %error, "the device does not sleep any more");
-    }
-}
-
-impl Stopped {
-    /// A device that does not stand yet.
-    fn look(
-        device: DeviceFile,
-        low_power: Option<LowPowerEntry>,
-    ) -> Result<Stopped, (Kept, Option<LowPowerEntry>)> {
-        let looked = adapted(&device).and_then(|mut adapted| Ok((adapted.state()?, adapted)));
-        match looked {
-            Ok((state @ (State::Running | State::RunningP2p | State::Stop), adapted)) => {
-                Ok(Stopped { device, adapted, state, low_power, data: None })
-            }
-            Ok((state, _)) => {
-                let why = format!("the device is in {state}: it is being migrated, or has to be reset");
-                Err((Kept::refused(Errno::EBUSY, why), low_power))
-            }
-            Err(error) => Err((error.into(), low_power)),
-        }
-    }
-
-    fn stop(&mut self) -> Result<(), Kept> {
-        // While it runs: what was signalled before is done, and what comes from now on is the new server's.
-        self.device
-            .pause_signals()
-            .map_err(|errno| Kept::refused(errno, "the client's signals cannot be held back"))?;
-        self.data = self.adapted.set_state(State::StopCopy)?;
-        Ok(())
-    }
-
-    /// The device is as it was.
-    fn go_on(mut self) {
-        let device = self.device.name().to_owned();
-        self.data = None;
-        if let Err(error) = self.adapted.set_state(self.state) {
-            tracing::error!(device, %error, "the device does not go on after a takeover that failed");
-        }
-        self.device.resume_signals();
-        sleep_again(&self.device, self.low_power);
-    }
-
-    /// The device is another's: it stands here for good.
-    fn release(mut self) {
-        self.data = None;
-        // Only its memory is at stake.
-        let _ = self.adapted.set_state(State::Stop);
-    }
+pub(super) fn refuse(link: &mut Link, kept: Kept) -> Kept {
+    link.send_last(&Message::Abort { errno: kept.errno() as i32, why: short(kept.to_string()) });
+    kept
 }
 
 /// What goes along of descriptors, by their numbers.
@@ -490,72 +422,4 @@ fn unread<'a>(
         BatchRecord { last, numbers: inventory.all(fds), problem: problem.map(Into::into) }
     });
     (Message::Unread(UnreadRecord { twin, descriptors: descriptors.collect() }), unread.bytes.to_vec())
-}
-
-/// Fetches from the device's log what is dirty, and keeps it; whether the device has a log.
-fn keep_dirty(device: &DeviceFile, log: &mut Log) -> Result<bool, Errno> {
-    let page_size = log.page_size;
-    let earlier = match log.earlier.take() {
-        Some(earlier) => earlier,
-        None => new_log(page_size, &log.ranges)?,
-    };
-    let earlier = log.earlier.insert(earlier);
-    let mut runs = true;
-    each_piece(&log.ranges, page_size, |iova, length, words| {
-        words.fill(0);
-        match device.dma_logging_report(&mut DirtyReport::new(iova, length, page_size, words)?) {
-            Ok(()) => mark(earlier, iova, page_size, words),
-            // A reset has ended it.
-            Err(Errno::EINVAL) => runs = false,
-            Err(errno) => return Err(errno),
-        }
-        Ok(())
-    })?;
-    Ok(runs)
-}
-
-/// A log that is kept beside a device's.
-pub(super) fn new_log(page_size: u64, ranges: &[(u64, u64)]) -> Result<DirtyLog, Errno> {
-    let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
-    let mut checked = LoggingRanges::new(page_size, count)?;
-    ranges.iter().try_for_each(|(iova, length)| checked.push(*iova, *length))?;
-    DirtyLog::new(&checked)
-}
-
-/// Calls `each` with iova, bytes and room for the bitmap of all of `ranges`, in pieces that one message takes.
-fn each_piece(
-    ranges: &[(u64, u64)],
-    page_size: u64,
-    mut each: impl FnMut(u64, u64, &mut [u64]) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    let most = page_size.saturating_mul(MOST_DATA as u64 * 8);
-    let mut words = Vec::new();
-    for &(start, length) in ranges {
-        let mut done = 0;
-        while done < length {
-            let piece = most.min(length - done);
-            let count = DirtyReport::words_needed(piece, page_size);
-            words.resize(usize::try_from(count).map_err(|_| Errno::E2BIG)?, 0);
-            each(start + done, piece, &mut words)?;
-            done += piece;
-        }
-    }
-    Ok(())
-}
-
-/// Marks in a log what a bitmap says.
-pub(super) fn mark(log: &DirtyLog, iova: u64, page_size: u64, words: &[u64]) {
-    for (slot, word) in words.iter().enumerate() {
-        let mut left = *word;
-        while left != 0 {
-            let first = left.trailing_zeros();
-            let count = (left >> first).trailing_ones();
-            let page = slot as u64 * 64 + u64::from(first);
-            let start = page.checked_mul(page_size).and_then(|offset| iova.checked_add(offset));
-            if let Some(start) = start {
-                log.mark(start, page_size.saturating_mul(count.into()));
-            }
-            left &= u64::MAX.checked_shl(first + count).unwrap_or(0);
-        }
-    }
 }

@@ -14,13 +14,39 @@
 //! # Who has the device
 //!
 //! The old server stops the device and sends all; the new one loads it, makes it ready to run, and says READY.
-//! Until then nothing is decided: if either gives up, or dies, or is silent for ten seconds, the old one lets the
-//! device go on. With HANDOVER the device is the new server's; the old one runs it again only if it is told
-//! FAILED. These are the rules of [`whimbrel_protocol::handover`].
+//! Until then nothing is decided: if either gives up or dies, or takes too long, the old one lets the device go on.
+//! With HANDOVER the device is the new server's. These are the rules of [`whimbrel_protocol::handover`].
+//!
+//! A new server that fails after that resets its device, sees that it does not run with what came, and only then says
+//! FAILED: the old one goes on. If the reset is refused, or the state cannot be read after it, it says nothing and
+//! hangs up ([`TakeoverError::Unsettled`]).
+//!
+//! An old server that has said HANDOVER and hears nothing keeps the device stopped, accepts nobody, and watches the new
+//! server's process by a pidfd (SO_PEERPIDFD; before Linux 6.5 the process that has the connection's number when it
+//! comes, which costs that the device may stay stopped for as long as a stranger lives). While that lives, a warning
+//! says so once a minute. A late word is heard. Once the process is dead, the device in it is too: the old server goes
+//! on with the state from before, which may be older than what the client has seen if the new server did run the
+//! device. A new server whose RUNNING was not taken leaves the files of the sockets where they are when it ends, so
+//! that others still find the old one.
+//!
+//! # How long it takes
+//!
+//! On the old server a takeover has a thread of its own, and nobody waits for it but the client that is handed over.
+//! A message has ten seconds until it is whole, the agreement twenty, the client's rest seven, and all that happens
+//! while the device stands still [`Server::takeover_pause`](super::Server::takeover_pause) together: absolute times,
+//! in which a peer that sends byte after byte gains nothing. What a driver does in one call is not interrupted. What
+//! stops the server ends all of it.
+//!
+//! # Who may take over
+//!
+//! A process of the same user (SO_PEERCRED, which both check), where the server was told to let that happen: over the
+//! clients' socket, or over a socket for nothing else. Not the client's own process, known by the number of who has
+//! connected. That is a hurdle and no wall: a process of the same user can have another connect for it, or trace the
+//! server.
 //!
 //! # The wire form
 //!
-//! The new server connects to the socket as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
+//! The new server connects as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
 //! message with the header of vfio-user and the command 0x5754. All messages are such. Behind the header are data,
 //! a text in JSON that begins with the kind of the message (`{"message": "request", ..}`), and the length of the
 //! text in four bytes. Descriptors have messages of their own and are numbered in the order in which they come,
@@ -29,46 +55,59 @@
 //! | old | new |
 //! |---|---|
 //! | | request: the versions that it speaks (1 is this one) |
-//! | offer: the version, what the device is, device and inode of the socket's file | |
+//! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; how long the device may stand still | |
 //! | | accept, or failed |
 //! | begin: the device stands, and had this state | |
 //! | state, any number of times; configuration; descriptors, any number of times | |
 //! | interrupts, ioeventfds | |
 //! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
-//! | end | |
+//! | end: the bytes of the state, and the number of the socket for takeovers | |
 //! | | ready, or failed |
 //! | handover | |
 //! | | running, or failed |
 //!
-//! In place of each of its messages the old server may say abort. Keys that are not known are ignored.
-//! Both must run as the same user, which both check (SO_PEERCRED).
+//! In place of each of its messages the old server may say abort. Keys that are not known are ignored. The texts of a
+//! peer are made printable where they come in.
 
+mod attempt;
 mod configuration;
 mod describe;
+mod dirty_log;
 mod give;
+mod link;
+mod outcome;
+mod peer;
 mod records;
+mod stopped;
 mod take;
 mod wire;
 
-use std::fs;
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Uid, geteuid};
+use rustix::process::geteuid;
 use whimbrel_device::Errno;
 
+pub(super) use self::attempt::{Attempt, Outcome, busy, turn_down};
 pub(super) use self::describe::Description;
-pub(super) use self::give::{Given, Giving, Kept};
-pub use self::wire::LinkError;
-pub(super) use self::wire::{COMMAND, REST_PATIENCE};
-use self::wire::{Link, Message, VERSIONS, short};
-use super::listener::{Listener, Stopper};
+pub(super) use self::give::{Given, Kept, Offer};
+use self::link::Link;
+pub use self::link::LinkError;
+pub(super) use self::link::is_readable;
+pub(super) use self::wire::{COMMAND, REST_PATIENCE, TakeoversRecord};
+use self::wire::{Message, PATIENCE, VERSIONS};
+use super::listener::Signals;
+use super::seat::Ready;
+use super::socket_file::{Listener, connect_now, has_identity};
 use super::{Backend, Server};
+
+/// How long the device of an old server may stand still that does not say, and of one that says more at most.
+const PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_mins(10);
 
 /// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
 /// at the request in time.
@@ -76,6 +115,7 @@ const TRIES: u32 = 5;
 
 /// Why a device was not taken over. The old server goes on with it, unless it has gone itself.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TakeoverError {
     /// Nobody could be reached.
     #[error("cannot connect: {0}")]
@@ -111,6 +151,15 @@ pub enum TakeoverError {
     /// The device refused what it was to load.
     #[error(transparent)]
     Device(#[from] whimbrel_user::Error),
+    /// Nothing was taken over, but nobody can say that the device here stands still. The old server was told nothing,
+    /// because both devices could run then: it goes on once this process has ended.
+    #[error("{cause}; the device here may still run: {why}")]
+    Unsettled {
+        /// Why it was not taken over.
+        cause: Box<TakeoverError>,
+        /// Why the device here may still run.
+        why: String,
+    },
     /// The connection between the two servers.
     #[error("the other server cannot be heard: {0}")]
     Link(#[from] LinkError),
@@ -137,6 +186,9 @@ impl TakeoverError {
             TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => {
                 Some("start the new server with the model and settings of the old one, which goes on")
             }
+            TakeoverError::Unsettled { .. } => {
+                Some("end this process: the old server goes on as soon as it sees that")
+            }
             _ => None,
         }
     }
@@ -145,7 +197,8 @@ impl TakeoverError {
 /// A takeover that the old server has agreed to, and in which nothing stands still yet.
 ///
 /// A program that confines itself connects before, opens its device after, and then goes on with
-/// [`Takeover::finish`], all of it within ten seconds.
+/// [`Takeover::finish`], within ten seconds. The old server has to let that happen ([`Server::allow_takeover`],
+/// [`Server::takeover_socket`]).
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -157,7 +210,7 @@ impl TakeoverError {
 /// let path = folder.path().join("accel");
 /// let model: Model = "accel?state=1MiB".parse()?;
 /// let first = model.open("accel 0")?;
-/// let old = Server::bind(&path, Backend::new(first.device))?;
+/// let old = Server::bind(&path, Backend::new(first.device))?.allow_takeover();
 /// let serving = std::thread::spawn(move || old.run());
 /// let mut client = Client::connect(&path, &ClientOptions::default())?;
 /// client.write_region(0, 0x40, &1u32.to_ne_bytes())?;
@@ -180,43 +233,58 @@ impl TakeoverError {
 #[derive(Debug)]
 pub struct Takeover {
     link: Link,
-    path: PathBuf,
-    socket: (u64, u64),
+    clients: At,
+    takeovers: Option<At>,
     offered: Description,
+    pause: Duration,
 }
 
+/// A socket's path, and device and inode of its file.
+type At = (PathBuf, (u64, u64));
+
 impl Takeover {
-    /// Asks the server at a path for its device.
+    /// Asks the server at a path for its device: where its clients connect, or where it lets others take over.
     pub fn connect(path: impl AsRef<Path>) -> Result<Takeover, TakeoverError> {
+        let deadline = Instant::now() + PATIENCE;
         // The socket's file goes away with the last server: it has to be found where it is.
         let path = path.as_ref().canonicalize().map_err(TakeoverError::Connect)?;
         let mut tries = 1..=TRIES;
-        let (link, device, socket) = loop {
+        let (link, offer) = loop {
             let is_last = tries.next().is_none_or(|count| count == TRIES);
-            match Takeover::ask(&path) {
+            match Takeover::ask(&path, deadline) {
                 Err(TakeoverError::Unknown(_)) if !is_last => std::thread::sleep(Duration::from_millis(50)),
                 other => break other?,
             }
         };
-        let metadata = fs::symlink_metadata(&path).map_err(TakeoverError::Connect)?;
-        if (metadata.dev(), metadata.ino()) != socket {
-            return Err(TakeoverError::Path(path));
-        }
-        Ok(Takeover { link, path, socket, offered: device })
+        let Message::Offer { device, socket, takeovers, pause_ms, .. } = offer else {
+            return Err(TakeoverError::Wrong(format!("it answered with {}", offer.kind())));
+        };
+        let from_bytes = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let here = |identity| has_identity(&path, identity);
+        let (clients, takeovers) = match takeovers {
+            None if here(socket) => ((path, socket), None),
+            Some(record) if here(record.socket) || here(socket) => {
+                ((from_bytes(&record.clients), socket), Some((from_bytes(&record.path), record.socket)))
+            }
+            _ => return Err(TakeoverError::Path(path)),
+        };
+        let pause = pause_ms.map_or(PAUSE, Duration::from_millis).min(MAX_PAUSE);
+        Ok(Takeover { link, clients, takeovers, offered: *device, pause })
     }
 
-    fn ask(path: &Path) -> Result<(Link, Description, (u64, u64)), TakeoverError> {
-        let stream = UnixStream::connect(path).map_err(TakeoverError::Connect)?;
-        let mut link = Link::new(stream.try_clone()?)?;
+    fn ask(path: &Path, deadline: Instant) -> Result<(Link, Message), TakeoverError> {
+        let stream = connect_before(path, deadline).map_err(TakeoverError::Connect)?;
+        let theirs = peer::credentials(&stream)?.1;
+        let mut link = Link::new(stream, deadline.saturating_duration_since(Instant::now()))?;
         // At once: a server does not wait long for the first message.
         let sent = link.send(&Message::Request { versions: VERSIONS.to_vec() });
-        check_user(geteuid(), peer(&stream)?)?;
+        check_user(geteuid().as_raw(), theirs)?;
         match link.receive().map(|received| received.message) {
-            Ok(Message::Offer { version, device, socket }) if VERSIONS.contains(&version) => {
-                Ok((link, *device, socket))
+            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(why)),
+            Ok(Message::Offer { version, .. }) if !VERSIONS.contains(&version) => {
+                Err(TakeoverError::Wrong(format!("it answered with version {version} of a takeover")))
             }
-            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(short(why))),
-            Ok(other) => Err(TakeoverError::Wrong(format!("it answered with {}", other.kind()))),
+            Ok(message) => Ok((link, message)),
             Err(LinkError::Answered(errno)) => {
                 Err(TakeoverError::Unknown(Errno::from_raw(i32::try_from(errno).unwrap_or(i32::MAX))))
             }
@@ -232,48 +300,52 @@ impl Takeover {
 
     /// Where clients connect.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.clients.0
     }
 
-    /// Takes the device, its client and the socket. The backend's device gets the state: it has to be one of the
+    /// Takes the device, its client and the sockets. The backend's device gets the state: it has to be one of the
     /// same kind, with the same settings, that nobody uses.
     ///
-    /// The client waits until [`Server::run`] is called. After an error the backend's device is as after a reset.
+    /// The client waits until [`Server::run`] is called. After an error the backend's device is as after a reset,
+    /// unless that is [`TakeoverError::Unsettled`].
     pub fn finish(mut self, backend: Backend) -> Result<Server, TakeoverError> {
+        // One message to begin with, the client's rest, the pause, and one message to end with.
+        self.link.limit(2 * PATIENCE + REST_PATIENCE + self.pause);
         let own = Description::of(backend.device())?;
         // What can fail does so before the old server has given anything away.
-        let stopper = Stopper::new()?;
-        let taken = take::take(&mut self.link, &self.offered, &own, &backend)?;
-        let listener = Listener::taken(taken.socket, self.path, self.socket);
-        Ok(Server::taken(listener, backend, own, taken.serving, stopper))
+        let signals = Signals::new()?;
+        let ready = Ready::new(backend.device().name())?;
+        let taken = take::take(&mut self.link, &self.offered, &own, &backend, self.takeovers.is_some())?;
+        let listener = |socket, (path, identity): At| {
+            let listener = Listener::taken(socket, path, identity);
+            if !taken.is_told {
+                // The old server may need the file again, once this process has died.
+                listener.leave_file();
+            }
+            listener
+        };
+        let takeovers = taken.takeovers.zip(self.takeovers).map(|(socket, at)| listener(socket, at));
+        let clients = listener(taken.socket, self.clients);
+        let serving = taken.serving.map(|serving| (serving, ready));
+        Ok(Server::taken(clients, takeovers, backend, own, serving, signals))
     }
 }
 
-/// The user at the other end of a connection.
-fn peer(stream: impl AsFd) -> io::Result<Uid> {
-    Ok(socket_peercred(stream)?.uid)
+/// Connects, and waits for room among those that wait to be accepted.
+fn connect_before(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    loop {
+        match connect_now(path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Only a user itself can take over from itself.
-fn check_user(own: Uid, theirs: Uid) -> Result<(), TakeoverError> {
-    if own == theirs {
-        return Ok(());
-    }
-    Err(TakeoverError::User { theirs: theirs.as_raw(), own: own.as_raw() })
-}
-
-/// A newcomer that wants to take over: agrees with it on what it gets.
-pub(super) fn begin(
-    stream: UnixStream,
-    backend: &Backend,
-    description: &Description,
-    socket: (u64, u64),
-) -> Result<Giving, Kept> {
-    peer(&stream)
-        .map_err(TakeoverError::System)
-        .and_then(|theirs| check_user(geteuid(), theirs))
-        .map_err(|error| Kept::refused(Errno::EPERM, error.to_string()))?;
-    Giving::begin(Link::new(stream)?, backend.device().clone(), description, socket)
+fn check_user(own: u32, theirs: u32) -> Result<(), TakeoverError> {
+    if own == theirs { Ok(()) } else { Err(TakeoverError::User { theirs, own }) }
 }
 
 #[cfg(test)]
@@ -282,10 +354,9 @@ mod tests {
 
     #[test]
     fn another_users_server_is_not_taken_over_and_does_not_take_over() {
-        let user = |number| Uid::from_raw(number);
-        assert!(check_user(user(1000), user(1000)).is_ok());
+        assert!(check_user(1000, 1000).is_ok());
         for (own, theirs) in [(1000, 0), (0, 1000), (1000, 1001)] {
-            let error = check_user(user(own), user(theirs)).unwrap_err();
+            let error = check_user(own, theirs).unwrap_err();
             assert!(matches!(error, TakeoverError::User { .. }), "{error}");
         }
     }

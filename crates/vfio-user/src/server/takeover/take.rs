@@ -25,12 +25,13 @@ use super::super::{Backend, Serving, Turn};
 use super::TakeoverError;
 use super::configuration;
 use super::describe::{Description, adapted};
-use super::give::{mark, new_log};
+use super::dirty_log::{mark, new_log};
+use super::link::Link;
 use super::records::{
     ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
     UnreadRecord, WaitingRecord,
 };
-use super::wire::{Begin, Link, MOST_DATA, Message, short};
+use super::wire::{Begin, MOST_DATA, Message, PATIENCE, short};
 use crate::descriptors::{DescriptorKind, Screen};
 use crate::message::{HEADER, Header, Kind, Limits};
 use crate::socket::{Receiver, Sender, Unread, UnreadDescriptors, connection};
@@ -61,6 +62,8 @@ struct Arrival {
     waiting: Queue,
     /// Data that belongs before that of the next message.
     before: Vec<u8>,
+    /// The number of the socket for takeovers, once all has come.
+    takeovers: Option<u32>,
     has_ended: bool,
     /// For the client's descriptors that are to be looked at again.
     foreign: Arc<ForeignThread>,
@@ -70,20 +73,26 @@ struct Arrival {
 /// What was taken and stands.
 pub(super) struct Taken {
     pub(super) socket: UnixListener,
+    /// The socket for takeovers alone, if there is one.
+    pub(super) takeovers: Option<UnixListener>,
     pub(super) serving: Option<Serving>,
+    /// The old server was told that the device runs here.
+    pub(super) is_told: bool,
 }
 
 /// What stands here before it is told that it may go on.
 struct Loaded {
     socket: UnixListener,
+    takeovers: Option<UnixListener>,
     serving: Option<Serving>,
     begin: Begin,
     state: State,
     low_power: Option<LowPowerEntry>,
 }
 
-fn wrong(what: impl Into<String>) -> TakeoverError {
-    TakeoverError::Wrong(what.into())
+/// The other server may have written a part of it.
+fn wrong(what: impl AsRef<str>) -> TakeoverError {
+    TakeoverError::Wrong(short(what))
 }
 
 impl From<NoDescriptor> for TakeoverError {
@@ -98,54 +107,65 @@ pub(super) fn take(
     offered: &Description,
     own: &Description,
     backend: &Backend,
+    has_takeovers: bool,
 ) -> Result<Taken, TakeoverError> {
-    let difference = offered
-        .difference(own)
-        .map(|what| TakeoverError::Mismatch { device: short(offered.name.clone()), what });
-    let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"));
-    let turn = match difference.map_or(turn, Err) {
-        Ok(turn) => turn,
-        Err(error) => {
-            tell_failure(link, &error);
-            return Err(error);
-        }
-    };
-    link.send(&Message::Accept)?;
     let mut destination = Destination::new();
-    let loaded = receive(link, offered, backend).and_then(|arrival| arrival.load(backend, turn));
-    let loaded = match loaded {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            if destination.fail() == DestinationAction::DiscardAndSendFailed {
-                tell_failure(link, &error);
-            }
-            discard(backend.device());
-            return Err(error);
-        }
+    let turn = match check(offered, own, backend) {
+        Ok(turn) => turn,
+        // The device was not touched, and another client may be using it.
+        Err(error) => return Err(give_up(link, &mut destination, None, error)),
     };
-    match commit(link, &mut destination, loaded, backend) {
-        Ok(taken) => Ok(taken),
-        Err(error) => {
-            if destination.fail() == DestinationAction::DiscardAndSendFailed {
-                tell_failure(link, &error);
-            }
-            discard(backend.device());
-            Err(error)
+    let loaded = link
+        .send(&Message::Accept)
+        .map_err(TakeoverError::from)
+        .and_then(|()| receive(link, offered, backend))
+        .and_then(|arrival| arrival.load(backend, turn, has_takeovers));
+    let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
+    taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
+}
+
+/// Whether the backend's device can take the place of the one that is offered.
+fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<Turn, TakeoverError> {
+    let turn = Turn::take(&backend.shared).ok_or_else(|| wrong("this server's device is in use already"))?;
+    match offered.difference(own) {
+        Some(what) => Err(TakeoverError::Mismatch { device: short(offered.name.clone()), what: short(what) }),
+        None => Ok(turn),
+    }
+}
+
+/// After a failure: the device forgets what came, and only once that is certain is the old server told that it may
+/// run its own.
+fn give_up(
+    link: &mut Link,
+    destination: &mut Destination,
+    touched: Option<&DeviceFile>,
+    error: TakeoverError,
+) -> TakeoverError {
+    destination.fail();
+    let discarded = touched.map_or(Ok(()), discard);
+    match (destination.discarded(discarded.is_ok()), discarded) {
+        (DestinationAction::CloseSilently, Err(why)) => {
+            TakeoverError::Unsettled { cause: Box::new(error), why }
         }
+        (DestinationAction::SendFailed, _) => {
+            link.send_last(&Message::Failed { why: short(error.to_string()) });
+            error
+        }
+        _ => error,
     }
 }
 
-fn tell_failure(link: &mut Link, error: &TakeoverError) {
-    // If it is gone it knows.
-    let _ = link.send(&Message::Failed { why: short(error.to_string()) });
-}
-
-/// Forgets what came.
-fn discard(device: &DeviceFile) {
-    if let Err(errno) = device.reset() {
-        tracing::debug!(device = device.name(), %errno, "no reset after a takeover that failed");
-    }
+/// Resets the device and sees that it does not go on with what came: why that is not certain, otherwise.
+fn discard(device: &DeviceFile) -> Result<(), String> {
+    let reset = device.reset();
     device.resume_signals();
+    reset.map_err(|errno| format!("its reset failed: {errno}"))?;
+    match adapted(device).and_then(|mut adapted| adapted.state()) {
+        // A reset leads to RUNNING, with nothing of what was there before.
+        Ok(State::Running | State::Stop | State::StopCopy | State::Resuming) => Ok(()),
+        Ok(state) => Err(format!("it is in {state} after a reset")),
+        Err(error) => Err(format!("its state cannot be read after a reset: {error}")),
+    }
 }
 
 fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<Arrival, TakeoverError> {
@@ -179,6 +199,7 @@ impl Arrival {
             unread: [None, None],
             waiting: Queue::default(),
             before: Vec::new(),
+            takeovers: None,
             has_ended: false,
             screen: backend.shared.screen(&foreign),
             foreign,
@@ -196,7 +217,7 @@ impl Arrival {
             return Err(wrong("descriptors came with another message than theirs"));
         }
         match (message, self.data.is_some()) {
-            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(short(why))),
+            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
             (Message::Begin(begin), false) if self.begin.is_none() => {
                 self.begin = Some(begin);
                 let data = self.adapted.set_state(State::Resuming)?;
@@ -251,11 +272,12 @@ impl Arrival {
                 *place = Some((record, bytes));
             }
             (Message::Waiting(record), true) => self.waiting(record, data)?,
-            (Message::End { state_bytes }, true) => {
+            (Message::End { state_bytes, takeovers }, true) => {
                 if state_bytes != self.state_bytes {
                     let came = self.state_bytes;
                     return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));
                 }
+                self.takeovers = takeovers;
                 self.has_ended = true;
             }
             (other, _) => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
@@ -303,7 +325,7 @@ impl Arrival {
     }
 
     /// All is there: the device gets it, and stands.
-    fn load(mut self, backend: &Backend, turn: Turn) -> Result<Loaded, TakeoverError> {
+    fn load(mut self, backend: &Backend, turn: Turn, has_takeovers: bool) -> Result<Loaded, TakeoverError> {
         let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
         let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
             State::from_number(begin.state)
@@ -321,10 +343,11 @@ impl Arrival {
                 return Err(TakeoverError::Mismatch { device: self.device.name().to_owned(), what });
             }
         }
-        let socket = UnixListener::from(self.pool.take(0)?);
-        if !socket_acceptconn(&socket).unwrap_or(false) {
-            return Err(wrong("the first descriptor is no socket for clients to come to"));
-        }
+        let socket = self.listener(0)?;
+        let takeovers = match self.takeovers {
+            Some(number) if has_takeovers => Some(self.listener(number)?),
+            _ => None,
+        };
         // What the user signals from here on is for this device, but not before it runs.
         let paused = self.device.pause_signals();
         paused.map_err(|errno| wrong(format!("this process cannot listen to eventfds: {errno}")))?;
@@ -343,7 +366,17 @@ impl Arrival {
             Some(record) => Some(Serving { client: self.client(record, backend)?, turn }),
             None => None,
         };
-        Ok(Loaded { socket, serving, begin, state, low_power })
+        Ok(Loaded { socket, takeovers, serving, begin, state, low_power })
+    }
+
+    /// A socket that others connect to.
+    fn listener(&mut self, number: u32) -> Result<UnixListener, TakeoverError> {
+        let socket = UnixListener::from(self.pool.take(number)?);
+        if !socket_acceptconn(&socket).unwrap_or(false) {
+            return Err(wrong(format!("descriptor {number} is no socket that others can connect to")));
+        }
+        socket.set_nonblocking(true)?;
+        Ok(socket)
     }
 
     /// The client as it was, which belongs to the other process still.
@@ -476,7 +509,7 @@ fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), Takeove
         return Ok(());
     }
     let why = "the client has agreed with the old server on what this one cannot do";
-    Err(TakeoverError::Wrong(match held {
+    Err(wrong(match held {
         Ok(held) => format!("{why}: {}, and here {}", plain(agreed).to_json(), held.to_json()),
         Err(error) => format!("{why}: {error}"),
     }))
@@ -489,22 +522,21 @@ fn commit(
     loaded: Loaded,
     backend: &Backend,
 ) -> Result<Taken, TakeoverError> {
-    let Loaded { socket, mut serving, begin, state, low_power } = loaded;
+    let Loaded { socket, takeovers, mut serving, begin, state, low_power } = loaded;
     let device = backend.device();
     if destination.loaded() == DestinationAction::SendReady {
         link.send(&Message::Ready)?;
     }
     let message = match link.receive()?.message {
         Message::Handover => handover::Message::Handover,
-        Message::Abort { why, .. } => return Err(TakeoverError::Refused(short(why))),
+        Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
         other => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
     };
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
     let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
     if let Err(error) = started {
-        if destination.started(false) == DestinationAction::DiscardAndSendFailed {
-            tell_failure(link, &TakeoverError::Wrong(error.to_string()));
-        }
+        // Some of it may run: it is reset before anybody is told.
+        destination.started(false);
         return Err(error.into());
     }
     if begin.precopy_info_v2
@@ -521,11 +553,13 @@ fn commit(
     if let Some(Serving { client, .. }) = &mut serving {
         client.is_anothers = false;
     }
-    if destination.started(true) == DestinationAction::SendRunning
-        && let Err(error) = link.send(&Message::Running)
-    {
+    destination.started(true);
+    // This has to be said, however late it is.
+    link.limit(PATIENCE);
+    let told = link.send(&Message::Running);
+    if let Err(error) = &told {
         // It has said that the device is this server's, whatever became of it since.
         tracing::warn!(%error, "the old server could not be told that the device runs here");
     }
-    Ok(Taken { socket, serving })
+    Ok(Taken { socket, takeovers, serving, is_told: told.is_ok() })
 }

@@ -5,20 +5,17 @@
 //! may be none; a text, in JSON; the length of the text, four bytes. Descriptors come with its first byte. Both
 //! are in one machine, so numbers have its byte order.
 
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use whimbrel_protocol::text::printable;
 
 use super::describe::Description;
 use super::records::{
-    ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, UnreadRecord,
+    ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, Number, UnreadRecord,
     WaitingRecord,
 };
-use crate::message::{Kind, Limits, MessageBuffer};
-use crate::socket::{Receiver, Sender, SocketError, connection};
+use crate::message::Limits;
 
 /// The command of all these messages: far from those of the protocol's text.
 pub(in crate::server) const COMMAND: u16 = 0x5754;
@@ -26,7 +23,7 @@ pub(in crate::server) const COMMAND: u16 = 0x5754;
 /// The versions of what is said, which this build speaks.
 pub(super) const VERSIONS: [u32; 1] = [1];
 
-/// How long each waits for the other to take or to send one message. The device stands still meanwhile.
+/// How long one message may take, from the moment in which it is waited for until all of it is there.
 pub(in crate::server) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long the client's serving thread may take to rest. Longer than an access of the device to the client's
@@ -41,10 +38,10 @@ pub(super) const MOST_DESCRIPTORS: usize = 128;
 
 /// Data and text of one message, with room for the longest text: that of a list of
 /// [`MOST_MAPPINGS`](super::records::MOST_MAPPINGS).
-const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
+pub(super) const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
 
 /// Bytes of the length of the text.
-const TAIL: usize = 4;
+pub(super) const TAIL: usize = 4;
 
 /// One message, without its data and descriptors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,8 +57,14 @@ pub(super) enum Message {
         /// What is spoken from here on.
         version: u32,
         device: Box<Description>,
-        /// Device and inode of the socket's file.
+        /// Device and inode of the file of the clients' socket.
         socket: (u64, u64),
+        /// The clients' socket and the takeovers', if the new server came over one of their own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        takeovers: Option<TakeoversRecord>,
+        /// How long the device may stand still, in milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pause_ms: Option<u64>,
     },
     /// New: go on.
     Accept,
@@ -98,6 +101,9 @@ pub(super) enum Message {
     End {
         /// Bytes of the device's state.
         state_bytes: u64,
+        /// The socket for takeovers alone, if there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        takeovers: Option<Number>,
     },
     /// New: the device is loaded and stands.
     Ready,
@@ -139,16 +145,36 @@ impl Message {
             Message::Abort { .. } => "abort",
         }
     }
+
+    /// The message with its texts as they can be shown.
+    pub(super) fn printable(self) -> Message {
+        match self {
+            Message::Failed { why } => Message::Failed { why: short(why) },
+            Message::Abort { errno, why } => Message::Abort { errno, why: short(why) },
+            Message::Offer { version, mut device, socket, takeovers, pause_ms } => {
+                device.make_printable();
+                Message::Offer { version, device, socket, takeovers, pause_ms }
+            }
+            other => other,
+        }
+    }
 }
 
-/// The start of a text that may be of any length, because the other side wrote it.
-pub(super) fn short(text: impl Into<String>) -> String {
+/// A text in which the other side may have written anything, of any length, as it can be shown.
+pub(super) fn short(text: impl AsRef<str>) -> String {
     const MOST: usize = 300;
-    let text = text.into();
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    printable(text.as_ref(), MOST)
+}
+
+/// Where clients connect, told to a new server that came over a socket for takeovers alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::server) struct TakeoversRecord {
+    /// The path of the clients' socket, byte by byte: it may be no text.
+    pub(in crate::server) clients: Vec<u8>,
+    /// The path of the socket for takeovers, the same.
+    pub(in crate::server) path: Vec<u8>,
+    /// Device and inode of its file.
+    pub(in crate::server) socket: (u64, u64),
 }
 
 /// How the device stands.
@@ -158,127 +184,6 @@ pub(super) struct Begin {
     pub(super) state: u32,
     /// The user has opted into VFIO_PRECOPY_INFO_REINIT.
     pub(super) precopy_info_v2: bool,
-}
-
-/// A connection between two servers that failed.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The connection is over.
-    #[error(transparent)]
-    Socket(SocketError),
-    /// It has said nothing, or taken nothing, for as long as it may.
-    #[error("the other server is silent, for {PATIENCE:?} now")]
-    Silent,
-    /// It has left between two messages.
-    #[error("the other server has hung up")]
-    HungUp,
-    /// What came is none of these messages.
-    #[error("the other server sent what is no message of a takeover: {0}")]
-    Malformed(String),
-    /// A server that does not know takeovers, or has no time for one, has answered.
-    #[error("the other server answered with errno {0}")]
-    Answered(u32),
-}
-
-impl From<SocketError> for LinkError {
-    fn from(error: SocketError) -> LinkError {
-        if error.is_timeout() { LinkError::Silent } else { LinkError::Socket(error) }
-    }
-}
-
-impl From<io::Error> for LinkError {
-    fn from(error: io::Error) -> LinkError {
-        SocketError::System(error).into()
-    }
-}
-
-/// A connection between two servers.
-#[derive(Debug)]
-pub(super) struct Link {
-    receiver: Receiver,
-    sender: Sender,
-    out: MessageBuffer,
-}
-
-/// A message as it came.
-#[derive(Debug)]
-pub(super) struct Received<'a> {
-    pub(super) message: Message,
-    pub(super) data: &'a [u8],
-    pub(super) descriptors: Vec<OwnedFd>,
-}
-
-impl Link {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Link> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let (receiver, sender) = connection(stream, LIMITS);
-        Ok(Link { receiver, sender, out: MessageBuffer::new() })
-    }
-
-    pub(super) fn send(&mut self, message: &Message) -> Result<(), LinkError> {
-        self.send_with(message, &[], &[])
-    }
-
-    pub(super) fn send_with(
-        &mut self,
-        message: &Message,
-        data: &[u8],
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(), LinkError> {
-        self.send_filled(data.len(), descriptors, |room| {
-            room.copy_from_slice(data);
-            Ok(Some((data.len(), message)))
-        })
-        .map(drop)
-    }
-
-    /// Sends what `fill` makes: it fills the start of its room with data, and says how many bytes and what
-    /// they are; nothing is sent for `None`, and `false` returned.
-    pub(super) fn send_filled<'m, E: From<LinkError>>(
-        &mut self,
-        most: usize,
-        descriptors: &[BorrowedFd<'_>],
-        fill: impl FnOnce(&mut [u8]) -> Result<Option<(usize, &'m Message)>, E>,
-    ) -> Result<bool, E> {
-        self.out.clear();
-        let frame = self.out.begin(0, COMMAND, Kind::Command { no_reply: true });
-        let Some((count, message)) = fill(self.out.grow(most))? else { return Ok(false) };
-        self.out.shrink(most - count.min(most));
-        let text = serde_json::to_vec(message).map_err(|error| LinkError::from(io::Error::from(error)))?;
-        self.out.put(&text);
-        self.out.put(&(text.len() as u32).to_ne_bytes());
-        self.out.finish(frame);
-        debug_assert!(self.out.len() <= LIMITS.message());
-        self.sender.send(self.out.as_bytes(), descriptors).map_err(|error| E::from(error.into()))?;
-        Ok(true)
-    }
-
-    /// Waits for the next message.
-    pub(super) fn receive(&mut self) -> Result<Received<'_>, LinkError> {
-        let wrong = |what: &dyn std::fmt::Display| LinkError::Malformed(short(what.to_string()));
-        let incoming = match self.receiver.receive() {
-            Ok(Some(incoming)) => incoming,
-            Ok(None) => return Err(LinkError::HungUp),
-            Err(error) => return Err(error.into()),
-        };
-        if let Kind::Error(errno) = incoming.header.kind {
-            return Err(LinkError::Answered(errno));
-        }
-        if incoming.header.command != COMMAND {
-            return Err(wrong(&incoming.header.command_name()));
-        }
-        let (rest, length) =
-            incoming.payload.split_last_chunk::<TAIL>().ok_or_else(|| wrong(&"it has no text"))?;
-        let start = rest.len().checked_sub(u32::from_ne_bytes(*length) as usize);
-        let (data, text) = rest.split_at(start.ok_or_else(|| wrong(&"its text is longer than it"))?);
-        let message = serde_json::from_slice(text).map_err(|error| wrong(&error))?;
-        Ok(Received {
-            message,
-            data,
-            descriptors: incoming.descriptors.map_err(|error| wrong(&error))?.into_vec(),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -292,7 +197,7 @@ mod tests {
             Message::State { ends: true },
             Message::Ioeventfds { list: vec![] },
             Message::Mappings { list: vec![] },
-            Message::End { state_bytes: 0 },
+            Message::End { state_bytes: 0, takeovers: None },
             Message::Begin(Begin { state: 1, precopy_info_v2: false }),
             Message::Abort { errno: 1, why: String::new() },
         ];
@@ -305,7 +210,6 @@ mod tests {
     #[test]
     fn a_text_of_the_other_side_does_not_fill_an_error() {
         assert_eq!(short("why"), "why");
-        let long = "\u{e4}".repeat(1 << 20);
-        assert!(short(long).chars().count() < 400);
+        assert!(short("\u{e4}".repeat(1 << 20)).chars().count() < 400);
     }
 }

@@ -1,0 +1,97 @@
+//! One side of a takeover, played message by message.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use whimbrel_vfio_user::message::{Kind, Limits, MessageBuffer};
+use whimbrel_vfio_user::{Receiver, Sender, connection};
+
+pub(crate) const COMMAND: u16 = 0x5754;
+pub(crate) const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
+
+/// One end of the talk between two servers.
+pub(crate) struct Hand {
+    pub(crate) receiver: Receiver,
+    pub(crate) sender: Sender,
+    /// What was heard already.
+    first: Option<Said>,
+}
+
+/// A message of it.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) text: Value,
+    pub(crate) data: Vec<u8>,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+impl Hand {
+    pub(crate) fn new(stream: UnixStream) -> Hand {
+        let (receiver, sender) = connection(stream, LIMITS);
+        Hand { receiver, sender, first: None }
+    }
+
+    /// Asks for the device until it is offered: a server that had to wait for the request takes it for a client's.
+    pub(crate) fn connect(path: &Path) -> Hand {
+        Hand::asking(|| UnixStream::connect(path).unwrap())
+    }
+
+    /// As [`Hand::connect`], over connections that are made elsewhere.
+    pub(crate) fn asking(connect: impl Fn() -> UnixStream) -> Hand {
+        loop {
+            let mut hand = Hand::new(connect());
+            hand.say(&json!({"message": "request", "versions": [1, 77]}));
+            hand.first = hand.hear();
+            if hand.first.is_some() {
+                return hand;
+            }
+        }
+    }
+
+    pub(crate) fn say(&mut self, text: &Value) {
+        self.say_with(text.to_string().as_bytes(), &[], &[]);
+    }
+
+    pub(crate) fn say_with(&mut self, text: &[u8], data: &[u8], descriptors: &[OwnedFd]) {
+        let mut out = MessageBuffer::new();
+        let frame = out.begin(0, COMMAND, Kind::Command { no_reply: true });
+        out.put(data);
+        out.put(text);
+        out.put(&(text.len() as u32).to_ne_bytes());
+        out.finish(frame);
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        // One that has hung up has heard enough.
+        let _ = self.sender.send(out.as_bytes(), &descriptors);
+    }
+
+    /// What the other says next; `None` if it has hung up.
+    pub(crate) fn hear(&mut self) -> Option<Said> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let got = self.receiver.receive().ok()??;
+        if got.header.command != COMMAND {
+            return None;
+        }
+        let (rest, length) = got.payload.split_last_chunk::<4>().unwrap();
+        let (data, text) = rest.split_at(rest.len() - u32::from_ne_bytes(*length) as usize);
+        let text = serde_json::from_slice(text).unwrap();
+        Some(Said { text, data: data.to_vec(), descriptors: got.descriptors.unwrap().into_vec() })
+    }
+}
+
+pub(crate) fn kind(said: &Said) -> &str {
+    said.text["message"].as_str().unwrap()
+}
+
+/// Plays a new server up to the offer, and then to the end of what the old one sends.
+pub(crate) fn listen_to_all(hand: &mut Hand) -> Vec<Said> {
+    let mut all = vec![hand.hear().unwrap()];
+    hand.say(&json!({"message": "accept"}));
+    while all.last().is_none_or(|last| kind(last) != "end") {
+        all.push(hand.hear().unwrap());
+    }
+    all
+}
