@@ -11,9 +11,11 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use whimbrel_device::Errno;
 
+use super::log_limit::LogLimit;
 use super::rest::LOOK;
 use super::seat::{Current, Ready};
 use super::socket_file::Listener;
+use super::spare::{Spare, is_exhausted};
 use super::takeover::{self, Attempt, Description, Kept, TakeoverError};
 use super::takeovers::Next;
 use super::{Backend, Serving, Takeover, Turn, first_header, turn_away};
@@ -54,6 +56,10 @@ pub struct Server {
     pub(super) description: Option<Description>,
     /// A client that was taken over, and is served first.
     taken: Mutex<Option<(Serving, Ready)>>,
+    spare: Spare,
+    /// What a client can have logged again and again.
+    turned_away: LogLimit,
+    not_accepted: LogLimit,
     /// Whether who connects where the clients do may take over.
     allows_takeover: bool,
     /// Where processes connect that take over, and nobody else.
@@ -66,6 +72,7 @@ pub struct Server {
 pub(super) struct Signals {
     stop: Arc<OwnedFd>,
     changed: Arc<OwnedFd>,
+    spare: Spare,
 }
 
 /// How [`Server::run`] ended.
@@ -84,7 +91,8 @@ pub struct Stopper(Arc<OwnedFd>);
 impl Signals {
     pub(super) fn new() -> io::Result<Signals> {
         let (stop, changed) = (EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        Ok(Signals { stop: Arc::new(eventfd(0, stop)?), changed: Arc::new(eventfd(0, changed)?) })
+        let (stop, changed) = (Arc::new(eventfd(0, stop)?), Arc::new(eventfd(0, changed)?));
+        Ok(Signals { stop, changed, spare: Spare::new()? })
     }
 }
 
@@ -110,7 +118,7 @@ impl Server {
         description: Option<Description>,
         signals: Signals,
     ) -> Server {
-        let Signals { stop, changed } = signals;
+        let Signals { stop, changed, spare } = signals;
         let (taken, takeovers) = (Mutex::new(None), None);
         let allows_takeover = false;
         Server {
@@ -120,6 +128,9 @@ impl Server {
             changed,
             description,
             taken,
+            spare,
+            turned_away: LogLimit::default(),
+            not_accepted: LogLimit::default(),
             allows_takeover,
             takeovers,
             pause: PAUSE,
@@ -229,23 +240,14 @@ impl Server {
                 }
             }
             if let Some(takeovers) = self.takeovers.as_ref().filter(|_| has_takeover) {
-                match takeovers.accept() {
-                    Ok(Some(stream)) => self.queue_takeover(stream, &mut next),
-                    Ok(None) => {}
-                    Err(error) => not_accepted(takeovers, &error),
+                if let Some(stream) = self.accept(takeovers) {
+                    self.queue_takeover(stream, &mut next);
                 }
             }
             if !has_client {
                 continue;
             }
-            let stream = match self.listener.accept() {
-                Ok(Some(stream)) => stream,
-                Ok(None) => continue,
-                Err(error) => {
-                    not_accepted(&self.listener, &error);
-                    continue;
-                }
-            };
+            let Some(stream) = self.accept(&self.listener) else { continue };
             let first = first_header(&stream);
             if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
                 if self.allows_takeover {
@@ -259,8 +261,10 @@ impl Server {
             }
             let may_serve = attempt.as_ref().is_none_or(Attempt::lets_serve);
             if !may_serve || current.as_ref().is_some_and(|current| !current.has_left()) {
-                tracing::info!(path = %self.path().display(), "a second client is turned away");
-                turn_away(&stream, first.map_or(0, |(id, _)| id));
+                if let Some(left_out) = self.turned_away.admit(Instant::now()) {
+                    tracing::info!(path = %self.path().display(), left_out, "a second client is turned away");
+                }
+                turn_away(&stream, first.map_or(0, |(id, _)| id), Errno::EBUSY);
                 continue;
             }
             if let Some(left) = current.take() {
@@ -282,10 +286,36 @@ impl Server {
         result
     }
 
+    /// Who has connected, and can be let in. Without descriptors for it, it is told so.
+    fn accept(&self, listener: &Listener) -> Option<UnixStream> {
+        let error = match listener.accept() {
+            Ok(accepted) => return accepted,
+            Err(error) => error,
+        };
+        if let Some(left_out) = self.not_accepted.admit(Instant::now()) {
+            let path = listener.path().display();
+            tracing::warn!(%path, %error, left_out, "a client cannot be accepted: raise RLIMIT_NOFILE");
+        }
+        let is_told = is_exhausted(&error)
+            && self.spare.lend(|| match listener.accept() {
+                Ok(Some(stream)) => {
+                    turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EMFILE);
+                    true
+                }
+                Ok(None) => true,
+                Err(_) => false,
+            });
+        if !is_told {
+            // It waits to be accepted, and so does this.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        None
+    }
+
     /// Begins to serve a client. `None` if another program's handle to the backend serves one.
     fn start(&self, stream: UnixStream, first_id: u16) -> io::Result<Option<Current>> {
         let Some(turn) = Turn::take(&self.backend.shared) else {
-            turn_away(&stream, first_id);
+            turn_away(&stream, first_id, Errno::EBUSY);
             return Ok(None);
         };
         // So that its thread looks now and then whether it is to rest.
@@ -293,12 +323,6 @@ impl Server {
         let ready = Ready::new(self.backend.device().name())?;
         Ok(Some(ready.serve(turn.begin(stream, Some(Arc::default())))))
     }
-}
-
-fn not_accepted(listener: &Listener, error: &io::Error) {
-    // Most likely there are no descriptors left for now, and the client waits.
-    tracing::warn!(path = %listener.path().display(), %error, "a client cannot be accepted");
-    std::thread::sleep(Duration::from_millis(50));
 }
 
 impl Stopper {

@@ -45,6 +45,7 @@ mod file_memory;
 mod foreign;
 mod interrupts;
 mod listener;
+mod log_limit;
 mod mappings;
 mod memory;
 mod migration_data;
@@ -56,6 +57,7 @@ mod registers;
 mod rest;
 mod seat;
 mod socket_file;
+mod spare;
 mod state_channel;
 mod takeover;
 mod takeovers;
@@ -285,7 +287,7 @@ impl Backend {
     /// Serves one client until it leaves. One that comes while another is served is told EBUSY at once.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
         let Some(turn) = Turn::take(&self.shared) else {
-            turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id));
+            turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EBUSY);
             return Err(ServeError::Busy);
         };
         turn.begin(stream, None).serve().map(drop)
@@ -354,10 +356,10 @@ fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     matches!(got, Ok((_, HEADER..))).then_some((u16::from_ne_bytes([i0, i1]), u16::from_ne_bytes([c0, c1])))
 }
 
-/// Tells a client that the device is busy: as the answer to its first message, which has this id.
-fn turn_away(stream: &UnixStream, id: u16) {
+/// Tells a client why it is not served: as the answer to its first message, which has this id.
+fn turn_away(stream: &UnixStream, id: u16, errno: Errno) {
     let mut out = MessageBuffer::new();
-    out.error(id, Command::Version.number(), Errno::EBUSY);
+    out.error(id, Command::Version.number(), errno);
     let _ = rustix::net::send(
         stream,
         out.as_bytes(),

@@ -1,0 +1,46 @@
+//! Keeps a peer from filling the log: what it can cause again and again is logged now and then, with how often it was.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// How often one thing is logged at most.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// One thing that is logged.
+#[derive(Debug, Default)]
+pub(super) struct LogLimit(Mutex<Logged>);
+
+#[derive(Debug, Default)]
+struct Logged {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl LogLimit {
+    /// Whether it is to be logged now; then how often it was not, since it was last.
+    pub(super) fn admit(&self, now: Instant) -> Option<u64> {
+        let mut logged = self.0.lock();
+        if logged.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
+            logged.left_out += 1;
+            return None;
+        }
+        logged.last = Some(now);
+        Some(std::mem::take(&mut logged.left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_again_within_the_period_is_counted_and_not_logged() {
+        let (limit, start) = (LogLimit::default(), Instant::now());
+        assert_eq!(limit.admit(start), Some(0));
+        assert_eq!(limit.admit(start), None);
+        assert_eq!(limit.admit(start + PERIOD / 2), None);
+        assert_eq!(limit.admit(start + PERIOD), Some(2));
+        assert_eq!(limit.admit(start + PERIOD), None);
+    }
+}
