@@ -1,5 +1,6 @@
 //! `whimbrel serve --takeover`: a server takes the place of another while a program works with the device.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -170,7 +171,9 @@ impl Program {
 }
 
 fn shared() -> Arc<MmapRegion> {
-    let file = tempfile::tempfile().unwrap();
+    let file = File::from(
+        nix::sys::memfd::memfd_create(c"program", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap(),
+    );
     file.set_len(MEMORY).unwrap();
     Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), MEMORY as usize).unwrap())
 }
