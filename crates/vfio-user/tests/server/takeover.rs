@@ -324,6 +324,35 @@ fn mark_at(memory: &File, offset: u64) -> u64 {
 }
 
 #[test]
+fn memory_that_is_read_and_written_goes_over_with_its_file() {
+    let takes_foreign = || Backend::with(Board::open(), BackendOptions::default().foreign_memory(true));
+    let mut line = Line::with(takes_foreign());
+    let mut peer = line.client();
+    let foreign = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let files = [memory(2 * PAGE), foreign];
+    let modes = DmaAccessModes::FILE_IO;
+    for (file, iova) in files.iter().zip([0, PAGE]) {
+        let map = DmaMap { rights: BOTH, modes, offset: PAGE, iova, size: PAGE };
+        peer.ask_with(&Request::DmaMap(map), &[file.as_fd()]).unwrap();
+    }
+    let error = line.take_over_with(Backend::new(Board::open())).unwrap_err();
+    assert!(error.to_string().contains("EINVAL"), "it takes no foreign memory: {error}");
+    for _ in 0..2 {
+        line.take_over_with(takes_foreign()).unwrap();
+        for (file, iova) in files.iter().zip([0, PAGE]) {
+            peer.write(BAR, DOORBELL, &iova.to_ne_bytes()).unwrap();
+            let mut mark = [0; 8];
+            file.read_exact_at(&mut mark, PAGE).unwrap();
+            assert_eq!(u64::from_ne_bytes(mark), MARK);
+            file.write_all_at(&[0; 8], PAGE).unwrap();
+        }
+        let memory = line.device().bus().dma();
+        assert!(memory.mappings().iter().all(|mapped| mapped.file.is_none()), "none of it is mapped");
+    }
+    peer.leave().unwrap();
+}
+
+#[test]
 fn many_mappings_of_one_file_go_over_with_one_descriptor() {
     // Both servers are in this process, which cannot have twice as many as a client.
     const COUNT: u64 = 20_000;
