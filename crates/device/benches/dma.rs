@@ -17,7 +17,8 @@ use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
     Memory, SparseMemory, Translation,
 };
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::type1::DmaMapFlags;
 

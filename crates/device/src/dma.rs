@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 use vm_memory::{FileOffset, VolatileSlice};
+use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
-use crate::memory::Memory;
-use crate::remote_memory::RemoteMemory;
+use whimbrel_memory::Memory;
+use whimbrel_memory::RemoteMemory;
 
 /// Bytes of remote memory that [`DmaSpace::access`] holds at a time.
 const BOUNCE_BYTES: usize = 64 << 10;
@@ -415,12 +415,9 @@ impl DmaSpace {
         for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
             let visited = match &mapping.backing {
                 Backing::Memory(memory) => {
-                    let visited = memory
-                        .slice(offset, count)
-                        .map(|slice| memory.guarded(|| visit(Piece::Memory(slice))));
-                    match visited {
-                        Some(visited) if !memory.is_lost() => visited.map_err(FaultCause::Remote),
-                        _ => Err(FaultCause::Lost),
+                    match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
+                        Ok(visited) => visited.map_err(FaultCause::Remote),
+                        Err(_) => Err(FaultCause::Lost),
                     }
                 }
                 Backing::Remote(memory) => {

@@ -225,7 +225,7 @@ impl SparseMemory {
 
     fn shared_slice(&self, address: u64, length: usize) -> Option<VolatileSlice<'_>> {
         let (memory, at) = self.shared_at(address)?;
-        memory.slice(usize::try_from(at).ok()?, length)
+        memory.bytes(usize::try_from(at).ok()?, length)
     }
 
     fn locate(&self, address: u64, length: usize) -> Result<(u64, usize), Fault> {

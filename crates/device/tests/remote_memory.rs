@@ -9,7 +9,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset};
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
 use whimbrel_device::{Errno, RemoteMemory};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 const PAGE: u64 = 4096;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, IovaRange, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};

@@ -2,12 +2,8 @@
 //!
 //! Where it comes from is the business of each [`Device`](crate::Device).
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use nix::libc;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
-use whimbrel_device::{check_pages, guarded};
+use vm_memory::{FileOffset, VolatileSlice};
+use whimbrel_memory::{Memory, MemoryError, Protection};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
@@ -53,16 +49,14 @@ use crate::error::{Error, Result};
 ///
 /// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled,
 /// the kernel may kill a process that touches a mapped BAR (SIGBUS). In a program that has called
-/// [`survive_lost_memory`](whimbrel_device::survive_lost_memory), [`read`](MappedRegion::read) and
+/// [`survive_lost_memory`](whimbrel_memory::survive_lost_memory), [`read`](MappedRegion::read) and
 /// [`write`](MappedRegion::write) fail instead, from then on; accesses in other ways are not protected.
 #[derive(Debug)]
 pub struct MappedRegion {
     device: String,
     index: u32,
     flags: RegionInfoFlags,
-    memory: MmapRegion,
-    /// An access has found that what was mapped is no longer there.
-    lost: AtomicBool,
+    memory: Memory,
 }
 
 /// How errors name such a request.
@@ -82,83 +76,63 @@ impl MappedRegion {
         length: u64,
     ) -> Result<MappedRegion> {
         let request = || request(index, offset, length);
-        let size =
-            usize::try_from(length).map_err(|_| Error::request(device, request(), Errno::EOVERFLOW))?;
-        check_pages(&file, length).map_err(|errno| Error::request(device, request(), errno))?;
-        let rights = [(RegionInfoFlags::READ, libc::PROT_READ), (RegionInfoFlags::WRITE, libc::PROT_WRITE)];
-        let prot = rights
-            .iter()
-            .filter(|(flag, _)| region.flags.contains(*flag))
-            .fold(libc::PROT_NONE, |prot, (_, right)| prot | right);
-        let memory = MmapRegionBuilder::new_with_bitmap(size, ())
-            .with_file_offset(file)
-            .with_mmap_prot(prot)
-            .with_mmap_flags(libc::MAP_SHARED)
-            .build()
-            .map_err(|error| {
-                let errno = match &error {
-                    vm_memory::mmap::MmapRegionError::Mmap(error) => error.raw_os_error(),
-                    _ => None,
-                };
-                Error::request(device, request(), errno.map_or(Errno::EINVAL, Errno::from_raw))
-            })?;
-        Ok(MappedRegion {
-            device: device.to_string(),
-            index,
-            flags: region.flags,
-            memory,
-            lost: AtomicBool::new(false),
-        })
+        let protection = Protection {
+            read: region.flags.contains(RegionInfoFlags::READ),
+            write: region.flags.contains(RegionInfoFlags::WRITE),
+        };
+        let memory = Memory::map(file, length, protection)
+            .map_err(|errno| Error::request(device, request(), errno))?;
+        Ok(MappedRegion { device: device.to_string(), index, flags: region.flags, memory })
     }
 
     /// Bytes, in whole pages.
     pub fn size(&self) -> u64 {
-        self.memory.size() as u64
+        self.memory.size()
     }
 
     /// Where in this process it lies, for requests that take an address (KVM_SET_USER_MEMORY_REGION).
     pub fn address(&self) -> u64 {
-        self.memory.as_ptr() as u64
+        self.as_volatile_slice().ptr_guard().as_ptr() as u64
     }
 
     /// All of it, for accesses of a chosen width. Only as the region's flags allow.
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        self.memory.as_volatile_slice()
+        let all = usize::try_from(self.memory.size()).ok().and_then(|size| self.memory.bytes(0, size));
+        all.expect("all of it is mapped")
     }
 
     /// Reads all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be read.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
-        let part = self.part(RegionInfoFlags::READ, offset, data.len())?;
-        self.reach(|| part.copy_to(data))
+        self.access(RegionInfoFlags::READ, offset, data.len(), |part| part.copy_to(data))
     }
 
     /// Writes all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be written.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let part = self.part(RegionInfoFlags::WRITE, offset, data.len())?;
-        self.reach(|| part.copy_from(data))
+        self.access(RegionInfoFlags::WRITE, offset, data.len(), |part| part.copy_from(data))
     }
 
-    fn reach<T>(&self, access: impl FnOnce() -> T) -> Result<()> {
-        guarded(&self.memory, &self.lost, access);
-        if self.lost.load(Ordering::Acquire) {
-            return Err(Error::Unusable {
+    fn access<T>(
+        &self,
+        needed: RegionInfoFlags,
+        offset: u64,
+        length: usize,
+        access: impl FnOnce(VolatileSlice<'_>) -> T,
+    ) -> Result<()> {
+        let refused = || {
+            let what = if needed == RegionInfoFlags::READ { "read" } else { "write" };
+            let request = format!("{what} at {offset:#x} of a mapping of region {}", self.index);
+            Error::request(&self.device, request, Errno::EINVAL)
+        };
+        let start =
+            usize::try_from(offset).ok().filter(|_| self.flags.contains(needed)).ok_or_else(refused)?;
+        match self.memory.access(start, length, access) {
+            Ok(_) => Ok(()),
+            Err(MemoryError::Lost) => Err(Error::Unusable {
                 device: self.device.clone(),
                 why: format!("what was mapped of region {} is no longer there: map it again", self.index),
-            });
+            }),
+            Err(_) => Err(refused()),
         }
-        Ok(())
-    }
-
-    fn part(&self, needed: RegionInfoFlags, offset: u64, length: usize) -> Result<VolatileSlice<'_>> {
-        usize::try_from(offset)
-            .ok()
-            .filter(|_| self.flags.contains(needed))
-            .and_then(|offset| self.memory.get_slice(offset, length).ok())
-            .ok_or_else(|| {
-                let what = if needed == RegionInfoFlags::READ { "read" } else { "write" };
-                let request = format!("{what} at {offset:#x} of a mapping of region {}", self.index);
-                Error::request(&self.device, request, Errno::EINVAL)
-            })
     }
 }
 
@@ -190,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_its_server_has_cut_off_is_an_error_from_then_on() {
-        whimbrel_device::survive_lost_memory().unwrap();
+        whimbrel_memory::survive_lost_memory().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x2000).unwrap();
         let region = Region { flags: RegionInfoFlags::all(), size: 0x2000, offset: 0, capabilities: vec![] };

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 use super::pages::{Area, PAGE_SIZE};
 use crate::dma::MappingLog;

@@ -34,13 +34,13 @@ use whimbrel_uapi::ioctl::{
 use whimbrel_uapi::iommufd as uapi;
 
 use crate::bus::Bus;
-use crate::memory::Memory;
 use crate::type1::Translation;
 use crate::user_memory::Process;
 use command::Command;
 pub(crate) use command::copy_struct_from_user;
 use object::Objects;
 use pages::PAGE_SIZE;
+use whimbrel_memory::Memory;
 
 /// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the
 /// memory it can map.

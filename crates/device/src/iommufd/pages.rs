@@ -6,7 +6,7 @@ use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::dma::{DmaSpace, MappingLog};
-use crate::memory::Memory;
+use whimbrel_memory::Memory;
 
 /// Bytes of a page.
 pub(super) const PAGE_SIZE: u64 = 4096;

@@ -21,7 +21,7 @@ use super::ioas::{Slice, last};
 use super::object::Objects;
 use super::pages::{PAGE_SIZE, Pages, Source};
 use super::spans::Spans;
-use crate::memory::Memory;
+use whimbrel_memory::Memory;
 
 pub(super) fn destroy(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
     let asked: Destroy = command.copy_in()?;

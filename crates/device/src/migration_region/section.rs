@@ -9,7 +9,7 @@ use vm_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::{Layout, PAGE_SIZE, SectionMemory};
 
-use crate::memory::Memory;
+use whimbrel_memory::Memory;
 
 /// As long as the region, in whole pages.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl SectionMemory for Section {
             Section::Trapped(bytes) => SectionMemory::read(bytes, offset, data),
             Section::Mapped { memory, .. } => {
                 let offset = usize::try_from(offset).map_err(|_| Errno::EFAULT)?;
-                memory.slice(offset, data.len()).ok_or(Errno::EFAULT)?.copy_to(data);
+                memory.bytes(offset, data.len()).ok_or(Errno::EFAULT)?.copy_to(data);
                 Ok(())
             }
         }
@@ -71,7 +71,7 @@ impl SectionMemory for Section {
             Section::Trapped(bytes) => SectionMemory::write(bytes, offset, data),
             Section::Mapped { memory, .. } => {
                 let offset = usize::try_from(offset).map_err(|_| Errno::EFAULT)?;
-                memory.slice(offset, data.len()).ok_or(Errno::EFAULT)?.copy_from(data);
+                memory.bytes(offset, data.len()).ok_or(Errno::EFAULT)?.copy_from(data);
                 Ok(())
             }
         }

@@ -1,7 +1,8 @@
 //! The bitmap in which a container reports dirty pages: its checks, and how mappings are put into it.
 
+use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, IovaRange, LoggingRanges, Marks};
+use whimbrel_protocol::dirty::{IovaRange, LoggingRanges, Marks};
 use whimbrel_uapi::type1::Bitmap;
 use zerocopy::IntoBytes;
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use whimbrel_protocol::dirty::DirtyLog;
+use whimbrel_memory::DirtyLog;
 use whimbrel_uapi::type1::DmaMapFlags;
 
-use crate::memory::Memory;
+use whimbrel_memory::Memory;
 
 /// What one MAP_DMA has mapped.
 #[derive(Debug)]

@@ -19,8 +19,8 @@ use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 use crate::bus::Bus;
 use crate::container::{ContainerSettings, KernelVersion};
 use crate::dma::{DmaSpace, MappingLog};
-use crate::memory::Memory;
 use crate::user_memory::Process;
+use whimbrel_memory::Memory;
 
 use bitmap::Target;
 pub use hardware::{HardwareIommu, Translation};

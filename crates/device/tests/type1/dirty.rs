@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use whimbrel_device::{Container, ContainerSettings, Errno, KernelVersion, Process, Translation};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::group::{VFIO_TYPE1_IOMMU, VFIO_TYPE1V2_IOMMU};
 use whimbrel_uapi::ioctl::{VFIO_IOMMU_DIRTY_PAGES, VFIO_IOMMU_UNMAP_DMA};
 use whimbrel_uapi::type1::{

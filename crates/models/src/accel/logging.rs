@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use whimbrel_device::{DmaLogging, Errno};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 use super::Accel;
 

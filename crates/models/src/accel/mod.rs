@@ -117,7 +117,7 @@ use whimbrel_device::pci_config::{Bar, Express, InterruptPin, LinkSpeed, Msi, Pc
 use whimbrel_device::{
     Bus, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region, State,
 };
-use whimbrel_protocol::dirty::DirtyLog;
+use whimbrel_memory::DirtyLog;
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,

@@ -1,12 +1,12 @@
-//! Logs of written memory: the ranges that are logged, the log a driver keeps, the bitmap a user gets.
+//! Logs of written memory as plain data: the ranges that are logged, the marks that a log gives, the bitmap a user gets.
+//! The log itself, which threads share, is in `whimbrel-memory`.
 
-mod barrier;
 mod bitmap;
-mod log;
+mod marks;
 mod ranges;
 mod report;
 
 pub use bitmap::{PageBitmap, Run, Runs};
-pub use log::{DirtyLog, Marks};
+pub use marks::Marks;
 pub use ranges::{IovaRange, LoggingRanges, MAX_LOGGING_RANGES};
 pub use report::DirtyReport;

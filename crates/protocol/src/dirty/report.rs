@@ -84,7 +84,7 @@ impl<'a> DirtyReport<'a> {
     }
 
     /// Marks the pages that a log with pages of 2^`shift` bytes tells of.
-    pub(super) fn set_marks(&mut self, marks: &Marks, shift: u32) {
+    pub fn set_marks(&mut self, marks: &Marks, shift: u32) {
         let from = marks.iova().wrapping_sub(self.range.iova());
         let is_aligned = marks.iova() >= self.range.iova() && from & (self.page_size() - 1) == 0;
         let (index, bit) = ((from >> shift) / 64, (from >> shift) % 64);

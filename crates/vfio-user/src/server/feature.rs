@@ -2,7 +2,8 @@
 //! kernel's raw one. Only the log of dirty pages has another form here, because a message has no addresses.
 
 use whimbrel_device::Errno;
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, MAX_LOGGING_RANGES};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, MAX_LOGGING_RANGES};
 use whimbrel_uapi::dma_logging::DeviceFeatureDmaLoggingControl;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl::VFIO_DEVICE_FEATURE;

@@ -11,7 +11,8 @@ use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite, Region,
     RegionInfoFlags, WriteWidth,
 };
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_user::DmaRegion;
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 

@@ -13,7 +13,8 @@ use whimbrel_device::{
     ArcError, Bus, Capability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite,
     Irq, IrqInfoFlags, Migration, MigrationFlags, MmapArea, Region, RegionInfoFlags, State, WriteWidth,
 };
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::message::DmaAccessModes;

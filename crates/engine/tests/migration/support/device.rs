@@ -13,7 +13,8 @@ use whimbrel_device::{
     ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
     Next, PrecopyReport, Region, State,
 };
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_user::{Device, Local, region};
 

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use whimbrel_device::{DeviceFile, Errno};
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 use super::super::feature::Log;
 use super::wire::MOST_DATA;

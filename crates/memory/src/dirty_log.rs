@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges, Marks};
 use zerocopy::FromZeros;
 
-use super::barrier::Barrier;
-use super::{DirtyReport, IovaRange, LoggingRanges};
-use crate::Errno;
+use crate::barrier::Barrier;
 
 /// A log of written pages over a set of ranges, marked without a lock.
 ///
@@ -14,7 +14,8 @@ use crate::Errno;
 /// that report or in the next one.
 ///
 /// ```
-/// use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+/// use whimbrel_memory::DirtyLog;
+/// use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 ///
 /// let mut ranges = LoggingRanges::new(4096, 1)?;
 /// ranges.push(0, 0x10000)?;
@@ -33,41 +34,6 @@ pub struct DirtyLog {
     shift: u32,
     barrier: Barrier,
 }
-
-/// Marks that were in a log, of pages that lie near each other: see [`DirtyLog::drain`].
-#[derive(Clone, Debug)]
-pub struct Marks {
-    iova: u64,
-    words: [u64; GROUP],
-    count: usize,
-    /// Which of the words can have marks: bit n for word n.
-    marked: u64,
-}
-
-impl Marks {
-    /// Address of the page that the first bit stands for.
-    pub const fn iova(&self) -> u64 {
-        self.iova
-    }
-
-    /// A bit for each page of the log, from [`Marks::iova`] on, the lowest first. At most 64 words.
-    pub fn words(&self) -> &[u64] {
-        &self.words[..self.count]
-    }
-
-    /// The words that can have marks, with their index.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
-        let mut left = self.marked;
-        std::iter::from_fn(move || {
-            let slot = left.trailing_zeros() as usize;
-            left &= left.wrapping_sub(1);
-            Some((slot, *self.words.get(slot)?))
-        })
-    }
-}
-
-/// How many words are looked at, taken and told at once: as many as a word has bits.
-const GROUP: usize = 64;
 
 #[derive(Debug)]
 struct Logged {
@@ -196,7 +162,9 @@ impl Logged {
         };
         let mut taken = false;
         let (from, to) = (first / 64, last / 64 + 1);
-        for (group, at) in self.words[from..to].chunks(GROUP).zip((from..).step_by(GROUP)) {
+        for (group, at) in
+            self.words[from..to].chunks(Marks::MAX_WORDS).zip((from..).step_by(Marks::MAX_WORDS))
+        {
             let mut left = marked_among(group);
             if left == 0 {
                 continue;
@@ -204,13 +172,12 @@ impl Logged {
             // A swap waits until all that was stored before it is in the cache: what is found is kept here, and not in
             // the large bitmap of who asks, until the group is through. Larger groups are slower: while this one is
             // taken, the processor fetches the next.
-            let mut marks =
-                Marks { iova: address(at * 64), words: [0; GROUP], count: group.len(), marked: left };
+            let mut marks = Marks::new(address(at * 64), group.len());
             while left != 0 {
                 let slot = left.trailing_zeros() as usize;
                 left &= left - 1;
                 let index = at + slot;
-                marks.words[slot] = if index == from || index == to - 1 {
+                let found = if index == from || index == to - 1 {
                     let (told, cleared) = edge(index);
                     taken |= cleared;
                     told
@@ -218,6 +185,7 @@ impl Logged {
                     taken = true;
                     group[slot].swap(0, Ordering::Acquire)
                 };
+                marks.set(slot, found);
             }
             tell(&marks);
         }
@@ -289,7 +257,7 @@ mod tests {
         let log = log(4096, &[(0, 0x100_000)]);
         log.mark(0x5fff, 2);
         assert_eq!(report(&log, 0, 0x100_000, 4096), [0x5000, 0x6000]);
-        assert_eq!(report(&log, 0, 0x100_000, 4096), []);
+        assert!(report(&log, 0, 0x100_000, 4096).is_empty());
     }
 
     #[test]

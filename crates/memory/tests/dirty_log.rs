@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use whimbrel_protocol::dirty::{DirtyLog, DirtyReport, LoggingRanges};
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 const PAGE: u64 = 4096;
 /// Pages of both writers lie in both words of the log.

@@ -13,7 +13,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 /// How the two sides are kept in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Barrier {
+pub(crate) enum Barrier {
     /// The report fences for everybody.
     OneSided,
     /// Each fences for itself.
@@ -22,11 +22,11 @@ pub(super) enum Barrier {
 
 /// The fence did not take place everywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unfenced;
+pub(crate) struct Unfenced;
 
 impl Barrier {
     /// The cheaper one of those that this process can have.
-    pub(super) fn best() -> Barrier {
+    pub(crate) fn best() -> Barrier {
         static BEST: OnceLock<Barrier> = OnceLock::new();
         *BEST.get_or_init(|| match membarrier(MembarrierCommand::RegisterPrivateExpedited) {
             Ok(()) => Barrier::OneSided,
@@ -36,7 +36,7 @@ impl Barrier {
 
     /// Between the data and the look at its mark.
     #[inline]
-    pub(super) fn before_look(self) {
+    pub(crate) fn before_look(self) {
         match self {
             Barrier::OneSided => compiler_fence(Ordering::SeqCst),
             Barrier::TwoSided => fence(Ordering::SeqCst),
@@ -44,7 +44,7 @@ impl Barrier {
     }
 
     /// Between taking marks away and reading the data. On an error some look may still come before its data.
-    pub(super) fn after_taking(self) -> Result<(), Unfenced> {
+    pub(crate) fn after_taking(self) -> Result<(), Unfenced> {
         fence(Ordering::SeqCst);
         if self == Barrier::TwoSided {
             return Ok(());

@@ -8,16 +8,15 @@ use whimbrel_protocol::Errno;
 
 /// Memory that is read and written by asking for it, at addresses as the device has them.
 ///
-/// Both may be called from several threads at a time, and by a thread that executes a request on the device.
-/// While they wait, no mapping of the device can be taken away, so they have to come to an end by the deadline, which is
-/// one for all that a device's access asks for ([`DmaSpace::REMOTE_TIMEOUT`](crate::dma::DmaSpace::REMOTE_TIMEOUT)).
+/// Both may be called from several threads at a time, and by a thread that executes a request on the device. While they
+/// wait, no mapping of the device can be taken away, so they have to come to an end by the deadline, which is one for all
+/// that a device's access asks for.
 ///
 /// ```
-/// use std::sync::{Arc, Mutex};
-/// use std::time::Instant;
-/// use whimbrel_device::dma::DmaSpace;
-/// use whimbrel_device::{Errno, RemoteMemory};
-/// use whimbrel_uapi::type1::DmaMapFlags;
+/// use std::sync::Mutex;
+/// use std::time::{Duration, Instant};
+/// use whimbrel_memory::RemoteMemory;
+/// use whimbrel_protocol::Errno;
 ///
 /// /// Eight bytes at address 0x1000.
 /// #[derive(Debug, Default)]
@@ -36,13 +35,12 @@ use whimbrel_protocol::Errno;
 ///     }
 /// }
 ///
-/// let dma = DmaSpace::default();
-/// dma.map_remote(0x1000, 8, DmaMapFlags::READ | DmaMapFlags::WRITE, Arc::new(Word::default()))?;
-/// dma.write(0x1002, b"far")?;
+/// let (word, deadline) = (Word::default(), Instant::now() + Duration::from_secs(5));
+/// word.write(0x1002, b"far", deadline)?;
 /// let mut back = [0; 8];
-/// dma.read(0x1000, &mut back)?;
+/// word.read(0x1000, &mut back, deadline)?;
 /// assert_eq!(&back, b"\0\0far\0\0\0");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # Ok::<(), Errno>(())
 /// ```
 pub trait RemoteMemory: fmt::Debug + Send + Sync {
     /// Reads all of `data`, from `iova` on. Only what is mapped with that right is asked for. ETIMEDOUT at the deadline.

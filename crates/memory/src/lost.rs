@@ -1,7 +1,7 @@
 //! Memory that is gone: whoever gave a file to be mapped can make it shorter, and then the next access to what
 //! is cut off is a SIGBUS, which ends a process that does nothing about it.
 //!
-//! Once [`survive_lost_memory`] was called, an access made under [`guarded`] goes on instead, in memory of
+//! Once [`survive_lost_memory`] was called, an access made under `guarded` goes on instead, in memory of
 //! zeros that belongs to nobody, and its maker learns that the mapping is lost. Every other SIGBUS goes where
 //! it went before.
 #![allow(unsafe_code)]
@@ -13,7 +13,6 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use nix::libc;
 use vm_memory::MmapRegion;
 
 /// One access under way on a thread, and those it is made within.
@@ -33,7 +32,7 @@ thread_local! {
 /// What SIGBUS did before; null until then.
 static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 
-/// From now on this process outlives the loss of memory that it reaches under [`guarded`], as devices do
+/// Lets this process outlive the loss of memory that it reaches by [`Memory::access`](crate::Memory::access), as devices do
 /// through their mappings.
 ///
 /// It handles SIGBUS, and hands on to the handler there was before what is not such a loss. A handler that is
@@ -68,7 +67,7 @@ fn install() -> io::Result<()> {
 
 /// Makes an access to `region` and to no other memory that might be lost. If it was lost meanwhile, `lost` is
 /// set, what was read is zeros, and what was written is nowhere.
-pub fn guarded<T>(region: &MmapRegion, lost: &AtomicBool, access: impl FnOnce() -> T) -> T {
+pub(crate) fn guarded<T>(region: &MmapRegion, lost: &AtomicBool, access: impl FnOnce() -> T) -> T {
     /// Ends the access, also if it panics.
     struct End(*const Frame<'static>);
 

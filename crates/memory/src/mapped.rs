@@ -1,0 +1,210 @@
+//! Memory that is mapped into this process: a file, shared with everyone else who maps it.
+//!
+//! No addresses of devices here: those are the device's.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::fstatfs;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use whimbrel_protocol::Errno;
+
+use crate::lost;
+
+/// `f_type` of hugetlbfs (`include/uapi/linux/magic.h`).
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// A piece of shared memory. A clone, and a [`part`](Memory::part), is another handle to the same bytes.
+///
+/// ```
+/// use std::fs::File;
+/// use rustix::fs::{MemfdFlags, memfd_create};
+/// use vm_memory::FileOffset;
+/// use whimbrel_memory::Memory;
+///
+/// let file = File::from(memfd_create("doc", MemfdFlags::CLOEXEC)?);
+/// file.set_len(0x3000)?;
+/// let memory = Memory::of_file(FileOffset::new(file, 0), 0x3000, true)?;
+/// let page = memory.part(0x1000, 0x1000).expect("it lies within");
+/// assert_eq!(page.size(), 0x1000);
+/// assert!(memory.part(0x2000, 0x1001).is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Memory {
+    mapped: Arc<Mapped>,
+    start: usize,
+    size: usize,
+    protection: Protection,
+}
+
+/// What may be done with memory, as mmap(2) is told it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// It may be read.
+    pub read: bool,
+    /// It may be written.
+    pub write: bool,
+}
+
+/// An access that cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// Not all of it lies within the memory.
+    #[error("the access reaches past the end of the memory")]
+    OutOfRange,
+    /// The file is shorter than it was. What was read is worth nothing, and nothing can be reached any more.
+    #[error("the file behind the memory was made shorter")]
+    Lost,
+}
+
+/// What is mapped, whole.
+struct Mapped {
+    region: MmapRegion,
+    /// The file was made shorter, and an access has met that.
+    lost: AtomicBool,
+}
+
+impl Memory {
+    /// Maps `size` bytes of a file, shared, to be read and, if `writable`, written.
+    ///
+    /// The file must not be made shorter while it is mapped: an access to what is gone ends a process that has
+    /// not called [`survive_lost_memory`](crate::survive_lost_memory). EINVAL for a size of 0, a file that is too
+    /// short, one that cannot be mapped with that right, and for a part of a huge page; EOVERFLOW for more than this
+    /// machine can address.
+    ///
+    /// The file's own file system is asked about it, which may take as long as it likes.
+    pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
+        if !holds(&file, size) {
+            return Err(Errno::EINVAL);
+        }
+        // What the system says of it is no business of a device's user.
+        Memory::map(file, size, Protection { read: true, write: writable }).map_err(|errno| match errno {
+            Errno::EOVERFLOW => errno,
+            _ => Errno::EINVAL,
+        })
+    }
+
+    /// Maps `size` bytes of any file that can be mapped, such as a device's, which need not say how long it is.
+    ///
+    /// An access to what is not there is a SIGBUS, as said at [`Memory::of_file`]. EINVAL for a size of 0 and for a part
+    /// of a huge page, EOVERFLOW for more than this machine can address, and what mmap(2) answers.
+    pub fn map(file: FileOffset, size: u64, protection: Protection) -> Result<Memory, Errno> {
+        let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+        if length == 0 {
+            return Err(Errno::EINVAL);
+        }
+        check_pages(&file, size)?;
+        let rights = [(protection.read, libc::PROT_READ), (protection.write, libc::PROT_WRITE)];
+        let prot =
+            rights.iter().filter(|(may, _)| *may).fold(libc::PROT_NONE, |prot, (_, right)| prot | right);
+        let region = MmapRegionBuilder::new_with_bitmap(length, ())
+            .with_file_offset(file)
+            .with_mmap_prot(prot)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| {
+                tracing::debug!(size, %error, "a file cannot be mapped");
+                match error {
+                    MmapRegionError::Mmap(error) => {
+                        error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+                    }
+                    _ => Errno::EINVAL,
+                }
+            })?;
+        let mapped = Mapped { region, lost: AtomicBool::new(false) };
+        Ok(Memory { mapped: Arc::new(mapped), start: 0, size: length, protection })
+    }
+
+    /// Returns `size` bytes from `offset` on; `None` if they do not all lie within, or if there are none.
+    pub fn part(&self, offset: u64, size: u64) -> Option<Memory> {
+        let (offset, size) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
+        let within = offset.checked_add(size).is_some_and(|end| end <= self.size);
+        (size > 0 && within).then(|| Memory {
+            mapped: self.mapped.clone(),
+            start: self.start + offset,
+            size,
+            protection: self.protection,
+        })
+    }
+
+    /// Returns the size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Whether it may be written.
+    pub fn is_writable(&self) -> bool {
+        self.protection.write
+    }
+
+    /// The file that these bytes are of, and where in it they begin.
+    pub fn file(&self) -> Option<FileOffset> {
+        let file = self.mapped.region.file_offset()?;
+        Some(FileOffset::from_arc(file.arc().clone(), file.start().checked_add(self.start as u64)?))
+    }
+
+    /// Calls `access` with `count` bytes from `offset` on. It must reach no other memory that might be lost.
+    ///
+    /// If the file turns out to be shorter, `access` goes on in memory of zeros that belongs to nobody, and the result
+    /// is [`MemoryError::Lost`], now and for every later access; in a program that has called
+    /// [`survive_lost_memory`](crate::survive_lost_memory).
+    pub fn access<T>(
+        &self,
+        offset: usize,
+        count: usize,
+        access: impl FnOnce(VolatileSlice<'_>) -> T,
+    ) -> Result<T, MemoryError> {
+        if self.is_lost() {
+            return Err(MemoryError::Lost);
+        }
+        let bytes = self.bytes(offset, count).ok_or(MemoryError::OutOfRange)?;
+        let result = lost::guarded(&self.mapped.region, &self.mapped.lost, || access(bytes));
+        if self.is_lost() { Err(MemoryError::Lost) } else { Ok(result) }
+    }
+
+    /// Returns the bytes themselves; `None` if they do not all lie within. An access is not protected from SIGBUS, so
+    /// this is for files that nobody else can make shorter.
+    pub fn bytes(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+        let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
+        within.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())?
+    }
+
+    /// Whether an access has found that the file is shorter than it was. None can be made any more.
+    fn is_lost(&self) -> bool {
+        self.mapped.lost.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("size", &self.size)
+            .field("protection", &self.protection)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills
+/// the process.
+fn holds(file: &FileOffset, size: u64) -> bool {
+    file.file().metadata().is_ok_and(|metadata| {
+        !metadata.is_file() || file.start().checked_add(size).is_some_and(|end| end <= metadata.len())
+    })
+}
+
+/// EINVAL unless an offset in a file and a size are whole pages of that file, if its pages are huge (hugetlbfs).
+///
+/// The kernel would map all of a page that is asked for in part, but unmaps none of it for who asks for that part.
+fn check_pages(file: &FileOffset, size: u64) -> Result<(), Errno> {
+    let file_system = fstatfs(file.file()).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    let page_size = u64::try_from(file_system.f_bsize).map_err(|_| Errno::EINVAL)?;
+    let is_huge = u64::try_from(file_system.f_type).is_ok_and(|magic| magic == HUGETLBFS_MAGIC);
+    if is_huge && (page_size == 0 || !(file.start() | size).is_multiple_of(page_size)) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
+}
