@@ -10,8 +10,8 @@ use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::device_file::Shared;
-use crate::driver::PrecopyReport;
 use crate::user_memory::Process;
+use whimbrel_protocol::precopy::PrecopyReport;
 
 /// One end of a data session. It stays open after the session has ended, and then answers ENODEV.
 pub struct DataFile {

@@ -20,12 +20,15 @@ use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 
 use crate::bus::Bus;
 use crate::data_file::DataFile;
-use crate::driver::{ArcError, Driver, Migration, Next, PrecopyReport};
+use crate::driver::{Driver, Migration, Next};
 use crate::ioeventfd::{IoeventfdWrite, Ioeventfds};
-use crate::irq::{Change, IrqAction, IrqData, Kind};
+use crate::irq::{Change, IrqData, Kind};
 use crate::low_power::{Awake, Power};
 use crate::opens::Opens;
 use crate::region_mmap;
+use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::irq::IrqAction;
+use whimbrel_protocol::precopy::PrecopyReport;
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
 const OFFSET_SHIFT: u32 = 40;

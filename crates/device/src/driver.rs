@@ -8,9 +8,10 @@ use std::fs::File;
 use std::time::Duration;
 
 use vm_memory::FileOffset;
+use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
-use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::IrqInfoFlags;
 use whimbrel_uapi::feature::RegionDmaRange;
@@ -190,41 +191,6 @@ pub trait Migration {
     /// The user understands [`PrecopyReport::reinit`] from now on.
     fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
         Ok(())
-    }
-}
-
-/// The answer to VFIO_MIG_GET_PRECOPY_INFO.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PrecopyReport {
-    /// The two counts.
-    pub bytes: PrecopyBytes,
-    /// The initial data starts anew (VFIO_PRECOPY_INFO_REINIT). Told to users that opted in.
-    pub reinit: bool,
-}
-
-/// An arc that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArcError {
-    /// The device is still in the state the arc starts from, and works.
-    #[error("{0}, and the device stays in the state it was in")]
-    Stays(Errno),
-    /// The device is in no valid state: it goes to ERROR and needs a reset.
-    #[error("{0}, and the device needs a reset")]
-    Broken(Errno),
-}
-
-impl ArcError {
-    /// What the request returns.
-    pub const fn errno(self) -> Errno {
-        match self {
-            ArcError::Stays(errno) | ArcError::Broken(errno) => errno,
-        }
-    }
-}
-
-impl From<Errno> for ArcError {
-    fn from(errno: Errno) -> ArcError {
-        ArcError::Stays(errno)
     }
 }
 

@@ -97,20 +97,21 @@ pub use container::{Container, ContainerSettings, KernelVersion};
 pub use data_file::DataFile;
 pub use device_file::{DeviceFile, region_offset, split_offset};
 pub use device_set::{DeviceSet, PciAddress, PciFunction};
-pub use driver::{
-    ArcError, BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, PrecopyReport, ZpciErrors,
-};
+pub use driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
 pub use gfx::{Graphics, Plane, PlaneKind};
 pub use group::{Group, GroupFile, OpenDevice};
 pub use hot_reset::HotResetInfo;
 pub use ioeventfd::{IoeventfdWrite, WriteWidth};
-pub use irq::{InUse, Interrupts, InterruptsInUse, IrqAction, IrqData};
+pub use irq::{InUse, Interrupts, InterruptsInUse, IrqData};
 pub use low_power::{LowPower, LowPowerEntry};
 pub use type1::{HardwareIommu, Translation, Type1Info};
 pub use user_memory::{Fault, Process, SparseMemory};
 pub use vf_token::PhysicalFunction;
 pub use whimbrel_memory::{Memory, RemoteMemory, survive_lost_memory};
+pub use whimbrel_protocol::arc::ArcError;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::irq::IrqAction;
+pub use whimbrel_protocol::precopy::PrecopyReport;
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::feature::RegionDmaRange;

@@ -15,11 +15,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod arc;
 pub mod dirty;
 pub mod estimate;
 pub mod fsm;
 pub mod handover;
 pub mod info;
+pub mod irq;
 pub mod precopy;
 pub mod region;
 pub mod session;

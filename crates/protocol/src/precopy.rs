@@ -19,6 +19,15 @@ impl PrecopyBytes {
     }
 }
 
+/// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, whole: what a driver gives and a user gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrecopyReport {
+    /// The two counts.
+    pub bytes: PrecopyBytes,
+    /// The initial data starts anew (VFIO_PRECOPY_INFO_REINIT). Told to users that opted in.
+    pub reinit: bool,
+}
+
 /// Keeps the books of one device's pre-copy phase on the user's side.
 ///
 /// ```

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use whimbrel_device::PrecopyReport;
+use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::session::{self, Direction, SavingRead};
 use whimbrel_protocol::{Errno, State};
 

@@ -5,6 +5,8 @@
 //! VMM has opened in its own way and adopts for migration only ([`kernel::Adopted`]). One that migrates through a region,
 //! as before Linux 5.18, moves in the same way once it went through [`region::adapt`].
 //!
+//! [`Local`] is behind the feature `local`, which is on by default. Without it the driver side is not compiled.
+//!
 //! ```
 //! use whimbrel_models::Model;
 //! use whimbrel_user::{Device, Local, SavingRead, State};
@@ -26,6 +28,7 @@ mod data_file;
 mod device;
 mod error;
 pub mod kernel;
+#[cfg(feature = "local")]
 mod local;
 mod mapped_region;
 pub mod region;
@@ -33,10 +36,12 @@ pub mod region;
 pub use data_file::{DataFile, StateFile};
 pub use device::{Device, DmaRegion, IrqData};
 pub use error::{Error, Result};
+#[cfg(feature = "local")]
 pub use local::Local;
 pub use mapped_region::MappedRegion;
-pub use whimbrel_device::{IrqAction, PrecopyReport};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
+pub use whimbrel_protocol::irq::IrqAction;
+pub use whimbrel_protocol::precopy::PrecopyReport;
 pub use whimbrel_protocol::region::Version;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
+pub use self::request::IrqData;
 pub(crate) use self::request::{DataType, action};
-pub use self::request::{IrqAction, IrqData};
 pub use self::rules::InUse;
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Kind};

@@ -4,21 +4,11 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::irq::IrqAction;
 use whimbrel_uapi::device::{IrqSetFlags, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK};
 
 use super::rules::{Data, Slot};
 use crate::user_memory::Process;
-
-/// What is done to interrupts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IrqAction {
-    /// ACTION_MASK.
-    Mask,
-    /// ACTION_UNMASK.
-    Unmask,
-    /// ACTION_TRIGGER: fire; with eventfds, say where firing is told.
-    Trigger,
-}
 
 /// To which interrupts of a range it is done, and when.
 #[derive(Debug)]

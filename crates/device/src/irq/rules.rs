@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Irq;
+use whimbrel_protocol::irq::IrqAction;
 use whimbrel_uapi::device::IrqInfoFlags;
 use whimbrel_uapi::pci::{
     VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
     VFIO_PCI_REQ_IRQ_INDEX,
 };
-
-use super::request::IrqAction;
 
 /// How the interrupts of an index work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

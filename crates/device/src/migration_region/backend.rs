@@ -6,7 +6,8 @@ use whimbrel_protocol::{Errno, MigrationFlags, State};
 
 use super::dirty::DirtyPages;
 use crate::bus::Bus;
-use crate::driver::{ArcError, Driver, Migration};
+use crate::driver::{Driver, Migration};
+use whimbrel_protocol::arc::ArcError;
 
 /// The device behind a region, for one access.
 pub(super) struct Behind<'a> {

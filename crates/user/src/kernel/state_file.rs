@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use whimbrel_device::PrecopyReport;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 
 use super::ioctl;

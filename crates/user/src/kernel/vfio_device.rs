@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use vm_memory::FileOffset;
-use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{ChainError, Info, Irq, Region};
+use whimbrel_protocol::irq::IrqAction;
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqInfoFlags, IrqSet, IrqSetFlags, RegionInfo};

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::IrqAction;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::irq::IrqAction;
 use whimbrel_protocol::region::{Version, View};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use whimbrel_device::PrecopyReport;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::region::{Phase, UserError, Version};
 use whimbrel_protocol::session::Direction;
 
