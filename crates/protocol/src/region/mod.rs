@@ -18,7 +18,7 @@ mod layout;
 mod phase;
 mod user;
 pub mod v1;
-mod vendor;
+mod vendor_driver;
 
 pub use backend::{ArcFailure, Backend, SectionMemory};
 pub use layout::{Layout, LayoutError, PAGE_SIZE, Version};
@@ -27,4 +27,4 @@ pub use user::{
     DirtyAnswer, DirtyPages, Next, Outcome, RegionAccess, User, UserError, View, ViewError, Way, drive,
     report_dirty,
 };
-pub use vendor::Vendor;
+pub use vendor_driver::Vendor;

@@ -1,4 +1,4 @@
-//! The vendor half: what each access to a migration region does, and what it answers.
+//! The half of the vendor driver: what each access to a migration region does, and what it answers.
 
 mod dirty;
 mod saving;
