@@ -16,10 +16,13 @@ use whimbrel_uapi::ioctl::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use whimbrel_uapi::decode;
+
 use crate::device_file::DeviceFile;
 use crate::group::Claim;
 use crate::iommufd::{Caller, Iommu, Iommufd, copy_struct_from_user};
 use crate::opens::{Binding, GroupBlocked, Way};
+use crate::request_trace::traced;
 
 /// A device opened through its own file. Closing it (dropping it) detaches the device and unbinds it.
 ///
@@ -71,6 +74,12 @@ impl Cdev {
     /// A raw ioctl on the file: `number` as in the header, `argument` an address in `caller`. Everything but
     /// VFIO_DEVICE_BIND_IOMMUFD is EINVAL before the device is bound.
     pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
+        traced(decode::File::Device, "cdev", (number, argument), caller, |caller| {
+            self.execute(number, argument, caller)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
         if number == VFIO_DEVICE_BIND_IOMMUFD.number() {
             return self.bind(argument, caller).map(|()| 0);
         }
@@ -78,7 +87,7 @@ impl Cdev {
         match number {
             n if n == VFIO_DEVICE_ATTACH_IOMMUFD_PT.number() => self.attach(argument, caller).map(|()| 0),
             n if n == VFIO_DEVICE_DETACH_IOMMUFD_PT.number() => self.detach(argument, caller).map(|()| 0),
-            _ => device.ioctl(number, argument, caller),
+            _ => device.execute(number, argument, caller),
         }
     }
 

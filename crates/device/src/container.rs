@@ -14,6 +14,9 @@ use whimbrel_uapi::group::{
 use whimbrel_uapi::ioctl::{VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_SET_IOMMU};
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
+use whimbrel_uapi::decode;
+
+use crate::request_trace::traced;
 use crate::type1::{Member, Type1, Type1Info};
 use crate::user_memory::Process;
 
@@ -192,6 +195,12 @@ impl Container {
     /// A raw ioctl on the container: `number` as in the header, `argument` a number or an address in
     /// `process`.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Container, "container", (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
         match number {
             n if n == VFIO_GET_API_VERSION.number() => Ok(VFIO_API_VERSION),
             n if n == VFIO_CHECK_EXTENSION.number() => Ok(self.check_extension(argument).into()),

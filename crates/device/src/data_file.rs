@@ -9,7 +9,10 @@ use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
 use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 use zerocopy::{FromZeros, IntoBytes};
 
+use whimbrel_uapi::decode;
+
 use crate::device_file::Shared;
+use crate::request_trace::traced;
 use crate::user_memory::Process;
 use whimbrel_protocol::precopy::PrecopyReport;
 
@@ -66,6 +69,12 @@ impl DataFile {
     /// The order is that of the kernel's drivers: command, copy in, argsz, state, session. `flags` is left as the user
     /// gave it unless the user opted into REINIT.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Data, self.shared.name(), (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
         if self.direction != Direction::Saving || number != VFIO_MIG_GET_PRECOPY_INFO.number() {
             return Err(Errno::ENOTTY);
         }

@@ -11,10 +11,13 @@ use whimbrel_uapi::ioctl::{
 };
 use zerocopy::{FromZeros, IntoBytes};
 
+use whimbrel_uapi::decode;
+
 use crate::container::Container;
 use crate::device_file::DeviceFile;
 use crate::iommufd::{Iommu, Iommufd};
 use crate::opens::{Binding, Way};
+use crate::request_trace::traced;
 use crate::type1::{Member, Translation};
 use crate::user_memory::Process;
 
@@ -276,6 +279,12 @@ impl GroupFile {
 
     /// A raw ioctl on the group: `number` as in the header, `argument` an address in `process`.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Group, "group", (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
         match number {
             n if n == VFIO_GROUP_GET_STATUS.number() => self.raw_status(argument, process),
             n if n == VFIO_GROUP_SET_CONTAINER.number() => {

@@ -86,6 +86,7 @@ mod opens;
 pub mod pci_config;
 pub mod raw;
 mod region_mmap;
+mod request_trace;
 mod type1;
 mod user_memory;
 mod vf_token;

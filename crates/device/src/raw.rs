@@ -5,6 +5,7 @@
 //! not know the request. Typed calls are on [`DeviceFile`] itself.
 
 use whimbrel_protocol::Errno;
+use whimbrel_uapi::decode::File;
 use whimbrel_uapi::device::{
     DeviceInfo, IrqInfo, IrqSet, RegionInfo, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK,
 };
@@ -19,6 +20,7 @@ use crate::device_file::DeviceFile;
 use crate::feature;
 use crate::ioeventfd;
 use crate::irq::{Change, DataType, action};
+use crate::request_trace::traced;
 use crate::user_memory::{Process, copy_to_user};
 
 /// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
@@ -27,6 +29,17 @@ const LEAST_DEVICE_INFO: usize = 16;
 impl DeviceFile {
     /// A raw ioctl on the device: `number` as in the header, `argument` an address in `process`.
     pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(File::Device, self.name(), (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    pub(crate) fn execute(
+        &self,
+        number: u32,
+        argument: u64,
+        process: &mut dyn Process,
+    ) -> Result<i32, Errno> {
         // A device that sleeps wakes for any request, also for one it does not know.
         let _awake = self.awake();
         match number {

@@ -33,7 +33,10 @@ use whimbrel_uapi::ioctl::{
 };
 use whimbrel_uapi::iommufd as uapi;
 
+use whimbrel_uapi::decode;
+
 use crate::bus::Bus;
+use crate::request_trace::traced;
 use crate::type1::Translation;
 use crate::user_memory::Process;
 use command::Command;
@@ -196,6 +199,12 @@ impl Iommufd {
     ///
     /// The requests of a container are answered too, on the address space that stands in for one.
     pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
+        traced(decode::File::Iommufd, "iommufd", (number, argument), caller, |caller| {
+            self.execute(number, argument, caller)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
         if !NUMBERS.contains(&(number & 0xff)) {
             return compat::ioctl(&mut self.objects.lock(), number, argument, caller);
         }
