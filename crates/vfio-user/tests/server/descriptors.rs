@@ -4,15 +4,13 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open};
-use whimbrel_device::dma::DmaSpace;
 use whimbrel_device::{Errno, survive_lost_memory};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs, Version};
-use whimbrel_vfio_user::{Backend, BackendOptions, MAX_FDS, Server};
+use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs};
+use whimbrel_vfio_user::{Backend, BackendOptions};
 
 use super::support::*;
 
