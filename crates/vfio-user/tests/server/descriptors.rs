@@ -4,17 +4,14 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create, open};
-use whimbrel_device::dma::DmaSpace;
 use whimbrel_device::{Errno, survive_lost_memory};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs, Version};
-use whimbrel_vfio_user::{Backend, BackendOptions, MAX_FDS, Server};
+use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs};
+use whimbrel_vfio_user::{Backend, BackendOptions};
 
-use super::silent_files::{SilentFiles, serve_if_asked};
 use super::support::*;
 
 const IOVA: u64 = 0x10_0000;
@@ -276,76 +273,4 @@ fn a_server_that_takes_foreign_memory_reads_and_writes_any_file() {
     for (what, fd) in strange() {
         assert_eq!(map(&mut peer, MMAP, 0, Some(fd.as_fd())), Err(Errno::EINVAL), "{what} is not mapped");
     }
-}
-
-#[test]
-fn files_that_never_answer_are_refused_and_hold_up_nobody() {
-    serve_if_asked();
-    let test = "descriptors::files_that_never_answer_are_refused_and_hold_up_nobody";
-    let Some(files) = SilentFiles::mount(test) else { return };
-    let silent = files.file();
-    let folder = tempfile::tempdir().unwrap();
-    let host = Host::new();
-    let server = Server::bind(folder.path().join("socket"), host.backend.clone()).unwrap();
-    let (path, stopper) = (server.path().to_owned(), server.stopper());
-    let serving = std::thread::spawn(move || server.run());
-    let hello = Request::Version(Version::proposal(Backend::capabilities()));
-    let connect = || {
-        loop {
-            let mut peer = Peer::new(UnixStream::connect(&path).unwrap(), None);
-            match peer.ask(&hello) {
-                Ok(_) => return peer,
-                // A process that another test just starts may have the last client's socket open yet.
-                Err(errno) => assert_eq!(errno, Errno::EBUSY),
-            }
-        }
-    };
-    let set = SetIrqs { flags: 0x24, index: MSI, start: 0, count: 1, data: &[] };
-    let mut peer = connect();
-    for modes in [NO_MODE, MMAP, FILE_IO] {
-        assert_eq!(map(&mut peer, modes, 0, Some(silent.as_fd())), Err(Errno::EINVAL));
-    }
-    for request in [Request::DeviceSetIrqs(set), Request::DeviceReset] {
-        assert_eq!(peer.ask_with(&request, &[silent.as_fd()]).err(), Some(Errno::EINVAL));
-    }
-    goes_on(&mut peer);
-    let many = vec![silent.as_fd(); MAX_FDS];
-    assert_eq!(peer.ask_with(&Request::DeviceReset, &many).err(), Some(Errno::EINVAL));
-    let memory = memory(PAGE);
-    assert_eq!(peer.map(IOVA, PAGE, &memory), Err(Errno::EMFILE), "it may give no more");
-    goes_on(&mut peer);
-    drop(peer);
-    let mut next = connect();
-    next.map(IOVA, PAGE, &memory).unwrap();
-    ring(&mut next, IOVA);
-    assert_eq!(mark_in(&memory), MARK);
-    stopper.stop();
-    serving.join().unwrap().unwrap();
-}
-
-#[test]
-fn foreign_memory_that_never_answers_is_a_fault_and_holds_up_nobody() {
-    serve_if_asked();
-    let test = "descriptors::foreign_memory_that_never_answers_is_a_fault_and_holds_up_nobody";
-    let Some(files) = SilentFiles::mount(test) else { return };
-    let silent = files.file();
-    let host = with(BackendOptions::default().foreign_memory(true));
-    let mut peer = host.client();
-    assert_eq!(map(&mut peer, MMAP, 0, Some(silent.as_fd())), Err(Errno::EINVAL));
-    map(&mut peer, FILE_IO, 0, Some(silent.as_fd())).unwrap();
-    let started = Instant::now();
-    ring(&mut peer, IOVA);
-    assert!(started.elapsed() < 10 * DmaSpace::REMOTE_TIMEOUT, "{:?}", started.elapsed());
-    assert_eq!(faults(&host), 1);
-    for count in 2..50 {
-        ring(&mut peer, IOVA);
-        assert_eq!(faults(&host), count, "what is known to be silent is not waited for");
-    }
-    unmap(&mut peer);
-    let memory = memory(PAGE);
-    peer.map(IOVA, PAGE, &memory).unwrap();
-    ring(&mut peer, IOVA);
-    assert_eq!(mark_in(&memory), MARK);
-    peer.leave().unwrap();
-    goes_on(&mut host.client());
 }

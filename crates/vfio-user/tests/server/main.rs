@@ -10,8 +10,6 @@ mod hostile;
 mod memory;
 mod messages;
 mod migration;
-#[path = "../devices/silent_files.rs"]
-mod silent_files;
 mod source;
 #[path = "../devices/source.rs"]
 mod source_device;
