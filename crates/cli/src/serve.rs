@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_device::survive_lost_memory;
+use whimbrel_device::wrap::fault::Faults;
 use whimbrel_models::{Model, OpenModel};
 use whimbrel_vfio_user::{
     Backend, BackendOptions, Listener, Sandbox, Server, Stopper, Takeover, TakeoverError,
@@ -70,6 +71,14 @@ pub(crate) struct Arguments {
     /// has answered.
     #[arg(long)]
     foreign_memory: bool,
+    /// Let the device misbehave, to see what its user does: for example 'arc RUNNING_P2P->STOP: EIO once'
+    ///
+    /// Several are given with semicolons between them, or each with a --fault of its own. Also: 'read after 1MiB: short'
+    /// (or EIO, end), 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB', 'precopy: initial 5 dirty 0',
+    /// 'log report: EIO', 'reset: EIO'; * is any state, 'broken' behind the errno of an arc leads to ERROR, and 'once' or
+    /// '3 times' at the end bounds how often it happens.
+    #[arg(long, value_name = "FAULT")]
+    fault: Vec<Faults>,
     /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the
     /// socket's folder is taken away with the socket
     #[arg(long, hide = true, conflicts_with = "sandbox")]
@@ -107,6 +116,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     };
     let model: Model = arguments.model.parse().map_err(|error| wrong(&error))?;
     let options = options(arguments);
+    let faults = Faults::new(arguments.fault.iter().flat_map(|faults| faults.iter().cloned()));
     survive_lost_memory().map_err(|error| Failure::from_io("cannot handle SIGBUS", &error))?;
     let door = open_door(arguments)?;
     let socket = match &door {
@@ -122,7 +132,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     })?;
     // What makes it work by itself ends with it.
     let OpenModel { device, worker: _worker } =
-        model.open(model.to_string()).map_err(|error| wrong(&error))?;
+        model.open_with_faults(model.to_string(), faults).map_err(|error| wrong(&error))?;
     let backend = Backend::with(device, options);
     let (server, how) = match door {
         Door::Own(listener) => {

@@ -91,6 +91,7 @@ mod type1;
 mod user_memory;
 mod vf_token;
 mod worker;
+pub mod wrap;
 
 pub use bus::Bus;
 pub use cdev::Cdev;

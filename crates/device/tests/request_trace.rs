@@ -50,7 +50,9 @@ fn each_raw_request_is_one_line_at_trace_level_with_what_it_answers() {
         device.ioctl(VFIO_DEVICE_RESET.number(), 0, &mut process).unwrap();
         let unknown = device.ioctl(VFIO_GROUP_GET_STATUS.number(), 0, &mut process);
         assert_eq!(unknown, Err(Errno::ENOTTY));
-        Container::new(ContainerSettings::default()).ioctl(VFIO_CHECK_EXTENSION.number(), 3, &mut process).unwrap();
+        Container::new(ContainerSettings::default())
+            .ioctl(VFIO_CHECK_EXTENSION.number(), 3, &mut process)
+            .unwrap();
     });
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let requests: Vec<&str> = text

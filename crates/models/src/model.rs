@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use whimbrel_device::wrap::fault::{Faults, Faulty};
 use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, Worker};
 
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
@@ -139,17 +140,33 @@ impl Model {
 
     /// Opens a device of this kind, with a bus of its own. `name` stands in errors and traces.
     pub fn open(&self, name: impl Into<String>) -> Result<OpenModel, OpenError> {
+        self.open_with_faults(name, Faults::default())
+    }
+
+    /// Opens a device of this kind that misbehaves as a list says.
+    ///
+    /// ```
+    /// use whimbrel_device::{Errno, State};
+    /// use whimbrel_models::Model;
+    ///
+    /// let model: Model = "serial".parse()?;
+    /// let opened = model.open_with_faults("serial 0", "arc *->STOP_COPY: EIO".parse()?)?;
+    /// assert_eq!(opened.device.set_mig_state(State::StopCopy).err(), Some(Errno::EIO));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_with_faults(&self, name: impl Into<String>, faults: Faults) -> Result<OpenModel, OpenError> {
         let bus = Bus::new();
+        let wrap = |driver: Box<dyn Driver>| -> Box<dyn Driver> { Box::new(Faulty::new(driver, faults)) };
         let (driver, works): (Box<dyn Driver>, bool) = match self {
             Model::Serial(config, protocol) => {
-                let serial = Box::new(Serial::new(*config, bus.clone()));
+                let serial = wrap(Box::new(Serial::new(*config, bus.clone())));
                 (protocol.offer(serial, bus.clone()).map_err(OpenError::Region)?, false)
             }
             Model::Accel(config, protocol) => {
-                let accel = Box::new(Accel::new(*config, bus.clone())?);
+                let accel = wrap(Box::new(Accel::new(*config, bus.clone())?));
                 (protocol.offer(accel, bus.clone()).map_err(OpenError::Region)?, true)
             }
-            Model::Legacy(config) => (Box::new(Legacy::new(*config, bus.clone())?), true),
+            Model::Legacy(config) => (wrap(Box::new(Legacy::new(*config, bus.clone())?)), true),
         };
         let device = DeviceFile::new(name, bus, driver);
         let worker = works.then(|| Worker::start(device.clone())).transpose().map_err(OpenError::Worker)?;

@@ -57,3 +57,17 @@ fn what_cannot_be_served_is_said_with_what_to_do() {
     let nowhere = argument(&folder.path().join("no/socket"));
     whimbrel(["serve", "serial", "--socket", &nowhere]).failed().says(&["ENOENT"]);
 }
+
+#[test]
+fn a_served_model_misbehaves_as_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let faults = ["--fault", "arc *->STOP_COPY: EIO once", "--fault", "reset: EBUSY once; size: 100GiB"];
+    let _server = Server::start(&socket, &[&["serial"], &faults[..]].concat());
+    let mut device = whimbrel_vfio_user::Client::connect(&socket, &Default::default()).unwrap();
+    use whimbrel_user::{Device, Errno, State};
+    assert_eq!(device.set_state(State::StopCopy).err().and_then(|error| error.errno()), Some(Errno::EIO));
+    assert_eq!(device.reset().err().and_then(|error| error.errno()), Some(Errno::EBUSY));
+    device.reset().unwrap();
+    assert!(device.set_state(State::StopCopy).unwrap().is_some());
+}

@@ -1,0 +1,238 @@
+//! The driver that fails.
+
+use std::fmt;
+use std::time::Duration;
+
+use vm_memory::FileOffset;
+use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+
+use super::{DataFault, FaultKind, Faults};
+use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
+use crate::gfx::Graphics;
+use crate::ioeventfd::IoeventfdWrite;
+use crate::low_power::LowPower;
+
+/// A driver that does what another does, but for its faults.
+pub struct Faulty {
+    inner: Box<dyn Driver>,
+    faults: Faults,
+    flags: MigrationFlags,
+    /// Bytes of the session that were read or written.
+    at: u64,
+}
+
+impl Faulty {
+    /// A driver around `inner`.
+    pub fn new(mut inner: Box<dyn Driver>, faults: Faults) -> Faulty {
+        let flags = inner.migration().map_or(MigrationFlags::empty(), |half| half.flags());
+        Faulty { inner, faults, flags, at: 0 }
+    }
+
+    fn half(&mut self) -> Result<&mut dyn Migration, Errno> {
+        self.inner.migration().ok_or(Errno::ENOTTY)
+    }
+
+    /// What happens to `room` bytes of data: how many may be had before, and what is then.
+    fn data(
+        &mut self,
+        room: usize,
+        find: impl Fn(&FaultKind) -> Option<(u64, DataFault)>,
+    ) -> Result<usize, Errno> {
+        let at = self.at;
+        // One that lies ahead bounds this call, and is not used up by it.
+        let ahead = self.faults.iter().filter_map(|fault| find(&fault.kind)).map(|(after, _)| after);
+        let ahead = ahead.filter(|after| *after > at).min();
+        let bound = ahead.and_then(|after| usize::try_from(after - at).ok()).unwrap_or(usize::MAX);
+        match self.faults.take(|kind| find(kind).filter(|(after, _)| *after <= at)) {
+            Some((_, DataFault::Fails(errno))) => Err(errno),
+            Some((_, DataFault::Short)) => Ok(room.min(1)),
+            Some((_, DataFault::End)) => Ok(0),
+            None => Ok(room.min(bound)),
+        }
+    }
+}
+
+impl fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").field("faults", &self.faults).finish_non_exhaustive()
+    }
+}
+
+impl Driver for Faulty {
+    fn open_device(&mut self) {
+        self.inner.open_device();
+    }
+
+    fn close_device(&mut self) {
+        self.inner.close_device();
+    }
+
+    fn info(&self) -> Info {
+        self.inner.info()
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        self.inner.region(index)
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        self.inner.irq(index)
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.inner.read_region(index, offset, data)
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.inner.write_region(index, offset, data)
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.inner.doorbells()
+    }
+
+    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        self.inner.mmap(index, offset, length)
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
+        match self.faults.take(fails) {
+            Some(errno) => Err(errno),
+            None => self.inner.reset(),
+        }
+    }
+
+    fn bus_reset(&mut self) -> Result<(), Errno> {
+        self.inner.bus_reset()
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        if self.inner.migration().is_some() { Some(self) } else { None }
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        if self.inner.dma_logging().is_some() { Some(self) } else { None }
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.inner.low_power()
+    }
+
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        self.inner.bus_master()
+    }
+
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        self.inner.dma_buf()
+    }
+
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        self.inner.zpci_errors()
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        self.inner.graphics()
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        self.inner.advance(now)
+    }
+}
+
+impl Migration for Faulty {
+    fn flags(&self) -> MigrationFlags {
+        self.flags
+    }
+
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        let is = |state: &Option<State>, other| state.is_none_or(|state| state == other);
+        let delay = self.faults.take(|kind| match kind {
+            FaultKind::Delay { to: state, time } if is(state, to) => Some(*time),
+            _ => None,
+        });
+        if let Some(time) = delay {
+            std::thread::sleep(time);
+        }
+        let fault = self.faults.take(|kind| match kind {
+            FaultKind::Arc { from: first, to: second, errno, broken }
+                if is(first, from) && is(second, to) =>
+            {
+                Some(if *broken { ArcError::Broken(*errno) } else { ArcError::Stays(*errno) })
+            }
+            _ => None,
+        });
+        match fault {
+            Some(fault) => return Err(fault),
+            None => self.half()?.arc(from, to)?,
+        }
+        if !from.is_saving() && to.is_saving() || to == State::Resuming {
+            self.at = 0;
+        }
+        Ok(())
+    }
+
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        match self.faults.take(|kind| if let FaultKind::Size(size) = kind { Some(*size) } else { None }) {
+            Some(size) => size,
+            None => self.half()?.data_size(),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let room = self.data(buffer.len(), |kind| match kind {
+            FaultKind::Read { after, how } => Some((*after, *how)),
+            _ => None,
+        })?;
+        if room == 0 && !buffer.is_empty() {
+            return Ok(0);
+        }
+        let count = self.half()?.read(&mut buffer[..room])?;
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        let room = self.data(data.len(), |kind| match kind {
+            FaultKind::Write { after, how } => Some((*after, *how)),
+            _ => None,
+        })?;
+        let count = self.half()?.write(&data[..room])?;
+        self.at += count as u64;
+        Ok(count)
+    }
+
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        let told = |kind: &FaultKind| if let FaultKind::Precopy(bytes) = kind { Some(*bytes) } else { None };
+        let bytes = self.faults.take(told);
+        let report = self.half()?.precopy()?;
+        Ok(PrecopyReport { bytes: bytes.unwrap_or(report.bytes), ..report })
+    }
+
+    fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
+        self.half()?.enable_precopy_info_v2()
+    }
+}
+
+impl DmaLogging for Faulty {
+    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.stop()
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+        let fails =
+            |kind: &FaultKind| if let FaultKind::LogReport(errno) = kind { Some(*errno) } else { None };
+        match self.faults.take(fails) {
+            Some(errno) => Err(errno),
+            None => self.inner.dma_logging().ok_or(Errno::ENOTTY)?.report(report),
+        }
+    }
+}

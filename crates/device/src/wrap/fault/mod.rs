@@ -1,0 +1,164 @@
+//! A driver around a driver that fails as a list says: to try what users do with a device that misbehaves.
+//!
+//! The list is data ([`Faults`]) and has a text form, one fault a line, or several with semicolons between them:
+//!
+//! | fault | what happens |
+//! |---|---|
+//! | `arc RUNNING_P2P->STOP: EIO` | the arc fails, and the device stays where it was |
+//! | `arc RUNNING_P2P->STOP: EIO broken` | the arc fails, and the device goes to ERROR |
+//! | `read after 1MiB: EIO` | reading the state fails once that many bytes of a session were read |
+//! | `read after 1MiB: short` | each read from there on gives one byte |
+//! | `read after 1MiB: end` | the state ends there, too early |
+//! | `write after 4KiB: ENOSPC` | loading fails once that many bytes of a session were written |
+//! | `write after 4KiB: short` | each write from there on takes one byte |
+//! | `delay STOP_COPY 200ms` | entering the state takes longer by that |
+//! | `size: 100GiB`, `size: EIO` | the estimate of the state's size |
+//! | `precopy: initial 5 dirty 0` | what VFIO_MIG_GET_PRECOPY_INFO tells |
+//! | `log report: EIO` | a report of the log of dirty pages fails |
+//! | `reset: EIO` | a reset fails |
+//!
+//! `*` stands for any state. At the end of a line, `once` or `3 times` bounds how often a fault happens; then the device
+//! is as it is.
+//!
+//! ```
+//! use whimbrel_device::wrap::fault::{Faults, Faulty};
+//! use whimbrel_device::{Bus, DeviceFile, Errno, State};
+//! # use whimbrel_device::{ArcError, DeviceInfoFlags, Driver, Info, Migration, MigrationFlags};
+//! # struct Card;
+//! # impl Driver for Card {
+//! #     fn info(&self) -> Info {
+//! #         Info { flags: DeviceInfoFlags::empty(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+//! #     }
+//! #     fn migration(&mut self) -> Option<&mut dyn Migration> { Some(self) }
+//! # }
+//! # impl Migration for Card {
+//! #     fn flags(&self) -> MigrationFlags { MigrationFlags::STOP_COPY }
+//! #     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> { Ok(()) }
+//! #     fn data_size(&mut self) -> Result<u64, Errno> { Ok(0) }
+//! #     fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> { Ok(0) }
+//! #     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> { Ok(data.len()) }
+//! # }
+//!
+//! let faults: Faults = "arc RUNNING->STOP: EIO once".parse()?;
+//! let device = DeviceFile::new("card", Bus::new(), Box::new(Faulty::new(Box::new(Card), faults)));
+//! assert_eq!(device.set_mig_state(State::Stop).err(), Some(Errno::EIO));
+//! assert!(device.set_mig_state(State::Stop).is_ok(), "it was once");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod driver;
+mod text;
+
+use std::time::Duration;
+
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::{Errno, State};
+
+pub use self::driver::Faulty;
+pub use self::text::FaultError;
+
+/// Faults of a device. Of several that fit, the first that is left happens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults(Vec<Fault>);
+
+/// One thing that a device does wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fault {
+    /// What it is.
+    pub kind: FaultKind,
+    /// How often it happens yet; without end if `None`.
+    pub times: Option<u32>,
+}
+
+/// What a device does wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// An arc fails. `None` stands for any state.
+    Arc {
+        /// Where it begins.
+        from: Option<State>,
+        /// Where it leads.
+        to: Option<State>,
+        /// What it answers.
+        errno: Errno,
+        /// The device is in no valid state then.
+        broken: bool,
+    },
+    /// The state cannot be read as it should, after so many bytes of a session.
+    Read {
+        /// Bytes.
+        after: u64,
+        /// What happens.
+        how: DataFault,
+    },
+    /// A state cannot be loaded as it should, after so many bytes of a session.
+    Write {
+        /// Bytes.
+        after: u64,
+        /// What happens.
+        how: DataFault,
+    },
+    /// Entering a state takes longer. `None` stands for any.
+    Delay {
+        /// The state.
+        to: Option<State>,
+        /// By how much.
+        time: Duration,
+    },
+    /// The estimate of the state's size, in bytes.
+    Size(Result<u64, Errno>),
+    /// The counts of pre-copy, in bytes.
+    Precopy(PrecopyBytes),
+    /// A report of the log of dirty pages fails.
+    LogReport(Errno),
+    /// A reset fails.
+    Reset(Errno),
+}
+
+/// What happens to data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataFault {
+    /// The call fails.
+    Fails(Errno),
+    /// One byte is read or taken.
+    Short,
+    /// There are no more bytes to read.
+    End,
+}
+
+impl Fault {
+    /// A fault that happens without end.
+    pub const fn new(kind: FaultKind) -> Fault {
+        Fault { kind, times: None }
+    }
+
+    /// The same, so many times.
+    #[must_use]
+    pub fn times(self, times: u32) -> Fault {
+        Fault { times: Some(times), ..self }
+    }
+}
+
+impl Faults {
+    /// Faults in their order.
+    pub fn new(faults: impl IntoIterator<Item = Fault>) -> Faults {
+        Faults(faults.into_iter().collect())
+    }
+
+    /// Iterates over the faults that are left.
+    pub fn iter(&self) -> impl Iterator<Item = &Fault> {
+        self.0.iter().filter(|fault| fault.times != Some(0))
+    }
+
+    /// Takes what the first fault gives that is left and fits.
+    fn take<T>(&mut self, fits: impl Fn(&FaultKind) -> Option<T>) -> Option<T> {
+        self.0.iter_mut().filter(|fault| fault.times != Some(0)).find_map(|fault| {
+            let taken = fits(&fault.kind)?;
+            fault.times = fault.times.map(|times| times - 1);
+            Some(taken)
+        })
+    }
+}

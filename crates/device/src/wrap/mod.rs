@@ -1,0 +1,3 @@
+//! Drivers around a driver.
+
+pub mod fault;
