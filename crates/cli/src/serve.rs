@@ -24,6 +24,7 @@ use crate::size;
 /// Programs that speak vfio-user, such as a VMM, use the device through the socket, one at a time. It keeps
 /// its state when one leaves and another comes. It is served until SIGINT or SIGTERM.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
