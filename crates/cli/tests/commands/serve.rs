@@ -5,6 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use whimbrel_user::{Device, Errno, State};
+use whimbrel_vfio_user::{Client, ClientOptions};
+
 use crate::support::{argument, command, keys, whimbrel};
 
 #[test]
@@ -61,13 +64,19 @@ fn what_cannot_be_served_is_said_with_what_to_do() {
 #[test]
 fn a_served_model_misbehaves_as_it_is_told_to() {
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
+    let path = folder.path().join("socket");
     let faults = ["--fault", "arc *->STOP_COPY: EIO once", "--fault", "reset: EBUSY once; size: 100GiB"];
-    let _server = Server::start(&socket, &[&["serial"], &faults[..]].concat());
-    let mut device = whimbrel_vfio_user::Client::connect(&socket, &Default::default()).unwrap();
-    use whimbrel_user::{Device, Errno, State};
+    let mut command = command(["serve", "serial", "--socket", &argument(&path)]);
+    let mut child = command.args(faults).stderr(Stdio::piped()).spawn().unwrap();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let mut device = Client::connect(&path, &ClientOptions::default()).unwrap();
     assert_eq!(device.set_state(State::StopCopy).err().and_then(|error| error.errno()), Some(Errno::EIO));
     assert_eq!(device.reset().err().and_then(|error| error.errno()), Some(Errno::EBUSY));
     device.reset().unwrap();
     assert!(device.set_state(State::StopCopy).unwrap().is_some());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let refused = whimbrel(["serve", "serial", "--socket", &argument(&path), "--fault", "explode"]);
+    assert_eq!(refused.status, 2);
+    refused.says(&["invalid fault 'explode'"]);
 }
