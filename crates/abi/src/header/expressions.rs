@@ -1,50 +1,26 @@
-//! What a constant expression of C comes to, with the widths and signs C gives it on 64-bit Linux.
+//! The value of a constant expression of C, with the widths and signs that C gives it on 64-bit Linux. Macros are
+//! replaced before (`expansion`).
 
-use super::layout::Shape;
+use super::names::Names;
 use super::number::{Number, cast, character, combine, literal};
+use super::shape::Shape;
 use super::tokens::{Kind, Token};
 
 /// How deep brackets and operators may stand in one another.
-const DEEPEST: usize = 64;
+const MAX_DEPTH: usize = 64;
 
-/// Names that are neither macros nor keywords.
-pub(super) trait Names {
-    /// The value of an enumerator.
-    fn enumerator(&self, name: &str) -> Option<Number>;
-    /// The type that these words name, stars and all; nothing if the first word does not begin a type.
-    fn type_of(&self, words: &[Token]) -> Option<Shape>;
-    /// Whether the word begins a type.
-    fn begins_type(&self, word: &Token) -> bool;
-}
-
-/// No names at all: as it is in an `#if`.
-#[derive(Debug)]
-pub(super) struct NoNames;
-
-impl Names for NoNames {
-    fn enumerator(&self, _: &str) -> Option<Number> {
-        Some(Number::int(0))
-    }
-    fn type_of(&self, _: &[Token]) -> Option<Shape> {
-        None
-    }
-    fn begins_type(&self, _: &Token) -> bool {
-        false
-    }
-}
-
-/// Reads an expression in which macros are replaced already.
+/// A reader of an expression in which macros are replaced already.
 pub(super) struct Evaluator<'a> {
     rest: &'a [Token],
     names: &'a dyn Names,
     depth: usize,
-    /// An `#if` knows only the widest integers.
+    /// Whether all integers are of the widest type, as in an `#if`.
     widest: bool,
 }
 
 type Result<T> = std::result::Result<T, String>;
 
-/// What binds two operands, and how tightly.
+/// The operators between two operands, and how tightly they bind.
 const BINARY: [(&str, u8); 18] = [
     ("||", 1),
     ("&&", 2),
@@ -71,11 +47,12 @@ impl<'a> Evaluator<'a> {
         Evaluator { rest: tokens, names, depth: 0, widest: false }
     }
 
+    /// Returns the same for an `#if`.
     pub(super) fn of_directive(tokens: &'a [Token], names: &'a dyn Names) -> Self {
         Evaluator { widest: true, ..Self::new(tokens, names) }
     }
 
-    /// The value of all the tokens.
+    /// Returns the value of all the tokens.
     pub(super) fn whole(mut self) -> Result<Number> {
         let value = self.expression()?;
         match self.rest.first() {
@@ -102,10 +79,10 @@ impl<'a> Evaluator<'a> {
         if self.next_is(sign) { Ok(()) } else { Err(format!("`{sign}` is missing in an expression")) }
     }
 
-    /// Counts how deep it is.
+    /// Reads one level deeper.
     fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        if self.depth == DEEPEST {
-            return Err(format!("the expression is more than {DEEPEST} deep"));
+        if self.depth == MAX_DEPTH {
+            return Err(format!("the expression is more than {MAX_DEPTH} deep"));
         }
         self.depth += 1;
         let result = read(self);
@@ -137,7 +114,7 @@ impl<'a> Evaluator<'a> {
         Ok(left)
     }
 
-    /// The operator that comes next, if it binds at least so tightly.
+    /// Returns the operator that comes next, if it binds at least so tightly.
     fn operator(&self, least: u8) -> Option<(&'static str, u8)> {
         let token = self.rest.first()?;
         BINARY.into_iter().find(|(sign, binds)| token.is_sign(sign) && *binds >= least)
@@ -189,7 +166,7 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// A type, and the bracket that ends it.
+    /// Reads a type, and the bracket that ends it.
     fn type_in_brackets(&mut self) -> Result<Shape> {
         let end =
             self.rest.iter().position(|token| token.is_sign(")")).ok_or("`)` is missing in an expression")?;
@@ -198,7 +175,7 @@ impl<'a> Evaluator<'a> {
         self.names.type_of(words).ok_or_else(|| "a type in an expression is not known".into())
     }
 
-    /// The numbers of `linux/ioctl.h`.
+    /// Reads the operands of a macro of `linux/ioctl.h`, and returns the number it makes.
     fn ioctl(&mut self, name: &str) -> Result<Number> {
         self.expect("(")?;
         let kind = self.expression()?;
@@ -230,11 +207,12 @@ impl<'a> Evaluator<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::BaseTypes;
     use super::super::tokens::tokens;
     use super::*;
 
     fn evaluated(text: &str) -> Result<i64> {
-        Evaluator::new(&tokens(text, 1), &super::super::layout::BaseTypes).whole().map(Number::value)
+        Evaluator::new(&tokens(text, 1), &BaseTypes).whole().map(Number::value)
     }
 
     #[test]

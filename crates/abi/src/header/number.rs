@@ -1,6 +1,7 @@
-//! An integer of C with its width and sign, what operators make of two, and how it is written.
+//! An integer of C with its width and sign, what operators make of two, and how it is written. Where operators stand
+//! in an expression is for `expressions`.
 
-use super::layout::Shape;
+use super::shape::Shape;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -9,25 +10,28 @@ type Result<T> = std::result::Result<T, String>;
 pub(super) struct Number {
     /// The value, extended to 64 bits as its type says.
     pub(super) bits: u64,
+    /// Whether it has 64 bits, and not 32.
     pub(super) wide: bool,
     pub(super) signed: bool,
 }
 
 impl Number {
+    /// Returns an `int`.
     pub(super) fn int(value: i32) -> Number {
         Number { bits: i64::from(value).cast_unsigned(), wide: false, signed: true }
     }
 
+    /// Returns an `unsigned long`.
     pub(super) fn unsigned_long(bits: u64) -> Number {
         Number { bits, wide: true, signed: false }
     }
 
-    /// As `(long long)` makes it.
+    /// Returns the value that `(long long)` makes of it.
     pub(super) fn value(self) -> i64 {
         self.bits.cast_signed()
     }
 
-    /// One more, in the narrowest type that holds it; nothing if none does.
+    /// Returns one more, in the narrowest type that holds it; nothing if none does.
     pub(super) fn successor(self) -> Option<Number> {
         let next = if self.signed {
             self.value().checked_add(1)?.cast_unsigned()
@@ -38,7 +42,7 @@ impl Number {
         Some(Number { bits: next, wide, ..self })
     }
 
-    /// Whether an enumeration four bytes wide has room for it.
+    /// Returns whether an enumeration of four bytes has room for it.
     pub(super) fn is_of_an_enumeration(self) -> bool {
         i32::try_from(self.value()).is_ok() || u32::try_from(self.value()).is_ok()
     }
@@ -47,11 +51,12 @@ impl Number {
         self.bits != 0
     }
 
-    /// As an amount: of elements, of bits, of bytes.
+    /// Returns it as an amount of elements, bits or bytes, if it is not negative.
     pub(super) fn amount(self) -> Option<u64> {
         if self.signed { u64::try_from(self.value()).ok() } else { Some(self.bits) }
     }
 
+    /// Returns other bits in the same type.
     pub(super) fn with_bits(self, bits: u64) -> Number {
         let bits = match (self.wide, self.signed) {
             (true, _) => bits,
@@ -61,11 +66,12 @@ impl Number {
         Number { bits, ..self }
     }
 
+    /// Returns what a comparison gives.
     pub(super) fn truth(is: bool) -> Number {
         Number::int(i32::from(is))
     }
 
-    /// The type two operands are brought to.
+    /// Returns a number of the type to which two operands are brought.
     pub(super) fn common(self, other: Number) -> Number {
         let wide = self.wide || other.wide;
         // A narrow unsigned number fits a wide signed one.
@@ -74,6 +80,7 @@ impl Number {
     }
 }
 
+/// Returns what an operator makes of two numbers.
 pub(super) fn combine(operator: &str, left: Number, right: Number) -> Result<Number> {
     let common = left.common(right);
     let (a, b) = (common.with_bits(left.bits), common.with_bits(right.bits));
@@ -114,7 +121,7 @@ pub(super) fn combine(operator: &str, left: Number, right: Number) -> Result<Num
     }
 }
 
-/// What becomes of a number in another type; integers narrower than an int become one.
+/// Returns a number in another type; integers narrower than an int become one.
 pub(super) fn cast(number: Number, shape: Shape) -> Result<Number> {
     let signed = shape.signed.ok_or("only integers can be cast to")?;
     let bits = number.bits;
@@ -128,7 +135,7 @@ pub(super) fn cast(number: Number, shape: Shape) -> Result<Number> {
     })
 }
 
-/// An integer as it is written.
+/// Returns the integer that is written so.
 pub(super) fn literal(text: &str) -> Option<Number> {
     let lower = text.to_ascii_lowercase();
     let (radix, digits) = match lower.strip_prefix("0x") {
@@ -166,7 +173,7 @@ pub(super) fn literal(text: &str) -> Option<Number> {
     possible.next().map(|(wide, signed)| Number { bits, wide, signed })
 }
 
-/// The number of one character.
+/// Returns the number of the character that is written so between quotes.
 pub(super) fn character(text: &str) -> Option<Number> {
     let mut characters = text.chars();
     let value = match (characters.next()?, characters.next(), characters.next()) {

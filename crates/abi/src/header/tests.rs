@@ -103,6 +103,7 @@ fn names_that_clash_are_told_and_names_that_do_not_are_not() {
         ("#define A(x) x\n#define A(x) (x)", clash("A", 2)),
         ("enum { A };\nenum { A };", clash("A", 2)),
         ("struct A { __u8 x; };\nstruct A { __u8 x; };", clash("A", 2)),
+        ("enum { A };\n#define A A\n#undef A\n#define A(x) x\n#undef A\n#define A 1", clash("A", 6)),
         ("enum { A };\n#define A A", None),
         ("#define A A\nenum { A };", None),
         ("#define A(x) x\nenum { A };", None),
@@ -133,6 +134,7 @@ fn text_that_nests_or_repeats_without_end_neither_overflows_nor_stalls() {
         format!("{}/*{}", " ".repeat(many), "\n".repeat(many)),
         format!("enum {{ {} }};", (0..many).map(|at| format!("A{at},")).collect::<String>()),
         format!("{}enum {{ {} }};", "#define A 1\n#undef A\n".repeat(many / 10), "A,".repeat(many)),
+        format!("enum {{ {} }};\n{}", "A,".repeat(many), "#define A(x) x\n".repeat(many)),
     ];
     for text in texts {
         read_alone(&text);

@@ -1,38 +1,23 @@
-//! What a text becomes when macros are replaced in it, within bounds: macros that double one another, or
-//! stand in one another without end, are an error.
+//! Macros replaced in a text, within bounds: macros that double one another, or stand in one another without end, are an
+//! error. Which macros there are is for `macros`, and what the text then comes to for `expressions`.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::rc::Rc;
 
+use super::budget::Budget;
+use super::excerpt::Excerpt;
 use super::macros::Macros;
 use super::tokens::{Kind, Token};
 
 /// How deep macros may stand in one another.
-const DEEPEST: usize = 64;
+const MAX_DEPTH: usize = 64;
 
-/// How many tokens all replacements of one header may make: macros that double one another would never end.
-const MOST: usize = 4 << 20;
-
-/// How much may still be replaced.
-#[derive(Debug)]
-pub(super) struct Budget(Cell<usize>);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Budget(Cell::new(MOST))
-    }
+/// Returns what these tokens cost in a budget.
+fn cost(tokens: &[Token]) -> usize {
+    tokens.iter().map(Token::cost).sum()
 }
 
-impl Budget {
-    fn spend(&self, tokens: usize) -> Result<(), String> {
-        let left = self.0.get().checked_sub(tokens);
-        self.0.set(left.unwrap_or(0));
-        left.map(|_| ()).ok_or_else(|| "the macros of this header make too much of one another".into())
-    }
-}
-
-/// Replaces macros, as they are at a line.
+/// Replaces the macros that hold at a line.
 pub(super) fn expand(
     tokens: &[Token],
     line: u32,
@@ -54,9 +39,9 @@ struct Expansion<'a> {
 
 impl Expansion<'_> {
     fn expand(&mut self, tokens: &[Token]) -> Result<Vec<Token>, String> {
-        self.budget.spend(tokens.len())?;
-        if self.depth == DEEPEST {
-            return Err(format!("macros stand in one another more than {DEEPEST} deep"));
+        self.budget.spend(cost(tokens))?;
+        if self.depth == MAX_DEPTH {
+            return Err(format!("macros stand in one another more than {MAX_DEPTH} deep"));
         }
         self.depth += 1;
         let mut expanded = Vec::new();
@@ -94,7 +79,7 @@ impl Expansion<'_> {
     }
 }
 
-/// The arguments of a macro's use, and what is behind them.
+/// The arguments of a macro's use, and the tokens behind them.
 type Arguments<'a> = (Vec<&'a [Token]>, &'a [Token]);
 
 /// Reads arguments in brackets, if there are any.
@@ -123,6 +108,7 @@ fn arguments(tokens: &[Token]) -> Result<Option<Arguments<'_>>, String> {
     Err("the arguments of a macro have no end".into())
 }
 
+/// Returns the text of a macro with its arguments in it.
 fn substitute(
     name: &str,
     parameters: &[Rc<str>],
@@ -134,18 +120,18 @@ fn substitute(
     let given =
         if parameters.is_empty() && arguments.iter().all(Vec::is_empty) { 0 } else { arguments.len() };
     if given != parameters.len() {
-        return Err(format!("the macro {name} takes {} arguments, not {given}", parameters.len()));
+        return Err(format!("the macro {} takes {} arguments, not {given}", Excerpt(name), parameters.len()));
     }
-    budget.spend(body.len())?;
+    budget.spend(cost(body))?;
     let mut text = Vec::new();
     for token in body {
         if token.is_sign("#") || token.is_sign("##") {
-            return Err(format!("the macro {name} makes words with {token}"));
+            return Err(format!("the macro {} makes words with {token}", Excerpt(name)));
         }
         let parameter = token.name().and_then(|name| parameters.iter().position(|own| own == name));
         match parameter.and_then(|parameter| arguments.get(parameter)) {
             Some(argument) => {
-                budget.spend(argument.len())?;
+                budget.spend(cost(argument))?;
                 text.extend(argument.iter().cloned());
             }
             None => text.push(token.clone()),
@@ -156,15 +142,17 @@ fn substitute(
 
 #[cfg(test)]
 mod tests {
-    use super::super::macros::{END, expression, preprocess};
-    use super::super::tokens::lines;
+    use super::super::lines::lines;
+    use super::super::macros::END;
+    use super::super::preprocessor::preprocess;
+    use super::super::tokens::tokens;
     use super::*;
 
     fn expanded(header: &str, text: &str) -> Result<String, String> {
         let budget = Budget::default();
         let macros = preprocess(&lines(header).0, &budget).macros;
-        let tokens = expand(&expression(text), END, &macros, &budget)?;
-        Ok(tokens.iter().map(|token| token.to_string().replace('`', "")).collect::<Vec<_>>().join(" "))
+        let expanded = expand(&tokens(text, END), END, &macros, &budget)?;
+        Ok(expanded.iter().map(|token| token.to_string().replace('`', "")).collect::<Vec<_>>().join(" "))
     }
 
     #[test]

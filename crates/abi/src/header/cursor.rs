@@ -1,12 +1,14 @@
-//! A place among the tokens of a header, and the small steps from there.
+//! A place among the tokens of a header, and the small steps from there. What the tokens declare is for `declarations`.
 
 use std::rc::Rc;
 
-use super::Unread;
 use super::tokens::{Kind, Token};
+use super::unread::Unread;
 
+/// What a step gives, or why it cannot be taken.
 pub(super) type Result<T> = std::result::Result<T, Unread>;
 
+/// A place among tokens.
 pub(super) struct Cursor<'a> {
     tokens: &'a [Token],
     at: usize,
@@ -59,7 +61,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The word that stands here, if one does, and its line.
+    /// Takes the word that stands here, if one does, and its line.
     pub(super) fn word(&mut self) -> Option<(Rc<str>, u32)> {
         let token = self.peek()?;
         let word = (Rc::clone(token.name()?), token.line);
@@ -67,24 +69,28 @@ impl<'a> Cursor<'a> {
         Some(word)
     }
 
-    /// The same, where nothing else may stand.
+    /// Takes a word where nothing else may stand.
     pub(super) fn name_of(&mut self, what: &str) -> Result<(Rc<str>, u32)> {
         self.word()
             .ok_or_else(|| self.unread(format!("the name of {what} is missing before {}", self.seen())))
     }
 
-    /// What stands here, as in a message.
+    /// Returns what stands here, as messages say it.
     pub(super) fn seen(&self) -> String {
         self.peek().map_or_else(|| "the end".to_owned(), ToString::to_string)
     }
 
-    /// That something cannot be read here.
+    /// Returns that something cannot be read here.
     pub(super) fn unread(&self, why: impl Into<String>) -> Unread {
-        let line = self.peek().or(self.tokens.last()).map_or(1, |token| token.line);
-        Unread { line, why: why.into() }
+        Unread::new(self.line(), why)
     }
 
-    /// From an opening bracket to behind the one that closes it.
+    /// Returns the line of this place.
+    pub(super) fn line(&self) -> u32 {
+        self.peek().or(self.tokens.last()).map_or(1, |token| token.line)
+    }
+
+    /// Goes from an opening bracket to behind the one that closes it.
     pub(super) fn bracketed(&mut self) -> Result<()> {
         let mut depth = 0_usize;
         loop {
@@ -99,7 +105,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The tokens before one of these signs, or before a `;`, outside of brackets.
+    /// Takes the tokens before one of these signs, or before a `;`, outside of brackets.
     pub(super) fn before(&mut self, ends: &[&str]) -> &'a [Token] {
         let start = self.at;
         let mut depth = 0_usize;

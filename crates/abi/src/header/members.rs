@@ -1,15 +1,18 @@
-//! The members of structures and unions: their types, names, lengths and attributes.
+//! The members of structures and unions: their types, names and lengths. Where they come to lie is for `layout`, and the
+//! structures themselves for `declarations`.
 
 use std::rc::Rc;
 
-use super::Unread;
 use super::cursor::Result;
-use super::declarations::{Reader, Tagged};
-use super::layout::{self, Attributes, Member, Shape};
+use super::excerpt::Excerpt;
+use super::layout::{Attributes, Member};
+use super::reader::{Reader, Tagged};
+use super::shape::{self, QUALIFIERS, Shape};
 use super::tokens::Token;
+use super::unread::Unread;
 
 impl Reader<'_> {
-    /// What is between the braces of a structure, and the brace that ends it.
+    /// Takes what is between the braces of a structure, and the brace that ends it.
     pub(super) fn members(&mut self) -> Result<Vec<Member>> {
         let mut members = Vec::new();
         while !self.cursor.next_is_sign("}") {
@@ -32,7 +35,7 @@ impl Reader<'_> {
         Ok(members)
     }
 
-    /// `__DECLARE_FLEX_ARRAY(type, name);`: a flexible array where C does not allow one.
+    /// Takes `__DECLARE_FLEX_ARRAY(type, name);`, a flexible array where C does not allow one.
     fn flexible_by_macro(&mut self) -> Result<Member> {
         self.cursor.expect("(")?;
         let Tagged { shape, .. } = self.type_of_members()?;
@@ -45,7 +48,7 @@ impl Reader<'_> {
         Ok(Member { name, shape, flexible: true, attributes: Attributes::default(), inner: Vec::new() })
     }
 
-    /// The type that a declaration begins with.
+    /// Takes the type that a declaration begins with.
     fn type_of_members(&mut self) -> Result<Tagged> {
         if let Some(tagged) = self.tagged()? {
             return Ok(tagged);
@@ -53,8 +56,8 @@ impl Reader<'_> {
         let mut attributes = Attributes::default();
         let mut words: Vec<Rc<str>> = Vec::new();
         while let Some(word) = self.cursor.peek().and_then(Token::name) {
-            let is_qualifier = layout::QUALIFIERS.contains(&&**word);
-            if !is_qualifier && !layout::begins_base(word) {
+            let is_qualifier = QUALIFIERS.contains(&&**word);
+            if !is_qualifier && !shape::begins_base(word) {
                 break;
             }
             self.cursor.word();
@@ -63,7 +66,7 @@ impl Reader<'_> {
             }
             attributes = attributes.and(self.attributes()?);
         }
-        match layout::base(words.iter().map(|word| &**word)) {
+        match shape::base(words.iter().map(|word| &**word)) {
             Some(shape) if shape.size > 0 => {
                 let alignment = shape.alignment.max(attributes.aligned.unwrap_or(1));
                 Ok(Tagged { shape: Ok(Shape { alignment, ..shape }), inner: None })
@@ -72,11 +75,11 @@ impl Reader<'_> {
             None if words.is_empty() => {
                 Err(self.cursor.unread(format!("{} is no type that is known here", self.cursor.seen())))
             }
-            None => Err(self.cursor.unread(format!("`{}` is no type", words.join(" ")))),
+            None => Err(self.cursor.unread(format!("`{}` is no type", Excerpt(&words.join(" "))))),
         }
     }
 
-    /// The names of a declaration, and the `;` behind them.
+    /// Takes the names of a declaration, and the `;` behind them.
     fn declarators(
         &mut self,
         shape: &std::result::Result<Shape, String>,
@@ -91,12 +94,13 @@ impl Reader<'_> {
         }
     }
 
+    /// Takes one name, with what stands around it.
     fn declarator(&mut self, shape: &std::result::Result<Shape, String>) -> Result<Member> {
         let mut attributes = self.attributes()?;
         let mut shape = shape.clone();
         while self.cursor.next_is_sign("*") {
             shape = Ok(Shape::POINTER);
-            while layout::QUALIFIERS.into_iter().any(|qualifier| self.cursor.next_is_name(qualifier)) {}
+            while QUALIFIERS.into_iter().any(|qualifier| self.cursor.next_is_name(qualifier)) {}
             attributes = attributes.and(self.attributes()?);
         }
         let name = Some(self.cursor.name_of("a field")?);
@@ -120,56 +124,8 @@ impl Reader<'_> {
         Ok(Member { name, shape, flexible, attributes, inner: Vec::new() })
     }
 
+    /// Returns that nothing says how large this type is.
     fn unknown_size(&self, name: &str) -> Unread {
         self.cursor.unread(format!("nothing says how large {name} is"))
-    }
-
-    /// Every attribute that stands here.
-    pub(super) fn attributes(&mut self) -> Result<Attributes> {
-        const WITHOUT_EFFECT: [&str; 4] = ["__user", "__force", "__bitwise", "__extension__"];
-        let mut found = Attributes::default();
-        while let Some(name) = self.cursor.peek().and_then(Token::name) {
-            match &**name {
-                "__attribute__" => {
-                    self.cursor.word();
-                    self.cursor.expect("(")?;
-                    self.cursor.expect("(")?;
-                    while !self.cursor.next_is_sign(")") {
-                        if !self.cursor.next_is_sign(",") {
-                            found = found.and(self.attribute()?);
-                        }
-                    }
-                    self.cursor.expect(")")?;
-                }
-                "__packed" | "__aligned" | "__counted_by" | "__counted_by_le" | "__counted_by_be" => {
-                    found = found.and(self.attribute()?);
-                }
-                name if WITHOUT_EFFECT.contains(&name) => {
-                    self.cursor.word();
-                }
-                _ => break,
-            }
-        }
-        Ok(found)
-    }
-
-    fn attribute(&mut self) -> Result<Attributes> {
-        let (name, line) = self.cursor.name_of("an attribute")?;
-        let mut attributes = Attributes::default();
-        match name.trim_matches('_') {
-            "packed" => attributes.packed = true,
-            "aligned" => {
-                self.cursor.expect("(")?;
-                let alignment = self.evaluated(&[")"])?.amount();
-                self.cursor.expect(")")?;
-                let sensible = alignment.filter(|bytes| bytes.is_power_of_two() && *bytes <= 1 << 20);
-                let why = "this alignment is no power of two, or too large".to_owned();
-                attributes.aligned = Some(sensible.ok_or(Unread { line, why })?);
-            }
-            "counted_by" | "counted_by_le" | "counted_by_be" => self.cursor.bracketed()?,
-            "deprecated" | "unused" => {}
-            _ => return Err(Unread { line, why: format!("the attribute `{name}` is not known") }),
-        }
-        Ok(attributes)
     }
 }

@@ -1,83 +1,33 @@
-//! The preprocessor, as far as headers of the user API need it: which lines count, and which macros there are
-//! at which line.
+//! The preprocessor, as far as headers of the user API need it: which lines count, and which macros they define. What
+//! macros make of a text is for `expansion`; nothing is included.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::expansion::{Budget, expand};
-use super::expressions::{Evaluator, NoNames};
-use super::tokens::{self, Kind, Line, Token};
-use super::{Clash, Unread};
+use super::budget::Budget;
+use super::excerpt::Excerpt;
+use super::expansion::expand;
+use super::expressions::Evaluator;
+use super::lines::Line;
+use super::macros::{Macro, Macros};
+use super::names::NoNames;
+use super::tokens::{Kind, Token};
+use super::unread::{MAX_UNREAD, Unread};
 
-/// One `#define`.
-#[derive(Clone, Debug)]
-pub(super) struct Macro {
-    pub(super) line: u32,
-    /// The line where it is undefined or defined again.
-    until: Option<u32>,
-    pub(super) parameters: Option<Vec<Rc<str>>>,
-    pub(super) body: Vec<Token>,
-}
+/// The parameters a macro may have. C asks a compiler for no more.
+const MAX_PARAMETERS: usize = 127;
 
-impl Macro {
-    /// Whether it stands for its own name, as `#define A A` does, and changes nothing.
-    pub(super) fn is_itself(&self, name: &str) -> bool {
-        self.parameters.is_none() && matches!(self.body.as_slice(), [only] if only.is_name(name))
-    }
-}
-
-/// All macros of a header, with the lines where they hold.
-#[derive(Debug, Default)]
-pub(super) struct Macros {
-    /// In the order of their first definition.
-    pub(super) names: Vec<Rc<str>>,
-    definitions: HashMap<Rc<str>, Vec<Macro>>,
-}
-
-/// The line behind the last one.
-pub(super) const END: u32 = u32::MAX;
-
-impl Macros {
-    /// The macro of this name that holds at a line.
-    pub(super) fn at(&self, name: &str, line: u32) -> Option<&Macro> {
-        let definitions = self.definitions.get(name)?;
-        // They are in the order of their lines, and each ends the one before.
-        let last = definitions.partition_point(|definition| definition.line < line).checked_sub(1)?;
-        definitions.get(last).filter(|definition| definition.until.is_none_or(|until| line <= until))
-    }
-
-    /// The definitions of a name at a line and behind it, in order.
-    pub(super) fn definitions_from(&self, name: &str, line: u32) -> &[Macro] {
-        let definitions = self.definitions.get(name).map_or(&[][..], Vec::as_slice);
-        &definitions[definitions.partition_point(|definition| definition.line < line)..]
-    }
-
-    fn end(&mut self, name: &str, line: u32) {
-        if let Some(last) = self.definitions.get_mut(name).and_then(|definitions| definitions.last_mut()) {
-            last.until.get_or_insert(line);
-        }
-    }
-
-    fn define(&mut self, name: &Rc<str>, definition: Macro) {
-        if !self.definitions.contains_key(name) {
-            self.names.push(Rc::clone(name));
-        }
-        self.definitions.entry(Rc::clone(name)).or_default().push(definition);
-    }
-}
-
-/// What is left of a header behind the preprocessor.
+/// A header behind the preprocessor.
 #[derive(Debug, Default)]
 pub(super) struct Preprocessed {
     pub(super) macros: Macros,
-    /// What is no directive.
+    /// The tokens that belong to no directive.
     pub(super) code: Vec<Token>,
-    /// Macros defined twice, with different text.
+    /// The macros that are defined twice, with different text.
     pub(super) redefined: Vec<(Rc<str>, Macro, Macro)>,
     pub(super) unread: Vec<Unread>,
 }
 
-/// One `#if` that is open.
+/// An `#if` that is open.
 struct Branch {
     line: u32,
     /// Whether its lines count now.
@@ -87,7 +37,7 @@ struct Branch {
     had_else: bool,
 }
 
-/// Goes through the lines.
+/// Goes through the lines of a header.
 pub(super) fn preprocess(lines: &[Line], budget: &Budget) -> Preprocessed {
     let mut result = Preprocessed::default();
     let mut branches: Vec<Branch> = Vec::new();
@@ -100,15 +50,21 @@ pub(super) fn preprocess(lines: &[Line], budget: &Budget) -> Preprocessed {
             continue;
         }
         if let Err(why) = directive(line, counts, &mut branches, &mut result, budget) {
-            result.unread.push(Unread { line: line.number, why });
+            result.unread.push(Unread::new(line.number, why));
+            if result.unread.len() == MAX_UNREAD {
+                result.unread.push(Unread::and_no_more(line.number));
+                return result;
+            }
         }
     }
-    for branch in branches {
-        result.unread.push(Unread { line: branch.line, why: "this #if has no #endif".into() });
+    // An `#if` that stands in one without end says nothing new.
+    for branch in branches.into_iter().take(MAX_UNREAD) {
+        result.unread.push(Unread::new(branch.line, "this #if has no #endif"));
     }
     result
 }
 
+/// Does what a directive says.
 fn directive(
     line: &Line,
     counts: bool,
@@ -123,7 +79,7 @@ fn directive(
     };
     let named = || {
         let name = rest.first().and_then(Token::name);
-        name.ok_or_else(|| format!("#{word} without a name"))
+        name.ok_or_else(|| format!("#{} without a name", Excerpt(word)))
     };
     let decide = |result: &Preprocessed| match &**word {
         "ifdef" | "ifndef" => {
@@ -164,15 +120,16 @@ fn directive(
         }
         "include" | "warning" => Ok(()),
         "error" => Err("this #error stops a compiler".into()),
-        _ => Err(format!("the directive #{word} is not known")),
+        _ => Err(format!("the directive #{} is not known", Excerpt(word))),
     }
 }
 
-/// What a compiler for 64-bit Linux defines and a header may ask for.
+/// Returns whether a compiler for 64-bit Linux defines this name, of those that a header asks for.
 fn is_predefined(name: &str) -> bool {
     ["__LP64__", "__linux__", "__STDC__", "__GNUC__"].contains(&name)
 }
 
+/// Adds the macro of a `#define`.
 fn define(line: &Line, name: &Rc<str>, rest: &[Token], result: &mut Preprocessed) -> Result<(), String> {
     let mut body = rest.get(1..).unwrap_or_default();
     // Only without a space before it a bracket begins parameters: the tokens do not tell.
@@ -185,24 +142,26 @@ fn define(line: &Line, name: &Rc<str>, rest: &[Token], result: &mut Preprocessed
             _ => Err("the parameters cannot be read".to_owned()),
         };
         let parameters = parameters.map(name_of).collect::<Result<Vec<_>, _>>()?;
+        if parameters.len() > MAX_PARAMETERS {
+            return Err(format!("a macro with more than {MAX_PARAMETERS} parameters"));
+        }
         body = &body[end + 1..];
         Some(parameters)
     } else {
         None
     };
-    let new = Macro { line: line.number, until: None, parameters, body: body.to_vec() };
+    let new = Macro::new(line.number, parameters, body.to_vec());
     if let Some(old) = result.macros.at(name, line.number) {
         let kinds = |of: &Macro| of.body.iter().map(|token| token.kind.clone()).collect::<Vec<_>>();
         if old.parameters != new.parameters || kinds(old) != kinds(&new) {
             result.redefined.push((Rc::clone(name), old.clone(), new.clone()));
         }
     }
-    result.macros.end(name, line.number);
     result.macros.define(name, new);
     Ok(())
 }
 
-/// What an `#if` comes to.
+/// Returns whether the condition of an `#if` holds.
 fn condition(tokens: &[Token], line: u32, macros: &Macros, budget: &Budget) -> Result<bool, String> {
     let mut asked = Vec::new();
     let mut rest = tokens;
@@ -229,28 +188,4 @@ fn condition(tokens: &[Token], line: u32, macros: &Macros, budget: &Budget) -> R
     }
     let expanded = expand(&asked, line, macros, budget)?;
     Ok(Evaluator::of_directive(&expanded, &NoNames).whole()?.is_true())
-}
-
-/// Reads an expression that stands in no header.
-pub(super) fn expression(text: &str) -> Vec<Token> {
-    tokens::tokens(text, END)
-}
-
-/// A macro that was defined twice, if the two are not the same number.
-pub(super) fn clash(
-    name: &str,
-    [first, second]: [&Macro; 2],
-    mut shown: impl FnMut(&Macro) -> Result<String, String>,
-) -> Option<Clash> {
-    let values = [shown(first), shown(second)];
-    let are_plain = first.parameters.is_none() && second.parameters.is_none();
-    if are_plain && matches!(&values, [Ok(first), Ok(second)] if first == second) {
-        return None;
-    }
-    let [first_value, second_value] = values.map(|value| value.unwrap_or_else(|_| "another text".into()));
-    Some(Clash::Redefined {
-        name: name.to_owned(),
-        first: (first.line, first_value),
-        second: (second.line, second_value),
-    })
 }
