@@ -81,13 +81,12 @@ impl Names<'_> {
 
     /// Returns which header it is: the one with which it has most in common.
     pub(crate) fn recognised(&self) -> Option<Which> {
-        let common = |which: Which| {
-            let structures = table::structures().filter(|own| self.structures.contains_key(own.name));
-            let constants = table::constants().filter(|own| self.has(&own.name().to_string()));
-            structures.filter(|own| own.header == which).count()
-                + constants.filter(|own| own.header == which).count()
-        };
-        let counted = Which::ALL.map(|which| (common(which), which));
+        let structures =
+            table::structures().filter(|own| self.structures.contains_key(own.name)).map(|own| own.header);
+        let constants =
+            table::constants().filter(|own| self.has(&own.name().to_string())).map(|own| own.header);
+        let common: Vec<Which> = structures.chain(constants).collect();
+        let counted = Which::ALL.map(|which| (common.iter().filter(|own| **own == which).count(), which));
         let (count, which) = counted.into_iter().max_by_key(|(count, _)| *count)?;
         (count > 0).then_some(which)
     }
