@@ -1,6 +1,8 @@
 //! What a comparison finds, as data and in its JSON form. How it is found is for `compare`, and how people see it for the
 //! program that prints it.
 
+use std::fmt;
+
 use serde::{Serialize, Serializer};
 use whimbrel_uapi::table;
 
@@ -99,6 +101,17 @@ pub enum Property {
     Offset,
     /// The size of a field, in bytes.
     FieldSize,
+}
+
+impl fmt::Display for Property {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Property::Value => "value",
+            Property::Size | Property::FieldSize => "size in bytes",
+            Property::Alignment => "alignment in bytes",
+            Property::Offset => "offset in bytes",
+        })
+    }
 }
 
 /// A name that only the header has.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use whimbrel_abi::{Comparison, Difference, Property, Protocol, UnknownName};
+use whimbrel_abi::{Comparison, Difference, Protocol, UnknownName};
 
 use crate::output;
 
@@ -53,7 +53,7 @@ impl fmt::Display for Text<'_> {
         if !own.differences.is_empty() {
             let mut table = output::table(["LINE", "NAME", "WHAT", "HEADER", "WHIMBREL"]);
             for Difference { kind, name, line, header, whimbrel, .. } in &own.differences {
-                table.add_row([&line.to_string(), name, property(*kind), header, whimbrel]);
+                table.add_row([&line.to_string(), name, &kind.to_string(), header, whimbrel]);
             }
             writeln!(f, "\nDifferences:\n{}", table.trim_fmt())?;
         }
@@ -89,17 +89,6 @@ impl fmt::Display for Text<'_> {
             None => write!(f, "\nThe header and Whimbrel agree in all that both have."),
             Some(_) => Ok(()),
         }
-    }
-}
-
-/// Returns how the table calls what differs.
-fn property(kind: Property) -> &'static str {
-    match kind {
-        Property::Value => "value",
-        Property::Size | Property::FieldSize => "size in bytes",
-        Property::Alignment => "alignment in bytes",
-        Property::Offset => "offset in bytes",
-        _ => "otherwise",
     }
 }
 
