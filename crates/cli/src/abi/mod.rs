@@ -1,26 +1,27 @@
-//! `whimbrel abi`: a header of the kernel's user API beside what Whimbrel was built with, without a compiler.
+//! `whimbrel abi`: a header of the kernel's user API beside what Whimbrel was built with. It opens the file and prints;
+//! reading and comparing is for `whimbrel-abi`.
 
-mod compare;
-mod header;
-mod report;
+mod text;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
+use whimbrel_abi::{CompareError, Comparison, MAX_BYTES};
 
 use crate::failure::Failure;
 use crate::output::Output;
 
-use compare::Comparison;
+use text::{Text, verdict};
 
 /// Compare a kernel's vfio.h with the names, numbers and layouts Whimbrel uses
 ///
-/// Tells constants with another value, structures whose size or fields differ, names that Whimbrel does not
-/// know or the header lacks, which migration protocol the header speaks, and names that get in one another's
-/// way, such as a macro and an enumerator of one name. No C compiler is needed. linux/iommufd.h,
-/// linux/vfio_ccw.h and linux/vfio_zdev.h can be compared likewise.
+/// Lists constants whose value differs, structures whose size or fields differ, names that Whimbrel does not know
+/// or the header lacks, the migration protocol that the header speaks, and names that clash, such as a macro and
+/// an enumerator of one name. No C compiler is needed. linux/iommufd.h, linux/vfio_ccw.h and linux/vfio_zdev.h
+/// can be compared likewise.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
@@ -37,35 +38,41 @@ Examples:
   whimbrel abi --check /usr/include/linux/vfio.h
   whimbrel abi --check include/uapi/linux/vfio.h --json";
 
-/// The largest header by far has a tenth of it.
-const LARGEST: u64 = 1 << 20;
+/// The object for scripts.
+#[derive(Serialize)]
+struct Report<'a> {
+    path: String,
+    #[serde(flatten)]
+    comparison: &'a Comparison,
+}
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let path = &arguments.check;
-    let text = text_of(path)?;
-    let comparison = Comparison::of(&text).ok_or_else(|| {
-        Failure::new(format!("{} is no vfio.h: nothing that Whimbrel knows is defined in it", path.display()))
-            .hint("it is include/uapi/linux/vfio.h in a kernel's source, or /usr/include/linux/vfio.h")
+    let comparison = whimbrel_abi::compare(bytes_of(path)?).map_err(|error| {
+        let failure = Failure::new(format!("{} is no vfio.h: {error}", path.display()));
+        match error {
+            CompareError::NothingKnown => failure
+                .hint("it is include/uapi/linux/vfio.h in a kernel's source, or /usr/include/linux/vfio.h"),
+            _ => failure,
+        }
     })?;
-    let value = report::json(path, &comparison);
-    let text = report::Text { path, comparison: &comparison };
-    match report::verdict(&comparison) {
-        None => output.result(&value, text),
+    let report = Report { path: path.display().to_string(), comparison: &comparison };
+    let text = Text { path, comparison: &comparison };
+    match verdict(&comparison) {
+        None => output.result(&report, text),
         Some(verdict) => {
             output.partial(text)?;
-            Err(Failure::new(format!("{}: {verdict}", path.display())).result(&value))
+            Err(Failure::new(format!("{}: {verdict}", path.display())).result(&report))
         }
     }
 }
 
-fn text_of(path: &Path) -> Result<String, Failure> {
-    let failed = |error: std::io::Error| Failure::from_io(format!("cannot read {}", path.display()), &error);
+/// Reads a file, but no more of it than tells that it is too large.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    if bytes.len() as u64 > LARGEST {
-        return Err(Failure::new(format!("{} is no vfio.h: it is larger than 1 MiB", path.display())));
-    }
-    // In comments names of people may stand in any encoding.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
+    Ok(bytes)
 }

@@ -3,7 +3,7 @@
 //! nothing is written twice.
 //!
 //! This is for whoever compares the crate with a header: the test `layout`, which asks a C compiler, and
-//! `whimbrel abi --check`, which reads the header itself. Nothing here reads anything.
+//! the crate `whimbrel-abi`, which reads the header itself. Nothing here reads anything.
 //!
 //! ```
 //! use whimbrel_uapi::table::{self, Value};

@@ -1,0 +1,148 @@
+//! A place among the tokens of a header, and the small steps from there. What the tokens declare is for `declarations`.
+
+use std::rc::Rc;
+
+use super::tokens::{Kind, Token};
+use super::unread::Unread;
+
+/// What a step gives, or why it cannot be taken.
+pub(super) type Result<T> = std::result::Result<T, Unread>;
+
+/// A place among tokens.
+pub(super) struct Cursor<'a> {
+    tokens: &'a [Token],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(tokens: &'a [Token]) -> Self {
+        Cursor { tokens, at: 0 }
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.at >= self.tokens.len()
+    }
+
+    pub(super) fn place(&self) -> usize {
+        self.at
+    }
+
+    pub(super) fn peek(&self) -> Option<&'a Token> {
+        self.tokens.get(self.at)
+    }
+
+    pub(super) fn next(&mut self) -> Result<&'a Token> {
+        let token = self.peek().ok_or_else(|| self.unread("the header ends too early"))?;
+        self.at += 1;
+        Ok(token)
+    }
+
+    pub(super) fn is_sign(&self, sign: &str) -> bool {
+        self.peek().is_some_and(|token| token.is_sign(sign))
+    }
+
+    pub(super) fn next_is_sign(&mut self, sign: &str) -> bool {
+        let is = self.is_sign(sign);
+        self.at += usize::from(is);
+        is
+    }
+
+    pub(super) fn next_is_name(&mut self, name: &str) -> bool {
+        let is = self.peek().is_some_and(|token| token.is_name(name));
+        self.at += usize::from(is);
+        is
+    }
+
+    pub(super) fn expect(&mut self, sign: &str) -> Result<()> {
+        if self.next_is_sign(sign) {
+            Ok(())
+        } else {
+            Err(self.unread(format!("`{sign}` is missing before {}", self.seen())))
+        }
+    }
+
+    /// Takes the word that stands here, if one does, and its line.
+    pub(super) fn word(&mut self) -> Option<(Rc<str>, u32)> {
+        let token = self.peek()?;
+        let word = (Rc::clone(token.name()?), token.line);
+        self.at += 1;
+        Some(word)
+    }
+
+    /// Takes a word where nothing else may stand.
+    pub(super) fn name_of(&mut self, what: &str) -> Result<(Rc<str>, u32)> {
+        self.word()
+            .ok_or_else(|| self.unread(format!("the name of {what} is missing before {}", self.seen())))
+    }
+
+    /// Returns what stands here, as messages say it.
+    pub(super) fn seen(&self) -> String {
+        self.peek().map_or_else(|| "the end".to_owned(), ToString::to_string)
+    }
+
+    /// Returns that something cannot be read here.
+    pub(super) fn unread(&self, why: impl Into<String>) -> Unread {
+        Unread::new(self.line(), why)
+    }
+
+    /// Returns the line of this place.
+    pub(super) fn line(&self) -> u32 {
+        self.peek().or(self.tokens.last()).map_or(1, |token| token.line)
+    }
+
+    /// Goes from an opening bracket to behind the one that closes it.
+    pub(super) fn bracketed(&mut self) -> Result<()> {
+        let mut depth = 0_usize;
+        loop {
+            match self.next()?.kind {
+                Kind::Sign("{" | "(" | "[") => depth += 1,
+                Kind::Sign("}" | ")" | "]") => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the tokens before one of these signs, or before a `;`, outside of brackets.
+    pub(super) fn before(&mut self, ends: &[&str]) -> &'a [Token] {
+        let start = self.at;
+        let mut depth = 0_usize;
+        while let Some(token) = self.peek() {
+            match token.kind {
+                Kind::Sign(";") => break,
+                Kind::Sign(sign) if depth == 0 && ends.contains(&sign) => break,
+                Kind::Sign("(" | "[" | "{") => depth += 1,
+                Kind::Sign(")" | "]" | "}") => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            self.at += 1;
+        }
+        &self.tokens[start..self.at]
+    }
+
+    /// Goes behind the declaration that begins at `start` and could not be understood.
+    pub(super) fn pass_over(&mut self, start: usize) {
+        let mut depth = 0_usize;
+        let mut had_body = false;
+        self.at = start;
+        while let Some(token) = self.peek() {
+            // A function's body has no `;` behind it.
+            let begins = ["struct", "union", "enum"].into_iter().any(|keyword| token.is_name(keyword));
+            if depth == 0 && had_body && begins {
+                return;
+            }
+            self.at += 1;
+            match token.kind {
+                Kind::Sign("{" | "(" | "[") => depth += 1,
+                Kind::Sign(sign @ ("}" | ")" | "]")) => {
+                    depth = depth.saturating_sub(1);
+                    had_body |= sign == "}" && depth == 0;
+                }
+                Kind::Sign(";") if depth == 0 => return,
+                _ => {}
+            }
+        }
+    }
+}

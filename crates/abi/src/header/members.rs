@@ -1,0 +1,131 @@
+//! The members of structures and unions: their types, names and lengths. Where they come to lie is for `layout`, and the
+//! structures themselves for `declarations`.
+
+use std::rc::Rc;
+
+use super::cursor::Result;
+use super::excerpt::Excerpt;
+use super::layout::{Attributes, Member};
+use super::reader::{Reader, Tagged};
+use super::shape::{self, QUALIFIERS, Shape};
+use super::tokens::Token;
+use super::unread::Unread;
+
+impl Reader<'_> {
+    /// Takes what is between the braces of a structure, and the brace that ends it.
+    pub(super) fn members(&mut self) -> Result<Vec<Member>> {
+        let mut members = Vec::new();
+        while !self.cursor.next_is_sign("}") {
+            if self.cursor.next_is_sign(";") {
+                continue;
+            }
+            if self.cursor.next_is_name("__DECLARE_FLEX_ARRAY") {
+                members.push(self.flexible_by_macro()?);
+                continue;
+            }
+            let Tagged { shape, inner } = self.type_of_members()?;
+            if !self.cursor.next_is_sign(";") {
+                self.declarators(&shape, &mut members)?;
+            } else if let (Some(inner), Ok(shape)) = (inner, shape) {
+                // Its fields are fields of what it stands in.
+                let attributes = Attributes::default();
+                members.push(Member { name: None, shape, flexible: false, attributes, inner });
+            }
+        }
+        Ok(members)
+    }
+
+    /// Takes `__DECLARE_FLEX_ARRAY(type, name);`, a flexible array where C does not allow one.
+    fn flexible_by_macro(&mut self) -> Result<Member> {
+        self.cursor.expect("(")?;
+        let Tagged { shape, .. } = self.type_of_members()?;
+        self.cursor.expect(",")?;
+        let name = Some(self.cursor.name_of("a field")?);
+        self.cursor.expect(")")?;
+        self.cursor.expect(";")?;
+        let shape = shape.map_err(|name| self.unknown_size(&name))?;
+        let shape = Shape { size: 0, ..shape };
+        Ok(Member { name, shape, flexible: true, attributes: Attributes::default(), inner: Vec::new() })
+    }
+
+    /// Takes the type that a declaration begins with.
+    fn type_of_members(&mut self) -> Result<Tagged> {
+        if let Some(tagged) = self.tagged()? {
+            return Ok(tagged);
+        }
+        let mut attributes = Attributes::default();
+        let mut words: Vec<Rc<str>> = Vec::new();
+        while let Some(word) = self.cursor.peek().and_then(Token::name) {
+            let is_qualifier = QUALIFIERS.contains(&&**word);
+            if !is_qualifier && !shape::begins_base(word) {
+                break;
+            }
+            self.cursor.word();
+            if !is_qualifier {
+                words.push(Rc::clone(word));
+            }
+            attributes = attributes.and(self.attributes()?);
+        }
+        match shape::base(words.iter().map(|word| &**word)) {
+            Some(shape) if shape.size > 0 => {
+                let alignment = shape.alignment.max(attributes.aligned.unwrap_or(1));
+                Ok(Tagged { shape: Ok(Shape { alignment, ..shape }), inner: None })
+            }
+            Some(_) => Ok(Tagged { shape: Err("void".into()), inner: None }),
+            None if words.is_empty() => {
+                Err(self.cursor.unread(format!("{} is no type that is known here", self.cursor.seen())))
+            }
+            None => Err(self.cursor.unread(format!("`{}` is no type", Excerpt(&words.join(" "))))),
+        }
+    }
+
+    /// Takes the names of a declaration, and the `;` behind them.
+    fn declarators(
+        &mut self,
+        shape: &std::result::Result<Shape, String>,
+        to: &mut Vec<Member>,
+    ) -> Result<()> {
+        loop {
+            to.push(self.declarator(shape)?);
+            if self.cursor.next_is_sign(";") {
+                return Ok(());
+            }
+            self.cursor.expect(",")?;
+        }
+    }
+
+    /// Takes one name, with what stands around it.
+    fn declarator(&mut self, shape: &std::result::Result<Shape, String>) -> Result<Member> {
+        let mut attributes = self.attributes()?;
+        let mut shape = shape.clone();
+        while self.cursor.next_is_sign("*") {
+            shape = Ok(Shape::POINTER);
+            while QUALIFIERS.into_iter().any(|qualifier| self.cursor.next_is_name(qualifier)) {}
+            attributes = attributes.and(self.attributes()?);
+        }
+        let name = Some(self.cursor.name_of("a field")?);
+        let mut shape = shape.map_err(|name| self.unknown_size(&name))?;
+        let mut flexible = false;
+        while self.cursor.next_is_sign("[") {
+            if self.cursor.next_is_sign("]") {
+                flexible = true;
+                shape = Shape { size: 0, signed: None, ..shape };
+                continue;
+            }
+            let count = self.evaluated(&["]"])?;
+            self.cursor.expect("]")?;
+            let count = count.amount().ok_or_else(|| self.cursor.unread("an array of negative length"))?;
+            shape = shape.times(count).map_err(|why| self.cursor.unread(why))?;
+        }
+        attributes = attributes.and(self.attributes()?);
+        if self.cursor.is_sign(":") {
+            return Err(self.cursor.unread("bit fields are not understood here"));
+        }
+        Ok(Member { name, shape, flexible, attributes, inner: Vec::new() })
+    }
+
+    /// Returns that nothing says how large this type is.
+    fn unknown_size(&self, name: &str) -> Unread {
+        self.cursor.unread(format!("nothing says how large {name} is"))
+    }
+}

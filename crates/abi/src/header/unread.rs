@@ -1,0 +1,27 @@
+//! A part of a header that the reader does not understand. What is read in spite of it is no business of this file.
+
+use serde::Serialize;
+
+/// A part of the header that could not be read, and so was not compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Unread {
+    /// The line, counted from 1.
+    pub line: u32,
+    /// The reason, in a phrase.
+    pub why: String,
+}
+
+/// The parts that are listed of one header. After so many the text is taken for no header, and the rest of it is left.
+pub(super) const MAX_UNREAD: usize = 100;
+
+impl Unread {
+    pub(super) fn new(line: u32, why: impl Into<String>) -> Unread {
+        Unread { line, why: why.into() }
+    }
+
+    /// The last of [`MAX_UNREAD`].
+    pub(super) fn and_no_more(line: u32) -> Unread {
+        Unread::new(line, "too much before cannot be read: nothing from here on is looked at")
+    }
+}
