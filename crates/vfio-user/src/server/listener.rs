@@ -268,7 +268,8 @@ impl Server {
                 continue;
             }
             if let Some(left) = current.take() {
-                left.join();
+                // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
+                left.end();
             }
             match self.start(stream, first.map_or(0, |(id, _)| id)) {
                 Ok(Some(client)) => {
