@@ -6,10 +6,10 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::fcntl_get_seals;
+use rustix::fs::{OFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::net::sockopt::socket_type;
 use rustix::process::{Resource, getrlimit};
 
@@ -40,10 +40,16 @@ impl DescriptorKind {
             return DescriptorKind::Socket;
         }
         match std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
-            Ok(link) if link.as_os_str() == "anon_inode:[eventfd]" => DescriptorKind::Eventfd,
+            // One that was opened with O_PATH has the same link, and can be neither signalled nor read.
+            Ok(link) if link.as_os_str() == "anon_inode:[eventfd]" && !is_path(fd) => DescriptorKind::Eventfd,
             _ => DescriptorKind::Other,
         }
     }
+}
+
+/// Whether a descriptor only names a file (O_PATH).
+fn is_path(fd: BorrowedFd<'_>) -> bool {
+    fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::PATH))
 }
 
 /// Closes descriptors whose close(2) may wait, where that holds up nobody.
@@ -162,7 +168,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use rustix::event::{EventfdFlags, eventfd};
-    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::fs::{MemfdFlags, Mode, memfd_create, open};
 
     use super::*;
 
@@ -172,11 +178,23 @@ mod tests {
         let memory = memfd_create("kind", MemfdFlags::CLOEXEC).unwrap();
         let opened = |path| File::open(path).unwrap();
         assert_eq!(DescriptorKind::of(&memory), DescriptorKind::Memory);
-        assert_eq!(DescriptorKind::of(eventfd(0, EventfdFlags::CLOEXEC).unwrap()), DescriptorKind::Eventfd);
+        let signal = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert_eq!(DescriptorKind::of(&signal), DescriptorKind::Eventfd);
         assert_eq!(DescriptorKind::of(&socket), DescriptorKind::Socket);
         assert_eq!(DescriptorKind::of(tempfile::tempfile_in("/dev/shm").unwrap()), DescriptorKind::Memory);
         for path in ["/dev/zero", "/dev/null", "/proc/self/mem", "/", "/proc/self/exe"] {
             assert_eq!(DescriptorKind::of(opened(path)), DescriptorKind::Other, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_only_names_a_file_is_neither_memory_nor_an_eventfd() {
+        let memory = memfd_create("kind", MemfdFlags::CLOEXEC).unwrap();
+        let signal = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        for fd in [memory, signal] {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let named = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            assert_eq!(DescriptorKind::of(named), DescriptorKind::Other);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -45,6 +46,16 @@ impl Server {
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
         assert!(told.starts_with("serving "), "{told}");
         Server { child, told }
+    }
+
+    /// Tells it to end, and returns what it has logged.
+    fn stopped(mut self) -> String {
+        let signal = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(signal.unwrap().success());
+        assert!(self.child.wait().unwrap().success());
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        stderr
     }
 
     /// Waits until it ends by itself, and returns its result.
@@ -277,6 +288,42 @@ fn confined_servers_take_over_and_are_taken_over() {
         );
         std::mem::replace(&mut server, next).ended();
         program.fill();
+    }
+}
+
+#[test]
+fn a_confined_server_that_keeps_its_device_does_not_miss_the_file_of_its_socket() {
+    if !can_be_confined("a takeover that fails from a confined server") {
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let server = Server::start(&["serial", "--sandbox", "--allow-takeover", "--socket", &argument(&path)]);
+    whimbrel(["serve", "legacy", "--takeover", &argument(&path)]).failed();
+    let logged = server.stopped();
+    assert!(logged.contains("the device stays here"), "{logged}");
+    assert!(!logged.contains("is gone"), "{logged}");
+}
+
+#[test]
+fn what_a_stranger_asks_again_and_again_does_not_fill_the_log() {
+    const TIMES: usize = 50;
+    let folder = TempDir::new().unwrap();
+    let path = socket(&folder);
+    let server = Server::start(&["serial", "--socket", &argument(&path)]);
+    for command in [1_u16, 0x5754] {
+        for _ in 0..TIMES {
+            let header = [1, command, 16, 0, 0, 0, 0, 0];
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(header.as_bytes()).unwrap();
+            // The end of the connection, or its reset, if the server left the message unread.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    }
+    let logged = server.stopped();
+    for line in ["the client is not served", "the device stays here"] {
+        let count = logged.matches(line).count();
+        assert!((1..TIMES / 2).contains(&count), "{count} times: {line}");
     }
 }
 

@@ -60,6 +60,7 @@ pub struct Server {
     /// What a client can have logged again and again.
     turned_away: LogLimit,
     not_accepted: LogLimit,
+    pub(super) turned_down: LogLimit,
     /// Whether who connects where the clients do may take over.
     allows_takeover: bool,
     /// Where processes connect that take over, and nobody else.
@@ -131,6 +132,7 @@ impl Server {
             spare,
             turned_away: LogLimit::default(),
             not_accepted: LogLimit::default(),
+            turned_down: LogLimit::default(),
             allows_takeover,
             takeovers,
             pause: PAUSE,
@@ -255,7 +257,7 @@ impl Server {
                 } else {
                     let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
                                --takeover-socket for another one)";
-                    self.stays(&takeover::turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why)));
+                    self.turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why));
                 }
                 continue;
             }
@@ -268,7 +270,8 @@ impl Server {
                 continue;
             }
             if let Some(left) = current.take() {
-                left.join();
+                // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
+                left.end();
             }
             match self.start(stream, first.map_or(0, |(id, _)| id)) {
                 Ok(Some(client)) => {

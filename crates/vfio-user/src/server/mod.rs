@@ -81,6 +81,7 @@ use self::channel::Channel;
 use self::client::{Client, Served as ClientServed};
 use self::foreign::{ForeignThread, ForeignThreads};
 pub use self::listener::{Served, Server, Stopper};
+use self::log_limit::LogLimit;
 use self::rest::Rest;
 pub use self::socket_file::Listener;
 pub use self::takeover::{LinkError, Takeover, TakeoverError};
@@ -124,6 +125,8 @@ struct Shared {
     max_client_memory: u64,
     foreign_memory: bool,
     foreign_threads: ForeignThreads,
+    /// Clients that are not served.
+    not_served: LogLimit,
     /// The last data file that the device gave, whichever client asked for it.
     data_file: Mutex<Option<Arc<DataFile>>>,
     in_use: AtomicBool,
@@ -259,6 +262,7 @@ impl Backend {
                 max_client_memory,
                 foreign_memory,
                 foreign_threads: ForeignThreads::default(),
+                not_served: LogLimit::default(),
                 data_file,
                 in_use,
             }),

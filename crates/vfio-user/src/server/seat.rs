@@ -82,6 +82,7 @@ impl Ready {
 
 fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
     tracing::info!(device, "a client is served");
+    let shared = serving.turn.0.clone();
     loop {
         match serving.serve() {
             Ok(None) => return tracing::info!(device, "the client has left"),
@@ -97,7 +98,12 @@ fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
             Err(error @ ServeError::Socket(_)) => {
                 return tracing::info!(device, %error, "the connection with the client is over");
             }
-            Err(error) => return tracing::warn!(device, %error, "the client is not served"),
+            Err(error) => {
+                if let Some(left_out) = shared.not_served.admit(Instant::now()) {
+                    tracing::warn!(device, %error, left_out, "the client is not served");
+                }
+                return;
+            }
         }
     }
 }

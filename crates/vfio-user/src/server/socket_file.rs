@@ -86,6 +86,14 @@ impl Listener {
         has_identity(&self.path, self.identity)
     }
 
+    /// Whether whoever connects at the path is known to come elsewhere. A confined process may not look, and does not know.
+    pub(super) fn has_lost_file(&self) -> bool {
+        match fs::symlink_metadata(&self.path) {
+            Ok(metadata) => !is_socket_of(&metadata, self.identity),
+            Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+        }
+    }
+
     /// Who has connected; `None` if another process was faster.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.socket.accept() {
@@ -126,10 +134,11 @@ fn remove_dead(path: &Path) -> io::Result<()> {
 
 /// Whether a path leads to the socket of this device and inode.
 pub(super) fn has_identity(path: &Path, identity: (u64, u64)) -> bool {
-    let is_it = |metadata: fs::Metadata| {
-        metadata.file_type().is_socket() && (metadata.dev(), metadata.ino()) == identity
-    };
-    fs::symlink_metadata(path).is_ok_and(is_it)
+    fs::symlink_metadata(path).is_ok_and(|metadata| is_socket_of(&metadata, identity))
+}
+
+fn is_socket_of(metadata: &fs::Metadata, identity: (u64, u64)) -> bool {
+    metadata.file_type().is_socket() && (metadata.dev(), metadata.ino()) == identity
 }
 
 /// Connects without waiting: [`io::ErrorKind::WouldBlock`] if others wait to be accepted, as many as can.

@@ -29,10 +29,18 @@ impl Server {
         tracing::warn!(path = %self.path().display(), "the device stays here: {kept}");
     }
 
+    /// Tells a process that it cannot take over. Whoever can connect can ask for that again and again.
+    pub(super) fn turn_down(&self, stream: UnixStream, why: Kept) {
+        let kept = takeover::turn_down(stream, why);
+        if let Some(left_out) = self.turned_down.admit(Instant::now()) {
+            tracing::warn!(path = %self.path().display(), left_out, "the device stays here: {kept}");
+        }
+    }
+
     /// A process wants to take over: it is the next, unless another is.
     pub(super) fn queue_takeover(&self, stream: UnixStream, next: &mut Option<Next>) {
         if next.is_some() {
-            self.stays(&takeover::turn_down(stream, takeover::busy()));
+            self.turn_down(stream, takeover::busy());
         } else {
             *next = Some((stream, Instant::now() + TURN));
         }
@@ -53,7 +61,7 @@ impl Server {
                 return;
             }
         };
-        self.stays(&takeover::turn_down(stream, refused));
+        self.turn_down(stream, refused);
     }
 
     fn offer(&self) -> Result<Offer, Kept> {
@@ -83,7 +91,7 @@ impl Server {
             Outcome::Kept(kept) => {
                 self.stays(&kept);
                 for listener in [&self.listener].into_iter().chain(&self.takeovers) {
-                    if !listener.has_file() {
+                    if listener.has_lost_file() {
                         let path = listener.path().display();
                         tracing::warn!(%path, "the socket's file is gone: nobody can connect until a new start");
                     }

@@ -1,10 +1,13 @@
 //! Clients that come, leave and return, at a path.
 
+use std::io::Write;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use whimbrel_device::Errno;
@@ -104,6 +107,32 @@ fn a_second_client_is_told_at_once_that_the_device_is_busy() {
     drop(first);
     running.client();
     assert_eq!(running.stop(), 2);
+}
+
+#[test]
+fn a_client_that_says_no_more_and_takes_no_answers_keeps_nobody_out() {
+    let running = Running::new();
+    let client = running.client();
+    let stream = UnixStream::from(client.receiver.as_fd().try_clone_to_owned().unwrap());
+    // The server's thread waits to send an answer once both directions are full.
+    let mut request = Vec::new();
+    for half in [7_u16, 9] {
+        request.extend(half.to_ne_bytes());
+    }
+    for word in [32_u32, 0, 0, 0, 0, BAR, PAGE as u32] {
+        request.extend(word.to_ne_bytes());
+    }
+    stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    while (&stream).write_all(&request).is_ok() {}
+    stream.shutdown(Shutdown::Write).unwrap();
+
+    let next = UnixStream::connect(running.path()).unwrap();
+    next.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut next = Peer::new(next, None);
+    next.agree(Backend::capabilities());
+    assert_eq!(next.read(BAR, 0, 1).unwrap(), [0]);
+    assert_eq!(running.stop(), 2);
+    drop((client, stream));
 }
 
 #[test]
