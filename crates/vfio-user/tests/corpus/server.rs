@@ -734,7 +734,9 @@ fn command(kind: u8, input: &mut Input<'_>) -> (u16, Vec<u8>) {
             let (rights, iova, size, offset) = (input.u8(), page(input), page(input), page(input));
             (
                 Command::DmaMap.number(),
-                [words(&[32, (rights % 4).into()]), longs(&[offset, iova, size])].concat(),
+                // The access modes beside them, from bits that few inputs have.
+                [words(&[32, (rights & 3 | rights >> 2 & 0xc).into()]), longs(&[offset, iova, size])]
+                    .concat(),
             )
         }
         6 => {

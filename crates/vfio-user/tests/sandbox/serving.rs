@@ -20,6 +20,7 @@ use whimbrel_vfio_user::{Backend, BackendOptions, Sandbox};
 
 use super::support::{
     BAR, BOTH, Board, DOORBELL, Host, MAPPED, MARK, MSI, PAGE, Peer, Signal, mark_in, memory,
+    while_filled_and_drained,
 };
 use super::{start, test};
 
@@ -126,6 +127,11 @@ fn outlives() {
         ring(&mut peer, IOVA);
     }
     assert_eq!(mark_in(&short), MARK);
+    while_filled_and_drained(told.as_fd(), || {
+        for _ in 0..1000 {
+            ring(&mut peer, IOVA);
+        }
+    });
     short.set_len(0).unwrap();
     ring(&mut peer, IOVA + PAGE);
     if let Ok(huge) = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB) {

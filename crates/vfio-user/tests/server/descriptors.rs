@@ -129,6 +129,22 @@ fn an_interrupt_does_not_wait_for_a_client_that_has_filled_its_eventfd() {
 }
 
 #[test]
+fn interrupts_go_on_while_a_client_fills_and_drains_its_eventfd() {
+    let mut peer = Host::new().client();
+    let told = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let set = SetIrqs { flags: 0x24, index: MSI, start: 0, count: 1, data: &[] };
+    peer.ask_with(&Request::DeviceSetIrqs(set), &[told.as_fd()]).unwrap();
+    let memory = memory(PAGE);
+    peer.map(IOVA, PAGE, &memory).unwrap();
+    while_filled_and_drained(told.as_fd(), || {
+        for _ in 0..1000 {
+            ring(&mut peer, IOVA);
+        }
+    });
+    peer.leave().unwrap();
+}
+
+#[test]
 fn a_descriptor_of_memory_is_used_as_the_client_says() {
     let cases = [
         (NO_MODE, true, Ok(())),

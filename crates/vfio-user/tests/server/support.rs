@@ -1,9 +1,11 @@
 //! A device that does a little of everything, and a client that speaks to it message by message.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -239,6 +241,29 @@ impl Host {
         peer.agree(Capabilities { migration_extensions: extensions, ..Backend::capabilities() });
         peer
     }
+}
+
+/// Fills an eventfd's counter and drains it on threads of their own, at any moment, while `job` runs. A write that waits
+/// for room would wait for the one that drains.
+pub(crate) fn while_filled_and_drained(eventfd: BorrowedFd<'_>, job: impl FnOnce()) {
+    let (is_over, has_filled) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            }
+            has_filled.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            let mut counter = [0; 8];
+            while !has_filled.load(Ordering::Relaxed) {
+                let mut into = [IoSliceMut::new(&mut counter)];
+                let _ = rustix::io::preadv2(eventfd, &mut into, u64::MAX, rustix::io::ReadWriteFlags::NOWAIT);
+            }
+        });
+        job();
+        is_over.store(true, Ordering::Relaxed);
+    });
 }
 
 /// A client.

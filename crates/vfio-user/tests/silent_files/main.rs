@@ -50,7 +50,8 @@ fn files_that_never_answer_are_refused_and_hold_up_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let host = Host::new();
     let server = Server::bind(folder.path().join("socket"), host.backend.clone()).unwrap();
-    let (path, stopper) = (server.path().to_owned(), server.stopper());
+    let server = server.allow_takeover();
+    let path = server.path().to_owned();
     let serving = std::thread::spawn(move || server.run());
     let hello = Request::Version(Version::proposal(Backend::capabilities()));
     let connect = || {
@@ -82,6 +83,14 @@ fn files_that_never_answer_are_refused_and_hold_up_nobody() {
     next.map(IOVA, PAGE, &memory).unwrap();
     ring(&mut next, IOVA);
     assert_eq!(mark_in(&memory), MARK);
+    // Nor does a takeover wait, from the client that gives them too.
+    assert_eq!(next.ask_with(&Request::DeviceReset, &many).err(), Some(Errno::EINVAL));
+    let new = Server::take_over(&path, Backend::new(Board::open())).unwrap();
+    assert!(serving.join().unwrap().unwrap().taken_over);
+    let stopper = new.stopper();
+    let serving = std::thread::spawn(move || new.run());
+    ring(&mut next, IOVA);
+    goes_on(&mut next);
     stopper.stop();
     serving.join().unwrap().unwrap();
 }
