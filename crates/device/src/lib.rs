@@ -119,3 +119,8 @@ pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::feature::RegionDmaRange;
 pub use whimbrel_uapi::pci::{PciDependentDevice, PciHotResetFlags};
 pub use worker::Worker;
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -52,3 +52,8 @@ pub use progress::{Observer, Phase, Progress, Silent};
 pub use report::{Report, Round};
 pub use source::{Source, SourceOptions};
 pub use transport::{Address, AddressError, Link, Listener};
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,3 +30,8 @@ pub use dirty_log::DirtyLog;
 pub use lost::survive_lost_memory;
 pub use mapped::{Memory, MemoryError, Protection};
 pub use remote::RemoteMemory;
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

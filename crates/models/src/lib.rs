@@ -44,3 +44,8 @@ pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
 pub use model::{Model, ModelError, OpenError, OpenModel, parse_size};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

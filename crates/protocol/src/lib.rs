@@ -31,3 +31,8 @@ pub mod text;
 pub use nix::errno::Errno;
 pub use state::{State, UnknownState};
 pub use whimbrel_uapi::migration::MigrationFlags;
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

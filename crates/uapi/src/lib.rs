@@ -65,3 +65,8 @@ pub mod region_v1;
 pub mod spapr;
 pub mod table;
 pub mod type1;
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -45,3 +45,8 @@ pub use whimbrel_protocol::precopy::PrecopyReport;
 pub use whimbrel_protocol::region::Version;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
