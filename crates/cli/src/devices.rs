@@ -47,7 +47,7 @@ struct Devices {
     devices: Vec<Listed>,
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let found = kernel::list()?;
     let devices = found.into_iter().map(|device| look_at(device, !arguments.no_open)).collect();

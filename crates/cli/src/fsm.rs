@@ -71,7 +71,7 @@ fn parse_state(text: &str) -> Result<State, String> {
     })
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let flags = arguments.features.iter().fold(MigrationFlags::empty(), |flags, feature| {
         flags

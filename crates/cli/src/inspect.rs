@@ -44,7 +44,7 @@ struct Inspected<'a> {
     head: String,
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let name = arguments.file.display().to_string();
     let (mut input, size): (Box<dyn Read>, Option<u64>) = if name == "-" {

@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     target: String,
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let (mut opened, unadapted) = Target::look_at_text(&arguments.target)?;
     let (probed, failed) = probe(&mut *opened, unadapted);

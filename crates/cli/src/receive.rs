@@ -60,7 +60,7 @@ struct Taken {
     received: Received,
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = parse_address(&arguments.listen)?;
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;

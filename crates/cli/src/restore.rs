@@ -48,7 +48,7 @@ struct Restored {
     raw: bool,
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let name = arguments.input.display().to_string();
     // Before the device is opened: that may reset it.

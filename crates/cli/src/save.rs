@@ -60,7 +60,7 @@ enum Place {
     File(PathBuf),
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     // Before the device is opened: that may reset it.
     let place = place(&arguments.output)?;

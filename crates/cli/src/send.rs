@@ -43,7 +43,7 @@ Examples:
   whimbrel send 0000:3b:00.2 --to other-host:4000
   whimbrel send model:accel --to unix:/run/move.sock --downtime-limit 50 --patience 10";
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let address = parse_address(&arguments.to)?;
     let mut opened = Target::open_text(&arguments.target)?.migratable()?;

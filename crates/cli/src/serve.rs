@@ -110,7 +110,7 @@ enum Door {
     Others(Box<Takeover>),
 }
 
-/// Does it.
+/// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let wrong = |error: &dyn std::error::Error| {
         Failure::new(format!("'{}' cannot be served: {error}", arguments.model))

@@ -316,7 +316,7 @@ mod tests {
             ("vfio-user:", "it names no socket"),
             ("model:", "there is no model"),
             ("model:toaster", "there is no model toaster"),
-            ("model:serial?ports=3", "ports=3 will not do"),
+            ("model:serial?ports=3", "invalid value '3' for ports"),
             ("vfio0", "neither the address of a PCI device nor a uuid"),
             ("../../etc", "neither the address"),
             ("3b:00", "neither the address"),

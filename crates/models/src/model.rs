@@ -85,7 +85,7 @@ pub enum ModelError {
         setting: &'static str,
     },
     /// The setting cannot have this value.
-    #[error("{setting}={value} will not do for model {model}: it takes {takes}")]
+    #[error("invalid value '{value}' for {setting} (model {model}): expected {takes}")]
     Value {
         /// The model's name.
         model: &'static str,
@@ -391,12 +391,15 @@ mod tests {
             ("serial?state=1M", "model serial has no setting state; it has ports, answers, protocol"),
             ("accel?ports=1", "model accel has no setting ports; it has state, rate, features, protocol"),
             ("legacy?protocol=v2", "model legacy has no setting protocol; it has state, rate, section"),
-            ("accel?protocol=v3", "protocol=v3 will not do for model accel: it takes v2, v1 or draft"),
-            ("serial?protocol=", "protocol= will not do for model serial: it takes v2, v1 or draft"),
-            ("serial?answers=qemu", "answers=qemu will not do for model serial: it takes vfio-pci or mtty"),
+            ("accel?protocol=v3", "invalid value 'v3' for protocol (model accel): expected v2, v1 or draft"),
+            ("serial?protocol=", "invalid value '' for protocol (model serial): expected v2, v1 or draft"),
+            (
+                "serial?answers=qemu",
+                "invalid value 'qemu' for answers (model serial): expected vfio-pci or mtty",
+            ),
             ("serial?ports=1&ports=1", "model serial is given its setting ports twice"),
-            ("serial?ports=3", "ports=3 will not do for model serial: it takes 1 or 2"),
-            ("serial?ports", "ports= will not do for model serial: it takes 1 or 2"),
+            ("serial?ports=3", "invalid value '3' for ports (model serial): expected 1 or 2"),
+            ("serial?ports", "invalid value '' for ports (model serial): expected 1 or 2"),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<Model>().unwrap_err().to_string(), error);

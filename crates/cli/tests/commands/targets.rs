@@ -11,7 +11,7 @@ fn a_wrong_target_is_named_with_what_would_be_right() {
         ("vfio0", &["'vfio0' is no target", "neither the address of a PCI device nor a uuid"]),
         ("group:12", &["'group:12' is no target"]),
         ("model:toaster", &["there is no model toaster; there are serial, accel, legacy"]),
-        ("model:serial?ports=9", &["ports=9 will not do for model serial: it takes 1 or 2"]),
+        ("model:serial?ports=9", &["invalid value '9' for ports (model serial): expected 1 or 2"]),
         ("model:accel?state=1", &["'model:accel?state=1' cannot be opened", "1"]),
         (
             "vfio-user:/run/x.sock",

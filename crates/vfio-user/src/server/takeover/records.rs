@@ -157,7 +157,7 @@ impl From<ProblemRecord> for DescriptorError {
 
 /// A number that names no descriptor, or one that is no longer there, or of another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("descriptor {0} is not there, or is none of that kind")]
+#[error("descriptor {0} is missing or has the wrong type")]
 pub(super) struct NoDescriptor(pub(super) Number);
 
 /// Descriptors that have come, by their numbers.
