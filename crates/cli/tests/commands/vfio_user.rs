@@ -114,3 +114,13 @@ fn a_device_that_cannot_be_had_is_said_with_why() {
             .says(&["cannot connect: ECONNREFUSED", "no server is there; start it first"]);
     });
 }
+
+#[test]
+fn a_file_that_is_not_a_socket_is_named_as_such() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    whimbrel(["probe", &format!("vfio-user:{}", argument(file.path()))]).failed().says(&[
+        "cannot connect: ECONNREFUSED",
+        "the file is not a socket",
+        "serve --socket",
+    ]);
+}

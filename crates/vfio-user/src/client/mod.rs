@@ -36,6 +36,7 @@ mod unmap;
 mod write_multiple;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ impl Client {
         let name = format!("vfio-user:{}", path.display());
         let deadline = Instant::now() + LEAVING;
         loop {
-            let stream = connect(path, options.patience).map_err(|error| cannot_connect(&name, &error))?;
+            let stream =
+                connect(path, options.patience).map_err(|error| cannot_connect(&name, path, &error))?;
             match Client::open(name.clone(), stream, options) {
                 Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
                 other => return other.map_err(busy_explained),
@@ -182,8 +184,15 @@ fn connect(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
     }
 }
 
-fn cannot_connect(name: &str, error: &std::io::Error) -> Error {
+fn cannot_connect(name: &str, path: &Path, error: &std::io::Error) -> Error {
+    let is_other = || path.metadata().is_ok_and(|metadata| !metadata.file_type().is_socket());
     let why = match error.raw_os_error().map(Errno::from_raw) {
+        // What the system says of any file that is not a socket, as of a socket without a server.
+        Some(errno @ Errno::ECONNREFUSED) if is_other() => {
+            format!(
+                "cannot connect: {errno}: the file is not a socket; name the path given to 'serve --socket'"
+            )
+        }
         Some(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => {
             format!("cannot connect: {errno}: no server is there; start it first")
         }
