@@ -62,7 +62,9 @@ impl ForeignThreads {
         let (sender, jobs) = mpsc::channel::<Job>();
         std::thread::Builder::new().name("foreign files".into()).spawn(move || {
             let _counted = counted;
-            jobs.into_iter().for_each(|job| job());
+            for job in jobs {
+                job();
+            }
         })?;
         Ok(sender)
     }

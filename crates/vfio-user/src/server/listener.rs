@@ -241,10 +241,10 @@ impl Server {
                     }
                 }
             }
-            if let Some(takeovers) = self.takeovers.as_ref().filter(|_| has_takeover) {
-                if let Some(stream) = self.accept(takeovers) {
-                    self.queue_takeover(stream, &mut next);
-                }
+            if let Some(takeovers) = self.takeovers.as_ref().filter(|_| has_takeover)
+                && let Some(stream) = self.accept(takeovers)
+            {
+                self.queue_takeover(stream, &mut next);
             }
             if !has_client {
                 continue;
