@@ -24,6 +24,7 @@ use crate::size;
 /// its state when one leaves and another comes. It is served until SIGINT or SIGTERM.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of the command")]
 pub(crate) struct Arguments {
     /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
     #[arg(value_name = "MODEL")]
