@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
@@ -17,12 +18,17 @@ use rustix::mount::{UnmountFlags, unmount};
 /// Says to a program where it shall serve the file system.
 const FOLDER: &str = "WHIMBREL_SILENT_FILES";
 
+/// There is one at a time: a process that another test starts has all files open until it runs its program, and to
+/// close one of these it waits. So does the test that starts it, with copies of the first test's sockets.
+static ONLY: Mutex<()> = Mutex::new(());
+
 /// The file system, as long as it lives.
 pub(crate) struct SilentFiles {
     daemon: Child,
     folder: tempfile::TempDir,
     /// Closed when the daemon has ended, for until then that waits.
     file: Option<File>,
+    _only: MutexGuard<'static, ()>,
 }
 
 struct Silent;
@@ -116,10 +122,11 @@ impl SilentFiles {
     /// Mounts it, with the daemon in a process of this program that runs `test`, which calls [`serve_if_asked`]. `None`,
     /// said aloud, where this process may not mount.
     pub(crate) fn mount(test: &str) -> Option<SilentFiles> {
+        let only = ONLY.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
         let mut daemon = Command::new(std::env::current_exe().unwrap());
         let daemon = daemon.args(["--exact", test, "--nocapture"]).env(FOLDER, folder.path());
-        let mut files = SilentFiles { daemon: daemon.spawn().unwrap(), folder, file: None };
+        let mut files = SilentFiles { daemon: daemon.spawn().unwrap(), folder, file: None, _only: only };
         // To ask the file system itself would be to wait for it.
         let is_mounted = |folder: &Path| {
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
