@@ -26,7 +26,6 @@ use crate::size;
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
-#[allow(clippy::struct_excessive_bools, reason = "each is an option of the command")]
 pub(crate) struct Arguments {
     /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
     #[arg(value_name = "MODEL")]

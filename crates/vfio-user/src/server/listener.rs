@@ -12,13 +12,14 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use whimbrel_device::Errno;
 
 use super::log_limit::LogLimit;
+use super::newcomers::Newcomers;
 use super::rest::LOOK;
 use super::seat::{Current, Ready};
 use super::socket_file::Listener;
 use super::spare::{Spare, is_exhausted};
 use super::takeover::{self, Attempt, Description, Kept, TakeoverError};
 use super::takeovers::Next;
-use super::{Backend, Serving, Takeover, Turn, first_header, turn_away};
+use super::{Backend, Serving, Takeover, Turn, first_header, header_so_far, turn_away};
 
 /// How long a device may stand still in a takeover, unless it is told otherwise, and at most.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -207,18 +208,25 @@ impl Server {
         let mut clients = u64::from(current.is_some());
         let mut attempt: Option<Attempt> = None;
         let mut next: Option<Next> = None;
+        let mut newcomers = Newcomers::default();
         let result = loop {
             self.begin_next(&mut attempt, &mut next);
+            for silent in newcomers.take_silent(Instant::now()) {
+                turn_away(&silent, 0, Errno::ETIMEDOUT);
+            }
             let closed = attempt.as_ref().and_then(|attempt| attempt.closed_for(current.is_some()));
             let open = if closed.is_some() { PollFlags::empty() } else { PollFlags::IN };
             let mut asked = vec![
                 PollFd::new(&*self.stop, PollFlags::IN),
                 PollFd::new(&*self.changed, PollFlags::IN),
-                PollFd::new(&self.listener, open),
+                PollFd::new(&self.listener, if newcomers.have_room() { open } else { PollFlags::empty() }),
             ];
             asked.extend(self.takeovers.as_ref().map(|listener| PollFd::new(listener, open)));
-            let turn = next.as_ref().map(|(_, until)| until.saturating_duration_since(Instant::now()));
-            let left = [closed, turn].into_iter().flatten().min();
+            let own = asked.len();
+            asked.extend(newcomers.sockets().map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
+            let now = Instant::now();
+            let turn = next.as_ref().map(|(_, until)| until.saturating_duration_since(now));
+            let left = [closed, turn, newcomers.time_left(now)].into_iter().flatten().min();
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut asked, timeout.as_ref()) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -227,7 +235,8 @@ impl Server {
                 Ok(_) => {}
             }
             let [_, has_changed, has_client, ..] = [0, 1, 2].map(|index| !asked[index].revents().is_empty());
-            let has_takeover = asked.get(3).is_some_and(|asked| !asked.revents().is_empty());
+            let has_takeover = own > 3 && !asked[3].revents().is_empty();
+            let have_said: Vec<bool> = asked[own..].iter().map(|asked| !asked.revents().is_empty()).collect();
             drop(asked);
             if has_changed {
                 // A counter that is read twice is empty the second time.
@@ -246,40 +255,11 @@ impl Server {
             {
                 self.queue_takeover(stream, &mut next);
             }
-            if !has_client {
-                continue;
+            for stream in newcomers.take(have_said.into_iter()) {
+                clients += u64::from(self.meet(stream, attempt.as_ref(), &mut current, &mut next));
             }
-            let Some(stream) = self.accept(&self.listener) else { continue };
-            let first = first_header(&stream);
-            if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
-                if self.allows_takeover {
-                    self.queue_takeover(stream, &mut next);
-                } else {
-                    let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
-                               --takeover-socket for another one)";
-                    self.turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why));
-                }
-                continue;
-            }
-            let may_serve = attempt.as_ref().is_none_or(Attempt::lets_serve);
-            if !may_serve || current.as_ref().is_some_and(|current| !current.has_left()) {
-                if let Some(left_out) = self.turned_away.admit(Instant::now()) {
-                    tracing::info!(path = %self.path().display(), left_out, "a second client is turned away");
-                }
-                turn_away(&stream, first.map_or(0, |(id, _)| id), Errno::EBUSY);
-                continue;
-            }
-            if let Some(left) = current.take() {
-                // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
-                left.end();
-            }
-            match self.start(stream, first.map_or(0, |(id, _)| id)) {
-                Ok(Some(client)) => {
-                    clients += 1;
-                    current = Some(client);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "no thread for a client"),
+            if has_client && let Some(stream) = self.accept(&self.listener) {
+                newcomers.add(stream, Instant::now());
             }
         };
         let result = self.end_takeover(attempt, &mut current, result, clients);
@@ -287,6 +267,50 @@ impl Server {
             current.end();
         }
         result
+    }
+
+    /// A newcomer has said something, or has left. Whether it is the client from here on.
+    fn meet(
+        &self,
+        stream: UnixStream,
+        attempt: Option<&Attempt>,
+        current: &mut Option<Current>,
+        next: &mut Option<Next>,
+    ) -> bool {
+        let first = header_so_far(&stream);
+        let first_id = first.map_or(0, |(id, _)| id);
+        if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
+            if self.allows_takeover {
+                self.queue_takeover(stream, next);
+            } else {
+                let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
+                           --takeover-socket for another one)";
+                self.turn_down(stream, Kept::refused(Errno::EOPNOTSUPP, why));
+            }
+            return false;
+        }
+        let may_serve = attempt.is_none_or(Attempt::lets_serve);
+        if !may_serve || current.as_ref().is_some_and(|current| !current.has_left()) {
+            if let Some(left_out) = self.turned_away.admit(Instant::now()) {
+                tracing::info!(path = %self.path().display(), left_out, "a second client is turned away");
+            }
+            turn_away(&stream, first_id, Errno::EBUSY);
+            return false;
+        }
+        if let Some(left) = current.take() {
+            // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
+            left.end();
+        }
+        match self.start(stream, first_id) {
+            Ok(client) => {
+                *current = client;
+                current.is_some()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no thread for a client");
+                false
+            }
+        }
     }
 
     /// Who has connected, and can be let in. Without descriptors for it, it is told so.

@@ -49,6 +49,7 @@ mod log_limit;
 mod mappings;
 mod memory;
 mod migration_data;
+mod newcomers;
 mod plain;
 mod process;
 mod queue;
@@ -354,6 +355,11 @@ fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     let timeout = Timespec::try_from(PATIENCE).ok();
     // Whatever fails here, the client sees what becomes of its connection.
     let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref());
+    header_so_far(stream)
+}
+
+/// As [`first_header`], of what has come already.
+fn header_so_far(stream: &UnixStream) -> Option<(u16, u16)> {
     let mut header = [0; HEADER];
     let got = recv(stream, &mut header, RecvFlags::DONTWAIT | RecvFlags::PEEK);
     let [i0, i1, c0, c1, ..] = header;

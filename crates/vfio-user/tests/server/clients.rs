@@ -14,7 +14,7 @@ use whimbrel_device::Errno;
 use whimbrel_models::Model;
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_vfio_user::message::{DeviceFeature, Request, SetIrqs, Version};
+use whimbrel_vfio_user::message::{DeviceFeature, Kind, Request, SetIrqs, Version};
 use whimbrel_vfio_user::{Backend, Capabilities, Served, Server, Stopper};
 
 use super::support::*;
@@ -94,15 +94,30 @@ fn the_devices_state_outlives_its_clients_and_what_they_set_up_does_not() {
 }
 
 #[test]
+fn strangers_that_say_nothing_keep_no_client_out_and_are_turned_away() {
+    let running = Running::new();
+    // More than wait at a time, with those that wait to be accepted.
+    let silent: Vec<UnixStream> = (0..24).map(|_| UnixStream::connect(running.path()).unwrap()).collect();
+    let mut client = running.client();
+    assert_eq!(client.write(BAR, 0, b"x"), Ok(1));
+    for stream in silent {
+        let mut stranger = Peer::new(stream, None);
+        let told = stranger.receiver.receive().unwrap().map(|told| told.header.kind);
+        assert_eq!(told, Some(Kind::Error(Errno::ETIMEDOUT as u32)));
+        assert!(stranger.is_over());
+    }
+    drop(client);
+    running.client();
+    assert_eq!(running.stop(), 2);
+}
+
+#[test]
 fn a_second_client_is_told_at_once_that_the_device_is_busy() {
     let running = Running::new();
     let mut first = running.client();
     for _ in 0..3 {
         assert_eq!(busy(&running.path()), Some(Errno::EBUSY));
     }
-    // One that says nothing is not waited for.
-    let silent = UnixStream::connect(running.path()).unwrap();
-    assert!(Peer::new(silent, None).receiver.receive().unwrap().is_some());
     assert_eq!(first.write(BAR, 0, b"x"), Ok(1), "the first goes on");
     drop(first);
     running.client();

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use whimbrel_device::Errno;
 use whimbrel_device::dma::DmaSpace;
 use whimbrel_vfio_user::message::{DmaAccessModes, DmaMap, DmaUnmap, Request, SetIrqs, Version};
@@ -24,8 +23,6 @@ const IOVA: u64 = 0x10_0000;
 const MMAP: DmaAccessModes = DmaAccessModes::MMAP;
 const FILE_IO: DmaAccessModes = DmaAccessModes::FILE_IO;
 const NO_MODE: DmaAccessModes = DmaAccessModes::empty();
-
-static TURN: Mutex<()> = Mutex::new(());
 
 fn map(peer: &mut Peer, modes: DmaAccessModes, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let map = DmaMap { rights: BOTH, modes, offset: 0, iova: IOVA, size: PAGE };
@@ -43,7 +40,6 @@ fn goes_on(peer: &mut Peer) {
 #[test]
 fn files_that_never_answer_are_refused_and_hold_up_nobody() {
     serve_if_asked();
-    let _turn = TURN.lock();
     let test = "files_that_never_answer_are_refused_and_hold_up_nobody";
     let Some(files) = SilentFiles::mount(test) else { return };
     let silent = files.file();
@@ -98,7 +94,6 @@ fn files_that_never_answer_are_refused_and_hold_up_nobody() {
 #[test]
 fn foreign_memory_that_never_answers_is_a_fault_and_holds_up_nobody() {
     serve_if_asked();
-    let _turn = TURN.lock();
     let test = "foreign_memory_that_never_answers_is_a_fault_and_holds_up_nobody";
     let Some(files) = SilentFiles::mount(test) else { return };
     let silent = files.file();

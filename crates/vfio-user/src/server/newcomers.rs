@@ -1,0 +1,87 @@
+//! Connections that were accepted and have not said anything yet. What they say decides what they are: a client, or a
+//! process that wants to take over. None of them is waited for alone, and one that says nothing gets nothing, so that it
+//! holds up nobody.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long a newcomer may be silent. Then it is turned away.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long it may be silent while others wait to be accepted.
+const SHORT_SILENCE: Duration = Duration::from_millis(100);
+
+/// How many are waited for at a time.
+const MAX: usize = 16;
+
+/// Newcomers, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Newcomers(Vec<Newcomer>);
+
+#[derive(Debug)]
+struct Newcomer {
+    stream: UnixStream,
+    since: Instant,
+}
+
+impl Newcomers {
+    pub(super) fn have_room(&self) -> bool {
+        self.0.len() < MAX
+    }
+
+    pub(super) fn add(&mut self, stream: UnixStream, now: Instant) {
+        self.0.push(Newcomer { stream, since: now });
+    }
+
+    /// How long until one has been silent for too long.
+    pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
+        let most = if self.have_room() { SILENCE } else { SHORT_SILENCE };
+        self.0.first().map(|first| (first.since + most).saturating_duration_since(now))
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|newcomer| newcomer.stream.as_fd())
+    }
+
+    /// Takes those that have said something or have left, by their order in [`Newcomers::sockets`].
+    pub(super) fn take(&mut self, mut has_said: impl Iterator<Item = bool>) -> Vec<UnixStream> {
+        let said = self.0.extract_if(.., |_| has_said.next().unwrap_or(false));
+        said.map(|newcomer| newcomer.stream).collect()
+    }
+
+    /// Takes those that have been silent for too long.
+    pub(super) fn take_silent(&mut self, now: Instant) -> Vec<UnixStream> {
+        let mut silent = Vec::new();
+        while self.time_left(now).is_some_and(|left| left.is_zero()) {
+            silent.push(self.0.remove(0).stream);
+        }
+        silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newcomer_that_says_something_is_taken_and_a_silent_one_closed() {
+        let now = Instant::now();
+        let mut newcomers = Newcomers::default();
+        assert_eq!(newcomers.time_left(now), None);
+        let mut others = Vec::new();
+        for number in 0..MAX {
+            assert!(newcomers.have_room());
+            let (here, there) = UnixStream::pair().unwrap();
+            others.push(there);
+            newcomers.add(here, now + Duration::from_millis(number as u64));
+        }
+        assert!(!newcomers.have_room());
+        assert_eq!(newcomers.time_left(now), Some(SHORT_SILENCE), "others may wait");
+        assert!(newcomers.take_silent(now).is_empty());
+        assert_eq!(newcomers.take_silent(now + SHORT_SILENCE).len(), 1, "then there is room again");
+        assert_eq!(newcomers.take([false, true].into_iter()).len(), 1);
+        assert!(newcomers.take_silent(now + SHORT_SILENCE * 10).is_empty());
+        assert_eq!(newcomers.take_silent(now + SILENCE * 2).len(), MAX - 2);
+    }
+}
