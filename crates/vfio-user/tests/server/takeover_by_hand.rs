@@ -248,6 +248,7 @@ fn a_new_server_believes_nothing_that_cannot_be_and_the_old_one_goes_on() {
                 watcher.sees_nothing();
                 continue;
             }
+            assert!(!matches!(harm, Harm::Lost | Harm::Twice), "{place}: {harm:?} is seen by the count");
             // What was harmed did not matter; then the old server has ended, and the new one with it.
             let old = line.take().unwrap().ended_with_path().unwrap();
             assert!(old.taken_over, "{place} {harm:?}");

@@ -210,6 +210,7 @@ impl Giving {
     fn send(&mut self, stopped: &mut Stopped, client: Option<&mut Client>) -> Result<(), Kept> {
         let begin =
             Begin { state: stopped.state.number(), precopy_info_v2: self.device.has_precopy_info_v2() };
+        let before = self.link.sent();
         self.link.send(&Message::Begin(begin))?;
         let state_bytes = self.send_state(stopped)?;
         self.send_configuration()?;
@@ -217,7 +218,8 @@ impl Giving {
         if let Some(client) = client {
             self.send_log(client)?;
         }
-        self.link.send(&Message::End { state_bytes, takeovers })?;
+        let messages = Some(self.link.sent() - before);
+        self.link.send(&Message::End { state_bytes, messages, takeovers })?;
         Ok(())
     }
 

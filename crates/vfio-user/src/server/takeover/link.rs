@@ -65,6 +65,8 @@ pub(super) struct Link {
     limit: Limit,
     /// A message was begun and not finished: nothing that is sent now would be understood.
     is_cut: bool,
+    /// Messages that were sent whole.
+    sent: u64,
 }
 
 /// By when all has to be done, and what ends it before.
@@ -89,7 +91,7 @@ impl Link {
         stream.set_nonblocking(true)?;
         let (receiver, sender) = connection(stream, LIMITS);
         let limit = Limit { deadline: Instant::now() + time, time, stop: None };
-        Ok(Link { receiver, sender, out: MessageBuffer::new(), limit, is_cut: false })
+        Ok(Link { receiver, sender, out: MessageBuffer::new(), limit, is_cut: false, sent: 0 })
     }
 
     /// No descriptors are taken from the peer, which is not trusted: the kernel closes what it sends.
@@ -108,6 +110,11 @@ impl Link {
     pub(super) fn limit(&mut self, time: Duration) {
         self.limit.deadline = Instant::now() + time;
         self.limit.time = time;
+    }
+
+    /// How many messages were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// By when all has to be done.
@@ -174,6 +181,7 @@ impl Link {
             limit.wait(socket, PollFlags::OUT, deadline).map_err(|late| late.unwrap_or(LinkError::Silent))
         });
         self.is_cut |= sent.is_err();
+        self.sent += u64::from(sent.is_ok());
         Ok(sent.map(|()| true)?)
     }
 

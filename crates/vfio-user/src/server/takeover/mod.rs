@@ -66,7 +66,8 @@
 //! | handover | |
 //! | | running, or failed |
 //!
-//! In place of each of its messages the old server may say abort. Keys that are not known are ignored. The texts of a
+//! The end says how many messages came before it, from begin on. In place of each of its messages the old server may say
+//! abort. Keys that are not known are ignored. The texts of a
 //! peer are made printable where they come in.
 
 mod attempt;

@@ -65,6 +65,8 @@ struct Arrival {
     /// The number of the socket for takeovers, once all has come.
     takeovers: Option<u32>,
     has_ended: bool,
+    /// How many messages came.
+    messages: u64,
     /// For the client's descriptors that are to be looked at again.
     foreign: Arc<ForeignThread>,
     screen: Screen,
@@ -173,6 +175,7 @@ fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<
     while !arrival.has_ended {
         let received = link.receive()?;
         arrival.take(received.message, received.data, received.descriptors, offered.has_region())?;
+        arrival.messages += 1;
     }
     Ok(arrival)
 }
@@ -201,6 +204,7 @@ impl Arrival {
             before: Vec::new(),
             takeovers: None,
             has_ended: false,
+            messages: 0,
             screen: backend.shared.screen(&foreign),
             foreign,
         })
@@ -272,7 +276,11 @@ impl Arrival {
                 *place = Some((record, bytes));
             }
             (Message::Waiting(record), true) => self.waiting(record, data)?,
-            (Message::End { state_bytes, takeovers }, true) => {
+            (Message::End { state_bytes, messages, takeovers }, true) => {
+                let came = self.messages;
+                if let Some(messages) = messages.filter(|messages| *messages != came) {
+                    return Err(wrong(format!("{came} of {messages} messages came")));
+                }
                 if state_bytes != self.state_bytes {
                     let came = self.state_bytes;
                     return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));

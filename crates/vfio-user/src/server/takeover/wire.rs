@@ -101,6 +101,9 @@ pub(super) enum Message {
     End {
         /// Bytes of the device's state.
         state_bytes: u64,
+        /// Messages from the beginning to this one, without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        messages: Option<u64>,
         /// The socket for takeovers alone, if there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         takeovers: Option<Number>,
@@ -197,7 +200,7 @@ mod tests {
             Message::State { ends: true },
             Message::Ioeventfds { list: vec![] },
             Message::Mappings { list: vec![] },
-            Message::End { state_bytes: 0, takeovers: None },
+            Message::End { state_bytes: 0, messages: None, takeovers: None },
             Message::Begin(Begin { state: 1, precopy_info_v2: false }),
             Message::Abort { errno: 1, why: String::new() },
         ];
