@@ -1,0 +1,36 @@
+//! What it costs to signal an interrupt's eventfd without ever waiting, beside the write that a user would make.
+#![allow(clippy::unwrap_used)]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_device::{
+    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
+};
+
+/// A card with one MSI.
+struct Card;
+
+impl Driver for Card {
+    fn info(&self) -> Info {
+        Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 5, capabilities: vec![] }
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: u32::from(index == 1) })
+    }
+}
+
+fn signal(criterion: &mut Criterion) {
+    let bus = Bus::new();
+    let device = DeviceFile::new("card", bus.clone(), Box::new(Card));
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let told = IrqData::Eventfd(vec![Some(eventfd.try_clone().unwrap())]);
+    device.set_irqs(1, 0, IrqAction::Trigger, told).unwrap();
+    let mut group = criterion.benchmark_group("eventfd");
+    group.bench_function("a message interrupt", |bencher| bencher.iter(|| bus.interrupts().trigger(1, 0)));
+    group.bench_function("write(2)", |bencher| bencher.iter(|| eventfd.write(1)));
+    group.finish();
+}
+
+criterion_group!(benches, signal);
+criterion_main!(benches);
