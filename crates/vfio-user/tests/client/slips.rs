@@ -1,9 +1,11 @@
 //! Known slips of servers, which are lived with, and told once in the log.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::fmt::MakeWriter;
 use vm_memory::MmapRegion;
 use whimbrel_engine::archive::{self, Form};
@@ -35,6 +37,10 @@ impl<'a> MakeWriter<'a> for Log {
 
 /// The warnings of this thread meanwhile.
 fn warnings(work: impl FnOnce()) -> Vec<String> {
+    // As long as there is but one subscriber, the thread that meets an event first decides whether anybody wants it.
+    // That may be another test's, which has none.
+    static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+    LazyLock::force(&ANOTHER);
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt()
         .with_writer(log.clone())
