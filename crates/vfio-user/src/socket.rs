@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as SystemError;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -330,15 +331,8 @@ impl Sender {
         descriptors: &[BorrowedFd<'_>],
         mut wait: impl FnMut(BorrowedFd<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut space = if descriptors.is_empty() {
-            Vec::new()
-        } else {
-            vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(descriptors.len()))]
-        };
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
-        }
+        let mut space = Vec::new();
+        let mut control = rights(&mut space, descriptors)?;
         let mut sent = 0;
         while sent < bytes.len() {
             match sendmsg(&*self.stream, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL) {
@@ -357,15 +351,8 @@ impl Sender {
     /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptors
     /// with the first of them.
     pub(crate) fn send_some(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
-        let mut space = if descriptors.is_empty() {
-            Vec::new()
-        } else {
-            vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(descriptors.len()))]
-        };
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let mut space = Vec::new();
+        let mut control = rights(&mut space, descriptors)?;
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match sendmsg(&*self.stream, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(SystemError::INTR | SystemError::AGAIN) => Ok(0),
@@ -388,6 +375,27 @@ impl Sender {
     pub(crate) fn ender(&self) -> Ender {
         Ender(Arc::downgrade(&self.stream))
     }
+}
+
+/// What goes with bytes that descriptors go with.
+fn rights<'a>(
+    space: &'a mut Vec<MaybeUninit<u8>>,
+    descriptors: &'a [BorrowedFd<'a>],
+) -> io::Result<SendAncillaryBuffer<'a, 'a, 'a>> {
+    if !descriptors.is_empty() {
+        space.resize(cmsg_space!(ScmRights(descriptors.len())), MaybeUninit::uninit());
+    }
+    let mut control = SendAncillaryBuffer::new(space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(control)
+}
+
+/// Whether there is something to read now.
+pub(crate) fn is_readable(descriptor: impl AsFd) -> bool {
+    let mut asked = [PollFd::new(&descriptor, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// Ends a connection, and does not keep it open.

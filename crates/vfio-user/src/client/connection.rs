@@ -5,14 +5,13 @@
 //! that ([`idle`](super::idle)).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_protocol::Errno;
 use whimbrel_user::{Error, Result};
 
@@ -23,7 +22,7 @@ use super::twin::{Twin, TwinError};
 use crate::Capabilities;
 use crate::descriptors::Descriptors;
 use crate::message::{Command, Kind, Limits, Malformed, MessageBuffer, Reply};
-use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection};
+use crate::socket::{DescriptorError, Receiver, Sender, SocketError, connection, is_readable};
 
 mod ask;
 mod batch;
@@ -196,7 +195,7 @@ impl Connection {
     /// Answers requests that have come, for who keeps the thread from it and reads nothing.
     fn serve_arrived(&mut self) {
         self.serve_read_ahead();
-        while self.idle.is_some() && !self.is_over && has_come(&self.receiver) {
+        while self.idle.is_some() && !self.is_over && is_readable(&self.receiver) {
             self.serve();
         }
     }
@@ -359,11 +358,6 @@ impl Drop for Connection {
 /// A server that did not answer in time.
 pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> Error {
     Error::request(name, format!("{}: no reply within {patience:?}", what.to_string()), Errno::ETIMEDOUT)
-}
-
-fn has_come(socket: impl AsFd) -> bool {
-    let mut asked = [PollFd::new(&socket, PollFlags::IN)];
-    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// A payload that is none of the reply's. The messages behind it can still be told apart.

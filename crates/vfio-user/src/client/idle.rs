@@ -6,10 +6,10 @@ use std::sync::Weak;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::connection::Connection;
-use crate::socket::Sender;
+use crate::socket::{Sender, is_readable};
 
 /// The thread, which ends with its connection.
 #[derive(Debug)]
@@ -28,22 +28,17 @@ impl Idle {
 
 /// Waits until something comes, and answers it if nobody else has taken it. `false` once it is over.
 fn attend(connection: &Weak<Mutex<Connection>>, socket: &Sender) -> bool {
-    if !is_readable(socket, None) {
+    // Nothing but a signal interrupts it.
+    if poll(&mut [PollFd::new(socket, PollFlags::IN)], None).is_err() {
         return true;
     }
     let Some(connection) = connection.upgrade() else { return false };
     // Who waits for a reply has it, and takes what comes.
     let mut connection = connection.lock();
-    if is_readable(socket, Some(&Timespec::default())) {
+    if is_readable(socket) {
         connection.serve();
     }
     !connection.is_over()
-}
-
-fn is_readable(socket: &Sender, timeout: Option<&Timespec>) -> bool {
-    let mut asked = [PollFd::new(socket, PollFlags::IN)];
-    // Nothing but a signal interrupts it.
-    poll(&mut asked, timeout).is_ok_and(|count| count > 0)
 }
 
 impl Drop for Idle {

@@ -21,10 +21,6 @@ use super::takeover::{self, Attempt, Description, Kept, TakeoverError};
 use super::takeovers::Next;
 use super::{Backend, Serving, Takeover, Turn, first_header, header_so_far, turn_away};
 
-/// How long a device may stand still in a takeover, unless it is told otherwise, and at most.
-const PAUSE: Duration = Duration::from_secs(30);
-const MAX_PAUSE: Duration = Duration::from_mins(10);
-
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
 ///
@@ -136,7 +132,7 @@ impl Server {
             turned_down: LogLimit::default(),
             allows_takeover,
             takeovers,
-            pause: PAUSE,
+            pause: takeover::PAUSE,
         }
     }
 
@@ -181,7 +177,7 @@ impl Server {
     /// takeover that takes longer is given up, and the device goes on.
     #[must_use]
     pub fn takeover_pause(mut self, pause: Duration) -> Server {
-        self.pause = pause.min(MAX_PAUSE);
+        self.pause = pause.min(takeover::MAX_PAUSE);
         self
     }
 

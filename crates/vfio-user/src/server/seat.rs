@@ -15,9 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_device::Errno;
 
 use super::rest::Rest;
-use super::takeover::{Kept, LinkError, REST_PATIENCE, is_readable};
+use super::takeover::{Kept, LinkError, REST_PATIENCE};
 use super::{ServeError, Serving};
-use crate::socket::Sender as Socket;
+use crate::socket::{Sender as Socket, is_readable};
 
 /// How long who waits for a client to rest goes without a look at what stops the server.
 const LOOK: Duration = Duration::from_millis(20);

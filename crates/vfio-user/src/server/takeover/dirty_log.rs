@@ -33,10 +33,15 @@ pub(super) fn keep_dirty(device: &DeviceFile, log: &mut Log, deadline: Instant) 
 
 /// A log that is kept beside a device's.
 pub(super) fn new_log(page_size: u64, ranges: &[(u64, u64)]) -> Result<DirtyLog, Errno> {
+    DirtyLog::new(&checked(page_size, ranges)?)
+}
+
+/// First address and bytes of each range, as a device's log takes them.
+pub(super) fn checked(page_size: u64, ranges: &[(u64, u64)]) -> Result<LoggingRanges, Errno> {
     let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
     let mut checked = LoggingRanges::new(page_size, count)?;
     ranges.iter().try_for_each(|(iova, length)| checked.push(*iova, *length))?;
-    DirtyLog::new(&checked)
+    Ok(checked)
 }
 
 /// Calls `each` with iova, bytes and room for the bitmap of all of `ranges`, in pieces that one message

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wire::{COMMAND, LIMITS, Message, PATIENCE, TAIL, short};
 use crate::message::{Kind, MessageBuffer};
-use crate::socket::{Receiver, Sender, SocketError, connection};
+use crate::socket::{Receiver, Sender, SocketError, connection, is_readable};
 
 /// How long the last word to a peer may take. Nobody waits for an answer to it.
 const LAST_WORD: Duration = Duration::from_millis(500);
@@ -286,12 +286,6 @@ impl Limit {
             }
         }
     }
-}
-
-/// Whether there is something to read now.
-pub(in crate::server) fn is_readable(descriptor: impl AsFd) -> bool {
-    let mut asked = [PollFd::new(&descriptor, PollFlags::IN)];
-    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]

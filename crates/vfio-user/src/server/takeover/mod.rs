@@ -98,7 +98,6 @@ pub(super) use self::describe::Description;
 pub(super) use self::give::{Given, Kept, Offer};
 use self::link::Link;
 pub use self::link::LinkError;
-pub(super) use self::link::is_readable;
 pub(super) use self::wire::{COMMAND, REST_PATIENCE, TakeoversRecord};
 use self::wire::{Message, PATIENCE, VERSIONS};
 use super::listener::Signals;
@@ -106,9 +105,9 @@ use super::seat::Ready;
 use super::socket_file::{Listener, connect_now, has_identity};
 use super::{Backend, Server};
 
-/// How long the device of an old server may stand still that does not say, and of one that says more at most.
-const PAUSE: Duration = Duration::from_secs(30);
-const MAX_PAUSE: Duration = Duration::from_mins(10);
+/// How long a device may stand still in a takeover if the old server says nothing else, and at most.
+pub(super) const PAUSE: Duration = Duration::from_secs(30);
+pub(super) const MAX_PAUSE: Duration = Duration::from_mins(10);
 
 /// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
 /// at the request in time.

@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_protocol::handover::{self, Source, SourceAction};
 
 use super::give::{Given, Giving, Kept};
-use super::link::{LinkError, is_readable};
+use super::link::LinkError;
 use super::wire::Message;
+use crate::socket::is_readable;
 
 /// How often it is said that a device stands and nobody knows whether it runs elsewhere.
 const WARNING: Duration = Duration::from_mins(1);

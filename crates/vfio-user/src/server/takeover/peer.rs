@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::link::is_readable;
+use crate::socket::is_readable;
 
 /// A process that has connected.
 #[derive(Debug)]

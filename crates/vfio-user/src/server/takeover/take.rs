@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use rustix::net::sockopt::socket_acceptconn;
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
-use whimbrel_protocol::dirty::LoggingRanges;
 use whimbrel_protocol::handover::{self, Destination, DestinationAction};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DataFile, Device};
@@ -25,12 +24,13 @@ use super::super::{Backend, Serving, Turn};
 use super::TakeoverError;
 use super::configuration;
 use super::describe::{Description, adapted};
-use super::dirty_log::{mark, new_log};
+use super::dirty_log::{checked, mark, new_log};
 use super::link::Link;
 use super::records::{
     ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
     UnreadRecord, WaitingRecord,
 };
+use super::stopped::sleep_again;
 use super::wire::{Begin, MOST_DATA, Message, PATIENCE, short};
 use crate::descriptors::{DescriptorKind, Screen};
 use crate::message::{HEADER, Header, Kind, Limits};
@@ -502,10 +502,7 @@ impl Arrival {
     }
 
     fn start_log(&self, log: &Log) -> Result<(), Errno> {
-        let count = u32::try_from(log.ranges.len()).map_err(|_| Errno::E2BIG)?;
-        let mut ranges = LoggingRanges::new(log.page_size, count)?;
-        log.ranges.iter().try_for_each(|(iova, length)| ranges.push(*iova, *length))?;
-        self.device.dma_logging_start(&ranges).map(drop)
+        self.device.dma_logging_start(&checked(log.page_size, &log.ranges)?).map(drop)
     }
 }
 
@@ -553,11 +550,7 @@ fn commit(
         tracing::warn!(device = device.name(), %errno, "VFIO_PRECOPY_INFO_REINIT is not told any more");
     }
     device.resume_signals();
-    if let Some(LowPowerEntry { wakeup }) = low_power
-        && let Err(errno) = device.enter_low_power(wakeup)
-    {
-        tracing::warn!(device = device.name(), %errno, "the device does not sleep any more");
-    }
+    sleep_again(device, low_power);
     if let Some(Serving { client, .. }) = &mut serving {
         client.is_anothers = false;
     }
