@@ -11,9 +11,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_device::survive_lost_memory;
 use whimbrel_device::wrap::fault::Faults;
 use whimbrel_models::{Model, OpenModel};
-use whimbrel_vfio_user::{
-    Backend, BackendOptions, Listener, Sandbox, Server, Stopper, Takeover, TakeoverError,
-};
+use whimbrel_sandbox::Sandbox;
+use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};

@@ -22,6 +22,7 @@ use whimbrel_device::{
 };
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, SavingRead};
@@ -30,9 +31,7 @@ use whimbrel_vfio_user::message::{
     DeviceFeature, DmaMap, DmaUnmap, Kind, Limits, LoggingReport, LoggingStart, MessageBuffer, RegionAccess,
     Request, Version,
 };
-use whimbrel_vfio_user::{
-    Backend, Capabilities, Client, ClientOptions, Receiver, Sandbox, Sender, connection,
-};
+use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
 
 const SMALL: [u8; 20] = [0; 20];
 /// Says to this program that it is the peer, and of which kind.

@@ -4,7 +4,7 @@
 //! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and
 //! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
 //! at a path, [`Backend`] over a socket that is connected already, and [`Client`] uses the device of any
-//! server. [`Sandbox`] confines the process of a server to what it holds open. The text is QEMU's
+//! server. [whimbrel-sandbox](https://docs.rs/whimbrel-sandbox) confines the process of a server. The text is QEMU's
 //! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO, and what it leaves
 //! open about migration is agreed on in [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
 
@@ -14,7 +14,6 @@ mod descriptors;
 mod eventfd;
 mod extensions;
 pub mod message;
-mod sandbox;
 mod server;
 mod socket;
 
@@ -24,7 +23,6 @@ pub use capabilities::{
 pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
 pub use descriptors::Descriptors;
 pub use extensions::MigrationExtensions;
-pub use sandbox::{Confinement, Sandbox, SandboxError};
 pub use server::{
     Backend, BackendOptions, LinkError, Listener, ServeError, Served, Server, Stopper, Takeover,
     TakeoverError,

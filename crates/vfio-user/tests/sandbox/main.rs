@@ -1,22 +1,19 @@
-//! What a confined process can do, and what it is told of the rest: the table of [`Sandbox`]'s documentation,
-//! tried from inside.
+//! A server that is confined by [`Sandbox`] serves what one without does.
 //!
 //! Confinement is for good and wants a process with one thread. So each test starts this program again, which
 //! then finds in its environment what it shall do, and does it on its main thread.
 #![allow(clippy::unwrap_used)]
 
-mod attempts;
 mod serving;
 #[path = "../server/support.rs"]
 #[allow(dead_code)] // The tests of the server use the rest of it.
 mod support;
 
 use std::io::Write;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitCode, ExitStatus, Output};
+use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use whimbrel_vfio_user::{Sandbox, SandboxError};
+use whimbrel_sandbox::{Sandbox, SandboxError};
 
 /// Names what is to be done in a process of its own.
 const INSIDE: &str = "WHIMBREL_INSIDE_A_SANDBOX";
@@ -36,14 +33,11 @@ fn main() -> ExitCode {
         eprintln!("SKIPPED: the sandbox: {why}");
         return ExitCode::SUCCESS;
     }
-    let mut trials = attempts::trials();
-    trials.extend(serving::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(&arguments, serving::trials()).exit_code()
 }
 
 fn inside(what: &str) {
     match what.split_once(' ') {
-        Some(("attempt", name)) => attempts::inside(name),
         Some(("serve", name)) => serving::inside(name),
         _ => match Sandbox::new().confine() {
             Err(SandboxError::NoLandlock | SandboxError::LandlockOff) => say("no Landlock here"),
@@ -77,16 +71,4 @@ fn test(name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> Trial {
         run();
         Ok::<(), Failed>(())
     })
-}
-
-/// What a process said that has ended well.
-#[track_caller]
-fn said(output: Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Whether the kernel has ended a process for a system call.
-fn is_killed(status: ExitStatus) -> bool {
-    status.signal() == Some(libc::SIGSYS)
 }

@@ -11,12 +11,13 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, State, survive_lost_memory,
 };
+use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_vfio_user::message::{
     DeviceFeature, DmaAccessModes, DmaMap, LoggingStart, Reply, Request, SetIrqs,
 };
-use whimbrel_vfio_user::{Backend, BackendOptions, Sandbox};
+use whimbrel_vfio_user::{Backend, BackendOptions};
 
 use super::support::{
     BAR, BOTH, Board, DOORBELL, Host, MAPPED, MARK, MSI, PAGE, Peer, Signal, mark_in, memory,

@@ -1,4 +1,4 @@
-//! Which system calls a server needs, and with what arguments. Nothing is asked of the kernel here.
+//! The system calls that a server needs, with their arguments, as filters. Nothing is asked of the kernel here.
 //!
 //! The names are the kernel's, which `libc` has per processor. Calls without conditions cost next to nothing:
 //! from Linux 5.11 on the kernel remembers that they are allowed and runs no filter for them. So those of a

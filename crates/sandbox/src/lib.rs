@@ -1,11 +1,33 @@
-//! Confinement of a server to what it holds open. What a system call is answered stands in
-//! [`system_calls`], and why.
+//! Landlock and seccomp for a process that serves untrusted peers.
 //!
-//! Two parts of the kernel do it, each for itself: Landlock takes away what a process can reach by a name, and
-//! seccomp what it can ask the kernel for.
+//! [`Sandbox::confine`] leaves the process, permanently, with what it holds open:
+//!
+//! ```
+//! use std::fs::File;
+//! use whimbrel_sandbox::{Sandbox, SandboxError};
+//!
+//! let open = File::open("/proc/self/status")?;
+//! match Sandbox::new().confine() {
+//!     Ok(confinement) => {
+//!         println!("confined by {confinement}");
+//!         assert!(open.metadata().is_ok());
+//!         assert!(File::open("/proc/self/status").is_err());
+//!     }
+//!     // A server ends here: peers are never served with more rights than were asked for.
+//!     Err(error @ (SandboxError::NoLandlock | SandboxError::LandlockOff)) => println!("{error}"),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Two parts of the kernel do it independently: Landlock denies what a process can reach by a name, and seccomp
+//! limits the system calls it can make. The list of system calls was made for the servers of
+//! [whimbrel-vfio-user](https://docs.rs/whimbrel-vfio-user); a program that needs more names them
+//! ([`Sandbox::allow`]).
 
 mod system_calls;
 
+use std::ffi::c_long;
 use std::fmt;
 use std::io;
 
@@ -20,10 +42,9 @@ use self::system_calls::Policy;
 /// The newest Landlock whose rights have been looked at. A kernel that has less gives what it has.
 const NEWEST: ABI = ABI::V9;
 
-/// Confines this process, for good, to what it holds open.
+/// Confinement of this process to what it holds open.
 ///
-/// A server reads what others send. If one of them ever makes it do what it should not, it can still do no more
-/// than this:
+/// A server reads what untrusted peers send. A peer that takes control of a confined server can do no more than this:
 ///
 /// | it can | and cannot |
 /// |---|---|
@@ -41,74 +62,73 @@ const NEWEST: ABI = ABI::V9;
 /// - What opens a file or looks at one by its name is EACCES, as Landlock answers. Libraries ask so on their own
 ///   (an allocator for the number of processors, a panic for its own program) and do without.
 /// - `clone3` is ENOSYS, so that threads are made by `clone`, whose flags can be looked at.
-/// - All else ends the process with SIGSYS. No code of a server does that, so what does is not the server's. The
-///   kernel logs which call it was (`audit: type=1326`, `syscall=` its number).
+/// - All else ends the process with SIGSYS: no code of a server makes such a call. The kernel logs its number
+///   (`audit: type=1326`, `syscall=`).
 ///
 /// A driver that needs more system calls names them ([`Sandbox::allow`]).
 ///
-/// The process must have one thread, for Landlock confines the one that asks and those it starts: confine before
-/// the device is opened and the server runs. What has to be opened, such as the socket ([`Listener`](crate::Listener)),
-/// is opened before. No rights are needed. What cannot be undone: the process gets no_new_privs.
+/// The process must have one thread, because Landlock confines the calling thread and those it starts: confine before
+/// the device is opened and the server runs. Open what has to be opened by its name, such as the server's socket,
+/// before. No privileges are needed. The process also gets no_new_privs, which cannot be undone either.
 ///
-/// The socket's name stays behind when the server ends, because to remove one name is to be allowed to remove all
-/// of its folder. Nobody can connect to it then, and [`Listener::bind`](crate::Listener::bind) replaces it.
+/// A Unix socket's name stays behind when the process ends, because the right to remove one name is the right to remove
+/// all names in its folder.
 ///
 /// ```no_run
-/// use whimbrel_models::Model;
-/// use whimbrel_vfio_user::{Backend, Listener, Sandbox, Server};
+/// use std::os::unix::net::UnixListener;
+/// use whimbrel_sandbox::Sandbox;
 ///
-/// let listener = Listener::bind("/run/user/1000/accel")?;
-/// let confined = Sandbox::new().confine()?;
-/// eprintln!("confined by {confined}");
-/// let model = "accel?state=1MiB".parse::<Model>()?.open("accel 0")?;
-/// Server::new(listener, Backend::new(model.device))?.run()?;
+/// let listener = UnixListener::bind("/run/user/1000/device")?;
+/// let confinement = Sandbox::new().confine()?;
+/// eprintln!("confined by {confinement}");
+/// for stream in listener.incoming() {
+///     // Serve the peer.
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Sandbox {
-    allowed: Vec<libc::c_long>,
+    allowed: Vec<c_long>,
 }
 
-/// What confines the process. As text, for people.
+/// The kernel features that confine the process. Its `Display` is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confinement {
     landlock_abi: u32,
 }
 
-/// Why the process is not confined as it should be. It may be in part, and should not go on.
+/// A reason why the process is not fully confined. It may be confined in part, and should end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
-    /// There is no Landlock, or a container's own filter hides it.
+    /// The kernel has no Landlock, or a container's own filter hides it.
     #[error(
         "this kernel has no Landlock: it takes Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and in a container a \
          seccomp profile that allows landlock_create_ruleset"
     )]
     NoLandlock,
-    /// There is Landlock, and it was not started.
+    /// The kernel has Landlock, but was booted without it.
     #[error("this kernel's Landlock is off: boot with landlock in the list of lsm= (or in CONFIG_LSM)")]
     LandlockOff,
-    /// Landlock refused.
-    #[error("landlock: {0}")]
+    /// Landlock failed.
+    #[error("Landlock: {0}")]
     Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Threads run that Landlock would leave out.
-    #[error(
-        "{0} threads run, and only the one that confines itself would be confined: do it before others start"
-    )]
+    /// Other threads run, which Landlock would not confine.
+    #[error("the process has {0} threads, and Landlock confines one: confine before other threads start")]
     Threads(usize),
-    /// It cannot be seen how many threads run.
-    #[error("the threads of this process cannot be counted in /proc/self/task, where procfs must be: {0}")]
+    /// The threads of this process could not be counted.
+    #[error("cannot count this process's threads in /proc/self/task (is procfs mounted?): {0}")]
     Uncounted(#[source] io::Error),
     /// The list of system calls is not known for this processor.
-    #[error("there is no filter of system calls for {arch}", arch = std::env::consts::ARCH)]
+    #[error("no system call filter for {arch}", arch = std::env::consts::ARCH)]
     Processor,
-    /// seccomp refused.
-    #[error("this kernel takes no filter of system calls (it takes CONFIG_SECCOMP_FILTER): {0}")]
+    /// seccomp failed.
+    #[error("this kernel takes no system call filter (it needs CONFIG_SECCOMP_FILTER): {0}")]
     Seccomp(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Sandbox {
-    /// What a server of this crate needs, and no more.
+    /// The system calls that a vfio-user server needs, and no more.
     pub fn new() -> Sandbox {
         Sandbox::default()
     }
@@ -116,17 +136,17 @@ impl Sandbox {
     /// Allows one more system call (`libc::SYS_*`), whatever its arguments. Landlock denies what it denies.
     ///
     /// ```
-    /// # use whimbrel_vfio_user::Sandbox;
+    /// # use whimbrel_sandbox::Sandbox;
     /// // A driver that locks its memory.
     /// let sandbox = Sandbox::new().allow(libc::SYS_mlock).allow(libc::SYS_munlock);
     /// ```
     #[must_use]
-    pub fn allow(mut self, system_call: libc::c_long) -> Sandbox {
+    pub fn allow(mut self, system_call: c_long) -> Sandbox {
         self.allowed.push(system_call);
         self
     }
 
-    /// Confines the process.
+    /// Confines the process, permanently.
     pub fn confine(self) -> Result<Confinement, SandboxError> {
         let filters = Policy::new(std::process::id()).allow(&self.allowed).filters()?;
         match threads()? {
@@ -142,7 +162,7 @@ impl Sandbox {
 }
 
 impl Confinement {
-    /// The version of the kernel's Landlock, as far as it is used.
+    /// Returns the ABI version of Landlock that is used: the kernel's, or the newest this crate knows.
     pub const fn landlock_abi(&self) -> u32 {
         self.landlock_abi
     }
@@ -158,7 +178,7 @@ fn threads() -> Result<usize, SandboxError> {
     std::fs::read_dir("/proc/self/task").map(Iterator::count).map_err(SandboxError::Uncounted)
 }
 
-/// Takes away, with Landlock, everything that has a name. Returns the ABI.
+/// Denies, with Landlock, everything that has a name. Returns the ABI.
 fn deny_names() -> Result<u32, SandboxError> {
     let refused = |error: RulesetError| SandboxError::Landlock(error.into());
     let status = Ruleset::default()
@@ -173,7 +193,7 @@ fn deny_names() -> Result<u32, SandboxError> {
         (LandlockStatus::NotImplemented, _) => Err(SandboxError::NoLandlock),
         (LandlockStatus::NotEnabled, _) => Err(SandboxError::LandlockOff),
         (LandlockStatus::Available { .. }, RulesetStatus::NotEnforced) => {
-            Err(SandboxError::Landlock("the kernel has it, and enforces nothing".into()))
+            Err(SandboxError::Landlock("the kernel enforces none of it".into()))
         }
         (LandlockStatus::Available { effective_abi, .. }, _) => Ok(effective_abi as u32),
     }
@@ -182,3 +202,8 @@ fn deny_names() -> Result<u32, SandboxError> {
 fn install(filter: &BpfProgram) -> Result<(), SandboxError> {
     apply_filter_all_threads(filter).map_err(|error| SandboxError::Seccomp(error.into()))
 }
+
+/// The example of the README, run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,7 +11,7 @@ use std::process::Output;
 
 use libtest_mimic::Trial;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-use whimbrel_vfio_user::Sandbox;
+use whimbrel_sandbox::Sandbox;
 
 use super::{is_killed, said, say, start, test};
 
@@ -257,7 +257,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         let error = said(start("attempt threads").output().unwrap());
         assert_eq!(
             error,
-            "2 threads run, and only the one that confines itself would be confined: do it before others start"
+            "the process has 2 threads, and Landlock confines one: confine before other threads start"
         );
     });
     attempts.chain(lacking).chain([threads]).collect()
