@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::FileOffset;
-use whimbrel_device::edid::EdidRegion;
+use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
     RegionInfoFlags, SparseMemory,

@@ -6,8 +6,8 @@
 //! comes in one of two ways that agree: as a typed call, or as the raw bytes of an ioctl ([`raw`]).
 //!
 //! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`]. A vendor can come
-//! between a driver and its user ([`mediate`]). A device of migration v2 can be offered through the migration region of
-//! older kernels instead ([`migration_region`]).
+//! between a driver and its user ([`mediate`](wrap::mediate)). A device of migration v2 can be offered through the migration region of
+//! older kernels instead ([`migration_region`](wrap::migration_region)).
 //!
 //! ```
 //! use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
@@ -62,53 +62,32 @@
 //! ```
 
 mod bus;
-mod cdev;
-mod container;
-mod data_file;
-mod device_file;
-mod device_set;
-pub mod dma;
+mod core;
 mod driver;
-pub mod edid;
-mod feature;
-mod gfx;
-mod group;
-mod handing_on;
-mod hot_reset;
-mod ioeventfd;
-pub mod iommufd;
-mod irq;
-mod listener;
-mod low_power;
-pub mod mediate;
-pub mod migration_region;
-mod opens;
-pub mod pci_config;
+mod iommu;
+pub mod pci;
 pub mod raw;
-mod region_mmap;
-mod request_trace;
-mod type1;
-mod user_memory;
-mod vf_token;
-mod worker;
+mod topology;
 pub mod wrap;
 
-pub use bus::Bus;
-pub use cdev::Cdev;
-pub use container::{Container, ContainerSettings, KernelVersion};
-pub use data_file::DataFile;
-pub use device_file::{DeviceFile, region_offset, split_offset};
-pub use device_set::{DeviceSet, PciAddress, PciFunction};
+pub use bus::irq::{InUse, Interrupts, InterruptsInUse, IrqData};
+pub use bus::{Bus, dma};
+pub use core::data_file::DataFile;
+pub use core::file::{DeviceFile, region_offset, split_offset};
+pub use core::graphics::{Graphics, Plane, PlaneKind};
+pub use core::ioeventfds::{IoeventfdWrite, WriteWidth};
+pub use core::power::{LowPower, LowPowerEntry};
+pub use core::worker::Worker;
 pub use driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
-pub use gfx::{Graphics, Plane, PlaneKind};
-pub use group::{Group, GroupFile, OpenDevice};
-pub use hot_reset::HotResetInfo;
-pub use ioeventfd::{IoeventfdWrite, WriteWidth};
-pub use irq::{InUse, Interrupts, InterruptsInUse, IrqData};
-pub use low_power::{LowPower, LowPowerEntry};
-pub use type1::{HardwareIommu, Translation, Type1Info};
-pub use user_memory::{Fault, Process, SparseMemory};
-pub use vf_token::PhysicalFunction;
+pub use iommu::container::{Container, ContainerSettings, KernelVersion};
+pub use iommu::iommufd;
+pub use iommu::type1::{HardwareIommu, Translation, Type1Info};
+pub use raw::process::{Fault, Process, SparseMemory};
+pub use topology::cdev::Cdev;
+pub use topology::group::{Group, GroupFile, OpenDevice};
+pub use topology::hot_reset::HotResetInfo;
+pub use topology::set::{DeviceSet, PciAddress, PciFunction};
+pub use topology::vf_token::PhysicalFunction;
 pub use whimbrel_memory::{Memory, RemoteMemory, survive_lost_memory};
 pub use whimbrel_protocol::arc::ArcError;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
@@ -118,7 +97,6 @@ pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::feature::RegionDmaRange;
 pub use whimbrel_uapi::pci::{PciDependentDevice, PciHotResetFlags};
-pub use worker::Worker;
 
 /// The example of the README, run with the others.
 #[cfg(doctest)]

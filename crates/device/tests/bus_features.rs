@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use whimbrel_device::mediate::{Mediated, Mediators};
-use whimbrel_device::migration_region::{Layout, MigrationRegion, Version};
+use whimbrel_device::wrap::mediate::{Mediated, Mediators};
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
     ArcError, Bus, BusMaster, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DmaBuf, Driver,
     Errno, Graphics, Group, Info, LowPower, Migration, MigrationFlags, Plane, PlaneKind, Region,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use whimbrel_device::edid::{EdidEvent, EdidRegion};
+use whimbrel_device::pci::edid::{EdidEvent, EdidRegion};
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
     SparseMemory,

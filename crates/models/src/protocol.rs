@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use whimbrel_device::migration_region::{Layout, MigrationRegion, Version};
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{Bus, Driver, Errno, MmapArea};
 
 /// The interface that a user of the device finds.

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use whimbrel_device::edid::EdidRegion;
+use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Process, Region,
     RegionInfoFlags, SparseMemory,

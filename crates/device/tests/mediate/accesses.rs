@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use whimbrel_device::mediate::{
+use whimbrel_device::wrap::mediate::{
     Access, MediateCapabilities, MediateOps, Mediation, Mediators, Opened, PlainDevice,
 };
 use whimbrel_device::{Errno, Next, Region, RegionInfoFlags};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use whimbrel_device::Errno;
-use whimbrel_device::mediate::Mediators;
+use whimbrel_device::wrap::mediate::Mediators;
 
 use crate::support::{Calls, Vendor, device, in_a_group, taken};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use whimbrel_device::mediate::{Access, MediateCapabilities, Mediated, Mediators};
+use whimbrel_device::wrap::mediate::{Access, MediateCapabilities, Mediated, Mediators};
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DmaLogging, Driver, Errno, Migration, MmapArea, Region, RegionInfoFlags,
 };

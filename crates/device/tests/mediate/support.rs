@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use vm_memory::FileOffset;
-use whimbrel_device::mediate::{
+use whimbrel_device::wrap::mediate::{
     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
 };
 use whimbrel_device::{

@@ -1,6 +1,6 @@
 //! What region info says, and which accesses there are.
 
-use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{Capability, Errno, MmapArea, RegionInfoFlags};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use vm_memory::FileOffset;
-use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Bus, BusMaster, DeviceFile, DeviceInfoFlags, DmaBuf, DmaLogging, Driver, Errno, Graphics, Info,
     IoeventfdWrite, Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind, Region,

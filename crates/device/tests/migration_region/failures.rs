@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use whimbrel_device::mediate::{MediateOps, PlainDevice};
-use whimbrel_device::migration_region::{Layout, MigrationRegion, RegionVendor, Version};
+use whimbrel_device::wrap::mediate::{MediateOps, PlainDevice};
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, RegionVendor, Version};
 use whimbrel_device::{
     ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags, State,
 };

@@ -1,6 +1,6 @@
 //! The region of a device that is opened and closed through its group.
 
-use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{Container, ContainerSettings, Group, Translation};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use whimbrel_device::DeviceFile;
-use whimbrel_device::migration_region::Layout;
+use whimbrel_device::wrap::migration_region::Layout;
 
 use crate::support::{Offered, RESUMING, RUNNING, SAVING, User, accel, layouts, serial};
 

@@ -3,8 +3,8 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use whimbrel_device::mediate::{Mediated, Mediators};
-use whimbrel_device::migration_region::{Layout, MigrationRegion, RegionVendor, Version};
+use whimbrel_device::wrap::mediate::{Mediated, Mediators};
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, RegionVendor, Version};
 use whimbrel_device::{Bus, Capability, DeviceFile, Driver, Errno, MmapArea};
 use whimbrel_models::{Accel, AccelConfig, Ports, Serial, SerialConfig};
 

@@ -1,6 +1,6 @@
 //! What writes do beside changing bytes.
 
-use whimbrel_device::pci_config::{PciConfigBytesError, PciEvent, PowerManagement, PowerState};
+use whimbrel_device::pci::config::{PciConfigBytesError, PciEvent, PowerManagement, PowerState};
 
 use super::sample::{EXPRESS, POWER, everything, express, header, power, read};
 
@@ -39,7 +39,7 @@ fn a_reset_of_the_function_is_asked_for_once_and_reads_back_as_zero() {
 
 #[test]
 fn a_device_that_cannot_be_reset_so_is_not_asked() {
-    let express = whimbrel_device::pci_config::Express { function_level_reset: false, ..express() };
+    let express = whimbrel_device::pci::config::Express { function_level_reset: false, ..express() };
     let mut space = header().capability_at(EXPRESS as u8, express).build().unwrap();
     assert_eq!(space.write(DEVICE_CONTROL, &[0, 0x80]), []);
 }

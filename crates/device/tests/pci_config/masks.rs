@@ -2,7 +2,7 @@
 //! is nothing but the table.
 
 use proptest::prelude::*;
-use whimbrel_device::pci_config::{BusError, ExpressError, PciConfig, PciEvent, Settings};
+use whimbrel_device::pci::config::{BusError, ExpressError, PciConfig, PciEvent, Settings};
 
 use super::sample::{MSI, POWER, SERIAL_NUMBER, Table, everything, read};
 

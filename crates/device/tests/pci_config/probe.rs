@@ -1,7 +1,7 @@
 //! The space as the PCI core of Linux probes it: header, sizes of BARs, both lists of capabilities, and what
 //! the drivers of each read first.
 
-use whimbrel_device::pci_config::{Bar, Express, LinkSpeed, Msi, PciConfig};
+use whimbrel_device::pci::config::{Bar, Express, LinkSpeed, Msi, PciConfig};
 
 use super::sample::{EXPRESS, MSI, MSIX, POWER, SERIAL_NUMBER, VENDOR, everything, header, read};
 

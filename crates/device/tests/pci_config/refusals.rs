@@ -1,6 +1,6 @@
 //! What the builder does not build.
 
-use whimbrel_device::pci_config::{
+use whimbrel_device::pci::config::{
     Bar, Express, Msi, MsiX, PciConfig, PciConfigBuilder, PciConfigError, PowerManagement, VendorSpecific,
 };
 

@@ -1,7 +1,7 @@
 //! A device with everything a space can hold, and its registers as the specifications write them: the table
 //! is kept by hand, and takes nothing from the code under test.
 
-use whimbrel_device::pci_config::{
+use whimbrel_device::pci::config::{
     Bar, Express, InterruptPin, LinkSpeed, Msi, MsiX, PciConfig, PciConfigBuilder, PowerManagement,
     VendorSpecific,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_engine::stream::{Kind, Reader};
 use whimbrel_engine::{Outcome, SendError};
 

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
-use whimbrel_device::migration_region::{Layout, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{ArcError, DeviceFile, Errno, MigrationFlags, Worker};
 use whimbrel_engine::archive::{self, Form};
 use whimbrel_engine::stream::{DeviceSummary, Hello, Message, Reader, Writer};

@@ -113,7 +113,7 @@ mod work;
 use std::sync::Arc;
 use std::time::Duration;
 
-use whimbrel_device::pci_config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
+use whimbrel_device::pci::config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
 use whimbrel_device::{
     Bus, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region, State,
 };

@@ -40,7 +40,7 @@ mod migration;
 mod port;
 mod stream;
 
-use whimbrel_device::pci_config::{Bar, InterruptPin, PciConfig};
+use whimbrel_device::pci::config::{Bar, InterruptPin, PciConfig};
 use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{

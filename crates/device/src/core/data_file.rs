@@ -1,0 +1,116 @@
+//! The file that carries a device's state: what read, write, ioctl and the calls it refuses answer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::session::Direction;
+use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
+use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
+use zerocopy::{FromZeros, IntoBytes};
+
+use whimbrel_uapi::decode;
+
+use crate::core::file::Shared;
+use crate::raw::process::Process;
+use crate::raw::trace::traced;
+use whimbrel_protocol::precopy::PrecopyReport;
+
+/// One end of a data session. It stays open after the session has ended, and then answers ENODEV.
+pub struct DataFile {
+    shared: Arc<Shared>,
+    session: u64,
+    direction: Direction,
+}
+
+impl DataFile {
+    pub(crate) fn new(shared: Arc<Shared>, session: u64, direction: Direction) -> DataFile {
+        DataFile { shared, session, direction }
+    }
+
+    /// Which way the data goes.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Reads the next bytes of the device's state.
+    ///
+    /// 0 is the end in STOP_COPY; in PRE_COPY and PRE_COPY_P2P the end for now is ENOMSG. EBADF on a resuming file,
+    /// ENODEV once the session is over.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        if self.direction != Direction::Saving {
+            return Err(Errno::EBADF);
+        }
+        self.shared.read_state(self.session, buffer)
+    }
+
+    /// Writes the next bytes of a state to load and returns how many were taken.
+    ///
+    /// EBADF on a saving file, ENODEV once the session is over.
+    pub fn write(&self, data: &[u8]) -> Result<usize, Errno> {
+        if self.direction != Direction::Resuming {
+            return Err(Errno::EBADF);
+        }
+        self.shared.write_state(self.session, data)
+    }
+
+    /// How much can be read now.
+    ///
+    /// ENOTTY on a resuming file, EINVAL outside PRE_COPY and PRE_COPY_P2P, then ENODEV if the session is over.
+    pub fn precopy_info(&self) -> Result<PrecopyReport, Errno> {
+        if self.direction != Direction::Saving {
+            return Err(Errno::ENOTTY);
+        }
+        self.shared.precopy(self.session)
+    }
+
+    /// A raw ioctl on the file. Only VFIO_MIG_GET_PRECOPY_INFO exists; everything else is ENOTTY.
+    ///
+    /// The order is that of the kernel's drivers: command, copy in, argsz, state, session. `flags` is left as the user
+    /// gave it unless the user opted into REINIT.
+    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Data, self.shared.name(), (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        if self.direction != Direction::Saving || number != VFIO_MIG_GET_PRECOPY_INFO.number() {
+            return Err(Errno::ENOTTY);
+        }
+        let mut info = PrecopyInfo::new_zeroed();
+        process.read(argument, info.as_mut_bytes())?;
+        if (info.argsz as usize) < size_of::<PrecopyInfo>() {
+            return Err(Errno::EINVAL);
+        }
+        let report = self.shared.precopy(self.session)?;
+        if self.shared.precopy_info_v2() {
+            let flags = if report.reinit { PrecopyInfoFlags::REINIT } else { PrecopyInfoFlags::empty() };
+            info.flags = flags.bits();
+        }
+        info.initial_bytes = report.bytes.initial;
+        info.dirty_bytes = report.bytes.dirty;
+        process.write(argument, info.as_bytes())?;
+        Ok(0)
+    }
+
+    /// Why the file cannot be positioned: it is a stream, so lseek, pread and pwrite answer ESPIPE.
+    pub const fn seek(&self) -> Errno {
+        Errno::ESPIPE
+    }
+
+    /// Why the file cannot be mapped: ENODEV.
+    pub const fn mmap(&self) -> Errno {
+        Errno::ENODEV
+    }
+}
+
+impl fmt::Debug for DataFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataFile")
+            .field("device", &self.shared.name())
+            .field("session", &self.session)
+            .field("direction", &self.direction)
+            .finish()
+    }
+}

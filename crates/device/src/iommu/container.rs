@@ -1,0 +1,274 @@
+//! The container file, `/dev/vfio/vfio`: groups that share an IOMMU, and the requests of that IOMMU.
+//!
+//! The order of things is kept here: first a group, then the IOMMU, then its requests. What the IOMMU does is
+//! in [`type1`](crate::iommu::type1).
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::group::{
+    VFIO_API_VERSION, VFIO_DMA_CC_IOMMU, VFIO_TYPE1_IOMMU, VFIO_TYPE1_NESTING_IOMMU, VFIO_TYPE1V2_IOMMU,
+    VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR,
+};
+use whimbrel_uapi::ioctl::{VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_SET_IOMMU};
+use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
+
+use whimbrel_uapi::decode;
+
+use crate::iommu::type1::{Member, Type1, Type1Info};
+use crate::raw::process::Process;
+use crate::raw::trace::traced;
+
+/// The kernel to answer as, where versions differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelVersion {
+    /// Linux 6.12: a range past 2^64 is EINVAL; VFIO_TYPE1_NESTING_IOMMU is there.
+    Linux6_12,
+    /// Linux 7.3: a range past 2^64 is EOVERFLOW; VFIO_TYPE1_NESTING_IOMMU is gone.
+    #[default]
+    Linux7_3,
+}
+
+/// What the host decides about its containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContainerSettings {
+    /// The kernel to answer as.
+    pub kernel: KernelVersion,
+    /// The most mappings a container can have (`dma_entry_limit` of the kernel's module).
+    pub dma_entry_limit: u32,
+}
+
+impl Default for ContainerSettings {
+    fn default() -> ContainerSettings {
+        ContainerSettings { kernel: KernelVersion::default(), dma_entry_limit: 65535 }
+    }
+}
+
+/// An open container. A clone is another handle to the same one, as from `dup(2)`.
+///
+/// Requests from several threads are served one after the other, so what a request calls back ([`Process`])
+/// must not make one of the same container.
+///
+/// ```
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+/// use whimbrel_device::{Container, Errno, Group, Memory, SparseMemory, Translation};
+/// # use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info};
+/// use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
+/// use whimbrel_uapi::type1::DmaMapFlags;
+///
+/// # struct Quiet;
+/// # impl Driver for Quiet {
+/// #     fn info(&self) -> Info {
+/// #         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+/// #     }
+/// #     fn reset(&mut self) -> Result<(), Errno> { Ok(()) }
+/// # }
+/// # let device = DeviceFile::new("a", Bus::new(), Box::new(Quiet));
+/// // `device` is a `DeviceFile` that was opened under the name "a".
+/// let group = Group::new(Translation::Emulated, vec![device])?.open()?;
+/// let container = Container::default();
+/// group.set_container(&container)?;
+/// container.set_iommu(VFIO_TYPE1V2_IOMMU.into())?;
+/// let device = group.device("a")?;
+///
+/// let file = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+/// file.set_len(0x1000)?;
+/// let mut process = SparseMemory::new();
+/// process.insert_shared(0x7000_0000, Memory::of_file(FileOffset::new(file, 0), 0x1000, true)?);
+/// container.map_dma(DmaMapFlags::READ | DmaMapFlags::WRITE, 0x7000_0000, 0x10000, 0x1000, &process)?;
+/// container.start_dirty_tracking()?;
+/// device.bus().dma().write(0x10000, b"hello")?;
+///
+/// let mut bitmap = [0];
+/// container.dirty_bitmap(0x10000, 0x1000, 4096, &mut bitmap)?;
+/// assert_eq!(bitmap, [1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Container {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    settings: ContainerSettings,
+    /// Every group that has joined, while there is no IOMMU to give them to.
+    waiting: Vec<Member>,
+    iommu: Option<Type1>,
+    groups: usize,
+}
+
+impl Container {
+    /// Opens a container.
+    pub fn new(settings: ContainerSettings) -> Container {
+        Container { inner: Arc::new(Mutex::new(Inner { settings, ..Inner::default() })) }
+    }
+
+    /// VFIO_CHECK_EXTENSION. Before an IOMMU is set the answer is what one could do, after it what this one
+    /// does.
+    ///
+    /// SPAPR, EEH and no-IOMMU are answered as by a kernel without them.
+    pub fn check_extension(&self, extension: u64) -> bool {
+        self.inner.lock().check_extension(extension)
+    }
+
+    /// VFIO_SET_IOMMU: EINVAL before a group has joined, and once there is an IOMMU; ENODEV for an extension
+    /// that is not there, EINVAL for one that is no IOMMU. A group that cannot be attached says why.
+    pub fn set_iommu(&self, extension: u64) -> Result<(), Errno> {
+        self.inner.lock().set_iommu(extension)
+    }
+
+    /// VFIO_IOMMU_GET_INFO. EINVAL, as from all requests below, without an IOMMU.
+    pub fn iommu_info(&self) -> Result<Type1Info, Errno> {
+        self.with_iommu(|iommu| Ok(iommu.info()))
+    }
+
+    /// VFIO_IOMMU_MAP_DMA: `size` bytes at `iova` lead to the process's memory from `vaddr` on. With VADDR,
+    /// and nothing else: an existing mapping gets its new address.
+    ///
+    /// In this order: EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL) past 2^64; EINVAL for VADDR with a
+    /// right, no flag at all, and anything not aligned to the smallest page; with VADDR ENOENT for no mapping
+    /// and EINVAL for another or a valid one; EEXIST if part is mapped; ENOSPC; EINVAL outside of what can be
+    /// mapped; EFAULT for memory that the process does not have or cannot share.
+    pub fn map_dma(
+        &self,
+        flags: DmaMapFlags,
+        vaddr: u64,
+        iova: u64,
+        size: u64,
+        process: &dyn Process,
+    ) -> Result<(), Errno> {
+        self.with_iommu(|iommu| iommu.map(flags, vaddr, iova, size, process))
+    }
+
+    /// VFIO_IOMMU_UNMAP_DMA without GET_DIRTY_BITMAP: unmaps what lies in `size` bytes from `iova`, or
+    /// everything with ALL (and both 0), and returns how many bytes that were. With VADDR the process's
+    /// addresses are invalidated, and devices go on.
+    ///
+    /// EBUSY for VADDR while a group without hardware is there; EINVAL for what is not aligned, for a range
+    /// that cuts a mapping (type1v2) and for VADDR twice; EOVERFLOW (6.12: EINVAL) past 2^64.
+    pub fn unmap_dma(&self, flags: DmaUnmapFlags, iova: u64, size: u64) -> Result<u64, Errno> {
+        self.with_iommu(|iommu| iommu.unmap(flags, iova, size, None))
+    }
+
+    /// VFIO_IOMMU_UNMAP_DMA with GET_DIRTY_BITMAP: as [`Container::unmap_dma`], and the dirty pages of what
+    /// was unmapped are written into `bitmap` as by [`Container::dirty_bitmap`].
+    pub fn unmap_dma_dirty(
+        &self,
+        iova: u64,
+        size: u64,
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<u64, Errno> {
+        self.with_iommu(|iommu| iommu.unmap_into_words(iova, size, page_size, bitmap))
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES with START. Tracking that is on goes on. EACCES unless the IOMMU is type1v2.
+    pub fn start_dirty_tracking(&self) -> Result<(), Errno> {
+        self.with_iommu(Type1::start_tracking)
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES with STOP. EACCES unless the IOMMU is type1v2.
+    pub fn stop_dirty_tracking(&self) -> Result<(), Errno> {
+        self.with_iommu(Type1::stop_tracking)
+    }
+
+    /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: bit n of `bitmap` is set if the page at `iova + n * page_size`
+    /// was written since it was last reported. The bitmap must be zero: only words with a mapping in them are
+    /// written.
+    ///
+    /// In this order: EACCES unless the IOMMU is type1v2; EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL)
+    /// past 2^64; EINVAL for a bitmap that is too small, a page size other than the smallest, a range that is
+    /// not aligned, without tracking, and for a range that cuts a mapping.
+    pub fn dirty_bitmap(
+        &self,
+        iova: u64,
+        size: u64,
+        page_size: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), Errno> {
+        self.with_iommu(|iommu| iommu.report_into_words(iova, size, page_size, bitmap))
+    }
+
+    /// A raw ioctl on the container: `number` as in the header, `argument` a number or an address in
+    /// `process`.
+    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Container, "container", (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        match number {
+            n if n == VFIO_GET_API_VERSION.number() => Ok(VFIO_API_VERSION),
+            n if n == VFIO_CHECK_EXTENSION.number() => Ok(self.check_extension(argument).into()),
+            n if n == VFIO_SET_IOMMU.number() => self.set_iommu(argument).map(|()| 0),
+            _ => self.with_iommu(|iommu| iommu.ioctl(number, argument, process)),
+        }
+    }
+
+    pub(crate) fn attach(&self, member: Member) -> Result<(), Errno> {
+        let mut inner = self.inner.lock();
+        match &mut inner.iommu {
+            Some(iommu) => iommu.attach(member)?,
+            None => inner.waiting.push(member),
+        }
+        inner.groups += 1;
+        Ok(())
+    }
+
+    pub(crate) fn detach(&self, group: usize) {
+        let mut inner = self.inner.lock();
+        inner.waiting.retain(|member| member.group != group);
+        if let Some(iommu) = &mut inner.iommu {
+            iommu.detach(group);
+        }
+        inner.groups -= 1;
+        if inner.groups == 0 {
+            inner.iommu = None;
+        }
+    }
+
+    pub(crate) fn has_iommu(&self) -> bool {
+        self.inner.lock().iommu.is_some()
+    }
+
+    fn with_iommu<T>(&self, request: impl FnOnce(&mut Type1) -> Result<T, Errno>) -> Result<T, Errno> {
+        request(self.inner.lock().iommu.as_mut().ok_or(Errno::EINVAL)?)
+    }
+}
+
+impl Inner {
+    fn check_extension(&self, extension: u64) -> bool {
+        match u32::try_from(extension) {
+            Ok(VFIO_TYPE1_IOMMU | VFIO_TYPE1V2_IOMMU | VFIO_UNMAP_ALL) => true,
+            Ok(VFIO_TYPE1_NESTING_IOMMU) => self.settings.kernel == KernelVersion::Linux6_12,
+            Ok(VFIO_UPDATE_VADDR) => self.iommu.as_ref().is_some_and(Type1::can_update_vaddr),
+            Ok(VFIO_DMA_CC_IOMMU) => self.iommu.as_ref().is_some_and(Type1::is_coherent),
+            _ => false,
+        }
+    }
+
+    fn set_iommu(&mut self, extension: u64) -> Result<(), Errno> {
+        if self.groups == 0 || self.iommu.is_some() {
+            return Err(Errno::EINVAL);
+        }
+        if !self.check_extension(extension) {
+            return Err(Errno::ENODEV);
+        }
+        let v2 = match u32::try_from(extension) {
+            Ok(VFIO_TYPE1_IOMMU) => false,
+            Ok(VFIO_TYPE1V2_IOMMU | VFIO_TYPE1_NESTING_IOMMU) => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        let mut iommu = Type1::new(self.settings, v2);
+        for member in &self.waiting {
+            iommu.attach(member.clone())?;
+        }
+        self.waiting.clear();
+        self.iommu = Some(iommu);
+        Ok(())
+    }
+}

@@ -1,0 +1,447 @@
+//! An address space: what is mapped where, which addresses may be used, and the devices that reach it.
+//!
+//! The rules and their order are those of `drivers/iommu/iommufd/io_pagetable.c`. Requests are checked on
+//! their bytes elsewhere.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::domain::{Domain, log_of};
+use super::pages::{Area, PAGE_SIZE, Pages, Source};
+use super::spans::Spans;
+use crate::bus::dma::{DmaSpace, MappingLog};
+
+/// A part of some pages that is to be mapped.
+#[derive(Debug)]
+pub(super) struct Slice {
+    pub(super) pages: Arc<Pages>,
+    pub(super) from: u64,
+    pub(super) length: u64,
+}
+
+/// Where accesses come from: a device, and the PASID in its requests (0 without one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Origin {
+    pub(super) device: u32,
+    pub(super) pasid: u32,
+}
+
+/// What a device reaches of the address space.
+#[derive(Debug)]
+struct Attached {
+    space: Arc<DmaSpace>,
+    /// The page table it uses; `None` for an emulated IOMMU.
+    domain: Option<u32>,
+}
+
+/// A mapped stretch, both ends included.
+pub(super) type Range = (u64, u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Ioas {
+    areas: BTreeMap<u64, Area>,
+    taken: Spans,
+    allowed: Spans,
+    /// Stretches no one may map, and the object that wants it so.
+    reserved: Vec<(u32, Range)>,
+    /// Mappings keep to single pages, and so to page alignment.
+    small_pages: bool,
+    attached: BTreeMap<Origin, Attached>,
+    domains: BTreeMap<u32, Domain>,
+}
+
+impl Ioas {
+    /// What both ends of a mapping must be a multiple of, in bytes.
+    pub(super) fn alignment(&self) -> u64 {
+        if self.small_pages || !self.domains.is_empty() || !self.attached.is_empty() { PAGE_SIZE } else { 1 }
+    }
+
+    pub(super) fn huge_pages(&self) -> bool {
+        !self.small_pages
+    }
+
+    /// EINVAL if an IOMMU could have mapped huge pages already, EADDRINUSE if a mapping is not aligned to
+    /// pages.
+    pub(super) fn set_huge_pages(&mut self, huge: bool) -> Result<(), Errno> {
+        if !huge && !self.small_pages {
+            if !self.domains.is_empty() && !self.areas.is_empty() {
+                return Err(Errno::EINVAL);
+            }
+            self.check_page_alignment()?;
+        }
+        self.small_pages = !huge;
+        Ok(())
+    }
+
+    /// Whether all that is mapped are memory files.
+    pub(super) fn only_files(&self) -> bool {
+        self.areas.values().all(|area| area.pages.source == Source::File)
+    }
+
+    /// The stretches that are not reserved.
+    pub(super) fn usable(&self) -> Vec<Range> {
+        self.reserved_spans().holes(0, u64::MAX).collect()
+    }
+
+    /// Limits chosen IOVAs to some stretches. EADDRINUSE if one of them is reserved.
+    pub(super) fn allow(&mut self, allowed: Spans) -> Result<(), Errno> {
+        let in_use = |(_, (start, last)): &(u32, Range)| allowed.touches(*start, *last);
+        if self.reserved.iter().any(in_use) {
+            return Err(Errno::EADDRINUSE);
+        }
+        self.allowed = allowed;
+        Ok(())
+    }
+
+    /// Maps slices one after the other from `iova`, or from a chosen IOVA, which is returned.
+    pub(super) fn map(
+        &mut self,
+        slices: Vec<Slice>,
+        length: u64,
+        iova: Option<u64>,
+        rights: DmaMapFlags,
+    ) -> Result<u64, Errno> {
+        let first = slices.first().ok_or(Errno::EINVAL)?;
+        if length == 0 || !length.is_multiple_of(self.alignment()) {
+            return Err(Errno::EINVAL);
+        }
+        let iova = match iova {
+            Some(iova) => self.check(iova, length).map(|()| iova)?,
+            None => self.choose(first.pages.start.wrapping_add(first.from), length)?,
+        };
+        for slice in &slices {
+            if rights.contains(DmaMapFlags::WRITE) && !slice.pages.writable {
+                return Err(Errno::EPERM);
+            }
+            if !(slice.from % PAGE_SIZE).is_multiple_of(self.alignment()) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        let mut at = iova;
+        for slice in slices {
+            let (start, length) = (at, slice.length);
+            let last = start + (length - 1);
+            let area = Area { start, last, rights, pages: slice.pages, from: slice.from };
+            if let Err(errno) = self.add(area) {
+                self.drop_between(iova, start);
+                return Err(errno);
+            }
+            at = at.wrapping_add(length);
+        }
+        Ok(iova)
+    }
+
+    /// What is mapped at `length` bytes from `iova`, to map it elsewhere. EINVAL for a length of 0, EOVERFLOW
+    /// past the end of the address space, ENOENT where nothing is mapped.
+    pub(super) fn slices(&self, iova: u64, length: u64) -> Result<Vec<Slice>, Errno> {
+        let last = last(iova, length)?;
+        let mut slices = Vec::new();
+        let mut at = iova;
+        loop {
+            let (start, area) = self.areas.range(..=at).next_back().ok_or(Errno::ENOENT)?;
+            if area.last < at {
+                return Err(Errno::ENOENT);
+            }
+            let end = area.last.min(last);
+            slices.push(Slice {
+                pages: area.pages.clone(),
+                from: area.from + (at - start),
+                length: end - at + 1,
+            });
+            if end == last {
+                return Ok(slices);
+            }
+            at = end + 1;
+        }
+    }
+
+    /// Takes away the mappings from `start` to `last`, in ascending order, and adds up in `bytes` what they
+    /// had.
+    ///
+    /// ENOENT at a mapping that the range cuts; those below it are gone by then, as in the kernel.
+    pub(super) fn unmap(&mut self, start: u64, last: u64, bytes: &mut u64) -> Result<(), Errno> {
+        if self.areas.range(..start).next_back().is_some_and(|(_, area)| area.last >= start) {
+            return Err(Errno::ENOENT);
+        }
+        while let Some((at, area)) = self.areas.range(start..=last).next() {
+            if area.last > last {
+                return Err(Errno::ENOENT);
+            }
+            let at = *at;
+            *bytes = bytes.wrapping_add((area.last - at).wrapping_add(1));
+            self.drop_area(at);
+        }
+        Ok(())
+    }
+
+    /// Cuts the mapping that goes on after `last` there, so that each part can be unmapped. EINVAL where the
+    /// cut is not aligned. A mapping of which `last` is the first or the last IOVA stays whole, as in the
+    /// kernel (`iopt_area_split()`).
+    pub(super) fn cut_after(&mut self, last: u64) -> Result<(), Errno> {
+        let alignment = self.alignment();
+        let Some((start, area)) = self.areas.range_mut(..=last).next_back() else { return Ok(()) };
+        let (start, second) = (*start, last.wrapping_add(1));
+        if area.last <= last || start == last {
+            return Ok(());
+        }
+        let aligned = |value: u64| value.is_multiple_of(alignment);
+        if !aligned(second) || !aligned(area.from + (second - start)) {
+            return Err(Errno::EINVAL);
+        }
+        let other = area.cut(second);
+        self.areas.insert(second, other);
+        self.domains.values_mut().for_each(|domain| domain.cut(start, second));
+        self.attached.values().for_each(|attached| attached.space.cut(second));
+        Ok(())
+    }
+
+    /// Lets a device with an emulated IOMMU reach what is mapped. Memory that cannot be had is a fault when
+    /// the device uses it.
+    pub(super) fn attach_access(&mut self, device: u32, space: Arc<DmaSpace>) {
+        let attached = Attached { space, domain: None };
+        for area in self.areas.values() {
+            attached.try_give(area);
+        }
+        self.attached.insert(Origin { device, pasid: 0 }, attached);
+    }
+
+    /// Lets a device reach what is mapped through one of the page tables, all of it or, after an error,
+    /// nothing.
+    pub(super) fn attach_device(
+        &mut self,
+        origin: Origin,
+        space: Arc<DmaSpace>,
+        domain: u32,
+        reserved: &[Range],
+    ) -> Result<(), Errno> {
+        self.check_reserved(reserved)?;
+        let logs = self.domains.get(&domain);
+        for (count, area) in self.areas.values().enumerate() {
+            let log = logs.and_then(|domain| domain.log(area.start));
+            if let Err(errno) = area.give(&space, log) {
+                self.areas.values().take(count).for_each(|area| area.take(&space));
+                return Err(errno);
+            }
+        }
+        self.reserved.extend(reserved.iter().map(|range| (origin.device, *range)));
+        self.attached.insert(origin, Attached { space, domain: Some(domain) });
+        Ok(())
+    }
+
+    /// Lets a device that is attached use another of the page tables.
+    pub(super) fn change_domain(&mut self, origin: Origin, domain: u32) {
+        if let Some(attached) = self.attached.get_mut(&origin) {
+            attached.domain = Some(domain);
+        }
+        self.set_logs(domain);
+    }
+
+    /// Takes everything mapped here from a device.
+    pub(super) fn detach(&mut self, origin: Origin) {
+        if let Some(attached) = self.attached.remove(&origin) {
+            self.areas.values().for_each(|area| attached.take(area));
+        }
+        if origin.pasid == 0 {
+            self.reserved.retain(|(owner, _)| *owner != origin.device);
+        }
+    }
+
+    /// Adds a page table that translates up to `last_iova`. EADDRINUSE if a mapping is not aligned to pages
+    /// or lies past that, EFAULT if memory cannot be had, EINVAL for a mapping without rights.
+    pub(super) fn add_domain(&mut self, id: u32, last_iova: u64) -> Result<(), Errno> {
+        self.check_page_alignment()?;
+        let beyond = last_iova.checked_add(1).map(|past| (past, u64::MAX));
+        self.check_reserved(beyond.as_slice())?;
+        self.areas.values().try_for_each(Area::check_table)?;
+        self.reserved.extend(beyond.map(|range| (id, range)));
+        self.domains.insert(id, Domain::default());
+        Ok(())
+    }
+
+    pub(super) fn remove_domain(&mut self, id: u32) {
+        self.domains.remove(&id);
+        self.reserved.retain(|(owner, _)| *owner != id);
+    }
+
+    /// EADDRINUSE if something is mapped in one of the stretches, or the user wants it usable.
+    pub(super) fn check_reserved(&self, reserved: &[Range]) -> Result<(), Errno> {
+        let in_use =
+            |(start, last): &Range| self.taken.touches(*start, *last) || self.allowed.touches(*start, *last);
+        if reserved.iter().any(in_use) { Err(Errno::EADDRINUSE) } else { Ok(()) }
+    }
+
+    /// Begins or ends the dirty bits of a page table; beginning clears what there was. E2BIG if something is
+    /// mapped that is larger than a log can keep.
+    pub(super) fn set_dirty_tracking(&mut self, domain: u32, enable: bool) -> Result<(), Errno> {
+        let log = |area: &Area| log_of(area).map(|log| (area.start, log));
+        let logs = enable.then(|| self.areas.values().map(log).collect::<Result<_, Errno>>()).transpose()?;
+        self.domains.insert(domain, Domain { logs });
+        self.set_logs(domain);
+        Ok(())
+    }
+
+    /// The logs of what is mapped without a hole from `iova` to `last`: where in the range each begins, the
+    /// log from there on, and how many bytes of it are in the range. None while the table does not track.
+    pub(super) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
+        let mut found = Vec::new();
+        let Some(domain) = self.domains.get(&domain) else { return found };
+        let mut at = iova;
+        while let Some((start, area)) = self.areas.range(..=at).next_back() {
+            let Some(log) = domain.log(*start).filter(|_| area.last >= at) else { break };
+            let end = area.last.min(last);
+            let log = MappingLog { log: log.log.clone(), offset: log.offset + (at - start) };
+            found.push((at - iova, log, end - at + 1));
+            if end == last {
+                break;
+            }
+            at = end + 1;
+        }
+        found
+    }
+
+    /// Gives the devices of a page table its logs.
+    fn set_logs(&self, id: u32) {
+        let Some(domain) = self.domains.get(&id) else { return };
+        for attached in self.attached.values().filter(|attached| attached.domain == Some(id)) {
+            for area in self.areas.values() {
+                area.set_log(&attached.space, domain.log(area.start));
+            }
+        }
+    }
+
+    /// Adds a mapping and gives it to every device, or to none.
+    fn add(&mut self, area: Area) -> Result<(), Errno> {
+        if !self.domains.is_empty() {
+            area.check_table()?;
+        }
+        let mut result = self.domains.values_mut().try_for_each(|domain| domain.add(&area));
+        for (count, attached) in self.attached.values().enumerate() {
+            result = result.and_then(|()| match attached.domain {
+                None => {
+                    attached.try_give(&area);
+                    Ok(())
+                }
+                Some(domain) => {
+                    let log = self.domains.get(&domain).and_then(|domain| domain.log(area.start));
+                    area.give(&attached.space, log)
+                }
+            });
+            if result.is_err() {
+                self.attached.values().take(count).for_each(|attached| attached.take(&area));
+                break;
+            }
+        }
+        if result.is_err() {
+            self.domains.values_mut().for_each(|domain| domain.remove(area.start));
+            return result;
+        }
+        self.taken.insert(area.start, area.last);
+        self.areas.insert(area.start, area);
+        Ok(())
+    }
+
+    fn drop_area(&mut self, start: u64) {
+        let Some(area) = self.areas.remove(&start) else { return };
+        self.taken.remove(start, area.last);
+        self.attached.values().for_each(|attached| attached.take(&area));
+        self.domains.values_mut().for_each(|domain| domain.remove(start));
+    }
+
+    fn drop_between(&mut self, start: u64, end: u64) {
+        let starts: Vec<u64> = self.areas.range(start..end).map(|(start, _)| *start).collect();
+        for start in starts {
+            self.drop_area(start);
+        }
+    }
+
+    /// EADDRINUSE if a mapping is not aligned to pages.
+    pub(super) fn check_page_alignment(&self) -> Result<(), Errno> {
+        let odd = |value: u64| !value.is_multiple_of(PAGE_SIZE);
+        let crooked = |area: &Area| odd(area.start) || odd(area.length()) || odd(area.from);
+        // With this alignment already asked for, every mapping has it.
+        if self.alignment() < PAGE_SIZE && self.areas.values().any(crooked) {
+            return Err(Errno::EADDRINUSE);
+        }
+        Ok(())
+    }
+
+    fn check(&self, iova: u64, length: u64) -> Result<(), Errno> {
+        if !iova.is_multiple_of(self.alignment()) {
+            return Err(Errno::EINVAL);
+        }
+        let last = last(iova, length)?;
+        if self.reserved.iter().any(|(_, (start, end))| *start <= last && *end >= iova) {
+            return Err(Errno::EINVAL);
+        }
+        if self.taken.touches(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        Ok(())
+    }
+
+    /// A free IOVA for `length` bytes of memory at `address`, aligned as the memory is up to a page. Never 0.
+    fn choose(&self, address: u64, length: u64) -> Result<u64, Errno> {
+        if length >= u64::MAX / 2 {
+            return Err(Errno::EOVERFLOW);
+        }
+        let whole = length.next_power_of_two();
+        let natural = if address == 0 { whole } else { whole.min(1 << address.trailing_zeros()) };
+        let alignment = natural.min(PAGE_SIZE);
+        if alignment < self.alignment() {
+            return Err(Errno::EINVAL);
+        }
+        let fit = |(start, last): Range| {
+            let at = start.checked_add(alignment - 1)? & !(alignment - 1) | (address % PAGE_SIZE);
+            (at < last && last - at >= length - 1).then_some(at)
+        };
+        let (low, high) = (PAGE_SIZE, u64::MAX - PAGE_SIZE);
+        let allowed: Vec<Range> = if self.allowed.is_empty() {
+            vec![(low, high)]
+        } else {
+            self.allowed.within(low, high).collect()
+        };
+        let reserved = self.reserved_spans();
+        for range in allowed {
+            let Some(start) = fit(range) else { continue };
+            for (start, last) in reserved.holes(start, range.1) {
+                if let Some(found) = self.taken.holes(start, last).find_map(fit) {
+                    return Ok(found);
+                }
+            }
+        }
+        Err(Errno::ENOSPC)
+    }
+
+    fn reserved_spans(&self) -> Spans {
+        let mut spans = Spans::default();
+        for (_, (start, last)) in &self.reserved {
+            spans.insert(*start, *last);
+        }
+        spans
+    }
+}
+
+/// The last of `length` bytes from `iova`: EINVAL for none, EOVERFLOW past the end of the address space.
+pub(super) fn last(iova: u64, length: u64) -> Result<u64, Errno> {
+    iova.checked_add(length.checked_sub(1).ok_or(Errno::EINVAL)?).ok_or(Errno::EOVERFLOW)
+}
+
+impl Attached {
+    /// Gives a device with an emulated IOMMU a mapping, if there is memory.
+    fn try_give(&self, area: &Area) {
+        if area.rights.is_empty() {
+            return;
+        }
+        if let Err(errno) = area.give(&self.space, None) {
+            let (iova, length) = (area.start, area.length());
+            tracing::debug!(iova, length, %errno, "a device will fault on memory that cannot be had");
+        }
+    }
+
+    fn take(&self, area: &Area) {
+        area.take(&self.space);
+    }
+}

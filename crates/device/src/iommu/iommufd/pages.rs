@@ -1,0 +1,123 @@
+//! The memory a mapping stands for, and how a device comes to reach it. Copies of a mapping share it.
+
+use std::sync::Arc;
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use crate::bus::dma::{DmaSpace, MappingLog};
+use whimbrel_memory::Memory;
+
+/// Bytes of a page.
+pub(super) const PAGE_SIZE: u64 = 4096;
+
+/// Where the memory of a mapping comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// An address of the process that mapped it.
+    Process,
+    /// A memory file, which stays the same when the process changes.
+    File,
+}
+
+/// A run of whole pages.
+#[derive(Debug)]
+pub(super) struct Pages {
+    pub(super) source: Source,
+    /// Address in the process or offset in the file where the pages begin, in bytes.
+    pub(super) start: u64,
+    pub(super) writable: bool,
+    /// What makes up the pages, in order; EFAULT where the process has no such memory.
+    pub(super) memory: Result<Vec<Memory>, Errno>,
+}
+
+/// A mapping: a part of some pages, at an IOVA.
+#[derive(Debug)]
+pub(super) struct Area {
+    /// First IOVA.
+    pub(super) start: u64,
+    /// Last IOVA, still within.
+    pub(super) last: u64,
+    /// None at all is possible for a container's mapping.
+    pub(super) rights: DmaMapFlags,
+    pub(super) pages: Arc<Pages>,
+    /// Where in the pages it begins, in bytes.
+    pub(super) from: u64,
+}
+
+impl Area {
+    /// Bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.last - self.start + 1
+    }
+
+    /// The pieces of memory, each with where it lies in the mapping. EFAULT where there is no memory.
+    fn pieces(&self) -> Result<Vec<(u64, Memory)>, Errno> {
+        let memory = self.pages.memory.as_ref().map_err(|errno| *errno)?;
+        let end = self.from.checked_add(self.length()).ok_or(Errno::EFAULT)?;
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        for memory in memory {
+            let next = memory.size().saturating_add(at);
+            let (first, past_last) = (self.from.max(at), end.min(next));
+            if first < past_last {
+                let part = memory.part(first - at, past_last - first).ok_or(Errno::EFAULT)?;
+                pieces.push((first - self.from, part));
+            }
+            at = next;
+        }
+        if at < end { Err(Errno::EFAULT) } else { Ok(pieces) }
+    }
+
+    /// Whether a page table can hold the mapping: EFAULT without memory, EINVAL without any right.
+    pub(super) fn check_table(&self) -> Result<(), Errno> {
+        self.pages.memory.as_ref().map_err(|errno| *errno)?;
+        if self.rights.is_empty() { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`.
+    pub(super) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
+        for (offset, memory) in self.pieces()? {
+            let log = log.map(|log| log.after(offset));
+            if let Err(errno) = dma.map_logged(self.start + offset, self.rights, memory, log) {
+                if offset > 0 {
+                    unmap(dma, self.start, offset);
+                }
+                return Err(errno);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the mapping from a device that has it.
+    pub(super) fn take(&self, dma: &DmaSpace) {
+        unmap(dma, self.start, self.length());
+    }
+
+    /// Changes the log of a mapping that a device has.
+    pub(super) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
+        for (offset, _) in self.pieces().unwrap_or_default() {
+            dma.set_mapping_log(self.start + offset, log.map(|log| log.after(offset)));
+        }
+    }
+
+    /// Cuts the mapping in two: what is left of this one ends before `second`, where the other begins.
+    pub(super) fn cut(&mut self, second: u64) -> Area {
+        let other = Area {
+            start: second,
+            last: self.last,
+            rights: self.rights,
+            pages: self.pages.clone(),
+            from: self.from + (second - self.start),
+        };
+        self.last = second - 1;
+        other
+    }
+}
+
+fn unmap(dma: &DmaSpace, iova: u64, length: u64) {
+    if let Err(errno) = dma.unmap(iova, length) {
+        // Only whole mappings are given and taken, so nothing can be cut.
+        tracing::error!(iova, length, %errno, "a device keeps memory that was unmapped");
+    }
+}

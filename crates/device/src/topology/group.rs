@@ -1,0 +1,408 @@
+//! A group, `/dev/vfio/$GROUP`: devices that can only be given to one user together, through a container.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::group::{GroupFlags, GroupStatus};
+use whimbrel_uapi::ioctl::{
+    VFIO_GROUP_GET_DEVICE_FD, VFIO_GROUP_GET_STATUS, VFIO_GROUP_SET_CONTAINER, VFIO_GROUP_UNSET_CONTAINER,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use whimbrel_uapi::decode;
+
+use crate::core::file::DeviceFile;
+use crate::iommu::container::Container;
+use crate::iommu::iommufd::{Iommu, Iommufd};
+use crate::iommu::type1::{Member, Translation};
+use crate::raw::process::Process;
+use crate::raw::trace::traced;
+use crate::topology::opens::{Binding, Way};
+
+/// The most bytes a device's name can have, with the NUL at its end.
+const MAX_NAME: u64 = 4096;
+
+/// A group and its devices. A clone is another handle to the same group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    translation: Translation,
+    devices: Vec<DeviceFile>,
+    state: Mutex<State>,
+    owner: Mutex<Owner>,
+}
+
+#[derive(Debug)]
+struct State {
+    opened: bool,
+    container: Option<Container>,
+    /// What it was given for a container.
+    iommufd: Option<Iommufd>,
+    /// How often each device is open.
+    open_devices: Vec<u32>,
+}
+
+/// Who may let devices of the group reach memory, while it is not open (`iommu_device_claim_dma_owner()`).
+#[derive(Debug)]
+struct Owner {
+    viable: bool,
+    /// Whose devices are bound by their own files, and how many.
+    iommufd: Option<(Iommufd, u32)>,
+}
+
+/// One device's share in the ownership of its group.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    group: Group,
+}
+
+/// The group, opened. A clone is another handle to the same open file, as from `dup(2)`.
+///
+/// It is closed when the last handle is gone and no device that was opened through it is open any more; then
+/// the group has left its container.
+#[derive(Clone, Debug)]
+pub struct GroupFile {
+    opened: Arc<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    group: Group,
+}
+
+/// A device, opened through its group. A clone is another handle to the same open file, as from `dup(2)`.
+///
+/// When a device is closed for good it is reset, which also ends its data session.
+#[derive(Clone, Debug)]
+pub struct OpenDevice {
+    file: Arc<OpenedDevice>,
+}
+
+#[derive(Debug)]
+struct OpenedDevice {
+    opened: Arc<Opened>,
+    index: usize,
+}
+
+impl Group {
+    /// A group of devices, known by the names they were opened under. EEXIST if two have the same, or one is
+    /// in another group that still exists.
+    pub fn new(translation: Translation, devices: Vec<DeviceFile>) -> Result<Group, Errno> {
+        for (index, device) in devices.iter().enumerate() {
+            if devices[..index].iter().any(|other| other.name() == device.name()) {
+                return Err(Errno::EEXIST);
+            }
+        }
+        let state =
+            State { opened: false, container: None, iommufd: None, open_devices: vec![0; devices.len()] };
+        let owner = Owner { viable: true, iommufd: None };
+        let shared = Shared { translation, devices, state: Mutex::new(state), owner: Mutex::new(owner) };
+        let shared = Arc::new(shared);
+        for device in &shared.devices {
+            device.join_group(Arc::downgrade(&shared))?;
+        }
+        Ok(Group { shared })
+    }
+
+    /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the
+    /// host uses.
+    ///
+    /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a
+    /// container stays there.
+    pub fn set_viable(&self, viable: bool) {
+        self.shared.owner.lock().viable = viable;
+    }
+
+    /// Opens the group. EBUSY while it is open, and while one of its devices is bound by its own file
+    /// ([`Cdev`](crate::Cdev)).
+    pub fn open(&self) -> Result<GroupFile, Errno> {
+        let mut state = self.shared.state.lock();
+        if self.shared.devices.iter().any(DeviceFile::blocks_group) {
+            return Err(Errno::EBUSY);
+        }
+        if std::mem::replace(&mut state.opened, true) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(GroupFile { opened: Arc::new(Opened { group: self.clone() }) })
+    }
+
+    pub(crate) fn devices(&self) -> &[DeviceFile] {
+        &self.shared.devices
+    }
+
+    /// Does something that must not be done to an open group. EBUSY while it is open.
+    pub(crate) fn unless_open<T>(&self, act: impl FnOnce() -> T) -> Result<T, Errno> {
+        let state = self.shared.state.lock();
+        if state.opened { Err(Errno::EBUSY) } else { Ok(act()) }
+    }
+
+    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or another
+    /// iommufd's.
+    pub(crate) fn claim(&self, iommufd: &Iommufd) -> Result<Claim, Errno> {
+        let mut owner = self.shared.owner.lock();
+        if !owner.viable {
+            return Err(Errno::EPERM);
+        }
+        match &mut owner.iommufd {
+            Some((other, _)) if !other.is(iommufd) => return Err(Errno::EPERM),
+            Some((_, shares)) => *shares += 1,
+            none => *none = Some((iommufd.clone(), 1)),
+        }
+        Ok(Claim { group: self.clone() })
+    }
+
+    /// What tells this group from others in a container, as long as it lives.
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+}
+
+impl GroupFile {
+    /// VFIO_GROUP_GET_STATUS.
+    pub fn status(&self) -> GroupFlags {
+        let shared = self.shared();
+        let state = shared.state.lock();
+        if state.has_iommu() {
+            GroupFlags::VIABLE | GroupFlags::CONTAINER_SET
+        } else if shared.may_be_used() {
+            GroupFlags::VIABLE
+        } else {
+            GroupFlags::empty()
+        }
+    }
+
+    /// VFIO_GROUP_SET_CONTAINER: EINVAL if it has one, EPERM if it is not viable; if the container has an
+    /// IOMMU, also why that cannot take the group.
+    pub fn set_container(&self, container: &Container) -> Result<(), Errno> {
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        if state.has_iommu() {
+            return Err(Errno::EINVAL);
+        }
+        if !shared.may_be_used() {
+            return Err(Errno::EPERM);
+        }
+        container.attach(Member {
+            group: self.opened.group.identity(),
+            translation: shared.translation.clone(),
+            buses: shared.devices.iter().map(|device| device.bus().clone()).collect(),
+        })?;
+        state.container = Some(container.clone());
+        Ok(())
+    }
+
+    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An
+    /// address space of the iommufd stands in for the container; if there is none, one is made
+    /// (`iommufd_vfio_compat_ioas_create()`).
+    pub fn set_iommufd(&self, iommufd: &Iommufd) -> Result<(), Errno> {
+        let mut state = self.shared().state.lock();
+        if state.has_iommu() {
+            return Err(Errno::EINVAL);
+        }
+        iommufd.make_compatible()?;
+        state.iommufd = Some(iommufd.clone());
+        Ok(())
+    }
+
+    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to
+    /// leave takes the IOMMU and all its mappings with it.
+    ///
+    /// From an iommufd the group is taken away at any time; devices that are open stay attached to it.
+    pub fn unset_container(&self) -> Result<(), Errno> {
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        if state.iommufd.take().is_some() {
+            return Ok(());
+        }
+        if state.container.is_none() {
+            return Err(Errno::EINVAL);
+        }
+        if state.open_devices.iter().any(|count| *count > 0) {
+            return Err(Errno::EBUSY);
+        }
+        if let Some(container) = state.container.take() {
+            container.detach(self.opened.group.identity());
+        }
+        Ok(())
+    }
+
+    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
+    /// container and before the container has an IOMMU. A device can be opened more than once.
+    ///
+    /// Behind a PCI device's name can stand ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)),
+    /// which is looked at before the container: EINVAL for a token that means nothing there and for anything
+    /// else behind the name, EACCES without the right token where there must be one.
+    ///
+    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable,
+    /// ENODEV if no address space stands in for a container any more, and why the device cannot be attached.
+    pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
+        self.open_device(name.as_bytes())
+    }
+
+    fn open_device(&self, name: &[u8]) -> Result<OpenDevice, Errno> {
+        let shared = self.shared();
+        let mut named = Err(Errno::ENODEV);
+        for (index, device) in shared.devices.iter().enumerate() {
+            if device.matches(name)? {
+                named = Ok(index);
+                break;
+            }
+        }
+        let index = named?;
+        let mut state = shared.state.lock();
+        let device = &shared.devices[index];
+        match &state.iommufd {
+            Some(iommufd) => device.open(Way::Group, || self.bind(device, iommufd).map(Some))?,
+            None if state.container.as_ref().is_some_and(Container::has_iommu) => {
+                device.open(Way::Group, || Ok(None))?;
+            }
+            None => return Err(Errno::EINVAL),
+        }
+        state.open_devices[index] += 1;
+        Ok(OpenDevice { file: Arc::new(OpenedDevice { opened: self.opened.clone(), index }) })
+    }
+
+    /// `vfio_df_iommufd_bind()` and `vfio_iommufd_compat_attach_ioas()`.
+    fn bind(&self, device: &DeviceFile, iommufd: &Iommufd) -> Result<Binding, Errno> {
+        let translation = &self.shared().translation;
+        let claim = translation.is_hardware().then(|| self.group().claim(iommufd)).transpose()?;
+        let id = iommufd.bind(device.bus().clone(), &Iommu::from(translation))?;
+        iommufd.attach_compatible(id).inspect_err(|_| iommufd.unbind(id))?;
+        Ok(Binding::new(iommufd.clone(), id, claim))
+    }
+
+    /// A raw ioctl on the group: `number` as in the header, `argument` an address in `process`.
+    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        traced(decode::File::Group, "group", (number, argument), process, |process| {
+            self.execute(number, argument, process)
+        })
+    }
+
+    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        match number {
+            n if n == VFIO_GROUP_GET_STATUS.number() => self.raw_status(argument, process),
+            n if n == VFIO_GROUP_SET_CONTAINER.number() => {
+                let mut fd = 0i32;
+                process.read(argument, i32::as_mut_bytes(&mut fd))?;
+                self.raw_set_container(fd, process)
+            }
+            n if n == VFIO_GROUP_UNSET_CONTAINER.number() => self.unset_container().map(|()| 0),
+            n if n == VFIO_GROUP_GET_DEVICE_FD.number() => {
+                let name = read_name(argument, process)?;
+                let device = self.open_device(&name)?;
+                process.install_device(device)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn raw_status(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        let mut status = GroupStatus::new_zeroed();
+        process.read(argument, status.as_mut_bytes())?;
+        if (status.argsz as usize) < size_of::<GroupStatus>() {
+            return Err(Errno::EINVAL);
+        }
+        status.flags = self.status().bits();
+        process.write(argument, status.as_bytes())?;
+        Ok(0)
+    }
+
+    fn raw_set_container(&self, fd: i32, process: &dyn Process) -> Result<i32, Errno> {
+        match process.container(fd) {
+            Ok(container) => self.set_container(&container).map(|()| 0),
+            // A descriptor of another kind is found out last, one that is not open first.
+            Err(Errno::EBADFD) if self.shared().state.lock().has_iommu() => Err(Errno::EINVAL),
+            Err(Errno::EBADFD) => match process.iommufd(fd) {
+                Ok(iommufd) => self.set_iommufd(&iommufd).map(|()| 0),
+                Err(_) => Err(Errno::EBADFD),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.opened.group
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.opened.group.shared
+    }
+}
+
+impl From<Arc<Shared>> for Group {
+    fn from(shared: Arc<Shared>) -> Group {
+        Group { shared }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut owner = self.group.shared.owner.lock();
+        match &mut owner.iommufd {
+            Some((_, shares)) if *shares > 1 => *shares -= 1,
+            last => *last = None,
+        }
+    }
+}
+
+impl State {
+    /// `vfio_group_has_iommu()`.
+    fn has_iommu(&self) -> bool {
+        self.container.is_some() || self.iommufd.is_some()
+    }
+}
+
+impl Shared {
+    fn may_be_used(&self) -> bool {
+        self.owner.lock().viable || !self.translation.is_hardware()
+    }
+}
+
+impl Deref for OpenDevice {
+    type Target = DeviceFile;
+
+    fn deref(&self) -> &DeviceFile {
+        &self.file.opened.group.shared.devices[self.file.index]
+    }
+}
+
+impl Drop for OpenedDevice {
+    fn drop(&mut self) {
+        let shared = &self.opened.group.shared;
+        let mut state = shared.state.lock();
+        state.open_devices[self.index] -= 1;
+        shared.devices[self.index].close_one();
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut state = self.group.shared.state.lock();
+        if let Some(container) = state.container.take() {
+            container.detach(self.group.identity());
+        }
+        state.iommufd = None;
+        state.opened = false;
+    }
+}
+
+/// A C string of at most [`MAX_NAME`] bytes with its NUL, read byte by byte as it may end right before memory
+/// does.
+fn read_name(address: u64, process: &dyn Process) -> Result<Vec<u8>, Errno> {
+    let mut name = Vec::new();
+    for offset in 0..MAX_NAME {
+        let mut byte = [0];
+        process.read(address.checked_add(offset).ok_or(Errno::EFAULT)?, &mut byte)?;
+        if byte == [0] {
+            return Ok(name);
+        }
+        name.push(byte[0]);
+    }
+    Err(Errno::EINVAL)
+}

@@ -1,0 +1,152 @@
+//! VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET, answered as vfio-pci does
+//! (`vfio_pci_core.c`).
+//!
+//! Which functions are reset together is [`DeviceSet`]'s business; what a reset does to a device is its
+//! driver's.
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::pci::{
+    PciDependentDevice, PciHotReset, PciHotResetFlags, PciHotResetInfo, VFIO_PCI_DEVID_NOT_OWNED,
+    VFIO_PCI_DEVID_OWNED,
+};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::core::file::DeviceFile;
+use crate::raw::process::{Process, copy_to_user};
+use crate::topology::group::GroupFile;
+use crate::topology::set::{DeviceSet, Owned, reset_all};
+
+/// The answer to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HotResetInfo {
+    /// DEV_ID on a device that is open by its own file: devices have numbers of its iommufd in place of
+    /// groups. DEV_ID_OWNED if they all belong to it.
+    pub flags: PciHotResetFlags,
+    /// Every function that is reset along with this one, and itself.
+    pub devices: Vec<PciDependentDevice>,
+}
+
+impl DeviceFile {
+    /// VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. ENOTTY for a device that is not PCI, ENODEV for one in no
+    /// [`DeviceSet`](crate::DeviceSet).
+    pub fn hot_reset_info(&self) -> Result<HotResetInfo, Errno> {
+        self.check_pci()?;
+        let set = self.set().ok_or(Errno::ENODEV)?;
+        let _exclusive = set.lock();
+        if self.is_open_by_own_file() { Ok(self.by_devid(set)) } else { Ok(self.by_group(set)) }
+    }
+
+    /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] does with one.
+    /// `groups` shows that they are the caller's; it is empty, and only then, for a device that is open by
+    /// its own file, where all of them must belong to its iommufd.
+    ///
+    /// In this order: ENOTTY for a device that is not PCI; EINVAL for groups where there must be none and
+    /// none where there must be some; ENODEV for a device in no set; EINVAL for more groups than the set has
+    /// functions, for a set with a function that VFIO does not drive, and for one with a device that is not
+    /// the caller's.
+    pub fn hot_reset(&self, groups: &[GroupFile]) -> Result<(), Errno> {
+        self.check_pci()?;
+        let set = self.hot_reset_set(groups.len())?;
+        let _exclusive = set.lock();
+        let devices = set.resettable(self).ok_or(Errno::EINVAL)?;
+        let iommufd = self.bound_to().filter(|_| groups.is_empty());
+        for device in &devices {
+            let owned = match &iommufd {
+                Some(iommufd) => set.owned(device, iommufd) != Owned::Not,
+                None => groups.iter().any(|group| group.group().devices().iter().any(|it| it.is(device))),
+            };
+            if !owned {
+                return Err(Errno::EINVAL);
+            }
+        }
+        reset_all(&devices)
+    }
+
+    /// What is checked of the number of groups before the groups are looked at.
+    fn hot_reset_set(&self, groups: usize) -> Result<&DeviceSet, Errno> {
+        if (groups > 0) == self.is_open_by_own_file() {
+            return Err(Errno::EINVAL);
+        }
+        let set = self.set().ok_or(Errno::ENODEV)?;
+        if groups > set.function_count() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(set)
+    }
+
+    fn by_devid(&self, set: &DeviceSet) -> HotResetInfo {
+        let iommufd = self.bound_to();
+        let devid = |device: Option<DeviceFile>| match (device, &iommufd) {
+            (Some(device), Some(iommufd)) => match set.owned(&device, iommufd) {
+                Owned::Bound(id) => id,
+                Owned::ByGroup => VFIO_PCI_DEVID_OWNED,
+                Owned::Not => VFIO_PCI_DEVID_NOT_OWNED,
+            },
+            _ => VFIO_PCI_DEVID_NOT_OWNED,
+        };
+        let devices = self.list(set, |_, device| devid(device));
+        let mut flags = PciHotResetFlags::DEV_ID | PciHotResetFlags::DEV_ID_OWNED;
+        if devices.iter().any(|device| device.devid() == VFIO_PCI_DEVID_NOT_OWNED) {
+            flags.remove(PciHotResetFlags::DEV_ID_OWNED);
+        }
+        HotResetInfo { flags, devices }
+    }
+
+    fn by_group(&self, set: &DeviceSet) -> HotResetInfo {
+        HotResetInfo { flags: PciHotResetFlags::empty(), devices: self.list(set, |group_id, _| group_id) }
+    }
+
+    /// Every function, with the word that tells whose it is.
+    fn list(
+        &self,
+        set: &DeviceSet,
+        whose: impl Fn(u32, Option<DeviceFile>) -> u32,
+    ) -> Vec<PciDependentDevice> {
+        set.functions_with(self)
+            .map(|(address, group_id, device)| PciDependentDevice {
+                group_id: whose(group_id, device),
+                segment: address.segment(),
+                bus: address.bus(),
+                devfn: address.devfn(),
+            })
+            .collect()
+    }
+
+    pub(crate) fn raw_hot_reset_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        const HEAD: usize = size_of::<PciHotResetInfo>();
+        self.check_pci()?;
+        let mut head = PciHotResetInfo::new_zeroed();
+        process.read(argument, head.as_mut_bytes())?;
+        let room = (head.argsz as usize).checked_sub(HEAD).ok_or(Errno::EINVAL)?;
+        let count = self.set().ok_or(Errno::ENODEV)?.function_count();
+        if count > room / size_of::<PciDependentDevice>() {
+            (head.flags, head.count) = (0, count as u32);
+            process.write(argument, head.as_bytes())?;
+            return Err(Errno::ENOSPC);
+        }
+        let info = self.hot_reset_info()?;
+        copy_to_user(process, argument.wrapping_add(HEAD as u64), info.devices.as_bytes())?;
+        (head.flags, head.count) = (info.flags.bits(), info.devices.len() as u32);
+        process.write(argument, head.as_bytes())?;
+        Ok(0)
+    }
+
+    pub(crate) fn raw_hot_reset(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
+        const HEAD: usize = size_of::<PciHotReset>();
+        self.check_pci()?;
+        let mut head = PciHotReset::new_zeroed();
+        process.read(argument, head.as_mut_bytes())?;
+        if (head.argsz as usize) < HEAD || head.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let count = head.count as usize;
+        self.hot_reset_set(count)?;
+        // Not more than the set has functions.
+        let mut fds = vec![0i32; count];
+        if count > 0 {
+            process.read(argument.wrapping_add(HEAD as u64), fds.as_mut_bytes())?;
+        }
+        let groups = fds.into_iter().map(|fd| process.group(fd)).collect::<Result<Vec<_>, _>>()?;
+        self.hot_reset(&groups).map(|()| 0)
+    }
+}

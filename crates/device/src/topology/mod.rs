@@ -1,0 +1,8 @@
+//! Where devices sit, and who may open them: groups, their own files, sets that are reset together, VF tokens.
+
+pub(crate) mod cdev;
+pub(crate) mod group;
+pub(crate) mod hot_reset;
+pub(crate) mod opens;
+pub(crate) mod set;
+pub(crate) mod vf_token;

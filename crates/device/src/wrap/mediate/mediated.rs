@@ -1,0 +1,281 @@
+//! The driver that asks the vendors: what of a device each of the two answers.
+
+use std::fmt;
+use std::time::Duration;
+
+use vm_memory::FileOffset;
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::{Capability, Info, Irq, Region};
+use whimbrel_uapi::device::{
+    RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+};
+
+use super::mediators::Vendor;
+use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
+use crate::bus::Bus;
+use crate::core::graphics::Graphics;
+use crate::core::ioeventfds::IoeventfdWrite;
+use crate::core::power::LowPower;
+use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
+
+/// A plain device that a vendor may mediate while it is open.
+///
+/// ```
+/// use std::sync::Arc;
+/// use whimbrel_device::wrap::mediate::{
+///     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
+/// };
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region};
+///
+/// /// A card that knows nothing of migration.
+/// struct Card;
+///
+/// impl Driver for Card {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn region(&self, _index: u32) -> Result<Region, Errno> {
+///         Ok(Region::absent(0))
+///     }
+/// }
+///
+/// /// A vendor that gives the card's migration region four bytes.
+/// struct Maker;
+/// struct Moving;
+///
+/// impl MediateOps for Maker {
+///     fn name(&self) -> &str {
+///         "maker"
+///     }
+///     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno> {
+///         match device.driver.info().num_regions {
+///             9 => Ok(Opened { capabilities: MediateCapabilities::MIGRATION, mediation: Box::new(Moving) }),
+///             _ => Err(Errno::ENODEV),
+///         }
+///     }
+/// }
+///
+/// impl Mediation for Moving {
+///     fn region_info(&self, index: u32, region: &mut Region) {
+///         if index == 9 {
+///             region.size = 4;
+///         }
+///     }
+///     fn read(&mut self, _: PlainDevice<'_>, index: u32, _: u64, data: &mut [u8]) -> Access<usize> {
+///         if index != 9 {
+///             return Access::PassThrough;
+///         }
+///         data.fill(1);
+///         Access::Answered(Ok(data.len()))
+///     }
+/// }
+///
+/// let vendors = Mediators::new();
+/// vendors.register(Arc::new(Maker))?;
+/// let bus = Bus::new();
+/// let card = Mediated::new(Box::new(Card), bus.clone(), vendors);
+/// let device = DeviceFile::new("card", bus, Box::new(card));
+/// assert_eq!(device.info().num_regions, 10);
+/// let mut state = [0; 4];
+/// assert_eq!(device.read_region(9, 0, &mut state)?, 4);
+/// assert_eq!(u32::from_ne_bytes(state), 0x0101_0101);
+/// # Ok::<(), Errno>(())
+/// ```
+pub struct Mediated {
+    driver: Box<dyn Driver>,
+    bus: Bus,
+    mediators: Mediators,
+    current: Option<Current>,
+}
+
+/// The vendor that has the device.
+struct Current {
+    vendor: Vendor,
+    capabilities: MediateCapabilities,
+    /// Index of the default migration region.
+    migration_region: Option<u32>,
+    mediation: Box<dyn Mediation>,
+}
+
+impl Mediated {
+    /// A device driven by `driver` on `bus`; whenever it is opened, `mediators` are asked.
+    pub fn new(driver: Box<dyn Driver>, bus: Bus, mediators: Mediators) -> Mediated {
+        Mediated { driver, bus, mediators, current: None }
+    }
+
+    /// The vendor that mediates the device now.
+    pub fn vendor(&self) -> Option<&str> {
+        self.current.as_ref().map(|current| current.vendor.name())
+    }
+
+    fn is_migration_region(&self, index: u32) -> bool {
+        self.current.as_ref().is_some_and(|current| current.migration_region == Some(index))
+    }
+
+    fn migrates_by_region(&self) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.capabilities.contains(MediateCapabilities::MIGRATION))
+    }
+
+    /// The device for an access that is passed through. EINVAL for the default region: nothing is behind it.
+    fn plain(&mut self, index: u32) -> Result<&mut dyn Driver, Errno> {
+        if self.is_migration_region(index) { Err(Errno::EINVAL) } else { Ok(&mut *self.driver) }
+    }
+
+    fn after_reset(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.mediation.reset(PlainDevice { driver: &mut *self.driver, bus: &self.bus });
+        }
+    }
+}
+
+/// What the default migration region is before the vendor has overridden it.
+fn default_migration_region() -> Region {
+    Region {
+        flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE,
+        size: 0,
+        offset: 0,
+        capabilities: vec![Capability::Type {
+            region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+            subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
+        }],
+    }
+}
+
+impl Driver for Mediated {
+    fn open_device(&mut self) {
+        self.driver.open_device();
+        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+        self.current = self.mediators.open(device).map(|(vendor, Opened { capabilities, mediation })| {
+            let by_region = capabilities.contains(MediateCapabilities::MIGRATION);
+            let migration_region = by_region.then(|| self.driver.info().num_regions);
+            tracing::info!(vendor = vendor.name(), ?capabilities, "a vendor mediates the device");
+            Current { vendor, capabilities, migration_region, mediation }
+        });
+    }
+
+    fn close_device(&mut self) {
+        if let Some(current) = self.current.take() {
+            current.mediation.release(PlainDevice { driver: &mut *self.driver, bus: &self.bus });
+        }
+        self.driver.close_device();
+    }
+
+    fn info(&self) -> Info {
+        let mut info = self.driver.info();
+        if self.migrates_by_region() {
+            info.num_regions = info.num_regions.saturating_add(1);
+        }
+        info
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        let mut region = if self.is_migration_region(index) {
+            default_migration_region()
+        } else {
+            self.driver.region(index)?
+        };
+        if let Some(current) = &self.current {
+            current.mediation.region_info(index, &mut region);
+        }
+        Ok(region)
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        self.driver.irq(index)
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        let Some(current) = &mut self.current else { return self.driver.read_region(index, offset, data) };
+        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+        let access = current.mediation.read(device, index, offset, data);
+        access.or_else(|| self.plain(index)?.read_region(index, offset, data))
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        let Some(current) = &mut self.current else { return self.driver.write_region(index, offset, data) };
+        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+        let access = current.mediation.write(device, index, offset, data);
+        access.or_else(|| self.plain(index)?.write_region(index, offset, data))
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.driver.doorbells()
+    }
+
+    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        let Some(current) = &mut self.current else { return self.driver.mmap(index, offset, length) };
+        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+        let access = current.mediation.mmap(device, index, offset, length);
+        access.or_else(|| self.plain(index)?.mmap(index, offset, length))
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.driver.reset()?;
+        self.after_reset();
+        Ok(())
+    }
+
+    fn bus_reset(&mut self) -> Result<(), Errno> {
+        self.driver.bus_reset()?;
+        self.after_reset();
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        if self.migrates_by_region() { None } else { self.driver.migration() }
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        if self.migrates_by_region() { None } else { self.driver.dma_logging() }
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.driver.low_power()
+    }
+
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        self.driver.bus_master()
+    }
+
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        self.driver.dma_buf()
+    }
+
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        self.driver.zpci_errors()
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        self.driver.graphics()
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        match &mut self.current {
+            Some(current) => {
+                current.mediation.advance(PlainDevice { driver: &mut *self.driver, bus: &self.bus }, now)
+            }
+            None => self.driver.advance(now),
+        }
+    }
+}
+
+impl Drop for Mediated {
+    fn drop(&mut self) {
+        // A device may be dropped without having been closed.
+        if self.current.is_some() {
+            self.close_device();
+        }
+    }
+}
+
+impl fmt::Debug for Mediated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mediated")
+            .field("bus", &self.bus)
+            .field("mediators", &self.mediators)
+            .field("vendor", &self.vendor())
+            .finish_non_exhaustive()
+    }
+}

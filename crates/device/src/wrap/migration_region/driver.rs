@@ -1,0 +1,199 @@
+//! A driver whose device migrates through a region of its own.
+
+use std::fmt;
+use std::time::Duration;
+
+use vm_memory::FileOffset;
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::region::Layout;
+
+use super::vendor_half::VendorHalf;
+use crate::bus::Bus;
+use crate::core::graphics::Graphics;
+use crate::core::ioeventfds::IoeventfdWrite;
+use crate::core::power::LowPower;
+use crate::driver::{BusMaster, DmaBuf, Driver, Next, ZpciErrors};
+
+/// A device of migration v2 that is offered with a migration region instead: one region more than the device
+/// has, at the index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA
+/// logging any more.
+///
+/// VFIO_DEVICE_RESET leads back to `_RUNNING` from every state, ERROR too.
+///
+/// ```
+/// use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
+/// use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+/// use whimbrel_device::{MigrationFlags, State};
+///
+/// /// A device whose whole state is one byte.
+/// struct Latch { value: u8, sent: bool }
+///
+/// impl Driver for Latch {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn migration(&mut self) -> Option<&mut dyn Migration> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl Migration for Latch {
+///     fn flags(&self) -> MigrationFlags {
+///         MigrationFlags::STOP_COPY
+///     }
+///     fn arc(&mut self, _from: State, to: State) -> Result<(), ArcError> {
+///         self.sent &= to != State::StopCopy;
+///         Ok(())
+///     }
+///     fn data_size(&mut self) -> Result<u64, Errno> {
+///         Ok(u64::from(!self.sent))
+///     }
+///     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+///         if std::mem::replace(&mut self.sent, true) {
+///             return Ok(0);
+///         }
+///         buffer[0] = self.value;
+///         Ok(1)
+///     }
+///     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+///         self.value = *data.last().unwrap_or(&self.value);
+///         Ok(data.len())
+///     }
+/// }
+///
+/// let (bus, layout) = (Bus::new(), Layout::trapped(Version::V1, 0x1000)?);
+/// let latch = MigrationRegion::new(Box::new(Latch { value: 7, sent: false }), bus.clone(), layout)?;
+/// let device = DeviceFile::new("latch", bus, Box::new(latch));
+///
+/// let region = 9;
+/// device.write_region(region, 0, &2u32.to_ne_bytes())?; // _SAVING
+/// let field = |offset| {
+///     let mut value = [0; 8];
+///     device.read_region(region, offset, &mut value).map(|_| u64::from_ne_bytes(value))
+/// };
+/// assert_eq!(field(8)?, 1, "pending_bytes");
+/// let (data_offset, data_size) = (field(16)?, field(24)?);
+/// let mut state = vec![0; data_size as usize];
+/// device.read_region(region, data_offset, &mut state)?;
+/// assert_eq!(state, [7]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct MigrationRegion {
+    driver: Box<dyn Driver>,
+    bus: Bus,
+    index: u32,
+    half: VendorHalf,
+}
+
+impl MigrationRegion {
+    /// Offers `driver`, which is on `bus`, through a region with this layout, which also says whether it is
+    /// one of v1 or the draft's.
+    ///
+    /// ENODEV for a device without migration v2, EINVAL for one that has as many regions as can be numbered;
+    /// ENOMEM or EMFILE if there is no memory for the region.
+    pub fn new(mut driver: Box<dyn Driver>, bus: Bus, layout: Layout) -> Result<MigrationRegion, Errno> {
+        let half = VendorHalf::new(&mut *driver, &bus, layout)?;
+        let index = driver.info().num_regions;
+        index.checked_add(1).ok_or(Errno::EINVAL)?;
+        Ok(MigrationRegion { driver, bus, index, half })
+    }
+
+    /// The index of the migration region.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+}
+
+impl Driver for MigrationRegion {
+    fn open_device(&mut self) {
+        self.driver.open_device();
+    }
+
+    fn close_device(&mut self) {
+        self.half.end_use(&mut *self.driver);
+        self.driver.close_device();
+    }
+
+    fn info(&self) -> Info {
+        Info { num_regions: self.index + 1, ..self.driver.info() }
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        if index == self.index { Ok(self.half.region()) } else { self.driver.region(index) }
+    }
+
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        self.driver.irq(index)
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if index == self.index {
+            self.half.read(&mut *self.driver, &self.bus, offset, data)
+        } else {
+            self.driver.read_region(index, offset, data)
+        }
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        if index == self.index {
+            self.half.write(&mut *self.driver, &self.bus, offset, data)
+        } else {
+            self.driver.write_region(index, offset, data)
+        }
+    }
+
+    fn doorbells(&self) -> Vec<IoeventfdWrite> {
+        self.driver.doorbells()
+    }
+
+    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        if index == self.index { self.half.mmap(offset) } else { self.driver.mmap(index, offset, length) }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.driver.reset()?;
+        self.half.reset(&mut *self.driver);
+        Ok(())
+    }
+
+    fn bus_reset(&mut self) -> Result<(), Errno> {
+        self.driver.bus_reset()?;
+        self.half.reset(&mut *self.driver);
+        Ok(())
+    }
+
+    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+        self.driver.low_power()
+    }
+
+    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
+        self.driver.bus_master()
+    }
+
+    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+        self.driver.dma_buf()
+    }
+
+    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
+        self.driver.zpci_errors()
+    }
+
+    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
+        self.driver.graphics()
+    }
+
+    fn advance(&mut self, now: Duration) -> Next {
+        if self.half.may_run() { self.driver.advance(now) } else { Next::Idle }
+    }
+}
+
+impl fmt::Debug for MigrationRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MigrationRegion")
+            .field("bus", &self.bus)
+            .field("index", &self.index)
+            .field("half", &self.half)
+            .finish_non_exhaustive()
+    }
+}
