@@ -1,8 +1,9 @@
-//! A command that failed: what a person reads, what a script reads, and what to do about it.
+//! The failure of a command: text for people, an object for scripts, an exit status.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -16,15 +17,32 @@ pub(crate) struct Failure {
     causes: Vec<String>,
     hint: Option<String>,
     result: Map<String, Value>,
+    is_usage: bool,
 }
 
 impl Failure {
-    /// A failure that says it all in one line.
+    /// A failure described by one line.
     pub(crate) fn new(message: impl Into<String>) -> Failure {
-        Failure { message: message.into(), causes: Vec::new(), hint: None, result: Map::new() }
+        Failure {
+            message: message.into(),
+            causes: Vec::new(),
+            hint: None,
+            result: Map::new(),
+            is_usage: false,
+        }
     }
 
-    /// An error with those of its causes that its own text does not tell already.
+    /// Wrong usage: arguments that are malformed or do not fit together. The exit status is 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure { is_usage: true, ..Failure::new(message) }
+    }
+
+    /// The exit status of the process.
+    pub(crate) fn status(&self) -> ExitCode {
+        ExitCode::from(if self.is_usage { 2 } else { 1 })
+    }
+
+    /// An error with those of its causes that its own text does not include.
     pub(crate) fn from_error(error: &dyn Error) -> Failure {
         let mut failure = Failure::new(error.to_string());
         let mut last = failure.message.clone();
@@ -40,7 +58,7 @@ impl Failure {
         failure
     }
 
-    /// Something the system refused, with the errno by name.
+    /// An error of the system, with the errno by name.
     pub(crate) fn from_io(what: impl fmt::Display, error: &io::Error) -> Failure {
         match os_error(error) {
             // nix prints an errno as `ENOENT: No such file or directory`.
@@ -54,18 +72,18 @@ impl Failure {
         self.causes.iter().fold(self.message.clone(), |message, cause| format!("{message}: {cause}"))
     }
 
-    /// What the reader can do about it.
+    /// Adds what the reader can do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint = Some(hint.into());
         self
     }
 
-    /// What the reader can do about it, where that is known.
+    /// The hint, if there is one.
     pub(crate) fn advice(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// The result as far as there is one: with `--json` its keys stand beside `error` and `hint`.
+    /// Adds a partial result: with `--json` its keys stand beside `error` and `hint`.
     pub(crate) fn result(mut self, result: &impl Serialize) -> Failure {
         if let Ok(Value::Object(keys)) = serde_json::to_value(result) {
             self.result.extend(keys);

@@ -11,6 +11,7 @@ use whimbrel_protocol::{MigrationFlags, State, fsm};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
+use crate::target::Target;
 
 /// Show which arcs a driver executes on the way from one state to another
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ pub(crate) struct Arguments {
     /// Ask a device for each of the 8 x 8 pairs of states and compare its answers with the table. The device is reset
     /// before each: use one that nobody needs
     #[arg(long, value_name = "TARGET", group = "other", conflicts_with_all = ["from", "to"])]
-    walk: Option<String>,
+    walk: Option<Target>,
 }
 
 const AFTER_HELP: &str = "\
@@ -67,7 +68,7 @@ enum FeatureName {
 fn parse_state(text: &str) -> Result<State, String> {
     State::from_name(&text.replace('-', "_")).ok_or_else(|| {
         let names: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
-        format!("the states are {}", names.join(", "))
+        format!("expected one of {}", names.join(", "))
     })
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         _ => match &arguments.walk {
             Some(target) => walk::run(target, output),
             // clap lets no other combination through.
-            None => Err(Failure::new("give FROM and TO, or one of --table, --dot and --walk")),
+            None => Err(Failure::usage("give FROM and TO, or one of --table, --dot and --walk")),
         },
     }
 }

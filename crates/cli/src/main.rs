@@ -18,6 +18,7 @@ mod send;
 mod serve;
 mod size;
 mod target;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -62,11 +63,11 @@ Examples:
 #[derive(Debug, Args)]
 #[command(next_help_heading = "General options")]
 struct General {
-    /// Print one JSON object to stdout instead of text. A failure prints {"error": .., "hint": ..} there as well
+    /// Print one JSON object to stdout instead of text; on failure and wrong usage {"error": .., "hint": ..}
     #[arg(long, global = true, display_order = 1000)]
     json: bool,
-    /// Tell on stderr what is done; twice: in detail. The variable WHIMBREL_LOG, a filter such as
-    /// `whimbrel_engine=trace`, says it more exactly
+    /// Log to stderr (-vv for more detail). The variable WHIMBREL_LOG sets a filter, such as
+    /// `whimbrel_engine=trace`
     #[arg(short, long, global = true, display_order = 1001, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -89,7 +90,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let CommandLine { general, command } = CommandLine::parse();
+    let CommandLine { general, command } = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(answer) if usage::is_answer(&answer) => answer.exit(),
+        Err(error) => {
+            Output::new(usage::wants_json(std::env::args_os()), false).wrong_usage(&error);
+            return ExitCode::from(2);
+        }
+    };
     let output = Output::new(general.json, general.verbose > 0);
     let result = logging::start(general.verbose).and_then(|()| match &command {
         Command::Demo(arguments) => demo::run(arguments, output),
@@ -109,7 +117,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failure(&failure);
-            ExitCode::FAILURE
+            failure.status()
         }
     }
 }

@@ -12,6 +12,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::usage;
 
 /// Where and how a command prints.
 #[derive(Clone, Copy, Debug)]
@@ -45,10 +46,27 @@ impl Output {
     /// Prints why a command failed: for people to stderr, and with `--json` as an object to stdout too.
     pub(crate) fn failure(self, failure: &Failure) {
         note(failure);
+        self.failure_object(failure);
+    }
+
+    fn failure_object(self, failure: &Failure) {
         if self.json {
             // There is nobody left to tell if this fails too.
             let _ = write_result(io::stdout().lock(), &pretty(&failure.to_json()));
         }
+    }
+
+    /// Prints the error of a command line that clap refuses: clap's own text to stderr, with the hint of a value
+    /// parser, and with `--json` an object to stdout too.
+    pub(crate) fn wrong_usage(self, error: &clap::Error) {
+        let failure = usage::failure(error);
+        if usage::is_shown_by_clap(error) {
+            // A closed stderr must not hide the exit status.
+            let _ = error.print();
+        } else {
+            note(&failure);
+        }
+        self.failure_object(&failure);
     }
 
     /// Whether a progress bar may be drawn: on a terminal, and not between lines of a log.

@@ -28,12 +28,12 @@ use crate::target::Target;
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
-    target: String,
+    target: Target,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let (mut opened, unadapted) = Target::look_at_text(&arguments.target)?;
+    let (mut opened, unadapted) = arguments.target.look_at()?;
     let (probed, failed) = probe(&mut *opened, unadapted);
     match failed {
         // There is nothing to show.

@@ -29,9 +29,11 @@ use crate::target::Target;
 pub(crate) struct Arguments {
     /// The device that takes the state (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
-    target: String,
-    #[arg(long, value_name = "ADDR", help = LISTEN_HELP)]
-    listen: String,
+    target: Target,
+    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses a port; stderr tells the
+    /// address
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    listen: Address,
     /// How long the other side may give no sign of life, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
@@ -40,9 +42,6 @@ pub(crate) struct Arguments {
     #[arg(long)]
     keep: bool,
 }
-
-const LISTEN_HELP: &str = "\
-Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses one; the address is told on stderr";
 
 const AFTER_HELP: &str = "\
 Whoever can reach the address can send a device: listen where only the other host can connect.
@@ -62,11 +61,11 @@ struct Taken {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let address = parse_address(&arguments.listen)?;
-    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let mut opened = arguments.target.open()?.migratable()?;
     opened.end_abandoned_receiving()?;
-    let mut listener = Listener::bind(&address).map_err(|error| cannot_listen(&address, &error))?;
-    let address = listener.address().map_err(|error| cannot_listen(&address, &error))?;
+    let address = &arguments.listen;
+    let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
+    let address = listener.address().map_err(|error| cannot_listen(address, &error))?;
     note(format_args!("listening at {address}"));
 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", arguments.target));

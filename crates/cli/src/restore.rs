@@ -25,7 +25,7 @@ use crate::target::Target;
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
-    target: String,
+    target: Target,
     /// Where from, as `whimbrel save` wrote it; - is stdin
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         }
         (Box::new(file), metadata.is_file().then_some(metadata.len()))
     };
-    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let mut opened = arguments.target.open()?.migratable()?;
     let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
     let restored = archive::restore(&mut *opened, bar.reading(input), form(arguments.raw));
     drop(bar);

@@ -23,7 +23,7 @@ use crate::target::{Opened, Target};
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
-    target: String,
+    target: Target,
     /// Where to; - is stdout, and the result is told on stderr then
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -64,7 +64,7 @@ enum Place {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     // Before the device is opened: that may reset it.
     let place = place(&arguments.output)?;
-    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let mut opened = arguments.target.open()?.migratable()?;
     let summary = save(&mut opened, &place, form(arguments.raw), &arguments.target, output)
         .map_err(|error| failed(error, &place, &arguments.output))?;
     let to_stdout = matches!(place, Place::Stdout);
@@ -116,7 +116,7 @@ fn save(
     device: &mut Opened,
     place: &Place,
     form: Form,
-    target: &str,
+    target: &Target,
     output: Output,
 ) -> Result<Summary, Error> {
     let message = format!("saving {target}");

@@ -21,9 +21,10 @@ use crate::target::Target;
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
-    target: String,
-    #[arg(long, value_name = "ADDR", help = "Where it is awaited: HOST:PORT, [IPV6]:PORT or unix:PATH")]
-    to: String,
+    target: Target,
+    /// Where `whimbrel receive` listens: HOST:PORT, [IPV6]:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    to: Address,
     /// How long the device may stand still, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
@@ -45,23 +46,23 @@ Examples:
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let address = parse_address(&arguments.to)?;
-    let mut opened = Target::open_text(&arguments.target)?.migratable()?;
+    let address = &arguments.to;
+    let mut opened = arguments.target.open()?.migratable()?;
     opened.end_abandoned_sending()?;
-    let link = connect(&address, Duration::from_secs(arguments.patience), output)?;
+    let link = connect(address, Duration::from_secs(arguments.patience), output)?;
     let options = SourceOptions {
         downtime_limit: Duration::from_millis(arguments.downtime_limit),
         max_rounds: arguments.max_rounds,
         timeout: Duration::from_secs(arguments.timeout),
     };
     let sent = Source::new(&mut *opened).options(options).observer(Bar::migration(output)).send(link);
-    let report = sent.map_err(|error| failed(error, &address))?;
-    output.result(&report, Text { report: &report, address: &address })
+    let report = sent.map_err(|error| failed(error, address))?;
+    output.result(&report, Text { report: &report, address })
 }
 
-/// An address as it was given on the command line.
-pub(crate) fn parse_address(text: &str) -> Result<Address, Failure> {
-    text.parse().map_err(|error| Failure::from_error(&error))
+/// Parses an address to connect to or to listen at.
+pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|_| "expected HOST:PORT, [IPV6]:PORT or unix:PATH".to_string())
 }
 
 fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link, Failure> {

@@ -17,6 +17,7 @@ use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Tak
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::size;
+use crate::target::parse_model;
 
 /// Serve a model as a vfio-user device
 ///
@@ -27,8 +28,8 @@ use crate::size;
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
-    #[arg(value_name = "MODEL")]
-    model: String,
+    #[arg(value_name = "MODEL", value_parser = parse_model)]
+    model: Model,
     /// Where the socket is made. Only the user who runs this can connect to it
     #[arg(long, value_name = "PATH", required_unless_present = "takeover")]
     socket: Option<PathBuf>,
@@ -111,10 +112,7 @@ enum Door {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let wrong = |error: &dyn std::error::Error| {
-        Failure::new(format!("'{}' cannot be served: {error}", arguments.model))
-    };
-    let model: Model = arguments.model.parse().map_err(|error| wrong(&error))?;
+    let model = &arguments.model;
     let options = options(arguments);
     let faults = Faults::new(arguments.fault.iter().flat_map(|faults| faults.iter().cloned()));
     survive_lost_memory().map_err(|error| Failure::from_io("cannot handle SIGBUS", &error))?;
@@ -131,8 +129,9 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             .hint("without --sandbox it is served with all that you may do")
     })?;
     // What makes it work by itself ends with it.
-    let OpenModel { device, worker: _worker } =
-        model.open_with_faults(model.to_string(), faults).map_err(|error| wrong(&error))?;
+    let OpenModel { device, worker: _worker } = model
+        .open_with_faults(model.to_string(), faults)
+        .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
     let backend = Backend::with(device, options);
     let (server, how) = match door {
         Door::Own(listener) => {

@@ -197,7 +197,7 @@ impl FromStr for Model {
                 let (mut config, mut protocol) = (AccelConfig::default(), Protocol::default());
                 for (setting, value) in parse_settings(ACCEL, ACCEL_SETTINGS, settings)? {
                     match setting {
-                        "state" => config.state_bytes = parse_bytes(ACCEL, setting, value)?,
+                        "state" => config.state_bytes = parse_state(ACCEL, setting, value)?,
                         "rate" => config.state_rate = parse_bytes(ACCEL, setting, value)?,
                         PROTOCOL => protocol = parse_protocol(ACCEL, value)?,
                         _ => {
@@ -212,11 +212,10 @@ impl FromStr for Model {
             LEGACY => {
                 let mut config = LegacyConfig::default();
                 for (setting, value) in parse_settings(LEGACY, LEGACY_SETTINGS, settings)? {
-                    let bytes = parse_bytes(LEGACY, setting, value)?;
                     match setting {
-                        "state" => config.state_bytes = bytes,
-                        "rate" => config.state_rate = bytes,
-                        _ => config.section_bytes = bytes,
+                        "state" => config.state_bytes = parse_state(LEGACY, setting, value)?,
+                        "rate" => config.state_rate = parse_bytes(LEGACY, setting, value)?,
+                        _ => config.section_bytes = parse_section(setting, value)?,
                     }
                 }
                 Ok(Model::Legacy(config))
@@ -231,8 +230,25 @@ fn refused(model: &'static str, setting: &'static str, value: &str, takes: &'sta
 }
 
 fn parse_bytes(model: &'static str, setting: &'static str, value: &str) -> Result<u64, ModelError> {
-    let takes = "bytes, with K, M, G, KiB, MiB or GiB behind the number if you like";
+    let takes = "a number of bytes, alone or with K, M, G, KiB, MiB or GiB";
     parse_size(value).ok_or_else(|| refused(model, setting, value, takes))
+}
+
+/// The bytes of own state that an engine can have.
+fn parse_state(model: &'static str, setting: &'static str, value: &str) -> Result<u64, ModelError> {
+    let state_bytes = parse_bytes(model, setting, value)?;
+    let takes = "1KiB to 64GiB, a multiple of 8 bytes";
+    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
+    config.check().map(|config| config.state_bytes).map_err(|_| refused(model, setting, value, takes))
+}
+
+/// The bytes of a data section that a `legacy` can have.
+fn parse_section(setting: &'static str, value: &str) -> Result<u64, ModelError> {
+    let section_bytes = parse_bytes(LEGACY, setting, value)?;
+    let takes = "64 bytes to 64MiB";
+    LegacyConfig::section_fits(section_bytes)
+        .then_some(section_bytes)
+        .ok_or_else(|| refused(LEGACY, setting, value, takes))
 }
 
 fn parse_protocol(model: &'static str, value: &str) -> Result<Protocol, ModelError> {
@@ -400,6 +416,22 @@ mod tests {
             ("serial?ports=1&ports=1", "model serial is given its setting ports twice"),
             ("serial?ports=3", "invalid value '3' for ports (model serial): expected 1 or 2"),
             ("serial?ports", "invalid value '' for ports (model serial): expected 1 or 2"),
+            (
+                "accel?state=1",
+                "invalid value '1' for state (model accel): expected 1KiB to 64GiB, a multiple of 8 bytes",
+            ),
+            (
+                "accel?state=65G",
+                "invalid value '65G' for state (model accel): expected 1KiB to 64GiB, a multiple of 8 bytes",
+            ),
+            (
+                "legacy?state=1025",
+                "invalid value '1025' for state (model legacy): expected 1KiB to 64GiB, a multiple of 8 bytes",
+            ),
+            (
+                "legacy?section=63",
+                "invalid value '63' for section (model legacy): expected 64 bytes to 64MiB",
+            ),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<Model>().unwrap_err().to_string(), error);

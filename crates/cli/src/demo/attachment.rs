@@ -119,7 +119,7 @@ fn check(device: &mut dyn Device) -> Result<u64, Failure> {
         return Err(unfit("it does not migrate".to_string()));
     }
     match u64::from_le_bytes(state_bytes) {
-        bytes @ AccelConfig::LEAST_STATE..=AccelConfig::MOST_STATE => Ok(bytes),
+        bytes @ AccelConfig::MIN_STATE..=AccelConfig::MAX_STATE => Ok(bytes),
         bytes => Err(unfit(format!("it says that it has {bytes} bytes of own state"))),
     }
 }

@@ -23,16 +23,15 @@ use crate::output;
 /// Memory whose writes by this process are logged page by page.
 pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// The least memory a demo works in.
-const LEAST_MEMORY: u64 = 16 << 20;
+/// Minimum memory of a demo, in bytes.
+const MIN_MEMORY: u64 = 16 << 20;
 
-/// Whether there can be a machine with so much memory.
-pub(super) fn check_memory(bytes: u64) -> Result<(), Failure> {
-    if bytes < LEAST_MEMORY || !bytes.is_multiple_of(4096) {
-        return Err(Failure::new(format!("{bytes} bytes cannot be the demo's memory"))
-            .hint(format!("give whole pages of 4096 bytes, {} at least", output::bytes(LEAST_MEMORY))));
+/// Whether there can be a machine with this much memory, in bytes.
+pub(super) fn check_memory(bytes: u64) -> Result<u64, String> {
+    if bytes < MIN_MEMORY || !bytes.is_multiple_of(4096) {
+        return Err(format!("expected at least {}, a multiple of 4096 bytes", output::bytes(MIN_MEMORY)));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Memory from address 0 on, and the device that reaches it under the same addresses.
@@ -46,7 +45,7 @@ const PIECE: usize = 1 << 20;
 
 impl<'a> Machine<'a> {
     pub(super) fn new(attachment: &'a Attachment, bytes: u64) -> Result<Machine<'a>, Failure> {
-        check_memory(bytes)?;
+        check_memory(bytes).map_err(Failure::new)?;
         let no_memory = |error: std::io::Error| {
             Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
         };

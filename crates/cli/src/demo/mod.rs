@@ -47,16 +47,16 @@ pub(crate) struct Arguments {
     /// The device: model:accel with its settings, protocol=v1 and draft among them; model:legacy, whose state goes 8
     /// bytes at a time, which takes a server long (see --in-process); or vfio-user:SOCKET, together with --destination
     #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
-    device: String,
+    device: Target,
     /// The device that --device is moved to, if that is vfio-user:SOCKET: a second socket, at which the same model is
     /// served. The demo resets both devices before it begins, and leaves them to their servers
     #[arg(long, value_name = "TARGET")]
-    destination: Option<String>,
+    destination: Option<Target>,
     /// Keep the model in the two processes that use it, and start no servers
     #[arg(long, conflicts_with = "destination")]
     in_process: bool,
     /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: u64,
     /// Memory the device writes, in bytes per second or with a unit such as 64MiB; 1 MiB at least, so that there is work
     /// to lose
@@ -66,7 +66,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
     /// Give up after this many rounds without that
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
     /// How long the device works before it moves, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
@@ -82,10 +82,15 @@ Examples:
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
-/// A rate at which the device completes something before and after it moves.
+/// Parses the size of a machine's memory.
+fn memory(text: &str) -> Result<u64, String> {
+    size::parse(text).and_then(machine::check_memory)
+}
+
+/// Parses a rate at which the device completes something before and after it moves.
 fn rate(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
-        bytes if bytes < 1 << 20 => Err("1 MiB a second is the least".to_string()),
+        bytes if bytes < 1 << 20 => Err("expected at least 1MiB (bytes per second)".to_string()),
         bytes => Ok(bytes),
     }
 }
@@ -102,27 +107,27 @@ enum Devices {
 }
 
 impl Devices {
-    fn new(device: &str, destination: Option<&str>, in_process: bool) -> Result<Devices, Failure> {
-        match (device.parse()?, destination.map(str::parse).transpose()?) {
+    fn new(device: &Target, destination: Option<&Target>, in_process: bool) -> Result<Devices, Failure> {
+        match (device.clone(), destination.cloned()) {
             (Target::Model(model, name), None) => {
                 if let Model::Serial(..) = model {
-                    return Err(Failure::new(format!(
+                    return Err(Failure::usage(format!(
                         "the demo gives its device work by DMA, which '{device}' cannot do"
                     ))
                     .hint("give --device model:accel"));
                 }
                 Ok(if in_process { Devices::Inside(name) } else { Devices::Served(name) })
             }
-            (Target::Model(..), Some(_)) => Err(Failure::new(
+            (Target::Model(..), Some(_)) => Err(Failure::usage(
                 "--destination is for servers that run already, and a model is served at both ends by the demo itself",
             )
             .hint("leave --destination out, or give --device vfio-user:SOCKET too")),
             (Target::VfioUser(_), None) => {
-                Err(Failure::new(format!("'{device}' is one device, and the demo moves it to another"))
+                Err(Failure::usage(format!("'{device}' is one device, and the demo moves it to another"))
                     .hint("serve the same model at a second socket, and give --destination vfio-user:SOCKET"))
             }
             (Target::VfioUser(_), Some(_)) if in_process => {
-                Err(Failure::new(format!("'{device}' is in its server's process: --in-process is for models")))
+                Err(Failure::usage(format!("'{device}' is in its server's process: --in-process is for models")))
             }
             (Target::VfioUser(source), Some(Target::VfioUser(destination))) => {
                 let is_same = |one: &PathBuf, other: &PathBuf| match (one.canonicalize(), other.canonicalize()) {
@@ -130,12 +135,12 @@ impl Devices {
                     _ => one == other,
                 };
                 if is_same(&source, &destination) {
-                    return Err(Failure::new(format!("'{device}' cannot be moved to itself"))
+                    return Err(Failure::usage(format!("'{device}' cannot be moved to itself"))
                         .hint("serve the same model at a second socket, and give that as --destination"));
                 }
                 Ok(Devices::Running(source, destination))
             }
-            (Target::VfioUser(_), Some(other)) => Err(not_movable(&other.to_string())),
+            (Target::VfioUser(_), Some(other)) => Err(not_movable(&other)),
             (Target::Group(_) | Target::Cdev(_) | Target::Host(_), _) => Err(not_movable(device)),
         }
     }
@@ -154,8 +159,8 @@ impl Devices {
     }
 }
 
-fn not_movable(target: &str) -> Failure {
-    Failure::new(format!("the demo moves a model, and '{target}' is none"))
+fn not_movable(target: &Target) -> Failure {
+    Failure::usage(format!("the demo moves a model, and '{target}' is not one"))
         .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
 }
 
@@ -169,8 +174,7 @@ struct Found {
 
 /// Runs the demo.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let devices = Devices::new(&arguments.device, arguments.destination.as_deref(), arguments.in_process)?;
-    machine::check_memory(arguments.memory)?;
+    let devices = Devices::new(&arguments.device, arguments.destination.as_ref(), arguments.in_process)?;
     let mut bar = Bar::migration(output);
     let mut processes = Processes::new()?;
     let found = perform(arguments, &devices, &mut processes, &mut bar);

@@ -36,7 +36,7 @@ const RING_ENTRIES: u64 = 256;
 const BLOCKS: u64 = 1 << 20;
 /// Places for blocks. Twice as many as can be under way, so that a block is checked before it is written again.
 const PLACES: u64 = 256;
-const MOST_BLOCK_BYTES: u64 = 64 << 10;
+const MAX_BLOCK_BYTES: u64 = 64 << 10;
 /// Bytes of the device's own state that one job changes.
 const SCRAMBLE_BYTES: u64 = 4096;
 /// Jobs that belong together: fill, copy, checksum, scramble.
@@ -128,7 +128,7 @@ struct Layout {
 impl Layout {
     fn new(memory_bytes: u64, state_bytes: u64) -> Layout {
         let stride = (memory_bytes - BLOCKS) / PLACES / 4096 * 4096;
-        let block_bytes = (stride / 2 / 4096 * 4096).min(MOST_BLOCK_BYTES);
+        let block_bytes = (stride / 2 / 4096 * 4096).min(MAX_BLOCK_BYTES);
         let scramble_bytes = SCRAMBLE_BYTES.min(state_bytes) / 8 * 8;
         Layout { stride, block_bytes, state_bytes, scramble_bytes }
     }

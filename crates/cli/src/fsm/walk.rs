@@ -69,8 +69,8 @@ impl fmt::Display for Answer {
 }
 
 /// Walks the device of a TARGET.
-pub(super) fn run(target: &str, output: Output) -> Result<(), Failure> {
-    let mut opened = Target::open_text(target)?.migratable()?;
+pub(super) fn run(target: &Target, output: Output) -> Result<(), Failure> {
+    let mut opened = target.open()?.migratable()?;
     let bar = Bar::waiting(output, format!("asking {target} for each pair of states"));
     let mut walk = Walk::new(&mut opened)?;
     let walked = walk.all();

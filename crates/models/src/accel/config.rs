@@ -5,7 +5,7 @@ use whimbrel_device::MigrationFlags;
 /// The settings of an [`Accel`](super::Accel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccelConfig {
-    /// Bytes of own state: [`AccelConfig::LEAST_STATE`] to [`AccelConfig::MOST_STATE`], a multiple of 8.
+    /// Bytes of own state: [`AccelConfig::MIN_STATE`] to [`AccelConfig::MAX_STATE`], a multiple of 8.
     /// Memory is taken only for the parts that are used.
     pub state_bytes: u64,
     /// Bytes per second at which the state changes by itself while the device runs.
@@ -15,13 +15,13 @@ pub struct AccelConfig {
 }
 
 impl AccelConfig {
-    /// The least own state, in bytes.
-    pub const LEAST_STATE: u64 = 1 << 10;
-    /// The most own state, in bytes.
-    pub const MOST_STATE: u64 = 64 << 30;
+    /// Minimum own state, in bytes.
+    pub const MIN_STATE: u64 = 1 << 10;
+    /// Maximum own state, in bytes.
+    pub const MAX_STATE: u64 = 64 << 30;
 
-    pub(super) fn check(self) -> Result<AccelConfig, AccelConfigError> {
-        if !(Self::LEAST_STATE..=Self::MOST_STATE).contains(&self.state_bytes)
+    pub(crate) fn check(self) -> Result<AccelConfig, AccelConfigError> {
+        if !(Self::MIN_STATE..=Self::MAX_STATE).contains(&self.state_bytes)
             || !self.state_bytes.is_multiple_of(8)
         {
             return Err(AccelConfigError::StateBytes(self.state_bytes));
@@ -46,8 +46,8 @@ pub enum AccelConfigError {
     /// The own state is too small, too large, or no multiple of 8.
     #[error(
         "{0} bytes of state cannot be had: it is {least} to {most} bytes, in steps of 8",
-        least = AccelConfig::LEAST_STATE,
-        most = AccelConfig::MOST_STATE
+        least = AccelConfig::MIN_STATE,
+        most = AccelConfig::MAX_STATE
     )]
     StateBytes(u64),
     /// The flags name something that does not exist.

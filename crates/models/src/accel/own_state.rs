@@ -11,7 +11,7 @@ use super::block_set::BlockSet;
 const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 256..=64 << 10;
 
 /// About how many blocks a state has at least.
-const LEAST_BLOCKS: u64 = 1024;
+const MIN_BLOCKS: u64 = 1024;
 
 /// How a state of some size is cut into blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) struct Blocks {
 
 impl Blocks {
     pub(super) fn of(state_bytes: u64) -> Blocks {
-        let wanted = (state_bytes / LEAST_BLOCKS).next_power_of_two();
+        let wanted = (state_bytes / MIN_BLOCKS).next_power_of_two();
         Blocks { state_bytes, block_bytes: wanted.clamp(*BLOCK_BYTES.start(), *BLOCK_BYTES.end()) }
     }
 

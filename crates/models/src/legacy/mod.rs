@@ -57,15 +57,21 @@ pub struct LegacyConfig {
     /// Bytes per second at which the state changes by itself while the device runs.
     pub state_rate: u64,
     /// Bytes of the region's data section: the longest record that it gives or takes.
-    /// [`LegacyConfig::LEAST_SECTION`] to [`LegacyConfig::MOST_SECTION`].
+    /// [`LegacyConfig::MIN_SECTION`] to [`LegacyConfig::MAX_SECTION`].
     pub section_bytes: u64,
 }
 
 impl LegacyConfig {
-    /// The least data section, in bytes.
-    pub const LEAST_SECTION: u64 = 64;
-    /// The most data section, in bytes.
-    pub const MOST_SECTION: u64 = 64 << 20;
+    /// Minimum data section, in bytes.
+    pub const MIN_SECTION: u64 = 64;
+    /// Maximum data section, in bytes.
+    pub const MAX_SECTION: u64 = 64 << 20;
+
+    /// Whether a data section of this size can be had.
+    pub(crate) fn section_fits(bytes: u64) -> bool {
+        (Self::MIN_SECTION..=Self::MAX_SECTION).contains(&bytes)
+            && Layout::trapped(Version::V1, bytes).is_ok()
+    }
 }
 
 impl Default for LegacyConfig {
@@ -85,8 +91,8 @@ pub enum LegacyConfigError {
     /// The data section is too small or too large.
     #[error(
         "a data section of {0} bytes cannot be had: it is {least} to {most} bytes",
-        least = LegacyConfig::LEAST_SECTION,
-        most = LegacyConfig::MOST_SECTION
+        least = LegacyConfig::MIN_SECTION,
+        most = LegacyConfig::MAX_SECTION
     )]
     Section(u64),
 }
@@ -104,7 +110,7 @@ impl Legacy {
     pub fn new(config: LegacyConfig, bus: Bus) -> Result<Legacy, LegacyConfigError> {
         let LegacyConfig { state_bytes, state_rate, section_bytes } = config;
         let section = || LegacyConfigError::Section(section_bytes);
-        if !(LegacyConfig::LEAST_SECTION..=LegacyConfig::MOST_SECTION).contains(&section_bytes) {
+        if !LegacyConfig::section_fits(section_bytes) {
             return Err(section());
         }
         let flags = MigrationFlags::all();

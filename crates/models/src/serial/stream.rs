@@ -12,7 +12,7 @@ use super::port::{FIFO_SIZE, Port};
 /// Bytes of the head, which PRE_COPY already gives.
 pub(super) const HEAD_BYTES: usize = size_of::<Head>();
 /// Bytes of a card with two ports.
-const MOST_BYTES: usize = HEAD_BYTES + 2 * size_of::<PortRecord>();
+const MAX_BYTES: usize = HEAD_BYTES + 2 * size_of::<PortRecord>();
 
 const MAGIC: u64 = 0x7e9d_0989_8c3e_2c4e;
 const MAJOR_VERSION: u32 = 1;
@@ -119,7 +119,7 @@ impl PortRecord {
 #[derive(Debug)]
 pub(super) struct Loader {
     ports: Ports,
-    bytes: [u8; MOST_BYTES],
+    bytes: [u8; MAX_BYTES],
     filled: usize,
     loaded: Vec<Port>,
     poisoned: bool,
@@ -127,7 +127,7 @@ pub(super) struct Loader {
 
 impl Loader {
     pub(super) fn new(ports: Ports) -> Loader {
-        Loader { ports, bytes: [0; MOST_BYTES], filled: 0, loaded: Vec::new(), poisoned: false }
+        Loader { ports, bytes: [0; MAX_BYTES], filled: 0, loaded: Vec::new(), poisoned: false }
     }
 
     /// Takes the next bytes, all of them or none. ENOMEM if they reach past the end; EINVAL once one cannot

@@ -55,6 +55,21 @@ impl Run {
         self
     }
 
+    /// That the usage was wrong: status 2, `error: ` first, no panic.
+    #[track_caller]
+    pub(crate) fn misused(self) -> Run {
+        assert_eq!(
+            self.status,
+            2,
+            "stdout: {:?}, stderr: {}",
+            String::from_utf8_lossy(&self.stdout),
+            self.stderr
+        );
+        assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+
     /// That stderr says each of these.
     #[track_caller]
     pub(crate) fn says(self, texts: &[&str]) -> Run {

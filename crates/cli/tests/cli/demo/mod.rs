@@ -1,11 +1,12 @@
 //! The demo, as a user runs it: what it prints, and what it says when it cannot be done.
-#![allow(clippy::unwrap_used)]
 
 mod endings;
 
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+
+use crate::support::whimbrel;
 
 /// Small, so that it is quick in a build without optimisation too.
 const SMALL: [&str; 4] = ["--memory", "32MiB", "--dirty-rate", "8MiB"];
@@ -114,27 +115,24 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
 }
 
 #[test]
-fn settings_that_cannot_be_are_refused() {
-    let cases: [(&[&str], i32, &str); 13] = [
-        (&["--device", "vfio-user:a"], 1, "give --destination vfio-user:SOCKET"),
-        (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], 1, "cannot be moved to itself"),
-        (&["--device", "vfio-user:a", "--destination", "model:accel"], 1, "'model:accel' is none"),
-        (&["--device", "vfio-user:a", "--destination", "group:3b:00.0"], 1, "'group:3b:00.0' is none"),
-        (&["--destination", "vfio-user:a"], 1, "leave --destination out"),
-        (&["--device", "vfio-user:a", "--destination", "vfio-user:b", "--in-process"], 2, "--in-process"),
-        (&["--device", "vfio-user:a", "--in-process"], 1, "give --destination vfio-user:SOCKET"),
-        (&["--device", "model:serial"], 1, "give --device model:accel"),
-        (&["--device", "group:3b:00.0"], 1, "'group:3b:00.0' is none"),
-        (&["--device", "model:accel?state=1"], 1, "state"),
-        (&["--memory", "1MiB"], 1, "16.00 MiB at least"),
-        (&["--memory", "lots"], 2, "give a number of bytes"),
-        (&["--dirty-rate", "5"], 2, "1 MiB a second is the least"),
+fn invalid_settings_are_wrong_usage() {
+    let cases: [(&[&str], &str); 14] = [
+        (&["--device", "vfio-user:a"], "give --destination vfio-user:SOCKET"),
+        (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], "cannot be moved to itself"),
+        (&["--device", "vfio-user:a", "--destination", "model:accel"], "'model:accel' is not one"),
+        (&["--device", "vfio-user:a", "--destination", "group:3b:00.0"], "'group:3b:00.0' is not one"),
+        (&["--destination", "vfio-user:a"], "leave --destination out"),
+        (&["--device", "vfio-user:a", "--destination", "vfio-user:b", "--in-process"], "--in-process"),
+        (&["--device", "vfio-user:a", "--in-process"], "give --destination vfio-user:SOCKET"),
+        (&["--device", "model:serial"], "give --device model:accel"),
+        (&["--device", "group:3b:00.0"], "'group:3b:00.0' is not one"),
+        (&["--device", "model:accel?state=1"], "invalid value '1' for state (model accel)"),
+        (&["--memory", "1MiB"], "expected at least 16.00 MiB"),
+        (&["--memory", "lots"], "expected a number of bytes"),
+        (&["--dirty-rate", "5"], "expected at least 1MiB"),
+        (&["--max-rounds", "0"], "--max-rounds"),
     ];
-    for (arguments, status, words) in cases {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_whimbrel")).arg("demo").args(arguments).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
-        assert!(errors.contains(words), "{arguments:?}: {errors}");
+    for (arguments, said) in cases {
+        whimbrel(["demo"].iter().chain(arguments)).misused().says(&[said]);
     }
 }

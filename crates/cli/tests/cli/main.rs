@@ -1,14 +1,16 @@
-//! The real program run as a script runs it: what it prints, as text and as JSON, its exit status, and what it does
-//! with bad input.
+//! The real program, run as a script runs it: what it prints, as text and as JSON, its exit status, and what it does
+//! with bad input; the demo; and the program on a real kernel's devices, in the lab.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, with the line where it did")]
 
 mod abi;
 mod command_line;
 mod damage;
+mod demo;
 mod demo_servers;
 mod files;
 mod fsm;
+mod lab;
 mod migration;
 mod partial;
 mod sandbox;

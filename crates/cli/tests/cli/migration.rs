@@ -142,12 +142,9 @@ fn addresses_that_lead_nowhere_are_told() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let no_socket = format!("unix:{}", argument(&folder.path().join("none.sock")));
     let no_folder = format!("unix:{}", argument(&folder.path().join("none/move.sock")));
-    let cases: [(&[&str], &[&str]); 8] = [
-        (&["send", "model:serial", "--to", "nowhere"], &["'nowhere' is not an address: give HOST:PORT"]),
-        (&["send", "model:serial", "--to", "::1:80"], &["is not an address"]),
+    let cases: [(&[&str], &[&str]); 5] = [
         (&["send", "model:serial", "--to", &free], &["cannot connect to", &free, "ECONNREFUSED", "hint: "]),
         (&["send", "model:serial", "--to", &no_socket], &["cannot connect to", "ENOENT", "hint: "]),
-        (&["receive", "model:serial", "--listen", "host:99999"], &["'host:99999' is not an address"]),
         (&["receive", "model:serial", "--listen", &no_folder], &["cannot listen at", "ENOENT", "hint: "]),
         (
             &["receive", "model:serial", "--listen", "192.0.2.1:0"],

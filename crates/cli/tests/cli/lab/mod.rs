@@ -2,7 +2,6 @@
 //!
 //! These tests run in the lab's machines. Where the lab has not been built (`lab/run build`) they say so and pass;
 //! with WHIMBREL_REQUIRE_ALL in the environment they fail.
-#![allow(clippy::unwrap_used)]
 
 mod machine;
 
@@ -249,49 +248,49 @@ const RECORDINGS: [Recording; 7] = [
         test: "",
         kernel: "debian",
         options: &[],
-        text: include_str!("../../../device/tests/vfio_kernel.txt"),
+        text: include_str!("../../../../device/tests/vfio_kernel.txt"),
     },
     Recording {
         program: "iommufd_kernel",
         test: "",
         kernel: "iommufd",
         options: &[],
-        text: include_str!("../../../device/tests/iommufd_kernel.txt"),
+        text: include_str!("../../../../device/tests/iommufd_kernel.txt"),
     },
     Recording {
         program: "iommufd_hwpt_kernel",
         test: "",
         kernel: "iommufd",
         options: &[],
-        text: include_str!("../../../device/tests/iommufd_hwpt_kernel.txt"),
+        text: include_str!("../../../../device/tests/iommufd_hwpt_kernel.txt"),
     },
     Recording {
         program: "iommufd_container_kernel",
         test: "",
         kernel: "iommufd",
         options: &[],
-        text: include_str!("../../../device/tests/iommufd_container_kernel.txt"),
+        text: include_str!("../../../../device/tests/iommufd_container_kernel.txt"),
     },
     Recording {
         program: "pci_kernel",
         test: "record_through_groups",
         kernel: "debian",
         options: &["--pci", "--timeout", "300"],
-        text: include_str!("../../../device/tests/pci_kernel/groups.txt"),
+        text: include_str!("../../../../device/tests/pci_kernel/groups.txt"),
     },
     Recording {
         program: "pci_kernel",
         test: "record_through_own_files",
         kernel: "iommufd",
         options: &["--pci", "--timeout", "300"],
-        text: include_str!("../../../device/tests/pci_kernel/own_files.txt"),
+        text: include_str!("../../../../device/tests/pci_kernel/own_files.txt"),
     },
     Recording {
         program: "gfx_kernel",
         test: "",
         kernel: "iommufd",
         options: &["--displays"],
-        text: include_str!("../../../device/tests/gfx_kernel.txt"),
+        text: include_str!("../../../../device/tests/gfx_kernel.txt"),
     },
 ];
 

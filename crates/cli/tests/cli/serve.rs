@@ -50,8 +50,6 @@ fn what_cannot_be_served_is_said_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("precious");
     std::fs::write(&file, "x").unwrap();
-    let socket = argument(&folder.path().join("socket"));
-    whimbrel(["serve", "card", "--socket", &socket]).failed().says(&["there is no model card"]);
     whimbrel(["serve", "serial", "--socket", &argument(&file)]).failed().says(&[
         "cannot serve at",
         "EADDRINUSE",
@@ -76,7 +74,4 @@ fn a_served_model_misbehaves_as_it_is_told_to() {
     assert!(device.set_state(State::StopCopy).unwrap().is_some());
     child.kill().unwrap();
     child.wait().unwrap();
-    let refused = whimbrel(["serve", "serial", "--socket", &argument(&path), "--fault", "explode"]);
-    assert_eq!(refused.status, 2);
-    refused.says(&["invalid fault 'explode'"]);
 }

@@ -1,0 +1,197 @@
+//! What holds for every command: exit statuses, where results go, help.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use crate::support::{command, finish, keys, whimbrel};
+
+const COMMANDS: [&str; 10] =
+    ["devices", "probe", "save", "restore", "send", "receive", "serve", "fsm", "inspect", "abi"];
+
+/// Wrong usage: the arguments, what the error says, and what the hint says.
+const WRONG: [(&[&str], &str, &str); 50] = [
+    (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
+    (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
+    (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
+    (&["probe"], "<TARGET>", "Usage: whimbrel probe"),
+    (&["save", "model:serial"], "--output <FILE>", "Usage: whimbrel save"),
+    (&["restore", "model:serial"], "--input <FILE>", "Usage: whimbrel restore"),
+    (&["send", "model:serial"], "--to <ADDR>", "Usage: whimbrel send"),
+    (&["send", "model:serial", "model:accel", "--to", "a:1"], "unexpected argument", "Usage: whimbrel send"),
+    (&["receive", "model:serial"], "--listen <ADDR>", "Usage: whimbrel receive"),
+    (&["serve", "serial"], "--socket <PATH>", "Usage: whimbrel serve"),
+    (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
+    // Targets, wherever one stands.
+    (&["probe", ""], "the name of the device is missing", "a TARGET is"),
+    (&["probe", "vfio0"], "neither the address of a PCI device nor a uuid", "a TARGET is"),
+    (&["probe", "group:12"], "invalid value 'group:12' for '<TARGET>'", "a TARGET is"),
+    (&["probe", "cdev:"], "the path is missing", "a TARGET is"),
+    (&["probe", "vfio-user:"], "the socket is missing", "a TARGET is"),
+    (&["save", "nothing", "-o", "/dev/null"], "invalid value 'nothing'", "a TARGET is"),
+    (&["restore", "nothing", "-i", "/dev/null"], "invalid value 'nothing'", "a TARGET is"),
+    (&["send", "nothing", "--to", "127.0.0.1:1"], "invalid value 'nothing'", "a TARGET is"),
+    (&["receive", "nothing", "--listen", "127.0.0.1:0"], "invalid value 'nothing'", "a TARGET is"),
+    (&["fsm", "--walk", "nothing"], "invalid value 'nothing' for '--walk <TARGET>'", "a TARGET is"),
+    (&["demo", "--device", "nothing"], "invalid value 'nothing'", "a TARGET is"),
+    (&["demo", "--destination", "nothing"], "invalid value 'nothing'", "a TARGET is"),
+    // Models and their settings.
+    (&["probe", "model:toaster"], "there is no model toaster; there are serial, accel", "models are serial"),
+    (
+        &["probe", "model:serial?ports=9"],
+        "'9' for ports (model serial): expected 1 or 2",
+        "models are serial",
+    ),
+    (&["probe", "model:accel?state=1"], "'1' for state (model accel): expected 1KiB", "models are serial"),
+    (&["probe", "model:accel?state=lots"], "expected a number of bytes", "models are serial"),
+    (&["probe", "model:accel?rate=x"], "'x' for rate (model accel)", "models are serial"),
+    (&["probe", "model:accel?colour=red"], "no setting colour", "models are serial"),
+    (&["probe", "model:legacy?section=1"], "'1' for section (model legacy)", "models are serial"),
+    (&["serve", "card", "--socket", "s"], "there is no model card", "models are serial"),
+    (&["serve", "accel?state=1", "--socket", "s"], "'1' for state (model accel)", "models are serial"),
+    // Addresses.
+    (&["send", "model:serial", "--to", "nowhere"], "'--to <ADDR>': expected HOST:PORT", "--help"),
+    (&["send", "model:serial", "--to", "::1:80"], "[IPV6]:PORT", "--help"),
+    (&["send", "model:serial", "--to", "unix:"], "unix:PATH", "--help"),
+    (&["receive", "model:serial", "--listen", "host:99999"], "'--listen <ADDR>'", "--help"),
+    // Sizes, rates, counts and times.
+    (&["demo", "--memory", "lots"], "expected a number of bytes", "--help"),
+    (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
+    (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
+    (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
+    (&["send", "model:serial", "--to", "a:1", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
+    (&["send", "model:serial", "--to", "a:1", "--downtime-limit", "1s"], "'--downtime-limit <MS>'", "--help"),
+    (&["send", "model:serial", "--to", "a:1", "--patience", "-1"], "unexpected argument '-1'", "Usage:"),
+    (&["receive", "model:serial", "--listen", "a:1", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
+    // Faults.
+    (&["serve", "serial", "--socket", "s", "--fault", "explode"], "invalid fault 'explode'", "--help"),
+    // States.
+    (&["fsm"], "<FROM>", "Usage: whimbrel fsm"),
+    (&["fsm", "RUNNING"], "<TO>", "Usage: whimbrel fsm"),
+    (&["fsm", "RUNNING", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
+    (&["fsm", "--table", "--features", "warp"], "possible values: stop-copy, p2p, pre-copy", "--help"),
+    // Arguments that do not fit together.
+    (&["demo", "--device", "vfio-user:a"], "is one device", "give --destination"),
+];
+
+#[test]
+fn wrong_usage_is_status_2_with_the_reason_on_stderr_and_nothing_on_stdout() {
+    for (arguments, said, _) in WRONG {
+        let run = whimbrel(arguments).misused();
+        let told = run.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(told.contains(said), "{arguments:?}: {}", run.stderr);
+        assert!(run.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_with_json_is_an_object_on_stdout_too() {
+    for (arguments, said, hint) in WRONG {
+        let run = whimbrel(arguments.iter().chain(&["--json"])).misused();
+        let value = run.json();
+        assert_eq!(keys(&value), ["error", "hint"], "{arguments:?}");
+        assert!(value["error"].as_str().unwrap().contains(said), "{arguments:?}: {value}");
+        assert!(value["hint"].as_str().unwrap().contains(hint), "{arguments:?}: {value}");
+    }
+}
+
+#[test]
+fn without_a_command_the_help_is_shown_and_the_status_is_2() {
+    let run = whimbrel::<&str>([]);
+    assert_eq!(run.status, 2);
+    assert!(run.stderr.contains("Usage: whimbrel") && run.stdout.is_empty(), "{run:?}");
+    let run = whimbrel(["--json"]).misused();
+    assert_eq!(run.json()["error"], "no command is given");
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for name in COMMANDS {
+        let run = whimbrel([name, "--help"]).succeeded();
+        assert!(run.text().contains("Usage: whimbrel"), "{name}");
+        assert!(
+            run.text().contains(&format!("  whimbrel {name} ")) || name == "devices",
+            "{name}: {}",
+            run.text()
+        );
+    }
+    assert!(whimbrel(["--help"]).succeeded().text().contains("A TARGET names a device:"));
+}
+
+#[test]
+fn wrong_usage_names_argument_and_value_and_gives_a_hint() {
+    let run = whimbrel(["probe", "model:toaster"]).misused();
+    assert_eq!(
+        run.stderr,
+        "error: invalid value 'model:toaster' for '<TARGET>': there is no model toaster; there are serial, accel, \
+         legacy\n\
+         hint: models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them with \
+         protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"
+    );
+}
+
+#[test]
+fn a_failure_is_status_1_with_its_reason_on_stderr_and_nothing_on_stdout() {
+    let run = whimbrel(["inspect", "/no/such/file"]).failed();
+    assert!(run.stdout.is_empty());
+    assert_eq!(run.stderr, "error: cannot open /no/such/file: ENOENT: No such file or directory\n");
+}
+
+#[test]
+fn with_json_a_failure_is_an_object_on_stdout_too() {
+    let run = whimbrel(["probe", "cdev:/no/such/file", "--json"]).failed().says(&["error: "]);
+    let value = run.json();
+    assert_eq!(keys(&value), ["error", "hint"]);
+    assert!(value["error"].as_str().unwrap().contains("/no/such/file"));
+    assert!(value["hint"].is_string());
+}
+
+#[test]
+fn the_option_json_may_stand_before_the_command() {
+    whimbrel(["--json", "probe", "model:serial"]).succeeded().json();
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = command(["fsm", "--table"]);
+    command.stdout(writer);
+    let run = finish(command).succeeded();
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let mut command = command(["fsm", "--table"]);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    finish(command).failed().says(&["cannot write the result to stdout: ENOSPC"]);
+}
+
+#[test]
+fn a_closed_stderr_stops_nothing() {
+    let mut child = command(["save", "model:serial", "-o", "-"])
+        .stdout(Stdio::null())
+        .stderr({
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            writer
+        })
+        .spawn()
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_log_goes_to_stderr_and_only_when_asked_for() {
+    let quiet = whimbrel(["probe", "model:serial"]).succeeded();
+    assert_eq!(quiet.stderr, "");
+    let verbose = whimbrel(["probe", "model:serial", "-vvv"]).succeeded();
+    assert_eq!(verbose.stdout, quiet.stdout);
+}
+
+#[test]
+fn a_wrong_log_filter_is_told() {
+    let mut command = command(["fsm", "--table"]);
+    command.env("WHIMBREL_LOG", "whimbrel=loud");
+    finish(command).failed().says(&["WHIMBREL_LOG is 'whimbrel=loud'", "hint: "]);
+}
