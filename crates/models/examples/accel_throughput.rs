@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DeviceFile, Next, State};
-use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor, MAX_LENGTH};
+use whimbrel_models::accel::guest::{GuestDriver, Rings};
+use whimbrel_models::accel::{Accel, AccelConfig, Descriptor, MAX_LENGTH};
 use whimbrel_uapi::type1::DmaMapFlags;
-use zerocopy::IntoBytes;
 
 const BUFFER: usize = 1 << 20;
 const ROUNDS: usize = 5;
@@ -28,22 +28,11 @@ fn open(config: AccelConfig) -> Result<DeviceFile, Box<dyn Error>> {
 
 /// Gives every block of the own state some contents.
 fn fill(device: &DeviceFile, state_bytes: u64) -> Result<(), Box<dyn Error>> {
-    device.write_region(0, accel::REGISTER_QUEUE_SIZE, &128u32.to_le_bytes())?;
-    device.write_region(0, accel::REGISTER_COMPLETION_BASE, &0x2000u64.to_le_bytes())?;
-    device.write_region(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes())?;
-    let mut jobs = 0u32;
+    let mut driver = GuestDriver::start(device.clone(), Rings::new(0, 0x2000, 128))?;
     for offset in (0..state_bytes).step_by(MAX_LENGTH as usize) {
-        let work = Descriptor {
-            operation: accel::OPERATION_SCRAMBLE,
-            destination: offset,
-            length: MAX_LENGTH.min(state_bytes - offset),
-            pattern: offset,
-            ..Descriptor::default()
-        };
-        device.bus().dma().write(u64::from(jobs) * 64, work.as_bytes())?;
-        jobs += 1;
+        driver.put(&Descriptor::scramble(0, offset, MAX_LENGTH.min(state_bytes - offset), offset))?;
     }
-    device.write_region(0, accel::REGISTER_TAIL, &jobs.to_le_bytes())?;
+    driver.ring()?;
     while device.advance(Duration::ZERO) == Next::Now {}
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Three models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from
 //! the kernel's own sample device, mtty. [`accel`] is a DMA engine with as much state as is asked for, that
 //! does work a guest gives it, goes on with it after it has moved, and says truly how much of its state is
-//! left to send. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region only.
+//! left to send; its feature `guest` adds the driver that a guest runs for it. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region only.
 //! The other two can be offered in that way too ([`Protocol`]).
 //!
 //! A model is named as on a command line, and opened as a [`DeviceFile`](whimbrel_device::DeviceFile):

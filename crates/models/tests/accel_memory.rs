@@ -8,9 +8,9 @@ use std::fs::File;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;
-use zerocopy::IntoBytes;
 
 const MIB: u64 = 1 << 20;
 
@@ -26,25 +26,16 @@ fn open(state_bytes: u64) -> DeviceFile {
 
 /// Writes 64 KiB of own state at each of these offsets.
 fn scatter(device: &DeviceFile, offsets: &[u64]) {
-    let write = |register, value: &[u8]| device.write_region(0, register, value).unwrap();
-    write(accel::REGISTER_QUEUE_SIZE, &64u32.to_le_bytes());
-    write(accel::REGISTER_COMPLETION_BASE, &0x1000u64.to_le_bytes());
-    write(accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes());
-    for (slot, offset) in (0u64..64).zip(offsets) {
-        let work = Descriptor {
-            operation: accel::OPERATION_SCRAMBLE,
-            destination: *offset,
-            length: 64 << 10,
-            pattern: *offset,
-            ..Descriptor::default()
-        };
-        device.bus().dma().write(slot * 64, work.as_bytes()).unwrap();
+    let mut driver = GuestDriver::start(device.clone(), Rings::new(0, 0x1000, 64)).unwrap();
+    for offset in offsets {
+        driver.put(&Descriptor::scramble(0, *offset, 64 << 10, *offset)).unwrap();
     }
-    write(accel::REGISTER_TAIL, &(offsets.len() as u32).to_le_bytes());
+    driver.ring().unwrap();
     while device.advance(std::time::Duration::ZERO) == Next::Now {}
-    let mut completed = [0; 8];
-    device.read_region(0, accel::REGISTER_COMPLETED, &mut completed).unwrap();
-    assert_eq!(u64::from_le_bytes(completed), offsets.len() as u64);
+    for offset in offsets {
+        let done = driver.take_completion().unwrap().expect("a completion");
+        assert_eq!(done.status, accel::STATUS_DONE, "at {offset:#x}");
+    }
 }
 
 /// The most memory this process has had, in bytes.

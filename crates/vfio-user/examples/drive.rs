@@ -67,13 +67,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         set_up.iter().map(|(offset, data)| WriteOne::new(BAR, *offset, data)).collect();
     device.write_multiple(&writes.ok_or("a register of more than 8 bytes")?)?;
     memory.write_slice(b"123456789", GuestAddress(DATA))?;
-    let job = accel::Descriptor {
-        operation: accel::OPERATION_CHECKSUM,
-        source: DATA,
-        length: 9,
-        tag: 7,
-        ..accel::Descriptor::default()
-    };
+    let job = accel::Descriptor::checksum(7, DATA, 9);
     memory.write_slice(job.as_bytes(), GuestAddress(0))?;
     device.post_write(BAR, accel::REGISTER_TAIL, &1_u32.to_le_bytes())?;
 

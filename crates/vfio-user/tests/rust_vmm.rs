@@ -17,13 +17,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_user::{DmaMapFlags as TheirRights, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
 use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use whimbrel_models::{Model, accel};
+use whimbrel_models::Model;
+use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
+use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_uapi::device::{IrqInfoFlags, IrqSetFlags, RegionInfoFlags};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion, Errno};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
-use zerocopy::IntoBytes;
 
 /// Neither of these peers waits with a time of its own.
 const LONG: Duration = Duration::from_mins(1);
@@ -76,53 +77,68 @@ fn their_client_learns_of_our_devices_what_they_are() {
     }
 }
 
+/// Their client, and memory that the device reaches from `IOVA` on.
+struct Seat {
+    client: vfio_user::Client,
+    guest: File,
+}
+
+const IOVA: u64 = 0x10_0000;
+
+impl Platform for Seat {
+    type Error = vfio_user::Error;
+
+    fn read_register(&mut self, offset: u64, data: &mut [u8]) -> Result<(), vfio_user::Error> {
+        self.client.region_read(0, offset, data)
+    }
+
+    fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), vfio_user::Error> {
+        self.client.region_write(0, offset, data)
+    }
+
+    fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), vfio_user::Error> {
+        self.guest.read_exact_at(data, address - IOVA).unwrap();
+        Ok(())
+    }
+
+    fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), vfio_user::Error> {
+        self.guest.write_all_at(data, address - IOVA).unwrap();
+        Ok(())
+    }
+}
+
 #[test]
 fn their_client_makes_our_engine_work_in_its_memory() {
-    const IOVA: u64 = 0x10_0000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let server = ours("accel?state=4KiB", &path);
     in_time(move || {
         let mut client = vfio_user::Client::new(&path).unwrap();
         let guest = memory(0x10000);
-        let work = accel::Descriptor {
-            operation: accel::OPERATION_FILL,
-            destination: IOVA + 0x8000,
-            length: 0x1000,
-            pattern: 0x0102_0304_0506_0708,
-            ..accel::Descriptor::default()
-        };
-        guest.write_all_at(work.as_bytes(), 0).unwrap();
         client.dma_map(0, IOVA, 0x10000, guest.as_raw_fd()).unwrap();
         client.reset().unwrap();
         let done = EventFd::new(EFD_NONBLOCK).unwrap();
         let tie = IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER;
         client.set_irqs(1, tie.bits(), 0, 1, &[done.as_raw_fd()]).unwrap();
-        for (register, value) in [
-            (accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_COMPLETION.to_le_bytes()[..]),
-            (accel::REGISTER_QUEUE_SIZE, &2_u32.to_le_bytes()),
-            (accel::REGISTER_QUEUE_BASE, &IOVA.to_le_bytes()),
-            (accel::REGISTER_COMPLETION_BASE, &(IOVA + 0x4000).to_le_bytes()),
-            (accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()),
-            (accel::REGISTER_TAIL, &1_u32.to_le_bytes()),
-        ] {
-            client.region_write(0, register, value).unwrap();
-        }
+        let rings = Rings::new(IOVA, IOVA + 0x4000, 2);
+        let mut driver = GuestDriver::start(Seat { client, guest }, rings).unwrap();
+        driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
+        let job = Descriptor::fill(1, IOVA + 0x8000, 0x1000, 0x0102_0304_0506_0708);
+        driver.submit(&job).unwrap();
         while done.read().is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let mut filled = [0; 0x1000];
-        guest.read_exact_at(&mut filled, 0x8000).unwrap();
-        assert!(filled.chunks(8).all(|word| word == 0x0102_0304_0506_0708_u64.to_le_bytes()));
-        let mut completed = [0; 8];
-        client.region_read(0, accel::REGISTER_COMPLETED, &mut completed).unwrap();
-        assert_eq!(u64::from_le_bytes(completed), 1);
+        let completion = driver.take_completion().unwrap().unwrap();
+        assert!(driver.verify(&job, &completion).unwrap());
+        assert_eq!(driver.read_u64(accel::REGISTER_COMPLETED).unwrap(), 1);
+        let mut client = driver.into_platform().client;
         // What their client does with interrupts that are not in use.
         let none = IrqSetFlags::DATA_NONE | IrqSetFlags::ACTION_TRIGGER;
         client.set_irqs(1, none.bits(), 0, 0, &[]).unwrap();
         client.dma_unmap(IOVA, 0x10000).unwrap();
-        client.region_read(0, accel::REGISTER_ID, &mut completed[..4]).unwrap();
-        assert_eq!(completed[..4], accel::ID.to_le_bytes());
+        let mut id = [0; 4];
+        client.region_read(0, accel::REGISTER_ID, &mut id).unwrap();
+        assert_eq!(id, accel::ID.to_le_bytes());
         client.shutdown().unwrap();
     });
     in_time(|| server.join().unwrap());

@@ -8,6 +8,7 @@
 
 mod attachment;
 mod host;
+mod jobs;
 mod machine;
 mod messages;
 mod outcome;

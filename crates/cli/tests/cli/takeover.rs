@@ -14,11 +14,12 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::PollContext;
-use whimbrel_models::accel::{self, Completion, Descriptor};
+use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
+use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion};
+use whimbrel_user::{Device, DmaRegion, Error};
 use whimbrel_vfio_user::{Client, ClientOptions};
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::support::{argument, can_be_confined, command, whimbrel};
 
@@ -76,15 +77,47 @@ impl Drop for Server {
     }
 }
 
-/// A program that gives the device job after job and checks all of them.
-struct Program {
+/// A client, the memory of the program that owns the device, and how long the device kept it waiting.
+struct Seat {
     client: Client,
     memory: Arc<MmapRegion>,
-    interrupt: EventFd,
-    submitted: u32,
-    digest: u64,
     /// The longest that an access to a register took.
     longest: Duration,
+}
+
+impl Platform for Seat {
+    type Error = Error;
+
+    fn read_register(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.client.read_region(0, offset, data)?;
+        self.longest = self.longest.max(begun.elapsed());
+        Ok(())
+    }
+
+    fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.client.write_region(0, offset, data)?;
+        self.longest = self.longest.max(begun.elapsed());
+        Ok(())
+    }
+
+    fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), Error> {
+        self.memory.as_volatile_slice().read_slice(data, (address - IOVA) as usize).unwrap();
+        Ok(())
+    }
+
+    fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), Error> {
+        self.memory.as_volatile_slice().write_slice(data, (address - IOVA) as usize).unwrap();
+        Ok(())
+    }
+}
+
+/// A program that gives the device job after job and checks all of them.
+struct Program {
+    driver: GuestDriver<Seat>,
+    interrupt: EventFd,
+    digest: u64,
 }
 
 impl Program {
@@ -94,57 +127,36 @@ impl Program {
         client.map_dma(IOVA, both, DmaRegion::new(memory.clone())).unwrap();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
         client.set_irq_triggers(1, 0, &[Some(&interrupt)]).unwrap();
-        let mut program =
-            Program { client, memory, interrupt, submitted: 0, digest: 0, longest: Duration::ZERO };
-        program.write(accel::REGISTER_QUEUE_SIZE, &ENTRIES.to_le_bytes());
-        program.write(accel::REGISTER_QUEUE_BASE, &IOVA.to_le_bytes());
-        program.write(accel::REGISTER_COMPLETION_BASE, &(IOVA + COMPLETIONS).to_le_bytes());
-        program.write(accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_COMPLETION.to_le_bytes());
-        program.write(accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes());
+        let seat = Seat { client, memory, longest: Duration::ZERO };
+        let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + COMPLETIONS, ENTRIES)).unwrap();
+        driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
+        let mut program = Program { driver, interrupt, digest: 0 };
         // All of the device's state holds something.
-        let all = Descriptor {
-            operation: accel::OPERATION_SCRAMBLE,
-            length: STATE,
-            pattern: 1,
-            ..Descriptor::default()
-        };
-        program.job(all);
+        program.job(Descriptor::scramble(program.next(), 0, STATE, 1));
         program
     }
 
-    fn write(&mut self, register: u64, value: &[u8]) {
-        let begun = Instant::now();
-        self.client.write_region(0, register, value).unwrap();
-        self.longest = self.longest.max(begun.elapsed());
+    /// The number of the next job, which is its tag.
+    fn next(&self) -> u64 {
+        self.driver.progress().submitted + 1
     }
 
     fn read(&mut self, register: u64) -> u64 {
-        let mut value = [0; 8];
-        let begun = Instant::now();
-        self.client.read_region(0, register, &mut value).unwrap();
-        self.longest = self.longest.max(begun.elapsed());
-        u64::from_le_bytes(value)
+        self.driver.read_u64(register).unwrap()
     }
 
     /// One job, from the doorbell to the interrupt.
     fn job(&mut self, work: Descriptor) {
-        let slot = u64::from(self.submitted % ENTRIES);
-        self.submitted += 1;
-        let tag = u64::from(self.submitted);
-        let work = Descriptor { tag, ..work };
-        let memory = self.memory.clone();
-        let bytes = memory.as_volatile_slice();
-        bytes.write_slice(work.as_bytes(), slot as usize * size_of::<Descriptor>()).unwrap();
-        self.write(accel::REGISTER_TAIL, &self.submitted.to_le_bytes());
-        let at = COMPLETIONS as usize + slot as usize * size_of::<Completion>();
+        self.driver.submit(&work).unwrap();
         let patience = Instant::now() + LONG;
-        let mut done = Completion::new_zeroed();
-        while done.sequence != tag {
+        let done = loop {
             self.wait(patience);
-            bytes.read_slice(done.as_mut_bytes(), at).unwrap();
-        }
-        assert_eq!((done.tag, done.status, done.result), (tag, accel::STATUS_DONE, work.length));
-        self.digest = accel::fold_digest(self.digest, tag, done.status, done.result);
+            if let Some(done) = self.driver.take_completion().unwrap() {
+                break done;
+            }
+        };
+        assert!(self.driver.verify(&work, &done).unwrap(), "{done:?} of {work:?}");
+        self.digest = accel::fold_digest(self.digest, done.tag, done.status, done.result);
         assert_eq!(self.read(accel::REGISTER_DIGEST), self.digest, "all jobs so far, each once");
     }
 
@@ -155,28 +167,18 @@ impl Program {
         let left = patience.saturating_duration_since(Instant::now());
         assert!(poll.wait_timeout(left).unwrap().iter_readable().next().is_some(), "no interrupt has come");
         self.interrupt.read().unwrap();
-        self.write(accel::REGISTER_INTERRUPT_STATUS, &accel::INTERRUPT_COMPLETION.to_le_bytes());
+        self.driver.acknowledge(accel::INTERRUPT_COMPLETION).unwrap();
     }
 
     fn fill(&mut self) {
-        let pattern = u64::from(self.submitted).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let operation = accel::OPERATION_FILL;
-        self.job(Descriptor {
-            operation,
-            destination: IOVA + DATA,
-            length: LENGTH,
-            pattern,
-            ..Descriptor::default()
-        });
-        let mut filled = vec![0; LENGTH as usize];
-        self.memory.as_volatile_slice().read_slice(&mut filled, DATA as usize).unwrap();
-        assert!(filled.chunks(8).all(|word| word == pattern.to_le_bytes()));
+        let pattern = self.next().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.job(Descriptor::fill(self.next(), IOVA + DATA, LENGTH, pattern));
     }
 
     /// The device's own state.
     fn own_state(&mut self) -> Vec<u8> {
         let mut state = vec![0; STATE as usize];
-        self.client.read_region(accel::STATE_REGION_INDEX, 0, &mut state).unwrap();
+        self.driver.platform().client.read_region(accel::STATE_REGION_INDEX, 0, &mut state).unwrap();
         state
     }
 }
@@ -230,17 +232,17 @@ fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
                 waits_for(20);
                 replaced.fetch_add(1, Ordering::Relaxed);
             });
-            program.longest = Duration::ZERO;
+            program.driver.platform().longest = Duration::ZERO;
             while replaced.load(Ordering::Relaxed) < 4 {
                 program.fill();
                 jobs.fetch_add(1, Ordering::Relaxed);
             }
         });
-        assert_eq!(program.read(accel::REGISTER_COMPLETED), u64::from(program.submitted));
+        assert_eq!(program.read(accel::REGISTER_COMPLETED), program.driver.progress().submitted);
         assert_eq!(program.read(accel::REGISTER_ERRORS), 0);
         assert_eq!(program.own_state().len() as u64, program.read(accel::REGISTER_STATE_BYTES));
         // For who measures: `--nocapture` shows it.
-        let (longest, jobs) = (program.longest, program.submitted);
+        let (longest, jobs) = (program.driver.platform().longest, program.driver.progress().submitted);
         let _ = writeln!(
             std::io::stdout(),
             "memory reached {how}: {jobs} jobs, and no access took longer than {longest:.1?} ({STATE} bytes of state)"

@@ -7,6 +7,8 @@
 //! and length, and written in aligned words of 32 bits (a register of 64 bits in two halves, or both at
 //! once); any other write is EINVAL.
 //!
+//! `guest::GuestDriver` (feature `guest`) is a driver that does all of this:
+//!
 //! 1. Lay out two rings in memory the device can reach, with the same number of entries: [`Descriptor`]s,
 //!    aligned to 64 bytes, and [`Completion`]s, aligned to 32. Both are in the byte order of the host.
 //! 2. Write [`REGISTER_QUEUE_SIZE`], [`REGISTER_QUEUE_BASE`] and [`REGISTER_COMPLETION_BASE`], then
@@ -102,6 +104,8 @@
 mod block_set;
 mod changes;
 mod config;
+#[cfg(feature = "guest")]
+pub mod guest;
 mod logging;
 mod migration;
 mod own_state;

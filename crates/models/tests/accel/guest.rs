@@ -1,4 +1,4 @@
-//! A guest for tests: memory, and a driver of one engine's queue.
+//! A guest for tests: memory, and the driver of one engine's queue.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DataFile, DeviceFile, Errno, Next, State};
+use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
 use whimbrel_models::accel::{self, Accel, AccelConfig, Completion, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;
-use zerocopy::{FromBytes, IntoBytes};
 
 /// Where the memory is in the device's eyes.
 pub(crate) const BASE: u64 = 0x10_0000;
@@ -59,82 +59,93 @@ pub(crate) fn config(state_bytes: u64) -> AccelConfig {
     AccelConfig { state_bytes, ..AccelConfig::default() }
 }
 
-/// The driver of a queue. It can be pointed at another device after the first has moved.
+/// A device and the test's memory, as the driver reaches them.
+struct Seat {
+    device: DeviceFile,
+    memory: Memory,
+}
+
+impl Platform for Seat {
+    type Error = Errno;
+
+    fn read_register(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        assert_eq!(self.device.read_region(0, offset, data)?, data.len());
+        Ok(())
+    }
+
+    fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        assert_eq!(self.device.write_region(0, offset, data)?, data.len());
+        Ok(())
+    }
+
+    fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        data.copy_from_slice(&self.memory.read(address, data.len() as u64));
+        Ok(())
+    }
+
+    fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.memory.write(address, data);
+        Ok(())
+    }
+}
+
+/// The guest's driver, whose every access succeeds, and the device that it drives.
 pub(crate) struct Guest {
     pub(crate) device: DeviceFile,
-    memory: Memory,
-    size: u32,
-    submitted: u32,
-    completed: u32,
-    /// Completions since the device was reset.
-    sequence: u64,
+    driver: GuestDriver<Seat>,
 }
 
 impl Guest {
     /// Sets up rings of `size` entries.
     pub(crate) fn start(memory: &Memory, device: DeviceFile, size: u32) -> Guest {
-        let guest = Guest { device, memory: memory.clone(), size, submitted: 0, completed: 0, sequence: 0 };
-        guest.set32(accel::REGISTER_QUEUE_SIZE, size);
-        guest.set64(accel::REGISTER_QUEUE_BASE, SUBMISSIONS);
-        guest.set64(accel::REGISTER_COMPLETION_BASE, COMPLETIONS);
-        guest.set32(accel::REGISTER_CONTROL, accel::CONTROL_ENABLE);
-        assert_eq!(guest.get32(accel::REGISTER_CONTROL), accel::CONTROL_ENABLE);
-        guest
+        let seat = Seat { device: device.clone(), memory: memory.clone() };
+        let driver = GuestDriver::start(seat, Rings::new(SUBMISSIONS, COMPLETIONS, size)).unwrap();
+        Guest { device, driver }
     }
 
-    pub(crate) fn set32(&self, register: u64, value: u32) {
-        assert_eq!(self.device.write_region(0, register, &value.to_le_bytes()), Ok(4));
+    /// Goes on with another device, which has the state of the first.
+    pub(crate) fn move_to(&mut self, device: DeviceFile) {
+        self.driver.platform().device = device.clone();
+        self.device = device;
     }
 
-    pub(crate) fn set64(&self, register: u64, value: u64) {
-        assert_eq!(self.device.write_region(0, register, &value.to_le_bytes()), Ok(8));
+    pub(crate) fn set32(&mut self, register: u64, value: u32) {
+        self.driver.write_u32(register, value).unwrap();
     }
 
-    pub(crate) fn get32(&self, register: u64) -> u32 {
-        let mut value = [0; 4];
-        assert_eq!(self.device.read_region(0, register, &mut value), Ok(4));
-        u32::from_le_bytes(value)
+    pub(crate) fn set64(&mut self, register: u64, value: u64) {
+        self.driver.write_u64(register, value).unwrap();
     }
 
-    pub(crate) fn get64(&self, register: u64) -> u64 {
-        let mut value = [0; 8];
-        assert_eq!(self.device.read_region(0, register, &mut value), Ok(8));
-        u64::from_le_bytes(value)
+    pub(crate) fn get32(&mut self, register: u64) -> u32 {
+        self.driver.read_u32(register).unwrap()
+    }
+
+    pub(crate) fn get64(&mut self, register: u64) -> u64 {
+        self.driver.read_u64(register).unwrap()
     }
 
     /// Free entries.
-    pub(crate) fn room(&self) -> u32 {
-        self.size - self.submitted.wrapping_sub(self.completed)
+    pub(crate) fn room(&self) -> u64 {
+        self.driver.room()
     }
 
     /// Puts work into the ring without ringing the doorbell.
     pub(crate) fn put(&mut self, work: &Descriptor) {
-        assert!(self.room() > 0);
-        let slot = u64::from(self.submitted % self.size);
-        self.memory.write(SUBMISSIONS + slot * 64, work.as_bytes());
-        self.submitted = self.submitted.wrapping_add(1);
+        self.driver.put(work).unwrap();
     }
 
-    pub(crate) fn ring(&self) {
-        self.set32(accel::REGISTER_TAIL, self.submitted);
+    pub(crate) fn ring(&mut self) {
+        self.driver.ring().unwrap();
     }
 
     pub(crate) fn submit(&mut self, work: &Descriptor) {
-        self.put(work);
-        self.ring();
+        self.driver.submit(work).unwrap();
     }
 
     /// The next completion, if it is in the ring.
     pub(crate) fn completion(&mut self) -> Option<Completion> {
-        let slot = u64::from(self.completed % self.size);
-        let record = Completion::read_from_bytes(&self.memory.read(COMPLETIONS + slot * 32, 32)).unwrap();
-        if record.sequence != self.sequence + 1 {
-            return None;
-        }
-        assert_eq!(record.index, self.completed);
-        self.sequence += 1;
-        self.completed = self.completed.wrapping_add(1);
-        Some(record)
+        self.driver.take_completion().unwrap()
     }
 
     pub(crate) fn completions(&mut self) -> Vec<Completion> {
@@ -143,7 +154,7 @@ impl Guest {
 
     /// Lets the device work until it has nothing to do at time 0.
     pub(crate) fn run(&self) {
-        while self.device.advance(Duration::ZERO) == Next::Now {}
+        run(&self.device);
     }
 
     /// Submits one job, runs it, and returns its completion.
@@ -154,29 +165,9 @@ impl Guest {
     }
 }
 
-pub(crate) fn copy(tag: u64, source: u64, destination: u64, length: u64) -> Descriptor {
-    let operation = accel::OPERATION_COPY;
-    Descriptor { operation, tag, source, destination, length, ..Descriptor::default() }
-}
-
-pub(crate) fn fill(tag: u64, destination: u64, length: u64, pattern: u64) -> Descriptor {
-    Descriptor {
-        operation: accel::OPERATION_FILL,
-        tag,
-        destination,
-        length,
-        pattern,
-        ..Descriptor::default()
-    }
-}
-
-pub(crate) fn checksum(tag: u64, source: u64, length: u64) -> Descriptor {
-    Descriptor { operation: accel::OPERATION_CHECKSUM, tag, source, length, ..Descriptor::default() }
-}
-
-pub(crate) fn scramble(tag: u64, offset: u64, length: u64, seed: u64) -> Descriptor {
-    let operation = accel::OPERATION_SCRAMBLE;
-    Descriptor { operation, tag, destination: offset, length, pattern: seed, ..Descriptor::default() }
+/// Lets a device work until it has nothing to do at time 0.
+pub(crate) fn run(device: &DeviceFile) {
+    while device.advance(Duration::ZERO) == Next::Now {}
 }
 
 /// The own state, as region 2 shows it.

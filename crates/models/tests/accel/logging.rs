@@ -7,7 +7,7 @@ use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_models::accel::{Descriptor, SLICE_BYTES};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
-use super::guest::{BASE, COMPLETIONS, DATA, Guest, MEMORY, Memory, checksum, config, copy, fill, scramble};
+use super::guest::{BASE, COMPLETIONS, DATA, Guest, MEMORY, Memory, config};
 
 const PAGE: u64 = 4096;
 
@@ -35,10 +35,15 @@ fn job() -> impl Strategy<Value = Descriptor> {
     let at = || (0..MEMORY - (DATA - BASE) - 3 * SLICE_BYTES).prop_map(|offset| DATA + offset);
     let length = || prop_oneof![1u64..9000, SLICE_BYTES..2 * SLICE_BYTES];
     prop_oneof![
-        (at(), at(), length()).prop_map(|(source, destination, length)| copy(1, source, destination, length)),
-        (at(), length()).prop_map(|(destination, length)| fill(1, destination, length, 9)),
-        (at(), length()).prop_map(|(source, length)| checksum(1, source, length)),
-        Just(scramble(1, 0, 4096, 1)),
+        (at(), at(), length()).prop_map(|(source, destination, length)| Descriptor::copy(
+            1,
+            source,
+            destination,
+            length
+        )),
+        (at(), length()).prop_map(|(destination, length)| Descriptor::fill(1, destination, length, 9)),
+        (at(), length()).prop_map(|(source, length)| Descriptor::checksum(1, source, length)),
+        Just(Descriptor::scramble(1, 0, 4096, 1)),
         Just(Descriptor::default()),
     ]
 }
@@ -67,7 +72,7 @@ fn a_reset_ends_the_log() {
     assert_eq!(report(&device), Err(Errno::EINVAL));
     device.dma_logging_start(&ranges(&[(BASE, MEMORY)])).unwrap();
     let mut guest = Guest::start(&memory, device, 4);
-    guest.execute(&fill(1, DATA, 8, 1));
+    guest.execute(&Descriptor::fill(1, DATA, 8, 1));
     assert_eq!(report(&guest.device), Ok(BTreeSet::from([COMPLETIONS, DATA])));
 }
 
@@ -96,14 +101,14 @@ proptest! {
         let end = BASE + MEMORY;
         let logged = [(BASE, gap_at - BASE), (gap_at + gap, end - gap_at - gap)];
         let logged: Vec<(u64, u64)> = logged.into_iter().filter(|(_, length)| *length > 0).collect();
-        guest.execute(&fill(1, DATA, 8, 1));
+        guest.execute(&Descriptor::fill(1, DATA, 8, 1));
         guest.device.dma_logging_start(&ranges(&logged)).unwrap();
         for batch in batches {
             let mut written = BTreeSet::new();
             for job in batch {
                 let done = guest.execute(&job);
                 written.extend(pages(COMPLETIONS, 1));
-                let writes_memory = job == (fill(1, job.destination, job.length, 9)) || job.source != 0;
+                let writes_memory = job == (Descriptor::fill(1, job.destination, job.length, 9)) || job.source != 0;
                 if writes_memory && job.destination != 0 && done.status == 0 {
                     written.extend(pages(job.destination, job.length));
                 }

@@ -2,6 +2,7 @@
 // Also the functions beside the tests are tests.
 #![allow(clippy::unwrap_used)]
 
+mod driver;
 mod guest;
 mod logging;
 mod migration;

@@ -7,18 +7,15 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{DeviceFile, Errno, MigrationFlags, Next, State};
 use whimbrel_models::accel::{self, AccelConfig, Completion, Descriptor, SLICE_BYTES};
 
-use super::guest::{
-    DATA, Guest, Memory, checksum, config, copy, fill, load, own_state, read_all, registers, resuming, save,
-    scramble,
-};
+use super::guest::{DATA, Guest, Memory, config, load, own_state, read_all, registers, resuming, save};
 
 const STATE: u64 = 256 << 10;
 
 /// A guest with a job of four slices of which one is done, and another job behind it.
 fn in_the_middle(memory: &Memory) -> Guest {
     let mut guest = Guest::start(memory, memory.device(config(STATE)), 8);
-    guest.put(&fill(1, DATA, 4 * SLICE_BYTES, u64::MAX));
-    guest.put(&checksum(2, DATA, 4 * SLICE_BYTES));
+    guest.put(&Descriptor::fill(1, DATA, 4 * SLICE_BYTES, u64::MAX));
+    guest.put(&Descriptor::checksum(2, DATA, 4 * SLICE_BYTES));
     guest.ring();
     assert_eq!(guest.device.advance(Duration::ZERO), Next::Now);
     assert_ne!(memory.read(DATA, 1), [0], "one slice is done");
@@ -48,7 +45,7 @@ fn in_the_p2p_states_it_starts_no_dma_and_takes_doorbells() {
             "it does not spin on what it may not do"
         );
         assert!(memory.read(super::guest::BASE, super::guest::MEMORY) == before, "{p2p}");
-        guest.submit(&fill(3, DATA, 8, 0));
+        guest.submit(&Descriptor::fill(3, DATA, 8, 0));
         assert_eq!(guest.get32(accel::REGISTER_TAIL), 3);
         guest.device.set_mig_state(running).unwrap();
         guest.run();
@@ -96,7 +93,7 @@ fn a_job_in_the_middle_goes_on_at_the_destination() {
     // The source's slice is not done again.
     memory.write(DATA, b"mark");
     destination.set_mig_state(State::Running).unwrap();
-    guest.device = destination;
+    guest.move_to(destination);
     guest.run();
     assert_eq!(memory.read(DATA, 8), *b"mark\xff\xff\xff\xff");
     assert_eq!(memory.read(DATA + 4 * SLICE_BYTES - 8, 8), [0xff; 8]);
@@ -110,7 +107,7 @@ fn a_cause_that_waits_interrupts_again_where_it_was_loaded() {
         let memory = Memory::new();
         let mut guest = Guest::start(&memory, memory.device(config(STATE)), 8);
         guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_COMPLETION);
-        guest.execute(&fill(1, DATA, 8, 1));
+        guest.execute(&Descriptor::fill(1, DATA, 8, 1));
         if acknowledged {
             guest.set32(accel::REGISTER_INTERRUPT_STATUS, accel::INTERRUPT_COMPLETION);
         }
@@ -163,7 +160,7 @@ fn reset_leads_back_to_power_on_from_every_state() {
 fn entering_resuming_empties_the_device_and_shows_nothing_until_a_state_is_there() {
     let memory = Memory::new();
     let mut guest = Guest::start(&memory, memory.device(config(STATE)), 8);
-    guest.execute(&scramble(1, 0, STATE, 1));
+    guest.execute(&Descriptor::scramble(1, 0, STATE, 1));
     let stream = save(&memory.device(config(STATE)));
     let data = resuming(&guest.device);
     for region in [0, accel::STATE_REGION_INDEX] {
@@ -185,13 +182,14 @@ fn job() -> impl Strategy<Value = Descriptor> {
     };
     prop_oneof![
         (slot(), slot(), length())
-            .prop_map(|(source, destination, length)| { copy(0, source, destination, length) }),
-        (slot(), length(), any::<u64>()).prop_map(|(at, length, pattern)| fill(0, at, length, pattern)),
-        (slot(), length()).prop_map(|(at, length)| checksum(0, at, length)),
+            .prop_map(|(source, destination, length)| { Descriptor::copy(0, source, destination, length) }),
+        (slot(), length(), any::<u64>())
+            .prop_map(|(at, length, pattern)| Descriptor::fill(0, at, length, pattern)),
+        (slot(), length()).prop_map(|(at, length)| Descriptor::checksum(0, at, length)),
         (0..STATE / 8, 1..STATE / 8, any::<u64>())
-            .prop_map(|(offset, words, seed)| { scramble(0, offset * 8, words * 8, seed) }),
+            .prop_map(|(offset, words, seed)| { Descriptor::scramble(0, offset * 8, words * 8, seed) }),
         Just(Descriptor::default()),
-        length().prop_map(|length| fill(0, u64::MAX / 2, length, 1)),
+        length().prop_map(|length| Descriptor::fill(0, u64::MAX / 2, length, 1)),
     ]
 }
 
@@ -280,7 +278,7 @@ proptest! {
             }
             let destination = memory.device(config(STATE));
             carry(hop, &moves.device, &destination);
-            moves.device = destination;
+            moves.move_to(destination);
         }
         finish(&mut moves, &mut waiting, &mut seen);
 

@@ -6,10 +6,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{Errno, Next};
 use whimbrel_models::accel::{self, AccelConfig, Descriptor, SLICE_BYTES};
 
-use super::guest::{
-    COMPLETIONS, DATA, Guest, MEMORY, Memory, SUBMISSIONS, checksum, config, copy, fill, own_state,
-    registers, scramble,
-};
+use super::guest::{COMPLETIONS, DATA, Guest, MEMORY, Memory, SUBMISSIONS, config, own_state, registers};
 
 const UNMAPPED: u64 = 1 << 40;
 
@@ -61,15 +58,15 @@ fn copy_fill_and_checksum_do_what_they_say_over_any_length() {
         let data = numbers(length);
         let (source, destination) = (DATA + 1, DATA + (2 << 20) + 3);
         memory.write(source, &data);
-        let done = guest.execute(&copy(11, source, destination, length));
+        let done = guest.execute(&Descriptor::copy(11, source, destination, length));
         assert_eq!((done.tag, done.status, done.result), (11, accel::STATUS_DONE, length));
         assert!(memory.read(destination, length) == data, "{length}");
         assert_eq!(memory.read(destination + length, 8), [0; 8]);
 
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, &data);
-        assert_eq!(guest.execute(&checksum(12, source, length)).result, crc, "{length}");
+        assert_eq!(guest.execute(&Descriptor::checksum(12, source, length)).result, crc, "{length}");
 
-        guest.execute(&fill(13, destination, length, u64::from_le_bytes(*b"patterns")));
+        guest.execute(&Descriptor::fill(13, destination, length, u64::from_le_bytes(*b"patterns")));
         let expected: Vec<u8> = b"patterns".iter().copied().cycle().take(length as usize).collect();
         assert!(memory.read(destination, length) == expected, "{length}");
         assert_eq!(memory.read(destination + length, 8), [0; 8]);
@@ -81,15 +78,19 @@ fn work_that_cannot_be_done_is_completed_with_a_status_and_the_device_goes_on() 
     let end = super::guest::BASE + MEMORY;
     let cases = [
         (Descriptor::default(), accel::STATUS_INVALID, 0),
-        (Descriptor { operation: 77, ..copy(0, DATA, DATA + 8, 8) }, accel::STATUS_INVALID, 0),
-        (copy(0, DATA, DATA + 4, 8), accel::STATUS_INVALID, 0),
-        (fill(0, u64::MAX, 2, 0), accel::STATUS_INVALID, 0),
-        (scramble(0, 1 << 20, 8, 0), accel::STATUS_INVALID, 0),
-        (copy(0, UNMAPPED, DATA, 8), accel::STATUS_DATA_FAULT, 0),
-        (copy(0, DATA, UNMAPPED, 8), accel::STATUS_DATA_FAULT, 0),
-        (fill(0, end - 8, 9, 0), accel::STATUS_DATA_FAULT, 0),
-        (checksum(0, u64::MAX - 7, 8), accel::STATUS_DATA_FAULT, 0),
-        (fill(0, end - SLICE_BYTES - 8, SLICE_BYTES + 9, 0), accel::STATUS_DATA_FAULT, SLICE_BYTES),
+        (Descriptor { operation: 77, ..Descriptor::copy(0, DATA, DATA + 8, 8) }, accel::STATUS_INVALID, 0),
+        (Descriptor::copy(0, DATA, DATA + 4, 8), accel::STATUS_INVALID, 0),
+        (Descriptor::fill(0, u64::MAX, 2, 0), accel::STATUS_INVALID, 0),
+        (Descriptor::scramble(0, 1 << 20, 8, 0), accel::STATUS_INVALID, 0),
+        (Descriptor::copy(0, UNMAPPED, DATA, 8), accel::STATUS_DATA_FAULT, 0),
+        (Descriptor::copy(0, DATA, UNMAPPED, 8), accel::STATUS_DATA_FAULT, 0),
+        (Descriptor::fill(0, end - 8, 9, 0), accel::STATUS_DATA_FAULT, 0),
+        (Descriptor::checksum(0, u64::MAX - 7, 8), accel::STATUS_DATA_FAULT, 0),
+        (
+            Descriptor::fill(0, end - SLICE_BYTES - 8, SLICE_BYTES + 9, 0),
+            accel::STATUS_DATA_FAULT,
+            SLICE_BYTES,
+        ),
     ];
     let memory = Memory::new();
     let mut guest = guest(&memory, 4);
@@ -97,7 +98,7 @@ fn work_that_cannot_be_done_is_completed_with_a_status_and_the_device_goes_on() 
         let failed = guest.execute(&Descriptor { tag: number, ..work });
         assert_eq!((failed.tag, failed.status, failed.result), (number, status, result), "{work:?}");
         assert_eq!(guest.get64(accel::REGISTER_ERRORS), number);
-        let good = guest.execute(&fill(7, DATA, 8, 1));
+        let good = guest.execute(&Descriptor::fill(7, DATA, 8, 1));
         assert_eq!(good.status, accel::STATUS_DONE);
     }
 }
@@ -118,13 +119,13 @@ fn a_descriptor_that_cannot_be_read_is_completed_as_a_fault() {
 #[test]
 fn a_completion_that_cannot_be_written_is_counted_and_the_device_goes_on() {
     let memory = Memory::new();
-    let guest = guest(&memory, 4);
+    let mut guest = guest(&memory, 4);
     guest.set32(accel::REGISTER_CONTROL, 0);
     guest.set64(accel::REGISTER_COMPLETION_BASE, UNMAPPED);
     guest.set32(accel::REGISTER_CONTROL, accel::CONTROL_ENABLE);
     for slot in 0..2 {
         use zerocopy::IntoBytes;
-        memory.write(SUBMISSIONS + slot * 64, fill(slot, DATA + slot * 8, 8, 5).as_bytes());
+        memory.write(SUBMISSIONS + slot * 64, Descriptor::fill(slot, DATA + slot * 8, 8, 5).as_bytes());
     }
     guest.set32(accel::REGISTER_TAIL, 2);
     guest.run();
@@ -142,7 +143,7 @@ fn the_rings_go_round() {
     let mut seen = Vec::new();
     for batch in [4, 3, 1, 4, 4, 2, 4] {
         for _ in 0..batch {
-            guest.put(&fill(tag, DATA, 8, tag));
+            guest.put(&Descriptor::fill(tag, DATA, 8, tag));
             tag += 1;
         }
         guest.ring();
@@ -159,7 +160,7 @@ fn the_digest_follows_from_the_completions() {
     let memory = Memory::new();
     let mut guest = guest(&memory, 16);
     for (number, length) in (0..).zip([8, 16, 1000]) {
-        guest.put(&checksum(number, DATA, length));
+        guest.put(&Descriptor::checksum(number, DATA, length));
         guest.put(&Descriptor::default());
     }
     guest.ring();
@@ -175,7 +176,7 @@ fn the_digest_follows_from_the_completions() {
 fn a_large_job_is_done_in_slices() {
     let memory = Memory::new();
     let mut guest = guest(&memory, 4);
-    guest.submit(&fill(1, DATA, 4 * SLICE_BYTES, 1));
+    guest.submit(&Descriptor::fill(1, DATA, 4 * SLICE_BYTES, 1));
     let mut calls = 0;
     while guest.device.advance(Duration::ZERO) == Next::Now {
         calls += 1;
@@ -190,7 +191,7 @@ fn a_large_job_is_done_in_slices() {
 fn a_queue_that_is_turned_off_forgets_its_work() {
     let memory = Memory::new();
     let mut guest = guest(&memory, 4);
-    guest.submit(&fill(1, DATA, 4 * SLICE_BYTES, u64::MAX));
+    guest.submit(&Descriptor::fill(1, DATA, 4 * SLICE_BYTES, u64::MAX));
     guest.device.advance(Duration::ZERO);
     guest.set32(accel::REGISTER_CONTROL, 0);
     assert_eq!(guest.device.advance(Duration::ZERO), Next::Idle);
@@ -207,15 +208,15 @@ fn completions_and_errors_interrupt_once_until_they_are_acknowledged() {
     let mut guest = guest(&memory, 4);
     let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
     guest.device.set_irq_triggers(1, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
-    guest.execute(&fill(1, DATA, 8, 1));
+    guest.execute(&Descriptor::fill(1, DATA, 8, 1));
     assert!(eventfd.read().is_err(), "not enabled");
     guest.set32(accel::REGISTER_INTERRUPT_STATUS, u32::MAX);
     guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_COMPLETION);
-    guest.execute(&fill(2, DATA, 8, 1));
-    guest.execute(&fill(3, DATA, 8, 1));
+    guest.execute(&Descriptor::fill(2, DATA, 8, 1));
+    guest.execute(&Descriptor::fill(3, DATA, 8, 1));
     assert_eq!(eventfd.read().unwrap(), 1);
     guest.set32(accel::REGISTER_INTERRUPT_STATUS, accel::INTERRUPT_COMPLETION);
-    guest.execute(&fill(4, DATA, 8, 1));
+    guest.execute(&Descriptor::fill(4, DATA, 8, 1));
     assert_eq!(eventfd.read().unwrap(), 1);
     guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_ERROR);
     guest.execute(&Descriptor::default());
@@ -244,7 +245,7 @@ fn each_completion_changes_the_word_of_the_own_state_that_the_digest_chooses() {
     let mut guest = guest(&memory, 4);
     let mut expected = vec![0; 1 << 20];
     for tag in 1..20 {
-        guest.execute(&fill(tag, DATA, 8, 1));
+        guest.execute(&Descriptor::fill(tag, DATA, 8, 1));
         let digest = guest.get64(accel::REGISTER_DIGEST);
         let at = (digest % (expected.len() as u64 / 8) * 8) as usize;
         let word = u64::from_le_bytes(expected[at..at + 8].try_into().unwrap()).rotate_left(9) ^ digest;
@@ -262,7 +263,7 @@ fn a_scramble_fills_its_stretch_of_the_own_state_alike_on_every_device() {
     for _ in 0..2 {
         let memory = Memory::new();
         let mut guest = guest(&memory, 4);
-        guest.execute(&scramble(1, 4096, 3 * SLICE_BYTES, 5));
+        guest.execute(&Descriptor::scramble(1, 4096, 3 * SLICE_BYTES, 5));
         seen.push(stretch(&guest.device));
     }
     assert!(seen[0] == seen[1]);
@@ -316,7 +317,7 @@ fn with_a_worker_the_work_is_done_without_anyone_s_help() {
     opened.device.set_irq_triggers(1, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
     let mut guest = Guest::start(&memory, opened.device.clone(), 4);
     guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_COMPLETION);
-    guest.submit(&fill(9, DATA, SLICE_BYTES * 2, 3));
+    guest.submit(&Descriptor::fill(9, DATA, SLICE_BYTES * 2, 3));
     // Blocks until the device interrupts.
     assert_eq!(eventfd.read().unwrap(), 1);
     assert_eq!(guest.completion().map(|completion| completion.tag), Some(9));

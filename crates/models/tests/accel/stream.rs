@@ -4,12 +4,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use whimbrel_device::{DataFile, DeviceFile, Errno, State};
-use whimbrel_models::accel::{AccelConfig, SLICE_BYTES};
+use whimbrel_models::accel::{AccelConfig, Descriptor, SLICE_BYTES};
 use whimbrel_protocol::precopy::PrecopyBytes;
 
-use super::guest::{
-    DATA, Guest, Memory, config, fill, load, own_state, read_all, registers, resuming, save, scramble,
-};
+use super::guest::{DATA, Guest, Memory, config, load, own_state, read_all, registers, resuming, save};
 
 /// 64 blocks of 256 bytes.
 const STATE: u64 = 16 << 10;
@@ -20,8 +18,8 @@ const RECORD: u64 = 16;
 /// A device whose blocks 4 to 7 and 20 hold something, and few others.
 fn device(memory: &Memory) -> Guest {
     let mut guest = Guest::start(memory, memory.device(config(STATE)), 16);
-    guest.execute(&scramble(1, 4 * BLOCK, 4 * BLOCK, 77));
-    guest.execute(&scramble(2, 20 * BLOCK, BLOCK, 78));
+    guest.execute(&Descriptor::scramble(1, 4 * BLOCK, 4 * BLOCK, 77));
+    guest.execute(&Descriptor::scramble(2, 20 * BLOCK, BLOCK, 78));
     guest
 }
 
@@ -73,7 +71,7 @@ fn a_block_that_changes_before_it_is_sent_is_sent_once() {
     let mut guest = device(&memory);
     let data = guest.device.set_mig_state(State::PreCopy).unwrap().unwrap();
     let before = counts(&data);
-    guest.execute(&scramble(3, 5 * BLOCK, BLOCK, 99));
+    guest.execute(&Descriptor::scramble(3, 5 * BLOCK, BLOCK, 99));
     let after = counts(&data);
     assert_eq!(after.initial, before.initial);
     // The job's mark may lie in a block that was not in use, and so is not in the first pass.
@@ -98,7 +96,7 @@ fn a_block_that_changes_while_it_is_read_is_sent_whole_as_it_was_and_again_as_it
         assert_eq!(data.read(&mut byte), Ok(1));
         stream.extend(byte);
     }
-    guest.execute(&scramble(3, 4 * BLOCK, BLOCK, 99));
+    guest.execute(&Descriptor::scramble(3, 4 * BLOCK, BLOCK, 99));
     stream.extend(read_all(&data, 10));
     let new = block(&guest);
     assert_ne!(old, new);
@@ -113,13 +111,13 @@ fn a_block_that_changes_all_the_time_does_not_keep_others_waiting() {
     let mut guest = device(&memory);
     let data = guest.device.set_mig_state(State::PreCopy).unwrap().unwrap();
     read_all(&data, 4096);
-    guest.execute(&scramble(3, 0, STATE, 1));
+    guest.execute(&Descriptor::scramble(3, 0, STATE, 1));
     let mut sent = Vec::new();
     for tag in 4..68 {
         let mut record = vec![0; (BLOCK + RECORD) as usize];
         assert_eq!(data.read(&mut record), Ok(record.len()));
         sent.push(u64::from_ne_bytes(record[8..16].try_into().unwrap()));
-        guest.execute(&scramble(tag, 0, BLOCK, tag));
+        guest.execute(&Descriptor::scramble(tag, 0, BLOCK, tag));
     }
     assert_eq!(sent, (0..64).collect::<Vec<u64>>());
 }
@@ -134,7 +132,7 @@ fn the_data_size_is_what_stop_copy_yields() {
     data.read(&mut [0; 1000]).unwrap();
     assert_eq!(guest.device.mig_data_size(), Ok(whole - 1000));
     read_all(&data, 4096);
-    guest.execute(&scramble(3, 0, STATE, 1));
+    guest.execute(&Descriptor::scramble(3, 0, STATE, 1));
     guest.device.set_mig_state(State::StopCopy).unwrap();
     let left = guest.device.mig_data_size().unwrap();
     assert!(left > 64 * (BLOCK + RECORD));
@@ -158,8 +156,8 @@ fn every_state_size_moves() {
     for state_bytes in [1024, 1032, 5000, 65536 + 8, (1 << 20) - 8] {
         let memory = Memory::new();
         let mut guest = Guest::start(&memory, memory.device(config(state_bytes)), 4);
-        guest.execute(&scramble(1, state_bytes / 16 * 8, state_bytes / 2 / 8 * 8, 4));
-        guest.execute(&scramble(2, state_bytes - 8, 8, 4));
+        guest.execute(&Descriptor::scramble(1, state_bytes / 16 * 8, state_bytes / 2 / 8 * 8, 4));
+        guest.execute(&Descriptor::scramble(2, state_bytes - 8, 8, 4));
         let destination = memory.device(config(state_bytes));
         let size = guest.device.mig_data_size().unwrap();
         let stream = save(&guest.device);
@@ -178,8 +176,8 @@ fn contents(device: &DeviceFile) -> (Vec<u8>, [u8; 0x100]) {
 fn small_stream() -> (Vec<u8>, (Vec<u8>, [u8; 0x100])) {
     let memory = Memory::new();
     let mut guest = Guest::start(&memory, memory.device(config(1024)), 4);
-    guest.execute(&scramble(1, 256, 8, 3));
-    guest.submit(&fill(2, DATA, 3 * SLICE_BYTES, 1));
+    guest.execute(&Descriptor::scramble(1, 256, 8, 3));
+    guest.submit(&Descriptor::fill(2, DATA, 3 * SLICE_BYTES, 1));
     guest.device.advance(Duration::ZERO);
     let stream = save(&guest.device);
     (stream, contents(&guest.device))
@@ -304,7 +302,7 @@ proptest! {
         let memory = Memory::new();
         let config = AccelConfig { state_rate: 64 << 10, ..config(STATE) };
         let mut guest = Guest::start(&memory, memory.device(config), 4);
-        guest.execute(&scramble(1, 0, STATE / 2, 1));
+        guest.execute(&Descriptor::scramble(1, 0, STATE / 2, 1));
         let data = guest.device.set_mig_state(State::PreCopy).unwrap().unwrap();
         let mut stream = Vec::new();
         let mut now = Duration::ZERO;
@@ -327,7 +325,7 @@ proptest! {
                     stream.extend_from_slice(&part[..read]);
                 }
                 Event::Scramble { offset, length, seed } => {
-                    guest.execute(&scramble(tag, offset, length, seed));
+                    guest.execute(&Descriptor::scramble(tag, offset, length, seed));
                 }
                 Event::Pass(milliseconds) => {
                     now += Duration::from_millis(milliseconds);

@@ -5,18 +5,20 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
-use whimbrel_models::accel;
+use whimbrel_models::accel::Descriptor;
+use whimbrel_models::accel::guest::{GuestDriver, Progress, Rings};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion, State};
-use whimbrel_vfio_user::ClientOptions;
+use whimbrel_vfio_user::{Client, ClientOptions};
 
+use crate::guest::Seat;
 use crate::messages::options;
 use crate::support::Served;
 
 const SIZE: u64 = 16 << 20;
-const COMPLETIONS: u64 = 0x8000;
+const RINGS: Rings = Rings::new(0, 0x8000, JOBS as u32);
 const DATA: u64 = 1 << 20;
 const JOBS: u64 = 128;
 const LENGTH: u64 = 64 << 10;
@@ -38,28 +40,24 @@ fn map(device: &mut dyn Device, memory: &GuestMemoryMmap) {
     }
 }
 
-fn pattern(job: u64) -> u64 {
-    (job + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// A job that fills a piece of the memory behind [`DATA`]: together they fill all of it.
+fn job(number: u64) -> Descriptor {
+    let pattern = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Descriptor::fill(number, DATA + number * LENGTH, LENGTH, pattern)
 }
 
-/// Gives the engine jobs that fill all of the memory behind [`DATA`], piece by piece, and rings the doorbell.
-fn start(device: &mut dyn Device, memory: &GuestMemoryMmap) {
-    device.write_region(0, accel::REGISTER_QUEUE_SIZE, &(JOBS as u32).to_le_bytes()).unwrap();
-    device.write_region(0, accel::REGISTER_QUEUE_BASE, &0_u64.to_le_bytes()).unwrap();
-    device.write_region(0, accel::REGISTER_COMPLETION_BASE, &COMPLETIONS.to_le_bytes()).unwrap();
-    device.write_region(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()).unwrap();
-    for job in 0..JOBS {
-        let work = accel::Descriptor {
-            operation: accel::OPERATION_FILL,
-            tag: job,
-            destination: DATA + job * LENGTH,
-            length: LENGTH,
-            pattern: pattern(job),
-            ..accel::Descriptor::default()
-        };
-        memory.write_slice(zerocopy::IntoBytes::as_bytes(&work), GuestAddress(job * 64)).unwrap();
+fn seat<'a>(client: &'a mut Client, memory: &GuestMemoryMmap) -> Seat<'a> {
+    Seat { client, memory: memory.iter().next().unwrap().get_mmap(), base: 0 }
+}
+
+/// Gives the engine all the jobs, and rings the doorbell.
+fn start(client: &mut Client, memory: &GuestMemoryMmap) -> Progress {
+    let mut driver = GuestDriver::start(seat(client, memory), RINGS).unwrap();
+    for number in 0..JOBS {
+        driver.put(&job(number)).unwrap();
     }
-    device.write_region(0, accel::REGISTER_TAIL, &(JOBS as u32).to_le_bytes()).unwrap();
+    driver.ring().unwrap();
+    driver.progress()
 }
 
 #[test]
@@ -81,7 +79,7 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     let (here_memory, there_memory) = (memory(has_file), memory(has_file));
     map(source.client(), &here_memory);
     map(destination.client(), &there_memory);
-    start(source.client(), &here_memory);
+    let progress = start(source.client(), &here_memory);
 
     let (left, right) = UnixStream::pair().unwrap();
     let options = SourceOptions { downtime_limit: Duration::from_mins(1), ..SourceOptions::default() };
@@ -102,17 +100,16 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
 
     // Wherever the jobs were done, all of them are done in the memory that has moved.
     let patience = Instant::now() + Duration::from_mins(1);
-    for job in 0..JOBS {
-        let at = GuestAddress(DATA + job * LENGTH + LENGTH - 8);
-        let last = || there_memory.read_obj::<u64>(at).unwrap();
-        while last() != pattern(job) {
-            assert!(Instant::now() < patience, "job {job} was not done");
+    let mut driver = GuestDriver::resume(seat(destination.client(), &there_memory), RINGS, progress);
+    for number in 0..JOBS {
+        let done = loop {
+            if let Some(done) = driver.take_completion().unwrap() {
+                break done;
+            }
+            assert!(Instant::now() < patience, "job {number} was not done");
             std::thread::sleep(Duration::from_millis(1));
-        }
-        let mut filled = vec![0; LENGTH as usize];
-        there_memory.read_slice(&mut filled, GuestAddress(DATA + job * LENGTH)).unwrap();
-        let expected = pattern(job).to_le_bytes();
-        assert!(filled.chunks(8).all(|word| word == expected), "job {job}");
+        };
+        assert!(driver.verify(&job(number), &done).unwrap(), "job {number}");
     }
     assert_eq!(destination.client().unmap_dma(0, SIZE).unwrap(), SIZE);
 }

@@ -5,6 +5,7 @@ mod board;
 mod descriptors;
 mod doorbells;
 mod extension;
+mod guest;
 mod hostile;
 mod hostile_channel;
 mod hostile_requests;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
-use whimbrel_models::accel;
+use whimbrel_models::accel::Descriptor;
+use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion, Errno, Error};
 use whimbrel_vfio_user::message::{
@@ -18,6 +19,7 @@ use whimbrel_vfio_user::message::{
 };
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, Receiver, Sender, TwinSocket, connection};
 
+use crate::guest::Seat;
 use crate::support::Served;
 
 const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
@@ -43,34 +45,19 @@ fn shared(size: u64) -> Arc<MmapRegion> {
 }
 
 /// Lets an accel fill memory on its own thread, and waits for the completion without asking it anything.
-fn fill(client: &mut Client, memory: &MmapRegion, pattern: u64) {
-    const DATA: u64 = 0x8000;
-    const LENGTH: u64 = 0x7000;
-    let bytes = memory.as_volatile_slice();
-    let work = accel::Descriptor {
-        operation: accel::OPERATION_FILL,
-        destination: IOVA + DATA,
-        length: LENGTH,
-        pattern,
-        ..accel::Descriptor::default()
-    };
-    let done = 0x4000 + std::mem::offset_of!(accel::Completion, sequence);
-    bytes.write_obj(0_u64, done).unwrap();
-    bytes.write_slice(zerocopy::IntoBytes::as_bytes(&work), 0).unwrap();
+fn fill(client: &mut Client, memory: &Arc<MmapRegion>, pattern: u64) {
     client.reset().unwrap();
-    client.write_region(0, accel::REGISTER_QUEUE_SIZE, &2_u32.to_le_bytes()).unwrap();
-    client.write_region(0, accel::REGISTER_QUEUE_BASE, &IOVA.to_le_bytes()).unwrap();
-    client.write_region(0, accel::REGISTER_COMPLETION_BASE, &(IOVA + 0x4000).to_le_bytes()).unwrap();
-    client.write_region(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()).unwrap();
-    client.write_region(0, accel::REGISTER_TAIL, &1_u32.to_le_bytes()).unwrap();
+    let seat = Seat { client, memory: memory.clone(), base: IOVA };
+    let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + 0x4000, 2)).unwrap();
+    let job = Descriptor::fill(1, IOVA + 0x8000, 0x7000, pattern);
     let patience = Instant::now() + Duration::from_mins(1);
-    while bytes.read_obj::<u64>(done).unwrap() == 0 {
+    let wait = |_: &mut Seat<'_>| {
         assert!(Instant::now() < patience, "the job was not done");
         std::thread::sleep(Duration::from_millis(1));
-    }
-    let mut filled = vec![0; LENGTH as usize];
-    bytes.read_slice(&mut filled, DATA as usize).unwrap();
-    assert!(filled.chunks(8).all(|word| word == pattern.to_le_bytes()));
+        Ok(())
+    };
+    let done = driver.execute(&job, wait).unwrap();
+    assert!(driver.verify(&job, &done).unwrap());
 }
 
 #[test]
