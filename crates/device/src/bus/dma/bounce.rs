@@ -1,0 +1,50 @@
+//! Remote memory visited by way of a copy.
+
+use std::time::Instant;
+
+use vm_memory::VolatileSlice;
+use whimbrel_memory::RemoteMemory;
+use whimbrel_protocol::Errno;
+
+use super::fault::Access;
+
+/// Bytes of remote memory that are held at a time.
+const BOUNCE_BYTES: usize = 64 << 10;
+
+/// Bytes of remote memory.
+pub(super) struct RemotePiece<'a> {
+    pub(super) memory: &'a dyn RemoteMemory,
+    /// The first address.
+    pub(super) iova: u64,
+    pub(super) count: usize,
+    pub(super) deadline: Instant,
+}
+
+/// Visits remote memory by way of a copy.
+pub(super) fn bounce(
+    piece: RemotePiece<'_>,
+    access: Access,
+    visit: &mut impl FnMut(VolatileSlice<'_>),
+) -> Result<(), Errno> {
+    let RemotePiece { memory, mut iova, count, deadline } = piece;
+    let mut buffer = vec![0; count.min(BOUNCE_BYTES)];
+    let mut left = count;
+    while left > 0 {
+        let copy = &mut buffer[..left.min(BOUNCE_BYTES)];
+        match access {
+            Access::Read => {
+                memory.read(iova, copy, deadline)?;
+                visit(VolatileSlice::from(&mut *copy));
+            }
+            Access::Write => {
+                copy.fill(0);
+                visit(VolatileSlice::from(&mut *copy));
+                memory.write(iova, copy, deadline)?;
+            }
+        }
+        left -= copy.len();
+        // Only behind the last byte of all this is 2^64.
+        iova = iova.wrapping_add(copy.len() as u64);
+    }
+    Ok(())
+}

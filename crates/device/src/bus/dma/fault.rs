@@ -1,0 +1,59 @@
+//! Accesses that a device was not allowed, or that failed.
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+/// An access that the mappings do not allow, or that remote memory has refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("dma {access} of {length} bytes at iova {iova:#x} {cause}")]
+pub struct DmaFault {
+    /// First address of the access.
+    pub iova: u64,
+    /// Bytes of the access.
+    pub length: u64,
+    /// What the device wanted to do.
+    pub access: Access,
+    /// Why it cannot be done.
+    pub cause: FaultCause,
+}
+
+/// Why an access is a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FaultCause {
+    /// Not all of it is mapped with that right. Nothing was read or written.
+    #[error("is not mapped with that right")]
+    NotMapped,
+    /// Who has the memory has refused, or cannot be reached. Of a write some may have been done.
+    #[error("failed where the memory is: {0}")]
+    Remote(Errno),
+    /// The file that was mapped is shorter than it was. What was read is worth nothing.
+    #[error("reaches memory whose file was made shorter")]
+    Lost,
+}
+
+/// What a device does with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The device reads memory.
+    Read,
+    /// The device writes memory.
+    Write,
+}
+
+impl std::fmt::Display for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Access::Read => "read",
+            Access::Write => "write",
+        })
+    }
+}
+
+impl Access {
+    pub(super) const fn right(self) -> DmaMapFlags {
+        match self {
+            Access::Read => DmaMapFlags::READ,
+            Access::Write => DmaMapFlags::WRITE,
+        }
+    }
+}

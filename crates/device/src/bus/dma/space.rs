@@ -1,0 +1,351 @@
+//! The addresses of one device: what is mapped there, and the accesses that the device makes.
+//!
+//! To mark a log takes no lock, and a report of a log takes none that an access needs. The mappings are behind a lock, for
+//! once they are taken away no access through them may still run. It has a shard for each of several threads, so that
+//! threads that access memory neither wait for one another nor pass a cache line around. Only a change of the mappings,
+//! or of which logs are on, takes all shards, and so waits for the accesses under way.
+//!
+//! An access to memory that is elsewhere ([`RemoteMemory`]) asks for the bytes, and holds its shard until they have come,
+//! or until a deadline that all of the access has in common.
+
+use std::collections::btree_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
+use vm_memory::{FileOffset, VolatileSlice};
+use whimbrel_memory::{DirtyLog, Memory, RemoteMemory};
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::bounce::{RemotePiece, bounce};
+use super::fault::{Access, DmaFault, FaultCause};
+use super::mapping::{Backing, Inner, MappedRange, Mapping, MappingLog, check_rights, last_of};
+
+/// The mappings of one device.
+///
+/// ```
+/// use std::fs::File;
+/// use vm_memory::FileOffset;
+/// use whimbrel_device::dma::DmaSpace;
+/// use whimbrel_uapi::type1::DmaMapFlags;
+///
+/// let memory = tempfile_of(0x2000);
+/// let dma = DmaSpace::default();
+/// dma.map(0x10000, 0x2000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
+/// dma.write(0x10ffe, b"over a page")?;
+/// let mut back = [0; 11];
+/// dma.read(0x10ffe, &mut back)?;
+/// assert_eq!(&back, b"over a page");
+/// assert!(dma.write(0x11ff8, b"past the end").is_err());
+/// # fn tempfile_of(size: u64) -> File {
+/// #     let fd = nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty()).unwrap();
+/// #     let file = File::from(fd);
+/// #     file.set_len(size).unwrap();
+/// #     file
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct DmaSpace {
+    inner: ShardedLock<Inner>,
+    faults: AtomicU64,
+}
+
+/// What one access meets in one mapping.
+enum Piece<'a> {
+    Memory(VolatileSlice<'a>),
+    Remote(RemotePiece<'a>),
+}
+
+impl DmaSpace {
+    /// How long all that one access asks of remote memory may take together. Until then no mapping can be taken away.
+    pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
+    ///
+    /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
+    /// made shorter while it is mapped ([`Memory::of_file`]). EINVAL for a size of 0, no right at all, an unknown right or
+    /// a file that is too short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
+    pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        // Before the file is mapped, which takes time and an entry of the process's own.
+        if self.look().overlaps(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        self.map_memory(iova, rights, Memory::of_file(file, size, rights.contains(DmaMapFlags::WRITE))?)
+    }
+
+    /// Maps memory at `iova`, whole, readable and writable by the device as `rights` says.
+    ///
+    /// EINVAL for no right at all, an unknown right, or the right to write to memory that cannot be written; EOVERFLOW
+    /// for a range past 2^64; EEXIST if part of the range is mapped.
+    pub fn map_memory(&self, iova: u64, rights: DmaMapFlags, memory: Memory) -> Result<(), Errno> {
+        self.map_logged(iova, rights, memory, None)
+    }
+
+    /// As [`DmaSpace::map_memory`], and what is written through the mapping is marked in `log` besides the log of the
+    /// device.
+    pub(crate) fn map_logged(
+        &self,
+        iova: u64,
+        rights: DmaMapFlags,
+        memory: Memory,
+        log: Option<MappingLog>,
+    ) -> Result<(), Errno> {
+        let size = memory.size();
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        if rights.contains(DmaMapFlags::WRITE) && !memory.is_writable() {
+            return Err(Errno::EINVAL);
+        }
+        self.insert(iova, last, Mapping { size, rights, backing: Backing::Memory(memory), log })
+    }
+
+    /// Maps `size` bytes of memory that is elsewhere at `iova`, readable and writable by the device as `rights`
+    /// says. It is asked for the same addresses.
+    ///
+    /// EINVAL for a size of 0, no right at all or an unknown right; EOVERFLOW for a range past 2^64; EEXIST if part
+    /// of the range is mapped.
+    pub fn map_remote(
+        &self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        memory: Arc<dyn RemoteMemory>,
+    ) -> Result<(), Errno> {
+        let last = last_of(iova, size)?;
+        check_rights(rights)?;
+        self.insert(iova, last, Mapping { size, rights, backing: Backing::Remote(memory), log: None })
+    }
+
+    fn insert(&self, iova: u64, last: u64, mapping: Mapping) -> Result<(), Errno> {
+        let mut inner = self.change();
+        if inner.overlaps(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        inner.mappings.insert(iova, mapping);
+        Ok(())
+    }
+
+    /// Sets or ends the log of the mapping that starts at `iova`.
+    pub(crate) fn set_mapping_log(&self, iova: u64, log: Option<MappingLog>) {
+        if let Some(mapping) = self.change().mappings.get_mut(&iova) {
+            mapping.log = log;
+        }
+    }
+
+    /// Makes two mappings of the one that goes on over `iova`, which begins the second. To the device nothing changes.
+    pub(crate) fn cut(&self, iova: u64) {
+        let mut inner = self.change();
+        let Some((start, mapping)) = inner.mappings.range_mut(..iova).next_back() else { return };
+        let offset = iova - start;
+        let parts = (offset < mapping.size).then(|| match &mapping.backing {
+            Backing::Memory(memory) => {
+                let first = memory.part(0, offset)?;
+                Some((Backing::Memory(first), Backing::Memory(memory.part(offset, mapping.size - offset)?)))
+            }
+            Backing::Remote(memory) => {
+                Some((Backing::Remote(memory.clone()), Backing::Remote(memory.clone())))
+            }
+        });
+        let Some(Some((first, second))) = parts else { return };
+        let log = mapping.log.as_ref().map(|log| log.after(offset));
+        let other = Mapping { size: mapping.size - offset, rights: mapping.rights, backing: second, log };
+        mapping.backing = first;
+        mapping.size = offset;
+        inner.mappings.insert(iova, other);
+    }
+
+    /// All mappings as they are, in ascending order.
+    pub fn mappings(&self) -> Vec<MappedRange> {
+        let inner = self.look();
+        let ranges = inner.mappings.iter().map(|(iova, mapping)| MappedRange {
+            iova: *iova,
+            size: mapping.size,
+            rights: mapping.rights,
+            file: match &mapping.backing {
+                Backing::Memory(memory) => memory.file(),
+                Backing::Remote(_) => None,
+            },
+        });
+        ranges.collect()
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.look().mappings.is_empty()
+    }
+
+    /// Where the device can write: first and last address of each mapping, in ascending order.
+    pub(crate) fn writable(&self) -> Vec<(u64, u64)> {
+        let inner = self.look();
+        let writable =
+            inner.mappings.iter().filter(|(_, mapping)| mapping.rights.contains(DmaMapFlags::WRITE));
+        writable.map(|(iova, mapping)| (*iova, iova + (mapping.size - 1))).collect()
+    }
+
+    /// Takes away the mappings that lie wholly in `size` bytes from `iova` and returns how many bytes they had.
+    /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
+        let last = last_of(iova, size)?;
+        let mut inner = self.change();
+        // What most users do: they unmap what they mapped, and nothing else can be in that range.
+        if let Entry::Occupied(exact) = inner.mappings.entry(iova)
+            && exact.get().size == size
+        {
+            exact.remove();
+            return Ok(size);
+        }
+        let cut_below =
+            inner.mappings.range(..iova).next_back().is_some_and(|(start, m)| start + (m.size - 1) >= iova);
+        let cut_above = inner
+            .mappings
+            .range(iova..=last)
+            .next_back()
+            .is_some_and(|(start, m)| start + (m.size - 1) > last);
+        if cut_below || cut_above {
+            return Err(Errno::EINVAL);
+        }
+        let starts: Vec<u64> = inner.mappings.range(iova..=last).map(|(start, _)| *start).collect();
+        Ok(starts.iter().filter_map(|start| inner.mappings.remove(start)).map(|mapping| mapping.size).sum())
+    }
+
+    /// The device reads memory. After a fault `data` holds anything.
+    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        let mut at = 0;
+        self.pass(iova, data.len() as u64, Access::Read, |piece| match piece {
+            Piece::Memory(slice) => {
+                at += slice.copy_to(&mut data[at..]);
+                Ok(())
+            }
+            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
+                at += count;
+                memory.read(iova, &mut data[at - count..at], deadline)
+            }
+        })
+    }
+
+    /// The device writes memory.
+    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        let mut at = 0;
+        self.pass(iova, data.len() as u64, Access::Write, |piece| match piece {
+            Piece::Memory(slice) => {
+                slice.copy_from(&data[at..at + slice.len()]);
+                at += slice.len();
+                Ok(())
+            }
+            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
+                at += count;
+                memory.write(iova, &data[at - count..at], deadline)
+            }
+        })
+    }
+
+    /// Calls `visit` with every piece of memory behind `length` bytes from `iova`, in order.
+    ///
+    /// Nothing is visited unless the whole range is mapped with the right that `access` needs. After a write the range
+    /// is marked in every log that is on: the data is there before its mark is, so a report that takes the mark away is
+    /// never ahead of the data.
+    ///
+    /// Remote memory is visited as copies of it, of at most 64 KiB. [`Access::Read`] shows what it holds, and what the
+    /// visitor leaves there is lost. [`Access::Write`] shows zeros, and all of what the visitor leaves there is written,
+    /// so it has to write every byte. If remote memory fails, the pieces before it have been visited, and what was
+    /// written of them is marked.
+    pub fn access(
+        &self,
+        iova: u64,
+        length: u64,
+        access: Access,
+        mut visit: impl FnMut(VolatileSlice<'_>),
+    ) -> Result<(), DmaFault> {
+        self.pass(iova, length, access, |piece| match piece {
+            Piece::Memory(slice) => {
+                visit(slice);
+                Ok(())
+            }
+            Piece::Remote(piece) => bounce(piece, access, &mut visit),
+        })
+    }
+
+    fn pass(
+        &self,
+        iova: u64,
+        length: u64,
+        access: Access,
+        mut visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
+    ) -> Result<(), DmaFault> {
+        let inner = self.look();
+        let fault = || {
+            self.faults.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(iova, length, %access, "dma fault");
+            DmaFault { iova, length, access, cause: FaultCause::NotMapped }
+        };
+        for piece in inner.pieces(iova, length, access) {
+            if piece.is_none() {
+                return Err(fault());
+            }
+        }
+        let mut done = 0;
+        let mut failure = None;
+        let mut deadline = None;
+        for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
+            let visited = match &mapping.backing {
+                Backing::Memory(memory) => {
+                    match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
+                        Ok(visited) => visited.map_err(FaultCause::Remote),
+                        Err(_) => Err(FaultCause::Lost),
+                    }
+                }
+                Backing::Remote(memory) => {
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + Self::REMOTE_TIMEOUT);
+                    // It is mapped, so that it does not pass 2^64.
+                    let iova = iova.wrapping_add(done);
+                    visit(Piece::Remote(RemotePiece { memory: &**memory, iova, count, deadline }))
+                        .map_err(FaultCause::Remote)
+                }
+            };
+            done += count as u64;
+            // Some of a write that has failed may have been done.
+            if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
+                log.mark(before + offset as u64, count as u64);
+            }
+            if let Err(cause) = visited {
+                failure = Some(cause);
+                break;
+            }
+        }
+        if let (Access::Write, Some(log)) = (access, &inner.log) {
+            log.mark(iova, done);
+        }
+        match failure {
+            None => Ok(()),
+            Some(cause) => Err(DmaFault { cause, ..fault() }),
+        }
+    }
+
+    /// Marks every write in `log` from now on, in place of a log set before. `None` ends it.
+    pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
+        self.change().log = log;
+    }
+
+    // A panic of a visitor leaves the mappings as they were, so that a poisoned lock says nothing.
+    fn look(&self) -> ShardedLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> ShardedLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many accesses were faults.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+#[path = "space_tests.rs"]
+mod tests;
