@@ -70,19 +70,28 @@ pub mod raw;
 mod topology;
 pub mod wrap;
 
+/// The driver side of an iommufd, and the caller that makes raw requests of it.
+pub mod iommufd {
+    pub use crate::iommu::iommufd::{Iommu, Iommufd, OwnIommu};
+    pub use crate::raw::iommufd::Caller;
+}
+
 pub use bus::irq::{InUse, Interrupts, InterruptsInUse, IrqData};
 pub use bus::{Bus, dma};
 pub use core::data_file::DataFile;
-pub use core::file::{DeviceFile, region_offset, split_offset};
-pub use core::graphics::{Graphics, Plane, PlaneKind};
-pub use core::ioeventfds::{IoeventfdWrite, WriteWidth};
-pub use core::power::{LowPower, LowPowerEntry};
+pub use core::file::DeviceFile;
+pub use core::offsets::{region_offset, split_offset};
+pub use core::power::LowPowerEntry;
 pub use core::worker::Worker;
-pub use driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
-pub use iommu::container::{Container, ContainerSettings, KernelVersion};
-pub use iommu::iommufd;
-pub use iommu::type1::{HardwareIommu, Translation, Type1Info};
-pub use raw::process::{Fault, Process, SparseMemory};
+pub use driver::{
+    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, Plane,
+    PlaneKind, WriteWidth, ZpciErrors,
+};
+pub use iommu::container::Container;
+pub use iommu::type1::{ContainerSettings, HardwareIommu, KernelVersion, Translation, Type1Info};
+pub use iommu::user_memory::{Fault, UserMemory};
+pub use raw::process::Process;
+pub use raw::sparse::SparseMemory;
 pub use topology::cdev::Cdev;
 pub use topology::group::{Group, GroupFile, OpenDevice};
 pub use topology::hot_reset::HotResetInfo;

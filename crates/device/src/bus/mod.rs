@@ -3,15 +3,16 @@
 pub mod dma;
 pub(crate) mod irq;
 pub(crate) mod listener;
+mod wake;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::bus::dma::DmaSpace;
-use crate::bus::irq::Interrupts;
-use crate::core::power::WakeLine;
+use self::dma::DmaSpace;
+use self::irq::Interrupts;
+use self::wake::WakeLine;
 
 /// The ways out of a device. A clone is another handle to the same bus: a driver keeps one, its
 /// [`DeviceFile`](crate::DeviceFile) another.

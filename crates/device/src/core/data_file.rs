@@ -1,20 +1,13 @@
-//! The file that carries a device's state: what read, write, ioctl and the calls it refuses answer.
+//! The file that carries a device's state: what read, write and the calls it refuses answer.
 
 use std::fmt;
 use std::sync::Arc;
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::session::Direction;
-use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
-use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
-use zerocopy::{FromZeros, IntoBytes};
-
-use whimbrel_uapi::decode;
-
-use crate::core::file::Shared;
-use crate::raw::process::Process;
-use crate::raw::trace::traced;
 use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_protocol::session::Direction;
+
+use super::device::Shared;
 
 /// One end of a data session. It stays open after the session has ended, and then answers ENODEV.
 pub struct DataFile {
@@ -64,34 +57,14 @@ impl DataFile {
         self.shared.precopy(self.session)
     }
 
-    /// A raw ioctl on the file. Only VFIO_MIG_GET_PRECOPY_INFO exists; everything else is ENOTTY.
-    ///
-    /// The order is that of the kernel's drivers: command, copy in, argsz, state, session. `flags` is left as the user
-    /// gave it unless the user opted into REINIT.
-    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        traced(decode::File::Data, self.shared.name(), (number, argument), process, |process| {
-            self.execute(number, argument, process)
-        })
+    /// The name of the device whose state it carries.
+    pub(crate) fn device_name(&self) -> &str {
+        self.shared.name()
     }
 
-    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        if self.direction != Direction::Saving || number != VFIO_MIG_GET_PRECOPY_INFO.number() {
-            return Err(Errno::ENOTTY);
-        }
-        let mut info = PrecopyInfo::new_zeroed();
-        process.read(argument, info.as_mut_bytes())?;
-        if (info.argsz as usize) < size_of::<PrecopyInfo>() {
-            return Err(Errno::EINVAL);
-        }
-        let report = self.shared.precopy(self.session)?;
-        if self.shared.precopy_info_v2() {
-            let flags = if report.reinit { PrecopyInfoFlags::REINIT } else { PrecopyInfoFlags::empty() };
-            info.flags = flags.bits();
-        }
-        info.initial_bytes = report.bytes.initial;
-        info.dirty_bytes = report.bytes.dirty;
-        process.write(argument, info.as_bytes())?;
-        Ok(0)
+    /// Whether the user of the device understands REINIT.
+    pub(crate) fn reports_reinit(&self) -> bool {
+        self.shared.precopy_info_v2()
     }
 
     /// Why the file cannot be positioned: it is a stream, so lseek, pread and pwrite answer ESPIPE.

@@ -1,10 +1,16 @@
 //! One device at work: its state, its power, its data files and everything else that a user asks of the device itself.
 
+mod bus_features;
 pub(crate) mod data_file;
+pub(crate) mod device;
+mod dma_buf;
 pub(crate) mod file;
-pub(crate) mod graphics;
-pub(crate) mod ioeventfds;
+mod graphics;
+mod ioeventfds;
+mod low_power;
+pub(crate) mod offsets;
 pub(crate) mod power;
 mod region_mmap;
 mod user_setup;
+mod walk;
 pub(crate) mod worker;

@@ -2,31 +2,15 @@
 //!
 //! What lies behind them is the driver's ([`Driver::mmap`](crate::Driver::mmap)).
 
-use vm_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Capability, Region};
 use whimbrel_uapi::device::RegionInfoFlags;
-
-use crate::core::file::{DeviceFile, split_offset};
-
-impl DeviceFile {
-    /// `mmap(2)` of the device file: `offset` in the file, MAP_SHARED or not. Otherwise as
-    /// [`DeviceFile::mmap`].
-    pub fn mmap_file(&self, offset: u64, length: u64, shared: bool) -> Result<FileOffset, Errno> {
-        let (index, offset) = split_offset(offset);
-        self.region_info(index)?;
-        if !shared {
-            return Err(Errno::EINVAL);
-        }
-        self.mmap(index, offset, length)
-    }
-}
 
 /// The length in whole pages of a mapping that the region allows (`vfio_pci_core_mmap()`).
 ///
 /// EINVAL without the MMAP flag, for a length of 0, a start within a page and a range past the region's last
 /// page; where the region names its mappable parts, for a range that is not within one of them.
-pub(crate) fn check(region: &Region, offset: u64, length: u64) -> Result<u64, Errno> {
+pub(super) fn check(region: &Region, offset: u64, length: u64) -> Result<u64, Errno> {
     let page = rustix::param::page_size() as u64;
     let length = length.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
     let end = offset.checked_add(length).ok_or(Errno::EINVAL)?;

@@ -11,9 +11,9 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::DeviceInfoFlags;
 
+use super::file::DeviceFile;
 use crate::bus::irq::{InterruptsInUse, Kind};
-use crate::core::file::DeviceFile;
-use crate::core::ioeventfds::IoeventfdWrite;
+use crate::driver::IoeventfdWrite;
 
 impl DeviceFile {
     /// What the user has set up of interrupts, with copies of its eventfds. EMFILE if this process can have no

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crate::DeviceFile;
+use whimbrel_protocol::Errno;
+
+use super::file::DeviceFile;
 
 /// Drives a device's [`Driver::advance`](crate::Driver::advance) until it is dropped.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread. EAGAIN if there can be no more threads.
-    pub fn start(device: DeviceFile) -> Result<Worker, crate::Errno> {
+    pub fn start(device: DeviceFile) -> Result<Worker, Errno> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name(format!("device {}", device.name()))
@@ -24,7 +26,7 @@ impl Worker {
                 let (device, stop) = (device.clone(), stop.clone());
                 move || device.work_until(&stop)
             })
-            .map_err(|error| error.raw_os_error().map_or(crate::Errno::EAGAIN, crate::Errno::from_raw))?;
+            .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
         Ok(Worker { device, stop, thread: Some(thread) })
     }
 }

@@ -4,21 +4,28 @@
 //! (`include/linux/vfio.h`), less what every kernel driver writes again: the walk through the state machine,
 //! the data file and its errnos, and the bookkeeping of sessions are the core's.
 
-use std::fs::File;
+mod dma_buf;
+mod dma_logging;
+mod doorbell;
+mod graphics;
+mod low_power;
+mod migration;
+mod other_buses;
+
 use std::time::Duration;
 
 use vm_memory::FileOffset;
-use whimbrel_protocol::arc::ArcError;
-use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
+use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Info, Irq, Region};
-use whimbrel_protocol::precopy::PrecopyReport;
-use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::IrqInfoFlags;
-use whimbrel_uapi::feature::RegionDmaRange;
 
-use crate::core::graphics::Graphics;
-use crate::core::ioeventfds::IoeventfdWrite;
-use crate::core::power::LowPower;
+pub use self::dma_buf::DmaBuf;
+pub use self::dma_logging::DmaLogging;
+pub use self::doorbell::{IoeventfdWrite, WriteWidth};
+pub use self::graphics::{Graphics, Plane, PlaneKind};
+pub use self::low_power::LowPower;
+pub use self::migration::Migration;
+pub use self::other_buses::{BusMaster, ZpciErrors};
 
 /// A device as its driver sees it. All calls for one device come one at a time.
 pub trait Driver: Send {
@@ -154,135 +161,4 @@ pub enum Next {
     At(Duration),
     /// After the next request.
     Idle,
-}
-
-/// The migration half of a driver.
-///
-/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state
-/// the device is in. It keeps the state itself.
-pub trait Migration {
-    /// What is supported; STOP_COPY at least. The answer never changes.
-    fn flags(&self) -> MigrationFlags;
-
-    /// Executes one arc completely before it returns.
-    ///
-    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the
-    /// arc RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then
-    /// the device stays in RESUMING until it is reset.
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError>;
-
-    /// An estimate in bytes of what STOP_COPY will yield, in any state.
-    fn data_size(&mut self) -> Result<u64, Errno>;
-
-    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in
-    /// STOP_COPY, for now in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno>;
-
-    /// Takes the next bytes of a state to load, in any segmentation, and returns how many were taken.
-    ///
-    /// Data that cannot be right is refused with EINVAL as soon as it is seen, data past the end with ENOMEM.
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno>;
-
-    /// How much can be read now; called in PRE_COPY and PRE_COPY_P2P only.
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
-        Ok(PrecopyReport::default())
-    }
-
-    /// The user understands [`PrecopyReport::reinit`] from now on.
-    fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
-/// A device's own log of the memory it writes.
-pub trait DmaLogging {
-    /// Starts to log writes to `ranges` and returns the page size in bytes that the log keeps, which need not
-    /// be the one asked for. EINVAL if a log is running.
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno>;
-
-    /// Stops the log. Fine if none is running.
-    fn stop(&mut self) -> Result<(), Errno>;
-
-    /// Tells and clears the log of the range asked about. EINVAL if none is running.
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno>;
-}
-
-/// The switch for DMA of a CDX device, which has no command register to be written.
-pub trait BusMaster {
-    /// The device may do DMA from now on, or no more.
-    fn set(&mut self, master: bool) -> Result<(), Errno>;
-}
-
-/// The half of a driver that gives parts of a BAR to others as a file.
-///
-/// ```
-/// use std::fs::File;
-/// use std::os::unix::fs::FileExt;
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Info};
-/// use whimbrel_device::{Region, RegionDmaRange, RegionInfoFlags};
-///
-/// /// A card whose BAR 0 is a page of memory.
-/// struct Card { memory: File }
-///
-/// fn memory() -> Result<File, Errno> {
-///     # use nix::sys::memfd::{MFdFlags, memfd_create};
-///     let file = File::from(memfd_create(c"bar", MFdFlags::MFD_CLOEXEC)?);
-///     file.set_len(0x1000).map_err(|_| Errno::ENOMEM)?;
-///     Ok(file)
-/// }
-///
-/// impl Driver for Card {
-///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
-///     }
-///     fn region(&self, _index: u32) -> Result<Region, Errno> {
-///         Ok(Region { flags: RegionInfoFlags::READ, size: 0x1000, offset: 0, capabilities: vec![] })
-///     }
-///     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
-///         Some(self)
-///     }
-/// }
-///
-/// impl DmaBuf for Card {
-///     fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
-///         // There is one page, so one range. Several would take a file that udmabuf makes.
-///         self.memory.try_clone().map_err(|_| Errno::EMFILE)
-///     }
-///     fn revoke(&mut self) {
-///         if let Ok(fresh) = memory() {
-///             let _ = std::mem::replace(&mut self.memory, fresh).set_len(0);
-///         }
-///     }
-/// }
-///
-/// let device = DeviceFile::new("card", Bus::new(), Box::new(Card { memory: memory()? }));
-/// let page = RegionDmaRange { offset: 0, length: 0x1000 };
-/// let read_write = 2;
-/// let buffer = device.dma_buf(0, read_write, &[page])?;
-/// buffer.write_at(b"seen by the device", 0)?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub trait DmaBuf {
-    /// Whether the BAR is memory that can be given. EINVAL for one of ports.
-    fn check(&self, region: u32) -> Result<(), Errno> {
-        let _ = region;
-        Ok(())
-    }
-
-    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device:
-    /// a file of memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of
-    /// whole pages.
-    fn export(&mut self, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
-
-    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the
-    /// memory of its BAR goes on with a new file and makes the old one empty.
-    fn revoke(&mut self);
-}
-
-/// The error records of a PCI device on s390.
-pub trait ZpciErrors {
-    /// Takes the oldest record: as many bytes as
-    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if
-    /// there is none.
-    fn take(&mut self) -> Result<Vec<u8>, Errno>;
 }

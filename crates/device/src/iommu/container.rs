@@ -8,46 +8,17 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::group::{
-    VFIO_API_VERSION, VFIO_DMA_CC_IOMMU, VFIO_TYPE1_IOMMU, VFIO_TYPE1_NESTING_IOMMU, VFIO_TYPE1V2_IOMMU,
-    VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR,
+    VFIO_DMA_CC_IOMMU, VFIO_TYPE1_IOMMU, VFIO_TYPE1_NESTING_IOMMU, VFIO_TYPE1V2_IOMMU, VFIO_UNMAP_ALL,
+    VFIO_UPDATE_VADDR,
 };
-use whimbrel_uapi::ioctl::{VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_SET_IOMMU};
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
-use whimbrel_uapi::decode;
-
-use crate::iommu::type1::{Member, Type1, Type1Info};
-use crate::raw::process::Process;
-use crate::raw::trace::traced;
-
-/// The kernel to answer as, where versions differ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KernelVersion {
-    /// Linux 6.12: a range past 2^64 is EINVAL; VFIO_TYPE1_NESTING_IOMMU is there.
-    Linux6_12,
-    /// Linux 7.3: a range past 2^64 is EOVERFLOW; VFIO_TYPE1_NESTING_IOMMU is gone.
-    #[default]
-    Linux7_3,
-}
-
-/// What the host decides about its containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ContainerSettings {
-    /// The kernel to answer as.
-    pub kernel: KernelVersion,
-    /// The most mappings a container can have (`dma_entry_limit` of the kernel's module).
-    pub dma_entry_limit: u32,
-}
-
-impl Default for ContainerSettings {
-    fn default() -> ContainerSettings {
-        ContainerSettings { kernel: KernelVersion::default(), dma_entry_limit: 65535 }
-    }
-}
+use super::type1::{ContainerSettings, KernelVersion, Member, Type1, Type1Info};
+use super::user_memory::UserMemory;
 
 /// An open container. A clone is another handle to the same one, as from `dup(2)`.
 ///
-/// Requests from several threads are served one after the other, so what a request calls back ([`Process`])
+/// Requests from several threads are served one after the other, so what a request calls back ([`Process`](crate::Process))
 /// must not make one of the same container.
 ///
 /// ```
@@ -138,7 +109,7 @@ impl Container {
         vaddr: u64,
         iova: u64,
         size: u64,
-        process: &dyn Process,
+        process: &(impl UserMemory + ?Sized),
     ) -> Result<(), Errno> {
         self.with_iommu(|iommu| iommu.map(flags, vaddr, iova, size, process))
     }
@@ -192,23 +163,6 @@ impl Container {
         self.with_iommu(|iommu| iommu.report_into_words(iova, size, page_size, bitmap))
     }
 
-    /// A raw ioctl on the container: `number` as in the header, `argument` a number or an address in
-    /// `process`.
-    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        traced(decode::File::Container, "container", (number, argument), process, |process| {
-            self.execute(number, argument, process)
-        })
-    }
-
-    fn execute(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        match number {
-            n if n == VFIO_GET_API_VERSION.number() => Ok(VFIO_API_VERSION),
-            n if n == VFIO_CHECK_EXTENSION.number() => Ok(self.check_extension(argument).into()),
-            n if n == VFIO_SET_IOMMU.number() => self.set_iommu(argument).map(|()| 0),
-            _ => self.with_iommu(|iommu| iommu.ioctl(number, argument, process)),
-        }
-    }
-
     pub(crate) fn attach(&self, member: Member) -> Result<(), Errno> {
         let mut inner = self.inner.lock();
         match &mut inner.iommu {
@@ -235,7 +189,10 @@ impl Container {
         self.inner.lock().iommu.is_some()
     }
 
-    fn with_iommu<T>(&self, request: impl FnOnce(&mut Type1) -> Result<T, Errno>) -> Result<T, Errno> {
+    pub(crate) fn with_iommu<T>(
+        &self,
+        request: impl FnOnce(&mut Type1) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         request(self.inner.lock().iommu.as_mut().ok_or(Errno::EINVAL)?)
     }
 }

@@ -1,5 +1,6 @@
 //! What stands between devices and a user's memory: the container with its type1 IOMMU, and iommufd.
 
 pub(crate) mod container;
-pub mod iommufd;
+pub(crate) mod iommufd;
 pub(crate) mod type1;
+pub(crate) mod user_memory;

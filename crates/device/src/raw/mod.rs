@@ -1,172 +1,19 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the
-//! two of the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel that does
-//! not know the request. Typed calls are on [`DeviceFile`] itself.
+//! The checks of sizes and flags are here, in the kernel's order; what is asked is then a typed call of the rooms below.
 
-pub(crate) mod feature;
+mod cdev;
+mod container;
+mod data_file;
+mod device;
+mod feature;
+mod graphics;
+mod group;
+mod hot_reset;
+mod ioeventfd;
+pub(crate) mod iommufd;
+mod irq;
 pub(crate) mod process;
-pub(crate) mod trace;
-
-use whimbrel_protocol::Errno;
-use whimbrel_uapi::decode::File;
-use whimbrel_uapi::device::{
-    DeviceInfo, IrqInfo, IrqSet, RegionInfo, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_DATA_TYPE_MASK,
-};
-use whimbrel_uapi::ioctl::{
-    VFIO_DEVICE_FEATURE, VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_GET_INFO, VFIO_DEVICE_GET_IRQ_INFO,
-    VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, VFIO_DEVICE_GET_REGION_INFO, VFIO_DEVICE_IOEVENTFD,
-    VFIO_DEVICE_PCI_HOT_RESET, VFIO_DEVICE_QUERY_GFX_PLANE, VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS,
-};
-use zerocopy::{FromZeros, IntoBytes};
-
-use crate::bus::irq::{Change, DataType, action};
-use crate::core::file::DeviceFile;
-use crate::core::ioeventfds;
-use crate::raw::process::{Process, copy_to_user};
-use crate::raw::trace::traced;
-
-/// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
-const LEAST_DEVICE_INFO: usize = 16;
-
-impl DeviceFile {
-    /// A raw ioctl on the device: `number` as in the header, `argument` an address in `process`.
-    pub fn ioctl(&self, number: u32, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        traced(File::Device, self.name(), (number, argument), process, |process| {
-            self.execute(number, argument, process)
-        })
-    }
-
-    pub(crate) fn execute(
-        &self,
-        number: u32,
-        argument: u64,
-        process: &mut dyn Process,
-    ) -> Result<i32, Errno> {
-        // A device that sleeps wakes for any request, also for one it does not know.
-        let _awake = self.awake();
-        match number {
-            n if n == VFIO_DEVICE_GET_INFO.number() => self.raw_info(argument, process),
-            n if n == VFIO_DEVICE_GET_REGION_INFO.number() => self.raw_region_info(argument, process),
-            n if n == VFIO_DEVICE_GET_IRQ_INFO.number() => self.raw_irq_info(argument, process),
-            n if n == VFIO_DEVICE_SET_IRQS.number() => self.raw_set_irqs(argument, process),
-            n if n == VFIO_DEVICE_RESET.number() => self.reset().map(|()| 0),
-            n if n == VFIO_DEVICE_IOEVENTFD.number() => self.raw_ioeventfd(argument, process),
-            n if n == VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.number() => {
-                self.raw_hot_reset_info(argument, process)
-            }
-            n if n == VFIO_DEVICE_PCI_HOT_RESET.number() => self.raw_hot_reset(argument, process),
-            n if n == VFIO_DEVICE_QUERY_GFX_PLANE.number() => self.raw_query_gfx_plane(argument, process),
-            n if n == VFIO_DEVICE_GET_GFX_DMABUF.number() => self.raw_get_gfx_dmabuf(argument, process),
-            n if n == VFIO_DEVICE_FEATURE.number() => feature::ioctl(self, argument, process),
-            _ => Err(Errno::ENOTTY),
-        }
-    }
-
-    fn raw_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        let mut asked = DeviceInfo::new_zeroed();
-        process.read(argument, &mut asked.as_mut_bytes()[..LEAST_DEVICE_INFO])?;
-        let argsz = asked.argsz as usize;
-        if argsz < LEAST_DEVICE_INFO {
-            return Err(Errno::EINVAL);
-        }
-        let info = self.info();
-        let mut answer = info.to_bytes();
-        if argsz < answer.len() && !info.capabilities.is_empty() {
-            let offset = std::mem::offset_of!(DeviceInfo, cap_offset);
-            without_chain(&mut answer, offset, size_of::<DeviceInfo>());
-        } else {
-            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
-        }
-        answer.truncate(argsz);
-        copy_out(process, argument, &answer, size_of::<DeviceInfo>())?;
-        Ok(0)
-    }
-
-    fn raw_region_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        let mut asked = RegionInfo::new_zeroed();
-        process.read(argument, asked.as_mut_bytes())?;
-        if (asked.argsz as usize) < size_of::<RegionInfo>() {
-            return Err(Errno::EINVAL);
-        }
-        let region = self.region_info(asked.index)?;
-        let mut answer = region.to_bytes(asked.index);
-        if region.capabilities.is_empty() {
-            // Without a chain the kernel leaves these two as the user gave them.
-            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
-            let offset = std::mem::offset_of!(RegionInfo, cap_offset);
-            answer[offset..offset + 4].copy_from_slice(&asked.cap_offset.to_ne_bytes());
-        } else if (asked.argsz as usize) < answer.len() {
-            let offset = std::mem::offset_of!(RegionInfo, cap_offset);
-            without_chain(&mut answer, offset, size_of::<RegionInfo>());
-        } else {
-            answer[..4].copy_from_slice(&asked.argsz.to_ne_bytes());
-        }
-        copy_out(process, argument, &answer, size_of::<RegionInfo>())?;
-        Ok(0)
-    }
-
-    fn raw_irq_info(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        let mut info = IrqInfo::new_zeroed();
-        process.read(argument, info.as_mut_bytes())?;
-        if (info.argsz as usize) < size_of::<IrqInfo>() {
-            return Err(Errno::EINVAL);
-        }
-        let irq = self.irq_info(info.index)?;
-        info.flags = irq.flags.bits();
-        info.count = irq.count;
-        process.write(argument, info.as_bytes())?;
-        Ok(0)
-    }
-
-    fn raw_ioeventfd(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        self.check_pci()?;
-        let (write, eventfd) = ioeventfds::read(argument, process)?;
-        self.tie_ioeventfd(write, eventfd)?;
-        Ok(0)
-    }
-
-    /// The order is that of `vfio_set_irqs_validate_and_prepare()`, and then of vfio-pci.
-    fn raw_set_irqs(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
-        const HEAD: u64 = size_of::<IrqSet>() as u64;
-        let mut head = IrqSet::new_zeroed();
-        process.read(argument, head.as_mut_bytes())?;
-        let IrqSet { argsz, flags, index, start, count } = head;
-        let known = VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK;
-        let room = u64::from(argsz).checked_sub(HEAD).ok_or(Errno::EINVAL)?;
-        if flags & !known != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let kind = self.irq_range(index, start, count)?;
-        let data_type = DataType::of(flags)?;
-        let size = u64::from(count) * data_type.size();
-        if room < size {
-            return Err(Errno::EINVAL);
-        }
-        // Not longer than what the index has.
-        let mut bytes = vec![0; usize::try_from(size).map_err(|_| Errno::ENOMEM)?];
-        if !bytes.is_empty() {
-            process.read(argument.checked_add(HEAD).ok_or(Errno::EFAULT)?, &mut bytes)?;
-        }
-        let data = data_type.read(count, &bytes, process);
-        let change = Change { kind, index, start, action: action(flags), data };
-        self.bus().interrupts().apply(change)?;
-        Ok(0)
-    }
-}
-
-/// Cuts an answer whose chain the user has no room for to its fixed part. `argsz` keeps the size it would
-/// take, which tells the user to ask again with more room.
-fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
-    answer[cap_offset..cap_offset + 4].fill(0);
-    answer.truncate(fixed);
-}
-
-/// Copies an answer out as the kernel does: first the chain behind the fixed part, then that.
-fn copy_out(process: &mut dyn Process, argument: u64, answer: &[u8], fixed: usize) -> Result<(), Errno> {
-    let (head, chain) = answer.split_at(fixed.min(answer.len()));
-    if !chain.is_empty() {
-        copy_to_user(process, argument.checked_add(fixed as u64).ok_or(Errno::EFAULT)?, chain)?;
-    }
-    copy_to_user(process, argument, head)
-}
+pub(crate) mod sparse;
+mod trace;
+mod type1;

@@ -5,7 +5,7 @@ use whimbrel_protocol::Errno;
 use whimbrel_uapi::decode::{Call, File};
 use whimbrel_uapi::ioctl::{VFIO_CHECK_EXTENSION, VFIO_SET_IOMMU};
 
-use crate::raw::process::Process;
+use super::process::Process;
 
 /// Bytes of an argument that are shown at most.
 const SHOWN: usize = 512;

@@ -10,9 +10,9 @@ use std::sync::{OnceLock, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use whimbrel_protocol::Errno;
 
+use super::group::{self, Claim, Group};
 use crate::core::file::DeviceFile;
 use crate::iommu::iommufd::Iommufd;
-use crate::topology::group::{self, Claim, Group};
 use crate::topology::set::DeviceSet;
 use crate::topology::vf_token::Role;
 
@@ -79,6 +79,10 @@ impl Opens {
 }
 
 impl DeviceFile {
+    pub(super) fn opens(&self) -> &Opens {
+        self.open_rules()
+    }
+
     /// EEXIST if it is in another group.
     pub(crate) fn join_group(&self, group: Weak<group::Shared>) -> Result<(), Errno> {
         let mut state = self.opens().state.lock();

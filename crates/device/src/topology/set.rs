@@ -10,7 +10,8 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, MutexGuard};
 use whimbrel_protocol::Errno;
 
-use crate::core::file::{self, DeviceFile};
+use crate::core::device;
+use crate::core::file::DeviceFile;
 use crate::iommu::iommufd::Iommufd;
 
 /// Where a PCI function sits. In text as Linux writes it: `0000:01:10.0`.
@@ -139,7 +140,7 @@ struct Shared {
 struct Function {
     address: PciAddress,
     group_id: u32,
-    device: Weak<file::Shared>,
+    device: Weak<device::Shared>,
 }
 
 /// How a function belongs to the holder of an iommufd.

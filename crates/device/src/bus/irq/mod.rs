@@ -16,10 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
 pub use self::request::IrqData;
-pub(crate) use self::request::{DataType, action};
 pub use self::rules::InUse;
 use self::rules::Setup;
-pub(crate) use self::rules::{Change, Kind};
+pub(crate) use self::rules::{Change, Data, Kind, Slot};
 pub(crate) use self::signal::{prepare, signal};
 use crate::bus::listener::{Listener, Watch};
 

@@ -17,9 +17,9 @@ const LAST_PASID: u32 = i32::MAX as u32;
 
 /// A device with an IOMMU of its own.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(crate) struct Device {
     bus: Bus,
-    pub(super) iommu: OwnIommu,
+    pub(crate) iommu: OwnIommu,
     /// The page table that each PASID uses; 0 stands for requests without one.
     tables: BTreeMap<u32, u32>,
     /// It is attached, by a request without a PASID.
@@ -30,7 +30,7 @@ pub(super) struct Device {
 
 /// A device with an emulated IOMMU.
 #[derive(Debug)]
-pub(super) struct Access {
+pub(crate) struct Access {
     bus: Bus,
     /// The address space it uses.
     attached: Option<u32>,
@@ -51,7 +51,7 @@ impl Device {
 }
 
 impl Objects {
-    pub(super) fn bind(&mut self, bus: Bus, iommu: &Iommu) -> Result<u32, Errno> {
+    pub(crate) fn bind(&mut self, bus: Bus, iommu: &Iommu) -> Result<u32, Errno> {
         let id = self.free_id()?;
         let object = match iommu {
             Iommu::Emulated => Object::Access(Access { bus, attached: None }),
@@ -68,7 +68,7 @@ impl Objects {
     }
 
     /// Detaches a device with all its PASIDs, and forgets it.
-    pub(super) fn unbind(&mut self, id: u32) {
+    pub(crate) fn unbind(&mut self, id: u32) {
         let pasids = self.device(id).map(|device| device.pasids.clone()).unwrap_or_default();
         for pasid in pasids {
             self.detach(id, Some(pasid));
@@ -85,7 +85,7 @@ impl Objects {
     /// cannot have, and unless all tables of a device that uses PASIDs were made for them; EBUSY for PASID 0
     /// of a device that is attached without; EADDRINUSE if something is mapped where the device wants
     /// nothing; EFAULT if memory cannot be had.
-    pub(super) fn attach(&mut self, id: u32, pasid: Option<u32>, to: u32) -> Result<u32, Errno> {
+    pub(crate) fn attach(&mut self, id: u32, pasid: Option<u32>, to: u32) -> Result<u32, Errno> {
         match self.by_id.get(&id) {
             Some(Object::Access(access)) => {
                 let (bus, before) = (access.bus.clone(), access.attached);
@@ -112,7 +112,7 @@ impl Objects {
     }
 
     /// Takes from a device, or one of its PASIDs, what it is attached to, if anything.
-    pub(super) fn detach(&mut self, id: u32, pasid: Option<u32>) {
+    pub(crate) fn detach(&mut self, id: u32, pasid: Option<u32>) {
         let origin = Origin { device: id, pasid: pasid.unwrap_or(0) };
         match self.by_id.get_mut(&id) {
             Some(Object::Access(access)) => {

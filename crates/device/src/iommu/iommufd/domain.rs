@@ -12,15 +12,15 @@ use crate::bus::dma::MappingLog;
 
 /// A page table of an address space.
 #[derive(Debug, Default)]
-pub(super) struct Domain {
+pub(crate) struct Domain {
     /// The log of each mapping, under its first IOVA; `None` while it does not track. Mappings that were one
     /// share a log.
-    pub(super) logs: Option<BTreeMap<u64, MappingLog>>,
+    pub(crate) logs: Option<BTreeMap<u64, MappingLog>>,
 }
 
 impl Domain {
     /// Begins a log for a new mapping, if the table tracks. E2BIG for a mapping larger than a log can keep.
-    pub(super) fn add(&mut self, area: &Area) -> Result<(), Errno> {
+    pub(crate) fn add(&mut self, area: &Area) -> Result<(), Errno> {
         if let Some(logs) = &mut self.logs {
             logs.insert(area.start, log_of(area)?);
         }
@@ -28,14 +28,14 @@ impl Domain {
     }
 
     /// Forgets a mapping and its dirty bits.
-    pub(super) fn remove(&mut self, start: u64) {
+    pub(crate) fn remove(&mut self, start: u64) {
         if let Some(logs) = &mut self.logs {
             logs.remove(&start);
         }
     }
 
     /// A mapping was cut in two: the second one begins at `second`.
-    pub(super) fn cut(&mut self, start: u64, second: u64) {
+    pub(crate) fn cut(&mut self, start: u64, second: u64) {
         if let Some(logs) = &mut self.logs
             && let Some(log) = logs.get(&start)
         {
@@ -44,13 +44,13 @@ impl Domain {
         }
     }
 
-    pub(super) fn log(&self, start: u64) -> Option<&MappingLog> {
+    pub(crate) fn log(&self, start: u64) -> Option<&MappingLog> {
         self.logs.as_ref()?.get(&start)
     }
 }
 
 /// An empty log of a mapping, counted from its first byte.
-pub(super) fn log_of(area: &Area) -> Result<MappingLog, Errno> {
+pub(crate) fn log_of(area: &Area) -> Result<MappingLog, Errno> {
     let mut ranges = LoggingRanges::new(PAGE_SIZE, 1)?;
     ranges.push(0, area.length())?;
     Ok(MappingLog { log: Arc::new(DirtyLog::new(&ranges)?), offset: 0 })
@@ -58,7 +58,7 @@ pub(super) fn log_of(area: &Area) -> Result<MappingLog, Errno> {
 
 /// Takes the marks of `length` bytes from byte `from` of a log as runs of bytes: where each begins, and
 /// its length.
-pub(super) fn collect(log: &DirtyLog, from: u64, length: u64) -> Result<Vec<(u64, u64)>, Errno> {
+pub(crate) fn collect(log: &DirtyLog, from: u64, length: u64) -> Result<Vec<(u64, u64)>, Errno> {
     /// Bytes looked at in one go.
     const STEP: u64 = 4096 * 64 * PAGE_SIZE;
     let mut runs: Vec<(u64, u64)> = Vec::new();

@@ -1,39 +1,29 @@
-//! The requests on hardware page tables and on the IOMMU of a device
-//! (`drivers/iommu/iommufd/hw_pagetable.c`).
+//! A hardware page table, and the IOMMUs that can use it.
 
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::iommufd::{
-    HwCapabilities, HwInfo, HwInfoFlags, HwptAlloc, HwptAllocFlags, HwptDirtyTrackingFlags,
-    HwptGetDirtyBitmap, HwptGetDirtyBitmapFlags, HwptSetDirtyTracking, IOMMU_HW_INFO_TYPE_NONE,
-    IOMMU_HWPT_DATA_NONE,
-};
+use whimbrel_uapi::iommufd::HwptAllocFlags;
 
 use super::OwnIommu;
-use super::command::Command;
-use super::domain::collect;
-use super::ioas::last;
-use super::object::{Objects, PageTable};
-use crate::bus::dma::MappingLog;
 
 /// A page table that maps what an address space maps.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hwpt {
-    pub(super) ioas: u32,
+pub(crate) struct Hwpt {
+    pub(crate) ioas: u32,
     /// What it was made for: to keep dirty bits, and for devices that use PASIDs.
     flags: HwptAllocFlags,
     /// It was made for a device that attached to the address space, and goes with the last such device.
-    pub(super) automatic: bool,
+    pub(crate) automatic: bool,
     /// The last IOVA it translates.
-    pub(super) last_iova: u64,
+    pub(crate) last_iova: u64,
     /// Sizes of its pages.
-    pub(super) page_sizes: u64,
+    pub(crate) page_sizes: u64,
     /// It is made for devices that are coherent whatever they ask for.
-    pub(super) coherent: bool,
+    pub(crate) coherent: bool,
 }
 
 impl Hwpt {
     /// A page table for a device's IOMMU.
-    pub(super) fn new(ioas: u32, iommu: &OwnIommu, flags: HwptAllocFlags, automatic: bool) -> Hwpt {
+    pub(crate) fn new(ioas: u32, iommu: &OwnIommu, flags: HwptAllocFlags, automatic: bool) -> Hwpt {
         Hwpt {
             ioas,
             flags,
@@ -44,132 +34,20 @@ impl Hwpt {
         }
     }
 
-    pub(super) fn tracks(&self) -> bool {
+    pub(crate) fn tracks(&self) -> bool {
         self.flags.contains(HwptAllocFlags::ALLOC_DIRTY_TRACKING)
     }
 
-    pub(super) fn is_for_pasids(&self) -> bool {
+    pub(crate) fn is_for_pasids(&self) -> bool {
         self.flags.contains(HwptAllocFlags::ALLOC_PASID)
     }
 
     /// EINVAL unless an IOMMU can use the table.
-    pub(super) fn check_iommu(&self, iommu: &OwnIommu) -> Result<(), Errno> {
+    pub(crate) fn check_iommu(&self, iommu: &OwnIommu) -> Result<(), Errno> {
         let fits = self.last_iova <= iommu.last_iova
             && self.page_sizes & !iommu.page_sizes == 0
             && (iommu.coherent || !self.coherent)
             && (iommu.dirty_tracking || !self.tracks());
         if fits { Ok(()) } else { Err(Errno::EINVAL) }
     }
-}
-
-pub(super) fn alloc(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
-    let mut asked: HwptAlloc = command.copy_in()?;
-    if asked.__reserved != 0 {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    if (asked.data_type == IOMMU_HWPT_DATA_NONE) != (asked.data_len == 0) {
-        return Err(Errno::EINVAL);
-    }
-    let iommu = objects.device(asked.dev_id)?.iommu.clone();
-    let nested_flags = (HwptAllocFlags::FAULT_ID_VALID | HwptAllocFlags::ALLOC_PASID).bits();
-    match objects.page_table(asked.pt_id) {
-        PageTable::Ioas => {}
-        // A nested table needs data, and a parent that was made to be one: none can be made here.
-        PageTable::Hwpt if asked.flags & !nested_flags != 0 || asked.data_len == 0 => {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        PageTable::Hwpt | PageTable::None => return Err(Errno::EINVAL),
-    }
-    let mut possible = HwptAllocFlags::empty();
-    possible.set(HwptAllocFlags::ALLOC_DIRTY_TRACKING, iommu.dirty_tracking);
-    possible.set(HwptAllocFlags::ALLOC_PASID, iommu.pasid_bits > 0);
-    let flags = HwptAllocFlags::from_bits(asked.flags).filter(|flags| possible.contains(*flags));
-    let flags = flags.filter(|_| asked.data_len == 0).ok_or(Errno::EOPNOTSUPP)?;
-    asked.out_hwpt_id = objects.add_hwpt(Hwpt::new(asked.pt_id, &iommu, flags, false))?;
-    command.respond(&asked).inspect_err(|_| objects.remove(asked.out_hwpt_id))
-}
-
-pub(super) fn hw_info(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
-    let mut info: HwInfo = command.copy_in()?;
-    if HwInfoFlags::from_bits(info.flags).is_none() || info.__reserved != [0; 3] {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let iommu = &objects.device(info.dev_id)?.iommu;
-    // There is no data about the hardware: all the room for it is cleared.
-    command.clear(info.data_uptr, info.data_len)?;
-    info.data_len = 0;
-    info.out_data_type = IOMMU_HW_INFO_TYPE_NONE;
-    info.out_max_pasid_log2 = iommu.pasid_width();
-    let mut capabilities = HwCapabilities::empty();
-    capabilities.set(HwCapabilities::DIRTY_TRACKING, iommu.dirty_tracking);
-    info.out_capabilities = capabilities.bits();
-    command.respond(&info)
-}
-
-pub(super) fn set_dirty_tracking(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
-    let asked: HwptSetDirtyTracking = command.copy_in()?;
-    let flags = HwptDirtyTrackingFlags::from_bits(asked.flags).ok_or(Errno::EOPNOTSUPP)?;
-    let hwpt = objects.hwpt(asked.hwpt_id)?;
-    if !hwpt.tracks() {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    let enable = flags.contains(HwptDirtyTrackingFlags::ENABLE);
-    objects.ioas_mut(hwpt.ioas)?.set_dirty_tracking(asked.hwpt_id, enable)
-}
-
-pub(super) fn get_dirty_bitmap(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
-    let asked: HwptGetDirtyBitmap = command.copy_in()?;
-    let flags = HwptGetDirtyBitmapFlags::from_bits(asked.flags).filter(|_| asked.__reserved == 0);
-    let flags = flags.ok_or(Errno::EOPNOTSUPP)?;
-    let hwpt = *objects.hwpt(asked.hwpt_id)?;
-    let ioas = objects.ioas(hwpt.ioas)?;
-    let end = check(&asked, ioas.alignment())?;
-    if !hwpt.tracks() {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    for (offset, MappingLog { log, offset: from }, length) in ioas.dirty_logs(asked.hwpt_id, asked.iova, end)
-    {
-        let runs = collect(&log, from, length)?;
-        let written =
-            runs.iter().try_for_each(|(at, bytes)| set_bits(command, &asked, offset + (at - from), *bytes));
-        if written.is_err() || flags.contains(HwptGetDirtyBitmapFlags::NO_CLEAR) {
-            for (at, bytes) in &runs {
-                log.mark(*at, *bytes);
-            }
-        }
-        written?;
-    }
-    Ok(())
-}
-
-/// The kernel's checks of a range (`iommufd_check_iova_range()`); returns the last IOVA.
-fn check(asked: &HwptGetDirtyBitmap, alignment: u64) -> Result<u64, Errno> {
-    let last = last(asked.iova, asked.length)?;
-    let crooked = |size: u64| (asked.iova | last.wrapping_add(1)) & (size - 1) != 0;
-    if crooked(alignment.max(1)) || asked.page_size == 0 || crooked(asked.page_size) {
-        return Err(Errno::EINVAL);
-    }
-    Ok(last)
-}
-
-/// Sets the bits of `bytes` from `offset` in the user's bitmap. Words without a bit are not touched.
-fn set_bits(
-    command: &mut Command<'_>,
-    asked: &HwptGetDirtyBitmap,
-    offset: u64,
-    bytes: u64,
-) -> Result<(), Errno> {
-    // A page size that is no power of two counts as the largest one in it, as in the kernel.
-    let shift = asked.page_size.trailing_zeros();
-    let (first, last) = (offset >> shift, (offset + (bytes - 1)) >> shift);
-    for word in first / 64..=last / 64 {
-        let from = if word == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
-        let to = if word == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-        let address = asked.data.wrapping_add(word.wrapping_mul(8));
-        let before = u64::from_le_bytes(command.read_at(address)?);
-        if before & from & to != from & to {
-            command.caller.write(address, &(before | (from & to)).to_le_bytes())?;
-        }
-    }
-    Ok(())
 }

@@ -16,17 +16,17 @@ use crate::bus::dma::{DmaSpace, MappingLog};
 
 /// A part of some pages that is to be mapped.
 #[derive(Debug)]
-pub(super) struct Slice {
-    pub(super) pages: Arc<Pages>,
-    pub(super) from: u64,
-    pub(super) length: u64,
+pub(crate) struct Slice {
+    pub(crate) pages: Arc<Pages>,
+    pub(crate) from: u64,
+    pub(crate) length: u64,
 }
 
 /// Where accesses come from: a device, and the PASID in its requests (0 without one).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Origin {
-    pub(super) device: u32,
-    pub(super) pasid: u32,
+pub(crate) struct Origin {
+    pub(crate) device: u32,
+    pub(crate) pasid: u32,
 }
 
 /// What a device reaches of the address space.
@@ -38,10 +38,10 @@ struct Attached {
 }
 
 /// A mapped stretch, both ends included.
-pub(super) type Range = (u64, u64);
+pub(crate) type Range = (u64, u64);
 
 #[derive(Debug, Default)]
-pub(super) struct Ioas {
+pub(crate) struct Ioas {
     areas: BTreeMap<u64, Area>,
     taken: Spans,
     allowed: Spans,
@@ -55,17 +55,17 @@ pub(super) struct Ioas {
 
 impl Ioas {
     /// What both ends of a mapping must be a multiple of, in bytes.
-    pub(super) fn alignment(&self) -> u64 {
+    pub(crate) fn alignment(&self) -> u64 {
         if self.small_pages || !self.domains.is_empty() || !self.attached.is_empty() { PAGE_SIZE } else { 1 }
     }
 
-    pub(super) fn huge_pages(&self) -> bool {
+    pub(crate) fn huge_pages(&self) -> bool {
         !self.small_pages
     }
 
     /// EINVAL if an IOMMU could have mapped huge pages already, EADDRINUSE if a mapping is not aligned to
     /// pages.
-    pub(super) fn set_huge_pages(&mut self, huge: bool) -> Result<(), Errno> {
+    pub(crate) fn set_huge_pages(&mut self, huge: bool) -> Result<(), Errno> {
         if !huge && !self.small_pages {
             if !self.domains.is_empty() && !self.areas.is_empty() {
                 return Err(Errno::EINVAL);
@@ -77,17 +77,17 @@ impl Ioas {
     }
 
     /// Whether all that is mapped are memory files.
-    pub(super) fn only_files(&self) -> bool {
+    pub(crate) fn only_files(&self) -> bool {
         self.areas.values().all(|area| area.pages.source == Source::File)
     }
 
     /// The stretches that are not reserved.
-    pub(super) fn usable(&self) -> Vec<Range> {
+    pub(crate) fn usable(&self) -> Vec<Range> {
         self.reserved_spans().holes(0, u64::MAX).collect()
     }
 
     /// Limits chosen IOVAs to some stretches. EADDRINUSE if one of them is reserved.
-    pub(super) fn allow(&mut self, allowed: Spans) -> Result<(), Errno> {
+    pub(crate) fn allow(&mut self, allowed: Spans) -> Result<(), Errno> {
         let in_use = |(_, (start, last)): &(u32, Range)| allowed.touches(*start, *last);
         if self.reserved.iter().any(in_use) {
             return Err(Errno::EADDRINUSE);
@@ -97,7 +97,7 @@ impl Ioas {
     }
 
     /// Maps slices one after the other from `iova`, or from a chosen IOVA, which is returned.
-    pub(super) fn map(
+    pub(crate) fn map(
         &mut self,
         slices: Vec<Slice>,
         length: u64,
@@ -136,7 +136,7 @@ impl Ioas {
 
     /// What is mapped at `length` bytes from `iova`, to map it elsewhere. EINVAL for a length of 0, EOVERFLOW
     /// past the end of the address space, ENOENT where nothing is mapped.
-    pub(super) fn slices(&self, iova: u64, length: u64) -> Result<Vec<Slice>, Errno> {
+    pub(crate) fn slices(&self, iova: u64, length: u64) -> Result<Vec<Slice>, Errno> {
         let last = last(iova, length)?;
         let mut slices = Vec::new();
         let mut at = iova;
@@ -162,7 +162,7 @@ impl Ioas {
     /// had.
     ///
     /// ENOENT at a mapping that the range cuts; those below it are gone by then, as in the kernel.
-    pub(super) fn unmap(&mut self, start: u64, last: u64, bytes: &mut u64) -> Result<(), Errno> {
+    pub(crate) fn unmap(&mut self, start: u64, last: u64, bytes: &mut u64) -> Result<(), Errno> {
         if self.areas.range(..start).next_back().is_some_and(|(_, area)| area.last >= start) {
             return Err(Errno::ENOENT);
         }
@@ -180,7 +180,7 @@ impl Ioas {
     /// Cuts the mapping that goes on after `last` there, so that each part can be unmapped. EINVAL where the
     /// cut is not aligned. A mapping of which `last` is the first or the last IOVA stays whole, as in the
     /// kernel (`iopt_area_split()`).
-    pub(super) fn cut_after(&mut self, last: u64) -> Result<(), Errno> {
+    pub(crate) fn cut_after(&mut self, last: u64) -> Result<(), Errno> {
         let alignment = self.alignment();
         let Some((start, area)) = self.areas.range_mut(..=last).next_back() else { return Ok(()) };
         let (start, second) = (*start, last.wrapping_add(1));
@@ -200,7 +200,7 @@ impl Ioas {
 
     /// Lets a device with an emulated IOMMU reach what is mapped. Memory that cannot be had is a fault when
     /// the device uses it.
-    pub(super) fn attach_access(&mut self, device: u32, space: Arc<DmaSpace>) {
+    pub(crate) fn attach_access(&mut self, device: u32, space: Arc<DmaSpace>) {
         let attached = Attached { space, domain: None };
         for area in self.areas.values() {
             attached.try_give(area);
@@ -210,7 +210,7 @@ impl Ioas {
 
     /// Lets a device reach what is mapped through one of the page tables, all of it or, after an error,
     /// nothing.
-    pub(super) fn attach_device(
+    pub(crate) fn attach_device(
         &mut self,
         origin: Origin,
         space: Arc<DmaSpace>,
@@ -232,7 +232,7 @@ impl Ioas {
     }
 
     /// Lets a device that is attached use another of the page tables.
-    pub(super) fn change_domain(&mut self, origin: Origin, domain: u32) {
+    pub(crate) fn change_domain(&mut self, origin: Origin, domain: u32) {
         if let Some(attached) = self.attached.get_mut(&origin) {
             attached.domain = Some(domain);
         }
@@ -240,7 +240,7 @@ impl Ioas {
     }
 
     /// Takes everything mapped here from a device.
-    pub(super) fn detach(&mut self, origin: Origin) {
+    pub(crate) fn detach(&mut self, origin: Origin) {
         if let Some(attached) = self.attached.remove(&origin) {
             self.areas.values().for_each(|area| attached.take(area));
         }
@@ -251,7 +251,7 @@ impl Ioas {
 
     /// Adds a page table that translates up to `last_iova`. EADDRINUSE if a mapping is not aligned to pages
     /// or lies past that, EFAULT if memory cannot be had, EINVAL for a mapping without rights.
-    pub(super) fn add_domain(&mut self, id: u32, last_iova: u64) -> Result<(), Errno> {
+    pub(crate) fn add_domain(&mut self, id: u32, last_iova: u64) -> Result<(), Errno> {
         self.check_page_alignment()?;
         let beyond = last_iova.checked_add(1).map(|past| (past, u64::MAX));
         self.check_reserved(beyond.as_slice())?;
@@ -261,13 +261,13 @@ impl Ioas {
         Ok(())
     }
 
-    pub(super) fn remove_domain(&mut self, id: u32) {
+    pub(crate) fn remove_domain(&mut self, id: u32) {
         self.domains.remove(&id);
         self.reserved.retain(|(owner, _)| *owner != id);
     }
 
     /// EADDRINUSE if something is mapped in one of the stretches, or the user wants it usable.
-    pub(super) fn check_reserved(&self, reserved: &[Range]) -> Result<(), Errno> {
+    pub(crate) fn check_reserved(&self, reserved: &[Range]) -> Result<(), Errno> {
         let in_use =
             |(start, last): &Range| self.taken.touches(*start, *last) || self.allowed.touches(*start, *last);
         if reserved.iter().any(in_use) { Err(Errno::EADDRINUSE) } else { Ok(()) }
@@ -275,7 +275,7 @@ impl Ioas {
 
     /// Begins or ends the dirty bits of a page table; beginning clears what there was. E2BIG if something is
     /// mapped that is larger than a log can keep.
-    pub(super) fn set_dirty_tracking(&mut self, domain: u32, enable: bool) -> Result<(), Errno> {
+    pub(crate) fn set_dirty_tracking(&mut self, domain: u32, enable: bool) -> Result<(), Errno> {
         let log = |area: &Area| log_of(area).map(|log| (area.start, log));
         let logs = enable.then(|| self.areas.values().map(log).collect::<Result<_, Errno>>()).transpose()?;
         self.domains.insert(domain, Domain { logs });
@@ -285,7 +285,7 @@ impl Ioas {
 
     /// The logs of what is mapped without a hole from `iova` to `last`: where in the range each begins, the
     /// log from there on, and how many bytes of it are in the range. None while the table does not track.
-    pub(super) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
+    pub(crate) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
         let mut found = Vec::new();
         let Some(domain) = self.domains.get(&domain) else { return found };
         let mut at = iova;
@@ -358,7 +358,7 @@ impl Ioas {
     }
 
     /// EADDRINUSE if a mapping is not aligned to pages.
-    pub(super) fn check_page_alignment(&self) -> Result<(), Errno> {
+    pub(crate) fn check_page_alignment(&self) -> Result<(), Errno> {
         let odd = |value: u64| !value.is_multiple_of(PAGE_SIZE);
         let crooked = |area: &Area| odd(area.start) || odd(area.length()) || odd(area.from);
         // With this alignment already asked for, every mapping has it.
@@ -425,7 +425,7 @@ impl Ioas {
 }
 
 /// The last of `length` bytes from `iova`: EINVAL for none, EOVERFLOW past the end of the address space.
-pub(super) fn last(iova: u64, length: u64) -> Result<u64, Errno> {
+pub(crate) fn last(iova: u64, length: u64) -> Result<u64, Errno> {
     iova.checked_add(length.checked_sub(1).ok_or(Errno::EINVAL)?).ok_or(Errno::EOVERFLOW)
 }
 

@@ -4,58 +4,26 @@
 //! [`Cdev`](crate::Cdev) bound to it. What is mapped in an address space is reachable, with the rights the
 //! mapping has, by the devices attached to it, through their [`Bus`].
 //!
-//! Sizes and the common checks are here (`drivers/iommu/iommufd/main.c`); what the requests do is in the
-//! other files. Nested page tables, fault queues and virtual IOMMUs are not here: their requests get ENOTTY.
+//! The requests as bytes, with the checks of sizes and flags, are in [`raw`](crate::raw).
 
-mod command;
-mod compat;
 mod device;
-mod domain;
-mod hwpt;
-mod ioas;
-mod object;
-mod pages;
-mod requests;
-mod spans;
+pub(crate) mod domain;
+pub(crate) mod hwpt;
+pub(crate) mod ioas;
+pub(crate) mod object;
+pub(crate) mod pages;
+pub(crate) mod spans;
 
 use std::fmt;
-use std::fs::File;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::ioctl::{
-    IOMMU_DESTROY, IOMMU_GET_HW_INFO, IOMMU_HWPT_ALLOC, IOMMU_HWPT_GET_DIRTY_BITMAP,
-    IOMMU_HWPT_SET_DIRTY_TRACKING, IOMMU_IOAS_ALLOC, IOMMU_IOAS_ALLOW_IOVAS, IOMMU_IOAS_CHANGE_PROCESS,
-    IOMMU_IOAS_COPY, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_MAP, IOMMU_IOAS_MAP_FILE, IOMMU_IOAS_UNMAP,
-    IOMMU_OPTION, IOMMU_VFIO_IOAS, Request,
-};
-use whimbrel_uapi::iommufd as uapi;
 
-use whimbrel_uapi::decode;
-
+use self::object::Objects;
+use self::pages::PAGE_SIZE;
+use super::type1::Translation;
 use crate::bus::Bus;
-use crate::iommu::type1::Translation;
-use crate::raw::process::Process;
-use crate::raw::trace::traced;
-use command::Command;
-pub(crate) use command::copy_struct_from_user;
-use object::Objects;
-use pages::PAGE_SIZE;
-use whimbrel_memory::Memory;
-
-/// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the
-/// memory it can map.
-pub trait Caller: Process {
-    /// The memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
-    /// `write` the memory must be writable. EFAULT if the process has no such memory, or none that can be
-    /// shared.
-    fn memory(&self, address: u64, length: u64, write: bool) -> Result<Vec<Memory>, Errno>;
-
-    /// The memory file behind a descriptor, open for writing if it is to be written. EBADF if there is none.
-    fn memory_file(&self, fd: i32) -> Result<File, Errno>;
-}
 
 /// The IOMMU in front of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +81,7 @@ impl Default for OwnIommu {
 
 impl OwnIommu {
     /// Bits of a PASID.
-    fn pasid_width(&self) -> u8 {
+    pub(crate) fn pasid_width(&self) -> u8 {
         self.pasid_bits.min(20)
     }
 }
@@ -191,35 +159,14 @@ impl Iommufd {
         Iommufd::default()
     }
 
-    /// A raw ioctl: `number` as in the header, `argument` an address in `caller`.
-    ///
-    /// ENOTTY for a request that is not known here; otherwise EFAULT for a structure that cannot be read,
-    /// EINVAL for one that says it is smaller than the request's first version, E2BIG for one with bytes that
-    /// are not known here and not 0; then what the request says.
-    ///
-    /// The requests of a container are answered too, on the address space that stands in for one.
-    pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
-        traced(decode::File::Iommufd, "iommufd", (number, argument), caller, |caller| {
-            self.execute(number, argument, caller)
-        })
-    }
-
-    fn execute(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
-        if !NUMBERS.contains(&(number & 0xff)) {
-            return compat::ioctl(&mut self.objects.lock(), number, argument, caller);
-        }
-        let request = REQUESTS.iter().find(|(request, ..)| request.number() == number);
-        let Some((_, least, execute)) = request else {
-            return Command::begin(caller, argument, 0).and(Err(Errno::ENOTTY));
-        };
-        let mut command = Command::begin(caller, argument, *least)?;
-        execute(&mut self.objects.lock(), &mut command)?;
-        Ok(0)
-    }
-
     /// How many objects there are, of any kind.
     pub fn objects(&self) -> usize {
         self.objects.lock().count()
+    }
+
+    /// Executes a request on the objects. Requests come one at a time.
+    pub(crate) fn with_objects<T>(&self, request: impl FnOnce(&mut Objects) -> T) -> T {
+        request(&mut self.objects.lock())
     }
 
     /// Whether both are handles to one iommufd.
@@ -262,28 +209,3 @@ impl fmt::Debug for Iommufd {
         f.debug_struct("Iommufd").finish_non_exhaustive()
     }
 }
-
-/// The numbers of the requests that are an iommufd's own, known here or not, in the lowest byte of a request:
-/// `drivers/iommu/iommufd/main.c` of Linux 7.3.
-const NUMBERS: RangeInclusive<u32> = 0x80..=0x94;
-
-type Execute = fn(&mut Objects, &mut Command<'_>) -> Result<(), Errno>;
-
-/// Each request, the least size of its structure in bytes, and what it does.
-const REQUESTS: [(Request, usize, Execute); 15] = [
-    (IOMMU_DESTROY, size_of::<uapi::Destroy>(), requests::destroy),
-    (IOMMU_IOAS_ALLOC, size_of::<uapi::IoasAlloc>(), requests::ioas_alloc),
-    (IOMMU_IOAS_ALLOW_IOVAS, size_of::<uapi::IoasAllowIovas>(), requests::ioas_allow_iovas),
-    (IOMMU_IOAS_COPY, size_of::<uapi::IoasCopy>(), requests::ioas_copy),
-    (IOMMU_IOAS_IOVA_RANGES, size_of::<uapi::IoasIovaRanges>(), requests::ioas_iova_ranges),
-    (IOMMU_IOAS_MAP, size_of::<uapi::IoasMap>(), requests::ioas_map),
-    (IOMMU_IOAS_UNMAP, size_of::<uapi::IoasUnmap>(), requests::ioas_unmap),
-    (IOMMU_OPTION, size_of::<uapi::IommuOption>(), requests::option),
-    (IOMMU_VFIO_IOAS, size_of::<uapi::VfioIoas>(), requests::vfio_ioas),
-    (IOMMU_HWPT_ALLOC, std::mem::offset_of!(uapi::HwptAlloc, data_type), hwpt::alloc),
-    (IOMMU_GET_HW_INFO, std::mem::offset_of!(uapi::HwInfo, out_capabilities), hwpt::hw_info),
-    (IOMMU_HWPT_SET_DIRTY_TRACKING, size_of::<uapi::HwptSetDirtyTracking>(), hwpt::set_dirty_tracking),
-    (IOMMU_HWPT_GET_DIRTY_BITMAP, size_of::<uapi::HwptGetDirtyBitmap>(), hwpt::get_dirty_bitmap),
-    (IOMMU_IOAS_MAP_FILE, size_of::<uapi::IoasMapFile>(), requests::ioas_map_file),
-    (IOMMU_IOAS_CHANGE_PROCESS, size_of::<uapi::IoasChangeProcess>(), requests::ioas_change_process),
-];

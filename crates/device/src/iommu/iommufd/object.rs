@@ -16,7 +16,7 @@ use super::pages::PAGE_SIZE;
 const LAST_ID: u32 = i32::MAX as u32;
 
 #[derive(Debug)]
-pub(super) enum Object {
+pub(crate) enum Object {
     Ioas(Ioas),
     Hwpt(Hwpt),
     /// A device with an IOMMU of its own.
@@ -26,19 +26,19 @@ pub(super) enum Object {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Objects {
-    pub(super) by_id: BTreeMap<u32, Object>,
+pub(crate) struct Objects {
+    pub(crate) by_id: BTreeMap<u32, Object>,
     /// Which object is used by which other one, and for which PASID (0 for none).
     uses: BTreeSet<(u32, u32, u32)>,
     /// The address space that stands in for a container.
     compatible: Option<u32>,
     /// Locked memory is charged to the process, not to the user.
-    pub(super) charges_process: bool,
+    pub(crate) charges_process: bool,
 }
 
 /// What an object is as the target of a page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PageTable {
+pub(crate) enum PageTable {
     Ioas,
     Hwpt,
     /// Neither, or no object.
@@ -46,12 +46,12 @@ pub(super) enum PageTable {
 }
 
 impl Objects {
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.by_id.len()
     }
 
     /// The number the next object gets: the lowest that is free.
-    pub(super) fn free_id(&self) -> Result<u32, Errno> {
+    pub(crate) fn free_id(&self) -> Result<u32, Errno> {
         let mut id = 1;
         for taken in self.by_id.keys() {
             if *taken != id {
@@ -62,48 +62,48 @@ impl Objects {
         if id > LAST_ID { Err(Errno::ENOSPC) } else { Ok(id) }
     }
 
-    pub(super) fn add_ioas(&mut self) -> Result<u32, Errno> {
+    pub(crate) fn add_ioas(&mut self) -> Result<u32, Errno> {
         let id = self.free_id()?;
         self.by_id.insert(id, Object::Ioas(Ioas::default()));
         Ok(id)
     }
 
-    pub(super) fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {
+    pub(crate) fn ioas(&self, id: u32) -> Result<&Ioas, Errno> {
         match self.by_id.get(&id) {
             Some(Object::Ioas(ioas)) => Ok(ioas),
             _ => Err(Errno::ENOENT),
         }
     }
 
-    pub(super) fn ioas_mut(&mut self, id: u32) -> Result<&mut Ioas, Errno> {
+    pub(crate) fn ioas_mut(&mut self, id: u32) -> Result<&mut Ioas, Errno> {
         match self.by_id.get_mut(&id) {
             Some(Object::Ioas(ioas)) => Ok(ioas),
             _ => Err(Errno::ENOENT),
         }
     }
 
-    pub(super) fn all_ioas(&self) -> impl Iterator<Item = &Ioas> {
+    pub(crate) fn all_ioas(&self) -> impl Iterator<Item = &Ioas> {
         self.by_id.values().filter_map(|object| match object {
             Object::Ioas(ioas) => Some(ioas),
             _ => None,
         })
     }
 
-    pub(super) fn hwpt(&self, id: u32) -> Result<&Hwpt, Errno> {
+    pub(crate) fn hwpt(&self, id: u32) -> Result<&Hwpt, Errno> {
         match self.by_id.get(&id) {
             Some(Object::Hwpt(hwpt)) => Ok(hwpt),
             _ => Err(Errno::ENOENT),
         }
     }
 
-    pub(super) fn device(&self, id: u32) -> Result<&Device, Errno> {
+    pub(crate) fn device(&self, id: u32) -> Result<&Device, Errno> {
         match self.by_id.get(&id) {
             Some(Object::Device(device)) => Ok(device),
             _ => Err(Errno::ENOENT),
         }
     }
 
-    pub(super) fn page_table(&self, id: u32) -> PageTable {
+    pub(crate) fn page_table(&self, id: u32) -> PageTable {
         match self.by_id.get(&id) {
             Some(Object::Ioas(_)) => PageTable::Ioas,
             Some(Object::Hwpt(_)) => PageTable::Hwpt,
@@ -114,7 +114,7 @@ impl Objects {
     /// Makes a page table for an address space. EINVAL if its pages are larger than the process's or a
     /// mapping gives no right, EADDRINUSE if what is mapped there does not fit, EFAULT if it is memory that
     /// cannot be had.
-    pub(super) fn add_hwpt(&mut self, hwpt: Hwpt) -> Result<u32, Errno> {
+    pub(crate) fn add_hwpt(&mut self, hwpt: Hwpt) -> Result<u32, Errno> {
         let id = self.free_id()?;
         if hwpt.page_sizes & (PAGE_SIZE | (PAGE_SIZE - 1)) == 0 {
             return Err(Errno::EINVAL);
@@ -126,12 +126,12 @@ impl Objects {
     }
 
     /// The page tables of an address space.
-    pub(super) fn tables(&self, ioas: u32) -> impl Iterator<Item = (u32, &Hwpt)> {
+    pub(crate) fn tables(&self, ioas: u32) -> impl Iterator<Item = (u32, &Hwpt)> {
         self.users(ioas).filter_map(|user| Some((user, self.hwpt(user).ok()?)))
     }
 
     /// IOMMU_DESTROY: ENOENT, EBUSY for an object in use. A bound device is in use by its file.
-    pub(super) fn destroy(&mut self, id: u32) -> Result<(), Errno> {
+    pub(crate) fn destroy(&mut self, id: u32) -> Result<(), Errno> {
         match self.by_id.get(&id).ok_or(Errno::ENOENT)? {
             Object::Device(_) | Object::Access(_) => return Err(Errno::EBUSY),
             Object::Ioas(_) | Object::Hwpt(_) if self.in_use(id) => return Err(Errno::EBUSY),
@@ -142,7 +142,7 @@ impl Objects {
     }
 
     /// Undoes the making of an object whose number the user was never told.
-    pub(super) fn remove(&mut self, id: u32) {
+    pub(crate) fn remove(&mut self, id: u32) {
         if let Some(Object::Hwpt(hwpt)) = self.by_id.remove(&id) {
             self.stop_using(hwpt.ioas, id, 0);
             if let Ok(ioas) = self.ioas_mut(hwpt.ioas) {
@@ -154,7 +154,7 @@ impl Objects {
         }
     }
 
-    pub(super) fn in_use(&self, id: u32) -> bool {
+    pub(crate) fn in_use(&self, id: u32) -> bool {
         self.users(id).next().is_some()
     }
 
@@ -163,21 +163,21 @@ impl Objects {
         self.uses.range((id, 0, 0)..=(id, u32::MAX, u32::MAX)).map(|(_, user, _)| *user)
     }
 
-    pub(super) fn start_using(&mut self, id: u32, user: u32, pasid: u32) {
+    pub(crate) fn start_using(&mut self, id: u32, user: u32, pasid: u32) {
         self.uses.insert((id, user, pasid));
     }
 
-    pub(super) fn stop_using(&mut self, id: u32, user: u32, pasid: u32) {
+    pub(crate) fn stop_using(&mut self, id: u32, user: u32, pasid: u32) {
         self.uses.remove(&(id, user, pasid));
     }
 
     /// The address space that stands in for a container: ENODEV if there is none.
-    pub(super) fn compatible(&self) -> Result<u32, Errno> {
+    pub(crate) fn compatible(&self) -> Result<u32, Errno> {
         self.compatible.ok_or(Errno::ENODEV)
     }
 
     /// Sees to it that there is an address space that stands in for a container.
-    pub(super) fn make_compatible(&mut self) -> Result<(), Errno> {
+    pub(crate) fn make_compatible(&mut self) -> Result<(), Errno> {
         if self.compatible.is_none() {
             self.compatible = Some(self.add_ioas()?);
         }
@@ -185,7 +185,7 @@ impl Objects {
     }
 
     /// ENOENT if it is no address space.
-    pub(super) fn set_compatible(&mut self, id: Option<u32>) -> Result<(), Errno> {
+    pub(crate) fn set_compatible(&mut self, id: Option<u32>) -> Result<(), Errno> {
         if let Some(id) = id {
             self.ioas(id)?;
         }

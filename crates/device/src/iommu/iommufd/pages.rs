@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
+use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::bus::dma::{DmaSpace, MappingLog};
-use whimbrel_memory::Memory;
 
 /// Bytes of a page.
-pub(super) const PAGE_SIZE: u64 = 4096;
+pub(crate) const PAGE_SIZE: u64 = 4096;
 
 /// Where the memory of a mapping comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// An address of the process that mapped it.
     Process,
     /// A memory file, which stays the same when the process changes.
@@ -22,32 +22,32 @@ pub(super) enum Source {
 
 /// A run of whole pages.
 #[derive(Debug)]
-pub(super) struct Pages {
-    pub(super) source: Source,
+pub(crate) struct Pages {
+    pub(crate) source: Source,
     /// Address in the process or offset in the file where the pages begin, in bytes.
-    pub(super) start: u64,
-    pub(super) writable: bool,
+    pub(crate) start: u64,
+    pub(crate) writable: bool,
     /// What makes up the pages, in order; EFAULT where the process has no such memory.
-    pub(super) memory: Result<Vec<Memory>, Errno>,
+    pub(crate) memory: Result<Vec<Memory>, Errno>,
 }
 
 /// A mapping: a part of some pages, at an IOVA.
 #[derive(Debug)]
-pub(super) struct Area {
+pub(crate) struct Area {
     /// First IOVA.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Last IOVA, still within.
-    pub(super) last: u64,
+    pub(crate) last: u64,
     /// None at all is possible for a container's mapping.
-    pub(super) rights: DmaMapFlags,
-    pub(super) pages: Arc<Pages>,
+    pub(crate) rights: DmaMapFlags,
+    pub(crate) pages: Arc<Pages>,
     /// Where in the pages it begins, in bytes.
-    pub(super) from: u64,
+    pub(crate) from: u64,
 }
 
 impl Area {
     /// Bytes.
-    pub(super) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.last - self.start + 1
     }
 
@@ -70,13 +70,13 @@ impl Area {
     }
 
     /// Whether a page table can hold the mapping: EFAULT without memory, EINVAL without any right.
-    pub(super) fn check_table(&self) -> Result<(), Errno> {
+    pub(crate) fn check_table(&self) -> Result<(), Errno> {
         self.pages.memory.as_ref().map_err(|errno| *errno)?;
         if self.rights.is_empty() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`.
-    pub(super) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
+    pub(crate) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
         for (offset, memory) in self.pieces()? {
             let log = log.map(|log| log.after(offset));
             if let Err(errno) = dma.map_logged(self.start + offset, self.rights, memory, log) {
@@ -90,19 +90,19 @@ impl Area {
     }
 
     /// Takes the mapping from a device that has it.
-    pub(super) fn take(&self, dma: &DmaSpace) {
+    pub(crate) fn take(&self, dma: &DmaSpace) {
         unmap(dma, self.start, self.length());
     }
 
     /// Changes the log of a mapping that a device has.
-    pub(super) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
+    pub(crate) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
         for (offset, _) in self.pieces().unwrap_or_default() {
             dma.set_mapping_log(self.start + offset, log.map(|log| log.after(offset)));
         }
     }
 
     /// Cuts the mapping in two: what is left of this one ends before `second`, where the other begins.
-    pub(super) fn cut(&mut self, second: u64) -> Area {
+    pub(crate) fn cut(&mut self, second: u64) -> Area {
         let other = Area {
             start: second,
             last: self.last,

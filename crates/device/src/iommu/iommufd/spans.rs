@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 /// Addresses as disjoint stretches, both ends included. Stretches that touch are one, so that a set filled in
 /// order stays small however many pieces it was given.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Spans {
+pub(crate) struct Spans {
     lasts: BTreeMap<u64, u64>,
 }
 
 impl Spans {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lasts.is_empty()
     }
 
     /// Whether an address from `start` to `last` is in the set.
-    pub(super) fn touches(&self, start: u64, last: u64) -> bool {
+    pub(crate) fn touches(&self, start: u64, last: u64) -> bool {
         self.lasts.range(..=last).next_back().is_some_and(|(_, end)| *end >= start)
     }
 
     /// Adds the addresses from `start` to `last`.
-    pub(super) fn insert(&mut self, mut start: u64, mut last: u64) {
+    pub(crate) fn insert(&mut self, mut start: u64, mut last: u64) {
         while let Some((at, end)) = self.lasts.range(..=last.saturating_add(1)).next_back() {
             let (at, end) = (*at, *end);
             if end.saturating_add(1) < start {
@@ -34,7 +34,7 @@ impl Spans {
     }
 
     /// Takes away the addresses from `start` to `last`.
-    pub(super) fn remove(&mut self, start: u64, last: u64) {
+    pub(crate) fn remove(&mut self, start: u64, last: u64) {
         while let Some((at, end)) = self.lasts.range(..=last).next_back() {
             let (at, end) = (*at, *end);
             if end < start {
@@ -51,7 +51,7 @@ impl Spans {
     }
 
     /// The stretches that have a part between `start` and `last`, ascending, cut to it.
-    pub(super) fn within(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn within(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
         let from = self.lasts.range(..=start).next_back().map_or(start, |(at, _)| *at);
         self.lasts
             .range(from..=last)
@@ -60,7 +60,7 @@ impl Spans {
     }
 
     /// The stretches between `start` and `last` that are not in the set, ascending.
-    pub(super) fn holes(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn holes(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
         let mut next = Some(start);
         let ends = self.within(start, last).map(Some).chain(std::iter::once(None));
         ends.filter_map(move |taken| {

@@ -3,19 +3,12 @@
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{IovaRange, LoggingRanges, Marks};
-use whimbrel_uapi::type1::Bitmap;
-use zerocopy::IntoBytes;
-
-use crate::raw::process::Process;
 
 /// The largest bitmap that can be asked for, in bytes (`DIRTY_BITMAP_SIZE_MAX`: 256 MiB).
 pub(super) const MAX_BITMAP_SIZE: u64 = 1 << 28;
 
 /// The most pages a mapping that is tracked can have (`DIRTY_BITMAP_PAGES_MAX`).
 const MAX_PAGES: u64 = i32::MAX as u64;
-
-/// One past the last address a process can have (`TASK_SIZE_MAX` of x86-64 with four levels of page tables).
-const PROCESS_END: u64 = 0x7fff_ffff_f000;
 
 /// Where a report goes.
 pub(crate) trait Target {
@@ -29,43 +22,6 @@ pub(crate) trait Target {
     fn read(&mut self, index: u64) -> Result<u64, Errno>;
     /// Writes words from an index on.
     fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno>;
-}
-
-/// A bitmap in the memory of a process.
-pub(super) struct UserBitmap<'a> {
-    pub(super) process: &'a mut dyn Process,
-    pub(super) bitmap: Bitmap,
-}
-
-impl UserBitmap<'_> {
-    fn address(&self, index: u64) -> Result<u64, Errno> {
-        index.checked_mul(8).and_then(|offset| self.bitmap.data.checked_add(offset)).ok_or(Errno::EFAULT)
-    }
-}
-
-impl Target for UserBitmap<'_> {
-    fn page_size(&self) -> u64 {
-        self.bitmap.pgsize
-    }
-
-    fn size(&self) -> u64 {
-        self.bitmap.size
-    }
-
-    fn is_addressable(&self) -> bool {
-        self.bitmap.data.checked_add(self.bitmap.size).is_some_and(|end| end <= PROCESS_END)
-    }
-
-    fn read(&mut self, index: u64) -> Result<u64, Errno> {
-        let mut word = 0;
-        self.process.read(self.address(index)?, u64::as_mut_bytes(&mut word))?;
-        Ok(word)
-    }
-
-    fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
-        let address = self.address(index)?;
-        Ok(self.process.write(address, words.as_bytes())?)
-    }
 }
 
 /// A bitmap of a caller in this process.

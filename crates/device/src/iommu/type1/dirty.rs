@@ -10,9 +10,8 @@ use whimbrel_uapi::type1::DmaUnmapFlags;
 
 use super::bitmap::{self, Target, WordsBitmap};
 use super::mappings::Mapping;
-use super::{Member, Type1};
+use super::{KernelVersion, Member, Type1};
 use crate::bus::dma::MappingLog;
-use crate::iommu::container::KernelVersion;
 
 impl Type1 {
     /// VFIO_IOMMU_DIRTY_PAGES with START. EINVAL if a mapping has more pages than can be tracked.
@@ -48,7 +47,7 @@ impl Type1 {
     }
 
     /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: reports the dirty pages of a range and clears them.
-    pub(super) fn dirty_bitmap(&self, iova: u64, size: u64, target: &mut dyn Target) -> Result<(), Errno> {
+    pub(crate) fn dirty_bitmap(&self, iova: u64, size: u64, target: &mut dyn Target) -> Result<(), Errno> {
         self.check_tracks()?;
         let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
         let last = iova.checked_add(past_first).ok_or(self.wrap())?;
@@ -127,7 +126,7 @@ impl Type1 {
         bitmap::tell_late(log, mapping.size(start), page_size, (start - base) / page_size, target)
     }
 
-    pub(super) fn check_tracks(&self) -> Result<(), Errno> {
+    pub(crate) fn check_tracks(&self) -> Result<(), Errno> {
         if self.v2 { Ok(()) } else { Err(Errno::EACCES) }
     }
 }

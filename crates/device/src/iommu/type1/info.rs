@@ -26,7 +26,7 @@ pub struct Type1Info {
 impl Type1Info {
     /// The fixed part, and the capabilities that follow it. `argsz` is the size of both; `cap_offset` leads
     /// to the first.
-    pub(super) fn to_bytes(&self) -> (IommuType1Info, Vec<u8>) {
+    pub(crate) fn to_bytes(&self) -> (IommuType1Info, Vec<u8>) {
         let migration = IommuType1InfoCapMigration {
             header: header(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION),
             pgsize_bitmap: self.migration_page_size,

@@ -1,31 +1,31 @@
 //! The type1 IOMMU of a container: mappings of a process's memory for all devices of the container, and the
 //! dirty pages among them.
 //!
-//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. Requests as bytes are in `raw`;
-//! the file they come through, and the order of group, IOMMU and requests, are in `container`.
+//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. Requests as bytes are in
+//! [`raw`](crate::raw); the file they come through, and the order of group, IOMMU and requests, are in `container`.
 
 mod bitmap;
 mod dirty;
 mod hardware;
 mod info;
 mod mappings;
-mod raw;
+mod settings;
 
 use std::sync::Arc;
 
+use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
+use super::user_memory::UserMemory;
 use crate::bus::Bus;
 use crate::bus::dma::{DmaSpace, MappingLog};
-use crate::iommu::container::{ContainerSettings, KernelVersion};
-use crate::raw::process::Process;
-use whimbrel_memory::Memory;
 
-use bitmap::Target;
-pub use hardware::{HardwareIommu, Translation};
-pub use info::Type1Info;
-use mappings::{Mapping, Mappings};
+pub(crate) use self::bitmap::Target;
+pub use self::hardware::{HardwareIommu, Translation};
+pub use self::info::Type1Info;
+use self::mappings::{Mapping, Mappings};
+pub use self::settings::{ContainerSettings, KernelVersion};
 
 /// The pages a process has, which no mapping can be finer than.
 const PAGE_SIZE: u64 = 4096;
@@ -156,7 +156,7 @@ impl Type1 {
         vaddr: u64,
         iova: u64,
         size: u64,
-        process: &dyn Process,
+        memory: &(impl UserMemory + ?Sized),
     ) -> Result<(), Errno> {
         let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
         let last = iova.checked_add(past_first).ok_or(self.wrap())?;
@@ -188,7 +188,7 @@ impl Type1 {
         if self.iova_ranges().is_some_and(|ranges| !hardware::hold(&ranges, iova, last)) {
             return Err(Errno::EINVAL);
         }
-        let pieces = process.shared_memory(vaddr, size, rights)?;
+        let pieces = memory.pieces(vaddr, size, rights)?;
         let writable = pieces.iter().all(Memory::is_writable);
         let bytes = pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.size()));
         if bytes != Some(size) || (rights.contains(DmaMapFlags::WRITE) && !writable) {

@@ -6,19 +6,6 @@ use whimbrel_uapi::feature::{
 };
 
 use super::{Checked, Request};
-use crate::core::file::DeviceFile;
-
-impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_BUS_MASTER: whether the device may do DMA. ENOTTY for a device that has no such
-    /// switch beside its configuration space.
-    pub fn set_bus_master(&self, master: bool) -> Result<(), Errno> {
-        self.shared().active().driver.bus_master().ok_or(Errno::ENOTTY)?.set(master)
-    }
-
-    fn has_bus_master(&self) -> bool {
-        self.shared().active().driver.bus_master().is_some()
-    }
-}
 
 impl Request<'_> {
     pub(super) fn bus_master(self) -> Result<(), Errno> {

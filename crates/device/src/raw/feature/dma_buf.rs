@@ -1,55 +1,19 @@
-//! The feature by which a user gives parts of a BAR to others as a file (`vfio_pci_dmabuf.c` of Linux 7.x).
-//!
-//! The kernel's file is a DMA-buf: it can be imported and not mapped, and the kernel takes the memory away
-//! from who has imported it while the device does not answer. Ours is a file of memory that the driver gives.
+//! The feature by which a user gives parts of a BAR to others as a file.
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
-
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeatureDmaBuf, FeatureFlags, RegionDmaRange};
-use whimbrel_uapi::pci::VFIO_PCI_ROM_REGION_INDEX;
 use zerocopy::IntoBytes;
 
 use super::{Checked, Request};
-use crate::core::file::{Active, DeviceFile};
 
 /// The most bytes of ranges: what the kernel's allocator gives at once (`KMALLOC_MAX_SIZE`).
-const MOST_BYTES: u64 = 4 << 20;
-
-/// Lengths from here on are refused (`DMA_IOVA_USE_SWIOTLB`).
-const LENGTH_LIMIT: u64 = 1 << 63;
-
-impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_DMA_BUF: a file of the ranges of a BAR, one after the other. `open_flags` are
-    /// those of `open(2)`, of which the access mode and O_NONBLOCK count here.
-    ///
-    /// In this order: ENOTTY for a device that gives no such file; EINVAL for no range; ENODEV for a region
-    /// that is no BAR; EINVAL for a range that is empty or not of whole pages, and for 2^63 bytes in all;
-    /// EINVAL for a BAR of ports; EOVERFLOW for a range that goes past 2^64, EINVAL past the end of the BAR.
-    pub fn dma_buf(&self, region: u32, open_flags: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno> {
-        let mut core = self.shared().active();
-        if core.driver.dma_buf().is_none() {
-            return Err(Errno::ENOTTY);
-        }
-        if ranges.is_empty() {
-            return Err(Errno::EINVAL);
-        }
-        let size = bar_size(&mut core, region)?;
-        check_ranges(ranges)?;
-        let driver = core.driver.dma_buf().ok_or(Errno::ENOTTY)?;
-        driver.check(region)?;
-        check_end(ranges, size)?;
-        open_again(driver.export(region, ranges)?, open_flags)
-    }
-}
+const MAX_BYTES: u64 = 4 << 20;
 
 impl Request<'_> {
     /// The new descriptor.
     pub(super) fn dma_buf(self) -> Result<i32, Errno> {
-        if self.device.shared().active().driver.dma_buf().is_none() {
+        if !self.device.has_dma_buf() {
             return Err(Errno::ENOTTY);
         }
         if let Checked::Probed = self.check(FeatureFlags::GET, size_of::<DeviceFeatureDmaBuf>())? {
@@ -59,7 +23,7 @@ impl Request<'_> {
         if asked.nr_ranges == 0 || asked.flags != 0 {
             return Err(Errno::EINVAL);
         }
-        bar_size(&mut self.device.shared().active(), asked.region_index)?;
+        self.device.check_bar(asked.region_index)?;
         let ranges = self.ranges(asked.nr_ranges)?;
         let file = self.device.dma_buf(asked.region_index, asked.open_flags, &ranges)?;
         let close_on_exec = asked.open_flags & OFlag::O_CLOEXEC.bits().cast_unsigned() != 0;
@@ -69,81 +33,12 @@ impl Request<'_> {
     /// The kernel does not ask whether `argsz` has room for them.
     fn ranges(&self, count: u32) -> Result<Vec<RegionDmaRange>, Errno> {
         let size = u64::from(count) * size_of::<RegionDmaRange>() as u64;
-        if size > MOST_BYTES {
+        if size > MAX_BYTES {
             return Err(Errno::ENOMEM);
         }
         let mut ranges = vec![RegionDmaRange::default(); count as usize];
         let address = self.data.wrapping_add(size_of::<DeviceFeatureDmaBuf>() as u64);
         self.process.read(address, ranges.as_mut_bytes())?;
         Ok(ranges)
-    }
-}
-
-/// ENODEV for what is no BAR of the device.
-fn bar_size(core: &mut Active<'_>, region: u32) -> Result<u64, Errno> {
-    let size = core.region_size(region);
-    if region >= VFIO_PCI_ROM_REGION_INDEX || size == 0 { Err(Errno::ENODEV) } else { Ok(size) }
-}
-
-/// `validate_dmabuf_input()`.
-fn check_ranges(ranges: &[RegionDmaRange]) -> Result<(), Errno> {
-    let page = rustix::param::page_size() as u64;
-    let mut total = 0_u64;
-    for range in ranges {
-        let whole = range.offset.is_multiple_of(page) && range.length.is_multiple_of(page);
-        if range.length == 0 || !whole {
-            return Err(Errno::EINVAL);
-        }
-        total = total.checked_add(range.length).ok_or(Errno::EINVAL)?;
-    }
-    if total >= LENGTH_LIMIT { Err(Errno::EINVAL) } else { Ok(()) }
-}
-
-/// `vfio_pci_core_fill_phys_vec()`, for a BAR that starts at 0.
-fn check_end(ranges: &[RegionDmaRange], size: u64) -> Result<(), Errno> {
-    for range in ranges {
-        let end = range.offset.checked_add(range.length).ok_or(Errno::EOVERFLOW)?;
-        if end > size {
-            return Err(Errno::EINVAL);
-        }
-    }
-    Ok(())
-}
-
-/// The same memory behind a file of its own, open as the user wants it and no further than the driver's.
-fn open_again(file: File, open_flags: u32) -> Result<File, Errno> {
-    let wanted = OFlag::from_bits_truncate(open_flags.cast_signed()) & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK);
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match open(path.as_str(), wanted | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(opened) => Ok(opened.into()),
-        // A DMA-buf cannot be opened a second time, nor anything where procfs is not there.
-        Err(error) => {
-            let has = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
-            let mode = |flags: OFlag| flags & OFlag::O_ACCMODE;
-            if has.is_ok_and(|has| mode(has) == mode(wanted)) { Ok(file) } else { Err(error) }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_counted_as_the_kernel_counts_them() {
-        let range = |offset, length| RegionDmaRange { offset, length };
-        let half = 1 << 62;
-        let cases = [
-            (vec![range(0, 0x1000)], Ok(())),
-            (vec![range(0, 0)], Err(Errno::EINVAL)),
-            (vec![range(0x800, 0x1000)], Err(Errno::EINVAL)),
-            (vec![range(0, 0x1800)], Err(Errno::EINVAL)),
-            (vec![range(0, half), range(0, half)], Err(Errno::EINVAL)),
-            (vec![range(0, half), range(0, half - 0x1000)], Ok(())),
-            (vec![range(0, !0xfff), range(0, 0x1000)], Err(Errno::EINVAL)),
-        ];
-        for (ranges, expected) in cases {
-            assert_eq!(check_ranges(&ranges), expected, "{ranges:?}");
-        }
     }
 }

@@ -16,7 +16,8 @@ use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags}
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::core::file::DeviceFile;
-use crate::raw::process::{Process, SparseMemory};
+use crate::raw::process::Process;
+use crate::raw::sparse::SparseMemory;
 
 const HEAD: u64 = size_of::<DeviceFeature>() as u64;
 

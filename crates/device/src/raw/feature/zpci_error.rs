@@ -5,19 +5,6 @@ use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeatureZpciErr, FeatureFlags};
 
 use super::{Checked, Request};
-use crate::core::file::DeviceFile;
-
-impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: the oldest error record that has not been taken; all zero if there is
-    /// none. ENOTTY for a device that keeps none.
-    pub fn zpci_error(&self) -> Result<Vec<u8>, Errno> {
-        self.shared().active().driver.zpci_errors().ok_or(Errno::ENOTTY)?.take()
-    }
-
-    fn has_zpci_errors(&self) -> bool {
-        self.shared().active().driver.zpci_errors().is_some()
-    }
-}
 
 impl Request<'_> {
     pub(super) fn zpci_error(self) -> Result<(), Errno> {

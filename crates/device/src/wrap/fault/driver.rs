@@ -11,10 +11,10 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
 use super::{DataFault, FaultKind, Faults};
-use crate::core::graphics::Graphics;
-use crate::core::ioeventfds::IoeventfdWrite;
-use crate::core::power::LowPower;
-use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
+
+use crate::driver::{
+    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, ZpciErrors,
+};
 
 /// A driver that does what another does, but for its faults.
 pub struct Faulty {

@@ -13,10 +13,10 @@ use whimbrel_uapi::device::{
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
 use crate::bus::Bus;
-use crate::core::graphics::Graphics;
-use crate::core::ioeventfds::IoeventfdWrite;
-use crate::core::power::LowPower;
-use crate::driver::{BusMaster, DmaBuf, DmaLogging, Driver, Migration, Next, ZpciErrors};
+
+use crate::driver::{
+    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, ZpciErrors,
+};
 
 /// A plain device that a vendor may mediate while it is open.
 ///

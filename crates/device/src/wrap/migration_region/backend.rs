@@ -1,5 +1,6 @@
 //! A driver as the rules of the region see it.
 
+use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::region::{ArcFailure, Backend};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
@@ -7,7 +8,6 @@ use whimbrel_protocol::{Errno, MigrationFlags, State};
 use super::dirty::DirtyPages;
 use crate::bus::Bus;
 use crate::driver::{Driver, Migration};
-use whimbrel_protocol::arc::ArcError;
 
 /// The device behind a region, for one access.
 pub(super) struct Behind<'a> {

@@ -10,10 +10,8 @@ use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
 use crate::bus::Bus;
-use crate::core::graphics::Graphics;
-use crate::core::ioeventfds::IoeventfdWrite;
-use crate::core::power::LowPower;
-use crate::driver::{BusMaster, DmaBuf, Driver, Next, ZpciErrors};
+
+use crate::driver::{BusMaster, DmaBuf, Driver, Graphics, IoeventfdWrite, LowPower, Next, ZpciErrors};
 
 /// A device of migration v2 that is offered with a migration region instead: one region more than the device
 /// has, at the index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA

@@ -6,6 +6,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use vm_memory::FileOffset;
+use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::iommufd::{
     Destroy, IOMMU_OPTION_HUGE_PAGES, IOMMU_OPTION_OP_GET, IOMMU_OPTION_OP_SET, IOMMU_OPTION_RLIMIT_MODE,
@@ -17,11 +18,10 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::Caller;
 use super::command::Command;
-use super::ioas::{Slice, last};
-use super::object::Objects;
-use super::pages::{PAGE_SIZE, Pages, Source};
-use super::spans::Spans;
-use whimbrel_memory::Memory;
+use crate::iommu::iommufd::ioas::{Ioas, Slice, last};
+use crate::iommu::iommufd::object::Objects;
+use crate::iommu::iommufd::pages::{PAGE_SIZE, Pages, Source};
+use crate::iommu::iommufd::spans::Spans;
 
 pub(super) fn destroy(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {
     let asked: Destroy = command.copy_in()?;
@@ -143,7 +143,7 @@ pub(super) fn ioas_change_process(objects: &mut Objects, command: &mut Command<'
         return Err(Errno::EOPNOTSUPP);
     }
     // Nothing here is charged to a process: what is left is whether each mapping would outlive it.
-    if objects.all_ioas().all(super::ioas::Ioas::only_files) { Ok(()) } else { Err(Errno::EINVAL) }
+    if objects.all_ioas().all(Ioas::only_files) { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
 pub(super) fn option(objects: &mut Objects, command: &mut Command<'_>) -> Result<(), Errno> {

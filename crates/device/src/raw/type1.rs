@@ -10,16 +10,18 @@ use whimbrel_uapi::type1::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Type1;
-use super::bitmap::{Target, UserBitmap};
-use crate::raw::process::Process;
+use super::process::Process;
+use crate::iommu::type1::{Target, Type1};
 
 /// Fields of `vfio_iommu_type1_info` that every user must give room for: up to `iova_pgsizes`.
-const LEAST_INFO: usize = 16;
+const MIN_INFO: usize = 16;
+
+/// One past the last address a process can have (`TASK_SIZE_MAX` of x86-64 with four levels of page tables).
+const PROCESS_END: u64 = 0x7fff_ffff_f000;
 
 impl Type1 {
     /// A request that the container passes on. ENOTTY for one that type1 does not know.
-    pub(crate) fn ioctl(
+    pub(super) fn ioctl(
         &mut self,
         number: u32,
         argument: u64,
@@ -37,9 +39,9 @@ impl Type1 {
 
     fn raw_info(&self, argument: u64, process: &mut dyn Process) -> Result<(), Errno> {
         let mut asked = IommuType1Info::default();
-        process.read(argument, &mut asked.as_mut_bytes()[..LEAST_INFO])?;
+        process.read(argument, &mut asked.as_mut_bytes()[..MIN_INFO])?;
         let argsz = asked.argsz as usize;
-        if argsz < LEAST_INFO {
+        if argsz < MIN_INFO {
             return Err(Errno::EINVAL);
         }
         let (mut info, chain) = self.info().to_bytes();
@@ -107,6 +109,43 @@ impl Type1 {
             // Exactly one flag.
             _ => Err(Errno::EINVAL),
         }
+    }
+}
+
+/// A bitmap in the memory of a process.
+struct UserBitmap<'a> {
+    process: &'a mut dyn Process,
+    bitmap: Bitmap,
+}
+
+impl UserBitmap<'_> {
+    fn address(&self, index: u64) -> Result<u64, Errno> {
+        index.checked_mul(8).and_then(|offset| self.bitmap.data.checked_add(offset)).ok_or(Errno::EFAULT)
+    }
+}
+
+impl Target for UserBitmap<'_> {
+    fn page_size(&self) -> u64 {
+        self.bitmap.pgsize
+    }
+
+    fn size(&self) -> u64 {
+        self.bitmap.size
+    }
+
+    fn is_addressable(&self) -> bool {
+        self.bitmap.data.checked_add(self.bitmap.size).is_some_and(|end| end <= PROCESS_END)
+    }
+
+    fn read(&mut self, index: u64) -> Result<u64, Errno> {
+        let mut word = 0;
+        self.process.read(self.address(index)?, u64::as_mut_bytes(&mut word))?;
+        Ok(word)
+    }
+
+    fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno> {
+        let address = self.address(index)?;
+        Ok(self.process.write(address, words.as_bytes())?)
     }
 }
 

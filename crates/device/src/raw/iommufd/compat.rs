@@ -23,13 +23,13 @@ use whimbrel_uapi::type1::{
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Caller;
-use super::ioas::{Ioas, last};
-use super::object::Objects;
-use super::pages::PAGE_SIZE;
 use super::requests::memory_of;
+use crate::iommu::iommufd::ioas::{Ioas, last};
+use crate::iommu::iommufd::object::Objects;
+use crate::iommu::iommufd::pages::PAGE_SIZE;
 
 /// Bytes of `vfio_iommu_type1_info` that every user must give room for.
-const LEAST_INFO: usize = offset_of!(IommuType1Info, cap_offset);
+const MIN_INFO: usize = offset_of!(IommuType1Info, cap_offset);
 /// Bytes of it that there are.
 const INFO: usize = size_of::<IommuType1Info>();
 /// Where the capability of ranges begins, behind the one of how many mappings can be made.
@@ -116,9 +116,9 @@ fn unmap(objects: &mut Objects, argument: u64, caller: &mut dyn Caller) -> Resul
 
 fn info(objects: &mut Objects, argument: u64, caller: &mut dyn Caller) -> Result<(), Errno> {
     let mut info = IommuType1Info::default();
-    caller.read(argument, &mut info.as_mut_bytes()[..LEAST_INFO])?;
+    caller.read(argument, &mut info.as_mut_bytes()[..MIN_INFO])?;
     let room = info.argsz as usize;
-    if room < LEAST_INFO {
+    if room < MIN_INFO {
         return Err(Errno::EINVAL);
     }
     let id = objects.compatible()?;

@@ -1,0 +1,27 @@
+//! The typed requests that only devices on some buses have: the switch for DMA of CDX, the error records of s390.
+
+use whimbrel_protocol::Errno;
+
+use super::file::DeviceFile;
+
+impl DeviceFile {
+    /// VFIO_DEVICE_FEATURE_BUS_MASTER: whether the device may do DMA. ENOTTY for a device that has no such
+    /// switch beside its configuration space.
+    pub fn set_bus_master(&self, master: bool) -> Result<(), Errno> {
+        self.shared().active().driver.bus_master().ok_or(Errno::ENOTTY)?.set(master)
+    }
+
+    pub(crate) fn has_bus_master(&self) -> bool {
+        self.shared().active().driver.bus_master().is_some()
+    }
+
+    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: the oldest error record that has not been taken; all zero if there is
+    /// none. ENOTTY for a device that keeps none.
+    pub fn zpci_error(&self) -> Result<Vec<u8>, Errno> {
+        self.shared().active().driver.zpci_errors().ok_or(Errno::ENOTTY)?.take()
+    }
+
+    pub(crate) fn has_zpci_errors(&self) -> bool {
+        self.shared().active().driver.zpci_errors().is_some()
+    }
+}

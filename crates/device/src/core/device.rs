@@ -1,0 +1,373 @@
+//! One device at work: its driver, what the driver has said of it, and the lock that makes requests come one at a time.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use whimbrel_protocol::dirty::IovaRange;
+use whimbrel_protocol::info::{Info, Region};
+use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_protocol::{Errno, MigrationFlags};
+use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
+
+use super::ioeventfds::Ioeventfds;
+use super::offsets::region_offset;
+use super::power::Power;
+use super::walk::Walk;
+use crate::bus::Bus;
+use crate::driver::{Driver, Migration, Next};
+
+/// What all handles to a device share.
+pub(crate) struct Shared {
+    name: String,
+    bus: Bus,
+    core: Mutex<Core>,
+    /// Something happened that may give the device work.
+    wake: Condvar,
+    opened: Instant,
+    ioeventfds: Ioeventfds,
+    /// Who may open it: see [`Shared::open_rules`].
+    open_rules: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+/// A device's driver, and what is known of the device.
+pub(super) struct Core {
+    pub(super) driver: Box<dyn Driver>,
+    pub(super) power: Power,
+    pub(super) walk: Walk,
+    /// The driver has been told of a user.
+    open: bool,
+    opened_by: OpenedBy,
+    pub(super) info: Info,
+    regions: Vec<Option<Region>>,
+    /// What the last log that was started is of.
+    pub(super) logged: Vec<IovaRange>,
+}
+
+/// Whose the first use of a device is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OpenedBy {
+    /// Who makes a request.
+    Requests,
+    /// Who opens it by its files ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), where those stand before the device.
+    Files,
+}
+
+/// A device's core while a request is executed on it: the device is awake, and goes back to sleep with the
+/// last request that needs it.
+pub(super) struct Active<'a> {
+    core: MutexGuard<'a, Core>,
+    bus: &'a Bus,
+}
+
+/// A request of several steps: as long as it lives, the device is awake.
+pub(crate) struct Awake<'a> {
+    shared: &'a Shared,
+}
+
+impl Shared {
+    pub(super) fn new(name: String, bus: Bus, driver: Box<dyn Driver>) -> Shared {
+        let mut core = Core {
+            info: driver.info(),
+            driver,
+            power: Power::default(),
+            walk: Walk::new(),
+            open: false,
+            opened_by: OpenedBy::Requests,
+            regions: Vec::new(),
+            logged: Vec::new(),
+        };
+        core.describe();
+        Shared {
+            name,
+            bus,
+            core: Mutex::new(core),
+            wake: Condvar::new(),
+            opened: Instant::now(),
+            ioeventfds: Ioeventfds::default(),
+            open_rules: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    pub(super) fn ioeventfds(&self) -> &Ioeventfds {
+        &self.ioeventfds
+    }
+
+    /// What the files before the device keep of it, for which the device itself has no use. One type asks for it, and
+    /// finds what it has left.
+    pub(crate) fn open_rules<T: Any + Default + Send + Sync>(&self) -> &T {
+        let rules = self.open_rules.get_or_init(|| Box::<T>::default());
+        rules.downcast_ref().expect("a device has one kind of rules for opening it")
+    }
+
+    /// The core, for a request: opened, and awake.
+    pub(super) fn active(&self) -> Active<'_> {
+        self.activate(self.lock())
+    }
+
+    /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
+    pub(super) fn active_for_region(&self, index: u32) -> Result<Active<'_>, Errno> {
+        let core = self.lock();
+        if index >= core.info.num_regions {
+            return Err(Errno::EINVAL);
+        }
+        Ok(self.activate(core))
+    }
+
+    /// The core, for what is no use of the device: it neither opens nor wakes it.
+    pub(super) fn lock_without_waking(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    pub(super) fn awake(&self) -> Awake<'_> {
+        self.active().power.begin_request();
+        Awake { shared: self }
+    }
+
+    /// The first user opens the device.
+    pub(super) fn begin_use(&self) {
+        self.lock_without_waking().open();
+    }
+
+    /// From now on the device is opened and closed as its files are.
+    pub(super) fn put_behind_files(&self) {
+        let mut core = self.lock_without_waking();
+        if std::mem::replace(&mut core.opened_by, OpenedBy::Files) == OpenedBy::Requests {
+            core.close();
+        }
+    }
+
+    /// Tells a worker that there may be work.
+    pub(super) fn notify_worker(&self) {
+        self.wake.notify_all();
+    }
+
+    /// Makes a worker look again at whether it is to stop.
+    pub(super) fn interrupt_worker(&self) {
+        // With the lock, so that a worker about to wait does not miss it.
+        let _core = self.lock_without_waking();
+        self.wake.notify_all();
+    }
+
+    pub(super) fn work_until(&self, stop: &AtomicBool) {
+        let mut core = self.lock_without_waking();
+        while !stop.load(Ordering::Acquire) {
+            match core.advance(self.opened.elapsed()) {
+                // Requests wait for this lock: without fairness a busy device would keep them out.
+                Next::Now => MutexGuard::bump(&mut core),
+                Next::At(time) => {
+                    let wait = time.saturating_sub(self.opened.elapsed());
+                    self.wake.wait_for(&mut core, wait);
+                }
+                Next::Idle => self.wake.wait(&mut core),
+            }
+        }
+    }
+
+    /// A write that no request makes: EIO from a device that sleeps, which it does not wake.
+    pub(super) fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        let mut core = self.lock();
+        if core.power.is_suspended() {
+            return Err(Errno::EIO);
+        }
+        self.write(&mut core, index, offset, data)
+    }
+
+    pub(super) fn write(
+        &self,
+        core: &mut Core,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
+        let written = core.driver.write_region(index, offset, &data[..count])?;
+        self.notify_worker();
+        Ok(written.min(count))
+    }
+
+    pub(super) fn read_state(&self, session: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut core = self.lock();
+        core.walk.check_session(session)?;
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let length = buffer.len();
+        match core.migration()?.read(buffer)? {
+            0 if core.walk.state().is_precopy() => Err(Errno::ENOMSG),
+            read => Ok(read.min(length)),
+        }
+    }
+
+    pub(super) fn write_state(&self, session: u64, data: &[u8]) -> Result<usize, Errno> {
+        let mut core = self.lock();
+        core.walk.check_session(session)?;
+        if data.is_empty() {
+            return Ok(0);
+        }
+        core.migration()?.write(data).map(|written| written.min(data.len()))
+    }
+
+    pub(super) fn precopy(&self, session: u64) -> Result<PrecopyReport, Errno> {
+        let mut core = self.lock();
+        // The kernel's drivers look at the device's state before they look at the file.
+        if !core.walk.state().is_precopy() {
+            return Err(Errno::EINVAL);
+        }
+        core.walk.check_session(session)?;
+        let report = core.migration()?.precopy()?;
+        Ok(PrecopyReport { reinit: report.reinit && core.walk.precopy_info_v2, ..report })
+    }
+
+    pub(super) fn precopy_info_v2(&self) -> bool {
+        self.lock().walk.precopy_info_v2
+    }
+
+    /// The core, opened for who makes a request, and not woken.
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.lock_without_waking();
+        if core.opened_by == OpenedBy::Requests {
+            core.open();
+        }
+        core
+    }
+
+    fn activate<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> Active<'a> {
+        if core.power.is_suspended() {
+            let Core { driver, power, .. } = &mut *core;
+            power.resume(&mut **driver, &self.bus);
+            // It may have work, if this is for longer than a request.
+            self.notify_worker();
+        }
+        Active { core, bus: &self.bus }
+    }
+}
+
+impl Core {
+    pub(super) fn is_pci(&self) -> bool {
+        self.info.flags.contains(DeviceInfoFlags::PCI)
+    }
+
+    pub(super) fn close(&mut self) {
+        if std::mem::replace(&mut self.open, false) {
+            self.driver.close_device();
+            self.describe();
+        }
+    }
+
+    pub(super) fn describe_region(&mut self, index: u32) {
+        if let Some(known) = self.regions.get_mut(index as usize) {
+            let region = self.driver.region(index).ok();
+            *known = region.map(|region| Region { offset: region_offset(index), ..region });
+        }
+    }
+
+    /// What a user has begun and no reset ends.
+    pub(super) fn end_use(&mut self) {
+        self.walk.end_use();
+        if let Some(logging) = self.driver.dma_logging() {
+            // Nobody is left to be told.
+            let _ = logging.stop();
+        }
+    }
+
+    pub(super) fn migration(&mut self) -> Result<&mut dyn Migration, Errno> {
+        self.driver.migration().ok_or(Errno::ENOTTY)
+    }
+
+    /// Bytes of a region, 0 for one that is not there.
+    pub(super) fn region_size(&self, index: u32) -> u64 {
+        self.region(index).map_or(0, |region| region.size)
+    }
+
+    pub(super) fn region(&self, index: u32) -> Result<&Region, Errno> {
+        self.regions.get(index as usize).and_then(Option::as_ref).ok_or(Errno::EINVAL)
+    }
+
+    /// How many bytes of an access lie in the region, in the order of the kernel's checks.
+    pub(super) fn accessible(
+        &self,
+        index: u32,
+        offset: u64,
+        length: usize,
+        needed: RegionInfoFlags,
+    ) -> Result<usize, Errno> {
+        let region = self.region(index)?;
+        if !region.flags.contains(needed) || offset >= region.size {
+            return Err(Errno::EINVAL);
+        }
+        Ok(usize::try_from(region.size - offset).map_or(length, |left| left.min(length)))
+    }
+
+    pub(super) fn advance(&mut self, now: Duration) -> Next {
+        let runs = self.walk.state().is_running() && !self.power.is_suspended();
+        if runs { self.driver.advance(now) } else { Next::Idle }
+    }
+
+    fn open(&mut self) {
+        if !std::mem::replace(&mut self.open, true) {
+            self.driver.open_device();
+            self.describe();
+        }
+    }
+
+    /// Asks the driver what the device is.
+    fn describe(&mut self) {
+        self.info = self.driver.info();
+        self.regions = vec![None; self.info.num_regions as usize];
+        (0..self.info.num_regions).for_each(|index| self.describe_region(index));
+        let flags = self.driver.migration().map_or(MigrationFlags::empty(), |migration| migration.flags());
+        self.walk.set_flags(flags);
+    }
+}
+
+impl Deref for Active<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl DerefMut for Active<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        let Core { driver, power, .. } = &mut *self.core;
+        power.settle(&mut **driver, self.bus);
+    }
+}
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.shared.active().power.end_request();
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Awake<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Awake").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,81 @@
+//! The typed requests of low power: letting a device sleep, and keeping it awake.
+
+use std::io;
+use std::sync::{Arc, Weak};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_protocol::Errno;
+
+use super::device::{Active, Shared};
+use super::file::DeviceFile;
+use super::power::LowPowerEntry;
+use crate::bus::irq::prepare;
+
+impl DeviceFile {
+    /// Whether the device can be let sleep: it is PCI, and its driver has [`Driver::low_power`](crate::Driver::low_power).
+    pub fn has_low_power(&self) -> bool {
+        has_low_power(&mut self.shared().active())
+    }
+
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY: the device sleeps whenever no request needs it. With `wakeup`
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: only until it wakes for the first time, by a request
+    /// or by itself ([`Bus::wake`](crate::Bus::wake)), which is told to the eventfd.
+    ///
+    /// Any request wakes it, also one that comes to nothing, and every typed call is a request. ENOTTY for a
+    /// device that has no such states, EINVAL if it is let sleep already, EMFILE, ENOMEM and EAGAIN if this
+    /// process cannot have what it takes to wait for the device to wake by itself.
+    pub fn enter_low_power(&self, wakeup: Option<EventFd>) -> Result<(), Errno> {
+        let shared = self.shared();
+        let mut core = shared.active();
+        if !has_low_power(&mut core) {
+            return Err(Errno::ENOTTY);
+        }
+        if core.power.may_sleep() {
+            return Err(Errno::EINVAL);
+        }
+        prepare()?;
+        let line = EventFd::new(EFD_NONBLOCK)
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
+        let line = Arc::new(line);
+        let device = self.downgrade();
+        let watch = self.bus().interrupts().listener().watch(line.clone(), move || wake(&device))?;
+        self.bus().wake_line().arm(line);
+        core.power.enter(wakeup, watch);
+        Ok(())
+    }
+
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: the device stays awake. Fine if it was not let sleep. ENOTTY for a
+    /// device that has no such states.
+    pub fn exit_low_power(&self) -> Result<(), Errno> {
+        let mut core = self.shared().active();
+        if !has_low_power(&mut core) {
+            return Err(Errno::ENOTTY);
+        }
+        core.power.leave(self.bus());
+        Ok(())
+    }
+
+    /// As [`DeviceFile::exit_low_power`], of which the user is to see nothing: a wakeup eventfd is not signalled.
+    /// Returns what is needed to let it sleep again, here or in another process; `None` if it was not let sleep.
+    pub fn take_low_power(&self) -> io::Result<Option<LowPowerEntry>> {
+        let shared = self.shared();
+        let mut core = shared.lock_without_waking();
+        let Some(entry) = core.power.entry()? else { return Ok(None) };
+        core.power.leave(self.bus());
+        drop(core);
+        // Any request wakes it.
+        drop(shared.active());
+        Ok(Some(entry))
+    }
+}
+
+fn has_low_power(core: &mut Active<'_>) -> bool {
+    core.is_pci() && core.driver.low_power().is_some()
+}
+
+/// The device wakes by itself. Without a wakeup eventfd it sleeps again at once: nobody needs it.
+fn wake(device: &Weak<Shared>) {
+    if let Some(device) = device.upgrade() {
+        drop(device.active());
+    }
+}

@@ -1,0 +1,14 @@
+//! Where regions lie in the device file.
+
+/// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
+const OFFSET_SHIFT: u32 = 40;
+
+/// Where a region begins in the device file, in bytes.
+pub const fn region_offset(index: u32) -> u64 {
+    (index as u64) << OFFSET_SHIFT
+}
+
+/// The region that an offset of the device file lies in, and the offset within it.
+pub const fn split_offset(offset: u64) -> (u32, u64) {
+    ((offset >> OFFSET_SHIFT) as u32, offset & ((1 << OFFSET_SHIFT) - 1))
+}

@@ -1,0 +1,105 @@
+//! A device's walk through the state machine of migration, and the data sessions that the walk opens and ends.
+
+use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::session::{self, Direction, Effect};
+use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
+
+use crate::driver::Driver;
+
+/// Where a device is in the state machine.
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// Empty for a device that cannot migrate.
+    flags: MigrationFlags,
+    state: State,
+    /// Number of the last session opened, and whether it is still running.
+    session: u64,
+    session_open: bool,
+    /// The user understands REINIT.
+    pub(super) precopy_info_v2: bool,
+}
+
+impl Walk {
+    /// A device that runs.
+    pub(super) fn new() -> Walk {
+        Walk {
+            flags: MigrationFlags::empty(),
+            state: State::Running,
+            session: 0,
+            session_open: false,
+            precopy_info_v2: false,
+        }
+    }
+
+    /// Takes note of what the device supports, which is nothing for one that cannot migrate.
+    pub(super) fn set_flags(&mut self, flags: MigrationFlags) {
+        self.flags = flags;
+        if flags.is_empty() {
+            self.state = State::Running;
+        }
+    }
+
+    /// ENOTTY for a device that cannot migrate.
+    pub(super) fn flags(&self) -> Result<MigrationFlags, Errno> {
+        if self.flags.is_empty() { Err(Errno::ENOTTY) } else { Ok(self.flags) }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// The number of the last session.
+    pub(super) fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// ENODEV unless this session is still running.
+    pub(super) fn check_session(&self, session: u64) -> Result<(), Errno> {
+        if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
+    }
+
+    /// Executes the arcs to `to`, one after the other, and says what session the last one opened.
+    pub(super) fn to(&mut self, to: State, driver: &mut dyn Driver) -> Result<Option<Direction>, Errno> {
+        let flags = self.flags()?;
+        let mut opened = None;
+        while self.state != to {
+            let step = fsm::next(flags, self.state, to).ok_or(Errno::EINVAL)?;
+            let from = self.state;
+            if let Err(error) = driver.migration().ok_or(Errno::ENOTTY)?.arc(from, step) {
+                tracing::debug!(%from, to = %step, %error, "arc failed");
+                if let ArcError::Broken(_) = error {
+                    self.state = State::Error;
+                    self.session_open = false;
+                }
+                return Err(error.errno());
+            }
+            tracing::trace!(%from, to = %step, "arc");
+            self.state = step;
+            opened = match session::effect(from, step) {
+                Effect::Opens(direction) => {
+                    self.session += 1;
+                    self.session_open = true;
+                    Some(direction)
+                }
+                Effect::Ends => {
+                    self.session_open = false;
+                    None
+                }
+                Effect::None | Effect::Continues => None,
+            };
+        }
+        Ok(opened)
+    }
+
+    /// The device was reset: it runs, and its session is over.
+    pub(super) fn reset(&mut self) {
+        self.session_open = false;
+        self.state = State::Running;
+    }
+
+    /// Ends what a user has begun and no reset ends.
+    pub(super) fn end_use(&mut self) {
+        self.session_open = false;
+        self.precopy_info_v2 = false;
+    }
+}

@@ -1,0 +1,72 @@
+//! Parts of a BAR as files, which a driver gives to others.
+
+use std::fs::File;
+
+use whimbrel_protocol::Errno;
+use whimbrel_uapi::feature::RegionDmaRange;
+
+/// The half of a driver that gives parts of a BAR to others as a file.
+///
+/// ```
+/// use std::fs::File;
+/// use std::os::unix::fs::FileExt;
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Info};
+/// use whimbrel_device::{Region, RegionDmaRange, RegionInfoFlags};
+///
+/// /// A card whose BAR 0 is a page of memory.
+/// struct Card { memory: File }
+///
+/// fn memory() -> Result<File, Errno> {
+///     # use nix::sys::memfd::{MFdFlags, memfd_create};
+///     let file = File::from(memfd_create(c"bar", MFdFlags::MFD_CLOEXEC)?);
+///     file.set_len(0x1000).map_err(|_| Errno::ENOMEM)?;
+///     Ok(file)
+/// }
+///
+/// impl Driver for Card {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn region(&self, _index: u32) -> Result<Region, Errno> {
+///         Ok(Region { flags: RegionInfoFlags::READ, size: 0x1000, offset: 0, capabilities: vec![] })
+///     }
+///     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl DmaBuf for Card {
+///     fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
+///         // There is one page, so one range. Several would take a file that udmabuf makes.
+///         self.memory.try_clone().map_err(|_| Errno::EMFILE)
+///     }
+///     fn revoke(&mut self) {
+///         if let Ok(fresh) = memory() {
+///             let _ = std::mem::replace(&mut self.memory, fresh).set_len(0);
+///         }
+///     }
+/// }
+///
+/// let device = DeviceFile::new("card", Bus::new(), Box::new(Card { memory: memory()? }));
+/// let page = RegionDmaRange { offset: 0, length: 0x1000 };
+/// let read_write = 2;
+/// let buffer = device.dma_buf(0, read_write, &[page])?;
+/// buffer.write_at(b"seen by the device", 0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait DmaBuf {
+    /// Whether the BAR is memory that can be given. EINVAL for one of ports.
+    fn check(&self, region: u32) -> Result<(), Errno> {
+        let _ = region;
+        Ok(())
+    }
+
+    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device:
+    /// a file of memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of
+    /// whole pages.
+    fn export(&mut self, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
+
+    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the
+    /// memory of its BAR goes on with a new file and makes the old one empty.
+    fn revoke(&mut self);
+}

@@ -1,0 +1,39 @@
+//! Writes to a BAR that the signal of an eventfd makes: what a driver calls its doorbells.
+
+/// How many bytes are written at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WriteWidth {
+    /// One.
+    One,
+    /// Two.
+    Two,
+    /// Four.
+    Four,
+    /// Eight.
+    Eight,
+}
+
+impl WriteWidth {
+    /// The number of bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            WriteWidth::One => 1,
+            WriteWidth::Two => 2,
+            WriteWidth::Four => 4,
+            WriteWidth::Eight => 8,
+        }
+    }
+}
+
+/// A write to a BAR that a signal makes. Two are the same if all of it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IoeventfdWrite {
+    /// Index of the BAR's region.
+    pub region: u32,
+    /// Offset in bytes within it. It need not be aligned.
+    pub offset: u64,
+    /// How much is written.
+    pub width: WriteWidth,
+    /// What is written: of this its low bytes, the lowest first.
+    pub data: u64,
+}

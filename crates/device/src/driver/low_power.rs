@@ -1,0 +1,45 @@
+//! Sleep, as a driver does it. When a device sleeps is decided by the core around it.
+
+/// The half of a driver that can put its device to sleep.
+///
+/// ```
+/// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, LowPower};
+///
+/// struct Radio { on: bool }
+///
+/// impl Driver for Radio {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///     }
+///     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
+///         Some(self)
+///     }
+/// }
+///
+/// impl LowPower for Radio {
+///     fn suspend(&mut self) {
+///         self.on = false;
+///     }
+///     fn resume(&mut self) {
+///         self.on = true;
+///     }
+/// }
+///
+/// let bus = Bus::new();
+/// let device = DeviceFile::new("radio", bus.clone(), Box::new(Radio { on: true }));
+/// let wakeup = EventFd::new(0)?;
+/// device.enter_low_power(Some(wakeup.try_clone()?))?;
+/// // Something arrives: the device wakes by itself, and its user is told.
+/// bus.wake();
+/// assert_eq!(wakeup.read()?, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait LowPower {
+    /// The device goes to sleep: it does no work of its own until it is resumed. From D3hot, where the user
+    /// may have put it before, it is taken to D0 first, as vfio-pci does.
+    fn suspend(&mut self);
+
+    /// The device works again, with the state it had.
+    fn resume(&mut self);
+}

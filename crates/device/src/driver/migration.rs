@@ -1,0 +1,43 @@
+//! The migration half of a driver: single arcs, and reads and writes of its state.
+
+use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+
+/// The migration half of a driver.
+///
+/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state
+/// the device is in. It keeps the state itself.
+pub trait Migration {
+    /// What is supported; STOP_COPY at least. The answer never changes.
+    fn flags(&self) -> MigrationFlags;
+
+    /// Executes one arc completely before it returns.
+    ///
+    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the
+    /// arc RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then
+    /// the device stays in RESUMING until it is reset.
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError>;
+
+    /// An estimate in bytes of what STOP_COPY will yield, in any state.
+    fn data_size(&mut self) -> Result<u64, Errno>;
+
+    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in
+    /// STOP_COPY, for now in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Takes the next bytes of a state to load, in any segmentation, and returns how many were taken.
+    ///
+    /// Data that cannot be right is refused with EINVAL as soon as it is seen, data past the end with ENOMEM.
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno>;
+
+    /// How much can be read now; called in PRE_COPY and PRE_COPY_P2P only.
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        Ok(PrecopyReport::default())
+    }
+
+    /// The user understands [`PrecopyReport::reinit`] from now on.
+    fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+//! What devices on buses other than ordinary PCI have beside: the switch for DMA of CDX, the error records of s390.
+
+use whimbrel_protocol::Errno;
+
+/// The switch for DMA of a CDX device, which has no command register to be written.
+pub trait BusMaster {
+    /// The device may do DMA from now on, or no more.
+    fn set(&mut self, master: bool) -> Result<(), Errno>;
+}
+
+/// The error records of a PCI device on s390.
+pub trait ZpciErrors {
+    /// Takes the oldest record: as many bytes as
+    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if
+    /// there is none.
+    fn take(&mut self) -> Result<Vec<u8>, Errno>;
+}
