@@ -2,12 +2,14 @@
 //! a command.
 
 mod abi;
+mod completions;
 mod demo;
 mod devices;
 mod failure;
 mod fsm;
 mod inspect;
 mod logging;
+mod man;
 mod output;
 mod probe;
 mod progress;
@@ -22,13 +24,13 @@ mod usage;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::output::Output;
 
 /// Move VFIO devices between hosts while they work, and look at how they do it.
 #[derive(Debug, Parser)]
-#[command(name = "whimbrel", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "whimbrel", version = env!("WHIMBREL_VERSION"), arg_required_else_help = true, after_help = AFTER_HELP)]
 struct CommandLine {
     #[command(flatten)]
     general: General,
@@ -85,8 +87,12 @@ enum Command {
     Receive(receive::Arguments),
     Serve(serve::Arguments),
     Fsm(fsm::Arguments),
+    #[command(hide = true)]
+    FsmWalk(fsm::WalkArguments),
     Inspect(inspect::Arguments),
     Abi(abi::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -94,11 +100,11 @@ fn main() -> ExitCode {
         Ok(command_line) => command_line,
         Err(answer) if usage::is_answer(&answer) => answer.exit(),
         Err(error) => {
-            Output::new(usage::wants_json(std::env::args_os()), false).wrong_usage(&error);
+            Output::new(usage::wants_json(std::env::args_os()), 0).wrong_usage(&error);
             return ExitCode::from(2);
         }
     };
-    let output = Output::new(general.json, general.verbose > 0);
+    let output = Output::new(general.json, general.verbose);
     let result = logging::start(general.verbose).and_then(|()| match &command {
         Command::Demo(arguments) => demo::run(arguments, output),
         Command::DemoHost(arguments) => demo::run_host(arguments),
@@ -110,8 +116,11 @@ fn main() -> ExitCode {
         Command::Receive(arguments) => receive::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),
         Command::Fsm(arguments) => fsm::run(arguments, output),
+        Command::FsmWalk(arguments) => fsm::run_walk(arguments),
         Command::Inspect(arguments) => inspect::run(arguments, output),
         Command::Abi(arguments) => abi::run(arguments, output),
+        Command::Completions(arguments) => completions::run(arguments, CommandLine::command(), output),
+        Command::Man(arguments) => man::run(arguments, CommandLine::command(), output),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,8 +133,6 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

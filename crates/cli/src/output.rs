@@ -18,13 +18,13 @@ use crate::usage;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
-    verbose: bool,
+    verbosity: u8,
 }
 
 impl Output {
     /// As the options of the command line say.
-    pub(crate) fn new(json: bool, verbose: bool) -> Output {
-        Output { json, verbose }
+    pub(crate) fn new(json: bool, verbosity: u8) -> Output {
+        Output { json, verbosity }
     }
 
     /// Prints a result: `value` with `--json`, otherwise `text`.
@@ -69,9 +69,14 @@ impl Output {
         self.failure_object(&failure);
     }
 
+    /// How often `--verbose` is given.
+    pub(crate) fn verbosity(self) -> u8 {
+        self.verbosity
+    }
+
     /// Whether a progress bar may be drawn: on a terminal, and not between lines of a log.
     pub(crate) fn shows_progress(self) -> bool {
-        !self.verbose && io::stderr().is_terminal()
+        self.verbosity == 0 && io::stderr().is_terminal()
     }
 
     fn render(self, value: &impl Serialize, text: impl fmt::Display) -> String {

@@ -120,6 +120,11 @@ pub(crate) struct Opened {
 }
 
 impl Target {
+    /// Whether the kernel serves the device.
+    pub(crate) fn is_of_kernel(&self) -> bool {
+        matches!(self, Target::Group(_) | Target::Cdev(_) | Target::Host(_))
+    }
+
     /// Opens the device. One that migrates through a region is used like any other from here on.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
         match self.look_at()? {

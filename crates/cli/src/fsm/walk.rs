@@ -1,40 +1,52 @@
-//! `whimbrel fsm --walk`: a device is asked for every pair of states, and its answers are compared with the table.
+//! The walk of `whimbrel fsm --walk`: asks a device for every pair of states and compares its answers with the table.
+//!
+//! It runs in a process of its own, which [`watch`](super::watch) starts and watches.
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 
-use serde::Serialize;
+use clap::Args;
+use serde::{Deserialize, Serialize};
 use whimbrel_protocol::session::{self, Direction};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 use whimbrel_user::{DataFile, SavingRead};
 
-use super::flag_names;
+use super::{flag_names, hang};
 use crate::failure::Failure;
-use crate::output::{self, Output};
-use crate::progress::Bar;
+use crate::output;
 use crate::target::{Opened, Target};
 
 /// Bytes of device state that are held at once.
 const CHUNK: usize = 1 << 20;
 
 /// What was found, for scripts.
-#[derive(Debug, Serialize)]
-struct Walked {
-    device: String,
-    features: Vec<&'static str>,
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Walked {
+    pub(super) device: String,
+    features: Vec<String>,
     /// Pairs of states asked for.
-    asked: usize,
+    pub(super) asked: usize,
     /// States that no request leads into on this device. That it refuses them is asked from every other state.
-    not_entered: Vec<&'static str>,
-    differences: Vec<Difference>,
+    not_entered: Vec<String>,
+    /// Pairs of states not asked for.
+    left_out: Vec<LeftOut>,
+    pub(super) differences: Vec<Difference>,
+}
+
+/// A pair of states that the device was not asked for.
+#[derive(Debug, Serialize, Deserialize)]
+struct LeftOut {
+    from: String,
+    to: String,
+    why: String,
 }
 
 /// An answer that is not the table's.
-#[derive(Debug, Serialize)]
-struct Difference {
-    from: &'static str,
-    to: &'static str,
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Difference {
+    from: String,
+    to: String,
     expected: String,
     answered: String,
 }
@@ -68,26 +80,72 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Walks the device of a TARGET.
-pub(super) fn run(target: &Target, output: Output) -> Result<(), Failure> {
+/// A line of the process that walks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Told {
+    /// A request is made next.
+    Asking(String),
+    /// The result.
+    Walked(Walked),
+    /// The walk failed.
+    Failed { error: String, hint: Option<String> },
+}
+
+/// A process of `whimbrel fsm --walk`, started by it.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[arg(value_name = "TARGET")]
+    target: Target,
+    /// Reset a device in STOP or STOP_COPY too
+    #[arg(long)]
+    force: bool,
+}
+
+/// Walks the device of a TARGET, and tells of it on stdout, one JSON object a line.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let told = match walk(&arguments.target, arguments.force) {
+        Ok(walked) => Told::Walked(walked),
+        Err(failure) => Told::Failed { error: failure.message(), hint: failure.advice().map(str::to_string) },
+    };
+    tell(&told)
+}
+
+fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
     let mut opened = target.open()?.migratable()?;
-    let bar = Bar::waiting(output, format!("asking {target} for each pair of states"));
+    let state = opened.state()?;
+    if let (State::Stop | State::StopCopy, false) = (state, force) {
+        return Err(Failure::new(format!(
+            "{}: it is in {state} and may hold the only copy of a migrated device: the walk would reset it",
+            opened.name()
+        ))
+        .hint("if nobody needs its state, give --force"));
+    }
+    let unfixed = if target.is_of_kernel() { unfixed_kernel() } else { None };
     let mut walk = Walk::new(&mut opened)?;
-    let walked = walk.all();
+    let walked = walk.all(unfixed.as_deref());
     // Whatever was found, the device is left as it is after a reset.
-    let reset = walk.reset();
-    drop(bar);
+    let reset = walk.device.reset();
     let walked = walked?;
     reset?;
-    match walked.differences.len() {
-        0 => output.result(&walked, &walked),
-        count => {
-            output.partial(&walked)?;
-            let message =
-                format!("{}: {count} of {} answers are not the table's", walked.device, walked.asked);
-            Err(Failure::new(message).result(&walked))
-        }
-    }
+    Ok(walked)
+}
+
+/// Why this kernel is not asked for what hangs in kernels without the fix; `None` if it is known to have the fix.
+fn unfixed_kernel() -> Option<String> {
+    let release = std::fs::read_to_string(hang::RELEASE).unwrap_or_default();
+    let release = release.trim();
+    (!hang::has_fix(release)).then(|| {
+        format!("it loops for ever in kernels without commit a26b499b757c, and Linux {release} is not known to have it")
+    })
+}
+
+fn tell(told: &Told) -> Result<(), Failure> {
+    let line = serde_json::to_string(told).map_err(|error| Failure::from_error(&error))?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::from_io("cannot tell the process that started this one", &error))
 }
 
 impl fmt::Display for Walked {
@@ -95,14 +153,17 @@ impl fmt::Display for Walked {
         writeln!(f, "{} (features: {})", self.device, output::names(&self.features))?;
         if !self.not_entered.is_empty() {
             let states = self.not_entered.join(", ");
-            writeln!(f, "left out, as no request leads into them on this device: {states}")?;
+            writeln!(f, "states that no request leads into on this device: {states}")?;
+        }
+        for LeftOut { from, to, why } in &self.left_out {
+            writeln!(f, "left out: {from} -> {to}: {why}")?;
         }
         if self.differences.is_empty() {
             return write!(f, "all {} pairs asked for: every answer is the table's", self.asked);
         }
         let mut table = output::table(["FROM", "TO", "EXPECTED", "ANSWERED"]);
         for difference in &self.differences {
-            table.add_row([difference.from, difference.to, &difference.expected, &difference.answered]);
+            table.add_row([&difference.from, &difference.to, &difference.expected, &difference.answered]);
         }
         write!(f, "{}", table.trim_fmt())
     }
@@ -129,27 +190,39 @@ impl Walk<'_> {
     }
 
     fn reset(&mut self) -> Result<(), Failure> {
+        asking("the reset")?;
         Ok(self.device.reset()?)
     }
 
+    fn set_state(
+        &mut self,
+        from: State,
+        to: State,
+    ) -> Result<whimbrel_user::Result<Option<DataFile>>, Failure> {
+        asking(format!("{from} -> {to}"))?;
+        Ok(self.device.set_state(to))
+    }
+
     fn save(&mut self) -> Result<(), Failure> {
-        let Some(mut data) = self.device.set_state(State::StopCopy)? else {
+        let Some(mut data) = self.set_state(State::Running, State::StopCopy)?? else {
             return Err(Failure::new(format!(
                 "{}: no data session was opened on entering STOP_COPY, although one begins there",
                 self.device.name()
             )));
         };
         let mut chunk = vec![0; CHUNK];
-        while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
-            io::Write::write_all(&mut self.saved, &chunk[..count]).map_err(|error| kept(&error))?;
+        loop {
+            asking("reading the device's state")?;
+            let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? else { return Ok(()) };
+            self.saved.write_all(&chunk[..count]).map_err(|error| kept(&error))?;
         }
-        Ok(())
     }
 
     fn load(&mut self, data: &mut DataFile) -> Result<(), Failure> {
         self.saved.rewind().map_err(|error| kept(&error))?;
         let mut chunk = vec![0; CHUNK];
         loop {
+            asking("writing the device's state")?;
             match self.saved.read(&mut chunk).map_err(|error| kept(&error))? {
                 0 => return Ok(()),
                 count => data.write_all(&chunk[..count])?,
@@ -157,31 +230,37 @@ impl Walk<'_> {
         }
     }
 
-    fn all(&mut self) -> Result<Walked, Failure> {
+    /// Asks for all pairs, last for those that may hang. `unfixed` is why the latter are not asked for.
+    fn all(&mut self, unfixed: Option<&str>) -> Result<Walked, Failure> {
+        let (entered, not_entered): (Vec<State>, Vec<State>) =
+            State::ALL.into_iter().partition(|&state| fsm::supports(self.flags, state));
         let mut walked = Walked {
             device: self.device.name().to_string(),
-            features: flag_names(self.flags),
+            features: flag_names(self.flags).into_iter().map(str::to_string).collect(),
             asked: 0,
-            not_entered: Vec::new(),
+            not_entered: not_entered.iter().map(State::to_string).collect(),
+            left_out: Vec::new(),
             differences: Vec::new(),
         };
-        for from in State::ALL {
-            if !fsm::supports(self.flags, from) {
-                walked.not_entered.push(from.name());
+        let pairs = entered.into_iter().flat_map(|from| State::ALL.map(|to| (from, to)));
+        let (last, first): (Vec<_>, Vec<_>) = pairs.partition(|&(from, to)| hang::may_hang(from, to));
+        for (from, to) in first.into_iter().chain(last) {
+            let hangs = self.flags.contains(MigrationFlags::PRE_COPY) && hang::may_hang(from, to);
+            if let (true, Some(why)) = (hangs, unfixed) {
+                let (from, to, why) = (from.to_string(), to.to_string(), why.to_string());
+                walked.left_out.push(LeftOut { from, to, why });
                 continue;
             }
-            for to in State::ALL {
-                let expected = Answer::expected(self.flags, from, to);
-                let answered = self.ask(from, to)?;
-                walked.asked += 1;
-                if answered != expected {
-                    walked.differences.push(Difference {
-                        from: from.name(),
-                        to: to.name(),
-                        expected: expected.to_string(),
-                        answered: answered.to_string(),
-                    });
-                }
+            let expected = Answer::expected(self.flags, from, to);
+            let answered = self.ask(from, to)?;
+            walked.asked += 1;
+            if answered != expected {
+                walked.differences.push(Difference {
+                    from: from.to_string(),
+                    to: to.to_string(),
+                    expected: expected.to_string(),
+                    answered: answered.to_string(),
+                });
             }
         }
         Ok(walked)
@@ -193,12 +272,12 @@ impl Walk<'_> {
         // Held until the answer is there: a session lives as long as its file.
         let mut data = match from {
             State::Running => None,
-            from => self.device.set_state(from)?,
+            from => self.set_state(State::Running, from)??,
         };
         if let (State::Resuming, Some(data)) = (from, &mut data) {
             self.load(data)?;
         }
-        let result = match self.device.set_state(to) {
+        let result = match self.set_state(from, to)? {
             Ok(opened) => Ok(opened.map(|data| data.direction())),
             Err(error) => match error.errno() {
                 Some(errno) => Err(errno),
@@ -207,6 +286,11 @@ impl Walk<'_> {
         };
         Ok(Answer { result, state: self.device.state()? })
     }
+}
+
+/// Tells what is asked of the device next. Once nobody listens, the walk ends.
+fn asking(request: impl Into<String>) -> Result<(), Failure> {
+    tell(&Told::Asking(request.into()))
 }
 
 fn kept(error: &io::Error) -> Failure {

@@ -5,11 +5,24 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 10] =
-    ["devices", "probe", "save", "restore", "send", "receive", "serve", "fsm", "inspect", "abi"];
+const COMMANDS: [&str; 13] = [
+    "demo",
+    "devices",
+    "probe",
+    "save",
+    "restore",
+    "send",
+    "receive",
+    "serve",
+    "fsm",
+    "inspect",
+    "abi",
+    "completions",
+    "man",
+];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 50] = [
+const WRONG: [(&[&str], &str, &str); 56] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -69,7 +82,13 @@ const WRONG: [(&[&str], &str, &str); 50] = [
     (&["fsm", "RUNNING"], "<TO>", "Usage: whimbrel fsm"),
     (&["fsm", "RUNNING", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
     (&["fsm", "--table", "--features", "warp"], "possible values: stop-copy, p2p, pre-copy", "--help"),
+    (&["fsm", "--walk", "model:serial", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
+    (&["completions", "tcsh"], "possible values: bash, elvish, fish", "tip: a similar value exists"),
+    (&["man", "fly"], "there is no page whimbrel-fly", "the commands are demo, devices"),
     // Arguments that do not fit together.
+    (&["fsm", "--table", "--force"], "cannot be used with", "Usage: whimbrel fsm"),
+    (&["fsm", "--force", "--walk"], "a value is required for '--walk <TARGET>'", "--help"),
+    (&["man", "send", "--dir", "d"], "cannot be used with", "Usage: whimbrel man"),
     (&["demo", "--device", "vfio-user:a"], "is one device", "give --destination"),
 ];
 
@@ -194,4 +213,72 @@ fn a_wrong_log_filter_is_told() {
     let mut command = command(["fsm", "--table"]);
     command.env("WHIMBREL_LOG", "whimbrel=loud");
     finish(command).failed().says(&["WHIMBREL_LOG is 'whimbrel=loud'", "hint: "]);
+}
+
+#[test]
+fn completions_know_every_command_in_each_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let run = whimbrel(["completions", shell]).succeeded();
+        for name in COMMANDS {
+            assert!(run.text().contains(name), "{shell}: {name}");
+        }
+        let value = whimbrel(["completions", shell, "--json"]).succeeded().json();
+        assert_eq!(keys(&value), ["script", "shell"]);
+        assert_eq!(value["script"].as_str().unwrap().trim_end(), run.text().trim_end());
+    }
+}
+
+#[test]
+fn bash_completes_commands_and_options() {
+    let script = r#"
+        eval "$("$0" completions bash)"
+        COMP_WORDS=(whimbrel "$@"); COMP_CWORD=$#
+        _whimbrel whimbrel "${@: -1}" "${@: -2:1}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    for (words, completed) in [(&["pro"][..], "probe"), (&["send", "--down"], "--downtime-limit")] {
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", script, env!("CARGO_BIN_EXE_whimbrel")]).args(words);
+        assert_eq!(finish(bash).succeeded().text().trim(), completed, "{words:?}");
+    }
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command_and_none_for_hidden_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("man1").to_str().unwrap().to_string();
+    let value = whimbrel(["man", "--dir", &at, "--json"]).succeeded().json();
+    assert_eq!(keys(&value), ["dir", "files"]);
+    let mut expected: Vec<String> = COMMANDS.iter().map(|name| format!("whimbrel-{name}.1")).collect();
+    expected.push("whimbrel.1".into());
+    expected.sort_unstable();
+    let mut written: Vec<String> = std::fs::read_dir(&at)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    written.sort_unstable();
+    assert_eq!(written, expected);
+    for name in COMMANDS {
+        let page = whimbrel(["man", name]).succeeded();
+        let file = std::fs::read_to_string(format!("{at}/whimbrel-{name}.1")).unwrap();
+        assert_eq!(page.text().trim_end(), file.trim_end());
+        assert!(file.contains(".SH SYNOPSIS") && file.contains("Examples:"), "{file}");
+    }
+    assert!(whimbrel(["man"]).succeeded().text().contains("A TARGET names a device:"));
+}
+
+#[test]
+fn the_version_has_the_commit_where_it_is_known() {
+    let run = whimbrel(["--version"]).succeeded();
+    let version = run.text().trim_end().strip_prefix("whimbrel ").unwrap();
+    let (version, commit) = version.split_once(' ').unwrap_or((version, ""));
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let git = std::process::Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let known = match (option_env!("WHIMBREL_COMMIT"), git) {
+        (Some(given), _) => format!("({given})"),
+        (None, Ok(git)) if git.status.success() => {
+            format!("({})", String::from_utf8(git.stdout).unwrap().trim_end())
+        }
+        (None, _) => String::new(),
+    };
+    assert_eq!(commit, known);
 }

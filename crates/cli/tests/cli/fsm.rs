@@ -1,7 +1,12 @@
 //! `whimbrel fsm`: paths, the table, the drawing, and a device walked through all of them.
 
-use crate::support::{keys, whimbrel};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use serde_json::json;
+use whimbrel_user::{Device, State};
+
+use crate::support::{Served, argument, command, keys, whimbrel};
 
 #[test]
 fn a_path_shows_each_arc_and_what_it_does_to_the_session() {
@@ -146,10 +151,42 @@ fn a_model_answers_every_pair_as_the_table_says() {
     ];
     for (target, asked) in cases {
         let value = whimbrel(["fsm", "--walk", target, "--json"]).succeeded().json();
-        assert_eq!(keys(&value), ["asked", "device", "differences", "features", "not_entered"]);
+        assert_eq!(keys(&value), ["asked", "device", "differences", "features", "left_out", "not_entered"]);
         assert_eq!(value["asked"], asked, "{target}");
         assert_eq!(value["differences"], json!([]), "{target}");
+        assert_eq!(value["left_out"], json!([]), "nothing hangs in a model: {target}");
     }
     let text = whimbrel(["fsm", "--walk", "model:serial"]).succeeded();
     assert!(text.text().contains("all 56 pairs asked for: every answer is the table's"), "{}", text.text());
+}
+
+#[test]
+fn a_stopped_device_is_walked_only_by_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = Served::start("accel?state=64KiB", &folder.path().join("socket"));
+    for state in [State::Stop, State::StopCopy] {
+        served.client().reset().unwrap();
+        served.client().set_state(state).unwrap();
+        let why = format!("{}: it is in {state} and may hold the only copy", served.target);
+        whimbrel(["fsm", "--walk", &served.target]).failed().says(&[&why, "hint: ", "--force"]);
+        assert_eq!(served.client().state().unwrap(), state, "it is left as it was");
+        let run = whimbrel(["fsm", "--walk", &served.target, "--force"]).succeeded();
+        assert!(run.text().contains("every answer is the table's"), "{}", run.text());
+        assert_eq!(served.client().state().unwrap(), State::Running);
+    }
+}
+
+#[test]
+fn a_request_that_hangs_is_named_with_its_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut serve = command(["serve", "accel?state=64KiB", "--socket", &argument(&path)]);
+    let mut server = serve.args(["--fault", "delay RESUMING 10min"]).stderr(Stdio::piped()).spawn().unwrap();
+    BufReader::new(server.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let target = format!("vfio-user:{}", argument(&path));
+    let run = whimbrel(["fsm", "--walk", &target, "--timeout", "1", "--json"]).failed().says(&["hint: "]);
+    let error = format!("{target}: STOP -> RESUMING hangs: no answer within 1 s");
+    assert_eq!(run.json()["error"], error);
+    server.kill().unwrap();
+    server.wait().unwrap();
 }

@@ -1,0 +1,46 @@
+//! Two requests that hang in many kernels, and the kernels that are known to answer them.
+//!
+//! From Linux 6.2 on, a device with PRE_COPY that is asked for STOP_COPY -> PRE_COPY or STOP_COPY -> PRE_COPY_P2P made
+//! `vfio_mig_get_next_state()` loop for ever, with the driver's lock held. Commit a26b499b757c of June 2026 ends the loop.
+
+use whimbrel_protocol::State;
+
+/// Where the kernel tells its release.
+pub(super) const RELEASE: &str = "/proc/sys/kernel/osrelease";
+
+/// Whether a request hangs in a kernel without the fix, if the device has PRE_COPY.
+pub(super) fn may_hang(from: State, to: State) -> bool {
+    from == State::StopCopy && matches!(to, State::PreCopy | State::PreCopyP2p)
+}
+
+/// Whether a kernel of this release is known to have the fix.
+///
+/// Mainline has it since 7.2. Of the stable series only what was seen in its source counts: 6.12.117. A release
+/// candidate may be older than the fix.
+pub(super) fn has_fix(release: &str) -> bool {
+    let (version, rest) =
+        release.split_at(release.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(release.len()));
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    let Some(series) = numbers.next().zip(numbers.next()) else { return false };
+    let patch = numbers.next().unwrap_or(0);
+    match series {
+        (6, 12) => patch >= 117,
+        (7, 2) => !rest.starts_with("-rc"),
+        series => series > (7, 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kernels_known_to_have_the_fix_are_asked() {
+        for release in ["7.2.0", "7.2", "7.3.4-1-amd64", "8.0.0-rc1", "6.12.117+deb12-amd64", "6.12.120"] {
+            assert!(has_fix(release), "{release}");
+        }
+        for release in ["6.2.0", "6.12.116", "6.12", "6.18.40", "7.1.9", "7.2.0-rc1", "", "next", "6", "99"] {
+            assert!(!has_fix(release), "{release}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `whimbrel fsm --walk`: another process walks the device, and this one watches that each request is answered.
+//!
+//! A request that never returns from the kernel cannot be interrupted, and a process with such a thread never ends. So
+//! the requests are made by a child, and this process reports the one that hangs and leaves the child behind.
+
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use super::walk::{Told, Walked};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::progress::Bar;
+use crate::target::Target;
+
+/// How long a child may take to end once it is killed.
+const ENDING: Duration = Duration::from_secs(2);
+/// Between two looks at a child that is ending.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How a device is walked.
+pub(super) struct Settings<'a> {
+    pub(super) target: &'a Target,
+    /// Whether a device in STOP or STOP_COPY is reset too.
+    pub(super) force: bool,
+    /// How long a request may take.
+    pub(super) timeout: Duration,
+}
+
+/// Walks the device in a child, and prints what was found.
+pub(super) fn run(settings: &Settings<'_>, output: Output) -> Result<(), Failure> {
+    let bar = Bar::waiting(output, format!("asking {} for each pair of states", settings.target));
+    let mut watch = Watch::start(settings, output)?;
+    let walked = watch.follow(settings);
+    drop(bar);
+    let walked = walked?;
+    match walked.differences.len() {
+        0 => output.result(&walked, &walked),
+        count => {
+            output.partial(&walked)?;
+            let message =
+                format!("{}: {count} of {} answers are not the table's", walked.device, walked.asked);
+            Err(Failure::new(message).result(&walked))
+        }
+    }
+}
+
+struct Watch {
+    child: Child,
+    told: Receiver<io::Result<String>>,
+}
+
+impl Watch {
+    fn start(settings: &Settings<'_>, output: Output) -> Result<Watch, Failure> {
+        let cannot_start = |error: io::Error| Failure::from_io("cannot start another process", &error);
+        let mut command = Command::new(std::env::current_exe().map_err(cannot_start)?);
+        command.args(["fsm-walk", &settings.target.to_string()]);
+        command.args(settings.force.then_some("--force"));
+        command.args(std::iter::repeat_n("-v", output.verbosity().into()));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            // A signal from the keyboard ends this process alone. The child notices, and resets the device first.
+            .process_group(0)
+            .spawn()
+            .map_err(cannot_start)?;
+        let Some(out) = child.stdout.take() else {
+            return Err(Failure::new("another process was started without its pipe"));
+        };
+        let (send, told) = channel();
+        std::thread::Builder::new()
+            .name("listener".into())
+            .spawn(move || {
+                // Once nobody listens, this process is ending.
+                let _ = BufReader::new(out).lines().try_for_each(|line| send.send(line));
+            })
+            .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
+        Ok(Watch { child, told })
+    }
+
+    /// Waits for the result, and for each request no longer than the timeout.
+    fn follow(&mut self, settings: &Settings<'_>) -> Result<Walked, Failure> {
+        let mut request = "opening the device".to_string();
+        loop {
+            let line = match self.told.recv_timeout(settings.timeout) {
+                Ok(Ok(line)) => line,
+                Ok(Err(error)) => {
+                    return Err(Failure::from_io("cannot hear from the process that walks", &error));
+                }
+                Err(RecvTimeoutError::Timeout) => return Err(self.hangs(settings, &request)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status =
+                        self.child.wait().map_or_else(|_| "unknown".into(), |status| status.to_string());
+                    return Err(Failure::new(format!(
+                        "{}: {request}: the process that walks ended: {status}",
+                        settings.target
+                    )));
+                }
+            };
+            match serde_json::from_str(&line).map_err(|error| Failure::from_error(&error))? {
+                Told::Asking(next) => request = next,
+                Told::Walked(walked) => {
+                    // It has only to end now, and has closed the device.
+                    let _ = self.child.wait();
+                    return Ok(walked);
+                }
+                Told::Failed { error, hint } => {
+                    let _ = self.child.wait();
+                    let failure = Failure::new(error);
+                    return Err(match hint {
+                        Some(hint) => failure.hint(hint),
+                        None => failure,
+                    });
+                }
+            }
+        }
+    }
+
+    fn hangs(&mut self, settings: &Settings<'_>, request: &str) -> Failure {
+        let Settings { target, timeout, .. } = settings;
+        let failure =
+            Failure::new(format!("{target}: {request} hangs: no answer within {} s", timeout.as_secs()));
+        // One that has ended by itself meanwhile is as good.
+        let _ = self.child.kill();
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return failure.hint("the device is in no known state: reset it before it is used again");
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let pid = self.child.id();
+        failure.hint(format!(
+            "process {pid} hangs in the kernel with the device open and cannot be ended; /proc/{pid}/stack tells where"
+        ))
+    }
+}
