@@ -61,8 +61,7 @@ impl Failure {
     /// An error of the system, with the errno by name.
     pub(crate) fn from_io(what: impl fmt::Display, error: &io::Error) -> Failure {
         match os_error(error) {
-            // nix prints an errno as `ENOENT: No such file or directory`.
-            Some(errno) => Failure::new(format!("{what}: {}", Errno::from_raw(errno))),
+            Some(errno) => Failure::new(format!("{what}: {errno}")),
             None => Failure::new(format!("{what}: {error}")),
         }
     }
@@ -101,11 +100,11 @@ impl Failure {
 }
 
 /// The errno, also of an error that a library has wrapped: of some only the text is left, where std writes it so.
-fn os_error(error: &io::Error) -> Option<i32> {
-    error.raw_os_error().or_else(|| {
+fn os_error(error: &io::Error) -> Option<Errno> {
+    Errno::from_io_error(error).or_else(|| {
         let text = error.to_string();
         let (_, rest) = text.split_once("(os error ")?;
-        rest.split_once(')')?.0.parse().ok()
+        Errno::new(rest.split_once(')')?.0.parse().ok()?)
     })
 }
 
@@ -165,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_cause_that_the_message_tells_already_is_not_told_twice() {
-        let refused = || io::Error::from_raw_os_error(Errno::EPIPE as i32);
+        let refused = || io::Error::from_raw_os_error(Errno::EPIPE.raw_os_error());
         let told = whimbrel_engine::Error::Link(refused());
         let failure = Failure::from_error(&told);
         assert_eq!(failure.to_string(), format!("error: sending failed: {}", refused()));
@@ -173,7 +172,8 @@ mod tests {
 
     #[test]
     fn an_error_of_the_system_names_its_errno() {
-        let failure = Failure::from_io("cannot open x", &io::Error::from_raw_os_error(Errno::ENOENT as i32));
+        let failure =
+            Failure::from_io("cannot open x", &io::Error::from_raw_os_error(Errno::ENOENT.raw_os_error()));
         assert_eq!(failure.to_string(), "error: cannot open x: ENOENT: No such file or directory");
     }
 

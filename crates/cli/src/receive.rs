@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use clap::Args;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_engine::stream::Problem;
@@ -166,16 +165,12 @@ impl End {
         let mut stdin = io::stdin().lock();
         let mut scrap = [0; 4096];
         loop {
-            let mut fds = [
-                PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.signalled.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&self.signalled, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            let [stdin_ready, signal_ready] =
-                fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+            let [stdin_ready, signal_ready] = fds.map(|fd| !fd.revents().is_empty());
             if signal_ready {
                 return Ok(());
             }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::dma::Access;
 use whimbrel_device::{
@@ -59,7 +59,7 @@ struct Tracked {
 impl Tracked {
     fn new() -> Result<Tracked, Box<dyn std::error::Error>> {
         // Only addresses: nothing is written to it, so that it takes no memory.
-        let file = File::from(memfd_create(c"dirty bench", MFdFlags::empty())?);
+        let file = File::from(memfd_create(c"dirty bench", MemfdFlags::empty())?);
         file.set_len(SIZE)?;
         let mut process = SparseMemory::new();
         process.insert_shared(MEMORY, Memory::of_file(FileOffset::new(file, 0), SIZE, true)?);

@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::time::{ClockId, clock_gettime};
 use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
@@ -46,7 +45,7 @@ impl Driver for Quiet {
 }
 
 fn memory(size: u64) -> Result<Memory> {
-    let file = File::from(memfd_create(c"dma bench", MFdFlags::empty())?);
+    let file = File::from(memfd_create(c"dma bench", MemfdFlags::empty())?);
     file.set_len(size)?;
     Ok(Memory::of_file(FileOffset::new(file, 0), size, true)?)
 }
@@ -127,9 +126,10 @@ fn logging(machine: &Machine) -> Result<()> {
 
 /// What a thread used of a processor, in nanoseconds, and how often it had to wait.
 fn usage() -> Result<(f64, i64)> {
-    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
-    let time = usage.user_time().num_nanoseconds() + usage.system_time().num_nanoseconds();
-    Ok((time as f64, usage.voluntary_context_switches()))
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let status = std::fs::read_to_string("/proc/thread-self/status")?;
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok((time.tv_sec as f64 * 1e9 + time.tv_nsec as f64, waits.ok_or("no count of waits")?.trim().parse()?))
 }
 
 /// Processor time that a write takes in nanoseconds, and how often a writer waited, while others work too.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
@@ -44,7 +44,7 @@ struct Filled {
 
 impl Filled {
     fn new(count: u64) -> Result<Filled, Box<dyn std::error::Error>> {
-        let file = File::from(memfd_create(c"type1 bench", MFdFlags::empty())?);
+        let file = File::from(memfd_create(c"type1 bench", MemfdFlags::empty())?);
         file.set_len(count * PAGE)?;
         let mut process = SparseMemory::new();
         process.insert_shared(MEMORY, Memory::of_file(FileOffset::new(file, 0), count * PAGE, true)?);

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
@@ -90,7 +90,7 @@ fn ask(device: &DeviceFile, request: Request, argument: &[u8], process: &mut Spa
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let pixels = File::from(memfd_create(c"pixels", MFdFlags::MFD_CLOEXEC)?);
+    let pixels = File::from(memfd_create(c"pixels", MemfdFlags::CLOEXEC)?);
     pixels.set_len(BYTES)?;
     let display = Display { edid: EdidRegion::new(WIDTH, HEIGHT), pixels };
     let device = DeviceFile::new("display", Bus::new(), Box::new(display));

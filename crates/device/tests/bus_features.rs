@@ -8,8 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, memfd_create};
 use whimbrel_device::wrap::mediate::{Mediated, Mediators};
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
@@ -25,7 +24,7 @@ use zerocopy::IntoBytes;
 const BAR_BYTES: u64 = 0x4000;
 
 fn memfd() -> File {
-    let file = File::from(memfd_create(c"bar", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"bar", MemfdFlags::empty()).unwrap());
     file.set_len(BAR_BYTES).unwrap();
     file
 }
@@ -332,12 +331,12 @@ fn a_dma_buf_is_checked_in_the_kernels_order() {
 fn the_file_is_open_as_the_user_asks() {
     let (device, _) = card(true);
     let whole = [RegionDmaRange { offset: 0, length: BAR_BYTES }];
-    for wanted in [OFlag::O_RDONLY, OFlag::O_WRONLY, OFlag::O_RDWR, OFlag::O_RDWR | OFlag::O_NONBLOCK] {
+    for wanted in [OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR, OFlags::RDWR | OFlags::NONBLOCK] {
         // Bits that mean nothing here are passed over, as in the kernel.
-        let flags = wanted | OFlag::O_CLOEXEC | OFlag::O_TRUNC | OFlag::O_APPEND;
-        let file = device.dma_buf(0, flags.bits().cast_unsigned(), &whole).unwrap();
-        let has = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL).unwrap());
-        let kept = OFlag::O_ACCMODE | OFlag::O_NONBLOCK | OFlag::O_APPEND;
+        let flags = wanted | OFlags::CLOEXEC | OFlags::TRUNC | OFlags::APPEND;
+        let file = device.dma_buf(0, flags.bits(), &whole).unwrap();
+        let has = fcntl_getfl(&file).unwrap();
+        let kept = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::APPEND;
         assert_eq!(has & kept, wanted, "{wanted:?}");
         assert_eq!(file.metadata().unwrap().len(), BAR_BYTES, "{wanted:?}");
     }

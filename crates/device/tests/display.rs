@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::pci::edid::{EdidEvent, EdidRegion};
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
@@ -68,7 +68,7 @@ impl Graphics for Card {
         if id != SHOWN.source {
             return Err(Errno::ENOENT);
         }
-        let mut file = File::from(memfd_create(c"plane", MFdFlags::empty()).unwrap());
+        let mut file = File::from(memfd_create(c"plane", MemfdFlags::empty()).unwrap());
         file.write_all(b"pixels").unwrap();
         Ok(file)
     }

@@ -4,7 +4,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
@@ -203,7 +203,7 @@ fn a_device_that_sleeps_is_taken_out_of_it_without_telling_its_user() {
 #[test]
 fn the_mappings_of_a_device_are_told_with_their_files() {
     let (device, _told) = open();
-    let file = std::fs::File::from(memfd_create(c"test", MFdFlags::empty()).unwrap());
+    let file = std::fs::File::from(memfd_create(c"test", MemfdFlags::empty()).unwrap());
     file.set_len(0x4000).unwrap();
     let file = std::sync::Arc::new(file);
     let both = DmaMapFlags::READ | DmaMapFlags::WRITE;

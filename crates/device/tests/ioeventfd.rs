@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info,
@@ -186,8 +186,8 @@ fn nothing_is_written_once_it_is_untied() {
 #[test]
 fn there_is_an_end_to_their_number() {
     // Each takes a descriptor, and some systems begin with 1024.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     let (device, _told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
     let write = |data| IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::Eight, data };

@@ -13,7 +13,7 @@ mod vfio_kernel {
     pub(crate) mod side;
 }
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_kernel::probes::{
     ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE, Step, steps,
 };
@@ -108,7 +108,7 @@ impl Ours {
     fn new() -> Ours {
         let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
-        let file = std::fs::File::from(memfd_create(c"iommufd test", MFdFlags::empty()).unwrap());
+        let file = std::fs::File::from(memfd_create(c"iommufd test", MemfdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();
         let shared = Memory::of_file(FileOffset::new(file, 0), SHARED_SIZE, true).unwrap();
         let mut memory = SparseMemory::new();

@@ -16,7 +16,6 @@ use std::os::fd::AsRawFd;
 
 use iommufd_program::bench::{Bench, open};
 use iommufd_program::{ARGUMENT, DATA, SHARED, SHARED_SIZE};
-use nix::libc;
 use whimbrel_device::iommufd::{Iommu, OwnIommu};
 use whimbrel_device::{Bus, Cdev, Errno, Process};
 use whimbrel_uapi::ioctl::*;

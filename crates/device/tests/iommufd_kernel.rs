@@ -13,7 +13,6 @@ mod iommufd_program;
 use std::os::fd::AsRawFd;
 
 use iommufd_program::{ARGUMENT, DATA, Program, SHARED, SHARED_SIZE};
-use nix::libc;
 use whimbrel_device::iommufd::Iommufd;
 use whimbrel_device::{Errno, Process};
 use whimbrel_uapi::ioctl::*;

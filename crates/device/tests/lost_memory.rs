@@ -6,8 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
-use nix::libc;
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
@@ -20,7 +19,7 @@ const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 const ROLE: &str = "WHIMBREL_LOST_MEMORY";
 
 fn memory(size: u64) -> File {
-    let file = File::from(memfd_create(c"lost", MFdFlags::MFD_CLOEXEC).unwrap());
+    let file = File::from(memfd_create(c"lost", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(size).unwrap();
     file
 }
@@ -102,7 +101,7 @@ fn a_loss_within_an_access_within_an_access_is_told_to_the_one_that_met_it() {
 
 #[test]
 fn huge_pages_that_there_are_none_of_are_a_fault_and_leave_nothing_mapped() {
-    let file = match memfd_create(c"huge", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB) {
+    let file = match memfd_create(c"huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB) {
         Ok(file) => File::from(file),
         // A kernel without huge pages.
         Err(_) => return,

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Memory, MmapArea, Region,
@@ -53,7 +53,7 @@ impl Driver for Card {
 }
 
 fn card() -> DeviceFile {
-    let file = File::from(memfd_create(c"card", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"card", MemfdFlags::empty()).unwrap());
     file.set_len(0x60000).unwrap();
     DeviceFile::new("card", Bus::new(), Box::new(Card(file)))
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset};
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
 use whimbrel_device::{Errno, RemoteMemory};
@@ -66,7 +66,7 @@ impl RemoteMemory for Elsewhere {
 }
 
 fn file(size: u64) -> FileOffset {
-    let file = File::from(memfd_create(c"remote", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"remote", MemfdFlags::empty()).unwrap());
     file.set_len(size).unwrap();
     FileOffset::new(file, 0)
 }

@@ -109,9 +109,7 @@ impl Memory {
             .map_err(|error| {
                 tracing::debug!(size, %error, "a file cannot be mapped");
                 match error {
-                    MmapRegionError::Mmap(error) => {
-                        error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
-                    }
+                    MmapRegionError::Mmap(error) => Errno::from_io_error(&error).unwrap_or(Errno::EINVAL),
                     _ => Errno::EINVAL,
                 }
             })?;
@@ -200,7 +198,7 @@ fn holds(file: &FileOffset, size: u64) -> bool {
 ///
 /// The kernel would map all of a page that is asked for in part, but unmaps none of it for who asks for that part.
 fn check_pages(file: &FileOffset, size: u64) -> Result<(), Errno> {
-    let file_system = fstatfs(file.file()).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    let file_system = fstatfs(file.file())?;
     let page_size = u64::try_from(file_system.f_bsize).map_err(|_| Errno::EINVAL)?;
     let is_huge = u64::try_from(file_system.f_type).is_ok_and(|magic| magic == HUGETLBFS_MAGIC);
     if is_huge && (page_size == 0 || !(file.start() | size).is_multiple_of(page_size)) {

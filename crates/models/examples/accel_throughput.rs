@@ -19,7 +19,7 @@ const ROUNDS: usize = 5;
 
 fn open(config: AccelConfig) -> Result<DeviceFile, Box<dyn Error>> {
     let bus = Bus::new();
-    let memory = File::from(nix::sys::memfd::memfd_create(c"rings", nix::sys::memfd::MFdFlags::empty())?);
+    let memory = File::from(rustix::fs::memfd_create(c"rings", rustix::fs::MemfdFlags::empty())?);
     memory.set_len(0x3000)?;
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
     bus.dma().map(0, 0x3000, rights, FileOffset::new(memory, 0))?;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DeviceFile, Next, State};
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 
 fn open(state_bytes: u64) -> DeviceFile {
     let bus = Bus::new();
-    let memory = File::from(memfd_create(c"rings", MFdFlags::empty()).unwrap());
+    let memory = File::from(memfd_create(c"rings", MemfdFlags::empty()).unwrap());
     memory.set_len(0x2000).unwrap();
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
     bus.dma().map(0, 0x2000, rights, FileOffset::new(memory, 0)).unwrap();

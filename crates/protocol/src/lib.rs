@@ -28,8 +28,8 @@ pub mod session;
 mod state;
 pub mod text;
 
-pub use nix::errno::Errno;
 pub use state::{State, UnknownState};
+pub use whimbrel_uapi::Errno;
 pub use whimbrel_uapi::migration::MigrationFlags;
 
 /// The example of the README, run with the others.

@@ -48,10 +48,14 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("whimbrel-uapi describes the 64-bit layout of the VFIO structures");
 
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
 pub mod cdev;
 pub mod decode;
 pub mod device;
 pub mod dma_logging;
+mod errno;
 pub mod feature;
 pub mod gfx;
 pub mod group;
@@ -65,6 +69,8 @@ pub mod region_v1;
 pub mod spapr;
 pub mod table;
 pub mod type1;
+
+pub use errno::{Errno, UnknownErrno};
 
 /// The example of the README, run with the others.
 #[cfg(doctest)]

@@ -188,6 +188,6 @@ mod tests {
     #[test]
     fn errors_name_device_request_and_errno() {
         let error = file([Err(Errno::EIO)]).read(State::StopCopy, &mut [0; 8]).unwrap_err();
-        assert_eq!(error.to_string(), "test: read of data_fd: EIO: I/O error");
+        assert_eq!(error.to_string(), "test: read of data_fd: EIO: Input/output error");
     }
 }

@@ -95,7 +95,7 @@ impl Device for Local {
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
         let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_SET_IRQS);
         owned(data)
-            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
             .and_then(|data| self.device.set_irqs(index, start, action, data))
             .map_err(self.failed(request))
     }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Info, MmapArea, Region, RegionInfoFlags,
@@ -208,7 +208,7 @@ fn a_transaction_that_the_section_has_no_room_for_is_refused_with_both_sizes() {
 }
 
 fn memory(pages: u64) -> DmaRegion {
-    let file = File::from(memfd_create(c"test memory", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"test memory", MemfdFlags::empty()).unwrap());
     file.set_len(pages * 0x1000).unwrap();
     DmaRegion::new(Arc::new(
         MmapRegion::<()>::from_file(FileOffset::new(file, 0), pages as usize * 0x1000).unwrap(),

@@ -37,7 +37,7 @@ impl Peer {
         self.sender.send(out.as_bytes(), &fds).unwrap();
         let answer = self.receiver.receive().unwrap().expect("an answer");
         match answer.header.kind {
-            Kind::Error(errno) => Err(Errno::from_raw(errno.cast_signed())),
+            Kind::Error(errno) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
             _ => Ok(()),
         }
     }
@@ -102,7 +102,11 @@ fn a_client_that_gives_all_the_descriptors_it_can_leaves_enough_for_the_next() {
     std::io::Read::read_exact(&mut &late, &mut header).unwrap();
     let told = whimbrel_vfio_user::message::Header::parse(header, Limits::default()).unwrap();
     assert_eq!(told.command, Command::Version.number());
-    assert_eq!(told.kind, Kind::Error(Errno::EMFILE as u32), "there was one descriptor left to say it");
+    assert_eq!(
+        told.kind,
+        Kind::Error(Errno::EMFILE.raw_os_error().cast_unsigned()),
+        "there was one descriptor left to say it"
+    );
     drop(taken);
     next.map(0).unwrap();
     drop(next);

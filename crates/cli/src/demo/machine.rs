@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::libc;
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
@@ -49,13 +47,13 @@ impl<'a> Machine<'a> {
         let no_memory = |error: std::io::Error| {
             Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
         };
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = memfd_create(c"whimbrel-demo", flags).map_err(|errno| no_memory(errno.into()))?;
         let file = File::from(fd);
         file.set_len(bytes).map_err(no_memory)?;
         // The servers that map it need not fear that it gets shorter.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| no_memory(errno.into()))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals).map_err(|errno| no_memory(errno.into()))?;
         let length = usize::try_from(bytes).map_err(|error| no_memory(std::io::Error::other(error)))?;
         // All of it is made now: a machine that meets its memory page by page would do so while it is moved.
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_POPULATE;

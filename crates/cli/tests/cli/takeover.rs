@@ -184,9 +184,7 @@ impl Program {
 }
 
 fn shared() -> Arc<MmapRegion> {
-    let file = File::from(
-        nix::sys::memfd::memfd_create(c"program", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap(),
-    );
+    let file = File::from(rustix::fs::memfd_create(c"program", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.set_len(MEMORY).unwrap();
     Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), MEMORY as usize).unwrap())
 }

@@ -54,7 +54,7 @@ pub(crate) struct Watch {
 }
 
 fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+    Errno::from_io_error(error).unwrap_or(Errno::EINVAL)
 }
 
 impl Listener {
@@ -148,7 +148,7 @@ impl Running {
         loop {
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
-                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => continue,
+                Err(error) if error.raw_os_error() == Some(Errno::EINTR.raw_os_error()) => continue,
                 Err(error) => {
                     tracing::error!(%error, "no eventfd is listened to any more");
                     return;

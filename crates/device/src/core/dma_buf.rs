@@ -6,8 +6,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use rustix::fs::{Mode, OFlags, fcntl_getfl, open};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::RegionDmaRange;
 use whimbrel_uapi::pci::VFIO_PCI_ROM_REGION_INDEX;
@@ -85,15 +84,15 @@ fn check_end(ranges: &[RegionDmaRange], size: u64) -> Result<(), Errno> {
 
 /// The same memory behind a file of its own, open as the user wants it and no further than the driver's.
 fn open_again(file: File, open_flags: u32) -> Result<File, Errno> {
-    let wanted = OFlag::from_bits_truncate(open_flags.cast_signed()) & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK);
+    let wanted = OFlags::from_bits_truncate(open_flags) & (OFlags::RWMODE | OFlags::NONBLOCK);
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match open(path.as_str(), wanted | OFlag::O_CLOEXEC, Mode::empty()) {
+    match open(path.as_str(), wanted | OFlags::CLOEXEC, Mode::empty()) {
         Ok(opened) => Ok(opened.into()),
         // A DMA-buf cannot be opened a second time, nor anything where procfs is not there.
         Err(error) => {
-            let has = fcntl(&file, FcntlArg::F_GETFL).map(OFlag::from_bits_truncate);
-            let mode = |flags: OFlag| flags & OFlag::O_ACCMODE;
-            if has.is_ok_and(|has| mode(has) == mode(wanted)) { Ok(file) } else { Err(error) }
+            let has = fcntl_getfl(&file);
+            let mode = |flags: OFlags| flags & OFlags::RWMODE;
+            if has.is_ok_and(|has| mode(has) == mode(wanted)) { Ok(file) } else { Err(error.into()) }
         }
     }
 }

@@ -35,7 +35,7 @@ impl DeviceFile {
         }
         prepare()?;
         let line = EventFd::new(EFD_NONBLOCK)
-            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))?;
         let line = Arc::new(line);
         let device = self.downgrade();
         let watch = self.bus().interrupts().listener().watch(line.clone(), move || wake(&device))?;

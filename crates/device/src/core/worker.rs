@@ -26,7 +26,7 @@ impl Worker {
                 let (device, stop) = (device.clone(), stop.clone());
                 move || device.work_until(&stop)
             })
-            .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EAGAIN))?;
         Ok(Worker { device, stop, thread: Some(thread) })
     }
 }

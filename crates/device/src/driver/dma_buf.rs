@@ -17,8 +17,8 @@ use whimbrel_uapi::feature::RegionDmaRange;
 /// struct Card { memory: File }
 ///
 /// fn memory() -> Result<File, Errno> {
-///     # use nix::sys::memfd::{MFdFlags, memfd_create};
-///     let file = File::from(memfd_create(c"bar", MFdFlags::MFD_CLOEXEC)?);
+///     # use rustix::fs::{MemfdFlags, memfd_create};
+///     let file = File::from(memfd_create(c"bar", MemfdFlags::CLOEXEC)?);
 ///     file.set_len(0x1000).map_err(|_| Errno::ENOMEM)?;
 ///     Ok(file)
 /// }

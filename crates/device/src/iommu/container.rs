@@ -44,7 +44,7 @@ use super::user_memory::UserMemory;
 /// container.set_iommu(VFIO_TYPE1V2_IOMMU.into())?;
 /// let device = group.device("a")?;
 ///
-/// let file = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+/// let file = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 /// file.set_len(0x1000)?;
 /// let mut process = SparseMemory::new();
 /// process.insert_shared(0x7000_0000, Memory::of_file(FileOffset::new(file, 0), 0x1000, true)?);

@@ -220,9 +220,9 @@ impl Process for SparseMemory {
 
     fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
         match self.eventfds.get(&fd) {
-            Some(eventfd) => eventfd
-                .try_clone()
-                .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw)),
+            Some(eventfd) => {
+                eventfd.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
+            }
             None if self.is_open(fd) => Err(Errno::EINVAL),
             None => Err(Errno::EBADF),
         }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Process, Region,
@@ -91,7 +91,7 @@ impl Graphics for Bochs {
         if start % PAGE as u64 != 0 {
             return Err(Errno::EINVAL);
         }
-        Ok(memfd_create(c"plane", MFdFlags::empty()).unwrap().into())
+        Ok(memfd_create(c"plane", MemfdFlags::empty()).unwrap().into())
     }
 }
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use nix::libc;
 use whimbrel_device::Errno;
 use whimbrel_uapi::ioctl::*;
 
@@ -79,7 +78,7 @@ impl Real {
 
 /// The errno of a failed access.
 fn errno(error: std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap())
+    Errno::from_io_error(&error).unwrap()
 }
 
 impl Side for Real {

@@ -5,7 +5,7 @@ pub(crate) mod bench;
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{DataFile, Errno, Fault, Memory, Process, SparseMemory};
@@ -30,7 +30,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn new() -> Program {
-        let file = File::from(memfd_create(c"iommufd test", MFdFlags::empty()).unwrap());
+        let file = File::from(memfd_create(c"iommufd test", MemfdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();
         let shared =
             Memory::of_file(FileOffset::new(file.try_clone().unwrap(), 0), SHARED_SIZE, true).unwrap();

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::wrap::mediate::{
     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
@@ -62,7 +62,7 @@ impl Driver for Card {
 }
 
 fn page() -> File {
-    let file = File::from(memfd_create(c"page", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"page", MemfdFlags::empty()).unwrap());
     file.set_len(0x1000).unwrap();
     file
 }

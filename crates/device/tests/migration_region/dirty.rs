@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
@@ -23,7 +23,7 @@ use crate::support::{
 const BOTH: [Offered; 2] = [Offered::ByItsDriver, Offered::ByAVendor];
 
 fn map(bus: &Bus, iova: u64, pages: u64) {
-    let file = File::from(memfd_create(c"memory", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"memory", MemfdFlags::empty()).unwrap());
     file.set_len(pages << 12).unwrap();
     bus.dma()
         .map(iova, pages << 12, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(file, 0))

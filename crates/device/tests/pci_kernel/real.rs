@@ -4,7 +4,6 @@ use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::libc;
 use whimbrel_device::Errno;
 
 use super::devices::{DEVICES, GROUPS};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
@@ -42,7 +42,7 @@ pub(crate) fn device(name: &str) -> DeviceFile {
 }
 
 pub(crate) fn memory(size: u64, writable: bool) -> Memory {
-    let file = File::from(memfd_create(c"type1 test", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"type1 test", MemfdFlags::empty()).unwrap());
     file.set_len(size).unwrap();
     Memory::of_file(FileOffset::new(file, 0), size, writable).unwrap()
 }

@@ -1,6 +1,6 @@
 //! Our container and group, with the serial model in it, as one side.
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{
     Container, ContainerSettings, DataFile, Errno, Fault, Group, GroupFile, KernelVersion, Memory,
@@ -64,7 +64,7 @@ impl Ours {
         let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
         let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
-        let file = std::fs::File::from(memfd_create(c"vfio test", MFdFlags::empty()).unwrap());
+        let file = std::fs::File::from(memfd_create(c"vfio test", MemfdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();
         let mut memory = SparseMemory::new();
         let shared = Memory::of_file(FileOffset::new(file, 0), SHARED_SIZE, true).unwrap();

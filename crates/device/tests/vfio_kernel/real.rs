@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::libc;
 use whimbrel_device::Errno;
 use whimbrel_uapi::ioctl::VFIO_GROUP_GET_DEVICE_FD;
 

@@ -2,12 +2,12 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
 
 use super::Address;
 
@@ -96,20 +96,20 @@ impl Link {
 
     /// Whether a read would return at once: with data, at the end, or with an error.
     pub fn is_readable(&self) -> bool {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        let mut fds = [PollFd::new(self, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits for the first byte, or for `patience`. `false` if the other side is gone without having sent one.
     pub(crate) fn has_a_speaker(&self, patience: Duration) -> bool {
-        let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        if !poll(&mut fds, patience).is_ok_and(|ready| ready > 0) {
+        let mut fds = [PollFd::new(self, PollFlags::IN)];
+        // A patience that no timespec holds has no end.
+        let patience = Timespec::try_from(patience).ok();
+        if !poll(&mut fds, patience.as_ref()).is_ok_and(|ready| ready > 0) {
             return true;
         }
         let mut byte = [0];
-        recv(self.as_fd().as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
-            .is_ok_and(|count| count > 0)
+        recv(self, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(count, _)| count > 0)
     }
 
     /// Says that no more is going to be written, and reads what the other side still sends until it does the same, or

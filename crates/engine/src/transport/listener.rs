@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Address, Link};
 use crate::stream::{Message, Reason, Writer};
@@ -38,7 +38,7 @@ struct Doorman {
 /// How long a visitor may say nothing before it is taken for a sender that is slow to begin.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// How often the doorman looks up. Only how soon it notices its end depends on it.
-const LOOK_UP_MS: u16 = 100;
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 impl Listener {
     /// Binds. A Unix socket's file that nobody serves any more is replaced, one that is served is EADDRINUSE.
@@ -72,7 +72,7 @@ impl Listener {
     /// listens here, is no sender.
     pub fn accept(&mut self) -> io::Result<Link> {
         if self.full.is_some() {
-            return Err(io::Error::from_raw_os_error(nix::Error::EBUSY as i32));
+            return Err(whimbrel_protocol::Errno::EBUSY.into());
         }
         loop {
             let link = self.socket.accept()?;
@@ -113,13 +113,13 @@ impl Socket {
                 Socket::Tcp(listener) => std::os::fd::AsFd::as_fd(listener),
                 Socket::Unix(listener, _) => std::os::fd::AsFd::as_fd(listener),
             };
-            let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-            if !poll(&mut fds, PollTimeout::from(LOOK_UP_MS)).is_ok_and(|ready| ready > 0) {
+            let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+            if !poll(&mut fds, Timespec::try_from(LOOK_UP).ok().as_ref()).is_ok_and(|ready| ready > 0) {
                 continue;
             }
             let Ok(link) = self.accept() else {
                 // Such as EMFILE: whoever waits there goes on waiting, and this thread must not spin.
-                std::thread::sleep(Duration::from_millis(u64::from(LOOK_UP_MS)));
+                std::thread::sleep(LOOK_UP);
                 continue;
             };
             tracing::warn!("a second sender was turned away");

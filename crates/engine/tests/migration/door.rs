@@ -32,7 +32,7 @@ fn a_second_sender_is_told_and_its_device_runs_on_while_the_first_one_moves() {
                 second.assert_source_runs("too late");
                 assert_eq!(
                     listener.accept().unwrap_err().raw_os_error(),
-                    Some(nix::errno::Errno::EBUSY as i32)
+                    Some(whimbrel_protocol::Errno::EBUSY.raw_os_error())
                 );
                 Destination::new(&mut *first.there).receive(link)
             });
@@ -64,7 +64,7 @@ fn a_second_receiver_at_the_same_path_is_refused_and_the_first_one_still_waits_f
     let (_folder, [address, _]) = addresses();
     let mut listener = Listener::bind(&address).unwrap();
     let error = Listener::bind(&address).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EADDRINUSE as i32));
+    assert_eq!(error.raw_os_error(), Some(whimbrel_protocol::Errno::EADDRINUSE.raw_os_error()));
     let mut rig = Rig::new(&Shape::default());
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {

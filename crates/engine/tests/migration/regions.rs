@@ -135,7 +135,7 @@ fn a_v1_device_that_breaks_is_in_error_and_the_source_says_what_to_do() {
     rig.here_control.fail(at, 0, ArcError::Broken(Errno::EIO));
     let mut ended = rig.migrate();
     let error = ended.sent.unwrap_err().to_string();
-    assert!(error.contains("the device is in the error state (EIO: I/O error)"), "{error}");
+    assert!(error.contains("the device is in the error state (EIO: Input/output error)"), "{error}");
     assert!(error.contains("only a reset brings it back to work"), "{error}");
     assert_eq!(ended.rig.here.state().unwrap(), State::Error);
     ended.rig.here.reset().unwrap();

@@ -71,7 +71,7 @@
 //! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
 //!
 //! // 64 KiB of memory at IOVA 0: descriptors first, completions at 0x1000, data behind them.
-//! # let memory = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+//! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 //! # memory.set_len(0x10000)?;
 //! # let memory = FileOffset::new(memory, 0);
 //! bus.dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, memory)?;

@@ -1,6 +1,5 @@
 //! The memory that is the engine's own state: cut into blocks, empty until written.
 
-use nix::libc;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{MmapRegion, VolatileMemory};
 

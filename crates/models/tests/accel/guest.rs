@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DataFile, DeviceFile, Errno, Next, State};
 use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
@@ -27,7 +27,7 @@ pub(crate) struct Memory(Arc<File>);
 
 impl Memory {
     pub(crate) fn new() -> Memory {
-        let file = File::from(memfd_create(c"guest memory", MFdFlags::empty()).unwrap());
+        let file = File::from(memfd_create(c"guest memory", MemfdFlags::empty()).unwrap());
         file.set_len(MEMORY).unwrap();
         Memory(Arc::new(file))
     }

@@ -12,7 +12,6 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use nix::libc;
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::{Errno, State};
 use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};

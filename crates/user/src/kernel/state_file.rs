@@ -49,7 +49,7 @@ impl StateFile for DataFd {
 /// The errno behind a failed system call.
 pub(super) fn errno(error: &io::Error) -> Errno {
     // Only calls that never reached the kernel have none.
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+    Errno::from_io_error(error).unwrap_or(Errno::EINVAL)
 }
 
 #[cfg(test)]

@@ -421,7 +421,8 @@ mod tests {
     #[test]
     fn a_transfer_goes_on_until_it_is_whole() {
         let mut taken = Vec::new();
-        let mut answers = vec![Ok(2), Err(std::io::Error::from_raw_os_error(Errno::EINTR as i32)), Ok(3)];
+        let mut answers =
+            vec![Ok(2), Err(std::io::Error::from_raw_os_error(Errno::EINTR.raw_os_error())), Ok(3)];
         device(8, 0)
             .whole("read", 5, |_, done| {
                 taken.push(done);
@@ -467,7 +468,7 @@ mod tests {
         for (error, request) in cases {
             assert_eq!(
                 error.to_string(),
-                format!("0000:01:00.0: {request}: ENOTTY: Not a typewriter"),
+                format!("0000:01:00.0: {request}: ENOTTY: Inappropriate ioctl for device"),
                 "{error:?}"
             );
         }

@@ -303,13 +303,15 @@ impl Connection {
 
     /// A reply that says no; `unnamed` is what it means if it does not say why.
     fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
-        match i32::try_from(errno) {
-            Ok(0) => {
+        match errno {
+            0 => {
                 self.slips.live_with(Slip::NoErrno, command);
                 self.refused(what, unnamed)
             }
-            Ok(errno @ 1..4096) => self.refused(what, Errno::from_raw(errno)),
-            _ => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
+            _ => match i32::try_from(errno).ok().and_then(Errno::new) {
+                Some(errno) => self.refused(what, errno),
+                None => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
+            },
         }
     }
 
@@ -333,7 +335,7 @@ impl Connection {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                     timed_out(&self.name, what, self.patience)
                 }
-                _ => self.refused(what, error.raw_os_error().map_or(Errno::ECONNRESET, Errno::from_raw)),
+                _ => self.refused(what, Errno::from_io_error(&error).unwrap_or(Errno::ECONNRESET)),
             },
             SocketError::Frame(error) => self.nonsense(what, error),
         }

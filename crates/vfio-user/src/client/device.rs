@@ -120,9 +120,8 @@ fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[&EventFd]
     let what = || format!("{} of index {}", Command::DeviceSetIrqs, set.index);
     let descriptors: std::io::Result<Vec<OwnedFd>> =
         eventfds.iter().map(|eventfd| eventfd::to_descriptor(eventfd)).collect();
-    let descriptors = descriptors.map_err(|error| {
-        connection.refused(what(), error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))
-    })?;
+    let descriptors = descriptors
+        .map_err(|error| connection.refused(what(), Errno::from_io_error(&error).unwrap_or(Errno::EMFILE)))?;
     let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     connection.ask(what, &Request::DeviceSetIrqs(set), &descriptors).map(drop)
 }

@@ -186,7 +186,7 @@ fn connect(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
 
 fn cannot_connect(name: &str, path: &Path, error: &std::io::Error) -> Error {
     let is_other = || path.metadata().is_ok_and(|metadata| !metadata.file_type().is_socket());
-    let why = match error.raw_os_error().map(Errno::from_raw) {
+    let why = match Errno::from_io_error(error) {
         // What the system says of any file that is not a socket, as of a socket without a server.
         Some(errno @ Errno::ECONNREFUSED) if is_other() => {
             format!(

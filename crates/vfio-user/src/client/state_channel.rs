@@ -193,13 +193,15 @@ impl StateChannel {
                 Err(error) => return self.failed(command, error),
             }
         }
-        match i32::try_from(errno) {
-            Ok(0) => {
+        match errno {
+            0 => {
                 self.slips.live_with(Slip::NoErrno, command);
                 Error::request(&self.name, command, Errno::EIO)
             }
-            Ok(errno @ 1..4096) => Error::request(&self.name, command, Errno::from_raw(errno)),
-            _ => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
+            _ => match i32::try_from(errno).ok().and_then(Errno::new) {
+                Some(errno) => Error::request(&self.name, command, errno),
+                None => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
+            },
         }
     }
 
@@ -209,7 +211,7 @@ impl StateChannel {
         if error == SystemError::TIMEDOUT {
             return timed_out(&self.name, command, self.patience);
         }
-        Error::request(&self.name, command, Errno::from_raw(error.raw_os_error()))
+        Error::request(&self.name, command, error.into())
     }
 
     /// An answer that cannot be one: what follows cannot be told from it.

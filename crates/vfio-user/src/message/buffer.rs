@@ -69,7 +69,7 @@ impl MessageBuffer {
 
     /// Writes the reply to a command that failed, also to one that nobody knows.
     pub fn error(&mut self, id: u16, command: u16, errno: Errno) {
-        let message = self.begin(id, command, Kind::Error(errno as u32));
+        let message = self.begin(id, command, Kind::Error(errno.raw_os_error().cast_unsigned()));
         self.finish(message);
     }
 

@@ -390,8 +390,7 @@ impl Channel {
             Kind::Reply => Ok(payload.to_vec()),
             Kind::Error(errno) => {
                 // An error says that it is one, not always which.
-                let errno = i32::try_from(errno).ok().filter(|errno| (1..4096).contains(errno));
-                Err(errno.map_or(Errno::EIO, Errno::from_raw))
+                Err(i32::try_from(errno).ok().and_then(Errno::new).unwrap_or(Errno::EIO))
             }
         };
         match self.state.lock().asked.get_mut(&header.id) {

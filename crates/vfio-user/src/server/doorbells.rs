@@ -45,7 +45,7 @@ impl Client {
 
     /// The eventfd that makes a write, for the client.
     fn ioeventfd(&mut self, write: IoeventfdWrite) -> Result<OwnedFd, Errno> {
-        let errno = |error: io::Error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw);
+        let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE);
         if !self.ioeventfds.contains_key(&write) {
             let made = EventFd::new(EFD_NONBLOCK).map_err(errno)?;
             self.device().set_ioeventfd(write, Some(made.try_clone().map_err(errno)?))?;

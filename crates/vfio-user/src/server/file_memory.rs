@@ -54,7 +54,7 @@ impl FileMemory {
     ) -> Result<FileMemory, Errno> {
         let end = offset.checked_add(size).filter(|end| i64::try_from(*end).is_ok()).ok_or(Errno::EINVAL)?;
         // Neither this nor the limit asks the file system.
-        let mode = fcntl_getfl(&file).map_err(errno)? & OFlags::RWMODE;
+        let mode = fcntl_getfl(&file)? & OFlags::RWMODE;
         let is_open_for = |right, other| !rights.contains(right) || mode == OFlags::RDWR || mode == other;
         if !is_open_for(DmaMapFlags::READ, OFlags::RDONLY) || !is_open_for(DmaMapFlags::WRITE, OFlags::WRONLY)
         {
@@ -112,10 +112,6 @@ impl RemoteMemory for FileMemory {
     }
 }
 
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_raw(error.raw_os_error())
-}
-
 /// EIO where the file ends before.
 fn read_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &mut [u8]) -> Result<(), Errno> {
     while !data.is_empty() {
@@ -126,7 +122,7 @@ fn read_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &mut [u8]) -> Result<
                 offset += count as u64;
             }
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(errno(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -142,7 +138,7 @@ fn write_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &[u8]) -> Result<(),
                 offset += count as u64;
             }
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(errno(error)),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())

@@ -91,7 +91,7 @@ impl ForeignThread {
             Some(sender) => sender,
             None => match self.threads.start() {
                 Ok(sender) => jobs.insert(sender),
-                Err(error) => return Err((error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw), job)),
+                Err(error) => return Err((Errno::from_io_error(&error).unwrap_or(Errno::EAGAIN), job)),
             },
         };
         sender.send(job).map_err(|mpsc::SendError(job)| (Errno::EIO, job))

@@ -241,9 +241,8 @@ impl Mappings {
 }
 
 fn key(fd: impl AsFd) -> Result<FileKey, Errno> {
-    let errno = |error: rustix::io::Errno| Errno::from_raw(error.raw_os_error());
-    let stat = fstat(&fd).map_err(errno)?;
-    let mode = fcntl_getfl(&fd).map_err(errno)? & OFlags::RWMODE;
+    let stat = fstat(&fd)?;
+    let mode = fcntl_getfl(&fd)? & OFlags::RWMODE;
     Ok((stat.st_dev, stat.st_ino, mode.bits()))
 }
 

@@ -120,7 +120,7 @@ fn a_server_that_does_not_answer_is_given_up() {
 
 #[test]
 fn a_refusal_has_its_errno_and_the_connection_goes_on() {
-    let refusal = header(ID, 13, 16, 1 | 1 << 5, Errno::EBUSY as u32);
+    let refusal = header(ID, 13, 16, 1 | 1 << 5, Errno::EBUSY.raw_os_error().cast_unsigned());
     let (mut client, thread) = server([refusal, reply(ID + 1, GET_INFO, &info(2))].concat(), false);
     assert_eq!(client.reset().unwrap_err().errno(), Some(Errno::EBUSY));
     assert_eq!(client.info().unwrap().num_irqs, 5);
@@ -150,7 +150,10 @@ fn requests_of_the_server_are_answered_while_a_reply_is_waited_for() {
             sender.send(&asked, &[]).unwrap();
             let got = receiver.receive().unwrap().unwrap().header;
             assert_eq!((got.id, got.command), (77, command));
-            assert_eq!(got.kind, whimbrel_vfio_user::message::Kind::Error(errno as u32));
+            assert_eq!(
+                got.kind,
+                whimbrel_vfio_user::message::Kind::Error(errno.raw_os_error().cast_unsigned())
+            );
         }
         sender.send(&reply(id, GET_INFO, &info(2)), &[]).unwrap();
     });

@@ -144,9 +144,11 @@ fn a_reply_is_taken_as_it_comes() {
     let read = file.read(State::StopCopy, &mut buffer).unwrap();
     assert_eq!(read, whimbrel_user::SavingRead::Data(5));
     assert_eq!(&buffer, b"state\0\0\0\0");
-    channel.write_all(&header(ID + 1, READ, 16, 1 | 1 << 5, Errno::EIO as u32)).unwrap();
+    channel
+        .write_all(&header(ID + 1, READ, 16, 1 | 1 << 5, Errno::EIO.raw_os_error().cast_unsigned()))
+        .unwrap();
     let error = file.read(State::StopCopy, &mut buffer).unwrap_err();
-    assert_eq!(error.to_string(), "card: VFIO_USER_MIG_DATA_READ: EIO: I/O error");
+    assert_eq!(error.to_string(), "card: VFIO_USER_MIG_DATA_READ: EIO: Input/output error");
     channel.write_all(&reply(ID + 2, READ, &data(0, b""))).unwrap();
     let end = file.read(State::StopCopy, &mut buffer).unwrap();
     assert_eq!(end, whimbrel_user::SavingRead::End, "a refusal ends nothing");

@@ -116,7 +116,10 @@ fn a_server_that_asks_before_it_reads_does_not_block_who_writes_before_it_reads(
             let message = receiver.receive().unwrap().unwrap();
             match message.header.kind {
                 Kind::Error(errno) => {
-                    assert_eq!((u64::from(message.header.id), errno), (answers, Errno::EFAULT as u32));
+                    assert_eq!(
+                        (u64::from(message.header.id), errno),
+                        (answers, Errno::EFAULT.raw_os_error().cast_unsigned())
+                    );
                     answers += 1;
                 }
                 Kind::Command { no_reply: true } => {
@@ -142,7 +145,7 @@ fn a_server_that_asks_before_it_reads_does_not_block_who_writes_before_it_reads(
         out.reply(reset.id, &Reply::DeviceReset);
         sender.send(out.as_bytes(), &[]).unwrap();
         let answer = receiver.receive().unwrap().unwrap().header;
-        assert_eq!(answer.kind, Kind::Error(Errno::EFAULT as u32));
+        assert_eq!(answer.kind, Kind::Error(Errno::EFAULT.raw_os_error().cast_unsigned()));
     });
     let mut client = client;
     for at in 0..WRITES {

@@ -146,7 +146,7 @@ fn serve(mut stream: &UnixStream, card: &Mutex<Card>) {
 type Answer = Result<Vec<u8>, (u32, Vec<u8>)>;
 
 fn refused(errno: Errno) -> Answer {
-    Err((errno as u32, Vec::new()))
+    Err((errno.raw_os_error().cast_unsigned(), Vec::new()))
 }
 
 impl Card {
@@ -183,7 +183,7 @@ impl Card {
     fn access(&self, command: Command, payload: &[u8]) -> Answer {
         match self.ways.region {
             Access::NoErrno => Err((0, Vec::new())),
-            Access::WithPayload => Err((Errno::EBUSY as u32, vec![0xaa; 40])),
+            Access::WithPayload => Err((Errno::EBUSY.raw_os_error().cast_unsigned(), vec![0xaa; 40])),
             Access::Empty if command == Command::RegionWrite => Ok(Vec::new()),
             Access::Done | Access::Empty => {
                 let mut answer = payload[..16].to_vec();

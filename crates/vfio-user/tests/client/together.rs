@@ -60,7 +60,10 @@ fn a_read_that_fails_is_the_error_and_keeps_no_other_from_being_made() {
     (offsets[101], offsets[150]) = (BROKEN, PAGE);
     let (outcome, data) = read(&client, &offsets);
     let error = outcome.unwrap_err();
-    assert_eq!(error.to_string(), "board: VFIO_USER_REGION_READ of region 0 at 0x800: EIO: I/O error");
+    assert_eq!(
+        error.to_string(),
+        "board: VFIO_USER_REGION_READ of region 0 at 0x800: EIO: Input/output error"
+    );
     for (at, data) in data.iter().enumerate() {
         let expected = if [101, 150].contains(&at) { 0xee } else { 3 };
         assert!(data.iter().all(|byte| *byte == expected), "read {at}");
@@ -248,7 +251,10 @@ fn what_the_server_asks_between_its_answers_is_answered() {
         while let Ok(Some(message)) = receiver.receive() {
             match message.header.kind {
                 Kind::Error(errno) => {
-                    assert_eq!((message.header.id, errno), (refused, Errno::ENOTTY as u32));
+                    assert_eq!(
+                        (message.header.id, errno),
+                        (refused, Errno::ENOTTY.raw_os_error().cast_unsigned())
+                    );
                     assert_eq!(message.header.size as usize, HEADER);
                     refused += 1;
                 }

@@ -88,7 +88,7 @@ impl Migration for Source {
             Some(errno) if errno & 0x1_0000 == 0 => self.fail = Some(errno | 0x1_0000),
             Some(errno) => {
                 self.fail = None;
-                return Err(Errno::from_raw((errno & 0xffff).cast_signed()));
+                return Err(Errno::new((errno & 0xffff).cast_signed()).unwrap_or(Errno::EIO));
             }
             None => {}
         }

@@ -103,7 +103,7 @@ fn strangers_that_say_nothing_keep_no_client_out_and_are_turned_away() {
     for stream in silent {
         let mut stranger = Peer::new(stream, None);
         let told = stranger.receiver.receive().unwrap().map(|told| told.header.kind);
-        assert_eq!(told, Some(Kind::Error(Errno::ETIMEDOUT as u32)));
+        assert_eq!(told, Some(Kind::Error(Errno::ETIMEDOUT.raw_os_error().cast_unsigned())));
         assert!(stranger.is_over());
     }
     drop(client);

@@ -123,7 +123,7 @@ fn what_was_read_before_a_failure_is_given_out_before_it() {
     let read_end = MigrationExtensions { read_end: true, ..NONE };
     let mut peer = client(&backend(), Some(read_end));
     produce(&mut peer, PRODUCE, 3 * PIECE as u32);
-    produce(&mut peer, FAIL, Errno::EIO as u32);
+    produce(&mut peer, FAIL, Errno::EIO.raw_os_error().cast_unsigned());
     set(&mut peer, State::StopCopy).unwrap();
     assert_eq!(read(&mut peer, 1000).unwrap().len(), PIECE);
     let rest = read(&mut peer, 1000).unwrap();
@@ -131,7 +131,7 @@ fn what_was_read_before_a_failure_is_given_out_before_it() {
     assert_eq!(rest[0], PIECE as u8, "and no byte is lost");
 
     produce(&mut peer, PRODUCE, 10);
-    produce(&mut peer, FAIL, Errno::EIO as u32);
+    produce(&mut peer, FAIL, Errno::EIO.raw_os_error().cast_unsigned());
     assert_eq!(read(&mut peer, 10).unwrap().len(), 10);
     assert_eq!(read(&mut peer, 10), Err(Errno::EIO));
 }

@@ -224,7 +224,7 @@ fn what_begins_no_message_is_answered_and_ends_the_connection() {
         if let Some(errno) = errno {
             let got = peer.receiver.receive().unwrap().unwrap();
             assert_eq!((got.header.id, got.header.command), (3, 4), "{what}");
-            assert_eq!(got.header.kind, Kind::Error(errno as u32), "{what}");
+            assert_eq!(got.header.kind, Kind::Error(errno.raw_os_error().cast_unsigned()), "{what}");
         }
         assert!(peer.is_over(), "{what}");
         assert!(matches!(peer.leave(), Err(ServeError::Socket(SocketError::Frame(_)))), "{what}");

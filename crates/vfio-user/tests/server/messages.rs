@@ -362,8 +362,8 @@ fn an_answer_that_cannot_be_one_is_a_fault_and_the_connection_goes_on() {
         ("another address", (1, 0, with(IOVA + 1, 4, b"abcd")), Errno::EIO),
         ("a count of all bits", (1, 0, with(IOVA, u64::MAX, b"abcd")), Errno::EIO),
         ("a short payload", (1, 0, fields(IOVA, 4)[..15].to_vec()), Errno::EIO),
-        ("EFAULT", error(Errno::EFAULT as u32), Errno::EFAULT),
-        ("EPERM", error(Errno::EPERM as u32), Errno::EPERM),
+        ("EFAULT", error(Errno::EFAULT.raw_os_error().cast_unsigned()), Errno::EFAULT),
+        ("EPERM", error(Errno::EPERM.raw_os_error().cast_unsigned()), Errno::EPERM),
         ("errno 0", error(0), Errno::EIO),
         ("an errno that there is not", error(u32::MAX), Errno::EIO),
     ];

@@ -192,7 +192,11 @@ fn what_is_no_message_ends_the_channel_and_nothing_else() {
         let mut channel = opened(&mut peer, State::PreCopy);
         channel.sender.send(&bytes, &[]).unwrap();
         let got = channel.receiver.receive().unwrap().expect("an answer");
-        assert_eq!((got.header.id, got.header.kind), (9, Kind::Error(errno as u32)), "{what}");
+        assert_eq!(
+            (got.header.id, got.header.kind),
+            (9, Kind::Error(errno.raw_os_error().cast_unsigned())),
+            "{what}"
+        );
         assert!(channel.is_over(), "{what}");
         closed(&mut peer);
         assert_eq!(state(&mut peer), State::PreCopy.number(), "{what}");

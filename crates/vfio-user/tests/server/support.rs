@@ -340,7 +340,7 @@ impl Peer {
         let got = self.receiver.receive().unwrap().expect("an answer");
         assert_eq!((got.header.id, got.header.command), (id, command));
         match got.header.kind {
-            Kind::Error(errno) => Err(Errno::from_raw(errno.cast_signed())),
+            Kind::Error(errno) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
             _ => Ok(got.payload.to_vec()),
         }
     }
@@ -356,7 +356,7 @@ impl Peer {
             }),
             Kind::Error(errno) => {
                 assert!(got.payload.is_empty(), "an error has a header alone");
-                Err(Errno::from_raw(errno.cast_signed()))
+                Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO))
             }
             Kind::Command { .. } => panic!("the server asks nothing"),
         }

@@ -40,7 +40,7 @@ use super::mapping::{Backing, Inner, MappedRange, Mapping, MappingLog, check_rig
 /// assert_eq!(&back, b"over a page");
 /// assert!(dma.write(0x11ff8, b"past the end").is_err());
 /// # fn tempfile_of(size: u64) -> File {
-/// #     let fd = nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty()).unwrap();
+/// #     let fd = rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty()).unwrap();
 /// #     let file = File::from(fd);
 /// #     file.set_len(size).unwrap();
 /// #     file

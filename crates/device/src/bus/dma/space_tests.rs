@@ -1,6 +1,6 @@
 use std::fs::File;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 use super::*;
@@ -8,7 +8,7 @@ use super::*;
 const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 
 fn memory(size: u64) -> FileOffset {
-    let file = File::from(memfd_create(c"dma test", MFdFlags::empty()).unwrap());
+    let file = File::from(memfd_create(c"dma test", MemfdFlags::empty()).unwrap());
     file.set_len(size).unwrap();
     FileOffset::new(file, 0)
 }

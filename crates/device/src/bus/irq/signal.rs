@@ -10,7 +10,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-use nix::libc;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
@@ -68,7 +67,7 @@ pub(crate) fn prepare() -> Result<(), Errno> {
                 %error,
                 "eventfds cannot be signalled without asynchronous I/O: see CONFIG_AIO and /proc/sys/fs/aio-max-nr"
             );
-            error.raw_os_error().map_or(Errno::ENOSYS, Errno::from_raw)
+            Errno::from_io_error(&error).unwrap_or(Errno::ENOSYS)
         })?);
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The feature by which a user gives parts of a BAR to others as a file.
 
-use nix::fcntl::OFlag;
+use rustix::fs::OFlags;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeatureDmaBuf, FeatureFlags, RegionDmaRange};
 use zerocopy::IntoBytes;
@@ -26,7 +26,7 @@ impl Request<'_> {
         self.device.check_bar(asked.region_index)?;
         let ranges = self.ranges(asked.nr_ranges)?;
         let file = self.device.dma_buf(asked.region_index, asked.open_flags, &ranges)?;
-        let close_on_exec = asked.open_flags & OFlag::O_CLOEXEC.bits().cast_unsigned() != 0;
+        let close_on_exec = asked.open_flags & OFlags::CLOEXEC.bits() != 0;
         self.process.install_buffer(file, close_on_exec)
     }
 

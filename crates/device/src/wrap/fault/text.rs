@@ -98,10 +98,7 @@ fn state(name: &str) -> Result<Option<State>, FaultError> {
 }
 
 fn errno(name: &str) -> Result<Errno, FaultError> {
-    /// Past the last errno that a system has.
-    const END: i32 = 4096;
-    let known = (1..END).map(Errno::from_raw).find(|errno| format!("{errno:?}") == name);
-    known.filter(|errno| *errno != Errno::UnknownErrno).ok_or_else(|| FaultError::Errno(name.to_owned()))
+    name.parse().map_err(|_| FaultError::Errno(name.to_owned()))
 }
 
 fn data_fault(text: &str) -> Result<DataFault, FaultError> {

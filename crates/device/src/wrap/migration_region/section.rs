@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::{Layout, PAGE_SIZE, SectionMemory};
@@ -27,12 +26,12 @@ impl Section {
             let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
             return Ok(Section::Trapped(vec![0; size]));
         }
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create(c"migration region", flags)?);
-        file.set_len(size).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        file.set_len(size).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EIO))?;
         // A user that gets the file and makes it shorter would kill whoever touches the rest.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals)?;
         let file = Arc::new(file);
         let memory = Memory::of_file(FileOffset::from_arc(file.clone(), 0), size, true)?;
         Ok(Section::Mapped { file, memory })

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
@@ -21,7 +21,7 @@ pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 /// Memory that a device can reach, of regions of (address, bytes).
 pub(crate) fn memory(regions: &[(u64, usize)]) -> Memory {
     let ranges = regions.iter().map(|(start, size)| {
-        let file = File::from(memfd_create(c"test memory", MFdFlags::empty()).unwrap());
+        let file = File::from(memfd_create(c"test memory", MemfdFlags::empty()).unwrap());
         file.set_len(*size as u64).unwrap();
         (GuestAddress(*start), *size, Some(FileOffset::new(file, 0)))
     });

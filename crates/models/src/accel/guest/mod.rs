@@ -16,7 +16,7 @@
 //! let bus = Bus::new();
 //! let engine = Accel::new(AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() }, bus.clone())?;
 //! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
-//! # let memory = File::from(nix::sys::memfd::memfd_create(c"doc", nix::sys::memfd::MFdFlags::empty())?);
+//! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 //! # memory.set_len(0x10000)?;
 //! // 64 KiB of memory at IOVA 0: the two rings first, data behind them.
 //! bus.dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;

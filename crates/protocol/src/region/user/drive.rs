@@ -39,7 +39,7 @@ pub trait RegionAccess {
 /// let error = drive(&mut user, &mut Gone).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
-///     "read of device_state in the migration region failed: EIO: I/O error"
+///     "read of device_state in the migration region failed: EIO: Input/output error"
 /// );
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

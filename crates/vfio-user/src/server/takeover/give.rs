@@ -65,7 +65,7 @@ impl Kept {
         match self {
             Kept::Refused { errno, .. } => *errno,
             Kept::Device(error) => error.errno().unwrap_or(Errno::EIO),
-            Kept::System(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            Kept::System(error) => Errno::from_io_error(error).unwrap_or(Errno::EIO),
             Kept::Link(LinkError::Stopped) => Errno::ESHUTDOWN,
             Kept::Link(LinkError::Silent | LinkError::Slow | LinkError::TooLong(_)) => Errno::ETIMEDOUT,
             Kept::Declined(_) | Kept::Link(_) | Kept::Unexpected(_) | Kept::Died(_) => Errno::EPROTO,
@@ -366,7 +366,7 @@ fn send_long(link: &mut Link, message: &Message, mut data: &[u8]) -> Result<(), 
 
 /// Tells the new server why, if it is still there.
 pub(super) fn refuse(link: &mut Link, kept: Kept) -> Kept {
-    link.send_last(&Message::Abort { errno: kept.errno() as i32, why: short(kept.to_string()) });
+    link.send_last(&Message::Abort { errno: kept.errno().raw_os_error(), why: short(kept.to_string()) });
     kept
 }
 
