@@ -7,9 +7,9 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use whimbrel_protocol::Errno;
 
-use crate::MigrationExtensions;
-use crate::message::Version;
+use crate::extensions::MigrationExtensions;
 
 /// The major version spoken here; another one cannot be understood.
 pub const VERSION_MAJOR: u16 = 0;
@@ -213,22 +213,13 @@ pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabil
     })
 }
 
-impl Version {
-    /// What a client says first.
-    pub fn proposal(capabilities: Capabilities) -> Version {
-        Version { major: VERSION_MAJOR, minor: VERSION_MINOR, capabilities }
-    }
-
-    /// What a server replies to a client's proposal.
-    pub fn answer(&self, server: &Capabilities) -> Result<Version, NegotiationError> {
-        if self.major != VERSION_MAJOR {
-            return Err(NegotiationError::Version { major: self.major, minor: self.minor });
+impl NegotiationError {
+    /// Returns the errno that the client is told.
+    pub const fn errno(&self) -> Errno {
+        match self {
+            NegotiationError::Version { .. } => Errno::EPROTONOSUPPORT,
+            NegotiationError::NoData | NegotiationError::PageSizes { .. } => Errno::EINVAL,
         }
-        Ok(Version {
-            major: VERSION_MAJOR,
-            minor: self.minor.min(VERSION_MINOR),
-            capabilities: negotiate(server, &self.capabilities)?,
-        })
     }
 }
 
@@ -324,30 +315,5 @@ mod tests {
         assert_eq!(negotiate(&server, &client).unwrap(), expected);
         let without = Capabilities { twin_socket: twin(false), ..client };
         assert_eq!(negotiate(&server, &without).unwrap().twin_socket, None);
-    }
-
-    #[test]
-    fn sides_that_cannot_work_together_say_why() {
-        let server = Capabilities::default();
-        let silent = Capabilities { max_data_xfer_size: 0, ..server.clone() };
-        assert_eq!(negotiate(&server, &silent), Err(NegotiationError::NoData));
-        let huge = Capabilities { pgsizes: 1 << 30, ..server.clone() };
-        let error = negotiate(&server, &huge).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no page size of the client (0x40000000) is one of the server's (0x1000)"
-        );
-        let mut newer = Version::proposal(server.clone());
-        newer.major = 1;
-        assert_eq!(newer.answer(&server), Err(NegotiationError::Version { major: 1, minor: VERSION_MINOR }));
-    }
-
-    #[test]
-    fn the_minor_version_is_the_older_one() {
-        let server = Capabilities::default();
-        for (proposed, agreed) in [(0, 0), (1, 1), (9, VERSION_MINOR)] {
-            let version = Version { major: 0, minor: proposed, capabilities: server.clone() };
-            assert_eq!(version.answer(&server).unwrap().minor, agreed);
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
-use crate::descriptors::DescriptorKind;
+use crate::descriptor_kind::DescriptorKind;
 
 /// Takes a descriptor for an eventfd. EINVAL for another kind of file, as the kernel's `eventfd_ctx_fdget()`:
 /// a write to one could wait for ever.
@@ -26,6 +26,7 @@ pub(crate) fn to_descriptor(eventfd: &EventFd) -> std::io::Result<OwnedFd> {
 }
 
 /// The descriptor of an eventfd that is not needed here any more.
+#[cfg(feature = "takeover")]
 pub(crate) fn into_descriptor(eventfd: EventFd) -> OwnedFd {
     // SAFETY: it is open, and gives its descriptor away.
     unsafe { OwnedFd::from_raw_fd(eventfd.into_raw_fd()) }

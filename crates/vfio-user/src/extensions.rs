@@ -70,7 +70,7 @@ impl MigrationExtensions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Capabilities, negotiate};
+    use crate::capabilities::{Capabilities, negotiate};
 
     const NONE: MigrationExtensions = MigrationExtensions {
         data_size: false,

@@ -9,25 +9,33 @@
 //! open about migration is agreed on in [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
 
 mod capabilities;
+#[cfg(feature = "client")]
 mod client;
+#[cfg(any(feature = "client", feature = "server"))]
+mod descriptor_kind;
 mod descriptors;
+#[cfg(any(feature = "client", feature = "server"))]
 mod eventfd;
 mod extensions;
 pub mod message;
+#[cfg(feature = "server")]
 mod server;
 mod socket;
+#[cfg(feature = "takeover")]
+mod takeover;
 
 pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
+#[cfg(feature = "client")]
 pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
-pub use descriptors::Descriptors;
+pub use descriptors::{DescriptorError, Descriptors, MAX_FDS};
 pub use extensions::MigrationExtensions;
-pub use server::{
-    Backend, BackendOptions, LinkError, Listener, ServeError, Served, Server, Stopper, Takeover,
-    TakeoverError,
-};
-pub use socket::{DescriptorError, Incoming, MAX_FDS, Receiver, Sender, SocketError, connection};
+#[cfg(feature = "server")]
+pub use server::{Backend, BackendOptions, Listener, ServeError, Served, Server, Stopper};
+pub use socket::{Incoming, Receiver, Sender, SocketError, connection};
+#[cfg(feature = "takeover")]
+pub use takeover::{LinkError, Takeover, TakeoverError};
 
 /// The example of the README, run with the others.
 #[cfg(doctest)]

@@ -6,24 +6,22 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+#[cfg(feature = "server")]
+use std::sync::Weak;
+use std::time::Instant;
 
 use rustix::cmsg_space;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as SystemError;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use crate::descriptors::{Descriptors, Screen};
+use crate::descriptors::{Admission, DescriptorError, Descriptors, MAX_FDS};
 use crate::message::{Deframer, FrameError, Header, Limits};
-
-/// The most descriptors that one message can carry (`SCM_MAX_FD` in the kernel).
-pub const MAX_FDS: usize = 253;
 
 /// A connection that is over.
 #[derive(Debug, thiserror::Error)]
@@ -46,23 +44,10 @@ pub enum SocketError {
 
 impl SocketError {
     /// Whether nothing has come within the time that reads of the socket may take (SO_RCVTIMEO).
+    #[cfg(feature = "server")]
     pub(crate) fn is_timeout(&self) -> bool {
         matches!(self, SocketError::System(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
-}
-
-/// Descriptors that came with a message and could not be taken. The others that came with it are closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DescriptorError {
-    /// More than one message can have.
-    #[error("more than {MAX_FDS} descriptors came with one message")]
-    TooMany,
-    /// This process could not take them all, most likely because it has no numbers left.
-    #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
-    Lost,
-    /// One that is neither memory (memfd_create, tmpfs, hugetlbfs) nor an eventfd, to a server that takes no others.
-    #[error("a descriptor came that is neither memory nor an eventfd")]
-    Kind,
 }
 
 /// A message as it came from the socket.
@@ -103,7 +88,7 @@ pub fn connection(stream: UnixStream, limits: Limits) -> (Receiver, Sender) {
         stream: stream.clone(),
         deframer: Deframer::new(limits),
         descriptors: VecDeque::new(),
-        screen: None,
+        admission: None,
         control: vec![MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))],
     };
     (receiver, Sender { stream })
@@ -117,7 +102,7 @@ pub struct Receiver {
     /// Not yet given out, in the order in which they came.
     descriptors: VecDeque<Batch>,
     /// What is let in of descriptors; all if `None`.
-    screen: Option<Screen>,
+    admission: Option<Box<dyn Admission>>,
     control: Vec<MaybeUninit<u8>>,
 }
 
@@ -133,6 +118,7 @@ struct Batch {
 }
 
 /// What was read of a connection and not given out as messages.
+#[cfg(feature = "takeover")]
 #[derive(Debug)]
 pub(crate) struct Unread<B, D> {
     pub(crate) bytes: B,
@@ -140,6 +126,7 @@ pub(crate) struct Unread<B, D> {
 }
 
 /// Descriptors that came with some of these bytes.
+#[cfg(feature = "takeover")]
 #[derive(Debug)]
 pub(crate) struct UnreadDescriptors<D> {
     /// Which was the last of the bytes, counted from the first that is unread.
@@ -154,12 +141,14 @@ impl Receiver {
         self.deframer.set_limits(limits);
     }
 
-    /// From now on, only those descriptors are taken that `screen` lets in.
-    pub(crate) fn screen(&mut self, screen: Screen) {
-        self.screen = Some(screen);
+    /// From now on, only those descriptors are taken that `admission` lets in.
+    #[cfg(feature = "server")]
+    pub(crate) fn admit_by(&mut self, admission: impl Admission + 'static) {
+        self.admission = Some(Box::new(admission));
     }
 
     /// From now on, no descriptors are taken: the kernel closes them.
+    #[cfg(feature = "server")]
     pub(crate) fn take_no_descriptors(&mut self) {
         self.control = Vec::new();
     }
@@ -170,7 +159,8 @@ impl Receiver {
     }
 
     /// What was read and not given out yet, for another process to go on with.
-    pub(crate) fn unread(&self) -> Unread<&[u8], &[OwnedFd]> {
+    #[cfg(feature = "takeover")]
+    pub(crate) fn unread(&self) -> Unread<&[u8], &[std::os::fd::OwnedFd]> {
         let taken = self.deframer.taken();
         let descriptors = self.descriptors.iter().map(|batch| UnreadDescriptors {
             last: batch.last.saturating_sub(taken),
@@ -181,6 +171,7 @@ impl Receiver {
     }
 
     /// Goes on after what another has read.
+    #[cfg(feature = "takeover")]
     pub(crate) fn resume(&mut self, limits: Limits, unread: Unread<&[u8], Descriptors>) {
         self.deframer = Deframer::with_unread(limits, unread.bytes);
         let batches = unread.descriptors.into_iter();
@@ -213,6 +204,7 @@ impl Receiver {
     }
 
     /// Reads once, and waits only if nothing has come. `false` if the peer hung up.
+    #[cfg(any(feature = "client", feature = "server"))]
     pub(crate) fn read_once(&mut self) -> Result<bool, SocketError> {
         self.fill().map(|count| count > 0)
     }
@@ -240,7 +232,7 @@ impl Receiver {
     fn fill(&mut self) -> Result<usize, SocketError> {
         let received = self.deframer.received();
         let room = self.deframer.room()?;
-        let is_open = self.screen.as_ref().is_none_or(Screen::is_open);
+        let is_open = self.admission.as_ref().is_none_or(|admission| admission.is_open());
         let mut control = RecvAncillaryBuffer::new(if is_open { &mut self.control[..] } else { &mut [] });
         let got = loop {
             let mut iov = [IoSliceMut::new(room)];
@@ -262,8 +254,8 @@ impl Receiver {
         self.deframer.filled(got.bytes);
         if got.bytes > 0 && (!fds.is_empty() || is_cut) {
             let last = received + got.bytes as u64 - 1;
-            let admitted = match &self.screen {
-                Some(screen) => screen.admit(fds),
+            let admitted = match &self.admission {
+                Some(admission) => admission.admit(fds),
                 None => Ok(fds.into()),
             };
             let (fds, problem) = match admitted {
@@ -350,6 +342,7 @@ impl Sender {
 
     /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptors
     /// with the first of them.
+    #[cfg(any(feature = "client", feature = "server"))]
     pub(crate) fn send_some(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let mut space = Vec::new();
         let mut control = rights(&mut space, descriptors)?;
@@ -361,7 +354,8 @@ impl Sender {
     }
 
     /// Lets reads from the socket end by themselves after a time (SO_RCVTIMEO).
-    pub(crate) fn end_reads_after(&self, timeout: Duration) -> io::Result<()> {
+    #[cfg(feature = "server")]
+    pub(crate) fn end_reads_after(&self, timeout: std::time::Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(timeout))
     }
 
@@ -372,6 +366,7 @@ impl Sender {
     }
 
     /// What can end the connection from elsewhere.
+    #[cfg(feature = "server")]
     pub(crate) fn ender(&self) -> Ender {
         Ender(Arc::downgrade(&self.stream))
     }
@@ -393,15 +388,19 @@ fn rights<'a>(
 }
 
 /// Whether there is something to read now.
+#[cfg(any(feature = "client", feature = "takeover"))]
 pub(crate) fn is_readable(descriptor: impl AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut asked = [PollFd::new(&descriptor, PollFlags::IN)];
     poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
 /// Ends a connection, and does not keep it open.
+#[cfg(feature = "server")]
 #[derive(Clone, Debug)]
 pub(crate) struct Ender(Weak<UnixStream>);
 
+#[cfg(feature = "server")]
 impl Ender {
     /// As [`Sender::shutdown`].
     pub(crate) fn shutdown(&self) {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 use vm_memory::FileOffset;
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::survive_lost_memory;
+use whimbrel_memory::survive_lost_memory;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -19,6 +19,7 @@ use whimbrel_user::{
 };
 
 use super::connection::Connection;
+use super::migration_state::{is_p2p, state};
 use super::reset::reset;
 use super::slips::Slip;
 use super::state_channel::StateChannel;
@@ -72,24 +73,6 @@ fn migration_flags(connection: &mut Connection) -> Result<MigrationFlags> {
     let hidden =
         if connection.agreed.extensions().p2p { MigrationFlags::empty() } else { MigrationFlags::P2P };
     Ok(MigrationFlags::from_bits_retain(u64::from_ne_bytes(data)).difference(hidden))
-}
-
-fn is_p2p(state: State) -> bool {
-    matches!(state, State::RunningP2p | State::PreCopyP2p)
-}
-
-pub(super) fn state(connection: &mut Connection) -> Result<State> {
-    let data: [u8; 8] = get(connection, Feature::MigDeviceState)?;
-    connection.has_migration = true;
-    let [a, b, c, d, ..] = data;
-    match State::try_from(u32::from_ne_bytes([a, b, c, d])) {
-        Ok(state) if is_p2p(state) && !connection.agreed.extensions().p2p => {
-            let why = format_args!("it is in {state}, which was not agreed on");
-            Err(connection.nonsense(Feature::MigDeviceState, why))
-        }
-        Ok(state) => Ok(state),
-        Err(unknown) => Err(connection.nonsense(Feature::MigDeviceState, unknown)),
-    }
 }
 
 /// The channel that came with the reply to a change of state; `data_fd` says which descriptor it is. Why it

@@ -2,14 +2,11 @@
 //! memory that it must ask for, its device would else wait for the next request.
 
 use std::io;
-use std::sync::Weak;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::connection::Connection;
-use crate::socket::{Sender, is_readable};
+use crate::socket::Sender;
 
 /// The thread, which ends with its connection.
 #[derive(Debug)]
@@ -18,27 +15,20 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    /// Starts it, for a connection over this socket.
-    pub(super) fn start(connection: Weak<Mutex<Connection>>, socket: Sender) -> io::Result<Idle> {
+    /// Starts it: it calls `attend` each time that something has come, until that returns `false`.
+    pub(super) fn start(socket: Sender, attend: impl Fn() -> bool + Send + 'static) -> io::Result<Idle> {
         let builder = std::thread::Builder::new().name("vfio-user idle".into());
-        let thread = builder.spawn(move || while attend(&connection, &socket) {})?;
+        let thread = builder.spawn(move || {
+            loop {
+                // Nothing but a signal interrupts it.
+                let has_come = poll(&mut [PollFd::new(&socket, PollFlags::IN)], None).is_ok();
+                if has_come && !attend() {
+                    break;
+                }
+            }
+        })?;
         Ok(Idle { thread: Some(thread) })
     }
-}
-
-/// Waits until something comes, and answers it if nobody else has taken it. `false` once it is over.
-fn attend(connection: &Weak<Mutex<Connection>>, socket: &Sender) -> bool {
-    // Nothing but a signal interrupts it.
-    if poll(&mut [PollFd::new(socket, PollFlags::IN)], None).is_err() {
-        return true;
-    }
-    let Some(connection) = connection.upgrade() else { return false };
-    // Who waits for a reply has it, and takes what comes.
-    let mut connection = connection.lock();
-    if is_readable(socket) {
-        connection.serve();
-    }
-    !connection.is_over()
 }
 
 impl Drop for Idle {

@@ -25,6 +25,7 @@ mod device;
 mod doorbells;
 mod idle;
 mod memory;
+mod migration_state;
 mod posted_write;
 mod reset;
 mod slips;
@@ -53,8 +54,10 @@ use whimbrel_user::{Error, Result};
 use self::connection::{Connection, Features};
 pub use self::doorbells::{IoAccess, RegionIoFd};
 pub use self::together::{DmaMapping, RegionRead};
+use crate::capabilities::{Capabilities, TwinSocket, VERSION_MAJOR};
+use crate::descriptors::MAX_FDS;
+use crate::extensions::MigrationExtensions;
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
-use crate::{Capabilities, MAX_FDS, MigrationExtensions, TwinSocket, VERSION_MAJOR};
 
 /// How long a server may be busy with a client that leaves.
 const LEAVING: Duration = Duration::from_secs(1);

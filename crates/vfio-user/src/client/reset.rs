@@ -7,8 +7,8 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::Result;
 
 use super::connection::Connection;
-use super::device::state;
 use super::feature;
+use super::migration_state::state;
 use super::slips::Slip;
 use crate::message::{Command, Request};
 

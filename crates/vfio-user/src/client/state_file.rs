@@ -12,7 +12,7 @@ use whimbrel_user::{Error, PrecopyReport, StateFile};
 use super::connection::Connection;
 use super::data_size;
 use super::state_channel::StateChannel;
-use crate::MigrationExtensions;
+use crate::extensions::MigrationExtensions;
 use crate::message::{Command, Reply, Request};
 
 /// What stands for the data file: the server keeps that itself, and it is the device's last one.

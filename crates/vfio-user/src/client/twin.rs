@@ -10,7 +10,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
 use super::memory::Memory;
-use crate::TwinSocket;
+use crate::capabilities::TwinSocket;
 use crate::message::{Kind, Limits, MessageBuffer};
 use crate::socket::{Receiver, Sender, SocketError, connection};
 

@@ -6,7 +6,7 @@ use super::Client;
 use crate::message::{Command, Reply, Request, WriteMulti, WriteOne};
 
 /// Writes in one message at most: 4096 bytes of them, which every server has room for.
-const MOST: usize = 170;
+const MAX_WRITES: usize = 170;
 
 impl Client {
     /// Makes short writes to regions one after the other, many of them with one message, and says how many
@@ -38,7 +38,7 @@ impl Client {
     pub fn write_multiple(&self, writes: &[WriteOne]) -> Result<usize> {
         let together = self.connection().agreed.write_multiple;
         let mut done = 0;
-        for piece in writes.chunks(if together { MOST } else { 1 }) {
+        for piece in writes.chunks(if together { MAX_WRITES } else { 1 }) {
             let made = if together { self.write_together(piece) } else { self.write_alone(piece) };
             match made {
                 Ok(count) if count == piece.len() => done += count,
@@ -50,11 +50,11 @@ impl Client {
         Ok(done)
     }
 
-    /// One message with at most [`MOST`] writes.
+    /// One message with at most [`MAX_WRITES`] writes.
     fn write_together(&self, writes: &[WriteOne]) -> Result<usize> {
         let connection = &mut *self.connection();
         let what = || format!("{} of {} writes", Command::RegionWriteMulti, writes.len());
-        let mut room = [[0; 24]; MOST];
+        let mut room = [[0; 24]; MAX_WRITES];
         let request = Request::RegionWriteMulti(WriteMulti::new(writes, &mut room));
         let completed = match connection.ask(what, &request, &[])?.reply {
             Reply::RegionWriteMulti { completed } => usize::try_from(completed).ok(),

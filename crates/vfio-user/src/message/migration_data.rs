@@ -4,7 +4,9 @@
 use whimbrel_uapi::migration::PrecopyInfo;
 
 use super::fields::{Fields, check_count};
-use super::{HEADER, Header, Limits, Malformed, MessageBuffer};
+#[cfg(feature = "client")]
+use super::{HEADER, Header};
+use super::{Limits, Malformed, MessageBuffer};
 
 const FIXED: u32 = 8;
 
@@ -50,12 +52,14 @@ pub(super) fn put_data(data: &[u8], out: &mut MessageBuffer) {
 }
 
 /// What stands before the data of a message that carries state, for who keeps the data where it is.
+#[cfg(feature = "client")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DataHead {
     /// The message's header; its size is that of the whole message.
     pub(crate) header: Header,
 }
 
+#[cfg(feature = "client")]
 impl DataHead {
     /// Bytes of it.
     pub(crate) const SIZE: usize = HEADER + FIXED as usize;

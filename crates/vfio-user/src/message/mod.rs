@@ -59,6 +59,7 @@ pub use self::dma::{BitmapRequest, DirtyBitmap, DmaAccess, DmaAccessModes, DmaMa
 pub use self::feature::{DeviceFeature, LoggingReport, LoggingStart};
 pub use self::header::{FrameError, FrameProblem, HEADER, Header, Kind};
 pub use self::irqs::SetIrqs;
+#[cfg(feature = "client")]
 pub(crate) use self::migration_data::DataHead;
 pub use self::region::{RegionAccess, WriteMulti, WriteOne};
 pub use self::reply::Reply;
@@ -69,7 +70,7 @@ pub use self::version::Version;
 const FIXED: usize = 48;
 
 /// Bytes of data that a message may have whatever was agreed: as many as the ranges of a log take.
-const LEAST_DATA: usize = 4096;
+const MIN_DATA: usize = 4096;
 
 /// What a peer may send at most. A message is never longer than `max_data_xfer_size`, or 4096 bytes if that
 /// is more, and 64 bytes for its fixed parts.
@@ -83,14 +84,14 @@ impl Limits {
     /// Bytes of the longest message, with its header.
     pub const fn message(self) -> usize {
         let most = self.max_data_xfer_size as usize;
-        HEADER + FIXED + if most < LEAST_DATA { LEAST_DATA } else { most }
+        HEADER + FIXED + if most < MIN_DATA { MIN_DATA } else { most }
     }
 }
 
 impl Default for Limits {
     /// The protocol's own: 1 MiB.
     fn default() -> Limits {
-        Limits { max_data_xfer_size: crate::Capabilities::default().max_data_xfer_size }
+        Limits { max_data_xfer_size: crate::capabilities::Capabilities::default().max_data_xfer_size }
     }
 }
 

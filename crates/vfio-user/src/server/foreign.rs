@@ -84,6 +84,16 @@ impl ForeignThread {
         ForeignThread { jobs: Mutex::new(None), waiting: Arc::default(), late: Arc::default(), threads }
     }
 
+    /// Whether so many descriptors wait to be closed that the client is to give no more.
+    pub(super) fn is_full(&self) -> bool {
+        let mut closes = self.waiting.closes.lock();
+        if *closes >= MAX_WAITING {
+            let is_full = |closes: &mut usize| *closes >= MAX_WAITING;
+            self.waiting.closed.wait_while_for(&mut closes, is_full, CLOSE_TIMEOUT);
+        }
+        *closes >= MAX_WAITING || self.threads.are_too_many() && self.jobs.lock().is_none()
+    }
+
     /// Does `job` after what was to be done before. EAGAIN if there can be no more threads, and then it is not done.
     fn run(&self, job: Job) -> Result<(), (Errno, Job)> {
         let mut jobs = self.jobs.lock();
@@ -129,15 +139,6 @@ impl ForeignThread {
 }
 
 impl Closer for ForeignThread {
-    fn is_full(&self) -> bool {
-        let mut closes = self.waiting.closes.lock();
-        if *closes >= MAX_WAITING {
-            let is_full = |closes: &mut usize| *closes >= MAX_WAITING;
-            self.waiting.closed.wait_while_for(&mut closes, is_full, CLOSE_TIMEOUT);
-        }
-        *closes >= MAX_WAITING || self.threads.are_too_many() && self.jobs.lock().is_none()
-    }
-
     fn close(&self, fd: OwnedFd) {
         *self.waiting.closes.lock() += 1;
         let waiting = self.waiting.clone();
@@ -155,7 +156,7 @@ impl Closer for ForeignThread {
 
 /// A descriptor that is used and closed by the thread of its client alone.
 #[derive(Debug)]
-pub(super) struct ForeignFile {
+pub(crate) struct ForeignFile {
     /// Until it is closed.
     fd: Option<OwnedFd>,
     thread: Arc<ForeignThread>,

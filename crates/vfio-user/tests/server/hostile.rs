@@ -14,7 +14,7 @@ use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, ServeError, SocketError
 
 use super::support::*;
 
-const MOST: u32 = 1 << 20;
+const MAX_DATA: u32 = 1 << 20;
 
 fn words(values: &[u32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
@@ -75,7 +75,7 @@ fn a_request_that_cannot_be_right_is_refused_and_the_next_is_served() {
         ("a read from no region", RegionRead.number(), words(&[0, 0, 9, 4]), Errno::EINVAL),
         ("a read behind the end", RegionRead.number(), words(&[4096, 0, BAR, 4]), Errno::EINVAL),
         ("offset + count overflow", RegionRead.number(), words(&[!0, !0, BAR, 4]), Errno::EINVAL),
-        ("a read of too much", RegionRead.number(), words(&[0, 0, BAR, MOST + 1]), Errno::EINVAL),
+        ("a read of too much", RegionRead.number(), words(&[0, 0, BAR, MAX_DATA + 1]), Errno::EINVAL),
         ("a read of everything", RegionRead.number(), words(&[0, 0, BAR, !0]), Errno::EINVAL),
         ("a driver that refuses", RegionRead.number(), words(&[0, 0, MAPPED, 4]), Errno::EIO),
         ("a write with too little data", RegionWrite.number(), words(&[0, 0, BAR, 8, 1]), Errno::EINVAL),
@@ -187,7 +187,7 @@ fn a_request_that_cannot_be_right_is_refused_and_the_next_is_served() {
         ),
         ("a report in pages of 0", DeviceFeature.number(), feature(!0, GET | 8, &[0; 6]), Errno::EINVAL),
         ("migration data without a session", MigDataRead.number(), words(&[108, 100]), Errno::EBADF),
-        ("too much migration data", MigDataRead.number(), words(&[!0, MOST + 1]), Errno::EINVAL),
+        ("too much migration data", MigDataRead.number(), words(&[!0, MAX_DATA + 1]), Errno::EINVAL),
         ("migration data to nobody", MigDataWrite.number(), words(&[12, 4, 0]), Errno::EBADF),
         ("migration data that is not there", MigDataWrite.number(), words(&[12, !0, 0]), Errno::EINVAL),
     ];
@@ -206,7 +206,7 @@ fn what_begins_no_message_is_answered_and_ends_the_connection() {
         ("a size of 15", 15, 0, Some(Errno::EINVAL)),
         (
             "a size above the maximum",
-            Limits { max_data_xfer_size: MOST }.message() as u32 + 1,
+            Limits { max_data_xfer_size: MAX_DATA }.message() as u32 + 1,
             0,
             Some(Errno::EMSGSIZE),
         ),

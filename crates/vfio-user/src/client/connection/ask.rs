@@ -9,8 +9,8 @@ use whimbrel_user::Result;
 use super::outgoing::Outgoing;
 use super::{Answer, Connection, Features, Step, malformed};
 use crate::client::slips::Slip;
+use crate::descriptors::DescriptorError;
 use crate::message::{Command, DeviceFeature, HEADER, Reply, Request};
-use crate::socket::DescriptorError;
 
 /// Bytes before the data of VFIO_USER_MIG_DATA_READ.
 const DATA_HEAD: usize = 8;

@@ -15,7 +15,7 @@ use crate::socket::{Incoming, Receiver, Sender, SocketError};
 const SLACK: Duration = Duration::from_millis(1);
 
 /// Bytes that may wait here for room in the socket. More of the server's requests are not read before.
-const MOST: usize = 4 << 20;
+const MAX_UNSENT: usize = 4 << 20;
 
 /// What is not sent yet.
 #[derive(Debug, Default)]
@@ -136,7 +136,10 @@ impl Connection {
         deadline: Option<Instant>,
         out: &mut Outgoing<'_>,
     ) -> Result<Option<Step>, Failed> {
-        if !out.is_empty() && !self.receiver.is_ready() && !self.is_readable(out.len() < MOST, deadline)? {
+        if !out.is_empty()
+            && !self.receiver.is_ready()
+            && !self.is_readable(out.len() < MAX_UNSENT, deadline)?
+        {
             return Ok(None);
         }
         self.take(awaited, deadline, out.buffer()).map(Some)

@@ -1,0 +1,193 @@
+//! A device to serve, what is offered to its clients, and what all handles to it share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite};
+
+use super::foreign::{ForeignThread, ForeignThreads};
+use super::log_limit::LogLimit;
+use super::screen::Screen;
+use crate::capabilities::{Capabilities, MigrationCapability, TwinSocket};
+use crate::descriptors::MAX_FDS;
+use crate::extensions::MigrationExtensions;
+
+/// Mappings that a client may have: a process can have twice as many (`vm.max_map_count`).
+const MAX_DMA_MAPS: u32 = 32_768;
+
+/// A device to serve. A clone is another handle to it.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::Backend;
+///
+/// let model = "serial".parse::<Model>()?.open("serial 0")?;
+/// let backend = Backend::new(model.device);
+/// let (server, client) = UnixStream::pair()?;
+/// let serving = std::thread::spawn(move || backend.serve(server));
+/// // A client that leaves at once is served too.
+/// drop(client);
+/// serving.join().expect("it does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// All that the handles to a backend share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) device: DeviceFile,
+    pub(super) capabilities: Capabilities,
+    pub(super) ioeventfds: Vec<IoeventfdWrite>,
+    pub(super) max_client_memory: u64,
+    pub(super) foreign_memory: bool,
+    pub(super) foreign_threads: ForeignThreads,
+    /// Clients that are not served.
+    pub(super) not_served: LogLimit,
+    /// The last data file that the device gave, whichever client asked for it.
+    pub(super) data_file: Mutex<Option<Arc<DataFile>>>,
+    in_use: AtomicBool,
+}
+
+/// What a [`Backend`] offers to its clients, and what they may cost.
+///
+/// ```
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::{Backend, BackendOptions};
+///
+/// let model = "serial".parse::<Model>()?.open("serial 0")?;
+/// let backend = Backend::with(model.device, BackendOptions::default().max_client_memory(16 << 30));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BackendOptions {
+    capabilities: Capabilities,
+    ioeventfds: Vec<IoeventfdWrite>,
+    max_client_memory: u64,
+    foreign_memory: bool,
+}
+
+impl Default for BackendOptions {
+    fn default() -> BackendOptions {
+        BackendOptions {
+            capabilities: Backend::capabilities(),
+            ioeventfds: Vec::new(),
+            max_client_memory: u64::MAX,
+            foreign_memory: false,
+        }
+    }
+}
+
+impl BackendOptions {
+    /// What the server can do: [`Backend::capabilities`], or less.
+    #[must_use]
+    pub fn capabilities(self, capabilities: Capabilities) -> BackendOptions {
+        BackendOptions { capabilities, ..self }
+    }
+
+    /// Writes for which clients get eventfds beside the doorbells that the driver names
+    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
+    #[must_use]
+    pub fn ioeventfds(self, ioeventfds: Vec<IoeventfdWrite>) -> BackendOptions {
+        BackendOptions { ioeventfds, ..self }
+    }
+
+    /// Bytes of files that one client may map. Beyond them VFIO_USER_DMA_MAP is ENOSPC. There is no bound by default.
+    ///
+    /// A page that a client shares but has not touched is charged to the process that touches it first, which may be the
+    /// server.
+    #[must_use]
+    pub fn max_client_memory(self, bytes: u64) -> BackendOptions {
+        BackendOptions { max_client_memory: bytes, ..self }
+    }
+
+    /// Takes files of any file system to be read and written (VFIO_USER_F_DMA_REGION_FILE_IO), such as
+    /// `/proc/PID/mem`; by default they are EINVAL.
+    ///
+    /// They may never answer: then accesses to them are faults, and the process can end only once they have answered.
+    #[must_use]
+    pub fn foreign_memory(self, takes: bool) -> BackendOptions {
+        BackendOptions { foreign_memory: takes, ..self }
+    }
+}
+
+impl Backend {
+    /// A device, with what this server can do, and the doorbells that its driver names.
+    pub fn new(device: DeviceFile) -> Backend {
+        Backend::with(device, BackendOptions::default())
+    }
+
+    /// A device, with what is offered to its clients.
+    pub fn with(device: DeviceFile, options: BackendOptions) -> Backend {
+        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory } = options;
+        capabilities.max_msg_fds = capabilities.max_msg_fds.min(MAX_FDS as u32);
+        let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
+        Backend {
+            shared: Arc::new(Shared {
+                device,
+                capabilities,
+                ioeventfds,
+                max_client_memory,
+                foreign_memory,
+                foreign_threads: ForeignThreads::default(),
+                not_served: LogLimit::default(),
+                data_file,
+                in_use,
+            }),
+        }
+    }
+
+    /// What this server can do.
+    pub fn capabilities() -> Capabilities {
+        Capabilities {
+            max_msg_fds: MAX_FDS as u32,
+            max_dma_maps: MAX_DMA_MAPS,
+            pgsizes: !0xfff,
+            twin_socket: Some(TwinSocket { supported: true, fd_index: None }),
+            write_multiple: true,
+            migration: Some(MigrationCapability { pgsize: Some(4096), max_bitmap_size: Some(1 << 20) }),
+            migration_extensions: Some(MigrationExtensions::ALL),
+            ..Capabilities::default()
+        }
+    }
+
+    /// What is offered to its clients.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn offered(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    /// The device.
+    pub fn device(&self) -> &DeviceFile {
+        &self.shared.device
+    }
+}
+
+impl Shared {
+    /// What of a client's descriptors is let in.
+    pub(super) fn screen(&self, foreign: &Arc<ForeignThread>) -> Screen {
+        Screen::new(foreign.clone(), self.foreign_memory)
+    }
+}
+
+/// The right to serve the one client at a time, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(pub(super) Arc<Shared>);
+
+impl Turn {
+    /// Takes it, unless another client has it.
+    pub(crate) fn take(backend: &Backend) -> Option<Turn> {
+        let shared = &backend.shared;
+        (!shared.in_use.swap(true, Ordering::AcqRel)).then(|| Turn(shared.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.in_use.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,10 @@
+//! The server at a path: who connects there, and what becomes of each.
+
+mod newcomers;
+pub(super) mod server;
+pub(crate) mod socket_file;
+mod spare;
+#[cfg(feature = "takeover")]
+mod takeovers;
+#[cfg(feature = "takeover")]
+mod taking_over;

@@ -1,0 +1,219 @@
+//! Takeovers of a server at a path: one at a time, and what becomes of the server by each.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use whimbrel_device::{DeviceFile, Errno};
+
+use super::socket_file::Listener;
+use crate::server::log_limit::LogLimit;
+use crate::server::session::seat::Seat;
+use crate::takeover::{
+    self, Attempt, Description, LinkError, Offer, Outcome, Refusal, TakeoversRecord, Transferred,
+};
+
+/// How long a process that wants to take over waits for an earlier one to be done, which may have failed already.
+const TURN: Duration = Duration::from_secs(1);
+
+/// The device may run in another process, and nobody can say whether it does.
+#[derive(Debug, thiserror::Error)]
+#[error("the server that took over has not said that the device runs there: {0}")]
+struct OutcomeUnknown(#[source] LinkError);
+
+/// Who may take over from a server, and how.
+#[derive(Debug)]
+pub(super) struct Takeovers {
+    /// What a server that takes over is told of the device; not of one whose migration makes no sense.
+    description: Option<Description>,
+    /// Whether who connects where the clients do may take over.
+    pub(super) is_allowed: bool,
+    /// Where processes connect that take over, and nobody else.
+    pub(super) listener: Option<Listener>,
+    pause: Duration,
+    turned_down: LogLimit,
+}
+
+/// The takeover that is under way, and the one that waits.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay {
+    attempt: Option<Attempt>,
+    /// A process that wants to take over next, and until when it waits.
+    next: Option<(UnixStream, Instant)>,
+}
+
+/// The server that is taken over.
+pub(super) struct Place<'a> {
+    pub(super) device: &'a DeviceFile,
+    pub(super) clients: &'a Listener,
+    pub(super) stop: &'a Arc<OwnedFd>,
+    pub(super) changed: &'a Arc<OwnedFd>,
+}
+
+/// What has become of a takeover.
+pub(super) enum Found {
+    /// There is none, or it is under way.
+    Nothing,
+    /// The device stays, and all is as before.
+    Stays,
+    /// The device is another process's.
+    Gone(io::Result<()>),
+}
+
+impl Takeovers {
+    /// Nobody may take over yet.
+    pub(super) fn new(description: Option<Description>) -> Takeovers {
+        Takeovers::at(None, description)
+    }
+
+    /// As [`Takeovers::new`], with a socket for takeovers alone.
+    pub(super) fn at(listener: Option<Listener>, description: Option<Description>) -> Takeovers {
+        Takeovers {
+            description,
+            is_allowed: false,
+            listener,
+            pause: takeover::PAUSE,
+            turned_down: LogLimit::default(),
+        }
+    }
+
+    /// How long the device may stand still.
+    pub(super) fn set_pause(&mut self, pause: Duration) {
+        self.pause = pause.min(takeover::MAX_PAUSE);
+    }
+
+    /// Tells a process that it cannot take over. Whoever can connect can ask for that again and again.
+    fn turn_down(&self, stream: UnixStream, why: Refusal, clients: &Listener) {
+        let why = takeover::turn_down(stream, why);
+        if let Some(left_out) = self.turned_down.admit(Instant::now()) {
+            tracing::warn!(path = %clients.path().display(), left_out, "the device stays here: {why}");
+        }
+    }
+
+    /// A process that has connected where clients do wants to take over.
+    pub(super) fn meet(&self, stream: UnixStream, under_way: &mut UnderWay, clients: &Listener) {
+        if self.is_allowed {
+            self.queue(stream, under_way, clients);
+        } else {
+            let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
+                       --takeover-socket for another one)";
+            self.turn_down(stream, Refusal::new(Errno::EOPNOTSUPP, why), clients);
+        }
+    }
+
+    /// A process wants to take over: it is the next, unless another is.
+    pub(super) fn queue(&self, stream: UnixStream, under_way: &mut UnderWay, clients: &Listener) {
+        if under_way.next.is_some() {
+            self.turn_down(stream, takeover::busy(), clients);
+        } else {
+            under_way.next = Some((stream, Instant::now() + TURN));
+        }
+    }
+
+    /// Lets the next process take over, if none is about to.
+    pub(super) fn begin_next(&self, under_way: &mut UnderWay, place: &Place<'_>) {
+        let UnderWay { attempt, next } = under_way;
+        let is_due = |(_, until): &mut (UnixStream, Instant)| attempt.is_none() || Instant::now() >= *until;
+        let Some((stream, _)) = next.take_if(is_due) else { return };
+        let refused = match self.offer(place) {
+            _ if attempt.is_some() => takeover::busy(),
+            Err(why) => why,
+            Ok(offer) => {
+                match Attempt::start(stream, offer, place.stop.clone(), place.changed.clone()) {
+                    Ok(begun) => *attempt = Some(begun),
+                    Err(error) => stays(place.clients, &error.into()),
+                }
+                return;
+            }
+        };
+        self.turn_down(stream, refused, place.clients);
+    }
+
+    fn offer(&self, place: &Place<'_>) -> Result<Offer, Refusal> {
+        let description = self.description.clone();
+        let why = "the device's migration makes no sense";
+        let takeovers = self.listener.as_ref().map(|listener| {
+            let record = TakeoversRecord {
+                clients: place.clients.absolute().as_os_str().as_bytes().to_vec(),
+                path: listener.absolute().as_os_str().as_bytes().to_vec(),
+                socket: listener.identity(),
+            };
+            Ok::<_, io::Error>((listener.as_fd().try_clone_to_owned()?, record))
+        });
+        Ok(Offer {
+            device: place.device.clone(),
+            description: description.ok_or_else(|| Refusal::new(Errno::ENOTTY, why))?,
+            clients: place.clients.as_fd().try_clone_to_owned()?,
+            identity: place.clients.identity(),
+            takeovers: takeovers.transpose()?,
+            pause: self.pause,
+        })
+    }
+
+    /// Looks at the takeover under way.
+    pub(super) fn look(
+        &self,
+        under_way: &mut UnderWay,
+        clients: &Listener,
+        seat: impl Fn() -> Option<Seat>,
+    ) -> Found {
+        match under_way.attempt.take_if(|attempt| attempt.look(&seat)) {
+            None => Found::Nothing,
+            Some(ended) => self.ended(ended.end(), clients).map_or(Found::Stays, Found::Gone),
+        }
+    }
+
+    /// Waits for the end of the takeover under way, once the server is told to stop. `None` if there is none, or the
+    /// device stays.
+    pub(super) fn end(&self, under_way: &mut UnderWay, clients: &Listener) -> Option<io::Result<()>> {
+        let ended = under_way.attempt.take()?;
+        self.ended(ended.end(), clients)
+    }
+
+    fn ended(&self, outcome: Outcome, clients: &Listener) -> Option<io::Result<()>> {
+        let listeners = || [clients].into_iter().chain(&self.listener);
+        match outcome {
+            Outcome::Kept(why) => {
+                stays(clients, &why);
+                for listener in listeners().filter(|listener| listener.has_lost_file()) {
+                    let path = listener.path().display();
+                    tracing::warn!(%path, "the socket's file is gone: nobody can connect until a new start");
+                }
+                None
+            }
+            Outcome::Given(Transferred { outcome_unknown }) => {
+                listeners().for_each(Listener::leave_file);
+                Some(outcome_unknown.map_or(Ok(()), |why| Err(io::Error::other(OutcomeUnknown(why)))))
+            }
+        }
+    }
+}
+
+impl UnderWay {
+    /// Whether a takeover is under way.
+    pub(super) fn is_some(&self) -> bool {
+        self.attempt.is_some()
+    }
+
+    /// Whether a newcomer can be a client of this server.
+    pub(super) fn lets_serve(&self) -> bool {
+        self.attempt.as_ref().is_none_or(Attempt::lets_serve)
+    }
+
+    /// How long nobody is to be accepted here, because the new server may serve who comes.
+    pub(super) fn closed_for(&self, has_client: bool) -> Option<Duration> {
+        self.attempt.as_ref().and_then(|attempt| attempt.closed_for(has_client))
+    }
+
+    /// How long the next process waits.
+    pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
+        self.next.as_ref().map(|(_, until)| until.saturating_duration_since(now))
+    }
+}
+
+fn stays(clients: &Listener, why: &Refusal) {
+    tracing::warn!(path = %clients.path().display(), "the device stays here: {why}");
+}

@@ -1,0 +1,36 @@
+//! A connection that is not served: it is told why, as the answer to its first message.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use whimbrel_device::Errno;
+
+use crate::message::{Command, HEADER, MessageBuffer};
+
+/// How long a client that is turned away may take to say what it is told an answer to.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Id and command of a newcomer's first message, if that comes soon. It stays in the socket.
+pub(super) fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
+    let timeout = Timespec::try_from(PATIENCE).ok();
+    // Whatever fails here, the client sees what becomes of its connection.
+    let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref());
+    header_so_far(stream)
+}
+
+/// As [`first_header`], of what has come already.
+pub(super) fn header_so_far(stream: &UnixStream) -> Option<(u16, u16)> {
+    let mut header = [0; HEADER];
+    let got = recv(stream, &mut header, RecvFlags::DONTWAIT | RecvFlags::PEEK);
+    let [i0, i1, c0, c1, ..] = header;
+    matches!(got, Ok((_, HEADER..))).then_some((u16::from_ne_bytes([i0, i1]), u16::from_ne_bytes([c0, c1])))
+}
+
+/// Tells a client why it is not served: as the answer to its first message, which has this id.
+pub(super) fn turn_away(stream: &UnixStream, id: u16, errno: Errno) {
+    let mut out = MessageBuffer::new();
+    out.error(id, Command::Version.number(), errno);
+    let _ = send(stream, out.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+}

@@ -1,0 +1,459 @@
+//! A socket over which a server asks its client, from any thread: which command, and what its answer means,
+//! is not known here.
+//!
+//! Whoever waits for something reads the socket, one thread at a time, and hands on what is for others:
+//! answers to who waits for them, commands of the client to a queue that the serving thread takes from. So an
+//! access to memory ends whatever the serving thread does meanwhile, be it that it waits for the device, or
+//! that it is the one whose command makes the device access memory.
+//!
+//! Nothing here waits without end, except the serving thread for a command: a client that does not answer in
+//! time loses its connection, and so does one that sends more than can be kept.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use whimbrel_device::Errno;
+
+use super::queue::{Queue, Waiting};
+use super::rest::Rest;
+use crate::message::{Command, Header, Kind, MessageBuffer, Request};
+use crate::server::error::ServeError;
+use crate::socket::{Incoming, Receiver, Sender};
+
+/// How long who sends lets another read before it looks whether that one still does.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A connected socket, for all threads of a server.
+#[derive(Debug)]
+pub(super) struct Channel {
+    outbound: Mutex<Outbound>,
+    /// With the thread that reads.
+    receiver: Mutex<Receiver>,
+    state: Mutex<State>,
+    changed: Condvar,
+    socket: Sender,
+    /// The socket of the commands, if this one is for what the server asks alone.
+    commands: Option<Sender>,
+}
+
+#[derive(Debug)]
+struct Outbound {
+    sender: Sender,
+    /// The last request, kept for its memory.
+    request: MessageBuffer,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// A thread reads, and hands on what it finds.
+    is_read: bool,
+    /// What was asked and is not answered, or whose answer was not taken yet.
+    asked: BTreeMap<u16, Asked>,
+    next_id: u16,
+    waiting: Queue,
+    /// Nothing more can be read.
+    is_over: bool,
+    why: Option<ServeError>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    command: u16,
+    answer: Option<Result<Vec<u8>, Errno>>,
+}
+
+/// What has come over a socket and goes on elsewhere.
+#[cfg(feature = "takeover")]
+pub(super) struct Pending<'a>(MutexGuard<'a, State>);
+
+#[cfg(feature = "takeover")]
+impl Pending<'_> {
+    /// In the order in which they came.
+    pub(super) fn commands(&self) -> impl Iterator<Item = &Waiting> {
+        self.0.waiting.iter()
+    }
+
+    pub(super) fn next_id(&self) -> u16 {
+        self.0.next_id
+    }
+
+    /// Whether the connection is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.0.is_over
+    }
+}
+
+/// What the serving thread does next.
+pub(super) enum Next {
+    Command(Waiting),
+    /// It is to rest.
+    Rest,
+    /// The connection is over: because the client has left, if there is no error.
+    Over(Option<ServeError>),
+}
+
+impl Channel {
+    /// The socket that commands come from.
+    pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
+        let socket = sender.clone();
+        Channel {
+            outbound: Mutex::new(Outbound { sender, request: MessageBuffer::new() }),
+            receiver: Mutex::new(receiver),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            socket,
+            commands: None,
+        }
+    }
+
+    /// A socket beside that of the `commands`, with which it ends.
+    pub(super) fn twin(mut receiver: Receiver, sender: Sender, commands: &Channel) -> Channel {
+        receiver.take_no_descriptors();
+        Channel { commands: Some(commands.socket.clone()), ..Channel::new(receiver, sender) }
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> &Sender {
+        &self.socket
+    }
+
+    /// Commands that were read and not taken, and the id of the next request, for another process to go on
+    /// with. Nothing is asked here any more.
+    #[cfg(feature = "takeover")]
+    pub(super) fn pending(&self) -> Pending<'_> {
+        Pending(self.state.lock())
+    }
+
+    /// Goes on where another has stopped.
+    #[cfg(feature = "takeover")]
+    pub(super) fn resume(&mut self, waiting: Queue, next_id: u16) {
+        let state = self.state.get_mut();
+        (state.waiting, state.next_id) = (waiting, next_id);
+    }
+
+    /// What comes from the socket, for a serving thread that shares it with nobody.
+    pub(super) fn receiver(&self) -> MutexGuard<'_, Receiver> {
+        self.receiver.lock()
+    }
+
+    /// Sends whole messages, and waits until there is room for them.
+    pub(super) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.outbound.lock().sender.send(bytes, descriptors)
+    }
+
+    /// Takes what has come over a twin socket that nobody reads, because the device wants nothing. Among it may
+    /// be the client's own end of the commands' socket, which is open as long as it lies there.
+    pub(super) fn look(&self) {
+        let Some(mut receiver) = self.receiver.try_lock() else { return };
+        let end = self.take_in(&mut receiver, Some(Instant::now()), false);
+        drop(receiver);
+        let mut state = self.state.lock();
+        // One that the client has closed is missed when the device wants something.
+        if let Err(error) = end {
+            self.finish(&mut state, Some(error));
+        }
+        self.changed.notify_all();
+    }
+
+    /// Whether commands were read that nobody took.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.state.lock().waiting.is_empty()
+    }
+
+    /// The next command, for a serving thread that shares the socket.
+    pub(super) fn next(&self, rest: Option<&Rest>) -> Next {
+        let mut state = self.state.lock();
+        loop {
+            if rest.is_some_and(Rest::is_wanted) {
+                return Next::Rest;
+            }
+            if let Some(command) = state.waiting.pop() {
+                return Next::Command(command);
+            }
+            if state.is_over {
+                return Next::Over(state.why.take());
+            }
+            if state.is_read {
+                self.changed.wait(&mut state);
+            } else {
+                self.read(&mut state, None, false);
+            }
+        }
+    }
+
+    /// Why the connection ended before the client left.
+    pub(super) fn take_reason(&self) -> Option<ServeError> {
+        self.state.lock().why.take()
+    }
+
+    /// Ends the connection. Who waits for an answer is told so at once.
+    pub(super) fn close(&self, why: Option<ServeError>) {
+        self.end(&mut self.state.lock(), why);
+    }
+
+    /// Asks the client, and waits for its answer: the payload, or the errno that it gives. ETIMEDOUT if there
+    /// is none at the deadline, and ENOTCONN if the connection is over; it is after both.
+    pub(super) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<Vec<u8>, Errno> {
+        let command = request.command();
+        let id = self.note(command)?;
+        let answer = match self.send_request(id, request, deadline) {
+            Ok(()) => self.answer(id, deadline),
+            Err(error) => Err(error),
+        };
+        let mut state = self.state.lock();
+        state.asked.remove(&id);
+        if let Err(Unanswered::Late) = &answer {
+            self.end(&mut state, Some(ServeError::NoAnswer(command)));
+        } else if let Err(Unanswered::Over) = &answer
+            && !state.is_over
+        {
+            self.end(&mut state, None);
+        }
+        answer?
+    }
+
+    /// Keeps a place for an answer.
+    fn note(&self, command: Command) -> Result<u16, Errno> {
+        let mut state = self.state.lock();
+        if state.is_over {
+            return Err(Errno::ENOTCONN);
+        }
+        // One for each thread that waits.
+        let first = state.next_id;
+        let mut ids = (first..=u16::MAX).chain(0..first);
+        let id = ids.find(|id| !state.asked.contains_key(id)).ok_or(Errno::EBUSY)?;
+        state.next_id = id.wrapping_add(1);
+        state.asked.insert(id, Asked { command: command.number(), answer: None });
+        Ok(id)
+    }
+
+    fn send_request(&self, id: u16, request: &Request<'_>, deadline: Instant) -> Result<(), Unanswered> {
+        // Who has it may be sending to a client that reads nothing.
+        let mut outbound = self.outbound.try_lock_until(deadline).ok_or(Unanswered::Late)?;
+        let Outbound { sender, request: buffer } = &mut *outbound;
+        buffer.clear();
+        buffer.request(id, false, request);
+        let mut bytes = buffer.as_bytes();
+        while !bytes.is_empty() {
+            match sender.send_some(bytes, &[]).map_err(|_| Unanswered::Over)? {
+                0 => self.wait_for_room(deadline)?,
+                sent => bytes = &bytes[sent..],
+            }
+        }
+        Ok(())
+    }
+
+    /// The client may take nothing before it has sent what it is sending: so that is read.
+    fn wait_for_room(&self, deadline: Instant) -> Result<(), Unanswered> {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        if state.is_over {
+            return Err(Unanswered::Over);
+        }
+        if now >= deadline {
+            return Err(Unanswered::Late);
+        }
+        if state.is_read {
+            // That one may find what it waits for before there is room.
+            drop(state);
+            let mut asked = [PollFd::new(&self.socket, PollFlags::OUT)];
+            let timeout = Timespec::try_from(LOOK.min(deadline - now)).ok();
+            let _ = poll(&mut asked, timeout.as_ref());
+        } else {
+            self.read(&mut state, Some(deadline), true);
+        }
+        Ok(())
+    }
+
+    fn answer(&self, id: u16, deadline: Instant) -> Result<Result<Vec<u8>, Errno>, Unanswered> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(answer) = state.asked.get_mut(&id).and_then(|asked| asked.answer.take()) {
+                return Ok(answer);
+            }
+            if state.is_over {
+                return Err(Unanswered::Over);
+            }
+            if Instant::now() >= deadline {
+                return Err(Unanswered::Late);
+            }
+            if state.is_read {
+                self.changed.wait_until(&mut state, deadline);
+            } else {
+                self.read(&mut state, Some(deadline), false);
+            }
+        }
+    }
+
+    /// Reads for all who wait, once, and not longer than until the deadline, or until there is room to send if
+    /// that is what is waited for. The state is free meanwhile.
+    fn read(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>, or_room: bool) {
+        state.is_read = true;
+        let end = MutexGuard::unlocked(state, || {
+            let receiver = match deadline {
+                // Right after the first mapping the serving thread may still have it, for the last time.
+                Some(deadline) => self.receiver.try_lock_until(deadline),
+                None => Some(self.receiver.lock()),
+            };
+            match receiver {
+                Some(mut receiver) => self.take_in(&mut receiver, deadline, or_room),
+                None => Ok(true),
+            }
+        });
+        state.is_read = false;
+        match end {
+            Ok(true) => {}
+            Ok(false) => self.finish(state, None),
+            Err(error) => self.finish(state, Some(error)),
+        }
+        self.changed.notify_all();
+    }
+
+    /// Reads once and hands on what has come. `false` if the client has left.
+    fn take_in(
+        &self,
+        receiver: &mut Receiver,
+        deadline: Option<Instant>,
+        or_room: bool,
+    ) -> Result<bool, ServeError> {
+        if !receiver.is_ready() {
+            match self.wait(receiver, deadline, or_room)? {
+                Ready::ToRead => {}
+                Ready::NotToRead => return Ok(true),
+                Ready::Over => return Ok(false),
+            }
+            match receiver.read_once() {
+                Ok(true) => {}
+                Ok(false) => {
+                    receiver.ended()?;
+                    return Ok(false);
+                }
+                // Who waits looks whether it still has to.
+                Err(error) if error.is_timeout() => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        while receiver.is_ready() {
+            if let Some(message) = receiver.take_ready()? {
+                self.hand_on(message)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until there is something to read. A serving thread that waits for commands alone does so in the
+    /// read itself.
+    fn wait(
+        &self,
+        receiver: &Receiver,
+        deadline: Option<Instant>,
+        or_room: bool,
+    ) -> Result<Ready, ServeError> {
+        let Some(deadline) = deadline else { return Ok(Ready::ToRead) };
+        let room = if or_room { PollFlags::OUT } else { PollFlags::empty() };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout =
+                Timespec::try_from(left).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let commands = self.commands.as_ref();
+            let mut asked = [
+                PollFd::new(receiver, PollFlags::IN | room),
+                PollFd::new(commands.unwrap_or(&self.socket), PollFlags::RDHUP),
+            ];
+            match poll(&mut asked[..if commands.is_some() { 2 } else { 1 }], Some(&timeout)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(io::Error::from(error).into()),
+                Ok(_) => {}
+            }
+            let commands_end = asked[1].revents().intersects(gone);
+            let found = asked[0].revents();
+            return Ok(match () {
+                () if commands_end => Ready::Over,
+                () if found.intersects(PollFlags::IN | gone) => Ready::ToRead,
+                // There is room to send, or the deadline has come.
+                () => Ready::NotToRead,
+            });
+        }
+    }
+
+    fn hand_on(&self, message: Incoming<'_>) -> Result<(), ServeError> {
+        let Incoming { header, payload, descriptors } = message;
+        let answer = match header.kind {
+            Kind::Command { .. } if self.commands.is_some() => {
+                return Err(ServeError::CommandOverTwin(header.command));
+            }
+            Kind::Command { .. } => {
+                let waiting = Waiting { header, payload: payload.to_vec(), descriptors };
+                return self.state.lock().waiting.push(waiting);
+            }
+            Kind::Reply => Ok(payload.to_vec()),
+            Kind::Error(errno) => {
+                // An error says that it is one, not always which.
+                Err(i32::try_from(errno).ok().and_then(Errno::new).unwrap_or(Errno::EIO))
+            }
+        };
+        match self.state.lock().asked.get_mut(&header.id) {
+            Some(asked) if asked.command == header.command && asked.answer.is_none() => {
+                asked.answer = Some(answer);
+            }
+            _ => unasked(&header),
+        }
+        Ok(())
+    }
+
+    /// Nothing more can be read. Commands that were read before are executed yet, unless there were too many.
+    fn finish(&self, state: &mut State, why: Option<ServeError>) {
+        match why {
+            None | Some(ServeError::Socket(_)) if self.commands.is_none() => {
+                state.is_over = true;
+                state.why = state.why.take().or(why);
+            }
+            why => self.end(state, why),
+        }
+    }
+
+    fn end(&self, state: &mut State, why: Option<ServeError>) {
+        if !state.is_over && why.is_some() {
+            state.why = why;
+        }
+        state.is_over = true;
+        state.waiting.clear();
+        self.socket.shutdown();
+        if let Some(commands) = &self.commands {
+            commands.shutdown();
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// What a socket is ready for.
+enum Ready {
+    ToRead,
+    NotToRead,
+    Over,
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    Late,
+    Over,
+}
+
+impl From<Unanswered> for Errno {
+    fn from(unanswered: Unanswered) -> Errno {
+        match unanswered {
+            Unanswered::Late => Errno::ETIMEDOUT,
+            Unanswered::Over => Errno::ENOTCONN,
+        }
+    }
+}
+
+/// A reply to nothing that waits for one: it may be late, or the client confused.
+pub(super) fn unasked(header: &Header) {
+    tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
+}

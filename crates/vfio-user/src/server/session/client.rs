@@ -1,0 +1,433 @@
+//! One client: its messages, one after the other, each with its answer.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
+use whimbrel_uapi::device::IrqInfoFlags;
+
+use super::channel::{Channel, Next, unasked};
+use super::client_memory::ClientMemory;
+use super::dirty_log::Log;
+use super::mappings::Mappings;
+use super::queue::Waiting;
+use super::rest::Rest;
+use super::state_channel::StateChannel;
+use super::{plain, region_info, twin};
+use crate::capabilities::Capabilities;
+use crate::descriptors::{DescriptorError, Descriptors};
+use crate::extensions::MigrationExtensions;
+use crate::message::{
+    Command, DeviceInfoReply, IrqInfoReply, Kind, Limits, MessageBuffer, RegionAccess, RegionInfoReply,
+    Reply, Request, Version,
+};
+use crate::server::backend::Shared;
+use crate::server::error::ServeError;
+use crate::server::foreign::ForeignThread;
+use crate::socket::{Incoming, SocketError};
+
+/// Replies that are sent together at most, in bytes, beside the last.
+const BATCH: usize = 64 * 1024;
+
+/// What the server knows of its client. What the client has set up ends with it; the device's state stays.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) backend: Arc<Shared>,
+    /// The socket of the commands.
+    pub(super) channel: Arc<Channel>,
+    /// The socket of what the server asks, if it is another.
+    pub(super) twin: Option<Arc<Channel>>,
+    /// Who may want this to rest.
+    pub(super) rest: Option<Arc<Rest>>,
+    /// Closes those of its descriptors that may never be closed, and uses them.
+    pub(super) foreign: Arc<ForeignThread>,
+    /// Another process serves the same connection: it is not to be ended here.
+    pub(super) is_anothers: bool,
+    /// Replies that were not sent yet.
+    pub(super) out: MessageBuffer,
+    /// Descriptors for the last of them.
+    pub(super) descriptors: Vec<OwnedFd>,
+    /// What VFIO_USER_VERSION has agreed on; nothing else is answered before.
+    pub(super) agreed: Option<Capabilities>,
+    pub(super) mappings: Option<Mappings>,
+    pub(super) log: Option<Log>,
+    /// The client was given the file of a region, and may have mapped it.
+    pub(super) has_region_file: bool,
+    pub(super) ioeventfds: BTreeMap<IoeventfdWrite, EventFd>,
+    /// The bitmap of the last report, kept for its memory.
+    pub(super) words: Vec<u64>,
+    /// The socket of the data session, where it has one.
+    pub(super) state_channel: Option<StateChannel>,
+    /// Whether the command that is executed is replied to.
+    pub(super) replies: bool,
+}
+
+/// What became of a client.
+pub(super) enum Served {
+    /// It has left.
+    Left,
+    /// It is as it was between two messages.
+    Rests(Box<Client>),
+}
+
+/// Why a loop over messages ends.
+enum End {
+    Left,
+    Rests,
+}
+
+impl Client {
+    pub(super) fn new(
+        backend: Arc<Shared>,
+        channel: Channel,
+        rest: Option<Arc<Rest>>,
+        foreign: Arc<ForeignThread>,
+    ) -> Client {
+        Client {
+            backend,
+            channel: Arc::new(channel),
+            twin: None,
+            rest,
+            foreign,
+            is_anothers: false,
+            out: MessageBuffer::new(),
+            descriptors: Vec::new(),
+            agreed: None,
+            mappings: None,
+            log: None,
+            has_region_file: false,
+            ioeventfds: BTreeMap::new(),
+            words: Vec::new(),
+            state_channel: None,
+            replies: true,
+        }
+    }
+
+    pub(super) fn device(&self) -> &DeviceFile {
+        &self.backend.device
+    }
+
+    /// The parts of the extension that were agreed on.
+    pub(super) fn extensions(&self) -> MigrationExtensions {
+        self.agreed.as_ref().map(Capabilities::extensions).unwrap_or_default()
+    }
+
+    /// What one message may carry.
+    pub(super) fn limits(&self) -> Limits {
+        let agreed = self.agreed.as_ref().unwrap_or(&self.backend.capabilities);
+        Limits { max_data_xfer_size: agreed.max_data_xfer_size }
+    }
+
+    /// Serves until the client leaves, or this is to rest.
+    pub(super) fn run(mut self) -> Result<Served, ServeError> {
+        let channel = self.channel.clone();
+        let result = loop {
+            // Between two messages: all that was executed is answered, or in `out`.
+            let served = if self.shares_socket() || channel.has_waiting() {
+                self.serve_shared(&channel)
+            } else {
+                self.serve_alone(&channel)
+            };
+            match served {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(End::Rests)) => return Ok(Served::Rests(Box::new(self))),
+                Ok(ControlFlow::Break(End::Left)) => break Ok(Served::Left),
+                Err(error) => break Err(error),
+            }
+        };
+        // An access of the device may have ended the connection, and only it knows why.
+        let asked = self.twin.as_ref().unwrap_or(&channel);
+        asked.take_reason().map_or(result, Err)
+    }
+
+    /// Whether the device's accesses to memory may need the socket that the commands come from.
+    fn shares_socket(&self) -> bool {
+        self.twin.is_none() && self.mappings.as_ref().is_some_and(Mappings::has_remote)
+    }
+
+    /// Whether this is to rest, which it then does: all that was executed is answered.
+    fn rests(&mut self) -> io::Result<bool> {
+        if !self.rest.as_ref().is_some_and(|rest| rest.is_wanted()) {
+            return Ok(false);
+        }
+        self.flush()?;
+        Ok(self.rest.as_ref().is_some_and(|rest| rest.begin()))
+    }
+
+    /// Serves from a socket that nobody else reads: each message where it lies. Breaks when the client has
+    /// left, or this is to rest.
+    fn serve_alone(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
+        let mut receiver = channel.receiver();
+        while !self.shares_socket() {
+            if self.rests()? {
+                return Ok(ControlFlow::Break(End::Rests));
+            }
+            if !receiver.is_ready() || self.out.len() >= BATCH {
+                self.flush()?;
+            }
+            let next = match receiver.receive() {
+                Ok(Some(message)) => self.message(message)?,
+                Ok(None) => return Ok(ControlFlow::Break(End::Left)),
+                // Only where there is one of these do reads end by themselves.
+                Err(error) if (self.rest.is_some() || self.twin.is_some()) && error.is_timeout() => {
+                    self.twin.iter().for_each(|twin| twin.look());
+                    continue;
+                }
+                Err(error) => return Err(self.cannot_go_on(error.into())),
+            };
+            if let ControlFlow::Break(error) = next {
+                self.flush()?;
+                return Err(error);
+            }
+            receiver.set_limits(self.limits());
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Serves from a socket over which the device's accesses to memory go too, from this thread or from
+    /// another. Breaks when the client has left.
+    fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
+        while self.shares_socket() || channel.has_waiting() {
+            if self.rests()? {
+                return Ok(ControlFlow::Break(End::Rests));
+            }
+            // The next command may wait for the client, and that one for these.
+            self.flush()?;
+            let Waiting { header, payload, descriptors } = match channel.next(self.rest.as_deref()) {
+                Next::Command(command) => command,
+                Next::Rest => continue,
+                Next::Over(None) => return Ok(ControlFlow::Break(End::Left)),
+                Next::Over(Some(error)) => return Err(self.cannot_go_on(error)),
+            };
+            let next = self.message(Incoming { header, payload: &payload, descriptors })?;
+            if let ControlFlow::Break(error) = next {
+                self.flush()?;
+                return Err(error);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Tells the client why nothing more of it can be read, if it can be told.
+    fn cannot_go_on(&mut self, error: ServeError) -> ServeError {
+        if let ServeError::Socket(SocketError::Frame(frame)) = &error
+            && !frame.is_reply
+        {
+            self.out.error(frame.id, frame.command, frame.errno());
+        }
+        // It may have left meanwhile; what it did before says more.
+        let _ = self.flush();
+        error
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.out.is_empty() {
+            let sent = self.channel.send(self.out.as_bytes(), &[]);
+            self.out.clear();
+            sent?;
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, message: Incoming<'_>) -> io::Result<ControlFlow<ServeError>> {
+        let Incoming { header, payload, descriptors } = message;
+        let Kind::Command { no_reply } = header.kind else {
+            unasked(&header);
+            return Ok(ControlFlow::Continue(()));
+        };
+        self.replies = !no_reply;
+        let before = self.out.len();
+        let (answer, next) = self.command(header.id, header.command, payload, descriptors);
+        if let Err(errno) = answer {
+            tracing::debug!(id = header.id, command = header.command_name(), %errno, "refused");
+            self.out.shrink(self.out.len() - before);
+            self.descriptors.clear();
+            self.out.error(header.id, header.command, errno);
+        }
+        if no_reply {
+            self.out.shrink(self.out.len() - before);
+            self.descriptors.clear();
+        }
+        if !self.descriptors.is_empty() {
+            let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+            let (earlier, last) = self.out.as_bytes().split_at(before);
+            self.channel.send(earlier, &[])?;
+            self.channel.send(last, &descriptors)?;
+            self.out.clear();
+            self.descriptors.clear();
+        }
+        Ok(next)
+    }
+
+    /// Executes one command and writes its reply. After some errors the connection is over.
+    fn command(
+        &mut self,
+        id: u16,
+        number: u16,
+        payload: &[u8],
+        descriptors: Result<Descriptors, DescriptorError>,
+    ) -> (Result<(), Errno>, ControlFlow<ServeError>) {
+        let command = Command::try_from(number);
+        if self.agreed.is_none() && command != Ok(Command::Version) {
+            return (Err(Errno::EINVAL), ControlFlow::Break(ServeError::NoVersion(number)));
+        }
+        let request = match command {
+            Ok(command) if self.knows(command) => Request::parse(command, payload, self.limits()),
+            _ => return (Err(Errno::ENOTTY), ControlFlow::Continue(())),
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::debug!(id, %error, "malformed");
+                let errno = error.errno();
+                // Without a version nothing else can be said.
+                return match self.agreed {
+                    Some(_) => (Err(errno), ControlFlow::Continue(())),
+                    None => (Err(errno), ControlFlow::Break(ServeError::NoVersion(number))),
+                };
+            }
+        };
+        if let Request::Version(version) = &request {
+            return self.version(id, version);
+        }
+        let answer = match self.take(&request, descriptors) {
+            Ok(descriptors) => self.execute(id, &request, descriptors),
+            Err(errno) => Err(errno),
+        };
+        (answer, ControlFlow::Continue(()))
+    }
+
+    /// Whether a command is one of the text, or of what was agreed on beyond it.
+    fn knows(&self, command: Command) -> bool {
+        command != Command::MigGetPrecopyInfo || self.extensions().precopy_info
+    }
+
+    /// The descriptors of a request, if it may have as many.
+    fn take(
+        &self,
+        request: &Request<'_>,
+        descriptors: Result<Descriptors, DescriptorError>,
+    ) -> Result<Descriptors, Errno> {
+        let descriptors = descriptors.map_err(|error| match error {
+            DescriptorError::TooMany | DescriptorError::Kind => Errno::EINVAL,
+            DescriptorError::Lost => Errno::EMFILE,
+        })?;
+        let most = match request {
+            Request::DmaMap(_) => 1,
+            Request::DeviceSetIrqs(_) => self.backend.capabilities.max_msg_fds as usize,
+            _ => 0,
+        };
+        if descriptors.len() > most { Err(Errno::EINVAL) } else { Ok(descriptors) }
+    }
+
+    fn version(&mut self, id: u16, proposed: &Version) -> (Result<(), Errno>, ControlFlow<ServeError>) {
+        if self.agreed.is_some() {
+            return (Err(Errno::EINVAL), ControlFlow::Continue(()));
+        }
+        match proposed.answer(&self.backend.capabilities) {
+            Ok(mut answer) => {
+                let limits = Limits { max_data_xfer_size: answer.capabilities.max_data_xfer_size };
+                let twin = twin::make(proposed, &mut answer, &self.channel, limits);
+                if let Some((channel, descriptor)) = twin {
+                    self.twin = Some(Arc::new(channel));
+                    self.descriptors.push(descriptor);
+                }
+                let asked = self.twin.as_ref().unwrap_or(&self.channel).clone();
+                let remote = Arc::new(ClientMemory::new(asked, limits));
+                self.mappings =
+                    Some(Mappings::new(&self.backend, &answer.capabilities, remote, self.foreign.clone()));
+                self.agreed = Some(answer.capabilities.clone());
+                self.out.reply(id, &Reply::Version(answer));
+                (Ok(()), ControlFlow::Continue(()))
+            }
+            Err(error) => (Err(error.errno()), ControlFlow::Break(error.into())),
+        }
+    }
+
+    fn execute(&mut self, id: u16, request: &Request<'_>, descriptors: Descriptors) -> Result<(), Errno> {
+        match request {
+            Request::DmaMap(map) => self.dma_map(id, *map, descriptors),
+            Request::DmaUnmap(unmap) => self.dma_unmap(id, *unmap),
+            Request::DeviceGetInfo { argsz } => {
+                let mut info = self.device().info();
+                if !self.extensions().device_features {
+                    plain::hide_capabilities(&mut info);
+                }
+                let reply = DeviceInfoReply::new(info, *argsz);
+                self.out.reply(id, &Reply::DeviceGetInfo(reply));
+                Ok(())
+            }
+            Request::DeviceGetRegionInfo { argsz, index } => {
+                let takes_file = self.agreed.as_ref().is_some_and(|agreed| agreed.max_msg_fds > 0);
+                let (region, file) = region_info::describe(self.device(), *index, takes_file)?;
+                self.has_region_file |= file.is_some();
+                self.descriptors.extend(file);
+                let reply = RegionInfoReply::new(*index, region, *argsz);
+                self.out.reply(id, &Reply::DeviceGetRegionInfo(reply));
+                Ok(())
+            }
+            Request::DeviceGetRegionIoFds { argsz, index } => self.region_io_fds(id, *argsz, *index),
+            Request::DeviceGetIrqInfo { index, .. } => {
+                let irq = self.device().irq_info(*index)?;
+                self.out.reply(id, &Reply::DeviceGetIrqInfo(IrqInfoReply { index: *index, irq }));
+                Ok(())
+            }
+            Request::DeviceSetIrqs(set) => self.set_irqs(id, set, descriptors),
+            Request::RegionRead(access) => self.region_read(id, *access),
+            Request::RegionWrite(access, data) => {
+                let count = self.device().write_region(access.region, access.offset, data)? as u32;
+                self.out.reply(id, &Reply::RegionWrite(RegionAccess { count, ..*access }));
+                Ok(())
+            }
+            Request::RegionWriteMulti(writes) => self.write_multi(id, writes),
+            Request::DeviceReset => {
+                self.device().reset()?;
+                self.state_channel = None;
+                self.out.reply(id, &Reply::DeviceReset);
+                Ok(())
+            }
+            Request::DeviceFeature(feature) => self.device_feature(id, feature),
+            Request::MigDataRead { size } => self.mig_data_read(id, *size),
+            Request::MigDataWrite { data } => self.mig_data_write(id, data),
+            Request::MigGetPrecopyInfo(asked) => self.mig_get_precopy_info(id, asked),
+            // Answered before, and commands that only a server sends.
+            Request::Version(_) | Request::DmaRead(_) | Request::DmaWrite { .. } => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+/// The client leaves: what it has set up goes with it.
+impl Drop for Client {
+    fn drop(&mut self) {
+        // First of all, for an access that waits for the client may hold the device. Whoever else holds the
+        // socket, the client sees its end, and can come again.
+        if !self.is_anothers {
+            for channel in self.twin.iter().chain([&self.channel]) {
+                channel.close(None);
+            }
+        }
+        self.state_channel = None;
+        let device = &self.backend.device;
+        for index in 0..device.info().num_irqs {
+            let has_eventfds = |irq: &whimbrel_device::Irq| irq.flags.contains(IrqInfoFlags::EVENTFD);
+            if device.irq_info(index).is_ok_and(|irq| irq.count > 0 && has_eventfds(&irq)) {
+                // One that was not set up has nothing to end.
+                let _ = device.set_irqs(index, 0, IrqAction::Trigger, IrqData::None(0));
+            }
+        }
+        for write in self.ioeventfds.keys() {
+            let _ = device.set_ioeventfd(*write, None);
+        }
+        // One that was not let sleep is awake. A kernel's device wakes when it is closed.
+        let _ = device.exit_low_power();
+        if self.log.is_some() {
+            // Nobody is left to be told.
+            let _ = device.dma_logging_stop();
+        }
+        self.mappings = None;
+    }
+}

@@ -1,0 +1,37 @@
+//! The log of dirty pages that a client has started, and its bitmaps on the wire.
+
+use whimbrel_device::Errno;
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::dirty::LoggingRanges;
+
+use crate::message::MessageBuffer;
+
+/// The log that this client has started.
+#[derive(Debug)]
+pub(crate) struct Log {
+    /// As it was asked for, in bytes.
+    pub(crate) page_size: u64,
+    /// As iova and bytes.
+    pub(crate) ranges: Vec<(u64, u64)>,
+    /// The client named no ranges and means all memory: these held what was mapped when it was started. What
+    /// was mapped later counts as written.
+    pub(crate) is_everything: bool,
+    /// What the device does not know any more, because another process had it then.
+    pub(crate) earlier: Option<DirtyLog>,
+}
+
+/// First address and bytes of each range, as a device's log takes them.
+pub(crate) fn logging_ranges(page_size: u64, ranges: &[(u64, u64)]) -> Result<LoggingRanges, Errno> {
+    let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
+    let mut checked = LoggingRanges::new(page_size, count)?;
+    ranges.iter().try_for_each(|(iova, length)| checked.push(*iova, *length))?;
+    Ok(checked)
+}
+
+/// Appends the words of a bitmap as the bytes they are on the wire.
+pub(super) fn put_words(out: &mut MessageBuffer, words: &[u64]) {
+    let (bytes, _) = out.grow(words.len() * 8).as_chunks_mut::<8>();
+    for (bytes, word) in bytes.iter_mut().zip(words) {
+        *bytes = word.to_le_bytes();
+    }
+}

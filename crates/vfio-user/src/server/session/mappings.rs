@@ -1,0 +1,256 @@
+//! The memory that a client has mapped for the device.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
+use vm_memory::FileOffset;
+use whimbrel_device::{DeviceFile, Errno};
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::client_memory::ClientMemory;
+use super::file_memory::{FileMemory, Source};
+use crate::capabilities::Capabilities;
+use crate::descriptor_kind::DescriptorKind;
+use crate::message::{DmaAccessModes, DmaMap};
+use crate::server::backend::Shared;
+use crate::server::foreign::{ForeignFile, ForeignThread};
+
+/// The mappings of one client, which end with it.
+#[derive(Debug)]
+pub(super) struct Mappings {
+    device: DeviceFile,
+    /// By their first IOVA.
+    mapped: BTreeMap<u64, Mapped>,
+    /// How many the client is asked for.
+    remote: usize,
+    memory: Arc<ClientMemory>,
+    foreign: Arc<ForeignThread>,
+    /// Files that are mapped already: clients map the same one many times, each time with a new descriptor.
+    files: BTreeMap<FileKey, Weak<File>>,
+    /// The smallest page, in bytes.
+    page_size: u64,
+    most: usize,
+    /// Bytes that may be mapped of files, and that are.
+    most_bytes: u64,
+    bytes: u64,
+    takes_foreign: bool,
+}
+
+/// One mapping.
+#[derive(Clone, Debug)]
+pub(super) struct Mapped {
+    size: u64,
+    memory: Behind,
+}
+
+/// What is behind a mapping.
+#[derive(Clone, Debug)]
+pub(crate) enum Behind {
+    /// A file that is mapped into this process, from an offset on.
+    File(Arc<File>, u64),
+    /// A file that is read and written, from an offset on.
+    FileIo(Source, u64),
+    /// Memory that the client is asked for.
+    Client,
+}
+
+/// A descriptor, which from here on is closed where it holds up nobody.
+enum Given {
+    Memory(OwnedFd),
+    Foreign(ForeignFile),
+    /// An eventfd: reading it takes a signal away, or waits for one.
+    Eventfd,
+}
+
+/// What makes two descriptors as good as one: device, inode, and how it is open.
+type FileKey = (u64, u64, u32);
+
+impl Mappings {
+    pub(super) fn new(
+        backend: &Shared,
+        agreed: &Capabilities,
+        memory: Arc<ClientMemory>,
+        foreign: Arc<ForeignThread>,
+    ) -> Mappings {
+        Mappings {
+            device: backend.device.clone(),
+            mapped: BTreeMap::new(),
+            remote: 0,
+            memory,
+            foreign,
+            files: BTreeMap::new(),
+            page_size: agreed.pgsizes & agreed.pgsizes.wrapping_neg(),
+            most: agreed.max_dma_maps as usize,
+            most_bytes: backend.max_client_memory,
+            bytes: 0,
+            takes_foreign: backend.foreign_memory,
+        }
+    }
+
+    /// Whether the client may be asked for memory.
+    pub(super) fn has_remote(&self) -> bool {
+        self.remote > 0
+    }
+
+    /// The checks of `vfio_dma_do_map()`, in its order. A descriptor is memory to be mapped; or one to be read and
+    /// written, if the client says so and it is memory too, or a file that this server takes.
+    pub(super) fn map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let given = fd.map(|fd| match DescriptorKind::of(&fd) {
+            DescriptorKind::Memory => Given::Memory(fd),
+            DescriptorKind::Eventfd => Given::Eventfd,
+            _ => Given::Foreign(ForeignFile::new(fd, self.foreign.clone())),
+        });
+        let DmaMap { rights, modes, offset, iova, size } = map;
+        if given.is_none() && !modes.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let last = self.check_range(iova, size)?;
+        if self.overlaps(iova, last) {
+            return Err(Errno::EEXIST);
+        }
+        self.check_room(size, given.is_some())?;
+        let behind = match given {
+            None => Behind::Client,
+            Some(Given::Memory(fd)) if modes == DmaAccessModes::FILE_IO => {
+                Behind::FileIo(Source::Memory(self.file(fd)?), offset)
+            }
+            Some(Given::Memory(fd)) => Behind::File(self.file(fd)?, offset),
+            Some(Given::Foreign(file)) if self.takes_foreign && modes.contains(DmaAccessModes::FILE_IO) => {
+                Behind::FileIo(Source::Foreign(Arc::new(file)), offset)
+            }
+            Some(Given::Foreign(_) | Given::Eventfd) => return Err(Errno::EINVAL),
+        };
+        self.enter(iova, size, rights, behind)
+    }
+
+    /// As [`Mappings::map`], for what another process had mapped.
+    #[cfg(feature = "takeover")]
+    pub(super) fn restore(
+        &mut self,
+        iova: u64,
+        size: u64,
+        rights: DmaMapFlags,
+        behind: Behind,
+    ) -> Result<(), Errno> {
+        self.check_range(iova, size)?;
+        self.check_room(size, !matches!(behind, Behind::Client))?;
+        self.enter(iova, size, rights, behind)
+    }
+
+    /// ENOSPC if the client has as many mappings as it may have, or as many bytes of files.
+    fn check_room(&self, size: u64, has_file: bool) -> Result<(), Errno> {
+        let bytes = self.bytes.saturating_add(if has_file { size } else { 0 });
+        if self.mapped.len() >= self.most || bytes > self.most_bytes { Err(Errno::ENOSPC) } else { Ok(()) }
+    }
+
+    /// Maps what was checked.
+    fn enter(&mut self, iova: u64, size: u64, rights: DmaMapFlags, memory: Behind) -> Result<(), Errno> {
+        let dma = self.device.bus().dma();
+        match &memory {
+            Behind::File(file, offset) => {
+                dma.map(iova, size, rights, FileOffset::from_arc(file.clone(), *offset))?;
+            }
+            Behind::FileIo(file, offset) => {
+                let file = FileMemory::new(file.clone(), *offset, iova, size, rights)?;
+                dma.map_remote(iova, size, rights, Arc::new(file))?;
+            }
+            Behind::Client => dma.map_remote(iova, size, rights, self.memory.clone())?,
+        }
+        match memory {
+            Behind::Client => self.remote += 1,
+            Behind::File(..) | Behind::FileIo(..) => self.bytes = self.bytes.saturating_add(size),
+        }
+        self.mapped.insert(iova, Mapped { size, memory });
+        Ok(())
+    }
+
+    /// Forgets one that was taken away.
+    fn forget(&mut self, iova: u64) {
+        match self.mapped.remove(&iova) {
+            Some(Mapped { memory: Behind::Client, .. }) => self.remote -= 1,
+            Some(Mapped { size, .. }) => self.bytes = self.bytes.saturating_sub(size),
+            None => {}
+        }
+    }
+
+    /// Remembers a file that is mapped, for the next mapping of it.
+    #[cfg(feature = "takeover")]
+    pub(super) fn remember(&mut self, file: &Arc<File>) -> Result<(), Errno> {
+        self.files.insert(key(file)?, Arc::downgrade(file));
+        Ok(())
+    }
+
+    /// Takes away what lies wholly in a range, and says how many bytes that was. EINVAL, and nothing is taken
+    /// away, for a range that cuts a mapping.
+    pub(super) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Errno> {
+        let last = self.check_range(iova, size)?;
+        let unmapped = self.device.bus().dma().unmap(iova, size)?;
+        let starts: Vec<u64> = self.mapped.range(iova..=last).map(|(start, _)| *start).collect();
+        for start in starts {
+            self.forget(start);
+        }
+        Ok(unmapped)
+    }
+
+    /// Takes everything away.
+    pub(super) fn unmap_all(&mut self) -> u64 {
+        let dma = self.device.bus().dma();
+        (self.remote, self.bytes) = (0, 0);
+        // Each was mapped as it is. All that there is would be one byte more than can be told.
+        let mapped = std::mem::take(&mut self.mapped).into_iter();
+        mapped.filter_map(|(iova, of)| dma.unmap(iova, of.size).ok()).fold(0, u64::saturating_add)
+    }
+
+    /// First address and bytes of each mapping, in ascending order.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.mapped.iter().map(|(iova, of)| (*iova, of.size))
+    }
+
+    /// What is behind the mapping that begins at an address.
+    #[cfg(feature = "takeover")]
+    pub(super) fn behind(&self, iova: u64) -> Option<&Behind> {
+        self.mapped.get(&iova).map(|of| &of.memory)
+    }
+
+    /// The last address of a range that can be mapped or unmapped.
+    fn check_range(&self, iova: u64, size: u64) -> Result<u64, Errno> {
+        if size == 0 || (iova | size) & (self.page_size - 1) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        iova.checked_add(size - 1).ok_or(Errno::EINVAL)
+    }
+
+    fn overlaps(&self, iova: u64, last: u64) -> bool {
+        let below = self.mapped.range(..=last).next_back();
+        below.is_some_and(|(start, of)| start + (of.size - 1) >= iova)
+    }
+
+    /// The file behind a descriptor of memory, by a descriptor that there is already if possible.
+    fn file(&mut self, fd: OwnedFd) -> Result<Arc<File>, Errno> {
+        let key = key(&fd)?;
+        if let Some(known) = self.files.get(&key).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        if self.files.len() > self.mapped.len() {
+            self.files.retain(|_, file| file.strong_count() > 0);
+        }
+        let file = Arc::new(File::from(fd));
+        self.files.insert(key, Arc::downgrade(&file));
+        Ok(file)
+    }
+}
+
+fn key(fd: impl AsFd) -> Result<FileKey, Errno> {
+    let stat = fstat(&fd)?;
+    let mode = fcntl_getfl(&fd)? & OFlags::RWMODE;
+    Ok((stat.st_dev, stat.st_ino, mode.bits()))
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        self.unmap_all();
+    }
+}

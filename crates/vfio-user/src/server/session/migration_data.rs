@@ -1,0 +1,82 @@
+//! The data of a session: reads, writes and questions about it, over the socket of the commands or over the
+//! session's own.
+
+use whimbrel_device::{DataFile, Errno};
+use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
+use whimbrel_uapi::migration::PrecopyInfo;
+use zerocopy::IntoBytes;
+
+use super::process::Caller;
+use crate::message::{Command, Kind, MessageBuffer, Reply};
+
+/// Reads what the driver has, up to `size` bytes, straight into the reply.
+///
+/// In the plain protocol fewer bytes than asked for say that there are no more, for good or for now. With
+/// `read_end` only none at all says so, which is then for good, and ENOMSG is the end for now.
+pub(super) fn read(
+    data_file: &DataFile,
+    read_end: bool,
+    id: u16,
+    size: u32,
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    let message = out.begin(id, Command::MigDataRead.number(), Kind::Reply);
+    out.put(&[0; 8]);
+    let room = out.grow(size as usize);
+    let mut filled = 0;
+    // A read of nothing is judged too.
+    loop {
+        match data_file.read(&mut room[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::ENOMSG) if !read_end => break,
+            // What was read is given out, and the next read is told.
+            Err(_) if read_end && filled > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        if filled == room.len() {
+            break;
+        }
+    }
+    out.shrink(size as usize - filled);
+    out.patch_u32(&message, 0, 8 + filled as u32);
+    out.patch_u32(&message, 4, filled as u32);
+    out.finish(message);
+    Ok(())
+}
+
+pub(super) fn write(
+    data_file: &DataFile,
+    id: u16,
+    mut data: &[u8],
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    // A write of nothing is judged too.
+    loop {
+        let taken = data_file.write(data)?;
+        data = &data[taken.min(data.len())..];
+        match (data.is_empty(), taken) {
+            (true, _) => break,
+            // Nothing would ever change.
+            (false, 0) => return Err(Errno::EIO),
+            (false, _) => {}
+        }
+    }
+    out.reply(id, &Reply::MigDataWrite);
+    Ok(())
+}
+
+/// VFIO_MIG_GET_PRECOPY_INFO, judged by the data file itself.
+pub(super) fn precopy_info(
+    data_file: &DataFile,
+    id: u16,
+    asked: &PrecopyInfo,
+    out: &mut MessageBuffer,
+) -> Result<(), Errno> {
+    let mut caller = Caller { memory: asked.as_bytes().to_vec(), ..Caller::default() };
+    data_file.ioctl(VFIO_MIG_GET_PRECOPY_INFO.number(), 0, &mut caller)?;
+    let message = out.begin(id, Command::MigGetPrecopyInfo.number(), Kind::Reply);
+    out.put(&caller.memory);
+    out.finish(message);
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! One client of a server: its connection, what it has set up, and the thread that serves it.
+//!
+//! A takeover reaches a client through [`Export`] and [`Snapshot`] alone.
+
+mod channel;
+mod client;
+mod client_memory;
+mod data_session;
+pub(crate) mod dirty_log;
+mod doorbells;
+mod feature;
+pub(crate) mod file_memory;
+mod interrupts;
+pub(crate) mod mappings;
+mod memory;
+mod migration_data;
+mod plain;
+mod process;
+pub(crate) mod queue;
+mod region_info;
+mod registers;
+pub(crate) mod rest;
+pub(crate) mod seat;
+pub(crate) mod serving;
+#[cfg(feature = "takeover")]
+pub(crate) mod snapshot;
+mod state_channel;
+mod twin;

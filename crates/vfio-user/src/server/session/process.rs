@@ -1,0 +1,74 @@
+//! A request of a message as the raw request of a process, so that it is judged by the device's own checks,
+//! in their order: the memory is the message, and descriptors are those that came with it.
+
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::{DataFile, Errno, Fault, Process};
+
+use crate::descriptor_kind::DescriptorKind;
+use crate::descriptors::Descriptors;
+use crate::eventfd;
+
+/// Where a second piece of memory lies.
+pub(super) const SECOND: u64 = 1 << 40;
+
+/// The number of a data file in the process.
+const DATA_FILE: i32 = i32::MAX;
+
+/// The process of one request.
+#[derive(Debug, Default)]
+pub(super) struct Caller {
+    /// From address 0 on.
+    pub(super) memory: Vec<u8>,
+    /// What is read behind `memory`, without end; a fault if `None`.
+    pub(super) filler: Option<u8>,
+    /// From [`SECOND`] on.
+    pub(super) second: Vec<u8>,
+    /// Descriptors by their index in the message.
+    pub(super) descriptors: Descriptors,
+    /// The data file that the request gave.
+    pub(super) data_file: Option<DataFile>,
+}
+
+impl Process for Caller {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        let (piece, offset, filler) = match address.checked_sub(SECOND) {
+            Some(offset) => (&self.second, offset, None),
+            None => (&self.memory, address, self.filler),
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(piece.len());
+        let found = &piece[start..piece.len().min(start.saturating_add(buffer.len()))];
+        let (head, tail) = buffer.split_at_mut(found.len());
+        if let (false, None) = (tail.is_empty(), filler) {
+            return Err(Fault(address.saturating_add(found.len() as u64)));
+        }
+        head.copy_from_slice(found);
+        tail.fill(filler.unwrap_or_default());
+        Ok(())
+    }
+
+    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
+        let start = usize::try_from(address).map_err(|_| Fault(address))?;
+        let end = start.checked_add(data.len()).ok_or(Fault(address))?;
+        self.memory.get_mut(start..end).ok_or(Fault(address))?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
+        self.data_file = Some(file);
+        Ok(DATA_FILE)
+    }
+
+    fn uninstall(&mut self, _fd: i32) {
+        self.data_file = None;
+    }
+
+    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+        let found = usize::try_from(fd).ok().and_then(|index| self.descriptors.get(index));
+        let found = found.ok_or(Errno::EBADF)?;
+        // A copy of anything else might not be closed for ever.
+        if DescriptorKind::of(found) != DescriptorKind::Eventfd {
+            return Err(Errno::EINVAL);
+        }
+        eventfd::from_descriptor(found.try_clone().map_err(|_| Errno::EMFILE)?)
+    }
+}

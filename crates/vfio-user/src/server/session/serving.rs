@@ -1,0 +1,80 @@
+//! A client that is served, with the right to serve it.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use whimbrel_device::Errno;
+
+use super::channel::Channel;
+use super::client::{Client, Served};
+use super::dirty_log::Log;
+use super::rest::Rest;
+use crate::message::Limits;
+use crate::server::backend::{Backend, Turn};
+use crate::server::error::ServeError;
+use crate::server::foreign::ForeignThread;
+use crate::server::refusal::{first_header, turn_away};
+use crate::socket::connection;
+
+/// A client that is served, or rests between two messages.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(super) client: Client,
+    pub(super) turn: Turn,
+}
+
+impl Backend {
+    /// Serves one client until it leaves. One that comes while another is served is told EBUSY at once.
+    pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
+        let Some(turn) = Turn::take(self) else {
+            turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EBUSY);
+            return Err(ServeError::Busy);
+        };
+        Serving::begin(turn, stream, None).serve().map(drop)
+    }
+}
+
+impl Serving {
+    /// A client of which nothing is known yet.
+    pub(in crate::server) fn begin(turn: Turn, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
+        let limits = Limits { max_data_xfer_size: turn.0.capabilities.max_data_xfer_size };
+        let (mut receiver, sender) = connection(stream, limits);
+        let foreign = Arc::new(ForeignThread::new(&turn.0.foreign_threads));
+        receiver.admit_by(turn.0.screen(&foreign));
+        let client = Client::new(turn.0.clone(), Channel::new(receiver, sender), rest, foreign);
+        Serving { client, turn }
+    }
+
+    /// Serves until the client leaves. Returns it if this is to rest.
+    pub(super) fn serve(self) -> Result<Option<Serving>, ServeError> {
+        let Serving { client, turn } = self;
+        Ok(match client.run()? {
+            Served::Left => None,
+            Served::Rests(client) => Some(Serving { client: *client, turn }),
+        })
+    }
+
+    /// Whether the client was given the file of a region, and may have mapped it.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn has_region_file(&self) -> bool {
+        self.client.has_region_file
+    }
+
+    /// Whether the connection is over.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn is_over(&self) -> bool {
+        self.client.channel.pending().is_over()
+    }
+
+    /// The log of dirty pages that the client has started.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn log(&mut self) -> Option<&mut Log> {
+        self.client.log.as_mut()
+    }
+
+    /// Says whether another process serves the same connection: then it is not ended here.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn set_anothers(&mut self, is_anothers: bool) {
+        self.client.is_anothers = is_anothers;
+    }
+}

@@ -1,0 +1,281 @@
+//! A client between two messages, as another process needs it to serve it on: exported where it was served, imported
+//! where it goes on.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
+use vmm_sys_util::eventfd::EventFd;
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite};
+use whimbrel_uapi::type1::DmaMapFlags;
+
+use super::channel::{Channel, Pending};
+use super::client::Client;
+use super::client_memory::ClientMemory;
+use super::dirty_log::{Log, logging_ranges};
+use super::file_memory::Source;
+use super::mappings::{Behind, Mappings};
+use super::queue::{Queue, Waiting};
+use super::rest::{LOOK, Rest};
+use super::serving::Serving;
+use crate::capabilities::{Capabilities, negotiate};
+use crate::descriptor_kind::DescriptorKind;
+use crate::descriptors::{Admission, DescriptorError, Descriptors};
+use crate::message::Limits;
+use crate::server::backend::{Backend, Shared, Turn};
+use crate::server::error::ServeError;
+use crate::server::foreign::{ForeignFile, ForeignThread};
+use crate::server::screen::Screen;
+use crate::socket::{Receiver, Sender, Unread, connection};
+
+/// A client that rests, to be read. Nobody reads its sockets meanwhile.
+pub(crate) struct Export<'a> {
+    client: &'a Client,
+    commands: MutexGuard<'a, Receiver>,
+    twin: Option<MutexGuard<'a, Receiver>>,
+    pending: Pending<'a>,
+}
+
+impl<'a> Export<'a> {
+    pub(crate) fn of(serving: &'a Serving) -> Export<'a> {
+        let client = &serving.client;
+        let commands = client.channel.receiver();
+        let twin = client.twin.as_ref().map(|twin| twin.receiver());
+        Export { client, commands, twin, pending: client.channel.pending() }
+    }
+
+    /// The socket of the commands.
+    pub(crate) fn commands(&self) -> &'a Sender {
+        self.client.channel.socket()
+    }
+
+    /// The socket of what the server asks, if it is another.
+    pub(crate) fn twin(&self) -> Option<&'a Sender> {
+        self.client.twin.as_ref().map(|twin| twin.socket())
+    }
+
+    pub(crate) fn agreed(&self) -> Option<&'a Capabilities> {
+        self.client.agreed.as_ref()
+    }
+
+    /// The id of the server's next request.
+    pub(crate) fn next_id(&self) -> u16 {
+        self.client.twin.as_ref().map_or_else(|| self.pending.next_id(), |twin| twin.pending().next_id())
+    }
+
+    /// Each mapping of the device: first address, bytes, rights, and what is behind it.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (u64, u64, DmaMapFlags, Option<&'a Behind>)> {
+        let client = self.client;
+        client.device().bus().dma().mappings().into_iter().map(|mapped| {
+            let behind = client.mappings.as_ref().and_then(|mappings| mappings.behind(mapped.iova));
+            (mapped.iova, mapped.size, mapped.rights, behind)
+        })
+    }
+
+    /// Commands that were read and not executed, in their order.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Waiting> {
+        self.pending.commands()
+    }
+
+    /// What was read of the commands' socket and is no whole message yet.
+    pub(crate) fn unread(&self) -> Unread<&[u8], &[OwnedFd]> {
+        self.commands.unread()
+    }
+
+    /// The same of the twin socket.
+    pub(crate) fn unread_of_twin(&self) -> Option<Unread<&[u8], &[OwnedFd]>> {
+        self.twin.as_ref().map(|twin| twin.unread())
+    }
+}
+
+/// All that belongs to a client whose socket has come from another process.
+pub(crate) struct Snapshot {
+    pub(crate) commands: Option<Socket>,
+    pub(crate) twin: Option<Socket>,
+    pub(crate) agreed: Option<Capabilities>,
+    /// The id of the server's next request.
+    pub(crate) next_id: u16,
+    pub(crate) mappings: Vec<Mapping>,
+    pub(crate) ioeventfds: Vec<(IoeventfdWrite, EventFd)>,
+    /// The log, and whether the device keeps it.
+    pub(crate) log: Option<(Log, bool)>,
+    waiting: Queue,
+    /// For descriptors that are to be looked at again.
+    foreign: Arc<ForeignThread>,
+    screen: Screen,
+}
+
+/// A socket of a client.
+pub(crate) struct Socket {
+    pub(crate) stream: UnixStream,
+    /// What was read from it and not looked at.
+    pub(crate) unread: Option<Unread<Vec<u8>, Descriptors>>,
+}
+
+/// A mapping of a client.
+pub(crate) struct Mapping {
+    pub(crate) iova: u64,
+    pub(crate) size: u64,
+    pub(crate) rights: DmaMapFlags,
+    pub(crate) behind: Behind,
+}
+
+/// A snapshot from which no client can be made here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImportError {
+    #[error("{0}")]
+    Wrong(String),
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+}
+
+fn wrong(what: impl Into<String>) -> ImportError {
+    ImportError::Wrong(what.into())
+}
+
+impl Snapshot {
+    /// A snapshot with nothing in it, for a backend.
+    pub(crate) fn new(backend: &Backend) -> Snapshot {
+        let foreign = Arc::new(ForeignThread::new(&backend.shared.foreign_threads));
+        Snapshot {
+            commands: None,
+            twin: None,
+            agreed: None,
+            next_id: 0,
+            mappings: Vec::new(),
+            ioeventfds: Vec::new(),
+            log: None,
+            waiting: Queue::default(),
+            screen: backend.shared.screen(&foreign),
+            foreign,
+        }
+    }
+
+    /// Lets a client's descriptors in, as if they had come from the client now.
+    pub(crate) fn admit(&self, fds: Vec<OwnedFd>) -> Result<Descriptors, DescriptorError> {
+        self.screen.admit(fds)
+    }
+
+    /// Keeps a command that was read and not executed.
+    pub(crate) fn wait(&mut self, command: Waiting) -> Result<(), ServeError> {
+        self.waiting.push(command)
+    }
+
+    /// A file that may never answer, as what is behind a mapping.
+    pub(crate) fn foreign(&self, fd: OwnedFd) -> Source {
+        Source::Foreign(Arc::new(ForeignFile::new(fd, self.foreign.clone())))
+    }
+
+    /// The client as it was. It belongs to the other process still ([`Serving::set_anothers`]).
+    pub(crate) fn import(mut self, backend: &Backend, turn: Turn) -> Result<Serving, ImportError> {
+        let shared = &backend.shared;
+        if let Some(agreed) = &self.agreed {
+            check_agreed(agreed, &shared.capabilities)?;
+        }
+        let most = self.agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
+        let limits = Limits { max_data_xfer_size: most };
+        let commands = self.commands.take().ok_or_else(|| wrong("the client has no socket"))?;
+        commands.stream.set_read_timeout(Some(LOOK))?;
+        let (mut receiver, sender) = commands.connect(limits);
+        receiver.admit_by(self.screen.clone());
+        let mut channel = Channel::new(receiver, sender);
+        channel.resume(std::mem::take(&mut self.waiting), self.next_id);
+        let twin = self.twin.take().map(|twin| {
+            let (receiver, sender) = twin.connect(limits);
+            let mut twin = Channel::twin(receiver, sender, &channel);
+            twin.resume(Queue::default(), self.next_id);
+            Arc::new(twin)
+        });
+        let rest = Arc::new(Rest::default());
+        let mut client = Client::new(shared.clone(), channel, Some(rest), self.foreign.clone());
+        // Whatever fails from here on, the connection is not to be ended.
+        client.is_anothers = true;
+        client.twin = twin;
+        if let Some(agreed) = &self.agreed {
+            let asked = client.twin.as_ref().unwrap_or(&client.channel).clone();
+            let memory = Arc::new(ClientMemory::new(asked, limits));
+            client.mappings = Some(Mappings::new(shared, agreed, memory, client.foreign.clone()));
+        } else if !self.mappings.is_empty() {
+            return Err(wrong("there are mappings of a client that has agreed on nothing"));
+        }
+        client.agreed = self.agreed.take();
+        if let Some(mappings) = &mut client.mappings {
+            map(std::mem::take(&mut self.mappings), mappings, shared)?;
+        }
+        let device = &shared.device;
+        for (write, eventfd) in self.ioeventfds {
+            let copy = eventfd.try_clone()?;
+            device
+                .set_ioeventfd(write, Some(copy))
+                .map_err(|errno| wrong(format!("an ioeventfd cannot be tied: {errno}")))?;
+            client.ioeventfds.insert(write, eventfd);
+        }
+        if let Some((log, runs)) = self.log {
+            if runs {
+                start_log(device, &log).map_err(|errno| {
+                    wrong(format!("the device here cannot go on with the log of dirty pages: {errno}"))
+                })?;
+            }
+            client.log = Some(log);
+        }
+        Ok(Serving { client, turn })
+    }
+}
+
+impl Socket {
+    /// The connection, after what was read from it.
+    fn connect(self, limits: Limits) -> (Receiver, Sender) {
+        let (mut receiver, sender) = connection(self.stream, limits);
+        if let Some(Unread { bytes, descriptors }) = self.unread {
+            receiver.resume(limits, Unread { bytes: &bytes, descriptors });
+        }
+        (receiver, sender)
+    }
+}
+
+/// Maps what the client had mapped.
+fn map(list: Vec<Mapping>, mappings: &mut Mappings, shared: &Shared) -> Result<(), ImportError> {
+    let mut known: BTreeSet<*const File> = BTreeSet::new();
+    for Mapping { iova, size, rights, behind } in list {
+        let cannot = |errno: Errno| {
+            wrong(format!("{size:#x} bytes at iova {iova:#x} cannot be mapped for the device: {errno}"))
+        };
+        match &behind {
+            Behind::File(file, _) | Behind::FileIo(Source::Memory(file), _) => {
+                if DescriptorKind::of(&**file) != DescriptorKind::Memory {
+                    return Err(cannot(Errno::EINVAL));
+                }
+                if known.insert(Arc::as_ptr(file)) {
+                    mappings.remember(file).map_err(cannot)?;
+                }
+            }
+            Behind::FileIo(Source::Foreign(_), _) if !shared.foreign_memory => {
+                return Err(cannot(Errno::EINVAL));
+            }
+            Behind::FileIo(Source::Foreign(_), _) | Behind::Client => {}
+        }
+        mappings.restore(iova, size, rights, behind).map_err(cannot)?;
+    }
+    Ok(())
+}
+
+fn start_log(device: &DeviceFile, log: &Log) -> Result<(), Errno> {
+    device.dma_logging_start(&logging_ranges(log.page_size, &log.ranges)?).map(drop)
+}
+
+/// What the client has agreed on with the old server, this one has to hold.
+fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), ImportError> {
+    let plain = |capabilities: &Capabilities| Capabilities { twin_socket: None, ..capabilities.clone() };
+    let held = negotiate(own, agreed).map(|held| plain(&held));
+    if held.as_ref().is_ok_and(|held| *held == plain(agreed)) {
+        return Ok(());
+    }
+    let why = "the client has agreed with the old server on what this one cannot do";
+    Err(wrong(match held {
+        Ok(held) => format!("{why}: {}, and here {}", plain(agreed).to_json(), held.to_json()),
+        Err(error) => format!("{why}: {error}"),
+    }))
+}

@@ -1,0 +1,41 @@
+//! The twin socket, for what the server asks its client. The client's end goes with the reply to
+//! VFIO_USER_VERSION.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use super::channel::Channel;
+use super::rest::LOOK;
+use crate::capabilities::TwinSocket;
+use crate::message::{Limits, Version};
+use crate::socket::connection;
+
+/// Makes the socket if both can, and says so in the answer: its descriptor is the only one there.
+///
+/// Without a free descriptor, and for a client that takes none (max_msg_fds), it is not agreed on: the same
+/// goes over the socket of the commands then.
+pub(super) fn make(
+    proposed: &Version,
+    answer: &mut Version,
+    commands: &Channel,
+    limits: Limits,
+) -> Option<(Channel, OwnedFd)> {
+    let agreed = answer.capabilities.twin_socket.take()?;
+    if !agreed.supported || proposed.capabilities.max_msg_fds == 0 {
+        return None;
+    }
+    match UnixStream::pair() {
+        Ok((own, theirs)) => {
+            // Who waits for commands looks now and then at what comes over the twin. Where that cannot be had,
+            // it is looked at when the device wants something.
+            let _ = commands.socket().end_reads_after(LOOK);
+            let (receiver, sender) = connection(own, limits);
+            answer.capabilities.twin_socket = Some(TwinSocket { supported: true, fd_index: Some(0) });
+            Some((Channel::twin(receiver, sender, commands), theirs.into()))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no twin socket: raise the limit on open files (RLIMIT_NOFILE)");
+            None
+        }
+    }
+}

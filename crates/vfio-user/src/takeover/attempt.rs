@@ -1,0 +1,202 @@
+//! A takeover that another process asks for, on a thread of its own: the old server goes on accepting meanwhile, and
+//! no step of it is waited for by anybody else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::geteuid;
+use whimbrel_device::Errno;
+
+use super::give::{Giving, Offer, Transferred, refuse};
+use super::link::{Link, LinkError};
+use super::peer::{Peer, credentials};
+use super::refusal::Refusal;
+use super::wire::{PATIENCE, REST_PATIENCE};
+use super::{TakeoverError, check_user};
+use crate::server::session::seat::{Parked, Seat};
+
+/// How long two servers may take to agree, in which nothing stands still: a message each for the request, the offer
+/// and what is made of it.
+const TALK: Duration = Duration::from_secs(20);
+
+/// How long a newcomer may wait while a device without a client is handed over: the new server serves it then. After
+/// that it is turned away.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What the server that accepts clients is told.
+enum Event {
+    /// Both agree: the client is needed.
+    Agreed(SyncSender<Option<Seat>>),
+    /// Who connects from here on may be the new server's client.
+    HandedOver,
+    Ended,
+}
+
+/// How a takeover ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Kept(Refusal),
+    Given(Transferred),
+}
+
+/// A takeover under way.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    thread: JoinHandle<Outcome>,
+    events: Receiver<Event>,
+    /// When the client was brought to rest.
+    agreed: Option<Instant>,
+    is_handed_over: bool,
+}
+
+impl Attempt {
+    /// Begins. `changed` is signalled whenever [`Attempt::look`] has something to look at, and all of it ends when
+    /// `stop` is signalled.
+    pub(crate) fn start(
+        stream: UnixStream,
+        offer: Offer,
+        stop: Arc<OwnedFd>,
+        changed: Arc<OwnedFd>,
+    ) -> io::Result<Attempt> {
+        let (sender, events) = mpsc::channel();
+        let teller = Teller { sender, changed };
+        let thread = std::thread::Builder::new()
+            .name("takeover".into())
+            .spawn(move || give(stream, offer, stop, &teller).map_or_else(Outcome::Kept, Outcome::Given))?;
+        Ok(Attempt { thread, events, agreed: None, is_handed_over: false })
+    }
+
+    /// Does what it waits for; `true` once it has ended.
+    pub(crate) fn look(&mut self, seat: impl Fn() -> Option<Seat>) -> bool {
+        loop {
+            match self.events.try_recv() {
+                Ok(Event::Agreed(reply)) => {
+                    self.agreed = Some(Instant::now());
+                    // Whoever asked may have been stopped meanwhile.
+                    let _ = reply.send(seat());
+                }
+                Ok(Event::HandedOver) => self.is_handed_over = true,
+                Ok(Event::Ended) | Err(mpsc::TryRecvError::Disconnected) => return true,
+                Err(mpsc::TryRecvError::Empty) => return false,
+            }
+        }
+    }
+
+    /// Whether a newcomer can be a client of this server.
+    pub(crate) fn lets_serve(&self) -> bool {
+        self.agreed.is_none()
+    }
+
+    /// How long nobody is to be accepted here, because the new server may serve who comes.
+    pub(crate) fn closed_for(&self, has_client: bool) -> Option<Duration> {
+        match self.agreed {
+            _ if self.is_handed_over => Some(Duration::MAX),
+            Some(agreed) if !has_client => {
+                Some(GRACE.saturating_sub(agreed.elapsed())).filter(|left| !left.is_zero())
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits for its end, which does not take long once it is to stop.
+    pub(crate) fn end(self) -> Outcome {
+        let Attempt { thread, events, agreed, .. } = self;
+        drop(events);
+        thread.join().unwrap_or_else(|_| {
+            // A driver that panicked has said so on stderr.
+            let why = "a takeover panicked";
+            if agreed.is_none() {
+                return Outcome::Kept(Refusal::Unexpected(why.into()));
+            }
+            Outcome::Given(Transferred { outcome_unknown: Some(io::Error::other(why).into()) })
+        })
+    }
+}
+
+/// Tells a process that asks for a takeover that there is none.
+pub(crate) fn turn_down(stream: UnixStream, kept: Refusal) -> Refusal {
+    match Link::new(stream, PATIENCE) {
+        Ok(mut link) => refuse(&mut link, kept),
+        Err(_) => kept,
+    }
+}
+
+/// Why a second takeover at a time is turned down.
+pub(crate) fn busy() -> Refusal {
+    Refusal::new(Errno::EBUSY, "another server is taking over")
+}
+
+/// Tells the server that accepts clients, and says when it has ended, even by a panic.
+struct Teller {
+    sender: Sender<Event>,
+    changed: Arc<OwnedFd>,
+}
+
+impl Teller {
+    fn tell(&self, event: Event) {
+        // Nobody listens any more once the server ends.
+        let _ = self.sender.send(event);
+        // Only a counter that is full already refuses, which says the same.
+        let _ = rustix::io::write(&self.changed, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.tell(Event::Ended);
+    }
+}
+
+fn give(
+    stream: UnixStream,
+    offer: Offer,
+    stop: Arc<OwnedFd>,
+    teller: &Teller,
+) -> Result<Transferred, Refusal> {
+    let peer = Peer::of(&stream);
+    let mut link = Link::new(stream, TALK)?.without_descriptors().stopped_by(stop.clone());
+    let peer = match peer.map_err(TakeoverError::System).and_then(|peer| {
+        check_user(geteuid().as_raw(), peer.uid)?;
+        Ok(peer)
+    }) {
+        Ok(peer) => peer,
+        Err(error) => return Err(refuse(&mut link, Refusal::new(Errno::EPERM, error.to_string()))),
+    };
+    let giving = Giving::begin(link, peer, stop, offer)?;
+    let (reply, answer) = mpsc::sync_channel(1);
+    teller.tell(Event::Agreed(reply));
+    let Ok(seat) = answer.recv() else {
+        return Err(giving.refuse(LinkError::Stopped.into()));
+    };
+    if let Some(seat) = &seat
+        && let Err(kept) = check_no_client(&giving.peer, seat)
+    {
+        return Err(giving.refuse(kept));
+    }
+    let mut parked =
+        match seat.map_or(Ok(None), |seat| seat.park(&giving.stop, Instant::now() + REST_PATIENCE)) {
+            Ok(parked) => parked,
+            Err(why) => return Err(giving.refuse(why.into())),
+        };
+    let handed_over = || teller.tell(Event::HandedOver);
+    let given = giving.finish(parked.as_mut().map(Parked::serving), handed_over);
+    if let (Ok(_), Some(parked)) = (&given, parked) {
+        parked.release();
+    }
+    given
+}
+
+/// The client of a device gets no other's memory by taking the place of its server, unless it is this process itself.
+fn check_no_client(peer: &Peer, seat: &Seat) -> Result<(), Refusal> {
+    let client = credentials(seat.socket().as_fd())?.0;
+    if client != peer.pid || peer.is_own() {
+        return Ok(());
+    }
+    let why = format!("the process that asks (pid {client}) is the device's client");
+    Err(Refusal::new(Errno::EPERM, why))
+}

@@ -1,0 +1,32 @@
+//! The configuration space of a PCI device, which a migration leaves to the user to carry over.
+
+use whimbrel_device::{DeviceFile, DeviceInfoFlags, Errno, RegionInfoFlags};
+use whimbrel_uapi::pci::VFIO_PCI_CONFIG_REGION_INDEX;
+
+/// Bytes that such a space has at most.
+pub(super) const MAX_SIZE: u64 = 4096;
+
+/// All of it; `None` for a device that has none that can be read and written.
+pub(super) fn read(device: &DeviceFile) -> Result<Option<Vec<u8>>, Errno> {
+    let both = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+    let is_pci = device.info().flags.contains(DeviceInfoFlags::PCI);
+    let Ok(region) = device.region_info(VFIO_PCI_CONFIG_REGION_INDEX) else { return Ok(None) };
+    if !is_pci || !region.flags.contains(both) || !(1..=MAX_SIZE).contains(&region.size) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; region.size as usize];
+    let count = device.read_region(VFIO_PCI_CONFIG_REGION_INDEX, 0, &mut bytes)?;
+    if count == bytes.len() { Ok(Some(bytes)) } else { Err(Errno::EIO) }
+}
+
+/// Writes all of it, as its user would. The offset of the first byte that then reads as another, if there is
+/// one.
+pub(super) fn restore(device: &DeviceFile, bytes: &[u8]) -> Result<Option<usize>, Errno> {
+    let Some(before) = read(device)? else { return Err(Errno::EINVAL) };
+    if before.len() != bytes.len() {
+        return Ok(Some(before.len().min(bytes.len())));
+    }
+    device.write_region(VFIO_PCI_CONFIG_REGION_INDEX, 0, bytes)?;
+    let after = read(device)?.unwrap_or_default();
+    Ok((0..bytes.len()).find(|at| after.get(*at) != bytes.get(*at)))
+}

@@ -1,0 +1,105 @@
+//! What a device is: told by the old server, and compared by the new one with its own, so that a device of
+//! another kind is refused before anything stands still.
+
+use serde::{Deserialize, Serialize};
+use whimbrel_device::DeviceFile;
+use whimbrel_user::{Device, Local, Version, region};
+
+use super::peer_text::short;
+
+/// As many regions and interrupt indices are told.
+const MAX_COUNT: u32 = 1024;
+
+/// A device, as far as its user sees it and the server cannot change it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Description {
+    pub(super) name: String,
+    /// Those of VFIO_DEVICE_GET_INFO.
+    flags: u32,
+    /// Flags and bytes of each.
+    regions: Vec<Option<(u32, u64)>>,
+    /// Flags and number of the interrupts of each index.
+    irqs: Vec<Option<(u32, u32)>>,
+    /// What it can do of migration; `None` if nothing.
+    migration: Option<u64>,
+    /// The text that its migration region follows, if it has one.
+    migration_region: Option<String>,
+    /// Whether it keeps a log of the memory that it writes.
+    logs: bool,
+}
+
+/// The device as what moves its state uses it.
+pub(super) fn adapted(device: &DeviceFile) -> whimbrel_user::Result<Box<dyn Device>> {
+    region::adapt(Box::new(Local::new(device.clone())))
+}
+
+impl Description {
+    pub(crate) fn of(device: &DeviceFile) -> whimbrel_user::Result<Description> {
+        let info = device.info();
+        let region = |index| device.region_info(index).ok().map(|region| (region.flags.bits(), region.size));
+        let irq = |index| device.irq_info(index).ok().map(|irq| (irq.flags.bits(), irq.count));
+        let mut adapted = adapted(device)?;
+        Ok(Description {
+            name: device.name().to_owned(),
+            flags: info.flags.bits(),
+            regions: (0..info.num_regions.min(MAX_COUNT)).map(region).collect(),
+            irqs: (0..info.num_irqs.min(MAX_COUNT)).map(irq).collect(),
+            migration: adapted.migration_flags()?.map(|flags| flags.bits()),
+            migration_region: adapted.region_version().map(|version| {
+                match version {
+                    Version::V1 => "v1",
+                    Version::Draft => "draft",
+                }
+                .to_owned()
+            }),
+            logs: device.has_dma_logging(),
+        })
+    }
+
+    /// What is different in a device `here` that is to take this one's place: the first thing.
+    pub(super) fn difference(&self, here: &Description) -> Option<String> {
+        fn tell<T: std::fmt::Debug>(what: &str, there: &T, here: &T) -> String {
+            format!("its {what} is {there:?}, and here it is {here:?}")
+        }
+        fn first<T: PartialEq>(there: &[T], here: &[T]) -> Option<usize> {
+            (0..there.len().max(here.len())).find(|at| there.get(*at) != here.get(*at))
+        }
+        if self.flags != here.flags {
+            return Some(format!("its flags are {:#x}, and here they are {:#x}", self.flags, here.flags));
+        }
+        if let Some(at) = first(&self.regions, &here.regions) {
+            let size = |of: &Description| match of.regions.get(at) {
+                Some(Some((flags, size))) => format!("has {size} bytes (flags {flags:#x})"),
+                _ => "is not there".to_owned(),
+            };
+            return Some(format!("its region {at} {}, and here it {}", size(self), size(here)));
+        }
+        if let Some(at) = first(&self.irqs, &here.irqs) {
+            let count = |of: &Description| of.irqs.get(at).copied().flatten();
+            return Some(tell(&format!("irq index {at} (flags, count)"), &count(self), &count(here)));
+        }
+        if (self.migration, &self.migration_region) != (here.migration, &here.migration_region) {
+            let way = |of: &Description| {
+                let flags = of.migration.map_or("none".to_owned(), |flags| format!("flags {flags:#x}"));
+                of.migration_region.as_ref().map_or(flags.clone(), |text| format!("{flags} by region {text}"))
+            };
+            return Some(format!("its migration is {}, and here it is {}", way(self), way(here)));
+        }
+        (self.logs != here.logs).then(|| tell("log of dirty pages", &self.logs, &here.logs))
+    }
+
+    /// Makes the texts fit to be shown: another server wrote them.
+    pub(super) fn make_printable(&mut self) {
+        self.name = short(&self.name);
+        self.migration_region = self.migration_region.as_deref().map(short);
+    }
+
+    pub(super) fn can_migrate(&self) -> bool {
+        self.migration.is_some()
+    }
+
+    /// Whether the state comes in transactions.
+    pub(super) fn has_region(&self) -> bool {
+        self.migration_region.is_some()
+    }
+}

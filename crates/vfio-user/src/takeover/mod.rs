@@ -1,0 +1,371 @@
+//! Live update: a new server takes the device of an old one, in another process, and goes on serving the same
+//! client, over the same connection, at the same path. The client sees a pause.
+//!
+//! # What goes over
+//!
+//! The device's state, by its own migration; its configuration space; the client with its socket, what was read
+//! from it and not executed, what was agreed on, memory, interrupts, ioeventfds, and the log of dirty pages with
+//! what is dirty; and the socket that clients connect to. What a client signals meanwhile stays in the eventfds'
+//! counters, and what it sends in the socket's buffer.
+//!
+//! A device that is being migrated stays where it is, and so does one that cannot migrate, and one of which the
+//! client was given a region's file, which leads to the old process's memory.
+//!
+//! # Who has the device
+//!
+//! The old server stops the device and sends all; the new one loads it, makes it ready to run, and says READY.
+//! Until then nothing is decided: if either gives up or dies, or takes too long, the old one lets the device go on.
+//! With HANDOVER the device is the new server's. These are the rules of [`whimbrel_protocol::handover`].
+//!
+//! A new server that fails after that resets its device, sees that it does not run with what came, and only then says
+//! FAILED: the old one goes on. If the reset is refused, or the state cannot be read after it, it says nothing and
+//! hangs up ([`TakeoverError::Unsettled`]).
+//!
+//! An old server that has said HANDOVER and hears nothing keeps the device stopped, accepts nobody, and watches the new
+//! server's process by a pidfd (SO_PEERPIDFD; before Linux 6.5 the process that has the connection's number when it
+//! comes, which costs that the device may stay stopped for as long as a stranger lives). While that lives, a warning
+//! says so once a minute. A late word is heard. Once the process is dead, the device in it is too: the old server goes
+//! on with the state from before, which may be older than what the client has seen if the new server did run the
+//! device. A new server whose RUNNING was not taken leaves the files of the sockets where they are when it ends, so
+//! that others still find the old one.
+//!
+//! # How long it takes
+//!
+//! On the old server a takeover has a thread of its own, and nobody waits for it but the client that is handed over.
+//! A message has ten seconds until it is whole, the agreement twenty, the client's rest seven, and all that happens
+//! while the device stands still [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute times,
+//! in which a peer that sends byte after byte gains nothing. What a driver does in one call is not interrupted. What
+//! stops the server ends all of it.
+//!
+//! # Who may take over
+//!
+//! A process of the same user (SO_PEERCRED, which both check), where the server was told to let that happen: over the
+//! clients' socket, or over a socket for nothing else. Not the client's own process, known by the number of who has
+//! connected. That is a hurdle and no wall: a process of the same user can have another connect for it, or trace the
+//! server.
+//!
+//! # The wire form
+//!
+//! The new server connects as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
+//! message with the header of vfio-user and the command 0x5754. All messages are such. Behind the header are data,
+//! a text in JSON that begins with the kind of the message (`{"message": "request", ..}`), and the length of the
+//! text in four bytes. Descriptors have messages of their own and are numbered in the order in which they come,
+//! from 0, which is the socket that clients connect to.
+//!
+//! | old | new |
+//! |---|---|
+//! | | request: the versions that it speaks (1 is this one) |
+//! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; how long the device may stand still | |
+//! | | accept, or failed |
+//! | begin: the device stands, and had this state | |
+//! | state, any number of times; configuration; descriptors, any number of times | |
+//! | interrupts, ioeventfds | |
+//! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
+//! | end: the bytes of the state, and the number of the socket for takeovers | |
+//! | | ready, or failed |
+//! | handover | |
+//! | | running, or failed |
+//!
+//! The end says how many messages came before it, from begin on. In place of each of its messages the old server may say
+//! abort. Keys that are not known are ignored. The texts of a
+//! peer are made printable where they come in.
+
+mod attempt;
+mod configuration;
+mod describe;
+mod dirty_log;
+mod give;
+mod link;
+mod outcome;
+mod peer;
+mod peer_text;
+mod records;
+mod refusal;
+mod stopped;
+mod take;
+mod wire;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::geteuid;
+use whimbrel_device::Errno;
+
+pub(crate) use self::attempt::{Attempt, Outcome, busy, turn_down};
+pub(crate) use self::describe::Description;
+pub(crate) use self::give::{Offer, Transferred};
+use self::link::Link;
+pub use self::link::LinkError;
+pub(crate) use self::refusal::Refusal;
+pub(crate) use self::wire::{COMMAND, TakeoversRecord};
+use self::wire::{Message, PATIENCE, REST_PATIENCE, VERSIONS};
+#[cfg(doc)]
+use crate::server::Server;
+use crate::server::backend::Backend;
+use crate::server::listener::socket_file::{Listener, connect_now, has_identity};
+use crate::server::session::serving::Serving;
+
+/// How long a device may stand still in a takeover if the old server says nothing else, and at most.
+pub(crate) const PAUSE: Duration = Duration::from_secs(30);
+pub(crate) const MAX_PAUSE: Duration = Duration::from_mins(10);
+
+/// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
+/// at the request in time.
+const TRIES: u32 = 5;
+
+/// Why a device was not taken over. The old server goes on with it, unless it has gone itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeoverError {
+    /// Nobody could be reached.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+    /// Another user's server.
+    #[error("the server runs as user {theirs}, and this process as user {own}")]
+    User {
+        /// The server's user.
+        theirs: u32,
+        /// This process's.
+        own: u32,
+    },
+    /// The path leads to the server by another socket than its own.
+    #[error("{} is not the socket that the server has made", .0.display())]
+    Path(PathBuf),
+    /// The server answered as if it were asked by a client.
+    #[error("the server knows nothing of takeovers: it answered {0}")]
+    Unknown(Errno),
+    /// The old server says no.
+    #[error("the old server keeps its device: {0}")]
+    Refused(String),
+    /// The device is not one that the new server's can take the place of.
+    #[error("device '{device}' cannot go on here: {what}")]
+    Mismatch {
+        /// Its name.
+        device: String,
+        /// What is different.
+        what: String,
+    },
+    /// What the old server sent cannot be right, or cannot be had here.
+    #[error("what the old server has cannot be taken: {0}")]
+    Wrong(String),
+    /// The device refused what it was to load.
+    #[error(transparent)]
+    Device(#[from] whimbrel_user::Error),
+    /// Nothing was taken over, but nobody can say that the device here stands still. The old server was told nothing,
+    /// because both devices could run then: it goes on once this process has ended.
+    #[error("{cause}; the device here may still run: {why}")]
+    Unsettled {
+        /// Why it was not taken over.
+        cause: Box<TakeoverError>,
+        /// Why the device here may still run.
+        why: String,
+    },
+    /// The connection between the two servers.
+    #[error("the other server cannot be heard: {0}")]
+    Link(#[from] LinkError),
+    /// This process could not have what it takes.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl TakeoverError {
+    /// What the person who reads the error can do.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            TakeoverError::Connect(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Some("no server is there: start one without a takeover")
+            }
+            TakeoverError::User { .. } => Some("start the new server as the same user as the old one"),
+            TakeoverError::Path(_) => Some("name the socket by the path at which the old server was started"),
+            TakeoverError::Unknown(_) => {
+                Some("the old server cannot be updated in place: stop it when its client has left")
+            }
+            TakeoverError::Refused(_) => Some("the old server goes on; try again when that has changed"),
+            TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => {
+                Some("start the new server with the model and settings of the old one, which goes on")
+            }
+            TakeoverError::Unsettled { .. } => {
+                Some("end this process: the old server goes on as soon as it sees that")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A takeover that the old server has agreed to, and in which nothing stands still yet.
+///
+/// A program that confines itself connects before, opens its device after, and then goes on with
+/// [`Takeover::finish`], within ten seconds. The old server has to let that happen ([`Server::allow_takeover`],
+/// [`Server::takeover_socket`]).
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use whimbrel_models::Model;
+/// use whimbrel_vfio_user::{Backend, Client, ClientOptions, Server, Takeover};
+/// use whimbrel_user::Device;
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("accel");
+/// let model: Model = "accel?state=1MiB".parse()?;
+/// let first = model.open("accel 0")?;
+/// let old = Server::bind(&path, Backend::new(first.device))?.allow_takeover();
+/// let serving = std::thread::spawn(move || old.run());
+/// let mut client = Client::connect(&path, &ClientOptions::default())?;
+/// client.write_region(0, 0x40, &1u32.to_ne_bytes())?;
+///
+/// let takeover = Takeover::connect(&path)?;
+/// let second = model.open("accel 0")?;
+/// let new = takeover.finish(Backend::new(second.device))?;
+/// let stopper = new.stopper();
+/// let going_on = std::thread::spawn(move || new.run());
+/// assert!(serving.join().expect("it does not panic")?.taken_over);
+///
+/// let mut value = [0; 4];
+/// client.read_region(0, 0x40, &mut value)?;
+/// assert_eq!(u32::from_ne_bytes(value), 1);
+/// # drop(client);
+/// # stopper.stop();
+/// # going_on.join().expect("it does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Takeover {
+    link: Link,
+    clients: At,
+    takeovers: Option<At>,
+    offered: Description,
+    pause: Duration,
+}
+
+/// A socket's path, and device and inode of its file.
+type At = (PathBuf, (u64, u64));
+
+impl Takeover {
+    /// Asks the server at a path for its device: where its clients connect, or where it lets others take over.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Takeover, TakeoverError> {
+        let deadline = Instant::now() + PATIENCE;
+        // The socket's file goes away with the last server: it has to be found where it is.
+        let path = path.as_ref().canonicalize().map_err(TakeoverError::Connect)?;
+        let mut tries = 1..=TRIES;
+        let (link, offer) = loop {
+            let is_last = tries.next().is_none_or(|count| count == TRIES);
+            match Takeover::ask(&path, deadline) {
+                Err(TakeoverError::Unknown(_)) if !is_last => std::thread::sleep(Duration::from_millis(50)),
+                other => break other?,
+            }
+        };
+        let Message::Offer { device, socket, takeovers, pause_ms, .. } = offer else {
+            return Err(TakeoverError::Wrong(format!("it answered with {}", offer.kind())));
+        };
+        let from_bytes = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        let here = |identity| has_identity(&path, identity);
+        let (clients, takeovers) = match takeovers {
+            None if here(socket) => ((path, socket), None),
+            Some(record) if here(record.socket) || here(socket) => {
+                ((from_bytes(&record.clients), socket), Some((from_bytes(&record.path), record.socket)))
+            }
+            _ => return Err(TakeoverError::Path(path)),
+        };
+        let pause = pause_ms.map_or(PAUSE, Duration::from_millis).min(MAX_PAUSE);
+        Ok(Takeover { link, clients, takeovers, offered: *device, pause })
+    }
+
+    fn ask(path: &Path, deadline: Instant) -> Result<(Link, Message), TakeoverError> {
+        let stream = connect_before(path, deadline).map_err(TakeoverError::Connect)?;
+        let theirs = peer::credentials(&stream)?.1;
+        let mut link = Link::new(stream, deadline.saturating_duration_since(Instant::now()))?;
+        // At once: a server does not wait long for the first message.
+        let sent = link.send(&Message::Request { versions: VERSIONS.to_vec() });
+        check_user(geteuid().as_raw(), theirs)?;
+        match link.receive().map(|received| received.message) {
+            Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(why)),
+            Ok(Message::Offer { version, .. }) if !VERSIONS.contains(&version) => {
+                Err(TakeoverError::Wrong(format!("it answered with version {version} of a takeover")))
+            }
+            Ok(message) => Ok((link, message)),
+            Err(LinkError::Answered(errno)) => Err(TakeoverError::Unknown(
+                i32::try_from(errno).ok().and_then(Errno::new).unwrap_or(Errno::EIO),
+            )),
+            // It may have answered before it was asked, as one does that has no time for a client.
+            Err(error) => Err(sent.err().unwrap_or(error).into()),
+        }
+    }
+
+    /// The name of the device.
+    pub fn device(&self) -> &str {
+        &self.offered.name
+    }
+
+    /// Where clients connect.
+    pub fn path(&self) -> &Path {
+        &self.clients.0
+    }
+
+    /// Takes the device into the backend's, with its client and the sockets.
+    pub(crate) fn take_into(mut self, backend: &Backend) -> Result<TakenOver, TakeoverError> {
+        // One message to begin with, the client's rest, the pause, and one message to end with.
+        self.link.limit(2 * PATIENCE + REST_PATIENCE + self.pause);
+        let own = Description::of(backend.device())?;
+        let taken = take::take(&mut self.link, &self.offered, &own, backend, self.takeovers.is_some())?;
+        let listener = |socket, (path, identity): At| {
+            let listener = Listener::taken(socket, path, identity);
+            if !taken.is_told {
+                // The old server may need the file again, once this process has died.
+                listener.leave_file();
+            }
+            listener
+        };
+        let takeovers = taken.takeovers.zip(self.takeovers).map(|(socket, at)| listener(socket, at));
+        let clients = listener(taken.socket, self.clients);
+        Ok(TakenOver { clients, takeovers, description: own, serving: taken.serving })
+    }
+}
+
+/// What was taken over, and is served from here on.
+#[derive(Debug)]
+pub(crate) struct TakenOver {
+    /// Where clients connect.
+    pub(crate) clients: Listener,
+    /// The socket for takeovers alone, if there is one.
+    pub(crate) takeovers: Option<Listener>,
+    pub(crate) description: Description,
+    /// The client, if the old server had one.
+    pub(crate) serving: Option<Serving>,
+}
+
+/// Connects, and waits for room among those that wait to be accepted.
+fn connect_before(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    loop {
+        match connect_now(path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Only a user itself can take over from itself.
+fn check_user(own: u32, theirs: u32) -> Result<(), TakeoverError> {
+    if own == theirs { Ok(()) } else { Err(TakeoverError::User { theirs, own }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_users_server_is_not_taken_over_and_does_not_take_over() {
+        assert!(check_user(1000, 1000).is_ok());
+        for (own, theirs) in [(1000, 0), (0, 1000), (1000, 1001)] {
+            let error = check_user(own, theirs).unwrap_err();
+            assert!(matches!(error, TakeoverError::User { .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Who has the device once all of it was sent: the old server's side of the handover, up to the case in which nobody
+//! says.
+//!
+//! From HANDOVER on the device is the new server's. If that falls silent then, the device stands here until the new
+//! server says something after all, or its process is seen to die: a device in that process died with it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use whimbrel_protocol::handover::{self, Source, SourceAction};
+
+use super::give::{Giving, Transferred};
+use super::link::LinkError;
+use super::refusal::Refusal;
+use super::wire::Message;
+use crate::socket::is_readable;
+
+/// How often it is said that a device stands and nobody knows whether it runs elsewhere.
+const WARNING: Duration = Duration::from_mins(1);
+
+/// What a new server says of the device, and why.
+fn word(message: Message) -> Result<(handover::Message, String), LinkError> {
+    match message {
+        Message::Ready => Ok((handover::Message::Ready, String::new())),
+        Message::Running => Ok((handover::Message::Running, String::new())),
+        Message::Failed { why } => Ok((handover::Message::Failed, why)),
+        other => Err(LinkError::Malformed(other.kind().into())),
+    }
+}
+
+impl Giving {
+    /// Waits until the new server has loaded all, and gives it the device. `handed_over` is called right before.
+    pub(super) fn hand_over(&mut self, handed_over: impl FnOnce()) -> Result<Transferred, Refusal> {
+        let mut source = Source::new();
+        let mut handed_over = Some(handed_over);
+        loop {
+            let (message, why) = match self.link.receive().and_then(|received| word(received.message)) {
+                Ok(said) => said,
+                Err(error) => return self.lost(&mut source, error),
+            };
+            match source.receive(message) {
+                Ok(SourceAction::SendHandover) => {
+                    if let Some(handed_over) = handed_over.take() {
+                        handed_over();
+                    }
+                    if let Err(error) = self.link.send(&Message::Handover) {
+                        // A message of which a part has left may be there.
+                        return self.lost(&mut source, error);
+                    }
+                }
+                Ok(SourceAction::Release) => return Ok(Transferred { outcome_unknown: None }),
+                Ok(SourceAction::RunHere) => return Err(Refusal::Declined(why)),
+                Ok(_) => {}
+                Err(error) => return self.lost(&mut source, LinkError::Malformed(error.to_string())),
+            }
+        }
+    }
+
+    fn lost(&mut self, source: &mut Source, error: LinkError) -> Result<Transferred, Refusal> {
+        match source.fail() {
+            SourceAction::ReportUnknown => self.watch(source, error),
+            _ => Err(error.into()),
+        }
+    }
+
+    /// HANDOVER may have gone out, and nothing has come back: waits for a late word, for the end of the new server's
+    /// process, or for what stops this server.
+    fn watch(&mut self, source: &mut Source, why: LinkError) -> Result<Transferred, Refusal> {
+        let mut listens =
+            matches!(why, LinkError::Silent | LinkError::Slow | LinkError::TooLong(_) | LinkError::Stopped);
+        let mut next_warning = Instant::now();
+        loop {
+            // Asked first: what a dead process has said is all there, and is heard before anything is made of it.
+            let is_dead = self.peer.is_dead();
+            while listens {
+                let heard = self.link.receive_now().and_then(|received| match received {
+                    Some(received) => word(received.message).map(Some),
+                    None => Ok(None),
+                });
+                let Ok(Some((message, why))) = heard else {
+                    listens = heard.is_ok();
+                    break;
+                };
+                match source.receive(message) {
+                    Ok(SourceAction::Release) => return Ok(Transferred { outcome_unknown: None }),
+                    Ok(SourceAction::RunHere) => return Err(Refusal::Declined(why)),
+                    _ => listens = false,
+                }
+            }
+            if !listens {
+                // What is said from here on is not heard, and the new server is to see that.
+                self.link.close();
+            }
+            if is_dead && source.destination_died() == SourceAction::RunHere {
+                return Err(Refusal::Died(self.peer.pid));
+            }
+            if is_readable(&self.stop) {
+                return Ok(Transferred { outcome_unknown: Some(why) });
+            }
+            let now = Instant::now();
+            if now >= next_warning {
+                next_warning = now + WARNING;
+                tracing::warn!(
+                    device = self.device.name(),
+                    pid = self.peer.pid,
+                    "the device stands still: the new server has not said whether it runs the device ({why}), and \
+                     its process lives. If it does not serve the device, end that process: the device goes on here \
+                     then"
+                );
+            }
+            self.wait(listens, next_warning - now)?;
+        }
+    }
+
+    /// Waits until there is something to look at.
+    fn wait(&self, listens: bool, time: Duration) -> io::Result<()> {
+        let process = self.peer.process();
+        let mut asked = [
+            PollFd::new(&process, PollFlags::IN),
+            PollFd::new(&*self.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.link.as_fd(), PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(time).ok();
+        match poll(&mut asked[..if listens { 3 } else { 2 }], timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

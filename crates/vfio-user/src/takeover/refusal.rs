@@ -1,0 +1,62 @@
+//! The reasons why an old server keeps its device.
+
+use whimbrel_device::Errno;
+
+use super::link::LinkError;
+use crate::server::session::seat::NotParked;
+
+/// Why a server keeps its device.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// It says no.
+    #[error("{why} ({errno})")]
+    Refused { errno: Errno, why: String },
+    /// The new server says no.
+    #[error("the new server does not take it: {0}")]
+    Declined(String),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the device cannot be handed over: {0}")]
+    Device(#[from] whimbrel_user::Error),
+    #[error("what belongs to the client cannot be handed over: {0}")]
+    System(#[from] std::io::Error),
+    #[error("the new server broke the rules of a takeover: {0}")]
+    Unexpected(String),
+    /// The device was the new server's, and may have run there.
+    #[error(
+        "the new server (pid {0}) died and did not say whether it ran the device; the device goes on with the state \
+         from before, and its client may have seen a newer one: start the client again if it fails"
+    )]
+    Died(i32),
+}
+
+impl From<NotParked> for Refusal {
+    fn from(why: NotParked) -> Refusal {
+        match why {
+            NotParked::Stopped => LinkError::Stopped.into(),
+            NotParked::Busy => {
+                let why = "the client takes no answers, or the device is busy with its request";
+                Refusal::new(Errno::ETIMEDOUT, why)
+            }
+        }
+    }
+}
+
+impl Refusal {
+    pub(crate) fn new(errno: Errno, why: impl Into<String>) -> Refusal {
+        Refusal::Refused { errno, why: why.into() }
+    }
+
+    pub(super) fn errno(&self) -> Errno {
+        match self {
+            Refusal::Refused { errno, .. } => *errno,
+            Refusal::Device(error) => error.errno().unwrap_or(Errno::EIO),
+            Refusal::System(error) => Errno::from_io_error(error).unwrap_or(Errno::EIO),
+            Refusal::Link(LinkError::Stopped) => Errno::ESHUTDOWN,
+            Refusal::Link(LinkError::Silent | LinkError::Slow | LinkError::TooLong(_)) => Errno::ETIMEDOUT,
+            Refusal::Declined(_) | Refusal::Link(_) | Refusal::Unexpected(_) | Refusal::Died(_) => {
+                Errno::EPROTO
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A device that stands so that it can be handed over, and that goes on if it is not.
+
+use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
+use whimbrel_user::{DataFile, Device};
+
+use super::describe::adapted;
+use super::refusal::Refusal;
+
+/// A device that stands, and what it takes to let it go on.
+pub(super) struct Stopped {
+    device: DeviceFile,
+    adapted: Box<dyn Device>,
+    pub(super) state: State,
+    pub(super) low_power: Option<LowPowerEntry>,
+    pub(super) data: Option<DataFile>,
+}
+
+pub(super) fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>) {
+    if let Some(LowPowerEntry { wakeup }) = low_power
+        && let Err(error) = device.enter_low_power(wakeup)
+    {
+        tracing::warn!(device = device.name(), %error, "the device does not sleep any more");
+    }
+}
+
+impl Stopped {
+    /// A device that does not stand yet.
+    pub(super) fn look(
+        device: DeviceFile,
+        low_power: Option<LowPowerEntry>,
+    ) -> Result<Stopped, (Refusal, Option<LowPowerEntry>)> {
+        let looked = adapted(&device).and_then(|mut adapted| Ok((adapted.state()?, adapted)));
+        match looked {
+            Ok((state @ (State::Running | State::RunningP2p | State::Stop), adapted)) => {
+                Ok(Stopped { device, adapted, state, low_power, data: None })
+            }
+            Ok((state, _)) => {
+                let why = format!("the device is in {state}: it is being migrated, or has to be reset");
+                Err((Refusal::new(Errno::EBUSY, why), low_power))
+            }
+            Err(error) => Err((error.into(), low_power)),
+        }
+    }
+
+    pub(super) fn stop(&mut self) -> Result<(), Refusal> {
+        // While it runs: what was signalled before is done, and what comes from now on is the new server's.
+        self.device
+            .pause_signals()
+            .map_err(|errno| Refusal::new(errno, "the client's signals cannot be held back"))?;
+        self.data = self.adapted.set_state(State::StopCopy)?;
+        Ok(())
+    }
+
+    /// The device is as it was.
+    pub(super) fn go_on(mut self) {
+        let device = self.device.name().to_owned();
+        self.data = None;
+        if let Err(error) = self.adapted.set_state(self.state) {
+            tracing::error!(device, %error, "the device does not go on after a takeover that failed");
+        }
+        self.device.resume_signals();
+        sleep_again(&self.device, self.low_power);
+    }
+
+    /// The device is another's: it stands here for good.
+    pub(super) fn release(mut self) {
+        self.data = None;
+        // Only its memory is at stake.
+        let _ = self.adapted.set_state(State::Stop);
+    }
+}

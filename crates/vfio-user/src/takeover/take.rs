@@ -1,0 +1,477 @@
+//! The new server: it takes what the old one sends, checks all of it, and has a device that stands and a client
+//! that waits, until the old one says that both are its own.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::net::sockopt::socket_acceptconn;
+use whimbrel_device::{DeviceFile, LowPowerEntry, State};
+use whimbrel_protocol::handover::{self, Destination, DestinationAction};
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{DataFile, Device};
+
+use super::TakeoverError;
+use super::configuration;
+use super::describe::{Description, adapted};
+use super::dirty_log::{mark, new_log};
+use super::link::Link;
+use super::peer_text::short;
+use super::records::{
+    ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
+    UnreadRecord, WaitingRecord,
+};
+use super::stopped::sleep_again;
+use super::wire::{Begin, MAX_DATA, Message, PATIENCE};
+use crate::message::{HEADER, Header, Kind, Limits};
+use crate::server::backend::{Backend, Turn};
+use crate::server::session::dirty_log::Log;
+use crate::server::session::file_memory::Source;
+use crate::server::session::mappings::Behind;
+use crate::server::session::queue::Waiting;
+use crate::server::session::serving::Serving;
+use crate::server::session::snapshot::{ImportError, Mapping, Snapshot, Socket};
+use crate::socket::{Unread, UnreadDescriptors};
+
+/// Descriptors that may come: two for each interrupt and ioeventfd of a large device, and a file for each of the
+/// mappings that a client may have.
+const MAX_DESCRIPTORS: usize = 1 << 16;
+
+/// What has come.
+struct Arrival {
+    device: DeviceFile,
+    adapted: Box<dyn Device>,
+    /// Bytes that one message of the client may have.
+    most_bytes: usize,
+    begin: Option<Begin>,
+    data: Option<DataFile>,
+    state_bytes: u64,
+    configuration: Option<Vec<u8>>,
+    pool: Pool,
+    interrupts: Option<InUseRecord>,
+    ioeventfds: Vec<IoeventfdRecord>,
+    client: Option<ClientRecord>,
+    mappings: Vec<MappingRecord>,
+    /// Of the socket of the commands, and of its twin.
+    unread: [Option<(UnreadRecord, Vec<u8>)>; 2],
+    /// Data that belongs before that of the next message.
+    before: Vec<u8>,
+    /// The number of the socket for takeovers, once all has come.
+    takeovers: Option<u32>,
+    has_ended: bool,
+    /// How many messages came.
+    messages: u64,
+    /// The client, as far as it has come.
+    snapshot: Snapshot,
+}
+
+/// What was taken and stands.
+pub(super) struct Taken {
+    pub(super) socket: UnixListener,
+    /// The socket for takeovers alone, if there is one.
+    pub(super) takeovers: Option<UnixListener>,
+    pub(super) serving: Option<Serving>,
+    /// The old server was told that the device runs here.
+    pub(super) is_told: bool,
+}
+
+/// What stands here before it is told that it may go on.
+struct Loaded {
+    socket: UnixListener,
+    takeovers: Option<UnixListener>,
+    serving: Option<Serving>,
+    begin: Begin,
+    state: State,
+    low_power: Option<LowPowerEntry>,
+}
+
+/// The other server may have written a part of it.
+fn wrong(what: impl AsRef<str>) -> TakeoverError {
+    TakeoverError::Wrong(short(what))
+}
+
+impl From<NoDescriptor> for TakeoverError {
+    fn from(error: NoDescriptor) -> TakeoverError {
+        wrong(error.to_string())
+    }
+}
+
+/// Takes the device, and what belongs to it, into the backend's.
+pub(super) fn take(
+    link: &mut Link,
+    offered: &Description,
+    own: &Description,
+    backend: &Backend,
+    has_takeovers: bool,
+) -> Result<Taken, TakeoverError> {
+    let mut destination = Destination::new();
+    let turn = match check(offered, own, backend) {
+        Ok(turn) => turn,
+        // The device was not touched, and another client may be using it.
+        Err(error) => return Err(give_up(link, &mut destination, None, error)),
+    };
+    let loaded = link
+        .send(&Message::Accept)
+        .map_err(TakeoverError::from)
+        .and_then(|()| receive(link, offered, backend))
+        .and_then(|arrival| arrival.load(backend, turn, has_takeovers));
+    let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
+    taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
+}
+
+/// Whether the backend's device can take the place of the one that is offered.
+fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<Turn, TakeoverError> {
+    let turn = Turn::take(backend).ok_or_else(|| wrong("this server's device is in use already"))?;
+    match offered.difference(own) {
+        Some(what) => Err(TakeoverError::Mismatch { device: short(offered.name.clone()), what: short(what) }),
+        None => Ok(turn),
+    }
+}
+
+/// After a failure: the device forgets what came, and only once that is certain is the old server told that it may
+/// run its own.
+fn give_up(
+    link: &mut Link,
+    destination: &mut Destination,
+    touched: Option<&DeviceFile>,
+    error: TakeoverError,
+) -> TakeoverError {
+    destination.fail();
+    let discarded = touched.map_or(Ok(()), discard);
+    match (destination.discarded(discarded.is_ok()), discarded) {
+        (DestinationAction::CloseSilently, Err(why)) => {
+            TakeoverError::Unsettled { cause: Box::new(error), why }
+        }
+        (DestinationAction::SendFailed, _) => {
+            link.send_last(&Message::Failed { why: short(error.to_string()) });
+            error
+        }
+        _ => error,
+    }
+}
+
+/// Resets the device and sees that it does not go on with what came: why that is not certain, otherwise.
+fn discard(device: &DeviceFile) -> Result<(), String> {
+    let reset = device.reset();
+    device.resume_signals();
+    reset.map_err(|errno| format!("its reset failed: {errno}"))?;
+    match adapted(device).and_then(|mut adapted| adapted.state()) {
+        // A reset leads to RUNNING, with nothing of what was there before.
+        Ok(State::Running | State::Stop | State::StopCopy | State::Resuming) => Ok(()),
+        Ok(state) => Err(format!("it is in {state} after a reset")),
+        Err(error) => Err(format!("its state cannot be read after a reset: {error}")),
+    }
+}
+
+fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<Arrival, TakeoverError> {
+    let mut arrival = Arrival::new(backend)?;
+    while !arrival.has_ended {
+        let received = link.receive()?;
+        arrival.take(received.message, received.data, received.descriptors, offered.has_region())?;
+        arrival.messages += 1;
+    }
+    Ok(arrival)
+}
+
+impl Arrival {
+    fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
+        let device = backend.device().clone();
+        let limits = Limits { max_data_xfer_size: backend.offered().max_data_xfer_size };
+        Ok(Arrival {
+            adapted: adapted(&device)?,
+            device,
+            most_bytes: limits.message(),
+            begin: None,
+            data: None,
+            state_bytes: 0,
+            configuration: None,
+            pool: Pool::default(),
+            interrupts: None,
+            ioeventfds: Vec::new(),
+            client: None,
+            mappings: Vec::new(),
+            unread: [None, None],
+            before: Vec::new(),
+            takeovers: None,
+            has_ended: false,
+            messages: 0,
+            snapshot: Snapshot::new(backend),
+        })
+    }
+
+    fn take(
+        &mut self,
+        message: Message,
+        data: &[u8],
+        descriptors: Vec<OwnedFd>,
+        in_transactions: bool,
+    ) -> Result<(), TakeoverError> {
+        if !descriptors.is_empty() && !matches!(message, Message::Descriptors) {
+            return Err(wrong("descriptors came with another message than theirs"));
+        }
+        match (message, self.data.is_some()) {
+            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
+            (Message::Begin(begin), false) if self.begin.is_none() => {
+                self.begin = Some(begin);
+                let data = self.adapted.set_state(State::Resuming)?;
+                self.data = Some(data.ok_or_else(|| wrong("the device here opened no data session"))?);
+            }
+            (Message::State { ends }, true) => {
+                let file = self.data.as_mut().ok_or_else(|| wrong("state without a session"))?;
+                if in_transactions {
+                    file.write_piece(data, ends)?;
+                } else {
+                    file.write_all(data)?;
+                }
+                self.state_bytes += data.len() as u64;
+            }
+            (Message::Configuration, true) if self.configuration.is_none() => {
+                self.configuration = Some(data.to_vec());
+            }
+            (Message::Descriptors, true) => {
+                if self.pool.len() + descriptors.len() > MAX_DESCRIPTORS {
+                    return Err(wrong("there are more descriptors than a server can have"));
+                }
+                self.pool.add(descriptors);
+            }
+            (Message::Interrupts(record), true) if self.interrupts.is_none() => {
+                self.interrupts = Some(record);
+            }
+            (Message::Ioeventfds { list }, true) if self.ioeventfds.is_empty() => self.ioeventfds = list,
+            (Message::Client(record), true) if self.client.is_none() => self.client = Some(*record),
+            (Message::Mappings { list }, true) if self.client.is_some() => {
+                self.mappings.extend(list);
+                if self.mappings.len() > MAX_DESCRIPTORS {
+                    return Err(wrong("there are more mappings than a client can have"));
+                }
+            }
+            (Message::Log(record), true) if self.client.is_some() && self.snapshot.log.is_none() => {
+                self.log(record)?;
+            }
+            (Message::Dirty(record), true) => self.dirty(record, data)?,
+            (Message::More, true) => {
+                if self.before.len() + data.len() > self.most_bytes + MAX_DATA {
+                    return Err(wrong("a message of the client is longer than any can be"));
+                }
+                self.before.extend_from_slice(data);
+            }
+            (Message::Unread(record), true) => {
+                let place = &mut self.unread[usize::from(record.twin)];
+                if place.is_some() {
+                    return Err(wrong("what was read came twice"));
+                }
+                let mut bytes = std::mem::take(&mut self.before);
+                bytes.extend_from_slice(data);
+                *place = Some((record, bytes));
+            }
+            (Message::Waiting(record), true) => self.waiting(record, data)?,
+            (Message::End { state_bytes, messages, takeovers }, true) => {
+                let came = self.messages;
+                if let Some(messages) = messages.filter(|messages| *messages != came) {
+                    return Err(wrong(format!("{came} of {messages} messages came")));
+                }
+                if state_bytes != self.state_bytes {
+                    let came = self.state_bytes;
+                    return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));
+                }
+                self.takeovers = takeovers;
+                self.has_ended = true;
+            }
+            (other, _) => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
+        }
+        Ok(())
+    }
+
+    fn log(&mut self, record: LogRecord) -> Result<(), TakeoverError> {
+        let LogRecord { page_size, ranges, is_everything, runs } = record;
+        let earlier = new_log(page_size, &ranges)
+            .map_err(|errno| wrong(format!("its log of dirty pages cannot be one: {errno}")))?;
+        self.snapshot.log = Some((Log { page_size, ranges, is_everything, earlier: Some(earlier) }, runs));
+        Ok(())
+    }
+
+    fn dirty(&mut self, record: DirtyRecord, data: &[u8]) -> Result<(), TakeoverError> {
+        let Some((Log { page_size, earlier: Some(earlier), .. }, _)) = &self.snapshot.log else {
+            return Err(wrong("dirty pages came without a log"));
+        };
+        let (words, rest) = data.as_chunks::<8>();
+        if record.page_size != *page_size || !rest.is_empty() {
+            return Err(wrong("dirty pages came as no bitmap of the log"));
+        }
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        mark(earlier, record.iova, record.page_size, &words);
+        Ok(())
+    }
+
+    fn waiting(&mut self, record: WaitingRecord, data: &[u8]) -> Result<(), TakeoverError> {
+        let mut payload = std::mem::take(&mut self.before);
+        payload.extend_from_slice(data);
+        let descriptors = match record.problem {
+            Some(problem) => Err(problem.into()),
+            None => self.snapshot.admit(self.pool.take_all(record.numbers)?),
+        };
+        let header = Header {
+            id: record.id,
+            command: record.command,
+            size: u32::try_from(HEADER + payload.len()).map_err(|_| wrong("a command is too long"))?,
+            kind: Kind::Command { no_reply: record.no_reply },
+        };
+        self.snapshot
+            .wait(Waiting { header, payload, descriptors })
+            .map_err(|error| wrong(format!("the client's commands cannot be kept: {error}")))
+    }
+
+    /// All is there: the device gets it, and stands.
+    fn load(mut self, backend: &Backend, turn: Turn, has_takeovers: bool) -> Result<Loaded, TakeoverError> {
+        let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
+        let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
+            State::from_number(begin.state)
+        else {
+            return Err(wrong(format!("a device cannot be taken over in state {}", begin.state)));
+        };
+        // The data are judged here.
+        self.data = None;
+        self.adapted.set_state(State::Stop)?;
+        if let Some(bytes) = &self.configuration {
+            let differs = configuration::restore(&self.device, bytes)
+                .map_err(|errno| wrong(format!("the configuration space cannot be written: {errno}")))?;
+            if let Some(offset) = differs {
+                let what = format!("its configuration space is another one at {offset:#x}");
+                return Err(TakeoverError::Mismatch { device: self.device.name().to_owned(), what });
+            }
+        }
+        let socket = self.listener(0)?;
+        let takeovers = match self.takeovers {
+            Some(number) if has_takeovers => Some(self.listener(number)?),
+            _ => None,
+        };
+        // What the user signals from here on is for this device, but not before it runs.
+        let paused = self.device.pause_signals();
+        paused.map_err(|errno| wrong(format!("this process cannot listen to eventfds: {errno}")))?;
+        let mut low_power = None;
+        if let Some(mut record) = self.interrupts.take() {
+            if let Some(entry) = record.low_power.take() {
+                let wakeup = entry.wakeup.map(|number| self.pool.eventfd(number)).transpose()?;
+                low_power = Some(LowPowerEntry { wakeup });
+            }
+            let in_use = record.take(&mut self.pool)?;
+            self.device
+                .restore_interrupts(in_use)
+                .map_err(|errno| wrong(format!("the interrupts cannot be set up: {errno}")))?;
+        }
+        let serving = match self.client.take() {
+            Some(record) => Some(self.client(record, backend, turn)?),
+            None => None,
+        };
+        Ok(Loaded { socket, takeovers, serving, begin, state, low_power })
+    }
+
+    /// A socket that others connect to.
+    fn listener(&mut self, number: u32) -> Result<UnixListener, TakeoverError> {
+        let socket = UnixListener::from(self.pool.take(number)?);
+        if !socket_acceptconn(&socket).unwrap_or(false) {
+            return Err(wrong(format!("descriptor {number} is no socket that others can connect to")));
+        }
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    /// The client as it was, which belongs to the other process still.
+    fn client(
+        mut self,
+        record: ClientRecord,
+        backend: &Backend,
+        turn: Turn,
+    ) -> Result<Serving, TakeoverError> {
+        let ClientRecord { commands, twin, agreed, next_id } = record;
+        self.snapshot.commands = Some(self.socket(commands, false)?);
+        self.snapshot.twin = twin.map(|number| self.socket(number, true)).transpose()?;
+        (self.snapshot.agreed, self.snapshot.next_id) = (agreed, next_id);
+        for MappingRecord { iova, size, rights, file, file_io } in std::mem::take(&mut self.mappings) {
+            let rights =
+                DmaMapFlags::from_bits(rights).ok_or_else(|| wrong("a mapping has unknown rights"))?;
+            let behind = match file {
+                Some((number, offset)) if file_io && !self.pool.is_memory(number) => {
+                    Behind::FileIo(self.snapshot.foreign(self.pool.take(number)?), offset)
+                }
+                Some((number, offset)) if file_io => {
+                    Behind::FileIo(Source::Memory(self.pool.file(number)?), offset)
+                }
+                Some((number, offset)) => Behind::File(self.pool.file(number)?, offset),
+                None => Behind::Client,
+            };
+            self.snapshot.mappings.push(Mapping { iova, size, rights, behind });
+        }
+        for record in std::mem::take(&mut self.ioeventfds) {
+            let write = record.write().ok_or_else(|| wrong("an ioeventfd has a width that no write has"))?;
+            self.snapshot.ioeventfds.push((write, self.pool.eventfd(record.eventfd)?));
+        }
+        self.snapshot.import(backend, turn).map_err(|error| match error {
+            ImportError::Wrong(what) => wrong(what),
+            ImportError::System(error) => error.into(),
+        })
+    }
+
+    /// A socket of the client's, after what was read from it.
+    fn socket(&mut self, number: u32, is_twin: bool) -> Result<Socket, TakeoverError> {
+        let stream = UnixStream::from(self.pool.take(number)?);
+        let unread = match self.unread[usize::from(is_twin)].take() {
+            Some((record, bytes)) => {
+                let mut descriptors = Vec::new();
+                for batch in record.descriptors {
+                    let admitted = self.snapshot.admit(self.pool.take_all(batch.numbers)?);
+                    let problem = batch.problem.map(Into::into).or(admitted.as_ref().err().copied());
+                    let fds = admitted.unwrap_or_default();
+                    descriptors.push(UnreadDescriptors { last: batch.last, fds, problem });
+                }
+                Some(Unread { bytes, descriptors })
+            }
+            None => None,
+        };
+        Ok(Socket { stream, unread })
+    }
+}
+
+/// Says that all is loaded, and lets the device go on once it is this server's.
+fn commit(
+    link: &mut Link,
+    destination: &mut Destination,
+    loaded: Loaded,
+    backend: &Backend,
+) -> Result<Taken, TakeoverError> {
+    let Loaded { socket, takeovers, mut serving, begin, state, low_power } = loaded;
+    let device = backend.device();
+    if destination.loaded() == DestinationAction::SendReady {
+        link.send(&Message::Ready)?;
+    }
+    let message = match link.receive()?.message {
+        Message::Handover => handover::Message::Handover,
+        Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
+        other => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
+    };
+    destination.receive(message).map_err(|error| wrong(error.to_string()))?;
+    let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
+    if let Err(error) = started {
+        // Some of it may run: it is reset before anybody is told.
+        destination.started(false);
+        return Err(error.into());
+    }
+    if begin.precopy_info_v2
+        && let Err(errno) = device.enable_precopy_info_v2()
+    {
+        tracing::warn!(device = device.name(), %errno, "VFIO_PRECOPY_INFO_REINIT is not told any more");
+    }
+    device.resume_signals();
+    sleep_again(device, low_power);
+    if let Some(serving) = &mut serving {
+        serving.set_anothers(false);
+    }
+    destination.started(true);
+    // This has to be said, however late it is.
+    link.limit(PATIENCE);
+    let told = link.send(&Message::Running);
+    if let Err(error) = &told {
+        // It has said that the device is this server's, whatever became of it since.
+        tracing::warn!(%error, "the old server could not be told that the device runs here");
+    }
+    Ok(Taken { socket, takeovers, serving, is_told: told.is_ok() })
+}
