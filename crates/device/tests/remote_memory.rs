@@ -146,7 +146,7 @@ fn what_remote_memory_refuses_is_a_fault_that_is_counted() {
     assert_eq!(space.faults(), 3);
     let text = read.to_string();
     assert!(
-        text.starts_with("dma read of 4 bytes at iova 0x1000 failed where the memory is: ENOTCONN"),
+        text.starts_with("dma read of 4 bytes at iova 0x1000 failed in remote memory: ENOTCONN"),
         "{text}"
     );
 }

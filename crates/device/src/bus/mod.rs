@@ -1,4 +1,4 @@
-//! What a device reaches outward: memory, interrupts, and that it has to wake.
+//! A device's outward interface: memory, interrupts, and the line that wakes it.
 
 pub mod dma;
 pub(crate) mod irq;

@@ -1,4 +1,4 @@
-//! The typed requests that only devices on some buses have: the switch for DMA of CDX, the error records of s390.
+//! Typed requests of single buses: the switch for DMA of CDX, the error records of s390.
 
 use whimbrel_protocol::Errno;
 

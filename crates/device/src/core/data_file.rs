@@ -1,4 +1,4 @@
-//! The file that carries a device's state: what read, write and the calls it refuses answer.
+//! The file that carries a device's state: reads, writes, and the calls it refuses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl DataFile {
         DataFile { shared, session, direction }
     }
 
-    /// Which way the data goes.
+    /// The direction of the data.
     pub fn direction(&self) -> Direction {
         self.direction
     }
@@ -47,7 +47,7 @@ impl DataFile {
         self.shared.write_state(self.session, data)
     }
 
-    /// How much can be read now.
+    /// The number of bytes that can be read now.
     ///
     /// ENOTTY on a resuming file, EINVAL outside PRE_COPY and PRE_COPY_P2P, then ENODEV if the session is over.
     pub fn precopy_info(&self) -> Result<PrecopyReport, Errno> {
@@ -67,12 +67,12 @@ impl DataFile {
         self.shared.precopy_info_v2()
     }
 
-    /// Why the file cannot be positioned: it is a stream, so lseek, pread and pwrite answer ESPIPE.
+    /// The errno of lseek, pread and pwrite: ESPIPE, because the file is a stream.
     pub const fn seek(&self) -> Errno {
         Errno::ESPIPE
     }
 
-    /// Why the file cannot be mapped: ENODEV.
+    /// The errno of mmap: ENODEV.
     pub const fn mmap(&self) -> Errno {
         Errno::ENODEV
     }

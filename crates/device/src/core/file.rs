@@ -44,7 +44,7 @@ impl DeviceFile {
         self.shared.name()
     }
 
-    /// What the device reaches outward.
+    /// The device's outward interface.
     pub fn bus(&self) -> &Bus {
         self.shared.bus()
     }

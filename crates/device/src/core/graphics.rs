@@ -9,7 +9,7 @@ use super::file::DeviceFile;
 use crate::driver::{Graphics, Plane, PlaneKind};
 
 impl DeviceFile {
-    /// How the device gives its planes, which VFIO_DEVICE_QUERY_GFX_PLANE tells with PROBE. ENOTTY for a
+    /// The way in which the device gives its planes, which VFIO_DEVICE_QUERY_GFX_PLANE tells with PROBE. ENOTTY for a
     /// device without a display.
     pub fn gfx_plane_kind(&self) -> Result<PlaneKind, Errno> {
         graphics(&mut self.shared().active()).map(|graphics| graphics.kind())

@@ -24,11 +24,11 @@ pub(super) struct Power {
     masked_line: bool,
 }
 
-/// How a user has let a device sleep: what [`DeviceFile::enter_low_power`](crate::DeviceFile::enter_low_power) was called
-/// with.
+/// The arguments that a user has let a device sleep with
+/// ([`DeviceFile::enter_low_power`](crate::DeviceFile::enter_low_power)).
 #[derive(Debug)]
 pub struct LowPowerEntry {
-    /// Told when the device wakes.
+    /// The eventfd that is signalled when the device wakes.
     pub wakeup: Option<EventFd>,
 }
 

@@ -1,4 +1,4 @@
-//! Which parts of a region can be mapped: the checks that the kernel makes before a driver is asked.
+//! The kernel's checks of a mapping of a region, made before a driver is asked.
 //!
 //! What lies behind them is the driver's ([`Driver::mmap`](crate::Driver::mmap)).
 

@@ -1,5 +1,5 @@
-//! What the user of a device has set up, to be handed to another device like it: for a back end that is replaced
-//! while its device is in use.
+//! The set-up that a device's user has made, handed to another device like it: for a back end that is replaced while its
+//! device is in use.
 //!
 //! A migration carries none of it, because a user sets it up anew on the other host; a user that does not know of
 //! the change cannot. Here are interrupts, ioeventfds and what the user signals. Memory is mapped, and a log
@@ -16,7 +16,7 @@ use crate::bus::irq::{InterruptsInUse, Kind};
 use crate::driver::IoeventfdWrite;
 
 impl DeviceFile {
-    /// What the user has set up of interrupts, with copies of its eventfds. EMFILE if this process can have no
+    /// The interrupts that the user has set up, with copies of its eventfds. EMFILE if this process can have no
     /// more descriptors.
     ///
     /// ```

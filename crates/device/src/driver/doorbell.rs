@@ -1,6 +1,6 @@
 //! Writes to a BAR that the signal of an eventfd makes: what a driver calls its doorbells.
 
-/// How many bytes are written at once.
+/// The number of bytes that are written at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WriteWidth {
     /// One.
@@ -32,8 +32,8 @@ pub struct IoeventfdWrite {
     pub region: u32,
     /// Offset in bytes within it. It need not be aligned.
     pub offset: u64,
-    /// How much is written.
+    /// The number of bytes.
     pub width: WriteWidth,
-    /// What is written: of this its low bytes, the lowest first.
+    /// The value, of which the low bytes are written, the lowest first.
     pub data: u64,
 }

@@ -8,10 +8,10 @@ use whimbrel_protocol::Errno;
 
 /// The half of a driver that has a display.
 pub trait Graphics {
-    /// How its planes are given. The answer never changes.
+    /// The way its planes are given. The answer never changes.
     fn kind(&self) -> PlaneKind;
 
-    /// What a plane shows now; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None`
+    /// The present content of a plane; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None`
     /// while the guest has not set it up.
     fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno>;
 
@@ -23,7 +23,7 @@ pub trait Graphics {
     }
 }
 
-/// How the pixels of a plane are given to the user.
+/// The way in which the user gets the pixels of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlaneKind {
     /// As a file (VFIO_GFX_PLANE_TYPE_DMABUF).
@@ -32,12 +32,12 @@ pub enum PlaneKind {
     Region,
 }
 
-/// What a plane shows.
+/// The content of a plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plane {
     /// Format of the pixels, a code of DRM.
     pub drm_format: u32,
-    /// How the pixels are laid out, a modifier of DRM.
+    /// Layout of the pixels, a modifier of DRM.
     pub drm_format_mod: u64,
     /// Width in pixels.
     pub width: u32,
@@ -47,10 +47,10 @@ pub struct Plane {
     pub stride: u32,
     /// Size in bytes.
     pub size: u32,
-    /// Where a cursor stands, in pixels from the left and from the top.
+    /// Position of a cursor, in pixels from the left and from the top.
     pub position: (u32, u32),
     /// The point within a cursor that points, in pixels from its left and its top.
     pub hot: (u32, u32),
-    /// Where the pixels are: the number of the file, or the index of the region.
+    /// Source of the pixels: the number of the file, or the index of the region.
     pub source: u32,
 }

@@ -1,4 +1,4 @@
-//! Sleep, as a driver does it. When a device sleeps is decided by the core around it.
+//! The half of a driver that puts its device to sleep. The core around it decides when.
 
 /// The half of a driver that can put its device to sleep.
 ///

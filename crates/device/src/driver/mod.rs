@@ -1,4 +1,4 @@
-//! What a migration driver implements.
+//! The traits that a driver implements.
 //!
 //! The contract is that of the kernel's `struct vfio_migration_ops` and `struct vfio_log_ops`
 //! (`include/linux/vfio.h`), less what every kernel driver writes again: the walk through the state machine,
@@ -116,7 +116,7 @@ pub trait Driver: Send {
         None
     }
 
-    /// What puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The
+    /// The half that puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The
     /// answer never changes.
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
         None
@@ -127,7 +127,7 @@ pub trait Driver: Send {
         None
     }
 
-    /// What gives parts of a BAR to others as a file; `None` if nothing does. The answer never changes.
+    /// The half that gives parts of a BAR to others as a file; `None` for a device without. The answer never changes.
     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
         None
     }

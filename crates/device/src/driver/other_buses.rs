@@ -1,4 +1,4 @@
-//! What devices on buses other than ordinary PCI have beside: the switch for DMA of CDX, the error records of s390.
+//! Features of single buses: the switch for DMA of CDX, the error records of PCI on s390.
 
 use whimbrel_protocol::Errno;
 

@@ -1,4 +1,4 @@
-//! What stands between devices and a user's memory: the container with its type1 IOMMU, and iommufd.
+//! The IOMMUs between devices and a user's memory: the container with type1, and iommufd.
 
 pub(crate) mod container;
 pub(crate) mod iommufd;

@@ -1,4 +1,4 @@
-//! Where devices sit, and who may open them: groups, their own files, sets that are reset together, VF tokens.
+//! The places of devices, and the rules for opening them: groups, their own files, sets that are reset together, VF tokens.
 
 pub(crate) mod cdev;
 pub(crate) mod group;

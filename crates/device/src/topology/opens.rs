@@ -1,4 +1,4 @@
-//! How a device is open: through its group or by its own file, and which iommufd it is bound to.
+//! The rules for opening a device: through its group or by its own file, bound to an iommufd or not.
 //!
 //! The kernel keeps this in `struct vfio_device` (`open_count`, `cdev_opened`, `iommufd_device`). What keeps
 //! the two ways apart is there too: a group cannot be opened while one of its devices is bound by its own

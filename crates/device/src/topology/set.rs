@@ -14,7 +14,7 @@ use crate::core::device;
 use crate::core::file::DeviceFile;
 use crate::iommu::iommufd::Iommufd;
 
-/// Where a PCI function sits. In text as Linux writes it: `0000:01:10.0`.
+/// The address of a PCI function. In text as Linux writes it: `0000:01:10.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
     segment: u16,

@@ -11,27 +11,27 @@ pub struct DmaFault {
     pub iova: u64,
     /// Bytes of the access.
     pub length: u64,
-    /// What the device wanted to do.
+    /// The kind of access.
     pub access: Access,
-    /// Why it cannot be done.
+    /// The reason.
     pub cause: FaultCause,
 }
 
-/// Why an access is a fault.
+/// The reason for a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultCause {
     /// Not all of it is mapped with that right. Nothing was read or written.
     #[error("is not mapped with that right")]
     NotMapped,
-    /// Who has the memory has refused, or cannot be reached. Of a write some may have been done.
-    #[error("failed where the memory is: {0}")]
+    /// The owner of the memory refused or cannot be reached. Part of a write may have been done.
+    #[error("failed in remote memory: {0}")]
     Remote(Errno),
-    /// The file that was mapped is shorter than it was. What was read is worth nothing.
-    #[error("reaches memory whose file was made shorter")]
+    /// The file that was mapped was truncated. What was read is meaningless.
+    #[error("reaches memory whose file was truncated")]
     Lost,
 }
 
-/// What a device does with memory.
+/// A kind of access to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// The device reads memory.

@@ -10,14 +10,14 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::fault::Access;
 
-/// A mapping: where it is, and what lies behind it.
+/// A mapping: its place, and the file behind it.
 #[derive(Clone, Debug)]
 pub struct MappedRange {
     /// First address.
     pub iova: u64,
     /// Bytes.
     pub size: u64,
-    /// What the device may do there.
+    /// The device's rights to it.
     pub rights: DmaMapFlags,
     /// The file, and where in it the mapping begins; `None` for memory that has no address in this process.
     pub file: Option<FileOffset>,

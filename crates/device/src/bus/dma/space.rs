@@ -60,7 +60,7 @@ enum Piece<'a> {
 }
 
 impl DmaSpace {
-    /// How long all that one access asks of remote memory may take together. Until then no mapping can be taken away.
+    /// The timeout for all that one access asks of remote memory. Until then no mapping can be taken away.
     pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
@@ -340,7 +340,7 @@ impl DmaSpace {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many accesses were faults.
+    /// The number of accesses that were faults.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }

@@ -40,13 +40,13 @@ pub struct Interrupts {
     listener: Listener,
 }
 
-/// What a user has set up of a device's interrupts. See
+/// The interrupts of a device that a user has set up. See
 /// [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
 #[derive(Debug)]
 pub struct InterruptsInUse {
-    /// What of INTx, MSI and MSI-X is in use.
+    /// The one of INTx, MSI and MSI-X that is in use.
     pub active: InUse<EventFd>,
-    /// Where each index is told that has one interrupt, apart from those (ERR, REQ).
+    /// Each index with one interrupt (ERR, REQ) that is set up, with its eventfd.
     pub singles: Vec<(u32, EventFd)>,
 }
 
@@ -181,7 +181,7 @@ impl Interrupts {
         state.unmask = None;
     }
 
-    /// What listens to the eventfds that a user signals.
+    /// The listener for the eventfds that a user signals.
     pub(crate) fn listener(&self) -> &Listener {
         &self.listener
     }

@@ -1,4 +1,4 @@
-//! What VFIO_DEVICE_SET_IRQS asks for, as a typed call says it.
+//! The data of a typed VFIO_DEVICE_SET_IRQS.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use whimbrel_protocol::Errno;
 
 use super::rules::{Data, Slot};
 
-/// To which interrupts of a range it is done, and when.
+/// The interrupts of a range that an action is for, and whether it happens now or at a signal.
 #[derive(Debug)]
 pub enum IrqData {
     /// DATA_NONE: to as many as this, now. None at all, with [`IrqAction::Trigger`](crate::IrqAction::Trigger), tears the index down.

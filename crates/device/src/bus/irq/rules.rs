@@ -122,7 +122,7 @@ struct Line<E> {
     unmask: Option<E>,
 }
 
-/// What of INTx, MSI and MSI-X a user has in use, one at most, with its eventfds. It can be had of one device and
+/// The one of INTx, MSI and MSI-X that a user has in use, if any, with its eventfds. It can be had of one device and
 /// put in use on another: see [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InUse<E> {
@@ -130,20 +130,20 @@ pub enum InUse<E> {
     None,
     /// INTx.
     Line {
-        /// Where it is told.
+        /// The eventfd that it signals.
         trigger: Option<E>,
         /// It is not told until it is unmasked.
         masked: bool,
-        /// What the user signals to unmask it.
+        /// The eventfd by which the user unmasks it.
         unmask: Option<E>,
     },
     /// MSI or MSI-X, or the one index with several interrupts of another bus.
     Messages {
         /// Which index.
         index: u32,
-        /// How many interrupts it was set up with at first.
+        /// The number of interrupts it was set up with at first.
         allocated: u32,
-        /// Where each is told, by its number; those that are not here are told nowhere.
+        /// The eventfd of each interrupt that has one, by its number.
         eventfds: Vec<(u32, E)>,
     },
 }

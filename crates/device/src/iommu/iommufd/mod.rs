@@ -6,6 +6,7 @@
 //!
 //! The requests as bytes, with the checks of sizes and flags, are in [`raw`](crate::raw).
 
+mod attach;
 mod device;
 pub(crate) mod domain;
 pub(crate) mod hwpt;
@@ -35,7 +36,7 @@ pub enum Iommu {
     Own(OwnIommu),
 }
 
-/// What an IOMMU in front of a device can do.
+/// The capabilities of an IOMMU in front of a device.
 ///
 /// ```
 /// use whimbrel_device::iommufd::{Iommu, OwnIommu};
@@ -93,7 +94,7 @@ impl Iommu {
 }
 
 impl From<&Translation> for Iommu {
-    /// How a device of a group reaches memory when the group is given an iommufd for a container.
+    /// The IOMMU of a group's device when the group is given an iommufd for a container.
     fn from(translation: &Translation) -> Iommu {
         let Translation::Hardware(hardware) = translation else { return Iommu::Emulated };
         let ranges = hardware.iova_ranges();
@@ -159,7 +160,7 @@ impl Iommufd {
         Iommufd::default()
     }
 
-    /// How many objects there are, of any kind.
+    /// The number of objects, of any kind.
     pub fn objects(&self) -> usize {
         self.objects.lock().count()
     }

@@ -6,7 +6,7 @@ use whimbrel_uapi::type1::IovaRange;
 
 use super::PAGE_SIZE;
 
-/// Who translates the addresses of a group's devices.
+/// The translation of the addresses that a group's devices use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Translation {
     /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It knows of each

@@ -1,4 +1,4 @@
-//! What VFIO_IOMMU_GET_INFO tells, as a type and as bytes.
+//! The answer to VFIO_IOMMU_GET_INFO, as a type and as bytes.
 
 use whimbrel_uapi::device::InfoCapHeader;
 use whimbrel_uapi::type1::{
@@ -8,7 +8,7 @@ use whimbrel_uapi::type1::{
 };
 use zerocopy::IntoBytes;
 
-/// What a container with a type1 IOMMU can do.
+/// The capabilities of a container with a type1 IOMMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Type1Info {
     /// Page sizes it can map: bit n for 2^n bytes.
@@ -17,9 +17,9 @@ pub struct Type1Info {
     pub migration_page_size: u64,
     /// The largest dirty bitmap that can be asked for, in bytes.
     pub max_dirty_bitmap_size: u64,
-    /// How many more mappings can be made.
+    /// The number of mappings that can still be made.
     pub dma_avail: u32,
-    /// What can be mapped; empty if there is no limit.
+    /// The ranges that can be mapped; empty if there is no limit.
     pub iova_ranges: Vec<IovaRange>,
 }
 

@@ -1,4 +1,4 @@
-//! What the host decides about its containers.
+//! The settings of a host's containers.
 
 /// The kernel to answer as, where versions differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub enum KernelVersion {
     Linux7_3,
 }
 
-/// What the host decides about its containers.
+/// The settings of a host's containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContainerSettings {
     /// The kernel to answer as.
