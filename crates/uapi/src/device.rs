@@ -1,10 +1,10 @@
-//! What a device says of itself, whatever its bus: its info, its regions, its interrupts, and the chain of
-//! capabilities that follows an info structure. What is only for PCI is in [`pci`](crate::pci).
+//! Device info on any bus: the device itself, its regions, its interrupts, and the chain of capabilities
+//! that follows an info structure. The definitions for PCI devices are in [`pci`](crate::pci).
 //!
 //! A capability chain starts `cap_offset` bytes after the start of the info structure, when the CAPS flag is
 //! set. Each capability begins with [`InfoCapHeader`], whose `next` is again an offset from the start of the
-//! info structure, 0 for the last. The ids are one name space for each info request: id 1 of a region is not
-//! id 1 of a device.
+//! info structure, 0 for the last. Each info request has a name space of ids of its own: id 1 of a region is
+//! not id 1 of a device.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -68,9 +68,9 @@ bitflags! {
     /// [`IrqSet::flags`]: exactly one DATA and one ACTION.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct IrqSetFlags: u32 {
-        /// No data follows: the action is done to every interrupt of the range, now.
+        /// No data follows: the action applies to every interrupt of the range at once.
         const DATA_NONE = 1 << 0;
-        /// One `u8` for each interrupt follows: not 0 does the action.
+        /// One `u8` for each interrupt follows: a value other than 0 triggers the action.
         const DATA_BOOL = 1 << 1;
         /// One `i32` for each interrupt follows: an eventfd to tie to the action, or -1 to untie it.
         const DATA_EVENTFD = 1 << 2;
@@ -78,7 +78,8 @@ bitflags! {
         const ACTION_MASK = 1 << 3;
         /// Unmask.
         const ACTION_UNMASK = 1 << 4;
-        /// Fire, or with eventfds: say where firing is told. DATA_NONE with a count of 0 disables the index.
+        /// Fire; with eventfds, set the eventfd that receives each interrupt. DATA_NONE with a count of 0
+        /// disables the index.
         const ACTION_TRIGGER = 1 << 5;
     }
 }
@@ -89,7 +90,7 @@ pub const VFIO_IRQ_SET_DATA_TYPE_MASK: u32 = 0x07;
 pub const VFIO_IRQ_SET_ACTION_TYPE_MASK: u32 = 0x38;
 
 bitflags! {
-    /// [`DeviceInfoCapPciAtomicComp::flags`]: widths of atomic operation that the root bus completes.
+    /// [`DeviceInfoCapPciAtomicComp::flags`]: widths of the atomic operations that the root bus completes.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct PciAtomicFlags: u32 {
         /// 32 bits.
@@ -101,15 +102,15 @@ bitflags! {
     }
 }
 
-/// What a mediated device's `device_api` attribute says of a PCI device.
+/// Value of a mediated device's `device_api` attribute: a PCI device.
 pub const VFIO_DEVICE_API_PCI_STRING: &str = "vfio-pci";
-/// What a mediated device's `device_api` attribute says of a platform device.
+/// Value of a mediated device's `device_api` attribute: a platform device.
 pub const VFIO_DEVICE_API_PLATFORM_STRING: &str = "vfio-platform";
-/// What a mediated device's `device_api` attribute says of an AMBA device.
+/// Value of a mediated device's `device_api` attribute: an AMBA device.
 pub const VFIO_DEVICE_API_AMBA_STRING: &str = "vfio-amba";
-/// What a mediated device's `device_api` attribute says of a channel device of s390.
+/// Value of a mediated device's `device_api` attribute: a channel device of s390.
 pub const VFIO_DEVICE_API_CCW_STRING: &str = "vfio-ccw";
-/// What a mediated device's `device_api` attribute says of a crypto adapter of s390.
+/// Value of a mediated device's `device_api` attribute: a crypto adapter of s390.
 pub const VFIO_DEVICE_API_AP_STRING: &str = "vfio-ap";
 
 /// Device capability: the function of a PCI device on s390 (`vfio_zdev.h`).
@@ -129,9 +130,9 @@ pub const VFIO_REGION_INFO_CAP_SPARSE_MMAP: u16 = 1;
 pub const VFIO_REGION_INFO_CAP_TYPE: u16 = 2;
 /// Region capability without data: the MSI-X table of a BAR may be mapped with the rest.
 pub const VFIO_REGION_INFO_CAP_MSIX_MAPPABLE: u16 = 3;
-/// Region capability: [`RegionInfoCapNvlink2Ssatgt`]. No kernel gives it any more.
+/// Region capability: [`RegionInfoCapNvlink2Ssatgt`]. No longer given by any kernel.
 pub const VFIO_REGION_INFO_CAP_NVLINK2_SSATGT: u16 = 4;
-/// Region capability: [`RegionInfoCapNvlink2Lnkspd`]. No kernel gives it any more.
+/// Region capability: [`RegionInfoCapNvlink2Lnkspd`]. No longer given by any kernel.
 pub const VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD: u16 = 5;
 
 /// Region type: set when the lower bits hold a PCI vendor.
@@ -151,9 +152,9 @@ pub const VFIO_REGION_SUBTYPE_INTEL_IGD_OPREGION: u32 = 1;
 pub const VFIO_REGION_SUBTYPE_INTEL_IGD_HOST_CFG: u32 = 2;
 /// Region subtype, of Intel (8086): the configuration space of the LPC bridge.
 pub const VFIO_REGION_SUBTYPE_INTEL_IGD_LPC_CFG: u32 = 3;
-/// Region subtype, of NVIDIA (10de): memory of a display behind NVLink 2. No kernel gives it any more.
+/// Region subtype, of NVIDIA (10de): memory of a display behind NVLink 2. No longer given by any kernel.
 pub const VFIO_REGION_SUBTYPE_NVIDIA_NVLINK2_RAM: u32 = 1;
-/// Region subtype, of IBM (1014): address translation shootdown. No kernel gives it any more.
+/// Region subtype, of IBM (1014): address translation shootdown. No longer given by any kernel.
 pub const VFIO_REGION_SUBTYPE_IBM_NVLINK2_ATSD: u32 = 1;
 /// Region subtype, of [`VFIO_REGION_TYPE_GFX`]: the monitor's EDID.
 pub const VFIO_REGION_SUBTYPE_GFX_EDID: u32 = 1;
@@ -163,18 +164,18 @@ pub const VFIO_REGION_SUBTYPE_CCW_ASYNC_CMD: u32 = 1;
 pub const VFIO_REGION_SUBTYPE_CCW_SCHIB: u32 = 2;
 /// Region subtype, of [`VFIO_REGION_TYPE_CCW`]: channel report words.
 pub const VFIO_REGION_SUBTYPE_CCW_CRW: u32 = 3;
-/// Region subtype, of [`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`]: the one there is.
+/// Region subtype, of [`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`]: the only one.
 pub const VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED: u32 = 1;
 
 /// `struct vfio_info_cap_header`: the head of every capability in a chain.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct InfoCapHeader {
-    /// Which capability, in the name space of the info request.
+    /// Id of the capability, in the name space of the info request.
     pub id: u16,
     /// Version of that capability.
     pub version: u16,
-    /// Offset in bytes of the next one from the start of the info structure, 0 for none.
+    /// Offset in bytes of the next capability from the start of the info structure, 0 for the last.
     pub next: u32,
 }
 
@@ -219,7 +220,7 @@ pub struct RegionInfo {
     pub argsz: u32,
     /// [`RegionInfoFlags`].
     pub flags: u32,
-    /// Which region, set by the user.
+    /// Index of the region, set by the user.
     pub index: u32,
     /// Offset in bytes of the first capability, 0 if there was no room.
     pub cap_offset: u32,
@@ -246,7 +247,7 @@ pub struct RegionSparseMmapArea {
 pub struct RegionInfoCapSparseMmap {
     /// Head of the capability.
     pub header: InfoCapHeader,
-    /// How many areas follow.
+    /// Number of areas that follow.
     pub nr_areas: u32,
     /// Not used.
     pub reserved: u32,
@@ -261,7 +262,7 @@ pub struct RegionInfoCapType {
     pub header: InfoCapHeader,
     /// One of `VFIO_REGION_TYPE_*`.
     pub r#type: u32,
-    /// One of `VFIO_REGION_SUBTYPE_*`; what it means depends on the type.
+    /// One of `VFIO_REGION_SUBTYPE_*`; its meaning depends on the type.
     pub subtype: u32,
 }
 
@@ -283,7 +284,7 @@ pub struct RegionInfoCapNvlink2Ssatgt {
 pub struct RegionInfoCapNvlink2Lnkspd {
     /// Head of the capability.
     pub header: InfoCapHeader,
-    /// Speed of the link, as the device tree says it.
+    /// Speed of the link, as given in the device tree.
     pub link_speed: u32,
     /// Not used. The header's own.
     pub __pad: u32,
@@ -297,9 +298,9 @@ pub struct IrqInfo {
     pub argsz: u32,
     /// [`IrqInfoFlags`].
     pub flags: u32,
-    /// Which interrupt index, set by the user.
+    /// The interrupt index, set by the user.
     pub index: u32,
-    /// How many interrupts the index has; 0 for an index the device does not have.
+    /// Number of interrupts of the index; 0 for an index the device does not have.
     pub count: u32,
 }
 
@@ -311,11 +312,11 @@ pub struct IrqSet {
     pub argsz: u32,
     /// [`IrqSetFlags`].
     pub flags: u32,
-    /// Which interrupt index.
+    /// The interrupt index.
     pub index: u32,
     /// First interrupt within the index.
     pub start: u32,
-    /// How many interrupts from there.
+    /// Number of interrupts from there on.
     pub count: u32,
 }
 

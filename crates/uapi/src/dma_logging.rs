@@ -1,5 +1,6 @@
-//! DMA logging by the device itself: the data of the three features that start it, stop it and report. Dirty
-//! tracking by a container is in [`type1`](crate::type1), by an IOMMU in [`iommufd`](crate::iommufd).
+//! DMA logging by the device itself: the data of the three features that start it, stop it and report dirty
+//! pages. Dirty tracking by a container is in [`type1`](crate::type1), by an IOMMU in
+//! [`iommufd`](crate::iommufd).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -10,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct DeviceFeatureDmaLoggingControl {
     /// Size in bytes of the pages to track, a power of two. A hint: the device may track at another size.
     pub page_size: u64,
-    /// How many ranges there are at [`ranges`](Self::ranges).
+    /// Number of ranges at [`ranges`](Self::ranges).
     pub num_ranges: u32,
     /// Ignored by the kernel.
     pub __reserved: u32,
@@ -29,7 +30,8 @@ pub struct DeviceFeatureDmaLoggingRange {
 }
 
 /// `struct vfio_device_feature_dma_logging_report`: the data of a GET of
-/// [`Feature::DmaLoggingReport`](crate::feature::Feature::DmaLoggingReport). Reading clears what was read.
+/// [`Feature::DmaLoggingReport`](crate::feature::Feature::DmaLoggingReport). Reading clears the reported
+/// pages.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceFeatureDmaLoggingReport {

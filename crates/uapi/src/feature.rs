@@ -1,6 +1,6 @@
-//! `VFIO_DEVICE_FEATURE`: the envelope, the table of features, and the data of those features that have no
-//! room of their own. The data of the migration features is in [`migration`](crate::migration), of DMA
-//! logging in [`dma_logging`](crate::dma_logging).
+//! `VFIO_DEVICE_FEATURE`: the envelope, the table of features, and the data of the features that have no
+//! module of their own. The data of the migration features is in [`migration`](crate::migration), that of
+//! DMA logging in [`dma_logging`](crate::dma_logging).
 
 use core::{error, fmt};
 
@@ -23,7 +23,7 @@ bitflags! {
         const GET = 1 << 16;
         /// Write the feature from the data that follows.
         const SET = 1 << 17;
-        /// Only ask whether the feature is there, and with GET and SET whether each is.
+        /// Only check whether the feature exists; with GET or SET, whether that operation does.
         const PROBE = 1 << 18;
     }
 }
@@ -56,15 +56,16 @@ pub struct DeviceFeature {
 pub enum Feature {
     /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
     PciVfToken = 0,
-    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), what migration the device
-    /// has.
+    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), the migration features of
+    /// the device.
     Migration = 1,
-    /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's state.
+    /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's
+    /// migration state.
     MigDeviceState = 2,
-    /// SET, no data: the device may be put into low power; an access wakes it for as long as it lasts.
+    /// SET, no data: the device may enter low power; an access wakes it for the duration of the access.
     LowPowerEntry = 3,
-    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same once: the first wakeup signals an eventfd and ends
-    /// low power.
+    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same, but once: the first wakeup signals an eventfd and
+    /// ends low power.
     LowPowerEntryWithWakeup = 4,
     /// SET, no data: leaves low power.
     LowPowerExit = 5,
@@ -76,7 +77,7 @@ pub enum Feature {
     DmaLoggingReport = 8,
     /// GET: [`DeviceFeatureMigDataSize`](crate::migration::DeviceFeatureMigDataSize).
     MigDataSize = 9,
-    /// SET: [`DeviceFeatureBusMaster`], for devices that cannot be told by their own registers.
+    /// SET: [`DeviceFeatureBusMaster`], for devices whose own registers cannot do it.
     BusMaster = 10,
     /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. After v6.14.
     DmaBuf = 11,
@@ -138,7 +139,7 @@ impl fmt::Display for Feature {
     }
 }
 
-/// An index that no header known here gives to a feature.
+/// A feature index that is in no known header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UnknownFeature(pub u16);
 
@@ -198,7 +199,7 @@ pub struct DeviceFeatureDmaBuf {
     pub open_flags: u32,
     /// Must be 0.
     pub flags: u32,
-    /// How many ranges follow.
+    /// Number of ranges that follow.
     pub nr_ranges: u32,
 }
 

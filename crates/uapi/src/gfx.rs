@@ -1,6 +1,6 @@
 //! The display of a device: its planes, and the region that holds the description of the monitor (EDID).
 //!
-//! The EDID region is the one whose TYPE capability says
+//! The EDID region is the one whose TYPE capability is
 //! [`VFIO_REGION_TYPE_GFX`](crate::device::VFIO_REGION_TYPE_GFX) and
 //! [`VFIO_REGION_SUBTYPE_GFX_EDID`](crate::device::VFIO_REGION_SUBTYPE_GFX_EDID).
 
@@ -11,7 +11,7 @@ bitflags! {
     /// [`DeviceGfxPlaneInfo::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct GfxPlaneFlags: u32 {
-        /// Only ask whether the kind of plane named beside it is there.
+        /// Only check whether the plane type in the other flag is supported.
         const PROBE = 1 << 0;
         /// The plane is a DMA buffer.
         const DMABUF = 1 << 1;
@@ -33,11 +33,11 @@ pub struct DeviceGfxPlaneInfo {
     pub argsz: u32,
     /// [`GfxPlaneFlags`].
     pub flags: u32,
-    /// Set by the user: which plane, one of DRM's `DRM_PLANE_TYPE_*`.
+    /// Set by the user: type of the plane, one of DRM's `DRM_PLANE_TYPE_*`.
     pub drm_plane_type: u32,
-    /// Format of the pixels, a code of DRM. From here on the driver side sets every field.
+    /// Format of the pixels, a DRM fourcc code. The driver side sets this and every later field.
     pub drm_format: u32,
-    /// How the pixels are laid out, a modifier of DRM.
+    /// Layout of the pixels, a DRM format modifier.
     pub drm_format_mod: u64,
     /// Width in pixels. 0 when the guest has not set up the plane yet.
     pub width: u32,
@@ -47,13 +47,13 @@ pub struct DeviceGfxPlaneInfo {
     pub stride: u32,
     /// Size in bytes, a multiple of a page.
     pub size: u32,
-    /// Where a cursor stands, in pixels from the left.
+    /// Horizontal position of a cursor, in pixels from the left.
     pub x_pos: u32,
-    /// Where a cursor stands, in pixels from the top.
+    /// Vertical position of a cursor, in pixels from the top.
     pub y_pos: u32,
-    /// The point within a cursor that points, in pixels from its left.
+    /// Horizontal hot spot of a cursor, in pixels from its left.
     pub x_hot: u32,
-    /// The point within a cursor that points, in pixels from its top.
+    /// Vertical hot spot of a cursor, in pixels from its top.
     pub y_hot: u32,
     /// The region that holds the plane, with [`GfxPlaneFlags::REGION`]; or its
     /// [`dmabuf_id`](Self::dmabuf_id), which the header puts in the same place.
@@ -63,8 +63,8 @@ pub struct DeviceGfxPlaneInfo {
 }
 
 impl DeviceGfxPlaneInfo {
-    /// The same word as `region_index`, with [`GfxPlaneFlags::DMABUF`]: what `VFIO_DEVICE_GET_GFX_DMABUF`
-    /// takes, and answers with a file descriptor.
+    /// The same word as `region_index`, with [`GfxPlaneFlags::DMABUF`]: the argument of
+    /// `VFIO_DEVICE_GET_GFX_DMABUF`, which returns a file descriptor for it.
     pub const fn dmabuf_id(&self) -> u32 {
         self.region_index
     }
@@ -75,9 +75,9 @@ impl DeviceGfxPlaneInfo {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct RegionGfxEdid {
-    /// Read only: where the EDID is, in bytes from the start of the region.
+    /// Read only: offset of the EDID, in bytes from the start of the region.
     pub edid_offset: u32,
-    /// Read only: room for the EDID in bytes.
+    /// Read only: largest size of the EDID in bytes.
     pub edid_max_size: u32,
     /// Size of the EDID in bytes.
     pub edid_size: u32,

@@ -1,10 +1,10 @@
 //! The group and container files: the API version, the extensions a container may have, and the status of a
-//! group. What a type1 container does once it has an IOMMU is in [`type1`](crate::type1).
+//! group. The requests of a container with a type1 IOMMU are in [`type1`](crate::type1).
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// What `VFIO_GET_API_VERSION` answers.
+/// The answer of `VFIO_GET_API_VERSION`.
 pub const VFIO_API_VERSION: i32 = 0;
 
 /// Extension: the first type1 IOMMU.
@@ -17,16 +17,16 @@ pub const VFIO_TYPE1V2_IOMMU: u32 = 3;
 pub const VFIO_DMA_CC_IOMMU: u32 = 4;
 /// Extension: enhanced error handling of POWER machines.
 pub const VFIO_EEH: u32 = 5;
-/// Extension: two-stage translation. The header of v6.14 takes it back and keeps the number as
+/// Extension: two-stage translation. The header of v6.14 removes it and reserves the number as
 /// `__VFIO_RESERVED_TYPE1_NESTING_IOMMU`.
 pub const VFIO_TYPE1_NESTING_IOMMU: u32 = 6;
 /// Extension: the second POWER IOMMU.
 pub const VFIO_SPAPR_TCE_V2_IOMMU: u32 = 7;
 /// Extension: no IOMMU at all, neither translation nor isolation.
 pub const VFIO_NOIOMMU_IOMMU: u32 = 8;
-/// Extension: `VFIO_DMA_UNMAP_FLAG_ALL` is known.
+/// Extension: `VFIO_DMA_UNMAP_FLAG_ALL` is supported.
 pub const VFIO_UNMAP_ALL: u32 = 9;
-/// Extension: the VADDR flags of map and unmap are known. Never true while a mediated device is in the
+/// Extension: the VADDR flags of map and unmap are supported. Never true while a mediated device is in the
 /// container.
 pub const VFIO_UPDATE_VADDR: u32 = 10;
 

@@ -1,9 +1,10 @@
 //! Every request a VFIO or iommufd file takes: the header's name for it and its ioctl number.
 //!
 //! The numbers carry neither size nor direction (`_IO`): a structure says its own size in its first field. A
-//! number alone does not name a request. VFIO reuses numbers for different kinds of file, and iommufd shares
-//! VFIO's type character: `0x3b75` is [`VFIO_DEVICE_FEATURE`] on a device and [`VFIO_IOMMU_DIRTY_PAGES`] on a
-//! container. What a request's argument is stands in its docs; the structures are in the other modules.
+//! number alone does not identify a request: VFIO reuses numbers for different kinds of file, and iommufd
+//! shares VFIO's type character. For example `0x3b75` is [`VFIO_DEVICE_FEATURE`] on a device and
+//! [`VFIO_IOMMU_DIRTY_PAGES`] on a container. The docs of each request name its argument; the structures are
+//! in the other modules.
 
 use core::fmt;
 
@@ -19,7 +20,7 @@ pub const IOMMUFD_TYPE: u8 = b';';
 /// The ordinal of the first iommufd ioctl.
 pub const IOMMUFD_CMD_BASE: u8 = 0x80;
 
-/// One ioctl: what the header calls it and the number passed to `ioctl(2)`.
+/// One ioctl: the header's name for it and the number passed to `ioctl(2)`.
 ///
 /// ```
 /// use whimbrel_uapi::ioctl::{VFIO_DEVICE_FEATURE, VFIO_IOMMU_DIRTY_PAGES};
@@ -59,7 +60,7 @@ impl fmt::Display for Request {
     }
 }
 
-/// Defines each request and the table of all of them, so that none can be in one and not in the other.
+/// Defines each request and the table of all of them, so that the two cannot disagree.
 macro_rules! requests {
     ($($(#[$doc:meta])* $name:ident = $kind:ident, $base:ident + $offset:literal;)*) => {
         $($(#[$doc])* pub const $name: Request = Request::io(stringify!($name), $kind, $base + $offset);)*
@@ -73,7 +74,7 @@ requests! {
     // The container, `/dev/vfio/vfio`.
     /// Container: answers [`VFIO_API_VERSION`](crate::group::VFIO_API_VERSION). No argument.
     VFIO_GET_API_VERSION = VFIO_TYPE, VFIO_BASE + 0;
-    /// Container: whether an extension is there; the argument is its number, the answer 0 for no.
+    /// Container: checks for an extension; the argument is its number, the answer 0 for no.
     VFIO_CHECK_EXTENSION = VFIO_TYPE, VFIO_BASE + 1;
     /// Container: chooses the IOMMU; the argument is the number of an extension. Needs a group first.
     VFIO_SET_IOMMU = VFIO_TYPE, VFIO_BASE + 2;
@@ -97,12 +98,12 @@ requests! {
     VFIO_DEVICE_GET_IRQ_INFO = VFIO_TYPE, VFIO_BASE + 9;
     /// Device: sets up, masks, unmasks or fires interrupts with [`IrqSet`](crate::device::IrqSet).
     VFIO_DEVICE_SET_IRQS = VFIO_TYPE, VFIO_BASE + 10;
-    /// Device: resets it. No argument.
+    /// Device: resets the device. No argument.
     VFIO_DEVICE_RESET = VFIO_TYPE, VFIO_BASE + 11;
     /// PCI device: reads [`PciHotResetInfo`](crate::pci::PciHotResetInfo), the devices a hot reset would
     /// touch.
     VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = VFIO_TYPE, VFIO_BASE + 12;
-    /// PCI device: hot-resets it and its neighbours with [`PciHotReset`](crate::pci::PciHotReset).
+    /// PCI device: hot-resets the device and its neighbours with [`PciHotReset`](crate::pci::PciHotReset).
     VFIO_DEVICE_PCI_HOT_RESET = VFIO_TYPE, VFIO_BASE + 13;
     /// Device: reads [`DeviceGfxPlaneInfo`](crate::gfx::DeviceGfxPlaneInfo), a plane of its display.
     VFIO_DEVICE_QUERY_GFX_PLANE = VFIO_TYPE, VFIO_BASE + 14;
@@ -132,9 +133,9 @@ requests! {
     VFIO_IOMMU_MAP_DMA = VFIO_TYPE, VFIO_BASE + 13;
     /// Type1 container: unmaps with [`IommuType1DmaUnmap`](crate::type1::IommuType1DmaUnmap).
     VFIO_IOMMU_UNMAP_DMA = VFIO_TYPE, VFIO_BASE + 14;
-    /// Container: starts using it. No argument; only the POWER IOMMU has it.
+    /// Container: enables the container. No argument; POWER IOMMU only.
     VFIO_IOMMU_ENABLE = VFIO_TYPE, VFIO_BASE + 15;
-    /// Container: stops using it. No argument; only the POWER IOMMU has it.
+    /// Container: disables the container. No argument; POWER IOMMU only.
     VFIO_IOMMU_DISABLE = VFIO_TYPE, VFIO_BASE + 16;
     /// Type1 container: starts, stops or reads dirty tracking with
     /// [`IommuType1DirtyBitmap`](crate::type1::IommuType1DirtyBitmap).
@@ -148,7 +149,7 @@ requests! {
     /// SPAPR container: registers memory with
     /// [`IommuSpaprRegisterMemory`](crate::spapr::IommuSpaprRegisterMemory).
     VFIO_IOMMU_SPAPR_REGISTER_MEMORY = VFIO_TYPE, VFIO_BASE + 17;
-    /// SPAPR container: takes the registration back, with the same structure.
+    /// SPAPR container: undoes the registration, with the same structure.
     VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY = VFIO_TYPE, VFIO_BASE + 18;
     /// SPAPR container: makes a window with [`IommuSpaprTceCreate`](crate::spapr::IommuSpaprTceCreate).
     VFIO_IOMMU_SPAPR_TCE_CREATE = VFIO_TYPE, VFIO_BASE + 19;
@@ -172,12 +173,12 @@ requests! {
     IOMMU_IOAS_UNMAP = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x06;
     /// Iommufd: gets or sets one option with [`IommuOption`](crate::iommufd::IommuOption).
     IOMMU_OPTION = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x07;
-    /// Iommufd: which address space stands in for a VFIO container, with
+    /// Iommufd: gets, sets or clears the address space that stands in for a VFIO container, with
     /// [`VfioIoas`](crate::iommufd::VfioIoas).
     IOMMU_VFIO_IOAS = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x08;
     /// Iommufd: makes a hardware page table with [`HwptAlloc`](crate::iommufd::HwptAlloc).
     IOMMU_HWPT_ALLOC = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x09;
-    /// Iommufd: what the IOMMU behind a device can do, with [`HwInfo`](crate::iommufd::HwInfo).
+    /// Iommufd: reads the capabilities of the IOMMU behind a device with [`HwInfo`](crate::iommufd::HwInfo).
     IOMMU_GET_HW_INFO = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x0a;
     /// Iommufd: switches dirty tracking with [`HwptSetDirtyTracking`](crate::iommufd::HwptSetDirtyTracking).
     IOMMU_HWPT_SET_DIRTY_TRACKING = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x0b;

@@ -2,8 +2,8 @@
 //! hardware page tables and dirty tracking by the IOMMU. Nested translation, virtual IOMMUs and fault queues
 //! are not here.
 //!
-//! Every structure starts with its own size in bytes. The kernel takes a larger one if the bytes it does not
-//! know are 0, and a smaller one down to the first version of the request.
+//! Every structure starts with its own size in bytes. The kernel accepts a larger structure if the bytes it
+//! does not know are 0, and a smaller one down to the first version of the request.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -73,12 +73,12 @@ bitflags! {
     /// [`HwptGetDirtyBitmap::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct HwptGetDirtyBitmapFlags: u32 {
-        /// Leave the dirty bits set; good before an unmap of the same range.
+        /// Leave the dirty bits set, which is cheaper before an unmap of the same range.
         const NO_CLEAR = 1 << 0;
     }
 }
 
-/// [`IommuOption::option_id`]: who is charged for locked memory, 0 the user, 1 the process.
+/// [`IommuOption::option_id`]: the account charged for locked memory, 0 for the user, 1 for the process.
 pub const IOMMU_OPTION_RLIMIT_MODE: u32 = 0;
 /// [`IommuOption::option_id`]: whether an address space combines pages, 1 (the default) for yes.
 pub const IOMMU_OPTION_HUGE_PAGES: u32 = 1;
@@ -91,13 +91,13 @@ pub const IOMMU_OPTION_OP_GET: u16 = 1;
 pub const IOMMU_VFIO_IOAS_GET: u16 = 0;
 /// [`VfioIoas::op`]: set.
 pub const IOMMU_VFIO_IOAS_SET: u16 = 1;
-/// [`VfioIoas::op`]: there is none from now on.
+/// [`VfioIoas::op`]: clear.
 pub const IOMMU_VFIO_IOAS_CLEAR: u16 = 2;
 
 /// [`HwptAlloc::data_type`]: no data, a page table the kernel manages.
 pub const IOMMU_HWPT_DATA_NONE: u32 = 0;
 
-/// [`HwInfo::out_data_type`]: the driver says nothing of its hardware.
+/// [`HwInfo::out_data_type`]: the driver reports nothing about its hardware.
 pub const IOMMU_HW_INFO_TYPE_NONE: u32 = 0;
 /// [`HwInfo::out_data_type`]: Intel VT-d.
 pub const IOMMU_HW_INFO_TYPE_INTEL_VTD: u32 = 1;
@@ -148,7 +148,7 @@ pub struct IoasIovaRanges {
     pub size: u32,
     /// The address space.
     pub ioas_id: u32,
-    /// In: ranges there is room for. Out: ranges there are.
+    /// In: number of ranges the array has room for. Out: number of ranges that exist.
     pub num_iovas: u32,
     /// Must be 0.
     pub __reserved: u32,
@@ -166,7 +166,7 @@ pub struct IoasAllowIovas {
     pub size: u32,
     /// The address space.
     pub ioas_id: u32,
-    /// How many ranges there are at [`allowed_iovas`](Self::allowed_iovas).
+    /// Number of ranges at [`allowed_iovas`](Self::allowed_iovas).
     pub num_iovas: u32,
     /// Must be 0.
     pub __reserved: u32,
@@ -259,7 +259,7 @@ pub struct IoasChangeProcess {
     pub __reserved: u32,
 }
 
-/// `struct iommu_option`, for `IOMMU_OPTION`. It keeps the prefix: Rust has an `Option` of its own.
+/// `struct iommu_option`, for `IOMMU_OPTION`. It keeps its prefix, because Rust has an `Option` of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuOption {
@@ -331,7 +331,7 @@ pub struct HwInfo {
     pub dev_id: u32,
     /// In: room in bytes at [`data_uptr`](Self::data_uptr). Out: bytes the driver side has.
     pub data_len: u32,
-    /// Address the data of the hardware is written to, 0 for none.
+    /// Address that receives the hardware's data, 0 for none.
     pub data_uptr: u64,
     /// Set by the driver side: one of `IOMMU_HW_INFO_TYPE_*`. With [`HwInfoFlags::INPUT_TYPE`] also the type
     /// asked for, which the header calls `in_data_type` in the same place.
@@ -358,7 +358,8 @@ pub struct HwptSetDirtyTracking {
     pub __reserved: u32,
 }
 
-/// `struct iommu_hwpt_get_dirty_bitmap`, for `IOMMU_HWPT_GET_DIRTY_BITMAP`. Reading clears what was read.
+/// `struct iommu_hwpt_get_dirty_bitmap`, for `IOMMU_HWPT_GET_DIRTY_BITMAP`. Reading clears the reported
+/// pages.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct HwptGetDirtyBitmap {

@@ -1,25 +1,25 @@
-//! The VFIO user API as Rust types: all that `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h` say
-//! in C, and the part of `iommufd.h` that VFIO needs. Every structure, constant and ioctl number of Linux
-//! v6.14 and of the headers after it, up to 7.3.
+//! The VFIO user API as Rust types: all of `include/uapi/linux/vfio.h`, `vfio_ccw.h` and `vfio_zdev.h`, and
+//! the part of `iommufd.h` that VFIO needs. It has every structure, constant and ioctl number of Linux v6.14
+//! and of later headers, up to 7.3.
 //!
-//! There are no rules here: which request is allowed when, and what it answers, is for the crates above.
-//! There is no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into bytes
-//! and back without a copy and without a cast. What a request says can be shown in one line, by [`decode`].
+//! This crate has no protocol rules: the crates above decide which request is allowed when, and how it is
+//! answered. It has no I/O and no unsafe code either. A structure is plain bytes: [`zerocopy`] turns it into
+//! bytes and back without a copy and without a cast. [`decode`] shows a request in one readable line.
 //!
 //! # Names
 //!
 //! A structure drops the header's `vfio_` (or `iommu_`) and is written in Rust's case: `vfio_device_info` is
 //! [`device::DeviceInfo`]. Fields keep their names. Flag bits are [`bitflags`] types beside the structure
-//! that carries them, while the field itself stays the plain integer of the wire: a peer may set bits this
-//! crate does not know, and they must survive being read. Other constants keep the header's full name.
+//! that carries them, while the field itself stays a plain integer: a peer may set bits this crate does not
+//! know, and reading must keep them. Other constants keep the header's full name.
 //!
-//! # What a structure is not
+//! # Differences from the C structures
 //!
-//! - A flexible array at the end (`data[]`, `areas[]`) is not a field; the bytes follow the structure.
+//! - A flexible array at the end (`data[]`, `areas[]`) is not a field; its bytes follow the structure.
 //! - A pointer is a `u64` holding an address in the memory of the process that makes the call.
-//! - A file descriptor is an `i32` in the table of that process; nothing here owns or closes it.
+//! - A file descriptor is an `i32` in the table of that process; this crate neither owns nor closes it.
 //! - Where the header leaves a hole between two fields, the hole is a public `__pad` field, so that no byte
-//!   of a structure is ever uninitialised. The docs say which ones those are.
+//!   of a structure is ever uninitialised. Their docs say so.
 //!
 //! The test `layout` compiles every size, offset and constant against a real header and compares.
 //!

@@ -1,19 +1,19 @@
-//! Migration v2: the numbers of the device states, what a device supports, the state request, the size of the
-//! saved state and the precopy accounting. The rules between them (which state may follow which) are not
-//! here.
+//! Migration v2: the numbers of the device states, the features of a device, the state request, the size of
+//! the saved state and the pre-copy accounting. The transition rules (which state may follow which) are in
+//! `whimbrel-protocol`.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The device failed a state change and must be reset before anything else.
 pub const VFIO_DEVICE_STATE_ERROR: u32 = 0;
-/// The device does not change: no DMA, no interrupts, no state of its own moves.
+/// The device is stopped: no DMA, no interrupts, no change of its internal state.
 pub const VFIO_DEVICE_STATE_STOP: u32 = 1;
 /// The device runs. The state of a device that is not being migrated.
 pub const VFIO_DEVICE_STATE_RUNNING: u32 = 2;
-/// The device does not change and its state is read from the data file.
+/// The device is stopped and its state is read from the data file.
 pub const VFIO_DEVICE_STATE_STOP_COPY: u32 = 3;
-/// The device does not change and its state is written to the data file.
+/// The device is stopped and its state is written to the data file.
 pub const VFIO_DEVICE_STATE_RESUMING: u32 = 4;
 /// The device runs but starts no DMA to other devices.
 pub const VFIO_DEVICE_STATE_RUNNING_P2P: u32 = 5;
@@ -21,11 +21,11 @@ pub const VFIO_DEVICE_STATE_RUNNING_P2P: u32 = 5;
 pub const VFIO_DEVICE_STATE_PRE_COPY: u32 = 6;
 /// As PRE_COPY, but the device starts no DMA to other devices.
 pub const VFIO_DEVICE_STATE_PRE_COPY_P2P: u32 = 7;
-/// How many states there are; no state of its own.
+/// Number of states; not itself a state.
 pub const VFIO_DEVICE_STATE_NR: u32 = 8;
 
 bitflags! {
-    /// [`DeviceFeatureMigration::flags`]: which states a device has beyond ERROR, RUNNING and STOP.
+    /// [`DeviceFeatureMigration::flags`]: the states a device has beyond ERROR, RUNNING and STOP.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct MigrationFlags: u64 {
         /// STOP_COPY and RESUMING.
@@ -39,8 +39,8 @@ bitflags! {
 
 bitflags! {
     /// [`PrecopyInfo::flags`] as an answer, once the user has opted in with
-    /// [`Feature::MigPrecopyInfoV2`](crate::feature::Feature::MigPrecopyInfoV2). Before that the field says
-    /// nothing.
+    /// [`Feature::MigPrecopyInfoV2`](crate::feature::Feature::MigPrecopyInfoV2). Before that the field has no
+    /// meaning.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct PrecopyInfoFlags: u32 {
         /// New initial data is in the stream: `initial_bytes` may be any new value and `dirty_bytes` starts
@@ -63,7 +63,7 @@ pub struct DeviceFeatureMigration {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceFeatureMigState {
-    /// One of `VFIO_DEVICE_STATE_*`. On SET the wanted state, on GET the present one.
+    /// One of `VFIO_DEVICE_STATE_*`: the requested state on SET, the current one on GET.
     pub device_state: u32,
     /// Set by the driver side: a new file descriptor in the calling process when the change opened a data
     /// session, else -1. The caller owns it.
@@ -75,7 +75,7 @@ pub struct DeviceFeatureMigState {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct DeviceFeatureMigDataSize {
-    /// Estimate, in bytes, of what a reader gets in STOP_COPY if the device is stopped now.
+    /// Estimate, in bytes, of the data a reader gets in STOP_COPY if the device is stopped now.
     pub stop_copy_length: u64,
 }
 
@@ -85,10 +85,10 @@ pub struct DeviceFeatureMigDataSize {
 pub struct PrecopyInfo {
     /// Size of this structure in bytes, set by the user.
     pub argsz: u32,
-    /// Set to 0 by the user; as an answer see [`PrecopyInfoFlags`].
+    /// Set to 0 by the user; the answer is [`PrecopyInfoFlags`].
     pub flags: u32,
-    /// Bytes of initial data that have not been read yet. Best moved before the device stops.
+    /// Bytes of initial data that have not been read yet. Best transferred before the device stops.
     pub initial_bytes: u64,
-    /// Bytes that changed since and can be read now, beyond the initial ones.
+    /// Bytes beyond the initial data that have changed since and can be read now.
     pub dirty_bytes: u64,
 }

@@ -1,12 +1,12 @@
-//! What devices on other buses than PCI have: the fixed region and interrupt indices of s390's channel
-//! devices (ccw) and crypto adapters (ap), the regions of a channel device (`vfio_ccw.h`), and what a PCI
-//! device says of itself on s390 (`vfio_zdev.h`).
+//! Devices on buses other than PCI: the fixed region and interrupt indices of s390's channel devices (ccw)
+//! and crypto adapters (ap), the regions of a channel device (`vfio_ccw.h`), and the capabilities of a PCI
+//! device on s390 (`vfio_zdev.h`).
 //!
-//! Platform, AMBA, fsl-mc and CDX devices have no fixed index: their regions and interrupts are those of the
-//! device, numbered from 0, as many as [`DeviceInfo`](crate::device::DeviceInfo) says. The ids of the
-//! capabilities here are in [`device`](crate::device) with all others.
+//! Platform, AMBA, fsl-mc and CDX devices have no fixed indices: they number their regions and interrupts
+//! from 0, and [`DeviceInfo`](crate::device::DeviceInfo) gives the counts. The capability ids are in
+//! [`device`](crate::device) with all others.
 //!
-//! Words are in the byte order of the machine, which on s390 is big endian.
+//! Words are in the machine's byte order: big endian on s390.
 
 use bitflags::bitflags;
 use zerocopy::native_endian::U32;
@@ -16,24 +16,23 @@ use crate::device::InfoCapHeader;
 
 /// Region index of a channel device's I/O region, [`CcwIoRegion`].
 pub const VFIO_CCW_CONFIG_REGION_INDEX: u32 = 0;
-/// How many region indices of a channel device are fixed; the ones from here on say by a capability what they
-/// are.
+/// Number of fixed region indices of a channel device. A region from this index on has a TYPE capability.
 pub const VFIO_CCW_NUM_REGIONS: u32 = 1;
 
-/// Interrupt index of a channel device: an I/O has ended.
+/// Interrupt index of a channel device: an I/O has completed.
 pub const VFIO_CCW_IO_IRQ_INDEX: u32 = 0;
-/// Interrupt index of a channel device: there is a channel report word.
+/// Interrupt index of a channel device: a channel report word is available.
 pub const VFIO_CCW_CRW_IRQ_INDEX: u32 = 1;
-/// Interrupt index of a channel device that asks the user to give it back.
+/// Interrupt index of a channel device: the user is asked to release the device.
 pub const VFIO_CCW_REQ_IRQ_INDEX: u32 = 2;
-/// How many interrupt indices a channel device has.
+/// Number of interrupt indices of a channel device.
 pub const VFIO_CCW_NUM_IRQS: u32 = 3;
 
-/// Interrupt index of a crypto adapter that asks the user to give it back.
+/// Interrupt index of a crypto adapter: the user is asked to release the device.
 pub const VFIO_AP_REQ_IRQ_INDEX: u32 = 0;
-/// Interrupt index of a crypto adapter: what belongs to it has changed. Not in Linux 6.12.
+/// Interrupt index of a crypto adapter: its configuration has changed. Not in Linux 6.12.
 pub const VFIO_AP_CFG_CHG_IRQ_INDEX: u32 = 1;
-/// How many interrupt indices a crypto adapter has. 1 in Linux 6.12.
+/// Number of interrupt indices of a crypto adapter. 1 in Linux 6.12.
 pub const VFIO_AP_NUM_IRQS: u32 = 2;
 
 /// Size in bytes of [`CcwIoRegion::orb_area`].
@@ -60,7 +59,7 @@ bitflags! {
     /// [`DeviceInfoCapZpciGroup::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct ZpciFlags: u64 {
-        /// The program says when the IOMMU's cache is to be refreshed.
+        /// The program decides when the IOMMU's cache is refreshed.
         const REFRESH = 1 << 0;
     }
 }
@@ -75,7 +74,7 @@ pub struct CcwIoRegion {
     pub scsw_area: [u8; SCSW_AREA_SIZE],
     /// The interrupt response block.
     pub irb_area: [u8; IRB_AREA_SIZE],
-    /// How the last request ended.
+    /// Result of the last request.
     pub ret_code: U32,
 }
 
@@ -85,7 +84,7 @@ impl Default for CcwIoRegion {
     }
 }
 
-/// `struct ccw_cmd_region`: commands that work while an I/O goes on, of the region
+/// `struct ccw_cmd_region`: commands accepted while an I/O is in flight, in the region
 /// [`VFIO_REGION_SUBTYPE_CCW_ASYNC_CMD`](crate::device::VFIO_REGION_SUBTYPE_CCW_ASYNC_CMD).
 #[repr(C)]
 #[derive(
@@ -94,12 +93,12 @@ impl Default for CcwIoRegion {
 pub struct CcwCmdRegion {
     /// One of [`CcwAsyncCommands`].
     pub command: U32,
-    /// How it ended.
+    /// Result of the command.
     pub ret_code: U32,
 }
 
-/// `struct ccw_schib_region`: the subchannel information block, of the region
-/// [`VFIO_REGION_SUBTYPE_CCW_SCHIB`](crate::device::VFIO_REGION_SUBTYPE_CCW_SCHIB). Reading it asks the
+/// `struct ccw_schib_region`: the subchannel information block, in the region
+/// [`VFIO_REGION_SUBTYPE_CCW_SCHIB`](crate::device::VFIO_REGION_SUBTYPE_CCW_SCHIB). A read queries the
 /// hardware.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -114,7 +113,7 @@ impl Default for CcwSchibRegion {
     }
 }
 
-/// `struct ccw_crw_region`: a channel report word, of the region
+/// `struct ccw_crw_region`: a channel report word, in the region
 /// [`VFIO_REGION_SUBTYPE_CCW_CRW`](crate::device::VFIO_REGION_SUBTYPE_CCW_CRW).
 #[repr(C)]
 #[derive(
@@ -168,7 +167,7 @@ pub struct DeviceInfoCapZpciGroup {
     pub msi_addr: u64,
     /// [`ZpciFlags`].
     pub flags: u64,
-    /// How often the measurement block is written.
+    /// Update interval of the measurement block.
     pub mui: u16,
     /// The most MSIs.
     pub noi: u16,

@@ -1,5 +1,4 @@
-//! What only PCI devices have: their fixed region and interrupt indices, hot reset, and writes tied to an
-//! eventfd.
+//! PCI devices: their fixed region and interrupt indices, hot reset, and writes tied to an eventfd.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -22,7 +21,7 @@ pub const VFIO_PCI_ROM_REGION_INDEX: u32 = 6;
 pub const VFIO_PCI_CONFIG_REGION_INDEX: u32 = 7;
 /// Region index of the VGA ranges, each at its own address within the region.
 pub const VFIO_PCI_VGA_REGION_INDEX: u32 = 8;
-/// How many region indices are fixed; the ones from here on say by a capability what they are.
+/// Number of fixed region indices. A region from this index on has a TYPE capability.
 pub const VFIO_PCI_NUM_REGIONS: u32 = 9;
 
 /// Interrupt index of INTx.
@@ -33,12 +32,12 @@ pub const VFIO_PCI_MSI_IRQ_INDEX: u32 = 1;
 pub const VFIO_PCI_MSIX_IRQ_INDEX: u32 = 2;
 /// Interrupt index of uncorrectable errors.
 pub const VFIO_PCI_ERR_IRQ_INDEX: u32 = 3;
-/// Interrupt index that asks the user to give the device back.
+/// Interrupt index that asks the user to release the device.
 pub const VFIO_PCI_REQ_IRQ_INDEX: u32 = 4;
-/// How many interrupt indices there are.
+/// Number of interrupt indices.
 pub const VFIO_PCI_NUM_IRQS: u32 = 5;
 
-/// [`PciDependentDevice::devid`]: the device has no identity here but belongs to the caller.
+/// [`PciDependentDevice::devid`]: the device belongs to the caller but has no id in this iommufd.
 pub const VFIO_PCI_DEVID_OWNED: u32 = 0;
 /// [`PciDependentDevice::devid`]: the device does not belong to the caller. The header writes -1.
 pub const VFIO_PCI_DEVID_NOT_OWNED: u32 = u32::MAX;
@@ -80,8 +79,8 @@ pub struct PciDependentDevice {
 }
 
 impl PciDependentDevice {
-    /// The same word as `group_id`, with [`PciHotResetFlags::DEV_ID`]: the identity of the device in the
-    /// caller's iommufd, [`VFIO_PCI_DEVID_OWNED`] or [`VFIO_PCI_DEVID_NOT_OWNED`].
+    /// The same word as `group_id`, with [`PciHotResetFlags::DEV_ID`]: the id of the device in the caller's
+    /// iommufd, [`VFIO_PCI_DEVID_OWNED`] or [`VFIO_PCI_DEVID_NOT_OWNED`].
     pub const fn devid(&self) -> u32 {
         self.group_id
     }
@@ -96,7 +95,7 @@ pub struct PciHotResetInfo {
     pub argsz: u32,
     /// [`PciHotResetFlags`].
     pub flags: u32,
-    /// How many devices follow, or would if there were room.
+    /// Number of devices that follow, or would with enough room.
     pub count: u32,
 }
 
@@ -109,7 +108,7 @@ pub struct PciHotReset {
     pub argsz: u32,
     /// Must be 0.
     pub flags: u32,
-    /// How many file descriptors follow; 0 on a device character file.
+    /// Number of file descriptors that follow; 0 on a device character file.
     pub count: u32,
 }
 
@@ -124,7 +123,7 @@ pub struct DeviceIoeventfd {
     pub flags: u32,
     /// Offset in bytes of the write in the device's file.
     pub offset: u64,
-    /// What is written.
+    /// The value that is written.
     pub data: u64,
     /// An eventfd of the calling process, or -1 to end it.
     pub fd: i32,

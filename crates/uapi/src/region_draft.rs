@@ -1,10 +1,10 @@
-//! The migration region as drafted in 2019, before v1: the structure at its start, and the bits of its state.
+//! The migration region as drafted in 2019, before v1: the structure at its start, and its state bits.
 //!
-//! No released kernel has it. It differs from [`region_v1`](crate::region_v1) in three things: the region
-//! also answers which pages are dirty, SAVING with RESUMING is plainly invalid where v1 calls it the error
-//! state, and nothing is said of RUNNING with RESUMING. The region has the type and subtype of v1's
+//! No released kernel has it. It differs from [`region_v1`](crate::region_v1) in three ways: the region also
+//! reports dirty pages, SAVING with RESUMING is invalid where v1 calls it the error state, and RUNNING with
+//! RESUMING is not mentioned. The region has the type and subtype of v1's
 //! ([`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED)), so a
-//! user cannot tell the two apart by asking.
+//! user cannot tell the two apart by a query.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -44,7 +44,7 @@ bitflags! {
 }
 
 impl StateDraft {
-    /// Whether SAVING and RESUMING are not both set. Reserved bits are not looked at.
+    /// Returns whether SAVING and RESUMING are not both set. Ignores reserved bits.
     pub const fn is_valid(self) -> bool {
         self.bits() & VFIO_DEVICE_STATE_INVALID != VFIO_DEVICE_STATE_INVALID
     }
@@ -62,19 +62,19 @@ pub struct DeviceMigrationInfo {
     pub reserved: u32,
     /// Read only: bytes still to be saved.
     pub pending_bytes: u64,
-    /// Read only: where in the region the data or the bitmap of this round is, in bytes from the region's
-    /// start.
+    /// Read only: offset of this round's data or bitmap, in bytes from the start of the region.
     pub data_offset: u64,
-    /// Bytes there: read while saving, written while resuming, which hands the data over.
+    /// Size of that data in bytes: read while saving; while resuming, the write of this field hands the data
+    /// over.
     pub data_size: u64,
     /// Write only: the first page asked about, as an IOVA divided by the page size.
     pub start_pfn: u64,
     /// Write only: the page size in bytes.
     pub page_size: u64,
-    /// Write only: how many pages are asked about.
+    /// Write only: number of pages asked about.
     pub total_pfns: u64,
-    /// Read only: for how many of them the bitmap in the region speaks, or [`VFIO_DEVICE_DIRTY_PFNS_NONE`] or
-    /// [`VFIO_DEVICE_DIRTY_PFNS_ALL`].
+    /// Read only: number of those pages that the bitmap in the region covers, or
+    /// [`VFIO_DEVICE_DIRTY_PFNS_NONE`] or [`VFIO_DEVICE_DIRTY_PFNS_ALL`].
     pub copied_pfns: u64,
 }
 

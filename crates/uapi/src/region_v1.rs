@@ -1,11 +1,10 @@
-//! Migration v1 (Linux 5.8 to 5.17): the structure at the start of a migration region, and the bits of its
-//! state, as the header keeps them. Nothing of it works with a kernel since 5.18; what does is in
-//! [`migration`](crate::migration).
+//! Migration v1 (Linux 5.8 to 5.17): the structure at the start of a migration region, and its state bits, as
+//! the header keeps them. Kernels since 5.18 do not serve it; they serve [`migration`](crate::migration).
 //!
-//! The region is the one whose TYPE capability says
+//! The migration region is the one whose TYPE capability is
 //! [`VFIO_REGION_TYPE_MIGRATION_DEPRECATED`](crate::device::VFIO_REGION_TYPE_MIGRATION_DEPRECATED). The names
-//! of v1 live here alone: its RUNNING is the number 1, which is STOP in v2, and its RUNNING with SAVING is 3,
-//! which is STOP_COPY in v2. Only RESUMING is 4 in both.
+//! of v1 are in this module only, because their numbers mean other states in v2: v1's RUNNING is 1, which is
+//! STOP in v2, and v1's RUNNING with SAVING is 3, which is STOP_COPY in v2. Only RESUMING is 4 in both.
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -31,15 +30,15 @@ bitflags! {
     pub struct StateV1: u32 {
         /// The device runs.
         const RUNNING = 1 << 0;
-        /// The device's state is read; with RUNNING, while it runs.
+        /// The device's state is read; with RUNNING, while the device runs.
         const SAVING = 1 << 1;
-        /// The device's state is written. Stands alone.
+        /// The device's state is written. Valid only alone.
         const RESUMING = 1 << 2;
     }
 }
 
 impl StateV1 {
-    /// `VFIO_DEVICE_STATE_VALID`: RESUMING stands alone. Reserved bits are not looked at.
+    /// `VFIO_DEVICE_STATE_VALID`: RESUMING is either clear or alone. Ignores reserved bits.
     pub const fn is_valid(self) -> bool {
         self.bits() & Self::RESUMING.bits() == 0 || self.is(Self::RESUMING)
     }
@@ -49,7 +48,7 @@ impl StateV1 {
         self.is(Self::SAVING.union(Self::RESUMING))
     }
 
-    /// `VFIO_DEVICE_STATE_SET_ERROR`: the error state, with the reserved bits as they are here.
+    /// `VFIO_DEVICE_STATE_SET_ERROR`: the error state, with the reserved bits kept.
     #[must_use]
     pub const fn with_error(self) -> Self {
         Self::from_bits_retain(
@@ -57,7 +56,7 @@ impl StateV1 {
         )
     }
 
-    /// Whether these bits, and no other that is not reserved, are set.
+    /// Returns whether exactly these bits are set. Ignores reserved bits.
     const fn is(self, other: Self) -> bool {
         self.bits() & VFIO_DEVICE_STATE_MASK == other.bits()
     }
@@ -71,12 +70,13 @@ pub struct DeviceMigrationInfo {
     pub device_state: u32,
     /// Not used.
     pub reserved: u32,
-    /// Read only: estimate, in bytes, of what is still to be saved. Reading it again says that the last data
-    /// were taken.
+    /// Read only: estimate, in bytes, of the data still to be saved. Reading it again confirms that the last
+    /// data were taken.
     pub pending_bytes: u64,
-    /// Read only: where in the region the data of this round is, in bytes from the region's start.
+    /// Read only: offset of this round's data, in bytes from the start of the region.
     pub data_offset: u64,
-    /// Bytes there: read while saving, written while resuming, which hands the data over.
+    /// Size of that data in bytes: read while saving; while resuming, the write of this field hands the data
+    /// over.
     pub data_size: u64,
 }
 

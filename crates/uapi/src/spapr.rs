@@ -1,6 +1,6 @@
 //! The IOMMU of POWER servers (SPAPR TCE) behind a container, and the error handling of their PCI bus (EEH).
 //!
-//! A container has them when `VFIO_CHECK_EXTENSION` says so of
+//! A container supports them when `VFIO_CHECK_EXTENSION` reports
 //! [`VFIO_SPAPR_TCE_IOMMU`](crate::group::VFIO_SPAPR_TCE_IOMMU),
 //! [`VFIO_SPAPR_TCE_V2_IOMMU`](crate::group::VFIO_SPAPR_TCE_V2_IOMMU) and
 //! [`VFIO_EEH`](crate::group::VFIO_EEH). Memory is mapped and unmapped with the requests of
@@ -22,9 +22,9 @@ bitflags! {
 pub const VFIO_EEH_PE_DISABLE: u32 = 0;
 /// [`EehPeOp::op`]: error handling on.
 pub const VFIO_EEH_PE_ENABLE: u32 = 1;
-/// [`EehPeOp::op`]: register access goes on after a freeze.
+/// [`EehPeOp::op`]: resumes register access after a freeze.
 pub const VFIO_EEH_PE_UNFREEZE_IO: u32 = 2;
-/// [`EehPeOp::op`]: DMA goes on after a freeze.
+/// [`EehPeOp::op`]: resumes DMA after a freeze.
 pub const VFIO_EEH_PE_UNFREEZE_DMA: u32 = 3;
 /// [`EehPeOp::op`]: the ioctl answers one of `VFIO_EEH_PE_STATE_*`.
 pub const VFIO_EEH_PE_GET_STATE: u32 = 4;
@@ -36,10 +36,10 @@ pub const VFIO_EEH_PE_RESET_HOT: u32 = 6;
 pub const VFIO_EEH_PE_RESET_FUNDAMENTAL: u32 = 7;
 /// [`EehPeOp::op`]: sets the bridges up again after a reset.
 pub const VFIO_EEH_PE_CONFIGURE: u32 = 8;
-/// [`EehPeOp::op`]: makes the error that [`EehPeOp::err`] describes.
+/// [`EehPeOp::op`]: injects the error that [`EehPeOp::err`] describes.
 pub const VFIO_EEH_PE_INJECT_ERR: u32 = 9;
 
-/// Answer of [`VFIO_EEH_PE_GET_STATE`]: works.
+/// Answer of [`VFIO_EEH_PE_GET_STATE`]: working.
 pub const VFIO_EEH_PE_STATE_NORMAL: u32 = 0;
 /// Answer of [`VFIO_EEH_PE_GET_STATE`]: in a reset.
 pub const VFIO_EEH_PE_STATE_RESET: u32 = 1;
@@ -47,18 +47,18 @@ pub const VFIO_EEH_PE_STATE_RESET: u32 = 1;
 pub const VFIO_EEH_PE_STATE_STOPPED: u32 = 2;
 /// Answer of [`VFIO_EEH_PE_GET_STATE`]: no DMA.
 pub const VFIO_EEH_PE_STATE_STOPPED_DMA: u32 = 4;
-/// Answer of [`VFIO_EEH_PE_GET_STATE`]: not to be had.
+/// Answer of [`VFIO_EEH_PE_GET_STATE`]: unavailable.
 pub const VFIO_EEH_PE_STATE_UNAVAIL: u32 = 5;
 
-/// `struct vfio_iommu_spapr_tce_ddw_info`: what windows beside the first can be created.
+/// `struct vfio_iommu_spapr_tce_ddw_info`: the windows that can be created beside the first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuSpaprTceDdwInfo {
     /// Page sizes a window can have: bit n for 2^n bytes.
     pub pgsizes: u64,
-    /// How many windows there can be.
+    /// Maximum number of windows.
     pub max_dynamic_windows_supported: u32,
-    /// How many levels a window's table can have.
+    /// Maximum number of levels in a window's table.
     pub levels: u32,
 }
 
@@ -74,21 +74,21 @@ pub struct IommuSpaprTceInfo {
     pub dma32_window_start: u32,
     /// Size of that window in bytes.
     pub dma32_window_size: u32,
-    /// What other windows can be created, with [`SpaprInfoFlags::DDW`].
+    /// The other windows that can be created, with [`SpaprInfoFlags::DDW`].
     pub ddw: IommuSpaprTceDdwInfo,
 }
 
-/// `struct vfio_eeh_pe_err`: an error to make.
+/// `struct vfio_eeh_pe_err`: an error to inject.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct EehPeErr {
     /// 0 for an error of 32 bits, 1 for one of 64.
     pub r#type: u32,
-    /// Which access fails, one of the kernel's `EEH_ERR_FUNC_*`.
+    /// The access that fails, one of the kernel's `EEH_ERR_FUNC_*`.
     pub func: u32,
     /// Address on the PCI bus.
     pub addr: u64,
-    /// Which bits of the address matter.
+    /// Mask of the address bits that matter.
     pub mask: u64,
 }
 
@@ -100,7 +100,7 @@ pub struct EehPeOp {
     pub argsz: u32,
     /// Must be 0.
     pub flags: u32,
-    /// What to do, one of `VFIO_EEH_PE_*`.
+    /// The operation, one of `VFIO_EEH_PE_*`.
     pub op: u32,
     /// A hole in the header's structure.
     pub __pad: u32,

@@ -1,5 +1,5 @@
-//! A container with a type1 IOMMU: what it can do, mapping and unmapping memory, and dirty tracking by the
-//! container. The container file itself is in [`group`](crate::group).
+//! A container with a type1 IOMMU: its capabilities, mapping and unmapping memory, and dirty tracking by
+//! the container. The container file itself is in [`group`](crate::group).
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -34,7 +34,7 @@ bitflags! {
     /// [`IommuType1DmaUnmap::flags`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct DmaUnmapFlags: u32 {
-        /// Report the dirty pages of what is unmapped into the [`Bitmap`] that follows.
+        /// Report the dirty pages of the unmapped range into the [`Bitmap`] that follows.
         const GET_DIRTY_BITMAP = 1 << 0;
         /// Unmap everything; address and size must be 0.
         const ALL = 1 << 1;
@@ -51,7 +51,7 @@ bitflags! {
         const START = 1 << 0;
         /// Stop tracking.
         const STOP = 1 << 1;
-        /// Report a range as the [`IommuType1DirtyBitmapGet`] that follows says.
+        /// Report the range given by the [`IommuType1DirtyBitmapGet`] that follows.
         const GET_BITMAP = 1 << 2;
     }
 }
@@ -97,7 +97,7 @@ pub struct IovaRange {
 pub struct IommuType1InfoCapIovaRange {
     /// Head of the capability.
     pub header: InfoCapHeader,
-    /// How many ranges follow.
+    /// Number of ranges that follow.
     pub nr_iovas: u32,
     /// Not used.
     pub reserved: u32,
@@ -126,7 +126,7 @@ pub struct IommuType1InfoCapMigration {
 pub struct IommuType1InfoDmaAvail {
     /// Head of the capability.
     pub header: InfoCapHeader,
-    /// How many more mappings can be made.
+    /// Number of further mappings that can be made.
     pub avail: u32,
 }
 
@@ -146,7 +146,7 @@ pub struct IommuType1DmaMap {
     pub size: u64,
 }
 
-/// `struct vfio_bitmap`: where dirty pages are reported.
+/// `struct vfio_bitmap`: the bitmap that receives the dirty pages.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct Bitmap {
@@ -184,7 +184,7 @@ pub struct IommuType1DirtyBitmap {
     pub flags: u32,
 }
 
-/// `struct vfio_iommu_type1_dirty_bitmap_get`: the range to report, and where.
+/// `struct vfio_iommu_type1_dirty_bitmap_get`: the range to report, and the bitmap that receives it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct IommuType1DirtyBitmapGet {
@@ -192,6 +192,6 @@ pub struct IommuType1DirtyBitmapGet {
     pub iova: u64,
     /// Size of the range in bytes.
     pub size: u64,
-    /// Where to report.
+    /// The bitmap that receives the dirty pages.
     pub bitmap: Bitmap,
 }

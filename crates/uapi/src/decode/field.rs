@@ -1,13 +1,13 @@
-//! How one field is shown, and the fields of one structure in a row.
+//! The text form of a single field and of a whole structure.
 
 use core::fmt;
 
 use bitflags::Flags;
 
-/// How the value of a field is shown.
+/// Text form of a field's value.
 #[derive(Clone, Copy)]
 pub(super) enum Show {
-    /// A count, an index, an identity, a size of a structure.
+    /// A count, an index, an id, or the size of a structure.
     Decimal,
     /// A file descriptor, which may be -1.
     Fd,
@@ -17,18 +17,18 @@ pub(super) enum Show {
     Flags(fn(u64, &mut fmt::Formatter<'_>) -> fmt::Result),
     /// A number that may have a name.
     Named(fn(u64) -> Option<&'static str>),
-    /// Should be 0, and is shown only where it is not.
+    /// Reserved: should be 0, and is shown only if it is not.
     Reserved,
 }
 
 impl Show {
-    /// `value`, which came from `size` bytes, ready to be written.
+    /// Returns `value`, read from `size` bytes, in a form that implements `Display`.
     pub(super) const fn of(self, value: u64, size: usize) -> Shown {
         Shown { show: self, value, size }
     }
 }
 
-/// A value with how to show it.
+/// A value and its text form.
 pub(super) struct Shown {
     show: Show,
     value: u64,
@@ -74,7 +74,7 @@ where
     }
 }
 
-/// The number of `size` bytes at `offset`, if it is there whole.
+/// Returns the number of `size` bytes at `offset`, if all of its bytes are present.
 pub(super) fn number(bytes: &[u8], offset: usize, size: usize) -> Option<u64> {
     let bytes = bytes.get(offset..)?.get(..size)?;
     match *bytes {
@@ -87,7 +87,7 @@ pub(super) fn number(bytes: &[u8], offset: usize, size: usize) -> Option<u64> {
     }
 }
 
-/// What stands between the parentheses, with commas between.
+/// The comma-separated list between the parentheses.
 pub(super) struct List<'a, 'f> {
     f: &'a mut fmt::Formatter<'f>,
     is_empty: bool,
@@ -98,7 +98,7 @@ impl<'a, 'f> List<'a, 'f> {
         Self { f, is_empty: true }
     }
 
-    /// One more item.
+    /// Adds an item.
     pub(super) fn item(&mut self, text: fmt::Arguments<'_>) -> fmt::Result {
         if !self.is_empty {
             self.f.write_str(", ")?;
@@ -107,7 +107,7 @@ impl<'a, 'f> List<'a, 'f> {
         self.f.write_fmt(text)
     }
 
-    /// Says that there were no more bytes than these, where more were to be expected.
+    /// Notes that the argument ended early, after these bytes.
     pub(super) fn cut(&mut self, bytes: &[u8]) -> fmt::Result {
         self.item(format_args!("cut after {} bytes", bytes.len()))
     }
@@ -115,7 +115,7 @@ impl<'a, 'f> List<'a, 'f> {
 
 /// One field of a structure.
 pub(super) struct Field {
-    /// Its name, where a word of Rust's may still carry its `r#`.
+    /// Its name; a Rust keyword may still carry its `r#`.
     pub(super) name: &'static str,
     pub(super) offset: usize,
     pub(super) size: usize,
@@ -129,24 +129,27 @@ pub(super) struct Structure {
 }
 
 impl Structure {
-    /// How long the whole argument says it is, in the field that is first where there is one.
+    /// Returns the length that the argument gives for itself in its first field, if it has such a
+    /// field.
     fn length(&self, bytes: &[u8]) -> Option<usize> {
         let first = self.fields.first().filter(|field| matches!(field.name, "argsz" | "size"))?;
         number(bytes, first.offset, first.size).map(|size| usize::try_from(size).unwrap_or(usize::MAX))
     }
 
-    /// The bytes that belong to the argument by its own word, its first field in any case.
+    /// Returns the bytes within the length that the argument gives for itself, at least its first
+    /// field.
     pub(super) fn said<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
         let length = self.length(bytes).unwrap_or(bytes.len()).max(size_of::<u32>());
         bytes.get(..length).unwrap_or(bytes)
     }
 
-    /// How many bytes it takes to show the structure, or as much of it as its user knows.
+    /// Returns the number of bytes needed to show the structure, or the part of it that its user
+    /// knows.
     pub(super) fn expected(&self, bytes: &[u8]) -> usize {
         self.length(bytes).unwrap_or(self.size).min(self.size)
     }
 
-    /// Shows each field that `bytes` hold whole.
+    /// Shows each field that lies completely within `bytes`.
     pub(super) fn show(&self, bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
         for field in self.fields {
             match number(bytes, field.offset, field.size) {
@@ -176,7 +179,7 @@ pub(super) const fn size_of_field<S, F>(_get: fn(&S) -> &F) -> usize {
     size_of::<F>()
 }
 
-/// A [`Structure`] from its type and how each field is shown.
+/// Makes a [`Structure`] from its type and the text form of each field.
 macro_rules! structure {
     ($type:ident { $($first:ident $(. $rest:ident)*: $show:expr),* $(,)? }) => {
         Structure {

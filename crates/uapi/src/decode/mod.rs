@@ -1,8 +1,8 @@
-//! A request made readable: from the kind of file, the number and the argument's bytes to one short line, for
-//! traces and errors. Any bytes will do; what they say is shown and never judged.
+//! Readable requests: turns the kind of file, the ioctl number and the argument's bytes into one short line
+//! for traces and errors. Accepts any bytes, and shows them without judging them.
 //!
-//! Nothing here knows whether a request is allowed, or what it answers. Bytes that a driver side has filled
-//! in are shown as well as those a user has sent: it is the same structure.
+//! This module does not know whether a request is allowed or how it is answered. It shows an answer as well
+//! as a request, because both have the same structure.
 
 mod field;
 mod requests;
@@ -15,10 +15,10 @@ use self::field::{List, number};
 use self::requests::Argument;
 use crate::ioctl::Request;
 
-/// What kind of file a request is made on. The same number is another request on another kind.
+/// The kind of file a request is made on. The same number is a different request on another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum File {
-    /// `/dev/vfio/vfio`, with a type1 IOMMU or with none yet.
+    /// `/dev/vfio/vfio`, with a type1 IOMMU or without an IOMMU yet.
     Container,
     /// `/dev/vfio/vfio` with the IOMMU of POWER.
     SpaprContainer,
@@ -32,7 +32,7 @@ pub enum File {
     Iommufd,
 }
 
-/// One request as it was made, or as it was answered. [`Display`](fmt::Display) shows it in one line.
+/// One request or its answer. [`Display`](fmt::Display) shows it in one line.
 ///
 /// ```
 /// use whimbrel_uapi::decode::{Call, File};
@@ -61,16 +61,16 @@ pub struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// The request `number` on a `file`, with the bytes of its argument, in the byte order of this machine.
+    /// Returns the request `number` on a `file`, with the bytes of its argument in the machine's byte order.
     ///
-    /// `argument` holds what the argument points to, as much as could be read. For the two requests that take
-    /// a number instead of a pointer, `VFIO_CHECK_EXTENSION` and `VFIO_SET_IOMMU`, it holds the four or eight
-    /// bytes of that number.
+    /// `argument` holds the bytes that the argument points to, as many as could be read. For the two requests
+    /// that take a number instead of a pointer, `VFIO_CHECK_EXTENSION` and `VFIO_SET_IOMMU`, it holds the
+    /// four or eight bytes of that number.
     pub const fn new(file: File, number: u32, argument: &'a [u8]) -> Self {
         Self { file, number, argument }
     }
 
-    /// Which request it is, if this kind of file has one of that number.
+    /// Returns the request, if this kind of file has one with that number.
     pub fn request(&self) -> Option<Request> {
         requests::find(self.file, self.number).map(|(request, _)| *request)
     }
@@ -96,8 +96,8 @@ impl fmt::Display for Call<'_> {
             },
             Argument::Name => {
                 let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-                // A name that the kernel would take is shorter than this by far.
-                let name = &bytes[..end.min(tail::MOST_TEXT)];
+                // A name that the kernel would accept is far shorter than this.
+                let name = &bytes[..end.min(tail::MAX_TEXT)];
                 list.item(format_args!("\"{}\"", name.escape_ascii()))?;
                 if end == bytes.len() || end > name.len() {
                     list.item(format_args!(".."))?;

@@ -1,4 +1,4 @@
-//! What each kind of file takes: its requests, and what the argument of each one is.
+//! The requests of each kind of file, and the argument of each request.
 
 use core::fmt;
 
@@ -8,16 +8,16 @@ use super::structures as s;
 use super::tail::{self, nothing};
 use crate::ioctl::{self, Request};
 
-/// What the argument of a request is.
+/// The kind of argument of a request.
 pub(super) enum Argument {
     Nothing,
-    /// A number in the place of a pointer.
+    /// A number instead of a pointer.
     Number(Show),
-    /// Points to one number of 32 bits, that is called this.
+    /// Points to one 32-bit number with this name.
     Word(&'static str, Show),
     /// Points to a C string.
     Name,
-    /// Points to a structure, and shows what comes after it.
+    /// Points to a structure; the function shows the data after it.
     Structure(&'static Structure, fn(&[u8], &mut List<'_, '_>) -> fmt::Result),
     /// Points to the head of a feature and its data.
     Feature,
@@ -25,7 +25,7 @@ pub(super) enum Argument {
 
 use Argument::{Feature, Name, Nothing, Number, Structure as Points, Word};
 
-/// The request `number` of a `file` with its argument.
+/// Returns the request `number` of a `file` and its argument.
 pub(super) fn find(file: File, number: u32) -> Option<&'static (Request, Argument)> {
     let tables: &[&'static [(Request, Argument)]] = match file {
         File::Container => &[EVERY_CONTAINER, TYPE1],
@@ -107,7 +107,7 @@ static IOMMUFD: &[(Request, Argument)] = &[
     (ioctl::IOMMU_IOAS_CHANGE_PROCESS, Points(&s::IOAS_CHANGE_PROCESS, nothing)),
 ];
 
-/// The header's name of an extension.
+/// Returns the header's name of an extension.
 fn extension(number: u64) -> Option<&'static str> {
     let names = [
         "VFIO_TYPE1_IOMMU",

@@ -1,4 +1,4 @@
-//! How the fields of each structure are shown: whether a number is a count, an address or a set of flags.
+//! The text form of each structure's fields: a number is shown as a count, an address or a set of flags.
 
 use core::mem::offset_of;
 
@@ -185,7 +185,7 @@ structures! {
     };
 }
 
-/// The name that `names` have at `index`.
+/// Returns the name at `index` of `names`.
 fn at(names: &[&'static str], index: u64) -> Option<&'static str> {
     names.get(usize::try_from(index).ok()?).copied()
 }

@@ -1,5 +1,5 @@
-//! What comes after a structure: lists, capabilities, the data of a feature. Each function takes the whole
-//! argument, as far as it says it reaches, and shows at most [`MOST`] of what is there.
+//! The data after a structure: lists, capabilities, the data of a feature. Each function takes the
+//! argument, up to the length it gives for itself, and shows at most [`MAX_ELEMENTS`] elements.
 
 use core::fmt;
 use core::mem::offset_of;
@@ -17,24 +17,24 @@ use crate::pci::{PciDependentDevice, PciHotReset, PciHotResetFlags, PciHotResetI
 use crate::type1::{self, DirtyPagesFlags, DmaUnmapFlags, IommuInfoFlags, IommuType1DirtyBitmap};
 use crate::type1::{IommuType1DmaUnmap, IommuType1Info};
 
-/// How many elements of a list are shown.
-const MOST: usize = 8;
+/// Maximum number of list elements shown.
+const MAX_ELEMENTS: usize = 8;
 
-/// How many bytes of a name are shown.
-pub(super) const MOST_TEXT: usize = 64;
+/// Maximum number of bytes shown of a name.
+pub(super) const MAX_TEXT: usize = 64;
 
-/// There is nothing after this structure.
+/// No data follows this structure.
 #[expect(clippy::unnecessary_wraps, reason = "one of the functions of a table")]
 pub(super) fn nothing(_: &[u8], _: &mut List<'_, '_>) -> fmt::Result {
     Ok(())
 }
 
-/// The start of `bytes` as a structure.
+/// Returns the start of `bytes` as a structure.
 fn head<T: FromBytes>(bytes: &[u8]) -> Option<T> {
     T::read_from_prefix(bytes).ok().map(|(head, _)| head)
 }
 
-/// What is after a `T`.
+/// Returns the bytes after a `T`.
 fn after<T>(bytes: &[u8]) -> &[u8] {
     bytes.get(size_of::<T>()..).unwrap_or(&[])
 }
@@ -54,7 +54,7 @@ impl<T: FromBytes> fmt::Display for Elements<'_, T> {
             let separator = if shown == 0 { "" } else { ", " };
             f.write_str(separator)?;
             match T::read_from_prefix(rest) {
-                Ok((element, others)) if (shown as usize) < MOST => {
+                Ok((element, others)) if (shown as usize) < MAX_ELEMENTS => {
                     (self.show)(element, f)?;
                     rest = others;
                 }
@@ -123,7 +123,7 @@ pub(super) fn hot_reset_devices(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::R
     }
 }
 
-/// `VFIO_IOMMU_UNMAP_DMA`: where dirty pages are reported.
+/// `VFIO_IOMMU_UNMAP_DMA`: the bitmap that receives the dirty pages.
 pub(super) fn unmap(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
     match head::<IommuType1DmaUnmap>(bytes).map(|head| DmaUnmapFlags::from_bits_retain(head.flags)) {
         Some(flags) if flags.contains(DmaUnmapFlags::GET_DIRTY_BITMAP) => {
@@ -143,7 +143,7 @@ pub(super) fn dirty_pages(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result 
     }
 }
 
-/// A structure behind the first. It has no size of its own to say.
+/// A structure after the first one. It does not carry a size of its own.
 fn data(structure: &Structure, bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
     structure.show(bytes, list)?;
     if bytes.len() < structure.size { list.item(format_args!("cut in its data")) } else { Ok(()) }
@@ -164,7 +164,7 @@ impl fmt::Display for Capabilities<'_> {
         for shown in 0.. {
             f.write_str(if shown == 0 { "" } else { ", " })?;
             let Some(header) =
-                self.bytes.get(offset..).and_then(head::<InfoCapHeader>).filter(|_| shown < MOST)
+                self.bytes.get(offset..).and_then(head::<InfoCapHeader>).filter(|_| shown < MAX_ELEMENTS)
             else {
                 f.write_str("..")?;
                 break;
@@ -183,7 +183,7 @@ impl fmt::Display for Capabilities<'_> {
     }
 }
 
-/// Shows the chain that starts where the word at `cap_offset` says, if `there` is one.
+/// Shows the chain that starts at the offset stored at `cap_offset`, if `there` is set.
 fn capabilities(
     bytes: &[u8],
     there: bool,
@@ -229,7 +229,7 @@ pub(super) fn container_capabilities(bytes: &[u8], list: &mut List<'_, '_>) -> f
     capabilities(bytes, there, offset_of!(IommuType1Info, cap_offset), names, list)
 }
 
-/// `VFIO_DEVICE_FEATURE`, whole: what is done to which feature, and the data.
+/// `VFIO_DEVICE_FEATURE`, whole: the operation, the feature and the data.
 pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
     let Some(DeviceFeature { argsz, flags }) = head(bytes) else { return list.cut(bytes) };
     let index = (flags & FEATURE_MASK) as u16;
@@ -244,7 +244,7 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
         return Ok(());
     }
     let structure = match Feature::try_from(index) {
-        // Who knows it may take the device's virtual functions.
+        // The token is a secret: it gives access to the device's virtual functions.
         Ok(Feature::PciVfToken) => return list.item(format_args!("token not shown")),
         Ok(Feature::Migration) => &s::MIGRATION,
         Ok(Feature::MigDeviceState) => &s::MIG_STATE,
@@ -255,7 +255,7 @@ pub(super) fn feature(bytes: &[u8], list: &mut List<'_, '_>) -> fmt::Result {
         Ok(Feature::BusMaster) => &s::BUS_MASTER,
         Ok(Feature::DmaBuf) => &s::DMA_BUF,
         Ok(Feature::ZpciError) => &s::ZPCI_ERR,
-        // They have no data, or nobody knows which.
+        // These features have no data, or unknown data.
         Ok(
             Feature::LowPowerEntry
             | Feature::LowPowerExit

@@ -26,7 +26,7 @@ use crate::type1::{self, DirtyPagesFlags, DmaMapFlags, DmaUnmapFlags, IommuInfoF
 /// The enumeration whose enumerators the states of migration v2 are.
 const STATES: &str = "vfio_device_mig_state";
 
-/// The constant that the header calls `prefix` and `stem` in one word, `size` bytes wide.
+/// Returns the constant named `prefix` followed by `stem`, `size` bytes wide.
 const fn number(
     header: Header,
     prefix: &'static str,
@@ -47,7 +47,7 @@ const fn of_form(form: Form, constant: Constant) -> Constant {
     Constant { form, ..constant }
 }
 
-/// A constant that has another name than the header's.
+/// A constant whose name differs from the header's.
 macro_rules! renamed {
     ($header:ident, $name:literal = $value:expr) => {
         number(Header::$header, "", $name, $value as u64, size_of_val(&$value))
@@ -149,7 +149,8 @@ pub(super) const ALL: &[&[Constant]] = &[
     },
 ];
 
-/// What no released header has. The bits of a state have the names and numbers of [`STATES_OF_V1`].
+/// The constants that are in no released header. The state bits have the names and numbers of
+/// [`STATES_OF_V1`].
 pub(super) const DRAFT: &[Constant] = named! { Vfio, region_draft;
     VFIO_DEVICE_STATE_INVALID, VFIO_DEVICE_DIRTY_PFNS_NONE, VFIO_DEVICE_DIRTY_PFNS_ALL,
 };
@@ -238,7 +239,7 @@ const STATES_OF_V2: [Constant; 9] = {
     list
 };
 
-/// What 5.18 renamed, under the names it had before.
+/// The constants that Linux 5.18 renamed, under their former names.
 const STATES_OF_V1: &[Constant] = &[
     before_518("VFIO_DEVICE_STATE_STOP", region_v1::VFIO_DEVICE_STATE_V1_STOP),
     before_518("VFIO_DEVICE_STATE_RUNNING", StateV1::RUNNING.bits()),
@@ -252,7 +253,7 @@ const fn before_518(name: &'static str, value: u32) -> Constant {
     of_form(Form::MacroBefore518, number(Header::Vfio, "", name, value as u64, 4))
 }
 
-/// How many values of a state each macro of v1 is used with: every state, with and without a reserved bit.
+/// Number of state values each macro of v1 is tried with: every state, with and without a reserved bit.
 const USED: usize = 16;
 
 const USES_OF_V1: [Constant; 3 * USED] = {

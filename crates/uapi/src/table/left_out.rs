@@ -1,4 +1,4 @@
-//! What the headers define and this crate leaves out on purpose.
+//! Names that the headers define and this crate leaves out on purpose.
 
 /// By kind; all of it is of `iommufd.h`. A name that ends in `*` stands
 /// for all that begin so; a structure stands for its fields.
@@ -50,8 +50,8 @@ const LEFT_OUT: &[(&str, &[&str])] = &[
     ("no IOMMU", &["iommu_ioas_noiommu_get_pa", "IOMMU_IOAS_NOIOMMU_GET_PA"]),
 ];
 
-/// Why this crate leaves out a name of a header on purpose, if it does: the kind of thing it belongs to. For
-/// a field, `structure.field`, its structure decides.
+/// Returns the reason why this crate leaves out a header's name on purpose (the group the name belongs to),
+/// or `None`. For a field, `structure.field`, its structure decides.
 pub fn left_out(name: &str) -> Option<&'static str> {
     let item = name.split('.').next().unwrap_or(name);
     let is_meant = |left_out: &&str| match left_out.strip_suffix('*') {

@@ -1,9 +1,9 @@
-//! What the headers define, as data: each structure with its size and its fields, each constant with its
-//! value, beside the C names they have there. Sizes, offsets and values are those of this crate's own items;
-//! nothing is written twice.
+//! The definitions of the headers as data: each structure with its size and fields, and each constant with its
+//! value, beside their C names. Sizes, offsets and values are taken from this crate's own items; none is written
+//! twice.
 //!
-//! This is for whoever compares the crate with a header: the test `layout`, which asks a C compiler, and
-//! the crate `whimbrel-abi`, which reads the header itself. Nothing here reads anything.
+//! The table serves comparisons of this crate with a header: the test `layout`, which asks a C compiler, and the
+//! crate `whimbrel-abi`, which reads the header itself. The table itself reads nothing.
 //!
 //! ```
 //! use whimbrel_uapi::table::{self, Value};
@@ -24,7 +24,7 @@ use core::fmt;
 
 pub use left_out::left_out;
 
-/// Which header an item is from.
+/// A header of the kernel's user API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Header {
     /// `linux/vfio.h`.
@@ -38,10 +38,10 @@ pub enum Header {
 }
 
 impl Header {
-    /// All of them.
+    /// Every header.
     pub const ALL: [Header; 4] = [Header::Vfio, Header::Iommufd, Header::Ccw, Header::Zdev];
 
-    /// Its path below an include folder.
+    /// Returns its path below an include folder.
     pub const fn path(self) -> &'static str {
         match self {
             Header::Vfio => "linux/vfio.h",
@@ -52,14 +52,14 @@ impl Header {
     }
 }
 
-/// What a field is to the C structure.
+/// The kind of a field in the C structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A field of the same name.
     Own,
-    /// A second C name for the place of another field, in a union.
+    /// A second C name for another field's place, in a union.
     Alias,
-    /// Padding whose C name, if it has one, is not the same in every version of the header; not compared.
+    /// Padding, which is not compared: its C name, if it has one, differs between versions of the header.
     Padding,
     /// The flexible array behind the structure. Its size here is 0.
     Tail,
@@ -68,44 +68,45 @@ pub enum Kind {
 /// A field of a [`Structure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// What it is to the C structure.
+    /// The kind of field.
     pub kind: Kind,
     /// The C name.
     pub name: &'static str,
-    /// Bytes from the start of the structure.
+    /// Offset in bytes from the start of the structure.
     pub offset: usize,
-    /// In bytes.
+    /// Size in bytes.
     pub size: usize,
 }
 
 /// A structure of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Structure {
-    /// Where it is defined.
+    /// The header that defines it.
     pub header: Header,
     /// The C name, without `struct`.
     pub name: &'static str,
-    /// In bytes, with every field this crate knows.
+    /// Size in bytes, with every field this crate knows.
     pub size: usize,
-    /// In bytes.
+    /// Alignment in bytes.
     pub alignment: usize,
-    /// In the order of their offsets, then aliases and the tail.
+    /// Fields by offset, then aliases and the tail.
     pub fields: &'static [Field],
 }
 
 impl Structure {
-    /// The field of this name.
+    /// Returns the field with this name.
     pub fn field(&self, name: &str) -> Option<&'static Field> {
         self.fields.iter().find(|field| field.name == name)
     }
 
-    /// The fields that have one C name in every header.
+    /// Returns the fields that have the same C name in every header.
     pub fn named_fields(&self) -> impl Iterator<Item = &'static Field> {
         self.fields.iter().filter(|field| field.kind != Kind::Padding)
     }
 
-    /// How large C's structure is, in bytes, in a header without the fields that `lacks` picks: a header that
-    /// ends the structure earlier is older and right, one that lacks a field further in has the same size.
+    /// Returns the size in bytes of the C structure in a header without the fields that `lacks` picks. A header
+    /// that ends the structure earlier is older and correct; a header that lacks a field further in has the same
+    /// size.
     pub fn size_without(&self, lacks: impl Fn(&Field) -> bool) -> usize {
         let own = || self.fields.iter().filter(|field| matches!(field.kind, Kind::Own | Kind::Padding));
         let last = own().filter(|field| !lacks(field)).map(|field| field.offset).max();
@@ -117,11 +118,11 @@ impl Structure {
     }
 }
 
-/// What a constant is.
+/// The value of a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// A number. C's value is to be compared modulo its width: the header writes one and the same constant
-    /// as `-1` and as `0xffffffff`.
+    /// A number. Compare it with C's value modulo its width: the header writes the same constant as `-1` and as
+    /// `0xffffffff`.
     Number {
         /// The number, never wider than `bits`.
         value: u64,
@@ -133,7 +134,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Whether C's integer `c`, extended to 64 bits as its type says, is this value.
+    /// Returns whether C's integer `c`, extended to 64 bits according to its type, is this value.
     pub const fn is(self, c: i64) -> bool {
         match self {
             Value::Number { value, bits } => c.cast_unsigned() & (u64::MAX >> (u64::BITS - bits)) == value,
@@ -151,27 +152,27 @@ impl fmt::Display for Value {
     }
 }
 
-/// How a header defines a name, where that says what the name means.
+/// The kind of definition that gives a name its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// It means the same however it is defined.
+    /// Any definition: the name means the same in all of them.
     Any,
-    /// Only an enumerator of this enumeration is meant. `VFIO_DEVICE_STATE_RUNNING` is 2 so.
+    /// Only an enumerator of this enumeration: `VFIO_DEVICE_STATE_RUNNING` as 2.
     EnumeratorOf(&'static str),
-    /// Only a macro is meant, of a header before Linux 5.18. `VFIO_DEVICE_STATE_RUNNING` is the bit 0 so.
+    /// Only a macro of a header before Linux 5.18: `VFIO_DEVICE_STATE_RUNNING` as bit 0.
     MacroBefore518,
 }
 
 /// A constant of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Constant {
-    /// Where it is defined.
+    /// The header that defines it.
     pub header: Header,
-    /// What it is.
+    /// The value.
     pub value: Value,
-    /// How it is defined.
+    /// The kind of definition.
     pub form: Form,
-    /// A count grows with what it counts: in a header without the constant of this name it has this value.
+    /// The value in a header without the constant of this name: a count grows with its members.
     pub before: Option<(&'static str, Value)>,
     prefix: &'static str,
     stem: &'static str,
@@ -179,12 +180,12 @@ pub struct Constant {
 }
 
 impl Constant {
-    /// The C name; for a macro with an argument, without it.
+    /// Returns the C name, without the argument of a macro.
     pub const fn name(&self) -> Name {
         Name { prefix: self.prefix, stem: self.stem, argument: None }
     }
 
-    /// What C evaluates to the value: the name, or for a macro with an argument a use of it.
+    /// Returns the C expression with this value: the name, or a use of the macro with its argument.
     pub const fn expression(&self) -> Name {
         Name { argument: self.argument, ..self.name() }
     }
@@ -205,29 +206,29 @@ impl fmt::Display for Name {
     }
 }
 
-/// Every structure of this crate that a header defines.
+/// Returns every structure of this crate that a header defines.
 pub fn structures() -> impl Iterator<Item = &'static Structure> {
     structures::ALL.iter()
 }
 
-/// The structure of this C name.
+/// Returns the structure with this C name.
 pub fn structure(name: &str) -> Option<&'static Structure> {
     structures().find(|structure| structure.name == name)
 }
 
-/// The structures of the migration region as drafted in 2019. They have names of [`structures`] and are not among
-/// them.
+/// Returns the structures of the migration region as drafted in 2019. [`structures`] has others with the same
+/// names.
 pub fn draft_structures() -> impl Iterator<Item = &'static Structure> {
     structures::DRAFT.iter()
 }
 
-/// The constants that only the draft of 2019 has.
+/// Returns the constants that only the draft of 2019 has.
 pub fn draft_constants() -> impl Iterator<Item = &'static Constant> {
     constants::DRAFT.iter()
 }
 
-/// Every constant of this crate that a header defines. A macro with an argument comes once for each argument
-/// that is compared.
+/// Returns every constant of this crate that a header defines. A macro with an argument appears once for each
+/// argument compared.
 pub fn constants() -> impl Iterator<Item = &'static Constant> {
     constants::ALL.iter().chain(constants::FLAGS).copied().flatten()
 }

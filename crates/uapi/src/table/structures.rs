@@ -1,5 +1,5 @@
-//! The structures, each beside its C name. The pattern with every field makes a forgotten one an error of the
-//! compiler.
+//! The structures, each beside its C name. A pattern lists every field, so a forgotten field does not
+//! compile.
 
 use core::mem::{align_of, offset_of, size_of};
 
@@ -98,7 +98,8 @@ macro_rules! structures {
     };
 }
 
-/// What no released header has. The draft packs it, which moves none of its fields.
+/// The structures that are in no released header. The draft packs its structure, which moves none of the
+/// fields.
 pub(super) const DRAFT: &[Structure] = &[Structure { alignment: 1, ..OF_DRAFT[0] }];
 
 #[rustfmt::skip]
@@ -200,7 +201,7 @@ pub(super) const ALL: &[Structure] = structures! {
             size, flags, dev_id, pt_id, out_hwpt_id, __reserved, data_type, data_len, data_uptr, fault_id,
             __reserved2
         };
-        // Before `out_max_pasid_log2` came, `__reserved` was one word at its place.
+        // Before `out_max_pasid_log2` was added, `__reserved` was one word in its place.
         iommu_hw_info = HwInfo {
             size, flags, dev_id, data_len, data_uptr, out_data_type, out_max_pasid_log2, out_capabilities
         } padding __reserved alias in_data_type = out_data_type;

@@ -18,12 +18,12 @@ pub(crate) struct HeaderFile {
     pub(crate) path: PathBuf,
 }
 
-/// What the comparison came to.
+/// The result of the comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Comparison {
     /// Items that the header does not have, by name.
     pub(crate) lacks: Vec<String>,
-    /// Where header and table differ, as sentences.
+    /// The differences between header and table, as sentences.
     pub(crate) differences: Vec<String>,
     pub(crate) sizes: usize,
     pub(crate) alignments: usize,
@@ -136,7 +136,7 @@ pub(crate) fn compare(file: &HeaderFile, scratch: &Path) -> Result<Comparison, S
     Ok(comparison)
 }
 
-/// What the C program must print for one expression.
+/// The line that the C program must print for one expression.
 struct Expected(Value);
 
 impl Expected {
@@ -152,7 +152,7 @@ impl Expected {
         }
     }
 
-    /// How a printed line is not what the crate says.
+    /// Returns a sentence on how a printed line differs from the crate's value.
     fn differs_from(&self, measured: &str) -> Option<String> {
         let same = match self.0 {
             Value::Text(text) => text == measured,
@@ -162,7 +162,7 @@ impl Expected {
     }
 }
 
-/// Where the header finds others of its own version.
+/// The include folder with the other headers of the same version.
 fn include_folder(file: &HeaderFile) -> Option<PathBuf> {
     let linux = file.path.parent().filter(|folder| folder.ends_with("linux"))?;
     linux.parent().map(Path::to_owned)
