@@ -1,20 +1,20 @@
-//! One step of the state machine that failed.
+//! Failure of one step of the state machine.
 
 use crate::Errno;
 
-/// An arc that failed. It says where the device is.
+/// A failed arc, with the resulting state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArcError {
-    /// The device is still in the state the arc starts from, and works.
-    #[error("{0}, and the device stays in the state it was in")]
+    /// The device is still in the state the arc starts from, and is working.
+    #[error("{0}; the device state is unchanged")]
     Stays(Errno),
-    /// The device is in no valid state: it goes to ERROR and needs a reset.
-    #[error("{0}, and the device needs a reset")]
+    /// The device is in no valid state: it enters ERROR and needs a reset.
+    #[error("{0}; the device needs a reset")]
     Broken(Errno),
 }
 
 impl ArcError {
-    /// What the request returns.
+    /// Returns the errno that the request returns.
     pub const fn errno(self) -> Errno {
         match self {
             ArcError::Stays(errno) | ArcError::Broken(errno) => errno,

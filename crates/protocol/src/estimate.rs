@@ -1,13 +1,13 @@
-//! How long the device would stand still if it were stopped now, and whether to do so.
+//! Downtime estimate: how long the device would be stopped if it were stopped now, and whether to stop it.
 //!
-//! No clock is read here: the caller measures and passes durations in.
+//! This module reads no clock: the caller measures and passes durations in.
 
 use std::time::Duration;
 
-/// A running estimate of how fast the link carries data from end to end.
+/// A running estimate of the link's end-to-end throughput.
 ///
-/// Each sample is a stretch of sending up to the moment the other side said it had everything, so buffers on the way
-/// do not count as speed. Newer samples weigh as much as all older ones together, by bytes.
+/// Each sample covers a period of sending up to the moment the other side confirmed that it had everything, so buffers
+/// on the way do not count as throughput. Newer samples weigh as much as all older ones together, by bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bandwidth {
     bytes: f64,
@@ -15,14 +15,14 @@ pub struct Bandwidth {
 }
 
 impl Bandwidth {
-    /// Samples shorter than this say more about latency than about speed once there is a better one.
-    const LEAST_BYTES: f64 = 65536.0;
+    /// Smaller samples tell more about latency than about throughput, so they are ignored once a better one exists.
+    const MIN_BYTES: f64 = 65536.0;
 
-    /// Takes in that `bytes` went across in `elapsed`.
+    /// Adds a sample: `bytes` transferred in `elapsed`.
     pub fn sample(&mut self, bytes: u64, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
         let bytes = bytes as f64;
-        let better_known = bytes < Self::LEAST_BYTES && self.bytes >= Self::LEAST_BYTES;
+        let better_known = bytes < Self::MIN_BYTES && self.bytes >= Self::MIN_BYTES;
         if seconds <= 0.0 || bytes <= 0.0 || better_known {
             return;
         }
@@ -31,50 +31,50 @@ impl Bandwidth {
         self.seconds = self.seconds * keep + seconds;
     }
 
-    /// Bytes per second, or `None` before the first sample.
+    /// Returns the throughput in bytes per second, or `None` before the first sample.
     pub fn bytes_per_second(&self) -> Option<f64> {
         (self.seconds > 0.0).then(|| self.bytes / self.seconds)
     }
 }
 
-/// What is left to carry once the device stands still, in bytes.
+/// The data left to transfer once the device is stopped, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remaining {
     /// Dirty memory.
     pub memory: u64,
-    /// Device state that STOP_COPY will still yield, as far as the device says.
+    /// Device state that STOP_COPY will still yield, as the device reports it.
     pub device: u64,
 }
 
 impl Remaining {
-    /// Memory and device state together.
+    /// Returns the sum of memory and device state.
     pub const fn total(self) -> u64 {
         self.memory.saturating_add(self.device)
     }
 }
 
-/// The downtime to expect: what is left at the measured speed, plus `fixed` for the stops, starts and round trips that
-/// do not depend on size. `None` if no speed is known yet.
+/// Returns the expected downtime: the time to transfer `remaining` at the measured throughput, plus `fixed` for the
+/// stops, starts and round trips that do not depend on size. `None` if no throughput is known yet.
 pub fn downtime(remaining: Remaining, bandwidth: Bandwidth, fixed: Duration) -> Option<Duration> {
     let seconds = remaining.total() as f64 / bandwidth.bytes_per_second()?;
     Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).saturating_add(fixed))
 }
 
-/// What to do after a pre-copy round.
+/// The decision after a pre-copy round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// The expected downtime fits the limit: stop the device and finish.
     Switchover,
-    /// Another round can bring it down.
+    /// Another round can reduce the downtime.
     Continue,
-    /// The rounds allowed are used up and the downtime still does not fit.
+    /// All allowed rounds are used up and the expected downtime still exceeds the limit.
     OutOfRounds,
 }
 
-/// Decides after round number `round` (from 1) of at most `max_rounds`.
+/// Decides how to proceed after round number `round` (from 1) of at most `max_rounds`.
 ///
-/// `initial_done` says that the device's initial data has been carried; before that the device is not stopped, because
-/// the destination could not prepare for it.
+/// `initial_done` tells that the device's initial data has been transferred. The device is not stopped before that,
+/// because the destination needs that data to prepare.
 pub fn decide(
     expected: Option<Duration>,
     limit: Duration,

@@ -1,30 +1,30 @@
-//! The state machine: which arc comes next on the way from one state to another.
+//! The migration state machine: the next arc on the way from one state to another.
 //!
 //! The answers equal the kernel's `vfio_mig_get_next_state()` (`drivers/vfio/vfio_main.c`) for every set of flags and
-//! every pair of states. What an arc does to the data fd is [`crate::session`]'s business.
+//! every pair of states. [`crate::session`] tells how an arc affects the data fd.
 
 use crate::{MigrationFlags, State};
 
-/// Why a transition is refused. The kernel answers each with EINVAL.
+/// The reason a transition is refused. The kernel answers EINVAL in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The state the device is in has no way out by request, or its flags say it cannot be in it.
+    /// No request leads out of the current state, or a device with these flags cannot be in it.
     #[error("no arc leaves {0} on a device with these migration flags")]
     Current(State),
-    /// The device does not have the requested state, or it is ERROR, which cannot be asked for.
+    /// The device does not support the requested state, or the state is ERROR, which cannot be requested.
     #[error("{0} cannot be requested from a device with these migration flags")]
     Requested(State),
     /// Both states exist, but no path leads from one to the other.
-    #[error("no path leads from {from} to {to}: the running data session would have to end and start anew")]
+    #[error("no path leads from {from} to {to}: the data session would have to end and start over")]
     NoPath {
         /// The state the device is in.
         from: State,
-        /// The state asked for.
+        /// The requested state.
         to: State,
     },
 }
 
-/// The next step when every optional state is supported; `None` is a refusal.
+/// The next step on a device that supports every optional state; `None` is a refusal.
 const FULL: [[Option<State>; 8]; 8] = {
     const E: Option<State> = None;
     const ST: Option<State> = Some(State::Stop);
@@ -74,10 +74,10 @@ const fn skip_unsupported(flags: u64, from: State, to: State) -> Option<State> {
     }
 }
 
-/// Whether a device with these flags can be asked for this state.
+/// Returns whether this state can be requested from a device with these flags.
 ///
 /// STOP, RUNNING, STOP_COPY and RESUMING need STOP_COPY; RUNNING_P2P needs P2P as well, PRE_COPY needs PRE_COPY, and
-/// PRE_COPY_P2P all three. ERROR is never supported in this sense. Without STOP_COPY nothing is.
+/// PRE_COPY_P2P all three. ERROR is never supported in this sense, and without STOP_COPY no state is.
 pub const fn supports(flags: MigrationFlags, state: State) -> bool {
     let needed = match state {
         State::Error => return false,
@@ -91,8 +91,8 @@ pub const fn supports(flags: MigrationFlags, state: State) -> bool {
     flags.contains(needed)
 }
 
-/// The single next step of a device with `flags` on its way from `from` to `to`, or `None` if the kernel refuses the
-/// request with EINVAL ([`refusal`] says why).
+/// Returns the next step of a device with `flags` on its way from `from` to `to`, or `None` if the kernel refuses the
+/// request with EINVAL ([`refusal`] gives the reason).
 ///
 /// From a state to itself the step is that state. Flags that the header does not define are ignored.
 #[inline]
@@ -100,7 +100,7 @@ pub fn next(flags: MigrationFlags, from: State, to: State) -> Option<State> {
     NEXT[((flags.bits() & 7) as usize * 8 + from as usize) * 8 + to as usize]
 }
 
-/// Why [`next`] gives no step, in the kernel's order of checks; `None` if it gives one.
+/// Returns the reason [`next`] gives no step, in the kernel's order of checks; `None` if it gives one.
 pub fn refusal(flags: MigrationFlags, from: State, to: State) -> Option<Refused> {
     if next(flags, from, to).is_some() {
         None
@@ -113,9 +113,9 @@ pub fn refusal(flags: MigrationFlags, from: State, to: State) -> Option<Refused>
     }
 }
 
-/// Every step from `from` (not included) to `to` (included): what a driver executes for one request.
+/// Returns every step from `from` (excluded) to `to` (included): the arcs a driver executes for one request.
 ///
-/// A path from a state to itself is empty, as drivers do nothing then.
+/// The path from a state to itself is empty: drivers do nothing then.
 pub fn path(flags: MigrationFlags, from: State, to: State) -> Result<Path, Refused> {
     match refusal(flags, from, to) {
         Some(refused) => Err(refused),
@@ -123,7 +123,7 @@ pub fn path(flags: MigrationFlags, from: State, to: State) -> Result<Path, Refus
     }
 }
 
-/// The steps of one transition, in order. Made by [`path`].
+/// The steps of one transition, in order. Returned by [`path`].
 #[derive(Clone, Debug)]
 pub struct Path {
     flags: MigrationFlags,

@@ -1,69 +1,70 @@
-//! Who may run the device while it moves: the two ends of the switchover as state machines.
+//! The switchover: two state machines, source and destination, that decide which host may run the device.
 //!
-//! The rule they keep is that a device never runs on both hosts, whatever is lost or dies when. It has one
-//! consequence that no protocol can avoid: if the link breaks after the source has said HANDOVER and before it heard
-//! the outcome, the source cannot know whether the destination runs. It then stays stopped and says so
-//! ([`SourcePhase::Unknown`]); a person, or a manager that can look at the destination, decides. A source on the same
-//! machine can see the destination's process die, and its device with it: it says so by [`Source::destination_died`],
-//! and has the device again.
+//! A device never runs on both hosts, whatever fails and whenever it fails. This has one consequence that no protocol
+//! can avoid: if the link breaks after the source has sent HANDOVER and before the outcome arrives, the source cannot
+//! know whether the device runs at the destination. The source then keeps the device stopped and reports
+//! [`SourcePhase::Unknown`]; an operator, or a manager that can inspect the destination, decides. A source on the same
+//! machine can see the destination's process die, and its device with it: it calls [`Source::destination_died`] and
+//! owns the device again.
 //!
-//! The destination says FAILED only of a device that stands: it resets the device first
-//! ([`DestinationAction::Discard`]), reports whether that worked ([`Destination::discarded`]), and only then is told to
-//! send FAILED. If it is not certain, the destination says nothing, because FAILED lets the source run the device.
+//! The destination sends FAILED only for a stopped device: it resets the device first ([`DestinationAction::Discard`]),
+//! reports whether the reset worked ([`Destination::discarded`]), and is only then told to send FAILED. If the outcome
+//! is uncertain, the destination sends nothing, because FAILED lets the source run the device.
 //!
-//! What the messages carry besides their kind, and how they travel, is the engine's business.
+//! The engine defines the contents of the messages and their transport.
 
 /// A message of the switchover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
-    /// Destination: memory is complete, the device took its state, it can run.
+    /// Destination: memory is complete, the device accepted its state and can run.
     Ready,
-    /// Source: the device is yours. It will not run here again unless you say [`Message::Failed`].
+    /// Source: the destination owns the device. It will not run at the source again unless the destination sends
+    /// [`Message::Failed`].
     Handover,
     /// Destination: the device runs here.
     Running,
     /// Destination: the device does not run here and never will.
     Failed,
-    /// Source: the migration is off, discard what you have.
+    /// Source: the migration is cancelled; discard the received state.
     Abort,
 }
 
-/// A message that has no meaning in the receiver's phase: the peer breaks the protocol.
+/// A message that is invalid in the receiver's phase: a protocol violation by the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the peer sent {message:?} where it has no meaning")]
+#[error("protocol violation: unexpected {message:?} from the peer")]
 pub struct Unexpected {
     /// The message.
     pub message: Message,
 }
 
-/// Where the source stands.
+/// The phase of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourcePhase {
-    /// The device is the source's: it runs, or it is stopped for the last copy and will run again if that fails.
+    /// The source owns the device: it runs, or it is stopped for the final copy and will run again if that fails.
     Owner,
-    /// HANDOVER may have left. The device must not run here until the destination says it failed.
+    /// HANDOVER may have been sent. The device must not run here until the destination reports a failure.
     Committed,
     /// The destination runs the device.
     Gone,
-    /// The migration is off and the device is the source's again.
+    /// The migration is cancelled and the source owns the device again.
     Returned,
-    /// The outcome of the handover cannot be known from here. The device stays stopped, until a late word or the death
+    /// The outcome of the handover is unknown to the source. The device stays stopped until a late message or the death
     /// of the destination's process settles it.
     Unknown,
 }
 
-/// What the source is to do.
+/// The action that the source must take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceAction {
     /// Nothing.
     Wait,
     /// Send HANDOVER. The source is committed from this moment, even if sending fails.
     SendHandover,
-    /// Let the device run here again; the destination, if it is still there, is to be told ABORT.
+    /// Let the device run here again, and send ABORT to the destination if it is still reachable.
     RunHere,
-    /// Keep the device stopped: the destination has it.
+    /// Keep the device stopped: the destination owns it.
     Release,
-    /// Keep the device stopped and report that nobody can say where it runs.
+    /// Keep the device stopped and report that the outcome is unknown.
     ReportUnknown,
 }
 
@@ -90,29 +91,29 @@ impl Default for Source {
 }
 
 impl Source {
-    /// A source that owns the device.
+    /// Returns a source that owns the device.
     pub const fn new() -> Source {
         Source { phase: SourcePhase::Owner }
     }
 
-    /// Where it stands.
+    /// Returns the current phase.
     pub const fn phase(&self) -> SourcePhase {
         self.phase
     }
 
-    /// Whether the device may run here.
+    /// Returns whether the device may run here.
     pub const fn may_run(&self) -> bool {
         matches!(self.phase, SourcePhase::Owner | SourcePhase::Returned)
     }
 
-    /// A message from the destination.
+    /// Takes a message from the destination.
     pub fn receive(&mut self, message: Message) -> Result<SourceAction, Unexpected> {
         match (self.phase, message) {
             (SourcePhase::Owner, Message::Ready) => {
                 self.phase = SourcePhase::Committed;
                 Ok(SourceAction::SendHandover)
             }
-            // A word that comes late is as true as one that comes in time.
+            // A late message is as true as one that arrives in time.
             (SourcePhase::Owner | SourcePhase::Committed | SourcePhase::Unknown, Message::Failed) => {
                 self.phase = SourcePhase::Returned;
                 Ok(SourceAction::RunHere)
@@ -125,7 +126,8 @@ impl Source {
         }
     }
 
-    /// The migration cannot go on: the link is lost, the peer broke the protocol, the device or the operator says no.
+    /// Takes in that the migration cannot continue: the link is lost, the peer violated the protocol, the device failed
+    /// or the operator cancelled.
     pub fn fail(&mut self) -> SourceAction {
         match self.phase {
             SourcePhase::Owner => {
@@ -140,11 +142,11 @@ impl Source {
         }
     }
 
-    /// The process that the device was handed to is dead, and all that it said has been heard.
+    /// Takes in that the process that received the device is dead, after all of its messages have been received.
     ///
-    /// To be called only where the death is certain and the destination's device cannot outlive that process, as for
-    /// a model that lives in it. The device runs here with the state that it had when it was stopped: whatever the
-    /// dead process did with it is lost.
+    /// Call this only if the death is certain and the destination's device cannot outlive that process, as for a model
+    /// that lives in it. The device runs here with the state it had when it was stopped: any work of the dead process
+    /// is lost.
     pub fn destination_died(&mut self) -> SourceAction {
         match self.phase {
             SourcePhase::Owner | SourcePhase::Committed | SourcePhase::Unknown => {
@@ -156,27 +158,27 @@ impl Source {
     }
 }
 
-/// Where the destination stands.
+/// The phase of the destination.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationPhase {
-    /// Memory and state are still coming in.
+    /// Memory and state are still arriving.
     Loading,
-    /// READY has been sent; the device waits, stopped.
+    /// READY has been sent; the device is stopped.
     Ready,
-    /// HANDOVER has come; the device is being started.
+    /// HANDOVER has arrived; the device is being started.
     Starting,
     /// The device runs here.
     Running,
     /// The device is being reset. It may still run if its start was attempted.
     Discarding,
-    /// What came has been discarded. The device never runs here with it.
+    /// The received state has been discarded. The device never runs here with it.
     Discarded,
-    /// What came should have been discarded, but nobody can say that the device stands still.
+    /// The received state should have been discarded, but it is not certain that the device is stopped.
     Unsettled,
 }
 
-/// What the destination is to do.
+/// The action that the destination must take.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationAction {
@@ -188,9 +190,9 @@ pub enum DestinationAction {
     Start,
     /// Send RUNNING.
     SendRunning,
-    /// Reset the device and forget what came, then call [`Destination::discarded`] with the outcome.
+    /// Reset the device and discard the received state, then call [`Destination::discarded`] with the outcome.
     Discard,
-    /// Send FAILED if the link is there.
+    /// Send FAILED if the link is up.
     SendFailed,
     /// Send nothing and close the link: the device may run here, and FAILED would let it run there too.
     CloseSilently,
@@ -221,22 +223,22 @@ impl Default for Destination {
 }
 
 impl Destination {
-    /// A destination that is loading.
+    /// Returns a destination that is loading.
     pub const fn new() -> Destination {
         Destination { phase: DestinationPhase::Loading }
     }
 
-    /// Where it stands.
+    /// Returns the current phase.
     pub const fn phase(&self) -> DestinationPhase {
         self.phase
     }
 
-    /// Whether the device may run here. A device whose start failed may run against that until it is reset.
+    /// Returns whether the device may run here. A device whose start failed may still run until it is reset.
     pub const fn may_run(&self) -> bool {
         matches!(self.phase, DestinationPhase::Starting | DestinationPhase::Running)
     }
 
-    /// Memory is complete and the device has accepted its state: it stands in STOP.
+    /// Takes in that memory is complete and that the device, in STOP, has accepted its state.
     pub fn loaded(&mut self) -> DestinationAction {
         match self.phase {
             DestinationPhase::Loading => {
@@ -247,7 +249,7 @@ impl Destination {
         }
     }
 
-    /// A message from the source.
+    /// Takes a message from the source.
     pub fn receive(&mut self, message: Message) -> Result<DestinationAction, Unexpected> {
         match (self.phase, message) {
             (DestinationPhase::Ready, Message::Handover) => {
@@ -259,7 +261,7 @@ impl Destination {
         }
     }
 
-    /// The outcome of [`DestinationAction::Start`]: whether the device runs.
+    /// Takes the outcome of [`DestinationAction::Start`]: whether the device runs.
     pub fn started(&mut self, runs: bool) -> DestinationAction {
         match (self.phase, runs) {
             (DestinationPhase::Starting, true) => {
@@ -274,8 +276,8 @@ impl Destination {
         }
     }
 
-    /// The outcome of [`DestinationAction::Discard`]: whether it is certain that the device does not run with what
-    /// came.
+    /// Takes the outcome of [`DestinationAction::Discard`]: whether it is certain that the device does not run with the
+    /// received state.
     pub fn discarded(&mut self, stands: bool) -> DestinationAction {
         match (self.phase, stands) {
             (DestinationPhase::Discarding, true) => {
@@ -290,9 +292,10 @@ impl Destination {
         }
     }
 
-    /// The migration cannot go on: the link is lost, the stream is broken, the device refuses its state.
+    /// Takes in that the migration cannot continue: the link is lost, the stream is malformed, or the device refuses
+    /// its state.
     ///
-    /// Once HANDOVER has come this changes nothing: the device is the destination's.
+    /// After HANDOVER this changes nothing: the destination owns the device.
     pub fn fail(&mut self) -> DestinationAction {
         match self.phase {
             DestinationPhase::Loading | DestinationPhase::Ready => {

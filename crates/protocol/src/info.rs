@@ -1,4 +1,4 @@
-//! What a device says of itself: the info structures with their capability chains, as types and as bytes.
+//! Device, region and interrupt info with their capability chains, as types and as bytes.
 //!
 //! ```
 //! use whimbrel_protocol::info::{DeviceCapability, Info};
@@ -26,7 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 pub use self::capability::{Capability, DeviceCapability, MmapArea, ZpciBase, ZpciGroup};
 
-/// What VFIO_DEVICE_GET_INFO tells.
+/// The answer to VFIO_DEVICE_GET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     /// The kind of device, and whether it can be reset.
@@ -39,52 +39,52 @@ pub struct Info {
     pub capabilities: Vec<DeviceCapability>,
 }
 
-/// What VFIO_DEVICE_GET_REGION_INFO tells of one region.
+/// The answer to VFIO_DEVICE_GET_REGION_INFO for one region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// What may be done with the region.
+    /// The accesses that the region allows.
     pub flags: RegionInfoFlags,
-    /// Size in bytes; 0 for a region that is not there.
+    /// Size in bytes; 0 for a missing region.
     pub size: u64,
-    /// Where the region begins in the device file.
+    /// Offset of the region in the device file.
     pub offset: u64,
     /// Capabilities in the order of the chain.
     pub capabilities: Vec<Capability>,
 }
 
-/// What VFIO_DEVICE_GET_IRQ_INFO tells of one IRQ index.
+/// The answer to VFIO_DEVICE_GET_IRQ_INFO for one IRQ index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Irq {
-    /// How the interrupts of this index behave.
+    /// Behaviour of the interrupts of this index.
     pub flags: IrqInfoFlags,
-    /// Number of interrupts within the index; 0 for one that is not there.
+    /// Number of interrupts of the index; 0 for a missing index.
     pub count: u32,
 }
 
-/// A chain that cannot be what a driver meant.
+/// A malformed capability chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// A link starts outside the bytes given, or inside the info structure itself.
-    #[error("a capability at offset {0} lies outside the info structure's bytes")]
+    /// A link starts past the end of the bytes, or inside the info structure itself.
+    #[error("malformed capability chain: offset {0} is outside the info structure")]
     Outside(u32),
-    /// A link points to itself or back: the chain could go round for ever.
-    #[error("the capability at offset {0} points back")]
+    /// A link points to itself or backwards: the chain could be endless.
+    #[error("malformed capability chain: the capability at offset {0} points backwards")]
     Backwards(u32),
-    /// A capability's own fields claim more than its bytes hold.
-    #[error("the capability at offset {0} is shorter than it says")]
+    /// A capability's fields claim more bytes than it has.
+    #[error("malformed capability chain: the capability at offset {0} is too short")]
     Short(u32),
 }
 
 const HEADER: usize = size_of::<InfoCapHeader>();
 
 impl Region {
-    /// A region that is not there, as the kernel describes one: no size, no flags.
+    /// Returns a missing region as the kernel describes it: no size, no flags.
     pub const fn absent(offset: u64) -> Region {
         Region { flags: RegionInfoFlags::empty(), size: 0, offset, capabilities: Vec::new() }
     }
 
-    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is
-    /// one.
+    /// Returns the kernel's answer: the fixed part, with the total size in `argsz`, and the chain after it, if
+    /// any.
     pub fn to_bytes(&self, index: u32) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<RegionInfo>()];
         let cap_offset = chain::append(&mut bytes, &self.capabilities);
@@ -102,7 +102,7 @@ impl Region {
         bytes
     }
 
-    /// Reads what a driver answered; `bytes` holds at least the fixed part.
+    /// Reads a driver's answer; `bytes` holds at least the fixed part.
     pub fn from_bytes(bytes: &[u8]) -> Result<Region, ChainError> {
         let (fixed, _) = RegionInfo::read_from_prefix(bytes).map_err(|_| ChainError::Outside(0))?;
         let flags = RegionInfoFlags::from_bits_retain(fixed.flags);
@@ -117,8 +117,8 @@ impl Region {
 }
 
 impl Info {
-    /// The kernel's answer: the fixed part with `argsz` bytes in all, and the chain behind it if there is
-    /// one.
+    /// Returns the kernel's answer: the fixed part, with the total size in `argsz`, and the chain after it, if
+    /// any.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; size_of::<DeviceInfo>()];
         let cap_offset = chain::append(&mut bytes, &self.capabilities);
@@ -136,7 +136,7 @@ impl Info {
         bytes
     }
 
-    /// Reads what a driver answered; `bytes` holds at least the fixed part.
+    /// Reads a driver's answer; `bytes` holds at least the fixed part.
     pub fn from_bytes(bytes: &[u8]) -> Result<Info, ChainError> {
         let (fixed, _) = DeviceInfo::read_from_prefix(bytes).map_err(|_| ChainError::Outside(0))?;
         let flags = DeviceInfoFlags::from_bits_retain(fixed.flags);

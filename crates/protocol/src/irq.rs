@@ -1,12 +1,12 @@
-//! What a user asks for of a device's interrupts (VFIO_DEVICE_SET_IRQS).
+//! Actions on a device's interrupts (VFIO_DEVICE_SET_IRQS).
 
-/// What is done to interrupts.
+/// An action on interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IrqAction {
     /// ACTION_MASK.
     Mask,
     /// ACTION_UNMASK.
     Unmask,
-    /// ACTION_TRIGGER: fire; with eventfds, say where firing is told.
+    /// ACTION_TRIGGER: fire; with eventfds, set the eventfd that receives each interrupt.
     Trigger,
 }

@@ -1,9 +1,9 @@
 //! The rules of VFIO device migration, without I/O.
 //!
-//! Everything here is plain data and functions: no file descriptor, no socket, no clock, no thread. A caller passes
-//! in what happened (bytes, results, durations) and is told what it means or what to do. Both sides of the contract
-//! in `include/uapi/linux/vfio.h` are built on it: a driver asks which arc to execute next, a user asks whether a
-//! read that returned nothing was the end.
+//! The crate is plain data and functions: no file descriptor, socket, clock or thread. A caller passes in events
+//! (bytes, results, durations) and gets their meaning or the next action. Both sides of the contract in
+//! `include/uapi/linux/vfio.h` are built on it: a driver asks for the next arc to execute, and a user asks whether
+//! an empty read was the end.
 //!
 //! ```
 //! use whimbrel_protocol::{MigrationFlags, State, fsm};

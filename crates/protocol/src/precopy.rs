@@ -1,34 +1,34 @@
-//! What a user knows of a device's pre-copy data between two queries.
+//! A user's account of a device's pre-copy data between two queries.
 //!
-//! Whether it is time to stop the device is [`crate::estimate`]'s business.
+//! [`crate::estimate`] decides when to stop the device.
 
 /// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrecopyBytes {
-    /// Data the device wants to be carried before it is stopped: without it the switchover takes longer than it must.
-    /// It falls as the data is read and never rises, unless the driver said REINIT.
+    /// Data that should be transferred before the device is stopped: without it the switchover takes longer than
+    /// necessary. The count falls as the data is read and never rises, unless the driver reports REINIT.
     pub initial: u64,
-    /// State that has changed, or has not been read yet, beyond the initial data. It rises and falls.
+    /// State beyond the initial data that has changed or has not been read yet. The count rises and falls.
     pub dirty: u64,
 }
 
 impl PrecopyBytes {
-    /// All that could be read now. A driver's absurd numbers saturate.
+    /// Returns all data that can be read now. The sum saturates, because a driver may report any numbers.
     pub const fn total(self) -> u64 {
         self.initial.saturating_add(self.dirty)
     }
 }
 
-/// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, whole: what a driver gives and a user gets.
+/// The whole answer of `VFIO_MIG_GET_PRECOPY_INFO`, as a driver gives it and a user gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrecopyReport {
     /// The two counts.
     pub bytes: PrecopyBytes,
-    /// The initial data starts anew (VFIO_PRECOPY_INFO_REINIT). Told to users that opted in.
+    /// The initial data starts over (VFIO_PRECOPY_INFO_REINIT). Reported to users that opted in.
     pub reinit: bool,
 }
 
-/// Keeps the books of one device's pre-copy phase on the user's side.
+/// The user's account of one device's pre-copy phase.
 ///
 /// ```
 /// use whimbrel_protocol::precopy::{PrecopyBytes, Progress};
@@ -48,14 +48,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Takes over what the device says now. `reinit` is the driver's REINIT flag: the initial data starts anew.
+    /// Takes the device's current report. `reinit` is the driver's REINIT flag: the initial data starts over.
     ///
-    /// Without REINIT the initial bytes may only fall; a driver that lets them rise is taken at the lower figure, so
-    /// that it cannot hold up the switchover for ever.
+    /// Without REINIT the initial bytes may only fall. If a driver lets them rise, the lower figure counts, so that
+    /// the driver cannot delay the switchover for ever.
     pub fn report(&mut self, bytes: PrecopyBytes, reinit: bool) {
         let initial =
             if self.reported && !reinit { bytes.initial.min(self.remaining.initial) } else { bytes.initial };
-        // What the driver gave beyond the accepted initial bytes is still data to carry.
+        // Initial bytes beyond the accepted figure are still data to transfer.
         let dirty = bytes.dirty.saturating_add(bytes.initial - initial);
         self.remaining = PrecopyBytes { initial, dirty };
         self.reported = true;
@@ -69,17 +69,17 @@ impl Progress {
         self.remaining.dirty = self.remaining.dirty.saturating_sub(count - initial);
     }
 
-    /// Whether the device has reported and all its initial data has been read.
+    /// Returns whether the device has reported and all of its initial data has been read.
     pub const fn initial_done(&self) -> bool {
         self.reported && self.remaining.initial == 0
     }
 
-    /// What is left to read, as far as is known since the last report.
+    /// Returns the data left to read, according to the last report and the reads since.
     pub const fn remaining(&self) -> PrecopyBytes {
         self.remaining
     }
 
-    /// All bytes read so far.
+    /// Returns the number of bytes read so far.
     pub const fn total_read(&self) -> u64 {
         self.total_read
     }

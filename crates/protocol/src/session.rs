@@ -1,10 +1,10 @@
-//! The life of one data fd: when it opens, when it ends, and what a read that returned nothing means.
+//! Data sessions: when a data fd opens, when it ends, and what an empty read means.
 //!
-//! The file itself lives elsewhere: with a driver in `whimbrel-device`, with a user in `whimbrel-user`.
+//! The file itself belongs to a driver in `whimbrel-device` and to a user in `whimbrel-user`.
 
 use crate::{Errno, MigrationFlags, State, fsm};
 
-/// Which way a data session carries the device's state.
+/// The direction in which a data session transfers the device's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The user reads the device's state (PRE_COPY, PRE_COPY_P2P, STOP_COPY).
@@ -13,16 +13,16 @@ pub enum Direction {
     Resuming,
 }
 
-/// What one arc does to the data session.
+/// The effect of one arc on the data session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// No session before, none after.
+    /// No session before or after.
     None,
-    /// A session begins; a running one of the other direction has ended before, on an earlier arc.
+    /// A session begins; one of the other direction has ended on an earlier arc.
     Opens(Direction),
-    /// The running session goes on with the same fd.
+    /// The session continues with the same fd.
     Continues,
-    /// The running session ends.
+    /// The session ends.
     Ends,
 }
 
@@ -34,9 +34,9 @@ const fn direction(state: State) -> Option<Direction> {
     }
 }
 
-/// What the arc `from` to `to` does to the data session.
+/// Returns the effect of the arc `from` to `to` on the data session.
 ///
-/// A session opens where an arc enters the saving states from outside or enters RESUMING. Moves among PRE_COPY,
+/// A session opens when an arc enters RESUMING, or enters the saving states from outside. Moves among PRE_COPY,
 /// PRE_COPY_P2P and STOP_COPY keep it.
 pub const fn effect(from: State, to: State) -> Effect {
     match (direction(from), direction(to)) {
@@ -44,15 +44,15 @@ pub const fn effect(from: State, to: State) -> Effect {
         (Some(_), None) => Effect::Ends,
         (Some(Direction::Saving), Some(Direction::Saving))
         | (Some(Direction::Resuming), Some(Direction::Resuming)) => Effect::Continues,
-        // From one direction to the other no arc leads directly.
+        // No arc leads directly from one direction to the other.
         (_, Some(direction)) => Effect::Opens(direction),
     }
 }
 
-/// The session that a successful request from `from` to `to` hands to the user, if its last step opens one.
+/// Returns the session that a successful request from `from` to `to` opens for the user, if its last step opens one.
 ///
-/// Everything else that succeeds returns `data_fd` -1, also the steps from PRE_COPY to STOP_COPY, where the fd that is
-/// already open goes on.
+/// Every other successful request returns `data_fd` -1, including the steps from PRE_COPY to STOP_COPY, where the open
+/// fd continues.
 pub fn opened_by(flags: MigrationFlags, from: State, to: State) -> Option<Direction> {
     let mut at = from;
     let mut opened = None;
@@ -66,21 +66,21 @@ pub fn opened_by(flags: MigrationFlags, from: State, to: State) -> Option<Direct
     opened
 }
 
-/// What a read from a saving session told.
+/// The meaning of a read from a saving session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SavingRead {
     /// This many bytes of state, at least one.
     Data(usize),
-    /// Nothing now; more may come while the device is in a pre-copy state, or after it enters STOP_COPY.
+    /// No data now; more may come while the device is in a pre-copy state, or after it enters STOP_COPY.
     TemporaryEnd,
     /// The whole state has been read.
     End,
 }
 
-/// Says what the result of a read on a saving session means, given the state the device was in.
+/// Interprets the result of a read on a saving session, given the device's state.
 ///
 /// The header gives ENOMSG for the temporary end of the pre-copy states; mlx5 and virtio return it, while mtty, qat and
-/// hisi_acc return 0 there. Both are taken. In STOP_COPY 0 is the end for good, and ENOMSG is an error like any other.
+/// hisi_acc return 0 there. Both are accepted. In STOP_COPY 0 is the final end, and ENOMSG is an error like any other.
 pub fn saving_read(state: State, result: Result<usize, Errno>) -> Result<SavingRead, Errno> {
     match result {
         Ok(0) | Err(Errno::ENOMSG) if state.is_precopy() => Ok(SavingRead::TemporaryEnd),

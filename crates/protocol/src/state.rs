@@ -1,6 +1,6 @@
-//! The states of a migratable device, as a type that cannot hold anything else.
+//! The states of a migratable device, as a type that holds only valid states.
 //!
-//! Which state may follow which is [`crate::fsm`]'s business.
+//! [`crate::fsm`] has the transitions between them.
 
 use core::fmt;
 
@@ -10,7 +10,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum State {
-    /// The device has failed and must be reset. It cannot be asked for.
+    /// The device has failed and must be reset. This state cannot be requested.
     Error = 0,
     /// The device does not change its internal or external state.
     Stop = 1,
@@ -29,7 +29,7 @@ pub enum State {
 }
 
 impl State {
-    /// Every state, by ascending number.
+    /// Every state, in ascending order of its number.
     pub const ALL: [State; 8] = [
         State::Error,
         State::Stop,
@@ -41,13 +41,13 @@ impl State {
         State::PreCopyP2p,
     ];
 
-    /// The header's number for this state.
+    /// Returns the header's number for this state.
     #[inline]
     pub const fn number(self) -> u32 {
         self as u32
     }
 
-    /// The state with this number, if there is one.
+    /// Returns the state with this number, if one exists.
     pub const fn from_number(number: u32) -> Option<State> {
         match number {
             0 => Some(State::Error),
@@ -62,7 +62,7 @@ impl State {
         }
     }
 
-    /// The header's name without its prefix, such as `RUNNING_P2P`.
+    /// Returns the header's name without its prefix, such as `RUNNING_P2P`.
     pub const fn name(self) -> &'static str {
         match self {
             State::Error => "ERROR",
@@ -76,23 +76,23 @@ impl State {
         }
     }
 
-    /// The state with this name, in the header's spelling without its prefix; case does not matter.
+    /// Returns the state with this name, in the header's spelling without its prefix. Ignores case.
     pub fn from_name(name: &str) -> Option<State> {
         State::ALL.into_iter().find(|state| state.name().eq_ignore_ascii_case(name))
     }
 
-    /// Whether the device's state can be read in this state: STOP_COPY, PRE_COPY and PRE_COPY_P2P.
+    /// Returns whether the device's state can be read in this state: STOP_COPY, PRE_COPY and PRE_COPY_P2P.
     pub const fn is_saving(self) -> bool {
         matches!(self, State::StopCopy | State::PreCopy | State::PreCopyP2p)
     }
 
-    /// Whether this is one of the two pre-copy states.
+    /// Returns whether this is one of the two pre-copy states.
     pub const fn is_precopy(self) -> bool {
         matches!(self, State::PreCopy | State::PreCopyP2p)
     }
 
-    /// Whether the device works in this state: it handles requests and advances its own state. In the P2P states it
-    /// does so without starting peer-to-peer DMA.
+    /// Returns whether the device runs in this state: it handles requests and advances its own state. In the P2P
+    /// states it starts no peer-to-peer DMA.
     pub const fn is_running(self) -> bool {
         matches!(self, State::Running | State::RunningP2p | State::PreCopy | State::PreCopyP2p)
     }
@@ -118,9 +118,9 @@ impl TryFrom<u32> for State {
     }
 }
 
-/// A number that names no state. The kernel answers it with EINVAL.
+/// A number that is not a state's. The kernel answers it with EINVAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is not a migration state (0 to 7)")]
+#[error("invalid migration state {0}: expected 0 to 7")]
 pub struct UnknownState(pub u32);
 
 #[cfg(test)]

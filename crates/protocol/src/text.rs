@@ -1,7 +1,7 @@
-//! Texts of a peer: made fit for a log or a terminal before anybody sees them.
+//! Text from a peer, made safe to show in a log or on a terminal.
 
-/// A peer's text as it can be shown: at most `max_chars` characters, and a space for each that steers a terminal,
-/// ends a line or turns the direction of what follows.
+/// Returns a peer's text in a form that is safe to show: at most `max_chars` characters, with a space for each
+/// character that controls a terminal, ends a line or changes the direction of the text after it.
 ///
 /// ```
 /// use whimbrel_protocol::text::printable;
@@ -20,7 +20,7 @@ pub fn printable(text: &str, max_chars: usize) -> String {
     shown
 }
 
-/// Control characters of both kinds, separators of lines and paragraphs, and marks that reorder text.
+/// Returns whether this is a control character, a line or paragraph separator, or a mark that reorders text.
 fn steers(it: char) -> bool {
     it.is_control()
         || matches!(

@@ -189,7 +189,7 @@ fn transactions_keep_their_sizes_and_a_v1_device_gets_each_when_it_is_whole() {
     let error = into.write_all(&state[..300]).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EINVAL), "{error}");
     let error = into.write_all(&state[300..600]).unwrap_err().to_string();
-    assert!(error.contains("an earlier transaction was not taken"), "{error}");
+    assert!(error.contains("did not accept an earlier transaction"), "{error}");
 }
 
 #[test]
@@ -346,11 +346,11 @@ fn a_vendor_that_tells_what_cannot_be_is_an_error_that_says_what() {
     let cases: [(&str, Vendor, &str); 7] = [
         ("a size past the end", Vendor::saying(1, &[32], SIZE), "0x3000 bytes"),
         ("any size", Vendor::saying(1, &[32], u64::MAX), "migration region of 0x3000 bytes"),
-        ("an offset in the structure", Vendor::saying(1, &[31], 8), "lie at 0x1f"),
-        ("an offset past the end", Vendor::saying(1, &[SIZE], 8), "lie at 0x3000"),
-        ("an offset past everything", Vendor::saying(1, &[u64::MAX], 8), "lie at 0xffff"),
+        ("an offset in the structure", Vendor::saying(1, &[31], 8), "at 0x1f,"),
+        ("an offset past the end", Vendor::saying(1, &[SIZE], 8), "at 0x3000,"),
+        ("an offset past everything", Vendor::saying(1, &[u64::MAX], 8), "at 0xffff"),
         ("an offset that moves", Vendor::saying(1, &[32, 64], 8), "moved its data from 0x20 to 0x40"),
-        ("data that never come", Vendor::saying(9, &[32], 0), "9 bytes are pending in stop-and-copy"),
+        ("data that never come", Vendor::saying(9, &[32], 0), "9 pending bytes in stop-and-copy"),
     ];
     for (what, vendor, expected) in cases {
         let mut device = vendor.open();
@@ -377,14 +377,14 @@ fn a_part_that_cannot_be_mapped_after_all_is_read() {
 fn a_state_that_is_none_and_a_region_that_cannot_be_are_errors() {
     let mut device = Vendor { state: 5, ..Vendor::saying(0, &[32], 0) }.open();
     let error = device.state().unwrap_err().to_string();
-    assert_eq!(error, "vendor: the device says its device_state is 0x5, which is no state");
+    assert_eq!(error, "vendor: the device reports an invalid device_state: 0x5");
     assert!(device.set_state(State::Stop).is_err());
 
     let area = Some(MmapArea { offset: 0, size: 0x1000 });
     let vendor = Vendor { mapped: area, ..Vendor::saying(0, &[32], 0) };
     let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
     let error = region::adapt(Box::new(local)).err().unwrap().to_string();
-    assert!(error.contains("offers 0x1000 bytes at 0x0 of"), "{error}");
+    assert!(error.contains("mappable part of the migration region: 0x1000 bytes at 0x0"), "{error}");
 
     let vendor = Vendor::saying(0, &[32], 0);
     let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
@@ -397,7 +397,7 @@ fn the_error_state_is_error_and_only_a_reset_leads_out() {
     let mut device = Vendor { state: 6, ..Vendor::saying(0, &[32], 0) }.open();
     assert_eq!(device.state().unwrap(), State::Error);
     let error = device.set_state(State::Running).unwrap_err();
-    assert!(error.to_string().contains("only a reset leads out"), "{error}");
+    assert!(error.to_string().contains("reset it to recover"), "{error}");
     assert!(error.advice().is_some());
     device.reset().unwrap();
     assert_eq!(device.state().unwrap(), State::Running);
@@ -411,7 +411,7 @@ fn a_state_write_that_fails_is_told_with_where_the_device_is() {
     let error = device.set_state(State::StopCopy).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::EBUSY));
     assert!(
-        error.to_string().starts_with("vendor: the device did not go to stop-and-copy: EBUSY")
+        error.to_string().starts_with("vendor: changing the device to stop-and-copy failed: EBUSY")
             && error.to_string().ends_with("it is in running"),
         "{error}"
     );

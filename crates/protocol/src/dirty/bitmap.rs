@@ -1,6 +1,6 @@
-//! A user's bitmap of pages: collected from several logs, walked as runs.
+//! A user's dirty bitmap: collected from several logs, walked as runs.
 
-/// Sets the bits `first` to `last`, both included, in little-endian order of bits. The caller knows they exist.
+/// Sets the bits `first` to `last`, both included, in little-endian bit order. The caller ensures that they exist.
 pub(super) fn set_bits(words: &mut [u64], first: usize, last: usize) {
     let (low, high) = (first / 64, last / 64);
     let from = u64::MAX << (first % 64);
@@ -41,12 +41,12 @@ pub struct Run {
 }
 
 impl PageBitmap {
-    /// A bitmap of `pages` clean pages.
+    /// Returns a bitmap of `pages` clean pages.
     pub fn new(pages: usize) -> PageBitmap {
         PageBitmap { words: vec![0; pages.div_ceil(64)], pages }
     }
 
-    /// The number of pages it speaks of.
+    /// Returns the number of pages it covers.
     pub fn pages(&self) -> usize {
         self.pages
     }
@@ -56,7 +56,7 @@ impl PageBitmap {
         self.set_run(Run { first: 0, count: self.pages });
     }
 
-    /// Marks a run; what lies past the last page is left out.
+    /// Marks a run, without any part past the last page.
     pub fn set_run(&mut self, run: Run) {
         let end = run.first.saturating_add(run.count).min(self.pages);
         if run.first < end {
@@ -64,12 +64,13 @@ impl PageBitmap {
         }
     }
 
-    /// Marks every page whose bit is set in `words`, laid out as this bitmap is. Bits past the last page are left out.
+    /// Marks every page whose bit is set in `words`, which have the layout of this bitmap. Ignores bits past the last
+    /// page.
     pub fn merge(&mut self, words: &[u64]) {
         self.merge_at(0, words);
     }
 
-    /// As [`PageBitmap::merge`], for `words` whose first bit stands for page `first`, a multiple of 64.
+    /// Does the same as [`PageBitmap::merge`] for `words` whose first bit stands for page `first`, a multiple of 64.
     pub fn merge_at(&mut self, first: usize, words: &[u64]) {
         debug_assert_eq!(first % 64, 0);
         for (ours, theirs) in self.words.iter_mut().skip(first / 64).zip(words) {
@@ -83,17 +84,17 @@ impl PageBitmap {
         self.words.fill(0);
     }
 
-    /// Whether no page is marked.
+    /// Returns whether no page is marked.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Number of marked pages.
+    /// Returns the number of marked pages.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// The marked pages as runs, in ascending order.
+    /// Returns the marked pages as runs, in ascending order.
     pub fn runs(&self) -> Runs<'_> {
         Runs { bitmap: self, at: 0 }
     }
@@ -104,7 +105,7 @@ impl PageBitmap {
         }
     }
 
-    /// First page from `from` on whose mark is `marked`, or the number of pages.
+    /// Returns the first page from `from` on whose mark is `marked`, or the number of pages.
     fn find(&self, from: usize, marked: bool) -> usize {
         let flip = if marked { 0 } else { u64::MAX };
         let mut index = from / 64;

@@ -1,28 +1,28 @@
-//! What a log of dirty pages tells at a time: the marks of pages that lie near each other.
+//! The marks of neighbouring pages that a dirty log reports at a time.
 
-/// Marks that were in a log, of at most 4096 pages that lie next to each other. The log decides how large a page is.
+/// Marks taken from a dirty log, for at most 4096 contiguous pages. The log determines the page size.
 #[derive(Clone, Debug)]
 pub struct Marks {
     iova: u64,
     words: [u64; Marks::MAX_WORDS],
     count: usize,
-    /// Which of the words can have marks: bit n for word n.
+    /// The words that can have marks: bit n for word n.
     marked: u64,
 }
 
 impl Marks {
-    /// How many words there are at most: as many as a word has bits.
+    /// The maximum number of words, equal to the number of bits in a word.
     pub const MAX_WORDS: usize = 64;
 
-    /// No marks yet, in `count` words, the first of which begins with the page at `iova`. More words than
-    /// [`Marks::MAX_WORDS`] are left out.
+    /// Returns `count` words without marks, at most [`Marks::MAX_WORDS`]; the first bit stands for the page at
+    /// `iova`.
     #[inline]
     pub const fn new(iova: u64, count: usize) -> Marks {
         let count = if count < Self::MAX_WORDS { count } else { Self::MAX_WORDS };
         Marks { iova, words: [0; Self::MAX_WORDS], count, marked: 0 }
     }
 
-    /// Sets a word, one of those there are.
+    /// Sets one of the words.
     #[inline]
     pub fn set(&mut self, index: usize, bits: u64) {
         if let Some(word) = self.words[..self.count].get_mut(index) {
@@ -36,12 +36,12 @@ impl Marks {
         self.iova
     }
 
-    /// Returns a bit for each page of the log, from [`Marks::iova`] on, the lowest first.
+    /// Returns one bit for each page of the log from [`Marks::iova`] on, lowest first.
     pub fn words(&self) -> &[u64] {
         &self.words[..self.count]
     }
 
-    /// Iterates over the words that can have marks, with their index.
+    /// Iterates over the words that can have marks, with their indices.
     pub fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
         let mut left = self.marked;
         std::iter::from_fn(move || {

@@ -1,5 +1,5 @@
-//! Logs of written memory as plain data: the ranges that are logged, the marks that a log gives, the bitmap a user gets.
-//! The log itself, which threads share, is in `whimbrel-memory`.
+//! Dirty tracking as plain data: the logged ranges, the marks a log reports, and the user's bitmap. The log itself,
+//! which threads share, is in `whimbrel-memory`.
 
 mod bitmap;
 mod marks;

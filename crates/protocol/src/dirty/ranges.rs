@@ -10,9 +10,9 @@ pub struct IovaRange {
 }
 
 impl IovaRange {
-    /// A range of `length` bytes from `iova`; EOVERFLOW where the end does not fit 64 bits.
+    /// Returns a range of `length` bytes from `iova`; EOVERFLOW if its end does not fit in 64 bits.
     ///
-    /// The end is exclusive, so a range cannot reach the last byte of the address space. That is the kernel's rule.
+    /// The end is exclusive, so a range cannot include the last byte of the address space: the kernel's rule.
     pub const fn new(iova: u64, length: u64) -> Result<IovaRange, Errno> {
         match iova.checked_add(length) {
             Some(_) => Ok(IovaRange { iova, length }),
@@ -20,22 +20,22 @@ impl IovaRange {
         }
     }
 
-    /// First address.
+    /// Returns the first address.
     pub const fn iova(self) -> u64 {
         self.iova
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub const fn length(self) -> u64 {
         self.length
     }
 
-    /// First address after the range.
+    /// Returns the first address after the range.
     pub const fn end(self) -> u64 {
         self.iova + self.length
     }
 
-    /// The part of this range that lies in `other`, if there is one.
+    /// Returns the part of this range that lies in `other`, if any.
     pub fn intersection(self, other: IovaRange) -> Option<IovaRange> {
         let iova = self.iova.max(other.iova);
         let end = self.end().min(other.end());
@@ -43,13 +43,13 @@ impl IovaRange {
     }
 }
 
-/// The most ranges one VFIO_DEVICE_FEATURE_DMA_LOGGING_START may name (a page of 16-byte ranges).
+/// Maximum number of ranges in one VFIO_DEVICE_FEATURE_DMA_LOGGING_START (a page of 16-byte ranges).
 pub const MAX_LOGGING_RANGES: u32 = 256;
 
 /// The ranges of one VFIO_DEVICE_FEATURE_DMA_LOGGING_START, checked one by one in the kernel's order
 /// (`vfio_ioctl_device_feature_logging_start` in `drivers/vfio/vfio_main.c`).
 ///
-/// As in the kernel, the page size itself is not judged here, nor is a length of 0: that is left to the driver.
+/// As in the kernel, the driver decides about the page size itself and about a length of 0.
 #[derive(Clone, Debug)]
 pub struct LoggingRanges {
     page_size: u64,
@@ -58,7 +58,7 @@ pub struct LoggingRanges {
 }
 
 impl LoggingRanges {
-    /// Begins a list of `num_ranges` ranges: EINVAL for none, E2BIG for more than [`MAX_LOGGING_RANGES`].
+    /// Begins a list of `num_ranges` ranges: EINVAL for 0, E2BIG for more than [`MAX_LOGGING_RANGES`].
     pub fn new(page_size: u64, num_ranges: u32) -> Result<LoggingRanges, Errno> {
         match num_ranges {
             0 => Err(Errno::EINVAL),
@@ -71,8 +71,8 @@ impl LoggingRanges {
         }
     }
 
-    /// Adds a range: EINVAL if it is not aligned to the page size, EOVERFLOW if its end does not fit, EINVAL if it
-    /// overlaps an earlier one or is more than were announced.
+    /// Adds a range: EINVAL if it is not aligned to the page size, EOVERFLOW if its end does not fit in 64 bits,
+    /// EINVAL if it overlaps an earlier range or exceeds the announced number.
     pub fn push(&mut self, iova: u64, length: u64) -> Result<(), Errno> {
         let mask = self.page_size.wrapping_sub(1);
         if iova & mask != 0 || length & mask != 0 {
@@ -88,12 +88,12 @@ impl LoggingRanges {
         Ok(())
     }
 
-    /// The page size asked for, in bytes, as the user gave it.
+    /// Returns the requested page size in bytes, as the user gave it.
     pub const fn page_size(&self) -> u64 {
         self.page_size
     }
 
-    /// The ranges in the user's order.
+    /// Returns the ranges in the user's order.
     pub fn ranges(&self) -> &[IovaRange] {
         &self.ranges
     }

@@ -3,11 +3,11 @@
 use super::{IovaRange, Marks};
 use crate::Errno;
 
-/// A user's request for the log of a range, with the bitmap that takes the answer.
+/// A user's request for the dirty pages of a range, with the bitmap that receives them.
 ///
 /// Bit n of the bitmap stands for the page at `iova + n * page_size`; words are u64s whose bytes are little-endian.
-/// (The header's own formula, `addr % 64`, is wrong; this is what the kernel's `iova_bitmap_set()` does.) Bits are only
-/// ever set.
+/// (The header's own formula, `addr % 64`, is wrong; this is what the kernel's `iova_bitmap_set()` does.) Bits are set
+/// and never cleared.
 ///
 /// ```
 /// use whimbrel_protocol::dirty::DirtyReport;
@@ -26,10 +26,10 @@ pub struct DirtyReport<'a> {
 }
 
 impl<'a> DirtyReport<'a> {
-    /// A request for `length` bytes from `iova` in pages of `page_size` bytes.
+    /// Returns a request for `length` bytes from `iova` in pages of `page_size` bytes.
     ///
-    /// EINVAL if the page size is below 4096 or not a power of two, EOVERFLOW if the end does not fit, then EINVAL if
-    /// `words` has no room for every page. Any iova and a length of 0 are fine, as in the kernel.
+    /// EINVAL if the page size is below 4096 or not a power of two, EOVERFLOW if the end does not fit in 64 bits, then
+    /// EINVAL if `words` has no room for every page. Any iova and a length of 0 are valid, as in the kernel.
     pub fn new(
         iova: u64,
         length: u64,
@@ -43,7 +43,7 @@ impl<'a> DirtyReport<'a> {
         Ok(DirtyReport { range, shift: page_size.trailing_zeros(), words })
     }
 
-    /// The checks the kernel makes before it looks at the bitmap.
+    /// Makes the checks that the kernel makes before it looks at the bitmap.
     pub fn check(iova: u64, length: u64, page_size: u64) -> Result<IovaRange, Errno> {
         if page_size < 4096 || !page_size.is_power_of_two() {
             return Err(Errno::EINVAL);
@@ -51,27 +51,27 @@ impl<'a> DirtyReport<'a> {
         IovaRange::new(iova, length)
     }
 
-    /// How many u64s a bitmap for `length` bytes takes; `page_size` is a power of two.
+    /// Returns the number of u64s in a bitmap for `length` bytes; `page_size` is a power of two.
     pub const fn words_needed(length: u64, page_size: u64) -> u64 {
         length.div_ceil(page_size).div_ceil(64)
     }
 
-    /// The range asked about.
+    /// Returns the requested range.
     pub const fn range(&self) -> IovaRange {
         self.range
     }
 
-    /// The page size of the answer, in bytes.
+    /// Returns the page size of the answer, in bytes.
     pub const fn page_size(&self) -> u64 {
         1 << self.shift
     }
 
-    /// The bitmap, for a source that fills it whole, such as a kernel.
+    /// Returns the bitmap, for a source that fills all of it, such as a kernel.
     pub fn words_mut(&mut self) -> &mut [u64] {
         self.words
     }
 
-    /// Marks every page that a byte of `length` from `iova` lies in. What is outside the range asked about is left out.
+    /// Marks every page that contains any of the `length` bytes from `iova`. Ignores bytes outside the requested range.
     pub fn set(&mut self, iova: u64, length: u64) {
         let end = iova.saturating_add(length).min(self.range.end());
         let iova = iova.max(self.range.iova());
@@ -83,14 +83,14 @@ impl<'a> DirtyReport<'a> {
         super::bitmap::set_bits(self.words, first as usize, last as usize);
     }
 
-    /// Marks the pages that a log with pages of 2^`shift` bytes tells of.
+    /// Marks the pages reported by a log with pages of 2^`shift` bytes.
     pub fn set_marks(&mut self, marks: &Marks, shift: u32) {
         let from = marks.iova().wrapping_sub(self.range.iova());
         let is_aligned = marks.iova() >= self.range.iova() && from & (self.page_size() - 1) == 0;
         let (index, bit) = ((from >> shift) / 64, (from >> shift) % 64);
         if shift == self.shift && is_aligned && bit == 0 {
-            // All words, in order and without a branch for each, are faster than those that have marks: the log's next
-            // atomic operation waits for these stores.
+            // Setting all words in order, without a branch for each, is faster than setting only those with marks: the
+            // log's next atomic operation waits for these stores.
             if let Some(words) = self.words.get_mut(index as usize..) {
                 words.iter_mut().zip(marks.words()).for_each(|(word, bits)| *word |= bits);
             }

@@ -1,7 +1,7 @@
-//! The links of the capability chains, as types and as bytes.
+//! The capabilities of devices and regions, as types and as bytes.
 //!
-//! The ids of a device's capabilities and of a region's are two name spaces: 1 is ZPCI_BASE of the one and
-//! SPARSE_MMAP of the other. So they are two types.
+//! The capability ids of devices and regions are separate name spaces: 1 is ZPCI_BASE for a device and
+//! SPARSE_MMAP for a region. So they are two types.
 
 use whimbrel_uapi::device::{
     DeviceInfoCapPciAtomicComp, InfoCapHeader, PciAtomicFlags, RegionInfoCapNvlink2Lnkspd,
@@ -21,7 +21,7 @@ use super::chain::{Link, Parts};
 pub enum Capability {
     /// Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP).
     SparseMmap(Vec<MmapArea>),
-    /// What a device-specific region is (VFIO_REGION_INFO_CAP_TYPE).
+    /// The type of a device-specific region (VFIO_REGION_INFO_CAP_TYPE).
     Type {
         /// The type, global per bus driver.
         region_type: u32,
@@ -30,20 +30,20 @@ pub enum Capability {
     },
     /// The MSI-X table can be mapped with the rest of the BAR (VFIO_REGION_INFO_CAP_MSIX_MAPPABLE).
     MsixMappable,
-    /// Where the memory of an NVLink device is for other devices (VFIO_REGION_INFO_CAP_NVLINK2_SSATGT).
-    /// Deprecated: no kernel from 5.13 on gives it.
+    /// The bus address of an NVLink device's memory (VFIO_REGION_INFO_CAP_NVLINK2_SSATGT). Deprecated: not
+    /// given by kernels since 5.13.
     Nvlink2Ssatgt {
         /// The address.
         tgt: u64,
     },
-    /// The speed of an NVLink (VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD). Deprecated as the one above.
+    /// The speed of an NVLink (VFIO_REGION_INFO_CAP_NVLINK2_LNKSPD). Deprecated like the one above.
     Nvlink2Lnkspd {
-        /// What the firmware says of it.
+        /// The link speed as given by the firmware.
         link_speed: u32,
     },
-    /// A capability without a form of its own here.
+    /// Any other capability.
     Other {
-        /// The header's number of the capability.
+        /// The capability's id.
         id: u16,
         /// Its version.
         version: u16,
@@ -74,9 +74,9 @@ pub enum DeviceCapability {
     ZpciPfip(Vec<u8>),
     /// The atomic operations of PCI that are completed for the device (VFIO_DEVICE_INFO_CAP_PCI_ATOMIC_COMP).
     PciAtomicComp(PciAtomicFlags),
-    /// A capability without a form of its own here.
+    /// Any other capability.
     Other {
-        /// The header's number of the capability.
+        /// The capability's id.
         id: u16,
         /// Its version.
         version: u16,
@@ -115,9 +115,9 @@ pub struct ZpciGroup {
     pub dasm: u64,
     /// Address of MSI.
     pub msi_addr: u64,
-    /// What the group can do.
+    /// The capabilities of the group.
     pub flags: ZpciFlags,
-    /// How often the measurement block is written.
+    /// Update interval of the measurement block.
     pub mui: u16,
     /// The most MSIs.
     pub noi: u16,
@@ -304,13 +304,13 @@ impl ZpciGroup {
     }
 }
 
-/// What follows the header in the structure of a capability.
+/// Returns the bytes after the header of a capability's structure.
 fn after_header<T: IntoBytes + Immutable>(capability: &T) -> Vec<u8> {
     capability.as_bytes()[HEADER..].to_vec()
 }
 
-/// Reads a structure whose header is read already, of which `least` bytes, header included, must be there.
-/// Bytes of a later version are zero.
+/// Reads a structure whose header has been read already. At least `least` bytes, header included, must be
+/// present; missing later fields are 0.
 fn read_behind_header<T: FromBytes + FromZeros + IntoBytes>(data: &[u8], least: usize) -> Option<T> {
     let mut value = T::new_zeroed();
     let room = &mut value.as_mut_bytes()[HEADER..];
@@ -322,7 +322,7 @@ fn read_behind_header<T: FromBytes + FromZeros + IntoBytes>(data: &[u8], least: 
     Some(value)
 }
 
-/// Bytes with their number, of 32 bits, before them.
+/// Returns the bytes after their 32-bit count.
 fn counted(bytes: &[u8]) -> Vec<u8> {
     let mut data = (bytes.len() as u32).to_ne_bytes().to_vec();
     data.extend_from_slice(bytes);

@@ -1,7 +1,7 @@
-//! A chain of capabilities behind an info structure: how it is laid out, and how it is read.
+//! Capability chains after an info structure: writing and parsing.
 //!
-//! A chain comes from a peer: offsets may point anywhere, also back. It is read only forwards and only within
-//! the bytes the peer gave.
+//! A chain comes from a peer: its offsets may point anywhere, even backwards. Parsing goes forwards only, and
+//! only within the peer's bytes.
 
 use whimbrel_uapi::device::InfoCapHeader;
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,7 +18,8 @@ pub(super) type Parts = (u16, u16, Vec<u8>);
 pub(super) trait Link: Sized {
     fn to_parts(&self) -> Parts;
 
-    /// `data` goes on to the next link or to the end. `None` if the capability says more than that holds.
+    /// Reads a capability. `data` extends to the next link or to the end. `None` if the capability claims
+    /// more than that.
     fn from_parts(id: u16, version: u16, data: &[u8]) -> Option<Self>;
 }
 
@@ -45,8 +46,8 @@ pub(super) fn append<L: Link>(info: &mut Vec<u8>, capabilities: &[L]) -> u32 {
     first
 }
 
-/// Reads the chain that starts at `cap_offset` of `info`, the bytes of an info structure whose fixed part
-/// takes `fixed` bytes. An offset of 0 is an empty chain.
+/// Parses the chain that starts at `cap_offset` of `info`, an info structure whose fixed part takes `fixed`
+/// bytes. An offset of 0 is an empty chain.
 pub(super) fn parse<L: Link>(info: &[u8], fixed: usize, cap_offset: u32) -> Result<Vec<L>, ChainError> {
     let mut capabilities = Vec::new();
     let mut at = cap_offset;
@@ -62,7 +63,7 @@ pub(super) fn parse<L: Link>(info: &[u8], fixed: usize, cap_offset: u32) -> Resu
         }
         let bytes = info.get(start..).ok_or(ChainError::Outside(at))?;
         let (header, rest) = InfoCapHeader::read_from_prefix(bytes).map_err(|_| ChainError::Outside(at))?;
-        // A capability has no length field: it reaches to the next link or to the end.
+        // A capability has no length field: it extends to the next link or to the end.
         let end = match header.next as usize {
             0 => rest.len(),
             next => next.saturating_sub(start + HEADER).min(rest.len()),

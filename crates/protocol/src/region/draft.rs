@@ -1,11 +1,11 @@
-//! The `device_state` of the draft, as a type that holds only what the text does not forbid.
+//! The draft's `device_state`, as a type that holds only values the text allows.
 
 use whimbrel_uapi::region_draft::{StateDraft, VFIO_DEVICE_STATE_MASK};
 
 use super::Phase;
 
-/// What the draft's `device_state` says. It has no error state: a change that fails is told by the write
-/// itself.
+/// A value of the draft's `device_state`. The draft has no error state: the write itself reports a failed
+/// change.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, draft::DeviceState};
@@ -16,7 +16,7 @@ use super::Phase;
 /// # Ok::<(), whimbrel_protocol::region::draft::InvalidState>(())
 /// ```
 ///
-/// It is not taken for a v1 state:
+/// It is a different type than the v1 state:
 ///
 /// ```compile_fail,E0308
 /// use whimbrel_protocol::region::{Phase, draft, v1};
@@ -25,14 +25,14 @@ use super::Phase;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceState {
-    /// The device does this.
+    /// The device is in this phase.
     Valid(Phase),
-    /// 101b, which the draft does not call invalid and never uses. No device behind a region can be in it.
+    /// 101b, which the draft neither forbids nor uses. No device behind a region can be in it.
     RunningAndResuming,
 }
 
 impl DeviceState {
-    /// Reads the register. Bits 3 and up are not looked at.
+    /// Reads the register. Ignores bits 3 and up.
     pub const fn from_register(register: u32) -> Result<DeviceState, InvalidState> {
         Ok(DeviceState::Valid(match register & VFIO_DEVICE_STATE_MASK {
             0b000 => Phase::Stop,
@@ -45,7 +45,7 @@ impl DeviceState {
         }))
     }
 
-    /// The three bits.
+    /// Returns the three bits.
     pub const fn bits(self) -> StateDraft {
         match self {
             DeviceState::Valid(Phase::Stop) => StateDraft::empty(),
@@ -57,16 +57,16 @@ impl DeviceState {
         }
     }
 
-    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of
+    /// Returns the register with these three bits and all others from `before`: the read-modify-write of
     /// the text.
     pub const fn to_register(self, before: u32) -> u32 {
         (before & !VFIO_DEVICE_STATE_MASK) | self.bits().bits()
     }
 }
 
-/// SAVING with RESUMING: no state.
+/// SAVING with RESUMING, which is not a valid state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("device_state {0:#x} is not valid: SAVING and RESUMING are both set")]
+#[error("invalid device_state {0:#x}: SAVING and RESUMING are both set")]
 pub struct InvalidState(pub u32);
 
 #[cfg(test)]

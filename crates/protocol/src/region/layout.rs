@@ -1,5 +1,4 @@
-//! Where things lie in a migration region: the structure at its start, the data section, what of it can be
-//! mapped.
+//! The layout of a migration region: the structure at its start, the data section and its mappable parts.
 
 use whimbrel_uapi::device::{
     RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
@@ -8,10 +7,10 @@ use whimbrel_uapi::{region_draft, region_v1};
 
 use crate::info::{Capability, MmapArea, Region};
 
-/// What a mapped part of a data section is aligned to, in bytes.
+/// The alignment of a mapped part of a data section, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
-/// Which text a region follows. A region does not say it: both have the same type and subtype.
+/// The version of a region. A region does not report it: both have the same type and subtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
     /// Linux 5.8 to 5.17.
@@ -21,7 +20,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// Size in bytes of the structure at the start of the region.
+    /// Returns the size in bytes of the structure at the start of the region.
     pub const fn header_size(self) -> u64 {
         match self {
             Version::V1 => size_of::<region_v1::DeviceMigrationInfo>() as u64,
@@ -57,11 +56,11 @@ impl Field {
         Field::CopiedPfns,
     ];
 
-    /// Bytes from the start of the region.
+    /// Returns the offset in bytes from the start of the region.
     pub(super) const fn offset(self) -> u64 {
         use region_draft::DeviceMigrationInfo as Info;
         use std::mem::offset_of;
-        // The draft's structure begins as that of v1.
+        // The draft's structure begins like that of v1.
         (match self {
             Field::DeviceState => offset_of!(Info, device_state),
             Field::Reserved => offset_of!(Info, reserved),
@@ -75,7 +74,7 @@ impl Field {
         }) as u64
     }
 
-    /// Native width in bytes.
+    /// Returns the native width in bytes.
     pub(super) const fn width(self) -> usize {
         match self {
             Field::DeviceState | Field::Reserved => 4,
@@ -98,7 +97,7 @@ impl Field {
     }
 }
 
-/// What one access touches.
+/// The target of one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// A field, whole.
@@ -129,26 +128,26 @@ pub struct Layout {
     size: u64,
 }
 
-/// A layout that the text does not allow.
+/// A layout that the specification does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// No room for data, or more than a region of 2^40 bytes holds.
-    #[error("a data section of {0} bytes is not possible")]
+    #[error("invalid size of the data section: {0} bytes")]
     Capacity(u64),
-    /// Data would lie in the structure at the start.
+    /// Data would overlap the structure at the start.
     #[error("the data section at offset {0:#x} overlaps the structure at the start of the region")]
     InHeader(u64),
-    /// Mapped data does not begin at a page.
-    #[error("the data section at offset {0:#x} does not begin at a page, though a part of it can be mapped")]
+    /// Mapped data does not begin at a page boundary.
+    #[error("the data section at offset {0:#x} has a mappable part and is not page-aligned")]
     DataOffset(u64),
     /// A mapped part is empty, not whole pages, overlaps an earlier one, or does not lie in the data section.
     #[error(
-        "the mapped part of {size:#x} bytes at {offset:#x} is not whole pages of the data section, in order"
+        "the mapped part of {size:#x} bytes at {offset:#x} is not whole pages of the data section in ascending order"
     )]
     Area {
-        /// Where it begins.
+        /// Offset of the part.
         offset: u64,
-        /// Its bytes.
+        /// Size of the part in bytes.
         size: u64,
     },
 }
@@ -157,12 +156,12 @@ pub enum LayoutError {
 const LARGEST: u64 = 1 << 40;
 
 impl Layout {
-    /// A data section for `capacity` bytes at a time from `data_offset` to the end, with these parts of it
-    /// mapped.
+    /// Returns a layout with a data section for `capacity` bytes at a time, from `data_offset` to the end,
+    /// with these parts of it mapped.
     ///
-    /// In the draft's region the bitmap of dirty pages lies between the structure and `data_offset`, in whole
-    /// u64s, so that to the end of the region there is room for data, as users reckon. Where there is no room
-    /// for it, every query of dirty pages is answered with ALL.
+    /// In the draft's region the dirty bitmap lies between the structure and `data_offset`, in whole u64s,
+    /// because users expect that all of the rest of the region is room for data. Without room for the bitmap,
+    /// every query of dirty pages is answered with ALL.
     pub fn new(
         version: Version,
         data_offset: u64,
@@ -192,8 +191,8 @@ impl Layout {
         Ok(Layout { version, data_offset, capacity: bytes, mapped, size: end })
     }
 
-    /// A data section of `capacity` bytes, all of it trapped: directly behind v1's structure, and at the
-    /// second page of the draft's region.
+    /// Returns a layout with a trapped data section of `capacity` bytes: directly after v1's structure, or at
+    /// the second page of the draft's region.
     pub fn trapped(version: Version, capacity: u64) -> Result<Layout, LayoutError> {
         let data_offset = match version {
             Version::V1 => version.header_size(),
@@ -202,44 +201,46 @@ impl Layout {
         Layout::new(version, data_offset, capacity, Vec::new())
     }
 
-    /// A data section of `capacity` bytes, whole pages, that begins at a page and can be mapped.
+    /// Returns a layout with a mappable data section of `capacity` bytes, which begins at a page boundary and
+    /// is whole pages.
     pub fn mapped(version: Version, capacity: u64) -> Result<Layout, LayoutError> {
         Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea { offset: PAGE_SIZE, size: capacity }])
     }
 
-    /// As [`Layout::mapped`], but with `trapped` more bytes behind what can be mapped, in the same buffer.
+    /// Returns the same as [`Layout::mapped`], with `trapped` more bytes after the mappable part, in the same
+    /// buffer.
     pub fn partly_mapped(version: Version, mapped: u64, trapped: u64) -> Result<Layout, LayoutError> {
         let capacity = mapped.checked_add(trapped).ok_or(LayoutError::Capacity(mapped))?;
         Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea { offset: PAGE_SIZE, size: mapped }])
     }
 
-    /// Which text the region follows.
+    /// Returns the version of the region.
     pub const fn version(&self) -> Version {
         self.version
     }
 
-    /// Where a buffer of device data begins, in bytes from the start of the region.
+    /// Returns the offset of a buffer of device data, in bytes from the start of the region.
     pub const fn data_offset(&self) -> u64 {
         self.data_offset
     }
 
-    /// The most bytes of device data that one transaction carries.
+    /// Returns the maximum size of one transaction in bytes.
     pub const fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// The parts of the region that can be mapped.
+    /// Returns the parts of the region that can be mapped.
     pub fn mapped_areas(&self) -> &[MmapArea] {
         &self.mapped
     }
 
-    /// Size of the region in bytes.
+    /// Returns the size of the region in bytes.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// What VFIO_DEVICE_GET_REGION_INFO tells of the region: readable, writable, of type 3 and subtype 1,
-    /// mappable where it is. The offset in the device file is 0 and left to the core.
+    /// Returns the answer of VFIO_DEVICE_GET_REGION_INFO: readable, writable, type 3 and subtype 1, with its
+    /// mappable parts. The offset in the device file is 0; the core sets it.
     pub fn region(&self) -> Region {
         let mut flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         let mut capabilities = Vec::new();
@@ -254,7 +255,7 @@ impl Layout {
         Region { flags, size: self.size, offset: 0, capabilities }
     }
 
-    /// Where the bitmap of dirty pages lies, and how many bytes there are for it.
+    /// Returns the offset of the dirty bitmap and its room in bytes.
     pub(super) const fn bitmap(&self) -> (u64, usize) {
         let start = self.version.header_size();
         match self.version {
@@ -263,8 +264,8 @@ impl Layout {
         }
     }
 
-    /// What an access touches; `None` for one that the text does not support: a field other than whole,
-    /// beyond the end, or from the structure into the data section.
+    /// Returns the target of an access; `None` for one that the specification does not support: part of a
+    /// field, past the end, or from the structure into the data section.
     pub(super) fn place(&self, offset: u64, length: usize) -> Option<Place> {
         let end = offset.checked_add(length as u64).filter(|end| *end <= self.size)?;
         if offset >= self.version.header_size() {

@@ -1,16 +1,16 @@
-//! Migration through a region: v1, as kernels 5.8 to 5.17 had it, and the draft of 2019 before it.
+//! Migration through a region: v1 of Linux 5.8 to 5.17, and the draft of 2019 before it.
 //!
 //! The region begins with a structure that is always trapped (`vfio_device_migration_info`, see
-//! [`whimbrel_uapi::region_v1`] and [`whimbrel_uapi::region_draft`]); behind it lies the data section. Both
-//! halves of the contract are here as machines without I/O:
+//! [`whimbrel_uapi::region_v1`] and [`whimbrel_uapi::region_draft`]); the data section follows it. Both
+//! halves of the contract are state machines without I/O:
 //!
-//! - [`Vendor`] answers each access to the region, for any [`Backend`]: a device that goes through the states
-//!   of v2 and gives and takes bytes.
-//! - [`User`] says which access to make next, and what the answers mean.
+//! - [`Vendor`] answers each access to the region, for any [`Backend`]: a device with the states of v2 that
+//!   gives and takes bytes.
+//! - [`User`] gives the next access to make, and interprets the answers.
 //!
-//! Both speak of what a device is doing as a [`Phase`]. The numbers of the two versions and the states of v2
-//! are types apart ([`v1::DeviceState`], [`draft::DeviceState`], [`State`](crate::State)), because the same
-//! number means another state in each.
+//! Both describe a device by its [`Phase`]. The states of v1, of the draft and of v2 are separate types
+//! ([`v1::DeviceState`], [`draft::DeviceState`], [`State`](crate::State)), because the same number means a
+//! different state in each.
 
 mod backend;
 pub mod draft;

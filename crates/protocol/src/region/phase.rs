@@ -1,14 +1,14 @@
-//! What a device with a migration region is doing, in the words of the text, and which states of the v2
-//! machine a device behind such a region passes through for it.
+//! Phases of a device with a migration region, in the words of the specification, and the v2 states that the
+//! device behind the region passes through for each.
 
 use core::fmt;
 
 use crate::fsm::{self, Path, Refused};
 use crate::{MigrationFlags, State};
 
-/// What a device with a migration region is doing. v1 and the draft have the same five.
+/// A phase of a device with a migration region. v1 and the draft have the same five.
 ///
-/// It is not a [`State`]: the numbers of v1 mean other states in v2, and a region has no state for P2P.
+/// It is not a [`State`]: v1's numbers mean other states in v2, and a region has no P2P states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Stopped, neither saving nor resuming (000b).
@@ -23,7 +23,7 @@ pub enum Phase {
     Resuming,
 }
 
-/// The changes that v1's text draws: what a device with a region must be able to do. Others may be tried.
+/// The transitions in v1's diagram, which a device with a region must support. Others may be tried.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, TEXT_TRANSITIONS};
@@ -42,24 +42,24 @@ pub const TEXT_TRANSITIONS: [(Phase, Phase); 7] = [
 ];
 
 impl Phase {
-    /// Every phase, by ascending bits.
+    /// Every phase, in ascending order of its bits.
     pub const ALL: [Phase; 5] =
         [Phase::Stop, Phase::Running, Phase::StopAndCopy, Phase::PreCopy, Phase::Resuming];
 
-    /// Whether the SAVING bit is set.
+    /// Returns whether the SAVING bit is set.
     pub const fn is_saving(self) -> bool {
         matches!(self, Phase::StopAndCopy | Phase::PreCopy)
     }
 
-    /// Whether the RUNNING bit is set.
+    /// Returns whether the RUNNING bit is set.
     pub const fn is_running(self) -> bool {
         matches!(self, Phase::Running | Phase::PreCopy)
     }
 
-    /// The state of the v2 machine that a device with these flags is in for this phase.
+    /// Returns the v2 state of a device with these flags in this phase.
     ///
     /// A region must offer pre-copy even if no data comes before stop-and-copy: a device without PRE_COPY
-    /// stays in RUNNING for it.
+    /// then stays in RUNNING.
     pub const fn v2_state(self, flags: MigrationFlags) -> State {
         match self {
             Phase::Stop => State::Stop,
@@ -70,8 +70,8 @@ impl Phase {
         }
     }
 
-    /// The phase that a user of v2 means by a state; `None` for ERROR and the P2P states, which a region has
-    /// not.
+    /// Returns the phase that corresponds to a v2 state; `None` for ERROR and the P2P states, which a region
+    /// does not have.
     pub const fn of_v2_state(state: State) -> Option<Phase> {
         match state {
             State::Stop => Some(Phase::Stop),
@@ -83,7 +83,7 @@ impl Phase {
         }
     }
 
-    /// The text's name, such as `stop-and-copy`.
+    /// Returns the specification's name, such as `stop-and-copy`.
     pub const fn name(self) -> &'static str {
         match self {
             Phase::Stop => "stop",
@@ -101,11 +101,10 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The arcs of the v2 machine that a device with `flags` executes when its region goes from one phase to
-/// another.
+/// Returns the v2 arcs that a device with `flags` executes when its region goes from one phase to another.
 ///
-/// Every change is possible that v2 has a path for. From stop-and-copy to pre-copy there is none, also on a
-/// device without PRE_COPY: the data would have to start anew, and a user could not see where.
+/// Every change is possible for which v2 has a path. From stop-and-copy to pre-copy no path exists, even on
+/// a device without PRE_COPY: the data would have to start over, and a user could not see where.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, v2_path};
@@ -122,7 +121,7 @@ pub fn v2_path(flags: MigrationFlags, from: Phase, to: Phase) -> Result<Path, Re
     v2_path_from(flags, from, from.v2_state(flags), to)
 }
 
-/// As [`v2_path`], for a device that a failure has left in another state than its phase says.
+/// Returns the same as [`v2_path`] for a device that a failure has left in a state other than its phase's.
 pub(super) fn v2_path_from(
     flags: MigrationFlags,
     from: Phase,

@@ -1,13 +1,13 @@
-//! The `device_state` of v1, as a type that holds only what the text gives a meaning.
+//! v1's `device_state`, as a type that holds only values with a meaning in the text.
 
 use whimbrel_uapi::region_v1::{StateV1, VFIO_DEVICE_STATE_MASK};
 
 use super::Phase;
 
-/// What v1's `device_state` says.
+/// A value of v1's `device_state`.
 ///
-/// It is no [`State`](crate::State) of v2, and neither can be taken for the other: v1's RUNNING is the number
-/// of v2's STOP, and v1's RUNNING with SAVING that of v2's STOP_COPY.
+/// It is a different type than v2's [`State`](crate::State), because the same number means another state:
+/// v1's RUNNING is v2's STOP, and v1's RUNNING with SAVING is v2's STOP_COPY.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Phase, v1::DeviceState};
@@ -21,7 +21,7 @@ use super::Phase;
 /// # Ok::<(), whimbrel_protocol::region::v1::InvalidState>(())
 /// ```
 ///
-/// A v1 state is not taken where one of v2 is expected,
+/// A v1 state is not accepted in place of a v2 state,
 ///
 /// ```compile_fail,E0308
 /// use whimbrel_protocol::{MigrationFlags, State, fsm};
@@ -39,7 +39,7 @@ use super::Phase;
 /// fsm::next(MigrationFlags::STOP_COPY, State::Stop, StateV1::RUNNING);
 /// ```
 ///
-/// nor a v2 state where one of v1 is expected,
+/// nor a v2 state in place of a v1 state,
 ///
 /// ```compile_fail,E0308
 /// use whimbrel_protocol::State;
@@ -48,7 +48,7 @@ use super::Phase;
 /// DeviceState::Valid(State::Running);
 /// ```
 ///
-/// while each is taken where it belongs:
+/// while each is accepted in its own place:
 ///
 /// ```
 /// use whimbrel_protocol::{MigrationFlags, State, fsm};
@@ -60,15 +60,14 @@ use super::Phase;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceState {
-    /// The device does this.
+    /// The device is in this phase.
     Valid(Phase),
-    /// The device has failed and must be reset (110b). A user cannot ask for it.
+    /// The device has failed and must be reset (110b). A user cannot request this state.
     Error,
 }
 
 impl DeviceState {
-    /// Reads the register (`VFIO_DEVICE_STATE_VALID`, `VFIO_DEVICE_STATE_IS_ERROR`). Bits 3 and up are not
-    /// looked at.
+    /// Reads the register (`VFIO_DEVICE_STATE_VALID`, `VFIO_DEVICE_STATE_IS_ERROR`). Ignores bits 3 and up.
     pub const fn from_register(register: u32) -> Result<DeviceState, InvalidState> {
         Ok(DeviceState::Valid(match register & VFIO_DEVICE_STATE_MASK {
             0b000 => Phase::Stop,
@@ -81,7 +80,7 @@ impl DeviceState {
         }))
     }
 
-    /// The three bits.
+    /// Returns the three bits.
     pub const fn bits(self) -> StateV1 {
         match self {
             DeviceState::Valid(Phase::Stop) => StateV1::empty(),
@@ -93,16 +92,16 @@ impl DeviceState {
         }
     }
 
-    /// The register with these three bits, and all others as they are in `before`: the read-modify-write of
-    /// the text.
+    /// Returns the register with these three bits and all others from `before`: the read-modify-write of the
+    /// text.
     pub const fn to_register(self, before: u32) -> u32 {
         (before & !VFIO_DEVICE_STATE_MASK) | self.bits().bits()
     }
 }
 
-/// RESUMING with RUNNING: no state.
+/// RESUMING with RUNNING, which is not a valid state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("device_state {0:#x} is not valid: RESUMING stands alone")]
+#[error("invalid device_state {0:#x}: RESUMING must be set alone")]
 pub struct InvalidState(pub u32);
 
 #[cfg(test)]

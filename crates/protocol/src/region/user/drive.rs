@@ -1,19 +1,19 @@
-//! The round of a request, for a caller that reaches the region by calls.
+//! A blocking driver for requests, for a caller that accesses the region by function calls.
 
 use super::{DirtyAnswer, DirtyPages, Next, Outcome, User, UserError, Way};
 use crate::Errno;
 use crate::dirty::DirtyReport;
 
-/// How a caller reaches a migration region.
+/// A caller's access to a migration region.
 pub trait RegionAccess {
-    /// Reads all of `data` from `offset` of the region, in one access, or fails.
+    /// Reads all of `data` from `offset` of the region in one access.
     fn read(&mut self, offset: u64, way: Way, data: &mut [u8]) -> Result<(), Errno>;
 
-    /// Writes all of `data` at `offset` of the region, in one access, or fails.
+    /// Writes all of `data` at `offset` of the region in one access.
     fn write(&mut self, offset: u64, way: Way, data: &[u8]) -> Result<(), Errno>;
 }
 
-/// Carries out the request that has begun, to its end.
+/// Carries out the current request to its end.
 ///
 /// ```
 /// use whimbrel_protocol::Errno;
@@ -62,10 +62,10 @@ pub fn drive(user: &mut User, region: &mut dyn RegionAccess) -> Result<Outcome, 
     }
 }
 
-/// Asks the draft's region for all of a range of dirty pages, part by part, and sets their bits in `report`.
+/// Asks the draft's region for all dirty pages of a range, part by part, and sets their bits in `report`.
 ///
-/// The device's log forgets what it tells: after an error the caller takes all pages of the range as dirty,
-/// since what was told on the way may be lost.
+/// The device's log forgets the pages it reports: after an error the caller must treat all pages of the
+/// range as dirty, because pages reported on the way may be lost.
 pub fn report_dirty(
     user: &mut User,
     region: &mut dyn RegionAccess,

@@ -1,88 +1,88 @@
-//! Why something asked of a region did not come about.
+//! Errors of a request to a migration region.
 
 use super::super::Phase;
 use crate::Errno;
 
-/// A request to a device with a migration region that failed.
+/// A failed request to a device with a migration region.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    /// An access failed. The state the device is in has not changed.
+    /// An access failed. The device's state has not changed.
     #[error("{access} of {field} in the migration region failed: {errno}")]
     Access {
         /// `read` or `write`.
         access: &'static str,
         /// The field, or `the data section`.
         field: &'static str,
-        /// What the device answered.
+        /// The device's answer.
         errno: Errno,
     },
-    /// The device did not change its state. `now` is what it says it is doing since; with the draft nobody
-    /// knows until the state is asked for.
+    /// The device did not change its state. `now` is its phase afterwards, which is unknown for the draft
+    /// until it is read.
     #[error(
-        "the device did not go to {to}: {errno}{}",
-        now.map_or(String::new(), |now| format!(", it is in {now}"))
+        "changing the device to {to} failed: {errno}{}",
+        now.map_or(String::new(), |now| format!("; it is in {now}"))
     )]
     Refused {
-        /// What was asked for.
+        /// The requested phase.
         to: Phase,
-        /// What the write answered.
+        /// The errno of the write.
         errno: Errno,
-        /// What the device is doing now.
+        /// The device's phase now, if known.
         now: Option<Phase>,
     },
     /// The device is in v1's error state: only a reset (VFIO_DEVICE_RESET) leads out.
     #[error(
-        "the device is in the error state{}; only a reset leads out",
+        "the device is in the error state{}; reset it to recover",
         errno.map_or(String::new(), |errno| format!(" ({errno})"))
     )]
     NeedsReset {
-        /// What the write answered that brought the device there; `None` if it was there before.
+        /// The errno of the write that caused the error state; `None` if the device was in it before.
         errno: Option<Errno>,
     },
-    /// Neither did the device change its state nor does it tell which it is in.
-    #[error("the device did not go to {to} ({errno}) and does not tell its state ({reading}); reset it")]
+    /// The device did not change its state, and its state cannot be read.
+    #[error("changing the device to {to} failed: {errno}; reading its state failed: {reading}; reset it to recover")]
     Unknown {
-        /// What was asked for.
+        /// The requested phase.
         to: Phase,
-        /// What the write answered.
+        /// The errno of the write.
         errno: Errno,
-        /// What the read after it answered.
+        /// The errno of the read after the write.
         reading: Errno,
     },
-    /// The register holds what is no state.
-    #[error("the device says its device_state is {0:#x}, which is no state")]
+    /// The register holds an invalid state.
+    #[error("the device reports an invalid device_state: {0:#x}")]
     State(u32),
     /// Data would lie outside the data section.
-    #[error("the device says {bytes} bytes lie at {offset:#x} of a migration region of {size:#x} bytes")]
+    #[error("the device places {bytes} bytes at {offset:#x}, outside its migration region of {size:#x} bytes")]
     Outside {
-        /// What `data_offset` says.
+        /// The value of `data_offset`.
         offset: u64,
-        /// How many bytes would be there; 0 if it was not asked yet.
+        /// Number of bytes there; 0 if not known yet.
         bytes: u64,
         /// Size of the region.
         size: u64,
     },
-    /// Mapped data does not begin at a page, as v1 requires.
-    #[error("the device says its data lie at {0:#x}, in a mapped part and not at a page")]
+    /// Mapped data does not begin at a page boundary, as v1 requires.
+    #[error("the device places mapped data at {0:#x}, which is not page-aligned")]
     Unaligned(u64),
     /// `data_offset` changed between two reads of one iteration.
-    #[error("the device moved its data from {first:#x} to {second:#x} while it was read")]
+    #[error("the device moved its data from {first:#x} to {second:#x} during a read")]
     Moved {
         /// The first answer.
         first: u64,
         /// The second.
         second: u64,
     },
-    /// A transaction, or a bitmap, is larger than the user is ready to hold.
-    #[error("the device offers {bytes} bytes at once, more than the {most} this user takes")]
+    /// A transaction or a bitmap exceeds the user's limit.
+    #[error("the device offers {bytes} bytes at once, more than the limit of {most}")]
     TooLarge {
-        /// What it offers.
+        /// The offered size in bytes.
         bytes: u64,
         /// The limit.
         most: u64,
     },
-    /// A transaction does not fit the data section here. To cut it would break the rule that it has the size
-    /// it had at the source.
+    /// A transaction does not fit the data section. Splitting it would violate the rule that it keeps the
+    /// size it had at the source.
     #[error("a transaction of {bytes} bytes does not fit the {room} bytes of the destination's data section")]
     NoRoom {
         /// Bytes of the transaction.
@@ -90,33 +90,33 @@ pub enum UserError {
         /// Bytes of the data section.
         room: u64,
     },
-    /// The device says that data is left and gives none, while it is stopped: it would for ever.
-    #[error("the device says {0} bytes are pending in stop-and-copy and gives none")]
+    /// The stopped device reports pending data and gives none, so the request would never end.
+    #[error("the device reports {0} pending bytes in stop-and-copy and gives none")]
     Stalled(u64),
-    /// An earlier transaction was not taken: the state that the device holds is not whole.
-    #[error("an earlier transaction was not taken by the device: reset it and begin anew")]
+    /// The device did not accept an earlier transaction: its state is incomplete.
+    #[error("the device did not accept an earlier transaction; reset it and start over")]
     NotWhole,
-    /// The bitmap speaks of more pages than were asked about.
-    #[error("the device answers for {copied} pages of {total}")]
+    /// The bitmap covers more pages than the query asked about.
+    #[error("the device's dirty bitmap covers {copied} pages, more than the {total} asked about")]
     Copied {
-        /// What `copied_pfns` says.
+        /// The value of `copied_pfns`.
         copied: u64,
-        /// What was asked about.
+        /// Number of pages asked about.
         total: u64,
     },
-    /// A buffer of device data is open; it must be read to its end before dirty pages are asked about.
+    /// A buffer of device data is open; it must be read to its end before a query of dirty pages.
     #[error("a buffer of device data has not been read to its end")]
     BufferOpen,
-    /// The region follows v1, whose dirty pages are the container's to tell.
-    #[error("a v1 region does not tell dirty pages")]
+    /// The region follows v1, where the container reports dirty pages.
+    #[error("a v1 region does not report dirty pages")]
     NoDirtyPages,
-    /// There is nothing to carry out.
-    #[error("no request has begun")]
+    /// No request is in progress.
+    #[error("no request is in progress")]
     NoRequest,
-    /// The caller answered with another number of bytes than was asked for.
-    #[error("{got} bytes were answered where {asked} were asked for")]
+    /// The caller answered with a different number of bytes than requested.
+    #[error("the caller answered with {got} bytes instead of {asked}")]
     Answer {
-        /// Bytes asked for.
+        /// Bytes requested.
         asked: usize,
         /// Bytes answered.
         got: usize,

@@ -1,4 +1,4 @@
-//! The user half: which access to a migration region comes next, and what the answers mean.
+//! The user half: the next access to a migration region, and the meaning of each answer.
 
 mod drive;
 mod error;
@@ -16,13 +16,13 @@ use crate::dirty::PageBitmap;
 
 /// The user side of a migration region.
 ///
-/// A request ([`User::set_phase`], [`User::save`], ...) is begun, and then carried out access by access:
-/// [`User::next_access`] says which, and [`User::read_done`] or [`User::write_done`] takes the answer, until
-/// there is an [`Outcome`]. [`drive`] does the round for a caller that has nothing else to do meanwhile.
+/// A request ([`User::set_phase`], [`User::save`], ...) is carried out access by access:
+/// [`User::next_access`] gives the access, and [`User::read_done`] or [`User::write_done`] takes the answer,
+/// until the request ends with an [`Outcome`]. [`drive`] runs this loop for a caller that can block.
 ///
-/// Everything the device says is checked before it is used. A request can be left at any access, by beginning
-/// another: a buffer that was opened and not read to its end is then gone on with by the next [`User::save`],
-/// since asking for `pending_bytes` would give it up.
+/// Every answer of the device is checked before use. A caller can abandon a request at any access by
+/// beginning another. The next [`User::save`] then continues with a buffer that was opened and not read to
+/// its end, because asking for `pending_bytes` would release it.
 ///
 /// ```
 /// use whimbrel_protocol::region::{Layout, Next, Outcome, Phase, User, Version, View};
@@ -45,113 +45,113 @@ use crate::dirty::PageBitmap;
 pub struct User {
     view: View,
     rules: Rules,
-    /// What the device was last heard to be doing.
+    /// The last known phase of the device.
     phase: Option<Phase>,
     /// The last answer of `pending_bytes`.
     pending: u64,
     buffer: Buffer,
-    /// A transaction was not taken.
+    /// The device did not accept a transaction.
     not_whole: bool,
-    /// The access of the present step has been handed out.
+    /// The access of the current step has been handed out.
     asked: bool,
     step: Step,
-    /// The value that a write of a field carries.
+    /// The value of a field to write.
     value: [u8; 8],
 }
 
-/// The buffer of device data that the user has in front of it.
+/// The buffer of device data in the data section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Buffer {
-    /// None, or it was read to its end.
+    /// No buffer, or one that was read to its end.
     Closed,
-    /// Opened by the request under way, after `pending_bytes` announced it.
+    /// Opened by the current request, after `pending_bytes` announced it.
     Announced,
-    /// Opened by an earlier request, which was left or failed.
+    /// Opened by an earlier request, which was abandoned or failed.
     Left,
 }
 
-/// What its owner has chosen.
+/// The owner's settings.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
     most: u64,
     split: bool,
 }
 
-/// The access that comes next, or the end of a request.
+/// The next access, or the end of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next<'a> {
     /// Read `length` bytes from `offset` of the region, in one piece.
     Read {
         /// Bytes from the start of the region.
         offset: u64,
-        /// Bytes; at most 8 where they are trapped.
+        /// Length in bytes; at most 8 for a trapped access.
         length: usize,
-        /// How.
+        /// The way to access the region.
         way: Way,
     },
     /// Write `data` at `offset` of the region, in one piece.
     Write {
         /// Bytes from the start of the region.
         offset: u64,
-        /// What to write.
+        /// The bytes to write.
         data: &'a [u8],
-        /// How.
+        /// The way to access the region.
         way: Way,
     },
-    /// The request is over.
+    /// The request has ended.
     Finished(Result<Outcome, UserError>),
-    /// No request has begun.
+    /// No request is in progress.
     Idle,
 }
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The device is doing this.
+    /// The device is in this phase.
     Phase(Phase),
-    /// So many bytes are still to be saved; 0 is all for now in pre-copy, and all in stop-and-copy.
+    /// Number of bytes still to be saved; 0 means no more for now in pre-copy, and no more at all in
+    /// stop-and-copy.
     Pending(u64),
-    /// One transaction; to be loaded as it is, in this order. `None`: there is none now in pre-copy, and no
-    /// more in stop-and-copy.
+    /// One transaction, to be loaded unchanged and in this order. `None` means no more for now in pre-copy,
+    /// and no more at all in stop-and-copy.
     Saved(Option<Vec<u8>>),
-    /// The transaction was taken.
+    /// The device accepted the transaction.
     Loaded,
     /// Dirty pages.
     Dirty(DirtyAnswer),
 }
 
-/// The pages that the draft's region is asked about.
+/// The pages that a query of the draft's region asks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyPages {
     /// The first page: its IOVA divided by the page size.
     pub start_pfn: u64,
     /// Bytes.
     pub page_size: u64,
-    /// How many pages.
+    /// Number of pages.
     pub total_pfns: u64,
 }
 
-/// What the draft's region answers of them.
+/// The answer of the draft's region to a query of dirty pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DirtyAnswer {
-    /// None of them was written.
+    /// No page was written.
     None,
-    /// All are to be taken as written.
+    /// All pages must be treated as written.
     All,
-    /// This speaks of the first so many of them, at least one. The rest is to be asked about next.
+    /// A bitmap of the first pages, at least one. The next query asks about the rest.
     Bitmap(PageBitmap),
 }
 
 impl User {
-    /// The most bytes that a transaction or a bitmap may have, unless [`User::with_limit`] says otherwise: 1
-    /// GiB.
-    pub const MOST: u64 = 1 << 30;
+    /// Default limit for the size of a transaction or bitmap: 1 GiB. [`User::with_limit`] changes it.
+    pub const MAX_BYTES: u64 = 1 << 30;
 
-    /// A user of a region whose device it has just opened.
+    /// Returns a user of the region of a newly opened device.
     pub fn new(view: View) -> User {
         User {
             view,
-            rules: Rules { most: User::MOST, split: false },
+            rules: Rules { most: User::MAX_BYTES, split: false },
             phase: None,
             pending: 0,
             buffer: Buffer::Closed,
@@ -162,53 +162,53 @@ impl User {
         }
     }
 
-    /// Takes transactions and bitmaps of at most `most` bytes.
+    /// Accepts transactions and bitmaps of at most `most` bytes.
     #[must_use]
     pub fn with_limit(mut self, most: u64) -> User {
         self.rules.most = most;
         self
     }
 
-    /// Cuts a transaction that does not fit the data section, as QEMU 7.2 does, instead of refusing it. The
-    /// text says that a transaction has the size it had at the source: only for devices that are known not to
-    /// mind.
+    /// Splits a transaction that does not fit the data section, as QEMU 7.2 does, instead of refusing it. The
+    /// specification requires that a transaction keeps the size it had at the source, so use this only for
+    /// devices that are known to accept it.
     #[must_use]
     pub fn with_splitting(mut self) -> User {
         self.rules.split = true;
         self
     }
 
-    /// From now on as [`User::with_splitting`], or no more.
+    /// Turns the splitting of [`User::with_splitting`] on or off.
     pub const fn set_splitting(&mut self, split: bool) {
         self.rules.split = split;
     }
 
-    /// The region.
+    /// Returns the region.
     pub const fn view(&self) -> &View {
         &self.view
     }
 
-    /// What the device was last heard to be doing.
+    /// Returns the last known phase of the device.
     pub const fn phase(&self) -> Option<Phase> {
         self.phase
     }
 
-    /// Begins: brings the device to a phase. Ends with [`Outcome::Phase`].
+    /// Begins a request to bring the device to a phase. It ends with [`Outcome::Phase`].
     ///
-    /// After a write that fails, v1's device is asked what state it is in, and the error says it.
+    /// If the write fails, the state of a v1 device is read, and the error reports it.
     pub fn set_phase(&mut self, to: Phase) {
         self.begin(Step::State { to: Some(to), at: StateStep::Read });
     }
 
-    /// Begins: asks what the device is doing. Ends with [`Outcome::Phase`].
+    /// Begins a request for the device's phase. It ends with [`Outcome::Phase`].
     pub fn get_phase(&mut self) {
         self.begin(Step::State { to: None, at: StateStep::Read });
     }
 
-    /// Begins: asks how much is to be saved. Ends with [`Outcome::Pending`].
+    /// Begins a request for the amount of data to be saved. It ends with [`Outcome::Pending`].
     ///
-    /// To ask gives up the buffer that was read last. While one is open, the last answer is given again
-    /// instead.
+    /// The request releases the buffer that was read last. While a buffer is open, the last answer is
+    /// repeated instead.
     pub fn pending(&mut self) {
         self.leave();
         self.step = match self.buffer {
@@ -217,7 +217,7 @@ impl User {
         };
     }
 
-    /// Begins: reads the next transaction. Ends with [`Outcome::Saved`].
+    /// Begins to read the next transaction. The request ends with [`Outcome::Saved`].
     pub fn save(&mut self) {
         self.leave();
         self.step = match self.buffer {
@@ -226,20 +226,20 @@ impl User {
         };
     }
 
-    /// Begins: writes one transaction, as it was saved. Ends with [`Outcome::Loaded`].
+    /// Begins to write one transaction, as it was saved. The request ends with [`Outcome::Loaded`].
     pub fn load(&mut self, transaction: Vec<u8>) {
         self.leave();
         self.step = if self.not_whole {
             Step::Finished(Err(UserError::NotWhole))
         } else if transaction.is_empty() {
-            // Nothing was given at the source.
+            // The source gave an empty transaction.
             Step::Finished(Ok(Outcome::Loaded))
         } else {
             Step::Load { data: transaction, done: 0, at: LoadStep::Offset }
         };
     }
 
-    /// Begins: asks the draft's region which pages were written, while SAVING is set. Ends with
+    /// Begins a query of the draft's region for dirty pages, while SAVING is set. It ends with
     /// [`Outcome::Dirty`].
     pub fn dirty(&mut self, pages: DirtyPages) {
         self.leave();
@@ -255,12 +255,12 @@ impl User {
         };
     }
 
-    /// Leaves the request that is under way, if one is.
+    /// Abandons the current request, if any.
     pub fn leave(&mut self) {
         self.begin(Step::Idle);
     }
 
-    /// The device has been reset: it is running.
+    /// Takes in that the device has been reset: it is running.
     pub fn reset(&mut self) {
         self.begin(Step::Idle);
         self.enter(Phase::Running);
@@ -268,7 +268,7 @@ impl User {
 
     fn begin(&mut self, step: Step) {
         if self.asked {
-            // Nobody will hear how the access ends.
+            // Nobody will take the result of the access.
             match &self.step {
                 Step::State { at: StateStep::Write, .. } => self.phase = None,
                 Step::Load { at: LoadStep::Size { .. }, .. } => self.not_whole = true,
@@ -277,7 +277,7 @@ impl User {
             }
         }
         if let Step::Finished(Ok(Outcome::Saved(Some(_)))) = &self.step {
-            // Nobody has heard the outcome; the device has not been told that the data was read.
+            // Nobody has taken the outcome, and the device does not know that the data was read.
             self.buffer = Buffer::Left;
         }
         self.asked = false;
@@ -296,7 +296,7 @@ impl User {
         self.phase = Some(phase);
     }
 
-    /// What to do next. Asking again before the answer gives the same.
+    /// Returns the next access. A repeated call before the answer returns the same.
     pub fn next_access(&mut self) -> Next<'_> {
         let Some(access) = self.access() else {
             return match std::mem::replace(&mut self.step, Step::Idle) {
@@ -325,18 +325,18 @@ impl User {
         }
     }
 
-    /// How the read that [`User::next_access`] asked for ended.
+    /// Takes the result of the read that [`User::next_access`] asked for.
     pub fn read_done(&mut self, result: Result<&[u8], Errno>) {
         let Some(access) = self.access() else { return };
         self.asked = false;
         let (field, length) = match access {
             Access::ReadField(field) => (field.name(), field.width()),
             Access::ReadData { length, .. } => (SECTION, length),
-            // A caller that answers what was not asked.
+            // The caller answers a request that was not made.
             Access::WriteField(_) | Access::WriteData { .. } => return,
         };
         if let Step::Save(SaveStep::Offset { announced }) = self.step {
-            // Also if the read fails: the device may have opened it.
+            // Also if the read fails, because the device may have opened the buffer.
             self.buffer = if announced { Buffer::Announced } else { Buffer::Left };
         }
         let step = std::mem::replace(&mut self.step, Step::Idle);
@@ -354,7 +354,7 @@ impl User {
         self.step = next.unwrap_or_else(|error| Step::Finished(Err(error)));
     }
 
-    /// How the write that [`User::next_access`] asked for ended.
+    /// Takes the result of the write that [`User::next_access`] asked for.
     pub fn write_done(&mut self, result: Result<(), Errno>) {
         let Some(access) = self.access() else { return };
         self.asked = false;
@@ -382,5 +382,5 @@ impl User {
     }
 }
 
-/// What errors call the part of the region that is no field.
+/// The name of the data section in errors.
 const SECTION: &str = "the data section";

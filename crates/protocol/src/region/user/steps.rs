@@ -1,4 +1,4 @@
-//! The steps of a request: which access each asks for, what its answer means, and which step that leads to.
+//! The steps of a request: the access each makes, the meaning of the answer, and the next step.
 
 use whimbrel_uapi::region_draft::{VFIO_DEVICE_DIRTY_PFNS_ALL, VFIO_DEVICE_DIRTY_PFNS_NONE};
 
@@ -29,7 +29,7 @@ pub(super) enum StateStep {
 
 #[derive(Debug)]
 pub(super) enum SaveStep {
-    /// `announced`: `pending_bytes` has just said that there is data.
+    /// `announced`: `pending_bytes` has just reported data.
     Offset {
         announced: bool,
     },
@@ -71,7 +71,7 @@ pub(super) enum DirtyStep {
     Bitmap { copied: u64, offset: u64, got: Vec<u8> },
 }
 
-/// What one step asks for.
+/// The access of one step.
 pub(super) enum Access {
     ReadField(Field),
     WriteField(Field),
@@ -80,7 +80,7 @@ pub(super) enum Access {
 }
 
 impl User {
-    /// The access that the present step asks for.
+    /// Returns the access of the current step.
     pub(super) fn access(&self) -> Option<Access> {
         Some(match &self.step {
             Step::Idle | Step::Finished(_) => return None,
@@ -110,8 +110,8 @@ impl User {
         })
     }
 
-    /// The next piece of `bytes` bytes at `offset`, of which `got` have been read. That they lie in the
-    /// region has been checked.
+    /// Returns the next piece of `bytes` bytes at `offset`, of which `got` have been read. The caller has
+    /// checked that they lie in the region.
     fn data(&self, offset: u64, bytes: u64, got: usize) -> Access {
         let at = offset + got as u64;
         let (length, way) = self.view.piece(at, bytes - got as u64);
@@ -119,7 +119,7 @@ impl User {
     }
 
     pub(super) fn after_read(&mut self, step: Step, bytes: &[u8]) -> Result<Step, UserError> {
-        // Fields are 4 or 8 bytes; data is looked at where it is data.
+        // Fields are 4 or 8 bytes; the steps that read data take it from `bytes`.
         let narrow = bytes.try_into().map(|bytes| u64::from(u32::from_ne_bytes(bytes)));
         let value = bytes.try_into().map_or(narrow.unwrap_or(0), u64::from_ne_bytes);
         match step {
@@ -194,7 +194,8 @@ impl User {
             SaveStep::Size { offset } => {
                 self.check_size(offset, value)?;
                 match self.view.version() {
-                    // v1 promises the same answer until `pending_bytes` is read; the draft might stage anew.
+                    // v1 guarantees the same answer until `pending_bytes` is read; the draft might stage
+                    // another buffer.
                     Version::V1 => Step::Save(SaveStep::OffsetAgain { offset, bytes: value }),
                     Version::Draft => self.data_from(offset, value)?,
                 }
@@ -214,13 +215,13 @@ impl User {
         })
     }
 
-    /// A buffer of `bytes` bytes is open at `offset`.
+    /// Takes in that a buffer of `bytes` bytes is open at `offset`.
     fn data_from(&mut self, offset: u64, bytes: u64) -> Result<Step, UserError> {
         if bytes > 0 {
             return Ok(Step::Save(SaveStep::Data { offset, bytes, got: Vec::new() }));
         }
         if std::mem::replace(&mut self.buffer, Buffer::Closed) == Buffer::Left {
-            // It was opened before, and there is nothing in it.
+            // It was opened before, and it is empty.
             return Ok(Step::Pending { save: true });
         }
         if self.phase == Some(Phase::StopAndCopy) {
@@ -309,7 +310,7 @@ impl User {
         if !self.view.holds(offset, 1) {
             return Err(UserError::Outside { offset, bytes: 0, size: self.view.size() });
         }
-        // The draft only says that it should.
+        // The draft only recommends it.
         if self.view.version() == Version::V1
             && self.view.is_mapped(offset)
             && !offset.is_multiple_of(PAGE_SIZE)
@@ -330,7 +331,7 @@ impl User {
     }
 }
 
-/// A bitmap is whole u64s.
+/// Returns the size of a bitmap in bytes: whole u64s.
 const fn bitmap_bytes(pages: u64) -> u64 {
     pages.div_ceil(64) * 8
 }

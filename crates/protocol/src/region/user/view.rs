@@ -1,4 +1,4 @@
-//! What the user half knows of a region, checked, and the pieces in which an access to it is made.
+//! The user's checked view of a migration region, and the pieces in which it accesses the region.
 
 use whimbrel_uapi::device::{
     RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
@@ -7,51 +7,52 @@ use whimbrel_uapi::device::{
 use super::super::{PAGE_SIZE, Version};
 use crate::info::{Capability, MmapArea, Region};
 
-/// How bytes of the data section are reached.
+/// The way to access bytes of the data section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By reading from and writing to the device file, 8, 4, 2 or 1 bytes at a time.
+    /// Reads and writes of the device file, 8, 4, 2 or 1 bytes at a time.
     Trapped,
-    /// By copying from and to the mapping of the part that they lie in.
+    /// Copies from and to the mapping that contains them.
     Mapped,
 }
 
-/// The most bytes of one mapped piece, so that a large transaction is not asked for before it can be refused.
+/// Maximum size of one mapped piece in bytes, so that a large transaction can be refused in time.
 const MAPPED_PIECE: u64 = 1 << 20;
 
-/// A migration region as its user sees it.
+/// A user's view of a migration region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     version: Version,
     size: u64,
-    /// Ascending, without overlap. Empty for a user that does not map.
+    /// Mapped parts in ascending order, without overlap. Empty for a user that maps nothing.
     mapped: Vec<MmapArea>,
 }
 
 /// A region that cannot be used for migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ViewError {
-    /// Its TYPE capability is not (3, 1).
-    #[error("it is not a migration region (no TYPE capability 3/1)")]
+    /// Its TYPE capability is missing or not (3, 1).
+    #[error("not a migration region (no TYPE capability 3/1)")]
     NotMigration,
-    /// It cannot be read, or not be written.
-    #[error("the migration region cannot be both read and written")]
+    /// It is not both readable and writable.
+    #[error("the migration region is not both readable and writable")]
     Rights,
-    /// There is no room for data behind the structure.
-    #[error("the migration region has {0} bytes, which leaves no room for data")]
+    /// It has no room for data after the structure.
+    #[error("the migration region has {0} bytes and no room for data")]
     Size(u64),
-    /// A part that can be mapped is not whole pages of the data section, or overlaps another.
-    #[error("the device offers {size:#x} bytes at {offset:#x} of its region for mapping, which cannot be")]
+    /// A mappable part is not whole pages of the data section, or overlaps another part.
+    #[error("invalid mappable part of the migration region: {size:#x} bytes at {offset:#x}")]
     Area {
-        /// Where it begins.
+        /// Offset of the part.
         offset: u64,
-        /// Its bytes.
+        /// Size of the part in bytes.
         size: u64,
     },
 }
 
 impl View {
-    /// Reads what VFIO_DEVICE_GET_REGION_INFO told. The version is not among it: the caller has to know.
+    /// Reads the answer of VFIO_DEVICE_GET_REGION_INFO. The answer does not contain the version: the caller
+    /// has to know it.
     pub fn new(version: Version, region: &Region) -> Result<View, ViewError> {
         let migration = Capability::Type {
             region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
@@ -84,29 +85,29 @@ impl View {
         Ok(View { version, size: region.size, mapped })
     }
 
-    /// The same region for a user that maps nothing, as every user may.
+    /// Returns the same region for a user that maps nothing, which any user may do.
     #[must_use]
     pub fn trapped(mut self) -> View {
         self.mapped.clear();
         self
     }
 
-    /// Which text the region follows.
+    /// Returns the version of the region.
     pub const fn version(&self) -> Version {
         self.version
     }
 
-    /// Size of the region in bytes.
+    /// Returns the size of the region in bytes.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The parts of the region that this user maps.
+    /// Returns the parts of the region that this user maps.
     pub fn mapped_areas(&self) -> &[MmapArea] {
         &self.mapped
     }
 
-    /// Whether `bytes` bytes from `offset` lie in the data section.
+    /// Returns whether `bytes` bytes from `offset` lie in the data section.
     pub(super) fn holds(&self, offset: u64, bytes: u64) -> bool {
         offset >= self.version.header_size() && offset.checked_add(bytes).is_some_and(|end| end <= self.size)
     }
@@ -119,8 +120,9 @@ impl View {
         self.mapped.iter().find(|area| area.offset <= offset && offset - area.offset < area.size)
     }
 
-    /// The first piece of an access to `left` bytes from `offset` (at least one), and how it is made: as QEMU
-    /// 7.2 cuts it, at the borders of mapped parts and in trapped ones by width and alignment.
+    /// Returns the length and the way of the first piece of an access to `left` bytes from `offset` (at least
+    /// one). Accesses are split as in QEMU 7.2: at the borders of mapped parts, and in trapped parts by width
+    /// and alignment.
     pub(super) fn piece(&self, offset: u64, left: u64) -> (usize, Way) {
         if let Some(area) = self.area_at(offset) {
             let bytes = left.min(area.offset + area.size - offset).min(MAPPED_PIECE);

@@ -8,17 +8,18 @@ use super::super::{Backend, SectionMemory};
 use crate::Errno;
 use crate::dirty::{DirtyReport, PageBitmap, Run};
 
-/// How many bitmaps' worth of pages are looked at ahead, at most, to tell NONE or ALL of the rest of a range.
-/// Beyond it a bitmap is given, which is right as well.
+/// Maximum look-ahead, in bitmaps, to answer NONE or ALL for the rest of a range. Beyond it the answer is a
+/// bitmap, which is correct as well.
 const LOOK_AHEAD: u32 = 1 << 14;
 
-/// A device's log forgets what it has told. What was told and did not reach the user is kept in `owed`.
+/// A query of dirty pages. A device's log forgets the pages it has reported, so pages that did not reach the
+/// user are kept in `owed`.
 #[derive(Debug)]
 pub(super) struct DirtyQuery {
     start_pfn: Option<u64>,
     page_size: Option<u64>,
     total_pfns: Option<u64>,
-    /// Pages of the range that have been answered for.
+    /// Number of pages of the range that have been answered.
     done: u64,
     answer: Option<Answer>,
     owed: Owed,
@@ -31,31 +32,30 @@ pub(super) struct DirtyQuery {
 enum Answer {
     /// NONE or ALL.
     Rest(u64),
-    /// A bitmap for so many pages.
+    /// A bitmap for this number of pages.
     Bitmap {
         pages: u64,
-        /// The user has been told where it is.
+        /// The user has read its offset.
         taken: bool,
         /// The next `data_offset` is that of the bitmap.
         current: bool,
     },
 }
 
-/// What looking ahead has found: the rest of the range holds both clean and dirty pages. It need not be
-/// looked at again by a query that goes on where the last answer ended, whether its user writes the three
-/// fields anew or not.
+/// A result of the look-ahead: the rest of the range holds both clean and dirty pages. A query that continues
+/// where the last answer ended need not look again, whether or not the user rewrites the three fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mixed {
-    /// Where the next answer begins, in bytes.
+    /// Start of the next answer, in bytes.
     next: u64,
     page_size: u64,
-    /// Where the range ends, in bytes.
+    /// End of the range, in bytes.
     end: u64,
-    /// Up to here all is of one kind, in bytes.
+    /// End of the uniform part, in bytes.
     until: u64,
 }
 
-/// What is to be answered for, once checked.
+/// The range of a query, checked.
 #[derive(Clone, Copy)]
 struct Range {
     /// Byte address of the first page asked about.
@@ -79,12 +79,12 @@ impl DirtyQuery {
         }
     }
 
-    /// Saving is over, or the device was reset: the log is too.
+    /// Clears the query: saving has ended or the device was reset, and the log with it.
     pub(super) fn clear(&mut self) {
         *self = DirtyQuery::new(self.words.len() * 8);
     }
 
-    /// The user writes one of the three fields: a new query.
+    /// Takes a write of one of the three fields: a new query.
     pub(super) fn ask(&mut self, field: Field, value: u64) {
         self.keep_untaken();
         match field {
@@ -95,14 +95,14 @@ impl DirtyQuery {
         self.done = 0;
     }
 
-    /// The user turns to the device's data.
+    /// Takes in that the user turns to the device's data.
     pub(super) fn leave_bitmap(&mut self) {
         if let Some(Answer::Bitmap { current, .. }) = &mut self.answer {
             *current = false;
         }
     }
 
-    /// Whether `data_offset` is that of the bitmap, which the user then has.
+    /// Returns whether `data_offset` is that of the bitmap, which the user then knows.
     pub(super) fn show_bitmap(&mut self) -> bool {
         match &mut self.answer {
             Some(Answer::Bitmap { current, taken, .. }) if *current => {
@@ -113,7 +113,7 @@ impl DirtyQuery {
         }
     }
 
-    /// Bytes of the bitmap that can be read.
+    /// Returns the number of bitmap bytes that can be read.
     pub(super) fn bitmap_bytes(&self) -> u64 {
         match self.answer {
             Some(Answer::Bitmap { pages, current: true, .. }) => pages.div_ceil(64) * 8,
@@ -121,7 +121,7 @@ impl DirtyQuery {
         }
     }
 
-    /// The user reads `copied_pfns`. Read again before the bitmap was asked for, it says the same.
+    /// Answers a read of `copied_pfns`. A repeated read before the bitmap is read gets the same answer.
     pub(super) fn copied_pfns(
         &mut self,
         device: &mut dyn Backend,
@@ -154,7 +154,7 @@ impl DirtyQuery {
             Told::Rest(answer) => Ok(self.rest(answer)),
             Told::Bitmap(pages) => {
                 let used = (pages.div_ceil(64) as usize).min(self.words.len());
-                // Kept first: what cannot be shown has still been told by the log.
+                // Keeps the pages first: the log has reported them even if they cannot be shown.
                 self.answer = Some(Answer::Bitmap { pages, taken: false, current: false });
                 for (index, word) in self.words[..used].iter().enumerate() {
                     memory.write(offset + index as u64 * 8, &word.to_le_bytes())?;
@@ -170,8 +170,8 @@ impl DirtyQuery {
         answer
     }
 
-    /// EINVAL unless all three fields were written, and for a page size the log cannot answer in; EOVERFLOW
-    /// for pages past the end of the address space.
+    /// Checks the query: EINVAL unless all three fields were written, or for a page size the log cannot use;
+    /// EOVERFLOW for pages past the end of the address space.
     fn range(&self) -> Result<Range, Errno> {
         let fields = (self.start_pfn, self.page_size, self.total_pfns);
         let (Some(start), Some(page_size), Some(total)) = fields else { return Err(Errno::EINVAL) };
@@ -181,7 +181,7 @@ impl DirtyQuery {
         Ok(Range { iova, page_size, total })
     }
 
-    /// The next bitmap, or what the whole rest is.
+    /// Returns the next bitmap, or the answer for all of the rest.
     fn tell(&mut self, device: &mut dyn Backend, range: Range, words: &mut [u64]) -> Result<Told, Errno> {
         let pages = (words.len() as u64 * 64).min(range.total - self.done);
         let next = range.address(self.done + pages);
@@ -207,7 +207,7 @@ impl DirtyQuery {
                 }
                 Ok(page) => until = range.address(page),
                 Err(errno) => {
-                    // The first pages have been told by the log and not to the user.
+                    // The log has reported the first pages, and the user has not seen them.
                     self.owe(range, self.done, pages, words);
                     return Err(errno);
                 }
@@ -217,7 +217,7 @@ impl DirtyQuery {
         Ok(Told::Bitmap(pages))
     }
 
-    /// Goes on from page `at` while all pages are `dirty`, or all are not, and returns where that ends.
+    /// Goes on from page `at` while all pages are `dirty`, or all are not, and returns the end of that run.
     fn look_ahead(
         &mut self,
         device: &mut dyn Backend,
@@ -241,8 +241,8 @@ impl DirtyQuery {
         Ok(at)
     }
 
-    /// Fills `words` for `pages` pages from page `first` of the range, and says whether they are all dirty,
-    /// all not, or both (`None`).
+    /// Fills `words` for `pages` pages from page `first` of the range, and returns whether all or none are
+    /// dirty, or `None` for a mix.
     fn report(
         &mut self,
         device: &mut dyn Backend,
@@ -272,7 +272,7 @@ impl DirtyQuery {
         })
     }
 
-    /// Keeps what the log has told for another time.
+    /// Keeps pages that the log has reported for a later answer.
     fn owe(&mut self, range: Range, first: u64, pages: u64, words: &[u64]) {
         let mut bitmap = PageBitmap::new(pages as usize);
         bitmap.merge(words);
@@ -282,7 +282,7 @@ impl DirtyQuery {
         }
     }
 
-    /// The bitmap in the section was never asked for, and its place is needed.
+    /// Keeps the pages of a bitmap that the user never read, because its place is needed.
     fn keep_untaken(&mut self) {
         if let (Some(Answer::Bitmap { pages, taken: false, .. }), Ok(range)) =
             (self.answer.take(), self.range())
@@ -300,20 +300,20 @@ enum Told {
 }
 
 impl Range {
-    /// Byte address of a page of the range, which [`DirtyQuery::range`] has checked.
+    /// Returns the byte address of a page of the range, which [`DirtyQuery::range`] has checked.
     fn address(self, page: u64) -> u64 {
         self.iova + page * self.page_size
     }
 }
 
-/// Dirty memory that a log has told of and the user has not heard of: start and end of each stretch, in
-/// bytes.
+/// Dirty memory that a log has reported and the user has not seen: start and end of each stretch, in bytes.
 #[derive(Debug, Default)]
 struct Owed(std::collections::BTreeMap<u64, u64>);
 
 impl Owed {
-    /// The most stretches kept apart. More are taken as one, which tells too much and loses nothing.
-    const MOST: usize = 1 << 16;
+    /// Maximum number of separate stretches. More are merged into one, which reports too much and loses
+    /// nothing.
+    const MAX_STRETCHES: usize = 1 << 16;
 
     fn add(&mut self, mut iova: u64, mut end: u64) {
         while let Some((&start, &other)) = self.0.range(..=end).next_back() {
@@ -325,7 +325,7 @@ impl Owed {
             end = end.max(other);
         }
         self.0.insert(iova, end);
-        if self.0.len() > Self::MOST
+        if self.0.len() > Self::MAX_STRETCHES
             && let (Some((&first, _)), Some((_, &last))) = (self.0.first_key_value(), self.0.last_key_value())
         {
             self.0.clear();

@@ -1,4 +1,4 @@
-//! The half of the vendor driver: what each access to a migration region does, and what it answers.
+//! The vendor driver's half: the effect and the answer of each access to a migration region.
 
 mod dirty;
 mod saving;
@@ -15,10 +15,11 @@ use crate::{Errno, MigrationFlags, State};
 
 /// The driver side of a migration region.
 ///
-/// It answers the trapped accesses, and keeps what the user reads or writes through a mapping in `M`. Each
-/// access is one call with the device behind; an error is the errno of the read or write system call.
+/// It answers the trapped accesses, and `M` holds the memory that the user accesses through a mapping. Each
+/// access is one call, which takes the device behind the region; an error is the errno of the read or write
+/// system call.
 ///
-/// # What is answered
+/// # Answers
 ///
 /// | access | in | answer |
 /// |---|---|---|
@@ -38,15 +39,15 @@ use crate::{Errno, MigrationFlags, State};
 /// | any other write, or read of a write-only field | | EINVAL |
 /// | all but `device_state` and `reserved` | ERROR | EIO |
 ///
-/// The draft's four fields are described at `copied_pfns` in the text; they can be used while SAVING is set.
+/// The draft describes its four fields at `copied_pfns`; they can be used while SAVING is set.
 ///
-/// # When a state is written
+/// # Writes of the state
 ///
-/// EINVAL for what is no state, and for what cannot be reached. If the device fails, its errno is answered.
-/// The device is brought back to where it was, and the user reads the state before. If its data session is
-/// over by then, the state is the one before and reads and writes of data answer EIO until the user leaves
-/// SAVING or RESUMING, so that nobody takes the beginning of a second stream for the rest of the first. If
-/// the device cannot be brought back, the state is ERROR until [`Vendor::reset`].
+/// An invalid or unreachable state is answered with EINVAL. If the device fails, the answer is its errno; the
+/// device is brought back, and the user reads the previous state. If the data session has ended by then, the
+/// user still reads the previous state, but reads and writes of data answer EIO until the user leaves SAVING
+/// or RESUMING, so that nobody takes the beginning of a second stream for the rest of the first. If the
+/// device cannot be brought back, the state is ERROR until [`Vendor::reset`].
 ///
 /// ```
 /// use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
@@ -99,26 +100,26 @@ use crate::{Errno, MigrationFlags, State};
 pub struct Vendor<M = Vec<u8>> {
     layout: Layout,
     flags: MigrationFlags,
-    /// `None`: broken until reset.
+    /// The phase; `None` if the device is broken until reset.
     phase: Option<Phase>,
-    /// Where the device behind is, which differs from what the phase stands for only after a failure.
+    /// State of the device behind the region, which differs from the phase's state only after a failure.
     behind: State,
-    /// The session that the phase speaks of is over; answers data accesses.
+    /// The session of this phase has ended; this errno answers data accesses.
     lost: Option<Errno>,
-    /// A transaction was not taken: what the device was given is not whole.
+    /// A transaction was not accepted: the device's state is incomplete.
     load_failed: Option<Errno>,
     saving: Saving,
     dirty: DirtyQuery,
-    /// For one transaction on its way to the device.
+    /// Buffer for one transaction on its way to the device.
     buffer: Vec<u8>,
     memory: M,
 }
 
 impl<M: SectionMemory> Vendor<M> {
-    /// The region of a device in RUNNING. `memory` holds the region: `layout.size()` bytes at least, of which
-    /// those of the structure at the start are not used.
+    /// Returns the region of a device in RUNNING. `memory` holds the region, at least `layout.size()` bytes;
+    /// the bytes of the structure at its start are unused.
     ///
-    /// EINVAL for a device without STOP_COPY, and for memory that is too small.
+    /// EINVAL for a device without STOP_COPY, or if the memory is too small.
     pub fn new(layout: Layout, device: &dyn Backend, memory: M) -> Result<Vendor<M>, Errno> {
         let flags = device.flags();
         if !flags.contains(MigrationFlags::STOP_COPY) || memory.size() < layout.size() {
@@ -138,33 +139,33 @@ impl<M: SectionMemory> Vendor<M> {
         })
     }
 
-    /// Where things lie in the region.
+    /// Returns the layout of the region.
     pub const fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// What the device is doing; `None` once it is broken, until it is reset.
+    /// Returns the device's phase; `None` while it is broken, until a reset.
     pub const fn phase(&self) -> Option<Phase> {
         self.phase
     }
 
-    /// The state of the v2 machine that the device behind is in.
+    /// Returns the v2 state of the device behind the region.
     pub const fn state_behind(&self) -> State {
         self.behind
     }
 
-    /// The memory of the region: what a user has mapped.
+    /// Returns the memory of the region, which a user may have mapped.
     pub const fn memory(&self) -> &M {
         &self.memory
     }
 
-    /// As [`Vendor::memory`], to write to as a user does through a mapping.
+    /// Returns the memory of the region, to write to as a user does through a mapping.
     pub const fn memory_mut(&mut self) -> &mut M {
         &mut self.memory
     }
 
-    /// The device has been reset (VFIO_DEVICE_RESET): it is running, and nothing is left of what was. Its log
-    /// of dirty pages, if SAVING was set, is the caller's to end.
+    /// Takes in that the device has been reset (VFIO_DEVICE_RESET): it is running, without any earlier state.
+    /// If SAVING was set, the caller ends the device's dirty log.
     pub fn reset(&mut self) {
         self.phase = Some(Phase::Running);
         self.behind = State::Running;
@@ -174,7 +175,8 @@ impl<M: SectionMemory> Vendor<M> {
         self.dirty.clear();
     }
 
-    /// A read of `data.len()` bytes from `offset` of the region, trapped. Fills all of `data`, or fails.
+    /// Answers a trapped read of `data.len()` bytes from `offset` of the region. Fills all of `data`, or
+    /// fails.
     pub fn read(&mut self, device: &mut dyn Backend, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
         match self.layout.place(offset, data.len()).ok_or(Errno::EINVAL)? {
             Place::Section => self.read_section(offset, data),
@@ -194,7 +196,7 @@ impl<M: SectionMemory> Vendor<M> {
         }
     }
 
-    /// A write of `data` at `offset` of the region, trapped. Takes all of `data`, or fails.
+    /// Answers a trapped write of `data` at `offset` of the region. Takes all of `data`, or fails.
     pub fn write(&mut self, device: &mut dyn Backend, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let field = match self.layout.place(offset, data.len()).ok_or(Errno::EINVAL)? {
             Place::Section => return self.write_section(offset, data),
@@ -219,7 +221,7 @@ impl<M: SectionMemory> Vendor<M> {
         }
     }
 
-    /// The register as a read shows it. Reserved bits are 0.
+    /// Returns the register as a read shows it. Reserved bits are 0.
     fn device_state(&self) -> Result<u32, Errno> {
         match (self.layout.version(), self.phase) {
             (Version::V1, Some(phase)) => Ok(v1::DeviceState::Valid(phase).to_register(0)),
@@ -280,14 +282,14 @@ impl<M: SectionMemory> Vendor<M> {
             return Err(Errno::EINVAL);
         }
         self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
-        // To the end of the region all is the data's.
+        // Everything up to the end of the region is data.
         if offset < self.layout.data_offset() {
             return Err(Errno::EINVAL);
         }
         self.memory.write(offset, data)
     }
 
-    /// One transaction of `size` bytes lies in the section.
+    /// Takes one transaction of `size` bytes from the section.
     fn take_transaction(&mut self, device: &mut dyn Backend, size: u64) -> Result<(), Errno> {
         self.lost.or(self.load_failed).map_or(Ok(()), Err)?;
         let size = usize::try_from(size).ok().filter(|size| *size <= self.layout.capacity());
@@ -295,13 +297,13 @@ impl<M: SectionMemory> Vendor<M> {
         if size == 0 {
             return Ok(());
         }
-        // A mapped section may change while it is read: the device sees one copy.
+        // A mapped section may change during a read: the device sees one copy.
         self.buffer.resize(size, 0);
         let taken = self
             .memory
             .read(self.layout.data_offset(), &mut self.buffer)
             .and_then(|()| device.load(&self.buffer));
-        // Part of it may be in the device: no other transaction can make the state whole again.
+        // The device may hold a part of it: no other transaction can complete the state.
         self.load_failed = taken.err();
         taken
     }

@@ -1,18 +1,19 @@
-//! The buffers of device data on their way out: one fetched ahead, one shown to the user.
+//! Outgoing buffers of device data: one fetched ahead, one shown to the user.
 
 use super::super::{Backend, SectionMemory};
 use crate::session::{SavingRead, saving_read};
 use crate::{Errno, State};
 
-/// A transaction is fetched from the device before `pending_bytes` is answered, because only the device knows
-/// whether there is one: its estimate may say 0 while data is left, or the other way round.
+/// The outgoing buffers. A transaction is fetched from the device before `pending_bytes` is answered, because
+/// only a fetch tells whether one exists: the device's estimate may be 0 while data is left, or the other way
+/// round.
 #[derive(Debug)]
 pub(super) struct Saving {
     buffer: Vec<u8>,
     capacity: usize,
     /// Bytes of `buffer` that have been fetched and not shown.
     fetched: usize,
-    /// Bytes in the section that the user has not taken yet. It may be a buffer of none.
+    /// Bytes in the section that the user has not taken yet. The buffer may be empty.
     shown: Option<u64>,
 }
 
@@ -26,19 +27,19 @@ impl Saving {
         self.shown = None;
     }
 
-    /// The user begins an iteration, and has taken the buffer of the one before.
+    /// Begins an iteration of the user, who has taken the buffer of the previous one.
     pub(super) fn pending_bytes(&mut self, device: &mut dyn Backend, state: State) -> Result<u64, Errno> {
         self.shown = None;
         self.fetch(device, state)?;
         if self.fetched == 0 {
             return Ok(0);
         }
-        // The count is an estimate: the loop goes on without it.
+        // The count is an estimate: the loop continues without it.
         let more = device.remaining().unwrap_or(0);
         Ok((self.fetched as u64).saturating_add(more))
     }
 
-    /// The user asks for the data of this iteration.
+    /// Shows the data of this iteration to the user.
     pub(super) fn show(
         &mut self,
         device: &mut dyn Backend,
@@ -56,13 +57,13 @@ impl Saving {
         Ok(())
     }
 
-    /// Bytes of the buffer that the user sees.
+    /// Returns the size in bytes of the buffer that the user sees.
     pub(super) fn shown(&self) -> u64 {
         self.shown.unwrap_or(0)
     }
 
     fn fetch(&mut self, device: &mut dyn Backend, state: State) -> Result<(), Errno> {
-        // In RUNNING the region says pre-copy for a device that has none.
+        // In RUNNING the region shows pre-copy for a device without it.
         if self.fetched > 0 || !state.is_saving() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! A written `device_state`: the way through the device's own states, and the way back when it fails.
+//! Writes of `device_state`: the path through the device's own states, and the way back after a failure.
 
 use super::super::phase::v2_path_from;
 use super::super::{ArcFailure, Backend, Phase, SectionMemory, Version, draft, v1};
@@ -13,7 +13,7 @@ impl<M: SectionMemory> Vendor<M> {
         if from == to {
             return Ok(());
         }
-        // What the device holds is not whole, so it cannot run; a reset ends it.
+        // The device's state is incomplete, so it cannot run; a reset ends this.
         self.load_failed.map_or(Ok(()), Err)?;
         let path = v2_path_from(self.flags, from, self.behind, to).map_err(|_| Errno::EINVAL)?;
         let begins_saving = to.is_saving() && !from.is_saving();
@@ -26,7 +26,7 @@ impl<M: SectionMemory> Vendor<M> {
                 Ok(()) => self.enter(step, before),
                 Err(failure) => {
                     if begins_saving {
-                        // The failure that the user hears of is the first one.
+                        // The user gets the first failure.
                         let _ = device.track_dirty(false);
                     }
                     return Err(self.undo(device, from, before, failure));
@@ -40,13 +40,14 @@ impl<M: SectionMemory> Vendor<M> {
             self.dirty.clear();
         }
         if from.is_saving() && !to.is_saving() {
-            // The device has changed its state already; a log that cannot be ended costs time, not data.
+            // The device has already changed its state; a log that cannot be stopped costs time, not
+            // data.
             let _ = device.track_dirty(false);
         }
         Ok(())
     }
 
-    /// What a written register asks for.
+    /// Returns the phase that a written register requests.
     fn requested(&self, register: u32) -> Option<Phase> {
         match self.layout.version() {
             Version::V1 => match v1::DeviceState::from_register(register) {
@@ -60,7 +61,7 @@ impl<M: SectionMemory> Vendor<M> {
         }
     }
 
-    /// The device has gone one step of a request that began in `before`.
+    /// Takes in that the device has made one step of a request that began in `before`.
     fn enter(&mut self, step: State, before: State) {
         if effect(self.behind, step) == Effect::Ends && effect(before, State::Stop) == Effect::Ends {
             // Kept only if the request fails: a success clears it with the phase it belongs to.
@@ -69,7 +70,8 @@ impl<M: SectionMemory> Vendor<M> {
         self.behind = step;
     }
 
-    /// An arc of a request from `from` failed: brings the device back to where its user reads it to be.
+    /// Brings the device back to the state that its user reads, after an arc of a request from `from`
+    /// failed.
     fn undo(&mut self, device: &mut dyn Backend, from: Phase, before: State, failure: ArcFailure) -> Errno {
         let errno = match failure {
             ArcFailure::Broken(errno) => {
@@ -79,7 +81,7 @@ impl<M: SectionMemory> Vendor<M> {
             }
             ArcFailure::Stays(errno) => errno,
         };
-        // A session that is over is not opened again: its data would begin anew.
+        // A session that has ended is not opened again: its data would start over.
         let back = match (self.lost, from.is_running()) {
             (None, _) => before,
             (Some(_), true) => State::Running,
