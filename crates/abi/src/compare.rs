@@ -1,4 +1,4 @@
-//! A header against the table of what Whimbrel uses. It opens nothing and prints nothing.
+//! The comparison of a header with Whimbrel's table. It has no I/O.
 
 use whimbrel_uapi::table::{self, Form, Kind};
 
@@ -6,31 +6,31 @@ use crate::comparison::{Compared, Comparison, Difference, Lacks, Property};
 use crate::header::{self, Value};
 use crate::names::Names;
 
-/// The largest header that is compared, in bytes. The kernel's largest has a tenth of it.
+/// Maximum size of a header in bytes. The kernel's largest header has a tenth of it.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// Why a text cannot be compared.
+/// The reason a text cannot be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompareError {
     /// The text is longer than [`MAX_BYTES`].
-    #[error("it is larger than 1 MiB")]
+    #[error("the header is larger than 1 MiB")]
     TooLarge,
-    /// The text has no name in common with Whimbrel.
-    #[error("nothing that Whimbrel knows is defined in it")]
+    /// The text has no name in common with Whimbrel's table.
+    #[error("the header defines no name that Whimbrel knows")]
     NothingKnown,
 }
 
 /// Reads the text of a header and compares it with the names, numbers and layouts of `whimbrel-uapi`.
 ///
-/// Any bytes may be given. What it does and keeps is bounded: by the length of the text and, for macros that make more of
-/// one another, by a budget; what lies behind is in [`Comparison::unread`] or has no value.
+/// It accepts any bytes. Time and memory are bounded by the length of the text and, for macro expansion, by a budget;
+/// parts beyond the budget are in [`Comparison::unread`] or have no value.
 pub fn compare(header: impl AsRef<[u8]>) -> Result<Comparison, CompareError> {
     let bytes = header.as_ref();
     if bytes.len() > MAX_BYTES {
         return Err(CompareError::TooLarge);
     }
-    // In comments names of people may stand in any encoding.
+    // Comments may contain people's names in any encoding.
     let header = header::read(&String::from_utf8_lossy(bytes), |name| {
         table::structure(name).map(|known| (known.size as u64, known.alignment as u64))
     });
@@ -84,7 +84,7 @@ impl Comparison {
                     differ(Property::FieldSize, &name, own.line, size, known.size);
                 }
             }
-            // What C aligns a structure for may be a field it lacks, or the array behind it.
+            // The alignment in C may come from a field the header lacks, or from the array after the structure.
             if lacks.is_empty() && ours.fields.iter().all(|field| field.kind != Kind::Tail) {
                 differ(Property::Alignment, ours.name, theirs.line, theirs.alignment, ours.alignment);
             }
@@ -97,7 +97,7 @@ impl Comparison {
         for ours in names.known_constants(self.header) {
             let name = ours.name().to_string();
             let Some(place) = names.place(ours, &name) else {
-                // A macro with an argument comes more than once.
+                // A macro with an argument appears more than once.
                 if ours.form != Form::MacroBefore518 && self.lacks.constants.last() != Some(&name) {
                     self.lacks.constants.push(name);
                 }
@@ -120,7 +120,7 @@ impl Comparison {
             };
             if !is_same {
                 let header =
-                    value.map_or_else(|why| format!("no constant ({why})"), |value| value.to_string());
+                    value.map_or_else(|why| format!("not a constant ({why})"), |value| value.to_string());
                 self.differences.push(Difference {
                     kind: Property::Value,
                     name: expression,
@@ -133,7 +133,7 @@ impl Comparison {
     }
 }
 
-/// Returns a value of ours in the form that those of a header have.
+/// Returns a value of ours in the form of a header's values.
 fn shown(ours: table::Value) -> String {
     match ours {
         table::Value::Number { value, .. } => value.to_string(),
@@ -179,7 +179,7 @@ mod tests {
             (0..structures).map(|at| format!("struct a{at} {{}};\n")).collect::<String>()
         );
         let comparison = compare(text).expect("a name is known");
-        // The fields have one name, and so one place in the list.
+        // The fields have the same name, and so one place in the list.
         assert_eq!(comparison.unknown.len(), structures + 1);
     }
 }

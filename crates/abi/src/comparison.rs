@@ -1,5 +1,4 @@
-//! What a comparison finds, as data and in its JSON form. How it is found is for `compare`, and how people see it for the
-//! program that prints it.
+//! The result of a comparison, as data and as JSON. `compare` makes it; the program that prints it chooses its text.
 
 use std::fmt;
 
@@ -8,22 +7,22 @@ use whimbrel_uapi::table;
 
 use crate::header::{Clash, Unread};
 
-/// A header beside what Whimbrel was built with.
+/// The comparison of a header with Whimbrel's table.
 ///
-/// Lists with lines are in the order of their lines. Serialized it is one object whose keys stay the same.
+/// Lists with lines are sorted by line. It serializes to one object with stable keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Comparison {
-    /// The header of the kernel with which it has most names in common.
+    /// The kernel header with which it has most names in common.
     #[serde(serialize_with = "path_of")]
     pub header: table::Header,
-    /// The migration protocols for which it has names.
+    /// The migration protocols that it has names for.
     pub protocols: Vec<Protocol>,
-    /// How much was compared.
+    /// Number of compared items.
     pub compared: Compared,
-    /// What is not the same on both sides.
+    /// The differences.
     pub differences: Vec<Difference>,
-    /// Names of the header that get in each other's way.
+    /// Names of the header that clash.
     pub clashes: Vec<Clash>,
     /// Parts of the header that could not be read.
     pub unread: Vec<Unread>,
@@ -34,7 +33,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Returns whether both agree in all that both have, and the header could be read whole.
+    /// Returns whether all common names agree and the whole header could be read.
     pub fn agrees(&self) -> bool {
         self.differences.is_empty() && self.clashes.is_empty() && self.unread.is_empty()
     }
@@ -50,15 +49,15 @@ fn path_of<S: Serializer>(header: &table::Header, serializer: S) -> Result<S::Ok
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Protocol {
-    /// The region of 2019's draft, which has dirty pages too.
+    /// The region of the draft of 2019, with dirty pages.
     Draft,
-    /// Macros for the bits of `device_state`, from Linux 5.8 to 5.17.
+    /// Macros for the bits of `device_state`, Linux 5.8 to 5.17.
     V1,
     /// The enumeration of states, since Linux 5.18.
     V2,
 }
 
-/// How much was compared.
+/// Number of compared items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Compared {
@@ -70,7 +69,7 @@ pub struct Compared {
     pub constants: usize,
 }
 
-/// One thing that is not the same on both sides.
+/// One difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Difference {
@@ -80,9 +79,9 @@ pub struct Difference {
     pub name: String,
     /// The line of the header, counted from 1.
     pub line: u32,
-    /// What the header has.
+    /// The header's value.
     pub header: String,
-    /// What Whimbrel has.
+    /// Whimbrel's value.
     pub whimbrel: String,
 }
 
@@ -124,7 +123,7 @@ pub struct UnknownName {
     pub name: String,
 }
 
-/// The names that a header lacks. Other versions of it have them.
+/// The names that a header lacks and other versions of it have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Lacks {
@@ -137,7 +136,7 @@ pub struct Lacks {
 }
 
 impl Lacks {
-    /// Returns whether nothing is lacking.
+    /// Returns whether no name is lacking.
     pub fn is_empty(&self) -> bool {
         self.structures.is_empty() && self.fields.is_empty() && self.constants.is_empty()
     }
@@ -170,7 +169,7 @@ mod tests {
                 "line": 3,
                 "text": "the macro VFIO_NEW is 2 from here on; line 2 defines it as 1",
             }],
-            "unread": [{ "line": 4, "why": "the directive #pragma is not known" }],
+            "unread": [{ "line": 4, "why": "unknown directive #pragma" }],
             "unknown": [{ "line": 3, "name": "VFIO_NEW" }],
             "lacks": { "structures": null, "fields": ["vfio_group_status.flags"], "constants": null },
         });

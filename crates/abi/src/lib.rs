@@ -17,7 +17,7 @@
 //! assert_eq!(comparison.header.path(), "linux/vfio.h");
 //! assert_eq!((comparison.compared.structures, comparison.compared.fields), (1, 4));
 //!
-//! // The structure is as it is in the kernel, and the constant is not.
+//! // The structure agrees with the kernel's; the constant does not.
 //! let [difference] = &comparison.differences[..] else { panic!("{comparison:#?}") };
 //! assert_eq!(difference.kind, Property::Value);
 //! assert_eq!((&*difference.name, difference.line), ("VFIO_DEVICE_FEATURE_MIGRATION", 2));
@@ -25,13 +25,12 @@
 //! # Ok::<(), whimbrel_abi::CompareError>(())
 //! ```
 //!
-//! [`compare`] finds constants with another value, structures whose size, alignment or fields differ, names that only one
-//! side has, the migration protocol that the header speaks, and names that get in each other's way, such as a macro and an
-//! enumerator of one name. It knows `linux/vfio.h`, `linux/iommufd.h`, `linux/vfio_ccw.h` and `linux/vfio_zdev.h`, as
-//! they are on 64-bit Linux.
+//! [`compare`] finds constants whose values differ, structures whose size, alignment or fields differ, names that only
+//! one side has, the migration protocols of the header, and clashing names, such as a macro and an enumerator with the
+//! same name. It knows `linux/vfio.h`, `linux/iommufd.h`, `linux/vfio_ccw.h` and `linux/vfio_zdev.h` on 64-bit Linux.
 //!
-//! The text may be anything: what cannot be read is in [`Comparison::unread`], with its line. This crate does no I/O and
-//! prints nothing. A [`Comparison`] is data, and serializes to the object of `whimbrel abi --json`.
+//! The text may be anything: unreadable parts are in [`Comparison::unread`], with their lines. The crate has no I/O and
+//! prints nothing. A [`Comparison`] is plain data, and serializes to the object of `whimbrel abi --json`.
 
 mod compare;
 mod comparison;

@@ -1,4 +1,4 @@
-//! The names of a header, and which of ours each of them is. What stands behind two of one name is for `compare`.
+//! The names of a header, matched with ours. `compare` compares their definitions.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,10 +7,10 @@ use whimbrel_uapi::table::{self, Constant, Form, Header as Which};
 use crate::comparison::{Protocol, UnknownName};
 use crate::header::{Enumerator, Header, Structure};
 
-/// Where a header has a name.
+/// The place of a name in a header.
 pub(crate) struct Place {
     pub(crate) line: u32,
-    /// The value, where it is not that of the name.
+    /// The value, if it differs from that of the name.
     pub(crate) value: Option<i64>,
 }
 
@@ -18,10 +18,10 @@ pub(crate) struct Place {
 pub(crate) struct Names<'a> {
     pub(crate) header: &'a Header,
     pub(crate) structures: HashMap<&'a str, &'a Structure>,
-    /// The macros that are more than a guard, with their lines.
+    /// The macros except include guards, with their lines.
     macros: HashMap<&'a str, u32>,
     enumerators: HashMap<&'a str, &'a Enumerator>,
-    /// Whether the structure that v1 took from the draft is still the draft's.
+    /// Set if the structure that v1 took from the draft is still the draft's.
     is_draft: bool,
 }
 
@@ -43,7 +43,7 @@ impl Names<'_> {
         }
     }
 
-    /// Returns whether the header defines a constant of this name.
+    /// Returns whether the header defines a constant with this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.macros.contains_key(name) || self.enumerators.contains_key(name)
     }
@@ -65,12 +65,12 @@ impl Names<'_> {
         table::constants().filter(move |own| own.header == which).chain(of_draft)
     }
 
-    /// Returns where the header has what `ours` means by its name.
+    /// Returns the place where the header defines `ours`.
     pub(crate) fn place(&self, ours: &Constant, name: &str) -> Option<Place> {
         let by_macro = || self.macros.get(name).map(|line| Place { line: *line, value: None });
         let enumerator = || self.enumerators.get(name);
         match ours.form {
-            // A macro of the same name would stand before it.
+            // A macro with the same name would replace it.
             Form::EnumeratorOf(enumeration) => enumerator()
                 .filter(|own| own.enumeration.as_deref() == Some(enumeration))
                 .map(|own| Place { line: own.line, value: Some(own.value) }),
@@ -79,7 +79,7 @@ impl Names<'_> {
         }
     }
 
-    /// Returns which header it is: the one with which it has most in common.
+    /// Returns the kernel header with which it has most names in common.
     pub(crate) fn recognised(&self) -> Option<Which> {
         let structures =
             table::structures().filter(|own| self.structures.contains_key(own.name)).map(|own| own.header);
@@ -104,7 +104,7 @@ impl Names<'_> {
         v1.into_iter().chain(v2).collect()
     }
 
-    /// Returns the names that are neither in the table nor left out of it on purpose.
+    /// Returns the names that are neither in the table nor left out on purpose.
     pub(crate) fn unknown(&self, which: Which) -> Vec<UnknownName> {
         let known: HashSet<String> = self.known_constants(which).map(|own| own.name().to_string()).collect();
         let enumerators = self.enumerators.values().map(|own| (&*own.name, own.line));

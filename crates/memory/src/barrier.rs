@@ -1,31 +1,31 @@
-//! The order between the data of a write and a look at its mark, where nearly all of the cost falls on the report.
+//! The barrier that orders the data of a write before the check of its mark, at almost no cost for the writer.
 //!
-//! Who marks a page stores the data and then looks whether the mark is there already. Who reports takes the mark away
-//! and then reads the data. Without a full fence on both sides the look may come before the store: the mark is found,
-//! taken away by the other, the old data is read, and the write is lost. Writes are many and reports few, so the writing
-//! side is only kept from being reordered by the compiler, and the report makes every CPU that runs this process pass a
-//! fence (`membarrier(2)`). Where the kernel does not serve that, both sides fence.
+//! A writer stores the data and then checks whether the page is marked already. A report removes the mark and then
+//! reads the data. Without a full fence on both sides the check may come before the store: the writer finds the mark,
+//! the report removes it and reads the old data, and the write is lost. Writes are frequent and reports rare, so the
+//! writer has only a compiler fence, and the report makes every CPU that runs this process execute a fence
+//! (`membarrier(2)`). Without kernel support for this, both sides fence.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, compiler_fence, fence};
 
 use rustix::thread::{MembarrierCommand, membarrier};
 
-/// How the two sides are kept in order.
+/// The way the two sides are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Barrier {
-    /// The report fences for everybody.
+    /// The report fences for all threads.
     OneSided,
-    /// Each fences for itself.
+    /// Each side fences for itself.
     TwoSided,
 }
 
-/// The fence did not take place everywhere.
+/// The fence did not reach every CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unfenced;
 
 impl Barrier {
-    /// The cheaper one of those that this process can have.
+    /// Returns the cheapest barrier available to this process.
     pub(crate) fn best() -> Barrier {
         static BEST: OnceLock<Barrier> = OnceLock::new();
         *BEST.get_or_init(|| match membarrier(MembarrierCommand::RegisterPrivateExpedited) {
@@ -34,7 +34,7 @@ impl Barrier {
         })
     }
 
-    /// Between the data and the look at its mark.
+    /// Orders the data before the check of its mark.
     #[inline]
     pub(crate) fn before_look(self) {
         match self {
@@ -43,14 +43,14 @@ impl Barrier {
         }
     }
 
-    /// Between taking marks away and reading the data. On an error some look may still come before its data.
+    /// Orders the removal of marks before reading the data. After an error a check may still come before its data.
     pub(crate) fn after_taking(self) -> Result<(), Unfenced> {
         fence(Ordering::SeqCst);
         if self == Barrier::TwoSided {
             return Ok(());
         }
         let everywhere = || membarrier(MembarrierCommand::PrivateExpedited);
-        // A child of a fork may have to ask for itself.
+        // A forked child may have to register for itself.
         everywhere()
             .or_else(|_| membarrier(MembarrierCommand::RegisterPrivateExpedited).and_then(|()| everywhere()))
             .map_err(|_| Unfenced)

@@ -1,4 +1,4 @@
-//! The log a driver keeps of the pages its device writes.
+//! A driver's log of the pages its device writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,10 +8,10 @@ use zerocopy::FromZeros;
 
 use crate::barrier::Barrier;
 
-/// A log of written pages over a set of ranges, marked without a lock.
+/// A lock-free log of written pages over a set of ranges.
 ///
-/// Marking and reporting may run at the same time on different threads: a page written while a report is made is in
-/// that report or in the next one.
+/// Marking and reporting may run at the same time on different threads: a page written during a report is in that
+/// report or in the next one.
 ///
 /// ```
 /// use whimbrel_memory::DirtyLog;
@@ -42,15 +42,14 @@ struct Logged {
 }
 
 impl DirtyLog {
-    /// The most pages one log keeps account of: a bitmap of 1 GiB, 32 TiB of memory in pages of 4 KiB.
+    /// Maximum number of pages of one log: a bitmap of 1 GiB, for 32 TiB of memory in pages of 4 KiB.
     pub const MAX_PAGES: u64 = 1 << 33;
 
-    /// An empty log of `ranges`.
+    /// Returns an empty log of `ranges`.
     ///
     /// EINVAL if the page size is not a power of two or is below 4096 (the kernel's core leaves that to the driver),
-    /// E2BIG if the ranges hold more than [`DirtyLog::MAX_PAGES`], ENOMEM if there is no memory for them. Ranges of
-    /// length 0 log nothing. Of the memory only that is really taken whose bits are ever set: who asks for a log may
-    /// be a peer.
+    /// E2BIG if the ranges hold more than [`DirtyLog::MAX_PAGES`], ENOMEM if memory is short. Ranges of length 0 log
+    /// nothing. Because a peer may request the log, its memory is allocated only where bits are set.
     pub fn new(ranges: &LoggingRanges) -> Result<DirtyLog, Errno> {
         let page_size = ranges.page_size();
         if page_size < 4096 || !page_size.is_power_of_two() {
@@ -77,16 +76,16 @@ impl DirtyLog {
         Ok(DirtyLog { ranges: logged, shift, barrier: Barrier::best() })
     }
 
-    /// The page size of the log, in bytes.
+    /// Returns the page size of the log, in bytes.
     pub const fn page_size(&self) -> u64 {
         1 << self.shift
     }
 
-    /// Notes that the device wrote `length` bytes from `iova`: to be called after the data is there. What lies outside
-    /// the ranges is not logged.
+    /// Marks `length` bytes from `iova` as written. Call it after the data is written. Bytes outside the ranges are not
+    /// logged.
     #[inline]
     pub fn mark(&self, iova: u64, length: u64) {
-        // The last byte of the address space is in no range, so that an end beyond it loses nothing.
+        // The last byte of the address space is in no range, so an end past it loses nothing.
         let Ok(written) = IovaRange::new(iova, length.min(u64::MAX - iova)) else { return };
         self.barrier.before_look();
         for logged in self.touched(written) {
@@ -97,14 +96,14 @@ impl DirtyLog {
                 let word = &logged.words[index];
                 // Pages are written many times between two reports: a set bit needs no exclusive cache line.
                 if word.load(Ordering::Relaxed) & bits != bits {
-                    // Pairs with the swap of a report: who sees the bit sees the data written before it.
+                    // Pairs with the swap of a report: a reader that sees the bit sees the data written before it.
                     word.fetch_or(bits, Ordering::Release);
                 }
             }
         }
     }
 
-    /// Moves the marks of the range asked about into `report`.
+    /// Moves the marks of the requested range into `report`.
     ///
     /// A page of the log that lies only partly in that range is reported and stays marked, so that no write is lost for
     /// a user whose pages or ranges are finer than the log's.
@@ -112,8 +111,8 @@ impl DirtyLog {
         self.drain(report.range(), |marks| report.set_marks(marks, self.shift));
     }
 
-    /// As [`DirtyLog::report`], to a function that is called with the marks, in ascending order. The data of the pages
-    /// they tell of may be read once this has returned, not earlier.
+    /// Does the same as [`DirtyLog::report`], but passes the marks to a function in ascending order. Read the data of
+    /// the marked pages only after this has returned.
     pub fn drain(&self, asked: IovaRange, mut tell: impl FnMut(&Marks)) {
         let mut taken = false;
         for logged in self.touched(asked) {
@@ -122,13 +121,13 @@ impl DirtyLog {
             }
         }
         if taken && self.barrier.after_taking().is_err() {
-            // Somebody may have seen a mark that is gone by now, and written data that nobody sees yet: what was told
-            // must be told again. Which pages it was is not kept.
+            // A writer may have seen a mark that has been removed since, and its data may not be visible yet: the marks
+            // must be reported again. The log does not remember their pages.
             self.mark(asked.iova(), asked.length());
         }
     }
 
-    /// The logged ranges that can have a part in `range`.
+    /// Returns the logged ranges that can overlap `range`.
     fn touched(&self, range: IovaRange) -> impl Iterator<Item = &Logged> {
         let from = self.ranges.partition_point(|logged| logged.range.end() <= range.iova());
         self.ranges[from..].iter().take_while(move |logged| logged.range.iova() < range.end())
@@ -136,13 +135,14 @@ impl DirtyLog {
 }
 
 impl Logged {
-    /// The first and the last page that have a part in `part`, which lies in the range.
+    /// Returns the first and the last page that overlap `part`, which lies in the range.
     fn pages(&self, part: IovaRange, shift: u32) -> (usize, usize) {
         let start = self.range.iova();
         (((part.iova() - start) >> shift) as usize, ((part.end() - 1 - start) >> shift) as usize)
     }
 
-    /// Tells the marks in `part`, and takes them away but for pages that lie only partly in it. Whether any was taken.
+    /// Reports the marks in `part`, and removes those of pages that lie completely in it. Returns whether any was
+    /// removed.
     fn drain(&self, part: IovaRange, shift: u32, tell: &mut impl FnMut(&Marks)) -> bool {
         let start = self.range.iova();
         let address = |page: usize| start + ((page as u64) << shift);
@@ -150,7 +150,7 @@ impl Logged {
         let is_cut = |page: usize| {
             page == first && part.iova() != address(first) || page == last && part.end() != address(last + 1)
         };
-        // The words that are not taken whole.
+        // The words of which only a part is taken.
         let edge = |index: usize| {
             let told = bits_of(index, first, last);
             let cut = [first, last].into_iter().filter(|page| page / 64 == index && is_cut(*page));
@@ -169,9 +169,9 @@ impl Logged {
             if left == 0 {
                 continue;
             }
-            // A swap waits until all that was stored before it is in the cache: what is found is kept here, and not in
-            // the large bitmap of who asks, until the group is through. Larger groups are slower: while this one is
-            // taken, the processor fetches the next.
+            // A swap waits until all earlier stores are in the cache, so the marks stay here, and not in the caller's
+            // large bitmap, until the group is done. Larger groups are slower: the processor fetches the next group
+            // during this one.
             let mut marks = Marks::new(address(at * 64), group.len());
             while left != 0 {
                 let slot = left.trailing_zeros() as usize;
@@ -196,13 +196,13 @@ impl Logged {
 /// Words of a cache line.
 const LINE: usize = 8;
 
-/// Which words of a group have marks. Most of a log is empty: first whole cache lines are looked at, without a branch for
-/// each, so that it costs no more than reading it.
+/// Returns the words of a group that have marks. Most of a log is empty, so this first checks whole cache lines,
+/// without a branch for each, which costs no more than reading the log.
 #[inline]
 fn marked_among(group: &[AtomicU64]) -> u64 {
     let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
     let any = |line: &[AtomicU64; LINE]| line.iter().fold(0, |all, word| all | load(word)) != 0;
-    // In ascending order, as processors fetch memory ahead.
+    // In ascending order, because processors prefetch memory.
     let each = |words: &[AtomicU64]| {
         words.iter().enumerate().fold(0, |found, (slot, word)| found | u64::from(load(word) != 0) << slot)
     };
@@ -221,7 +221,7 @@ fn marked_among(group: &[AtomicU64]) -> u64 {
     marked
 }
 
-/// The bits that the pages `first` to `last` have in the word at `index`, one of those they are in.
+/// Returns the bits of the pages `first` to `last` in the word at `index`, which contains some of them.
 #[inline]
 fn bits_of(index: usize, first: usize, last: usize) -> u64 {
     let from = if index == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };

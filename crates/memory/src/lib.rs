@@ -1,8 +1,8 @@
-//! Memory that processes share with a device.
+//! Memory that processes share with a device: mapped files, remote memory and dirty tracking.
 //!
-//! [`Memory`] is a file that is mapped into this process. The file may get shorter under a device's feet
-//! ([`survive_lost_memory`]). [`RemoteMemory`] has no address here: it is asked for. [`DirtyLog`] keeps account of the
-//! pages that a device has written, without a lock. Addresses of devices are not known here.
+//! [`Memory`] is a file mapped into this process; [`survive_lost_memory`] handles a file that is truncated while a
+//! device uses it. [`RemoteMemory`] has no address in this process and is accessed by requests to its owner.
+//! [`DirtyLog`] records the pages that a device has written, without a lock. The crate knows no device addresses.
 //!
 //! ```
 //! use std::fs::File;

@@ -1,9 +1,8 @@
-//! Memory that is gone: whoever gave a file to be mapped can make it shorter, and then the next access to what
-//! is cut off is a SIGBUS, which ends a process that does nothing about it.
+//! Survival of lost memory. The owner of a mapped file can truncate it, and then the next access past its end raises
+//! SIGBUS, which kills a process without a handler.
 //!
-//! Once [`survive_lost_memory`] was called, an access made under `guarded` goes on instead, in memory of
-//! zeros that belongs to nobody, and its maker learns that the mapping is lost. Every other SIGBUS goes where
-//! it went before.
+//! After a call of [`survive_lost_memory`], an access made under `guarded` continues instead in private zeroed memory,
+//! and its caller learns that the mapping is lost. Every other SIGBUS goes to the previous handler.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -15,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use vm_memory::MmapRegion;
 
-/// One access under way on a thread, and those it is made within.
+/// One access in progress on a thread, and the accesses around it.
 struct Frame<'a> {
     start: usize,
     size: usize,
@@ -24,19 +23,19 @@ struct Frame<'a> {
 }
 
 thread_local! {
-    /// The innermost access of this thread. It needs neither memory nor a destructor, so that a signal handler
-    /// can look at it.
+    /// The innermost access of this thread. It needs neither allocation nor a destructor, so that a signal handler can
+    /// read it.
     static INNERMOST: Cell<*const Frame<'static>> = const { Cell::new(ptr::null()) };
 }
 
-/// What SIGBUS did before; null until then.
+/// The previous action for SIGBUS; null until ours is installed.
 static BEFORE: AtomicPtr<libc::sigaction> = AtomicPtr::new(ptr::null_mut());
 
-/// Lets this process outlive the loss of memory that it reaches by [`Memory::access`](crate::Memory::access), as devices do
-/// through their mappings.
+/// Lets this process survive the loss of memory that it accesses through [`Memory::access`](crate::Memory::access), as
+/// devices do through their mappings.
 ///
-/// It handles SIGBUS, and hands on to the handler there was before what is not such a loss. A handler that is
-/// set later has to do likewise. To call it again changes nothing, and gives the same result.
+/// It handles SIGBUS, and passes every other SIGBUS to the previous handler. A handler installed later must do the
+/// same. Repeated calls change nothing and return the same result.
 pub fn survive_lost_memory() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let installed =
@@ -51,7 +50,7 @@ fn install() -> io::Result<()> {
     if unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut before) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // The handler may look at it as long as the process lives.
+    // The handler may read it as long as the process lives.
     BEFORE.store(Box::into_raw(Box::new(before)), Ordering::Release);
     // SAFETY: as above.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -65,10 +64,10 @@ fn install() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes an access to `region` and to no other memory that might be lost. If it was lost meanwhile, `lost` is
-/// set, what was read is zeros, and what was written is nowhere.
+/// Makes an access to `region` and to no other memory that might be lost. If the region is lost meanwhile, `lost` is
+/// set, reads return zeros, and writes are discarded.
 pub(crate) fn guarded<T>(region: &MmapRegion, lost: &AtomicBool, access: impl FnOnce() -> T) -> T {
-    /// Ends the access, also if it panics.
+    /// Ends the access, even if it panics.
     struct End(*const Frame<'static>);
 
     impl Drop for End {
@@ -117,7 +116,7 @@ fn replace(address: usize) -> bool {
     false
 }
 
-/// Does what would have been done without this handler.
+/// Passes the signal to the previous handler.
 fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: what is stored was leaked, and is never changed.
     let before = unsafe { BEFORE.load(Ordering::Acquire).as_ref() };

@@ -1,6 +1,6 @@
-//! Memory that is mapped into this process: a file, shared with everyone else who maps it.
+//! Memory mapped into this process: a file, shared with every other process that maps it.
 //!
-//! No addresses of devices here: those are the device's.
+//! Device addresses (IOVAs) are the device's and are not known here.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::lost;
 /// `f_type` of hugetlbfs (`include/uapi/linux/magic.h`).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// A piece of shared memory. A clone, and a [`part`](Memory::part), is another handle to the same bytes.
+/// A piece of shared memory. A clone or a [`part`](Memory::part) is another handle to the same bytes.
 ///
 /// ```
 /// use std::fs::File;
@@ -40,58 +40,58 @@ pub struct Memory {
     protection: Protection,
 }
 
-/// What may be done with memory, as mmap(2) is told it.
+/// The protection of a mapping, as passed to mmap(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
-    /// It may be read.
+    /// The memory may be read.
     pub read: bool,
-    /// It may be written.
+    /// The memory may be written.
     pub write: bool,
 }
 
-/// An access that cannot be made.
+/// A failed access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// Not all of it lies within the memory.
-    #[error("the access reaches past the end of the memory")]
+    /// The access does not lie completely within the memory.
+    #[error("the access extends past the end of the memory")]
     OutOfRange,
-    /// The file is shorter than it was. What was read is worth nothing, and nothing can be reached any more.
-    #[error("the file behind the memory was made shorter")]
+    /// The file was truncated. Bytes read are invalid, and every later access fails.
+    #[error("the file behind the memory was truncated")]
     Lost,
 }
 
-/// What is mapped, whole.
+/// The whole mapping.
 struct Mapped {
     region: MmapRegion,
-    /// The file was made shorter, and an access has met that.
+    /// The file was truncated, and an access has found out.
     lost: AtomicBool,
 }
 
 impl Memory {
-    /// Maps `size` bytes of a file, shared, to be read and, if `writable`, written.
+    /// Maps `size` bytes of a file, shared, for reading and, if `writable`, for writing.
     ///
-    /// The file must not be made shorter while it is mapped: an access to what is gone ends a process that has
-    /// not called [`survive_lost_memory`](crate::survive_lost_memory). EINVAL for a size of 0, a file that is too
-    /// short, one that cannot be mapped with that right, and for a part of a huge page; EOVERFLOW for more than this
-    /// machine can address.
+    /// The file must not be truncated while it is mapped: an access past its end kills a process that has not called
+    /// [`survive_lost_memory`](crate::survive_lost_memory). EINVAL for a size of 0, a file that is too short, a file
+    /// that cannot be mapped with that protection, or a part of a huge page; EOVERFLOW for more than this machine can
+    /// address.
     ///
-    /// The file's own file system is asked about it, which may take as long as it likes.
+    /// The call queries the file's file system, which may take any time to answer.
     pub fn of_file(file: FileOffset, size: u64, writable: bool) -> Result<Memory, Errno> {
         if !holds(&file, size) {
             return Err(Errno::EINVAL);
         }
-        // What the system says of it is no business of a device's user.
+        // A device's user does not need the system's own error.
         Memory::map(file, size, Protection { read: true, write: writable }).map_err(|errno| match errno {
             Errno::EOVERFLOW => errno,
             _ => Errno::EINVAL,
         })
     }
 
-    /// Maps `size` bytes of any file that can be mapped, such as a device's, which need not say how long it is.
+    /// Maps `size` bytes of any file that can be mapped, such as a device file, which need not report its length.
     ///
-    /// An access to what is not there is a SIGBUS, as said at [`Memory::of_file`]. EINVAL for a size of 0 and for a part
-    /// of a huge page, EOVERFLOW for more than this machine can address, and what mmap(2) answers.
+    /// An access past the end raises SIGBUS, as described at [`Memory::of_file`]. EINVAL for a size of 0 or a part of a
+    /// huge page, EOVERFLOW for more than this machine can address, and the errors of mmap(2).
     pub fn map(file: FileOffset, size: u64, protection: Protection) -> Result<Memory, Errno> {
         let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
         if length == 0 {
@@ -117,7 +117,7 @@ impl Memory {
         Ok(Memory { mapped: Arc::new(mapped), start: 0, size: length, protection })
     }
 
-    /// Returns `size` bytes from `offset` on; `None` if they do not all lie within, or if there are none.
+    /// Returns `size` bytes from `offset` on; `None` if they do not all lie within the memory, or if `size` is 0.
     pub fn part(&self, offset: u64, size: u64) -> Option<Memory> {
         let (offset, size) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
         let within = offset.checked_add(size).is_some_and(|end| end <= self.size);
@@ -134,21 +134,21 @@ impl Memory {
         self.size as u64
     }
 
-    /// Whether it may be written.
+    /// Returns whether the memory may be written.
     pub fn is_writable(&self) -> bool {
         self.protection.write
     }
 
-    /// The file that these bytes are of, and where in it they begin.
+    /// Returns the file behind these bytes, and their offset in it.
     pub fn file(&self) -> Option<FileOffset> {
         let file = self.mapped.region.file_offset()?;
         Some(FileOffset::from_arc(file.arc().clone(), file.start().checked_add(self.start as u64)?))
     }
 
-    /// Calls `access` with `count` bytes from `offset` on. It must reach no other memory that might be lost.
+    /// Calls `access` with `count` bytes from `offset` on. `access` must use no other memory that might be lost.
     ///
-    /// If the file turns out to be shorter, `access` goes on in memory of zeros that belongs to nobody, and the result
-    /// is [`MemoryError::Lost`], now and for every later access; in a program that has called
+    /// If the file was truncated, `access` continues in private zeroed memory, and the result is [`MemoryError::Lost`]
+    /// for this and every later access. This needs a program that has called
     /// [`survive_lost_memory`](crate::survive_lost_memory).
     pub fn access<T>(
         &self,
@@ -164,14 +164,14 @@ impl Memory {
         if self.is_lost() { Err(MemoryError::Lost) } else { Ok(result) }
     }
 
-    /// Returns the bytes themselves; `None` if they do not all lie within. An access is not protected from SIGBUS, so
-    /// this is for files that nobody else can make shorter.
+    /// Returns the bytes themselves; `None` if they do not all lie within the memory. Accesses are not protected from
+    /// SIGBUS, so use this only for files that nobody else can truncate.
     pub fn bytes(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
         let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
         within.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())?
     }
 
-    /// Whether an access has found that the file is shorter than it was. None can be made any more.
+    /// Returns whether an access has found the file truncated. Every later access fails.
     fn is_lost(&self) -> bool {
         self.mapped.lost.load(Ordering::Acquire)
     }
@@ -186,7 +186,7 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// Whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills
+/// Returns whether a regular file has `size` bytes from its offset on: an access past the end of a mapped file kills
 /// the process.
 fn holds(file: &FileOffset, size: u64) -> bool {
     file.file().metadata().is_ok_and(|metadata| {
@@ -194,9 +194,9 @@ fn holds(file: &FileOffset, size: u64) -> bool {
     })
 }
 
-/// EINVAL unless an offset in a file and a size are whole pages of that file, if its pages are huge (hugetlbfs).
+/// Returns EINVAL unless offset and size are whole pages of a file whose pages are huge (hugetlbfs).
 ///
-/// The kernel would map all of a page that is asked for in part, but unmaps none of it for who asks for that part.
+/// The kernel maps a whole huge page for a request of a part, but does not unmap it for the same request.
 fn check_pages(file: &FileOffset, size: u64) -> Result<(), Errno> {
     let file_system = fstatfs(file.file())?;
     let page_size = u64::try_from(file_system.f_bsize).map_err(|_| Errno::EINVAL)?;

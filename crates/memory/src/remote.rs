@@ -1,16 +1,16 @@
-//! Memory that has no address in this process: a device reaches it by asking who has it, such as the client
-//! of a vfio-user server. What it is asked with is not known here.
+//! Memory without an address in this process: a device accesses it by requests to its owner, such as the client of a
+//! vfio-user server. The implementor defines the transport.
 
 use std::fmt;
 use std::time::Instant;
 
 use whimbrel_protocol::Errno;
 
-/// Memory that is read and written by asking for it, at addresses as the device has them.
+/// Memory that is read and written by requests to its owner, at device addresses.
 ///
-/// Both may be called from several threads at a time, and by a thread that executes a request on the device. While they
-/// wait, no mapping of the device can be taken away, so they have to come to an end by the deadline, which is one for all
-/// that a device's access asks for.
+/// Both methods may be called from several threads at once, and by a thread that executes a request on the device.
+/// While they wait, no mapping of the device can be removed, so they must return by the deadline. All requests of one
+/// device access share one deadline.
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -43,9 +43,10 @@ use whimbrel_protocol::Errno;
 /// # Ok::<(), Errno>(())
 /// ```
 pub trait RemoteMemory: fmt::Debug + Send + Sync {
-    /// Reads all of `data`, from `iova` on. Only what is mapped with that right is asked for. ETIMEDOUT at the deadline.
+    /// Reads all of `data`, from `iova` on. The caller requests only memory that is mapped with that permission.
+    /// ETIMEDOUT at the deadline.
     fn read(&self, iova: u64, data: &mut [u8], deadline: Instant) -> Result<(), Errno>;
 
-    /// Writes all of `data`, from `iova` on. After an error some of it may have been written.
+    /// Writes all of `data`, from `iova` on. After an error a part of it may have been written.
     fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno>;
 }

@@ -1,4 +1,4 @@
-//! Marks and reports on several threads at once: what a user who copies the pages it is told of ends up with.
+//! Marks and reports on several threads at once, and the memory of a user that copies the reported pages.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

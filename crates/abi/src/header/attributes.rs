@@ -1,5 +1,4 @@
-//! The attributes of declarations: those that change a layout, and those that are passed over. What they change is for
-//! `layout`.
+//! The attributes of declarations: those that change a layout, and those that are skipped. `layout` applies them.
 
 use super::cursor::Result;
 use super::excerpt::Excerpt;
@@ -8,11 +7,11 @@ use super::reader::Reader;
 use super::tokens::Token;
 use super::unread::Unread;
 
-/// The largest alignment that is taken for one, in bytes.
+/// Maximum alignment in bytes.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
 impl Reader<'_> {
-    /// Takes every attribute that stands here.
+    /// Takes all attributes at this place.
     pub(super) fn attributes(&mut self) -> Result<Attributes> {
         const WITHOUT_EFFECT: [&str; 4] = ["__user", "__force", "__bitwise", "__extension__"];
         let mut found = Attributes::default();
@@ -52,12 +51,12 @@ impl Reader<'_> {
                 let alignment = self.evaluated(&[")"])?.amount();
                 self.cursor.expect(")")?;
                 let sensible = alignment.filter(|bytes| bytes.is_power_of_two() && *bytes <= MAX_ALIGNMENT);
-                let why = "this alignment is no power of two, or too large";
+                let why = "this alignment is not a power of two, or too large";
                 attributes.aligned = Some(sensible.ok_or_else(|| Unread::new(line, why))?);
             }
             "counted_by" | "counted_by_le" | "counted_by_be" => self.cursor.bracketed()?,
             "deprecated" | "unused" => {}
-            _ => return Err(Unread::new(line, format!("the attribute `{}` is not known", Excerpt(&name)))),
+            _ => return Err(Unread::new(line, format!("unknown attribute `{}`", Excerpt(&name)))),
         }
         Ok(attributes)
     }

@@ -1,4 +1,4 @@
-//! What a header that wants to may make its reader do and keep.
+//! Bounds on the time and memory that a hostile header may take.
 
 use super::*;
 

@@ -1,13 +1,13 @@
-//! The bound on what one header may make its reader do: a text of a few lines, whose macros double one another, would
-//! otherwise take all memory. It counts; it does not know what for.
+//! The bound on the work that one header may cause: a few lines of macros that double one another would otherwise take
+//! all memory.
 
 use std::cell::Cell;
 
-/// The tokens that all macros of one header may make, with the bytes of long tokens and strings counted in. The kernel's
-/// headers take up to five thousand.
+/// Maximum number of tokens that all macro expansions of one header may produce, counting the bytes of long tokens and
+/// strings. The kernel's headers take up to five thousand.
 const MAX_COST: usize = 1 << 21;
 
-/// What is left of the bound.
+/// The rest of the bound.
 #[derive(Debug)]
 pub(crate) struct Budget(Cell<usize>);
 
@@ -18,10 +18,10 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Takes `cost` from what is left. Once it was not enough, nothing is left.
+    /// Takes `cost` from the rest. After the first failure nothing is left.
     pub(crate) fn spend(&self, cost: usize) -> Result<(), String> {
         let left = self.0.get().checked_sub(cost);
         self.0.set(left.unwrap_or(0));
-        left.map(|_| ()).ok_or_else(|| "the macros of this header make too much of one another".into())
+        left.map(|_| ()).ok_or_else(|| "the macros of this header expand to too much text".into())
     }
 }

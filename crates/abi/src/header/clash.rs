@@ -1,31 +1,30 @@
-//! Names of a header that get in each other's way, and the sentences that say so. It finds none: that is for those who
-//! read declarations and macros.
+//! Clashes of names in a header, and their messages. The readers of declarations and macros find them.
 
 use std::fmt;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-/// Two uses of one name that get in each other's way.
+/// Two clashing uses of one name.
 ///
-/// Its text is one sentence, without the line. Serialized it has `kind`, `name`, `line` and `text`.
+/// Its text is one sentence, without the line. It serializes with `kind`, `name`, `line` and `text`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Clash {
-    /// A macro that replaces the name where it is declared: a compiler reads the macro's text there.
+    /// A macro that replaces the name where it is declared, so that a compiler reads the macro's text there.
     #[non_exhaustive]
     MacroBefore {
         /// The name of both.
         name: String,
         /// The line of the macro.
         defined: u32,
-        /// What the name is declared as: `enumerator`, `structure`, `field` or `enumeration`.
+        /// The kind of declaration: `enumerator`, `structure`, `field` or `enumeration`.
         what: &'static str,
         /// The line of the declaration.
         line: u32,
         /// The value of an enumerator.
         value: Option<i64>,
     },
-    /// A macro with the name of an earlier enumerator: from there on the name means the macro.
+    /// A macro with the name of an earlier enumerator, which it replaces from there on.
     #[non_exhaustive]
     MacroAfter {
         /// The name of both.
@@ -37,7 +36,7 @@ pub enum Clash {
         /// The value of the macro.
         value: String,
     },
-    /// A macro that is defined again with another value, without an `#undef`.
+    /// A macro that is redefined with another value, without an `#undef`.
     #[non_exhaustive]
     Redefined {
         /// The name of both.
@@ -70,7 +69,7 @@ pub enum Clash {
 }
 
 impl Clash {
-    /// Returns the name that both uses have.
+    /// Returns the name of both uses.
     pub fn name(&self) -> &str {
         match self {
             Clash::MacroBefore { name, .. }
@@ -81,7 +80,7 @@ impl Clash {
         }
     }
 
-    /// Returns the line where a compiler would notice.
+    /// Returns the line where a compiler would notice the clash.
     pub fn line(&self) -> u32 {
         match self {
             Clash::MacroBefore { line, .. }
@@ -92,7 +91,7 @@ impl Clash {
         }
     }
 
-    /// Returns the name of the variant in the JSON form, which stays the same.
+    /// Returns the variant's name in the JSON form, which is stable.
     pub fn kind(&self) -> &'static str {
         match self {
             Clash::MacroBefore { .. } => "macro_replaces_name",

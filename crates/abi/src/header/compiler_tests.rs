@@ -62,7 +62,7 @@ fn compiler() -> Command {
     command
 }
 
-/// What C has for each of these, one line each.
+/// Returns C's value for each of these, one per line.
 fn measured(header: &Path, statements: &[String]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let (source, program) = (folder.path().join("measure.c"), folder.path().join("measure"));

@@ -1,14 +1,14 @@
-//! A place among the tokens of a header, and the small steps from there. What the tokens declare is for `declarations`.
+//! A position among the tokens of a header, and the small steps from there. `declarations` has the grammar.
 
 use std::rc::Rc;
 
 use super::tokens::{Kind, Token};
 use super::unread::Unread;
 
-/// What a step gives, or why it cannot be taken.
+/// The result of a step, or the reason it failed.
 pub(super) type Result<T> = std::result::Result<T, Unread>;
 
-/// A place among tokens.
+/// A position among tokens.
 pub(super) struct Cursor<'a> {
     tokens: &'a [Token],
     at: usize,
@@ -57,11 +57,11 @@ impl<'a> Cursor<'a> {
         if self.next_is_sign(sign) {
             Ok(())
         } else {
-            Err(self.unread(format!("`{sign}` is missing before {}", self.seen())))
+            Err(self.unread(format!("missing `{sign}` before {}", self.seen())))
         }
     }
 
-    /// Takes the word that stands here, if one does, and its line.
+    /// Takes the word at this place, if any, and its line.
     pub(super) fn word(&mut self) -> Option<(Rc<str>, u32)> {
         let token = self.peek()?;
         let word = (Rc::clone(token.name()?), token.line);
@@ -69,18 +69,17 @@ impl<'a> Cursor<'a> {
         Some(word)
     }
 
-    /// Takes a word where nothing else may stand.
+    /// Takes a word, which is required here.
     pub(super) fn name_of(&mut self, what: &str) -> Result<(Rc<str>, u32)> {
-        self.word()
-            .ok_or_else(|| self.unread(format!("the name of {what} is missing before {}", self.seen())))
+        self.word().ok_or_else(|| self.unread(format!("missing name of {what} before {}", self.seen())))
     }
 
-    /// Returns what stands here, as messages say it.
+    /// Returns the token at this place, for messages.
     pub(super) fn seen(&self) -> String {
         self.peek().map_or_else(|| "the end".to_owned(), ToString::to_string)
     }
 
-    /// Returns that something cannot be read here.
+    /// Returns the error for an unreadable part at this place.
     pub(super) fn unread(&self, why: impl Into<String>) -> Unread {
         Unread::new(self.line(), why)
     }
@@ -90,7 +89,7 @@ impl<'a> Cursor<'a> {
         self.peek().or(self.tokens.last()).map_or(1, |token| token.line)
     }
 
-    /// Goes from an opening bracket to behind the one that closes it.
+    /// Moves from an opening bracket past the closing one.
     pub(super) fn bracketed(&mut self) -> Result<()> {
         let mut depth = 0_usize;
         loop {
@@ -122,13 +121,13 @@ impl<'a> Cursor<'a> {
         &self.tokens[start..self.at]
     }
 
-    /// Goes behind the declaration that begins at `start` and could not be understood.
+    /// Skips the unreadable declaration that begins at `start`.
     pub(super) fn pass_over(&mut self, start: usize) {
         let mut depth = 0_usize;
         let mut had_body = false;
         self.at = start;
         while let Some(token) = self.peek() {
-            // A function's body has no `;` behind it.
+            // A function's body is not followed by `;`.
             let begins = ["struct", "union", "enum"].into_iter().any(|keyword| token.is_name(keyword));
             if depth == 0 && had_body && begins {
                 return;

@@ -1,5 +1,5 @@
-//! Enumerations, structures and unions, and the names that clash with theirs. Nothing else stands in a header of the user
-//! API; what does is listed and passed over. What is between the braces of a structure is for `members`.
+//! Enumerations, structures and unions, and the names that clash with theirs. Headers of the user API declare nothing
+//! else; other declarations are listed and skipped. `members` reads the members of a structure.
 
 use std::rc::Rc;
 
@@ -17,10 +17,10 @@ use super::shape::Shape;
 use super::tokens::Token;
 use super::unread::{MAX_UNREAD, Unread};
 
-/// How deep structures may stand in one another.
+/// Maximum nesting depth of structures.
 const MAX_DEPTH: usize = 32;
 
-/// Reads all declarations of a header. The scope is that of its end.
+/// Reads all declarations of a header. The returned scope is that of its end.
 pub(super) fn declarations(
     code: &[Token],
     macros: &Macros,
@@ -44,7 +44,7 @@ pub(super) fn declarations(
     (reader.declared, reader.scope)
 }
 
-/// Returns how messages call the declaration that begins here.
+/// Returns the name for messages of the declaration that begins here.
 fn heading(code: &[Token]) -> Option<String> {
     let [keyword, tag, ..] = code else { return None };
     let (keyword, tag) = (keyword.name()?, tag.name()?);
@@ -52,7 +52,7 @@ fn heading(code: &[Token]) -> Option<String> {
 }
 
 impl Reader<'_> {
-    /// Takes a declaration that stands in no other.
+    /// Takes a top-level declaration.
     fn external(&mut self) -> Result<()> {
         if self.cursor.next_is_sign(";") {
             return Ok(());
@@ -60,12 +60,12 @@ impl Reader<'_> {
         if self.tagged()?.is_none() {
             return Err(self
                 .cursor
-                .unread(format!("{} begins no struct, union or enum", self.cursor.seen())));
+                .unread(format!("expected a struct, union or enum, found {}", self.cursor.seen())));
         }
         self.cursor.expect(";")
     }
 
-    /// Takes a structure, union or enumeration, if one stands here.
+    /// Takes a structure, union or enumeration, if one begins here.
     pub(super) fn tagged(&mut self) -> Result<Option<Tagged>> {
         let before = self.attributes()?;
         if self.cursor.next_is_name("struct") {
@@ -80,7 +80,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes a structure or union, behind its keyword.
+    /// Takes a structure or union, after its keyword.
     fn aggregate(&mut self, is_union: bool, before: Attributes) -> Result<Tagged> {
         let keyword = if is_union { "union" } else { "struct" };
         let mut attributes = before.and(self.attributes()?);
@@ -98,13 +98,11 @@ impl Reader<'_> {
         Ok(Tagged { shape: Ok(shape), inner: Some(fields) })
     }
 
-    /// Takes what is in braces, and the attributes behind them.
+    /// Takes the members in braces, and the attributes after them.
     fn body(&mut self, is_union: bool, attributes: &mut Attributes) -> Result<(Shape, Vec<Field>)> {
         self.cursor.expect("{")?;
         if self.depth == MAX_DEPTH {
-            return Err(self
-                .cursor
-                .unread(format!("structures stand in one another more than {MAX_DEPTH} deep")));
+            return Err(self.cursor.unread(format!("structures are nested more than {MAX_DEPTH} deep")));
         }
         self.depth += 1;
         let members = self.members();
@@ -117,7 +115,7 @@ impl Reader<'_> {
         layout::aggregate(&members, is_union, *attributes).map_err(|why| self.cursor.unread(why))
     }
 
-    /// Adds a structure to the names and to what is declared.
+    /// Adds a structure to the names and to the declarations.
     fn declare_structure(&mut self, name: Rc<str>, line: u32, shape: Shape, fields: Vec<Field>) {
         self.clash_with_macro(&name, line, "structure", None);
         if let Some(first) = self.scope.add_structure(&name, shape, line) {
@@ -133,7 +131,7 @@ impl Reader<'_> {
         });
     }
 
-    /// Takes an enumeration, behind its keyword.
+    /// Takes an enumeration, after its keyword.
     fn enumeration(&mut self) -> Result<()> {
         let tag = self.cursor.word();
         if !self.cursor.next_is_sign("{") {

@@ -1,4 +1,4 @@
-//! What the declarations of a header declare, as data. How it is read is for `declarations`.
+//! The declarations of a header, as data. `declarations` reads them.
 
 use std::rc::Rc;
 
@@ -15,11 +15,11 @@ pub(crate) struct Structure {
     pub(crate) size: u64,
     /// The alignment in bytes.
     pub(crate) alignment: u64,
-    /// Its fields; those of nested structures and unions without a name are among them.
+    /// Its fields, including those of nested structures and unions without a name.
     pub(crate) fields: Vec<Field>,
 }
 
-/// A name that an enumeration gives to a number.
+/// An enumerator: a name for a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Enumerator {
     pub(crate) name: Rc<str>,
@@ -29,7 +29,7 @@ pub(crate) struct Enumerator {
     pub(crate) enumeration: Option<Rc<str>>,
 }
 
-/// All that the declarations of a header say, in their order.
+/// All declarations of a header, in their order.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
     pub(super) structures: Vec<Structure>,

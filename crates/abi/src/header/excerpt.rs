@@ -1,12 +1,12 @@
-//! A piece of a header as messages show it. A header may have names as long as itself, and one of them in every message
-//! would make the messages larger than anything that they are about.
+//! Excerpts of a header for messages. A header may have names as long as itself, and repeating one in every message
+//! would make the messages larger than the header.
 
 use std::fmt;
 
-/// The characters of a name or number that are shown. The kernel's longest name has 53.
+/// Maximum number of characters shown of a name or number. The kernel's longest name has 53.
 const MAX_SHOWN: usize = 80;
 
-/// A piece of text, cut where it is too long to be read.
+/// A piece of text, cut if it is too long to read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Excerpt<'a>(pub(super) &'a str);
 

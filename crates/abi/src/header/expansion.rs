@@ -1,5 +1,5 @@
-//! Macros replaced in a text, within bounds: macros that double one another, or stand in one another without end, are an
-//! error. Which macros there are is for `macros`, and what the text then comes to for `expressions`.
+//! Macro expansion, within bounds: macros that double one another, or are nested without end, are an error. `macros`
+//! has the definitions; `expressions` evaluates the result.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -9,10 +9,10 @@ use super::excerpt::Excerpt;
 use super::macros::Macros;
 use super::tokens::{Kind, Token};
 
-/// How deep macros may stand in one another.
+/// Maximum nesting depth of macros.
 const MAX_DEPTH: usize = 64;
 
-/// Returns what these tokens cost in a budget.
+/// Returns the cost of these tokens in a budget.
 fn cost(tokens: &[Token]) -> usize {
     tokens.iter().map(Token::cost).sum()
 }
@@ -31,9 +31,9 @@ struct Expansion<'a> {
     line: u32,
     macros: &'a Macros,
     budget: &'a Budget,
-    /// The macros whose text this is: C does not replace a macro in itself.
+    /// The macros being expanded: C does not expand a macro within itself.
     within: Vec<Rc<str>>,
-    /// Arguments and texts that stand in one another.
+    /// The nesting depth of arguments and texts.
     depth: usize,
 }
 
@@ -41,7 +41,7 @@ impl Expansion<'_> {
     fn expand(&mut self, tokens: &[Token]) -> Result<Vec<Token>, String> {
         self.budget.spend(cost(tokens))?;
         if self.depth == MAX_DEPTH {
-            return Err(format!("macros stand in one another more than {MAX_DEPTH} deep"));
+            return Err(format!("macros are nested more than {MAX_DEPTH} deep"));
         }
         self.depth += 1;
         let mut expanded = Vec::new();
@@ -79,10 +79,10 @@ impl Expansion<'_> {
     }
 }
 
-/// The arguments of a macro's use, and the tokens behind them.
+/// The arguments of a macro call, and the tokens after them.
 type Arguments<'a> = (Vec<&'a [Token]>, &'a [Token]);
 
-/// Reads arguments in brackets, if there are any.
+/// Reads arguments in brackets, if any.
 fn arguments(tokens: &[Token]) -> Result<Option<Arguments<'_>>, String> {
     if tokens.first().is_none_or(|first| !first.is_sign("(")) {
         return Ok(None);
@@ -105,7 +105,7 @@ fn arguments(tokens: &[Token]) -> Result<Option<Arguments<'_>>, String> {
             _ => {}
         }
     }
-    Err("the arguments of a macro have no end".into())
+    Err("unterminated macro arguments".into())
 }
 
 /// Returns the text of a macro with its arguments in it.
@@ -116,7 +116,7 @@ fn substitute(
     arguments: &[Vec<Token>],
     budget: &Budget,
 ) -> Result<Vec<Token>, String> {
-    // No argument at all looks as one that is empty.
+    // No argument at all looks like one empty argument.
     let given =
         if parameters.is_empty() && arguments.iter().all(Vec::is_empty) { 0 } else { arguments.len() };
     if given != parameters.len() {
@@ -126,7 +126,7 @@ fn substitute(
     let mut text = Vec::new();
     for token in body {
         if token.is_sign("#") || token.is_sign("##") {
-            return Err(format!("the macro {} makes words with {token}", Excerpt(name)));
+            return Err(format!("unsupported {token} in the macro {}", Excerpt(name)));
         }
         let parameter = token.name().and_then(|name| parameters.iter().position(|own| own == name));
         match parameter.and_then(|parameter| arguments.get(parameter)) {
@@ -177,8 +177,8 @@ mod tests {
     fn what_cannot_be_replaced_is_an_error() {
         let cases = [
             ("#define F(x) x", "F(1, 2)", "takes 1 arguments, not 2"),
-            ("#define F(x) x", "F(1", "have no end"),
-            ("#define F(x) a##x", "F(1)", "makes words with `##`"),
+            ("#define F(x) x", "F(1", "unterminated macro arguments"),
+            ("#define F(x) a##x", "F(1)", "unsupported `##`"),
         ];
         for (header, text, said) in cases {
             let error = expanded(header, text).expect_err(text);

@@ -1,26 +1,26 @@
-//! The value of a constant expression of C, with the widths and signs that C gives it on 64-bit Linux. Macros are
-//! replaced before (`expansion`).
+//! The evaluator of C's constant expressions, with C's widths and signs on 64-bit Linux. `expansion` has replaced
+//! the macros.
 
 use super::names::Names;
 use super::number::{Number, cast, character, combine, literal};
 use super::shape::Shape;
 use super::tokens::{Kind, Token};
 
-/// How deep brackets and operators may stand in one another.
+/// Maximum nesting depth of brackets and operators.
 const MAX_DEPTH: usize = 64;
 
-/// A reader of an expression in which macros are replaced already.
+/// The evaluator of an expression without macros.
 pub(super) struct Evaluator<'a> {
     rest: &'a [Token],
     names: &'a dyn Names,
     depth: usize,
-    /// Whether all integers are of the widest type, as in an `#if`.
+    /// Set if all integers have the widest type, as in an `#if`.
     widest: bool,
 }
 
 type Result<T> = std::result::Result<T, String>;
 
-/// The operators between two operands, and how tightly they bind.
+/// The binary operators and their precedence.
 const BINARY: [(&str, u8); 18] = [
     ("||", 1),
     ("&&", 2),
@@ -47,7 +47,7 @@ impl<'a> Evaluator<'a> {
         Evaluator { rest: tokens, names, depth: 0, widest: false }
     }
 
-    /// Returns the same for an `#if`.
+    /// Returns the evaluator of an `#if`.
     pub(super) fn of_directive(tokens: &'a [Token], names: &'a dyn Names) -> Self {
         Evaluator { widest: true, ..Self::new(tokens, names) }
     }
@@ -76,13 +76,13 @@ impl<'a> Evaluator<'a> {
     }
 
     fn expect(&mut self, sign: &str) -> Result<()> {
-        if self.next_is(sign) { Ok(()) } else { Err(format!("`{sign}` is missing in an expression")) }
+        if self.next_is(sign) { Ok(()) } else { Err(format!("missing `{sign}` in an expression")) }
     }
 
     /// Reads one level deeper.
     fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.depth == MAX_DEPTH {
-            return Err(format!("the expression is more than {MAX_DEPTH} deep"));
+            return Err(format!("the expression is nested more than {MAX_DEPTH} deep"));
         }
         self.depth += 1;
         let result = read(self);
@@ -114,7 +114,7 @@ impl<'a> Evaluator<'a> {
         Ok(left)
     }
 
-    /// Returns the operator that comes next, if it binds at least so tightly.
+    /// Returns the next operator, if its precedence is at least `least`.
     fn operator(&self, least: u8) -> Option<(&'static str, u8)> {
         let token = self.rest.first()?;
         BINARY.into_iter().find(|(sign, binds)| token.is_sign(sign) && *binds >= least)
@@ -143,10 +143,10 @@ impl<'a> Evaluator<'a> {
                 Ok(value)
             }
             Kind::Number(text) => {
-                let number = literal(text).ok_or_else(|| format!("{token} is no integer"))?;
+                let number = literal(text).ok_or_else(|| format!("{token} is not an integer"))?;
                 Ok(if self.widest { Number { wide: true, ..number } } else { number })
             }
-            Kind::Character(text) => character(text).ok_or_else(|| format!("{token} is no character")),
+            Kind::Character(text) => character(text).ok_or_else(|| format!("{token} is not a character")),
             Kind::Name(name) => match &**name {
                 "sizeof" => {
                     self.expect("(")?;
@@ -160,22 +160,22 @@ impl<'a> Evaluator<'a> {
                     self.expect(")")?;
                     combine("<<", Number::unsigned_long(1), bit)
                 }
-                _ => self.names.enumerator(name).ok_or_else(|| format!("nothing says what {token} is")),
+                _ => self.names.enumerator(name).ok_or_else(|| format!("unknown name {token}")),
             },
             _ => Err(format!("{token} cannot begin an operand")),
         }
     }
 
-    /// Reads a type, and the bracket that ends it.
+    /// Reads a type and the closing bracket.
     fn type_in_brackets(&mut self) -> Result<Shape> {
         let end =
-            self.rest.iter().position(|token| token.is_sign(")")).ok_or("`)` is missing in an expression")?;
+            self.rest.iter().position(|token| token.is_sign(")")).ok_or("missing `)` in an expression")?;
         let (words, rest) = self.rest.split_at(end);
         self.rest = rest.get(1..).unwrap_or_default();
-        self.names.type_of(words).ok_or_else(|| "a type in an expression is not known".into())
+        self.names.type_of(words).ok_or_else(|| "unknown type in an expression".into())
     }
 
-    /// Reads the operands of a macro of `linux/ioctl.h`, and returns the number it makes.
+    /// Reads the operands of a macro of `linux/ioctl.h`, and returns the ioctl number.
     fn ioctl(&mut self, name: &str) -> Result<Number> {
         self.expect("(")?;
         let kind = self.expression()?;
@@ -199,7 +199,7 @@ impl<'a> Evaluator<'a> {
         if kind.bits > 0xff || ordinal.bits > 0xff || size > 0x3fff {
             return Err(format!("the operands of {name} are too large"));
         }
-        // sizeof makes a number long.
+        // sizeof makes the number a long.
         let bits = direction << 30 | size << 16 | kind.bits << 8 | ordinal.bits;
         Ok(Number { wide: name != "_IO", signed: false, bits })
     }
@@ -268,19 +268,19 @@ mod tests {
         let cases = [
             ("", "ends too early"),
             ("1 +", "ends too early"),
-            ("(1", "`)` is missing"),
+            ("(1", "missing `)`"),
             ("1 2", "`2` cannot follow"),
             ("1 / 0", "division by zero"),
             ("1 % 0U", "division by zero"),
-            ("1 << 32", "more bits than there are"),
-            ("1 << -1", "more bits than there are"),
-            ("1.5", "is no integer"),
-            ("0x", "is no integer"),
-            ("99999999999999999999", "is no integer"),
-            ("9223372036854775808", "is no integer"),
-            ("'ab'", "is no character"),
-            ("foo", "nothing says what `foo` is"),
-            ("sizeof(foo)", "is not known"),
+            ("1 << 32", "invalid number of bits"),
+            ("1 << -1", "invalid number of bits"),
+            ("1.5", "is not an integer"),
+            ("0x", "is not an integer"),
+            ("99999999999999999999", "is not an integer"),
+            ("9223372036854775808", "is not an integer"),
+            ("'ab'", "is not a character"),
+            ("foo", "unknown name `foo`"),
+            ("sizeof(foo)", "unknown type"),
             ("_IO(1000, 1)", "too large"),
             ("\"text\"", "cannot begin an operand"),
         ];

@@ -1,5 +1,4 @@
-//! Where the members of a structure or union come to lie, as the ABI of 64-bit Linux has it. How they are declared is
-//! for `members`.
+//! The layout of structures and unions by the ABI of 64-bit Linux. `members` reads the declarations.
 
 use std::rc::Rc;
 
@@ -9,41 +8,41 @@ use super::shape::{MAX_SIZE, Shape};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Attributes {
     pub(super) packed: bool,
-    /// The least alignment, in bytes.
+    /// The minimum alignment, in bytes.
     pub(super) aligned: Option<u64>,
 }
 
 impl Attributes {
-    /// Returns both together.
+    /// Returns the combination of both.
     pub(super) fn and(self, other: Attributes) -> Attributes {
         Attributes { packed: self.packed || other.packed, aligned: self.aligned.max(other.aligned) }
     }
 }
 
-/// A field with a place.
+/// A field and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Field {
     pub(crate) name: Rc<str>,
     pub(crate) line: u32,
-    /// The bytes before it in the structure.
+    /// The offset in the structure, in bytes.
     pub(crate) offset: u64,
-    /// The size in bytes; nothing for a flexible array.
+    /// The size in bytes; `None` for a flexible array.
     pub(crate) size: Option<u64>,
 }
 
-/// A member as it is declared.
+/// A declared member.
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) name: Option<(Rc<str>, u32)>,
     pub(super) shape: Shape,
-    /// Whether it is an array without a length.
+    /// Set for an array without a length.
     pub(super) flexible: bool,
     pub(super) attributes: Attributes,
-    /// The fields of a structure or union without a name, which are fields of what it stands in.
+    /// The fields of a structure or union without a name, which belong to the enclosing one.
     pub(super) inner: Vec<Field>,
 }
 
-/// Returns the shape of a structure or union, and where its members lie.
+/// Returns the shape of a structure or union, and its fields.
 pub(super) fn aggregate(
     members: &[Member],
     is_union: bool,

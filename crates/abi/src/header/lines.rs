@@ -1,14 +1,14 @@
-//! From text to lines as C sees them: comments fall away, continued lines are joined, and every line keeps its number.
-//! What stands on them is for `tokens`.
+//! Splits text into lines as C sees them: comments are removed, continued lines are joined, and every line keeps its
+//! number. `tokens` reads their contents.
 
 use super::tokens::{Token, tokens};
 
-/// A line as C sees it: continued lines are one.
+/// A line as C sees it: continued lines are joined.
 #[derive(Debug)]
 pub(super) struct Line {
     /// The number of the line where it begins, counted from 1.
     pub(super) number: u32,
-    /// Its text, from the first character that is no space.
+    /// Its text, from the first character that is not a space.
     pub(super) text: String,
 }
 
@@ -22,7 +22,7 @@ impl Line {
     }
 }
 
-/// Splits a header into lines without comments; with them comes the line of a comment that never ends.
+/// Splits a header into lines without comments. Also returns the line of an unterminated comment, if any.
 pub(super) fn lines(text: &str) -> (Vec<Line>, Option<u32>) {
     let mut lines = Vec::new();
     let mut number = 1;

@@ -1,5 +1,5 @@
-//! The macros of a header, and at which lines each holds. It is filled by the `preprocessor`; what macros make of a text
-//! is for `expansion`.
+//! The macros of a header, with the lines where each holds. The `preprocessor` fills it; `expansion` replaces macros in
+//! a text.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use super::tokens::Token;
 #[derive(Clone, Debug)]
 pub(super) struct Macro {
     pub(super) line: u32,
-    /// The line where it is undefined or defined again.
+    /// The line where it is undefined or redefined.
     until: Option<u32>,
     pub(super) parameters: Option<Vec<Rc<str>>>,
     pub(super) body: Vec<Token>,
@@ -21,27 +21,28 @@ impl Macro {
         Macro { line, until: None, parameters, body }
     }
 
-    /// Returns whether another text comes where its name stands alone: with parameters it replaces only what looks as a
-    /// call, and `#define A A` changes nothing.
+    /// Returns whether the macro replaces its name where the name stands alone: a macro with parameters replaces only
+    /// calls, and `#define A A` changes nothing.
     pub(super) fn replaces(&self, name: &str) -> bool {
         self.parameters.is_none() && !self.is_itself(name)
     }
 
-    /// Returns whether it stands for its own name, as in `#define A A`.
+    /// Returns whether the macro expands to its own name, as in `#define A A`.
     pub(super) fn is_itself(&self, name: &str) -> bool {
         self.parameters.is_none() && matches!(self.body.as_slice(), [only] if only.is_name(name))
     }
 }
 
-/// All definitions of one name, in the order of their lines. Each ends the one before.
+/// All definitions of one name, by line. Each ends the previous one.
 #[derive(Debug, Default)]
 struct Definitions {
     all: Vec<Macro>,
-    /// The places of those that replace the name. A header may have a hundred thousand that do not, and ask as often.
+    /// The indices of those that replace the name. A header may have a hundred thousand that do not, and as many
+    /// look-ups.
     replacing: Vec<usize>,
 }
 
-/// All macros of a header, with the lines where they hold.
+/// All macros of a header, with the lines where each holds.
 #[derive(Debug, Default)]
 pub(super) struct Macros {
     /// In the order of their first definition.
@@ -49,25 +50,25 @@ pub(super) struct Macros {
     definitions: HashMap<Rc<str>, Definitions>,
 }
 
-/// The line behind the last one.
+/// The line after the last one.
 pub(super) const END: u32 = u32::MAX;
 
 impl Macros {
-    /// Returns the macro of this name that holds at a line.
+    /// Returns the macro with this name that holds at a line.
     pub(super) fn at(&self, name: &str, line: u32) -> Option<&Macro> {
         let all = &self.definitions.get(name)?.all;
         let last = all.partition_point(|definition| definition.line < line).checked_sub(1)?;
         all.get(last).filter(|definition| definition.until.is_none_or(|until| line <= until))
     }
 
-    /// Returns the first macro, at a line or behind it, that replaces the name where it stands alone.
+    /// Returns the first macro, from a line on, that replaces the name where it stands alone.
     pub(super) fn first_replacing_from(&self, name: &str, line: u32) -> Option<&Macro> {
         let Definitions { all, replacing } = self.definitions.get(name)?;
         let first = replacing.partition_point(|at| all[*at].line < line);
         all.get(*replacing.get(first)?)
     }
 
-    /// Ends the macro of this name.
+    /// Ends the macro with this name.
     pub(super) fn end(&mut self, name: &str, line: u32) {
         if let Some(last) = self.definitions.get_mut(name).and_then(|definitions| definitions.all.last_mut())
         {
@@ -75,7 +76,7 @@ impl Macros {
         }
     }
 
-    /// Adds a macro behind all others, and ends the one of its name.
+    /// Adds a macro after all others, and ends the previous one with its name.
     pub(super) fn define(&mut self, name: &Rc<str>, definition: Macro) {
         self.end(name, definition.line);
         if !self.definitions.contains_key(name) {

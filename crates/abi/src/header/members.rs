@@ -1,5 +1,5 @@
-//! The members of structures and unions: their types, names and lengths. Where they come to lie is for `layout`, and the
-//! structures themselves for `declarations`.
+//! The members of structures and unions: their types, names and lengths. `layout` places them; `declarations` reads the
+//! structures themselves.
 
 use std::rc::Rc;
 
@@ -12,7 +12,7 @@ use super::tokens::Token;
 use super::unread::Unread;
 
 impl Reader<'_> {
-    /// Takes what is between the braces of a structure, and the brace that ends it.
+    /// Takes the members between the braces of a structure, and the closing brace.
     pub(super) fn members(&mut self) -> Result<Vec<Member>> {
         let mut members = Vec::new();
         while !self.cursor.next_is_sign("}") {
@@ -27,7 +27,7 @@ impl Reader<'_> {
             if !self.cursor.next_is_sign(";") {
                 self.declarators(&shape, &mut members)?;
             } else if let (Some(inner), Ok(shape)) = (inner, shape) {
-                // Its fields are fields of what it stands in.
+                // Its fields are fields of the enclosing structure.
                 let attributes = Attributes::default();
                 members.push(Member { name: None, shape, flexible: false, attributes, inner });
             }
@@ -48,7 +48,7 @@ impl Reader<'_> {
         Ok(Member { name, shape, flexible: true, attributes: Attributes::default(), inner: Vec::new() })
     }
 
-    /// Takes the type that a declaration begins with.
+    /// Takes the type at the start of a declaration.
     fn type_of_members(&mut self) -> Result<Tagged> {
         if let Some(tagged) = self.tagged()? {
             return Ok(tagged);
@@ -73,13 +73,13 @@ impl Reader<'_> {
             }
             Some(_) => Ok(Tagged { shape: Err("void".into()), inner: None }),
             None if words.is_empty() => {
-                Err(self.cursor.unread(format!("{} is no type that is known here", self.cursor.seen())))
+                Err(self.cursor.unread(format!("expected a known type, found {}", self.cursor.seen())))
             }
-            None => Err(self.cursor.unread(format!("`{}` is no type", Excerpt(&words.join(" "))))),
+            None => Err(self.cursor.unread(format!("`{}` is not a type", Excerpt(&words.join(" "))))),
         }
     }
 
-    /// Takes the names of a declaration, and the `;` behind them.
+    /// Takes the names of a declaration, and the `;` after them.
     fn declarators(
         &mut self,
         shape: &std::result::Result<Shape, String>,
@@ -94,7 +94,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes one name, with what stands around it.
+    /// Takes one declarator: a name with its stars, array lengths and attributes.
     fn declarator(&mut self, shape: &std::result::Result<Shape, String>) -> Result<Member> {
         let mut attributes = self.attributes()?;
         let mut shape = shape.clone();
@@ -119,13 +119,13 @@ impl Reader<'_> {
         }
         attributes = attributes.and(self.attributes()?);
         if self.cursor.is_sign(":") {
-            return Err(self.cursor.unread("bit fields are not understood here"));
+            return Err(self.cursor.unread("bit fields are not supported"));
         }
         Ok(Member { name, shape, flexible, attributes, inner: Vec::new() })
     }
 
-    /// Returns that nothing says how large this type is.
+    /// Returns the error for a type of unknown size.
     fn unknown_size(&self, name: &str) -> Unread {
-        self.cursor.unread(format!("nothing says how large {name} is"))
+        self.cursor.unread(format!("the size of {name} is unknown"))
     }
 }

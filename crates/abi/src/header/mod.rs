@@ -1,10 +1,9 @@
-//! Reads a header of the kernel's user API as far as such headers go, without a C compiler: constants with their values,
-//! structures with the places of their fields, and names that get in each other's way. It knows nothing of VFIO, opens
-//! nothing (an `#include` is passed over), and takes any text: what it cannot read it lists with the line.
+//! Reads headers of the kernel's user API without a C compiler: constants with their values, structures with the
+//! offsets of their fields, and names that clash. It knows nothing of VFIO, opens no file (an `#include` is skipped),
+//! and accepts any text: unreadable parts are listed with their lines.
 //!
-//! The libraries for C do other things: cexpr evaluates an expression but knows neither casts nor macros with arguments,
-//! lang-c wants text that a preprocessor has gone through, in which no macro is left to clash, and the others are whole
-//! compilers.
+//! Existing libraries for C do not fit: cexpr evaluates expressions without casts or macros with arguments, lang-c
+//! needs preprocessed text, in which no macro is left to clash, and the others are whole compilers.
 //!
 //! Rooms, from the ground up. Text: [`excerpt`], [`tokens`], [`lines`]. Numbers: [`shape`] types in memory, [`number`],
 //! [`names`] what an expression may ask, [`expressions`]. Macros: [`macros`], [`budget`], [`expansion`],
@@ -53,30 +52,30 @@ use tokens::{Kind, Token, tokens};
 pub use unread::Unread;
 pub(crate) use value::Value;
 
-/// A macro that holds at the end of the header.
+/// A macro that is defined at the end of the header.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Defined<'a> {
     pub(crate) name: &'a str,
     pub(crate) line: u32,
-    /// Whether there is nothing behind the name, as in a guard.
+    /// Set if the macro has no text, as an include guard.
     pub(crate) is_empty: bool,
 }
 
-/// What a header says.
+/// The contents of a header.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) structures: Vec<Structure>,
     pub(crate) enumerators: Vec<Enumerator>,
-    /// In the order of their lines.
+    /// Clashes, sorted by line.
     pub(crate) clashes: Vec<Clash>,
-    /// In the order of their lines.
+    /// Unreadable parts, sorted by line.
     pub(crate) unread: Vec<Unread>,
     macros: Macros,
     scope: Scope,
     budget: Budget,
 }
 
-/// Reads a header. `elsewhere` tells of structures that it uses and does not define.
+/// Reads a header. `elsewhere` gives structures that the header uses and does not define.
 pub(crate) fn read(text: &str, elsewhere: Elsewhere) -> Header {
     let budget = Budget::default();
     let (lines, unended) = lines::lines(text);
@@ -85,7 +84,7 @@ pub(crate) fn read(text: &str, elsewhere: Elsewhere) -> Header {
     let (declared, scope) = declarations::declarations(&preprocessed.code, &macros, &budget, elsewhere);
 
     let mut unread = std::mem::take(&mut preprocessed.unread);
-    unread.extend(unended.map(|line| Unread::new(line, "this comment has no end")));
+    unread.extend(unended.map(|line| Unread::new(line, "unterminated comment")));
     unread.extend(declared.unread);
     unread.sort_by_key(|unread| unread.line);
     let mut header = Header {
@@ -120,7 +119,7 @@ impl Header {
         })
     }
 
-    /// Returns the value of an expression behind the header. All of them share the budget of the header.
+    /// Returns the value of an expression at the end of the header. All of them share the budget of the header.
     pub(crate) fn value(&self, expression: &str) -> Result<Value, String> {
         self.value_of(&tokens(expression, END))
     }
@@ -141,12 +140,12 @@ impl Header {
         }
     }
 
-    /// Returns what stands behind a macro, as messages say it.
+    /// Returns the text of a macro for messages.
     fn shown(&self, found: &Macro) -> Option<String> {
         self.value_of(&found.body).ok().map(|value| value.to_string())
     }
 
-    /// Returns the clash of a macro that is defined twice, if the two are not the same number.
+    /// Returns the clash of a macro that is defined twice, unless both have the same value.
     fn redefinition(&self, name: &str, [first, second]: [&Macro; 2]) -> Option<Clash> {
         let values = [self.shown(first), self.shown(second)];
         let are_plain = first.parameters.is_none() && second.parameters.is_none();
@@ -161,7 +160,7 @@ impl Header {
         })
     }
 
-    /// Returns the clashes of enumerators with macros behind them.
+    /// Returns the clashes of enumerators with later macros.
     fn macros_behind_enumerators(&self) -> impl Iterator<Item = Clash> {
         self.enumerators.iter().filter_map(|enumerator| {
             let found = self.macros.first_replacing_from(&enumerator.name, enumerator.line)?;
@@ -175,5 +174,5 @@ impl Header {
     }
 }
 
-/// How messages call a macro that has no value.
+/// The name in messages of a macro without a value.
 const ANOTHER_TEXT: &str = "another text";

@@ -1,5 +1,5 @@
-//! What an expression may ask of the names in it: values of enumerators, and types. Macros are replaced before
-//! (`expansion`), and what declarations make is for `scope`.
+//! The names in an expression: enumerators and types. `expansion` has replaced the macros; `scope` has the
+//! declared names.
 
 use super::number::Number;
 use super::shape::{self, QUALIFIERS, Shape};
@@ -9,13 +9,14 @@ use super::tokens::Token;
 pub(super) trait Names {
     /// Returns the value of an enumerator.
     fn enumerator(&self, name: &str) -> Option<Number>;
-    /// Returns the type that these words name, stars and all; nothing if the first word does not begin a type.
+    /// Returns the type that these words name, including stars; `None` if the first word does not begin a
+    /// type.
     fn type_of(&self, words: &[Token]) -> Option<Shape>;
     /// Returns whether the word begins a type.
     fn begins_type(&self, word: &Token) -> bool;
 }
 
-/// The names of an `#if`, which knows none.
+/// The names of an `#if`: none.
 #[derive(Debug)]
 pub(super) struct NoNames;
 
@@ -31,7 +32,7 @@ impl Names for NoNames {
     }
 }
 
-/// The names of the language alone: its types.
+/// The names of the language itself: its types.
 #[derive(Debug)]
 pub(super) struct BaseTypes;
 

@@ -1,5 +1,4 @@
-//! An integer of C with its width and sign, what operators make of two, and how it is written. Where operators stand
-//! in an expression is for `expressions`.
+//! C integers with width and sign, the operators on them, and their literals. `expressions` parses the operators.
 
 use super::shape::Shape;
 
@@ -8,9 +7,9 @@ type Result<T> = std::result::Result<T, String>;
 /// An integer of C: `int`, `unsigned`, `long` or `unsigned long`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Number {
-    /// The value, extended to 64 bits as its type says.
+    /// The value, extended to 64 bits according to its type.
     pub(super) bits: u64,
-    /// Whether it has 64 bits, and not 32.
+    /// Set for 64 bits, clear for 32.
     pub(super) wide: bool,
     pub(super) signed: bool,
 }
@@ -26,12 +25,12 @@ impl Number {
         Number { bits, wide: true, signed: false }
     }
 
-    /// Returns the value that `(long long)` makes of it.
+    /// Returns the value converted to `long long`.
     pub(super) fn value(self) -> i64 {
         self.bits.cast_signed()
     }
 
-    /// Returns one more, in the narrowest type that holds it; nothing if none does.
+    /// Returns the number plus 1, in the narrowest type that holds it, if any.
     pub(super) fn successor(self) -> Option<Number> {
         let next = if self.signed {
             self.value().checked_add(1)?.cast_unsigned()
@@ -42,7 +41,7 @@ impl Number {
         Some(Number { bits: next, wide, ..self })
     }
 
-    /// Returns whether an enumeration of four bytes has room for it.
+    /// Returns whether the number fits an enumeration of four bytes.
     pub(super) fn is_of_an_enumeration(self) -> bool {
         i32::try_from(self.value()).is_ok() || u32::try_from(self.value()).is_ok()
     }
@@ -51,7 +50,7 @@ impl Number {
         self.bits != 0
     }
 
-    /// Returns it as an amount of elements, bits or bytes, if it is not negative.
+    /// Returns the number as a count of elements, bits or bytes, if it is not negative.
     pub(super) fn amount(self) -> Option<u64> {
         if self.signed { u64::try_from(self.value()).ok() } else { Some(self.bits) }
     }
@@ -66,12 +65,12 @@ impl Number {
         Number { bits, ..self }
     }
 
-    /// Returns what a comparison gives.
+    /// Returns the result of a comparison.
     pub(super) fn truth(is: bool) -> Number {
         Number::int(i32::from(is))
     }
 
-    /// Returns a number of the type to which two operands are brought.
+    /// Returns the number in the common type of two operands.
     pub(super) fn common(self, other: Number) -> Number {
         let wide = self.wide || other.wide;
         // A narrow unsigned number fits a wide signed one.
@@ -80,7 +79,7 @@ impl Number {
     }
 }
 
-/// Returns what an operator makes of two numbers.
+/// Returns the result of a binary operator.
 pub(super) fn combine(operator: &str, left: Number, right: Number) -> Result<Number> {
     let common = left.common(right);
     let (a, b) = (common.with_bits(left.bits), common.with_bits(right.bits));
@@ -107,10 +106,10 @@ pub(super) fn combine(operator: &str, left: Number, right: Number) -> Result<Num
         "/" => number(a.bits / b.bits),
         "%" => number(a.bits % b.bits),
         _ => {
-            // The type of a shift is that of its left operand alone.
+            // The type of a shift is that of its left operand.
             let width = if left.wide { u64::BITS } else { u32::BITS };
             let by = right.amount().and_then(|by| u32::try_from(by).ok()).filter(|by| *by < width);
-            let by = by.ok_or("a shift by more bits than there are")?;
+            let by = by.ok_or("a shift by an invalid number of bits")?;
             let shifted = match (operator, left.signed) {
                 ("<<", _) => left.bits << by,
                 (_, true) => (left.value() >> by).cast_unsigned(),
@@ -123,7 +122,7 @@ pub(super) fn combine(operator: &str, left: Number, right: Number) -> Result<Num
 
 /// Returns a number in another type; integers narrower than an int become one.
 pub(super) fn cast(number: Number, shape: Shape) -> Result<Number> {
-    let signed = shape.signed.ok_or("only integers can be cast to")?;
+    let signed = shape.signed.ok_or("a cast to a type that is not an integer")?;
     let bits = number.bits;
     Ok(match (shape.size, signed) {
         (1, true) => Number::int(i32::from(bits as i8)),
@@ -135,7 +134,7 @@ pub(super) fn cast(number: Number, shape: Shape) -> Result<Number> {
     })
 }
 
-/// Returns the integer that is written so.
+/// Parses an integer literal.
 pub(super) fn literal(text: &str) -> Option<Number> {
     let lower = text.to_ascii_lowercase();
     let (radix, digits) = match lower.strip_prefix("0x") {
@@ -155,8 +154,8 @@ pub(super) fn literal(text: &str) -> Option<Number> {
         _ => return None,
     };
     let bits = u64::from_str_radix(digits, radix).ok()?;
-    // The first of int, unsigned, long, unsigned long that holds it; a decimal number only becomes unsigned
-    // when it says so.
+    // The first of int, unsigned, long, unsigned long that holds it; a decimal number becomes unsigned only with a
+    // suffix.
     let may_be_unsigned = unsigned || radix != 10;
     let types = [(false, true), (false, false), (true, true), (true, false)];
     let holds = |wide: bool, signed: bool| {
@@ -173,7 +172,7 @@ pub(super) fn literal(text: &str) -> Option<Number> {
     possible.next().map(|(wide, signed)| Number { bits, wide, signed })
 }
 
-/// Returns the number of the character that is written so between quotes.
+/// Returns the value of the character with this text between quotes.
 pub(super) fn character(text: &str) -> Option<Number> {
     let mut characters = text.chars();
     let value = match (characters.next()?, characters.next(), characters.next()) {

@@ -1,5 +1,5 @@
-//! The preprocessor, as far as headers of the user API need it: which lines count, and which macros they define. What
-//! macros make of a text is for `expansion`; nothing is included.
+//! The part of the preprocessor that headers of the user API need: conditional lines and macro definitions.
+//! `expansion` replaces macros; `#include` is skipped.
 
 use std::rc::Rc;
 
@@ -13,31 +13,31 @@ use super::names::NoNames;
 use super::tokens::{Kind, Token};
 use super::unread::{MAX_UNREAD, Unread};
 
-/// The parameters a macro may have. C asks a compiler for no more.
+/// Maximum number of macro parameters. C requires no more of a compiler.
 const MAX_PARAMETERS: usize = 127;
 
-/// A header behind the preprocessor.
+/// A preprocessed header.
 #[derive(Debug, Default)]
 pub(super) struct Preprocessed {
     pub(super) macros: Macros,
-    /// The tokens that belong to no directive.
+    /// The tokens outside of directives.
     pub(super) code: Vec<Token>,
     /// The macros that are defined twice, with different text.
     pub(super) redefined: Vec<(Rc<str>, Macro, Macro)>,
     pub(super) unread: Vec<Unread>,
 }
 
-/// An `#if` that is open.
+/// An open `#if`.
 struct Branch {
     line: u32,
-    /// Whether its lines count now.
+    /// Set while its lines count.
     counts: bool,
-    /// Whether a later branch of it may be taken.
+    /// Set while a later branch may be taken.
     is_open: bool,
     had_else: bool,
 }
 
-/// Goes through the lines of a header.
+/// Preprocesses the lines of a header.
 pub(super) fn preprocess(lines: &[Line], budget: &Budget) -> Preprocessed {
     let mut result = Preprocessed::default();
     let mut branches: Vec<Branch> = Vec::new();
@@ -57,14 +57,14 @@ pub(super) fn preprocess(lines: &[Line], budget: &Budget) -> Preprocessed {
             }
         }
     }
-    // An `#if` that stands in one without end says nothing new.
+    // An unterminated `#if` within another one adds nothing.
     for branch in branches.into_iter().take(MAX_UNREAD) {
         result.unread.push(Unread::new(branch.line, "this #if has no #endif"));
     }
     result
 }
 
-/// Does what a directive says.
+/// Executes a directive.
 fn directive(
     line: &Line,
     counts: bool,
@@ -75,7 +75,7 @@ fn directive(
     let tokens = line.tokens();
     let (Some(word), rest) = (tokens.get(1).and_then(Token::name), tokens.get(2..).unwrap_or_default())
     else {
-        return Ok(()); // A `#` alone means nothing.
+        return Ok(()); // A `#` alone has no effect.
     };
     let named = || {
         let name = rest.first().and_then(Token::name);
@@ -100,7 +100,7 @@ fn directive(
         "elif" | "else" => {
             let branch = branches.last_mut().ok_or_else(|| format!("#{word} without #if"))?;
             if branch.had_else {
-                return Err(format!("#{word} behind #else"));
+                return Err(format!("#{word} after #else"));
             }
             branch.had_else = &**word == "else";
             let decided = match (branch.is_open, branch.had_else) {
@@ -120,11 +120,11 @@ fn directive(
         }
         "include" | "warning" => Ok(()),
         "error" => Err("this #error stops a compiler".into()),
-        _ => Err(format!("the directive #{} is not known", Excerpt(word))),
+        _ => Err(format!("unknown directive #{}", Excerpt(word))),
     }
 }
 
-/// Returns whether a compiler for 64-bit Linux defines this name, of those that a header asks for.
+/// Returns whether a compiler for 64-bit Linux predefines this name, among those that headers test.
 fn is_predefined(name: &str) -> bool {
     ["__LP64__", "__linux__", "__STDC__", "__GNUC__"].contains(&name)
 }
@@ -132,14 +132,14 @@ fn is_predefined(name: &str) -> bool {
 /// Adds the macro of a `#define`.
 fn define(line: &Line, name: &Rc<str>, rest: &[Token], result: &mut Preprocessed) -> Result<(), String> {
     let mut body = rest.get(1..).unwrap_or_default();
-    // Only without a space before it a bracket begins parameters: the tokens do not tell.
+    // A bracket begins parameters only without a space before it, which the tokens do not show.
     let after_name = line.text.split_once("define").map_or("", |(_, after)| after.trim_start());
     let parameters = if after_name.get(name.len()..).is_some_and(|after| after.starts_with('(')) {
-        let end = body.iter().position(|token| token.is_sign(")")).ok_or("the parameters have no end")?;
+        let end = body.iter().position(|token| token.is_sign(")")).ok_or("unterminated macro parameters")?;
         let parameters = body[1..end].split(|token| token.is_sign(",")).filter(|part| !part.is_empty());
         let name_of = |part: &[Token]| match part {
-            [one] => one.name().cloned().ok_or_else(|| format!("{one} is no parameter of a macro")),
-            _ => Err("the parameters cannot be read".to_owned()),
+            [one] => one.name().cloned().ok_or_else(|| format!("{one} is not a macro parameter")),
+            _ => Err("malformed macro parameters".to_owned()),
         };
         let parameters = parameters.map(name_of).collect::<Result<Vec<_>, _>>()?;
         if parameters.len() > MAX_PARAMETERS {

@@ -1,5 +1,5 @@
-//! The place, the names and the findings of a reading of declarations, which the files for declarations, members and
-//! attributes share. The grammar is theirs.
+//! The state of a reading of declarations: place, names and findings. The files for declarations, members and
+//! attributes share it and have the grammar.
 
 use std::rc::Rc;
 
@@ -17,10 +17,10 @@ use super::shape::Shape;
 use super::tokens::Token;
 use super::unread::Unread;
 
-/// A reading of declarations.
+/// The state of a reading of declarations.
 pub(super) struct Reader<'a> {
     pub(super) cursor: Cursor<'a>,
-    /// The structures around this place.
+    /// The number of structures around this place.
     pub(super) depth: usize,
     macros: &'a Macros,
     budget: &'a Budget,
@@ -30,7 +30,7 @@ pub(super) struct Reader<'a> {
 
 /// A structure, union or enumeration as a type.
 pub(super) struct Tagged {
-    /// The shape, or the name of a type that is not complete.
+    /// The shape, or the name of an incomplete type.
     pub(super) shape: std::result::Result<Shape, String>,
     /// The fields of a structure or union that has no name of its own.
     pub(super) inner: Option<Vec<Field>>,
@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes what stands before one of these signs, outside of brackets, and returns its value.
+    /// Takes the expression before one of these signs, outside of brackets, and returns its value.
     pub(super) fn evaluated(&mut self, ends: &[&str]) -> Result<Number> {
         let line = self.cursor.line();
         let tokens = self.cursor.before(ends);
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
             .map_err(|why| Unread::new(line, why))
     }
 
-    /// Notes a macro that replaces the name of what is declared.
+    /// Records a clash with a macro that replaces the declared name.
     pub(super) fn clash_with_macro(
         &mut self,
         name: &Rc<str>,

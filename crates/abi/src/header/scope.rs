@@ -1,4 +1,4 @@
-//! The names that declarations have made so far: structures and enumerators. Macros are no part of it (`macros`).
+//! The names declared so far: structures and enumerators. Macros are in `macros`.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use super::number::Number;
 use super::shape::Shape;
 use super::tokens::Token;
 
-/// Tells the size and alignment, in bytes, of a structure that another header defines.
+/// Returns the size and alignment, in bytes, of a structure that another header defines.
 pub(crate) type Elsewhere = fn(&str) -> Option<(u64, u64)>;
 
 /// The names of declarations, each with its line.
@@ -33,12 +33,12 @@ impl Scope {
         self.structures.get(tag).map(|(shape, _)| *shape).or_else(elsewhere)
     }
 
-    /// Adds a structure, and returns the line of the one before it with the same tag.
+    /// Adds a structure, and returns the line of an earlier one with the same tag.
     pub(super) fn add_structure(&mut self, tag: &Rc<str>, shape: Shape, line: u32) -> Option<u32> {
         self.structures.insert(Rc::clone(tag), (shape, line)).map(|(_, line)| line)
     }
 
-    /// Adds an enumerator, and returns the one before it with the same name, and its line.
+    /// Adds an enumerator, and returns an earlier one with the same name, and its line.
     pub(super) fn add_enumerator(
         &mut self,
         name: &Rc<str>,

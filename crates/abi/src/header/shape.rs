@@ -1,14 +1,14 @@
-//! Types as they lie in memory: size, alignment and sign, as the ABI of 64-bit Linux has them, and the types that the
-//! language and `linux/types.h` name. Structures are for `layout`.
+//! Types in memory: size, alignment and sign by the ABI of 64-bit Linux, for the types of the language and of
+//! `linux/types.h`. `layout` has structures.
 
-/// The room that a type takes in memory.
+/// The size, alignment and sign of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The size in bytes.
     pub(super) size: u64,
     /// The alignment in bytes, a power of two.
     pub(super) alignment: u64,
-    /// Whether an integer has a sign; nothing for other types.
+    /// Whether an integer is signed; `None` for other types.
     pub(super) signed: Option<bool>,
 }
 
@@ -18,25 +18,25 @@ impl Shape {
     /// An enumeration.
     pub(super) const ENUMERATION: Shape = Shape::integer(4, false);
 
-    /// Returns an integer of so many bytes.
+    /// Returns an integer of `size` bytes.
     const fn integer(size: u64, signed: bool) -> Shape {
         Shape { size, alignment: size, signed: Some(signed) }
     }
 
-    /// Returns an array of so many of them.
+    /// Returns an array of `count` elements.
     pub(super) fn times(self, count: u64) -> Result<Shape, String> {
         let size = self.size.checked_mul(count).filter(|size| *size <= MAX_SIZE);
         Ok(Shape { size: size.ok_or("an array is too large")?, signed: None, ..self })
     }
 }
 
-/// The largest size of a type. Nothing in a header comes near it, and sums of two such sizes cannot overflow.
+/// Maximum size of a type. No type of a header comes near it, and the sum of two such sizes cannot overflow.
 pub(super) const MAX_SIZE: u64 = 1 << 40;
 
-/// Words that may stand in any order in the name of a type and change nothing.
+/// Words that may appear anywhere in the name of a type and do not change it.
 pub(super) const QUALIFIERS: [&str; 2] = ["const", "volatile"];
 
-/// Returns the type of this one word that `linux/types.h` or the language defines.
+/// Returns the type with this one-word name in `linux/types.h` or the language.
 fn word(name: &str) -> Option<Shape> {
     let size = |name: &str| match name {
         "8" => Some(1),
@@ -64,7 +64,7 @@ fn word(name: &str) -> Option<Shape> {
         })
 }
 
-/// The words of which C makes integers.
+/// The words of C's integer types.
 const INTEGERS: [&str; 7] = ["char", "short", "int", "long", "signed", "unsigned", "__signed__"];
 
 /// Returns whether a type of the language begins with this word.

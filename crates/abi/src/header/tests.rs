@@ -1,4 +1,4 @@
-//! What the reader makes of whole headers, and of text that is none.
+//! The reader on whole headers, and on text that is not a header.
 
 use proptest::prelude::*;
 
@@ -54,22 +54,22 @@ fn a_branch_that_is_not_taken_defines_nothing() {
 #[test]
 fn what_cannot_be_read_is_told_with_its_line_and_what_follows_is_read() {
     let cases = [
-        ("struct a {\n__u32 x : 3;\n};", 2, "struct a: bit fields are not understood"),
-        ("struct a {\n__u32 x;\nother y;\n};", 3, "struct a: `other` is no type that is known here"),
-        ("struct a { struct c x; };", 1, "nothing says how large struct c is"),
+        ("struct a {\n__u32 x : 3;\n};", 2, "struct a: bit fields are not supported"),
+        ("struct a {\n__u32 x;\nother y;\n};", 3, "struct a: expected a known type, found `other`"),
+        ("struct a { struct c x; };", 1, "the size of struct c is unknown"),
         ("struct a { __u8 x[-1]; };", 1, "an array of negative length"),
         ("struct a { __u64 x[0x8000000000]; };", 1, "an array is too large"),
         ("struct a { __u64 x[1UL << 36], y[1UL << 36], z; };", 1, "a structure is too large"),
-        ("struct a { __u8 x __attribute__((aligned(3))); };", 1, "no power of two"),
-        ("struct a { __u8 x __attribute__((mode(DI))); };", 1, "the attribute `mode` is not known"),
-        ("enum {\nA = B,\n};", 2, "nothing says what `B` is"),
+        ("struct a { __u8 x __attribute__((aligned(3))); };", 1, "not a power of two"),
+        ("struct a { __u8 x __attribute__((mode(DI))); };", 1, "unknown attribute `mode`"),
+        ("enum {\nA = B,\n};", 2, "unknown name `B`"),
         ("enum { A = 0xffffffff, B = 1UL << 40 };", 1, "B is larger than an enumerator"),
-        ("enum { A B };", 1, "`,` is missing before `B`"),
-        ("typedef __u32 a;", 1, "`typedef` begins no struct, union or enum"),
-        ("static inline int f(void)\n{ return 0; }", 1, "`static` begins no struct"),
-        ("\n#pragma pack(1)", 2, "the directive #pragma is not known"),
+        ("enum { A B };", 1, "missing `,` before `B`"),
+        ("typedef __u32 a;", 1, "expected a struct, union or enum, found `typedef`"),
+        ("static inline int f(void)\n{ return 0; }", 1, "expected a struct, union or enum, found `static`"),
+        ("\n#pragma pack(1)", 2, "unknown directive #pragma"),
         ("#if A(\n#endif", 1, "cannot follow"),
-        ("#define F(x", 1, "the parameters have no end"),
+        ("#define F(x", 1, "unterminated macro parameters"),
         ("#endif", 1, "#endif without #if"),
         ("#error no", 1, "stops a compiler"),
     ];
@@ -80,9 +80,11 @@ fn what_cannot_be_read_is_told_with_its_line_and_what_follows_is_read() {
         assert!(unread.why.contains(said), "{text}: {}", unread.why);
         assert!(header.structures.iter().any(|own| &*own.name == "last"), "{text}");
     }
-    for (text, line, said) in
-        [("a;\n/* b", 2, "has no end"), ("\n#if 1", 2, "no #endif"), ("struct a {", 1, "the end is no type")]
-    {
+    for (text, line, said) in [
+        ("a;\n/* b", 2, "unterminated comment"),
+        ("\n#if 1", 2, "no #endif"),
+        ("struct a {", 1, "expected a known type, found the end"),
+    ] {
         let header = read_alone(text);
         let told = header.unread.iter().any(|own| own.line == line && own.why.contains(said));
         assert!(told, "{text}: {:?}", header.unread);

@@ -1,5 +1,6 @@
-//! From the text of a line to tokens, each with its line. What is no token of C becomes a [`Kind::Stray`], so that text
-//! nobody reads (in a branch not taken, behind `#error`) may be anything. Comments are gone before (`lines`).
+//! The tokenizer: splits the text of a line into tokens, each with its line. Characters outside of C tokens become
+//! [`Kind::Stray`], so that unused text (in a branch not taken, after `#error`) may be anything. `lines` has removed
+//! the comments.
 
 use std::rc::Rc;
 
@@ -9,16 +10,16 @@ use super::excerpt::Excerpt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) kind: Kind,
-    /// Counted from 1.
+    /// The line, counted from 1.
     pub(super) line: u32,
 }
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A word: a name or a keyword.
     Name(Rc<str>),
-    /// A number as it is written, such as `0xfUL`.
+    /// A number as written, such as `0xfUL`.
     Number(Rc<str>),
     /// The text between single quotes.
     Character(Rc<str>),
@@ -31,7 +32,7 @@ pub(super) enum Kind {
 }
 
 impl Token {
-    /// Returns the name or keyword that this is, if it is one.
+    /// Returns the name or keyword, if the token is one.
     pub(super) fn name(&self) -> Option<&Rc<str>> {
         match &self.kind {
             Kind::Name(name) => Some(name),
@@ -47,7 +48,7 @@ impl Token {
         matches!(self.kind, Kind::Sign(own) if own == sign)
     }
 
-    /// Returns what a copy of it costs in a budget: more than one for a token so long that to look at it is work.
+    /// Returns the cost of a copy in a budget: more than 1 for a long token, because reading it is work.
     pub(super) fn cost(&self) -> usize {
         match &self.kind {
             Kind::Name(text) | Kind::Number(text) | Kind::Character(text) | Kind::Text(text) => {
@@ -99,7 +100,7 @@ pub(super) fn tokens(text: &str, line: u32) -> Vec<Token> {
             '"' | '\'' => match quoted(rest, first) {
                 Some(inner) if first == '"' => (Kind::Text(inner.into()), inner.len() + 2),
                 Some(inner) => (Kind::Character(inner.into()), inner.len() + 2),
-                // Text that nobody reads may have apostrophes: the rest of the line is one.
+                // Unused text may contain apostrophes: the rest of the line is one token.
                 None => (Kind::Stray(first), rest.len()),
             },
             '!' if !rest.starts_with("!=") => (Kind::Sign("!"), 1),
@@ -116,12 +117,12 @@ pub(super) fn tokens(text: &str, line: u32) -> Vec<Token> {
     tokens
 }
 
-/// Returns the beginning of the text, as far as its characters belong.
+/// Returns the longest start of the text whose characters belong.
 fn leading(text: &str, belongs: impl Fn(char) -> bool) -> &str {
     text.find(|c| !belongs(c)).map_or(text, |end| &text[..end])
 }
 
-/// Returns what is between the quote that the text begins with and the next.
+/// Returns the text between its first quote and the next.
 fn quoted(text: &str, quote: char) -> Option<&str> {
     let inner = text.strip_prefix(quote)?;
     let mut escaped = false;

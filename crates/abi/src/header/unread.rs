@@ -1,8 +1,8 @@
-//! A part of a header that the reader does not understand. What is read in spite of it is no business of this file.
+//! A part of a header that the reader does not understand.
 
 use serde::Serialize;
 
-/// A part of the header that could not be read, and so was not compared.
+/// A part of the header that could not be read and was not compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Unread {
@@ -12,7 +12,7 @@ pub struct Unread {
     pub why: String,
 }
 
-/// The parts that are listed of one header. After so many the text is taken for no header, and the rest of it is left.
+/// Maximum number of listed parts. After that many the text is not treated as a header, and the rest is skipped.
 pub(super) const MAX_UNREAD: usize = 100;
 
 impl Unread {

@@ -1,11 +1,11 @@
-//! The value of a constant, as it is shown and compared; how it is found out is for [`expressions`](super::expressions).
+//! The value of a constant, as shown and compared; [`expressions`](super::expressions) evaluates it.
 
 use std::fmt;
 
-/// What a constant is.
+/// The value of a constant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
-    /// The number that `(long long)` makes of it.
+    /// A number, converted to `long long`.
     Number(i64),
     /// A string without its quotes.
     Text(String),

@@ -19,7 +19,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert_eq!(compare(&known), Ok(comparison), "what is read twice is not the same");
 }
 
-/// What holds of every header.
+/// Checks the properties of every header.
 fn check(comparison: &Comparison, header: &[u8]) {
     let last = header.split(|byte| *byte == b'\n').count();
     let mut lines: [Vec<u32>; 4] = [

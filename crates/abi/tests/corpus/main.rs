@@ -1,6 +1,6 @@
-//! What fuzzing has found, replayed: every file of this folder's folder, by the body of the fuzz target in `fuzz/`.
+//! Replays fuzzing inputs: every file in the subfolders, by the body of the fuzz target in `fuzz/`.
 //!
-//! Which they are is not known here: those that reach the most, and those that have once failed.
+//! They are the inputs with the most coverage, and those that once failed.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod header;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-/// How long one input may take. It takes milliseconds.
+/// Time limit of one input, which takes milliseconds.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 #[test]

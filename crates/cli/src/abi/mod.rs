@@ -50,10 +50,10 @@ struct Report<'a> {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let path = &arguments.check;
     let comparison = whimbrel_abi::compare(bytes_of(path)?).map_err(|error| {
-        let failure = Failure::new(format!("{} is no vfio.h: {error}", path.display()));
+        let failure = Failure::new(format!("{} is not a vfio.h: {error}", path.display()));
         match error {
             CompareError::NothingKnown => failure
-                .hint("it is include/uapi/linux/vfio.h in a kernel's source, or /usr/include/linux/vfio.h"),
+                .hint("use include/uapi/linux/vfio.h in a kernel's source, or /usr/include/linux/vfio.h"),
             _ => failure,
         }
     })?;

@@ -214,7 +214,7 @@ fn a_value_is_shown_as_what_it_is() {
         ("#define VFIO_DEVICE_API_PCI_STRING 1", "1", "\"vfio-pci\""),
         ("#define VFIO_API_VERSION \"0\"", "\"0\"", "0"),
         ("#define VFIO_API_VERSION (1 - 2)", "-1", "0"),
-        ("#define VFIO_API_VERSION other", "no constant (nothing says what `other` is)", "0"),
+        ("#define VFIO_API_VERSION other", "not a constant (unknown name `other`)", "0"),
     ];
     for (text, header, ours) in cases {
         let value = check(text).failed().json();
@@ -313,7 +313,7 @@ fn what_is_no_vfio_h_is_told() {
     whimbrel(["abi", "--check", &argument(folder.path())]).failed().says(&["EISDIR"]);
     for text in [&b""[..], b"\xff\x00\xfe", b"int main(void) { return 0; }", b"struct other { int x; };"] {
         fs::write(&path, text).unwrap();
-        whimbrel(["abi", "--check", &path]).failed().says(&["is no vfio.h", "hint: "]);
+        whimbrel(["abi", "--check", &path]).failed().says(&["is not a vfio.h", "hint: "]);
     }
     fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
     whimbrel(["abi", "--check", &path]).failed().says(&["larger than 1 MiB"]);

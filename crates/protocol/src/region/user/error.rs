@@ -40,7 +40,9 @@ pub enum UserError {
         errno: Option<Errno>,
     },
     /// The device did not change its state, and its state cannot be read.
-    #[error("changing the device to {to} failed: {errno}; reading its state failed: {reading}; reset it to recover")]
+    #[error(
+        "changing the device to {to} failed: {errno}; reading its state failed: {reading}; reset it to recover"
+    )]
     Unknown {
         /// The requested phase.
         to: Phase,
@@ -53,7 +55,9 @@ pub enum UserError {
     #[error("the device reports an invalid device_state: {0:#x}")]
     State(u32),
     /// Data would lie outside the data section.
-    #[error("the device places {bytes} bytes at {offset:#x}, outside its migration region of {size:#x} bytes")]
+    #[error(
+        "the device places {bytes} bytes at {offset:#x}, outside its migration region of {size:#x} bytes"
+    )]
     Outside {
         /// The value of `data_offset`.
         offset: u64,
