@@ -111,7 +111,7 @@ impl DirtyLog {
         self.drain(report.range(), |marks| report.set_marks(marks, self.shift));
     }
 
-    /// Does the same as [`DirtyLog::report`], but passes the marks to a function in ascending order. Read the data of
+    /// Reports like [`DirtyLog::report`], but passes the marks to a function in ascending order. Read the data of
     /// the marked pages only after this has returned.
     pub fn drain(&self, asked: IovaRange, mut tell: impl FnMut(&Marks)) {
         let mut taken = false;

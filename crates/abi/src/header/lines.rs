@@ -51,7 +51,7 @@ pub(super) fn lines(text: &str) -> (Vec<Line>, Option<u32>) {
                         Some('\n') => {
                             last = '\n';
                             number += 1;
-                            // A directive goes on behind the comment; code may as well begin anew, on its
+                            // A directive goes on behind the comment; code may as well start over, on its
                             // line.
                             if !line.is_directive() {
                                 lines

@@ -8,7 +8,7 @@ pub(super) struct Shape {
     pub(super) size: u64,
     /// The alignment in bytes, a power of two.
     pub(super) alignment: u64,
-    /// Whether an integer is signed; `None` for other types.
+    /// Set if an integer is signed; `None` for other types.
     pub(super) signed: Option<bool>,
 }
 

@@ -117,8 +117,8 @@ impl fmt::Display for Text<'_> {
 
 fn figures(outcome: &Outcome, devices: &Devices) -> String {
     let rounds = match outcome.rounds {
-        1 => "one round".to_string(),
-        rounds => format!("{rounds} rounds"),
+        1 => "1 pre-copy round".to_string(),
+        rounds => format!("{rounds} pre-copy rounds"),
     };
     let rate = output::rate(outcome.throughput_bytes_per_s);
     let after = outcome.completions_total.saturating_sub(outcome.completions_before);
@@ -141,20 +141,20 @@ fn figures(outcome: &Outcome, devices: &Devices) -> String {
                 outcome.downtime_limit_ms
             ),
         ),
-        ("in all", format!("{}, {rounds} while the device worked", output::milliseconds(outcome.total_ms))),
+        ("total", format!("{}, {rounds}", output::milliseconds(outcome.total_ms))),
         (
-            "carried",
+            "transferred",
             format!(
-                "{} of memory, {} of device state, {} of both while it stood still",
+                "{} of memory, {} of device state",
                 output::bytes(outcome.memory_bytes),
-                output::bytes(outcome.device_bytes),
-                output::bytes(outcome.final_bytes)
+                output::bytes(outcome.device_bytes)
             ),
         ),
         (
-            "speed",
+            "throughput",
             format!(
-                "{rate}, at which the last bytes take {}",
+                "{rate} (final {}: {})",
+                output::bytes(outcome.final_bytes),
                 output::milliseconds(outcome.final_transfer_ms)
             ),
         ),

@@ -70,7 +70,7 @@ impl PageBitmap {
         self.merge_at(0, words);
     }
 
-    /// Does the same as [`PageBitmap::merge`] for `words` whose first bit stands for page `first`, a multiple of 64.
+    /// Merges like [`PageBitmap::merge`] for `words` whose first bit stands for page `first`, a multiple of 64.
     pub fn merge_at(&mut self, first: usize, words: &[u64]) {
         debug_assert_eq!(first % 64, 0);
         for (ours, theirs) in self.words.iter_mut().skip(first / 64).zip(words) {
