@@ -1,6 +1,6 @@
 //! Landlock and seccomp for a process that serves untrusted peers.
 //!
-//! [`Sandbox::confine`] leaves the process, permanently, with what it holds open:
+//! [`Sandbox::confine`] permanently limits the process to its open files and sockets:
 //!
 //! ```
 //! use std::fs::File;
@@ -20,10 +20,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Two parts of the kernel do it independently: Landlock denies what a process can reach by a name, and seccomp
-//! limits the system calls it can make. The list of system calls was made for the servers of
-//! [whimbrel-vfio-user](https://docs.rs/whimbrel-vfio-user); a program that needs more names them
-//! ([`Sandbox::allow`]).
+//! Two parts of the kernel enforce this independently: Landlock denies access by name, and seccomp limits the system
+//! calls. The list of system calls is made for the servers of [whimbrel-vfio-user](https://docs.rs/whimbrel-vfio-user);
+//! a program that needs others adds them with [`Sandbox::allow`].
 
 mod system_calls;
 
@@ -39,40 +38,40 @@ use seccompiler::{BpfProgram, apply_filter_all_threads};
 
 use self::system_calls::Policy;
 
-/// The newest Landlock whose rights have been looked at. A kernel that has less gives what it has.
+/// The newest Landlock ABI whose rights have been reviewed. An older kernel provides fewer.
 const NEWEST: ABI = ABI::V9;
 
-/// Confinement of this process to what it holds open.
+/// Confinement of this process to its open files and sockets.
 ///
-/// A server reads what untrusted peers send. A peer that takes control of a confined server can do no more than this:
+/// A server reads input from untrusted peers. A peer that takes control of a confined server can do no more than this:
 ///
-/// | it can | and cannot |
+/// | allowed | denied |
 /// |---|---|
-/// | read, write, map, seal and resize files that are open or come from a client | open, make, remove or rename one, nor run a program |
-/// | serve at sockets that listen already, and make pairs of connected sockets and pipes | make any other socket, connect or bind one |
-/// | start and end threads | start processes, trace one, send a signal to one |
-/// | have memory, also of its own files (memfd) | have memory that can be executed |
-/// | ask for the time, random bytes, its own numbers and limits | change limits, rights, clocks, or its own confinement |
-/// | read where a symbolic link leads (`/proc/self/fd` says so what a descriptor is) | read what else is in the file system |
+/// | read, write, map, seal and resize open files and files from a client | open, create, remove or rename a file, run a program |
+/// | accept on listening sockets, create socket pairs and pipes | create, connect or bind any other socket |
+/// | start and end threads | start, trace or signal processes |
+/// | map memory, also of its own files (memfd) | map executable memory |
+/// | read the time, random bytes, its own IDs and limits | change limits, rights, clocks, or its own confinement |
+/// | read the target of a symbolic link (`/proc/self/fd` shows the kind of a descriptor) | read anything else in the file system |
 ///
-/// Landlock denies all rights that the kernel's has: to files from ABI 1 (Linux 5.13) on, TCP from ABI 4, ioctls of
+/// Landlock denies all rights that the kernel supports: to files from ABI 1 (Linux 5.13) on, TCP from ABI 4, ioctls of
 /// devices from ABI 5, signals and abstract sockets of others from ABI 6, sockets in the file system from ABI 9.
-/// seccomp denies what is not on a list, with arguments where they matter, on all kernels alike:
+/// seccomp denies all calls that are not on a list, with arguments where they matter, on all kernels alike:
 ///
-/// - What opens a file or looks at one by its name is EACCES, as Landlock answers. Libraries ask so on their own
-///   (an allocator for the number of processors, a panic for its own program) and do without.
-/// - `clone3` is ENOSYS, so that threads are made by `clone`, whose flags can be looked at.
-/// - All else ends the process with SIGSYS: no code of a server makes such a call. The kernel logs its number
+/// - Calls that open or inspect a file by its name return EACCES, as from Landlock. Libraries make such calls on their
+///   own (an allocator for the number of processors, a panic for its own program) and work without them.
+/// - `clone3` returns ENOSYS, so that threads are created with `clone`, whose flags a filter can check.
+/// - Every other call kills the process with SIGSYS: no code of a server makes such a call. The kernel logs its number
 ///   (`audit: type=1326`, `syscall=`).
 ///
-/// A driver that needs more system calls names them ([`Sandbox::allow`]).
+/// A driver that needs other system calls adds them with [`Sandbox::allow`].
 ///
-/// The process must have one thread, because Landlock confines the calling thread and those it starts: confine before
-/// the device is opened and the server runs. Open what has to be opened by its name, such as the server's socket,
-/// before. No privileges are needed. The process also gets no_new_privs, which cannot be undone either.
+/// The process must have only one thread, because Landlock confines the calling thread and those it starts: confine
+/// before the device is opened and the server runs. Open files and sockets by name, such as the server's socket, before
+/// that. No privileges are needed. The process also gets no_new_privs, which is permanent too.
 ///
-/// A Unix socket's name stays behind when the process ends, because the right to remove one name is the right to remove
-/// all names in its folder.
+/// A Unix socket's name remains when the process exits, because the right to remove one name is the right to remove all
+/// names in its directory.
 ///
 /// ```no_run
 /// use std::os::unix::net::UnixListener;
@@ -91,49 +90,51 @@ pub struct Sandbox {
     allowed: Vec<c_long>,
 }
 
-/// The kernel features that confine the process. Its `Display` is for people.
+/// The kernel features that confine the process. `Display` is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confinement {
     landlock_abi: u32,
 }
 
-/// A reason why the process is not fully confined. It may be confined in part, and should end.
+/// The reason the process is not fully confined. It may be partly confined, and should exit.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
     /// The kernel has no Landlock, or a container's own filter hides it.
     #[error(
-        "this kernel has no Landlock: it takes Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and in a container a \
+        "this kernel has no Landlock: it needs Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and in a container a \
          seccomp profile that allows landlock_create_ruleset"
     )]
     NoLandlock,
     /// The kernel has Landlock, but was booted without it.
-    #[error("this kernel's Landlock is off: boot with landlock in the list of lsm= (or in CONFIG_LSM)")]
+    #[error("Landlock is disabled in this kernel: boot with landlock in lsm= (or in CONFIG_LSM)")]
     LandlockOff,
     /// Landlock failed.
     #[error("Landlock: {0}")]
     Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Other threads run, which Landlock would not confine.
-    #[error("the process has {0} threads, and Landlock confines one: confine before other threads start")]
+    #[error(
+        "the process has {0} threads, and Landlock confines only one: confine before other threads start"
+    )]
     Threads(usize),
     /// The threads of this process could not be counted.
     #[error("cannot count this process's threads in /proc/self/task (is procfs mounted?): {0}")]
     Uncounted(#[source] io::Error),
-    /// The list of system calls is not known for this processor.
+    /// No list of system calls exists for this processor.
     #[error("no system call filter for {arch}", arch = std::env::consts::ARCH)]
     Processor,
     /// seccomp failed.
-    #[error("this kernel takes no system call filter (it needs CONFIG_SECCOMP_FILTER): {0}")]
+    #[error("cannot install the system call filter (it needs CONFIG_SECCOMP_FILTER): {0}")]
     Seccomp(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Sandbox {
-    /// The system calls that a vfio-user server needs, and no more.
+    /// Returns a sandbox that allows only the system calls that a vfio-user server needs.
     pub fn new() -> Sandbox {
         Sandbox::default()
     }
 
-    /// Allows one more system call (`libc::SYS_*`), whatever its arguments. Landlock denies what it denies.
+    /// Allows one more system call (`libc::SYS_*`) with any arguments. Landlock's denials still apply.
     ///
     /// ```
     /// # use whimbrel_sandbox::Sandbox;
@@ -162,7 +163,7 @@ impl Sandbox {
 }
 
 impl Confinement {
-    /// Returns the ABI version of Landlock that is used: the kernel's, or the newest this crate knows.
+    /// Returns the Landlock ABI version in use: the kernel's, or the newest this crate supports.
     pub const fn landlock_abi(&self) -> u32 {
         self.landlock_abi
     }
@@ -178,7 +179,7 @@ fn threads() -> Result<usize, SandboxError> {
     std::fs::read_dir("/proc/self/task").map(Iterator::count).map_err(SandboxError::Uncounted)
 }
 
-/// Denies, with Landlock, everything that has a name. Returns the ABI.
+/// Denies all access by name with Landlock. Returns the ABI.
 fn deny_names() -> Result<u32, SandboxError> {
     let refused = |error: RulesetError| SandboxError::Landlock(error.into());
     let status = Ruleset::default()

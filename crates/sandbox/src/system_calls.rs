@@ -1,8 +1,9 @@
-//! The system calls that a server needs, with their arguments, as filters. Nothing is asked of the kernel here.
+//! The seccomp filters: the system calls that a server needs, with their arguments. This module makes no system
+//! calls.
 //!
-//! The names are the kernel's, which `libc` has per processor. Calls without conditions cost next to nothing:
-//! from Linux 5.11 on the kernel remembers that they are allowed and runs no filter for them. So those of a
-//! request (recvmsg, sendmsg, poll, futex) have none.
+//! The names are the kernel's, which `libc` has for each processor. Calls without conditions cost almost
+//! nothing: Linux 5.11 and later caches that they are allowed and runs no filter for them. So the calls of a
+//! request (recvmsg, sendmsg, poll, futex) have no conditions.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use seccompiler::{
 
 use super::SandboxError;
 
-/// Data of what is open, and what can be known of it.
+/// Data and attributes of open files.
 const DESCRIPTORS: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -47,15 +48,15 @@ const DESCRIPTORS: &[c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
     libc::SYS_ppoll,
-    // Signals to a client's eventfds. What is submitted reads and writes what is open.
+    // Signals to a client's eventfds. Submitted requests read and write open files.
     libc::SYS_io_setup,
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
-    // A link leads to a name, which opens nothing: /proc/self/fd tells an eventfd from another file.
+    // A link yields a name, which opens nothing: /proc/self/fd tells an eventfd from another file.
     libc::SYS_readlinkat,
 ];
 
-/// Sockets that are there, and who is at their other end.
+/// Existing sockets and the identity of their peers.
 const SOCKETS: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_recvmsg,
@@ -65,12 +66,12 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_getsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    // Before Linux 6.5 the process at the other end is not had by its socket. It can be watched, and no more:
-    // what would signal it, or take a descriptor from it, is not allowed.
+    // Before Linux 6.5 a socket does not give a handle to its peer's process. The process can be watched, and no
+    // more: calls that signal it, or take a descriptor from it, are not allowed.
     libc::SYS_pidfd_open,
 ];
 
-/// Memory, none of which can be executed (see `checked`).
+/// Memory, without execution (see `checked`).
 const MEMORY: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -81,7 +82,7 @@ const MEMORY: &[c_long] = &[
     libc::SYS_membarrier,
 ];
 
-/// Threads, their signals and their ends.
+/// Threads, their signals and their exit.
 const THREADS: &[c_long] = &[
     libc::SYS_futex,
     libc::SYS_set_robust_list,
@@ -98,7 +99,7 @@ const THREADS: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What a process may know without asking anyone else.
+/// Information of a process about itself.
 const KNOWLEDGE: &[c_long] = &[
     libc::SYS_getpid,
     libc::SYS_getppid,
@@ -108,7 +109,7 @@ const KNOWLEDGE: &[c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getrandom,
-    // Where the clock cannot be read without the kernel.
+    // For machines where only the kernel can read the clock.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
@@ -126,7 +127,7 @@ const BY_NAME: &[c_long] = &[
     libc::SYS_getcwd,
 ];
 
-/// Older calls that do the same, which only this processor has.
+/// Older calls with the same effect, which only this processor has.
 #[cfg(target_arch = "x86_64")]
 mod older {
     use libc::c_long;
@@ -153,7 +154,7 @@ mod older {
     pub(super) const BY_NAME: &[c_long] = &[];
 }
 
-/// What `pthread_create` of glibc asks `clone` for, and musl with one flag more, which does nothing.
+/// The flags that glibc's `pthread_create` passes to `clone`; musl adds one without effect.
 const THREAD_FLAGS: libc::c_int = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -169,19 +170,19 @@ const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-/// The answer to each system call.
+/// The policy: the answer to each system call.
 #[derive(Debug)]
 pub(super) struct Policy {
-    /// Calls whose rules are empty are allowed always.
+    /// Allowed calls; those without rules are always allowed.
     allowed: Rules,
-    /// Answered EACCES, though they stand in `allowed` too.
+    /// Calls answered with EACCES, even if they are in `allowed`.
     by_name: Rules,
-    /// Answered ENOSYS, though they stand in `allowed` too.
+    /// Calls answered with ENOSYS, even if they are in `allowed`.
     unknown: Rules,
 }
 
 impl Policy {
-    /// The answers for the process of this number.
+    /// Returns the policy for the process with this ID.
     pub(super) fn new(process: u32) -> Policy {
         let always = [DESCRIPTORS, SOCKETS, MEMORY, THREADS, KNOWLEDGE, older::ALLOWED];
         let mut allowed: Rules = always.into_iter().flatten().map(|number| (*number, Vec::new())).collect();
@@ -199,7 +200,7 @@ impl Policy {
         Policy { allowed, by_name, unknown }
     }
 
-    /// Allows more.
+    /// Allows further system calls.
     pub(super) fn allow(mut self, numbers: &[c_long]) -> Policy {
         for number in numbers {
             self.by_name.remove(number);
@@ -209,7 +210,7 @@ impl Policy {
         self
     }
 
-    /// The filters, to be installed in their order. Of several that judge a call, the strictest counts.
+    /// Returns the filters in the order of installation. If several apply to a call, the strictest counts.
     pub(super) fn filters(self) -> Result<Vec<BpfProgram>, SandboxError> {
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SandboxError::Processor)?;
         let compile = |rules: Rules, otherwise, answer| {
@@ -221,13 +222,13 @@ impl Policy {
         Ok(vec![
             compile(self.by_name, SeccompAction::Allow, errno(libc::EACCES))?,
             compile(self.unknown, SeccompAction::Allow, errno(libc::ENOSYS))?,
-            // The last, for with it no more can be installed.
+            // The last one, because it forbids the installation of more.
             compile(self.allowed, SeccompAction::KillProcess, SeccompAction::Allow)?,
         ])
     }
 }
 
-/// System calls that are allowed with some arguments only.
+/// Returns the system calls that are allowed only with certain arguments.
 fn checked(process: u32) -> Rules {
     let one_of = |argument, values: &[u64]| values.iter().map(|value| rule([is(argument, *value)])).collect();
     let not_executable = vec![rule([masked(2, bits(libc::PROT_EXEC), 0)])];
@@ -238,7 +239,7 @@ fn checked(process: u32) -> Rules {
         (libc::SYS_clone, vec![rule([masked(0, bits(!libc::CLONE_DETACHED), bits(THREAD_FLAGS))])]),
         // abort() and panics that cannot unwind.
         (libc::SYS_tgkill, vec![rule([is(0, u64::from(process))])]),
-        // Own limits, to look at.
+        // Reading its own limits.
         (libc::SYS_prlimit64, vec![rule([is(0, 0), is_null(2)])]),
         // Names of threads, and of memory; where the kernel has put the clock, which rustix asks once.
         (
@@ -270,7 +271,7 @@ fn checked(process: u32) -> Rules {
             libc::SYS_socketpair,
             vec![rule([is(0, bits(libc::AF_UNIX)), masked(1, 0xf, bits(libc::SOCK_STREAM))])],
         ),
-        // To who is at the other end.
+        // To the peer's process.
         (libc::SYS_sendto, vec![rule([is_null(4)])]),
         // Not what attaches programs to a socket.
         (
@@ -286,12 +287,12 @@ fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> SeccompRule {
     SeccompRule::new(conditions.into()).expect("a rule has conditions")
 }
 
-/// A C int as the kernel sees it in an argument.
+/// Returns a C int as the kernel sees it in an argument.
 fn bits(value: libc::c_int) -> u64 {
     u64::from(value.cast_unsigned())
 }
 
-/// An argument of 32 bits: the kernel ignores the others.
+/// Returns a condition on a 32-bit argument: the kernel ignores the upper bits.
 fn is(argument: u8, value: u64) -> SeccompCondition {
     condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
 }

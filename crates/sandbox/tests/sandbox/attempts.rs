@@ -257,7 +257,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         let error = said(start("attempt threads").output().unwrap());
         assert_eq!(
             error,
-            "the process has 2 threads, and Landlock confines one: confine before other threads start"
+            "the process has 2 threads, and Landlock confines only one: confine before other threads start"
         );
     });
     attempts.chain(lacking).chain([threads]).collect()
