@@ -1,12 +1,12 @@
-//! VFIO devices in software that migrate: to run, to test against and to learn from, without hardware.
+//! Software VFIO devices with migration: to run, to test with and to learn from, without hardware.
 //!
-//! Three models stand here. [`serial`] is a PCI card with one or two 16550 ports, whose state moves to and from
-//! the kernel's own sample device, mtty. [`accel`] is a DMA engine with as much state as is asked for, that
-//! does work a guest gives it, goes on with it after it has moved, and says truly how much of its state is
-//! left to send; its feature `guest` adds the driver that a guest runs for it. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region only.
-//! The other two can be offered in that way too ([`Protocol`]).
+//! The crate has three models. [`serial`] is a PCI card with one or two 16550 ports; it exchanges state with the
+//! kernel's own sample device, mtty. [`accel`] is a DMA engine with a configurable amount of state. It executes work
+//! from a guest, continues it after a migration, and reports its remaining state exactly; the feature `guest` adds its
+//! guest driver. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region
+//! only. The other two can use such a region too ([`Protocol`]).
 //!
-//! A model is named as on a command line, and opened as a [`DeviceFile`](whimbrel_device::DeviceFile):
+//! A model is named by a text as on the command line, and opens as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!
 //! ```
 //! use whimbrel_device::State;

@@ -13,7 +13,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 
 /// A model and its settings.
 ///
-/// As text it is the model's name, and behind a `?` its settings, separated by `&`:
+/// As text it is the model's name and, after a `?`, its settings, separated by `&`:
 ///
 /// | model | setting | meaning |
 /// |---|---|---|
@@ -28,8 +28,8 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// | | `rate` | as for `accel` |
 /// | | `section` | bytes that its migration region carries at a time, 64 to 64 MiB (1MiB) |
 ///
-/// STOP_COPY is there also if `features` leaves it out. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G`
-/// or `GiB`, all of them powers of 1024.
+/// STOP_COPY is included even if `features` omits it. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G` or
+/// `GiB`, all of them powers of 1024.
 ///
 /// ```
 /// use whimbrel_models::Model;
@@ -38,7 +38,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// let opened = model.open("engine 0")?;
 /// assert!(opened.worker.is_some(), "it works by itself");
 /// assert_eq!("accel?colour=red".parse::<Model>().unwrap_err().to_string(),
-///     "model accel has no setting colour; it has state, rate, features, protocol");
+///     "unknown setting colour for model accel: expected one of state, rate, features, protocol");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum Model {
     Serial(SerialConfig, Protocol),
     /// A DMA engine.
     Accel(AccelConfig, Protocol),
-    /// A DMA engine that speaks v1 only.
+    /// A DMA engine with v1 migration only.
     Legacy(LegacyConfig),
 }
 
@@ -56,44 +56,44 @@ pub enum Model {
 pub struct OpenModel {
     /// The device.
     pub device: DeviceFile,
-    /// What makes it work by itself until it is dropped; `None` for a model that only answers.
+    /// The worker that runs the device until it is dropped; `None` for a model that only answers.
     pub worker: Option<Worker>,
 }
 
-/// Text that names no model.
+/// A text that is not a valid model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
-    /// There is no model of this name.
-    #[error("there is no model {0}; there are {names}", names = Model::names().join(", "))]
+    /// No model has this name.
+    #[error("unknown model {0}: expected one of {names}", names = Model::names().join(", "))]
     UnknownModel(String),
-    /// The model has no such setting.
-    #[error("model {model} has no setting {setting}; it has {}", known.join(", "))]
+    /// The model does not have this setting.
+    #[error("unknown setting {setting} for model {model}: expected one of {}", known.join(", "))]
     UnknownSetting {
         /// The model's name.
         model: &'static str,
-        /// What was given.
+        /// The unknown setting.
         setting: String,
-        /// The settings there are.
+        /// The model's settings.
         known: &'static [&'static str],
     },
     /// The setting is given more than once.
-    #[error("model {model} is given its setting {setting} twice")]
+    #[error("duplicate setting {setting} for model {model}")]
     Twice {
         /// The model's name.
         model: &'static str,
         /// The setting's name.
         setting: &'static str,
     },
-    /// The setting cannot have this value.
+    /// The setting's value is invalid.
     #[error("invalid value '{value}' for {setting} (model {model}): expected {takes}")]
     Value {
         /// The model's name.
         model: &'static str,
         /// The setting's name.
         setting: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What may be given.
+        /// The expected value.
         takes: &'static str,
     },
 }
@@ -101,19 +101,21 @@ pub enum ModelError {
 /// A model that could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The settings of an `accel` cannot be had.
+    /// Invalid settings of an `accel`.
     #[error("model accel: {0}")]
     Accel(#[from] AccelConfigError),
-    /// The settings of a `legacy` cannot be had.
+    /// Invalid settings of a `legacy`.
     #[error("model legacy: {0}")]
     Legacy(#[from] LegacyConfigError),
-    /// There is no memory for the migration region.
+    /// Memory for the migration region cannot be allocated.
     #[error(
-        "no memory for the device's migration region: {0}; end other processes or raise the limit on open files"
+        "cannot allocate the device's migration region: {0}; end other processes or raise the limit on open files"
     )]
     Region(Errno),
     /// The thread that makes the device work could not be started.
-    #[error("no thread for the device's own work: {0}; end other processes or raise the limit on threads")]
+    #[error(
+        "cannot start the device's worker thread: {0}; end other processes or raise the limit on threads"
+    )]
     Worker(Errno),
 }
 
@@ -133,17 +135,17 @@ const FEATURES: [(&str, MigrationFlags); 3] = [
 ];
 
 impl Model {
-    /// The names of all models.
+    /// Returns the names of all models.
     pub const fn names() -> &'static [&'static str] {
         &[SERIAL, ACCEL, LEGACY]
     }
 
-    /// Opens a device of this kind, with a bus of its own. `name` stands in errors and traces.
+    /// Opens a device of this kind, with a bus of its own. `name` appears in errors and traces.
     pub fn open(&self, name: impl Into<String>) -> Result<OpenModel, OpenError> {
         self.open_with_faults(name, Faults::default())
     }
 
-    /// Opens a device of this kind that misbehaves as a list says.
+    /// Opens a device of this kind with injected faults.
     ///
     /// ```
     /// use whimbrel_device::{Errno, State};
@@ -234,7 +236,7 @@ fn parse_bytes(model: &'static str, setting: &'static str, value: &str) -> Resul
     parse_size(value).ok_or_else(|| refused(model, setting, value, takes))
 }
 
-/// The bytes of own state that an engine can have.
+/// Parses the size of an engine's own state, in bytes.
 fn parse_state(model: &'static str, setting: &'static str, value: &str) -> Result<u64, ModelError> {
     let state_bytes = parse_bytes(model, setting, value)?;
     let takes = "1KiB to 64GiB, a multiple of 8 bytes";
@@ -242,7 +244,7 @@ fn parse_state(model: &'static str, setting: &'static str, value: &str) -> Resul
     config.check().map(|config| config.state_bytes).map_err(|_| refused(model, setting, value, takes))
 }
 
-/// The bytes of a data section that a `legacy` can have.
+/// Parses the size of a `legacy`'s data section, in bytes.
 fn parse_section(setting: &'static str, value: &str) -> Result<u64, ModelError> {
     let section_bytes = parse_bytes(LEGACY, setting, value)?;
     let takes = "64 bytes to 64MiB";
@@ -261,7 +263,7 @@ fn parse_answers(value: &str) -> Result<Answers, ModelError> {
     found.ok_or_else(|| refused(SERIAL, ANSWERS, value, "vfio-pci or mtty"))
 }
 
-/// The settings in `text`, each of them known and there once.
+/// Parses the settings in `text`, each known and given once.
 fn parse_settings<'a>(
     model: &'static str,
     known: &'static [&'static str],
@@ -281,8 +283,8 @@ fn parse_settings<'a>(
     Ok(settings)
 }
 
-/// A size in bytes as a model's settings take it: a number, alone or with K, M, G, KiB, MiB or GiB, all of
-/// them powers of 1024.
+/// Parses a size in bytes in the form of a model's settings: a number, alone or with K, M, G, KiB, MiB or GiB,
+/// all of them powers of 1024.
 pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
@@ -315,7 +317,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// The model with all its settings, as [`Model::from_str`] takes it.
+/// Formats the model with all its settings, as [`Model::from_str`] parses it.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -401,19 +403,28 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused_with_what_there_is() {
         let cases = [
-            ("", "there is no model ; there are serial, accel, legacy"),
-            ("mtty", "there is no model mtty; there are serial, accel, legacy"),
-            ("Serial", "there is no model Serial; there are serial, accel, legacy"),
-            ("serial?state=1M", "model serial has no setting state; it has ports, answers, protocol"),
-            ("accel?ports=1", "model accel has no setting ports; it has state, rate, features, protocol"),
-            ("legacy?protocol=v2", "model legacy has no setting protocol; it has state, rate, section"),
+            ("", "unknown model : expected one of serial, accel, legacy"),
+            ("mtty", "unknown model mtty: expected one of serial, accel, legacy"),
+            ("Serial", "unknown model Serial: expected one of serial, accel, legacy"),
+            (
+                "serial?state=1M",
+                "unknown setting state for model serial: expected one of ports, answers, protocol",
+            ),
+            (
+                "accel?ports=1",
+                "unknown setting ports for model accel: expected one of state, rate, features, protocol",
+            ),
+            (
+                "legacy?protocol=v2",
+                "unknown setting protocol for model legacy: expected one of state, rate, section",
+            ),
             ("accel?protocol=v3", "invalid value 'v3' for protocol (model accel): expected v2, v1 or draft"),
             ("serial?protocol=", "invalid value '' for protocol (model serial): expected v2, v1 or draft"),
             (
                 "serial?answers=qemu",
                 "invalid value 'qemu' for answers (model serial): expected vfio-pci or mtty",
             ),
-            ("serial?ports=1&ports=1", "model serial is given its setting ports twice"),
+            ("serial?ports=1&ports=1", "duplicate setting ports for model serial"),
             ("serial?ports=3", "invalid value '3' for ports (model serial): expected 1 or 2"),
             ("serial?ports", "invalid value '' for ports (model serial): expected 1 or 2"),
             (

@@ -1,11 +1,11 @@
-//! Which migration interface a model is offered with.
+//! The migration interface of a model.
 
 use std::fmt;
 
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{Bus, Driver, Errno, MmapArea};
 
-/// The interface that a user of the device finds.
+/// The migration interface that a user of the device sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// VFIO_DEVICE_FEATURE, since Linux 5.18.
@@ -17,9 +17,9 @@ pub enum Protocol {
     Draft,
 }
 
-/// Bytes that one transaction of a region carries. All of them can be mapped.
+/// Size of one transaction of a region in bytes, all of it mappable.
 const SECTION: u64 = 1 << 20;
-/// Where the draft's data section begins. Before it is room for the bitmap of nearly 2 GiB of pages.
+/// Offset of the draft's data section. Before it is room for the bitmap of nearly 2 GiB of pages.
 const BITMAP: u64 = 64 << 10;
 
 impl Protocol {
@@ -33,7 +33,7 @@ impl Protocol {
         }
     }
 
-    /// The device with this interface.
+    /// Returns the device with this interface.
     pub(crate) fn offer(self, driver: Box<dyn Driver>, bus: Bus) -> Result<Box<dyn Driver>, Errno> {
         let layout = match self {
             Protocol::V2 => return Ok(driver),

@@ -48,7 +48,11 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["demo", "--device", "nothing"], "invalid value 'nothing'", "a TARGET is"),
     (&["demo", "--destination", "nothing"], "invalid value 'nothing'", "a TARGET is"),
     // Models and their settings.
-    (&["probe", "model:toaster"], "there is no model toaster; there are serial, accel", "models are serial"),
+    (
+        &["probe", "model:toaster"],
+        "unknown model toaster: expected one of serial, accel",
+        "models are serial",
+    ),
     (
         &["probe", "model:serial?ports=9"],
         "'9' for ports (model serial): expected 1 or 2",
@@ -57,9 +61,9 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["probe", "model:accel?state=1"], "'1' for state (model accel): expected 1KiB", "models are serial"),
     (&["probe", "model:accel?state=lots"], "expected a number of bytes", "models are serial"),
     (&["probe", "model:accel?rate=x"], "'x' for rate (model accel)", "models are serial"),
-    (&["probe", "model:accel?colour=red"], "no setting colour", "models are serial"),
+    (&["probe", "model:accel?colour=red"], "unknown setting colour", "models are serial"),
     (&["probe", "model:legacy?section=1"], "'1' for section (model legacy)", "models are serial"),
-    (&["serve", "card", "--socket", "s"], "there is no model card", "models are serial"),
+    (&["serve", "card", "--socket", "s"], "unknown model card", "models are serial"),
     (&["serve", "accel?state=1", "--socket", "s"], "'1' for state (model accel)", "models are serial"),
     // Addresses.
     (&["send", "model:serial", "--to", "nowhere"], "'--to <ADDR>': expected HOST:PORT", "--help"),
@@ -141,7 +145,7 @@ fn wrong_usage_names_argument_and_value_and_gives_a_hint() {
     let run = whimbrel(["probe", "model:toaster"]).misused();
     assert_eq!(
         run.stderr,
-        "error: invalid value 'model:toaster' for '<TARGET>': there is no model toaster; there are serial, accel, \
+        "error: invalid value 'model:toaster' for '<TARGET>': unknown model toaster: expected one of serial, accel, \
          legacy\n\
          hint: models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them with \
          protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"

@@ -1,27 +1,27 @@
-//! State that changes by itself: at what time the next block is due.
+//! The timing of state that changes by itself.
 
 use std::time::Duration;
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
-/// Turns passing time into changes due. Its unit is bytes times nanoseconds, so that no rate is rounded.
+/// Converts elapsed time to due changes. Its unit is bytes times nanoseconds, so that no rate is rounded.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// When it was last asked; `None` if the device has not run since.
+    /// Time of the last call; `None` if the device has not run since.
     last: Option<Duration>,
     credit: u128,
 }
 
 impl Clock {
-    /// The device stops: the time until it runs again does not count.
+    /// Takes in that the device stops: the time until it runs again does not count.
     pub(super) fn stop(&mut self) {
         self.last = None;
     }
 
     /// Adds the time since the last call, at `rate` bytes per second.
     ///
-    /// What is not used up does not grow beyond a second's worth, or a block: a device that was kept from
-    /// working for long does not make up for all of it.
+    /// Unused credit is limited to one second or one block, so that a device that could not work for long
+    /// does not make up for all of it.
     pub(super) fn pass(&mut self, now: Duration, rate: u64, block_bytes: u64) {
         let elapsed = now.saturating_sub(self.last.unwrap_or(now));
         self.last = Some(now);
@@ -29,7 +29,7 @@ impl Clock {
         self.credit = self.credit.saturating_add(elapsed.as_nanos().saturating_mul(rate.into())).min(most);
     }
 
-    /// Takes the credit for a change of `bytes`, if it is there.
+    /// Takes the credit for a change of `bytes`, if available.
     pub(super) fn take(&mut self, bytes: u64) -> bool {
         match self.credit.checked_sub(u128::from(bytes) * NANOSECONDS) {
             Some(left) => {
@@ -40,7 +40,7 @@ impl Clock {
         }
     }
 
-    /// When a change of `bytes` will be due; `None` if never.
+    /// Returns the time when a change of `bytes` will be due; `None` for never.
     pub(super) fn due(&self, now: Duration, rate: u64, bytes: u64) -> Option<Duration> {
         let missing = (u128::from(bytes) * NANOSECONDS).saturating_sub(self.credit);
         let nanoseconds = u64::try_from(missing.div_ceil(u128::from(rate).max(1))).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! What an engine is made of, and which of it can be had.
+//! The settings of an engine, and their limits.
 
 use whimbrel_device::MigrationFlags;
 
@@ -6,11 +6,11 @@ use whimbrel_device::MigrationFlags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccelConfig {
     /// Bytes of own state: [`AccelConfig::MIN_STATE`] to [`AccelConfig::MAX_STATE`], a multiple of 8.
-    /// Memory is taken only for the parts that are used.
+    /// Memory is allocated only for the parts in use.
     pub state_bytes: u64,
     /// Bytes per second at which the state changes by itself while the device runs.
     pub state_rate: u64,
-    /// What of migration it supports. STOP_COPY is there whether it is named or not.
+    /// Migration features. STOP_COPY is always included.
     pub flags: MigrationFlags,
 }
 
@@ -34,31 +34,31 @@ impl AccelConfig {
 }
 
 impl Default for AccelConfig {
-    /// 64 MiB of state that changes only when work is done, and all of migration.
+    /// Returns 64 MiB of state that changes only by work, with all migration features.
     fn default() -> AccelConfig {
         AccelConfig { state_bytes: 64 << 20, state_rate: 0, flags: MigrationFlags::all() }
     }
 }
 
-/// Settings that no engine can have.
+/// Invalid settings of an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum AccelConfigError {
-    /// The own state is too small, too large, or no multiple of 8.
+    /// The own state is too small, too large, or not a multiple of 8.
     #[error(
-        "{0} bytes of state cannot be had: it is {least} to {most} bytes, in steps of 8",
+        "invalid state of {0} bytes: expected {least} to {most} bytes, in steps of 8",
         least = AccelConfig::MIN_STATE,
         most = AccelConfig::MAX_STATE
     )]
     StateBytes(u64),
-    /// The flags name something that does not exist.
-    #[error("migration flags {0:#x} name more than STOP_COPY, P2P and PRE_COPY")]
+    /// The flags contain an unknown bit.
+    #[error("invalid migration flags {0:#x}: expected STOP_COPY, P2P and PRE_COPY only")]
     Flags(u64),
-    /// There is no address space for the own state.
-    #[error("no address space for {bytes} bytes of state: {source}")]
+    /// The address space for the own state cannot be allocated.
+    #[error("cannot allocate address space for {bytes} bytes of state: {source}")]
     Memory {
-        /// Bytes wanted.
+        /// Requested size in bytes.
         bytes: u64,
-        /// Why it failed.
+        /// The cause.
         source: vm_memory::mmap::MmapRegionError,
     },
 }

@@ -1,8 +1,8 @@
-//! What lies in the two rings in memory: descriptors of work, and records of its completion.
+//! The entries of the two rings in memory: work descriptors and completion records.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// A descriptor as it lies in the submission ring: 64 bytes, little-endian.
+/// A descriptor in the submission ring: 64 bytes, little-endian.
 ///
 /// Fields that the operation does not use must be 0.
 #[repr(C)]
@@ -12,7 +12,7 @@ pub struct Descriptor {
     pub operation: u32,
     /// Must be 0.
     pub flags: u32,
-    /// Comes back in the completion; the device also works it into its state.
+    /// Returned in the completion; the device also mixes it into its state.
     pub tag: u64,
     /// IOVA of the data to read.
     pub source: u64,
@@ -20,7 +20,7 @@ pub struct Descriptor {
     pub destination: u64,
     /// Bytes of data, 1 to [`MAX_LENGTH`].
     pub length: u64,
-    /// Fill: the 8 bytes to repeat. Scramble: what the bytes are derived from.
+    /// Fill: the 8 bytes to repeat. Scramble: the seed of the bytes.
     pub pattern: u64,
     /// Must be 0.
     pub reserved: [u64; 2],
@@ -28,8 +28,7 @@ pub struct Descriptor {
 
 /// Copies `length` bytes from `source` to `destination`. The two must not overlap.
 pub const OPERATION_COPY: u32 = 1;
-/// Writes `pattern` again and again, `length` bytes in all, from `destination` on. The last repetition may be
-/// cut.
+/// Fills `length` bytes from `destination` on with repetitions of `pattern`. The last repetition may be cut.
 pub const OPERATION_FILL: u32 = 2;
 /// Gives the CRC-32 (ISO-HDLC, that of zlib and Ethernet) of `length` bytes from `source` as the result.
 pub const OPERATION_CHECKSUM: u32 = 3;
@@ -37,12 +36,12 @@ pub const OPERATION_CHECKSUM: u32 = 3;
 /// offset `destination`, a multiple of 8, on. No data is moved through memory.
 pub const OPERATION_SCRAMBLE: u32 = 4;
 
-/// The most bytes one descriptor can speak of.
+/// Maximum length of one descriptor, in bytes.
 pub const MAX_LENGTH: u64 = 1 << 30;
 
-/// A record as it lies in the completion ring: 32 bytes, little-endian.
+/// A record in the completion ring: 32 bytes, little-endian.
 ///
-/// [`Completion::sequence`] is written after all else.
+/// [`Completion::sequence`] is written last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Completion {
@@ -54,23 +53,23 @@ pub struct Completion {
     pub status: u32,
     /// The descriptor's index, not reduced to the ring's size.
     pub index: u32,
-    /// How many jobs the device has completed since its reset, this one included.
+    /// Number of jobs that the device has completed since its reset, including this one.
     pub sequence: u64,
 }
 
-/// All is done.
+/// The job is done.
 pub const STATUS_DONE: u32 = 0;
-/// The descriptor asks for what cannot be done; nothing was done.
+/// The descriptor is invalid; nothing was done.
 pub const STATUS_INVALID: u32 = 1;
 /// The descriptor itself could not be read.
 pub const STATUS_FETCH_FAULT: u32 = 2;
-/// Part of the data is not mapped; what came before it, in slices of [`SLICE_BYTES`], is done.
+/// Part of the data is not mapped; the slices of [`SLICE_BYTES`] before it are done.
 pub const STATUS_DATA_FAULT: u32 = 3;
 
-/// A job is done in slices of so many bytes; between two of them it can be stopped.
+/// Size in bytes of the slices of a job; it can be stopped between two slices.
 pub const SLICE_BYTES: u64 = 256 << 10;
 
-/// Work that can be done, if memory is there for it.
+/// Valid work, if its memory is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Copy {
@@ -92,7 +91,8 @@ pub(super) enum Operation {
 }
 
 impl Descriptor {
-    /// The operation, if this is one: nothing unknown, nothing superfluous, no range past an end.
+    /// Returns the operation, if the descriptor is valid: nothing unknown, nothing superfluous, no range past
+    /// an end.
     pub(super) fn operation(&self, state_bytes: u64) -> Option<Operation> {
         let Descriptor { source, destination, length, pattern, .. } = *self;
         let known = self.flags == 0 && self.reserved == [0; 2] && (1..=MAX_LENGTH).contains(&length);

@@ -1,6 +1,6 @@
-//! The register block behind BAR 0: where each register is, and what a guest's access to it does.
+//! The register block behind BAR 0: the offset of each register, and the effect of a guest's access.
 //!
-//! What the queue's registers then make the engine do is `work`'s business.
+//! `work` executes the queue.
 
 use super::queue::{Completion, Descriptor};
 
@@ -21,29 +21,29 @@ pub const REGISTER_QUEUE_SIZE: u64 = 0x14;
 pub const REGISTER_QUEUE_BASE: u64 = 0x18;
 /// u64: IOVA of the completion ring, a multiple of 32.
 pub const REGISTER_COMPLETION_BASE: u64 = 0x20;
-/// u32: the doorbell. Index of the first descriptor that is not ready yet. It counts on through 2^32.
+/// u32: the doorbell. Index of the first descriptor that is not ready yet. It wraps at 2^32.
 pub const REGISTER_TAIL: u64 = 0x28;
 /// u32, read only: index of the first descriptor whose completion is not written yet.
 pub const REGISTER_HEAD: u64 = 0x2c;
-/// u64, read only: jobs completed since reset, with whatever status.
+/// u64, read only: jobs completed since reset, with any status.
 pub const REGISTER_COMPLETED: u64 = 0x30;
-/// u64, read only: what went wrong since reset: jobs with a status other than done, doorbells and settings
-/// refused, completions that could not be written.
+/// u64, read only: number of errors since reset: jobs with a status other than done, refused doorbells and
+/// settings, completions that could not be written.
 pub const REGISTER_ERRORS: u64 = 0x38;
-/// u32: the causes that interrupt.
+/// u32: the enabled interrupt causes.
 pub const REGISTER_INTERRUPT_ENABLE: u64 = 0x40;
-/// u32: the causes there are. Writing a 1 takes a cause away.
+/// u32: the pending interrupt causes. Writing a 1 clears a cause.
 pub const REGISTER_INTERRUPT_STATUS: u64 = 0x44;
 /// u64, read only: a digest of all completions since reset, in their order; see [`fold_digest`].
 pub const REGISTER_DIGEST: u64 = 0x48;
 
-/// What [`REGISTER_ID`] reads: "accl".
+/// Value of [`REGISTER_ID`]: "accl".
 pub const ID: u32 = u32::from_le_bytes(*b"accl");
-/// What [`REGISTER_VERSION`] reads.
+/// Value of [`REGISTER_VERSION`].
 pub const VERSION: u32 = 1;
 
-/// In [`REGISTER_CONTROL`]: the queue works. The ring registers are judged, and head and tail set to 0, when
-/// it is set; they cannot be changed until it is cleared, which drops jobs that are not complete.
+/// In [`REGISTER_CONTROL`]: enables the queue. Setting it checks the ring registers and sets head and tail
+/// to 0. The ring registers cannot be changed until it is cleared, which drops incomplete jobs.
 pub const CONTROL_ENABLE: u32 = 1 << 0;
 
 /// A job was completed.
@@ -51,7 +51,7 @@ pub const INTERRUPT_COMPLETION: u32 = 1 << 0;
 /// The error counter has risen.
 pub const INTERRUPT_ERROR: u32 = 1 << 1;
 
-/// The most entries of a ring.
+/// Maximum number of ring entries.
 pub const MAX_QUEUE_SIZE: u32 = 1 << 16;
 
 const INTERRUPTS: u32 = INTERRUPT_COMPLETION | INTERRUPT_ERROR;
@@ -59,15 +59,15 @@ const INTERRUPTS: u32 = INTERRUPT_COMPLETION | INTERRUPT_ERROR;
 /// Bytes of registers at the start of the block; the rest reads as zero.
 const USED: usize = 0x50;
 
-/// What [`REGISTER_DIGEST`] becomes when a job completes, from what it was and the completion's tag, status
-/// and result.
+/// Returns the new value of [`REGISTER_DIGEST`] when a job completes, from the old one and the completion's
+/// tag, status and result.
 pub const fn fold_digest(digest: u64, tag: u64, status: u32, result: u64) -> u64 {
     let mixed = digest.rotate_left(7) ^ tag ^ result.rotate_left(32) ^ ((status as u64) << 56);
     mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// What the registers hold. While `enabled` the ring registers are sound and `tail - head` is at most the
-/// queue's size.
+/// The values of the registers. While `enabled`, the ring registers are valid and `tail - head` is at most
+/// the queue's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registers {
     pub(super) enabled: bool,
@@ -83,16 +83,16 @@ pub(super) struct Registers {
     pub(super) digest: u64,
 }
 
-/// What the engine has to do after a register was written.
+/// The engine's action after a register write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     None,
-    /// Forget the job it is at.
+    /// Drop the current job.
     DropJob,
 }
 
 impl Registers {
-    /// Whether these can be the registers of an engine.
+    /// Returns whether these are valid registers of an engine.
     pub(super) fn are_sound(&self) -> bool {
         let interrupts = self.interrupt_enable | self.interrupt_status;
         let queue = if self.enabled {
@@ -114,17 +114,17 @@ impl Registers {
             && fits(self.completion_base, size_of::<Completion>())
     }
 
-    /// Whether a descriptor waits.
+    /// Returns whether a descriptor is waiting.
     pub(super) fn has_work(&self) -> bool {
         self.enabled && self.head != self.tail
     }
 
-    /// Where the descriptor at `head` lies.
+    /// Returns the IOVA of the descriptor at `head`.
     pub(super) fn descriptor_iova(&self) -> u64 {
         self.queue_base + u64::from(self.slot()) * size_of::<Descriptor>() as u64
     }
 
-    /// Where its completion belongs.
+    /// Returns the IOVA of its completion.
     pub(super) fn completion_iova(&self) -> u64 {
         self.completion_base + u64::from(self.slot()) * size_of::<Completion>() as u64
     }
@@ -133,7 +133,7 @@ impl Registers {
         self.head & (self.queue_size - 1)
     }
 
-    /// Adds causes; says whether the device must interrupt.
+    /// Adds causes; returns whether the device must interrupt.
     #[must_use]
     pub(super) fn raise(&mut self, causes: u32) -> bool {
         let new = causes & !self.interrupt_status & self.interrupt_enable;
@@ -141,19 +141,19 @@ impl Registers {
         new != 0
     }
 
-    /// Whether a cause is there that interrupts.
+    /// Returns whether an enabled cause is pending.
     pub(super) fn interrupts(&self) -> bool {
         self.interrupt_status & self.interrupt_enable != 0
     }
 
-    /// Counts something that went wrong; says whether the device must interrupt.
+    /// Counts an error; returns whether the device must interrupt.
     #[must_use]
     pub(super) fn error(&mut self) -> bool {
         self.errors = self.errors.wrapping_add(1);
         self.raise(INTERRUPT_ERROR)
     }
 
-    /// A read of any length at any offset. It changes nothing.
+    /// Reads any length at any offset, without side effects.
     pub(super) fn read(&self, state_bytes: u64, offset: u64, data: &mut [u8]) {
         let mut image = [0; USED];
         let mut put = |at: u64, bytes: &[u8]| {
@@ -179,7 +179,7 @@ impl Registers {
         data[count..].fill(0);
     }
 
-    /// A write of 32 bits at `offset`, a multiple of 4. Says what else follows, and whether the device must
+    /// Writes 32 bits at `offset`, a multiple of 4. Returns the engine's action, and whether the device must
     /// interrupt.
     pub(super) fn write(&mut self, offset: u64, value: u32) -> (Effect, bool) {
         let low = |register: u64| register & !0xffff_ffff | u64::from(value);
@@ -190,7 +190,7 @@ impl Registers {
                 if !self.enabled || value.wrapping_sub(self.head) > self.queue_size {
                     return (Effect::None, self.error());
                 }
-                // What was submitted cannot be taken back.
+                // Submitted work cannot be withdrawn.
                 if value.wrapping_sub(self.head) < self.tail.wrapping_sub(self.head) {
                     return (Effect::None, self.error());
                 }
@@ -210,7 +210,7 @@ impl Registers {
             0x1c => self.queue_base = high(self.queue_base),
             REGISTER_COMPLETION_BASE => self.completion_base = low(self.completion_base),
             0x24 => self.completion_base = high(self.completion_base),
-            // Read only, or not there.
+            // Read only, or not a register.
             _ => {}
         }
         (Effect::None, false)

@@ -1,9 +1,9 @@
-//! The engine of [`accel`](crate::accel) with a driver as drivers were between Linux 5.8 and 5.17: it
-//! migrates through a v1 region and knows nothing of v2.
+//! The engine of [`accel`](crate::accel) with a driver from the time of Linux 5.8 to 5.17: it migrates through a v1
+//! region and does not support v2.
 //!
-//! Its registers, its work and its own state are those of the newer model. Its migration data are not: each
-//! transaction of the region is a record with a head (16 bytes, all fields little-endian), and is taken only
-//! as a whole and in its turn.
+//! Its registers, its work and its own state are those of the newer model, but its migration data differ: each
+//! transaction of the region is a record with a head (16 bytes, all fields little-endian), and is accepted only whole
+//! and in order.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -12,11 +12,10 @@
 //! | 8 | 4 | bytes of engine state that follow |
 //! | 12 | 4 | 0 |
 //!
-//! So a user that joins or splits transactions is found out, which v1's text forbids ("the data should be of
-//! same transaction size at the source") and most devices never notice.
+//! So the device detects a user that joins or splits transactions, which v1's text forbids ("the data should be of same
+//! transaction size at the source") and most devices do not notice.
 //!
-//! Dirty pages are the container's business, as in v1; the engine keeps no log. The data section is trapped,
-//! all of it.
+//! As in v1, the container tracks dirty pages; the engine keeps no log. The whole data section is trapped.
 //!
 //! ```
 //! use whimbrel_device::{Bus, Capability, DeviceFile};
@@ -46,18 +45,18 @@ use self::record::Records;
 pub use self::record::{HEAD_BYTES, MAGIC};
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
 
-/// The region that the device migrates through: the first behind those of every PCI device.
+/// Index of the migration region: the first one after those of every PCI device.
 pub const MIGRATION_REGION_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
 
 /// The settings of a [`Legacy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LegacyConfig {
-    /// Bytes of own state, as [`AccelConfig::state_bytes`].
+    /// Bytes of own state, like [`AccelConfig::state_bytes`].
     pub state_bytes: u64,
     /// Bytes per second at which the state changes by itself while the device runs.
     pub state_rate: u64,
-    /// Bytes of the region's data section: the longest record that it gives or takes.
-    /// [`LegacyConfig::MIN_SECTION`] to [`LegacyConfig::MAX_SECTION`].
+    /// Bytes of the region's data section: the longest record. [`LegacyConfig::MIN_SECTION`] to
+    /// [`LegacyConfig::MAX_SECTION`].
     pub section_bytes: u64,
 }
 
@@ -67,7 +66,7 @@ impl LegacyConfig {
     /// Maximum data section, in bytes.
     pub const MAX_SECTION: u64 = 64 << 20;
 
-    /// Whether a data section of this size can be had.
+    /// Returns whether a data section of this size is valid.
     pub(crate) fn section_fits(bytes: u64) -> bool {
         (Self::MIN_SECTION..=Self::MAX_SECTION).contains(&bytes)
             && Layout::trapped(Version::V1, bytes).is_ok()
@@ -75,29 +74,29 @@ impl LegacyConfig {
 }
 
 impl Default for LegacyConfig {
-    /// 4 MiB of state that changes only when work is done, 1 MiB at a time. It is a small device, for its region is not
-    /// mapped: all of its state goes by reads and writes of 8 bytes.
+    /// Returns 4 MiB of state that changes only by work, with 1 MiB per record. The device is small because its region
+    /// is not mapped: all of its state is transferred by reads and writes of 8 bytes.
     fn default() -> LegacyConfig {
         LegacyConfig { state_bytes: 4 << 20, state_rate: 0, section_bytes: 1 << 20 }
     }
 }
 
-/// Settings that no such engine can have.
+/// Invalid settings of a legacy engine.
 #[derive(Debug, thiserror::Error)]
 pub enum LegacyConfigError {
-    /// The engine itself cannot be had.
+    /// The engine's settings are invalid.
     #[error(transparent)]
     Engine(#[from] AccelConfigError),
     /// The data section is too small or too large.
     #[error(
-        "a data section of {0} bytes cannot be had: it is {least} to {most} bytes",
+        "invalid data section of {0} bytes: expected {least} to {most} bytes",
         least = LegacyConfig::MIN_SECTION,
         most = LegacyConfig::MAX_SECTION
     )]
     Section(u64),
 }
 
-/// A DMA engine that speaks v1 only.
+/// A DMA engine with v1 migration only.
 #[derive(Debug)]
 pub struct Legacy {
     engine: Accel,
@@ -106,7 +105,7 @@ pub struct Legacy {
 }
 
 impl Legacy {
-    /// An engine on `bus`.
+    /// Returns an engine on `bus`.
     pub fn new(config: LegacyConfig, bus: Bus) -> Result<Legacy, LegacyConfigError> {
         let LegacyConfig { state_bytes, state_rate, section_bytes } = config;
         let section = || LegacyConfigError::Section(section_bytes);
@@ -177,7 +176,7 @@ impl Driver for Legacy {
     }
 }
 
-/// The engine and its place in the records, for one access.
+/// The engine and its position in the records, for one access.
 struct Behind<'a> {
     engine: &'a mut Accel,
     records: &'a mut Records,

@@ -1,4 +1,4 @@
-//! The records that a transaction of the region holds, one each.
+//! The records of the region's transactions, one in each.
 
 use whimbrel_device::Errno;
 use zerocopy::byteorder::little_endian::U32;
@@ -19,15 +19,15 @@ struct Head {
     reserved: U32,
 }
 
-/// How far a session is.
+/// The progress of a session.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     next: u32,
 }
 
 impl Records {
-    /// Puts the next record into `buffer`, with as much state as `read` gives and there is room for. 0 if it
-    /// gives none.
+    /// Writes the next record into `buffer`, with as much state as `read` gives and as fits. Returns 0 if
+    /// `read` gives no state.
     pub(super) fn save(
         &mut self,
         buffer: &mut [u8],
@@ -46,7 +46,7 @@ impl Records {
         Ok(HEAD_BYTES + count)
     }
 
-    /// The state in a record. EINVAL for anything but the next one, whole.
+    /// Returns the state in a record. EINVAL for anything other than the next whole record.
     pub(super) fn load<'a>(&mut self, record: &'a [u8]) -> Result<&'a [u8], Errno> {
         let (head, state) = Head::ref_from_prefix(record).map_err(|_| Errno::EINVAL)?;
         let fits = head.magic == MAGIC

@@ -11,11 +11,11 @@ use super::{Serial, stream};
 /// The data session.
 #[derive(Debug)]
 pub(super) enum Session {
-    /// There is none.
+    /// No session.
     None,
-    /// The part of the stream that is known so far, and how much of it was read.
+    /// The known part of the stream, and the number of bytes read.
     Saving { stream: Vec<u8>, read: usize },
-    /// A state on its way in.
+    /// An incoming state.
     Resuming(stream::Loader),
 }
 
@@ -78,7 +78,7 @@ impl Migration for Serial {
     }
 }
 
-/// The card has no DMA, so there is nothing to log. As mtty does, it takes every request and reports no page.
+/// The card has no DMA, so nothing is logged. Like mtty, it accepts every request and reports no page.
 impl DmaLogging for Serial {
     fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         Ok(ranges.page_size())

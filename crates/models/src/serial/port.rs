@@ -20,7 +20,7 @@ const DATA: u64 = 0;
 const IER: u64 = 1;
 /// Interrupt identification (read), FIFO control (write).
 const IIR_FCR: u64 = 2;
-/// Where the guest reads what interrupts.
+/// Register where the guest reads the interrupt cause.
 pub(super) const IDENTIFICATION: u64 = IIR_FCR;
 /// Line control.
 const LCR: u64 = 3;
@@ -58,17 +58,17 @@ const LSR_DATA_READY: u8 = 0x01;
 const LSR_OVERRUN: u8 = 0x02;
 const LSR_EMPTY: u8 = 0x60;
 
-/// Data carrier detect, data set ready, and that the latter has changed.
+/// Data carrier detect, data set ready, and a change of the latter.
 const MSR_ALWAYS: u8 = 0xa2;
-/// Clear to send, and that it has changed.
+/// Clear to send, and a change of it.
 const MSR_CLEAR_TO_SEND: u8 = 0x11;
 
-/// Whether an access makes the port interrupt.
+/// The interrupt that an access causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Interrupt {
-    /// It does.
+    /// The port interrupts.
     Raise,
-    /// It does not.
+    /// No interrupt.
     None,
 }
 
@@ -81,13 +81,12 @@ impl Interrupt {
 /// The whole state of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
-    /// What was written to the registers that keep it: interrupt enable, line control, modem control,
-    /// scratch.
+    /// Values of the registers that keep them: interrupt enable, line control, modem control, scratch.
     pub(super) registers: [u8; 8],
     pub(super) fifo: [u8; FIFO_SIZE],
-    /// Where the next byte is put; below [`FIFO_SIZE`].
+    /// Position of the next byte to store; below [`FIFO_SIZE`].
     pub(super) head: u8,
-    /// Where the next byte is taken; below [`FIFO_SIZE`].
+    /// Position of the next byte to read; below [`FIFO_SIZE`].
     pub(super) tail: u8,
     /// Bytes in the FIFO, up to [`FIFO_SIZE`]; `tail + count` is `head`, modulo the size.
     pub(super) count: u8,
@@ -95,14 +94,14 @@ pub(super) struct Port {
     pub(super) overrun: bool,
     pub(super) divisor: u16,
     pub(super) fifo_control: u8,
-    /// Bytes the FIFO takes: 1 with FIFOs off, else [`FIFO_SIZE`].
+    /// Capacity of the FIFO in bytes: 1 with FIFOs off, else [`FIFO_SIZE`].
     pub(super) capacity: u8,
     /// The number of bytes at which a received byte interrupts; 0 for never.
     pub(super) trigger_level: u8,
 }
 
 impl Default for Port {
-    /// As after power-on: FIFOs on, although the control register does not say so. That is mtty's way.
+    /// Returns a port after power-on: FIFOs on, although the control register says off, as in mtty.
     fn default() -> Port {
         Port {
             registers: [0; 8],
@@ -125,7 +124,7 @@ impl Port {
         self.registers[IER as usize] & interrupt != 0
     }
 
-    /// The guest writes a register.
+    /// Writes a register for the guest.
     pub(super) fn write(&mut self, register: u64, value: u8) -> Interrupt {
         match register {
             DATA if self.divisor_latch => self.divisor |= u16::from(value),
@@ -150,7 +149,7 @@ impl Port {
                 );
             }
             SCR => self.registers[SCR as usize] = value,
-            // The status registers are read only; there are no others.
+            // The status registers are read only; no others exist.
             _ => {}
         }
         Interrupt::None
@@ -173,13 +172,13 @@ impl Port {
         if value & FCR_CLEAR != 0 {
             (self.head, self.tail, self.count) = (0, 0, 0);
         }
-        // Whatever level the guest chose: without a timer that tells of a few bytes left below it, they would
+        // At any level that the guest chose: without a timer for a few bytes left below the level, they would
         // wait for ever.
         self.trigger_level = 1;
         self.capacity = if value & FCR_ENABLE != 0 { FIFO_SIZE as u8 } else { 1 };
     }
 
-    /// The guest reads a register.
+    /// Reads a register for the guest.
     pub(super) fn read(&mut self, register: u64) -> (u8, Interrupt) {
         let value = match register {
             DATA if self.divisor_latch => self.divisor as u8,
@@ -205,7 +204,7 @@ impl Port {
         (value, Interrupt::when(self.enabled(IER_TRANSMITTER_EMPTY) && self.count == 0))
     }
 
-    /// Whether something interrupts, as the guest would see it.
+    /// Returns whether an interrupt cause is pending, as the guest sees it.
     pub(super) fn has_cause(&self) -> bool {
         self.cause() != IIR_NONE
     }

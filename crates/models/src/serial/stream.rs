@@ -9,9 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Ports;
 use super::port::{FIFO_SIZE, Port};
 
-/// Bytes of the head, which PRE_COPY already gives.
+/// Bytes of the head, which is available in PRE_COPY already.
 pub(super) const HEAD_BYTES: usize = size_of::<Head>();
-/// Bytes of a card with two ports.
+/// Maximum stream length in bytes: that of a card with two ports.
 const MAX_BYTES: usize = HEAD_BYTES + 2 * size_of::<PortRecord>();
 
 const MAGIC: u64 = 0x7e9d_0989_8c3e_2c4e;
@@ -48,12 +48,12 @@ struct PortRecord {
     padding_at_end: u8,
 }
 
-/// Length in bytes of the stream of a card with this many ports.
+/// Returns the length in bytes of the stream of a card with this many ports.
 pub(super) const fn length(ports: Ports) -> usize {
     HEAD_BYTES + ports.count() * size_of::<PortRecord>()
 }
 
-/// The stream's first bytes.
+/// Returns the stream's first bytes.
 pub(super) fn head(ports: Ports) -> [u8; HEAD_BYTES] {
     let head = Head {
         magic: MAGIC,
@@ -86,7 +86,7 @@ pub(super) fn append_port(stream: &mut Vec<u8>, port: &Port) {
 }
 
 impl PortRecord {
-    /// The port this describes; `None` if no port can be in such a state.
+    /// Returns the described port; `None` if the state is invalid.
     fn port(&self) -> Option<Port> {
         let size = FIFO_SIZE as u8;
         let flag = |value: u8| (value <= 1).then_some(value == 1);
@@ -115,7 +115,7 @@ impl PortRecord {
     }
 }
 
-/// Collects a stream to load and judges it as it comes.
+/// Collects a stream to load and checks it as it arrives.
 #[derive(Debug)]
 pub(super) struct Loader {
     ports: Ports,
@@ -130,8 +130,8 @@ impl Loader {
         Loader { ports, bytes: [0; MAX_BYTES], filled: 0, loaded: Vec::new(), poisoned: false }
     }
 
-    /// Takes the next bytes, all of them or none. ENOMEM if they reach past the end; EINVAL once one cannot
-    /// be right, and from then on.
+    /// Takes the next bytes, all or none. ENOMEM if they extend past the end; EINVAL from the first invalid
+    /// byte on.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
         if self.poisoned {
             return Err(Errno::EINVAL);
@@ -161,7 +161,7 @@ impl Loader {
         Ok(())
     }
 
-    /// The ports of a stream that is whole; EINVAL if it is not, or was refused.
+    /// Returns the ports of a complete stream; EINVAL if it is incomplete or was refused.
     pub(super) fn finish(&self) -> Result<Vec<Port>, Errno> {
         if self.poisoned || self.loaded.len() != self.ports.count() {
             return Err(Errno::EINVAL);

@@ -39,7 +39,8 @@ impl Descriptor {
 }
 
 impl Completion {
-    /// Whether all of this job is done: tag, status and count of bytes. The value of a checksum is not compared.
+    /// Returns whether all of this job is done, by tag, status and byte count. Does not compare the value of a
+    /// checksum.
     pub fn is_success_of(&self, job: &Descriptor) -> bool {
         let has_result = job.operation == OPERATION_CHECKSUM || self.result == job.length;
         self.tag == job.tag && self.status == STATUS_DONE && has_result
@@ -47,7 +48,7 @@ impl Completion {
 }
 
 impl<P: Platform> GuestDriver<P> {
-    /// Whether a job's completion is right and memory holds its results.
+    /// Returns whether a job's completion is correct and memory holds its results.
     ///
     /// Nothing may have written the job's memory since. A change of the device's own state has its result in the
     /// completion alone.
