@@ -8,34 +8,34 @@ use whimbrel_protocol::{Errno, State};
 
 use crate::error::{Error, Result};
 
-/// What a way to reach devices gives for the data of a session. Results are the driver's, errno by errno.
+/// The transport of a session's data. Results are the driver's, with its errnos.
 pub trait StateFile: Send {
     /// Reads the next bytes of the state.
     fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno>;
 
-    /// Writes the next bytes of a state and returns how many were taken.
+    /// Writes the next bytes of a state and returns the number taken.
     fn write(&mut self, data: &[u8]) -> std::result::Result<usize, Errno>;
 
     /// VFIO_MIG_GET_PRECOPY_INFO.
     fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno>;
 
-    /// Whether the bytes that were read last end a transaction.
+    /// Returns whether the last read ended a transaction.
     fn ends_transaction(&self) -> bool {
         false
     }
 
-    /// As [`StateFile::write`], for bytes of one transaction; `ends` says that they are its last.
+    /// Writes like [`StateFile::write`], for bytes of one transaction; `ends` marks its last bytes.
     fn write_piece(&mut self, data: &[u8], ends: bool) -> std::result::Result<usize, Errno> {
         let _ = ends;
         self.write(data)
     }
 
-    /// What the last error was, where there is more to say of it than its errno.
+    /// Takes the last error, if it holds more than an errno.
     fn take_failure(&mut self) -> Option<Error> {
         None
     }
 
-    /// The descriptor, where there is one: to wait on, never to read from behind this object's back.
+    /// Returns the descriptor, if any, to wait on. Do not read from it directly.
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -49,18 +49,18 @@ pub struct DataFile {
 }
 
 impl DataFile {
-    /// Takes over the file of a session that has just been opened on `device`.
+    /// Takes over the file of a newly opened session of `device`.
     pub fn new(device: impl Into<String>, direction: Direction, file: Box<dyn StateFile>) -> DataFile {
         DataFile { device: device.into(), direction, file }
     }
 
-    /// Which way the data goes.
+    /// Returns the direction of the data.
     pub fn direction(&self) -> Direction {
         self.direction
     }
 
-    /// Reads the next bytes of the device's state. `state` is the state the device is in: it decides whether nothing
-    /// means "for now" or "for good".
+    /// Reads the next bytes of the device's state. `state` is the device's current state: it decides whether an empty
+    /// read is a temporary or the final end.
     pub fn read(&mut self, state: State, buffer: &mut [u8]) -> Result<SavingRead> {
         loop {
             let result = self.file.read(buffer).map(|count| count.min(buffer.len()));
@@ -72,24 +72,24 @@ impl DataFile {
         }
     }
 
-    /// Writes all of `data`, in as many pieces as the driver takes it.
+    /// Writes all of `data`, in as many pieces as the driver needs.
     ///
-    /// A device with a migration region takes it in transactions as large as its data section has room for. For data
-    /// that came in transactions there is [`DataFile::write_piece`].
+    /// A device with a migration region gets it in transactions as large as its data section. For data with
+    /// transactions use [`DataFile::write_piece`].
     pub fn write_all(&mut self, data: &[u8]) -> Result<()> {
         self.write_with(data, |file, data| file.write(data))
     }
 
-    /// Whether the bytes that were read last end a transaction. `false` where there are none: only a migration region
+    /// Returns whether the last read ended a transaction. Always `false` without transactions: only a migration region
     /// has them.
     pub fn ends_transaction(&self) -> bool {
         self.file.ends_transaction()
     }
 
-    /// Writes all of `data`, which is bytes of one transaction of the source; `ends` says that they are its last.
+    /// Writes all of `data`, bytes of one transaction of the source; `ends` marks its last bytes.
     ///
-    /// A device with a v1 region gets the transaction whole, and not before it is; it is an error if the device's data
-    /// section has no room for it. Any other takes the bytes as they come.
+    /// A device with a v1 region gets the transaction once it is complete; it is an error if the transaction does not
+    /// fit the device's data section. Any other device gets the bytes as they arrive.
     pub fn write_piece(&mut self, data: &[u8], ends: bool) -> Result<()> {
         self.write_with(data, |file, data| file.write_piece(data, ends))
     }
@@ -120,12 +120,12 @@ impl DataFile {
         self.file.take_failure().unwrap_or_else(|| Error::request(&self.device, request, errno))
     }
 
-    /// How much can be read now, in PRE_COPY and PRE_COPY_P2P.
+    /// Returns the amount of data that can be read now, in PRE_COPY and PRE_COPY_P2P.
     pub fn precopy_info(&mut self) -> Result<PrecopyReport> {
         self.file.precopy_info().map_err(|errno| self.failed("VFIO_MIG_GET_PRECOPY_INFO", errno))
     }
 
-    /// The descriptor, where there is one, to wait on.
+    /// Returns the descriptor, if any, to wait on.
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_fd()
     }

@@ -1,4 +1,4 @@
-//! What a program that owns a device can do with it.
+//! The interface for a program that owns a device.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::mapped_region::MappedRegion;
 
 /// A device, opened by the program that owns it.
 ///
-/// Requests mean what the header says. One that fails changes nothing beyond what the header allows, and never touches
-/// a [`DataFile`] that is already open: that belongs to the caller.
+/// Requests have the meaning defined by the header. A failed request changes nothing beyond what the header allows, and
+/// never affects an open [`DataFile`], which belongs to the caller.
 pub trait Device: Send {
-    /// The name that errors and reports use.
+    /// Returns the name for errors and reports.
     fn name(&self) -> &str;
 
     /// VFIO_DEVICE_GET_INFO.
@@ -42,10 +42,10 @@ pub trait Device: Send {
     /// Writes all of `data` to a region, or fails.
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()>;
 
-    /// Maps a part of a region, of one whose flags have MMAP: whole pages that lie within the region, and within one of
-    /// its areas where it has sparse ones.
+    /// Maps a part of a region with the flag MMAP: whole pages within the region, and within one of its sparse areas,
+    /// if it has any.
     ///
-    /// A device whose regions nobody can map need not say so.
+    /// The default refuses, for a device without mappable regions.
     fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
         let _ = (offset, length);
         let why = format!("region {index} cannot be mapped from here: read and write it instead");
@@ -54,12 +54,12 @@ pub trait Device: Send {
 
     /// VFIO_DEVICE_SET_IRQS on the interrupts of an index from `start` on.
     ///
-    /// One of a PCI device's INTx, MSI and MSI-X is in use at a time. [`IrqAction::Trigger`] with
-    /// [`IrqData::None`] of 0 ends its use.
+    /// Only one of a PCI device's INTx, MSI and MSI-X is in use at a time. [`IrqAction::Trigger`] with
+    /// [`IrqData::None`] of 0 disables it.
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()>;
 
-    /// [`Device::set_irqs`] with eventfds to trigger: from `start` on, each interrupt of the index signals its
-    /// eventfd, or nothing for `None`.
+    /// Sets eventfds with [`Device::set_irqs`]: from `start` on, each interrupt of the index signals its eventfd, or
+    /// nothing for `None`.
     fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
@@ -70,22 +70,22 @@ pub trait Device: Send {
     /// VFIO_DEVICE_FEATURE with PROBE: whether the device has the feature in these directions (GET, SET or both).
     fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool>;
 
-    /// What the device supports of migration; `None` if nothing.
+    /// Returns the device's migration features; `None` without migration.
     fn migration_flags(&mut self) -> Result<Option<MigrationFlags>>;
 
-    /// The present state.
+    /// Returns the current state.
     fn state(&mut self) -> Result<State>;
 
-    /// Brings the device to a state, and returns the data file if that opened a session.
+    /// Brings the device to a state, and returns the data file if this opened a session.
     ///
-    /// After an error the device may be in any state on the way; [`Device::state`] tells. From ERROR only
-    /// [`Device::reset`] leads out.
+    /// After an error the device may be in any state on the path; [`Device::state`] returns it. Only [`Device::reset`]
+    /// leaves ERROR.
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>>;
 
-    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: an estimate in bytes of what STOP_COPY will yield.
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: an estimate in bytes of the data that STOP_COPY will yield.
     fn data_size(&mut self) -> Result<u64>;
 
-    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts into REINIT. `false` if the device's side does not know it.
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts into REINIT. `false` if the driver side does not support it.
     fn enable_precopy_info_v2(&mut self) -> Result<bool>;
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START over `ranges`; returns the page size of the log in bytes.
@@ -97,8 +97,8 @@ pub trait Device: Send {
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: sets the bits of the pages written since the last report.
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
 
-    /// Whether what the device's memory is mapped through can tell which pages the device has written, as a container
-    /// can (VFIO_IOMMU_DIRTY_PAGES). It is how dirty pages are found of a device that keeps no log of its own.
+    /// Returns whether the device's mappings have a dirty log, as those of a container (VFIO_IOMMU_DIRTY_PAGES). It
+    /// provides dirty tracking for a device without its own.
     fn has_memory_log(&mut self) -> bool {
         false
     }
@@ -114,38 +114,37 @@ pub trait Device: Send {
         Err(Error::request(self.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY))
     }
 
-    /// Sets the bits of the pages written since that log last told.
+    /// Sets the bits of the pages written since that log's last report.
     fn memory_log_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         let _ = report;
         Err(Error::request(self.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY))
     }
 
-    /// The text that the migration region follows through which the device is migrated; `None` for one with migration
+    /// Returns the version of the migration region that the device migrates through; `None` for a device with migration
     /// v2, and for one that has not been [adapted](crate::region::adapt).
     fn region_version(&self) -> Option<Version> {
         None
     }
 
-    /// Lets the device reach memory at `iova` with these rights.
+    /// Maps memory for the device at `iova` with these permissions.
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
 
-    /// Takes mappings away again, whole ones only, and returns how many bytes they had.
+    /// Removes whole mappings, and returns their size in bytes.
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64>;
 }
 
-/// To which interrupts of a range an [`IrqAction`] is done, and when.
+/// The interrupts of a range that an [`IrqAction`] applies to, and the time.
 #[derive(Clone, Copy, Debug)]
 pub enum IrqData<'a> {
-    /// To as many as this, now.
+    /// This number of interrupts, now.
     None(u32),
-    /// To those that say `true`, now.
+    /// The interrupts with `true`, now.
     Bool(&'a [bool]),
-    /// Whenever the eventfd is signalled; with [`IrqAction::Trigger`], the device signals it. `None` unties it.
+    /// Each signal of the eventfd; with [`IrqAction::Trigger`], the device signals it. `None` unties it.
     Eventfd(&'a [Option<&'a EventFd>]),
 }
 
-/// A piece of this process's memory for a device to reach. It stays mapped in the process as long as the device may
-/// reach it.
+/// A piece of this process's memory for DMA. It stays mapped in the process as long as the device may access it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -169,7 +168,7 @@ pub struct DmaRegion {
 }
 
 impl DmaRegion {
-    /// All of a mapped region.
+    /// Returns all of a mapped region.
     pub fn new<B: Bitmap + Send + Sync + 'static>(region: Arc<MmapRegion<B>>) -> DmaRegion {
         DmaRegion {
             address: region.as_ptr() as u64,
@@ -179,17 +178,17 @@ impl DmaRegion {
         }
     }
 
-    /// Where the region lies in this process.
+    /// Returns the address of the region in this process.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The file behind the region, if it has one, and where in it the region begins.
+    /// Returns the file behind the region, if any, and the region's offset in it.
     pub fn file(&self) -> Option<&FileOffset> {
         self.file.as_ref()
     }

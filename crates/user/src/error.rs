@@ -1,4 +1,4 @@
-//! What can go wrong between a user and its device, with the device, the request and the errno by name.
+//! Errors between a user and its device, with the device, the request and the errno by name.
 
 use std::path::PathBuf;
 
@@ -17,62 +17,62 @@ pub enum Error {
     Request {
         /// The device's name.
         device: String,
-        /// The header's name of the request, with the feature or state where there is one.
+        /// The header's name of the request, with the feature or state, if any.
         request: String,
         /// The answer.
         errno: Errno,
     },
-    /// The driver side answered something that cannot be.
-    #[error("{device}: {request}: the driver's answer makes no sense: {what}")]
+    /// The driver side gave an invalid answer.
+    #[error("{device}: {request}: invalid answer from the driver: {what}")]
     Answer {
         /// The device's name.
         device: String,
         /// The header's name of the request.
         request: String,
-        /// What is wrong with the answer.
+        /// The defect of the answer.
         what: String,
     },
-    /// A device with a migration region did not do as it was asked.
+    /// A request to a device with a migration region failed.
     #[error("{device}: {error}")]
     Region {
         /// The device's name.
         device: String,
-        /// What it answered.
+        /// The error of the region.
         #[source]
         error: UserError,
     },
-    /// A file that leads to the device could not be opened or read.
+    /// A file of the device could not be opened or read.
     #[error("{device}: cannot open {}: {errno}", path.display())]
     Open {
         /// The device's name.
         device: String,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         errno: Errno,
     },
-    /// The device is there but cannot be used in this way.
+    /// The device exists but cannot be used in this way.
     #[error("{device}: {why}")]
     Unusable {
         /// The device's name.
         device: String,
-        /// Why, and what would help.
+        /// The reason, and a remedy.
         why: String,
     },
 }
 
 impl Error {
-    /// A request that `errno` answered.
+    /// Returns the error of a request that `errno` answered.
     pub fn request(device: &str, request: impl ToString, errno: Errno) -> Error {
         Error::Request { device: device.to_string(), request: request.to_string(), errno }
     }
 
-    /// Makes an error of the errno of one request.
+    /// Returns a function that makes an error of a request's errno.
     pub(crate) fn at(device: &str, request: impl ToString) -> impl FnOnce(Errno) -> Error {
         move |errno| Error::request(device, request, errno)
     }
 
-    /// The errno, where there is one.
+    /// Returns the errno, if any.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Request { errno, .. } | Error::Open { errno, .. } => Some(*errno),
@@ -81,7 +81,7 @@ impl Error {
         }
     }
 
-    /// What the person who reads the error can do, where something general can be said.
+    /// Returns general advice for the reader of the error, if any.
     pub fn advice(&self) -> Option<&'static str> {
         match (self, self.errno()?) {
             (Error::Open { .. }, Errno::EACCES | Errno::EPERM) => {
@@ -134,7 +134,7 @@ impl Error {
     }
 }
 
-/// The errno of an access, where one failed; what else can be wrong is like a bad request.
+/// Returns the errno of a failed access; other errors count as an invalid request.
 fn region_errno(error: &UserError) -> Option<Errno> {
     match error {
         UserError::Access { errno, .. }

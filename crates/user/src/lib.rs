@@ -1,9 +1,9 @@
-//! The user side of VFIO device migration: one interface to a device, whoever drives it.
+//! The user side of VFIO device migration: one interface to a device, with any kind of driver.
 //!
-//! [`Device`] is what a program that owns a device does with it. Behind it stands a driver in this process ([`Local`]),
-//! a device of the kernel opened through its group ([`kernel::Group`]) or its own file ([`kernel::Cdev`]), or one that a
-//! VMM has opened in its own way and adopts for migration only ([`kernel::Adopted`]). One that migrates through a region,
-//! as before Linux 5.18, moves in the same way once it went through [`region::adapt`].
+//! [`Device`] is the interface for a program that owns a device. Its implementations are a driver in this process
+//! ([`Local`]), a kernel device opened through its group ([`kernel::Group`]) or its own file ([`kernel::Cdev`]), and a
+//! device that a VMM has opened itself and adopts for migration only ([`kernel::Adopted`]). [`region::adapt`] adapts a
+//! device that migrates through a region, as before Linux 5.18.
 //!
 //! [`Local`] is behind the feature `local`, which is on by default. Without it the driver side is not compiled.
 //!

@@ -21,17 +21,17 @@ use crate::mapped_region::{self, MappedRegion};
 #[derive(Debug)]
 pub struct Local {
     device: DeviceFile,
-    /// What the device's memory is mapped through marks writes here.
+    /// The log in which the device's mappings record writes.
     memory_log: Option<Arc<DirtyLog>>,
 }
 
 impl Local {
-    /// Uses a device that has been opened.
+    /// Returns a user of an opened device.
     pub fn new(device: DeviceFile) -> Local {
         Local { device, memory_log: None }
     }
 
-    /// The driver side.
+    /// Returns the driver side.
     pub fn driver_side(&self) -> &DeviceFile {
         &self.device
     }
@@ -42,7 +42,7 @@ impl Local {
         move |errno| Error::Request { device: name, request, errno }
     }
 
-    /// A transfer that must be whole.
+    /// Checks that a transfer was complete.
     fn whole(&self, request: &str, expected: usize, result: std::result::Result<usize, Errno>) -> Result<()> {
         let count = result.map_err(self.failed(request))?;
         if count == expected {
@@ -210,7 +210,7 @@ impl Device for Local {
     }
 }
 
-/// The same data with eventfds that the device can keep.
+/// Returns the same data with eventfds that the device can keep.
 fn owned(data: IrqData<'_>) -> std::io::Result<whimbrel_device::IrqData> {
     Ok(match data {
         IrqData::None(count) => whimbrel_device::IrqData::None(count),

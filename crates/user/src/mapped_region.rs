@@ -1,6 +1,6 @@
-//! A part of a device's region, mapped into this process: reached without a request to the driver.
+//! A part of a device's region mapped into this process, for accesses without a request to the driver.
 //!
-//! Where it comes from is the business of each [`Device`](crate::Device).
+//! Each [`Device`](crate::Device) creates its own mappings.
 
 use vm_memory::{FileOffset, VolatileSlice};
 use whimbrel_memory::{Memory, MemoryError, Protection};
@@ -10,8 +10,8 @@ use whimbrel_uapi::device::RegionInfoFlags;
 
 use crate::error::{Error, Result};
 
-/// A part of a region in this process's memory, mapped shared until it is dropped. What may be done with it
-/// is what the region's flags allow.
+/// A part of a region in this process's memory, mapped shared until it is dropped. The region's flags determine
+/// the allowed accesses.
 ///
 /// ```
 /// use std::fs::File;
@@ -47,10 +47,10 @@ use crate::error::{Error, Result};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled,
-/// the kernel may kill a process that touches a mapped BAR (SIGBUS). In a program that has called
+/// A mapping does not follow the device: after a reset, or while a PCI device has its memory space disabled, the
+/// kernel may kill a process that touches a mapped BAR (SIGBUS). In a program that has called
 /// [`survive_lost_memory`](whimbrel_memory::survive_lost_memory), [`read`](MappedRegion::read) and
-/// [`write`](MappedRegion::write) fail instead, from then on; accesses in other ways are not protected.
+/// [`write`](MappedRegion::write) fail instead, from then on; other accesses are not protected.
 #[derive(Debug)]
 pub struct MappedRegion {
     device: String,
@@ -59,14 +59,14 @@ pub struct MappedRegion {
     memory: Memory,
 }
 
-/// How errors name such a request.
+/// Returns the name of such a request for errors.
 pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
     format!("mmap of {length:#x} bytes at {offset:#x} of region {index}")
 }
 
 impl MappedRegion {
-    /// Maps the bytes of a file that are `length` bytes of region `index` from `offset` on, for what reaches a
-    /// device in a way of its own. The file holds them all, or an access to the rest is a SIGBUS, as said above.
+    /// Maps the part of a file that holds `length` bytes of region `index` from `offset` on, for implementations
+    /// of a device. An access past the end of the file raises SIGBUS, as described above.
     pub fn of_file(
         device: &str,
         index: u32,
@@ -85,28 +85,28 @@ impl MappedRegion {
         Ok(MappedRegion { device: device.to_string(), index, flags: region.flags, memory })
     }
 
-    /// Bytes, in whole pages.
+    /// Returns the size in bytes, whole pages.
     pub fn size(&self) -> u64 {
         self.memory.size()
     }
 
-    /// Where in this process it lies, for requests that take an address (KVM_SET_USER_MEMORY_REGION).
+    /// Returns its address in this process, for requests that take an address (KVM_SET_USER_MEMORY_REGION).
     pub fn address(&self) -> u64 {
         self.as_volatile_slice().ptr_guard().as_ptr() as u64
     }
 
-    /// All of it, for accesses of a chosen width. Only as the region's flags allow.
+    /// Returns all of it, for accesses of a chosen width, as the region's flags allow.
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         let all = usize::try_from(self.memory.size()).ok().and_then(|size| self.memory.bytes(0, size));
         all.expect("all of it is mapped")
     }
 
-    /// Reads all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be read.
+    /// Reads all of `data` from `offset` on. EINVAL past the end, or for a region that is not readable.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.access(RegionInfoFlags::READ, offset, data.len(), |part| part.copy_to(data))
     }
 
-    /// Writes all of `data` from `offset` on. EINVAL past the end, and for a region that cannot be written.
+    /// Writes all of `data` from `offset` on. EINVAL past the end, or for a region that is not writable.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.access(RegionInfoFlags::WRITE, offset, data.len(), |part| part.copy_from(data))
     }

@@ -1,5 +1,5 @@
-//! The memory a kernel device can reach: a type1 container or an address space of an iommufd, and the regions
-//! mapped in it, which stay alive here as long as the kernel may use them.
+//! The address space of a kernel device: a type1 container or an address space of an iommufd, and the regions
+//! mapped in it, which stay alive as long as the kernel may use them.
 // A mapping lets a device write to memory behind the compiler's back. This module keeps every mapped region
 // alive until the kernel has confirmed that the mapping is gone.
 #![allow(unsafe_code)]
@@ -16,13 +16,13 @@ use super::ioctl;
 use crate::device::DmaRegion;
 use crate::error::{Error, Result};
 
-/// Where mappings are made. Dropping it takes them all away again.
+/// An address space. Dropping it removes all mappings.
 #[derive(Debug)]
 pub(super) struct AddressSpace {
-    /// For errors.
+    /// The device's name, for errors.
     device: String,
     kernel: Kernel,
-    /// What is mapped, by IOVA.
+    /// The mapped regions, by IOVA.
     held: BTreeMap<u64, DmaRegion>,
 }
 
@@ -40,13 +40,13 @@ enum Kernel {
 }
 
 impl AddressSpace {
-    /// The address space of a container that `group` has joined and whose IOMMU is type1v2.
+    /// Returns the address space of a container that `group` has joined and whose IOMMU is type1v2.
     pub(super) fn type1(device: &str, group: OwnedFd, container: OwnedFd) -> AddressSpace {
         let kernel = Kernel::Type1 { _group: group, container };
         AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
     }
 
-    /// The address space `id` of an iommufd. It is destroyed with this object.
+    /// Returns the address space `id` of an iommufd. It is destroyed with this object.
     pub(super) fn ioas(device: &str, iommufd: OwnedFd, id: u32) -> AddressSpace {
         let kernel = Kernel::Ioas { iommufd, id };
         AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
@@ -65,14 +65,14 @@ impl AddressSpace {
         };
         mapped.map_err(|errno| self.failed(request, iova, errno))?;
         if let Some(replaced) = self.held.insert(iova, memory) {
-            // The kernel has no two mappings at one IOVA. If it says so, the older one must not go.
+            // The kernel has never two mappings at one IOVA. If it refuses this one, the older one must stay.
             tracing::error!(device = self.device, iova, "mapped twice: the first region stays");
             std::mem::forget(replaced);
         }
         Ok(())
     }
 
-    /// Takes away the mappings that lie wholly in the range.
+    /// Removes the mappings that lie completely in the range.
     pub(super) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
         let request = match self.kernel {
             Kernel::Type1 { .. } => requests::VFIO_IOMMU_UNMAP_DMA,

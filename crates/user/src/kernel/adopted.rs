@@ -1,4 +1,4 @@
-//! A device that a VMM has opened in its own way and adopts here for its migration only.
+//! A device that a VMM has opened itself and adopts for migration only.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,10 +7,10 @@ use super::state_file;
 use super::vfio_device::{OnKernel, VfioDevice};
 use crate::error::{Error, Result};
 
-/// A device behind an fd that somebody else opened, through a group or as a cdev.
+/// A device behind an fd that another part of the program has opened, through a group or as a cdev.
 ///
-/// All requests of the device itself work. The memory it reaches stays the business of the VMM: mapping and
-/// unmapping answer [`Error::Unusable`].
+/// All requests of the device itself work. The VMM continues to map its memory: mapping and unmapping
+/// answer [`Error::Unusable`].
 ///
 /// ```no_run
 /// use std::os::fd::BorrowedFd;
@@ -30,9 +30,9 @@ pub struct Adopted {
 }
 
 impl Adopted {
-    /// Takes over a device fd. `name` stands in errors and reports.
+    /// Takes over a device fd. `name` appears in errors and reports.
     ///
-    /// Fails if VFIO_DEVICE_GET_INFO does, so that a file that is no VFIO device is noticed here.
+    /// Fails if VFIO_DEVICE_GET_INFO does, which detects files other than VFIO devices.
     pub fn new(name: impl Into<String>, device_fd: OwnedFd) -> Result<Adopted> {
         let device = VfioDevice::new(name.into(), device_fd);
         match device.info() {
@@ -46,7 +46,7 @@ impl Adopted {
         }
     }
 
-    /// Uses a duplicate of a device fd, which stays the caller's. The device is open as long as either is.
+    /// Uses a duplicate of the caller's device fd. The device is open as long as either fd is.
     pub fn duplicate(name: impl Into<String>, device_fd: BorrowedFd<'_>) -> Result<Adopted> {
         let name = name.into();
         let fd = device_fd

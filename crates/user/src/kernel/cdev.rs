@@ -1,4 +1,4 @@
-//! A device opened through its own character file, with an iommufd for the memory it reaches.
+//! A device opened through its own character file, with an iommufd for its memory.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,20 +13,21 @@ use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, sysfs};
 use crate::error::{Error, Result};
 
-/// The file that makes an iommufd.
+/// The file that creates an iommufd.
 const IOMMUFD: &str = "/dev/iommu";
 
-/// Size of `vfio_device_bind_iommufd` without a token, in bytes: all that a kernel before the token takes.
+/// Size of `vfio_device_bind_iommufd` without a token, in bytes: the most that kernels before the token
+/// accept.
 const BIND_WITHOUT_TOKEN: u32 = 16;
 
-/// Size of `vfio_device_attach_iommufd_pt` without a PASID, in bytes: all that a kernel before the PASID
-/// takes.
+/// Size of `vfio_device_attach_iommufd_pt` without a PASID, in bytes: the most that kernels before the PASID
+/// accept.
 const ATTACH_WITHOUT_PASID: u32 = 12;
 
 /// A device with a character file of its own, bound to an iommufd and attached to an address space in it.
 ///
-/// A device in use through its group cannot be opened so, and the other way round. What is mapped is
-/// unmapped, and the address space destroyed, when this object goes.
+/// A device in use through its group cannot be opened in this way, and vice versa. When this object is
+/// dropped, its mappings are removed and its address space is destroyed.
 ///
 /// ```no_run
 /// use whimbrel_user::Device;
@@ -44,7 +45,7 @@ pub struct Cdev {
 }
 
 impl Cdev {
-    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated
+    /// Opens the device with this name on the host: the address of a PCI device, or the UUID of a mediated
     /// one.
     pub fn find(device: &str) -> Result<Cdev> {
         let found = sysfs::find(device)?;
@@ -56,8 +57,8 @@ impl Cdev {
         Cdev::open_as(found.name, &path)
     }
 
-    /// Opens the device at `path`, such as `/dev/vfio/devices/vfio0`. The path stands for the device in
-    /// errors and reports.
+    /// Opens the device at `path`, such as `/dev/vfio/devices/vfio0`. The path names the device in errors and
+    /// reports.
     pub fn open(path: impl AsRef<Path>) -> Result<Cdev> {
         Cdev::open_as(path.as_ref().display().to_string(), path.as_ref())
     }
@@ -90,8 +91,8 @@ impl Cdev {
 }
 
 impl AsFd for Cdev {
-    /// The device fd, for what this crate does not do with it. The device's migration state is not to be
-    /// changed through it.
+    /// Returns the device fd, for requests that this crate does not make. Do not change the device's
+    /// migration state through it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }

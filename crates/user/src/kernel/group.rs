@@ -1,4 +1,4 @@
-//! A device opened through its IOMMU group, with a container for the memory it reaches.
+//! A device opened through its IOMMU group, with a container for its memory.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -14,13 +14,13 @@ use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, state_file};
 use crate::error::{Error, Result};
 
-/// The file that makes a container.
+/// The file that creates a container.
 const CONTAINER: &str = "/dev/vfio/vfio";
 
-/// A device of a group, with the group and a container of its own.
+/// A device of a group, with its group and its own container.
 ///
-/// The kernel lets a group be opened once: as long as this object lives, nobody else can open the group, also
-/// not for another device in it. What it has mapped is unmapped when it goes.
+/// The kernel allows only one open of a group: while this object lives, nobody else can open the group, even
+/// for another device in it. Its mappings are removed when it is dropped.
 ///
 /// ```no_run
 /// use whimbrel_user::Device;
@@ -38,7 +38,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Opens the device that the host knows by this name: the address of a PCI device, the uuid of a mediated
+    /// Opens the device with this name on the host: the address of a PCI device, or the UUID of a mediated
     /// one.
     pub fn find(device: &str) -> Result<Group> {
         let found = sysfs::find(device)?;
@@ -52,8 +52,8 @@ impl Group {
 
     /// Opens a device of the group at `group_path`, such as `/dev/vfio/12`.
     ///
-    /// `name` stands in errors and reports. `device_name` is the kernel's: the device's name in sysfs, with
-    /// ` vf_token=<uuid>` behind it where the physical function's driver asks for one.
+    /// `name` appears in errors and reports. `device_name` is the kernel's: the device's name in sysfs,
+    /// followed by ` vf_token=<uuid>` if the physical function's driver requires a token.
     pub fn open(name: impl Into<String>, group_path: impl AsRef<Path>, device_name: &str) -> Result<Group> {
         let name = name.into();
         let failed = |request: String| Error::at(&name, request);
@@ -103,7 +103,7 @@ impl Group {
 
 /// Opens one of VFIO's files for reading and writing.
 pub(super) fn open_file(device: &str, path: &Path) -> Result<File> {
-    // std opens with O_CLOEXEC, as a device must not leak into another program.
+    // std opens with O_CLOEXEC, because a device must not leak into another program.
     OpenOptions::new().read(true).write(true).open(path).map_err(|error| Error::Open {
         device: device.to_string(),
         path: path.to_path_buf(),
@@ -112,8 +112,8 @@ pub(super) fn open_file(device: &str, path: &Path) -> Result<File> {
 }
 
 impl AsFd for Group {
-    /// The device fd, for what this crate does not do with it. The device's migration state is not to be
-    /// changed through it.
+    /// Returns the device fd, for requests that this crate does not make. Do not change the device's
+    /// migration state through it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.device.as_fd()
     }

@@ -1,6 +1,6 @@
-//! The ioctls of VFIO and iommufd files, as functions that cannot be called wrongly.
+//! The ioctls of VFIO and iommufd files, as safe functions.
 //!
-//! What the answers mean is not decided here.
+//! The callers interpret the answers.
 //!
 //! A file descriptor says nothing about which driver is behind it. The numbers used here begin with the type
 //! character of VFIO; the callers pass files of VFIO and iommufd only, and a driver that gave these numbers
@@ -29,8 +29,8 @@ use whimbrel_uapi::migration::{
 use whimbrel_uapi::type1::{IommuType1DmaMap, IommuType1DmaUnmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A structure that one request takes. It begins with its own size in bytes (`argsz`, or `size` of an
-/// iommufd), and neither it nor what follows it holds an address.
+/// The structure of one request. It begins with its own size in bytes (`argsz`, or `size` of an iommufd), and
+/// neither it nor the data after it holds an address.
 pub(super) trait Argument: FromBytes + IntoBytes + Immutable {
     /// The request.
     const REQUEST: Request;
@@ -77,7 +77,7 @@ impl FeatureData for DeviceFeatureMigDataSize {
     const FEATURE: Feature = Feature::MigDataSize;
 }
 
-/// Repeats a request that a signal interrupted: for requests that change nothing when they are made twice.
+/// Repeats a request that a signal interrupted, for idempotent requests.
 pub(super) fn repeated<T>(mut request: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match request() {
@@ -87,12 +87,12 @@ pub(super) fn repeated<T>(mut request: impl FnMut() -> Result<T, Errno>) -> Resu
     }
 }
 
-/// A request with a structure.
+/// Makes a request with a structure.
 pub(super) fn with_struct<T: Argument>(fd: BorrowedFd<'_>, argument: &mut T) -> Result<i32, Errno> {
     with_bytes::<T>(fd, argument.as_mut_bytes())
 }
 
-/// A request with a structure and what follows it, all of it in `bytes`.
+/// Makes a request with a structure and the data after it, all in `bytes`.
 pub(super) fn with_bytes<T: Argument>(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<i32, Errno> {
     // The kernel reads the fixed part before it looks at the size, and then trusts the size.
     let size = u32::read_from_prefix(bytes).map_or(u32::MAX, |(size, _)| size);
@@ -108,7 +108,7 @@ pub(super) fn with_bytes<T: Argument>(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> R
     unsafe { call(fd, T::REQUEST, bytes.as_mut_ptr() as libc::c_ulong) }
 }
 
-/// A request whose argument is a plain number, or that has none (then `number` is 0).
+/// Makes a request whose argument is a plain number, or that has no argument (then `number` is 0).
 pub(super) fn with_number(fd: BorrowedFd<'_>, request: Request, number: u32) -> Result<i32, Errno> {
     let plain = [
         ioctl::VFIO_GET_API_VERSION,
@@ -162,8 +162,8 @@ pub(super) fn set_feature(device: BorrowedFd<'_>, feature: Feature) -> Result<()
     unsafe { call_feature(device, feature, FeatureFlags::SET, &mut []) }
 }
 
-/// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE with SET: the number of the state in the answer, and the data file if
-/// the answer has one. After a failure there is none, whatever the structure says.
+/// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE with SET: returns the number of the state in the answer, and the data
+/// file if the answer has one. After a failure there is no data file, whatever the structure says.
 pub(super) fn set_mig_state(device: BorrowedFd<'_>, to: State) -> Result<(u32, Option<OwnedFd>), Errno> {
     let mut data = DeviceFeatureMigState { device_state: to.number(), data_fd: -1 };
     // SAFETY: the data of this feature holds no address.
@@ -226,7 +226,7 @@ pub(super) unsafe fn map_type1(container: BorrowedFd<'_>, mut map: IommuType1Dma
     Ok(())
 }
 
-/// VFIO_IOMMU_UNMAP_DMA; returns how many bytes were mapped.
+/// VFIO_IOMMU_UNMAP_DMA; returns the number of bytes that were mapped.
 pub(super) fn unmap_type1(container: BorrowedFd<'_>, iova: u64, size: u64) -> Result<u64, Errno> {
     let mut unmap =
         IommuType1DmaUnmap { argsz: size_of::<IommuType1DmaUnmap>() as u32, flags: 0, iova, size };
@@ -252,7 +252,7 @@ pub(super) unsafe fn map_ioas(iommufd: BorrowedFd<'_>, mut map: IoasMap) -> Resu
     Ok(())
 }
 
-/// VFIO_DEVICE_FEATURE with `data` behind its head.
+/// VFIO_DEVICE_FEATURE with `data` after its head.
 ///
 /// # Safety
 ///

@@ -1,7 +1,7 @@
 //! Devices of the kernel.
 //!
 //! A device is opened through its IOMMU group ([`Group`]) or through its own character file ([`Cdev`]); a
-//! program that has opened it already adopts it ([`Adopted`]). [`list`] tells which devices this host has.
+//! program that has already opened it adopts it ([`Adopted`]). [`list`] returns the devices of this host.
 
 mod address_space;
 mod adopted;

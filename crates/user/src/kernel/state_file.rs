@@ -32,7 +32,7 @@ impl StateFile for DataFd {
     }
 
     fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
-        // A driver that the user has not opted into INFOv2 with leaves the flags as they are: 0.
+        // Without the user's opt-in to INFOv2 a driver leaves the flags unchanged: 0.
         let mut info = PrecopyInfo { argsz: size_of::<PrecopyInfo>() as u32, ..PrecopyInfo::default() };
         ioctl::repeated(|| ioctl::with_struct(self.0.as_fd(), &mut info))?;
         Ok(PrecopyReport {
@@ -46,9 +46,9 @@ impl StateFile for DataFd {
     }
 }
 
-/// The errno behind a failed system call.
+/// Returns the errno of a failed system call.
 pub(super) fn errno(error: &io::Error) -> Errno {
-    // Only calls that never reached the kernel have none.
+    // Only calls that never reached the kernel have no errno.
     Errno::from_io_error(error).unwrap_or(Errno::EINVAL)
 }
 

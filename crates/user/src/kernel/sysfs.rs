@@ -1,4 +1,4 @@
-//! Which VFIO devices this host has, read from sysfs. Nothing is opened: looking disturbs nobody.
+//! The VFIO devices of this host, read from sysfs. No device is opened, so listing has no side effects.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use whimbrel_protocol::Errno;
 use super::state_file;
 use crate::error::{Error, Result};
 
-/// A device of this host that VFIO can give to a program.
+/// A device of this host that VFIO can assign to a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostDevice {
     /// Its name in sysfs: the address of a PCI device, the uuid of a mediated one.
@@ -20,28 +20,28 @@ pub struct HostDevice {
     pub driver: Option<String>,
     /// The number of its IOMMU group.
     pub group: Option<u32>,
-    /// The group's file. It need not exist: VFIO makes it when a vfio driver binds the first device of the
+    /// The group's file. It may not exist: VFIO creates it when a vfio driver binds the first device of the
     /// group.
     pub group_path: Option<PathBuf>,
-    /// The device's own file, where the kernel has made one.
+    /// The device's own file, if the kernel has created one.
     pub cdev_path: Option<PathBuf>,
-    /// Processes that have one of these files open, as far as this process may see. An open group file means
-    /// that the whole group is taken.
+    /// Processes that have one of these files open, as far as visible to this process. An open group file
+    /// means that the whole group is in use.
     pub holders: Vec<u32>,
 }
 
-/// The VFIO devices of this host, by bus and name.
+/// Returns the VFIO devices of this host, by bus and name.
 pub fn list() -> Result<Vec<HostDevice>> {
     Host::here().list()
 }
 
-/// A device of this host by its name in sysfs, with or without VFIO. The address of a PCI device may lack its
-/// domain.
+/// Returns a device of this host by its name in sysfs, with or without VFIO. The address of a PCI device may
+/// omit its domain.
 pub fn find(name: &str) -> Result<HostDevice> {
     Host::here().find(name)
 }
 
-/// The three file systems that tell of devices.
+/// The three file systems with information on devices.
 struct Host {
     sys: PathBuf,
     dev: PathBuf,
@@ -78,7 +78,7 @@ impl Host {
                        0000:3b:00.2, or the uuid of a mediated one";
             return Err(Error::Unusable { device: name.to_string(), why: why.into() });
         }
-        // lspci leaves out the domain if it is 0.
+        // lspci omits a domain of 0.
         let with_domain = format!("0000:{name}");
         for bus in self.buses()? {
             let folder = self.sys.join("bus").join(&bus).join("devices");
@@ -113,11 +113,11 @@ impl Host {
     fn describe(&self, bus: &str, name: &str, path: &Path) -> HostDevice {
         let group = link_name(&path.join("iommu_group"));
         let group_path = group.as_ref().map(|group| {
-            // Without an IOMMU, where the administrator allows that, the file has another name.
+            // In no-IOMMU mode the file has another name.
             let bare = self.dev.join("vfio").join(format!("noiommu-{group}"));
             if bare.exists() { bare } else { self.dev.join("vfio").join(group) }
         });
-        // Kernels without the cdev have the folder all the same: only the file itself counts.
+        // Kernels without the cdev have the directory too: only the file itself counts.
         let cdev_path = names_in(&path.join("vfio-dev"))
             .into_iter()
             .map(|name| self.dev.join("vfio/devices").join(name))
@@ -133,7 +133,7 @@ impl Host {
         }
     }
 
-    /// Which processes have which files of VFIO open.
+    /// Returns the processes that have VFIO files open, by file.
     fn holders(&self) -> BTreeMap<PathBuf, Vec<u32>> {
         let vfio = self.dev.join("vfio");
         let mut holders: BTreeMap<PathBuf, Vec<u32>> = BTreeMap::new();
@@ -158,20 +158,21 @@ fn holders_of(device: &HostDevice, holders: &BTreeMap<PathBuf, Vec<u32>>) -> Vec
     pids
 }
 
-/// Whether a device has a vfio driver. Kernels before 6.1 do not say so: there its driver's name does.
+/// Returns whether a device has a vfio driver. Kernels before 6.1 do not report it: the driver's name
+/// decides.
 fn is_vfio(bus: &str, path: &Path) -> bool {
     path.join("vfio-dev").exists()
         || (bus == "mdev" && path.join("iommu_group").exists())
         || link_name(&path.join("driver")).is_some_and(|driver| driver.contains("vfio"))
 }
 
-/// The last part of where a link points.
+/// Returns the last component of a link's target.
 fn link_name(link: &Path) -> Option<String> {
     Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_string())
 }
 
-/// What a folder holds, in order. Nothing for a folder that is not there or may not be read, as both vanish
-/// at any time.
+/// Returns the names in a directory, sorted. Empty for a missing or unreadable directory, because entries
+/// vanish at any time.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     let mut names: Vec<String> =

@@ -1,7 +1,7 @@
-//! What every kernel device fd has in common, however it was opened.
+//! The requests of a kernel device fd, common to all ways to open it.
 //!
-//! Opening it, and the memory the device can reach, are the business of [`group`](super::group),
-//! [`cdev`](super::cdev) and [`adopted`](super::adopted).
+//! [`group`](super::group), [`cdev`](super::cdev) and [`adopted`](super::adopted) open the device and map
+//! its memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,11 +30,11 @@ use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
 use crate::mapped_region::{self, MappedRegion};
 
-/// The most bytes that an info structure with its capabilities may take. The kernel's longest are a few
+/// Maximum size of an info structure with its capabilities, in bytes. The kernel's longest are a few
 /// hundred.
-const MOST_INFO: usize = 64 * 1024;
+const MAX_INFO: usize = 64 * 1024;
 
-/// How often an info structure is asked for again because it has grown.
+/// Maximum number of repeated queries of an info structure that has grown.
 const INFO_TRIES: usize = 4;
 
 /// An open device fd.
@@ -42,24 +42,24 @@ const INFO_TRIES: usize = 4;
 pub(super) struct VfioDevice {
     name: String,
     file: File,
-    /// Where regions lie, as far as they have been asked for. It never changes while the device is open.
+    /// The places of the regions queried so far. They never change while the device is open.
     regions: BTreeMap<u32, Place>,
 }
 
-/// Where a region lies in the device file, in bytes.
+/// The place of a region in the device file, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     offset: u64,
     size: u64,
 }
 
-/// A device of the kernel: its fd, and its own way to let the device reach memory.
+/// A kernel device: its fd, and its own way to map memory for it.
 pub(super) trait OnKernel: Send {
     fn vfio(&self) -> &VfioDevice;
 
     fn vfio_mut(&mut self) -> &mut VfioDevice;
 
-    /// Where the memory it reaches is mapped, if that is the business of this object.
+    /// Returns the address space of the device, if this object owns it.
     fn memory(&mut self) -> Result<&mut AddressSpace>;
 }
 
@@ -100,7 +100,7 @@ impl VfioDevice {
         Ok(region)
     }
 
-    /// Asks for an info structure, with as much room as the kernel says that its capabilities need.
+    /// Queries an info structure, with as much room as the kernel requires for its capabilities.
     fn info_with_chain<T: Argument, A>(
         &self,
         asked: &T,
@@ -118,7 +118,7 @@ impl VfioDevice {
             if needed <= room {
                 return parse(&bytes).map_err(|error| self.nonsense(request, error));
             }
-            if needed > MOST_INFO {
+            if needed > MAX_INFO {
                 return Err(self.nonsense(request, format!("it needs {needed} bytes of room")));
             }
             room = needed;
@@ -126,7 +126,8 @@ impl VfioDevice {
         Err(self.nonsense(request, format!("it needs more room each time, {room} bytes by now")))
     }
 
-    /// Where in the device file `length` bytes at `offset` of a region lie. EINVAL past the region's end.
+    /// Returns the position in the device file of `length` bytes at `offset` of a region. EINVAL past the
+    /// region's end.
     fn place(&mut self, request: &str, index: u32, offset: u64, length: usize) -> Result<u64> {
         let place = if let Some(place) = self.regions.get(&index) {
             *place
@@ -142,7 +143,7 @@ impl VfioDevice {
         }
     }
 
-    /// Moves all of `length` bytes, in as many pieces as the driver takes them.
+    /// Transfers all of `length` bytes, in as many pieces as the driver needs.
     fn whole(
         &self,
         request: &str,
@@ -173,14 +174,14 @@ impl VfioDevice {
     fn probe(&self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
         match ioctl::repeated(|| ioctl::probe_feature(self.as_fd(), feature, directions)) {
             Ok(()) => Ok(true),
-            // EINVAL: the feature is there, but not in this direction.
+            // EINVAL: the feature exists, but not in this direction.
             Err(Errno::ENOTTY | Errno::EINVAL) => Ok(false),
             Err(errno) => Err(self.failed(format!("PROBE of {feature}"))(errno)),
         }
     }
 }
 
-/// The argument of VFIO_DEVICE_SET_IRQS; `None` if it is longer than `argsz` can say.
+/// Returns the argument of VFIO_DEVICE_SET_IRQS; `None` if its length does not fit `argsz`.
 fn irq_set(index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Option<Vec<u8>> {
     let action = match action {
         IrqAction::Mask => IrqSetFlags::ACTION_MASK,
@@ -243,7 +244,7 @@ impl<T: OnKernel> Device for T {
         let region = self.region_info(index)?;
         let request = mapped_region::request(index, offset, length);
         let device = self.vfio();
-        // The last page of a region may be mapped whole: how long it is is the driver's to judge.
+        // The last page of a region may be mapped whole: the driver checks the length.
         let at = region
             .offset
             .checked_add(offset)
@@ -295,7 +296,8 @@ impl<T: OnKernel> Device for T {
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
         let device = self.vfio();
         let request = format!("{} to {state}", Feature::MigDeviceState);
-        // Not repeated after EINTR: the device may be anywhere on the way, and the caller is to look.
+        // Not repeated after EINTR: the device may be in any state on the path, and the caller has to
+        // check.
         let (number, fd) =
             ioctl::set_mig_state(device.as_fd(), state).map_err(device.failed(request.as_str()))?;
         if number != state.number() {

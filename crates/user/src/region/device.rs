@@ -18,7 +18,7 @@ use crate::device::{Device, DmaRegion, IrqData};
 use crate::error::{Error, Result};
 use crate::mapped_region::MappedRegion;
 
-/// The device and what of it is known without asking.
+/// The device and its cached properties.
 pub(super) struct RegionDevice {
     name: String,
     index: u32,
@@ -27,7 +27,7 @@ pub(super) struct RegionDevice {
 }
 
 impl RegionDevice {
-    /// Looks at the region of a device that has just been opened. A device whose region will not do is given back.
+    /// Checks the region of a newly opened device. Returns the device if its region is unusable.
     pub(super) fn new(
         device: Box<dyn Device>,
         index: u32,
@@ -45,7 +45,7 @@ impl RegionDevice {
         request(&mut *lock(&self.half).device)
     }
 
-    /// The migration region is in use here.
+    /// Refuses access to the migration region, which is in use.
     fn check_index(&self, index: u32) -> Result<()> {
         if index != self.index {
             return Ok(());
@@ -132,7 +132,7 @@ impl Device for RegionDevice {
     fn data_size(&mut self) -> Result<u64> {
         let mut half = lock(&self.half);
         if !half.is_saving() {
-            // The register means nothing before.
+            // The register has no meaning before.
             return Err(Error::request(&self.name, Feature::MigDataSize, Errno::ENOTTY));
         }
         half.pending().map_err(|error| half.failed(error))

@@ -12,31 +12,31 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::mapped_region::MappedRegion;
 
-/// What every device with a region can do.
+/// The migration features of every device with a region.
 pub(super) const FLAGS: MigrationFlags = MigrationFlags::STOP_COPY.union(MigrationFlags::PRE_COPY);
 
-/// Where the field is that says where the data begin.
+/// Offset of the field `data_offset`.
 const DATA_OFFSET: u64 = std::mem::offset_of!(DeviceMigrationInfo, data_offset) as u64;
 
-/// The device, its region and how far its migration is.
+/// The device, its region and the progress of its migration.
 pub(super) struct Half {
     pub(super) device: Box<dyn Device>,
     pub(super) index: u32,
     user: User,
-    /// The parts of the data section that are mapped, with where they begin in the region.
+    /// The mapped parts of the data section, with their offsets in the region.
     mapped: Vec<(u64, MappedRegion)>,
     session: Option<Direction>,
-    /// Counts sessions, so that a file whose session is over is known.
+    /// Number of the session, so that a file whose session has ended is recognised.
     pub(super) generation: u64,
-    /// The device refused to leave resuming for STOP and stands there.
+    /// Set if the device refused to go from resuming to STOP.
     standing: bool,
-    /// SAVING is set for the draft's log alone: the device has not been asked for PRE_COPY.
+    /// Set if SAVING is set for the draft's log only, without a request for PRE_COPY.
     ahead: bool,
-    /// The draft's log, if it was started: whether it has been on without a break since it last told all.
+    /// The draft's log, if started: `true` if it has been on continuously since its last complete report.
     log: Option<bool>,
 }
 
-/// Where an access goes.
+/// The access to the region.
 struct Access<'a> {
     device: &'a mut dyn Device,
     index: u32,
@@ -53,7 +53,7 @@ impl Access<'_> {
     }
 }
 
-/// The user half knows requests by errno.
+/// Returns the errno of an error, as the user half needs it.
 fn errno(error: &Error) -> Errno {
     error.errno().unwrap_or(Errno::EIO)
 }
@@ -77,7 +77,7 @@ impl RegionAccess for Access<'_> {
 }
 
 impl Half {
-    /// Maps what can be mapped. A device whose regions cannot be mapped from here is read and written.
+    /// Maps the mappable parts. A device whose regions cannot be mapped is read and written.
     pub(super) fn new(mut device: Box<dyn Device>, index: u32, view: View) -> Half {
         let mapped = view
             .mapped_areas()
@@ -108,7 +108,7 @@ impl Half {
         self.user.view().version()
     }
 
-    /// Bytes that the data section has at most.
+    /// Returns the maximum size of the data section in bytes.
     pub(super) fn room(&self) -> u64 {
         self.user.view().size() - self.version().header_size()
     }
@@ -124,10 +124,10 @@ impl Half {
         outcome
     }
 
-    /// Ends what the device's phase has ended.
+    /// Ends the sessions that the device's phase has ended.
     fn follow(&mut self) {
         let Some(phase) = self.user.phase() else {
-            // A change may have been made on the way.
+            // The device may have changed its phase on the way.
             self.log = self.log.map(|_| false);
             return;
         };
@@ -151,7 +151,8 @@ impl Half {
         self.generation += 1;
     }
 
-    /// Refuses a region that cannot be the draft's: its data would begin in the draft's structure.
+    /// Refuses a region that is not the draft's, because its data would begin within the draft's
+    /// structure.
     pub(super) fn check_version(&mut self) -> Result<()> {
         if self.version() == Version::V1 {
             return Ok(());
@@ -196,7 +197,7 @@ impl Half {
         }
     }
 
-    /// Brings the device to a state. Which session that opened, if it did.
+    /// Brings the device to a state. Returns the direction of the session that this opened, if any.
     pub(super) fn set_state(&mut self, to: State) -> Result<Option<Direction>> {
         let phase = self.phase().map_err(|error| self.failed(error))?;
         let from = self.state_of(phase);
@@ -238,7 +239,8 @@ impl Half {
         Ok(opened)
     }
 
-    /// What is written to `device_state`: one value where the text draws the change.
+    /// Returns the values to write to `device_state`: a single one if the change is in the text's
+    /// diagram.
     fn route(&self, phase: Phase, from: State, to: State) -> Option<Vec<Phase>> {
         let target = Phase::of_v2_state(to)?;
         let path: Option<Vec<Phase>> = fsm::path(FLAGS, from, to).ok()?.map(Phase::of_v2_state).collect();
@@ -249,7 +251,7 @@ impl Half {
             steps.push(at);
         }
         if at == target {
-            // Only the log had brought it there.
+            // Only the log had set SAVING.
         } else if TEXT_TRANSITIONS.contains(&(at, target)) {
             steps.push(target);
         } else {
@@ -267,7 +269,7 @@ impl Half {
         Ok(())
     }
 
-    /// What is still to be saved, in bytes, while the device is saved.
+    /// Returns the number of bytes still to be saved, while saving.
     pub(super) fn pending(&mut self) -> std::result::Result<u64, UserError> {
         self.user.pending();
         match self.go()? {
@@ -292,14 +294,14 @@ impl Half {
         }
     }
 
-    /// Hands the device data: one transaction, or bytes that may be cut into several.
+    /// Gives the device data: one transaction, or bytes that may be split into several.
     pub(super) fn load(&mut self, data: Vec<u8>, may_be_cut: bool) -> std::result::Result<(), UserError> {
         self.user.set_splitting(may_be_cut);
         self.user.load(data);
         self.go().map(drop)
     }
 
-    /// Turns the draft's log on: it is while SAVING is set.
+    /// Turns the draft's log on by setting SAVING.
     pub(super) fn start_log(&mut self) -> Result<()> {
         if self.log.is_some() {
             let request = "start of the migration region's log of dirty pages";
@@ -321,7 +323,7 @@ impl Half {
         Ok(())
     }
 
-    /// What the draft's log holds of a range, and all of it after the log was off.
+    /// Reports the draft's log of a range, or the whole range after the log was off.
     pub(super) fn report_log(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         let Some(whole) = self.log else {
             let request = "report of the migration region's dirty pages";
@@ -334,7 +336,7 @@ impl Half {
         let mut access = Access { device: &mut *self.device, index: self.index, mapped: &self.mapped };
         let told = report_dirty(&mut self.user, &mut access, report);
         if told.is_err() {
-            // What was told on the way is lost.
+            // Pages reported on the way are lost.
             self.log = Some(false);
         }
         told.map_err(|error| self.failed(error))

@@ -1,19 +1,17 @@
 //! Devices that migrate through a region: drivers of kernels 5.8 to 5.17 (v1), and those of the draft of 2019.
 //!
-//! [`adapt`] looks for the region (its capability TYPE is 3/1) on a device without migration v2 and makes it move as one
-//! with it: [`Device::migration_flags`] is STOP_COPY with PRE_COPY, [`Device::set_state`] writes `device_state`, and a
-//! [`DataFile`](crate::DataFile) carries what lies in the data section. Which accesses that takes is decided by
-//! [`whimbrel_protocol::region::User`]; here they meet a real device.
+//! [`adapt`] looks for the region (its capability TYPE is 3/1) on a device without migration v2 and gives it the
+//! interface of v2: [`Device::migration_flags`] is STOP_COPY with PRE_COPY, [`Device::set_state`] writes
+//! `device_state`, and a [`DataFile`](crate::DataFile) transfers the data section. [`whimbrel_protocol::region::User`]
+//! decides on the accesses; this module makes them on a real device.
 //!
 //! # v1 or the draft
 //!
-//! Both regions have the same type and subtype, and nothing in them says which text the device follows: the first 32
-//! bytes are the same, and no access behind them is an error in one and none in the other on every device. So
-//! [`adapt`] takes a region for v1, which is what kernels had, and [`adapt_as`] takes the caller's word. To take the
-//! draft's region for one of v1 costs its log of dirty pages: all memory is sent again once the device has stopped. The
-//! other way round, a v1 device could be believed that says nothing of its dirty pages, and memory would be lost; hence no
-//! guess leads there, and a region that cannot be the draft's is refused: one whose data begin within the 64 bytes of the
-//! draft's structure.
+//! Both regions have the same type and subtype and do not report their version: the first 32 bytes are the same, and no
+//! later access fails reliably in only one of them. So [`adapt`] assumes v1, which kernels had, and [`adapt_as`] takes
+//! the version from the caller. Treating the draft's region as v1 costs its dirty log: all memory is resent after the
+//! stop. The opposite mistake would lose memory, because a v1 device does not report dirty pages; so the draft is never
+//! assumed, and a region whose data begin within the 64 bytes of the draft's structure is refused as the draft's.
 //!
 //! # Where a region is not v2
 //!
@@ -61,16 +59,16 @@ use self::device::RegionDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
 
-/// As many regions of a device are looked at.
-const MOST_REGIONS: u32 = 1024;
+/// Maximum number of regions searched on a device.
+const MAX_REGIONS: u32 = 1024;
 
-/// The device as one of migration v2, if it has no such migration itself and a migration region; else the device as it
-/// is. The region is taken for one of v1.
+/// Returns the device with the interface of migration v2, if it has a v1 migration region and no migration v2; else the
+/// unchanged device.
 pub fn adapt(device: Box<dyn Device>) -> Result<Box<dyn Device>> {
     adapt_as(device, Version::V1)
 }
 
-/// As [`adapt`], for a region that follows this text.
+/// Adapts like [`adapt`], for a region of this version.
 pub fn adapt_as(device: Box<dyn Device>, version: Version) -> Result<Box<dyn Device>> {
     match adapt_or_keep(device, version) {
         (device, None) => Ok(device),
@@ -78,8 +76,7 @@ pub fn adapt_as(device: Box<dyn Device>, version: Version) -> Result<Box<dyn Dev
     }
 }
 
-/// As [`adapt_as`], to look at a device whatever is wrong with it: one that cannot be adapted comes back as it is, with
-/// the reason.
+/// Adapts like [`adapt_as`], but returns a device that cannot be adapted unchanged, with the reason.
 pub fn adapt_or_keep(mut device: Box<dyn Device>, version: Version) -> (Box<dyn Device>, Option<Error>) {
     match view(&mut *device, version) {
         Ok(None) => (device, None),
@@ -91,7 +88,7 @@ pub fn adapt_or_keep(mut device: Box<dyn Device>, version: Version) -> (Box<dyn 
     }
 }
 
-/// The migration region of a device without migration v2, if there is one.
+/// Returns the migration region of a device without migration v2, if any.
 fn view(device: &mut dyn Device, version: Version) -> Result<Option<(u32, View)>> {
     if device.migration_flags()?.is_some() {
         return Ok(None);
@@ -105,14 +102,14 @@ fn view(device: &mut dyn Device, version: Version) -> Result<Option<(u32, View)>
     Ok(Some((index, view)))
 }
 
-/// The region with the capability TYPE of migration, and its index.
+/// Returns the region with the capability TYPE of migration, and its index.
 fn find(device: &mut dyn Device) -> Result<Option<(u32, Region)>> {
     let migration = Capability::Type {
         region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
         subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
     };
-    let count = device.info()?.num_regions.min(MOST_REGIONS);
-    // An index whose region is not there is answered with an error by some drivers.
+    let count = device.info()?.num_regions.min(MAX_REGIONS);
+    // Some drivers answer with an error for the index of a missing region.
     let mut regions = (0..count).filter_map(|index| Some((index, device.region_info(index).ok()?)));
     Ok(regions.find(|(_, region)| region.capabilities.contains(&migration)))
 }

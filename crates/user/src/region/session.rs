@@ -44,7 +44,7 @@ impl RegionFile {
         }
     }
 
-    /// Does something in the session, if it is this one's and goes on.
+    /// Runs a function in the session, if the session is this file's and has not ended.
     fn with<T>(
         &mut self,
         direction: Direction,
