@@ -1,5 +1,5 @@
-//! What a report of dirty pages costs for 1 TiB in pages of 4 KiB, a bitmap of 32 MiB: beside a memcpy of 32 MiB, when no
-//! page is dirty, 0.1 % and 10 % are. And marking from two threads, with a third that reports and without.
+//! The cost of a report of dirty pages for 1 TiB in pages of 4 KiB, a bitmap of 32 MiB, compared with a memcpy of 32
+//! MiB, with no page, 0.1 % and 10 % dirty. Also marking from two threads, with and without a third that reports.
 //!
 //! Two ways to a report are measured: a driver's own log into a user's bitmap (DMA_LOGGING_REPORT), and a container's
 //! DIRTY_PAGES with GET_BITMAP, as raw bytes, which writes the whole bitmap into the user's memory. Ours and the memcpy

@@ -1,5 +1,5 @@
-//! What logging adds to a device's write of 4 KiB: with no log, with the device's own, with its container's, with both.
-//! And what two devices' threads that write cost each other, a third that reports and a fourth that maps and unmaps.
+//! The cost of logging in a device's write of 4 KiB: without a log, with the device's own, with its container's, with
+//! both. Also the mutual cost of two writing threads, a third that reports and a fourth that maps and unmaps.
 //!
 //! The kinds alternate and medians are compared, so that a busy machine disturbs all alike.
 
@@ -124,7 +124,7 @@ fn logging(machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// What a thread used of a processor, in nanoseconds, and how often it had to wait.
+/// Returns the CPU time of the thread in nanoseconds, and the number of times it had to wait.
 fn usage() -> Result<(f64, i64)> {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let status = std::fs::read_to_string("/proc/thread-self/status")?;

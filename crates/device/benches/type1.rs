@@ -1,6 +1,5 @@
-//! What a container takes to map, look up and unmap a page while it holds 1,000 to 1,000,000 other mappings,
-//! and how that grows. The goal: under 2 microseconds for a map with its unmap in a container that holds
-//! 100,000.
+//! The time to map, look up and unmap a page in a container with 1,000 to 1,000,000 other mappings. The
+//! goal: under 2 microseconds for a map and unmap in a container with 100,000.
 
 use std::cell::Cell;
 use std::fs::File;

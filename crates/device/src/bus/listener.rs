@@ -58,8 +58,8 @@ fn errno(error: &std::io::Error) -> Errno {
 }
 
 impl Listener {
-    /// Does `action` whenever `eventfd` is signalled, also if it already is. ENOMEM, EAGAIN or EMFILE if this
-    /// process can have no more of what it takes.
+    /// Runs `action` on each signal of `eventfd`, also if it is signalled already. ENOMEM, EAGAIN or EMFILE if the
+    /// process has no resources left.
     ///
     /// A signal that is on its way when the watch ends may still be seen.
     pub(crate) fn watch(
@@ -84,8 +84,8 @@ impl Listener {
         Ok(Watch { listener: Arc::downgrade(&listener), token })
     }
 
-    /// From the return on no signal is taken and nothing is done: what is signalled stays in its counter. Must not be
-    /// called by an action, nor with what an action locks.
+    /// Once this returns, no signal is consumed and no action runs: signals stay in their counters. Must not be
+    /// called by an action, nor while holding a lock that an action takes.
     ///
     /// EMFILE, ENOMEM or EAGAIN if this process cannot have what it takes to listen at all.
     pub(crate) fn pause(&self) -> Result<(), Errno> {
@@ -176,8 +176,8 @@ impl Running {
     }
 }
 
-/// What the kernel calls an eventfd, whichever descriptor it is behind (`eventfd-id` in fdinfo). `None` where procfs
-/// cannot be read: such an eventfd is taken for one of its own.
+/// Returns the kernel's id of an eventfd, which is the same for all of its descriptors (`eventfd-id` in fdinfo).
+/// `None` without procfs: such an eventfd counts as a separate one.
 fn identity(eventfd: &EventFd) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_raw_fd())).ok()?;
     let number = text.lines().find_map(|line| line.strip_prefix("eventfd-id:"))?;

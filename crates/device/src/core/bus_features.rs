@@ -15,8 +15,8 @@ impl DeviceFile {
         self.shared().active().driver.bus_master().is_some()
     }
 
-    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: the oldest error record that has not been taken; all zero if there is
-    /// none. ENOTTY for a device that keeps none.
+    /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: takes the oldest error record; all zero without one. ENOTTY for a
+    /// device without error records.
     pub fn zpci_error(&self) -> Result<Vec<u8>, Errno> {
         self.shared().active().driver.zpci_errors().ok_or(Errno::ENOTTY)?.take()
     }

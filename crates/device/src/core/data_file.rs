@@ -62,7 +62,7 @@ impl DataFile {
         self.shared.name()
     }
 
-    /// Whether the user of the device understands REINIT.
+    /// Returns whether the device's user has opted into REINIT.
     pub(crate) fn reports_reinit(&self) -> bool {
         self.shared.precopy_info_v2()
     }

@@ -21,7 +21,7 @@ use super::walk::Walk;
 use crate::bus::Bus;
 use crate::driver::{Driver, Migration, Next};
 
-/// What all handles to a device share.
+/// The state that all handles to a device share.
 pub(crate) struct Shared {
     name: String,
     bus: Bus,
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     wake: Condvar,
     opened: Instant,
     ioeventfds: Ioeventfds,
-    /// Who may open it: see [`Shared::open_rules`].
+    /// The rules for opening it: see [`Shared::open_rules`].
     open_rules: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
@@ -44,16 +44,16 @@ pub(super) struct Core {
     opened_by: OpenedBy,
     pub(super) info: Info,
     regions: Vec<Option<Region>>,
-    /// What the last log that was started is of.
+    /// The ranges of the last log that was started.
     pub(super) logged: Vec<IovaRange>,
 }
 
-/// Whose the first use of a device is.
+/// The first user of a device.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OpenedBy {
-    /// Who makes a request.
+    /// A caller of requests.
     Requests,
-    /// Who opens it by its files ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), where those stand before the device.
+    /// The device's files ([`Group`](crate::Group), [`Cdev`](crate::Cdev)), if it has any.
     Files,
 }
 
@@ -105,8 +105,8 @@ impl Shared {
         &self.ioeventfds
     }
 
-    /// What the files before the device keep of it, for which the device itself has no use. One type asks for it, and
-    /// finds what it has left.
+    /// Returns the open rules of the device's files, which the device itself does not use. Only one type stores them
+    /// here.
     pub(crate) fn open_rules<T: Any + Default + Send + Sync>(&self) -> &T {
         let rules = self.open_rules.get_or_init(|| Box::<T>::default());
         rules.downcast_ref().expect("a device has one kind of rules for opening it")
@@ -235,7 +235,7 @@ impl Shared {
         self.lock().walk.precopy_info_v2
     }
 
-    /// The core, opened for who makes a request, and not woken.
+    /// Returns the core, opened for a caller of requests, and not woken.
     fn lock(&self) -> MutexGuard<'_, Core> {
         let mut core = self.lock_without_waking();
         if core.opened_by == OpenedBy::Requests {
@@ -274,7 +274,7 @@ impl Core {
         }
     }
 
-    /// What a user has begun and no reset ends.
+    /// Ends what a user has started and a reset does not end.
     pub(super) fn end_use(&mut self) {
         self.walk.end_use();
         if let Some(logging) = self.driver.dma_logging() {
@@ -296,7 +296,7 @@ impl Core {
         self.regions.get(index as usize).and_then(Option::as_ref).ok_or(Errno::EINVAL)
     }
 
-    /// How many bytes of an access lie in the region, in the order of the kernel's checks.
+    /// Returns the number of bytes of an access that lie in the region, with the kernel's order of checks.
     pub(super) fn accessible(
         &self,
         index: u32,

@@ -40,7 +40,7 @@ impl DeviceFile {
         open_again(driver.export(region, ranges)?, open_flags)
     }
 
-    /// Whether parts of the device's BARs can be had as files.
+    /// Returns whether parts of the device's BARs can be exported as files.
     pub(crate) fn has_dma_buf(&self) -> bool {
         self.shared().active().driver.dma_buf().is_some()
     }

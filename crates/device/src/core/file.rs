@@ -58,12 +58,12 @@ impl DeviceFile {
         self.shared.awake()
     }
 
-    /// What the files before the device keep of it ([`Shared::open_rules`]).
+    /// Returns the open rules of the device's files ([`Shared::open_rules`]).
     pub(crate) fn open_rules<T: Any + Default + Send + Sync>(&self) -> &T {
         self.shared.open_rules()
     }
 
-    /// Whether both are handles to one device.
+    /// Returns whether both are handles to the same device.
     pub(crate) fn is(&self, other: &DeviceFile) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
@@ -265,9 +265,9 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// What vfio-pci does when the last descriptor of a device is closed: what the user has set up of
-    /// interrupts and ioeventfds ends, its data session and DMA logging too, what it has opted into is
-    /// forgotten, and the device is reset if it can be. Whether it was.
+    /// Closes the device like vfio-pci on the close of its last descriptor: ends the user's interrupts,
+    /// ioeventfds, data session and DMA logging, clears its opt-ins, and resets the device if possible.
+    /// Returns whether it was reset.
     pub(crate) fn close(&self) -> bool {
         self.shared.lock_without_waking().power.leave(self.bus());
         if let Some(dma_buf) = self.shared.active().driver.dma_buf() {
@@ -338,12 +338,12 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// Whether the user has opted in by [`DeviceFile::enable_precopy_info_v2`].
+    /// Returns whether the user has opted in by [`DeviceFile::enable_precopy_info_v2`].
     pub fn has_precopy_info_v2(&self) -> bool {
         self.shared.precopy_info_v2()
     }
 
-    /// Whether the device keeps a log of the memory it writes.
+    /// Returns whether the device keeps a log of the memory it writes.
     pub fn has_dma_logging(&self) -> bool {
         self.shared.active().driver.dma_logging().is_some()
     }

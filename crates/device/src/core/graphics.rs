@@ -26,8 +26,8 @@ impl DeviceFile {
         graphics.plane(plane_type)
     }
 
-    /// VFIO_DEVICE_GET_GFX_DMABUF: the memory of a plane. ENOTTY for a device without a display, and for one
-    /// that gives its planes as regions; ENOENT for a number that is none.
+    /// VFIO_DEVICE_GET_GFX_DMABUF: the memory of a plane. ENOTTY for a device without a display, and for one with
+    /// planes in regions; ENOENT for an unknown number.
     pub fn gfx_dmabuf(&self, id: u32) -> Result<File, Errno> {
         let mut core = self.shared().active();
         match graphics(&mut core)? {

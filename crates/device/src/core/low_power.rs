@@ -12,7 +12,8 @@ use super::power::LowPowerEntry;
 use crate::bus::irq::prepare;
 
 impl DeviceFile {
-    /// Whether the device can be let sleep: it is PCI, and its driver has [`Driver::low_power`](crate::Driver::low_power).
+    /// Returns whether the device supports low power: it is PCI, and its driver has
+    /// [`Driver::low_power`](crate::Driver::low_power).
     pub fn has_low_power(&self) -> bool {
         has_low_power(&mut self.shared().active())
     }

@@ -1,9 +1,9 @@
-//! Where regions lie in the device file.
+//! The offsets of regions in the device file.
 
 /// Bits of a device file's offset that lie within a region (`VFIO_PCI_OFFSET_SHIFT` in the kernel).
 const OFFSET_SHIFT: u32 = 40;
 
-/// Where a region begins in the device file, in bytes.
+/// Returns the offset of a region in the device file, in bytes.
 pub const fn region_offset(index: u32) -> u64 {
     (index as u64) << OFFSET_SHIFT
 }

@@ -13,7 +13,7 @@ use crate::bus::irq::signal;
 use crate::bus::listener::Watch;
 use crate::driver::Driver;
 
-/// What the user lets a device do, and what it does.
+/// The low-power state that the user allows, and the device's actual one.
 #[derive(Debug, Default)]
 pub(super) struct Power {
     entry: Option<Entry>,
@@ -81,7 +81,7 @@ impl Power {
         }
     }
 
-    /// Whether the user lets the device sleep.
+    /// Returns whether the user allows low power.
     pub(super) fn may_sleep(&self) -> bool {
         self.entry.is_some()
     }
@@ -91,7 +91,7 @@ impl Power {
         self.entry = Some(Entry { wakeup: wakeup.map(Arc::new), _watch: watch });
     }
 
-    /// How the device was let sleep, with a copy of the eventfd; `None` if it was not.
+    /// Returns the low-power entry of the user, with a copy of the eventfd; `None` without one.
     pub(super) fn entry(&self) -> io::Result<Option<LowPowerEntry>> {
         let Some(entry) = &self.entry else { return Ok(None) };
         let wakeup = entry.wakeup.as_ref().map(|wakeup| wakeup.try_clone()).transpose()?;

@@ -6,7 +6,7 @@ use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 
 use crate::driver::Driver;
 
-/// Where a device is in the state machine.
+/// The position of a device in the state machine.
 #[derive(Debug)]
 pub(super) struct Walk {
     /// Empty for a device that cannot migrate.

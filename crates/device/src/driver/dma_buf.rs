@@ -55,7 +55,7 @@ use whimbrel_uapi::feature::RegionDmaRange;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait DmaBuf {
-    /// Whether the BAR is memory that can be given. EINVAL for one of ports.
+    /// Checks that the BAR is memory. EINVAL for I/O ports.
     fn check(&self, region: u32) -> Result<(), Errno> {
         let _ = region;
         Ok(())

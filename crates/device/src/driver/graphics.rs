@@ -15,8 +15,8 @@ pub trait Graphics {
     /// while the guest has not set it up.
     fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno>;
 
-    /// The memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for a number that
-    /// is none.
+    /// Returns the memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for an
+    /// unknown number.
     fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
         let _ = id;
         Err(Errno::ENOENT)

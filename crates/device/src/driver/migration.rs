@@ -9,7 +9,7 @@ use whimbrel_protocol::{Errno, MigrationFlags, State};
 /// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state
 /// the device is in. It keeps the state itself.
 pub trait Migration {
-    /// What is supported; STOP_COPY at least. The answer never changes.
+    /// Returns the migration features, at least STOP_COPY. The answer never changes.
     fn flags(&self) -> MigrationFlags;
 
     /// Executes one arc completely before it returns.
@@ -31,7 +31,7 @@ pub trait Migration {
     /// Data that cannot be right is refused with EINVAL as soon as it is seen, data past the end with ENOMEM.
     fn write(&mut self, data: &[u8]) -> Result<usize, Errno>;
 
-    /// How much can be read now; called in PRE_COPY and PRE_COPY_P2P only.
+    /// Returns the amount of data that can be read now; called in PRE_COPY and PRE_COPY_P2P only.
     fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
         Ok(PrecopyReport::default())
     }

@@ -142,8 +142,8 @@ pub trait Driver: Send {
         None
     }
 
-    /// Does a little of what the device does by itself: work it was given, state that changes. Called only in
-    /// a state where the device runs. `now` is the time since some fixed moment and never goes back.
+    /// Advances the device's own work by a small step: submitted jobs, changing state. Called only in a state where
+    /// the device runs. `now` is the time since a fixed moment and never decreases.
     ///
     /// A call takes well under a millisecond, because requests wait for it.
     fn advance(&mut self, now: Duration) -> Next {

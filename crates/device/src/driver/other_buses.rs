@@ -11,7 +11,7 @@ pub trait BusMaster {
 /// The error records of a PCI device on s390.
 pub trait ZpciErrors {
     /// Takes the oldest record: as many bytes as
-    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero if
-    /// there is none.
+    /// [`ZpciBase::ccdf_err_length`](whimbrel_protocol::info::ZpciBase::ccdf_err_length) says, all zero
+    /// without a record.
     fn take(&mut self) -> Result<Vec<u8>, Errno>;
 }

@@ -25,9 +25,9 @@ use crate::pci::config::accesses;
 
 /// Bytes of the region.
 const SIZE: usize = 4096;
-/// Where the description is, and how much room it has, in bytes.
+/// Offset of the description, and its room, in bytes.
 const BLOB: usize = SIZE / 2;
-const MOST: usize = 1024;
+const MAX_BYTES: usize = 1024;
 
 const LINK_STATE: usize = std::mem::offset_of!(RegionGfxEdid, link_state);
 const EDID_SIZE: usize = std::mem::offset_of!(RegionGfxEdid, edid_size);
@@ -45,7 +45,7 @@ pub enum EdidEvent {
 #[derive(Clone, Debug)]
 pub struct EdidRegion {
     registers: RegionGfxEdid,
-    blob: Box<[u8; MOST]>,
+    blob: Box<[u8; MAX_BYTES]>,
 }
 
 impl EdidRegion {
@@ -53,15 +53,16 @@ impl EdidRegion {
     pub fn new(max_width: u32, max_height: u32) -> EdidRegion {
         let registers = RegionGfxEdid {
             edid_offset: BLOB as u32,
-            edid_max_size: MOST as u32,
+            edid_max_size: MAX_BYTES as u32,
             max_xres: max_width,
             max_yres: max_height,
             ..RegionGfxEdid::default()
         };
-        EdidRegion { registers, blob: Box::new([0; MOST]) }
+        EdidRegion { registers, blob: Box::new([0; MAX_BYTES]) }
     }
 
-    /// What VFIO_DEVICE_GET_REGION_INFO tells of it. Its index is the driver's choice, past those of the bus.
+    /// Returns the answer of VFIO_DEVICE_GET_REGION_INFO. The driver chooses the index, after those of the
+    /// bus.
     pub fn region(&self) -> Region {
         let (region_type, subtype) = (VFIO_REGION_TYPE_GFX, VFIO_REGION_SUBTYPE_GFX_EDID);
         Region {
@@ -72,7 +73,7 @@ impl EdidRegion {
         }
     }
 
-    /// Whether the monitor is on.
+    /// Returns whether the monitor is on.
     pub fn is_link_up(&self) -> bool {
         self.registers.link_state == VFIO_DEVICE_GFX_LINK_STATE_UP
     }

@@ -72,7 +72,8 @@ impl DataType {
         }
     }
 
-    /// The data as the process that asks means it. A descriptor that is none only matters where it is used.
+    /// Returns the data as the requesting process means it. An invalid descriptor matters only if it is
+    /// used.
     fn read(self, count: u32, bytes: &[u8], process: &dyn Process) -> Data<Arc<EventFd>> {
         match self {
             DataType::None => Data::None(count),

@@ -32,7 +32,8 @@ pub(crate) fn traced<P: Process + ?Sized>(
     result
 }
 
-/// What the argument points to, as much as it says and can be read; the number itself of requests that take one.
+/// Returns the bytes that the argument points to, as many as it claims and as can be read; for requests that take a
+/// number, the number itself.
 fn argument_bytes<P: Process + ?Sized>(number: u32, argument: u64, process: &P) -> Vec<u8> {
     if number == VFIO_CHECK_EXTENSION.number() || number == VFIO_SET_IOMMU.number() {
         return argument.to_ne_bytes().to_vec();

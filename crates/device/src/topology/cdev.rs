@@ -1,7 +1,7 @@
 //! A device's own character file, `/dev/vfio/devices/vfioN`: bound to an iommufd first, then attached to one
 //! of its address spaces or page tables (`drivers/vfio/device_cdev.c`).
 //!
-//! What a bound device answers to everything else is [`DeviceFile`]'s business.
+//! [`DeviceFile`] answers every other request of a bound device.
 
 use parking_lot::{Mutex, MutexGuard};
 use whimbrel_protocol::Errno;
@@ -96,7 +96,7 @@ impl Cdev {
         }
     }
 
-    /// Whether the device can have PASIDs.
+    /// Returns whether the device supports PASIDs.
     pub(crate) fn has_pasids(&self) -> bool {
         self.iommu.has_pasids()
     }

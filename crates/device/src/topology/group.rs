@@ -31,17 +31,17 @@ pub(crate) struct Shared {
 struct State {
     opened: bool,
     container: Option<Container>,
-    /// What it was given for a container.
+    /// The iommufd used in place of a container.
     iommufd: Option<Iommufd>,
-    /// How often each device is open.
+    /// Number of opens of each device.
     open_devices: Vec<u32>,
 }
 
-/// Who may let devices of the group reach memory, while it is not open (`iommu_device_claim_dma_owner()`).
+/// The DMA owner of the group while it is not open (`iommu_device_claim_dma_owner()`).
 #[derive(Debug)]
 struct Owner {
     viable: bool,
-    /// Whose devices are bound by their own files, and how many.
+    /// The iommufd to which devices are bound by their own files, and their number.
     iommufd: Option<(Iommufd, u32)>,
 }
 
@@ -99,8 +99,7 @@ impl Group {
         Ok(Group { shared })
     }
 
-    /// Whether the host leaves the group to VFIO: not viable is a group with a device that a driver of the
-    /// host uses.
+    /// Sets whether the group is viable: a group with a device that a host driver uses is not.
     ///
     /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a
     /// container stays there.
@@ -125,7 +124,7 @@ impl Group {
         &self.shared.devices
     }
 
-    /// Does something that must not be done to an open group. EBUSY while it is open.
+    /// Runs a function that an open group does not allow. EBUSY while it is open.
     pub(crate) fn unless_open<T>(&self, act: impl FnOnce() -> T) -> Result<T, Errno> {
         let state = self.shared.state.lock();
         if state.opened { Err(Errno::EBUSY) } else { Ok(act()) }
@@ -146,7 +145,7 @@ impl Group {
         Ok(Claim { group: self.clone() })
     }
 
-    /// What tells this group from others in a container, as long as it lives.
+    /// Returns the identity of this group in a container, valid as long as the group lives.
     fn identity(&self) -> usize {
         Arc::as_ptr(&self.shared).addr()
     }
@@ -187,7 +186,7 @@ impl GroupFile {
     }
 
     /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An
-    /// address space of the iommufd stands in for the container; if there is none, one is made
+    /// address space of the iommufd stands in for the container; without one, the iommufd creates one
     /// (`iommufd_vfio_compat_ioas_create()`).
     pub fn set_iommufd(&self, iommufd: &Iommufd) -> Result<(), Errno> {
         let mut state = self.shared().state.lock();

@@ -1,8 +1,7 @@
 //! VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET, answered as vfio-pci does
 //! (`vfio_pci_core.c`).
 //!
-//! Which functions are reset together is [`DeviceSet`]'s business; what a reset does to a device is its
-//! driver's.
+//! [`DeviceSet`] decides which functions are reset together; a device's driver executes the reset.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::pci::{
@@ -59,7 +58,7 @@ impl DeviceFile {
         reset_all(&devices)
     }
 
-    /// What is checked of the number of groups before the groups are looked at.
+    /// Checks the number of groups before the groups themselves.
     pub(crate) fn hot_reset_set(&self, groups: usize) -> Result<&DeviceSet, Errno> {
         if (groups > 0) == self.is_open_by_own_file() {
             return Err(Errno::EINVAL);

@@ -29,7 +29,8 @@ pub(crate) struct Opens {
 #[derive(Debug, Default)]
 struct State {
     group: Weak<group::Shared>,
-    /// How many bind it by its own file, or try to (a share of the kernel's `cdev_device_open_cnt`).
+    /// Number of processes that bind it by its own file, or try to (a share of the kernel's
+    /// `cdev_device_open_cnt`).
     blockers: u32,
     count: u32,
     by_own_file: bool,
@@ -38,7 +39,7 @@ struct State {
     needs_reset: bool,
 }
 
-/// What binds a device to an iommufd.
+/// The binding of a device to an iommufd.
 #[derive(Debug)]
 pub(crate) struct Binding {
     iommufd: Iommufd,
@@ -67,7 +68,7 @@ pub(crate) struct GroupBlocked {
 }
 
 impl Opens {
-    /// What the device is in SR-IOV, if anything.
+    /// Returns the device's SR-IOV role, if any.
     pub(crate) fn role(&self) -> Option<&Role> {
         self.role.get()
     }
@@ -171,7 +172,7 @@ impl DeviceFile {
         }
     }
 
-    /// What is said while this is held of who has which device of the set open stays true.
+    /// Locks the opens of the set: while the guard is held, no device of the set is opened or closed.
     pub(crate) fn exclusive(&self) -> MutexGuard<'_, ()> {
         self.set().map_or_else(|| self.opens().alone.lock(), DeviceSet::lock)
     }

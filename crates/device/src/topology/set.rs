@@ -74,7 +74,7 @@ impl FromStr for PciAddress {
 /// One function of a [`DeviceSet`].
 #[derive(Clone, Debug)]
 pub struct PciFunction {
-    /// Where it sits.
+    /// Its PCI address.
     pub address: PciAddress,
     /// The number of its IOMMU group, as in `/dev/vfio/$GROUP`.
     pub group_id: u32,
@@ -143,7 +143,7 @@ struct Function {
     device: Weak<device::Shared>,
 }
 
-/// How a function belongs to the holder of an iommufd.
+/// The relation of a function to the holder of an iommufd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owned {
     /// It is bound there, under this number.
@@ -157,8 +157,8 @@ pub(crate) enum Owned {
 impl DeviceSet {
     /// The functions of a bus or slot, all of them, in the order in which they are told to programs.
     ///
-    /// EINVAL if there is none, or a device is not PCI. EEXIST for two functions at one address, and for a
-    /// device that is in a set.
+    /// EINVAL for an empty set, or if a device is not PCI. EEXIST for two functions at one address, and for a device
+    /// that is in a set.
     pub fn new(functions: impl IntoIterator<Item = PciFunction>) -> Result<DeviceSet, Errno> {
         let functions: Vec<_> = functions.into_iter().collect();
         if functions.is_empty() {
@@ -186,7 +186,7 @@ impl DeviceSet {
         Ok(set)
     }
 
-    /// How many functions there are, with those that VFIO does not drive.
+    /// Returns the number of functions, including those that VFIO does not drive.
     pub fn function_count(&self) -> usize {
         self.shared.functions.len()
     }

@@ -63,7 +63,7 @@ pub(crate) struct VfToken {
 
 struct Token {
     uuid: [u8; 16],
-    /// How many virtual functions are open.
+    /// Number of open virtual functions.
     users: u32,
 }
 
@@ -113,8 +113,8 @@ impl DeviceFile {
         matches!(self.opens().role(), Some(Role::Virtual(_)))
     }
 
-    /// Whether the device may be opened with this token or without one. EACCES without the right one, EINVAL
-    /// for one that means nothing here.
+    /// Checks whether the device may be opened with this token, or without one. EACCES for a missing or
+    /// wrong token, EINVAL for one that does not apply.
     pub(crate) fn validate_vf_token(&self, given: Option<[u8; 16]>) -> Result<(), Errno> {
         let (mut token, is_physical) = match self.opens().role() {
             Some(Role::Physical(token)) => (token.state.lock(), true),
@@ -140,8 +140,8 @@ impl DeviceFile {
         Err(Errno::EACCES)
     }
 
-    /// Whether this is the device that GET_DEVICE_FD names. A PCI device's name can have a token behind it,
-    /// and is then held to it.
+    /// Returns whether GET_DEVICE_FD names this device. A token may follow a PCI device's name, and is then
+    /// checked.
     pub(crate) fn matches(&self, name: &[u8]) -> Result<bool, Errno> {
         if self.check_pci().is_err() {
             return Ok(self.name().as_bytes() == name);

@@ -37,7 +37,7 @@ pub(super) struct Mapping {
     pub(super) log: Option<MappingLog>,
 }
 
-/// Where the bytes of a mapping are.
+/// The memory behind a mapping.
 #[derive(Debug)]
 pub(super) enum Backing {
     Memory(Memory),

@@ -53,7 +53,7 @@ pub struct DmaSpace {
     faults: AtomicU64,
 }
 
-/// What one access meets in one mapping.
+/// The part of an access that lies in one mapping.
 enum Piece<'a> {
     Memory(VolatileSlice<'a>),
     Remote(RemotePiece<'a>),
@@ -174,12 +174,12 @@ impl DmaSpace {
         ranges.collect()
     }
 
-    /// Whether nothing is mapped.
+    /// Returns whether nothing is mapped.
     pub fn is_empty(&self) -> bool {
         self.look().mappings.is_empty()
     }
 
-    /// Where the device can write: first and last address of each mapping, in ascending order.
+    /// Returns the writable ranges: first and last address of each mapping, in ascending order.
     pub(crate) fn writable(&self) -> Vec<(u64, u64)> {
         let inner = self.look();
         let writable =

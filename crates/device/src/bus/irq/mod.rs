@@ -120,7 +120,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// What the user has set up.
+    /// Returns the interrupts that the user has set up.
     pub(crate) fn in_use(&self) -> io::Result<InterruptsInUse> {
         let state = self.state.lock();
         let copy = |eventfd: &Arc<EventFd>| eventfd.try_clone();

@@ -19,7 +19,7 @@ pub enum IrqData {
 }
 
 impl IrqData {
-    /// How many interrupts the range has.
+    /// Returns the number of interrupts in the range.
     pub(crate) fn count(&self) -> Result<u32, Errno> {
         match self {
             IrqData::None(count) => Ok(*count),

@@ -1,6 +1,6 @@
-//! Which interrupts are set up, masked and asserted: `drivers/vfio/pci/vfio_pci_intrs.c` as plain data.
+//! The interrupts that are set up, masked and asserted: `drivers/vfio/pci/vfio_pci_intrs.c` as plain data.
 //!
-//! An eventfd is any value here, and signalling one is the caller's business.
+//! An eventfd is any value here; the caller signals it.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use whimbrel_uapi::pci::{
     VFIO_PCI_REQ_IRQ_INDEX,
 };
 
-/// How the interrupts of an index work.
+/// The kind of interrupts of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// INTx: a level, which masks itself when it is told.
@@ -72,7 +72,7 @@ impl<E> Data<E> {
         }
     }
 
-    /// Whether the action is done now to the interrupt at this place.
+    /// Returns whether the action applies now to the interrupt at this place.
     fn acts_at(&self, place: usize) -> bool {
         match self {
             Data::None(_) => true,
@@ -94,14 +94,14 @@ pub(crate) struct Change<E> {
 }
 
 impl<E> Change<E> {
-    /// Whether it gives eventfds that are to be signalled.
+    /// Returns whether the request has eventfds to signal.
     pub(crate) fn has_eventfds(&self) -> bool {
         let is_eventfd = |slot: &Slot<E>| matches!(slot, Slot::Eventfd(_));
         matches!(&self.data, Data::Eventfds(slots) if slots.iter().any(is_eventfd))
     }
 }
 
-/// What of INTx, MSI and MSI-X is in use: one at most.
+/// The one of INTx, MSI and MSI-X in use, if any.
 #[derive(Debug)]
 enum Active<E> {
     None,
@@ -139,7 +139,7 @@ pub enum InUse<E> {
     },
     /// MSI or MSI-X, or the one index with several interrupts of another bus.
     Messages {
-        /// Which index.
+        /// The interrupt index.
         index: u32,
         /// The number of interrupts it was set up with at first.
         allocated: u32,
@@ -235,7 +235,7 @@ impl<E> Setup<E> {
         }
     }
 
-    /// What is in use, without the errors and requests of the device.
+    /// Returns the interrupts in use, without the device's error and request interrupts.
     pub(super) fn active(&self) -> InUse<&E> {
         match &self.active {
             Active::None => InUse::None,

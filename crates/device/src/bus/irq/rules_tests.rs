@@ -9,7 +9,7 @@ const INTERRUPTS: u32 = 4;
 
 type Number = u8;
 
-/// What the kernel keeps in `struct vfio_pci_core_device`.
+/// The interrupt state that the kernel keeps in `struct vfio_pci_core_device`.
 #[derive(Debug, Default)]
 struct Kernel {
     irq_type: Option<u32>,

@@ -137,7 +137,7 @@ impl Objects {
         self.use_table(origin, table, replaces).map(|()| table).inspect_err(|_| self.remove(table))
     }
 
-    /// Whether a table can be used, which may not be there yet: the kernel's checks, in its order.
+    /// Checks that a table, which may not exist yet, can be used, in the kernel's order.
     fn check_table(&self, origin: Origin, hwpt: &Hwpt, replaces: bool) -> Result<(), Errno> {
         let device = self.device(origin.device)?;
         let before = match (device.tables.get(&origin.pasid), replaces) {

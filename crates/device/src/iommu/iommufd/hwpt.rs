@@ -9,7 +9,7 @@ use super::OwnIommu;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hwpt {
     pub(crate) ioas: u32,
-    /// What it was made for: to keep dirty bits, and for devices that use PASIDs.
+    /// The purpose of the table: dirty tracking, and devices with PASIDs.
     flags: HwptAllocFlags,
     /// It was made for a device that attached to the address space, and goes with the last such device.
     pub(crate) automatic: bool,

@@ -22,14 +22,14 @@ pub(crate) struct Slice {
     pub(crate) length: u64,
 }
 
-/// Where accesses come from: a device, and the PASID in its requests (0 without one).
+/// The origin of accesses: a device, and the PASID in its requests (0 without one).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Origin {
     pub(crate) device: u32,
     pub(crate) pasid: u32,
 }
 
-/// What a device reaches of the address space.
+/// A device's view of the address space.
 #[derive(Debug)]
 struct Attached {
     space: Arc<DmaSpace>,
@@ -54,7 +54,7 @@ pub(crate) struct Ioas {
 }
 
 impl Ioas {
-    /// What both ends of a mapping must be a multiple of, in bytes.
+    /// Returns the alignment of both ends of a mapping, in bytes.
     pub(crate) fn alignment(&self) -> u64 {
         if self.small_pages || !self.domains.is_empty() || !self.attached.is_empty() { PAGE_SIZE } else { 1 }
     }
@@ -76,7 +76,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// Whether all that is mapped are memory files.
+    /// Returns whether all mappings are memory files.
     pub(crate) fn only_files(&self) -> bool {
         self.areas.values().all(|area| area.pages.source == Source::File)
     }
@@ -134,8 +134,8 @@ impl Ioas {
         Ok(iova)
     }
 
-    /// What is mapped at `length` bytes from `iova`, to map it elsewhere. EINVAL for a length of 0, EOVERFLOW
-    /// past the end of the address space, ENOENT where nothing is mapped.
+    /// Returns the mappings in `length` bytes from `iova`, to map them elsewhere. EINVAL for a length of 0,
+    /// EOVERFLOW past the end of the address space, ENOENT without a mapping.
     pub(crate) fn slices(&self, iova: u64, length: u64) -> Result<Vec<Slice>, Errno> {
         let last = last(iova, length)?;
         let mut slices = Vec::new();

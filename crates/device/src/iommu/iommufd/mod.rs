@@ -170,7 +170,7 @@ impl Iommufd {
         request(&mut self.objects.lock())
     }
 
-    /// Whether both are handles to one iommufd.
+    /// Returns whether both are handles to the same iommufd.
     pub(crate) fn is(&self, other: &Iommufd) -> bool {
         Arc::ptr_eq(&self.objects, &other.objects)
     }
@@ -197,7 +197,7 @@ impl Iommufd {
         self.objects.lock().make_compatible()
     }
 
-    /// Attaches a device to the address space that stands in for a container: ENODEV if there is none.
+    /// Attaches a device to the address space that stands in for a container: ENODEV without one.
     pub(crate) fn attach_compatible(&self, device: u32) -> Result<(), Errno> {
         let mut objects = self.objects.lock();
         let ioas = objects.compatible()?;

@@ -28,7 +28,7 @@ pub(crate) enum Object {
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     pub(crate) by_id: BTreeMap<u32, Object>,
-    /// Which object is used by which other one, and for which PASID (0 for none).
+    /// The uses of objects: used object, user, and PASID (0 for none).
     uses: BTreeSet<(u32, u32, u32)>,
     /// The address space that stands in for a container.
     compatible: Option<u32>,
@@ -36,7 +36,7 @@ pub(crate) struct Objects {
     pub(crate) charges_process: bool,
 }
 
-/// What an object is as the target of a page table.
+/// The kind of an object as the target of a page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PageTable {
     Ioas,
@@ -158,7 +158,7 @@ impl Objects {
         self.users(id).next().is_some()
     }
 
-    /// What uses an object: page tables, and devices once for each PASID.
+    /// Returns the users of an object: page tables, and devices once for each PASID.
     fn users(&self, id: u32) -> impl Iterator<Item = u32> {
         self.uses.range((id, 0, 0)..=(id, u32::MAX, u32::MAX)).map(|(_, user, _)| *user)
     }
@@ -171,7 +171,7 @@ impl Objects {
         self.uses.remove(&(id, user, pasid));
     }
 
-    /// The address space that stands in for a container: ENODEV if there is none.
+    /// Returns the address space that stands in for a container: ENODEV without one.
     pub(crate) fn compatible(&self) -> Result<u32, Errno> {
         self.compatible.ok_or(Errno::ENODEV)
     }

@@ -11,7 +11,7 @@ use crate::bus::dma::{DmaSpace, MappingLog};
 /// Bytes of a page.
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
-/// Where the memory of a mapping comes from.
+/// The source of a mapping's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// An address of the process that mapped it.
@@ -27,7 +27,7 @@ pub(crate) struct Pages {
     /// Address in the process or offset in the file where the pages begin, in bytes.
     pub(crate) start: u64,
     pub(crate) writable: bool,
-    /// What makes up the pages, in order; EFAULT where the process has no such memory.
+    /// The memory of the pages, in order; EFAULT if the process has no such memory.
     pub(crate) memory: Result<Vec<Memory>, Errno>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Area {
     /// None at all is possible for a container's mapping.
     pub(crate) rights: DmaMapFlags,
     pub(crate) pages: Arc<Pages>,
-    /// Where in the pages it begins, in bytes.
+    /// The offset in the pages, in bytes.
     pub(crate) from: u64,
 }
 
@@ -69,7 +69,8 @@ impl Area {
         if at < end { Err(Errno::EFAULT) } else { Ok(pieces) }
     }
 
-    /// Whether a page table can hold the mapping: EFAULT without memory, EINVAL without any right.
+    /// Checks that a page table can hold the mapping: EFAULT without memory, EINVAL without any
+    /// permission.
     pub(crate) fn check_table(&self) -> Result<(), Errno> {
         self.pages.memory.as_ref().map_err(|errno| *errno)?;
         if self.rights.is_empty() { Err(Errno::EINVAL) } else { Ok(()) }

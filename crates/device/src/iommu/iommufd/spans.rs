@@ -14,7 +14,7 @@ impl Spans {
         self.lasts.is_empty()
     }
 
-    /// Whether an address from `start` to `last` is in the set.
+    /// Returns whether an address from `start` to `last` is in the set.
     pub(crate) fn touches(&self, start: u64, last: u64) -> bool {
         self.lasts.range(..=last).next_back().is_some_and(|(_, end)| *end >= start)
     }

@@ -10,13 +10,13 @@ pub(super) const MAX_BITMAP_SIZE: u64 = 1 << 28;
 /// The most pages a mapping that is tracked can have (`DIRTY_BITMAP_PAGES_MAX`).
 const MAX_PAGES: u64 = i32::MAX as u64;
 
-/// Where a report goes.
+/// The target of a report.
 pub(crate) trait Target {
     /// Bytes of IOVA one bit stands for, as the user says.
     fn page_size(&self) -> u64;
     /// Size in bytes, as the user says.
     fn size(&self) -> u64;
-    /// Whether the bitmap lies in addresses a process can have at all.
+    /// Returns whether the bitmap lies within the addresses of a process.
     fn is_addressable(&self) -> bool;
     /// The word at an index.
     fn read(&mut self, index: u64) -> Result<u64, Errno>;
@@ -55,8 +55,8 @@ impl Target for WordsBitmap<'_> {
     }
 }
 
-/// What the kernel checks of a bitmap before it looks at the container: EINVAL for addresses that no process
-/// has, and for one that is empty, above the largest, or too small for `size` bytes of IOVA.
+/// Makes the kernel's checks of a bitmap before it looks at the container: EINVAL for addresses that no process has,
+/// and for a bitmap that is empty, above the maximum, or too small for `size` bytes of IOVA.
 pub(super) fn check(target: &dyn Target, size: u64) -> Result<(), Errno> {
     // A page size of 0 is refused later; until then the kernel's shift by it is one by 0.
     let pages = size >> (target.page_size().trailing_zeros() & 63);
@@ -163,7 +163,7 @@ fn set_bits(mut bits: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-/// What a word is when its bits begin `shift` bits later: its part in that word, and in the next.
+/// Returns a word shifted by `shift` bits: its part in that word, and in the next.
 fn split(bits: u64, shift: u64) -> (u64, u64) {
     // In two steps: a shift by 64 is no shift.
     (bits << shift, bits >> 1 >> (63 - shift))
@@ -182,9 +182,9 @@ struct Sheet<'a> {
     written: u64,
     /// The words after those, and one more for what a shift leaves over.
     next: Box<[u64]>,
-    /// Whether one of them may have a bit.
+    /// Set if one of them may have a bit.
     has_bits: bool,
-    /// What the first write that failed was answered with. The words of that write are kept.
+    /// The result of the first failed write. The words of that write are kept.
     result: Result<(), Errno>,
 }
 

@@ -1,4 +1,4 @@
-//! Which pages devices have written: tracking on and off, and the reports of it.
+//! Dirty tracking of a container: start, stop and reports.
 //!
 //! Marks are kept for each mapping apart, in a log that the devices' writes go to. How a report is laid out is in
 //! `bitmap`.

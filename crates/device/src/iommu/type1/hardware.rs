@@ -1,5 +1,4 @@
-//! How a group's devices reach memory: through the container alone, or through an IOMMU with limits of its
-//! own.
+//! The translation of a group's devices: by the container alone, or by an IOMMU with its own limits.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::IovaRange;
@@ -79,7 +78,7 @@ pub(super) fn page_sizes<'a>(all: impl Iterator<Item = &'a Translation>) -> u64 
     if common & !whole == 0 { common } else { common & whole | PAGE_SIZE }
 }
 
-/// What all can map; `None` without any IOMMU.
+/// Returns the ranges that all can map; `None` without any IOMMU.
 pub(super) fn iova_ranges<'a>(all: impl Iterator<Item = &'a Translation>) -> Option<Vec<IovaRange>> {
     all.filter_map(Translation::hardware).fold(None, |common, one| match common {
         None => Some(one.iova_ranges.clone()),
@@ -87,7 +86,7 @@ pub(super) fn iova_ranges<'a>(all: impl Iterator<Item = &'a Translation>) -> Opt
     })
 }
 
-/// Whether one of the ranges holds a mapping whole.
+/// Returns whether one of the ranges contains the whole mapping.
 pub(super) fn hold(ranges: &[IovaRange], first: u64, last: u64) -> bool {
     ranges.iter().any(|range| range.start <= first && last <= range.end)
 }

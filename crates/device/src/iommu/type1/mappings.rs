@@ -9,12 +9,12 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use whimbrel_memory::Memory;
 
-/// What one MAP_DMA has mapped.
+/// The mapping of one MAP_DMA.
 #[derive(Debug)]
 pub(super) struct Mapping {
     /// Last address, still within.
     pub(super) last: u64,
-    /// What a device may do.
+    /// The device's permissions.
     pub(super) rights: DmaMapFlags,
     /// Address in the process that mapped it.
     pub(super) vaddr: u64,
@@ -40,7 +40,7 @@ impl Mappings {
         (mapping.last >= first).then_some((*start, mapping))
     }
 
-    /// Whether a mapping lies partly in the range and partly outside.
+    /// Returns whether a mapping lies partly in the range and partly outside.
     pub(super) fn are_cut_by(&self, first: u64, last: u64) -> bool {
         let below = self.by_iova.range(..first).next_back();
         let inside = self.by_iova.range(first..=last).next_back();
@@ -48,7 +48,7 @@ impl Mappings {
             || inside.is_some_and(|(_, mapping)| mapping.last > last)
     }
 
-    /// Whether a mapping begins before `first` and holds it.
+    /// Returns whether a mapping begins before `first` and contains it.
     pub(super) fn straddle(&self, first: u64) -> bool {
         self.by_iova.range(..first).next_back().is_some_and(|(_, mapping)| mapping.last >= first)
     }

@@ -35,7 +35,7 @@ const PAGE_SIZE: u64 = 4096;
 pub(crate) struct Member {
     /// Tells groups apart.
     pub(crate) group: usize,
-    /// How its devices reach memory.
+    /// The translation of its devices.
     pub(crate) translation: Translation,
     /// Its devices, open or not.
     pub(crate) buses: Vec<Bus>,
@@ -54,7 +54,7 @@ pub(crate) struct Type1 {
     v2: bool,
     members: Vec<Member>,
     mappings: Mappings,
-    /// How many more mappings can be made.
+    /// Number of further mappings that can be made.
     available: u32,
     invalid_vaddrs: usize,
     tracking: bool,
@@ -313,7 +313,7 @@ impl Type1 {
         self.members.iter().flat_map(Member::spaces).for_each(|space| unmap_in(space, start, mapping));
     }
 
-    /// What a range past 2^64 is refused with.
+    /// Returns the errno for a range past 2^64.
     fn wrap(&self) -> Errno {
         match self.kernel {
             KernelVersion::Linux6_12 => Errno::EINVAL,
@@ -330,7 +330,7 @@ impl Type1 {
         1 << self.page_sizes().trailing_zeros()
     }
 
-    /// What can be mapped; `None` for everything.
+    /// Returns the mappable ranges; `None` for everything.
     fn iova_ranges(&self) -> Option<Vec<whimbrel_uapi::type1::IovaRange>> {
         hardware::iova_ranges(self.members.iter().map(|member| &member.translation))
     }

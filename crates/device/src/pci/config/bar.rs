@@ -1,6 +1,6 @@
 //! Base address registers: what each maps, and what it looks like.
 
-/// What a base address register maps.
+/// The resource of a base address register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bar {
     /// Memory below 4 GiB.
@@ -33,7 +33,7 @@ impl Bar {
         }
     }
 
-    /// Whether it maps memory, not ports.
+    /// Returns whether it maps memory rather than I/O ports.
     pub fn is_memory(self) -> bool {
         !matches!(self, Bar::Io { .. })
     }
@@ -51,7 +51,7 @@ impl Bar {
         }
     }
 
-    /// Whether there can be one of its size.
+    /// Returns whether its size is valid.
     pub(super) fn has_valid_size(self) -> bool {
         let size = self.size();
         size.is_power_of_two() && if self.is_memory() { size >= 16 } else { (4..=256).contains(&size) }

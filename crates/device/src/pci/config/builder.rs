@@ -46,7 +46,7 @@ pub enum InterruptPin {
     D = 4,
 }
 
-/// Why a configuration space cannot be.
+/// An invalid configuration space.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciConfigError {
@@ -59,9 +59,9 @@ pub enum PciConfigError {
     /// A base address register maps a size that cannot be.
     #[error("BAR {index} cannot have {size:#x} bytes: powers of two, memory from 16, ports 4 to 256")]
     BarSize {
-        /// Which.
+        /// Index of the register.
         index: usize,
-        /// What was asked for.
+        /// The requested size.
         size: u64,
     },
     /// The ROM has a size that cannot be.
@@ -73,9 +73,9 @@ pub enum PciConfigError {
     /// A capability is wrong in itself.
     #[error("the {name} capability cannot be: {what}")]
     Capability {
-        /// Which capability.
+        /// Name of the capability.
         name: &'static str,
-        /// What is wrong.
+        /// The defect.
         what: &'static str,
     },
     /// A capability that a device has once is given twice.
@@ -84,9 +84,9 @@ pub enum PciConfigError {
     /// A capability lies outside of its space or is not aligned to 4 bytes.
     #[error("the {name} capability of {length} bytes cannot be at {offset:#x}")]
     Place {
-        /// Which capability.
+        /// Name of the capability.
         name: &'static str,
-        /// Where it was to be.
+        /// The requested offset.
         offset: usize,
         /// Its length in bytes.
         length: usize,
@@ -96,7 +96,7 @@ pub enum PciConfigError {
     Overlap {
         /// The second of them.
         name: &'static str,
-        /// Where it was to be.
+        /// The requested offset.
         offset: usize,
     },
     /// There is no room for a capability.
@@ -152,7 +152,7 @@ impl PciConfigBuilder {
         self
     }
 
-    /// What kind of device it is: base class, sub-class, programming interface.
+    /// Sets the class code: base class, sub-class, programming interface.
     pub fn class(mut self, base: u8, sub: u8, interface: u8) -> Self {
         self.header.fixed(0x09, &[interface, sub, base]);
         self
@@ -164,7 +164,7 @@ impl PciConfigBuilder {
         self
     }
 
-    /// What base address register `index` maps.
+    /// Sets the resource of base address register `index`.
     pub fn bar(mut self, index: usize, bar: Bar) -> Self {
         self.bars.push((index, bar));
         self

@@ -43,7 +43,7 @@ pub struct PowerManagement {
 /// The MSI capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
-    /// How many vectors can be had: 1, 2, 4, 8, 16 or 32.
+    /// Number of vectors: 1, 2, 4, 8, 16 or 32.
     pub vectors: u8,
     /// Messages can go to addresses of 64 bits.
     pub address64: bool,
@@ -54,7 +54,7 @@ pub struct Msi {
 /// The MSI-X capability. The table and the pending bits are in BARs, and are the device's to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiX {
-    /// How many vectors the table has, 1 to 2048, of 16 bytes each.
+    /// Number of vectors in the table, 1 to 2048, of 16 bytes each.
     pub vectors: u16,
     /// The BAR that holds the table.
     pub table_bar: u8,
@@ -111,7 +111,7 @@ pub enum LinkSpeed {
 /// A vendor-specific capability.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VendorSpecific {
-    /// What follows the length byte, after power-on. At most 189 bytes.
+    /// The bytes after the length byte, after power-on. At most 189 bytes.
     pub data: Vec<u8>,
     /// The bits of `data` a write changes; bytes beyond its end are read-only.
     pub writable: Vec<u8>,
@@ -148,7 +148,7 @@ impl From<VendorSpecific> for PciCapability {
 }
 
 impl PciCapability {
-    /// What it is called in an error.
+    /// Returns its name for errors.
     pub(super) fn name(&self) -> &'static str {
         match self {
             PciCapability::PowerManagement(_) => "power management",
@@ -159,7 +159,7 @@ impl PciCapability {
         }
     }
 
-    /// What of it alone is wrong.
+    /// Checks the capability by itself.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         let right = |right: bool, what| if right { Ok(()) } else { Err(what) };
         match self {

@@ -53,7 +53,7 @@ pub struct PciConfig {
     bytes: Vec<u8>,
 }
 
-/// What the builder was told: all that does not change.
+/// The builder's settings, which do not change.
 #[derive(Debug)]
 struct Shape {
     registers: Registers,
@@ -95,16 +95,16 @@ pub enum ExpressError {
     UnsupportedRequest = 8,
 }
 
-/// Why saved bytes are not those of a space of this shape. Nothing was changed.
+/// A mismatch between saved bytes and the shape of this space. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciConfigBytesError {
     /// There are too many bytes, or too few.
     #[error("the saved configuration space has {found} bytes, this device's has {expected}")]
     Length {
-        /// How many there are.
+        /// The actual number.
         found: usize,
-        /// How many there must be.
+        /// The expected number.
         expected: usize,
     },
     /// Bits differ that nothing can have changed: it was saved from another device.
@@ -114,7 +114,7 @@ pub enum PciConfigBytesError {
     Byte {
         /// The first byte that differs.
         offset: usize,
-        /// What it is.
+        /// The actual value.
         found: u8,
     },
 }
@@ -131,7 +131,7 @@ impl PciConfig {
         self.bytes.len() as u64
     }
 
-    /// What the guest has set.
+    /// Returns the guest's settings.
     pub fn settings(&self) -> Settings {
         Settings::of(&self.shape, &self.bytes)
     }

@@ -1,4 +1,4 @@
-//! What a guest has set, and what became of a write: the values that a driver acts on.
+//! The guest's settings and the effects of a write, on which a driver acts.
 
 use super::Shape;
 use super::builder::{
@@ -20,22 +20,22 @@ pub enum PowerState {
     D3Hot,
 }
 
-/// What a guest has set up of MSI.
+/// The guest's MSI settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiSettings {
     /// Interrupts are sent as messages.
     pub enabled: bool,
-    /// How many vectors the device may use, at most as many as it has.
+    /// Number of vectors the device may use, at most as many as it has.
     pub vectors: u8,
-    /// Where messages go.
+    /// Address of the messages.
     pub address: u64,
-    /// What they say, for vector 0; the others change its low bits.
+    /// Data of the messages for vector 0; the others change its low bits.
     pub data: u16,
     /// A bit for each vector that is masked.
     pub masked: u32,
 }
 
-/// What a guest has set up of MSI-X in the configuration space; the table is the device's to serve.
+/// The guest's MSI-X settings in the configuration space; the device serves the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiXSettings {
     /// Interrupts are sent as messages.
@@ -44,7 +44,7 @@ pub struct MsiXSettings {
     pub all_masked: bool,
 }
 
-/// What a guest has set, as far as a device acts on it.
+/// The guest's settings on which a device acts.
 #[allow(clippy::struct_excessive_bools)] // Each is a bit of its own in the space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -56,9 +56,9 @@ pub struct Settings {
     pub bus_master: bool,
     /// The device must not assert its interrupt pin.
     pub intx_disabled: bool,
-    /// Where each base address register that there is puts what it maps.
+    /// Address of each existing base address register.
     pub bars: [Option<u64>; 6],
-    /// Where the ROM is, if it is enabled.
+    /// Address of the ROM, if it is enabled.
     pub rom: Option<u32>,
     /// The power state.
     pub power: PowerState,
@@ -82,10 +82,9 @@ pub enum PciEvent {
     BusMaster(bool),
     /// The interrupt pin is disabled, or no more: for [`Interrupts::disable_line`](crate::Interrupts::disable_line).
     IntxDisabled(bool),
-    /// What a base address register maps is somewhere else. A guest that probes sizes causes this too, with
-    /// decoding off.
+    /// A base address register has moved. A guest that probes sizes causes this too, with decoding off.
     Bar {
-        /// Which register.
+        /// Index of the register.
         index: usize,
         /// The bus address.
         address: u64,
@@ -100,11 +99,11 @@ pub enum PciEvent {
     Msi(MsiSettings),
     /// MSI-X is set up otherwise.
     MsiX(MsiXSettings),
-    /// The device woke up from D3hot and, as it says of itself, must reset what is not configuration.
+    /// The device left D3hot and, according to its power management capability, must reset everything except the
+    /// configuration space.
     SoftReset,
-    /// The guest wants the function reset. The configuration space is as it was, since the kernel saves and
-    /// restores it around such a reset; [`PciConfig::reset`](super::PciConfig::reset) is there for who
-    /// wants more.
+    /// The guest wants the function reset. The configuration space is as it was, since the kernel saves and restores
+    /// it around such a reset; [`PciConfig::reset`](super::PciConfig::reset) resets it too.
     FunctionLevelReset,
 }
 
@@ -120,8 +119,8 @@ impl PowerState {
 }
 
 impl Settings {
-    /// Whether the device answers to accesses of its memory: decoding is on and it is not in D3hot. vfio-pci
-    /// answers an access with EIO where it does not.
+    /// Returns whether the device responds to memory accesses: decoding is on and it is not in D3hot. Otherwise
+    /// vfio-pci answers an access with EIO.
     pub fn memory_accessible(&self) -> bool {
         self.memory_decoding && self.power < PowerState::D3Hot
     }

@@ -1,4 +1,4 @@
-//! The features of low power. What they do is [`low_power`](crate::core::power)'s business.
+//! The low-power features. [`core::power`](crate::core::power) executes them.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceLowPowerEntryWithWakeup, FeatureFlags};

@@ -1,7 +1,7 @@
 //! VFIO_DEVICE_FEATURE on raw bytes: the kernel's checks, in the kernel's order (`drivers/vfio/vfio_main.c`).
 //!
-//! Here are the checks that all features share, and which feature is answered where. What a feature then does
-//! is [`DeviceFile`]'s business.
+//! Here are the checks that all features share, and which feature is answered where. [`DeviceFile`] executes
+//! the feature.
 
 mod bus_master;
 mod dma_buf;
@@ -22,8 +22,8 @@ use crate::raw::sparse::SparseMemory;
 const HEAD: u64 = size_of::<DeviceFeature>() as u64;
 
 impl DeviceFile {
-    /// Whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET, both or
-    /// none).
+    /// Returns whether VFIO_DEVICE_FEATURE with PROBE succeeds for `feature` in these directions (GET, SET,
+    /// both or none).
     pub fn has_feature(&self, feature: Feature, directions: FeatureFlags) -> bool {
         let _awake = self.awake();
         let mut process = SparseMemory::new();
@@ -37,14 +37,14 @@ impl DeviceFile {
 struct Request<'a> {
     device: &'a DeviceFile,
     process: &'a mut dyn Process,
-    /// Where the feature's own data lies.
+    /// Address of the feature's own data.
     data: u64,
     /// Room for it, in bytes.
     room: usize,
     flags: FeatureFlags,
 }
 
-/// Whether to go on with a request after the common checks.
+/// The outcome of the common checks of a request.
 enum Checked {
     /// It was a PROBE, and is answered.
     Probed,

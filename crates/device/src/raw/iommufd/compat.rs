@@ -32,10 +32,10 @@ use crate::iommu::iommufd::pages::PAGE_SIZE;
 const MIN_INFO: usize = offset_of!(IommuType1Info, cap_offset);
 /// Bytes of it that there are.
 const INFO: usize = size_of::<IommuType1Info>();
-/// Where the capability of ranges begins, behind the one of how many mappings can be made.
+/// Offset of the capability of ranges, after the one with the number of available mappings.
 const RANGES: usize = INFO + size_of::<IommuType1InfoDmaAvail>().next_multiple_of(8);
 
-/// A request that is none of the iommufd's own. ENOTTY for what no container has, and for
+/// Answers a container's request on an iommufd. ENOTTY for what no container has, and for
 /// VFIO_IOMMU_DIRTY_PAGES, which an iommufd has otherwise.
 pub(super) fn ioctl(
     objects: &mut Objects,

@@ -36,7 +36,7 @@ pub trait Caller: Process {
     /// shared.
     fn memory(&self, address: u64, length: u64, write: bool) -> Result<Vec<Memory>, Errno>;
 
-    /// The memory file behind a descriptor, open for writing if it is to be written. EBADF if there is none.
+    /// The memory file behind a descriptor, open for writing if it is to be written. EBADF without one.
     fn memory_file(&self, fd: i32) -> Result<File, Errno>;
 }
 

@@ -36,7 +36,8 @@ impl Faulty {
         self.inner.migration().ok_or(Errno::ENOTTY)
     }
 
-    /// What happens to `room` bytes of data: how many may be had before, and what is then.
+    /// Returns the fate of `room` bytes of data: the number allowed before the fault, and the
+    /// fault.
     fn data(
         &mut self,
         room: usize,

@@ -65,23 +65,23 @@ pub struct Faults(Vec<Fault>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fault {
-    /// What it is.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// How often it happens yet; without end if `None`.
+    /// Remaining number of times it happens; unlimited if `None`.
     pub times: Option<u32>,
 }
 
-/// What a device does wrong.
+/// The kind of a device's fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FaultKind {
     /// An arc fails. `None` stands for any state.
     Arc {
-        /// Where it begins.
+        /// The state the arc starts from.
         from: Option<State>,
-        /// Where it leads.
+        /// The state the arc leads to.
         to: Option<State>,
-        /// What it answers.
+        /// The errno of the answer.
         errno: Errno,
         /// The device is in no valid state then.
         broken: bool,
@@ -90,14 +90,14 @@ pub enum FaultKind {
     Read {
         /// Bytes.
         after: u64,
-        /// What happens.
+        /// The fault of the data.
         how: DataFault,
     },
     /// A state cannot be loaded as it should, after so many bytes of a session.
     Write {
         /// Bytes.
         after: u64,
-        /// What happens.
+        /// The fault of the data.
         how: DataFault,
     },
     /// Entering a state takes longer. `None` stands for any.
@@ -117,7 +117,7 @@ pub enum FaultKind {
     Reset(Errno),
 }
 
-/// What happens to data.
+/// A fault of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DataFault {

@@ -9,7 +9,7 @@ use whimbrel_protocol::{Errno, State};
 
 use super::{DataFault, Fault, FaultKind, Faults};
 
-/// Why a text is not a list of faults.
+/// A malformed list of faults.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultError {

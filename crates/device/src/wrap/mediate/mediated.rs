@@ -130,7 +130,7 @@ impl Mediated {
     }
 }
 
-/// What the default migration region is before the vendor has overridden it.
+/// Returns the default migration region, before the vendor overrides it.
 fn default_migration_region() -> Region {
     Region {
         flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE,

@@ -49,7 +49,7 @@ pub use self::mediated::Mediated;
 pub use self::mediators::Mediators;
 
 bitflags! {
-    /// What a vendor adds to a device.
+    /// The features that a vendor adds to a device.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct MediateCapabilities: u64 {
         /// `VFIO_PCI_DEVICE_CAP_MIGRATION`: the device gets a default migration region, whose index is the
@@ -75,9 +75,9 @@ pub trait MediateOps: Send + Sync {
 
 /// The device underneath, which has no notion of being mediated (the proposal's `pdev`).
 pub struct PlainDevice<'a> {
-    /// What drives it.
+    /// The device's driver.
     pub driver: &'a mut dyn Driver,
-    /// What it reaches outward.
+    /// The device's bus: DMA and interrupts.
     pub bus: &'a Bus,
 }
 
@@ -90,9 +90,9 @@ impl PlainDevice<'_> {
 
 /// A vendor has taken a device.
 pub struct Opened {
-    /// What it adds.
+    /// The features it adds.
     pub capabilities: MediateCapabilities,
-    /// What sees the accesses.
+    /// The handler of the accesses.
     pub mediation: Box<dyn Mediation>,
 }
 
@@ -141,7 +141,7 @@ pub trait Mediation: Send {
     }
 }
 
-/// What a vendor makes of an access.
+/// A vendor's answer to an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access<T> {
     /// It goes to the device, as if there were no vendor.

@@ -13,7 +13,7 @@ use crate::driver::{Driver, Migration};
 pub(super) struct Behind<'a> {
     pub(super) driver: &'a mut dyn Driver,
     pub(super) bus: &'a Bus,
-    /// What its migration half supports.
+    /// The features of its migration half.
     pub(super) flags: MigrationFlags,
     /// The state it is in.
     pub(super) state: State,

@@ -6,7 +6,7 @@ use whimbrel_protocol::{Errno, region::PAGE_SIZE};
 use crate::bus::Bus;
 use crate::driver::Driver;
 
-/// What the device logs while it is saved.
+/// The pages that the device logs while it is saved.
 #[derive(Debug, Default)]
 pub(super) struct DirtyPages {
     /// In ascending order, apart from each other. Empty while there is no log.
@@ -43,7 +43,8 @@ impl DirtyPages {
         }
     }
 
-    /// What was written, and all that is not logged: memory may have been mapped there since.
+    /// Reports the written pages, and all pages outside the log, because memory may have been mapped there
+    /// since.
     pub(super) fn report(&self, driver: &mut dyn Driver, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         let asked = report.range();
         let mut at = asked.iova();

@@ -37,7 +37,7 @@ impl Section {
         Ok(Section::Mapped { file, memory })
     }
 
-    /// What a user maps from `offset` on.
+    /// Returns the file and offset that a user maps from `offset` on.
     pub(super) fn file(&self, offset: u64) -> Result<FileOffset, Errno> {
         match self {
             Section::Trapped(_) => Err(Errno::EINVAL),

@@ -32,7 +32,7 @@ impl VendorHalf {
         self.vendor.layout().region()
     }
 
-    /// Whether the device does its own work.
+    /// Returns whether the device does its own work.
     pub(super) fn may_run(&self) -> bool {
         self.vendor.state_behind().is_running()
     }
