@@ -1,4 +1,6 @@
-//! Parts of a driver for a PCI device: its config space, and the EDID of a monitor connected to it.
+//! Parts of a driver for a PCI device: its config space, the whole function around it, and the EDID of a monitor
+//! connected to it.
 
 pub mod config;
 pub mod edid;
+pub mod function;

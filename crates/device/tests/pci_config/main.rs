@@ -1,7 +1,9 @@
-//! The configuration space is one that a guest can probe, and that tells its driver what the guest did.
+//! The configuration space is one that a guest can probe, and that tells its driver what the guest did; the function
+//! around it serves a driver whole.
 #![allow(clippy::unwrap_used)]
 
 mod events;
+mod function;
 mod lspci;
 mod masks;
 mod probe;

@@ -49,10 +49,10 @@
 //!
 //! Region 7 is that of an endpoint of PCI Express, and the user's to carry over, as with the kernel's
 //! devices. Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot,
-//! regions 0 and 2 are EIO, as there. Two bits are kept and not obeyed, since a state that is loaded must go
+//! regions 0 and 2 are EIO, as there. In D3hot it starts no DMA and sends no interrupt. Two bits are kept and not obeyed, since a state that is loaded must go
 //! on before, and whether or not, its user brings the space over: DMA does not wait for the bus master bit,
 //! and interrupts go where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI. The INTx line is
-//! asserted as long as a cause interrupts; the INTx-disable bit masks it.
+//! asserted as long as a cause interrupts: the interrupt status bit shows it, and the INTx-disable bit masks it.
 //!
 //! It can be let sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): then it does no work, and what a doorbell has
 //! asked for waits until its user wakes it. The host completes atomic operations of 32 and 64 bits, as it
@@ -106,7 +106,6 @@ mod changes;
 mod config;
 #[cfg(feature = "guest")]
 pub mod guest;
-mod logging;
 mod migration;
 mod own_state;
 mod queue;
@@ -114,20 +113,15 @@ mod registers;
 mod stream;
 mod work;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use whimbrel_device::pci::config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
+use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{
     Bus, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region, State,
 };
-use whimbrel_memory::DirtyLog;
-use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
-use whimbrel_uapi::pci::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
-    VFIO_PCI_NUM_REGIONS,
-};
+use whimbrel_uapi::device::{PciAtomicFlags, RegionInfoFlags};
+use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX};
 
 use self::changes::Clock;
 pub use self::config::{AccelConfig, AccelConfigError};
@@ -152,14 +146,12 @@ pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
 #[derive(Debug)]
 pub struct Accel {
     config: AccelConfig,
-    bus: Bus,
-    pci: PciConfig,
+    function: Function,
     machine: Machine,
     state: OwnState,
     clock: Clock,
     migration_state: State,
     session: Session,
-    log: Option<Arc<DirtyLog>>,
     /// A loaded state has a cause whose interrupt may have been lost on the way.
     signal_again: bool,
     /// A slice of data on its way.
@@ -182,14 +174,12 @@ impl Accel {
             .map_err(|source| AccelConfigError::Memory { bytes: config.state_bytes, source })?;
         Ok(Accel {
             config,
-            bus,
-            pci: pci_config(config.state_bytes),
+            function: Function::new(pci_config(config.state_bytes), bus).permissive(),
             machine: Machine::default(),
             state,
             clock: Clock::default(),
             migration_state: State::Running,
             session: Session::None,
-            log: None,
             signal_again: false,
             buffer: Vec::new(),
         })
@@ -237,22 +227,13 @@ impl Accel {
         }
     }
 
-    /// Memory space is on and the device is not in D3hot.
-    fn answers(&self) -> bool {
-        self.pci.settings().memory_accessible()
-    }
-
-    fn may_start_dma(&self) -> bool {
-        matches!(self.migration_state, State::Running | State::PreCopy)
-    }
-
-    fn interrupt(&self) {
-        self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+    fn interrupt(&mut self) {
+        self.function.send_message(0);
     }
 
     /// The level of the INTx line.
-    fn show_line(&self) {
-        self.bus.interrupts().set_line(self.machine.registers.interrupts());
+    fn show_line(&mut self) {
+        self.function.set_line(self.machine.registers.interrupts());
     }
 
     fn write_registers(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
@@ -307,64 +288,42 @@ fn pci_config(state_bytes: u64) -> PciConfig {
 
 impl Driver for Accel {
     fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
-            num_regions: VFIO_PCI_NUM_REGIONS,
-            num_irqs: VFIO_PCI_NUM_IRQS,
-            capabilities: vec![DeviceCapability::PciAtomicComp(
-                PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64,
-            )],
-        }
+        let atomics = PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64;
+        Info { capabilities: vec![DeviceCapability::PciAtomicComp(atomics)], ..self.function.info() }
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
-        let both = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        let (flags, size) = match index {
-            VFIO_PCI_BAR0_REGION_INDEX => (both, REGISTERS_BYTES),
-            STATE_REGION_INDEX => (RegionInfoFlags::READ, self.config.state_bytes),
-            VFIO_PCI_CONFIG_REGION_INDEX => (both, self.pci.len()),
-            _ => return Ok(Region::absent(0)),
-        };
-        Ok(Region { flags, size, offset: 0, capabilities: Vec::new() })
-    }
-
-    fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        let line = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
+        let region = self.function.region(index);
         Ok(match index {
-            VFIO_PCI_INTX_IRQ_INDEX => Irq { flags: line, count: 1 },
-            // Every device of PCI Express has the index of errors, as with vfio-pci.
-            VFIO_PCI_MSI_IRQ_INDEX | VFIO_PCI_ERR_IRQ_INDEX => {
-                Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 }
+            STATE_REGION_INDEX => {
+                Region { flags: RegionInfoFlags::READ, size: self.config.state_bytes, ..region }
             }
-            _ => Irq { flags: IrqInfoFlags::empty(), count: 0 },
+            _ => region,
         })
     }
 
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        Ok(self.function.irq(index))
+    }
+
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if let Access::Served(_) = self.function.read_region(index, offset, data)? {
+            return Ok(data.len());
+        }
+        if self.migration_state == State::Resuming {
+            return Err(Errno::EBUSY);
+        }
         match index {
-            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.read(offset, data),
-            VFIO_PCI_BAR0_REGION_INDEX | STATE_REGION_INDEX if !self.answers() => return Err(Errno::EIO),
-            VFIO_PCI_BAR0_REGION_INDEX | STATE_REGION_INDEX if self.migration_state == State::Resuming => {
-                return Err(Errno::EBUSY);
-            }
-            VFIO_PCI_BAR0_REGION_INDEX => {
-                self.machine.registers.read(self.config.state_bytes, offset, data);
-            }
             STATE_REGION_INDEX => self.state.read(offset, data),
-            _ => return Err(Errno::EINVAL),
+            _ => self.machine.registers.read(self.config.state_bytes, offset, data),
         }
         Ok(data.len())
     }
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        match index {
-            // What is set there is asked for where it matters.
-            VFIO_PCI_CONFIG_REGION_INDEX => {
-                self.pci.write(offset, data);
-                self.bus.interrupts().disable_line(self.pci.settings().intx_disabled);
-            }
-            VFIO_PCI_BAR0_REGION_INDEX if !self.answers() => return Err(Errno::EIO),
-            VFIO_PCI_BAR0_REGION_INDEX => self.write_registers(offset, data)?,
+        match (self.function.write_region(index, offset, data)?, index) {
+            (Access::Served(_), _) => {}
+            (_, VFIO_PCI_BAR0_REGION_INDEX) => self.write_registers(offset, data)?,
             _ => return Err(Errno::EINVAL),
         }
         Ok(data.len())
@@ -372,12 +331,10 @@ impl Driver for Accel {
 
     fn reset(&mut self) -> Result<(), Errno> {
         self.wipe()?;
-        DmaLogging::stop(self)?;
         self.session = Session::None;
         self.migration_state = State::Running;
         self.clock = Clock::default();
-        self.pci = pci_config(self.config.state_bytes);
-        self.bus.interrupts().disable_line(self.pci.settings().intx_disabled);
+        self.function.reset();
         Ok(())
     }
 
@@ -386,7 +343,7 @@ impl Driver for Accel {
     }
 
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
-        Some(self)
+        Some(&mut self.function)
     }
 
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
@@ -399,12 +356,8 @@ impl Driver for Accel {
             self.show_line();
         }
         self.change_by_itself(now);
-        if self.may_start_dma() {
-            self.work();
-            self.show_line();
-            if self.machine.registers.has_work() {
-                return Next::Now;
-            }
+        if matches!(self.migration_state, State::Running | State::PreCopy) && self.work() {
+            return Next::Now;
         }
         match self.clock.due(now, self.config.state_rate, self.state.blocks().block_bytes()) {
             Some(due) if due <= now => Next::Now,
@@ -416,7 +369,7 @@ impl Driver for Accel {
 
 impl LowPower for Accel {
     fn suspend(&mut self) {
-        self.pci.enter_d0();
+        self.function.enter_d0();
         self.clock.stop();
     }
 

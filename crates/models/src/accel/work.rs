@@ -4,7 +4,6 @@
 //! the device's state and moves with it.
 
 use crc_fast::{CrcAlgorithm, Digest};
-use whimbrel_uapi::pci::VFIO_PCI_MSI_IRQ_INDEX;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Accel;
@@ -54,8 +53,11 @@ impl Job {
 }
 
 impl Accel {
-    /// Does about [`SLICE_BYTES`] of work. DMA must be allowed now.
-    pub(super) fn work(&mut self) {
+    /// Does about [`SLICE_BYTES`] of work, if the function may start DMA. Returns whether there is more.
+    pub(super) fn work(&mut self) -> bool {
+        if self.function.dma().is_none() {
+            return false;
+        }
         let mut budget = SLICE_BYTES;
         while budget > 0 && self.machine.registers.has_work() {
             let moved = match self.machine.job {
@@ -67,12 +69,15 @@ impl Accel {
             };
             budget = budget.saturating_sub(moved);
         }
+        self.show_line();
+        self.machine.registers.has_work()
     }
 
     fn fetch(&mut self) {
         let mut descriptor = Descriptor::new_zeroed();
         let iova = self.machine.registers.descriptor_iova();
-        if self.bus.dma().read(iova, descriptor.as_mut_bytes()).is_err() {
+        let read = self.function.dma().map(|dma| dma.read(iova, descriptor.as_mut_bytes()));
+        if !matches!(read, Some(Ok(()))) {
             self.complete(0, STATUS_FETCH_FAULT, 0);
             return;
         }
@@ -85,10 +90,10 @@ impl Accel {
     /// Does one slice and returns its bytes.
     fn slice(&mut self, mut job: Job) -> u64 {
         let count = SLICE_BYTES.min(job.descriptor.length - job.done);
+        let Some(dma) = self.function.dma() else { return count };
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(SLICE_BYTES as usize, 0);
         let data = &mut buffer[..count as usize];
-        let dma = self.bus.dma();
         let outcome = match job.operation {
             Operation::Copy { source, destination } => {
                 dma.read(source + job.done, data).and_then(|()| dma.write(destination + job.done, data))
@@ -129,20 +134,23 @@ impl Accel {
         let record = Completion { tag, result, status, index: registers.head, sequence: registers.completed };
         let iova = registers.completion_iova();
         let (rest, sequence) = record.as_bytes().split_at(std::mem::offset_of!(Completion, sequence));
-        let written = self.bus.dma().write(iova, rest).and_then(|()| {
-            // A guest that watches the ring sees the sequence number only with all that belongs to it.
-            std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-            self.bus.dma().write(iova + rest.len() as u64, sequence)
+        let is_written = self.function.dma().is_some_and(|dma| {
+            let written = dma.write(iova, rest).and_then(|()| {
+                // A guest that watches the ring sees the sequence number only with all that belongs to it.
+                std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+                dma.write(iova + rest.len() as u64, sequence)
+            });
+            written.is_ok()
         });
         registers.head = registers.head.wrapping_add(1);
         self.machine.job = None;
         let mut interrupt = registers.raise(INTERRUPT_COMPLETION);
-        for failed in [status != STATUS_DONE, written.is_err()] {
+        for failed in [status != STATUS_DONE, !is_written] {
             interrupt |= failed && registers.error();
         }
         self.note_in_state();
         if interrupt {
-            self.bus.interrupts().trigger(VFIO_PCI_MSI_IRQ_INDEX, 0);
+            self.interrupt();
         }
     }
 

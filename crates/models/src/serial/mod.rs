@@ -15,6 +15,7 @@
 //!   none that unmasks.
 //! - The interrupts that it lacks (MSI-X, ERR, REQ) have a count of 0, and its configuration space has 256 bytes.
 //!   mtty answers EINVAL and gives 255 bytes; [`Answers::Mtty`] does the same, to compare the two.
+//! - The interrupt status bit of its configuration space follows the INTx line. mtty never sets it.
 //! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified
 //!   at a time, and an empty receiver is no cause.
 //!
@@ -41,13 +42,10 @@ mod port;
 mod stream;
 
 use whimbrel_device::pci::config::{Bar, InterruptPin, PciConfig};
+use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
-use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
-use whimbrel_uapi::pci::{
-    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
-    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
-};
+use whimbrel_uapi::device::{IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::pci::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX};
 
 use self::migration::Session;
 use self::port::{IDENTIFICATION, Interrupt, Port, REGISTERS};
@@ -112,7 +110,7 @@ pub struct SerialConfig {
 pub struct Serial {
     config: SerialConfig,
     bus: Bus,
-    pci: PciConfig,
+    function: Function,
     ports: Vec<Port>,
     /// Whether each port asserts the INTx line.
     asserted: Vec<bool>,
@@ -124,8 +122,8 @@ impl Serial {
     pub fn new(config: SerialConfig, bus: Bus) -> Serial {
         Serial {
             config,
+            function: Function::new(pci_config(config.ports), bus.clone()),
             bus,
-            pci: pci_config(config.ports),
             ports: vec![Port::default(); config.ports.count()],
             asserted: vec![false; config.ports.count()],
             session: Session::None,
@@ -146,8 +144,8 @@ impl Serial {
         self.show_line();
     }
 
-    fn show_line(&self) {
-        self.bus.interrupts().set_line(self.asserted.contains(&true));
+    fn show_line(&mut self) {
+        self.function.set_line(self.asserted.contains(&true));
     }
 
     fn port(&mut self, region: u32) -> Result<&mut Port, Errno> {
@@ -199,78 +197,59 @@ fn accesses(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::
 
 impl Driver for Serial {
     fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
-            num_regions: VFIO_PCI_NUM_REGIONS,
-            num_irqs: VFIO_PCI_NUM_IRQS,
-            capabilities: Vec::new(),
-        }
+        self.function.info()
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
-        let size = match (index, self.config.ports) {
-            (VFIO_PCI_BAR0_REGION_INDEX, _) | (VFIO_PCI_BAR1_REGION_INDEX, Ports::Two) => REGISTERS,
-            (VFIO_PCI_CONFIG_REGION_INDEX, _) => match self.config.answers {
-                Answers::VfioPci => self.pci.len(),
-                Answers::Mtty => MTTY_CONFIG_SIZE,
-            },
-            _ => 0,
+        let region = self.function.region(index);
+        let size = match (index, self.config.answers) {
+            (VFIO_PCI_CONFIG_REGION_INDEX, Answers::Mtty) => MTTY_CONFIG_SIZE,
+            _ => region.size,
         };
         // mtty gives the flags also to regions that are not there.
-        let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size, offset: 0, capabilities: Vec::new() })
+        Ok(Region { flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE, size, ..region })
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         match index {
-            VFIO_PCI_INTX_IRQ_INDEX => Ok(Irq {
-                flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED,
-                count: 1,
-            }),
+            // mtty sends it without a capability in its configuration space.
             VFIO_PCI_MSI_IRQ_INDEX => {
                 Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
             }
-            VFIO_PCI_MSIX_IRQ_INDEX..VFIO_PCI_NUM_IRQS if self.config.answers == Answers::VfioPci => {
-                Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
-            }
-            _ => Err(Errno::EINVAL),
+            VFIO_PCI_MSIX_IRQ_INDEX.. if self.config.answers == Answers::Mtty => Err(Errno::EINVAL),
+            _ => Ok(self.function.irq(index)),
         }
     }
 
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        match index {
-            VFIO_PCI_CONFIG_REGION_INDEX => self.pci.read(offset, data),
-            VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
-                data.fill(0);
-                for (register, bytes) in accesses(offset, data.len()) {
-                    let (value, interrupt) = self.port(index)?.read(register);
-                    data[bytes.start] = value;
-                    self.interrupt(index, interrupt, register == IDENTIFICATION);
-                }
-            }
-            _ => return Err(Errno::EINVAL),
+        if let Access::Served(_) = self.function.read_region(index, offset, data)? {
+            return Ok(data.len());
+        }
+        data.fill(0);
+        for (register, bytes) in accesses(offset, data.len()) {
+            let (value, interrupt) = self.port(index)?.read(register);
+            data[bytes.start] = value;
+            self.interrupt(index, interrupt, register == IDENTIFICATION);
         }
         Ok(data.len())
     }
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        match index {
-            // mtty has nothing that a write of its configuration would set off.
-            VFIO_PCI_CONFIG_REGION_INDEX => drop(self.pci.write(offset, data)),
-            VFIO_PCI_BAR0_REGION_INDEX..=VFIO_PCI_BAR5_REGION_INDEX => {
-                for (register, bytes) in accesses(offset, data.len()) {
-                    let interrupt = self.port(index)?.write(register, data[bytes.start]);
-                    self.interrupt(index, interrupt, false);
-                }
-            }
-            _ => return Err(Errno::EINVAL),
+        if let Access::Served(_) = self.function.write_region(index, offset, data)? {
+            return Ok(data.len());
+        }
+        for (register, bytes) in accesses(offset, data.len()) {
+            let interrupt = self.port(index)?.write(register, data[bytes.start]);
+            self.interrupt(index, interrupt, false);
         }
         Ok(data.len())
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
-        *self = Serial::new(self.config, self.bus.clone());
-        self.show_line();
+        self.function.reset();
+        self.ports.fill(Port::default());
+        self.asserted.fill(false);
+        self.session = Session::None;
         Ok(())
     }
 

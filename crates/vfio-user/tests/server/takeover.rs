@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData, State, WriteWidth};
-use whimbrel_models::Model;
+use whimbrel_models::{Model, accel};
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_vfio_user::BackendOptions;
@@ -587,7 +587,9 @@ fn the_configuration_space_goes_over() {
     let second = open();
     line.take_over_with(Backend::new(second.device.clone())).unwrap();
     assert_eq!(peer.read(CONFIG, 0, 256).unwrap(), before);
-    second.device.bus().interrupts().set_line(true);
+    // A queue without rings is refused, which the device asserts the line for.
+    peer.write(0, accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_ERROR.to_le_bytes()).unwrap();
+    peer.write(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()).unwrap();
     assert_eq!(intx.take(), 0, "the bit masks it here too");
     peer.write(CONFIG, 4, &[0x06, 0x00]).unwrap();
     assert_eq!(intx.take(), 1);

@@ -23,9 +23,11 @@ pub(super) const COMMAND_BUS_MASTER: u16 = 0x0004;
 pub(super) const COMMAND_INTX_DISABLE: u16 = 0x0400;
 const COMMAND_ERRORS: u16 = 0x0140;
 pub(super) const STATUS: usize = 0x06;
+pub(super) const STATUS_INTERRUPT: u16 = 0x0008;
 const STATUS_CAPABILITIES: u16 = 0x0010;
 const STATUS_MEDIUM: u16 = 0x0200;
 const STATUS_ERRORS: u16 = 0xf900;
+pub(super) const INTERRUPT_PIN: usize = 0x3d;
 pub(super) const BAR0: usize = 0x10;
 pub(super) const ROM: usize = 0x30;
 pub(super) const ROM_ENABLE: u32 = 1;
@@ -178,7 +180,7 @@ impl PciConfigBuilder {
 
     /// The pin the device interrupts on.
     pub fn interrupt_pin(mut self, pin: InterruptPin) -> Self {
-        self.header.fixed(0x3d, &[pin as u8]);
+        self.header.fixed(INTERRUPT_PIN, &[pin as u8]);
         self
     }
 
@@ -311,6 +313,9 @@ impl PciConfigBuilder {
         let list = if self.capabilities.is_empty() { 0 } else { STATUS_CAPABILITIES };
         shape.registers.word(STATUS, self.status | list, 0);
         shape.registers.write_one_to_clear(STATUS, STATUS_ERRORS);
+        if shape.registers.value[INTERRUPT_PIN] != 0 {
+            shape.registers.device[STATUS] = STATUS_INTERRUPT as u8;
+        }
         Ok(())
     }
 

@@ -215,6 +215,39 @@ impl PciConfig {
         }
     }
 
+    /// Shows in the status register whether the device asserts its interrupt pin, whatever the INTx disable bit says.
+    /// Without a pin nothing happens.
+    pub fn set_interrupt_status(&mut self, asserted: bool) {
+        if self.has_interrupt_pin() {
+            change16(&mut self.bytes, builder::STATUS, builder::STATUS_INTERRUPT, asserted);
+        }
+    }
+
+    /// BAR `index`; `None` for one that the device lacks.
+    pub fn bar(&self, index: u32) -> Option<Bar> {
+        self.shape.bars.get(index as usize).copied().flatten()
+    }
+
+    /// The MSI capability.
+    pub fn msi(&self) -> Option<Msi> {
+        self.shape.msi.map(|(_, msi)| msi)
+    }
+
+    /// The MSI-X capability.
+    pub fn msix(&self) -> Option<MsiX> {
+        self.shape.msix.map(|(_, msix)| msix)
+    }
+
+    /// Whether the device has an interrupt pin.
+    pub fn has_interrupt_pin(&self) -> bool {
+        self.shape.registers.value[builder::INTERRUPT_PIN] != 0
+    }
+
+    /// Whether the device has the capability of PCI Express.
+    pub fn is_express(&self) -> bool {
+        self.shape.express.is_some()
+    }
+
     /// All of it, to be kept or sent.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.bytes.clone()

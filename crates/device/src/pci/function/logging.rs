@@ -1,18 +1,18 @@
-//! The engine's own log of the memory it writes: data and completions, page by page.
+//! The function's own log of the memory it writes by DMA.
 //!
-//! mlx5 and pds are the example: a second START is refused, STOP is always fine, REPORT needs a log. A reset
-//! ends the log, so that a device is as after power-on in this too. (In the kernel pds ends it only if the device had
-//! failed.)
+//! mlx5 and pds are the example: a second START is refused, STOP is always fine, REPORT needs a log. A reset ends the
+//! log, so that a device is as after power-on in this too. (In the kernel pds ends it only if the device had failed.)
 
 use std::sync::Arc;
 
-use whimbrel_device::{DmaLogging, Errno};
 use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
-use super::Accel;
+use super::Function;
+use crate::driver::DmaLogging;
 
-impl DmaLogging for Accel {
+impl DmaLogging for Function {
     fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         if self.log.is_some() {
             return Err(Errno::EINVAL);
@@ -25,14 +25,20 @@ impl DmaLogging for Accel {
     }
 
     fn stop(&mut self) -> Result<(), Errno> {
-        if self.log.take().is_some() {
-            self.bus.dma().set_log(None);
-        }
+        self.stop_log();
         Ok(())
     }
 
     fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())
+    }
+}
+
+impl Function {
+    pub(super) fn stop_log(&mut self) {
+        if self.log.take().is_some() {
+            self.bus.dma().set_log(None);
+        }
     }
 }

@@ -1,0 +1,272 @@
+//! One PCI function: its configuration space, BARs, interrupts, power states and DMA, for a driver to own.
+//!
+//! A [`Function`] answers all that a driver would otherwise answer from its [`PciConfig`] by itself. It serves the
+//! configuration space and the MSI-X table, and asks the driver for the registers behind its BARs alone. It keeps the
+//! interrupt status bit, obeys the INTx disable bit, holds messages back while they are masked, and stands still in
+//! D3hot:
+//!
+//! | | INTx line | message | DMA | BARs |
+//! |---|---|---|---|---|
+//! | needs | neither MSI nor MSI-X enabled | its capability enabled, bus master, not masked | bus master | decoding on |
+//! | in D3hot | not asserted | held until D0 | none | EIO |
+//!
+//! The interrupt status bit (bit 3 of the status register) follows the line as the function asserts it, and the INTx
+//! disable bit (bit 10 of the command register) masks the line towards the user. Linux's `pci_check_and_mask_intx()`
+//! needs both: it disowns an interrupt without the status bit.
+//!
+//! A held message shows in the pending bits. A vector of MSI-X is masked by its entry of the table once that was
+//! written: a VMM that emulates the table, as QEMU does, never forwards a write.
+//!
+//! ```
+//! use whimbrel_device::pci::config::{Bar, MsiX, PciConfig};
+//! use whimbrel_device::pci::function::{Access, Function};
+//! use whimbrel_device::{Bus, DeviceFile, Driver, Errno, Info, Irq, Region};
+//!
+//! /// A card with one register: what is written there is sent as an interrupt.
+//! struct Bell {
+//!     function: Function,
+//!     rung: u8,
+//! }
+//!
+//! impl Driver for Bell {
+//!     fn info(&self) -> Info {
+//!         self.function.info()
+//!     }
+//!     fn region(&self, index: u32) -> Result<Region, Errno> {
+//!         Ok(self.function.region(index))
+//!     }
+//!     fn irq(&self, index: u32) -> Result<Irq, Errno> {
+//!         Ok(self.function.irq(index))
+//!     }
+//!     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+//!         if let Access::Driver = self.function.read_region(index, offset, data)? {
+//!             data.fill(self.rung);
+//!         }
+//!         Ok(data.len())
+//!     }
+//!     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+//!         if let Access::Driver = self.function.write_region(index, offset, data)? {
+//!             self.rung = data[0];
+//!             self.function.send_message(self.rung.into());
+//!         }
+//!         Ok(data.len())
+//!     }
+//!     fn reset(&mut self) -> Result<(), Errno> {
+//!         self.function.reset();
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let table = MsiX { vectors: 4, table_bar: 1, table_offset: 0, pending_bar: 1, pending_offset: 0x800 };
+//! let config = PciConfig::builder(0x1234, 0xbe11)
+//!     .command(0x0002)
+//!     .bar(0, Bar::Memory32 { size: 0x1000, prefetchable: false })
+//!     .bar(1, Bar::Memory32 { size: 0x1000, prefetchable: false })
+//!     .capability(table)
+//!     .build()?;
+//! let bus = Bus::new();
+//! let function = Function::new(config, bus.clone());
+//! let device = DeviceFile::new("bell", bus, Box::new(Bell { function, rung: 0 }));
+//! assert_eq!(device.irq_info(2)?.count, 4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod logging;
+mod messages;
+mod msix_table;
+mod saved;
+
+use std::sync::Arc;
+
+use whimbrel_memory::DirtyLog;
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
+use whimbrel_uapi::pci::{
+    VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_NUM_IRQS,
+    VFIO_PCI_NUM_REGIONS,
+};
+
+use self::messages::Messages;
+pub use self::saved::FunctionStateError;
+use crate::bus::Bus;
+use crate::bus::dma::DmaSpace;
+use crate::pci::config::{Bar, PciConfig, PciEvent, PowerState, Settings};
+
+/// One PCI function, as its driver owns it.
+#[derive(Debug)]
+pub struct Function {
+    bus: Bus,
+    config: PciConfig,
+    messages: Messages,
+    /// The device has a cause for an interrupt on the line.
+    asserted: bool,
+    /// Neither the bus master bit nor the enable bits of MSI and MSI-X hold anything back.
+    is_permissive: bool,
+    log: Option<Arc<DirtyLog>>,
+}
+
+/// The side that serves an access to a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// The function has served it. A write to the configuration space caused these events, of which the driver has to
+    /// act on [`PciEvent::FunctionLevelReset`] and [`PciEvent::SoftReset`] if its capabilities allow them.
+    Served(Vec<PciEvent>),
+    /// The driver serves it: its own registers are there.
+    Driver,
+}
+
+impl Function {
+    /// A function with this configuration space, at power-on.
+    pub fn new(config: PciConfig, bus: Bus) -> Function {
+        let messages = Messages::new(&config);
+        Function { bus, config, messages, asserted: false, is_permissive: false, log: None }
+    }
+
+    /// The same function without the need for a set-up configuration space: DMA does not wait for the bus master bit,
+    /// and an interrupt goes to the index that the user has set up, whether it is enabled in the space or not.
+    ///
+    /// It is for a device whose state runs on at a destination before its user brings the configuration space over.
+    #[must_use]
+    pub fn permissive(mut self) -> Function {
+        self.is_permissive = true;
+        self
+    }
+
+    /// The values that the guest has set in the configuration space.
+    pub fn settings(&self) -> Settings {
+        self.config.settings()
+    }
+
+    /// The answer to VFIO_DEVICE_GET_INFO, for a device that can be reset.
+    pub fn info(&self) -> Info {
+        Info {
+            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
+            num_regions: VFIO_PCI_NUM_REGIONS,
+            num_irqs: VFIO_PCI_NUM_IRQS,
+            capabilities: Vec::new(),
+        }
+    }
+
+    /// Region `index`: a BAR, which the driver may narrow, or the configuration space.
+    pub fn region(&self, index: u32) -> Region {
+        let size = match index {
+            VFIO_PCI_CONFIG_REGION_INDEX => Some(self.config.len()),
+            _ => self.config.bar(index).map(Bar::size),
+        };
+        let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        size.map_or(Region::absent(0), |size| Region { flags, size, offset: 0, capabilities: Vec::new() })
+    }
+
+    /// Interrupt `index`, as vfio-pci describes it: from the pin and the capabilities.
+    pub fn irq(&self, index: u32) -> Irq {
+        let messages = IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE;
+        let line = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
+        let (flags, count) = match index {
+            VFIO_PCI_INTX_IRQ_INDEX => (line, u32::from(self.config.has_interrupt_pin())),
+            VFIO_PCI_MSI_IRQ_INDEX => (messages, self.config.msi().map_or(0, |msi| msi.vectors.into())),
+            VFIO_PCI_MSIX_IRQ_INDEX => (messages, self.config.msix().map_or(0, |msix| msix.vectors.into())),
+            // Every device of PCI Express has the index of errors.
+            VFIO_PCI_ERR_IRQ_INDEX => (messages, u32::from(self.config.is_express())),
+            _ => (messages, 0),
+        };
+        Irq { flags: if count == 0 { IrqInfoFlags::empty() } else { flags }, count }
+    }
+
+    /// Serves a read of a region, or leaves it to the driver.
+    ///
+    /// EIO for a BAR that does not answer now, as with vfio-pci. EINVAL for an access that lies only in part within
+    /// the MSI-X table or its pending bits.
+    pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<Access, Errno> {
+        if index == VFIO_PCI_CONFIG_REGION_INDEX {
+            self.config.read(offset, data);
+            return Ok(Access::Served(Vec::new()));
+        }
+        self.answers(index)?;
+        let served = self.messages.read(index, offset, data)?;
+        Ok(if served { Access::Served(Vec::new()) } else { Access::Driver })
+    }
+
+    /// Serves a write of a region, or leaves it to the driver. It fails as [`Function::read_region`] does, and with
+    /// EINVAL for a write to the MSI-X table that is not of aligned words of 32 bits.
+    pub fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<Access, Errno> {
+        if index == VFIO_PCI_CONFIG_REGION_INDEX {
+            let events = self.config.write(offset, data);
+            self.settle();
+            return Ok(Access::Served(events));
+        }
+        self.answers(index)?;
+        if !self.messages.write(index, offset, data)? {
+            return Ok(Access::Driver);
+        }
+        self.settle();
+        Ok(Access::Served(Vec::new()))
+    }
+
+    /// Sets whether the device has a cause for an interrupt on the INTx line.
+    pub fn set_line(&mut self, asserted: bool) {
+        self.asserted = asserted;
+        self.show_line();
+    }
+
+    /// Sends the message of a vector, of MSI-X or of MSI, whichever is enabled; holds it while it may not be sent.
+    /// With neither enabled it is dropped.
+    pub fn send_message(&mut self, vector: u32) {
+        self.messages.post(vector, &self.config, self.is_permissive);
+        self.settle();
+    }
+
+    /// The memory that the device reaches, while the function may start DMA.
+    pub fn dma(&self) -> Option<&DmaSpace> {
+        let settings = self.settings();
+        let may_start = settings.power < PowerState::D3Hot && (self.is_permissive || settings.bus_master);
+        may_start.then(|| self.bus.dma())
+    }
+
+    /// Brings the function to D0, for a driver whose device is suspended.
+    pub fn enter_d0(&mut self) {
+        self.config.enter_d0();
+        self.settle();
+    }
+
+    /// Brings the function to its state after power-on, and ends its dirty log.
+    pub fn reset(&mut self) {
+        self.config.reset();
+        self.messages = Messages::new(&self.config);
+        self.asserted = false;
+        self.stop_log();
+        self.settle();
+    }
+
+    /// Whether a BAR answers to accesses.
+    fn answers(&self, index: u32) -> Result<(), Errno> {
+        let bar = self.config.bar(index).filter(|_| index <= VFIO_PCI_BAR5_REGION_INDEX);
+        let settings = self.settings();
+        let is_memory = bar.ok_or(Errno::EINVAL)?.is_memory();
+        let decodes = if is_memory { settings.memory_decoding } else { settings.io_decoding };
+        if decodes && settings.power < PowerState::D3Hot { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// Does what follows from the settings as they are now: for the line and for held messages.
+    fn settle(&mut self) {
+        self.show_line();
+        let interrupts = self.bus.interrupts();
+        interrupts.disable_line(self.settings().intx_disabled);
+        self.messages.release(&mut self.config, self.is_permissive, |index, vector| {
+            interrupts.trigger(index, vector);
+        });
+    }
+
+    /// Shows the line in the status register and to the user.
+    fn show_line(&mut self) {
+        let settings = self.settings();
+        let sends_messages =
+            settings.msi.is_some_and(|msi| msi.enabled) || settings.msix.is_some_and(|msix| msix.enabled);
+        let may_assert = settings.power < PowerState::D3Hot && (self.is_permissive || !sends_messages);
+        let level = self.asserted && may_assert;
+        self.config.set_interrupt_status(level);
+        self.bus.interrupts().set_line(level);
+    }
+}

@@ -1,0 +1,101 @@
+//! The state of a function in a migration stream.
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use whimbrel_device::Bus;
+use whimbrel_device::pci::config::PciConfig;
+use whimbrel_device::pci::function::{Function, FunctionStateError};
+
+use super::{CONFIG, STATUS_INTERRUPT, config};
+
+fn fresh() -> Function {
+    Function::new(config(), Bus::new())
+}
+
+/// A function with a masked vector that is pending, an asserted line, and a BAR somewhere.
+fn used() -> Function {
+    let mut function = fresh();
+    for (region, offset, data) in [
+        (CONFIG, 0x04, &[0x06, 0][..]),
+        (CONFIG, 0x10, &[0, 0, 0, 0xfe]),
+        (CONFIG, 0x62, &[0, 0x80]),
+        (1, 69 * 16, &[4, 0x10, 0xe0, 0xfe]),
+        (1, 69 * 16 + 12, &[1, 0, 0, 0]),
+    ] {
+        function.write_region(region, offset, data).unwrap();
+    }
+    function.send_message(69);
+    function.set_line(true);
+    function
+}
+
+fn read32(function: &Function, region: u32, offset: u64) -> u32 {
+    let mut data = [0; 4];
+    function.read_region(region, offset, &mut data).unwrap();
+    u32::from_le_bytes(data)
+}
+
+#[test]
+fn a_function_continues_at_the_destination_with_its_line_and_its_pending_messages() {
+    let source = used();
+    let saved = source.save();
+    assert_eq!(saved.len(), source.saved_bytes());
+    let bus = Bus::new();
+    let mut destination = Function::new(config(), bus);
+    destination.load(&saved).unwrap();
+    assert_eq!(destination.save(), saved);
+    assert_eq!(read32(&destination, CONFIG, 0x10), 0xfe00_0000);
+    assert_eq!(read32(&destination, 1, 69 * 16), 0xfee0_1004);
+    assert_eq!(read32(&destination, 1, 0x808), 1 << 5, "vector 69 is pending");
+    // The pin is free for the line again once messages are disabled.
+    destination.write_region(CONFIG, 0x62, &[0, 0]).unwrap();
+    assert!(read32(&destination, CONFIG, 4) >> 16 & u32::from(STATUS_INTERRUPT) != 0);
+}
+
+#[test]
+fn a_pending_message_is_sent_at_the_destination_once_it_is_unmasked() {
+    use whimbrel_device::DeviceFile;
+    let bus = Bus::new();
+    let mut function = Function::new(config(), bus.clone());
+    function.load(&used().save()).unwrap();
+    let device = DeviceFile::new("card", bus, Box::new(super::Card(function)));
+    let told = EventFd::new(EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(2, 69, vec![Some(told.try_clone().unwrap())]).unwrap();
+    assert!(told.read().is_err());
+    device.write_region(1, 69 * 16 + 12, &[0; 4]).unwrap();
+    assert_eq!(told.read().unwrap(), 1);
+}
+
+#[test]
+fn a_state_that_no_function_of_this_shape_can_have_is_refused_and_changes_nothing() {
+    let good = used().save();
+    let mut function = used();
+    let table = 20 + 256;
+    let pending = good.len() - 16;
+    let spoil = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("nothing", vec![]),
+        ("too short", good[..good.len() - 1].to_vec()),
+        ("too long", [&good[..], &[0]].concat()),
+        ("magic", spoil(0, 0)),
+        ("version", spoil(4, 2)),
+        ("flags", spoil(8, 2)),
+        ("a fifth vector of MSI", spoil(12, 0x10)),
+        ("a longer space", spoil(17, 0xff)),
+        ("a shorter space", spoil(17, 0)),
+        ("another vendor", spoil(20, 0xff)),
+        ("a reserved bit of a control", spoil(table + 13, 1)),
+        ("a flag that is no flag", spoil(table + 70 * 16, 2)),
+        ("a 71st vector", spoil(pending + 8, 1 << 6)),
+    ];
+    for (name, bytes) in cases {
+        assert!(function.load(&bytes).is_err(), "{name}");
+        assert!(function.save() == good, "{name}");
+    }
+    let other = Function::new(PciConfig::builder(0x1234, 2).build().unwrap(), Bus::new());
+    let refused = fresh().load(&other.save()).unwrap_err();
+    assert!(matches!(refused, FunctionStateError::Length { .. }), "{refused}");
+}
