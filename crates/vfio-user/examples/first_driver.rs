@@ -1,0 +1,150 @@
+//! A migratable PCI device, whole, served at a socket:
+//! `cargo run -p whimbrel-vfio-user --example first_driver -- SOCKET`.
+
+use whimbrel_device::pci::config::{Bar, MsiX, PciConfig};
+use whimbrel_device::pci::function::{Access, Function};
+use whimbrel_device::{
+    ArcError, Bus, DeviceFile, DmaLogging, Driver, Errno, Info, Irq, Migration, MigrationFlags,
+    PrecopyReport, Region, State, survive_lost_memory,
+};
+use whimbrel_protocol::precopy::PrecopyBytes;
+use whimbrel_protocol::session::{Effect, effect};
+use whimbrel_vfio_user::{Backend, Server};
+
+const PAGE: usize = 4096;
+const PAGES: u32 = 16;
+/// Stands in the stream where a page's number would, before the function's state, which ends the stream.
+const END: u32 = u32::MAX;
+
+/// A card with memory of its own, BAR 0. An address that is written to BAR 1 gets a copy of its first page by DMA.
+struct Card {
+    function: Function,
+    memory: Vec<u8>,
+    state: State,
+    /// Pages that have changed since they were sent.
+    unsent: std::collections::BTreeSet<u32>,
+    /// Bytes of the stream on their way.
+    stream: Vec<u8>,
+    is_complete: bool,
+}
+
+impl Driver for Card {
+    fn info(&self) -> Info {
+        self.function.info()
+    }
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        Ok(self.function.region(index))
+    }
+    fn irq(&self, index: u32) -> Result<Irq, Errno> {
+        Ok(self.function.irq(index))
+    }
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if let Access::Driver = self.function.read_region(index, offset, data)? {
+            let bar = if index == 0 { &self.memory[..] } else { &[0; PAGE] };
+            data.copy_from_slice(&bar[offset as usize..][..data.len()]);
+        }
+        Ok(data.len())
+    }
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        match (self.function.write_region(index, offset, data)?, index) {
+            (Access::Driver, _) if !self.state.is_running() => return Err(Errno::EBUSY),
+            (Access::Driver, 0) => {
+                let (start, end) = (offset as usize, offset as usize + data.len());
+                self.memory[start..end].copy_from_slice(data);
+                self.unsent.extend((start / PAGE) as u32..end.div_ceil(PAGE) as u32);
+            }
+            (Access::Driver, 1) => {
+                let address = u64::from_le_bytes(data.try_into().map_err(|_| Errno::EINVAL)?);
+                let dma = self.function.dma().ok_or(Errno::EIO)?;
+                dma.write(address, &self.memory[..PAGE]).map_err(|_| Errno::EFAULT)?;
+                self.function.send_message(0);
+            }
+            _ => {}
+        }
+        Ok(data.len())
+    }
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.function.reset();
+        self.memory.fill(0);
+        self.state = State::Running;
+        Ok(())
+    }
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        Some(&mut self.function)
+    }
+}
+
+impl Migration for Card {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
+    }
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        if let Effect::Opens(_) = effect(from, to) {
+            self.unsent.extend(0..PAGES);
+            (self.stream, self.is_complete) = (Vec::new(), false);
+        } else if from == State::Resuming && !self.is_complete {
+            return Err(Errno::EINVAL.into());
+        }
+        self.state = to;
+        Ok(())
+    }
+    fn data_size(&mut self) -> Result<u64, Errno> {
+        Ok((PAGES as usize * (4 + PAGE) + 4 + self.function.saved_bytes()) as u64)
+    }
+    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+        let dirty = (self.unsent.len() * (4 + PAGE) + self.stream.len()) as u64;
+        Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty }, reinit: false })
+    }
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let next = if self.stream.is_empty() { self.unsent.pop_first() } else { None };
+        if let Some(page) = next {
+            self.stream.extend(page.to_le_bytes());
+            self.stream.extend(&self.memory[page as usize * PAGE..][..PAGE]);
+        } else if self.stream.is_empty() && self.state == State::StopCopy && !self.is_complete {
+            self.stream.extend(END.to_le_bytes());
+            self.stream.extend(self.function.save());
+            self.is_complete = true;
+        }
+        let count = self.stream.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.stream[..count]);
+        self.stream.drain(..count);
+        Ok(count)
+    }
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        self.stream.extend(data);
+        while let Some((page, rest)) = self.stream.split_first_chunk::<4>() {
+            let page = u32::from_le_bytes(*page);
+            if self.is_complete || (page >= PAGES && page != END) {
+                return Err(Errno::EINVAL);
+            }
+            let length = if page == END { self.function.saved_bytes() } else { PAGE };
+            let Some(record) = rest.get(..length) else { break };
+            if page == END {
+                self.function.load(record).map_err(|_| Errno::EINVAL)?;
+                self.is_complete = true;
+            } else {
+                self.memory[page as usize * PAGE..][..PAGE].copy_from_slice(record);
+            }
+            self.stream.drain(..4 + length);
+        }
+        Ok(data.len())
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let path = std::env::args().nth(1).ok_or("usage: first_driver SOCKET")?;
+    survive_lost_memory()?;
+    let (bus, memory) = (Bus::new(), vec![0; PAGES as usize * PAGE]);
+    let [large, small] = [memory.len() as u32, 4096].map(|size| Bar::Memory32 { size, prefetchable: false });
+    let table = MsiX { vectors: 1, table_bar: 2, table_offset: 0, pending_bar: 2, pending_offset: 2048 };
+    let config =
+        PciConfig::builder(0x1234, 0xca4d).bar(0, large).bar(1, small).bar(2, small).capability(table);
+    let function = Function::new(config.build()?, bus.clone());
+    let (unsent, stream) = ([].into(), Vec::new());
+    let card = Card { function, memory, state: State::Running, unsent, stream, is_complete: false };
+    Server::bind(&path, Backend::new(DeviceFile::new("card", bus, Box::new(card))))?.run()?;
+    Ok(())
+}
