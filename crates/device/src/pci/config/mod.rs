@@ -238,12 +238,12 @@ impl PciConfig {
         self.shape.msix.map(|(_, msix)| msix)
     }
 
-    /// Whether the device has an interrupt pin.
+    /// Returns whether the device has an interrupt pin.
     pub fn has_interrupt_pin(&self) -> bool {
         self.shape.registers.value[builder::INTERRUPT_PIN] != 0
     }
 
-    /// Whether the device has the capability of PCI Express.
+    /// Returns whether the device has the PCI Express capability.
     pub fn is_express(&self) -> bool {
         self.shape.express.is_some()
     }

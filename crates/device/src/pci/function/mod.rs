@@ -2,7 +2,7 @@
 //!
 //! A [`Function`] answers all that a driver would otherwise answer from its [`PciConfig`] by itself. It serves the
 //! configuration space and the MSI-X table, and asks the driver for the registers behind its BARs alone. It keeps the
-//! interrupt status bit, obeys the INTx disable bit, holds messages back while they are masked, and stands still in
+//! interrupt status bit, obeys the INTx disable bit, holds messages back while they are masked, and starts nothing in
 //! D3hot:
 //!
 //! | | INTx line | message | DMA | BARs |
@@ -240,7 +240,7 @@ impl Function {
         self.settle();
     }
 
-    /// Whether a BAR answers to accesses.
+    /// Fails with EIO while a BAR does not answer to accesses.
     fn answers(&self, index: u32) -> Result<(), Errno> {
         let bar = self.config.bar(index).filter(|_| index <= VFIO_PCI_BAR5_REGION_INDEX);
         let settings = self.settings();
@@ -249,7 +249,7 @@ impl Function {
         if decodes && settings.power < PowerState::D3Hot { Ok(()) } else { Err(Errno::EIO) }
     }
 
-    /// Does what follows from the settings as they are now: for the line and for held messages.
+    /// Applies the current settings to the line and to held messages.
     fn settle(&mut self) {
         self.show_line();
         let interrupts = self.bus.interrupts();

@@ -65,7 +65,7 @@ impl MsiXTable {
         Ok(within(bar, offset, data.len(), self.pending_place())?.is_some())
     }
 
-    /// Whether the guest has masked a vector.
+    /// Returns whether the guest has masked a vector.
     pub(super) fn is_masked(&self, vector: usize) -> bool {
         self.written[vector] && self.bytes[vector * ENTRY_BYTES + CONTROL] & MASK != 0
     }
