@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use whimbrel_user::{DataFile, Device, SavingRead, State};
+use whimbrel_user::{DataFile, Migratable, SavingRead, State};
 
 use crate::destination::reset_after;
 use crate::device_state::{self, Incoming, check_device};
@@ -37,7 +37,7 @@ pub struct Summary {
 
 /// Saves the state of a device: it is stopped, read, and brought back to the state it was in, which is RUNNING,
 /// RUNNING_P2P or STOP.
-pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<Summary, Error> {
+pub fn save(device: &mut dyn Migratable, output: impl Write, form: Form) -> Result<Summary, Error> {
     let flags = device
         .migration_flags()?
         .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
@@ -70,7 +70,7 @@ pub fn save(device: &mut dyn Device, output: impl Write, form: Form) -> Result<S
     }
 }
 
-fn bring_back(device: &mut dyn Device, state: State) -> Result<(), Error> {
+fn bring_back(device: &mut dyn Migratable, state: State) -> Result<(), Error> {
     if device.state().is_ok_and(|state| state == State::Error) {
         return Err(Error::NeedsReset { device: device.name().to_string() });
     }
@@ -83,7 +83,7 @@ fn unwritten(error: io::Error) -> Error {
 }
 
 /// As [`save`], to a file that appears under its name only when it is complete and on disk.
-pub fn save_to_path(device: &mut dyn Device, path: &Path, form: Form) -> Result<Summary, Error> {
+pub fn save_to_path(device: &mut dyn Migratable, path: &Path, form: Form) -> Result<Summary, Error> {
     let failed = |what: &'static str| {
         move |error: io::Error| Error::File { what: format!("{what} {}", path.display()), error }
     };
@@ -109,7 +109,7 @@ pub fn save_to_path(device: &mut dyn Device, path: &Path, form: Form) -> Result<
 fn save_raw(mut data: DataFile, mut output: impl Write) -> Result<u64, Error> {
     let mut total = 0;
     let mut chunk = vec![0; CHUNK];
-    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
+    while let SavingRead::Data(count) = data.read(&mut chunk)? {
         output.write_all(&chunk[..count]).map_err(unwritten)?;
         total += count as u64;
     }
@@ -123,7 +123,7 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
     let mut chunk = vec![0; CHUNK];
     let mut send = |message: &Message<'_>| writer.send(message).map_err(unwritten);
     send(&Message::Hello(Hello { device, memory: Vec::new() }))?;
-    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? {
+    while let SavingRead::Data(count) = data.read(&mut chunk)? {
         let ends = data.ends_transaction();
         send(&Message::DeviceState { device: 0, ends, data: &chunk[..count] })?;
         total += count as u64;
@@ -138,7 +138,7 @@ fn save_stream(mut data: DataFile, device: DeviceSummary, output: impl Write) ->
 ///
 /// If it fails once the device has begun to load, the device is reset, so that it never runs with half a state. A file
 /// that is foreign or does not fit is refused before that, and the device goes on as it was.
-pub fn restore(device: &mut dyn Device, input: impl Read, form: Form) -> Result<Summary, Error> {
+pub fn restore(device: &mut dyn Migratable, input: impl Read, form: Form) -> Result<Summary, Error> {
     let flags = device
         .migration_flags()?
         .ok_or_else(|| Error::NotMigratable { device: device.name().to_string() })?;
@@ -161,7 +161,7 @@ pub fn restore(device: &mut dyn Device, input: impl Read, form: Form) -> Result<
 
 /// The session stays open until the driver has judged what was written.
 fn load(
-    device: &mut dyn Device,
+    device: &mut dyn Migratable,
     write: impl FnOnce(&mut DataFile) -> Result<u64, Error>,
 ) -> Result<u64, Error> {
     let mut data = device

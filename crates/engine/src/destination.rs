@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use whimbrel_protocol::handover::{self, DestinationAction};
-use whimbrel_user::{DataFile, Device, State};
+use whimbrel_user::{DataFile, Migratable, State};
 
 use crate::device_state::{self, Incoming, check_device};
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::transport::Link;
 
 /// A migration about to be received.
 pub struct Destination<'a> {
-    device: &'a mut dyn Device,
+    device: &'a mut dyn Migratable,
     ram: Option<&'a dyn Ram>,
     guest: Box<dyn Guest + 'a>,
     timeout: Duration,
@@ -44,7 +44,7 @@ pub struct Received {
 
 impl<'a> Destination<'a> {
     /// Takes a device alone.
-    pub fn new(device: &'a mut dyn Device) -> Destination<'a> {
+    pub fn new(device: &'a mut dyn Migratable) -> Destination<'a> {
         Destination { device, ram: None, guest: Box::new(NoGuest), timeout: Duration::from_mins(1) }
     }
 
@@ -257,9 +257,8 @@ impl Receiving<'_> {
         };
         self.received.total_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         self.destination.guest.run().map_err(|why| {
-            Error::Guest(format!(
-                "{why}; the device has been taken over and runs here, only its program does not go on"
-            ))
+            let what = "the device has been taken over and runs here, only its program does not go on";
+            Error::Guest(format!("{why}; {what}").into())
         })
     }
 
@@ -300,7 +299,7 @@ impl Receiving<'_> {
 }
 
 /// Resets a device that may hold a part of a state. Where that fails the error says so.
-pub(crate) fn reset_after(device: &mut dyn Device, cause: Error) -> Error {
+pub(crate) fn reset_after(device: &mut dyn Migratable, cause: Error) -> Error {
     match device.reset() {
         Ok(()) => cause,
         Err(reset) => Error::NotReset { cause: Box::new(cause), reset },

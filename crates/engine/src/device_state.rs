@@ -1,7 +1,7 @@
 //! A device's state between two hosts: what is told of the device, whether it fits another, and its transactions.
 
 use whimbrel_uapi::device::DeviceInfoFlags;
-use whimbrel_user::{DataFile, Device, MigrationFlags, Version};
+use whimbrel_user::{DataFile, Migratable, MigrationFlags, Version};
 
 use crate::error::Error;
 use crate::stream::DeviceSummary;
@@ -9,7 +9,7 @@ use crate::stream::DeviceSummary;
 /// What the other side is told of a device.
 ///
 /// A migration region is not counted among its regions: the same device has none where it has migration v2.
-pub(crate) fn summary(device: &mut dyn Device, flags: MigrationFlags) -> Result<DeviceSummary, Error> {
+pub(crate) fn summary(device: &mut dyn Migratable, flags: MigrationFlags) -> Result<DeviceSummary, Error> {
     let info = device.info()?;
     let region = device.region_version();
     Ok(DeviceSummary {

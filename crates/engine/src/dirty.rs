@@ -4,9 +4,10 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES, PageBitmap};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::Device;
+use whimbrel_user::Migratable;
 
 use crate::error::Error;
+use crate::guest::GuestError;
 use crate::memory::{PAGE, RamRegion};
 
 /// The log of what the CPUs write: a VMM's own, such as KVM's.
@@ -14,10 +15,10 @@ use crate::memory::{PAGE, RamRegion};
 /// `bitmaps` are one per region of memory, in the order of [`crate::Ram::regions`], in pages of 4096 bytes.
 pub trait CpuLog: Send {
     /// Starts to log, with nothing marked.
-    fn start(&mut self) -> Result<(), String>;
+    fn start(&mut self) -> Result<(), GuestError>;
 
     /// Marks the pages written since the last call, and forgets them.
-    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), String>;
+    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError>;
 
     /// Stops to log.
     fn stop(&mut self);
@@ -28,11 +29,11 @@ pub trait CpuLog: Send {
 pub struct NoCpuLog;
 
 impl CpuLog for NoCpuLog {
-    fn start(&mut self) -> Result<(), String> {
+    fn start(&mut self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), String> {
+    fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), GuestError> {
         Ok(())
     }
 
@@ -41,12 +42,12 @@ impl CpuLog for NoCpuLog {
 
 /// Memory whose own bitmap marks every write that goes through it, in pages of 4096 bytes.
 impl CpuLog for &GuestMemoryMmap<AtomicBitmap> {
-    fn start(&mut self) -> Result<(), String> {
+    fn start(&mut self) -> Result<(), GuestError> {
         self.iter().for_each(|region: &GuestRegionMmap<AtomicBitmap>| region.bitmap().reset());
         Ok(())
     }
 
-    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), String> {
+    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError> {
         for (region, bitmap) in self.iter().zip(bitmaps) {
             if region.bitmap().len() != bitmap.pages() {
                 return Err(format!(
@@ -54,7 +55,7 @@ impl CpuLog for &GuestMemoryMmap<AtomicBitmap> {
                     vm_memory::GuestMemoryRegion::start_addr(region).0,
                     region.bitmap().len(),
                     bitmap.pages()
-                ));
+                ).into());
             }
             bitmap.merge(&region.bitmap().get_and_reset());
         }
@@ -91,7 +92,7 @@ impl Dirty {
     /// Starts the logs. Everything is marked at first.
     pub(crate) fn start(
         regions: Vec<RamRegion>,
-        device: &mut dyn Device,
+        device: &mut dyn Migratable,
         cpu_log: &mut dyn CpuLog,
     ) -> Result<Dirty, Error> {
         let bitmaps = regions.iter().map(|region| PageBitmap::new(region.pages())).collect();
@@ -111,7 +112,7 @@ impl Dirty {
         Ok(dirty)
     }
 
-    fn start_device(regions: &[RamRegion], device: &mut dyn Device) -> Result<DeviceLog, Error> {
+    fn start_device(regions: &[RamRegion], device: &mut dyn Migratable) -> Result<DeviceLog, Error> {
         let known = device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET)?;
         if known && regions.len() <= MAX_LOGGING_RANGES as usize {
             let ranges: Vec<IovaRange> = regions
@@ -141,7 +142,7 @@ impl Dirty {
     /// agreed to so long a downtime.
     pub(crate) fn collect(
         &mut self,
-        device: &mut dyn Device,
+        device: &mut dyn Migratable,
         cpu_log: &mut dyn CpuLog,
         stopped: bool,
     ) -> Result<(), Error> {
@@ -157,7 +158,7 @@ impl Dirty {
         cpu_log.collect(&mut self.bitmaps).map_err(Error::CpuLog)
     }
 
-    fn collect_device(&mut self, device: &mut dyn Device) -> Result<(), Error> {
+    fn collect_device(&mut self, device: &mut dyn Migratable) -> Result<(), Error> {
         for (region, bitmap) in self.regions.iter().zip(&mut self.bitmaps) {
             let size = region.size.next_multiple_of(PAGE);
             let mut at = 0;
@@ -175,7 +176,7 @@ impl Dirty {
         Ok(())
     }
 
-    fn give_up_log(&mut self, device: &mut dyn Device, why: &Error) {
+    fn give_up_log(&mut self, device: &mut dyn Migratable, why: &Error) {
         tracing::warn!(
             device = device.name(),
             %why,
@@ -219,7 +220,7 @@ impl Dirty {
     }
 
     /// Stops the logs. The device may be in any state.
-    pub(crate) fn stop(&mut self, device: &mut dyn Device, cpu_log: &mut dyn CpuLog) {
+    pub(crate) fn stop(&mut self, device: &mut dyn Migratable, cpu_log: &mut dyn CpuLog) {
         if self.device_log == DeviceLog::Logging
             && let Err(error) = device.dma_logging_stop()
         {

@@ -6,11 +6,13 @@ use std::time::Duration;
 use whimbrel_protocol::handover::Unexpected;
 use whimbrel_user::State;
 
+use crate::guest::GuestError;
 use crate::memory::RamError;
 use crate::stream::{Problem, StreamError};
 
 /// What ended a migration, a save or a restore.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A device refused a request.
     #[error(transparent)]
@@ -126,10 +128,10 @@ pub enum Error {
     Ram(#[from] RamError),
     /// The log of what the CPUs write failed.
     #[error("the log of the cpus' writes: {0}")]
-    CpuLog(String),
+    CpuLog(GuestError),
     /// The program around the device refused.
     #[error("the program that owns the device: {0}")]
-    Guest(String),
+    Guest(GuestError),
     /// The device has not given all that it wants carried before it is stopped.
     #[error(
         "after {rounds} rounds {left} bytes of the device's initial data are still to come, and without them it must \

@@ -2,7 +2,7 @@
 //!
 //! [`Source`] sends a device that works: rounds of memory and device state while it runs, until what is left fits the
 //! downtime limit, then the rest while it stands still, then the handover. [`Destination`] takes it and runs it. Both
-//! know user-side devices ([`whimbrel_user::Device`]) only, never what stands behind one. [`archive`] puts a device's
+//! know user-side devices ([`whimbrel_user::Migratable`]) only, never what stands behind one. [`archive`] puts a device's
 //! state into a file and back.
 //!
 //! If anything fails before the handover, the source runs on; who may run the device when is decided by
@@ -12,7 +12,7 @@
 //! use std::os::unix::net::UnixStream;
 //! use whimbrel_engine::{Destination, Link, Source};
 //! use whimbrel_models::Model;
-//! use whimbrel_user::{Device, Local, State};
+//! use whimbrel_user::{Local, Migratable, State};
 //!
 //! let model: Model = "accel?state=1MiB".parse()?;
 //! let mut here = Local::new(model.open("here")?.device);
@@ -46,7 +46,7 @@ mod transport;
 pub use destination::{Destination, Received};
 pub use dirty::{CpuLog, NoCpuLog};
 pub use error::{Error, Outcome, SendError};
-pub use guest::{Guest, NoGuest};
+pub use guest::{Guest, GuestError, NoGuest};
 pub use memory::{Ram, RamError, RamRegion};
 pub use progress::{Observer, Phase, Progress, Silent};
 pub use report::{Report, Round};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use whimbrel_protocol::estimate::{self, Bandwidth, Decision};
 use whimbrel_protocol::handover::{self, SourceAction};
 use whimbrel_protocol::precopy;
-use whimbrel_user::{DataFile, Device, MigrationFlags, State};
+use whimbrel_user::{DataFile, Migratable, MigrationFlags, State};
 
 use crate::device_state;
 use crate::dirty::{CpuLog, Dirty, NoCpuLog};
@@ -54,7 +54,7 @@ const DESTINATION: &str = "destination";
 
 /// A migration about to be sent.
 pub struct Source<'a> {
-    device: &'a mut dyn Device,
+    device: &'a mut dyn Migratable,
     ram: Option<&'a dyn Ram>,
     cpu_log: Box<dyn CpuLog + 'a>,
     guest: Box<dyn Guest + 'a>,
@@ -64,7 +64,7 @@ pub struct Source<'a> {
 
 impl<'a> Source<'a> {
     /// Moves a device alone.
-    pub fn new(device: &'a mut dyn Device) -> Source<'a> {
+    pub fn new(device: &'a mut dyn Migratable) -> Source<'a> {
         Source {
             device,
             ram: None,

@@ -2,11 +2,13 @@
 
 use std::os::fd::BorrowedFd;
 
+use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::session::{self, Direction, SavingRead};
-use whimbrel_protocol::{Errno, State};
 
 use crate::error::{Error, Result};
+use crate::operation::Operation;
+use crate::session_state::SessionState;
 
 /// The transport of a session's data. Results are the driver's, with its errnos.
 pub trait StateFile: Send {
@@ -45,13 +47,19 @@ pub trait StateFile: Send {
 pub struct DataFile {
     device: String,
     direction: Direction,
+    state: SessionState,
     file: Box<dyn StateFile>,
 }
 
 impl DataFile {
-    /// Takes over the file of a newly opened session of `device`.
-    pub fn new(device: impl Into<String>, direction: Direction, file: Box<dyn StateFile>) -> DataFile {
-        DataFile { device: device.into(), direction, file }
+    /// Takes over the file of a session that has just been opened on `device`, whose state is kept in `state`.
+    pub fn new(
+        device: impl Into<String>,
+        direction: Direction,
+        state: SessionState,
+        file: Box<dyn StateFile>,
+    ) -> DataFile {
+        DataFile { device: device.into(), direction, state, file }
     }
 
     /// Returns the direction of the data.
@@ -59,14 +67,16 @@ impl DataFile {
         self.direction
     }
 
-    /// Reads the next bytes of the device's state. `state` is the device's current state: it decides whether an empty
-    /// read is a temporary or the final end.
-    pub fn read(&mut self, state: State, buffer: &mut [u8]) -> Result<SavingRead> {
+    /// Reads the next bytes of the device's state. A read that yields nothing is the end for now while the device is in
+    /// a pre-copy state, and the end for good in STOP_COPY.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<SavingRead> {
         loop {
+            // Before the read: what a device has to give in PRE_COPY says nothing of the end in STOP_COPY.
+            let state = self.state.get();
             let result = self.file.read(buffer).map(|count| count.min(buffer.len()));
             match session::saving_read(state, result) {
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(self.failed("read of data_fd", errno)),
+                Err(errno) => return Err(self.failed(Operation::ReadData, errno)),
                 Ok(read) => return Ok(read),
             }
         }
@@ -102,27 +112,24 @@ impl DataFile {
         while !data.is_empty() {
             match write(&mut *self.file, data) {
                 Ok(0) => {
-                    return Err(Error::Answer {
-                        device: self.device.clone(),
-                        request: "write to data_fd".into(),
-                        what: format!("it took none of {} bytes", data.len()),
-                    });
+                    let what = format!("it took none of {} bytes", data.len());
+                    return Err(Error::answer(&self.device, Operation::WriteData, what));
                 }
                 Ok(count) => data = &data[count.min(data.len())..],
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(self.failed("write to data_fd", errno)),
+                Err(errno) => return Err(self.failed(Operation::WriteData, errno)),
             }
         }
         Ok(())
     }
 
-    fn failed(&mut self, request: &str, errno: Errno) -> Error {
+    fn failed(&mut self, request: Operation, errno: Errno) -> Error {
         self.file.take_failure().unwrap_or_else(|| Error::request(&self.device, request, errno))
     }
 
     /// Returns the amount of data that can be read now, in PRE_COPY and PRE_COPY_P2P.
     pub fn precopy_info(&mut self) -> Result<PrecopyReport> {
-        self.file.precopy_info().map_err(|errno| self.failed("VFIO_MIG_GET_PRECOPY_INFO", errno))
+        self.file.precopy_info().map_err(|errno| self.failed(Operation::PrecopyInfo, errno))
     }
 
     /// Returns the descriptor, if any, to wait on.
@@ -144,6 +151,8 @@ impl std::fmt::Debug for DataFile {
 mod tests {
     use std::collections::VecDeque;
 
+    use whimbrel_protocol::State;
+
     use super::*;
 
     /// Plays back results.
@@ -162,13 +171,14 @@ mod tests {
     }
 
     fn file(script: impl Into<VecDeque<std::result::Result<usize, Errno>>>) -> DataFile {
-        DataFile::new("test", Direction::Saving, Box::new(Script(script.into())))
+        let state = SessionState::new(State::StopCopy);
+        DataFile::new("test", Direction::Saving, state, Box::new(Script(script.into())))
     }
 
     #[test]
     fn an_interrupted_read_or_write_goes_on() {
         let mut data = file([Err(Errno::EINTR), Ok(3)]);
-        assert_eq!(data.read(State::StopCopy, &mut [0; 8]).unwrap(), SavingRead::Data(3));
+        assert_eq!(data.read(&mut [0; 8]).unwrap(), SavingRead::Data(3));
         file([Ok(2), Err(Errno::EINTR), Ok(1)]).write_all(&[0; 3]).unwrap();
     }
 
@@ -181,13 +191,13 @@ mod tests {
     #[test]
     fn a_driver_that_claims_more_than_it_was_given_is_taken_at_the_size_of_the_buffer() {
         let mut data = file([Ok(1000)]);
-        assert_eq!(data.read(State::StopCopy, &mut [0; 8]).unwrap(), SavingRead::Data(8));
+        assert_eq!(data.read(&mut [0; 8]).unwrap(), SavingRead::Data(8));
         file([Ok(1000)]).write_all(&[0; 3]).unwrap();
     }
 
     #[test]
     fn errors_name_device_request_and_errno() {
-        let error = file([Err(Errno::EIO)]).read(State::StopCopy, &mut [0; 8]).unwrap_err();
+        let error = file([Err(Errno::EIO)]).read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.to_string(), "test: read of data_fd: EIO: Input/output error");
     }
 }

@@ -6,19 +6,22 @@ use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::UserError;
 use whimbrel_uapi::feature::Feature;
 
+use crate::operation::Operation;
+
 /// The outcome of a request to a device.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A request that failed, or a device that could not be opened.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The driver side refused a request.
     #[error("{device}: {request}: {errno}")]
     Request {
         /// The device's name.
         device: String,
-        /// The header's name of the request, with the feature or state, if any.
-        request: String,
+        /// The request.
+        request: Operation,
         /// The answer.
         errno: Errno,
     },
@@ -27,8 +30,8 @@ pub enum Error {
     Answer {
         /// The device's name.
         device: String,
-        /// The header's name of the request.
-        request: String,
+        /// The request.
+        request: Operation,
         /// The defect of the answer.
         what: String,
     },
@@ -62,13 +65,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the error of a request that `errno` answered.
-    pub fn request(device: &str, request: impl ToString, errno: Errno) -> Error {
-        Error::Request { device: device.to_string(), request: request.to_string(), errno }
+    /// The error of a request that the driver side refused with `errno`.
+    pub fn request(device: &str, request: impl Into<Operation>, errno: Errno) -> Error {
+        Error::Request { device: device.to_string(), request: request.into(), errno }
     }
 
-    /// Returns a function that makes an error of a request's errno.
-    pub(crate) fn at(device: &str, request: impl ToString) -> impl FnOnce(Errno) -> Error {
+    /// The error of a request whose answer is malformed.
+    pub fn answer(device: &str, request: impl Into<Operation>, what: impl ToString) -> Error {
+        Error::Answer { device: device.to_string(), request: request.into(), what: what.to_string() }
+    }
+
+    /// The error of a device that cannot be used in this way; `why` says what would help.
+    pub fn unusable(device: &str, why: impl Into<String>) -> Error {
+        Error::Unusable { device: device.to_string(), why: why.into() }
+    }
+
+    /// Makes an error of the errno of one request. Nothing is allocated unless there is an error.
+    pub(crate) fn at(device: &str, request: impl Into<Operation>) -> impl FnOnce(Errno) -> Error {
         move |errno| Error::request(device, request, errno)
     }
 
@@ -113,11 +126,10 @@ impl Error {
                 "the device is in use: `whimbrel devices` shows by whom, through its group or its own file",
             ),
             // `iova_bitmap_for_each()` is built only with iommufd, and PROBE does not tell.
-            (Error::Request { request, .. }, Errno::EOPNOTSUPP)
-                if request == Feature::DmaLoggingReport.name() =>
-            {
-                Some("this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's log")
-            }
+            (
+                Error::Request { request: Operation::Feature(Feature::DmaLoggingReport), .. },
+                Errno::EOPNOTSUPP,
+            ) => Some("this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's log"),
             (Error::Region { error: UserError::NoRoom { .. }, .. }, _) => Some(
                 "give the destination's device a data section as large as the source's: v1 does not allow to divide \
                  its transactions",

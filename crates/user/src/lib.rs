@@ -9,15 +9,15 @@
 //!
 //! ```
 //! use whimbrel_models::Model;
-//! use whimbrel_user::{Device, Local, SavingRead, State};
+//! use whimbrel_user::{Local, Migratable, SavingRead};
 //!
 //! let model: Model = "serial".parse()?;
 //! let opened = model.open("serial 0")?;
 //! let mut device = Local::new(opened.device);
-//! let mut data = device.set_state(State::StopCopy)?.expect("a new session");
+//! let mut data = device.set_state(whimbrel_user::State::StopCopy)?.expect("a new session");
 //! let mut state = Vec::new();
 //! let mut buffer = [0; 4096];
-//! while let SavingRead::Data(count) = data.read(State::StopCopy, &mut buffer)? {
+//! while let SavingRead::Data(count) = data.read(&mut buffer)? {
 //!     state.extend_from_slice(&buffer[..count]);
 //! }
 //! assert_eq!(state.len(), 60);
@@ -26,19 +26,30 @@
 
 mod data_file;
 mod device;
+mod dirty_source;
+mod dma_map;
 mod error;
 pub mod kernel;
 #[cfg(feature = "local")]
 mod local;
 mod mapped_region;
+mod migratable;
+mod operation;
 pub mod region;
+mod session_state;
 
 pub use data_file::{DataFile, StateFile};
-pub use device::{Device, DmaRegion, IrqData};
+pub use device::{Device, IrqData};
+pub use dirty_source::{DeviceLog, DirtySource};
+pub use dma_map::{DmaMap, DmaRegion};
 pub use error::{Error, Result};
 #[cfg(feature = "local")]
 pub use local::Local;
 pub use mapped_region::MappedRegion;
+pub use migratable::Migratable;
+pub use operation::Operation;
+pub use session_state::SessionState;
+pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;
 pub use whimbrel_protocol::precopy::PrecopyReport;

@@ -13,22 +13,29 @@ use whimbrel_uapi::ioctl;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::data_file::{DataFile, StateFile};
-use crate::device::{Device, DmaRegion, IrqData};
+use crate::device::{Device, IrqData};
+use crate::dirty_source::DirtySource;
+use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
-use crate::mapped_region::{self, MappedRegion};
+use crate::mapped_region::MappedRegion;
+use crate::migratable::Migratable;
+use crate::operation::Operation;
+use crate::session_state::SessionState;
 
 /// A driver-side device, used directly.
 #[derive(Debug)]
 pub struct Local {
     device: DeviceFile,
-    /// The log in which the device's mappings record writes.
-    memory_log: Option<Arc<DirtyLog>>,
+    state: SessionState,
+    memory_log: MemoryLog,
 }
 
 impl Local {
     /// Returns a user of an opened device.
     pub fn new(device: DeviceFile) -> Local {
-        Local { device, memory_log: None }
+        let state = SessionState::new(device.mig_state().unwrap_or(State::Running));
+        let memory_log = MemoryLog { device: device.clone(), log: None };
+        Local { device, state, memory_log }
     }
 
     /// Returns the driver side.
@@ -36,68 +43,33 @@ impl Local {
         &self.device
     }
 
-    fn failed(&self, request: impl ToString) -> impl FnOnce(Errno) -> Error {
-        let request = request.to_string();
-        let name = self.device.name().to_string();
-        move |errno| Error::Request { device: name, request, errno }
+    fn failed(&self, request: impl Into<Operation>) -> impl FnOnce(Errno) -> Error {
+        Error::at(self.device.name(), request)
     }
 
     /// Checks that a transfer was complete.
-    fn whole(&self, request: &str, expected: usize, result: std::result::Result<usize, Errno>) -> Result<()> {
-        let count = result.map_err(self.failed(request))?;
+    fn whole(
+        &self,
+        request: Operation,
+        expected: usize,
+        result: std::result::Result<usize, Errno>,
+    ) -> Result<()> {
+        let count = result.map_err(|errno| Error::request(self.device.name(), request.clone(), errno))?;
         if count == expected {
             return Ok(());
         }
-        Err(Error::Answer {
-            device: self.device.name().to_string(),
-            request: request.to_string(),
-            what: format!("{count} of {expected} bytes were transferred"),
-        })
+        let what = format!("{count} of {expected} bytes were transferred");
+        Err(Error::answer(self.device.name(), request, what))
     }
 }
 
-impl Device for Local {
+impl Migratable for Local {
     fn name(&self) -> &str {
         self.device.name()
     }
 
     fn info(&mut self) -> Result<Info> {
         Ok(self.device.info())
-    }
-
-    fn region_info(&mut self, index: u32) -> Result<Region> {
-        let request = format!("{} of region {index}", ioctl::VFIO_DEVICE_GET_REGION_INFO);
-        self.device.region_info(index).map_err(self.failed(request))
-    }
-
-    fn irq_info(&mut self, index: u32) -> Result<Irq> {
-        let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_GET_IRQ_INFO);
-        self.device.irq_info(index).map_err(self.failed(request))
-    }
-
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
-        let result = self.device.read_region(index, offset, data);
-        self.whole(&format!("read of region {index} at {offset:#x}"), data.len(), result)
-    }
-
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
-        let result = self.device.write_region(index, offset, data);
-        self.whole(&format!("write to region {index} at {offset:#x}"), data.len(), result)
-    }
-
-    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
-        let region = self.region_info(index)?;
-        let request = mapped_region::request(index, offset, length);
-        let file = self.device.mmap(index, offset, length).map_err(self.failed(request))?;
-        MappedRegion::of_file(self.device.name(), index, &region, file, offset, length)
-    }
-
-    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
-        let request = format!("{} of index {index}", ioctl::VFIO_DEVICE_SET_IRQS);
-        owned(data)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
-            .and_then(|data| self.device.set_irqs(index, start, action, data))
-            .map_err(self.failed(request))
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -113,15 +85,18 @@ impl Device for Local {
     }
 
     fn state(&mut self) -> Result<State> {
-        self.device.mig_state().map_err(self.failed(Feature::MigDeviceState))
+        let state = self.device.mig_state().map_err(self.failed(Feature::MigDeviceState))?;
+        self.state.set(state);
+        Ok(state)
     }
 
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
-        let opened = self
-            .device
-            .set_mig_state(state)
-            .map_err(self.failed(format!("{} to {state}", Feature::MigDeviceState)))?;
-        Ok(opened.map(|file| DataFile::new(self.device.name(), file.direction(), Box::new(LocalFile(file)))))
+        let opened = self.device.set_mig_state(state).map_err(self.failed(Operation::SetState(state)))?;
+        self.state.set(state);
+        Ok(opened.map(|file| {
+            let (direction, state) = (file.direction(), self.state.clone());
+            DataFile::new(self.device.name(), direction, state, Box::new(LocalFile(file)))
+        }))
     }
 
     fn data_size(&mut self) -> Result<u64> {
@@ -137,14 +112,8 @@ impl Device for Local {
     }
 
     fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
-        LoggingRanges::new(page_size, count)
-            .and_then(|mut checked| {
-                for range in ranges {
-                    checked.push(range.iova(), range.length())?;
-                }
-                self.device.dma_logging_start(&checked)
-            })
+        logging_ranges(page_size, ranges)
+            .and_then(|checked| self.device.dma_logging_start(&checked))
             .map_err(self.failed(Feature::DmaLoggingStart))
     }
 
@@ -155,59 +124,110 @@ impl Device for Local {
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         self.device.dma_logging_report(report).map_err(self.failed(Feature::DmaLoggingReport))
     }
+}
 
-    fn has_memory_log(&mut self) -> bool {
-        true
+impl Device for Local {
+    fn region_info(&mut self, index: u32) -> Result<Region> {
+        self.device.region_info(index).map_err(self.failed(Operation::RegionInfo(index)))
     }
 
-    fn memory_log_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        let count = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
-        let log = LoggingRanges::new(page_size, count)
-            .and_then(|mut checked| {
-                for range in ranges {
-                    checked.push(range.iova(), range.length())?;
-                }
-                DirtyLog::new(&checked)
-            })
-            .map_err(self.failed(ioctl::VFIO_IOMMU_DIRTY_PAGES))?;
-        let log = Arc::new(log);
-        self.device.bus().dma().set_log(Some(log.clone()));
-        self.memory_log = Some(log);
-        Ok(page_size)
+    fn irq_info(&mut self, index: u32) -> Result<Irq> {
+        self.device.irq_info(index).map_err(self.failed(Operation::IrqInfo(index)))
     }
 
-    fn memory_log_stop(&mut self) -> Result<()> {
-        self.device.bus().dma().set_log(None);
-        self.memory_log = None;
-        Ok(())
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
+        let result = self.device.read_region(index, offset, data);
+        self.whole(Operation::ReadRegion { index, offset }, data.len(), result)
     }
 
-    fn memory_log_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        let failed = self.failed(ioctl::VFIO_IOMMU_DIRTY_PAGES);
-        self.memory_log.as_ref().ok_or(Errno::EINVAL).map_err(failed)?.report(report);
-        Ok(())
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
+        let result = self.device.write_region(index, offset, data);
+        self.whole(Operation::WriteRegion { index, offset }, data.len(), result)
     }
 
+    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
+        let region = self.region_info(index)?;
+        let request = Operation::MapRegion { index, offset, length };
+        let file = self.device.mmap(index, offset, length).map_err(self.failed(request))?;
+        MappedRegion::of_file(self.device.name(), index, &region, file, offset, length)
+    }
+
+    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
+        owned(data)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
+            .and_then(|data| self.device.set_irqs(index, start, action, data))
+            .map_err(self.failed(Operation::SetIrqs(index)))
+    }
+
+    fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
+        Some(self)
+    }
+}
+
+impl DmaMap for Local {
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
         let Some(file) = memory.file() else {
-            return Err(Error::Unusable {
-                device: self.device.name().to_string(),
-                why: "a driver in this process reaches memory only through a file that both map: \
-                      allocate it with memfd_create"
-                    .into(),
-            });
+            let why = "a driver in this process reaches memory only through a file that both map: \
+                       allocate it with memfd_create";
+            return Err(Error::unusable(self.device.name(), why));
         };
-        self.device
-            .bus()
-            .dma()
-            .map(iova, memory.size(), rights, file.clone())
-            .map_err(self.failed(format!("{} at {iova:#x}", ioctl::VFIO_IOMMU_MAP_DMA)))
+        let request = Operation::Memory { request: ioctl::VFIO_IOMMU_MAP_DMA, iova };
+        let dma = self.device.bus().dma();
+        dma.map(iova, memory.size(), rights, file.clone()).map_err(self.failed(request))
     }
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
-        let request = format!("{} at {iova:#x}", ioctl::VFIO_IOMMU_UNMAP_DMA);
+        let request = Operation::Memory { request: ioctl::VFIO_IOMMU_UNMAP_DMA, iova };
         self.device.bus().dma().unmap(iova, size).map_err(self.failed(request))
     }
+
+    fn dirty_log(&mut self) -> Option<&mut dyn DirtySource> {
+        Some(&mut self.memory_log)
+    }
+}
+
+/// The log that the address space keeps of the device's writes, as a container does.
+#[derive(Debug)]
+struct MemoryLog {
+    device: DeviceFile,
+    log: Option<Arc<DirtyLog>>,
+}
+
+impl MemoryLog {
+    fn failed(&self, errno: Errno) -> Error {
+        Error::request(self.device.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, errno)
+    }
+}
+
+impl DirtySource for MemoryLog {
+    fn start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let log = logging_ranges(page_size, ranges)
+            .and_then(|checked| DirtyLog::new(&checked))
+            .map_err(|errno| self.failed(errno))?;
+        let log = Arc::new(log);
+        self.device.bus().dma().set_log(Some(log.clone()));
+        self.log = Some(log);
+        Ok(page_size)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.device.bus().dma().set_log(None);
+        self.log = None;
+        Ok(())
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        self.log.as_ref().ok_or(Errno::EINVAL).map_err(|errno| self.failed(errno))?.report(report);
+        Ok(())
+    }
+}
+
+fn logging_ranges(page_size: u64, ranges: &[IovaRange]) -> std::result::Result<LoggingRanges, Errno> {
+    let mut checked = LoggingRanges::new(page_size, u32::try_from(ranges.len()).unwrap_or(u32::MAX))?;
+    for range in ranges {
+        checked.push(range.iova(), range.length())?;
+    }
+    Ok(checked)
 }
 
 /// Returns the same data with eventfds that the device can keep.

@@ -9,6 +9,7 @@ use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
 
 use crate::error::{Error, Result};
+use crate::operation::Operation;
 
 /// A part of a region in this process's memory, mapped shared until it is dropped. The region's flags determine
 /// the allowed accesses.
@@ -59,11 +60,6 @@ pub struct MappedRegion {
     memory: Memory,
 }
 
-/// Returns the name of such a request for errors.
-pub(crate) fn request(index: u32, offset: u64, length: u64) -> String {
-    format!("mmap of {length:#x} bytes at {offset:#x} of region {index}")
-}
-
 impl MappedRegion {
     /// Maps the part of a file that holds `length` bytes of region `index` from `offset` on, for implementations
     /// of a device. An access past the end of the file raises SIGBUS, as described above.
@@ -75,7 +71,7 @@ impl MappedRegion {
         offset: u64,
         length: u64,
     ) -> Result<MappedRegion> {
-        let request = || request(index, offset, length);
+        let request = || Operation::MapRegion { index, offset, length };
         let protection = Protection {
             read: region.flags.contains(RegionInfoFlags::READ),
             write: region.flags.contains(RegionInfoFlags::WRITE),

@@ -18,7 +18,7 @@ use whimbrel_uapi::device::DeviceInfoFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::kernel::{self, Adopted, Cdev, Group};
-use whimbrel_user::{Device, DmaRegion, Errno, MigrationFlags, State};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Errno, Migratable, MigrationFlags, State};
 
 fn opened(uuid: &str) -> Cdev {
     let mut device = Cdev::find(uuid).unwrap();

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{Bus, DeviceFile};
 use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
-use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, State};
+use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, Migratable, State};
 
 fn kernel(uuid: &str) -> Group {
     let mut device = Group::find(uuid).unwrap();

@@ -38,10 +38,10 @@ fn adapted(model: &str, device: Local) -> Box<dyn Device> {
     region::adapt_as(Box::new(device), version).unwrap()
 }
 
-fn read_all(data: &mut DataFile, state: State) -> Vec<u8> {
+fn read_all(data: &mut DataFile) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = [0; 777];
-    while let SavingRead::Data(count) = data.read(state, &mut buffer).unwrap() {
+    while let SavingRead::Data(count) = data.read(&mut buffer).unwrap() {
         all.extend_from_slice(&buffer[..count]);
     }
     all
@@ -49,7 +49,7 @@ fn read_all(data: &mut DataFile, state: State) -> Vec<u8> {
 
 fn save(device: &mut dyn Device) -> Vec<u8> {
     let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
-    let state = read_all(&mut data, State::StopCopy);
+    let state = read_all(&mut data);
     device.set_state(State::Stop).unwrap();
     state
 }
@@ -155,13 +155,13 @@ fn a_session_ends_with_the_states_it_belongs_to() {
         device.set_state(State::StopCopy).unwrap();
         assert_eq!(saving.precopy_info().unwrap_err().errno(), Some(Errno::EINVAL));
         assert!(device.data_size().unwrap() >= 60, "an estimate");
-        assert_eq!(read_all(&mut saving, State::StopCopy).len(), 60);
+        assert_eq!(read_all(&mut saving).len(), 60);
         device.set_state(State::Resuming).unwrap();
-        let over = saving.read(State::StopCopy, &mut [0; 8]).unwrap_err();
+        let over = saving.read(&mut [0; 8]).unwrap_err();
         assert_eq!(over.errno(), Some(Errno::ENODEV));
 
         let mut resuming = open(model).set_state(State::Resuming).unwrap().unwrap();
-        assert_eq!(resuming.read(State::Resuming, &mut [0; 8]).unwrap_err().errno(), Some(Errno::EBADF));
+        assert_eq!(resuming.read(&mut [0; 8]).unwrap_err().errno(), Some(Errno::EBADF));
         device.reset().unwrap();
         assert_eq!(device.state().unwrap(), State::Running);
     }
@@ -176,7 +176,7 @@ fn transactions_keep_their_sizes_and_a_v1_device_gets_each_when_it_is_whole() {
     let mut into = destination.set_state(State::Resuming).unwrap().unwrap();
     let mut transactions = 0;
     let mut buffer = [0; 300];
-    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut buffer).unwrap() {
+    while let SavingRead::Data(count) = data.read(&mut buffer).unwrap() {
         into.write_piece(&buffer[..count], data.ends_transaction()).unwrap();
         transactions += u32::from(data.ends_transaction());
     }
@@ -228,7 +228,7 @@ fn dirty_pages_are_told_from_the_start_of_the_log_whoever_keeps_it() {
         let opened = model.parse::<Model>().unwrap().open(model).unwrap();
         let bus = opened.device.bus().clone();
         let mut device = adapted(model, Local::new(opened.device));
-        device.map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
+        device.dma_map().unwrap().map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
         let range = IovaRange::new(0, 0x8000).unwrap();
         assert_eq!(device.dma_logging_start(0x1000, &[range]).unwrap(), 0x1000);
         assert_eq!(device.state().unwrap(), State::Running, "{model}: whatever the log takes");
@@ -249,7 +249,7 @@ fn dirty_pages_are_told_from_the_start_of_the_log_whoever_keeps_it() {
 #[test]
 fn the_drafts_log_says_all_once_it_was_off_in_between() {
     let mut device = open("accel?state=1K&protocol=draft");
-    device.map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
+    device.dma_map().unwrap().map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
     let range = IovaRange::new(0, 0x8000).unwrap();
     device.dma_logging_start(0x1000, &[range]).unwrap();
     let again = device.dma_logging_start(0x1000, &[range]).unwrap_err();
@@ -355,7 +355,7 @@ fn a_vendor_that_tells_what_cannot_be_is_an_error_that_says_what() {
     for (what, vendor, expected) in cases {
         let mut device = vendor.open();
         let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
-        let read = data.read(State::StopCopy, &mut [0; 64]);
+        let read = data.read(&mut [0; 64]);
         let error = read.unwrap_err();
         assert!(matches!(error, Error::Region { .. }), "{what}: {error}");
         assert!(error.to_string().starts_with("vendor: "), "{what}: {error}");
@@ -369,7 +369,7 @@ fn a_part_that_cannot_be_mapped_after_all_is_read() {
     let mut device = Vendor { mapped, ..Vendor::saying(1, &[0x1000], 11) }.open();
     let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
     let mut buffer = [0; 64];
-    assert_eq!(data.read(State::StopCopy, &mut buffer).unwrap(), SavingRead::Data(11));
+    assert_eq!(data.read(&mut buffer).unwrap(), SavingRead::Data(11));
     assert_eq!(buffer[..12], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0]);
 }
 

@@ -25,7 +25,7 @@ use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, SavingRead};
+use whimbrel_user::{Migratable, SavingRead};
 use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
     DeviceFeature, DmaMap, DmaUnmap, Kind, Limits, LoggingReport, LoggingStart, MessageBuffer, RegionAccess,
@@ -295,7 +295,7 @@ fn reads(criterion: &mut Criterion) {
         let mut buffer = vec![1; size];
         group.bench_function("the session's own socket, by a client", |bencher| {
             bencher.iter(|| {
-                let read = saving.read(State::StopCopy, &mut buffer).unwrap();
+                let read = saving.read(&mut buffer).unwrap();
                 assert_eq!(read, SavingRead::Data(size));
             });
         });
@@ -389,7 +389,7 @@ fn moved(criterion: &mut Criterion) {
             let mut saving = from.set_state(State::StopCopy).unwrap().unwrap();
             let mut resuming = to.set_state(State::Resuming).unwrap().unwrap();
             let mut moved = 0;
-            while let SavingRead::Data(count) = saving.read(State::StopCopy, &mut buffer).unwrap() {
+            while let SavingRead::Data(count) = saving.read(&mut buffer).unwrap() {
                 resuming.write_all(&buffer[..count]).unwrap();
                 moved += count as u64;
             }

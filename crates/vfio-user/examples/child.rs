@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use whimbrel_models::Model;
-use whimbrel_user::Device;
+use whimbrel_user::Migratable;
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 
 const SERVE: &str = "serve";

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use whimbrel_models::{Model, accel};
 use whimbrel_uapi::pci::VFIO_PCI_MSI_IRQ_INDEX;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Migratable};
 use whimbrel_vfio_user::message::WriteOne;
 use whimbrel_vfio_user::{Backend, Client, ClientOptions, RegionRead};
 use zerocopy::IntoBytes;

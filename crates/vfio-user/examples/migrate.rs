@@ -11,7 +11,7 @@ use whimbrel_device::Worker;
 use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Error};
+use whimbrel_user::{DmaRegion, Error, Migratable};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions, DmaMapping};
 
 const MEMORY: u64 = 16 << 20;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_models::Model;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 use whimbrel_vfio_user::message::{DeviceFeature, Limits, MessageBuffer, Request, Version};
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
 
@@ -113,7 +113,7 @@ fn by_a_device(backend: &Backend, round: usize) {
     });
     let mut client = Client::new("device", stream, &ClientOptions::default()).unwrap();
     let mut first = client.set_state(State::PreCopy).unwrap().unwrap();
-    let _ = first.read(State::PreCopy, &mut [0; 100]).unwrap();
+    let _ = first.read(&mut [0; 100]).unwrap();
     let second = client.set_state(State::Resuming).unwrap().unwrap();
     match round % 3 {
         0 => drop((first, client, second)),

@@ -12,7 +12,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use whimbrel_device::{IoeventfdWrite, WriteWidth};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion};
+use whimbrel_user::{DmaMap, DmaRegion, Migratable};
 use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, DmaMapping, IoAccess, RegionRead};
 

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use whimbrel_models::Model;
-use whimbrel_user::{Device, SavingRead, State};
+use whimbrel_user::{Migratable, SavingRead, State};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 
 /// Leaves this process no number for another descriptor while `run` does.
@@ -38,13 +38,13 @@ fn a_session_goes_with_the_commands_and_the_next_has_its_socket_again() {
     let mut data = without_descriptors(|| client.set_state(State::StopCopy).unwrap().unwrap());
     assert_eq!(open(&mut client), before, "the session has no socket");
     let mut buffer = [0; 4096];
-    assert!(matches!(data.read(State::StopCopy, &mut buffer).unwrap(), SavingRead::Data(_)));
+    assert!(matches!(data.read(&mut buffer).unwrap(), SavingRead::Data(_)));
     drop(data);
     client.set_state(State::Stop).unwrap();
 
     let mut data = client.set_state(State::StopCopy).unwrap().unwrap();
     assert_eq!(open(&mut client), before + 2, "both ends of its socket are here");
-    assert!(matches!(data.read(State::StopCopy, &mut buffer).unwrap(), SavingRead::Data(_)));
+    assert!(matches!(data.read(&mut buffer).unwrap(), SavingRead::Data(_)));
     drop(data);
     drop(client);
     serving.join().unwrap().unwrap();

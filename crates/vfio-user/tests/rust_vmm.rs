@@ -23,7 +23,7 @@ use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_uapi::device::{IrqInfoFlags, IrqSetFlags, RegionInfoFlags};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Errno};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Errno, Migratable};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 
 /// Neither of these peers waits with a time of its own.

@@ -5,7 +5,7 @@ use whimbrel_models::accel::{
 };
 use whimbrel_models::{AccelConfig, Model, OpenModel};
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX};
-use whimbrel_user::{Device, Local, State, Version, region};
+use whimbrel_user::{Device, Local, Migratable, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::messages::Place;

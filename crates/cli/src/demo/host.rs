@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use parking_lot::Mutex;
-use whimbrel_engine::{Address, Destination, Guest, Link, Listener, Progress, Source, SourceOptions};
+use whimbrel_engine::{
+    Address, Destination, Guest, GuestError, Link, Listener, Progress, Source, SourceOptions,
+};
 
 use super::attachment::Attachment;
 use super::machine::Machine;
@@ -179,11 +181,12 @@ fn goes_on(machine: &Machine<'_>, orders: &Receiver<Order>) -> Result<bool, Fail
 struct Held<'a>(&'a Work);
 
 impl Guest for Held<'_> {
-    fn pause(&mut self) -> Result<(), String> {
-        self.0.pause()
+    fn pause(&mut self) -> Result<(), GuestError> {
+        self.0.pause()?;
+        Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), String> {
+    fn resume(&mut self) -> Result<(), GuestError> {
         self.0.resume();
         Ok(())
     }
@@ -224,13 +227,13 @@ struct Found {
 }
 
 impl Guest for &Arrival<'_> {
-    fn inspect(&mut self) -> Result<(), String> {
+    fn inspect(&mut self) -> Result<(), GuestError> {
         let evidence = self.machine.evidence(Duration::ZERO).map_err(|failure| failure.message())?;
         self.found.lock().evidence = Some(evidence);
         Ok(())
     }
 
-    fn run(&mut self) -> Result<(), String> {
+    fn run(&mut self) -> Result<(), GuestError> {
         let work = Work::start(self.machine, self.rate).map_err(|failure| failure.message())?;
         self.found.lock().work = Some(work);
         Ok(())

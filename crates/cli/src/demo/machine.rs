@@ -71,7 +71,9 @@ impl<'a> Machine<'a> {
         for region in machine.memory.iter() {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-            device.map_dma(start, rights, DmaRegion::new(region.get_mmap()))?;
+            if let Some(space) = device.dma_map() {
+                space.map_dma(start, rights, DmaRegion::new(region.get_mmap()))?;
+            }
         }
         Ok(machine)
     }
@@ -119,7 +121,7 @@ fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
     let mut data = device
         .set_state(State::StopCopy)?
         .ok_or_else(|| Failure::new("the device opened no data session on entering STOP_COPY"))?;
-    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut piece)? {
+    while let SavingRead::Data(count) = data.read(&mut piece)? {
         digest.update(&piece[..count]);
     }
     device.set_state(State::Stop)?;

@@ -213,7 +213,7 @@ impl Walk<'_> {
         let mut chunk = vec![0; CHUNK];
         loop {
             asking("reading the device's state")?;
-            let SavingRead::Data(count) = data.read(State::StopCopy, &mut chunk)? else { return Ok(()) };
+            let SavingRead::Data(count) = data.read(&mut chunk)? else { return Ok(()) };
             self.saved.write_all(&chunk[..count]).map_err(|error| kept(&error))?;
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tempfile::TempDir;
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 
 use crate::support::{Run, Served, argument, whimbrel};
 

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use serde_json::json;
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 
 use crate::support::{Served, argument, command, keys, whimbrel};
 

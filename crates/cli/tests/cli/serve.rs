@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use whimbrel_user::{Device, Errno, State};
+use whimbrel_user::{Errno, Migratable, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::support::{argument, command, keys, whimbrel};

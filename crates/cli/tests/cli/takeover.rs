@@ -17,7 +17,7 @@ use vmm_sys_util::poll::PollContext;
 use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
 use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Error};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Error};
 use whimbrel_vfio_user::{Client, ClientOptions};
 use zerocopy::IntoBytes;
 

@@ -1,7 +1,7 @@
 //! `vfio-user:<socket>` as a TARGET: devices that other processes serve.
 
 use serde_json::Value;
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 
 use crate::support::{Receiver, argument, plain_and_confined, whimbrel};
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 use whimbrel_vfio_user::{Backend, Server};
 
 use crate::support::{KILLED, Receiver, Run, Served, argument, command, whimbrel};

@@ -78,10 +78,9 @@ impl Sending<'_> {
 
     /// Sends one chunk of device state; `None` at the end, for now or for good.
     pub(super) fn send_state_chunk(&mut self) -> Result<Option<u64>, Error> {
-        let state = self.state;
         let Some(data) = &mut self.data else { return Ok(None) };
         let mut chunk = std::mem::take(&mut self.chunk);
-        let read = data.read(state, &mut chunk);
+        let read = data.read(&mut chunk);
         let ends = data.ends_transaction();
         let sent = match read {
             Ok(SavingRead::Data(count)) => self

@@ -1,7 +1,7 @@
 //! Devices and programs that fail, at each request a migration makes.
 
 use whimbrel_device::{ArcError, Errno};
-use whimbrel_engine::{CpuLog, Error, Outcome, Source};
+use whimbrel_engine::{CpuLog, Error, GuestError, Outcome, Source};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_user::State;
 
@@ -232,18 +232,18 @@ fn a_log_of_the_cpus_that_fails_ends_the_migration_and_no_log_is_left_running() 
         running: &'a mut bool,
     }
     impl Log<'_> {
-        fn ask(&mut self) -> Result<(), String> {
+        fn ask(&mut self) -> Result<(), GuestError> {
             self.asked += 1;
             if self.asked > self.fails_at { Err("KVM says no".into()) } else { Ok(()) }
         }
     }
     impl CpuLog for Log<'_> {
-        fn start(&mut self) -> Result<(), String> {
+        fn start(&mut self) -> Result<(), GuestError> {
             self.ask()?;
             *self.running = true;
             Ok(())
         }
-        fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), String> {
+        fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), GuestError> {
             self.ask()
         }
         fn stop(&mut self) {

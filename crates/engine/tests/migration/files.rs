@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use whimbrel_device::{ArcError, Errno};
 use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Form};
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Migratable, State};
 
 use crate::support::{At, Control, Shape, open};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::Worker;
-use whimbrel_engine::{Guest, Link, Ram, Report, Source};
+use whimbrel_engine::{Guest, GuestError, Link, Ram, Report, Source};
 use whimbrel_user::{MigrationFlags, State};
 
 use crate::support::{At, Memory, Program, Rig, Shape};
@@ -46,12 +46,12 @@ impl Cpu {
 }
 
 impl Guest for Cpu {
-    fn pause(&mut self) -> Result<(), String> {
+    fn pause(&mut self) -> Result<(), GuestError> {
         *self.running.lock() = false;
         self.program.pause()
     }
 
-    fn resume(&mut self) -> Result<(), String> {
+    fn resume(&mut self) -> Result<(), GuestError> {
         *self.running.lock() = true;
         self.program.resume()
     }
@@ -174,7 +174,7 @@ fn the_program_is_paused_before_the_device_stops_and_let_run_after_it_started() 
 fn the_time_the_destinations_owner_looks_is_told_apart_from_the_downtime() {
     struct Slow;
     impl Guest for Slow {
-        fn inspect(&mut self) -> Result<(), String> {
+        fn inspect(&mut self) -> Result<(), GuestError> {
             std::thread::sleep(Duration::from_millis(300));
             Ok(())
         }
@@ -237,7 +237,7 @@ fn the_log_runs_only_while_the_migration_does() {
 #[test]
 fn a_device_that_does_not_run_is_not_sent() {
     let mut rig = Rig::new(&Shape { flags: MigrationFlags::STOP_COPY, ..Shape::default() });
-    whimbrel_user::Device::set_state(&mut *rig.here, State::Stop).unwrap();
+    whimbrel_user::Migratable::set_state(&mut *rig.here, State::Stop).unwrap();
     let (left, _right) = UnixStream::pair().unwrap();
     let error = rig.send_to(left.into()).unwrap_err().to_string();
     assert!(error.contains("here: it is in STOP, but a live migration begins in RUNNING only"), "{error}");

@@ -157,14 +157,15 @@ fn pre_copy_left_anywhere_with_reads_of_any_size_loses_nothing() {
             let (mut to, _, taken) = open_any("to", &Region(version, room).of(&shape));
             let mut data = from.set_state(State::PreCopy).unwrap().unwrap();
             let mut into = to.set_state(State::Resuming).unwrap().unwrap();
-            let mut now = State::PreCopy;
             let mut buffer = vec![0; buffer];
             for reads in 0.. {
                 if reads == leave_after {
-                    now = State::StopCopy;
-                    assert!(from.set_state(now).unwrap().is_none(), "{what}: the session goes on");
+                    assert!(
+                        from.set_state(State::StopCopy).unwrap().is_none(),
+                        "{what}: the session goes on"
+                    );
                 }
-                match data.read(now, &mut buffer).unwrap() {
+                match data.read(&mut buffer).unwrap() {
                     SavingRead::Data(count) => {
                         into.write_piece(&buffer[..count], data.ends_transaction()).unwrap();
                     }

@@ -13,8 +13,9 @@ use whimbrel_uapi::iommufd::{Destroy, IoasMap, IoasMapFlags, IoasUnmap};
 use whimbrel_uapi::type1::{DmaMapFlags, IommuType1DmaMap};
 
 use super::ioctl;
-use crate::device::DmaRegion;
+use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
+use crate::operation::Operation;
 
 /// An address space. Dropping it removes all mappings.
 #[derive(Debug)]
@@ -52,7 +53,13 @@ impl AddressSpace {
         AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
     }
 
-    pub(super) fn map(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+    fn failed(&self, request: Request, iova: u64, errno: Errno) -> Error {
+        Error::request(&self.device, Operation::Memory { request, iova }, errno)
+    }
+}
+
+impl DmaMap for AddressSpace {
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
         let request = match self.kernel {
             Kernel::Type1 { .. } => requests::VFIO_IOMMU_MAP_DMA,
             Kernel::Ioas { .. } => requests::IOMMU_IOAS_MAP,
@@ -73,7 +80,7 @@ impl AddressSpace {
     }
 
     /// Removes the mappings that lie completely in the range.
-    pub(super) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64> {
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
         let request = match self.kernel {
             Kernel::Type1 { .. } => requests::VFIO_IOMMU_UNMAP_DMA,
             Kernel::Ioas { .. } => requests::IOMMU_IOAS_UNMAP,
@@ -94,10 +101,6 @@ impl AddressSpace {
             Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| touched(start, region)) => Ok(0),
             Err(errno) => Err(self.failed(request, iova, errno)),
         }
-    }
-
-    fn failed(&self, request: Request, iova: u64, errno: Errno) -> Error {
-        Error::request(&self.device, format!("{request} at {iova:#x}"), errno)
     }
 }
 

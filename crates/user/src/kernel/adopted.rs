@@ -9,13 +9,13 @@ use crate::error::{Error, Result};
 
 /// A device behind an fd that another part of the program has opened, through a group or as a cdev.
 ///
-/// All requests of the device itself work. The VMM continues to map its memory: mapping and unmapping
-/// answer [`Error::Unusable`].
+/// All requests of the device itself work. The memory it reaches stays the business of the VMM: there is no
+/// [`Device::dma_map`](crate::Device::dma_map).
 ///
 /// ```no_run
 /// use std::os::fd::BorrowedFd;
 /// use whimbrel_user::kernel::Adopted;
-/// use whimbrel_user::{Device, Result, State};
+/// use whimbrel_user::{Migratable, Result, State};
 ///
 /// fn begin_migration(device_fd: BorrowedFd<'_>) -> Result<()> {
 ///     let mut device = Adopted::duplicate("0000:3b:00.2", device_fd)?;
@@ -71,11 +71,8 @@ impl OnKernel for Adopted {
         &mut self.device
     }
 
-    fn memory(&mut self) -> Result<&mut AddressSpace> {
-        Err(Error::Unusable {
-            device: self.device.name().to_string(),
-            why: "it was adopted for migration only: the VMM that opened it maps its memory itself".into(),
-        })
+    fn memory(&mut self) -> Option<&mut AddressSpace> {
+        None
     }
 }
 
@@ -95,7 +92,6 @@ mod tests {
     fn memory_is_left_to_the_vmm() {
         let file = tempfile::tempfile().unwrap();
         let mut device = Adopted { device: VfioDevice::new("vm 1".into(), file.into()) };
-        let error = device.unmap_dma(0, 4096).unwrap_err();
-        assert!(matches!(error, Error::Unusable { .. }), "{error}");
+        assert!(device.dma_map().is_none());
     }
 }

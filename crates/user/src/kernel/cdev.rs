@@ -6,11 +6,13 @@ use std::path::Path;
 use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};
 use whimbrel_uapi::ioctl as requests;
 use whimbrel_uapi::iommufd::IoasAlloc;
+use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::address_space::AddressSpace;
 use super::group::open_file;
 use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, sysfs};
+use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 
 /// The file that creates an iommufd.
@@ -30,7 +32,7 @@ const ATTACH_WITHOUT_PASID: u32 = 12;
 /// dropped, its mappings are removed and its address space is destroyed.
 ///
 /// ```no_run
-/// use whimbrel_user::Device;
+/// use whimbrel_user::Migratable;
 /// use whimbrel_user::kernel::Cdev;
 ///
 /// let mut device = Cdev::open("/dev/vfio/devices/vfio0")?;
@@ -107,8 +109,18 @@ impl OnKernel for Cdev {
         &mut self.device
     }
 
-    fn memory(&mut self) -> Result<&mut AddressSpace> {
-        Ok(&mut self.memory)
+    fn memory(&mut self) -> Option<&mut AddressSpace> {
+        Some(&mut self.memory)
+    }
+}
+
+impl DmaMap for Cdev {
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        self.memory.map_dma(iova, rights, memory)
+    }
+
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
+        self.memory.unmap_dma(iova, size)
     }
 }
 

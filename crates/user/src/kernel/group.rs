@@ -7,12 +7,15 @@ use std::path::Path;
 
 use whimbrel_uapi::group::{GroupFlags, GroupStatus, VFIO_API_VERSION, VFIO_TYPE1V2_IOMMU};
 use whimbrel_uapi::ioctl as requests;
+use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::address_space::AddressSpace;
 use super::sysfs;
 use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, state_file};
+use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
+use crate::operation::Operation;
 
 /// The file that creates a container.
 const CONTAINER: &str = "/dev/vfio/vfio";
@@ -23,7 +26,7 @@ const CONTAINER: &str = "/dev/vfio/vfio";
 /// for another device in it. Its mappings are removed when it is dropped.
 ///
 /// ```no_run
-/// use whimbrel_user::Device;
+/// use whimbrel_user::Migratable;
 /// use whimbrel_user::kernel::Group;
 ///
 /// let mut device = Group::find("0000:3b:00.2")?;
@@ -56,15 +59,14 @@ impl Group {
     /// followed by ` vf_token=<uuid>` if the physical function's driver requires a token.
     pub fn open(name: impl Into<String>, group_path: impl AsRef<Path>, device_name: &str) -> Result<Group> {
         let name = name.into();
-        let failed = |request: String| Error::at(&name, request);
+        let failed = |request: Operation| Error::at(&name, request);
         let unusable = |why: String| Error::Unusable { device: name.clone(), why };
         let c_name = CString::new(device_name)
             .map_err(|_| unusable(format!("{device_name:?} is not the name of a device")))?;
 
         let container = open_file(&name, Path::new(CONTAINER))?;
         let request = requests::VFIO_GET_API_VERSION;
-        let version =
-            ioctl::with_number(container.as_fd(), request, 0).map_err(failed(request.to_string()))?;
+        let version = ioctl::with_number(container.as_fd(), request, 0).map_err(failed(request.into()))?;
         if version != VFIO_API_VERSION {
             return Err(unusable(format!(
                 "{CONTAINER} speaks version {version} of VFIO, this program version 0"
@@ -72,7 +74,7 @@ impl Group {
         }
         let request = requests::VFIO_CHECK_EXTENSION;
         let type1 = ioctl::with_number(container.as_fd(), request, VFIO_TYPE1V2_IOMMU)
-            .map_err(failed(format!("{request} of VFIO_TYPE1v2_IOMMU")))?;
+            .map_err(failed(format!("{request} of VFIO_TYPE1v2_IOMMU").into()))?;
         if type1 <= 0 {
             return Err(unusable("the kernel has no type1v2 IOMMU: load the module vfio_iommu_type1".into()));
         }
@@ -80,7 +82,7 @@ impl Group {
         let group = open_file(&name, group_path.as_ref())?;
         let mut status = GroupStatus { argsz: size_of::<GroupStatus>() as u32, flags: 0 };
         let request = requests::VFIO_GROUP_GET_STATUS;
-        ioctl::with_struct(group.as_fd(), &mut status).map_err(failed(request.to_string()))?;
+        ioctl::with_struct(group.as_fd(), &mut status).map_err(failed(request.into()))?;
         if !GroupFlags::from_bits_retain(status.flags).contains(GroupFlags::VIABLE) {
             return Err(unusable(format!(
                 "group {} cannot be used yet: bind every device in it to a vfio driver, or to none",
@@ -88,13 +90,13 @@ impl Group {
             )));
         }
         let request = requests::VFIO_GROUP_SET_CONTAINER;
-        ioctl::set_container(group.as_fd(), container.as_fd()).map_err(failed(request.to_string()))?;
+        ioctl::set_container(group.as_fd(), container.as_fd()).map_err(failed(request.into()))?;
         let request = requests::VFIO_SET_IOMMU;
         ioctl::with_number(container.as_fd(), request, VFIO_TYPE1V2_IOMMU)
-            .map_err(failed(format!("{request} to VFIO_TYPE1v2_IOMMU")))?;
+            .map_err(failed(format!("{request} to VFIO_TYPE1v2_IOMMU").into()))?;
         let request = requests::VFIO_GROUP_GET_DEVICE_FD;
         let fd = ioctl::device_fd(group.as_fd(), &c_name)
-            .map_err(failed(format!("{request} of {device_name}")))?;
+            .map_err(failed(format!("{request} of {device_name}").into()))?;
 
         let memory = AddressSpace::type1(&name, OwnedFd::from(group), OwnedFd::from(container));
         Ok(Group { device: VfioDevice::new(name, fd), memory })
@@ -128,8 +130,18 @@ impl OnKernel for Group {
         &mut self.device
     }
 
-    fn memory(&mut self) -> Result<&mut AddressSpace> {
-        Ok(&mut self.memory)
+    fn memory(&mut self) -> Option<&mut AddressSpace> {
+        Some(&mut self.memory)
+    }
+}
+
+impl DmaMap for Group {
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        self.memory.map_dma(iova, rights, memory)
+    }
+
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
+        self.memory.unmap_dma(iova, size)
     }
 }
 

@@ -19,16 +19,19 @@ use whimbrel_uapi::dma_logging::DeviceFeatureDmaLoggingRange;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl::{self as requests};
 use whimbrel_uapi::migration::{DeviceFeatureMigDataSize, DeviceFeatureMigState, DeviceFeatureMigration};
-use whimbrel_uapi::type1::DmaMapFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::address_space::AddressSpace;
 use super::ioctl::{self, Argument};
 use super::state_file::{self, DataFd};
 use crate::data_file::DataFile;
-use crate::device::{Device, DmaRegion, IrqData};
+use crate::device::{Device, IrqData};
+use crate::dma_map::DmaMap;
 use crate::error::{Error, Result};
-use crate::mapped_region::{self, MappedRegion};
+use crate::mapped_region::MappedRegion;
+use crate::migratable::Migratable;
+use crate::operation::Operation;
+use crate::session_state::SessionState;
 
 /// Maximum size of an info structure with its capabilities, in bytes. The kernel's longest are a few
 /// hundred.
@@ -44,6 +47,7 @@ pub(super) struct VfioDevice {
     file: File,
     /// The places of the regions queried so far. They never change while the device is open.
     regions: BTreeMap<u32, Place>,
+    state: SessionState,
 }
 
 /// The place of a region in the device file, in bytes.
@@ -59,13 +63,14 @@ pub(super) trait OnKernel: Send {
 
     fn vfio_mut(&mut self) -> &mut VfioDevice;
 
-    /// Returns the address space of the device, if this object owns it.
-    fn memory(&mut self) -> Result<&mut AddressSpace>;
+    /// The address space in which it reaches memory, if that is the business of this object.
+    fn memory(&mut self) -> Option<&mut AddressSpace>;
 }
 
 impl VfioDevice {
     pub(super) fn new(name: String, fd: OwnedFd) -> VfioDevice {
-        VfioDevice { name, file: File::from(fd), regions: BTreeMap::new() }
+        let state = SessionState::default();
+        VfioDevice { name, file: File::from(fd), regions: BTreeMap::new(), state }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -76,24 +81,22 @@ impl VfioDevice {
         self.file.as_fd()
     }
 
-    pub(super) fn failed(&self, request: impl ToString) -> impl FnOnce(Errno) -> Error {
-        let request = request.to_string();
-        let device = self.name.clone();
-        move |errno| Error::Request { device, request, errno }
+    pub(super) fn failed(&self, request: impl Into<Operation>) -> impl FnOnce(Errno) -> Error {
+        Error::at(&self.name, request)
     }
 
-    fn nonsense(&self, request: impl ToString, what: impl ToString) -> Error {
-        Error::Answer { device: self.name.clone(), request: request.to_string(), what: what.to_string() }
+    fn nonsense(&self, request: impl Into<Operation>, what: impl ToString) -> Error {
+        Error::answer(&self.name, request, what)
     }
 
     pub(super) fn info(&self) -> Result<Info> {
         let request = requests::VFIO_DEVICE_GET_INFO;
         let asked = DeviceInfo { argsz: size_of::<DeviceInfo>() as u32, ..DeviceInfo::default() };
-        self.info_with_chain(&asked, request, Info::from_bytes)
+        self.info_with_chain(&asked, request.into(), Info::from_bytes)
     }
 
     fn region_info(&mut self, index: u32) -> Result<Region> {
-        let request = format!("{} of region {index}", requests::VFIO_DEVICE_GET_REGION_INFO);
+        let request = Operation::RegionInfo(index);
         let asked = RegionInfo { argsz: size_of::<RegionInfo>() as u32, index, ..RegionInfo::default() };
         let region = self.info_with_chain(&asked, request, Region::from_bytes)?;
         self.regions.insert(index, Place { offset: region.offset, size: region.size });
@@ -104,7 +107,7 @@ impl VfioDevice {
     fn info_with_chain<T: Argument, A>(
         &self,
         asked: &T,
-        request: impl ToString,
+        request: Operation,
         parse: impl Fn(&[u8]) -> std::result::Result<A, ChainError>,
     ) -> Result<A> {
         let mut room = size_of::<T>();
@@ -113,7 +116,7 @@ impl VfioDevice {
             bytes[..size_of::<T>()].copy_from_slice(asked.as_bytes());
             bytes[..4].copy_from_slice(&(room as u32).to_ne_bytes());
             ioctl::repeated(|| ioctl::with_bytes::<T>(self.as_fd(), &mut bytes))
-                .map_err(self.failed(request.to_string()))?;
+                .map_err(|errno| self.failed(request.clone())(errno))?;
             let needed = u32::read_from_prefix(&bytes).map_or(0, |(argsz, _)| argsz as usize);
             if needed <= room {
                 return parse(&bytes).map_err(|error| self.nonsense(request, error));
@@ -128,7 +131,7 @@ impl VfioDevice {
 
     /// Returns the position in the device file of `length` bytes at `offset` of a region. EINVAL past the
     /// region's end.
-    fn place(&mut self, request: &str, index: u32, offset: u64, length: usize) -> Result<u64> {
+    fn place(&mut self, request: &Operation, index: u32, offset: u64, length: usize) -> Result<u64> {
         let place = if let Some(place) = self.regions.get(&index) {
             *place
         } else {
@@ -136,17 +139,20 @@ impl VfioDevice {
             Place { offset: region.offset, size: region.size }
         };
         let end = offset.checked_add(length as u64).filter(|end| *end <= place.size);
-        let Some(end) = end else { return Err(self.failed(request)(Errno::EINVAL)) };
+        let Some(end) = end else { return Err(self.failed(request.clone())(Errno::EINVAL)) };
         match place.offset.checked_add(end) {
             Some(last) if i64::try_from(last).is_ok() => Ok(place.offset + offset),
-            _ => Err(self.nonsense(request, format!("the region lies at {:#x} of the file", place.offset))),
+            _ => {
+                Err(self
+                    .nonsense(request.clone(), format!("the region lies at {:#x} of the file", place.offset)))
+            }
         }
     }
 
     /// Transfers all of `length` bytes, in as many pieces as the driver needs.
     fn whole(
         &self,
-        request: &str,
+        request: Operation,
         length: usize,
         mut piece: impl FnMut(&File, usize) -> std::io::Result<usize>,
     ) -> Result<()> {
@@ -176,7 +182,7 @@ impl VfioDevice {
             Ok(()) => Ok(true),
             // EINVAL: the feature exists, but not in this direction.
             Err(Errno::ENOTTY | Errno::EINVAL) => Ok(false),
-            Err(errno) => Err(self.failed(format!("PROBE of {feature}"))(errno)),
+            Err(errno) => Err(self.failed(Operation::Probe(feature))(errno)),
         }
     }
 }
@@ -205,66 +211,13 @@ fn irq_set(index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Opti
     Some([head.as_bytes(), &items].concat())
 }
 
-impl<T: OnKernel> Device for T {
+impl<T: OnKernel> Migratable for T {
     fn name(&self) -> &str {
         self.vfio().name()
     }
 
     fn info(&mut self) -> Result<Info> {
         self.vfio().info()
-    }
-
-    fn region_info(&mut self, index: u32) -> Result<Region> {
-        self.vfio_mut().region_info(index)
-    }
-
-    fn irq_info(&mut self, index: u32) -> Result<Irq> {
-        let device = self.vfio();
-        let mut irq = IrqInfo { argsz: size_of::<IrqInfo>() as u32, index, ..IrqInfo::default() };
-        ioctl::repeated(|| ioctl::with_struct(device.as_fd(), &mut irq))
-            .map_err(device.failed(format!("{} of index {index}", requests::VFIO_DEVICE_GET_IRQ_INFO)))?;
-        Ok(Irq { flags: IrqInfoFlags::from_bits_retain(irq.flags), count: irq.count })
-    }
-
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
-        let request = format!("read of region {index} at {offset:#x}");
-        let device = self.vfio_mut();
-        let at = device.place(&request, index, offset, data.len())?;
-        device.whole(&request, data.len(), |file, done| file.read_at(&mut data[done..], at + done as u64))
-    }
-
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
-        let request = format!("write to region {index} at {offset:#x}");
-        let device = self.vfio_mut();
-        let at = device.place(&request, index, offset, data.len())?;
-        device.whole(&request, data.len(), |file, done| file.write_at(&data[done..], at + done as u64))
-    }
-
-    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
-        let region = self.region_info(index)?;
-        let request = mapped_region::request(index, offset, length);
-        let device = self.vfio();
-        // The last page of a region may be mapped whole: the driver checks the length.
-        let at = region
-            .offset
-            .checked_add(offset)
-            .filter(|at| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok()))
-            .ok_or_else(|| Error::request(device.name(), &request, Errno::EINVAL))?;
-        let file = device
-            .file
-            .try_clone()
-            .map_err(|error| Error::request(device.name(), &request, state_file::errno(&error)))?;
-        MappedRegion::of_file(device.name(), index, &region, FileOffset::new(file, at), offset, length)
-    }
-
-    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
-        let device = self.vfio();
-        let request = format!("{} of index {index}", requests::VFIO_DEVICE_SET_IRQS);
-        let Some(mut bytes) = irq_set(index, start, action, data) else {
-            return Err(device.failed(request)(Errno::EINVAL));
-        };
-        ioctl::with_bytes::<IrqSet>(device.as_fd(), &mut bytes).map_err(device.failed(request))?;
-        Ok(())
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -289,20 +242,23 @@ impl<T: OnKernel> Device for T {
     fn state(&mut self) -> Result<State> {
         let device = self.vfio();
         let answer: DeviceFeatureMigState = device.get()?;
-        State::try_from(answer.device_state)
-            .map_err(|unknown| device.nonsense(Feature::MigDeviceState, unknown))
+        let state = State::try_from(answer.device_state)
+            .map_err(|unknown| device.nonsense(Feature::MigDeviceState, unknown))?;
+        device.state.set(state);
+        Ok(state)
     }
 
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
         let device = self.vfio();
-        let request = format!("{} to {state}", Feature::MigDeviceState);
+        let request = Operation::SetState(state);
         // Not repeated after EINTR: the device may be in any state on the path, and the caller has to
         // check.
         let (number, fd) =
-            ioctl::set_mig_state(device.as_fd(), state).map_err(device.failed(request.as_str()))?;
+            ioctl::set_mig_state(device.as_fd(), state).map_err(device.failed(request.clone()))?;
         if number != state.number() {
             return Err(device.nonsense(request, format!("it succeeded with state {number}")));
         }
+        device.state.set(state);
         let Some(fd) = fd else { return Ok(None) };
         let direction = match state {
             State::StopCopy | State::PreCopy | State::PreCopyP2p => Direction::Saving,
@@ -311,7 +267,7 @@ impl<T: OnKernel> Device for T {
                 return Err(device.nonsense(request, "it opened a data file for a state without one"));
             }
         };
-        Ok(Some(DataFile::new(device.name(), direction, Box::new(DataFd::new(fd)))))
+        Ok(Some(DataFile::new(device.name(), direction, device.state.clone(), Box::new(DataFd::new(fd)))))
     }
 
     fn data_size(&mut self) -> Result<u64> {
@@ -355,13 +311,64 @@ impl<T: OnKernel> Device for T {
         let feature = Feature::DmaLoggingReport;
         ioctl::report_dma_logging(device.as_fd(), report).map_err(device.failed(feature))
     }
+}
 
-    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
-        self.memory()?.map(iova, rights, memory)
+impl<T: OnKernel> Device for T {
+    fn region_info(&mut self, index: u32) -> Result<Region> {
+        self.vfio_mut().region_info(index)
     }
 
-    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
-        self.memory()?.unmap(iova, size)
+    fn irq_info(&mut self, index: u32) -> Result<Irq> {
+        let device = self.vfio();
+        let mut irq = IrqInfo { argsz: size_of::<IrqInfo>() as u32, index, ..IrqInfo::default() };
+        ioctl::repeated(|| ioctl::with_struct(device.as_fd(), &mut irq))
+            .map_err(device.failed(Operation::IrqInfo(index)))?;
+        Ok(Irq { flags: IrqInfoFlags::from_bits_retain(irq.flags), count: irq.count })
+    }
+
+    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
+        let request = Operation::ReadRegion { index, offset };
+        let device = self.vfio_mut();
+        let at = device.place(&request, index, offset, data.len())?;
+        device.whole(request, data.len(), |file, done| file.read_at(&mut data[done..], at + done as u64))
+    }
+
+    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
+        let request = Operation::WriteRegion { index, offset };
+        let device = self.vfio_mut();
+        let at = device.place(&request, index, offset, data.len())?;
+        device.whole(request, data.len(), |file, done| file.write_at(&data[done..], at + done as u64))
+    }
+
+    fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
+        let region = self.region_info(index)?;
+        let request = || Operation::MapRegion { index, offset, length };
+        let device = self.vfio();
+        // The last page of a region may be mapped whole: the driver checks the length.
+        let at = region
+            .offset
+            .checked_add(offset)
+            .filter(|at| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok()))
+            .ok_or_else(|| Error::request(device.name(), request(), Errno::EINVAL))?;
+        let file = device
+            .file
+            .try_clone()
+            .map_err(|error| Error::request(device.name(), request(), state_file::errno(&error)))?;
+        MappedRegion::of_file(device.name(), index, &region, FileOffset::new(file, at), offset, length)
+    }
+
+    fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
+        let device = self.vfio();
+        let request = Operation::SetIrqs(index);
+        let Some(mut bytes) = irq_set(index, start, action, data) else {
+            return Err(device.failed(request)(Errno::EINVAL));
+        };
+        ioctl::with_bytes::<IrqSet>(device.as_fd(), &mut bytes).map_err(device.failed(request))?;
+        Ok(())
+    }
+
+    fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
+        self.memory().map(|memory| memory as &mut dyn DmaMap)
     }
 }
 
@@ -409,7 +416,7 @@ mod tests {
             (16, i64::MAX as u64, 0, 1, Err("the region lies at")),
         ];
         for (size, offset, at, length, expected) in cases {
-            let got = device(size, offset).place("read", 3, at, length);
+            let got = device(size, offset).place(&"read".into(), 3, at, length);
             match expected {
                 Ok(place) => assert_eq!(got.unwrap(), place),
                 Err(part) => {
@@ -426,7 +433,7 @@ mod tests {
         let mut answers =
             vec![Ok(2), Err(std::io::Error::from_raw_os_error(Errno::EINTR.raw_os_error())), Ok(3)];
         device(8, 0)
-            .whole("read", 5, |_, done| {
+            .whole("read".into(), 5, |_, done| {
                 taken.push(done);
                 answers.pop().unwrap()
             })
@@ -436,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_transfer_that_stops_short_is_an_error_and_not_a_loop() {
-        let error = device(8, 0).whole("read", 5, |_, _| Ok(0)).unwrap_err();
+        let error = device(8, 0).whole("read".into(), 5, |_, _| Ok(0)).unwrap_err();
         assert!(error.to_string().ends_with("0 of 5 bytes were transferred"), "{error}");
     }
 

@@ -9,14 +9,19 @@ use whimbrel_protocol::irq::IrqAction;
 use whimbrel_protocol::region::{Version, View};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_uapi::ioctl;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::half::{FLAGS, Half};
 use super::session::{RegionFile, lock};
 use crate::data_file::DataFile;
-use crate::device::{Device, DmaRegion, IrqData};
+use crate::device::{Device, IrqData};
+use crate::dirty_source::DirtySource;
+use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 use crate::mapped_region::MappedRegion;
+use crate::migratable::Migratable;
+use crate::session_state::SessionState;
 
 /// The device and its cached properties.
 pub(super) struct RegionDevice {
@@ -24,6 +29,7 @@ pub(super) struct RegionDevice {
     index: u32,
     version: Version,
     half: Arc<Mutex<Half>>,
+    state: SessionState,
 }
 
 impl RegionDevice {
@@ -38,10 +44,11 @@ impl RegionDevice {
         if let Err(error) = half.check_version() {
             return Err((half.device, error));
         }
-        Ok(RegionDevice { name, index, version, half: Arc::new(Mutex::new(half)) })
+        let state = SessionState::default();
+        Ok(RegionDevice { name, index, version, half: Arc::new(Mutex::new(half)), state })
     }
 
-    fn request<T>(&mut self, request: impl FnOnce(&mut dyn Device) -> Result<T>) -> Result<T> {
+    fn request<T>(&self, request: impl FnOnce(&mut dyn Device) -> T) -> T {
         request(&mut *lock(&self.half).device)
     }
 
@@ -55,7 +62,7 @@ impl RegionDevice {
     }
 }
 
-impl Device for RegionDevice {
+impl Migratable for RegionDevice {
     fn name(&self) -> &str {
         &self.name
     }
@@ -64,6 +71,84 @@ impl Device for RegionDevice {
         self.request(|device| device.info())
     }
 
+    fn reset(&mut self) -> Result<()> {
+        lock(&self.half).reset()
+    }
+
+    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
+        let answered = match feature {
+            Feature::Migration | Feature::MigDataSize => FeatureFlags::GET,
+            Feature::MigDeviceState => FeatureFlags::GET | FeatureFlags::SET,
+            Feature::DmaLoggingStart | Feature::DmaLoggingStop if self.has_log() => FeatureFlags::SET,
+            Feature::DmaLoggingReport if self.has_log() => FeatureFlags::GET,
+            Feature::DmaLoggingStart
+            | Feature::DmaLoggingStop
+            | Feature::DmaLoggingReport
+            | Feature::MigPrecopyInfoV2 => FeatureFlags::empty(),
+            _ => return self.request(|device| device.probe_feature(feature, directions)),
+        };
+        Ok(!answered.is_empty() && answered.contains(directions))
+    }
+
+    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
+        Ok(Some(FLAGS))
+    }
+
+    fn state(&mut self) -> Result<State> {
+        let state = lock(&self.half).state()?;
+        self.state.set(state);
+        Ok(state)
+    }
+
+    fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
+        let opened = lock(&self.half).set_state(state)?;
+        self.state.set(state);
+        Ok(opened.map(|direction| {
+            let file = Box::new(RegionFile::new(&self.half, direction));
+            DataFile::new(&self.name, direction, self.state.clone(), file)
+        }))
+    }
+
+    fn data_size(&mut self) -> Result<u64> {
+        let mut half = lock(&self.half);
+        if !half.is_saving() {
+            // The register has no meaning before.
+            return Err(Error::request(&self.name, Feature::MigDataSize, Errno::ENOTTY));
+        }
+        half.pending().map_err(|error| half.failed(error))
+    }
+
+    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        match self.version {
+            Version::Draft => lock(&self.half).start_log().map(|()| page_size),
+            Version::V1 => self.with_memory_log(|log| log.start(page_size, ranges)),
+        }
+    }
+
+    fn dma_logging_stop(&mut self) -> Result<()> {
+        match self.version {
+            Version::Draft => lock(&self.half).stop_log(),
+            Version::V1 => self.with_memory_log(|log| log.stop()),
+        }
+    }
+
+    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        match self.version {
+            Version::Draft => lock(&self.half).report_log(report),
+            Version::V1 => self.with_memory_log(|log| log.report(report)),
+        }
+    }
+
+    fn region_version(&self) -> Option<Version> {
+        Some(self.version)
+    }
+}
+
+impl Device for RegionDevice {
     fn region_info(&mut self, index: u32) -> Result<Region> {
         self.request(|device| device.region_info(index))
     }
@@ -95,89 +180,45 @@ impl Device for RegionDevice {
         self.request(|device| device.set_irq_triggers(index, start, eventfds))
     }
 
-    fn reset(&mut self) -> Result<()> {
-        lock(&self.half).reset()
+    fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
+        let maps = self.request(|device| device.dma_map().is_some());
+        maps.then_some(self)
     }
+}
 
-    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
-        let answered = match feature {
-            Feature::Migration | Feature::MigDataSize => FeatureFlags::GET,
-            Feature::MigDeviceState => FeatureFlags::GET | FeatureFlags::SET,
-            Feature::DmaLoggingStart | Feature::DmaLoggingStop if self.has_log() => FeatureFlags::SET,
-            Feature::DmaLoggingReport if self.has_log() => FeatureFlags::GET,
-            Feature::DmaLoggingStart
-            | Feature::DmaLoggingStop
-            | Feature::DmaLoggingReport
-            | Feature::MigPrecopyInfoV2 => FeatureFlags::empty(),
-            _ => return self.request(|device| device.probe_feature(feature, directions)),
-        };
-        Ok(!answered.is_empty() && answered.contains(directions))
-    }
-
-    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        Ok(Some(FLAGS))
-    }
-
-    fn state(&mut self) -> Result<State> {
-        lock(&self.half).state()
-    }
-
-    fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
-        let opened = lock(&self.half).set_state(state)?;
-        Ok(opened.map(|direction| {
-            DataFile::new(&self.name, direction, Box::new(RegionFile::new(&self.half, direction)))
-        }))
-    }
-
-    fn data_size(&mut self) -> Result<u64> {
-        let mut half = lock(&self.half);
-        if !half.is_saving() {
-            // The register has no meaning before.
-            return Err(Error::request(&self.name, Feature::MigDataSize, Errno::ENOTTY));
-        }
-        half.pending().map_err(|error| half.failed(error))
-    }
-
-    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        match self.version {
-            Version::Draft => lock(&self.half).start_log().map(|()| page_size),
-            Version::V1 => self.request(|device| device.memory_log_start(page_size, ranges)),
-        }
-    }
-
-    fn dma_logging_stop(&mut self) -> Result<()> {
-        match self.version {
-            Version::Draft => lock(&self.half).stop_log(),
-            Version::V1 => self.request(|device| device.memory_log_stop()),
-        }
-    }
-
-    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        match self.version {
-            Version::Draft => lock(&self.half).report_log(report),
-            Version::V1 => self.request(|device| device.memory_log_report(report)),
-        }
-    }
-
+/// The address space of the device behind it.
+impl DmaMap for RegionDevice {
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
-        self.request(|device| device.map_dma(iova, rights, memory))
+        self.request(|device| match device.dma_map() {
+            Some(space) => space.map_dma(iova, rights, memory),
+            None => Err(self.without_memory()),
+        })
     }
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
-        self.request(|device| device.unmap_dma(iova, size))
-    }
-
-    fn region_version(&self) -> Option<Version> {
-        Some(self.version)
+        self.request(|device| match device.dma_map() {
+            Some(space) => space.unmap_dma(iova, size),
+            None => Err(self.without_memory()),
+        })
     }
 }
 
 impl RegionDevice {
     fn has_log(&self) -> bool {
-        self.version == Version::Draft || lock(&self.half).device.has_memory_log()
+        let has_memory_log =
+            |device: &mut dyn Device| device.dma_map().is_some_and(|space| space.dirty_log().is_some());
+        self.version == Version::Draft || self.request(has_memory_log)
+    }
+
+    /// Uses the log of the address space: a v1 region has none.
+    fn with_memory_log<T>(&self, act: impl FnOnce(&mut dyn DirtySource) -> Result<T>) -> Result<T> {
+        self.request(|device| match device.dma_map().and_then(DmaMap::dirty_log) {
+            Some(log) => act(log),
+            None => Err(Error::request(&self.name, ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY)),
+        })
+    }
+
+    fn without_memory(&self) -> Error {
+        Error::unusable(&self.name, "the program that opened the device maps its memory itself")
     }
 }

@@ -28,7 +28,7 @@
 //!
 //! ```
 //! use whimbrel_models::Model;
-//! use whimbrel_user::{Device, Local, MigrationFlags, SavingRead, State, Version, region};
+//! use whimbrel_user::{Device, Local, Migratable, MigrationFlags, SavingRead, State, Version, region};
 //!
 //! let model: Model = "serial?protocol=v1".parse()?;
 //! let mut device: Box<dyn Device> = Box::new(Local::new(model.open("serial 0")?.device));
@@ -39,9 +39,9 @@
 //! assert_eq!(device.region_version(), Some(Version::V1));
 //! let mut data = device.set_state(State::StopCopy)?.expect("a new session");
 //! let mut buffer = [0; 4096];
-//! assert_eq!(data.read(State::StopCopy, &mut buffer)?, SavingRead::Data(60));
+//! assert_eq!(data.read(&mut buffer)?, SavingRead::Data(60));
 //! assert!(data.ends_transaction());
-//! assert_eq!(data.read(State::StopCopy, &mut buffer)?, SavingRead::End);
+//! assert_eq!(data.read(&mut buffer)?, SavingRead::End);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -58,8 +58,9 @@ use whimbrel_uapi::device::{
 use self::device::RegionDevice;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::operation::Operation;
 
-/// Maximum number of regions searched on a device.
+/// As many regions of a device are looked at.
 const MAX_REGIONS: u32 = 1024;
 
 /// Returns the device with the interface of migration v2, if it has a v1 migration region and no migration v2; else the
@@ -94,11 +95,8 @@ fn view(device: &mut dyn Device, version: Version) -> Result<Option<(u32, View)>
         return Ok(None);
     }
     let Some((index, region)) = find(device)? else { return Ok(None) };
-    let view = View::new(version, &region).map_err(|error| Error::Answer {
-        device: device.name().to_string(),
-        request: format!("VFIO_DEVICE_GET_REGION_INFO of region {index}"),
-        what: error.to_string(),
-    })?;
+    let view = View::new(version, &region)
+        .map_err(|error| Error::answer(device.name(), Operation::RegionInfo(index), error))?;
     Ok(Some((index, view)))
 }
 
@@ -109,7 +107,7 @@ fn find(device: &mut dyn Device) -> Result<Option<(u32, Region)>> {
         subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
     };
     let count = device.info()?.num_regions.min(MAX_REGIONS);
-    // Some drivers answer with an error for the index of a missing region.
+    // An index whose region is not there is answered with an error by some drivers.
     let mut regions = (0..count).filter_map(|index| Some((index, device.region_info(index).ok()?)));
     Ok(regions.find(|(_, region)| region.capabilities.contains(&migration)))
 }

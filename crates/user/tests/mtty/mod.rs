@@ -64,10 +64,10 @@ pub(crate) fn empty(device: &mut dyn Device) -> (Vec<u8>, u8) {
 }
 
 /// Reads up to the next end, and says which end it was.
-pub(crate) fn read_on(data: &mut DataFile, state: State, into: &mut Vec<u8>) -> SavingRead {
+pub(crate) fn read_on(data: &mut DataFile, into: &mut Vec<u8>) -> SavingRead {
     let mut buffer = [0; 7];
     loop {
-        match data.read(state, &mut buffer).unwrap() {
+        match data.read(&mut buffer).unwrap() {
             SavingRead::Data(count) => into.extend_from_slice(&buffer[..count]),
             end => return end,
         }
@@ -78,7 +78,7 @@ pub(crate) fn read_on(data: &mut DataFile, state: State, into: &mut Vec<u8>) -> 
 pub(crate) fn save(device: &mut dyn Device) -> Vec<u8> {
     let mut data = device.set_state(State::StopCopy).unwrap().expect("a data file");
     let mut stream = Vec::new();
-    assert_eq!(read_on(&mut data, State::StopCopy, &mut stream), SavingRead::End);
+    assert_eq!(read_on(&mut data, &mut stream), SavingRead::End);
     assert!(device.set_state(State::Running).unwrap().is_none());
     stream
 }
@@ -88,10 +88,10 @@ pub(crate) fn save(device: &mut dyn Device) -> Vec<u8> {
 pub(crate) fn save_through(device: &mut dyn Device, before: State) -> (Vec<u8>, Vec<u8>) {
     let mut data = device.set_state(before).unwrap().expect("a data file");
     let mut early = Vec::new();
-    assert_eq!(read_on(&mut data, before, &mut early), SavingRead::TemporaryEnd);
+    assert_eq!(read_on(&mut data, &mut early), SavingRead::TemporaryEnd);
     assert!(device.set_state(State::StopCopy).unwrap().is_none(), "the data file goes on");
     let mut rest = Vec::new();
-    assert_eq!(read_on(&mut data, State::StopCopy, &mut rest), SavingRead::End);
+    assert_eq!(read_on(&mut data, &mut rest), SavingRead::End);
     assert!(device.set_state(State::Running).unwrap().is_none());
     (early, rest)
 }

@@ -22,9 +22,11 @@
 
 mod connection;
 mod device;
+mod dma_map;
 mod doorbells;
 mod idle;
 mod memory;
+mod migratable;
 mod migration_state;
 mod posted_write;
 mod reset;
@@ -49,7 +51,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Error, Result};
+use whimbrel_user::{Error, Result, SessionState};
 
 use self::connection::{Connection, Features};
 pub use self::doorbells::{IoAccess, RegionIoFd};
@@ -93,7 +95,7 @@ impl Default for ClientOptions {
 /// ```
 /// use std::os::unix::net::UnixStream;
 /// use whimbrel_models::Model;
-/// use whimbrel_user::{Device, State};
+/// use whimbrel_user::{Migratable, State};
 /// use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 ///
 /// let backend = Backend::new("serial".parse::<Model>()?.open("serial 0")?.device);
@@ -112,6 +114,7 @@ pub struct Client {
     name: String,
     /// Data files ask through it too.
     connection: Arc<Mutex<Connection>>,
+    state: SessionState,
 }
 
 impl Client {
@@ -150,7 +153,7 @@ impl Client {
                 Error::Unusable { device: name.clone(), why: format!("the socket cannot be used: {error}") }
             })?;
         negotiate(&mut connection, proposed)?;
-        Ok(Client { name, connection: Arc::new(Mutex::new(connection)) })
+        Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
     }
 
     /// What this client can do.

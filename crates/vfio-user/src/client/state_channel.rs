@@ -196,10 +196,10 @@ impl StateChannel {
         match errno {
             0 => {
                 self.slips.live_with(Slip::NoErrno, command);
-                Error::request(&self.name, command, Errno::EIO)
+                Error::request(&self.name, command.name(), Errno::EIO)
             }
             _ => match i32::try_from(errno).ok().and_then(Errno::new) {
-                Some(errno) => Error::request(&self.name, command, errno),
+                Some(errno) => Error::request(&self.name, command.name(), errno),
                 None => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
             },
         }
@@ -211,7 +211,7 @@ impl StateChannel {
         if error == SystemError::TIMEDOUT {
             return timed_out(&self.name, command, self.patience);
         }
-        Error::request(&self.name, command, error.into())
+        Error::request(&self.name, command.name(), error.into())
     }
 
     /// An answer that cannot be one: what follows cannot be told from it.
@@ -219,7 +219,7 @@ impl StateChannel {
         self.is_over = true;
         Error::Answer {
             device: self.name.clone(),
-            request: format!("{command} on the channel of the state"),
+            request: format!("{command} on the channel of the state").into(),
             what: why.to_string(),
         }
     }

@@ -24,7 +24,7 @@ impl Client {
         Ok(size.unwrap_or(mapped))
     }
 
-    /// Unmaps the range of `dirty` as [`Device::unmap_dma`](whimbrel_user::Device::unmap_dma) does, and marks
+    /// Unmaps the range of `dirty` as [`DmaMap::unmap_dma`](whimbrel_user::DmaMap::unmap_dma) does, and marks
     /// in it what the device has written since it was last asked
     /// (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, which earlier texts of the protocol have): nothing that it writes
     /// until the very end is missed.

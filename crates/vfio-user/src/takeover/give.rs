@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
-use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
+use whimbrel_device::{DeviceFile, Errno, LowPowerEntry};
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DataFile, SavingRead};
@@ -333,7 +333,7 @@ impl<'a> Inventory<'a> {
 fn fill(data: &mut DataFile, room: &mut [u8]) -> whimbrel_user::Result<(usize, bool)> {
     let mut filled = 0;
     while filled < room.len() {
-        match data.read(State::StopCopy, &mut room[filled..])? {
+        match data.read(&mut room[filled..])? {
             SavingRead::Data(count) => filled += count,
             SavingRead::End | SavingRead::TemporaryEnd => break,
         }

@@ -1,7 +1,9 @@
 //! What client and server agree on beyond the text makes a device behind a socket one like the others, and
 //! what they do not agree on leaves the protocol as it is.
 
-use whimbrel_user::{DataFile, Device, Error, Local, MigrationFlags, PrecopyReport, SavingRead, State};
+use whimbrel_user::{
+    DataFile, Device, Error, Local, Migratable, MigrationFlags, PrecopyReport, SavingRead, State,
+};
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, MigrationExtensions};
 
 use crate::live::moves;
@@ -35,9 +37,9 @@ fn produce(device: &mut dyn Device, register: u64, count: u32) {
 }
 
 /// What a read tells, and what it gave.
-fn read(data: &mut DataFile, state: State) -> Result<(SavingRead, Vec<u8>), String> {
+fn read(data: &mut DataFile) -> Result<(SavingRead, Vec<u8>), String> {
     let mut buffer = vec![0; 1000];
-    let read = data.read(state, &mut buffer).map_err(without_request)?;
+    let read = data.read(&mut buffer).map_err(without_request)?;
     if let SavingRead::Data(count) = read {
         buffer.truncate(count);
     }
@@ -70,7 +72,7 @@ fn told_on_the_way(device: &mut dyn Device) -> Vec<String> {
     let mut state = Vec::new();
     for _ in 0..4 {
         // In however many pieces, up to the end for now.
-        while let (SavingRead::Data(_), bytes) = read(&mut data, State::PreCopy).unwrap() {
+        while let (SavingRead::Data(_), bytes) = read(&mut data).unwrap() {
             state.extend_from_slice(&bytes);
         }
         tell(&state);
@@ -81,14 +83,14 @@ fn told_on_the_way(device: &mut dyn Device) -> Vec<String> {
     tell(&told(data.precopy_info()));
     tell(&device.set_state(State::StopCopy).unwrap().is_some());
     tell(&told(data.precopy_info()));
-    while let (SavingRead::Data(_), bytes) = read(&mut data, State::StopCopy).unwrap() {
+    while let (SavingRead::Data(_), bytes) = read(&mut data).unwrap() {
         state.extend_from_slice(&bytes);
     }
     assert!(state.ends_with(TRAILER));
     tell(&state);
-    tell(&read(&mut data, State::StopCopy).unwrap().0);
+    tell(&read(&mut data).unwrap().0);
     device.set_state(State::Stop).unwrap();
-    tell(&read(&mut data, State::StopCopy));
+    tell(&read(&mut data));
     tell(&told(data.precopy_info()));
     all
 }
@@ -122,7 +124,7 @@ fn what_was_not_agreed_on_is_not_asked_for() {
         produce(&mut device, PRODUCE, 300);
         let mut data = device.set_state(State::PreCopy).unwrap().unwrap();
         assert_eq!(data.precopy_info().unwrap(), PrecopyReport::default(), "it can tell nothing");
-        let (read, bytes) = read(&mut data, State::PreCopy).unwrap();
+        let (read, bytes) = read(&mut data).unwrap();
         assert_eq!((read, bytes.len()), (SavingRead::Data(300), 300));
     }
 }
@@ -146,7 +148,7 @@ fn a_file_of_a_session_that_is_over_says_so() {
         let mut first = device.set_state(State::PreCopy).unwrap().unwrap();
         let mut second = device.set_state(State::Resuming).unwrap().unwrap();
         let gone = Err("Some(ENODEV)".to_string());
-        assert_eq!(read(&mut first, State::StopCopy).map(|_| ()), gone, "the next has begun");
+        assert_eq!(read(&mut first).map(|_| ()), gone, "the next has begun");
         second.write_all(b"state").unwrap();
         device.reset().unwrap();
         assert_eq!(second.write_all(b"state").map_err(without_request), gone, "the device was reset");
@@ -158,10 +160,10 @@ fn the_end_of_the_client_and_of_its_files_comes_in_any_order() {
     for drops_device_first in [true, false] {
         let mut served = Served::with("accel?state=64KiB", &ClientOptions::default());
         let mut data = served.client().set_state(State::StopCopy).unwrap().unwrap();
-        assert!(matches!(read(&mut data, State::StopCopy).unwrap().0, SavingRead::Data(_)));
+        assert!(matches!(read(&mut data).unwrap().0, SavingRead::Data(_)));
         if drops_device_first {
             served.client = None;
-            let _ = read(&mut data, State::StopCopy);
+            let _ = read(&mut data);
         }
         drop(data);
         drop(served);

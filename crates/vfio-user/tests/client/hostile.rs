@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use whimbrel_user::{Device, Errno, Error};
+use whimbrel_user::{Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{HEADER, Limits, MessageBuffer, Reply, Version};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, connection};
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Device, Errno, Error, MigrationFlags, State};
+use whimbrel_user::{DataFile, Device, Errno, Error, Migratable, MigrationFlags, State};
 use whimbrel_vfio_user::message::{
     Command, DeviceFeature, HEADER, Limits, MessageBuffer, Reply, Request, Version,
 };
@@ -141,16 +141,16 @@ fn a_reply_is_taken_as_it_comes() {
         channel.write_all(&[byte]).unwrap();
     }
     let mut buffer = [0; 9];
-    let read = file.read(State::StopCopy, &mut buffer).unwrap();
+    let read = file.read(&mut buffer).unwrap();
     assert_eq!(read, whimbrel_user::SavingRead::Data(5));
     assert_eq!(&buffer, b"state\0\0\0\0");
     channel
         .write_all(&header(ID + 1, READ, 16, 1 | 1 << 5, Errno::EIO.raw_os_error().cast_unsigned()))
         .unwrap();
-    let error = file.read(State::StopCopy, &mut buffer).unwrap_err();
+    let error = file.read(&mut buffer).unwrap_err();
     assert_eq!(error.to_string(), "card: VFIO_USER_MIG_DATA_READ: EIO: Input/output error");
     channel.write_all(&reply(ID + 2, READ, &data(0, b""))).unwrap();
-    let end = file.read(State::StopCopy, &mut buffer).unwrap();
+    let end = file.read(&mut buffer).unwrap();
     assert_eq!(end, whimbrel_user::SavingRead::End, "a refusal ends nothing");
 }
 
@@ -176,13 +176,13 @@ fn a_reply_that_cannot_be_one_ends_the_channel_and_says_so() {
     for (what, bytes) in cases {
         let (mut client, mut file, mut channel) = with_channel(State::StopCopy, LONG);
         channel.write_all(&bytes).unwrap();
-        let error = file.read(State::StopCopy, &mut [0; 100]).unwrap_err();
+        let error = file.read(&mut [0; 100]).unwrap_err();
         assert!(matches!(error, Error::Answer { .. }), "{what}: {error}");
         assert!(
             error.to_string().starts_with("card: VFIO_USER_MIG_DATA_READ on the channel"),
             "{what}: {error}"
         );
-        let error = file.read(State::StopCopy, &mut [0; 100]).unwrap_err().to_string();
+        let error = file.read(&mut [0; 100]).unwrap_err().to_string();
         assert!(error.contains("the channel of the device's state is over"), "{what}: {error}");
         // The commands go on.
         client.read_region(0, 0, &mut [0; 4]).unwrap();
@@ -194,10 +194,10 @@ fn data_behind_what_is_announced_are_ignored() {
     let (_client, mut file, mut channel) = with_channel(State::StopCopy, LONG);
     channel.write_all(&reply(ID, READ, &data(3, b"abcd"))).unwrap();
     let mut buffer = [0; 100];
-    assert_eq!(file.read(State::StopCopy, &mut buffer).unwrap(), whimbrel_user::SavingRead::Data(3));
+    assert_eq!(file.read(&mut buffer).unwrap(), whimbrel_user::SavingRead::Data(3));
     assert_eq!(&buffer[..3], b"abc");
     channel.write_all(&reply(ID + 1, READ, &data(4, b"efgh"))).unwrap();
-    assert_eq!(file.read(State::StopCopy, &mut buffer).unwrap(), whimbrel_user::SavingRead::Data(4));
+    assert_eq!(file.read(&mut buffer).unwrap(), whimbrel_user::SavingRead::Data(4));
     assert_eq!(&buffer[..4], b"efgh");
 }
 
@@ -212,11 +212,11 @@ fn an_error_without_an_errno_or_with_a_payload_leaves_the_channel_as_it_is() {
     {
         let refusal = [header(ID + at, READ, 16 + length, errno, told), vec![7; length as usize]].concat();
         channel.write_all(&refusal).unwrap();
-        let error = file.read(State::StopCopy, &mut buffer).unwrap_err();
+        let error = file.read(&mut buffer).unwrap_err();
         assert_eq!(error.errno(), Some(expected), "{length} bytes: {error}");
     }
     channel.write_all(&reply(ID + 4, READ, &data(4, b"data"))).unwrap();
-    assert_eq!(file.read(State::StopCopy, &mut buffer).unwrap(), whimbrel_user::SavingRead::Data(4));
+    assert_eq!(file.read(&mut buffer).unwrap(), whimbrel_user::SavingRead::Data(4));
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn a_server_may_hang_up_at_every_byte_of_a_reply() {
         let (_client, mut file, mut channel) = with_channel(State::StopCopy, LONG);
         channel.write_all(&whole[..length]).unwrap();
         channel.shutdown(Shutdown::Both).unwrap();
-        let error = file.read(State::StopCopy, &mut [0; 100]).unwrap_err();
+        let error = file.read(&mut [0; 100]).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ECONNRESET), "after {length} bytes: {error}");
     }
 }
@@ -260,7 +260,7 @@ fn a_server_that_does_not_answer_on_the_channel_is_given_up() {
     for piece in [&b""[..], &header(ID, READ, 30, 1, 0), &reply(ID, READ, &data(5, b"state"))[..26]] {
         let (mut client, mut file, mut channel) = with_channel(State::StopCopy, patience);
         channel.write_all(piece).unwrap();
-        let error = file.read(State::StopCopy, &mut [0; 100]).unwrap_err();
+        let error = file.read(&mut [0; 100]).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ETIMEDOUT), "{error}");
         client.read_region(0, 0, &mut [0; 4]).unwrap();
     }
@@ -277,7 +277,7 @@ fn descriptors_on_the_channel_are_not_taken() {
     let (_, mut sender) = connection(channel, Limits::default());
     sender.send(&reply(ID, READ, &data(1, b"x")), &[there.as_fd()]).unwrap();
     drop(there);
-    file.read(State::StopCopy, &mut [0; 100]).unwrap();
+    file.read(&mut [0; 100]).unwrap();
     // Nobody has the other end any more.
     assert_eq!(std::io::Read::read(&mut &here, &mut [0]).unwrap(), 0);
 }
@@ -287,7 +287,7 @@ fn registers_are_read_while_a_read_of_state_waits() {
     let (mut client, mut file, mut channel) = with_channel(State::StopCopy, LONG);
     let reader = std::thread::spawn(move || {
         let mut buffer = [0; 5];
-        file.read(State::StopCopy, &mut buffer).unwrap();
+        file.read(&mut buffer).unwrap();
         buffer
     });
     // It has asked, and waits for the answer.

@@ -3,7 +3,7 @@
 use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
 use whimbrel_protocol::{MigrationFlags, fsm, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Device, Local, Region, SavingRead, State};
+use whimbrel_user::{Device, Local, Migratable, Region, SavingRead, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::support::{Served, brought, open};
@@ -89,7 +89,7 @@ fn saved(device: &mut Client, cut: usize) -> Vec<u8> {
     let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
     let mut state = Vec::new();
     let mut buffer = vec![0; cut];
-    while let SavingRead::Data(count) = data.read(State::StopCopy, &mut buffer).unwrap() {
+    while let SavingRead::Data(count) = data.read(&mut buffer).unwrap() {
         state.extend_from_slice(&buffer[..count]);
     }
     state

@@ -10,7 +10,7 @@ use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::accel::Descriptor;
 use whimbrel_models::accel::guest::{GuestDriver, Progress, Rings};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, State};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Migratable, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::guest::Seat;
@@ -36,7 +36,7 @@ fn memory(has_file: bool) -> GuestMemoryMmap {
 fn map(device: &mut dyn Device, memory: &GuestMemoryMmap) {
     for region in memory.iter() {
         let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        device.map_dma(0, rights, DmaRegion::new(region.get_mmap())).unwrap();
+        device.dma_map().unwrap().map_dma(0, rights, DmaRegion::new(region.get_mmap())).unwrap();
     }
 }
 

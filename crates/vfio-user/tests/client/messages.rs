@@ -13,7 +13,7 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use whimbrel_models::accel::Descriptor;
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Errno, Error};
+use whimbrel_user::{DmaMap, DmaRegion, Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{
     Command, DmaAccess, DmaUnmapReply, Kind, Limits, MessageBuffer, Reply, Request, Version,
 };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, Errno, Error};
+use whimbrel_user::{Device, DmaMap, Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{Command, DmaAccess, Kind, Limits, MessageBuffer, Reply, Request};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
 

@@ -85,7 +85,7 @@ fn a_state_is_saved_and_loaded_through_the_region() {
                 let mut saved = here.set_state(State::StopCopy).unwrap().unwrap();
                 let mut loaded = there.set_state(State::Resuming).unwrap().unwrap();
                 let mut piece = vec![0; 1 << 20];
-                while let SavingRead::Data(count) = saved.read(State::StopCopy, &mut piece).unwrap() {
+                while let SavingRead::Data(count) = saved.read(&mut piece).unwrap() {
                     loaded.write_piece(&piece[..count], saved.ends_transaction()).unwrap();
                 }
                 there.set_state(State::Running).unwrap();

@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use vm_memory::MmapRegion;
 use whimbrel_engine::archive::{self, Form};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Errno, State};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Errno, Migratable, State};
 use whimbrel_vfio_user::message::Command;
 
 use crate::stranger::{Access, Stranger, Ways};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use whimbrel_engine::archive::{self, Form};
-use whimbrel_user::{Device, Errno, Error};
+use whimbrel_user::{Device, Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{DmaAccess, HEADER, Limits, MessageBuffer, Reply, Request, Version};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, connection};
 

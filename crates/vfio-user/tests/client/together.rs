@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
-use whimbrel_user::{Device, Errno, Error};
+use whimbrel_user::{Device, DmaMap, Errno, Error};
 use whimbrel_vfio_user::message::{
     Command, DmaUnmap, DmaUnmapReply, HEADER, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request,
 };

@@ -2,7 +2,7 @@
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, Errno};
+use whimbrel_user::{Device, DmaMap, Errno, Migratable};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
 
 use crate::board::{PAGE, TARGET, board, memory};

@@ -21,7 +21,7 @@ use whimbrel_protocol::State;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{DataFile, Device, DmaRegion, IrqAction, IrqData};
+use whimbrel_user::{DataFile, Device, DmaMap, DmaRegion, IrqAction, IrqData, Migratable};
 use whimbrel_vfio_user::message::{Command, HEADER, WriteOne};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, DmaMapping, RegionRead};
 
@@ -120,8 +120,7 @@ fn act(client: &mut Client, data: &mut Option<DataFile>, deed: u8) {
         }
         14 => {
             if let Some(data) = data {
-                let states = [State::StopCopy, State::PreCopy];
-                let _ = data.read(states[usize::from(variant & 1)], &mut vec![0; 1 << (variant * 2)]);
+                let _ = data.read(&mut vec![0; 1 << (variant * 2)]);
             }
         }
         15 => {

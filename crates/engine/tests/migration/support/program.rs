@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use whimbrel_engine::Guest;
+use whimbrel_engine::{Guest, GuestError};
 
 /// What a program was asked, in order. A clone is the same list.
 #[derive(Clone, Default)]
@@ -33,26 +33,26 @@ impl Program {
         Program { calls: Calls::default(), refuses: what }
     }
 
-    fn note(&self, what: &'static str) -> Result<(), String> {
+    fn note(&self, what: &'static str) -> Result<(), GuestError> {
         self.calls.0.lock().push(what);
-        if self.refuses == what { Err(format!("it does not {what}")) } else { Ok(()) }
+        if self.refuses == what { Err(format!("it does not {what}").into()) } else { Ok(()) }
     }
 }
 
 impl Guest for Program {
-    fn pause(&mut self) -> Result<(), String> {
+    fn pause(&mut self) -> Result<(), GuestError> {
         self.note("pause")
     }
 
-    fn resume(&mut self) -> Result<(), String> {
+    fn resume(&mut self) -> Result<(), GuestError> {
         self.note("resume")
     }
 
-    fn inspect(&mut self) -> Result<(), String> {
+    fn inspect(&mut self) -> Result<(), GuestError> {
         self.note("inspect")
     }
 
-    fn run(&mut self) -> Result<(), String> {
+    fn run(&mut self) -> Result<(), GuestError> {
         self.note("run")
     }
 }

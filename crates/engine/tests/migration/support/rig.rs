@@ -30,10 +30,11 @@ pub(crate) fn memory(regions: &[(u64, usize)]) -> Memory {
 
 /// Lets a device reach all of it, each address as the same IOVA.
 pub(crate) fn to_device(memory: &Memory, device: &mut dyn Device) {
+    let space = device.dma_map().expect("an address space of its own");
     for region in memory.iter() {
         let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
         let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        device.map_dma(start, rights, DmaRegion::new(region.get_mmap())).unwrap();
+        space.map_dma(start, rights, DmaRegion::new(region.get_mmap())).unwrap();
     }
 }
 

@@ -230,12 +230,12 @@ impl Connection {
     }
 
     pub(super) fn refused(&self, what: impl ToString, errno: Errno) -> Error {
-        Error::request(&self.name, what, errno)
+        Error::request(&self.name, what.to_string(), errno)
     }
 
     /// An answer that cannot be one.
     pub(super) fn nonsense(&self, what: impl ToString, why: impl ToString) -> Error {
-        Error::Answer { device: self.name.clone(), request: what.to_string(), what: why.to_string() }
+        Error::answer(&self.name, what.to_string(), why)
     }
 
     /// Refuses what nobody would answer.
@@ -374,7 +374,7 @@ pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> 
 
 /// A payload that is none of the reply's. The messages behind it can still be told apart.
 fn malformed(name: &str, what: String, error: &Malformed) -> Error {
-    Error::Answer { device: name.to_string(), request: what, what: error.to_string() }
+    Error::answer(name, what, error)
 }
 
 /// Why no reply came.

@@ -1,0 +1,65 @@
+//! The memory that a server reaches for its client, in messages.
+
+use std::os::fd::AsFd;
+
+use vm_memory::FileOffset;
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{DmaMap, DmaRegion, Error, Result};
+
+use super::Client;
+use crate::message::{self, Command, DmaAccessModes, DmaUnmap, Reply, Request};
+
+impl DmaMap for Client {
+    fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
+        let connection = &mut *self.connection();
+        let what = || format!("{} at {iova:#x}", Command::DmaMap);
+        let file = memory.file().cloned().filter(|_| connection.agreed.max_msg_fds > 0);
+        if file.is_none() {
+            connection.attend(&self.connection).map_err(|error| Error::Unusable {
+                device: self.name.clone(),
+                why: format!("{}: no thread to answer the server's requests for memory: {error}", what()),
+            })?;
+        }
+        let offset = file.as_ref().map_or(0, FileOffset::start);
+        let map =
+            message::DmaMap { rights, modes: DmaAccessModes::empty(), offset, iova, size: memory.size() };
+        let descriptors: Vec<_> = file.iter().map(|file| file.file().as_fd()).collect();
+        // The device may ask for it before the server says that it is mapped.
+        let size = memory.size();
+        let is_new = connection.memory.insert(iova, rights, memory);
+        match connection.ask(what, &Request::DmaMap(map), &descriptors).map(drop) {
+            Ok(()) if is_new => Ok(()),
+            Ok(()) => Err(connection.nonsense(what(), "it is mapped over what is mapped already")),
+            Err(error) => {
+                if is_new {
+                    connection.memory.remove(iova, size);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Mappings that fill the range are taken away one by one, for servers that take no more at a time.
+    fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
+        let connection = &mut *self.connection();
+        let mut ranges = connection.memory.filling(iova, size);
+        if ranges.is_empty() {
+            ranges.push((iova, size));
+        }
+        let mut unmapped = 0;
+        for (iova, size) in ranges {
+            let what = || format!("{} at {iova:#x}", Command::DmaUnmap);
+            let request = Request::DmaUnmap(DmaUnmap::Range { iova, size, bitmap: None });
+            let answer = connection.ask_repeating(what, &request, &[])?;
+            match answer.map(|answer| answer.reply) {
+                None => unmapped += size,
+                Some(Reply::DmaUnmap(reply)) if reply.iova == iova && reply.size <= size => {
+                    unmapped += reply.size;
+                }
+                _ => return Err(connection.nonsense(what(), "it is of another range")),
+            }
+            connection.memory.remove(iova, size);
+        }
+        Ok(unmapped)
+    }
+}
