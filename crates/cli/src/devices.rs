@@ -14,11 +14,11 @@ use crate::output::{self, Output};
 
 /// List the VFIO devices of this host and whether they migrate
 ///
-/// A device that no process holds is opened for a moment to ask what it supports.
+/// A device that is not in use is opened briefly to query its features.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  whimbrel devices\n  whimbrel devices --json")]
 pub(crate) struct Arguments {
-    /// Open nothing: say only what the system's files tell
+    /// Open no device: show only the information in sysfs
     #[arg(long)]
     no_open: bool,
 }

@@ -18,17 +18,17 @@ use crate::target::Target;
 
 pub(crate) use self::walk::{Arguments as WalkArguments, run as run_walk};
 
-/// Show which arcs a driver executes on the way from one state to another
+/// Show the arcs a driver executes on the way from one state to another
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The state the device is in, such as RUNNING; case and hyphens do not matter
     #[arg(value_name = "FROM", value_parser = parse_state, requires = "to", required_unless_present = "other")]
     from: Option<State>,
-    /// The state that is asked for
+    /// The requested state
     #[arg(value_name = "TO", value_parser = parse_state)]
     to: Option<State>,
-    /// What the device supports of migration, separated by commas
+    /// The device's migration features, separated by commas
     #[arg(
         long,
         value_enum,
@@ -40,20 +40,20 @@ pub(crate) struct Arguments {
     /// Print the next step for each pair of states
     #[arg(long, group = "other", conflicts_with_all = ["from", "to"])]
     table: bool,
-    /// Print the arcs a driver implements as a drawing for Graphviz
+    /// Print the arcs a driver implements as a graph for Graphviz
     #[arg(long, group = "other", conflicts_with_all = ["from", "to"])]
     dot: bool,
-    /// Ask a device for each pair of states and compare its answers with the table. This resets the device
+    /// Request each pair of states from a device and compare its answers with the table. This resets the device
     ///
-    /// The device is reset before each request: use one that nobody needs. STOP_COPY -> PRE_COPY and STOP_COPY ->
-    /// PRE_COPY_P2P hang in many kernels. They are asked for last, and left out where the kernel is not known to have
+    /// The device is reset before each request: use a device that is not in use. STOP_COPY -> PRE_COPY and STOP_COPY
+    /// -> PRE_COPY_P2P hang in many kernels. They are requested last, and skipped unless the kernel is known to have
     /// the fix.
     #[arg(long, value_name = "TARGET", group = "other", conflicts_with_all = ["from", "to"])]
     walk: Option<Target>,
     /// Walk a device in STOP or STOP_COPY too, although it may hold the only copy of a migrated device
     #[arg(long, requires = "walk", conflicts_with_all = ["from", "to", "table", "dot"])]
     force: bool,
-    /// How long the device may take to answer a request of the walk, in seconds
+    /// Timeout for each request of the walk, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "walk")]
     #[arg(conflicts_with_all = ["from", "to", "table", "dot"])]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -17,13 +17,13 @@ use crate::fsm::flag_names;
 use crate::output::{self, Output};
 use crate::progress::Bar;
 
-/// Show what a saved file holds, and where it is damaged if it is
+/// Show the contents of a saved file, and any damage
 ///
-/// The file is read to its end and every checksum is looked at. A damaged or foreign file is exit status 1.
+/// Reads the whole file and checks every checksum. The exit status is 1 for a damaged or foreign file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  whimbrel inspect nic.whimbrel\n  whimbrel inspect nic.whimbrel --json")]
 pub(crate) struct Arguments {
-    /// The file, as `whimbrel save` wrote it; - is stdin
+    /// The file, as written by `whimbrel save`; - is stdin
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -40,7 +40,7 @@ struct Inspected<'a> {
     file: String,
     #[serde(flatten)]
     contents: &'a Contents,
-    /// The first bytes of the device's state, or of a file that is none of ours.
+    /// The first bytes of the device's state, or of a foreign file.
     head: String,
 }
 

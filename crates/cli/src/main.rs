@@ -28,7 +28,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::output::Output;
 
-/// Move VFIO devices between hosts while they work, and look at how they do it.
+/// Migrate VFIO devices live between hosts, and inspect and test their migration.
 #[derive(Debug, Parser)]
 #[command(name = "whimbrel", version = env!("WHIMBREL_VERSION"), arg_required_else_help = true, after_help = AFTER_HELP)]
 struct CommandLine {
@@ -40,26 +40,26 @@ struct CommandLine {
 
 const AFTER_HELP: &str = "\
 A TARGET names a device:
-  0000:3b:00.2               a PCI device: by its own file, else by its group
-  c9de1dcb-1f0c-...          a mediated device, by its uuid: likewise
-  group:0000:3b:00.2         by its IOMMU group, whatever else there is
+  0000:3b:00.2               a PCI device, opened by its own file, else by its group
+  c9de1dcb-1f0c-...          a mediated device, by its UUID, opened likewise
+  group:0000:3b:00.2         opened by its IOMMU group
   cdev:/dev/vfio/devices/vfio0
-                             by its own file
-  vfio-user:/run/accel       one that another process serves at this socket (`whimbrel serve`)
-  model:serial               a model in this process; settings follow:
+                             opened by its own file
+  vfio-user:/run/accel       served by another process at this socket (`whimbrel serve`)
+  model:serial               a model in this process, with optional settings:
   model:serial?ports=2&answers=mtty
-                             1 or 2 ports; answers of vfio-pci or mtty where the two differ
+                             1 or 2 ports; answers as vfio-pci or as mtty where they differ
   model:accel?state=1GiB&rate=10MiB&features=stop-copy,p2p,pre-copy
-                             size of its state, bytes of it that change a second
+                             size of its state, rate of change per second
 
-Results go to stdout, all else to stderr.
+Results go to stdout, everything else to stderr.
 Exit status: 0 done, 1 failed, 2 wrong usage.
 
 Examples:
   whimbrel devices
   whimbrel probe 0000:3b:00.2
-  whimbrel receive 0000:3b:00.2 --listen [::]:4000   (on the host that takes it)
-  whimbrel send 0000:3b:00.2 --to other-host:4000    (on the host that has it)
+  whimbrel receive 0000:3b:00.2 --listen [::]:4000   (on the destination)
+  whimbrel send 0000:3b:00.2 --to other-host:4000    (on the source)
   whimbrel fsm RUNNING STOP_COPY";
 
 #[derive(Debug, Args)]

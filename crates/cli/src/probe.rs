@@ -1,4 +1,4 @@
-//! `whimbrel probe`: everything a device says of itself.
+//! `whimbrel probe`: all information that a device reports.
 
 mod capability;
 
@@ -22,7 +22,7 @@ use crate::fsm::flag_names;
 use crate::output::{self, Output};
 use crate::target::Target;
 
-/// Show everything a device says of itself: info, regions, interrupts, features, migration
+/// Show all information that a device reports: info, regions, interrupts, features, migration
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  whimbrel probe 0000:3b:00.2\n  whimbrel probe model:accel --json")]
 pub(crate) struct Arguments {

@@ -19,25 +19,25 @@ use crate::progress::Bar;
 use crate::send::parse_address;
 use crate::target::Target;
 
-/// Wait for a device that `whimbrel send` gives away, and run it here
+/// Wait for a device from `whimbrel send`, and run it here
 ///
-/// One device moves, without memory, from one sender; others that come meanwhile are turned away. If that fails before
-/// the handover, the device is reset and nothing of what came is kept.
+/// Receives one device, without memory, from one sender, and rejects other senders meanwhile. After a failure before
+/// the handover the device is reset and the received state is discarded.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device that takes the state (`whimbrel --help` says how to name it)
+    /// The device that receives the state (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses a port; stderr tells the
-    /// address
+    /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses a port; the address
+    /// is printed to stderr
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Address,
-    /// How long the other side may give no sign of life, in seconds
+    /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Hold the device afterwards, until stdin ends or SIGINT or SIGTERM comes. A device that nobody holds open is
-    /// closed, and a driver may reset it then
+    /// Keep the device open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise the device is closed,
+    /// and its driver may reset it
     #[arg(long)]
     keep: bool,
 }

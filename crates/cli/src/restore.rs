@@ -16,20 +16,20 @@ use crate::progress::Bar;
 use crate::save::form;
 use crate::target::Target;
 
-/// Load a saved state into a device and let it run
+/// Load a saved state into a device and run it
 ///
-/// What the device did before is over then. A file that is foreign or of another kind of device is refused before
-/// anything is loaded; if a file fails later, the device is reset, so that it never runs with part of a state.
+/// The device's previous state is lost. A foreign file, or one of another kind of device, is refused before
+/// anything is loaded. After a later failure the device is reset, so that it never runs with a partial state.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Where from, as `whimbrel save` wrote it; - is stdin
+    /// The file, as written by `whimbrel save`; - is stdin
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
-    /// The file holds the driver's own bytes and nothing else
+    /// The file holds only the driver's bytes, without header and checksums
     #[arg(long)]
     raw: bool,
 }

@@ -16,7 +16,7 @@ use crate::target::{Opened, Target};
 
 /// Save a device's state to a file
 ///
-/// The device stops while its state is read, and then goes on in the state it was in. The file appears under its name
+/// The device stops while its state is read, and then returns to its previous state. The file appears under its name
 /// only when it is complete and on disk.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -24,10 +24,10 @@ pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Where to; - is stdout, and the result is told on stderr then
+    /// The output file; - is stdout, and the result then goes to stderr
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Write the driver's own bytes and nothing else: no header, no checksums
+    /// Write only the driver's bytes, without header and checksums
     #[arg(long)]
     raw: bool,
 }

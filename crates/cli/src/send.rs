@@ -12,29 +12,29 @@ use crate::output::{self, Output};
 use crate::progress::Bar;
 use crate::target::Target;
 
-/// Move a device to a host where `whimbrel receive` waits
+/// Migrate a device to a host where `whimbrel receive` is waiting
 ///
-/// One device moves, without memory. It works until little enough is left; then it stops here and runs there. If that
-/// fails before the handover, it runs on here.
+/// Migrates one device, without memory. The device runs until the predicted downtime is within the limit, then stops
+/// at the source and runs at the destination. After a failure before the handover it continues at the source.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Where `whimbrel receive` listens: HOST:PORT, [IPV6]:PORT or unix:PATH
+    /// Address of `whimbrel receive`: HOST:PORT, [IPV6]:PORT or unix:PATH
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     to: Address,
-    /// How long the device may stand still, in milliseconds
+    /// Downtime limit, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
-    /// Give up after this many rounds without getting there
+    /// Give up after this many pre-copy rounds if the migration does not converge
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
-    /// How long the other side may give no sign of life, in seconds
+    /// Timeout for data from the destination, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// How long to try to connect while nobody listens there, in seconds
+    /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
 }

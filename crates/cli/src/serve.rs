@@ -21,63 +21,62 @@ use crate::target::parse_model;
 
 /// Serve a model as a vfio-user device
 ///
-/// Programs that speak vfio-user, such as a VMM, use the device through the socket, one at a time. It keeps
-/// its state when one leaves and another comes. It is served until SIGINT or SIGTERM.
+/// Programs that speak vfio-user, such as a VMM, use the device through the socket, one at a time. The device keeps its
+/// state between clients. The server runs until SIGINT or SIGTERM.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The model: serial, accel or legacy, with settings as behind `model:` (`whimbrel --help`)
+    /// The model: serial, accel or legacy, with settings as after `model:` (`whimbrel --help`)
     #[arg(value_name = "MODEL", value_parser = parse_model)]
     model: Model,
-    /// Where the socket is made. Only the user who runs this can connect to it
+    /// Path of the socket. Only the user who runs the server can connect to it
     #[arg(long, value_name = "PATH", required_unless_present = "takeover")]
     socket: Option<PathBuf>,
-    /// Take the device from the server at this socket, and go on in its place
+    /// Take over the device from the server at this socket
     ///
-    /// The client that uses the device keeps it, over the same connection, and sees a pause; later ones come to
-    /// this server at the same path. The other server ends when all is done. If anything fails before, it goes
-    /// on as if nothing had been. It must serve the same model with the same settings, as the same user, and let
-    /// others take over: PATH is its --takeover-socket, which this server gets too, or with --allow-takeover the
-    /// socket of its clients.
+    /// The device's client keeps its connection and sees only a pause; later clients reach this server at the same
+    /// path. The other server exits after the takeover; if anything fails before that, it continues unchanged. It must
+    /// serve the same model with the same settings, run as the same user, and allow takeovers: PATH is its
+    /// --takeover-socket, which this server takes over too, or, with --allow-takeover, its client socket.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "owned", "takeover_socket"])]
     takeover: Option<PathBuf>,
-    /// Let another server take over at the clients' socket
+    /// Allow another server to take over at the client socket
     ///
-    /// Any process of the same user that connects there, and is not the client itself, can then have the client's
-    /// memory and sockets.
+    /// Any process of the same user, other than the client itself, can then connect there and get the client's memory
+    /// and sockets.
     #[arg(long)]
     allow_takeover: bool,
-    /// Let another server take over at a socket of its own
+    /// Allow another server to take over at a separate socket
     ///
-    /// It is made at PATH, and only the user who runs this can connect to it. Whoever can reach only the clients'
-    /// socket cannot take over.
+    /// The socket is created at PATH, and only the user who runs the server can connect to it. A process with access to
+    /// the client socket only cannot take over.
     #[arg(long, value_name = "PATH")]
     takeover_socket: Option<PathBuf>,
-    /// Confine the server to what it holds open
+    /// Confine the server with Landlock and seccomp
     ///
-    /// Landlock and seccomp take from it, for good, what it does not need: files, other sockets, other
-    /// processes, most system calls. Where the kernel cannot do it, nothing is served: it takes Linux 5.13 with
-    /// Landlock. The socket's name stays when the server ends, and the next server there replaces it.
+    /// They permanently remove access to everything the server does not need: files, other sockets, other processes,
+    /// most system calls. If the kernel does not support this (it needs Linux 5.13 with Landlock), the server does not
+    /// start. The socket's name remains when the server exits, and the next server at that path replaces it.
     #[arg(long)]
     sandbox: bool,
-    /// How much memory the client may share with the server, in bytes or with a unit such as 16GiB; to map more fails
-    /// with ENOSPC [default: any amount]
+    /// Maximum memory that the client may share with the server, in bytes or with a unit such as 16GiB; mapping more
+    /// fails with ENOSPC [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     client_memory: Option<u64>,
-    /// Let clients give files of any file system as memory, to be read and written (such as /proc/PID/mem)
+    /// Accept files of any file system as client memory, for reads and writes (such as /proc/PID/mem)
     ///
-    /// By default memory is a file in memory: memfd_create, tmpfs or hugetlbfs. A file of another file system may never
-    /// answer. Then the device's accesses to it fail after five seconds, and the server can end only once the file system
-    /// has answered.
+    /// By default client memory must be a file in memory: memfd_create, tmpfs or hugetlbfs. Another file system may
+    /// never answer. Then the device's accesses to it fail after five seconds, and the server can exit only after the
+    /// file system has answered.
     #[arg(long)]
     foreign_memory: bool,
-    /// Let the device misbehave, to see what its user does: for example 'arc RUNNING_P2P->STOP: EIO once'
+    /// Inject a fault into the device, such as 'arc RUNNING_P2P->STOP: EIO once'
     ///
-    /// Several are given with semicolons between them, or each with a --fault of its own. Also: 'read after 1MiB: short'
-    /// (or EIO, end), 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB', 'precopy: initial 5 dirty 0',
-    /// 'log report: EIO', 'reset: EIO'; * is any state, 'broken' behind the errno of an arc leads to ERROR, and 'once' or
-    /// '3 times' at the end bounds how often it happens.
+    /// Separate several faults with semicolons, or repeat --fault. Other faults: 'read after 1MiB: short' (or EIO,
+    /// end), 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB', 'precopy: initial 5 dirty 0', 'log
+    /// report: EIO', 'reset: EIO'; * is any state, 'broken' after the errno of an arc leads to ERROR, and 'once' or '3
+    /// times' at the end limits the number of times.
     #[arg(long, value_name = "FAULT")]
     fault: Vec<Faults>,
     /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the

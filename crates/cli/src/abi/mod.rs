@@ -18,10 +18,9 @@ use text::{Text, verdict};
 
 /// Compare a kernel's vfio.h with the names, numbers and layouts Whimbrel uses
 ///
-/// Lists constants whose value differs, structures whose size or fields differ, names that Whimbrel does not know
-/// or the header lacks, the migration protocol that the header speaks, and names that clash, such as a macro and
-/// an enumerator of one name. No C compiler is needed. linux/iommufd.h, linux/vfio_ccw.h and linux/vfio_zdev.h
-/// can be compared likewise.
+/// Lists constants whose value differs, structures whose size or fields differ, names that Whimbrel does not know or
+/// the header lacks, the header's migration protocols, and name clashes, such as a macro and an enumerator with the
+/// same name. No C compiler is needed. Also compares linux/iommufd.h, linux/vfio_ccw.h and linux/vfio_zdev.h.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {

@@ -22,7 +22,7 @@ use crate::failure::Failure;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {}
 
-/// How long the source is watched after the move, to see that it stands still.
+/// Time to watch the source after the migration, to verify that it is stopped.
 const WATCH: Duration = Duration::from_millis(50);
 /// Between two events of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);

@@ -170,7 +170,7 @@ impl From<whimbrel_engine::Report> for Figures {
     }
 }
 
-/// What one end found when the device stood still at the switchover.
+/// The findings of one end at the switchover, with the device stopped.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Evidence {
     /// Digest of all memory.

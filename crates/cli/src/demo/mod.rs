@@ -36,43 +36,44 @@ use crate::target::Target;
 
 pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 
-/// Move a working device and its memory live between two processes, and verify that nothing was lost.
+/// Migrate a working device and its memory live between two processes, and verify that nothing was lost.
 ///
-/// Two hosts are started on this machine, each a process, and for each a second process that serves its device over
-/// vfio-user. The first host gives its device work through DMA memory: it fills, copies and checks blocks, and every
-/// completion is checked. In the middle of that the device and all memory move to the second host over TCP, where the
-/// work goes on. Nothing is needed but this program, and nothing is left behind.
+/// Starts two hosts on this machine, each a process, with a second process that serves its device over vfio-user. The
+/// first host gives its device work through DMA memory: it fills, copies and checks blocks, and every completion is
+/// checked. Meanwhile the device and all memory migrate to the second host over TCP, where the work continues. Needs
+/// only this program, and leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device: model:accel with its settings, protocol=v1 and draft among them; model:legacy, whose state goes 8
-    /// bytes at a time, which takes a server long (see --in-process); or vfio-user:SOCKET, together with --destination
+    /// The device: model:accel with its settings, including protocol=v1 and protocol=draft; model:legacy, whose state
+    /// is transferred 8 bytes at a time, which is slow with a server (see --in-process); or vfio-user:SOCKET, together
+    /// with --destination
     #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
     device: Target,
-    /// The device that --device is moved to, if that is vfio-user:SOCKET: a second socket, at which the same model is
-    /// served. The demo resets both devices before it begins, and leaves them to their servers
+    /// The destination of a vfio-user:SOCKET in --device: a second socket, which serves the same model. The demo resets
+    /// both devices before it begins, and leaves their servers running
     #[arg(long, value_name = "TARGET")]
     destination: Option<Target>,
-    /// Keep the model in the two processes that use it, and start no servers
+    /// Run the models inside the two demo processes, without servers
     #[arg(long, conflicts_with = "destination")]
     in_process: bool,
-    /// Memory of the machine, in bytes or with a unit such as 256MiB; 16 MiB at least
+    /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: u64,
-    /// Memory the device writes, in bytes per second or with a unit such as 64MiB; 1 MiB at least, so that there is work
-    /// to lose
+    /// Rate at which the device writes memory, in bytes per second or with a unit such as 64MiB; at least 1 MiB, so
+    /// that a loss would show
     #[arg(long, value_name = "BYTES/S", default_value = "64MiB", value_parser = rate)]
     dirty_rate: u64,
-    /// The device is stopped once it is expected to stand still for no longer than this, in milliseconds
+    /// Downtime limit, in milliseconds: stop once the predicted downtime is at most this
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
-    /// Give up after this many rounds without that
+    /// Give up after this many pre-copy rounds if the migration does not converge
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
-    /// How long the device works before it moves, in milliseconds
+    /// Time that the device works before the migration, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     work_before: u64,
-    /// How long it works after it has moved, in milliseconds
+    /// Time that the device works after the migration, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500)]
     work_after: u64,
 }

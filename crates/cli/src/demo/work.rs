@@ -384,7 +384,7 @@ fn run(program: &mut Program, (state, changed): &(Mutex<(Wish, Doing)>, Condvar)
                 return;
             }
             if state.1 == Doing::Paused {
-                // Time that the program stood still is no time it worked.
+                // The time of the pause does not count as work.
                 program.last = Instant::now();
             }
             state.1 = Doing::Working;
