@@ -13,7 +13,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, Errno, SavingRead, State};
+use whimbrel_user::{Device, DmaMap, DmaRegion, Errno, Migratable, SavingRead, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 /// An example as cargo has built it, beside this test.
@@ -181,9 +181,9 @@ fn the_guide_s_first_driver_interrupts_logs_its_writes_and_moves_while_it_works(
     let mut resuming = there.client.set_state(State::Resuming).unwrap().unwrap();
     // No record ends where a read does.
     let mut buffer = [0; 100];
-    let mut pass = |state: State, saving: &mut whimbrel_user::DataFile| {
+    let mut pass = |saving: &mut whimbrel_user::DataFile| {
         let mut bytes = 0;
-        while let SavingRead::Data(count) = saving.read(state, &mut buffer).unwrap() {
+        while let SavingRead::Data(count) = saving.read(&mut buffer).unwrap() {
             resuming.write_all(&buffer[..count]).unwrap();
             bytes += count as u64;
         }
@@ -191,14 +191,14 @@ fn the_guide_s_first_driver_interrupts_logs_its_writes_and_moves_while_it_works(
     };
     let record = 4 + 4096;
     assert_eq!(saving.precopy_info().unwrap().bytes.total(), 16 * record);
-    assert_eq!(pass(State::PreCopy, &mut saving), 16 * record);
+    assert_eq!(pass(&mut saving), 16 * record);
     here.client.write_region(0, 4094, b"while it moves").unwrap();
     assert_eq!(saving.precopy_info().unwrap().bytes.total(), 2 * record, "two pages have changed");
-    assert_eq!(pass(State::PreCopy, &mut saving), 2 * record);
+    assert_eq!(pass(&mut saving), 2 * record);
     here.client.set_state(State::StopCopy).unwrap();
     let refused = here.client.write_region(0, 0, b"late").unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::EBUSY), "it has stopped");
-    assert!(pass(State::StopCopy, &mut saving) < record, "the function alone is left");
+    assert!(pass(&mut saving) < record, "the function alone is left");
     there.client.set_state(State::Running).unwrap();
 
     assert!(there.own_memory() == here.own_memory());
