@@ -54,8 +54,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut best = [(f64::MAX, 0.0); 2];
     let mut data = [0; 4];
     for _ in 0..ROUNDS {
-        let below = measured(|| drop(black_box(core.read_region(7, 0, black_box(&mut data)))));
-        let above = measured(|| drop(black_box(local.read_region(7, 0, black_box(&mut data)))));
+        let below = measured(|| {
+            let _ = black_box(core.read_region(7, 0, black_box(&mut data)));
+        });
+        let above = measured(|| {
+            let _ = black_box(local.read_region(7, 0, black_box(&mut data)));
+        });
         for (best, now) in best.iter_mut().zip([below, above]) {
             *best = (best.0.min(now.0), now.1);
         }
