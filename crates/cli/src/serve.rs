@@ -160,7 +160,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         }
         None => output::note(format_args!("serving {model} at {socket}{how}")),
     }
-    let whimbrel_vfio_user::Served { clients, taken_over } = server
+    let whimbrel_vfio_user::Served { clients, taken_over, .. } = server
         .run()
         .map_err(|error| Failure::from_io(format!("{socket} can be served no longer"), &error))?;
     if taken_over {

@@ -30,8 +30,8 @@ pub(crate) trait Closer: fmt::Debug + Send + Sync {
 
 /// Decides which descriptors of a peer are let in.
 pub(crate) trait Admission: fmt::Debug + Send {
-    /// Whether any may come now.
-    fn is_open(&self) -> bool;
+    /// Whether any may come now. If this `waits`, it may do so for a moment until they may.
+    fn is_open(&self, waits: bool) -> bool;
 
     /// What of descriptors that came together is let in: all or none.
     fn admit(&self, fds: Vec<OwnedFd>) -> Result<Descriptors, DescriptorError>;

@@ -209,6 +209,12 @@ impl Receiver {
         self.fill().map(|count| count > 0)
     }
 
+    /// As [`Receiver::read_once`], and [`io::ErrorKind::WouldBlock`] if nothing has come.
+    #[cfg(feature = "server")]
+    pub(crate) fn read_now(&mut self) -> Result<bool, SocketError> {
+        self.fill_with(RecvFlags::DONTWAIT).map(|count| count > 0)
+    }
+
     /// Once the peer hung up: whether that was between two messages.
     pub(crate) fn ended(&self) -> Result<(), SocketError> {
         match self.deframer.partial() {
@@ -230,13 +236,20 @@ impl Receiver {
 
     /// Reads once. 0 is the end.
     fn fill(&mut self) -> Result<usize, SocketError> {
+        self.fill_with(RecvFlags::empty())
+    }
+
+    fn fill_with(&mut self, flags: RecvFlags) -> Result<usize, SocketError> {
         let received = self.deframer.received();
         let room = self.deframer.room()?;
-        let is_open = self.admission.as_ref().is_none_or(|admission| admission.is_open());
+        let is_open = self
+            .admission
+            .as_ref()
+            .is_none_or(|admission| admission.is_open(!flags.contains(RecvFlags::DONTWAIT)));
         let mut control = RecvAncillaryBuffer::new(if is_open { &mut self.control[..] } else { &mut [] });
         let got = loop {
             let mut iov = [IoSliceMut::new(room)];
-            match recvmsg(&*self.stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            match recvmsg(&*self.stream, &mut iov, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
                 Err(SystemError::INTR) => {}
                 Err(SystemError::CONNRESET) => return Ok(0),
                 other => break other.map_err(io::Error::from)?,

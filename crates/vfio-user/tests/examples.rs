@@ -74,6 +74,13 @@ fn devices_at_sockets_are_driven_and_moved() {
     assert!(moved.ends_with("here: STOP, there: RUNNING\n"), "{moved}");
 }
 
+#[test]
+fn two_devices_are_served_by_one_thread() {
+    let told = told(&mut example("event_loop"));
+    assert_eq!(told.matches("9 regions, RUNNING").count(), 2, "{told}");
+    assert_eq!(told.matches("1 clients at ").count(), 2, "{told}");
+}
+
 /// Two servers of the guide's first driver, which end with this.
 struct FirstDrivers(Vec<Child>);
 

@@ -45,6 +45,7 @@ pub(super) struct Shared {
     pub(super) ioeventfds: Vec<IoeventfdWrite>,
     pub(super) max_client_memory: u64,
     pub(super) foreign_memory: bool,
+    pub(super) remote_memory: bool,
     pub(super) foreign_threads: ForeignThreads,
     /// Clients that are not served.
     pub(super) not_served: LogLimit,
@@ -69,6 +70,7 @@ pub struct BackendOptions {
     ioeventfds: Vec<IoeventfdWrite>,
     max_client_memory: u64,
     foreign_memory: bool,
+    remote_memory: bool,
 }
 
 impl Default for BackendOptions {
@@ -78,6 +80,7 @@ impl Default for BackendOptions {
             ioeventfds: Vec::new(),
             max_client_memory: u64::MAX,
             foreign_memory: false,
+            remote_memory: true,
         }
     }
 }
@@ -113,6 +116,14 @@ impl BackendOptions {
     pub fn foreign_memory(self, takes: bool) -> BackendOptions {
         BackendOptions { foreign_memory: takes, ..self }
     }
+
+    /// Takes memory without a descriptor, which the client is asked for at each access (VFIO_USER_DMA_READ and
+    /// VFIO_USER_DMA_WRITE); it does by default. Without, mapping it is EINVAL, and no access of the device waits for a
+    /// client: for a server in an event loop with others ([`Server::dispatch`](crate::Server::dispatch)).
+    #[must_use]
+    pub fn remote_memory(self, takes: bool) -> BackendOptions {
+        BackendOptions { remote_memory: takes, ..self }
+    }
 }
 
 impl Backend {
@@ -123,7 +134,8 @@ impl Backend {
 
     /// A device, with what is offered to its clients.
     pub fn with(device: DeviceFile, options: BackendOptions) -> Backend {
-        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory } = options;
+        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory, remote_memory } =
+            options;
         capabilities.max_msg_fds = capabilities.max_msg_fds.min(MAX_FDS as u32);
         let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
         Backend {
@@ -133,6 +145,7 @@ impl Backend {
                 ioeventfds,
                 max_client_memory,
                 foreign_memory,
+                remote_memory,
                 foreign_threads: ForeignThreads::default(),
                 not_served: LogLimit::default(),
                 data_file,

@@ -33,8 +33,8 @@ impl Screen {
 }
 
 impl Admission for Screen {
-    fn is_open(&self) -> bool {
-        !self.closer.is_full()
+    fn is_open(&self, waits: bool) -> bool {
+        !self.closer.is_full(waits)
     }
 
     fn admit(&self, fds: Vec<OwnedFd>) -> Result<Descriptors, DescriptorError> {

@@ -4,6 +4,7 @@
 mod answers;
 mod clients;
 mod descriptors;
+mod event_loop;
 mod extension;
 mod hand;
 mod hostile;

@@ -1,6 +1,7 @@
 //! The server at a path: who connects there, and what becomes of each.
 
 mod newcomers;
+mod poller;
 pub(super) mod server;
 pub(crate) mod socket_file;
 mod spare;

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use super::poller::Token;
+
 /// How long a newcomer may be silent. Then it is turned away.
 const SILENCE: Duration = Duration::from_secs(5);
 
@@ -21,6 +23,7 @@ pub(super) struct Newcomers(Vec<Newcomer>);
 
 #[derive(Debug)]
 struct Newcomer {
+    token: Token,
     stream: UnixStream,
     since: Instant,
 }
@@ -30,8 +33,8 @@ impl Newcomers {
         self.0.len() < MAX
     }
 
-    pub(super) fn add(&mut self, stream: UnixStream, now: Instant) {
-        self.0.push(Newcomer { stream, since: now });
+    pub(super) fn add(&mut self, token: Token, stream: UnixStream, now: Instant) {
+        self.0.push(Newcomer { token, stream, since: now });
     }
 
     /// How long until one has been silent for too long.
@@ -40,21 +43,22 @@ impl Newcomers {
         self.0.first().map(|first| (first.since + most).saturating_duration_since(now))
     }
 
-    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.0.iter().map(|newcomer| newcomer.stream.as_fd())
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (Token, BorrowedFd<'_>)> {
+        self.0.iter().map(|newcomer| (newcomer.token, newcomer.stream.as_fd()))
     }
 
-    /// Takes those that have said something or have left, by their order in [`Newcomers::sockets`].
-    pub(super) fn take(&mut self, mut has_said: impl Iterator<Item = bool>) -> Vec<UnixStream> {
-        let said = self.0.extract_if(.., |_| has_said.next().unwrap_or(false));
-        said.map(|newcomer| newcomer.stream).collect()
+    /// Takes those that have said something or have left.
+    pub(super) fn take(&mut self, has_said: impl Fn(Token) -> bool) -> Vec<(Token, UnixStream)> {
+        let said = self.0.extract_if(.., |newcomer| has_said(newcomer.token));
+        said.map(|newcomer| (newcomer.token, newcomer.stream)).collect()
     }
 
     /// Takes those that have been silent for too long.
-    pub(super) fn take_silent(&mut self, now: Instant) -> Vec<UnixStream> {
+    pub(super) fn take_silent(&mut self, now: Instant) -> Vec<(Token, UnixStream)> {
         let mut silent = Vec::new();
         while self.time_left(now).is_some_and(|left| left.is_zero()) {
-            silent.push(self.0.remove(0).stream);
+            let Newcomer { token, stream, .. } = self.0.remove(0);
+            silent.push((token, stream));
         }
         silent
     }
@@ -74,13 +78,13 @@ mod tests {
             assert!(newcomers.have_room());
             let (here, there) = UnixStream::pair().unwrap();
             others.push(there);
-            newcomers.add(here, now + Duration::from_millis(number as u64));
+            newcomers.add(number as Token, here, now + Duration::from_millis(number as u64));
         }
         assert!(!newcomers.have_room());
         assert_eq!(newcomers.time_left(now), Some(SHORT_SILENCE), "others may wait");
         assert!(newcomers.take_silent(now).is_empty());
         assert_eq!(newcomers.take_silent(now + SHORT_SILENCE).len(), 1, "then there is room again");
-        assert_eq!(newcomers.take([false, true].into_iter()).len(), 1);
+        assert_eq!(newcomers.take(|token| token == 2).len(), 1);
         assert!(newcomers.take_silent(now + SHORT_SILENCE * 10).is_empty());
         assert_eq!(newcomers.take_silent(now + SILENCE * 2).len(), MAX - 2);
     }

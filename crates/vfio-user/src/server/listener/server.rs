@@ -1,17 +1,20 @@
 //! The server at a path: it accepts clients, one at a time, and processes that want to take over.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::epoll::EventFlags;
+use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_device::Errno;
 
 use super::newcomers::Newcomers;
+use super::poller::{FIRST_TOKEN, Poller, Token};
 use super::socket_file::Listener;
 use super::spare::{Spare, is_exhausted};
 #[cfg(feature = "takeover")]
@@ -19,11 +22,24 @@ use super::takeovers::{Found, Place, Takeovers, UnderWay};
 use crate::server::backend::{Backend, Turn};
 use crate::server::log_limit::LogLimit;
 use crate::server::refusal::{first_header, header_so_far, turn_away};
+use crate::server::session::current::Current;
+use crate::server::session::inline::Inline;
 use crate::server::session::rest::LOOK;
-use crate::server::session::seat::{Current, Ready};
 use crate::server::session::serving::Serving;
+use crate::server::session::thread::Ready;
 #[cfg(feature = "takeover")]
 use crate::takeover::{self, Description, TakenOver};
+
+/// How long nobody is accepted after that has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a server watches beside its connections.
+const STOP: Token = FIRST_TOKEN;
+const CHANGED: Token = FIRST_TOKEN + 1;
+const CLIENTS: Token = FIRST_TOKEN + 2;
+#[cfg(feature = "takeover")]
+const TAKEOVERS: Token = FIRST_TOKEN + 3;
+const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 
 /// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
 /// away with this.
@@ -46,15 +62,20 @@ use crate::takeover::{self, Description, TakenOver};
 /// assert!(!path.exists());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # From an event loop
+///
+/// A program with an event loop of its own serves in it: the server's descriptor ([`AsFd`]) is readable whenever
+/// [`Server::dispatch`] has something to do. Several servers share a thread so (`examples/event_loop.rs`).
 #[derive(Debug)]
 pub struct Server {
     backend: Backend,
     listener: Listener,
     stop: Arc<OwnedFd>,
-    /// A takeover under way has something to say.
+    /// A takeover under way, or a client that is served without a thread, has something to do.
     changed: Arc<OwnedFd>,
-    /// A client that was taken over, and is served first.
-    taken: Mutex<Option<(Serving, Ready)>>,
+    poller: Poller,
+    desk: Mutex<Desk>,
     spare: Spare,
     /// What a client can have logged again and again.
     turned_away: LogLimit,
@@ -63,16 +84,36 @@ pub struct Server {
     pub(super) takeovers: Takeovers,
 }
 
+/// What changes while a server serves.
+#[derive(Debug)]
+struct Desk {
+    /// A client that was taken over, and is served first.
+    taken: Option<(Serving, Ready)>,
+    current: Option<Current>,
+    clients: u64,
+    newcomers: Newcomers,
+    /// From when on others are accepted again, after that has failed.
+    accepts_at: Option<Instant>,
+    next_token: Token,
+    /// Those of the sockets of the client that is served.
+    client_tokens: [Token; 2],
+    ended: Option<Served>,
+    #[cfg(feature = "takeover")]
+    under_way: UnderWay,
+}
+
 /// What a server needs that is stopped, and hears of takeovers: had before anything can have changed.
 #[derive(Debug)]
 pub(super) struct Signals {
     stop: Arc<OwnedFd>,
     changed: Arc<OwnedFd>,
+    poller: Poller,
     spare: Spare,
 }
 
-/// How [`Server::run`] ended.
+/// How a [`Server`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Served {
     /// How many clients there were.
     pub clients: u64,
@@ -80,15 +121,53 @@ pub struct Served {
     pub taken_over: bool,
 }
 
-/// Ends [`Server::run`] from another thread.
+/// Ends a [`Server`] from another thread.
 #[derive(Clone, Debug)]
 pub struct Stopper(Arc<OwnedFd>);
+
+/// Who serves clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A thread of the client's. The server waits until it has something to do.
+    Threads,
+    /// Whoever dispatches.
+    Dispatch,
+}
 
 impl Signals {
     pub(super) fn new() -> io::Result<Signals> {
         let (stop, changed) = (EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let (stop, changed) = (Arc::new(eventfd(0, stop)?), Arc::new(eventfd(0, changed)?));
-        Ok(Signals { stop, changed, spare: Spare::new()? })
+        let poller = Poller::new()?;
+        // The first dispatch says what is watched.
+        poller.wake_after(Some(Duration::ZERO))?;
+        Ok(Signals { stop, changed, poller, spare: Spare::new()? })
+    }
+}
+
+impl Desk {
+    fn new(taken: Option<(Serving, Ready)>) -> Desk {
+        Desk {
+            taken,
+            current: None,
+            clients: 0,
+            newcomers: Newcomers::default(),
+            accepts_at: None,
+            next_token: FIRST_CONNECTION,
+            client_tokens: [0; 2],
+            ended: None,
+            #[cfg(feature = "takeover")]
+            under_way: UnderWay::default(),
+        }
+    }
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        self.next_token - 1
+    }
+
+    fn served(&self, taken_over: bool) -> Served {
+        Served { clients: self.clients, taken_over }
     }
 }
 
@@ -103,25 +182,22 @@ impl Server {
         let signals = Signals::new()?;
         // Before a client can have changed anything.
         #[cfg(feature = "takeover")]
-        let takeovers = Takeovers::new(
-            Description::of(backend.device())
-                .inspect_err(|error| {
-                    tracing::debug!(%error, "the device cannot be taken over");
-                })
-                .ok(),
-        );
-        let Signals { stop, changed, spare } = signals;
+        let description = Description::of(backend.device())
+            .inspect_err(|error| tracing::debug!(%error, "the device cannot be taken over"))
+            .ok();
+        let Signals { stop, changed, poller, spare } = signals;
         Ok(Server {
             backend,
             listener,
             stop,
             changed,
-            taken: Mutex::new(None),
+            poller,
+            desk: Mutex::new(Desk::new(None)),
             spare,
             turned_away: LogLimit::default(),
             not_accepted: LogLimit::default(),
             #[cfg(feature = "takeover")]
-            takeovers,
+            takeovers: Takeovers::new(None, description),
         })
     }
 
@@ -129,17 +205,18 @@ impl Server {
     #[cfg(feature = "takeover")]
     pub(super) fn taken(taken: TakenOver, backend: Backend, ready: Ready, signals: Signals) -> Server {
         let TakenOver { clients, takeovers: listener, description, serving } = taken;
-        let Signals { stop, changed, spare } = signals;
+        let Signals { stop, changed, poller, spare } = signals;
         Server {
             backend,
             listener: clients,
             stop,
             changed,
-            taken: Mutex::new(serving.map(|serving| (serving, ready))),
+            poller,
+            desk: Mutex::new(Desk::new(serving.map(|serving| (serving, ready)))),
             spare,
             turned_away: LogLimit::default(),
             not_accepted: LogLimit::default(),
-            takeovers: Takeovers::at(listener, Some(description)),
+            takeovers: Takeovers::new(listener, Some(description)),
         }
     }
 
@@ -148,7 +225,7 @@ impl Server {
         self.listener.path()
     }
 
-    /// What ends [`Server::run`].
+    /// What ends [`Server::run`] and [`Server::dispatch`].
     pub fn stopper(&self) -> Stopper {
         Stopper(self.stop.clone())
     }
@@ -162,118 +239,218 @@ impl Server {
     /// that fails, all goes on as before. Where nobody can say whether the device runs in the other process, it stands
     /// here until that process says so or dies; to be stopped then is an error.
     pub fn run(&self) -> io::Result<Served> {
-        let mut current = self.taken.lock().take().map(|(serving, ready)| ready.serve(serving));
-        let mut clients = u64::from(current.is_some());
-        let mut under_way = UnderWay::default();
-        let mut newcomers = Newcomers::default();
-        let result = loop {
-            self.takeovers.begin_next(&mut under_way, &self.place());
-            for silent in newcomers.take_silent(Instant::now()) {
-                turn_away(&silent, 0, Errno::ETIMEDOUT);
+        loop {
+            if let ControlFlow::Break(served) = self.drive(Way::Threads)? {
+                return Ok(served);
             }
-            let closed = under_way.closed_for(current.is_some());
-            let open = if closed.is_some() { PollFlags::empty() } else { PollFlags::IN };
-            let mut asked = vec![
-                PollFd::new(&*self.stop, PollFlags::IN),
-                PollFd::new(&*self.changed, PollFlags::IN),
-                PollFd::new(&self.listener, if newcomers.have_room() { open } else { PollFlags::empty() }),
-            ];
-            asked.extend(self.takeovers.listener.as_ref().map(|listener| PollFd::new(listener, open)));
-            let own = asked.len();
-            asked.extend(newcomers.sockets().map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
-            let now = Instant::now();
-            let left =
-                [closed, under_way.time_left(now), newcomers.time_left(now)].into_iter().flatten().min();
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut asked, timeout.as_ref()) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => break Err(error.into()),
-                Ok(_) if !asked[0].revents().is_empty() => break Ok(Served { clients, taken_over: false }),
-                Ok(_) => {}
-            }
-            let [_, has_changed, has_client, ..] = [0, 1, 2].map(|index| !asked[index].revents().is_empty());
-            let has_takeover = own > 3 && !asked[3].revents().is_empty();
-            let have_said: Vec<bool> = asked[own..].iter().map(|asked| !asked.revents().is_empty()).collect();
-            drop(asked);
-            if has_changed {
-                // A counter that is read twice is empty the second time.
-                let _ = rustix::io::read(&*self.changed, &mut [0; 8]);
-                let seat = || current.as_ref().map(Current::seat);
-                match self.takeovers.look(&mut under_way, &self.listener, seat) {
-                    Found::Nothing => {}
-                    Found::Stays => continue,
-                    Found::Gone(ended) => {
-                        // Another process serves the client.
-                        if let Some(gone) = current.take() {
-                            gone.join();
-                        }
-                        break ended.map(|()| Served { clients, taken_over: true });
-                    }
-                }
-            }
-            if let Some(takeovers) = self.takeovers.listener.as_ref().filter(|_| has_takeover)
-                && let Some(stream) = self.accept(takeovers)
-            {
-                self.takeovers.queue(stream, &mut under_way, &self.listener);
-            }
-            for stream in newcomers.take(have_said.into_iter()) {
-                clients += u64::from(self.meet(stream, &mut current, &mut under_way));
-            }
-            if has_client && let Some(stream) = self.accept(&self.listener) {
-                newcomers.add(stream, Instant::now());
-            }
-        };
-        let result = if under_way.is_some() {
-            // It may end for another reason than that.
-            self.stopper().stop();
-            match self.takeovers.end(&mut under_way, &self.listener) {
-                None => result,
-                Some(ended) => {
-                    if let Some(gone) = current.take() {
-                        gone.join();
-                    }
-                    ended.map(|()| Served { clients, taken_over: true })
-                }
-            }
-        } else {
-            result
-        };
-        if let Some(current) = current {
-            current.end();
         }
-        result
     }
 
-    fn place(&self) -> Place<'_> {
-        let Server { listener, stop, changed, .. } = self;
-        Place { device: self.backend.device(), clients: listener, stop, changed }
+    /// Does what can be done without waiting, and returns: accepts, turns away, executes requests, answers. Breaks
+    /// when [`Server::run`] would return.
+    ///
+    /// To be called when the server's descriptor is readable, which it is before the first time and as long as there
+    /// is more to do. One call executes at most 64 requests, so that others of the same thread get their turn. What
+    /// has come of a message in part is kept, and a client that takes no answers is asked for no more requests until
+    /// it does. The driver is called on this thread: what it does in one call is not interrupted, and a panic of it
+    /// is one of this call.
+    ///
+    /// Some things have threads of their own here too: a data session with its socket, eventfds that clients signal
+    /// ([`DeviceFile`](whimbrel_device::DeviceFile) listens to them), files that may never answer, and a takeover,
+    /// which is given the client between two calls.
+    ///
+    /// A call waits for a client in one case: a request makes the device reach memory that has to be asked for, or a
+    /// file that may not answer. Each such access has
+    /// [five seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault and the connection is
+    /// over. Refuse such memory where other clients must not wait for it:
+    /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory).
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use whimbrel_models::Model;
+    /// use whimbrel_vfio_user::{Backend, Server};
+    /// # use std::os::fd::AsFd;
+    /// # use rustix::event::{PollFd, PollFlags, poll};
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let model = "serial".parse::<Model>()?.open("serial 0")?;
+    /// let server = Server::bind(folder.path().join("serial"), Backend::new(model.device))?;
+    /// server.stopper().stop();
+    /// let served = loop {
+    ///     // With whatever else the program waits for.
+    ///     poll(&mut [PollFd::new(&server, PollFlags::IN)], None)?;
+    ///     if let ControlFlow::Break(served) = server.dispatch()? {
+    ///         break served;
+    ///     }
+    /// };
+    /// assert_eq!(served.clients, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn dispatch(&self) -> io::Result<ControlFlow<Served>> {
+        self.drive(Way::Dispatch)
+    }
+
+    fn drive(&self, way: Way) -> io::Result<ControlFlow<Served>> {
+        let mut desk = self.desk.lock();
+        if let Some(served) = desk.ended {
+            return Ok(ControlFlow::Break(served));
+        }
+        let result = match self.turn(&mut desk, way) {
+            Ok(ControlFlow::Continue(())) => return Ok(ControlFlow::Continue(())),
+            Ok(ControlFlow::Break(served)) => Ok(served),
+            Err(error) => Err(error),
+        };
+        #[cfg(feature = "takeover")]
+        let result = self.end_takeover(&mut desk, result);
+        if let Some(current) = self.unseat(&mut desk) {
+            current.end();
+        }
+        let served = result?;
+        desk.ended = Some(served);
+        Ok(ControlFlow::Break(served))
+    }
+
+    /// Waits until there is something to do, unless it is dispatched, and does it.
+    fn turn(&self, desk: &mut Desk, way: Way) -> io::Result<ControlFlow<Served>> {
+        if let Some((serving, ready)) = desk.taken.take() {
+            desk.clients += 1;
+            match way {
+                Way::Threads => desk.current = Some(Current::Threaded(ready.serve(serving))),
+                // Its thread, which has nobody to serve, ends.
+                Way::Dispatch => self.attend(desk, serving),
+            }
+        }
+        #[cfg(feature = "takeover")]
+        self.takeovers.begin_next(&mut desk.under_way, &self.place());
+        for (token, silent) in desk.newcomers.take_silent(Instant::now()) {
+            self.poller.watch(token, &silent, EventFlags::empty())?;
+            turn_away(&silent, 0, Errno::ETIMEDOUT);
+        }
+        self.watch(desk)?;
+        let ready = self.poller.ready(way == Way::Threads)?;
+        let is_ready = |token: Token| ready.contains(&token);
+        if is_ready(STOP) {
+            return Ok(ControlFlow::Break(desk.served(false)));
+        }
+        if is_ready(CHANGED) {
+            // A counter that is read twice is empty the second time.
+            let _ = rustix::io::read(&*self.changed, &mut [0; 8]);
+            #[cfg(feature = "takeover")]
+            let ended = self.look_at_takeover(desk);
+            #[cfg(not(feature = "takeover"))]
+            let ended = None;
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
+        if let Some(Current::Inline(client)) = &mut desk.current
+            && client.dispatch()
+        {
+            drop(self.unseat(desk));
+        }
+        #[cfg(feature = "takeover")]
+        if let Some(takeovers) = self.takeovers.listener.as_ref().filter(|_| is_ready(TAKEOVERS))
+            && let Some(stream) = self.accept(takeovers, &mut desk.accepts_at, way)
+        {
+            self.takeovers.queue(stream, &mut desk.under_way, &self.listener);
+        }
+        for (token, stream) in desk.newcomers.take(is_ready) {
+            self.poller.watch(token, &stream, EventFlags::empty())?;
+            desk.clients += u64::from(self.meet(stream, desk, way));
+        }
+        if is_ready(CLIENTS)
+            && let Some(stream) = self.accept(&self.listener, &mut desk.accepts_at, way)
+        {
+            let token = desk.token();
+            desk.newcomers.add(token, stream, Instant::now());
+        }
+        if way == Way::Dispatch {
+            self.watch(desk)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Watches what there is to wait for now.
+    fn watch(&self, desk: &Desk) -> io::Result<()> {
+        let now = Instant::now();
+        let paused =
+            desk.accepts_at.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero());
+        #[cfg(feature = "takeover")]
+        let (closed, turn) =
+            (desk.under_way.closed_for(desk.current.is_some()), desk.under_way.time_left(now));
+        #[cfg(not(feature = "takeover"))]
+        let (closed, turn) = (None, None);
+        let is_open = closed.is_none() && paused.is_none();
+        let read_if = |is_watched| if is_watched { EventFlags::IN } else { EventFlags::empty() };
+        self.poller.watch(STOP, &*self.stop, EventFlags::IN)?;
+        self.poller.watch(CHANGED, &*self.changed, EventFlags::IN)?;
+        self.poller.watch(CLIENTS, &self.listener, read_if(is_open && desk.newcomers.have_room()))?;
+        #[cfg(feature = "takeover")]
+        if let Some(listener) = &self.takeovers.listener {
+            self.poller.watch(TAKEOVERS, listener, read_if(is_open))?;
+        }
+        for (token, socket) in desk.newcomers.sockets() {
+            self.poller.watch(token, socket, EventFlags::IN)?;
+        }
+        if let Some(Current::Inline(client)) = &desk.current {
+            for (token, socket) in desk.client_tokens.into_iter().zip(client.sockets()) {
+                let Some((socket, flags)) = socket else { continue };
+                self.poller.watch(token, socket, flags)?;
+            }
+        }
+        let left = [closed, turn, paused, desk.newcomers.time_left(now)];
+        self.poller.wake_after(left.into_iter().flatten().min())
+    }
+
+    /// Begins to serve a client without a thread.
+    fn attend(&self, desk: &mut Desk, serving: Serving) {
+        desk.client_tokens = [desk.token(), desk.token()];
+        desk.current = Some(Current::Inline(Inline::new(serving, &self.changed)));
+    }
+
+    /// Takes the client that was served, whose sockets are watched no longer.
+    fn unseat(&self, desk: &mut Desk) -> Option<Current> {
+        let current = desk.current.take()?;
+        if let Current::Inline(client) = &current {
+            for (token, socket) in desk.client_tokens.into_iter().zip(client.sockets()) {
+                // One that is gone already is watched no longer.
+                let _ = socket.map(|(socket, _)| self.poller.watch(token, socket, EventFlags::empty()));
+            }
+        }
+        Some(current)
     }
 
     /// A newcomer has said something, or has left. Whether it is the client from here on.
-    fn meet(&self, stream: UnixStream, current: &mut Option<Current>, under_way: &mut UnderWay) -> bool {
+    fn meet(&self, stream: UnixStream, desk: &mut Desk, way: Way) -> bool {
         let first = header_so_far(&stream);
         let first_id = first.map_or(0, |(id, _)| id);
+        #[cfg(feature = "takeover")]
         if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
-            self.takeovers.meet(stream, under_way, &self.listener);
+            self.takeovers.meet(stream, &mut desk.under_way, &self.listener);
             return false;
         }
-        let may_serve = under_way.lets_serve();
-        if !may_serve || current.as_ref().is_some_and(|current| !current.has_left()) {
+        #[cfg(feature = "takeover")]
+        let may_serve = desk.under_way.lets_serve();
+        #[cfg(not(feature = "takeover"))]
+        let may_serve = true;
+        if !may_serve || desk.current.as_ref().is_some_and(|current| !current.has_left()) {
             if let Some(left_out) = self.turned_away.admit(Instant::now()) {
                 tracing::info!(path = %self.path().display(), left_out, "a second client is turned away");
             }
             turn_away(&stream, first_id, Errno::EBUSY);
             return false;
         }
-        if let Some(left) = current.take() {
+        if let Some(left) = self.unseat(desk) {
             // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
             left.end();
         }
-        match self.start(stream, first_id) {
-            Ok(client) => {
-                *current = client;
-                current.is_some()
-            }
+        // `None` if another program's handle to the backend serves one.
+        let Some(turn) = Turn::take(&self.backend) else {
+            turn_away(&stream, first_id, Errno::EBUSY);
+            return false;
+        };
+        match self.start(stream, turn, desk, way) {
+            Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "no thread for a client");
                 false
@@ -282,7 +459,7 @@ impl Server {
     }
 
     /// Who has connected, and can be let in. Without descriptors for it, it is told so.
-    fn accept(&self, listener: &Listener) -> Option<UnixStream> {
+    fn accept(&self, listener: &Listener, accepts_at: &mut Option<Instant>, way: Way) -> Option<UnixStream> {
         let error = match listener.accept() {
             Ok(accepted) => return accepted,
             Err(error) => error,
@@ -291,10 +468,14 @@ impl Server {
             let path = listener.path().display();
             tracing::warn!(%path, %error, left_out, "a client cannot be accepted: raise RLIMIT_NOFILE");
         }
+        let first = |stream: &UnixStream| match way {
+            Way::Threads => first_header(stream),
+            Way::Dispatch => header_so_far(stream),
+        };
         let is_told = is_exhausted(&error)
             && self.spare.lend(|| match listener.accept() {
                 Ok(Some(stream)) => {
-                    turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EMFILE);
+                    turn_away(&stream, first(&stream).map_or(0, |(id, _)| id), Errno::EMFILE);
                     true
                 }
                 Ok(None) => true,
@@ -302,21 +483,85 @@ impl Server {
             });
         if !is_told {
             // It waits to be accepted, and so does this.
-            std::thread::sleep(Duration::from_millis(50));
+            *accepts_at = Some(Instant::now() + ACCEPT_PAUSE);
         }
         None
     }
 
-    /// Begins to serve a client. `None` if another program's handle to the backend serves one.
-    fn start(&self, stream: UnixStream, first_id: u16) -> io::Result<Option<Current>> {
-        let Some(turn) = Turn::take(&self.backend) else {
-            turn_away(&stream, first_id, Errno::EBUSY);
-            return Ok(None);
-        };
-        // So that its thread looks now and then whether it is to rest.
-        stream.set_read_timeout(Some(LOOK))?;
-        let ready = Ready::new(self.backend.device().name())?;
-        Ok(Some(ready.serve(Serving::begin(turn, stream, Some(Arc::default())))))
+    fn start(&self, stream: UnixStream, turn: Turn, desk: &mut Desk, way: Way) -> io::Result<()> {
+        let rest = Some(Arc::default());
+        match way {
+            Way::Threads => {
+                // So that its thread looks now and then whether it is to rest.
+                stream.set_read_timeout(Some(LOOK))?;
+                let ready = Ready::new(self.backend.device().name())?;
+                desk.current = Some(Current::Threaded(ready.serve(Serving::begin(turn, stream, rest))));
+            }
+            Way::Dispatch => self.attend(desk, Serving::begin(turn, stream, rest)),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "takeover")]
+impl Server {
+    fn place(&self) -> Place<'_> {
+        let Server { listener, stop, changed, .. } = self;
+        Place { device: self.backend.device(), clients: listener, stop, changed }
+    }
+
+    /// Looks at the takeover under way; `None` if nothing has come of it.
+    fn look_at_takeover(&self, desk: &mut Desk) -> Option<io::Result<ControlFlow<Served>>> {
+        let Desk { under_way, current, .. } = desk;
+        let seat = || current.as_ref().map(|current| current.seat().clone());
+        Some(match self.takeovers.look(under_way, &self.listener, seat) {
+            // A client that was away has come back, and is served below.
+            Found::Nothing | Found::Stays => return None,
+            Found::Gone(ended) => {
+                // Another process serves the client.
+                if let Some(gone) = self.unseat(desk) {
+                    gone.join();
+                }
+                ended.map(|()| ControlFlow::Break(desk.served(true)))
+            }
+        })
+    }
+
+    /// The server ends: so does a takeover that is under way, and what has become of it is how the server ends.
+    fn end_takeover(&self, desk: &mut Desk, result: io::Result<Served>) -> io::Result<Served> {
+        if !desk.under_way.is_some() {
+            return result;
+        }
+        // It may end for another reason than that.
+        self.stopper().stop();
+        match self.takeovers.end(&mut desk.under_way, &self.listener) {
+            None => result,
+            Some(ended) => {
+                if let Some(gone) = self.unseat(desk) {
+                    gone.join();
+                }
+                ended.map(|()| desk.served(true))
+            }
+        }
+    }
+}
+
+/// A takeover under way does not outlive its server.
+#[cfg(feature = "takeover")]
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut desk = std::mem::replace(self.desk.get_mut(), Desk::new(None));
+        let served = desk.served(false);
+        if let Err(error) = self.end_takeover(&mut desk, Ok(served)) {
+            tracing::warn!(path = %self.path().display(), %error, "the server ends in a takeover");
+        }
+    }
+}
+
+impl AsFd for Server {
+    /// What is readable whenever [`Server::dispatch`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
     /// The path from the root.
+    #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "for another process"))]
     absolute: PathBuf,
     /// Device and inode of the socket, so that another one at the path is left alone.
     identity: (u64, u64),

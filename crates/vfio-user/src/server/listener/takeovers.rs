@@ -64,13 +64,8 @@ pub(super) enum Found {
 }
 
 impl Takeovers {
-    /// Nobody may take over yet.
-    pub(super) fn new(description: Option<Description>) -> Takeovers {
-        Takeovers::at(None, description)
-    }
-
-    /// As [`Takeovers::new`], with a socket for takeovers alone.
-    pub(super) fn at(listener: Option<Listener>, description: Option<Description>) -> Takeovers {
+    /// Nobody may take over yet, except over a socket that is for nothing else.
+    pub(super) fn new(listener: Option<Listener>, description: Option<Description>) -> Takeovers {
         Takeovers {
             description,
             is_allowed: false,

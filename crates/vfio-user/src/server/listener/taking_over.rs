@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::server::{Server, Signals};
 use super::socket_file::Listener;
 use crate::server::backend::Backend;
-use crate::server::session::seat::Ready;
+use crate::server::session::thread::Ready;
 use crate::takeover::{Takeover, TakeoverError};
 
 impl Takeover {
     /// Takes the device, its client and the sockets. The backend's device gets the state: it has to be one of the
     /// same kind, with the same settings, that nobody uses.
     ///
-    /// The client waits until [`Server::run`] is called. After an error the backend's device is as after a reset,
+    /// The client waits until [`Server::run`] or [`Server::dispatch`] is called. After an error the backend's device is as after a reset,
     /// unless that is [`TakeoverError::Unsettled`].
     pub fn finish(self, backend: Backend) -> Result<Server, TakeoverError> {
         // What can fail does so before the old server has given anything away.

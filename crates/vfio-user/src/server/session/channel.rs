@@ -9,9 +9,10 @@
 //! Nothing here waits without end, except the serving thread for a command: a client that does not answer in
 //! time loses its connection, and so does one that sends more than can be kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -20,7 +21,7 @@ use whimbrel_device::Errno;
 
 use super::queue::{Queue, Waiting};
 use super::rest::Rest;
-use crate::message::{Command, Header, Kind, MessageBuffer, Request};
+use crate::message::{Command, Header, Kind, Limits, MessageBuffer, Request};
 use crate::server::error::ServeError;
 use crate::socket::{Incoming, Receiver, Sender};
 
@@ -38,6 +39,8 @@ pub(super) struct Channel {
     socket: Sender,
     /// The socket of the commands, if this one is for what the server asks alone.
     commands: Option<Sender>,
+    /// Is signalled when another thread has read what is for the serving one.
+    wake: OnceLock<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,38 @@ struct Outbound {
     sender: Sender,
     /// The last request, kept for its memory.
     request: MessageBuffer,
+    /// Messages that are sent before anything else.
+    unsent: VecDeque<Unsent>,
+    /// Messages are sent as far as there is room, and the rest is kept.
+    never_waits: bool,
+}
+
+/// A message, or some, of which a part may have been sent.
+#[derive(Debug)]
+struct Unsent {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// They go with the first byte.
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Outbound {
+    /// Sends what is unsent as far as there is room. Whether that was all.
+    fn send_unsent(&mut self) -> io::Result<bool> {
+        while let Some(first) = self.unsent.front_mut() {
+            while first.sent < first.bytes.len() {
+                let descriptors: Vec<_> = first.descriptors.iter().map(AsFd::as_fd).collect();
+                let sent = self.sender.send_some(&first.bytes[first.sent..], &descriptors)?;
+                if sent == 0 {
+                    return Ok(false);
+                }
+                first.sent += sent;
+                first.descriptors.clear();
+            }
+            self.unsent.pop_front();
+        }
+        Ok(true)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +136,13 @@ impl Channel {
     pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
         let socket = sender.clone();
         Channel {
-            outbound: Mutex::new(Outbound { sender, request: MessageBuffer::new() }),
+            outbound: Mutex::new(Outbound {
+                sender,
+                request: MessageBuffer::new(),
+                unsent: VecDeque::new(),
+                never_waits: false,
+            }),
+            wake: OnceLock::new(),
             receiver: Mutex::new(receiver),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -140,9 +181,99 @@ impl Channel {
         self.receiver.lock()
     }
 
-    /// Sends whole messages, and waits until there is room for them.
-    pub(super) fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.outbound.lock().sender.send(bytes, descriptors)
+    /// From here on nothing is waited for: what there is no room for is kept to be sent, and `wake` is signalled when
+    /// another thread has read a command.
+    pub(super) fn never_wait(&self, wake: Arc<OwnedFd>) {
+        self.outbound.lock().never_waits = true;
+        // There is one loop for all of its life.
+        let _ = self.wake.set(wake);
+    }
+
+    /// Sends whole messages, and waits until there is room for them, unless this never waits.
+    pub(super) fn send(&self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let mut outbound = self.outbound.lock();
+        if outbound.never_waits {
+            outbound.unsent.push_back(Unsent { bytes: bytes.to_vec(), sent: 0, descriptors });
+            return outbound.send_unsent().map(drop);
+        }
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        outbound.sender.send(bytes, &descriptors)
+    }
+
+    /// Sends what was kept, as far as there is room. Whether that was all.
+    pub(super) fn send_unsent(&self) -> io::Result<bool> {
+        self.outbound.lock().send_unsent()
+    }
+
+    /// Whether anything is kept to be sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.outbound.lock().unsent.is_empty()
+    }
+
+    /// Whether nothing more can be read.
+    pub(super) fn is_over(&self) -> bool {
+        self.state.lock().is_over
+    }
+
+    /// The next command, for a serving thread that does not wait; `None` if there is none now.
+    pub(super) fn next_now(&self, limits: Limits) -> Option<Next> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(command) = state.waiting.pop() {
+                return Some(Next::Command(command));
+            }
+            if state.is_over {
+                return Some(Next::Over(state.why.take()));
+            }
+            // Another thread reads, and wakes this one.
+            if state.is_read {
+                return None;
+            }
+            state.is_read = true;
+            let came = MutexGuard::unlocked(&mut state, || match self.receiver.try_lock() {
+                Some(mut receiver) => self.take_one(&mut receiver, limits),
+                None => Ok(Came::Nothing),
+            });
+            state.is_read = false;
+            let has_come = matches!(came, Ok(Came::Something));
+            match came {
+                Ok(Came::Something | Came::Nothing) => {}
+                Ok(Came::End) => self.finish(&mut state, None),
+                Err(error) => self.finish(&mut state, Some(error)),
+            }
+            self.changed.notify_all();
+            if !has_come && !state.is_over {
+                return None;
+            }
+        }
+    }
+
+    /// Reads without waiting, and hands one message on.
+    fn take_one(&self, receiver: &mut Receiver, limits: Limits) -> Result<Came, ServeError> {
+        receiver.set_limits(limits);
+        if !receiver.is_ready() {
+            match receiver.read_now() {
+                Ok(true) => {}
+                Ok(false) => {
+                    receiver.ended()?;
+                    return Ok(Came::End);
+                }
+                Err(error) if error.is_timeout() => return Ok(Came::Nothing),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match receiver.take_ready()? {
+            Some(message) => self.hand_on(message).map(|()| Came::Something),
+            // A part of one.
+            None => Ok(Came::Nothing),
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = self.wake.get() {
+            // Only a counter that is full already refuses, which says the same.
+            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+        }
     }
 
     /// Takes what has come over a twin socket that nobody reads, because the device wants nothing. Among it may
@@ -234,7 +365,10 @@ impl Channel {
     fn send_request(&self, id: u16, request: &Request<'_>, deadline: Instant) -> Result<(), Unanswered> {
         // Who has it may be sending to a client that reads nothing.
         let mut outbound = self.outbound.try_lock_until(deadline).ok_or(Unanswered::Late)?;
-        let Outbound { sender, request: buffer } = &mut *outbound;
+        while !outbound.send_unsent().map_err(|_| Unanswered::Over)? {
+            self.wait_for_room(deadline)?;
+        }
+        let Outbound { sender, request: buffer, .. } = &mut *outbound;
         buffer.clear();
         buffer.request(id, false, request);
         let mut bytes = buffer.as_bytes();
@@ -311,6 +445,7 @@ impl Channel {
             Err(error) => self.finish(state, Some(error)),
         }
         self.changed.notify_all();
+        self.wake();
     }
 
     /// Reads once and hands on what has come. `false` if the client has left.
@@ -429,6 +564,13 @@ impl Channel {
         }
         self.changed.notify_all();
     }
+}
+
+/// What has come over a socket that was not waited for.
+enum Came {
+    Something,
+    Nothing,
+    End,
 }
 
 /// What a socket is ready for.

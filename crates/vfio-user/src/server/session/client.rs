@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -150,7 +150,7 @@ impl Client {
     }
 
     /// Whether this is to rest, which it then does: all that was executed is answered.
-    fn rests(&mut self) -> io::Result<bool> {
+    pub(super) fn rests(&mut self) -> io::Result<bool> {
         if !self.rest.as_ref().is_some_and(|rest| rest.is_wanted()) {
             return Ok(false);
         }
@@ -213,7 +213,7 @@ impl Client {
     }
 
     /// Tells the client why nothing more of it can be read, if it can be told.
-    fn cannot_go_on(&mut self, error: ServeError) -> ServeError {
+    pub(super) fn cannot_go_on(&mut self, error: ServeError) -> ServeError {
         if let ServeError::Socket(SocketError::Frame(frame)) = &error
             && !frame.is_reply
         {
@@ -224,16 +224,16 @@ impl Client {
         error
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         if !self.out.is_empty() {
-            let sent = self.channel.send(self.out.as_bytes(), &[]);
+            let sent = self.channel.send(self.out.as_bytes(), Vec::new());
             self.out.clear();
             sent?;
         }
         Ok(())
     }
 
-    fn message(&mut self, message: Incoming<'_>) -> io::Result<ControlFlow<ServeError>> {
+    pub(super) fn message(&mut self, message: Incoming<'_>) -> io::Result<ControlFlow<ServeError>> {
         let Incoming { header, payload, descriptors } = message;
         let Kind::Command { no_reply } = header.kind else {
             unasked(&header);
@@ -253,12 +253,10 @@ impl Client {
             self.descriptors.clear();
         }
         if !self.descriptors.is_empty() {
-            let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
             let (earlier, last) = self.out.as_bytes().split_at(before);
-            self.channel.send(earlier, &[])?;
-            self.channel.send(last, &descriptors)?;
+            self.channel.send(earlier, Vec::new())?;
+            self.channel.send(last, std::mem::take(&mut self.descriptors))?;
             self.out.clear();
-            self.descriptors.clear();
         }
         Ok(next)
     }

@@ -1,7 +1,9 @@
 //! The log of dirty pages that a client has started, and its bitmaps on the wire.
 
+#[cfg(feature = "takeover")]
 use whimbrel_device::Errno;
 use whimbrel_memory::DirtyLog;
+#[cfg(feature = "takeover")]
 use whimbrel_protocol::dirty::LoggingRanges;
 
 use crate::message::MessageBuffer;
@@ -10,6 +12,7 @@ use crate::message::MessageBuffer;
 #[derive(Debug)]
 pub(crate) struct Log {
     /// As it was asked for, in bytes.
+    #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "for another process"))]
     pub(crate) page_size: u64,
     /// As iova and bytes.
     pub(crate) ranges: Vec<(u64, u64)>,
@@ -21,6 +24,7 @@ pub(crate) struct Log {
 }
 
 /// First address and bytes of each range, as a device's log takes them.
+#[cfg(feature = "takeover")]
 pub(crate) fn logging_ranges(page_size: u64, ranges: &[(u64, u64)]) -> Result<LoggingRanges, Errno> {
     let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
     let mut checked = LoggingRanges::new(page_size, count)?;

@@ -37,6 +37,7 @@ pub(super) struct Mappings {
     most_bytes: u64,
     bytes: u64,
     takes_foreign: bool,
+    takes_remote: bool,
 }
 
 /// One mapping.
@@ -87,6 +88,7 @@ impl Mappings {
             most_bytes: backend.max_client_memory,
             bytes: 0,
             takes_foreign: backend.foreign_memory,
+            takes_remote: backend.remote_memory,
         }
     }
 
@@ -104,7 +106,7 @@ impl Mappings {
             _ => Given::Foreign(ForeignFile::new(fd, self.foreign.clone())),
         });
         let DmaMap { rights, modes, offset, iova, size } = map;
-        if given.is_none() && !modes.is_empty() {
+        if given.is_none() && !(modes.is_empty() && self.takes_remote) {
             return Err(Errno::EINVAL);
         }
         let last = self.check_range(iova, size)?;

@@ -5,11 +5,13 @@
 mod channel;
 mod client;
 mod client_memory;
+pub(in crate::server) mod current;
 mod data_session;
 pub(crate) mod dirty_log;
 mod doorbells;
 mod feature;
 pub(crate) mod file_memory;
+pub(in crate::server) mod inline;
 mod interrupts;
 pub(crate) mod mappings;
 mod memory;
@@ -25,4 +27,6 @@ pub(crate) mod serving;
 #[cfg(feature = "takeover")]
 pub(crate) mod snapshot;
 mod state_channel;
+mod step;
+pub(in crate::server) mod thread;
 mod twin;

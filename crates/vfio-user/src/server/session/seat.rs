@@ -1,13 +1,11 @@
-//! The thread that serves a client, and who may want its client for a while.
-//!
-//! The thread stays while its client is at rest, so that nothing has to be had to serve the client on: it gets the
-//! client back, or ends.
+//! Where a client that is served can be had, by who wants it for a while.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::JoinHandle;
+#[cfg(feature = "takeover")]
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{Receiver, Sender};
+#[cfg(feature = "takeover")]
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -15,36 +13,27 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::rest::Rest;
 use super::serving::Serving;
-use crate::server::error::ServeError;
-use crate::socket::{Sender as Socket, is_readable};
+use crate::socket::Sender as Socket;
+#[cfg(feature = "takeover")]
+use crate::socket::is_readable;
 
 /// How long who waits for a client to rest goes without a look at what stops the server.
+#[cfg(feature = "takeover")]
 const LOOK: Duration = Duration::from_millis(20);
-
-/// A thread that waits for a client to serve.
-#[derive(Debug)]
-pub(in crate::server) struct Ready {
-    thread: JoinHandle<()>,
-    begin: Sender<Serving>,
-    parked: Receiver<Parked>,
-}
-
-/// The client that is served.
-#[derive(Debug)]
-pub(in crate::server) struct Current {
-    thread: JoinHandle<()>,
-    seat: Seat,
-}
 
 /// Where the client that is served can be had.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "only a takeover wants a client to rest"))]
 pub(crate) struct Seat {
     socket: Socket,
     rest: Arc<Rest>,
     parked: Arc<Mutex<Receiver<Parked>>>,
+    /// Is signalled when the client is to rest, if who serves it does not look of itself.
+    wake: Option<Arc<OwnedFd>>,
 }
 
 /// The reasons why a client is not at rest.
+#[cfg(feature = "takeover")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotParked {
     /// The server is being stopped.
@@ -53,80 +42,44 @@ pub(crate) enum NotParked {
     Busy,
 }
 
-/// A client at rest. Its thread serves it on when this goes, whatever the reason.
+/// A client at rest. Who served it serves it on when this goes, whatever the reason.
 #[derive(Debug)]
 pub(crate) struct Parked {
     serving: Option<Serving>,
     back: Sender<Serving>,
 }
 
-impl Ready {
-    pub(in crate::server) fn new(device: &str) -> io::Result<Ready> {
-        let device = device.to_owned();
-        let (begin, first) = mpsc::channel();
-        let (sender, parked) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(format!("vfio-user {device}")).spawn(move || {
-            // None comes if the client that was to be served is not.
-            if let Ok(serving) = first.recv() {
-                serve(&device, serving, &sender);
-            }
-        })?;
-        Ok(Ready { thread, begin, parked })
-    }
-
-    pub(in crate::server) fn serve(self, serving: Serving) -> Current {
-        let Ready { thread, begin, parked } = self;
+impl Seat {
+    pub(super) fn new(serving: &Serving, parked: Receiver<Parked>, wake: Option<Arc<OwnedFd>>) -> Seat {
         let client = &serving.client;
-        let seat = Seat {
+        Seat {
             socket: client.channel.socket().clone(),
             rest: client.rest.clone().unwrap_or_default(),
             parked: Arc::new(Mutex::new(parked)),
-        };
-        // The thread waits for nothing else.
-        let _ = begin.send(serving);
-        Current { thread, seat }
-    }
-}
-
-fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
-    tracing::info!(device, "a client is served");
-    let shared = serving.turn.0.clone();
-    loop {
-        match serving.serve() {
-            Ok(None) => return tracing::info!(device, "the client has left"),
-            Ok(Some(client)) => {
-                let (back, returned) = mpsc::channel();
-                // If nobody takes it, it comes back at once.
-                drop(rested.send(Parked { serving: Some(client), back }));
-                match returned.recv() {
-                    Ok(client) => serving = client,
-                    Err(_) => return tracing::info!(device, "the client is served by another process"),
-                }
-            }
-            Err(error @ ServeError::Socket(_)) => {
-                return tracing::info!(device, %error, "the connection with the client is over");
-            }
-            Err(error) => {
-                if let Some(left_out) = shared.not_served.admit(Instant::now()) {
-                    tracing::warn!(device, %error, left_out, "the client is not served");
-                }
-                return;
-            }
+            wake,
         }
     }
-}
 
-impl Seat {
     /// The socket of the client's commands.
-    #[cfg(feature = "takeover")]
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Whether the client has hung up, or its connection is over.
+    pub(super) fn has_left(&self) -> bool {
+        let mut asked = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left)
     }
 
     /// Brings the client to rest until the deadline. `None` if it leaves; after an error it is served on.
     #[cfg(feature = "takeover")]
     pub(crate) fn park(&self, stop: &OwnedFd, deadline: Instant) -> Result<Option<Parked>, NotParked> {
         self.rest.want();
+        if let Some(wake) = &self.wake {
+            // Only a counter that is full already refuses, which says the same.
+            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+        }
         let parked = self.parked.lock();
         loop {
             match parked.recv_timeout(LOOK) {
@@ -148,12 +101,16 @@ impl Seat {
 }
 
 impl Parked {
+    pub(super) fn new(serving: Serving, back: Sender<Serving>) -> Parked {
+        Parked { serving: Some(serving), back }
+    }
+
     #[cfg(feature = "takeover")]
     pub(crate) fn serving(&mut self) -> &mut Serving {
         self.serving.as_mut().expect("it is there until this goes")
     }
 
-    /// Another process serves the client: its thread ends.
+    /// Another process serves the client: it does not go back.
     #[cfg(feature = "takeover")]
     pub(crate) fn release(mut self) {
         self.serving = None;
@@ -164,34 +121,8 @@ impl Drop for Parked {
     fn drop(&mut self) {
         if let Some(serving) = self.serving.take() {
             serving.client.rest.as_ref().inspect(|rest| rest.end());
-            // A thread that is gone serves nobody, and the client sees the end of its connection.
+            // Who is gone serves nobody, and the client sees the end of its connection.
             let _ = self.back.send(serving);
         }
-    }
-}
-
-impl Current {
-    pub(in crate::server) fn seat(&self) -> Seat {
-        self.seat.clone()
-    }
-
-    /// Whether it has hung up, or its connection is over. Its thread ends soon then, if it has not.
-    pub(in crate::server) fn has_left(&self) -> bool {
-        let mut asked = [PollFd::new(&self.seat.socket, PollFlags::RDHUP)];
-        let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.thread.is_finished()
-            || (poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left))
-    }
-
-    /// Ends the connection, and waits for the thread.
-    pub(in crate::server) fn end(self) {
-        self.seat.socket.shutdown();
-        self.join();
-    }
-
-    /// Waits for the thread of a client that has left, or went elsewhere.
-    pub(in crate::server) fn join(self) {
-        // A driver that panicked has said so on stderr, and the next client may find that it works.
-        let _ = self.thread.join();
     }
 }

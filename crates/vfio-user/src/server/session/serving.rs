@@ -2,15 +2,17 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use whimbrel_device::Errno;
 
 use super::channel::Channel;
 use super::client::{Client, Served};
+#[cfg(feature = "takeover")]
 use super::dirty_log::Log;
 use super::rest::Rest;
 use crate::message::Limits;
-use crate::server::backend::{Backend, Turn};
+use crate::server::backend::{Backend, Shared, Turn};
 use crate::server::error::ServeError;
 use crate::server::foreign::ForeignThread;
 use crate::server::refusal::{first_header, turn_away};
@@ -21,6 +23,33 @@ use crate::socket::connection;
 pub(crate) struct Serving {
     pub(super) client: Client,
     pub(super) turn: Turn,
+}
+
+/// How the service of a client ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Left,
+    /// Another process serves it.
+    Elsewhere,
+    Failed(ServeError),
+}
+
+impl Ended {
+    pub(super) fn log(&self, shared: &Shared) {
+        let device = shared.device.name();
+        match self {
+            Ended::Left => tracing::info!(device, "the client has left"),
+            Ended::Elsewhere => tracing::info!(device, "the client is served by another process"),
+            Ended::Failed(error @ ServeError::Socket(_)) => {
+                tracing::info!(device, %error, "the connection with the client is over");
+            }
+            Ended::Failed(error) => {
+                if let Some(left_out) = shared.not_served.admit(Instant::now()) {
+                    tracing::warn!(device, %error, left_out, "the client is not served");
+                }
+            }
+        }
+    }
 }
 
 impl Backend {

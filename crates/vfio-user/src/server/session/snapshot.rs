@@ -255,6 +255,7 @@ fn map(list: Vec<Mapping>, mappings: &mut Mappings, shared: &Shared) -> Result<(
             Behind::FileIo(Source::Foreign(_), _) if !shared.foreign_memory => {
                 return Err(cannot(Errno::EINVAL));
             }
+            Behind::Client if !shared.remote_memory => return Err(cannot(Errno::EINVAL)),
             Behind::FileIo(Source::Foreign(_), _) | Behind::Client => {}
         }
         mappings.restore(iova, size, rights, behind).map_err(cannot)?;

@@ -1,0 +1,111 @@
+//! A client that is served by an event loop: by whoever calls, without waiting.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+
+use rustix::event::epoll::EventFlags;
+
+use super::seat::{Parked, Seat};
+use super::serving::{Ended, Serving};
+use super::step::Step;
+use crate::server::backend::Shared;
+use crate::socket::Sender as Socket;
+
+/// A client without a thread.
+#[derive(Debug)]
+pub(in crate::server) struct Inline {
+    shared: Arc<Shared>,
+    place: Place,
+    pub(super) seat: Seat,
+    twin: Option<Socket>,
+    rested: Sender<Parked>,
+    /// Is signalled when there is more to do than the client's sockets say.
+    wake: Arc<OwnedFd>,
+}
+
+/// Where the client is.
+#[derive(Debug)]
+enum Place {
+    Here(Box<Serving>),
+    /// At rest, and with who wanted that. It may come back.
+    Away(Receiver<Serving>),
+    Gone,
+}
+
+impl Inline {
+    pub(in crate::server) fn new(serving: Serving, wake: &Arc<OwnedFd>) -> Inline {
+        let shared = serving.turn.0.clone();
+        tracing::info!(device = shared.device.name(), "a client is served");
+        serving.client.channel.never_wait(wake.clone());
+        let (rested, parked) = mpsc::channel();
+        let seat = Seat::new(&serving, parked, Some(wake.clone()));
+        let twin = serving.client.twin.as_ref().map(|twin| twin.socket().clone());
+        Inline { shared, place: Place::Here(Box::new(serving)), seat, twin, rested, wake: wake.clone() }
+    }
+
+    /// Serves what has come. `true` once the client is gone.
+    pub(in crate::server) fn dispatch(&mut self) -> bool {
+        if let Place::Away(returned) = &self.place {
+            self.place = match returned.try_recv() {
+                Ok(serving) => Place::Here(Box::new(serving)),
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return self.end(&Ended::Elsewhere),
+            };
+        }
+        let Place::Here(serving) = &mut self.place else { return true };
+        serving.client.twin.iter().for_each(|twin| twin.look());
+        let step = serving.client.step();
+        if self.twin.is_none() {
+            self.twin = serving.client.twin.as_ref().map(|twin| twin.socket().clone());
+        }
+        match step {
+            Ok(Step::Idle) => false,
+            Ok(Step::More) => {
+                self.wake();
+                false
+            }
+            Ok(Step::Rests) => {
+                let (back, returned) = mpsc::channel();
+                if let Place::Here(serving) = std::mem::replace(&mut self.place, Place::Away(returned)) {
+                    // If nobody takes it, it comes back at once.
+                    drop(self.rested.send(Parked::new(*serving, back)));
+                    self.wake();
+                }
+                false
+            }
+            Ok(Step::Left) => self.end(&Ended::Left),
+            Err(error) => self.end(&Ended::Failed(error)),
+        }
+    }
+
+    fn end(&mut self, ended: &Ended) -> bool {
+        self.place = Place::Gone;
+        ended.log(&self.shared);
+        true
+    }
+
+    fn wake(&self) {
+        // Only a counter that is full already refuses, which says the same.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Its sockets, and what each is waited for to be ready for, which may be nothing.
+    pub(in crate::server) fn sockets(&self) -> [Option<(BorrowedFd<'_>, EventFlags)>; 2] {
+        let none = EventFlags::empty();
+        let (commands, twin) = match &self.place {
+            Place::Here(serving) => {
+                let Serving { client, .. } = &**serving;
+                let is_twin_over = client.twin.as_ref().is_none_or(|twin| twin.is_over());
+                (
+                    if client.channel.has_unsent() { EventFlags::OUT } else { EventFlags::IN },
+                    // Once for all that comes: another thread may have it for a while, and its end stays.
+                    if is_twin_over { none } else { EventFlags::IN | EventFlags::ET },
+                )
+            }
+            Place::Away(_) | Place::Gone => (none, none),
+        };
+        let twin = self.twin.as_ref().map(|socket| (socket.as_fd(), twin));
+        [Some((self.seat.socket().as_fd(), commands)), twin]
+    }
+}
