@@ -1,12 +1,47 @@
-//! The vfio-user protocol: a VFIO device over a socket, with the device in one process and its user in
-//! another.
+//! The vfio-user protocol: a VFIO device over a Unix socket, with the device in one process and its user in another.
 //!
-//! [`message`] is the protocol without I/O, [`Capabilities`] what two peers agree on, [`Receiver`] and
-//! [`Sender`] move messages and file descriptors over a Unix socket. [`Server`] serves any driver-side device
-//! at a path, [`Backend`] over a socket that is connected already, and [`Client`] uses the device of any
-//! server. [whimbrel-sandbox](https://docs.rs/whimbrel-sandbox) confines the process of a server. The text is QEMU's
-//! `docs/interop/vfio-user.rst`; where it is silent, answers are those of the kernel's VFIO, and what it leaves
-//! open about migration is agreed on in [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
+//! A server for any driver-side device, and a client that uses it as any other device:
+//!
+//! ```
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Device, Migratable, State};
+//! use whimbrel_vfio_user::{Backend, Client, ClientOptions, Server};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let socket = folder.path().join("accel");
+//!
+//! // The process that has the device, here a model of one.
+//! let model = "accel?state=1MiB".parse::<Model>()?.open("accel 0")?;
+//! let server = Server::bind(&socket, Backend::new(model.device))?;
+//! let stopper = server.stopper();
+//! let serving = std::thread::spawn(move || server.run());
+//!
+//! // The process that uses it.
+//! let mut device = Client::connect(&socket, &ClientOptions::default())?;
+//! device.write_region(0, 0x40, &1_u32.to_ne_bytes())?;
+//! let mut value = [0; 4];
+//! device.read_region(0, 0x40, &mut value)?;
+//! assert_eq!(u32::from_ne_bytes(value), 1);
+//! assert_eq!(device.state()?, State::Running);
+//!
+//! drop(device);
+//! stopper.stop();
+//! assert_eq!(serving.join().expect("the server does not panic")?.clients, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | none | [`message`], the codec without I/O; [`Capabilities`] and how two peers [`negotiate`] them; [`Receiver`] and [`Sender`], messages with file descriptors over a socket |
+//! | `client` | [`Client`], for any server |
+//! | `server` | [`Server`] at a path, in a thread or an event loop of yours; [`Backend`] over a connected socket |
+//! | `takeover` | [`Takeover`]: a new server replaces an old one while its client uses the device |
+//!
+//! All are on by default. Only `server` compiles the driver side. [whimbrel-sandbox](https://docs.rs/whimbrel-sandbox)
+//! confines the process of a server.
+//!
+//! The specification is QEMU's `docs/interop/vfio-user.rst`. Where it is silent, the server answers as the kernel's VFIO
+//! does. Our extensions for migration are negotiated as [`MigrationExtensions`] (`docs/vfio-user-extensions.md`).
 
 mod capabilities;
 #[cfg(feature = "client")]
