@@ -19,7 +19,12 @@ pub(super) fn read(device: &DeviceFile) -> Result<Option<Vec<u8>>, Errno> {
     if count == bytes.len() { Ok(Some(bytes)) } else { Err(Errno::EIO) }
 }
 
-/// Writes all of it, as its user would. The offset of the first byte that then reads as another, if there is
+/// Offset of the status register's low byte.
+const STATUS: usize = 0x06;
+/// The interrupt status bit, which shows the INTx line. It follows from the device's state, and not from the space.
+const STATUS_INTERRUPT: u8 = 1 << 3;
+
+/// Writes all of it, as its user would. Returns the offset of the first byte that then reads as another, if there is
 /// one.
 pub(super) fn restore(device: &DeviceFile, bytes: &[u8]) -> Result<Option<usize>, Errno> {
     let Some(before) = read(device)? else { return Err(Errno::EINVAL) };
@@ -28,5 +33,8 @@ pub(super) fn restore(device: &DeviceFile, bytes: &[u8]) -> Result<Option<usize>
     }
     device.write_region(VFIO_PCI_CONFIG_REGION_INDEX, 0, bytes)?;
     let after = read(device)?.unwrap_or_default();
-    Ok((0..bytes.len()).find(|at| after.get(*at) != bytes.get(*at)))
+    Ok((0..bytes.len()).find(|at| {
+        let ignored = if *at == STATUS { STATUS_INTERRUPT } else { 0 };
+        after.get(*at).map(|byte| byte | ignored) != bytes.get(*at).map(|byte| byte | ignored)
+    }))
 }

@@ -596,6 +596,26 @@ fn the_configuration_space_goes_over() {
 }
 
 #[test]
+fn a_device_that_asserts_its_line_asserts_it_behind_the_new_server_too() {
+    let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
+    let first = open();
+    let mut line = Line::with(Backend::new(first.device.clone()));
+    let mut peer = line.client();
+    peer.write(0, accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_ERROR.to_le_bytes()).unwrap();
+    peer.write(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()).unwrap();
+    let is_asserted = |peer: &mut Peer| peer.read(7, 6, 1).unwrap()[0] & 1 << 3 != 0;
+    assert!(is_asserted(&mut peer));
+    let second = open();
+    line.take_over_with(Backend::new(second.device.clone())).unwrap();
+    // A cause that was loaded is shown once the device has worked again.
+    let patience = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while !is_asserted(&mut peer) {
+        assert!(std::time::Instant::now() < patience, "the line was lost");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
     let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
     let first = open();
