@@ -1,8 +1,10 @@
 //! The cost of a non-blocking signal of an interrupt's eventfd, compared with a user's write.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsFd;
+
 use criterion::{Criterion, criterion_group, criterion_main};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
 };
@@ -23,8 +25,8 @@ impl Driver for Card {
 fn signal(criterion: &mut Criterion) {
     let bus = Bus::new();
     let device = DeviceFile::new("card", bus.clone(), Box::new(Card));
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    let told = IrqData::Eventfd(vec![Some(eventfd.try_clone().unwrap())]);
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let told = IrqData::Eventfd(vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]);
     device.set_irqs(1, 0, IrqAction::Trigger, told).unwrap();
     let mut group = criterion.benchmark_group("eventfd");
     group.bench_function("a message interrupt", |bencher| bencher.iter(|| bus.interrupts().trigger(1, 0)));

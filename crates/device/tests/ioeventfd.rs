@@ -1,11 +1,12 @@
 //! VFIO_DEVICE_IOEVENTFD: an eventfd that writes to a BAR, asked for in both ways.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info,
     IoeventfdWrite, Region, RegionInfoFlags, SparseMemory, Translation, WriteWidth, region_offset,
@@ -53,7 +54,7 @@ fn open(flags: DeviceInfoFlags) -> (DeviceFile, Receiver<Written>) {
 }
 
 fn eventfd() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
+    EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()
 }
 
 const AT: u64 = 0x1000;
@@ -76,7 +77,7 @@ const ASKED: DeviceIoeventfd = DeviceIoeventfd {
 fn a_request_is_checked_in_the_kernels_order() {
     let (device, _told) = open(DeviceInfoFlags::PCI);
     let mut process = SparseMemory::new();
-    let fd = process.insert_eventfd(eventfd());
+    let fd = process.insert_eventfd(OwnedFd::from(eventfd()));
     let both = VFIO_DEVICE_IOEVENTFD_8 | VFIO_DEVICE_IOEVENTFD_16;
     let end = region_offset(1) + 0x1000;
     let cases = [
@@ -115,7 +116,7 @@ fn only_a_pci_device_has_them() {
     let result = device.ioctl(VFIO_DEVICE_IOEVENTFD.number(), 0, &mut SparseMemory::new());
     assert_eq!(result, Err(Errno::ENOTTY), "the command before the fault");
     let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 0 };
-    assert_eq!(device.set_ioeventfd(write, Some(eventfd())), Err(Errno::ENOTTY));
+    assert_eq!(device.set_ioeventfd(write, Some(eventfd().into())), Err(Errno::ENOTTY));
 }
 
 #[test]
@@ -131,14 +132,14 @@ fn each_signal_writes_the_low_bytes_of_the_data() {
     for (flags, width) in widths {
         let mut process = SparseMemory::new();
         let raw = Arc::new(eventfd());
-        let fd = process.insert_eventfd(raw.clone());
+        let fd = process.insert_eventfd(raw.as_fd().try_clone_to_owned().unwrap());
         // The last place where it fits, which need not be aligned.
         let offset = 0x1000 - width.bytes() as u64;
         let asked = DeviceIoeventfd { flags, offset: region_offset(1) + offset, data, fd, ..ASKED };
         assert_eq!(ask(&device, &mut process, asked), Ok(0));
         let typed = eventfd();
         let write = IoeventfdWrite { region: 1, offset: 1, width, data };
-        device.set_ioeventfd(write, Some(typed.try_clone().unwrap())).unwrap();
+        device.set_ioeventfd(write, Some(typed.as_fd().try_clone_to_owned().unwrap())).unwrap();
         device.reset().unwrap();
         let bytes = data.to_le_bytes()[..width.bytes()].to_vec();
         for _ in 0..3 {
@@ -156,7 +157,7 @@ fn one_eventfd_makes_every_write_that_it_is_tied_to() {
     let eventfd = eventfd();
     let write = |data| IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data };
     for data in 0..10 {
-        device.set_ioeventfd(write(data), Some(eventfd.try_clone().unwrap())).unwrap();
+        device.set_ioeventfd(write(data), Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     }
     device.set_ioeventfd(write(0), None).unwrap();
     for _ in 0..100 {
@@ -173,7 +174,7 @@ fn nothing_is_written_once_it_is_untied() {
     let eventfd = eventfd();
     let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
     for _ in 0..100 {
-        device.set_ioeventfd(write, Some(eventfd.try_clone().unwrap())).unwrap();
+        device.set_ioeventfd(write, Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
         eventfd.write(1).unwrap();
         device.set_ioeventfd(write, None).unwrap();
         // Whatever came before, nothing comes after.
@@ -181,6 +182,15 @@ fn nothing_is_written_once_it_is_untied() {
         device.write_region(1, 0, &[2]).unwrap();
         assert_eq!(told.recv().unwrap().2, [2]);
     }
+}
+
+#[test]
+fn what_is_no_eventfd_is_not_tied() {
+    let (device, _told) = open(DeviceInfoFlags::PCI);
+    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::Eight, data: 1 };
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(device.set_ioeventfd(write, Some(null.into())), Err(Errno::EINVAL));
+    assert_eq!(device.set_ioeventfd(write, None), Err(Errno::ENODEV));
 }
 
 #[test]
@@ -192,15 +202,15 @@ fn there_is_an_end_to_their_number() {
     let eventfd = eventfd();
     let write = |data| IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::Eight, data };
     for data in 0..1000 {
-        device.set_ioeventfd(write(data), Some(eventfd.try_clone().unwrap())).unwrap();
+        device.set_ioeventfd(write(data), Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     }
-    let more = device.set_ioeventfd(write(1000), Some(eventfd.try_clone().unwrap()));
+    let more = device.set_ioeventfd(write(1000), Some(eventfd.as_fd().try_clone_to_owned().unwrap()));
     assert_eq!(more, Err(Errno::ENOSPC));
     let mut process = SparseMemory::new();
     let asked = DeviceIoeventfd { fd: 77, data: 1000, ..ASKED };
     assert_eq!(ask(&device, &mut process, asked), Err(Errno::ENOSPC), "the number before the descriptor");
     device.set_ioeventfd(write(5), None).unwrap();
-    device.set_ioeventfd(write(1000), Some(eventfd)).unwrap();
+    device.set_ioeventfd(write(1000), Some(eventfd.into())).unwrap();
 }
 
 #[test]
@@ -212,7 +222,7 @@ fn the_last_close_of_a_device_unties_them() {
     container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
     let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
     let first = group.device("card").unwrap();
-    first.set_ioeventfd(write, Some(eventfd())).unwrap();
+    first.set_ioeventfd(write, Some(eventfd().into())).unwrap();
     drop(first);
     let second = group.device("card").unwrap();
     assert_eq!(second.set_ioeventfd(write, None), Err(Errno::ENODEV));
@@ -223,7 +233,7 @@ fn a_device_that_is_dropped_listens_no_more() {
     let (device, told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
     let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
-    device.set_ioeventfd(write, Some(eventfd.try_clone().unwrap())).unwrap();
+    device.set_ioeventfd(write, Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     drop(device);
     // The card is gone with its end of the channel.
     assert!(told.recv().is_err());

@@ -1,13 +1,14 @@
 //! VFIO_DEVICE_SET_IRQS with real eventfds: the order of checks, each data type with each action, and both ways to ask.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, Irq,
-    IrqAction, IrqData, IrqInfoFlags, SparseMemory, Translation,
+    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, InUse, Info,
+    InterruptsInUse, Irq, IrqAction, IrqData, IrqInfoFlags, SparseMemory, Translation,
 };
 use whimbrel_uapi::device::{IrqSet, IrqSetFlags};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -78,8 +79,8 @@ fn open() -> Opened {
 
 impl Opened {
     fn eventfd(&mut self) -> (i32, Arc<EventFd>) {
-        let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        (self.process.insert_eventfd(eventfd.clone()), eventfd)
+        let eventfd = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+        (self.process.insert_eventfd(eventfd.as_fd().try_clone_to_owned().unwrap()), eventfd)
     }
 
     fn raw(&mut self, head: IrqSet, data: &[u8]) -> Result<i32, Errno> {
@@ -348,8 +349,8 @@ fn a_signalled_eventfd_unmasks_a_line() {
     let mut opened = open();
     let (trigger, _) = opened.eventfd();
     // One that blocks, to be told by it.
-    let told = Arc::new(EventFd::new(0).unwrap());
-    let told_fd = opened.process.insert_eventfd(told.clone());
+    let told = Arc::new(EventFd::new().unwrap());
+    let told_fd = opened.process.insert_eventfd(told.as_fd().try_clone_to_owned().unwrap());
     let (unmask_fd, unmask) = opened.eventfd();
     opened.tie(INTX, 0, &[told_fd]).unwrap();
     let tie = |opened: &mut Opened, fd: i32| opened.set(EVENTFD | UNMASK, INTX, 0, 1, fd.as_bytes());
@@ -398,9 +399,9 @@ fn the_last_close_of_a_device_ends_what_its_user_has_set_up() {
     let container = Container::new(ContainerSettings::default());
     group.set_container(&container).unwrap();
     container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     let tie = |device: &DeviceFile, index| {
-        device.set_irq_triggers(index, 0, vec![Some(eventfd.try_clone().unwrap())])
+        device.set_irq_triggers(index, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())])
     };
     let (first, second) = (group.device("card").unwrap(), group.device("card").unwrap());
     tie(&first, MSI).unwrap();
@@ -491,7 +492,10 @@ fn ask_typed(device: &DeviceFile, asked: &Asked, table: &[Arc<EventFd>]) -> Resu
         AskedData::None(count) => IrqData::None(*count),
         AskedData::Bool(items) => IrqData::Bool(items.clone()),
         AskedData::Eventfd(items) => IrqData::Eventfd(
-            items.iter().map(|item| item.map(|place| table[place].try_clone().unwrap())).collect(),
+            items
+                .iter()
+                .map(|item| item.map(|place| table[place].as_fd().try_clone_to_owned().unwrap()))
+                .collect(),
         ),
     };
     device.set_irqs(asked.index, asked.start, asked.action, data)
@@ -522,7 +526,7 @@ proptest! {
         let mut raw = open_with(DeviceInfoFlags::PCI, dynamic);
         let typed = open_with(DeviceInfoFlags::PCI, dynamic);
         let (fds, raw_table): (Vec<_>, Vec<_>) = (0..EVENTFDS).map(|_| raw.eventfd()).unzip();
-        let table: Vec<_> = (0..EVENTFDS).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
+        let table: Vec<_> = (0..EVENTFDS).map(|_| Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap())).collect();
         for step in steps {
             match &step {
                 Step::Ask(asked) => {
@@ -544,4 +548,23 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_descriptor_that_is_no_eventfd_is_refused_where_it_would_be_used() {
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let device = open().device;
+    for index in 0..5 {
+        let refused = device.set_irq_triggers(index, 0, vec![Some(null())]);
+        assert_eq!(refused, Err(Errno::EINVAL), "index {index}");
+    }
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    assert_eq!(device.set_irq_triggers(1, 1, vec![Some(null())]), Err(Errno::EINVAL));
+    device.set_irqs(1, 0, IrqAction::Trigger, IrqData::None(1)).unwrap();
+    assert_eq!(signals(&eventfd), 1, "what was set up before stays");
+    device.set_irqs(1, 0, IrqAction::Trigger, IrqData::None(0)).unwrap();
+    let active = InUse::Messages { index: 1, allocated: 1, eventfds: vec![(0, null())] };
+    let in_use = InterruptsInUse { active, singles: vec![] };
+    assert_eq!(device.restore_interrupts(in_use), Err(Errno::EINVAL));
 }

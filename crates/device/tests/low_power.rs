@@ -1,12 +1,13 @@
 //! Low power: what the three features answer, and when a device sleeps and wakes.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Irq, IrqAction, IrqData,
     IrqInfoFlags, LowPower, Next, Region, RegionInfoFlags, SparseMemory, WriteWidth,
@@ -137,7 +138,7 @@ const PROBE: FeatureFlags = FeatureFlags::PROBE;
 fn each_feature_checks_its_direction_then_its_size_then_its_data() {
     let bench = Bench::new();
     let mut process = SparseMemory::new();
-    let file = process.insert_eventfd(EventFd::new(0).unwrap());
+    let file = process.insert_eventfd(OwnedFd::from(EventFd::new().unwrap()));
     let no_eventfd = 0x7fff;
     let (plain, wakeup, exit) =
         (Feature::LowPowerEntry, Feature::LowPowerEntryWithWakeup, Feature::LowPowerExit);
@@ -227,10 +228,19 @@ fn a_raw_request_of_several_steps_wakes_it_once() {
 }
 
 #[test]
+fn a_wakeup_that_is_no_eventfd_is_refused_and_the_device_stays_awake() {
+    let bench = Bench::new();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(bench.device.enter_low_power(Some(null.into())), Err(Errno::EINVAL));
+    bench.device.info();
+    assert!(!bench.asleep());
+}
+
+#[test]
 fn with_a_wakeup_eventfd_the_first_request_is_told_and_ends_it() {
     let bench = Bench::new();
-    let wakeup = EventFd::new(EFD_NONBLOCK).unwrap();
-    bench.device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    let wakeup = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    bench.device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     assert!(wakeup.read().is_err(), "not yet");
     bench.device.info();
     assert_eq!(wakeup.read().unwrap(), 1);
@@ -239,7 +249,7 @@ fn with_a_wakeup_eventfd_the_first_request_is_told_and_ends_it() {
     assert!(wakeup.read().is_err(), "once");
     assert_eq!(bench.seen(), [Seen::Suspend, Seen::Resume]);
     // The request to enter is itself one that wakes: a second one finds the first ended.
-    bench.device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    bench.device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     bench.device.enter_low_power(None).unwrap();
     assert_eq!(wakeup.read().unwrap(), 1);
     bench.device.info();
@@ -250,8 +260,8 @@ fn with_a_wakeup_eventfd_the_first_request_is_told_and_ends_it() {
 #[test]
 fn leaving_with_a_wakeup_eventfd_is_a_wakeup_too() {
     let bench = Bench::new();
-    let wakeup = EventFd::new(EFD_NONBLOCK).unwrap();
-    bench.device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    let wakeup = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    bench.device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     bench.device.exit_low_power().unwrap();
     assert_eq!(wakeup.read().unwrap(), 1);
 }
@@ -261,8 +271,8 @@ fn a_device_wakes_itself_and_its_user_is_told() {
     let bench = Bench::new();
     bench.bus.wake();
     assert_eq!(bench.seen(), [], "it is awake");
-    let wakeup = EventFd::new(0).unwrap();
-    bench.device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    let wakeup = EventFd::new().unwrap();
+    bench.device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     bench.bus.wake();
     // Waits for it.
     assert_eq!(wakeup.read().unwrap(), 1);
@@ -274,12 +284,18 @@ fn a_device_wakes_itself_and_its_user_is_told() {
 fn the_write_of_an_ioeventfd_does_not_wake_a_device_and_is_lost() {
     let bench = Bench::new();
     let write = |offset| IoeventfdWrite { region: 0, offset, width: WriteWidth::Four, data: 1 };
-    let eventfds = [EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap()];
+    let eventfds = [
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap(),
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap(),
+    ];
     for (offset, eventfd) in [8, 16].into_iter().zip(&eventfds) {
-        bench.device.set_ioeventfd(write(offset), Some(eventfd.try_clone().unwrap())).unwrap();
+        bench
+            .device
+            .set_ioeventfd(write(offset), Some(eventfd.as_fd().try_clone_to_owned().unwrap()))
+            .unwrap();
     }
-    let wakeup = EventFd::new(0).unwrap();
-    bench.device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    let wakeup = EventFd::new().unwrap();
+    bench.device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     eventfds[0].write(1).unwrap();
     // Served after the write, by the same thread, which saw it later.
     bench.bus.wake();
@@ -291,8 +307,8 @@ fn the_write_of_an_ioeventfd_does_not_wake_a_device_and_is_lost() {
 #[test]
 fn the_intx_line_is_masked_while_the_device_sleeps() {
     let bench = Bench::new();
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    let data = IrqData::Eventfd(vec![Some(eventfd.try_clone().unwrap())]);
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let data = IrqData::Eventfd(vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]);
     bench.device.set_irqs(0, 0, IrqAction::Trigger, data).unwrap();
     bench.device.enter_low_power(None).unwrap();
     bench.bus.interrupts().set_line(true);
@@ -312,8 +328,8 @@ fn the_intx_line_is_masked_while_the_device_sleeps() {
 #[test]
 fn the_intx_disable_bit_masks_the_line_and_keeps_it_masked() {
     let bench = Bench::new();
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    let data = IrqData::Eventfd(vec![Some(eventfd.try_clone().unwrap())]);
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let data = IrqData::Eventfd(vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]);
     let line = bench.bus.interrupts();
     line.disable_line(true);
     bench.device.set_irqs(0, 0, IrqAction::Trigger, data).unwrap();
@@ -328,8 +344,8 @@ fn the_intx_disable_bit_masks_the_line_and_keeps_it_masked() {
 #[test]
 fn a_blocking_eventfd_that_is_full_does_not_hold_the_device_up() {
     let bench = Bench::new();
-    let eventfd = EventFd::new(0).unwrap();
-    let data = IrqData::Eventfd(vec![Some(eventfd.try_clone().unwrap())]);
+    let eventfd = EventFd::new().unwrap();
+    let data = IrqData::Eventfd(vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]);
     bench.device.set_irqs(0, 0, IrqAction::Trigger, data).unwrap();
     eventfd.write(u64::MAX - 1).unwrap();
     bench.bus.interrupts().set_line(true);

@@ -2,11 +2,12 @@
 //! done twice.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, InUse, Info, InterruptsInUse, IoeventfdWrite, Irq,
     IrqAction, IrqData, IrqInfoFlags, LowPower, Region, RegionInfoFlags, WriteWidth,
@@ -60,7 +61,7 @@ fn open() -> (DeviceFile, Receiver<u8>) {
 }
 
 fn eventfd() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
+    EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()
 }
 
 fn write(data: u8) -> IoeventfdWrite {
@@ -71,7 +72,7 @@ fn write(data: u8) -> IoeventfdWrite {
 fn a_signal_while_signals_are_paused_is_done_when_they_go_on() {
     let (device, told) = open();
     let doorbell = eventfd();
-    device.set_ioeventfd(write(1), Some(doorbell.try_clone().unwrap())).unwrap();
+    device.set_ioeventfd(write(1), Some(doorbell.as_fd().try_clone_to_owned().unwrap())).unwrap();
     for _ in 0..50 {
         doorbell.write(1).unwrap();
         assert_eq!(told.recv().unwrap(), 1);
@@ -88,7 +89,7 @@ fn each_signal_is_done_by_one_of_two_devices_while_the_doorbell_goes_from_one_to
     let (old, told_old) = open();
     let (new, told_new) = open();
     let doorbell = eventfd();
-    old.set_ioeventfd(write(1), Some(doorbell.try_clone().unwrap())).unwrap();
+    old.set_ioeventfd(write(1), Some(doorbell.as_fd().try_clone_to_owned().unwrap())).unwrap();
     new.pause_signals().unwrap();
     for round in 0..200 {
         let (from, to) = if round % 2 == 0 { (&old, &new) } else { (&new, &old) };
@@ -113,7 +114,7 @@ fn each_signal_is_done_by_one_of_two_devices_while_the_doorbell_goes_from_one_to
 fn what_was_signalled_before_the_pause_is_done_when_it_has_begun() {
     let (device, told) = open();
     let doorbell = eventfd();
-    device.set_ioeventfd(write(1), Some(doorbell.try_clone().unwrap())).unwrap();
+    device.set_ioeventfd(write(1), Some(doorbell.as_fd().try_clone_to_owned().unwrap())).unwrap();
     for _ in 0..200 {
         doorbell.write(1).unwrap();
         device.pause_signals().unwrap();
@@ -128,16 +129,16 @@ fn messages_and_errors_are_told_by_the_new_device_as_by_the_old() {
     let (old, _told_old) = open();
     let (new, _told_new) = open();
     let (vector, error) = (eventfd(), eventfd());
-    let msi = vec![None, None, Some(vector.try_clone().unwrap())];
+    let msi = vec![None, None, Some(vector.as_fd().try_clone_to_owned().unwrap())];
     old.set_irq_triggers(1, 0, msi).unwrap();
-    old.set_irq_triggers(3, 0, vec![Some(error.try_clone().unwrap())]).unwrap();
+    old.set_irq_triggers(3, 0, vec![Some(error.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     new.restore_interrupts(old.interrupts_in_use().unwrap()).unwrap();
     new.bus().interrupts().trigger(1, 2);
     assert_eq!(vector.read().unwrap(), 1);
     new.bus().interrupts().trigger(3, 0);
     assert_eq!(error.read().unwrap(), 1);
     // As many as were set up at first can be set up again, and no more.
-    let two = || vec![Some(eventfd()), Some(eventfd())];
+    let two = || vec![Some(eventfd().into()), Some(eventfd().into())];
     assert_eq!(new.set_irq_triggers(1, 1, two()), Ok(()));
     assert_eq!(new.set_irq_triggers(1, 2, two()), Err(Errno::EINVAL));
     assert_eq!(new.restore_interrupts(old.interrupts_in_use().unwrap()), Err(Errno::EBUSY));
@@ -148,8 +149,8 @@ fn a_masked_line_stays_masked_until_its_own_eventfd_unmasks_it() {
     let (old, _told_old) = open();
     let (new, _told_new) = open();
     let (trigger, unmask) = (eventfd(), eventfd());
-    old.set_irq_triggers(0, 0, vec![Some(trigger.try_clone().unwrap())]).unwrap();
-    let data = IrqData::Eventfd(vec![Some(unmask.try_clone().unwrap())]);
+    old.set_irq_triggers(0, 0, vec![Some(trigger.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    let data = IrqData::Eventfd(vec![Some(unmask.as_fd().try_clone_to_owned().unwrap())]);
     old.set_irqs(0, 0, IrqAction::Unmask, data).unwrap();
     old.bus().interrupts().set_line(true);
     assert_eq!(trigger.read().unwrap(), 1, "it masks itself");
@@ -170,14 +171,14 @@ fn a_masked_line_stays_masked_until_its_own_eventfd_unmasks_it() {
 fn what_a_device_cannot_have_is_refused() {
     let (device, _told) = open();
     let messages = |index, interrupt| InterruptsInUse {
-        active: InUse::Messages { index, allocated: 4, eventfds: vec![(interrupt, eventfd())] },
+        active: InUse::Messages { index, allocated: 4, eventfds: vec![(interrupt, eventfd().into())] },
         singles: Vec::new(),
     };
     for in_use in [messages(1, 4), messages(0, 0), messages(5, 0), messages(u32::MAX, 0)] {
         let text = format!("{in_use:?}");
         assert_eq!(device.restore_interrupts(in_use), Err(Errno::EINVAL), "{text}");
     }
-    let singles = vec![(1, eventfd())];
+    let singles = vec![(1, eventfd().into())];
     let none = InterruptsInUse { active: InUse::None, singles };
     assert_eq!(device.restore_interrupts(none), Err(Errno::EINVAL));
     device.restore_interrupts(messages(1, 3)).unwrap();
@@ -188,7 +189,7 @@ fn a_device_that_sleeps_is_taken_out_of_it_without_telling_its_user() {
     let (device, told) = open();
     assert!(device.take_low_power().unwrap().is_none());
     let wakeup = eventfd();
-    device.enter_low_power(Some(wakeup.try_clone().unwrap())).unwrap();
+    device.enter_low_power(Some(wakeup.as_fd().try_clone_to_owned().unwrap())).unwrap();
     assert_eq!(told.try_recv(), Ok(b's'));
     let entry = device.take_low_power().unwrap().expect("it was let sleep");
     assert_eq!(told.try_recv(), Ok(b'r'));

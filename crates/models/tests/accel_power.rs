@@ -1,9 +1,10 @@
 //! The engine asleep, its INTx line, and what it says of atomics.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{Bus, DeviceCapability, DeviceFile, Errno, Next, State};
 use whimbrel_models::accel::{self, Accel, AccelConfig};
 use whimbrel_uapi::device::PciAtomicFlags;
@@ -28,8 +29,8 @@ fn power_control(device: &DeviceFile) -> u64 {
 
 /// Sets up INTx and makes a doorbell that is refused interrupt.
 fn with_line(device: &DeviceFile) -> EventFd {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    let told = eventfd.try_clone().unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let told = eventfd.as_fd().try_clone_to_owned().unwrap();
     device.set_irq_triggers(VFIO_PCI_INTX_IRQ_INDEX, 0, vec![Some(told)]).unwrap();
     let enable = accel::INTERRUPT_ERROR.to_le_bytes();
     device.write_region(0, accel::REGISTER_INTERRUPT_ENABLE, &enable).unwrap();

@@ -2,8 +2,10 @@
 // Also the functions beside the tests are tests.
 #![allow(clippy::unwrap_used)]
 
+use std::os::fd::AsFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{DataFile, DeviceFile, Errno, IrqAction, IrqData, State};
 use whimbrel_models::Model;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -142,8 +144,8 @@ fn ports_are_apart() {
 fn interrupts_reach_the_index_the_user_has_set_up() {
     for index in [0, 1] {
         let device = open("serial");
-        let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-        device.set_irq_triggers(index, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        device.set_irq_triggers(index, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
         write(&device, 0, 2, 0x01);
         assert!(eventfd.read().is_err());
         write(&device, 0, 1, 0x01);
@@ -155,8 +157,8 @@ fn interrupts_reach_the_index_the_user_has_set_up() {
 /// A card whose INTx is set up, with the eventfd that is told.
 fn open_with_line(model: &str) -> (DeviceFile, EventFd) {
     let device = open(model);
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    device.set_irq_triggers(0, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(0, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     (device, eventfd)
 }
 

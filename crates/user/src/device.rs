@@ -1,6 +1,7 @@
 //! A device as the program that owns it uses it.
 
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::BorrowedFd;
+
 use whimbrel_protocol::info::{Irq, Region};
 use whimbrel_protocol::irq::IrqAction;
 
@@ -41,7 +42,12 @@ pub trait Device: Migratable {
 
     /// Sets eventfds with [`Device::set_irqs`]: from `start` on, each interrupt of the index signals its eventfd, or
     /// nothing for `None`.
-    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+    fn set_irq_triggers(
+        &mut self,
+        index: u32,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> Result<()> {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
 
@@ -60,5 +66,5 @@ pub enum IrqData<'a> {
     /// The interrupts with `true`, now.
     Bool(&'a [bool]),
     /// Each signal of the eventfd; with [`IrqAction::Trigger`], the device signals it. `None` unties it.
-    Eventfd(&'a [Option<&'a EventFd>]),
+    Eventfd(&'a [Option<BorrowedFd<'a>>]),
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
@@ -238,7 +237,7 @@ fn owned(data: IrqData<'_>) -> std::io::Result<whimbrel_device::IrqData> {
         IrqData::Eventfd(items) => whimbrel_device::IrqData::Eventfd(
             items
                 .iter()
-                .map(|item| item.map(EventFd::try_clone).transpose())
+                .map(|item| item.map(|eventfd| eventfd.try_clone_to_owned()).transpose())
                 .collect::<std::io::Result<_>>()?,
         ),
     })

@@ -6,11 +6,12 @@
 
 mod mtty;
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use mtty::*;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use vm_memory::MmapRegion;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::{fsm, session};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
@@ -90,15 +91,15 @@ fn interrupts_are_described_and_reach_their_eventfd() {
         refused(device.irq_info(index), Errno::EINVAL);
     }
 
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     let (enable, transmit_empty) = (1, 2);
-    device.set_irq_triggers(1, 0, &[Some(&eventfd)]).unwrap();
+    device.set_irq_triggers(1, 0, &[Some(eventfd.as_fd())]).unwrap();
     write_register(&mut device, enable, transmit_empty);
     assert_eq!(eventfd.read().unwrap(), 1, "the FIFO is empty");
     device.set_irq_triggers(1, 0, &[None]).unwrap();
     write_register(&mut device, enable, transmit_empty);
     assert!(eventfd.read().is_err(), "it was taken away");
-    refused(device.set_irq_triggers(1, 0, &[Some(&eventfd), None]), Errno::EINVAL);
+    refused(device.set_irq_triggers(1, 0, &[Some(eventfd.as_fd()), None]), Errno::EINVAL);
     let error = refused(device.set_irq_triggers(5, 0, &[None]), Errno::EINVAL);
     assert!(error.to_string().contains("VFIO_DEVICE_SET_IRQS of index 5"), "{error}");
 }

@@ -8,8 +8,10 @@
 #[allow(dead_code)]
 mod mtty;
 
+use std::os::fd::AsFd;
+
 use mtty::*;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{Bus, DeviceFile};
 use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
@@ -130,14 +132,14 @@ fn answer(result: Result<(), Error>) -> Result<(), Errno> {
 #[test]
 #[ignore = "needs the lab's kernel: lab/run"]
 fn both_answer_the_same_to_an_irq_set_for_an_interrupt_that_is_there() {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     let data = [
         IrqData::None(0),
         IrqData::None(1),
         IrqData::Bool(&[]),
         IrqData::Bool(&[false]),
         IrqData::Bool(&[true]),
-        IrqData::Eventfd(&[Some(&eventfd)]),
+        IrqData::Eventfd(&[Some(eventfd.as_fd())]),
         IrqData::Eventfd(&[None]),
     ];
     let mut compared = 0;
@@ -160,7 +162,7 @@ fn both_answer_the_same_to_an_irq_set_for_an_interrupt_that_is_there() {
                     let mut answers = Vec::new();
                     for device in [&mut kernel as &mut dyn Device, &mut model] {
                         if let Some(index) = before {
-                            device.set_irq_triggers(index, 0, &[Some(&eventfd)]).unwrap();
+                            device.set_irq_triggers(index, 0, &[Some(eventfd.as_fd())]).unwrap();
                         }
                         let first = answer(device.set_irqs(index, 0, action, data));
                         let signals = eventfd.read().unwrap_or(0);

@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // A VMM gives all of it to KVM (KVM_IOEVENTFD): the eventfd, the guest's address of the BAR and this
         // offset, the size and the value. Then the guest's own write does what is done here by hand.
         println!("{} bytes at {:#x}, value {datamatch:?}", part.size, part.offset);
-        eventfd.write(1)?;
+        rustix::io::write(&eventfd, &1_u64.to_ne_bytes())?;
         kicks.recv()?;
         println!("the card was kicked, and no message was sent");
     }

@@ -3,11 +3,12 @@
 //! `cargo run -p whimbrel-vfio-user --example drive -- [SOCKET]`.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_models::{Model, accel};
 use whimbrel_uapi::pci::VFIO_PCI_MSI_IRQ_INDEX;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -52,8 +53,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // An interrupt is an eventfd, which a VMM gives to KVM. Here it is waited for.
-    let interrupt = EventFd::new(0)?;
-    device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(&interrupt)])?;
+    let interrupt = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+    device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(interrupt.as_fd())])?;
 
     // The rings, by one message; then one job, and a doorbell that nobody waits for.
     let set_up: [(u64, &[u8]); 5] = [
@@ -71,7 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     memory.write_slice(job.as_bytes(), GuestAddress(0))?;
     device.post_write(BAR, accel::REGISTER_TAIL, &1_u32.to_le_bytes())?;
 
-    interrupt.read()?;
+    rustix::io::read(&interrupt, &mut [0; 8])?;
     let mut completion = accel::Completion::default();
     memory.read_slice(completion.as_mut_bytes(), GuestAddress(COMPLETIONS))?;
     println!("job {} is done, and the checksum is {:#x}", completion.tag, completion.result);

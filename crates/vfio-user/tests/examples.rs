@@ -2,15 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaMap, DmaRegion, Errno, Migratable, SavingRead, State};
@@ -126,8 +127,8 @@ impl Guest {
         let file = FileOffset::new(memory.try_clone().unwrap(), 0);
         let region = Arc::new(MmapRegion::<()>::from_file(file, MEMORY as usize).unwrap());
         client.map_dma(IOVA, DmaMapFlags::READ | DmaMapFlags::WRITE, DmaRegion::new(region)).unwrap();
-        let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
-        client.set_irq_triggers(2, 0, &[Some(&interrupt)]).unwrap();
+        let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        client.set_irq_triggers(2, 0, &[Some(interrupt.as_fd())]).unwrap();
         Guest { client, memory, interrupt }
     }
 

@@ -65,7 +65,7 @@ fn use_all(client: &Client, takes_descriptors: bool) {
     assert_eq!(doorbells.len(), usize::from(takes_descriptors));
     for doorbell in &doorbells {
         let IoAccess::Ioeventfd { eventfd, .. } = &doorbell.access else { panic!("{doorbell:?}") };
-        eventfd.write(1).unwrap();
+        rustix::io::write(eventfd, &1_u64.to_ne_bytes()).unwrap();
     }
     client.post_write(0, SCRATCH.offset, &[2]).unwrap();
     let mut data = [0; 1];

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -13,10 +13,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_user::{DmaMapFlags as TheirRights, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
 use vm_memory::{FileOffset, MmapRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_models::Model;
 use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
 use whimbrel_models::accel::{self, Descriptor};
@@ -117,7 +117,7 @@ fn their_client_makes_our_engine_work_in_its_memory() {
         let guest = memory(0x10000);
         client.dma_map(0, IOVA, 0x10000, guest.as_raw_fd()).unwrap();
         client.reset().unwrap();
-        let done = EventFd::new(EFD_NONBLOCK).unwrap();
+        let done = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let tie = IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER;
         client.set_irqs(1, tie.bits(), 0, 1, &[done.as_raw_fd()]).unwrap();
         let rings = Rings::new(IOVA, IOVA + 0x4000, 2);
@@ -254,9 +254,9 @@ fn our_client_uses_a_device_of_their_server() {
     assert_eq!(next(), mapped);
     assert_eq!(client.unmap_dma(0x20_0000, 0x3000).unwrap(), 0x3000);
     assert_eq!(next(), Told::Unmapped { address: 0x20_0000, size: 0x3000 });
-    let eventfds = [EventFd::new(0).unwrap(), EventFd::new(0).unwrap()];
+    let eventfds = [EventFd::new().unwrap(), EventFd::new().unwrap()];
     // Their server says that it takes one descriptor a message.
-    client.set_irq_triggers(0, 0, &[Some(&eventfds[0])]).unwrap();
+    client.set_irq_triggers(0, 0, &[Some(eventfds[0].as_fd())]).unwrap();
     let tie = (IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER).bits();
     assert_eq!(next(), Told::Irqs { index: 0, flags: tie, count: 1, eventfds: 1 });
     client.reset().unwrap();

@@ -4,14 +4,14 @@
 //! was at the source. The jobs and their right results follow from their numbers alone: job by job it fills a block,
 //! copies it, has the copy summed, and changes a piece of the device's own state.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::poll::PollContext;
 use whimbrel_engine::Ram;
 use whimbrel_models::accel::guest::{GuestDriver, GuestError, Platform, Progress, Rings};
 use whimbrel_models::accel::{
@@ -30,7 +30,7 @@ const VARIABLES: GuestAddress = GuestAddress(0x1000);
 const RINGS: Rings = Rings::new(0x10000, 0x20000, RING_ENTRIES as u32);
 
 /// How often the program looks for itself, without an interrupt.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 /// How long the last jobs may take.
 const DRAINING: Duration = Duration::from_secs(10);
 
@@ -81,8 +81,7 @@ struct Program {
     driver: GuestDriver<Seat>,
     layout: Layout,
     variables: Variables,
-    interrupt: EventFd,
-    waiting: PollContext<()>,
+    interrupt: OwnedFd,
     /// Bytes the device may still be made to write, from the rate and the time gone by.
     allowance: f64,
     rate: f64,
@@ -157,12 +156,9 @@ fn read_u64(device: &mut dyn Device, register: u64) -> Result<u64, Failure> {
 impl Program {
     fn new(machine: &Machine<'_>, rate: u64) -> Result<Program, Failure> {
         let mut seat = Seat { device: machine.device()?, memory: machine.memory.clone() };
-        let interrupt =
-            EventFd::new(EFD_NONBLOCK).map_err(|error| Failure::from_io("cannot make an eventfd", &error))?;
-        let waiting = PollContext::new()
-            .and_then(|waiting| waiting.add(&interrupt, ()).map(|()| waiting))
-            .map_err(|error| Failure::new(format!("cannot wait for an eventfd: {error}")))?;
-        seat.device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(&interrupt)])?;
+        let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Failure::from_io("cannot make an eventfd", &error.into()))?;
+        seat.device.set_irq_triggers(VFIO_PCI_MSI_IRQ_INDEX, 0, &[Some(interrupt.as_fd())])?;
         let state_bytes = read_u64(&mut *seat.device, REGISTER_STATE_BYTES)?;
         let variables: Variables = load(&machine.memory, VARIABLES)?;
         let memory_bytes = machine.memory.iter().map(vm_memory::GuestMemoryRegion::len).sum();
@@ -171,7 +167,6 @@ impl Program {
             layout: Layout::new(memory_bytes, state_bytes),
             variables,
             interrupt,
-            waiting,
             allowance: 0.0,
             rate: rate as f64,
             last: Instant::now(),
@@ -182,8 +177,8 @@ impl Program {
     /// Waits for an interrupt, or a little.
     fn wait(&self) {
         // Whatever wakes it, the program looks at everything.
-        let _ = self.waiting.wait_timeout(TICK);
-        let _ = self.interrupt.read();
+        let _ = poll(&mut [PollFd::new(&self.interrupt, PollFlags::IN)], Some(&TICK));
+        let _ = rustix::io::read(&self.interrupt, &mut [0; 8]);
     }
 
     /// Sees what is complete, and gives new work if `more`.

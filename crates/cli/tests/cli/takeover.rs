@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::Value;
 use tempfile::TempDir;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vmm_sys_util::poll::PollContext;
 use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
 use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -125,8 +126,8 @@ impl Program {
         let mut client = Client::connect(path, &ClientOptions::default()).unwrap();
         let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
         client.map_dma(IOVA, both, DmaRegion::new(memory.clone())).unwrap();
-        let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
-        client.set_irq_triggers(1, 0, &[Some(&interrupt)]).unwrap();
+        let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        client.set_irq_triggers(1, 0, &[Some(interrupt.as_fd())]).unwrap();
         let seat = Seat { client, memory, longest: Duration::ZERO };
         let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + COMPLETIONS, ENTRIES)).unwrap();
         driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
@@ -162,10 +163,9 @@ impl Program {
 
     /// Waits for an interrupt, without which nothing goes on.
     fn wait(&mut self, patience: Instant) {
-        let poll = PollContext::<u8>::new().unwrap();
-        poll.add(&self.interrupt, 0).unwrap();
-        let left = patience.saturating_duration_since(Instant::now());
-        assert!(poll.wait_timeout(left).unwrap().iter_readable().next().is_some(), "no interrupt has come");
+        let left = patience.saturating_duration_since(Instant::now()).try_into().unwrap();
+        let came = poll(&mut [PollFd::new(&self.interrupt, PollFlags::IN)], Some(&left)).unwrap();
+        assert_eq!(came, 1, "no interrupt has come");
         self.interrupt.read().unwrap();
         self.driver.acknowledge(accel::INTERRUPT_COMPLETION).unwrap();
     }

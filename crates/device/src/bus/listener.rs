@@ -1,24 +1,26 @@
 //! A thread that waits for eventfds which a user signals to make the device do something.
 //!
 //! The kernel does the work within the user's write; here it is done a moment later.
-#![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{ReadWriteFlags, preadv2};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_protocol::Errno;
 
 type Action = Arc<dyn Fn() + Send + Sync>;
 
 /// The token of the eventfd that ends the thread.
 const STOP: u64 = 0;
+
+/// Edge triggered: each signal is one event, whoever has read the counter.
+const SIGNALS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
 /// Eventfds, and what each of them does. The thread starts with the first one.
 #[derive(Debug, Default)]
@@ -27,8 +29,8 @@ pub(crate) struct Listener {
 }
 
 struct Running {
-    epoll: Epoll,
-    stop: EventFd,
+    epoll: OwnedFd,
+    stop: OwnedFd,
     watched: Mutex<Watched>,
     /// Held while a signal is handled. `true`: signals stay in their counters.
     paused: Mutex<bool>,
@@ -42,7 +44,7 @@ struct Watched {
 
 /// One eventfd, whatever number of watches it has: a signal is one event, and its counter is read once.
 struct Watches {
-    eventfd: Arc<EventFd>,
+    eventfd: Arc<OwnedFd>,
     identity: Option<u64>,
     actions: BTreeMap<u64, Action>,
 }
@@ -53,10 +55,6 @@ pub(crate) struct Watch {
     token: u64,
 }
 
-fn errno(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::EINVAL)
-}
-
 impl Listener {
     /// Runs `action` on each signal of `eventfd`, also if it is signalled already. ENOMEM, EAGAIN or EMFILE if the
     /// process has no resources left.
@@ -64,7 +62,7 @@ impl Listener {
     /// A signal that is on its way when the watch ends may still be seen.
     pub(crate) fn watch(
         &self,
-        eventfd: Arc<EventFd>,
+        eventfd: Arc<OwnedFd>,
         action: impl Fn() + Send + Sync + 'static,
     ) -> Result<Watch, Errno> {
         let listener = self.running()?;
@@ -76,7 +74,7 @@ impl Listener {
         if let Some(same) = same {
             same.actions.insert(token, Arc::new(action));
         } else {
-            listener.add(&eventfd, token).map_err(|error| errno(&error))?;
+            listener.add(&eventfd, token)?;
             let actions = BTreeMap::from([(token, Arc::new(action) as Action)]);
             watched.eventfds.insert(token, Watches { eventfd, identity, actions });
         }
@@ -99,8 +97,7 @@ impl Listener {
         *listener.paused.lock() = false;
         for (token, of) in &listener.watched.lock().eventfds {
             // A change looks at the counter anew. It is one of those that are there: nothing can fail.
-            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, *token);
-            let _ = listener.epoll.ctl(ControlOperation::Modify, of.eventfd.as_raw_fd(), event);
+            let _ = epoll::modify(&listener.epoll, &of.eventfd, EventData::new_u64(*token), SIGNALS);
         }
     }
 
@@ -108,7 +105,7 @@ impl Listener {
         let mut running = self.running.lock();
         match &*running {
             Some(listener) => Ok(listener.clone()),
-            None => Ok(running.insert(Running::start().map_err(|error| errno(&error))?).clone()),
+            None => Ok(running.insert(Running::start()?).clone()),
         }
     }
 }
@@ -118,55 +115,56 @@ impl Drop for Listener {
         if let Some(running) = self.running.get_mut() {
             // The counter was 0: there is room for it. Not joined, because the last handle to a device may be
             // dropped by an action, on the thread itself.
-            let _ = running.stop.write(1);
+            let _ = rustix::io::write(&running.stop, &1_u64.to_ne_bytes());
         }
     }
 }
 
 impl Running {
-    fn start() -> std::io::Result<Arc<Running>> {
+    fn start() -> Result<Arc<Running>, Errno> {
         let running = Arc::new(Running {
-            epoll: Epoll::new()?,
-            stop: EventFd::new(EFD_NONBLOCK)?,
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             watched: Mutex::default(),
             paused: Mutex::new(false),
         });
         running.add(&running.stop, STOP)?;
         let listener = running.clone();
-        std::thread::Builder::new().name("eventfds".into()).spawn(move || listener.listen())?;
+        std::thread::Builder::new()
+            .name("eventfds".into())
+            .spawn(move || listener.listen())
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EAGAIN))?;
         Ok(running)
     }
 
-    fn add(&self, eventfd: &EventFd, token: u64) -> std::io::Result<()> {
-        // Edge triggered: each signal is one event, whoever has read the counter.
-        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
-        self.epoll.ctl(ControlOperation::Add, eventfd.as_raw_fd(), event)
+    fn add(&self, eventfd: &OwnedFd, token: u64) -> rustix::io::Result<()> {
+        epoll::add(&self.epoll, eventfd, EventData::new_u64(token), SIGNALS)
     }
 
     fn listen(&self) {
-        let mut events = [EpollEvent::default(); 16];
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(STOP) }; 16];
         loop {
-            let count = match self.epoll.wait(-1, &mut events) {
+            let count = match epoll::wait(&self.epoll, &mut events[..], None) {
                 Ok(count) => count,
-                Err(error) if error.raw_os_error() == Some(Errno::EINTR.raw_os_error()) => continue,
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
                     tracing::error!(%error, "no eventfd is listened to any more");
                     return;
                 }
             };
             for event in &events[..count] {
-                if event.data() == STOP {
+                let token = event.data.u64();
+                if token == STOP {
                     return;
                 }
                 let paused = self.paused.lock();
                 if *paused {
                     continue;
                 }
-                let (eventfd, actions): (_, Vec<Action>) =
-                    match self.watched.lock().eventfds.get(&event.data()) {
-                        Some(found) => (found.eventfd.clone(), found.actions.values().cloned().collect()),
-                        None => continue,
-                    };
+                let (eventfd, actions): (_, Vec<Action>) = match self.watched.lock().eventfds.get(&token) {
+                    Some(found) => (found.eventfd.clone(), found.actions.values().cloned().collect()),
+                    None => continue,
+                };
                 take_count(&eventfd);
                 for action in actions {
                     action();
@@ -178,7 +176,7 @@ impl Running {
 
 /// Returns the kernel's id of an eventfd, which is the same for all of its descriptors (`eventfd-id` in fdinfo).
 /// `None` without procfs: such an eventfd counts as a separate one.
-fn identity(eventfd: &EventFd) -> Option<u64> {
+fn identity(eventfd: &OwnedFd) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_raw_fd())).ok()?;
     let number = text.lines().find_map(|line| line.strip_prefix("eventfd-id:"))?;
     number.trim().parse().ok()
@@ -186,12 +184,10 @@ fn identity(eventfd: &EventFd) -> Option<u64> {
 
 /// Sets an eventfd's counter to 0 as a reader does, but never waits: someone else may have read it, and whether reads
 /// of it block is the user's choice.
-fn take_count(eventfd: &EventFd) {
-    // SAFETY: the descriptor is open as long as `eventfd` is borrowed, which is longer than the call below.
-    let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+fn take_count(eventfd: &OwnedFd) {
     let mut counter = [0; 8];
     // That it is 0 already is as good as having read it.
-    let _ = preadv2(fd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT);
+    let _ = preadv2(eventfd, &mut [IoSliceMut::new(&mut counter)], u64::MAX, ReadWriteFlags::NOWAIT);
 }
 
 impl Drop for Watch {
@@ -209,8 +205,7 @@ impl Drop for Watch {
             && let Some(of) = watched.eventfds.remove(&token)
         {
             // It is there: nobody else removes it.
-            let event = EpollEvent::default();
-            let _ = listener.epoll.ctl(ControlOperation::Delete, of.eventfd.as_raw_fd(), event);
+            let _ = epoll::delete(&listener.epoll, &of.eventfd);
         }
     }
 }

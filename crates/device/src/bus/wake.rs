@@ -1,16 +1,16 @@
 //! The line by which a device says that it has to wake.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::irq::signal;
 
 /// A wake line. Nothing happens when it is raised unless somebody has armed it.
 #[derive(Debug, Default)]
 pub(crate) struct WakeLine {
-    armed: Mutex<Option<Arc<EventFd>>>,
+    armed: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl WakeLine {
@@ -21,7 +21,7 @@ impl WakeLine {
     }
 
     /// Signals `eventfd` whenever the line is raised, in place of one given before.
-    pub(crate) fn arm(&self, eventfd: Arc<EventFd>) {
+    pub(crate) fn arm(&self, eventfd: Arc<OwnedFd>) {
         *self.armed.lock() = Some(eventfd);
     }
 

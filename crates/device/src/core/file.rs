@@ -3,12 +3,12 @@
 //! The same requests as raw bytes, and the order of checks on those, are in [`raw`](crate::raw).
 
 use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vm_memory::FileOffset;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::irq::IrqAction;
@@ -105,11 +105,12 @@ impl DeviceFile {
     /// migration does not carry it, and the last close of a device that is opened through a
     /// [`Group`](crate::Group) ends it.
     ///
-    /// EINVAL for an index or a range that the device does not have, and while another index is in use;
+    /// EINVAL for an index or a range that the device does not have, for a descriptor that is no eventfd, and while
+    /// another index is in use;
     /// ENOTTY for an action that the index does not know.
     ///
     /// ```
-    /// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    /// use rustix::event::{EventfdFlags, eventfd};
     /// use whimbrel_device::{
     ///     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
     /// };
@@ -128,13 +129,16 @@ impl DeviceFile {
     ///
     /// let bus = Bus::new();
     /// let device = DeviceFile::new("line", bus.clone(), Box::new(Line));
-    /// let eventfd = EventFd::new(EFD_NONBLOCK)?;
+    /// let eventfd = eventfd(0, EventfdFlags::NONBLOCK)?;
+    /// let mut count = [0; 8];
     /// device.set_irqs(0, 0, IrqAction::Trigger, IrqData::Eventfd(vec![Some(eventfd.try_clone()?)]))?;
     /// bus.interrupts().set_line(true);
-    /// assert_eq!(eventfd.read()?, 1);
+    /// rustix::io::read(&eventfd, &mut count)?;
+    /// assert_eq!(u64::from_ne_bytes(count), 1);
     /// // Still asserted, so it is told again.
     /// device.set_irqs(0, 0, IrqAction::Unmask, IrqData::None(1))?;
-    /// assert_eq!(eventfd.read()?, 1);
+    /// rustix::io::read(&eventfd, &mut count)?;
+    /// assert_eq!(u64::from_ne_bytes(count), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn set_irqs(&self, index: u32, start: u32, action: IrqAction, data: IrqData) -> Result<(), Errno> {
@@ -150,7 +154,7 @@ impl DeviceFile {
         &self,
         index: u32,
         start: u32,
-        eventfds: Vec<Option<EventFd>>,
+        eventfds: Vec<Option<OwnedFd>>,
     ) -> Result<(), Errno> {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
@@ -210,9 +214,10 @@ impl DeviceFile {
     /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends
     /// it.
     ///
-    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR, EEXIST if the same write is tied
+    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR and for
+    /// a descriptor that is no eventfd, EEXIST if the same write is tied
     /// already, ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
-    pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<EventFd>) -> Result<(), Errno> {
+    pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
         let _awake = self.awake();
         self.check_pci()?;
         self.tie_ioeventfd(write, eventfd.map(Ok))
@@ -233,7 +238,7 @@ impl DeviceFile {
     pub(crate) fn tie_ioeventfd(
         &self,
         write: IoeventfdWrite,
-        eventfd: Option<Result<EventFd, Errno>>,
+        eventfd: Option<Result<OwnedFd, Errno>>,
     ) -> Result<(), Errno> {
         let size = |region| self.region_info(region).map_or(0, |region| region.size);
         let device = self.downgrade();

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::pci::VFIO_PCI_BAR5_REGION_INDEX;
 
+use crate::bus::irq::only_eventfd;
 use crate::bus::listener::{Listener, Watch};
 use crate::driver::IoeventfdWrite;
 
@@ -27,7 +28,7 @@ type Ties = BTreeMap<IoeventfdWrite, Tied>;
 
 #[derive(Debug)]
 struct Tied {
-    eventfd: Arc<EventFd>,
+    eventfd: Arc<OwnedFd>,
     _watch: Watch,
 }
 
@@ -37,7 +38,7 @@ impl Ioeventfds {
     pub(super) fn set(
         &self,
         write: IoeventfdWrite,
-        eventfd: Option<Result<EventFd, Errno>>,
+        eventfd: Option<Result<OwnedFd, Errno>>,
         size: impl FnOnce(u32) -> u64,
         perform: impl Fn(&IoeventfdWrite) + Send + Sync + 'static,
         listener: &Listener,
@@ -53,7 +54,7 @@ impl Ioeventfds {
         if tied.len() >= MAX_IOEVENTFDS {
             return Err(Errno::ENOSPC);
         }
-        let eventfd = Arc::new(eventfd?);
+        let eventfd = Arc::new(only_eventfd(eventfd?)?);
         let (writes, told) = (Arc::downgrade(&self.tied), Arc::downgrade(&eventfd));
         let watch = listener.watch(eventfd.clone(), move || signalled(&writes, &write, &told, &perform))?;
         tied.insert(write, Tied { eventfd, _watch: watch });
@@ -61,7 +62,7 @@ impl Ioeventfds {
     }
 
     /// Each write with its eventfd.
-    pub(super) fn all(&self) -> io::Result<Vec<(IoeventfdWrite, EventFd)>> {
+    pub(super) fn all(&self) -> io::Result<Vec<(IoeventfdWrite, OwnedFd)>> {
         self.tied.lock().iter().map(|(write, tied)| Ok((*write, tied.eventfd.try_clone()?))).collect()
     }
 
@@ -75,7 +76,7 @@ impl Ioeventfds {
 fn signalled(
     writes: &Weak<Mutex<Ties>>,
     write: &IoeventfdWrite,
-    eventfd: &Weak<EventFd>,
+    eventfd: &Weak<OwnedFd>,
     perform: &impl Fn(&IoeventfdWrite),
 ) {
     let Some(writes) = writes.upgrade() else { return };

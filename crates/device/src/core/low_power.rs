@@ -1,15 +1,16 @@
 //! The typed requests of low power: letting a device sleep, and keeping it awake.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_protocol::Errno;
 
 use super::device::{Active, Shared};
 use super::file::DeviceFile;
 use super::power::LowPowerEntry;
-use crate::bus::irq::prepare;
+use crate::bus::irq::{only_eventfd, prepare};
 
 impl DeviceFile {
     /// Returns whether the device supports low power: it is PCI, and its driver has
@@ -23,9 +24,9 @@ impl DeviceFile {
     /// or by itself ([`Bus::wake`](crate::Bus::wake)), which is told to the eventfd.
     ///
     /// Any request wakes it, also one that comes to nothing, and every typed call is a request. ENOTTY for a
-    /// device that has no such states, EINVAL if it is let sleep already, EMFILE, ENOMEM and EAGAIN if this
+    /// device that has no such states, EINVAL if it is let sleep already or `wakeup` is no eventfd, EMFILE, ENOMEM and EAGAIN if this
     /// process cannot have what it takes to wait for the device to wake by itself.
-    pub fn enter_low_power(&self, wakeup: Option<EventFd>) -> Result<(), Errno> {
+    pub fn enter_low_power(&self, wakeup: Option<OwnedFd>) -> Result<(), Errno> {
         let shared = self.shared();
         let mut core = shared.active();
         if !has_low_power(&mut core) {
@@ -35,9 +36,8 @@ impl DeviceFile {
             return Err(Errno::EINVAL);
         }
         prepare()?;
-        let line = EventFd::new(EFD_NONBLOCK)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))?;
-        let line = Arc::new(line);
+        let wakeup = wakeup.map(only_eventfd).transpose()?;
+        let line = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let device = self.downgrade();
         let watch = self.bus().interrupts().listener().watch(line.clone(), move || wake(&device))?;
         self.bus().wake_line().arm(line);

@@ -4,9 +4,8 @@
 //! What sleep is to a device is its driver's ([`LowPower`](crate::LowPower)).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::bus::irq::signal;
@@ -29,14 +28,14 @@ pub(super) struct Power {
 #[derive(Debug)]
 pub struct LowPowerEntry {
     /// The eventfd that is signalled when the device wakes.
-    pub wakeup: Option<EventFd>,
+    pub wakeup: Option<OwnedFd>,
 }
 
 /// The user has let the device sleep, until it says otherwise.
 #[derive(Debug)]
 struct Entry {
     /// Told when it wakes, which then ends the sleep for good.
-    wakeup: Option<Arc<EventFd>>,
+    wakeup: Option<Arc<OwnedFd>>,
     /// Listens to the device, which may wake itself.
     _watch: Watch,
 }
@@ -87,7 +86,7 @@ impl Power {
     }
 
     /// Lets the device sleep. `watch` listens to its wake line.
-    pub(super) fn enter(&mut self, wakeup: Option<EventFd>, watch: Watch) {
+    pub(super) fn enter(&mut self, wakeup: Option<OwnedFd>, watch: Watch) {
         self.entry = Some(Entry { wakeup: wakeup.map(Arc::new), _watch: watch });
     }
 

@@ -6,8 +6,8 @@
 //! started, by who serves the device, who knows them.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::DeviceInfoFlags;
 
@@ -20,7 +20,7 @@ impl DeviceFile {
     /// more descriptors.
     ///
     /// ```
-    /// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+    /// use rustix::event::{EventfdFlags, eventfd};
     /// use whimbrel_device::{
     ///     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, InUse, Irq, IrqAction, IrqData, IrqInfoFlags,
     /// };
@@ -37,7 +37,7 @@ impl DeviceFile {
     /// }
     ///
     /// let old = DeviceFile::new("old", Bus::new(), Box::new(Line));
-    /// let eventfd = EventFd::new(EFD_NONBLOCK)?;
+    /// let eventfd = eventfd(0, EventfdFlags::NONBLOCK)?;
     /// old.set_irq_triggers(0, 0, vec![Some(eventfd.try_clone()?)])?;
     /// old.set_irqs(0, 0, IrqAction::Mask, IrqData::None(1))?;
     ///
@@ -46,9 +46,10 @@ impl DeviceFile {
     /// assert!(matches!(in_use.active, InUse::Line { masked: true, .. }));
     /// new.restore_interrupts(in_use)?;
     /// new.bus().interrupts().set_line(true);
-    /// assert!(eventfd.read().is_err(), "it is masked here too");
+    /// let mut count = [0; 8];
+    /// assert!(rustix::io::read(&eventfd, &mut count).is_err(), "it is masked here too");
     /// new.set_irqs(0, 0, IrqAction::Unmask, IrqData::None(1))?;
-    /// assert_eq!(eventfd.read()?, 1);
+    /// assert_eq!(rustix::io::read(&eventfd, &mut count)?, 8);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn interrupts_in_use(&self) -> io::Result<InterruptsInUse> {
@@ -58,7 +59,8 @@ impl DeviceFile {
     /// Sets up what [`DeviceFile::interrupts_in_use`] gave of a device like this one. An INTx line that is masked
     /// there is masked here, whatever it was told; one that is not and is asserted is told.
     ///
-    /// EBUSY if something is set up here already, EINVAL for what this device cannot have; EMFILE, ENOMEM and
+    /// EBUSY if something is set up here already, EINVAL for what this device cannot have and for
+    /// a descriptor that is no eventfd; EMFILE, ENOMEM and
     /// EAGAIN if this process cannot listen to what the user signals, and then no unmasking by an eventfd is set
     /// up.
     pub fn restore_interrupts(&self, in_use: InterruptsInUse) -> Result<(), Errno> {
@@ -72,7 +74,7 @@ impl DeviceFile {
 
     /// The ioeventfds that are tied to this device, with copies. EMFILE if this process can have no more
     /// descriptors.
-    pub fn ioeventfds(&self) -> io::Result<Vec<(IoeventfdWrite, EventFd)>> {
+    pub fn ioeventfds(&self) -> io::Result<Vec<(IoeventfdWrite, OwnedFd)>> {
         self.shared().ioeventfds().all()
     }
 

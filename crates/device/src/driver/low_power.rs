@@ -3,7 +3,7 @@
 /// The half of a driver that can put its device to sleep.
 ///
 /// ```
-/// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+/// use rustix::event::{EventfdFlags, eventfd};
 /// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, LowPower};
 ///
 /// struct Radio { on: bool }
@@ -28,11 +28,13 @@
 ///
 /// let bus = Bus::new();
 /// let device = DeviceFile::new("radio", bus.clone(), Box::new(Radio { on: true }));
-/// let wakeup = EventFd::new(0)?;
+/// let wakeup = eventfd(0, EventfdFlags::empty())?;
 /// device.enter_low_power(Some(wakeup.try_clone()?))?;
 /// // Something arrives: the device wakes by itself, and its user is told.
 /// bus.wake();
-/// assert_eq!(wakeup.read()?, 1);
+/// let mut count = [0; 8];
+/// rustix::io::read(&wakeup, &mut count)?;
+/// assert_eq!(u64::from_ne_bytes(count), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait LowPower {

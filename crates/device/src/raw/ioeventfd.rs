@@ -1,6 +1,7 @@
 //! VFIO_DEVICE_IOEVENTFD as a raw ioctl.
 
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::OwnedFd;
+
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::pci::{
     DeviceIoeventfd, VFIO_DEVICE_IOEVENTFD_8, VFIO_DEVICE_IOEVENTFD_16, VFIO_DEVICE_IOEVENTFD_32,
@@ -29,7 +30,7 @@ impl DeviceFile {
 fn read(
     argument: u64,
     process: &dyn Process,
-) -> Result<(IoeventfdWrite, Option<Result<EventFd, Errno>>), Errno> {
+) -> Result<(IoeventfdWrite, Option<Result<OwnedFd, Errno>>), Errno> {
     let mut asked = DeviceIoeventfd::new_zeroed();
     process.read(argument, &mut asked.as_mut_bytes()[..MIN_IOEVENTFD])?;
     if (asked.argsz as usize) < MIN_IOEVENTFD {

@@ -1,8 +1,8 @@
 //! VFIO_DEVICE_SET_IRQS as a raw ioctl: its flags, and data of three types.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::irq::IrqAction;
 use whimbrel_uapi::device::{
@@ -11,7 +11,7 @@ use whimbrel_uapi::device::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::process::Process;
-use crate::bus::irq::{Change, Data, Slot};
+use crate::bus::irq::{Change, Data, Slot, slot};
 use crate::core::file::DeviceFile;
 
 /// The type of the data after a raw request.
@@ -74,26 +74,23 @@ impl DataType {
 
     /// Returns the data as the requesting process means it. An invalid descriptor matters only if it is
     /// used.
-    fn read(self, count: u32, bytes: &[u8], process: &dyn Process) -> Data<Arc<EventFd>> {
+    fn read(self, count: u32, bytes: &[u8], process: &dyn Process) -> Data<Arc<OwnedFd>> {
         match self {
             DataType::None => Data::None(count),
             DataType::Bool => Data::Bool(bytes.iter().map(|byte| *byte != 0).collect()),
             DataType::Eventfd => {
                 let (numbers, _) = bytes.as_chunks::<4>();
-                Data::Eventfds(numbers.iter().map(|fd| slot(i32::from_ne_bytes(*fd), process)).collect())
+                Data::Eventfds(numbers.iter().map(|fd| place(i32::from_ne_bytes(*fd), process)).collect())
             }
         }
     }
 }
 
-fn slot(fd: i32, process: &dyn Process) -> Slot<Arc<EventFd>> {
+fn place(fd: i32, process: &dyn Process) -> Slot<Arc<OwnedFd>> {
     match fd {
         -1 => Slot::Empty,
         ..-1 => Slot::Negative,
-        _ => match process.eventfd(fd) {
-            Ok(eventfd) => Slot::Eventfd(eventfd.into()),
-            Err(errno) => Slot::Refused(errno),
-        },
+        _ => slot(process.eventfd(fd)),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The process that made a raw request: its memory, which can fault at any byte, and its file descriptors.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -79,7 +79,7 @@ pub trait Process {
 
     /// Another handle to the eventfd behind a descriptor of the process, as the kernel's `eventfd_ctx_fdget`. EBADF
     /// for a number that is not open, EINVAL for a file that is no eventfd. A process that has none need not say so.
-    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+    fn eventfd(&self, fd: i32) -> Result<OwnedFd, Errno> {
         let _ = fd;
         Err(Errno::EBADF)
     }

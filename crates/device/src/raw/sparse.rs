@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, VolatileSlice};
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -23,7 +23,7 @@ use crate::topology::group::{GroupFile, OpenDevice};
 pub struct SparseMemory {
     pieces: BTreeMap<u64, Vec<u8>>,
     files: BTreeMap<i32, DataFile>,
-    eventfds: BTreeMap<i32, Arc<EventFd>>,
+    eventfds: BTreeMap<i32, Arc<OwnedFd>>,
     shared: BTreeMap<u64, Memory>,
     containers: BTreeMap<i32, Container>,
     groups: BTreeMap<i32, GroupFile>,
@@ -93,7 +93,7 @@ impl SparseMemory {
     }
 
     /// Gives the process a descriptor for an eventfd.
-    pub fn insert_eventfd(&mut self, eventfd: impl Into<Arc<EventFd>>) -> i32 {
+    pub fn insert_eventfd(&mut self, eventfd: impl Into<Arc<OwnedFd>>) -> i32 {
         let fd = self.take_number();
         self.eventfds.insert(fd, eventfd.into());
         fd
@@ -218,7 +218,7 @@ impl Process for SparseMemory {
         Ok(fd)
     }
 
-    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+    fn eventfd(&self, fd: i32) -> Result<OwnedFd, Errno> {
         match self.eventfds.get(&fd) {
             Some(eventfd) => {
                 eventfd.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))

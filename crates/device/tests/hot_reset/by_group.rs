@@ -1,6 +1,8 @@
 //! A device that is open through its group: neighbours are told by group, and the caller shows the groups.
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::os::fd::OwnedFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{DeviceInfoFlags, Errno, PciDependentDevice, PciHotResetFlags};
 use zerocopy::IntoBytes;
 
@@ -69,7 +71,7 @@ fn a_reset_is_checked_in_the_kernels_order() {
     let mut machine = Machine::new(false);
     let process = &mut machine.process;
     let [first, second] = machine.groups.clone().map(|group| process.insert_group(group));
-    let eventfd = process.insert_eventfd(EventFd::new(EFD_NONBLOCK).unwrap());
+    let eventfd = process.insert_eventfd(OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()));
     let closed = 999;
     let cases: [(&str, &[i32], Result<i32, Errno>); 18] = [
         ("no whole head", &[20, 0], Err(Errno::EFAULT)),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File as OsFile;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::iommufd::{Caller, Iommu, Iommufd, OwnIommu};
 use whimbrel_device::{
     Bus, Capability, Cdev, Container, ContainerSettings, DataFile, DeviceFile, DeviceInfoFlags, DeviceSet,
@@ -175,10 +176,10 @@ impl Process for Program {
         Ok(0)
     }
 
-    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+    fn eventfd(&self, fd: i32) -> Result<OwnedFd, Errno> {
         let index = fd.checked_sub(EVENT).and_then(|index| usize::try_from(index).ok());
         match index.and_then(|index| self.eventfds.get(index)) {
-            Some(eventfd) => Ok(eventfd.try_clone().unwrap()),
+            Some(eventfd) => Ok(eventfd.as_fd().try_clone_to_owned().unwrap()),
             None => Err(self.wrong(fd, Errno::EINVAL)),
         }
     }
@@ -248,7 +249,7 @@ impl Ours {
             container: Container::new(ContainerSettings { kernel, ..ContainerSettings::default() }),
             groups: opened,
             iommufds: [Iommufd::new(), Iommufd::new()],
-            eventfds: (0..EVENTS).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
+            eventfds: (0..EVENTS).map(|_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()).collect(),
             devices: BTreeMap::new(),
             installed: None,
         };

@@ -1,9 +1,10 @@
 //! The engine on the move while it works.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{DeviceFile, Errno, MigrationFlags, Next, State};
 use whimbrel_models::accel::{self, AccelConfig, Completion, Descriptor, SLICE_BYTES};
 
@@ -112,8 +113,10 @@ fn a_cause_that_waits_interrupts_again_where_it_was_loaded() {
             guest.set32(accel::REGISTER_INTERRUPT_STATUS, accel::INTERRUPT_COMPLETION);
         }
         let destination = memory.device(config(STATE));
-        let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-        destination.set_irq_triggers(1, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        destination
+            .set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())])
+            .unwrap();
         load(&destination, &save(&guest.device), 1 << 20);
         assert!(eventfd.read().is_err(), "a stopped device does not interrupt");
         destination.set_mig_state(State::Running).unwrap();

@@ -1,8 +1,9 @@
 //! What a guest's work does.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{Errno, Next};
 use whimbrel_models::accel::{self, AccelConfig, Descriptor, SLICE_BYTES};
 
@@ -206,8 +207,8 @@ fn a_queue_that_is_turned_off_forgets_its_work() {
 fn completions_and_errors_interrupt_once_until_they_are_acknowledged() {
     let memory = Memory::new();
     let mut guest = guest(&memory, 4);
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    guest.device.set_irq_triggers(1, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    guest.device.set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     guest.execute(&Descriptor::fill(1, DATA, 8, 1));
     assert!(eventfd.read().is_err(), "not enabled");
     guest.set32(accel::REGISTER_INTERRUPT_STATUS, u32::MAX);
@@ -313,8 +314,8 @@ fn with_a_worker_the_work_is_done_without_anyone_s_help() {
     let memory = Memory::new();
     // The model has a bus of its own: its memory is mapped there.
     memory.map(opened.device.bus());
-    let eventfd = EventFd::new(0).unwrap();
-    opened.device.set_irq_triggers(1, 0, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+    let eventfd = EventFd::new().unwrap();
+    opened.device.set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     let mut guest = Guest::start(&memory, opened.device.clone(), 4);
     guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_COMPLETION);
     guest.submit(&Descriptor::fill(9, DATA, SLICE_BYTES * 2, 3));

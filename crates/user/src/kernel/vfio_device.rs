@@ -201,7 +201,7 @@ fn irq_set(index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Opti
             (IrqSetFlags::DATA_BOOL, u32::try_from(items.len()).ok()?, bytes)
         }
         IrqData::Eventfd(items) => {
-            let fds = items.iter().map(|item| item.map_or(-1, AsRawFd::as_raw_fd));
+            let fds = items.iter().map(|item| item.map_or(-1, |eventfd| eventfd.as_raw_fd()));
             let bytes = fds.flat_map(i32::to_ne_bytes).collect();
             (IrqSetFlags::DATA_EVENTFD, u32::try_from(items.len()).ok()?, bytes)
         }
@@ -374,18 +374,18 @@ impl<T: OnKernel> Device for T {
 
 #[cfg(test)]
 mod tests {
-    use vmm_sys_util::eventfd::EventFd;
+    use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
     use crate::kernel::Adopted;
 
     #[test]
     fn the_data_of_an_irq_set_follows_the_structure_without_a_gap() {
-        let eventfd = EventFd::new(0).unwrap();
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let fd = eventfd.as_raw_fd();
         let head = |argsz, flags, count| IrqSet { argsz, flags, index: 1, start: 2, count };
         let cases = [
-            (IrqAction::Trigger, IrqData::Eventfd(&[None, Some(&eventfd)]), head(28, 0x24, 2), {
+            (IrqAction::Trigger, IrqData::Eventfd(&[None, Some(eventfd.as_fd())]), head(28, 0x24, 2), {
                 [(-1_i32).to_ne_bytes(), fd.to_ne_bytes()].concat()
             }),
             (IrqAction::Unmask, IrqData::Bool(&[true, false]), head(22, 0x12, 2), vec![1, 0]),
@@ -451,7 +451,7 @@ mod tests {
     fn every_request_names_the_device_itself_and_the_errno() {
         let file = tempfile::tempfile().unwrap();
         let mut device = Adopted { device: VfioDevice::new("0000:01:00.0".into(), file.into()) };
-        let eventfd = EventFd::new(0).unwrap();
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut words = [0; 1];
         let mut report = DirtyReport::new(0, 4096, 4096, &mut words).unwrap();
         let cases = [
@@ -460,7 +460,7 @@ mod tests {
             (device.irq_info(1).unwrap_err(), "VFIO_DEVICE_GET_IRQ_INFO of index 1"),
             (device.read_region(7, 0, &mut [0]).unwrap_err(), "VFIO_DEVICE_GET_REGION_INFO of region 7"),
             (
-                device.set_irq_triggers(1, 0, &[Some(&eventfd)]).unwrap_err(),
+                device.set_irq_triggers(1, 0, &[Some(eventfd.as_fd())]).unwrap_err(),
                 "VFIO_DEVICE_SET_IRQS of index 1",
             ),
             (device.reset().unwrap_err(), "VFIO_DEVICE_RESET"),

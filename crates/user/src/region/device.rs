@@ -1,8 +1,8 @@
 //! A device with a region as a [`Device`].
 
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::irq::IrqAction;
@@ -176,7 +176,12 @@ impl Device for RegionDevice {
         self.request(|device| device.set_irqs(index, start, action, data))
     }
 
-    fn set_irq_triggers(&mut self, index: u32, start: u32, eventfds: &[Option<&EventFd>]) -> Result<()> {
+    fn set_irq_triggers(
+        &mut self,
+        index: u32,
+        start: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> Result<()> {
         self.request(|device| device.set_irq_triggers(index, start, eventfds))
     }
 

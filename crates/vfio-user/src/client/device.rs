@@ -1,11 +1,10 @@
 //! Each request of [`Device`], in messages.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use parking_lot::MutexGuard;
 use vm_memory::FileOffset;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_memory::survive_lost_memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -15,7 +14,6 @@ use whimbrel_user::{
 
 use super::Client;
 use super::connection::Connection;
-use crate::eventfd;
 use crate::message::{Command, RegionAccess, Reply, Request, SetIrqs};
 
 /// Room for capabilities when they are first asked for.
@@ -55,14 +53,9 @@ pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region,
 }
 
 /// One VFIO_USER_DEVICE_SET_IRQS.
-fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[&EventFd]) -> Result<()> {
+fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[BorrowedFd<'_>]) -> Result<()> {
     let what = || format!("{} of index {}", Command::DeviceSetIrqs, set.index);
-    let descriptors: std::io::Result<Vec<OwnedFd>> =
-        eventfds.iter().map(|eventfd| eventfd::to_descriptor(eventfd)).collect();
-    let descriptors = descriptors
-        .map_err(|error| connection.refused(what(), Errno::from_io_error(&error).unwrap_or(Errno::EMFILE)))?;
-    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    connection.ask(what, &Request::DeviceSetIrqs(set), &descriptors).map(drop)
+    connection.ask(what, &Request::DeviceSetIrqs(set), eventfds).map(drop)
 }
 
 /// What is wrong with a reply that is about something else.
@@ -216,7 +209,7 @@ impl Device for Client {
         };
         let tie = |start, count| set(IrqSetFlags::DATA_EVENTFD, start, count, &[]);
         let most = connection.agreed.max_msg_fds as usize;
-        let all: Option<Vec<&EventFd>> = eventfds.iter().copied().collect();
+        let all: Option<Vec<BorrowedFd<'_>>> = eventfds.iter().copied().collect();
         if let Some(all) = all
             && all.len() <= most
         {
@@ -232,7 +225,7 @@ impl Device for Client {
         set_irqs(connection, tie(start, count(eventfds)), &[])?;
         let mut at = 0;
         for run in eventfds.chunk_by(|one, next| one.is_some() == next.is_some()) {
-            let present: Vec<&EventFd> = run.iter().copied().flatten().collect();
+            let present: Vec<BorrowedFd<'_>> = run.iter().copied().flatten().collect();
             let mut from = at;
             for piece in present.chunks(most.max(1)) {
                 let first = u32::try_from(from).ok().and_then(|from| start.checked_add(from));

@@ -3,13 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_user::Result;
 
 use super::Client;
 use super::connection::Connection;
 use super::device::{ROOM, region};
-use crate::eventfd;
+use crate::eventfd::only_eventfd;
 use crate::message::{Command, IoFdKind, Reply, Request, SubRegion};
 
 /// A part of a region whose accesses the server takes through a descriptor.
@@ -33,7 +32,7 @@ pub enum IoAccess {
     /// the eventfd otherwise (EFD_NONBLOCK, as ours does): who trusts a server less looks for room with poll(2).
     Ioeventfd {
         /// What is signalled.
-        eventfd: Arc<EventFd>,
+        eventfd: Arc<OwnedFd>,
         /// The only value whose write signals; `None` for any.
         datamatch: Option<u64>,
         /// All flags of KVM_IOEVENTFD, as the server wants them.
@@ -86,7 +85,7 @@ impl Client {
     ///     let IoAccess::Ioeventfd { eventfd, datamatch, .. } = part.access else { continue };
     ///     // kvm_vm.register_ioevent(&eventfd, &IoEventAddress::Mmio(bar + part.offset), datamatch)
     ///     assert_eq!((part.offset, part.size, datamatch), (0x80, 4, Some(1)));
-    ///     eventfd.write(1)?;
+    ///     rustix::io::write(&eventfd, &1_u64.to_ne_bytes())?;
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -141,7 +140,7 @@ struct Descriptors(Vec<Descriptor>);
 
 enum Descriptor {
     Unused(OwnedFd),
-    Eventfd(Arc<EventFd>),
+    Eventfd(Arc<OwnedFd>),
     Other(Arc<OwnedFd>),
     Refused,
 }
@@ -159,7 +158,7 @@ impl Descriptors {
         let taken = std::mem::replace(descriptor, Descriptor::Refused);
         *descriptor = match (taken, kind) {
             (Descriptor::Unused(fd), IoFdKind::Ioeventfd { .. }) => {
-                let eventfd = eventfd::from_descriptor(fd);
+                let eventfd = only_eventfd(fd);
                 Descriptor::Eventfd(Arc::new(eventfd.map_err(|_| not_an_eventfd(index))?))
             }
             (Descriptor::Unused(fd), IoFdKind::Ioregionfd { .. }) => Descriptor::Other(Arc::new(fd)),

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry};
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -24,7 +23,6 @@ use super::records::{
 use super::refusal::Refusal;
 use super::stopped::{Stopped, sleep_again};
 use super::wire::{Begin, MAX_DATA, MAX_DESCRIPTORS, Message, TakeoversRecord, VERSIONS};
-use crate::eventfd;
 use crate::message::{Header, Kind};
 use crate::server::session::dirty_log::Log;
 use crate::server::session::file_memory::Source as FileSource;
@@ -223,16 +221,16 @@ impl Giving {
         let takeovers = self.offer.takeovers.as_ref().map(|(socket, _)| inventory.add(socket));
         let low_power = match &stopped.low_power {
             Some(LowPowerEntry { wakeup }) => {
-                let wakeup = wakeup.as_ref().map(EventFd::try_clone).transpose()?;
-                Some(LowPowerRecord { wakeup: wakeup.map(|eventfd| inventory.eventfd(eventfd)) })
+                let wakeup = wakeup.as_ref().map(OwnedFd::try_clone).transpose()?;
+                Some(LowPowerRecord { wakeup: wakeup.map(|eventfd| inventory.add(eventfd)) })
             }
             None => None,
         };
         let in_use = self.device.interrupts_in_use()?;
-        let in_use = InUseRecord::of(in_use, low_power, |eventfd| inventory.eventfd(eventfd));
+        let in_use = InUseRecord::of(in_use, low_power, |eventfd| inventory.add(eventfd));
         let ioeventfds = self.device.ioeventfds()?.into_iter();
         let ioeventfds =
-            ioeventfds.map(|(write, eventfd)| IoeventfdRecord::of(write, inventory.eventfd(eventfd)));
+            ioeventfds.map(|(write, eventfd)| IoeventfdRecord::of(write, inventory.add(eventfd)));
         let mut messages = vec![
             (Message::Interrupts(in_use), Vec::new()),
             (Message::Ioeventfds { list: ioeventfds.collect() }, Vec::new()),
@@ -317,10 +315,6 @@ impl<'a> Inventory<'a> {
     fn add(&mut self, descriptor: impl AsFd + 'a) -> Number {
         self.0.push(Box::new(descriptor));
         (self.0.len() - 1) as Number
-    }
-
-    fn eventfd(&mut self, eventfd: EventFd) -> Number {
-        self.add(eventfd::into_descriptor(eventfd))
     }
 
     fn all(&mut self, descriptors: &'a [OwnedFd]) -> Vec<Number> {

@@ -6,13 +6,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{InUse, InterruptsInUse, IoeventfdWrite, WriteWidth};
 
 use crate::capabilities::Capabilities;
 use crate::descriptor_kind::DescriptorKind;
 use crate::descriptors::DescriptorError;
-use crate::eventfd;
+use crate::eventfd::only_eventfd;
 
 /// Mappings that are told in one message.
 pub(super) const MAX_MAPPINGS: usize = 4096;
@@ -202,8 +201,8 @@ impl Pool {
         numbers.into_iter().map(|number| self.take(number)).collect()
     }
 
-    pub(super) fn eventfd(&mut self, number: Number) -> Result<EventFd, NoDescriptor> {
-        eventfd::from_descriptor(self.take(number)?).map_err(|_| NoDescriptor(number))
+    pub(super) fn eventfd(&mut self, number: Number) -> Result<OwnedFd, NoDescriptor> {
+        only_eventfd(self.take(number)?).map_err(|_| NoDescriptor(number))
     }
 
     /// Whether one is a file in memory.
@@ -233,7 +232,7 @@ impl InUseRecord {
     pub(super) fn of(
         in_use: InterruptsInUse,
         low_power: Option<LowPowerRecord>,
-        mut give: impl FnMut(EventFd) -> Number,
+        mut give: impl FnMut(OwnedFd) -> Number,
     ) -> InUseRecord {
         let active = match in_use.active {
             InUse::None => ActiveRecord::None,

@@ -1,11 +1,12 @@
 //! What goes over the socket as a descriptor: parts of regions, and eventfds.
 
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Region, RegionInfoFlags,
 };
@@ -91,9 +92,10 @@ fn interrupts_signal_their_eventfds_with_gaps_and_in_messages_of_few() {
     let one = Capabilities { max_msg_fds: 1, ..Client::capabilities() };
     for capabilities in [Client::capabilities(), one] {
         let (mut client, _file) = card(2 * PAGE, &ClientOptions { capabilities, ..ClientOptions::default() });
-        let eventfds: Vec<EventFd> = (0..4).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
+        let eventfds: Vec<EventFd> =
+            (0..4).map(|_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()).collect();
         let signalled = || eventfds.iter().map(|eventfd| eventfd.read().is_ok()).collect::<Vec<bool>>();
-        let all: Vec<Option<&EventFd>> = eventfds.iter().map(Some).collect();
+        let all: Vec<Option<BorrowedFd<'_>>> = eventfds.iter().map(|eventfd| Some(eventfd.as_fd())).collect();
         client.set_irq_triggers(MSI, 0, &all).unwrap();
         client.write_region(0, 0, &[0, 3]).unwrap();
         assert_eq!(signalled(), [true, false, false, true]);

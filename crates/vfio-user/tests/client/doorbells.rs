@@ -17,7 +17,7 @@ fn rung(client: &mut Client) -> u64 {
 
 fn ring(part: &RegionIoFd) {
     let IoAccess::Ioeventfd { eventfd, .. } = &part.access else { panic!("{part:?}") };
-    eventfd.write(1).unwrap();
+    rustix::io::write(eventfd, &1_u64.to_ne_bytes()).unwrap();
 }
 
 fn wait_until_rung(client: &mut Client, times: u64) {

@@ -11,12 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::cmsg_space;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg};
 use vm_memory::{FileOffset, MmapRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_protocol::State;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -101,8 +101,8 @@ fn act(client: &mut Client, data: &mut Option<DataFile>, deed: u8) {
             }
         }
         6 => {
-            let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-            let all = [Some(&eventfd), None, Some(&eventfd), Some(&eventfd)];
+            let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+            let all = [Some(eventfd.as_fd()), None, Some(eventfd.as_fd()), Some(eventfd.as_fd())];
             let eventfds = &all[..usize::from(variant) % 5];
             let _ = client.set_irqs(1, 0, IrqAction::Trigger, IrqData::Eventfd(eventfds));
         }

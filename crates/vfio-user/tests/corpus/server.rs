@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::cmsg_space;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, inotify, memfd_create, open};
@@ -23,7 +24,6 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::PidfdFlags;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use whimbrel_device::{DeviceFile, IoeventfdWrite, Worker, WriteWidth, survive_lost_memory};
 use whimbrel_models::Model;
 use whimbrel_vfio_user::message::{
@@ -87,7 +87,7 @@ impl Bench {
 /// A device opens what it listens to eventfds with when the first comes, and keeps it.
 fn listen(device: &DeviceFile) {
     let write = IoeventfdWrite { region: BAR, offset: 0, width: WriteWidth::One, data: 0 };
-    device.set_ioeventfd(write, Some(EventFd::new(EFD_NONBLOCK).unwrap())).unwrap();
+    device.set_ioeventfd(write, Some(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into())).unwrap();
     device.set_ioeventfd(write, None).unwrap();
 }
 

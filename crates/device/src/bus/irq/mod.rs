@@ -9,17 +9,18 @@ mod rules;
 mod signal;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
 pub use self::request::IrqData;
+pub(crate) use self::request::slot;
 pub use self::rules::InUse;
 use self::rules::Setup;
 pub(crate) use self::rules::{Change, Data, Kind, Slot};
-pub(crate) use self::signal::{prepare, signal};
+pub(crate) use self::signal::{only_eventfd, prepare, signal};
 use crate::bus::listener::{Listener, Watch};
 
 /// The interrupts of one device, as its driver sees them.
@@ -45,14 +46,14 @@ pub struct Interrupts {
 #[derive(Debug)]
 pub struct InterruptsInUse {
     /// The one of INTx, MSI and MSI-X that is in use.
-    pub active: InUse<EventFd>,
+    pub active: InUse<OwnedFd>,
     /// Each index with one interrupt (ERR, REQ) that is set up, with its eventfd.
-    pub singles: Vec<(u32, EventFd)>,
+    pub singles: Vec<(u32, OwnedFd)>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    setup: Setup<Arc<EventFd>>,
+    setup: Setup<Arc<OwnedFd>>,
     /// Listens to the eventfd that unmasks INTx.
     unmask: Option<Watch>,
 }
@@ -99,7 +100,7 @@ impl Interrupts {
     }
 
     /// Executes VFIO_DEVICE_SET_IRQS on a range that the index has.
-    pub(crate) fn apply(&self, change: Change<Arc<EventFd>>) -> Result<(), Errno> {
+    pub(crate) fn apply(&self, change: Change<Arc<OwnedFd>>) -> Result<(), Errno> {
         if change.has_eventfds() {
             prepare()?;
         }
@@ -123,7 +124,7 @@ impl Interrupts {
     /// Returns the interrupts that the user has set up.
     pub(crate) fn in_use(&self) -> io::Result<InterruptsInUse> {
         let state = self.state.lock();
-        let copy = |eventfd: &Arc<EventFd>| eventfd.try_clone();
+        let copy = |eventfd: &Arc<OwnedFd>| eventfd.try_clone();
         let active = match state.setup.active() {
             InUse::None => InUse::None,
             InUse::Line { trigger, masked, unmask } => InUse::Line {
@@ -147,17 +148,22 @@ impl Interrupts {
         irq: impl Fn(u32) -> Option<(Kind, u32)>,
     ) -> Result<(), Errno> {
         prepare()?;
+        let checked = |eventfd: OwnedFd| Ok::<_, Errno>(Arc::new(only_eventfd(eventfd)?));
+        let all = |list: Vec<(u32, OwnedFd)>| {
+            list.into_iter().map(|(of, eventfd)| Ok((of, checked(eventfd)?))).collect::<Result<_, Errno>>()
+        };
         let active = match in_use.active {
             InUse::None => InUse::None,
-            InUse::Line { trigger, masked, unmask } => {
-                InUse::Line { trigger: trigger.map(Arc::new), masked, unmask: unmask.map(Arc::new) }
-            }
+            InUse::Line { trigger, masked, unmask } => InUse::Line {
+                trigger: trigger.map(checked).transpose()?,
+                masked,
+                unmask: unmask.map(checked).transpose()?,
+            },
             InUse::Messages { index, allocated, eventfds } => {
-                let eventfds = eventfds.into_iter().map(|(of, eventfd)| (of, Arc::new(eventfd))).collect();
-                InUse::Messages { index, allocated, eventfds }
+                InUse::Messages { index, allocated, eventfds: all(eventfds)? }
             }
         };
-        let singles = in_use.singles.into_iter().map(|(of, eventfd)| (of, Arc::new(eventfd))).collect();
+        let singles = all(in_use.singles)?;
         let state = &mut *self.state.lock();
         if let Some(eventfd) = state.setup.restore(active, singles, irq)? {
             signal(eventfd);
@@ -186,7 +192,7 @@ impl Interrupts {
         &self.listener
     }
 
-    fn listen(&self, eventfd: &Arc<EventFd>) -> Result<Watch, Errno> {
+    fn listen(&self, eventfd: &Arc<OwnedFd>) -> Result<Watch, Errno> {
         let state = Arc::downgrade(&self.state);
         let tied = Arc::downgrade(eventfd);
         self.listener.watch(eventfd.clone(), move || unmask(&state, &tied))
@@ -194,7 +200,7 @@ impl Interrupts {
 }
 
 /// Unmasks INTx if `eventfd` is still the one that does.
-fn unmask(state: &Weak<Mutex<State>>, eventfd: &Weak<EventFd>) {
+fn unmask(state: &Weak<Mutex<State>>, eventfd: &Weak<OwnedFd>) {
     let Some(state) = state.upgrade() else { return };
     let mut state = state.lock();
     if state.setup.unmask_eventfd().is_some_and(|tied| Arc::as_ptr(tied) == eventfd.as_ptr())

@@ -1,11 +1,12 @@
 //! The data of a typed VFIO_DEVICE_SET_IRQS.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
 use super::rules::{Data, Slot};
+use super::signal::only_eventfd;
 
 /// The interrupts of a range that an action is for, and whether it happens now or at a signal.
 #[derive(Debug)]
@@ -14,8 +15,8 @@ pub enum IrqData {
     None(u32),
     /// DATA_BOOL: to those that say `true`, now.
     Bool(Vec<bool>),
-    /// DATA_EVENTFD: ties the action to an eventfd, or unties it.
-    Eventfd(Vec<Option<EventFd>>),
+    /// DATA_EVENTFD: ties the action to an eventfd, or unties it. EINVAL for a descriptor of another kind.
+    Eventfd(Vec<Option<OwnedFd>>),
 }
 
 impl IrqData {
@@ -28,16 +29,21 @@ impl IrqData {
         }
     }
 
-    pub(crate) fn into_data(self) -> Data<Arc<EventFd>> {
+    pub(crate) fn into_data(self) -> Data<Arc<OwnedFd>> {
         match self {
             IrqData::None(count) => Data::None(count),
             IrqData::Bool(items) => Data::Bool(items),
             IrqData::Eventfd(items) => Data::Eventfds(
-                items
-                    .into_iter()
-                    .map(|item| item.map_or(Slot::Empty, |eventfd| Slot::Eventfd(eventfd.into())))
-                    .collect(),
+                items.into_iter().map(|item| item.map_or(Slot::Empty, |fd| slot(Ok(fd)))).collect(),
             ),
         }
+    }
+}
+
+/// The place of a descriptor. What is wrong with it only matters where it is used.
+pub(crate) fn slot(fd: Result<OwnedFd, Errno>) -> Slot<Arc<OwnedFd>> {
+    match fd.and_then(only_eventfd) {
+        Ok(eventfd) => Slot::Eventfd(Arc::new(eventfd)),
+        Err(errno) => Slot::Refused(errno),
     }
 }

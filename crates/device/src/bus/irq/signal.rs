@@ -3,15 +3,15 @@
 //! A write(2) is no such signal. It waits for room in the counter, a hostile user can fill the counter at any moment, and
 //! O_NONBLOCK belongs to the open file that the user shares. The kernel's own signal saturates instead, and asynchronous
 //! I/O makes one when a request is complete (IOCB_FLAG_RESFD). The request used here is a read of no bytes from the
-//! eventfd itself: it is complete at once, with EINVAL, and leaves the counter alone.
+//! eventfd itself: it is complete at once, with EINVAL, and leaves the counter alone. A request that is refused for another
+//! reason tells whether a descriptor is an eventfd at all, with the kernel's own check.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_protocol::Errno;
 
 /// Completions that are kept until they are collected.
@@ -22,6 +22,9 @@ const PREAD: u16 = 0;
 
 /// IOCB_FLAG_RESFD.
 const RESFD: u32 = 1;
+
+/// A flag for `rw_flags` that no kernel knows: EOPNOTSUPP, once the rest of a request has been found right.
+const UNKNOWN: i32 = i32::MIN;
 
 /// `struct iocb`, in the byte order of the processors that Whimbrel runs on.
 #[repr(C)]
@@ -75,7 +78,7 @@ pub(crate) fn prepare() -> Result<(), Errno> {
 
 /// Adds 1 to the counter of an eventfd and wakes whoever waits for it, unless the counter is full: then the user has
 /// not seen earlier signals yet, and this one is among them.
-pub(crate) fn signal(eventfd: &EventFd) {
+pub(crate) fn signal(eventfd: &OwnedFd) {
     let mut context = CONTEXT.lock();
     if let Err(error) = send(&mut context, eventfd) {
         // The user has a device that seems to have lost an interrupt. Nothing it can do leads here.
@@ -83,19 +86,32 @@ pub(crate) fn signal(eventfd: &EventFd) {
     }
 }
 
-fn send(context: &mut Option<Context>, eventfd: &EventFd) -> io::Result<()> {
-    let refused = match context {
-        Some(context) => match context.submit(eventfd) {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        },
-        None => io::ErrorKind::NotFound.into(),
-    };
-    // A context belongs to one process: a child that was forked needs its own.
-    if context.is_none() || refused.raw_os_error() == Some(libc::EINVAL) {
-        return context.insert(Context::new()?).submit(eventfd);
+/// Takes a descriptor for an eventfd's. EINVAL for one of another kind and EBADF for one that only names a file, as the
+/// kernel's `eventfd_ctx_fdget()`; or what [`prepare`] gives.
+pub(crate) fn only_eventfd(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    let asked = ours(&mut CONTEXT.lock()).and_then(|context| context.submit(&fd, UNKNOWN));
+    match asked.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EINVAL)) {
+        Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(fd),
+        Err(errno) => Err(errno),
     }
-    Err(refused)
+}
+
+fn send(context: &mut Option<Context>, eventfd: &OwnedFd) -> io::Result<()> {
+    match context {
+        Some(known) => match known.submit(eventfd, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => ours(context)?.submit(eventfd, 0),
+            result => result,
+        },
+        None => ours(context)?.submit(eventfd, 0),
+    }
+}
+
+/// A context of this process: a child that was forked needs its own.
+fn ours(context: &mut Option<Context>) -> io::Result<&Context> {
+    if !context.as_ref().is_some_and(Context::is_ours) {
+        *context = Some(Context::new()?);
+    }
+    context.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 impl Context {
@@ -106,10 +122,21 @@ impl Context {
         if made == 0 { Ok(Context(context)) } else { Err(io::Error::last_os_error()) }
     }
 
-    fn submit(&self, eventfd: &EventFd) -> io::Result<()> {
+    fn is_ours(&self) -> bool {
+        // SAFETY: io_submit(2) looks for the context, and of no requests it reads none.
+        unsafe { libc::syscall(libc::SYS_io_submit, self.0, 0, ptr::null::<*mut Iocb>()) == 0 }
+    }
+
+    fn submit(&self, eventfd: &OwnedFd, rw_flags: i32) -> io::Result<()> {
         let descriptor = eventfd.as_raw_fd().cast_unsigned();
-        let mut request =
-            Iocb { opcode: PREAD, fildes: descriptor, flags: RESFD, resfd: descriptor, ..Iocb::default() };
+        let mut request = Iocb {
+            opcode: PREAD,
+            rw_flags,
+            fildes: descriptor,
+            flags: RESFD,
+            resfd: descriptor,
+            ..Iocb::default()
+        };
         let requests = [&raw mut request];
         loop {
             // SAFETY: io_submit(2) reads one pointer to a request, which is whole and outlives the call. The request has
@@ -147,20 +174,30 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use std::io::IoSliceMut;
-    use std::os::fd::BorrowedFd;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
+    use rustix::fs::{MemfdFlags, Mode, OFlags};
     use rustix::io::{ReadWriteFlags, preadv2};
 
     use super::*;
 
-    fn eventfd() -> EventFd {
-        EventFd::new(0).unwrap()
+    fn eventfd() -> OwnedFd {
+        rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap()
     }
 
-    fn is_full(eventfd: &EventFd) -> bool {
-        let mut asked = [PollFd::from_borrowed_fd(descriptor(eventfd), PollFlags::OUT)];
+    fn read(eventfd: &OwnedFd) -> u64 {
+        let mut counter = [0; 8];
+        rustix::io::read(eventfd, &mut counter).unwrap();
+        u64::from_ne_bytes(counter)
+    }
+
+    fn write(eventfd: &OwnedFd, value: u64) {
+        rustix::io::write(eventfd, &value.to_ne_bytes()).unwrap();
+    }
+
+    fn is_full(eventfd: &OwnedFd) -> bool {
+        let mut asked = [PollFd::new(eventfd, PollFlags::OUT)];
         poll(&mut asked, Some(&Timespec::default())).unwrap();
         asked[0].revents().contains(PollFlags::ERR)
     }
@@ -171,20 +208,20 @@ mod tests {
         for _ in 0..3 * COMPLETIONS {
             signal(&eventfd);
         }
-        assert_eq!(eventfd.read().unwrap(), 3 * COMPLETIONS as u64);
+        assert_eq!(read(&eventfd), 3 * COMPLETIONS as u64);
     }
 
     #[test]
     fn a_full_counter_is_not_waited_for() {
         let eventfd = eventfd();
-        eventfd.write(u64::MAX - 1).unwrap();
+        write(&eventfd, u64::MAX - 1);
         for _ in 0..3 {
             signal(&eventfd);
             assert!(is_full(&eventfd));
         }
-        assert_eq!(eventfd.read().unwrap(), u64::MAX);
+        assert_eq!(read(&eventfd), u64::MAX);
         signal(&eventfd);
-        assert_eq!(eventfd.read().unwrap(), 1, "the next signal counts again");
+        assert_eq!(read(&eventfd), 1, "the next signal counts again");
     }
 
     #[test]
@@ -195,14 +232,14 @@ mod tests {
             scope.spawn(|| {
                 while !has_ended.load(Ordering::Relaxed) {
                     // It waits for the thread that drains, as a signal that is a write would.
-                    eventfd.write(u64::MAX - 1).unwrap();
+                    write(&eventfd, u64::MAX - 1);
                 }
                 has_filled.store(true, Ordering::Relaxed);
             });
             scope.spawn(|| {
                 while !has_filled.load(Ordering::Relaxed) {
                     let _ = preadv2(
-                        descriptor(&eventfd),
+                        &eventfd,
                         &mut [IoSliceMut::new(&mut [0; 8])],
                         u64::MAX,
                         ReadWriteFlags::NOWAIT,
@@ -237,11 +274,34 @@ mod tests {
                 assert_eq!(status, 0);
             }
         }
-        assert_eq!(eventfd.read().unwrap(), 2);
+        assert_eq!(read(&eventfd), 2);
     }
 
-    fn descriptor(eventfd: &EventFd) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `eventfd` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
+    #[test]
+    fn only_an_eventfd_is_taken_for_one_and_its_counter_stays() {
+        let eventfd = only_eventfd(eventfd()).unwrap();
+        write(&eventfd, 2);
+        let eventfd = only_eventfd(eventfd).unwrap();
+        assert_eq!(read(&eventfd), 2);
+        let memory = rustix::fs::memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        // More of them than the kernel keeps contexts or requests of.
+        let context = CONTEXT.lock().as_ref().map(|context| context.0);
+        for _ in 0..3 * COMPLETIONS {
+            assert_eq!(only_eventfd(memory.try_clone().unwrap()).unwrap_err(), Errno::EINVAL);
+        }
+        assert_eq!(
+            CONTEXT.lock().as_ref().map(|context| context.0),
+            context,
+            "none has taken another context"
+        );
+        assert_eq!(only_eventfd(null.into()).unwrap_err(), Errno::EINVAL);
+        assert_eq!(only_eventfd(socket.into()).unwrap_err(), Errno::EINVAL);
+        let path = format!("/proc/self/fd/{}", eventfd.as_raw_fd());
+        let named = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert_eq!(only_eventfd(named).unwrap_err(), Errno::EBADF);
+        signal(&eventfd);
+        assert_eq!(read(&eventfd), 1);
     }
 }

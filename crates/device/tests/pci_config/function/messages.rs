@@ -1,6 +1,8 @@
 //! Messages: which are sent, which are held, and how the pending bits show it.
 
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::AsFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::pci::function::Function;
 use whimbrel_device::{DeviceFile, Errno};
 
@@ -150,9 +152,8 @@ fn an_access_across_the_end_of_the_table_is_refused_and_one_behind_it_is_the_dri
 fn msi_vectors_are_masked_and_shared_as_the_capability_says() {
     let device = card();
     command(&device, MEMORY | MASTER);
-    let told =
-        [0, 1].map(|_| vmm_sys_util::eventfd::EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
-    let copies = told.iter().map(|told| Some(told.try_clone().unwrap())).collect();
+    let told = [0, 1].map(|_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+    let copies = told.iter().map(|told| Some(told.as_fd().try_clone_to_owned().unwrap())).collect();
     device.set_irq_triggers(MSI, 0, copies).unwrap();
     // Two of four vectors, enabled.
     write(&device, CONFIG, 0x4a, &[0x11, 0]);

@@ -5,7 +5,9 @@ mod messages;
 mod saved;
 mod serving;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::os::fd::AsFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::pci::config::{Bar, InterruptPin, Msi, MsiX, PciConfig, PowerManagement};
 use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{Bus, DeviceFile, Driver, Errno, Info, Irq, Region};
@@ -111,8 +113,8 @@ pub(super) fn act(device: &DeviceFile, value: u8) {
 
 /// The eventfd of an interrupt, set up by the user.
 pub(super) fn eventfd(device: &DeviceFile, index: u32, start: u32) -> EventFd {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    device.set_irq_triggers(index, start, vec![Some(eventfd.try_clone().unwrap())]).unwrap();
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(index, start, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     eventfd
 }
 

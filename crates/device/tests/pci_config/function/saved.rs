@@ -1,6 +1,8 @@
 //! The state of a function in a migration stream.
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::os::fd::AsFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::Bus;
 use whimbrel_device::pci::config::PciConfig;
 use whimbrel_device::pci::function::{Function, FunctionStateError};
@@ -58,8 +60,8 @@ fn a_pending_message_is_sent_at_the_destination_once_it_is_unmasked() {
     let mut function = Function::new(config(), bus.clone());
     function.load(&used().save()).unwrap();
     let device = DeviceFile::new("card", bus, Box::new(super::Card(function)));
-    let told = EventFd::new(EFD_NONBLOCK).unwrap();
-    device.set_irq_triggers(2, 69, vec![Some(told.try_clone().unwrap())]).unwrap();
+    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(2, 69, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     assert!(told.read().is_err());
     device.write_region(1, 69 * 16 + 12, &[0; 4]).unwrap();
     assert_eq!(told.read().unwrap(), 1);

@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
 use whimbrel_uapi::device::IrqInfoFlags;
 
@@ -57,7 +56,7 @@ pub(super) struct Client {
     pub(super) log: Option<Log>,
     /// The client was given the file of a region, and may have mapped it.
     pub(super) has_region_file: bool,
-    pub(super) ioeventfds: BTreeMap<IoeventfdWrite, EventFd>,
+    pub(super) ioeventfds: BTreeMap<IoeventfdWrite, OwnedFd>,
     /// The bitmap of the last report, kept for its memory.
     pub(super) words: Vec<u64>,
     /// The socket of the data session, where it has one.

@@ -1,14 +1,12 @@
 //! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each make a write to the device when they are signalled:
 //! the doorbells that its driver names, and what else the [`Backend`](super::Backend) was given.
 
-use std::io;
 use std::os::fd::OwnedFd;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_device::{Errno, IoeventfdWrite};
 
 use super::client::Client;
-use crate::eventfd;
 use crate::message::{IoFdKind, RegionIoFdsReply, Reply, SubRegion};
 
 impl Client {
@@ -45,13 +43,14 @@ impl Client {
 
     /// The eventfd that makes a write, for the client.
     fn ioeventfd(&mut self, write: IoeventfdWrite) -> Result<OwnedFd, Errno> {
-        let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE);
+        let copy = |eventfd: &OwnedFd| {
+            eventfd.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
+        };
         if !self.ioeventfds.contains_key(&write) {
-            let made = EventFd::new(EFD_NONBLOCK).map_err(errno)?;
-            self.device().set_ioeventfd(write, Some(made.try_clone().map_err(errno)?))?;
+            let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            self.device().set_ioeventfd(write, Some(copy(&made)?))?;
             self.ioeventfds.insert(write, made);
         }
-        let eventfd = self.ioeventfds.get(&write).ok_or(Errno::EMFILE)?;
-        eventfd::to_descriptor(eventfd).map_err(errno)
+        copy(self.ioeventfds.get(&write).ok_or(Errno::EMFILE)?)
     }
 }

@@ -1,12 +1,12 @@
 //! A request of a message as the raw request of a process, so that it is judged by the device's own checks,
 //! in their order: the memory is the message, and descriptors are those that came with it.
 
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::OwnedFd;
+
 use whimbrel_device::{DataFile, Errno, Fault, Process};
 
 use crate::descriptor_kind::DescriptorKind;
 use crate::descriptors::Descriptors;
-use crate::eventfd;
 
 /// Where a second piece of memory lies.
 pub(super) const SECOND: u64 = 1 << 40;
@@ -62,13 +62,13 @@ impl Process for Caller {
         self.data_file = None;
     }
 
-    fn eventfd(&self, fd: i32) -> Result<EventFd, Errno> {
+    fn eventfd(&self, fd: i32) -> Result<OwnedFd, Errno> {
         let found = usize::try_from(fd).ok().and_then(|index| self.descriptors.get(index));
         let found = found.ok_or(Errno::EBADF)?;
         // A copy of anything else might not be closed for ever.
         if DescriptorKind::of(found) != DescriptorKind::Eventfd {
             return Err(Errno::EINVAL);
         }
-        eventfd::from_descriptor(found.try_clone().map_err(|_| Errno::EMFILE)?)
+        found.try_clone().map_err(|_| Errno::EMFILE)
     }
 }

@@ -8,7 +8,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
-use vmm_sys_util::eventfd::EventFd;
 use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite};
 use whimbrel_uapi::type1::DmaMapFlags;
 
@@ -99,7 +98,7 @@ pub(crate) struct Snapshot {
     /// The id of the server's next request.
     pub(crate) next_id: u16,
     pub(crate) mappings: Vec<Mapping>,
-    pub(crate) ioeventfds: Vec<(IoeventfdWrite, EventFd)>,
+    pub(crate) ioeventfds: Vec<(IoeventfdWrite, OwnedFd)>,
     /// The log, and whether the device keeps it.
     pub(crate) log: Option<(Log, bool)>,
     waiting: Queue,
