@@ -13,6 +13,16 @@ impl BlockSet {
         BlockSet { words: vec![0; len.div_ceil(64) as usize], len }
     }
 
+    /// All of `len` blocks.
+    pub(super) fn all(len: u64) -> BlockSet {
+        let mut words = vec![u64::MAX; len.div_ceil(64) as usize];
+        // Bits past the end are never set.
+        if let (Some(last), used @ 1..) = (words.last_mut(), len % 64) {
+            *last = u64::MAX >> (64 - used);
+        }
+        BlockSet { words, len }
+    }
+
     pub(super) fn contains(&self, block: u64) -> bool {
         self.words.get((block / 64) as usize).is_some_and(|word| word >> (block % 64) & 1 == 1)
     }
@@ -73,6 +83,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn all_blocks_are_as_many_as_there_are() {
+        for len in [1, 63, 64, 65, 128, 1000] {
+            let mut added = BlockSet::new(len);
+            for block in 0..len {
+                added.insert(block);
+            }
+            assert_eq!(BlockSet::all(len), added);
+        }
+    }
 
     proptest! {
         #[test]

@@ -4,6 +4,7 @@ use whimbrel_device::{ArcError, Errno, Migration, MigrationFlags, PrecopyReport,
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
 
+use super::own_state::OwnState;
 use super::stream::{Loader, Saver};
 use super::{Accel, Session};
 
@@ -18,7 +19,8 @@ impl Migration for Accel {
                 self.session = Session::Saving(Box::new(Saver::new(&self.state)));
             }
             Effect::Opens(Direction::Resuming) => {
-                self.wipe()?;
+                let state = OwnState::empty(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?;
+                self.start_over(state);
                 self.session = Session::Resuming(Box::new(Loader::new(self.state.blocks())));
             }
             Effect::Ends => {

@@ -42,8 +42,11 @@
 //!
 //! Entering RESUMING empties the device, for the state is never held twice. So a load that fails can only be
 //! left by a reset, which empties it again. The counts given in PRE_COPY are true: initial bytes are what the
-//! first pass has left, dirty bytes what changed after it was sent. Blocks never written take neither memory
-//! nor room in the stream.
+//! first pass has left, dirty bytes what changed after it was sent.
+//!
+//! The state has the size that was asked for from power-on on, and all of it moves: each block holds bytes that follow
+//! from where they lie. They take memory only once they are written, or loaded. A stream may leave out blocks that are
+//! zero; a device that loads it leaves them out again.
 //!
 //! # Its configuration space
 //!
@@ -170,7 +173,7 @@ impl Accel {
     /// An engine as after power-on.
     pub fn new(config: AccelConfig, bus: Bus) -> Result<Accel, AccelConfigError> {
         let config = config.check()?;
-        let state = OwnState::new(config.state_bytes)
+        let state = OwnState::powered_on(config.state_bytes)
             .map_err(|source| AccelConfigError::Memory { bytes: config.state_bytes, source })?;
         Ok(Accel {
             config,
@@ -185,13 +188,12 @@ impl Accel {
         })
     }
 
-    /// Forgets everything the device holds; ENOMEM, and nothing is forgotten, if there is no address space.
-    fn wipe(&mut self) -> Result<(), Errno> {
-        self.state = OwnState::new(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?;
+    /// Forgets everything the device holds, and holds `state` from here on.
+    fn start_over(&mut self, state: OwnState) {
+        self.state = state;
         self.machine = Machine::default();
         self.signal_again = false;
         self.show_line();
-        Ok(())
     }
 
     /// Changes part of the own state.
@@ -330,7 +332,8 @@ impl Driver for Accel {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
-        self.wipe()?;
+        // If there is no address space, nothing is forgotten.
+        self.start_over(OwnState::powered_on(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?);
         self.session = Session::None;
         self.migration_state = State::Running;
         self.clock = Clock::default();

@@ -1,9 +1,10 @@
-//! The memory that is the engine's own state: cut into blocks, empty until written.
+//! The memory that is the engine's own state, cut into blocks that take memory once they are written.
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::block_set::BlockSet;
+use super::work::scramble;
 
 /// Smallest and largest block. A stream's records and the account of changes are per block: small states get
 /// blocks small enough to have some, and 64 GiB get an account of 128 KiB.
@@ -51,60 +52,113 @@ impl Blocks {
     }
 }
 
+/// What the blocks hold that were never written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unwritten {
+    /// As after power-on: bytes that follow from where they lie, so that they need no memory.
+    Generated,
+    /// As before a load.
+    Zeros,
+}
+
 /// The state. Offsets that lie outside do nothing: whoever has one from outside checks it first.
 #[derive(Debug)]
 pub(super) struct OwnState {
     memory: MmapRegion,
     blocks: Blocks,
-    /// Blocks written since the state was empty. All others are zero, and take no memory.
-    used: BlockSet,
+    /// Blocks written since the state was made. All others take no memory.
+    written: BlockSet,
+    unwritten: Unwritten,
 }
 
 impl OwnState {
+    /// A state as after power-on: it holds something everywhere.
+    pub(super) fn powered_on(state_bytes: u64) -> Result<OwnState, MmapRegionError> {
+        OwnState::new(state_bytes, Unwritten::Generated)
+    }
+
     /// A state of zeros.
-    pub(super) fn new(state_bytes: u64) -> Result<OwnState, MmapRegionError> {
+    pub(super) fn empty(state_bytes: u64) -> Result<OwnState, MmapRegionError> {
+        OwnState::new(state_bytes, Unwritten::Zeros)
+    }
+
+    fn new(state_bytes: u64, unwritten: Unwritten) -> Result<OwnState, MmapRegionError> {
         let blocks = Blocks::of(state_bytes);
         let memory =
             MmapRegionBuilder::new_with_bitmap(usize::try_from(state_bytes).unwrap_or(usize::MAX), ())
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
                 .build()?;
-        Ok(OwnState { memory, blocks, used: BlockSet::new(blocks.count()) })
+        Ok(OwnState { memory, blocks, written: BlockSet::new(blocks.count()), unwritten })
     }
 
     pub(super) fn blocks(&self) -> Blocks {
         self.blocks
     }
 
-    pub(super) fn used(&self) -> &BlockSet {
-        &self.used
+    /// The blocks that hold something. All others are zero.
+    pub(super) fn held(&self) -> BlockSet {
+        match self.unwritten {
+            Unwritten::Generated => BlockSet::all(self.blocks.count()),
+            Unwritten::Zeros => self.written.clone(),
+        }
     }
 
     /// Fills `data` from `offset`; what lies past the end reads as zero.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         let inside = self.blocks.state_bytes.saturating_sub(offset).min(data.len() as u64) as usize;
-        let (inside, past) = data.split_at_mut(inside);
+        let (mut inside, past) = data.split_at_mut(inside);
         past.fill(0);
-        if !inside.is_empty()
-            && let Ok(slice) = self.memory.get_slice(offset as usize, inside.len())
-        {
-            slice.copy_to(inside);
+        let mut at = offset;
+        while !inside.is_empty() {
+            let block = self.blocks.at(at);
+            let end = self.blocks.start(block) + self.blocks.length(block);
+            let (now, rest) = inside.split_at_mut((end - at).min(inside.len() as u64) as usize);
+            if self.unwritten == Unwritten::Generated && !self.written.contains(block) {
+                generate(at, now);
+            } else if let Ok(slice) = self.memory.get_slice(at as usize, now.len()) {
+                slice.copy_to(now);
+            }
+            at += now.len() as u64;
+            inside = rest;
         }
     }
 
     /// Writes within the state.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         debug_assert!(offset + data.len() as u64 <= self.blocks.state_bytes);
-        if data.is_empty() {
-            return;
+        let Some(last) = (data.len() as u64).checked_sub(1) else { return };
+        for block in self.blocks.at(offset)..=self.blocks.at(offset + last) {
+            self.make_written(block);
         }
         if let Ok(slice) = self.memory.get_slice(offset as usize, data.len()) {
             slice.copy_from(data);
-            for block in self.blocks.at(offset)..=self.blocks.at(offset + data.len() as u64 - 1) {
-                self.used.insert(block);
-            }
         }
     }
+
+    /// Puts into memory what a block holds, before part of it is written.
+    fn make_written(&mut self, block: u64) {
+        if !self.written.insert(block) || self.unwritten == Unwritten::Zeros {
+            return;
+        }
+        let start = self.blocks.start(block);
+        let mut whole = vec![0; self.blocks.length(block) as usize];
+        generate(start, &mut whole);
+        if let Ok(slice) = self.memory.get_slice(start as usize, whole.len()) {
+            slice.copy_from(&whole[..]);
+        }
+    }
+}
+
+/// Fills `data` with what a state holds from `offset` on after power-on.
+fn generate(offset: u64, data: &mut [u8]) {
+    const SEED: u64 = u64::from_le_bytes(*b"power on");
+    let within = (offset % 8) as usize;
+    let (first, rest) = data.split_at_mut((8 - within).min(data.len()));
+    let mut word = [0; 8];
+    scramble(SEED, offset - within as u64, &mut word);
+    first.copy_from_slice(&word[within..within + first.len()]);
+    scramble(SEED, offset - within as u64 + 8, rest);
 }
 
 #[cfg(test)]
@@ -123,20 +177,49 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_used_from_the_first_write_on() {
-        let mut state = OwnState::new(4096).unwrap();
-        assert_eq!(state.used().count(), 0);
+    fn blocks_of_an_empty_state_hold_something_from_the_first_write_on() {
+        let mut state = OwnState::empty(4096).unwrap();
+        assert_eq!(state.held().count(), 0);
         state.write(255, &[1, 2]);
-        assert!(state.used().contains(0) && state.used().contains(1));
-        assert_eq!(state.used().count(), 2);
+        assert!(state.held().contains(0) && state.held().contains(1));
+        assert_eq!(state.held().count(), 2);
         let mut back = [9; 4];
         state.read(254, &mut back);
         assert_eq!(back, [0, 1, 2, 0]);
     }
 
     #[test]
+    fn a_powered_on_state_holds_the_same_however_it_is_read() {
+        let state = OwnState::powered_on(4096).unwrap();
+        assert_eq!(state.held().count(), state.blocks().count());
+        let mut whole = [0; 4096];
+        state.read(0, &mut whole);
+        assert!(whole.chunks(8).all(|word| word != [0; 8]));
+        for (offset, length) in [(0, 1), (1, 6), (3, 5), (7, 2), (255, 300), (4090, 6), (13, 4000)] {
+            let mut part = vec![0; length];
+            state.read(offset as u64, &mut part);
+            assert_eq!(part, whole[offset..offset + length], "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn a_write_changes_no_other_byte_of_a_powered_on_state() {
+        let mut state = OwnState::powered_on(2048).unwrap();
+        let mut expected = [0; 2048];
+        state.read(0, &mut expected);
+        state.write(250, &[0xff; 10]);
+        state.write(1000, &[]);
+        state.write(2047, &[1]);
+        expected[250..260].fill(0xff);
+        expected[2047] = 1;
+        let mut whole = [0; 2048];
+        state.read(0, &mut whole);
+        assert_eq!(whole, expected);
+    }
+
+    #[test]
     fn past_its_end_a_state_reads_as_zero() {
-        let mut state = OwnState::new(1024).unwrap();
+        let mut state = OwnState::empty(1024).unwrap();
         state.write(1016, &[7; 8]);
         let mut back = [9; 4];
         state.read(1022, &mut back);

@@ -10,8 +10,8 @@
 //! end     = kind u32 (4), length u32, reserved u64 (0), bytes before this field u64, checksum u64
 //! ```
 //!
-//! The first records go through all blocks once, in ascending order: data for those that have ever been
-//! written, one `zeros` for each run of those that have not. Behind them come blocks that changed after they
+//! The first records go through all blocks once, in ascending order: data for those that hold something, one `zeros`
+//! for each run of those that are zero. Behind them come blocks that changed after they
 //! were sent, each as often as it takes. The checksum is the CRC-64 (NVME) of every byte before it.
 //!
 //! Numbers are in the byte order of the host that writes them. A host of the other order does not know the

@@ -13,11 +13,11 @@ use super::{
 /// One saving session.
 pub(in super::super) struct Saver {
     blocks: Blocks,
-    /// Blocks that were in use when the session began: the first pass sends these.
+    /// Blocks that held something when the session began: the first pass sends these.
     first: BlockSet,
     /// The first block that the first pass has not come to.
     cursor: u64,
-    /// Blocks to send again, or for the first time if they were not in use when the session began.
+    /// Blocks to send again, or for the first time if they held nothing when the session began.
     dirty: BlockSet,
     /// Where to look for the next of them, so that each gets its turn.
     dirty_at: u64,
@@ -74,13 +74,13 @@ fn record_bytes(blocks: Blocks, block: u64) -> u64 {
 
 /// Bytes of the head and the first pass over a state as it is.
 fn first_pass_bytes(state: &OwnState) -> u64 {
-    let (blocks, used) = (state.blocks(), state.used());
+    let (blocks, held) = (state.blocks(), state.held());
     let last = blocks.count() - 1;
-    let mut data = used.count() * blocks.block_bytes();
-    if used.contains(last) {
+    let mut data = held.count() * blocks.block_bytes();
+    if held.contains(last) {
         data -= blocks.block_bytes() - blocks.length(last);
     }
-    let records = used.count() + used.gaps();
+    let records = held.count() + held.gaps();
     size_of::<Head>() as u64 + records * RECORD_HEAD_BYTES as u64 + data
 }
 
@@ -89,7 +89,7 @@ impl Saver {
     pub(in super::super) fn new(state: &OwnState) -> Saver {
         Saver {
             blocks: state.blocks(),
-            first: state.used().clone(),
+            first: state.held(),
             cursor: 0,
             dirty: BlockSet::new(state.blocks().count()),
             dirty_at: 0,

@@ -51,7 +51,7 @@ fn ended_with_total(parts: &[Vec<u8>], excess: u64) -> Vec<u8> {
 
 /// How many bytes are taken, one at a time, before one is refused; and what was loaded.
 fn load(stream: &[u8]) -> (usize, Option<Machine>) {
-    let mut state = OwnState::new(STATE).unwrap();
+    let mut state = OwnState::empty(STATE).unwrap();
     let mut loader = Loader::new(state.blocks());
     let taken = stream.iter().take_while(|byte| loader.write(&mut state, &[**byte]).is_ok()).count();
     (taken, loader.finish())
@@ -174,7 +174,7 @@ fn an_end_that_is_wrong_is_refused() {
 
 #[test]
 fn after_a_refused_record_the_right_one_comes_too_late() {
-    let mut state = OwnState::new(STATE).unwrap();
+    let mut state = OwnState::empty(STATE).unwrap();
     let mut loader = Loader::new(state.blocks());
     loader.write(&mut state, &head()).unwrap();
     assert_eq!(loader.write(&mut state, &zeros(1, 7)), Err(Errno::EINVAL));
