@@ -15,6 +15,7 @@ use whimbrel_uapi::pci::{
     VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_PCI_REQ_IRQ_INDEX, VFIO_PCI_ROM_REGION_INDEX,
     VFIO_PCI_VGA_REGION_INDEX,
 };
+use whimbrel_user::kernel::MigrationDebug;
 use whimbrel_user::{Device, Errno, Info, Irq, Region};
 
 use crate::failure::Failure;
@@ -34,7 +35,11 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let (mut opened, unadapted) = arguments.target.look_at()?;
-    let (probed, failed) = probe(&mut *opened, unadapted);
+    let (mut probed, failed) = probe(&mut *opened, unadapted);
+    if let Some(migration) = &mut probed.migration {
+        let told = arguments.target.host_device().and_then(|device| device.migration_debug());
+        migration.debugfs = told.map(|MigrationDebug { state, features, .. }| Debugfs { state, features });
+    }
     match failed {
         // There is nothing to show.
         Some(error) if probed.is_empty() => Err(Failure::from(error).result(&probed)),
@@ -126,6 +131,15 @@ struct Migration {
     data_size: Option<u64>,
     /// Why that is not known: kernels before 6.2 do not tell.
     data_size_error: Option<ProbeError>,
+    /// Null where debugfs does not tell or cannot be read.
+    debugfs: Option<Debugfs>,
+}
+
+/// The same device's migration, as the kernel's debugfs tells it.
+#[derive(Debug, Serialize)]
+struct Debugfs {
+    state: String,
+    features: Option<Vec<String>>,
 }
 
 /// All that the device tells; what it does not has its error in its place. Also why it says nothing of itself, if so.
@@ -172,14 +186,15 @@ fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -
         (Ok(None), Some(error)) => {
             let error = Some(error.into());
             let (state, state_error, data_size, data_size_error) = (None, None, None, None);
-            return Some(Migration { flags: None, error, state, state_error, data_size, data_size_error });
+            let (flags, debugfs) = (None, None);
+            return Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs });
         }
         (Ok(Some(flags)), _) => (Some(flag_names(flags)), None),
         (Err(error), _) => (None, Some(error.into())),
     };
     let (state, state_error) = told(device.state().map(|state| state.to_string()));
     let (data_size, data_size_error) = told(device.data_size());
-    Some(Migration { flags, error, state, state_error, data_size, data_size_error })
+    Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs: None })
 }
 
 /// An answer, or why there is none.
@@ -340,6 +355,13 @@ impl fmt::Display for Migration {
             (None, Some(error)) => writeln!(f, "  state       {}", refusal(error))?,
             (None, None) => {}
         }
+        if let Some(Debugfs { state, features }) = &self.debugfs {
+            write!(f, "  debugfs     state {state}")?;
+            if let Some(features) = features {
+                write!(f, "; features {}", output::names(features))?;
+            }
+            writeln!(f)?;
+        }
         match (self.data_size, &self.data_size_error) {
             (Some(size), _) => writeln!(f, "  state size  {} (estimate)", output::exact_bytes(size)),
             (None, Some(error)) => writeln!(f, "  state size  {}", refusal(error)),
@@ -425,6 +447,25 @@ impl Probed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_debugfs_tells_stands_below_what_the_device_tells() {
+        let told = Migration {
+            flags: Some(vec!["STOP_COPY"]),
+            error: None,
+            state: Some("STOP".into()),
+            state_error: None,
+            data_size: Some(60),
+            data_size_error: None,
+            debugfs: Some(Debugfs {
+                state: "RUNNING".into(),
+                features: Some(vec!["stop-copy".into(), "p2p".into()]),
+            }),
+        };
+        let text = told.to_string();
+        let state = "  state       STOP\n  debugfs     state RUNNING; features stop-copy, p2p\n";
+        assert!(text.contains(state), "{text}");
+    }
 
     #[test]
     fn bits_without_a_name_are_shown_as_a_number() {

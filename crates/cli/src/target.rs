@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use whimbrel_device::Worker;
 use whimbrel_models::{Model, OpenModel, Protocol};
-use whimbrel_user::kernel::{self, Cdev, Group};
+use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
@@ -123,6 +123,18 @@ impl Target {
     /// Whether the kernel serves the device.
     pub(crate) fn is_of_kernel(&self) -> bool {
         matches!(self, Target::Group(_) | Target::Cdev(_) | Target::Host(_))
+    }
+
+    /// The device as this host lists it, if the kernel serves it.
+    pub(crate) fn host_device(&self) -> Option<HostDevice> {
+        match self {
+            Target::Group(name) | Target::Host(name) => kernel::find(name).ok(),
+            Target::Cdev(path) => {
+                let path = path.canonicalize().ok()?;
+                kernel::list().ok()?.into_iter().find(|device| device.cdev_path.as_ref() == Some(&path))
+            }
+            Target::VfioUser(_) | Target::Model(..) => None,
+        }
     }
 
     /// Opens the device. One that migrates through a region is used like any other from here on.

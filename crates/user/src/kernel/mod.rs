@@ -6,6 +6,7 @@
 mod address_space;
 mod adopted;
 mod cdev;
+mod debugfs;
 mod group;
 mod ioctl;
 mod state_file;
@@ -14,5 +15,6 @@ mod vfio_device;
 
 pub use adopted::Adopted;
 pub use cdev::Cdev;
+pub use debugfs::MigrationDebug;
 pub use group::Group;
 pub use sysfs::{HostDevice, find, list};

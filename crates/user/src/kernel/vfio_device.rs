@@ -149,6 +149,22 @@ impl VfioDevice {
         }
     }
 
+    /// Maps `length` bytes from `offset` of a region on.
+    fn map(&self, index: u32, region: &Region, offset: u64, length: u64) -> Result<MappedRegion> {
+        let request = || Operation::MapRegion { index, offset, length };
+        // The last page of a region may be mapped whole: the driver checks the length.
+        let at = region
+            .offset
+            .checked_add(offset)
+            .filter(|at| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok()))
+            .ok_or_else(|| Error::request(self.name(), request(), Errno::EINVAL))?;
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|error| Error::request(self.name(), request(), state_file::errno(&error)))?;
+        MappedRegion::of_file(self.name(), index, region, FileOffset::new(file, at), offset, length)
+    }
+
     /// Transfers all of `length` bytes, in as many pieces as the driver needs.
     fn whole(
         &self,
@@ -342,19 +358,7 @@ impl<T: OnKernel> Device for T {
 
     fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
         let region = self.region_info(index)?;
-        let request = || Operation::MapRegion { index, offset, length };
-        let device = self.vfio();
-        // The last page of a region may be mapped whole: the driver checks the length.
-        let at = region
-            .offset
-            .checked_add(offset)
-            .filter(|at| at.checked_add(length).is_some_and(|end| i64::try_from(end).is_ok()))
-            .ok_or_else(|| Error::request(device.name(), request(), Errno::EINVAL))?;
-        let file = device
-            .file
-            .try_clone()
-            .map_err(|error| Error::request(device.name(), request(), state_file::errno(&error)))?;
-        MappedRegion::of_file(device.name(), index, &region, FileOffset::new(file, at), offset, length)
+        self.vfio().map(index, &region, offset, length)
     }
 
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
@@ -375,6 +379,8 @@ impl<T: OnKernel> Device for T {
 #[cfg(test)]
 mod tests {
     use rustix::event::{EventfdFlags, eventfd};
+    use whimbrel_protocol::info::{Capability, MmapArea};
+    use whimbrel_uapi::device::RegionInfoFlags;
 
     use super::*;
     use crate::kernel::Adopted;
@@ -424,6 +430,72 @@ mod tests {
                     assert!(message.contains(part), "{message}");
                 }
             }
+        }
+    }
+
+    /// A device whose driver shifts region offsets by 48, where vfio-pci has 40, as the kernel's ism does.
+    struct Shifted(VfioDevice);
+
+    impl OnKernel for Shifted {
+        fn vfio(&self) -> &VfioDevice {
+            &self.0
+        }
+        fn vfio_mut(&mut self) -> &mut VfioDevice {
+            &mut self.0
+        }
+        fn memory(&mut self) -> Option<&mut AddressSpace> {
+            None
+        }
+    }
+
+    const SHIFT: u32 = 48;
+
+    /// A region as GET_REGION_INFO reports it: 256 TiB, of which two parts can be mapped.
+    fn shifted_region(index: u32) -> Region {
+        let areas = vec![
+            MmapArea { offset: 0x1000, size: 0x1000 },
+            MmapArea { offset: 0x20_0000_0000, size: 0x2000 },
+        ];
+        Region {
+            flags: RegionInfoFlags::all(),
+            size: 1 << SHIFT,
+            offset: u64::from(index) << SHIFT,
+            capabilities: vec![Capability::SparseMmap(areas)],
+        }
+    }
+
+    #[test]
+    fn accesses_go_where_the_driver_says_that_its_regions_lie() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("device", flags).unwrap());
+        file.set_len(8 << SHIFT).unwrap();
+        let mut device = Shifted(VfioDevice::new("ism".into(), file.try_clone().unwrap().into()));
+        for index in [0, 2, 7] {
+            let region = shifted_region(index);
+            device.0.regions.insert(index, Place { offset: region.offset, size: region.size });
+            let last = (1 << SHIFT) - 4;
+            for offset in [0x10, last] {
+                device.write_region(index, offset, &[index as u8 + 1; 4]).unwrap();
+                let mut there = [0; 4];
+                file.read_exact_at(&mut there, (u64::from(index) << SHIFT) + offset).unwrap();
+                assert_eq!(there, [index as u8 + 1; 4], "region {index} at {offset:#x}");
+                let mut back = [0; 4];
+                device.read_region(index, offset, &mut back).unwrap();
+                assert_eq!(back, there);
+            }
+            let past = device.read_region(index, last + 1, &mut [0; 4]).unwrap_err();
+            assert_eq!(past.errno(), Some(Errno::EINVAL), "the next region is not reached");
+        }
+
+        let region = shifted_region(2);
+        let [Capability::SparseMmap(areas)] = &region.capabilities[..] else { panic!("{region:?}") };
+        for MmapArea { offset, size } in areas {
+            let mapped = device.0.map(2, &region, *offset, *size).unwrap();
+            assert_eq!(mapped.size(), *size);
+            mapped.write(8, b"mapped").unwrap();
+            let mut there = [0; 6];
+            file.read_exact_at(&mut there, (2 << SHIFT) + offset + 8).unwrap();
+            assert_eq!(&there, b"mapped");
         }
     }
 

@@ -177,6 +177,7 @@ fn a_device_is_probed_saved_and_restored_through_its_own_file() {
     assert_eq!(ran.taken("state"), RECORDED);
     let told: Value = serde_json::from_slice(&ran.taken("probe")).unwrap();
     assert_eq!(told["migration"]["state"], "RUNNING", "{told}");
+    assert_eq!(told["migration"]["debugfs"]["state"], "RUNNING", "{told}");
     let devices = String::from_utf8(ran.taken("devices")).unwrap();
     for word in [FIRST, SECOND, "/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"] {
         assert!(devices.contains(word), "{word} in {devices}");
