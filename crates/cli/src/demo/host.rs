@@ -13,6 +13,7 @@ use whimbrel_engine::{
 };
 
 use super::attachment::Attachment;
+use super::evidence;
 use super::machine::Machine;
 use super::messages::{Config, Event, Evidence, Failed, Moment, NotSent, Order, Role};
 use super::work::{self, Work};
@@ -151,7 +152,7 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
         .send(link);
     match sent {
         Ok(report) => {
-            let evidence = machine.evidence(WATCH)?;
+            let evidence = evidence::gather(&machine, WATCH)?;
             tell(&Event::Sent { report: report.into(), evidence })
         }
         Err(error) => {
@@ -228,7 +229,7 @@ struct Found {
 
 impl Guest for &Arrival<'_> {
     fn inspect(&mut self) -> Result<(), GuestError> {
-        let evidence = self.machine.evidence(Duration::ZERO).map_err(|failure| failure.message())?;
+        let evidence = evidence::gather(self.machine, Duration::ZERO).map_err(|failure| failure.message())?;
         self.found.lock().evidence = Some(evidence);
         Ok(())
     }

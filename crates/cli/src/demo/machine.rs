@@ -1,20 +1,15 @@
 //! The machine each host of the demo has: memory that the device shares, and the device.
 
 use std::fs::File;
-use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
-use whimbrel_engine::Ram;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, SavingRead, State};
-use xxhash_rust::xxh3::Xxh3;
+use whimbrel_user::{Device, DmaRegion};
 
 use super::attachment::Attachment;
-use super::messages::Evidence;
-use super::work;
 use crate::failure::Failure;
 use crate::output;
 
@@ -37,9 +32,6 @@ pub(super) struct Machine<'a> {
     pub(super) memory: Memory,
     attachment: &'a Attachment,
 }
-
-/// Bytes read at a time for a digest.
-const PIECE: usize = 1 << 20;
 
 impl<'a> Machine<'a> {
     pub(super) fn new(attachment: &'a Attachment, bytes: u64) -> Result<Machine<'a>, Failure> {
@@ -82,48 +74,4 @@ impl<'a> Machine<'a> {
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
         self.attachment.device()
     }
-
-    /// What can be seen of the machine while its device stands in STOP.
-    pub(super) fn evidence(&self, between: Duration) -> Result<Evidence, Failure> {
-        let mut device = self.device()?;
-        let state = device.state()?.to_string();
-        let then = work::completed_by_device(&mut *device)?;
-        let memory = self.memory_digest()?;
-        let digest = device_digest(&mut *device)?;
-        std::thread::sleep(between);
-        let later = work::completed_by_device(&mut *device)?;
-        let program = work::books(&self.memory)?;
-        Ok(Evidence { memory, device: digest, state, completed_by_device: [then, later], program })
-    }
-
-    fn memory_digest(&self) -> Result<String, Failure> {
-        let mut digest = Xxh3::new();
-        let mut piece = vec![0; PIECE];
-        for region in Ram::regions(&self.memory) {
-            let mut at = 0;
-            while at < region.size {
-                let count = (region.size - at).min(PIECE as u64);
-                let piece = &mut piece[..count as usize];
-                Ram::read(&self.memory, region.start + at, piece)
-                    .map_err(|error| Failure::from_error(&error))?;
-                digest.update(piece);
-                at += count;
-            }
-        }
-        Ok(format!("xxh3:{:016x}", digest.digest()))
-    }
-}
-
-/// A digest of all that the device saves. It stands in STOP before and after.
-fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
-    let mut digest = Xxh3::new();
-    let mut piece = vec![0; PIECE];
-    let mut data = device
-        .set_state(State::StopCopy)?
-        .ok_or_else(|| Failure::new("the device opened no data session on entering STOP_COPY"))?;
-    while let SavingRead::Data(count) = data.read(&mut piece)? {
-        digest.update(&piece[..count]);
-    }
-    device.set_state(State::Stop)?;
-    Ok(format!("xxh3:{:016x}", digest.digest()))
 }

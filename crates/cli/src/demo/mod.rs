@@ -3,17 +3,19 @@
 //! of its own, as a device back end is used in earnest; or in its own process.
 //!
 //! This process only starts the others ([`processes`]), passes messages, judges what they report ([`verify`]), and
-//! says what went wrong ([`trouble`]). What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
+//! says what went wrong ([`explain`]). What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
 //! the program that keeps the device busy in [`work`].
 
 mod attachment;
+mod error;
+mod evidence;
+mod explain;
 mod host;
 mod jobs;
 mod machine;
 mod messages;
 mod outcome;
 mod processes;
-mod trouble;
 mod verify;
 mod work;
 
@@ -23,10 +25,10 @@ use clap::Args;
 use whimbrel_engine::Observer;
 use whimbrel_models::Model;
 
+use self::error::DemoError;
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
 use self::processes::{Processes, unexpected};
-use self::trouble::Trouble;
 use self::verify::Findings;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -180,7 +182,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let mut bar = Bar::migration(output);
     let mut processes = Processes::new()?;
     let found = perform(arguments, &devices, &mut processes, &mut bar);
-    let found = found.map_err(|trouble| processes.explain(trouble));
+    let found = found.map_err(|error| processes.explain(error));
     // Before anything is said: who has read it finds nothing left.
     drop(processes);
     drop(bar);
@@ -202,7 +204,7 @@ fn perform(
     devices: &Devices,
     processes: &mut Processes,
     bar: &mut Bar,
-) -> Result<Found, Trouble> {
+) -> Result<Found, DemoError> {
     bar.message(match devices {
         Devices::Served(_) => "starting four processes",
         Devices::Inside(_) | Devices::Running(..) => "starting two processes",
@@ -243,7 +245,7 @@ fn perform(
 }
 
 /// Waits until both ends are ready, and returns where the destination listens.
-fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, Trouble> {
+fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
     let (mut listening, mut working) = (None, None);
     loop {
         match processes.event()? {
@@ -268,7 +270,7 @@ fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, Trouble> {
 }
 
 /// Follows the move until both ends have told all. Neither waits for the other to have told it.
-fn follow(processes: &mut Processes, bar: &mut Bar) -> Result<Found, Trouble> {
+fn follow(processes: &mut Processes, bar: &mut Bar) -> Result<Found, DemoError> {
     let (mut all_sent, mut all_received, mut all_finished) = (None, None, None);
     loop {
         match processes.event()? {

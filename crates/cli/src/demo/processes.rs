@@ -13,15 +13,15 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fmt, thread};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
+use super::error::{DemoError, Part};
 use super::messages::{Config, Event, Order, Role};
-use super::trouble::Trouble;
 use crate::failure::Failure;
 use crate::output;
 
@@ -31,23 +31,6 @@ const ENDING: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(1);
 /// As many of a server's last lines on stderr are kept.
 const LINES: usize = 8;
-
-/// What a process is to the demo.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Host(Role),
-    /// Of a host's device.
-    Server(Role),
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Part::Host(role) => write!(f, "the {role} process"),
-            Part::Server(role) => write!(f, "the server of the {role}'s device"),
-        }
-    }
-}
 
 /// What the demo hears.
 enum Heard {
@@ -62,7 +45,7 @@ enum Heard {
 pub(super) struct Processes {
     all: Vec<Process>,
     heard: Receiver<Heard>,
-    speaker: Sender<Heard>,
+    sender: Sender<Heard>,
     /// Whether a failure of one host is one of the other too.
     pub(super) moving: bool,
     /// Removed when the processes have ended.
@@ -82,15 +65,15 @@ struct Process {
 impl Processes {
     /// None yet. From here on SIGINT and SIGTERM end the demo alone, which ends the others.
     pub(super) fn new() -> Result<Processes, Failure> {
-        let (speaker, heard) = channel();
+        let (sender, heard) = channel();
         let mut signals = Signals::new([SIGINT, SIGTERM])
             .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
-        let signalled = speaker.clone();
+        let signalled = sender.clone();
         spawn("signals", move || {
             // Once the demo hears no more it is ending already.
             let _ = signals.forever().try_for_each(|number| signalled.send(Heard::Signal(number)));
         })?;
-        Ok(Processes { all: Vec::new(), heard, speaker, moving: false, folder: None })
+        Ok(Processes { all: Vec::new(), heard, sender, moving: false, folder: None })
     }
 
     /// Starts a host. It waits for its orders.
@@ -135,21 +118,21 @@ impl Processes {
             return Err(Failure::new("another process was started without its pipes"));
         };
         self.all.push(Process { part, child, stdin, said: VecDeque::new(), serves: false });
-        let speaker = self.speaker.clone();
+        let sender = self.sender.clone();
         spawn("listener", move || {
             for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
-                if speaker.send(Heard::Line(part, line)).is_err() {
+                if sender.send(Heard::Line(part, line)).is_err() {
                     return;
                 }
             }
             // A demo that hears no more ends its processes anyway.
-            let _ = speaker.send(Heard::End(part));
+            let _ = sender.send(Heard::End(part));
         })
     }
 
     /// Waits until every server that was started serves.
-    pub(super) fn wait_for_servers(&mut self) -> Result<(), Trouble> {
+    pub(super) fn wait_for_servers(&mut self) -> Result<(), DemoError> {
         let is_not_ready = |process: &Process| matches!(process.part, Part::Server(_)) && !process.serves;
         while self.all.iter().any(is_not_ready) {
             if let Some((role, event)) = self.listen(None)? {
@@ -169,7 +152,7 @@ impl Processes {
     }
 
     /// Gives a host an order.
-    pub(super) fn order(&mut self, role: Role, order: &Order) -> Result<(), Trouble> {
+    pub(super) fn order(&mut self, role: Role, order: &Order) -> Result<(), DemoError> {
         self.moving |= matches!(order, Order::Send { .. });
         let part = Part::Host(role);
         let process = self.of(part).ok_or_else(|| Failure::new(format!("{part} has not been started")))?;
@@ -178,18 +161,18 @@ impl Processes {
             process.stdin.flush()
         });
         sent.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => Trouble::Died(part),
+            io::ErrorKind::BrokenPipe => DemoError::Died(part),
             _ => Failure::from_io(format!("cannot reach {part}"), &error).into(),
         })
     }
 
     /// Tells a host what it needs to know.
-    pub(super) fn begin(&mut self, config: Config) -> Result<(), Trouble> {
+    pub(super) fn begin(&mut self, config: Config) -> Result<(), DemoError> {
         self.order(config.role, &Order::Begin(config))
     }
 
     /// Waits for a host to say something.
-    pub(super) fn event(&mut self) -> Result<(Role, Event), Trouble> {
+    pub(super) fn event(&mut self) -> Result<(Role, Event), DemoError> {
         loop {
             if let Some(told) = self.listen(None)? {
                 return Ok(told);
@@ -198,19 +181,19 @@ impl Processes {
     }
 
     /// Takes the next thing heard, and waits for it until `deadline`. `None` was no event, or there was nothing.
-    pub(super) fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, Trouble> {
+    pub(super) fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, DemoError> {
         let heard = match deadline {
             None => self.heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(deadline) => self.heard.recv_timeout(deadline.saturating_duration_since(Instant::now())),
         };
         let (role, event) = match heard {
-            // It holds a speaker itself: nobody can hang up.
+            // It holds a sender itself, so the channel never closes.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
             Ok(Heard::Signal(number)) => {
                 let name = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
                 return Err(Failure::new(format!("the demo was ended by {name}")).into());
             }
-            Ok(Heard::End(part)) => return Err(Trouble::Died(part)),
+            Ok(Heard::End(part)) => return Err(DemoError::Died(part)),
             Ok(Heard::Line(part @ Part::Server(_), line)) => {
                 if let Some(server) = self.of(part) {
                     server.take_line(line);
@@ -224,8 +207,8 @@ impl Processes {
             }
         };
         match event {
-            Event::Failed(failed) => Err(Trouble::Failed(role, failed)),
-            Event::NotSent(not_sent) => Err(Trouble::NotSent(not_sent)),
+            Event::Failed(failed) => Err(DemoError::Failed(role, failed)),
+            Event::NotSent(not_sent) => Err(DemoError::NotSent(not_sent)),
             event => {
                 self.moving &= !matches!(event, Event::Sent { .. });
                 Ok(Some((role, event)))

@@ -1,30 +1,16 @@
-//! Why a demo cannot go on: of all that is heard then, what the rest comes from.
+//! The cause of a demo's failure, among all that its processes tell then.
 
 use std::time::{Duration, Instant};
 
+use super::error::{DemoError, Part};
 use super::messages::{Failed, NotSent, Role};
-use super::processes::{Part, Processes};
+use super::processes::Processes;
 use crate::failure::Failure;
 
-/// How long is waited for what else there is to say of a failure.
+/// How long a failure waits for what other processes tell of it.
 const SETTLING: Duration = Duration::from_secs(3);
 
-/// Why the demo cannot go on.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    Died(Part),
-    Failed(Role, Failed),
-    NotSent(NotSent),
-    Other(Failure),
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Trouble {
-        Trouble::Other(failure)
-    }
-}
-
-/// What is known of a failure.
+/// All that is known of a failure.
 #[derive(Default)]
 struct Known {
     died: Option<Part>,
@@ -33,22 +19,22 @@ struct Known {
 }
 
 impl Known {
-    /// Adds something. What needs no explanation is returned.
-    fn learn(&mut self, trouble: Trouble) -> Result<(), Failure> {
-        match trouble {
-            Trouble::Died(part) => self.died = self.died.or(Some(part)),
-            Trouble::Failed(role, failed) => self.failed.push((role, failed)),
-            Trouble::NotSent(not_sent) => self.not_sent = Some(not_sent),
-            Trouble::Other(failure) => return Err(failure),
+    /// Adds something. Returns a failure that needs no explanation.
+    fn learn(&mut self, error: DemoError) -> Result<(), Failure> {
+        match error {
+            DemoError::Died(part) => self.died = self.died.or(Some(part)),
+            DemoError::Failed(role, failed) => self.failed.push((role, failed)),
+            DemoError::NotSent(not_sent) => self.not_sent = Some(not_sent),
+            DemoError::Other(failure) => return Err(failure),
         }
         Ok(())
     }
 }
 
 impl Processes {
-    /// What a failure comes from. Who hears of it first need not be who caused it: a little is waited for what the
-    /// others have to say.
-    pub(super) fn explain(&mut self, first: Trouble) -> Failure {
+    /// Finds the cause of a failure. The process that reports first need not be the one that caused it, so this waits a
+    /// little for the others.
+    pub(super) fn explain(&mut self, first: DemoError) -> Failure {
         let mut known = Known::default();
         if let Err(failure) = known.learn(first) {
             return failure;
@@ -56,8 +42,8 @@ impl Processes {
         let deadline = Instant::now() + SETTLING;
         while self.lacks(&known) && Instant::now() < deadline {
             // That something else goes well changes nothing.
-            if let Err(trouble) = self.listen(Some(deadline))
-                && let Err(failure) = known.learn(trouble)
+            if let Err(error) = self.listen(Some(deadline))
+                && let Err(failure) = known.learn(error)
             {
                 return failure;
             }

@@ -1,0 +1,42 @@
+//! Why a demo cannot go on, and the process that it comes from.
+
+use std::fmt;
+
+use super::messages::{Failed, NotSent, Role};
+use crate::failure::Failure;
+
+/// What a process is to the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Host(Role),
+    /// The server of a host's device.
+    Server(Role),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Host(role) => write!(f, "the {role} process"),
+            Part::Server(role) => write!(f, "the server of the {role}'s device"),
+        }
+    }
+}
+
+/// Why the demo cannot go on.
+#[derive(Debug)]
+pub(super) enum DemoError {
+    /// A process ended.
+    Died(Part),
+    /// A host failed.
+    Failed(Role, Failed),
+    /// The migration failed.
+    NotSent(NotSent),
+    /// Another failure, which needs no explanation.
+    Other(Failure),
+}
+
+impl From<Failure> for DemoError {
+    fn from(failure: Failure) -> DemoError {
+        DemoError::Other(failure)
+    }
+}

@@ -1,0 +1,58 @@
+//! The state of a host's machine at the switchover, during the downtime.
+
+use std::time::Duration;
+
+use whimbrel_engine::Ram;
+use whimbrel_user::{Device, SavingRead, State};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::machine::{Machine, Memory};
+use super::messages::Evidence;
+use super::work;
+use crate::failure::Failure;
+
+/// Bytes read at a time for a digest.
+const PIECE: usize = 1 << 20;
+
+/// Returns what can be seen of a machine while its device is in STOP. `between` separates the two looks at its jobs.
+pub(super) fn gather(machine: &Machine<'_>, between: Duration) -> Result<Evidence, Failure> {
+    let mut device = machine.device()?;
+    let state = device.state()?.to_string();
+    let then = work::completed_by_device(&mut *device)?;
+    let memory = memory_digest(&machine.memory)?;
+    let digest = device_digest(&mut *device)?;
+    std::thread::sleep(between);
+    let later = work::completed_by_device(&mut *device)?;
+    let program = work::books(&machine.memory)?;
+    Ok(Evidence { memory, device: digest, state, completed_by_device: [then, later], program })
+}
+
+fn memory_digest(memory: &Memory) -> Result<String, Failure> {
+    let mut digest = Xxh3::new();
+    let mut piece = vec![0; PIECE];
+    for region in Ram::regions(memory) {
+        let mut at = 0;
+        while at < region.size {
+            let count = (region.size - at).min(PIECE as u64);
+            let piece = &mut piece[..count as usize];
+            Ram::read(memory, region.start + at, piece).map_err(|error| Failure::from_error(&error))?;
+            digest.update(piece);
+            at += count;
+        }
+    }
+    Ok(format!("xxh3:{:016x}", digest.digest()))
+}
+
+/// A digest of all that the device saves. It stands in STOP before and after.
+fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
+    let mut digest = Xxh3::new();
+    let mut piece = vec![0; PIECE];
+    let mut data = device
+        .set_state(State::StopCopy)?
+        .ok_or_else(|| Failure::new("the device opened no data session on entering STOP_COPY"))?;
+    while let SavingRead::Data(count) = data.read(&mut piece)? {
+        digest.update(&piece[..count]);
+    }
+    device.set_state(State::Stop)?;
+    Ok(format!("xxh3:{:016x}", digest.digest()))
+}
