@@ -67,7 +67,7 @@ fn look_at(device: HostDevice, open: bool) -> Listed {
             (None, Some(format!("in use by {who} {}", output::names(holders))), None)
         }
     };
-    let HostDevice { name, bus, driver, group, group_path, cdev_path, holders } = device;
+    let HostDevice { name, bus, driver, group, group_path, cdev_path, holders, .. } = device;
     Listed { name, bus, driver, group, group_path, cdev_path, holders, migration, problem, errno }
 }
 
@@ -138,15 +138,12 @@ mod tests {
     use super::*;
 
     fn held(holders: Vec<u32>) -> HostDevice {
-        HostDevice {
-            name: "0000:3b:00.2".into(),
-            bus: "pci".into(),
-            driver: Some("mlx5_vfio_pci".into()),
-            group: Some(12),
-            group_path: Some("/dev/vfio/12".into()),
-            cdev_path: None,
-            holders,
-        }
+        let mut device = HostDevice::new("0000:3b:00.2", "pci");
+        device.driver = Some("mlx5_vfio_pci".into());
+        device.group = Some(12);
+        device.group_path = Some("/dev/vfio/12".into());
+        device.holders = holders;
+        device
     }
 
     #[test]
@@ -159,7 +156,8 @@ mod tests {
 
     #[test]
     fn a_device_that_cannot_be_opened_is_listed_with_the_reason() {
-        let device = HostDevice { cdev_path: Some("/dev/vfio/devices/none".into()), ..held(vec![]) };
+        let mut device = held(vec![]);
+        device.cdev_path = Some("/dev/vfio/devices/none".into());
         let listed = look_at(device, true);
         assert!(listed.problem.as_ref().unwrap().contains("ENOENT"));
         assert_eq!(listed.migration, None);

@@ -42,17 +42,12 @@ impl Failure {
         ExitCode::from(if self.is_usage { 2 } else { 1 })
     }
 
-    /// An error with those of its causes that its own text does not include.
+    /// An error with its causes. An error whose text includes its cause has none here.
     pub(crate) fn from_error(error: &dyn Error) -> Failure {
         let mut failure = Failure::new(error.to_string());
-        let mut last = failure.message.clone();
         let mut cause = error.source();
         while let Some(error) = cause {
-            let text = error.to_string();
-            if !last.contains(&text) {
-                failure.causes.push(text.clone());
-                last = text;
-            }
+            failure.causes.push(error.to_string());
             cause = error.source();
         }
         failure

@@ -78,7 +78,7 @@ impl Observer for Bar {
             Phase::Greeting => "agreeing".to_string(),
             Phase::Round(number) => format!("round {number}"),
             Phase::Switchover => "switchover".to_string(),
-            Phase::Done => "done".to_string(),
+            _ => "done".to_string(),
         };
         let message = match progress.expected_downtime {
             Some(expected) => format!("{phase}, downtime {} expected", output::duration(expected)),

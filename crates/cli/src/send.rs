@@ -50,11 +50,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let mut opened = arguments.target.open()?.migratable()?;
     opened.end_abandoned_sending()?;
     let link = connect(address, Duration::from_secs(arguments.patience), output)?;
-    let options = SourceOptions {
-        downtime_limit: Duration::from_millis(arguments.downtime_limit),
-        max_rounds: arguments.max_rounds,
-        timeout: Duration::from_secs(arguments.timeout),
-    };
+    let options = SourceOptions::default()
+        .downtime_limit(Duration::from_millis(arguments.downtime_limit))
+        .max_rounds(arguments.max_rounds)
+        .timeout(Duration::from_secs(arguments.timeout));
     let sent = Source::new(&mut *opened).options(options).observer(Bar::migration(output)).send(link);
     let report = sent.map_err(|error| failed(error, address))?;
     output.result(&report, Text { report: &report, address })

@@ -106,7 +106,7 @@ fn engine(size: u64) -> Result<Duration, Box<dyn std::error::Error>> {
         Destination::new(&mut there).receive(Link::from(right)).map_err(|error| error.to_string())
     });
     // The limit is off: the whole state goes in the switchover.
-    let options = SourceOptions { downtime_limit: Duration::MAX, ..SourceOptions::default() };
+    let options = SourceOptions::default().downtime_limit(Duration::MAX);
     let report = Source::new(&mut here).options(options).send(Link::from(left))?;
     let elapsed = start.elapsed();
     receiver.join().expect("the receiver does not panic")?;

@@ -17,6 +17,7 @@ use crate::stream::{CHUNK, DeviceSummary, Hello, Message, Reader, Reason, Writer
 
 /// What a file is to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Form {
     /// A whimbrel stream: checked, versioned, with what is needed to see whether it fits.
     Stream,
@@ -26,6 +27,7 @@ pub enum Form {
 
 /// A finished save or restore.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Summary {
     /// The device's name.
     pub device: String,
@@ -240,6 +242,7 @@ fn out_of_place(message: &Message<'_>) -> Error {
 
 /// What a file holds.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Contents {
     /// The version of its format, as `1.0`; `unknown` if it is none of ours.
     pub version: String,

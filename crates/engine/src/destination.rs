@@ -26,6 +26,7 @@ pub struct Destination<'a> {
 
 /// A finished migration as the destination saw it. The names are stable: scripts read them.
 #[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct Received {
     /// The device's name at the source.
     pub from_device: String,

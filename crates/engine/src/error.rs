@@ -52,7 +52,6 @@ pub enum Error {
         /// Where the device belongs.
         state: State,
         /// Why it did not get there.
-        #[source]
         back: Box<Error>,
     },
     /// What failed left a part of a state in the device.
@@ -63,7 +62,6 @@ pub enum Error {
         /// What failed first.
         cause: Box<Error>,
         /// Why the reset failed.
-        #[source]
         reset: whimbrel_user::Error,
     },
     /// The device answered a state request in a way the header rules out.
@@ -93,14 +91,13 @@ pub enum Error {
     },
     /// Writing to the link failed.
     #[error("sending failed: {0}")]
-    Link(#[source] io::Error),
+    Link(io::Error),
     /// Reading or writing a file failed.
     #[error("{what}: {error}")]
     File {
         /// What was done, with the file's name.
         what: String,
         /// Why it failed.
-        #[source]
         error: io::Error,
     },
     /// The other side says why it does not go on.
@@ -212,9 +209,9 @@ impl From<Unexpected> for Error {
 /// A migration that failed at the source, and where that leaves the device.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}; {outcome}")]
+#[non_exhaustive]
 pub struct SendError {
     /// What went wrong.
-    #[source]
     pub cause: Error,
     /// Where the device is now.
     pub outcome: Outcome,
@@ -222,6 +219,7 @@ pub struct SendError {
 
 /// Where a failed migration leaves the device.
 #[derive(Debug, thiserror::Error)]
+// Exhaustive: a caller that did not know one of these could let a device run twice.
 pub enum Outcome {
     /// As before the migration.
     #[error("the device runs on here")]
@@ -234,5 +232,5 @@ pub enum Outcome {
     Unknown,
     /// It could not be brought back.
     #[error("and the device could not be brought back to work here: {0}")]
-    Stranded(#[source] Box<Error>),
+    Stranded(Box<Error>),
 }

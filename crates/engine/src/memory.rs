@@ -14,6 +14,7 @@ pub(crate) const PAGE: u64 = 4096;
 
 /// A piece of guest physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RamRegion {
     /// Guest physical address of the first byte. Devices reach it under the same IOVA.
     pub start: u64,
@@ -22,6 +23,11 @@ pub struct RamRegion {
 }
 
 impl RamRegion {
+    /// The region of `size` bytes from the guest physical address `start` on.
+    pub const fn new(start: u64, size: u64) -> RamRegion {
+        RamRegion { start, size }
+    }
+
     /// Number of pages, the last one perhaps in part.
     pub(crate) fn pages(&self) -> usize {
         self.size.div_ceil(PAGE) as usize
@@ -31,11 +37,19 @@ impl RamRegion {
 /// An address that is not memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{length} bytes at guest address {address:#x} are not memory of this machine")]
+#[non_exhaustive]
 pub struct RamError {
     /// First address.
     pub address: u64,
     /// Bytes.
     pub length: u64,
+}
+
+impl RamError {
+    /// The error of an access to `length` bytes at `address`.
+    pub const fn new(address: u64, length: u64) -> RamError {
+        RamError { address, length }
+    }
 }
 
 /// Memory that others may write at the same time. What is read while it is written may be torn; such a page is dirty

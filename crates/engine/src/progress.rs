@@ -4,6 +4,7 @@ use std::time::Duration;
 
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Phase {
     /// Both ends agree on what is moved.
     Greeting,
@@ -17,6 +18,7 @@ pub enum Phase {
 
 /// A moment of a migration.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Progress {
     /// Where it stands.
     pub phase: Phase,
@@ -26,6 +28,13 @@ pub struct Progress {
     pub total: u64,
     /// The downtime to expect, once there is an estimate.
     pub expected_downtime: Option<Duration>,
+}
+
+impl Progress {
+    /// A phase in which nothing has been carried yet, and of which nothing is known.
+    pub fn new(phase: Phase) -> Progress {
+        Progress { phase, done: 0, total: 0, expected_downtime: None }
+    }
 }
 
 /// Someone who watches. Called on the thread that migrates: it must be quick.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// A finished migration as the source saw it. The names are stable: scripts read them.
 #[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The device's name.
     pub device: String,
@@ -35,6 +36,7 @@ pub struct Report {
 
 /// One round of pre-copy.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct Round {
     /// From 1.
     pub number: u32,

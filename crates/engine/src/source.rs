@@ -29,7 +29,16 @@ use dialogue::Answer;
 use measure::FullPass;
 
 /// How a migration is to be done.
+///
+/// ```
+/// use std::time::Duration;
+/// use whimbrel_engine::SourceOptions;
+///
+/// let options = SourceOptions::default().downtime_limit(Duration::from_millis(100)).max_rounds(10);
+/// assert_eq!(options.timeout, Duration::from_mins(1));
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct SourceOptions {
     /// The device is stopped once it is expected to stand still for no longer than this.
     pub downtime_limit: Duration,
@@ -47,6 +56,26 @@ impl Default for SourceOptions {
             max_rounds: 30,
             timeout: Duration::from_mins(1),
         }
+    }
+}
+
+impl SourceOptions {
+    /// Sets [`SourceOptions::downtime_limit`].
+    #[must_use]
+    pub fn downtime_limit(self, downtime_limit: Duration) -> SourceOptions {
+        SourceOptions { downtime_limit, ..self }
+    }
+
+    /// Sets [`SourceOptions::max_rounds`].
+    #[must_use]
+    pub fn max_rounds(self, max_rounds: u32) -> SourceOptions {
+        SourceOptions { max_rounds, ..self }
+    }
+
+    /// Sets [`SourceOptions::timeout`].
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> SourceOptions {
+        SourceOptions { timeout, ..self }
     }
 }
 

@@ -94,10 +94,8 @@ fn a_large_state_moves_through_little_memory() {
     let open = |name| Local::new(DeviceFile::new(name, Bus::new(), Box::new(Endless { at: 0 })));
     let (mut here, mut there) = (open("here"), open("there"));
     let (left, right) = UnixStream::pair().unwrap();
-    let options = whimbrel_engine::SourceOptions {
-        downtime_limit: std::time::Duration::from_hours(1),
-        ..whimbrel_engine::SourceOptions::default()
-    };
+    let options =
+        whimbrel_engine::SourceOptions::default().downtime_limit(std::time::Duration::from_hours(1));
 
     // Writing 5 sets the peak back to what is held now.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();

@@ -42,11 +42,19 @@ pub struct Memory {
 
 /// The protection of a mapping, as passed to mmap(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Protection {
     /// The memory may be read.
     pub read: bool,
     /// The memory may be written.
     pub write: bool,
+}
+
+impl Protection {
+    /// A mapping that may be read, written, or both.
+    pub const fn new(read: bool, write: bool) -> Protection {
+        Protection { read, write }
+    }
 }
 
 /// A failed access.

@@ -103,10 +103,10 @@ pub enum ModelError {
 pub enum OpenError {
     /// Invalid settings of an `accel`.
     #[error("model accel: {0}")]
-    Accel(#[from] AccelConfigError),
+    Accel(AccelConfigError),
     /// Invalid settings of a `legacy`.
     #[error("model legacy: {0}")]
-    Legacy(#[from] LegacyConfigError),
+    Legacy(LegacyConfigError),
     /// Memory for the migration region cannot be allocated.
     #[error(
         "cannot allocate the device's migration region: {0}; end other processes or raise the limit on open files"
@@ -117,6 +117,18 @@ pub enum OpenError {
         "cannot start the device's worker thread: {0}; end other processes or raise the limit on threads"
     )]
     Worker(Errno),
+}
+
+impl From<AccelConfigError> for OpenError {
+    fn from(error: AccelConfigError) -> OpenError {
+        OpenError::Accel(error)
+    }
+}
+
+impl From<LegacyConfigError> for OpenError {
+    fn from(error: LegacyConfigError) -> OpenError {
+        OpenError::Legacy(error)
+    }
 }
 
 const SERIAL: &str = "serial";

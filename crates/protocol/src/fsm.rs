@@ -7,6 +7,7 @@ use crate::{MigrationFlags, State};
 
 /// The reason a transition is refused. The kernel answers EINVAL in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refused {
     /// No request leads out of the current state, or a device with these flags cannot be in it.
     #[error("no arc leaves {0} on a device with these migration flags")]

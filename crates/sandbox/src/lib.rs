@@ -92,6 +92,7 @@ pub struct Sandbox {
 
 /// The kernel features that confine the process. `Display` is for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Confinement {
     landlock_abi: u32,
 }
@@ -111,7 +112,7 @@ pub enum SandboxError {
     LandlockOff,
     /// Landlock failed.
     #[error("Landlock: {0}")]
-    Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Landlock(Box<dyn std::error::Error + Send + Sync>),
     /// Other threads run, which Landlock would not confine.
     #[error(
         "the process has {0} threads, and Landlock confines only one: confine before other threads start"
@@ -119,13 +120,13 @@ pub enum SandboxError {
     Threads(usize),
     /// The threads of this process could not be counted.
     #[error("cannot count this process's threads in /proc/self/task (is procfs mounted?): {0}")]
-    Uncounted(#[source] io::Error),
+    Uncounted(io::Error),
     /// No list of system calls exists for this processor.
     #[error("no system call filter for {arch}", arch = std::env::consts::ARCH)]
     Processor,
     /// seccomp failed.
     #[error("cannot install the system call filter (it needs CONFIG_SECCOMP_FILTER): {0}")]
-    Seccomp(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Seccomp(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Sandbox {

@@ -41,7 +41,6 @@ pub enum Error {
         /// The device's name.
         device: String,
         /// The error of the region.
-        #[source]
         error: UserError,
     },
     /// A file of the device could not be opened or read.

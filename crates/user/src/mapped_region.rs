@@ -72,10 +72,10 @@ impl MappedRegion {
         length: u64,
     ) -> Result<MappedRegion> {
         let request = || Operation::MapRegion { index, offset, length };
-        let protection = Protection {
-            read: region.flags.contains(RegionInfoFlags::READ),
-            write: region.flags.contains(RegionInfoFlags::WRITE),
-        };
+        let protection = Protection::new(
+            region.flags.contains(RegionInfoFlags::READ),
+            region.flags.contains(RegionInfoFlags::WRITE),
+        );
         let memory = Memory::map(file, length, protection)
             .map_err(|errno| Error::request(device, request(), errno))?;
         Ok(MappedRegion { device: device.to_string(), index, flags: region.flags, memory })

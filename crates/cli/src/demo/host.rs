@@ -131,11 +131,9 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
     let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
     let link = Link::connect(&address, PATIENCE)
         .map_err(|error| Failure::from_io(format!("cannot reach the destination at {address}"), &error))?;
-    let options = SourceOptions {
-        downtime_limit: Duration::from_millis(config.downtime_limit_ms),
-        max_rounds: config.max_rounds,
-        ..SourceOptions::default()
-    };
+    let options = SourceOptions::default()
+        .downtime_limit(Duration::from_millis(config.downtime_limit_ms))
+        .max_rounds(config.max_rounds);
     let mut device = machine.device()?;
     let mut told = Instant::now();
     let sent = Source::new(&mut *device)

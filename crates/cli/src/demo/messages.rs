@@ -112,7 +112,7 @@ impl From<&Progress> for Moment {
             round: match progress.phase {
                 Phase::Greeting => 0,
                 Phase::Round(number) => number,
-                Phase::Switchover | Phase::Done => u32::MAX,
+                _ => u32::MAX,
             },
             done: progress.done,
             total: progress.total,
@@ -125,16 +125,15 @@ impl From<&Progress> for Moment {
 
 impl From<Moment> for Progress {
     fn from(moment: Moment) -> Progress {
-        Progress {
-            phase: match moment.round {
-                0 => Phase::Greeting,
-                u32::MAX => Phase::Switchover,
-                number => Phase::Round(number),
-            },
-            done: moment.done,
-            total: moment.total,
-            expected_downtime: moment.expected_downtime_us.map(Duration::from_micros),
-        }
+        let mut progress = Progress::new(match moment.round {
+            0 => Phase::Greeting,
+            u32::MAX => Phase::Switchover,
+            number => Phase::Round(number),
+        });
+        progress.done = moment.done;
+        progress.total = moment.total;
+        progress.expected_downtime = moment.expected_downtime_us.map(Duration::from_micros);
+        progress
     }
 }
 

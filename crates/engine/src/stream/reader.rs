@@ -8,16 +8,17 @@ use super::message::Message;
 /// What is wrong with a stream, and at which byte.
 #[derive(Debug, thiserror::Error)]
 #[error("at byte {offset} of the stream: {problem}")]
+#[non_exhaustive]
 pub struct StreamError {
     /// Where the frame or preamble begins that is wrong, counted from the start of the stream.
     pub offset: u64,
     /// What is wrong.
-    #[source]
     pub problem: Problem,
 }
 
 /// What can be wrong with a stream.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Problem {
     /// It does not begin as a stream of ours.
     #[error("this is not a whimbrel stream")]
@@ -83,7 +84,7 @@ pub enum Problem {
     Trailing,
     /// The link or the file failed.
     #[error("reading failed: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 impl PartialEq for Problem {

@@ -14,6 +14,7 @@ use std::str::FromStr;
 /// assert!("localhost".parse::<Address>().is_err());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Address {
     /// A host and port, resolved when it is used.
     Tcp(String),

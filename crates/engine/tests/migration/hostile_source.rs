@@ -55,7 +55,7 @@ fn hello() -> Message<'static> {
         region: None,
         transactions: false,
     };
-    Message::Hello(Hello { device, memory: vec![RamRegion { start: 0, size: MEMORY as u64 }] })
+    Message::Hello(Hello { device, memory: vec![RamRegion::new(0, MEMORY as u64)] })
 }
 
 fn stream(messages: &[Message<'_>]) -> Vec<u8> {
@@ -190,7 +190,7 @@ fn a_source_that_does_not_fit_is_refused_before_the_device_is_touched() {
         ("more interrupts", with(|hello| hello.device.num_irqs = u32::MAX)),
         ("another kind", with(|hello| hello.device.flags = 2)),
         ("no memory", with(|hello| hello.memory.clear())),
-        ("more memory", with(|hello| hello.memory.push(RamRegion { start: u64::MAX, size: u64::MAX }))),
+        ("more memory", with(|hello| hello.memory.push(RamRegion::new(u64::MAX, u64::MAX)))),
         ("memory elsewhere", with(|hello| hello.memory[0].start = 4096)),
     ];
     for (what, hello) in cases {

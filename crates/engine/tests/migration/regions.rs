@@ -231,7 +231,7 @@ fn models_move_from_every_interface_to_every_other() {
         std::thread::scope(|scope| {
             let receiver =
                 scope.spawn(|| Destination::new(&mut *there).memory(&both.1).receive(right.into()));
-            let options = SourceOptions { downtime_limit: Duration::from_secs(20), ..Default::default() };
+            let options = SourceOptions::default().downtime_limit(Duration::from_secs(20));
             let sent = Source::new(&mut *here).memory(&both.0, &both.0).options(options).send(left.into());
             sent.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
             receiver.join().unwrap().unwrap();

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 /// A device of this host that VFIO can assign to a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostDevice {
     /// Its name in sysfs: the address of a PCI device, the uuid of a mediated one.
     pub name: String,
@@ -28,6 +29,21 @@ pub struct HostDevice {
     /// Processes that have one of these files open, as far as visible to this process. An open group file
     /// means that the whole group is in use.
     pub holders: Vec<u32>,
+}
+
+impl HostDevice {
+    /// Returns a device of which only the name and the bus are known.
+    pub fn new(name: impl Into<String>, bus: impl Into<String>) -> HostDevice {
+        HostDevice {
+            name: name.into(),
+            bus: bus.into(),
+            driver: None,
+            group: None,
+            group_path: None,
+            cdev_path: None,
+            holders: Vec::new(),
+        }
+    }
 }
 
 /// Returns the VFIO devices of this host, by bus and name.

@@ -82,7 +82,7 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     let progress = start(source.client(), &here_memory);
 
     let (left, right) = UnixStream::pair().unwrap();
-    let options = SourceOptions { downtime_limit: Duration::from_mins(1), ..SourceOptions::default() };
+    let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
     let report = std::thread::scope(|scope| {
         let (there, memory) = (destination.client(), &there_memory);
         let receiver = scope.spawn(|| Destination::new(there).memory(memory).receive(Link::from(right)));

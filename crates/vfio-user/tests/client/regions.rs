@@ -107,8 +107,7 @@ fn a_device_that_works_moves_through_the_region() {
             let mut there = adapted(&mut destination, *version);
             mark(&mut *here, &model);
             let (left, right) = UnixStream::pair().unwrap();
-            let options =
-                SourceOptions { downtime_limit: Duration::from_mins(1), ..SourceOptions::default() };
+            let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
             std::thread::scope(|scope| {
                 let there = &mut *there;
                 let receiver = scope.spawn(|| Destination::new(there).receive(Link::from(right)));

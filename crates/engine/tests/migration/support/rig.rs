@@ -78,11 +78,10 @@ impl Rig {
             here_program: Program::default(),
             there_program: Program::default(),
             memory: None,
-            options: SourceOptions {
-                downtime_limit: Duration::from_secs(20),
-                max_rounds: 5,
-                timeout: Duration::from_secs(30),
-            },
+            options: SourceOptions::default()
+                .downtime_limit(Duration::from_secs(20))
+                .max_rounds(5)
+                .timeout(Duration::from_secs(30)),
         }
     }
 
