@@ -8,7 +8,7 @@ mod next_client;
 #[path = "../../crates/vfio-user/tests/corpus/server.rs"]
 mod server;
 #[allow(dead_code, reason = "the tests of the server use all of it")]
-#[path = "../../crates/vfio-user/tests/server/support.rs"]
+#[path = "../../crates/vfio-user/tests/vfio_user/server/support.rs"]
 mod support;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| server::run(bytes));

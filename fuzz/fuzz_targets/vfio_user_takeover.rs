@@ -6,7 +6,7 @@ mod input;
 #[path = "../../crates/vfio-user/tests/corpus/next_client.rs"]
 mod next_client;
 #[allow(dead_code, reason = "the tests of the server use all of it")]
-#[path = "../../crates/vfio-user/tests/server/support.rs"]
+#[path = "../../crates/vfio-user/tests/vfio_user/server/support.rs"]
 mod support;
 #[path = "../../crates/vfio-user/tests/corpus/takeover.rs"]
 mod takeover;

@@ -10,6 +10,7 @@
 
 // Not every test file does all of the work that is shared.
 #[allow(dead_code)]
+#[path = "device/iommufd_program/mod.rs"]
 mod iommufd_program;
 
 use std::os::fd::AsRawFd;

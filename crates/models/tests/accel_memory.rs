@@ -96,14 +96,14 @@ fn a_state_of_64_gib_that_was_never_written_takes_no_memory_while_it_is_read() {
 
 #[test]
 fn a_sparse_state_of_1_gib_takes_memory_only_for_what_it_holds() {
-    let bytes = round_trip(1 << 30, include_bytes!("accel/streams/empty-1GiB.bin"));
+    let bytes = round_trip(1 << 30, include_bytes!("models/accel/streams/empty-1GiB.bin"));
     assert!(bytes < 4 * MIB, "{bytes} bytes of stream");
     assert!(peak() < 64 * MIB, "{} bytes at the peak", peak());
 }
 
 #[test]
 fn a_sparse_state_of_64_gib_takes_memory_only_for_what_it_holds() {
-    let bytes = round_trip(64 << 30, include_bytes!("accel/streams/empty-64GiB.bin"));
+    let bytes = round_trip(64 << 30, include_bytes!("models/accel/streams/empty-64GiB.bin"));
     assert!(bytes < 4 * MIB, "{bytes} bytes of stream");
     assert!(peak() < 64 * MIB, "{} bytes at the peak", peak());
 }

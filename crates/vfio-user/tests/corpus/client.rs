@@ -25,8 +25,8 @@ use whimbrel_user::{DataFile, Device, DmaMap, DmaRegion, IrqAction, IrqData, Mig
 use whimbrel_vfio_user::message::{Command, HEADER, WriteOne};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, DmaMapping, RegionRead};
 
-use crate::input::Input;
-use crate::next_client::{open_descriptors, threads};
+use super::input::Input;
+use super::next_client::{open_descriptors, threads};
 
 const PAGE: u64 = 4096;
 /// How long the client waits for an answer that does not come.

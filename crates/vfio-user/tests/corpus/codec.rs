@@ -10,7 +10,7 @@ use whimbrel_vfio_user::message::{
 };
 use whimbrel_vfio_user::{Backend, Capabilities, negotiate};
 
-use crate::input::Input;
+use super::input::Input;
 
 const SIZES: [u32; 5] = [1, 64, 4096, 1 << 16, 1 << 20];
 

@@ -31,8 +31,8 @@ use whimbrel_vfio_user::message::{
 };
 use whimbrel_vfio_user::{Backend, BackendOptions, Capabilities, MAX_FDS, ServeError, SocketError};
 
-use crate::input::Input;
-use crate::next_client::{answered, ask_all, messages, next_message, open_descriptors, threads};
+use super::input::Input;
+use super::next_client::{answered, ask_all, messages, next_message, open_descriptors, threads};
 use crate::support::{self, BAR, Board, DOORBELL, Host, PAGE, memory};
 
 /// How long anything may take that must come to an end. It never comes to that.

@@ -27,8 +27,8 @@ use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{HEADER, LoggingStart, Request, SetIrqs};
 use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, Server, TwinSocket};
 
-use crate::input::Input;
-use crate::next_client::{answered, ask_all, open_descriptors, threads};
+use super::input::Input;
+use super::next_client::{answered, ask_all, open_descriptors, threads};
 use crate::support::{self, BAR, BOTH, Host, MSI, PAGE, Peer, memory};
 
 /// The command of all messages of a takeover.

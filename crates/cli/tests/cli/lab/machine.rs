@@ -131,8 +131,7 @@ fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(|| {
         let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
         let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
-        let mut tests =
-            self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "kernel_*"]);
+        let mut tests = self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"]);
         tests.extend(self::build(&[
             "test",
             "--no-run",

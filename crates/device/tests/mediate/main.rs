@@ -1,7 +1,0 @@
-//! A vendor comes between a plain device and its user, as proposed for vfio-pci in 2019.
-#![allow(clippy::unwrap_used)]
-
-mod accesses;
-mod lifetime;
-mod region;
-mod support;

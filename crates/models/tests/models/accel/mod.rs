@@ -1,0 +1,8 @@
+//! The engine as a guest and as a user of the device see it.
+
+mod driver;
+mod guest;
+mod logging;
+mod migration;
+mod queue;
+mod stream;

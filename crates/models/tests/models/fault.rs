@@ -1,0 +1,111 @@
+//! Models that misbehave as a list of faults says.
+
+use std::time::{Duration, Instant};
+
+use whimbrel_device::wrap::fault::Faults;
+use whimbrel_device::{DeviceFile, Errno, State};
+use whimbrel_models::Model;
+
+/// A device with 64 KiB of state, and these faults.
+fn accel(faults: &str) -> DeviceFile {
+    let model: Model = "accel?state=64KiB".parse().unwrap();
+    // Nothing of it works by itself.
+    model.open_with_faults("accel", faults.parse().unwrap()).unwrap().device
+}
+
+/// The state of a device that is saved with reads of so many bytes, and how it ended.
+fn saved(device: &DeviceFile, piece: usize) -> (Vec<u8>, Result<(), Errno>) {
+    let data = device.set_mig_state(State::StopCopy).unwrap().unwrap();
+    let (mut state, mut buffer) = (Vec::new(), vec![0; piece]);
+    loop {
+        match data.read(&mut buffer) {
+            Ok(0) => return (state, Ok(())),
+            Ok(count) => state.extend_from_slice(&buffer[..count]),
+            Err(errno) => return (state, Err(errno)),
+        }
+    }
+}
+
+#[test]
+fn without_faults_a_device_is_as_it_is() {
+    let (plain, none) = (accel(""), accel(" ; "));
+    assert_eq!(saved(&plain, 4096).0.len(), saved(&none, 1000).0.len());
+}
+
+#[test]
+fn an_arc_fails_as_often_as_it_is_said_and_the_device_stays() {
+    let device = accel("arc RUNNING_P2P->STOP: EIO 2 times");
+    for _ in 0..2 {
+        assert_eq!(device.set_mig_state(State::StopCopy).err(), Some(Errno::EIO));
+        assert_eq!(device.mig_state(), Ok(State::RunningP2p));
+    }
+    assert!(device.set_mig_state(State::StopCopy).unwrap().is_some());
+}
+
+#[test]
+fn a_broken_arc_leads_to_error_until_a_reset() {
+    let device = accel("arc *->STOP_COPY: ENOMEM broken once");
+    assert_eq!(device.set_mig_state(State::StopCopy).err(), Some(Errno::ENOMEM));
+    assert_eq!(device.mig_state(), Ok(State::Error));
+    device.reset().unwrap();
+    assert!(device.set_mig_state(State::StopCopy).unwrap().is_some());
+}
+
+#[test]
+fn reads_fail_end_or_get_short_from_their_byte_on() {
+    let whole = saved(&accel(""), 4096).0;
+    let (state, end) = saved(&accel("read after 100: EIO"), 4096);
+    assert_eq!((state.as_slice(), end), (&whole[..100], Err(Errno::EIO)));
+    let (state, end) = saved(&accel("read after 100: end"), 4096);
+    assert_eq!((state.as_slice(), end), (&whole[..100], Ok(())));
+    let device = accel("read after 100: short 5 times; read after 103: EIO once");
+    let (state, end) = saved(&device, 4096);
+    assert_eq!((state.as_slice(), end), (&whole[..105], Err(Errno::EIO)), "the first that fits comes first");
+    device.set_mig_state(State::Running).unwrap();
+    assert_eq!(saved(&device, 4096).0.len(), whole.len(), "they are used up");
+}
+
+#[test]
+fn writes_fail_or_get_short_from_their_byte_on() {
+    let whole = saved(&accel(""), 4096).0;
+    let device = accel("write after 100: short 3 times; write after 103: ENOSPC");
+    let data = device.set_mig_state(State::Resuming).unwrap().unwrap();
+    let mut at = 0;
+    let counts: Vec<_> = std::iter::from_fn(|| {
+        let count = data.write(&whole[at..]);
+        at += count.unwrap_or_default();
+        count.ok()
+    })
+    .collect();
+    assert_eq!(counts, [100, 1, 1, 1]);
+    assert_eq!(data.write(&whole[at..]), Err(Errno::ENOSPC));
+}
+
+#[test]
+fn entering_a_state_takes_longer() {
+    let device = accel("delay STOP_COPY 50ms once");
+    let started = Instant::now();
+    device.set_mig_state(State::StopCopy).unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(50));
+}
+
+#[test]
+fn estimates_counts_reports_and_resets_are_what_the_list_says() {
+    let device = accel("size: 100GiB once; size: EIO once; precopy: initial 5 dirty 7; reset: EBUSY once");
+    assert_eq!(device.mig_data_size(), Ok(100 << 30));
+    assert_eq!(device.mig_data_size(), Err(Errno::EIO));
+    assert!(device.mig_data_size().unwrap() < 1 << 20);
+    let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+    let told = data.precopy_info().unwrap().bytes;
+    assert_eq!((told.initial, told.dirty), (5, 7));
+    assert_eq!(device.reset(), Err(Errno::EBUSY));
+    device.reset().unwrap();
+}
+
+#[test]
+fn a_model_that_migrates_through_a_region_fails_there_too() {
+    let model: Model = "accel?protocol=v1".parse().unwrap();
+    let faults: Faults = "reset: EIO".parse().unwrap();
+    let device = model.open_with_faults("accel", faults).unwrap().device;
+    assert_eq!(device.reset(), Err(Errno::EIO));
+}

@@ -1,0 +1,6 @@
+//! The user side: devices behind a migration region, and the devices of a real kernel.
+#![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
+
+mod kernel;
+mod region;
+mod without_device;

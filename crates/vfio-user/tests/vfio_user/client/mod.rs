@@ -1,0 +1,22 @@
+//! The client, against our server and against servers that are none.
+
+mod board;
+mod descriptors;
+mod doorbells;
+mod extension;
+mod guest;
+mod hostile;
+mod hostile_channel;
+mod hostile_requests;
+mod likeness;
+mod live;
+mod messages;
+mod posted;
+mod regions;
+mod slips;
+mod stranger;
+mod support;
+mod time;
+mod together;
+mod unmap;
+mod write_multiple;
