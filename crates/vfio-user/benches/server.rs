@@ -203,7 +203,7 @@ impl Peer {
         let (socket, process) = Process::start(role);
         let (receiver, sender) = connection(socket, Limits::default());
         let mut peer = Peer { receiver, sender, out: MessageBuffer::new(), _process: process };
-        let plain = Capabilities { max_msg_fds: 8, pgsizes: !0xfff, ..Capabilities::default() };
+        let plain = Capabilities::default().max_msg_fds(8).pgsizes(!0xfff);
         peer.ask(&Request::Version(Version::proposal(plain)), None);
         peer
     }

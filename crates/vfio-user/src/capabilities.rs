@@ -23,13 +23,14 @@ pub const VERSION_MINOR: u16 = 1;
 /// use whimbrel_vfio_user::{Capabilities, negotiate};
 ///
 /// let client = Capabilities::from_json(br#"{"capabilities": {"max_msg_fds": 8, "write_multiple": true}}"#)?;
-/// let server = Capabilities { max_msg_fds: 64, max_data_xfer_size: 65536, ..Capabilities::default() };
+/// let server = Capabilities::default().max_msg_fds(64).max_data_xfer_size(65536);
 /// let agreed = negotiate(&server, &client)?;
 /// assert_eq!((agreed.max_msg_fds, agreed.max_data_xfer_size, agreed.write_multiple), (8, 65536, false));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// File descriptors that the sender takes with one message.
     #[serde(deserialize_with = "saturating")]
@@ -58,6 +59,7 @@ pub struct Capabilities {
 /// The capability `twin_socket`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct TwinSocket {
     /// Whether the sender can do it; in a reply, whether it is done.
     pub supported: bool,
@@ -69,6 +71,7 @@ pub struct TwinSocket {
 /// The capability `migration`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct MigrationCapability {
     /// Bytes of the smallest page of a dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +94,70 @@ impl Default for Capabilities {
             migration: None,
             migration_extensions: None,
         }
+    }
+}
+
+impl Capabilities {
+    /// Sets the field `max_msg_fds`.
+    #[must_use]
+    pub fn max_msg_fds(self, max_msg_fds: u32) -> Capabilities {
+        Capabilities { max_msg_fds, ..self }
+    }
+
+    /// Sets the field `max_data_xfer_size`.
+    #[must_use]
+    pub fn max_data_xfer_size(self, max_data_xfer_size: u32) -> Capabilities {
+        Capabilities { max_data_xfer_size, ..self }
+    }
+
+    /// Sets the field `max_dma_maps`.
+    #[must_use]
+    pub fn max_dma_maps(self, max_dma_maps: u32) -> Capabilities {
+        Capabilities { max_dma_maps, ..self }
+    }
+
+    /// Sets the field `pgsizes`.
+    #[must_use]
+    pub fn pgsizes(self, pgsizes: u64) -> Capabilities {
+        Capabilities { pgsizes, ..self }
+    }
+
+    /// Sets the field `twin_socket`.
+    #[must_use]
+    pub fn twin_socket(self, twin_socket: Option<TwinSocket>) -> Capabilities {
+        Capabilities { twin_socket, ..self }
+    }
+
+    /// Sets the field `write_multiple`.
+    #[must_use]
+    pub fn write_multiple(self, write_multiple: bool) -> Capabilities {
+        Capabilities { write_multiple, ..self }
+    }
+
+    /// Sets the field `migration`.
+    #[must_use]
+    pub fn migration(self, migration: Option<MigrationCapability>) -> Capabilities {
+        Capabilities { migration, ..self }
+    }
+
+    /// Sets the field `migration_extensions`.
+    #[must_use]
+    pub fn migration_extensions(self, migration_extensions: Option<MigrationExtensions>) -> Capabilities {
+        Capabilities { migration_extensions, ..self }
+    }
+}
+
+impl TwinSocket {
+    /// The capability with these values.
+    pub const fn new(supported: bool, fd_index: Option<u32>) -> TwinSocket {
+        TwinSocket { supported, fd_index }
+    }
+}
+
+impl MigrationCapability {
+    /// The capability with these values.
+    pub const fn new(pgsize: Option<u64>, max_bitmap_size: Option<u64>) -> MigrationCapability {
+        MigrationCapability { pgsize, max_bitmap_size }
     }
 }
 
@@ -158,6 +225,7 @@ fn saturating<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Erro
 
 /// Two sides that cannot work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NegotiationError {
     /// Another major version.
     #[error("the client speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood")]

@@ -10,6 +10,7 @@ pub const MAX_FDS: usize = 253;
 
 /// Descriptors that came with a message and could not be taken. The others that came with it are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DescriptorError {
     /// More than one message can have.
     #[error("more than {MAX_FDS} descriptors came with one message")]

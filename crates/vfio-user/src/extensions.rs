@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// let text = br#"{"capabilities": {"migration_extensions": {"data_size": true, "p2p": true}}}"#;
 /// let client = Capabilities::from_json(text)?;
 /// let server =
-///     Capabilities { migration_extensions: Some(MigrationExtensions::ALL), ..Capabilities::default() };
+///     Capabilities::default().migration_extensions(Some(MigrationExtensions::ALL));
 /// let agreed = negotiate(&server, &client)?.extensions();
 /// assert!(agreed.data_size && agreed.p2p && !agreed.data_channel);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(clippy::struct_excessive_bools, reason = "each part is agreed on by itself")]
+#[non_exhaustive]
 pub struct MigrationExtensions {
     /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE may be asked.
     pub data_size: bool,
@@ -39,6 +40,54 @@ pub struct MigrationExtensions {
 }
 
 impl MigrationExtensions {
+    /// Sets the field `data_size`.
+    #[must_use]
+    pub const fn data_size(self, data_size: bool) -> MigrationExtensions {
+        MigrationExtensions { data_size, ..self }
+    }
+
+    /// Sets the field `precopy_info`.
+    #[must_use]
+    pub const fn precopy_info(self, precopy_info: bool) -> MigrationExtensions {
+        MigrationExtensions { precopy_info, ..self }
+    }
+
+    /// Sets the field `read_end`.
+    #[must_use]
+    pub const fn read_end(self, read_end: bool) -> MigrationExtensions {
+        MigrationExtensions { read_end, ..self }
+    }
+
+    /// Sets the field `p2p`.
+    #[must_use]
+    pub const fn p2p(self, p2p: bool) -> MigrationExtensions {
+        MigrationExtensions { p2p, ..self }
+    }
+
+    /// Sets the field `data_channel`.
+    #[must_use]
+    pub const fn data_channel(self, data_channel: bool) -> MigrationExtensions {
+        MigrationExtensions { data_channel, ..self }
+    }
+
+    /// Sets the field `device_features`.
+    #[must_use]
+    pub const fn device_features(self, device_features: bool) -> MigrationExtensions {
+        MigrationExtensions { device_features, ..self }
+    }
+}
+
+impl MigrationExtensions {
+    /// No part.
+    pub const NONE: MigrationExtensions = MigrationExtensions {
+        data_size: false,
+        precopy_info: false,
+        read_end: false,
+        p2p: false,
+        data_channel: false,
+        device_features: false,
+    };
+
     /// Every part.
     pub const ALL: MigrationExtensions = MigrationExtensions {
         data_size: true,

@@ -25,6 +25,7 @@ use crate::message::{Deframer, FrameError, Header, Limits};
 
 /// A connection that is over.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SocketError {
     /// The peer hung up in the middle of a message.
     #[error("the peer hung up after {received} of a message's {size} bytes")]
@@ -52,6 +53,7 @@ impl SocketError {
 
 /// A message as it came from the socket.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Incoming<'a> {
     /// Its header.
     pub header: Header,

@@ -13,6 +13,7 @@ use crate::message::{Command, IoFdKind, Reply, Request, SubRegion};
 
 /// A part of a region whose accesses the server takes through a descriptor.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RegionIoFd {
     /// Offset in bytes within the region.
     pub offset: u64,
@@ -24,6 +25,7 @@ pub struct RegionIoFd {
 
 /// How accesses are made through a descriptor. Several parts can have the same one.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum IoAccess {
     /// A write signals an eventfd, which can be given to KVM_IOEVENTFD: a guest's write then leads to the
     /// server, and the VMM does not see it. Who signals it itself has made the write without a message.

@@ -68,6 +68,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// How a [`Client`] deals with its server.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClientOptions {
     /// How long a request may take, from its first byte sent to the last of the reply, in however many pieces
     /// these go; a change of state can take a device long. What takes longer ends the connection with ETIMEDOUT.
@@ -81,6 +82,20 @@ impl Default for ClientOptions {
     /// 30 seconds, and all that a client can do.
     fn default() -> ClientOptions {
         ClientOptions { patience: Duration::from_secs(30), capabilities: Client::capabilities() }
+    }
+}
+
+impl ClientOptions {
+    /// Sets [`ClientOptions::patience`].
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> ClientOptions {
+        ClientOptions { patience, ..self }
+    }
+
+    /// Sets [`ClientOptions::capabilities`].
+    #[must_use]
+    pub fn capabilities(self, capabilities: Capabilities) -> ClientOptions {
+        ClientOptions { capabilities, ..self }
     }
 }
 

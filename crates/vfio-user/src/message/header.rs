@@ -44,6 +44,7 @@ pub struct Header {
 /// over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("message {id} of command {command} has {problem}")]
+#[non_exhaustive]
 pub struct FrameError {
     /// The message's id.
     pub id: u16,
@@ -57,6 +58,7 @@ pub struct FrameError {
 
 /// What is wrong with a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FrameProblem {
     /// The size is less than a header has.
     #[error("a size of {0} bytes, and a header alone has {HEADER}")]

@@ -217,6 +217,7 @@ impl TryFrom<u16> for Command {
 
 /// A payload that is no valid one of its command.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Malformed {
     /// There are fewer bytes than the fixed part has, or than its counts announce.
     #[error("the payload has {found} bytes, and {needed} are needed")]

@@ -10,6 +10,7 @@ use crate::socket::SocketError;
 
 /// Why a client is no longer served. The device is as before.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ServeError {
     /// The connection ended in the middle of a message, or with what is no message.
     #[error(transparent)]

@@ -9,7 +9,7 @@ use whimbrel_models::Model;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Migratable, State};
 use whimbrel_vfio_user::message::{DeviceFeature, Limits, MessageBuffer, Request, Version};
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions, Receiver, Sender, connection};
 
 /// A client by messages, which takes what descriptors come.
 struct Peer {
@@ -48,7 +48,7 @@ fn by_messages(backend: &Backend, round: usize) {
         move || backend.serve(server)
     });
     let mut peer = Peer::new(stream);
-    let capabilities = Capabilities { twin_socket: None, ..Backend::capabilities() };
+    let capabilities = Backend::capabilities().twin_socket(None);
     peer.ask(false, &Request::Version(Version::proposal(capabilities)));
     let mut held = Vec::new();
     for state in [State::PreCopy, State::StopCopy, State::Resuming] {

@@ -12,7 +12,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_vfio_user::message::{
     Command, DmaAccessModes, DmaMap, HEADER, Kind, Limits, MessageBuffer, Request, Version,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, Receiver, Sender, Server, connection};
+use whimbrel_vfio_user::{Backend, Receiver, Sender, Server, connection};
 
 const PAGE: u64 = 4096;
 const LIMIT: u64 = 256;
@@ -41,7 +41,7 @@ impl Peer {
     }
 
     fn agree(&mut self) -> Result<(), Errno> {
-        let capabilities = Capabilities { twin_socket: None, ..Backend::capabilities() };
+        let capabilities = Backend::capabilities().twin_socket(None);
         self.ask(&Request::Version(Version::proposal(capabilities)), None)
     }
 

@@ -12,7 +12,7 @@ use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DmaMap, DmaRegion, Migratable};
 use whimbrel_vfio_user::BackendOptions;
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, DmaMapping, IoAccess, RegionRead};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions, DmaMapping, IoAccess, RegionRead};
 
 const PAGE: u64 = 4096;
 /// A doorbell: a write to the scratch register of a 16550.
@@ -39,10 +39,10 @@ pub(crate) fn open(most: Option<(usize, usize)>) -> (usize, usize) {
 fn ways() -> Vec<ClientOptions> {
     let all = Client::capabilities();
     let twin = all.clone();
-    let no_twin = Capabilities { twin_socket: None, ..all.clone() };
-    let no_descriptors = Capabilities { max_msg_fds: 0, ..all };
+    let no_twin = all.clone().twin_socket(None);
+    let no_descriptors = all.max_msg_fds(0);
     [twin, no_twin, no_descriptors]
-        .map(|capabilities| ClientOptions { capabilities, ..ClientOptions::default() })
+        .map(|capabilities| ClientOptions::default().capabilities(capabilities))
         .to_vec()
 }
 

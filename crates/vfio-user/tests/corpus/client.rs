@@ -23,7 +23,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DataFile, Device, DmaMap, DmaRegion, IrqAction, IrqData, Migratable};
 use whimbrel_vfio_user::message::{Command, HEADER, WriteOne};
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, DmaMapping, RegionRead};
+use whimbrel_vfio_user::{Client, ClientOptions, DmaMapping, RegionRead};
 
 use super::input::Input;
 use super::next_client::{open_descriptors, threads};
@@ -64,15 +64,14 @@ pub(crate) fn run(bytes: &[u8]) {
 
 fn options(how: u8) -> ClientOptions {
     let all = Client::capabilities();
-    let capabilities = Capabilities {
-        max_data_xfer_size: [1 << 20, 4096, 64, 1][usize::from(how & 3)],
-        max_msg_fds: if how & 4 == 0 { all.max_msg_fds } else { 0 },
-        write_multiple: how & 8 == 0,
-        twin_socket: all.twin_socket.filter(|_| how & 16 == 0),
-        migration_extensions: all.migration_extensions.filter(|_| how & 32 == 0),
-        ..all
-    };
-    ClientOptions { patience: PATIENCE, capabilities }
+    let (max_msg_fds, twin_socket, extensions) = (all.max_msg_fds, all.twin_socket, all.migration_extensions);
+    let capabilities = all
+        .max_data_xfer_size([1 << 20, 4096, 64, 1][usize::from(how & 3)])
+        .max_msg_fds(if how & 4 == 0 { max_msg_fds } else { 0 })
+        .write_multiple(how & 8 == 0)
+        .twin_socket(twin_socket.filter(|_| how & 16 == 0))
+        .migration_extensions(extensions.filter(|_| how & 32 == 0));
+    ClientOptions::default().patience(PATIENCE).capabilities(capabilities)
 }
 
 fn memory(size: u64) -> File {

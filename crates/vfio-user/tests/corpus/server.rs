@@ -57,13 +57,11 @@ struct Served {
 impl Bench {
     fn new() -> Bench {
         survive_lost_memory().unwrap();
-        let small = Capabilities {
-            max_msg_fds: 2,
-            max_data_xfer_size: 4096,
-            max_dma_maps: 4,
-            write_multiple: false,
-            ..Backend::capabilities()
-        };
+        let small = Backend::capabilities()
+            .max_msg_fds(2)
+            .max_data_xfer_size(4096)
+            .max_dma_maps(4)
+            .write_multiple(false);
         let all = Backend::capabilities();
         let mut served: Vec<Served> = [all.clone(), small]
             .into_iter()
@@ -807,13 +805,11 @@ fn command(kind: u8, input: &mut Input<'_>) -> (u16, Vec<u8>) {
         19 => (Command::DeviceGetIrqInfo.number(), words(&[16, 0, input.u8().into(), 0])),
         20 => {
             let (fds, size, maps, shift) = (input.u8(), input.u16(), input.u8(), input.u8());
-            let capabilities = Capabilities {
-                max_msg_fds: fds.into(),
-                max_data_xfer_size: size.into(),
-                max_dma_maps: maps.into(),
-                pgsizes: 1_u64.checked_shl(shift.into()).unwrap_or(!0),
-                ..Backend::capabilities()
-            };
+            let capabilities = Backend::capabilities()
+                .max_msg_fds(fds.into())
+                .max_data_xfer_size(size.into())
+                .max_dma_maps(maps.into())
+                .pgsizes(1_u64.checked_shl(shift.into()).unwrap_or(!0));
             let mut out = MessageBuffer::new();
             out.request(0, false, &Request::Version(Version::proposal(capabilities)));
             (Command::Version.number(), out.as_bytes()[HEADER..].to_vec())

@@ -25,7 +25,7 @@ use rustix::net::{
 use whimbrel_models::Model;
 use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{HEADER, LoggingStart, Request, SetIrqs};
-use whimbrel_vfio_user::{Backend, Capabilities, MAX_FDS, Server, TwinSocket};
+use whimbrel_vfio_user::{Backend, MAX_FDS, Server, TwinSocket};
 
 use super::input::Input;
 use super::next_client::{answered, ask_all, open_descriptors, threads};
@@ -71,8 +71,8 @@ fn backend(kind: usize) -> Backend {
 /// A client that has set up a little of everything.
 fn client(path: &Path) -> (Peer, OwnedFd) {
     let mut client = Peer::new(UnixStream::connect(path).unwrap(), None);
-    let twin_socket = Some(TwinSocket { supported: true, fd_index: None });
-    client.agree(Capabilities { twin_socket, ..Backend::capabilities() });
+    let twin_socket = Some(TwinSocket::new(true, None));
+    client.agree(Backend::capabilities().twin_socket(twin_socket));
     client.map(0, 4 * PAGE, &memory(4 * PAGE)).unwrap();
     let map = whimbrel_vfio_user::message::DmaMap {
         rights: BOTH,

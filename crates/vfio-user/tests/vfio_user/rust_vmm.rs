@@ -227,7 +227,7 @@ fn theirs() -> (Client, Receiver<Told>, JoinHandle<()>, tempfile::TempDir) {
         let server = vfio_user::Server::from_owned_fd(listener, true, irqs, vec![region]);
         server.run(&mut Card { registers: vec![0; 1 << 20], told }).unwrap();
     });
-    let options = ClientOptions { patience: LONG / 2, ..ClientOptions::default() };
+    let options = ClientOptions::default().patience(LONG / 2);
     (Client::connect(&path, &options).unwrap(), asked, thread, folder)
 }
 

@@ -11,7 +11,7 @@ use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Region, RegionInfoFlags,
 };
 use whimbrel_user::{Device, IrqAction, IrqData};
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 
 const PAGE: u64 = 4096;
 const MSI: u32 = 1;
@@ -89,9 +89,9 @@ fn a_file_that_is_shorter_than_its_region_is_not_mapped() {
 
 #[test]
 fn interrupts_signal_their_eventfds_with_gaps_and_in_messages_of_few() {
-    let one = Capabilities { max_msg_fds: 1, ..Client::capabilities() };
+    let one = Client::capabilities().max_msg_fds(1);
     for capabilities in [Client::capabilities(), one] {
-        let (mut client, _file) = card(2 * PAGE, &ClientOptions { capabilities, ..ClientOptions::default() });
+        let (mut client, _file) = card(2 * PAGE, &ClientOptions::default().capabilities(capabilities));
         let eventfds: Vec<EventFd> =
             (0..4).map(|_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()).collect();
         let signalled = || eventfds.iter().map(|eventfd| eventfd.read().is_ok()).collect::<Vec<bool>>();

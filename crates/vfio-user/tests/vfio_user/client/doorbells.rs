@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use whimbrel_device::{Errno, IoeventfdWrite, WriteWidth};
 use whimbrel_user::Device;
 use whimbrel_vfio_user::BackendOptions;
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, IoAccess, RegionIoFd};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions, IoAccess, RegionIoFd};
 
 use super::board::{PAGE, RING, RUNG, board, board_with, doorbell};
 
@@ -74,8 +74,8 @@ fn no_more_doorbells_come_than_descriptors_can() {
         .map(|at| IoeventfdWrite { region: 0, offset: at * 4, width: WriteWidth::Four, data: at })
         .collect();
     for (most, expected) in [(3, 3), (0, 0)] {
-        let capabilities = Capabilities { max_msg_fds: most, ..Client::capabilities() };
-        let options = ClientOptions { capabilities, ..ClientOptions::default() };
+        let capabilities = Client::capabilities().max_msg_fds(most);
+        let options = ClientOptions::default().capabilities(capabilities);
         let backend = |device| Backend::with(device, BackendOptions::default().ioeventfds(list.clone()));
         let (client, _) = board_with(&options, backend);
         assert_eq!(client.region_io_fds(0).unwrap().len(), expected);

@@ -4,24 +4,17 @@
 use whimbrel_user::{
     DataFile, Device, Error, Local, Migratable, MigrationFlags, PrecopyReport, SavingRead, State,
 };
-use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, MigrationExtensions};
+use whimbrel_vfio_user::{Backend, Client, ClientOptions, MigrationExtensions};
 
 use super::live::moves;
 use super::support::Served;
 use crate::source_device::{self, PRODUCE, REINIT, TRAILER};
 
-const NONE: MigrationExtensions = MigrationExtensions {
-    data_size: false,
-    precopy_info: false,
-    read_end: false,
-    p2p: false,
-    data_channel: false,
-    device_features: false,
-};
+const NONE: MigrationExtensions = MigrationExtensions::NONE;
 
 fn options(extensions: Option<MigrationExtensions>) -> ClientOptions {
-    let capabilities = Capabilities { migration_extensions: extensions, ..Client::capabilities() };
-    ClientOptions { capabilities, ..ClientOptions::default() }
+    let capabilities = Client::capabilities().migration_extensions(extensions);
+    ClientOptions::default().capabilities(capabilities)
 }
 
 /// A client of a device whose state is told to it.
@@ -100,9 +93,9 @@ fn a_device_with_ends_for_now_and_new_initial_data_is_as_the_device_itself() {
     let here = told_on_the_way(&mut Local::new(source_device::open("source")));
     for extensions in [
         MigrationExtensions::ALL,
-        MigrationExtensions { data_channel: false, ..MigrationExtensions::ALL },
-        MigrationExtensions { read_end: false, ..MigrationExtensions::ALL },
-        MigrationExtensions { read_end: false, data_channel: false, ..MigrationExtensions::ALL },
+        MigrationExtensions::ALL.data_channel(false),
+        MigrationExtensions::ALL.read_end(false),
+        MigrationExtensions::ALL.read_end(false).data_channel(false),
     ] {
         assert_eq!(told_on_the_way(&mut source(Some(extensions))), here, "{extensions:?}");
     }
@@ -132,7 +125,7 @@ fn what_was_not_agreed_on_is_not_asked_for() {
 #[test]
 fn the_size_stands_in_for_the_counts_where_it_alone_is_known() {
     for data_channel in [false, true] {
-        let mut device = source(Some(MigrationExtensions { data_size: true, data_channel, ..NONE }));
+        let mut device = source(Some(NONE.data_size(true).data_channel(data_channel)));
         produce(&mut device, PRODUCE, 300);
         let mut data = device.set_state(State::PreCopy).unwrap().unwrap();
         let bytes = data.precopy_info().unwrap().bytes;
@@ -143,7 +136,7 @@ fn the_size_stands_in_for_the_counts_where_it_alone_is_known() {
 #[test]
 fn a_file_of_a_session_that_is_over_says_so() {
     for data_channel in [false, true] {
-        let extensions = MigrationExtensions { data_channel, ..MigrationExtensions::ALL };
+        let extensions = MigrationExtensions::ALL.data_channel(data_channel);
         let mut device = source(Some(extensions));
         let mut first = device.set_state(State::PreCopy).unwrap().unwrap();
         let mut second = device.set_state(State::Resuming).unwrap().unwrap();
@@ -173,8 +166,7 @@ fn the_end_of_the_client_and_of_its_files_comes_in_any_order() {
 #[test]
 fn a_working_device_moves_with_the_extension_without_it_and_from_one_to_the_other() {
     let all = || options(Some(MigrationExtensions::ALL));
-    let in_messages =
-        || options(Some(MigrationExtensions { data_channel: false, ..MigrationExtensions::ALL }));
+    let in_messages = || options(Some(MigrationExtensions::ALL.data_channel(false)));
     let plain = || options(None);
     for (from, to) in
         [(all(), all()), (plain(), plain()), (all(), plain()), (plain(), all()), (in_messages(), all())]

@@ -34,7 +34,7 @@ fn server_with(bytes: Vec<u8>, hangs_up: bool, options: &ClientOptions) -> (Clie
         let (mut receiver, mut sender) = connection(stream.try_clone().unwrap(), Limits::default());
         let id = receiver.receive().unwrap().unwrap().header.id;
         let mut out = MessageBuffer::new();
-        let capabilities = Capabilities { max_data_xfer_size: 4096, ..Capabilities::default() };
+        let capabilities = Capabilities::default().max_data_xfer_size(4096);
         out.reply(id, &Reply::Version(Version::proposal(capabilities)));
         sender.send(out.as_bytes(), &[]).unwrap();
         receiver.receive().unwrap();
@@ -106,7 +106,7 @@ fn a_server_that_hangs_up_at_any_offset_is_an_error_and_the_connection_is_over()
 fn a_server_that_does_not_answer_is_given_up() {
     for bytes in [vec![], reply(ID, GET_INFO, &info(2))[..20].to_vec()] {
         // Long enough that the version comes in time on any machine.
-        let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
+        let options = ClientOptions::default().patience(Duration::from_secs(2));
         let (mut client, thread) = server_with(bytes, false, &options);
         let error = client.info().unwrap_err();
         assert_eq!(

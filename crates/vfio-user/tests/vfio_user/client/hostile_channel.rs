@@ -40,11 +40,9 @@ fn server(
             let mut given = Vec::new();
             match Request::parse(command, message.payload, Limits::default()).unwrap() {
                 Request::Version(_) => {
-                    let capabilities = Capabilities {
-                        max_data_xfer_size: 4096,
-                        migration_extensions: Some(MigrationExtensions::ALL),
-                        ..Capabilities::default()
-                    };
+                    let capabilities = Capabilities::default()
+                        .max_data_xfer_size(4096)
+                        .migration_extensions(Some(MigrationExtensions::ALL));
                     out.reply(id, &Reply::Version(Version::proposal(capabilities)));
                 }
                 Request::RegionRead(access) => out.reply(id, &Reply::RegionRead(access, &[7; 4])),
@@ -73,7 +71,7 @@ fn server(
             }
         }
     });
-    let options = ClientOptions { patience, ..ClientOptions::default() };
+    let options = ClientOptions::default().patience(patience);
     (Client::new("card", client, &options).unwrap(), thread)
 }
 

@@ -23,7 +23,7 @@ fn server(answers: Vec<Answer>) -> (Client, JoinHandle<()>) {
         let (mut receiver, mut sender) = connection(stream, Limits::default());
         let id = receiver.receive().unwrap().unwrap().header.id;
         let mut out = MessageBuffer::new();
-        let capabilities = Capabilities { max_msg_fds: 253, write_multiple: true, ..Capabilities::default() };
+        let capabilities = Capabilities::default().max_msg_fds(253).write_multiple(true);
         out.reply(id, &Reply::Version(Version::proposal(capabilities)));
         sender.send(out.as_bytes(), &[]).unwrap();
         for (payload, descriptors) in answers {

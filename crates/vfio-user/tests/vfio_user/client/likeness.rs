@@ -97,10 +97,7 @@ fn saved(device: &mut Client, cut: usize) -> Vec<u8> {
 
 #[test]
 fn a_state_that_is_saved_is_restored_behind_another_socket() {
-    let small = ClientOptions {
-        capabilities: whimbrel_vfio_user::Capabilities { max_data_xfer_size: 4096, ..Client::capabilities() },
-        ..ClientOptions::default()
-    };
+    let small = ClientOptions::default().capabilities(Client::capabilities().max_data_xfer_size(4096));
     for options in [ClientOptions::default(), small] {
         let mut source = Served::with("accel?state=64KiB", &options);
         let mut destination = Served::with("accel?state=64KiB", &options);
@@ -117,9 +114,8 @@ fn a_state_that_is_saved_is_restored_behind_another_socket() {
 
 #[test]
 fn accesses_longer_than_a_message_are_made_in_pieces() {
-    let capabilities =
-        whimbrel_vfio_user::Capabilities { max_data_xfer_size: 1000, ..Client::capabilities() };
-    let options = ClientOptions { capabilities, ..ClientOptions::default() };
+    let capabilities = Client::capabilities().max_data_xfer_size(1000);
+    let options = ClientOptions::default().capabilities(capabilities);
     let mut served = Served::with("accel?state=64KiB", &options);
     let mut here = Local::new(open("accel?state=64KiB").0);
     let (mut one, mut other) = (vec![1; 64 << 10], vec![2; 64 << 10]);

@@ -29,8 +29,8 @@ const IOVA: u64 = 0x10_0000;
 /// What a client proposes so that it has a twin socket or none.
 pub(crate) fn options(has_twin: bool) -> ClientOptions {
     let all = Client::capabilities();
-    let capabilities = Capabilities { twin_socket: all.twin_socket.filter(|_| has_twin), ..all };
-    ClientOptions { capabilities, ..ClientOptions::default() }
+    let twin_socket = all.twin_socket.filter(|_| has_twin);
+    ClientOptions::default().capabilities(all.twin_socket(twin_socket))
 }
 
 /// Memory without a file.
@@ -77,8 +77,8 @@ fn a_device_works_in_memory_without_a_file_while_nothing_is_asked_of_it() {
 
 #[test]
 fn a_server_that_takes_no_descriptors_reaches_all_memory() {
-    let none = Capabilities { max_msg_fds: 0, ..Client::capabilities() };
-    let options = ClientOptions { capabilities: none, ..ClientOptions::default() };
+    let none = Client::capabilities().max_msg_fds(0);
+    let options = ClientOptions::default().capabilities(none);
     let mut served = Served::with("accel?state=4KiB", &options);
     let client = served.client();
     assert_eq!(client.agreed().twin_socket, None, "it would come as a descriptor");
@@ -129,7 +129,7 @@ impl Fake {
 
     fn agree(&mut self, twin_socket: Option<TwinSocket>, descriptors: &[BorrowedFd<'_>]) {
         let id = self.expect(Command::Version);
-        let version = Version::proposal(Capabilities { twin_socket, ..Capabilities::default() });
+        let version = Version::proposal(Capabilities::default().twin_socket(twin_socket));
         self.send_with(|out| out.reply(id, &Reply::Version(version)), descriptors);
     }
 
@@ -189,7 +189,7 @@ fn client_of<T: Send + 'static>(
 
 #[test]
 fn a_twin_socket_that_cannot_be_one_ends_the_connection() {
-    let twin = |supported, fd_index| Some(TwinSocket { supported, fd_index });
+    let twin = |supported, fd_index| Some(TwinSocket::new(supported, fd_index));
     let cases = [
         ("no index", twin(true, None), 1, true, "does not say which descriptor"),
         ("no descriptor", twin(true, Some(0)), 0, true, "is descriptor 0, and 0 came with it"),
@@ -214,9 +214,7 @@ fn a_twin_socket_that_cannot_be_one_ends_the_connection() {
 
 #[test]
 fn a_server_need_not_have_a_twin_socket() {
-    for answer in
-        [None, Some(TwinSocket::default()), Some(TwinSocket { supported: false, fd_index: Some(0) })]
-    {
+    for answer in [None, Some(TwinSocket::default()), Some(TwinSocket::new(false, Some(0)))] {
         let (client, thread) = client_of(&options(true), move |mut fake| {
             let (mut kept, given) = UnixStream::pair().unwrap();
             fake.agree(answer, &[given.as_fd()]);
@@ -237,7 +235,7 @@ fn with_twin<T: Send + 'static>(
         // Whatever it was before.
         theirs.set_nonblocking(true).unwrap();
         let other = rustix::pipe::pipe().unwrap();
-        let twin = TwinSocket { supported: true, fd_index: Some(1) };
+        let twin = TwinSocket::new(true, Some(1));
         fake.agree(Some(twin), &[other.0.as_fd(), theirs.as_fd(), other.1.as_fd()]);
         drop((theirs, other));
         let (receiver, sender) = connection(own, Limits::default());

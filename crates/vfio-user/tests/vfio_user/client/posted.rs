@@ -5,7 +5,7 @@ use std::time::Duration;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaMap, Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{Command, DmaAccess, Kind, Limits, MessageBuffer, Reply, Request};
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::board::{BROKEN, PAGE, TARGET, board, memory};
 use super::support::plain_server;
@@ -28,8 +28,8 @@ fn what_is_read_later_is_what_was_written_before() {
 
 #[test]
 fn what_is_longer_than_a_message_goes_in_pieces() {
-    let capabilities = Capabilities { max_data_xfer_size: 100, ..Client::capabilities() };
-    let (mut client, written) = board(&ClientOptions { capabilities, ..ClientOptions::default() });
+    let capabilities = Client::capabilities().max_data_xfer_size(100);
+    let (mut client, written) = board(&ClientOptions::default().capabilities(capabilities));
     let data: Vec<u8> = (0..250).collect();
     client.post_write(0, 0x100, &data).unwrap();
     client.read_region(0, 0, &mut [0]).unwrap();
@@ -43,8 +43,8 @@ fn what_is_longer_than_a_message_goes_in_pieces() {
 #[test]
 fn a_write_whose_device_asks_for_memory_is_not_stuck() {
     // Without descriptors all memory is asked for.
-    let capabilities = Capabilities { max_msg_fds: 0, ..Client::capabilities() };
-    let (mut client, written) = board(&ClientOptions { capabilities, ..ClientOptions::default() });
+    let capabilities = Client::capabilities().max_msg_fds(0);
+    let (mut client, written) = board(&ClientOptions::default().capabilities(capabilities));
     let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
     client.map_dma(0, both, memory(PAGE)).unwrap();
     for at in 0..2000_u64 {
@@ -63,7 +63,7 @@ fn write_until_refused(client: &Client) -> Error {
 
 #[test]
 fn a_server_that_takes_nothing_is_given_up() {
-    let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
+    let options = ClientOptions::default().patience(Duration::from_secs(2));
     let (left, stay) = std::sync::mpsc::channel::<()>();
     let (client, thread) = plain_server(&options, move |_receiver, _sender| {
         let _ = stay.recv();

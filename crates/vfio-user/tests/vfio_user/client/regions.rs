@@ -7,7 +7,7 @@ use std::time::Duration;
 use whimbrel_engine::{Destination, Link, Source, SourceOptions};
 use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
 use whimbrel_user::{Capability, Device, MigrationFlags, SavingRead, State, Version, region};
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::support::Served;
 
@@ -30,8 +30,8 @@ fn adapted(served: &mut Served, version: Version) -> Box<dyn Device> {
 /// With descriptors, through which the region is mapped, and without, where all goes in messages.
 fn options() -> [ClientOptions; 2] {
     [Client::capabilities().max_msg_fds, 0].map(|max_msg_fds| {
-        let capabilities = Capabilities { max_msg_fds, ..Client::capabilities() };
-        ClientOptions { capabilities, ..ClientOptions::default() }
+        let capabilities = Client::capabilities().max_msg_fds(max_msg_fds);
+        ClientOptions::default().capabilities(capabilities)
     })
 }
 

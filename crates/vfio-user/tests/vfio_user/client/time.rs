@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn options() -> ClientOptions {
-    ClientOptions { patience: PATIENCE, ..ClientOptions::default() }
+    ClientOptions::default().patience(PATIENCE)
 }
 
 /// A client of a server that agrees on this version and then does as `then` says with the bare socket.
@@ -91,7 +91,7 @@ fn requests_of_the_server_do_not_make_a_request_wait_longer() {
 #[test]
 fn a_server_that_reads_a_byte_at_a_time_does_not_make_a_write_wait_longer() {
     // One that says by itself how much it takes gets that much.
-    let capabilities = Capabilities { max_data_xfer_size: 1_000_000, ..Capabilities::default() };
+    let capabilities = Capabilities::default().max_data_xfer_size(1_000_000);
     let mut client = client(capabilities, |stream| {
         let start = Instant::now();
         while start.elapsed() < LONG && (&stream).read(&mut [0]).is_ok_and(|count| count > 0) {

@@ -11,7 +11,7 @@ use whimbrel_user::{Device, DmaMap, Errno, Error};
 use whimbrel_vfio_user::message::{
     Command, DmaUnmap, DmaUnmapReply, HEADER, Kind, Limits, MessageBuffer, RegionAccess, Reply, Request,
 };
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, DmaMapping, Receiver, RegionRead};
+use whimbrel_vfio_user::{Client, ClientOptions, DmaMapping, Receiver, RegionRead};
 
 use super::board::{BROKEN, PAGE, TARGET, board, memory};
 use super::support::plain_server;
@@ -20,8 +20,8 @@ const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 const IOVA: u64 = 1 << 30;
 
 fn options(max_data_xfer_size: u32, max_msg_fds: u32) -> ClientOptions {
-    let capabilities = Capabilities { max_data_xfer_size, max_msg_fds, ..Client::capabilities() };
-    ClientOptions { capabilities, ..ClientOptions::default() }
+    let capabilities = Client::capabilities().max_data_xfer_size(max_data_xfer_size).max_msg_fds(max_msg_fds);
+    ClientOptions::default().capabilities(capabilities)
 }
 
 /// Reads at these offsets, each as long as its place in the list says.
@@ -208,7 +208,7 @@ fn a_server_that_hangs_up_between_answers_is_an_error() {
 
 #[test]
 fn a_server_that_answers_no_more_is_given_up() {
-    let options = ClientOptions { patience: Duration::from_secs(2), ..ClientOptions::default() };
+    let options = ClientOptions::default().patience(Duration::from_secs(2));
     let (client, thread) = plain_server(&options, |mut receiver, mut sender| {
         let mut out = MessageBuffer::new();
         answer(&mut out, next(&mut receiver));

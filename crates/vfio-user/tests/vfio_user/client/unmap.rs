@@ -3,7 +3,7 @@
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaMap, Errno, Migratable};
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::board::{PAGE, TARGET, board, memory};
 
@@ -20,8 +20,8 @@ fn pages(words: &[u64]) -> Vec<u64> {
 }
 
 fn with_data(max_data_xfer_size: u32) -> ClientOptions {
-    let capabilities = Capabilities { max_data_xfer_size, ..Client::capabilities() };
-    ClientOptions { capabilities, ..ClientOptions::default() }
+    let capabilities = Client::capabilities().max_data_xfer_size(max_data_xfer_size);
+    ClientOptions::default().capabilities(capabilities)
 }
 
 /// A client with mappings of so many pages each, one behind the other, and a log of all of them.

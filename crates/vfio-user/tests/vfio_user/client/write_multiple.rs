@@ -2,7 +2,7 @@
 
 use whimbrel_user::Errno;
 use whimbrel_vfio_user::message::WriteOne;
-use whimbrel_vfio_user::{Capabilities, Client, ClientOptions};
+use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::board::{BROKEN, board};
 
@@ -13,8 +13,8 @@ fn write(offset: u64, data: &[u8]) -> WriteOne {
 /// With several writes in a message, and with a message for each.
 fn options() -> [ClientOptions; 2] {
     [true, false].map(|write_multiple| {
-        let capabilities = Capabilities { write_multiple, ..Client::capabilities() };
-        ClientOptions { capabilities, ..ClientOptions::default() }
+        let capabilities = Client::capabilities().write_multiple(write_multiple);
+        ClientOptions::default().capabilities(capabilities)
     })
 }
 

@@ -17,10 +17,10 @@ fn what_is_agreed_is_the_smaller_of_both() {
     let host = Host::new();
     let (stream, thread) = host.connect();
     let mut peer = Peer::new(stream, Some(thread));
-    let proposed = Capabilities { max_msg_fds: 8, max_dma_maps: 3, ..Capabilities::default() };
+    let proposed = Capabilities::default().max_msg_fds(8).max_dma_maps(3);
     let version = peer.agree(proposed.clone());
     assert_eq!((version.major, version.minor), (0, 1));
-    assert_eq!(version.capabilities, Capabilities { max_dma_maps: 3, ..proposed });
+    assert_eq!(version.capabilities, proposed.max_dma_maps(3));
     peer.leave().unwrap();
 }
 

@@ -241,8 +241,8 @@ fn a_client_without_files_to_share_is_asked_for_its_memory_over_either_socket() 
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("socket");
         let (stopper, serving) = dispatched(Server::bind(&path, Backend::new(Board::open())).unwrap());
-        let capabilities = Capabilities { twin_socket: twin, ..Client::capabilities() };
-        let options = ClientOptions { capabilities, ..ClientOptions::default() };
+        let capabilities = Client::capabilities().twin_socket(twin);
+        let options = ClientOptions::default().capabilities(capabilities);
         let mut device = Client::connect(&path, &options).unwrap();
         let memory = MmapRegion::<()>::new(PAGE as usize).unwrap();
         let memory = Arc::new(memory);

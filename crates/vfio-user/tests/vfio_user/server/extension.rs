@@ -4,29 +4,22 @@ use whimbrel_device::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::message::Request;
-use whimbrel_vfio_user::{Backend, Capabilities, MigrationExtensions};
+use whimbrel_vfio_user::{Backend, MigrationExtensions};
 
 use super::source::*;
 
-const NONE: MigrationExtensions = MigrationExtensions {
-    data_size: false,
-    precopy_info: false,
-    read_end: false,
-    p2p: false,
-    data_channel: false,
-    device_features: false,
-};
+const NONE: MigrationExtensions = MigrationExtensions::NONE;
 const ALL: MigrationFlags =
     MigrationFlags::STOP_COPY.union(MigrationFlags::P2P).union(MigrationFlags::PRE_COPY);
 
 /// Each part alone.
 const PARTS: [MigrationExtensions; 6] = [
-    MigrationExtensions { data_size: true, ..NONE },
-    MigrationExtensions { precopy_info: true, ..NONE },
-    MigrationExtensions { read_end: true, ..NONE },
-    MigrationExtensions { p2p: true, ..NONE },
-    MigrationExtensions { data_channel: true, ..NONE },
-    MigrationExtensions { device_features: true, ..NONE },
+    NONE.data_size(true),
+    NONE.precopy_info(true),
+    NONE.read_end(true),
+    NONE.p2p(true),
+    NONE.data_channel(true),
+    NONE.device_features(true),
 ];
 
 #[test]
@@ -96,7 +89,7 @@ fn each_part_gives_what_is_its_own_and_nothing_else() {
 
 #[test]
 fn a_read_says_of_the_end_what_the_data_file_says() {
-    let read_end = MigrationExtensions { read_end: true, ..NONE };
+    let read_end = NONE.read_end(true);
     let mut peer = client(&backend(), Some(read_end));
     produce(&mut peer, PRODUCE, 3 * PIECE as u32);
     set(&mut peer, State::PreCopy).unwrap();
@@ -120,7 +113,7 @@ fn a_read_says_of_the_end_what_the_data_file_says() {
 
 #[test]
 fn what_was_read_before_a_failure_is_given_out_before_it() {
-    let read_end = MigrationExtensions { read_end: true, ..NONE };
+    let read_end = NONE.read_end(true);
     let mut peer = client(&backend(), Some(read_end));
     produce(&mut peer, PRODUCE, 3 * PIECE as u32);
     produce(&mut peer, FAIL, Errno::EIO.raw_os_error().cast_unsigned());
@@ -138,7 +131,7 @@ fn what_was_read_before_a_failure_is_given_out_before_it() {
 
 #[test]
 fn the_counts_of_pre_copy_are_those_of_the_ioctl() {
-    let precopy = MigrationExtensions { precopy_info: true, ..NONE };
+    let precopy = NONE.precopy_info(true);
     let mut peer = client(&backend(), Some(precopy));
     assert_eq!(precopy_info(&mut peer, 24, 0).err(), Some(Errno::EBADF), "no session yet");
     produce(&mut peer, PRODUCE, 30);
@@ -162,7 +155,7 @@ fn the_counts_of_pre_copy_are_those_of_the_ioctl() {
 
 #[test]
 fn new_initial_data_is_told_to_who_opted_in() {
-    let precopy = MigrationExtensions { precopy_info: true, ..NONE };
+    let precopy = NONE.precopy_info(true);
     let backend = backend();
     let mut peer = client(&backend, Some(precopy));
     set(&mut peer, State::PreCopy).unwrap();
@@ -178,7 +171,7 @@ fn new_initial_data_is_told_to_who_opted_in() {
 
 #[test]
 fn the_states_of_p2p_are_on_the_way_where_they_were_agreed_on() {
-    let p2p = MigrationExtensions { p2p: true, ..NONE };
+    let p2p = NONE.p2p(true);
     let mut peer = client(&backend(), Some(p2p));
     assert_eq!(get(&mut peer, Feature::Migration).unwrap(), ALL.bits());
     for to in [State::RunningP2p, State::PreCopyP2p, State::PreCopy, State::PreCopyP2p, State::StopCopy] {
@@ -190,7 +183,7 @@ fn the_states_of_p2p_are_on_the_way_where_they_were_agreed_on() {
 
 #[test]
 fn a_plain_client_finds_a_device_that_was_left_in_p2p_where_it_can_go_on() {
-    let p2p = MigrationExtensions { p2p: true, ..NONE };
+    let p2p = NONE.p2p(true);
     for (left, seen) in [(State::RunningP2p, State::Running), (State::PreCopyP2p, State::PreCopy)] {
         for next in [State::Running, State::Stop, State::PreCopy, State::StopCopy] {
             let backend = backend();
@@ -207,20 +200,20 @@ fn a_plain_client_finds_a_device_that_was_left_in_p2p_where_it_can_go_on() {
 
 #[test]
 fn a_server_offers_no_more_than_it_is_told_to() {
-    let limited = MigrationExtensions { read_end: true, p2p: true, ..NONE };
-    let capabilities = Capabilities { migration_extensions: Some(limited), ..Backend::capabilities() };
+    let limited = NONE.read_end(true).p2p(true);
+    let capabilities = Backend::capabilities().migration_extensions(Some(limited));
     for (offered, proposed, expected) in [
         (Some(limited), Some(MigrationExtensions::ALL), Some(limited)),
         (Some(limited), None, None),
         (None, Some(MigrationExtensions::ALL), None),
     ] {
-        let capabilities = Capabilities { migration_extensions: offered, ..capabilities.clone() };
+        let capabilities = capabilities.clone().migration_extensions(offered);
         let backend =
             Backend::with(backend().device().clone(), BackendOptions::default().capabilities(capabilities));
         let (server, stream) = std::os::unix::net::UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || backend.serve(server));
         let mut peer = super::support::Peer::new(stream, Some(thread));
-        let version = peer.agree(Capabilities { migration_extensions: proposed, ..Backend::capabilities() });
+        let version = peer.agree(Backend::capabilities().migration_extensions(proposed));
         assert_eq!(version.capabilities.migration_extensions, expected);
     }
 }

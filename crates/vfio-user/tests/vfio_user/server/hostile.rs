@@ -436,8 +436,8 @@ fn a_client_that_leaves_its_own_end_of_the_connection_on_the_twin_socket_is_seen
     let host = Host::new();
     let (stream, thread) = host.connect();
     let mut peer = Peer::new(stream.try_clone().unwrap(), Some(thread));
-    let twin_socket = Some(whimbrel_vfio_user::TwinSocket { supported: true, fd_index: None });
-    let (_, mut fds) = peer.propose(Capabilities { twin_socket, ..Backend::capabilities() });
+    let twin_socket = Some(whimbrel_vfio_user::TwinSocket::new(true, None));
+    let (_, mut fds) = peer.propose(Backend::capabilities().twin_socket(twin_socket));
     let (_, mut sender) = connection(UnixStream::from(fds.pop().expect("the twin")), Limits::default());
     sender.send(&[0; 8], &[stream.as_fd(), sender.clone().as_fd()]).unwrap();
     drop((stream, sender));

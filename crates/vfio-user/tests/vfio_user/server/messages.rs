@@ -62,7 +62,7 @@ impl Rig {
         let (stream, thread) = host.connect();
         let mut peer = Peer::new(stream, Some(thread));
         let twin_socket = capabilities.twin_socket.filter(|_| way == Way::Twin);
-        let (version, fds) = peer.propose(Capabilities { twin_socket, ..capabilities });
+        let (version, fds) = peer.propose(capabilities.twin_socket(twin_socket));
         let twin = fds.into_iter().next().map(|fd| connection(UnixStream::from(fd), Limits::default()));
         assert_eq!((version.capabilities.twin_socket.is_some(), twin.is_some()), {
             let is_twin = way == Way::Twin;
@@ -298,7 +298,7 @@ fn what_was_read_ahead_is_executed_when_the_last_such_mapping_is_gone() {
 #[test]
 fn an_access_is_split_as_was_agreed() {
     for way in WAYS {
-        let capabilities = Capabilities { max_data_xfer_size: 100, ..Backend::capabilities() };
+        let capabilities = Backend::capabilities().max_data_xfer_size(100);
         let mut rig = Rig::with(way, capabilities);
         rig.map(IOVA, PAGE).unwrap();
         rig.memory.extend((0..250_u8).map(|at| (IOVA + 1 + u64::from(at), at)));
@@ -639,7 +639,7 @@ fn a_client_that_takes_no_descriptor_gets_no_twin() {
     let host = Host::new();
     let (stream, thread) = host.connect();
     let mut peer = Peer::new(stream, Some(thread));
-    let (version, fds) = peer.propose(Capabilities { max_msg_fds: 0, ..Backend::capabilities() });
+    let (version, fds) = peer.propose(Backend::capabilities().max_msg_fds(0));
     assert_eq!((version.capabilities.twin_socket, fds.len()), (None, 0));
     peer.leave().unwrap();
 }

@@ -20,7 +20,7 @@ pub(crate) fn backend() -> Backend {
 
 /// A client that has proposed these parts of the extension.
 pub(crate) fn client(backend: &Backend, extensions: Option<MigrationExtensions>) -> Peer {
-    client_with(backend, Capabilities { migration_extensions: extensions, ..Backend::capabilities() })
+    client_with(backend, Backend::capabilities().migration_extensions(extensions))
 }
 
 pub(crate) fn client_with(backend: &Backend, capabilities: Capabilities) -> Peer {

@@ -101,7 +101,7 @@ fn a_channel_knows_three_commands() {
     let access = RegionAccess { offset: 0, region: 0, count: 4 };
     assert_eq!(channel.ask(&Request::RegionRead(access)).err(), Some(Errno::ENOTTY));
 
-    let plain = MigrationExtensions { precopy_info: false, ..MigrationExtensions::ALL };
+    let plain = MigrationExtensions::ALL.precopy_info(false);
     let mut peer = client(&backend(), Some(plain));
     let mut channel = opened(&mut peer, State::PreCopy);
     assert_eq!(precopy_info(&mut channel, 24, 0).err(), Some(Errno::ENOTTY), "it was not agreed on");
@@ -110,7 +110,7 @@ fn a_channel_knows_three_commands() {
 
 #[test]
 fn the_end_is_told_as_was_agreed_on() {
-    let plain = MigrationExtensions { read_end: false, ..MigrationExtensions::ALL };
+    let plain = MigrationExtensions::ALL.read_end(false);
     let mut peer = client(&backend(), Some(plain));
     let mut channel = opened(&mut peer, State::PreCopy);
     assert_eq!(read(&mut channel, 4).unwrap(), [0_u8; 0]);
@@ -128,7 +128,7 @@ fn the_direction_is_that_of_the_session() {
 
 #[test]
 fn what_is_malformed_gets_its_errno_and_the_channel_goes_on() {
-    let capabilities = Capabilities { max_data_xfer_size: 4096, ..Backend::capabilities() };
+    let capabilities = Backend::capabilities().max_data_xfer_size(4096);
     let mut peer = client_with(&backend(), capabilities);
     let mut channel = opened(&mut peer, State::PreCopy);
     let words = |values: &[u32]| values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>();
@@ -323,7 +323,7 @@ fn a_change_of_state_without_reply_has_no_channel() {
 
 #[test]
 fn a_client_that_takes_no_descriptors_gets_no_channel() {
-    let capabilities = Capabilities { max_msg_fds: 0, twin_socket: None, ..Backend::capabilities() };
+    let capabilities = Backend::capabilities().max_msg_fds(0).twin_socket(None);
     let mut peer = client_with(&backend(), capabilities);
     produce(&mut peer, PRODUCE, 3);
     let (data_fd, fds) = set(&mut peer, State::PreCopy).unwrap();

@@ -238,7 +238,7 @@ impl Host {
     pub(crate) fn client_with(&self, extensions: Option<MigrationExtensions>) -> Peer {
         let (stream, thread) = self.connect();
         let mut peer = Peer::new(stream, Some(thread));
-        peer.agree(Capabilities { migration_extensions: extensions, ..Backend::capabilities() });
+        peer.agree(Backend::capabilities().migration_extensions(extensions));
         peer
     }
 }

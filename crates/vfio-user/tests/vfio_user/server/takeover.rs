@@ -19,9 +19,7 @@ use whimbrel_vfio_user::message::{
     Command, DeviceFeature, DmaAccess, DmaMap, DmaUnmap, LoggingReport, MessageBuffer, RegionAccess, Reply,
     Request, SetIrqs, Version,
 };
-use whimbrel_vfio_user::{
-    Backend, Capabilities, MigrationExtensions, Served, Server, Stopper, Takeover, TakeoverError,
-};
+use whimbrel_vfio_user::{Backend, MigrationExtensions, Served, Server, Stopper, Takeover, TakeoverError};
 
 use super::support::*;
 
@@ -456,7 +454,7 @@ fn what_was_dirty_is_not_lost_by_a_takeover_that_fails() {
     feature(&mut peer, Feature::DmaLoggingStart, FeatureFlags::SET, &start).unwrap();
     peer.write(BAR, DOORBELL, &(7 * PAGE).to_ne_bytes()).unwrap();
     // It takes all, and cannot go on with what the client has agreed on.
-    let capabilities = Capabilities { write_multiple: false, ..Backend::capabilities() };
+    let capabilities = Backend::capabilities().write_multiple(false);
     let less = Backend::with(Board::open(), BackendOptions::default().capabilities(capabilities));
     let error = line.take_over_with(less).unwrap_err();
     assert!(error.to_string().contains("cannot do"), "{error}");
@@ -622,7 +620,7 @@ fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
     let mut line = Line::with(Backend::new(first.device.clone()));
     let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
     let migration_extensions = Some(MigrationExtensions::ALL);
-    peer.agree(Capabilities { migration_extensions, ..Backend::capabilities() });
+    peer.agree(Backend::capabilities().migration_extensions(migration_extensions));
     feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]).unwrap();
     let second = open();
     line.take_over_with(Backend::new(second.device.clone())).unwrap();
@@ -640,7 +638,7 @@ fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
 fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_server() {
     let mut line = Line::new();
     let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
-    peer.agree(Capabilities { twin_socket: None, ..Backend::capabilities() });
+    peer.agree(Backend::capabilities().twin_socket(None));
     let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
     peer.ask(&Request::DmaMap(map)).unwrap();
     for round in 0..5_u8 {

@@ -175,7 +175,7 @@ fn a_device_that_was_never_started_and_cannot_be_reset_keeps_nobody_waiting() {
     peer.write(BAR, 0, b"old").unwrap();
     let card = Card { reset_is_refused: true, ..Card::default() }.open();
     // It takes all, and then cannot go on with what the client has agreed on.
-    let capabilities = whimbrel_vfio_user::Capabilities { write_multiple: false, ..Backend::capabilities() };
+    let capabilities = Backend::capabilities().write_multiple(false);
     let less = Backend::with(card.device().clone(), BackendOptions::default().capabilities(capabilities));
     let error = line.take_over_with(less).unwrap_err();
     assert!(matches!(error, TakeoverError::Unsettled { .. }), "{error}");

@@ -24,7 +24,7 @@ fn client(model: &str, extensions: Option<MigrationExtensions>) -> Peer {
         Backend::new(opened.device).serve(server)
     });
     let mut peer = Peer::new(stream, Some(thread));
-    peer.agree(Capabilities { migration_extensions: extensions, ..Capabilities::default() });
+    peer.agree(Capabilities::default().migration_extensions(extensions));
     peer
 }
 
@@ -151,7 +151,7 @@ fn version_data_without_their_nul_are_taken() {
     let opened = "serial".parse::<Model>().unwrap().open("model").unwrap();
     let thread = std::thread::spawn(move || Backend::new(opened.device).serve(server));
     let mut peer = Peer::new(stream, Some(thread));
-    let proposed = Version::proposal(Capabilities { max_dma_maps: 3, ..Capabilities::default() });
+    let proposed = Version::proposal(Capabilities::default().max_dma_maps(3));
     let text = proposed.capabilities.to_json();
     let payload = [&proposed.major.to_ne_bytes(), &proposed.minor.to_ne_bytes(), text.as_bytes()].concat();
     let answer = peer.ask_raw(1, 1, &payload).unwrap();
