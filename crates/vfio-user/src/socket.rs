@@ -40,7 +40,13 @@ pub enum SocketError {
     Frame(#[from] FrameError),
     /// The system refused.
     #[error("the socket failed: {0}")]
-    System(#[from] io::Error),
+    System(io::Error),
+}
+
+impl From<io::Error> for SocketError {
+    fn from(error: io::Error) -> SocketError {
+        SocketError::System(error)
+    }
 }
 
 impl SocketError {

@@ -33,7 +33,13 @@ pub(super) enum TwinError {
     #[error("its twin socket is no stream socket")]
     NoSocket,
     #[error("its twin socket cannot be served: {0}")]
-    System(#[from] io::Error),
+    System(io::Error),
+}
+
+impl From<io::Error> for TwinError {
+    fn from(error: io::Error) -> TwinError {
+        TwinError::System(error)
+    }
 }
 
 impl Twin {

@@ -270,7 +270,13 @@ pub enum Malformed {
     Chain(#[from] ChainError),
     /// The version's data is no JSON of the protocol's form.
     #[error("the version data is not valid: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
+}
+
+impl From<serde_json::Error> for Malformed {
+    fn from(error: serde_json::Error) -> Malformed {
+        Malformed::Json(error)
+    }
 }
 
 impl Malformed {

@@ -123,7 +123,7 @@ const TRIES: u32 = 5;
 pub enum TakeoverError {
     /// Nobody could be reached.
     #[error("cannot connect: {0}")]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     /// Another user's server.
     #[error("the server runs as user {theirs}, and this process as user {own}")]
     User {
@@ -166,10 +166,16 @@ pub enum TakeoverError {
     },
     /// The connection between the two servers.
     #[error("the other server cannot be heard: {0}")]
-    Link(#[from] LinkError),
+    Link(LinkError),
     /// This process could not have what it takes.
     #[error(transparent)]
     System(#[from] io::Error),
+}
+
+impl From<LinkError> for TakeoverError {
+    fn from(error: LinkError) -> TakeoverError {
+        TakeoverError::Link(error)
+    }
 }
 
 impl TakeoverError {

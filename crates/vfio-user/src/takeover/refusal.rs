@@ -17,9 +17,9 @@ pub(crate) enum Refusal {
     #[error(transparent)]
     Link(#[from] LinkError),
     #[error("the device cannot be handed over: {0}")]
-    Device(#[from] whimbrel_user::Error),
+    Device(whimbrel_user::Error),
     #[error("what belongs to the client cannot be handed over: {0}")]
-    System(#[from] std::io::Error),
+    System(std::io::Error),
     #[error("the new server broke the rules of a takeover: {0}")]
     Unexpected(String),
     /// The device was the new server's, and may have run there.
@@ -28,6 +28,18 @@ pub(crate) enum Refusal {
          from before, and its client may have seen a newer one: start the client again if it fails"
     )]
     Died(i32),
+}
+
+impl From<whimbrel_user::Error> for Refusal {
+    fn from(error: whimbrel_user::Error) -> Refusal {
+        Refusal::Device(error)
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Refusal {
+        Refusal::System(error)
+    }
 }
 
 impl From<NotParked> for Refusal {

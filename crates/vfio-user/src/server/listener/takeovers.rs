@@ -22,7 +22,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// The device may run in another process, and nobody can say whether it does.
 #[derive(Debug, thiserror::Error)]
 #[error("the server that took over has not said that the device runs there: {0}")]
-struct OutcomeUnknown(#[source] LinkError);
+struct OutcomeUnknown(LinkError);
 
 /// Who may take over from a server, and how.
 #[derive(Debug)]
