@@ -135,7 +135,7 @@ impl Process {
         (here, Process(child.spawn().unwrap()))
     }
 
-    /// What this process does when it was started so.
+    /// Runs this process in the role that it was started for.
     fn run(role: &str) {
         let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
         if let Some(sizes) = role.strip_prefix("bare ") {

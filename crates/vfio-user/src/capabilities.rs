@@ -1,5 +1,4 @@
-//! What the two sides of a connection agree on: the capabilities of VFIO_USER_VERSION, as JSON and as
-//! numbers.
+//! The capabilities that both sides of a connection agree on (VFIO_USER_VERSION), as JSON and as numbers.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,13 +10,13 @@ use whimbrel_protocol::Errno;
 
 use crate::extensions::MigrationExtensions;
 
-/// The major version spoken here; another one cannot be understood.
+/// The major version that this crate speaks; no other one is understood.
 pub const VERSION_MAJOR: u16 = 0;
-/// The newest minor version known here.
+/// The newest minor version that this crate knows.
 pub const VERSION_MINOR: u16 = 1;
 
-/// What one side can do, or both together. Whatever a peer leaves out has the protocol's default, whatever it
-/// says beyond is ignored.
+/// The capabilities of one side, or those agreed on by both. An omitted capability has the protocol's default;
+/// unknown ones are ignored.
 ///
 /// ```
 /// use whimbrel_vfio_user::{Capabilities, negotiate};
@@ -32,7 +31,7 @@ pub const VERSION_MINOR: u16 = 1;
 #[serde(default)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// File descriptors that the sender takes with one message.
+    /// File descriptors that the sender accepts in one message.
     #[serde(deserialize_with = "saturating")]
     pub max_msg_fds: u32,
     /// Bytes of data in one message.
@@ -41,17 +40,17 @@ pub struct Capabilities {
     /// Mappings at a time.
     #[serde(deserialize_with = "saturating")]
     pub max_dma_maps: u32,
-    /// Page sizes that mappings can have: bit n for 2^n bytes.
+    /// Page sizes that mappings can have: bit n stands for 2^n bytes.
     pub pgsizes: u64,
-    /// A second socket, for commands of the server.
+    /// A second socket for the server's commands.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub twin_socket: Option<TwinSocket>,
-    /// VFIO_USER_REGION_WRITE_MULTI is understood.
+    /// True if VFIO_USER_REGION_WRITE_MULTI is supported.
     pub write_multiple: bool,
-    /// What earlier texts have for dirty pages, and QEMU still sends.
+    /// Dirty page tracking of earlier versions of the specification, which QEMU still sends.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub migration: Option<MigrationCapability>,
-    /// What goes beyond the text for migration; `None` for the plain protocol.
+    /// Our migration extensions; `None` for the plain protocol.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub migration_extensions: Option<MigrationExtensions>,
 }
@@ -61,9 +60,9 @@ pub struct Capabilities {
 #[serde(default)]
 #[non_exhaustive]
 pub struct TwinSocket {
-    /// Whether the sender can do it; in a reply, whether it is done.
+    /// True if the sender supports it; in a reply, true if it is used.
     pub supported: bool,
-    /// In a reply, which of its descriptors the socket is.
+    /// In a reply, the index of the socket among the descriptors of the message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fd_index: Option<u32>,
 }
@@ -73,16 +72,16 @@ pub struct TwinSocket {
 #[serde(default)]
 #[non_exhaustive]
 pub struct MigrationCapability {
-    /// Bytes of the smallest page of a dirty bitmap.
+    /// Size in bytes of the smallest page of a dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pgsize: Option<u64>,
-    /// Bytes of the largest dirty bitmap.
+    /// Size in bytes of the largest dirty bitmap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bitmap_size: Option<u64>,
 }
 
 impl Default for Capabilities {
-    /// What the protocol says of a side that says nothing.
+    /// The protocol's defaults.
     fn default() -> Capabilities {
         Capabilities {
             max_msg_fds: 1,
@@ -148,14 +147,14 @@ impl Capabilities {
 }
 
 impl TwinSocket {
-    /// The capability with these values.
+    /// Creates the capability with these values.
     pub const fn new(supported: bool, fd_index: Option<u32>) -> TwinSocket {
         TwinSocket { supported, fd_index }
     }
 }
 
 impl MigrationCapability {
-    /// The capability with these values.
+    /// Creates the capability with these values.
     pub const fn new(pgsize: Option<u64>, max_bitmap_size: Option<u64>) -> MigrationCapability {
         MigrationCapability { pgsize, max_bitmap_size }
     }
@@ -173,7 +172,7 @@ struct VersionText<'a> {
 }
 
 impl Capabilities {
-    /// Reads the version data of a message, without the terminating NUL.
+    /// Parses the version data of a message, without the terminating NUL.
     pub fn from_json(text: &[u8]) -> Result<Capabilities, serde_json::Error> {
         let mut deserializer = serde_json::Deserializer::from_slice(text);
         let data: VersionData = object(&mut deserializer)?;
@@ -181,19 +180,19 @@ impl Capabilities {
         Ok(data.capabilities)
     }
 
-    /// The parts of the extension for migration; none in the plain protocol.
+    /// Returns the migration extensions; none in the plain protocol.
     pub fn extensions(&self) -> MigrationExtensions {
         self.migration_extensions.unwrap_or_default()
     }
 
-    /// The version data of a message, without the terminating NUL.
+    /// Returns the version data of a message, without the terminating NUL.
     pub fn to_json(&self) -> String {
         // Numbers and booleans under fixed names: they always serialise.
         serde_json::to_string(&VersionText { capabilities: self }).unwrap_or_default()
     }
 }
 
-/// An object, and not a list of its values in some order, which serde would take for one.
+/// Accepts an object only; serde would also take a list of its values.
 fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     struct Object<T>(PhantomData<T>);
 
@@ -218,40 +217,40 @@ fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     object(deserializer).map(Some)
 }
 
-/// A number beyond what this side can count is as good as the largest it can.
+/// Clamps a number to the largest that fits.
 fn saturating<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     u64::deserialize(deserializer).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-/// Two sides that cannot work together.
+/// Two sides that are incompatible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NegotiationError {
-    /// Another major version.
+    /// The major versions differ.
     #[error("the client speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood")]
     Version {
-        /// The client's.
+        /// The client's major version.
         major: u16,
-        /// The client's.
+        /// The client's minor version.
         minor: u16,
     },
-    /// Nobody could send any data.
+    /// No data could be transferred.
     #[error("a max_data_xfer_size of 0 leaves no way to read or write anything")]
     NoData,
-    /// No size of page that both have.
+    /// No page size is supported by both sides.
     #[error("no page size of the client ({client:#x}) is one of the server's ({server:#x})")]
     PageSizes {
-        /// The client's.
+        /// The client's page sizes.
         client: u64,
-        /// The server's.
+        /// The server's page sizes.
         server: u64,
     },
 }
 
-/// What holds for both: the smaller of each limit, the page sizes that both have, and what both understand. A
-/// reply of a server must be a subset of what was proposed, and this is one.
+/// Returns the capabilities that both sides have: the smaller of each limit, the common page sizes, and the features
+/// that both support. The result is a subset of the client's proposal, as a server's reply must be.
 ///
-/// `twin_socket` says whether both can; its `fd_index` is for who makes the socket.
+/// `twin_socket` says whether both sides support it; the caller sets its `fd_index` once the socket exists.
 pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabilities, NegotiationError> {
     let pgsizes = server.pgsizes & client.pgsizes;
     let max_data_xfer_size = server.max_data_xfer_size.min(client.max_data_xfer_size);
@@ -282,7 +281,7 @@ pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabil
 }
 
 impl NegotiationError {
-    /// Returns the errno that the client is told.
+    /// Returns the errno for the reply to the client.
     pub const fn errno(&self) -> Errno {
         match self {
             NegotiationError::Version { .. } => Errno::EPROTONOSUPPORT,

@@ -1,28 +1,29 @@
-//! The kind of a descriptor that came from a peer.
+//! The kind of a descriptor received from a peer.
 //!
-//! A descriptor may lead to a file system that never answers (FUSE, a network). Then stat(2), mmap(2), reads, writes and
-//! close(2) wait for ever, and SIGKILL does not end the wait. So no call is made here that asks the file system.
+//! A descriptor may refer to a file system that never responds (FUSE, a network). Then stat(2), mmap(2), reads,
+//! writes and close(2) block for ever, and SIGKILL does not end them. So this module makes no call that reaches the
+//! file system.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{OFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::net::sockopt::socket_type;
 
-/// What a descriptor is of.
+/// The kind of file that a descriptor refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DescriptorKind {
     /// A file in memory: memfd_create(2), tmpfs, hugetlbfs. Its file system is the kernel itself.
     Memory,
     /// An eventfd.
     Eventfd,
-    /// A socket. Closing it may close descriptors that are on their way through it.
+    /// A socket. Closing it may close descriptors that are in flight in it.
     Socket,
-    /// Anything else.
+    /// Any other file.
     Other,
 }
 
 impl DescriptorKind {
-    /// The kind of a descriptor. It answers at once, whatever it is.
+    /// Returns the kind of a descriptor, without blocking.
     pub(crate) fn of(fd: impl AsFd) -> DescriptorKind {
         let fd = fd.as_fd();
         // The kernel knows seals of files in memory alone, whether they can be sealed or not.
@@ -40,7 +41,7 @@ impl DescriptorKind {
     }
 }
 
-/// Whether a descriptor only names a file (O_PATH).
+/// Returns whether a descriptor only names a file (O_PATH).
 fn is_path(fd: BorrowedFd<'_>) -> bool {
     fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::PATH))
 }

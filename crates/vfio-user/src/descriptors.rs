@@ -1,49 +1,50 @@
-//! File descriptors that came with a message: which may come, and how they are closed.
+//! File descriptors received with a message: which ones are accepted, and how they are closed.
 
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// The most descriptors that one message can carry (`SCM_MAX_FD` in the kernel).
+/// The maximum number of descriptors in one message (`SCM_MAX_FD` in the kernel).
 pub const MAX_FDS: usize = 253;
 
-/// Descriptors that came with a message and could not be taken. The others that came with it are closed.
+/// Descriptors that came with a message and were not accepted. All descriptors of the message are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DescriptorError {
-    /// More than one message can have.
+    /// Too many descriptors for one message.
     #[error("more than {MAX_FDS} descriptors came with one message")]
     TooMany,
-    /// This process could not take them all, most likely because it has no numbers left.
+    /// This process could not receive all of them, most likely because it has reached its limit on open files.
     #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
     Lost,
-    /// One that is neither memory (memfd_create, tmpfs, hugetlbfs) nor an eventfd, to a server that takes no others.
+    /// A descriptor that is neither memory (memfd_create, tmpfs, hugetlbfs) nor an eventfd, and the server accepts no
+    /// others.
     #[error("a descriptor came that is neither memory nor an eventfd")]
     Kind,
 }
 
-/// Closes descriptors whose close(2) may wait, where that holds up nobody.
+/// Closes descriptors whose close(2) may block, without blocking the caller.
 pub(crate) trait Closer: fmt::Debug + Send + Sync {
-    /// Closes a descriptor, now or later.
+    /// Closes a descriptor, immediately or later.
     fn close(&self, fd: OwnedFd);
 }
 
-/// Decides which descriptors of a peer are let in.
+/// Decides which descriptors of a peer are accepted.
 pub(crate) trait Admission: fmt::Debug + Send {
-    /// Whether any may come now. If this `waits`, it may do so for a moment until they may.
+    /// Returns whether descriptors are accepted now. With `waits`, it may wait briefly for that.
     fn is_open(&self, waits: bool) -> bool;
 
-    /// What of descriptors that came together is let in: all or none.
+    /// Accepts descriptors that were received together: all of them or none.
     fn admit(&self, fds: Vec<OwnedFd>) -> Result<Descriptors, DescriptorError>;
 }
 
-/// Descriptors in the order in which they came. Those that nobody takes are closed with this, or by the closer that they
-/// came with.
+/// Descriptors in the order received. Those left when this is dropped are closed, by the closer that was given with
+/// them if there is one.
 #[derive(Debug, Default)]
 pub struct Descriptors {
     fds: Vec<OwnedFd>,
-    /// For descriptors of which some are neither memory nor eventfds.
+    /// Present if some of them are neither memory nor eventfds.
     closer: Option<Arc<dyn Closer>>,
 }
 
@@ -52,18 +53,18 @@ impl Descriptors {
         Descriptors { fds, closer }
     }
 
-    /// The descriptors alone: whoever takes them closes them.
+    /// Returns the plain descriptors, which the caller then closes.
     pub fn into_vec(mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.fds)
     }
 
-    /// Takes the last one, if there is one.
+    /// Takes the last descriptor, if there is one.
     #[cfg(feature = "server")]
     pub(crate) fn pop(&mut self) -> Option<OwnedFd> {
         self.fds.pop()
     }
 
-    /// Adds those of `other` behind these.
+    /// Appends the descriptors of `other`.
     pub(crate) fn append(&mut self, mut other: Descriptors) {
         self.fds.append(&mut other.fds);
         self.closer = self.closer.take().or(other.closer.take());

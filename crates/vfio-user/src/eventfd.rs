@@ -1,4 +1,4 @@
-//! Eventfds that came as descriptors.
+//! Eventfds received as descriptors.
 
 use std::os::fd::OwnedFd;
 
@@ -6,8 +6,8 @@ use whimbrel_protocol::Errno;
 
 use crate::descriptor_kind::DescriptorKind;
 
-/// Takes a descriptor for an eventfd. EINVAL for another kind of file, as the kernel's `eventfd_ctx_fdget()`:
-/// a write to one could wait for ever.
+/// Converts a descriptor into an eventfd. EINVAL for any other kind of file, as the kernel's `eventfd_ctx_fdget()`: a
+/// write to one could block for ever.
 pub(crate) fn only_eventfd(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     match DescriptorKind::of(&fd) {
         DescriptorKind::Eventfd => Ok(fd),

@@ -1,12 +1,12 @@
-//! What two sides can do for migration beyond the protocol's text: the capability `migration_extensions`.
-//! Everything about it is in `docs/vfio-user-extensions.md`.
+//! Our migration extensions to the vfio-user specification: the capability `migration_extensions`, described in
+//! `docs/vfio-user-extensions.md`.
 
 use serde::{Deserialize, Serialize};
 
-/// The parts of the extension, each by itself. In a proposal what the sender can do; in an answer, and in
-/// what was agreed on, what is done.
+/// The migration extensions, each negotiated separately. A proposal lists those that the sender supports; a reply,
+/// and the result of the negotiation, those in use.
 ///
-/// A part that is left out is not there, and a peer that knows of none gets the plain protocol.
+/// An omitted extension is unsupported. A peer without any gets the plain protocol.
 ///
 /// ```
 /// use whimbrel_vfio_user::{Capabilities, MigrationExtensions, negotiate};
@@ -24,18 +24,18 @@ use serde::{Deserialize, Serialize};
 #[allow(clippy::struct_excessive_bools, reason = "each part is agreed on by itself")]
 #[non_exhaustive]
 pub struct MigrationExtensions {
-    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE may be asked.
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE is available.
     pub data_size: bool,
-    /// VFIO_USER_MIG_GET_PRECOPY_INFO and VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 may be asked.
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO and VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 are available.
     pub precopy_info: bool,
-    /// VFIO_USER_MIG_DATA_READ says of the end of the data what read(2) on a data file says.
+    /// VFIO_USER_MIG_DATA_READ reports the end of the data as read(2) on a data file does.
     pub read_end: bool,
-    /// RUNNING_P2P and PRE_COPY_P2P, and the flag that tells of them.
+    /// The states RUNNING_P2P and PRE_COPY_P2P are available, and the flag that reports them.
     pub p2p: bool,
-    /// A data session has a socket of its own.
+    /// A data session has its own socket.
     pub data_channel: bool,
-    /// Features of the kernel's that have nothing to do with migration may be asked, low power above all, and a
-    /// device's capabilities are told.
+    /// Features of the kernel outside migration are available, above all low power, and device info includes
+    /// capabilities.
     pub device_features: bool,
 }
 
@@ -78,7 +78,7 @@ impl MigrationExtensions {
 }
 
 impl MigrationExtensions {
-    /// No part.
+    /// No extension.
     pub const NONE: MigrationExtensions = MigrationExtensions {
         data_size: false,
         precopy_info: false,
@@ -98,7 +98,8 @@ impl MigrationExtensions {
         device_features: true,
     };
 
-    /// What both sides can do. A socket goes as a descriptor, which the client must take.
+    /// Returns the extensions that both sides support. The data channel's socket is sent as a descriptor, so it needs
+    /// a client that accepts one.
     pub(crate) fn both(
         one: Option<MigrationExtensions>,
         other: Option<MigrationExtensions>,
@@ -135,7 +136,7 @@ mod tests {
         Capabilities::from_json(text.as_bytes()).map(|capabilities| capabilities.migration_extensions)
     }
 
-    /// Each part alone, by its name.
+    /// Each extension alone, with its name.
     fn parts() -> [(&'static str, MigrationExtensions); 6] {
         [
             ("data_size", MigrationExtensions { data_size: true, ..NONE }),

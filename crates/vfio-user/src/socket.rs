@@ -1,7 +1,7 @@
-//! Messages with file descriptors over a Unix socket. What a message means is not known here.
+//! Messages with file descriptors over a Unix socket. This module does not interpret messages.
 //!
-//! Descriptors are closed on exec. Those of a message belong to who takes the message, and are closed with it
-//! if nobody takes them. A connection has two halves, so that one thread can read while another writes.
+//! Descriptors are closed on exec. Those of a message belong to the receiver of the message, and are closed with it
+//! if unused. A connection has two halves, so that one thread can read while another writes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -23,22 +23,22 @@ use rustix::net::{
 use crate::descriptors::{Admission, DescriptorError, Descriptors, MAX_FDS};
 use crate::message::{Deframer, FrameError, Header, Limits};
 
-/// A connection that is over.
+/// A connection that failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
     /// The peer hung up in the middle of a message.
     #[error("the peer hung up after {received} of a message's {size} bytes")]
     HungUp {
-        /// Bytes that came.
+        /// Bytes received.
         received: usize,
-        /// Bytes of the message, or of a header if not even that came.
+        /// Bytes of the message, or of the header if that is incomplete.
         size: usize,
     },
-    /// What came is no message. The peer can be told, but nothing more can be read.
+    /// The header received is invalid. The peer can be told, but nothing more can be read.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The system refused.
+    /// A system call failed.
     #[error("the socket failed: {0}")]
     System(io::Error),
 }
@@ -50,26 +50,26 @@ impl From<io::Error> for SocketError {
 }
 
 impl SocketError {
-    /// Whether nothing has come within the time that reads of the socket may take (SO_RCVTIMEO).
+    /// Returns whether a read of the socket timed out (SO_RCVTIMEO).
     #[cfg(feature = "server")]
     pub(crate) fn is_timeout(&self) -> bool {
         matches!(self, SocketError::System(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
-/// A message as it came from the socket.
+/// A message received from the socket.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Incoming<'a> {
     /// Its header.
     pub header: Header,
-    /// What follows.
+    /// The bytes after the header.
     pub payload: &'a [u8],
-    /// The descriptors that came with it, in their order.
+    /// The descriptors received with it, in order.
     pub descriptors: Result<Descriptors, DescriptorError>,
 }
 
-/// The two halves of a connection. What is received may be as long as `limits` say.
+/// Splits a connection into its two halves. `limits` bounds the length of received messages.
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -102,30 +102,29 @@ pub fn connection(stream: UnixStream, limits: Limits) -> (Receiver, Sender) {
     (receiver, Sender { stream })
 }
 
-/// The half that reads.
+/// The receiving half of a connection.
 #[derive(Debug)]
 pub struct Receiver {
     stream: Arc<UnixStream>,
     deframer: Deframer,
-    /// Not yet given out, in the order in which they came.
+    /// Descriptors of messages not yet returned, in the order received.
     descriptors: VecDeque<Batch>,
-    /// What is let in of descriptors; all if `None`.
+    /// Decides which descriptors are accepted; all if `None`.
     admission: Option<Box<dyn Admission>>,
     control: Vec<MaybeUninit<u8>>,
 }
 
-/// Descriptors that came with some bytes of the stream.
+/// Descriptors received with some bytes of the stream.
 #[derive(Debug)]
 struct Batch {
-    /// The last of these bytes, counted from the start of the stream. The kernel ends a read behind bytes
-    /// that descriptors came with, so this one is of their message, and those before it may be of an earlier
-    /// one.
+    /// Position in the stream of the last of these bytes. The kernel ends a read after bytes that carried
+    /// descriptors, so this byte belongs to their message, and those before it may belong to an earlier one.
     last: u64,
     fds: Descriptors,
     problem: Option<DescriptorError>,
 }
 
-/// What was read of a connection and not given out as messages.
+/// Bytes and descriptors that were received and not yet returned as messages.
 #[cfg(feature = "takeover")]
 #[derive(Debug)]
 pub(crate) struct Unread<B, D> {
@@ -133,40 +132,40 @@ pub(crate) struct Unread<B, D> {
     pub(crate) descriptors: Vec<UnreadDescriptors<D>>,
 }
 
-/// Descriptors that came with some of these bytes.
+/// Descriptors received with some of these bytes.
 #[cfg(feature = "takeover")]
 #[derive(Debug)]
 pub(crate) struct UnreadDescriptors<D> {
-    /// Which was the last of the bytes, counted from the first that is unread.
+    /// Position of the last of the bytes, counted from the first unread one.
     pub(crate) last: u64,
     pub(crate) fds: D,
     pub(crate) problem: Option<DescriptorError>,
 }
 
 impl Receiver {
-    /// From the next message on, other limits hold.
+    /// Sets the limits from the next message on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.deframer.set_limits(limits);
     }
 
-    /// From now on, only those descriptors are taken that `admission` lets in.
+    /// Accepts only the descriptors that `admission` allows from now on.
     #[cfg(feature = "server")]
     pub(crate) fn admit_by(&mut self, admission: impl Admission + 'static) {
         self.admission = Some(Box::new(admission));
     }
 
-    /// From now on, no descriptors are taken: the kernel closes them.
+    /// Accepts no descriptors from now on: the kernel closes them.
     #[cfg(feature = "server")]
     pub(crate) fn take_no_descriptors(&mut self) {
         self.control = Vec::new();
     }
 
-    /// Whether [`Receiver::receive`] would answer without waiting, because it was read with what came before.
+    /// Returns whether [`Receiver::receive`] would return at once, because its message was read with an earlier one.
     pub fn is_ready(&self) -> bool {
         self.deframer.is_ready()
     }
 
-    /// What was read and not given out yet, for another process to go on with.
+    /// Returns the bytes that were read and not yet returned as messages, so that another process can continue.
     #[cfg(feature = "takeover")]
     pub(crate) fn unread(&self) -> Unread<&[u8], &[std::os::fd::OwnedFd]> {
         let taken = self.deframer.taken();
@@ -178,7 +177,7 @@ impl Receiver {
         Unread { bytes: self.deframer.unread(), descriptors: descriptors.collect() }
     }
 
-    /// Goes on after what another has read.
+    /// Continues after the bytes that another process has read.
     #[cfg(feature = "takeover")]
     pub(crate) fn resume(&mut self, limits: Limits, unread: Unread<&[u8], Descriptors>) {
         self.deframer = Deframer::with_unread(limits, unread.bytes);
@@ -187,14 +186,14 @@ impl Receiver {
             batches.map(|of| Batch { last: of.last, fds: of.fds, problem: of.problem }).collect();
     }
 
-    /// Waits for the next message. `None` if the peer hung up between two messages.
+    /// Waits for the next message. Returns `None` if the peer hung up between two messages.
     pub fn receive(&mut self) -> Result<Option<Incoming<'_>>, SocketError> {
         self.receive_before(None)
     }
 
-    /// As [`Receiver::receive`], for a socket whose reads end by themselves after a time (SO_RCVTIMEO): a
-    /// message that comes in pieces must be whole at the deadline. What comes too late is
-    /// [`io::ErrorKind::TimedOut`], what does not come at all [`io::ErrorKind::WouldBlock`].
+    /// As [`Receiver::receive`], for a socket with a read timeout (SO_RCVTIMEO): a message that arrives in pieces
+    /// must be complete by the deadline, or the call fails with [`io::ErrorKind::TimedOut`]. Without any data within
+    /// the read timeout it fails with [`io::ErrorKind::WouldBlock`].
     pub fn receive_before(&mut self, deadline: Option<Instant>) -> Result<Option<Incoming<'_>>, SocketError> {
         while !self.deframer.is_ready() {
             let count = self.fill()?;
@@ -211,19 +210,19 @@ impl Receiver {
         self.take_ready()
     }
 
-    /// Reads once, and waits only if nothing has come. `false` if the peer hung up.
+    /// Reads once, and waits only if there is no data. Returns `false` if the peer hung up.
     #[cfg(any(feature = "client", feature = "server"))]
     pub(crate) fn read_once(&mut self) -> Result<bool, SocketError> {
         self.fill().map(|count| count > 0)
     }
 
-    /// As [`Receiver::read_once`], and [`io::ErrorKind::WouldBlock`] if nothing has come.
+    /// As [`Receiver::read_once`], but fails with [`io::ErrorKind::WouldBlock`] if there is no data.
     #[cfg(feature = "server")]
     pub(crate) fn read_now(&mut self) -> Result<bool, SocketError> {
         self.fill_with(RecvFlags::DONTWAIT).map(|count| count > 0)
     }
 
-    /// Once the peer hung up: whether that was between two messages.
+    /// Fails if the peer hung up in the middle of a message.
     pub(crate) fn ended(&self) -> Result<(), SocketError> {
         match self.deframer.partial() {
             Some((received, size)) => Err(SocketError::HungUp { received, size }),
@@ -231,7 +230,7 @@ impl Receiver {
         }
     }
 
-    /// The next message, if all of it was read.
+    /// Returns the next message, if it was read completely.
     pub(crate) fn take_ready(&mut self) -> Result<Option<Incoming<'_>>, SocketError> {
         let before = self.deframer.taken();
         let Some(message) = self.deframer.next_message()? else {
@@ -242,7 +241,7 @@ impl Receiver {
         Ok(Some(Incoming { header: message.header, payload: message.payload, descriptors }))
     }
 
-    /// Reads once. 0 is the end.
+    /// Reads once. Returns 0 at the end of the stream.
     fn fill(&mut self) -> Result<usize, SocketError> {
         self.fill_with(RecvFlags::empty())
     }
@@ -288,7 +287,7 @@ impl Receiver {
         Ok(got.bytes)
     }
 
-    /// Keeps descriptors until their message is given out.
+    /// Keeps descriptors until their message is returned.
     fn hold(&mut self, batch: Batch) {
         // What is held already is of one message, for nothing is read while a whole one waits: if it has too
         // many, they can go.
@@ -305,7 +304,7 @@ impl Receiver {
     }
 }
 
-/// The descriptors that came with bytes before `end`.
+/// Takes the descriptors received with bytes before `end`.
 fn take_descriptors(held: &mut VecDeque<Batch>, end: u64) -> Result<Descriptors, DescriptorError> {
     let mut taken = Descriptors::default();
     let mut problem = None;
@@ -320,24 +319,23 @@ fn take_descriptors(held: &mut VecDeque<Batch>, end: u64) -> Result<Descriptors,
     }
 }
 
-/// The half that writes.
+/// The sending half of a connection.
 #[derive(Clone, Debug)]
 pub struct Sender {
     stream: Arc<UnixStream>,
 }
 
 impl Sender {
-    /// Sends all of `bytes`, and the descriptors with the first of them: at most [`MAX_FDS`], which the
-    /// kernel demands.
+    /// Sends all of `bytes`, and the descriptors with the first byte: at most [`MAX_FDS`], the kernel's limit.
     ///
-    /// A peer that reads nothing lets this wait until [`Sender::shutdown`].
+    /// Blocks while the peer reads nothing, until [`Sender::shutdown`].
     pub fn send(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         // Only a socket that does not wait is ever full here.
         self.send_waiting(bytes, descriptors, |_| Err(io::ErrorKind::WouldBlock.into()))
     }
 
-    /// As [`Sender::send`], for a socket that does not wait (O_NONBLOCK): while it is full, `wait` is called with it
-    /// until there is room, or says why not.
+    /// As [`Sender::send`], for a non-blocking socket (O_NONBLOCK): while the socket is full, `wait` is called to
+    /// wait for room or to fail.
     pub(crate) fn send_waiting<E: From<io::Error>>(
         &mut self,
         bytes: &[u8],
@@ -361,8 +359,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends of `bytes` as many as there is room for without waiting, which may be none, and the descriptors
-    /// with the first of them.
+    /// Sends as many of `bytes` as fit without blocking, possibly none, and the descriptors with the first byte.
     #[cfg(any(feature = "client", feature = "server"))]
     pub(crate) fn send_some(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let mut space = Vec::new();
@@ -374,26 +371,26 @@ impl Sender {
         }
     }
 
-    /// Lets reads from the socket end by themselves after a time (SO_RCVTIMEO).
+    /// Sets a timeout for reads from the socket (SO_RCVTIMEO).
     #[cfg(feature = "server")]
     pub(crate) fn end_reads_after(&self, timeout: std::time::Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(timeout))
     }
 
-    /// Ends the connection in both directions; who waits in it is told so.
+    /// Shuts the connection down in both directions and wakes up all threads that wait in it.
     pub fn shutdown(&self) {
         // One that is over already is as good.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// What can end the connection from elsewhere.
+    /// Returns a handle that can shut the connection down from elsewhere.
     #[cfg(feature = "server")]
     pub(crate) fn ender(&self) -> Ender {
         Ender(Arc::downgrade(&self.stream))
     }
 }
 
-/// What goes with bytes that descriptors go with.
+/// Builds the ancillary data that carries descriptors.
 fn rights<'a>(
     space: &'a mut Vec<MaybeUninit<u8>>,
     descriptors: &'a [BorrowedFd<'a>],
@@ -408,7 +405,7 @@ fn rights<'a>(
     Ok(control)
 }
 
-/// Whether there is something to read now.
+/// Returns whether there is data to read now.
 #[cfg(any(feature = "client", feature = "takeover"))]
 pub(crate) fn is_readable(descriptor: impl AsFd) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -416,7 +413,7 @@ pub(crate) fn is_readable(descriptor: impl AsFd) -> bool {
     poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
-/// Ends a connection, and does not keep it open.
+/// Shuts a connection down, without keeping it open.
 #[cfg(feature = "server")]
 #[derive(Clone, Debug)]
 pub(crate) struct Ender(Weak<UnixStream>);

@@ -1,4 +1,4 @@
-//! Each request of [`Device`], in messages.
+//! [`Device`] implemented by messages.
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use super::Client;
 use super::connection::Connection;
 use crate::message::{Command, RegionAccess, Reply, Request, SetIrqs};
 
-/// Room for capabilities when they are first asked for.
+/// Initial room for capabilities in a reply.
 pub(super) const ROOM: u32 = 4096;
 
 impl Client {
@@ -25,7 +25,7 @@ impl Client {
     }
 }
 
-/// A region, and the file through which it can be mapped.
+/// Returns a region, and the file that maps it.
 pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region, Option<OwnedFd>)> {
     let what = || format!("{} of region {index}", Command::DeviceGetRegionInfo);
     let mut argsz = ROOM;
@@ -52,16 +52,16 @@ pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region,
     }
 }
 
-/// One VFIO_USER_DEVICE_SET_IRQS.
+/// Sends one VFIO_USER_DEVICE_SET_IRQS.
 fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[BorrowedFd<'_>]) -> Result<()> {
     let what = || format!("{} of index {}", Command::DeviceSetIrqs, set.index);
     connection.ask(what, &Request::DeviceSetIrqs(set), eventfds).map(drop)
 }
 
-/// What is wrong with a reply that is about something else.
+/// The problem of a reply about something else.
 pub(super) const ANOTHER_PLACE: &str = "it is of another place";
 
-/// What is wrong with a reply about another access than the one that was asked for.
+/// Describes the problem of a reply about an access other than the requested one.
 pub(super) fn wrong_access(asked: RegionAccess, told: RegionAccess) -> String {
     if (RegionAccess { count: asked.count, ..told }) == asked {
         return format!("{} of {} bytes were transferred", told.count, asked.count);
@@ -69,13 +69,13 @@ pub(super) fn wrong_access(asked: RegionAccess, told: RegionAccess) -> String {
     ANOTHER_PLACE.to_string()
 }
 
-/// A count of items as the protocol has them.
+/// Returns the number of items in the protocol's type.
 fn count<T>(items: &[T]) -> u32 {
     u32::try_from(items.len()).unwrap_or(u32::MAX)
 }
 
 impl Device for Client {
-    /// The region's offset is one in the file that the server has for it; 0 where there is none.
+    /// The region's offset is a position in the server's file for it; 0 without a file.
     fn region_info(&mut self, index: u32) -> Result<Region> {
         region(&mut self.connection(), index).map(|(region, _)| region)
     }
@@ -184,8 +184,8 @@ impl Device for Client {
         }
     }
 
-    /// Eventfds of which some are missing, or that are more than one message can carry, are set in several
-    /// messages: first all are untied, then those that are there tied.
+    /// Sets eventfds in several messages if some of them are missing or they exceed the descriptors of one message:
+    /// all are removed first, then those present are set.
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
         let connection = &mut *self.connection();
         let action = match action {

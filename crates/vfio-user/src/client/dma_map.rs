@@ -1,4 +1,4 @@
-//! The memory that a server reaches for its client, in messages.
+//! DMA mappings of a served device, by messages.
 
 use std::os::fd::AsFd;
 
@@ -39,7 +39,7 @@ impl DmaMap for Client {
         }
     }
 
-    /// Mappings that fill the range are taken away one by one, for servers that take no more at a time.
+    /// Unmaps the mappings in the range one by one, for servers that accept only one at a time.
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
         let connection = &mut *self.connection();
         let mut ranges = connection.memory.filling(iova, size);

@@ -1,4 +1,4 @@
-//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: parts of a region to which accesses can be made without a message.
+//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: parts of a region that can be accessed without a message.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,54 +11,53 @@ use super::device::{ROOM, region};
 use crate::eventfd::only_eventfd;
 use crate::message::{Command, IoFdKind, Reply, Request, SubRegion};
 
-/// A part of a region whose accesses the server takes through a descriptor.
+/// A part of a region that the server accepts accesses to through a descriptor.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RegionIoFd {
     /// Offset in bytes within the region.
     pub offset: u64,
-    /// Bytes of the part, which lies within the region. 0 where the width of an access does not matter.
+    /// Size in bytes. The part lies within the region. 0 if the width of an access does not matter.
     pub size: u64,
-    /// The descriptor, and what it takes.
+    /// The descriptor and its kind of access.
     pub access: IoAccess,
 }
 
-/// How accesses are made through a descriptor. Several parts can have the same one.
+/// The kind of access through a descriptor. Several parts can share one.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum IoAccess {
-    /// A write signals an eventfd, which can be given to KVM_IOEVENTFD: a guest's write then leads to the
-    /// server, and the VMM does not see it. Who signals it itself has made the write without a message.
+    /// A write signals an eventfd, which can be given to KVM_IOEVENTFD: a guest's write then goes to the server
+    /// without an exit to the VMM. A caller that signals the eventfd itself has made the write without a message.
     ///
-    /// KVM never waits to signal one. A write(2) waits while the counter is full, unless the server has made
-    /// the eventfd otherwise (EFD_NONBLOCK, as ours does): who trusts a server less looks for room with poll(2).
+    /// KVM never blocks when it signals an eventfd. A write(2) blocks while the counter is full, unless the server
+    /// has set EFD_NONBLOCK, as ours does: if you do not trust the server, check for room with poll(2).
     Ioeventfd {
-        /// What is signalled.
+        /// The eventfd to signal.
         eventfd: Arc<OwnedFd>,
         /// The only value whose write signals; `None` for any.
         datamatch: Option<u64>,
-        /// All flags of KVM_IOEVENTFD, as the server wants them.
+        /// All flags of KVM_IOEVENTFD, as the server requests them.
         flags: u32,
     },
-    /// An ioregionfd, over which accesses of any kind go as messages of their own (a proposal of 2021 to KVM
-    /// which no kernel has taken up). The descriptor may be of any kind.
+    /// An ioregionfd, which carries accesses of any kind as its own messages (a proposal of 2021 to KVM that is not
+    /// in the kernel). The descriptor may be of any kind.
     Ioregionfd {
-        /// Where the messages go.
+        /// The descriptor that the messages are sent to.
         fd: Arc<OwnedFd>,
         /// Flags of the proposal.
         flags: u32,
-        /// What each message has in it.
+        /// Data that each message includes.
         user_data: u64,
     },
 }
 
 impl Client {
-    /// The parts of a region that the server takes accesses to through descriptors, such as doorbells that a
-    /// VMM leaves to KVM; empty if there are none. ENOTTY or EINVAL from a server that does not know the
-    /// request.
+    /// Returns the parts of a region that the server accepts accesses to through descriptors, such as doorbells that
+    /// a VMM gives to KVM; empty without any. ENOTTY or EINVAL from a server that does not support the request.
     ///
-    /// Each part lies within the region and each ioeventfd is an eventfd, which was checked. The size of an
-    /// ioeventfd need not be one that KVM takes (0, 1, 2, 4 or 8).
+    /// Each part is checked to lie within the region, and each ioeventfd to be an eventfd. The size of an ioeventfd
+    /// may be one that KVM does not support (KVM has 0, 1, 2, 4 and 8).
     ///
     /// ```
     /// use std::os::unix::net::UnixStream;
@@ -113,7 +112,7 @@ impl Client {
     }
 }
 
-/// What the server says, asked again with as much room as it wants.
+/// Requests the sub-regions, again with as much room as the server needs.
 fn sub_regions(connection: &mut Connection, index: u32) -> Result<(Vec<SubRegion>, Vec<OwnedFd>)> {
     let what = || format!("{} of region {index}", Command::DeviceGetRegionIoFds);
     let most = connection.limits().message() as u32;
@@ -136,8 +135,7 @@ fn sub_regions(connection: &mut Connection, index: u32) -> Result<(Vec<SubRegion
     }
 }
 
-/// The descriptors of a reply, each of which becomes what it is first used for. Those that nothing uses are
-/// closed in the end.
+/// The descriptors of a reply, each of which gets the type of its first use. Unused ones are closed.
 struct Descriptors(Vec<Descriptor>);
 
 enum Descriptor {

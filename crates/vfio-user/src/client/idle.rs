@@ -1,5 +1,5 @@
-//! A thread that answers the server while this side asks nothing. Where the server has no twin socket, and
-//! memory that it must ask for, its device would else wait for the next request.
+//! A thread that answers the server while the client sends no requests. Without a twin socket, a server that requests
+//! memory by messages would otherwise wait for the client's next request.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    /// Starts it: it calls `attend` each time that something has come, until that returns `false`.
+    /// Starts the thread: it calls `attend` each time data arrives, until that returns `false`.
     pub(super) fn start(socket: Sender, attend: impl Fn() -> bool + Send + 'static) -> io::Result<Idle> {
         let builder = std::thread::Builder::new().name("vfio-user idle".into());
         let thread = builder.spawn(move || {

@@ -1,4 +1,4 @@
-//! The memory that a device was given, and the server's requests to read and write it.
+//! The memory mapped for the device, and the server's requests to read and write it.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -12,11 +12,11 @@ use whimbrel_user::DmaRegion;
 
 use crate::message::{Command, DmaAccess, Header, Kind, Limits, MessageBuffer, Reply, Request};
 
-/// What is mapped. A clone is another handle to it, for who answers the server.
+/// The mapped memory. A clone is another handle to it, for the thread that answers the server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory(Arc<RwLock<Mappings>>);
 
-/// By first IOVA.
+/// Ordered by first IOVA.
 #[derive(Debug, Default)]
 struct Mappings(BTreeMap<u64, Mapping>);
 
@@ -26,14 +26,14 @@ struct Mapping {
     region: DmaRegion,
 }
 
-/// Bytes of a mapping, by their place in what is transferred.
+/// Parts of mappings, in the order of the transfer.
 struct Piece<'a> {
     at: usize,
     memory: VolatileSlice<'a>,
 }
 
 impl Memory {
-    /// Lets the server reach a region. `false`, and it does not, where something is mapped already.
+    /// Adds a mapping. Returns `false`, without adding it, if it overlaps another.
     pub(super) fn insert(&self, iova: u64, rights: DmaMapFlags, region: DmaRegion) -> bool {
         let Mappings(mappings) = &mut *self.0.write();
         let last = iova.saturating_add(region.size().saturating_sub(1));
@@ -47,8 +47,8 @@ impl Memory {
         is_free
     }
 
-    /// The mappings that fill a range without a gap, each as iova and bytes; none if others do, or if one is
-    /// cut.
+    /// Returns the mappings that fill a range without a gap, each as IOVA and size; none if they do not fill it
+    /// exactly.
     pub(super) fn filling(&self, iova: u64, size: u64) -> Vec<(u64, u64)> {
         let Some(last) = size.checked_sub(1).and_then(|size| iova.checked_add(size)) else {
             return Vec::new();
@@ -66,7 +66,7 @@ impl Memory {
         if next == last.checked_add(1) { found } else { Vec::new() }
     }
 
-    /// Forgets the mappings that lie in a range. After this the server does not reach them any more.
+    /// Removes the mappings within a range. The server cannot reach them afterwards.
     pub(super) fn remove(&self, iova: u64, size: u64) {
         let last = iova.saturating_add(size.saturating_sub(1));
         self.0.write().0.retain(|start, mapping| {
@@ -74,7 +74,7 @@ impl Memory {
         });
     }
 
-    /// Forgets all mappings, and says how many bytes they had.
+    /// Removes all mappings, and returns their total size in bytes.
     pub(super) fn clear(&self) -> u64 {
         let mappings = std::mem::take(&mut self.0.write().0);
         mappings.values().fold(0, |bytes, mapping| bytes.saturating_add(mapping.region.size()))
@@ -124,7 +124,7 @@ impl Mappings {
         Ok(())
     }
 
-    /// The memory of a range, all of which must be mapped with `right`; EFAULT if it is not.
+    /// Returns the memory of a range, all of which must be mapped with `right`; otherwise EFAULT.
     fn pieces(&self, iova: u64, count: usize, right: DmaMapFlags) -> Result<Vec<Piece<'_>>, Errno> {
         let mut pieces = Vec::new();
         let mut at = 0;
@@ -171,7 +171,7 @@ mod tests {
         memory
     }
 
-    /// What the server gets for a request: data, or an errno.
+    /// Returns the server's view of a request: data, or an errno.
     fn asked(memory: &Memory, request: &Request<'_>) -> Result<Vec<u8>, Errno> {
         let (mut bytes, mut out) = (MessageBuffer::new(), MessageBuffer::new());
         bytes.request(7, false, request);

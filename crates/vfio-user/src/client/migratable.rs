@@ -1,4 +1,4 @@
-//! The migration of a served device: its state, its sessions and its features, in messages.
+//! Migration of a served device: its state, sessions and features, by messages.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use super::state_file::RemoteFile;
 use super::{Client, data_size, feature, feature_with_descriptors, get};
 use crate::message::{Command, LoggingReport, LoggingStart, Reply, Request};
 
-/// The states of P2P are there where they were agreed on, whatever the flag of the plain protocol says.
+/// The P2P states are available if they were agreed on, whatever the flag of the plain protocol says.
 fn migration_flags(connection: &mut Connection) -> Result<MigrationFlags> {
     let data = get(connection, Feature::Migration)?;
     let hidden =
@@ -26,8 +26,8 @@ fn migration_flags(connection: &mut Connection) -> Result<MigrationFlags> {
     Ok(MigrationFlags::from_bits_retain(u64::from_ne_bytes(data)).difference(hidden))
 }
 
-/// The channel that came with the reply to a change of state; `data_fd` says which descriptor it is. Why it
-/// cannot be one, if so.
+/// Returns the channel in the reply to a state change; `data_fd` is the index of its descriptor. Fails with the
+/// reason if it is invalid.
 fn channel(
     connection: &Connection,
     reply: &[u8],
@@ -72,8 +72,8 @@ impl Migratable for Client {
         }
     }
 
-    /// The device is in RUNNING then, and all of its contents are gone: a server that does not do so by itself is
-    /// led there, and never lets a stopped device run with what it holds.
+    /// Leaves the device in RUNNING without its previous contents. If the server does not reset the device itself,
+    /// the client changes its state to discard them, and never lets a stopped device run with them.
     fn reset(&mut self) -> Result<()> {
         reset(&mut self.connection())
     }
@@ -110,8 +110,8 @@ impl Migratable for Client {
         Ok(state)
     }
 
-    /// Whether a session begins is known from where the device stood: a reply that comes with a channel says
-    /// so too, and one without says nothing.
+    /// The device's previous state determines whether a session begins: a reply with a channel confirms it, one
+    /// without does not deny it.
     fn set_state(&mut self, to: State) -> Result<Option<DataFile>> {
         let connection = &mut *self.connection();
         let extensions = connection.agreed.extensions();
@@ -146,7 +146,7 @@ impl Migratable for Client {
         data_size(&mut self.connection())
     }
 
-    /// Without VFIO_USER_MIG_GET_PRECOPY_INFO there is nobody to tell it to.
+    /// Without VFIO_USER_MIG_GET_PRECOPY_INFO, the server has no such info to opt in to.
     fn enable_precopy_info_v2(&mut self) -> Result<bool> {
         let connection = &mut *self.connection();
         if !connection.agreed.extensions().precopy_info {

@@ -1,4 +1,4 @@
-//! VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: the state that a server says its device is in.
+//! VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE: the device state that the server reports.
 
 use whimbrel_protocol::State;
 use whimbrel_uapi::feature::Feature;
@@ -21,7 +21,7 @@ pub(super) fn state(connection: &mut Connection) -> Result<State> {
     }
 }
 
-/// Whether a state is one of those that the plain protocol does not use.
+/// Returns whether a state is one that the plain protocol does not use.
 pub(super) fn is_p2p(state: State) -> bool {
     matches!(state, State::RunningP2p | State::PreCopyP2p)
 }

@@ -1,24 +1,21 @@
-//! The client: a device that a server in another process has, as a [`Device`](whimbrel_user::Device) like any
-//! other.
+//! The client: uses a device in a server process as any other [`Device`](whimbrel_user::Device).
 //!
-//! Nothing that a server sends is trusted: what cannot be an answer to what was asked is an error, and where
-//! it leaves the order of messages in doubt, the connection is over. Descriptors that a server should not
-//! have sent are closed.
+//! The client does not trust the server: an invalid answer is an error, and ends the connection if the order of
+//! messages is in doubt. Unexpected descriptors are closed.
 //!
-//! What servers are known to do otherwise than the text is lived with where its meaning is clear, and told once
-//! in the log (`docs/differences.md` lists it). A request has one deadline for all of it.
+//! Known deviations of servers from the specification are tolerated if their meaning is clear, and logged once
+//! (`docs/differences.md` lists them). A whole request has one deadline.
 //!
-//! What is bound to the socket: memory, interrupts and logs of dirty pages end with it, the device's state
-//! stays with the server.
+//! Memory, interrupts and dirty logs end with the connection. The device's state stays with the server.
 //!
-//! Memory without a file, and all memory for a server that takes no descriptors, the server asks for
-//! (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE). Over a twin socket it is answered on a thread of its own.
-//! Where the server has none, it is answered while a request waits for its reply, and between requests by a
-//! thread that there is as soon as such memory is mapped.
+//! The server requests the contents of memory without a file, and of all memory if it accepts no descriptors
+//! (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE). Requests on a twin socket are answered on a separate thread. Without
+//! a twin socket they are answered while the client waits for a reply, and between requests by a thread that is
+//! started when such memory is first mapped.
 //!
-//! A migration has what was agreed on of [`MigrationExtensions`]: with a server that has all of it, a device
-//! behind a socket tells as much of its state as one that is not, and gives it over a socket of its own, so
-//! that the other requests do not wait for it.
+//! A migration uses the agreed [`MigrationExtensions`]: with all of them, a device behind a socket reports as much
+//! about its state as a local one, and transfers it over a separate socket, so that other requests do not wait for
+//! it.
 
 mod connection;
 mod device;
@@ -61,25 +58,25 @@ use crate::descriptors::MAX_FDS;
 use crate::extensions::MigrationExtensions;
 use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 
-/// How long a server may be busy with a client that leaves.
+/// Time that a server may be busy with a client that leaves.
 const LEAVING: Duration = Duration::from_secs(1);
-/// Between two looks whether it still is.
+/// Interval between two connection attempts to a busy server.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How a [`Client`] deals with its server.
+/// Options of a [`Client`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ClientOptions {
-    /// How long a request may take, from its first byte sent to the last of the reply, in however many pieces
-    /// these go; a change of state can take a device long. What takes longer ends the connection with ETIMEDOUT.
-    /// So long, too, a server may take to accept the connection.
+    /// Timeout of a request, from its first byte sent to the last byte of the reply; note that some devices need long
+    /// for a state change. A timeout ends the connection with ETIMEDOUT. It also bounds the time that the server may
+    /// take to accept the connection.
     pub patience: Duration,
-    /// What is proposed to the server. Capabilities can be less than [`Client::capabilities`].
+    /// The proposal to the server, which can be less than [`Client::capabilities`].
     pub capabilities: Capabilities,
 }
 
 impl Default for ClientOptions {
-    /// 30 seconds, and all that a client can do.
+    /// 30 seconds, and all capabilities of the client.
     fn default() -> ClientOptions {
         ClientOptions { patience: Duration::from_secs(30), capabilities: Client::capabilities() }
     }
@@ -99,13 +96,12 @@ impl ClientOptions {
     }
 }
 
-/// A device that is served over a socket. A clone is another handle to the same connection.
+/// A device served over a socket. A clone is another handle to the same connection.
 ///
-/// Beside the requests of every [`Device`](whimbrel_user::Device) there are some that only a socket has:
-/// writes that nobody waits for ([`Client::post_write`]) or that share a message ([`Client::write_multiple`]),
-/// many requests at once ([`Client::read_regions`], [`Client::map_dma_all`]), doorbells that are rung without
-/// a message ([`Client::region_io_fds`]), and memory that is taken back with what was written to it
-/// ([`Client::unmap_dma_dirty`]).
+/// Beside the requests of every [`Device`](whimbrel_user::Device) it has some that only a socket offers: writes
+/// without a reply ([`Client::post_write`]), several writes in a message ([`Client::write_multiple`]), many requests
+/// at once ([`Client::read_regions`], [`Client::map_dma_all`]), doorbells without a message
+/// ([`Client::region_io_fds`]), and unmapping with a dirty bitmap ([`Client::unmap_dma_dirty`]).
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -127,15 +123,15 @@ impl ClientOptions {
 #[derive(Clone, Debug)]
 pub struct Client {
     name: String,
-    /// Data files ask through it too.
+    /// Data files send their requests through it too.
     connection: Arc<Mutex<Connection>>,
     state: SessionState,
 }
 
 impl Client {
-    /// Connects to the server at `path`; its name is `vfio-user:<path>`.
+    /// Connects to the server at `path`. The device's name is `vfio-user:<path>`.
     ///
-    /// A server that is busy is asked again for a second: its last client may just be leaving.
+    /// Retries for a second if the server is busy: its previous client may just be leaving.
     pub fn connect(path: impl AsRef<Path>, options: &ClientOptions) -> Result<Client> {
         let path = path.as_ref();
         let name = format!("vfio-user:{}", path.display());
@@ -150,7 +146,7 @@ impl Client {
         }
     }
 
-    /// Uses a socket that is connected to a server already, and agrees with it on what both can do.
+    /// Uses a socket that is already connected to a server, and negotiates with it.
     pub fn new(name: impl Into<String>, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
         Client::open(name.into(), stream, options).map_err(busy_explained)
     }
@@ -171,7 +167,7 @@ impl Client {
         Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
     }
 
-    /// What this client can do.
+    /// Returns the capabilities of this client.
     pub fn capabilities() -> Capabilities {
         Capabilities {
             max_msg_fds: MAX_FDS as u32,
@@ -183,13 +179,13 @@ impl Client {
         }
     }
 
-    /// What client and server have agreed on.
+    /// Returns the capabilities that client and server have agreed on.
     pub fn agreed(&self) -> Capabilities {
         self.connection.lock().agreed.clone()
     }
 }
 
-/// Connects, and waits no longer than this where the server accepts nobody.
+/// Connects, with a timeout in case the server does not accept.
 fn connect(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -233,7 +229,7 @@ fn is_busy(error: &Error) -> bool {
     matches!(error, Error::Request { errno: Errno::EBUSY, .. })
 }
 
-/// EBUSY from a server means something else than from a kernel.
+/// Explains EBUSY, which a server uses for another reason than a kernel.
 fn busy_explained(error: Error) -> Error {
     match error {
         Error::Request { device, errno: errno @ Errno::EBUSY, .. } => Error::Unusable {
@@ -244,8 +240,8 @@ fn busy_explained(error: Error) -> Error {
     }
 }
 
-/// VFIO_USER_VERSION. The server's answer must be part of what was proposed; limits that are not are taken
-/// for what was.
+/// Negotiates by VFIO_USER_VERSION. The server's answer must be a subset of the proposal; limits that are not are
+/// replaced by the proposal's.
 fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> {
     let what = || Command::Version.to_string();
     let request = Request::Version(Version::proposal(proposed.clone()));
@@ -296,7 +292,7 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
     Ok(())
 }
 
-/// VFIO_USER_DEVICE_FEATURE; returns the data of the reply. `room` is how many bytes that may have.
+/// Sends VFIO_USER_DEVICE_FEATURE and returns the data of the reply, for which there are `room` bytes.
 fn feature(
     connection: &mut Connection,
     what: impl Fn() -> String,
@@ -308,7 +304,7 @@ fn feature(
     feature_with_descriptors(connection, what, asked, flags, data, room).map(|(data, _)| data)
 }
 
-/// As [`feature`], with the descriptors that came with the reply.
+/// As [`feature`], with the descriptors of the reply.
 fn feature_with_descriptors(
     connection: &mut Connection,
     what: impl Fn() -> String,
@@ -349,7 +345,7 @@ fn feature_with_descriptors(
     }
 }
 
-/// A GET of a feature with a fixed number of bytes.
+/// Gets a feature with a fixed size in bytes.
 fn get<const N: usize>(connection: &mut Connection, asked: Feature) -> Result<[u8; N]> {
     let what = || asked.to_string();
     let data = feature(connection, what, asked, FeatureFlags::GET, &[], N)?;
@@ -358,7 +354,7 @@ fn get<const N: usize>(connection: &mut Connection, asked: Feature) -> Result<[u
     })
 }
 
-/// ENOTTY where it was not agreed on, without asking.
+/// Returns the data size. ENOTTY, without a request, if the extension was not agreed on.
 fn data_size(connection: &mut Connection) -> Result<u64> {
     if !connection.agreed.extensions().data_size {
         return Err(connection.refused(Feature::MigDataSize, Errno::ENOTTY));

@@ -1,4 +1,4 @@
-//! Writes to regions that nobody waits for.
+//! Region writes without a reply.
 
 use whimbrel_user::Result;
 
@@ -6,16 +6,14 @@ use super::Client;
 use crate::message::{Command, RegionAccess, Request};
 
 impl Client {
-    /// Writes to a region without waiting for it to be done, and without learning whether it was: the message
-    /// says that it wants no reply (No_reply). A driver that knows its device does so with doorbells and
-    /// frames.
+    /// Writes to a region without waiting, and without learning the outcome: the message requests no reply
+    /// (No_reply). Useful for doorbells and frames of a device that the driver knows.
     ///
-    /// The server does what it is sent in order: whatever is asked later, also by another handle to this
-    /// connection, finds it done. So a read is how to wait for all writes before it.
+    /// The server executes messages in order: a later request, also by another handle to this connection, takes
+    /// effect after it. A read therefore waits for all writes before it.
     ///
-    /// It waits only while the socket is full, because the server is slower. A server that takes nothing for
-    /// as long as [`ClientOptions::patience`](super::ClientOptions::patience) says has lost its connection:
-    /// ETIMEDOUT.
+    /// It blocks only while the socket is full because the server is slower. If the server reads nothing for
+    /// [`ClientOptions::patience`](super::ClientOptions::patience), the connection ends with ETIMEDOUT.
     ///
     /// ```
     /// # use std::os::unix::net::UnixStream;

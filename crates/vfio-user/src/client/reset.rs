@@ -1,4 +1,4 @@
-//! VFIO_USER_DEVICE_RESET: what a user of VFIO expects of it, with servers that stop halfway.
+//! VFIO_USER_DEVICE_RESET with the effect that users of VFIO expect, also with servers that reset a device in part.
 
 use std::sync::atomic::Ordering;
 
@@ -12,10 +12,11 @@ use super::migration_state::state;
 use super::slips::Slip;
 use crate::message::{Command, Request};
 
-/// Resets the device: it is in RUNNING then, as after VFIO_DEVICE_RESET.
+/// Resets the device: it is in RUNNING afterwards, as after VFIO_DEVICE_RESET.
 ///
-/// libvfio-user refuses to reset a device in STOP or STOP_COPY, and its newest keeps the migration state. Such a
-/// device is discarded by RESUMING and reset there. Running it first would make it work with a state that may be
+/// libvfio-user refuses to reset a device in STOP or STOP_COPY, and its newest version keeps the migration state. The
+/// contents of such a device are discarded by RESUMING, where the reset is possible. Running it first would activate
+/// a state that may be active on another host.
 /// at work on another host.
 pub(super) fn reset(connection: &mut Connection) -> Result<()> {
     match ask(connection) {
@@ -41,7 +42,7 @@ fn ask(connection: &mut Connection) -> Result<()> {
     connection.ask(|| Command::DeviceReset.to_string(), &Request::DeviceReset, &[]).map(drop)
 }
 
-/// Changes the state, whose data nobody wants.
+/// Changes the state and discards its data.
 fn enter(connection: &mut Connection, to: State) -> Result<()> {
     let what = || format!("{} to {to} for a reset", Feature::MigDeviceState);
     let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();

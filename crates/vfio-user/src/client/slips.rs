@@ -1,27 +1,27 @@
-//! The known slips of servers that are lived with, each told once in the log of a connection. What is done
-//! about one is decided where it is met.
+//! Known deviations of servers that the client tolerates, each logged once per connection. The code that meets one
+//! decides how to handle it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Where a server does not do as the text says, and what it means is clear all the same.
+/// A deviation from the specification with a clear meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slip {
-    /// libvfio-user pads the data of VFIO_USER_MIG_DATA_READ to as many bytes as were asked for.
+    /// libvfio-user pads the data of VFIO_USER_MIG_DATA_READ to the size requested.
     PaddedData,
     /// A reply that only repeats its request has no payload.
     EmptyReply,
-    /// rust-vmm's server names no errno but EINVAL.
+    /// rust-vmm's server gives no errno but EINVAL.
     NoErrno,
-    /// An error has bytes behind its header.
+    /// An error reply has a payload.
     ErrorWithPayload,
-    /// A device without migration answers as if the request were wrong.
+    /// A device without migration answers as if the request were invalid.
     MigrationInvalid,
     /// libvfio-user refuses a reset in STOP and STOP_COPY.
     ResetRefused,
-    /// libvfio-user's newest keeps the migration state over a reset.
+    /// The newest libvfio-user keeps the migration state over a reset.
     ResetKeepsState,
-    /// rust-vmm's server takes the payload of a command that it does not know for the next message.
+    /// rust-vmm's server parses the payload of an unknown command as the next message.
     UnreadPayload,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for Slip {
     }
 }
 
-/// What was told of one connection.
+/// The deviations logged for one connection.
 #[derive(Debug)]
 pub(super) struct Slips {
     peer: String,
@@ -58,12 +58,12 @@ pub(super) struct Slips {
 }
 
 impl Slips {
-    /// Of a server that has not slipped yet.
+    /// Creates the record of a server without deviations so far.
     pub(super) fn new(peer: &str) -> Slips {
         Slips { peer: peer.to_owned(), told: AtomicU8::new(0) }
     }
 
-    /// Says that a slip is lived with, if it was not said before.
+    /// Logs a deviation once.
     pub(super) fn live_with(&self, slip: Slip, message: impl fmt::Display) {
         if self.told.fetch_or(slip.bit(), Ordering::Relaxed) & slip.bit() == 0 {
             tracing::warn!(peer = self.peer, %message, "the server departs from the specification: {slip}");

@@ -1,8 +1,8 @@
-//! The socket that a data session has to itself: one request at a time, whose data goes between the socket
-//! and the caller's own buffer without a copy between them.
+//! The separate socket of a data session: one request at a time, whose data is transferred between the socket and the
+//! caller's buffer without a copy.
 //!
-//! The server has made this socket, and may have kept a handle to this end of it. So nothing is left to the
-//! socket's own settings: each wait has its end.
+//! The server created this socket, and may have kept a handle to this end of it. So the client relies on no setting
+//! of the socket: each wait has its own deadline.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,7 +40,8 @@ pub(super) struct StateChannel {
 }
 
 impl StateChannel {
-    /// Takes what came with the reply that a session has begun; EINVAL for what is no stream socket.
+    /// Creates the channel from the descriptor in the reply that begins a session; EINVAL unless it is a stream
+    /// socket.
     pub(super) fn new(
         name: String,
         socket: OwnedFd,
@@ -55,7 +56,7 @@ impl StateChannel {
         Ok(StateChannel { name, socket, limits, patience, slips, next_id: 1, out, is_over: false })
     }
 
-    /// VFIO_USER_MIG_DATA_READ, of as much as `buffer` and a message have room for.
+    /// Sends VFIO_USER_MIG_DATA_READ, for as many bytes as fit in `buffer` and a message.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let size = buffer.len().min(self.limits.max_data_xfer_size as usize);
         let request = Request::MigDataRead { size: size as u32 };
@@ -72,14 +73,14 @@ impl StateChannel {
         }
     }
 
-    /// VFIO_USER_MIG_DATA_WRITE, of as much as one message takes.
+    /// Sends VFIO_USER_MIG_DATA_WRITE, with as many bytes as fit in a message.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<usize> {
         let data = &data[..data.len().min(self.limits.max_data_xfer_size as usize)];
         self.exchange::<HEADER>(&Request::MigDataWrite { data: &[] }, data, &mut [])?;
         Ok(data.len())
     }
 
-    /// VFIO_USER_MIG_GET_PRECOPY_INFO.
+    /// Sends VFIO_USER_MIG_GET_PRECOPY_INFO.
     pub(super) fn precopy_info(&mut self) -> Result<PrecopyInfo> {
         let argsz = size_of::<PrecopyInfo>() as u32;
         let request = Request::MigGetPrecopyInfo(PrecopyInfo { argsz, ..PrecopyInfo::default() });
@@ -90,8 +91,8 @@ impl StateChannel {
         }
     }
 
-    /// Sends a request, which `data` belongs to, and receives the first `N` bytes of the reply, and into `room`
-    /// those behind them. Returns how many these are.
+    /// Sends a request with `data`, and receives the first `N` bytes of the reply, and into `room` those after them.
+    /// Returns the number of bytes in `room`.
     fn exchange<const N: usize>(
         &mut self,
         request: &Request<'_>,
@@ -182,7 +183,7 @@ impl StateChannel {
         }
     }
 
-    /// What the server refuses leaves the channel as it is, once the `rest` of the message has come.
+    /// Keeps the channel after a failed request, once the `rest` of the message has arrived.
     fn refused(&mut self, command: Command, errno: u32, mut rest: usize, deadline: Option<Instant>) -> Error {
         let mut ignored = [0; 512];
         while rest > 0 {
@@ -205,7 +206,7 @@ impl StateChannel {
         }
     }
 
-    /// The socket gives no more.
+    /// Ends the channel after an error of the socket.
     fn failed(&mut self, command: Command, error: SystemError) -> Error {
         self.is_over = true;
         if error == SystemError::TIMEDOUT {
@@ -214,7 +215,7 @@ impl StateChannel {
         Error::request(&self.name, command.name(), error.into())
     }
 
-    /// An answer that cannot be one: what follows cannot be told from it.
+    /// Ends the channel after an invalid answer: the next messages cannot be told apart.
     fn broken(&mut self, command: Command, why: impl ToString) -> Error {
         self.is_over = true;
         Error::Answer {
@@ -248,7 +249,7 @@ fn send(
     Ok(())
 }
 
-/// Receives what is there, at least a byte; 0 is the end. Descriptors that come with it are not taken.
+/// Receives what is available, at least a byte; 0 at the end. Descriptors are not accepted.
 fn receive(
     socket: &OwnedFd,
     parts: &mut [IoSliceMut<'_>],

@@ -1,4 +1,4 @@
-//! The data of a session: over its own channel where there is one, else in messages of the command socket.
+//! The data of a session: over its own channel if there is one, otherwise in messages of the command socket.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,25 +15,25 @@ use super::state_channel::StateChannel;
 use crate::extensions::MigrationExtensions;
 use crate::message::{Command, Reply, Request};
 
-/// What stands for the data file: the server keeps that itself, and it is the device's last one.
+/// Handle for the data file, which the server itself keeps: the device's last one.
 pub(super) struct RemoteFile {
     connection: Arc<Mutex<Connection>>,
     channel: Option<StateChannel>,
     extensions: MigrationExtensions,
-    /// How many sessions have begun or were ended by a reset, with this one, and by now.
+    /// The number of sessions that had begun or were ended by a reset, with this one, and the current number.
     session: u64,
     sessions: Arc<AtomicU64>,
     failure: Option<Error>,
 }
 
-/// How the data of a session goes.
+/// The transport of a session's data.
 enum Way<'a> {
     Channel(&'a mut StateChannel),
     Commands(&'a mut Connection),
 }
 
 impl RemoteFile {
-    /// The file of the session that has just begun.
+    /// Creates the file of the session that has just begun.
     pub(super) fn new(
         connection: Arc<Mutex<Connection>>,
         channel: Option<StateChannel>,
@@ -44,7 +44,7 @@ impl RemoteFile {
         RemoteFile { connection, channel, extensions, session, sessions, failure: None }
     }
 
-    /// Makes a request if the session is still the device's last one.
+    /// Sends a request if the session is still the device's last one.
     fn with<T>(&mut self, request: impl FnOnce(Way<'_>) -> Result<T, Error>) -> Result<T, Errno> {
         self.failure = None;
         let result = if let Some(channel) = &mut self.channel {
@@ -67,7 +67,7 @@ impl RemoteFile {
     }
 }
 
-/// ENODEV, as from a file of the kernel, if the session has ended.
+/// Fails with ENODEV, as a file of the kernel, if the session has ended.
 fn check(sessions: &AtomicU64, session: u64) -> Result<(), Errno> {
     if sessions.load(Ordering::Acquire) == session { Ok(()) } else { Err(Errno::ENODEV) }
 }
@@ -87,8 +87,8 @@ impl StateFile for RemoteFile {
         })
     }
 
-    /// Without the extension there is no such request. What the whole state would take now says as much: none
-    /// of it is initial data, and all that is left may change. A server that does not know that either tells
+    /// Without the extension there is no such request. The total size of the state is an equivalent report: none of
+    /// it is initial data, and all that remains may change. A server that does not support that either reports
     /// nothing.
     fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
         if !self.extensions.precopy_info {

@@ -1,4 +1,4 @@
-//! Many requests of one kind at once, without waiting for each: the time of one takes many.
+//! Many requests of one kind at once, in about the time of one.
 
 use std::os::fd::AsFd;
 
@@ -18,7 +18,7 @@ pub struct RegionRead<'a> {
     pub region: u32,
     /// Offset in bytes within it.
     pub offset: u64,
-    /// Where the bytes go: as many as there is room for.
+    /// The buffer, whose length is the number of bytes to read.
     pub data: &'a mut [u8],
 }
 
@@ -27,15 +27,15 @@ pub struct RegionRead<'a> {
 pub struct DmaMapping {
     /// First IOVA.
     pub iova: u64,
-    /// What the device may do: READ, WRITE or both.
+    /// The device's access rights: READ, WRITE or both.
     pub rights: DmaMapFlags,
     /// The memory.
     pub memory: DmaRegion,
 }
 
 impl Client {
-    /// Reads many parts of regions. They are read in their order; one that fails does not keep those behind
-    /// it from being read, and the first error is the answer.
+    /// Reads many parts of regions, in order. Reads after a failed one are still executed; the first error is
+    /// returned.
     ///
     /// ```
     /// # use std::os::unix::net::UnixStream;
@@ -90,8 +90,8 @@ impl Client {
         })
     }
 
-    /// Maps all of this memory for the device, or none of it: if one mapping fails, those of this call that
-    /// did not are unmapped again, and the first error is the answer.
+    /// Maps all of this memory for the device, or none of it: if one mapping fails, the others of this call are
+    /// unmapped again, and the first error is returned.
     ///
     /// ```
     /// # use std::os::unix::net::UnixStream;

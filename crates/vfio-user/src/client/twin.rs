@@ -1,5 +1,5 @@
-//! The twin socket: what the server asks over a socket of its own is answered on a thread of its own, also
-//! while a request of this side waits for its reply.
+//! The twin socket: a separate thread answers the server's requests on a separate socket, also while the client waits
+//! for a reply.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,14 +14,14 @@ use crate::capabilities::TwinSocket;
 use crate::message::{Kind, Limits, MessageBuffer};
 use crate::socket::{Receiver, Sender, SocketError, connection};
 
-/// The socket and its thread. Both end with this.
+/// The socket and its thread, which both end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Twin {
     sender: Sender,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a server says of the twin socket, that it cannot mean.
+/// An invalid twin socket in the server's answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TwinError {
     #[error("it has a twin socket, which was not asked for")]
@@ -43,7 +43,7 @@ impl From<io::Error> for TwinError {
 }
 
 impl Twin {
-    /// The twin socket of a server that has said so, among the descriptors that came with its version.
+    /// Takes the twin socket, if the server's answer has one, from the descriptors received with its version.
     pub(super) fn of(
         answer: Option<TwinSocket>,
         is_asked: bool,
@@ -81,7 +81,7 @@ impl Twin {
         Ok(Some(Twin { sender, thread: Some(thread) }))
     }
 
-    /// Ends the socket, and with it the thread.
+    /// Shuts the socket down, which ends the thread.
     pub(super) fn shutdown(&self) {
         self.sender.shutdown();
     }

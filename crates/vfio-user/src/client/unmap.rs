@@ -1,4 +1,4 @@
-//! VFIO_USER_DMA_UNMAP beyond what every device has: all at once, and with what the device has written.
+//! VFIO_USER_DMA_UNMAP beyond [`DmaMap`](whimbrel_user::DmaMap): everything at once, and with a dirty bitmap.
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::DirtyReport;
@@ -8,9 +8,8 @@ use super::Client;
 use crate::message::{BitmapRequest, Command, DmaUnmap, Reply, Request};
 
 impl Client {
-    /// Unmaps everything that is mapped (VFIO_DMA_UNMAP_FLAG_ALL), and says how many bytes the server has
-    /// unmapped. EINVAL from a server that does not know the flag, which only the kernel's header has; nothing
-    /// is unmapped then.
+    /// Unmaps everything (VFIO_DMA_UNMAP_FLAG_ALL), and returns the number of bytes that the server unmapped. EINVAL,
+    /// and nothing is unmapped, from a server that does not support the flag, which only the kernel's header has.
     pub fn unmap_all_dma(&self) -> Result<u64> {
         let connection = &mut *self.connection();
         let what = || format!("{} of all", Command::DmaUnmap);
@@ -24,14 +23,13 @@ impl Client {
         Ok(size.unwrap_or(mapped))
     }
 
-    /// Unmaps the range of `dirty` as [`DmaMap::unmap_dma`](whimbrel_user::DmaMap::unmap_dma) does, and marks
-    /// in it what the device has written since it was last asked
-    /// (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, which earlier texts of the protocol have): nothing that it writes
-    /// until the very end is missed.
+    /// Unmaps the range of `dirty` as [`DmaMap::unmap_dma`](whimbrel_user::DmaMap::unmap_dma) does, and marks in it
+    /// the pages that the device has written since the last report (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, from
+    /// earlier versions of the protocol): no write before the unmapping is missed.
     ///
-    /// EINVAL if no log is running, or from a server that does not know the flag; E2BIG, and nothing of that
-    /// mapping is unmapped, if the bitmap of a mapping is larger than a message can be (`max_data_xfer_size`).
-    /// Mappings are taken away one after the other, those before one that fails stay away and are marked.
+    /// EINVAL if no log is running, or from a server that does not support the flag; E2BIG, and that mapping stays,
+    /// if the bitmap of a mapping exceeds the size of a message (`max_data_xfer_size`). Mappings are unmapped one
+    /// after the other; those before a failed one are unmapped and marked.
     pub fn unmap_dma_dirty(&self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
         let connection = &mut *self.connection();
         let (range, page_size) = (dirty.range(), dirty.page_size());
@@ -70,7 +68,7 @@ impl Client {
     }
 }
 
-/// Marks what a bitmap from `iova` on has.
+/// Marks the pages of a bitmap that begins at `iova`.
 fn mark(dirty: &mut DirtyReport<'_>, iova: u64, bits: &[u8]) {
     let page_size = dirty.page_size();
     let (words, _) = bits.as_chunks::<8>();

@@ -5,15 +5,15 @@ use whimbrel_user::{Device, Result};
 use super::Client;
 use crate::message::{Command, Reply, Request, WriteMulti, WriteOne};
 
-/// Writes in one message at most: 4096 bytes of them, which every server has room for.
+/// Maximum writes in one message: 4096 bytes, which every server accepts.
 const MAX_WRITES: usize = 170;
 
 impl Client {
-    /// Makes short writes to regions one after the other, many of them with one message, and says how many
-    /// were made: fewer than given if one failed, which is the one behind those that were made. The errno is
-    /// the answer if none was.
+    /// Executes short writes to regions in order, many of them with one message, and returns the number executed:
+    /// less than given if one failed, which is the one after those executed. If the first one fails, its errno is
+    /// returned.
     ///
-    /// With a server that has not agreed on `write_multiple`, each write is a message of its own.
+    /// With a server that has not agreed on `write_multiple`, each write is a separate message.
     ///
     /// ```
     /// # use std::os::unix::net::UnixStream;
@@ -50,7 +50,7 @@ impl Client {
         Ok(done)
     }
 
-    /// One message with at most [`MAX_WRITES`] writes.
+    /// Sends one message with at most [`MAX_WRITES`] writes.
     fn write_together(&self, writes: &[WriteOne]) -> Result<usize> {
         let connection = &mut *self.connection();
         let what = || format!("{} of {} writes", Command::RegionWriteMulti, writes.len());
@@ -64,7 +64,7 @@ impl Client {
         possible.ok_or_else(|| connection.nonsense(what(), "more writes were made than there were"))
     }
 
-    /// A message for each.
+    /// Sends a message for each write.
     fn write_alone(&self, writes: &[WriteOne]) -> Result<usize> {
         let mut client = self.clone();
         for write in writes {

@@ -1,25 +1,25 @@
-//! Where messages are written before they are sent.
+//! The buffer that messages are written to before they are sent.
 
 use whimbrel_protocol::Errno;
 
 use super::header::{HEADER, Header, Kind};
 use super::{Reply, Request};
 
-/// Where messages begin in memory: at a multiple of so many bytes, as pages do that a socket copies them to.
-/// Both ends of a copy lie alike then, which makes one of much data faster by some percent.
+/// Alignment of messages in memory. Both ends of a copy through a socket are then aligned alike, as its pages are,
+/// which makes large copies some percent faster.
 const ALIGNMENT: usize = 64;
 
-/// Messages one after the other, ready to send. Its memory is kept when it is cleared.
+/// Messages one after the other, ready to send. Clearing the buffer keeps its memory.
 #[derive(Debug, Default)]
 pub struct MessageBuffer {
-    /// As long as the buffer has ever been, so that room for data is not zeroed for each message anew.
+    /// Never shrinks, so that room for data is not zeroed for each message.
     bytes: Vec<u8>,
-    /// Where in `bytes` the messages begin.
+    /// The offset in `bytes` where the messages begin.
     base: usize,
     length: usize,
 }
 
-/// A message whose payload is being written. Its header gets the size at [`MessageBuffer::finish`].
+/// A message whose payload is being written. [`MessageBuffer::finish`] sets the size in its header.
 #[derive(Debug)]
 #[must_use = "a message that is not finished has no size"]
 pub struct Unfinished {
@@ -28,27 +28,27 @@ pub struct Unfinished {
 }
 
 impl MessageBuffer {
-    /// An empty buffer.
+    /// Creates an empty buffer.
     pub fn new() -> MessageBuffer {
         MessageBuffer::default()
     }
 
-    /// The messages written since it was cleared.
+    /// Returns the messages written since the buffer was cleared.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[self.base..self.base + self.length]
     }
 
-    /// Bytes written since it was cleared.
+    /// Returns the number of bytes written since the buffer was cleared.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether nothing was written since it was cleared.
+    /// Returns whether nothing was written since the buffer was cleared.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Forgets all messages.
+    /// Removes all messages.
     pub fn clear(&mut self) {
         self.length = 0;
     }
@@ -60,20 +60,20 @@ impl MessageBuffer {
         self.finish(message);
     }
 
-    /// Writes the reply to a command that was done.
+    /// Writes the reply to a command that succeeded.
     pub fn reply(&mut self, id: u16, reply: &Reply<'_>) {
         let message = self.begin(id, reply.command().number(), Kind::Reply);
         reply.put(self);
         self.finish(message);
     }
 
-    /// Writes the reply to a command that failed, also to one that nobody knows.
+    /// Writes the reply to a command that failed or is unknown.
     pub fn error(&mut self, id: u16, command: u16, errno: Errno) {
         let message = self.begin(id, command, Kind::Error(errno.raw_os_error().cast_unsigned()));
         self.finish(message);
     }
 
-    /// Begins a message whose data is not yet there: fixed parts follow by [`MessageBuffer::put`], data by
+    /// Begins a message whose data is not available yet: add fixed parts with [`MessageBuffer::put`], data with
     /// [`MessageBuffer::grow`].
     pub fn begin(&mut self, id: u16, command: u16, kind: Kind) -> Unfinished {
         let start = self.length;
@@ -81,7 +81,7 @@ impl MessageBuffer {
         Unfinished { start, header: Header { id, command, size: 0, kind } }
     }
 
-    /// Ends a message.
+    /// Finishes a message.
     pub fn finish(&mut self, message: Unfinished) {
         let Unfinished { start, header } = message;
         let size = (self.length - start) as u32;
@@ -89,7 +89,7 @@ impl MessageBuffer {
         self.room()[start..start + HEADER].copy_from_slice(&bytes);
     }
 
-    /// Gives up a message as if it had not been begun.
+    /// Removes a message that was begun.
     pub fn abandon(&mut self, message: Unfinished) {
         self.length = message.start;
     }
@@ -111,7 +111,7 @@ impl MessageBuffer {
         self.put(&value.to_ne_bytes());
     }
 
-    /// Appends room for `count` bytes, which hold anything until they are written.
+    /// Appends `count` bytes of room, whose contents are undefined until written.
     pub fn grow(&mut self, count: usize) -> &mut [u8] {
         let start = self.length;
         let end = start + count;
@@ -126,7 +126,7 @@ impl MessageBuffer {
         &mut self.bytes[self.base..]
     }
 
-    /// Makes room for `length` bytes, of which those that are there are kept.
+    /// Makes room for `length` bytes, and keeps those already written.
     fn enlarge(&mut self, length: usize) {
         let most = length.max(2 * self.length);
         let mut bytes = vec![0; most + ALIGNMENT];
@@ -135,12 +135,12 @@ impl MessageBuffer {
         (self.bytes, self.base) = (bytes, base);
     }
 
-    /// Takes back the last `count` bytes, or all there are.
+    /// Removes the last `count` bytes, or all if there are fewer.
     pub fn shrink(&mut self, count: usize) {
         self.length = self.length.saturating_sub(count);
     }
 
-    /// Writes over what was appended before: `offset` bytes after the header of `message`.
+    /// Overwrites bytes that were appended before, `offset` bytes after the header of `message`.
     pub fn patch_u32(&mut self, message: &Unfinished, offset: usize, value: u32) {
         let at = message.start + HEADER + offset;
         self.room()[at..at + 4].copy_from_slice(&value.to_ne_bytes());

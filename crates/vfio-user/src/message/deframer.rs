@@ -1,56 +1,57 @@
-//! Bytes of a stream cut into messages.
+//! Splits the bytes of a stream into messages.
 
 use std::ops::Range;
 
 use super::Limits;
 use super::header::{FrameError, HEADER, Header};
 
-/// How much is read at once when no message needs more.
+/// Bytes to read at once when no message needs more.
 const READ_AHEAD: usize = 16 * 1024;
 
-/// Finds the messages in a stream of bytes that comes in any pieces. It holds at most one message and what
-/// came with it, and grows only for a message whose header says that it will be so long.
+/// Splits a stream of bytes, which arrives in any pieces, into messages. It holds at most one message and the bytes
+/// received with it, and grows only for a message whose header announces that length.
 #[derive(Debug)]
 pub struct Deframer {
     buffer: Vec<u8>,
-    /// What was filled and not yet given out.
+    /// Bytes received and not yet returned.
     unread: Range<usize>,
     /// Bytes of the stream before `unread`.
     taken: u64,
     limits: Limits,
 }
 
-/// A message as it came.
+/// A message as received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     /// Its header.
     pub header: Header,
-    /// What follows.
+    /// The bytes after the header.
     pub payload: &'a [u8],
 }
 
 impl Deframer {
-    /// A stream of which nothing was read.
+    /// Creates a deframer at the beginning of a stream.
     pub fn new(limits: Limits) -> Deframer {
         Deframer { buffer: Vec::new(), unread: 0..0, taken: 0, limits }
     }
 
-    /// A stream whose first bytes another has read: a [`Deframer::unread`] elsewhere.
+    /// Creates a deframer for a stream whose first bytes were read elsewhere: the [`Deframer::unread`] of another
+    /// deframer.
     pub fn with_unread(limits: Limits, unread: &[u8]) -> Deframer {
         Deframer { buffer: unread.to_vec(), unread: 0..unread.len(), taken: 0, limits }
     }
 
-    /// What was filled and not yet given out: messages, or a part of one.
+    /// Returns the bytes received and not yet returned: messages, or a part of one.
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.unread.clone()]
     }
 
-    /// From the next message on, other limits hold.
+    /// Sets the limits from the next message on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Where the next bytes of the stream go; at least one byte.
+    /// Returns the room for the next bytes of the stream: at least one byte.
     pub fn room(&mut self) -> Result<&mut [u8], FrameError> {
         let needed = match self.header()? {
             Some(header) => header.size as usize,
@@ -74,12 +75,12 @@ impl Deframer {
         Ok(&mut self.buffer[self.unread.end..])
     }
 
-    /// Says that the first `count` bytes of [`Deframer::room`] were filled.
+    /// Marks the first `count` bytes of [`Deframer::room`] as filled.
     pub fn filled(&mut self, count: usize) {
         self.unread.end = self.unread.end.saturating_add(count).min(self.buffer.len());
     }
 
-    /// The next message, once all of it is there.
+    /// Returns the next message, once it is complete.
     pub fn next_message(&mut self) -> Result<Option<Message<'_>>, FrameError> {
         let Some(header) = self.header()? else { return Ok(None) };
         let size = header.size as usize;
@@ -92,7 +93,7 @@ impl Deframer {
         Ok(Some(Message { header, payload: &self.buffer[start + HEADER..start + size] }))
     }
 
-    /// Whether [`Deframer::next_message`] has something to give, be it an error.
+    /// Returns whether [`Deframer::next_message`] would return a message or an error.
     pub fn is_ready(&self) -> bool {
         match self.header() {
             Ok(Some(header)) => self.unread.len() >= header.size as usize,
@@ -101,22 +102,23 @@ impl Deframer {
         }
     }
 
-    /// Bytes of the stream that were given out as messages.
+    /// Returns the number of bytes that were returned as messages.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// Bytes of the stream that were filled.
+    /// Returns the number of bytes received.
     pub fn received(&self) -> u64 {
         self.taken + self.unread.len() as u64
     }
 
-    /// Bytes held for messages.
+    /// Returns the number of bytes allocated for messages.
     pub fn capacity(&self) -> usize {
         self.buffer.capacity()
     }
 
-    /// Bytes of a message that were filled, and how many it has; without a whole header as many as a header.
+    /// Returns the received bytes and the total bytes of an incomplete message; the total is that of a header while
+    /// the header is incomplete.
     pub fn partial(&self) -> Option<(usize, usize)> {
         let needed = self.header().ok()?.map_or(HEADER, |header| header.size as usize);
         (!self.unread.is_empty() && self.unread.len() < needed).then_some((self.unread.len(), needed))

@@ -1,7 +1,7 @@
-//! What a device says of itself, its regions and its interrupts.
+//! Device, region and interrupt info.
 //!
-//! A request gives room for the reply in `argsz`. Where it is not enough for the capabilities, they are left
-//! out, and the reply's `argsz` says how much is needed, as the kernel does.
+//! A request bounds its reply by `argsz`. If the capabilities do not fit, they are omitted, and the reply's `argsz`
+//! is the size needed, as in the kernel.
 
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_uapi::device::{DeviceInfo, DeviceInfoFlags, IrqInfoFlags, RegionInfo, RegionInfoFlags};
@@ -27,8 +27,8 @@ pub struct DeviceInfoReply {
     needed: u32,
 }
 
-/// The reply to VFIO_USER_DEVICE_GET_REGION_INFO. With the MMAP flag a descriptor comes with it, and the
-/// region's offset is where the region begins in that file.
+/// The reply to VFIO_USER_DEVICE_GET_REGION_INFO. With the MMAP flag a descriptor comes with it, and the region's
+/// offset is its position in that file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionInfoReply {
     index: u32,
@@ -41,11 +41,11 @@ pub struct RegionInfoReply {
 pub struct IrqInfoReply {
     /// Index of the interrupts.
     pub index: u32,
-    /// What they are.
+    /// Their flags and count.
     pub irq: Irq,
 }
 
-/// The reply to VFIO_USER_DEVICE_GET_REGION_IO_FDS. Descriptors come with it.
+/// The reply to VFIO_USER_DEVICE_GET_REGION_IO_FDS, which carries descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionIoFdsReply {
     index: u32,
@@ -53,34 +53,34 @@ pub struct RegionIoFdsReply {
     needed: u32,
 }
 
-/// A part of a region to which accesses can be made through a descriptor.
+/// A part of a region that can be accessed through a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubRegion {
     /// Offset in bytes within the region.
     pub offset: u64,
-    /// Bytes; 0 where the size of the access does not matter.
+    /// Size in bytes; 0 if the size of an access does not matter.
     pub size: u64,
-    /// Which of the descriptors of the message.
+    /// Index among the descriptors of the message.
     pub fd_index: u32,
-    /// What the descriptor is.
+    /// The kind of descriptor.
     pub kind: IoFdKind,
 }
 
-/// What a descriptor of [`SubRegion`] is.
+/// The kind of descriptor of a [`SubRegion`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoFdKind {
     /// An eventfd that a write signals (VFIO_USER_IO_FD_TYPE_IOEVENTFD).
     Ioeventfd {
         /// KVM's flags; bit 0 is KVM_IOEVENTFD_FLAG_DATAMATCH.
         flags: u32,
-        /// With DATAMATCH, the only value that signals.
+        /// With DATAMATCH, the only value whose write signals.
         datamatch: u64,
     },
     /// An ioregionfd (VFIO_USER_IO_FD_TYPE_IOREGIONFD).
     Ioregionfd {
         /// KVM's flags.
         flags: u32,
-        /// Comes back with each access.
+        /// Returned with each access.
         user_data: u64,
     },
 }
@@ -98,7 +98,7 @@ impl IoFdKind {
 }
 
 impl DeviceInfoReply {
-    /// The reply to a client that takes `room` bytes.
+    /// Creates the reply for a client that accepts `room` bytes.
     pub fn new(mut info: Info, room: u32) -> DeviceInfoReply {
         info.flags.remove(DeviceInfoFlags::CAPS);
         let needed = if info.capabilities.is_empty() { INFO } else { info.to_bytes().len() as u32 };
@@ -108,17 +108,18 @@ impl DeviceInfoReply {
         DeviceInfoReply { info, needed }
     }
 
-    /// What the device says of itself; without capabilities if there was no room for them.
+    /// Returns the device info; without capabilities if they did not fit.
     pub fn info(&self) -> &Info {
         &self.info
     }
 
-    /// Bytes that all of it takes: for `argsz` to ask again if [`is_whole`](Self::is_whole) says no.
+    /// Returns the size of the whole reply in bytes: the `argsz` to ask again with unless
+    /// [`is_whole`](Self::is_whole).
     pub fn needed(&self) -> u32 {
         self.needed
     }
 
-    /// Whether nothing was left out.
+    /// Returns whether nothing was omitted.
     pub fn is_whole(&self) -> bool {
         self.needed <= INFO || !self.info.capabilities.is_empty()
     }
@@ -154,7 +155,7 @@ impl DeviceInfoReply {
 }
 
 impl RegionInfoReply {
-    /// The reply to a client that takes `room` bytes.
+    /// Creates the reply for a client that accepts `room` bytes.
     pub fn new(index: u32, mut region: Region, room: u32) -> RegionInfoReply {
         region.flags.remove(RegionInfoFlags::CAPS);
         let needed = region.to_bytes(index).len() as u32;
@@ -164,22 +165,23 @@ impl RegionInfoReply {
         RegionInfoReply { index, region, needed }
     }
 
-    /// Index of the region.
+    /// Returns the index of the region.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// What it is; without capabilities if there was no room for them.
+    /// Returns the region info; without capabilities if they did not fit.
     pub fn region(&self) -> &Region {
         &self.region
     }
 
-    /// Bytes that all of it takes: for `argsz` to ask again if [`is_whole`](Self::is_whole) says no.
+    /// Returns the size of the whole reply in bytes: the `argsz` to ask again with unless
+    /// [`is_whole`](Self::is_whole).
     pub fn needed(&self) -> u32 {
         self.needed
     }
 
-    /// Whether nothing was left out.
+    /// Returns whether nothing was omitted.
     pub fn is_whole(&self) -> bool {
         self.needed <= REGION || !self.region.capabilities.is_empty()
     }
@@ -226,7 +228,7 @@ impl IrqInfoReply {
 }
 
 impl RegionIoFdsReply {
-    /// The reply to a client that takes `room` bytes.
+    /// Creates the reply for a client that accepts `room` bytes.
     pub fn new(index: u32, mut sub_regions: Vec<SubRegion>, room: u32) -> RegionIoFdsReply {
         let whole = sub_regions.len().saturating_mul(SUB_REGION).saturating_add(IO_FDS as usize);
         let needed = u32::try_from(whole).unwrap_or(u32::MAX);
@@ -236,22 +238,23 @@ impl RegionIoFdsReply {
         RegionIoFdsReply { index, sub_regions, needed }
     }
 
-    /// Index of the region.
+    /// Returns the index of the region.
     pub fn index(&self) -> u32 {
         self.index
     }
 
-    /// Its parts; none if there was no room for all.
+    /// Returns its parts; none if they did not all fit.
     pub fn sub_regions(&self) -> &[SubRegion] {
         &self.sub_regions
     }
 
-    /// Bytes that all of it takes: for `argsz` to ask again if [`is_whole`](Self::is_whole) says no.
+    /// Returns the size of the whole reply in bytes: the `argsz` to ask again with unless
+    /// [`is_whole`](Self::is_whole).
     pub fn needed(&self) -> u32 {
         self.needed
     }
 
-    /// Whether nothing was left out.
+    /// Returns whether nothing was omitted.
     pub fn is_whole(&self) -> bool {
         self.needed <= IO_FDS || !self.sub_regions.is_empty()
     }
@@ -318,7 +321,7 @@ impl SubRegion {
     }
 }
 
-/// `argsz` and index of a request about one region or one index of interrupts.
+/// Parses `argsz` and index of a request about a region or an interrupt index.
 pub(super) fn parse_indexed(payload: &[u8], least: u32) -> Result<(u32, u32), Malformed> {
     let mut fields = Fields::of(payload, least as usize)?;
     let argsz = fields.argsz(least.into())?;
@@ -326,7 +329,7 @@ pub(super) fn parse_indexed(payload: &[u8], least: u32) -> Result<(u32, u32), Ma
     Ok((argsz, fields.u32()?))
 }
 
-/// Writes such a request, whose other fields are zero.
+/// Writes a request about a region or an interrupt index; its other fields are zero.
 pub(super) fn put_indexed(argsz: u32, index: u32, size: u32, out: &mut MessageBuffer) {
     out.put_u32(argsz);
     out.put_u32(0);
@@ -334,7 +337,7 @@ pub(super) fn put_indexed(argsz: u32, index: u32, size: u32, out: &mut MessageBu
     out.grow(size as usize - 12).fill(0);
 }
 
-/// `argsz` of VFIO_USER_DEVICE_GET_INFO.
+/// Parses `argsz` of VFIO_USER_DEVICE_GET_INFO.
 pub(super) fn parse_info(payload: &[u8]) -> Result<u32, Malformed> {
     Fields::of(payload, INFO as usize)?.argsz(u64::from(INFO))
 }

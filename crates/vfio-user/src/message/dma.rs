@@ -1,4 +1,4 @@
-//! The client's memory: mapping it, unmapping it, and reading and writing what was mapped without a file.
+//! The client's memory: mapping, unmapping, and access to memory that was mapped without a file.
 
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 
@@ -10,25 +10,25 @@ const UNMAP: u32 = 24;
 const BITMAP: u32 = 16;
 
 bitflags::bitflags! {
-    /// How the memory behind a descriptor is reached: flags of VFIO_USER_DMA_MAP. The first has the bit of type1's
-    /// VADDR, and nothing to do with it.
+    /// Access modes of the memory behind a descriptor: flags of VFIO_USER_DMA_MAP. The first shares its bit with
+    /// type1's VADDR, and is unrelated.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct DmaAccessModes: u32 {
-        /// By mmap(2) (VFIO_USER_F_DMA_REGION_MMAP). Without any of these too.
+        /// By mmap(2) (VFIO_USER_F_DMA_REGION_MMAP). The default without any of these flags.
         const MMAP = 1 << 2;
         /// By pread(2) and pwrite(2) (VFIO_USER_F_DMA_REGION_FILE_IO).
         const FILE_IO = 1 << 3;
     }
 }
 
-/// VFIO_USER_DMA_MAP. With one descriptor the memory is reached by it, without by messages.
+/// VFIO_USER_DMA_MAP. With a descriptor the memory is accessed through it, without one by messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaMap {
-    /// What the device may do: READ, WRITE or both.
+    /// The device's access rights: READ, WRITE or both.
     pub rights: DmaMapFlags,
-    /// How the memory behind a descriptor is reached.
+    /// Access modes of the memory behind a descriptor.
     pub modes: DmaAccessModes,
-    /// Where in the file the memory begins, in bytes.
+    /// Offset in bytes within the file.
     pub offset: u64,
     /// First IOVA.
     pub iova: u64,
@@ -45,27 +45,27 @@ pub enum DmaUnmap {
         iova: u64,
         /// Bytes.
         size: u64,
-        /// Asks what was written of the memory that is unmapped (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, which
-        /// earlier texts of the protocol have).
+        /// True to request the pages of the unmapped memory that were written (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+        /// from earlier versions of the specification).
         bitmap: Option<BitmapRequest>,
     },
     /// Every mapping (VFIO_DMA_UNMAP_FLAG_ALL).
     All,
 }
 
-/// The form of a bitmap of dirty pages.
+/// The format of a dirty bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitmapRequest {
-    /// Bytes of IOVA one bit stands for.
+    /// Bytes of IOVA per bit.
     pub page_size: u64,
     /// Bytes of the bitmap.
     pub size: u64,
 }
 
-/// A bitmap of dirty pages: `u64`s, one bit a page, least significant first.
+/// A dirty bitmap: `u64`s, one bit per page, least significant first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyBitmap<'a> {
-    /// Bytes of IOVA one bit stands for.
+    /// Bytes of IOVA per bit.
     pub page_size: u64,
     /// The bits.
     pub bits: &'a [u8],
@@ -80,11 +80,11 @@ pub struct DmaUnmapReply<'a> {
     pub iova: u64,
     /// Bytes that were unmapped.
     pub size: u64,
-    /// What was asked for of dirty pages.
+    /// The dirty bitmap, if it was requested.
     pub bitmap: Option<DirtyBitmap<'a>>,
 }
 
-/// The memory that VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE are about.
+/// The memory range of VFIO_USER_DMA_READ or VFIO_USER_DMA_WRITE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaAccess {
     /// First IOVA.
@@ -117,7 +117,7 @@ impl DmaMap {
 }
 
 impl DmaUnmap {
-    /// The flags that say it on the wire.
+    /// Returns the flags on the wire.
     pub fn flags(&self) -> DmaUnmapFlags {
         match self {
             DmaUnmap::All => DmaUnmapFlags::ALL,
@@ -216,7 +216,7 @@ impl DmaAccess {
         Ok(access)
     }
 
-    /// The reply to VFIO_USER_DMA_WRITE, whose count is of four bytes in the text and of eight in
+    /// Parses the reply to VFIO_USER_DMA_WRITE. Its count has four bytes in the specification and eight in
     /// libvfio-user.
     pub(super) fn parse_written(payload: &[u8], limits: Limits) -> Result<DmaAccess, Malformed> {
         if payload.len() >= Self::SIZE {

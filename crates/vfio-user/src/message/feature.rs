@@ -1,5 +1,5 @@
-//! VFIO_USER_DEVICE_FEATURE, and the data of those features whose form is not the kernel's: where the kernel
-//! has an address, vfio-user has the data itself.
+//! VFIO_USER_DEVICE_FEATURE, and the data of the features whose format differs from the kernel's: the message carries
+//! the data where the kernel has an address.
 
 use whimbrel_protocol::dirty::MAX_LOGGING_RANGES;
 use whimbrel_uapi::feature::{FEATURE_MASK, FeatureFlags};
@@ -14,11 +14,11 @@ const RANGE: usize = 16;
 /// A request about a feature, or the reply to one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceFeature<'a> {
-    /// In a request, bytes of reply payload that the client takes; in a reply, bytes that all of it needs.
+    /// In a request, bytes of reply payload that the client accepts; in a reply, bytes that the whole reply needs.
     pub argsz: u32,
-    /// Index of the feature ([`Feature`](whimbrel_uapi::feature::Feature), or one that nobody knows).
+    /// Index of the feature ([`Feature`](whimbrel_uapi::feature::Feature), or an unknown one).
     pub feature: u16,
-    /// What to do with it.
+    /// The operation on it.
     pub flags: FeatureFlags,
     /// The feature's own data.
     pub data: &'a [u8],
@@ -27,19 +27,19 @@ pub struct DeviceFeature<'a> {
 /// The data of VFIO_DEVICE_FEATURE_DMA_LOGGING_START, in request and reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LoggingStart<'a> {
-    /// Bytes of a page: in a request what is wished for, in a reply what it is.
+    /// Page size in bytes: in a request the preferred one, in a reply the actual one.
     pub page_size: u64,
     ranges: &'a [[u8; RANGE]],
 }
 
-/// The data of VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT in a request. In a reply the bitmap follows it.
+/// The data of VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT in a request. A reply has the bitmap after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggingReport {
     /// First IOVA.
     pub iova: u64,
     /// Bytes.
     pub length: u64,
-    /// Bytes of IOVA one bit stands for.
+    /// Bytes of IOVA per bit.
     pub page_size: u64,
 }
 
@@ -56,7 +56,7 @@ impl<'a> DeviceFeature<'a> {
         Ok(DeviceFeature { argsz, feature, flags, data: fields.rest() })
     }
 
-    /// Writes it; more data may follow.
+    /// Writes the fixed part and the data so far; more data may follow.
     pub fn put(&self, out: &mut MessageBuffer) {
         out.put_u32(self.argsz);
         out.put_u32(u32::from(self.feature) | self.flags.bits());
@@ -65,8 +65,8 @@ impl<'a> DeviceFeature<'a> {
 }
 
 impl<'a> LoggingStart<'a> {
-    /// The ranges given, each as iova and length, in `room`: as many as fit, which is all of them if it is as
-    /// long.
+    /// Creates the data with these ranges, each as IOVA and length, in `room`: as many as fit, all of them if `room`
+    /// is as long.
     pub fn new(page_size: u64, ranges: &[(u64, u64)], room: &'a mut [[u8; RANGE]]) -> LoggingStart<'a> {
         let count = ranges.len().min(room.len());
         let room = &mut room[..count];
@@ -77,7 +77,7 @@ impl<'a> LoggingStart<'a> {
         LoggingStart { page_size, ranges: room }
     }
 
-    /// Reads the data of the feature. Not more than [`MAX_LOGGING_RANGES`] are taken, as in the kernel.
+    /// Parses the data of the feature. At most [`MAX_LOGGING_RANGES`] are accepted, as in the kernel.
     pub fn parse(data: &'a [u8]) -> Result<LoggingStart<'a>, Malformed> {
         let mut fields = Fields::of(data, 16)?;
         let (page_size, count) = (fields.u64()?, fields.u32()?);
@@ -91,7 +91,7 @@ impl<'a> LoggingStart<'a> {
         Ok(LoggingStart { page_size, ranges })
     }
 
-    /// Iova and length of each range. None at all means all memory.
+    /// Returns IOVA and length of each range. No range at all means all memory.
     pub fn ranges(&self) -> impl ExactSizeIterator<Item = (u64, u64)> + use<'a> {
         self.ranges.iter().map(|range| {
             let [iova, length] = [0, 8].map(|at| {
@@ -103,7 +103,7 @@ impl<'a> LoggingStart<'a> {
         })
     }
 
-    /// The bytes of the feature's data.
+    /// Returns the bytes of the feature's data.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.page_size.to_ne_bytes().to_vec();
         bytes.extend_from_slice(&(self.ranges.len() as u32).to_ne_bytes());
@@ -123,14 +123,14 @@ impl LoggingReport {
     /// Bytes before the bitmap.
     pub const SIZE: usize = 24;
 
-    /// Reads the data of the feature, and what follows it: in a reply the bitmap.
+    /// Parses the data of the feature and returns the bytes after it: in a reply the bitmap.
     pub fn parse(data: &[u8]) -> Result<(LoggingReport, &[u8]), Malformed> {
         let mut fields = Fields::of(data, Self::SIZE)?;
         let report = LoggingReport { iova: fields.u64()?, length: fields.u64()?, page_size: fields.u64()? };
         Ok((report, fields.rest()))
     }
 
-    /// The bytes of the feature's data.
+    /// Returns the bytes of the feature's data.
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[..8].copy_from_slice(&self.iova.to_ne_bytes());

@@ -1,14 +1,14 @@
-//! Fields of a payload, read one after the other.
+//! Reads the fields of a payload one after the other.
 
 use super::Malformed;
 
-/// What is left of a payload.
+/// The unread rest of a payload.
 pub(super) struct Fields<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of a payload that has a fixed part of at least `least` bytes.
+    /// Reads the fields of a payload whose fixed part has at least `least` bytes.
     pub(super) fn of(payload: &'a [u8], least: usize) -> Result<Fields<'a>, Malformed> {
         if payload.len() < least {
             return Err(Malformed::Short { needed: least as u64, found: payload.len() });
@@ -36,18 +36,18 @@ impl<'a> Fields<'a> {
         self.take().map(u64::from_ne_bytes)
     }
 
-    /// `argsz`, which must be at least `least`.
+    /// Reads `argsz`, which must be at least `least`.
     pub(super) fn argsz(&mut self, least: u64) -> Result<u32, Malformed> {
         let argsz = self.u32()?;
         if u64::from(argsz) < least { Err(Malformed::Argsz { argsz, least }) } else { Ok(argsz) }
     }
 
-    /// Everything that was not read.
+    /// Returns the unread rest.
     pub(super) fn rest(self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Everything that was not read, which must be `count` bytes of data and not more than was agreed.
+    /// Returns the unread rest, which must be `count` bytes of data and within the agreed limit.
     pub(super) fn data(self, count: u64, most: u32) -> Result<&'a [u8], Malformed> {
         check_count(count, most)?;
         if count != self.bytes.len() as u64 {
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Refuses a transfer that is larger than was agreed.
+/// Refuses a transfer that is larger than the agreed limit.
 pub(super) fn check_count(count: u64, most: u32) -> Result<(), Malformed> {
     if count > u64::from(most) { Err(Malformed::TooMuch { count, most }) } else { Ok(()) }
 }

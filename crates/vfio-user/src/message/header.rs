@@ -1,4 +1,4 @@
-//! The sixteen bytes that every message begins with.
+//! The 16-byte header of every message.
 
 use whimbrel_protocol::Errno;
 
@@ -13,35 +13,34 @@ const REPLY: u32 = 1;
 const NO_REPLY: u32 = 1 << 4;
 const ERROR: u32 = 1 << 5;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A command, which wants a reply or not.
+    /// A command, with or without a reply.
     Command {
-        /// The sender waits for no reply, not even one that says it failed.
+        /// True if the sender expects no reply, not even for a failure.
         no_reply: bool,
     },
-    /// The reply to a command that was done.
+    /// The reply to a command that succeeded.
     Reply,
     /// The reply to a command that failed, with its errno, which may be 0. It should have no payload.
     Error(u32),
 }
 
-/// A header whose size can be that of a message.
+/// A header with a valid size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Chosen by who sends a command, and repeated in the reply.
+    /// The id, chosen by the sender of a command and repeated in the reply.
     pub id: u16,
-    /// The number of the command, which need not be one of [`Command`].
+    /// The number of the command, which may be unknown to [`Command`].
     pub command: u16,
     /// Bytes of the message, header included.
     pub size: u32,
-    /// What the message is.
+    /// The kind of the message.
     pub kind: Kind,
 }
 
-/// A header that begins no message. What follows it cannot be told from the next header, so the connection is
-/// over.
+/// An invalid header. The next header cannot be found after it, so the connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("message {id} of command {command} has {problem}")]
 #[non_exhaustive]
@@ -50,34 +49,34 @@ pub struct FrameError {
     pub id: u16,
     /// The number of its command.
     pub command: u16,
-    /// Whether it calls itself a reply; nobody replies to those.
+    /// True if the header claims to be a reply, which gets no answer.
     pub is_reply: bool,
-    /// What is wrong.
+    /// The problem of the header.
     pub problem: FrameProblem,
 }
 
-/// What is wrong with a header.
+/// The problem of an invalid header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameProblem {
-    /// The size is less than a header has.
-    #[error("a size of {0} bytes, and a header alone has {HEADER}")]
+    /// The size is smaller than a header.
+    #[error("a size of {0} bytes, smaller than the {HEADER}-byte header")]
     TooSmall(u32),
-    /// The size is more than any message may have.
+    /// The size is larger than the limit.
     #[error("a size of {size} bytes, and at most {most} are taken")]
     TooLarge {
-        /// What the header says.
+        /// The size in the header.
         size: u32,
-        /// The longest message.
+        /// The largest message accepted.
         most: usize,
     },
-    /// It is neither a command nor a reply.
+    /// The type is neither command nor reply.
     #[error("type {0}, which is neither a command nor a reply")]
     Type(u32),
 }
 
 impl FrameError {
-    /// What is answered: EMSGSIZE for a message too large, else EINVAL.
+    /// Returns the errno for the reply: EMSGSIZE for a message that is too large, otherwise EINVAL.
     pub const fn errno(&self) -> Errno {
         match self.problem {
             FrameProblem::TooLarge { .. } => Errno::EMSGSIZE,
@@ -87,7 +86,7 @@ impl FrameError {
 }
 
 impl Header {
-    /// Reads a header. Flags that the protocol does not define are ignored.
+    /// Parses a header. Flags that the protocol does not define are ignored.
     pub fn parse(bytes: [u8; HEADER], limits: Limits) -> Result<Header, FrameError> {
         let [i0, i1, c0, c1, s0, s1, s2, s3, f0, f1, f2, f3, e0, e1, e2, e3] = bytes;
         let id = u16::from_ne_bytes([i0, i1]);
@@ -112,7 +111,7 @@ impl Header {
         Ok(Header { id, command, size, kind })
     }
 
-    /// The bytes of the header.
+    /// Returns the bytes of the header.
     pub fn to_bytes(self) -> [u8; HEADER] {
         let (flags, error) = match self.kind {
             Kind::Command { no_reply: false } => (COMMAND, 0),
@@ -129,7 +128,7 @@ impl Header {
         bytes
     }
 
-    /// The command as text, also of one that nobody knows.
+    /// Returns the name of the command, or its number if it is unknown.
     pub fn command_name(self) -> String {
         Command::try_from(self.command).map_or_else(|error| error.to_string(), |command| command.to_string())
     }

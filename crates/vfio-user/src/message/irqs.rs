@@ -5,20 +5,19 @@ use super::{Malformed, MessageBuffer};
 
 const FIXED: u32 = 20;
 
-/// What is done to the interrupts from `start` on. With VFIO_IRQ_SET_DATA_EVENTFD, the eventfds come as
-/// descriptors: as many as `count` says, or none to untie those that are tied.
+/// The action on the interrupts from `start` on. With VFIO_IRQ_SET_DATA_EVENTFD, the eventfds come as descriptors:
+/// `count` of them, or none to remove those that are set.
 ///
-/// Whether the flags and the range are valid is the device's business, which judges them in the kernel's
-/// order.
+/// The device itself checks the flags and the range, in the kernel's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetIrqs<'a> {
-    /// [`IrqSetFlags`](whimbrel_uapi::device::IrqSetFlags), as they came.
+    /// [`IrqSetFlags`](whimbrel_uapi::device::IrqSetFlags), as received.
     pub flags: u32,
     /// Index of the interrupts.
     pub index: u32,
     /// The first of them.
     pub start: u32,
-    /// How many.
+    /// The number of interrupts.
     pub count: u32,
     /// With VFIO_IRQ_SET_DATA_BOOL, one byte for each.
     pub data: &'a [u8],

@@ -1,5 +1,5 @@
-//! VFIO_USER_MIG_DATA_READ and VFIO_USER_MIG_DATA_WRITE, a device's state as a stream, and how much of it
-//! can be read before the device stops.
+//! VFIO_USER_MIG_DATA_READ and VFIO_USER_MIG_DATA_WRITE, a device's state as a stream, and
+//! VFIO_USER_MIG_GET_PRECOPY_INFO, the amount that can be read before the device stops.
 
 use whimbrel_uapi::migration::PrecopyInfo;
 
@@ -10,7 +10,7 @@ use super::{Limits, Malformed, MessageBuffer};
 
 const FIXED: u32 = 8;
 
-/// Bytes asked for.
+/// Parses the number of bytes requested.
 pub(super) fn parse_read(payload: &[u8], limits: Limits) -> Result<u32, Malformed> {
     let mut fields = Fields::of(payload, FIXED as usize)?;
     let argsz = fields.argsz(u64::from(FIXED))?;
@@ -25,7 +25,7 @@ pub(super) fn put_read(size: u32, out: &mut MessageBuffer) {
     out.put_u32(size);
 }
 
-/// Data of a request to write. `argsz` says nothing that the message does not.
+/// Parses the data of a write request. `argsz` adds nothing to the size of the message.
 pub(super) fn parse_data(payload: &[u8], limits: Limits) -> Result<&[u8], Malformed> {
     let mut fields = Fields::of(payload, FIXED as usize)?;
     fields.u32()?;
@@ -33,8 +33,8 @@ pub(super) fn parse_data(payload: &[u8], limits: Limits) -> Result<&[u8], Malfor
     fields.data(size.into(), limits.max_data_xfer_size)
 }
 
-/// Data of a reply to read: as many bytes as its size says. Servers that make room for all that was asked for,
-/// as libvfio-user does, send more behind them.
+/// Parses the data of a read reply: as many bytes as its size says. Servers such as libvfio-user that reserve room
+/// for the full request send more bytes after them.
 pub(super) fn parse_read_data(payload: &[u8], limits: Limits) -> Result<&[u8], Malformed> {
     let mut fields = Fields::of(payload, FIXED as usize)?;
     fields.u32()?;
@@ -51,7 +51,7 @@ pub(super) fn put_data(data: &[u8], out: &mut MessageBuffer) {
     out.put(data);
 }
 
-/// What stands before the data of a message that carries state, for who keeps the data where it is.
+/// The bytes before the data of a message that carries state, for senders that do not copy the data.
 #[cfg(feature = "client")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DataHead {
@@ -61,10 +61,10 @@ pub(crate) struct DataHead {
 
 #[cfg(feature = "client")]
 impl DataHead {
-    /// Bytes of it.
+    /// Size in bytes.
     pub(crate) const SIZE: usize = HEADER + FIXED as usize;
 
-    /// The head of a message with so many bytes of data.
+    /// Creates the head of a message with `data` bytes of data.
     pub(crate) fn of(header: Header, data: u32) -> DataHead {
         DataHead { header: Header { size: (Self::SIZE as u32).saturating_add(data), ..header } }
     }
@@ -78,7 +78,7 @@ impl DataHead {
         bytes
     }
 
-    /// Reads what stands between a header and the `data` bytes of data that follow: how many of them are meant,
+    /// Parses the bytes between a header and the `data` bytes that follow, and returns how many of those are valid,
     /// as in [`parse_read_data`].
     pub(crate) fn meant(fixed: [u8; FIXED as usize], data: usize) -> Result<usize, Malformed> {
         let [_, _, _, _, a, b, c, d] = fixed;
@@ -90,7 +90,7 @@ impl DataHead {
     }
 }
 
-/// `struct vfio_precopy_info`, as it is.
+/// Parses `struct vfio_precopy_info`.
 pub(super) fn parse_precopy_info(payload: &[u8]) -> Result<PrecopyInfo, Malformed> {
     let mut fields = Fields::of(payload, size_of::<PrecopyInfo>())?;
     Ok(PrecopyInfo {

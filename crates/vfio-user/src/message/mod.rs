@@ -1,11 +1,10 @@
 //! Messages as plain data: parsed from bytes and written to bytes, without I/O.
 //!
-//! A message is a [`Header`] and a payload. What follows the header is a [`Request`] or a [`Reply`], and a
-//! reply that failed should have only a header. Whatever is parsed came from a peer: lengths and counts are checked
-//! before they are used, data is borrowed from the bytes given, and what is copied is never longer than
-//! those.
+//! A message is a [`Header`] and a payload. The payload is a [`Request`] or a [`Reply`]; a failed reply should have
+//! only a header. All input comes from a peer: lengths and counts are checked before use, data is borrowed from the
+//! input, and a copy is never longer than the input.
 //!
-//! Numbers are in the byte order of the machine, as in the kernel's own structures.
+//! Numbers have the byte order of the machine, as in the kernel's structures.
 //!
 //! ```
 //! use whimbrel_vfio_user::message::{
@@ -66,22 +65,22 @@ pub use self::reply::Reply;
 pub use self::request::Request;
 pub use self::version::Version;
 
-/// Bytes that a message may have besides its header and its bulk data: the fixed part of the longest.
+/// Maximum bytes of a message beside its header and its bulk data: the longest fixed part.
 const FIXED: usize = 48;
 
-/// Bytes of data that a message may have whatever was agreed: as many as the ranges of a log take.
+/// Bytes of data that a message may always have, whatever was agreed: enough for the ranges of a log.
 const MIN_DATA: usize = 4096;
 
-/// What a peer may send at most. A message is never longer than `max_data_xfer_size`, or 4096 bytes if that
-/// is more, and 64 bytes for its fixed parts.
+/// The limits for messages from a peer. A message has at most `max_data_xfer_size` bytes (4096 if that is less) and
+/// 64 bytes for its fixed parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of data in one message; the capability of this name.
+    /// Maximum bytes of data in one message; the capability of this name.
     pub max_data_xfer_size: u32,
 }
 
 impl Limits {
-    /// Bytes of the longest message, with its header.
+    /// Returns the length of the longest message in bytes, with its header.
     pub const fn message(self) -> usize {
         let most = self.max_data_xfer_size as usize;
         HEADER + FIXED + if most < MIN_DATA { MIN_DATA } else { most }
@@ -89,13 +88,13 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// The protocol's own: 1 MiB.
+    /// The protocol's default: 1 MiB.
     fn default() -> Limits {
         Limits { max_data_xfer_size: crate::capabilities::Capabilities::default().max_data_xfer_size }
     }
 }
 
-/// A command of the protocol or of its extension, by its number.
+/// A command of the protocol or of our extension, by its number.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Command {
@@ -133,9 +132,9 @@ pub enum Command {
     MigDataRead = 17,
     /// VFIO_USER_MIG_DATA_WRITE.
     MigDataWrite = 18,
-    /// VFIO_USER_MIG_GET_PRECOPY_INFO, which is no command of the text: it is understood where
-    /// [`precopy_info`](crate::MigrationExtensions::precopy_info) is agreed on. Its number is the one of the
-    /// ioctl VFIO_MIG_GET_PRECOPY_INFO, far from those that later texts may use.
+    /// VFIO_USER_MIG_GET_PRECOPY_INFO, which the specification does not have: available if
+    /// [`precopy_info`](crate::MigrationExtensions::precopy_info) is agreed on. Its number is that of the ioctl
+    /// VFIO_MIG_GET_PRECOPY_INFO, far from those that later versions may use.
     MigGetPrecopyInfo = 0x3b79,
 }
 
@@ -162,12 +161,12 @@ impl Command {
         Command::MigGetPrecopyInfo,
     ];
 
-    /// The number in a header.
+    /// Returns the number in a header.
     pub const fn number(self) -> u16 {
         self as u16
     }
 
-    /// The protocol's name of it.
+    /// Returns the protocol's name of the command.
     pub const fn name(self) -> &'static str {
         match self {
             Command::Version => "VFIO_USER_VERSION",
@@ -198,7 +197,7 @@ impl fmt::Display for Command {
     }
 }
 
-/// A number that is no command of the protocol, or of an earlier one (14, VFIO_USER_DIRTY_PAGES).
+/// A number that is not a command of the current protocol; 14 (VFIO_USER_DIRTY_PAGES) was one in earlier versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is no command of vfio-user")]
 pub struct UnknownCommand(
@@ -215,60 +214,60 @@ impl TryFrom<u16> for Command {
     }
 }
 
-/// A payload that is no valid one of its command.
+/// An invalid payload.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// There are fewer bytes than the fixed part has, or than its counts announce.
+    /// The payload is shorter than its fixed part, or than its counts announce.
     #[error("the payload has {found} bytes, and {needed} are needed")]
     Short {
-        /// Bytes that the payload must have.
+        /// Bytes that the payload needs.
         needed: u64,
-        /// Bytes it has.
+        /// Bytes of the payload.
         found: usize,
     },
-    /// A count of bytes and the bytes themselves disagree.
+    /// A count does not match the bytes of data.
     #[error("{count} bytes of data are announced, and {found} are there")]
     Count {
-        /// What a field says.
+        /// The count in the field.
         count: u64,
-        /// What follows.
+        /// Bytes of data.
         found: usize,
     },
-    /// `argsz` leaves no room for the least reply, or is smaller than the request itself.
+    /// `argsz` is too small for the smallest reply, or for the request itself.
     #[error("argsz is {argsz}, and must be at least {least}")]
     Argsz {
-        /// What it is.
+        /// The value in the message.
         argsz: u32,
-        /// What it has to be.
+        /// The smallest valid value.
         least: u64,
     },
     /// More data than the agreed max_data_xfer_size.
     #[error("{count} bytes of data are more than the {most} of max_data_xfer_size")]
     TooMuch {
-        /// What is asked for or sent.
+        /// Bytes requested or sent.
         count: u64,
-        /// What was agreed.
+        /// The agreed limit.
         most: u32,
     },
-    /// Flags that do not exist, or that exclude one another.
+    /// Flags that are unknown or exclude one another.
     #[error("flags {0:#x} are not valid")]
     Flags(u32),
-    /// A field that has no such value.
+    /// A field with an invalid value.
     #[error("{field} cannot be {value:#x}")]
     Value {
         /// The field's name.
         field: &'static str,
-        /// What it is.
+        /// The value in the message.
         value: u64,
     },
-    /// More ranges than DMA logging takes.
+    /// More ranges than DMA logging accepts.
     #[error("{0} ranges are more than DMA logging takes")]
     TooManyRanges(u32),
-    /// A capability chain that leads nowhere.
+    /// An invalid capability chain.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// The version's data is no JSON of the protocol's form.
+    /// The version data is not valid JSON of the protocol's format.
     #[error("the version data is not valid: {0}")]
     Json(serde_json::Error),
 }
@@ -280,7 +279,7 @@ impl From<serde_json::Error> for Malformed {
 }
 
 impl Malformed {
-    /// What the kernel answers to such a request.
+    /// Returns the errno that the kernel has for such a request.
     pub const fn errno(&self) -> Errno {
         match self {
             Malformed::TooManyRanges(_) => Errno::E2BIG,

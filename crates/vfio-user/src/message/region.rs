@@ -1,4 +1,4 @@
-//! Accesses to regions.
+//! Region accesses.
 
 use super::fields::{Fields, check_count};
 use super::{Limits, Malformed, MessageBuffer};
@@ -7,7 +7,7 @@ const FIXED: usize = 16;
 /// Bytes of one write in VFIO_USER_REGION_WRITE_MULTI.
 const ONE: usize = 24;
 
-/// The part of a region that VFIO_USER_REGION_READ and VFIO_USER_REGION_WRITE are about.
+/// The part of a region that VFIO_USER_REGION_READ or VFIO_USER_REGION_WRITE accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionAccess {
     /// Offset in bytes within the region.
@@ -18,10 +18,10 @@ pub struct RegionAccess {
     pub count: u32,
 }
 
-/// VFIO_USER_REGION_WRITE_MULTI: short writes, done one after the other.
+/// VFIO_USER_REGION_WRITE_MULTI: short writes, executed one after the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct WriteMulti<'a> {
-    /// Whole writes, whose counts have been checked.
+    /// Complete writes, whose counts were checked.
     writes: &'a [[u8; ONE]],
 }
 
@@ -51,7 +51,7 @@ impl RegionAccess {
         Ok((access, fields.data(access.count.into(), limits.max_data_xfer_size)?))
     }
 
-    /// Writes the fixed part; data, if there is any, follows.
+    /// Writes the fixed part; data may follow.
     pub fn put(self, out: &mut MessageBuffer) {
         out.put_u64(self.offset);
         out.put_u32(self.region);
@@ -60,24 +60,24 @@ impl RegionAccess {
 }
 
 impl WriteOne {
-    /// A write of at most eight bytes; `None` for more.
+    /// Creates a write of at most eight bytes; `None` for more.
     pub fn new(region: u32, offset: u64, data: &[u8]) -> Option<WriteOne> {
         let mut bytes = [0; 8];
         bytes.get_mut(..data.len())?.copy_from_slice(data);
         Some(WriteOne { offset, region, count: data.len() as u8, data: bytes })
     }
 
-    /// Index of the region.
+    /// Returns the index of the region.
     pub const fn region(&self) -> u32 {
         self.region
     }
 
-    /// Offset in bytes within it.
+    /// Returns the offset in bytes within the region.
     pub const fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// What is written.
+    /// Returns the bytes to write.
     pub fn data(&self) -> &[u8] {
         &self.data[..usize::from(self.count)]
     }
@@ -102,8 +102,7 @@ impl WriteOne {
 }
 
 impl<'a> WriteMulti<'a> {
-    /// Writes for a message, in `room`, whose length decides how many there can be: of `writes` as many as
-    /// fit.
+    /// Creates the payload with as many of `writes` as fit in `room`.
     pub fn new(writes: &[WriteOne], room: &'a mut [[u8; 24]]) -> WriteMulti<'a> {
         let count = writes.len().min(room.len());
         let room = &mut room[..count];
@@ -113,17 +112,17 @@ impl<'a> WriteMulti<'a> {
         WriteMulti { writes: room }
     }
 
-    /// How many there are.
+    /// Returns the number of writes.
     pub fn len(&self) -> usize {
         self.writes.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no writes.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
 
-    /// The writes in their order.
+    /// Returns the writes in order.
     pub fn iter(&self) -> impl Iterator<Item = WriteOne> + use<'a> {
         // Each was parsed before.
         self.writes.iter().filter_map(|bytes| WriteOne::parse(bytes).ok())

@@ -35,7 +35,7 @@ pub enum Reply<'a> {
     DmaRead {
         /// First IOVA.
         iova: u64,
-        /// What was read.
+        /// The data read.
         data: &'a [u8],
     },
     /// To VFIO_USER_DMA_WRITE.
@@ -44,7 +44,7 @@ pub enum Reply<'a> {
     DeviceReset,
     /// To VFIO_USER_REGION_WRITE_MULTI.
     RegionWriteMulti {
-        /// How many of the writes were done.
+        /// The number of writes done.
         completed: u64,
     },
     /// To VFIO_USER_DEVICE_FEATURE.

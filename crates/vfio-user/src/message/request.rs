@@ -56,7 +56,7 @@ pub enum Request<'a> {
     DmaWrite {
         /// First IOVA.
         iova: u64,
-        /// What is written.
+        /// The bytes to write.
         data: &'a [u8],
     },
     /// VFIO_USER_DEVICE_RESET.

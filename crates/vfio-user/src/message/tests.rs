@@ -61,7 +61,7 @@ fn bulk() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..=LIMITS.max_data_xfer_size as usize)
 }
 
-/// What a message borrows, and the numbers it is made of.
+/// The borrowed parts of a message, and the numbers that it is made of.
 #[derive(Clone, Debug)]
 struct Parts {
     data: Vec<u8>,

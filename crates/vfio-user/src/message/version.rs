@@ -4,24 +4,24 @@ use super::fields::Fields;
 use super::{Malformed, MessageBuffer};
 use crate::capabilities::{Capabilities, NegotiationError, VERSION_MAJOR, VERSION_MINOR, negotiate};
 
-/// What a side speaks and can do.
+/// The version and capabilities of one side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// Changes with what is incompatible.
     pub major: u16,
     /// Changes with what is compatible.
     pub minor: u16,
-    /// What the sender can do; what it leaves out has the protocol's default.
+    /// The sender's capabilities; omitted ones have the protocol's defaults.
     pub capabilities: Capabilities,
 }
 
 impl Version {
-    /// What a client says first.
+    /// Creates a client's proposal.
     pub fn proposal(capabilities: Capabilities) -> Version {
         Version { major: VERSION_MAJOR, minor: VERSION_MINOR, capabilities }
     }
 
-    /// What a server replies to a client's proposal.
+    /// Creates a server's reply to a client's proposal.
     pub fn answer(&self, server: &Capabilities) -> Result<Version, NegotiationError> {
         if self.major != VERSION_MAJOR {
             return Err(NegotiationError::Version { major: self.major, minor: self.minor });

@@ -1,4 +1,4 @@
-//! A device to serve, what is offered to its clients, and what all handles to it share.
+//! A device to serve, the options for its clients, and the state that all handles to it share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::capabilities::{Capabilities, MigrationCapability, TwinSocket};
 use crate::descriptors::MAX_FDS;
 use crate::extensions::MigrationExtensions;
 
-/// Mappings that a client may have: a process can have twice as many (`vm.max_map_count`).
+/// Maximum mappings of a client: half the number that a process can have (`vm.max_map_count`).
 const MAX_DMA_MAPS: u32 = 32_768;
 
 /// A device to serve. A clone is another handle to it.
@@ -37,7 +37,7 @@ pub struct Backend {
     pub(super) shared: Arc<Shared>,
 }
 
-/// All that the handles to a backend share.
+/// The state shared by all handles to a backend.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) device: DeviceFile,
@@ -47,14 +47,14 @@ pub(super) struct Shared {
     pub(super) foreign_memory: bool,
     pub(super) remote_memory: bool,
     pub(super) foreign_threads: ForeignThreads,
-    /// Clients that are not served.
+    /// Refused clients.
     pub(super) not_served: LogLimit,
-    /// The last data file that the device gave, whichever client asked for it.
+    /// The last data file that the device opened, for any client.
     pub(super) data_file: Mutex<Option<Arc<DataFile>>>,
     in_use: AtomicBool,
 }
 
-/// What a [`Backend`] offers to its clients, and what they may cost.
+/// Options of a [`Backend`]: the capabilities offered to clients, and limits on their cost.
 ///
 /// ```
 /// use whimbrel_models::Model;
@@ -86,40 +86,42 @@ impl Default for BackendOptions {
 }
 
 impl BackendOptions {
-    /// What the server can do: [`Backend::capabilities`], or less.
+    /// Sets the server's capabilities: [`Backend::capabilities`], or less.
     #[must_use]
     pub fn capabilities(self, capabilities: Capabilities) -> BackendOptions {
         BackendOptions { capabilities, ..self }
     }
 
-    /// Writes for which clients get eventfds beside the doorbells that the driver names
-    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): each makes its write when it is signalled.
+    /// Sets writes that clients get eventfds for beside the doorbells that the driver names
+    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS): a signal of the eventfd executes the write.
     #[must_use]
     pub fn ioeventfds(self, ioeventfds: Vec<IoeventfdWrite>) -> BackendOptions {
         BackendOptions { ioeventfds, ..self }
     }
 
-    /// Bytes of files that one client may map. Beyond them VFIO_USER_DMA_MAP is ENOSPC. There is no bound by default.
+    /// Sets the maximum bytes of files that one client may map, above which VFIO_USER_DMA_MAP is ENOSPC. Unlimited by
+    /// default.
     ///
-    /// A page that a client shares but has not touched is charged to the process that touches it first, which may be the
-    /// server.
+    /// A page that a client shares but has not touched is charged to the process that touches it first, which may be
+    /// the server.
     #[must_use]
     pub fn max_client_memory(self, bytes: u64) -> BackendOptions {
         BackendOptions { max_client_memory: bytes, ..self }
     }
 
-    /// Takes files of any file system to be read and written (VFIO_USER_F_DMA_REGION_FILE_IO), such as
+    /// Accepts files of any file system for reads and writes (VFIO_USER_F_DMA_REGION_FILE_IO), such as
     /// `/proc/PID/mem`; by default they are EINVAL.
     ///
-    /// They may never answer: then accesses to them are faults, and the process can end only once they have answered.
+    /// A file may never respond: accesses to it are then faults, and the process cannot exit until the file responds.
     #[must_use]
     pub fn foreign_memory(self, takes: bool) -> BackendOptions {
         BackendOptions { foreign_memory: takes, ..self }
     }
 
-    /// Takes memory without a descriptor, which the client is asked for at each access (VFIO_USER_DMA_READ and
-    /// VFIO_USER_DMA_WRITE); it does by default. Without, mapping it is EINVAL, and no access of the device waits for a
-    /// client: for a server in an event loop with others ([`Server::dispatch`](crate::Server::dispatch)).
+    /// Sets whether to accept memory without a descriptor, whose contents the client is asked for at each access
+    /// (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE); accepted by default. If not, mapping it is EINVAL, and no access
+    /// of the device waits for a client: for a server in an event loop with others
+    /// ([`Server::dispatch`](crate::Server::dispatch)).
     #[must_use]
     pub fn remote_memory(self, takes: bool) -> BackendOptions {
         BackendOptions { remote_memory: takes, ..self }
@@ -127,12 +129,12 @@ impl BackendOptions {
 }
 
 impl Backend {
-    /// A device, with what this server can do, and the doorbells that its driver names.
+    /// Creates a backend with the server's capabilities, and the doorbells that the driver names.
     pub fn new(device: DeviceFile) -> Backend {
         Backend::with(device, BackendOptions::default())
     }
 
-    /// A device, with what is offered to its clients.
+    /// Creates a backend with these options.
     pub fn with(device: DeviceFile, options: BackendOptions) -> Backend {
         let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory, remote_memory } =
             options;
@@ -154,7 +156,7 @@ impl Backend {
         }
     }
 
-    /// What this server can do.
+    /// Returns the capabilities of this server.
     pub fn capabilities() -> Capabilities {
         Capabilities {
             max_msg_fds: MAX_FDS as u32,
@@ -168,31 +170,31 @@ impl Backend {
         }
     }
 
-    /// What is offered to its clients.
+    /// Returns the capabilities offered to clients.
     #[cfg(feature = "takeover")]
     pub(crate) fn offered(&self) -> &Capabilities {
         &self.shared.capabilities
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &DeviceFile {
         &self.shared.device
     }
 }
 
 impl Shared {
-    /// What of a client's descriptors is let in.
+    /// Returns the rule for descriptors of clients.
     pub(super) fn screen(&self, foreign: &Arc<ForeignThread>) -> Screen {
         Screen::new(foreign.clone(), self.foreign_memory)
     }
 }
 
-/// The right to serve the one client at a time, until it is dropped.
+/// The right to serve the only client, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn(pub(super) Arc<Shared>);
 
 impl Turn {
-    /// Takes it, unless another client has it.
+    /// Takes the right, unless another client has it.
     pub(crate) fn take(backend: &Backend) -> Option<Turn> {
         let shared = &backend.shared;
         (!shared.in_use.swap(true, Ordering::AcqRel)).then(|| Turn(shared.clone()))

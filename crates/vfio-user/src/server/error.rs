@@ -1,4 +1,4 @@
-//! The reasons why a client is no longer served.
+//! The reasons why the service of a client ended.
 
 use std::io;
 
@@ -8,36 +8,36 @@ use crate::capabilities::NegotiationError;
 use crate::message::Command;
 use crate::socket::SocketError;
 
-/// Why a client is no longer served. The device is as before.
+/// The reason why the service of a client ended. The device is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// The connection ended in the middle of a message, or with what is no message.
+    /// The connection ended in the middle of a message, or with an invalid one.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The first message was not a valid VFIO_USER_VERSION.
     #[error("the client began with command {0}, and not with a valid VFIO_USER_VERSION")]
     NoVersion(u16),
-    /// Client and server cannot work together.
+    /// Client and server are incompatible.
     #[error(transparent)]
     Negotiation(#[from] NegotiationError),
-    /// The client did not answer in time. What the device wanted of its memory was a fault.
+    /// The client did not answer in time. The device's access to its memory was a fault.
     #[error("the client did not answer {0} within {timeout:?}", timeout = DmaSpace::REMOTE_TIMEOUT)]
     NoAnswer(Command),
-    /// The client sent more than can be kept, while the device waited for its memory.
+    /// The client sent more than the server stores while the device waits for its memory.
     #[error(
         "the client went on after {commands} commands ({bytes} bytes) while its own answer was waited for"
     )]
     Flood {
-        /// Commands that waited.
+        /// Commands in the queue.
         commands: usize,
-        /// Bytes that they had.
+        /// Bytes in the queue.
         bytes: usize,
     },
     /// The client sent a command over the twin socket.
     #[error("the client sent command {0} over the twin socket, which is for its answers alone")]
     CommandOverTwin(u16),
-    /// Another client has the device. This one was told EBUSY.
+    /// Another client uses the device. This one got EBUSY.
     #[error("another client has the device")]
     Busy,
 }

@@ -1,8 +1,8 @@
-//! A client's descriptors that are neither memory nor eventfds, and may lead to a file system that never answers.
+//! A client's descriptors that are neither memory nor eventfds, and may refer to a file system that never responds.
 //!
-//! Each client has a thread that reads, writes and closes what they lead to, and may wait there for ever. Nobody else
-//! does: who wants something of it waits until a deadline. If the client leaves meanwhile, the thread ends when the file
-//! system answers, or with the process, whose own end waits for that too.
+//! Each client has a thread that reads, writes and closes them, and may block for ever. No other thread does: it
+//! waits until a deadline. If the client leaves meanwhile, the thread ends when the file system responds, or with the
+//! process, whose exit waits for that too.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -17,26 +17,27 @@ use crate::descriptors::Closer;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Descriptors of one client that may wait to be closed. Beyond them it can give no more.
+/// Maximum descriptors of one client that wait to be closed. Above it the client can send no more.
 const MAX_WAITING: usize = 16;
 
-/// Threads of all clients of a device, those that have left among them. Beyond them a client can give no descriptors.
+/// Maximum threads of all clients of a device, including clients that have left. Above it a client can send no such
+/// descriptors.
 const MAX_THREADS: usize = 64;
 
-/// How long a client's next descriptors wait for its earlier ones to be closed.
+/// Time that a client's next descriptors wait for its earlier ones to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// The thread of one client. It is started when it is first needed.
+/// The thread of one client, started on first use.
 #[derive(Debug)]
 pub(super) struct ForeignThread {
     jobs: Mutex<Option<Sender<Job>>>,
     waiting: Arc<Waiting>,
-    /// What was waited for in vain, and is not done yet.
+    /// The operation that timed out and has not finished.
     late: Arc<AtomicUsize>,
     threads: ForeignThreads,
 }
 
-/// How many such threads a device's clients have, and those that have left.
+/// The number of such threads of a device's clients, including clients that have left.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ForeignThreads(Arc<AtomicUsize>);
 
@@ -70,10 +71,10 @@ impl ForeignThreads {
     }
 }
 
-/// What the thread has to do yet.
+/// The thread's queue.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Descriptors that are to be closed.
+    /// Descriptors to close.
     closes: Mutex<usize>,
     closed: Condvar,
 }
@@ -84,7 +85,7 @@ impl ForeignThread {
         ForeignThread { jobs: Mutex::new(None), waiting: Arc::default(), late: Arc::default(), threads }
     }
 
-    /// Whether so many descriptors wait to be closed that the client is to give no more.
+    /// Returns whether so many descriptors wait to be closed that the client may send no more.
     pub(super) fn is_full(&self, waits: bool) -> bool {
         let mut closes = self.waiting.closes.lock();
         if waits && *closes >= MAX_WAITING {
@@ -94,7 +95,7 @@ impl ForeignThread {
         *closes >= MAX_WAITING || self.threads.are_too_many() && self.jobs.lock().is_none()
     }
 
-    /// Does `job` after what was to be done before. EAGAIN if there can be no more threads, and then it is not done.
+    /// Runs `job` after the earlier ones. EAGAIN, without running it, if there can be no more threads.
     fn run(&self, job: Job) -> Result<(), (Errno, Job)> {
         let mut jobs = self.jobs.lock();
         let sender = match &*jobs {
@@ -107,7 +108,8 @@ impl ForeignThread {
         sender.send(job).map_err(|mpsc::SendError(job)| (Errno::EIO, job))
     }
 
-    /// Does `job`, and waits for it until the deadline. ETIMEDOUT then, and at once for as long as that one is not done.
+    /// Runs `job`, and waits for it until the deadline. ETIMEDOUT then, and immediately for later calls until that
+    /// job has finished.
     fn wait<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -154,7 +156,7 @@ impl Closer for ForeignThread {
     }
 }
 
-/// A descriptor that is used and closed by the thread of its client alone.
+/// A descriptor that only the thread of its client uses and closes.
 #[derive(Debug)]
 pub(crate) struct ForeignFile {
     /// Until it is closed.
@@ -175,7 +177,7 @@ impl ForeignFile {
         ForeignFile { fd: Some(fd), thread }
     }
 
-    /// Does something with the descriptor on its thread, by the deadline.
+    /// Runs an operation on the descriptor on its thread, until the deadline.
     pub(super) fn on_thread<T: Send + 'static>(
         self: &Arc<Self>,
         deadline: Instant,
@@ -198,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// A thread that is busy until the returned end is closed.
+    /// Starts a thread that is busy until the returned end is closed.
     fn busy() -> (Arc<ForeignThread>, UnixStream) {
         let thread = Arc::new(ForeignThread::new(&ForeignThreads::default()));
         let (here, there) = UnixStream::pair().unwrap();

@@ -1,13 +1,14 @@
-//! Keeps a peer from filling the log: what it can cause again and again is logged now and then, with how often it was.
+//! Keeps a peer from filling the log: an event that it can cause again and again is logged at intervals, with a
+//! count.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How often one thing is logged at most.
+/// Minimum interval between two messages about one event.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// One thing that is logged.
+/// One event to log.
 #[derive(Debug, Default)]
 pub(super) struct LogLimit(Mutex<Logged>);
 
@@ -18,7 +19,7 @@ struct Logged {
 }
 
 impl LogLimit {
-    /// Whether it is to be logged now; then how often it was not, since it was last.
+    /// Returns `Some` if the event is to be logged now, with the number of events left out since the last message.
     pub(super) fn admit(&self, now: Instant) -> Option<u64> {
         let mut logged = self.0.lock();
         if logged.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {

@@ -1,4 +1,4 @@
-//! A connection that is not served: it is told why, as the answer to its first message.
+//! Refuses a connection, with the reason as the answer to its first message.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use whimbrel_device::Errno;
 
 use crate::message::{Command, HEADER, MessageBuffer};
 
-/// How long a client that is turned away may take to say what it is told an answer to.
+/// Time that a refused client has to send its first message.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Id and command of a newcomer's first message, if that comes soon. It stays in the socket.
+/// Returns id and command of a newcomer's first message, if that arrives soon. The message stays in the socket.
 pub(super) fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     let timeout = Timespec::try_from(PATIENCE).ok();
     // Whatever fails here, the client sees what becomes of its connection.
@@ -20,7 +20,7 @@ pub(super) fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     header_so_far(stream)
 }
 
-/// As [`first_header`], of what has come already.
+/// As [`first_header`], for data that has already arrived.
 pub(super) fn header_so_far(stream: &UnixStream) -> Option<(u16, u16)> {
     let mut header = [0; HEADER];
     let got = recv(stream, &mut header, RecvFlags::DONTWAIT | RecvFlags::PEEK);
@@ -28,7 +28,7 @@ pub(super) fn header_so_far(stream: &UnixStream) -> Option<(u16, u16)> {
     matches!(got, Ok((_, HEADER..))).then_some((u16::from_ne_bytes([i0, i1]), u16::from_ne_bytes([c0, c1])))
 }
 
-/// Tells a client why it is not served: as the answer to its first message, which has this id.
+/// Tells a client why it is refused: as the answer to its first message, which has this id.
 pub(super) fn turn_away(stream: &UnixStream, id: u16, errno: Errno) {
     let mut out = MessageBuffer::new();
     out.error(id, Command::Version.number(), errno);

@@ -1,4 +1,4 @@
-//! What a server lets in of its clients' descriptors.
+//! Decides which descriptors of its clients a server accepts.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -9,22 +9,23 @@ use super::foreign::ForeignThread;
 use crate::descriptor_kind::DescriptorKind;
 use crate::descriptors::{Admission, Closer, DescriptorError, Descriptors};
 
-/// What a receiver lets in of a peer that is not trusted.
+/// The descriptors that a receiver accepts from an untrusted peer.
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     closer: Arc<ForeignThread>,
-    /// Files of any kind.
+    /// True to accept files of any kind.
     takes_other: bool,
-    /// The numbers from this one on are the process's own.
+    /// The first number reserved for the process itself.
     limit: i32,
 }
 
-/// Descriptors that a process keeps for itself, out of reach of its peers: to accept a connection, and to turn a peer
-/// away.
+/// The number of descriptors reserved for the process, out of reach of its peers: to accept a connection, and to
+/// refuse a peer.
 const RESERVED: u64 = 64;
 
 impl Screen {
-    /// Lets memory and eventfds in, and with `takes_other` files of any other kind. What else comes is closed by `closer`.
+    /// Accepts memory and eventfds, and with `takes_other` files of any other kind. Other descriptors are closed by
+    /// `closer`.
     pub(super) fn new(closer: Arc<ForeignThread>, takes_other: bool) -> Screen {
         let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let limit = most - RESERVED.min(most / 4);

@@ -1,5 +1,5 @@
-//! A takeover that another process asks for, on a thread of its own: the old server goes on accepting meanwhile, and
-//! no step of it is waited for by anybody else.
+//! A takeover requested by another process, on a separate thread: the old server meanwhile accepts connections, and
+//! no other thread waits for a step of it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,24 +20,24 @@ use super::wire::{PATIENCE, REST_PATIENCE};
 use super::{TakeoverError, check_user};
 use crate::server::session::seat::{Parked, Seat};
 
-/// How long two servers may take to agree, in which nothing stands still: a message each for the request, the offer
-/// and what is made of it.
+/// Timeout for the agreement of two servers, before the device is stopped: one message each for the request, the
+/// offer and the answer to it.
 const TALK: Duration = Duration::from_secs(20);
 
-/// How long a newcomer may wait while a device without a client is handed over: the new server serves it then. After
-/// that it is turned away.
+/// Time that a newcomer may wait while a device without a client is handed over: the new server then serves it. After
+/// that it is refused.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What the server that accepts clients is told.
+/// A message to the server that accepts clients.
 enum Event {
-    /// Both agree: the client is needed.
+    /// Both servers agree: the client is needed.
     Agreed(SyncSender<Option<Seat>>),
-    /// Who connects from here on may be the new server's client.
+    /// Connections from now on may be clients of the new server.
     HandedOver,
     Ended,
 }
 
-/// How a takeover ended.
+/// The outcome of a takeover.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Kept(Refusal),
@@ -49,14 +49,14 @@ pub(crate) enum Outcome {
 pub(crate) struct Attempt {
     thread: JoinHandle<Outcome>,
     events: Receiver<Event>,
-    /// When the client was brought to rest.
+    /// The time at which the client came to rest.
     agreed: Option<Instant>,
     is_handed_over: bool,
 }
 
 impl Attempt {
-    /// Begins. `changed` is signalled whenever [`Attempt::look`] has something to look at, and all of it ends when
-    /// `stop` is signalled.
+    /// Starts the takeover. `changed` is signalled whenever [`Attempt::look`] has something to process, and
+    /// everything ends when `stop` is signalled.
     pub(crate) fn start(
         stream: UnixStream,
         offer: Offer,
@@ -71,7 +71,7 @@ impl Attempt {
         Ok(Attempt { thread, events, agreed: None, is_handed_over: false })
     }
 
-    /// Does what it waits for; `true` once it has ended.
+    /// Processes the thread's messages; returns `true` once it has ended.
     pub(crate) fn look(&mut self, seat: impl Fn() -> Option<Seat>) -> bool {
         loop {
             match self.events.try_recv() {
@@ -87,12 +87,12 @@ impl Attempt {
         }
     }
 
-    /// Whether a newcomer can be a client of this server.
+    /// Returns whether a newcomer can be a client of this server.
     pub(crate) fn lets_serve(&self) -> bool {
         self.agreed.is_none()
     }
 
-    /// How long nobody is to be accepted here, because the new server may serve who comes.
+    /// Returns how long no connection is to be accepted here, because the new server may serve it.
     pub(crate) fn closed_for(&self, has_client: bool) -> Option<Duration> {
         match self.agreed {
             _ if self.is_handed_over => Some(Duration::MAX),
@@ -103,7 +103,7 @@ impl Attempt {
         }
     }
 
-    /// Waits for its end, which does not take long once it is to stop.
+    /// Waits for its end, which is soon once it must stop.
     pub(crate) fn end(self) -> Outcome {
         let Attempt { thread, events, agreed, .. } = self;
         drop(events);
@@ -118,7 +118,7 @@ impl Attempt {
     }
 }
 
-/// Tells a process that asks for a takeover that there is none.
+/// Refuses a process that requests a takeover.
 pub(crate) fn turn_down(stream: UnixStream, kept: Refusal) -> Refusal {
     match Link::new(stream, PATIENCE) {
         Ok(mut link) => refuse(&mut link, kept),
@@ -126,12 +126,12 @@ pub(crate) fn turn_down(stream: UnixStream, kept: Refusal) -> Refusal {
     }
 }
 
-/// Why a second takeover at a time is turned down.
+/// Returns the reason to refuse a second takeover at a time.
 pub(crate) fn busy() -> Refusal {
     Refusal::new(Errno::EBUSY, "another server is taking over")
 }
 
-/// Tells the server that accepts clients, and says when it has ended, even by a panic.
+/// Sends messages to the server that accepts clients, and reports the end, even after a panic.
 struct Teller {
     sender: Sender<Event>,
     changed: Arc<OwnedFd>,
@@ -191,7 +191,8 @@ fn give(
     given
 }
 
-/// The client of a device gets no other's memory by taking the place of its server, unless it is this process itself.
+/// Keeps the client of a device from replacing its server, which would give it other clients' memory, unless it is
+/// this process itself.
 fn check_no_client(peer: &Peer, seat: &Seat) -> Result<(), Refusal> {
     let client = credentials(seat.socket().as_fd())?.0;
     if client != peer.pid || peer.is_own() {

@@ -1,12 +1,12 @@
-//! The configuration space of a PCI device, which a migration leaves to the user to carry over.
+//! The configuration space of a PCI device, which the user must carry over in a migration.
 
 use whimbrel_device::{DeviceFile, DeviceInfoFlags, Errno, RegionInfoFlags};
 use whimbrel_uapi::pci::VFIO_PCI_CONFIG_REGION_INDEX;
 
-/// Bytes that such a space has at most.
+/// Maximum size of the configuration space in bytes.
 pub(super) const MAX_SIZE: u64 = 4096;
 
-/// All of it; `None` for a device that has none that can be read and written.
+/// Reads all of it; `None` for a device without a readable and writable one.
 pub(super) fn read(device: &DeviceFile) -> Result<Option<Vec<u8>>, Errno> {
     let both = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
     let is_pci = device.info().flags.contains(DeviceInfoFlags::PCI);

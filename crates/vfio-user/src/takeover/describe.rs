@@ -1,5 +1,5 @@
-//! What a device is: told by the old server, and compared by the new one with its own, so that a device of
-//! another kind is refused before anything stands still.
+//! The description of a device: sent by the old server, and compared by the new one with its own device, so that a
+//! device of another kind is refused before the old one is stopped.
 
 use serde::{Deserialize, Serialize};
 use whimbrel_device::DeviceFile;
@@ -7,28 +7,28 @@ use whimbrel_user::{Device, Local, Version, region};
 
 use super::peer_text::short;
 
-/// As many regions and interrupt indices are told.
+/// Maximum regions and interrupt indices in the description.
 const MAX_COUNT: u32 = 1024;
 
 /// A device, as far as its user sees it and the server cannot change it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Description {
     pub(super) name: String,
-    /// Those of VFIO_DEVICE_GET_INFO.
+    /// The flags of VFIO_DEVICE_GET_INFO.
     flags: u32,
-    /// Flags and bytes of each.
+    /// Flags and size of each region.
     regions: Vec<Option<(u32, u64)>>,
-    /// Flags and number of the interrupts of each index.
+    /// Flags and count of each interrupt index.
     irqs: Vec<Option<(u32, u32)>>,
-    /// What it can do of migration; `None` if nothing.
+    /// Its migration flags; `None` without migration.
     migration: Option<u64>,
-    /// The text that its migration region follows, if it has one.
+    /// The version of its migration region, if it has one.
     migration_region: Option<String>,
-    /// Whether it keeps a log of the memory that it writes.
+    /// True if it logs the memory that it writes.
     logs: bool,
 }
 
-/// The device as what moves its state uses it.
+/// Describes a device.
 pub(super) fn adapted(device: &DeviceFile) -> whimbrel_user::Result<Box<dyn Device>> {
     region::adapt(Box::new(Local::new(device.clone())))
 }
@@ -56,7 +56,7 @@ impl Description {
         })
     }
 
-    /// What is different in a device `here` that is to take this one's place: the first thing.
+    /// Returns the first difference from a device `here` that is to replace this one.
     pub(super) fn difference(&self, here: &Description) -> Option<String> {
         fn tell<T: std::fmt::Debug>(what: &str, there: &T, here: &T) -> String {
             format!("its {what} is {there:?}, and here it is {here:?}")
@@ -88,7 +88,7 @@ impl Description {
         (self.logs != here.logs).then(|| tell("log of dirty pages", &self.logs, &here.logs))
     }
 
-    /// Makes the texts fit to be shown: another server wrote them.
+    /// Makes the texts printable and short: another server wrote them.
     pub(super) fn make_printable(&mut self) {
         self.name = short(&self.name);
         self.migration_region = self.migration_region.as_deref().map(short);
@@ -98,7 +98,7 @@ impl Description {
         self.migration.is_some()
     }
 
-    /// Whether the state comes in transactions.
+    /// Returns whether the state is transferred in transactions.
     pub(super) fn has_region(&self) -> bool {
         self.migration_region.is_some()
     }

@@ -1,4 +1,4 @@
-//! The log of dirty pages of a client, as it is carried from one server to another.
+//! The dirty log of a client, as it is carried from one server to another.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use whimbrel_protocol::dirty::DirtyReport;
 use super::wire::MAX_DATA;
 use crate::server::session::dirty_log::{Log, logging_ranges};
 
-/// Fetches from the device's log what is dirty, and keeps it; whether the device has a log.
+/// Fetches the dirty pages from the device's log and keeps them; returns whether the device has a log.
 pub(super) fn keep_dirty(device: &DeviceFile, log: &mut Log, deadline: Instant) -> Result<bool, Errno> {
     let page_size = log.page_size;
     let earlier = match log.earlier.take() {
@@ -31,13 +31,13 @@ pub(super) fn keep_dirty(device: &DeviceFile, log: &mut Log, deadline: Instant) 
     Ok(runs)
 }
 
-/// A log that is kept beside a device's.
+/// A log kept beside a device's.
 pub(super) fn new_log(page_size: u64, ranges: &[(u64, u64)]) -> Result<DirtyLog, Errno> {
     DirtyLog::new(&logging_ranges(page_size, ranges)?)
 }
 
-/// Calls `each` with iova, bytes and room for the bitmap of all of `ranges`, in pieces that one message
-/// takes. ETIMEDOUT if that is not done at the deadline.
+/// Calls `each` with IOVA, size and room for the bitmap of all `ranges`, in pieces that fit in a message. ETIMEDOUT
+/// if that takes longer than the deadline.
 pub(super) fn each_piece(
     ranges: &[(u64, u64)],
     page_size: u64,
@@ -63,7 +63,7 @@ pub(super) fn each_piece(
     Ok(())
 }
 
-/// Marks in a log what a bitmap says.
+/// Marks the pages of a bitmap in a log.
 pub(super) fn mark(log: &DirtyLog, iova: u64, page_size: u64, words: &[u64]) {
     for (slot, word) in words.iter().enumerate() {
         let mut left = *word;

@@ -1,5 +1,5 @@
-//! The old server: it brings its client to rest and its device to stand, sends all that belongs to them, and
-//! goes on as before if the new server does not take it.
+//! The old server: lets its client rest, stops its device, sends the state of both, and continues as before if the
+//! new server does not accept it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,40 +32,40 @@ use crate::server::session::serving::Serving;
 use crate::server::session::snapshot::Export;
 use crate::socket::{Unread, UnreadDescriptors};
 
-/// What an old server has to offer, beside its client.
+/// The resources that an old server offers, beside its client.
 #[derive(Debug)]
 pub(crate) struct Offer {
     pub(crate) device: DeviceFile,
     pub(crate) description: Description,
-    /// Where clients connect, and its file.
+    /// The clients' socket and its file.
     pub(crate) clients: OwnedFd,
     pub(crate) identity: (u64, u64),
-    /// The socket for takeovers alone, if there is one.
+    /// The socket for takeovers only, if there is one.
     pub(crate) takeovers: Option<(OwnedFd, TakeoversRecord)>,
-    /// How long the device may stand still.
+    /// Maximum downtime of the device.
     pub(crate) pause: Duration,
 }
 
-/// A takeover that both sides want, and for which nothing stands still yet.
+/// A takeover that both sides agreed on; the device still runs.
 #[derive(Debug)]
 pub(super) struct Giving {
     pub(super) link: Link,
     pub(super) peer: Peer,
-    /// What stops this server.
+    /// Stops this server.
     pub(super) stop: Arc<OwnedFd>,
     pub(super) device: DeviceFile,
     offer: Offer,
 }
 
-/// A client of which nobody knows any more here, and a device that does not run here.
+/// The outcome: the client is no longer served here, and the device does not run here.
 #[derive(Debug)]
 pub(crate) struct Transferred {
-    /// The new server has not said that it runs the device, and this one is to end.
+    /// The new server has not confirmed that it runs the device, and this one must end.
     pub(crate) outcome_unknown: Option<LinkError>,
 }
 
 impl Giving {
-    /// Agrees with the new server on what it is to get.
+    /// Agrees with the new server on the contents of the takeover.
     pub(super) fn begin(
         mut link: Link,
         peer: Peer,
@@ -94,22 +94,22 @@ impl Giving {
         }
     }
 
-    /// Says no to a takeover that was agreed on.
+    /// Refuses a takeover that was agreed on.
     pub(super) fn refuse(mut self, kept: Refusal) -> Refusal {
         refuse(&mut self.link, kept)
     }
 
-    /// Hands over the device, its client if it has one, and the sockets at which others connect. `serving` rests.
-    /// `handed_over` is called right before the device is the new server's.
+    /// Hands over the device, its client if it has one, and the sockets for connections. `serving` rests.
+    /// `handed_over` is called right before the device becomes the new server's.
     ///
-    /// After an error the device is as before, and the client can be served on.
+    /// After an error the device is as before, and the client's service can continue.
     pub(super) fn finish(
         mut self,
         serving: Option<&mut Serving>,
         handed_over: impl FnOnce(),
     ) -> Result<Transferred, Refusal> {
         let mut client = serving;
-        // From here on the device stands still, or is about to.
+        // From here on the device is stopped, or is about to.
         self.link.limit(self.offer.pause);
         let mut stopped = match self.stop(client.as_deref()) {
             Ok(stopped) => stopped,
@@ -132,7 +132,7 @@ impl Giving {
         }
     }
 
-    /// Lets the device stand, if that can be.
+    /// Stops the device, if possible.
     fn stop(&self, client: Option<&Serving>) -> Result<Stopped, Refusal> {
         if !self.offer.description.can_migrate() {
             let why = "the device cannot migrate: its state cannot be had";
@@ -198,7 +198,7 @@ impl Giving {
         }
     }
 
-    /// The configuration space is the user's to carry over in a migration. This user knows of none.
+    /// Reads the configuration space, which the user must carry over in a migration.
     fn send_configuration(&mut self) -> Result<(), Refusal> {
         if let Some(bytes) = super::configuration::read(&self.device)
             .map_err(|errno| Refusal::new(errno, "the configuration space cannot be read"))?
@@ -263,8 +263,8 @@ impl Giving {
         Ok(takeovers)
     }
 
-    /// The log, with what is dirty in it. The device forgets what it tells, so that it is kept here too, for the
-    /// client that may be served on.
+    /// Sends the log with its dirty pages. The device forgets pages that it reports, so they are kept here too, for
+    /// the client if its service continues.
     fn send_log(&mut self, client: &mut Serving) -> Result<(), Refusal> {
         let Some(log) = client.log() else { return Ok(()) };
         let deadline = self.link.deadline();
@@ -293,7 +293,7 @@ impl Giving {
     }
 }
 
-/// Data of any length.
+/// Sends data of any length.
 fn send_long(link: &mut Link, message: &Message, mut data: &[u8]) -> Result<(), Refusal> {
     while let Some((first, rest)) = data.split_at_checked(MAX_DATA).filter(|(_, rest)| !rest.is_empty()) {
         link.send_with(&Message::More, first, &[])?;
@@ -302,13 +302,13 @@ fn send_long(link: &mut Link, message: &Message, mut data: &[u8]) -> Result<(), 
     Ok(link.send_with(message, data, &[])?)
 }
 
-/// Tells the new server why, if it is still there.
+/// Sends the reason to the new server, if it still exists.
 pub(super) fn refuse(link: &mut Link, kept: Refusal) -> Refusal {
     link.send_last(&Message::Abort { errno: kept.errno().raw_os_error(), why: short(kept.to_string()) });
     kept
 }
 
-/// What goes along of descriptors, by their numbers.
+/// The descriptors to send, by their numbers.
 struct Inventory<'a>(Vec<Box<dyn AsFd + 'a>>);
 
 impl<'a> Inventory<'a> {
@@ -322,8 +322,7 @@ impl<'a> Inventory<'a> {
     }
 }
 
-/// Reads as much as there is room for, or up to the end of a transaction; whether it is there. Nothing at the
-/// end.
+/// Reads until the buffer is full or a transaction ends, which it returns. Reads nothing at the end.
 fn fill(data: &mut DataFile, room: &mut [u8]) -> whimbrel_user::Result<(usize, bool)> {
     let mut filled = 0;
     while filled < room.len() {

@@ -1,9 +1,8 @@
-//! The connection between two servers: one message after the other, none of which is waited for longer than it may
-//! be. What the messages mean is not known here.
+//! The connection between two servers: one message after the other, each with a timeout. This module does not
+//! interpret them.
 //!
-//! The socket itself never waits. Who waits does so with an absolute deadline for the whole message and one for the
-//! whole of what is done over the link, so that a peer that sends byte after byte gains nothing, and with an eye on
-//! what stops the server.
+//! The socket itself never blocks. A wait has an absolute deadline for the whole message and one for all work over
+//! the link, so that a peer cannot extend it byte by byte, and ends when the server is stopped.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,35 +17,35 @@ use super::wire::{COMMAND, LIMITS, Message, PATIENCE, TAIL};
 use crate::message::{Kind, MessageBuffer};
 use crate::socket::{Receiver, Sender, SocketError, connection, is_readable};
 
-/// How long the last word to a peer may take. Nobody waits for an answer to it.
+/// Timeout of the last message to a peer, which gets no answer.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// A connection between two servers that failed.
+/// A failed connection between two servers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
     /// The connection is over.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// It has said nothing, or taken nothing, for as long as it may.
+    /// The other server has sent or read nothing until the timeout.
     #[error("the other server is silent, for {PATIENCE:?} now")]
     Silent,
-    /// It has sent or taken a part of a message, and not the whole in the time that one may take.
+    /// The other server has sent or read a part of a message, but not all of it until the timeout.
     #[error("a message between the servers was not whole within {PATIENCE:?}")]
     Slow,
-    /// All of it together takes longer than it may.
+    /// The takeover as a whole took too long.
     #[error("the takeover was not done within {0:?}")]
     TooLong(Duration),
     /// This server is being stopped.
     #[error("this server is being stopped")]
     Stopped,
-    /// It has left between two messages.
+    /// The other server has hung up between two messages.
     #[error("the other server has hung up")]
     HungUp,
-    /// What came is none of these messages.
+    /// The message received is invalid.
     #[error("the other server sent what is no message of a takeover: {0}")]
     Malformed(String),
-    /// A server that does not know takeovers, or has no time for one, has answered.
+    /// A server that does not support takeovers, or is too busy for one, has answered.
     #[error("the other server answered with errno {0}")]
     Answered(u32),
 }
@@ -64,13 +63,13 @@ pub(super) struct Link {
     sender: Sender,
     out: MessageBuffer,
     limit: Limit,
-    /// A message was begun and not finished: nothing that is sent now would be understood.
+    /// True if a message was begun and not finished: the peer would not understand further messages.
     is_cut: bool,
-    /// Messages that were sent whole.
+    /// The number of messages sent completely.
     sent: u64,
 }
 
-/// By when all has to be done, and what ends it before.
+/// The deadline of all work over the link, and the descriptor that ends it earlier.
 #[derive(Debug)]
 struct Limit {
     deadline: Instant,
@@ -78,7 +77,7 @@ struct Limit {
     stop: Option<Arc<OwnedFd>>,
 }
 
-/// A message as it came.
+/// A message as received.
 #[derive(Debug)]
 pub(super) struct Received<'a> {
     pub(super) message: Message,
@@ -87,7 +86,7 @@ pub(super) struct Received<'a> {
 }
 
 impl Link {
-    /// Over a connected socket. All that is said over it has to be done within `time`.
+    /// Creates a link over a connected socket. All communication must end within `time`.
     pub(super) fn new(stream: UnixStream, time: Duration) -> io::Result<Link> {
         stream.set_nonblocking(true)?;
         let (receiver, sender) = connection(stream, LIMITS);
@@ -95,30 +94,30 @@ impl Link {
         Ok(Link { receiver, sender, out: MessageBuffer::new(), limit, is_cut: false, sent: 0 })
     }
 
-    /// No descriptors are taken from the peer, which is not trusted: the kernel closes what it sends.
+    /// Accepts no descriptors from the peer, which is untrusted: the kernel closes them.
     pub(super) fn without_descriptors(mut self) -> Link {
         self.receiver.take_no_descriptors();
         self
     }
 
-    /// What is waited for ends when there is something to read.
+    /// Ends all waits when `stop` becomes readable.
     pub(super) fn stopped_by(mut self, stop: Arc<OwnedFd>) -> Link {
         self.limit.stop = Some(stop);
         self
     }
 
-    /// All that is said from here on has to be done within `time`.
+    /// Sets the time for all further communication.
     pub(super) fn limit(&mut self, time: Duration) {
         self.limit.deadline = Instant::now() + time;
         self.limit.time = time;
     }
 
-    /// How many messages were sent.
+    /// Returns the number of messages sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// By when all has to be done.
+    /// Returns the deadline of all work over the link.
     pub(super) fn deadline(&self) -> Instant {
         self.limit.deadline
     }
@@ -127,8 +126,8 @@ impl Link {
         self.send_with(message, &[], &[])
     }
 
-    /// Says one thing more to a peer that may be gone or stuck, and that is not waited for: the time for all else may
-    /// be over.
+    /// Sends a last message to a peer that may be gone or stuck, without waiting for it: the time for all other work
+    /// may be over.
     pub(super) fn send_last(&mut self, message: &Message) {
         if !self.is_cut {
             self.limit.stop = None;
@@ -139,7 +138,7 @@ impl Link {
         }
     }
 
-    /// Hangs up: nothing more is said or heard.
+    /// Hangs up: no more messages are sent or received.
     pub(super) fn close(&mut self) {
         self.sender.shutdown();
         self.is_cut = true;
@@ -158,8 +157,8 @@ impl Link {
         .map(drop)
     }
 
-    /// Sends what `fill` makes: it fills the start of its room with data, and says how many bytes and what
-    /// they are; nothing is sent for `None`, and `false` returned.
+    /// Sends a message made by `fill`, which writes data to the start of its room, and returns the size and the
+    /// message. If it returns `None`, nothing is sent and the result is `false`.
     pub(super) fn send_filled<'m, E: From<LinkError>>(
         &mut self,
         most: usize,
@@ -200,12 +199,12 @@ impl Link {
         self.take()
     }
 
-    /// The next message, if all of it has come.
+    /// Returns the next message, if it has arrived completely.
     pub(super) fn receive_now(&mut self) -> Result<Option<Received<'_>>, LinkError> {
         if self.read()? { self.take().map(Some) } else { Ok(None) }
     }
 
-    /// Reads once, unless a whole message was read before; whether there is one now.
+    /// Reads once, unless a complete message was read before; returns whether there is one now.
     fn read(&mut self) -> Result<bool, LinkError> {
         if self.receiver.is_ready() {
             return Ok(true);
@@ -221,7 +220,7 @@ impl Link {
         }
     }
 
-    /// The message that was read.
+    /// Parses the message that was read.
     fn take(&mut self) -> Result<Received<'_>, LinkError> {
         let wrong = |what: &dyn std::fmt::Display| LinkError::Malformed(short(what.to_string()));
         let incoming = self.receiver.take_ready()?.ok_or(LinkError::HungUp)?;
@@ -261,8 +260,7 @@ impl Limit {
         if Instant::now() >= self.deadline { Err(LinkError::TooLong(self.time)) } else { Ok(()) }
     }
 
-    /// Waits until the socket is ready. An error says why it is waited for no longer; `None` if one message has taken
-    /// too long.
+    /// Waits until the socket is ready. Returns the reason if the wait must end; `None` if one message took too long.
     fn wait(
         &self,
         socket: BorrowedFd<'_>,

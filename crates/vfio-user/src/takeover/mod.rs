@@ -1,61 +1,60 @@
-//! Live update: a new server takes the device of an old one, in another process, and goes on serving the same
-//! client, over the same connection, at the same path. The client sees a pause.
+//! Live update: a new server process takes the device of an old one, and continues to serve the same client, over the
+//! same connection, at the same path. The client sees a pause.
 //!
-//! # What goes over
+//! # Transferred state
 //!
-//! The device's state, by its own migration; its configuration space; the client with its socket, what was read
-//! from it and not executed, what was agreed on, memory, interrupts, ioeventfds, and the log of dirty pages with
-//! what is dirty; and the socket that clients connect to. What a client signals meanwhile stays in the eventfds'
-//! counters, and what it sends in the socket's buffer.
+//! The device's state, by its own migration; its configuration space; the client with its socket, the bytes read from
+//! it and not executed, the agreed version, memory, interrupts, ioeventfds, and the dirty log with its dirty pages;
+//! and the socket that clients connect to. Signals of the client during the takeover stay in the eventfds' counters,
+//! and its messages in the socket's buffer.
 //!
-//! A device that is being migrated stays where it is, and so does one that cannot migrate, and one of which the
-//! client was given a region's file, which leads to the old process's memory.
+//! A device that is being migrated stays where it is, and so does one that cannot migrate, and one whose client has
+//! received a region's file, which refers to the old process's memory.
 //!
-//! # Who has the device
+//! # Ownership of the device
 //!
-//! The old server stops the device and sends all; the new one loads it, makes it ready to run, and says READY.
-//! Until then nothing is decided: if either gives up or dies, or takes too long, the old one lets the device go on.
-//! With HANDOVER the device is the new server's. These are the rules of [`whimbrel_protocol::handover`].
+//! The old server stops the device and sends everything; the new one loads it, prepares to run it, and sends READY.
+//! Until then nothing is decided: if either server gives up, dies or times out, the old one resumes the device. With
+//! HANDOVER the device belongs to the new server. These are the rules of [`whimbrel_protocol::handover`].
 //!
-//! A new server that fails after that resets its device, sees that it does not run with what came, and only then says
-//! FAILED: the old one goes on. If the reset is refused, or the state cannot be read after it, it says nothing and
-//! hangs up ([`TakeoverError::Unsettled`]).
+//! A new server that fails after that resets its device, checks that it does not run with the transferred state, and
+//! only then sends FAILED: the old server continues. If the reset is refused, or the state cannot be read after it,
+//! the new server hangs up without a message ([`TakeoverError::Unsettled`]).
 //!
-//! An old server that has said HANDOVER and hears nothing keeps the device stopped, accepts nobody, and watches the new
-//! server's process by a pidfd (SO_PEERPIDFD; before Linux 6.5 the process that has the connection's number when it
-//! comes, which costs that the device may stay stopped for as long as a stranger lives). While that lives, a warning
-//! says so once a minute. A late word is heard. Once the process is dead, the device in it is too: the old server goes
-//! on with the state from before, which may be older than what the client has seen if the new server did run the
-//! device. A new server whose RUNNING was not taken leaves the files of the sockets where they are when it ends, so
-//! that others still find the old one.
+//! An old server that has sent HANDOVER and gets no answer keeps the device stopped, accepts no connection, and
+//! watches the new server's process by a pidfd (SO_PEERPIDFD; before Linux 6.5 the process that has the connection's
+//! pid when it connects, at the risk that the device stays stopped for as long as an unrelated process lives). While
+//! that process lives, a warning is logged once a minute. A late answer counts. Once the process is dead, so is the
+//! device in it: the old server continues with the state from before, which may be older than the client has seen if
+//! the new server did run the device. A new server whose RUNNING was not delivered leaves the files of the sockets in
+//! place when it ends, so that clients still find the old one.
 //!
-//! # How long it takes
+//! # Timeouts
 //!
-//! On the old server a takeover has a thread of its own, and nobody waits for it but the client that is handed over.
-//! A message has ten seconds until it is whole, the agreement twenty, the client's rest seven, and all that happens
-//! while the device stands still [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute times,
-//! in which a peer that sends byte after byte gains nothing. What a driver does in one call is not interrupted. What
-//! stops the server ends all of it.
+//! On the old server a takeover has a separate thread, and only the client that is handed over waits for it. A
+//! message has a timeout of ten seconds, the agreement twenty, the client's rest seven, and all work while the device
+//! is stopped [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute deadlines, which a peer
+//! cannot extend byte by byte. A call into a driver is not interrupted. Stopping the server ends everything.
 //!
-//! # Who may take over
+//! # Permission
 //!
-//! A process of the same user (SO_PEERCRED, which both check), where the server was told to let that happen: over the
-//! clients' socket, or over a socket for nothing else. Not the client's own process, known by the number of who has
-//! connected. That is a hurdle and no wall: a process of the same user can have another connect for it, or trace the
-//! server.
+//! A process of the same user (SO_PEERCRED, which both sides check) may take over, if the server allows it: over the
+//! clients' socket, or over a socket for takeovers only. The client's own process may not; it is known by the pid of
+//! the connection. This prevents accidents, not attacks: a process of the same user can have another one connect for
+//! it, or trace the server.
 //!
-//! # The wire form
+//! # Wire format
 //!
-//! The new server connects as a client does, and says REQUEST in place of VFIO_USER_VERSION: a
-//! message with the header of vfio-user and the command 0x5754. All messages are such. Behind the header are data,
-//! a text in JSON that begins with the kind of the message (`{"message": "request", ..}`), and the length of the
-//! text in four bytes. Descriptors have messages of their own and are numbered in the order in which they come,
-//! from 0, which is the socket that clients connect to.
+//! The new server connects as a client does, and sends REQUEST in place of VFIO_USER_VERSION: a message with the
+//! header of vfio-user and the command 0x5754. All messages have this format. After the header come data, a JSON text
+//! that begins with the kind of the message (`{"message": "request", ..}`), and the length of the text in four bytes.
+//! Descriptors have their own messages and are numbered in the order sent, from 0, which is the socket that clients
+//! connect to.
 //!
 //! | old | new |
 //! |---|---|
 //! | | request: the versions that it speaks (1 is this one) |
-//! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; how long the device may stand still | |
+//! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; the device's maximum downtime | |
 //! | | accept, or failed |
 //! | begin: the device stands, and had this state | |
 //! | state, any number of times; configuration; descriptors, any number of times | |
@@ -66,9 +65,8 @@
 //! | handover | |
 //! | | running, or failed |
 //!
-//! The end says how many messages came before it, from begin on. In place of each of its messages the old server may say
-//! abort. Keys that are not known are ignored. The texts of a
-//! peer are made printable where they come in.
+//! The end contains the number of messages before it, from begin on. In place of each of its messages the old server
+//! may send abort. Unknown keys are ignored. A peer's texts are made printable when they are received.
 
 mod attempt;
 mod configuration;
@@ -109,65 +107,65 @@ use crate::server::backend::Backend;
 use crate::server::listener::socket_file::{Listener, connect_now, has_identity};
 use crate::server::session::serving::Serving;
 
-/// How long a device may stand still in a takeover if the old server says nothing else, and at most.
+/// Maximum downtime of a device in a takeover, unless the old server says otherwise, and its upper bound.
 pub(crate) const PAUSE: Duration = Duration::from_secs(30);
 pub(crate) const MAX_PAUSE: Duration = Duration::from_mins(10);
 
-/// How often a server is asked that answers as if it were asked by a client: it may have been too busy to look
-/// at the request in time.
+/// Number of requests to a server that answers as if the request came from a client: it may have been too busy to
+/// look at it in time.
 const TRIES: u32 = 5;
 
-/// Why a device was not taken over. The old server goes on with it, unless it has gone itself.
+/// The reason why a device was not taken over. The old server continues to serve it, unless it has ended itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeoverError {
-    /// Nobody could be reached.
+    /// Connecting failed.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
-    /// Another user's server.
+    /// The server runs as another user.
     #[error("the server runs as user {theirs}, and this process as user {own}")]
     User {
-        /// The server's user.
+        /// The server's user id.
         theirs: u32,
-        /// This process's.
+        /// This process's user id.
         own: u32,
     },
-    /// The path leads to the server by another socket than its own.
+    /// The path leads to the server by a socket other than its own.
     #[error("{} is not the socket that the server has made", .0.display())]
     Path(PathBuf),
-    /// The server answered as if it were asked by a client.
+    /// The server answered as if the request came from a client.
     #[error("the server knows nothing of takeovers: it answered {0}")]
     Unknown(Errno),
-    /// The old server says no.
+    /// The old server refuses.
     #[error("the old server keeps its device: {0}")]
     Refused(String),
-    /// The device is not one that the new server's can take the place of.
+    /// The new server's device cannot replace this one.
     #[error("device '{device}' cannot go on here: {what}")]
     Mismatch {
         /// Its name.
         device: String,
-        /// What is different.
+        /// The difference.
         what: String,
     },
-    /// What the old server sent cannot be right, or cannot be had here.
+    /// The data of the old server is invalid, or cannot be set up here.
     #[error("what the old server has cannot be taken: {0}")]
     Wrong(String),
-    /// The device refused what it was to load.
+    /// The device refused the state.
     #[error(transparent)]
     Device(#[from] whimbrel_user::Error),
-    /// Nothing was taken over, but nobody can say that the device here stands still. The old server was told nothing,
-    /// because both devices could run then: it goes on once this process has ended.
+    /// Nothing was taken over, but it is uncertain whether the device here is stopped. The old server was not told,
+    /// because both devices could run then: it continues once this process has ended.
     #[error("{cause}; the device here may still run: {why}")]
     Unsettled {
-        /// Why it was not taken over.
+        /// The reason why it was not taken over.
         cause: Box<TakeoverError>,
-        /// Why the device here may still run.
+        /// The reason why the device here may still run.
         why: String,
     },
-    /// The connection between the two servers.
+    /// The connection between the two servers failed.
     #[error("the other server cannot be heard: {0}")]
     Link(LinkError),
-    /// This process could not have what it takes.
+    /// A system call failed in this process.
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -179,7 +177,7 @@ impl From<LinkError> for TakeoverError {
 }
 
 impl TakeoverError {
-    /// What the person who reads the error can do.
+    /// Returns advice for the operator.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             TakeoverError::Connect(error)
@@ -204,11 +202,10 @@ impl TakeoverError {
     }
 }
 
-/// A takeover that the old server has agreed to, and in which nothing stands still yet.
+/// A takeover that the old server has agreed to; the device still runs.
 ///
-/// A program that confines itself connects before, opens its device after, and then goes on with
-/// [`Takeover::finish`], within ten seconds. The old server has to let that happen ([`Server::allow_takeover`],
-/// [`Server::takeover_socket`]).
+/// A program that confines itself connects before, opens its device after, and then calls [`Takeover::finish`],
+/// within ten seconds. The old server must allow takeovers ([`Server::allow_takeover`], [`Server::takeover_socket`]).
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -253,7 +250,7 @@ pub struct Takeover {
 type At = (PathBuf, (u64, u64));
 
 impl Takeover {
-    /// Asks the server at a path for its device: where its clients connect, or where it lets others take over.
+    /// Requests the device of the server at a path: the clients' socket, or the socket for takeovers.
     pub fn connect(path: impl AsRef<Path>) -> Result<Takeover, TakeoverError> {
         let deadline = Instant::now() + PATIENCE;
         // The socket's file goes away with the last server: it has to be found where it is.
@@ -303,17 +300,17 @@ impl Takeover {
         }
     }
 
-    /// The name of the device.
+    /// Returns the name of the device.
     pub fn device(&self) -> &str {
         &self.offered.name
     }
 
-    /// Where clients connect.
+    /// Returns the path that clients connect to.
     pub fn path(&self) -> &Path {
         &self.clients.0
     }
 
-    /// Takes the device into the backend's, with its client and the sockets.
+    /// Loads the device into the backend's, and takes its client and the sockets.
     pub(crate) fn take_into(mut self, backend: &Backend) -> Result<TakenOver, TakeoverError> {
         // One message to begin with, the client's rest, the pause, and one message to end with.
         self.link.limit(2 * PATIENCE + REST_PATIENCE + self.pause);
@@ -333,19 +330,19 @@ impl Takeover {
     }
 }
 
-/// What was taken over, and is served from here on.
+/// The result of a takeover, to be served from now on.
 #[derive(Debug)]
 pub(crate) struct TakenOver {
-    /// Where clients connect.
+    /// The socket that clients connect to.
     pub(crate) clients: Listener,
-    /// The socket for takeovers alone, if there is one.
+    /// The socket for takeovers only, if there is one.
     pub(crate) takeovers: Option<Listener>,
     pub(crate) description: Description,
     /// The client, if the old server had one.
     pub(crate) serving: Option<Serving>,
 }
 
-/// Connects, and waits for room among those that wait to be accepted.
+/// Connects, and waits while the queue of connections is full.
 fn connect_before(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     loop {
         match connect_now(path) {
@@ -357,7 +354,7 @@ fn connect_before(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     }
 }
 
-/// Only a user itself can take over from itself.
+/// Checks that the other server runs as the same user.
 fn check_user(own: u32, theirs: u32) -> Result<(), TakeoverError> {
     if own == theirs { Ok(()) } else { Err(TakeoverError::User { theirs, own }) }
 }

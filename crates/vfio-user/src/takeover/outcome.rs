@@ -1,8 +1,8 @@
-//! Who has the device once all of it was sent: the old server's side of the handover, up to the case in which nobody
-//! says.
+//! Ownership of the device after everything was sent: the old server's side of the handover, including the case in
+//! which the outcome is uncertain.
 //!
-//! From HANDOVER on the device is the new server's. If that falls silent then, the device stands here until the new
-//! server says something after all, or its process is seen to die: a device in that process died with it.
+//! From HANDOVER on the device belongs to the new server. If that stops responding, the device stays stopped here
+//! until the new server reports after all, or its process is known to be dead: a device in that process died with it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,10 +17,10 @@ use super::refusal::Refusal;
 use super::wire::Message;
 use crate::socket::is_readable;
 
-/// How often it is said that a device stands and nobody knows whether it runs elsewhere.
+/// Interval of the warning that a device is stopped and may run elsewhere.
 const WARNING: Duration = Duration::from_mins(1);
 
-/// What a new server says of the device, and why.
+/// A new server's report on the device, with the reason.
 fn word(message: Message) -> Result<(handover::Message, String), LinkError> {
     match message {
         Message::Ready => Ok((handover::Message::Ready, String::new())),
@@ -31,7 +31,8 @@ fn word(message: Message) -> Result<(handover::Message, String), LinkError> {
 }
 
 impl Giving {
-    /// Waits until the new server has loaded all, and gives it the device. `handed_over` is called right before.
+    /// Waits until the new server has loaded everything, and gives it the device. `handed_over` is called right
+    /// before.
     pub(super) fn hand_over(&mut self, handed_over: impl FnOnce()) -> Result<Transferred, Refusal> {
         let mut source = Source::new();
         let mut handed_over = Some(handed_over);
@@ -65,8 +66,8 @@ impl Giving {
         }
     }
 
-    /// HANDOVER may have gone out, and nothing has come back: waits for a late word, for the end of the new server's
-    /// process, or for what stops this server.
+    /// Waits after HANDOVER without an answer: for a late report, for the end of the new server's process, or until
+    /// this server is stopped.
     fn watch(&mut self, source: &mut Source, why: LinkError) -> Result<Transferred, Refusal> {
         let mut listens =
             matches!(why, LinkError::Silent | LinkError::Slow | LinkError::TooLong(_) | LinkError::Stopped);
@@ -105,7 +106,7 @@ impl Giving {
                 tracing::warn!(
                     device = self.device.name(),
                     pid = self.peer.pid,
-                    "the device stands still: the new server has not said whether it runs the device ({why}), and \
+                    "the device is stopped: the new server has not said whether it runs the device ({why}), and \
                      its process lives. If it does not serve the device, end that process: the device goes on here \
                      then"
                 );
@@ -114,7 +115,7 @@ impl Giving {
         }
     }
 
-    /// Waits until there is something to look at.
+    /// Waits until there is something to process.
     fn wait(&self, listens: bool, time: Duration) -> io::Result<()> {
         let process = self.peer.process();
         let mut asked = [

@@ -1,8 +1,8 @@
-//! The process at the other end of a connection: who it is, and whether it has died.
+//! The process at the other end of a connection: its identity, and whether it has died.
 //!
-//! A process is known by the socket that it connected. It can hand that socket to another process of the same user,
-//! and so can a client; so what is decided by it stops accidents, and no program that means harm: that one could
-//! trace the server just as well.
+//! A process is identified by the socket that it connected. It can pass that socket to another process of the same
+//! user, and so can a client; so checks by it prevent accidents, not attacks: a malicious program could trace the
+//! server just as well.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::socket::is_readable;
 /// A process that has connected.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Its number, 0 for one in a namespace that this process does not see.
+    /// Its pid, 0 for a process in a namespace that this process does not see.
     pub(super) pid: i32,
     pub(super) uid: u32,
     /// Becomes readable when all of its threads have ended.
@@ -24,7 +24,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Who has connected the other end, for as long as this is held. ESRCH if that process has died.
+    /// Returns the process that connected the other end, for as long as this is held. ESRCH if that process has died.
     pub(super) fn of(stream: impl AsFd) -> io::Result<Peer> {
         let (pid, uid) = credentials(&stream)?;
         let process = match getsockopt(&stream, sockopt::PeerPidfd) {
@@ -44,20 +44,21 @@ impl Peer {
         &self.process
     }
 
-    /// Whether it is this process itself, which has all that it could ask for.
+    /// Returns whether it is this process itself, which has everything that it could request.
     pub(super) fn is_own(&self) -> bool {
         i32::try_from(std::process::id()) == Ok(self.pid)
     }
 }
 
-/// The number and user of the process at the other end, from when it connected.
+/// Returns pid and user of the process at the other end, from when it connected.
 pub(super) fn credentials(stream: impl AsFd) -> io::Result<(i32, u32)> {
     let credentials = getsockopt(&stream, sockopt::PeerCredentials)?;
     Ok((credentials.pid(), credentials.uid()))
 }
 
-/// The process that has a number now. That is the one that connected, unless it has died since and the number went to
-/// another: then the device of a server stays stopped until that one dies too. It never runs twice for it.
+/// Returns the process that has a pid now. That is the one that connected, unless it has died since and the pid was
+/// reused: then a server's device stays stopped until the other process dies too. It never runs twice because of
+/// that.
 fn by_number(pid: i32) -> io::Result<OwnedFd> {
     let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)

@@ -1,8 +1,8 @@
-//! Texts of the other side, as they can be shown.
+//! Makes texts of the other side printable.
 
 use whimbrel_protocol::text::printable;
 
-/// A text in which the other side may have written anything, of any length, as it can be shown.
+/// Returns a printable and short form of a text that the other side may have filled with anything.
 pub(super) fn short(text: impl AsRef<str>) -> String {
     const MAX_CHARS: usize = 300;
     printable(text.as_ref(), MAX_CHARS)

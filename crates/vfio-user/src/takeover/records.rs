@@ -1,5 +1,5 @@
-//! What belongs to a client and its device, as it goes from one process to another. Descriptors are numbers of
-//! a [`Pool`], which is sent before what names them.
+//! The state of a client and its device, as it is sent from one process to another. Descriptors are numbers in a
+//! [`Pool`], which is sent before the records that use them.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -13,19 +13,19 @@ use crate::descriptor_kind::DescriptorKind;
 use crate::descriptors::DescriptorError;
 use crate::eventfd::only_eventfd;
 
-/// Mappings that are told in one message.
+/// Maximum mappings in one message.
 pub(super) const MAX_MAPPINGS: usize = 4096;
 
 /// The number of a descriptor.
 pub(super) type Number = u32;
 
-/// What is in use of a device's interrupts.
+/// The interrupts in use.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct InUseRecord {
     active: ActiveRecord,
     /// By index.
     singles: Vec<(u32, Number)>,
-    /// The user has let the device sleep.
+    /// The low power state that the user has entered.
     pub(super) low_power: Option<LowPowerRecord>,
 }
 
@@ -37,13 +37,13 @@ enum ActiveRecord {
     Messages { index: u32, allocated: u32, eventfds: Vec<(u32, Number)> },
 }
 
-/// How a user has let a device sleep.
+/// The low power state that a user has entered.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LowPowerRecord {
     pub(super) wakeup: Option<Number>,
 }
 
-/// An ioeventfd that is tied.
+/// An ioeventfd in use.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct IoeventfdRecord {
     region: u32,
@@ -57,11 +57,11 @@ pub(super) struct IoeventfdRecord {
 /// A client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct ClientRecord {
-    /// The socket of its commands.
+    /// The command socket.
     pub(super) commands: Number,
-    /// The socket of what the server asks, if it is another.
+    /// The socket of the server's requests, if it is a separate one.
     pub(super) twin: Option<Number>,
-    /// What was agreed on, if that has come.
+    /// The agreed version, if the client has sent one.
     pub(super) agreed: Option<Capabilities>,
     /// The id of the server's next request.
     pub(super) next_id: u16,
@@ -75,42 +75,42 @@ pub(super) struct MappingRecord {
     pub(super) rights: u32,
     /// The file, and the offset in it; `None` for memory that the client is asked for.
     pub(super) file: Option<(Number, u64)>,
-    /// It is read and written, and not mapped.
+    /// True if it is read and written, and not mapped.
     #[serde(default)]
     pub(super) file_io: bool,
 }
 
-/// A log of dirty pages.
+/// A dirty log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct LogRecord {
     pub(super) page_size: u64,
     pub(super) ranges: Vec<(u64, u64)>,
     pub(super) is_everything: bool,
-    /// The device keeps it. A reset may have ended it, of which the client knows.
+    /// True if the device itself keeps it. A reset may have ended it, which the client knows.
     pub(super) runs: bool,
 }
 
 /// Dirty pages.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct DirtyRecord {
-    /// Of the first bit.
+    /// Address of the first bit.
     pub(super) iova: u64,
-    /// Bytes for each bit.
+    /// Bytes per bit.
     pub(super) page_size: u64,
 }
 
-/// What was read from a socket and not looked at; the bytes are the data of the message.
+/// Data that was read from a socket and not processed; the bytes are the data of the message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct UnreadRecord {
-    /// From the twin socket, and not from that of the commands.
+    /// True for the twin socket, false for the command socket.
     pub(super) twin: bool,
     pub(super) descriptors: Vec<BatchRecord>,
 }
 
-/// Descriptors that came with some of these bytes.
+/// Descriptors received with some of these bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct BatchRecord {
-    /// With which bytes, counted from the first: the last of them.
+    /// Position of the last of the bytes, counted from the first.
     pub(super) last: u64,
     pub(super) numbers: Vec<Number>,
     pub(super) problem: Option<ProblemRecord>,
@@ -126,7 +126,7 @@ pub(super) struct WaitingRecord {
     pub(super) problem: Option<ProblemRecord>,
 }
 
-/// Why descriptors could not be taken.
+/// The reason why descriptors could not be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ProblemRecord {
@@ -155,19 +155,19 @@ impl From<ProblemRecord> for DescriptorError {
     }
 }
 
-/// A number that names no descriptor, or one that is no longer there, or of another kind.
+/// A number without a descriptor, or whose descriptor was already taken or has another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("descriptor {0} is missing or has the wrong type")]
 pub(super) struct NoDescriptor(pub(super) Number);
 
-/// Descriptors that have come, by their numbers.
+/// The received descriptors, by their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Pool(Vec<Slot>);
 
 #[derive(Debug)]
 enum Slot {
     Whole(OwnedFd),
-    /// A file that is mapped, maybe many times.
+    /// A file that is mapped, possibly many times.
     File(Arc<File>),
     Taken,
 }
@@ -185,7 +185,7 @@ impl Pool {
         usize::try_from(number).ok().and_then(|at| self.0.get_mut(at)).ok_or(NoDescriptor(number))
     }
 
-    /// Takes one. It is there once.
+    /// Takes a descriptor, which is possible once.
     pub(super) fn take(&mut self, number: Number) -> Result<OwnedFd, NoDescriptor> {
         match std::mem::replace(self.slot(number)?, Slot::Taken) {
             Slot::Whole(fd) => Ok(fd),
@@ -196,7 +196,7 @@ impl Pool {
         }
     }
 
-    /// Takes several.
+    /// Takes several descriptors.
     pub(super) fn take_all(&mut self, numbers: Vec<Number>) -> Result<Vec<OwnedFd>, NoDescriptor> {
         numbers.into_iter().map(|number| self.take(number)).collect()
     }
@@ -205,7 +205,7 @@ impl Pool {
         only_eventfd(self.take(number)?).map_err(|_| NoDescriptor(number))
     }
 
-    /// Whether one is a file in memory.
+    /// Returns whether a descriptor is a file in memory.
     pub(super) fn is_memory(&mut self, number: Number) -> bool {
         match self.slot(number) {
             Ok(Slot::Whole(fd)) => DescriptorKind::of(fd) == DescriptorKind::Memory,
@@ -214,7 +214,7 @@ impl Pool {
         }
     }
 
-    /// A file, for one mapping of it.
+    /// Returns a file, for one mapping of it.
     pub(super) fn file(&mut self, number: Number) -> Result<Arc<File>, NoDescriptor> {
         let slot = self.slot(number)?;
         let file = match std::mem::replace(slot, Slot::Taken) {
@@ -228,7 +228,7 @@ impl Pool {
 }
 
 impl InUseRecord {
-    /// Gives each eventfd to `give`, which numbers it.
+    /// Passes each eventfd to `give`, which numbers it.
     pub(super) fn of(
         in_use: InterruptsInUse,
         low_power: Option<LowPowerRecord>,
@@ -276,7 +276,7 @@ impl IoeventfdRecord {
         IoeventfdRecord { region, offset, width: width.bytes() as u8, data, eventfd }
     }
 
-    /// `None` for a width that no write has.
+    /// Returns `None` for an invalid width.
     pub(super) fn write(&self) -> Option<IoeventfdWrite> {
         let width = match self.width {
             1 => WriteWidth::One,

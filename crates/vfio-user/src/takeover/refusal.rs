@@ -5,13 +5,13 @@ use whimbrel_device::Errno;
 use super::link::LinkError;
 use crate::server::session::seat::NotParked;
 
-/// Why a server keeps its device.
+/// The reason why a server keeps its device.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// It says no.
+    /// This server refuses.
     #[error("{why} ({errno})")]
     Refused { errno: Errno, why: String },
-    /// The new server says no.
+    /// The new server refuses.
     #[error("the new server does not take it: {0}")]
     Declined(String),
     #[error(transparent)]
@@ -22,7 +22,7 @@ pub(crate) enum Refusal {
     System(std::io::Error),
     #[error("the new server broke the rules of a takeover: {0}")]
     Unexpected(String),
-    /// The device was the new server's, and may have run there.
+    /// The device belonged to the new server, and may have run there.
     #[error(
         "the new server (pid {0}) died and did not say whether it ran the device; the device goes on with the state \
          from before, and its client may have seen a newer one: start the client again if it fails"

@@ -1,4 +1,4 @@
-//! A device that stands so that it can be handed over, and that goes on if it is not.
+//! A device that is stopped to be handed over, and that continues if it is not.
 
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
 use whimbrel_user::{DataFile, Device};
@@ -6,7 +6,7 @@ use whimbrel_user::{DataFile, Device};
 use super::describe::adapted;
 use super::refusal::Refusal;
 
-/// A device that stands, and what it takes to let it go on.
+/// A stopped device, and the settings to resume it.
 pub(super) struct Stopped {
     device: DeviceFile,
     adapted: Box<dyn Device>,
@@ -24,7 +24,7 @@ pub(super) fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>)
 }
 
 impl Stopped {
-    /// A device that does not stand yet.
+    /// Creates the record of a device that still runs.
     pub(super) fn look(
         device: DeviceFile,
         low_power: Option<LowPowerEntry>,
@@ -51,7 +51,7 @@ impl Stopped {
         Ok(())
     }
 
-    /// The device is as it was.
+    /// Restores the device.
     pub(super) fn go_on(mut self) {
         let device = self.device.name().to_owned();
         self.data = None;
@@ -62,7 +62,7 @@ impl Stopped {
         sleep_again(&self.device, self.low_power);
     }
 
-    /// The device is another's: it stands here for good.
+    /// Marks the device as another server's: it stays stopped here for good.
     pub(super) fn release(mut self) {
         self.data = None;
         // Only its memory is at stake.

@@ -1,5 +1,5 @@
-//! The new server: it takes what the old one sends, checks all of it, and has a device that stands and a client
-//! that waits, until the old one says that both are its own.
+//! The new server: receives the state from the old one, checks it, and holds a stopped device and a client that
+//! waits, until the old server hands both over.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -32,15 +32,15 @@ use crate::server::session::serving::Serving;
 use crate::server::session::snapshot::{ImportError, Mapping, Snapshot, Socket};
 use crate::socket::{Unread, UnreadDescriptors};
 
-/// Descriptors that may come: two for each interrupt and ioeventfd of a large device, and a file for each of the
-/// mappings that a client may have.
+/// Maximum descriptors: two for each interrupt and ioeventfd of a large device, and a file for each of the mappings
+/// that a client may have.
 const MAX_DESCRIPTORS: usize = 1 << 16;
 
-/// What has come.
+/// The data received so far.
 struct Arrival {
     device: DeviceFile,
     adapted: Box<dyn Device>,
-    /// Bytes that one message of the client may have.
+    /// Maximum bytes of one message of the client.
     most_bytes: usize,
     begin: Option<Begin>,
     data: Option<DataFile>,
@@ -51,30 +51,30 @@ struct Arrival {
     ioeventfds: Vec<IoeventfdRecord>,
     client: Option<ClientRecord>,
     mappings: Vec<MappingRecord>,
-    /// Of the socket of the commands, and of its twin.
+    /// Of the command socket, and of its twin.
     unread: [Option<(UnreadRecord, Vec<u8>)>; 2],
     /// Data that belongs before that of the next message.
     before: Vec<u8>,
-    /// The number of the socket for takeovers, once all has come.
+    /// The number of the socket for takeovers, once everything has arrived.
     takeovers: Option<u32>,
     has_ended: bool,
-    /// How many messages came.
+    /// The number of messages received.
     messages: u64,
-    /// The client, as far as it has come.
+    /// The parts of the client received so far.
     snapshot: Snapshot,
 }
 
-/// What was taken and stands.
+/// The state that was taken, with a stopped device.
 pub(super) struct Taken {
     pub(super) socket: UnixListener,
-    /// The socket for takeovers alone, if there is one.
+    /// The socket for takeovers only, if there is one.
     pub(super) takeovers: Option<UnixListener>,
     pub(super) serving: Option<Serving>,
-    /// The old server was told that the device runs here.
+    /// True if the old server was told that the device runs here.
     pub(super) is_told: bool,
 }
 
-/// What stands here before it is told that it may go on.
+/// The stopped device before it may run.
 struct Loaded {
     socket: UnixListener,
     takeovers: Option<UnixListener>,
@@ -95,7 +95,7 @@ impl From<NoDescriptor> for TakeoverError {
     }
 }
 
-/// Takes the device, and what belongs to it, into the backend's.
+/// Takes the device, and its resources, into the backend's.
 pub(super) fn take(
     link: &mut Link,
     offered: &Description,
@@ -118,7 +118,7 @@ pub(super) fn take(
     taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
 }
 
-/// Whether the backend's device can take the place of the one that is offered.
+/// Returns whether the backend's device can replace the one that is offered.
 fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<Turn, TakeoverError> {
     let turn = Turn::take(backend).ok_or_else(|| wrong("this server's device is in use already"))?;
     match offered.difference(own) {
@@ -127,8 +127,8 @@ fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<
     }
 }
 
-/// After a failure: the device forgets what came, and only once that is certain is the old server told that it may
-/// run its own.
+/// Handles a failure: the device discards the transferred state, and only once that is certain is the old server told
+/// that it may run its own device.
 fn give_up(
     link: &mut Link,
     destination: &mut Destination,
@@ -149,7 +149,8 @@ fn give_up(
     }
 }
 
-/// Resets the device and sees that it does not go on with what came: why that is not certain, otherwise.
+/// Resets the device and checks that it does not run with the transferred state. Fails with the reason why that is
+/// uncertain.
 fn discard(device: &DeviceFile) -> Result<(), String> {
     let reset = device.reset();
     device.resume_signals();
@@ -320,7 +321,7 @@ impl Arrival {
             .map_err(|error| wrong(format!("the client's commands cannot be kept: {error}")))
     }
 
-    /// All is there: the device gets it, and stands.
+    /// Loads everything into the device, which stays stopped.
     fn load(mut self, backend: &Backend, turn: Turn, has_takeovers: bool) -> Result<Loaded, TakeoverError> {
         let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
         let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
@@ -365,7 +366,7 @@ impl Arrival {
         Ok(Loaded { socket, takeovers, serving, begin, state, low_power })
     }
 
-    /// A socket that others connect to.
+    /// Returns a listening socket.
     fn listener(&mut self, number: u32) -> Result<UnixListener, TakeoverError> {
         let socket = UnixListener::from(self.pool.take(number)?);
         if !socket_acceptconn(&socket).unwrap_or(false) {
@@ -375,7 +376,7 @@ impl Arrival {
         Ok(socket)
     }
 
-    /// The client as it was, which belongs to the other process still.
+    /// Creates the client, which still belongs to the other process.
     fn client(
         mut self,
         record: ClientRecord,
@@ -411,7 +412,7 @@ impl Arrival {
         })
     }
 
-    /// A socket of the client's, after what was read from it.
+    /// Returns a socket of the client, which continues after the data that was already read.
     fn socket(&mut self, number: u32, is_twin: bool) -> Result<Socket, TakeoverError> {
         let stream = UnixStream::from(self.pool.take(number)?);
         let unread = match self.unread[usize::from(is_twin)].take() {
@@ -431,7 +432,7 @@ impl Arrival {
     }
 }
 
-/// Says that all is loaded, and lets the device go on once it is this server's.
+/// Reports that everything is loaded, and runs the device once it belongs to this server.
 fn commit(
     link: &mut Link,
     destination: &mut Destination,

@@ -1,9 +1,8 @@
-//! What two servers say to each other, as messages over a Unix socket. What they mean, and who may say what
-//! when, is not known here.
+//! The messages between two servers, over a Unix socket. This module knows neither their meaning nor their order.
 //!
-//! A message has the sixteen bytes of a vfio-user header, with the command [`COMMAND`], and then: data, which
-//! may be none; a text, in JSON; the length of the text, four bytes. Descriptors come with its first byte. Both
-//! are in one machine, so numbers have its byte order.
+//! A message has the 16 bytes of a vfio-user header, with the command [`COMMAND`], and then: data, which may be
+//! empty; a text in JSON; the length of the text, four bytes. Descriptors come with its first byte. Both servers run
+//! on one machine, so numbers have its byte order.
 
 use std::time::Duration;
 
@@ -17,23 +16,23 @@ use super::records::{
 };
 use crate::message::Limits;
 
-/// The command of all these messages: far from those of the protocol's text.
+/// The command of all these messages: far from those of the specification.
 pub(crate) const COMMAND: u16 = 0x5754;
 
-/// The versions of what is said, which this build speaks.
+/// The protocol versions that this build supports.
 pub(super) const VERSIONS: [u32; 1] = [1];
 
-/// How long one message may take, from the moment in which it is waited for until all of it is there.
+/// Timeout of one message, from the start of the wait until it is complete.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the client's serving thread may take to rest. Longer than an access of the device to the client's
-/// memory, and short enough for the new server to be told.
+/// Time that the client's serving thread may take to rest. Longer than the timeout of a device's access to the
+/// client's memory, and short enough to tell the new server.
 pub(crate) const REST_PATIENCE: Duration = Duration::from_secs(7);
 
-/// Data of one message at most.
+/// Maximum data of one message in bytes.
 pub(super) const MAX_DATA: usize = 1 << 20;
 
-/// Descriptors that are sent with one message.
+/// Maximum descriptors of one message.
 pub(super) const MAX_DESCRIPTORS: usize = 128;
 
 /// Data and text of one message, with room for the longest text: that of a list of
@@ -47,81 +46,81 @@ pub(super) const TAIL: usize = 4;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(super) enum Message {
-    /// New: hand over your device.
+    /// New: requests the device.
     Request {
-        /// What the new server speaks.
+        /// The versions that the new server supports.
         versions: Vec<u32>,
     },
-    /// Old: this is what there is.
+    /// Old: describes the offer.
     Offer {
-        /// What is spoken from here on.
+        /// The version used from now on.
         version: u32,
         device: Box<Description>,
         /// Device and inode of the file of the clients' socket.
         socket: (u64, u64),
-        /// The clients' socket and the takeovers', if the new server came over one of their own.
+        /// The clients' socket and the one for takeovers, if the new server connected to the latter.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         takeovers: Option<TakeoversRecord>,
-        /// How long the device may stand still, in milliseconds.
+        /// Maximum downtime of the device in milliseconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pause_ms: Option<u64>,
     },
-    /// New: go on.
+    /// New: accepts the offer.
     Accept,
-    /// Old: the device stands. What follows is all that belongs to it.
+    /// Old: the device is stopped. Its complete state follows.
     Begin(Begin),
     /// Old: the next bytes of the device's state.
     State {
-        /// They end a transaction of a migration region.
+        /// True if they end a transaction of a migration region.
         ends: bool,
     },
-    /// Old: the configuration space, whole.
+    /// Old: the complete configuration space.
     Configuration,
-    /// Old: more descriptors, which are numbered in the order in which they come.
+    /// Old: more descriptors, numbered in the order sent.
     Descriptors,
     /// Old: the interrupts in use.
     Interrupts(InUseRecord),
-    /// Old: ioeventfds that are tied.
+    /// Old: the ioeventfds in use.
     Ioeventfds { list: Vec<IoeventfdRecord> },
     /// Old: the client.
     Client(Box<ClientRecord>),
     /// Old: some of its mappings.
     Mappings { list: Vec<MappingRecord> },
-    /// Old: its log of dirty pages.
+    /// Old: its dirty log.
     Log(LogRecord),
-    /// Old: pages that are dirty in it, as words of a bitmap.
+    /// Old: dirty pages of the log, as words of a bitmap.
     Dirty(DirtyRecord),
-    /// Old: bytes that were read from a socket of the client's and not looked at.
+    /// Old: data that was read from a socket of the client and not processed.
     Unread(UnreadRecord),
     /// Old: a command that was read and not executed, with its payload.
     Waiting(WaitingRecord),
     /// Old: data that belongs before that of the next message, which would be too long with it.
     More,
-    /// Old: that is all.
+    /// Old: the end of the state.
     End {
         /// Bytes of the device's state.
         state_bytes: u64,
-        /// Messages from the beginning to this one, without it.
+        /// The number of messages from the beginning to this one, without it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         messages: Option<u64>,
-        /// The socket for takeovers alone, if there is one.
+        /// The socket for takeovers only, if there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         takeovers: Option<Number>,
     },
-    /// New: the device is loaded and stands.
+    /// New: the device is loaded and stopped.
     Ready,
-    /// Old: it is yours. From here on this server does not run it unless the new one says that it failed.
+    /// Old: hands the device over. From now on this server does not run it unless the new one reports a failure.
     Handover,
-    /// New: it runs.
+    /// New: the device runs.
     Running,
-    /// New: it does not run here and never will.
+    /// New: the device does not run here and never will.
     Failed { why: String },
-    /// Old: it is not handed over.
+    /// Old: cancels the takeover.
     Abort { errno: i32, why: String },
 }
 
 impl Message {
-    /// Its name on the wire, for errors: a message itself may be long.
+    /// Returns its name on the wire, for errors: a message itself may be long.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Message::Request { .. } => "request",
@@ -149,7 +148,7 @@ impl Message {
         }
     }
 
-    /// The message with its texts as they can be shown.
+    /// Returns the message with printable texts.
     pub(super) fn printable(self) -> Message {
         match self {
             Message::Failed { why } => Message::Failed { why: short(why) },
@@ -163,23 +162,23 @@ impl Message {
     }
 }
 
-/// Where clients connect, told to a new server that came over a socket for takeovers alone.
+/// The clients' socket, for a new server that connected to the socket for takeovers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TakeoversRecord {
-    /// The path of the clients' socket, byte by byte: it may be no text.
+    /// The path of the clients' socket, byte by byte: it may not be UTF-8.
     pub(crate) clients: Vec<u8>,
-    /// The path of the socket for takeovers, the same.
+    /// The path of the socket for takeovers, likewise.
     pub(crate) path: Vec<u8>,
     /// Device and inode of its file.
     pub(crate) socket: (u64, u64),
 }
 
-/// How the device stands.
+/// The state of the stopped device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Begin {
-    /// The number of the migration state that it had, and shall have.
+    /// The number of its migration state before, which it returns to.
     pub(super) state: u32,
-    /// The user has opted into VFIO_PRECOPY_INFO_REINIT.
+    /// True if the user has opted in to VFIO_PRECOPY_INFO_REINIT.
     pub(super) precopy_info_v2: bool,
 }
 

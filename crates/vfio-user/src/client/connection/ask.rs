@@ -1,4 +1,4 @@
-//! Requests one at a time, each with its reply.
+//! Single requests, each with its reply.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -16,7 +16,7 @@ use crate::message::{Command, DeviceFeature, HEADER, Reply, Request};
 const DATA_HEAD: usize = 8;
 
 impl Connection {
-    /// Asks and waits for the reply; errors name the request as `what` says.
+    /// Sends a request and waits for the reply; errors name the request by `what`.
     pub(in crate::client) fn ask(
         &mut self,
         what: impl Fn() -> String,
@@ -27,8 +27,8 @@ impl Connection {
         self.answer(&what, request.command(), descriptors)
     }
 
-    /// As [`Connection::ask`], where the reply only repeats the request. A server that leaves that out has
-    /// done all that was asked: `None`.
+    /// As [`Connection::ask`], for a reply that only repeats the request. Returns `None` if the server omits the
+    /// payload, which means that it did all that was requested.
     pub(in crate::client) fn ask_repeating(
         &mut self,
         what: impl Fn() -> String,
@@ -43,9 +43,9 @@ impl Connection {
         self.answer(&what, request.command(), descriptors).map(Some)
     }
 
-    /// Whether the server knows VFIO_USER_DEVICE_FEATURE. One of version 0.0 may not, and may take the payload of
-    /// what it does not know for its next message (rust-vmm's server): it is first asked in a message whose
-    /// payload is as long as a header, so that what it makes of that ends where the next message begins.
+    /// Returns whether the server supports VFIO_USER_DEVICE_FEATURE. A server of version 0.0 may not, and may parse
+    /// the payload of an unknown command as its next message (rust-vmm's server does): the first request therefore
+    /// has a payload as long as a header, so that the misparsed part ends where the next message begins.
     pub(in crate::client) fn knows_features(&mut self, what: impl Fn() -> String) -> Result<bool> {
         if self.features == Features::Doubtful {
             let flags = FeatureFlags::PROBE | FeatureFlags::GET;
@@ -64,7 +64,7 @@ impl Connection {
         Ok(self.features == Features::Known)
     }
 
-    /// Sends a request and waits for its reply, whose payload is kept. Returns the descriptors.
+    /// Sends a request, waits for its reply and keeps the reply's payload. Returns the descriptors.
     fn reply_to(
         &mut self,
         what: impl Fn() -> String,
@@ -121,7 +121,7 @@ impl Connection {
     }
 }
 
-/// What an error that says nothing means: to the question whether something is there, that it is not.
+/// Returns the errno to assume for an error without one: for a question whether something exists, that it does not.
 fn without_errno(request: &Request<'_>) -> Errno {
     match request {
         Request::DeviceFeature(DeviceFeature { feature, flags, .. })

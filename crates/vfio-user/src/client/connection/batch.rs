@@ -1,4 +1,4 @@
-//! Several requests under way at once: the next ones are sent before the first is answered.
+//! Several requests in flight at once: the next ones are sent before the first is answered.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -11,27 +11,27 @@ use super::{Command, Connection, Failed, Step, malformed};
 use crate::message::{Reply, Request};
 use crate::socket::SocketError;
 
-/// Requests under way at most. Enough that neither side waits for the other to wake; few enough for what the
-/// kernel lets be under way of descriptors.
+/// Maximum requests in flight. Enough that neither side waits for the other to wake up, and within the kernel's limit
+/// on descriptors in flight.
 const WINDOW: usize = 64;
-/// Bytes that are written before they are sent.
+/// Bytes to collect before they are sent.
 const BYTES: usize = 64 << 10;
 
-/// What is asked, request by request.
+/// A batch of requests of one kind.
 pub(in crate::client) struct Batch<W, R, T> {
-    /// How many requests there are.
+    /// The number of requests.
     pub(in crate::client) count: usize,
-    /// What one is called in errors.
+    /// Returns the name of a request for error messages.
     pub(in crate::client) what: W,
-    /// One, with the descriptor that goes with it.
+    /// Returns a request, with the descriptor that goes with it.
     pub(in crate::client) request: R,
-    /// Takes the reply to one, or says what is wrong with it.
+    /// Processes the reply to a request, or says what is wrong with it.
     pub(in crate::client) take: T,
 }
 
 impl Connection {
-    /// Makes all requests in their order, and takes their replies. Requests behind one that fails are made
-    /// nevertheless, and the first error is the answer.
+    /// Sends all requests in order and processes their replies. Requests after a failed one are still sent; the first
+    /// error is returned.
     pub(in crate::client) fn ask_all<'a, W, R, T>(&mut self, mut batch: Batch<W, R, T>) -> Result<()>
     where
         W: Fn(usize) -> String,
@@ -117,7 +117,7 @@ impl Connection {
         self.drain(out, self.deadline())
     }
 
-    /// What a reply is to who has asked.
+    /// Converts a reply into the result of its request.
     fn judge<W, R, T>(
         &self,
         batch: &mut Batch<W, R, T>,

@@ -1,8 +1,8 @@
-//! The connection to a server, and what may come over it. What a request means is not known here. Requests one
-//! at a time are in [`ask`], several at a time in [`batch`], those without a reply in [`post`].
+//! The connection to a server, and the messages on it. This module does not interpret requests. Single requests are
+//! in [`ask`], batches in [`batch`], those without a reply in [`post`].
 //!
-//! What the server asks over the same socket is answered while a reply is waited for, and else by a thread for
-//! that ([`idle`](super::idle)).
+//! The server's requests on the same socket are answered while a reply is awaited, and otherwise by a thread
+//! ([`idle`](super::idle)).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -32,15 +32,15 @@ mod post;
 pub(super) use self::batch::Batch;
 use self::outgoing::{Outgoing, receive};
 
-/// Bytes of data in a message to a server that may take what one receive gives for all of it, as libvfio-user
-/// does. The kernel queues a message of up to 36,544 bytes at once on a Unix socket, whole; of a longer one, the
-/// receiver may see a part.
+/// Maximum bytes of data in a message to a server that may treat the result of one receive as the whole message, as
+/// libvfio-user does. The kernel queues a message of up to 36,544 bytes at once on a Unix socket; the receiver may
+/// see a part of a longer one.
 const CAREFUL_PIECE: usize = 32 << 10;
-/// The number of no command.
+/// A number that is not a command.
 const NO_COMMAND: u16 = 0;
 
-/// A connection to a server. After an answer that cannot be one nothing more is sent: nobody could tell whose
-/// answer the next one is.
+/// A connection to a server. After an invalid answer nothing more is sent: the next answers could no longer be
+/// matched to their requests.
 #[derive(Debug)]
 pub(super) struct Connection {
     name: String,
@@ -50,45 +50,45 @@ pub(super) struct Connection {
     /// The payload of the last reply.
     payload: Vec<u8>,
     next_id: u16,
-    /// For all of a request, from its first byte to the last of its reply.
+    /// Timeout of a whole request, from its first byte to the last of its reply.
     pub(super) patience: Duration,
     pub(super) slips: Arc<Slips>,
-    /// How many errors may come that are to nothing that was sent.
+    /// The number of errors that may still arrive for no request.
     strays: usize,
     pub(super) features: Features,
-    /// Whether the server has told something of the device's migration.
+    /// True if the server has reported migration support of the device.
     pub(super) has_migration: bool,
-    /// Bytes of data that are sent in one message.
+    /// Maximum bytes of data in a message to the server.
     piece: usize,
     is_over: bool,
     pub(super) agreed: Capabilities,
     pub(super) memory: Memory,
-    /// How many data sessions have begun, or were ended by a reset.
+    /// The number of data sessions that have begun, or were ended by a reset.
     pub(super) sessions: Arc<AtomicU64>,
     twin: Option<Twin>,
     idle: Option<Idle>,
 }
 
-/// A reply with what came with it.
+/// A reply with the descriptors received with it.
 pub(super) struct Answer<'a> {
     pub(super) reply: Reply<'a>,
     pub(super) descriptors: std::result::Result<Vec<OwnedFd>, DescriptorError>,
 }
 
-/// What is known of VFIO_USER_DEVICE_FEATURE with this server.
+/// The server's support of VFIO_USER_DEVICE_FEATURE, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Features {
-    /// It may be asked.
+    /// The server supports the command.
     Known,
-    /// A server of version 0.0 may not know the command, and is to be asked with care.
+    /// The server has version 0.0 and may not know the command, so it must be asked with care.
     Doubtful,
     /// The server does not know the command.
     Unknown,
 }
 
-/// What one message from the server is to who waits for a reply.
+/// The meaning of one message from the server to the thread that waits for a reply.
 enum Step {
-    /// It is no reply: a request of the server, whose answer was written, or to be ignored.
+    /// No reply: a request of the server, whose answer was written, or a message to ignore.
     Served,
     Reply(std::result::Result<Vec<OwnedFd>, DescriptorError>),
     Refused(u32),
@@ -128,22 +128,22 @@ impl Connection {
         })
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What one message may carry.
+    /// Returns the limits of one message.
     pub(super) fn limits(&self) -> Limits {
         Limits { max_data_xfer_size: self.agreed.max_data_xfer_size }
     }
 
-    /// Bytes of data that are sent in one message. What comes may be as much as was agreed on.
+    /// Returns the maximum bytes of data in a message to the server. Received messages may have the agreed maximum.
     pub(super) fn piece(&self) -> usize {
         self.piece
     }
 
-    /// What was agreed on holds from the next message on. `server` is what the server itself has said.
+    /// Applies what was agreed from the next message on. `server` has the capabilities that the server itself sent.
     pub(super) fn agree(&mut self, agreed: Capabilities, server: &Capabilities) {
         let most = agreed.max_data_xfer_size as usize;
         // One that says no more than the text's default may take what one receive gives for a whole message.
@@ -155,7 +155,7 @@ impl Connection {
         self.receiver.set_limits(limits);
     }
 
-    /// Serves the twin socket, if there is one in the server's answer to what was proposed. Whether there is.
+    /// Serves the twin socket, if the server's answer has one. Returns whether it does.
     pub(super) fn take_twin(
         &mut self,
         proposed: &Capabilities,
@@ -168,8 +168,7 @@ impl Connection {
         Ok(self.twin.is_some())
     }
 
-    /// From now on the server is answered also while nothing is asked of it. `this` is what the connection is
-    /// in.
+    /// Answers the server from now on also while no request is in flight. `this` contains the connection.
     pub(super) fn attend(&mut self, this: &Arc<Mutex<Connection>>) -> io::Result<()> {
         if self.twin.is_none() && self.idle.is_none() {
             let (this, socket) = (Arc::downgrade(this), self.sender.clone());
@@ -187,7 +186,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Answers one request of the server, which has begun to come, and those that were read with it.
+    /// Answers one request of the server that has begun to arrive, and those read with it.
     pub(super) fn serve(&mut self) {
         if !self.is_over {
             self.serve_next();
@@ -195,14 +194,14 @@ impl Connection {
         }
     }
 
-    /// Answers requests that were read with something else: nothing tells the thread that they have come.
+    /// Answers requests that were read ahead: the socket does not wake the thread for them.
     fn serve_read_ahead(&mut self) {
         while self.idle.is_some() && !self.is_over && self.receiver.is_ready() {
             self.serve_next();
         }
     }
 
-    /// Answers requests that have come, for who keeps the thread from it and reads nothing.
+    /// Answers requests that have arrived, for a caller that keeps the thread from it and reads nothing.
     fn serve_arrived(&mut self) {
         self.serve_read_ahead();
         while self.idle.is_some() && !self.is_over && is_readable(&self.receiver) {
@@ -224,7 +223,7 @@ impl Connection {
         self.close();
     }
 
-    /// Whether nothing can be asked any more.
+    /// Returns whether no more requests are possible.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -233,12 +232,12 @@ impl Connection {
         Error::request(&self.name, what.to_string(), errno)
     }
 
-    /// An answer that cannot be one.
+    /// Returns the error for an invalid answer.
     pub(super) fn nonsense(&self, what: impl ToString, why: impl ToString) -> Error {
         Error::answer(&self.name, what.to_string(), why)
     }
 
-    /// Refuses what nobody would answer.
+    /// Fails if the connection is over.
     fn check(&self, what: impl Fn() -> String) -> Result<()> {
         if !self.is_over {
             return Ok(());
@@ -255,8 +254,7 @@ impl Connection {
         id
     }
 
-    /// Takes one message: a request of the server, whose answer is written behind what is in `out`, or the
-    /// reply to what is waited for.
+    /// Processes one message: a request of the server, whose answer is appended to `out`, or the awaited reply.
     fn take(
         &mut self,
         awaited: Option<(u16, Command)>,
@@ -311,7 +309,7 @@ impl Connection {
         }
     }
 
-    /// A reply that says no; `unnamed` is what it means if it does not say why.
+    /// Returns the error for a failed request; `unnamed` is the errno to assume if the server gives none.
     fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
         match errno {
             0 => {
@@ -325,7 +323,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection after what is no reply, and says why.
+    /// Ends the connection after an invalid reply, and returns the error.
     fn failed(&mut self, what: String, failed: Failed) -> Error {
         match failed {
             Failed::Socket(error) => self.over(what, error),
@@ -336,7 +334,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection, and says why.
+    /// Ends the connection, and returns the error.
     fn over(&mut self, what: String, error: SocketError) -> Error {
         self.close();
         match error {
@@ -360,24 +358,24 @@ impl Connection {
     }
 }
 
-/// Its threads see the end of their sockets, and end.
+/// The threads of the connection see the end of their sockets, and end.
 impl Drop for Connection {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-/// A server that did not answer in time.
+/// Returns the error for a server that did not answer in time.
 pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> Error {
     Error::request(name, format!("{}: no reply within {patience:?}", what.to_string()), Errno::ETIMEDOUT)
 }
 
-/// A payload that is none of the reply's. The messages behind it can still be told apart.
+/// Returns the error for an invalid payload. The messages after it can still be told apart.
 fn malformed(name: &str, what: String, error: &Malformed) -> Error {
     Error::answer(name, what, error)
 }
 
-/// Why no reply came.
+/// The reason why no reply arrived.
 enum Failed {
     Socket(SocketError),
     Other(String),

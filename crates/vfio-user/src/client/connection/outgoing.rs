@@ -1,5 +1,5 @@
-//! Messages that are sent as far as there is room for them, while what the server sends is read: neither side
-//! waits for the other for ever, however full the socket is.
+//! Sends messages as far as there is room, and meanwhile reads what the server sends: neither side blocks the other
+//! for ever, however full the socket is.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,36 +11,36 @@ use super::{Command, Connection, Failed, Step};
 use crate::message::MessageBuffer;
 use crate::socket::{Incoming, Receiver, Sender, SocketError};
 
-/// By how much a read may outlast a deadline.
+/// Maximum time that a read may overrun a deadline.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// Bytes that may wait here for room in the socket. More of the server's requests are not read before.
+/// Maximum bytes that may wait here for room in the socket. Above it no more requests of the server are read.
 const MAX_UNSENT: usize = 4 << 20;
 
-/// What is not sent yet.
+/// Bytes that are not sent yet.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing<'a> {
     buffer: MessageBuffer,
-    /// How much of it is sent.
+    /// The number of bytes sent.
     sent: usize,
-    /// For the first of the messages, which ends at `first`.
+    /// Descriptors of the first message, which ends at `first`.
     descriptors: Vec<BorrowedFd<'a>>,
     first: usize,
 }
 
 impl<'a> Outgoing<'a> {
-    /// Nothing yet, in the memory of a buffer.
+    /// Creates an empty queue in the memory of a buffer.
     pub(super) fn new(mut buffer: MessageBuffer) -> Outgoing<'a> {
         buffer.clear();
         Outgoing { buffer, ..Outgoing::default() }
     }
 
-    /// The memory, for the next time.
+    /// Returns the memory for reuse.
     pub(super) fn into_buffer(self) -> MessageBuffer {
         self.buffer
     }
 
-    /// Forgets what nobody would read.
+    /// Discards messages that would not be read.
     pub(super) fn forget(&mut self) {
         self.buffer.clear();
         self.descriptors.clear();
@@ -55,12 +55,12 @@ impl<'a> Outgoing<'a> {
         self.buffer.len() - self.sent
     }
 
-    /// Where messages are written, behind those that wait.
+    /// Returns the buffer to append messages to.
     pub(super) fn buffer(&mut self) -> &mut MessageBuffer {
         &mut self.buffer
     }
 
-    /// Lets descriptors go with the only message there is, of which nothing is sent.
+    /// Adds descriptors to the only message, none of which is sent yet.
     pub(super) fn attach(&mut self, descriptors: &[BorrowedFd<'a>]) {
         self.descriptors.extend_from_slice(descriptors);
         self.first = self.buffer.len();
@@ -83,7 +83,7 @@ impl<'a> Outgoing<'a> {
 }
 
 impl Connection {
-    /// Sends all of `out`, and answers the server meanwhile. No reply is waited for.
+    /// Sends all of `out`, and answers the server meanwhile. Does not wait for a reply.
     pub(super) fn drain(&mut self, out: &mut Outgoing<'_>, deadline: Option<Instant>) -> Result<(), Failed> {
         self.push(out)?;
         while !out.is_empty() {
@@ -121,7 +121,7 @@ impl Connection {
         }
     }
 
-    /// Sends what there is room for.
+    /// Sends as much as there is room for.
     pub(super) fn push(&mut self, out: &mut Outgoing<'_>) -> Result<(), Failed> {
         out.send(&mut self.sender).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Failed::hung_up(),
@@ -129,7 +129,7 @@ impl Connection {
         })
     }
 
-    /// Takes the next message. `None` if `out` waits for room, and there is some.
+    /// Processes the next message. Returns `None` if `out` waits for room and there is some.
     pub(super) fn exchange(
         &mut self,
         awaited: Option<(u16, Command)>,
@@ -145,7 +145,7 @@ impl Connection {
         self.take(awaited, deadline, out.buffer()).map(Some)
     }
 
-    /// Waits until there is something to read, if that is wanted, or room to send, which is `false`.
+    /// Waits until there is data to read, if `is_wanted`, or room to send, for which it returns `false`.
     fn is_readable(&self, is_wanted: bool, deadline: Option<Instant>) -> Result<bool, Failed> {
         let wanted = if is_wanted { PollFlags::IN | PollFlags::OUT } else { PollFlags::OUT };
         let ready = wait(&self.receiver, wanted, deadline)?;
@@ -153,13 +153,13 @@ impl Connection {
         Ok(is_wanted && ready != PollFlags::OUT)
     }
 
-    /// When what is asked now must be answered.
+    /// Returns the deadline for a request that begins now.
     pub(super) fn deadline(&self) -> Option<Instant> {
         Instant::now().checked_add(self.patience)
     }
 }
 
-/// Waits until the socket is ready in one of these ways, and says in which.
+/// Waits until the socket is ready in one of these ways, and returns which.
 fn wait(socket: impl AsFd, wanted: PollFlags, deadline: Option<Instant>) -> Result<PollFlags, Failed> {
     loop {
         // Also where there is always a little more.
@@ -176,7 +176,7 @@ fn wait(socket: impl AsFd, wanted: PollFlags, deadline: Option<Instant>) -> Resu
     }
 }
 
-/// Waits for the next message, which must be whole at the deadline, however many pieces it comes in.
+/// Waits for the next message, which must be complete by the deadline, however many pieces it arrives in.
 pub(super) fn receive(
     receiver: &mut Receiver,
     deadline: Option<Instant>,
@@ -197,7 +197,7 @@ pub(super) fn receive(
     receiver.take_ready()?.ok_or_else(Failed::hung_up)
 }
 
-/// Ends what has taken too long.
+/// Fails with a timeout after the deadline.
 pub(super) fn check(deadline: Option<Instant>) -> Result<(), Failed> {
     if deadline.is_some_and(|deadline| Instant::now() >= deadline) { Err(late()) } else { Ok(()) }
 }

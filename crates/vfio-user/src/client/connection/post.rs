@@ -7,8 +7,8 @@ use super::outgoing::Outgoing;
 use crate::message::Request;
 
 impl Connection {
-    /// Sends a request whose outcome nobody learns. It waits only for room in the socket, for as long as a
-    /// reply may take, and then the connection is over.
+    /// Sends a request without a reply. It waits only for room in the socket; after the timeout of a reply the
+    /// connection is over.
     pub(in crate::client) fn post(&mut self, what: impl Fn() -> String, request: &Request<'_>) -> Result<()> {
         self.check(&what)?;
         let id = self.new_id();

@@ -1,4 +1,4 @@
-//! The server at a path: who connects there, and what becomes of each.
+//! The server at a path: accepts connections and decides how to handle each.
 
 mod newcomers;
 mod poller;

@@ -1,6 +1,5 @@
-//! Connections that were accepted and have not said anything yet. What they say decides what they are: a client, or a
-//! process that wants to take over. None of them is waited for alone, and one that says nothing gets nothing, so that it
-//! holds up nobody.
+//! Accepted connections without a message so far. The first message decides what they are: a client, or a process
+//! that takes over. The server waits for all of them at once, so that a silent one delays no other.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -8,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use super::poller::Token;
 
-/// How long a newcomer may be silent. Then it is turned away.
+/// Time until a silent newcomer is refused.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long it may be silent while others wait to be accepted.
+/// Time until a silent newcomer is refused while others wait to be accepted.
 const SHORT_SILENCE: Duration = Duration::from_millis(100);
 
-/// How many are waited for at a time.
+/// Maximum newcomers at a time.
 const MAX: usize = 16;
 
-/// Newcomers, in the order in which they came.
+/// Newcomers, in the order accepted.
 #[derive(Debug, Default)]
 pub(super) struct Newcomers(Vec<Newcomer>);
 
@@ -37,7 +36,7 @@ impl Newcomers {
         self.0.push(Newcomer { token, stream, since: now });
     }
 
-    /// How long until one has been silent for too long.
+    /// Returns the time until the next silent newcomer is refused.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
         let most = if self.have_room() { SILENCE } else { SHORT_SILENCE };
         self.0.first().map(|first| (first.since + most).saturating_duration_since(now))
@@ -47,13 +46,13 @@ impl Newcomers {
         self.0.iter().map(|newcomer| (newcomer.token, newcomer.stream.as_fd()))
     }
 
-    /// Takes those that have said something or have left.
+    /// Removes and returns those that have sent something or hung up.
     pub(super) fn take(&mut self, has_said: impl Fn(Token) -> bool) -> Vec<(Token, UnixStream)> {
         let said = self.0.extract_if(.., |newcomer| has_said(newcomer.token));
         said.map(|newcomer| (newcomer.token, newcomer.stream)).collect()
     }
 
-    /// Takes those that have been silent for too long.
+    /// Removes and returns those that have been silent for too long.
     pub(super) fn take_silent(&mut self, now: Instant) -> Vec<(Token, UnixStream)> {
         let mut silent = Vec::new();
         while self.time_left(now).is_some_and(|left| left.is_zero()) {

@@ -1,4 +1,4 @@
-//! One descriptor that is readable when any of several is ready, or a time has come (epoll and timerfd).
+//! One descriptor that becomes readable when any of several is ready, or a timeout has expired (epoll and timerfd).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,19 +11,19 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// A name for what is watched. Each connection gets one of its own, because numbers of descriptors are used again.
+/// A token for a watched descriptor. Each connection gets a new one, because descriptor numbers are reused.
 pub(super) type Token = u64;
 
-/// The timer's.
+/// The token of the timer.
 const TIMER: Token = 0;
 
 /// The first token that is not used here.
 pub(super) const FIRST_TOKEN: Token = 1;
 
-/// Events that are taken at once. Others stay ready.
+/// Maximum events to process at once. Others stay ready.
 const EVENTS: usize = 32;
 
-/// What is watched.
+/// The watched descriptors.
 #[derive(Debug)]
 pub(super) struct Poller {
     epoll: OwnedFd,
@@ -40,8 +40,8 @@ impl Poller {
         Ok(Poller { epoll, timer, watched: Mutex::default() })
     }
 
-    /// Watches a descriptor for `flags` from here on; not at all if these are empty. What is watched has to be given
-    /// up so before it is closed: a copy of it elsewhere would keep it ready.
+    /// Watches a descriptor for `flags` from now on, or stops watching it if they are empty. Stop watching a
+    /// descriptor before it is closed: a copy of it elsewhere would keep it ready.
     pub(super) fn watch(&self, token: Token, fd: impl AsFd, flags: EventFlags) -> io::Result<()> {
         let mut watched = self.watched.lock();
         let before = watched.get(&token).copied();
@@ -61,7 +61,7 @@ impl Poller {
         Ok(())
     }
 
-    /// Is ready after this time too; never for it if `None`.
+    /// Sets the timeout after which it is ready too; `None` for none.
     pub(super) fn wake_after(&self, left: Option<Duration>) -> io::Result<()> {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Zero would be never.
@@ -75,7 +75,7 @@ impl Poller {
         Ok(())
     }
 
-    /// What is ready now, or once anything is, if this `waits`.
+    /// Returns the ready descriptors; waits for one if `waits`.
     pub(super) fn ready(&self, waits: bool) -> io::Result<Vec<Token>> {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut events = Vec::with_capacity(EVENTS);

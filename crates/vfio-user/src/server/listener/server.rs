@@ -1,4 +1,4 @@
-//! The server at a path: it accepts clients, one at a time, and processes that want to take over.
+//! The server at a path: accepts clients, one at a time, and processes that take over.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -30,10 +30,10 @@ use crate::server::session::thread::Ready;
 #[cfg(feature = "takeover")]
 use crate::takeover::{self, Description, TakenOver};
 
-/// How long nobody is accepted after that has failed.
+/// Time without accepting after a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a server watches beside its connections.
+/// Tokens of the descriptors that a server watches beside its connections.
 const STOP: Token = FIRST_TOKEN;
 const CHANGED: Token = FIRST_TOKEN + 1;
 const CLIENTS: Token = FIRST_TOKEN + 2;
@@ -41,8 +41,8 @@ const CLIENTS: Token = FIRST_TOKEN + 2;
 const TAKEOVERS: Token = FIRST_TOKEN + 3;
 const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 
-/// A device at a path. The socket can be connected to by the user that made it alone (mode 0600), and goes
-/// away with this.
+/// Serves a device at a path. Only the user that created the socket can connect to it (mode 0600); the socket is
+/// removed when this is dropped.
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -65,26 +65,26 @@ const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 ///
 /// # From an event loop
 ///
-/// A program with an event loop of its own serves in it: the server's descriptor ([`AsFd`]) is readable whenever
-/// [`Server::dispatch`] has something to do. Several servers share a thread so (`examples/event_loop.rs`).
+/// A program with its own event loop can serve in it: the server's descriptor ([`AsFd`]) is readable whenever
+/// [`Server::dispatch`] has something to do. Several servers can share a thread this way (`examples/event_loop.rs`).
 #[derive(Debug)]
 pub struct Server {
     backend: Backend,
     listener: Listener,
     stop: Arc<OwnedFd>,
-    /// A takeover under way, or a client that is served without a thread, has something to do.
+    /// Signalled when a takeover, or a client served without a thread, has something to do.
     changed: Arc<OwnedFd>,
     poller: Poller,
     desk: Mutex<Desk>,
     spare: Spare,
-    /// What a client can have logged again and again.
+    /// Limit for log messages that a client can cause again and again.
     turned_away: LogLimit,
     not_accepted: LogLimit,
     #[cfg(feature = "takeover")]
     pub(super) takeovers: Takeovers,
 }
 
-/// What changes while a server serves.
+/// The state that changes while a server runs.
 #[derive(Debug)]
 struct Desk {
     /// A client that was taken over, and is served first.
@@ -92,17 +92,17 @@ struct Desk {
     current: Option<Current>,
     clients: u64,
     newcomers: Newcomers,
-    /// From when on others are accepted again, after that has failed.
+    /// The time from which connections are accepted again after a failure.
     accepts_at: Option<Instant>,
     next_token: Token,
-    /// Those of the sockets of the client that is served.
+    /// Tokens of the sockets of the served client.
     client_tokens: [Token; 2],
     ended: Option<Served>,
     #[cfg(feature = "takeover")]
     under_way: UnderWay,
 }
 
-/// What a server needs that is stopped, and hears of takeovers: had before anything can have changed.
+/// Resources to stop a server and to hear of takeovers, acquired before anything changes.
 #[derive(Debug)]
 pub(super) struct Signals {
     stop: Arc<OwnedFd>,
@@ -111,26 +111,26 @@ pub(super) struct Signals {
     spare: Spare,
 }
 
-/// How a [`Server`] ended.
+/// The outcome of a [`Server`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Served {
-    /// How many clients there were.
+    /// The number of clients served.
     pub clients: u64,
-    /// Another process serves the device from here on, and has the socket and the client.
+    /// True if another process serves the device from now on, with the socket and the client.
     pub taken_over: bool,
 }
 
-/// Ends a [`Server`] from another thread.
+/// Stops a [`Server`] from another thread.
 #[derive(Clone, Debug)]
 pub struct Stopper(Arc<OwnedFd>);
 
-/// Who serves clients.
+/// The place where clients are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// A thread of the client's. The server waits until it has something to do.
+    /// A thread per client. The server waits until it has something to do.
     Threads,
-    /// Whoever dispatches.
+    /// The caller of `dispatch`.
     Dispatch,
 }
 
@@ -172,12 +172,12 @@ impl Desk {
 }
 
 impl Server {
-    /// Makes the socket as [`Listener::bind`], and serves there.
+    /// Creates the socket, as [`Listener::bind`], and serves there.
     pub fn bind(path: impl AsRef<Path>, backend: Backend) -> io::Result<Server> {
         Server::new(Listener::bind(path)?, backend)
     }
 
-    /// Serves at a socket that there is.
+    /// Serves at an existing socket.
     pub fn new(listener: Listener, backend: Backend) -> io::Result<Server> {
         let signals = Signals::new()?;
         // Before a client can have changed anything.
@@ -201,7 +201,7 @@ impl Server {
         })
     }
 
-    /// A server that goes on where another one was.
+    /// Creates a server that continues where another one was.
     #[cfg(feature = "takeover")]
     pub(super) fn taken(taken: TakenOver, backend: Backend, ready: Ready, signals: Signals) -> Server {
         let TakenOver { clients, takeovers: listener, description, serving } = taken;
@@ -220,24 +220,24 @@ impl Server {
         }
     }
 
-    /// Where clients connect.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         self.listener.path()
     }
 
-    /// What ends [`Server::run`] and [`Server::dispatch`].
+    /// Returns a handle that ends [`Server::run`] and [`Server::dispatch`].
     pub fn stopper(&self) -> Stopper {
         Stopper(self.stop.clone())
     }
 
     /// Serves one client after the other until it is stopped, or another process takes over.
     ///
-    /// A client that comes while another is served is told so. What goes wrong with a client is traced and
-    /// ends only the connection with it.
+    /// A client that connects while another is served is refused. An error of a client is logged and ends only its
+    /// connection.
     ///
-    /// A process that comes to take over, where that is allowed, is handed the device, the client and the socket; if
-    /// that fails, all goes on as before. Where nobody can say whether the device runs in the other process, it stands
-    /// here until that process says so or dies; to be stopped then is an error.
+    /// A process that takes over, if that is allowed, gets the device, the client and the socket; if that fails, this
+    /// server continues as before. If it is unknown whether the device runs in the other process, the device stays
+    /// stopped here until that process reports or dies; stopping the server then is an error.
     pub fn run(&self) -> io::Result<Served> {
         loop {
             if let ControlFlow::Break(served) = self.drive(Way::Threads)? {
@@ -246,23 +246,22 @@ impl Server {
         }
     }
 
-    /// Does what can be done without waiting, and returns: accepts, turns away, executes requests, answers. Breaks
-    /// when [`Server::run`] would return.
+    /// Handles everything that is ready, without waiting: accepts and refuses connections, executes requests, sends
+    /// answers. Breaks when [`Server::run`] would return.
     ///
-    /// To be called when the server's descriptor is readable, which it is before the first time and as long as there
-    /// is more to do. One call executes at most 64 requests, so that others of the same thread get their turn. What
-    /// has come of a message in part is kept, and a client that takes no answers is asked for no more requests until
-    /// it does. The driver is called on this thread: what it does in one call is not interrupted, and a panic of it
-    /// is one of this call.
+    /// Call it when the server's descriptor is readable, which it is initially and as long as there is more to do.
+    /// One call executes at most 64 requests, so that other users of the thread get their turn. Partial messages are
+    /// kept, and a client that reads no answers gets no more requests executed until it does. The driver is called on
+    /// this thread: a call into it is not interrupted, and its panic is a panic of this call.
     ///
-    /// Some things have threads of their own here too: a data session with its socket, eventfds that clients signal
-    /// ([`DeviceFile`](whimbrel_device::DeviceFile) listens to them), files that may never answer, and a takeover,
-    /// which is given the client between two calls.
+    /// Some tasks have their own threads here too: a data session with its socket, eventfds that clients signal
+    /// ([`DeviceFile`](whimbrel_device::DeviceFile) listens to them), files that may never respond, and a takeover,
+    /// which gets the client between two calls.
     ///
-    /// A call waits for a client in one case: a request makes the device reach memory that has to be asked for, or a
-    /// file that may not answer. Each such access has
-    /// [five seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault and the connection is
-    /// over. Refuse such memory where other clients must not wait for it:
+    /// A call waits for a client in one case: a request makes the device access memory that the client must be asked
+    /// for, or a file that may not respond. Each such access has a timeout of [five
+    /// seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault and the connection is
+    /// over. Refuse such memory if other clients must not wait for it:
     /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory).
     ///
     /// ```
@@ -370,7 +369,7 @@ impl Server {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Watches what there is to wait for now.
+    /// Watches the descriptors that matter now.
     fn watch(&self, desk: &Desk) -> io::Result<()> {
         let now = Instant::now();
         let paused =
@@ -402,13 +401,13 @@ impl Server {
         self.poller.wake_after(left.into_iter().flatten().min())
     }
 
-    /// Begins to serve a client without a thread.
+    /// Starts to serve a client without a thread.
     fn attend(&self, desk: &mut Desk, serving: Serving) {
         desk.client_tokens = [desk.token(), desk.token()];
         desk.current = Some(Current::Inline(Inline::new(serving, &self.changed)));
     }
 
-    /// Takes the client that was served, whose sockets are watched no longer.
+    /// Removes and returns the served client, and stops watching its sockets.
     fn unseat(&self, desk: &mut Desk) -> Option<Current> {
         let current = desk.current.take()?;
         if let Current::Inline(client) = &current {
@@ -420,7 +419,7 @@ impl Server {
         Some(current)
     }
 
-    /// A newcomer has said something, or has left. Whether it is the client from here on.
+    /// Handles the first message of a newcomer, or its end. Returns whether it is the client from now on.
     fn meet(&self, stream: UnixStream, desk: &mut Desk, way: Way) -> bool {
         let first = header_so_far(&stream);
         let first_id = first.map_or(0, |(id, _)| id);
@@ -458,7 +457,7 @@ impl Server {
         }
     }
 
-    /// Who has connected, and can be let in. Without descriptors for it, it is told so.
+    /// Accepts a connection. Without a free descriptor for it, the peer is told so.
     fn accept(&self, listener: &Listener, accepts_at: &mut Option<Instant>, way: Way) -> Option<UnixStream> {
         let error = match listener.accept() {
             Ok(accepted) => return accepted,
@@ -510,7 +509,7 @@ impl Server {
         Place { device: self.backend.device(), clients: listener, stop, changed }
     }
 
-    /// Looks at the takeover under way; `None` if nothing has come of it.
+    /// Checks the takeover under way; `None` if nothing has changed.
     fn look_at_takeover(&self, desk: &mut Desk) -> Option<io::Result<ControlFlow<Served>>> {
         let Desk { under_way, current, .. } = desk;
         let seat = || current.as_ref().map(|current| current.seat().clone());
@@ -527,7 +526,7 @@ impl Server {
         })
     }
 
-    /// The server ends: so does a takeover that is under way, and what has become of it is how the server ends.
+    /// Ends a takeover that is under way, and returns its result as that of the server.
     fn end_takeover(&self, desk: &mut Desk, result: io::Result<Served>) -> io::Result<Served> {
         if !desk.under_way.is_some() {
             return result;
@@ -559,7 +558,7 @@ impl Drop for Server {
 }
 
 impl AsFd for Server {
-    /// What is readable whenever [`Server::dispatch`] has something to do.
+    /// Readable whenever [`Server::dispatch`] has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.poller.as_fd()
     }

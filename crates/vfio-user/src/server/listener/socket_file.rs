@@ -1,4 +1,4 @@
-//! A socket with a name, at which others connect: who they are is not known here.
+//! A socket with a path that others connect to. This module does not know who they are.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -12,25 +12,25 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-/// A socket at a path, for a [`Server`](super::Server) that is yet to be made: a program that confines itself makes its socket
-/// before, and opens the device after. Clients that come in between wait.
+/// A socket at a path, for a later [`Server`](crate::Server): a program that confines itself creates the socket
+/// before, and opens the device after. Clients that connect in between wait.
 ///
-/// The socket can be connected to by the user that made it alone (mode 0600), and goes away with this.
+/// Only the user that created the socket can connect to it (mode 0600); the socket is removed when this is dropped.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// The path from the root.
+    /// The absolute path.
     #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "for another process"))]
     absolute: PathBuf,
-    /// Device and inode of the socket, so that another one at the path is left alone.
+    /// Device and inode of the socket, so that a different file at the path is not removed.
     identity: (u64, u64),
-    /// Another process has it.
+    /// True if another process has the socket.
     is_anothers: AtomicBool,
 }
 
 impl Listener {
-    /// Makes the socket. One that a dead server has left at the path is replaced; anything else there is
+    /// Creates the socket. A socket left by a dead server is replaced; any other file at the path is
     /// [`AddrInUse`](io::ErrorKind::AddrInUse).
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref().to_path_buf();
@@ -56,42 +56,43 @@ impl Listener {
         }
     }
 
-    /// Where clients connect.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// One that another process has made.
+    /// Adopts a socket that another process has created.
     #[cfg(feature = "takeover")]
     pub(crate) fn taken(socket: UnixListener, path: PathBuf, identity: (u64, u64)) -> Listener {
         let absolute = path.clone();
         Listener { socket, path, absolute, identity, is_anothers: AtomicBool::new(false) }
     }
 
-    /// The path from the root, by which another process finds it too.
+    /// Returns the absolute path, by which another process finds the socket too.
     #[cfg(feature = "takeover")]
     pub(crate) fn absolute(&self) -> &Path {
         &self.absolute
     }
 
-    /// Device and inode of its file.
+    /// Returns device and inode of the socket's file.
     #[cfg(feature = "takeover")]
     pub(crate) fn identity(&self) -> (u64, u64) {
         self.identity
     }
 
-    /// Its file is left to another process from here on.
+    /// Leaves the file to another process from now on.
     #[cfg(feature = "takeover")]
     pub(crate) fn leave_file(&self) {
         self.is_anothers.store(true, Ordering::Relaxed);
     }
 
-    /// Whether whoever connects at the path comes here.
+    /// Returns whether connections to the path arrive here.
     pub(super) fn has_file(&self) -> bool {
         has_identity(&self.path, self.identity)
     }
 
-    /// Whether whoever connects at the path is known to come elsewhere. A confined process may not look, and does not know.
+    /// Returns whether connections to the path are known to arrive elsewhere. A confined process may not look, and
+    /// does not know.
     #[cfg(feature = "takeover")]
     pub(crate) fn has_lost_file(&self) -> bool {
         match fs::symlink_metadata(&self.path) {
@@ -100,7 +101,7 @@ impl Listener {
         }
     }
 
-    /// Who has connected; `None` if another process was faster.
+    /// Accepts a connection; `None` if another process was faster.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.socket.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
@@ -124,7 +125,7 @@ impl Drop for Listener {
     }
 }
 
-/// Removes a socket that nobody listens to.
+/// Removes a socket without a listener.
 fn remove_dead(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -138,7 +139,7 @@ fn remove_dead(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a path leads to the socket of this device and inode.
+/// Returns whether a path refers to the socket with this device and inode.
 pub(crate) fn has_identity(path: &Path, identity: (u64, u64)) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| is_socket_of(&metadata, identity))
 }
@@ -147,7 +148,7 @@ fn is_socket_of(metadata: &fs::Metadata, identity: (u64, u64)) -> bool {
     metadata.file_type().is_socket() && (metadata.dev(), metadata.ino()) == identity
 }
 
-/// Connects without waiting: [`io::ErrorKind::WouldBlock`] if others wait to be accepted, as many as can.
+/// Connects without waiting: [`io::ErrorKind::WouldBlock`] if the queue of connections is full.
 pub(crate) fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -1,5 +1,5 @@
-//! A descriptor that a server keeps for the moment in which its process has no other left: with it one more can be
-//! accepted, and told so.
+//! A reserve descriptor of a server: when its process has reached the limit, the server can still accept a connection
+//! and report the problem to the peer.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ impl Spare {
         Ok(Spare(Mutex::new(Some(reserve()?))))
     }
 
-    /// Calls `job` while the descriptor's number is free. It has to close what it opens.
+    /// Calls `job` while the descriptor's number is free. `job` must close what it opens.
     pub(super) fn lend<T>(&self, job: impl FnOnce() -> T) -> T {
         let mut spare = self.0.lock();
         *spare = None;
@@ -31,7 +31,7 @@ fn reserve() -> io::Result<OwnedFd> {
     Ok(eventfd(0, EventfdFlags::CLOEXEC)?)
 }
 
-/// Whether an error says that there are no descriptors left, in this process or in the system.
+/// Returns whether an error means that the limit on descriptors is reached, in this process or the system.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))

@@ -1,4 +1,4 @@
-//! Takeovers of a server at a path: one at a time, and what becomes of the server by each.
+//! Takeovers of a server at a path: one at a time, and their effect on the server.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,32 +16,32 @@ use crate::takeover::{
     self, Attempt, Description, LinkError, Offer, Outcome, Refusal, TakeoversRecord, Transferred,
 };
 
-/// How long a process that wants to take over waits for an earlier one to be done, which may have failed already.
+/// Time that a process waits to take over while an earlier one, which may have failed already, ends.
 const TURN: Duration = Duration::from_secs(1);
 
-/// The device may run in another process, and nobody can say whether it does.
+/// The device may run in another process, but this is uncertain.
 #[derive(Debug, thiserror::Error)]
 #[error("the server that took over has not said that the device runs there: {0}")]
 struct OutcomeUnknown(LinkError);
 
-/// Who may take over from a server, and how.
+/// The rules for takeovers of a server.
 #[derive(Debug)]
 pub(super) struct Takeovers {
-    /// What a server that takes over is told of the device; not of one whose migration makes no sense.
+    /// The description of the device for a server that takes over; `None` for a device whose migration is invalid.
     description: Option<Description>,
-    /// Whether who connects where the clients do may take over.
+    /// True if a process connected to the clients' socket may take over.
     pub(super) is_allowed: bool,
-    /// Where processes connect that take over, and nobody else.
+    /// A socket for takeovers only.
     pub(super) listener: Option<Listener>,
     pause: Duration,
     turned_down: LogLimit,
 }
 
-/// The takeover that is under way, and the one that waits.
+/// The takeover under way, and the next one.
 #[derive(Debug, Default)]
 pub(super) struct UnderWay {
     attempt: Option<Attempt>,
-    /// A process that wants to take over next, and until when it waits.
+    /// The process that waits to take over next, and its deadline.
     next: Option<(UnixStream, Instant)>,
 }
 
@@ -53,18 +53,18 @@ pub(super) struct Place<'a> {
     pub(super) changed: &'a Arc<OwnedFd>,
 }
 
-/// What has become of a takeover.
+/// The state of a takeover.
 pub(super) enum Found {
-    /// There is none, or it is under way.
+    /// No takeover, or one that is still under way.
     Nothing,
-    /// The device stays, and all is as before.
+    /// The device stays, and everything is as before.
     Stays,
-    /// The device is another process's.
+    /// The device belongs to another process.
     Gone(io::Result<()>),
 }
 
 impl Takeovers {
-    /// Nobody may take over yet, except over a socket that is for nothing else.
+    /// Allows takeovers only over a socket for this purpose, until set otherwise.
     pub(super) fn new(listener: Option<Listener>, description: Option<Description>) -> Takeovers {
         Takeovers {
             description,
@@ -75,12 +75,12 @@ impl Takeovers {
         }
     }
 
-    /// How long the device may stand still.
+    /// Sets the maximum downtime of the device.
     pub(super) fn set_pause(&mut self, pause: Duration) {
         self.pause = pause.min(takeover::MAX_PAUSE);
     }
 
-    /// Tells a process that it cannot take over. Whoever can connect can ask for that again and again.
+    /// Tells a process that it cannot take over. Any peer that can connect can cause this again and again.
     fn turn_down(&self, stream: UnixStream, why: Refusal, clients: &Listener) {
         let why = takeover::turn_down(stream, why);
         if let Some(left_out) = self.turned_down.admit(Instant::now()) {
@@ -88,7 +88,7 @@ impl Takeovers {
         }
     }
 
-    /// A process that has connected where clients do wants to take over.
+    /// Handles a process that connected to the clients' socket to take over.
     pub(super) fn meet(&self, stream: UnixStream, under_way: &mut UnderWay, clients: &Listener) {
         if self.is_allowed {
             self.queue(stream, under_way, clients);
@@ -99,7 +99,7 @@ impl Takeovers {
         }
     }
 
-    /// A process wants to take over: it is the next, unless another is.
+    /// Handles a process that takes over: it is the next, unless another one is.
     pub(super) fn queue(&self, stream: UnixStream, under_way: &mut UnderWay, clients: &Listener) {
         if under_way.next.is_some() {
             self.turn_down(stream, takeover::busy(), clients);
@@ -108,7 +108,7 @@ impl Takeovers {
         }
     }
 
-    /// Lets the next process take over, if none is about to.
+    /// Starts the next takeover, unless one is under way.
     pub(super) fn begin_next(&self, under_way: &mut UnderWay, place: &Place<'_>) {
         let UnderWay { attempt, next } = under_way;
         let is_due = |(_, until): &mut (UnixStream, Instant)| attempt.is_none() || Instant::now() >= *until;
@@ -148,7 +148,7 @@ impl Takeovers {
         })
     }
 
-    /// Looks at the takeover under way.
+    /// Checks the takeover under way.
     pub(super) fn look(
         &self,
         under_way: &mut UnderWay,
@@ -161,8 +161,8 @@ impl Takeovers {
         }
     }
 
-    /// Waits for the end of the takeover under way, once the server is told to stop. `None` if there is none, or the
-    /// device stays.
+    /// Waits for the end of the takeover under way, once the server is told to stop. `None` without a takeover, or if
+    /// the device stays.
     pub(super) fn end(&self, under_way: &mut UnderWay, clients: &Listener) -> Option<io::Result<()>> {
         let ended = under_way.attempt.take()?;
         self.ended(ended.end(), clients)
@@ -188,22 +188,22 @@ impl Takeovers {
 }
 
 impl UnderWay {
-    /// Whether a takeover is under way.
+    /// Returns whether a takeover is under way.
     pub(super) fn is_some(&self) -> bool {
         self.attempt.is_some()
     }
 
-    /// Whether a newcomer can be a client of this server.
+    /// Returns whether a newcomer can be a client of this server.
     pub(super) fn lets_serve(&self) -> bool {
         self.attempt.as_ref().is_none_or(Attempt::lets_serve)
     }
 
-    /// How long nobody is to be accepted here, because the new server may serve who comes.
+    /// Returns how long no connection is to be accepted here, because the new server may serve it.
     pub(super) fn closed_for(&self, has_client: bool) -> Option<Duration> {
         self.attempt.as_ref().and_then(|attempt| attempt.closed_for(has_client))
     }
 
-    /// How long the next process waits.
+    /// Returns how long the next process still waits.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
         self.next.as_ref().map(|(_, until)| until.saturating_duration_since(now))
     }

@@ -1,13 +1,12 @@
-//! A socket over which a server asks its client, from any thread: which command, and what its answer means,
-//! is not known here.
+//! A socket over which a server sends requests to its client, from any thread. This module does not interpret them.
 //!
-//! Whoever waits for something reads the socket, one thread at a time, and hands on what is for others:
-//! answers to who waits for them, commands of the client to a queue that the serving thread takes from. So an
-//! access to memory ends whatever the serving thread does meanwhile, be it that it waits for the device, or
-//! that it is the one whose command makes the device access memory.
+//! The threads that wait for something read the socket, one at a time, and dispatch what is for others: answers to
+//! the threads that wait for them, commands of the client to a queue of the serving thread. So a memory access
+//! completes whatever the serving thread does meanwhile, even if it waits for the device, or executes the command
+//! that makes the device access memory.
 //!
-//! Nothing here waits without end, except the serving thread for a command: a client that does not answer in
-//! time loses its connection, and so does one that sends more than can be kept.
+//! No wait here is unlimited, except the serving thread's for a command: a client that does not answer in time loses
+//! its connection, and so does one that sends more than the queue holds.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -25,21 +24,21 @@ use crate::message::{Command, Header, Kind, Limits, MessageBuffer, Request};
 use crate::server::error::ServeError;
 use crate::socket::{Incoming, Receiver, Sender};
 
-/// How long who sends lets another read before it looks whether that one still does.
+/// Time that a sending thread lets another one read before it checks whether that one still does.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// A connected socket, for all threads of a server.
+/// A connected socket, shared by all threads of a server.
 #[derive(Debug)]
 pub(super) struct Channel {
     outbound: Mutex<Outbound>,
-    /// With the thread that reads.
+    /// Held by the thread that reads.
     receiver: Mutex<Receiver>,
     state: Mutex<State>,
     changed: Condvar,
     socket: Sender,
-    /// The socket of the commands, if this one is for what the server asks alone.
+    /// The command socket, if this one is only for the server's requests.
     commands: Option<Sender>,
-    /// Is signalled when another thread has read what is for the serving one.
+    /// Signalled when another thread has read something for the serving one.
     wake: OnceLock<Arc<OwnedFd>>,
 }
 
@@ -48,23 +47,23 @@ struct Outbound {
     sender: Sender,
     /// The last request, kept for its memory.
     request: MessageBuffer,
-    /// Messages that are sent before anything else.
+    /// Messages to send before any other.
     unsent: VecDeque<Unsent>,
-    /// Messages are sent as far as there is room, and the rest is kept.
+    /// True to send messages only as far as there is room, and keep the rest.
     never_waits: bool,
 }
 
-/// A message, or some, of which a part may have been sent.
+/// One or more messages, possibly sent in part.
 #[derive(Debug)]
 struct Unsent {
     bytes: Vec<u8>,
     sent: usize,
-    /// They go with the first byte.
+    /// Sent with the first byte.
     descriptors: Vec<OwnedFd>,
 }
 
 impl Outbound {
-    /// Sends what is unsent as far as there is room. Whether that was all.
+    /// Sends the rest as far as there is room. Returns whether everything is sent.
     fn send_unsent(&mut self) -> io::Result<bool> {
         while let Some(first) = self.unsent.front_mut() {
             while first.sent < first.bytes.len() {
@@ -84,13 +83,13 @@ impl Outbound {
 
 #[derive(Debug, Default)]
 struct State {
-    /// A thread reads, and hands on what it finds.
+    /// True while a thread reads and dispatches.
     is_read: bool,
-    /// What was asked and is not answered, or whose answer was not taken yet.
+    /// Requests without an answer, or whose answer was not taken yet.
     asked: BTreeMap<u16, Asked>,
     next_id: u16,
     waiting: Queue,
-    /// Nothing more can be read.
+    /// True once nothing more can be read.
     is_over: bool,
     why: Option<ServeError>,
 }
@@ -101,13 +100,13 @@ struct Asked {
     answer: Option<Result<Vec<u8>, Errno>>,
 }
 
-/// What has come over a socket and goes on elsewhere.
+/// Data that was received on a socket and is continued elsewhere.
 #[cfg(feature = "takeover")]
 pub(super) struct Pending<'a>(MutexGuard<'a, State>);
 
 #[cfg(feature = "takeover")]
 impl Pending<'_> {
-    /// In the order in which they came.
+    /// In the order received.
     pub(super) fn commands(&self) -> impl Iterator<Item = &Waiting> {
         self.0.waiting.iter()
     }
@@ -116,23 +115,23 @@ impl Pending<'_> {
         self.0.next_id
     }
 
-    /// Whether the connection is over.
+    /// Returns whether the connection is over.
     pub(super) fn is_over(&self) -> bool {
         self.0.is_over
     }
 }
 
-/// What the serving thread does next.
+/// The next action of the serving thread.
 pub(super) enum Next {
     Command(Waiting),
-    /// It is to rest.
+    /// It must rest.
     Rest,
     /// The connection is over: because the client has left, if there is no error.
     Over(Option<ServeError>),
 }
 
 impl Channel {
-    /// The socket that commands come from.
+    /// Creates the channel of the command socket.
     pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
         let socket = sender.clone();
         Channel {
@@ -151,45 +150,45 @@ impl Channel {
         }
     }
 
-    /// A socket beside that of the `commands`, with which it ends.
+    /// Creates the channel of a second socket, which ends with that of the `commands`.
     pub(super) fn twin(mut receiver: Receiver, sender: Sender, commands: &Channel) -> Channel {
         receiver.take_no_descriptors();
         Channel { commands: Some(commands.socket.clone()), ..Channel::new(receiver, sender) }
     }
 
-    /// The socket.
+    /// Returns the socket.
     pub(super) fn socket(&self) -> &Sender {
         &self.socket
     }
 
-    /// Commands that were read and not taken, and the id of the next request, for another process to go on
-    /// with. Nothing is asked here any more.
+    /// Returns the commands that were read and not taken, and the id of the next request, so that another process can
+    /// continue. No requests are sent here any more.
     #[cfg(feature = "takeover")]
     pub(super) fn pending(&self) -> Pending<'_> {
         Pending(self.state.lock())
     }
 
-    /// Goes on where another has stopped.
+    /// Continues where another process has stopped.
     #[cfg(feature = "takeover")]
     pub(super) fn resume(&mut self, waiting: Queue, next_id: u16) {
         let state = self.state.get_mut();
         (state.waiting, state.next_id) = (waiting, next_id);
     }
 
-    /// What comes from the socket, for a serving thread that shares it with nobody.
+    /// Returns the receiver, for a serving thread that shares the socket with no other.
     pub(super) fn receiver(&self) -> MutexGuard<'_, Receiver> {
         self.receiver.lock()
     }
 
-    /// From here on nothing is waited for: what there is no room for is kept to be sent, and `wake` is signalled when
-    /// another thread has read a command.
+    /// Stops waiting from now on: data without room in the socket is kept, and `wake` is signalled when another
+    /// thread has read a command.
     pub(super) fn never_wait(&self, wake: Arc<OwnedFd>) {
         self.outbound.lock().never_waits = true;
         // There is one loop for all of its life.
         let _ = self.wake.set(wake);
     }
 
-    /// Sends whole messages, and waits until there is room for them, unless this never waits.
+    /// Sends whole messages, and waits for room, unless this never waits.
     pub(super) fn send(&self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
         let mut outbound = self.outbound.lock();
         if outbound.never_waits {
@@ -200,22 +199,22 @@ impl Channel {
         outbound.sender.send(bytes, &descriptors)
     }
 
-    /// Sends what was kept, as far as there is room. Whether that was all.
+    /// Sends the kept data, as far as there is room. Returns whether everything is sent.
     pub(super) fn send_unsent(&self) -> io::Result<bool> {
         self.outbound.lock().send_unsent()
     }
 
-    /// Whether anything is kept to be sent.
+    /// Returns whether any data is kept to be sent.
     pub(super) fn has_unsent(&self) -> bool {
         !self.outbound.lock().unsent.is_empty()
     }
 
-    /// Whether nothing more can be read.
+    /// Returns whether nothing more can be read.
     pub(super) fn is_over(&self) -> bool {
         self.state.lock().is_over
     }
 
-    /// The next command, for a serving thread that does not wait; `None` if there is none now.
+    /// Returns the next command, for a serving thread that does not wait; `None` if there is no command now.
     pub(super) fn next_now(&self, limits: Limits) -> Option<Next> {
         let mut state = self.state.lock();
         loop {
@@ -248,7 +247,7 @@ impl Channel {
         }
     }
 
-    /// Reads without waiting, and hands one message on.
+    /// Reads without waiting, and dispatches one message.
     fn take_one(&self, receiver: &mut Receiver, limits: Limits) -> Result<Came, ServeError> {
         receiver.set_limits(limits);
         if !receiver.is_ready() {
@@ -276,8 +275,8 @@ impl Channel {
         }
     }
 
-    /// Takes what has come over a twin socket that nobody reads, because the device wants nothing. Among it may
-    /// be the client's own end of the commands' socket, which is open as long as it lies there.
+    /// Processes data on a twin socket that no thread reads, because the device requests nothing. It may contain the
+    /// client's own end of the command socket, which stays open as long as it is unread.
     pub(super) fn look(&self) {
         let Some(mut receiver) = self.receiver.try_lock() else { return };
         let end = self.take_in(&mut receiver, Some(Instant::now()), false);
@@ -290,12 +289,12 @@ impl Channel {
         self.changed.notify_all();
     }
 
-    /// Whether commands were read that nobody took.
+    /// Returns whether commands were read that were not taken.
     pub(super) fn has_waiting(&self) -> bool {
         !self.state.lock().waiting.is_empty()
     }
 
-    /// The next command, for a serving thread that shares the socket.
+    /// Returns the next command, for a serving thread that shares the socket.
     pub(super) fn next(&self, rest: Option<&Rest>) -> Next {
         let mut state = self.state.lock();
         loop {
@@ -316,18 +315,18 @@ impl Channel {
         }
     }
 
-    /// Why the connection ended before the client left.
+    /// Returns the reason why the connection ended before the client left.
     pub(super) fn take_reason(&self) -> Option<ServeError> {
         self.state.lock().why.take()
     }
 
-    /// Ends the connection. Who waits for an answer is told so at once.
+    /// Ends the connection. Threads that wait for an answer fail at once.
     pub(super) fn close(&self, why: Option<ServeError>) {
         self.end(&mut self.state.lock(), why);
     }
 
-    /// Asks the client, and waits for its answer: the payload, or the errno that it gives. ETIMEDOUT if there
-    /// is none at the deadline, and ENOTCONN if the connection is over; it is after both.
+    /// Sends a request to the client, and waits for its answer: the payload, or the errno in it. ETIMEDOUT without an
+    /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both.
     pub(super) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<Vec<u8>, Errno> {
         let command = request.command();
         let id = self.note(command)?;
@@ -347,7 +346,7 @@ impl Channel {
         answer?
     }
 
-    /// Keeps a place for an answer.
+    /// Registers a request for its answer.
     fn note(&self, command: Command) -> Result<u16, Errno> {
         let mut state = self.state.lock();
         if state.is_over {
@@ -381,7 +380,7 @@ impl Channel {
         Ok(())
     }
 
-    /// The client may take nothing before it has sent what it is sending: so that is read.
+    /// The client may read nothing until it has sent its own data: so that is read meanwhile.
     fn wait_for_room(&self, deadline: Instant) -> Result<(), Unanswered> {
         let mut state = self.state.lock();
         let now = Instant::now();
@@ -423,8 +422,8 @@ impl Channel {
         }
     }
 
-    /// Reads for all who wait, once, and not longer than until the deadline, or until there is room to send if
-    /// that is what is waited for. The state is free meanwhile.
+    /// Reads once for all waiting threads, at most until the deadline, or until there is room to send if that is
+    /// awaited. The state is unlocked meanwhile.
     fn read(&self, state: &mut MutexGuard<'_, State>, deadline: Option<Instant>, or_room: bool) {
         state.is_read = true;
         let end = MutexGuard::unlocked(state, || {
@@ -448,7 +447,7 @@ impl Channel {
         self.wake();
     }
 
-    /// Reads once and hands on what has come. `false` if the client has left.
+    /// Reads once and dispatches the messages. Returns `false` if the client has left.
     fn take_in(
         &self,
         receiver: &mut Receiver,
@@ -480,8 +479,7 @@ impl Channel {
         Ok(true)
     }
 
-    /// Waits until there is something to read. A serving thread that waits for commands alone does so in the
-    /// read itself.
+    /// Waits until there is data to read. A serving thread that only waits for commands waits in the read itself.
     fn wait(
         &self,
         receiver: &Receiver,
@@ -541,7 +539,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Nothing more can be read. Commands that were read before are executed yet, unless there were too many.
+    /// Marks the end of the stream. Commands read before are still executed, unless there were too many.
     fn finish(&self, state: &mut State, why: Option<ServeError>) {
         match why {
             None | Some(ServeError::Socket(_)) if self.commands.is_none() => {
@@ -566,21 +564,21 @@ impl Channel {
     }
 }
 
-/// What has come over a socket that was not waited for.
+/// Data received on a socket without waiting.
 enum Came {
     Something,
     Nothing,
     End,
 }
 
-/// What a socket is ready for.
+/// The readiness of a socket.
 enum Ready {
     ToRead,
     NotToRead,
     Over,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 enum Unanswered {
     Late,
     Over,
@@ -595,7 +593,7 @@ impl From<Unanswered> for Errno {
     }
 }
 
-/// A reply to nothing that waits for one: it may be late, or the client confused.
+/// Logs a reply that matches no request: it may be late, or the client confused.
 pub(super) fn unasked(header: &Header) {
     tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
 }

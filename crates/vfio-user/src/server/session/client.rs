@@ -1,4 +1,4 @@
-//! One client: its messages, one after the other, each with its answer.
+//! One client: executes its messages in order, and answers each.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,51 +29,51 @@ use crate::server::error::ServeError;
 use crate::server::foreign::ForeignThread;
 use crate::socket::{Incoming, SocketError};
 
-/// Replies that are sent together at most, in bytes, beside the last.
+/// Maximum bytes of replies to send together, beside the last one.
 const BATCH: usize = 64 * 1024;
 
-/// What the server knows of its client. What the client has set up ends with it; the device's state stays.
+/// The server's record of its client. The client's setup ends with it; the device's state stays.
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) backend: Arc<Shared>,
-    /// The socket of the commands.
+    /// The command socket.
     pub(super) channel: Arc<Channel>,
-    /// The socket of what the server asks, if it is another.
+    /// The socket of the server's requests, if it is a separate one.
     pub(super) twin: Option<Arc<Channel>>,
-    /// Who may want this to rest.
+    /// The interface for a thread that needs this client to rest.
     pub(super) rest: Option<Arc<Rest>>,
-    /// Closes those of its descriptors that may never be closed, and uses them.
+    /// Uses and closes those of its descriptors that may block.
     pub(super) foreign: Arc<ForeignThread>,
-    /// Another process serves the same connection: it is not to be ended here.
+    /// True if another process serves the same connection, which must then not be ended here.
     pub(super) is_anothers: bool,
-    /// Replies that were not sent yet.
+    /// Replies that are not sent yet.
     pub(super) out: MessageBuffer,
-    /// Descriptors for the last of them.
+    /// Descriptors of the last of them.
     pub(super) descriptors: Vec<OwnedFd>,
-    /// What VFIO_USER_VERSION has agreed on; nothing else is answered before.
+    /// The result of VFIO_USER_VERSION; nothing else is executed before.
     pub(super) agreed: Option<Capabilities>,
     pub(super) mappings: Option<Mappings>,
     pub(super) log: Option<Log>,
-    /// The client was given the file of a region, and may have mapped it.
+    /// True if the client has received the file of a region, and may have mapped it.
     pub(super) has_region_file: bool,
     pub(super) ioeventfds: BTreeMap<IoeventfdWrite, OwnedFd>,
     /// The bitmap of the last report, kept for its memory.
     pub(super) words: Vec<u64>,
-    /// The socket of the data session, where it has one.
+    /// The socket of the data session, if it has one.
     pub(super) state_channel: Option<StateChannel>,
-    /// Whether the command that is executed is replied to.
+    /// True if the command under execution gets a reply.
     pub(super) replies: bool,
 }
 
-/// What became of a client.
+/// The end of a client's service.
 pub(super) enum Served {
-    /// It has left.
+    /// The client has left.
     Left,
-    /// It is as it was between two messages.
+    /// The client rests between two messages.
     Rests(Box<Client>),
 }
 
-/// Why a loop over messages ends.
+/// The reason why a loop over messages ends.
 enum End {
     Left,
     Rests,
@@ -110,18 +110,18 @@ impl Client {
         &self.backend.device
     }
 
-    /// The parts of the extension that were agreed on.
+    /// Returns the agreed migration extensions.
     pub(super) fn extensions(&self) -> MigrationExtensions {
         self.agreed.as_ref().map(Capabilities::extensions).unwrap_or_default()
     }
 
-    /// What one message may carry.
+    /// Returns the limits of one message.
     pub(super) fn limits(&self) -> Limits {
         let agreed = self.agreed.as_ref().unwrap_or(&self.backend.capabilities);
         Limits { max_data_xfer_size: agreed.max_data_xfer_size }
     }
 
-    /// Serves until the client leaves, or this is to rest.
+    /// Serves until the client leaves, or must rest.
     pub(super) fn run(mut self) -> Result<Served, ServeError> {
         let channel = self.channel.clone();
         let result = loop {
@@ -143,12 +143,12 @@ impl Client {
         asked.take_reason().map_or(result, Err)
     }
 
-    /// Whether the device's accesses to memory may need the socket that the commands come from.
+    /// Returns whether the device's memory accesses may need the command socket.
     fn shares_socket(&self) -> bool {
         self.twin.is_none() && self.mappings.as_ref().is_some_and(Mappings::has_remote)
     }
 
-    /// Whether this is to rest, which it then does: all that was executed is answered.
+    /// Returns whether the client must rest, and lets it: all executed commands are answered.
     pub(super) fn rests(&mut self) -> io::Result<bool> {
         if !self.rest.as_ref().is_some_and(|rest| rest.is_wanted()) {
             return Ok(false);
@@ -157,8 +157,8 @@ impl Client {
         Ok(self.rest.as_ref().is_some_and(|rest| rest.begin()))
     }
 
-    /// Serves from a socket that nobody else reads: each message where it lies. Breaks when the client has
-    /// left, or this is to rest.
+    /// Serves from a socket that no other thread reads: each message in place. Breaks when the client has left, or
+    /// must rest.
     fn serve_alone(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
         let mut receiver = channel.receiver();
         while !self.shares_socket() {
@@ -187,8 +187,8 @@ impl Client {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Serves from a socket over which the device's accesses to memory go too, from this thread or from
-    /// another. Breaks when the client has left.
+    /// Serves from a socket that the device's memory accesses share, from this thread or another. Breaks when the
+    /// client has left.
     fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
         while self.shares_socket() || channel.has_waiting() {
             if self.rests()? {
@@ -211,7 +211,7 @@ impl Client {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Tells the client why nothing more of it can be read, if it can be told.
+    /// Tells the client why reading from it ends, if possible.
     pub(super) fn cannot_go_on(&mut self, error: ServeError) -> ServeError {
         if let ServeError::Socket(SocketError::Frame(frame)) = &error
             && !frame.is_reply
@@ -260,7 +260,7 @@ impl Client {
         Ok(next)
     }
 
-    /// Executes one command and writes its reply. After some errors the connection is over.
+    /// Executes one command and writes its reply. Some errors end the connection.
     fn command(
         &mut self,
         id: u16,
@@ -298,12 +298,12 @@ impl Client {
         (answer, ControlFlow::Continue(()))
     }
 
-    /// Whether a command is one of the text, or of what was agreed on beyond it.
+    /// Returns whether a command belongs to the specification, or to the agreed extensions.
     fn knows(&self, command: Command) -> bool {
         command != Command::MigGetPrecopyInfo || self.extensions().precopy_info
     }
 
-    /// The descriptors of a request, if it may have as many.
+    /// Returns the descriptors of a request, if it may have as many.
     fn take(
         &self,
         request: &Request<'_>,
@@ -397,7 +397,7 @@ impl Client {
     }
 }
 
-/// The client leaves: what it has set up goes with it.
+/// The client's setup ends when it leaves.
 impl Drop for Client {
     fn drop(&mut self) {
         // First of all, for an access that waits for the client may hold the device. Whoever else holds the

@@ -8,7 +8,7 @@ use whimbrel_device::{Errno, RemoteMemory};
 use super::channel::Channel;
 use crate::message::{DmaAccess, Limits, Reply, Request};
 
-/// The memory of one client, at the addresses where it is mapped.
+/// The memory of one client, by the addresses of its mappings.
 #[derive(Debug)]
 pub(super) struct ClientMemory {
     channel: Arc<Channel>,
@@ -20,12 +20,12 @@ impl ClientMemory {
         ClientMemory { channel, limits }
     }
 
-    /// Bytes of one request.
+    /// Returns the maximum bytes of one request.
     fn most(&self) -> usize {
         (self.limits.max_data_xfer_size as usize).max(1)
     }
 
-    /// Asks once, and gives the answer to `take`, which says whether it is one to this request.
+    /// Sends one request, and passes the answer to `take`, which checks that it matches.
     fn ask(
         &self,
         request: &Request<'_>,

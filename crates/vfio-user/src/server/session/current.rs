@@ -1,10 +1,10 @@
-//! The client that is served, by a thread or by an event loop.
+//! The client under service, by a thread or by an event loop.
 
 use super::inline::Inline;
 use super::seat::Seat;
 use super::thread::Threaded;
 
-/// The client that is served.
+/// The client under service.
 #[derive(Debug)]
 pub(in crate::server) enum Current {
     Threaded(Threaded),
@@ -19,7 +19,7 @@ impl Current {
         }
     }
 
-    /// Whether it has hung up, or its connection is over.
+    /// Returns whether it has hung up, or its connection is over.
     pub(in crate::server) fn has_left(&self) -> bool {
         match self {
             Current::Threaded(client) => client.has_left(),
@@ -27,13 +27,13 @@ impl Current {
         }
     }
 
-    /// Ends the connection, and what serves it.
+    /// Ends the connection, and its service.
     pub(in crate::server) fn end(self) {
         self.seat().socket().shutdown();
         self.join();
     }
 
-    /// Waits for the thread of a client that has left, or went elsewhere.
+    /// Waits for the thread of a client that has left, or moved elsewhere.
     pub(in crate::server) fn join(self) {
         if let Current::Threaded(client) = self {
             client.join();

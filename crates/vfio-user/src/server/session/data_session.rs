@@ -1,4 +1,4 @@
-//! A client's data session: how it begins, and its requests over the socket of the commands.
+//! A client's data session: its beginning, and its requests over the command socket.
 
 use std::sync::Arc;
 
@@ -10,8 +10,7 @@ use super::migration_data;
 use super::state_channel::StateChannel;
 
 impl Client {
-    /// A change of state has opened a data session: the file of the last one is closed, and its channel with
-    /// it.
+    /// Handles a state change that has opened a data session: closes the file of the last session, with its channel.
     pub(super) fn begin_session(&mut self, data_file: DataFile) {
         self.state_channel = None;
         let data_file = Arc::new(data_file);
@@ -32,7 +31,7 @@ impl Client {
         }
     }
 
-    /// The data file of the last session. EBADF as for a descriptor that was never given, or is closed.
+    /// Returns the data file of the last session. EBADF as for a descriptor that was never valid, or is closed.
     fn data_file(&self) -> Result<Arc<DataFile>, Errno> {
         self.backend.data_file.lock().clone().ok_or(Errno::EBADF)
     }

@@ -1,4 +1,4 @@
-//! The log of dirty pages that a client has started, and its bitmaps on the wire.
+//! The dirty log that a client has started, and its bitmaps on the wire.
 
 #[cfg(feature = "takeover")]
 use whimbrel_device::Errno;
@@ -11,19 +11,19 @@ use crate::message::MessageBuffer;
 /// The log that this client has started.
 #[derive(Debug)]
 pub(crate) struct Log {
-    /// As it was asked for, in bytes.
+    /// The requested page size in bytes.
     #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "for another process"))]
     pub(crate) page_size: u64,
-    /// As iova and bytes.
+    /// As IOVA and bytes.
     pub(crate) ranges: Vec<(u64, u64)>,
-    /// The client named no ranges and means all memory: these held what was mapped when it was started. What
-    /// was mapped later counts as written.
+    /// Set if the client named no ranges, which means all memory: the ranges that were mapped when it was started.
+    /// Later mappings count as written.
     pub(crate) is_everything: bool,
-    /// What the device does not know any more, because another process had it then.
+    /// Pages that the device no longer knows about, because another process had it.
     pub(crate) earlier: Option<DirtyLog>,
 }
 
-/// First address and bytes of each range, as a device's log takes them.
+/// Returns first address and bytes of each range, as a device's log expects them.
 #[cfg(feature = "takeover")]
 pub(crate) fn logging_ranges(page_size: u64, ranges: &[(u64, u64)]) -> Result<LoggingRanges, Errno> {
     let count = u32::try_from(ranges.len()).map_err(|_| Errno::E2BIG)?;
@@ -32,7 +32,7 @@ pub(crate) fn logging_ranges(page_size: u64, ranges: &[(u64, u64)]) -> Result<Lo
     Ok(checked)
 }
 
-/// Appends the words of a bitmap as the bytes they are on the wire.
+/// Appends the words of a bitmap as bytes on the wire.
 pub(super) fn put_words(out: &mut MessageBuffer, words: &[u64]) {
     let (bytes, _) = out.grow(words.len() * 8).as_chunks_mut::<8>();
     for (bytes, word) in bytes.iter_mut().zip(words) {

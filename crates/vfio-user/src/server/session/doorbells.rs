@@ -1,5 +1,5 @@
-//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each make a write to the device when they are signalled:
-//! the doorbells that its driver names, and what else the [`Backend`](super::Backend) was given.
+//! VFIO_USER_DEVICE_GET_REGION_IO_FDS: eventfds that each execute a write to the device when they are signalled: the
+//! doorbells that its driver names, and those given to the [`Backend`](super::Backend).
 
 use std::os::fd::OwnedFd;
 
@@ -41,7 +41,7 @@ impl Client {
         Ok(())
     }
 
-    /// The eventfd that makes a write, for the client.
+    /// Returns the eventfd that executes a write, for the client.
     fn ioeventfd(&mut self, write: IoeventfdWrite) -> Result<OwnedFd, Errno> {
         let copy = |eventfd: &OwnedFd| {
             eventfd.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))

@@ -1,5 +1,5 @@
-//! VFIO_USER_DEVICE_FEATURE. The checks and their order are the device's own: a request is handed on as the
-//! kernel's raw one. Only the log of dirty pages has another form here, because a message has no addresses.
+//! VFIO_USER_DEVICE_FEATURE. The device itself checks requests, in its own order: a request is passed on as the
+//! kernel's raw one. Only the dirty log has another format here, because a message has no addresses.
 
 use whimbrel_device::Errno;
 use whimbrel_protocol::dirty::{DirtyReport, MAX_LOGGING_RANGES};
@@ -15,9 +15,9 @@ use super::process::{Caller, SECOND};
 use crate::message::{Command, DeviceFeature, Kind, LoggingReport, LoggingStart, Reply};
 
 const HEAD: usize = DeviceFeature::FIXED as usize;
-/// Bytes that a GET has room for at most: more than any feature has.
+/// Maximum bytes of a GET: more than any feature has.
 const ROOM: usize = 4096;
-/// The index of a feature that there is not, in place of one that this client must not reach.
+/// An invalid feature index, in place of a feature that this client must not reach.
 const NO_FEATURE: u16 = u16::MAX;
 
 impl Client {
@@ -30,7 +30,7 @@ impl Client {
         }
     }
 
-    /// Whether a feature is one of the protocol, or of what was agreed on beyond it.
+    /// Returns whether a feature belongs to the specification, or to the agreed extensions.
     fn is_known(&self, feature: u16) -> bool {
         match Feature::try_from(feature) {
             Ok(
@@ -126,7 +126,7 @@ impl Client {
         Ok(())
     }
 
-    /// Ranges that hold all that is mapped, in whole pages.
+    /// Returns ranges that cover all mappings, in whole pages.
     fn everything(&self, page_size: u64) -> Result<Vec<(u64, u64)>, Errno> {
         if !page_size.is_power_of_two() {
             return Err(Errno::EINVAL);
@@ -190,8 +190,8 @@ impl Client {
         Ok(())
     }
 
-    /// Fetches the dirty pages of a range into `words`. With a log of everything, those of `mapped` that it
-    /// does not hold are among them.
+    /// Fetches the dirty pages of a range into `words`. With a log of everything, they include those of `mapped` that
+    /// it does not cover.
     pub(super) fn report(&mut self, asked: LoggingReport, mapped: &[(u64, u64)]) -> Result<(), Errno> {
         let LoggingReport { iova, length, page_size } = asked;
         let count = DirtyReport::words_needed(length, page_size);

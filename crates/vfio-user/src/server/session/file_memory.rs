@@ -1,4 +1,4 @@
-//! Memory that is reached by pread(2) and pwrite(2) on a file (VFIO_USER_F_DMA_REGION_FILE_IO).
+//! Memory accessed by pread(2) and pwrite(2) on a file (VFIO_USER_F_DMA_REGION_FILE_IO).
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,23 +13,23 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::server::foreign::ForeignFile;
 
-/// Bytes that are handed to a thread at once.
+/// Maximum bytes to pass to a thread at once.
 const PIECE: usize = 1 << 20;
 
-/// Bytes of a file, at the addresses where they are mapped.
+/// Bytes of a file, by the addresses of their mapping.
 #[derive(Debug)]
 pub(super) struct FileMemory {
     file: Source,
-    /// What is added to an address to get the offset in the file, which may wrap.
+    /// Added to an address, with wrapping, to get the offset in the file.
     offset: u64,
 }
 
-/// Where the bytes are.
+/// The kind of file.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// A file in memory, which answers at once.
+    /// A file in memory, which responds at once.
     Memory(Arc<File>),
-    /// Any other file, which may never answer.
+    /// Any other file, which may never respond.
     Foreign(Arc<ForeignFile>),
 }
 
@@ -43,8 +43,8 @@ impl AsFd for Source {
 }
 
 impl FileMemory {
-    /// `size` bytes of a file from `offset` on, as memory from `iova` on. EINVAL if the file is not open for what `rights`
-    /// say, or is memory and has fewer bytes; EFBIG where the process may not write so far.
+    /// Creates memory at `iova` from `size` bytes of a file at `offset`. EINVAL if the file is not open for `rights`,
+    /// or is in memory and shorter; EFBIG if the process may not write that far.
     pub(super) fn new(
         file: Source,
         offset: u64,
@@ -112,7 +112,7 @@ impl RemoteMemory for FileMemory {
     }
 }
 
-/// EIO where the file ends before.
+/// EIO if the file ends before.
 fn read_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &mut [u8]) -> Result<(), Errno> {
     while !data.is_empty() {
         match pread(fd, &mut *data, offset) {
@@ -128,7 +128,7 @@ fn read_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &mut [u8]) -> Result<
     Ok(())
 }
 
-/// EIO where the file takes nothing more.
+/// EIO if the file accepts no more bytes.
 fn write_all(fd: BorrowedFd<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Errno> {
     while !data.is_empty() {
         match pwrite(fd, data, offset) {

@@ -1,4 +1,4 @@
-//! A client that is served by an event loop: by whoever calls, without waiting.
+//! A client served by an event loop: by the caller, without waiting.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,15 +20,15 @@ pub(in crate::server) struct Inline {
     pub(super) seat: Seat,
     twin: Option<Socket>,
     rested: Sender<Parked>,
-    /// Is signalled when there is more to do than the client's sockets say.
+    /// Signalled when there is more to do than the client's sockets show.
     wake: Arc<OwnedFd>,
 }
 
-/// Where the client is.
+/// The place of the client.
 #[derive(Debug)]
 enum Place {
     Here(Box<Serving>),
-    /// At rest, and with who wanted that. It may come back.
+    /// Resting, with the thread that requested it. It may come back.
     Away(Receiver<Serving>),
     Gone,
 }
@@ -44,7 +44,7 @@ impl Inline {
         Inline { shared, place: Place::Here(Box::new(serving)), seat, twin, rested, wake: wake.clone() }
     }
 
-    /// Serves what has come. `true` once the client is gone.
+    /// Serves the data that has arrived. Returns `true` once the client is gone.
     pub(in crate::server) fn dispatch(&mut self) -> bool {
         if let Place::Away(returned) = &self.place {
             self.place = match returned.try_recv() {
@@ -90,7 +90,7 @@ impl Inline {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Its sockets, and what each is waited for to be ready for, which may be nothing.
+    /// Returns its sockets, and the readiness awaited on each, which may be empty.
     pub(in crate::server) fn sockets(&self) -> [Option<(BorrowedFd<'_>, EventFlags)>; 2] {
         let none = EventFlags::empty();
         let (commands, twin) = match &self.place {

@@ -1,4 +1,4 @@
-//! VFIO_USER_DEVICE_SET_IRQS: eventfds that came with a message, for the device's interrupts.
+//! VFIO_USER_DEVICE_SET_IRQS: eventfds received with a message, for the device's interrupts.
 
 use whimbrel_device::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, VFIO_IRQ_SET_DATA_TYPE_MASK};
@@ -10,8 +10,8 @@ use crate::descriptors::Descriptors;
 use crate::message::{Reply, SetIrqs};
 
 impl Client {
-    /// As the raw request, whose array of descriptors is made of those that came: each is the number of its
-    /// place.
+    /// Converts it to the raw request, whose array of descriptors refers to the received ones: each number is an
+    /// index.
     pub(super) fn set_irqs(
         &mut self,
         id: u16,
@@ -48,7 +48,7 @@ impl Client {
     }
 }
 
-/// The special case of the text: no interrupts, from the first on, without data.
+/// The special case of the specification: no interrupts, from the first on, without data.
 fn disables(set: &SetIrqs<'_>) -> bool {
     let flags = IrqSetFlags::DATA_NONE | IrqSetFlags::ACTION_TRIGGER;
     set.flags == flags.bits() && set.start == 0 && set.count == 0

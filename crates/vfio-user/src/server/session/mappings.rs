@@ -22,18 +22,18 @@ use crate::server::foreign::{ForeignFile, ForeignThread};
 #[derive(Debug)]
 pub(super) struct Mappings {
     device: DeviceFile,
-    /// By their first IOVA.
+    /// Ordered by first IOVA.
     mapped: BTreeMap<u64, Mapped>,
-    /// How many the client is asked for.
+    /// The number of mappings that the client must be asked for.
     remote: usize,
     memory: Arc<ClientMemory>,
     foreign: Arc<ForeignThread>,
-    /// Files that are mapped already: clients map the same one many times, each time with a new descriptor.
+    /// Mapped files: clients map the same one many times, each time with a new descriptor.
     files: BTreeMap<FileKey, Weak<File>>,
-    /// The smallest page, in bytes.
+    /// The smallest page in bytes.
     page_size: u64,
     most: usize,
-    /// Bytes that may be mapped of files, and that are.
+    /// The limit on mapped bytes of files, and the current number.
     most_bytes: u64,
     bytes: u64,
     takes_foreign: bool,
@@ -47,7 +47,7 @@ pub(super) struct Mapped {
     memory: Behind,
 }
 
-/// What is behind a mapping.
+/// The memory behind a mapping.
 #[derive(Clone, Debug)]
 pub(crate) enum Behind {
     /// A file that is mapped into this process, from an offset on.
@@ -58,15 +58,15 @@ pub(crate) enum Behind {
     Client,
 }
 
-/// A descriptor, which from here on is closed where it holds up nobody.
+/// Converts a descriptor into one that is closed without blocking.
 enum Given {
     Memory(OwnedFd),
     Foreign(ForeignFile),
-    /// An eventfd: reading it takes a signal away, or waits for one.
+    /// An eventfd: reading it would consume a signal, or block.
     Eventfd,
 }
 
-/// What makes two descriptors as good as one: device, inode, and how it is open.
+/// Identity of a descriptor: device, inode, and access mode.
 type FileKey = (u64, u64, u32);
 
 impl Mappings {
@@ -92,13 +92,13 @@ impl Mappings {
         }
     }
 
-    /// Whether the client may be asked for memory.
+    /// Returns whether the client may have to be asked for memory.
     pub(super) fn has_remote(&self) -> bool {
         self.remote > 0
     }
 
-    /// The checks of `vfio_dma_do_map()`, in its order. A descriptor is memory to be mapped; or one to be read and
-    /// written, if the client says so and it is memory too, or a file that this server takes.
+    /// Checks a mapping as `vfio_dma_do_map()` does, in its order. A descriptor is memory to map; or a file to read
+    /// and write, if the client says so and it is memory too, or a file that this server accepts.
     pub(super) fn map(&mut self, map: DmaMap, fd: Option<OwnedFd>) -> Result<(), Errno> {
         let given = fd.map(|fd| match DescriptorKind::of(&fd) {
             DescriptorKind::Memory => Given::Memory(fd),
@@ -128,7 +128,7 @@ impl Mappings {
         self.enter(iova, size, rights, behind)
     }
 
-    /// As [`Mappings::map`], for what another process had mapped.
+    /// As [`Mappings::map`], for a mapping of another process.
     #[cfg(feature = "takeover")]
     pub(super) fn restore(
         &mut self,
@@ -142,13 +142,13 @@ impl Mappings {
         self.enter(iova, size, rights, behind)
     }
 
-    /// ENOSPC if the client has as many mappings as it may have, or as many bytes of files.
+    /// ENOSPC if the client has reached its limit on mappings, or on bytes of files.
     fn check_room(&self, size: u64, has_file: bool) -> Result<(), Errno> {
         let bytes = self.bytes.saturating_add(if has_file { size } else { 0 });
         if self.mapped.len() >= self.most || bytes > self.most_bytes { Err(Errno::ENOSPC) } else { Ok(()) }
     }
 
-    /// Maps what was checked.
+    /// Maps memory that was checked.
     fn enter(&mut self, iova: u64, size: u64, rights: DmaMapFlags, memory: Behind) -> Result<(), Errno> {
         let dma = self.device.bus().dma();
         match &memory {
@@ -169,7 +169,7 @@ impl Mappings {
         Ok(())
     }
 
-    /// Forgets one that was taken away.
+    /// Removes the record of an unmapped mapping.
     fn forget(&mut self, iova: u64) {
         match self.mapped.remove(&iova) {
             Some(Mapped { memory: Behind::Client, .. }) => self.remote -= 1,
@@ -178,15 +178,15 @@ impl Mappings {
         }
     }
 
-    /// Remembers a file that is mapped, for the next mapping of it.
+    /// Records a mapped file, for the next mapping of it.
     #[cfg(feature = "takeover")]
     pub(super) fn remember(&mut self, file: &Arc<File>) -> Result<(), Errno> {
         self.files.insert(key(file)?, Arc::downgrade(file));
         Ok(())
     }
 
-    /// Takes away what lies wholly in a range, and says how many bytes that was. EINVAL, and nothing is taken
-    /// away, for a range that cuts a mapping.
+    /// Unmaps the mappings that lie wholly in a range, and returns their total size. EINVAL, and nothing is unmapped,
+    /// for a range that cuts a mapping.
     pub(super) fn unmap(&mut self, iova: u64, size: u64) -> Result<u64, Errno> {
         let last = self.check_range(iova, size)?;
         let unmapped = self.device.bus().dma().unmap(iova, size)?;
@@ -197,7 +197,7 @@ impl Mappings {
         Ok(unmapped)
     }
 
-    /// Takes everything away.
+    /// Unmaps everything.
     pub(super) fn unmap_all(&mut self) -> u64 {
         let dma = self.device.bus().dma();
         (self.remote, self.bytes) = (0, 0);
@@ -206,18 +206,18 @@ impl Mappings {
         mapped.filter_map(|(iova, of)| dma.unmap(iova, of.size).ok()).fold(0, u64::saturating_add)
     }
 
-    /// First address and bytes of each mapping, in ascending order.
+    /// Returns first address and bytes of each mapping, in ascending order.
     pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
         self.mapped.iter().map(|(iova, of)| (*iova, of.size))
     }
 
-    /// What is behind the mapping that begins at an address.
+    /// Returns the memory behind the mapping that begins at an address.
     #[cfg(feature = "takeover")]
     pub(super) fn behind(&self, iova: u64) -> Option<&Behind> {
         self.mapped.get(&iova).map(|of| &of.memory)
     }
 
-    /// The last address of a range that can be mapped or unmapped.
+    /// Returns the last address of a range that can be mapped or unmapped.
     fn check_range(&self, iova: u64, size: u64) -> Result<u64, Errno> {
         if size == 0 || (iova | size) & (self.page_size - 1) != 0 {
             return Err(Errno::EINVAL);
@@ -230,7 +230,7 @@ impl Mappings {
         below.is_some_and(|(start, of)| start + (of.size - 1) >= iova)
     }
 
-    /// The file behind a descriptor of memory, by a descriptor that there is already if possible.
+    /// Returns the file behind a descriptor of memory, by an existing descriptor if possible.
     fn file(&mut self, fd: OwnedFd) -> Result<Arc<File>, Errno> {
         let key = key(&fd)?;
         if let Some(known) = self.files.get(&key).and_then(Weak::upgrade) {

@@ -1,5 +1,4 @@
-//! The memory that a client maps for the device: the requests. What is mapped is kept in
-//! [`mappings`](super::mappings).
+//! The requests by which a client maps memory for the device. [`mappings`](super::mappings) has the mappings.
 
 use whimbrel_device::Errno;
 use whimbrel_protocol::dirty::DirtyReport;

@@ -1,5 +1,4 @@
-//! The data of a session: reads, writes and questions about it, over the socket of the commands or over the
-//! session's own.
+//! The data of a session: reads, writes and queries, over the command socket or the session's own.
 
 use whimbrel_device::{DataFile, Errno};
 use whimbrel_uapi::ioctl::VFIO_MIG_GET_PRECOPY_INFO;
@@ -9,10 +8,10 @@ use zerocopy::IntoBytes;
 use super::process::Caller;
 use crate::message::{Command, Kind, MessageBuffer, Reply};
 
-/// Reads what the driver has, up to `size` bytes, straight into the reply.
+/// Reads up to `size` bytes from the driver, directly into the reply.
 ///
-/// In the plain protocol fewer bytes than asked for say that there are no more, for good or for now. With
-/// `read_end` only none at all says so, which is then for good, and ENOMSG is the end for now.
+/// In the plain protocol a short read means the end, permanently or for now. With `read_end` only an empty read means
+/// the permanent end, and ENOMSG is the end for now.
 pub(super) fn read(
     data_file: &DataFile,
     read_end: bool,
@@ -66,7 +65,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// VFIO_MIG_GET_PRECOPY_INFO, judged by the data file itself.
+/// VFIO_MIG_GET_PRECOPY_INFO, checked by the data file itself.
 pub(super) fn precopy_info(
     data_file: &DataFile,
     id: u16,

@@ -1,6 +1,6 @@
-//! One client of a server: its connection, what it has set up, and the thread that serves it.
+//! One client of a server: its connection, its setup, and the thread that serves it.
 //!
-//! A takeover reaches a client through [`Export`] and [`Snapshot`] alone.
+//! A takeover accesses a client through [`Export`] and [`Snapshot`] only.
 
 mod channel;
 mod client;

@@ -1,12 +1,12 @@
-//! What a client of the plain protocol does not see: the states RUNNING_P2P and PRE_COPY_P2P, which are "not
-//! used" there, and the capabilities of a device, for which VFIO_USER_DEVICE_GET_INFO has no flag.
+//! Hides from a client of the plain protocol the states RUNNING_P2P and PRE_COPY_P2P, which are "not used" there, and
+//! the capabilities of a device, for which VFIO_USER_DEVICE_GET_INFO has no flag.
 
 use whimbrel_device::{Info, MigrationFlags, State};
 
-/// A number that is no state.
+/// A number that is not a state.
 const NO_STATE: u32 = u32::MAX;
 
-/// A request for a state that is not used is one for a state that there is not.
+/// Treats a request for an unused state as one for an invalid state.
 pub(super) fn hide_request(mig_state: &mut [u8]) {
     if let Some(number) = mig_state.first_chunk_mut()
         && matches!(state(*number), Some(State::RunningP2p | State::PreCopyP2p))
@@ -15,8 +15,8 @@ pub(super) fn hide_request(mig_state: &mut [u8]) {
     }
 }
 
-/// A device that another client, or a change of state that failed, has left there is told to run, or to be in
-/// pre-copy: it does, but for its transactions with other devices, and the same requests lead on.
+/// Tells a device that another client, or a failed state change, has left in such a state to run, or to be in
+/// pre-copy: it is, but for its transactions with other devices, and the same requests lead on.
 pub(super) fn hide_state(mig_state: &mut [u8]) {
     if let Some(number) = mig_state.first_chunk_mut() {
         let seen = match state(*number) {
@@ -28,12 +28,12 @@ pub(super) fn hide_state(mig_state: &mut [u8]) {
     }
 }
 
-/// The text's reply is of 16 bytes and says nothing of more.
+/// Truncates the reply to the 16 bytes of the specification, without a hint to more.
 pub(super) fn hide_capabilities(info: &mut Info) {
     info.capabilities.clear();
 }
 
-/// The flag says that the states can be used.
+/// Removes the flag that says that the states are available.
 pub(super) fn hide_flag(migration: &mut [u8]) {
     if let Some(bytes) = migration.first_chunk_mut() {
         let flags = u64::from_ne_bytes(*bytes) & !MigrationFlags::P2P.bits();

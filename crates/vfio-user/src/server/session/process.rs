@@ -1,5 +1,5 @@
-//! A request of a message as the raw request of a process, so that it is judged by the device's own checks,
-//! in their order: the memory is the message, and descriptors are those that came with it.
+//! Converts a request of a message into the raw request of a process, so that the device's own checks apply, in their
+//! order: the memory is the message, and descriptors are those received with it.
 
 use std::os::fd::OwnedFd;
 
@@ -8,7 +8,7 @@ use whimbrel_device::{DataFile, Errno, Fault, Process};
 use crate::descriptor_kind::DescriptorKind;
 use crate::descriptors::Descriptors;
 
-/// Where a second piece of memory lies.
+/// The address of a second piece of memory.
 pub(super) const SECOND: u64 = 1 << 40;
 
 /// The number of a data file in the process.
@@ -17,15 +17,15 @@ const DATA_FILE: i32 = i32::MAX;
 /// The process of one request.
 #[derive(Debug, Default)]
 pub(super) struct Caller {
-    /// From address 0 on.
+    /// At address 0.
     pub(super) memory: Vec<u8>,
-    /// What is read behind `memory`, without end; a fault if `None`.
+    /// The contents after `memory`, unlimited; a fault if `None`.
     pub(super) filler: Option<u8>,
-    /// From [`SECOND`] on.
+    /// At [`SECOND`].
     pub(super) second: Vec<u8>,
     /// Descriptors by their index in the message.
     pub(super) descriptors: Descriptors,
-    /// The data file that the request gave.
+    /// The data file that the request opened.
     pub(super) data_file: Option<DataFile>,
 }
 

@@ -1,4 +1,4 @@
-//! Commands of a client that wait while the device waits for the client. What they ask is not known here.
+//! Commands of a client that wait while the device waits for the client. This module does not interpret them.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -7,14 +7,14 @@ use crate::descriptors::{DescriptorError, Descriptors, MAX_FDS};
 use crate::message::Header;
 use crate::server::error::ServeError;
 
-/// Commands that may wait: more than a client sends at once that awaits any answer.
+/// Maximum commands in the queue: more than a client that awaits answers sends at once.
 const MAX_COMMANDS: usize = 1 << 16;
-/// Bytes that they may have together, with what it takes to keep them.
+/// Maximum bytes of the queue, including its overhead.
 const MAX_BYTES: usize = 16 << 20;
-/// Descriptors that they may have together: few enough for the usual limit of a process.
+/// Maximum descriptors of the queue: within the usual limit of a process.
 const MAX_DESCRIPTORS: usize = 2 * MAX_FDS;
 
-/// A command that was read and not yet executed.
+/// A command that was read and not executed yet.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) header: Header,
@@ -22,7 +22,7 @@ pub(crate) struct Waiting {
     pub(crate) descriptors: Result<Descriptors, DescriptorError>,
 }
 
-/// Commands in the order in which they came.
+/// Commands in the order received.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     commands: VecDeque<Waiting>,
@@ -45,7 +45,7 @@ impl Queue {
         self.commands.is_empty()
     }
 
-    /// Takes a command, whatever it is if it is the only one.
+    /// Appends a command, of any size if the queue is empty.
     pub(super) fn push(&mut self, command: Waiting) -> Result<(), ServeError> {
         let (bytes, descriptors) = (self.bytes + command.bytes(), self.descriptors + command.descriptors());
         let is_full =
@@ -65,13 +65,13 @@ impl Queue {
         Some(command)
     }
 
-    /// All of them, in their order.
+    /// Returns all commands in order.
     #[cfg(feature = "takeover")]
     pub(super) fn iter(&self) -> impl Iterator<Item = &Waiting> {
         self.commands.iter()
     }
 
-    /// Forgets all, and closes their descriptors.
+    /// Removes all commands, and closes their descriptors.
     pub(super) fn clear(&mut self) {
         *self = Queue::default();
     }

@@ -1,4 +1,4 @@
-//! What a client is told of a region, and the file through which it can map it.
+//! Region info for a client, and the file by which the client maps the region.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -6,8 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use whimbrel_device::{Capability, DeviceFile, Errno, MmapArea, Region, RegionInfoFlags};
 
-/// A region as a client sees it. Its offset is one in the file that comes with it; without a file it cannot
-/// be mapped.
+/// A region as a client sees it. Its offset is a position in the file sent with it; without a file it cannot be
+/// mapped.
 pub(super) fn describe(
     device: &DeviceFile,
     index: u32,
@@ -27,8 +27,8 @@ pub(super) fn describe(
     Ok((region, None))
 }
 
-/// The file that holds all that can be mapped of a region, each part as far from the offset as it is from the
-/// start of the region: the protocol has one descriptor for a region. `None` if there is no such file.
+/// Returns the file that contains all mappable parts of a region, each at the same distance from the offset as from
+/// the start of the region: the protocol has one descriptor per region. `None` without such a file.
 fn file_of(device: &DeviceFile, index: u32, region: &Region) -> Option<(OwnedFd, u64)> {
     let sparse = region.capabilities.iter().find_map(|capability| match capability {
         Capability::SparseMmap(areas) => Some(areas.clone()),

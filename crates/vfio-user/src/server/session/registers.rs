@@ -7,7 +7,7 @@ use crate::message::{Command, Kind, RegionAccess, Reply, WriteMulti};
 
 impl Client {
     pub(super) fn region_read(&mut self, id: u16, access: RegionAccess) -> Result<(), Errno> {
-        /// Where a reply has its count.
+        /// The offset of the count in a reply.
         const COUNT: usize = 12;
         let message = self.out.begin(id, Command::RegionRead.number(), Kind::Reply);
         access.put(&mut self.out);

@@ -1,4 +1,4 @@
-//! Where a client that is served can be had, by who wants it for a while.
+//! Access to the client under service, for threads that need it for a while.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::socket::Sender as Socket;
 #[cfg(feature = "takeover")]
 use crate::socket::is_readable;
 
-/// How long who waits for a client to rest goes without a look at what stops the server.
+/// Interval at which a thread that waits for a client to rest checks whether the server is stopped.
 #[cfg(feature = "takeover")]
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Where the client that is served can be had.
+/// Access to the client under service.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "only a takeover wants a client to rest"))]
 pub(crate) struct Seat {
     socket: Socket,
     rest: Arc<Rest>,
     parked: Arc<Mutex<Receiver<Parked>>>,
-    /// Is signalled when the client is to rest, if who serves it does not look of itself.
+    /// Signalled to request a rest, if the serving side does not check by itself.
     wake: Option<Arc<OwnedFd>>,
 }
 
@@ -38,11 +38,11 @@ pub(crate) struct Seat {
 pub(crate) enum NotParked {
     /// The server is being stopped.
     Stopped,
-    /// The client takes no answers, or the device is busy with its request.
+    /// The client reads no answers, or the device is busy with its request.
     Busy,
 }
 
-/// A client at rest. Who served it serves it on when this goes, whatever the reason.
+/// A client at rest. Dropping this returns it to its serving thread, for whatever reason.
 #[derive(Debug)]
 pub(crate) struct Parked {
     serving: Option<Serving>,
@@ -60,19 +60,19 @@ impl Seat {
         }
     }
 
-    /// The socket of the client's commands.
+    /// Returns the client's command socket.
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
     }
 
-    /// Whether the client has hung up, or its connection is over.
+    /// Returns whether the client has hung up, or its connection is over.
     pub(super) fn has_left(&self) -> bool {
         let mut asked = [PollFd::new(&self.socket, PollFlags::RDHUP)];
         let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left)
     }
 
-    /// Brings the client to rest until the deadline. `None` if it leaves; after an error it is served on.
+    /// Brings the client to rest until the deadline. `None` if it leaves; after an error its service continues.
     #[cfg(feature = "takeover")]
     pub(crate) fn park(&self, stop: &OwnedFd, deadline: Instant) -> Result<Option<Parked>, NotParked> {
         self.rest.want();
@@ -110,7 +110,7 @@ impl Parked {
         self.serving.as_mut().expect("it is there until this goes")
     }
 
-    /// Another process serves the client: it does not go back.
+    /// Keeps the client from going back: another process serves it.
     #[cfg(feature = "takeover")]
     pub(crate) fn release(mut self) {
         self.serving = None;

@@ -1,4 +1,4 @@
-//! A client that is served, with the right to serve it.
+//! A client under service, with the right to serve it.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) struct Serving {
     pub(super) turn: Turn,
 }
 
-/// How the service of a client ended.
+/// The outcome of a client's service.
 #[derive(Debug)]
 pub(super) enum Ended {
     Left,
@@ -53,7 +53,7 @@ impl Ended {
 }
 
 impl Backend {
-    /// Serves one client until it leaves. One that comes while another is served is told EBUSY at once.
+    /// Serves one client until it leaves. A client that connects while another is served gets EBUSY at once.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
         let Some(turn) = Turn::take(self) else {
             turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EBUSY);
@@ -64,7 +64,7 @@ impl Backend {
 }
 
 impl Serving {
-    /// A client of which nothing is known yet.
+    /// Creates a client without any setup.
     pub(in crate::server) fn begin(turn: Turn, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
         let limits = Limits { max_data_xfer_size: turn.0.capabilities.max_data_xfer_size };
         let (mut receiver, sender) = connection(stream, limits);
@@ -74,7 +74,7 @@ impl Serving {
         Serving { client, turn }
     }
 
-    /// Serves until the client leaves. Returns it if this is to rest.
+    /// Serves until the client leaves. Returns it if it must rest.
     pub(super) fn serve(self) -> Result<Option<Serving>, ServeError> {
         let Serving { client, turn } = self;
         Ok(match client.run()? {
@@ -83,25 +83,25 @@ impl Serving {
         })
     }
 
-    /// Whether the client was given the file of a region, and may have mapped it.
+    /// Returns whether the client has received the file of a region, and may have mapped it.
     #[cfg(feature = "takeover")]
     pub(crate) fn has_region_file(&self) -> bool {
         self.client.has_region_file
     }
 
-    /// Whether the connection is over.
+    /// Returns whether the connection is over.
     #[cfg(feature = "takeover")]
     pub(crate) fn is_over(&self) -> bool {
         self.client.channel.pending().is_over()
     }
 
-    /// The log of dirty pages that the client has started.
+    /// Returns the dirty log that the client has started.
     #[cfg(feature = "takeover")]
     pub(crate) fn log(&mut self) -> Option<&mut Log> {
         self.client.log.as_mut()
     }
 
-    /// Says whether another process serves the same connection: then it is not ended here.
+    /// Sets whether another process serves the same connection: then it is not ended here.
     #[cfg(feature = "takeover")]
     pub(crate) fn set_anothers(&mut self, is_anothers: bool) {
         self.client.is_anothers = is_anothers;

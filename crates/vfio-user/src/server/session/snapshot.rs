@@ -1,5 +1,5 @@
-//! A client between two messages, as another process needs it to serve it on: exported where it was served, imported
-//! where it goes on.
+//! A client between two messages, as another process needs it to continue: exported from the old server, imported by
+//! the new one.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -30,7 +30,7 @@ use crate::server::foreign::{ForeignFile, ForeignThread};
 use crate::server::screen::Screen;
 use crate::socket::{Receiver, Sender, Unread, connection};
 
-/// A client that rests, to be read. Nobody reads its sockets meanwhile.
+/// Reads a client at rest. No thread reads its sockets meanwhile.
 pub(crate) struct Export<'a> {
     client: &'a Client,
     commands: MutexGuard<'a, Receiver>,
@@ -46,12 +46,12 @@ impl<'a> Export<'a> {
         Export { client, commands, twin, pending: client.channel.pending() }
     }
 
-    /// The socket of the commands.
+    /// Returns the command socket.
     pub(crate) fn commands(&self) -> &'a Sender {
         self.client.channel.socket()
     }
 
-    /// The socket of what the server asks, if it is another.
+    /// Returns the socket of the server's requests, if it is a separate one.
     pub(crate) fn twin(&self) -> Option<&'a Sender> {
         self.client.twin.as_ref().map(|twin| twin.socket())
     }
@@ -60,12 +60,12 @@ impl<'a> Export<'a> {
         self.client.agreed.as_ref()
     }
 
-    /// The id of the server's next request.
+    /// Returns the id of the server's next request.
     pub(crate) fn next_id(&self) -> u16 {
         self.client.twin.as_ref().map_or_else(|| self.pending.next_id(), |twin| twin.pending().next_id())
     }
 
-    /// Each mapping of the device: first address, bytes, rights, and what is behind it.
+    /// Returns each mapping of the device: first address, bytes, rights, and the memory behind it.
     pub(crate) fn mappings(&self) -> impl Iterator<Item = (u64, u64, DmaMapFlags, Option<&'a Behind>)> {
         let client = self.client;
         client.device().bus().dma().mappings().into_iter().map(|mapped| {
@@ -74,23 +74,23 @@ impl<'a> Export<'a> {
         })
     }
 
-    /// Commands that were read and not executed, in their order.
+    /// Returns the commands that were read and not executed, in order.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Waiting> {
         self.pending.commands()
     }
 
-    /// What was read of the commands' socket and is no whole message yet.
+    /// Returns the data that was read from the command socket and is not a complete message yet.
     pub(crate) fn unread(&self) -> Unread<&[u8], &[OwnedFd]> {
         self.commands.unread()
     }
 
-    /// The same of the twin socket.
+    /// Returns the same of the twin socket.
     pub(crate) fn unread_of_twin(&self) -> Option<Unread<&[u8], &[OwnedFd]>> {
         self.twin.as_ref().map(|twin| twin.unread())
     }
 }
 
-/// All that belongs to a client whose socket has come from another process.
+/// The complete state of a client whose socket comes from another process.
 pub(crate) struct Snapshot {
     pub(crate) commands: Option<Socket>,
     pub(crate) twin: Option<Socket>,
@@ -99,10 +99,10 @@ pub(crate) struct Snapshot {
     pub(crate) next_id: u16,
     pub(crate) mappings: Vec<Mapping>,
     pub(crate) ioeventfds: Vec<(IoeventfdWrite, OwnedFd)>,
-    /// The log, and whether the device keeps it.
+    /// The log, and whether the device itself keeps it.
     pub(crate) log: Option<(Log, bool)>,
     waiting: Queue,
-    /// For descriptors that are to be looked at again.
+    /// For descriptors that must be checked again.
     foreign: Arc<ForeignThread>,
     screen: Screen,
 }
@@ -110,7 +110,7 @@ pub(crate) struct Snapshot {
 /// A socket of a client.
 pub(crate) struct Socket {
     pub(crate) stream: UnixStream,
-    /// What was read from it and not looked at.
+    /// Data that was read from it and not processed.
     pub(crate) unread: Option<Unread<Vec<u8>, Descriptors>>,
 }
 
@@ -122,7 +122,7 @@ pub(crate) struct Mapping {
     pub(crate) behind: Behind,
 }
 
-/// A snapshot from which no client can be made here.
+/// A snapshot that cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImportError {
     #[error("{0}")]
@@ -136,7 +136,7 @@ fn wrong(what: impl Into<String>) -> ImportError {
 }
 
 impl Snapshot {
-    /// A snapshot with nothing in it, for a backend.
+    /// Creates an empty snapshot for a backend.
     pub(crate) fn new(backend: &Backend) -> Snapshot {
         let foreign = Arc::new(ForeignThread::new(&backend.shared.foreign_threads));
         Snapshot {
@@ -153,22 +153,22 @@ impl Snapshot {
         }
     }
 
-    /// Lets a client's descriptors in, as if they had come from the client now.
+    /// Accepts a client's descriptors, as if they had just been received from it.
     pub(crate) fn admit(&self, fds: Vec<OwnedFd>) -> Result<Descriptors, DescriptorError> {
         self.screen.admit(fds)
     }
 
-    /// Keeps a command that was read and not executed.
+    /// Appends a command that was read and not executed.
     pub(crate) fn wait(&mut self, command: Waiting) -> Result<(), ServeError> {
         self.waiting.push(command)
     }
 
-    /// A file that may never answer, as what is behind a mapping.
+    /// Returns a file that may never respond, as memory behind a mapping.
     pub(crate) fn foreign(&self, fd: OwnedFd) -> Source {
         Source::Foreign(Arc::new(ForeignFile::new(fd, self.foreign.clone())))
     }
 
-    /// The client as it was. It belongs to the other process still ([`Serving::set_anothers`]).
+    /// Creates the client. It still belongs to the other process ([`Serving::set_anothers`]).
     pub(crate) fn import(mut self, backend: &Backend, turn: Turn) -> Result<Serving, ImportError> {
         let shared = &backend.shared;
         if let Some(agreed) = &self.agreed {
@@ -225,7 +225,7 @@ impl Snapshot {
 }
 
 impl Socket {
-    /// The connection, after what was read from it.
+    /// Creates the connection, which continues after the data that was already read.
     fn connect(self, limits: Limits) -> (Receiver, Sender) {
         let (mut receiver, sender) = connection(self.stream, limits);
         if let Some(Unread { bytes, descriptors }) = self.unread {
@@ -235,7 +235,7 @@ impl Socket {
     }
 }
 
-/// Maps what the client had mapped.
+/// Maps the client's mappings.
 fn map(list: Vec<Mapping>, mappings: &mut Mappings, shared: &Shared) -> Result<(), ImportError> {
     let mut known: BTreeSet<*const File> = BTreeSet::new();
     for Mapping { iova, size, rights, behind } in list {
@@ -266,7 +266,7 @@ fn start_log(device: &DeviceFile, log: &Log) -> Result<(), Errno> {
     device.dma_logging_start(&logging_ranges(log.page_size, &log.ranges)?).map(drop)
 }
 
-/// What the client has agreed on with the old server, this one has to hold.
+/// Checks that this server supports what the client has agreed on with the old one.
 fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), ImportError> {
     let plain = |capabilities: &Capabilities| Capabilities { twin_socket: None, ..capabilities.clone() };
     let held = negotiate(own, agreed).map(|held| plain(&held));

@@ -1,10 +1,9 @@
-//! The socket that a data session has to itself, so that commands do not wait behind a device's state. A
-//! thread serves it: to the device it is one more user of the data file, and takes its turn with the others
-//! for each read.
+//! The separate socket of a data session, so that commands do not wait for a device's state. A thread serves it: to
+//! the device it is one more user of the data file, and takes turns with the others for each read.
 //!
-//! The life of a channel: it is made when a session begins, and given to the client. It ends when the client
-//! closes it, and with the next session, a reset, and the client's connection. Whoever ends it, the data file
-//! is closed with it. A session that has ended otherwise, by a change of state, answers ENODEV.
+//! A channel is created when a session begins, and sent to the client. It ends when the client closes it, and with
+//! the next session, a reset, or the client's connection. The data file is closed with it in each case. A session
+//! that was ended by a state change answers ENODEV.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,18 +22,18 @@ use crate::message::{Command, Kind, Limits, MessageBuffer, Request};
 use crate::server::backend::Shared;
 use crate::socket::{Ender, Incoming, Receiver, Sender, SocketError, connection};
 
-/// Half of the bytes that may be on their way: more than is usual, so that both sides wait for each other less
-/// often, and few enough to be in a processor's cache when they are read.
+/// Half of the bytes that may be in flight: more than usual, so that both sides wait for each other less often, and
+/// few enough to be in a processor's cache when they are read.
 const SEND_BUFFER: usize = 256 << 10;
 
-/// The server's hold on a channel. Dropping it ends the channel, and waits until nobody serves it any more.
+/// The server's handle to a channel. Dropping it ends the channel, and waits until its thread has finished.
 #[derive(Debug)]
 pub(super) struct StateChannel {
     ender: Ender,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Who serves a channel.
+/// The state of a channel's thread.
 struct Service {
     backend: Arc<Shared>,
     data_file: Arc<DataFile>,
@@ -45,7 +44,7 @@ struct Service {
 }
 
 impl StateChannel {
-    /// Makes a channel for a data file; returns the client's end of it too.
+    /// Creates a channel for a data file; returns the client's end of it too.
     pub(super) fn open(
         backend: Arc<Shared>,
         data_file: Arc<DataFile>,
@@ -108,7 +107,7 @@ impl Service {
         tracing::debug!(device, "the channel for the state is closed");
     }
 
-    /// Answers one message, if it is answered at all.
+    /// Executes one message, and answers it if it expects a reply.
     fn message(&mut self, message: Incoming<'_>) {
         let Incoming { header, payload, descriptors } = message;
         let Kind::Command { no_reply } = header.kind else {
@@ -162,7 +161,7 @@ impl Service {
     }
 }
 
-/// The channel is over, and closes its data file, unless another has taken its place.
+/// Ends the channel and closes its data file, unless another one has taken its place.
 impl Drop for Service {
     fn drop(&mut self) {
         let mut open = self.backend.data_file.lock();

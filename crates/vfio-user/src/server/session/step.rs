@@ -1,4 +1,4 @@
-//! A client that is served without waiting: by an event loop, a few messages at a time.
+//! A client served without waiting: by an event loop, a few messages at a time.
 
 use super::channel::Next;
 use super::client::Client;
@@ -6,24 +6,24 @@ use super::queue::Waiting;
 use crate::server::error::ServeError;
 use crate::socket::Incoming;
 
-/// Messages that are executed at once. Others are served in between.
+/// Maximum messages to execute at once. Other work is done in between.
 const MAX_MESSAGES: usize = 64;
 
-/// What became of a client.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// There may be more to do at once.
     More,
     /// There is nothing to do until its socket is ready.
     Idle,
-    /// It has left.
+    /// The client has left.
     Left,
-    /// It is as it was between two messages, and all that was executed is answered.
+    /// The client rests between two messages, and all executed commands are answered.
     Rests,
 }
 
 impl Client {
-    /// Executes what has come, and sends what there is room for. A message of which a part has come is kept.
+    /// Executes the messages that have arrived, and sends as much as there is room for. A partial message is kept.
     pub(super) fn step(&mut self) -> Result<Step, ServeError> {
         let channel = self.channel.clone();
         let stepped = self.steps();

@@ -1,7 +1,7 @@
 //! The thread that serves a client.
 //!
-//! It stays while its client is at rest, so that nothing has to be had to serve the client on: it gets the client back,
-//! or ends.
+//! It stays while its client is at rest, so that resuming the service needs no resources: it gets the client back, or
+//! ends.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -18,7 +18,7 @@ pub(in crate::server) struct Ready {
     parked: Receiver<Parked>,
 }
 
-/// A client that is served by a thread.
+/// A client served by a thread.
 #[derive(Debug)]
 pub(in crate::server) struct Threaded {
     thread: JoinHandle<()>,
@@ -70,12 +70,12 @@ fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
 }
 
 impl Threaded {
-    /// Whether its client has left. Its thread ends soon then, if it has not.
+    /// Returns whether its client has left. Its thread ends soon then, if it has not.
     pub(super) fn has_left(&self) -> bool {
         self.thread.is_finished() || self.seat.has_left()
     }
 
-    /// Waits for the thread of a client that has left, or went elsewhere.
+    /// Waits for the thread of a client that has left, or moved elsewhere.
     pub(super) fn join(self) {
         // A driver that panicked has said so on stderr, and the next client may find that it works.
         let _ = self.thread.join();

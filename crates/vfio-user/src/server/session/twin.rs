@@ -1,4 +1,4 @@
-//! The twin socket, for what the server asks its client. The client's end goes with the reply to
+//! The twin socket for the server's requests to its client. The client's end is sent with the reply to
 //! VFIO_USER_VERSION.
 
 use std::os::fd::OwnedFd;
@@ -10,10 +10,10 @@ use crate::capabilities::TwinSocket;
 use crate::message::{Limits, Version};
 use crate::socket::connection;
 
-/// Makes the socket if both can, and says so in the answer: its descriptor is the only one there.
+/// Creates the socket if both sides support it, and says so in the answer: its descriptor is the only one there.
 ///
-/// Without a free descriptor, and for a client that takes none (max_msg_fds), it is not agreed on: the same
-/// goes over the socket of the commands then.
+/// Without a free descriptor, and for a client that accepts none (max_msg_fds), it is not agreed on: the command
+/// socket carries the server's requests then.
 pub(super) fn make(
     proposed: &Version,
     answer: &mut Version,
