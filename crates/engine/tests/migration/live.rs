@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
@@ -70,7 +70,11 @@ fn contents(memory: &Memory) -> Vec<Vec<u8>> {
 }
 
 pub(crate) fn assert_same_memory(memory: &(Memory, Memory)) {
-    for (ours, theirs) in contents(&memory.0).iter().zip(contents(&memory.1)) {
+    let (ours, theirs) = (contents(&memory.0), contents(&memory.1));
+    let sizes = |contents: &[Vec<u8>]| contents.iter().map(Vec::len).collect::<Vec<_>>();
+    assert!(!ours.is_empty());
+    assert_eq!(sizes(&ours), sizes(&theirs), "the regions");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
         let differs = ours.chunks(4096).zip(theirs.chunks(4096)).position(|(ours, theirs)| ours != theirs);
         assert_eq!(differs, None, "the first page that differs");
     }
@@ -172,25 +176,45 @@ fn the_program_is_paused_before_the_device_stops_and_let_run_after_it_started() 
 
 #[test]
 fn the_time_the_destinations_owner_looks_is_told_apart_from_the_downtime() {
-    struct Slow;
-    impl Guest for Slow {
+    /// Notes how long its inspection took.
+    struct Slow<'a>(&'a Mutex<Duration>);
+    impl Guest for Slow<'_> {
         fn inspect(&mut self) -> Result<(), GuestError> {
+            let started = Instant::now();
             std::thread::sleep(Duration::from_millis(300));
+            *self.0.lock() = started.elapsed();
             Ok(())
         }
     }
+    /// Notes when it was paused, which is before its device stops.
+    struct Paused<'a>(&'a Mutex<Option<Instant>>);
+    impl Guest for Paused<'_> {
+        fn pause(&mut self) -> Result<(), GuestError> {
+            *self.0.lock() = Some(Instant::now());
+            Ok(())
+        }
+    }
+    let (inspected, paused) = (Mutex::new(Duration::ZERO), Mutex::new(None));
     let mut rig = Rig::new(&Shape::default());
     let (left, right) = UnixStream::pair().unwrap();
     let report = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            whimbrel_engine::Destination::new(&mut *rig.there).guest(Slow).receive(right.into()).unwrap()
+            whimbrel_engine::Destination::new(&mut *rig.there)
+                .guest(Slow(&inspected))
+                .receive(right.into())
+                .unwrap()
         });
-        let report = Source::new(&mut *rig.here).options(rig.options).send(left.into()).unwrap();
+        let source = Source::new(&mut *rig.here).guest(Paused(&paused)).options(rig.options);
+        let report = source.send(left.into()).unwrap();
+        let since_pause = paused.lock().expect("the program was paused").elapsed().as_secs_f64() * 1000.0;
+        let stood = report.downtime_ms + report.inspection_ms;
+        assert!(report.downtime_ms > 0.0 && stood <= since_pause, "{since_pause} ms: {report:?}");
         receiver.join().unwrap();
         report
     });
-    assert!(report.inspection_ms >= 300.0);
-    assert!(report.total_ms >= report.downtime_ms + report.inspection_ms - 0.001);
+    let took = inspected.lock().as_secs_f64() * 1000.0;
+    // Microseconds cross the wire.
+    assert!(report.inspection_ms >= took.floor(), "{took} ms: {report:?}");
 }
 
 #[test]

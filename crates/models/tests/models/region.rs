@@ -4,9 +4,10 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use whimbrel_device::{DeviceFile, Errno};
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion};
+use whimbrel_device::{Bus, DeviceFile, Driver, Errno};
 use whimbrel_models::legacy::{HEAD_BYTES, MIGRATION_REGION_INDEX};
-use whimbrel_models::{LegacyConfig, Model};
+use whimbrel_models::{Accel, Legacy, LegacyConfig, Model, Protocol, Serial};
 use whimbrel_protocol::region::{Outcome, Phase, RegionAccess, User, UserError, Version, View, Way, drive};
 
 /// Reaches a region by raw reads and writes, and the mapped parts by mappings.
@@ -44,6 +45,30 @@ impl RegionAccess for Raw<'_> {
     }
 }
 
+/// A model's device. What it does by itself is done by the test: a worker would begin by its own clock.
+fn without_worker(model: &str) -> DeviceFile {
+    let bus = Bus::new();
+    let driver: Box<dyn Driver> = match model.parse().unwrap() {
+        Model::Accel(config, protocol) => {
+            offered(Box::new(Accel::new(config, bus.clone()).unwrap()), protocol, &bus)
+        }
+        Model::Serial(config, protocol) => {
+            offered(Box::new(Serial::new(config, bus.clone())), protocol, &bus)
+        }
+        Model::Legacy(config) => Box::new(Legacy::new(config, bus.clone()).unwrap()),
+    };
+    DeviceFile::new(model, bus, driver)
+}
+
+fn offered(driver: Box<dyn Driver>, protocol: Protocol, bus: &Bus) -> Box<dyn Driver> {
+    let version = match protocol {
+        Protocol::V1 => Version::V1,
+        Protocol::Draft => Version::Draft,
+        Protocol::V2 => panic!("a device without a region"),
+    };
+    Box::new(MigrationRegion::new(driver, bus.clone(), Layout::mapped(version, 1 << 20).unwrap()).unwrap())
+}
+
 /// A device and its user.
 struct Seat {
     device: DeviceFile,
@@ -53,8 +78,7 @@ struct Seat {
 impl Seat {
     fn new(model: &str) -> Seat {
         let version = if model.contains("draft") { Version::Draft } else { Version::V1 };
-        // What the device does by itself is done by the test.
-        let device = model.parse::<Model>().unwrap().open(model).unwrap().device;
+        let device = without_worker(model);
         let region = device.region_info(MIGRATION_REGION_INDEX).unwrap();
         Seat { user: User::new(View::new(version, &region).unwrap()), device }
     }
