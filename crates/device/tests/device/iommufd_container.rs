@@ -1,6 +1,6 @@
 //! An iommufd that stands in for a container: what groups and their devices get from it, and a container's
 //! requests where devices have an IOMMU. What they are without one is held against the kernel in
-//! `iommufd_container_kernel`.
+//! `recorded::container`.
 
 use crate::iommufd_program::bench::{BOTH, Bench, FIXED, Idle, open, reaches};
 use crate::iommufd_program::{ARGUMENT, DATA, SHARED};

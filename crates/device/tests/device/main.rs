@@ -20,6 +20,7 @@ mod mmap;
 mod open;
 mod pci_config;
 mod raw;
+mod recorded;
 mod remote_memory;
 mod request_trace;
 mod type1;

@@ -22,8 +22,10 @@ pub(crate) struct Programs {
     pub(crate) whimbrel: PathBuf,
     /// Reads and writes registers.
     pub(crate) region: PathBuf,
-    /// Tests that run in a machine, by name.
-    pub(crate) tests: BTreeMap<String, PathBuf>,
+    /// Asks the kernel lists of requests.
+    pub(crate) record: PathBuf,
+    /// The tests of the user side, some of which run in a machine.
+    pub(crate) user_tests: PathBuf,
 }
 
 /// A kernel of the lab.
@@ -131,16 +133,10 @@ fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(|| {
         let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
         let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
-        let mut tests = self::build(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"]);
-        tests.extend(self::build(&[
-            "test",
-            "--no-run",
-            "--package",
-            "whimbrel-device",
-            "--test",
-            "*_kernel",
-        ]));
-        Programs { whimbrel: build["whimbrel"].clone(), region, tests }
+        let record = build_one(&["build", "--package", "whimbrel-recorder"], "record");
+        let user_tests =
+            build_one(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"], "user");
+        Programs { whimbrel: build["whimbrel"].clone(), region, record, user_tests }
     })
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 use whimbrel_engine::archive::{self, Form};
 use whimbrel_models::Model;
+use whimbrel_recorder::RECORDINGS;
 use whimbrel_user::{Device, Local};
 
 use machine::{FIRST, Machine, SECOND, succeeded};
@@ -223,7 +224,7 @@ fn the_user_sides_tests_pass_in_the_machines() {
     for (name, kernels) in IN_A_MACHINE {
         for kernel in kernels {
             let machine = machine!(kernel);
-            let program: &Path = &machine.programs.tests["user"];
+            let program: &Path = &machine.programs.user_tests;
             let text = succeeded(&machine.program(program, &["--ignored", "--test-threads=1", name]));
             assert!(text.contains("test result: ok."), "{name} on {kernel}:\n{text}");
             assert!(!text.contains(" 0 passed"), "{name} on {kernel} ran nothing:\n{text}");
@@ -231,87 +232,12 @@ fn the_user_sides_tests_pass_in_the_machines() {
     }
 }
 
-/// A recording of a kernel that the driver side is held to.
-struct Recording {
-    /// The file of tests that has the one that makes it.
-    program: &'static str,
-    /// Which of its tests; all that record, if empty.
-    test: &'static str,
-    kernel: &'static str,
-    /// What `lab/run exec` is given for it, beside the kernel.
-    options: &'static [&'static str],
-    text: &'static str,
-}
-
-const RECORDINGS: [Recording; 7] = [
-    Recording {
-        program: "vfio_kernel",
-        test: "",
-        kernel: "debian",
-        options: &[],
-        text: include_str!("../../../../device/tests/vfio_kernel.txt"),
-    },
-    Recording {
-        program: "iommufd_kernel",
-        test: "",
-        kernel: "iommufd",
-        options: &[],
-        text: include_str!("../../../../device/tests/iommufd_kernel.txt"),
-    },
-    Recording {
-        program: "iommufd_hwpt_kernel",
-        test: "",
-        kernel: "iommufd",
-        options: &[],
-        text: include_str!("../../../../device/tests/iommufd_hwpt_kernel.txt"),
-    },
-    Recording {
-        program: "iommufd_container_kernel",
-        test: "",
-        kernel: "iommufd",
-        options: &[],
-        text: include_str!("../../../../device/tests/iommufd_container_kernel.txt"),
-    },
-    Recording {
-        program: "pci_kernel",
-        test: "record_through_groups",
-        kernel: "debian",
-        options: &["--pci", "--timeout", "300"],
-        text: include_str!("../../../../device/tests/pci_kernel/groups.txt"),
-    },
-    Recording {
-        program: "pci_kernel",
-        test: "record_through_own_files",
-        kernel: "iommufd",
-        options: &["--pci", "--timeout", "300"],
-        text: include_str!("../../../../device/tests/pci_kernel/own_files.txt"),
-    },
-    Recording {
-        program: "gfx_kernel",
-        test: "",
-        kernel: "iommufd",
-        options: &["--displays"],
-        text: include_str!("../../../../device/tests/gfx_kernel.txt"),
-    },
-];
-
 #[test]
 fn the_kernels_answer_as_they_did_when_they_were_recorded() {
-    for Recording { program: name, test, kernel, options, text: recorded } in RECORDINGS {
-        let machine = machine!(kernel);
-        let program: &Path = &machine.programs.tests[name];
-        let arguments = ["--ignored", "--nocapture", "--test-threads=1", test];
-        let text = succeeded(&machine.program_with(options, program, &arguments));
-        // The first line stands behind what the test harness says.
-        let answers: Vec<&str> =
-            text.lines().filter_map(|line| line.split_once("> ")).map(|(_, answer)| answer).collect();
-        let different: Vec<String> = answers
-            .iter()
-            .zip(recorded.lines())
-            .filter(|(now, then)| *now != then)
-            .map(|(now, then)| format!("was {then}\nis  {now}"))
-            .collect();
-        assert_eq!(answers.len(), recorded.lines().count(), "{name} on {kernel}");
-        assert!(different.is_empty(), "{name} on {kernel}:\n{}", different.join("\n"));
+    for recording in RECORDINGS {
+        let machine = machine!(recording.kernel);
+        let record = &machine.programs.record;
+        let text = succeeded(&machine.program_with(recording.options, record, &[recording.name]));
+        recording.check(&text.lines().collect::<Vec<_>>());
     }
 }

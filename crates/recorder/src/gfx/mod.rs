@@ -1,35 +1,29 @@
-//! Requests on displays and the region of a monitor, answered by the kernel's sample drivers mbochs and mdpy
-//! and by ours: result, errno and bytes out agree.
-//!
-//! The kernel's answers (Linux 6.12) are kept in `gfx_kernel.txt`. In the lab, `lab/run exec --kernel iommufd
-//! --displays -- <this test, linked statically> --ignored --nocapture` asks it and prints them anew.
-// mmap and ioctl on the real kernel; nothing else here is unsafe.
-#![allow(clippy::unwrap_used, unsafe_code)]
+//! Requests on displays and the region of a monitor: result, errno and bytes out.
 
-mod gfx_kernel {
-    pub(crate) mod ours;
-    pub(crate) mod real;
-}
+mod real;
 
-use gfx_kernel::ours::Ours;
-use gfx_kernel::real::Real;
-use whimbrel_device::Errno;
+use whimbrel_uapi::Errno;
 use whimbrel_uapi::ioctl::{Request, VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_QUERY_GFX_PLANE};
 
-/// What the kernel said, one step a line, in the order of [`steps`].
-const RECORDED: &str = include_str!("gfx_kernel.txt");
+pub(crate) use self::real::Real;
+
 /// Where structures lie: a page, and nothing after it.
-const ARGUMENT: u64 = 0x20_0000_0000;
-const PAGE: usize = 4096;
+pub const ARGUMENT: u64 = 0x20_0000_0000;
+/// The size of a page, in bytes.
+pub const PAGE: usize = 4096;
 const END: u64 = ARGUMENT + PAGE as u64;
 
 /// The displays, by the lab's names: mbochs gives its planes as files, mdpy as a region.
-const DISPLAYS: [&str; 2] = ["00000000-0000-4000-8000-0000000000d1", "00000000-0000-4000-8000-0000000000d2"];
-const MBOCHS: usize = 0;
+pub const DISPLAYS: [&str; 2] =
+    ["00000000-0000-4000-8000-0000000000d1", "00000000-0000-4000-8000-0000000000d2"];
+/// The place of mbochs among [`DISPLAYS`].
+pub const MBOCHS: usize = 0;
+/// The place of mdpy.
 const MDPY: usize = 1;
 /// Regions of mbochs: its registers, and the monitor's description.
-const REGISTERS: u32 = 2;
-const EDID: u32 = 9;
+pub const REGISTERS: u32 = 2;
+/// See [`REGISTERS`].
+pub const EDID: u32 = 9;
 
 enum Step {
     Request {
@@ -53,13 +47,16 @@ enum Step {
 }
 
 /// A kernel, or what stands for one.
-trait Side {
+pub trait Side {
+    /// Puts bytes into the page at [`ARGUMENT`].
     fn put(&mut self, address: u64, bytes: &[u8]);
+    /// Reads bytes of that page.
     fn get(&self, address: u64, bytes: &mut [u8]);
-    /// A file that is answered is closed at once.
+    /// Makes a request on a display. A file that is answered is closed at once.
     fn ioctl(&mut self, display: usize, request: Request, argument: u64) -> Result<i32, Errno>;
-    /// A region of mbochs.
+    /// Reads a region of mbochs.
     fn read(&mut self, region: u32, offset: u64, bytes: &mut [u8]) -> Result<usize, Errno>;
+    /// Writes a region of mbochs.
     fn write(&mut self, region: u32, offset: u64, bytes: &[u8]) -> Result<usize, Errno>;
 }
 
@@ -228,7 +225,8 @@ fn request(side: &mut impl Side, display: usize, request: Request, argument: u64
     format!("{display} {:x} {argument:x} {} {result}{changed}", request.number(), hex(bytes))
 }
 
-fn answers(side: &mut impl Side, mut tell: impl FnMut(String)) {
+/// Makes all steps, and tells each with its answer in a line.
+pub fn answers(side: &mut impl Side, mut tell: impl FnMut(String)) {
     for step in steps() {
         match step {
             Step::Request { display, request: number, argument, bytes } => {
@@ -248,27 +246,4 @@ fn answers(side: &mut impl Side, mut tell: impl FnMut(String)) {
             }
         }
     }
-}
-
-#[test]
-fn displays_answer_as_the_kernels() {
-    let mut ours = Vec::new();
-    answers(&mut Ours::new(), |line| ours.push(line));
-    let recorded: Vec<&str> = RECORDED.lines().collect();
-    assert!(ours.len() > 1000, "{}", ours.len());
-    assert_eq!(ours.len(), recorded.len(), "the list has changed: record it anew");
-    let different: Vec<String> = ours
-        .iter()
-        .zip(&recorded)
-        .enumerate()
-        .filter(|(_, (ours, kernel))| ours != *kernel)
-        .map(|(index, (ours, kernel))| format!("{}:\n  ours   {ours}\n  kernel {kernel}", index + 1))
-        .collect();
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
-}
-
-#[test]
-#[ignore = "needs the lab's kernel: lab/run exec --kernel iommufd --displays"]
-fn record_the_kernel() {
-    answers(&mut Real::new(), |line| println!("> {line}"));
 }

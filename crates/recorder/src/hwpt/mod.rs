@@ -1,35 +1,23 @@
-//! Requests on page tables, their dirty bits and a container's stand-in, where a device has an IOMMU:
-//! answered by a kernel's `/dev/iommu` with its own mock device, and by ours. Result, errno and bytes out
-//! agree.
+//! Requests on page tables, their dirty bits and a container's stand-in, where a device has an IOMMU: the kernel's own mock
+//! device, and ours. Result, errno and bytes out.
 //!
-//! The kernel's answers (Linux 6.12) are kept in `iommufd_hwpt_kernel.txt`. In the lab,
-//! `lab/run exec --kernel iommufd -- <this test, linked statically> --ignored --nocapture` asks it and prints
-//! them anew. The mock device has pages of 2048 bytes: the list keeps to what is the same with 4096.
-// mmap and ioctl on the real kernel; nothing else here is unsafe.
-#![allow(clippy::unwrap_used, unsafe_code)]
+//! The mock device has pages of 2048 bytes: the list keeps to what is the same with 4096.
 
-// Not every test file does all of the work that is shared.
-#[allow(dead_code)]
-#[path = "device/iommufd_program/mod.rs"]
-mod iommufd_program;
+mod real;
 
-use std::os::fd::AsRawFd;
-
-use iommufd_program::bench::{Bench, open};
-use iommufd_program::{ARGUMENT, DATA, SHARED, SHARED_SIZE};
-use whimbrel_device::iommufd::{Iommu, OwnIommu};
-use whimbrel_device::{Bus, Cdev, Errno, Process};
+use whimbrel_uapi::Errno;
 use whimbrel_uapi::ioctl::*;
 use whimbrel_uapi::iommufd::*;
 use whimbrel_uapi::type1::{IommuType1DmaMap, IommuType1DmaUnmap};
 use zerocopy::{Immutable, IntoBytes};
 
-/// What the kernel said, one step a line, in the order of [`steps`].
-const RECORDED: &str = include_str!("iommufd_hwpt_kernel.txt");
-const PAGE: usize = 4096;
+pub(crate) use self::real::Real;
+use crate::vfio::probes::{ARGUMENT, DATA, SHARED, SHARED_SIZE};
+
 /// Where the mock device's IOMMU begins to translate, and where it ends.
-const FIRST: u64 = 0x100_0000;
-const LAST: u64 = 0x7fff_ffff;
+pub const FIRST: u64 = 0x100_0000;
+/// See [`FIRST`].
+pub const LAST: u64 = 0x7fff_ffff;
 
 enum Step {
     /// A request with an argument: a number, or a structure.
@@ -373,18 +361,21 @@ fn first_iommu(list: &mut Steps) {
 }
 
 /// A kernel, or what stands for one.
-trait Side {
+pub trait Side {
     /// What is at [`ARGUMENT`] and at [`DATA`] is put there before, and told afterwards.
     fn ioctl(&mut self, number: u32, argument: u64, bytes: &mut [u8], data: &mut [u8]) -> Result<i32, Errno>;
     /// The numbers of the device and of the table that it uses.
     fn device(&mut self, to: u32, tracks: bool) -> Result<[u32; 2], Errno>;
+    /// Attaches the device of that number in the list elsewhere, and returns the table that it uses.
     fn attach(&mut self, device: usize, to: u32) -> Result<u32, Errno>;
+    /// Has the device write the pages whose bits are set, from an IOVA on, through a page table.
     fn write(&mut self, device: usize, table: u32, iova: u64, pages: u64);
+    /// Closes a device.
     fn close(&mut self, device: usize);
 }
 
 /// Bytes of the data that are told.
-const TOLD: usize = 16;
+pub const TOLD: usize = 16;
 
 fn answer(side: &mut impl Side, step: &Step) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -416,193 +407,7 @@ fn answer(side: &mut impl Side, step: &Step) -> String {
     }
 }
 
-struct Ours {
-    bench: Bench,
-    /// Each device with the object that takes the number the kernel's mock device takes.
-    devices: Vec<Option<(Cdev, Bus, u32)>>,
-}
-
-impl Side for Ours {
-    fn ioctl(&mut self, number: u32, argument: u64, bytes: &mut [u8], data: &mut [u8]) -> Result<i32, Errno> {
-        let program = &mut self.bench.program;
-        program.memory.insert(DATA, vec![0; PAGE]);
-        program.memory.insert(ARGUMENT, vec![0; PAGE]);
-        program.write(ARGUMENT, bytes).unwrap();
-        let result = self.bench.iommufd.ioctl(number, argument, program);
-        program.read(ARGUMENT, bytes).unwrap();
-        program.read(DATA + 0x800, data).unwrap();
-        result
-    }
-
-    fn device(&mut self, to: u32, tracks: bool) -> Result<[u32; 2], Errno> {
-        let taken = self.bench.ioas();
-        let (cdev, bus) = open(Iommu::Own(OwnIommu {
-            dirty_tracking: tracks,
-            last_iova: LAST,
-            reserved: vec![(0, FIRST - 1)],
-            page_sizes: 2048,
-            coherent: false,
-            pasid_bits: 0,
-        }));
-        let id = self.bench.bind(&cdev).unwrap();
-        match self.bench.attach(&cdev, to) {
-            Ok(table) => {
-                self.devices.push(Some((cdev, bus, taken)));
-                Ok([id, table])
-            }
-            Err(errno) => {
-                drop(cdev);
-                self.bench.destroy(taken).unwrap();
-                Err(errno)
-            }
-        }
-    }
-
-    fn attach(&mut self, device: usize, to: u32) -> Result<u32, Errno> {
-        let (cdev, ..) = self.devices[device].as_ref().unwrap();
-        self.bench.attach(cdev, to)
-    }
-
-    fn write(&mut self, device: usize, _table: u32, iova: u64, pages: u64) {
-        let (_, bus, _) = self.devices[device].as_ref().unwrap();
-        for page in (0..64).filter(|page| pages >> page & 1 == 1) {
-            // The mock device marks what is mapped, whatever its rights.
-            if let Err(fault) = bus.dma().write(iova + (page << 12), &[1]) {
-                panic!("the list writes what is mapped and writable: {fault}");
-            }
-        }
-    }
-
-    fn close(&mut self, device: usize) {
-        let (cdev, _, taken) = self.devices[device].take().unwrap();
-        drop(cdev);
-        self.bench.destroy(taken).unwrap();
-    }
-}
-
-#[test]
-fn every_request_is_answered_as_by_the_kernel() {
-    let mut side = Ours { bench: Bench::new(), devices: Vec::new() };
-    let ours: Vec<String> = steps().iter().map(|step| answer(&mut side, step)).collect();
-    let recorded: Vec<&str> = RECORDED.lines().collect();
-    assert!(ours.len() > 1000, "{}", ours.len());
-    assert_eq!(ours.len(), recorded.len(), "the list has changed: record it anew");
-    let different: Vec<String> = ours
-        .iter()
-        .zip(&recorded)
-        .enumerate()
-        .filter(|(_, (ours, kernel))| ours != *kernel)
-        .map(|(index, (ours, kernel))| format!("{}:\n  ours   {ours}\n  kernel {kernel}", index + 1))
-        .collect();
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
-}
-
-/// The kernel, and its own request for tests (`iommufd_test.h`): `struct iommu_test_cmd` as words.
-struct Real {
-    file: std::fs::File,
-    /// The numbers of the mock devices.
-    devices: Vec<u32>,
-}
-
-impl Real {
-    fn request(&mut self, number: u32, argument: u64) -> Result<i32, Errno> {
-        // SAFETY: what the kernel writes goes to the pages that were mapped at the start, or nowhere.
-        let result =
-            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::c_ulong::from(number) as _, argument) };
-        Errno::result(result)
-    }
-
-    fn test(&mut self, mut words: [u32; 18]) -> Result<[u32; 18], Errno> {
-        const TEST: u32 = 0x3ba0;
-        words[0] = 72;
-        let mut data = [0; TOLD];
-        self.ioctl(TEST, ARGUMENT, words.as_mut_bytes(), &mut data)?;
-        Ok(words)
-    }
-}
-
-impl Side for Real {
-    fn ioctl(&mut self, number: u32, argument: u64, bytes: &mut [u8], data: &mut [u8]) -> Result<i32, Errno> {
-        // SAFETY: the pages were mapped at the start, and all lengths here are below a page's.
-        unsafe {
-            std::ptr::write_bytes((DATA + 0x800) as *mut u8, 0, PAGE - 0x800);
-            std::ptr::write_bytes(ARGUMENT as *mut u8, 0, PAGE);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), ARGUMENT as *mut u8, bytes.len());
-        }
-        let result = self.request(number, argument);
-        // SAFETY: as above.
-        unsafe {
-            std::ptr::copy_nonoverlapping(ARGUMENT as *const u8, bytes.as_mut_ptr(), bytes.len());
-            std::ptr::copy_nonoverlapping((DATA + 0x800) as *const u8, data.as_mut_ptr(), data.len());
-        }
-        result
-    }
-
-    fn device(&mut self, to: u32, tracks: bool) -> Result<[u32; 2], Errno> {
-        const MOCK_DOMAIN_FLAGS: u32 = 12;
-        let mut words = [0; 18];
-        (words[1], words[2], words[7]) = (MOCK_DOMAIN_FLAGS, to, u32::from(!tracks));
-        let words = self.test(words)?;
-        self.devices.push(words[4]);
-        Ok([words[6], words[5]])
-    }
-
-    fn attach(&mut self, device: usize, to: u32) -> Result<u32, Errno> {
-        const MOCK_DOMAIN_REPLACE: u32 = 10;
-        let mut words = [0; 18];
-        (words[1], words[2], words[4]) = (MOCK_DOMAIN_REPLACE, self.devices[device], to);
-        self.test(words).map(|words| words[4])
-    }
-
-    fn write(&mut self, _device: usize, table: u32, iova: u64, pages: u64) {
-        const DIRTY: u32 = 13;
-        let mut words = [0; 18];
-        // Bits of half pages.
-        let bits =
-            (0..32).filter(|page| pages >> page & 1 == 1).fold(0u64, |bits, page| bits | 1 << (2 * page));
-        // SAFETY: the page was mapped at the start.
-        unsafe { std::ptr::copy_nonoverlapping(bits.as_bytes().as_ptr(), DATA as *mut u8, 8) };
-        (words[1], words[2]) = (DIRTY, table);
-        let fields = [iova, 64 * 2048, 2048, DATA];
-        for (index, field) in fields.into_iter().enumerate() {
-            words[6 + 2 * index] = field as u32;
-            words[7 + 2 * index] = (field >> 32) as u32;
-        }
-        self.test(words).unwrap();
-    }
-
-    fn close(&mut self, device: usize) {
-        let mut asked = Destroy { size: 8, id: self.devices[device] };
-        self.ioctl(IOMMU_DESTROY.number(), ARGUMENT, asked.as_mut_bytes(), &mut [0; TOLD]).unwrap();
-    }
-}
-
-/// Maps a page, or more, of fresh memory where the list wants it.
-fn memory_at(address: u64, size: usize) {
-    // SAFETY: fresh memory at a fixed address that nothing else has: with NOREPLACE the kernel refuses
-    // otherwise.
-    let at = unsafe {
-        libc::mmap(
-            address as *mut libc::c_void,
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-            -1,
-            0,
-        )
-    };
-    assert_eq!(at as u64, address);
-}
-
-#[test]
-#[ignore = "needs a kernel with iommufd and its mock device, and root: lab/run"]
-fn record_the_kernel() {
-    memory_at(ARGUMENT, PAGE);
-    memory_at(DATA, PAGE);
-    memory_at(SHARED, SHARED_SIZE as usize);
-    let file = std::fs::File::options().read(true).write(true).open("/dev/iommu").unwrap();
-    let mut side = Real { file, devices: Vec::new() };
-    for step in steps() {
-        println!("> {}", answer(&mut side, &step));
-    }
+/// Makes all steps, and tells each with its answer in a line.
+pub fn answers(side: &mut impl Side, told: impl FnMut(String)) {
+    steps().iter().map(|step| answer(side, step)).for_each(told);
 }

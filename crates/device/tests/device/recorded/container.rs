@@ -1,50 +1,17 @@
-//! An iommufd in place of a container: the requests of `vfio_kernel` on it and on a group, answered by a
-//! kernel's `/dev/iommu` and by ours. Result, errno and bytes out agree.
-//!
-//! The kernel's answers (Linux 6.12, its sample driver mtty) are kept in `iommufd_container_kernel.txt`. In the
-//! lab, `lab/run exec --kernel iommufd -- <this test, linked statically> --ignored --nocapture` asks it and
-//! prints them anew.
-// mmap and ioctl on the real kernel; nothing else here is unsafe.
-#![allow(clippy::unwrap_used, unsafe_code)]
-
-mod vfio_kernel {
-    pub(crate) mod probes;
-    pub(crate) mod real;
-    pub(crate) mod side;
-}
+//! Our iommufd in place of a container, and our group, with the serial model in it.
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vfio_kernel::probes::{
-    ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE, Step, steps,
-};
-use vfio_kernel::real::Real;
-use vfio_kernel::side::{Side, answers, check};
 use vm_memory::FileOffset;
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{
     DataFile, Errno, Fault, Group, GroupFile, Memory, OpenDevice, Process, SparseMemory, Translation,
 };
 use whimbrel_models::Model;
-use whimbrel_uapi::ioctl::VFIO_IOMMU_MAP_DMA;
-use whimbrel_uapi::type1::IommuType1DmaMap;
-use zerocopy::FromBytes;
-
-/// What the kernel said, one request a line, in the order of [`requests`].
-const RECORDED: &str = include_str!("iommufd_container_kernel.txt");
-
-/// The list without the device's own requests, and without the one in which kernels differ: nearly 2^64 bytes
-/// at an address above 0.
-fn requests() -> Vec<Step> {
-    let enormous = |bytes: &[u8]| {
-        IommuType1DmaMap::read_from_bytes(bytes).is_ok_and(|map| map.vaddr.checked_add(map.size).is_none())
-    };
-    let asked = |step: &Step| match step {
-        Step::Request(probe) if probe.file == File::Device => false,
-        Step::Request(probe) => probe.number != VFIO_IOMMU_MAP_DMA.number() || !enormous(&probe.bytes),
-        Step::CloseDevice => true,
-    };
-    steps().into_iter().filter(asked).collect()
-}
+use whimbrel_recorder::vfio::Side;
+use whimbrel_recorder::vfio::probes::{
+    ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE,
+};
+use whimbrel_recorder::{CONTAINER as RECORDED, container};
 
 struct Program {
     memory: SparseMemory,
@@ -147,12 +114,6 @@ impl Side for Ours {
 #[test]
 fn every_request_of_a_container_is_answered_as_by_the_kernels_iommufd() {
     let mut ours = Vec::new();
-    answers(&mut Ours::new(), requests(), |line| ours.push(line));
-    check(&ours, RECORDED);
-}
-
-#[test]
-#[ignore = "needs the lab's kernel with iommufd: lab/run"]
-fn record_the_kernel() {
-    answers(&mut Real::new("/dev/iommu"), requests(), |line| println!("> {line}"));
+    container::answers(&mut Ours::new(), |line| ours.push(line));
+    RECORDED.check(&ours);
 }

@@ -9,25 +9,33 @@ use whimbrel_uapi::type1::{
 use zerocopy::IntoBytes;
 
 /// Where structures lie, and where arrays and bitmaps: a page each, and nothing after it.
-pub(crate) const ARGUMENT: u64 = 0x20_0000_0000;
-pub(crate) const DATA: u64 = 0x30_0000_0000;
-pub(crate) const PAGE: usize = 4096;
+pub const ARGUMENT: u64 = 0x20_0000_0000;
+/// See [`ARGUMENT`].
+pub const DATA: u64 = 0x30_0000_0000;
+/// The size of a page, in bytes.
+pub const PAGE: usize = 4096;
 /// Memory to map, and how much, in bytes.
-pub(crate) const SHARED: u64 = 0x10_0000_0000;
-pub(crate) const SHARED_SIZE: u64 = 0x10_0000;
+pub const SHARED: u64 = 0x10_0000_0000;
+/// See [`SHARED`].
+pub const SHARED_SIZE: u64 = 0x10_0000;
 /// Descriptors: the container's, and one of a file that is none.
-pub(crate) const CONTAINER: i32 = 900;
-pub(crate) const OTHER: i32 = 901;
+pub const CONTAINER: i32 = 900;
+/// See [`CONTAINER`].
+pub const OTHER: i32 = 901;
 /// The first device that the lab makes.
-pub(crate) const DEVICE: &str = "00000000-0000-4000-8000-000000000001";
+pub const DEVICE: &str = "00000000-0000-4000-8000-000000000001";
 
 const MAX: u64 = u64::MAX;
 const END: u64 = ARGUMENT + PAGE as u64;
 
+/// What a request is made on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum File {
+pub enum File {
+    /// The container, or what stands in for one.
     Container,
+    /// The group.
     Group,
+    /// The device.
     Device,
 }
 

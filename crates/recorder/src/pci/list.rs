@@ -5,36 +5,44 @@ use whimbrel_uapi::ioctl::Request;
 use zerocopy::IntoBytes;
 
 /// Where structures lie, and where arrays do: a page each, and nothing after it.
-pub(crate) const ARGUMENT: u64 = 0x20_0000_0000;
-pub(crate) const DATA: u64 = 0x30_0000_0000;
-pub(crate) const PAGE: usize = 4096;
+pub const ARGUMENT: u64 = 0x20_0000_0000;
+/// See [`ARGUMENT`].
+pub const DATA: u64 = 0x30_0000_0000;
+/// The size of a page, in bytes.
+pub const PAGE: usize = 4096;
 pub(crate) const END: u64 = ARGUMENT + PAGE as u64;
 
 /// Descriptors: of the container; of a file that VFIO does not know; of two iommufds.
-pub(crate) const CONTAINER: i32 = 900;
-pub(crate) const OTHER: i32 = 901;
-pub(crate) const IOMMUFD: i32 = 902;
-pub(crate) const SECOND_IOMMUFD: i32 = 903;
+pub const CONTAINER: i32 = 900;
+/// See [`CONTAINER`].
+pub const OTHER: i32 = 901;
+/// See [`CONTAINER`].
+pub const IOMMUFD: i32 = 902;
+/// See [`CONTAINER`].
+pub const SECOND_IOMMUFD: i32 = 903;
 /// A descriptor that is not open.
 pub(crate) const CLOSED: i32 = 800;
 /// The first of the eventfds' descriptors, and how many there are.
-pub(crate) const EVENT: i32 = 910;
-pub(crate) const EVENTS: usize = 8;
+pub const EVENT: i32 = 910;
+/// See [`EVENT`].
+pub const EVENTS: usize = 8;
 /// The first of the groups' descriptors, in the order of [`GROUPS`](super::devices::GROUPS).
-pub(crate) const GROUP: i32 = 920;
+pub const GROUP: i32 = 920;
 /// The first of the devices' descriptors, by slot.
-pub(crate) const DEVICE: i32 = 930;
+pub const DEVICE: i32 = 930;
 
 pub(crate) const MAX: u32 = u32::MAX;
 
 /// A slot holds an open device. Each of the lab's devices has one of its own number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum File {
+pub enum File {
+    /// The container.
     Container,
+    /// The first iommufd.
     Iommufd,
-    /// By its place among [`GROUPS`](super::devices::GROUPS).
+    /// A group, by its place among [`GROUPS`](super::devices::GROUPS).
     Group(usize),
-    /// By slot.
+    /// A device, by slot.
     Device(usize),
 }
 
@@ -50,15 +58,19 @@ impl File {
     }
 }
 
+/// A request.
 #[derive(Clone, Debug)]
-pub(crate) struct Probe {
-    pub(crate) file: File,
-    pub(crate) number: u32,
+pub struct Probe {
+    /// What it is made on.
+    pub file: File,
+    /// Its number.
+    pub number: u32,
     /// A number, or where the structure is put; what lies past the page is not there.
-    pub(crate) argument: u64,
-    pub(crate) bytes: Vec<u8>,
+    pub argument: u64,
+    /// The structure.
+    pub bytes: Vec<u8>,
     /// The slot that a descriptor that is answered goes to.
-    pub(crate) into: Option<usize>,
+    pub into: Option<usize>,
 }
 
 impl Probe {
@@ -139,11 +151,11 @@ pub(crate) fn feature(flags: u32, argsz: u32, data: &[u8]) -> Vec<u8> {
 }
 
 /// The descriptor at a place behind the first of its kind.
-pub(crate) fn nth(first: i32, place: usize) -> i32 {
+pub fn nth(first: i32, place: usize) -> i32 {
     first + i32::try_from(place).unwrap()
 }
 
 /// Words as they lie in memory.
-pub(crate) fn words(words: &[u32]) -> Vec<u8> {
+pub fn words(words: &[u32]) -> Vec<u8> {
     words.as_bytes().to_vec()
 }

@@ -1,4 +1,4 @@
-//! Our core as one side, with displays that are no more than what the kernel's samples look like.
+//! Our core with displays that are no more than what the kernel's samples look like.
 
 use std::fs::File;
 
@@ -8,9 +8,9 @@ use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Process, Region,
     RegionInfoFlags, SparseMemory,
 };
+use whimbrel_recorder::GFX as RECORDED;
+use whimbrel_recorder::gfx::{self, ARGUMENT, DISPLAYS, EDID, MBOCHS, PAGE, REGISTERS, Side};
 use whimbrel_uapi::ioctl::Request;
-
-use crate::{ARGUMENT, DISPLAYS, EDID, MBOCHS, PAGE, REGISTERS, Side};
 
 /// XRGB of 8 bits each, as DRM writes it.
 const XRGB8888: u32 = u32::from_le_bytes(*b"XR24");
@@ -121,13 +121,13 @@ impl Graphics for Picture {
     }
 }
 
-pub(crate) struct Ours {
+struct Ours {
     memory: SparseMemory,
     displays: [DeviceFile; 2],
 }
 
 impl Ours {
-    pub(crate) fn new() -> Ours {
+    fn new() -> Ours {
         let mut memory = SparseMemory::new();
         memory.insert(ARGUMENT, vec![0; PAGE]);
         let bochs = Bochs { registers: [0; 11], edid: EdidRegion::new(800, 600), modes: Vec::new() };
@@ -158,4 +158,11 @@ impl Side for Ours {
     fn write(&mut self, region: u32, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
         self.displays[MBOCHS].write_region(region, offset, bytes)
     }
+}
+
+#[test]
+fn displays_answer_as_the_kernels() {
+    let mut ours = Vec::new();
+    gfx::answers(&mut Ours::new(), |line| ours.push(line));
+    RECORDED.check(&ours);
 }

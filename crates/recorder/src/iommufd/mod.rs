@@ -1,29 +1,24 @@
-//! One list of raw requests, answered by a kernel's `/dev/iommu` and by ours: result, errno and bytes out
-//! agree.
-//!
-//! The kernel's answers (Linux 6.12) are kept in `iommufd_kernel.txt`. On a kernel with iommufd, as root,
-//! `--ignored --nocapture` asks it and prints them anew; `lab/run exec --kernel iommufd` gives one.
-// mmap and ioctl on the real kernel; nothing else here is unsafe.
-#![allow(clippy::unwrap_used, unsafe_code)]
+//! Raw requests on an iommufd without devices: result, errno and bytes out.
 
-// Not every test file does all of the work that is shared.
-#[allow(dead_code)]
-#[path = "device/iommufd_program/mod.rs"]
-mod iommufd_program;
+mod real;
 
-use std::os::fd::AsRawFd;
-
-use iommufd_program::{ARGUMENT, DATA, Program, SHARED, SHARED_SIZE};
-use whimbrel_device::iommufd::Iommufd;
-use whimbrel_device::{Errno, Process};
+use whimbrel_uapi::Errno;
 use whimbrel_uapi::ioctl::*;
 use whimbrel_uapi::iommufd::*;
 use zerocopy::{Immutable, IntoBytes};
 
-/// What the kernel said, one probe a line, in the order of [`probes`].
-const RECORDED: &str = include_str!("iommufd_kernel.txt");
-/// There is one page at [`ARGUMENT`] and at [`DATA`], and nothing after it.
-const PAGE: usize = 4096;
+pub(crate) use self::real::Real;
+use crate::vfio::probes::{ARGUMENT, DATA, PAGE, SHARED, SHARED_SIZE};
+
+/// An iommufd, with a page at [`ARGUMENT`] and one at [`DATA`], and nothing after each.
+pub trait Side {
+    /// Puts bytes into the page that they begin in.
+    fn put(&mut self, address: u64, bytes: &[u8]);
+    /// Reads bytes of the page that they begin in.
+    fn get(&self, address: u64, bytes: &mut [u8]);
+    /// Makes a request on the iommufd.
+    fn ioctl(&mut self, number: u32, argument: u64) -> Result<i32, Errno>;
+}
 
 struct Probe {
     request: Request,
@@ -275,81 +270,22 @@ fn within(probe: &Probe) -> usize {
     probe.bytes.len().min(PAGE - (probe.at - ARGUMENT) as usize)
 }
 
-fn ours() -> Vec<String> {
-    let iommufd = Iommufd::new();
-    let mut program = Program::new();
-    let mut lines = Vec::new();
+/// Makes all requests, and tells each with its answer in a line.
+pub fn answers(side: &mut impl Side, mut told: impl FnMut(String)) {
     for probe in probes() {
-        program.memory.insert(DATA, data_page());
-        program.memory.insert(ARGUMENT, vec![0; PAGE]);
-        program.write(probe.at, &probe.bytes[..within(&probe)]).ok();
-        let result = iommufd.ioctl(probe.request.number(), probe.at, &mut program);
+        let within = within(&probe);
+        side.put(DATA, &data_page());
+        side.put(ARGUMENT, &[0; PAGE]);
         let mut out = probe.bytes.clone();
-        program.read(probe.at, &mut out[..within(&probe)]).ok();
+        if within > 0 {
+            side.put(probe.at, &probe.bytes[..within]);
+        }
+        let result = side.ioctl(probe.request.number(), probe.at);
+        if within > 0 {
+            side.get(probe.at, &mut out[..within]);
+        }
         let mut data = [0; 16];
-        program.read(DATA + 0x800, &mut data).unwrap();
-        lines.push(line(&probe, result, &out, &data));
-    }
-    lines
-}
-
-#[test]
-fn every_request_is_answered_as_by_the_kernel() {
-    let ours = ours();
-    let recorded: Vec<&str> = RECORDED.lines().collect();
-    assert!(ours.len() > 1000, "{}", ours.len());
-    assert_eq!(ours.len(), recorded.len(), "the list has changed: record it anew");
-    let different: Vec<String> = ours
-        .iter()
-        .zip(&recorded)
-        .enumerate()
-        .filter(|(_, (ours, kernel))| ours != *kernel)
-        .map(|(index, (ours, kernel))| format!("{}:\n  ours   {ours}\n  kernel {kernel}", index + 1))
-        .collect();
-    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
-}
-
-/// Maps a page, or more, of fresh memory where the probes want it.
-fn memory_at(address: u64, size: usize) {
-    // SAFETY: fresh memory at a fixed address that nothing else has: with NOREPLACE the kernel refuses
-    // otherwise.
-    let at = unsafe {
-        libc::mmap(
-            address as *mut libc::c_void,
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-            -1,
-            0,
-        )
-    };
-    assert_eq!(at as u64, address);
-}
-
-#[test]
-#[ignore = "needs a kernel with iommufd, and root: lab/run"]
-fn record_the_kernel() {
-    let file = std::fs::File::options().read(true).write(true).open("/dev/iommu").unwrap();
-    memory_at(ARGUMENT, PAGE);
-    memory_at(DATA, PAGE);
-    memory_at(SHARED, SHARED_SIZE as usize);
-    for probe in probes() {
-        let data = data_page();
-        let mut out = probe.bytes.clone();
-        // SAFETY: the pages were mapped above, and every length is cut to what is left of them.
-        let result = unsafe {
-            std::ptr::copy_nonoverlapping(data.as_ptr(), DATA as *mut u8, PAGE);
-            std::ptr::write_bytes(ARGUMENT as *mut u8, 0, PAGE);
-            std::ptr::copy_nonoverlapping(probe.bytes.as_ptr(), probe.at as *mut u8, within(&probe));
-            let result =
-                libc::ioctl(file.as_raw_fd(), libc::c_ulong::from(probe.request.number()) as _, probe.at);
-            let result = Errno::result(result);
-            std::ptr::copy_nonoverlapping(probe.at as *const u8, out.as_mut_ptr(), within(&probe));
-            result
-        };
-        let mut data = [0; 16];
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping((DATA + 0x800) as *const u8, data.as_mut_ptr(), 16) };
-        println!("> {}", line(&probe, result, &out, &data));
+        side.get(DATA + 0x800, &mut data);
+        told(line(&probe, result, &out, &data));
     }
 }

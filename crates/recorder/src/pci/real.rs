@@ -1,21 +1,17 @@
 //! The running kernel as one side.
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use whimbrel_device::Errno;
+use whimbrel_uapi::Errno;
 
 use super::devices::{DEVICES, GROUPS};
 use super::list::*;
-use crate::{Mode, Side};
+use super::{Mode, Side};
+use crate::kernel::{eventfd, given, hold, ioctl, open, page, release, take_count};
 
 pub(crate) struct Real;
-
-fn open(path: &str) -> fs::File {
-    let file = fs::File::options().read(true).write(true).open(path);
-    file.unwrap_or_else(|error| panic!("{path}: {error}"))
-}
 
 /// The last part of where a link of a device leads.
 fn link(device: &str, name: &str) -> String {
@@ -23,27 +19,10 @@ fn link(device: &str, name: &str) -> String {
     target.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
-/// Maps fresh memory where the probes want it.
-fn memory_at(address: u64) {
-    // SAFETY: fresh memory at a fixed address that nothing else has: with NOREPLACE the kernel refuses
-    // otherwise.
-    let at = unsafe {
-        libc::mmap(
-            address as *mut libc::c_void,
-            PAGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-            -1,
-            0,
-        )
-    };
-    assert_eq!(at as u64, address);
-}
-
 impl Real {
     pub(crate) fn new(mode: Mode) -> Real {
-        memory_at(ARGUMENT);
-        memory_at(DATA);
+        page::map(ARGUMENT, PAGE);
+        page::map(DATA, PAGE);
 
         keep(open("/dev/null").into(), OTHER);
         match mode {
@@ -59,11 +38,7 @@ impl Real {
             }
         }
         for fd in (EVENT..).take(EVENTS) {
-            // SAFETY: it only makes a descriptor.
-            let eventfd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
-            assert!(eventfd >= 0);
-            // SAFETY: nobody else has it.
-            keep(unsafe { OwnedFd::from_raw_fd(eventfd) }, fd);
+            keep(eventfd(), fd);
         }
         Real
     }
@@ -71,19 +46,16 @@ impl Real {
 
 /// Gives a file the number it has in the list, until the end or until the list closes it.
 fn keep(file: OwnedFd, fd: i32) {
-    // SAFETY: nobody but the list uses files of these numbers.
-    assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
+    hold(file.as_fd(), fd);
 }
 
 impl Side for Real {
     fn put(&mut self, address: u64, bytes: &[u8]) {
-        // SAFETY: the list puts bytes only into the two pages that were mapped at the start.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+        page::put(address, bytes);
     }
 
     fn get(&self, address: u64, bytes: &mut [u8]) {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        page::get(address, bytes);
     }
 
     fn ioctl(&mut self, probe: &Probe) -> Result<i32, Errno> {
@@ -93,12 +65,9 @@ impl Side for Real {
             File::Group(group) => nth(GROUP, group),
             File::Device(slot) => nth(DEVICE, slot),
         };
-        // SAFETY: what the kernel writes goes to the pages above, or nowhere.
-        let result = unsafe { libc::ioctl(fd, libc::c_ulong::from(probe.number) as _, probe.argument) };
-        let result = Errno::result(result)?;
+        let result = ioctl(fd, probe.number, probe.argument)?;
         if let Some(slot) = probe.into {
-            // SAFETY: the kernel just gave us this descriptor.
-            keep(unsafe { OwnedFd::from_raw_fd(result) }, nth(DEVICE, slot));
+            keep(given(result), nth(DEVICE, slot));
         }
         Ok(result)
     }
@@ -111,8 +80,7 @@ impl Side for Real {
     }
 
     fn close(&mut self, slot: usize) {
-        // SAFETY: nobody but the list uses it. It may not be open.
-        unsafe { libc::close(nth(DEVICE, slot)) };
+        release(nth(DEVICE, slot));
     }
 
     fn settle(&mut self, slot: usize) {
@@ -128,11 +96,7 @@ impl Side for Real {
     fn signals(&mut self) -> [u64; EVENTS] {
         let mut counts = [0u64; EVENTS];
         for (fd, count) in (EVENT..).zip(&mut counts) {
-            let mut bytes = [0u8; 8];
-            // SAFETY: eight bytes of our own.
-            if unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), 8) } == 8 {
-                *count = u64::from_ne_bytes(bytes);
-            }
+            *count = take_count(fd);
         }
         counts
     }

@@ -1,4 +1,4 @@
-//! Our container and group, with the serial model in it, as one side.
+//! Our container and group, with the serial model in it.
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::FileOffset;
@@ -7,10 +7,12 @@ use whimbrel_device::{
     OpenDevice, Process, SparseMemory, Translation,
 };
 use whimbrel_models::Model;
+use whimbrel_recorder::VFIO as RECORDED;
+use whimbrel_recorder::vfio::probes::{
+    ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE,
+};
+use whimbrel_recorder::vfio::{self, Side};
 use whimbrel_uapi::type1::DmaMapFlags;
-
-use super::probes::{ARGUMENT, CONTAINER, DATA, DEVICE, File, OTHER, PAGE, SHARED, SHARED_SIZE};
-use super::side::Side;
 
 struct Program {
     memory: SparseMemory,
@@ -53,13 +55,13 @@ impl Process for Program {
     }
 }
 
-pub(crate) struct Ours {
+struct Ours {
     program: Program,
     group: GroupFile,
 }
 
 impl Ours {
-    pub(crate) fn new() -> Ours {
+    fn new() -> Ours {
         let kernel = KernelVersion::Linux6_12;
         let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
         let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
@@ -102,4 +104,11 @@ impl Side for Ours {
     fn close_device(&mut self) {
         self.program.opened = None;
     }
+}
+
+#[test]
+fn every_request_is_answered_as_by_the_kernel() {
+    let mut ours = Vec::new();
+    vfio::answers(&mut Ours::new(), |line| ours.push(line));
+    RECORDED.check(&ours);
 }

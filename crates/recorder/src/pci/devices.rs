@@ -1,24 +1,28 @@
 //! The lab's PCI devices, as `lab/README.md` lists them: what they are called, and what they look like.
 
 /// A device as its vfio-pci shows it.
-pub(crate) struct Facts {
-    pub(crate) slot: usize,
-    pub(crate) name: &'static str,
+#[derive(Debug)]
+pub struct Facts {
+    /// The slot that a list opens it in.
+    pub slot: usize,
+    /// Its name in sysfs.
+    pub name: &'static str,
     /// Where its group is in [`GROUPS`].
-    pub(crate) group: usize,
+    pub group: usize,
     /// Size in bytes of each BAR.
-    pub(crate) bars: [u64; 6],
+    pub bars: [u64; 6],
     /// How many interrupts: INTx, MSI, MSI-X, errors, requests.
-    pub(crate) irqs: [u32; 5],
+    pub irqs: [u32; 5],
     /// The MSI-X table: BAR, offset, bytes.
-    pub(crate) table: Option<(u32, u64, u64)>,
+    pub table: Option<(u32, u64, u64)>,
 }
 
 /// A device of each group.
-pub(crate) const GROUPS: [&str; 6] =
+pub const GROUPS: [&str; 6] =
     ["0000:01:00.0", "0000:02:00.0", "0000:02:00.1", "0000:02:00.2", "0000:00:05.0", "0000:00:06.0"];
 
-pub(crate) const E1000E: Facts = Facts {
+/// The network card, behind a root port.
+pub const E1000E: Facts = Facts {
     slot: 0,
     name: "0000:01:00.0",
     group: 0,
@@ -27,7 +31,7 @@ pub(crate) const E1000E: Facts = Facts {
     table: Some((3, 0, 80)),
 };
 /// In the same slot, and so in the same group.
-pub(crate) const BESIDE: Facts = Facts {
+pub const BESIDE: Facts = Facts {
     slot: 1,
     name: "0000:01:00.1",
     group: 0,
@@ -36,7 +40,7 @@ pub(crate) const BESIDE: Facts = Facts {
     table: None,
 };
 /// With two virtual functions.
-pub(crate) const NVME: Facts = Facts {
+pub const NVME: Facts = Facts {
     slot: 2,
     name: "0000:02:00.0",
     group: 1,
@@ -44,7 +48,8 @@ pub(crate) const NVME: Facts = Facts {
     irqs: [1, 0, 2, 1, 1],
     table: Some((0, 0x2000, 32)),
 };
-pub(crate) const VF1: Facts = Facts {
+/// The first virtual function.
+pub const VF1: Facts = Facts {
     slot: 3,
     name: "0000:02:00.1",
     group: 2,
@@ -52,9 +57,12 @@ pub(crate) const VF1: Facts = Facts {
     irqs: [0, 0, 1, 1, 1],
     table: Some((0, 0x2000, 16)),
 };
-pub(crate) const VF2: Facts = Facts { slot: 4, name: "0000:02:00.2", group: 3, ..VF1 };
-pub(crate) const EDU: Facts = Facts { slot: 5, name: "0000:00:05.0", group: 4, ..BESIDE };
-pub(crate) const TESTDEV: Facts = Facts {
+/// The second virtual function.
+pub const VF2: Facts = Facts { slot: 4, name: "0000:02:00.2", group: 3, ..VF1 };
+/// The edu device alone.
+pub const EDU: Facts = Facts { slot: 5, name: "0000:00:05.0", group: 4, ..BESIDE };
+/// The pci-testdev.
+pub const TESTDEV: Facts = Facts {
     slot: 6,
     name: "0000:00:06.0",
     group: 5,
@@ -64,4 +72,4 @@ pub(crate) const TESTDEV: Facts = Facts {
 };
 
 /// By slot.
-pub(crate) const DEVICES: [&Facts; 7] = [&E1000E, &BESIDE, &NVME, &VF1, &VF2, &EDU, &TESTDEV];
+pub const DEVICES: [&Facts; 7] = [&E1000E, &BESIDE, &NVME, &VF1, &VF2, &EDU, &TESTDEV];
