@@ -35,11 +35,12 @@ make_initramfs() {
 	cp "$lab/init" "$tree/init"
 	chmod 755 "$tree/init"
 	printf '%s\n' "$line" > "$tree/lab/line"
-	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "pci='${pci:+${pci_devices[*]}}'" \
+	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "modules='${modules[*]##*/}'" "pci='${pci:+${pci_devices[*]}}'" \
 		"address=$address" "peer=$peer" > "$tree/lab/settings"
 	for take in ${wanted[@]+"${wanted[@]}"}; do
 		printf '%s\n' "${take%%=*}"
 	done > "$tree/lab/take"
+	[ ${#modules[@]} = 0 ] || cp -L -- "${modules[@]}" "$tree/lab/"
 	cp -L -- "${program[0]}" ${files[@]+"${files[@]}"} "$tree/job/"
 	{
 		cat "$cache/$kernel/base.cpio"

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154,SC2034
 
 # newer-headers is no word of the command line: it belongs to headers.
-targets=(debian iommufd headers newer-headers)
+targets=(debian iommufd headers newer-headers tree)
 
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
 # Debian does not build, comes last.
@@ -17,6 +17,7 @@ place() {
 	case $1 in
 	headers) echo "$cache/include" ;;
 	newer-headers) echo "$cache/include-newer" ;;
+	tree) echo "$cache/module-tree" ;;
 	*) echo "$cache/$1" ;;
 	esac
 }
@@ -28,6 +29,7 @@ recipe() {
 	debian) echo 1 "${debian_modules[@]}" ;;
 	iommufd) echo 1 && grep CONFIG_ "$lab/iommufd.config" ;;
 	headers | newer-headers) echo 1 "${kernel_headers[@]}" ;;
+	tree) echo 1 "$cache" ;; # the path is part of it
 	esac
 }
 
@@ -172,15 +174,26 @@ unpack_elf_kernel() {
 	cat "$file.elf"
 }
 
+# unpack_module_tree FOLDER PLACE: what modules of Debian's kernel are built with, to be used in PLACE.
+unpack_module_tree() {
+	local folder=$1 place=$2 package
+	for package in "linux-headers-$release-amd64" "linux-headers-$release-common" "linux-kbuild-$release"; do
+		dpkg-deb -x "$(fetch "$package" "$version")" "$folder"
+	done
+	# They expect to be installed.
+	sed -i "s#/usr/src#$place/usr/src#" "$folder/usr/src/linux-headers-$release-amd64/Makefile"
+}
+
+build_tree() {
+	unpack_module_tree "$1" "$(place tree)"
+	ln -s "usr/src/linux-headers-$release-amd64" "$1/build"
+}
+
 # build_mtty TREE NAME RESULT: the sample driver, built as any module outside the kernel is, with the
 # headers of the very kernel it is for.
 build_mtty() {
-	local tree=$1 name=$2 result=$3 package
-	for package in "linux-headers-$name" "linux-headers-$release-common" "linux-kbuild-$release"; do
-		dpkg-deb -x "$(fetch "$package" "$version")" "$tree"
-	done
-	# They expect to be installed.
-	sed -i "s#/usr/src#$tree/usr/src#" "$tree/usr/src/linux-headers-$name/Makefile"
+	local tree=$1 name=$2 result=$3
+	unpack_module_tree "$tree" "$tree"
 	unpack_source "$tree/source" samples/vfio-mdev/mtty.c
 	echo 'obj-m := mtty.o' > "$tree/source/samples/vfio-mdev/Kbuild"
 	# Without BTF, which would need one more tool and serves nothing here.

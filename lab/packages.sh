@@ -87,10 +87,11 @@ needed_tools() {
 	local purpose compiler=''
 	for purpose in "$@"; do
 		# Asking apt takes most of a second, and nobody who only boots needs a compiler.
-		case $purpose in debian | iommufd | check) compiler=${compiler:-$(kernel_compiler)} ;; esac
+		case $purpose in debian | tree | iommufd | check) compiler=${compiler:-$(kernel_compiler)} ;; esac
 		case $purpose in
 		run) printf '%s %s\n' qemu-system-x86_64 qemu-system-x86 ;;
 		debian) printf '%s %s\n' "x86_64-linux-gnu-$compiler" "$compiler" make make xz xz-utils zstd zstd ;;
+		tree) printf '%s %s\n' "$compiler" "$compiler" make make ;;
 		iommufd)
 			printf '%s %s\n' "$compiler" "$compiler" make make xz xz-utils bc bc bison bison flex flex \
 				/usr/include/libelf.h libelf-dev /usr/include/stdio.h libc6-dev ;;
@@ -100,7 +101,7 @@ needed_tools() {
 	done
 }
 
-all_packages() { needed_tools run debian iommufd headers check | cut -d ' ' -f 2 | sort -u | paste -sd ' '; }
+all_packages() { needed_tools run debian tree iommufd headers check | cut -d ' ' -f 2 | sort -u | paste -sd ' '; }
 
 # require_tools PURPOSE..: ends this run, saying what to install, when something is missing.
 require_tools() {
