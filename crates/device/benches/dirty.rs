@@ -12,13 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::dma::Access;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
     Memory, SparseMemory, Translation,
 };
-use whimbrel_memory::DirtyLog;
+use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::ioctl::VFIO_IOMMU_DIRTY_PAGES;

@@ -7,11 +7,11 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
     Memory, SparseMemory, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 

@@ -7,12 +7,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
     RegionInfoFlags, SparseMemory,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::gfx::{DeviceGfxPlaneInfo, GfxPlaneFlags};
 use whimbrel_uapi::ioctl::{Request, VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_QUERY_GFX_PLANE};
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_NUM_REGIONS};

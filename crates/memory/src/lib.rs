@@ -7,8 +7,7 @@
 //! ```
 //! use std::fs::File;
 //! use rustix::fs::{MemfdFlags, memfd_create};
-//! use vm_memory::FileOffset;
-//! use whimbrel_memory::Memory;
+//! use whimbrel_memory::{FileOffset, Memory};
 //!
 //! let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
 //! file.set_len(0x2000)?;
@@ -22,11 +21,13 @@
 
 mod barrier;
 mod dirty_log;
+mod file_offset;
 mod lost;
 mod mapped;
 mod remote;
 
 pub use dirty_log::DirtyLog;
+pub use file_offset::FileOffset;
 pub use lost::survive_lost_memory;
 pub use mapped::{Memory, MemoryError, Protection};
 pub use remote::RemoteMemory;

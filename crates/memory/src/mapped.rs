@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::fstatfs;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use whimbrel_protocol::Errno;
 
+use crate::file_offset::FileOffset;
 use crate::lost;
 
 /// `f_type` of hugetlbfs (`include/uapi/linux/magic.h`).
@@ -21,8 +22,7 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// ```
 /// use std::fs::File;
 /// use rustix::fs::{MemfdFlags, memfd_create};
-/// use vm_memory::FileOffset;
-/// use whimbrel_memory::Memory;
+/// use whimbrel_memory::{FileOffset, Memory};
 ///
 /// let file = File::from(memfd_create("doc", MemfdFlags::CLOEXEC)?);
 /// file.set_len(0x3000)?;
@@ -110,7 +110,7 @@ impl Memory {
         let prot =
             rights.iter().filter(|(may, _)| *may).fold(libc::PROT_NONE, |prot, (_, right)| prot | right);
         let region = MmapRegionBuilder::new_with_bitmap(length, ())
-            .with_file_offset(file)
+            .with_file_offset(vm_memory::FileOffset::from_arc(file.arc().clone(), file.start()))
             .with_mmap_prot(prot)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()

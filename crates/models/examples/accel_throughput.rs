@@ -8,8 +8,8 @@ use std::fs::File;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_memory::FileOffset;
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_models::accel::{Accel, AccelConfig, Descriptor, MAX_LENGTH};
 use whimbrel_uapi::type1::DmaMapFlags;

@@ -6,8 +6,8 @@
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_memory::FileOffset;
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;

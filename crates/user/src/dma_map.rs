@@ -3,8 +3,9 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use vm_memory::MmapRegion;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{FileOffset, MmapRegion};
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::dirty_source::DirtySource;
@@ -54,7 +55,7 @@ impl DmaRegion {
         DmaRegion {
             address: region.as_ptr() as u64,
             size: region.size() as u64,
-            file: region.file_offset().cloned(),
+            file: region.file_offset().map(|at| FileOffset::from_arc(at.arc().clone(), at.start())),
             memory: region,
         }
     }

@@ -49,6 +49,7 @@ pub use mapped_region::MappedRegion;
 pub use migratable::Migratable;
 pub use operation::Operation;
 pub use session_state::SessionState;
+pub use whimbrel_memory::FileOffset;
 pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;

@@ -2,8 +2,8 @@
 //!
 //! Each [`Device`](crate::Device) creates its own mappings.
 
-use vm_memory::{FileOffset, VolatileSlice};
-use whimbrel_memory::{Memory, MemoryError, Protection};
+use vm_memory::VolatileSlice;
+use whimbrel_memory::{FileOffset, Memory, MemoryError, Protection};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
@@ -16,7 +16,7 @@ use crate::operation::Operation;
 ///
 /// ```
 /// use std::fs::File;
-/// use vm_memory::FileOffset;
+/// use whimbrel_memory::FileOffset;
 /// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, RegionInfoFlags};
 /// use whimbrel_user::{Device, Errno, Info, Local, Region};
 ///

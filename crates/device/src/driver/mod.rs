@@ -14,7 +14,7 @@ mod other_buses;
 
 use std::time::Duration;
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_uapi::device::IrqInfoFlags;

@@ -23,7 +23,7 @@ use super::user_memory::UserMemory;
 ///
 /// ```
 /// use std::fs::File;
-/// use vm_memory::FileOffset;
+/// use whimbrel_memory::FileOffset;
 /// use whimbrel_device::{Container, Errno, Group, Memory, SparseMemory, Translation};
 /// # use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info};
 /// use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;

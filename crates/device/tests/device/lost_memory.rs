@@ -7,9 +7,10 @@ use std::process::{Command, ExitStatus};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory};
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
 use whimbrel_device::{Errno, survive_lost_memory};
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 const PAGE: u64 = 4096;
@@ -152,7 +153,7 @@ fn any_other_bus_error_ends_the_process_as_before() {
         let (_, file) = space();
         let size = 4 * PAGE as usize;
         let region: MmapRegion<()> =
-            MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), size).unwrap();
+            MmapRegion::from_file(vm_memory::FileOffset::new(file.try_clone().unwrap(), 0), size).unwrap();
         file.set_len(0).unwrap();
         region.get_slice(0, 8).unwrap().copy_to(&mut [0_u8; 8]);
         return;

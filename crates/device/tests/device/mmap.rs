@@ -3,11 +3,11 @@
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Memory, MmapArea, Region,
     RegionInfoFlags, region_offset,
 };
+use whimbrel_memory::FileOffset;
 
 const MAPPED: u32 = 1;
 const SPARSE: u32 = 2;

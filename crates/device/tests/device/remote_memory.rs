@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::{Bytes, FileOffset};
+use vm_memory::Bytes;
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
 use whimbrel_device::{Errno, RemoteMemory};
-use whimbrel_memory::DirtyLog;
+use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::type1::DmaMapFlags;
 

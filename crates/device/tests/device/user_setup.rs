@@ -6,11 +6,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, InUse, Info, InterruptsInUse, IoeventfdWrite, Irq,
     IrqAction, IrqData, IrqInfoFlags, LowPower, Region, RegionInfoFlags, WriteWidth,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 /// Tells what is written to it.

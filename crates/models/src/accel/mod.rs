@@ -63,7 +63,7 @@
 //!
 //! ```
 //! use std::fs::File;
-//! use vm_memory::FileOffset;
+//! use whimbrel_memory::FileOffset;
 //! use whimbrel_device::{Bus, DeviceFile, State};
 //! use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
 //! use whimbrel_uapi::type1::DmaMapFlags;

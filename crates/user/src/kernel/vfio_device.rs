@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::{ChainError, Info, Irq, Region};
 use whimbrel_protocol::irq::IrqAction;

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use parking_lot::MutexGuard;
-use vm_memory::FileOffset;
 use whimbrel_memory::survive_lost_memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
 use whimbrel_user::{
-    Capability, Device, DmaMap, Error, Irq, IrqAction, IrqData, MappedRegion, Region, Result,
+    Capability, Device, DmaMap, Error, FileOffset, Irq, IrqAction, IrqData, MappedRegion, Region, Result,
 };
 
 use super::Client;

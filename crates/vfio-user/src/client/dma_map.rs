@@ -2,9 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use vm_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{DmaMap, DmaRegion, Error, Result};
+use whimbrel_user::{DmaMap, DmaRegion, Error, FileOffset, Result};
 
 use super::Client;
 use crate::message::{self, Command, DmaAccessModes, DmaUnmap, Reply, Request};

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vm_memory::FileOffset;
-use whimbrel_memory::{DirtyLog, Memory, RemoteMemory};
+use whimbrel_memory::{DirtyLog, FileOffset, Memory, RemoteMemory};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 

@@ -14,8 +14,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
-use vm_memory::{FileOffset, VolatileSlice};
-use whimbrel_memory::{DirtyLog, Memory, RemoteMemory};
+use vm_memory::VolatileSlice;
+use whimbrel_memory::{DirtyLog, FileOffset, Memory, RemoteMemory};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
@@ -27,7 +27,7 @@ use super::mapping::{Backing, Inner, MappedRange, Mapping, MappingLog, check_rig
 ///
 /// ```
 /// use std::fs::File;
-/// use vm_memory::FileOffset;
+/// use whimbrel_memory::FileOffset;
 /// use whimbrel_device::dma::DmaSpace;
 /// use whimbrel_uapi::type1::DmaMapFlags;
 ///

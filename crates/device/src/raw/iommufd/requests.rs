@@ -5,8 +5,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
-use vm_memory::FileOffset;
-use whimbrel_memory::Memory;
+use whimbrel_memory::{FileOffset, Memory};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::iommufd::{
     Destroy, IOMMU_OPTION_HUGE_PAGES, IOMMU_OPTION_OP_GET, IOMMU_OPTION_OP_SET, IOMMU_OPTION_RLIMIT_MODE,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Capability, Info, Irq, Region};
 use whimbrel_uapi::device::{

@@ -38,7 +38,7 @@ mod mediators;
 use std::time::Duration;
 
 use bitflags::bitflags;
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_protocol::region::Layout;

@@ -4,11 +4,10 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::{Layout, PAGE_SIZE, SectionMemory};
 
-use whimbrel_memory::Memory;
+use whimbrel_memory::{FileOffset, Memory};
 
 /// As long as the region, in whole pages.
 #[derive(Debug)]

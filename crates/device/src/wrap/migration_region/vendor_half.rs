@@ -1,6 +1,6 @@
 //! The region of one device: rules, memory and log together, whoever hands the accesses on.
 
-use vm_memory::FileOffset;
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::info::Region;
 use whimbrel_protocol::region::{Layout, Vendor, Version};
 use whimbrel_protocol::{Errno, MigrationFlags};

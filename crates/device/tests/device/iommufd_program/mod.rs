@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{DataFile, Errno, Fault, Memory, Process, SparseMemory};
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::ioctl::Request;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::wrap::mediate::{
     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
 };
@@ -14,6 +13,7 @@ use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
     Next, Region, RegionInfoFlags, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 
 /// Everything that is called, in order.

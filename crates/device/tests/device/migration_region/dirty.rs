@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group, Info, Migration,
     MigrationFlags, State, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_models::{Accel, AccelConfig};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::region_draft::{VFIO_DEVICE_DIRTY_PFNS_ALL, VFIO_DEVICE_DIRTY_PFNS_NONE};

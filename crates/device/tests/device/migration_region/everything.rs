@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::time::Duration;
 
-use vm_memory::FileOffset;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Bus, BusMaster, DeviceFile, DeviceInfoFlags, DmaBuf, DmaLogging, Driver, Errno, Graphics, Info,
     IoeventfdWrite, Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind, Region,
     RegionDmaRange, RegionInfoFlags, State, WriteWidth, ZpciErrors,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 

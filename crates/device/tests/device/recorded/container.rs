@@ -1,11 +1,11 @@
 //! Our iommufd in place of a container, and our group, with the serial model in it.
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{
     DataFile, Errno, Fault, Group, GroupFile, Memory, OpenDevice, Process, SparseMemory, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_models::Model;
 use whimbrel_recorder::vfio::Side;
 use whimbrel_recorder::vfio::probes::{

@@ -1,11 +1,11 @@
 //! Our container and group, with the serial model in it.
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Container, ContainerSettings, DataFile, Errno, Fault, Group, GroupFile, KernelVersion, Memory,
     OpenDevice, Process, SparseMemory, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_models::Model;
 use whimbrel_recorder::VFIO as RECORDED;
 use whimbrel_recorder::vfio::probes::{

@@ -3,11 +3,11 @@
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
     HardwareIommu, Info, KernelVersion, Memory, SparseMemory, Translation,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::ioctl::Request;
 use whimbrel_uapi::type1::IovaRange;

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use vm_memory::FileOffset;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
-    Next, PrecopyReport, Region, State,
+    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, FileOffset, Info, Migration,
+    MigrationFlags, Next, PrecopyReport, Region, State,
 };
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};

@@ -7,7 +7,7 @@
 //!
 //! ```
 //! # use std::fs::File;
-//! # use vm_memory::FileOffset;
+//! # use whimbrel_memory::FileOffset;
 //! use whimbrel_device::{Bus, DeviceFile, Next};
 //! use whimbrel_models::accel::guest::{GuestDriver, Rings};
 //! use whimbrel_models::accel::{Accel, AccelConfig, Descriptor};

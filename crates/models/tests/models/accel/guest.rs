@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{Bus, DataFile, DeviceFile, Errno, Next, State};
+use whimbrel_memory::FileOffset;
 use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
 use whimbrel_models::accel::{self, Accel, AccelConfig, Completion, Descriptor};
 use whimbrel_uapi::type1::DmaMapFlags;

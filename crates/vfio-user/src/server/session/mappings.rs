@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
-use vm_memory::FileOffset;
 use whimbrel_device::{DeviceFile, Errno};
+use whimbrel_memory::FileOffset;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::client_memory::ClientMemory;

@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Region, RegionInfoFlags,
 };
+use whimbrel_memory::FileOffset;
 use whimbrel_user::{Device, IrqAction, IrqData};
 use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 

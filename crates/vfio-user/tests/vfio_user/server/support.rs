@@ -10,12 +10,11 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::FileOffset;
 use whimbrel_device::{
     ArcError, Bus, Capability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite,
     Irq, IrqInfoFlags, Migration, MigrationFlags, MmapArea, Region, RegionInfoFlags, State, WriteWidth,
 };
-use whimbrel_memory::DirtyLog;
+use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_vfio_user::BackendOptions;
