@@ -10,7 +10,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_device::survive_lost_memory;
 use whimbrel_device::wrap::fault::Faults;
-use whimbrel_models::{Model, OpenModel};
+use whimbrel_models::Model;
 use whimbrel_sandbox::Sandbox;
 use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
 
@@ -127,8 +127,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         Failure::new(format!("the server cannot be confined: {error}"))
             .hint("without --sandbox it is served with all that you may do")
     })?;
-    // What makes it work by itself ends with it.
-    let OpenModel { device, worker: _worker } = model
+    let device = model
         .open_with_faults(model.to_string(), faults)
         .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
     let backend = Backend::with(device, options);

@@ -5,8 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use whimbrel_device::Worker;
-use whimbrel_models::{Model, OpenModel, Protocol};
+use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -109,12 +108,9 @@ fn is_uuid(name: &str) -> bool {
     parts.len() == 5 && parts.iter().zip([8, 4, 4, 4, 12]).all(|(part, digits)| is_hex(part, digits))
 }
 
-/// A device that is open, with what makes it work. It is closed with this.
+/// A device that is open. It is closed with this.
 pub(crate) struct Opened {
-    // Closed before its model stops working.
     device: Box<dyn Device>,
-    /// The thread in which a model does its work.
-    _worker: Option<Worker>,
     /// Whether another process serves it. It stays as it is when its user goes away, where a kernel resets a device.
     is_served: bool,
 }
@@ -147,26 +143,26 @@ impl Target {
 
     /// Opens the device to look at it, even if its migration region cannot be used. The error says why not.
     pub(crate) fn look_at(&self) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
-        let (device, worker, version): (Box<dyn Device>, _, _) = match self {
-            Target::Group(name) => (Box::new(Group::find(name)?), None, Version::V1),
-            Target::Cdev(path) => (Box::new(Cdev::open(path)?), None, Version::V1),
+        let (device, version): (Box<dyn Device>, _) = match self {
+            Target::Group(name) => (Box::new(Group::find(name)?), Version::V1),
+            Target::Cdev(path) => (Box::new(Cdev::open(path)?), Version::V1),
             Target::Host(name) => match kernel::find(name)?.cdev_path {
-                Some(_) => (Box::new(Cdev::find(name)?), None, Version::V1),
-                None => (Box::new(Group::find(name)?), None, Version::V1),
+                Some(_) => (Box::new(Cdev::find(name)?), Version::V1),
+                None => (Box::new(Group::find(name)?), Version::V1),
             },
             Target::VfioUser(socket) => {
-                (Box::new(Client::connect(socket, &ClientOptions::default())?), None, Version::V1)
+                (Box::new(Client::connect(socket, &ClientOptions::default())?), Version::V1)
             }
             Target::Model(model, _) => {
-                let OpenModel { device, worker } = model
+                let device = model
                     .open(self.to_string())
                     .map_err(|error| Failure::new(format!("'{self}' cannot be opened: {error}")))?;
-                (Box::new(Local::new(device)), worker, region_version(model))
+                (Box::new(Local::new(device)), region_version(model))
             }
         };
         let is_served = matches!(self, Target::VfioUser(_));
         let (device, error) = region::adapt_or_keep(device, version);
-        Ok((Opened { device, _worker: worker, is_served }, error))
+        Ok((Opened { device, is_served }, error))
     }
 }
 
@@ -267,7 +263,7 @@ mod tests {
         for (is_served, helps) in [(false, "a variant driver"), (true, "the program that serves the device")]
         {
             let device = Box::new(Local::new(DeviceFile::new("fixed", Bus::new(), Box::new(Fixed))));
-            let opened = Opened { device, _worker: None, is_served };
+            let opened = Opened { device, is_served };
             let Err(failure) = opened.migratable() else { panic!("it was taken") };
             let text = failure.to_string();
             assert!(

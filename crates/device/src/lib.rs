@@ -83,6 +83,7 @@ pub use core::file::DeviceFile;
 pub use core::offsets::{region_offset, split_offset};
 pub use core::power::LowPowerEntry;
 pub use core::worker::Worker;
+pub use core::working::WorkingDevice;
 pub use driver::{
     BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, Plane,
     PlaneKind, WriteWidth, ZpciErrors,

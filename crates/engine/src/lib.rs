@@ -15,8 +15,8 @@
 //! use whimbrel_user::{Local, Migratable, State};
 //!
 //! let model: Model = "accel?state=1MiB".parse()?;
-//! let mut here = Local::new(model.open("here")?.device);
-//! let there = Local::new(model.open("there")?.device);
+//! let mut here = Local::new(model.open("here")?);
+//! let there = Local::new(model.open("there")?);
 //!
 //! let (left, right) = UnixStream::pair()?;
 //! let receiver = std::thread::spawn(move || {

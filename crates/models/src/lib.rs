@@ -13,8 +13,8 @@
 //! use whimbrel_models::Model;
 //!
 //! let model: Model = "serial?ports=2".parse()?;
-//! let source = model.open("serial 0")?.device;
-//! let destination = model.open("serial 1")?.device;
+//! let source = model.open("serial 0")?.into_device();
+//! let destination = model.open("serial 1")?.into_device();
 //!
 //! // A byte sent through the second port's transmit register waits in its FIFO.
 //! source.write_region(1, 0, b"!")?;
@@ -41,7 +41,7 @@ pub mod serial;
 
 pub use accel::{Accel, AccelConfig, AccelConfigError};
 pub use legacy::{Legacy, LegacyConfig, LegacyConfigError};
-pub use model::{Model, ModelError, OpenError, OpenModel, parse_size};
+pub use model::{Model, ModelError, OpenError, parse_size};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use whimbrel_device::wrap::fault::{Faults, Faulty};
-use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, Worker};
+use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, WorkingDevice};
 
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
 use crate::legacy::{Legacy, LegacyConfig, LegacyConfigError};
@@ -36,7 +36,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 ///
 /// let model: Model = "accel?state=1MiB&features=stop-copy,p2p".parse()?;
 /// let opened = model.open("engine 0")?;
-/// assert!(opened.worker.is_some(), "it works by itself");
+/// assert!(opened.has_worker(), "it works by itself");
 /// assert_eq!("accel?colour=red".parse::<Model>().unwrap_err().to_string(),
 ///     "unknown setting colour for model accel: expected one of state, rate, features, protocol");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -49,15 +49,6 @@ pub enum Model {
     Accel(AccelConfig, Protocol),
     /// A DMA engine with v1 migration only.
     Legacy(LegacyConfig),
-}
-
-/// A model that was opened.
-#[derive(Debug)]
-pub struct OpenModel {
-    /// The device.
-    pub device: DeviceFile,
-    /// The worker that runs the device until it is dropped; `None` for a model that only answers.
-    pub worker: Option<Worker>,
 }
 
 /// A text that is not a valid model.
@@ -152,8 +143,9 @@ impl Model {
         &[SERIAL, ACCEL, LEGACY]
     }
 
-    /// Opens a device of this kind, with a bus of its own. `name` appears in errors and traces.
-    pub fn open(&self, name: impl Into<String>) -> Result<OpenModel, OpenError> {
+    /// Opens a device of this kind, with a bus of its own, and starts its worker if it works by itself. `name` appears in
+    /// errors and traces.
+    pub fn open(&self, name: impl Into<String>) -> Result<WorkingDevice, OpenError> {
         self.open_with_faults(name, Faults::default())
     }
 
@@ -165,10 +157,14 @@ impl Model {
     ///
     /// let model: Model = "serial".parse()?;
     /// let opened = model.open_with_faults("serial 0", "arc *->STOP_COPY: EIO".parse()?)?;
-    /// assert_eq!(opened.device.set_mig_state(State::StopCopy).err(), Some(Errno::EIO));
+    /// assert_eq!(opened.set_mig_state(State::StopCopy).err(), Some(Errno::EIO));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn open_with_faults(&self, name: impl Into<String>, faults: Faults) -> Result<OpenModel, OpenError> {
+    pub fn open_with_faults(
+        &self,
+        name: impl Into<String>,
+        faults: Faults,
+    ) -> Result<WorkingDevice, OpenError> {
         let bus = Bus::new();
         let wrap = |driver: Box<dyn Driver>| -> Box<dyn Driver> { Box::new(Faulty::new(driver, faults)) };
         let (driver, works): (Box<dyn Driver>, bool) = match self {
@@ -183,8 +179,7 @@ impl Model {
             Model::Legacy(config) => (wrap(Box::new(Legacy::new(*config, bus.clone())?)), true),
         };
         let device = DeviceFile::new(name, bus, driver);
-        let worker = works.then(|| Worker::start(device.clone())).transpose().map_err(OpenError::Worker)?;
-        Ok(OpenModel { device, worker })
+        if works { WorkingDevice::start(device).map_err(OpenError::Worker) } else { Ok(device.into()) }
     }
 }
 

@@ -49,8 +49,8 @@ fn measured(mut call: impl FnMut()) -> (f64, f64) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let opened = "serial".parse::<Model>()?.open("serial")?;
-    let core = opened.device.clone();
-    let mut local = Local::new(opened.device);
+    let core = opened.device().clone();
+    let mut local = Local::new(opened);
     let mut best = [(f64::MAX, 0.0); 2];
     let mut data = [0; 4];
     for _ in 0..ROUNDS {

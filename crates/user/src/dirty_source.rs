@@ -24,7 +24,7 @@ pub trait DirtySource {
 /// use whimbrel_models::Model;
 /// use whimbrel_user::{DeviceLog, DirtySource, IovaRange, Local};
 ///
-/// let mut device = Local::new("accel".parse::<Model>()?.open("accel 0")?.device);
+/// let mut device = Local::new("accel".parse::<Model>()?.open("accel 0")?.into_device());
 /// let mut log = DeviceLog::new(&mut device);
 /// assert_eq!(log.start(0x1000, &[IovaRange::new(0, 0x10000)?])?, 0x1000);
 /// log.stop()?;

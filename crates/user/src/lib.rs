@@ -13,7 +13,7 @@
 //!
 //! let model: Model = "serial".parse()?;
 //! let opened = model.open("serial 0")?;
-//! let mut device = Local::new(opened.device);
+//! let mut device = Local::new(opened);
 //! let mut data = device.set_state(whimbrel_user::State::StopCopy)?.expect("a new session");
 //! let mut state = Vec::new();
 //! let mut buffer = [0; 4096];

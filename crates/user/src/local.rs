@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport};
+use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport, WorkingDevice};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
@@ -24,16 +24,17 @@ use crate::session_state::SessionState;
 /// A driver-side device, used directly.
 #[derive(Debug)]
 pub struct Local {
-    device: DeviceFile,
+    device: WorkingDevice,
     state: SessionState,
     memory_log: MemoryLog,
 }
 
 impl Local {
-    /// Returns a user of an opened device.
-    pub fn new(device: DeviceFile) -> Local {
+    /// Returns a user of an opened device, with its worker, if any, which stops when this is dropped.
+    pub fn new(device: impl Into<WorkingDevice>) -> Local {
+        let device = device.into();
         let state = SessionState::new(device.mig_state().unwrap_or(State::Running));
-        let memory_log = MemoryLog { device: device.clone(), log: None };
+        let memory_log = MemoryLog { device: device.device().clone(), log: None };
         Local { device, state, memory_log }
     }
 

@@ -15,7 +15,7 @@ const SERVE: &str = "serve";
 fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let model = "serial".parse::<Model>()?.open("serial")?;
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    Ok(Backend::new(model.device).serve(socket)?)
+    Ok(Backend::new(model).serve(socket)?)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -22,13 +22,11 @@ const COMPLETIONS: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // What makes a model work in this process must be kept.
-    let model = "accel?state=64KiB".parse::<Model>()?.open("accel")?;
     let mut device = if let Some(path) = std::env::args().nth(1) {
         Client::connect(path, &ClientOptions::default())?
     } else {
         let (server, stream) = UnixStream::pair()?;
-        let backend = Backend::new(model.device.clone());
+        let backend = Backend::new("accel?state=64KiB".parse::<Model>()?.open("accel")?);
         std::thread::spawn(move || backend.serve(server));
         Client::new("accel", stream, &ClientOptions::default())?
     };

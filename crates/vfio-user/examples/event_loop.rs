@@ -14,15 +14,12 @@ const DEVICES: [(&str, &str); 2] = [("serial", "serial.socket"), ("accel?state=1
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let mut opened = Vec::new();
     let mut servers = Vec::new();
     for (model, name) in DEVICES {
         let model = model.parse::<Model>()?.open(name)?;
         // Nobody waits for a client of the other device.
         let options = BackendOptions::default().remote_memory(false);
-        servers.push(Server::bind(folder.path().join(name), Backend::with(model.device, options))?);
-        // What makes the device work by itself.
-        opened.push(model.worker);
+        servers.push(Server::bind(folder.path().join(name), Backend::with(model, options))?);
     }
     let paths: Vec<PathBuf> = servers.iter().map(|server| server.path().to_owned()).collect();
     let stoppers: Vec<_> = servers.iter().map(Server::stopper).collect();

@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use whimbrel_device::Worker;
 use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -16,12 +15,12 @@ use whimbrel_vfio_user::{Backend, Client, ClientOptions, DmaMapping};
 
 const MEMORY: u64 = 16 << 20;
 
-/// A server in this process, and what makes its model work.
-fn served(name: &str) -> Result<(Client, Option<Worker>), Box<dyn std::error::Error>> {
+/// A client of a server in this process.
+fn served(name: &str) -> Result<Client, Box<dyn std::error::Error>> {
     let model = "accel?state=8MiB&rate=1MiB".parse::<Model>()?.open(name)?;
     let (server, stream) = UnixStream::pair()?;
-    std::thread::spawn(move || Backend::new(model.device).serve(server));
-    Ok((Client::new(name, stream, &ClientOptions::default())?, model.worker))
+    std::thread::spawn(move || Backend::new(model).serve(server));
+    Ok(Client::new(name, stream, &ClientOptions::default())?)
 }
 
 /// Memory of a guest, which a server can map too.
@@ -46,10 +45,10 @@ fn map(device: &Client, memory: &GuestMemoryMmap) -> Result<(), Error> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let ((mut source, _working), (mut destination, _working_there)) = match arguments.as_slice() {
+    let (mut source, mut destination) = match arguments.as_slice() {
         [source, destination] => {
             let connect = |path| Client::connect(path, &ClientOptions::default());
-            ((connect(source)?, None), (connect(destination)?, None))
+            (connect(source)?, connect(destination)?)
         }
         _ => (served("source")?, served("destination")?),
     };

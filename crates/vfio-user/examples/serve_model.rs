@@ -9,6 +9,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "MODEL SOCKET")?;
     survive_lost_memory()?;
     let opened = model.parse::<Model>()?.open(model)?;
-    Server::bind(path, Backend::new(opened.device))?.run()?;
+    Server::bind(path, Backend::new(opened))?.run()?;
     Ok(())
 }

@@ -12,7 +12,7 @@
 //!
 //! // The process that has the device, here a model of one.
 //! let model = "accel?state=1MiB".parse::<Model>()?.open("accel 0")?;
-//! let server = Server::bind(&socket, Backend::new(model.device))?;
+//! let server = Server::bind(&socket, Backend::new(model))?;
 //! let stopper = server.stopper();
 //! let serving = std::thread::spawn(move || server.run());
 //!

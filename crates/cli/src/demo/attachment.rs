@@ -1,9 +1,10 @@
 //! How a host of the demo has its device: in its own process, or over a vfio-user socket.
 
+use whimbrel_device::WorkingDevice;
 use whimbrel_models::accel::{
     ID, REGISTER_ID, REGISTER_STATE_BYTES, REGISTER_VERSION, REGISTERS_BYTES, VERSION,
 };
-use whimbrel_models::{AccelConfig, Model, OpenModel};
+use whimbrel_models::{AccelConfig, Model};
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX};
 use whimbrel_user::{Device, Local, Migratable, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -23,7 +24,7 @@ pub(super) struct Attachment {
 
 enum Way {
     /// Keeps the device at work.
-    Inside(OpenModel),
+    Inside(WorkingDevice),
     Served(Client),
 }
 
@@ -64,7 +65,7 @@ impl Attachment {
     /// Another user's handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
         let device: Box<dyn Device> = match &self.way {
-            Way::Inside(model) => Box::new(Local::new(model.device.clone())),
+            Way::Inside(model) => Box::new(Local::new(model.device().clone())),
             Way::Served(client) => Box::new(client.clone()),
         };
         Ok(region::adapt_as(device, self.version)?)

@@ -14,3 +14,4 @@ mod region_mmap;
 mod user_setup;
 mod walk;
 pub(crate) mod worker;
+pub(crate) mod working;

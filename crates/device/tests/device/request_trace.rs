@@ -39,7 +39,7 @@ fn each_raw_request_is_one_line_at_trace_level_with_what_it_answers() {
         .with_target(false)
         .with_ansi(false)
         .finish();
-    let device = "serial".parse::<Model>().unwrap().open("serial 0").unwrap().device;
+    let device = "serial".parse::<Model>().unwrap().open("serial 0").unwrap().into_device();
     tracing::subscriber::with_default(subscriber, || {
         let flags = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.index());
         let state = DeviceFeatureMigState { device_state: VFIO_DEVICE_STATE_STOP_COPY, data_fd: -1 };

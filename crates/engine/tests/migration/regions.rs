@@ -181,7 +181,7 @@ fn pre_copy_left_anywhere_with_reads_of_any_size_loses_nothing() {
 
 /// A model's device with the driver side.
 fn model(name: &str) -> (Box<dyn Device>, DeviceFile) {
-    let file = name.parse::<Model>().unwrap().open(name).unwrap().device;
+    let file = name.parse::<Model>().unwrap().open(name).unwrap().into_device();
     let version = if name.contains("draft") { Version::Draft } else { Version::V1 };
     (region::adapt_as(Box::new(Local::new(file.clone())), version).unwrap(), file)
 }

@@ -59,6 +59,6 @@ pub enum AccelConfigError {
         /// Requested size in bytes.
         bytes: u64,
         /// The cause.
-        source: vm_memory::mmap::MmapRegionError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

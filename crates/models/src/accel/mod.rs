@@ -173,8 +173,10 @@ impl Accel {
     /// An engine as after power-on.
     pub fn new(config: AccelConfig, bus: Bus) -> Result<Accel, AccelConfigError> {
         let config = config.check()?;
-        let state = OwnState::powered_on(config.state_bytes)
-            .map_err(|source| AccelConfigError::Memory { bytes: config.state_bytes, source })?;
+        let state = OwnState::powered_on(config.state_bytes).map_err(|source| AccelConfigError::Memory {
+            bytes: config.state_bytes,
+            source: source.into(),
+        })?;
         Ok(Accel {
             config,
             function: Function::new(pci_config(config.state_bytes), bus).permissive(),

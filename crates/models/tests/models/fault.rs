@@ -10,7 +10,7 @@ use whimbrel_models::Model;
 fn accel(faults: &str) -> DeviceFile {
     let model: Model = "accel?state=64KiB".parse().unwrap();
     // Nothing of it works by itself.
-    model.open_with_faults("accel", faults.parse().unwrap()).unwrap().device
+    model.open_with_faults("accel", faults.parse().unwrap()).unwrap().into_device()
 }
 
 /// The state of a device that is saved with reads of so many bytes, and how it ended.
@@ -106,6 +106,6 @@ fn estimates_counts_reports_and_resets_are_what_the_list_says() {
 fn a_model_that_migrates_through_a_region_fails_there_too() {
     let model: Model = "accel?protocol=v1".parse().unwrap();
     let faults: Faults = "reset: EIO".parse().unwrap();
-    let device = model.open_with_faults("accel", faults).unwrap().device;
+    let device = model.open_with_faults("accel", faults).unwrap().into_device();
     assert_eq!(device.reset(), Err(Errno::EIO));
 }

@@ -191,7 +191,7 @@ fn a_serial_card_moves() {
 #[test]
 fn a_model_with_a_region_says_nothing_of_v2() {
     for model in ENGINES.into_iter().chain(["serial?protocol=v1", "serial?protocol=draft"]) {
-        let device = model.parse::<Model>().unwrap().open("model").unwrap().device;
+        let device = model.parse::<Model>().unwrap().open("model").unwrap().into_device();
         assert_eq!(device.migration_flags(), Err(Errno::ENOTTY), "{model}");
         assert!(!device.has_dma_logging(), "{model}");
         assert_eq!(device.info().num_regions, MIGRATION_REGION_INDEX + 1, "{model}");
@@ -201,7 +201,7 @@ fn a_model_with_a_region_says_nothing_of_v2() {
 #[test]
 fn a_model_of_v2_has_no_region() {
     for model in ["accel?state=4K", "serial", "serial?protocol=v2"] {
-        let device = model.parse::<Model>().unwrap().open("model").unwrap().device;
+        let device = model.parse::<Model>().unwrap().open("model").unwrap().into_device();
         assert!(device.migration_flags().is_ok(), "{model}");
         assert_eq!(device.info().num_regions, MIGRATION_REGION_INDEX, "{model}");
     }

@@ -21,7 +21,7 @@ const RECORDED: [u8; 60] = [
 ];
 
 fn open(model: &str) -> DeviceFile {
-    model.parse::<Model>().unwrap().open("serial under test").unwrap().device
+    model.parse::<Model>().unwrap().open("serial under test").unwrap().into_device()
 }
 
 fn write(device: &DeviceFile, port: u32, register: u64, value: u8) {

@@ -31,7 +31,7 @@
 //! use whimbrel_user::{Device, Local, Migratable, MigrationFlags, SavingRead, State, Version, region};
 //!
 //! let model: Model = "serial?protocol=v1".parse()?;
-//! let mut device: Box<dyn Device> = Box::new(Local::new(model.open("serial 0")?.device));
+//! let mut device: Box<dyn Device> = Box::new(Local::new(model.open("serial 0")?));
 //! assert_eq!(device.migration_flags()?, None);
 //!
 //! let mut device = region::adapt(device)?;

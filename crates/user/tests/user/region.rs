@@ -21,12 +21,12 @@ use whimbrel_user::{
 /// A model's device as a user finds it.
 fn open(model: &str) -> Box<dyn Device> {
     let opened = model.parse::<Model>().unwrap().open(model).unwrap();
-    adapted(model, Local::new(opened.device))
+    adapted(model, Local::new(opened.into_device()))
 }
 
 /// After some work of its own, so that there is state of which much must be said.
 fn worked(model: &str) -> Box<dyn Device> {
-    let device = model.parse::<Model>().unwrap().open(model).unwrap().device;
+    let device = model.parse::<Model>().unwrap().open(model).unwrap().into_device();
     device.advance(Duration::ZERO);
     device.advance(Duration::from_millis(10));
     adapted(model, Local::new(device))
@@ -225,8 +225,8 @@ fn dirty(device: &mut dyn Device) -> u64 {
 fn dirty_pages_are_told_from_the_start_of_the_log_whoever_keeps_it() {
     for model in ["accel?state=1K&protocol=v1", "accel?state=1K&protocol=draft"] {
         let opened = model.parse::<Model>().unwrap().open(model).unwrap();
-        let bus = opened.device.bus().clone();
-        let mut device = adapted(model, Local::new(opened.device));
+        let bus = opened.bus().clone();
+        let mut device = adapted(model, Local::new(opened.into_device()));
         device.dma_map().unwrap().map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
         let range = IovaRange::new(0, 0x8000).unwrap();
         assert_eq!(device.dma_logging_start(0x1000, &[range]).unwrap(), 0x1000);

@@ -109,7 +109,7 @@ impl ClientOptions {
 /// use whimbrel_user::{Migratable, State};
 /// use whimbrel_vfio_user::{Backend, Client, ClientOptions};
 ///
-/// let backend = Backend::new("serial".parse::<Model>()?.open("serial 0")?.device);
+/// let backend = Backend::new("serial".parse::<Model>()?.open("serial 0")?.into_device());
 /// let (server, stream) = UnixStream::pair()?;
 /// let serving = std::thread::spawn(move || backend.serve(server));
 ///

@@ -23,7 +23,7 @@ impl Client {
     ///
     /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
     /// # let (server, stream) = UnixStream::pair()?;
-    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # std::thread::spawn(move || Backend::new(model).serve(server));
     /// # let mut client = Client::new("accel", stream, &ClientOptions::default())?;
     /// client.post_write(0, accel::REGISTER_QUEUE_SIZE, &16_u32.to_le_bytes())?;
     /// let mut size = [0; 4];

@@ -44,7 +44,7 @@ impl Client {
     ///
     /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
     /// # let (server, stream) = UnixStream::pair()?;
-    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # std::thread::spawn(move || Backend::new(model).serve(server));
     /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
     /// let (mut id, mut state_bytes) = ([0; 4], [0; 8]);
     /// client.read_regions(&mut [
@@ -104,7 +104,7 @@ impl Client {
     ///
     /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
     /// # let (server, stream) = UnixStream::pair()?;
-    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # std::thread::spawn(move || Backend::new(model).serve(server));
     /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
     /// # let file = std::fs::File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
     /// # file.set_len(0x4000)?;

@@ -23,7 +23,7 @@ impl Client {
     ///
     /// # let model = "accel?state=4K".parse::<Model>()?.open("accel")?;
     /// # let (server, stream) = UnixStream::pair()?;
-    /// # std::thread::spawn(move || Backend::new(model.device).serve(server));
+    /// # std::thread::spawn(move || Backend::new(model).serve(server));
     /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
     /// let set_up = [
     ///     (accel::REGISTER_QUEUE_SIZE, &16_u32.to_le_bytes()[..]),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite};
+use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite, WorkingDevice};
 
 use super::foreign::{ForeignThread, ForeignThreads};
 use super::log_limit::LogLimit;
@@ -24,7 +24,7 @@ const MAX_DMA_MAPS: u32 = 32_768;
 /// use whimbrel_vfio_user::Backend;
 ///
 /// let model = "serial".parse::<Model>()?.open("serial 0")?;
-/// let backend = Backend::new(model.device);
+/// let backend = Backend::new(model);
 /// let (server, client) = UnixStream::pair()?;
 /// let serving = std::thread::spawn(move || backend.serve(server));
 /// // A client that leaves at once is served too.
@@ -40,7 +40,7 @@ pub struct Backend {
 /// The state shared by all handles to a backend.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) device: DeviceFile,
+    pub(super) device: WorkingDevice,
     pub(super) capabilities: Capabilities,
     pub(super) ioeventfds: Vec<IoeventfdWrite>,
     pub(super) max_client_memory: u64,
@@ -61,7 +61,7 @@ pub(super) struct Shared {
 /// use whimbrel_vfio_user::{Backend, BackendOptions};
 ///
 /// let model = "serial".parse::<Model>()?.open("serial 0")?;
-/// let backend = Backend::with(model.device, BackendOptions::default().max_client_memory(16 << 30));
+/// let backend = Backend::with(model, BackendOptions::default().max_client_memory(16 << 30));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -129,20 +129,21 @@ impl BackendOptions {
 }
 
 impl Backend {
-    /// Creates a backend with the server's capabilities, and the doorbells that the driver names.
-    pub fn new(device: DeviceFile) -> Backend {
+    /// Creates a backend with the server's capabilities, and the doorbells that the driver names. It owns the device's
+    /// worker, if any, which stops with the last handle.
+    pub fn new(device: impl Into<WorkingDevice>) -> Backend {
         Backend::with(device, BackendOptions::default())
     }
 
     /// Creates a backend with these options.
-    pub fn with(device: DeviceFile, options: BackendOptions) -> Backend {
+    pub fn with(device: impl Into<WorkingDevice>, options: BackendOptions) -> Backend {
         let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory, remote_memory } =
             options;
         capabilities.max_msg_fds = capabilities.max_msg_fds.min(MAX_FDS as u32);
         let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
         Backend {
             shared: Arc::new(Shared {
-                device,
+                device: device.into(),
                 capabilities,
                 ioeventfds,
                 max_client_memory,

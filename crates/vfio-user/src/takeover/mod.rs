@@ -217,14 +217,14 @@ impl TakeoverError {
 /// let path = folder.path().join("accel");
 /// let model: Model = "accel?state=1MiB".parse()?;
 /// let first = model.open("accel 0")?;
-/// let old = Server::bind(&path, Backend::new(first.device))?.allow_takeover();
+/// let old = Server::bind(&path, Backend::new(first))?.allow_takeover();
 /// let serving = std::thread::spawn(move || old.run());
 /// let mut client = Client::connect(&path, &ClientOptions::default())?;
 /// client.write_region(0, 0x40, &1u32.to_ne_bytes())?;
 ///
 /// let takeover = Takeover::connect(&path)?;
 /// let second = model.open("accel 0")?;
-/// let new = takeover.finish(Backend::new(second.device))?;
+/// let new = takeover.finish(Backend::new(second))?;
 /// let stopper = new.stopper();
 /// let going_on = std::thread::spawn(move || new.run());
 /// assert!(serving.join().expect("it does not panic")?.taken_over);

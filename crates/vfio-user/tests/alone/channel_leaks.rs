@@ -110,7 +110,7 @@ fn by_a_device(backend: &Backend, round: usize) {
 
 pub(crate) fn sessions_that_are_over_leave_neither_descriptors_nor_threads() {
     let model = "accel?state=1MiB".parse::<Model>().unwrap().open("accel 0").unwrap();
-    let backend = Backend::new(model.device);
+    let backend = Backend::new(model);
     let round = |number: usize| {
         by_messages(&backend, number);
         by_a_device(&backend, number);

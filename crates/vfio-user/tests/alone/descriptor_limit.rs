@@ -60,7 +60,7 @@ pub(crate) fn a_client_that_gives_all_the_descriptors_it_can_leaves_enough_for_t
     setrlimit(Resource::Nofile, Rlimit { current: Some(LIMIT), ..before }).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let model = "serial".parse::<Model>().unwrap().open("serial 0").unwrap();
-    let server = Server::bind(folder.path().join("socket"), Backend::new(model.device)).unwrap();
+    let server = Server::bind(folder.path().join("socket"), Backend::new(model)).unwrap();
     let (path, stopper) = (server.path().to_owned(), server.stopper());
     let serving = std::thread::spawn(move || server.run());
 

@@ -106,7 +106,7 @@ fn connect(options: &ClientOptions, backend: &Backend, round: usize) {
 
 pub(crate) fn connections_that_are_over_leave_neither_descriptors_nor_threads() {
     let model = "serial".parse::<Model>().unwrap().open("serial 0").unwrap();
-    let backend = Backend::with(model.device, BackendOptions::default().ioeventfds(vec![SCRATCH]));
+    let backend = Backend::with(model, BackendOptions::default().ioeventfds(vec![SCRATCH]));
     let round = |number: usize| ways().iter().for_each(|options| connect(options, &backend, number));
     // What is opened once and for all.
     round(0);

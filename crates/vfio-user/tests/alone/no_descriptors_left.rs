@@ -21,7 +21,7 @@ fn without_descriptors<T>(run: impl FnOnce() -> T) -> T {
 
 pub(crate) fn a_session_goes_with_the_commands_and_the_next_has_its_socket_again() {
     let model = "accel?state=1MiB".parse::<Model>().unwrap().open("accel 0").unwrap();
-    let backend = Backend::new(model.device);
+    let backend = Backend::new(model);
     let (server, stream) = UnixStream::pair().unwrap();
     let serving = std::thread::spawn(move || backend.serve(server));
     let mut client = Client::new("accel", stream, &ClientOptions::default()).unwrap();

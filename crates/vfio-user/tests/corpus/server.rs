@@ -24,7 +24,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::PidfdFlags;
-use whimbrel_device::{DeviceFile, IoeventfdWrite, Worker, WriteWidth, survive_lost_memory};
+use whimbrel_device::{DeviceFile, IoeventfdWrite, WriteWidth, survive_lost_memory};
 use whimbrel_models::Model;
 use whimbrel_vfio_user::message::{
     Command, HEADER, Header, Kind, Limits, MessageBuffer, Reply, Request, Version,
@@ -45,7 +45,6 @@ struct Bench {
     served: Vec<Served>,
     files: Vec<OwnedFd>,
     more_files: Vec<OwnedFd>,
-    _workers: Vec<Worker>,
 }
 
 /// A device, and what its server can do.
@@ -67,18 +66,16 @@ impl Bench {
             .into_iter()
             .map(|capabilities| Served { backend: Host::with(capabilities.clone()).backend, capabilities })
             .collect();
-        let mut workers = Vec::new();
         for model in ["accel?state=64KiB", "serial?ports=2"] {
             let opened = model.parse::<Model>().unwrap().open(model).unwrap();
-            served.push(Served { backend: Backend::new(opened.device), capabilities: all.clone() });
-            workers.extend(opened.worker);
+            served.push(Served { backend: Backend::new(opened), capabilities: all.clone() });
         }
         let foreign = BackendOptions::default().foreign_memory(true).max_client_memory(64 << 20);
         served.push(Served { backend: Backend::with(Board::open(), foreign), capabilities: all });
         for Served { backend, .. } in &served {
             listen(backend.device());
         }
-        Bench { served, files: files(), more_files: more_files(), _workers: workers }
+        Bench { served, files: files(), more_files: more_files() }
     }
 }
 

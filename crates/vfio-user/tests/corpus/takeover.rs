@@ -63,7 +63,7 @@ const OF_A_CLIENT: usize = 1;
 
 fn backend(kind: usize) -> Backend {
     match kind {
-        0 => Backend::new("serial?ports=2".parse::<Model>().unwrap().open("serial").unwrap().device),
+        0 => Backend::new("serial?ports=2".parse::<Model>().unwrap().open("serial").unwrap().into_device()),
         _ => Host::new().backend,
     }
 }

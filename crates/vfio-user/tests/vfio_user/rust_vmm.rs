@@ -51,8 +51,7 @@ fn ours(model: &str, path: &Path) -> JoinHandle<()> {
     let listener = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
-        Backend::new(opened.device).serve(stream).unwrap();
-        drop(opened.worker);
+        Backend::new(opened).serve(stream).unwrap();
     })
 }
 

@@ -42,7 +42,7 @@ const SHOWN: &str = "68656c6c6f206d747479\n42\n";
 
 fn serial() -> Local {
     let model: Model = "serial".parse().unwrap();
-    Local::new(model.open("serial").unwrap().device)
+    Local::new(model.open("serial").unwrap().into_device())
 }
 
 fn read(device: &mut dyn Device, offset: u64, count: usize) -> Vec<u8> {

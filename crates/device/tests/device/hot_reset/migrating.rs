@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::support::{FIRST, SECOND, function, raw_info, raw_reset};
 
 fn accelerator(name: &str) -> DeviceFile {
-    "accel".parse::<Model>().unwrap().open(name).unwrap().device
+    "accel".parse::<Model>().unwrap().open(name).unwrap().into_device()
 }
 
 fn open(device: &DeviceFile, container: &Container) -> GroupFile {

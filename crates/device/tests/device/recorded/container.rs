@@ -73,7 +73,7 @@ struct Ours {
 
 impl Ours {
     fn new() -> Ours {
-        let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
+        let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().into_device();
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
         let file = std::fs::File::from(memfd_create(c"iommufd test", MemfdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();

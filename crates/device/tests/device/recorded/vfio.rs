@@ -64,7 +64,7 @@ impl Ours {
     fn new() -> Ours {
         let kernel = KernelVersion::Linux6_12;
         let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
-        let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().device;
+        let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().into_device();
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
         let file = std::fs::File::from(memfd_create(c"vfio test", MemfdFlags::empty()).unwrap());
         file.set_len(SHARED_SIZE).unwrap();

@@ -313,10 +313,10 @@ fn with_a_worker_the_work_is_done_without_anyone_s_help() {
     let opened = "accel?state=1MiB".parse::<whimbrel_models::Model>().unwrap().open("engine").unwrap();
     let memory = Memory::new();
     // The model has a bus of its own: its memory is mapped there.
-    memory.map(opened.device.bus());
+    memory.map(opened.bus());
     let eventfd = EventFd::new().unwrap();
-    opened.device.set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
-    let mut guest = Guest::start(&memory, opened.device.clone(), 4);
+    opened.set_irq_triggers(1, 0, vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    let mut guest = Guest::start(&memory, opened.device().clone(), 4);
     guest.set32(accel::REGISTER_INTERRUPT_ENABLE, accel::INTERRUPT_COMPLETION);
     guest.submit(&Descriptor::fill(9, DATA, SLICE_BYTES * 2, 3));
     // Blocks until the device interrupts.

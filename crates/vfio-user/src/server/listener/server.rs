@@ -52,7 +52,7 @@ const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 /// let folder = tempfile::tempdir()?;
 /// let path = folder.path().join("accel");
 /// let model = "accel?state=1MiB".parse::<Model>()?.open("accel 0")?;
-/// let server = Server::bind(&path, Backend::new(model.device))?;
+/// let server = Server::bind(&path, Backend::new(model))?;
 /// let stopper = server.stopper();
 /// let serving = std::thread::spawn(move || server.run());
 ///
@@ -273,7 +273,7 @@ impl Server {
     ///
     /// let folder = tempfile::tempdir()?;
     /// let model = "serial".parse::<Model>()?.open("serial 0")?;
-    /// let server = Server::bind(folder.path().join("serial"), Backend::new(model.device))?;
+    /// let server = Server::bind(folder.path().join("serial"), Backend::new(model))?;
     /// server.stopper().stop();
     /// let served = loop {
     ///     // With whatever else the program waits for.

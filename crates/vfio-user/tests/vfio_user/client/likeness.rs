@@ -43,7 +43,7 @@ fn probed(device: &mut dyn Device) -> Vec<String> {
 fn a_probe_tells_the_same() {
     for model in MODELS {
         let mut served = Served::new(model);
-        let here = probed(&mut Local::new(open(model).0));
+        let here = probed(&mut Local::new(open(model).into_device()));
         assert_eq!(probed(served.client()), here, "{model}");
     }
 }
@@ -51,10 +51,10 @@ fn a_probe_tells_the_same() {
 #[test]
 fn every_request_from_every_state_ends_as_the_table_says() {
     for model in MODELS {
-        let flags = Local::new(open(model).0).migration_flags().unwrap().unwrap();
+        let flags = Local::new(open(model).into_device()).migration_flags().unwrap().unwrap();
         for from in State::ALL {
             for to in State::ALL {
-                let mut here = Local::new(open(model).0);
+                let mut here = Local::new(open(model).into_device());
                 let mut served = Served::new(model);
                 let there = served.client();
                 let (one, other) = (brought(&mut here, from), brought(there, from));
@@ -117,7 +117,7 @@ fn accesses_longer_than_a_message_are_made_in_pieces() {
     let capabilities = Client::capabilities().max_data_xfer_size(1000);
     let options = ClientOptions::default().capabilities(capabilities);
     let mut served = Served::with("accel?state=64KiB", &options);
-    let mut here = Local::new(open("accel?state=64KiB").0);
+    let mut here = Local::new(open("accel?state=64KiB").into_device());
     let (mut one, mut other) = (vec![1; 64 << 10], vec![2; 64 << 10]);
     here.read_region(2, 0, &mut one).unwrap();
     served.client().read_region(2, 0, &mut other).unwrap();

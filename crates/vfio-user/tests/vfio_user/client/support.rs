@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
-use whimbrel_device::{DeviceFile, Worker};
+use whimbrel_device::WorkingDevice;
 use whimbrel_models::Model;
 use whimbrel_user::{Device, State};
 use whimbrel_vfio_user::message::{Limits, MessageBuffer, Reply, Version};
@@ -15,12 +15,10 @@ use whimbrel_vfio_user::{
 pub(crate) struct Served {
     pub(crate) client: Option<Client>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
-    _worker: Option<Worker>,
 }
 
-pub(crate) fn open(model: &str) -> (DeviceFile, Option<Worker>) {
-    let opened = model.parse::<Model>().unwrap().open("model").unwrap();
-    (opened.device, opened.worker)
+pub(crate) fn open(model: &str) -> WorkingDevice {
+    model.parse::<Model>().unwrap().open("model").unwrap()
 }
 
 impl Served {
@@ -29,12 +27,12 @@ impl Served {
     }
 
     pub(crate) fn with(model: &str, options: &ClientOptions) -> Served {
-        let (device, worker) = open(model);
+        let device = open(model);
         let (server, stream) = UnixStream::pair().unwrap();
         let backend = Backend::new(device);
         let thread = std::thread::spawn(move || backend.serve(server));
         let client = Client::new("model", stream, options).unwrap();
-        Served { client: Some(client), thread: Some(thread), _worker: worker }
+        Served { client: Some(client), thread: Some(thread) }
     }
 
     pub(crate) fn client(&mut self) -> &mut Client {

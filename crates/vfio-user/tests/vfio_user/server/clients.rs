@@ -213,7 +213,7 @@ fn descriptors_of(file: &std::fs::File) -> usize {
 
 #[test]
 fn a_device_that_a_client_let_sleep_is_awake_for_the_next_one() {
-    let device = "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap().device;
+    let device = "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap().into_device();
     let backend = Backend::new(device);
     for _ in 0..2 {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -530,7 +530,7 @@ fn another_device_takes_nothing() {
     let mut peer = line.client();
     for model in ["serial", "accel?state=4KiB"] {
         let other = model.parse::<Model>().unwrap().open(model).unwrap();
-        let error = line.take_over_with(Backend::new(other.device)).unwrap_err();
+        let error = line.take_over_with(Backend::new(other)).unwrap_err();
         assert!(matches!(error, TakeoverError::Mismatch { .. }), "{error}");
         assert!(error.advice().is_some());
         assert_eq!(peer.write(BAR, 0, b"x"), Ok(1));
@@ -555,14 +555,14 @@ fn a_device_without_migration_of_its_own_moves_through_its_region() {
     {
         let open = || model.parse::<Model>().unwrap().open(model).unwrap();
         let first = open();
-        let mut line = Line::with(Backend::new(first.device.clone()));
+        let mut line = Line::with(Backend::new(first.device().clone()));
         let mut peer = line.client();
         let register = if model.starts_with("serial") { 7 } else { 0x14 };
         let width = if model.starts_with("serial") { 1 } else { 4 };
         let value = &[0x40, 0, 0, 0][..width];
         peer.write(BAR, register, value).unwrap();
         let second = open();
-        line.take_over_with(Backend::new(second.device.clone()))
+        line.take_over_with(Backend::new(second.device().clone()))
             .unwrap_or_else(|error| panic!("{model}: {error}"));
         assert_eq!(peer.read(BAR, register, width as u32).unwrap(), value, "{model}");
         drop(peer);
@@ -575,7 +575,7 @@ fn the_configuration_space_goes_over() {
     const CONFIG: u32 = 7;
     let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
     let first = open();
-    let mut line = Line::with(Backend::new(first.device.clone()));
+    let mut line = Line::with(Backend::new(first.device().clone()));
     let mut peer = line.client();
     // Bus master and INTx disable, a base address, and an address for MSI.
     peer.write(CONFIG, 4, &[0x06, 0x04]).unwrap();
@@ -584,7 +584,7 @@ fn the_configuration_space_goes_over() {
     let intx = Signal::new();
     set_irqs(&mut peer, IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER, INTX, &intx);
     let second = open();
-    line.take_over_with(Backend::new(second.device.clone())).unwrap();
+    line.take_over_with(Backend::new(second.device().clone())).unwrap();
     assert_eq!(peer.read(CONFIG, 0, 256).unwrap(), before);
     // A queue without rings is refused, which the device asserts the line for.
     peer.write(0, accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_ERROR.to_le_bytes()).unwrap();
@@ -598,14 +598,14 @@ fn the_configuration_space_goes_over() {
 fn a_device_that_asserts_its_line_asserts_it_behind_the_new_server_too() {
     let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
     let first = open();
-    let mut line = Line::with(Backend::new(first.device.clone()));
+    let mut line = Line::with(Backend::new(first.device().clone()));
     let mut peer = line.client();
     peer.write(0, accel::REGISTER_INTERRUPT_ENABLE, &accel::INTERRUPT_ERROR.to_le_bytes()).unwrap();
     peer.write(0, accel::REGISTER_CONTROL, &accel::CONTROL_ENABLE.to_le_bytes()).unwrap();
     let is_asserted = |peer: &mut Peer| peer.read(7, 6, 1).unwrap()[0] & 1 << 3 != 0;
     assert!(is_asserted(&mut peer));
     let second = open();
-    line.take_over_with(Backend::new(second.device.clone())).unwrap();
+    line.take_over_with(Backend::new(second.device().clone())).unwrap();
     // A cause that was loaded is shown once the device has worked again.
     let patience = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while !is_asserted(&mut peer) {
@@ -618,13 +618,13 @@ fn a_device_that_asserts_its_line_asserts_it_behind_the_new_server_too() {
 fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
     let open = || "accel?state=4KiB".parse::<Model>().unwrap().open("accel").unwrap();
     let first = open();
-    let mut line = Line::with(Backend::new(first.device.clone()));
+    let mut line = Line::with(Backend::new(first.device().clone()));
     let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
     let migration_extensions = Some(MigrationExtensions::ALL);
     peer.agree(Backend::capabilities().migration_extensions(migration_extensions));
     feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]).unwrap();
     let second = open();
-    line.take_over_with(Backend::new(second.device.clone())).unwrap();
+    line.take_over_with(Backend::new(second.device().clone())).unwrap();
     let again = feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]);
     assert_eq!(again, Err(Errno::EINVAL), "it is let sleep already");
     feature(&mut peer, Feature::LowPowerExit, FeatureFlags::SET, &[]).unwrap();

@@ -19,10 +19,7 @@ const MODELS: [&str; 3] = ["serial", "accel?state=4KiB", "legacy?state=4KiB"];
 fn client(model: &str, extensions: Option<MigrationExtensions>) -> Peer {
     let opened = model.parse::<Model>().unwrap().open("model").unwrap();
     let (server, stream) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || {
-        let _worker = opened.worker;
-        Backend::new(opened.device).serve(server)
-    });
+    let thread = std::thread::spawn(move || Backend::new(opened).serve(server));
     let mut peer = Peer::new(stream, Some(thread));
     peer.agree(Capabilities::default().migration_extensions(extensions));
     peer
@@ -149,7 +146,7 @@ fn a_page_size_that_is_no_power_of_two_is_refused() {
 fn version_data_without_their_nul_are_taken() {
     let (server, stream) = UnixStream::pair().unwrap();
     let opened = "serial".parse::<Model>().unwrap().open("model").unwrap();
-    let thread = std::thread::spawn(move || Backend::new(opened.device).serve(server));
+    let thread = std::thread::spawn(move || Backend::new(opened).serve(server));
     let mut peer = Peer::new(stream, Some(thread));
     let proposed = Version::proposal(Capabilities::default().max_dma_maps(3));
     let text = proposed.capabilities.to_json();

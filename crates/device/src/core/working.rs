@@ -1,0 +1,71 @@
+//! A device together with the thread that runs it.
+
+use std::ops::Deref;
+
+use whimbrel_protocol::Errno;
+
+use super::file::DeviceFile;
+use super::worker::Worker;
+
+/// A device and, if it works by itself, its [`Worker`], which stops when this is dropped.
+///
+/// ```
+/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info, WorkingDevice};
+///
+/// struct Idle;
+///
+/// impl Driver for Idle {
+///     fn info(&self) -> Info {
+///         Info { flags: DeviceInfoFlags::empty(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///     }
+/// }
+///
+/// let working = WorkingDevice::start(DeviceFile::new("idle", Bus::new(), Box::new(Idle)))?;
+/// assert_eq!(working.info().num_regions, 0);
+/// let device = working.into_device();
+/// assert_eq!(device.name(), "idle");
+/// # Ok::<(), whimbrel_device::Errno>(())
+/// ```
+#[derive(Debug)]
+pub struct WorkingDevice {
+    device: DeviceFile,
+    worker: Option<Worker>,
+}
+
+impl WorkingDevice {
+    /// Starts a worker for a device. EAGAIN if the process can have no more threads.
+    pub fn start(device: DeviceFile) -> Result<WorkingDevice, Errno> {
+        let worker = Worker::start(device.clone())?;
+        Ok(WorkingDevice { device, worker: Some(worker) })
+    }
+
+    /// Returns the device's file.
+    pub fn device(&self) -> &DeviceFile {
+        &self.device
+    }
+
+    /// Returns whether a worker runs the device.
+    pub fn has_worker(&self) -> bool {
+        self.worker.is_some()
+    }
+
+    /// Stops the worker, and returns the device's file.
+    pub fn into_device(self) -> DeviceFile {
+        self.device
+    }
+}
+
+impl Deref for WorkingDevice {
+    type Target = DeviceFile;
+
+    fn deref(&self) -> &DeviceFile {
+        &self.device
+    }
+}
+
+/// A device that only answers requests.
+impl From<DeviceFile> for WorkingDevice {
+    fn from(device: DeviceFile) -> WorkingDevice {
+        WorkingDevice { device, worker: None }
+    }
+}
