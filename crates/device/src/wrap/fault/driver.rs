@@ -1,20 +1,15 @@
 //! The driver that fails.
 
 use std::fmt;
-use std::time::Duration;
 
-use whimbrel_memory::FileOffset;
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
-use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
 use super::{DataFault, FaultKind, Faults};
-
-use crate::driver::{
-    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, ZpciErrors,
-};
+use crate::driver::{DmaLogging, Driver, Migration};
+use crate::wrap::forward::forward;
 
 /// A driver that does what another does, but for its faults.
 pub struct Faulty {
@@ -63,42 +58,10 @@ impl fmt::Debug for Faulty {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Driver for Faulty {
-    fn open_device(&mut self) {
-        self.inner.open_device();
-    }
-
-    fn close_device(&mut self) {
-        self.inner.close_device();
-    }
-
-    fn info(&self) -> Info {
-        self.inner.info()
-    }
-
-    fn region(&self, index: u32) -> Result<Region, Errno> {
-        self.inner.region(index)
-    }
-
-    fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        self.inner.irq(index)
-    }
-
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        self.inner.read_region(index, offset, data)
-    }
-
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        self.inner.write_region(index, offset, data)
-    }
-
-    fn doorbells(&self) -> Vec<IoeventfdWrite> {
-        self.inner.doorbells()
-    }
-
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        self.inner.mmap(index, offset, length)
-    }
+    forward!(inner: open_device, close_device, info, region, irq, read_region, write_region, doorbells, mmap);
+    forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance);
 
     fn reset(&mut self) -> Result<(), Errno> {
         let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
@@ -108,10 +71,6 @@ impl Driver for Faulty {
         }
     }
 
-    fn bus_reset(&mut self) -> Result<(), Errno> {
-        self.inner.bus_reset()
-    }
-
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         if self.inner.migration().is_some() { Some(self) } else { None }
     }
@@ -119,32 +78,9 @@ impl Driver for Faulty {
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
         if self.inner.dma_logging().is_some() { Some(self) } else { None }
     }
-
-    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
-        self.inner.low_power()
-    }
-
-    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
-        self.inner.bus_master()
-    }
-
-    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
-        self.inner.dma_buf()
-    }
-
-    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
-        self.inner.zpci_errors()
-    }
-
-    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
-        self.inner.graphics()
-    }
-
-    fn advance(&mut self, now: Duration) -> Next {
-        self.inner.advance(now)
-    }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Migration for Faulty {
     fn flags(&self) -> MigrationFlags {
         self.flags
@@ -219,6 +155,7 @@ impl Migration for Faulty {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl DmaLogging for Faulty {
     fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         self.inner.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::info::{Capability, Info, Irq, Region};
+use whimbrel_protocol::info::{Capability, Info, Region};
 use whimbrel_uapi::device::{
     RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
 };
@@ -13,10 +13,9 @@ use whimbrel_uapi::device::{
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
 use crate::bus::Bus;
+use crate::wrap::forward::forward;
 
-use crate::driver::{
-    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, ZpciErrors,
-};
+use crate::driver::{DmaLogging, Driver, Migration, Next};
 
 /// A plain device that a vendor may mediate while it is open.
 ///
@@ -143,7 +142,10 @@ fn default_migration_region() -> Region {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Driver for Mediated {
+    forward!(driver: irq, doorbells, low_power, bus_master, dma_buf, zpci_errors, graphics);
+
     fn open_device(&mut self) {
         self.driver.open_device();
         let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
@@ -182,10 +184,6 @@ impl Driver for Mediated {
         Ok(region)
     }
 
-    fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        self.driver.irq(index)
-    }
-
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         let Some(current) = &mut self.current else { return self.driver.read_region(index, offset, data) };
         let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
@@ -198,10 +196,6 @@ impl Driver for Mediated {
         let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
         let access = current.mediation.write(device, index, offset, data);
         access.or_else(|| self.plain(index)?.write_region(index, offset, data))
-    }
-
-    fn doorbells(&self) -> Vec<IoeventfdWrite> {
-        self.driver.doorbells()
     }
 
     fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
@@ -229,26 +223,6 @@ impl Driver for Mediated {
 
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
         if self.migrates_by_region() { None } else { self.driver.dma_logging() }
-    }
-
-    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
-        self.driver.low_power()
-    }
-
-    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
-        self.driver.bus_master()
-    }
-
-    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
-        self.driver.dma_buf()
-    }
-
-    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
-        self.driver.zpci_errors()
-    }
-
-    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
-        self.driver.graphics()
     }
 
     fn advance(&mut self, now: Duration) -> Next {

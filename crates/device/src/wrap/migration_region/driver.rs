@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::info::{Info, Region};
 use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
 use crate::bus::Bus;
+use crate::wrap::forward::forward;
 
-use crate::driver::{BusMaster, DmaBuf, Driver, Graphics, IoeventfdWrite, LowPower, Next, ZpciErrors};
+use crate::driver::{DmaLogging, Driver, Migration, Next};
 
 /// A device of migration v2 that is offered with a migration region instead: one region more than the device
 /// has, at the index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA
@@ -103,10 +104,9 @@ impl MigrationRegion {
     }
 }
 
+#[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Driver for MigrationRegion {
-    fn open_device(&mut self) {
-        self.driver.open_device();
-    }
+    forward!(driver: open_device, irq, doorbells, low_power, bus_master, dma_buf, zpci_errors, graphics);
 
     fn close_device(&mut self) {
         self.half.end_use(&mut *self.driver);
@@ -119,10 +119,6 @@ impl Driver for MigrationRegion {
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         if index == self.index { Ok(self.half.region()) } else { self.driver.region(index) }
-    }
-
-    fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        self.driver.irq(index)
     }
 
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
@@ -141,10 +137,6 @@ impl Driver for MigrationRegion {
         }
     }
 
-    fn doorbells(&self) -> Vec<IoeventfdWrite> {
-        self.driver.doorbells()
-    }
-
     fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         if index == self.index { self.half.mmap(offset) } else { self.driver.mmap(index, offset, length) }
     }
@@ -161,28 +153,17 @@ impl Driver for MigrationRegion {
         Ok(())
     }
 
-    fn low_power(&mut self) -> Option<&mut dyn LowPower> {
-        self.driver.low_power()
-    }
-
-    fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
-        self.driver.bus_master()
-    }
-
-    fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
-        self.driver.dma_buf()
-    }
-
-    fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
-        self.driver.zpci_errors()
-    }
-
-    fn graphics(&mut self) -> Option<&mut dyn Graphics> {
-        self.driver.graphics()
-    }
-
     fn advance(&mut self, now: Duration) -> Next {
         if self.half.may_run() { self.driver.advance(now) } else { Next::Idle }
+    }
+
+    // What the region moves, its user moves: the device behind it has no migration and no log of its own.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
+
+    fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
+        None
     }
 }
 
