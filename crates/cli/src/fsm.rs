@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     /// the fix.
     #[arg(long, value_name = "TARGET", group = "other", conflicts_with_all = ["from", "to"])]
     walk: Option<Target>,
-    /// Walk a device in STOP or STOP_COPY too, although it may hold the only copy of a migrated device
+    /// Walk a device in STOP, STOP_COPY or RESUMING too, although it may hold the only copy of a migrated device
     #[arg(long, requires = "walk", conflicts_with_all = ["from", "to", "table", "dot"])]
     force: bool,
     /// Timeout for each request of the walk, in seconds

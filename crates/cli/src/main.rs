@@ -125,7 +125,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output.failure(&failure);
+            match &command {
+                Command::Save(arguments) if arguments.uses_stdout() => output.failure_beside(&failure),
+                _ => output.failure(&failure),
+            }
             failure.status()
         }
     }

@@ -49,6 +49,11 @@ impl Output {
         self.failure_object(failure);
     }
 
+    /// As [`Output::failure`], of a command whose stdout carries something else: all goes to stderr.
+    pub(crate) fn failure_beside(self, failure: &Failure) {
+        if self.json { note(pretty(&failure.to_json())) } else { note(failure) }
+    }
+
     fn failure_object(self, failure: &Failure) {
         if self.json {
             // There is nobody left to tell if this fails too.

@@ -60,6 +60,13 @@ enum Place {
     File(PathBuf),
 }
 
+impl Arguments {
+    /// Whether stdout carries the device's state.
+    pub(crate) fn uses_stdout(&self) -> bool {
+        self.output.as_os_str() == "-"
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     // Before the device is opened: that may reset it.

@@ -1,4 +1,4 @@
-//! Where in a file a mapping begins.
+//! The place in a file at which a mapping begins.
 
 use std::fs::File;
 use std::sync::Arc;

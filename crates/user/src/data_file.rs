@@ -68,7 +68,8 @@ impl DataFile {
     }
 
     /// Reads the next bytes of the device's state. A read that yields nothing is the end for now while the device is in
-    /// a pre-copy state, and the end for good in STOP_COPY.
+    /// a pre-copy state, and the end for good in STOP_COPY. The state is the one that the device of this file was last
+    /// known to be in: where another handle changes it, ask [`Migratable::state`](crate::Migratable::state) of this one.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<SavingRead> {
         loop {
             // Before the read: what a device has to give in PRE_COPY says nothing of the end in STOP_COPY.

@@ -49,7 +49,7 @@ mod client;
 #[cfg(any(feature = "client", feature = "server"))]
 mod descriptor_kind;
 mod descriptors;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(any(feature = "client", feature = "takeover"))]
 mod eventfd;
 mod extensions;
 pub mod message;

@@ -16,7 +16,7 @@ pub(super) fn may_hang(from: State, to: State) -> bool {
 /// Whether a kernel of this release is known to have the fix.
 ///
 /// Mainline has it since 7.2. Of the stable series only what was seen in its source counts: 6.12.117. A release
-/// candidate may be older than the fix.
+/// candidate may be older than the fix, however a distribution writes it.
 pub(super) fn has_fix(release: &str) -> bool {
     let (version, rest) =
         release.split_at(release.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(release.len()));
@@ -25,7 +25,7 @@ pub(super) fn has_fix(release: &str) -> bool {
     let patch = numbers.next().unwrap_or(0);
     match series {
         (6, 12) => patch >= 117,
-        (7, 2) => !rest.starts_with("-rc"),
+        (7, 2) => !rest.contains("rc"),
         series => series > (7, 2),
     }
 }
@@ -40,6 +40,9 @@ mod tests {
             assert!(has_fix(release), "{release}");
         }
         for release in ["6.2.0", "6.12.116", "6.12", "6.18.40", "7.1.9", "7.2.0-rc1", "", "next", "6", "99"] {
+            assert!(!has_fix(release), "{release}");
+        }
+        for release in ["7.2.0-0.rc3.20260701git.fc45.x86_64", "7.2.0-070200rc1-generic"] {
             assert!(!has_fix(release), "{release}");
         }
     }

@@ -97,7 +97,7 @@ pub(super) enum Told {
 pub(crate) struct Arguments {
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Reset a device in STOP or STOP_COPY too
+    /// Reset a device in STOP, STOP_COPY or RESUMING too
     #[arg(long)]
     force: bool,
 }
@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
     let mut opened = target.open()?.migratable()?;
     let state = opened.state()?;
-    if let (State::Stop | State::StopCopy, false) = (state, force) {
+    if let (State::Stop | State::StopCopy | State::Resuming, false) = (state, force) {
         return Err(Failure::new(format!(
             "{}: it is in {state} and may hold the only copy of a migrated device: the walk would reset it",
             opened.name()
@@ -123,8 +123,9 @@ fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
     }
     let unfixed = if target.is_of_kernel() { unfixed_kernel() } else { None };
     let mut walk = Walk::new(&mut opened)?;
-    let walked = walk.all(unfixed.as_deref());
-    // Whatever was found, the device is left as it is after a reset.
+    let walked = walk.prepare().and_then(|()| walk.all(unfixed.as_deref()));
+    // Whatever was found, and whoever still listens, the device is left as it is after a reset.
+    let _ = asking("the last reset");
     let reset = walk.device.reset();
     let walked = walked?;
     reset?;
@@ -183,10 +184,13 @@ impl Walk<'_> {
         let saved = tempfile::tempfile().map_err(|error| {
             Failure::from_io("cannot keep the device's state in a temporary file", &error)
         })?;
-        let mut walk = Walk { device, flags, saved };
-        walk.reset()?;
-        walk.save()?;
-        Ok(walk)
+        Ok(Walk { device, flags, saved })
+    }
+
+    /// Resets the device, and keeps a state of it.
+    fn prepare(&mut self) -> Result<(), Failure> {
+        self.reset()?;
+        self.save()
     }
 
     fn reset(&mut self) -> Result<(), Failure> {

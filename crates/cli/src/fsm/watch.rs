@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// How a device is walked.
 pub(super) struct Settings<'a> {
     pub(super) target: &'a Target,
-    /// Whether a device in STOP or STOP_COPY is reset too.
+    /// Whether a device in STOP, STOP_COPY or RESUMING is reset too.
     pub(super) force: bool,
     /// How long a request may take.
     pub(super) timeout: Duration,
@@ -62,6 +62,8 @@ impl Watch {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // A process that cannot be ended must not keep open what somebody reads to its end.
+            .stderr(Stdio::piped())
             // A signal from the keyboard ends this process alone. The child notices, and resets the device first.
             .process_group(0)
             .spawn()
@@ -70,6 +72,12 @@ impl Watch {
             return Err(Failure::new("another process was started without its pipe"));
         };
         let (send, told) = channel();
+        if let Some(mut errors) = child.stderr.take() {
+            std::thread::Builder::new()
+                .name("errors".into())
+                .spawn(move || io::copy(&mut errors, &mut io::stderr()))
+                .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
+        }
         std::thread::Builder::new()
             .name("listener".into())
             .spawn(move || {
@@ -91,8 +99,7 @@ impl Watch {
                 }
                 Err(RecvTimeoutError::Timeout) => return Err(self.hangs(settings, &request)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    let status =
-                        self.child.wait().map_or_else(|_| "unknown".into(), |status| status.to_string());
+                    let status = self.ended().map_or_else(|| "unknown".into(), |status| status.to_string());
                     return Err(Failure::new(format!(
                         "{}: {request}: the process that walks ended: {status}",
                         settings.target
@@ -103,11 +110,11 @@ impl Watch {
                 Told::Asking(next) => request = next,
                 Told::Walked(walked) => {
                     // It has only to end now, and has closed the device.
-                    let _ = self.child.wait();
+                    let _ = self.ended();
                     return Ok(walked);
                 }
                 Told::Failed { error, hint } => {
-                    let _ = self.child.wait();
+                    let _ = self.ended();
                     let failure = Failure::new(error);
                     return Err(match hint {
                         Some(hint) => failure.hint(hint),
@@ -118,18 +125,26 @@ impl Watch {
         }
     }
 
+    /// Waits a moment for the process to end; `None` for one that does not.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
     fn hangs(&mut self, settings: &Settings<'_>, request: &str) -> Failure {
         let Settings { target, timeout, .. } = settings;
         let failure =
             Failure::new(format!("{target}: {request} hangs: no answer within {} s", timeout.as_secs()));
         // One that has ended by itself meanwhile is as good.
         let _ = self.child.kill();
-        let deadline = Instant::now() + ENDING;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return failure.hint("the device is in no known state: reset it before it is used again");
-            }
-            std::thread::sleep(PAUSE);
+        if self.ended().is_some() {
+            return failure.hint("the device is in no known state: reset it before it is used again");
         }
         let pid = self.child.id();
         failure.hint(format!(

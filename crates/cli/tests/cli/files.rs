@@ -165,6 +165,17 @@ fn stdout_and_stdin_carry_the_state_and_the_result_goes_beside_it() {
 }
 
 #[test]
+fn a_failure_does_not_follow_the_state_on_stdout() {
+    let folder = TempDir::new().unwrap();
+    let target = format!("vfio-user:{}", folder.path().join("nobody").display());
+    let run = whimbrel(["save", &target, "-o", "-", "--raw", "--json"]);
+    assert_eq!(run.status, 1);
+    assert_eq!(run.stdout, b"");
+    let told: serde_json::Value = serde_json::from_str(&run.stderr).unwrap();
+    assert!(told["error"].as_str().unwrap().contains("ENOENT"), "{told}");
+}
+
+#[test]
 fn a_raw_file_given_to_inspect_is_recognised() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("mtty");

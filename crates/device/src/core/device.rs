@@ -193,6 +193,9 @@ impl Shared {
         data: &[u8],
     ) -> Result<usize, Errno> {
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::WRITE)?;
+        if count == 0 {
+            return Ok(0);
+        }
         let written = core.driver.write_region(index, offset, &data[..count])?;
         self.notify_worker();
         Ok(written.min(count))

@@ -178,6 +178,9 @@ impl DeviceFile {
     pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::READ)?;
+        if count == 0 {
+            return Ok(0);
+        }
         core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
     }
 

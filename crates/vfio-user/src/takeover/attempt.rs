@@ -170,7 +170,7 @@ fn give(
     let giving = Giving::begin(link, peer, stop, offer)?;
     let (reply, answer) = mpsc::sync_channel(1);
     teller.tell(Event::Agreed(reply));
-    let Ok(seat) = answer.recv() else {
+    let Ok(seat) = answer.recv_timeout(PATIENCE) else {
         return Err(giving.refuse(LinkError::Stopped.into()));
     };
     if let Some(seat) = &seat

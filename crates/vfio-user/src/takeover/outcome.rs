@@ -20,6 +20,9 @@ use crate::socket::is_readable;
 /// Interval of the warning that a device is stopped and may run elsewhere.
 const WARNING: Duration = Duration::from_mins(1);
 
+/// The pause after a wait that the system refused.
+const UNABLE_TO_WAIT: Duration = Duration::from_millis(100);
+
 /// A new server's report on the device, with the reason.
 fn word(message: Message) -> Result<(handover::Message, String), LinkError> {
     match message {
@@ -111,7 +114,11 @@ impl Giving {
                      then"
                 );
             }
-            self.wait(listens, next_warning - now)?;
+            if let Err(error) = self.wait(listens, next_warning - now) {
+                // Nothing that fails here says where the device is: it stays stopped.
+                tracing::debug!(%error, "cannot wait for the new server");
+                std::thread::sleep(UNABLE_TO_WAIT);
+            }
         }
     }
 

@@ -251,9 +251,14 @@ impl Function {
 
     /// Applies the current settings to the line and to held messages.
     fn settle(&mut self) {
+        let is_disabled = self.settings().intx_disabled;
+        if is_disabled {
+            // Before the line is shown: a disabled line signals nobody.
+            self.bus.interrupts().disable_line(true);
+        }
         self.show_line();
         let interrupts = self.bus.interrupts();
-        interrupts.disable_line(self.settings().intx_disabled);
+        interrupts.disable_line(is_disabled);
         self.messages.release(&mut self.config, self.is_permissive, |index, vector| {
             interrupts.trigger(index, vector);
         });

@@ -258,11 +258,17 @@ impl Server {
     /// ([`DeviceFile`](whimbrel_device::DeviceFile) listens to them), files that may never respond, and a takeover,
     /// which gets the client between two calls.
     ///
-    /// A call waits for a client in one case: a request makes the device access memory that the client must be asked
-    /// for, or a file that may not respond. Each such access has a timeout of [five
-    /// seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault and the connection is
-    /// over. Refuse such memory if other clients must not wait for it:
-    /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory).
+    /// The descriptor is level-triggered. One call accepts one connection: with an edge-triggered event loop, dispatch
+    /// until a poll finds the descriptor not readable.
+    ///
+    /// A call waits for a client where its device, in a request or in a thread of its own, accesses memory that the
+    /// client must be asked for, or a file that may not respond. Each such access has a timeout of [five
+    /// seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault; a client that was asked
+    /// loses its connection. Refuse such memory if other clients must not wait for it:
+    /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory). Files that may not respond are refused
+    /// by default ([`BackendOptions::foreign_memory`](crate::BackendOptions::foreign_memory)).
+    ///
+    /// After an error the device may be another server's: drop the server.
     ///
     /// ```
     /// use std::ops::ControlFlow;

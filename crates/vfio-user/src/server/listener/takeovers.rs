@@ -205,7 +205,9 @@ impl UnderWay {
 
     /// Returns how long the next process still waits.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
-        self.next.as_ref().map(|(_, until)| until.saturating_duration_since(now))
+        let (_, until) = self.next.as_ref()?;
+        // With nothing under way its turn has come.
+        Some(if self.attempt.is_none() { Duration::ZERO } else { until.saturating_duration_since(now) })
     }
 }
 

@@ -119,7 +119,14 @@ impl Parked {
 
 impl Drop for Parked {
     fn drop(&mut self) {
-        if let Some(serving) = self.serving.take() {
+        #[cfg_attr(not(feature = "takeover"), expect(unused_mut))]
+        if let Some(mut serving) = self.serving.take() {
+            #[cfg(feature = "takeover")]
+            if std::thread::panicking() {
+                // Nobody knows whether another process serves the client by now: two must not.
+                serving.set_anothers(true);
+                return;
+            }
             serving.client.rest.as_ref().inspect(|rest| rest.end());
             // Who is gone serves nobody, and the client sees the end of its connection.
             let _ = self.back.send(serving);

@@ -101,3 +101,21 @@ fn a_state_that_no_function_of_this_shape_can_have_is_refused_and_changes_nothin
     let refused = fresh().load(&other.save()).unwrap_err();
     assert!(matches!(refused, FunctionStateError::Length { .. }), "{refused}");
 }
+
+#[test]
+fn a_disabled_line_that_is_loaded_asserted_signals_nobody() {
+    use super::{COMMAND, INTX_DISABLE};
+    use whimbrel_device::DeviceFile;
+    let mut source = fresh();
+    source.write_region(CONFIG, COMMAND, &INTX_DISABLE.to_le_bytes()).unwrap();
+    source.set_line(true);
+    let bus = Bus::new();
+    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let mut destination = Function::new(config(), bus.clone());
+    let device = DeviceFile::new("card", bus.clone(), Box::new(super::Card(Function::new(config(), bus))));
+    device.set_irq_triggers(0, 0, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    destination.load(&source.save()).unwrap();
+    assert!(told.read().is_err(), "the guest had disabled it");
+    destination.write_region(CONFIG, COMMAND, &[0, 0]).unwrap();
+    assert_eq!(told.read().unwrap(), 1, "the line is still asserted");
+}

@@ -65,3 +65,10 @@ fn dma_waits_for_bus_master_and_d0() {
     function.enter_d0();
     assert!(function.dma().is_some());
 }
+
+#[test]
+fn an_empty_access_never_reaches_the_driver() {
+    let device = card();
+    assert_eq!(device.write_region(0, 0, &[]), Ok(0));
+    assert_eq!(device.read_region(0, 0, &mut []), Ok(0));
+}
