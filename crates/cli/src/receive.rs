@@ -29,8 +29,8 @@ pub(crate) struct Arguments {
     /// The device that receives the state (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. With port 0 the system chooses a port; the address
-    /// is printed to stderr
+    /// Address to listen on: HOST:PORT (IPv6 in brackets) or unix:PATH. With port 0 the system chooses a port; the
+    /// address is printed to stderr
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Address,
     /// Timeout for data from the source, in seconds

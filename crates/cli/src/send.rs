@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
     #[arg(value_name = "TARGET")]
     target: Target,
-    /// Address of `whimbrel receive`: HOST:PORT, [IPV6]:PORT or unix:PATH
+    /// Address of `whimbrel receive`: HOST:PORT (IPv6 in brackets) or unix:PATH
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     to: Address,
     /// Downtime limit, in milliseconds

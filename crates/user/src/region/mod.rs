@@ -1,8 +1,8 @@
 //! Devices that migrate through a region: drivers of kernels 5.8 to 5.17 (v1), and those of the draft of 2019.
 //!
 //! [`adapt`] looks for the region (its capability TYPE is 3/1) on a device without migration v2 and gives it the
-//! interface of v2: [`Device::migration_flags`] is STOP_COPY with PRE_COPY, [`Device::set_state`] writes
-//! `device_state`, and a [`DataFile`](crate::DataFile) transfers the data section. [`whimbrel_protocol::region::User`]
+//! interface of v2: [`Migratable::migration_flags`](crate::Migratable::migration_flags) is STOP_COPY with PRE_COPY,
+//! [`Migratable::set_state`](crate::Migratable::set_state) writes `device_state`, and a [`DataFile`](crate::DataFile) transfers the data section. [`whimbrel_protocol::region::User`]
 //! decides on the accesses; this module makes them on a real device.
 //!
 //! # v1 or the draft
@@ -20,9 +20,9 @@
 //!   along v2's path.
 //! - From resuming the text draws no change but to running. A device that refuses STOP there is left in resuming, where
 //!   it does not work either; whether it takes its state is then known only when it is to run.
-//! - [`Device::data_size`] is known only while the device is saved.
+//! - [`Migratable::data_size`](crate::Migratable::data_size) is known only while the device is saved.
 //! - Dirty pages are told by the draft's region, or, for v1, by what the device's memory is mapped through, where that
-//!   can tell ([`Device::has_memory_log`]).
+//!   can tell ([`DmaMap::dirty_log`](crate::DmaMap::dirty_log)).
 //! - Data come in transactions. A v1 device is to get them as they were given, which
 //!   [`DataFile::write_piece`](crate::DataFile::write_piece) is for.
 //!
