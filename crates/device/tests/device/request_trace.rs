@@ -1,9 +1,10 @@
 //! Raw requests in the log, each in one line.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::Level;
+use tracing::subscriber::NoSubscriber;
+use tracing::{Dispatch, Level};
 use whimbrel_device::{Container, ContainerSettings, Errno, SparseMemory};
 use whimbrel_models::Model;
 use whimbrel_uapi::feature::{DeviceFeature, Feature, FeatureFlags};
@@ -29,6 +30,10 @@ impl Write for Log {
 
 #[test]
 fn each_raw_request_is_one_line_at_trace_level_with_what_it_answers() {
+    // As long as there is but one subscriber, the thread that meets an event first decides whether anybody wants it.
+    // That may be another test's, which has none.
+    static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+    LazyLock::force(&ANOTHER);
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
