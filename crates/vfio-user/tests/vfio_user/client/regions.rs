@@ -14,8 +14,8 @@ use super::support::Served;
 /// Models that have a region, the texts that one can be taken for, and whether part of it can be mapped. What
 /// the draft's has beyond v1's is about dirty pages.
 const MODELS: [(&str, &[Version], bool); 4] = [
-    ("accel?state=4MiB&protocol=v1", &[Version::V1], true),
-    ("accel?state=4MiB&protocol=draft", &[Version::Draft, Version::V1], true),
+    ("accel?state=512KiB&protocol=v1", &[Version::V1], true),
+    ("accel?state=512KiB&protocol=draft", &[Version::Draft, Version::V1], true),
     ("serial?protocol=v1", &[Version::V1], true),
     ("legacy?state=64KiB&section=4KiB", &[Version::V1], false),
 ];
