@@ -72,6 +72,14 @@ impl Failure {
         self
     }
 
+    /// Adds a hint where there is one.
+    pub(crate) fn hint_if(self, hint: Option<impl Into<String>>) -> Failure {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
+
     /// The hint, if there is one.
     pub(crate) fn advice(&self) -> Option<&str> {
         self.hint.as_deref()
@@ -119,21 +127,13 @@ impl fmt::Display for Failure {
 
 impl From<whimbrel_user::Error> for Failure {
     fn from(error: whimbrel_user::Error) -> Failure {
-        let failure = Failure::from_error(&error);
-        match error.advice() {
-            Some(advice) => failure.hint(advice),
-            None => failure,
-        }
+        Failure::from_error(&error).hint_if(error.advice())
     }
 }
 
 impl From<whimbrel_engine::Error> for Failure {
     fn from(error: whimbrel_engine::Error) -> Failure {
-        let failure = Failure::from_error(&error);
-        match error.advice() {
-            Some(advice) => failure.hint(advice),
-            None => failure,
-        }
+        Failure::from_error(&error).hint_if(error.advice())
     }
 }
 
@@ -146,10 +146,7 @@ impl From<SendError> for Failure {
             Outcome::Stranded(_) => "stranded",
         };
         let failure = Failure::from_error(&error).result(&serde_json::json!({ "outcome": outcome }));
-        match error.cause.advice() {
-            Some(advice) => failure.hint(advice),
-            None => failure,
-        }
+        failure.hint_if(error.cause.advice())
     }
 }
 

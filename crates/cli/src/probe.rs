@@ -197,7 +197,7 @@ fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -
     Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs: None })
 }
 
-/// An answer, or why there is none.
+/// An answer, or why it is missing.
 fn told<T>(answer: whimbrel_user::Result<T>) -> (Option<T>, Option<ProbeError>) {
     match answer {
         Ok(answer) => (Some(answer), None),

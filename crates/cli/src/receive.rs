@@ -110,11 +110,7 @@ fn failed(error: Error, is_served: bool) -> Failure {
         }
         _ => None,
     };
-    let failure = Failure::from(error);
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::from(error).hint_if(hint)
 }
 
 impl fmt::Display for Taken {

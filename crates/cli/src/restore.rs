@@ -89,11 +89,7 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
             }
         }
         Error::Mismatch(_) | Error::Contents(_) | Error::NotReset { .. } => {
-            let failure = Failure::new(format!("{name}: {error}"));
-            match error.advice() {
-                Some(advice) => failure.hint(advice),
-                None => failure,
-            }
+            Failure::new(format!("{name}: {error}")).hint_if(error.advice())
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
         Error::Device(error) => Failure::new(format!("{name} was not taken: {error}")).hint(if raw {

@@ -93,11 +93,7 @@ fn failed(error: SendError, address: &Address) -> Failure {
         }
         _ => None,
     };
-    let failure = Failure::from(error);
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::from(error).hint_if(hint)
 }
 
 struct Text<'a> {

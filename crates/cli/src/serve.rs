@@ -205,11 +205,7 @@ fn bind(path: &Path) -> Result<Listener, Failure> {
 
 fn not_taken_over(socket: impl fmt::Display, error: &TakeoverError) -> Failure {
     let told = Failure::from_error(error).message();
-    let failure = Failure::new(format!("cannot take over from the server at {socket}: {told}"));
-    match error.advice() {
-        Some(advice) => failure.hint(advice),
-        None => failure,
-    }
+    Failure::new(format!("cannot take over from the server at {socket}: {told}")).hint_if(error.advice())
 }
 
 /// From here on SIGINT and SIGTERM end nothing but the server.

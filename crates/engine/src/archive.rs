@@ -244,7 +244,7 @@ fn out_of_place(message: &Message<'_>) -> Error {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Contents {
-    /// The version of its format, as `1.0`; `unknown` if it is none of ours.
+    /// The version of its format, as `1.0`; `unknown` for any other format.
     pub version: String,
     /// What was saved.
     pub hello: Option<Hello>,

@@ -20,7 +20,7 @@ use core::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Errno(NonZeroU16);
 
-/// A text that names no error number.
+/// A text or number that is not an error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnknownErrno;
@@ -224,6 +224,15 @@ impl Errno {
     }
 }
 
+/// The error of a number as a peer sends it, which is unsigned.
+impl TryFrom<u32> for Errno {
+    type Error = UnknownErrno;
+
+    fn try_from(code: u32) -> Result<Errno, UnknownErrno> {
+        i32::try_from(code).ok().and_then(Errno::new).ok_or(UnknownErrno)
+    }
+}
+
 impl fmt::Debug for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {
@@ -246,7 +255,7 @@ impl core::error::Error for Errno {}
 
 impl fmt::Display for UnknownErrno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not the name of an error number")
+        f.write_str("not an error number")
     }
 }
 
@@ -313,6 +322,7 @@ mod tests {
         }
         for code in [i32::MIN, -22, -1, 0, 4096, 0x1_0016, i32::MAX] {
             assert_eq!(Errno::new(code), None, "{code}");
+            assert_eq!(Errno::try_from(code.cast_unsigned()), Err(UnknownErrno), "{code}");
         }
     }
 

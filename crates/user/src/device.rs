@@ -31,7 +31,7 @@ pub trait Device: Migratable {
     fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
         let _ = (offset, length);
         let why = format!("region {index} cannot be mapped from here: read and write it instead");
-        Err(Error::Unusable { device: self.name().to_string(), why })
+        Err(Error::unusable(self.name(), why))
     }
 
     /// VFIO_DEVICE_SET_IRQS on the interrupts of an index from `start` on.

@@ -123,10 +123,11 @@ impl MappedRegion {
             usize::try_from(offset).ok().filter(|_| self.flags.contains(needed)).ok_or_else(refused)?;
         match self.memory.access(start, length, access) {
             Ok(_) => Ok(()),
-            Err(MemoryError::Lost) => Err(Error::Unusable {
-                device: self.device.clone(),
-                why: format!("what was mapped of region {} is no longer there: map it again", self.index),
-            }),
+            Err(MemoryError::Lost) => {
+                let why =
+                    format!("what was mapped of region {} is no longer there: map it again", self.index);
+                Err(Error::unusable(&self.device, why))
+            }
             Err(_) => Err(refused()),
         }
     }

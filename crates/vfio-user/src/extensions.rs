@@ -40,6 +40,26 @@ pub struct MigrationExtensions {
 }
 
 impl MigrationExtensions {
+    /// No extension.
+    pub const NONE: MigrationExtensions = MigrationExtensions {
+        data_size: false,
+        precopy_info: false,
+        read_end: false,
+        p2p: false,
+        data_channel: false,
+        device_features: false,
+    };
+
+    /// Every part.
+    pub const ALL: MigrationExtensions = MigrationExtensions {
+        data_size: true,
+        precopy_info: true,
+        read_end: true,
+        p2p: true,
+        data_channel: true,
+        device_features: true,
+    };
+
     /// Sets the field `data_size`.
     #[must_use]
     pub const fn data_size(self, data_size: bool) -> MigrationExtensions {
@@ -75,28 +95,6 @@ impl MigrationExtensions {
     pub const fn device_features(self, device_features: bool) -> MigrationExtensions {
         MigrationExtensions { device_features, ..self }
     }
-}
-
-impl MigrationExtensions {
-    /// No extension.
-    pub const NONE: MigrationExtensions = MigrationExtensions {
-        data_size: false,
-        precopy_info: false,
-        read_end: false,
-        p2p: false,
-        data_channel: false,
-        device_features: false,
-    };
-
-    /// Every part.
-    pub const ALL: MigrationExtensions = MigrationExtensions {
-        data_size: true,
-        precopy_info: true,
-        read_end: true,
-        p2p: true,
-        data_channel: true,
-        device_features: true,
-    };
 
     /// Returns the extensions that both sides support. The data channel's socket is sent as a descriptor, so it needs
     /// a client that accepts one.

@@ -60,11 +60,7 @@ impl Processes {
                 let Some((role, failed)) = known.failed.into_iter().next() else {
                     return Failure::new("the demo cannot go on");
                 };
-                let failure = Failure::new(format!("{}: {}", Part::Host(role), failed.error));
-                match failed.hint {
-                    Some(hint) => failure.hint(hint),
-                    None => failure,
-                }
+                Failure::new(format!("{}: {}", Part::Host(role), failed.error)).hint_if(failed.hint)
             }
         }
     }

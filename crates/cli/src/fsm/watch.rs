@@ -115,11 +115,7 @@ impl Watch {
                 }
                 Told::Failed { error, hint } => {
                     let _ = self.ended();
-                    let failure = Failure::new(error);
-                    return Err(match hint {
-                        Some(hint) => failure.hint(hint),
-                        None => failure,
-                    });
+                    return Err(Failure::new(error).hint_if(hint));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! `whimbrel send` and `receive`, each in a process of its own, and peers that are none.
+//! `whimbrel send` and `receive`, each in a process of its own, and other peers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -72,7 +72,7 @@ pub trait Driver: Send {
     ///
     /// Name only writes that are right at any moment and any number of times. The guest goes on before such a
     /// write is made: it comes a moment later, perhaps behind one that the guest made after it, and several
-    /// together are made once. A register that takes an index or a count is none.
+    /// together are made once. A register that takes an index or a count is not a doorbell.
     ///
     /// As with the rest of what a driver says of its device, the answer holds while the device is open. A
     /// write that lies in no BAR cannot be had, and only PCI devices have any.

@@ -78,8 +78,7 @@ impl EdidRegion {
         self.registers.link_state == VFIO_DEVICE_GFX_LINK_STATE_UP
     }
 
-    /// The description of the monitor. `None` if its size is none that there is room for: the user may write
-    /// any.
+    /// The description of the monitor. `None` if its size is 0 or exceeds the room: the user may write any size.
     pub fn edid(&self) -> Option<&[u8]> {
         match self.registers.edid_size as usize {
             0 => None,

@@ -94,7 +94,7 @@ fn a_request_is_checked_in_the_kernels_order() {
             Errno::EINVAL,
         ),
         ("nothing to untie", ASKED, Errno::ENODEV),
-        ("a descriptor that is none", DeviceIoeventfd { fd: 77, ..ASKED }, Errno::EBADF),
+        ("a number without a descriptor", DeviceIoeventfd { fd: 77, ..ASKED }, Errno::EBADF),
     ];
     for (what, asked, errno) in cases {
         assert_eq!(ask(&device, &mut process, asked), Err(errno), "{what}");

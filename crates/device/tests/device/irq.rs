@@ -139,7 +139,7 @@ fn a_request_is_checked_before_anything_is_done() {
         ("no action", IrqSet { flags: EVENTFD, ..head }, Err(Errno::ENOTTY)),
         ("two actions", IrqSet { flags: EVENTFD | MASK | TRIGGER, ..head }, Err(Errno::ENOTTY)),
         ("the action before the descriptor", IrqSet { flags: EVENTFD | MASK, ..head }, Err(Errno::ENOTTY)),
-        ("a descriptor that is none", head, Err(Errno::EBADF)),
+        ("a number without a descriptor", head, Err(Errno::EBADF)),
     ];
     for (what, head, expected) in cases {
         assert_eq!(open().raw(head, &77_i32.to_ne_bytes()), expected, "{what}");

@@ -19,6 +19,7 @@ mod migration_region;
 mod mmap;
 mod open;
 mod pci_config;
+mod process;
 mod raw;
 mod recorded;
 mod remote_memory;

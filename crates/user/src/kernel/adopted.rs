@@ -37,12 +37,12 @@ impl Adopted {
         let device = VfioDevice::new(name.into(), device_fd);
         match device.info() {
             Ok(_) => Ok(Adopted { device }),
-            Err(error) => Err(Error::Unusable {
-                device: device.name().to_string(),
-                why: format!(
+            Err(error) => {
+                let why = format!(
                     "the file to adopt does not answer as a VFIO device that is ready for use ({error})"
-                ),
-            }),
+                );
+                Err(Error::unusable(device.name(), why))
+            }
         }
     }
 

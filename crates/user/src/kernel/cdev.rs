@@ -54,7 +54,7 @@ impl Cdev {
         let Some(path) = found.cdev_path else {
             let why = "it has no file under /dev/vfio/devices: the kernel has no VFIO cdev, or no vfio driver \
                        is bound to it. Its group may work";
-            return Err(Error::Unusable { device: found.name, why: why.into() });
+            return Err(Error::unusable(&found.name, why));
         };
         Cdev::open_as(found.name, &path)
     }

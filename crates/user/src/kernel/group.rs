@@ -48,7 +48,7 @@ impl Group {
         let Some(group_path) = found.group_path else {
             let why = "it is in no IOMMU group: is the IOMMU on (intel_iommu=on), and the device bound to a \
                        vfio driver?";
-            return Err(Error::Unusable { device: found.name, why: why.into() });
+            return Err(Error::unusable(&found.name, why));
         };
         Group::open(found.name.clone(), group_path, &found.name)
     }
@@ -60,7 +60,7 @@ impl Group {
     pub fn open(name: impl Into<String>, group_path: impl AsRef<Path>, device_name: &str) -> Result<Group> {
         let name = name.into();
         let failed = |request: Operation| Error::at(&name, request);
-        let unusable = |why: String| Error::Unusable { device: name.clone(), why };
+        let unusable = |why: String| Error::unusable(&name, why);
         let c_name = CString::new(device_name)
             .map_err(|_| unusable(format!("{device_name:?} is not the name of a device")))?;
 

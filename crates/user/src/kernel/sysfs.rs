@@ -92,7 +92,7 @@ impl Host {
         if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
             let why = "this is not the name of a device: give the address of a PCI device, such as \
                        0000:3b:00.2, or the uuid of a mediated one";
-            return Err(Error::Unusable { device: name.to_string(), why: why.into() });
+            return Err(Error::unusable(name, why));
         }
         // lspci omits a domain of 0.
         let with_domain = format!("0000:{name}");

@@ -58,7 +58,7 @@ impl RegionDevice {
             return Ok(());
         }
         let why = format!("region {index} is its migration region: ask for its state instead");
-        Err(Error::Unusable { device: self.name.clone(), why })
+        Err(Error::unusable(&self.name, why))
     }
 }
 

@@ -163,7 +163,7 @@ impl Half {
         if read.is_ok() && (Version::V1.header_size()..Version::Draft.header_size()).contains(&offset) {
             let why =
                 format!("its data lie at {offset:#x} of the migration region: it follows v1, not the draft");
-            return Err(Error::Unusable { device: self.device.name().to_string(), why });
+            return Err(Error::unusable(self.device.name(), why));
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Half {
         if self.standing && to == State::Resuming {
             let why = "it does not stop once a state has been loaded: let it run, or reset it, before it loads \
                        another";
-            return Err(Error::Unusable { device: self.device.name().to_string(), why: why.into() });
+            return Err(Error::unusable(self.device.name(), why));
         }
         let steps = self.route(phase, from, to).ok_or_else(|| {
             let request = format!("{from} to {to} through the migration region");

@@ -173,9 +173,9 @@ impl Device for Client {
             Some(start) if is_there => {
                 let file = FileOffset::new(file, start);
                 // A server may make it shorter later.
-                survive_lost_memory().map_err(|error| Error::Unusable {
-                    device: self.name.clone(),
-                    why: format!("SIGBUS cannot be handled, and the server could cause it: {error}"),
+                survive_lost_memory().map_err(|error| {
+                    let why = format!("SIGBUS cannot be handled, and the server could cause it: {error}");
+                    Error::unusable(&self.name, why)
                 })?;
                 MappedRegion::of_file(&self.name, index, &region, file, offset, length)
             }
@@ -215,11 +215,9 @@ impl Device for Client {
             return set_irqs(connection, tie(start, count(eventfds)), &all);
         }
         if most == 0 && eventfds.iter().any(Option::is_some) {
-            return Err(Error::Unusable {
-                device: self.name.clone(),
-                why: "the server takes no descriptors (max_msg_fds is 0), so interrupts cannot have eventfds"
-                    .into(),
-            });
+            let why =
+                "the server takes no descriptors (max_msg_fds is 0), so interrupts cannot have eventfds";
+            return Err(Error::unusable(&self.name, why));
         }
         set_irqs(connection, tie(start, count(eventfds)), &[])?;
         let mut at = 0;

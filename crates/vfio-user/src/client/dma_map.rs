@@ -14,9 +14,10 @@ impl DmaMap for Client {
         let what = || format!("{} at {iova:#x}", Command::DmaMap);
         let file = memory.file().cloned().filter(|_| connection.agreed.max_msg_fds > 0);
         if file.is_none() {
-            connection.attend(&self.connection).map_err(|error| Error::Unusable {
-                device: self.name.clone(),
-                why: format!("{}: no thread to answer the server's requests for memory: {error}", what()),
+            connection.attend(&self.connection).map_err(|error| {
+                let why =
+                    format!("{}: no thread to answer the server's requests for memory: {error}", what());
+                Error::unusable(&self.name, why)
             })?;
         }
         let offset = file.as_ref().map_or(0, FileOffset::start);

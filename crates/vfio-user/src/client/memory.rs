@@ -183,7 +183,7 @@ mod tests {
         match (header.kind, Reply::parse(request.command(), &out.as_bytes()[16..], limits)) {
             (Kind::Reply, Ok(Reply::DmaRead { data, .. })) => Ok(data.to_vec()),
             (Kind::Reply, Ok(Reply::DmaWrite(_))) => Ok(vec![]),
-            (Kind::Error(errno), _) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
+            (Kind::Error(errno), _) => Err(Errno::try_from(errno).unwrap_or(Errno::EIO)),
             other => panic!("{other:?}"),
         }
     }

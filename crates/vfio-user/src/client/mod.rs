@@ -159,10 +159,8 @@ impl Client {
             twin_socket: options.capabilities.twin_socket.filter(|_| options.capabilities.max_msg_fds > 0),
             ..options.capabilities.clone()
         };
-        let mut connection =
-            Connection::new(name.clone(), stream, proposed.clone(), options.patience).map_err(|error| {
-                Error::Unusable { device: name.clone(), why: format!("the socket cannot be used: {error}") }
-            })?;
+        let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.patience)
+            .map_err(|error| Error::unusable(&name, format!("the socket cannot be used: {error}")))?;
         negotiate(&mut connection, proposed)?;
         Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
     }
@@ -222,7 +220,7 @@ fn cannot_connect(name: &str, path: &Path, error: &std::io::Error) -> Error {
         Some(errno) => format!("cannot connect: {errno}"),
         None => format!("cannot connect: {error}"),
     };
-    Error::Unusable { device: name.to_string(), why }
+    Error::unusable(name, why)
 }
 
 fn is_busy(error: &Error) -> bool {
@@ -232,10 +230,10 @@ fn is_busy(error: &Error) -> bool {
 /// Explains EBUSY, which a server uses for another reason than a kernel.
 fn busy_explained(error: Error) -> Error {
     match error {
-        Error::Request { device, errno: errno @ Errno::EBUSY, .. } => Error::Unusable {
-            device,
-            why: format!("{errno}: another client uses the device: it has to leave first"),
-        },
+        Error::Request { device, errno: errno @ Errno::EBUSY, .. } => Error::unusable(
+            &device,
+            format!("{errno}: another client uses the device: it has to leave first"),
+        ),
         other => other,
     }
 }

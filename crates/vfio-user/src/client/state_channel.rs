@@ -101,12 +101,9 @@ impl StateChannel {
     ) -> Result<([u8; N], usize)> {
         let command = request.command();
         if self.is_over {
-            return Err(Error::Unusable {
-                device: self.name.clone(),
-                why: format!(
-                    "{command}: the channel of the device's state is over: the migration has failed"
-                ),
-            });
+            let why =
+                format!("{command}: the channel of the device's state is over: the migration has failed");
+            return Err(Error::unusable(&self.name, why));
         }
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
@@ -194,15 +191,13 @@ impl StateChannel {
                 Err(error) => return self.failed(command, error),
             }
         }
-        match errno {
-            0 => {
+        match (errno, Errno::try_from(errno)) {
+            (0, _) => {
                 self.slips.live_with(Slip::NoErrno, command);
                 Error::request(&self.name, command.name(), Errno::EIO)
             }
-            _ => match i32::try_from(errno).ok().and_then(Errno::new) {
-                Some(errno) => Error::request(&self.name, command.name(), errno),
-                None => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
-            },
+            (_, Ok(errno)) => Error::request(&self.name, command.name(), errno),
+            _ => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
         }
     }
 
@@ -218,11 +213,7 @@ impl StateChannel {
     /// Ends the channel after an invalid answer: the next messages cannot be told apart.
     fn broken(&mut self, command: Command, why: impl ToString) -> Error {
         self.is_over = true;
-        Error::Answer {
-            device: self.name.clone(),
-            request: format!("{command} on the channel of the state").into(),
-            what: why.to_string(),
-        }
+        Error::answer(&self.name, format!("{command} on the channel of the state"), why)
     }
 }
 

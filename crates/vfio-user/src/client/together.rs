@@ -142,9 +142,10 @@ impl Client {
             .collect();
         let what = |at: usize| format!("{} at {:#x}", Command::DmaMap, requests[at].0.iova);
         if let Some(at) = requests.iter().position(|(_, file)| file.is_none()) {
-            connection.attend(&self.connection).map_err(|error| Error::Unusable {
-                device: self.name.clone(),
-                why: format!("{}: no thread to answer the server's requests for memory: {error}", what(at)),
+            connection.attend(&self.connection).map_err(|error| {
+                let why =
+                    format!("{}: no thread to answer the server's requests for memory: {error}", what(at));
+                Error::unusable(&self.name, why)
             })?;
         }
         // The device may ask for it before the server says that it is mapped.

@@ -43,6 +43,7 @@ mod log_limit;
 mod refusal;
 mod screen;
 pub(crate) mod session;
+pub(crate) mod signal;
 
 #[cfg(doc)]
 use whimbrel_device::survive_lost_memory;

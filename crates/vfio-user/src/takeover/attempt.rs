@@ -19,6 +19,7 @@ use super::refusal::Refusal;
 use super::wire::{PATIENCE, REST_PATIENCE};
 use super::{TakeoverError, check_user};
 use crate::server::session::seat::{Parked, Seat};
+use crate::server::signal::signal;
 
 /// Timeout for the agreement of two servers, before the device is stopped: one message each for the request, the
 /// offer and the answer to it.
@@ -141,8 +142,7 @@ impl Teller {
     fn tell(&self, event: Event) {
         // Nobody listens any more once the server ends.
         let _ = self.sender.send(event);
-        // Only a counter that is full already refuses, which says the same.
-        let _ = rustix::io::write(&self.changed, &1_u64.to_ne_bytes());
+        signal(&self.changed);
     }
 }
 

@@ -292,9 +292,9 @@ impl Takeover {
                 Err(TakeoverError::Wrong(format!("it answered with version {version} of a takeover")))
             }
             Ok(message) => Ok((link, message)),
-            Err(LinkError::Answered(errno)) => Err(TakeoverError::Unknown(
-                i32::try_from(errno).ok().and_then(Errno::new).unwrap_or(Errno::EIO),
-            )),
+            Err(LinkError::Answered(errno)) => {
+                Err(TakeoverError::Unknown(Errno::try_from(errno).unwrap_or(Errno::EIO)))
+            }
             // It may have answered before it was asked, as one does that has no time for a client.
             Err(error) => Err(sent.err().unwrap_or(error).into()),
         }

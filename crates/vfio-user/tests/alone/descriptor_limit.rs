@@ -35,7 +35,7 @@ impl Peer {
         self.sender.send(out.as_bytes(), &fds).unwrap();
         let answer = self.receiver.receive().unwrap().expect("an answer");
         match answer.header.kind {
-            Kind::Error(errno) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
+            Kind::Error(errno) => Err(Errno::try_from(errno).unwrap_or(Errno::EIO)),
             _ => Ok(()),
         }
     }

@@ -88,7 +88,7 @@ impl Migration for Source {
             Some(errno) if errno & 0x1_0000 == 0 => self.fail = Some(errno | 0x1_0000),
             Some(errno) => {
                 self.fail = None;
-                return Err(Errno::new((errno & 0xffff).cast_signed()).unwrap_or(Errno::EIO));
+                return Err(Errno::try_from(errno & 0xffff).unwrap_or(Errno::EIO));
             }
             None => {}
         }

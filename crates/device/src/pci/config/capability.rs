@@ -166,7 +166,7 @@ impl PciCapability {
             PciCapability::PowerManagement(_) => Ok(()),
             PciCapability::Msi(msi) => right(
                 msi.vectors.is_power_of_two() && msi.vectors <= 32,
-                "the number of vectors is none of 1, 2, 4, 8, 16, 32",
+                "the number of vectors is not 1, 2, 4, 8, 16 or 32",
             ),
             PciCapability::MsiX(msix) => {
                 right((1..=2048).contains(&msix.vectors), "the number of vectors is not 1 to 2048")
@@ -174,11 +174,11 @@ impl PciCapability {
             PciCapability::Express(express) => {
                 right(
                     express.max_payload.is_power_of_two() && (128..=4096).contains(&express.max_payload),
-                    "the payload is none of 128, 256, 512, 1024, 2048, 4096",
+                    "the payload is not 128, 256, 512, 1024, 2048 or 4096",
                 )?;
                 right(
                     matches!(express.width, 1 | 2 | 4 | 8 | 12 | 16 | 32),
-                    "the width is none of 1, 2, 4, 8, 12, 16, 32",
+                    "the width is not 1, 2, 4, 8, 12, 16 or 32",
                 )
             }
             PciCapability::VendorSpecific(vendor) => {

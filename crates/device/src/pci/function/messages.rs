@@ -58,7 +58,7 @@ impl Messages {
     ) {
         let settings = config.settings();
         let in_use = InUse::of(&settings, is_permissive);
-        let may_send = settings.power < PowerState::D3Hot && (is_permissive || settings.bus_master);
+        let may_send = may_master(&settings, is_permissive);
         if let Some(table) = &mut self.table {
             let all_masked = settings.msix.is_some_and(|msix| msix.enabled && msix.all_masked);
             table.take_pending(|table, vector| {
@@ -79,6 +79,11 @@ impl Messages {
             config.set_msi_pending(self.msi_pending);
         }
     }
+}
+
+/// Returns whether the function may start transactions: DMA, and messages.
+pub(super) fn may_master(settings: &Settings, is_permissive: bool) -> bool {
+    settings.power < PowerState::D3Hot && (is_permissive || settings.bus_master)
 }
 
 /// The capabilities that messages are sent by.

@@ -88,7 +88,7 @@ use whimbrel_uapi::pci::{
     VFIO_PCI_NUM_REGIONS,
 };
 
-use self::messages::Messages;
+use self::messages::{Messages, may_master};
 pub use self::saved::FunctionStateError;
 use crate::bus::Bus;
 use crate::bus::dma::DmaSpace;
@@ -220,9 +220,7 @@ impl Function {
 
     /// The memory that the device reaches, while the function may start DMA.
     pub fn dma(&self) -> Option<&DmaSpace> {
-        let settings = self.settings();
-        let may_start = settings.power < PowerState::D3Hot && (self.is_permissive || settings.bus_master);
-        may_start.then(|| self.bus.dma())
+        may_master(&self.settings(), self.is_permissive).then(|| self.bus.dma())
     }
 
     /// Brings the function to D0, for a driver whose device is suspended.
@@ -258,7 +256,9 @@ impl Function {
         }
         self.show_line();
         let interrupts = self.bus.interrupts();
-        interrupts.disable_line(is_disabled);
+        if !is_disabled {
+            interrupts.disable_line(false);
+        }
         self.messages.release(&mut self.config, self.is_permissive, |index, vector| {
             interrupts.trigger(index, vector);
         });

@@ -7,7 +7,7 @@ use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::iommufd::{Caller, Iommufd};
-use whimbrel_device::{DataFile, Errno, Fault, Memory, Process, SparseMemory};
+use whimbrel_device::{Errno, Memory, Process, SparseMemory};
 use whimbrel_memory::FileOffset;
 use whimbrel_uapi::ioctl::Request;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -60,21 +60,7 @@ impl Program {
 }
 
 impl Process for Program {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.memory.read(address, buffer)
-    }
-
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.memory.write(address, data)
-    }
-
-    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        self.memory.install(file)
-    }
-
-    fn uninstall(&mut self, fd: i32) {
-        self.memory.uninstall(fd);
-    }
+    crate::process::with_memory!();
 
     fn iommufd(&self, fd: i32) -> Result<Iommufd, Errno> {
         match self.iommufds.get(&fd) {

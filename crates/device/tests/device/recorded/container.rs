@@ -2,9 +2,7 @@
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::iommufd::{Caller, Iommufd};
-use whimbrel_device::{
-    DataFile, Errno, Fault, Group, GroupFile, Memory, OpenDevice, Process, SparseMemory, Translation,
-};
+use whimbrel_device::{Errno, Group, GroupFile, Memory, OpenDevice, Process, SparseMemory, Translation};
 use whimbrel_memory::FileOffset;
 use whimbrel_models::Model;
 use whimbrel_recorder::vfio::Side;
@@ -21,21 +19,7 @@ struct Program {
 }
 
 impl Process for Program {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.memory.read(address, buffer)
-    }
-
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.memory.write(address, data)
-    }
-
-    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        self.memory.install(file)
-    }
-
-    fn uninstall(&mut self, fd: i32) {
-        self.memory.uninstall(fd);
-    }
+    crate::process::with_memory!();
 
     fn container(&self, fd: i32) -> Result<whimbrel_device::Container, Errno> {
         Err(if [CONTAINER, OTHER].contains(&fd) { Errno::EBADFD } else { Errno::EBADF })

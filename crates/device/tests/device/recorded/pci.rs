@@ -8,10 +8,9 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::iommufd::{Caller, Iommu, Iommufd, OwnIommu};
 use whimbrel_device::{
-    Bus, Capability, Cdev, Container, ContainerSettings, DataFile, DeviceFile, DeviceInfoFlags, DeviceSet,
-    Driver, Errno, Fault, Group, GroupFile, HardwareIommu, Info, Irq, IrqInfoFlags, KernelVersion, LowPower,
-    Memory, OpenDevice, PciFunction, PhysicalFunction, Process, Region, RegionInfoFlags, SparseMemory,
-    Translation,
+    Bus, Capability, Cdev, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DeviceSet, Driver,
+    Errno, Group, GroupFile, HardwareIommu, Info, Irq, IrqInfoFlags, KernelVersion, LowPower, Memory,
+    OpenDevice, PciFunction, PhysicalFunction, Process, Region, RegionInfoFlags, SparseMemory, Translation,
 };
 use whimbrel_recorder::pci::devices::{BESIDE, DEVICES, E1000E, EDU, Facts, GROUPS, NVME, TESTDEV, VF1, VF2};
 use whimbrel_recorder::pci::list::*;
@@ -122,7 +121,7 @@ struct Program {
 }
 
 impl Program {
-    /// Whether a file that is none of the kind asked for is open there.
+    /// Whether a file of any kind is open there.
     fn is_open(&self, fd: i32) -> bool {
         fd == OTHER
             || (fd == CONTAINER && !self.groups.is_empty())
@@ -139,21 +138,7 @@ impl Program {
 }
 
 impl Process for Program {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.memory.read(address, buffer)
-    }
-
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.memory.write(address, data)
-    }
-
-    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        self.memory.install(file)
-    }
-
-    fn uninstall(&mut self, fd: i32) {
-        self.memory.uninstall(fd);
-    }
+    crate::process::with_memory!();
 
     fn container(&self, fd: i32) -> Result<Container, Errno> {
         if fd == CONTAINER { Ok(self.container.clone()) } else { Err(self.wrong(fd, Errno::EBADFD)) }

@@ -2,8 +2,8 @@
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Container, ContainerSettings, DataFile, Errno, Fault, Group, GroupFile, KernelVersion, Memory,
-    OpenDevice, Process, SparseMemory, Translation,
+    Container, ContainerSettings, Errno, Fault, Group, GroupFile, KernelVersion, Memory, OpenDevice, Process,
+    SparseMemory, Translation,
 };
 use whimbrel_memory::FileOffset;
 use whimbrel_models::Model;
@@ -21,21 +21,7 @@ struct Program {
 }
 
 impl Process for Program {
-    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.memory.read(address, buffer)
-    }
-
-    fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        self.memory.write(address, data)
-    }
-
-    fn install(&mut self, file: DataFile) -> Result<i32, Errno> {
-        self.memory.install(file)
-    }
-
-    fn uninstall(&mut self, fd: i32) {
-        self.memory.uninstall(fd);
-    }
+    crate::process::with_memory!();
 
     fn shared_memory(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault> {
         self.memory.shared_memory(vaddr, size, rights)

@@ -73,7 +73,7 @@ struct Model {
 }
 
 impl Model {
-    /// The range in pages, or why there is none.
+    /// The range in pages, or why it is invalid.
     fn range(&self, page: u64, pages: u64) -> Result<std::ops::Range<u64>, Errno> {
         if pages == 0 {
             return Err(Errno::EINVAL);

@@ -242,10 +242,8 @@ impl Connection {
         if !self.is_over {
             return Ok(());
         }
-        Err(Error::Unusable {
-            device: self.name.clone(),
-            why: format!("{}: the connection to the server is over: connect again", what()),
-        })
+        let why = format!("{}: the connection to the server is over: connect again", what());
+        Err(Error::unusable(&self.name, why))
     }
 
     fn new_id(&mut self) -> u16 {
@@ -311,15 +309,13 @@ impl Connection {
 
     /// Returns the error for a failed request; `unnamed` is the errno to assume if the server gives none.
     fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
-        match errno {
-            0 => {
+        match (errno, Errno::try_from(errno)) {
+            (0, _) => {
                 self.slips.live_with(Slip::NoErrno, command);
                 self.refused(what, unnamed)
             }
-            _ => match i32::try_from(errno).ok().and_then(Errno::new) {
-                Some(errno) => self.refused(what, errno),
-                None => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
-            },
+            (_, Ok(errno)) => self.refused(what, errno),
+            _ => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
         }
     }
 

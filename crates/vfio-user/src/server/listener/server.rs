@@ -27,6 +27,7 @@ use crate::server::session::inline::Inline;
 use crate::server::session::rest::LOOK;
 use crate::server::session::serving::Serving;
 use crate::server::session::thread::Ready;
+use crate::server::signal::signal;
 #[cfg(feature = "takeover")]
 use crate::takeover::{self, Description, TakenOver};
 
@@ -185,39 +186,45 @@ impl Server {
         let description = Description::of(backend.device())
             .inspect_err(|error| tracing::debug!(%error, "the device cannot be taken over"))
             .ok();
+        Ok(Server::assemble(
+            backend,
+            listener,
+            signals,
+            Desk::new(None),
+            #[cfg(feature = "takeover")]
+            Takeovers::new(None, description),
+        ))
+    }
+
+    fn assemble(
+        backend: Backend,
+        listener: Listener,
+        signals: Signals,
+        desk: Desk,
+        #[cfg(feature = "takeover")] takeovers: Takeovers,
+    ) -> Server {
         let Signals { stop, changed, poller, spare } = signals;
-        Ok(Server {
+        Server {
             backend,
             listener,
             stop,
             changed,
             poller,
-            desk: Mutex::new(Desk::new(None)),
+            desk: Mutex::new(desk),
             spare,
             turned_away: LogLimit::default(),
             not_accepted: LogLimit::default(),
             #[cfg(feature = "takeover")]
-            takeovers: Takeovers::new(None, description),
-        })
+            takeovers,
+        }
     }
 
     /// Creates a server that continues where another one was.
     #[cfg(feature = "takeover")]
     pub(super) fn taken(taken: TakenOver, backend: Backend, ready: Ready, signals: Signals) -> Server {
         let TakenOver { clients, takeovers: listener, description, serving } = taken;
-        let Signals { stop, changed, poller, spare } = signals;
-        Server {
-            backend,
-            listener: clients,
-            stop,
-            changed,
-            poller,
-            desk: Mutex::new(Desk::new(serving.map(|serving| (serving, ready)))),
-            spare,
-            turned_away: LogLimit::default(),
-            not_accepted: LogLimit::default(),
-            takeovers: Takeovers::new(listener, Some(description)),
-        }
+        let desk = Desk::new(serving.map(|serving| (serving, ready)));
+        Server::assemble(backend, clients, signals, desk, Takeovers::new(listener, Some(description)))
     }
 
     /// Returns the path of the socket.
@@ -573,7 +580,6 @@ impl AsFd for Server {
 impl Stopper {
     /// Ends the server, which ends its connection.
     pub fn stop(&self) {
-        // Only a counter that is full already refuses, which says the same.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        signal(&self.0);
     }
 }

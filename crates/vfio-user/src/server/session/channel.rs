@@ -22,6 +22,7 @@ use super::queue::{Queue, Waiting};
 use super::rest::Rest;
 use crate::message::{Command, Header, Kind, Limits, MessageBuffer, Request};
 use crate::server::error::ServeError;
+use crate::server::signal::signal;
 use crate::socket::{Incoming, Receiver, Sender};
 
 /// Time that a sending thread lets another one read before it checks whether that one still does.
@@ -270,8 +271,7 @@ impl Channel {
 
     fn wake(&self) {
         if let Some(wake) = self.wake.get() {
-            // Only a counter that is full already refuses, which says the same.
-            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+            signal(wake);
         }
     }
 
@@ -527,7 +527,7 @@ impl Channel {
             Kind::Reply => Ok(payload.to_vec()),
             Kind::Error(errno) => {
                 // An error says that it is one, not always which.
-                Err(i32::try_from(errno).ok().and_then(Errno::new).unwrap_or(Errno::EIO))
+                Err(Errno::try_from(errno).unwrap_or(Errno::EIO))
             }
         };
         match self.state.lock().asked.get_mut(&header.id) {

@@ -10,6 +10,7 @@ use super::seat::{Parked, Seat};
 use super::serving::{Ended, Serving};
 use super::step::Step;
 use crate::server::backend::Shared;
+use crate::server::signal::signal;
 use crate::socket::Sender as Socket;
 
 /// A client without a thread.
@@ -86,8 +87,7 @@ impl Inline {
     }
 
     fn wake(&self) {
-        // Only a counter that is full already refuses, which says the same.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        signal(&self.wake);
     }
 
     /// Returns its sockets, and the readiness awaited on each, which may be empty.

@@ -13,6 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::rest::Rest;
 use super::serving::Serving;
+#[cfg(feature = "takeover")]
+use crate::server::signal::signal;
 use crate::socket::Sender as Socket;
 #[cfg(feature = "takeover")]
 use crate::socket::is_readable;
@@ -77,8 +79,7 @@ impl Seat {
     pub(crate) fn park(&self, stop: &OwnedFd, deadline: Instant) -> Result<Option<Parked>, NotParked> {
         self.rest.want();
         if let Some(wake) = &self.wake {
-            // Only a counter that is full already refuses, which says the same.
-            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
+            signal(wake);
         }
         let parked = self.parked.lock();
         loop {

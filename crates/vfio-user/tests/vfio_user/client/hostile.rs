@@ -1,4 +1,4 @@
-//! Servers that are none.
+//! Peers that break the protocol of a server.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,7 +10,7 @@ use whimbrel_user::{Errno, Error, Migratable};
 use whimbrel_vfio_user::message::{HEADER, Limits, MessageBuffer, Reply, Version};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, connection};
 
-fn header(id: u16, command: u16, size: u32, flags: u32, errno: u32) -> Vec<u8> {
+pub(super) fn header(id: u16, command: u16, size: u32, flags: u32, errno: u32) -> Vec<u8> {
     let mut bytes = [id.to_ne_bytes(), command.to_ne_bytes()].concat();
     for field in [size, flags, errno] {
         bytes.extend_from_slice(&field.to_ne_bytes());
@@ -18,7 +18,7 @@ fn header(id: u16, command: u16, size: u32, flags: u32, errno: u32) -> Vec<u8> {
     bytes
 }
 
-fn reply(id: u16, command: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn reply(id: u16, command: u16, payload: &[u8]) -> Vec<u8> {
     [header(id, command, (HEADER + payload.len()) as u32, 1, 0), payload.to_vec()].concat()
 }
 

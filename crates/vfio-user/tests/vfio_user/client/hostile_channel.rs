@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{DataFile, Device, Errno, Error, Migratable, MigrationFlags, State};
-use whimbrel_vfio_user::message::{
-    Command, DeviceFeature, HEADER, Limits, MessageBuffer, Reply, Request, Version,
-};
+use whimbrel_vfio_user::message::{Command, DeviceFeature, Limits, MessageBuffer, Reply, Request, Version};
 use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, MigrationExtensions, connection};
+
+use super::hostile::{header, reply};
 
 const READ: u16 = 17;
 const WRITE: u16 = 18;
@@ -84,18 +84,6 @@ fn with_channel(to: State, patience: Duration) -> (Client, DataFile, UnixStream)
 }
 
 const LONG: Duration = Duration::from_secs(30);
-
-fn header(id: u16, command: u16, size: u32, flags: u32, errno: u32) -> Vec<u8> {
-    let mut bytes = [id.to_ne_bytes(), command.to_ne_bytes()].concat();
-    for field in [size, flags, errno] {
-        bytes.extend_from_slice(&field.to_ne_bytes());
-    }
-    bytes
-}
-
-fn reply(id: u16, command: u16, payload: &[u8]) -> Vec<u8> {
-    [header(id, command, (HEADER + payload.len()) as u32, 1, 0), payload.to_vec()].concat()
-}
 
 /// The payload of a reply with data, which says that there are so many bytes of it.
 fn data(count: u32, bytes: &[u8]) -> Vec<u8> {

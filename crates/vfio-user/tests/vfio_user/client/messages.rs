@@ -163,7 +163,7 @@ fn answer(receiver: &mut Receiver, request: &Request<'_>) -> Result<Vec<u8>, Err
     let got = receiver.receive().unwrap().expect("the client has hung up");
     assert_eq!((got.header.id, got.header.command), (77, request.command().number()));
     match got.header.kind {
-        Kind::Error(errno) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
+        Kind::Error(errno) => Err(Errno::try_from(errno).unwrap_or(Errno::EIO)),
         _ => match Reply::parse(request.command(), got.payload, Limits::default()).unwrap() {
             Reply::DmaRead { data, .. } => Ok(data.to_vec()),
             Reply::DmaWrite(_) => Ok(vec![]),

@@ -339,7 +339,7 @@ impl Peer {
         let got = self.receiver.receive().unwrap().expect("an answer");
         assert_eq!((got.header.id, got.header.command), (id, command));
         match got.header.kind {
-            Kind::Error(errno) => Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO)),
+            Kind::Error(errno) => Err(Errno::try_from(errno).unwrap_or(Errno::EIO)),
             _ => Ok(got.payload.to_vec()),
         }
     }
@@ -355,7 +355,7 @@ impl Peer {
             }),
             Kind::Error(errno) => {
                 assert!(got.payload.is_empty(), "an error has a header alone");
-                Err(Errno::new(errno.cast_signed()).unwrap_or(Errno::EIO))
+                Err(Errno::try_from(errno).unwrap_or(Errno::EIO))
             }
             Kind::Command { .. } => panic!("the server asks nothing"),
         }
