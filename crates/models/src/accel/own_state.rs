@@ -129,18 +129,19 @@ impl OwnState {
         debug_assert!(offset + data.len() as u64 <= self.blocks.state_bytes);
         let Some(last) = (data.len() as u64).checked_sub(1) else { return };
         for block in self.blocks.at(offset)..=self.blocks.at(offset + last) {
-            self.make_written(block);
+            let start = self.blocks.start(block);
+            let is_whole = offset <= start && start + self.blocks.length(block) <= offset + data.len() as u64;
+            if self.written.insert(block) && self.unwritten == Unwritten::Generated && !is_whole {
+                self.put_generated(block);
+            }
         }
         if let Ok(slice) = self.memory.get_slice(offset as usize, data.len()) {
             slice.copy_from(data);
         }
     }
 
-    /// Puts into memory what a block holds, before part of it is written.
-    fn make_written(&mut self, block: u64) {
-        if !self.written.insert(block) || self.unwritten == Unwritten::Zeros {
-            return;
-        }
+    /// Puts into memory what a block has held since power-on, before part of it is written.
+    fn put_generated(&mut self, block: u64) {
         let start = self.blocks.start(block);
         let mut whole = vec![0; self.blocks.length(block) as usize];
         generate(start, &mut whole);
