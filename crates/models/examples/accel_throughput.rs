@@ -1,5 +1,4 @@
-//! How fast an engine's state can be read and loaded, beside a plain copy of the same bytes and their
-//! checksum.
+//! Save and load throughput of the engine's state, compared with a plain copy of the same bytes and their checksum.
 //!
 //! `cargo run --release -p whimbrel-models --example accel_throughput [MiB of state]`
 

@@ -1,12 +1,12 @@
-//! Software VFIO devices with migration: to run, to test with and to learn from, without hardware.
+//! Software VFIO devices with migration support, to run, test and learn without hardware.
 //!
-//! The crate has three models. [`serial`] is a PCI card with one or two 16550 ports; it exchanges state with the
-//! kernel's own sample device, mtty. [`accel`] is a DMA engine with a configurable amount of state. It executes work
-//! from a guest, continues it after a migration, and reports its remaining state exactly; the feature `guest` adds its
-//! guest driver. [`legacy`] is the same engine with the driver of an older kernel, which migrates through a region
-//! only. The other two can use such a region too ([`Protocol`]).
+//! The crate has three models. [`serial`] is a PCI card with one or two 16550 ports; its state is compatible with the
+//! kernel's sample driver, mtty. [`accel`] is a DMA engine with a configurable amount of state. It executes jobs from a
+//! guest, continues them after a migration, and reports its remaining state exactly; the feature `guest` adds its guest
+//! driver. [`legacy`] is the same engine with v1 migration only: through a region, as in Linux 5.8 to 5.17. The other
+//! two can use such a region too ([`Protocol`]).
 //!
-//! A model is named by a text as on the command line, and opens as a [`DeviceFile`](whimbrel_device::DeviceFile):
+//! A [`Model`] is parsed from text, as on the command line, and opens as a [`DeviceFile`](whimbrel_device::DeviceFile):
 //!
 //! ```
 //! use whimbrel_device::State;
@@ -45,7 +45,7 @@ pub use model::{Model, ModelError, OpenError, parse_size};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! A model's name with its settings, as on a command line, and the device it opens.
+//! Parsing of a model and its settings, as on the command line, and opening its device.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,30 +13,30 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 
 /// A model and its settings.
 ///
-/// As text it is the model's name and, after a `?`, its settings, separated by `&`:
+/// The text form is the model's name, then `?` and its settings separated by `&`:
 ///
 /// | model | setting | meaning |
 /// |---|---|---|
 /// | `serial` | `ports` | 1 or 2 ports (1) |
-/// | | `answers` | where the two differ, those of `vfio-pci` or of `mtty`: see [`Answers`] (`vfio-pci`) |
+/// | | `answers` | behaviour where they differ: `vfio-pci` or `mtty`, see [`Answers`] (`vfio-pci`) |
 /// | | `protocol` | as for `accel` (`v2`) |
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
-/// | | `rate` | bytes per second at which it changes by itself (0) |
+/// | | `rate` | bytes of own state changed per second in the background (0) |
 /// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all) |
 /// | | `protocol` | `v2`, or a migration region: `v1`, as in Linux 5.8 to 5.17, or `draft`, as of 2019 (`v2`) |
 /// | `legacy` | `state` | as for `accel` (4MiB) |
 /// | | `rate` | as for `accel` |
-/// | | `section` | bytes that its migration region carries at a time, 64 to 64 MiB (1MiB) |
+/// | | `section` | size of its migration region's data section, 64 bytes to 64 MiB (1MiB) |
 ///
-/// STOP_COPY is included even if `features` omits it. Sizes take a suffix: `K` or `KiB`, `M` or `MiB`, `G` or
-/// `GiB`, all of them powers of 1024.
+/// Defaults are in parentheses. STOP_COPY is included even if `features` omits it. Sizes take a suffix: `K` or `KiB`,
+/// `M` or `MiB`, `G` or `GiB`, all of them powers of 1024.
 ///
 /// ```
 /// use whimbrel_models::Model;
 ///
 /// let model: Model = "accel?state=1MiB&features=stop-copy,p2p".parse()?;
 /// let opened = model.open("engine 0")?;
-/// assert!(opened.has_worker(), "it works by itself");
+/// assert!(opened.has_worker());
 /// assert_eq!("accel?colour=red".parse::<Model>().unwrap_err().to_string(),
 ///     "unknown setting colour for model accel: expected one of state, rate, features, protocol");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -51,7 +51,7 @@ pub enum Model {
     Legacy(LegacyConfig),
 }
 
-/// A text that is not a valid model.
+/// An error in a model's text form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {
     /// No model has this name.
@@ -89,7 +89,7 @@ pub enum ModelError {
     },
 }
 
-/// A model that could not be opened.
+/// An error from opening a model.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Invalid settings of an `accel`.
@@ -100,12 +100,12 @@ pub enum OpenError {
     Legacy(LegacyConfigError),
     /// Memory for the migration region cannot be allocated.
     #[error(
-        "cannot allocate the device's migration region: {0}; end other processes or raise the limit on open files"
+        "cannot allocate the device's migration region: {0}; free memory or raise the limit on open files (ulimit -n)"
     )]
     Region(Errno),
-    /// The thread that makes the device work could not be started.
+    /// The device's worker thread cannot be started.
     #[error(
-        "cannot start the device's worker thread: {0}; end other processes or raise the limit on threads"
+        "cannot start the device's worker thread: {0}; free memory or raise the limit on threads (ulimit -u)"
     )]
     Worker(Errno),
 }
@@ -143,8 +143,8 @@ impl Model {
         &[SERIAL, ACCEL, LEGACY]
     }
 
-    /// Opens a device of this kind, with a bus of its own, and starts its worker if it works by itself. `name` appears in
-    /// errors and traces.
+    /// Opens a device of this kind on a bus of its own, and starts its worker thread if the model needs one. `name`
+    /// appears in errors and traces.
     pub fn open(&self, name: impl Into<String>) -> Result<WorkingDevice, OpenError> {
         self.open_with_faults(name, Faults::default())
     }
@@ -290,8 +290,7 @@ fn parse_settings<'a>(
     Ok(settings)
 }
 
-/// Parses a size in bytes in the form of a model's settings: a number, alone or with K, M, G, KiB, MiB or GiB,
-/// all of them powers of 1024.
+/// Parses a size in bytes, as in a model's settings: a number, alone or with K, M, G, KiB, MiB or GiB (powers of 1024).
 pub fn parse_size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);

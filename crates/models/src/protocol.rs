@@ -1,11 +1,11 @@
-//! The migration interface of a model.
+//! The choice of a model's migration interface: v2, or a migration region.
 
 use std::fmt;
 
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{Bus, Driver, Errno, MmapArea};
 
-/// The migration interface that a user of the device sees.
+/// The migration interface that a model offers to its user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// VFIO_DEVICE_FEATURE, since Linux 5.18.
@@ -17,9 +17,9 @@ pub enum Protocol {
     Draft,
 }
 
-/// Size of one transaction of a region in bytes, all of it mappable.
+/// Size of the region's data section in bytes, all of it mappable.
 const SECTION: u64 = 1 << 20;
-/// Offset of the draft's data section. Before it is room for the bitmap of nearly 2 GiB of pages.
+/// Offset of the draft's data section. The bitmap before it covers nearly 2 GiB of pages.
 const BITMAP: u64 = 64 << 10;
 
 impl Protocol {
@@ -33,7 +33,7 @@ impl Protocol {
         }
     }
 
-    /// Returns the device with this interface.
+    /// Returns the driver with this interface: unchanged for v2, else wrapped in a migration region.
     pub(crate) fn offer(self, driver: Box<dyn Driver>, bus: Bus) -> Result<Box<dyn Driver>, Errno> {
         let layout = match self {
             Protocol::V2 => return Ok(driver),

@@ -1,6 +1,6 @@
 //! A set of blocks, one bit each.
 
-/// Some of the blocks 0 to `len`, excluded.
+/// A set of blocks out of `0..len`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BlockSet {
     words: Vec<u64>,
@@ -8,12 +8,12 @@ pub(super) struct BlockSet {
 }
 
 impl BlockSet {
-    /// None of `len` blocks.
+    /// Returns an empty set over `len` blocks.
     pub(super) fn new(len: u64) -> BlockSet {
         BlockSet { words: vec![0; len.div_ceil(64) as usize], len }
     }
 
-    /// All of `len` blocks.
+    /// Returns the set of all `len` blocks.
     pub(super) fn all(len: u64) -> BlockSet {
         let mut words = vec![u64::MAX; len.div_ceil(64) as usize];
         // Bits past the end are never set.
@@ -27,7 +27,7 @@ impl BlockSet {
         self.words.get((block / 64) as usize).is_some_and(|word| word >> (block % 64) & 1 == 1)
     }
 
-    /// Adds a block, which must be below the set's length; says whether it was not there before.
+    /// Adds a block, which must be below `len`, and returns whether the set did not contain it.
     pub(super) fn insert(&mut self, block: u64) -> bool {
         debug_assert!(block < self.len);
         let word = &mut self.words[(block / 64) as usize];
@@ -42,8 +42,7 @@ impl BlockSet {
         }
     }
 
-    /// The first block from `from` on that is in the set, or is not, as `present` says; the set's length if
-    /// there is none.
+    /// Returns the first block at or after `from` that is in the set (`present`) or not in it (`!present`), else `len`.
     pub(super) fn next(&self, from: u64, present: bool) -> u64 {
         let flip = if present { 0 } else { u64::MAX };
         let mut index = (from / 64) as usize;
@@ -59,12 +58,12 @@ impl BlockSet {
         self.len
     }
 
-    /// Number of blocks in the set.
+    /// Returns the number of blocks in the set.
     pub(super) fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    /// Number of runs of neighbours that are not in the set.
+    /// Returns the number of runs of consecutive blocks that are not in the set.
     pub(super) fn gaps(&self) -> u64 {
         let mut gaps = 0;
         let mut at = self.next(0, false);

@@ -1,10 +1,10 @@
-//! The timing of state that changes by itself.
+//! A rate limiter for background changes: turns elapsed time into changes that are due.
 
 use std::time::Duration;
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
-/// Converts elapsed time to due changes. Its unit is bytes times nanoseconds, so that no rate is rounded.
+/// Converts elapsed time to due changes. The unit is byte-nanoseconds, so that no rate is rounded.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     /// Time of the last call; `None` if the device has not run since.
@@ -13,15 +13,15 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Takes in that the device stops: the time until it runs again does not count.
+    /// Pauses the clock: the time until the device runs again does not count.
     pub(super) fn stop(&mut self) {
         self.last = None;
     }
 
     /// Adds the time since the last call, at `rate` bytes per second.
     ///
-    /// Unused credit is limited to one second or one block, so that a device that could not work for long
-    /// does not make up for all of it.
+    /// Unused credit is limited to one second or one block, so that a device that was starved for a long time
+    /// does not catch up in one burst.
     pub(super) fn pass(&mut self, now: Duration, rate: u64, block_bytes: u64) {
         let elapsed = now.saturating_sub(self.last.unwrap_or(now));
         self.last = Some(now);

@@ -8,7 +8,7 @@ pub struct AccelConfig {
     /// Bytes of own state: [`AccelConfig::MIN_STATE`] to [`AccelConfig::MAX_STATE`], a multiple of 8.
     /// Memory is allocated only for the parts in use.
     pub state_bytes: u64,
-    /// Bytes per second at which the state changes by itself while the device runs.
+    /// Bytes of own state changed per second in the background while the device runs.
     pub state_rate: u64,
     /// Migration features. STOP_COPY is always included.
     pub flags: MigrationFlags,
@@ -34,7 +34,7 @@ impl AccelConfig {
 }
 
 impl Default for AccelConfig {
-    /// Returns 64 MiB of state that changes only by work, with all migration features.
+    /// Returns 64 MiB of state, changed only by jobs, with all migration features.
     fn default() -> AccelConfig {
         AccelConfig { state_bytes: 64 << 20, state_rate: 0, flags: MigrationFlags::all() }
     }

@@ -1,4 +1,4 @@
-//! The engine's migration: what each arc does.
+//! The engine's migration: its arcs, its data session and its pre-copy report.
 
 use whimbrel_device::{ArcError, Errno, Migration, MigrationFlags, PrecopyReport, State};
 use whimbrel_protocol::precopy::PrecopyBytes;

@@ -1,65 +1,64 @@
-//! A DMA engine: a PCI device that copies, fills and sums memory, with as much state of its own as is asked
-//! for.
+//! A DMA engine: a PCI device that copies, fills and checksums memory, with a configurable amount of internal state.
 //!
-//! # How a guest drives it
+//! # Programming interface
 //!
-//! The registers are region 0 (BAR 0), little-endian, at the `REGISTER_` offsets. They are read at any offset
-//! and length, and written in aligned words of 32 bits (a register of 64 bits in two halves, or both at
-//! once); any other write is EINVAL.
+//! The registers are region 0 (BAR 0), little-endian, at the `REGISTER_` offsets. Reads may have any offset and length.
+//! Writes must be aligned 32-bit words (a 64-bit register takes two halves, or both in one access); any other write
+//! fails with EINVAL.
 //!
-//! `guest::GuestDriver` (feature `guest`) is a driver that does all of this:
+//! `guest::GuestDriver` (feature `guest`) implements the driver's side:
 //!
-//! 1. Lay out two rings in memory the device can reach, with the same number of entries: [`Descriptor`]s,
-//!    aligned to 64 bytes, and [`Completion`]s, aligned to 32. Both are in the byte order of the host.
+//! 1. Lay out two rings with the same number of entries in memory that the device can reach: [`Descriptor`]s,
+//!    aligned to 64 bytes, and [`Completion`]s, aligned to 32. Both are in the host's byte order.
 //! 2. Write [`REGISTER_QUEUE_SIZE`], [`REGISTER_QUEUE_BASE`] and [`REGISTER_COMPLETION_BASE`], then
-//!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back enabled, the
-//!    rings were refused.
-//! 3. Put descriptors into the ring, at the index reduced to its size, and write the index behind the last
-//!    one to [`REGISTER_TAIL`]. No more than a ring's worth may be between [`REGISTER_HEAD`] and the tail; a
-//!    doorbell beyond that, or backwards, is refused and counted in [`REGISTER_ERRORS`].
-//! 4. Each descriptor gets one completion, in order, in the slot of the same index. When its
-//!    [`sequence`](Completion::sequence) is the number expected next, the rest of it is there. A job that
-//!    fails is completed with a status like any other; the device goes on.
-//! 5. For an interrupt (MSI, index 1, or INTx, index 0), set causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause
-//!    interrupts when it appears in [`REGISTER_INTERRUPT_STATUS`]; take it away there before looking at the
-//!    ring, and the next one interrupts again.
+//!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back as enabled, the
+//!    engine rejected the rings.
+//! 3. Write descriptors at the index modulo the ring's size, then write the index after the last one to
+//!    [`REGISTER_TAIL`]. The tail may be at most one ring's size ahead of [`REGISTER_HEAD`]; a doorbell that exceeds
+//!    it, or goes backwards, is rejected and counted in [`REGISTER_ERRORS`].
+//! 4. Each descriptor gets one completion, in order, in the slot of the same index. Once its
+//!    [`sequence`](Completion::sequence) is the next expected number, the rest of the record is valid. A failed job
+//!    also gets a completion, with an error status, and the device continues with the next one.
+//! 5. For an interrupt (MSI, index 1, or INTx, index 0), enable causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause
+//!    interrupts when it appears in [`REGISTER_INTERRUPT_STATUS`]; clear it there before reading the completion ring,
+//!    so that the next one interrupts again.
 //!
-//! No register is a doorbell in the sense of [`Driver::doorbells`]: the tail takes another index each time,
-//! which no eventfd could write.
+//! No register is a doorbell in the sense of [`Driver::doorbells`]: the tail takes a different value each time, and an
+//! ioeventfd matches a fixed one.
 //!
-//! Region 2 (BAR 2) shows the own state, read only. Each completed job changes a word of it: the new
-//! [`REGISTER_DIGEST`] modulo the number of 64-bit words says which, and the word is rotated left by 9 bits
-//! and combined with the digest by exclusive or. [`OPERATION_SCRAMBLE`] writes whole stretches. With a rate
-//! set, blocks of it also change by themselves.
+//! Region 2 (BAR 2) exposes the own state, read only. Each completed job changes one of its 64-bit words: the one
+//! at the new [`REGISTER_DIGEST`] modulo the number of words is rotated left by 9 bits and XORed with the digest.
+//! [`OPERATION_SCRAMBLE`] writes whole ranges. With [`AccelConfig::state_rate`] set, blocks also change in the
+//! background.
 //!
-//! # How it migrates
+//! # Migration
 //!
-//! In RUNNING_P2P and PRE_COPY_P2P it starts no DMA, since it cannot tell a peer from memory; it still takes
-//! doorbells. In STOP, STOP_COPY and RESUMING nothing changes: a write to the registers is EBUSY, and in
-//! RESUMING, where there is no state to show, a read is too. A job that is stopped in the middle goes on
-//! where it was loaded. A cause that waits for its interrupt when a state is loaded interrupts again once the
-//! device runs.
+//! In RUNNING_P2P and PRE_COPY_P2P the engine starts no DMA, since it cannot tell a peer device from memory; it still
+//! accepts doorbells. In STOP, STOP_COPY and RESUMING nothing changes: register writes fail with EBUSY, and in
+//! RESUMING, without a valid state, reads do too. A job that was stopped midway continues at the destination. An
+//! interrupt cause that is pending in a loaded state interrupts again once the device runs.
 //!
-//! Entering RESUMING empties the device, for the state is never held twice. So a load that fails can only be
-//! left by a reset, which empties it again. The counts given in PRE_COPY are true: initial bytes are what the
-//! first pass has left, dirty bytes what changed after it was sent.
+//! Entering RESUMING clears the device, so that the state is never in memory twice. After a failed load only a reset
+//! leads out of RESUMING. The byte counts reported in PRE_COPY are exact: initial bytes are what remains of the
+//! first pass, dirty bytes are blocks that changed after they were sent.
 //!
-//! The state has the size that was asked for from power-on on, and all of it moves: each block holds bytes that follow
-//! from where they lie. They take memory only once they are written, or loaded. A stream may leave out blocks that are
-//! zero; a device that loads it leaves them out again.
+//! The state has its full size from power-on, and all of it is transferred: each block starts with bytes generated from
+//! its offset. A block takes memory only once it is written or loaded. A stream may omit zero blocks; they take no
+//! memory at the destination either.
 //!
-//! # Its configuration space
+//! # Configuration space
 //!
-//! Region 7 is that of an endpoint of PCI Express, and the user's to carry over, as with the kernel's
-//! devices. Memory space is on from the start, as a user of vfio-pci finds it; with it off, or in D3hot,
-//! regions 0 and 2 are EIO, as there. In D3hot it starts no DMA and sends no interrupt. Two bits are kept and not obeyed, since a state that is loaded must go
-//! on before, and whether or not, its user brings the space over: DMA does not wait for the bus master bit,
-//! and interrupts go where VFIO_DEVICE_SET_IRQS says and not by the enable bit of MSI. The INTx line is
-//! asserted as long as a cause interrupts: the interrupt status bit shows it, and the INTx-disable bit masks it.
+//! Region 7 is the configuration space of a PCI Express endpoint. As with the kernel's devices, the user transfers it.
+//! Memory space is enabled from the start, as vfio-pci does; while it is disabled, or in D3hot, accesses to regions
+//! 0 and 2 fail with EIO, as in vfio-pci. In D3hot the engine starts no DMA and raises no interrupt. Two bits are stored
+//! but have no effect, since a loaded state must run before its user restores the configuration space, or without it:
+//! DMA does not wait for the bus master bit, and interrupts follow VFIO_DEVICE_SET_IRQS, not the MSI enable bit. The
+//! INTx line is asserted while an enabled cause is pending: the interrupt status bit shows it, and the INTx-disable bit
+//! masks it.
 //!
-//! It can be let sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): then it does no work, and what a doorbell has
-//! asked for waits until its user wakes it. The host completes atomic operations of 32 and 64 bits, as it
-//! says.
+//! The user can put the device to sleep (VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY): it then does no work, and a doorbell's
+//! jobs wait until the user wakes it. The device reports that its host completes 32-bit and 64-bit PCI Express atomic
+//! operations.
 //!
 //! ```
 //! use std::fs::File;
@@ -142,7 +141,7 @@ pub use self::registers::{
 };
 use self::stream::{Loader, Machine, Saver};
 
-/// The region that shows the own state.
+/// Index of the region that exposes the own state.
 pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
 
 /// A DMA engine.
@@ -155,9 +154,9 @@ pub struct Accel {
     clock: Clock,
     migration_state: State,
     session: Session,
-    /// A loaded state has a cause whose interrupt may have been lost on the way.
+    /// The loaded state has a pending cause whose interrupt may have been lost in the migration.
     signal_again: bool,
-    /// A slice of data on its way.
+    /// Data of the current slice.
     buffer: Vec<u8>,
 }
 
@@ -170,7 +169,7 @@ enum Session {
 }
 
 impl Accel {
-    /// An engine as after power-on.
+    /// Returns an engine in its power-on state.
     pub fn new(config: AccelConfig, bus: Bus) -> Result<Accel, AccelConfigError> {
         let config = config.check()?;
         let state = OwnState::powered_on(config.state_bytes).map_err(|source| AccelConfigError::Memory {
@@ -190,7 +189,7 @@ impl Accel {
         })
     }
 
-    /// Forgets everything the device holds, and holds `state` from here on.
+    /// Discards everything in the device and replaces its own state with `state`.
     fn start_over(&mut self, state: OwnState) {
         self.state = state;
         self.machine = Machine::default();
@@ -210,7 +209,7 @@ impl Accel {
         self.state.write(offset, data);
     }
 
-    /// Changes the blocks that are due by now, [`SLICE_BYTES`] of them at most.
+    /// Performs the background changes that are due at `now`, at most [`SLICE_BYTES`] of them.
     fn change_by_itself(&mut self, now: Duration) {
         let blocks = self.state.blocks();
         self.clock.pass(now, self.config.state_rate, blocks.block_bytes());
@@ -235,7 +234,7 @@ impl Accel {
         self.function.send_message(0);
     }
 
-    /// The level of the INTx line.
+    /// Drives the INTx line to its current level.
     fn show_line(&mut self) {
         self.function.set_line(self.machine.registers.interrupts());
     }
@@ -262,7 +261,7 @@ impl Accel {
     }
 }
 
-/// A processing accelerator. The vendor is the unassigned number that QEMU's own teaching devices use.
+/// Returns the configuration space of a processing accelerator, with the unassigned vendor ID of QEMU's `edu` device.
 fn pci_config(state_bytes: u64) -> PciConfig {
     const VENDOR: u16 = 0x1234;
     const DEVICE: u16 = 0xacce;
@@ -277,8 +276,7 @@ fn pci_config(state_bytes: u64) -> PciConfig {
         .bar(2, Bar::Memory64 { size: state_bytes.next_power_of_two().max(0x1000), prefetchable: true })
         .capability(Msi { vectors: 1, address64: true, maskable: false })
         .capability(PowerManagement { no_soft_reset: true, ..PowerManagement::default() })
-        // VFIO_DEVICE_RESET is its only reset: it ends a migration too, which no bit here could tell the
-        // core.
+        // No function-level reset: a reset must also end the migration, and the core sees VFIO_DEVICE_RESET only.
         .capability(Express {
             function_level_reset: false,
             extended_tag: true,
@@ -334,7 +332,7 @@ impl Driver for Accel {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
-        // If there is no address space, nothing is forgotten.
+        // Without address space for the new state, the old one is kept.
         self.start_over(OwnState::powered_on(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?);
         self.session = Session::None;
         self.migration_state = State::Running;
@@ -378,6 +376,6 @@ impl LowPower for Accel {
         self.clock.stop();
     }
 
-    /// Nothing was given up.
+    /// No action: the engine released nothing when it went to sleep.
     fn resume(&mut self) {}
 }

@@ -30,10 +30,10 @@ pub struct Descriptor {
 pub const OPERATION_COPY: u32 = 1;
 /// Fills `length` bytes from `destination` on with repetitions of `pattern`. The last repetition may be cut.
 pub const OPERATION_FILL: u32 = 2;
-/// Gives the CRC-32 (ISO-HDLC, that of zlib and Ethernet) of `length` bytes from `source` as the result.
+/// Computes the CRC-32 (ISO-HDLC, as in zlib and Ethernet) of `length` bytes from `source` as the result.
 pub const OPERATION_CHECKSUM: u32 = 3;
-/// Writes bytes derived from `pattern` to the device's own state: `length` bytes, a multiple of 8, from
-/// offset `destination`, a multiple of 8, on. No data is moved through memory.
+/// Writes bytes derived from `pattern` to the device's own state: `length` bytes at offset `destination`, both
+/// multiples of 8. No memory is accessed.
 pub const OPERATION_SCRAMBLE: u32 = 4;
 
 /// Maximum length of one descriptor, in bytes.
@@ -91,8 +91,7 @@ pub(super) enum Operation {
 }
 
 impl Descriptor {
-    /// Returns the operation, if the descriptor is valid: nothing unknown, nothing superfluous, no range past
-    /// an end.
+    /// Returns the operation of a valid descriptor: known values only, unused fields 0, no range past an end.
     pub(super) fn operation(&self, state_bytes: u64) -> Option<Operation> {
         let Descriptor { source, destination, length, pattern, .. } = *self;
         let known = self.flags == 0 && self.reserved == [0; 2] && (1..=MAX_LENGTH).contains(&length);

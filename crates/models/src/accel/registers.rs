@@ -1,4 +1,4 @@
-//! The register block behind BAR 0: the offset of each register, and the effect of a guest's access.
+//! The register block in BAR 0: the offset of each register, and the effect of a guest's access.
 //!
 //! `work` executes the queue.
 
@@ -27,8 +27,8 @@ pub const REGISTER_TAIL: u64 = 0x28;
 pub const REGISTER_HEAD: u64 = 0x2c;
 /// u64, read only: jobs completed since reset, with any status.
 pub const REGISTER_COMPLETED: u64 = 0x30;
-/// u64, read only: number of errors since reset: jobs with a status other than done, refused doorbells and
-/// settings, completions that could not be written.
+/// u64, read only: number of errors since reset: failed jobs, rejected doorbells and settings, completions that could
+/// not be written.
 pub const REGISTER_ERRORS: u64 = 0x38;
 /// u32: the enabled interrupt causes.
 pub const REGISTER_INTERRUPT_ENABLE: u64 = 0x40;
@@ -66,8 +66,7 @@ pub const fn fold_digest(digest: u64, tag: u64, status: u32, result: u64) -> u64
     mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// The values of the registers. While `enabled`, the ring registers are valid and `tail - head` is at most
-/// the queue's size.
+/// The register values. While `enabled`, the ring registers are valid and `tail - head` is at most the queue's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Registers {
     pub(super) enabled: bool,
@@ -133,7 +132,7 @@ impl Registers {
         self.head & (self.queue_size - 1)
     }
 
-    /// Adds causes; returns whether the device must interrupt.
+    /// Adds causes and returns whether the device must interrupt.
     #[must_use]
     pub(super) fn raise(&mut self, causes: u32) -> bool {
         let new = causes & !self.interrupt_status & self.interrupt_enable;
@@ -146,7 +145,7 @@ impl Registers {
         self.interrupt_status & self.interrupt_enable != 0
     }
 
-    /// Counts an error; returns whether the device must interrupt.
+    /// Counts an error and returns whether the device must interrupt.
     #[must_use]
     pub(super) fn error(&mut self) -> bool {
         self.errors = self.errors.wrapping_add(1);

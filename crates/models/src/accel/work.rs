@@ -1,7 +1,7 @@
-//! Doing the work in the queue, a slice at a time.
+//! Execution of the queue's jobs, one slice at a time.
 //!
 //! A job begins when its descriptor is read and ends when its completion is written. In between it is part of
-//! the device's state and moves with it.
+//! the device's state and migrates with it.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use zerocopy::{FromZeros, IntoBytes};
@@ -13,25 +13,25 @@ use super::queue::{
 };
 use super::registers::{INTERRUPT_COMPLETION, fold_digest};
 
-/// A job that has begun.
+/// A job in progress.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Job {
     descriptor: Descriptor,
     operation: Operation,
-    /// Bytes done, a multiple of [`SLICE_BYTES`] below the length.
+    /// Bytes done: a multiple of [`SLICE_BYTES`], less than the length.
     done: u64,
-    /// The checksum of these bytes, if that is the operation; else 0.
+    /// The checksum of these bytes for [`Operation::Checksum`], else 0.
     checksum: u32,
 }
 
 impl Job {
-    /// `None` for a descriptor that asks for what cannot be done.
+    /// Starts a job; `None` for an invalid descriptor.
     fn begin(descriptor: Descriptor, state_bytes: u64) -> Option<Job> {
         let operation = descriptor.operation(state_bytes)?;
         Some(Job { descriptor, operation, done: 0, checksum: 0 })
     }
 
-    /// A job that another engine has begun; `None` if none can have come that far.
+    /// Restores a job that another engine started; `None` if no engine can have such a job.
     pub(super) fn resume(descriptor: Descriptor, done: u64, checksum: u32, state_bytes: u64) -> Option<Job> {
         let job = Job { done, checksum, ..Job::begin(descriptor, state_bytes)? };
         let can_be_there = done < descriptor.length && done.is_multiple_of(SLICE_BYTES);
@@ -53,7 +53,7 @@ impl Job {
 }
 
 impl Accel {
-    /// Does about [`SLICE_BYTES`] of work, if the function may start DMA. Returns whether there is more.
+    /// Executes about [`SLICE_BYTES`] of work, if the function may start DMA. Returns whether work remains.
     pub(super) fn work(&mut self) -> bool {
         if self.function.dma().is_none() {
             return false;
@@ -87,7 +87,7 @@ impl Accel {
         }
     }
 
-    /// Does one slice and returns its bytes.
+    /// Executes one slice of `job` and returns its size in bytes.
     fn slice(&mut self, mut job: Job) -> u64 {
         let count = SLICE_BYTES.min(job.descriptor.length - job.done);
         let Some(dma) = self.function.dma() else { return count };
@@ -136,7 +136,7 @@ impl Accel {
         let (rest, sequence) = record.as_bytes().split_at(std::mem::offset_of!(Completion, sequence));
         let is_written = self.function.dma().is_some_and(|dma| {
             let written = dma.write(iova, rest).and_then(|()| {
-                // A guest that watches the ring sees the sequence number only with all that belongs to it.
+                // A guest that polls the ring must not see the sequence number before the rest of the record.
                 std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
                 dma.write(iova + rest.len() as u64, sequence)
             });
@@ -154,8 +154,7 @@ impl Accel {
         }
     }
 
-    /// Works the digest, and with it everything completed so far, into a word of the own state that it also
-    /// chooses.
+    /// Mixes the digest, which depends on all completions so far, into the word of the own state that it selects.
     fn note_in_state(&mut self) {
         let digest = self.machine.registers.digest;
         let offset = digest % (self.config.state_bytes / 8) * 8;
@@ -172,7 +171,7 @@ fn repeat(pattern: u64, data: &mut [u8]) {
     }
 }
 
-/// The CRC-32 (ISO-HDLC) of some bytes, given that of the bytes before them; that of none is 0.
+/// Extends a CRC-32 (ISO-HDLC) by `data`. The CRC of no bytes is 0.
 fn extend_checksum(before: u32, data: &[u8]) -> u32 {
     let state = u64::from(before ^ u32::MAX);
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32IsoHdlc, state);
@@ -180,8 +179,7 @@ fn extend_checksum(before: u32, data: &[u8]) -> u32 {
     digest.finalize() as u32
 }
 
-/// Fills a stretch of the own state, at a multiple of 8, with bytes that follow from a seed and from where
-/// they lie.
+/// Fills a range of the own state, at a multiple of 8, with bytes generated from a seed and their offset.
 pub(super) fn scramble(seed: u64, offset: u64, data: &mut [u8]) {
     for (index, chunk) in (offset / 8..).zip(data.chunks_mut(8)) {
         let mut word = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -1,21 +1,19 @@
-//! The engine of [`accel`](crate::accel) with a driver from the time of Linux 5.8 to 5.17: it migrates through a v1
-//! region and does not support v2.
+//! The engine of [`accel`](crate::accel) with v1 migration only: it migrates through a region, as in Linux 5.8 to 5.17.
 //!
-//! Its registers, its work and its own state are those of the newer model, but its migration data differ: each
-//! transaction of the region is a record with a head (16 bytes, all fields little-endian), and is accepted only whole
-//! and in order.
+//! Its registers, jobs and own state are those of `accel`, but its migration data differs: each transaction of the
+//! region is a record with a header (16 bytes, all fields little-endian), and is accepted only whole and in order.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 4 | magic, [`MAGIC`] |
-//! | 4 | 4 | number of the record, from 0 |
+//! | 4 | 4 | record number, from 0 |
 //! | 8 | 4 | bytes of engine state that follow |
 //! | 12 | 4 | 0 |
 //!
-//! So the device detects a user that joins or splits transactions, which v1's text forbids ("the data should be of same
-//! transaction size at the source") and most devices do not notice.
+//! With this the device detects a user that joins or splits transactions, which the v1 header forbids ("the data should
+//! be of same transaction size at the source") and most devices do not notice.
 //!
-//! As in v1, the container tracks dirty pages; the engine keeps no log. The whole data section is trapped.
+//! As in v1, dirty pages are tracked by the container; the engine keeps no log. The whole data section is trapped.
 //!
 //! ```
 //! use whimbrel_device::{Bus, Capability, DeviceFile};
@@ -53,17 +51,17 @@ pub const MIGRATION_REGION_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
 pub struct LegacyConfig {
     /// Bytes of own state, like [`AccelConfig::state_bytes`].
     pub state_bytes: u64,
-    /// Bytes per second at which the state changes by itself while the device runs.
+    /// Bytes of own state changed per second in the background while the device runs.
     pub state_rate: u64,
-    /// Bytes of the region's data section: the longest record. [`LegacyConfig::MIN_SECTION`] to
+    /// Size of the region's data section in bytes, and of the longest record: [`LegacyConfig::MIN_SECTION`] to
     /// [`LegacyConfig::MAX_SECTION`].
     pub section_bytes: u64,
 }
 
 impl LegacyConfig {
-    /// Minimum data section, in bytes.
+    /// Minimum size of the data section, in bytes.
     pub const MIN_SECTION: u64 = 64;
-    /// Maximum data section, in bytes.
+    /// Maximum size of the data section, in bytes.
     pub const MAX_SECTION: u64 = 64 << 20;
 
     /// Returns whether a data section of this size is valid.
@@ -74,8 +72,8 @@ impl LegacyConfig {
 }
 
 impl Default for LegacyConfig {
-    /// Returns 4 MiB of state that changes only by work, with 1 MiB per record. The device is small because its region
-    /// is not mapped: all of its state is transferred by reads and writes of 8 bytes.
+    /// Returns 4 MiB of state, changed only by jobs, and a data section of 1 MiB. The state is small because the data
+    /// section is trapped: all of it is transferred by reads and writes of 8 bytes.
     fn default() -> LegacyConfig {
         LegacyConfig { state_bytes: 4 << 20, state_rate: 0, section_bytes: 1 << 20 }
     }
@@ -105,7 +103,7 @@ pub struct Legacy {
 }
 
 impl Legacy {
-    /// Returns an engine on `bus`.
+    /// Returns an engine on `bus`, in its power-on state.
     pub fn new(config: LegacyConfig, bus: Bus) -> Result<Legacy, LegacyConfigError> {
         let LegacyConfig { state_bytes, state_rate, section_bytes } = config;
         let section = || LegacyConfigError::Section(section_bytes);
@@ -176,7 +174,7 @@ impl Driver for Legacy {
     }
 }
 
-/// The engine and its position in the records, for one access.
+/// The migration back end of one region access: the engine, its position in the records, and its state.
 struct Behind<'a> {
     engine: &'a mut Accel,
     records: &'a mut Records,

@@ -1,13 +1,13 @@
-//! The records of the region's transactions, one in each.
+//! The records in the region's transactions, one per transaction.
 
 use whimbrel_device::Errno;
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The first four bytes of every record.
+/// The magic number of every record.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"LGC1");
 
-/// Bytes of a record before the engine's state.
+/// Size of the record header in bytes.
 pub const HEAD_BYTES: usize = size_of::<Head>();
 
 #[repr(C)]
@@ -19,15 +19,14 @@ struct Head {
     reserved: U32,
 }
 
-/// The progress of a session.
+/// A session's position in the sequence of records.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     next: u32,
 }
 
 impl Records {
-    /// Writes the next record into `buffer`, with as much state as `read` gives and as fits. Returns 0 if
-    /// `read` gives no state.
+    /// Writes the next record into `buffer`, with the state that `read` returns. Returns 0 if `read` returns no state.
     pub(super) fn save(
         &mut self,
         buffer: &mut [u8],
@@ -46,7 +45,7 @@ impl Records {
         Ok(HEAD_BYTES + count)
     }
 
-    /// Returns the state in a record. EINVAL for anything other than the next whole record.
+    /// Returns the state in a record. Fails with EINVAL for anything but the next whole record.
     pub(super) fn load<'a>(&mut self, record: &'a [u8]) -> Result<&'a [u8], Errno> {
         let (head, state) = Head::ref_from_prefix(record).map_err(|_| Errno::EINVAL)?;
         let fits = head.magic == MAGIC

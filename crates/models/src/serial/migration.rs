@@ -1,4 +1,4 @@
-//! The card's migration: its arcs, and its log of the memory it never writes.
+//! The card's migration: its arcs, its data session, and a DMA log that stays empty.
 
 use whimbrel_device::{ArcError, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};

@@ -1,23 +1,22 @@
-//! A PCI serial card as the kernel's mtty sample is: one or two 16550 ports, each an I/O region of 8 bytes.
+//! A PCI serial card compatible with the kernel's mtty sample: one or two 16550 ports, each an I/O region of 8 bytes.
 //!
-//! Its migration stream is mtty's (60 bytes for one port, 96 for two), so that a state saved here is loaded
-//! by a kernel and the other way round. It differs from mtty on purpose in this:
+//! Its migration stream is mtty's (60 bytes for one port, 96 for two): the kernel loads a state saved here, and the
+//! model loads the kernel's. It deliberately differs from mtty:
 //!
-//! - A head that does not fit is refused with EINVAL as soon as it is seen, and the load can then only be
-//!   left by a reset. (mtty answers EFAULT but counts the bytes, so that leaving RESUMING then succeeds.)
-//! - Contents that no port can have, such as a FIFO index past its end, are refused. mtty loads them.
-//! - Reset brings the registers to their values after power-on, and the device says that it can be reset.
-//!   mtty only ends the session.
-//! - An interrupt that comes while INTx is masked is told when it is unmasked, if the guest has not seen it by
-//!   then: the line stays asserted until the guest reads the interrupt identification or no cause is left. mtty
-//!   loses it. A state that is loaded with a cause in it asserts the line too.
-//! - INTx, MSI and what is set up of them answer as vfio-pci's. mtty forgets the mask with the eventfd, and has
-//!   none that unmasks.
-//! - The interrupts that it lacks (MSI-X, ERR, REQ) have a count of 0, and its configuration space has 256 bytes.
-//!   mtty answers EINVAL and gives 255 bytes; [`Answers::Mtty`] does the same, to compare the two.
-//! - The interrupt status bit of its configuration space follows the INTx line. mtty never sets it.
-//! - Three registers answer more like a 16550's: a full FIFO can be read, one interrupt cause is identified
-//!   at a time, and an empty receiver is no cause.
+//! - A header that does not match is rejected with EINVAL at once, and only a reset then leads out of RESUMING. mtty
+//!   returns EFAULT but counts the bytes, so that leaving RESUMING succeeds.
+//! - Invalid contents, such as a FIFO index past its end, are rejected. mtty loads them.
+//! - A reset restores the power-on values of the registers, and the device info has the reset flag. mtty only ends the
+//!   session.
+//! - An interrupt raised while INTx is masked is delivered on unmask, unless the guest has seen it by then: the line
+//!   stays asserted until the guest reads the interrupt identification or no cause is left. mtty loses the interrupt.
+//!   A loaded state with a pending cause asserts the line too.
+//! - INTx and MSI are set up as in vfio-pci. mtty drops the mask together with the eventfd, and has no unmask eventfd.
+//! - Missing interrupts (MSI-X, ERR, REQ) have a count of 0, and the configuration space has 256 bytes. mtty returns
+//!   EINVAL and has 255 bytes; [`Answers::Mtty`] does the same, for comparison.
+//! - The interrupt status bit in configuration space follows the INTx line. mtty never sets it.
+//! - Three registers are closer to a real 16550: a full FIFO can be read, one interrupt cause is identified at a time,
+//!   and an empty receiver is not a cause.
 //!
 //! ```
 //! use whimbrel_device::{Bus, DeviceFile};
@@ -50,10 +49,10 @@ use whimbrel_uapi::pci::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX, V
 use self::migration::Session;
 use self::port::{IDENTIFICATION, Interrupt, Port, REGISTERS};
 
-/// mtty gives all but the last byte of a configuration space.
+/// mtty's configuration space lacks the last byte.
 const MTTY_CONFIG_SIZE: u64 = 0xff;
 
-/// How many ports a card has.
+/// The number of ports of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ports {
     /// One port, in region 0.
@@ -64,7 +63,7 @@ pub enum Ports {
 }
 
 impl Ports {
-    /// The number.
+    /// Returns the number.
     pub const fn count(self) -> usize {
         match self {
             Ports::One => 1,
@@ -73,18 +72,18 @@ impl Ports {
     }
 }
 
-/// Whose answers a card gives about interrupts that it lacks and about the size of its configuration space.
+/// The behaviour of a card for missing interrupts and for the size of its configuration space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answers {
-    /// Those of vfio-pci: a count of 0 for an interrupt that it lacks, 256 bytes of configuration space.
+    /// As in vfio-pci: a count of 0 for a missing interrupt, 256 bytes of configuration space.
     #[default]
     VfioPci,
-    /// Those of mtty: EINVAL, and 255 bytes. Some users take either for a broken device.
+    /// As in mtty: EINVAL, and 255 bytes. Some programs fail on either.
     Mtty,
 }
 
 impl Answers {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Answers; 2] = [Answers::VfioPci, Answers::Mtty];
 
     /// The name, as in a model's settings.
@@ -96,12 +95,12 @@ impl Answers {
     }
 }
 
-/// What a serial card is made of.
+/// The settings of a [`Serial`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SerialConfig {
-    /// How many ports it has.
+    /// Number of ports.
     pub ports: Ports,
-    /// Whose answers it gives where vfio-pci and mtty differ.
+    /// The behaviour where vfio-pci and mtty differ.
     pub answers: Answers,
 }
 
@@ -112,13 +111,13 @@ pub struct Serial {
     bus: Bus,
     function: Function,
     ports: Vec<Port>,
-    /// Whether each port asserts the INTx line.
+    /// For each port, whether it asserts the INTx line.
     asserted: Vec<bool>,
     session: Session,
 }
 
 impl Serial {
-    /// A card as after power-on.
+    /// Returns a card in its power-on state.
     pub fn new(config: SerialConfig, bus: Bus) -> Serial {
         Serial {
             config,
@@ -130,7 +129,7 @@ impl Serial {
         }
     }
 
-    /// After an access to a port: interrupts, or stops asserting the line once the guest has `seen` the cause.
+    /// Updates the line after a port access: raises an interrupt, or deasserts once the guest has `seen` the cause.
     fn interrupt(&mut self, region: u32, interrupt: Interrupt, seen: bool) {
         let port = region as usize;
         match interrupt {
@@ -153,8 +152,8 @@ impl Serial {
     }
 }
 
-/// What mtty shows, down to the identity of a card that does not exist. It takes writes as mtty does: of the
-/// base address registers and the interrupt line.
+/// Returns mtty's configuration space, including its made-up IDs. As in mtty, the base address registers and the
+/// interrupt line are writable.
 fn pci_config(ports: Ports) -> PciConfig {
     const VENDOR: u16 = 0x4348;
     const DEVICE: u16 = 0x3253;
@@ -177,8 +176,8 @@ fn pci_config(ports: Ports) -> PciConfig {
     config.build().expect("two sets of 8 ports and bytes that lie apart")
 }
 
-/// The single accesses that one region access is made of, as mtty cuts it: four bytes where they are aligned,
-/// then two, then one. Each touches only the register at its own offset.
+/// Splits a region access as mtty does: four bytes where they are aligned, then two, then one. Each part accesses only
+/// the register at its own offset.
 fn accesses(offset: u64, length: usize) -> impl Iterator<Item = (u64, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -206,13 +205,13 @@ impl Driver for Serial {
             (VFIO_PCI_CONFIG_REGION_INDEX, Answers::Mtty) => MTTY_CONFIG_SIZE,
             _ => region.size,
         };
-        // mtty gives the flags also to regions that are not there.
+        // mtty sets the flags even on missing regions.
         Ok(Region { flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE, size, ..region })
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         match index {
-            // mtty sends it without a capability in its configuration space.
+            // mtty has MSI without the capability in its configuration space.
             VFIO_PCI_MSI_IRQ_INDEX => {
                 Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
             }

@@ -1,17 +1,16 @@
-//! One 16550 port: its registers, its FIFO, and when it interrupts.
+//! A 16550 port: its registers, its FIFO and its interrupts.
 //!
-//! The registers answer as those of the kernel's mtty do (`samples/vfio-mdev/mtty.c`). What is sent comes
-//! back: the transmitter feeds the receiver's FIFO. Three answers are a 16550's where mtty's are not:
+//! The registers behave as in the kernel's mtty (`samples/vfio-mdev/mtty.c`). The port is a loopback: the transmitter
+//! feeds the receiver's FIFO. In three places it behaves as a 16550 and mtty does not:
 //!
-//! - A full FIFO of 16 bytes can be read. mtty takes it for empty, and it stays so until it is reset.
-//! - The interrupt identification names the one cause with the highest priority, not all of them in one
-//!   number.
-//! - A receiver without data is no cause, also before the first write to the FIFO control register.
+//! - A full FIFO of 16 bytes can be read. mtty treats it as empty until a reset.
+//! - The interrupt identification has only the cause with the highest priority. mtty combines all of them.
+//! - A receiver without data is not a cause, even before the first write to the FIFO control register.
 
-/// Bytes of a port's register block.
+/// Size of a port's register block in bytes.
 pub(super) const REGISTERS: u64 = 8;
 
-/// Bytes the FIFO holds.
+/// Size of the FIFO in bytes.
 pub(super) const FIFO_SIZE: usize = 16;
 
 /// Receive and transmit, or the divisor's low byte.
@@ -81,7 +80,7 @@ impl Interrupt {
 /// The whole state of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
-    /// Values of the registers that keep them: interrupt enable, line control, modem control, scratch.
+    /// Values of the registers that read back as written: interrupt enable, line control, modem control, scratch.
     pub(super) registers: [u8; 8],
     pub(super) fifo: [u8; FIFO_SIZE],
     /// Position of the next byte to store; below [`FIFO_SIZE`].
@@ -96,12 +95,12 @@ pub(super) struct Port {
     pub(super) fifo_control: u8,
     /// Capacity of the FIFO in bytes: 1 with FIFOs off, else [`FIFO_SIZE`].
     pub(super) capacity: u8,
-    /// The number of bytes at which a received byte interrupts; 0 for never.
+    /// Fill level of the FIFO at which a received byte interrupts; 0 for never.
     pub(super) trigger_level: u8,
 }
 
 impl Default for Port {
-    /// Returns a port after power-on: FIFOs on, although the control register says off, as in mtty.
+    /// Returns a port after power-on. As in mtty, the FIFOs are on although the control register says off.
     fn default() -> Port {
         Port {
             registers: [0; 8],
@@ -172,8 +171,7 @@ impl Port {
         if value & FCR_CLEAR != 0 {
             (self.head, self.tail, self.count) = (0, 0, 0);
         }
-        // At any level that the guest chose: without a timer for a few bytes left below the level, they would
-        // wait for ever.
+        // Whatever level the guest chose: the port has no receive timeout, so bytes below the level would wait forever.
         self.trigger_level = 1;
         self.capacity = if value & FCR_ENABLE != 0 { FIFO_SIZE as u8 } else { 1 };
     }

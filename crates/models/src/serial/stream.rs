@@ -1,7 +1,7 @@
-//! The card's migration stream: mtty's, byte for byte.
+//! The card's migration stream, byte for byte that of mtty.
 //!
-//! A head of 24 bytes, then 36 bytes for each port (`struct mtty_data` in `samples/vfio-mdev/mtty.c`). mtty
-//! writes the byte order of its host; so does this.
+//! A header of 24 bytes, then 36 bytes for each port (`struct mtty_data` in `samples/vfio-mdev/mtty.c`), in the host's
+//! byte order.
 
 use whimbrel_protocol::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Ports;
 use super::port::{FIFO_SIZE, Port};
 
-/// Bytes of the head, which is available in PRE_COPY already.
+/// Size of the header in bytes. It can be read in PRE_COPY already.
 pub(super) const HEAD_BYTES: usize = size_of::<Head>();
 /// Maximum stream length in bytes: that of a card with two ports.
 const MAX_BYTES: usize = HEAD_BYTES + 2 * size_of::<PortRecord>();
@@ -86,7 +86,7 @@ pub(super) fn append_port(stream: &mut Vec<u8>, port: &Port) {
 }
 
 impl PortRecord {
-    /// Returns the described port; `None` if the state is invalid.
+    /// Decodes the port; `None` if its state is invalid.
     fn port(&self) -> Option<Port> {
         let size = FIFO_SIZE as u8;
         let flag = |value: u8| (value <= 1).then_some(value == 1);
@@ -115,7 +115,7 @@ impl PortRecord {
     }
 }
 
-/// Collects a stream to load and checks it as it arrives.
+/// A resuming session, which validates the stream as it arrives.
 #[derive(Debug)]
 pub(super) struct Loader {
     ports: Ports,
@@ -130,8 +130,8 @@ impl Loader {
         Loader { ports, bytes: [0; MAX_BYTES], filled: 0, loaded: Vec::new(), poisoned: false }
     }
 
-    /// Takes the next bytes, all or none. ENOMEM if they extend past the end; EINVAL from the first invalid
-    /// byte on.
+    /// Takes the next bytes, all or none. Fails with ENOMEM if they extend past the end, with EINVAL from the first
+    /// invalid byte on.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
         if self.poisoned {
             return Err(Errno::EINVAL);
@@ -142,7 +142,7 @@ impl Loader {
         self.bytes[self.filled..self.filled + data.len()].copy_from_slice(data);
         self.filled += data.len();
         self.judge().inspect_err(|errno| {
-            tracing::debug!(%errno, filled = self.filled, "serial state refused");
+            tracing::debug!(%errno, filled = self.filled, "rejected invalid serial state");
             self.poisoned = true;
         })?;
         Ok(data.len())
@@ -161,7 +161,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Returns the ports of a complete stream; EINVAL if it is incomplete or was refused.
+    /// Returns the ports of a complete stream; EINVAL if it is incomplete or invalid.
     pub(super) fn finish(&self) -> Result<Vec<Port>, Errno> {
         if self.poisoned || self.loaded.len() != self.ports.count() {
             return Err(Errno::EINVAL);

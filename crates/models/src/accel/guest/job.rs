@@ -1,4 +1,4 @@
-//! The jobs of a guest, and the check of their results.
+//! The guest's jobs, and the verification of their results.
 
 use crc_fast::{CrcAlgorithm, Digest};
 
@@ -8,7 +8,7 @@ use crate::accel::queue::{
     STATUS_DONE,
 };
 
-/// The jobs, which the guest's driver submits.
+/// Constructors for the jobs that a guest driver submits.
 impl Descriptor {
     /// A copy of `length` bytes.
     pub fn copy(tag: u64, source: u64, destination: u64, length: u64) -> Descriptor {
@@ -39,8 +39,7 @@ impl Descriptor {
 }
 
 impl Completion {
-    /// Returns whether all of this job is done, by tag, status and byte count. Does not compare the value of a
-    /// checksum.
+    /// Returns whether the whole job succeeded, by tag, status and byte count. A checksum's value is not compared.
     pub fn is_success_of(&self, job: &Descriptor) -> bool {
         let has_result = job.operation == OPERATION_CHECKSUM || self.result == job.length;
         self.tag == job.tag && self.status == STATUS_DONE && has_result
@@ -48,10 +47,9 @@ impl Completion {
 }
 
 impl<P: Platform> GuestDriver<P> {
-    /// Returns whether a job's completion is correct and memory holds its results.
+    /// Returns whether a job's completion is correct and memory contains its results.
     ///
-    /// Nothing may have written the job's memory since. A change of the device's own state has its result in the
-    /// completion alone.
+    /// The job's memory must be unchanged since. A scramble job is checked by its completion only.
     pub fn verify(
         &mut self,
         job: &Descriptor,
@@ -98,5 +96,5 @@ impl<P: Platform> GuestDriver<P> {
     }
 }
 
-/// Bytes that a check looks at together, a multiple of a pattern's 8.
+/// Bytes verified per step, a multiple of the pattern's 8.
 const PIECE_BYTES: u64 = 64 << 10;

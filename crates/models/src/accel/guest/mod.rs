@@ -1,9 +1,9 @@
-//! The guest's driver of an engine: sets up the rings, submits jobs, reaps and verifies their completions.
+//! The guest driver of an engine: sets up the rings, submits jobs, reaps and verifies their completions.
 //!
-//! [`GuestDriver`] is written like the driver in a guest's kernel. It reaches the device and the memory through a
-//! [`Platform`], so that the same driver runs over a [`DeviceFile`](whimbrel_device::DeviceFile) in this process, a
-//! VFIO device that a program owns, or a client of vfio-user. Its [`Progress`] is plain data: a guest keeps it in its
-//! memory, and a driver resumed from it continues at the destination of a migration.
+//! [`GuestDriver`] works like the driver in a guest's kernel. It accesses the device and memory through a [`Platform`],
+//! so that the same driver runs on a [`DeviceFile`](whimbrel_device::DeviceFile) in this process, on a VFIO device that
+//! a program owns, or on a vfio-user client. Its [`Progress`] is plain data that a guest keeps in its memory: a driver
+//! resumed from it continues at the destination of a migration.
 //!
 //! ```
 //! # use std::fs::File;
@@ -18,7 +18,7 @@
 //! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
 //! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 //! # memory.set_len(0x10000)?;
-//! // 64 KiB of memory at IOVA 0: the two rings first, data behind them.
+//! // 64 KiB of memory at IOVA 0: the two rings first, then data.
 //! bus.dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
 //! bus.dma().write(0x2000, b"123456789")?;
 //!
@@ -79,7 +79,7 @@ impl Rings {
     }
 }
 
-/// The position of a driver in its rings.
+/// A driver's position in its rings.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Progress {
@@ -132,12 +132,12 @@ impl<P: Platform> GuestDriver<P> {
         Ok(driver)
     }
 
-    /// Continues where another driver of the same rings has stopped, on a device that has its state.
+    /// Continues where another driver of the same rings stopped, on a device with the migrated state.
     pub fn resume(platform: P, rings: Rings, progress: Progress) -> GuestDriver<P> {
         GuestDriver { platform, rings, progress }
     }
 
-    /// The platform.
+    /// Returns the platform.
     pub fn platform(&mut self) -> &mut P {
         &mut self.platform
     }
@@ -147,29 +147,29 @@ impl<P: Platform> GuestDriver<P> {
         self.platform
     }
 
-    /// The position in the rings.
+    /// Returns the position in the rings.
     pub fn progress(&self) -> Progress {
         self.progress
     }
 
-    /// The free entries of the submission ring.
+    /// Returns the number of free entries in the submission ring.
     pub fn room(&self) -> u64 {
         u64::from(self.rings.entries).saturating_sub(self.progress.pending())
     }
 
-    /// Lets these causes interrupt: `INTERRUPT_` bits.
+    /// Enables these interrupt causes (`INTERRUPT_` bits) and disables all others.
     pub fn enable_interrupts(&mut self, causes: u32) -> Result<(), GuestError<P::Error>> {
         self.write_u32(REGISTER_INTERRUPT_ENABLE, causes)
     }
 
     /// Clears these causes, so that each of them can interrupt again.
     ///
-    /// A driver does it before it looks at the completion ring: a job that completes in between interrupts.
+    /// Call it before reading the completion ring: a job that completes in between then interrupts.
     pub fn acknowledge(&mut self, causes: u32) -> Result<(), GuestError<P::Error>> {
         self.write_u32(REGISTER_INTERRUPT_STATUS, causes)
     }
 
-    /// Puts a job into the submission ring without a word to the device.
+    /// Adds a job to the submission ring without ringing the doorbell.
     pub fn put(&mut self, job: &Descriptor) -> Result<(), GuestError<P::Error>> {
         if self.room() == 0 {
             return Err(GuestError::Full);
@@ -180,14 +180,14 @@ impl<P: Platform> GuestDriver<P> {
         Ok(())
     }
 
-    /// Rings the doorbell: the device takes all jobs in the submission ring.
+    /// Rings the doorbell for all jobs in the submission ring.
     pub fn ring(&mut self) -> Result<(), GuestError<P::Error>> {
         fence(Ordering::Release);
-        // The index counts on through 2^32.
+        // The index wraps at 2^32.
         self.write_u32(REGISTER_TAIL, self.progress.submitted as u32)
     }
 
-    /// Puts a job into the submission ring and rings the doorbell.
+    /// Adds a job to the submission ring and rings the doorbell.
     pub fn submit(&mut self, job: &Descriptor) -> Result<(), GuestError<P::Error>> {
         self.put(job)?;
         self.ring()
@@ -195,7 +195,7 @@ impl<P: Platform> GuestDriver<P> {
 
     /// Takes the next completion out of the ring; `None` if it has not arrived.
     ///
-    /// A misplaced completion is taken too: after [`GuestError::Misplaced`] the driver looks at the next entry.
+    /// A misplaced completion is consumed too: after [`GuestError::Misplaced`] the driver continues with the next one.
     pub fn take_completion(&mut self) -> Result<Option<Completion>, GuestError<P::Error>> {
         let Progress { earlier, completed, .. } = self.progress;
         let address = self.rings.completion(completed);
@@ -212,7 +212,7 @@ impl<P: Platform> GuestDriver<P> {
         if found == stale {
             return Ok(None);
         }
-        // The device writes the sequence last, so that whoever sees it sees the rest after this.
+        // The device writes the sequence last: with it visible, the rest is valid after this fence.
         fence(Ordering::Acquire);
         let mut completion = Completion::new_zeroed();
         self.platform.read_memory(address, completion.as_mut_bytes()).map_err(GuestError::Access)?;
@@ -223,7 +223,7 @@ impl<P: Platform> GuestDriver<P> {
         Ok(Some(completion))
     }
 
-    /// Submits a job and takes its completion, for which it calls `wait` again and again.
+    /// Submits a job and returns its completion, calling `wait` before each look at the ring.
     ///
     /// All earlier jobs must be complete.
     pub fn execute(
@@ -240,26 +240,26 @@ impl<P: Platform> GuestDriver<P> {
         }
     }
 
-    /// Reads a register of 32 bits.
+    /// Reads a 32-bit register.
     pub fn read_u32(&mut self, register: u64) -> Result<u32, GuestError<P::Error>> {
         let mut value = [0; 4];
         self.platform.read_register(register, &mut value).map_err(GuestError::Access)?;
         Ok(u32::from_le_bytes(value))
     }
 
-    /// Reads a register of 64 bits.
+    /// Reads a 64-bit register.
     pub fn read_u64(&mut self, register: u64) -> Result<u64, GuestError<P::Error>> {
         let mut value = [0; 8];
         self.platform.read_register(register, &mut value).map_err(GuestError::Access)?;
         Ok(u64::from_le_bytes(value))
     }
 
-    /// Writes a register of 32 bits.
+    /// Writes a 32-bit register.
     pub fn write_u32(&mut self, register: u64, value: u32) -> Result<(), GuestError<P::Error>> {
         self.platform.write_register(register, &value.to_le_bytes()).map_err(GuestError::Access)
     }
 
-    /// Writes a register of 64 bits.
+    /// Writes a 64-bit register.
     pub fn write_u64(&mut self, register: u64, value: u64) -> Result<(), GuestError<P::Error>> {
         self.platform.write_register(register, &value.to_le_bytes()).map_err(GuestError::Access)
     }

@@ -1,4 +1,4 @@
-//! The guest driver's way to the device's registers and to memory.
+//! The guest driver's access to the device's registers and to memory.
 
 use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_uapi::pci::VFIO_PCI_BAR0_REGION_INDEX;
@@ -14,14 +14,14 @@ pub trait Platform {
     /// Writes all of `data` to the register block, BAR 0.
     fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), Self::Error>;
 
-    /// Reads all of `data` from the memory that the device reaches at `address`.
+    /// Reads all of `data` from memory at the device's address `address`.
     fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), Self::Error>;
 
-    /// Writes all of `data` to the memory that the device reaches at `address`.
+    /// Writes all of `data` to memory at the device's address `address`.
     fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), Self::Error>;
 }
 
-/// A device in this process. The driver reaches memory through the device's own mappings.
+/// A device in this process. Memory is accessed through the device's DMA mappings.
 impl Platform for DeviceFile {
     type Error = Errno;
 

@@ -1,7 +1,7 @@
-//! Reading the stream, byte by byte if it comes so, and judging it as it comes.
+//! The stream's loader: validates the stream as it arrives, in pieces of any size.
 //!
-//! Block data goes straight into the state: it is not held twice. What is loaded counts only once the end has
-//! been seen and is right, which is what [`Loader::finish`] tells.
+//! Block data goes straight into the state, so that it is never in memory twice. The load is complete only once the
+//! end record was validated: [`Loader::finish`] returns `None` before that.
 
 use crc_fast::Digest;
 use whimbrel_protocol::Errno;
@@ -13,14 +13,14 @@ use super::{
     RECORD_HEAD_BYTES, RecordHead,
 };
 
-/// One resuming session, over a state that was empty when it began.
+/// A resuming session, over a state that was empty when it began.
 pub(in super::super) struct Loader {
     blocks: Blocks,
     expected: Expected,
-    /// What is there of the stretch expected, if it is not block data.
+    /// The received part of the expected record, unless that is block data.
     text: [u8; LONGEST],
     text_length: usize,
-    /// The first block that the first pass has not come to.
+    /// The first block that the first pass has not reached.
     cursor: u64,
     machine: Option<Machine>,
     checksum: Digest,
@@ -39,7 +39,7 @@ enum Expected {
 }
 
 impl Expected {
-    /// Bytes of a stretch that is not block data.
+    /// Returns the size of the expected record; 0 for block data.
     const fn text_bytes(self) -> usize {
         match self {
             Expected::Head => size_of::<Head>(),
@@ -51,16 +51,16 @@ impl Expected {
     }
 }
 
-/// Why a stream is refused; for the trace, the errno is always EINVAL.
+/// The reason why a stream is rejected. It goes to the trace; the errno is always EINVAL.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 enum Refused {
-    #[error("its head is not that of a device like this one")]
+    #[error("header does not match this device")]
     Head,
-    #[error("a record is none, or not one that can come here")]
+    #[error("unknown record, or not allowed at this position")]
     Record,
-    #[error("no device can be as its final record says")]
+    #[error("invalid final record")]
     Final,
-    #[error("its length or its checksum is not what its end says")]
+    #[error("length or checksum differs from the end record")]
     End,
 }
 
@@ -79,9 +79,9 @@ impl Loader {
         }
     }
 
-    /// Takes the next bytes and returns how many: all, unless the stream ends among them.
+    /// Takes the next bytes and returns how many: all of them, unless the stream ends before.
     ///
-    /// EINVAL once something cannot be right, and from then on; ENOMEM past the end.
+    /// Fails with EINVAL from the first invalid byte on, and with ENOMEM past the end.
     pub(in super::super) fn write(&mut self, state: &mut OwnState, data: &[u8]) -> Result<usize, Errno> {
         if self.poisoned {
             return Err(Errno::EINVAL);
@@ -94,7 +94,7 @@ impl Loader {
             rest = match self.expected {
                 Expected::Data { offset, left } => self.take_data(state, offset, left, rest),
                 _ => self.take_text(rest).map_err(|reason| {
-                    tracing::debug!(%reason, at = self.taken, "accel state refused");
+                    tracing::debug!(%reason, at = self.taken, "rejected invalid accel state");
                     self.poisoned = true;
                     Errno::EINVAL
                 })?,
@@ -134,7 +134,7 @@ impl Loader {
         Ok(rest)
     }
 
-    /// Judges a whole stretch and says what comes behind it.
+    /// Validates a complete record and returns what must follow it.
     fn judge(&mut self, text: &[u8]) -> Result<Expected, Refused> {
         if self.expected == Expected::End {
             return self.judge_end(text);
@@ -151,7 +151,7 @@ impl Loader {
                 self.machine = Some(machine.ok_or(Refused::Final)?);
                 Ok(Expected::Record)
             }
-            // Its bytes were compared as they came.
+            // The bytes were compared as they arrived.
             _ => Ok(Expected::Record),
         }
     }
@@ -188,7 +188,7 @@ impl Loader {
         Ok(Expected::Nothing)
     }
 
-    /// What the engine is besides its own state; `None` unless the stream was whole and right.
+    /// Returns the engine's state apart from its memory; `None` unless the stream is complete and valid.
     pub(in super::super) fn finish(&self) -> Option<Machine> {
         if self.poisoned || self.expected != Expected::Nothing { None } else { self.machine }
     }

@@ -1,4 +1,4 @@
-//! The engine's migration stream: its form, as bytes.
+//! The engine's migration stream: its wire format.
 //!
 //! ```text
 //! stream  = head record* final end
@@ -6,16 +6,15 @@
 //! record  = block | zeros
 //! block   = kind u32 (1), length u32, index u64, `length` bytes of data
 //! zeros   = kind u32 (2), blocks u32, index u64
-//! final   = kind u32 (3), length u32, reserved u64 (0), registers, counters, the job in the middle
+//! final   = kind u32 (3), length u32, reserved u64 (0), registers, counters, the job in progress
 //! end     = kind u32 (4), length u32, reserved u64 (0), bytes before this field u64, checksum u64
 //! ```
 //!
-//! The first records go through all blocks once, in ascending order: data for those that hold something, one `zeros`
-//! for each run of those that are zero. Behind them come blocks that changed after they
-//! were sent, each as often as it takes. The checksum is the CRC-64 (NVME) of every byte before it.
+//! The first pass covers all blocks once, in ascending order: a `block` for each with data, one `zeros` for each run of
+//! zero blocks. It is followed by blocks that changed after they were sent, each as often as needed. The checksum is
+//! the CRC-64 (NVME) of every byte before it.
 //!
-//! Numbers are in the byte order of the host that writes them. A host of the other order does not know the
-//! magic.
+//! Numbers are in the byte order of the host that writes them. A host of the other byte order rejects the magic.
 
 mod load;
 mod save;
@@ -66,7 +65,7 @@ impl Head {
     }
 }
 
-/// What every record begins with.
+/// The header of each record.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 struct RecordHead {
@@ -107,18 +106,18 @@ struct End {
 }
 
 const RECORD_HEAD_BYTES: usize = size_of::<RecordHead>();
-/// The longest stretch of the stream that is not block data.
+/// The longest part of the stream that is not block data.
 const LONGEST: usize = RECORD_HEAD_BYTES + size_of::<Final>();
 /// Bytes of the final and the end record.
 const CLOSING_BYTES: u64 = (2 * RECORD_HEAD_BYTES + size_of::<Final>() + size_of::<End>()) as u64;
 
-/// What an engine is beyond its own state, and its rings.
+/// The engine's state apart from the memory of its own state: registers, job in progress, counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Machine {
     pub(super) registers: Registers,
-    /// The job it has begun and not completed.
+    /// The job in progress.
     pub(super) job: Option<Job>,
-    /// How often the state has changed by itself.
+    /// Number of background changes so far.
     pub(super) changes: u64,
 }
 
@@ -152,7 +151,7 @@ impl Machine {
         }
     }
 
-    /// `None` for a record that no engine with this much state can have written.
+    /// Decodes a final record; `None` if no engine with this state size can have written it.
     fn from_record(record: &Final, state_bytes: u64) -> Option<Machine> {
         if record.flags & !(FLAG_ENABLED | FLAG_JOB) != 0 || record.reserved != 0 {
             return None;

@@ -1,4 +1,4 @@
-//! Writing the stream, while the engine may still run.
+//! The stream's writer, which works while the engine runs.
 
 use crc_fast::Digest;
 use zerocopy::IntoBytes;
@@ -10,20 +10,20 @@ use super::{
     RECORD_HEAD_BYTES, RecordHead,
 };
 
-/// One saving session.
+/// A saving session.
 pub(in super::super) struct Saver {
     blocks: Blocks,
-    /// Blocks that held something when the session began: the first pass sends these.
+    /// Blocks with data when the session began: the first pass sends them.
     first: BlockSet,
-    /// The first block that the first pass has not come to.
+    /// The first block that the first pass has not reached.
     cursor: u64,
-    /// Blocks to send again, or for the first time if they held nothing when the session began.
+    /// Blocks to resend, or to send for the first time if they were zero when the session began.
     dirty: BlockSet,
-    /// Where to look for the next of them, so that each gets its turn.
+    /// Start of the search for the next dirty block, so that each gets its turn.
     dirty_at: u64,
     left: Left,
     part: Part,
-    /// The stretch being read that is not block data, and how much of it was read.
+    /// The record being read, unless it is block data, and the number of bytes read.
     text: [u8; LONGEST],
     text_length: usize,
     text_read: usize,
@@ -41,7 +41,7 @@ struct Left {
     closing: u64,
 }
 
-/// What a record counts as.
+/// The byte count that a record belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Initial,
@@ -49,7 +49,7 @@ enum Part {
     Closing,
 }
 
-/// What comes next.
+/// The next part of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Head,
@@ -61,10 +61,10 @@ enum Stage {
 /// Block data being read.
 struct Data {
     block: u64,
-    /// Of the next byte, in the state.
+    /// Offset of the next byte in the state.
     offset: u64,
     left: usize,
-    /// The rest of the data as it was when its block was about to change.
+    /// A copy of the remaining data, taken before its block changed.
     snapshot: Option<Vec<u8>>,
 }
 
@@ -72,7 +72,7 @@ fn record_bytes(blocks: Blocks, block: u64) -> u64 {
     RECORD_HEAD_BYTES as u64 + blocks.length(block)
 }
 
-/// Bytes of the head and the first pass over a state as it is.
+/// Returns the size of the header and the first pass over the state's current contents.
 fn first_pass_bytes(state: &OwnState) -> u64 {
     let (blocks, held) = (state.blocks(), state.held());
     let last = blocks.count() - 1;
@@ -85,7 +85,7 @@ fn first_pass_bytes(state: &OwnState) -> u64 {
 }
 
 impl Saver {
-    /// Begins a session over a state as it is now.
+    /// Begins a session over the state's current contents.
     pub(in super::super) fn new(state: &OwnState) -> Saver {
         Saver {
             blocks: state.blocks(),
@@ -105,22 +105,22 @@ impl Saver {
         }
     }
 
-    /// Bytes of the whole stream of a state as it is now, if no session runs.
+    /// Returns the size of the whole stream for the state's current contents.
     pub(in super::super) fn whole_stream_bytes(state: &OwnState) -> u64 {
         first_pass_bytes(state) + CLOSING_BYTES
     }
 
-    /// Bytes of the first pass not read yet. It only falls.
+    /// Returns the unread bytes of the first pass. They only decrease.
     pub(in super::super) fn initial_bytes(&self) -> u64 {
         self.left.initial
     }
 
-    /// Bytes of what changed after it was sent, not read yet.
+    /// Returns the unread bytes of blocks that changed after they were sent.
     pub(in super::super) fn dirty_bytes(&self) -> u64 {
         self.left.dirty
     }
 
-    /// Bytes of all that would be read if the device stopped now.
+    /// Returns the bytes left to read if the device stopped now.
     pub(in super::super) fn left_bytes(&self) -> u64 {
         self.left.initial + self.left.dirty + self.left.closing
     }
@@ -141,8 +141,7 @@ impl Saver {
         }
     }
 
-    /// Reads the next bytes. `machine` is there once the device has stopped; without it the stream does not
-    /// end.
+    /// Reads the next bytes. `machine` is given once the device has stopped; without it the stream does not end.
     pub(in super::super) fn read(
         &mut self,
         state: &OwnState,
@@ -200,7 +199,7 @@ impl Saver {
         count
     }
 
-    /// Prepares the next record; says whether there is one.
+    /// Prepares the next record and returns whether there is one.
     fn next_record(&mut self, machine: Option<Machine>) -> bool {
         self.text_read = 0;
         self.text_length = 0;

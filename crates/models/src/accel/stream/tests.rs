@@ -1,6 +1,6 @@
-//! Streams made by hand: well-formed ones that no engine writes, each refused where it goes wrong.
+//! Hand-made streams: well-formed records that no engine writes, each rejected at its first invalid byte.
 //!
-//! What honest streams do is tested from outside, in `tests/`.
+//! Valid streams are tested in `tests/`.
 
 use crc_fast::Digest;
 use whimbrel_protocol::Errno;
@@ -33,12 +33,12 @@ fn closing(machine: Machine) -> Vec<u8> {
     [record(KIND_FINAL, size_of::<Final>() as u32, 0), machine.to_record().as_bytes().to_vec()].concat()
 }
 
-/// Puts an end that is right behind some parts.
+/// Appends a valid end record.
 fn ended(parts: &[Vec<u8>]) -> Vec<u8> {
     ended_with_total(parts, 0)
 }
 
-/// The same, with a total that is too large by `excess`, and the checksum of that.
+/// Appends an end record whose total is too large by `excess`, with a matching checksum.
 fn ended_with_total(parts: &[Vec<u8>], excess: u64) -> Vec<u8> {
     let mut stream = parts.concat();
     stream.extend(record(KIND_END, size_of::<End>() as u32, 0));
@@ -49,7 +49,7 @@ fn ended_with_total(parts: &[Vec<u8>], excess: u64) -> Vec<u8> {
     stream
 }
 
-/// How many bytes are taken, one at a time, before one is refused; and what was loaded.
+/// Loads a stream byte by byte and returns the number of bytes accepted, and the result.
 fn load(stream: &[u8]) -> (usize, Option<Machine>) {
     let mut state = OwnState::empty(STATE).unwrap();
     let mut loader = Loader::new(state.blocks());
