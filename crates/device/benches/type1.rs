@@ -50,7 +50,7 @@ impl Filled {
         let bus = Bus::new();
         let device = DeviceFile::new("bench", bus.clone(), Box::new(Quiet));
         let group = Group::new(Translation::Emulated, vec![device])?.open()?;
-        let settings = ContainerSettings { dma_entry_limit: u32::MAX, ..ContainerSettings::default() };
+        let settings = ContainerSettings::default().dma_entry_limit(u32::MAX);
         let container = Container::new(settings);
         group.set_container(&container)?;
         container.set_iommu(VFIO_TYPE1V2_IOMMU.into())?;

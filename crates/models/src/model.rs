@@ -53,6 +53,7 @@ pub enum Model {
 
 /// An error in a model's text form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// No model has this name.
     #[error("unknown model {0}: expected one of {names}", names = Model::names().join(", "))]
@@ -91,6 +92,7 @@ pub enum ModelError {
 
 /// An error from opening a model.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// Invalid settings of an `accel`.
     #[error("model accel: {0}")]

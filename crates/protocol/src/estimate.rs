@@ -39,11 +39,19 @@ impl Bandwidth {
 
 /// The data left to transfer once the device is stopped, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Remaining {
     /// Dirty memory.
     pub memory: u64,
     /// Device state that STOP_COPY will still yield, as the device reports it.
     pub device: u64,
+}
+
+impl Remaining {
+    /// Returns this much dirty memory and device state.
+    pub const fn new(memory: u64, device: u64) -> Remaining {
+        Remaining { memory, device }
+    }
 }
 
 impl Remaining {

@@ -32,6 +32,7 @@ pub enum Message {
 /// A message that is invalid in the receiver's phase: a protocol violation by the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("protocol violation: unexpected {message:?} from the peer")]
+#[non_exhaustive]
 pub struct Unexpected {
     /// The message.
     pub message: Message,

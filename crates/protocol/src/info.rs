@@ -63,6 +63,7 @@ pub struct Irq {
 
 /// A malformed capability chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ChainError {
     /// A link starts past the end of the bytes, or inside the info structure itself.
     #[error("malformed capability chain: offset {0} is outside the info structure")]

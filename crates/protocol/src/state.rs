@@ -121,6 +121,7 @@ impl TryFrom<u32> for State {
 /// A number that is not a state's. The kernel answers it with EINVAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid migration state {0}: expected 0 to 7")]
+#[non_exhaustive]
 pub struct UnknownState(pub u32);
 
 #[cfg(test)]

@@ -53,6 +53,7 @@ pub struct DeviceFeature {
 /// ```
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Feature {
     /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
     PciVfToken = 0,
@@ -141,6 +142,7 @@ impl fmt::Display for Feature {
 
 /// A feature index that is in no known header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct UnknownFeature(pub u16);
 
 impl fmt::Display for UnknownFeature {

@@ -34,8 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Two registers by messages that are under way together.
     let (mut id, mut version) = ([0; 4], [0; 4]);
     device.read_regions(&mut [
-        RegionRead { region: BAR, offset: accel::REGISTER_ID, data: &mut id },
-        RegionRead { region: BAR, offset: accel::REGISTER_VERSION, data: &mut version },
+        RegionRead::new(BAR, accel::REGISTER_ID, &mut id),
+        RegionRead::new(BAR, accel::REGISTER_VERSION, &mut version),
     ])?;
     println!("{}: device {:?}, version {}", device.name(), str::from_utf8(&id)?, u32::from_le_bytes(version));
 

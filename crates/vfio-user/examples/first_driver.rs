@@ -139,7 +139,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     survive_lost_memory()?;
     let (bus, memory) = (Bus::new(), vec![0; PAGES as usize * PAGE]);
     let [large, small] = [memory.len() as u32, 4096].map(|size| Bar::Memory32 { size, prefetchable: false });
-    let table = MsiX { vectors: 1, table_bar: 2, table_offset: 0, pending_bar: 2, pending_offset: 2048 };
+    let table = MsiX::new(1, 2).pending_offset(2048);
     let config =
         PciConfig::builder(0x1234, 0xca4d).bar(0, large).bar(1, small).bar(2, small).capability(table);
     let function = Function::new(config.build()?, bus.clone());

@@ -26,9 +26,17 @@ pub(super) struct Power {
 /// The arguments that a user has let a device sleep with
 /// ([`DeviceFile::enter_low_power`](crate::DeviceFile::enter_low_power)).
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct LowPowerEntry {
     /// The eventfd that is signalled when the device wakes.
     pub wakeup: Option<OwnedFd>,
+}
+
+impl LowPowerEntry {
+    /// Returns the arguments of a user, with the eventfd for the wake-up, if any.
+    pub fn new(wakeup: Option<OwnedFd>) -> LowPowerEntry {
+        LowPowerEntry { wakeup }
+    }
 }
 
 /// The user has let the device sleep, until it says otherwise.

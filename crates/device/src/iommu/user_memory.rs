@@ -7,10 +7,18 @@ use whimbrel_uapi::type1::DmaMapFlags;
 /// An address the process cannot access. The kernel answers EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("address {0:#x} cannot be accessed")]
+#[non_exhaustive]
 pub struct Fault(
     /// The first address that faulted.
     pub u64,
 );
+
+impl Fault {
+    /// Returns a fault at this address.
+    pub const fn new(address: u64) -> Fault {
+        Fault(address)
+    }
+}
 
 impl From<Fault> for Errno {
     fn from(_: Fault) -> Errno {

@@ -34,6 +34,7 @@ const EDID_SIZE: usize = std::mem::offset_of!(RegionGfxEdid, edid_size);
 
 /// Something that a write to the region did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EdidEvent {
     /// The monitor is on, with the description that [`EdidRegion::edid`] gives now. Told at each such write.
     LinkUp,

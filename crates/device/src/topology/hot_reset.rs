@@ -14,6 +14,7 @@ use crate::core::file::DeviceFile;
 
 /// The answer to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HotResetInfo {
     /// DEV_ID on a device that is open by its own file: devices have numbers of its iommufd in place of
     /// groups. DEV_ID_OWNED if they all belong to it.

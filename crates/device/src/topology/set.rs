@@ -73,6 +73,7 @@ impl FromStr for PciAddress {
 
 /// One function of a [`DeviceSet`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PciFunction {
     /// Its PCI address.
     pub address: PciAddress,
@@ -81,6 +82,14 @@ pub struct PciFunction {
     /// The device, if VFIO drives it. Another driver does otherwise, or none, and then nobody can reset the
     /// set.
     pub device: Option<DeviceFile>,
+}
+
+impl PciFunction {
+    /// Returns the function at `address`, in the IOMMU group of this number. `None` in place of a device means that VFIO
+    /// does not drive it.
+    pub fn new(address: PciAddress, group_id: u32, device: impl Into<Option<DeviceFile>>) -> PciFunction {
+        PciFunction { address, group_id, device: device.into() }
+    }
 }
 
 /// All functions on a PCI bus, or in a hot-plug slot: a hot reset resets them together, so its user must own
@@ -114,8 +123,8 @@ pub struct PciFunction {
 /// let names = ["0000:01:00.0", "0000:01:00.1"];
 /// let ports = names.map(|name| DeviceFile::new(name, Bus::new(), Box::new(Port)));
 /// DeviceSet::new([
-///     PciFunction { address: names[0].parse()?, group_id: 7, device: Some(ports[0].clone()) },
-///     PciFunction { address: names[1].parse()?, group_id: 8, device: Some(ports[1].clone()) },
+///     PciFunction::new(names[0].parse()?, 7, ports[0].clone()),
+///     PciFunction::new(names[1].parse()?, 8, ports[1].clone()),
 /// ])?;
 ///
 /// let info = ports[0].hot_reset_info()?;

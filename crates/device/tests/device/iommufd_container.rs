@@ -172,7 +172,7 @@ fn the_information_is_what_the_devices_iommu_can_map() {
 /// of 4 pages at 0x1000.
 fn tracked(extension: u32) -> (Bench, Cdev, Bus, u32) {
     let mut bench = Bench::new();
-    let (cdev, bus) = open(Iommu::Own(OwnIommu { dirty_tracking: true, ..OwnIommu::default() }));
+    let (cdev, bus) = open(Iommu::Own(OwnIommu::default().dirty_tracking(true)));
     let device = bench.bind(&cdev).unwrap();
     let ioas = bench.ioas();
     bench.set_stand_in(IOMMU_VFIO_IOAS_SET, ioas);
@@ -253,9 +253,9 @@ fn a_mapping_without_rights_is_possible_until_a_page_table_is_to_have_it() {
 fn an_iommu_uses_no_table_that_was_made_for_a_better_one() {
     let best = OwnIommu::default();
     let worse = [
-        OwnIommu { last_iova: 0x7f_ffff_ffff, ..best.clone() },
-        OwnIommu { page_sizes: 0x1000, ..best.clone() },
-        OwnIommu { coherent: false, ..best.clone() },
+        best.clone().last_iova(0x7f_ffff_ffff),
+        best.clone().page_sizes(0x1000),
+        best.clone().coherent(false),
     ];
     for iommu in worse {
         let mut bench = Bench::new();
@@ -277,7 +277,7 @@ fn an_iommu_uses_no_table_that_was_made_for_a_better_one() {
 #[test]
 fn an_iommu_with_pages_larger_than_the_processs_has_no_tables() {
     let mut bench = Bench::new();
-    let (cdev, _) = open(Iommu::Own(OwnIommu { page_sizes: 1 << 21, ..OwnIommu::default() }));
+    let (cdev, _) = open(Iommu::Own(OwnIommu::default().page_sizes(1 << 21)));
     let device = bench.bind(&cdev).unwrap();
     let ioas = bench.ioas();
     assert_eq!(bench.hwpt(device, ioas, HwptAllocFlags::empty()), Err(Errno::EINVAL));

@@ -179,7 +179,7 @@ impl World {
         let iommufd = Iommufd::new();
         program.iommufds.insert(7, iommufd.clone());
         let bus = Bus::new();
-        let iommu = Iommu::Own(OwnIommu { dirty_tracking: true, pasid_bits: 3, ..OwnIommu::default() });
+        let iommu = Iommu::Own(OwnIommu::default().dirty_tracking(true).pasid_bits(3));
         let cdev = Cdev::new(DeviceFile::new("idle", bus.clone(), Box::new(Idle)), iommu);
         let bind = DeviceBindIommufd { argsz: 24, iommufd: 7, ..Default::default() };
         let number = VFIO_DEVICE_BIND_IOMMUFD.number();

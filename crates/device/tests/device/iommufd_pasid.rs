@@ -14,7 +14,7 @@ const PLAIN: HwptAllocFlags = HwptAllocFlags::empty();
 
 fn with_pasids() -> Iommu {
     let reserved = vec![(0xfee0_0000, 0xfeef_ffff)];
-    Iommu::Own(OwnIommu { dirty_tracking: true, reserved, pasid_bits: 8, ..OwnIommu::default() })
+    Iommu::Own(OwnIommu::default().dirty_tracking(true).reserved(reserved).pasid_bits(8))
 }
 
 /// A device that has PASIDs, bound, and an address space with a page at 0x1000 (read and write) and a page
@@ -223,7 +223,7 @@ impl Process for ReadOnly<'_> {
     }
 
     fn write(&mut self, address: u64, _data: &[u8]) -> Result<(), whimbrel_device::Fault> {
-        Err(whimbrel_device::Fault(address))
+        Err(whimbrel_device::Fault::new(address))
     }
 
     fn install(&mut self, file: whimbrel_device::DataFile) -> Result<i32, Errno> {

@@ -564,6 +564,6 @@ fn a_descriptor_that_is_no_eventfd_is_refused_where_it_would_be_used() {
     assert_eq!(signals(&eventfd), 1, "what was set up before stays");
     device.set_irqs(1, 0, IrqAction::Trigger, IrqData::None(0)).unwrap();
     let active = InUse::Messages { index: 1, allocated: 1, eventfds: vec![(0, null())] };
-    let in_use = InterruptsInUse { active, singles: vec![] };
+    let in_use = InterruptsInUse::new(active, vec![]);
     assert_eq!(device.restore_interrupts(in_use), Err(Errno::EINVAL));
 }

@@ -43,7 +43,7 @@ fn an_access_to_what_was_cut_off_is_a_fault() {
             Access::Read => space.read(iova, &mut [7; 16]),
             Access::Write => space.write(iova, &[7; 16]),
         };
-        assert_eq!(result, Err(DmaFault { iova, length: 16, access, cause: FaultCause::Lost }));
+        assert_eq!(result, Err(DmaFault::new(iova, 16, access, FaultCause::Lost)));
         assert_eq!(space.faults(), 1);
     }
 }

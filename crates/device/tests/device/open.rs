@@ -189,7 +189,7 @@ fn a_bind_whose_answer_cannot_be_written_leaves_nothing_behind() {
             self.0.read(address, buffer)
         }
         fn write(&mut self, address: u64, _data: &[u8]) -> Result<(), whimbrel_device::Fault> {
-            Err(whimbrel_device::Fault(address))
+            Err(whimbrel_device::Fault::new(address))
         }
         fn install(&mut self, file: whimbrel_device::DataFile) -> Result<i32, Errno> {
             self.0.install(file)

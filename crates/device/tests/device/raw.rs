@@ -364,7 +364,7 @@ impl Process for Limited {
     }
 
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        if self.writable { self.memory.write(address, data) } else { Err(Fault(address)) }
+        if self.writable { self.memory.write(address, data) } else { Err(Fault::new(address)) }
     }
 
     fn install(&mut self, file: DataFile) -> Result<i32, Errno> {

@@ -107,7 +107,7 @@ fn nothing_is_asked_for_that_is_not_mapped_with_the_right() {
     let elsewhere = Elsewhere::new(0x1000, 2 * PAGE);
     space.map_remote(0x1000, PAGE, BOTH, elsewhere.clone()).unwrap();
     space.map_remote(0x2000, PAGE, DmaMapFlags::READ, elsewhere.clone()).unwrap();
-    let fault = |iova, length, access| DmaFault { iova, length, access, cause: FaultCause::NotMapped };
+    let fault = |iova, length, access| DmaFault::new(iova, length, access, FaultCause::NotMapped);
     assert_eq!(space.write(0x1ffc, &[0; 8]), Err(fault(0x1ffc, 8, Access::Write)));
     assert_eq!(space.read(0x2ffc, &mut [0; 8]), Err(fault(0x2ffc, 8, Access::Read)));
     assert_eq!(space.unmap(0x1000, 2 * PAGE), Ok(2 * PAGE));
@@ -138,9 +138,9 @@ fn what_remote_memory_refuses_is_a_fault_that_is_counted() {
     let space = DmaSpace::default();
     space.map_remote(0, 2 * PAGE, BOTH, Elsewhere::failing_at(0, 2 * PAGE, PAGE)).unwrap();
     let cause = FaultCause::Remote(Errno::ENOTCONN);
-    let read = DmaFault { iova: PAGE, length: 4, access: Access::Read, cause };
+    let read = DmaFault::new(PAGE, 4, Access::Read, cause);
     assert_eq!(space.read(PAGE, &mut [0; 4]), Err(read));
-    assert_eq!(space.write(PAGE, &[0; 4]), Err(DmaFault { access: Access::Write, ..read }));
+    assert_eq!(space.write(PAGE, &[0; 4]), Err(DmaFault::new(PAGE, 4, Access::Write, cause)));
     assert_eq!(space.access(PAGE, 4, Access::Read, |_| panic!("nothing came")), Err(read));
     assert_eq!(space.faults(), 3);
     let text = read.to_string();

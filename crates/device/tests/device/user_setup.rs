@@ -169,16 +169,18 @@ fn a_masked_line_stays_masked_until_its_own_eventfd_unmasks_it() {
 #[test]
 fn what_a_device_cannot_have_is_refused() {
     let (device, _told) = open();
-    let messages = |index, interrupt| InterruptsInUse {
-        active: InUse::Messages { index, allocated: 4, eventfds: vec![(interrupt, eventfd().into())] },
-        singles: Vec::new(),
+    let messages = |index, interrupt| {
+        InterruptsInUse::new(
+            InUse::Messages { index, allocated: 4, eventfds: vec![(interrupt, eventfd().into())] },
+            Vec::new(),
+        )
     };
     for in_use in [messages(1, 4), messages(0, 0), messages(5, 0), messages(u32::MAX, 0)] {
         let text = format!("{in_use:?}");
         assert_eq!(device.restore_interrupts(in_use), Err(Errno::EINVAL), "{text}");
     }
     let singles = vec![(1, eventfd().into())];
-    let none = InterruptsInUse { active: InUse::None, singles };
+    let none = InterruptsInUse::new(InUse::None, singles);
     assert_eq!(device.restore_interrupts(none), Err(Errno::EINVAL));
     device.restore_interrupts(messages(1, 3)).unwrap();
 }

@@ -301,11 +301,8 @@ fn the_token_is_in_no_log() {
 #[test]
 fn virtual_functions_on_its_bus_are_told_and_keep_the_physical_one_from_a_hot_reset() {
     let devices = Devices::new();
-    let function = |address: &str, device: &DeviceFile| PciFunction {
-        address: address.parse().unwrap(),
-        group_id: 3,
-        device: Some(device.clone()),
-    };
+    let function =
+        |address: &str, device: &DeviceFile| PciFunction::new(address.parse().unwrap(), 3, device.clone());
     DeviceSet::new([function(PF, &devices.pf), function(VF, &devices.vf)]).unwrap();
     let group = devices.group();
     for device in [&devices.pf, &devices.vf] {

@@ -73,7 +73,7 @@ impl Sending<'_> {
             (Err(_), Some(left)) => left,
             (Err(error), None) => return Err(error.into()),
         };
-        Ok(Remaining { memory: self.dirty.as_ref().map_or(0, Dirty::bytes_left), device })
+        Ok(Remaining::new(self.dirty.as_ref().map_or(0, Dirty::bytes_left), device))
     }
 
     pub(super) fn refresh_precopy(&mut self) -> Result<u64, Error> {

@@ -42,6 +42,7 @@ impl Default for AccelConfig {
 
 /// Invalid settings of an engine.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AccelConfigError {
     /// The own state is too small, too large, or not a multiple of 8.
     #[error(

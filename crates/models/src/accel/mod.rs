@@ -274,16 +274,10 @@ fn pci_config(state_bytes: u64) -> PciConfig {
         .interrupt_pin(InterruptPin::A)
         .bar(0, Bar::Memory32 { size: REGISTERS_BYTES as u32, prefetchable: false })
         .bar(2, Bar::Memory64 { size: state_bytes.next_power_of_two().max(0x1000), prefetchable: true })
-        .capability(Msi { vectors: 1, address64: true, maskable: false })
-        .capability(PowerManagement { no_soft_reset: true, ..PowerManagement::default() })
+        .capability(Msi::new(1).address64(true))
+        .capability(PowerManagement::default().no_soft_reset(true))
         // No function-level reset: a reset must also end the migration, and the core sees VFIO_DEVICE_RESET only.
-        .capability(Express {
-            function_level_reset: false,
-            extended_tag: true,
-            max_payload: 256,
-            speed: LinkSpeed::Gt16,
-            width: 8,
-        })
+        .capability(Express::new(LinkSpeed::Gt16, 8).extended_tag(true).max_payload(256))
         .build()
         .expect("sizes that are powers of two and capabilities that fit")
 }

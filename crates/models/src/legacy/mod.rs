@@ -81,6 +81,7 @@ impl Default for LegacyConfig {
 
 /// Invalid settings of a legacy engine.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LegacyConfigError {
     /// The engine's settings are invalid.
     #[error(transparent)]

@@ -67,6 +67,7 @@ impl DeviceState {
 /// SAVING with RESUMING, which is not a valid state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid device_state {0:#x}: SAVING and RESUMING are both set")]
+#[non_exhaustive]
 pub struct InvalidState(pub u32);
 
 #[cfg(test)]

@@ -130,6 +130,7 @@ pub struct Layout {
 
 /// A layout that the specification does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LayoutError {
     /// No room for data, or more than a region of 2^40 bytes holds.
     #[error("invalid size of the data section: {0} bytes")]

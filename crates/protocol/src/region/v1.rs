@@ -102,6 +102,7 @@ impl DeviceState {
 /// RESUMING with RUNNING, which is not a valid state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid device_state {0:#x}: RESUMING must be set alone")]
+#[non_exhaustive]
 pub struct InvalidState(pub u32);
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::ioctl::Request;
 
 /// The kind of file a request is made on. The same number is a different request on another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum File {
     /// `/dev/vfio/vfio`, with a type1 IOMMU or without an IOMMU yet.
     Container,

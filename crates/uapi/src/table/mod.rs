@@ -26,6 +26,7 @@ pub use left_out::left_out;
 
 /// A header of the kernel's user API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Header {
     /// `linux/vfio.h`.
     Vfio,
@@ -67,6 +68,7 @@ pub enum Kind {
 
 /// A field of a [`Structure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Field {
     /// The kind of field.
     pub kind: Kind,
@@ -80,6 +82,7 @@ pub struct Field {
 
 /// A structure of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Structure {
     /// The header that defines it.
     pub header: Header,

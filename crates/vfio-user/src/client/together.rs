@@ -12,6 +12,7 @@ use crate::message::{Command, DmaAccessModes, DmaMap, DmaUnmap, RegionAccess, Re
 
 /// A part of a region to read.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct RegionRead<'a> {
     /// Index of the region.
     pub region: u32,
@@ -21,8 +22,16 @@ pub struct RegionRead<'a> {
     pub data: &'a mut [u8],
 }
 
+impl<'a> RegionRead<'a> {
+    /// Returns a read of all of `data` from `offset` on.
+    pub fn new(region: u32, offset: u64, data: &'a mut [u8]) -> RegionRead<'a> {
+        RegionRead { region, offset, data }
+    }
+}
+
 /// Memory to map for a device.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct DmaMapping {
     /// First IOVA.
     pub iova: u64,
@@ -30,6 +39,13 @@ pub struct DmaMapping {
     pub rights: DmaMapFlags,
     /// The memory.
     pub memory: DmaRegion,
+}
+
+impl DmaMapping {
+    /// Returns a mapping of all of `memory` at `iova`.
+    pub fn new(iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> DmaMapping {
+        DmaMapping { iova, rights, memory }
+    }
 }
 
 impl Client {
@@ -48,8 +64,8 @@ impl Client {
     /// # let client = Client::new("accel", stream, &ClientOptions::default())?;
     /// let (mut id, mut state_bytes) = ([0; 4], [0; 8]);
     /// client.read_regions(&mut [
-    ///     RegionRead { region: 0, offset: accel::REGISTER_ID, data: &mut id },
-    ///     RegionRead { region: 0, offset: accel::REGISTER_STATE_BYTES, data: &mut state_bytes },
+    ///     RegionRead::new(0, accel::REGISTER_ID, &mut id),
+    ///     RegionRead::new(0, accel::REGISTER_STATE_BYTES, &mut state_bytes),
     /// ])?;
     /// assert_eq!(u32::from_le_bytes(id), accel::ID);
     /// assert_eq!(u64::from_le_bytes(state_bytes), 4096);
@@ -111,10 +127,9 @@ impl Client {
     /// # let range = |at| (GuestAddress(at), 0x1000, Some(FileOffset::new(file.try_clone().unwrap(), at)));
     /// # let guest_memory = GuestMemoryMmap::<()>::from_ranges_with_files((0..3).map(|at| range(at << 12)))?;
     /// // Memory of a file (memfd_create), which the server maps too.
-    /// let mappings = guest_memory.iter().map(|region| DmaMapping {
-    ///     iova: region.start_addr().0,
-    ///     rights: DmaMapFlags::READ | DmaMapFlags::WRITE,
-    ///     memory: DmaRegion::new(region.get_mmap()),
+    /// let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
+    /// let mappings = guest_memory.iter().map(|region| {
+    ///     DmaMapping::new(region.start_addr().0, rights, DmaRegion::new(region.get_mmap()))
     /// });
     /// client.map_dma_all(mappings.collect())?;
     /// assert_eq!(client.unmap_all_dma()?, 0x3000);

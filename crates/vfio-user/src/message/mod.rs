@@ -74,12 +74,18 @@ const MIN_DATA: usize = 4096;
 /// The limits for messages from a peer. A message has at most `max_data_xfer_size` bytes (4096 if that is less) and
 /// 64 bytes for its fixed parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Maximum bytes of data in one message; the capability of this name.
     pub max_data_xfer_size: u32,
 }
 
 impl Limits {
+    /// Returns limits for messages with this much data.
+    pub const fn new(max_data_xfer_size: u32) -> Limits {
+        Limits { max_data_xfer_size }
+    }
+
     /// Returns the length of the longest message in bytes, with its header.
     pub const fn message(self) -> usize {
         let most = self.max_data_xfer_size as usize;
@@ -90,13 +96,14 @@ impl Limits {
 impl Default for Limits {
     /// The protocol's default: 1 MiB.
     fn default() -> Limits {
-        Limits { max_data_xfer_size: crate::capabilities::Capabilities::default().max_data_xfer_size }
+        Limits::new(crate::capabilities::Capabilities::default().max_data_xfer_size)
     }
 }
 
 /// A command of the protocol or of our extension, by its number.
 #[repr(u16)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Command {
     /// VFIO_USER_VERSION: the first message, which agrees on version and capabilities.
     Version = 1,
@@ -200,6 +207,7 @@ impl fmt::Display for Command {
 /// A number that is not a command of the current protocol; 14 (VFIO_USER_DIRTY_PAGES) was one in earlier versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is no command of vfio-user")]
+#[non_exhaustive]
 pub struct UnknownCommand(
     /// The number.
     pub u16,

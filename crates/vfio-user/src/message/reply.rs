@@ -10,6 +10,7 @@ use super::{
 
 /// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reply<'a> {
     /// To VFIO_USER_VERSION: what holds from now on.
     Version(Version),

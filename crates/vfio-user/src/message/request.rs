@@ -11,6 +11,7 @@ use super::{
 /// A command with what it is about. `argsz` is the room that the sender has for the reply's payload, in
 /// bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Request<'a> {
     /// VFIO_USER_VERSION.
     Version(Version),

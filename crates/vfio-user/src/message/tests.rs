@@ -12,7 +12,7 @@ use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 use super::*;
 use crate::{Capabilities, MigrationCapability, MigrationExtensions, TwinSocket};
 
-const LIMITS: Limits = Limits { max_data_xfer_size: 4096 };
+const LIMITS: Limits = Limits::new(4096);
 
 fn capabilities() -> impl Strategy<Value = Capabilities> {
     let twin = (any::<bool>(), any::<Option<u32>>())
@@ -466,7 +466,7 @@ fn commands_are_those_of_the_protocol() {
 
 #[test]
 fn a_stream_of_messages_each_longer_than_the_last_takes_no_more_than_the_longest() {
-    let limits = Limits { max_data_xfer_size: 1 << 16 };
+    let limits = Limits::new(1 << 16);
     let mut deframer = Deframer::new(limits);
     for size in [17_000, 40_000, limits.message()] {
         let header = Header { id: 1, command: 9, size: size as u32, kind: Kind::Reply }.to_bytes();

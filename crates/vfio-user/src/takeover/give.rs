@@ -220,7 +220,7 @@ impl Giving {
         inventory.add(&self.offer.clients);
         let takeovers = self.offer.takeovers.as_ref().map(|(socket, _)| inventory.add(socket));
         let low_power = match &stopped.low_power {
-            Some(LowPowerEntry { wakeup }) => {
+            Some(LowPowerEntry { wakeup, .. }) => {
                 let wakeup = wakeup.as_ref().map(OwnedFd::try_clone).transpose()?;
                 Some(LowPowerRecord { wakeup: wakeup.map(|eventfd| inventory.add(eventfd)) })
             }

@@ -266,7 +266,7 @@ impl InUseRecord {
                 InUse::Messages { index, allocated, eventfds: all(eventfds)? }
             }
         };
-        Ok(InterruptsInUse { active, singles })
+        Ok(InterruptsInUse::new(active, singles))
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Stopped {
 }
 
 pub(super) fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>) {
-    if let Some(LowPowerEntry { wakeup }) = low_power
+    if let Some(LowPowerEntry { wakeup, .. }) = low_power
         && let Err(error) = device.enter_low_power(wakeup)
     {
         tracing::warn!(device = device.name(), %error, "the device does not sleep any more");

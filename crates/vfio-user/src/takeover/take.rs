@@ -176,7 +176,7 @@ fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<
 impl Arrival {
     fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
         let device = backend.device().clone();
-        let limits = Limits { max_data_xfer_size: backend.offered().max_data_xfer_size };
+        let limits = Limits::new(backend.offered().max_data_xfer_size);
         Ok(Arrival {
             adapted: adapted(&device)?,
             device,
@@ -352,7 +352,7 @@ impl Arrival {
         if let Some(mut record) = self.interrupts.take() {
             if let Some(entry) = record.low_power.take() {
                 let wakeup = entry.wakeup.map(|number| self.pool.eventfd(number)).transpose()?;
-                low_power = Some(LowPowerEntry { wakeup });
+                low_power = Some(LowPowerEntry::new(wakeup));
             }
             let in_use = record.take(&mut self.pool)?;
             self.device

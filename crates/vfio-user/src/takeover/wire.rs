@@ -37,7 +37,7 @@ pub(super) const MAX_DESCRIPTORS: usize = 128;
 
 /// Data and text of one message, with room for the longest text: that of a list of
 /// [`MAX_MAPPINGS`](super::records::MAX_MAPPINGS).
-pub(super) const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
+pub(super) const LIMITS: Limits = Limits::new(2 << 20);
 
 /// Bytes of the length of the text.
 pub(super) const TAIL: usize = 4;

@@ -67,11 +67,11 @@ fn use_all(client: &Client, takes_descriptors: bool) {
     }
     client.post_write(0, SCRATCH.offset, &[2]).unwrap();
     let mut data = [0; 1];
-    client.read_regions(&mut [RegionRead { region: 0, offset: SCRATCH.offset, data: &mut data }]).unwrap();
+    client.read_regions(&mut [RegionRead::new(0, SCRATCH.offset, &mut data)]).unwrap();
     // The second lies over what is mapped, so the first is not mapped either.
     let refused = [8 * PAGE, PAGE].map(|iova| {
         let private: MmapRegion<()> = MmapRegion::new(PAGE as usize).unwrap();
-        DmaMapping { iova, rights: DmaMapFlags::READ, memory: DmaRegion::new(Arc::new(private)) }
+        DmaMapping::new(iova, DmaMapFlags::READ, DmaRegion::new(Arc::new(private)))
     });
     assert!(client.map_dma_all(refused.to_vec()).is_err());
 }

@@ -168,12 +168,12 @@ fn act(client: &mut Client, data: &mut Option<DataFile>, deed: u8) {
             let mut reads: Vec<RegionRead<'_>> = rooms
                 .iter_mut()
                 .take(usize::from(variant) * 2)
-                .map(|data| RegionRead { region: 0, offset: wide, data: &mut data[..1 << (variant % 7)] })
+                .map(|data| RegionRead::new(0, wide, &mut data[..1 << (variant % 7)]))
                 .collect();
             let _ = client.read_regions(&mut reads);
         }
         _ => {
-            let mapping = |at: u64| DmaMapping { iova: at * 2 * PAGE, rights: BOTH, memory: anonymous() };
+            let mapping = |at: u64| DmaMapping::new(at * 2 * PAGE, BOTH, anonymous());
             let _ = client.map_dma_all((0..wide).map(mapping).collect());
         }
     }

@@ -17,7 +17,7 @@ const SIZES: [u32; 5] = [1, 64, 4096, 1 << 16, 1 << 20];
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let part = input.u8() % 5;
-    let limits = Limits { max_data_xfer_size: SIZES[usize::from(input.u8()) % SIZES.len()] };
+    let limits = Limits::new(SIZES[usize::from(input.u8()) % SIZES.len()]);
     match part {
         0 => stream(&mut input, limits),
         1 => {

@@ -538,7 +538,7 @@ enum End {
 impl Expected {
     /// Of what was sent as commands.
     fn of(sent: &[u8], server: &Capabilities) -> Expected {
-        Expected::after(sent, Limits { max_data_xfer_size: server.max_data_xfer_size }, Some(server))
+        Expected::after(sent, Limits::new(server.max_data_xfer_size), Some(server))
     }
 
     /// Of what was sent over the socket of a session, with the limits that were agreed on.
@@ -573,7 +573,7 @@ impl Expected {
                     .and_then(|command| Request::parse(command, &message[HEADER..], limits).ok());
                 let Some(Request::Version(proposal)) = request else { break End::NoVersion };
                 let Ok(agreed) = proposal.answer(server) else { break End::NoVersion };
-                limits = Limits { max_data_xfer_size: agreed.capabilities.max_data_xfer_size };
+                limits = Limits::new(agreed.capabilities.max_data_xfer_size);
                 to_agree = None;
             }
         };

@@ -6,6 +6,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 /// An access that the mappings do not allow, or that remote memory has refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("dma {access} of {length} bytes at iova {iova:#x} {cause}")]
+#[non_exhaustive]
 pub struct DmaFault {
     /// First address of the access.
     pub iova: u64,
@@ -17,8 +18,16 @@ pub struct DmaFault {
     pub cause: FaultCause,
 }
 
+impl DmaFault {
+    /// Returns a fault of an access to `length` bytes from `iova`.
+    pub const fn new(iova: u64, length: u64, access: Access, cause: FaultCause) -> DmaFault {
+        DmaFault { iova, length, access, cause }
+    }
+}
+
 /// The reason for a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FaultCause {
     /// Not all of it is mapped with that right. Nothing was read or written.
     #[error("is not mapped with that right")]

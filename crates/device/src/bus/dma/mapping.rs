@@ -11,6 +11,7 @@ use super::fault::Access;
 
 /// A mapping: its place, and the file behind it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MappedRange {
     /// First address.
     pub iova: u64,

@@ -281,7 +281,7 @@ impl DmaSpace {
         let fault = || {
             self.faults.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(iova, length, %access, "dma fault");
-            DmaFault { iova, length, access, cause: FaultCause::NotMapped }
+            DmaFault::new(iova, length, access, FaultCause::NotMapped)
         };
         for piece in inner.pieces(iova, length, access) {
             if piece.is_none() {

@@ -50,7 +50,7 @@ fn an_access_without_mapping_or_right_is_a_fault_and_changes_nothing() {
             Access::Read => space.read(iova, &mut vec![0; length as usize]),
             Access::Write => space.write(iova, &vec![1; length as usize]),
         };
-        assert_eq!(result, Err(DmaFault { iova, length, access, cause: FaultCause::NotMapped }));
+        assert_eq!(result, Err(DmaFault::new(iova, length, access, FaultCause::NotMapped)));
         assert_eq!(space.faults(), count as u64 + 1);
     }
     let mut back = [9; 2];

@@ -44,11 +44,19 @@ pub struct Interrupts {
 /// The interrupts of a device that a user has set up. See
 /// [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct InterruptsInUse {
     /// The one of INTx, MSI and MSI-X that is in use.
     pub active: InUse<OwnedFd>,
     /// Each index with one interrupt (ERR, REQ) that is set up, with its eventfd.
     pub singles: Vec<(u32, OwnedFd)>,
+}
+
+impl InterruptsInUse {
+    /// Returns interrupts to put in use on a device.
+    pub fn new(active: InUse<OwnedFd>, singles: Vec<(u32, OwnedFd)>) -> InterruptsInUse {
+        InterruptsInUse { active, singles }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -138,7 +146,7 @@ impl Interrupts {
             }
         };
         let singles = state.setup.singles().map(|(index, eventfd)| Ok((index, copy(eventfd)?)));
-        Ok(InterruptsInUse { active, singles: singles.collect::<io::Result<_>>()? })
+        Ok(InterruptsInUse::new(active, singles.collect::<io::Result<_>>()?))
     }
 
     /// Sets up what [`Interrupts::in_use`] gave.

@@ -28,6 +28,7 @@ use crate::bus::Bus;
 
 /// The IOMMU in front of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Iommu {
     /// None in hardware: the driver looks up each access itself, as for a mediated device. Such a device
     /// attaches to an address space and has no page tables.
@@ -43,11 +44,12 @@ pub enum Iommu {
 ///
 /// // As on a PC: the window of message interrupts means no memory.
 /// let reserved = vec![(0xfee0_0000, 0xfeef_ffff)];
-/// let iommu = OwnIommu { dirty_tracking: true, reserved, pasid_bits: 20, ..OwnIommu::default() };
+/// let iommu = OwnIommu::default().dirty_tracking(true).reserved(reserved).pasid_bits(20);
 /// let iommu = Iommu::Own(iommu);
 /// # let _ = iommu;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OwnIommu {
     /// Page tables can keep dirty bits.
     pub dirty_tracking: bool,
@@ -81,6 +83,42 @@ impl Default for OwnIommu {
 }
 
 impl OwnIommu {
+    /// Sets [`OwnIommu::dirty_tracking`].
+    #[must_use]
+    pub fn dirty_tracking(self, dirty_tracking: bool) -> OwnIommu {
+        OwnIommu { dirty_tracking, ..self }
+    }
+
+    /// Sets [`OwnIommu::last_iova`].
+    #[must_use]
+    pub fn last_iova(self, last_iova: u64) -> OwnIommu {
+        OwnIommu { last_iova, ..self }
+    }
+
+    /// Sets [`OwnIommu::reserved`].
+    #[must_use]
+    pub fn reserved(self, reserved: Vec<(u64, u64)>) -> OwnIommu {
+        OwnIommu { reserved, ..self }
+    }
+
+    /// Sets [`OwnIommu::page_sizes`].
+    #[must_use]
+    pub fn page_sizes(self, page_sizes: u64) -> OwnIommu {
+        OwnIommu { page_sizes, ..self }
+    }
+
+    /// Sets [`OwnIommu::coherent`].
+    #[must_use]
+    pub fn coherent(self, coherent: bool) -> OwnIommu {
+        OwnIommu { coherent, ..self }
+    }
+
+    /// Sets [`OwnIommu::pasid_bits`].
+    #[must_use]
+    pub fn pasid_bits(self, pasid_bits: u8) -> OwnIommu {
+        OwnIommu { pasid_bits, ..self }
+    }
+
     /// Bits of a PASID.
     pub(crate) fn pasid_width(&self) -> u8 {
         self.pasid_bits.min(20)

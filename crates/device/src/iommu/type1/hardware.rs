@@ -7,6 +7,7 @@ use super::PAGE_SIZE;
 
 /// The translation of the addresses that a group's devices use.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Translation {
     /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It knows of each
     /// write, so a dirty bitmap tells exactly what was written.

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 /// The capabilities of a container with a type1 IOMMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Type1Info {
     /// Page sizes it can map: bit n for 2^n bytes.
     pub page_sizes: u64,

@@ -2,6 +2,7 @@
 
 /// The kernel to answer as, where versions differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KernelVersion {
     /// Linux 6.12: a range past 2^64 is EINVAL; VFIO_TYPE1_NESTING_IOMMU is there.
     Linux6_12,
@@ -12,6 +13,7 @@ pub enum KernelVersion {
 
 /// The settings of a host's containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ContainerSettings {
     /// The kernel to answer as.
     pub kernel: KernelVersion,
@@ -22,5 +24,19 @@ pub struct ContainerSettings {
 impl Default for ContainerSettings {
     fn default() -> ContainerSettings {
         ContainerSettings { kernel: KernelVersion::default(), dma_entry_limit: 65535 }
+    }
+}
+
+impl ContainerSettings {
+    /// Sets [`ContainerSettings::kernel`].
+    #[must_use]
+    pub const fn kernel(self, kernel: KernelVersion) -> ContainerSettings {
+        ContainerSettings { kernel, ..self }
+    }
+
+    /// Sets [`ContainerSettings::dma_entry_limit`].
+    #[must_use]
+    pub const fn dma_entry_limit(self, dma_entry_limit: u32) -> ContainerSettings {
+        ContainerSettings { dma_entry_limit, ..self }
     }
 }

@@ -12,6 +12,7 @@ pub(super) const ID_MSIX: u8 = 0x11;
 
 /// One entry of the capability list.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PciCapability {
     /// Power states and wake-up.
     PowerManagement(PowerManagement),
@@ -28,6 +29,7 @@ pub enum PciCapability {
 /// The power management capability. D0 and D3hot are always there.
 #[allow(clippy::struct_excessive_bools)] // Each is a bit of its own in the capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PowerManagement {
     /// D1 can be entered.
     pub d1: bool,
@@ -40,8 +42,35 @@ pub struct PowerManagement {
     pub no_soft_reset: bool,
 }
 
+impl PowerManagement {
+    /// Sets [`PowerManagement::d1`].
+    #[must_use]
+    pub const fn d1(self, d1: bool) -> PowerManagement {
+        PowerManagement { d1, ..self }
+    }
+
+    /// Sets [`PowerManagement::d2`].
+    #[must_use]
+    pub const fn d2(self, d2: bool) -> PowerManagement {
+        PowerManagement { d2, ..self }
+    }
+
+    /// Sets [`PowerManagement::pme`].
+    #[must_use]
+    pub const fn pme(self, pme: bool) -> PowerManagement {
+        PowerManagement { pme, ..self }
+    }
+
+    /// Sets [`PowerManagement::no_soft_reset`].
+    #[must_use]
+    pub const fn no_soft_reset(self, no_soft_reset: bool) -> PowerManagement {
+        PowerManagement { no_soft_reset, ..self }
+    }
+}
+
 /// The MSI capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Msi {
     /// Number of vectors: 1, 2, 4, 8, 16 or 32.
     pub vectors: u8,
@@ -51,8 +80,28 @@ pub struct Msi {
     pub maskable: bool,
 }
 
+impl Msi {
+    /// Returns a capability with this number of vectors, for addresses of 32 bits and without masks.
+    pub const fn new(vectors: u8) -> Msi {
+        Msi { vectors, address64: false, maskable: false }
+    }
+
+    /// Sets [`Msi::address64`].
+    #[must_use]
+    pub const fn address64(self, address64: bool) -> Msi {
+        Msi { address64, ..self }
+    }
+
+    /// Sets [`Msi::maskable`].
+    #[must_use]
+    pub const fn maskable(self, maskable: bool) -> Msi {
+        Msi { maskable, ..self }
+    }
+}
+
 /// The MSI-X capability. The table and the pending bits are in BARs, and are the device's to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MsiX {
     /// Number of vectors in the table, 1 to 2048, of 16 bytes each.
     pub vectors: u16,
@@ -67,6 +116,42 @@ pub struct MsiX {
 }
 
 impl MsiX {
+    /// Returns a capability with this number of vectors. The table is at the start of a BAR, and the pending bits follow
+    /// it.
+    pub const fn new(vectors: u16, bar: u8) -> MsiX {
+        MsiX {
+            vectors,
+            table_bar: bar,
+            table_offset: 0,
+            pending_bar: bar,
+            pending_offset: vectors as u32 * 16,
+        }
+    }
+
+    /// Sets [`MsiX::table_bar`].
+    #[must_use]
+    pub const fn table_bar(self, table_bar: u8) -> MsiX {
+        MsiX { table_bar, ..self }
+    }
+
+    /// Sets [`MsiX::table_offset`].
+    #[must_use]
+    pub const fn table_offset(self, table_offset: u32) -> MsiX {
+        MsiX { table_offset, ..self }
+    }
+
+    /// Sets [`MsiX::pending_bar`].
+    #[must_use]
+    pub const fn pending_bar(self, pending_bar: u8) -> MsiX {
+        MsiX { pending_bar, ..self }
+    }
+
+    /// Sets [`MsiX::pending_offset`].
+    #[must_use]
+    pub const fn pending_offset(self, pending_offset: u32) -> MsiX {
+        MsiX { pending_offset, ..self }
+    }
+
     /// Bytes of the table.
     pub fn table_bytes(&self) -> u64 {
         u64::from(self.vectors) * 16
@@ -80,6 +165,7 @@ impl MsiX {
 
 /// The PCI Express capability, version 2, of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Express {
     /// The function can be reset on its own, by a bit of its device control register.
     pub function_level_reset: bool,
@@ -93,8 +179,34 @@ pub struct Express {
     pub width: u8,
 }
 
+impl Express {
+    /// Returns a capability with a link of this speed and width, a payload of 128 bytes and nothing optional.
+    pub const fn new(speed: LinkSpeed, width: u8) -> Express {
+        Express { function_level_reset: false, extended_tag: false, max_payload: 128, speed, width }
+    }
+
+    /// Sets [`Express::function_level_reset`].
+    #[must_use]
+    pub const fn function_level_reset(self, function_level_reset: bool) -> Express {
+        Express { function_level_reset, ..self }
+    }
+
+    /// Sets [`Express::extended_tag`].
+    #[must_use]
+    pub const fn extended_tag(self, extended_tag: bool) -> Express {
+        Express { extended_tag, ..self }
+    }
+
+    /// Sets [`Express::max_payload`].
+    #[must_use]
+    pub const fn max_payload(self, max_payload: u16) -> Express {
+        Express { max_payload, ..self }
+    }
+}
+
 /// The speed of a link, per lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LinkSpeed {
     /// 2.5 GT/s.
     Gt2_5 = 1,
@@ -110,11 +222,25 @@ pub enum LinkSpeed {
 
 /// A vendor-specific capability.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VendorSpecific {
     /// The bytes after the length byte, after power-on. At most 189 bytes.
     pub data: Vec<u8>,
     /// The bits of `data` a write changes; bytes beyond its end are read-only.
     pub writable: Vec<u8>,
+}
+
+impl VendorSpecific {
+    /// Returns a capability with this data, which is read-only.
+    pub fn new(data: impl Into<Vec<u8>>) -> VendorSpecific {
+        VendorSpecific { data: data.into(), writable: Vec::new() }
+    }
+
+    /// Sets [`VendorSpecific::writable`].
+    #[must_use]
+    pub fn writable(self, writable: impl Into<Vec<u8>>) -> VendorSpecific {
+        VendorSpecific { writable: writable.into(), ..self }
+    }
 }
 
 impl From<PowerManagement> for PciCapability {

@@ -16,7 +16,7 @@
 //! let mut space = PciConfig::builder(0x1234, 0xacce)
 //!     .class(0x12, 0x00, 0x00)
 //!     .bar(0, Bar::Memory32 { size: 0x1000, prefetchable: false })
-//!     .capability(Msi { vectors: 1, address64: true, maskable: false })
+//!     .capability(Msi::new(1).address64(true))
 //!     .build()?;
 //!
 //! // As a guest asks for the size of BAR 0.
@@ -67,6 +67,7 @@ struct Shape {
 
 /// An error of the bus, for the status register: [`PciConfig::raise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BusError {
     /// Data that the device read, or wrote, was poisoned.
     MasterDataParity = 1 << 8,
@@ -84,6 +85,7 @@ pub enum BusError {
 
 /// An error of PCI Express, for the device status register: [`PciConfig::raise_express`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpressError {
     /// It was corrected.
     Correctable = 1,

@@ -22,6 +22,7 @@ pub enum PowerState {
 
 /// The guest's MSI settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MsiSettings {
     /// Interrupts are sent as messages.
     pub enabled: bool,
@@ -37,6 +38,7 @@ pub struct MsiSettings {
 
 /// The guest's MSI-X settings in the configuration space; the device serves the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MsiXSettings {
     /// Interrupts are sent as messages.
     pub enabled: bool,
@@ -47,6 +49,7 @@ pub struct MsiXSettings {
 /// The guest's settings on which a device acts.
 #[allow(clippy::struct_excessive_bools)] // Each is a bit of its own in the space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// The device answers to its I/O ports.
     pub io_decoding: bool,

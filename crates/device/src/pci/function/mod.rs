@@ -57,7 +57,7 @@
 //!     }
 //! }
 //!
-//! let table = MsiX { vectors: 4, table_bar: 1, table_offset: 0, pending_bar: 1, pending_offset: 0x800 };
+//! let table = MsiX::new(4, 1).pending_offset(0x800);
 //! let config = PciConfig::builder(0x1234, 0xbe11)
 //!     .command(0x0002)
 //!     .bar(0, Bar::Memory32 { size: 0x1000, prefetchable: false })

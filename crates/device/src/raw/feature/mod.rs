@@ -91,6 +91,7 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
         Feature::ZpciError => request.zpci_error(),
         // The one whose answer is a descriptor.
         Feature::DmaBuf => return request.dma_buf(),
+        _ => Err(Errno::ENOTTY),
     }?;
     Ok(0)
 }

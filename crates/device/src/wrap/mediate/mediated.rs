@@ -48,7 +48,7 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 ///     }
 ///     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno> {
 ///         match device.driver.info().num_regions {
-///             9 => Ok(Opened { capabilities: MediateCapabilities::MIGRATION, mediation: Box::new(Moving) }),
+///             9 => Ok(Opened::new(MediateCapabilities::MIGRATION, Moving)),
 ///             _ => Err(Errno::ENODEV),
 ///         }
 ///     }

@@ -89,11 +89,19 @@ impl PlainDevice<'_> {
 }
 
 /// A vendor has taken a device.
+#[non_exhaustive]
 pub struct Opened {
     /// The features it adds.
     pub capabilities: MediateCapabilities,
     /// The handler of the accesses.
     pub mediation: Box<dyn Mediation>,
+}
+
+impl Opened {
+    /// Returns the answer of a vendor that takes the device and adds these features.
+    pub fn new(capabilities: MediateCapabilities, mediation: impl Mediation + 'static) -> Opened {
+        Opened { capabilities, mediation: Box::new(mediation) }
+    }
 }
 
 /// One device, open, as the vendor that mediates it sees it. All calls come one at a time, each with the

@@ -52,8 +52,8 @@ impl MediateOps for RegionVendor {
         let half = VendorHalf::new(device.driver, device.bus, self.layout.clone())?;
         // Where the default region comes to be.
         let index = device.driver.info().num_regions;
-        let mediation = Box::new(Mediating { index, half });
-        Ok(Opened { capabilities: MediateCapabilities::MIGRATION, mediation })
+        let mediation = Mediating { index, half };
+        Ok(Opened::new(MediateCapabilities::MIGRATION, mediation))
     }
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn pci(name: &str) -> (DeviceFile, Resets) {
 }
 
 pub(crate) fn function(address: &str, group_id: u32, device: Option<&DeviceFile>) -> PciFunction {
-    PciFunction { address: address.parse().unwrap(), group_id, device: device.cloned() }
+    PciFunction::new(address.parse().unwrap(), group_id, device.cloned())
 }
 
 pub(crate) const FIRST: &str = "0000:01:00.0";

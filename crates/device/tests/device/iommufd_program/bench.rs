@@ -145,12 +145,12 @@ pub(crate) fn open(iommu: Iommu) -> (Cdev, Bus) {
 
 /// An IOMMU as on a PC: the window of message interrupts cut out.
 pub(crate) fn own(dirty_tracking: bool) -> Iommu {
-    Iommu::Own(OwnIommu {
-        dirty_tracking,
-        last_iova: 0x7f_ffff_ffff,
-        reserved: vec![(0xfee0_0000, 0xfeef_ffff)],
-        ..OwnIommu::default()
-    })
+    Iommu::Own(
+        OwnIommu::default()
+            .dirty_tracking(dirty_tracking)
+            .last_iova(0x7f_ffff_ffff)
+            .reserved(vec![(0xfee0_0000, 0xfeef_ffff)]),
+    )
 }
 
 pub(crate) fn reaches(dma: &DmaSpace, iova: u64) -> bool {

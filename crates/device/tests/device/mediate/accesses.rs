@@ -81,8 +81,7 @@ fn a_vendor_may_change_region_info_while_the_device_is_open() {
             "traps"
         }
         fn open(&self, _device: PlainDevice<'_>) -> Result<Opened, Errno> {
-            let mediation = Box::new(Traps(self.0.clone()));
-            Ok(Opened { capabilities: MediateCapabilities::empty(), mediation })
+            Ok(Opened::new(MediateCapabilities::empty(), Traps(self.0.clone())))
         }
     }
     impl Mediation for Traps {

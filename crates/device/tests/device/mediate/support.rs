@@ -92,13 +92,13 @@ impl MediateOps for Vendor {
 
     fn open(&self, _device: PlainDevice<'_>) -> Result<Opened, Errno> {
         self.calls.lock().push(format!("{}: open", self.name));
-        let mediation = Box::new(Mediating {
+        let mediation = Mediating {
             name: self.name,
             calls: self.calls.clone(),
             accesses: self.accesses.clone(),
             overridden: self.overridden.clone(),
-        });
-        Ok(Opened { capabilities: self.answer?, mediation })
+        };
+        Ok(Opened::new(self.answer?, mediation))
     }
 }
 

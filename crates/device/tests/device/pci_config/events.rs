@@ -1,6 +1,6 @@
 //! What writes do beside changing bytes.
 
-use whimbrel_device::pci::config::{PciConfigBytesError, PciEvent, PowerManagement, PowerState};
+use whimbrel_device::pci::config::{PciConfigBytesError, PciEvent, PowerState};
 
 use super::sample::{EXPRESS, POWER, everything, express, header, power, read};
 
@@ -39,7 +39,7 @@ fn a_reset_of_the_function_is_asked_for_once_and_reads_back_as_zero() {
 
 #[test]
 fn a_device_that_cannot_be_reset_so_is_not_asked() {
-    let express = whimbrel_device::pci::config::Express { function_level_reset: false, ..express() };
+    let express = express().function_level_reset(false);
     let mut space = header().capability_at(EXPRESS as u8, express).build().unwrap();
     assert_eq!(space.write(DEVICE_CONTROL, &[0, 0x80]), []);
 }
@@ -62,7 +62,7 @@ fn power_states_are_entered_as_the_kernel_enters_them() {
     for (d1, d2) in [(false, false), (false, true), (true, false), (true, true)] {
         for from in all {
             for to in all {
-                let power = PowerManagement { d1, d2, ..power() };
+                let power = power().d1(d1).d2(d2);
                 let mut space = header().capability_at(POWER as u8, power).build().unwrap();
                 space.write(CONTROL, &[from as u8]);
                 let there = |state| match state {
@@ -90,7 +90,7 @@ fn power_states_are_entered_as_the_kernel_enters_them() {
 
 #[test]
 fn a_device_that_keeps_its_state_in_d3hot_is_not_reset_on_the_way_back() {
-    let power = PowerManagement { no_soft_reset: true, ..power() };
+    let power = power().no_soft_reset(true);
     let mut space = header().capability_at(POWER as u8, power).build().unwrap();
     space.write(CONTROL, &[3]);
     assert_eq!(space.write(CONTROL, &[0]), [PciEvent::Power(PowerState::D0)]);
@@ -130,7 +130,7 @@ fn a_space_of_another_device_is_not_restored() {
     let refused = space.restore(&damaged(0x52, 0x70));
     assert_eq!(refused, Err(PciConfigBytesError::Byte { offset: 0x52, found }));
     // A power state that it does not have.
-    let power = PowerManagement { d1: false, ..power() };
+    let power = power().d1(false);
     let mut simple = header().capability_at(POWER as u8, power).build().unwrap();
     let mut bytes = simple.to_bytes();
     bytes[POWER + 4] |= 1;

@@ -92,13 +92,7 @@ fn the_lists_of_capabilities_are_walked_to_their_ends() {
 fn without_capabilities_there_is_no_list_and_without_extended_ones_an_empty_one() {
     let space = header().build().unwrap();
     assert_eq!((capabilities(&space), space.len()), (vec![], 256));
-    let express = Express {
-        function_level_reset: false,
-        extended_tag: false,
-        max_payload: 128,
-        speed: LinkSpeed::Gt2_5,
-        width: 1,
-    };
+    let express = Express::new(LinkSpeed::Gt2_5, 1);
     let space = header().capability(express).build().unwrap();
     assert_eq!((capabilities(&space), extended(&space), space.len()), (vec![(0x10, 0x40)], vec![], 4096));
 }
@@ -142,7 +136,7 @@ fn the_message_capability_has_its_registers_where_its_flags_say() {
     for (address64, maskable, length) in
         [(false, false, 10), (true, false, 14), (false, true, 20), (true, true, 24)]
     {
-        let msi = Msi { vectors: 4, address64, maskable };
+        let msi = Msi::new(4).address64(address64).maskable(maskable);
         let mut space =
             header().capability(msi).bytes(0x40 + length, &[0xaa; 4]).build().expect("just as long");
         let flags = read(&space, 0x42, 2);

@@ -1,13 +1,14 @@
 //! What the builder does not build.
 
 use whimbrel_device::pci::config::{
-    Bar, Express, Msi, MsiX, PciConfig, PciConfigBuilder, PciConfigError, PowerManagement, VendorSpecific,
+    Bar, Express, LinkSpeed, Msi, MsiX, PciConfig, PciConfigBuilder, PciConfigError, PowerManagement,
+    VendorSpecific,
 };
 
 use super::sample::{express, header, msix, power};
 
 fn vendor(bytes: usize) -> VendorSpecific {
-    VendorSpecific { data: vec![0; bytes], writable: vec![] }
+    VendorSpecific::new(vec![0; bytes])
 }
 
 fn refusal(builder: PciConfigBuilder) -> PciConfigError {
@@ -91,16 +92,16 @@ fn a_capability_a_device_has_once_is_not_given_twice() {
 #[test]
 fn capabilities_with_impossible_numbers_are_refused() {
     let cases = [
-        header().capability(Msi { vectors: 3, address64: true, maskable: true }),
-        header().capability(Msi { vectors: 0, address64: true, maskable: true }),
-        header().capability(Msi { vectors: 64, address64: true, maskable: true }),
-        header().capability(MsiX { vectors: 0, ..msix() }),
-        header().capability(MsiX { vectors: 2049, ..msix() }),
-        header().capability(Express { max_payload: 64, ..express() }),
-        header().capability(Express { max_payload: 384, ..express() }),
-        header().capability(Express { width: 3, ..express() }),
+        header().capability(Msi::new(3).address64(true).maskable(true)),
+        header().capability(Msi::new(0).address64(true).maskable(true)),
+        header().capability(Msi::new(64).address64(true).maskable(true)),
+        header().capability(MsiX::new(0, 4)),
+        header().capability(MsiX::new(2049, 4)),
+        header().capability(express().max_payload(64)),
+        header().capability(express().max_payload(384)),
+        header().capability(Express::new(LinkSpeed::Gt8, 3)),
         header().capability(vendor(190)),
-        header().capability(VendorSpecific { data: vec![1], writable: vec![1, 2] }),
+        header().capability(VendorSpecific::new(vec![1]).writable(vec![1, 2])),
     ];
     for builder in cases {
         let refused = refusal(builder);
@@ -113,25 +114,25 @@ fn a_table_of_messages_lies_in_memory_that_is_there_and_on_its_own() {
     // BAR 4 of the sample has 64 KiB; BAR 1 has ports; BAR 3 is the half of BAR 2.
     let good = [
         msix(),
-        MsiX { vectors: 2048, table_offset: 0x8000, ..msix() },
-        MsiX { table_offset: 0x10000 - 65 * 16, ..msix() },
-        MsiX { table_bar: 0, ..msix() },
-        MsiX { table_offset: 16, ..msix() },
+        MsiX::new(2048, 4).table_offset(0x8000).pending_offset(0),
+        msix().table_offset(0x10000 - 65 * 16),
+        msix().table_bar(0),
+        msix().table_offset(16),
     ];
     for msix in good {
         assert!(header().capability(msix).build().is_ok(), "{msix:?}");
     }
     let bad = [
-        MsiX { table_offset: 0x10000 - 65 * 16 + 8, ..msix() },
-        MsiX { table_offset: 0x804, ..msix() },
-        MsiX { table_offset: 8, ..msix() },
-        MsiX { table_offset: u32::MAX - 7, ..msix() },
-        MsiX { pending_offset: 0x808, ..msix() },
-        MsiX { pending_offset: 0x10000 - 8, ..msix() },
-        MsiX { table_bar: 1, ..msix() },
-        MsiX { pending_bar: 3, ..msix() },
-        MsiX { table_bar: 5, ..msix() },
-        MsiX { table_bar: 255, ..msix() },
+        msix().table_offset(0x10000 - 65 * 16 + 8),
+        msix().table_offset(0x804),
+        msix().table_offset(8),
+        msix().table_offset(u32::MAX - 7),
+        msix().pending_offset(0x808),
+        msix().pending_offset(0x10000 - 8),
+        msix().table_bar(1),
+        msix().pending_bar(3),
+        msix().table_bar(5),
+        msix().table_bar(255),
     ];
     for msix in bad {
         assert_eq!(refusal(header().capability(msix)), PciConfigError::MsiXPlace, "{msix:?}");

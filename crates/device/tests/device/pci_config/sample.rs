@@ -28,33 +28,24 @@ pub(crate) fn header() -> PciConfigBuilder {
 }
 
 pub(crate) fn power() -> PowerManagement {
-    PowerManagement { d1: true, d2: true, pme: true, no_soft_reset: false }
+    PowerManagement::default().d1(true).d2(true).pme(true)
 }
 
 pub(crate) fn express() -> Express {
-    Express {
-        function_level_reset: true,
-        extended_tag: true,
-        max_payload: 256,
-        speed: LinkSpeed::Gt8,
-        width: 4,
-    }
+    Express::new(LinkSpeed::Gt8, 4).function_level_reset(true).extended_tag(true).max_payload(256)
 }
 
 pub(crate) fn msix() -> MsiX {
-    MsiX { vectors: 65, table_bar: 4, table_offset: 0x800, pending_bar: 4, pending_offset: 0 }
+    MsiX::new(65, 4).table_offset(0x800).pending_offset(0)
 }
 
 pub(crate) fn everything() -> PciConfig {
     header()
         .capability_at(POWER as u8, power())
-        .capability_at(MSI as u8, Msi { vectors: 32, address64: true, maskable: true })
+        .capability_at(MSI as u8, Msi::new(32).address64(true).maskable(true))
         .capability_at(MSIX as u8, msix())
         .capability_at(EXPRESS as u8, express())
-        .capability_at(
-            VENDOR as u8,
-            VendorSpecific { data: vec![1, 2, 3, 4, 5], writable: vec![0, 0xf0, 0xff] },
-        )
+        .capability_at(VENDOR as u8, VendorSpecific::new(vec![1, 2, 3, 4, 5]).writable(vec![0, 0xf0, 0xff]))
         .bytes(0xf0, b"hidden")
         .serial_number(SERIAL_NUMBER)
         .build()

@@ -28,14 +28,15 @@ impl Side for Ours {
 
     fn device(&mut self, to: u32, tracks: bool) -> Result<[u32; 2], Errno> {
         let taken = self.bench.ioas();
-        let (cdev, bus) = open(Iommu::Own(OwnIommu {
-            dirty_tracking: tracks,
-            last_iova: LAST,
-            reserved: vec![(0, FIRST - 1)],
-            page_sizes: 2048,
-            coherent: false,
-            pasid_bits: 0,
-        }));
+        let (cdev, bus) = open(Iommu::Own(
+            OwnIommu::default()
+                .dirty_tracking(tracks)
+                .last_iova(LAST)
+                .reserved(vec![(0, FIRST - 1)])
+                .page_sizes(2048)
+                .coherent(false)
+                .pasid_bits(0),
+        ));
         let id = self.bench.bind(&cdev).unwrap();
         match self.bench.attach(&cdev, to) {
             Ok(table) => {

@@ -190,10 +190,8 @@ struct Ours {
 }
 
 fn set(devices: &[DeviceFile], of: &[&Facts]) {
-    let functions = of.iter().map(|facts| PciFunction {
-        address: facts.name.parse().unwrap(),
-        group_id: GROUP_NUMBERS[facts.group],
-        device: Some(devices[facts.slot].clone()),
+    let functions = of.iter().map(|facts| {
+        PciFunction::new(facts.name.parse().unwrap(), GROUP_NUMBERS[facts.group], devices[facts.slot].clone())
     });
     DeviceSet::new(functions).unwrap();
 }
@@ -233,7 +231,7 @@ impl Ours {
         };
         let program = Program {
             memory,
-            container: Container::new(ContainerSettings { kernel, ..ContainerSettings::default() }),
+            container: Container::new(ContainerSettings::default().kernel(kernel)),
             groups: opened,
             iommufds: [Iommufd::new(), Iommufd::new()],
             eventfds: (0..EVENTS).map(|_| EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap()).collect(),
@@ -269,7 +267,7 @@ impl Side for Ours {
     }
 
     fn open(&mut self, slot: usize) {
-        let iommu = OwnIommu { last_iova: LAST_IOVA, reserved: vec![WINDOW], ..OwnIommu::default() };
+        let iommu = OwnIommu::default().last_iova(LAST_IOVA).reserved(vec![WINDOW]);
         let cdev = Cdev::new(self.devices[slot].clone(), Iommu::Own(iommu));
         self.program.devices.insert(slot, Arc::new(Opened::ByOwnFile(Arc::new(cdev))));
     }

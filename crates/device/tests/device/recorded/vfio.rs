@@ -49,7 +49,7 @@ struct Ours {
 impl Ours {
     fn new() -> Ours {
         let kernel = KernelVersion::Linux6_12;
-        let container = Container::new(ContainerSettings { kernel, ..ContainerSettings::default() });
+        let container = Container::new(ContainerSettings::default().kernel(kernel));
         let device = "serial?answers=mtty".parse::<Model>().unwrap().open(DEVICE).unwrap().into_device();
         let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
         let file = std::fs::File::from(memfd_create(c"vfio test", MemfdFlags::empty()).unwrap());

@@ -181,7 +181,7 @@ fn a_mapping_may_lead_to_memory_of_several_pieces() {
 
 #[test]
 fn no_more_mappings_than_the_limit() {
-    let settings = ContainerSettings { dma_entry_limit: 2, ..ContainerSettings::default() };
+    let settings = ContainerSettings::default().dma_entry_limit(2);
     let mut machine = Machine::with(settings, Translation::Emulated, VFIO_TYPE1V2_IOMMU);
     for iova in [0, PAGE] {
         assert_eq!(machine.ask(VFIO_IOMMU_MAP_DMA, &map(RW, MEMORY, iova, PAGE)).0, Ok(0));
@@ -308,7 +308,7 @@ fn an_answer_that_cannot_be_written_is_efault_but_the_unmap_is_done() {
             self.0.read(address, buffer)
         }
         fn write(&mut self, address: u64, _: &[u8]) -> Result<(), whimbrel_device::Fault> {
-            Err(whimbrel_device::Fault(address))
+            Err(whimbrel_device::Fault::new(address))
         }
         fn install(&mut self, _: whimbrel_device::DataFile) -> Result<i32, Errno> {
             Err(Errno::EMFILE)

@@ -163,7 +163,7 @@ fn late() -> (GroupFile, Bus) {
 }
 
 fn check(v2: bool, base: u64, requests: Vec<Request>) -> Result<(), TestCaseError> {
-    let settings = ContainerSettings { dma_entry_limit: LIMIT, ..ContainerSettings::default() };
+    let settings = ContainerSettings::default().dma_entry_limit(LIMIT);
     let iommu = if v2 { VFIO_TYPE1V2_IOMMU } else { VFIO_TYPE1_IOMMU };
     let machine = Machine::with(settings, Translation::Emulated, iommu);
     let container = &machine.container;

@@ -20,7 +20,7 @@ fn group() -> Group {
 
 #[test]
 fn extensions_are_those_of_a_type1_kernel_without_spapr_and_eeh() {
-    let settings = |kernel| ContainerSettings { kernel, ..ContainerSettings::default() };
+    let settings = |kernel| ContainerSettings::default().kernel(kernel);
     let cases = [
         // Without an IOMMU, and with one whose groups have hardware or not.
         (KernelVersion::Linux6_12, vec![1, 3, 6, 9], vec![1, 3, 4, 6, 9], vec![1, 3, 4, 6, 9, 10]),
@@ -121,7 +121,7 @@ fn set_iommu_needs_a_group_and_works_once() {
 
 #[test]
 fn a_kernel_of_6_12_still_has_nesting_and_that_is_the_second_type1() {
-    let settings = ContainerSettings { kernel: KernelVersion::Linux6_12, ..ContainerSettings::default() };
+    let settings = ContainerSettings::default().kernel(KernelVersion::Linux6_12);
     let container = Container::new(settings);
     let file = group().open().unwrap();
     file.set_container(&container).unwrap();

@@ -72,7 +72,7 @@ impl Machine {
     }
 
     pub(crate) fn of_kernel(kernel: KernelVersion) -> Machine {
-        let settings = ContainerSettings { kernel, ..ContainerSettings::default() };
+        let settings = ContainerSettings::default().kernel(kernel);
         Machine::with(settings, Translation::Emulated, VFIO_TYPE1V2_IOMMU)
     }
 

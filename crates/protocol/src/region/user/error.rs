@@ -5,6 +5,7 @@ use crate::Errno;
 
 /// A failed request to a device with a migration region.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UserError {
     /// An access failed. The device's state has not changed.
     #[error("{access} of {field} in the migration region failed: {errno}")]

@@ -30,6 +30,7 @@ pub struct View {
 
 /// A region that cannot be used for migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ViewError {
     /// Its TYPE capability is missing or not (3, 1).
     #[error("not a migration region (no TYPE capability 3/1)")]

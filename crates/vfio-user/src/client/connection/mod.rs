@@ -104,7 +104,7 @@ impl Connection {
         // A limit of zero would be none at all.
         let patience = patience.max(Duration::from_millis(1));
         stream.set_read_timeout(Some(patience))?;
-        let limits = Limits { max_data_xfer_size: proposed.max_data_xfer_size };
+        let limits = Limits::new(proposed.max_data_xfer_size);
         let (receiver, sender) = connection(stream, limits);
         Ok(Connection {
             slips: Arc::new(Slips::new(&name)),
@@ -135,7 +135,7 @@ impl Connection {
 
     /// Returns the limits of one message.
     pub(super) fn limits(&self) -> Limits {
-        Limits { max_data_xfer_size: self.agreed.max_data_xfer_size }
+        Limits::new(self.agreed.max_data_xfer_size)
     }
 
     /// Returns the maximum bytes of data in a message to the server. Received messages may have the agreed maximum.

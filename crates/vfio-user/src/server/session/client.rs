@@ -118,7 +118,7 @@ impl Client {
     /// Returns the limits of one message.
     pub(super) fn limits(&self) -> Limits {
         let agreed = self.agreed.as_ref().unwrap_or(&self.backend.capabilities);
-        Limits { max_data_xfer_size: agreed.max_data_xfer_size }
+        Limits::new(agreed.max_data_xfer_size)
     }
 
     /// Serves until the client leaves, or must rest.
@@ -327,7 +327,7 @@ impl Client {
         }
         match proposed.answer(&self.backend.capabilities) {
             Ok(mut answer) => {
-                let limits = Limits { max_data_xfer_size: answer.capabilities.max_data_xfer_size };
+                let limits = Limits::new(answer.capabilities.max_data_xfer_size);
                 let twin = twin::make(proposed, &mut answer, &self.channel, limits);
                 if let Some((channel, descriptor)) = twin {
                     self.twin = Some(Arc::new(channel));

@@ -39,7 +39,7 @@ impl Process for Caller {
         let found = &piece[start..piece.len().min(start.saturating_add(buffer.len()))];
         let (head, tail) = buffer.split_at_mut(found.len());
         if let (false, None) = (tail.is_empty(), filler) {
-            return Err(Fault(address.saturating_add(found.len() as u64)));
+            return Err(Fault::new(address.saturating_add(found.len() as u64)));
         }
         head.copy_from_slice(found);
         tail.fill(filler.unwrap_or_default());
@@ -47,9 +47,9 @@ impl Process for Caller {
     }
 
     fn write(&mut self, address: u64, data: &[u8]) -> Result<(), Fault> {
-        let start = usize::try_from(address).map_err(|_| Fault(address))?;
-        let end = start.checked_add(data.len()).ok_or(Fault(address))?;
-        self.memory.get_mut(start..end).ok_or(Fault(address))?.copy_from_slice(data);
+        let start = usize::try_from(address).map_err(|_| Fault::new(address))?;
+        let end = start.checked_add(data.len()).ok_or(Fault::new(address))?;
+        self.memory.get_mut(start..end).ok_or(Fault::new(address))?.copy_from_slice(data);
         Ok(())
     }
 

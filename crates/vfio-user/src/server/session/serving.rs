@@ -66,7 +66,7 @@ impl Backend {
 impl Serving {
     /// Creates a client without any setup.
     pub(in crate::server) fn begin(turn: Turn, stream: UnixStream, rest: Option<Arc<Rest>>) -> Serving {
-        let limits = Limits { max_data_xfer_size: turn.0.capabilities.max_data_xfer_size };
+        let limits = Limits::new(turn.0.capabilities.max_data_xfer_size);
         let (mut receiver, sender) = connection(stream, limits);
         let foreign = Arc::new(ForeignThread::new(&turn.0.foreign_threads));
         receiver.admit_by(turn.0.screen(&foreign));

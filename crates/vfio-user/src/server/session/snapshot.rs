@@ -175,7 +175,7 @@ impl Snapshot {
             check_agreed(agreed, &shared.capabilities)?;
         }
         let most = self.agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
-        let limits = Limits { max_data_xfer_size: most };
+        let limits = Limits::new(most);
         let commands = self.commands.take().ok_or_else(|| wrong("the client has no socket"))?;
         commands.stream.set_read_timeout(Some(LOOK))?;
         let (mut receiver, sender) = commands.connect(limits);

@@ -55,7 +55,7 @@ impl StateChannel {
             // With less it works as well.
             let _ = set_socket_send_buffer_size(end, SEND_BUFFER);
         }
-        let limits = Limits { max_data_xfer_size: agreed.max_data_xfer_size };
+        let limits = Limits::new(agreed.max_data_xfer_size);
         let (mut receiver, sender) = connection(ours, limits);
         receiver.take_no_descriptors();
         let ender = sender.ender();

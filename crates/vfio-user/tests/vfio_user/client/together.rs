@@ -27,11 +27,8 @@ fn options(max_data_xfer_size: u32, max_msg_fds: u32) -> ClientOptions {
 /// Reads at these offsets, each as long as its place in the list says.
 fn read(client: &Client, offsets: &[u64]) -> (Result<(), Error>, Vec<Vec<u8>>) {
     let mut data: Vec<Vec<u8>> = (0..offsets.len()).map(|at| vec![0xee; at % 40]).collect();
-    let mut reads: Vec<RegionRead<'_>> = offsets
-        .iter()
-        .zip(&mut data)
-        .map(|(offset, data)| RegionRead { region: 0, offset: *offset, data })
-        .collect();
+    let mut reads: Vec<RegionRead<'_>> =
+        offsets.iter().zip(&mut data).map(|(offset, data)| RegionRead::new(0, *offset, data)).collect();
     (client.read_regions(&mut reads), data)
 }
 
@@ -71,9 +68,7 @@ fn a_read_that_fails_is_the_error_and_keeps_no_other_from_being_made() {
 }
 
 fn mappings(count: u64) -> Vec<DmaMapping> {
-    (0..count)
-        .map(|at| DmaMapping { iova: IOVA + 2 * at * PAGE, rights: BOTH, memory: memory(PAGE) })
-        .collect()
+    (0..count).map(|at| DmaMapping::new(IOVA + 2 * at * PAGE, BOTH, memory(PAGE))).collect()
 }
 
 fn first_byte(mapping: &DmaMapping) -> u8 {
@@ -104,7 +99,7 @@ fn if_one_mapping_is_refused_none_is_made() {
     for max_msg_fds in [253, 0] {
         let (mut client, _) = board(&options(1 << 20, max_msg_fds));
         let mut all = mappings(200);
-        let before = DmaMapping { iova: all[150].iova, rights: BOTH, memory: memory(PAGE) };
+        let before = DmaMapping::new(all[150].iova, BOTH, memory(PAGE));
         client.map_dma(before.iova, before.rights, before.memory.clone()).unwrap();
         let error = client.map_dma_all(all.clone()).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EEXIST), "{error}");
@@ -194,11 +189,8 @@ fn a_server_that_hangs_up_between_answers_is_an_error() {
             }
         });
         let mut data = [0; 200];
-        let mut reads: Vec<RegionRead<'_>> = data
-            .chunks_mut(1)
-            .zip(0..)
-            .map(|(data, offset)| RegionRead { region: 0, offset, data })
-            .collect();
+        let mut reads: Vec<RegionRead<'_>> =
+            data.chunks_mut(1).zip(0..).map(|(data, offset)| RegionRead::new(0, offset, data)).collect();
         let error = client.read_regions(&mut reads).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ECONNRESET), "{answered}: {error}");
         assert_eq!(data.iter().take_while(|byte| **byte == 1).count(), answered);
@@ -264,8 +256,7 @@ fn what_the_server_asks_between_its_answers_is_answered() {
         assert_eq!(refused, 64);
     });
     let mut data = [0; 64];
-    let mut reads: Vec<RegionRead<'_>> =
-        data.chunks_mut(1).map(|data| RegionRead { region: 0, offset: 0, data }).collect();
+    let mut reads: Vec<RegionRead<'_>> = data.chunks_mut(1).map(|data| RegionRead::new(0, 0, data)).collect();
     client.read_regions(&mut reads).unwrap();
     assert_eq!(data, [1; 64]);
     drop(client);

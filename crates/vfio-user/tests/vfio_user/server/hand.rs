@@ -9,7 +9,7 @@ use whimbrel_vfio_user::message::{Kind, Limits, MessageBuffer};
 use whimbrel_vfio_user::{Receiver, Sender, connection};
 
 pub(crate) const COMMAND: u16 = 0x5754;
-pub(crate) const LIMITS: Limits = Limits { max_data_xfer_size: 2 << 20 };
+pub(crate) const LIMITS: Limits = Limits::new(2 << 20);
 
 /// One end of the talk between two servers.
 pub(crate) struct Hand {

@@ -204,12 +204,7 @@ fn what_begins_no_message_is_answered_and_ends_the_connection() {
     let cases = [
         ("a size of 0", 0, 0, Some(Errno::EINVAL)),
         ("a size of 15", 15, 0, Some(Errno::EINVAL)),
-        (
-            "a size above the maximum",
-            Limits { max_data_xfer_size: MAX_DATA }.message() as u32 + 1,
-            0,
-            Some(Errno::EMSGSIZE),
-        ),
+        ("a size above the maximum", Limits::new(MAX_DATA).message() as u32 + 1, 0, Some(Errno::EMSGSIZE)),
         ("the largest size", u32::MAX, 0, Some(Errno::EMSGSIZE)),
         ("type 2", 16, 2, Some(Errno::EINVAL)),
         ("type 15", 16, 15, Some(Errno::EINVAL)),

@@ -60,8 +60,7 @@ impl Driver for Card {
     }
 }
 
-pub(super) const TABLE: MsiX =
-    MsiX { vectors: 70, table_bar: 1, table_offset: 0, pending_bar: 1, pending_offset: 0x800 };
+pub(super) const TABLE: MsiX = MsiX::new(70, 1).pending_offset(0x800);
 
 /// A configuration space with all kinds of interrupts; power management is at 0x40, MSI at 0x48, MSI-X at 0x60.
 pub(super) fn config() -> PciConfig {
@@ -70,8 +69,8 @@ pub(super) fn config() -> PciConfig {
         .interrupt_pin(InterruptPin::A)
         .bar(0, Bar::Memory32 { size: 0x1000, prefetchable: false })
         .bar(1, Bar::Memory32 { size: 0x1000, prefetchable: false })
-        .capability_at(0x40, PowerManagement { no_soft_reset: true, ..PowerManagement::default() })
-        .capability_at(0x48, Msi { vectors: 4, address64: true, maskable: true })
+        .capability_at(0x40, PowerManagement::default().no_soft_reset(true))
+        .capability_at(0x48, Msi::new(4).address64(true).maskable(true))
         .capability_at(0x60, TABLE)
         .build()
         .unwrap()
