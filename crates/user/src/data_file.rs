@@ -113,7 +113,7 @@ impl DataFile {
         while !data.is_empty() {
             match write(&mut *self.file, data) {
                 Ok(0) => {
-                    let what = format!("it took none of {} bytes", data.len());
+                    let what = format!("no progress: 0 of {} bytes written", data.len());
                     return Err(Error::answer(&self.device, Operation::WriteData, what));
                 }
                 Ok(count) => data = &data[count.min(data.len())..],

@@ -30,7 +30,7 @@ pub trait Device: Migratable {
     /// The default refuses, for a device without mappable regions.
     fn map_region(&mut self, index: u32, offset: u64, length: u64) -> Result<MappedRegion> {
         let _ = (offset, length);
-        let why = format!("region {index} cannot be mapped from here: read and write it instead");
+        let why = format!("region {index} is not mappable; read and write it instead");
         Err(Error::unusable(self.name(), why))
     }
 

@@ -26,7 +26,7 @@ pub enum Error {
         errno: Errno,
     },
     /// The driver side gave an invalid answer.
-    #[error("{device}: {request}: invalid answer from the driver: {what}")]
+    #[error("{device}: {request}: invalid reply from the device: {what}")]
     Answer {
         /// The device's name.
         device: String,
@@ -97,48 +97,51 @@ impl Error {
     pub fn advice(&self) -> Option<&'static str> {
         match (self, self.errno()?) {
             (Error::Open { .. }, Errno::EACCES | Errno::EPERM) => {
-                Some("run as root, or give your user access to the files under /dev/vfio")
+                Some("run as root, or give your user access to the files in /dev/vfio")
             }
-            (Error::Open { .. }, Errno::EBUSY) => {
-                Some("another process holds the device or its group: find it with fuser -v on that file")
-            }
+            (Error::Open { .. }, Errno::EBUSY) => Some(
+                "the device or its group is in use by another process; find it with fuser -v on that file",
+            ),
             (Error::Open { path, .. }, Errno::ENOENT) if path.ends_with("dev/vfio/vfio") => {
-                Some("load the module vfio")
+                Some("run modprobe vfio")
             }
             (Error::Open { path, .. }, Errno::ENOENT) if path.ends_with("dev/iommu") => {
-                Some("this kernel has no iommufd: load the module iommufd, or use the device's group")
+                Some("this kernel has no iommufd; run modprobe iommufd, or use the device's group")
             }
-            (Error::Open { .. }, Errno::ENOENT) => {
-                Some("is the device bound to a vfio driver? `whimbrel devices` lists what this host has")
-            }
-            (Error::Open { .. }, Errno::ENODEV) => Some("the module that serves this file is not loaded"),
+            (Error::Open { .. }, Errno::ENOENT) => Some(
+                "check that the device is bound to a vfio driver; `whimbrel devices` lists this host's devices",
+            ),
+            (Error::Open { .. }, Errno::ENODEV) => Some("load the kernel module behind this file"),
             (Error::Request { .. }, Errno::ENODEV) => {
-                Some("the device was reset, closed or taken away while it was used")
+                Some("the device was reset, closed or removed while in use")
             }
             (Error::Request { .. }, Errno::ECONNRESET) => {
-                Some("the server of the device has hung up: look at what it said, and start it again")
+                Some("the device's server closed the connection; check its log and restart it")
             }
-            (Error::Request { .. }, Errno::ETIMEDOUT) => {
-                Some("the server of the device does not answer: is its process stopped, or the device stuck?")
-            }
-            (Error::Request { .. }, Errno::EBUSY) => Some(
-                "the device is in use: `whimbrel devices` shows by whom, through its group or its own file",
+            (Error::Request { .. }, Errno::ETIMEDOUT) => Some(
+                "the device's server does not respond; check whether its process is stopped or the device hangs",
             ),
+            (Error::Request { .. }, Errno::EBUSY) => {
+                Some("the device is in use; `whimbrel devices` shows by which process")
+            }
             // `iova_bitmap_for_each()` is built only with iommufd, and PROBE does not tell.
             (
                 Error::Request { request: Operation::Feature(Feature::DmaLoggingReport), .. },
                 Errno::EOPNOTSUPP,
-            ) => Some("this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's log"),
+            ) => Some(
+                "this kernel is built without CONFIG_IOMMUFD_DRIVER and cannot report a device's dirty log",
+            ),
             (Error::Region { error: UserError::NoRoom { .. }, .. }, _) => Some(
-                "give the destination's device a data section as large as the source's: v1 does not allow to divide \
-                 its transactions",
+                "give the destination's device a data section as large as the source's: v1 transactions cannot be split",
             ),
             (Error::Region { error: UserError::NeedsReset { .. } | UserError::Unknown { .. }, .. }, _) => {
-                Some("reset the device, or close and open it again")
+                Some("reset the device, or close and reopen it")
             }
-            (Error::Request { .. }, Errno::ENOTTY) => Some("this device's driver does not offer the request"),
+            (Error::Request { .. }, Errno::ENOTTY) => {
+                Some("this device's driver does not support the request")
+            }
             (Error::Request { .. } | Error::Region { .. }, Errno::EIO) => {
-                Some("the device failed: look at the host's kernel log")
+                Some("the device failed; check the host's kernel log (dmesg)")
             }
             _ => None,
         }

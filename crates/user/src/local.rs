@@ -58,7 +58,7 @@ impl Local {
         if count == expected {
             return Ok(());
         }
-        let what = format!("{count} of {expected} bytes were transferred");
+        let what = format!("short transfer: {count} of {expected} bytes");
         Err(Error::answer(self.device.name(), request, what))
     }
 }
@@ -167,8 +167,8 @@ impl Device for Local {
 impl DmaMap for Local {
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()> {
         let Some(file) = memory.file() else {
-            let why = "a driver in this process reaches memory only through a file that both map: \
-                       allocate it with memfd_create";
+            let why =
+                "a driver in this process can access file-backed memory only; allocate it with memfd_create";
             return Err(Error::unusable(self.device.name(), why));
         };
         let request = Operation::Memory { request: ioctl::VFIO_IOMMU_MAP_DMA, iova };

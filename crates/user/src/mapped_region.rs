@@ -124,8 +124,7 @@ impl MappedRegion {
         match self.memory.access(start, length, access) {
             Ok(_) => Ok(()),
             Err(MemoryError::Lost) => {
-                let why =
-                    format!("what was mapped of region {} is no longer there: map it again", self.index);
+                let why = format!("the mapping of region {} was lost; map it again", self.index);
                 Err(Error::unusable(&self.device, why))
             }
             Err(_) => Err(refused()),
@@ -169,7 +168,7 @@ mod tests {
         let mapped = MappedRegion::of_file("card", 2, &region, mapping, 0, 0x2000).unwrap();
         file.set_len(0).unwrap();
         let error = mapped.write(0x1000, &[1]).unwrap_err().to_string();
-        assert_eq!(error, "card: what was mapped of region 2 is no longer there: map it again");
+        assert_eq!(error, "card: the mapping of region 2 was lost; map it again");
         mapped.read(0, &mut [0]).unwrap_err();
     }
 

@@ -227,7 +227,7 @@ fn saturating<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Erro
 #[non_exhaustive]
 pub enum NegotiationError {
     /// The major versions differ.
-    #[error("the client speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood")]
+    #[error("unsupported version {major}.{minor} of the client: this server supports {VERSION_MAJOR}.x")]
     Version {
         /// The client's major version.
         major: u16,
@@ -235,10 +235,10 @@ pub enum NegotiationError {
         minor: u16,
     },
     /// No data could be transferred.
-    #[error("a max_data_xfer_size of 0 leaves no way to read or write anything")]
+    #[error("invalid max_data_xfer_size 0: no data could be transferred")]
     NoData,
     /// No page size is supported by both sides.
-    #[error("no page size of the client ({client:#x}) is one of the server's ({server:#x})")]
+    #[error("no common page size: pgsizes is {client:#x} for the client, {server:#x} for the server")]
     PageSizes {
         /// The client's page sizes.
         client: u64,

@@ -13,14 +13,14 @@ pub const MAX_FDS: usize = 253;
 #[non_exhaustive]
 pub enum DescriptorError {
     /// Too many descriptors for one message.
-    #[error("more than {MAX_FDS} descriptors came with one message")]
+    #[error("more than {MAX_FDS} descriptors in one message")]
     TooMany,
     /// This process could not receive all of them, most likely because it has reached its limit on open files.
-    #[error("not all descriptors could be taken: raise the limit on open files (RLIMIT_NOFILE)")]
+    #[error("some descriptors were lost; raise the limit on open files (ulimit -n)")]
     Lost,
     /// A descriptor that is neither memory (memfd_create, tmpfs, hugetlbfs) nor an eventfd, and the server accepts no
     /// others.
-    #[error("a descriptor came that is neither memory nor an eventfd")]
+    #[error("descriptor is neither memory nor an eventfd")]
     Kind,
 }
 

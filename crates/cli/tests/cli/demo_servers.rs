@@ -94,7 +94,7 @@ fn a_server_that_is_busy_or_gone_is_named() {
     demo([&source, &destination]).failed().says(&[
         "the destination process",
         &destination.target,
-        "another client uses the device: it has to leave first",
+        "the device is in use by another client; disconnect it first",
     ]);
     drop(client);
     let target = source.target.clone();
@@ -102,7 +102,7 @@ fn a_server_that_is_busy_or_gone_is_named() {
     whimbrel(["demo", "--device", &target, "--destination", &destination.target]).failed().says(&[
         "the source process",
         &target,
-        "no server is there; start it first",
+        "no server is listening; start it first",
     ]);
 }
 

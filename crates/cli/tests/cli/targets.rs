@@ -9,7 +9,7 @@ fn a_device_that_cannot_be_opened_is_named_with_what_to_do() {
     let cases: [(&str, &[&str]); 4] = [
         (
             "vfio-user:/run/x.sock",
-            &["vfio-user:/run/x.sock: cannot connect: ENOENT", "no server is there; start it first"],
+            &["vfio-user:/run/x.sock: cannot connect: ENOENT", "no server is listening; start it first"],
         ),
         ("cdev:/no/such/file", &["/no/such/file", "ENOENT", "hint: "]),
         ("0000:ff:1f.7", &["0000:ff:1f.7", "ENOENT", "hint: "]),

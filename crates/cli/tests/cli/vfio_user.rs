@@ -106,12 +106,12 @@ fn a_device_that_cannot_be_had_is_said_with_why() {
         let first = served.client();
         whimbrel(["probe", &served.target])
             .failed()
-            .says(&[&served.target, "another client uses the device: it has to leave first"]);
+            .says(&[&served.target, "the device is in use by another client; disconnect it first"]);
         drop(first);
         drop(served);
         whimbrel(["probe", &format!("vfio-user:{}", argument(&socket))])
             .failed()
-            .says(&["cannot connect: ECONNREFUSED", "no server is there; start it first"]);
+            .says(&["cannot connect: ECONNREFUSED", "no server is listening; start it first"]);
     });
 }
 
@@ -120,7 +120,7 @@ fn a_file_that_is_not_a_socket_is_named_as_such() {
     let file = tempfile::NamedTempFile::new().unwrap();
     whimbrel(["probe", &format!("vfio-user:{}", argument(file.path()))]).failed().says(&[
         "cannot connect: ECONNREFUSED",
-        "the file is not a socket",
+        "not a socket",
         "serve --socket",
     ]);
 }

@@ -104,8 +104,8 @@ fn a_server_that_dies_at_the_source_is_named_and_the_destination_is_as_before() 
     sent.failed().says(&[
         target,
         "ECONNRESET",
-        "hint: the server of the device has hung up",
-        "start it again",
+        "hint: the device's server closed the connection",
+        "restart it",
     ]);
     taken.failed().says(&["the source ended the migration", target]);
     wait_for_state(&left.destination, State::Running);
@@ -167,7 +167,7 @@ fn a_device_that_another_client_uses_is_neither_sent_nor_overwritten() {
     let folder = TempDir::new().unwrap();
     let served = Served::start(MODEL, &folder.path().join("socket"));
     let _client = served.client();
-    let busy = [&*served.target, "another client uses the device: it has to leave first"];
+    let busy = [&*served.target, "the device is in use by another client; disconnect it first"];
     whimbrel(["send", &served.target, "--to", "127.0.0.1:1"]).failed().says(&busy);
     whimbrel(["receive", &served.target, "--listen", "127.0.0.1:0"]).failed().says(&busy);
 }

@@ -148,7 +148,7 @@ impl Running {
                 Ok(count) => count,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
-                    tracing::error!(%error, "no eventfd is listened to any more");
+                    tracing::error!(%error, "epoll failed: eventfds are ignored from now on");
                     return;
                 }
             };

@@ -285,7 +285,7 @@ impl DeviceFile {
         self.shared.ioeventfds().clear();
         let reset = self.reset();
         if let Err(error) = &reset {
-            tracing::debug!(device = self.name(), %error, "no reset at close");
+            tracing::debug!(device = self.name(), %error, "reset at close failed");
         }
         let mut core = self.shared.active();
         core.end_use();
@@ -407,6 +407,6 @@ fn write_for_signal(device: &Shared, write: &IoeventfdWrite) {
     let data = &write.data.to_le_bytes()[..write.width.bytes()];
     if let Err(errno) = device.write_region(write.region, write.offset, data) {
         // Nobody asked who could be told.
-        tracing::debug!(device = device.name(), ?write, %errno, "an ioeventfd's write failed");
+        tracing::debug!(device = device.name(), ?write, %errno, "write of an ioeventfd failed");
     }
 }

@@ -6,7 +6,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 /// An address the process cannot access. The kernel answers EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("address {0:#x} cannot be accessed")]
+#[error("cannot access address {0:#x}")]
 #[non_exhaustive]
 pub struct Fault(
     /// The first address that faulted.

@@ -268,7 +268,7 @@ pub(crate) fn reset_all(devices: &[DeviceFile]) -> Result<(), Errno> {
     for device in devices {
         let reset = device.bus_reset();
         if let Err(error) = &reset {
-            tracing::warn!(device = device.name(), %error, "no hot reset");
+            tracing::warn!(device = device.name(), %error, "hot reset failed");
         }
         outcome = outcome.and(reset);
     }

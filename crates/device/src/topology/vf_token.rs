@@ -122,7 +122,7 @@ impl DeviceFile {
             None if given.is_some() => {
                 tracing::info!(
                     device = self.name(),
-                    "a VF token was given, and this is neither a PF nor a VF"
+                    "VF token given for a device that is neither a PF nor a VF"
                 );
                 return Err(Errno::EINVAL);
             }
@@ -136,7 +136,7 @@ impl DeviceFile {
             return Ok(());
         }
         let wrong = given.is_some();
-        tracing::info!(device = self.name(), wrong, "the device is opened with its VF token only");
+        tracing::info!(device = self.name(), wrong, "wrong or missing VF token");
         Err(Errno::EACCES)
     }
 

@@ -145,7 +145,7 @@ fn what_remote_memory_refuses_is_a_fault_that_is_counted() {
     assert_eq!(space.faults(), 3);
     let text = read.to_string();
     assert!(
-        text.starts_with("dma read of 4 bytes at iova 0x1000 failed in remote memory: ENOTCONN"),
+        text.starts_with("DMA read of 4 bytes at IOVA 0x1000 failed: remote memory access failed: ENOTCONN"),
         "{text}"
     );
 }

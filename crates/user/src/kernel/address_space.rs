@@ -73,7 +73,7 @@ impl DmaMap for AddressSpace {
         mapped.map_err(|errno| self.failed(request, iova, errno))?;
         if let Some(replaced) = self.held.insert(iova, memory) {
             // The kernel has never two mappings at one IOVA. If it refuses this one, the older one must stay.
-            tracing::error!(device = self.device, iova, "mapped twice: the first region stays");
+            tracing::error!(device = self.device, iova, "IOVA mapped twice; keeping the first mapping");
             std::mem::forget(replaced);
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Drop for AddressSpace {
             match self.kernel.unmap(iova, region.size()) {
                 Ok(_) | Err(Errno::ENOENT) => {}
                 Err(errno) => {
-                    tracing::error!(device = self.device, iova, %errno, "cannot unmap: the memory stays");
+                    tracing::error!(device = self.device, iova, %errno, "cannot unmap; keeping the memory allocated");
                     std::mem::forget(region);
                 }
             }

@@ -38,9 +38,7 @@ impl Adopted {
         match device.info() {
             Ok(_) => Ok(Adopted { device }),
             Err(error) => {
-                let why = format!(
-                    "the file to adopt does not answer as a VFIO device that is ready for use ({error})"
-                );
+                let why = format!("the file descriptor is not a VFIO device ready for use ({error})");
                 Err(Error::unusable(device.name(), why))
             }
         }

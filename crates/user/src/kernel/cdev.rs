@@ -52,8 +52,8 @@ impl Cdev {
     pub fn find(device: &str) -> Result<Cdev> {
         let found = sysfs::find(device)?;
         let Some(path) = found.cdev_path else {
-            let why = "it has no file under /dev/vfio/devices: the kernel has no VFIO cdev, or no vfio driver \
-                       is bound to it. Its group may work";
+            let why = "no file in /dev/vfio/devices: bind the device to a vfio driver, or, on a kernel without VFIO \
+                       cdev, use the device's group";
             return Err(Error::unusable(&found.name, why));
         };
         Cdev::open_as(found.name, &path)

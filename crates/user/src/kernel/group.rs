@@ -46,8 +46,8 @@ impl Group {
     pub fn find(device: &str) -> Result<Group> {
         let found = sysfs::find(device)?;
         let Some(group_path) = found.group_path else {
-            let why = "it is in no IOMMU group: is the IOMMU on (intel_iommu=on), and the device bound to a \
-                       vfio driver?";
+            let why = "no IOMMU group: check that the IOMMU is on (intel_iommu=on) and that the device is bound to a \
+                       vfio driver";
             return Err(Error::unusable(&found.name, why));
         };
         Group::open(found.name.clone(), group_path, &found.name)
@@ -62,21 +62,21 @@ impl Group {
         let failed = |request: Operation| Error::at(&name, request);
         let unusable = |why: String| Error::unusable(&name, why);
         let c_name = CString::new(device_name)
-            .map_err(|_| unusable(format!("{device_name:?} is not the name of a device")))?;
+            .map_err(|_| unusable(format!("invalid device name {device_name:?}")))?;
 
         let container = open_file(&name, Path::new(CONTAINER))?;
         let request = requests::VFIO_GET_API_VERSION;
         let version = ioctl::with_number(container.as_fd(), request, 0).map_err(failed(request.into()))?;
         if version != VFIO_API_VERSION {
-            return Err(unusable(format!(
-                "{CONTAINER} speaks version {version} of VFIO, this program version 0"
-            )));
+            return Err(unusable(format!("{CONTAINER} has VFIO API version {version}, expected 0")));
         }
         let request = requests::VFIO_CHECK_EXTENSION;
         let type1 = ioctl::with_number(container.as_fd(), request, VFIO_TYPE1V2_IOMMU)
             .map_err(failed(format!("{request} of VFIO_TYPE1v2_IOMMU").into()))?;
         if type1 <= 0 {
-            return Err(unusable("the kernel has no type1v2 IOMMU: load the module vfio_iommu_type1".into()));
+            return Err(unusable(
+                "the kernel has no type1v2 IOMMU driver; run modprobe vfio_iommu_type1".into(),
+            ));
         }
 
         let group = open_file(&name, group_path.as_ref())?;
@@ -85,7 +85,7 @@ impl Group {
         ioctl::with_struct(group.as_fd(), &mut status).map_err(failed(request.into()))?;
         if !GroupFlags::from_bits_retain(status.flags).contains(GroupFlags::VIABLE) {
             return Err(unusable(format!(
-                "group {} cannot be used yet: bind every device in it to a vfio driver, or to none",
+                "group {} is not viable; bind each of its devices to a vfio driver, or unbind it",
                 group_path.as_ref().display()
             )));
         }
@@ -162,6 +162,6 @@ mod tests {
     #[test]
     fn a_name_the_kernel_cannot_be_told_is_refused() {
         let error = Group::open("test", "/dev/null", "a\0b").unwrap_err();
-        assert!(error.to_string().contains(r#""a\0b" is not the name of a device"#), "{error}");
+        assert!(error.to_string().contains(r#"invalid device name "a\0b""#), "{error}");
     }
 }

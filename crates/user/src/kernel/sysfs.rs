@@ -90,8 +90,8 @@ impl Host {
 
     fn find(&self, name: &str) -> Result<HostDevice> {
         if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-            let why = "this is not the name of a device: give the address of a PCI device, such as \
-                       0000:3b:00.2, or the uuid of a mediated one";
+            let why = "invalid device name: expected the address of a PCI device, such as 0000:3b:00.2, or the UUID \
+                       of a mediated device";
             return Err(Error::unusable(name, why));
         }
         // lspci omits a domain of 0.

@@ -85,7 +85,7 @@ impl VfioDevice {
         Error::at(&self.name, request)
     }
 
-    fn nonsense(&self, request: impl Into<Operation>, what: impl ToString) -> Error {
+    fn invalid_reply(&self, request: impl Into<Operation>, what: impl ToString) -> Error {
         Error::answer(&self.name, request, what)
     }
 
@@ -119,14 +119,14 @@ impl VfioDevice {
                 .map_err(|errno| self.failed(request.clone())(errno))?;
             let needed = u32::read_from_prefix(&bytes).map_or(0, |(argsz, _)| argsz as usize);
             if needed <= room {
-                return parse(&bytes).map_err(|error| self.nonsense(request, error));
+                return parse(&bytes).map_err(|error| self.invalid_reply(request, error));
             }
             if needed > MAX_INFO {
-                return Err(self.nonsense(request, format!("it needs {needed} bytes of room")));
+                return Err(self.invalid_reply(request, format!("argsz {needed} exceeds the limit")));
             }
             room = needed;
         }
-        Err(self.nonsense(request, format!("it needs more room each time, {room} bytes by now")))
+        Err(self.invalid_reply(request, format!("argsz grows with each request, to {room} bytes")))
     }
 
     /// Returns the position in the device file of `length` bytes at `offset` of a region. EINVAL past the
@@ -142,10 +142,10 @@ impl VfioDevice {
         let Some(end) = end else { return Err(self.failed(request.clone())(Errno::EINVAL)) };
         match place.offset.checked_add(end) {
             Some(last) if i64::try_from(last).is_ok() => Ok(place.offset + offset),
-            _ => {
-                Err(self
-                    .nonsense(request.clone(), format!("the region lies at {:#x} of the file", place.offset)))
-            }
+            _ => Err(self.invalid_reply(
+                request.clone(),
+                format!("invalid file offset {:#x} of the region", place.offset),
+            )),
         }
     }
 
@@ -176,8 +176,8 @@ impl VfioDevice {
         while done < length {
             match piece(&self.file, done) {
                 Ok(0) => {
-                    let what = format!("{done} of {length} bytes were transferred");
-                    return Err(self.nonsense(request, what));
+                    let what = format!("short transfer: {done} of {length} bytes");
+                    return Err(self.invalid_reply(request, what));
                 }
                 Ok(count) => done = done.saturating_add(count),
                 Err(error) => match state_file::errno(&error) {
@@ -259,7 +259,7 @@ impl<T: OnKernel> Migratable for T {
         let device = self.vfio();
         let answer: DeviceFeatureMigState = device.get()?;
         let state = State::try_from(answer.device_state)
-            .map_err(|unknown| device.nonsense(Feature::MigDeviceState, unknown))?;
+            .map_err(|unknown| device.invalid_reply(Feature::MigDeviceState, unknown))?;
         device.state.set(state);
         Ok(state)
     }
@@ -272,7 +272,7 @@ impl<T: OnKernel> Migratable for T {
         let (number, fd) =
             ioctl::set_mig_state(device.as_fd(), state).map_err(device.failed(request.clone()))?;
         if number != state.number() {
-            return Err(device.nonsense(request, format!("it succeeded with state {number}")));
+            return Err(device.invalid_reply(request, format!("success with state {number}")));
         }
         device.state.set(state);
         let Some(fd) = fd else { return Ok(None) };
@@ -280,7 +280,7 @@ impl<T: OnKernel> Migratable for T {
             State::StopCopy | State::PreCopy | State::PreCopyP2p => Direction::Saving,
             State::Resuming => Direction::Resuming,
             State::Error | State::Stop | State::Running | State::RunningP2p => {
-                return Err(device.nonsense(request, "it opened a data file for a state without one"));
+                return Err(device.invalid_reply(request, "data file for a state without one"));
             }
         };
         Ok(Some(DataFile::new(device.name(), direction, device.state.clone(), Box::new(DataFd::new(fd)))))
@@ -311,7 +311,7 @@ impl<T: OnKernel> Migratable for T {
         let kept =
             ioctl::start_dma_logging(device.as_fd(), page_size, &ranges).map_err(device.failed(feature))?;
         if !kept.is_power_of_two() {
-            return Err(device.nonsense(feature, format!("it logs in pages of {kept} bytes")));
+            return Err(device.invalid_reply(feature, format!("invalid page size {kept} of the log")));
         }
         Ok(kept)
     }
@@ -418,8 +418,8 @@ mod tests {
             (8, 0x300, 7, 2, Err("EINVAL")),
             (8, 0x300, u64::MAX, 2, Err("EINVAL")),
             (0, 0x300, 0, 1, Err("EINVAL")),
-            (u64::MAX, 1 << 40, u64::MAX - 8, 4, Err("the region lies at")),
-            (16, i64::MAX as u64, 0, 1, Err("the region lies at")),
+            (u64::MAX, 1 << 40, u64::MAX - 8, 4, Err("invalid file offset")),
+            (16, i64::MAX as u64, 0, 1, Err("invalid file offset")),
         ];
         for (size, offset, at, length, expected) in cases {
             let got = device(size, offset).place(&"read".into(), 3, at, length);
@@ -516,7 +516,7 @@ mod tests {
     #[test]
     fn a_transfer_that_stops_short_is_an_error_and_not_a_loop() {
         let error = device(8, 0).whole("read".into(), 5, |_, _| Ok(0)).unwrap_err();
-        assert!(error.to_string().ends_with("0 of 5 bytes were transferred"), "{error}");
+        assert!(error.to_string().ends_with("short transfer: 0 of 5 bytes"), "{error}");
     }
 
     #[test]

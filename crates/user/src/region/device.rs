@@ -57,7 +57,7 @@ impl RegionDevice {
         if index != self.index {
             return Ok(());
         }
-        let why = format!("region {index} is its migration region: ask for its state instead");
+        let why = format!("region {index} is the migration region; use the migration interface instead");
         Err(Error::unusable(&self.name, why))
     }
 }
@@ -224,6 +224,6 @@ impl RegionDevice {
     }
 
     fn without_memory(&self) -> Error {
-        Error::unusable(&self.name, "the program that opened the device maps its memory itself")
+        Error::unusable(&self.name, "DMA mappings belong to the program that opened the device")
     }
 }

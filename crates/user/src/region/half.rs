@@ -87,7 +87,7 @@ impl Half {
         let (view, mapped) = match mapped {
             Ok(mapped) => (view, mapped),
             Err(error) => {
-                tracing::debug!(%error, "the data section is read and written instead");
+                tracing::debug!(%error, "cannot map the data section; using reads and writes");
                 (view.trapped(), Vec::new())
             }
         };
@@ -161,8 +161,9 @@ impl Half {
         let read = self.device.read_region(self.index, DATA_OFFSET, &mut offset);
         let offset = u64::from_ne_bytes(offset);
         if read.is_ok() && (Version::V1.header_size()..Version::Draft.header_size()).contains(&offset) {
-            let why =
-                format!("its data lie at {offset:#x} of the migration region: it follows v1, not the draft");
+            let why = format!(
+                "data offset {offset:#x} in the migration region: the device follows v1, not the draft"
+            );
             return Err(Error::unusable(self.device.name(), why));
         }
         Ok(())
@@ -205,8 +206,8 @@ impl Half {
             return Ok(None);
         }
         if self.standing && to == State::Resuming {
-            let why = "it does not stop once a state has been loaded: let it run, or reset it, before it loads \
-                       another";
+            let why =
+                "the device cannot stop after loading a state; run or reset it before loading another one";
             return Err(Error::unusable(self.device.name(), why));
         }
         let steps = self.route(phase, from, to).ok_or_else(|| {
@@ -222,7 +223,7 @@ impl Half {
                 tracing::info!(
                     device = self.device.name(),
                     %error,
-                    "it stands in resuming until it is to run"
+                    "the device refused to stop; it stays in resuming until it runs"
                 );
                 self.standing = true;
                 self.end_session();
@@ -304,7 +305,7 @@ impl Half {
     /// Turns the draft's log on by setting SAVING.
     pub(super) fn start_log(&mut self) -> Result<()> {
         if self.log.is_some() {
-            let request = "start of the migration region's log of dirty pages";
+            let request = "start of the migration region's dirty page log";
             return Err(Error::request(self.device.name(), request, Errno::EINVAL));
         }
         if self.phase().map_err(|error| self.failed(error))? == Phase::Running {
@@ -326,7 +327,7 @@ impl Half {
     /// Reports the draft's log of a range, or the whole range after the log was off.
     pub(super) fn report_log(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         let Some(whole) = self.log else {
-            let request = "report of the migration region's dirty pages";
+            let request = "report of the migration region's dirty page log";
             return Err(Error::request(self.device.name(), request, Errno::EINVAL));
         };
         if !whole {

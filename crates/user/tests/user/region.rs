@@ -108,7 +108,7 @@ fn it_answers_as_a_device_with_stop_copy_and_pre_copy() {
         assert_eq!(device.data_size().unwrap_err().errno(), Some(Errno::ENOTTY), "not before it is saved");
         let index = device.info().unwrap().num_regions - 1;
         let error = device.read_region(index, 0, &mut [0; 4]).unwrap_err().to_string();
-        assert!(error.contains("is its migration region"), "{error}");
+        assert!(error.contains("is the migration region"), "{error}");
     }
 }
 
@@ -388,7 +388,7 @@ fn a_state_that_is_none_and_a_region_that_cannot_be_are_errors() {
     let vendor = Vendor::saying(0, &[32], 0);
     let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
     let error = region::adapt_as(Box::new(local), Version::Draft).err().unwrap().to_string();
-    assert!(error.contains("it follows v1, not the draft"), "{error}");
+    assert!(error.contains("the device follows v1, not the draft"), "{error}");
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn stands_in_resuming(device: &mut dyn Device) {
     assert_eq!(device.state().unwrap(), State::Stop);
     assert_eq!(data.write_all(b"more").unwrap_err().errno(), Some(Errno::ENODEV), "the session is over");
     let error = device.set_state(State::Resuming).unwrap_err().to_string();
-    assert!(error.contains("let it run, or reset it"), "{error}");
+    assert!(error.contains("run or reset it"), "{error}");
     device.set_state(State::Running).unwrap();
     assert_eq!(device.state().unwrap(), State::Running);
 }

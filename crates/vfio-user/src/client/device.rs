@@ -34,14 +34,14 @@ pub(super) fn region(connection: &mut Connection, index: u32) -> Result<(Region,
         let answer = connection.ask(what, &request, &[])?;
         let (reply, descriptors) = match answer.reply {
             Reply::DeviceGetRegionInfo(reply) => (reply, answer.descriptors),
-            _ => return Err(connection.nonsense(what(), "it is no region")),
+            _ => return Err(connection.invalid_reply(what(), "not a region info")),
         };
         if reply.index() != index {
-            return Err(connection.nonsense(what(), format_args!("it is of region {}", reply.index())));
+            return Err(connection.invalid_reply(what(), format_args!("info of region {}", reply.index())));
         }
-        let mut descriptors = descriptors.map_err(|error| connection.nonsense(what(), error))?;
+        let mut descriptors = descriptors.map_err(|error| connection.invalid_reply(what(), error))?;
         if descriptors.len() > 1 {
-            return Err(connection.nonsense(what(), "it has more than one descriptor"));
+            return Err(connection.invalid_reply(what(), "more than one descriptor"));
         }
         if !reply.is_whole() && argsz < reply.needed() && reply.needed() <= most {
             argsz = reply.needed();
@@ -58,12 +58,12 @@ fn set_irqs(connection: &mut Connection, set: SetIrqs<'_>, eventfds: &[BorrowedF
 }
 
 /// The problem of a reply about something else.
-pub(super) const ANOTHER_PLACE: &str = "it is of another place";
+pub(super) const ANOTHER_PLACE: &str = "reply for a different region or offset";
 
 /// Describes the problem of a reply about an access other than the requested one.
 pub(super) fn wrong_access(asked: RegionAccess, told: RegionAccess) -> String {
     if (RegionAccess { count: asked.count, ..told }) == asked {
-        return format!("{} of {} bytes were transferred", told.count, asked.count);
+        return format!("short transfer: {} of {} bytes", told.count, asked.count);
     }
     ANOTHER_PLACE.to_string()
 }
@@ -86,7 +86,7 @@ impl Device for Client {
         let answer = connection.ask(what, &request, &[])?;
         match answer.reply {
             Reply::DeviceGetIrqInfo(reply) if reply.index == index => Ok(reply.irq),
-            _ => Err(connection.nonsense(what(), "it is of another index")),
+            _ => Err(connection.invalid_reply(what(), "reply for a different IRQ index")),
         }
     }
 
@@ -108,7 +108,7 @@ impl Device for Client {
                 _ => Some(ANOTHER_PLACE.to_string()),
             };
             if let Some(wrong) = wrong {
-                return Err(connection.nonsense(what(), wrong));
+                return Err(connection.invalid_reply(what(), wrong));
             }
             done += u64::from(asked.count);
         }
@@ -131,7 +131,7 @@ impl Device for Client {
                 Some(_) => Some(ANOTHER_PLACE.to_string()),
             };
             if let Some(wrong) = wrong {
-                return Err(connection.nonsense(what(), wrong));
+                return Err(connection.invalid_reply(what(), wrong));
             }
             done += u64::from(asked.count);
         }
@@ -159,7 +159,7 @@ impl Device for Client {
         }
         let Some(descriptor) = descriptor else {
             return Err(
-                connection.nonsense(what(), "the region can be mapped, and no descriptor came with it")
+                connection.invalid_reply(what(), "the region is mappable, but the reply has no descriptor")
             );
         };
         let file = File::from(descriptor);
@@ -174,12 +174,12 @@ impl Device for Client {
                 let file = FileOffset::new(file, start);
                 // A server may make it shorter later.
                 survive_lost_memory().map_err(|error| {
-                    let why = format!("SIGBUS cannot be handled, and the server could cause it: {error}");
+                    let why = format!("cannot install the SIGBUS handler, needed in case the server truncates the file: {error}");
                     Error::unusable(&self.name, why)
                 })?;
                 MappedRegion::of_file(&self.name, index, &region, file, offset, length)
             }
-            _ => Err(connection.nonsense(what(), "the file that came with it is shorter than the region")),
+            _ => Err(connection.invalid_reply(what(), "the region's file is shorter than the region")),
         }
     }
 
@@ -216,7 +216,7 @@ impl Device for Client {
         }
         if most == 0 && eventfds.iter().any(Option::is_some) {
             let why =
-                "the server takes no descriptors (max_msg_fds is 0), so interrupts cannot have eventfds";
+                "the server accepts no descriptors (max_msg_fds is 0): eventfds cannot be set for interrupts";
             return Err(Error::unusable(&self.name, why));
         }
         set_irqs(connection, tie(start, count(eventfds)), &[])?;

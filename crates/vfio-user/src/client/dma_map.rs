@@ -16,7 +16,7 @@ impl DmaMap for Client {
         if file.is_none() {
             connection.attend(&self.connection).map_err(|error| {
                 let why =
-                    format!("{}: no thread to answer the server's requests for memory: {error}", what());
+                    format!("{}: cannot start a thread for the server's memory accesses: {error}", what());
                 Error::unusable(&self.name, why)
             })?;
         }
@@ -29,7 +29,9 @@ impl DmaMap for Client {
         let is_new = connection.memory.insert(iova, rights, memory);
         match connection.ask(what, &Request::DmaMap(map), &descriptors).map(drop) {
             Ok(()) if is_new => Ok(()),
-            Ok(()) => Err(connection.nonsense(what(), "it is mapped over what is mapped already")),
+            Ok(()) => {
+                Err(connection.invalid_reply(what(), "accepted a mapping that overlaps an earlier one"))
+            }
             Err(error) => {
                 if is_new {
                     connection.memory.remove(iova, size);
@@ -56,7 +58,7 @@ impl DmaMap for Client {
                 Some(Reply::DmaUnmap(reply)) if reply.iova == iova && reply.size <= size => {
                     unmapped += reply.size;
                 }
-                _ => return Err(connection.nonsense(what(), "it is of another range")),
+                _ => return Err(connection.invalid_reply(what(), "reply for a different range")),
             }
             connection.memory.remove(iova, size);
         }

@@ -100,12 +100,12 @@ impl Client {
         for SubRegion { offset, size: length, fd_index, kind } in sub_regions {
             // A part without a size is still somewhere.
             if offset.checked_add(length.max(1)).is_none_or(|end| end > size) {
-                let wrong =
-                    format_args!("{length:#x} bytes at {offset:#x} are not in the region").to_string();
-                return Err(connection.nonsense(what(), wrong));
+                let wrong = format_args!("sub-region of {length:#x} bytes at {offset:#x} exceeds the region")
+                    .to_string();
+                return Err(connection.invalid_reply(what(), wrong));
             }
             let access = descriptors.access(fd_index, kind);
-            let access = access.map_err(|wrong| connection.nonsense(what(), wrong))?;
+            let access = access.map_err(|wrong| connection.invalid_reply(what(), wrong))?;
             parts.push(RegionIoFd { offset, size: length, access });
         }
         Ok(parts)
@@ -121,15 +121,16 @@ fn sub_regions(connection: &mut Connection, index: u32) -> Result<(Vec<SubRegion
         let answer = connection.ask(what, &Request::DeviceGetRegionIoFds { argsz, index }, &[])?;
         let (reply, descriptors) = match answer.reply {
             Reply::DeviceGetRegionIoFds(reply) if reply.index() == index => (reply, answer.descriptors),
-            _ => return Err(connection.nonsense(what(), "it is of another region")),
+            _ => return Err(connection.invalid_reply(what(), "reply for a different region")),
         };
         if reply.is_whole() {
-            let descriptors = descriptors.map_err(|error| connection.nonsense(what(), error))?;
+            let descriptors = descriptors.map_err(|error| connection.invalid_reply(what(), error))?;
             return Ok((reply.sub_regions().to_vec(), descriptors));
         }
         if argsz != ROOM || reply.needed() <= argsz || reply.needed() > most {
-            let wrong = format!("it has no room in {argsz} bytes and wants {}", reply.needed());
-            return Err(connection.nonsense(what(), wrong));
+            let wrong =
+                format!("argsz {argsz} is too small for the server, which asks for {}", reply.needed());
+            return Err(connection.invalid_reply(what(), wrong));
         }
         argsz = reply.needed();
     }
@@ -153,7 +154,7 @@ impl Descriptors {
     fn access(&mut self, index: u32, kind: IoFdKind) -> std::result::Result<IoAccess, String> {
         let count = self.0.len();
         let Some(descriptor) = self.0.get_mut(index as usize) else {
-            return Err(format!("descriptor {index} is meant, and {count} came"));
+            return Err(format!("descriptor index {index}, but the message has {count} descriptors"));
         };
         let taken = std::mem::replace(descriptor, Descriptor::Refused);
         *descriptor = match (taken, kind) {
@@ -172,11 +173,11 @@ impl Descriptors {
             (Descriptor::Other(fd), IoFdKind::Ioregionfd { flags, user_data }) => {
                 Ok(IoAccess::Ioregionfd { fd: fd.clone(), flags, user_data })
             }
-            _ => Err(format!("descriptor {index} is meant for an eventfd and for something else")),
+            _ => Err(format!("descriptor {index} is used both as an eventfd and as something else")),
         }
     }
 }
 
 fn not_an_eventfd(index: u32) -> String {
-    format!("descriptor {index} is meant for an eventfd and is none")
+    format!("descriptor {index} is not an eventfd")
 }

@@ -9,10 +9,10 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{DataFile, Info, Migratable, Result};
 
 use super::connection::Connection;
+use super::deviations::Deviation;
 use super::device::ROOM;
 use super::migration_state::{is_p2p, state};
 use super::reset::reset;
-use super::slips::Slip;
 use super::state_channel::StateChannel;
 use super::state_file::RemoteFile;
 use super::{Client, data_size, feature, feature_with_descriptors, get};
@@ -42,10 +42,10 @@ fn channel(
         (Some(0), Some(socket), true) => {
             let name = connection.name().to_owned();
             let (limits, patience) = (connection.limits(), connection.patience);
-            let channel = StateChannel::new(name, socket, limits, patience, connection.slips.clone());
-            channel.map(Some).map_err(|_| "the descriptor of the session is no stream socket")
+            let channel = StateChannel::new(name, socket, limits, patience, connection.deviations.clone());
+            channel.map(Some).map_err(|_| "the session's descriptor is not a stream socket")
         }
-        _ => Err("its data_fd does not go with its descriptors"),
+        _ => Err("data_fd does not match the descriptors"),
     }
 }
 
@@ -62,7 +62,7 @@ impl Migratable for Client {
             let most = connection.limits().message() as u32;
             let answer = connection.ask(what, &Request::DeviceGetInfo { argsz }, &[])?;
             let Reply::DeviceGetInfo(reply) = answer.reply else {
-                return Err(connection.nonsense(what(), "it is no device"));
+                return Err(connection.invalid_reply(what(), "not a device info"));
             };
             if !reply.is_whole() && argsz < reply.needed() && reply.needed() <= most {
                 argsz = reply.needed();
@@ -97,7 +97,7 @@ impl Migratable for Client {
             }
             Err(error) if error.errno() == Some(Errno::ENOTTY) => Ok(None),
             Err(error) if error.errno() == Some(Errno::EINVAL) => {
-                connection.slips.live_with(Slip::MigrationInvalid, Feature::Migration);
+                connection.deviations.tolerate(Deviation::MigrationInvalid, Feature::Migration);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -125,14 +125,18 @@ impl Migratable for Client {
         let (asked, set) = (Feature::MigDeviceState, FeatureFlags::SET);
         let (reply, descriptors) = feature_with_descriptors(connection, what, asked, set, &data, 0)?;
         if reply.first_chunk() != Some(&to.number().to_ne_bytes()) {
-            return Err(connection.nonsense(what(), "the device is in another state"));
+            return Err(connection.invalid_reply(what(), "the reply has a different state"));
         }
         self.state.set(to);
         let opened = session::opened_by(flags, from, to);
         let channel = match channel(connection, &reply, descriptors) {
             Ok(channel) if channel.is_none() || opened.is_some() => channel,
-            Ok(_) => return Err(connection.nonsense(what(), "a channel came where no session begins")),
-            Err(why) => return Err(connection.nonsense(what(), why)),
+            Ok(_) => {
+                return Err(
+                    connection.invalid_reply(what(), "a data channel for an arc that opens no session")
+                );
+            }
+            Err(why) => return Err(connection.invalid_reply(what(), why)),
         };
         Ok(opened.map(|direction| {
             connection.sessions.fetch_add(1, Ordering::AcqRel);
@@ -175,7 +179,7 @@ impl Migratable for Client {
         if kept.is_power_of_two() {
             return Ok(kept);
         }
-        Err(connection.nonsense(what(), format_args!("it logs in pages of {kept} bytes")))
+        Err(connection.invalid_reply(what(), format_args!("invalid page size {kept} of the log")))
     }
 
     fn dma_logging_stop(&mut self) -> Result<()> {
@@ -203,8 +207,8 @@ impl Migratable for Client {
             let reply = feature(connection, what, asked, FeatureFlags::GET, &data, room)?;
             let bitmap = match LoggingReport::parse(&reply) {
                 Ok((told, bitmap)) if told == part && bitmap.len() == count * 8 => bitmap,
-                Ok(_) => return Err(connection.nonsense(what(), "its bitmap is of another range")),
-                Err(error) => return Err(connection.nonsense(what(), error)),
+                Ok(_) => return Err(connection.invalid_reply(what(), "bitmap for a different range")),
+                Err(error) => return Err(connection.invalid_reply(what(), error)),
             };
             let (bitmap, _) = bitmap.as_chunks::<8>();
             for (word, bits) in report.words_mut().iter_mut().skip(first).zip(bitmap) {

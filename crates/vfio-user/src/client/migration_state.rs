@@ -13,11 +13,11 @@ pub(super) fn state(connection: &mut Connection) -> Result<State> {
     let [a, b, c, d, ..] = data;
     match State::try_from(u32::from_ne_bytes([a, b, c, d])) {
         Ok(state) if is_p2p(state) && !connection.agreed.extensions().p2p => {
-            let why = format_args!("it is in {state}, which was not agreed on");
-            Err(connection.nonsense(Feature::MigDeviceState, why))
+            let why = format_args!("the device is in {state}, but P2P states were not negotiated");
+            Err(connection.invalid_reply(Feature::MigDeviceState, why))
         }
         Ok(state) => Ok(state),
-        Err(unknown) => Err(connection.nonsense(Feature::MigDeviceState, unknown)),
+        Err(unknown) => Err(connection.invalid_reply(Feature::MigDeviceState, unknown)),
     }
 }
 

@@ -18,6 +18,7 @@
 //! it.
 
 mod connection;
+mod deviations;
 mod device;
 mod dma_map;
 mod doorbells;
@@ -27,7 +28,6 @@ mod migratable;
 mod migration_state;
 mod posted_write;
 mod reset;
-mod slips;
 mod state_channel;
 mod state_file;
 mod together;
@@ -160,7 +160,7 @@ impl Client {
             ..options.capabilities.clone()
         };
         let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.patience)
-            .map_err(|error| Error::unusable(&name, format!("the socket cannot be used: {error}")))?;
+            .map_err(|error| Error::unusable(&name, format!("cannot use the socket: {error}")))?;
         negotiate(&mut connection, proposed)?;
         Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
     }
@@ -204,18 +204,18 @@ fn cannot_connect(name: &str, path: &Path, error: &std::io::Error) -> Error {
     let why = match Errno::from_io_error(error) {
         // What the system says of any file that is not a socket, as of a socket without a server.
         Some(errno @ Errno::ECONNREFUSED) if is_other() => {
-            format!(
-                "cannot connect: {errno}: the file is not a socket; name the path given to 'serve --socket'"
-            )
+            format!("cannot connect: {errno}: not a socket; give the path from 'serve --socket'")
         }
         Some(errno @ (Errno::ENOENT | Errno::ECONNREFUSED)) => {
-            format!("cannot connect: {errno}: no server is there; start it first")
+            format!("cannot connect: {errno}: no server is listening; start it first")
         }
         Some(errno @ Errno::ETIMEDOUT) => {
-            format!("cannot connect: {errno}: the server accepts no connection: is its process stopped?")
+            format!(
+                "cannot connect: {errno}: the server does not accept connections; check whether its process is stopped"
+            )
         }
         Some(errno @ (Errno::EACCES | Errno::EPERM)) => {
-            format!("cannot connect: {errno}: run as the user who runs the server")
+            format!("cannot connect: {errno}: run as the server's user")
         }
         Some(errno) => format!("cannot connect: {errno}"),
         None => format!("cannot connect: {error}"),
@@ -232,7 +232,7 @@ fn busy_explained(error: Error) -> Error {
     match error {
         Error::Request { device, errno: errno @ Errno::EBUSY, .. } => Error::unusable(
             &device,
-            format!("{errno}: another client uses the device: it has to leave first"),
+            format!("{errno}: the device is in use by another client; disconnect it first"),
         ),
         other => other,
     }
@@ -246,21 +246,23 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
     let (version, descriptors) = match connection.ask(what, &request, &[]) {
         Ok(answer) => match answer.reply {
             Reply::Version(version) => (version, answer.descriptors),
-            _ => return Err(connection.nonsense(what(), "it is no version")),
+            _ => return Err(connection.invalid_reply(what(), "not a version")),
         },
         Err(error) => return Err(error),
     };
     let Version { major, minor, capabilities: server } = version;
     if major != VERSION_MAJOR {
-        return Err(connection.nonsense(
+        return Err(connection.invalid_reply(
             what(),
             format_args!(
-                "the server speaks version {major}.{minor}, and only {VERSION_MAJOR}.x is understood"
+                "unsupported version {major}.{minor} of the server: this client supports {VERSION_MAJOR}.x"
             ),
         ));
     }
     if server.max_data_xfer_size == 0 {
-        return Err(connection.nonsense(what(), "a max_data_xfer_size of 0 leaves no way to read anything"));
+        return Err(
+            connection.invalid_reply(what(), "invalid max_data_xfer_size 0: no data could be transferred")
+        );
     }
     if minor == 0 {
         connection.features = Features::Doubtful;
@@ -281,11 +283,11 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
     };
     connection.agree(agreed, &server);
     // With the limits that hold now.
-    let descriptors = descriptors.map_err(|error| connection.nonsense(what(), error))?;
+    let descriptors = descriptors.map_err(|error| connection.invalid_reply(what(), error))?;
     match connection.take_twin(&proposed, &server, descriptors) {
         Ok(true) => connection.agreed.twin_socket = Some(TwinSocket { supported: true, fd_index: None }),
         Ok(false) => {}
-        Err(error) => return Err(connection.nonsense(what(), error)),
+        Err(error) => return Err(connection.invalid_reply(what(), error)),
     }
     Ok(())
 }
@@ -335,11 +337,11 @@ fn feature_with_descriptors(
         _ => None,
     };
     let Some((data, descriptors)) = data else {
-        return Err(connection.nonsense(what(), "it is about another feature, or another request"));
+        return Err(connection.invalid_reply(what(), "reply for a different feature or operation"));
     };
     match descriptors {
         Ok(descriptors) => Ok((data, descriptors)),
-        Err(error) => Err(connection.nonsense(what(), error)),
+        Err(error) => Err(connection.invalid_reply(what(), error)),
     }
 }
 
@@ -348,7 +350,7 @@ fn get<const N: usize>(connection: &mut Connection, asked: Feature) -> Result<[u
     let what = || asked.to_string();
     let data = feature(connection, what, asked, FeatureFlags::GET, &[], N)?;
     data.first_chunk().copied().ok_or_else(|| {
-        connection.nonsense(what(), format_args!("it has {} bytes, and {N} are needed", data.len()))
+        connection.invalid_reply(what(), format_args!("reply of {} bytes, expected {N}", data.len()))
     })
 }
 

@@ -7,9 +7,9 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::Result;
 
 use super::connection::Connection;
+use super::deviations::Deviation;
 use super::feature;
 use super::migration_state::state;
-use super::slips::Slip;
 use crate::message::{Command, Request};
 
 /// Resets the device: it is in RUNNING afterwards, as after VFIO_DEVICE_RESET.
@@ -23,7 +23,7 @@ pub(super) fn reset(connection: &mut Connection) -> Result<()> {
         Ok(()) => {}
         Err(refused) if refused.errno() == Some(Errno::EINVAL) => {
             let Ok(State::Stop | State::StopCopy) = state(connection) else { return Err(refused) };
-            connection.slips.live_with(Slip::ResetRefused, Command::DeviceReset);
+            connection.deviations.tolerate(Deviation::ResetRefused, Command::DeviceReset);
             enter(connection, State::Resuming)?;
             ask(connection)?;
         }
@@ -32,7 +32,7 @@ pub(super) fn reset(connection: &mut Connection) -> Result<()> {
     connection.sessions.fetch_add(1, Ordering::AcqRel);
     // A server whose device was never asked about its migration may not know how to answer.
     if connection.has_migration && state(connection)? != State::Running {
-        connection.slips.live_with(Slip::ResetKeepsState, Command::DeviceReset);
+        connection.deviations.tolerate(Deviation::ResetKeepsState, Command::DeviceReset);
         enter(connection, State::Running)?;
     }
     Ok(())

@@ -20,7 +20,7 @@ use whimbrel_uapi::migration::PrecopyInfo;
 use whimbrel_user::{Error, Result};
 
 use super::connection::timed_out;
-use super::slips::{Slip, Slips};
+use super::deviations::{Deviation, Deviations};
 use crate::message::{Command, DataHead, HEADER, Header, Kind, Limits, MessageBuffer, Reply, Request};
 
 /// Bytes of the reply to VFIO_USER_MIG_GET_PRECOPY_INFO.
@@ -33,7 +33,7 @@ pub(super) struct StateChannel {
     socket: OwnedFd,
     limits: Limits,
     patience: Duration,
-    slips: Arc<Slips>,
+    deviations: Arc<Deviations>,
     next_id: u16,
     out: MessageBuffer,
     is_over: bool,
@@ -47,13 +47,13 @@ impl StateChannel {
         socket: OwnedFd,
         limits: Limits,
         patience: Duration,
-        slips: Arc<Slips>,
+        deviations: Arc<Deviations>,
     ) -> std::result::Result<StateChannel, Errno> {
         if socket_type(&socket) != Ok(SocketType::STREAM) {
             return Err(Errno::EINVAL);
         }
         let out = MessageBuffer::new();
-        Ok(StateChannel { name, socket, limits, patience, slips, next_id: 1, out, is_over: false })
+        Ok(StateChannel { name, socket, limits, patience, deviations, next_id: 1, out, is_over: false })
     }
 
     /// Sends VFIO_USER_MIG_DATA_READ, for as many bytes as fit in `buffer` and a message.
@@ -65,7 +65,7 @@ impl StateChannel {
         match DataHead::meant(fixed, count) {
             Ok(meant) => {
                 if meant < count {
-                    self.slips.live_with(Slip::PaddedData, Command::MigDataRead);
+                    self.deviations.tolerate(Deviation::PaddedData, Command::MigDataRead);
                 }
                 Ok(meant)
             }
@@ -87,7 +87,7 @@ impl StateChannel {
         let (head, _) = self.exchange::<PRECOPY_INFO>(&request, &[], &mut [])?;
         match Reply::parse(Command::MigGetPrecopyInfo, &head[HEADER..], self.limits) {
             Ok(Reply::MigGetPrecopyInfo(info)) => Ok(info),
-            _ => Err(self.broken(Command::MigGetPrecopyInfo, "it has no counts")),
+            _ => Err(self.broken(Command::MigGetPrecopyInfo, "not a pre-copy info")),
         }
     }
 
@@ -101,8 +101,7 @@ impl StateChannel {
     ) -> Result<([u8; N], usize)> {
         let command = request.command();
         if self.is_over {
-            let why =
-                format!("{command}: the channel of the device's state is over: the migration has failed");
+            let why = format!("{command}: the device's data channel is closed; the migration has failed");
             return Err(Error::unusable(&self.name, why));
         }
         let id = self.next_id;
@@ -145,7 +144,7 @@ impl StateChannel {
                     Err(error) => return Err(self.broken(command, error)),
                 };
                 if (header.id, header.command) != (id, command.number()) {
-                    let wrong = format!("it is to message {} ({})", header.id, header.command_name());
+                    let wrong = format!("reply to message {} ({})", header.id, header.command_name());
                     return Err(self.broken(command, wrong));
                 }
                 let length = header.size as usize;
@@ -153,17 +152,21 @@ impl StateChannel {
                     Kind::Reply if (N..=N + room.len()).contains(&length) => size = Some(length),
                     Kind::Error(errno) if received <= length => {
                         if length > HEADER {
-                            self.slips.live_with(Slip::ErrorWithPayload, command);
+                            self.deviations.tolerate(Deviation::ErrorWithPayload, command);
                         }
                         return Err(self.refused(command, errno, length - received, deadline));
                     }
-                    _ => return Err(self.broken(command, format_args!("{length} bytes are no such reply"))),
+                    _ => {
+                        return Err(
+                            self.broken(command, format_args!("unexpected message of {length} bytes"))
+                        );
+                    }
                 }
             }
             match size {
                 Some(size) if received == size => return Ok((head, size - N)),
                 Some(size) if received > size => {
-                    return Err(self.broken(command, "there is more behind it than was asked for"));
+                    return Err(self.broken(command, "trailing bytes after the reply"));
                 }
                 _ => {}
             }
@@ -193,11 +196,11 @@ impl StateChannel {
         }
         match (errno, Errno::try_from(errno)) {
             (0, _) => {
-                self.slips.live_with(Slip::NoErrno, command);
+                self.deviations.tolerate(Deviation::NoErrno, command);
                 Error::request(&self.name, command.name(), Errno::EIO)
             }
             (_, Ok(errno)) => Error::request(&self.name, command.name(), errno),
-            _ => self.broken(command, format_args!("it failed with the invalid errno {errno}")),
+            _ => self.broken(command, format_args!("error with invalid errno {errno}")),
         }
     }
 
@@ -213,7 +216,7 @@ impl StateChannel {
     /// Ends the channel after an invalid answer: the next messages cannot be told apart.
     fn broken(&mut self, command: Command, why: impl ToString) -> Error {
         self.is_over = true;
-        Error::answer(&self.name, format!("{command} on the channel of the state"), why)
+        Error::answer(&self.name, format!("{command} on the data channel"), why)
     }
 }
 

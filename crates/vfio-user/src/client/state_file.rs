@@ -134,7 +134,7 @@ fn read(connection: &mut Connection, buffer: &mut [u8]) -> Result<usize, Error> 
         _ => Err(0),
     };
     count.map_err(|count| {
-        connection.nonsense(what(), format_args!("{count} bytes came where {size} were asked for"))
+        connection.invalid_reply(what(), format_args!("{count} bytes of data, requested {size}"))
     })
 }
 
@@ -150,6 +150,6 @@ fn precopy_info(connection: &mut Connection) -> Result<PrecopyInfo, Error> {
     let asked = PrecopyInfo { argsz, ..PrecopyInfo::default() };
     match connection.ask(what, &Request::MigGetPrecopyInfo(asked), &[])?.reply {
         Reply::MigGetPrecopyInfo(info) => Ok(info),
-        _ => Err(connection.nonsense(what(), "it has no counts")),
+        _ => Err(connection.invalid_reply(what(), "not a pre-copy info")),
     }
 }

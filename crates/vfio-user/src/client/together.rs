@@ -159,7 +159,7 @@ impl Client {
         if let Some(at) = requests.iter().position(|(_, file)| file.is_none()) {
             connection.attend(&self.connection).map_err(|error| {
                 let why =
-                    format!("{}: no thread to answer the server's requests for memory: {error}", what(at));
+                    format!("{}: cannot start a thread for the server's memory accesses: {error}", what(at));
                 Error::unusable(&self.name, why)
             })?;
         }
@@ -178,7 +178,11 @@ impl Client {
             },
             take: |at: usize, _: Reply<'_>| {
                 is_mapped[at] = is_new[at];
-                if is_new[at] { Ok(()) } else { Err("it is mapped over what is mapped already".to_string()) }
+                if is_new[at] {
+                    Ok(())
+                } else {
+                    Err("accepted a mapping that overlaps an earlier one".to_string())
+                }
             },
         });
         if mapped.is_err() {

@@ -24,15 +24,15 @@ pub(super) struct Twin {
 /// An invalid twin socket in the server's answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TwinError {
-    #[error("it has a twin socket, which was not asked for")]
+    #[error("twin socket that was not requested")]
     NotAsked,
-    #[error("it has a twin socket, and does not say which descriptor that is")]
+    #[error("twin socket without fd_index")]
     NoIndex,
-    #[error("its twin socket is descriptor {index}, and {count} came with it")]
+    #[error("fd_index {index} for the twin socket, but the message has {count} descriptors")]
     Index { index: u32, count: usize },
-    #[error("its twin socket is no stream socket")]
+    #[error("the twin socket is not a stream socket")]
     NoSocket,
-    #[error("its twin socket cannot be served: {0}")]
+    #[error("cannot serve the twin socket: {0}")]
     System(io::Error),
 }
 
@@ -71,8 +71,8 @@ impl Twin {
             let sender = sender.clone();
             move || {
                 match serve(receiver, sender.clone(), &memory, limits) {
-                    Ok(()) => tracing::debug!("the twin socket is over"),
-                    Err(error) => tracing::debug!(%error, "the twin socket is over"),
+                    Ok(()) => tracing::debug!("twin socket closed"),
+                    Err(error) => tracing::debug!(%error, "twin socket closed"),
                 }
                 // The server must not wait for answers that nobody gives.
                 sender.shutdown();
@@ -96,7 +96,7 @@ fn serve(
     let mut out = MessageBuffer::new();
     while let Some(message) = receiver.receive()? {
         let Kind::Command { no_reply } = message.header.kind else {
-            tracing::debug!(id = message.header.id, "a reply that nobody asked for");
+            tracing::debug!(id = message.header.id, "ignored an unexpected reply");
             continue;
         };
         out.clear();

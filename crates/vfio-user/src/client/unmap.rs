@@ -17,7 +17,7 @@ impl Client {
         let size = match answer.map(|answer| answer.reply) {
             None => None,
             Some(Reply::DmaUnmap(reply)) => Some(reply.size),
-            Some(_) => return Err(connection.nonsense(what(), "it is of another request")),
+            Some(_) => return Err(connection.invalid_reply(what(), "reply to a different request")),
         };
         let mapped = connection.memory.clear();
         Ok(size.unwrap_or(mapped))
@@ -54,13 +54,13 @@ impl Client {
                         mark(dirty, iova, bitmap.bits);
                         None
                     }
-                    Some(_) => Some("its bitmap is of another form"),
-                    None => Some("it has no bitmap"),
+                    Some(_) => Some("bitmap with a different page size or length"),
+                    None => Some("no bitmap"),
                 },
-                _ => Some("it is of another range"),
+                _ => Some("reply for a different range"),
             };
             if let Some(wrong) = wrong {
-                return Err(connection.nonsense(what(), wrong));
+                return Err(connection.invalid_reply(what(), wrong));
             }
             connection.memory.remove(iova, size);
         }

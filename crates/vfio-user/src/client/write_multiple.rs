@@ -61,7 +61,7 @@ impl Client {
             _ => None,
         };
         let possible = completed.filter(|completed| *completed <= writes.len());
-        possible.ok_or_else(|| connection.nonsense(what(), "more writes were made than there were"))
+        possible.ok_or_else(|| connection.invalid_reply(what(), "more writes completed than requested"))
     }
 
     /// Sends a message for each write.

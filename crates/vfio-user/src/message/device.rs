@@ -301,7 +301,7 @@ impl SubRegion {
         let kind = match number {
             0 => IoFdKind::Ioeventfd { flags, datamatch: value },
             1 => IoFdKind::Ioregionfd { flags, user_data: value },
-            _ => return Err(Malformed::Value { field: "the type of a sub-region", value: number.into() }),
+            _ => return Err(Malformed::Value { field: "sub-region type", value: number.into() }),
         };
         Ok(SubRegion { offset, size, fd_index, kind })
     }

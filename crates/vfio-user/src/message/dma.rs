@@ -138,8 +138,8 @@ impl DmaUnmap {
         if flags == DmaUnmapFlags::ALL {
             return match (iova, size) {
                 (0, 0) => Ok(DmaUnmap::All),
-                (0, _) => Err(Malformed::Value { field: "the size of all", value: size }),
-                _ => Err(Malformed::Value { field: "the address of all", value: iova }),
+                (0, _) => Err(Malformed::Value { field: "size with VFIO_DMA_UNMAP_FLAG_ALL", value: size }),
+                _ => Err(Malformed::Value { field: "address with VFIO_DMA_UNMAP_FLAG_ALL", value: iova }),
             };
         }
         if flags != DmaUnmapFlags::GET_DIRTY_BITMAP {

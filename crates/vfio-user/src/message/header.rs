@@ -42,7 +42,7 @@ pub struct Header {
 
 /// An invalid header. The next header cannot be found after it, so the connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("message {id} of command {command} has {problem}")]
+#[error("invalid header of message {id} (command {command}): {problem}")]
 #[non_exhaustive]
 pub struct FrameError {
     /// The message's id.
@@ -60,10 +60,10 @@ pub struct FrameError {
 #[non_exhaustive]
 pub enum FrameProblem {
     /// The size is smaller than a header.
-    #[error("a size of {0} bytes, smaller than the {HEADER}-byte header")]
+    #[error("message size {0} is smaller than the {HEADER}-byte header")]
     TooSmall(u32),
     /// The size is larger than the limit.
-    #[error("a size of {size} bytes, and at most {most} are taken")]
+    #[error("message size {size} exceeds the limit of {most} bytes")]
     TooLarge {
         /// The size in the header.
         size: u32,
@@ -71,7 +71,7 @@ pub enum FrameProblem {
         most: usize,
     },
     /// The type is neither command nor reply.
-    #[error("type {0}, which is neither a command nor a reply")]
+    #[error("type {0} is neither a command nor a reply")]
     Type(u32),
 }
 

@@ -206,7 +206,7 @@ impl fmt::Display for Command {
 
 /// A number that is not a command of the current protocol; 14 (VFIO_USER_DIRTY_PAGES) was one in earlier versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no command of vfio-user")]
+#[error("unknown vfio-user command {0}")]
 #[non_exhaustive]
 pub struct UnknownCommand(
     /// The number.
@@ -227,7 +227,7 @@ impl TryFrom<u16> for Command {
 #[non_exhaustive]
 pub enum Malformed {
     /// The payload is shorter than its fixed part, or than its counts announce.
-    #[error("the payload has {found} bytes, and {needed} are needed")]
+    #[error("payload of {found} bytes is too short: expected {needed}")]
     Short {
         /// Bytes that the payload needs.
         needed: u64,
@@ -235,7 +235,7 @@ pub enum Malformed {
         found: usize,
     },
     /// A count does not match the bytes of data.
-    #[error("{count} bytes of data are announced, and {found} are there")]
+    #[error("count is {count}, but the message has {found} bytes of data")]
     Count {
         /// The count in the field.
         count: u64,
@@ -243,7 +243,7 @@ pub enum Malformed {
         found: usize,
     },
     /// `argsz` is too small for the smallest reply, or for the request itself.
-    #[error("argsz is {argsz}, and must be at least {least}")]
+    #[error("argsz {argsz} is too small: expected at least {least}")]
     Argsz {
         /// The value in the message.
         argsz: u32,
@@ -251,7 +251,7 @@ pub enum Malformed {
         least: u64,
     },
     /// More data than the agreed max_data_xfer_size.
-    #[error("{count} bytes of data are more than the {most} of max_data_xfer_size")]
+    #[error("{count} bytes of data exceed max_data_xfer_size {most}")]
     TooMuch {
         /// Bytes requested or sent.
         count: u64,
@@ -259,10 +259,10 @@ pub enum Malformed {
         most: u32,
     },
     /// Flags that are unknown or exclude one another.
-    #[error("flags {0:#x} are not valid")]
+    #[error("invalid flags {0:#x}")]
     Flags(u32),
     /// A field with an invalid value.
-    #[error("{field} cannot be {value:#x}")]
+    #[error("invalid {field} {value:#x}")]
     Value {
         /// The field's name.
         field: &'static str,
@@ -270,13 +270,13 @@ pub enum Malformed {
         value: u64,
     },
     /// More ranges than DMA logging accepts.
-    #[error("{0} ranges are more than DMA logging takes")]
+    #[error("too many ranges for DMA logging: {0}")]
     TooManyRanges(u32),
     /// An invalid capability chain.
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// The version data is not valid JSON of the protocol's format.
-    #[error("the version data is not valid: {0}")]
+    #[error("invalid version data: {0}")]
     Json(serde_json::Error),
 }
 

@@ -86,7 +86,10 @@ impl WriteOne {
         let mut fields = Fields::of(bytes, ONE)?;
         let (offset, region, count) = (fields.u64()?, fields.u32()?, fields.u32()?);
         let Ok(count @ ..=8) = u8::try_from(count) else {
-            return Err(Malformed::Value { field: "the count of a short write", value: count.into() });
+            return Err(Malformed::Value {
+                field: "count of a write in VFIO_USER_REGION_WRITE_MULTI",
+                value: count.into(),
+            });
         };
         Ok(WriteOne { offset, region, count, data: fields.u64()?.to_ne_bytes() })
     }

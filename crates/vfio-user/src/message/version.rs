@@ -65,7 +65,7 @@ mod tests {
         let error = negotiate(&server, &huge).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "no page size of the client (0x40000000) is one of the server's (0x1000)"
+            "no common page size: pgsizes is 0x40000000 for the client, 0x1000 for the server"
         );
         let mut newer = Version::proposal(server.clone());
         newer.major = 1;

@@ -16,17 +16,17 @@ pub enum ServeError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The first message was not a valid VFIO_USER_VERSION.
-    #[error("the client began with command {0}, and not with a valid VFIO_USER_VERSION")]
+    #[error("the client's first message must be a valid VFIO_USER_VERSION, received command {0}")]
     NoVersion(u16),
     /// Client and server are incompatible.
     #[error(transparent)]
     Negotiation(#[from] NegotiationError),
     /// The client did not answer in time. The device's access to its memory was a fault.
-    #[error("the client did not answer {0} within {timeout:?}", timeout = DmaSpace::REMOTE_TIMEOUT)]
+    #[error("timed out: no reply from the client to {0} for {timeout:?}", timeout = DmaSpace::REMOTE_TIMEOUT)]
     NoAnswer(Command),
     /// The client sent more than the server stores while the device waits for its memory.
     #[error(
-        "the client went on after {commands} commands ({bytes} bytes) while its own answer was waited for"
+        "the client sent more than {commands} commands ({bytes} bytes) while the server waited for its reply"
     )]
     Flood {
         /// Commands in the queue.
@@ -35,10 +35,10 @@ pub enum ServeError {
         bytes: usize,
     },
     /// The client sent a command over the twin socket.
-    #[error("the client sent command {0} over the twin socket, which is for its answers alone")]
+    #[error("the client sent command {0} over the twin socket, which accepts replies only")]
     CommandOverTwin(u16),
     /// Another client uses the device. This one got EBUSY.
-    #[error("another client has the device")]
+    #[error("another client uses the device")]
     Busy,
 }
 

@@ -150,7 +150,7 @@ impl Closer for ForeignThread {
             waiting.closed.notify_all();
         }));
         if let Err((errno, job)) = closed {
-            tracing::warn!(%errno, "a client's descriptor stays open: there is no thread to close it");
+            tracing::warn!(%errno, "leaked a client's descriptor: cannot start a thread to close it");
             std::mem::forget(job);
         }
     }

@@ -110,7 +110,7 @@ impl Attempt {
         drop(events);
         thread.join().unwrap_or_else(|_| {
             // A driver that panicked has said so on stderr.
-            let why = "a takeover panicked";
+            let why = "the takeover thread panicked";
             if agreed.is_none() {
                 return Outcome::Kept(Refusal::Unexpected(why.into()));
             }
@@ -129,7 +129,7 @@ pub(crate) fn turn_down(stream: UnixStream, kept: Refusal) -> Refusal {
 
 /// Returns the reason to refuse a second takeover at a time.
 pub(crate) fn busy() -> Refusal {
-    Refusal::new(Errno::EBUSY, "another server is taking over")
+    Refusal::new(Errno::EBUSY, "another takeover is in progress")
 }
 
 /// Sends messages to the server that accepts clients, and reports the end, even after a panic.
@@ -198,6 +198,6 @@ fn check_no_client(peer: &Peer, seat: &Seat) -> Result<(), Refusal> {
     if client != peer.pid || peer.is_own() {
         return Ok(());
     }
-    let why = format!("the process that asks (pid {client}) is the device's client");
+    let why = format!("the requesting process (pid {client}) is the device's client");
     Err(Refusal::new(Errno::EPERM, why))
 }

@@ -59,20 +59,27 @@ impl Description {
     /// Returns the first difference from a device `here` that is to replace this one.
     pub(super) fn difference(&self, here: &Description) -> Option<String> {
         fn tell<T: std::fmt::Debug>(what: &str, there: &T, here: &T) -> String {
-            format!("its {what} is {there:?}, and here it is {here:?}")
+            format!("{what} differs: {there:?} on the old server, {here:?} on the new one")
         }
         fn first<T: PartialEq>(there: &[T], here: &[T]) -> Option<usize> {
             (0..there.len().max(here.len())).find(|at| there.get(*at) != here.get(*at))
         }
         if self.flags != here.flags {
-            return Some(format!("its flags are {:#x}, and here they are {:#x}", self.flags, here.flags));
+            return Some(format!(
+                "device flags differ: {:#x} on the old server, {:#x} on the new one",
+                self.flags, here.flags
+            ));
         }
         if let Some(at) = first(&self.regions, &here.regions) {
             let size = |of: &Description| match of.regions.get(at) {
-                Some(Some((flags, size))) => format!("has {size} bytes (flags {flags:#x})"),
-                _ => "is not there".to_owned(),
+                Some(Some((flags, size))) => format!("{size} bytes (flags {flags:#x})"),
+                _ => "missing".to_owned(),
             };
-            return Some(format!("its region {at} {}, and here it {}", size(self), size(here)));
+            return Some(format!(
+                "region {at} differs: {} on the old server, {} on the new one",
+                size(self),
+                size(here)
+            ));
         }
         if let Some(at) = first(&self.irqs, &here.irqs) {
             let count = |of: &Description| of.irqs.get(at).copied().flatten();
@@ -81,11 +88,17 @@ impl Description {
         if (self.migration, &self.migration_region) != (here.migration, &here.migration_region) {
             let way = |of: &Description| {
                 let flags = of.migration.map_or("none".to_owned(), |flags| format!("flags {flags:#x}"));
-                of.migration_region.as_ref().map_or(flags.clone(), |text| format!("{flags} by region {text}"))
+                of.migration_region
+                    .as_ref()
+                    .map_or(flags.clone(), |text| format!("{flags} through region {text}"))
             };
-            return Some(format!("its migration is {}, and here it is {}", way(self), way(here)));
+            return Some(format!(
+                "migration differs: {} on the old server, {} on the new one",
+                way(self),
+                way(here)
+            ));
         }
-        (self.logs != here.logs).then(|| tell("log of dirty pages", &self.logs, &here.logs))
+        (self.logs != here.logs).then(|| tell("dirty page log", &self.logs, &here.logs))
     }
 
     /// Makes the texts printable and short: another server wrote them.

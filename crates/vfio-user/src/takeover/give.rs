@@ -73,11 +73,13 @@ impl Giving {
         offer: Offer,
     ) -> Result<Giving, Refusal> {
         let Message::Request { versions } = link.receive()?.message else {
-            return Err(Refusal::Unexpected("it began with no request".into()));
+            return Err(Refusal::Unexpected("the first message is not a request".into()));
         };
         let Some(version) = VERSIONS.into_iter().find(|version| versions.contains(version)) else {
             let theirs = short(format!("{versions:?}"));
-            let why = format!("this server speaks versions {VERSIONS:?} of a takeover, the new one {theirs}");
+            let why = format!(
+                "no common takeover version: {VERSIONS:?} on the old server, {theirs} on the new one"
+            );
             return Err(refuse(&mut link, Refusal::new(Errno::EPROTONOSUPPORT, why)));
         };
         link.send(&Message::Offer {
@@ -90,7 +92,7 @@ impl Giving {
         match link.receive()?.message {
             Message::Accept => Ok(Giving { link, peer, stop, device: offer.device.clone(), offer }),
             Message::Failed { why } => Err(Refusal::Declined(why)),
-            other => Err(Refusal::Unexpected(format!("it answered an offer with {}", other.kind()))),
+            other => Err(Refusal::Unexpected(format!("{} in reply to an offer", other.kind()))),
         }
     }
 
@@ -135,16 +137,15 @@ impl Giving {
     /// Stops the device, if possible.
     fn stop(&self, client: Option<&Serving>) -> Result<Stopped, Refusal> {
         if !self.offer.description.can_migrate() {
-            let why = "the device cannot migrate: its state cannot be had";
+            let why = "the device does not support migration";
             return Err(Refusal::new(Errno::ENOTTY, why));
         }
         if client.is_some_and(Serving::has_region_file) {
-            let why =
-                "the client was given the file of a region, and may have mapped it: it has to leave first";
+            let why = "the client may have mapped a region's file; disconnect it first";
             return Err(Refusal::new(Errno::EOPNOTSUPP, why));
         }
         if client.is_some_and(Serving::is_over) {
-            return Err(Refusal::new(Errno::EAGAIN, "the client is about to leave"));
+            return Err(Refusal::new(Errno::EAGAIN, "the client is disconnecting"));
         }
         let device = self.device.clone();
         // Before anything else is asked of the device, which would wake it.
@@ -182,8 +183,10 @@ impl Giving {
     }
 
     fn send_state(&mut self, stopped: &mut Stopped) -> Result<u64, Refusal> {
-        let data =
-            stopped.data.as_mut().ok_or(Refusal::new(Errno::EIO, "the device opened no data session"))?;
+        let data = stopped
+            .data
+            .as_mut()
+            .ok_or(Refusal::new(Errno::EIO, "the device opened no data session for STOP_COPY"))?;
         let mut bytes = 0;
         let messages = [false, true].map(|ends| Message::State { ends });
         loop {
@@ -201,7 +204,7 @@ impl Giving {
     /// Reads the configuration space, which the user must carry over in a migration.
     fn send_configuration(&mut self) -> Result<(), Refusal> {
         if let Some(bytes) = super::configuration::read(&self.device)
-            .map_err(|errno| Refusal::new(errno, "the configuration space cannot be read"))?
+            .map_err(|errno| Refusal::new(errno, "cannot read the configuration space"))?
         {
             self.link.send_with(&Message::Configuration, &bytes, &[])?;
         }
@@ -269,7 +272,7 @@ impl Giving {
         let Some(log) = client.log() else { return Ok(()) };
         let deadline = self.link.deadline();
         let runs = keep_dirty(&self.device, log, deadline)
-            .map_err(|errno| Refusal::new(errno, "the device's log of dirty pages cannot be handed over"))?;
+            .map_err(|errno| Refusal::new(errno, "cannot read the device's dirty page log"))?;
         let Log { page_size, ranges, is_everything, earlier } = &*log;
         let record =
             LogRecord { page_size: *page_size, ranges: ranges.clone(), is_everything: *is_everything, runs };
@@ -288,7 +291,7 @@ impl Giving {
             }
             Ok(())
         })
-        .map_err(|errno| Refusal::new(errno, "the log of dirty pages cannot be told"))?;
+        .map_err(|errno| Refusal::new(errno, "cannot send the dirty page log"))?;
         Ok(result?)
     }
 }

@@ -28,25 +28,25 @@ pub enum LinkError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The other server has sent or read nothing until the timeout.
-    #[error("the other server is silent, for {PATIENCE:?} now")]
+    #[error("timed out: no data from the other server for {PATIENCE:?}")]
     Silent,
     /// The other server has sent or read a part of a message, but not all of it until the timeout.
-    #[error("a message between the servers was not whole within {PATIENCE:?}")]
+    #[error("timed out: a message between the servers was incomplete after {PATIENCE:?}")]
     Slow,
     /// The takeover as a whole took too long.
-    #[error("the takeover was not done within {0:?}")]
+    #[error("timed out: the takeover did not complete within {0:?}")]
     TooLong(Duration),
     /// This server is being stopped.
-    #[error("this server is being stopped")]
+    #[error("this server is stopping")]
     Stopped,
     /// The other server has hung up between two messages.
-    #[error("the other server has hung up")]
+    #[error("the other server closed the connection")]
     HungUp,
     /// The message received is invalid.
-    #[error("the other server sent what is no message of a takeover: {0}")]
+    #[error("malformed takeover message from the other server: {0}")]
     Malformed(String),
     /// A server that does not support takeovers, or is too busy for one, has answered.
-    #[error("the other server answered with errno {0}")]
+    #[error("the other server replied with errno {0}")]
     Answered(u32),
 }
 
@@ -133,7 +133,7 @@ impl Link {
             self.limit.stop = None;
             self.limit(LAST_WORD);
             if let Err(error) = self.send(message) {
-                tracing::debug!(%error, "the other server could not be told: {}", message.kind());
+                tracing::debug!(%error, "cannot send the last message to the other server: {}", message.kind());
             }
         }
     }
@@ -231,9 +231,9 @@ impl Link {
             return Err(wrong(&incoming.header.command_name()));
         }
         let (rest, length) =
-            incoming.payload.split_last_chunk::<TAIL>().ok_or_else(|| wrong(&"it has no text"))?;
+            incoming.payload.split_last_chunk::<TAIL>().ok_or_else(|| wrong(&"no JSON part"))?;
         let start = rest.len().checked_sub(u32::from_ne_bytes(*length) as usize);
-        let (data, text) = rest.split_at(start.ok_or_else(|| wrong(&"its text is longer than it"))?);
+        let (data, text) = rest.split_at(start.ok_or_else(|| wrong(&"JSON part longer than the message"))?);
         let message: Message = serde_json::from_slice(text).map_err(|error| wrong(&error))?;
         let descriptors = incoming.descriptors.map_err(|error| wrong(&error))?;
         Ok(Received { message: message.printable(), data, descriptors: descriptors.into_vec() })

@@ -123,7 +123,7 @@ pub enum TakeoverError {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
     /// The server runs as another user.
-    #[error("the server runs as user {theirs}, and this process as user {own}")]
+    #[error("the old server runs as uid {theirs}, this process as uid {own}")]
     User {
         /// The server's user id.
         theirs: u32,
@@ -131,16 +131,16 @@ pub enum TakeoverError {
         own: u32,
     },
     /// The path leads to the server by a socket other than its own.
-    #[error("{} is not the socket that the server has made", .0.display())]
+    #[error("{} is not the socket that the old server created", .0.display())]
     Path(PathBuf),
     /// The server answered as if the request came from a client.
-    #[error("the server knows nothing of takeovers: it answered {0}")]
+    #[error("the server does not support takeover: it replied {0}")]
     Unknown(Errno),
     /// The old server refuses.
-    #[error("the old server keeps its device: {0}")]
+    #[error("the old server refused the takeover: {0}")]
     Refused(String),
     /// The new server's device cannot replace this one.
-    #[error("device '{device}' cannot go on here: {what}")]
+    #[error("device '{device}' does not match the old server's: {what}")]
     Mismatch {
         /// Its name.
         device: String,
@@ -148,7 +148,7 @@ pub enum TakeoverError {
         what: String,
     },
     /// The data of the old server is invalid, or cannot be set up here.
-    #[error("what the old server has cannot be taken: {0}")]
+    #[error("invalid data from the old server: {0}")]
     Wrong(String),
     /// The device refused the state.
     #[error(transparent)]
@@ -163,7 +163,7 @@ pub enum TakeoverError {
         why: String,
     },
     /// The connection between the two servers failed.
-    #[error("the other server cannot be heard: {0}")]
+    #[error("connection to the other server failed: {0}")]
     Link(LinkError),
     /// A system call failed in this process.
     #[error(transparent)]
@@ -183,19 +183,21 @@ impl TakeoverError {
             TakeoverError::Connect(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
             {
-                Some("no server is there: start one without a takeover")
+                Some("no server is listening: start the server without --takeover")
             }
             TakeoverError::User { .. } => Some("start the new server as the same user as the old one"),
-            TakeoverError::Path(_) => Some("name the socket by the path at which the old server was started"),
+            TakeoverError::Path(_) => Some("give the path at which the old server was started"),
             TakeoverError::Unknown(_) => {
-                Some("the old server cannot be updated in place: stop it when its client has left")
+                Some("stop the old server once its client has disconnected, then start the new one")
             }
-            TakeoverError::Refused(_) => Some("the old server goes on; try again when that has changed"),
-            TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => {
-                Some("start the new server with the model and settings of the old one, which goes on")
+            TakeoverError::Refused(_) => {
+                Some("the old server still serves the device: resolve this and try again")
             }
+            TakeoverError::Mismatch { .. } | TakeoverError::Device(_) => Some(
+                "start the new server with the old one's model and settings; the old server still serves the device",
+            ),
             TakeoverError::Unsettled { .. } => {
-                Some("end this process: the old server goes on as soon as it sees that")
+                Some("end this process: the old server resumes the device once it has exited")
             }
             _ => None,
         }
@@ -264,7 +266,7 @@ impl Takeover {
             }
         };
         let Message::Offer { device, socket, takeovers, pause_ms, .. } = offer else {
-            return Err(TakeoverError::Wrong(format!("it answered with {}", offer.kind())));
+            return Err(TakeoverError::Wrong(format!("unexpected {} in reply to the request", offer.kind())));
         };
         let from_bytes = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         let here = |identity| has_identity(&path, identity);
@@ -289,7 +291,7 @@ impl Takeover {
         match link.receive().map(|received| received.message) {
             Ok(Message::Abort { why, .. }) => Err(TakeoverError::Refused(why)),
             Ok(Message::Offer { version, .. }) if !VERSIONS.contains(&version) => {
-                Err(TakeoverError::Wrong(format!("it answered with version {version} of a takeover")))
+                Err(TakeoverError::Wrong(format!("unsupported takeover version {version}")))
             }
             Ok(message) => Ok((link, message)),
             Err(LinkError::Answered(errno)) => {

@@ -109,14 +109,14 @@ impl Giving {
                 tracing::warn!(
                     device = self.device.name(),
                     pid = self.peer.pid,
-                    "the device is stopped: the new server has not said whether it runs the device ({why}), and \
-                     its process lives. If it does not serve the device, end that process: the device goes on here \
-                     then"
+                    "the device is stopped: the new server did not confirm that it runs the device ({why}), and its \
+                     process is still alive; if it does not serve the device, end that process and the device \
+                     resumes here"
                 );
             }
             if let Err(error) = self.wait(listens, next_warning - now) {
                 // Nothing that fails here says where the device is: it stays stopped.
-                tracing::debug!(%error, "cannot wait for the new server");
+                tracing::debug!(%error, "cannot poll the new server's socket");
                 std::thread::sleep(UNABLE_TO_WAIT);
             }
         }

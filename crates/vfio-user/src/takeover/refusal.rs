@@ -12,20 +12,20 @@ pub(crate) enum Refusal {
     #[error("{why} ({errno})")]
     Refused { errno: Errno, why: String },
     /// The new server refuses.
-    #[error("the new server does not take it: {0}")]
+    #[error("the new server cannot take the device: {0}")]
     Declined(String),
     #[error(transparent)]
     Link(#[from] LinkError),
-    #[error("the device cannot be handed over: {0}")]
+    #[error("cannot hand the device over: {0}")]
     Device(whimbrel_user::Error),
-    #[error("what belongs to the client cannot be handed over: {0}")]
+    #[error("cannot hand the client over: {0}")]
     System(std::io::Error),
-    #[error("the new server broke the rules of a takeover: {0}")]
+    #[error("the new server violated the takeover protocol: {0}")]
     Unexpected(String),
     /// The device belonged to the new server, and may have run there.
     #[error(
-        "the new server (pid {0}) died and did not say whether it ran the device; the device goes on with the state \
-         from before, and its client may have seen a newer one: start the client again if it fails"
+        "the new server (pid {0}) died without confirming that it ran the device; the device continues with its \
+         earlier state, and its client may have seen a newer one: restart the client if it fails"
     )]
     Died(i32),
 }
@@ -47,7 +47,7 @@ impl From<NotParked> for Refusal {
         match why {
             NotParked::Stopped => LinkError::Stopped.into(),
             NotParked::Busy => {
-                let why = "the client takes no answers, or the device is busy with its request";
+                let why = "the client does not read replies, or the device is busy with its request";
                 Refusal::new(Errno::ETIMEDOUT, why)
             }
         }

@@ -19,7 +19,7 @@ pub(super) fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>)
     if let Some(LowPowerEntry { wakeup, .. }) = low_power
         && let Err(error) = device.enter_low_power(wakeup)
     {
-        tracing::warn!(device = device.name(), %error, "the device does not sleep any more");
+        tracing::warn!(device = device.name(), %error, "cannot put the device back into low power");
     }
 }
 
@@ -35,7 +35,7 @@ impl Stopped {
                 Ok(Stopped { device, adapted, state, low_power, data: None })
             }
             Ok((state, _)) => {
-                let why = format!("the device is in {state}: it is being migrated, or has to be reset");
+                let why = format!("the device is in {state}: it is being migrated, or must be reset");
                 Err((Refusal::new(Errno::EBUSY, why), low_power))
             }
             Err(error) => Err((error.into(), low_power)),
@@ -46,7 +46,7 @@ impl Stopped {
         // While it runs: what was signalled before is done, and what comes from now on is the new server's.
         self.device
             .pause_signals()
-            .map_err(|errno| Refusal::new(errno, "the client's signals cannot be held back"))?;
+            .map_err(|errno| Refusal::new(errno, "cannot pause the client's eventfds"))?;
         self.data = self.adapted.set_state(State::StopCopy)?;
         Ok(())
     }
@@ -56,7 +56,7 @@ impl Stopped {
         let device = self.device.name().to_owned();
         self.data = None;
         if let Err(error) = self.adapted.set_state(self.state) {
-            tracing::error!(device, %error, "the device does not go on after a takeover that failed");
+            tracing::error!(device, %error, "cannot resume the device after a failed takeover");
         }
         self.device.resume_signals();
         sleep_again(&self.device, self.low_power);

@@ -120,7 +120,7 @@ pub(super) fn take(
 
 /// Returns whether the backend's device can replace the one that is offered.
 fn check(offered: &Description, own: &Description, backend: &Backend) -> Result<Turn, TakeoverError> {
-    let turn = Turn::take(backend).ok_or_else(|| wrong("this server's device is in use already"))?;
+    let turn = Turn::take(backend).ok_or_else(|| wrong("the new server's device is already in use"))?;
     match offered.difference(own) {
         Some(what) => Err(TakeoverError::Mismatch { device: short(offered.name.clone()), what: short(what) }),
         None => Ok(turn),
@@ -154,12 +154,12 @@ fn give_up(
 fn discard(device: &DeviceFile) -> Result<(), String> {
     let reset = device.reset();
     device.resume_signals();
-    reset.map_err(|errno| format!("its reset failed: {errno}"))?;
+    reset.map_err(|errno| format!("reset failed: {errno}"))?;
     match adapted(device).and_then(|mut adapted| adapted.state()) {
         // A reset leads to RUNNING, with nothing of what was there before.
         Ok(State::Running | State::Stop | State::StopCopy | State::Resuming) => Ok(()),
-        Ok(state) => Err(format!("it is in {state} after a reset")),
-        Err(error) => Err(format!("its state cannot be read after a reset: {error}")),
+        Ok(state) => Err(format!("state {state} after a reset")),
+        Err(error) => Err(format!("cannot read the state after a reset: {error}")),
     }
 }
 
@@ -207,17 +207,18 @@ impl Arrival {
         in_transactions: bool,
     ) -> Result<(), TakeoverError> {
         if !descriptors.is_empty() && !matches!(message, Message::Descriptors) {
-            return Err(wrong("descriptors came with another message than theirs"));
+            return Err(wrong("descriptors with a message that cannot have any"));
         }
         match (message, self.data.is_some()) {
             (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
             (Message::Begin(begin), false) if self.begin.is_none() => {
                 self.begin = Some(begin);
                 let data = self.adapted.set_state(State::Resuming)?;
-                self.data = Some(data.ok_or_else(|| wrong("the device here opened no data session"))?);
+                self.data =
+                    Some(data.ok_or_else(|| wrong("the new device opened no data session for RESUMING"))?);
             }
             (Message::State { ends }, true) => {
-                let file = self.data.as_mut().ok_or_else(|| wrong("state without a session"))?;
+                let file = self.data.as_mut().ok_or_else(|| wrong("device state without a session"))?;
                 if in_transactions {
                     file.write_piece(data, ends)?;
                 } else {
@@ -230,7 +231,7 @@ impl Arrival {
             }
             (Message::Descriptors, true) => {
                 if self.pool.len() + descriptors.len() > MAX_DESCRIPTORS {
-                    return Err(wrong("there are more descriptors than a server can have"));
+                    return Err(wrong("too many descriptors"));
                 }
                 self.pool.add(descriptors);
             }
@@ -242,7 +243,7 @@ impl Arrival {
             (Message::Mappings { list }, true) if self.client.is_some() => {
                 self.mappings.extend(list);
                 if self.mappings.len() > MAX_DESCRIPTORS {
-                    return Err(wrong("there are more mappings than a client can have"));
+                    return Err(wrong("too many mappings"));
                 }
             }
             (Message::Log(record), true) if self.client.is_some() && self.snapshot.log.is_none() => {
@@ -251,14 +252,14 @@ impl Arrival {
             (Message::Dirty(record), true) => self.dirty(record, data)?,
             (Message::More, true) => {
                 if self.before.len() + data.len() > self.most_bytes + MAX_DATA {
-                    return Err(wrong("a message of the client is longer than any can be"));
+                    return Err(wrong("a message of the client exceeds the size limit"));
                 }
                 self.before.extend_from_slice(data);
             }
             (Message::Unread(record), true) => {
                 let place = &mut self.unread[usize::from(record.twin)];
                 if place.is_some() {
-                    return Err(wrong("what was read came twice"));
+                    return Err(wrong("duplicate unread data"));
                 }
                 let mut bytes = std::mem::take(&mut self.before);
                 bytes.extend_from_slice(data);
@@ -268,35 +269,35 @@ impl Arrival {
             (Message::End { state_bytes, messages, takeovers }, true) => {
                 let came = self.messages;
                 if let Some(messages) = messages.filter(|messages| *messages != came) {
-                    return Err(wrong(format!("{came} of {messages} messages came")));
+                    return Err(wrong(format!("received {came} of {messages} messages")));
                 }
                 if state_bytes != self.state_bytes {
                     let came = self.state_bytes;
-                    return Err(wrong(format!("{came} of {state_bytes} bytes of the device's state came")));
+                    return Err(wrong(format!("received {came} of {state_bytes} bytes of device state")));
                 }
                 self.takeovers = takeovers;
                 self.has_ended = true;
             }
-            (other, _) => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
+            (other, _) => return Err(wrong(format!("unexpected {} message", other.kind()))),
         }
         Ok(())
     }
 
     fn log(&mut self, record: LogRecord) -> Result<(), TakeoverError> {
         let LogRecord { page_size, ranges, is_everything, runs } = record;
-        let earlier = new_log(page_size, &ranges)
-            .map_err(|errno| wrong(format!("its log of dirty pages cannot be one: {errno}")))?;
+        let earlier =
+            new_log(page_size, &ranges).map_err(|errno| wrong(format!("invalid dirty page log: {errno}")))?;
         self.snapshot.log = Some((Log { page_size, ranges, is_everything, earlier: Some(earlier) }, runs));
         Ok(())
     }
 
     fn dirty(&mut self, record: DirtyRecord, data: &[u8]) -> Result<(), TakeoverError> {
         let Some((Log { page_size, earlier: Some(earlier), .. }, _)) = &self.snapshot.log else {
-            return Err(wrong("dirty pages came without a log"));
+            return Err(wrong("dirty pages without a log"));
         };
         let (words, rest) = data.as_chunks::<8>();
         if record.page_size != *page_size || !rest.is_empty() {
-            return Err(wrong("dirty pages came as no bitmap of the log"));
+            return Err(wrong("dirty pages do not match the log"));
         }
         let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
         mark(earlier, record.iova, record.page_size, &words);
@@ -313,30 +314,30 @@ impl Arrival {
         let header = Header {
             id: record.id,
             command: record.command,
-            size: u32::try_from(HEADER + payload.len()).map_err(|_| wrong("a command is too long"))?,
+            size: u32::try_from(HEADER + payload.len()).map_err(|_| wrong("command too long"))?,
             kind: Kind::Command { no_reply: record.no_reply },
         };
         self.snapshot
             .wait(Waiting { header, payload, descriptors })
-            .map_err(|error| wrong(format!("the client's commands cannot be kept: {error}")))
+            .map_err(|error| wrong(format!("cannot queue the client's commands: {error}")))
     }
 
     /// Loads everything into the device, which stays stopped.
     fn load(mut self, backend: &Backend, turn: Turn, has_takeovers: bool) -> Result<Loaded, TakeoverError> {
-        let begin = self.begin.ok_or_else(|| wrong("it did not begin"))?;
+        let begin = self.begin.ok_or_else(|| wrong("no begin message"))?;
         let Some(state @ (State::Running | State::RunningP2p | State::Stop)) =
             State::from_number(begin.state)
         else {
-            return Err(wrong(format!("a device cannot be taken over in state {}", begin.state)));
+            return Err(wrong(format!("takeover is not possible in device state {}", begin.state)));
         };
         // The data are judged here.
         self.data = None;
         self.adapted.set_state(State::Stop)?;
         if let Some(bytes) = &self.configuration {
             let differs = configuration::restore(&self.device, bytes)
-                .map_err(|errno| wrong(format!("the configuration space cannot be written: {errno}")))?;
+                .map_err(|errno| wrong(format!("cannot write the configuration space: {errno}")))?;
             if let Some(offset) = differs {
-                let what = format!("its configuration space is another one at {offset:#x}");
+                let what = format!("configuration space differs at {offset:#x}");
                 return Err(TakeoverError::Mismatch { device: self.device.name().to_owned(), what });
             }
         }
@@ -347,7 +348,7 @@ impl Arrival {
         };
         // What the user signals from here on is for this device, but not before it runs.
         let paused = self.device.pause_signals();
-        paused.map_err(|errno| wrong(format!("this process cannot listen to eventfds: {errno}")))?;
+        paused.map_err(|errno| wrong(format!("cannot pause eventfds: {errno}")))?;
         let mut low_power = None;
         if let Some(mut record) = self.interrupts.take() {
             if let Some(entry) = record.low_power.take() {
@@ -357,7 +358,7 @@ impl Arrival {
             let in_use = record.take(&mut self.pool)?;
             self.device
                 .restore_interrupts(in_use)
-                .map_err(|errno| wrong(format!("the interrupts cannot be set up: {errno}")))?;
+                .map_err(|errno| wrong(format!("cannot set up the interrupts: {errno}")))?;
         }
         let serving = match self.client.take() {
             Some(record) => Some(self.client(record, backend, turn)?),
@@ -370,7 +371,7 @@ impl Arrival {
     fn listener(&mut self, number: u32) -> Result<UnixListener, TakeoverError> {
         let socket = UnixListener::from(self.pool.take(number)?);
         if !socket_acceptconn(&socket).unwrap_or(false) {
-            return Err(wrong(format!("descriptor {number} is no socket that others can connect to")));
+            return Err(wrong(format!("descriptor {number} is not a listening socket")));
         }
         socket.set_nonblocking(true)?;
         Ok(socket)
@@ -389,7 +390,7 @@ impl Arrival {
         (self.snapshot.agreed, self.snapshot.next_id) = (agreed, next_id);
         for MappingRecord { iova, size, rights, file, file_io } in std::mem::take(&mut self.mappings) {
             let rights =
-                DmaMapFlags::from_bits(rights).ok_or_else(|| wrong("a mapping has unknown rights"))?;
+                DmaMapFlags::from_bits(rights).ok_or_else(|| wrong("unknown access rights of a mapping"))?;
             let behind = match file {
                 Some((number, offset)) if file_io && !self.pool.is_memory(number) => {
                     Behind::FileIo(self.snapshot.foreign(self.pool.take(number)?), offset)
@@ -403,7 +404,7 @@ impl Arrival {
             self.snapshot.mappings.push(Mapping { iova, size, rights, behind });
         }
         for record in std::mem::take(&mut self.ioeventfds) {
-            let write = record.write().ok_or_else(|| wrong("an ioeventfd has a width that no write has"))?;
+            let write = record.write().ok_or_else(|| wrong("invalid width of an ioeventfd"))?;
             self.snapshot.ioeventfds.push((write, self.pool.eventfd(record.eventfd)?));
         }
         self.snapshot.import(backend, turn).map_err(|error| match error {
@@ -447,7 +448,7 @@ fn commit(
     let message = match link.receive()?.message {
         Message::Handover => handover::Message::Handover,
         Message::Abort { why, .. } => return Err(TakeoverError::Refused(why)),
-        other => return Err(wrong(format!("{} has no meaning where it came", other.kind()))),
+        other => return Err(wrong(format!("unexpected {} message", other.kind()))),
     };
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
     let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
@@ -459,7 +460,7 @@ fn commit(
     if begin.precopy_info_v2
         && let Err(errno) = device.enable_precopy_info_v2()
     {
-        tracing::warn!(device = device.name(), %errno, "VFIO_PRECOPY_INFO_REINIT is not told any more");
+        tracing::warn!(device = device.name(), %errno, "cannot enable VFIO_PRECOPY_INFO_REINIT again");
     }
     device.resume_signals();
     sleep_again(device, low_power);
@@ -472,7 +473,7 @@ fn commit(
     let told = link.send(&Message::Running);
     if let Err(error) = &told {
         // It has said that the device is this server's, whatever became of it since.
-        tracing::warn!(%error, "the old server could not be told that the device runs here");
+        tracing::warn!(%error, "cannot tell the old server that the device runs here");
     }
     Ok(Taken { socket, takeovers, serving, is_told: told.is_ok() })
 }

@@ -5,7 +5,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 /// An access that the mappings do not allow, or that remote memory has refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("dma {access} of {length} bytes at iova {iova:#x} {cause}")]
+#[error("DMA {access} of {length} bytes at IOVA {iova:#x} failed: {cause}")]
 #[non_exhaustive]
 pub struct DmaFault {
     /// First address of the access.
@@ -30,13 +30,13 @@ impl DmaFault {
 #[non_exhaustive]
 pub enum FaultCause {
     /// Not all of it is mapped with that right. Nothing was read or written.
-    #[error("is not mapped with that right")]
+    #[error("not mapped with this access right")]
     NotMapped,
     /// The owner of the memory refused or cannot be reached. Part of a write may have been done.
-    #[error("failed in remote memory: {0}")]
+    #[error("remote memory access failed: {0}")]
     Remote(Errno),
     /// The file that was mapped was truncated. What was read is meaningless.
-    #[error("reaches memory whose file was truncated")]
+    #[error("the mapped file was truncated")]
     Lost,
 }
 

@@ -280,7 +280,7 @@ impl DmaSpace {
         let inner = self.look();
         let fault = || {
             self.faults.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(iova, length, %access, "dma fault");
+            tracing::debug!(iova, length, %access, "DMA fault");
             DmaFault::new(iova, length, access, FaultCause::NotMapped)
         };
         for piece in inner.pieces(iova, length, access) {

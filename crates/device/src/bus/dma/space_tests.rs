@@ -215,7 +215,7 @@ fn a_blocked_access_is_traced() {
         space.write(0x1004, &[1, 2]).unwrap_err();
     });
     let heard = listener.0.lock().clone();
-    assert_eq!(heard, ["message=dma fault iova=4100 length=2 access=write"]);
+    assert_eq!(heard, ["message=DMA fault iova=4100 length=2 access=write"]);
 }
 
 #[test]

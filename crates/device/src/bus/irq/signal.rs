@@ -68,7 +68,7 @@ pub(crate) fn prepare() -> Result<(), Errno> {
         *context = Some(Context::new().map_err(|error| {
             tracing::warn!(
                 %error,
-                "eventfds cannot be signalled without asynchronous I/O: see CONFIG_AIO and /proc/sys/fs/aio-max-nr"
+                "cannot signal eventfds: asynchronous I/O is unavailable; check CONFIG_AIO and /proc/sys/fs/aio-max-nr"
             );
             Errno::from_io_error(&error).unwrap_or(Errno::ENOSYS)
         })?);
@@ -82,7 +82,7 @@ pub(crate) fn signal(eventfd: &OwnedFd) {
     let mut context = CONTEXT.lock();
     if let Err(error) = send(&mut context, eventfd) {
         // The user has a device that seems to have lost an interrupt. Nothing it can do leads here.
-        tracing::error!(%error, "an eventfd cannot be signalled");
+        tracing::error!(%error, "cannot signal an eventfd");
     }
 }
 

@@ -437,7 +437,7 @@ impl Attached {
         }
         if let Err(errno) = area.give(&self.space, None) {
             let (iova, length) = (area.start, area.length());
-            tracing::debug!(iova, length, %errno, "a device will fault on memory that cannot be had");
+            tracing::debug!(iova, length, %errno, "cannot map memory for a device: its accesses will fault");
         }
     }
 

@@ -119,6 +119,6 @@ impl Area {
 fn unmap(dma: &DmaSpace, iova: u64, length: u64) {
     if let Err(errno) = dma.unmap(iova, length) {
         // Only whole mappings are given and taken, so nothing can be cut.
-        tracing::error!(iova, length, %errno, "a device keeps memory that was unmapped");
+        tracing::error!(iova, length, %errno, "cannot unmap memory from a device");
     }
 }

@@ -364,6 +364,6 @@ fn unmap_in(space: &DmaSpace, start: u64, mapping: &Mapping) {
 
 fn unmap_piece(space: &DmaSpace, iova: u64, size: u64) {
     if space.unmap(iova, size) != Ok(size) {
-        tracing::warn!(iova, size, "a device of the container was unmapped by other means");
+        tracing::warn!(iova, size, "a device's mappings changed without its container");
     }
 }

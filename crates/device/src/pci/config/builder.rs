@@ -53,13 +53,15 @@ pub enum InterruptPin {
 #[non_exhaustive]
 pub enum PciConfigError {
     /// A base address register has a number above 5, or one of 64 bits the number 5.
-    #[error("BAR {0} does not exist: there are 0 to 5, and one of 64 bits takes two")]
+    #[error("invalid BAR index {0}: expected 0 to 5, or 0 to 4 for a 64-bit BAR")]
     NoSuchBar(usize),
     /// A base address register is used twice.
-    #[error("BAR {0} is taken already")]
+    #[error("BAR {0} is already used")]
     BarTaken(usize),
     /// A base address register maps a size that cannot be.
-    #[error("BAR {index} cannot have {size:#x} bytes: powers of two, memory from 16, ports 4 to 256")]
+    #[error(
+        "invalid size {size:#x} of BAR {index}: expected a power of two, at least 16 for memory, 4 to 256 for ports"
+    )]
     BarSize {
         /// Index of the register.
         index: usize,
@@ -67,13 +69,13 @@ pub enum PciConfigError {
         size: u64,
     },
     /// The ROM has a size that cannot be.
-    #[error("the ROM cannot have {0:#x} bytes: a power of two from 2 KiB to 16 MiB")]
+    #[error("invalid ROM size {0:#x}: expected a power of two from 2 KiB to 16 MiB")]
     RomSize(u32),
     /// The command register has bits after a reset that the device does not have.
-    #[error("the command register has no bits {0:#06x} here")]
+    #[error("command register bits {0:#06x} not supported by this device")]
     Command(u16),
     /// A capability is wrong in itself.
-    #[error("the {name} capability cannot be: {what}")]
+    #[error("invalid {name} capability: {what}")]
     Capability {
         /// Name of the capability.
         name: &'static str,
@@ -81,10 +83,10 @@ pub enum PciConfigError {
         what: &'static str,
     },
     /// A capability that a device has once is given twice.
-    #[error("there are two {0} capabilities")]
+    #[error("duplicate {0} capability")]
     Twice(&'static str),
     /// A capability lies outside of its space or is not aligned to 4 bytes.
-    #[error("the {name} capability of {length} bytes cannot be at {offset:#x}")]
+    #[error("invalid offset {offset:#x} for the {name} capability of {length} bytes")]
     Place {
         /// Name of the capability.
         name: &'static str,
@@ -94,7 +96,7 @@ pub enum PciConfigError {
         length: usize,
     },
     /// Two things lie on the same bytes.
-    #[error("the {name} at {offset:#x} lies on what is there already")]
+    #[error("{name} at {offset:#x} overlaps an earlier part")]
     Overlap {
         /// The second of them.
         name: &'static str,
@@ -102,13 +104,13 @@ pub enum PciConfigError {
         offset: usize,
     },
     /// There is no room for a capability.
-    #[error("there is no room for the {0} capability")]
+    #[error("no space left for the {0} capability")]
     Full(&'static str),
     /// The MSI-X table or the pending bits are not within a memory BAR, aligned to 8 bytes, and apart.
-    #[error("the MSI-X table and pending bits must be aligned to 8, in memory BARs, and apart")]
+    #[error("the MSI-X table and pending bits must be 8-byte aligned, in memory BARs, and must not overlap")]
     MsiXPlace,
     /// A serial number needs the space that only PCI Express has.
-    #[error("a serial number needs a PCI Express capability")]
+    #[error("a serial number requires a PCI Express capability")]
     SerialNumber,
 }
 

@@ -292,24 +292,24 @@ impl PciCapability {
             PciCapability::PowerManagement(_) => Ok(()),
             PciCapability::Msi(msi) => right(
                 msi.vectors.is_power_of_two() && msi.vectors <= 32,
-                "the number of vectors is not 1, 2, 4, 8, 16 or 32",
+                "expected 1, 2, 4, 8, 16 or 32 vectors",
             ),
             PciCapability::MsiX(msix) => {
-                right((1..=2048).contains(&msix.vectors), "the number of vectors is not 1 to 2048")
+                right((1..=2048).contains(&msix.vectors), "expected 1 to 2048 vectors")
             }
             PciCapability::Express(express) => {
                 right(
                     express.max_payload.is_power_of_two() && (128..=4096).contains(&express.max_payload),
-                    "the payload is not 128, 256, 512, 1024, 2048 or 4096",
+                    "expected a payload of 128, 256, 512, 1024, 2048 or 4096 bytes",
                 )?;
                 right(
                     matches!(express.width, 1 | 2 | 4 | 8 | 12 | 16 | 32),
-                    "the width is not 1, 2, 4, 8, 12, 16 or 32",
+                    "expected a width of 1, 2, 4, 8, 12, 16 or 32 lanes",
                 )
             }
             PciCapability::VendorSpecific(vendor) => {
-                right(vendor.data.len() <= 0xc0 - 3, "it does not fit behind the header")?;
-                right(vendor.writable.len() <= vendor.data.len(), "more bits are writable than there are")
+                right(vendor.data.len() <= 0xc0 - 3, "too long")?;
+                right(vendor.writable.len() <= vendor.data.len(), "writable mask longer than the data")
             }
         }
     }

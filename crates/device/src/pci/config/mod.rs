@@ -102,7 +102,7 @@ pub enum ExpressError {
 #[non_exhaustive]
 pub enum PciConfigBytesError {
     /// There are too many bytes, or too few.
-    #[error("the saved configuration space has {found} bytes, this device's has {expected}")]
+    #[error("saved configuration space has {found} bytes, expected {expected}")]
     Length {
         /// The actual number.
         found: usize,
@@ -111,7 +111,7 @@ pub enum PciConfigBytesError {
     },
     /// Bits differ that nothing can have changed: it was saved from another device.
     #[error(
-        "byte {offset:#x} of the saved configuration space is {found:#04x}, which this device cannot have"
+        "byte {offset:#x} of the saved configuration space is {found:#04x}, which does not match this device"
     )]
     Byte {
         /// The first byte that differs.

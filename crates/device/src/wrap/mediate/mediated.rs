@@ -152,7 +152,7 @@ impl Driver for Mediated {
         self.current = self.mediators.open(device).map(|(vendor, Opened { capabilities, mediation })| {
             let by_region = capabilities.contains(MediateCapabilities::MIGRATION);
             let migration_region = by_region.then(|| self.driver.info().num_regions);
-            tracing::info!(vendor = vendor.name(), ?capabilities, "a vendor mediates the device");
+            tracing::info!(vendor = vendor.name(), ?capabilities, "device mediated by a vendor driver");
             Current { vendor, capabilities, migration_region, mediation }
         });
     }

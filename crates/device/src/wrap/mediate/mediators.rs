@@ -53,7 +53,7 @@ impl Mediators {
             Ok(opened) => Some((vendor.clone(), opened)),
             Err(Errno::ENODEV) => None,
             Err(error) => {
-                tracing::warn!(vendor = vendor.name(), %error, "a vendor cannot mediate a device");
+                tracing::warn!(vendor = vendor.name(), %error, "vendor driver cannot mediate a device");
                 None
             }
         })

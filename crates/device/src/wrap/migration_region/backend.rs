@@ -36,12 +36,12 @@ impl Backend for Behind<'_> {
         let done = self.migration().map_err(ArcFailure::Stays)?.arc(from, to);
         match done {
             Ok(()) => {
-                tracing::trace!(%from, %to, "arc, for a region");
+                tracing::trace!(%from, %to, "arc, through a migration region");
                 self.state = to;
                 Ok(())
             }
             Err(error) => {
-                tracing::debug!(%from, %to, %error, "arc failed, for a region");
+                tracing::debug!(%from, %to, %error, "arc failed, through a migration region");
                 Err(match error {
                     ArcError::Stays(errno) => ArcFailure::Stays(errno),
                     ArcError::Broken(errno) => ArcFailure::Broken(errno),

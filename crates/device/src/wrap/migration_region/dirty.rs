@@ -30,7 +30,7 @@ impl DirtyPages {
             .and_then(|ranges| logging.start(&ranges));
         match started {
             Ok(_) => self.logged = wanted,
-            Err(error) => tracing::warn!(%error, "no log of the pages the device writes: all count as dirty"),
+            Err(error) => tracing::warn!(%error, "cannot start DMA logging: all pages count as dirty"),
         }
     }
 

@@ -373,7 +373,7 @@ fn a_group_that_is_open_cannot_be_opened_again_and_shows_who_has_it() {
     let _device = opened(FIRST);
     let error = refused(Group::find(FIRST), Errno::EBUSY);
     assert!(error.to_string().starts_with(&format!("{FIRST}: cannot open /dev/vfio/")), "{error}");
-    assert!(error.advice().unwrap().contains("another process holds the device"), "{error}");
+    assert!(error.advice().unwrap().contains("in use by another process"), "{error}");
     let devices = kernel::list().unwrap();
     let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
     assert_eq!(names, [FIRST, SECOND]);

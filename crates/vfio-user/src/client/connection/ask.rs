@@ -8,7 +8,7 @@ use whimbrel_user::Result;
 
 use super::outgoing::Outgoing;
 use super::{Answer, Connection, Features, Step, malformed};
-use crate::client::slips::Slip;
+use crate::client::deviations::Deviation;
 use crate::descriptors::DescriptorError;
 use crate::message::{Command, DeviceFeature, HEADER, Reply, Request};
 
@@ -37,7 +37,7 @@ impl Connection {
     ) -> Result<Option<Answer<'_>>> {
         let descriptors = self.reply_to(&what, request, descriptors)?;
         if self.payload.is_empty() {
-            self.slips.live_with(Slip::EmptyReply, request.command());
+            self.deviations.tolerate(Deviation::EmptyReply, request.command());
             return Ok(None);
         }
         self.answer(&what, request.command(), descriptors).map(Some)
@@ -55,7 +55,7 @@ impl Connection {
                 DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.index(), flags, data };
             let step = self.exchange_one(what, &Request::DeviceFeature(request), &[])?;
             self.features = if let Step::Refused(0) = step {
-                self.slips.live_with(Slip::NoErrno, Command::DeviceFeature);
+                self.deviations.tolerate(Deviation::NoErrno, Command::DeviceFeature);
                 Features::Unknown
             } else {
                 Features::Known
@@ -115,7 +115,7 @@ impl Connection {
         if let Reply::MigDataRead { data } = &reply
             && self.payload.len() > DATA_HEAD + data.len()
         {
-            self.slips.live_with(Slip::PaddedData, command);
+            self.deviations.tolerate(Deviation::PaddedData, command);
         }
         Ok(Answer { reply, descriptors })
     }

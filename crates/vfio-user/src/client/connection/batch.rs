@@ -133,6 +133,6 @@ impl Connection {
         reply.map_err(|errno| self.refusal(what(), command, errno, Errno::EIO))?;
         let reply = Reply::parse(command, &self.payload, self.limits());
         let reply = reply.map_err(|error| malformed(&self.name, what(), &error))?;
-        (batch.take)(number, reply).map_err(|wrong| self.nonsense((batch.what)(number), wrong))
+        (batch.take)(number, reply).map_err(|wrong| self.invalid_reply((batch.what)(number), wrong))
     }
 }

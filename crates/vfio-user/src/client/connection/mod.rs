@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_user::{Error, Result};
 
+use super::deviations::{Deviation, Deviations};
 use super::idle::Idle;
 use super::memory::Memory;
-use super::slips::{Slip, Slips};
 use super::twin::{Twin, TwinError};
 use crate::capabilities::Capabilities;
 use crate::descriptors::{DescriptorError, Descriptors};
@@ -52,7 +52,7 @@ pub(super) struct Connection {
     next_id: u16,
     /// Timeout of a whole request, from its first byte to the last of its reply.
     pub(super) patience: Duration,
-    pub(super) slips: Arc<Slips>,
+    pub(super) deviations: Arc<Deviations>,
     /// The number of errors that may still arrive for no request.
     strays: usize,
     pub(super) features: Features,
@@ -107,7 +107,7 @@ impl Connection {
         let limits = Limits::new(proposed.max_data_xfer_size);
         let (receiver, sender) = connection(stream, limits);
         Ok(Connection {
-            slips: Arc::new(Slips::new(&name)),
+            deviations: Arc::new(Deviations::new(&name)),
             strays: 0,
             features: Features::Known,
             has_migration: false,
@@ -217,8 +217,8 @@ impl Connection {
         self.out = out.into_buffer();
         match served {
             Ok(()) => return,
-            Err(Failed::Socket(error)) => tracing::debug!(%error, "the connection is over"),
-            Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "the connection is over"),
+            Err(Failed::Socket(error)) => tracing::debug!(%error, "connection closed"),
+            Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "connection closed"),
         }
         self.close();
     }
@@ -233,7 +233,7 @@ impl Connection {
     }
 
     /// Returns the error for an invalid answer.
-    pub(super) fn nonsense(&self, what: impl ToString, why: impl ToString) -> Error {
+    pub(super) fn invalid_reply(&self, what: impl ToString, why: impl ToString) -> Error {
         Error::answer(&self.name, what.to_string(), why)
     }
 
@@ -242,7 +242,7 @@ impl Connection {
         if !self.is_over {
             return Ok(());
         }
-        let why = format!("{}: the connection to the server is over: connect again", what());
+        let why = format!("{}: the connection to the server is closed; connect again", what());
         Err(Error::unusable(&self.name, why))
     }
 
@@ -273,7 +273,7 @@ impl Connection {
             }
             Kind::Error(0) if header.command == NO_COMMAND && self.strays > 0 => {
                 self.strays -= 1;
-                self.slips.live_with(Slip::UnreadPayload, "a command that it does not know");
+                self.deviations.tolerate(Deviation::UnreadPayload, "unknown command");
                 Ok(Step::Served)
             }
             Kind::Reply | Kind::Error(_)
@@ -281,21 +281,21 @@ impl Connection {
                     != Some((header.id, header.command)) =>
             {
                 let Some((id, command)) = awaited else {
-                    return Err(Failed::Other(format!("a reply came that nobody waits for: {}", header.id)));
+                    return Err(Failed::Other(format!("unexpected reply to message {}", header.id)));
                 };
                 // A server that is busy answers before it has seen what was asked.
                 if let (Kind::Error(errno), 0, Command::Version) = (header.kind, header.id, command) {
                     return Ok(Step::Refused(errno));
                 }
                 Err(Failed::Other(format!(
-                    "the reply is to message {} ({}), and not to message {id} ({command})",
+                    "reply to message {} ({}), expected one to message {id} ({command})",
                     header.id,
                     header.command_name()
                 )))
             }
             Kind::Error(errno) => {
                 if !message.payload.is_empty() {
-                    self.slips.live_with(Slip::ErrorWithPayload, header.command_name());
+                    self.deviations.tolerate(Deviation::ErrorWithPayload, header.command_name());
                 }
                 Ok(Step::Refused(errno))
             }
@@ -311,11 +311,11 @@ impl Connection {
     fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
         match (errno, Errno::try_from(errno)) {
             (0, _) => {
-                self.slips.live_with(Slip::NoErrno, command);
+                self.deviations.tolerate(Deviation::NoErrno, command);
                 self.refused(what, unnamed)
             }
             (_, Ok(errno)) => self.refused(what, errno),
-            _ => self.nonsense(what, format_args!("it failed with the invalid errno {errno}")),
+            _ => self.invalid_reply(what, format_args!("error with invalid errno {errno}")),
         }
     }
 
@@ -325,7 +325,7 @@ impl Connection {
             Failed::Socket(error) => self.over(what, error),
             Failed::Other(why) => {
                 self.close();
-                self.nonsense(what, why)
+                self.invalid_reply(what, why)
             }
         }
     }
@@ -341,7 +341,7 @@ impl Connection {
                 }
                 _ => self.refused(what, Errno::from_io_error(&error).unwrap_or(Errno::ECONNRESET)),
             },
-            SocketError::Frame(error) => self.nonsense(what, error),
+            SocketError::Frame(error) => self.invalid_reply(what, error),
         }
     }
 

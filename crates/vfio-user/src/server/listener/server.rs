@@ -184,7 +184,7 @@ impl Server {
         // Before a client can have changed anything.
         #[cfg(feature = "takeover")]
         let description = Description::of(backend.device())
-            .inspect_err(|error| tracing::debug!(%error, "the device cannot be taken over"))
+            .inspect_err(|error| tracing::debug!(%error, "the device does not support takeover"))
             .ok();
         Ok(Server::assemble(
             backend,
@@ -447,7 +447,7 @@ impl Server {
         let may_serve = true;
         if !may_serve || desk.current.as_ref().is_some_and(|current| !current.has_left()) {
             if let Some(left_out) = self.turned_away.admit(Instant::now()) {
-                tracing::info!(path = %self.path().display(), left_out, "a second client is turned away");
+                tracing::info!(path = %self.path().display(), left_out, "rejected a second client with EBUSY: the device is in use");
             }
             turn_away(&stream, first_id, Errno::EBUSY);
             return false;
@@ -464,7 +464,7 @@ impl Server {
         match self.start(stream, turn, desk, way) {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(%error, "no thread for a client");
+                tracing::warn!(%error, "cannot start a thread for a client");
                 false
             }
         }
@@ -478,7 +478,7 @@ impl Server {
         };
         if let Some(left_out) = self.not_accepted.admit(Instant::now()) {
             let path = listener.path().display();
-            tracing::warn!(%path, %error, left_out, "a client cannot be accepted: raise RLIMIT_NOFILE");
+            tracing::warn!(%path, %error, left_out, "cannot accept a client; raise the limit on open files (ulimit -n)");
         }
         let first = |stream: &UnixStream| match way {
             Way::Threads => first_header(stream),
@@ -565,7 +565,7 @@ impl Drop for Server {
         let mut desk = std::mem::replace(self.desk.get_mut(), Desk::new(None));
         let served = desk.served(false);
         if let Err(error) = self.end_takeover(&mut desk, Ok(served)) {
-            tracing::warn!(path = %self.path().display(), %error, "the server ends in a takeover");
+            tracing::warn!(path = %self.path().display(), %error, "server dropped during a takeover");
         }
     }
 }

@@ -21,7 +21,7 @@ const TURN: Duration = Duration::from_secs(1);
 
 /// The device may run in another process, but this is uncertain.
 #[derive(Debug, thiserror::Error)]
-#[error("the server that took over has not said that the device runs there: {0}")]
+#[error("the new server did not confirm that it runs the device: {0}")]
 struct OutcomeUnknown(LinkError);
 
 /// The rules for takeovers of a server.
@@ -84,7 +84,7 @@ impl Takeovers {
     fn turn_down(&self, stream: UnixStream, why: Refusal, clients: &Listener) {
         let why = takeover::turn_down(stream, why);
         if let Some(left_out) = self.turned_down.admit(Instant::now()) {
-            tracing::warn!(path = %clients.path().display(), left_out, "the device stays here: {why}");
+            tracing::warn!(path = %clients.path().display(), left_out, "takeover failed, this server keeps the device: {why}");
         }
     }
 
@@ -93,8 +93,8 @@ impl Takeovers {
         if self.is_allowed {
             self.queue(stream, under_way, clients);
         } else {
-            let why = "it was not started to be taken over at this socket (serve --allow-takeover, or \
-                       --takeover-socket for another one)";
+            let why = "takeover is not allowed at this socket: start the old server with 'serve --allow-takeover', \
+                       or with '--takeover-socket' for a separate socket";
             self.turn_down(stream, Refusal::new(Errno::EOPNOTSUPP, why), clients);
         }
     }
@@ -129,7 +129,7 @@ impl Takeovers {
 
     fn offer(&self, place: &Place<'_>) -> Result<Offer, Refusal> {
         let description = self.description.clone();
-        let why = "the device's migration makes no sense";
+        let why = "the device's migration interface is invalid";
         let takeovers = self.listener.as_ref().map(|listener| {
             let record = TakeoversRecord {
                 clients: place.clients.absolute().as_os_str().as_bytes().to_vec(),
@@ -175,7 +175,7 @@ impl Takeovers {
                 stays(clients, &why);
                 for listener in listeners().filter(|listener| listener.has_lost_file()) {
                     let path = listener.path().display();
-                    tracing::warn!(%path, "the socket's file is gone: nobody can connect until a new start");
+                    tracing::warn!(%path, "the socket's file was removed: no client can connect; restart the server");
                 }
                 None
             }
@@ -212,5 +212,5 @@ impl UnderWay {
 }
 
 fn stays(clients: &Listener, why: &Refusal) {
-    tracing::warn!(path = %clients.path().display(), "the device stays here: {why}");
+    tracing::warn!(path = %clients.path().display(), "takeover failed, this server keeps the device: {why}");
 }

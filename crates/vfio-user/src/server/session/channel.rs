@@ -595,5 +595,5 @@ impl From<Unanswered> for Errno {
 
 /// Logs a reply that matches no request: it may be late, or the client confused.
 pub(super) fn unasked(header: &Header) {
-    tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
+    tracing::debug!(id = header.id, command = header.command_name(), "ignored an unexpected reply");
 }

@@ -36,8 +36,8 @@ impl ClientMemory {
         let payload = self.channel.ask(request, deadline)?;
         match Reply::parse(command, &payload, self.limits) {
             Ok(reply) if take(&reply) => return Ok(()),
-            Ok(_) => tracing::debug!(%command, "the answer is about other memory"),
-            Err(error) => tracing::debug!(%command, %error, "the answer is malformed"),
+            Ok(_) => tracing::debug!(%command, "client replied for different memory"),
+            Err(error) => tracing::debug!(%command, %error, "client sent a malformed reply"),
         }
         Err(Errno::EIO)
     }

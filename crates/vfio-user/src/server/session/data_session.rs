@@ -25,7 +25,7 @@ impl Client {
                 }
                 Err(error) => {
                     let device = self.backend.device.name();
-                    tracing::warn!(device, %error, "no channel for the state: it goes with the commands");
+                    tracing::warn!(device, %error, "cannot open a data channel; the state uses the command socket");
                 }
             }
         }

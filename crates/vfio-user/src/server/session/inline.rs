@@ -37,7 +37,7 @@ enum Place {
 impl Inline {
     pub(in crate::server) fn new(serving: Serving, wake: &Arc<OwnedFd>) -> Inline {
         let shared = serving.turn.0.clone();
-        tracing::info!(device = shared.device.name(), "a client is served");
+        tracing::info!(device = shared.device.name(), "client connected");
         serving.client.channel.never_wait(wake.clone());
         let (rested, parked) = mpsc::channel();
         let seat = Seat::new(&serving, parked, Some(wake.clone()));

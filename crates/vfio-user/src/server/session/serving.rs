@@ -38,14 +38,14 @@ impl Ended {
     pub(super) fn log(&self, shared: &Shared) {
         let device = shared.device.name();
         match self {
-            Ended::Left => tracing::info!(device, "the client has left"),
-            Ended::Elsewhere => tracing::info!(device, "the client is served by another process"),
+            Ended::Left => tracing::info!(device, "client disconnected"),
+            Ended::Elsewhere => tracing::info!(device, "client handed over to another process"),
             Ended::Failed(error @ ServeError::Socket(_)) => {
-                tracing::info!(device, %error, "the connection with the client is over");
+                tracing::info!(device, %error, "connection to the client failed");
             }
             Ended::Failed(error) => {
                 if let Some(left_out) = shared.not_served.admit(Instant::now()) {
-                    tracing::warn!(device, %error, left_out, "the client is not served");
+                    tracing::warn!(device, %error, left_out, "client rejected or disconnected");
                 }
             }
         }

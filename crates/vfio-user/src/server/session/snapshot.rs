@@ -176,7 +176,7 @@ impl Snapshot {
         }
         let most = self.agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
         let limits = Limits::new(most);
-        let commands = self.commands.take().ok_or_else(|| wrong("the client has no socket"))?;
+        let commands = self.commands.take().ok_or_else(|| wrong("no socket of the client"))?;
         commands.stream.set_read_timeout(Some(LOOK))?;
         let (mut receiver, sender) = commands.connect(limits);
         receiver.admit_by(self.screen.clone());
@@ -198,7 +198,7 @@ impl Snapshot {
             let memory = Arc::new(ClientMemory::new(asked, limits));
             client.mappings = Some(Mappings::new(shared, agreed, memory, client.foreign.clone()));
         } else if !self.mappings.is_empty() {
-            return Err(wrong("there are mappings of a client that has agreed on nothing"));
+            return Err(wrong("mappings of a client that has not negotiated"));
         }
         client.agreed = self.agreed.take();
         if let Some(mappings) = &mut client.mappings {
@@ -209,13 +209,13 @@ impl Snapshot {
             let copy = eventfd.try_clone()?;
             device
                 .set_ioeventfd(write, Some(copy))
-                .map_err(|errno| wrong(format!("an ioeventfd cannot be tied: {errno}")))?;
+                .map_err(|errno| wrong(format!("cannot set an ioeventfd: {errno}")))?;
             client.ioeventfds.insert(write, eventfd);
         }
         if let Some((log, runs)) = self.log {
             if runs {
                 start_log(device, &log).map_err(|errno| {
-                    wrong(format!("the device here cannot go on with the log of dirty pages: {errno}"))
+                    wrong(format!("cannot continue the dirty page log on the new device: {errno}"))
                 })?;
             }
             client.log = Some(log);
@@ -240,7 +240,7 @@ fn map(list: Vec<Mapping>, mappings: &mut Mappings, shared: &Shared) -> Result<(
     let mut known: BTreeSet<*const File> = BTreeSet::new();
     for Mapping { iova, size, rights, behind } in list {
         let cannot = |errno: Errno| {
-            wrong(format!("{size:#x} bytes at iova {iova:#x} cannot be mapped for the device: {errno}"))
+            wrong(format!("cannot map {size:#x} bytes at iova {iova:#x} for the device: {errno}"))
         };
         match &behind {
             Behind::File(file, _) | Behind::FileIo(Source::Memory(file), _) => {
@@ -273,9 +273,9 @@ fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), ImportE
     if held.as_ref().is_ok_and(|held| *held == plain(agreed)) {
         return Ok(());
     }
-    let why = "the client has agreed with the old server on what this one cannot do";
+    let why = "the new server does not support the client's negotiated capabilities";
     Err(wrong(match held {
-        Ok(held) => format!("{why}: {}, and here {}", plain(agreed).to_json(), held.to_json()),
+        Ok(held) => format!("{why}: {}, supported {}", plain(agreed).to_json(), held.to_json()),
         Err(error) => format!("{why}: {error}"),
     }))
 }

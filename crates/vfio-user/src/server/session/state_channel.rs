@@ -80,7 +80,7 @@ impl Drop for StateChannel {
 impl Service {
     fn run(mut self, mut receiver: Receiver) {
         let device = self.backend.device.name().to_owned();
-        tracing::debug!(device, "a channel for the state is open");
+        tracing::debug!(device, "data channel opened");
         loop {
             let is_last = match receiver.receive() {
                 Ok(Some(message)) => {
@@ -94,7 +94,7 @@ impl Service {
                     true
                 }
                 Err(error) => {
-                    tracing::debug!(device, %error, "the channel for the state is over");
+                    tracing::debug!(device, %error, "data channel failed");
                     break;
                 }
             };
@@ -104,14 +104,14 @@ impl Service {
                 break;
             }
         }
-        tracing::debug!(device, "the channel for the state is closed");
+        tracing::debug!(device, "data channel closed");
     }
 
     /// Executes one message, and answers it if it expects a reply.
     fn message(&mut self, message: Incoming<'_>) {
         let Incoming { header, payload, descriptors } = message;
         let Kind::Command { no_reply } = header.kind else {
-            tracing::debug!(id = header.id, command = header.command_name(), "a reply that nobody asked for");
+            tracing::debug!(id = header.id, command = header.command_name(), "ignored an unexpected reply");
             return;
         };
         if let Err(errno) = self.execute(header.id, header.command, payload, descriptors) {

@@ -49,7 +49,7 @@ impl Ready {
 }
 
 fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
-    tracing::info!(device, "a client is served");
+    tracing::info!(device, "client connected");
     let shared = serving.turn.0.clone();
     let ended = loop {
         match serving.serve() {

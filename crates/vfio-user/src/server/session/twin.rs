@@ -34,7 +34,7 @@ pub(super) fn make(
             Some((Channel::twin(receiver, sender, commands), theirs.into()))
         }
         Err(error) => {
-            tracing::warn!(%error, "no twin socket: raise the limit on open files (RLIMIT_NOFILE)");
+            tracing::warn!(%error, "cannot create the twin socket; raise the limit on open files (ulimit -n)");
             None
         }
     }

@@ -135,7 +135,7 @@ pub(crate) fn a_server_that_waits_for_a_word_can_be_stopped() {
     old.stopper.stop();
     let device = old.device.clone();
     let error = old.ended().unwrap_err();
-    assert!(error.to_string().contains("has not said that the device runs there"), "{error}");
+    assert!(error.to_string().contains("did not confirm that it runs the device"), "{error}");
     assert_eq!(device.mig_state(), Ok(State::Stop), "it may run in the other process");
 }
 

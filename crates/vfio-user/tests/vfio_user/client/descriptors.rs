@@ -84,7 +84,7 @@ fn a_region_is_mapped_from_the_file_that_comes_with_it() {
 fn a_file_that_is_shorter_than_its_region_is_not_mapped() {
     let (mut client, _file) = card(2 * PAGE - 1, &ClientOptions::default());
     let error = client.map_region(0, 0, PAGE).unwrap_err().to_string();
-    assert!(error.contains("the file that came with it is shorter than the region"), "{error}");
+    assert!(error.contains("the region's file is shorter than the region"), "{error}");
 }
 
 #[test]

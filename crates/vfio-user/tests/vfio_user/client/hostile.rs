@@ -66,16 +66,16 @@ fn the_server_of_these_tests_can_answer() {
 #[test]
 fn an_answer_that_cannot_be_one_is_an_error_that_says_so() {
     let cases: [(&str, Vec<u8>, &str); 10] = [
-        ("short reply", reply(ID, GET_INFO, &info(2)[..15]), "the payload has 15 bytes, and 16 are needed"),
-        ("empty reply", reply(ID, GET_INFO, &[]), "the payload has 0 bytes"),
-        ("wrong id", reply(ID + 1, GET_INFO, &info(2)), "the reply is to message 3"),
-        ("wrong command", reply(ID, 13, &info(2)), "the reply is to message 2 (VFIO_USER_DEVICE_RESET)"),
-        ("no command", reply(ID, 99, &info(2)), "the reply is to message 2"),
+        ("short reply", reply(ID, GET_INFO, &info(2)[..15]), "payload of 15 bytes is too short: expected 16"),
+        ("empty reply", reply(ID, GET_INFO, &[]), "payload of 0 bytes"),
+        ("wrong id", reply(ID + 1, GET_INFO, &info(2)), "reply to message 3"),
+        ("wrong command", reply(ID, 13, &info(2)), "reply to message 2 (VFIO_USER_DEVICE_RESET)"),
+        ("no command", reply(ID, 99, &info(2)), "reply to message 2"),
         ("too large", header(ID, GET_INFO, u32::MAX, 1, 0), "4294967295"),
         ("larger than agreed", header(ID, GET_INFO, 1 << 20, 1, 0), "1048576"),
         ("smaller than a header", header(ID, GET_INFO, 15, 1, 0), "15"),
         ("neither command nor reply", header(ID, GET_INFO, 16, 7, 0), "card"),
-        ("errno of all bits", header(ID, GET_INFO, 16, 1 | 1 << 5, u32::MAX), "the invalid errno 4294967295"),
+        ("errno of all bits", header(ID, GET_INFO, 16, 1 | 1 << 5, u32::MAX), "invalid errno 4294967295"),
     ];
     for (case, bytes, said) in cases {
         let (mut client, thread) = server(bytes, false);

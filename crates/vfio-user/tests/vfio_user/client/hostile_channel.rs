@@ -165,11 +165,11 @@ fn a_reply_that_cannot_be_one_ends_the_channel_and_says_so() {
         let error = file.read(&mut [0; 100]).unwrap_err();
         assert!(matches!(error, Error::Answer { .. }), "{what}: {error}");
         assert!(
-            error.to_string().starts_with("card: VFIO_USER_MIG_DATA_READ on the channel"),
+            error.to_string().starts_with("card: VFIO_USER_MIG_DATA_READ on the data channel"),
             "{what}: {error}"
         );
         let error = file.read(&mut [0; 100]).unwrap_err().to_string();
-        assert!(error.contains("the channel of the device's state is over"), "{what}: {error}");
+        assert!(error.contains("the device's data channel is closed"), "{what}: {error}");
         // The commands go on.
         client.read_region(0, 0, &mut [0; 4]).unwrap();
     }

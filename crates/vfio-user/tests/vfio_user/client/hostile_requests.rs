@@ -90,33 +90,53 @@ fn parts(client: &Client) -> Result<Vec<RegionIoFd>> {
 #[test]
 fn doorbells_that_cannot_be_are_an_error_that_says_so() {
     let cases: Vec<(&str, Answer, &str)> = vec![
-        ("no descriptor", io_fds(1, &[entry(0, 4, 0, 0, 1)], vec![]), "descriptor 0 is meant, and 0 came"),
+        (
+            "no descriptor",
+            io_fds(1, &[entry(0, 4, 0, 0, 1)], vec![]),
+            "descriptor index 0, but the message has 0 descriptors",
+        ),
         (
             "a descriptor that did not come",
             io_fds(1, &[entry(0, 4, u32::MAX, 0, 1)], vec![an_eventfd()]),
-            "descriptor 4294967295 is meant, and 1 came",
+            "descriptor index 4294967295, but the message has 1 descriptors",
         ),
-        ("no eventfd", io_fds(1, &[entry(0, 4, 0, 0, 1)], vec![no_eventfd()]), "is none"),
+        ("no eventfd", io_fds(1, &[entry(0, 4, 0, 0, 1)], vec![no_eventfd()]), "is not an eventfd"),
         (
             "an eventfd for something else too",
             io_fds(2, &[entry(0, 4, 0, 0, 1), entry(8, 4, 0, 1, 0)], vec![an_eventfd()]),
-            "for something else",
+            "as something else",
         ),
         (
             "something else for an eventfd too",
             io_fds(2, &[entry(0, 4, 0, 1, 0), entry(8, 4, 0, 0, 0)], vec![an_eventfd()]),
-            "for something else",
+            "as something else",
         ),
-        ("past the end", io_fds(1, &[entry(0xffd, 4, 0, 0, 1)], vec![an_eventfd()]), "not in the region"),
-        ("past the end of all", io_fds(1, &[entry(u64::MAX, 8, 0, 0, 1)], vec![an_eventfd()]), "not in"),
-        ("nothing at the end", io_fds(1, &[entry(0x1000, 0, 0, 0, 1)], vec![an_eventfd()]), "not in"),
-        ("more than all", io_fds(1, &[entry(1, u64::MAX, 0, 0, 1)], vec![an_eventfd()]), "not in the region"),
-        ("a type that is not", io_fds(1, &[entry(0, 4, 0, 9, 1)], vec![an_eventfd()]), "cannot be 0x9"),
+        ("past the end", io_fds(1, &[entry(0xffd, 4, 0, 0, 1)], vec![an_eventfd()]), "exceeds the region"),
+        (
+            "past the end of all",
+            io_fds(1, &[entry(u64::MAX, 8, 0, 0, 1)], vec![an_eventfd()]),
+            "exceeds the region",
+        ),
+        (
+            "nothing at the end",
+            io_fds(1, &[entry(0x1000, 0, 0, 0, 1)], vec![an_eventfd()]),
+            "exceeds the region",
+        ),
+        (
+            "more than all",
+            io_fds(1, &[entry(1, u64::MAX, 0, 0, 1)], vec![an_eventfd()]),
+            "exceeds the region",
+        ),
+        (
+            "a type that is not",
+            io_fds(1, &[entry(0, 4, 0, 9, 1)], vec![an_eventfd()]),
+            "invalid sub-region type 0x9",
+        ),
         ("fewer than counted", io_fds(2, &[entry(0, 4, 0, 0, 1)], vec![an_eventfd()]), "bytes"),
         ("an absurd count", io_fds(u32::MAX, &[], vec![]), "bytes"),
-        ("short", (words(&[16, 0, 0]), vec![]), "the payload has 12 bytes, and 16 are needed"),
-        ("another region", (words(&[16, 0, 5, 0]), vec![]), "another region"),
-        ("room beyond any message", (words(&[u32::MAX, 0, 0, 1]), vec![]), "wants 4294967295"),
+        ("short", (words(&[16, 0, 0]), vec![]), "payload of 12 bytes is too short: expected 16"),
+        ("another region", (words(&[16, 0, 5, 0]), vec![]), "different region"),
+        ("room beyond any message", (words(&[u32::MAX, 0, 0, 1]), vec![]), "asks for 4294967295"),
     ];
     for (case, answer, text) in cases {
         refused(case, said(vec![region(), answer], parts), text);
@@ -126,7 +146,7 @@ fn doorbells_that_cannot_be_are_an_error_that_says_so() {
 #[test]
 fn a_server_that_never_has_enough_room_is_asked_twice() {
     let wants = |room| (words(&[room, 0, 0, 1]), vec![an_eventfd()]);
-    refused("more", said(vec![region(), wants(5000), wants(5001)], parts), "wants 5001");
+    refused("more", said(vec![region(), wants(5000), wants(5001)], parts), "asks for 5001");
 }
 
 #[test]
@@ -170,7 +190,7 @@ fn counts_of_writes_that_cannot_be_are_refused() {
     }
     for count in [4, u64::MAX] {
         let done = said(vec![completed(count)], |client| client.write_multiple(&writes));
-        refused("too many", done, "more writes were made than there were");
+        refused("too many", done, "more writes completed than requested");
     }
     refused("short", said(vec![(vec![0; 7], vec![])], |client| client.write_multiple(&writes)), "7 bytes");
 }
@@ -189,15 +209,19 @@ fn bitmaps_that_were_not_asked_for_are_refused() {
     let whole = head(1, 0x10000, 65 * PAGE);
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("none", head(0, 0x10000, 65 * PAGE), "no bitmap"),
-        ("another range", [head(1, 0, 65 * PAGE), bitmap(PAGE, 16, &[0; 16])].concat(), "another range"),
+        ("another range", [head(1, 0, 65 * PAGE), bitmap(PAGE, 16, &[0; 16])].concat(), "different range"),
         (
             "a larger range",
             [head(1, 0x10000, 66 * PAGE), bitmap(PAGE, 16, &[0; 16])].concat(),
-            "another range",
+            "different range",
         ),
-        ("other pages", [whole.clone(), bitmap(2 * PAGE, 16, &[0; 16])].concat(), "another form"),
-        ("fewer bits", [whole.clone(), bitmap(PAGE, 8, &[0; 8])].concat(), "another form"),
-        ("more bits", [whole.clone(), bitmap(PAGE, 24, &[0; 24])].concat(), "another form"),
+        (
+            "other pages",
+            [whole.clone(), bitmap(2 * PAGE, 16, &[0; 16])].concat(),
+            "different page size or length",
+        ),
+        ("fewer bits", [whole.clone(), bitmap(PAGE, 8, &[0; 8])].concat(), "different page size or length"),
+        ("more bits", [whole.clone(), bitmap(PAGE, 24, &[0; 24])].concat(), "different page size or length"),
         ("fewer than counted", [whole.clone(), bitmap(PAGE, 16, &[0; 15])].concat(), "15"),
         ("flags that are not", [head(0xf0, 0, 0), bitmap(PAGE, 16, &[0; 16])].concat(), "0xf0"),
         ("short", whole[..23].to_vec(), "23"),
@@ -209,5 +233,5 @@ fn bitmaps_that_were_not_asked_for_are_refused() {
     let all = [whole, bitmap(PAGE, 16, &[0xff; 16])].concat();
     assert_eq!(said(vec![(all, vec![])], unmap).unwrap(), (65 * u64::from(PAGE), [u64::MAX, 1]));
     let short = said(vec![(vec![0; 8], vec![])], Client::unmap_all_dma);
-    refused("short", short, "the payload has 8 bytes");
+    refused("short", short, "payload of 8 bytes");
 }

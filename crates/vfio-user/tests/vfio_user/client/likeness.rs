@@ -125,7 +125,7 @@ fn accesses_longer_than_a_message_are_made_in_pieces() {
     let error = served.client().read_region(2, (64 << 10) - 8, &mut other[..16]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "model: VFIO_USER_REGION_READ of region 2 at 0xfff8: invalid answer from the driver: 8 of 16 bytes \
-         were transferred"
+        "model: VFIO_USER_REGION_READ of region 2 at 0xfff8: invalid reply from the device: \
+         short transfer: 8 of 16 bytes"
     );
 }

@@ -122,7 +122,7 @@ impl Fake {
 
     /// The id of the client's next command, which must be this one.
     fn expect(&mut self, command: Command) -> u16 {
-        let header = self.receiver.receive().unwrap().expect("the client has left").header;
+        let header = self.receiver.receive().unwrap().expect("client disconnected").header;
         assert_eq!((header.command, header.kind), (command.number(), Kind::Command { no_reply: false }));
         header.id
     }
@@ -140,7 +140,7 @@ impl Fake {
     }
 
     fn mapping(&mut self) -> u16 {
-        let message = self.receiver.receive().unwrap().expect("the client has left");
+        let message = self.receiver.receive().unwrap().expect("client disconnected");
         assert_eq!(message.header.command, Command::DmaMap.number());
         assert_eq!(message.descriptors.unwrap().len(), 0);
         message.header.id
@@ -191,12 +191,24 @@ fn client_of<T: Send + 'static>(
 fn a_twin_socket_that_cannot_be_one_ends_the_connection() {
     let twin = |supported, fd_index| Some(TwinSocket::new(supported, fd_index));
     let cases = [
-        ("no index", twin(true, None), 1, true, "does not say which descriptor"),
-        ("no descriptor", twin(true, Some(0)), 0, true, "is descriptor 0, and 0 came with it"),
-        ("an index past the end", twin(true, Some(1)), 1, true, "is descriptor 1, and 1 came with it"),
-        ("the largest index", twin(true, Some(u32::MAX)), 1, true, "is descriptor 4294967295"),
-        ("a pipe", twin(true, Some(0)), 1, true, "is no stream socket"),
-        ("one that was not asked for", twin(true, Some(0)), 1, false, "which was not asked for"),
+        ("no index", twin(true, None), 1, true, "without fd_index"),
+        (
+            "no descriptor",
+            twin(true, Some(0)),
+            0,
+            true,
+            "fd_index 0 for the twin socket, but the message has 0",
+        ),
+        (
+            "an index past the end",
+            twin(true, Some(1)),
+            1,
+            true,
+            "fd_index 1 for the twin socket, but the message has 1",
+        ),
+        ("the largest index", twin(true, Some(u32::MAX)), 1, true, "fd_index 4294967295"),
+        ("a pipe", twin(true, Some(0)), 1, true, "is not a stream socket"),
+        ("one that was not asked for", twin(true, Some(0)), 1, false, "not requested"),
     ];
     for (what, answer, count, is_asked, said) in cases {
         let (client, thread) = client_of(&options(is_asked), move |mut fake| {

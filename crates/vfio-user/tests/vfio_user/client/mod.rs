@@ -2,6 +2,7 @@
 
 mod board;
 mod descriptors;
+mod deviations;
 mod doorbells;
 mod extension;
 mod guest;
@@ -13,7 +14,6 @@ mod live;
 mod messages;
 mod posted;
 mod regions;
-mod slips;
 mod stranger;
 mod support;
 mod time;

@@ -95,7 +95,7 @@ fn a_reply_to_what_wants_none_ends_the_connection() {
     });
     client.post_write(0, 0, b"x").unwrap();
     let error = client.reset().unwrap_err();
-    assert!(error.to_string().contains("the reply is to message 2 (VFIO_USER_REGION_WRITE)"), "{error}");
+    assert!(error.to_string().contains("reply to message 2 (VFIO_USER_REGION_WRITE)"), "{error}");
     thread.join().unwrap();
 }
 

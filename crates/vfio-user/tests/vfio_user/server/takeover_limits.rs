@@ -128,7 +128,7 @@ fn a_stop_ends_a_takeover_under_way_and_lets_the_device_run() {
         assert!(!line.stopped().unwrap().taken_over);
         let said = hand.hear().unwrap();
         assert_eq!(kind(&said), "abort");
-        assert!(said.text["why"].as_str().unwrap().contains("being stopped"), "{said:?}");
+        assert!(said.text["why"].as_str().unwrap().contains("is stopping"), "{said:?}");
         assert_eq!(device.mig_state(), Ok(State::Running));
         drop(client);
     }
@@ -142,7 +142,7 @@ fn a_second_process_is_told_that_another_takes_over() {
     let mut second = Hand::connect(&line.path());
     let said = second.hear().unwrap();
     assert_eq!(kind(&said), "abort");
-    assert!(said.text["why"].as_str().unwrap().contains("another server is taking over"), "{said:?}");
+    assert!(said.text["why"].as_str().unwrap().contains("another takeover is in progress"), "{said:?}");
     // And the first has lost nothing by it.
     first.say(&json!({"message": "accept"}));
     assert_eq!(kind(&first.hear().unwrap()), "begin");

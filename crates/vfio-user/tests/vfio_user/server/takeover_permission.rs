@@ -18,7 +18,7 @@ fn a_server_that_was_not_told_to_let_anyone_take_over_keeps_its_device() {
     let mut watcher = Watcher::new(&line);
     let error = line.take_over_with(board()).unwrap_err();
     assert!(matches!(error, TakeoverError::Refused(_)), "{error}");
-    assert!(error.to_string().contains("not started to be taken over"), "{error}");
+    assert!(error.to_string().contains("takeover is not allowed at this socket"), "{error}");
     watcher.sees_nothing();
 }
 

@@ -1,4 +1,4 @@
-//! Known slips of servers, which are lived with, and told once in the log.
+//! Known deviations of servers, which are lived with, and told once in the log.
 
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -160,7 +160,7 @@ fn a_stopped_device_is_reset_without_running_with_what_it_holds() {
 }
 
 #[test]
-fn each_slip_is_told_once_a_connection_with_peer_and_message() {
+fn each_deviation_is_logged_once_a_connection_with_peer_and_request() {
     let session = || {
         let mut stranger =
             Stranger::new(Ways { region: Access::Empty, keeps_state: true, ..Ways::default() });
@@ -182,19 +182,19 @@ fn each_slip_is_told_once_a_connection_with_peer_and_message() {
         stranger.leave();
     };
     let expected = [
-        ("VFIO_USER_MIG_DATA_READ", "more bytes than its size says"),
-        ("VFIO_USER_REGION_WRITE", "does not repeat the request"),
-        ("VFIO_USER_DEVICE_RESET", "refuses a reset of a stopped device"),
-        ("VFIO_USER_DEVICE_RESET", "keeps the migration state over a reset"),
-        ("VFIO_USER_REGION_WRITE", "names no errno"),
-        ("VFIO_USER_REGION_WRITE", "has a payload"),
-        ("VFIO_DEVICE_FEATURE_MIGRATION", "EINVAL is taken for"),
+        ("VFIO_USER_MIG_DATA_READ", "trailing bytes after the reply"),
+        ("VFIO_USER_REGION_WRITE", "empty reply where the request must be repeated"),
+        ("VFIO_USER_DEVICE_RESET", "reset of a stopped device refused"),
+        ("VFIO_USER_DEVICE_RESET", "migration state unchanged by a reset"),
+        ("VFIO_USER_REGION_WRITE", "without an errno"),
+        ("VFIO_USER_REGION_WRITE", "error reply with a payload"),
+        ("VFIO_DEVICE_FEATURE_MIGRATION", "EINVAL for a device without migration"),
     ];
     for connection in 0..2 {
         let told = warnings(session);
         assert_eq!(told.len(), expected.len(), "{connection}: {told:#?}");
-        for (line, (message, slip)) in told.iter().zip(expected) {
-            for part in ["peer=\"stranger\"", message, slip] {
+        for (line, (request, deviation)) in told.iter().zip(expected) {
+            for part in ["peer=\"stranger\"", request, deviation] {
                 assert!(line.contains(part), "{part} is missing in {line}");
             }
         }

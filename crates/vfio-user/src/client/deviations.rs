@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A deviation from the specification with a clear meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slip {
+pub(super) enum Deviation {
     /// libvfio-user pads the data of VFIO_USER_MIG_DATA_READ to the size requested.
     PaddedData,
     /// A reply that only repeats its request has no payload.
@@ -25,48 +25,48 @@ pub(super) enum Slip {
     UnreadPayload,
 }
 
-impl Slip {
+impl Deviation {
     const fn bit(self) -> u8 {
         1 << self as u8
     }
 }
 
-impl fmt::Display for Slip {
+impl fmt::Display for Deviation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Slip::PaddedData => "the reply has more bytes than its size says: those beyond are ignored",
-            Slip::EmptyReply => "the reply does not repeat the request: it is taken as if it did",
-            Slip::NoErrno => "the error names no errno",
-            Slip::ErrorWithPayload => "the error has a payload, which is ignored",
-            Slip::MigrationInvalid => "EINVAL is taken for a device without migration (ENOTTY)",
-            Slip::ResetRefused => {
-                "the server refuses a reset of a stopped device: its state is discarded by RESUMING first"
+            Deviation::PaddedData => "trailing bytes after the reply, ignored",
+            Deviation::EmptyReply => "empty reply where the request must be repeated, accepted",
+            Deviation::NoErrno => "error reply without an errno",
+            Deviation::ErrorWithPayload => "error reply with a payload, ignored",
+            Deviation::MigrationInvalid => "EINVAL for a device without migration, treated as ENOTTY",
+            Deviation::ResetRefused => {
+                "reset of a stopped device refused; discarding its state through RESUMING first"
             }
-            Slip::ResetKeepsState => {
-                "the server keeps the migration state over a reset: the device is set to RUNNING"
+            Deviation::ResetKeepsState => {
+                "migration state unchanged by a reset; setting the device to RUNNING"
             }
-            Slip::UnreadPayload => "the server answers the payload of a command that it does not know, too",
+            Deviation::UnreadPayload => "payload of an unknown command answered as a message of its own",
         })
     }
 }
 
 /// The deviations logged for one connection.
 #[derive(Debug)]
-pub(super) struct Slips {
+pub(super) struct Deviations {
     peer: String,
     told: AtomicU8,
 }
 
-impl Slips {
+impl Deviations {
     /// Creates the record of a server without deviations so far.
-    pub(super) fn new(peer: &str) -> Slips {
-        Slips { peer: peer.to_owned(), told: AtomicU8::new(0) }
+    pub(super) fn new(peer: &str) -> Deviations {
+        Deviations { peer: peer.to_owned(), told: AtomicU8::new(0) }
     }
 
     /// Logs a deviation once.
-    pub(super) fn live_with(&self, slip: Slip, message: impl fmt::Display) {
-        if self.told.fetch_or(slip.bit(), Ordering::Relaxed) & slip.bit() == 0 {
-            tracing::warn!(peer = self.peer, %message, "the server departs from the specification: {slip}");
+    pub(super) fn tolerate(&self, deviation: Deviation, request: impl fmt::Display) {
+        if self.told.fetch_or(deviation.bit(), Ordering::Relaxed) & deviation.bit() == 0 {
+            tracing::warn!(peer = self.peer, %request, "server deviates from the vfio-user specification: {deviation}");
         }
     }
 }
