@@ -98,7 +98,7 @@ pub use topology::group::{Group, GroupFile, OpenDevice};
 pub use topology::hot_reset::HotResetInfo;
 pub use topology::set::{DeviceSet, PciAddress, PciFunction};
 pub use topology::vf_token::PhysicalFunction;
-pub use whimbrel_memory::{FileOffset, Memory, RemoteMemory, survive_lost_memory};
+pub use whimbrel_memory::{FileOffset, Memory, RemoteMemory, SharedBytes, survive_lost_memory};
 pub use whimbrel_protocol::arc::ArcError;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;

@@ -1,7 +1,5 @@
 //! Which pages have changed since they were sent: the logs of the device and of the CPUs, merged.
 
-use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES, PageBitmap};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::Migratable;
@@ -34,31 +32,6 @@ impl CpuLog for NoCpuLog {
     }
 
     fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn stop(&mut self) {}
-}
-
-/// Memory whose own bitmap marks every write that goes through it, in pages of 4096 bytes.
-impl CpuLog for &GuestMemoryMmap<AtomicBitmap> {
-    fn start(&mut self) -> Result<(), GuestError> {
-        self.iter().for_each(|region: &GuestRegionMmap<AtomicBitmap>| region.bitmap().reset());
-        Ok(())
-    }
-
-    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError> {
-        for (region, bitmap) in self.iter().zip(bitmaps) {
-            if region.bitmap().len() != bitmap.pages() {
-                return Err(format!(
-                    "the bitmap of the region at {:#x} has {} pages where {} belong: its pages must be 4096 bytes",
-                    vm_memory::GuestMemoryRegion::start_addr(region).0,
-                    region.bitmap().len(),
-                    bitmap.pages()
-                ).into());
-            }
-            bitmap.merge(&region.bitmap().get_and_reset());
-        }
         Ok(())
     }
 

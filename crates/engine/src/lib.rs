@@ -36,6 +36,8 @@ mod device_state;
 mod dirty;
 mod error;
 mod guest;
+#[cfg(feature = "vm-memory")]
+mod guest_memory;
 mod memory;
 mod progress;
 mod report;

@@ -1,8 +1,9 @@
 //! Memory that processes share with a device: mapped files, remote memory and dirty tracking.
 //!
 //! [`Memory`] is a file mapped into this process; [`survive_lost_memory`] handles a file that is truncated while a
-//! device uses it. [`RemoteMemory`] has no address in this process and is accessed by requests to its owner.
-//! [`DirtyLog`] records the pages that a device has written, without a lock. The crate knows no device addresses.
+//! device uses it. Its bytes are [`SharedBytes`]: others may write them at any time. [`RemoteMemory`] has no address in
+//! this process and is accessed by requests to its owner. [`DirtyLog`] records the pages that a device has written,
+//! without a lock. The crate knows no device addresses.
 //!
 //! ```
 //! use std::fs::File;
@@ -25,12 +26,14 @@ mod file_offset;
 mod lost;
 mod mapped;
 mod remote;
+mod shared_bytes;
 
 pub use dirty_log::DirtyLog;
 pub use file_offset::FileOffset;
 pub use lost::survive_lost_memory;
 pub use mapped::{Memory, MemoryError, Protection};
 pub use remote::RemoteMemory;
+pub use shared_bytes::{SharedBytes, Word};
 
 /// The example of the README, run with the others.
 #[cfg(doctest)]

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::fstatfs;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
-use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{MmapRegion, VolatileMemory};
 use whimbrel_protocol::Errno;
 
 use crate::file_offset::FileOffset;
 use crate::lost;
+use crate::shared_bytes::SharedBytes;
 
 /// `f_type` of hugetlbfs (`include/uapi/linux/magic.h`).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -142,6 +143,11 @@ impl Memory {
         self.size as u64
     }
 
+    /// Returns the address of the memory in this process, for requests that take an address.
+    pub fn address(&self) -> u64 {
+        self.mapped.region.as_ptr() as u64 + self.start as u64
+    }
+
     /// Returns whether the memory may be written.
     pub fn is_writable(&self) -> bool {
         self.protection.write
@@ -162,7 +168,7 @@ impl Memory {
         &self,
         offset: usize,
         count: usize,
-        access: impl FnOnce(VolatileSlice<'_>) -> T,
+        access: impl FnOnce(SharedBytes<'_>) -> T,
     ) -> Result<T, MemoryError> {
         if self.is_lost() {
             return Err(MemoryError::Lost);
@@ -174,9 +180,10 @@ impl Memory {
 
     /// Returns the bytes themselves; `None` if they do not all lie within the memory. Accesses are not protected from
     /// SIGBUS, so use this only for files that nobody else can truncate.
-    pub fn bytes(&self, offset: usize, count: usize) -> Option<VolatileSlice<'_>> {
+    pub fn bytes(&self, offset: usize, count: usize) -> Option<SharedBytes<'_>> {
         let within = offset.checked_add(count).is_some_and(|end| end <= self.size);
-        within.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())?
+        let slice = within.then(|| self.mapped.region.get_slice(self.start + offset, count).ok())??;
+        Some(SharedBytes::of_slice(slice))
     }
 
     /// Returns whether an access has found the file truncated. Every later access fails.

@@ -1,11 +1,12 @@
 //! The memory that a device can reach.
+#![allow(unsafe_code)]
 
 use std::any::Any;
 use std::sync::Arc;
 
-use vm_memory::MmapRegion;
-use vm_memory::bitmap::Bitmap;
-use whimbrel_memory::FileOffset;
+#[cfg(feature = "vm-memory")]
+use vm_memory::{MmapRegion, bitmap::Bitmap};
+use whimbrel_memory::{FileOffset, Memory, SharedBytes};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::dirty_source::DirtySource;
@@ -29,15 +30,16 @@ pub trait DmaMap {
 /// A piece of this process's memory for DMA. It stays mapped in the process as long as the device may access it.
 ///
 /// ```
-/// use std::sync::Arc;
-/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use std::fs::File;
+/// use rustix::fs::{MemfdFlags, memfd_create};
+/// use whimbrel_memory::{FileOffset, Memory};
 /// use whimbrel_user::DmaRegion;
 ///
-/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)])?;
-/// for region in memory.iter() {
-///     let region = DmaRegion::new(region.get_mmap());
-///     assert_eq!(region.size(), 0x10000);
-/// }
+/// let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+/// file.set_len(0x10000)?;
+/// let memory = Memory::of_file(FileOffset::new(file, 0), 0x10000, true)?;
+/// let region = DmaRegion::from(memory.clone());
+/// assert_eq!((region.address(), region.size()), (memory.address(), 0x10000));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
@@ -50,14 +52,20 @@ pub struct DmaRegion {
 }
 
 impl DmaRegion {
-    /// Returns all of a mapped region.
-    pub fn new<B: Bitmap + Send + Sync + 'static>(region: Arc<MmapRegion<B>>) -> DmaRegion {
-        DmaRegion {
-            address: region.as_ptr() as u64,
-            size: region.size() as u64,
-            file: region.file_offset().map(|at| FileOffset::from_arc(at.arc().clone(), at.start())),
-            memory: region,
-        }
+    /// Returns `size` bytes at `address`, mapped from `file` if they are a file's. They belong to `owner`, which is held
+    /// as long as the device may access them.
+    ///
+    /// # Safety
+    ///
+    /// The bytes must stay mapped in this process at this address as long as `owner` lives, and no reference to them may
+    /// exist.
+    pub unsafe fn from_raw(
+        address: u64,
+        size: u64,
+        file: Option<FileOffset>,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> DmaRegion {
+        DmaRegion { address, size, file, memory: owner }
     }
 
     /// Returns the address of the region in this process.
@@ -74,6 +82,45 @@ impl DmaRegion {
     pub fn file(&self) -> Option<&FileOffset> {
         self.file.as_ref()
     }
+
+    /// Returns `count` bytes from `offset` on; `None` if they do not all lie within. They may be accessed as their owner
+    /// has mapped them.
+    pub fn bytes(&self, offset: u64, count: usize) -> Option<SharedBytes<'_>> {
+        let within = offset.checked_add(count as u64).is_some_and(|end| end <= self.size);
+        let address = self.address.checked_add(offset).filter(|_| within)? as *mut u8;
+        // SAFETY: the bytes lie within the region, which `memory` keeps mapped as long as `self` lives, and nobody has
+        // a reference to them: both are promised by who made the region.
+        Some(unsafe { SharedBytes::new(address, count) })
+    }
+}
+
+impl From<Memory> for DmaRegion {
+    fn from(memory: Memory) -> DmaRegion {
+        let (address, size, file) = (memory.address(), memory.size(), memory.file());
+        // SAFETY: all of it is mapped as long as a handle to it lives, and the handles give out no references.
+        unsafe { DmaRegion::from_raw(address, size, file, Arc::new(memory)) }
+    }
+}
+
+/// All of a mapped region.
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+/// use whimbrel_user::DmaRegion;
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)])?;
+/// for region in memory.iter() {
+///     assert_eq!(DmaRegion::from(region.get_mmap()).size(), 0x10000);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[cfg(feature = "vm-memory")]
+impl<B: Bitmap + Send + Sync + 'static> From<Arc<MmapRegion<B>>> for DmaRegion {
+    fn from(region: Arc<MmapRegion<B>>) -> DmaRegion {
+        let file = region.file_offset().map(|at| FileOffset::from_arc(at.arc().clone(), at.start()));
+        // SAFETY: a region is mapped as long as it lives, and gives out no references to its bytes.
+        unsafe { DmaRegion::from_raw(region.as_ptr() as u64, region.size() as u64, file, region) }
+    }
 }
 
 impl std::fmt::Debug for DmaRegion {
@@ -83,5 +130,26 @@ impl std::fmt::Debug for DmaRegion {
             .field("size", &self.size)
             .field("holders", &Arc::strong_count(&self.memory))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_a_region_end_where_it_ends() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x2000).unwrap();
+        let memory = Memory::of_file(FileOffset::new(file, 0), 0x2000, true).unwrap();
+        let region = DmaRegion::from(memory.part(0x1000, 0x1000).unwrap());
+        assert_eq!(region.file().unwrap().start(), 0x1000);
+        region.bytes(0xffe, 2).unwrap().copy_from(b"ok");
+        let mut found = [0; 2];
+        memory.bytes(0x1ffe, 2).unwrap().copy_to(&mut found);
+        assert_eq!(&found, b"ok");
+        for (offset, count) in [(0xfff, 2), (0x1000, 1), (u64::MAX, 1), (0, usize::MAX)] {
+            assert!(region.bytes(offset, count).is_none(), "{offset:#x} {count:#x}");
+        }
     }
 }

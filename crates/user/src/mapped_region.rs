@@ -2,8 +2,7 @@
 //!
 //! Each [`Device`](crate::Device) creates its own mappings.
 
-use vm_memory::VolatileSlice;
-use whimbrel_memory::{FileOffset, Memory, MemoryError, Protection};
+use whimbrel_memory::{FileOffset, Memory, MemoryError, Protection, SharedBytes};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_uapi::device::RegionInfoFlags;
@@ -88,11 +87,11 @@ impl MappedRegion {
 
     /// Returns its address in this process, for requests that take an address (KVM_SET_USER_MEMORY_REGION).
     pub fn address(&self) -> u64 {
-        self.as_volatile_slice().ptr_guard().as_ptr() as u64
+        self.memory.address()
     }
 
     /// Returns all of it, for accesses of a chosen width, as the region's flags allow.
-    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+    pub fn bytes(&self) -> SharedBytes<'_> {
         let all = usize::try_from(self.memory.size()).ok().and_then(|size| self.memory.bytes(0, size));
         all.expect("all of it is mapped")
     }
@@ -112,7 +111,7 @@ impl MappedRegion {
         needed: RegionInfoFlags,
         offset: u64,
         length: usize,
-        access: impl FnOnce(VolatileSlice<'_>) -> T,
+        access: impl FnOnce(SharedBytes<'_>) -> T,
     ) -> Result<()> {
         let refused = || {
             let what = if needed == RegionInfoFlags::READ { "read" } else { "write" };
@@ -151,6 +150,7 @@ mod tests {
         let mut data = [0; 4];
         region.read(0x1ffc, &mut data).unwrap();
         assert_eq!(data, [1, 2, 3, 4]);
+        assert_eq!(region.bytes().load(0x1ffc), Some(u32::from_ne_bytes(data)));
         for offset in [0x1ffd, 0x2000, u64::MAX] {
             let error = region.read(offset, &mut data).unwrap_err();
             assert_eq!(error.errno(), Some(Errno::EINVAL), "{offset:#x}");

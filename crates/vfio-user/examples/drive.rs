@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let range = (GuestAddress(0), 1 << 20, Some(FileOffset::new(file, 0)));
     let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range])?;
     for region in memory.iter() {
-        device.map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, DmaRegion::new(region.get_mmap()))?;
+        device.map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, DmaRegion::from(region.get_mmap()))?;
     }
 
     // An interrupt is an eventfd, which a VMM gives to KVM. Here it is waited for.

@@ -36,7 +36,7 @@ fn guest_memory() -> Result<GuestMemoryMmap, Box<dyn std::error::Error>> {
 fn map(device: &Client, memory: &GuestMemoryMmap) -> Result<(), Error> {
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
     let mapping =
-        |region: &vm_memory::GuestRegionMmap| DmaMapping::new(0, rights, DmaRegion::new(region.get_mmap()));
+        |region: &vm_memory::GuestRegionMmap| DmaMapping::new(0, rights, DmaRegion::from(region.get_mmap()));
     device.map_dma_all(memory.iter().map(mapping).collect())
 }
 

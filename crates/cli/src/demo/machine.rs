@@ -64,7 +64,7 @@ impl<'a> Machine<'a> {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
             let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
             if let Some(space) = device.dma_map() {
-                space.map_dma(start, rights, DmaRegion::new(region.get_mmap()))?;
+                space.map_dma(start, rights, DmaRegion::from(region.get_mmap()))?;
             }
         }
         Ok(machine)

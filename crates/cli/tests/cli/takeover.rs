@@ -125,7 +125,7 @@ impl Program {
     fn new(path: &Path, memory: Arc<MmapRegion>) -> Program {
         let mut client = Client::connect(path, &ClientOptions::default()).unwrap();
         let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        client.map_dma(IOVA, both, DmaRegion::new(memory.clone())).unwrap();
+        client.map_dma(IOVA, both, DmaRegion::from(memory.clone())).unwrap();
         let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         client.set_irq_triggers(1, 0, &[Some(interrupt.as_fd())]).unwrap();
         let seat = Seat { client, memory, longest: Duration::ZERO };

@@ -5,8 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, VolatileSlice};
-use whimbrel_memory::Memory;
+use whimbrel_memory::{Memory, SharedBytes};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
@@ -130,7 +129,7 @@ impl SparseMemory {
         (address - start < memory.size()).then_some((memory, address - start))
     }
 
-    fn shared_slice(&self, address: u64, length: usize) -> Option<VolatileSlice<'_>> {
+    fn shared_bytes(&self, address: u64, length: usize) -> Option<SharedBytes<'_>> {
         let (memory, at) = self.shared_at(address)?;
         memory.bytes(usize::try_from(at).ok()?, length)
     }
@@ -147,8 +146,9 @@ impl SparseMemory {
 
 impl Process for SparseMemory {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        if let Some(slice) = self.shared_slice(address, buffer.len()) {
-            return slice.read_slice(buffer, 0).map_err(|_| Fault(address));
+        if let Some(bytes) = self.shared_bytes(address, buffer.len()) {
+            bytes.copy_to(buffer);
+            return Ok(());
         }
         let (start, at) = self.locate(address, buffer.len())?;
         buffer.copy_from_slice(&self.pieces[&start][at..at + buffer.len()]);
@@ -159,8 +159,9 @@ impl Process for SparseMemory {
         if self.shared_at(address).is_some_and(|(memory, _)| !memory.is_writable()) {
             return Err(Fault(address));
         }
-        if let Some(slice) = self.shared_slice(address, data.len()) {
-            return slice.write_slice(data, 0).map_err(|_| Fault(address));
+        if let Some(bytes) = self.shared_bytes(address, data.len()) {
+            bytes.copy_from(data);
+            return Ok(());
         }
         let (start, at) = self.locate(address, data.len())?;
         if let Some(piece) = self.pieces.get_mut(&start) {

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::Bytes;
 use whimbrel_device::dma::{Access, DmaFault, DmaSpace, FaultCause};
 use whimbrel_device::{Errno, RemoteMemory};
 use whimbrel_memory::{DirtyLog, FileOffset};
@@ -181,7 +180,7 @@ fn a_visitor_sees_copies_of_remote_memory_in_pieces() {
             let mut seen = vec![9_u8; slice.len()];
             slice.copy_to(&mut seen);
             assert!(seen.iter().all(|byte| *byte == 0));
-            slice.write_obj(at, 8).unwrap();
+            slice.part(8, 8).unwrap().copy_from(&at.to_ne_bytes());
             at += slice.len() as u64;
         })
         .unwrap();
@@ -190,8 +189,11 @@ fn a_visitor_sees_copies_of_remote_memory_in_pieces() {
     let mut seen = Vec::new();
     space
         .access(PAGE, SIZE, Access::Read, |slice| {
-            seen.push((slice.len(), slice.read_obj::<u64>(8).unwrap()));
-            slice.write_obj(0_u64, 8).unwrap();
+            let word = slice.part(8, 8).unwrap();
+            let mut found = [0; 8];
+            word.copy_to(&mut found);
+            seen.push((slice.len(), u64::from_ne_bytes(found)));
+            word.copy_from(&[0; 8]);
         })
         .unwrap();
     assert_eq!(seen, [(64 << 10, 0), (64 << 10, 64 << 10), (22 << 10, 128 << 10)]);

@@ -209,7 +209,7 @@ fn a_transaction_that_the_section_has_no_room_for_is_refused_with_both_sizes() {
 fn memory(pages: u64) -> DmaRegion {
     let file = File::from(memfd_create(c"test memory", MemfdFlags::empty()).unwrap());
     file.set_len(pages * 0x1000).unwrap();
-    DmaRegion::new(Arc::new(
+    DmaRegion::from(Arc::new(
         MmapRegion::<()>::from_file(FileOffset::new(file, 0), pages as usize * 0x1000).unwrap(),
     ))
 }

@@ -1,11 +1,10 @@
 //! The memory mapped for the device, and the server's requests to read and write it.
-#![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use vm_memory::VolatileSlice;
+use whimbrel_memory::SharedBytes;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::DmaRegion;
@@ -29,7 +28,7 @@ struct Mapping {
 /// Parts of mappings, in the order of the transfer.
 struct Piece<'a> {
     at: usize,
-    memory: VolatileSlice<'a>,
+    memory: SharedBytes<'a>,
 }
 
 impl Memory {
@@ -135,11 +134,7 @@ impl Mappings {
             let left = mapping.region.size().checked_sub(offset).filter(|left| *left > 0);
             let left = left.filter(|_| mapping.rights.contains(right)).ok_or(Errno::EFAULT)?;
             let length = usize::try_from(left).unwrap_or(usize::MAX).min(count - at);
-            let address = (mapping.region.address() + offset) as *mut u8;
-            // SAFETY: `offset + length` lies within the region, which stays mapped in this process as long as
-            // `mapping` holds it, and the slice does not outlive that. Who mapped it for the device with
-            // `right` lets it be accessed so, at any time and by others too, as volatile accesses may be.
-            let memory = unsafe { VolatileSlice::new(address, length) };
+            let memory = mapping.region.bytes(offset, length).ok_or(Errno::EFAULT)?;
             pieces.push(Piece { at, memory });
             at += length;
         }
@@ -156,7 +151,7 @@ mod tests {
     use super::*;
 
     fn region(size: usize) -> DmaRegion {
-        DmaRegion::new(Arc::<MmapRegion<()>>::new(MmapRegion::new(size).unwrap()))
+        DmaRegion::from(Arc::<MmapRegion<()>>::new(MmapRegion::new(size).unwrap()))
     }
 
     fn memory() -> Memory {

@@ -129,7 +129,7 @@ impl Client {
     /// // Memory of a file (memfd_create), which the server maps too.
     /// let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
     /// let mappings = guest_memory.iter().map(|region| {
-    ///     DmaMapping::new(region.start_addr().0, rights, DmaRegion::new(region.get_mmap()))
+    ///     DmaMapping::new(region.start_addr().0, rights, DmaRegion::from(region.get_mmap()))
     /// });
     /// client.map_dma_all(mappings.collect())?;
     /// assert_eq!(client.unmap_all_dma()?, 0x3000);

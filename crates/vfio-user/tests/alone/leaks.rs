@@ -53,8 +53,8 @@ fn map(client: &mut Client) {
     let shared: MmapRegion<()> = MmapRegion::from_file(FileOffset::new(file, 0), PAGE as usize).unwrap();
     let private: MmapRegion<()> = MmapRegion::new(PAGE as usize).unwrap();
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    client.map_dma(0, rights, DmaRegion::new(Arc::new(shared))).unwrap();
-    client.map_dma(PAGE, rights, DmaRegion::new(Arc::new(private))).unwrap();
+    client.map_dma(0, rights, DmaRegion::from(Arc::new(shared))).unwrap();
+    client.map_dma(PAGE, rights, DmaRegion::from(Arc::new(private))).unwrap();
 }
 
 /// What goes without a message for each, or with a descriptor that the client keeps.
@@ -71,7 +71,7 @@ fn use_all(client: &Client, takes_descriptors: bool) {
     // The second lies over what is mapped, so the first is not mapped either.
     let refused = [8 * PAGE, PAGE].map(|iova| {
         let private: MmapRegion<()> = MmapRegion::new(PAGE as usize).unwrap();
-        DmaMapping::new(iova, DmaMapFlags::READ, DmaRegion::new(Arc::new(private)))
+        DmaMapping::new(iova, DmaMapFlags::READ, DmaRegion::from(Arc::new(private)))
     });
     assert!(client.map_dma_all(refused.to_vec()).is_err());
 }

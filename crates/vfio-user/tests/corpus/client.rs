@@ -86,7 +86,7 @@ fn act(client: &mut Client, data: &mut Option<DataFile>, deed: u8) {
     let variant = deed >> 5;
     let wide = u64::from(variant);
     let index = u32::from(variant);
-    let anonymous = || DmaRegion::new(Arc::new(MmapRegion::<()>::new(2 * PAGE as usize).unwrap()));
+    let anonymous = || DmaRegion::from(Arc::new(MmapRegion::<()>::new(2 * PAGE as usize).unwrap()));
     match deed & 0x1f {
         0 => drop(client.info()),
         1 => drop(client.region_info(index)),
@@ -148,7 +148,7 @@ fn act(client: &mut Client, data: &mut Option<DataFile>, deed: u8) {
         23 => {
             let file = FileOffset::new(memory(2 * PAGE), 0);
             let region = MmapRegion::<()>::from_file(file, 2 * PAGE as usize).unwrap();
-            let _ = client.map_dma(wide * PAGE, BOTH, DmaRegion::new(Arc::new(region)));
+            let _ = client.map_dma(wide * PAGE, BOTH, DmaRegion::from(Arc::new(region)));
         }
         24 => drop(client.unmap_dma(wide / 2 * PAGE, 2 * PAGE)),
         25 => drop(client.unmap_all_dma()),

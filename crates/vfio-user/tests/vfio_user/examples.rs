@@ -125,7 +125,7 @@ impl Guest {
         memory.set_len(MEMORY).unwrap();
         let file = FileOffset::new(memory.try_clone().unwrap(), 0);
         let region = Arc::new(MmapRegion::<()>::from_file(file, MEMORY as usize).unwrap());
-        client.map_dma(IOVA, DmaMapFlags::READ | DmaMapFlags::WRITE, DmaRegion::new(region)).unwrap();
+        client.map_dma(IOVA, DmaMapFlags::READ | DmaMapFlags::WRITE, DmaRegion::from(region)).unwrap();
         let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         client.set_irq_triggers(2, 0, &[Some(interrupt.as_fd())]).unwrap();
         Guest { client, memory, interrupt }

@@ -247,7 +247,7 @@ fn our_client_uses_a_device_of_their_server() {
     let file = memory(0x4000);
     file.write_all_at(b"m", 0x1000).unwrap();
     let guest = MmapRegion::<()>::from_file(FileOffset::new(file, 0x1000), 0x3000).unwrap();
-    client.map_dma(0x20_0000, DmaMapFlags::READ, DmaRegion::new(Arc::new(guest))).unwrap();
+    client.map_dma(0x20_0000, DmaMapFlags::READ, DmaRegion::from(Arc::new(guest))).unwrap();
     let mapped = Told::Mapped { flags: 1, offset: 0x1000, address: 0x20_0000, size: 0x3000, first: b'm' };
     assert_eq!(next(), mapped);
     assert_eq!(client.unmap_dma(0x20_0000, 0x3000).unwrap(), 0x3000);

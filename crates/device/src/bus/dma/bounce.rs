@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use vm_memory::VolatileSlice;
-use whimbrel_memory::RemoteMemory;
+use whimbrel_memory::{RemoteMemory, SharedBytes};
 use whimbrel_protocol::Errno;
 
 use super::fault::Access;
@@ -24,7 +23,7 @@ pub(super) struct RemotePiece<'a> {
 pub(super) fn bounce(
     piece: RemotePiece<'_>,
     access: Access,
-    visit: &mut impl FnMut(VolatileSlice<'_>),
+    visit: &mut impl FnMut(SharedBytes<'_>),
 ) -> Result<(), Errno> {
     let RemotePiece { memory, mut iova, count, deadline } = piece;
     let mut buffer = vec![0; count.min(BOUNCE_BYTES)];
@@ -34,11 +33,11 @@ pub(super) fn bounce(
         match access {
             Access::Read => {
                 memory.read(iova, copy, deadline)?;
-                visit(VolatileSlice::from(&mut *copy));
+                visit(SharedBytes::from(&mut *copy));
             }
             Access::Write => {
                 copy.fill(0);
-                visit(VolatileSlice::from(&mut *copy));
+                visit(SharedBytes::from(&mut *copy));
                 memory.write(iova, copy, deadline)?;
             }
         }

@@ -14,8 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
-use vm_memory::VolatileSlice;
-use whimbrel_memory::{DirtyLog, FileOffset, Memory, RemoteMemory};
+use whimbrel_memory::{DirtyLog, FileOffset, Memory, RemoteMemory, SharedBytes};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
@@ -55,7 +54,7 @@ pub struct DmaSpace {
 
 /// The part of an access that lies in one mapping.
 enum Piece<'a> {
-    Memory(VolatileSlice<'a>),
+    Memory(SharedBytes<'a>),
     Remote(RemotePiece<'a>),
 }
 
@@ -259,7 +258,7 @@ impl DmaSpace {
         iova: u64,
         length: u64,
         access: Access,
-        mut visit: impl FnMut(VolatileSlice<'_>),
+        mut visit: impl FnMut(SharedBytes<'_>),
     ) -> Result<(), DmaFault> {
         self.pass(iova, length, access, |piece| match piece {
             Piece::Memory(slice) => {

@@ -34,7 +34,7 @@ pub(crate) fn to_device(memory: &Memory, device: &mut dyn Device) {
     for region in memory.iter() {
         let start = vm_memory::GuestMemoryRegion::start_addr(region).0;
         let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        space.map_dma(start, rights, DmaRegion::new(region.get_mmap())).unwrap();
+        space.map_dma(start, rights, DmaRegion::from(region.get_mmap())).unwrap();
     }
 }
 

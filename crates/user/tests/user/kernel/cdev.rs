@@ -82,8 +82,8 @@ fn memory_is_held_while_it_is_mapped_and_no_longer() {
     let mut device = opened(FIRST);
     let memory = Arc::new(MmapRegion::<()>::new(0x10000).unwrap());
     let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    device.map_dma(0x4000, both, DmaRegion::new(memory.clone())).unwrap();
-    let error = device.map_dma(0x5000, both, DmaRegion::new(memory.clone())).unwrap_err();
+    device.map_dma(0x4000, both, DmaRegion::from(memory.clone())).unwrap();
+    let error = device.map_dma(0x5000, both, DmaRegion::from(memory.clone())).unwrap_err();
     assert!(error.to_string().contains("IOMMU_IOAS_MAP at 0x5000: EEXIST"), "{error}");
     assert_eq!(Arc::strong_count(&memory), 2);
     let error = device.unmap_dma(0x4000, 0x1000).unwrap_err();
@@ -93,7 +93,7 @@ fn memory_is_held_while_it_is_mapped_and_no_longer() {
     assert_eq!(Arc::strong_count(&memory), 1);
     assert_eq!(device.unmap_dma(0, 0x20000).unwrap(), 0, "as from a container");
 
-    device.map_dma(0, DmaMapFlags::READ, DmaRegion::new(memory.clone())).unwrap();
+    device.map_dma(0, DmaMapFlags::READ, DmaRegion::from(memory.clone())).unwrap();
     let adopted = Adopted::duplicate("kept open", device.as_fd()).unwrap();
     drop(device);
     assert_eq!(Arc::strong_count(&memory), 1, "unmapped, although the device is still open");

@@ -330,11 +330,11 @@ fn memory_is_held_while_it_is_mapped_and_no_longer() {
     let mut device = opened(FIRST);
     let memory = Arc::new(MmapRegion::<()>::new(0x10000).unwrap());
     let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    device.map_dma(0x4000, both, DmaRegion::new(memory.clone())).unwrap();
-    let error = refused(device.map_dma(0x5000, both, DmaRegion::new(memory.clone())), Errno::EEXIST);
+    device.map_dma(0x4000, both, DmaRegion::from(memory.clone())).unwrap();
+    let error = refused(device.map_dma(0x5000, both, DmaRegion::from(memory.clone())), Errno::EEXIST);
     assert!(error.to_string().contains("VFIO_IOMMU_MAP_DMA at 0x5000"), "{error}");
     let vaddr = both | DmaMapFlags::VADDR;
-    refused(device.map_dma(0x40000, vaddr, DmaRegion::new(memory.clone())), Errno::EINVAL);
+    refused(device.map_dma(0x40000, vaddr, DmaRegion::from(memory.clone())), Errno::EINVAL);
     assert_eq!(Arc::strong_count(&memory), 2);
 
     refused(device.unmap_dma(0x4000, 0x1000), Errno::EINVAL);
@@ -343,7 +343,7 @@ fn memory_is_held_while_it_is_mapped_and_no_longer() {
     assert_eq!(Arc::strong_count(&memory), 1);
     assert_eq!(device.unmap_dma(0, 0x20000).unwrap(), 0);
 
-    device.map_dma(0, DmaMapFlags::READ, DmaRegion::new(memory.clone())).unwrap();
+    device.map_dma(0, DmaMapFlags::READ, DmaRegion::from(memory.clone())).unwrap();
     let adopted = Adopted::duplicate("kept open", std::os::fd::AsFd::as_fd(&device)).unwrap();
     drop(device);
     assert_eq!(Arc::strong_count(&memory), 1, "unmapped, although the device is still open");

@@ -133,5 +133,5 @@ pub(crate) fn memory(size: u64) -> DmaRegion {
     file.set_len(size).unwrap();
     let range = (GuestAddress(0), size as usize, Some(FileOffset::new(file, 0)));
     let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range]).unwrap();
-    DmaRegion::new(memory.iter().next().unwrap().get_mmap())
+    DmaRegion::from(memory.iter().next().unwrap().get_mmap())
 }

@@ -53,7 +53,7 @@ fn warnings(work: impl FnOnce()) -> Vec<String> {
 }
 
 fn memory(size: usize) -> DmaRegion {
-    DmaRegion::new(Arc::<MmapRegion>::new(MmapRegion::new(size).unwrap()))
+    DmaRegion::from(Arc::<MmapRegion>::new(MmapRegion::new(size).unwrap()))
 }
 
 #[test]

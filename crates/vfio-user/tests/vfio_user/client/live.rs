@@ -36,7 +36,7 @@ fn memory(has_file: bool) -> GuestMemoryMmap {
 fn map(device: &mut dyn Device, memory: &GuestMemoryMmap) {
     for region in memory.iter() {
         let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-        device.dma_map().unwrap().map_dma(0, rights, DmaRegion::new(region.get_mmap())).unwrap();
+        device.dma_map().unwrap().map_dma(0, rights, DmaRegion::from(region.get_mmap())).unwrap();
     }
 }
 

@@ -67,7 +67,7 @@ fn a_device_works_in_memory_without_a_file_while_nothing_is_asked_of_it() {
         let client = served.client();
         assert_eq!(client.agreed().twin_socket.is_some(), has_twin);
         let memory = private(0x10000);
-        client.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+        client.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
         for round in 1..=3 {
             fill(client, &memory, round * 0x0101_0101_0101_0101);
         }
@@ -83,7 +83,7 @@ fn a_server_that_takes_no_descriptors_reaches_all_memory() {
     let client = served.client();
     assert_eq!(client.agreed().twin_socket, None, "it would come as a descriptor");
     let memory = shared(0x10000);
-    client.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
     fill(client, &memory, 0x1234_5678_9abc_def0);
 }
 
@@ -93,10 +93,10 @@ fn memory_with_and_without_a_file_make_one() {
         let mut served = Served::with("accel?state=4KiB", &options(has_twin));
         let client = served.client();
         let memory = private(0x10000);
-        client.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+        client.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
         let end = shared(0x1000);
-        client.map_dma(IOVA + 0x10000, BOTH, DmaRegion::new(end.clone())).unwrap();
-        let error = client.map_dma(IOVA, BOTH, DmaRegion::new(private(0x1000))).unwrap_err();
+        client.map_dma(IOVA + 0x10000, BOTH, DmaRegion::from(end.clone())).unwrap();
+        let error = client.map_dma(IOVA, BOTH, DmaRegion::from(private(0x1000))).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EEXIST));
         fill(client, &memory, 7);
         assert_eq!(client.unmap_dma(IOVA, 0x11000).unwrap(), 0x11000);
@@ -296,7 +296,7 @@ fn the_twin_socket_is_served_whatever_else_happens() {
         assert!(fake.is_over());
     });
     client.reset().unwrap();
-    client.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
     client.reset().unwrap();
     client.unmap_dma(IOVA, PAGE).unwrap();
     client.reset().unwrap();
@@ -341,7 +341,7 @@ fn a_client_leaves_although_its_server_reads_no_answers() {
         assert!(fake.is_over());
         drop(receiver);
     });
-    client.map_dma(IOVA, BOTH, DmaRegion::new(private(1 << 20))).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(private(1 << 20))).unwrap();
     client.reset().unwrap();
     drop(client);
     thread.join().unwrap();
@@ -361,7 +361,7 @@ fn without_a_twin_requests_are_answered_also_between_those_of_the_client() {
         Fake { receiver, sender }
     });
     let mut client = client.unwrap();
-    client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(private(PAGE))).unwrap();
     let mut fake = thread.join().unwrap();
     // The client goes on as before.
     let thread = std::thread::spawn(move || {
@@ -392,7 +392,7 @@ fn a_request_that_comes_with_a_reply_is_answered_at_once() {
     let mut client = client.unwrap();
     let memory = private(PAGE);
     memory.as_volatile_slice().write_slice(b"thisthat", 0).unwrap();
-    client.map_dma(IOVA, BOTH, DmaRegion::new(memory)).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(memory)).unwrap();
     drop(client);
     thread.join().unwrap();
 }
@@ -419,7 +419,7 @@ fn a_client_that_writes_without_end_and_waits_for_nothing_answers_meanwhile() {
         before
     });
     let mut client = client.unwrap();
-    client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap();
+    client.map_dma(IOVA, BOTH, DmaRegion::from(private(PAGE))).unwrap();
     // One call, in which nobody else has the connection.
     client.post_write(0, 0, &vec![0; MUCH]).unwrap();
     drop(client);
@@ -449,7 +449,7 @@ fn a_mapping_that_was_refused_is_not_reached() {
         assert!(fake.is_over());
     });
     let mut client = client.unwrap();
-    let error = client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap_err();
+    let error = client.map_dma(IOVA, BOTH, DmaRegion::from(private(PAGE))).unwrap_err();
     assert_eq!(error.errno(), Some(Errno::ENOSPC));
     client.reset().unwrap();
     drop(client);
@@ -468,7 +468,7 @@ fn what_nobody_waits_for_between_requests_ends_the_connection() {
             assert!(fake.is_over());
         });
         let mut client = client.unwrap();
-        client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap();
+        client.map_dma(IOVA, BOTH, DmaRegion::from(private(PAGE))).unwrap();
         thread.join().unwrap();
         assert!(client.reset().is_err());
     }
@@ -488,7 +488,7 @@ fn a_server_that_hangs_up_in_the_middle_of_a_request_ends_the_connection() {
         });
         let mut client = client.unwrap();
         let memory = private(PAGE);
-        client.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+        client.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
         thread.join().unwrap();
         assert!(client.reset().is_err(), "{length}");
         assert_eq!(memory.as_volatile_slice().read_obj::<u32>(0).unwrap(), 0, "no part is executed");
@@ -509,7 +509,7 @@ fn a_client_that_is_dropped_by_its_own_thread_leaves() {
             while let Ok(Some(_)) = fake.receiver.receive() {}
         });
         let mut client = client.unwrap();
-        client.map_dma(IOVA, BOTH, DmaRegion::new(private(PAGE))).unwrap();
+        client.map_dma(IOVA, BOTH, DmaRegion::from(private(PAGE))).unwrap();
         drop(client);
         thread.join().unwrap();
     }

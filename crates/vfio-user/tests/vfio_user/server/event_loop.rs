@@ -246,7 +246,7 @@ fn a_client_without_files_to_share_is_asked_for_its_memory_over_either_socket() 
         let mut device = Client::connect(&path, &options).unwrap();
         let memory = MmapRegion::<()>::new(PAGE as usize).unwrap();
         let memory = Arc::new(memory);
-        device.map_dma(IOVA, BOTH, DmaRegion::new(memory.clone())).unwrap();
+        device.map_dma(IOVA, BOTH, DmaRegion::from(memory.clone())).unwrap();
         device.write_region(BAR, DOORBELL, &IOVA.to_ne_bytes()).unwrap();
         // The answer to the write came after the device had reached the memory.
         assert_eq!(VolatileMemory::as_volatile_slice(&*memory).read_obj::<u64>(0).unwrap(), MARK);
