@@ -1,12 +1,12 @@
 //! The driver side of VFIO device migration.
 //!
-//! A migration driver implements [`Driver`], and [`Migration`] with it: single arcs, reads and writes of its state.
-//! Everything a program sees around that is done here, with the kernel's order of checks and the kernel's errnos: the
-//! walk through the state machine, data files, VFIO_DEVICE_FEATURE, reset, region access ([`DeviceFile`]). A request
-//! comes in one of two ways that agree: as a typed call, or as the raw bytes of an ioctl ([`raw`]).
+//! A migration driver implements [`Driver`] and [`Migration`]: single arcs, reads and writes of its state. This crate
+//! does the rest, with the kernel's order of checks and errnos: the walk through the state machine, data files,
+//! VFIO_DEVICE_FEATURE, reset and region access ([`DeviceFile`]). Each request can be made as a typed call or as the
+//! raw bytes of an ioctl ([`raw`]).
 //!
-//! What a device reaches outward, memory through DMA and interrupts, it reaches through its [`Bus`]. A vendor can come
-//! between a driver and its user ([`mediate`](wrap::mediate)). A device of migration v2 can be offered through the migration region of
+//! A device's outbound interface, DMA and interrupts, is its [`Bus`]. A vendor driver can mediate between a driver and
+//! its user ([`mediate`](wrap::mediate)). A device with migration v2 can be offered through the migration region of
 //! older kernels instead ([`migration_region`](wrap::migration_region)).
 //!
 //! ```

@@ -1,6 +1,6 @@
-//! A thread that waits for eventfds which a user signals to make the device do something.
+//! A thread that waits for eventfds by which the user triggers an action of the device.
 //!
-//! The kernel does the work within the user's write; here it is done a moment later.
+//! The kernel acts within the user's write; here the action follows a moment later.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,10 +19,10 @@ type Action = Arc<dyn Fn() + Send + Sync>;
 /// The token of the eventfd that ends the thread.
 const STOP: u64 = 0;
 
-/// Edge triggered: each signal is one event, whoever has read the counter.
+/// Edge-triggered: each signal is one event, whoever reads the counter.
 const SIGNALS: EventFlags = EventFlags::IN.union(EventFlags::ET);
 
-/// Eventfds, and what each of them does. The thread starts with the first one.
+/// Eventfds with their actions. The thread starts with the first one.
 #[derive(Debug, Default)]
 pub(crate) struct Listener {
     running: Mutex<Option<Arc<Running>>>,
@@ -42,14 +42,14 @@ struct Watched {
     eventfds: BTreeMap<u64, Watches>,
 }
 
-/// One eventfd, whatever number of watches it has: a signal is one event, and its counter is read once.
+/// One eventfd with all of its watches: a signal is one event, and its counter is read once.
 struct Watches {
     eventfd: Arc<OwnedFd>,
     identity: Option<u64>,
     actions: BTreeMap<u64, Action>,
 }
 
-/// As long as it lives, signals are listened to.
+/// A watch on an eventfd, which ends when this is dropped.
 pub(crate) struct Watch {
     listener: Weak<Running>,
     token: u64,
@@ -59,7 +59,7 @@ impl Listener {
     /// Runs `action` on each signal of `eventfd`, also if it is signalled already. ENOMEM, EAGAIN or EMFILE if the
     /// process has no resources left.
     ///
-    /// A signal that is on its way when the watch ends may still be seen.
+    /// A signal in flight when the watch ends may still run the action.
     pub(crate) fn watch(
         &self,
         eventfd: Arc<OwnedFd>,
@@ -85,13 +85,13 @@ impl Listener {
     /// Once this returns, no signal is consumed and no action runs: signals stay in their counters. Must not be
     /// called by an action, nor while holding a lock that an action takes.
     ///
-    /// EMFILE, ENOMEM or EAGAIN if this process cannot have what it takes to listen at all.
+    /// EMFILE, ENOMEM or EAGAIN if this process lacks the resources to listen at all.
     pub(crate) fn pause(&self) -> Result<(), Errno> {
         *self.running()?.paused.lock() = true;
         Ok(())
     }
 
-    /// Goes on, first with what was signalled since [`Listener::pause`] and nobody else has taken.
+    /// Resumes, starting with signals since [`Listener::pause`] that nobody else consumed.
     pub(crate) fn resume(&self) {
         let Some(listener) = self.running.lock().clone() else { return };
         *listener.paused.lock() = false;
@@ -182,8 +182,8 @@ fn identity(eventfd: &OwnedFd) -> Option<u64> {
     number.trim().parse().ok()
 }
 
-/// Sets an eventfd's counter to 0 as a reader does, but never waits: someone else may have read it, and whether reads
-/// of it block is the user's choice.
+/// Reads an eventfd's counter without blocking: someone else may have read it, and the user decides whether reads of it
+/// block.
 fn take_count(eventfd: &OwnedFd) {
     let mut counter = [0; 8];
     // That it is 0 already is as good as having read it.

@@ -1,4 +1,4 @@
-//! A device's outward interface: memory, interrupts, and the line that wakes it.
+//! A device's outbound interface: DMA, interrupts and the wake line.
 
 pub mod dma;
 pub(crate) mod irq;
@@ -14,8 +14,8 @@ use self::dma::DmaSpace;
 use self::irq::Interrupts;
 use self::wake::WakeLine;
 
-/// The ways out of a device. A clone is another handle to the same bus: a driver keeps one, its
-/// [`DeviceFile`](crate::DeviceFile) another.
+/// A device's outbound interface: DMA, interrupts and the wake line. Clones share the bus: a driver has one handle, and
+/// its [`DeviceFile`](crate::DeviceFile) another.
 #[derive(Clone, Debug, Default)]
 pub struct Bus {
     dma: Arc<DmaSpace>,
@@ -26,36 +26,36 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A bus with no memory mapped and no interrupt set up.
+    /// Returns a bus without mappings and interrupts.
     pub fn new() -> Bus {
         Bus::default()
     }
 
-    /// The memory the device can reach.
+    /// Returns the address space of the device's DMA.
     pub fn dma(&self) -> &DmaSpace {
         &self.dma
     }
 
-    /// The memory the device can reach with a PASID in its requests: an address space apart from
-    /// [`Bus::dma`]. `None` for a PASID that the user has not attached; 0 is no PASID at all.
+    /// Returns the address space of a PASID, separate from [`Bus::dma`]; `None` for a PASID that the user has not
+    /// attached, and for 0, which is not a PASID.
     ///
-    /// A device may keep what it gets. When the user detaches the PASID, nothing is mapped there any more.
-    /// What a device writes here is not in the log of VFIO_DEVICE_FEATURE_DMA_LOGGING, which knows no PASIDs.
+    /// The device may keep the handle: once the user detaches the PASID, nothing is mapped there. Writes are not in the
+    /// log of VFIO_DEVICE_FEATURE_DMA_LOGGING, which has no PASIDs.
     pub fn pasid(&self, pasid: u32) -> Option<Arc<DmaSpace>> {
         self.pasids.read().get(&pasid).cloned()
     }
 
-    /// The interrupts the user has set up.
+    /// Returns the device's interrupts.
     pub fn interrupts(&self) -> &Interrupts {
         &self.interrupts
     }
 
-    /// The address space of a PASID, or without any: for 0.
+    /// Returns the address space of a PASID; for 0, the one without a PASID.
     pub(crate) fn space(&self, pasid: u32) -> Arc<DmaSpace> {
         if pasid == 0 { self.dma.clone() } else { self.pasid(pasid).unwrap_or_default() }
     }
 
-    /// Makes a space the one of a PASID, so that the device finds it; without one, it finds none any more.
+    /// Sets or removes the address space of a PASID.
     pub(crate) fn set_pasid(&self, pasid: u32, space: Option<Arc<DmaSpace>>) {
         if pasid != 0 {
             match space {
@@ -65,8 +65,8 @@ impl Bus {
         }
     }
 
-    /// The device has to wake: something arrived, as PME# tells. A moment later it does, if it sleeps.
-    /// Nothing happens otherwise, and never within this call, so that a driver may call it at any time.
+    /// Requests that a sleeping device be woken, as by PME#. It wakes a moment later, never within this call, so a
+    /// driver may call it at any time. No effect on a device that is awake.
     pub fn wake(&self) {
         self.wake_line.raise();
     }

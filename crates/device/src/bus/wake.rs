@@ -1,4 +1,4 @@
-//! The line by which a device says that it has to wake.
+//! The wake line, by which a sleeping device requests to be woken.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::irq::signal;
 
-/// A wake line. Nothing happens when it is raised unless somebody has armed it.
+/// A wake line. Raising it has no effect unless it is armed.
 #[derive(Debug, Default)]
 pub(crate) struct WakeLine {
     armed: Mutex<Option<Arc<OwnedFd>>>,
@@ -20,7 +20,7 @@ impl WakeLine {
         }
     }
 
-    /// Signals `eventfd` whenever the line is raised, in place of one given before.
+    /// Sets the eventfd to signal when the line is raised, in place of an earlier one.
     pub(crate) fn arm(&self, eventfd: Arc<OwnedFd>) {
         *self.armed.lock() = Some(eventfd);
     }

@@ -1,12 +1,11 @@
-//! Typed requests of single buses: the switch for DMA of CDX, the error records of s390.
+//! Typed requests for specific buses: the bus master switch of CDX, the error records of PCI on s390.
 
 use whimbrel_protocol::Errno;
 
 use super::file::DeviceFile;
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_BUS_MASTER: whether the device may do DMA. ENOTTY for a device that has no such
-    /// switch beside its configuration space.
+    /// VFIO_DEVICE_FEATURE_BUS_MASTER: enables or disables the device's DMA. ENOTTY for a device without this switch.
     pub fn set_bus_master(&self, master: bool) -> Result<(), Errno> {
         self.shared().active().driver.bus_master().ok_or(Errno::ENOTTY)?.set(master)
     }

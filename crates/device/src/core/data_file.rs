@@ -1,4 +1,4 @@
-//! The file that carries a device's state: reads, writes, and the calls it refuses.
+//! The data file of a migration session: reads, writes, and the calls that it refuses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use whimbrel_protocol::session::Direction;
 
 use super::device::Shared;
 
-/// One end of a data session. It stays open after the session has ended, and then answers ENODEV.
+/// The data file of a session. It stays open after the session has ended, and then fails with ENODEV.
 pub struct DataFile {
     shared: Arc<Shared>,
     session: u64,
@@ -28,7 +28,7 @@ impl DataFile {
 
     /// Reads the next bytes of the device's state.
     ///
-    /// 0 is the end in STOP_COPY; in PRE_COPY and PRE_COPY_P2P the end for now is ENOMSG. EBADF on a resuming file,
+    /// 0 is the end in STOP_COPY; ENOMSG is the temporary end in PRE_COPY and PRE_COPY_P2P. EBADF on a resuming file,
     /// ENODEV once the session is over.
     pub fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         if self.direction != Direction::Saving {
@@ -37,7 +37,7 @@ impl DataFile {
         self.shared.read_state(self.session, buffer)
     }
 
-    /// Writes the next bytes of a state to load and returns how many were taken.
+    /// Writes the next bytes of a state to load, and returns the number accepted.
     ///
     /// EBADF on a saving file, ENODEV once the session is over.
     pub fn write(&self, data: &[u8]) -> Result<usize, Errno> {
@@ -47,7 +47,7 @@ impl DataFile {
         self.shared.write_state(self.session, data)
     }
 
-    /// The number of bytes that can be read now.
+    /// Returns the number of bytes that can be read now.
     ///
     /// ENOTTY on a resuming file, EINVAL outside PRE_COPY and PRE_COPY_P2P, then ENODEV if the session is over.
     pub fn precopy_info(&self) -> Result<PrecopyReport, Errno> {
@@ -57,7 +57,7 @@ impl DataFile {
         self.shared.precopy(self.session)
     }
 
-    /// The name of the device whose state it carries.
+    /// Returns the name of the device.
     pub(crate) fn device_name(&self) -> &str {
         self.shared.name()
     }
@@ -67,12 +67,12 @@ impl DataFile {
         self.shared.precopy_info_v2()
     }
 
-    /// The errno of lseek, pread and pwrite: ESPIPE, because the file is a stream.
+    /// Returns the errno of lseek, pread and pwrite: ESPIPE, because the file is a stream.
     pub const fn seek(&self) -> Errno {
         Errno::ESPIPE
     }
 
-    /// The errno of mmap: ENODEV.
+    /// Returns the errno of mmap: ENODEV.
     pub const fn mmap(&self) -> Errno {
         Errno::ENODEV
     }

@@ -1,4 +1,4 @@
-//! One device at work: its driver, what the driver has said of it, and the lock that makes requests come one at a time.
+//! An open device: its driver, the driver's description of it, and the lock that serializes requests.
 
 use std::any::Any;
 use std::fmt;
@@ -26,7 +26,7 @@ pub(crate) struct Shared {
     name: String,
     bus: Bus,
     core: Mutex<Core>,
-    /// Something happened that may give the device work.
+    /// Signalled when the device may have work.
     wake: Condvar,
     opened: Instant,
     ioeventfds: Ioeventfds,
@@ -39,7 +39,7 @@ pub(super) struct Core {
     pub(super) driver: Box<dyn Driver>,
     pub(super) power: Power,
     pub(super) walk: Walk,
-    /// The driver has been told of a user.
+    /// The driver knows of a user.
     open: bool,
     opened_by: OpenedBy,
     pub(super) info: Info,
@@ -64,7 +64,7 @@ pub(super) struct Active<'a> {
     bus: &'a Bus,
 }
 
-/// A request of several steps: as long as it lives, the device is awake.
+/// A request of several steps, which keeps the device awake until this is dropped.
 pub(crate) struct Awake<'a> {
     shared: &'a Shared,
 }
@@ -112,12 +112,12 @@ impl Shared {
         rules.downcast_ref().expect("a device has one kind of rules for opening it")
     }
 
-    /// The core, for a request: opened, and awake.
+    /// Returns the core for a request: opened and awake.
     pub(super) fn active(&self) -> Active<'_> {
         self.activate(self.lock())
     }
 
-    /// As [`Shared::active`], but an access to no region at all wakes nothing (`vfio_pci_rw()`).
+    /// Like [`Shared::active`], but an access to an invalid region does not wake the device (`vfio_pci_rw()`).
     pub(super) fn active_for_region(&self, index: u32) -> Result<Active<'_>, Errno> {
         let core = self.lock();
         if index >= core.info.num_regions {
@@ -126,7 +126,7 @@ impl Shared {
         Ok(self.activate(core))
     }
 
-    /// The core, for what is no use of the device: it neither opens nor wakes it.
+    /// Returns the core without opening or waking the device.
     pub(super) fn lock_without_waking(&self) -> MutexGuard<'_, Core> {
         self.core.lock()
     }
@@ -136,12 +136,12 @@ impl Shared {
         Awake { shared: self }
     }
 
-    /// The first user opens the device.
+    /// Opens the device for its first user.
     pub(super) fn begin_use(&self) {
         self.lock_without_waking().open();
     }
 
-    /// From now on the device is opened and closed as its files are.
+    /// Opens and closes the device with its files from now on.
     pub(super) fn put_behind_files(&self) {
         let mut core = self.lock_without_waking();
         if std::mem::replace(&mut core.opened_by, OpenedBy::Files) == OpenedBy::Requests {
@@ -154,7 +154,7 @@ impl Shared {
         self.wake.notify_all();
     }
 
-    /// Makes a worker look again at whether it is to stop.
+    /// Makes a worker check whether it must stop.
     pub(super) fn interrupt_worker(&self) {
         // With the lock, so that a worker about to wait does not miss it.
         let _core = self.lock_without_waking();
@@ -176,7 +176,7 @@ impl Shared {
         }
     }
 
-    /// A write that no request makes: EIO from a device that sleeps, which it does not wake.
+    /// Makes a write outside of a request: EIO from a sleeping device, which stays asleep.
     pub(super) fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let mut core = self.lock();
         if core.power.is_suspended() {
@@ -277,7 +277,7 @@ impl Core {
         }
     }
 
-    /// Ends what a user has started and a reset does not end.
+    /// Ends the state of a user that a reset keeps.
     pub(super) fn end_use(&mut self) {
         self.walk.end_use();
         if let Some(logging) = self.driver.dma_logging() {
@@ -290,7 +290,7 @@ impl Core {
         self.driver.migration().ok_or(Errno::ENOTTY)
     }
 
-    /// Bytes of a region, 0 for one that is not there.
+    /// Returns the size of a region in bytes, 0 if it is missing.
     pub(super) fn region_size(&self, index: u32) -> u64 {
         self.region(index).map_or(0, |region| region.size)
     }
@@ -326,7 +326,7 @@ impl Core {
         }
     }
 
-    /// Asks the driver what the device is.
+    /// Queries the driver's description of the device.
     fn describe(&mut self) {
         self.info = self.driver.info();
         self.regions = vec![None; self.info.num_regions as usize];

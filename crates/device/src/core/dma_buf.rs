@@ -1,7 +1,7 @@
-//! Parts of a BAR as a file for others, with the checks of `vfio_pci_dmabuf.c` of Linux 7.x.
+//! Export of parts of a BAR as a file, with the checks of `vfio_pci_dmabuf.c` of Linux 7.x.
 //!
-//! The kernel's file is a DMA-buf: it can be imported and not mapped, and the kernel takes the memory away
-//! from who has imported it while the device does not answer. Ours is a file of memory that the driver gives.
+//! The kernel's file is a DMA-buf: it can be imported but not mapped, and the kernel revokes it from importers while
+//! the device does not respond. Ours is a memory file from the driver.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -14,16 +14,16 @@ use whimbrel_uapi::pci::VFIO_PCI_ROM_REGION_INDEX;
 use super::device::Active;
 use super::file::DeviceFile;
 
-/// Lengths from here on are refused (`DMA_IOVA_USE_SWIOTLB`).
+/// The first length that is refused (`DMA_IOVA_USE_SWIOTLB`).
 const LENGTH_LIMIT: u64 = 1 << 63;
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_DMA_BUF: a file of the ranges of a BAR, one after the other. `open_flags` are
-    /// those of `open(2)`, of which the access mode and O_NONBLOCK count here.
+    /// VFIO_DEVICE_FEATURE_DMA_BUF: returns a file with ranges of a BAR, one after the other. `open_flags` are those of
+    /// `open(2)`; only the access mode and O_NONBLOCK have an effect.
     ///
-    /// In this order: ENOTTY for a device that gives no such file; EINVAL for no range; ENODEV for a region
-    /// that is no BAR; EINVAL for a range that is empty or not of whole pages, and for 2^63 bytes in all;
-    /// EINVAL for a BAR of ports; EOVERFLOW for a range that goes past 2^64, EINVAL past the end of the BAR.
+    /// In this order: ENOTTY for a device without this feature; EINVAL without a range; ENODEV for a region that is not
+    /// a BAR; EINVAL for a range that is empty or not of whole pages, and for a total of 2^63 bytes or more; EINVAL for
+    /// a BAR of ports; EOVERFLOW for a range past 2^64, EINVAL past the end of the BAR.
     pub fn dma_buf(&self, region: u32, open_flags: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno> {
         let mut core = self.shared().active();
         if core.driver.dma_buf().is_none() {
@@ -45,13 +45,13 @@ impl DeviceFile {
         self.shared().active().driver.dma_buf().is_some()
     }
 
-    /// ENODEV for what is no BAR of the device.
+    /// Fails with ENODEV unless the region is a BAR of the device.
     pub(crate) fn check_bar(&self, region: u32) -> Result<(), Errno> {
         bar_size(&mut self.shared().active(), region).map(drop)
     }
 }
 
-/// ENODEV for what is no BAR of the device.
+/// Fails with ENODEV unless the region is a BAR of the device.
 fn bar_size(core: &mut Active<'_>, region: u32) -> Result<u64, Errno> {
     let size = core.region_size(region);
     if region >= VFIO_PCI_ROM_REGION_INDEX || size == 0 { Err(Errno::ENODEV) } else { Ok(size) }
@@ -82,7 +82,7 @@ fn check_end(ranges: &[RegionDmaRange], size: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The same memory behind a file of its own, open as the user wants it and no further than the driver's.
+/// Opens the memory again as the user requests, with no more access than the driver's file has.
 fn open_again(file: File, open_flags: u32) -> Result<File, Errno> {
     let wanted = OFlags::from_bits_truncate(open_flags) & (OFlags::RWMODE | OFlags::NONBLOCK);
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -1,4 +1,4 @@
-//! A handle to a device: typed requests, each answered as the kernel answers its ioctl.
+//! A handle to a device, with typed requests that behave as the kernel's ioctls.
 //!
 //! The same requests as raw bytes, and the order of checks on those, are in [`raw`](crate::raw).
 
@@ -23,9 +23,9 @@ use crate::bus::Bus;
 use crate::bus::irq::{Change, IrqData, Kind};
 use crate::driver::{Driver, IoeventfdWrite, Next};
 
-/// A device, opened. A clone is another handle to the same device.
+/// An open device. A clone is another handle to the same device.
 ///
-/// Requests from several threads are served one after the other.
+/// Requests from several threads are serialized.
 #[derive(Clone, Debug)]
 pub struct DeviceFile {
     shared: Arc<Shared>,
@@ -39,12 +39,12 @@ impl DeviceFile {
         DeviceFile { shared: Arc::new(Shared::new(name.into(), bus, driver)) }
     }
 
-    /// The name the device was opened under.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         self.shared.name()
     }
 
-    /// The device's outward interface.
+    /// Returns the device's outbound interface.
     pub fn bus(&self) -> &Bus {
         self.shared.bus()
     }
@@ -101,13 +101,11 @@ impl DeviceFile {
     /// masks itself. An index of another bus that has one interrupt answers as ERR and REQ do, one that has
     /// more as MSI.
     ///
-    /// The set-up is the user's and no state of the device: a reset leaves it as it is, mask and eventfds, a
-    /// migration does not carry it, and the last close of a device that is opened through a
-    /// [`Group`](crate::Group) ends it.
+    /// The setup belongs to the user, not to the device's state: a reset keeps eventfds and mask, a migration does not
+    /// transfer them, and the last close of a device opened through a [`Group`](crate::Group) removes them.
     ///
-    /// EINVAL for an index or a range that the device does not have, for a descriptor that is no eventfd, and while
-    /// another index is in use;
-    /// ENOTTY for an action that the index does not know.
+    /// EINVAL for an index or a range that the device does not have, for a descriptor that is not an eventfd, and while
+    /// another index is in use; ENOTTY for an action that the index does not support.
     ///
     /// ```
     /// use rustix::event::{EventfdFlags, eventfd};
@@ -148,8 +146,8 @@ impl DeviceFile {
         self.shared.bus().interrupts().apply(change)
     }
 
-    /// [`DeviceFile::set_irqs`] with DATA_EVENTFD and ACTION_TRIGGER: each interrupt from `start` on signals
-    /// its eventfd, or nothing for `None`.
+    /// [`DeviceFile::set_irqs`] with DATA_EVENTFD and ACTION_TRIGGER: sets the eventfds of the interrupts from `start`
+    /// on, and removes those with `None`.
     pub fn set_irq_triggers(
         &self,
         index: u32,
@@ -159,7 +157,7 @@ impl DeviceFile {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
 
-    /// The kernel's check of a range of interrupts, and what they are.
+    /// Makes the kernel's check of a range of interrupts, and describes them.
     pub(crate) fn irq_range(&self, index: u32, start: u32, count: u32) -> Result<Kind, Errno> {
         let core = self.shared.active();
         if index >= core.info.num_irqs {
@@ -173,8 +171,8 @@ impl DeviceFile {
         Ok(Kind::of(core.info.flags.contains(DeviceInfoFlags::PCI), index, irq))
     }
 
-    /// Reads from a region. Returns fewer bytes than asked where the region ends; EINVAL past its end, for an
-    /// index the device does not have, and for a region that cannot be read.
+    /// Reads from a region. A read is truncated at the region's end; EINVAL past the end, for an index the device does
+    /// not have, and for a region that is not readable.
     pub fn read_region(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
         let count = core.accessible(index, offset, data.len(), RegionInfoFlags::READ)?;
@@ -184,27 +182,25 @@ impl DeviceFile {
         core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
     }
 
-    /// Writes to a region. Takes fewer bytes than given where the region ends; EINVAL past its end, for an
-    /// index the device does not have, and for a region that cannot be written.
+    /// Writes to a region. A write is truncated at the region's end; EINVAL past the end, for an index the device does
+    /// not have, and for a region that is not writable.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
         self.shared.write(&mut core, index, offset, data)
     }
 
-    /// `mmap(2)` of a part of a region: the file to map shared, and where in it the part begins. `length` is
+    /// `mmap(2)` of a part of a region: returns the file to map shared, and the part's offset in it. `length` is
     /// rounded up to whole pages.
     ///
-    /// EINVAL for an index the device does not have, a region that cannot be mapped, a start within a page, a
-    /// range past the region's last page, and one that is not within a single area of a region with
-    /// VFIO_REGION_INFO_CAP_SPARSE_MMAP.
+    /// EINVAL for an index the device does not have, a region that is not mappable, an unaligned start, a range past
+    /// the region's last page, and a range outside of a single area of VFIO_REGION_INFO_CAP_SPARSE_MMAP.
     pub fn mmap(&self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let mut core = self.shared.active();
         let length = region_mmap::check(core.region(index)?, offset, length)?;
         core.driver.mmap(index, offset, length)
     }
 
-    /// `mmap(2)` of the device file: `offset` in the file, MAP_SHARED or not. Otherwise as
-    /// [`DeviceFile::mmap`].
+    /// `mmap(2)` of the device file, by the file's offset, MAP_SHARED or not. Otherwise like [`DeviceFile::mmap`].
     pub fn mmap_file(&self, offset: u64, length: u64, shared: bool) -> Result<FileOffset, Errno> {
         let (index, offset) = split_offset(offset);
         self.region_info(index)?;
@@ -214,20 +210,19 @@ impl DeviceFile {
         self.mmap(index, offset, length)
     }
 
-    /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` ends
-    /// it.
+    /// VFIO_DEVICE_IOEVENTFD: each signal of `eventfd` makes this write to a BAR, a moment later. `None` removes it.
     ///
-    /// ENOTTY for a device that is not PCI, EINVAL for what lies in no BAR and for
-    /// a descriptor that is no eventfd, EEXIST if the same write is tied
-    /// already, ENODEV if one to untie is not, ENOSPC for more than 1000 of them.
+    /// ENOTTY for a device that is not PCI, EINVAL for a write outside of a BAR and for a descriptor that is not an
+    /// eventfd, EEXIST if the write already has an eventfd, ENODEV if one to remove does not exist, ENOSPC for more
+    /// than 1000.
     pub fn set_ioeventfd(&self, write: IoeventfdWrite, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
         let _awake = self.awake();
         self.check_pci()?;
         self.tie_ioeventfd(write, eventfd.map(Ok))
     }
 
-    /// The writes that the driver calls its doorbells: what it is worth to tie to eventfds with
-    /// [`DeviceFile::set_ioeventfd`], which also takes any other.
+    /// Returns the driver's doorbells: the writes that are worth an eventfd of [`DeviceFile::set_ioeventfd`], which
+    /// accepts any other write too.
     pub fn doorbells(&self) -> Vec<IoeventfdWrite> {
         self.shared.active().driver.doorbells()
     }
@@ -254,13 +249,13 @@ impl DeviceFile {
         self.shared.ioeventfds().set(write, eventfd, size, perform, listener)
     }
 
-    /// VFIO_DEVICE_RESET: the device is as after power-on and in RUNNING, from every state, and its session
-    /// is over. What the user has set up of interrupts stays.
+    /// VFIO_DEVICE_RESET: brings the device to its power-on state, in RUNNING, from every state, and ends its session.
+    /// The user's interrupt setup stays.
     pub fn reset(&self) -> Result<(), Errno> {
         self.reset_by(|driver| driver.reset())
     }
 
-    /// The device's part in a hot reset.
+    /// Executes the device's part in a hot reset.
     pub(crate) fn bus_reset(&self) -> Result<(), Errno> {
         self.reset_by(|driver| driver.bus_reset())
     }
@@ -293,17 +288,17 @@ impl DeviceFile {
         reset.is_ok()
     }
 
-    /// The first user opens the device.
+    /// Opens the device for its first user.
     pub(crate) fn begin_use(&self) {
         self.shared.begin_use();
     }
 
-    /// From now on the device is opened and closed as its files are.
+    /// Opens and closes the device with its files from now on.
     pub(crate) fn put_behind_files(&self) {
         self.shared.put_behind_files();
     }
 
-    /// VFIO_DEVICE_FEATURE_MIGRATION: what the device supports. ENOTTY for a device that cannot migrate.
+    /// VFIO_DEVICE_FEATURE_MIGRATION: returns the device's migration features. ENOTTY for a device that cannot migrate.
     pub fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
         self.shared.active().walk.flags()
     }
@@ -317,9 +312,9 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
     /// last step opened a session.
     ///
-    /// A request for the present state succeeds and does nothing. If an arc fails, the device stays where the
-    /// path has led so far, or is in ERROR; [`DeviceFile::mig_state`] tells. A data file that is already open
-    /// is not touched by a request that fails.
+    /// A request for the current state succeeds and does nothing. If an arc fails, the device stays in the last state
+    /// reached, or is in ERROR: query it with [`DeviceFile::mig_state`]. A failed request leaves an open data file
+    /// unchanged.
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
         let mut core = self.shared.active();
         let Core { walk, driver, .. } = &mut *core;
@@ -334,8 +329,7 @@ impl DeviceFile {
         self.shared.active().migration()?.data_size()
     }
 
-    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: the user understands REINIT from now on. EINVAL without
-    /// PRE_COPY.
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to REINIT. EINVAL without PRE_COPY.
     pub fn enable_precopy_info_v2(&self) -> Result<(), Errno> {
         let mut core = self.shared.active();
         if !core.walk.flags()?.contains(MigrationFlags::PRE_COPY) {
@@ -381,8 +375,8 @@ impl DeviceFile {
         self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
     }
 
-    /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. In a state where it does
-    /// not run nothing happens.
+    /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. No effect in a state in which it
+    /// does not run.
     pub fn advance(&self, now: Duration) -> Next {
         self.shared.lock_without_waking().advance(now)
     }

@@ -1,4 +1,4 @@
-//! The typed requests of a display.
+//! Typed requests for a device's display.
 
 use std::fs::File;
 
@@ -9,14 +9,14 @@ use super::file::DeviceFile;
 use crate::driver::{Graphics, Plane, PlaneKind};
 
 impl DeviceFile {
-    /// The way in which the device gives its planes, which VFIO_DEVICE_QUERY_GFX_PLANE tells with PROBE. ENOTTY for a
-    /// device without a display.
+    /// Returns how the device provides its planes (VFIO_DEVICE_QUERY_GFX_PLANE with PROBE). ENOTTY for a device without
+    /// a display.
     pub fn gfx_plane_kind(&self) -> Result<PlaneKind, Errno> {
         graphics(&mut self.shared().active()).map(|graphics| graphics.kind())
     }
 
-    /// VFIO_DEVICE_QUERY_GFX_PLANE: what a plane shows now. ENOTTY for a device without a display, EINVAL for
-    /// a kind that it does not have.
+    /// VFIO_DEVICE_QUERY_GFX_PLANE: returns a plane's current content. ENOTTY for a device without a display, EINVAL
+    /// for a kind that it does not have.
     pub fn gfx_plane(&self, kind: PlaneKind, plane_type: u32) -> Result<Option<Plane>, Errno> {
         let mut core = self.shared().active();
         let graphics = graphics(&mut core)?;
@@ -26,8 +26,8 @@ impl DeviceFile {
         graphics.plane(plane_type)
     }
 
-    /// VFIO_DEVICE_GET_GFX_DMABUF: the memory of a plane. ENOTTY for a device without a display, and for one with
-    /// planes in regions; ENOENT for an unknown number.
+    /// VFIO_DEVICE_GET_GFX_DMABUF: returns the memory of a plane. ENOTTY for a device without a display, and for one
+    /// with planes in regions; ENOENT for an unknown number.
     pub fn gfx_dmabuf(&self, id: u32) -> Result<File, Errno> {
         let mut core = self.shared().active();
         match graphics(&mut core)? {

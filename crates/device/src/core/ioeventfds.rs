@@ -1,6 +1,6 @@
-//! Eventfds whose signal writes to a region, as `drivers/vfio/pci/vfio_pci_rdwr.c` does it for VFIO_DEVICE_IOEVENTFD.
+//! VFIO_DEVICE_IOEVENTFD: eventfds that write to a region when signalled, as in `drivers/vfio/pci/vfio_pci_rdwr.c`.
 //!
-//! The user has set them up, as it has the interrupts: a reset of the device and a migration leave them alone.
+//! Like the interrupts they are the user's setup: a reset and a migration leave them alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,7 @@ use crate::bus::irq::only_eventfd;
 use crate::bus::listener::{Listener, Watch};
 use crate::driver::IoeventfdWrite;
 
-/// The most that a device can have (`VFIO_PCI_IOEVENTFD_MAX`).
+/// Maximum number per device (`VFIO_PCI_IOEVENTFD_MAX`).
 const MAX_IOEVENTFDS: usize = 1000;
 
 /// The ioeventfds of a device.
@@ -33,7 +33,7 @@ struct Tied {
 }
 
 impl Ioeventfds {
-    /// Ties a write to an eventfd, or unties it. `size` is that of a region, 0 for one that is not there; `perform` makes
+    /// Sets or removes the eventfd of a write. `size` returns the size of a region, 0 if it is missing; `perform` makes
     /// the write.
     pub(super) fn set(
         &self,
@@ -61,18 +61,18 @@ impl Ioeventfds {
         Ok(())
     }
 
-    /// Each write with its eventfd.
+    /// Returns each write with its eventfd.
     pub(super) fn all(&self) -> io::Result<Vec<(IoeventfdWrite, OwnedFd)>> {
         self.tied.lock().iter().map(|(write, tied)| Ok((*write, tied.eventfd.try_clone()?))).collect()
     }
 
-    /// Unties all of them.
+    /// Removes all of them.
     pub(super) fn clear(&self) {
         self.tied.lock().clear();
     }
 }
 
-/// Writes, if the eventfd is still tied to it.
+/// Makes the write, if it still has the eventfd.
 fn signalled(
     writes: &Weak<Mutex<Ties>>,
     write: &IoeventfdWrite,
@@ -87,7 +87,7 @@ fn signalled(
     }
 }
 
-/// EINVAL unless the write lies in a BAR.
+/// Fails with EINVAL unless the write lies in a BAR.
 fn check(write: &IoeventfdWrite, size: impl FnOnce(u32) -> u64) -> Result<(), Errno> {
     if write.region > VFIO_PCI_BAR5_REGION_INDEX {
         return Err(Errno::EINVAL);

@@ -1,4 +1,4 @@
-//! The typed requests of low power: letting a device sleep, and keeping it awake.
+//! Typed requests for low power: letting a device sleep, and keeping it awake.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,12 +20,12 @@ impl DeviceFile {
     }
 
     /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY: the device sleeps whenever no request needs it. With `wakeup`
-    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: only until it wakes for the first time, by a request
-    /// or by itself ([`Bus::wake`](crate::Bus::wake)), which is told to the eventfd.
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: only until it wakes for the first time, by a request or by
+    /// itself ([`Bus::wake`](crate::Bus::wake)), which signals the eventfd.
     ///
-    /// Any request wakes it, also one that comes to nothing, and every typed call is a request. ENOTTY for a
-    /// device that has no such states, EINVAL if it is let sleep already or `wakeup` is no eventfd, EMFILE, ENOMEM and EAGAIN if this
-    /// process cannot have what it takes to wait for the device to wake by itself.
+    /// Any request wakes it, even a failed one, and every typed call is a request. ENOTTY for a device without low
+    /// power, EINVAL if it may already sleep or `wakeup` is not an eventfd, EMFILE, ENOMEM and EAGAIN if this process
+    /// lacks the resources to wait for the device's wake line.
     pub fn enter_low_power(&self, wakeup: Option<OwnedFd>) -> Result<(), Errno> {
         let shared = self.shared();
         let mut core = shared.active();
@@ -45,8 +45,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: the device stays awake. Fine if it was not let sleep. ENOTTY for a
-    /// device that has no such states.
+    /// VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: keeps the device awake. Succeeds if it was not allowed to sleep. ENOTTY for
+    /// a device without low power.
     pub fn exit_low_power(&self) -> Result<(), Errno> {
         let mut core = self.shared().active();
         if !has_low_power(&mut core) {
@@ -56,8 +56,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// As [`DeviceFile::exit_low_power`], of which the user is to see nothing: a wakeup eventfd is not signalled.
-    /// Returns what is needed to let it sleep again, here or in another process; `None` if it was not let sleep.
+    /// Like [`DeviceFile::exit_low_power`], but invisible to the user: a wakeup eventfd is not signalled. Returns the
+    /// arguments to let the device sleep again, here or in another process; `None` if it was not allowed to sleep.
     pub fn take_low_power(&self) -> io::Result<Option<LowPowerEntry>> {
         let shared = self.shared();
         let mut core = shared.lock_without_waking();
@@ -74,7 +74,7 @@ fn has_low_power(core: &mut Active<'_>) -> bool {
     core.is_pci() && core.driver.low_power().is_some()
 }
 
-/// The device wakes by itself. Without a wakeup eventfd it sleeps again at once: nobody needs it.
+/// Handles a raised wake line. Without a wakeup eventfd the device sleeps again at once: no request needs it.
 fn wake(device: &Weak<Shared>) {
     if let Some(device) = device.upgrade() {
         drop(device.active());

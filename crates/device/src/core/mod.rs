@@ -1,4 +1,4 @@
-//! One device at work: its state, its power, its data files and everything else that a user asks of the device itself.
+//! The core around one device: its state, power, data files and all other requests to the device itself.
 
 mod bus_features;
 pub(crate) mod data_file;

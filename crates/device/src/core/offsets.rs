@@ -8,7 +8,7 @@ pub const fn region_offset(index: u32) -> u64 {
     (index as u64) << OFFSET_SHIFT
 }
 
-/// The region that an offset of the device file lies in, and the offset within it.
+/// Splits an offset of the device file into region and offset within it.
 pub const fn split_offset(offset: u64) -> (u32, u64) {
     ((offset >> OFFSET_SHIFT) as u32, offset & ((1 << OFFSET_SHIFT) - 1))
 }

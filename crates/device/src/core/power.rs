@@ -1,7 +1,7 @@
-//! When a device sleeps (the runtime power management of vfio-pci in `vfio_pci_core.c`): while its user lets it and no
+//! Runtime power management, as in vfio-pci (`vfio_pci_core.c`): a device sleeps while its user allows it and no
 //! request needs it.
 //!
-//! What sleep is to a device is its driver's ([`LowPower`](crate::LowPower)).
+//! The driver puts the device to sleep and wakes it ([`LowPower`](crate::LowPower)).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,10 +16,10 @@ use crate::driver::Driver;
 #[derive(Debug, Default)]
 pub(super) struct Power {
     entry: Option<Entry>,
-    /// Requests under way, which keep it awake.
+    /// Requests in flight, which keep it awake.
     requests: usize,
     suspended: bool,
-    /// INTx is masked by the sleep, and by nothing else.
+    /// INTx is masked only because the device sleeps.
     masked_line: bool,
 }
 
@@ -39,12 +39,12 @@ impl LowPowerEntry {
     }
 }
 
-/// The user has let the device sleep, until it says otherwise.
+/// The user's permission to sleep, until it is revoked.
 #[derive(Debug)]
 struct Entry {
-    /// Told when it wakes, which then ends the sleep for good.
+    /// The eventfd to signal when the device wakes, which also revokes the permission.
     wakeup: Option<Arc<OwnedFd>>,
-    /// Listens to the device, which may wake itself.
+    /// The watch on the device's wake line.
     _watch: Watch,
 }
 
@@ -76,7 +76,7 @@ impl Power {
         }
     }
 
-    /// Puts the device to sleep if it may and nothing keeps it awake.
+    /// Puts the device to sleep if it is allowed and nothing keeps it awake.
     pub(super) fn settle(&mut self, driver: &mut dyn Driver, bus: &Bus) {
         if self.entry.is_none() || self.requests > 0 || self.suspended {
             return;

@@ -1,15 +1,15 @@
-//! The kernel's checks of a mapping of a region, made before a driver is asked.
+//! The kernel's checks of a region mapping, made before the driver is called.
 //!
-//! What lies behind them is the driver's ([`Driver::mmap`](crate::Driver::mmap)).
+//! The driver provides the memory ([`Driver::mmap`](crate::Driver::mmap)).
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Capability, Region};
 use whimbrel_uapi::device::RegionInfoFlags;
 
-/// The length in whole pages of a mapping that the region allows (`vfio_pci_core_mmap()`).
+/// Checks a mapping and returns its length in whole pages (`vfio_pci_core_mmap()`).
 ///
-/// EINVAL without the MMAP flag, for a length of 0, a start within a page and a range past the region's last
-/// page; where the region names its mappable parts, for a range that is not within one of them.
+/// EINVAL without the MMAP flag, for a length of 0, an unaligned start and a range past the region's last page; for a
+/// region with sparse areas, for a range that is not within one of them.
 pub(super) fn check(region: &Region, offset: u64, length: u64) -> Result<u64, Errno> {
     let page = rustix::param::page_size() as u64;
     let length = length.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;

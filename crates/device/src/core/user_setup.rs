@@ -1,9 +1,9 @@
-//! The set-up that a device's user has made, handed to another device like it: for a back end that is replaced while its
-//! device is in use.
+//! Transfer of the user's setup to another device of the same kind, for a back end that is replaced while its device is
+//! in use.
 //!
-//! A migration carries none of it, because a user sets it up anew on the other host; a user that does not know of
-//! the change cannot. Here are interrupts, ioeventfds and what the user signals. Memory is mapped, and a log
-//! started, by who serves the device, who knows them.
+//! A migration does not include the setup, because the user repeats it on the other host. A user that does not know of
+//! a replacement cannot do that. This covers interrupts, ioeventfds and pending signals. The server itself maps memory
+//! and starts the dirty log on the new device.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +16,8 @@ use crate::bus::irq::{InterruptsInUse, Kind};
 use crate::driver::IoeventfdWrite;
 
 impl DeviceFile {
-    /// The interrupts that the user has set up, with copies of its eventfds. EMFILE if this process can have no
-    /// more descriptors.
+    /// Returns the user's interrupt setup, with copies of its eventfds. EMFILE if this process can have no more
+    /// descriptors.
     ///
     /// ```
     /// use rustix::event::{EventfdFlags, eventfd};
@@ -56,13 +56,12 @@ impl DeviceFile {
         self.bus().interrupts().in_use()
     }
 
-    /// Sets up what [`DeviceFile::interrupts_in_use`] gave of a device like this one. An INTx line that is masked
-    /// there is masked here, whatever it was told; one that is not and is asserted is told.
+    /// Restores the setup that [`DeviceFile::interrupts_in_use`] returned for a device of the same kind. An INTx line
+    /// that is masked there is masked here; an unmasked one that is asserted signals at once.
     ///
-    /// EBUSY if something is set up here already, EINVAL for what this device cannot have and for
-    /// a descriptor that is no eventfd; EMFILE, ENOMEM and
-    /// EAGAIN if this process cannot listen to what the user signals, and then no unmasking by an eventfd is set
-    /// up.
+    /// EBUSY if something is already set up here, EINVAL for a setup that this device cannot have and for a descriptor
+    /// that is not an eventfd; EMFILE, ENOMEM and EAGAIN if this process cannot listen to the user's eventfds, and then
+    /// no unmask eventfd is set up.
     pub fn restore_interrupts(&self, in_use: InterruptsInUse) -> Result<(), Errno> {
         let info = self.info();
         let irq = |index: u32| {
@@ -72,17 +71,17 @@ impl DeviceFile {
         self.bus().interrupts().restore(in_use, irq)
     }
 
-    /// The ioeventfds that are tied to this device, with copies. EMFILE if this process can have no more
+    /// Returns the device's ioeventfds, with copies of the eventfds. EMFILE if this process can have no more
     /// descriptors.
     pub fn ioeventfds(&self) -> io::Result<Vec<(IoeventfdWrite, OwnedFd)>> {
         self.shared().ioeventfds().all()
     }
 
-    /// Listens no more to what the user signals: ioeventfds, and the eventfd that unmasks INTx. What was signalled
-    /// before is done when this returns; what comes later stays in the eventfds' counters, where
-    /// [`DeviceFile::resume_signals`] finds it, or another device that is given the same eventfds.
+    /// Stops listening to the user's signals: ioeventfds, and the eventfd that unmasks INTx. Earlier signals are
+    /// handled when this returns. Later ones stay in the eventfds' counters, for [`DeviceFile::resume_signals`] or for
+    /// another device with the same eventfds.
     ///
-    /// Fine if it is so already. EMFILE, ENOMEM and EAGAIN if this process cannot listen at all.
+    /// Succeeds if it is already paused. EMFILE, ENOMEM and EAGAIN if this process cannot listen at all.
     pub fn pause_signals(&self) -> Result<(), Errno> {
         self.bus().interrupts().listener().pause()
     }

@@ -9,18 +9,18 @@ use crate::driver::Driver;
 /// The position of a device in the state machine.
 #[derive(Debug)]
 pub(super) struct Walk {
-    /// Empty for a device that cannot migrate.
+    /// The migration features; empty for a device that cannot migrate.
     flags: MigrationFlags,
     state: State,
     /// Number of the last session opened, and whether it is still running.
     session: u64,
     session_open: bool,
-    /// The user understands REINIT.
+    /// The user has opted in to REINIT.
     pub(super) precopy_info_v2: bool,
 }
 
 impl Walk {
-    /// A device that runs.
+    /// Returns the walk of a running device.
     pub(super) fn new() -> Walk {
         Walk {
             flags: MigrationFlags::empty(),
@@ -31,7 +31,7 @@ impl Walk {
         }
     }
 
-    /// Takes note of what the device supports, which is nothing for one that cannot migrate.
+    /// Sets the migration features; empty for a device that cannot migrate.
     pub(super) fn set_flags(&mut self, flags: MigrationFlags) {
         self.flags = flags;
         if flags.is_empty() {
@@ -39,7 +39,7 @@ impl Walk {
         }
     }
 
-    /// ENOTTY for a device that cannot migrate.
+    /// Returns the migration features; ENOTTY for a device that cannot migrate.
     pub(super) fn flags(&self) -> Result<MigrationFlags, Errno> {
         if self.flags.is_empty() { Err(Errno::ENOTTY) } else { Ok(self.flags) }
     }
@@ -48,17 +48,17 @@ impl Walk {
         self.state
     }
 
-    /// The number of the last session.
+    /// Returns the number of the last session.
     pub(super) fn session(&self) -> u64 {
         self.session
     }
 
-    /// ENODEV unless this session is still running.
+    /// Fails with ENODEV unless this session is still running.
     pub(super) fn check_session(&self, session: u64) -> Result<(), Errno> {
         if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
     }
 
-    /// Executes the arcs to `to`, one after the other, and says what session the last one opened.
+    /// Executes the arcs to `to`, one after the other, and returns the session that the last one opened.
     pub(super) fn to(&mut self, to: State, driver: &mut dyn Driver) -> Result<Option<Direction>, Errno> {
         let flags = self.flags()?;
         let mut opened = None;
@@ -91,13 +91,13 @@ impl Walk {
         Ok(opened)
     }
 
-    /// The device was reset: it runs, and its session is over.
+    /// Records a reset: the device runs, and its session is over.
     pub(super) fn reset(&mut self) {
         self.session_open = false;
         self.state = State::Running;
     }
 
-    /// Ends what a user has begun and no reset ends.
+    /// Ends the state of a user that a reset keeps.
     pub(super) fn end_use(&mut self) {
         self.session_open = false;
         self.precopy_info_v2 = false;

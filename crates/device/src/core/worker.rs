@@ -1,4 +1,4 @@
-//! The thread that lets a device work by itself. Without one, a device does only what a request makes it do.
+//! A thread for a device's own work. Without it, a device works only within requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. EAGAIN if there can be no more threads.
+    /// Starts the thread. EAGAIN if the process can have no more threads.
     pub fn start(device: DeviceFile) -> Result<Worker, Errno> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()

@@ -1,4 +1,4 @@
-//! A device together with the thread that runs it.
+//! A device with its worker thread.
 
 use std::ops::Deref;
 
@@ -7,7 +7,7 @@ use whimbrel_protocol::Errno;
 use super::file::DeviceFile;
 use super::worker::Worker;
 
-/// A device and, if it works by itself, its [`Worker`], which stops when this is dropped.
+/// A device with its [`Worker`], if it has work of its own. The worker stops when this is dropped.
 ///
 /// ```
 /// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info, WorkingDevice};

@@ -1,4 +1,4 @@
-//! Parts of a BAR as files, which a driver gives to others.
+//! Parts of a BAR as files (DMA-bufs), as a driver provides them.
 
 use std::fs::File;
 

@@ -1,4 +1,4 @@
-//! A device's own log of the memory it writes.
+//! A device's own DMA log: dirty tracking of the memory that it writes.
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};

@@ -1,4 +1,4 @@
-//! Writes to a BAR that the signal of an eventfd makes: what a driver calls its doorbells.
+//! Doorbells: writes to a BAR that an eventfd can make.
 
 /// The number of bytes that are written at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

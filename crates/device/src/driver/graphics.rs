@@ -1,4 +1,4 @@
-//! The display of a device, as its driver gives it: planes of pixels in files or in a region.
+//! A device's display, as its driver provides it: pixel planes in files or in a region.
 //!
 //! The monitor that is connected to it is described by [`edid`](crate::pci::edid).
 

@@ -1,4 +1,4 @@
-//! The half of a driver that puts its device to sleep. The core around it decides when.
+//! The low-power half of a driver. The core decides when the device sleeps.
 
 /// The half of a driver that can put its device to sleep.
 ///

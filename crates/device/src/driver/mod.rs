@@ -1,8 +1,8 @@
 //! The traits that a driver implements.
 //!
 //! The contract is that of the kernel's `struct vfio_migration_ops` and `struct vfio_log_ops`
-//! (`include/linux/vfio.h`), less what every kernel driver writes again: the walk through the state machine,
-//! the data file and its errnos, and the bookkeeping of sessions are the core's.
+//! (`include/linux/vfio.h`), without the parts that every kernel driver repeats: the core walks the state machine,
+//! handles the data file with its errnos, and keeps track of sessions.
 
 mod dma_buf;
 mod dma_logging;

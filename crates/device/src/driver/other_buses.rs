@@ -1,4 +1,4 @@
-//! Features of single buses: the switch for DMA of CDX, the error records of PCI on s390.
+//! Features of specific buses: the bus master switch of CDX, the error records of PCI on s390.
 
 use whimbrel_protocol::Errno;
 

@@ -1,7 +1,7 @@
 //! The container file, `/dev/vfio/vfio`: groups that share an IOMMU, and the requests of that IOMMU.
 //!
-//! The order of things is kept here: first a group, then the IOMMU, then its requests. What the IOMMU does is
-//! in [`type1`](crate::iommu::type1).
+//! It enforces the order: first a group, then the IOMMU, then its requests. The IOMMU itself is
+//! [`type1`](crate::iommu::type1).
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use whimbrel_uapi::type1::{DmaMapFlags, DmaUnmapFlags};
 use super::type1::{ContainerSettings, KernelVersion, Member, Type1, Type1Info};
 use super::user_memory::UserMemory;
 
-/// An open container. A clone is another handle to the same one, as from `dup(2)`.
+/// An open container. A clone is another handle to it, as from `dup(2)`.
 ///
-/// Requests from several threads are served one after the other, so what a request calls back ([`Process`](crate::Process))
-/// must not make one of the same container.
+/// Requests from several threads are serialized, so a callback of a request ([`Process`](crate::Process)) must not make
+/// another one to the same container.
 ///
 /// ```
 /// use std::fs::File;
@@ -65,7 +65,7 @@ pub struct Container {
 #[derive(Debug, Default)]
 struct Inner {
     settings: ContainerSettings,
-    /// Every group that has joined, while there is no IOMMU to give them to.
+    /// Groups that have joined before an IOMMU was set.
     waiting: Vec<Member>,
     iommu: Option<Type1>,
     groups: usize,
@@ -77,32 +77,31 @@ impl Container {
         Container { inner: Arc::new(Mutex::new(Inner { settings, ..Inner::default() })) }
     }
 
-    /// VFIO_CHECK_EXTENSION. Before an IOMMU is set the answer is what one could do, after it what this one
-    /// does.
+    /// VFIO_CHECK_EXTENSION: before an IOMMU is set, returns what one could support; after it, what this one supports.
     ///
-    /// SPAPR, EEH and no-IOMMU are answered as by a kernel without them.
+    /// SPAPR, EEH and no-IOMMU behave as on a kernel without them.
     pub fn check_extension(&self, extension: u64) -> bool {
         self.inner.lock().check_extension(extension)
     }
 
-    /// VFIO_SET_IOMMU: EINVAL before a group has joined, and once there is an IOMMU; ENODEV for an extension
-    /// that is not there, EINVAL for one that is no IOMMU. A group that cannot be attached says why.
+    /// VFIO_SET_IOMMU: EINVAL before a group has joined, and once an IOMMU is set; ENODEV for a missing extension,
+    /// EINVAL for one that is not an IOMMU; the error of a group that cannot be attached.
     pub fn set_iommu(&self, extension: u64) -> Result<(), Errno> {
         self.inner.lock().set_iommu(extension)
     }
 
-    /// VFIO_IOMMU_GET_INFO. EINVAL, as from all requests below, without an IOMMU.
+    /// VFIO_IOMMU_GET_INFO. EINVAL without an IOMMU, as from all requests below.
     pub fn iommu_info(&self) -> Result<Type1Info, Errno> {
         self.with_iommu(|iommu| Ok(iommu.info()))
     }
 
-    /// VFIO_IOMMU_MAP_DMA: `size` bytes at `iova` lead to the process's memory from `vaddr` on. With VADDR,
-    /// and nothing else: an existing mapping gets its new address.
+    /// VFIO_IOMMU_MAP_DMA: maps `size` bytes at `iova` to the process's memory at `vaddr`. With only VADDR, an existing
+    /// mapping gets a new address.
     ///
-    /// In this order: EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL) past 2^64; EINVAL for VADDR with a
-    /// right, no flag at all, and anything not aligned to the smallest page; with VADDR ENOENT for no mapping
-    /// and EINVAL for another or a valid one; EEXIST if part is mapped; ENOSPC; EINVAL outside of what can be
-    /// mapped; EFAULT for memory that the process does not have or cannot share.
+    /// In this order: EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL) past 2^64; EINVAL for VADDR with rights, without
+    /// flags, and for anything not aligned to the smallest page; with VADDR ENOENT without a mapping and EINVAL for a
+    /// different or a valid one; EEXIST if part is mapped; ENOSPC; EINVAL outside of the mappable ranges; EFAULT for
+    /// memory that the process does not have or cannot share.
     pub fn map_dma(
         &self,
         flags: DmaMapFlags,
@@ -114,18 +113,18 @@ impl Container {
         self.with_iommu(|iommu| iommu.map(flags, vaddr, iova, size, process))
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA without GET_DIRTY_BITMAP: unmaps what lies in `size` bytes from `iova`, or
-    /// everything with ALL (and both 0), and returns how many bytes that were. With VADDR the process's
-    /// addresses are invalidated, and devices go on.
+    /// VFIO_IOMMU_UNMAP_DMA without GET_DIRTY_BITMAP: unmaps all mappings in `size` bytes from `iova`, or everything
+    /// with ALL (and both 0), and returns the bytes unmapped. With VADDR only the process's addresses are invalidated,
+    /// and devices continue.
     ///
-    /// EBUSY for VADDR while a group without hardware is there; EINVAL for what is not aligned, for a range
-    /// that cuts a mapping (type1v2) and for VADDR twice; EOVERFLOW (6.12: EINVAL) past 2^64.
+    /// EBUSY for VADDR with a group without hardware; EINVAL for an unaligned range, for a range that cuts a mapping
+    /// (type1v2) and for a second VADDR; EOVERFLOW (6.12: EINVAL) past 2^64.
     pub fn unmap_dma(&self, flags: DmaUnmapFlags, iova: u64, size: u64) -> Result<u64, Errno> {
         self.with_iommu(|iommu| iommu.unmap(flags, iova, size, None))
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA with GET_DIRTY_BITMAP: as [`Container::unmap_dma`], and the dirty pages of what
-    /// was unmapped are written into `bitmap` as by [`Container::dirty_bitmap`].
+    /// VFIO_IOMMU_UNMAP_DMA with GET_DIRTY_BITMAP: like [`Container::unmap_dma`], and writes the dirty pages of the
+    /// unmapped memory into `bitmap` like [`Container::dirty_bitmap`].
     pub fn unmap_dma_dirty(
         &self,
         iova: u64,
@@ -136,7 +135,7 @@ impl Container {
         self.with_iommu(|iommu| iommu.unmap_into_words(iova, size, page_size, bitmap))
     }
 
-    /// VFIO_IOMMU_DIRTY_PAGES with START. Tracking that is on goes on. EACCES unless the IOMMU is type1v2.
+    /// VFIO_IOMMU_DIRTY_PAGES with START. No effect if tracking is already on. EACCES unless the IOMMU is type1v2.
     pub fn start_dirty_tracking(&self) -> Result<(), Errno> {
         self.with_iommu(Type1::start_tracking)
     }
@@ -146,13 +145,12 @@ impl Container {
         self.with_iommu(Type1::stop_tracking)
     }
 
-    /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: bit n of `bitmap` is set if the page at `iova + n * page_size`
-    /// was written since it was last reported. The bitmap must be zero: only words with a mapping in them are
-    /// written.
+    /// VFIO_IOMMU_DIRTY_PAGES with GET_BITMAP: bit n of `bitmap` is set if the page at `iova + n * page_size` was
+    /// written since it was last reported. The bitmap must be zeroed: only words that contain a mapping are written.
     ///
-    /// In this order: EACCES unless the IOMMU is type1v2; EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL)
-    /// past 2^64; EINVAL for a bitmap that is too small, a page size other than the smallest, a range that is
-    /// not aligned, without tracking, and for a range that cuts a mapping.
+    /// In this order: EACCES unless the IOMMU is type1v2; EINVAL for a size of 0; EOVERFLOW (6.12: EINVAL) past 2^64;
+    /// EINVAL for a bitmap that is too small, a page size other than the smallest, an unaligned range, without
+    /// tracking, and for a range that cuts a mapping.
     pub fn dirty_bitmap(
         &self,
         iova: u64,

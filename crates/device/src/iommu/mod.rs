@@ -1,4 +1,4 @@
-//! The IOMMUs between devices and a user's memory: the container with type1, and iommufd.
+//! IOMMUs between devices and the user's memory: the container with type1, and iommufd.
 
 pub(crate) mod container;
 pub(crate) mod iommufd;

@@ -1,10 +1,10 @@
-//! The memory of a process, as far as an IOMMU needs it: what can be mapped for devices.
+//! The memory of a process as an IOMMU needs it: the parts that can be mapped for devices.
 
 use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
-/// An address the process cannot access. The kernel answers EFAULT.
+/// An address that the process cannot access. The kernel returns EFAULT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot access address {0:#x}")]
 #[non_exhaustive]
@@ -26,9 +26,9 @@ impl From<Fault> for Errno {
     }
 }
 
-/// A process whose memory can be mapped for devices. Every [`Process`](crate::Process) is one.
+/// A process whose memory can be mapped for devices. Implemented for every [`Process`](crate::Process).
 pub trait UserMemory {
-    /// The shared memory behind `size` bytes from `vaddr`, in pieces that follow one another and are as long together,
-    /// writable if `rights` has WRITE. Devices that it is mapped for keep the pieces.
+    /// Returns the shared memory behind `size` bytes from `vaddr`, as consecutive pieces of that total length, writable
+    /// if `rights` has WRITE. Devices keep the pieces while they are mapped.
     fn pieces(&self, vaddr: u64, size: u64, rights: DmaMapFlags) -> Result<Vec<Memory>, Fault>;
 }

@@ -1,8 +1,8 @@
-//! The region that tells a device of the monitor its user shows it on: a description (EDID), and whether the
-//! monitor is on. Ready-made, for any driver that has a display.
+//! The EDID region, through which a user describes the monitor of a device's display: the EDID itself, and whether the
+//! monitor is on. Any driver with a display can use it.
 //!
-//! It is laid out and answers as that of the sample driver mbochs (`samples/vfio-mdev/mbochs.c`): registers
-//! are read and written four bytes at a time, and two of them can be written.
+//! Its layout and behaviour are those of the sample driver mbochs (`samples/vfio-mdev/mbochs.c`): registers are
+//! accessed four bytes at a time, and two of them are writable.
 //!
 //! ```
 //! use whimbrel_device::pci::edid::{EdidEvent, EdidRegion};
@@ -23,26 +23,26 @@ use zerocopy::IntoBytes;
 
 use crate::pci::config::accesses;
 
-/// Bytes of the region.
+/// Size of the region in bytes.
 const SIZE: usize = 4096;
-/// Offset of the description, and its room, in bytes.
+/// Offset of the EDID, and its maximum size, in bytes.
 const BLOB: usize = SIZE / 2;
 const MAX_BYTES: usize = 1024;
 
 const LINK_STATE: usize = std::mem::offset_of!(RegionGfxEdid, link_state);
 const EDID_SIZE: usize = std::mem::offset_of!(RegionGfxEdid, edid_size);
 
-/// Something that a write to the region did.
+/// An effect of a write to the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EdidEvent {
-    /// The monitor is on, with the description that [`EdidRegion::edid`] gives now. Told at each such write.
+    /// The monitor is on, with the current [`EdidRegion::edid`]. Reported for each such write.
     LinkUp,
     /// The monitor is off.
     LinkDown,
 }
 
-/// The region of one display.
+/// The EDID region of one display.
 #[derive(Clone, Debug)]
 pub struct EdidRegion {
     registers: RegionGfxEdid,
@@ -50,7 +50,7 @@ pub struct EdidRegion {
 }
 
 impl EdidRegion {
-    /// A region without a monitor yet. The greatest resolution is told to the user; 0 for any.
+    /// Returns a region without a monitor. The maximum resolution is reported to the user; 0 for any.
     pub fn new(max_width: u32, max_height: u32) -> EdidRegion {
         let registers = RegionGfxEdid {
             edid_offset: BLOB as u32,
@@ -79,7 +79,7 @@ impl EdidRegion {
         self.registers.link_state == VFIO_DEVICE_GFX_LINK_STATE_UP
     }
 
-    /// The description of the monitor. `None` if its size is 0 or exceeds the room: the user may write any size.
+    /// Returns the EDID; `None` if its size is 0 or exceeds the maximum, since the user may write any size.
     pub fn edid(&self) -> Option<&[u8]> {
         match self.registers.edid_size as usize {
             0 => None,
@@ -87,7 +87,7 @@ impl EdidRegion {
         }
     }
 
-    /// Reads from `offset`. What cannot be read so is zero.
+    /// Reads from `offset`. Invalid accesses read as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let start = usize::try_from(offset).unwrap_or(SIZE).min(SIZE);
@@ -104,7 +104,7 @@ impl EdidRegion {
         }
     }
 
-    /// Writes at `offset`, and tells what that did, in order. What cannot be written is ignored.
+    /// Writes at `offset`, and returns the effects in order. Invalid writes are ignored.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Vec<EdidEvent> {
         let start = usize::try_from(offset).unwrap_or(SIZE).min(SIZE);
         let count = data.len().min(SIZE - start);
@@ -135,7 +135,7 @@ impl EdidRegion {
     }
 }
 
-/// The place of a register, if this is an access to a whole one.
+/// Returns the register of an access to exactly one.
 fn register(place: &std::ops::Range<usize>) -> Option<std::ops::Range<usize>> {
     let whole = place.len() == 4 && place.end <= size_of::<RegionGfxEdid>();
     whole.then(|| place.clone())

@@ -1,5 +1,5 @@
-//! Parts of a driver for a PCI device: its config space, the whole function around it, and the EDID of a monitor
-//! connected to it.
+//! Building blocks for the driver of a PCI device: its configuration space, a complete function around it, and the EDID
+//! region of a display.
 
 pub mod config;
 pub mod edid;

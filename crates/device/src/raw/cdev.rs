@@ -1,4 +1,4 @@
-//! The requests of a device's own file as raw ioctls: VFIO_DEVICE_BIND_IOMMUFD, and what a bound device attaches to.
+//! The requests of a cdev as raw ioctls: VFIO_DEVICE_BIND_IOMMUFD, and attaching the bound device.
 
 use std::mem::offset_of;
 
@@ -76,10 +76,10 @@ impl Cdev {
         Ok(())
     }
 
-    /// Reads the `least` bytes every user gives, and the PASID behind them if the one flag there is is set.
+    /// Reads the `least` bytes of every request, and the PASID after them if its flag is set.
     ///
-    /// EFAULT; EINVAL for a size below what is needed or an unknown flag; EOPNOTSUPP for a PASID of a device
-    /// that has none, before its size is looked at.
+    /// EFAULT; EINVAL for a size that is too small or an unknown flag; EOPNOTSUPP for a PASID of a device without
+    /// PASIDs, before the check of its size.
     fn read_with_pasid<T: FromBytes + FromZeros + IntoBytes>(
         &self,
         caller: &dyn Caller,

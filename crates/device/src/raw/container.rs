@@ -1,4 +1,4 @@
-//! The requests of a container as raw ioctls. What it does not know itself is its IOMMU's.
+//! The requests of a container as raw ioctls. Unknown ones go to its IOMMU.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::decode;

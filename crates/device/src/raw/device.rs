@@ -1,8 +1,8 @@
 //! The requests of a device as raw ioctls.
 //!
-//! Answered are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the
-//! two of the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel that does
-//! not know the request. Typed calls are on [`DeviceFile`] itself.
+//! They are VFIO_DEVICE_GET_INFO, GET_REGION_INFO, GET_IRQ_INFO, SET_IRQS, RESET, FEATURE, IOEVENTFD, the two of
+//! the PCI hot reset and the two of graphics; everything else is ENOTTY, as from a kernel without the request.
+//! [`DeviceFile`] has the typed calls.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::decode::File;
@@ -19,7 +19,7 @@ use super::process::{Process, copy_to_user};
 use super::trace::traced;
 use crate::core::file::DeviceFile;
 
-/// Fields of `vfio_device_info` that every user must give room for: up to `num_irqs`.
+/// Minimum size of `vfio_device_info`: up to `num_irqs`.
 const MIN_DEVICE_INFO: usize = 16;
 
 impl DeviceFile {
@@ -113,14 +113,14 @@ impl DeviceFile {
     }
 }
 
-/// Cuts an answer whose chain the user has no room for to its fixed part. `argsz` keeps the size it would
-/// take, which tells the user to ask again with more room.
+/// Truncates a reply to its fixed part if the user's buffer has no room for the chain. `argsz` keeps the full size, so
+/// that the user can repeat the request.
 fn without_chain(answer: &mut Vec<u8>, cap_offset: usize, fixed: usize) {
     answer[cap_offset..cap_offset + 4].fill(0);
     answer.truncate(fixed);
 }
 
-/// Copies an answer out as the kernel does: first the chain behind the fixed part, then that.
+/// Copies a reply out as the kernel does: first the chain after the fixed part, then the fixed part.
 fn copy_out(process: &mut dyn Process, argument: u64, answer: &[u8], fixed: usize) -> Result<(), Errno> {
     let (head, chain) = answer.split_at(fixed.min(answer.len()));
     if !chain.is_empty() {

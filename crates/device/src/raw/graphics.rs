@@ -1,5 +1,5 @@
-//! The requests of a display as raw ioctls: VFIO_DEVICE_QUERY_GFX_PLANE and VFIO_DEVICE_GET_GFX_DMABUF, answered as the
-//! sample drivers mbochs and mdpy (`samples/vfio-mdev`) and i915's GVT do.
+//! The requests of a display as raw ioctls: VFIO_DEVICE_QUERY_GFX_PLANE and VFIO_DEVICE_GET_GFX_DMABUF, as in the
+//! sample drivers mbochs and mdpy (`samples/vfio-mdev`) and in i915's GVT.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::gfx::{DeviceGfxPlaneInfo, GfxPlaneFlags};
@@ -9,7 +9,7 @@ use super::process::{Process, copy_to_user};
 use crate::core::file::DeviceFile;
 use crate::driver::{Plane, PlaneKind};
 
-/// Bytes of `vfio_device_gfx_plane_info` that every user gives: up to `region_index`.
+/// Minimum size of `vfio_device_gfx_plane_info`: up to `region_index`.
 const MIN_PLANE_INFO: usize = std::mem::offset_of!(DeviceGfxPlaneInfo, reserved);
 
 impl DeviceFile {

@@ -12,7 +12,7 @@ use super::process::Process;
 use super::trace::traced;
 use crate::topology::group::GroupFile;
 
-/// The most bytes a device's name can have, with the NUL at its end.
+/// Maximum size of a device's name, with its NUL.
 const MAX_NAME: u64 = 4096;
 
 impl GroupFile {
@@ -66,8 +66,8 @@ impl GroupFile {
     }
 }
 
-/// A C string of at most [`MAX_NAME`] bytes with its NUL, read byte by byte as it may end right before memory
-/// does.
+/// Reads a C string of at most [`MAX_NAME`] bytes with its NUL, byte by byte, since it may end right before the end of
+/// memory.
 fn read_name(address: u64, process: &dyn Process) -> Result<Vec<u8>, Errno> {
     let mut name = Vec::new();
     for offset in 0..MAX_NAME {

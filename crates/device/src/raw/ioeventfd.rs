@@ -14,7 +14,7 @@ use crate::core::file::DeviceFile;
 use crate::core::offsets::split_offset;
 use crate::driver::{IoeventfdWrite, WriteWidth};
 
-/// Bytes of the structure that every user gives: up to `fd`.
+/// Minimum size of the structure: up to `fd`.
 const MIN_IOEVENTFD: usize = 28;
 
 impl DeviceFile {
@@ -26,7 +26,7 @@ impl DeviceFile {
     }
 }
 
-/// Reads the raw request. The descriptor is resolved, but what comes of it only matters if it is used.
+/// Reads the raw request. The descriptor is resolved, but an error counts only if it is used.
 fn read(
     argument: u64,
     process: &dyn Process,

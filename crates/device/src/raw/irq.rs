@@ -23,7 +23,8 @@ enum DataType {
 }
 
 impl DeviceFile {
-    /// The order is that of `vfio_set_irqs_validate_and_prepare()`, and then of vfio-pci.
+    /// Executes the raw request, with the order of checks of `vfio_set_irqs_validate_and_prepare()` and then of
+    /// vfio-pci.
     pub(super) fn raw_set_irqs(&self, argument: u64, process: &mut dyn Process) -> Result<i32, Errno> {
         const HEAD: u64 = size_of::<IrqSet>() as u64;
         let mut head = IrqSet::new_zeroed();
@@ -53,7 +54,7 @@ impl DeviceFile {
 }
 
 impl DataType {
-    /// EINVAL unless it is exactly one.
+    /// Returns the data type; EINVAL unless the flags have exactly one.
     fn of(flags: u32) -> Result<DataType, Errno> {
         match IrqSetFlags::from_bits_retain(flags & VFIO_IRQ_SET_DATA_TYPE_MASK) {
             IrqSetFlags::DATA_NONE => Ok(DataType::None),
@@ -63,7 +64,7 @@ impl DataType {
         }
     }
 
-    /// Bytes for each interrupt.
+    /// Returns the bytes per interrupt.
     const fn size(self) -> u64 {
         match self {
             DataType::None => 0,
@@ -72,8 +73,7 @@ impl DataType {
         }
     }
 
-    /// Returns the data as the requesting process means it. An invalid descriptor matters only if it is
-    /// used.
+    /// Parses the data in the context of the calling process. An invalid descriptor counts only if it is used.
     fn read(self, count: u32, bytes: &[u8], process: &dyn Process) -> Data<Arc<OwnedFd>> {
         match self {
             DataType::None => Data::None(count),
@@ -94,7 +94,7 @@ fn place(fd: i32, process: &dyn Process) -> Slot<Arc<OwnedFd>> {
     }
 }
 
-/// The action of a raw request; ENOTTY unless it is exactly one.
+/// Returns the action of a raw request; ENOTTY unless the flags have exactly one.
 fn action(flags: u32) -> Result<IrqAction, Errno> {
     match IrqSetFlags::from_bits_retain(flags & VFIO_IRQ_SET_ACTION_TYPE_MASK) {
         IrqSetFlags::ACTION_MASK => Ok(IrqAction::Mask),

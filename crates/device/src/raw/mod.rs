@@ -1,6 +1,6 @@
 //! Requests as raw ioctls: a number, an argument, and the memory of the process that made it.
 //!
-//! The checks of sizes and flags are here, in the kernel's order; what is asked is then a typed call of the rooms below.
+//! This module checks sizes and flags, in the kernel's order, and then makes the typed call.
 
 mod cdev;
 mod container;

@@ -1,4 +1,4 @@
-//! A process made of a few pieces of memory and descriptors.
+//! A process with a few pieces of memory and descriptors.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,9 +15,9 @@ use crate::iommu::container::Container;
 use crate::iommu::user_memory::Fault;
 use crate::topology::group::{GroupFile, OpenDevice};
 
-/// A process whose memory is a few pieces: for tests, and for anything that replays recorded requests.
+/// A process with a few pieces of memory, for tests and for replaying recorded requests.
 ///
-/// An access that leaves a piece faults, also in the middle.
+/// An access past the end of a piece faults there.
 #[derive(Debug, Default)]
 pub struct SparseMemory {
     pieces: BTreeMap<u64, Vec<u8>>,
@@ -32,46 +32,46 @@ pub struct SparseMemory {
 }
 
 impl SparseMemory {
-    /// A process without memory and files.
+    /// Returns a process without memory and files.
     pub fn new() -> SparseMemory {
         SparseMemory { next_fd: 3, ..SparseMemory::default() }
     }
 
-    /// Puts a piece of memory at `address`, in place of one that starts there.
+    /// Inserts a piece of memory at `address`, in place of one that starts there.
     pub fn insert(&mut self, address: u64, bytes: impl Into<Vec<u8>>) {
         self.pieces.insert(address, bytes.into());
     }
 
-    /// Puts shared memory at `address`, in place of some that starts there. It can be mapped for devices.
+    /// Inserts shared memory at `address`, which can be mapped for devices, in place of some that starts there.
     pub fn insert_shared(&mut self, address: u64, memory: Memory) {
         self.shared.insert(address, memory);
     }
 
-    /// Gives the process a descriptor for a container.
+    /// Inserts a descriptor for a container.
     pub fn insert_container(&mut self, container: Container) -> i32 {
         let fd = self.take_number();
         self.containers.insert(fd, container);
         fd
     }
 
-    /// Gives the process a descriptor for a group.
+    /// Inserts a descriptor for a group.
     pub fn insert_group(&mut self, group: GroupFile) -> i32 {
         let fd = self.take_number();
         self.groups.insert(fd, group);
         fd
     }
 
-    /// The device behind a descriptor.
+    /// Returns the device behind a descriptor.
     pub fn device(&self, fd: i32) -> Option<&OpenDevice> {
         self.devices.get(&fd)
     }
 
-    /// The buffer behind a descriptor.
+    /// Returns the buffer behind a descriptor.
     pub fn buffer(&self, fd: i32) -> Option<&File> {
         self.buffers.get(&fd)
     }
 
-    /// Closes a descriptor of any kind; whether it was open.
+    /// Closes a descriptor of any kind, and returns whether it was open.
     pub fn close(&mut self, fd: i32) -> bool {
         self.files.remove(&fd).is_some()
             || self.eventfds.remove(&fd).is_some()
@@ -81,24 +81,24 @@ impl SparseMemory {
             || self.buffers.remove(&fd).is_some()
     }
 
-    /// The piece that starts at `address`.
+    /// Returns the piece that starts at `address`.
     pub fn piece(&self, address: u64) -> Option<&[u8]> {
         self.pieces.get(&address).map(Vec::as_slice)
     }
 
-    /// The data file behind a descriptor.
+    /// Returns the data file behind a descriptor.
     pub fn file(&self, fd: i32) -> Option<&DataFile> {
         self.files.get(&fd)
     }
 
-    /// Gives the process a descriptor for an eventfd.
+    /// Inserts a descriptor for an eventfd.
     pub fn insert_eventfd(&mut self, eventfd: impl Into<Arc<OwnedFd>>) -> i32 {
         let fd = self.take_number();
         self.eventfds.insert(fd, eventfd.into());
         fd
     }
 
-    /// Number of open descriptors.
+    /// Returns the number of open descriptors.
     pub fn open_files(&self) -> usize {
         self.files.len()
             + self.eventfds.len()
@@ -123,7 +123,7 @@ impl SparseMemory {
             || self.buffers.contains_key(&fd)
     }
 
-    /// The shared memory that holds `address`, and where in it that is.
+    /// Returns the shared memory that contains `address`, and the offset in it.
     fn shared_at(&self, address: u64) -> Option<(&Memory, u64)> {
         let (start, memory) = self.shared.range(..=address).next_back()?;
         (address - start < memory.size()).then_some((memory, address - start))

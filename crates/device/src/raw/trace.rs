@@ -1,4 +1,4 @@
-//! Shows raw requests in the log: at trace level, each in one line, as it was made and what it answered.
+//! The trace of raw requests: each in one line at trace level, with its reply.
 
 use tracing::Level;
 use whimbrel_protocol::Errno;
@@ -7,11 +7,11 @@ use whimbrel_uapi::ioctl::{VFIO_CHECK_EXTENSION, VFIO_SET_IOMMU};
 
 use super::process::Process;
 
-/// Bytes of an argument that are shown at most.
+/// Maximum bytes of an argument in the trace.
 const SHOWN: usize = 512;
 
-/// Executes a request, and shows it if anybody looks. A request that is shown has its argument read once more, before
-/// it is executed.
+/// Executes a request, and traces it if the trace is enabled. The argument of a traced request is read once more,
+/// before its execution.
 pub(crate) fn traced<P: Process + ?Sized>(
     file: File,
     name: &str,
@@ -32,8 +32,8 @@ pub(crate) fn traced<P: Process + ?Sized>(
     result
 }
 
-/// Returns the bytes that the argument points to, as many as it claims and as can be read; for requests that take a
-/// number, the number itself.
+/// Returns the readable bytes of the argument, up to its claimed size; for requests that take a number, the number
+/// itself.
 fn argument_bytes<P: Process + ?Sized>(number: u32, argument: u64, process: &P) -> Vec<u8> {
     if number == VFIO_CHECK_EXTENSION.number() || number == VFIO_SET_IOMMU.number() {
         return argument.to_ne_bytes().to_vec();

@@ -13,14 +13,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::process::Process;
 use crate::iommu::type1::{Target, Type1};
 
-/// Fields of `vfio_iommu_type1_info` that every user must give room for: up to `iova_pgsizes`.
+/// Minimum size of `vfio_iommu_type1_info`: up to `iova_pgsizes`.
 const MIN_INFO: usize = 16;
 
-/// One past the last address a process can have (`TASK_SIZE_MAX` of x86-64 with four levels of page tables).
+/// End of a process's addresses (`TASK_SIZE_MAX` of x86-64 with four levels of page tables).
 const PROCESS_END: u64 = 0x7fff_ffff_f000;
 
 impl Type1 {
-    /// A request that the container passes on. ENOTTY for one that type1 does not know.
+    /// Executes a request that the container forwards. ENOTTY for one that type1 does not support.
     pub(super) fn ioctl(
         &mut self,
         number: u32,

@@ -11,7 +11,7 @@ use super::opens::{Binding, GroupBlocked, Way};
 use crate::core::file::DeviceFile;
 use crate::iommu::iommufd::{Iommu, Iommufd};
 
-/// A device opened through its own file. Closing it (dropping it) detaches the device and unbinds it.
+/// A device opened through its cdev. Closing (dropping) it detaches and unbinds the device.
 ///
 /// ```
 /// use whimbrel_device::{Bus, Cdev, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, iommufd::Iommu};
@@ -41,11 +41,11 @@ pub struct Cdev {
 struct Bound {
     iommufd: Iommufd,
     id: u32,
-    /// As long as the device is bound its group cannot be opened.
+    /// Keeps the device's group from being opened while the device is bound.
     _group: GroupBlocked,
 }
 
-/// A device about to be bound: until it is, its group cannot be opened, and nobody else binds it.
+/// A device about to be bound: meanwhile its group cannot be opened, and nobody else can bind it.
 #[derive(Debug)]
 pub(crate) struct Bind<'a> {
     cdev: &'a Cdev,
@@ -54,14 +54,14 @@ pub(crate) struct Bind<'a> {
 }
 
 impl Cdev {
-    /// Opens a device that reaches memory through `iommu`. The device's [`Bus`](crate::Bus) must be nobody
-    /// else's.
+    /// Opens a device that accesses memory through `iommu`. The device's [`Bus`](crate::Bus) must not be shared with
+    /// other devices.
     pub fn new(device: DeviceFile, iommu: Iommu) -> Cdev {
         device.put_behind_files();
         Cdev { device, iommu, bound: Mutex::new(None) }
     }
 
-    /// The device, for reads and writes of its regions. EINVAL before it is bound.
+    /// Returns the device, for reads and writes of its regions. EINVAL before it is bound.
     pub fn device(&self) -> Result<&DeviceFile, Errno> {
         if self.bound.lock().is_some() { Ok(&self.device) } else { Err(Errno::EINVAL) }
     }
@@ -76,7 +76,8 @@ impl Cdev {
         Ok(Bind { cdev: self, bound, group })
     }
 
-    /// Attaches the bound device, or one of its PASIDs, and tells what it uses. If that cannot be told, it is detached.
+    /// Attaches the bound device, or one of its PASIDs, and passes what it uses to `tell`. If `tell` fails, it is
+    /// detached.
     pub(crate) fn attach(
         &self,
         pasid: Option<u32>,
@@ -101,8 +102,8 @@ impl Cdev {
         self.iommu.has_pasids()
     }
 
-    /// An IOMMU of its own tells apart the groups of devices, not devices: the iommufd must own the whole
-    /// group.
+    /// Claims the device's group, if it has one: an IOMMU isolates groups, not devices, so the iommufd must own the
+    /// whole group.
     fn claim(&self, iommufd: &Iommufd) -> Result<Option<Claim>, Errno> {
         match (&self.iommu, self.device.group()) {
             (Iommu::Own(_), Some(group)) => group.claim(iommufd).map(Some),
@@ -112,7 +113,7 @@ impl Cdev {
 }
 
 impl Bind<'_> {
-    /// `vfio_df_check_token()`: only the PCI driver looks at tokens. `token` is asked for where one is `given` and counts.
+    /// `vfio_df_check_token()`: only the PCI driver checks tokens. `token` is called where one is `given` and needed.
     pub(crate) fn check_token(
         &self,
         given: bool,
@@ -125,7 +126,7 @@ impl Bind<'_> {
         device.validate_vf_token(given.then(token).transpose()?)
     }
 
-    /// Binds the device, and tells its number in the iommufd. If that cannot be told, it is not bound.
+    /// Binds the device, and passes its number in the iommufd to `tell`. If `tell` fails, it is not bound.
     pub(crate) fn finish(
         mut self,
         iommufd: Iommufd,

@@ -1,4 +1,4 @@
-//! A group, `/dev/vfio/$GROUP`: devices that can only be given to one user together, through a container.
+//! A group, `/dev/vfio/$GROUP`: devices that can be assigned only together to one user, through a container.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -41,20 +41,19 @@ struct State {
 #[derive(Debug)]
 struct Owner {
     viable: bool,
-    /// The iommufd to which devices are bound by their own files, and their number.
+    /// The iommufd to which devices are bound through cdevs, and their number.
     iommufd: Option<(Iommufd, u32)>,
 }
 
-/// One device's share in the ownership of its group.
+/// A device's share in the ownership of its group.
 #[derive(Debug)]
 pub(crate) struct Claim {
     group: Group,
 }
 
-/// The group, opened. A clone is another handle to the same open file, as from `dup(2)`.
+/// An open group. A clone is another handle to the same open file, as from `dup(2)`.
 ///
-/// It is closed when the last handle is gone and no device that was opened through it is open any more; then
-/// the group has left its container.
+/// It is closed, and the group leaves its container, once the last handle and all devices opened through it are closed.
 #[derive(Clone, Debug)]
 pub struct GroupFile {
     opened: Arc<Opened>,
@@ -65,9 +64,9 @@ struct Opened {
     group: Group,
 }
 
-/// A device, opened through its group. A clone is another handle to the same open file, as from `dup(2)`.
+/// A device opened through its group. A clone is another handle to the same open file, as from `dup(2)`.
 ///
-/// When a device is closed for good it is reset, which also ends its data session.
+/// The last close resets the device, which also ends its data session.
 #[derive(Clone, Debug)]
 pub struct OpenDevice {
     file: Arc<OpenedDevice>,
@@ -80,8 +79,8 @@ struct OpenedDevice {
 }
 
 impl Group {
-    /// A group of devices, known by the names they were opened under. EEXIST if two have the same, or one is
-    /// in another group that still exists.
+    /// Returns a group of devices, identified by their names. EEXIST if two have the same name, or one is in another
+    /// group that still exists.
     pub fn new(translation: Translation, devices: Vec<DeviceFile>) -> Result<Group, Errno> {
         for (index, device) in devices.iter().enumerate() {
             if devices[..index].iter().any(|other| other.name() == device.name()) {
@@ -99,16 +98,15 @@ impl Group {
         Ok(Group { shared })
     }
 
-    /// Sets whether the group is viable: a group with a device that a host driver uses is not.
+    /// Sets whether the group is viable. A group is not viable while a host driver uses one of its devices.
     ///
-    /// A group without hardware has no other user, so it is viable whatever is said here; and what is in a
-    /// container stays there.
+    /// A group without hardware has no other user, so it is always viable. A group in a container stays there.
     pub fn set_viable(&self, viable: bool) {
         self.shared.owner.lock().viable = viable;
     }
 
-    /// Opens the group. EBUSY while it is open, and while one of its devices is bound by its own file
-    /// ([`Cdev`](crate::Cdev)).
+    /// Opens the group. EBUSY while it is open, and while one of its devices is bound through its
+    /// [`Cdev`](crate::Cdev).
     pub fn open(&self) -> Result<GroupFile, Errno> {
         let mut state = self.shared.state.lock();
         if self.shared.devices.iter().any(DeviceFile::blocks_group) {
@@ -124,14 +122,14 @@ impl Group {
         &self.shared.devices
     }
 
-    /// Runs a function that an open group does not allow. EBUSY while it is open.
+    /// Runs a function unless the group is open, which is EBUSY.
     pub(crate) fn unless_open<T>(&self, act: impl FnOnce() -> T) -> Result<T, Errno> {
         let state = self.shared.state.lock();
         if state.opened { Err(Errno::EBUSY) } else { Ok(act()) }
     }
 
-    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or another
-    /// iommufd's.
+    /// Claims the group for a device that is bound to `iommufd`. EPERM if it is not viable, or claimed by another
+    /// iommufd.
     pub(crate) fn claim(&self, iommufd: &Iommufd) -> Result<Claim, Errno> {
         let mut owner = self.shared.owner.lock();
         if !owner.viable {
@@ -165,8 +163,8 @@ impl GroupFile {
         }
     }
 
-    /// VFIO_GROUP_SET_CONTAINER: EINVAL if it has one, EPERM if it is not viable; if the container has an
-    /// IOMMU, also why that cannot take the group.
+    /// VFIO_GROUP_SET_CONTAINER: EINVAL if the group has one, EPERM if it is not viable; if the container has an IOMMU,
+    /// also the error of attaching the group to it.
     pub fn set_container(&self, container: &Container) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
@@ -185,8 +183,8 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An
-    /// address space of the iommufd stands in for the container; without one, the iommufd creates one
+    /// VFIO_GROUP_SET_CONTAINER with an iommufd in place of a container: EINVAL if the group has one. An address space
+    /// of the iommufd replaces the container; without one, the iommufd creates one
     /// (`iommufd_vfio_compat_ioas_create()`).
     pub fn set_iommufd(&self, iommufd: &Iommufd) -> Result<(), Errno> {
         let mut state = self.shared().state.lock();
@@ -198,10 +196,10 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. The last group to
-    /// leave takes the IOMMU and all its mappings with it.
+    /// VFIO_GROUP_UNSET_CONTAINER: EINVAL if it has none, EBUSY while a device is open. When the last group leaves, the
+    /// IOMMU and all its mappings are removed.
     ///
-    /// From an iommufd the group is taken away at any time; devices that are open stay attached to it.
+    /// With an iommufd this is possible at any time; open devices stay attached to it.
     pub fn unset_container(&self) -> Result<(), Errno> {
         let shared = self.shared();
         let mut state = shared.state.lock();
@@ -220,15 +218,15 @@ impl GroupFile {
         Ok(())
     }
 
-    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for a name the group does not have, EINVAL before it is in a
-    /// container and before the container has an IOMMU. A device can be opened more than once.
+    /// VFIO_GROUP_GET_DEVICE_FD: ENODEV for an unknown name, EINVAL before the group is in a container and before the
+    /// container has an IOMMU. A device can be opened more than once.
     ///
-    /// Behind a PCI device's name can stand ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)),
-    /// which is looked at before the container: EINVAL for a token that means nothing there and for anything
-    /// else behind the name, EACCES without the right token where there must be one.
+    /// A PCI device's name may be followed by ` vf_token=UUID` ([`PhysicalFunction`](crate::PhysicalFunction)), which
+    /// is checked before the container: EINVAL for a token on a device without tokens and for anything else after the
+    /// name, EACCES for a missing or wrong token where one is required.
     ///
-    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable,
-    /// ENODEV if no address space stands in for a container any more, and why the device cannot be attached.
+    /// With an iommufd the first open binds the device and attaches it: EPERM if the group is not viable, ENODEV if the
+    /// address space that replaces a container is gone, and the errors of attaching the device.
     pub fn device(&self, name: &str) -> Result<OpenDevice, Errno> {
         self.open_device(name.as_bytes())
     }

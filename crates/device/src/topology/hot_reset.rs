@@ -12,14 +12,14 @@ use super::group::GroupFile;
 use super::set::{DeviceSet, Owned, reset_all};
 use crate::core::file::DeviceFile;
 
-/// The answer to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
+/// The reply to VFIO_DEVICE_GET_PCI_HOT_RESET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HotResetInfo {
-    /// DEV_ID on a device that is open by its own file: devices have numbers of its iommufd in place of
-    /// groups. DEV_ID_OWNED if they all belong to it.
+    /// DEV_ID on a device opened through its cdev: devices have numbers of its iommufd in place of groups. DEV_ID_OWNED
+    /// if they all belong to it.
     pub flags: PciHotResetFlags,
-    /// Every function that is reset along with this one, and itself.
+    /// All functions that are reset together, including this one.
     pub devices: Vec<PciDependentDevice>,
 }
 
@@ -33,14 +33,13 @@ impl DeviceFile {
         if self.is_open_by_own_file() { Ok(self.by_devid(set)) } else { Ok(self.by_group(set)) }
     }
 
-    /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] does with one.
-    /// `groups` shows that they are the caller's; it is empty, and only then, for a device that is open by
-    /// its own file, where all of them must belong to its iommufd.
+    /// VFIO_DEVICE_PCI_HOT_RESET: resets all devices of the set, as [`DeviceFile::reset`] resets one. `groups` proves
+    /// that they belong to the caller. It must be empty for a device opened through its cdev, where all devices must
+    /// belong to its iommufd, and only then.
     ///
-    /// In this order: ENOTTY for a device that is not PCI; EINVAL for groups where there must be none and
-    /// none where there must be some; ENODEV for a device in no set; EINVAL for more groups than the set has
-    /// functions, for a set with a function that VFIO does not drive, and for one with a device that is not
-    /// the caller's.
+    /// In this order: ENOTTY for a device that is not PCI; EINVAL for unexpected or missing groups; ENODEV for a device
+    /// without a set; EINVAL for more groups than the set has functions, for a set with a function that is not bound to
+    /// VFIO, and for one with a device that does not belong to the caller.
     pub fn hot_reset(&self, groups: &[GroupFile]) -> Result<(), Errno> {
         self.check_pci()?;
         let set = self.hot_reset_set(groups.len())?;
@@ -93,7 +92,7 @@ impl DeviceFile {
         HotResetInfo { flags: PciHotResetFlags::empty(), devices: self.list(set, |group_id, _| group_id) }
     }
 
-    /// Every function, with the word that tells whose it is.
+    /// Returns every function, with the word that identifies its owner.
     fn list(
         &self,
         set: &DeviceSet,

@@ -1,4 +1,4 @@
-//! The places of devices, and the rules for opening them: groups, their own files, sets that are reset together, VF tokens.
+//! The topology of devices and the rules for opening them: groups, cdevs, hot reset sets, VF tokens.
 
 pub(crate) mod cdev;
 pub(crate) mod group;

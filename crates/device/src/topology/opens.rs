@@ -1,9 +1,9 @@
 //! The rules for opening a device: through its group or by its own file, bound to an iommufd or not.
 //!
-//! The kernel keeps this in `struct vfio_device` (`open_count`, `cdev_opened`, `iommufd_device`). What keeps
-//! the two ways apart is there too: a group cannot be opened while one of its devices is bound by its own
-//! file, and a device cannot be bound while its group is open (`drivers/vfio/group.c`). What the files are is
-//! in [`group`](crate::topology::group) and [`cdev`](crate::topology::cdev).
+//! The kernel keeps this in `struct vfio_device` (`open_count`, `cdev_opened`, `iommufd_device`). The two ways exclude
+//! each other: a group cannot be opened while one of its devices is bound through its cdev, and a device cannot be
+//! bound while its group is open (`drivers/vfio/group.c`). The files are in [`group`](crate::topology::group) and
+//! [`cdev`](crate::topology::cdev).
 
 use std::sync::{OnceLock, Weak};
 
@@ -16,26 +16,25 @@ use crate::iommu::iommufd::Iommufd;
 use crate::topology::set::DeviceSet;
 use crate::topology::vf_token::Role;
 
-/// A device's share of the rules.
+/// The open state of one device.
 #[derive(Debug, Default)]
 pub(crate) struct Opens {
     state: Mutex<State>,
     set: OnceLock<DeviceSet>,
     role: OnceLock<Role>,
-    /// Stands for the lock of a set of which the device is the only member.
+    /// Lock in place of a set's, for a device without a set.
     alone: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     group: Weak<group::Shared>,
-    /// Number of processes that bind it by its own file, or try to (a share of the kernel's
-    /// `cdev_device_open_cnt`).
+    /// Number of processes that bind it through its cdev, or try to (a share of the kernel's `cdev_device_open_cnt`).
     blockers: u32,
     count: u32,
     by_own_file: bool,
     binding: Option<Binding>,
-    /// It was closed, and could not be reset by itself.
+    /// It was closed and could not be reset on its own.
     needs_reset: bool,
 }
 
@@ -48,20 +47,20 @@ pub(crate) struct Binding {
 }
 
 impl Binding {
-    /// Binds a device, under the number `id`. The claim keeps other iommufds from the device's group.
+    /// Returns the binding of a device with the number `id`. The claim keeps other iommufds from the device's group.
     pub(crate) fn new(iommufd: Iommufd, id: u32, claim: Option<Claim>) -> Binding {
         Binding { iommufd, id, _claim: claim }
     }
 }
 
-/// The way in.
+/// The way of opening a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Group,
     OwnFile,
 }
 
-/// Keeps the group of a device from being opened.
+/// A guard that keeps the group of a device from being opened.
 #[derive(Debug)]
 pub(crate) struct GroupBlocked {
     device: DeviceFile,
@@ -73,7 +72,7 @@ impl Opens {
         self.role.get()
     }
 
-    /// EEXIST if it is something already.
+    /// Sets the device's SR-IOV role. EEXIST if it has one.
     pub(crate) fn set_role(&self, role: Role) -> Result<(), Errno> {
         self.role.set(role).map_err(|_| Errno::EEXIST)
     }
@@ -84,7 +83,7 @@ impl DeviceFile {
         self.open_rules()
     }
 
-    /// EEXIST if it is in another group.
+    /// Adds the device to a group. EEXIST if it is in another one.
     pub(crate) fn join_group(&self, group: Weak<group::Shared>) -> Result<(), Errno> {
         let mut state = self.opens().state.lock();
         if state.group.strong_count() > 0 {
@@ -100,7 +99,7 @@ impl DeviceFile {
         self.opens().state.lock().group.upgrade().map(Group::from)
     }
 
-    /// EEXIST if it is in a set.
+    /// Adds the device to a set. EEXIST if it is in one.
     pub(crate) fn join_set(&self, set: DeviceSet) -> Result<(), Errno> {
         self.opens().set.set(set).map_err(|_| Errno::EEXIST)
     }
@@ -125,8 +124,8 @@ impl DeviceFile {
         self.opens().state.lock().blockers > 0
     }
 
-    /// `vfio_df_open()`: once more through the group, or once by its own file (EINVAL while it is open at
-    /// all). The first open binds the device to an iommufd, if there is one.
+    /// `vfio_df_open()`: opens the device once more through the group, or once through its cdev (EINVAL while it is
+    /// open). The first open binds the device to an iommufd, if there is one.
     pub(crate) fn open(
         &self,
         way: Way,
@@ -149,8 +148,8 @@ impl DeviceFile {
         Ok(())
     }
 
-    /// `vfio_df_close()`. With the last close goes everything a user has set up; a device that cannot be
-    /// reset by itself is then reset together with its set, if nothing of that is open any more.
+    /// `vfio_df_close()`. The last close removes the user's setup. A device that cannot be reset on its own is then
+    /// reset together with its set, if none of the set is open.
     pub(crate) fn close_one(&self) {
         let _exclusive = self.exclusive();
         if self.open_count() == 1 {
@@ -189,7 +188,7 @@ impl DeviceFile {
         self.opens().state.lock().binding.as_ref().map(|binding| binding.iommufd.clone())
     }
 
-    /// Its number in `iommufd`, if it is bound to that.
+    /// Returns its number in `iommufd`, if it is bound there.
     pub(crate) fn id_in(&self, iommufd: &Iommufd) -> Option<u32> {
         let state = self.opens().state.lock();
         state.binding.as_ref().filter(|binding| binding.iommufd.is(iommufd)).map(|binding| binding.id)

@@ -1,7 +1,7 @@
-//! PCI functions that can only be reset together, and where they sit.
+//! Hot reset sets: PCI functions that can only be reset together, and their addresses.
 //!
-//! This is the kernel's `struct vfio_device_set` and the bus or slot behind it. What programs ask of it, by
-//! VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET, is in [`hot_reset`](crate::topology::hot_reset).
+//! This is the kernel's `struct vfio_device_set` with its bus or slot. [`hot_reset`](crate::topology::hot_reset) has
+//! the requests, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO and VFIO_DEVICE_PCI_HOT_RESET.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use crate::core::device;
 use crate::core::file::DeviceFile;
 use crate::iommu::iommufd::Iommufd;
 
-/// The address of a PCI function. In text as Linux writes it: `0000:01:10.0`.
+/// The address of a PCI function, with Linux's text form: `0000:01:10.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
     segment: u16,
@@ -23,7 +23,7 @@ pub struct PciAddress {
 }
 
 impl PciAddress {
-    /// EINVAL for a device above 31 or a function above 7.
+    /// Returns an address. EINVAL for a device above 31 or a function above 7.
     pub fn new(segment: u16, bus: u8, device: u8, function: u8) -> Result<PciAddress, Errno> {
         if device > 31 || function > 7 {
             return Err(Errno::EINVAL);
@@ -31,7 +31,7 @@ impl PciAddress {
         Ok(PciAddress { segment, bus, devfn: device << 3 | function })
     }
 
-    /// The segment, which Linux calls domain.
+    /// Returns the segment, called domain in Linux.
     pub fn segment(self) -> u16 {
         self.segment
     }
@@ -41,7 +41,7 @@ impl PciAddress {
         self.bus
     }
 
-    /// The device in the upper five bits, the function in the lower three.
+    /// Returns the device in the upper five bits and the function in the lower three.
     pub fn devfn(self) -> u8 {
         self.devfn
     }
@@ -56,7 +56,7 @@ impl fmt::Display for PciAddress {
 impl FromStr for PciAddress {
     type Err = Errno;
 
-    /// EINVAL for anything but what [`PciAddress`] prints.
+    /// Parses the text form of [`PciAddress`]. EINVAL for anything else.
     fn from_str(text: &str) -> Result<PciAddress, Errno> {
         let parse = || {
             let (segment, rest) = text.split_once(':')?;
@@ -71,7 +71,7 @@ impl FromStr for PciAddress {
     }
 }
 
-/// One function of a [`DeviceSet`].
+/// A function of a [`DeviceSet`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PciFunction {
@@ -79,14 +79,13 @@ pub struct PciFunction {
     pub address: PciAddress,
     /// The number of its IOMMU group, as in `/dev/vfio/$GROUP`.
     pub group_id: u32,
-    /// The device, if VFIO drives it. Another driver does otherwise, or none, and then nobody can reset the
-    /// set.
+    /// The device, if it is bound to VFIO. With another driver or none, nobody can reset the set.
     pub device: Option<DeviceFile>,
 }
 
 impl PciFunction {
-    /// Returns the function at `address`, in the IOMMU group of this number. `None` in place of a device means that VFIO
-    /// does not drive it.
+    /// Returns the function at `address`, in the IOMMU group of this number. `device` is `None` if it is not bound to
+    /// VFIO.
     pub fn new(address: PciAddress, group_id: u32, device: impl Into<Option<DeviceFile>>) -> PciFunction {
         PciFunction { address, group_id, device: device.into() }
     }
@@ -95,12 +94,11 @@ impl PciFunction {
 /// All functions on a PCI bus, or in a hot-plug slot: a hot reset resets them together, so its user must own
 /// them all.
 ///
-/// A virtual function ([`PhysicalFunction`](crate::PhysicalFunction)) among them is a set of its own: it is
-/// told like the others, and while it is there nobody can reset them.
+/// A virtual function ([`PhysicalFunction`](crate::PhysicalFunction)) among them is a set of its own: it is reported
+/// like the others, and while it exists nobody can reset them.
 ///
-/// A device knows the set it is in from then on, whatever becomes of this handle. A PCI device in no set
-/// answers as one on a root bus, which has no hot reset. A device whose last handle is gone counts as one
-/// that VFIO does not drive.
+/// A device keeps its set even if this handle is dropped. A PCI device without a set behaves as on a root bus, which
+/// has no hot reset. A device whose last handle was dropped counts as not bound to VFIO.
 ///
 /// ```
 /// use whimbrel_device::{
@@ -152,19 +150,19 @@ struct Function {
     device: Weak<device::Shared>,
 }
 
-/// The relation of a function to the holder of an iommufd.
+/// The relation of a function to the owner of an iommufd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owned {
-    /// It is bound there, under this number.
+    /// Bound there, with this number.
     Bound(u32),
-    /// A device of its group is bound there, so nobody else can have it.
+    /// A device of its group is bound there, so nobody else can use it.
     ByGroup,
-    /// Not at all.
+    /// Not owned.
     Not,
 }
 
 impl DeviceSet {
-    /// The functions of a bus or slot, all of them, in the order in which they are told to programs.
+    /// Returns the set of all functions of a bus or slot, in the order reported to programs.
     ///
     /// EINVAL for an empty set, or if a device is not PCI. EEXIST for two functions at one address, and for a device
     /// that is in a set.
@@ -195,7 +193,7 @@ impl DeviceSet {
         Ok(set)
     }
 
-    /// Returns the number of functions, including those that VFIO does not drive.
+    /// Returns the number of functions, including those that are not bound to VFIO.
     pub fn function_count(&self) -> usize {
         self.shared.functions.len()
     }
@@ -204,7 +202,7 @@ impl DeviceSet {
         self.shared.lock.lock()
     }
 
-    /// Each function: where it sits, the number of its group, and its device if that is in one set with `of`.
+    /// Iterates over the functions: address, group number, and the device if it is in the same set as `of`.
     pub(crate) fn functions_with(
         &self,
         of: &DeviceFile,
@@ -215,15 +213,14 @@ impl DeviceSet {
         })
     }
 
-    /// Each function: where it sits, the number of its group, and its device if VFIO drives it.
+    /// Iterates over the functions: address, group number, and the device if it is bound to VFIO.
     fn functions(&self) -> impl Iterator<Item = (PciAddress, u32, Option<DeviceFile>)> {
         self.shared.functions.iter().map(|function| {
             (function.address, function.group_id, function.device.upgrade().map(DeviceFile::from))
         })
     }
 
-    /// Every device that is in one set with `of`, if a reset touches nothing else
-    /// (`vfio_pci_dev_set_resettable()`).
+    /// Returns all devices of the set of `of`, if a reset affects nothing else (`vfio_pci_dev_set_resettable()`).
     pub(crate) fn resettable(&self, of: &DeviceFile) -> Option<Vec<DeviceFile>> {
         self.functions_with(of).map(|(_, _, device)| device).collect()
     }
@@ -247,8 +244,8 @@ impl DeviceSet {
         }
     }
 
-    /// Resets the whole set after the last close of `of`, one of its devices, if one of them could not be
-    /// reset by itself (`vfio_pci_dev_set_try_reset()`). The caller holds the lock.
+    /// Resets the whole set after the last close of its device `of`, if one of them could not be reset on its own
+    /// (`vfio_pci_dev_set_try_reset()`). The caller holds the lock.
     pub(crate) fn reset_if_unused(&self, of: &DeviceFile) {
         let Some(devices) = self.resettable(of) else { return };
         if devices.iter().any(|device| device.open_count() > 0)
@@ -262,7 +259,7 @@ impl DeviceSet {
     }
 }
 
-/// Resets all of them, and says what went wrong first.
+/// Resets all of them, and returns the first error.
 pub(crate) fn reset_all(devices: &[DeviceFile]) -> Result<(), Errno> {
     let mut outcome = Ok(());
     for device in devices {

@@ -1,8 +1,8 @@
-//! The token that users of a physical function and of its virtual functions share, and where a program shows
-//! it (`vfio_pci_validate_vf_token()` and `vfio_pci_core_match()`).
+//! The VF token, shared by the users of a physical function and its virtual functions, and its checks
+//! (`vfio_pci_validate_vf_token()` and `vfio_pci_core_match()`).
 //!
-//! A physical function can look into its virtual functions and take them away, so who uses one of them must
-//! trust who uses it: both know the token, 16 bytes of a UUID.
+//! A physical function can inspect and remove its virtual functions, so the users of both must trust each other: both
+//! know the token, the 16 bytes of a UUID.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ const UUID_LENGTH: usize = 36;
 
 /// A device with SR-IOV, and its virtual functions.
 ///
-/// A virtual function is opened with the token: VFIO_GROUP_GET_DEVICE_FD takes it behind the name
-/// (`0000:01:10.0 vf_token=UUID`), VFIO_DEVICE_BIND_IOMMUFD with VFIO_DEVICE_BIND_FLAG_TOKEN. The physical
-/// function needs it too while a virtual one is open; as long as none is, a token that it is opened with
-/// becomes the token. VFIO_DEVICE_FEATURE_PCI_VF_TOKEN on the physical function sets it at any time.
+/// A virtual function is opened with the token: VFIO_GROUP_GET_DEVICE_FD accepts it after the name (`0000:01:10.0
+/// vf_token=UUID`), VFIO_DEVICE_BIND_IOMMUFD with VFIO_DEVICE_BIND_FLAG_TOKEN. The physical function needs it too while
+/// a virtual function is open; otherwise a token given when it is opened becomes the token.
+/// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN on the physical function sets it at any time.
 ///
 /// ```
 /// use whimbrel_device::{
@@ -75,8 +75,7 @@ pub(crate) enum Role {
 }
 
 impl PhysicalFunction {
-    /// Makes `device` a physical function, for as long as it lives. Nobody knows its token until somebody
-    /// sets it.
+    /// Makes `device` a physical function for its lifetime. Its token is random until it is set.
     ///
     /// EINVAL for a device that is not PCI, EEXIST for one that is a physical or virtual function already.
     pub fn new(device: &DeviceFile) -> Result<PhysicalFunction, Errno> {
@@ -86,15 +85,15 @@ impl PhysicalFunction {
         Ok(PhysicalFunction { token })
     }
 
-    /// Makes `device` one of its virtual functions, for as long as it lives. EINVAL and EEXIST as above.
+    /// Makes `device` one of its virtual functions for its lifetime. EINVAL and EEXIST as in [`PhysicalFunction::new`].
     pub fn add_virtual_function(&self, device: &DeviceFile) -> Result<(), Errno> {
         device.take_role(Role::Virtual(Arc::clone(&self.token)))
     }
 }
 
 impl DeviceFile {
-    /// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: the bytes of the UUID, in the order of its text. Who has a virtual
-    /// function open keeps it. ENOTTY for a device that is no [`PhysicalFunction`].
+    /// VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: sets the token, the bytes of the UUID in the order of its text. Open virtual
+    /// functions stay open. ENOTTY for a device that is not a [`PhysicalFunction`].
     pub fn set_vf_token(&self, token: [u8; 16]) -> Result<(), Errno> {
         match self.opens().role() {
             Some(Role::Physical(shared)) => {
@@ -152,7 +151,7 @@ impl DeviceFile {
         }
     }
 
-    /// A virtual function was opened for the first time, or closed for the last.
+    /// Counts a virtual function's first open or last close.
     pub(crate) fn use_vf_token(&self, starts: bool) {
         if let Some(Role::Virtual(token)) = self.opens().role() {
             let users = &mut token.state.lock().users;
@@ -166,8 +165,7 @@ impl DeviceFile {
     }
 }
 
-/// The token among the options behind a name. EINVAL for any other option, a second token, and what is no
-/// UUID.
+/// Returns the token among the options after a name. EINVAL for any other option, a second token, and an invalid UUID.
 fn token_in(mut options: &[u8]) -> Result<Option<[u8; 16]>, Errno> {
     let mut token = None;
     while let Some(first) = options.first() {
@@ -184,7 +182,7 @@ fn token_in(mut options: &[u8]) -> Result<Option<[u8; 16]>, Errno> {
 }
 
 impl fmt::Debug for VfToken {
-    /// Without the token: who can read a log need not know it.
+    /// Formats the value without the token, which must not appear in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VfToken").field("users", &self.state.lock().users).finish_non_exhaustive()
     }

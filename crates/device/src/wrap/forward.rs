@@ -1,9 +1,9 @@
-//! The one place that passes a wrapper's calls on to the driver that it wraps.
+//! Forwarding of a wrapper's calls to the wrapped driver, in one place.
 
 /// Defines the named methods of [`Driver`](crate::Driver) as those of the driver in a field.
 ///
-/// A wrapper names each method that it passes on and defines the others. `clippy::missing_trait_methods` is denied on its
-/// `impl`, so that a method that the trait gains cannot be dropped silently, whether it has a default or not.
+/// A wrapper names each method that it passes on and defines the others. `clippy::missing_trait_methods` is denied on
+/// its `impl`, so that a method that the trait gains cannot be dropped silently, whether it has a default or not.
 macro_rules! forward {
     ($driver:ident: $($method:ident),+ $(,)?) => {
         $($crate::wrap::forward::method!($driver $method);)+

@@ -1,4 +1,4 @@
-//! Drivers around a driver.
+//! Drivers that wrap another driver: mediation, migration regions, fault injection.
 
 pub mod fault;
 mod forward;

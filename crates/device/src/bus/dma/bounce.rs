@@ -1,4 +1,4 @@
-//! Remote memory visited by way of a copy.
+//! Access to remote memory through a bounce buffer.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use whimbrel_protocol::Errno;
 
 use super::fault::Access;
 
-/// Bytes of remote memory that are held at a time.
+/// Size of the bounce buffer in bytes.
 const BOUNCE_BYTES: usize = 64 << 10;
 
 /// Bytes of remote memory.
@@ -19,7 +19,7 @@ pub(super) struct RemotePiece<'a> {
     pub(super) deadline: Instant,
 }
 
-/// Visits remote memory by way of a copy.
+/// Visits remote memory through the bounce buffer.
 pub(super) fn bounce(
     piece: RemotePiece<'_>,
     access: Access,

@@ -1,9 +1,9 @@
-//! Accesses that a device was not allowed, or that failed.
+//! DMA faults: accesses without a mapping or with an error.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
-/// An access that the mappings do not allow, or that remote memory has refused.
+/// An access without a mapping that allows it, or one that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("DMA {access} of {length} bytes at IOVA {iova:#x} failed: {cause}")]
 #[non_exhaustive]
@@ -35,7 +35,7 @@ pub enum FaultCause {
     /// The owner of the memory refused or cannot be reached. Part of a write may have been done.
     #[error("remote memory access failed: {0}")]
     Remote(Errno),
-    /// The file that was mapped was truncated. What was read is meaningless.
+    /// The mapped file was truncated. The data read is undefined.
     #[error("the mapped file was truncated")]
     Lost,
 }

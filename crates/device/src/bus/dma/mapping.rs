@@ -1,4 +1,4 @@
-//! Mappings: what lies behind which addresses, and how a range is made up of them.
+//! Mappings: the memory behind IOVAs, and the division of a range into mapped pieces.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::fault::Access;
 
-/// A mapping: its place, and the file behind it.
+/// A mapping: its addresses, rights and file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MappedRange {
@@ -17,9 +17,9 @@ pub struct MappedRange {
     pub iova: u64,
     /// Bytes.
     pub size: u64,
-    /// The device's rights to it.
+    /// The device's access rights.
     pub rights: DmaMapFlags,
-    /// The file, and where in it the mapping begins; `None` for memory that has no address in this process.
+    /// The file and the mapping's offset in it; `None` for remote memory.
     pub file: Option<FileOffset>,
 }
 
@@ -41,28 +41,28 @@ pub(super) struct Mapping {
 #[derive(Debug)]
 pub(super) enum Backing {
     Memory(Memory),
-    /// Asked for by IOVA, so that each part of a mapping has the same.
+    /// Accessed by IOVA, so all parts of a mapping share the handle.
     Remote(Arc<dyn RemoteMemory>),
 }
 
-/// A log of the writes through one mapping, whichever device makes them. It counts from the start of the memory that was
-/// mapped in one request, of which a mapping here may be a later piece.
+/// A log of the writes of any device through one mapping. Its offsets count from the start of the memory mapped in one
+/// request, of which this mapping may be a later piece.
 #[derive(Clone, Debug)]
 pub(crate) struct MappingLog {
-    /// Marked at `offset` plus the offset within the mapping.
+    /// The log, marked at `offset` plus the offset within the mapping.
     pub(crate) log: Arc<DirtyLog>,
     /// Bytes of the request before this mapping.
     pub(crate) offset: u64,
 }
 
 impl MappingLog {
-    /// The log as it counts for what lies `bytes` further.
+    /// Returns the log for a mapping that starts `bytes` later.
     pub(crate) fn after(&self, bytes: u64) -> MappingLog {
         MappingLog { log: self.log.clone(), offset: self.offset + bytes }
     }
 }
 
-/// The last address of `size` bytes from `iova`.
+/// Returns the last address of `size` bytes from `iova`.
 pub(super) fn last_of(iova: u64, size: u64) -> Result<u64, Errno> {
     let past_first = size.checked_sub(1).ok_or(Errno::EINVAL)?;
     iova.checked_add(past_first).ok_or(Errno::EOVERFLOW)
@@ -81,7 +81,7 @@ impl Inner {
         below.is_some_and(|(start, mapping)| start + (mapping.size - 1) >= iova)
     }
 
-    /// The pieces of mappings that make up a range; `None` where one is missing, and then no more.
+    /// Iterates over the pieces of mappings in a range; ends with `None` at the first gap.
     pub(super) fn pieces(
         &self,
         iova: u64,

@@ -1,6 +1,6 @@
-//! The memory a device can reach: mappings of IO virtual addresses, and the log of what was written through them.
+//! DMA: mappings of IO virtual addresses to memory, and the dirty logs of the writes through them.
 //!
-//! A device reaches only what is mapped, with the rights the mapping gives. Everything else is a [`DmaFault`].
+//! A device can access only mapped memory, with the rights of the mapping. Any other access is a [`DmaFault`].
 
 mod bounce;
 mod fault;

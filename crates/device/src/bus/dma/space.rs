@@ -1,12 +1,12 @@
-//! The addresses of one device: what is mapped there, and the accesses that the device makes.
+//! The address space of one device: its mappings, and the device's accesses.
 //!
-//! To mark a log takes no lock, and a report of a log takes none that an access needs. The mappings are behind a lock, for
-//! once they are taken away no access through them may still run. It has a shard for each of several threads, so that
-//! threads that access memory neither wait for one another nor pass a cache line around. Only a change of the mappings,
-//! or of which logs are on, takes all shards, and so waits for the accesses under way.
+//! Marking a log takes no lock, and a report of a log takes none that an access needs. The mappings are behind a lock,
+//! so that no access through a mapping is in flight after its unmap. The lock is sharded by thread, so that threads
+//! that access memory neither wait for each other nor share a cache line. Only a change of the mappings, or of the
+//! active logs, takes all shards and so waits for the accesses in flight.
 //!
-//! An access to memory that is elsewhere ([`RemoteMemory`]) asks for the bytes, and holds its shard until they have come,
-//! or until a deadline that all of the access has in common.
+//! An access to [`RemoteMemory`] requests the bytes from its owner, and holds its shard until they arrive or until one
+//! deadline for the whole access.
 
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,21 +52,21 @@ pub struct DmaSpace {
     faults: AtomicU64,
 }
 
-/// The part of an access that lies in one mapping.
+/// The part of an access in one mapping.
 enum Piece<'a> {
     Memory(SharedBytes<'a>),
     Remote(RemotePiece<'a>),
 }
 
 impl DmaSpace {
-    /// The timeout for all that one access asks of remote memory. Until then no mapping can be taken away.
+    /// Timeout of all remote memory requests of one access. No mapping can be removed while it waits.
     pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
     ///
-    /// The file is mapped shared, so that the device and everyone else who maps it see the same memory. It must not be
-    /// made shorter while it is mapped ([`Memory::of_file`]). EINVAL for a size of 0, no right at all, an unknown right or
-    /// a file that is too short; EOVERFLOW for a range past 2^64; EEXIST if part of the range is mapped.
+    /// The file is mapped shared. It must not be truncated while it is mapped ([`Memory::of_file`]). EINVAL for a size
+    /// of 0, no or unknown rights, or a file that is too short; EOVERFLOW for a range past 2^64; EEXIST if part of the
+    /// range is mapped.
     pub fn map(&self, iova: u64, size: u64, rights: DmaMapFlags, file: FileOffset) -> Result<(), Errno> {
         let last = last_of(iova, size)?;
         check_rights(rights)?;
@@ -77,16 +77,15 @@ impl DmaSpace {
         self.map_memory(iova, rights, Memory::of_file(file, size, rights.contains(DmaMapFlags::WRITE))?)
     }
 
-    /// Maps memory at `iova`, whole, readable and writable by the device as `rights` says.
+    /// Maps all of `memory` at `iova`, readable and writable by the device according to `rights`.
     ///
-    /// EINVAL for no right at all, an unknown right, or the right to write to memory that cannot be written; EOVERFLOW
-    /// for a range past 2^64; EEXIST if part of the range is mapped.
+    /// EINVAL for no or unknown rights, or for WRITE to read-only memory; EOVERFLOW for a range past 2^64; EEXIST if
+    /// part of the range is mapped.
     pub fn map_memory(&self, iova: u64, rights: DmaMapFlags, memory: Memory) -> Result<(), Errno> {
         self.map_logged(iova, rights, memory, None)
     }
 
-    /// As [`DmaSpace::map_memory`], and what is written through the mapping is marked in `log` besides the log of the
-    /// device.
+    /// Like [`DmaSpace::map_memory`], and marks writes through the mapping in `log` in addition to the device's log.
     pub(crate) fn map_logged(
         &self,
         iova: u64,
@@ -103,11 +102,11 @@ impl DmaSpace {
         self.insert(iova, last, Mapping { size, rights, backing: Backing::Memory(memory), log })
     }
 
-    /// Maps `size` bytes of memory that is elsewhere at `iova`, readable and writable by the device as `rights`
-    /// says. It is asked for the same addresses.
+    /// Maps `size` bytes of remote memory at `iova`, readable and writable by the device according to `rights`. Its
+    /// requests use the same addresses.
     ///
-    /// EINVAL for a size of 0, no right at all or an unknown right; EOVERFLOW for a range past 2^64; EEXIST if part
-    /// of the range is mapped.
+    /// EINVAL for a size of 0 and for no or unknown rights; EOVERFLOW for a range past 2^64; EEXIST if part of the
+    /// range is mapped.
     pub fn map_remote(
         &self,
         iova: u64,
@@ -129,14 +128,14 @@ impl DmaSpace {
         Ok(())
     }
 
-    /// Sets or ends the log of the mapping that starts at `iova`.
+    /// Sets or removes the log of the mapping that starts at `iova`.
     pub(crate) fn set_mapping_log(&self, iova: u64, log: Option<MappingLog>) {
         if let Some(mapping) = self.change().mappings.get_mut(&iova) {
             mapping.log = log;
         }
     }
 
-    /// Makes two mappings of the one that goes on over `iova`, which begins the second. To the device nothing changes.
+    /// Splits the mapping across `iova` in two, of which the second starts at `iova`. The device's view is unchanged.
     pub(crate) fn cut(&self, iova: u64) {
         let mut inner = self.change();
         let Some((start, mapping)) = inner.mappings.range_mut(..iova).next_back() else { return };
@@ -158,7 +157,7 @@ impl DmaSpace {
         inner.mappings.insert(iova, other);
     }
 
-    /// All mappings as they are, in ascending order.
+    /// Returns all mappings in ascending order.
     pub fn mappings(&self) -> Vec<MappedRange> {
         let inner = self.look();
         let ranges = inner.mappings.iter().map(|(iova, mapping)| MappedRange {
@@ -186,8 +185,8 @@ impl DmaSpace {
         writable.map(|(iova, mapping)| (*iova, iova + (mapping.size - 1))).collect()
     }
 
-    /// Takes away the mappings that lie wholly in `size` bytes from `iova` and returns how many bytes they had.
-    /// EINVAL, and nothing is taken away, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
+    /// Removes the mappings that lie wholly in `size` bytes from `iova`, and returns their total size. EINVAL, with
+    /// nothing removed, if the range cuts a mapping; EOVERFLOW for a range past 2^64.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
         let last = last_of(iova, size)?;
         let mut inner = self.change();
@@ -212,7 +211,7 @@ impl DmaSpace {
         Ok(starts.iter().filter_map(|start| inner.mappings.remove(start)).map(|mapping| mapping.size).sum())
     }
 
-    /// The device reads memory. After a fault `data` holds anything.
+    /// Reads memory as the device. After a fault the contents of `data` are undefined.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
         let mut at = 0;
         self.pass(iova, data.len() as u64, Access::Read, |piece| match piece {
@@ -246,13 +245,13 @@ impl DmaSpace {
     /// Calls `visit` with every piece of memory behind `length` bytes from `iova`, in order.
     ///
     /// Nothing is visited unless the whole range is mapped with the right that `access` needs. After a write the range
-    /// is marked in every log that is on: the data is there before its mark is, so a report that takes the mark away is
-    /// never ahead of the data.
+    /// is marked in every active log. The data is written before the mark, so a report that clears the mark is never
+    /// ahead of the data.
     ///
-    /// Remote memory is visited as copies of it, of at most 64 KiB. [`Access::Read`] shows what it holds, and what the
-    /// visitor leaves there is lost. [`Access::Write`] shows zeros, and all of what the visitor leaves there is written,
-    /// so it has to write every byte. If remote memory fails, the pieces before it have been visited, and what was
-    /// written of them is marked.
+    /// Remote memory is visited as copies of at most 64 KiB. With [`Access::Read`] a copy has the memory's contents,
+    /// and changes are discarded. With [`Access::Write`] it has zeros, and all of it is written back, so the visitor
+    /// must write every byte. If remote memory fails, the pieces before it have been visited, and their writes are
+    /// marked.
     pub fn access(
         &self,
         iova: u64,
@@ -325,7 +324,7 @@ impl DmaSpace {
         }
     }
 
-    /// Marks every write in `log` from now on, in place of a log set before. `None` ends it.
+    /// Sets the log in which every write is marked from now on, instead of an earlier one. `None` removes it.
     pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
         self.change().log = log;
     }
@@ -339,7 +338,7 @@ impl DmaSpace {
         self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of accesses that were faults.
+    /// Returns the number of faults.
     pub fn faults(&self) -> u64 {
         self.faults.load(Ordering::Relaxed)
     }

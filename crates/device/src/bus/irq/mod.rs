@@ -1,8 +1,8 @@
-//! The interrupts of a device: what the user has set up, and the eventfds that are signalled.
+//! The interrupts of a device: the user's setup, and the eventfds to signal.
 //!
-//! The set-up is the user's and no part of the device's state. As with the kernel's vfio-pci, a reset of the
-//! device leaves it as it is, eventfds and mask, and a migration does not carry it: the user of the
-//! destination sets it up there. What belongs to the device is the level of its INTx line.
+//! The setup belongs to the user and is not part of the device's state. As with the kernel's vfio-pci, a reset of the
+//! device keeps the eventfds and the mask, and a migration does not transfer them: the user sets them up again at the
+//! destination. Only the level of the INTx line belongs to the device.
 
 mod request;
 mod rules;
@@ -23,7 +23,7 @@ pub(crate) use self::rules::{Change, Data, Kind, Slot};
 pub(crate) use self::signal::{only_eventfd, prepare, signal};
 use crate::bus::listener::{Listener, Watch};
 
-/// The interrupts of one device, as its driver sees them.
+/// The interrupts of a device, as its driver uses them.
 ///
 /// ```
 /// use whimbrel_device::Bus;
@@ -46,14 +46,14 @@ pub struct Interrupts {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct InterruptsInUse {
-    /// The one of INTx, MSI and MSI-X that is in use.
+    /// The interrupts of INTx, MSI or MSI-X, whichever is in use.
     pub active: InUse<OwnedFd>,
-    /// Each index with one interrupt (ERR, REQ) that is set up, with its eventfd.
+    /// The eventfds of indices with a single interrupt (ERR, REQ).
     pub singles: Vec<(u32, OwnedFd)>,
 }
 
 impl InterruptsInUse {
-    /// Returns interrupts to put in use on a device.
+    /// Returns interrupts to set up on a device.
     pub fn new(active: InUse<OwnedFd>, singles: Vec<(u32, OwnedFd)>) -> InterruptsInUse {
         InterruptsInUse { active, singles }
     }
@@ -67,8 +67,8 @@ struct State {
 }
 
 impl Interrupts {
-    /// Sends an interrupt that is a message: of MSI or MSI-X, or one of ERR, REQ and the indices of other
-    /// buses. Nothing happens if the user has not set it up.
+    /// Sends a message interrupt: of MSI or MSI-X, ERR, REQ, or an index of another bus. No effect if the user has not
+    /// set it up.
     pub fn trigger(&self, index: u32, interrupt: u32) {
         if let Some(eventfd) = self.state.lock().setup.message(index, interrupt) {
             signal(eventfd);
@@ -77,25 +77,25 @@ impl Interrupts {
 
     /// Sets the level of the device's INTx line (index 0 of a PCI device).
     ///
-    /// An asserted line is told to the user and masks itself. What is asserted while it is masked, or before
-    /// the user has set it up, is told when that ends, if it is still asserted then.
+    /// Asserting the line signals the user and masks it. A line that is asserted while masked, or before the user has
+    /// set it up, signals once that ends, if it is still asserted.
     pub fn set_line(&self, asserted: bool) {
         if let Some(eventfd) = self.state.lock().setup.set_line(asserted) {
             signal(eventfd);
         }
     }
 
-    /// Tells the INTx-disable bit of the device's command register
-    /// ([`PciEvent::IntxDisabled`](crate::pci::config::PciEvent::IntxDisabled)), as it is after a write, a
-    /// reset and a change of power. Where it changes, it masks the INTx line or unmasks it; as long as it is
-    /// set, the user cannot unmask (`vfio_pci_intrs.c`).
+    /// Sets the INTx-disable bit of the device's command register
+    /// ([`PciEvent::IntxDisabled`](crate::pci::config::PciEvent::IntxDisabled)); call it after a write, a reset and a
+    /// change of the power state. A change masks or unmasks the INTx line; while the bit is set, the user cannot unmask
+    /// it (`vfio_pci_intrs.c`).
     pub fn disable_line(&self, disabled: bool) {
         if let Some(eventfd) = self.state.lock().setup.set_disabled(disabled) {
             signal(eventfd);
         }
     }
 
-    /// Masks the INTx line; whether it was in use and not masked.
+    /// Masks the INTx line, and returns whether it was in use and unmasked.
     pub(crate) fn mask_line(&self) -> bool {
         self.state.lock().setup.mask()
     }
@@ -107,7 +107,7 @@ impl Interrupts {
         }
     }
 
-    /// Executes VFIO_DEVICE_SET_IRQS on a range that the index has.
+    /// Executes VFIO_DEVICE_SET_IRQS on a valid range of the index.
     pub(crate) fn apply(&self, change: Change<Arc<OwnedFd>>) -> Result<(), Errno> {
         if change.has_eventfds() {
             prepare()?;
@@ -149,7 +149,7 @@ impl Interrupts {
         Ok(InterruptsInUse::new(active, singles.collect::<io::Result<_>>()?))
     }
 
-    /// Sets up what [`Interrupts::in_use`] gave.
+    /// Sets up the interrupts that [`Interrupts::in_use`] returned.
     pub(crate) fn restore(
         &self,
         in_use: InterruptsInUse,
@@ -188,7 +188,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Ends all that the user has set up.
+    /// Removes the user's whole setup.
     pub(crate) fn clear(&self) {
         let mut state = self.state.lock();
         state.setup.clear();

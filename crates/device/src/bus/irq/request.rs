@@ -8,14 +8,15 @@ use whimbrel_protocol::Errno;
 use super::rules::{Data, Slot};
 use super::signal::only_eventfd;
 
-/// The interrupts of a range that an action is for, and whether it happens now or at a signal.
+/// The interrupts of a range that an action applies to, and when: now or on a signal.
 #[derive(Debug)]
 pub enum IrqData {
-    /// DATA_NONE: to as many as this, now. None at all, with [`IrqAction::Trigger`](crate::IrqAction::Trigger), tears the index down.
+    /// DATA_NONE: this many interrupts, now. 0 with [`IrqAction::Trigger`](crate::IrqAction::Trigger) disables the
+    /// index.
     None(u32),
-    /// DATA_BOOL: to those that say `true`, now.
+    /// DATA_BOOL: the interrupts with `true`, now.
     Bool(Vec<bool>),
-    /// DATA_EVENTFD: ties the action to an eventfd, or unties it. EINVAL for a descriptor of another kind.
+    /// DATA_EVENTFD: sets or removes an eventfd for the action. EINVAL for other descriptors.
     Eventfd(Vec<Option<OwnedFd>>),
 }
 
@@ -40,7 +41,7 @@ impl IrqData {
     }
 }
 
-/// The place of a descriptor. What is wrong with it only matters where it is used.
+/// Returns the slot of a descriptor. An error counts only where the descriptor is used.
 pub(crate) fn slot(fd: Result<OwnedFd, Errno>) -> Slot<Arc<OwnedFd>> {
     match fd.and_then(only_eventfd) {
         Ok(eventfd) => Slot::Eventfd(Arc::new(eventfd)),

@@ -1,4 +1,4 @@
-//! The interrupts that are set up, masked and asserted: `drivers/vfio/pci/vfio_pci_intrs.c` as plain data.
+//! Rules for setting up, masking and asserting interrupts: `drivers/vfio/pci/vfio_pci_intrs.c` as plain data.
 //!
 //! An eventfd is any value here; the caller signals it.
 
@@ -16,16 +16,16 @@ use whimbrel_uapi::pci::{
 /// The kind of interrupts of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// INTx: a level, which masks itself when it is told.
+    /// INTx: a level, masked automatically when it is signalled.
     Line,
     /// MSI, MSI-X: messages.
     Messages {
-        /// An interrupt beyond those that were set up first can be added.
+        /// Interrupts beyond the first setup can be added.
         grow: bool,
     },
-    /// ERR, REQ: one eventfd, apart from all else.
+    /// ERR, REQ: one eventfd, independent of the others.
     Single,
-    /// No index of PCI.
+    /// Not a PCI index.
     Unknown,
 }
 
@@ -43,15 +43,15 @@ impl Kind {
     }
 }
 
-/// One place of DATA_EVENTFD.
+/// One entry of DATA_EVENTFD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Slot<E> {
     /// -1.
     Empty,
-    /// Below -1, which some indices take for -1.
+    /// Below -1, which some indices treat as -1.
     Negative,
     Eventfd(E),
-    /// A number that is no eventfd: the errno that it gives where it is used.
+    /// A descriptor that is not an eventfd, with the errno for its use.
     Refused(Errno),
 }
 
@@ -72,7 +72,7 @@ impl<E> Data<E> {
         }
     }
 
-    /// Returns whether the action applies now to the interrupt at this place.
+    /// Returns whether the action applies now to the interrupt at this position.
     fn acts_at(&self, place: usize) -> bool {
         match self {
             Data::None(_) => true,
@@ -82,13 +82,13 @@ impl<E> Data<E> {
     }
 }
 
-/// A request for a range that the index has.
+/// A request for a valid range of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change<E> {
     pub(crate) kind: Kind,
     pub(crate) index: u32,
     pub(crate) start: u32,
-    /// ENOTTY for flags that name none or several.
+    /// The action; ENOTTY for flags with none or several.
     pub(crate) action: Result<IrqAction, Errno>,
     pub(crate) data: Data<E>,
 }
@@ -108,7 +108,7 @@ enum Active<E> {
     Line(Line<E>),
     Messages {
         index: u32,
-        /// Interrupts below this number can be given an eventfd.
+        /// The number of interrupts that can have an eventfd.
         allocated: u32,
         eventfds: BTreeMap<u32, E>,
     },
@@ -122,33 +122,33 @@ struct Line<E> {
     unmask: Option<E>,
 }
 
-/// The one of INTx, MSI and MSI-X that a user has in use, if any, with its eventfds. It can be had of one device and
-/// put in use on another: see [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
+/// The user's setup of INTx, MSI or MSI-X, whichever is in use, with its eventfds. It can be transferred to another
+/// device: see [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InUse<E> {
     /// None of them.
     None,
     /// INTx.
     Line {
-        /// The eventfd that it signals.
+        /// The eventfd to signal.
         trigger: Option<E>,
-        /// It is not told until it is unmasked.
+        /// The line is masked.
         masked: bool,
         /// The eventfd by which the user unmasks it.
         unmask: Option<E>,
     },
-    /// MSI or MSI-X, or the one index with several interrupts of another bus.
+    /// MSI, MSI-X, or an index of another bus with several interrupts.
     Messages {
         /// The interrupt index.
         index: u32,
-        /// The number of interrupts it was set up with at first.
+        /// The number of interrupts of the first setup.
         allocated: u32,
-        /// The eventfd of each interrupt that has one, by its number.
+        /// The eventfds by interrupt number.
         eventfds: Vec<(u32, E)>,
     },
 }
 
-/// The interrupts of a device, as its user has set them up.
+/// The user's setup of a device's interrupts.
 #[derive(Debug)]
 pub(crate) struct Setup<E> {
     active: Active<E>,
@@ -167,7 +167,7 @@ impl<E> Default for Setup<E> {
 }
 
 impl<E> Setup<E> {
-    /// The eventfd of a message that the device sends; `None` if nobody is told.
+    /// Returns the eventfd for a message of the device, if any.
     pub(super) fn message(&self, index: u32, interrupt: u32) -> Option<&E> {
         match &self.active {
             Active::Messages { index: active, eventfds, .. } if *active == index => eventfds.get(&interrupt),
@@ -176,7 +176,7 @@ impl<E> Setup<E> {
         }
     }
 
-    /// The device's line has this level now. Returns the eventfd to signal.
+    /// Sets the level of the line, and returns the eventfd to signal.
     pub(super) fn set_line(&mut self, asserted: bool) -> Option<&E> {
         self.asserted = asserted;
         match &mut self.active {
@@ -188,7 +188,7 @@ impl<E> Setup<E> {
         }
     }
 
-    /// Masks the line, if it is in use. Whether it was not masked before.
+    /// Masks the line if it is in use, and returns whether it was unmasked before.
     pub(super) fn mask(&mut self) -> bool {
         match &mut self.active {
             Active::Line(line) => !std::mem::replace(&mut line.masked, true),
@@ -196,8 +196,8 @@ impl<E> Setup<E> {
         }
     }
 
-    /// The INTx-disable bit is written (`vfio_basic_config_write()`): where it changes, it masks the line or
-    /// unmasks it. While it is set nothing else unmasks. Returns the eventfd to signal.
+    /// Sets the INTx-disable bit (`vfio_basic_config_write()`): a change masks or unmasks the line, and nothing else
+    /// unmasks it while the bit is set. Returns the eventfd to signal.
     pub(super) fn set_disabled(&mut self, disabled: bool) -> Option<&E> {
         match (std::mem::replace(&mut self.disabled, disabled), disabled) {
             (false, true) => {
@@ -209,7 +209,7 @@ impl<E> Setup<E> {
         }
     }
 
-    /// Unmasks the line. Returns the eventfd to signal: of a line that is still asserted, which stays masked.
+    /// Unmasks the line. If it is still asserted, returns the eventfd to signal, and the line stays masked.
     pub(super) fn unmask(&mut self) -> Option<&E> {
         match &mut self.active {
             Active::Line(line) if line.masked && !self.disabled => {
@@ -228,7 +228,7 @@ impl<E> Setup<E> {
         }
     }
 
-    /// Takes away the eventfd that unmasks the line.
+    /// Removes the eventfd that unmasks the line.
     pub(super) fn forget_unmask_eventfd(&mut self) {
         if let Active::Line(line) = &mut self.active {
             line.unmask = None;
@@ -249,15 +249,15 @@ impl<E> Setup<E> {
         }
     }
 
-    /// Index and eventfd of each that is apart from what is in use.
+    /// Returns index and eventfd of each single interrupt.
     pub(super) fn singles(&self) -> impl Iterator<Item = (u32, &E)> {
         self.singles.iter().map(|(index, eventfd)| (*index, eventfd))
     }
 
-    /// Takes what [`Setup::active`] and [`Setup::singles`] gave for a device like this one, whose interrupts
-    /// `irq` tells. Returns the eventfd to signal.
+    /// Restores the setup that [`Setup::active`] and [`Setup::singles`] returned for a device of this kind; `irq`
+    /// describes its interrupts. Returns the eventfd to signal.
     ///
-    /// EBUSY if something is set up here already, EINVAL for what such a device cannot have.
+    /// EBUSY if something is already set up here, EINVAL for a setup that this device cannot have.
     pub(super) fn restore(
         &mut self,
         active: InUse<E>,
@@ -295,14 +295,14 @@ impl<E> Setup<E> {
         Ok(if self.asserted { self.set_line(true) } else { None })
     }
 
-    /// Ends all that the user has set up. The line keeps its level: that is the device's.
+    /// Removes the user's whole setup. The line keeps its level, which belongs to the device.
     pub(super) fn clear(&mut self) {
         self.active = Active::None;
         self.singles.clear();
         self.disabled = false;
     }
 
-    /// Executes a request. `signal` is called for each eventfd that it makes fire.
+    /// Executes a request, calling `signal` for each eventfd to signal.
     pub(super) fn apply(&mut self, change: Change<E>, signal: &mut dyn FnMut(&E)) -> Result<(), Errno> {
         let Change { kind, index, start, action, data } = change;
         match (kind, action?) {
@@ -462,8 +462,7 @@ impl<E> Setup<E> {
     }
 }
 
-/// Gives each interrupt from `start` on its eventfd. At the first that fails, it and those before it have
-/// none.
+/// Sets the eventfds of the interrupts from `start` on. If one fails, it and those before it are removed.
 fn set_block<E>(
     eventfds: &mut BTreeMap<u32, E>,
     start: u32,

@@ -1,4 +1,4 @@
-//! The rules against a reference: the kernel's functions, one for one, over flat fields.
+//! Tests of the rules against a reference: the kernel's functions, one by one, over plain fields.
 
 use proptest::prelude::*;
 use whimbrel_protocol::Errno;

@@ -1,10 +1,10 @@
-//! Signals to a user's eventfds, made as the kernel makes them (`eventfd_signal()` in `fs/eventfd.c`): they never wait.
+//! Signalling of a user's eventfds as the kernel does it (`eventfd_signal()` in `fs/eventfd.c`), without blocking.
 //!
-//! A write(2) is no such signal. It waits for room in the counter, a hostile user can fill the counter at any moment, and
-//! O_NONBLOCK belongs to the open file that the user shares. The kernel's own signal saturates instead, and asynchronous
-//! I/O makes one when a request is complete (IOCB_FLAG_RESFD). The request used here is a read of no bytes from the
-//! eventfd itself: it is complete at once, with EINVAL, and leaves the counter alone. A request that is refused for another
-//! reason tells whether a descriptor is an eventfd at all, with the kernel's own check.
+//! A write(2) can block: it waits until the counter has room, a hostile user can fill the counter at any moment, and
+//! O_NONBLOCK belongs to the open file, which the user shares. The kernel's own signal saturates instead, and
+//! asynchronous I/O makes one when a request completes (IOCB_FLAG_RESFD). The request used here is a read of 0 bytes
+//! from the eventfd itself: it completes at once, with EINVAL, and leaves the counter alone. The errno of a rejected
+//! request shows whether the descriptor is an eventfd, by the kernel's own check.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -23,7 +23,7 @@ const PREAD: u16 = 0;
 /// IOCB_FLAG_RESFD.
 const RESFD: u32 = 1;
 
-/// A flag for `rw_flags` that no kernel knows: EOPNOTSUPP, once the rest of a request has been found right.
+/// A flag for `rw_flags` that no kernel supports: EOPNOTSUPP once the rest of the request is valid.
 const UNKNOWN: i32 = i32::MIN;
 
 /// `struct iocb`, in the byte order of the processors that Whimbrel runs on.
@@ -57,11 +57,11 @@ struct Completion {
 /// An `aio_context_t`. It lives as long as the process.
 struct Context(libc::c_ulong);
 
-/// One for all devices: a signal holds it for less than a microsecond.
+/// The context of all devices: a signal holds the lock for less than a microsecond.
 static CONTEXT: Mutex<Option<Context>> = Mutex::new(None);
 
-/// Makes sure that [`signal`] can do its work. ENOSYS on a kernel without asynchronous I/O (CONFIG_AIO), EAGAIN if other
-/// processes have all of it that the system allows (`/proc/sys/fs/aio-max-nr`), ENOMEM.
+/// Prepares for [`signal`]. ENOSYS on a kernel without asynchronous I/O (CONFIG_AIO), EAGAIN if other processes use all
+/// that the system allows (`/proc/sys/fs/aio-max-nr`), ENOMEM.
 pub(crate) fn prepare() -> Result<(), Errno> {
     let mut context = CONTEXT.lock();
     if context.is_none() {
@@ -76,8 +76,8 @@ pub(crate) fn prepare() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Adds 1 to the counter of an eventfd and wakes whoever waits for it, unless the counter is full: then the user has
-/// not seen earlier signals yet, and this one is among them.
+/// Adds 1 to the counter of an eventfd and wakes its waiters. A full counter is left alone: the user has not seen the
+/// earlier signals yet, which then cover this one.
 pub(crate) fn signal(eventfd: &OwnedFd) {
     let mut context = CONTEXT.lock();
     if let Err(error) = send(&mut context, eventfd) {
@@ -86,8 +86,8 @@ pub(crate) fn signal(eventfd: &OwnedFd) {
     }
 }
 
-/// Takes a descriptor for an eventfd's. EINVAL for one of another kind and EBADF for one that only names a file, as the
-/// kernel's `eventfd_ctx_fdget()`; or what [`prepare`] gives.
+/// Checks that a descriptor is an eventfd. Like the kernel's `eventfd_ctx_fdget()` it returns EINVAL for other
+/// descriptors and EBADF for O_PATH ones; it also returns the errors of [`prepare`].
 pub(crate) fn only_eventfd(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     let asked = ours(&mut CONTEXT.lock()).and_then(|context| context.submit(&fd, UNKNOWN));
     match asked.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EINVAL)) {
@@ -151,7 +151,7 @@ impl Context {
         }
     }
 
-    /// Takes away completions, which nobody looks at, and says how many there were.
+    /// Discards completions, and returns their number.
     fn collect(&self) -> usize {
         let mut completions = [Completion::default(); COMPLETIONS];
         let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,5 +1,5 @@
-//! Attaching devices, and their PASIDs, to address spaces and page tables (`drivers/iommu/iommufd/device.c`, and what
-//! `drivers/vfio/iommufd.c` keeps of it).
+//! Attaching devices and their PASIDs to address spaces and page tables (`drivers/iommu/iommufd/device.c`, and the
+//! state in `drivers/vfio/iommufd.c`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use super::ioas::Origin;
 use super::object::{Object, Objects};
 use crate::bus::Bus;
 
-/// The largest PASID that the kernel's books can have (`ida_alloc_range()`).
+/// The largest PASID that the kernel can allocate (`ida_alloc_range()`).
 const LAST_PASID: u32 = i32::MAX as u32;
 
 impl Objects {
@@ -43,14 +43,14 @@ impl Objects {
         self.by_id.remove(&id);
     }
 
-    /// Attaches a device, or one of its PASIDs, in place of what it was attached to, and says what it uses
-    /// now. If it fails, all stays as it was.
+    /// Attaches a device, or one of its PASIDs, in place of its earlier attachment, and returns what it uses now. An
+    /// error changes nothing.
     ///
-    /// ENOSPC for a PASID of more than 31 bits; ENOENT for no object; EINVAL for one that is neither address
-    /// space nor page table, for a table that the device's IOMMU cannot use, for a PASID that the device
-    /// cannot have, and unless all tables of a device that uses PASIDs were made for them; EBUSY for PASID 0
-    /// of a device that is attached without; EADDRINUSE if something is mapped where the device wants
-    /// nothing; EFAULT if memory cannot be had.
+    /// ENOSPC for a PASID of more than 31 bits; ENOENT for a missing object; EINVAL for one that is neither address
+    /// space nor page table, for a table that the device's IOMMU cannot use, for a PASID that the device cannot have,
+    /// and unless all tables of a device with PASIDs were created for PASIDs; EBUSY for PASID 0 of a device that is
+    /// attached without a PASID; EADDRINUSE if something is mapped in the device's reserved ranges; EFAULT if memory is
+    /// unavailable.
     pub(crate) fn attach(&mut self, id: u32, pasid: Option<u32>, to: u32) -> Result<u32, Errno> {
         match self.by_id.get(&id) {
             Some(Object::Access(access)) => {
@@ -77,7 +77,7 @@ impl Objects {
         }
     }
 
-    /// Takes from a device, or one of its PASIDs, what it is attached to, if anything.
+    /// Detaches a device or one of its PASIDs, if attached.
     pub(crate) fn detach(&mut self, id: u32, pasid: Option<u32>) {
         let origin = Origin { device: id, pasid: pasid.unwrap_or(0) };
         match self.by_id.get_mut(&id) {
@@ -118,7 +118,7 @@ impl Objects {
         Ok(())
     }
 
-    /// A page table of an address space that was made for some device that attached to it, or a new one.
+    /// Returns an automatic page table of the address space that fits, or a new one.
     fn use_automatic_table(&mut self, origin: Origin, ioas: u32, replaces: bool) -> Result<u32, Errno> {
         let automatic = self.tables(ioas).filter(|(_, hwpt)| hwpt.automatic).map(|(id, _)| id);
         for table in automatic.collect::<Vec<_>>() {
@@ -137,7 +137,7 @@ impl Objects {
         self.use_table(origin, table, replaces).map(|()| table).inspect_err(|_| self.remove(table))
     }
 
-    /// Checks that a table, which may not exist yet, can be used, in the kernel's order.
+    /// Checks in the kernel's order that a table, which may not exist yet, can be used.
     fn check_table(&self, origin: Origin, hwpt: &Hwpt, replaces: bool) -> Result<(), Errno> {
         let device = self.device(origin.device)?;
         let before = match (device.tables.get(&origin.pasid), replaces) {
@@ -193,7 +193,7 @@ impl Objects {
         Ok(())
     }
 
-    /// A page table that was made for devices that attach goes with the last of them.
+    /// Releases a page table; an automatic one is destroyed with its last device.
     fn leave_table(&mut self, origin: Origin, table: u32) {
         self.stop_using(table, origin.device, origin.pasid);
         if self.hwpt(table).is_ok_and(|hwpt| hwpt.automatic) && !self.in_use(table) {

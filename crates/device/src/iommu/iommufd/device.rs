@@ -1,4 +1,4 @@
-//! A device on an iommufd: what it, and each of its PASIDs, is attached to.
+//! A device bound to an iommufd, and the attachments of the device and its PASIDs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,9 +10,9 @@ use crate::bus::Bus;
 pub(crate) struct Device {
     pub(super) bus: Bus,
     pub(crate) iommu: OwnIommu,
-    /// The page table that each PASID uses; 0 stands for requests without one.
+    /// The page table of each PASID; 0 stands for requests without a PASID.
     pub(super) tables: BTreeMap<u32, u32>,
-    /// It is attached, by a request without a PASID.
+    /// True if it is attached by a request without a PASID.
     pub(super) attached: bool,
     /// The PASIDs that are attached, by requests with a PASID. The kernel lets 0 be one of them.
     pub(super) pasids: BTreeSet<u32>,

@@ -1,4 +1,4 @@
-//! The dirty bits of one page table: a log for each mapping, while it tracks.
+//! The dirty bits of one page table: a log for each mapping while tracking is on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,13 +13,12 @@ use crate::bus::dma::MappingLog;
 /// A page table of an address space.
 #[derive(Debug, Default)]
 pub(crate) struct Domain {
-    /// The log of each mapping, under its first IOVA; `None` while it does not track. Mappings that were one
-    /// share a log.
+    /// The log of each mapping by its first IOVA; `None` while tracking is off. Mappings split from one share its log.
     pub(crate) logs: Option<BTreeMap<u64, MappingLog>>,
 }
 
 impl Domain {
-    /// Begins a log for a new mapping, if the table tracks. E2BIG for a mapping larger than a log can keep.
+    /// Adds a log for a new mapping if tracking is on. E2BIG for a mapping above the log's limit.
     pub(crate) fn add(&mut self, area: &Area) -> Result<(), Errno> {
         if let Some(logs) = &mut self.logs {
             logs.insert(area.start, log_of(area)?);
@@ -27,14 +26,14 @@ impl Domain {
         Ok(())
     }
 
-    /// Forgets a mapping and its dirty bits.
+    /// Removes a mapping and its dirty bits.
     pub(crate) fn remove(&mut self, start: u64) {
         if let Some(logs) = &mut self.logs {
             logs.remove(&start);
         }
     }
 
-    /// A mapping was cut in two: the second one begins at `second`.
+    /// Records that a mapping was split in two, of which the second begins at `second`.
     pub(crate) fn cut(&mut self, start: u64, second: u64) {
         if let Some(logs) = &mut self.logs
             && let Some(log) = logs.get(&start)
@@ -49,17 +48,16 @@ impl Domain {
     }
 }
 
-/// An empty log of a mapping, counted from its first byte.
+/// Returns an empty log for a mapping, counted from its first byte.
 pub(crate) fn log_of(area: &Area) -> Result<MappingLog, Errno> {
     let mut ranges = LoggingRanges::new(PAGE_SIZE, 1)?;
     ranges.push(0, area.length())?;
     Ok(MappingLog { log: Arc::new(DirtyLog::new(&ranges)?), offset: 0 })
 }
 
-/// Takes the marks of `length` bytes from byte `from` of a log as runs of bytes: where each begins, and
-/// its length.
+/// Clears the marks of `length` bytes from byte `from` of a log, and returns them as runs of bytes: start and length.
 pub(crate) fn collect(log: &DirtyLog, from: u64, length: u64) -> Result<Vec<(u64, u64)>, Errno> {
-    /// Bytes looked at in one go.
+    /// Bytes processed per step.
     const STEP: u64 = 4096 * 64 * PAGE_SIZE;
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let mut words = Vec::new();

@@ -1,28 +1,28 @@
-//! A hardware page table, and the IOMMUs that can use it.
+//! A hardware page table and the IOMMUs that can use it.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::iommufd::HwptAllocFlags;
 
 use super::OwnIommu;
 
-/// A page table that maps what an address space maps.
+/// A page table with the mappings of an address space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hwpt {
     pub(crate) ioas: u32,
     /// The purpose of the table: dirty tracking, and devices with PASIDs.
     flags: HwptAllocFlags,
-    /// It was made for a device that attached to the address space, and goes with the last such device.
+    /// Created automatically for a device attached to the address space, and destroyed with the last such device.
     pub(crate) automatic: bool,
     /// The last IOVA it translates.
     pub(crate) last_iova: u64,
     /// Sizes of its pages.
     pub(crate) page_sizes: u64,
-    /// It is made for devices that are coherent whatever they ask for.
+    /// For devices whose accesses are always coherent.
     pub(crate) coherent: bool,
 }
 
 impl Hwpt {
-    /// A page table for a device's IOMMU.
+    /// Returns a page table for a device's IOMMU.
     pub(crate) fn new(ioas: u32, iommu: &OwnIommu, flags: HwptAllocFlags, automatic: bool) -> Hwpt {
         Hwpt {
             ioas,
@@ -42,7 +42,7 @@ impl Hwpt {
         self.flags.contains(HwptAllocFlags::ALLOC_PASID)
     }
 
-    /// EINVAL unless an IOMMU can use the table.
+    /// Fails with EINVAL unless an IOMMU can use the table.
     pub(crate) fn check_iommu(&self, iommu: &OwnIommu) -> Result<(), Errno> {
         let fits = self.last_iova <= iommu.last_iova
             && self.page_sizes & !iommu.page_sizes == 0

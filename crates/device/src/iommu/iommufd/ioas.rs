@@ -1,7 +1,7 @@
-//! An address space: what is mapped where, which addresses may be used, and the devices that reach it.
+//! An address space (IOAS): its mappings, the addresses that may be used, and the attached devices.
 //!
-//! The rules and their order are those of `drivers/iommu/iommufd/io_pagetable.c`. Requests are checked on
-//! their bytes elsewhere.
+//! The rules and their order are those of `drivers/iommu/iommufd/io_pagetable.c`. [`raw`](crate::raw) checks the bytes
+//! of requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::pages::{Area, PAGE_SIZE, Pages, Source};
 use super::spans::Spans;
 use crate::bus::dma::{DmaSpace, MappingLog};
 
-/// A part of some pages that is to be mapped.
+/// A part of some pages, to be mapped.
 #[derive(Debug)]
 pub(crate) struct Slice {
     pub(crate) pages: Arc<Pages>,
@@ -37,7 +37,7 @@ struct Attached {
     domain: Option<u32>,
 }
 
-/// A mapped stretch, both ends included.
+/// A range of addresses, both ends included.
 pub(crate) type Range = (u64, u64);
 
 #[derive(Debug, Default)]
@@ -45,9 +45,9 @@ pub(crate) struct Ioas {
     areas: BTreeMap<u64, Area>,
     taken: Spans,
     allowed: Spans,
-    /// Stretches no one may map, and the object that wants it so.
+    /// Reserved ranges, each with the object that reserves it.
     reserved: Vec<(u32, Range)>,
-    /// Mappings keep to single pages, and so to page alignment.
+    /// Mappings use single pages, so they must be page-aligned.
     small_pages: bool,
     attached: BTreeMap<Origin, Attached>,
     domains: BTreeMap<u32, Domain>,
@@ -63,8 +63,8 @@ impl Ioas {
         !self.small_pages
     }
 
-    /// EINVAL if an IOMMU could have mapped huge pages already, EADDRINUSE if a mapping is not aligned to
-    /// pages.
+    /// Sets the use of huge pages. EINVAL if an IOMMU may have mapped huge pages already, EADDRINUSE if a mapping is
+    /// not page-aligned.
     pub(crate) fn set_huge_pages(&mut self, huge: bool) -> Result<(), Errno> {
         if !huge && !self.small_pages {
             if !self.domains.is_empty() && !self.areas.is_empty() {
@@ -81,12 +81,12 @@ impl Ioas {
         self.areas.values().all(|area| area.pages.source == Source::File)
     }
 
-    /// The stretches that are not reserved.
+    /// Returns the ranges that are not reserved.
     pub(crate) fn usable(&self) -> Vec<Range> {
         self.reserved_spans().holes(0, u64::MAX).collect()
     }
 
-    /// Limits chosen IOVAs to some stretches. EADDRINUSE if one of them is reserved.
+    /// Limits chosen IOVAs to some ranges. EADDRINUSE if one of them is reserved.
     pub(crate) fn allow(&mut self, allowed: Spans) -> Result<(), Errno> {
         let in_use = |(_, (start, last)): &(u32, Range)| allowed.touches(*start, *last);
         if self.reserved.iter().any(in_use) {
@@ -158,10 +158,9 @@ impl Ioas {
         }
     }
 
-    /// Takes away the mappings from `start` to `last`, in ascending order, and adds up in `bytes` what they
-    /// had.
+    /// Removes the mappings from `start` to `last`, in ascending order, and adds their sizes to `bytes`.
     ///
-    /// ENOENT at a mapping that the range cuts; those below it are gone by then, as in the kernel.
+    /// ENOENT at a mapping that the range cuts; those below it are removed by then, as in the kernel.
     pub(crate) fn unmap(&mut self, start: u64, last: u64, bytes: &mut u64) -> Result<(), Errno> {
         if self.areas.range(..start).next_back().is_some_and(|(_, area)| area.last >= start) {
             return Err(Errno::ENOENT);
@@ -177,9 +176,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// Cuts the mapping that goes on after `last` there, so that each part can be unmapped. EINVAL where the
-    /// cut is not aligned. A mapping of which `last` is the first or the last IOVA stays whole, as in the
-    /// kernel (`iopt_area_split()`).
+    /// Splits the mapping that contains `last` after it, so that each part can be unmapped. EINVAL if the split is not
+    /// aligned. A mapping whose first or last IOVA is `last` stays whole, as in the kernel (`iopt_area_split()`).
     pub(crate) fn cut_after(&mut self, last: u64) -> Result<(), Errno> {
         let alignment = self.alignment();
         let Some((start, area)) = self.areas.range_mut(..=last).next_back() else { return Ok(()) };
@@ -198,8 +196,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// Lets a device with an emulated IOMMU reach what is mapped. Memory that cannot be had is a fault when
-    /// the device uses it.
+    /// Gives a device with an emulated IOMMU all mappings. Unavailable memory is a fault when the device uses it.
     pub(crate) fn attach_access(&mut self, device: u32, space: Arc<DmaSpace>) {
         let attached = Attached { space, domain: None };
         for area in self.areas.values() {
@@ -208,8 +205,7 @@ impl Ioas {
         self.attached.insert(Origin { device, pasid: 0 }, attached);
     }
 
-    /// Lets a device reach what is mapped through one of the page tables, all of it or, after an error,
-    /// nothing.
+    /// Gives a device all mappings through one of the page tables, or none after an error.
     pub(crate) fn attach_device(
         &mut self,
         origin: Origin,
@@ -231,7 +227,7 @@ impl Ioas {
         Ok(())
     }
 
-    /// Lets a device that is attached use another of the page tables.
+    /// Switches an attached device to another page table.
     pub(crate) fn change_domain(&mut self, origin: Origin, domain: u32) {
         if let Some(attached) = self.attached.get_mut(&origin) {
             attached.domain = Some(domain);
@@ -239,7 +235,7 @@ impl Ioas {
         self.set_logs(domain);
     }
 
-    /// Takes everything mapped here from a device.
+    /// Removes all mappings from a device.
     pub(crate) fn detach(&mut self, origin: Origin) {
         if let Some(attached) = self.attached.remove(&origin) {
             self.areas.values().for_each(|area| attached.take(area));
@@ -249,8 +245,8 @@ impl Ioas {
         }
     }
 
-    /// Adds a page table that translates up to `last_iova`. EADDRINUSE if a mapping is not aligned to pages
-    /// or lies past that, EFAULT if memory cannot be had, EINVAL for a mapping without rights.
+    /// Adds a page table that translates up to `last_iova`. EADDRINUSE if a mapping is not page-aligned or lies past
+    /// that, EFAULT if memory is unavailable, EINVAL for a mapping without rights.
     pub(crate) fn add_domain(&mut self, id: u32, last_iova: u64) -> Result<(), Errno> {
         self.check_page_alignment()?;
         let beyond = last_iova.checked_add(1).map(|past| (past, u64::MAX));
@@ -266,15 +262,15 @@ impl Ioas {
         self.reserved.retain(|(owner, _)| *owner != id);
     }
 
-    /// EADDRINUSE if something is mapped in one of the stretches, or the user wants it usable.
+    /// Fails with EADDRINUSE if something is mapped in one of the ranges, or the user needs it.
     pub(crate) fn check_reserved(&self, reserved: &[Range]) -> Result<(), Errno> {
         let in_use =
             |(start, last): &Range| self.taken.touches(*start, *last) || self.allowed.touches(*start, *last);
         if reserved.iter().any(in_use) { Err(Errno::EADDRINUSE) } else { Ok(()) }
     }
 
-    /// Begins or ends the dirty bits of a page table; beginning clears what there was. E2BIG if something is
-    /// mapped that is larger than a log can keep.
+    /// Starts or stops dirty tracking of a page table; starting clears earlier bits. E2BIG for a mapping above the
+    /// log's limit.
     pub(crate) fn set_dirty_tracking(&mut self, domain: u32, enable: bool) -> Result<(), Errno> {
         let log = |area: &Area| log_of(area).map(|log| (area.start, log));
         let logs = enable.then(|| self.areas.values().map(log).collect::<Result<_, Errno>>()).transpose()?;
@@ -283,8 +279,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// The logs of what is mapped without a hole from `iova` to `last`: where in the range each begins, the
-    /// log from there on, and how many bytes of it are in the range. None while the table does not track.
+    /// Returns the logs of the mappings that fill `iova` to `last` without a hole: each one's offset in the range, the
+    /// log from there on, and its bytes in the range. None while tracking is off.
     pub(crate) fn dirty_logs(&self, domain: u32, iova: u64, last: u64) -> Vec<(u64, MappingLog, u64)> {
         let mut found = Vec::new();
         let Some(domain) = self.domains.get(&domain) else { return found };
@@ -302,7 +298,7 @@ impl Ioas {
         found
     }
 
-    /// Gives the devices of a page table its logs.
+    /// Sets a page table's logs on its devices.
     fn set_logs(&self, id: u32) {
         let Some(domain) = self.domains.get(&id) else { return };
         for attached in self.attached.values().filter(|attached| attached.domain == Some(id)) {
@@ -312,7 +308,7 @@ impl Ioas {
         }
     }
 
-    /// Adds a mapping and gives it to every device, or to none.
+    /// Adds a mapping to every device, or to none.
     fn add(&mut self, area: Area) -> Result<(), Errno> {
         if !self.domains.is_empty() {
             area.check_table()?;
@@ -357,7 +353,7 @@ impl Ioas {
         }
     }
 
-    /// EADDRINUSE if a mapping is not aligned to pages.
+    /// Fails with EADDRINUSE if a mapping is not page-aligned.
     pub(crate) fn check_page_alignment(&self) -> Result<(), Errno> {
         let odd = |value: u64| !value.is_multiple_of(PAGE_SIZE);
         let crooked = |area: &Area| odd(area.start) || odd(area.length()) || odd(area.from);
@@ -382,7 +378,8 @@ impl Ioas {
         Ok(())
     }
 
-    /// A free IOVA for `length` bytes of memory at `address`, aligned as the memory is up to a page. Never 0.
+    /// Chooses a free IOVA, never 0, for `length` bytes of memory at `address`, with the memory's alignment up to a
+    /// page.
     fn choose(&self, address: u64, length: u64) -> Result<u64, Errno> {
         if length >= u64::MAX / 2 {
             return Err(Errno::EOVERFLOW);
@@ -424,13 +421,13 @@ impl Ioas {
     }
 }
 
-/// The last of `length` bytes from `iova`: EINVAL for none, EOVERFLOW past the end of the address space.
+/// Returns the last of `length` bytes from `iova`. EINVAL for 0 bytes, EOVERFLOW past the end of the address space.
 pub(crate) fn last(iova: u64, length: u64) -> Result<u64, Errno> {
     iova.checked_add(length.checked_sub(1).ok_or(Errno::EINVAL)?).ok_or(Errno::EOVERFLOW)
 }
 
 impl Attached {
-    /// Gives a device with an emulated IOMMU a mapping, if there is memory.
+    /// Adds a mapping to a device with an emulated IOMMU, if its memory is available.
     fn try_give(&self, area: &Area) {
         if area.rights.is_empty() {
             return;

@@ -1,8 +1,8 @@
-//! The driver side of an iommufd: a program that drives it with raw ioctl bytes gets the kernel's answers.
+//! The driver side of iommufd: it answers as the kernel's, down to the raw bytes of its ioctls.
 //!
-//! An [`Iommufd`] holds objects under numbers: address spaces, hardware page tables, and the devices that a
-//! [`Cdev`](crate::Cdev) bound to it. What is mapped in an address space is reachable, with the rights the
-//! mapping has, by the devices attached to it, through their [`Bus`].
+//! An [`Iommufd`] has numbered objects: address spaces, hardware page tables, and the devices bound to it by a
+//! [`Cdev`](crate::Cdev). Devices attached to an address space can access its mappings through their [`Bus`], with the
+//! rights of each mapping.
 //!
 //! The requests as bytes, with the checks of sizes and flags, are in [`raw`](crate::raw).
 
@@ -30,10 +30,10 @@ use crate::bus::Bus;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Iommu {
-    /// None in hardware: the driver looks up each access itself, as for a mediated device. Such a device
-    /// attaches to an address space and has no page tables.
+    /// No hardware IOMMU: the driver translates each access itself, as for a mediated device. The device attaches to an
+    /// address space and has no page tables.
     Emulated,
-    /// One of its own, with page tables.
+    /// An IOMMU with page tables.
     Own(OwnIommu),
 }
 
@@ -51,25 +51,23 @@ pub enum Iommu {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OwnIommu {
-    /// Page tables can keep dirty bits.
+    /// Page tables support dirty tracking.
     pub dirty_tracking: bool,
     /// The last IOVA it translates.
     pub last_iova: u64,
-    /// IOVAs that mean something else to the device, first and last, such as the window of message
-    /// interrupts.
+    /// Reserved IOVA ranges, first and last address, such as the window of message interrupts.
     pub reserved: Vec<(u64, u64)>,
-    /// Sizes of its pages: bit n for 2^n bytes. A page table can be made only if 4096 bytes can be put
-    /// together of them.
+    /// Supported page sizes: bit n for 2^n bytes. A page table needs one of at most 4096 bytes.
     pub page_sizes: u64,
-    /// It makes accesses coherent with the caches whatever the device asks for (VFIO_DMA_CC_IOMMU).
+    /// Enforces cache coherence of all accesses (VFIO_DMA_CC_IOMMU).
     pub coherent: bool,
-    /// Width of a PASID, in bits: 0 for a device that has none. A PASID has 20 bits at most.
+    /// Width of a PASID in bits, at most 20; 0 without PASIDs.
     pub pasid_bits: u8,
 }
 
 impl Default for OwnIommu {
-    /// An IOMMU that translates every IOVA in pages of any size from 4096 bytes, is coherent, keeps no dirty
-    /// bits and knows no PASIDs.
+    /// Returns an IOMMU that translates every IOVA in pages of any size from 4096 bytes and is coherent, without dirty
+    /// tracking and PASIDs.
     fn default() -> OwnIommu {
         OwnIommu {
             dirty_tracking: false,
@@ -132,7 +130,7 @@ impl Iommu {
 }
 
 impl From<&Translation> for Iommu {
-    /// The IOMMU of a group's device when the group is given an iommufd for a container.
+    /// Converts the translation of a group's device for a group with an iommufd as its container.
     fn from(translation: &Translation) -> Iommu {
         let Translation::Hardware(hardware) = translation else { return Iommu::Emulated };
         let ranges = hardware.iova_ranges();
@@ -193,17 +191,17 @@ pub struct Iommufd {
 }
 
 impl Iommufd {
-    /// An iommufd without objects, as `open("/dev/iommu")` gives it.
+    /// Returns an iommufd without objects, as from `open("/dev/iommu")`.
     pub fn new() -> Iommufd {
         Iommufd::default()
     }
 
-    /// The number of objects, of any kind.
+    /// Returns the number of objects of any kind.
     pub fn objects(&self) -> usize {
         self.objects.lock().count()
     }
 
-    /// Executes a request on the objects. Requests come one at a time.
+    /// Executes a request on the objects. Requests are serialized.
     pub(crate) fn with_objects<T>(&self, request: impl FnOnce(&mut Objects) -> T) -> T {
         request(&mut self.objects.lock())
     }
@@ -221,7 +219,7 @@ impl Iommufd {
         self.objects.lock().unbind(device);
     }
 
-    /// Attaches a device, or one of its PASIDs, to an address space or a page table; returns what it uses.
+    /// Attaches a device, or one of its PASIDs, to an address space or a page table, and returns what it uses.
     pub(crate) fn attach(&self, device: u32, pasid: Option<u32>, page_table: u32) -> Result<u32, Errno> {
         self.objects.lock().attach(device, pasid, page_table)
     }
@@ -230,12 +228,12 @@ impl Iommufd {
         self.objects.lock().detach(device, pasid);
     }
 
-    /// Sees to it that there is an address space that stands in for a container.
+    /// Creates the address space that replaces a container, if it does not exist.
     pub(crate) fn make_compatible(&self) -> Result<(), Errno> {
         self.objects.lock().make_compatible()
     }
 
-    /// Attaches a device to the address space that stands in for a container: ENODEV without one.
+    /// Attaches a device to the address space that replaces a container; ENODEV without one.
     pub(crate) fn attach_compatible(&self, device: u32) -> Result<(), Errno> {
         let mut objects = self.objects.lock();
         let ioas = objects.compatible()?;

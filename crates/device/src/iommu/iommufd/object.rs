@@ -1,7 +1,6 @@
-//! The objects of an iommufd under their numbers, and what keeps each of them in use.
+//! The numbered objects of an iommufd, and the references that keep each of them in use.
 //!
-//! The rules are those of `drivers/iommu/iommufd/main.c`: numbers, IOMMU_DESTROY. How devices attach is in
-//! `device`.
+//! The rules for numbers and IOMMU_DESTROY are those of `drivers/iommu/iommufd/main.c`. `device` has the attachments.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,9 +29,9 @@ pub(crate) struct Objects {
     pub(crate) by_id: BTreeMap<u32, Object>,
     /// The uses of objects: used object, user, and PASID (0 for none).
     uses: BTreeSet<(u32, u32, u32)>,
-    /// The address space that stands in for a container.
+    /// The address space that replaces a container.
     compatible: Option<u32>,
-    /// Locked memory is charged to the process, not to the user.
+    /// True if locked memory is charged to the process instead of the user.
     pub(crate) charges_process: bool,
 }
 
@@ -50,7 +49,7 @@ impl Objects {
         self.by_id.len()
     }
 
-    /// The number the next object gets: the lowest that is free.
+    /// Returns the next object's number: the lowest free one.
     pub(crate) fn free_id(&self) -> Result<u32, Errno> {
         let mut id = 1;
         for taken in self.by_id.keys() {
@@ -111,9 +110,8 @@ impl Objects {
         }
     }
 
-    /// Makes a page table for an address space. EINVAL if its pages are larger than the process's or a
-    /// mapping gives no right, EADDRINUSE if what is mapped there does not fit, EFAULT if it is memory that
-    /// cannot be had.
+    /// Creates a page table for an address space. EINVAL if its pages are larger than the process's or a mapping has no
+    /// rights, EADDRINUSE if the mappings do not fit, EFAULT if memory is unavailable.
     pub(crate) fn add_hwpt(&mut self, hwpt: Hwpt) -> Result<u32, Errno> {
         let id = self.free_id()?;
         if hwpt.page_sizes & (PAGE_SIZE | (PAGE_SIZE - 1)) == 0 {
@@ -125,7 +123,7 @@ impl Objects {
         Ok(id)
     }
 
-    /// The page tables of an address space.
+    /// Returns the page tables of an address space.
     pub(crate) fn tables(&self, ioas: u32) -> impl Iterator<Item = (u32, &Hwpt)> {
         self.users(ioas).filter_map(|user| Some((user, self.hwpt(user).ok()?)))
     }
@@ -171,12 +169,12 @@ impl Objects {
         self.uses.remove(&(id, user, pasid));
     }
 
-    /// Returns the address space that stands in for a container: ENODEV without one.
+    /// Returns the address space that replaces a container; ENODEV without one.
     pub(crate) fn compatible(&self) -> Result<u32, Errno> {
         self.compatible.ok_or(Errno::ENODEV)
     }
 
-    /// Sees to it that there is an address space that stands in for a container.
+    /// Creates the address space that replaces a container, if it does not exist.
     pub(crate) fn make_compatible(&mut self) -> Result<(), Errno> {
         if self.compatible.is_none() {
             self.compatible = Some(self.add_ioas()?);
@@ -184,7 +182,7 @@ impl Objects {
         Ok(())
     }
 
-    /// ENOENT if it is no address space.
+    /// Sets the address space that replaces a container. ENOENT if it is not an address space.
     pub(crate) fn set_compatible(&mut self, id: Option<u32>) -> Result<(), Errno> {
         if let Some(id) = id {
             self.ioas(id)?;

@@ -1,4 +1,4 @@
-//! The memory a mapping stands for, and how a device comes to reach it. Copies of a mapping share it.
+//! The memory behind a mapping, and its mapping into devices. Copies of a mapping share it.
 
 use std::sync::Arc;
 
@@ -38,10 +38,10 @@ pub(crate) struct Area {
     pub(crate) start: u64,
     /// Last IOVA, still within.
     pub(crate) last: u64,
-    /// None at all is possible for a container's mapping.
+    /// The access rights; may be empty for a container's mapping.
     pub(crate) rights: DmaMapFlags,
     pub(crate) pages: Arc<Pages>,
-    /// The offset in the pages, in bytes.
+    /// Offset in the pages, in bytes.
     pub(crate) from: u64,
 }
 
@@ -51,7 +51,7 @@ impl Area {
         self.last - self.start + 1
     }
 
-    /// The pieces of memory, each with where it lies in the mapping. EFAULT where there is no memory.
+    /// Returns the pieces of memory, each with its offset in the mapping. EFAULT without memory.
     fn pieces(&self) -> Result<Vec<(u64, Memory)>, Errno> {
         let memory = self.pages.memory.as_ref().map_err(|errno| *errno)?;
         let end = self.from.checked_add(self.length()).ok_or(Errno::EFAULT)?;
@@ -76,7 +76,7 @@ impl Area {
         if self.rights.is_empty() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
-    /// Lets a device reach the mapping, whole or not at all; writes are marked in `log`.
+    /// Maps the memory for a device, all or nothing; its writes are marked in `log`.
     pub(crate) fn give(&self, dma: &DmaSpace, log: Option<&MappingLog>) -> Result<(), Errno> {
         for (offset, memory) in self.pieces()? {
             let log = log.map(|log| log.after(offset));
@@ -90,19 +90,19 @@ impl Area {
         Ok(())
     }
 
-    /// Takes the mapping from a device that has it.
+    /// Unmaps the memory from a device.
     pub(crate) fn take(&self, dma: &DmaSpace) {
         unmap(dma, self.start, self.length());
     }
 
-    /// Changes the log of a mapping that a device has.
+    /// Changes the log of the mapping on a device.
     pub(crate) fn set_log(&self, dma: &DmaSpace, log: Option<&MappingLog>) {
         for (offset, _) in self.pieces().unwrap_or_default() {
             dma.set_mapping_log(self.start + offset, log.map(|log| log.after(offset)));
         }
     }
 
-    /// Cuts the mapping in two: what is left of this one ends before `second`, where the other begins.
+    /// Splits the mapping in two: this one ends before `second`, where the returned one begins.
     pub(crate) fn cut(&mut self, second: u64) -> Area {
         let other = Area {
             start: second,

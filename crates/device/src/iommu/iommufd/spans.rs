@@ -1,9 +1,9 @@
-//! A set of addresses kept as stretches: what is taken, what is allowed.
+//! A set of addresses as ranges: allocated, reserved or allowed ones.
 
 use std::collections::BTreeMap;
 
-/// Addresses as disjoint stretches, both ends included. Stretches that touch are one, so that a set filled in
-/// order stays small however many pieces it was given.
+/// Addresses as disjoint ranges, both ends included. Adjacent ranges are merged, so that a set filled in order stays
+/// small.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Spans {
     lasts: BTreeMap<u64, u64>,
@@ -33,7 +33,7 @@ impl Spans {
         self.lasts.insert(start, last);
     }
 
-    /// Takes away the addresses from `start` to `last`.
+    /// Removes the addresses from `start` to `last`.
     pub(crate) fn remove(&mut self, start: u64, last: u64) {
         while let Some((at, end)) = self.lasts.range(..=last).next_back() {
             let (at, end) = (*at, *end);
@@ -50,7 +50,7 @@ impl Spans {
         }
     }
 
-    /// The stretches that have a part between `start` and `last`, ascending, cut to it.
+    /// Returns the ranges between `start` and `last`, ascending and clipped.
     pub(crate) fn within(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
         let from = self.lasts.range(..=start).next_back().map_or(start, |(at, _)| *at);
         self.lasts
@@ -59,7 +59,7 @@ impl Spans {
             .map(move |(at, end)| ((*at).max(start), (*end).min(last)))
     }
 
-    /// The stretches between `start` and `last` that are not in the set, ascending.
+    /// Returns the ranges between `start` and `last` that are not in the set, ascending.
     pub(crate) fn holes(&self, start: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
         let mut next = Some(start);
         let ends = self.within(start, last).map(Some).chain(std::iter::once(None));

@@ -1,30 +1,30 @@
-//! The bitmap in which a container reports dirty pages: its checks, and how mappings are put into it.
+//! The bitmap of a container's dirty page report: its checks, and the layout of mappings in it.
 
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{IovaRange, LoggingRanges, Marks};
 
-/// The largest bitmap that can be asked for, in bytes (`DIRTY_BITMAP_SIZE_MAX`: 256 MiB).
+/// Maximum size of a bitmap, in bytes (`DIRTY_BITMAP_SIZE_MAX`: 256 MiB).
 pub(super) const MAX_BITMAP_SIZE: u64 = 1 << 28;
 
-/// The most pages a mapping that is tracked can have (`DIRTY_BITMAP_PAGES_MAX`).
+/// Maximum number of pages of a tracked mapping (`DIRTY_BITMAP_PAGES_MAX`).
 const MAX_PAGES: u64 = i32::MAX as u64;
 
 /// The target of a report.
 pub(crate) trait Target {
-    /// Bytes of IOVA one bit stands for, as the user says.
+    /// Bytes of IOVA per bit, as requested.
     fn page_size(&self) -> u64;
-    /// Size in bytes, as the user says.
+    /// Size in bytes, as requested.
     fn size(&self) -> u64;
     /// Returns whether the bitmap lies within the addresses of a process.
     fn is_addressable(&self) -> bool;
-    /// The word at an index.
+    /// Reads the word at an index.
     fn read(&mut self, index: u64) -> Result<u64, Errno>;
     /// Writes words from an index on.
     fn write(&mut self, index: u64, words: &[u64]) -> Result<(), Errno>;
 }
 
-/// A bitmap of a caller in this process.
+/// A bitmap in this process.
 pub(super) struct WordsBitmap<'a> {
     pub(super) page_size: u64,
     pub(super) words: &'a mut [u64],
@@ -55,8 +55,8 @@ impl Target for WordsBitmap<'_> {
     }
 }
 
-/// Makes the kernel's checks of a bitmap before it looks at the container: EINVAL for addresses that no process has,
-/// and for a bitmap that is empty, above the maximum, or too small for `size` bytes of IOVA.
+/// Makes the kernel's checks of a bitmap that precede those of the container: EINVAL for invalid addresses, and for a
+/// bitmap that is empty, above the maximum, or too small for `size` bytes of IOVA.
 pub(super) fn check(target: &dyn Target, size: u64) -> Result<(), Errno> {
     // A page size of 0 is refused later; until then the kernel's shift by it is one by 0.
     let pages = size >> (target.page_size().trailing_zeros() & 63);
@@ -65,7 +65,7 @@ pub(super) fn check(target: &dyn Target, size: u64) -> Result<(), Errno> {
     if target.is_addressable() && pages > 0 && fits { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
-/// An empty log of a mapping. EINVAL for one with more pages than can be tracked.
+/// Returns an empty log for a mapping. EINVAL for more pages than can be tracked.
 pub(super) fn log_of(size: u64, page_size: u64) -> Result<DirtyLog, Errno> {
     if size / page_size > MAX_PAGES {
         return Err(Errno::EINVAL);
@@ -77,8 +77,8 @@ pub(super) fn log_of(size: u64, page_size: u64) -> Result<DirtyLog, Errno> {
 
 /// Moves the marks of a mapping, whose first page is page `first` of the report, into the user's bitmap.
 ///
-/// If that fails they all stay, as in the kernel, and more: of what was written before, it is not kept which pages those
-/// were, so that all of them are marked then. Up to 1 GiB of pages of 4 KiB are written at once.
+/// If that fails, all of them stay, as in the kernel. Pages already written are not remembered, so all of those are
+/// marked. Up to 1 GiB of 4 KiB pages is written at once.
 pub(super) fn tell(
     log: &DirtyLog,
     size: u64,
@@ -96,7 +96,7 @@ pub(super) fn tell(
     sheet.finish(size / page_size).inspect_err(|_| sheet.put_back(log, page_size))
 }
 
-/// As [`tell`] where every page is marked.
+/// Like [`tell`], with every page marked.
 pub(super) fn tell_every(
     size: u64,
     page_size: u64,
@@ -114,7 +114,7 @@ pub(super) fn tell_every(
     sheet.finish(pages)
 }
 
-/// Adds marks that came after [`tell`] to what that has written.
+/// Adds marks made since [`tell`] to the same bitmap.
 pub(super) fn tell_late(
     log: &DirtyLog,
     size: u64,
@@ -169,7 +169,7 @@ fn split(bits: u64, shift: u64) -> (u64, u64) {
     (bits << shift, bits >> 1 >> (63 - shift))
 }
 
-/// The words of one mapping on their way into a user's bitmap, in ascending order, a piece at a time.
+/// The words of one mapping for a user's bitmap, written in ascending order, a piece at a time.
 ///
 /// As the kernel does it: whole words are written. In a word that begins before the mapping, what the user has there is
 /// kept; any other is replaced, with its bits after the mapping cleared. That is why a user must zero the bitmap.
@@ -180,9 +180,9 @@ struct Sheet<'a> {
     shift: u64,
     /// Words of the mapping that are written.
     written: u64,
-    /// The words after those, and one more for what a shift leaves over.
+    /// The words after those, and one more for the carry of the shift.
     next: Box<[u64]>,
-    /// Set if one of them may have a bit.
+    /// True if one of them may have a bit.
     has_bits: bool,
     /// The result of the first failed write. The words of that write are kept.
     result: Result<(), Errno>,
@@ -219,7 +219,7 @@ impl<'a> Sheet<'a> {
         Ok(())
     }
 
-    /// Writes what is left of a mapping of so many pages. The first error of all.
+    /// Writes the rest of a mapping of this many pages, and returns the first error of all writes.
     fn finish(&mut self, pages: u64) -> Result<(), Errno> {
         self.result?;
         let words = (self.shift + pages).div_ceil(64);
@@ -252,7 +252,7 @@ impl<'a> Sheet<'a> {
         self.target.write(self.first + self.written, &self.next[..count])
     }
 
-    /// Marks again what could not be told, and all that was told before.
+    /// Marks the unreported pages again, and all that were reported before.
     fn put_back(&self, log: &DirtyLog, page_size: u64) {
         for (index, word) in (self.written..).zip(self.next.iter()) {
             for bit in set_bits(*word) {
@@ -304,8 +304,8 @@ mod tests {
         (0..).zip(words).flat_map(|(index, word)| set_bits(*word).map(move |bit| index * 64 + bit)).collect()
     }
 
-    /// Pages of a mapping of three pieces that begins at page `first` of the bitmap, a few of them marked: what a report
-    /// tells that takes `writes` writes, and what the next tells, which takes all.
+    /// Pages of a mapping of three pieces that begins at page `first` of the bitmap, a few of them marked: what a
+    /// report tells that takes `writes` writes, and what the next tells, which takes all.
     fn reports(first: u64, marked: &[u64], writes: usize) -> (Result<(), Errno>, Vec<u64>, Vec<u64>) {
         let pages = 3 * PIECE as u64 * 64;
         let log = log_of(pages * PAGE, PAGE).unwrap();

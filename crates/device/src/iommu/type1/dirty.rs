@@ -1,7 +1,6 @@
 //! Dirty tracking of a container: start, stop and reports.
 //!
-//! Marks are kept for each mapping apart, in a log that the devices' writes go to. How a report is laid out is in
-//! `bitmap`.
+//! Each mapping has a log of its own that the devices' writes mark. `bitmap` has the layout of a report.
 
 use std::sync::Arc;
 
@@ -92,8 +91,7 @@ impl Type1 {
         self.dirty_bitmap(iova, size, &mut WordsBitmap { page_size, words })
     }
 
-    /// Moves the marks of a mapping into a bitmap whose first bit is the page at `base`; if that fails they
-    /// stay.
+    /// Moves the marks of a mapping into a bitmap whose first bit is the page at `base`. If that fails, they stay.
     pub(super) fn report(
         &self,
         start: u64,

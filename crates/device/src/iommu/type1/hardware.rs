@@ -1,4 +1,4 @@
-//! The translation of a group's devices: by the container alone, or by an IOMMU with its own limits.
+//! The address translation of a group's devices: by the container alone, or by an IOMMU with its own limits.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::IovaRange;
@@ -9,11 +9,11 @@ use super::PAGE_SIZE;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Translation {
-    /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It knows of each
-    /// write, so a dirty bitmap tells exactly what was written.
+    /// The container itself, as for the kernel's mediated devices (`VFIO_EMULATED_IOMMU`). It sees each write, so a
+    /// dirty bitmap is exact.
     Emulated,
-    /// An IOMMU, as for a PCI device (`VFIO_IOMMU`). The container does not see writes: a dirty bitmap has
-    /// every page, each time.
+    /// An IOMMU, as for a PCI device (`VFIO_IOMMU`). The container does not see writes, so a dirty bitmap always has
+    /// every page.
     Hardware(HardwareIommu),
 }
 
@@ -26,10 +26,10 @@ pub struct HardwareIommu {
 }
 
 impl HardwareIommu {
-    /// An IOMMU that maps what lies within `iova_ranges`, in pages of `page_sizes` (bit n for 2^n bytes), and
-    /// that enforces cache coherence or not (VFIO_DMA_CC_IOMMU).
+    /// Returns an IOMMU that maps within `iova_ranges`, in pages of `page_sizes` (bit n for 2^n bytes), with or without
+    /// cache coherence (VFIO_DMA_CC_IOMMU).
     ///
-    /// EINVAL unless there is a range, ranges ascend without touching one another, and there is a page size.
+    /// EINVAL without a range or a page size, and unless the ranges ascend with gaps between them.
     pub fn new(iova_ranges: Vec<IovaRange>, page_sizes: u64, coherent: bool) -> Result<HardwareIommu, Errno> {
         let ordered = iova_ranges
             .windows(2)
@@ -71,7 +71,7 @@ impl Translation {
     }
 }
 
-/// The page sizes that all have; without any IOMMU, all of 4 KiB and up. 0 if they have none in common.
+/// Returns the common page sizes; without any IOMMU, all of 4 KiB and up. 0 without a common one.
 pub(super) fn page_sizes<'a>(all: impl Iterator<Item = &'a Translation>) -> u64 {
     let common = all.filter_map(Translation::hardware).fold(u64::MAX, |sizes, one| sizes & one.page_sizes);
     let whole = !(PAGE_SIZE - 1);
@@ -79,7 +79,7 @@ pub(super) fn page_sizes<'a>(all: impl Iterator<Item = &'a Translation>) -> u64 
     if common & !whole == 0 { common } else { common & whole | PAGE_SIZE }
 }
 
-/// Returns the ranges that all can map; `None` without any IOMMU.
+/// Returns the common mappable ranges; `None` without any IOMMU.
 pub(super) fn iova_ranges<'a>(all: impl Iterator<Item = &'a Translation>) -> Option<Vec<IovaRange>> {
     all.filter_map(Translation::hardware).fold(None, |common, one| match common {
         None => Some(one.iova_ranges.clone()),

@@ -1,4 +1,4 @@
-//! The answer to VFIO_IOMMU_GET_INFO, as a type and as bytes.
+//! The reply to VFIO_IOMMU_GET_INFO, as a type and as bytes.
 
 use whimbrel_uapi::device::InfoCapHeader;
 use whimbrel_uapi::type1::{
@@ -14,19 +14,19 @@ use zerocopy::IntoBytes;
 pub struct Type1Info {
     /// Page sizes it can map: bit n for 2^n bytes.
     pub page_sizes: u64,
-    /// The one page size a dirty bitmap can have, in bytes.
+    /// The page size of dirty bitmaps, in bytes.
     pub migration_page_size: u64,
-    /// The largest dirty bitmap that can be asked for, in bytes.
+    /// The maximum size of a dirty bitmap, in bytes.
     pub max_dirty_bitmap_size: u64,
     /// The number of mappings that can still be made.
     pub dma_avail: u32,
-    /// The ranges that can be mapped; empty if there is no limit.
+    /// The mappable ranges; empty without a limit.
     pub iova_ranges: Vec<IovaRange>,
 }
 
 impl Type1Info {
-    /// The fixed part, and the capabilities that follow it. `argsz` is the size of both; `cap_offset` leads
-    /// to the first.
+    /// Returns the fixed part and the capabilities after it. `argsz` is the size of both; `cap_offset` is the first
+    /// one's.
     pub(crate) fn to_bytes(&self) -> (IommuType1Info, Vec<u8>) {
         let migration = IommuType1InfoCapMigration {
             header: header(VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION),

@@ -1,5 +1,5 @@
-//! The mappings of one container by IOVA: what overlaps, what a range cuts, what lies in it. No rules and no
-//! devices.
+//! The mappings of one container by IOVA: overlaps, mappings that a range cuts, mappings within a range. It has no
+//! rules and no devices.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ pub(super) struct Mapping {
     pub(super) rights: DmaMapFlags,
     /// Address in the process that mapped it.
     pub(super) vaddr: u64,
-    /// The address was invalidated and no new one was given since.
+    /// True if the address was invalidated without a new one since.
     pub(super) vaddr_invalid: bool,
     /// The memory, in order, without a gap.
     pub(super) pieces: Vec<Memory>,
-    /// There while the container tracks dirty pages; counts from the start of the mapping.
+    /// The log while the container tracks dirty pages; counts from the start of the mapping.
     pub(super) log: Option<Arc<DirtyLog>>,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Mappings {
 }
 
 impl Mappings {
-    /// A mapping that has a part in the range, with its first address: the highest of several.
+    /// Returns a mapping that overlaps the range, with its first address: the highest of several.
     pub(super) fn overlapping(&mut self, first: u64, last: u64) -> Option<(u64, &mut Mapping)> {
         let (start, mapping) = self.by_iova.range_mut(..=last).next_back()?;
         (mapping.last >= first).then_some((*start, mapping))
@@ -82,13 +82,13 @@ impl Mappings {
         self.by_iova.get(&start)
     }
 
-    /// Adds a mapping. The caller has seen that it overlaps none.
+    /// Adds a mapping, which must not overlap another.
     pub(super) fn insert(&mut self, start: u64, mapping: Mapping) {
         let former = self.by_iova.insert(start, mapping);
         debug_assert!(former.is_none(), "a mapping was there");
     }
 
-    /// Takes away the mapping that begins at `start`.
+    /// Removes the mapping that begins at `start`.
     pub(super) fn remove(&mut self, start: u64) -> Option<Mapping> {
         self.by_iova.remove(&start)
     }
@@ -101,7 +101,7 @@ impl Mapping {
         self.last - start + 1
     }
 
-    /// Each piece with its IOVA and how many bytes of the mapping lie before it.
+    /// Returns each piece with its IOVA and its offset in the mapping.
     pub(super) fn pieces(&self, start: u64) -> impl Iterator<Item = (u64, u64, &Memory)> {
         self.pieces.iter().scan(0, move |before, piece| {
             let offset = *before;

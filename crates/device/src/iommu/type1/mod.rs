@@ -1,8 +1,8 @@
 //! The type1 IOMMU of a container: mappings of a process's memory for all devices of the container, and the
 //! dirty pages among them.
 //!
-//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. Requests as bytes are in
-//! [`raw`](crate::raw); the file they come through, and the order of group, IOMMU and requests, are in `container`.
+//! The rules are those of the kernel's `vfio_iommu_type1.c`, check by check. [`raw`](crate::raw) has the requests as
+//! bytes; `container` has the file, and the order of group, IOMMU and requests.
 
 mod bitmap;
 mod dirty;
@@ -27,13 +27,13 @@ pub use self::info::Type1Info;
 use self::mappings::{Mapping, Mappings};
 pub use self::settings::{ContainerSettings, KernelVersion};
 
-/// The pages a process has, which no mapping can be finer than.
+/// The page size of processes, and the minimum alignment of mappings.
 const PAGE_SIZE: u64 = 4096;
 
 /// A group of devices that uses the container.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
-    /// Tells groups apart.
+    /// Identity of the group.
     pub(crate) group: usize,
     /// The translation of its devices.
     pub(crate) translation: Translation,
@@ -73,10 +73,10 @@ impl Type1 {
         }
     }
 
-    /// A group joins: its devices see every mapping there is.
+    /// Attaches a group: its devices get every mapping.
     ///
-    /// EBUSY while addresses are invalidated, or if a device of the group is mapped by other means; EINVAL if
-    /// a mapping is nothing that the group's IOMMU could map.
+    /// EBUSY while addresses are invalidated, or if a device of the group has mappings of its own; EINVAL if the
+    /// group's IOMMU cannot map one of the mappings.
     pub(crate) fn attach(&mut self, member: Member) -> Result<(), Errno> {
         if self.invalid_vaddrs > 0 || member.spaces().any(|space| !space.is_empty()) {
             return Err(Errno::EBUSY);
@@ -106,7 +106,7 @@ impl Type1 {
         result
     }
 
-    /// A group leaves: its devices see no mapping any more.
+    /// Detaches a group and removes its devices' mappings.
     pub(crate) fn detach(&mut self, group: usize) {
         let Some(at) = self.members.iter().position(|member| member.group == group) else { return };
         let member = self.members.remove(at);
@@ -211,8 +211,8 @@ impl Type1 {
         Ok(())
     }
 
-    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes that were unmapped or, with VADDR, invalidated. There is a
-    /// bitmap if, and only if, GET_DIRTY_BITMAP is set.
+    /// VFIO_IOMMU_UNMAP_DMA; returns the bytes that were unmapped or, with VADDR, invalidated. There is a bitmap if and
+    /// only if GET_DIRTY_BITMAP is set.
     pub(crate) fn unmap(
         &mut self,
         flags: DmaUnmapFlags,
@@ -274,8 +274,8 @@ impl Type1 {
         Ok(unmapped)
     }
 
-    /// Lets no device reach a mapping any more, and reports its dirty pages. The mapping itself stays in the
-    /// books; on an error devices still reach it.
+    /// Removes a mapping from all devices, and reports its dirty pages. The container's record of the mapping stays;
+    /// after an error so do the devices' mappings.
     fn remove(&self, start: u64, base: u64, bitmap: Option<&mut (dyn Target + '_)>) -> Result<(), Errno> {
         let Some(mapping) = self.mappings.get(start) else { return Ok(()) };
         let Some(bitmap) = bitmap else {
@@ -344,7 +344,7 @@ impl Drop for Type1 {
     }
 }
 
-/// Makes a mapping reachable in one space, or leaves the space as it was.
+/// Adds a mapping to an address space, or leaves the space unchanged.
 fn map_in(space: &DmaSpace, start: u64, mapping: &Mapping) -> Result<(), Errno> {
     for (iova, offset, piece) in mapping.pieces(start) {
         let log = mapping.log.clone().map(|log| MappingLog { log, offset });

@@ -1,12 +1,12 @@
 //! The settings of a host's containers.
 
-/// The kernel to answer as, where versions differ.
+/// The kernel version to behave as, where versions differ.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelVersion {
-    /// Linux 6.12: a range past 2^64 is EINVAL; VFIO_TYPE1_NESTING_IOMMU is there.
+    /// Linux 6.12: a range past 2^64 is EINVAL; VFIO_TYPE1_NESTING_IOMMU exists.
     Linux6_12,
-    /// Linux 7.3: a range past 2^64 is EOVERFLOW; VFIO_TYPE1_NESTING_IOMMU is gone.
+    /// Linux 7.3: a range past 2^64 is EOVERFLOW; VFIO_TYPE1_NESTING_IOMMU was removed.
     #[default]
     Linux7_3,
 }
@@ -15,9 +15,9 @@ pub enum KernelVersion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ContainerSettings {
-    /// The kernel to answer as.
+    /// The kernel version to behave as.
     pub kernel: KernelVersion,
-    /// The most mappings a container can have (`dma_entry_limit` of the kernel's module).
+    /// Maximum number of mappings of a container (`dma_entry_limit` of the kernel's module).
     pub dma_entry_limit: u32,
 }
 

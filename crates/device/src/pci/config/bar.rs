@@ -1,4 +1,4 @@
-//! Base address registers: what each maps, and what it looks like.
+//! Base address registers: the mapping of each, and its register bits.
 
 /// The resource of a base address register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub enum Bar {
         /// Reads have no side effects.
         prefetchable: bool,
     },
-    /// Memory anywhere; it takes the next register too.
+    /// Memory at any address; it uses the next register too.
     Memory64 {
         /// Bytes: a power of two, from 16.
         size: u64,
@@ -25,7 +25,7 @@ pub enum Bar {
 }
 
 impl Bar {
-    /// Bytes, or ports.
+    /// Returns the size in bytes, or in ports.
     pub fn size(self) -> u64 {
         match self {
             Bar::Memory32 { size, .. } | Bar::Io { size } => size.into(),
@@ -42,7 +42,7 @@ impl Bar {
         matches!(self, Bar::Memory64 { .. })
     }
 
-    /// The low bits, which tell what it is.
+    /// Returns the low bits, which encode the type.
     pub(super) fn kind(self) -> u32 {
         match self {
             Bar::Memory32 { prefetchable, .. } => u32::from(prefetchable) << 3,

@@ -1,5 +1,5 @@
-//! Says what a configuration space holds. What cannot be is refused, so that every
-//! [`PciConfig`](super::PciConfig) is one that a guest can walk.
+//! The builder of a configuration space. It rejects invalid contents, so that a guest can walk every
+//! [`PciConfig`](super::PciConfig).
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use super::capability::{MsiX, PciCapability};
 use super::registers::Registers;
 use super::{PciConfig, Shape};
 
-/// Bytes of the header that every device has.
+/// Size of the header that every device has, in bytes.
 pub(super) const HEADER_BYTES: usize = 0x40;
-/// Bytes without PCI Express.
+/// Size of the space without PCI Express, in bytes.
 pub(super) const CONVENTIONAL_BYTES: usize = 0x100;
-/// Bytes with PCI Express.
+/// Size of the space with PCI Express, in bytes.
 pub(super) const EXPRESS_BYTES: usize = 0x1000;
 
 /// Command register: I/O space, memory space, bus master, parity errors, system errors, INTx disable.
@@ -35,7 +35,7 @@ pub(super) const ROM_ENABLE: u32 = 1;
 /// The header of the serial number capability, version 1, at the end of the list.
 const SERIAL_NUMBER: u32 = 0x0001_0003;
 
-/// The pin a device interrupts on.
+/// An interrupt pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterruptPin {
     /// INTA#.
@@ -52,13 +52,13 @@ pub enum InterruptPin {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciConfigError {
-    /// A base address register has a number above 5, or one of 64 bits the number 5.
+    /// A base address register above 5, or a 64-bit one at 5.
     #[error("invalid BAR index {0}: expected 0 to 5, or 0 to 4 for a 64-bit BAR")]
     NoSuchBar(usize),
     /// A base address register is used twice.
     #[error("BAR {0} is already used")]
     BarTaken(usize),
-    /// A base address register maps a size that cannot be.
+    /// The size of a base address register is invalid.
     #[error(
         "invalid size {size:#x} of BAR {index}: expected a power of two, at least 16 for memory, 4 to 256 for ports"
     )]
@@ -68,13 +68,13 @@ pub enum PciConfigError {
         /// The requested size.
         size: u64,
     },
-    /// The ROM has a size that cannot be.
+    /// The size of the ROM is invalid.
     #[error("invalid ROM size {0:#x}: expected a power of two from 2 KiB to 16 MiB")]
     RomSize(u32),
-    /// The command register has bits after a reset that the device does not have.
+    /// The command register's reset value has bits that the device does not support.
     #[error("command register bits {0:#06x} not supported by this device")]
     Command(u16),
-    /// A capability is wrong in itself.
+    /// The contents of a capability are invalid.
     #[error("invalid {name} capability: {what}")]
     Capability {
         /// Name of the capability.
@@ -82,7 +82,7 @@ pub enum PciConfigError {
         /// The defect.
         what: &'static str,
     },
-    /// A capability that a device has once is given twice.
+    /// A capability is given twice that a device can have only once.
     #[error("duplicate {0} capability")]
     Twice(&'static str),
     /// A capability lies outside of its space or is not aligned to 4 bytes.
@@ -95,21 +95,21 @@ pub enum PciConfigError {
         /// Its length in bytes.
         length: usize,
     },
-    /// Two things lie on the same bytes.
+    /// Two parts of the configuration space overlap.
     #[error("{name} at {offset:#x} overlaps an earlier part")]
     Overlap {
-        /// The second of them.
+        /// The second part.
         name: &'static str,
         /// The requested offset.
         offset: usize,
     },
-    /// There is no room for a capability.
+    /// No space is left for a capability.
     #[error("no space left for the {0} capability")]
     Full(&'static str),
-    /// The MSI-X table or the pending bits are not within a memory BAR, aligned to 8 bytes, and apart.
+    /// The MSI-X table or the pending bits are not in a memory BAR, unaligned (8 bytes), or overlapping.
     #[error("the MSI-X table and pending bits must be 8-byte aligned, in memory BARs, and must not overlap")]
     MsiXPlace,
-    /// A serial number needs the space that only PCI Express has.
+    /// A serial number without PCI Express, whose extended space it needs.
     #[error("a serial number requires a PCI Express capability")]
     SerialNumber,
 }
@@ -149,7 +149,7 @@ impl PciConfigBuilder {
         }
     }
 
-    /// The subsystem's vendor and device.
+    /// Sets the subsystem's vendor and device.
     pub fn subsystem(mut self, vendor: u16, device: u16) -> Self {
         self.header.word(0x2c, vendor, 0);
         self.header.word(0x2e, device, 0);
@@ -162,7 +162,7 @@ impl PciConfigBuilder {
         self
     }
 
-    /// Its revision.
+    /// Sets the revision.
     pub fn revision(mut self, revision: u8) -> Self {
         self.header.fixed(0x08, &[revision]);
         self
@@ -174,40 +174,39 @@ impl PciConfigBuilder {
         self
     }
 
-    /// The device has a ROM of `size` bytes, a power of two from 2 KiB to 16 MiB.
+    /// Adds a ROM of `size` bytes, a power of two from 2 KiB to 16 MiB.
     pub fn rom(mut self, size: u32) -> Self {
         self.rom = Some(size);
         self
     }
 
-    /// The pin the device interrupts on.
+    /// Sets the interrupt pin.
     pub fn interrupt_pin(mut self, pin: InterruptPin) -> Self {
         self.header.fixed(INTERRUPT_PIN, &[pin as u8]);
         self
     }
 
-    /// The command register after a reset. Without this it is zero; through vfio-pci a user finds memory and
-    /// I/O space on, since the kernel enables a device that is opened.
+    /// Sets the command register's reset value, by default 0. Users of vfio-pci find memory and I/O space enabled,
+    /// since the kernel enables an opened device.
     pub fn command(mut self, command: u16) -> Self {
         self.command = command;
         self
     }
 
-    /// The command register, which takes no writes: a device that always decodes, as mtty.
+    /// Sets a read-only command register, for a device that always decodes, such as mtty.
     pub fn fixed_command(mut self, command: u16) -> Self {
         self.command = command;
         self.command_is_fixed = true;
         self
     }
 
-    /// A device on a conventional bus that answers with medium timing; without this the field is zero, as
-    /// PCI Express has it.
+    /// Sets medium timing, for a device on a conventional bus; by default the field is 0, as for PCI Express.
     pub fn medium_timing(mut self) -> Self {
         self.status |= STATUS_MEDIUM;
         self
     }
 
-    /// Adds a capability to the end of the list, in the first place where it fits.
+    /// Adds a capability to the end of the list, at the first offset where it fits.
     pub fn capability(mut self, capability: impl Into<PciCapability>) -> Self {
         self.capabilities.push((None, capability.into()));
         self
@@ -219,19 +218,19 @@ impl PciConfigBuilder {
         self
     }
 
-    /// Puts read-only bytes of the device's own behind the header, where no capability is.
+    /// Adds read-only device-specific bytes after the header, outside of capabilities.
     pub fn bytes(mut self, offset: u8, bytes: &[u8]) -> Self {
         self.bytes.push((offset, bytes.to_vec()));
         self
     }
 
-    /// The serial number, an extended capability.
+    /// Sets the serial number, an extended capability.
     pub fn serial_number(mut self, number: u64) -> Self {
         self.serial_number = Some(number);
         self
     }
 
-    /// The space as after power-on.
+    /// Returns the space in its power-on state.
     pub fn build(self) -> Result<PciConfig, PciConfigError> {
         let express =
             self.capabilities.iter().any(|(_, capability)| matches!(capability, PciCapability::Express(_)));
@@ -365,7 +364,7 @@ impl PciConfigBuilder {
     }
 }
 
-/// Takes the bytes for `name`, if they are there and free.
+/// Allocates the bytes for `name`, if they are within the space and free.
 fn take(taken: &mut [bool], name: &'static str, offset: usize, length: usize) -> Result<(), PciConfigError> {
     let bytes = taken.get_mut(offset..offset + length);
     let bytes = bytes.ok_or(PciConfigError::Place { name, offset, length })?;

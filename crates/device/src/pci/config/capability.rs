@@ -1,4 +1,4 @@
-//! The capabilities a device can have, and the registers each of them is.
+//! PCI capabilities and their registers.
 //!
 //! Layouts and bits are those of the PCI specifications, as `include/uapi/linux/pci_regs.h` names them.
 
@@ -16,17 +16,17 @@ pub(super) const ID_MSIX: u8 = 0x11;
 pub enum PciCapability {
     /// Power states and wake-up.
     PowerManagement(PowerManagement),
-    /// Interrupts as messages that are set up in the configuration space.
+    /// Message-signalled interrupts, set up in the configuration space.
     Msi(Msi),
-    /// Interrupts as messages that are set up in a table in a BAR.
+    /// Message-signalled interrupts, set up in a table in a BAR.
     MsiX(MsiX),
     /// The function is an endpoint of PCI Express, and its configuration space has 4096 bytes.
     Express(Express),
-    /// Registers of the vendor's own.
+    /// Vendor-specific registers.
     VendorSpecific(VendorSpecific),
 }
 
-/// The power management capability. D0 and D3hot are always there.
+/// The power management capability. D0 and D3hot always exist.
 #[allow(clippy::struct_excessive_bools)] // Each is a bit of its own in the capability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,9 +35,9 @@ pub struct PowerManagement {
     pub d1: bool,
     /// D2 can be entered.
     pub d2: bool,
-    /// The device can signal a power management event from each state it has.
+    /// The device can signal power management events from every state.
     pub pme: bool,
-    /// The device keeps its state on the way from D3hot to D0. If not, that way is a
+    /// The device keeps its state in the transition from D3hot to D0, which otherwise is a
     /// [`PciEvent::SoftReset`](super::PciEvent::SoftReset).
     pub no_soft_reset: bool,
 }
@@ -74,14 +74,14 @@ impl PowerManagement {
 pub struct Msi {
     /// Number of vectors: 1, 2, 4, 8, 16 or 32.
     pub vectors: u8,
-    /// Messages can go to addresses of 64 bits.
+    /// Messages can use 64-bit addresses.
     pub address64: bool,
     /// Each vector can be masked, and shows whether it is pending.
     pub maskable: bool,
 }
 
 impl Msi {
-    /// Returns a capability with this number of vectors, for addresses of 32 bits and without masks.
+    /// Returns a capability with this number of vectors, 32-bit addresses and no mask bits.
     pub const fn new(vectors: u8) -> Msi {
         Msi { vectors, address64: false, maskable: false }
     }
@@ -99,25 +99,25 @@ impl Msi {
     }
 }
 
-/// The MSI-X capability. The table and the pending bits are in BARs, and are the device's to serve.
+/// The MSI-X capability. The device serves the table and the pending bits, which are in BARs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MsiX {
     /// Number of vectors in the table, 1 to 2048, of 16 bytes each.
     pub vectors: u16,
-    /// The BAR that holds the table.
+    /// The BAR of the table.
     pub table_bar: u8,
     /// Offset of the table in its BAR in bytes, a multiple of 8.
     pub table_offset: u32,
-    /// The BAR that holds the pending bits, one bit a vector in words of 8 bytes.
+    /// The BAR of the pending bits, one bit per vector in 8-byte words.
     pub pending_bar: u8,
     /// Offset of the pending bits in their BAR in bytes, a multiple of 8.
     pub pending_offset: u32,
 }
 
 impl MsiX {
-    /// Returns a capability with this number of vectors. The table is at the start of a BAR, and the pending bits follow
-    /// it.
+    /// Returns a capability with this number of vectors. The table is at the start of a BAR, and the pending bits
+    /// follow it.
     pub const fn new(vectors: u16, bar: u8) -> MsiX {
         MsiX {
             vectors,
@@ -167,20 +167,20 @@ impl MsiX {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Express {
-    /// The function can be reset on its own, by a bit of its device control register.
+    /// Function-level reset, by a bit of the device control register.
     pub function_level_reset: bool,
-    /// Tags of 8 bits can be used.
+    /// 8-bit tags are supported.
     pub extended_tag: bool,
     /// The largest payload of a packet in bytes: 128, 256, 512, 1024, 2048 or 4096.
     pub max_payload: u16,
-    /// The speed of the link, which is also its largest.
+    /// The speed of the link, also its maximum.
     pub speed: LinkSpeed,
     /// The lanes of the link: 1, 2, 4, 8, 12, 16 or 32.
     pub width: u8,
 }
 
 impl Express {
-    /// Returns a capability with a link of this speed and width, a payload of 128 bytes and nothing optional.
+    /// Returns a capability with a link of this speed and width, a payload of 128 bytes and no optional features.
     pub const fn new(speed: LinkSpeed, width: u8) -> Express {
         Express { function_level_reset: false, extended_tag: false, max_payload: 128, speed, width }
     }
@@ -226,7 +226,7 @@ pub enum LinkSpeed {
 pub struct VendorSpecific {
     /// The bytes after the length byte, after power-on. At most 189 bytes.
     pub data: Vec<u8>,
-    /// The bits of `data` a write changes; bytes beyond its end are read-only.
+    /// Write mask of `data`; bytes beyond its end are read-only.
     pub writable: Vec<u8>,
 }
 
@@ -285,7 +285,7 @@ impl PciCapability {
         }
     }
 
-    /// Checks the capability by itself.
+    /// Checks the contents of the capability.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         let right = |right: bool, what| if right { Ok(()) } else { Err(what) };
         match self {
@@ -314,7 +314,7 @@ impl PciCapability {
         }
     }
 
-    /// Its registers; the caller links it to the next capability. `check` has found nothing.
+    /// Returns the registers of a valid capability; the caller links it to the next one.
     pub(super) fn registers(&self) -> Registers {
         match self {
             PciCapability::PowerManagement(power) => power.registers(),
@@ -361,7 +361,7 @@ impl PowerManagement {
 impl Msi {
     pub(super) const FLAGS: usize = 2;
     pub(super) const ENABLE: u16 = 0x0001;
-    /// The field of the number of vectors enabled, as its binary logarithm.
+    /// Position of the field with the binary logarithm of the number of enabled vectors.
     pub(super) const ENABLED_SHIFT: u16 = 4;
     pub(super) const ENABLED: u16 = 7 << Self::ENABLED_SHIFT;
     pub(super) const ADDRESS: usize = 4;
@@ -423,7 +423,7 @@ impl MsiX {
 }
 
 impl Express {
-    /// The byte of the device control register whose highest bit asks for a reset.
+    /// The byte of the device control register whose highest bit requests a reset.
     pub(super) const RESET_BYTE: usize = 9;
     pub(super) const RESET_BIT: u8 = 0x80;
     pub(super) const STATUS: usize = 0x0a;

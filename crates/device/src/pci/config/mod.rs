@@ -1,14 +1,13 @@
-//! The configuration space of a PCI device: what a guest finds when it probes, and what its writes do.
+//! The configuration space of a PCI device: its contents as a guest probes them, and the effects of writes.
 //!
-//! A [`PciConfig`] is built once ([`PciConfig::builder`]), read and written as region 7 of a device, and
-//! tells with [`PciEvent`]s what a write did; [`PciConfig::settings`] tells what is set. It is rules and
-//! bytes alone: no register behind a BAR, no interrupt and no DMA is touched here. The driver does that.
+//! A [`PciConfig`] is built once ([`PciConfig::builder`]) and read and written as region 7 of a device. A write returns
+//! its effects as [`PciEvent`]s; [`PciConfig::settings`] returns the current settings. The type is only rules and
+//! bytes: the driver handles BAR registers, interrupts and DMA.
 //!
-//! The masks are those of the PCI specifications. Where vfio-pci virtualises a register
-//! (`drivers/vfio/pci/vfio_pci_config.c`) it is as a user finds it there: the BARs are the user's alone, a
-//! function level reset reads back as zero and leaves the space as it was, link control takes no writes.
-//! Where vfio-pci stands between the user and the device, it is the device's own: errors can be cleared,
-//! power management events exist, MSI and MSI-X are enabled by writing them.
+//! The masks are those of the PCI specifications. Registers that vfio-pci virtualises
+//! (`drivers/vfio/pci/vfio_pci_config.c`) behave as users see them there: the BARs belong to the user, a function level
+//! reset reads back as zero and leaves the space unchanged, link control is read-only. Registers that vfio-pci filters
+//! are the device's own: errors can be cleared, power management events exist, and writes enable MSI and MSI-X.
 //!
 //! ```
 //! use whimbrel_device::pci::config::{Bar, Msi, PciConfig, PciEvent};
@@ -65,13 +64,13 @@ struct Shape {
     express: Option<(usize, Express)>,
 }
 
-/// An error of the bus, for the status register: [`PciConfig::raise`].
+/// A bus error for the status register: [`PciConfig::raise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusError {
-    /// Data that the device read, or wrote, was poisoned.
+    /// Poisoned data in a read or write of the device.
     MasterDataParity = 1 << 8,
-    /// The device aborted an access to itself.
+    /// The device aborted an access as its target.
     SignaledTargetAbort = 1 << 11,
     /// An access of the device was aborted by its target.
     ReceivedTargetAbort = 1 << 12,
@@ -79,19 +78,19 @@ pub enum BusError {
     ReceivedMasterAbort = 1 << 13,
     /// The device signalled a system error.
     SignaledSystemError = 1 << 14,
-    /// The device got poisoned data.
+    /// The device received poisoned data.
     DetectedParity = 1 << 15,
 }
 
-/// An error of PCI Express, for the device status register: [`PciConfig::raise_express`].
+/// A PCI Express error for the device status register: [`PciConfig::raise_express`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExpressError {
-    /// It was corrected.
+    /// A corrected error.
     Correctable = 1,
-    /// One transaction is lost.
+    /// A non-fatal error: one transaction is lost.
     NonFatal = 2,
-    /// The link is not reliable any more.
+    /// A fatal error: the link is not reliable.
     Fatal = 4,
     /// A request that the device does not support.
     UnsupportedRequest = 8,
@@ -101,7 +100,7 @@ pub enum ExpressError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciConfigBytesError {
-    /// There are too many bytes, or too few.
+    /// The length differs.
     #[error("saved configuration space has {found} bytes, expected {expected}")]
     Length {
         /// The actual number.
@@ -109,7 +108,7 @@ pub enum PciConfigBytesError {
         /// The expected number.
         expected: usize,
     },
-    /// Bits differ that nothing can have changed: it was saved from another device.
+    /// Immutable bits differ: the bytes are from a different device.
     #[error(
         "byte {offset:#x} of the saved configuration space is {found:#04x}, which does not match this device"
     )]
@@ -122,12 +121,12 @@ pub enum PciConfigBytesError {
 }
 
 impl PciConfig {
-    /// A space for a device of this vendor, with a header of type 0 and nothing in it yet.
+    /// Returns a builder for a device of this vendor, with an empty type 0 header.
     pub fn builder(vendor: u16, device: u16) -> PciConfigBuilder {
         PciConfigBuilder::new(vendor, device)
     }
 
-    /// Its length in bytes: 256, or 4096 with PCI Express.
+    /// Returns the length in bytes: 256, or 4096 with PCI Express.
     #[allow(clippy::len_without_is_empty)] // It never is.
     pub fn len(&self) -> u64 {
         self.bytes.len() as u64
@@ -138,7 +137,7 @@ impl PciConfig {
         Settings::of(&self.shape, &self.bytes)
     }
 
-    /// Reads from `offset`, of any alignment and length; what lies past the end reads as zero.
+    /// Reads from `offset`, with any alignment and length; bytes past the end read as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         let start = self.start(offset);
         let count = data.len().min(self.bytes.len() - start);
@@ -146,10 +145,10 @@ impl PciConfig {
         data[count..].fill(0);
     }
 
-    /// Writes at `offset`, of any alignment and length, and tells what that did, in order. Bits that cannot
-    /// be changed and bytes past the end are ignored.
+    /// Writes at `offset`, with any alignment and length, and returns the effects in order. Read-only bits and bytes
+    /// past the end are ignored.
     ///
-    /// It is cut into accesses as the kernel cuts it: four bytes where they are aligned, then two, then one.
+    /// The write is split as in the kernel: four bytes where they are aligned, then two, then one.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Vec<PciEvent> {
         let start = self.start(offset);
         let count = data.len().min(self.bytes.len() - start);
@@ -161,26 +160,26 @@ impl PciConfig {
         events
     }
 
-    /// Brings everything back to power-on, what the device raised too.
+    /// Resets everything to the power-on state, including raised errors.
     pub fn reset(&mut self) {
         self.bytes.clone_from(&self.shape.registers.value);
     }
 
-    /// The device met an error of the bus. It stays in the status register until the guest clears it.
+    /// Raises a bus error, which stays in the status register until the guest clears it.
     pub fn raise(&mut self, error: BusError) {
         change16(&mut self.bytes, builder::STATUS, error as u16, true);
     }
 
-    /// The device met an error of PCI Express. It stays in the device status register until the guest clears
-    /// it. Without the capability there is no such register, and nothing happens.
+    /// Raises a PCI Express error, which stays in the device status register until the guest clears it. No effect
+    /// without the capability.
     pub fn raise_express(&mut self, error: ExpressError) {
         if let Some((at, _)) = self.shape.express {
             change16(&mut self.bytes, at + Express::STATUS, error as u16, true);
         }
     }
 
-    /// The device has a power management event, which stays in the control register until the guest clears
-    /// it. Says whether it may be signalled.
+    /// Raises a power management event, which stays in the control register until the guest clears it. Returns whether
+    /// it may be signalled.
     pub fn raise_pme(&mut self) -> bool {
         match self.shape.power {
             Some((at, power)) if power.pme => {
@@ -192,7 +191,7 @@ impl PciConfig {
         }
     }
 
-    /// Brings the device to D0 and tells what that did: what vfio-pci does before it puts a device to sleep.
+    /// Brings the device to D0 and returns the effects, as vfio-pci does before it puts a device to sleep.
     pub fn enter_d0(&mut self) -> Vec<PciEvent> {
         match self.shape.power {
             Some((at, _)) => {
@@ -204,8 +203,8 @@ impl PciConfig {
         }
     }
 
-    /// Shows which MSI vectors are pending because they are masked, a bit each. Vectors that the device does
-    /// not have are ignored, and all are where vectors cannot be masked.
+    /// Sets the pending bits of masked MSI vectors, one bit each. Missing vectors are ignored, and so are all if
+    /// vectors cannot be masked.
     pub fn set_msi_pending(&mut self, vectors: u32) {
         if let Some((at, msi)) = self.shape.msi
             && msi.maskable
@@ -217,15 +216,14 @@ impl PciConfig {
         }
     }
 
-    /// Shows in the status register whether the device asserts its interrupt pin, whatever the INTx disable bit says.
-    /// Without a pin nothing happens.
+    /// Sets the interrupt status bit, independently of the INTx disable bit. No effect without a pin.
     pub fn set_interrupt_status(&mut self, asserted: bool) {
         if self.has_interrupt_pin() {
             change16(&mut self.bytes, builder::STATUS, builder::STATUS_INTERRUPT, asserted);
         }
     }
 
-    /// BAR `index`; `None` for one that the device lacks.
+    /// Returns BAR `index`; `None` if the device lacks it.
     pub fn bar(&self, index: u32) -> Option<Bar> {
         self.shape.bars.get(index as usize).copied().flatten()
     }
@@ -250,13 +248,13 @@ impl PciConfig {
         self.shape.express.is_some()
     }
 
-    /// All of it, to be kept or sent.
+    /// Returns all bytes, for [`PciConfig::restore`].
     pub fn to_bytes(&self) -> Vec<u8> {
         self.bytes.clone()
     }
 
-    /// Takes what [`PciConfig::to_bytes`] gave for a space that was built the same way, and tells what is
-    /// different from before. Bytes that this space can never have are refused, and nothing is changed.
+    /// Restores the bytes that [`PciConfig::to_bytes`] returned for a space built the same way, and returns the
+    /// effects. Invalid bytes are refused without a change.
     pub fn restore(&mut self, bytes: &[u8]) -> Result<Vec<PciEvent>, PciConfigBytesError> {
         let registers = &self.shape.registers;
         if bytes.len() != registers.len() {
@@ -293,7 +291,7 @@ impl PciConfig {
         usize::try_from(offset).map_or(self.bytes.len(), |offset| offset.min(self.bytes.len()))
     }
 
-    /// One access, which lies within four aligned bytes.
+    /// Executes one access within four aligned bytes.
     fn access(&mut self, place: Range<usize>, data: &[u8], events: &mut Vec<PciEvent>) {
         let registers = &self.shape.registers;
         if place.clone().all(|at| registers.writable[at] | registers.clearable[at] == 0) {
@@ -324,8 +322,8 @@ impl PciConfig {
         }
     }
 
-    /// A power state that the device does not have is not entered, nor is one that does not lie deeper, other
-    /// than D0: `pci_set_power_state()` in the kernel refuses the same.
+    /// Rejects a missing power state, and one other than D0 that is not deeper, like the kernel's
+    /// `pci_set_power_state()`.
     fn settle_power(&mut self, before: PowerState) {
         if let Some((at, power)) = self.shape.power {
             let offset = at + PowerManagement::CONTROL;
@@ -337,7 +335,7 @@ impl PciConfig {
         }
     }
 
-    /// No more MSI vectors are enabled than there are: vfio-pci puts the largest number instead.
+    /// Limits the enabled MSI vectors to the existing ones, like vfio-pci.
     fn settle_msi(&mut self) {
         if let Some((at, msi)) = self.shape.msi {
             let offset = at + Msi::FLAGS;
@@ -358,7 +356,7 @@ fn has_state(power: PowerManagement, state: PowerState) -> bool {
     }
 }
 
-/// The single accesses that `count` bytes from `start` are cut into.
+/// Splits `count` bytes from `start` into single accesses.
 pub(crate) fn accesses(start: usize, count: usize) -> impl Iterator<Item = Range<usize>> {
     let (mut at, end) = (start, start + count);
     std::iter::from_fn(move || {

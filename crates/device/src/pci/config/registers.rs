@@ -1,20 +1,20 @@
-//! Registers as bytes, and who may change which of their bits. No meaning: that is the capability's.
+//! Registers as bytes with write masks. Their meaning is in `capability`.
 
-/// A stretch of registers.
+/// A range of registers.
 #[derive(Clone, Debug)]
 pub(super) struct Registers {
     /// After power-on.
     pub(super) value: Vec<u8>,
-    /// Bits that take what is written.
+    /// Writable bits.
     pub(super) writable: Vec<u8>,
-    /// Bits that are cleared where a one is written.
+    /// Bits that are cleared by writing 1.
     pub(super) clearable: Vec<u8>,
     /// Bits that only the device changes.
     pub(super) device: Vec<u8>,
 }
 
 impl Registers {
-    /// All zero, and read-only.
+    /// Returns read-only zeros.
     pub(super) fn new(length: usize) -> Self {
         Registers {
             value: vec![0; length],
@@ -28,34 +28,34 @@ impl Registers {
         self.value.len()
     }
 
-    /// Puts read-only bytes at `offset`.
+    /// Sets read-only bytes at `offset`.
     pub(super) fn fixed(&mut self, offset: usize, bytes: &[u8]) {
         self.value[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Puts a register of 16 bits at `offset`, of which a write changes the bits in `writable`.
+    /// Sets a 16-bit register at `offset` with the write mask `writable`.
     pub(super) fn word(&mut self, offset: usize, value: u16, writable: u16) {
         self.fixed(offset, &value.to_le_bytes());
         self.writable[offset..offset + 2].copy_from_slice(&writable.to_le_bytes());
     }
 
-    /// The same for a register of 32 bits.
+    /// Sets a 32-bit register at `offset` with the write mask `writable`.
     pub(super) fn dword(&mut self, offset: usize, value: u32, writable: u32) {
         self.fixed(offset, &value.to_le_bytes());
         self.writable[offset..offset + 4].copy_from_slice(&writable.to_le_bytes());
     }
 
-    /// Makes the bits of the register of 16 bits at `offset` clear where a one is written.
+    /// Makes bits of the 16-bit register at `offset` clear on writing 1.
     pub(super) fn write_one_to_clear(&mut self, offset: usize, bits: u16) {
         self.clearable[offset..offset + 2].copy_from_slice(&bits.to_le_bytes());
     }
 
-    /// Makes the bits of the register of 32 bits at `offset` the device's.
+    /// Makes bits of the 32-bit register at `offset` device-only.
     pub(super) fn device_only(&mut self, offset: usize, bits: u32) {
         self.device[offset..offset + 4].copy_from_slice(&bits.to_le_bytes());
     }
 
-    /// Puts all of `part` at `offset`.
+    /// Copies `part` to `offset`.
     pub(super) fn place(&mut self, offset: usize, part: &Registers) {
         let place = offset..offset + part.len();
         self.value[place.clone()].copy_from_slice(&part.value);
@@ -65,12 +65,12 @@ impl Registers {
     }
 }
 
-/// The 16 bits at `offset`.
+/// Returns the 16 bits at `offset`.
 pub(super) fn get16(bytes: &[u8], offset: usize) -> u16 {
     u16::from_le_bytes([bytes[offset], bytes[offset + 1]])
 }
 
-/// The 32 bits at `offset`.
+/// Returns the 32 bits at `offset`.
 pub(super) fn get32(bytes: &[u8], offset: usize) -> u32 {
     u32::from(get16(bytes, offset)) | u32::from(get16(bytes, offset + 2)) << 16
 }

@@ -1,4 +1,4 @@
-//! The guest's settings and the effects of a write, on which a driver acts.
+//! The guest's settings, and the effects of a write for the driver to act on.
 
 use super::Shape;
 use super::builder::{
@@ -10,13 +10,13 @@ use super::registers::{get16, get32};
 /// The power state of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PowerState {
-    /// It works.
+    /// Full operation.
     D0,
     /// Light sleep.
     D1,
     /// Deeper sleep.
     D2,
-    /// Off but for its configuration space.
+    /// Off, with an accessible configuration space.
     D3Hot,
 }
 
@@ -24,15 +24,15 @@ pub enum PowerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MsiSettings {
-    /// Interrupts are sent as messages.
+    /// Messages are enabled.
     pub enabled: bool,
-    /// Number of vectors the device may use, at most as many as it has.
+    /// Number of vectors that the device may use, limited to its own.
     pub vectors: u8,
     /// Address of the messages.
     pub address: u64,
     /// Data of the messages for vector 0; the others change its low bits.
     pub data: u16,
-    /// A bit for each vector that is masked.
+    /// Mask bits of the vectors.
     pub masked: u32,
 }
 
@@ -40,9 +40,9 @@ pub struct MsiSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MsiXSettings {
-    /// Interrupts are sent as messages.
+    /// Messages are enabled.
     pub enabled: bool,
-    /// All vectors are masked, whatever the table says.
+    /// All vectors are masked, regardless of the table.
     pub all_masked: bool,
 }
 
@@ -51,9 +51,9 @@ pub struct MsiXSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The device answers to its I/O ports.
+    /// The device responds at its I/O ports.
     pub io_decoding: bool,
-    /// The device answers to its memory, if its power state lets it: see [`Settings::memory_accessible`].
+    /// The device responds at its memory, if its power state allows it: see [`Settings::memory_accessible`].
     pub memory_decoding: bool,
     /// The device may start DMA and send messages.
     pub bus_master: bool,
@@ -73,17 +73,17 @@ pub struct Settings {
     pub msix: Option<MsiXSettings>,
 }
 
-/// Something that a write to the configuration space did.
+/// An effect of a write to the configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PciEvent {
-    /// The device answers to its I/O ports from now on, or no more.
+    /// I/O decoding was enabled or disabled.
     IoDecoding(bool),
-    /// The device answers to its memory from now on, or no more.
+    /// Memory decoding was enabled or disabled.
     MemoryDecoding(bool),
-    /// The device may start DMA from now on, or no more.
+    /// Bus mastering was enabled or disabled.
     BusMaster(bool),
-    /// The interrupt pin is disabled, or no more: for [`Interrupts::disable_line`](crate::Interrupts::disable_line).
+    /// The interrupt pin was disabled or enabled: for [`Interrupts::disable_line`](crate::Interrupts::disable_line).
     IntxDisabled(bool),
     /// A base address register has moved. A guest that probes sizes causes this too, with decoding off.
     Bar {
@@ -92,21 +92,21 @@ pub enum PciEvent {
         /// The bus address.
         address: u64,
     },
-    /// The ROM is somewhere else, or disabled.
+    /// The ROM was moved or disabled.
     Rom(Option<u32>),
-    /// The power state is another.
+    /// The power state changed.
     Power(PowerState),
-    /// Power management events may be signalled from now on, or no more.
+    /// Power management events were enabled or disabled.
     PmeEnabled(bool),
-    /// MSI is set up otherwise.
+    /// The MSI settings changed.
     Msi(MsiSettings),
-    /// MSI-X is set up otherwise.
+    /// The MSI-X settings changed.
     MsiX(MsiXSettings),
     /// The device left D3hot and, according to its power management capability, must reset everything except the
     /// configuration space.
     SoftReset,
-    /// The guest wants the function reset. The configuration space is as it was, since the kernel saves and restores
-    /// it around such a reset; [`PciConfig::reset`](super::PciConfig::reset) resets it too.
+    /// The guest requested a function-level reset. The configuration space is unchanged, since the kernel saves and
+    /// restores it around such a reset; [`PciConfig::reset`](super::PciConfig::reset) resets it too.
     FunctionLevelReset,
 }
 
@@ -123,7 +123,7 @@ impl PowerState {
 
 impl Settings {
     /// Returns whether the device responds to memory accesses: decoding is on and it is not in D3hot. Otherwise
-    /// vfio-pci answers an access with EIO.
+    /// vfio-pci fails an access with EIO.
     pub fn memory_accessible(&self) -> bool {
         self.memory_decoding && self.power < PowerState::D3Hot
     }
@@ -158,7 +158,7 @@ impl Settings {
         }
     }
 
-    /// Tells what is different in `self` from `before`.
+    /// Returns the changes from `before` to `self`.
     pub(super) fn since(&self, before: &Settings, events: &mut Vec<PciEvent>) {
         let mut changed = |old: bool, new: bool, event: fn(bool) -> PciEvent| {
             if old != new {

@@ -1,7 +1,7 @@
-//! The function's own log of the memory it writes by DMA.
+//! The function's own log of its DMA writes.
 //!
-//! mlx5 and pds are the example: a second START is refused, STOP is always fine, REPORT needs a log. A reset ends the
-//! log, so that a device is as after power-on in this too. (In the kernel pds ends it only if the device had failed.)
+//! It behaves as in mlx5 and pds: a second START fails, STOP always succeeds, REPORT needs a running log. A reset stops
+//! the log, as after power-on. (In the kernel, pds stops it only if the device had failed.)
 
 use std::sync::Arc;
 

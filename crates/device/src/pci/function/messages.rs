@@ -1,4 +1,4 @@
-//! The messages of a function, MSI-X and MSI: which may be sent, and which are held.
+//! MSI-X and MSI messages of a function: sent at once, or held while masked.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::pci::{VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX};
@@ -6,11 +6,11 @@ use whimbrel_uapi::pci::{VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX};
 use super::msix_table::MsiXTable;
 use crate::pci::config::{PciConfig, PowerState, Settings};
 
-/// The messages that wait until they may be sent.
+/// The messages held until they may be sent.
 #[derive(Clone, Debug)]
 pub(super) struct Messages {
     pub(super) table: Option<MsiXTable>,
-    /// A bit for each vector of MSI that is held.
+    /// Held MSI vectors, one bit each.
     pub(super) msi_pending: u32,
 }
 
@@ -29,7 +29,7 @@ impl Messages {
         self.table.as_mut().map_or(Ok(false), |table| table.write(bar, offset, data))
     }
 
-    /// Makes a vector pending, of those that are enabled.
+    /// Makes an enabled vector pending.
     pub(super) fn post(&mut self, vector: u32, config: &PciConfig, is_permissive: bool) {
         let settings = config.settings();
         let in_use = InUse::of(&settings, is_permissive);
@@ -48,8 +48,8 @@ impl Messages {
         }
     }
 
-    /// Sends the pending messages that may be sent, shows the others as pending, and drops those of a capability that
-    /// is not enabled.
+    /// Sends the pending messages that may be sent, sets the pending bits of the others, and drops those of a disabled
+    /// capability.
     pub(super) fn release(
         &mut self,
         config: &mut PciConfig,
@@ -86,14 +86,14 @@ pub(super) fn may_master(settings: &Settings, is_permissive: bool) -> bool {
     settings.power < PowerState::D3Hot && (is_permissive || settings.bus_master)
 }
 
-/// The capabilities that messages are sent by.
+/// The capabilities in use for messages.
 struct InUse {
     msix: bool,
     msi: bool,
 }
 
 impl InUse {
-    /// The enabled one. Without any, a permissive function leaves the choice to the user.
+    /// Returns the enabled one. Without any, a permissive function lets the user choose.
     fn of(settings: &Settings, is_permissive: bool) -> InUse {
         let msix = settings.msix.is_some_and(|msix| msix.enabled);
         let msi = !msix && settings.msi.is_some_and(|msi| msi.enabled);

@@ -1,9 +1,8 @@
-//! One PCI function: its configuration space, BARs, interrupts, power states and DMA, for a driver to own.
+//! A PCI function for a driver to own: its configuration space, BARs, interrupts, power states and DMA.
 //!
-//! A [`Function`] answers all that a driver would otherwise answer from its [`PciConfig`] by itself. It serves the
-//! configuration space and the MSI-X table, and asks the driver for the registers behind its BARs alone. It keeps the
-//! interrupt status bit, obeys the INTx disable bit, holds messages back while they are masked, and starts nothing in
-//! D3hot:
+//! A [`Function`] implements everything that follows from its [`PciConfig`]. It serves the configuration space and the
+//! MSI-X table, and leaves only the BAR registers to the driver. It maintains the interrupt status bit, obeys the INTx
+//! disable bit, holds messages while they are masked, and starts nothing in D3hot:
 //!
 //! | | INTx line | message | DMA | BARs |
 //! |---|---|---|---|---|
@@ -14,8 +13,8 @@
 //! disable bit (bit 10 of the command register) masks the line towards the user. Linux's `pci_check_and_mask_intx()`
 //! needs both: it disowns an interrupt without the status bit.
 //!
-//! A held message shows in the pending bits. A vector of MSI-X is masked by its entry of the table once that was
-//! written: a VMM that emulates the table, as QEMU does, never forwards a write.
+//! A held message is visible in the pending bits. The mask bit of an MSI-X table entry counts only once the entry was
+//! written: a VMM that emulates the table, such as QEMU, never forwards a write.
 //!
 //! ```
 //! use whimbrel_device::pci::config::{Bar, MsiX, PciConfig};

@@ -1,4 +1,4 @@
-//! The MSI-X table and its pending bits, as they lie in a BAR.
+//! The MSI-X table and pending bits in a BAR.
 
 use std::ops::Range;
 
@@ -6,26 +6,26 @@ use whimbrel_protocol::Errno;
 
 use crate::pci::config::MsiX;
 
-/// Bytes of an entry: address, data, vector control.
+/// Size of an entry in bytes: address, data, vector control.
 const ENTRY_BYTES: usize = 16;
 /// Offset of the vector control in an entry. Its bit 0 masks the vector, its other bits are reserved.
 const CONTROL: usize = 12;
 const MASK: u8 = 1;
 
-/// The table of one function, and its pending bits.
+/// The table and pending bits of one function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MsiXTable {
     place: MsiX,
-    /// The entries, as they are read.
+    /// The entries as read.
     bytes: Vec<u8>,
     /// The vectors whose control has been written.
     written: Vec<bool>,
-    /// The pending bits, as they are read.
+    /// The pending bits as read.
     pending: Vec<u64>,
 }
 
 impl MsiXTable {
-    /// After power-on every vector is masked, and no mask is obeyed before a write.
+    /// Returns a table in its power-on state: every vector is masked, but masks count only after a write.
     pub(super) fn new(place: MsiX) -> MsiXTable {
         let vectors = usize::from(place.vectors);
         let mut bytes = vec![0; vectors * ENTRY_BYTES];
@@ -70,14 +70,14 @@ impl MsiXTable {
         self.written[vector] && self.bytes[vector * ENTRY_BYTES + CONTROL] & MASK != 0
     }
 
-    /// Makes a vector pending. One that the table does not have is ignored.
+    /// Makes a vector pending. A vector outside of the table is ignored.
     pub(super) fn post(&mut self, vector: u32) {
         if vector < u32::from(self.place.vectors) {
             self.pending[vector as usize / 64] |= 1 << (vector % 64);
         }
     }
 
-    /// Takes the pending vectors for which `take` says so.
+    /// Clears and returns the pending vectors for which `take` returns true.
     pub(super) fn take_pending(&mut self, mut take: impl FnMut(&MsiXTable, usize) -> bool) {
         for word in 0..self.pending.len() {
             let mut left = self.pending[word];
@@ -105,19 +105,19 @@ impl MsiXTable {
         self.pending.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    /// The whole table, to be kept or sent.
+    /// Appends the whole table to `out`.
     pub(super) fn save(&self, out: &mut Vec<u8>) {
         out.extend(&self.bytes);
         out.extend(self.written.iter().map(|written| u8::from(*written)));
         out.extend(self.pending_bytes());
     }
 
-    /// The length of what [`MsiXTable::save`] adds.
+    /// Returns the number of bytes that [`MsiXTable::save`] appends.
     pub(super) fn saved_bytes(&self) -> usize {
         self.bytes.len() + self.written.len() + self.pending.len() * 8
     }
 
-    /// A table from the bytes that another one of the same shape has saved; `None` if no table can have these.
+    /// Returns the table saved by another one of the same shape; `None` if the bytes are invalid.
     pub(super) fn load(&self, saved: &[u8]) -> Option<MsiXTable> {
         let (bytes, rest) = saved.split_at_checked(self.bytes.len())?;
         let (written, pending) = rest.split_at_checked(self.written.len())?;
@@ -139,8 +139,7 @@ impl MsiXTable {
     }
 }
 
-/// The offset of an access in what lies at `place`; `None` if they have nothing in common. EINVAL if they overlap and
-/// the access reaches beyond.
+/// Returns the offset of an access within `place`; `None` if they are disjoint. EINVAL if they overlap partly.
 fn within(bar: u32, offset: u64, length: usize, place: (u8, Range<u64>)) -> Result<Option<usize>, Errno> {
     let (place_bar, place) = place;
     let end = offset.saturating_add(length as u64);

@@ -6,8 +6,8 @@
 //!          written, pending bits
 //! ```
 //!
-//! All numbers are little-endian. With vfio-pci the configuration space is the user's to carry over, and a driver that
-//! does as it does leaves this out.
+//! All numbers are little-endian. With vfio-pci the user transfers the configuration space; a driver that follows this
+//! omits the record.
 
 use super::Function;
 use super::messages::Messages;

@@ -1,4 +1,4 @@
-//! The feature by which the user of a CDX device lets it do DMA (`drivers/vfio/cdx/main.c`).
+//! The bus master feature, by which the user of a CDX device enables DMA (`drivers/vfio/cdx/main.c`).
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{

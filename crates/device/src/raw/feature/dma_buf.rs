@@ -1,4 +1,4 @@
-//! The feature by which a user gives parts of a BAR to others as a file.
+//! The DMA_BUF feature, which exports parts of a BAR as a file.
 
 use rustix::fs::OFlags;
 use whimbrel_protocol::Errno;
@@ -7,11 +7,11 @@ use zerocopy::IntoBytes;
 
 use super::{Checked, Request};
 
-/// The most bytes of ranges: what the kernel's allocator gives at once (`KMALLOC_MAX_SIZE`).
+/// Maximum size of the ranges: the largest allocation of the kernel (`KMALLOC_MAX_SIZE`).
 const MAX_BYTES: u64 = 4 << 20;
 
 impl Request<'_> {
-    /// The new descriptor.
+    /// Executes the request and returns the new descriptor.
     pub(super) fn dma_buf(self) -> Result<i32, Errno> {
         if !self.device.has_dma_buf() {
             return Err(Errno::ENOTTY);
@@ -30,7 +30,7 @@ impl Request<'_> {
         self.process.install_buffer(file, close_on_exec)
     }
 
-    /// The kernel does not ask whether `argsz` has room for them.
+    /// Reads the ranges. Like the kernel, it does not check `argsz` for them.
     fn ranges(&self, count: u32) -> Result<Vec<RegionDmaRange>, Errno> {
         let size = u64::from(count) * size_of::<RegionDmaRange>() as u64;
         if size > MAX_BYTES {

@@ -1,4 +1,4 @@
-//! The features of a device's own log of the memory it writes.
+//! The DMA logging features: a device's own log of the memory that it writes.
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -10,8 +10,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::{Checked, Request};
 
-/// Bitmap words handled at a time, so that a request's length cannot size an allocation. Where nothing is logged they
-/// are left out, so that it cannot size the work either.
+/// Bitmap words processed at a time, so that a request's length cannot size an allocation. Ranges without a log are
+/// skipped, so that it cannot size the work either.
 const REPORT_WORDS: u64 = 8192;
 
 impl Request<'_> {
@@ -73,7 +73,7 @@ impl Request<'_> {
         }
     }
 
-    /// Sets bits in the user's bitmap. Words without a bit are not touched, as in the kernel.
+    /// Sets bits in the user's bitmap. Words without a bit are not written, as in the kernel.
     fn set_bits(&mut self, bitmap: u64, words: &[u64]) -> Result<(), Errno> {
         for (index, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
             let address = bitmap.wrapping_add(index as u64 * 8);

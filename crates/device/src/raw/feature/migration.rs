@@ -1,4 +1,4 @@
-//! The features of migration: what a device supports, its state, how much it has to say.
+//! The migration features: a device's flags, its state, and the size of its data.
 
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::FeatureFlags;

@@ -1,7 +1,6 @@
 //! VFIO_DEVICE_FEATURE on raw bytes: the kernel's checks, in the kernel's order (`drivers/vfio/vfio_main.c`).
 //!
-//! Here are the checks that all features share, and which feature is answered where. [`DeviceFile`] executes
-//! the feature.
+//! The module has the checks that all features share, and dispatches each feature. [`DeviceFile`] executes it.
 
 mod bus_master;
 mod dma_buf;
@@ -37,16 +36,16 @@ impl DeviceFile {
 struct Request<'a> {
     device: &'a DeviceFile,
     process: &'a mut dyn Process,
-    /// Address of the feature's own data.
+    /// Address of the feature's data.
     data: u64,
-    /// Room for it, in bytes.
+    /// Size of its buffer, in bytes.
     room: usize,
     flags: FeatureFlags,
 }
 
 /// The outcome of the common checks of a request.
 enum Checked {
-    /// It was a PROBE, and is answered.
+    /// A PROBE, which is complete.
     Probed,
     /// A GET or a SET to execute.
     Go,
@@ -97,7 +96,7 @@ pub(crate) fn ioctl(device: &DeviceFile, argument: u64, process: &mut dyn Proces
 }
 
 impl Request<'_> {
-    /// The checks every feature makes with its own directions and least size (`vfio_check_feature()`).
+    /// Makes the checks of every feature, with its directions and minimum size (`vfio_check_feature()`).
     fn check(&self, directions: FeatureFlags, least: usize) -> Result<Checked, Errno> {
         let asked = self.flags & (FeatureFlags::GET | FeatureFlags::SET);
         if !directions.contains(asked) {

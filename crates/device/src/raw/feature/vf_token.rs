@@ -1,4 +1,4 @@
-//! The feature of a physical function: the token of its virtual functions.
+//! The VF token feature of a physical function.
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::FeatureFlags;

@@ -1,5 +1,4 @@
-//! The feature by which the user of a PCI device on s390 takes its error records (`vfio_pci_zdev.c` of Linux
-//! 7.x).
+//! The error record feature of a PCI device on s390 (`vfio_pci_zdev.c` of Linux 7.x).
 
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{DeviceFeatureZpciErr, FeatureFlags};

@@ -1,4 +1,4 @@
-//! One request's structure in the caller's memory: sizes checked once, copied in, copied out.
+//! The structure of one request in the caller's memory: its size is checked, then it is copied in and out.
 
 use whimbrel_protocol::Errno;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -16,7 +16,7 @@ pub(super) struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    /// Reads the size the user gave its structure. EFAULT; EINVAL below `least`.
+    /// Reads the size of the user's structure. EFAULT; EINVAL below `least`.
     pub(super) fn begin(
         caller: &'a mut dyn Caller,
         argument: u64,
@@ -31,13 +31,13 @@ impl<'a> Command<'a> {
         Ok(Command { caller, argument, size })
     }
 
-    /// The structure; what the user left out of it is 0. E2BIG if the user's has bytes past it that are not
-    /// 0.
+    /// Returns the structure; fields missing at its end are 0. E2BIG if the user's structure has non-zero bytes past
+    /// it.
     pub(super) fn copy_in<T: FromBytes + FromZeros + IntoBytes>(&self) -> Result<T, Errno> {
         copy_struct_from_user(self.caller, self.argument, self.size)
     }
 
-    /// Copies the structure back, as much of it as the user has.
+    /// Copies the structure back, up to the user's size.
     pub(super) fn respond<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<(), Errno> {
         let bytes = value.as_bytes();
         let length = bytes.len().min(self.size as usize);
@@ -82,8 +82,8 @@ impl<'a> Command<'a> {
     }
 }
 
-/// A structure of which the user gives `size` bytes (`copy_struct_from_user()` in the kernel): missing bytes
-/// are 0; bytes past what is known here must be 0, else E2BIG.
+/// Reads a structure of which the user has `size` bytes (`copy_struct_from_user()` in the kernel): missing bytes are 0;
+/// bytes past the known structure must be 0, else E2BIG.
 pub(crate) fn copy_struct_from_user<T: FromBytes + FromZeros + IntoBytes>(
     process: &(impl Process + ?Sized),
     address: u64,

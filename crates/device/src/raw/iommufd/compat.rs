@@ -1,8 +1,8 @@
-//! The requests of a type1 container, made on an iommufd: they are about the address space that stands in for
-//! the container (`drivers/iommu/iommufd/vfio_compat.c`).
+//! The requests of a type1 container, made on an iommufd: they refer to the address space that replaces the container
+//! (`drivers/iommu/iommufd/vfio_compat.c`).
 //!
-//! The answers are not those of a container: dirty pages and new addresses for old mappings are not there,
-//! the information is another, and a range that cuts a mapping is another error.
+//! The replies differ from a container's: dirty tracking and updates of a mapping's address are missing, the info is
+//! different, and a range that cuts a mapping has a different errno.
 
 use std::mem::offset_of;
 
@@ -28,15 +28,15 @@ use crate::iommu::iommufd::ioas::{Ioas, last};
 use crate::iommu::iommufd::object::Objects;
 use crate::iommu::iommufd::pages::PAGE_SIZE;
 
-/// Bytes of `vfio_iommu_type1_info` that every user must give room for.
+/// Minimum size of `vfio_iommu_type1_info`.
 const MIN_INFO: usize = offset_of!(IommuType1Info, cap_offset);
-/// Bytes of it that there are.
+/// Full size of `vfio_iommu_type1_info`.
 const INFO: usize = size_of::<IommuType1Info>();
 /// Offset of the capability of ranges, after the one with the number of available mappings.
 const RANGES: usize = INFO + size_of::<IommuType1InfoDmaAvail>().next_multiple_of(8);
 
-/// Answers a container's request on an iommufd. ENOTTY for what no container has, and for
-/// VFIO_IOMMU_DIRTY_PAGES, which an iommufd has otherwise.
+/// Executes a container's request on an iommufd. ENOTTY for an unknown request, and for VFIO_IOMMU_DIRTY_PAGES, which
+/// an iommufd replaces by its own requests.
 pub(super) fn ioctl(
     objects: &mut Objects,
     number: u32,
@@ -132,15 +132,15 @@ fn info(objects: &mut Objects, argument: u64, caller: &mut dyn Caller) -> Result
     Ok(())
 }
 
-/// The page sizes that all tables of the address space have; without any, all that there can be.
+/// Returns the common page sizes of the address space's tables; without any, all possible ones.
 fn page_sizes(objects: &Objects, ioas: u32) -> u64 {
     let common = objects.tables(ioas).fold(u64::MAX, |sizes, (_, table)| sizes & table.page_sizes);
     let whole = !(PAGE_SIZE - 1);
     if common & !whole == 0 { common } else { common & whole | PAGE_SIZE }
 }
 
-/// Writes the capabilities that the user has room for, each one whole but for the ranges: of those as many as
-/// fit are written, their head only if all do. Returns the size of all.
+/// Writes the capabilities that fit into the user's buffer, each one whole except the ranges: as many of those as fit,
+/// and their header only if all do. Returns the size of all.
 fn write_capabilities(
     caller: &mut dyn Caller,
     argument: u64,

@@ -95,7 +95,7 @@ pub(super) fn get_dirty_bitmap(objects: &mut Objects, command: &mut Command<'_>)
     Ok(())
 }
 
-/// The kernel's checks of a range (`iommufd_check_iova_range()`); returns the last IOVA.
+/// Makes the kernel's checks of a range (`iommufd_check_iova_range()`), and returns the last IOVA.
 fn check(asked: &HwptGetDirtyBitmap, alignment: u64) -> Result<u64, Errno> {
     let last = last(asked.iova, asked.length)?;
     let crooked = |size: u64| (asked.iova | last.wrapping_add(1)) & (size - 1) != 0;
@@ -105,7 +105,7 @@ fn check(asked: &HwptGetDirtyBitmap, alignment: u64) -> Result<u64, Errno> {
     Ok(last)
 }
 
-/// Sets the bits of `bytes` from `offset` in the user's bitmap. Words without a bit are not touched.
+/// Sets the bits of `bytes` from `offset` in the user's bitmap. Words without a bit are not written.
 fn set_bits(
     command: &mut Command<'_>,
     asked: &HwptGetDirtyBitmap,

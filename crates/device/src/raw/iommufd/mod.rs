@@ -1,6 +1,6 @@
 //! The requests of an iommufd as raw ioctls: sizes and the common checks (`drivers/iommu/iommufd/main.c`).
 //!
-//! Nested page tables, fault queues and virtual IOMMUs are not here: their requests get ENOTTY.
+//! Nested page tables, fault queues and virtual IOMMUs are not supported: their requests fail with ENOTTY.
 
 mod command;
 mod compat;
@@ -28,26 +28,23 @@ use super::trace::traced;
 use crate::iommu::iommufd::Iommufd;
 use crate::iommu::iommufd::object::Objects;
 
-/// The caller of a raw ioctl on an iommufd or a device's own file: beside what every [`Process`] has, the
-/// memory it can map.
+/// The caller of a raw ioctl on an iommufd or a cdev: a [`Process`] with memory that it can map.
 pub trait Caller: Process {
-    /// The memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
-    /// `write` the memory must be writable. EFAULT if the process has no such memory, or none that can be
-    /// shared.
+    /// Returns the memory behind `length` bytes from `address`, in order. Both arguments are multiples of 4096. With
+    /// `write` the memory must be writable. EFAULT if the process has no such memory, or cannot share it.
     fn memory(&self, address: u64, length: u64, write: bool) -> Result<Vec<Memory>, Errno>;
 
-    /// The memory file behind a descriptor, open for writing if it is to be written. EBADF without one.
+    /// Returns the memory file behind a descriptor, open for writing if `write` is set. EBADF without one.
     fn memory_file(&self, fd: i32) -> Result<File, Errno>;
 }
 
 impl Iommufd {
     /// A raw ioctl: `number` as in the header, `argument` an address in `caller`.
     ///
-    /// ENOTTY for a request that is not known here; otherwise EFAULT for a structure that cannot be read,
-    /// EINVAL for one that says it is smaller than the request's first version, E2BIG for one with bytes that
-    /// are not known here and not 0; then what the request says.
+    /// ENOTTY for an unknown request; otherwise EFAULT for an unreadable structure, EINVAL for one smaller than the
+    /// request's first version, E2BIG for one with unknown non-zero bytes; then the request's own errors.
     ///
-    /// The requests of a container are answered too, on the address space that stands in for one.
+    /// The requests of a container are supported too, on the address space that replaces it.
     pub fn ioctl(&self, number: u32, argument: u64, caller: &mut dyn Caller) -> Result<i32, Errno> {
         traced(decode::File::Iommufd, "iommufd", (number, argument), caller, |caller| {
             self.execute(number, argument, caller)
@@ -68,13 +65,13 @@ impl Iommufd {
     }
 }
 
-/// The numbers of the requests that are an iommufd's own, known here or not, in the lowest byte of a request:
+/// The range of iommufd's request numbers, supported here or not, in the lowest byte of a request:
 /// `drivers/iommu/iommufd/main.c` of Linux 7.3.
 const NUMBERS: RangeInclusive<u32> = 0x80..=0x94;
 
 type Execute = fn(&mut Objects, &mut Command<'_>) -> Result<(), Errno>;
 
-/// Each request, the least size of its structure in bytes, and what it does.
+/// The supported requests, with the minimum size of their structure in bytes and their function.
 const REQUESTS: [(Request, usize, Execute); 15] = [
     (IOMMU_DESTROY, size_of::<uapi::Destroy>(), requests::destroy),
     (IOMMU_IOAS_ALLOC, size_of::<uapi::IoasAlloc>(), requests::ioas_alloc),

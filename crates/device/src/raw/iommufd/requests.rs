@@ -196,8 +196,8 @@ pub(super) fn vfio_ioas(objects: &mut Objects, command: &mut Command<'_>) -> Res
     }
 }
 
-/// The process's memory behind `length` bytes from `address`, to be mapped. Memory that is not there is no
-/// error yet. EOVERFLOW past 2^64, EINVAL for no bytes or nearly all.
+/// Returns the process's memory behind `length` bytes from `address`, to be mapped. Missing memory is not an error yet.
+/// EOVERFLOW past 2^64, EINVAL for a length of 0 or of nearly 2^64.
 pub(super) fn memory_of(
     caller: &dyn Caller,
     address: u64,
@@ -216,7 +216,7 @@ pub(super) fn memory_of(
     Ok(Slice { pages, from, length })
 }
 
-/// The rights a mapping gives: EINVAL for none.
+/// Returns the access rights of a mapping. EINVAL for none.
 fn rights(flags: IoasMapFlags) -> Result<DmaMapFlags, Errno> {
     let mut rights = DmaMapFlags::empty();
     rights.set(DmaMapFlags::READ, flags.contains(IoasMapFlags::READABLE));
@@ -228,8 +228,8 @@ fn fixed(flags: IoasMapFlags, iova: u64) -> Option<u64> {
     flags.contains(IoasMapFlags::FIXED_IOVA).then_some(iova)
 }
 
-/// The whole pages around `length` bytes from `at`: where they begin, where in them the bytes begin, and
-/// their size. EINVAL for no bytes or nearly all, EOVERFLOW for pages past 2^64.
+/// Returns the whole pages around `length` bytes from `at`: their start, the offset of the bytes in them, and their
+/// size. EINVAL for a length of 0 or of nearly 2^64, EOVERFLOW for pages past 2^64.
 fn whole_pages(at: u64, length: u64) -> Result<(u64, u64, u64), Errno> {
     let from = at % PAGE_SIZE;
     if length == 0 || length > u64::MAX - PAGE_SIZE {

@@ -1,4 +1,4 @@
-//! The driver that fails.
+//! The wrapper that injects the faults.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::{DataFault, FaultKind, Faults};
 use crate::driver::{DmaLogging, Driver, Migration};
 use crate::wrap::forward::forward;
 
-/// A driver that does what another does, but for its faults.
+/// A driver that behaves as another one except for its faults.
 pub struct Faulty {
     inner: Box<dyn Driver>,
     faults: Faults,
@@ -31,8 +31,7 @@ impl Faulty {
         self.inner.migration().ok_or(Errno::ENOTTY)
     }
 
-    /// Returns the fate of `room` bytes of data: the number allowed before the fault, and the
-    /// fault.
+    /// Returns the number of bytes, out of `room`, before the next data fault, and the fault.
     fn data(
         &mut self,
         room: usize,

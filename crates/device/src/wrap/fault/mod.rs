@@ -1,24 +1,24 @@
-//! A driver around a driver that fails as a list says: to try what users do with a device that misbehaves.
+//! Fault injection: a wrapper around a driver that fails according to a list, to test how users handle a faulty device.
 //!
-//! The list is data ([`Faults`]) and has a text form, one fault a line, or several with semicolons between them:
+//! The list is data ([`Faults`]) and has a text form, with one fault per line, or several separated by semicolons:
 //!
 //! | fault | what happens |
 //! |---|---|
 //! | `arc RUNNING_P2P->STOP: EIO` | the arc fails, and the device stays where it was |
 //! | `arc RUNNING_P2P->STOP: EIO broken` | the arc fails, and the device goes to ERROR |
 //! | `read after 1MiB: EIO` | reading the state fails once that many bytes of a session were read |
-//! | `read after 1MiB: short` | each read from there on gives one byte |
+//! | `read after 1MiB: short` | each read from there on returns one byte |
 //! | `read after 1MiB: end` | the state ends there, too early |
 //! | `write after 4KiB: ENOSPC` | loading fails once that many bytes of a session were written |
-//! | `write after 4KiB: short` | each write from there on takes one byte |
-//! | `delay STOP_COPY 200ms` | entering the state takes longer by that |
-//! | `size: 100GiB`, `size: EIO` | the estimate of the state's size |
-//! | `precopy: initial 5 dirty 0` | what VFIO_MIG_GET_PRECOPY_INFO tells |
-//! | `log report: EIO` | a report of the log of dirty pages fails |
+//! | `write after 4KiB: short` | each write from there on accepts one byte |
+//! | `delay STOP_COPY 200ms` | entering the state is delayed |
+//! | `size: 100GiB`, `size: EIO` | the reply to VFIO_DEVICE_FEATURE_MIG_DATA_SIZE |
+//! | `precopy: initial 5 dirty 0` | the reply to VFIO_MIG_GET_PRECOPY_INFO |
+//! | `log report: EIO` | a dirty page report fails |
 //! | `reset: EIO` | a reset fails |
 //!
-//! `*` stands for any state. At the end of a line, `once` or `3 times` bounds how often a fault happens; then the device
-//! is as it is.
+//! `*` stands for any state. At the end of a fault, `once` or `3 times` limits how often it happens; after that the
+//! device behaves normally.
 //!
 //! ```
 //! use whimbrel_device::wrap::fault::{Faults, Faulty};
@@ -57,11 +57,11 @@ use whimbrel_protocol::{Errno, State};
 pub use self::driver::Faulty;
 pub use self::text::FaultError;
 
-/// Faults of a device. Of several that fit, the first that is left happens.
+/// The faults of a device. Of several that apply, the first remaining one happens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
-/// One thing that a device does wrong.
+/// A fault of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fault {
@@ -83,17 +83,17 @@ pub enum FaultKind {
         to: Option<State>,
         /// The errno of the answer.
         errno: Errno,
-        /// The device is in no valid state then.
+        /// True if the device goes to ERROR.
         broken: bool,
     },
-    /// The state cannot be read as it should, after so many bytes of a session.
+    /// Reading the state fails after this many bytes of a session.
     Read {
         /// Bytes.
         after: u64,
         /// The fault of the data.
         how: DataFault,
     },
-    /// A state cannot be loaded as it should, after so many bytes of a session.
+    /// Loading a state fails after this many bytes of a session.
     Write {
         /// Bytes.
         after: u64,
@@ -104,14 +104,14 @@ pub enum FaultKind {
     Delay {
         /// The state.
         to: Option<State>,
-        /// By how much.
+        /// The delay.
         time: Duration,
     },
-    /// The estimate of the state's size, in bytes.
+    /// The reply to VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes.
     Size(Result<u64, Errno>),
-    /// The counts of pre-copy, in bytes.
+    /// The reply to VFIO_MIG_GET_PRECOPY_INFO, in bytes.
     Precopy(PrecopyBytes),
-    /// A report of the log of dirty pages fails.
+    /// A dirty page report fails.
     LogReport(Errno),
     /// A reset fails.
     Reset(Errno),
@@ -123,19 +123,19 @@ pub enum FaultKind {
 pub enum DataFault {
     /// The call fails.
     Fails(Errno),
-    /// One byte is read or taken.
+    /// Only one byte is transferred.
     Short,
     /// There are no more bytes to read.
     End,
 }
 
 impl Fault {
-    /// A fault that happens without end.
+    /// Returns a fault that happens every time.
     pub const fn new(kind: FaultKind) -> Fault {
         Fault { kind, times: None }
     }
 
-    /// The same, so many times.
+    /// Limits how often the fault happens.
     #[must_use]
     pub fn times(self, times: u32) -> Fault {
         Fault { times: Some(times), ..self }
@@ -143,17 +143,17 @@ impl Fault {
 }
 
 impl Faults {
-    /// Faults in their order.
+    /// Returns the faults in this order.
     pub fn new(faults: impl IntoIterator<Item = Fault>) -> Faults {
         Faults(faults.into_iter().collect())
     }
 
-    /// Iterates over the faults that are left.
+    /// Iterates over the remaining faults.
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {
         self.0.iter().filter(|fault| fault.times != Some(0))
     }
 
-    /// Takes what the first fault gives that is left and fits.
+    /// Consumes one occurrence of the first remaining fault that fits, and returns its result.
     fn take<T>(&mut self, fits: impl Fn(&FaultKind) -> Option<T>) -> Option<T> {
         self.0.iter_mut().filter(|fault| fault.times != Some(0)).find_map(|fault| {
             let taken = fits(&fault.kind)?;

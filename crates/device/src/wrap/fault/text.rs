@@ -1,4 +1,4 @@
-//! Faults as text: parsed, and shown so that they can be parsed again.
+//! The text form of faults: parsing and formatting.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,15 +13,15 @@ use super::{DataFault, Fault, FaultKind, Faults};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FaultError {
-    /// A line is of no known form.
+    /// A line has an unknown form.
     #[error(
         "invalid fault '{0}': expected for example 'arc RUNNING_P2P->STOP: EIO' or 'read after 1MiB: short'"
     )]
     Form(String),
-    /// A name is not one of a state.
+    /// A name is not a state's.
     #[error("invalid state '{0}': expected a name from the header such as STOP_COPY, or *")]
     State(String),
-    /// A name is not one of an errno.
+    /// A name is not an errno's.
     #[error("invalid errno '{0}': expected a name such as EIO")]
     Errno(String),
     /// A text is not a number of bytes.
@@ -83,7 +83,7 @@ impl FromStr for Fault {
     }
 }
 
-/// `None` where the form is another.
+/// Parses an arc; `None` for another form.
 fn arc(path: &str, name: &str, broken: bool) -> Option<Result<FaultKind, FaultError>> {
     let (from, to) = path.strip_suffix(':')?.split_once("->")?;
     let parts = || Ok(FaultKind::Arc { from: state(from)?, to: state(to)?, errno: errno(name)?, broken });

@@ -1,4 +1,4 @@
-//! The driver that asks the vendors: what of a device each of the two answers.
+//! The mediated driver, which divides requests between a vendor and the plain device.
 
 use std::fmt;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub struct Mediated {
     current: Option<Current>,
 }
 
-/// The vendor that has the device.
+/// The vendor that mediates the device.
 struct Current {
     vendor: Vendor,
     capabilities: MediateCapabilities,
@@ -97,12 +97,12 @@ struct Current {
 }
 
 impl Mediated {
-    /// A device driven by `driver` on `bus`; whenever it is opened, `mediators` are asked.
+    /// Returns a driver around `driver` on `bus`, which asks `mediators` whenever the device is opened.
     pub fn new(driver: Box<dyn Driver>, bus: Bus, mediators: Mediators) -> Mediated {
         Mediated { driver, bus, mediators, current: None }
     }
 
-    /// The vendor that mediates the device now.
+    /// Returns the name of the vendor that currently mediates the device.
     pub fn vendor(&self) -> Option<&str> {
         self.current.as_ref().map(|current| current.vendor.name())
     }
@@ -117,7 +117,7 @@ impl Mediated {
             .is_some_and(|current| current.capabilities.contains(MediateCapabilities::MIGRATION))
     }
 
-    /// The device for an access that is passed through. EINVAL for the default region: nothing is behind it.
+    /// Returns the device for a passed-through access. EINVAL for the default region, which the plain device lacks.
     fn plain(&mut self, index: u32) -> Result<&mut dyn Driver, Errno> {
         if self.is_migration_region(index) { Err(Errno::EINVAL) } else { Ok(&mut *self.driver) }
     }

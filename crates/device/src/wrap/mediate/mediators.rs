@@ -1,4 +1,4 @@
-//! The vendors that are registered, and which of them takes a device.
+//! The registered vendors, and the choice of one for a device.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{MediateOps, Opened, PlainDevice};
 /// Vendors that may mediate devices (`mediate_ops_list`). A clone is another handle to the same list.
 #[derive(Clone, Debug, Default)]
 pub struct Mediators {
-    /// In the order in which they were registered.
+    /// The vendors in the order of registration.
     vendors: Arc<Mutex<Vec<Vendor>>>,
 }
 
@@ -20,12 +20,12 @@ pub struct Mediators {
 pub(super) struct Vendor(Arc<dyn MediateOps>);
 
 impl Mediators {
-    /// No vendor yet.
+    /// Returns an empty list.
     pub fn new() -> Mediators {
         Mediators::default()
     }
 
-    /// Lets a vendor mediate devices that are opened from now on. EEXIST while one of the same name is
+    /// Registers a vendor, which may mediate devices opened from now on. EEXIST while one of the same name is
     /// registered.
     pub fn register(&self, ops: Arc<dyn MediateOps>) -> Result<(), Errno> {
         let mut vendors = self.vendors.lock();
@@ -36,9 +36,9 @@ impl Mediators {
         Ok(())
     }
 
-    /// A vendor is not asked again once this has returned. ENOENT if none of that name is registered.
+    /// Unregisters a vendor, which is not asked again once this returns. ENOENT if none of that name is registered.
     ///
-    /// Devices that it mediates stay with it until they are closed.
+    /// It keeps its devices until they are closed.
     pub fn unregister(&self, name: &str) -> Result<(), Errno> {
         let mut vendors = self.vendors.lock();
         let at = vendors.iter().position(|vendor| vendor.name() == name).ok_or(Errno::ENOENT)?;
@@ -46,7 +46,7 @@ impl Mediators {
         Ok(())
     }
 
-    /// The first vendor that takes the device, the one registered last being asked first.
+    /// Returns the first vendor that accepts the device, asking the one registered last first.
     pub(super) fn open(&self, mut device: PlainDevice<'_>) -> Option<(Vendor, Opened)> {
         // Locked while they are asked: who has unregistered may go.
         self.vendors.lock().iter().rev().find_map(|vendor| match vendor.0.open(device.reborrow()) {

@@ -1,10 +1,9 @@
-//! Mediation: a vendor's driver comes between a plain device and its user, without binding to the device.
+//! Mediation: a vendor driver intercepts accesses between a plain device and its user, without binding to the device.
 //!
-//! This is the shape that Yan Zhao proposed for vfio-pci in December 2019 ("introduce mediate ops in
-//! vfio-pci"), with which the driver of a physical function was to add migration to the virtual functions
-//! that vfio-pci drives. It never became part of the kernel. A vendor registers [`MediateOps`] with
-//! [`Mediators`]; a device driven by [`Mediated`] asks each of them when it is opened, and the first that
-//! takes it sees every access until the last close.
+//! The interface is Yan Zhao's proposal for vfio-pci of December 2019 ("introduce mediate ops in vfio-pci"), by which
+//! the driver of a physical function could add migration to virtual functions that are bound to vfio-pci. It was never
+//! merged. A vendor registers [`MediateOps`] with [`Mediators`]. When a device with the driver [`Mediated`] is opened,
+//! it asks each vendor, and the first one that accepts the device handles every access until the last close.
 //!
 //! | in the proposal | here |
 //! |---|---|
@@ -17,20 +16,20 @@
 //! | `mmap(handle, vma, &pt)` | [`Mediation::mmap`] |
 //! | `pt` (pass through) | [`Access::PassThrough`] |
 //!
-//! # What the proposal leaves open
+//! # Details that the proposal does not specify
 //!
-//! - **Two vendors for one device**: the one that was registered last is asked first, as in the proposal's
-//!   code. The first that takes the device has it alone.
-//! - **A vendor whose open fails**: the next one is asked. If none takes the device it is opened without
-//!   mediation. (In the proposal's code the error of the vendor asked last became that of the device's open.)
-//! - **Unregistering while a device is open**: the vendor is not asked again, and keeps the devices it has
-//!   until they are closed. (The proposal's code logged an error.)
+//! - **Several vendors for one device**: the one registered last is asked first, as in the proposal's code. The first
+//!   one that accepts the device is its only mediator.
+//! - **A vendor whose open fails**: the next one is asked. If none accepts the device, it is opened without mediation.
+//!   (In the proposal's code, the open fails with the last vendor's error.)
+//! - **Unregistering while a device is open**: the vendor gets no further devices, and keeps its devices until they are
+//!   closed. (The proposal's code logs an error.)
 //! - **Registering twice**: EEXIST.
-//! - **Release**: at the last close, after the device was reset. A vendor is asked again by the next open.
-//! - **An access that region info does not allow** (flags, size) is refused before the vendor sees it.
-//! - **The default region, passed through**: EINVAL. There is nothing behind it.
-//! - **VFIO_DEVICE_RESET, and what a device does by itself**: a vendor there sees them in hardware. Here it
-//!   is told ([`Mediation::reset`], [`Mediation::advance`]).
+//! - **Release**: at the last close, after the device was reset. The next open asks the vendors again.
+//! - **An access that the region info does not allow** (flags, size): refused before the vendor sees it.
+//! - **Pass-through on the default region**: EINVAL, because the plain device has no such region.
+//! - **VFIO_DEVICE_RESET, and a device's own work**: in the proposal, vendors see them in hardware. Here they are
+//!   notified ([`Mediation::reset`], [`Mediation::advance`]).
 
 mod mediated;
 mod mediators;
@@ -52,9 +51,9 @@ bitflags! {
     /// The features that a vendor adds to a device.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct MediateCapabilities: u64 {
-        /// `VFIO_PCI_DEVICE_CAP_MIGRATION`: the device gets a default migration region, whose index is the
-        /// device's own `num_regions`: of type 3 and subtype 1, readable and writable, of length 0. The
-        /// vendor gives it a length, and all that happens in it.
+        /// `VFIO_PCI_DEVICE_CAP_MIGRATION`: the device gets a default migration region, whose index is the device's own
+        /// `num_regions`: of type 3 and subtype 1, readable and writable, of length 0. The vendor defines its length
+        /// and its contents.
         ///
         /// Features of migration v2 that the plain device has are hidden: it migrates through the region.
         const MIGRATION = 0x01;
@@ -66,14 +65,14 @@ pub trait MediateOps: Send + Sync {
     /// The vendor's name, by which it is registered.
     fn name(&self) -> &str;
 
-    /// A device is being opened. An error means that the vendor does not mediate it: ENODEV for a device that
-    /// is not the vendor's.
+    /// Opens a device for mediation. An error means that the vendor does not mediate it: ENODEV for a device of another
+    /// vendor.
     ///
-    /// Nothing may be registered or unregistered in here.
+    /// Must not register or unregister vendors.
     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno>;
 }
 
-/// The device underneath, which has no notion of being mediated (the proposal's `pdev`).
+/// The mediated plain device (the proposal's `pdev`).
 pub struct PlainDevice<'a> {
     /// The device's driver.
     pub driver: &'a mut dyn Driver,
@@ -82,13 +81,13 @@ pub struct PlainDevice<'a> {
 }
 
 impl PlainDevice<'_> {
-    /// The same device, for a call that is made with it.
+    /// Reborrows the device for a call.
     pub fn reborrow(&mut self) -> PlainDevice<'_> {
         PlainDevice { driver: &mut *self.driver, bus: self.bus }
     }
 }
 
-/// A vendor has taken a device.
+/// A vendor's acceptance of a device.
 #[non_exhaustive]
 pub struct Opened {
     /// The features it adds.
@@ -98,52 +97,51 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Returns the answer of a vendor that takes the device and adds these features.
+    /// Returns the acceptance of a device, with the features to add.
     pub fn new(capabilities: MediateCapabilities, mediation: impl Mediation + 'static) -> Opened {
         Opened { capabilities, mediation: Box::new(mediation) }
     }
 }
 
-/// One device, open, as the vendor that mediates it sees it. All calls come one at a time, each with the
-/// device.
+/// The vendor's handler of one open device. Calls are serialized, and each gets the device.
 pub trait Mediation: Send {
-    /// The last user has closed the device, which was then reset if it can be.
+    /// Ends mediation after the last close, when the device was reset if possible.
     fn release(self: Box<Self>, device: PlainDevice<'_>) {
         let _ = device;
     }
 
-    /// VFIO_DEVICE_GET_REGION_INFO: `region` is what the plain device says, or the default region. Flags,
-    /// size and capabilities may be overridden; the offset is the core's.
+    /// VFIO_DEVICE_GET_REGION_INFO: `region` is the plain device's, or the default region. Flags, size and capabilities
+    /// may be overridden; the core sets the offset.
     ///
-    /// It is asked when the device is opened and at each request; accesses are judged by the last answer.
+    /// Called when the device is opened and at each request; accesses are checked against the last reply.
     fn region_info(&self, index: u32, region: &mut Region) {
         let _ = (index, region);
     }
 
-    /// A read of a region, within its size.
+    /// Reads from a region, within its size.
     fn read(&mut self, device: PlainDevice<'_>, index: u32, offset: u64, data: &mut [u8]) -> Access<usize> {
         let _ = (device, index, offset, data);
         Access::PassThrough
     }
 
-    /// A write to a region, within its size.
+    /// Writes to a region, within its size.
     fn write(&mut self, device: PlainDevice<'_>, index: u32, offset: u64, data: &[u8]) -> Access<usize> {
         let _ = (device, index, offset, data);
         Access::PassThrough
     }
 
-    /// A part of a region is to be mapped, which region info allows. The rules of [`Driver::mmap`] hold.
+    /// Maps a part of a region as the region info allows, with the rules of [`Driver::mmap`].
     fn mmap(&mut self, device: PlainDevice<'_>, index: u32, offset: u64, length: u64) -> Access<FileOffset> {
         let _ = (device, index, offset, length);
         Access::PassThrough
     }
 
-    /// The device has been reset.
+    /// Handles a reset of the device.
     fn reset(&mut self, device: PlainDevice<'_>) {
         let _ = device;
     }
 
-    /// The device may do some of its own work: the vendor lets it, or holds it still.
+    /// Lets the device do some of its own work, or keeps it from working.
     fn advance(&mut self, device: PlainDevice<'_>, now: Duration) -> Next {
         device.driver.advance(now)
     }
@@ -152,14 +150,14 @@ pub trait Mediation: Send {
 /// A vendor's answer to an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access<T> {
-    /// It goes to the device, as if there were no vendor.
+    /// Passes the access to the device, as without a vendor.
     PassThrough,
-    /// This is the answer, and the device sees nothing.
+    /// Completes the access with this result; the device does not see it.
     Answered(Result<T, Errno>),
 }
 
 impl<T> Access<T> {
-    /// The vendor's answer, or that of the device.
+    /// Returns the vendor's result, or the device's.
     fn or_else(self, device: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
         match self {
             Access::PassThrough => device(),

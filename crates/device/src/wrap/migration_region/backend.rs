@@ -1,4 +1,4 @@
-//! A driver as the rules of the region see it.
+//! A driver as the back end of the region's rules.
 
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
@@ -17,7 +17,7 @@ pub(super) struct Behind<'a> {
     pub(super) flags: MigrationFlags,
     /// The state it is in.
     pub(super) state: State,
-    /// `None` in a region that does not tell them.
+    /// The draft's dirty pages; `None` in a v1 region.
     pub(super) dirty: Option<&'a mut DirtyPages>,
 }
 
@@ -50,7 +50,7 @@ impl Backend for Behind<'_> {
         }
     }
 
-    /// As many bytes as one transaction holds, or as there are: each costs the user a round of accesses.
+    /// Fills a whole transaction as far as data is available: each transaction costs the user a round of accesses.
     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
         let migration = self.migration()?;
         let mut filled = 0;

@@ -1,4 +1,4 @@
-//! The draft's dirty pages, from the device's own log.
+//! The draft's dirty page reports, taken from the device's own log.
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, region::PAGE_SIZE};
@@ -9,12 +9,12 @@ use crate::driver::Driver;
 /// The pages that the device logs while it is saved.
 #[derive(Debug, Default)]
 pub(super) struct DirtyPages {
-    /// In ascending order, apart from each other. Empty while there is no log.
+    /// Logged ranges, ascending and disjoint. Empty without a log.
     logged: Vec<IovaRange>,
 }
 
 impl DirtyPages {
-    /// Logs what the device can write to now. A device that cannot log it has all its memory dirty.
+    /// Starts a log of the device's writable memory. Without a log all memory counts as dirty.
     pub(super) fn start(&mut self, driver: &mut dyn Driver, bus: &Bus) {
         self.stop(driver);
         let Some(logging) = driver.dma_logging() else { return };
@@ -61,8 +61,8 @@ impl DirtyPages {
     }
 }
 
-/// The pages of what lies between these first and last addresses, which ascend. What touches is one range.
-/// The last page of the address space is left out: no range can end there.
+/// Returns the whole pages of ascending ranges, given by first and last address, with adjacent ones merged. The last
+/// page of the address space is left out: no range can end there.
 fn whole_pages(written: Vec<(u64, u64)>) -> Vec<IovaRange> {
     let mut ranges: Vec<IovaRange> = Vec::new();
     for (first, last) in written {
@@ -79,7 +79,7 @@ fn whole_pages(written: Vec<(u64, u64)>) -> Vec<IovaRange> {
     ranges
 }
 
-/// At most `most` ranges that hold these: those nearest to each other are taken together.
+/// Merges the nearest ranges until at most `most` are left.
 fn fewer(mut ranges: Vec<IovaRange>, most: usize) -> Vec<IovaRange> {
     let Some(surplus) = ranges.len().checked_sub(most) else { return ranges };
     let mut gaps: Vec<(u64, usize)> =

@@ -1,4 +1,4 @@
-//! A driver whose device migrates through a region of its own.
+//! A driver that adds a migration region to its device.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,9 +14,8 @@ use crate::wrap::forward::forward;
 
 use crate::driver::{DmaLogging, Driver, Migration, Next};
 
-/// A device of migration v2 that is offered with a migration region instead: one region more than the device
-/// has, at the index that was its `num_regions`. VFIO_DEVICE_FEATURE says nothing of migration and DMA
-/// logging any more.
+/// A device with migration v2 that is offered with a migration region instead: an additional region at the index that
+/// was its `num_regions`. VFIO_DEVICE_FEATURE no longer offers migration and DMA logging.
 ///
 /// VFIO_DEVICE_RESET leads back to `_RUNNING` from every state, ERROR too.
 ///
@@ -86,11 +85,10 @@ pub struct MigrationRegion {
 }
 
 impl MigrationRegion {
-    /// Offers `driver`, which is on `bus`, through a region with this layout, which also says whether it is
-    /// one of v1 or the draft's.
+    /// Returns a driver that offers `driver`, which is on `bus`, through a region with this layout, of v1 or the draft.
     ///
-    /// ENODEV for a device without migration v2, EINVAL for one that has as many regions as can be numbered;
-    /// ENOMEM or EMFILE if there is no memory for the region.
+    /// ENODEV for a device without migration v2, EINVAL for one without a free region index; ENOMEM or EMFILE if memory
+    /// for the region cannot be allocated.
     pub fn new(mut driver: Box<dyn Driver>, bus: Bus, layout: Layout) -> Result<MigrationRegion, Errno> {
         let half = VendorHalf::new(&mut *driver, &bus, layout)?;
         let index = driver.info().num_regions;
@@ -98,7 +96,7 @@ impl MigrationRegion {
         Ok(MigrationRegion { driver, bus, index, half })
     }
 
-    /// The index of the migration region.
+    /// Returns the index of the migration region.
     pub fn index(&self) -> u32 {
         self.index
     }

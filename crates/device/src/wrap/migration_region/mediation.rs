@@ -1,4 +1,4 @@
-//! A vendor that gives plain devices a migration region, by mediation.
+//! A vendor that adds a migration region to plain devices by mediation.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::vendor_half::VendorHalf;
 use crate::driver::Next;
 use crate::wrap::mediate::{Access, MediateCapabilities, MediateOps, Mediation, Opened, PlainDevice};
 
-/// A vendor that mediates every device of migration v2: it overrides the default migration region with one of
-/// its own layout, and passes everything else through.
+/// A vendor that mediates every device with migration v2: it overrides the default migration region with one of its own
+/// layout, and passes everything else through.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct RegionVendor {
 }
 
 impl RegionVendor {
-    /// A vendor of this name that gives each device a region with this layout.
+    /// Returns a vendor of this name that adds a region with this layout to each device.
     pub fn new(name: impl Into<String>, layout: Layout) -> RegionVendor {
         RegionVendor { name: name.into(), layout }
     }

@@ -1,15 +1,15 @@
 //! The migration region of kernels 5.8 to 5.17 (v1) and of the draft of 2019, for devices that have migration
 //! v2.
 //!
-//! A device behind such a region says nothing of v2. Its user goes through the region: a trapped structure at
-//! the start, and a data section behind it that can be mapped as far as the [`Layout`] says. What each access
-//! does is the rules' ([`whimbrel_protocol::region::Vendor`]); here they meet a driver and real memory.
+//! A device with such a region does not offer v2. Its user migrates it through the region: a trapped structure at the
+//! start, and a data section whose mappable parts the [`Layout`] defines. [`whimbrel_protocol::region::Vendor`] has the
+//! rules of each access; this module connects them to a driver and to memory.
 //!
-//! There are two ways to such a device: a driver that has the region itself ([`MigrationRegion`]), and a
-//! vendor that mediates a plain device ([`RegionVendor`]).
+//! There are two ways to build such a device: wrap its driver ([`MigrationRegion`]), or mediate a plain device
+//! ([`RegionVendor`]).
 //!
-//! Dirty pages are the container's business in v1 (VFIO_IOMMU_DIRTY_PAGES). The draft's region tells them
-//! itself, from the device's own log ([`DmaLogging`](crate::DmaLogging)).
+//! In v1 the container reports dirty pages (VFIO_IOMMU_DIRTY_PAGES). The draft's region reports them itself, from the
+//! device's own log ([`DmaLogging`](crate::DmaLogging)).
 
 mod backend;
 mod dirty;

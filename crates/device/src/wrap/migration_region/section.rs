@@ -1,4 +1,4 @@
-//! The memory of a region: what lies in the data section, and what a user has mapped of it.
+//! The memory of a region: its data section, and the part that a user can map.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use whimbrel_protocol::region::{Layout, PAGE_SIZE, SectionMemory};
 
 use whimbrel_memory::{FileOffset, Memory};
 
-/// As long as the region, in whole pages.
+/// The memory of a region, in whole pages.
 #[derive(Debug)]
 pub(super) enum Section {
     /// Every access is trapped.
     Trapped(Vec<u8>),
-    /// Parts of it may be mapped: it is a file, in which everything lies where it lies in the region.
+    /// A file with the region's layout, parts of which may be mapped.
     Mapped { file: Arc<File>, memory: Memory },
 }
 

@@ -1,4 +1,4 @@
-//! The region of one device: rules, memory and log together, whoever hands the accesses on.
+//! The region of one device: rules, memory and log, independent of the caller that forwards the accesses.
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::info::Region;
@@ -19,7 +19,7 @@ pub(super) struct VendorHalf {
 }
 
 impl VendorHalf {
-    /// The region of a device in RUNNING. ENODEV for one without migration v2.
+    /// Returns the region of a device in RUNNING. ENODEV for one without migration v2.
     pub(super) fn new(driver: &mut dyn Driver, bus: &Bus, layout: Layout) -> Result<VendorHalf, Errno> {
         let flags = driver.migration().ok_or(Errno::ENODEV)?.flags();
         let section = Section::new(&layout)?;
@@ -62,13 +62,13 @@ impl VendorHalf {
         self.vendor.memory().file(offset)
     }
 
-    /// The device has been reset.
+    /// Handles a reset of the device.
     pub(super) fn reset(&mut self, driver: &mut dyn Driver) {
         self.dirty.stop(driver);
         self.vendor.reset();
     }
 
-    /// The last user has gone.
+    /// Ends the use by the last user.
     pub(super) fn end_use(&mut self, driver: &mut dyn Driver) {
         self.dirty.stop(driver);
     }
