@@ -242,7 +242,7 @@ impl DerefMut for Opened {
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
+    use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
 
     use super::*;
 
@@ -253,7 +253,7 @@ mod tests {
         fn info(&self) -> Info {
             Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
         }
-        fn reset(&mut self) -> Result<(), Errno> {
+        fn reset(&mut self, _: &Context) -> Result<(), Errno> {
             Ok(())
         }
     }
@@ -262,7 +262,7 @@ mod tests {
     fn a_device_that_does_not_migrate_is_refused_with_what_would_help() {
         for (is_served, helps) in [(false, "a variant driver"), (true, "the program that serves the device")]
         {
-            let device = Box::new(Local::new(DeviceFile::new("fixed", Bus::new(), Box::new(Fixed))));
+            let device = Box::new(Local::new(DeviceFile::new("fixed", |_| Fixed)));
             let opened = Opened { device, is_served };
             let Err(failure) = opened.migratable() else { panic!("it was taken") };
             let text = failure.to_string();

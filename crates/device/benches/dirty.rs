@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::dma::Access;
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
-    Memory, SparseMemory, Translation,
+    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
+    Info, Memory, SparseMemory, Translation,
 };
 use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -42,7 +42,7 @@ impl Driver for Quiet {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -68,8 +68,8 @@ impl Tracked {
         let bitmap = Bitmap { pgsize: PAGE, size, data: BITMAP };
         let range = IommuType1DirtyBitmapGet { iova: 0, size: SIZE, bitmap };
         process.insert(ARGUMENT, [head.as_bytes(), range.as_bytes()].concat());
-        let bus = Bus::new();
-        let device = DeviceFile::new("bench", bus.clone(), Box::new(Quiet));
+        let device = DeviceFile::new("bench", |_| Quiet);
+        let bus = device.bus().clone();
         let group = Group::new(Translation::Emulated, vec![device])?.open()?;
         let container = Container::new(ContainerSettings::default());
         group.set_container(&container)?;

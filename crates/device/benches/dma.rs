@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::time::{ClockId, clock_gettime};
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
-    Memory, SparseMemory, Translation,
+    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
+    Info, Memory, SparseMemory, Translation,
 };
 use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -38,7 +38,7 @@ impl Driver for Quiet {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> std::result::Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> std::result::Result<(), Errno> {
         Ok(())
     }
 }
@@ -61,8 +61,8 @@ impl Machine {
     fn new() -> Result<Machine> {
         let mut process = SparseMemory::new();
         process.insert_shared(MEMORY, memory(SIZE)?);
-        let bus = Bus::new();
-        let device = DeviceFile::new("bench", bus.clone(), Box::new(Quiet));
+        let device = DeviceFile::new("bench", |_| Quiet);
+        let bus = device.bus().clone();
         let group = Group::new(Translation::Emulated, vec![device])?.open()?;
         let container = Container::new(ContainerSettings::default());
         group.set_container(&container)?;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use criterion::{Criterion, criterion_group, criterion_main};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
+    DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
 };
 
 /// A card with one MSI.
@@ -23,8 +23,8 @@ impl Driver for Card {
 }
 
 fn signal(criterion: &mut Criterion) {
-    let bus = Bus::new();
-    let device = DeviceFile::new("card", bus.clone(), Box::new(Card));
+    let device = DeviceFile::new("card", |_| Card);
+    let bus = device.bus();
     let eventfd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     let told = IrqData::Eventfd(vec![Some(eventfd.as_fd().try_clone_to_owned().unwrap())]);
     device.set_irqs(1, 0, IrqAction::Trigger, told).unwrap();

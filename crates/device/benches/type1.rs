@@ -8,8 +8,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
-    Memory, SparseMemory, Translation,
+    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
+    Info, Memory, SparseMemory, Translation,
 };
 use whimbrel_memory::FileOffset;
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -26,7 +26,7 @@ impl Driver for Quiet {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -47,8 +47,8 @@ impl Filled {
         file.set_len(count * PAGE)?;
         let mut process = SparseMemory::new();
         process.insert_shared(MEMORY, Memory::of_file(FileOffset::new(file, 0), count * PAGE, true)?);
-        let bus = Bus::new();
-        let device = DeviceFile::new("bench", bus.clone(), Box::new(Quiet));
+        let device = DeviceFile::new("bench", |_| Quiet);
+        let bus = device.bus().clone();
         let group = Group::new(Translation::Emulated, vec![device])?.open()?;
         let settings = ContainerSettings::default().dma_entry_limit(u32::MAX);
         let container = Container::new(settings);

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
     RegionInfoFlags, SparseMemory,
 };
 use whimbrel_memory::FileOffset;
@@ -42,14 +42,14 @@ impl Driver for Display {
             _ => Region::absent(0),
         })
     }
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         match index {
             EDID_REGION_INDEX => self.edid.read(offset, data),
             _ => self.pixels.read_exact_at(data, offset).map_err(|_| Errno::EIO)?,
         }
         Ok(data.len())
     }
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if index != EDID_REGION_INDEX {
             return self.pixels.write_at(data, offset).map_err(|_| Errno::EIO);
         }
@@ -58,7 +58,7 @@ impl Driver for Display {
         }
         Ok(data.len())
     }
-    fn mmap(&mut self, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
         Ok(FileOffset::new(self.pixels.try_clone().map_err(|_| Errno::EMFILE)?, offset))
     }
     fn graphics(&mut self) -> Option<&mut dyn Graphics> {
@@ -70,13 +70,13 @@ impl Graphics for Display {
     fn kind(&self) -> PlaneKind {
         PlaneKind::Dmabuf
     }
-    fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, plane_type: u32) -> Result<Option<Plane>, Errno> {
         let (drm_format, width, height) = (XRGB8888, WIDTH, HEIGHT);
         let (stride, size, source) = (WIDTH * 4, BYTES as u32, 1);
         let shown = Plane { drm_format, width, height, stride, size, source, ..Plane::default() };
         Ok((plane_type == 1).then_some(shown))
     }
-    fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
+    fn dmabuf(&mut self, _: &Context, id: u32) -> Result<File, Errno> {
         if id == 1 { self.pixels.try_clone().map_err(|_| Errno::EMFILE) } else { Err(Errno::ENOENT) }
     }
 }
@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pixels = File::from(memfd_create(c"pixels", MemfdFlags::CLOEXEC)?);
     pixels.set_len(BYTES)?;
     let display = Display { edid: EdidRegion::new(WIDTH, HEIGHT), pixels };
-    let device = DeviceFile::new("display", Bus::new(), Box::new(display));
+    let device = DeviceFile::new("display", |_| display);
     let mut process = SparseMemory::new();
     println!("user: region {EDID_REGION_INDEX}: {:?}", device.region_info(EDID_REGION_INDEX)?.capabilities);
     for (offset, value) in [(20, 2_u32), (8, 128), (20, 1)] {

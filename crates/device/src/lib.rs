@@ -10,7 +10,7 @@
 //! older kernels instead ([`migration_region`](wrap::migration_region)).
 //!
 //! ```
-//! use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+//! use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 //! use whimbrel_device::{MigrationFlags, State};
 //!
 //! /// A device whose whole state is one byte.
@@ -20,7 +20,7 @@
 //!     fn info(&self) -> Info {
 //!         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
 //!     }
-//!     fn reset(&mut self) -> Result<(), Errno> {
+//!     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 //!         self.value = 0;
 //!         Ok(())
 //!     }
@@ -33,27 +33,27 @@
 //!     fn flags(&self) -> MigrationFlags {
 //!         MigrationFlags::STOP_COPY
 //!     }
-//!     fn arc(&mut self, _from: State, to: State) -> Result<(), ArcError> {
+//!     fn arc(&mut self, _: &Context, _from: State, to: State) -> Result<(), ArcError> {
 //!         self.sent &= to != State::StopCopy;
 //!         Ok(())
 //!     }
-//!     fn data_size(&mut self) -> Result<u64, Errno> {
+//!     fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
 //!         Ok(1)
 //!     }
-//!     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+//!     fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
 //!         if std::mem::replace(&mut self.sent, true) {
 //!             return Ok(0);
 //!         }
 //!         buffer[0] = self.value;
 //!         Ok(1)
 //!     }
-//!     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+//!     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
 //!         self.value = *data.last().unwrap_or(&self.value);
 //!         Ok(data.len())
 //!     }
 //! }
 //!
-//! let device = DeviceFile::new("latch", Bus::new(), Box::new(Latch { value: 7, sent: false }));
+//! let device = DeviceFile::new("latch", |_| Latch { value: 7, sent: false });
 //! let data = device.set_mig_state(State::StopCopy)?.expect("a new session");
 //! let mut saved = [0; 8];
 //! assert_eq!(data.read(&mut saved)?, 1);
@@ -85,8 +85,8 @@ pub use core::power::LowPowerEntry;
 pub use core::worker::Worker;
 pub use core::working::WorkingDevice;
 pub use driver::{
-    BusMaster, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next, Plane,
-    PlaneKind, WriteWidth, ZpciErrors,
+    BusMaster, Context, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next,
+    Plane, PlaneKind, WriteWidth, ZpciErrors,
 };
 pub use iommu::container::Container;
 pub use iommu::type1::{ContainerSettings, HardwareIommu, KernelVersion, Translation, Type1Info};

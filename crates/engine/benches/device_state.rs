@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 use whimbrel_device::{MigrationFlags, State};
 use whimbrel_engine::{Destination, Link, Source, SourceOptions};
 use whimbrel_user::Local;
@@ -32,7 +32,7 @@ impl Driver for Weightless {
     fn info(&self) -> Info {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
     }
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
     fn migration(&mut self) -> Option<&mut dyn Migration> {
@@ -44,7 +44,7 @@ impl Migration for Weightless {
     fn flags(&self) -> MigrationFlags {
         MigrationFlags::STOP_COPY
     }
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match (from, to) {
             (_, State::StopCopy) => self.left = self.size,
             (_, State::Resuming) => self.taken = 0,
@@ -53,15 +53,15 @@ impl Migration for Weightless {
         }
         Ok(())
     }
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(self.size)
     }
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let count = self.left.min(buffer.len() as u64);
         self.left -= count;
         Ok(count as usize)
     }
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         self.taken += data.len() as u64;
         Ok(data.len())
     }
@@ -69,7 +69,7 @@ impl Migration for Weightless {
 
 fn device(size: u64) -> Local {
     let driver = Weightless { size, left: 0, taken: 0 };
-    Local::new(DeviceFile::new("weightless", Bus::new(), Box::new(driver)))
+    Local::new(DeviceFile::new("weightless", |_| driver))
 }
 
 fn connected() -> std::io::Result<(TcpStream, TcpStream)> {

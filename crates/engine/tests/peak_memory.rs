@@ -8,7 +8,7 @@
 use std::os::unix::net::UnixStream;
 
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
+    ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
 };
 use whimbrel_engine::{Destination, Source};
 use whimbrel_user::{Local, State};
@@ -32,7 +32,7 @@ impl Driver for Endless {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -46,7 +46,7 @@ impl Migration for Endless {
         MigrationFlags::STOP_COPY
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         if (from, to) == (State::Resuming, State::Stop) && self.at != SIZE {
             return Err(Errno::EINVAL.into());
         }
@@ -56,11 +56,11 @@ impl Migration for Endless {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(SIZE)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let count = (SIZE - self.at).min(buffer.len() as u64) as usize;
         for (index, piece) in buffer[..count].chunks_mut(4096).enumerate() {
             piece.fill(byte_at(self.at + index as u64 * 4096));
@@ -69,7 +69,7 @@ impl Migration for Endless {
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let right = data.chunks(4096).enumerate().all(|(index, piece)| {
             let expected = byte_at(self.at + index as u64 * 4096);
             piece[0] == expected && piece[piece.len() - 1] == expected
@@ -91,7 +91,7 @@ fn status(name: &str) -> u64 {
 
 #[test]
 fn a_large_state_moves_through_little_memory() {
-    let open = |name| Local::new(DeviceFile::new(name, Bus::new(), Box::new(Endless { at: 0 })));
+    let open = |name| Local::new(DeviceFile::new(name, |_| Endless { at: 0 }));
     let (mut here, mut there) = (open("here"), open("there"));
     let (left, right) = UnixStream::pair().unwrap();
     let options =

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_device::{DeviceFile, Next, State};
 use whimbrel_memory::FileOffset;
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_models::accel::{Accel, AccelConfig, Descriptor, MAX_LENGTH};
@@ -17,12 +17,12 @@ const BUFFER: usize = 1 << 20;
 const ROUNDS: usize = 5;
 
 fn open(config: AccelConfig) -> Result<DeviceFile, Box<dyn Error>> {
-    let bus = Bus::new();
+    let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus))?;
     let memory = File::from(rustix::fs::memfd_create(c"rings", rustix::fs::MemfdFlags::empty())?);
     memory.set_len(0x3000)?;
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    bus.dma().map(0, 0x3000, rights, FileOffset::new(memory, 0))?;
-    Ok(DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus)?)))
+    device.bus().dma().map(0, 0x3000, rights, FileOffset::new(memory, 0))?;
+    Ok(device)
 }
 
 /// Gives every block of the own state some contents.

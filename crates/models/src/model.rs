@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use whimbrel_device::wrap::fault::{Faults, Faulty};
-use whimbrel_device::{Bus, DeviceFile, Driver, Errno, MigrationFlags, WorkingDevice};
+use whimbrel_device::{DeviceFile, Errno, MigrationFlags, WorkingDevice};
 
 use crate::accel::{Accel, AccelConfig, AccelConfigError};
 use crate::legacy::{Legacy, LegacyConfig, LegacyConfigError};
@@ -167,20 +167,18 @@ impl Model {
         name: impl Into<String>,
         faults: Faults,
     ) -> Result<WorkingDevice, OpenError> {
-        let bus = Bus::new();
-        let wrap = |driver: Box<dyn Driver>| -> Box<dyn Driver> { Box::new(Faulty::new(driver, faults)) };
-        let (driver, works): (Box<dyn Driver>, bool) = match self {
-            Model::Serial(config, protocol) => {
-                let serial = wrap(Box::new(Serial::new(*config, bus.clone())));
-                (protocol.offer(serial, bus.clone()).map_err(OpenError::Region)?, false)
-            }
-            Model::Accel(config, protocol) => {
-                let accel = wrap(Box::new(Accel::new(*config, bus.clone())?));
-                (protocol.offer(accel, bus.clone()).map_err(OpenError::Region)?, true)
-            }
-            Model::Legacy(config) => (wrap(Box::new(Legacy::new(*config, bus.clone())?)), true),
-        };
-        let device = DeviceFile::new(name, bus, driver);
+        let device = DeviceFile::try_new(name, |bus| {
+            Ok::<_, OpenError>(match self {
+                Model::Serial(config, protocol) => protocol
+                    .offer(Faulty::new(Serial::new(*config, bus), faults))
+                    .map_err(OpenError::Region)?,
+                Model::Accel(config, protocol) => protocol
+                    .offer(Faulty::new(Accel::new(*config, bus)?, faults))
+                    .map_err(OpenError::Region)?,
+                Model::Legacy(config) => Faulty::new(Legacy::new(*config, bus)?, faults).into(),
+            })
+        })?;
+        let works = !matches!(self, Model::Serial(..));
         if works { WorkingDevice::start(device).map_err(OpenError::Worker) } else { Ok(device.into()) }
     }
 }

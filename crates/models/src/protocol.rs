@@ -3,7 +3,7 @@
 use std::fmt;
 
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
-use whimbrel_device::{Bus, Driver, Errno, MmapArea};
+use whimbrel_device::{Driver, Errno, MmapArea};
 
 /// The migration interface that a model offers to its user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,9 +34,9 @@ impl Protocol {
     }
 
     /// Returns the driver with this interface: unchanged for v2, else wrapped in a migration region.
-    pub(crate) fn offer(self, driver: Box<dyn Driver>, bus: Bus) -> Result<Box<dyn Driver>, Errno> {
+    pub(crate) fn offer(self, driver: impl Driver + 'static) -> Result<Box<dyn Driver>, Errno> {
         let layout = match self {
-            Protocol::V2 => return Ok(driver),
+            Protocol::V2 => return Ok(driver.into()),
             Protocol::V1 => Layout::mapped(Version::V1, SECTION),
             Protocol::Draft => {
                 let section = MmapArea { offset: BITMAP, size: SECTION };
@@ -44,7 +44,7 @@ impl Protocol {
             }
         };
         let layout = layout.map_err(|_| Errno::EINVAL)?;
-        Ok(Box::new(MigrationRegion::new(driver, bus, layout)?))
+        Ok(MigrationRegion::new(driver, layout)?.into())
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use whimbrel_device::{Bus, DeviceFile, Next, State};
+use whimbrel_device::{DeviceFile, Next, State};
 use whimbrel_memory::FileOffset;
 use whimbrel_models::accel::guest::{GuestDriver, Rings};
 use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
@@ -15,13 +15,13 @@ use whimbrel_uapi::type1::DmaMapFlags;
 const MIB: u64 = 1 << 20;
 
 fn open(state_bytes: u64) -> DeviceFile {
-    let bus = Bus::new();
+    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
+    let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap();
     let memory = File::from(memfd_create(c"rings", MemfdFlags::empty()).unwrap());
     memory.set_len(0x2000).unwrap();
     let rights = DmaMapFlags::READ | DmaMapFlags::WRITE;
-    bus.dma().map(0, 0x2000, rights, FileOffset::new(memory, 0)).unwrap();
-    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
-    DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus).unwrap()))
+    device.bus().dma().map(0, 0x2000, rights, FileOffset::new(memory, 0)).unwrap();
+    device
 }
 
 /// Makes the state zero everywhere, by a stream of it that is next to nothing.

@@ -16,7 +16,7 @@ use crate::operation::Operation;
 /// ```
 /// use std::fs::File;
 /// use whimbrel_memory::FileOffset;
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, RegionInfoFlags};
+/// use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, RegionInfoFlags};
 /// use whimbrel_user::{Device, Errno, Info, Local, Region};
 ///
 /// /// A device with a page of memory.
@@ -30,14 +30,14 @@ use crate::operation::Operation;
 ///         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
 ///         Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
 ///     }
-///     fn mmap(&mut self, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+///     fn mmap(&mut self, _: &Context, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
 ///         Ok(FileOffset::new(self.0.try_clone().map_err(|_| Errno::EMFILE)?, offset))
 ///     }
 /// }
 ///
 /// let file = tempfile::tempfile()?;
 /// file.set_len(0x1000)?;
-/// let mut device = Local::new(DeviceFile::new("page", Bus::new(), Box::new(Page(file))));
+/// let mut device = Local::new(DeviceFile::new("page", |_| Page(file)));
 /// let one = device.map_region(0, 0, 0x1000)?;
 /// let other = device.map_region(0, 0, 0x1000)?;
 /// one.write(0x10, b"seen")?;

@@ -17,8 +17,8 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration, MigrationFlags,
-    Region, RegionInfoFlags, State,
+    ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration,
+    MigrationFlags, Region, RegionInfoFlags, State,
 };
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -62,11 +62,17 @@ impl Driver for Idle {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         Ok(Region { flags, size: 4 << 20, offset: 0, capabilities: vec![] })
     }
-    fn read_region(&mut self, _index: u32, _offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        _offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         Ok(data.len())
     }
     /// A write to [`DIRTIES`] marks one page of so many in the log.
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if let (DIRTIES, Some(log), Ok(every)) = (offset, &self.log, data.try_into()) {
             for page in (0..LOGGED / 4096).step_by(u32::from_ne_bytes(every) as usize) {
                 log.mark(page * 4096, 4096);
@@ -86,14 +92,14 @@ impl Migration for Idle {
     fn flags(&self) -> MigrationFlags {
         MigrationFlags::STOP_COPY
     }
-    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> {
         self.given = 0;
         Ok(())
     }
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0)
     }
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         if !self.ends {
             return Ok(buffer.len());
         }
@@ -101,23 +107,23 @@ impl Migration for Idle {
         self.given += count;
         Ok(count as usize)
     }
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 }
 
 impl DmaLogging for Idle {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         let log = DirtyLog::new(ranges)?;
         let page_size = log.page_size();
         self.log = Some(Arc::new(log));
         Ok(page_size)
     }
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         self.log = None;
         Ok(())
     }
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())
     }
@@ -147,7 +153,7 @@ impl Process {
             Sandbox::new().confine().unwrap();
         }
         let idle = Idle { ends: role == "server that ends", ..Idle::default() };
-        let device = DeviceFile::new("idle", Bus::new(), Box::new(idle));
+        let device = DeviceFile::new("idle", |_| idle);
         // It ends with the benchmark.
         let _ = Backend::new(device).serve(socket);
     }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Sender, channel};
 
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Region, RegionInfoFlags,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Region, RegionInfoFlags,
     WriteWidth,
 };
 use whimbrel_vfio_user::{Backend, Client, ClientOptions, IoAccess};
@@ -26,7 +26,7 @@ impl Driver for Card {
         Ok(if index == KICK.region { bar } else { Region::absent(0) })
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if (offset, data) == (KICK.offset, &1_u32.to_le_bytes()) {
             self.0.send(()).map_err(|_| Errno::EIO)?;
         }
@@ -41,7 +41,7 @@ impl Driver for Card {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (kicked, kicks) = channel();
     let (server, stream) = UnixStream::pair()?;
-    let backend = Backend::new(DeviceFile::new("card", Bus::new(), Box::new(Card(kicked))));
+    let backend = Backend::new(DeviceFile::new("card", |_| Card(kicked)));
     std::thread::spawn(move || backend.serve(server));
 
     let client = Client::new("card", stream, &ClientOptions::default())?;

@@ -4,7 +4,7 @@
 use whimbrel_device::pci::config::{Bar, MsiX, PciConfig};
 use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DmaLogging, Driver, Errno, Info, Irq, Migration, MigrationFlags,
+    ArcError, Context, DeviceFile, DmaLogging, Driver, Errno, Info, Irq, Migration, MigrationFlags,
     PrecopyReport, Region, State, survive_lost_memory,
 };
 use whimbrel_protocol::precopy::PrecopyBytes;
@@ -20,7 +20,6 @@ const END: u32 = u32::MAX;
 struct Card {
     function: Function,
     memory: Vec<u8>,
-    state: State,
     /// Pages that have changed since they were sent.
     unsent: std::collections::BTreeSet<u32>,
     /// Bytes of the stream on their way.
@@ -38,18 +37,18 @@ impl Driver for Card {
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         Ok(self.function.irq(index))
     }
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        if let Access::Driver = self.function.read_region(index, offset, data)? {
-            let bar = if index == 0 { &self.memory[..] } else { &[0; PAGE] };
-            data.copy_from_slice(&bar[offset as usize..][..data.len()]);
+    fn read_region(&mut self, _: &Context, bar: u32, at: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        if let Access::Driver = self.function.read_region(bar, at, data)? {
+            let contents = if bar == 0 { &self.memory[..] } else { &[0; PAGE] };
+            data.copy_from_slice(&contents[at as usize..][..data.len()]);
         }
         Ok(data.len())
     }
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        match (self.function.write_region(index, offset, data)?, index) {
-            (Access::Driver, _) if !self.state.is_running() => return Err(Errno::EBUSY),
+    fn write_region(&mut self, context: &Context, bar: u32, at: u64, data: &[u8]) -> Result<usize, Errno> {
+        match (self.function.write_region(bar, at, data)?, bar) {
+            (Access::Driver, _) if !context.state().is_running() => return Err(Errno::EBUSY),
             (Access::Driver, 0) => {
-                let (start, end) = (offset as usize, offset as usize + data.len());
+                let (start, end) = (at as usize, at as usize + data.len());
                 self.memory[start..end].copy_from_slice(data);
                 self.unsent.extend((start / PAGE) as u32..end.div_ceil(PAGE) as u32);
             }
@@ -63,10 +62,9 @@ impl Driver for Card {
         }
         Ok(data.len())
     }
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.function.reset();
         self.memory.fill(0);
-        self.state = State::Running;
         Ok(())
     }
     fn migration(&mut self) -> Option<&mut dyn Migration> {
@@ -81,29 +79,29 @@ impl Migration for Card {
     fn flags(&self) -> MigrationFlags {
         MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
     }
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         if let Effect::Opens(_) = effect(from, to) {
             self.unsent.extend(0..PAGES);
             (self.stream, self.is_complete) = (Vec::new(), false);
         } else if from == State::Resuming && !self.is_complete {
             return Err(Errno::EINVAL.into());
         }
-        self.state = to;
+        self.function.enter(to);
         Ok(())
     }
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok((PAGES as usize * (4 + PAGE) + 4 + self.function.saved_bytes()) as u64)
     }
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let dirty = (self.unsent.len() * (4 + PAGE) + self.stream.len()) as u64;
         Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty }, reinit: false })
     }
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let next = if self.stream.is_empty() { self.unsent.pop_first() } else { None };
         if let Some(page) = next {
             self.stream.extend(page.to_le_bytes());
             self.stream.extend(&self.memory[page as usize * PAGE..][..PAGE]);
-        } else if self.stream.is_empty() && self.state == State::StopCopy && !self.is_complete {
+        } else if self.stream.is_empty() && context.state() == State::StopCopy && !self.is_complete {
             self.stream.extend(END.to_le_bytes());
             self.stream.extend(self.function.save());
             self.is_complete = true;
@@ -113,7 +111,7 @@ impl Migration for Card {
         self.stream.drain(..count);
         Ok(count)
     }
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         self.stream.extend(data);
         while let Some((page, rest)) = self.stream.split_first_chunk::<4>() {
             let page = u32::from_le_bytes(*page);
@@ -137,14 +135,12 @@ impl Migration for Card {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: first_driver SOCKET")?;
     survive_lost_memory()?;
-    let (bus, memory) = (Bus::new(), vec![0; PAGES as usize * PAGE]);
+    let memory = vec![0; PAGES as usize * PAGE];
     let [large, small] = [memory.len() as u32, 4096].map(|size| Bar::Memory32 { size, prefetchable: false });
-    let table = MsiX::new(1, 2).pending_offset(2048);
-    let config =
-        PciConfig::builder(0x1234, 0xca4d).bar(0, large).bar(1, small).bar(2, small).capability(table);
-    let function = Function::new(config.build()?, bus.clone());
-    let (unsent, stream) = ([].into(), Vec::new());
-    let card = Card { function, memory, state: State::Running, unsent, stream, is_complete: false };
-    Server::bind(&path, Backend::new(DeviceFile::new("card", bus, Box::new(card))))?.run()?;
+    let config = PciConfig::builder(0x1234, 0xca4d).bar(0, large).bar(1, small).bar(2, small);
+    let config = config.capability(MsiX::new(1, 2).pending_offset(2048)).build()?;
+    let (unsent, stream, is_complete) = ([].into(), Vec::new(), false);
+    let card = |bus| Card { function: Function::new(config, bus), memory, unsent, stream, is_complete };
+    Server::bind(&path, Backend::new(DeviceFile::new("card", card)))?.run()?;
     Ok(())
 }

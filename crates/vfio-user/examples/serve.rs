@@ -2,7 +2,7 @@
 //! SOCKET`.
 
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, RegionInfoFlags, survive_lost_memory,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, RegionInfoFlags, survive_lost_memory,
 };
 use whimbrel_vfio_user::{Backend, Server};
 
@@ -20,12 +20,18 @@ impl Driver for Card {
         Ok(if index == 0 { bar } else { Region::absent(0) })
     }
 
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         data.copy_from_slice(&self.0[offset as usize..][..data.len()]);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.0[offset as usize..][..data.len()].copy_from_slice(data);
         Ok(data.len())
     }
@@ -35,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("say where the socket shall be")?;
     // From here on a client that makes its memory shorter cannot end this process.
     survive_lost_memory()?;
-    let device = DeviceFile::new("card", Bus::new(), Box::new(Card(vec![0; 4096])));
+    let device = DeviceFile::new("card", |_| Card(vec![0; 4096]));
     let server = Server::bind(&path, Backend::new(device))?;
     println!("serving at {path}; a VMM can use it as a vfio-user device");
     println!("{} clients were served", server.run()?.clients);

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
+use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
 use whimbrel_user::{Migratable, State};
 use whimbrel_vfio_user::{Backend, Server};
 
@@ -179,7 +179,7 @@ impl Driver for Fixed {
     fn info(&self) -> Info {
         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -188,7 +188,7 @@ impl Driver for Fixed {
 fn a_device_whose_server_offers_no_migration_is_refused_with_what_would_help() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("socket");
-    let device = DeviceFile::new("fixed", Bus::new(), Box::new(Fixed));
+    let device = DeviceFile::new("fixed", |_| Fixed);
     let server = Server::bind(&path, Backend::new(device)).unwrap();
     let stopper = server.stopper();
     let serving = std::thread::spawn(move || server.run());

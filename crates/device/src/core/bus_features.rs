@@ -7,7 +7,8 @@ use super::file::DeviceFile;
 impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_BUS_MASTER: enables or disables the device's DMA. ENOTTY for a device without this switch.
     pub fn set_bus_master(&self, master: bool) -> Result<(), Errno> {
-        self.shared().active().driver.bus_master().ok_or(Errno::ENOTTY)?.set(master)
+        let core = &mut *self.shared().active();
+        core.driver.bus_master().ok_or(Errno::ENOTTY)?.set(&core.context, master)
     }
 
     pub(crate) fn has_bus_master(&self) -> bool {
@@ -17,7 +18,8 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_ZPCI_ERROR: takes the oldest error record; all zero without one. ENOTTY for a
     /// device without error records.
     pub fn zpci_error(&self) -> Result<Vec<u8>, Errno> {
-        self.shared().active().driver.zpci_errors().ok_or(Errno::ENOTTY)?.take()
+        let core = &mut *self.shared().active();
+        core.driver.zpci_errors().ok_or(Errno::ENOTTY)?.take(&core.context)
     }
 
     pub(crate) fn has_zpci_errors(&self) -> bool {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use whimbrel_protocol::dirty::IovaRange;
@@ -19,7 +19,7 @@ use super::offsets::region_offset;
 use super::power::Power;
 use super::walk::Walk;
 use crate::bus::Bus;
-use crate::driver::{Driver, Migration, Next};
+use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
 
 /// The state that all handles to a device share.
 pub(crate) struct Shared {
@@ -28,7 +28,6 @@ pub(crate) struct Shared {
     core: Mutex<Core>,
     /// Signalled when the device may have work.
     wake: Condvar,
-    opened: Instant,
     ioeventfds: Ioeventfds,
     /// The rules for opening it: see [`Shared::open_rules`].
     open_rules: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -37,6 +36,7 @@ pub(crate) struct Shared {
 /// A device's driver, and what is known of the device.
 pub(super) struct Core {
     pub(super) driver: Box<dyn Driver>,
+    pub(super) context: Context,
     pub(super) power: Power,
     pub(super) walk: Walk,
     /// The driver knows of a user.
@@ -61,7 +61,6 @@ enum OpenedBy {
 /// last request that needs it.
 pub(super) struct Active<'a> {
     core: MutexGuard<'a, Core>,
-    bus: &'a Bus,
 }
 
 /// A request of several steps, which keeps the device awake until this is dropped.
@@ -74,6 +73,7 @@ impl Shared {
         let mut core = Core {
             info: driver.info(),
             driver,
+            context: Context::new(bus.clone()),
             power: Power::default(),
             walk: Walk::new(),
             open: false,
@@ -87,7 +87,6 @@ impl Shared {
             bus,
             core: Mutex::new(core),
             wake: Condvar::new(),
-            opened: Instant::now(),
             ioeventfds: Ioeventfds::default(),
             open_rules: OnceLock::new(),
         }
@@ -164,11 +163,11 @@ impl Shared {
     pub(super) fn work_until(&self, stop: &AtomicBool) {
         let mut core = self.lock_without_waking();
         while !stop.load(Ordering::Acquire) {
-            match core.advance(self.opened.elapsed()) {
+            match core.advance() {
                 // Requests wait for this lock: without fairness a busy device would keep them out.
                 Next::Now => MutexGuard::bump(&mut core),
                 Next::At(time) => {
-                    let wait = time.saturating_sub(self.opened.elapsed());
+                    let wait = time.saturating_sub(core.context.now());
                     self.wake.wait_for(&mut core, wait);
                 }
                 Next::Idle => self.wake.wait(&mut core),
@@ -196,7 +195,7 @@ impl Shared {
         if count == 0 {
             return Ok(0);
         }
-        let written = core.driver.write_region(index, offset, &data[..count])?;
+        let written = core.driver.write_region(&core.context, index, offset, &data[..count])?;
         self.notify_worker();
         Ok(written.min(count))
     }
@@ -208,8 +207,9 @@ impl Shared {
             return Ok(0);
         }
         let length = buffer.len();
-        match core.migration()?.read(buffer)? {
-            0 if core.walk.state().is_precopy() => Err(Errno::ENOMSG),
+        let (migration, context) = core.migration()?;
+        match migration.read(context, buffer)? {
+            0 if context.state().is_precopy() => Err(Errno::ENOMSG),
             read => Ok(read.min(length)),
         }
     }
@@ -220,17 +220,19 @@ impl Shared {
         if data.is_empty() {
             return Ok(0);
         }
-        core.migration()?.write(data).map(|written| written.min(data.len()))
+        let (migration, context) = core.migration()?;
+        migration.write(context, data).map(|written| written.min(data.len()))
     }
 
     pub(super) fn precopy(&self, session: u64) -> Result<PrecopyReport, Errno> {
         let mut core = self.lock();
         // The kernel's drivers look at the device's state before they look at the file.
-        if !core.walk.state().is_precopy() {
+        if !core.context.state().is_precopy() {
             return Err(Errno::EINVAL);
         }
         core.walk.check_session(session)?;
-        let report = core.migration()?.precopy()?;
+        let (migration, context) = core.migration()?;
+        let report = migration.precopy(context)?;
         Ok(PrecopyReport { reinit: report.reinit && core.walk.precopy_info_v2, ..report })
     }
 
@@ -249,12 +251,12 @@ impl Shared {
 
     fn activate<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> Active<'a> {
         if core.power.is_suspended() {
-            let Core { driver, power, .. } = &mut *core;
-            power.resume(&mut **driver, &self.bus);
+            let Core { driver, power, context, .. } = &mut *core;
+            power.resume(&mut **driver, context);
             // It may have work, if this is for longer than a request.
             self.notify_worker();
         }
-        Active { core, bus: &self.bus }
+        Active { core }
     }
 }
 
@@ -265,7 +267,7 @@ impl Core {
 
     pub(super) fn close(&mut self) {
         if std::mem::replace(&mut self.open, false) {
-            self.driver.close_device();
+            self.driver.close_device(&self.context);
             self.describe();
         }
     }
@@ -282,12 +284,25 @@ impl Core {
         self.walk.end_use();
         if let Some(logging) = self.driver.dma_logging() {
             // Nobody is left to be told.
-            let _ = logging.stop();
+            let _ = logging.stop(&self.context);
         }
     }
 
-    pub(super) fn migration(&mut self) -> Result<&mut dyn Migration, Errno> {
-        self.driver.migration().ok_or(Errno::ENOTTY)
+    /// Returns the driver's migration half and the context for its calls.
+    pub(super) fn migration(&mut self) -> Result<(&mut dyn Migration, &Context), Errno> {
+        Ok((self.driver.migration().ok_or(Errno::ENOTTY)?, &self.context))
+    }
+
+    /// Returns the driver's dirty log and the context for its calls.
+    pub(super) fn dma_logging(&mut self) -> Result<(&mut dyn DmaLogging, &Context), Errno> {
+        Ok((self.driver.dma_logging().ok_or(Errno::ENOTTY)?, &self.context))
+    }
+
+    /// Revokes the parts of BARs that were exported as files.
+    pub(super) fn revoke_dma_buf(&mut self) {
+        if let Some(dma_buf) = self.driver.dma_buf() {
+            dma_buf.revoke(&self.context);
+        }
     }
 
     /// Returns the size of a region in bytes, 0 if it is missing.
@@ -314,14 +329,20 @@ impl Core {
         Ok(usize::try_from(region.size - offset).map_or(length, |left| left.min(length)))
     }
 
-    pub(super) fn advance(&mut self, now: Duration) -> Next {
-        let runs = self.walk.state().is_running() && !self.power.is_suspended();
-        if runs { self.driver.advance(now) } else { Next::Idle }
+    /// Advances the device at this time, which the context keeps from now on.
+    pub(super) fn advance_at(&mut self, now: Duration) -> Next {
+        self.context.set_now(now);
+        self.advance()
+    }
+
+    fn advance(&mut self) -> Next {
+        let runs = self.context.state().is_running() && !self.power.is_suspended();
+        if runs { self.driver.advance(&self.context) } else { Next::Idle }
     }
 
     fn open(&mut self) {
         if !std::mem::replace(&mut self.open, true) {
-            self.driver.open_device();
+            self.driver.open_device(&self.context);
             self.describe();
         }
     }
@@ -332,7 +353,7 @@ impl Core {
         self.regions = vec![None; self.info.num_regions as usize];
         (0..self.info.num_regions).for_each(|index| self.describe_region(index));
         let flags = self.driver.migration().map_or(MigrationFlags::empty(), |migration| migration.flags());
-        self.walk.set_flags(flags);
+        self.walk.set_flags(flags, &mut self.context);
     }
 }
 
@@ -350,10 +371,19 @@ impl DerefMut for Active<'_> {
     }
 }
 
+/// Closes a device that is dropped while it is open.
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.open {
+            self.driver.close_device(&self.context);
+        }
+    }
+}
+
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        let Core { driver, power, .. } = &mut *self.core;
-        power.settle(&mut **driver, self.bus);
+        let Core { driver, power, context, .. } = &mut *self.core;
+        power.settle(&mut **driver, context);
     }
 }
 

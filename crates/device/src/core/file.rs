@@ -3,6 +3,7 @@
 //! The same requests as raw bytes, and the order of checks on those, are in [`raw`](crate::raw).
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -21,7 +22,7 @@ use super::offsets::split_offset;
 use super::region_mmap;
 use crate::bus::Bus;
 use crate::bus::irq::{Change, IrqData, Kind};
-use crate::driver::{Driver, IoeventfdWrite, Next};
+use crate::driver::{Context, Driver, IoeventfdWrite, Next};
 
 /// An open device. A clone is another handle to the same device.
 ///
@@ -32,11 +33,30 @@ pub struct DeviceFile {
 }
 
 impl DeviceFile {
-    /// A device. Its first user opens it: who makes a request, or where it is given to a
-    /// [`Group`](crate::Group) or a [`Cdev`](crate::Cdev), who opens it there. `name` stands in errors and
-    /// traces; `bus` is the one the driver was given.
-    pub fn new(name: impl Into<String>, bus: Bus, driver: Box<dyn Driver>) -> DeviceFile {
-        DeviceFile { shared: Arc::new(Shared::new(name.into(), bus, driver)) }
+    /// Returns a device with the driver that `driver` creates for the device's bus. A driver that uses only the bus in
+    /// the [`Context`](crate::Context) of each call can ignore this one.
+    ///
+    /// The first request opens the device, or the first open of the [`Group`](crate::Group) or [`Cdev`](crate::Cdev)
+    /// that it is given to. `name` appears in errors and traces.
+    pub fn new<D>(name: impl Into<String>, driver: impl FnOnce(Bus) -> D) -> DeviceFile
+    where
+        D: Into<Box<dyn Driver>>,
+    {
+        let made = DeviceFile::try_new(name, |bus| Ok::<_, Infallible>(driver(bus)));
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    /// Returns a device like [`DeviceFile::new`], for a driver whose creation can fail. Fails with the error of `driver`.
+    pub fn try_new<D, E>(
+        name: impl Into<String>,
+        driver: impl FnOnce(Bus) -> Result<D, E>,
+    ) -> Result<DeviceFile, E>
+    where
+        D: Into<Box<dyn Driver>>,
+    {
+        let bus = Bus::new();
+        let driver = driver(bus.clone())?.into();
+        Ok(DeviceFile { shared: Arc::new(Shared::new(name.into(), bus, driver)) })
     }
 
     /// Returns the device's name.
@@ -110,7 +130,7 @@ impl DeviceFile {
     /// ```
     /// use rustix::event::{EventfdFlags, eventfd};
     /// use whimbrel_device::{
-    ///     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
+    ///     DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqAction, IrqData, IrqInfoFlags,
     /// };
     ///
     /// struct Line;
@@ -125,12 +145,11 @@ impl DeviceFile {
     ///     }
     /// }
     ///
-    /// let bus = Bus::new();
-    /// let device = DeviceFile::new("line", bus.clone(), Box::new(Line));
+    /// let device = DeviceFile::new("line", |_| Line);
     /// let eventfd = eventfd(0, EventfdFlags::NONBLOCK)?;
     /// let mut count = [0; 8];
     /// device.set_irqs(0, 0, IrqAction::Trigger, IrqData::Eventfd(vec![Some(eventfd.try_clone()?)]))?;
-    /// bus.interrupts().set_line(true);
+    /// device.bus().interrupts().set_line(true);
     /// rustix::io::read(&eventfd, &mut count)?;
     /// assert_eq!(u64::from_ne_bytes(count), 1);
     /// // Still asserted, so it is told again.
@@ -179,7 +198,8 @@ impl DeviceFile {
         if count == 0 {
             return Ok(0);
         }
-        core.driver.read_region(index, offset, &mut data[..count]).map(|read| read.min(count))
+        let core = &mut *core;
+        core.driver.read_region(&core.context, index, offset, &mut data[..count]).map(|read| read.min(count))
     }
 
     /// Writes to a region. A write is truncated at the region's end; EINVAL past the end, for an index the device does
@@ -197,7 +217,8 @@ impl DeviceFile {
     pub fn mmap(&self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let mut core = self.shared.active();
         let length = region_mmap::check(core.region(index)?, offset, length)?;
-        core.driver.mmap(index, offset, length)
+        let core = &mut *core;
+        core.driver.mmap(&core.context, index, offset, length)
     }
 
     /// `mmap(2)` of the device file, by the file's offset, MAP_SHARED or not. Otherwise like [`DeviceFile::mmap`].
@@ -252,18 +273,21 @@ impl DeviceFile {
     /// VFIO_DEVICE_RESET: brings the device to its power-on state, in RUNNING, from every state, and ends its session.
     /// The user's interrupt setup stays.
     pub fn reset(&self) -> Result<(), Errno> {
-        self.reset_by(|driver| driver.reset())
+        self.reset_by(|driver, context| driver.reset(context))
     }
 
     /// Executes the device's part in a hot reset.
     pub(crate) fn bus_reset(&self) -> Result<(), Errno> {
-        self.reset_by(|driver| driver.bus_reset())
+        self.reset_by(|driver, context| driver.bus_reset(context))
     }
 
-    fn reset_by(&self, reset: impl FnOnce(&mut dyn Driver) -> Result<(), Errno>) -> Result<(), Errno> {
-        let mut core = self.shared.active();
-        reset(&mut *core.driver)?;
-        core.walk.reset();
+    fn reset_by(
+        &self,
+        reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let Core { driver, walk, context, .. } = &mut *self.shared.active();
+        reset(&mut **driver, context)?;
+        walk.reset(context);
         self.shared.notify_worker();
         Ok(())
     }
@@ -273,9 +297,7 @@ impl DeviceFile {
     /// Returns whether it was reset.
     pub(crate) fn close(&self) -> bool {
         self.shared.lock_without_waking().power.leave(self.bus());
-        if let Some(dma_buf) = self.shared.active().driver.dma_buf() {
-            dma_buf.revoke();
-        }
+        self.shared.active().revoke_dma_buf();
         self.shared.bus().interrupts().clear();
         self.shared.ioeventfds().clear();
         let reset = self.reset();
@@ -306,7 +328,7 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET.
     pub fn mig_state(&self) -> Result<State, Errno> {
         let core = self.shared.active();
-        core.walk.flags().map(|_| core.walk.state())
+        core.walk.flags().map(|_| core.context.state())
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
@@ -317,8 +339,8 @@ impl DeviceFile {
     /// unchanged.
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
         let mut core = self.shared.active();
-        let Core { walk, driver, .. } = &mut *core;
-        let opened = walk.to(to, &mut **driver);
+        let Core { walk, driver, context, .. } = &mut *core;
+        let opened = walk.to(to, &mut **driver, context);
         self.shared.notify_worker();
         let session = walk.session();
         Ok(opened?.map(|direction| DataFile::new(self.shared.clone(), session, direction)))
@@ -326,7 +348,9 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes, in any state.
     pub fn mig_data_size(&self) -> Result<u64, Errno> {
-        self.shared.active().migration()?.data_size()
+        let mut core = self.shared.active();
+        let (migration, context) = core.migration()?;
+        migration.data_size(context)
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to REINIT. EINVAL without PRE_COPY.
@@ -335,7 +359,8 @@ impl DeviceFile {
         if !core.walk.flags()?.contains(MigrationFlags::PRE_COPY) {
             return Err(Errno::EINVAL);
         }
-        core.migration()?.enable_precopy_info_v2()?;
+        let (migration, context) = core.migration()?;
+        migration.enable_precopy_info_v2(context)?;
         core.walk.precopy_info_v2 = true;
         Ok(())
     }
@@ -353,7 +378,8 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size of the log in bytes.
     pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         let mut core = self.shared.active();
-        let page_size = core.driver.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)?;
+        let (logging, context) = core.dma_logging()?;
+        let page_size = logging.start(context, ranges)?;
         core.logged = ranges.ranges().to_vec();
         Ok(page_size)
     }
@@ -367,18 +393,25 @@ impl DeviceFile {
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
     pub fn dma_logging_stop(&self) -> Result<(), Errno> {
-        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.stop()
+        let mut core = self.shared.active();
+        let (logging, context) = core.dma_logging()?;
+        logging.stop(context)
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
     pub fn dma_logging_report(&self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
-        self.shared.active().driver.dma_logging().ok_or(Errno::ENOTTY)?.report(report)
+        let mut core = self.shared.active();
+        let (logging, context) = core.dma_logging()?;
+        logging.report(context, report)
     }
 
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. No effect in a state in which it
     /// does not run.
+    ///
+    /// From this call on, [`Context::now`](crate::Context::now) is `now` until the next call sets another time: a device
+    /// that is advanced by hand has no clock of its own.
     pub fn advance(&self, now: Duration) -> Next {
-        self.shared.lock_without_waking().advance(now)
+        self.shared.lock_without_waking().advance_at(now)
     }
 
     pub(super) fn wake(&self) {

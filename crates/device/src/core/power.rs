@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::bus::Bus;
 use crate::bus::irq::signal;
 use crate::bus::listener::Watch;
-use crate::driver::Driver;
+use crate::driver::{Context, Driver};
 
 /// The low-power state that the user allows, and the device's actual one.
 #[derive(Debug, Default)]
@@ -62,28 +62,28 @@ impl Power {
     }
 
     /// Wakes a device that sleeps.
-    pub(super) fn resume(&mut self, driver: &mut dyn Driver, bus: &Bus) {
+    pub(super) fn resume(&mut self, driver: &mut dyn Driver, context: &Context) {
         self.suspended = false;
         if let Some(half) = driver.low_power() {
-            half.resume();
+            half.resume(context);
         }
         if let Some(wakeup) = self.entry.as_ref().and_then(|entry| entry.wakeup.clone()) {
             signal(&wakeup);
-            self.leave(bus);
+            self.leave(context.bus());
         }
         if std::mem::take(&mut self.masked_line) {
-            bus.interrupts().unmask_line();
+            context.bus().interrupts().unmask_line();
         }
     }
 
     /// Puts the device to sleep if it is allowed and nothing keeps it awake.
-    pub(super) fn settle(&mut self, driver: &mut dyn Driver, bus: &Bus) {
+    pub(super) fn settle(&mut self, driver: &mut dyn Driver, context: &Context) {
         if self.entry.is_none() || self.requests > 0 || self.suspended {
             return;
         }
         if let Some(half) = driver.low_power() {
-            half.suspend();
-            self.masked_line = bus.interrupts().mask_line();
+            half.suspend(context);
+            self.masked_line = context.bus().interrupts().mask_line();
             self.suspended = true;
         }
     }

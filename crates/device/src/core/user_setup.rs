@@ -22,7 +22,7 @@ impl DeviceFile {
     /// ```
     /// use rustix::event::{EventfdFlags, eventfd};
     /// use whimbrel_device::{
-    ///     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, InUse, Irq, IrqAction, IrqData, IrqInfoFlags,
+    ///     DeviceFile, DeviceInfoFlags, Driver, Errno, Info, InUse, Irq, IrqAction, IrqData, IrqInfoFlags,
     /// };
     ///
     /// struct Line;
@@ -36,12 +36,12 @@ impl DeviceFile {
     ///     }
     /// }
     ///
-    /// let old = DeviceFile::new("old", Bus::new(), Box::new(Line));
+    /// let old = DeviceFile::new("old", |_| Line);
     /// let eventfd = eventfd(0, EventfdFlags::NONBLOCK)?;
     /// old.set_irq_triggers(0, 0, vec![Some(eventfd.try_clone()?)])?;
     /// old.set_irqs(0, 0, IrqAction::Mask, IrqData::None(1))?;
     ///
-    /// let new = DeviceFile::new("new", Bus::new(), Box::new(Line));
+    /// let new = DeviceFile::new("new", |_| Line);
     /// let in_use = old.interrupts_in_use()?;
     /// assert!(matches!(in_use.active, InUse::Line { masked: true, .. }));
     /// new.restore_interrupts(in_use)?;

@@ -4,14 +4,13 @@ use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::session::{self, Direction, Effect};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 
-use crate::driver::Driver;
+use crate::driver::{Context, Driver};
 
-/// The position of a device in the state machine.
+/// The walk of a device through the state machine. The state itself is in its [`Context`].
 #[derive(Debug)]
 pub(super) struct Walk {
     /// The migration features; empty for a device that cannot migrate.
     flags: MigrationFlags,
-    state: State,
     /// Number of the last session opened, and whether it is still running.
     session: u64,
     session_open: bool,
@@ -20,32 +19,22 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Returns the walk of a running device.
+    /// Returns the walk of a device that has no migration features yet.
     pub(super) fn new() -> Walk {
-        Walk {
-            flags: MigrationFlags::empty(),
-            state: State::Running,
-            session: 0,
-            session_open: false,
-            precopy_info_v2: false,
-        }
+        Walk { flags: MigrationFlags::empty(), session: 0, session_open: false, precopy_info_v2: false }
     }
 
     /// Sets the migration features; empty for a device that cannot migrate.
-    pub(super) fn set_flags(&mut self, flags: MigrationFlags) {
+    pub(super) fn set_flags(&mut self, flags: MigrationFlags, context: &mut Context) {
         self.flags = flags;
         if flags.is_empty() {
-            self.state = State::Running;
+            context.set_state(State::Running);
         }
     }
 
     /// Returns the migration features; ENOTTY for a device that cannot migrate.
     pub(super) fn flags(&self) -> Result<MigrationFlags, Errno> {
         if self.flags.is_empty() { Err(Errno::ENOTTY) } else { Ok(self.flags) }
-    }
-
-    pub(super) fn state(&self) -> State {
-        self.state
     }
 
     /// Returns the number of the last session.
@@ -59,22 +48,27 @@ impl Walk {
     }
 
     /// Executes the arcs to `to`, one after the other, and returns the session that the last one opened.
-    pub(super) fn to(&mut self, to: State, driver: &mut dyn Driver) -> Result<Option<Direction>, Errno> {
+    pub(super) fn to(
+        &mut self,
+        to: State,
+        driver: &mut dyn Driver,
+        context: &mut Context,
+    ) -> Result<Option<Direction>, Errno> {
         let flags = self.flags()?;
         let mut opened = None;
-        while self.state != to {
-            let step = fsm::next(flags, self.state, to).ok_or(Errno::EINVAL)?;
-            let from = self.state;
-            if let Err(error) = driver.migration().ok_or(Errno::ENOTTY)?.arc(from, step) {
+        while context.state() != to {
+            let from = context.state();
+            let step = fsm::next(flags, from, to).ok_or(Errno::EINVAL)?;
+            if let Err(error) = driver.migration().ok_or(Errno::ENOTTY)?.arc(context, from, step) {
                 tracing::debug!(%from, to = %step, %error, "arc failed");
                 if let ArcError::Broken(_) = error {
-                    self.state = State::Error;
+                    context.set_state(State::Error);
                     self.session_open = false;
                 }
                 return Err(error.errno());
             }
             tracing::trace!(%from, to = %step, "arc");
-            self.state = step;
+            context.set_state(step);
             opened = match session::effect(from, step) {
                 Effect::Opens(direction) => {
                     self.session += 1;
@@ -92,9 +86,9 @@ impl Walk {
     }
 
     /// Records a reset: the device runs, and its session is over.
-    pub(super) fn reset(&mut self) {
+    pub(super) fn reset(&mut self, context: &mut Context) {
         self.session_open = false;
-        self.state = State::Running;
+        context.set_state(State::Running);
     }
 
     /// Ends the state of a user that a reset keeps.

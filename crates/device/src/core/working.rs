@@ -10,7 +10,7 @@ use super::worker::Worker;
 /// A device with its [`Worker`], if it has work of its own. The worker stops when this is dropped.
 ///
 /// ```
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info, WorkingDevice};
+/// use whimbrel_device::{DeviceFile, DeviceInfoFlags, Driver, Info, WorkingDevice};
 ///
 /// struct Idle;
 ///
@@ -20,7 +20,7 @@ use super::worker::Worker;
 ///     }
 /// }
 ///
-/// let working = WorkingDevice::start(DeviceFile::new("idle", Bus::new(), Box::new(Idle)))?;
+/// let working = WorkingDevice::start(DeviceFile::new("idle", |_| Idle))?;
 /// assert_eq!(working.info().num_regions, 0);
 /// let device = working.into_device();
 /// assert_eq!(device.name(), "idle");

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 
+use super::Context;
+
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::RegionDmaRange;
 
@@ -10,7 +12,7 @@ use whimbrel_uapi::feature::RegionDmaRange;
 /// ```
 /// use std::fs::File;
 /// use std::os::unix::fs::FileExt;
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Info};
+/// use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, DmaBuf, Driver, Errno, Info};
 /// use whimbrel_device::{Region, RegionDmaRange, RegionInfoFlags};
 ///
 /// /// A card whose BAR 0 is a page of memory.
@@ -36,18 +38,18 @@ use whimbrel_uapi::feature::RegionDmaRange;
 /// }
 ///
 /// impl DmaBuf for Card {
-///     fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
+///     fn export(&mut self, _: &Context, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
 ///         // There is one page, so one range. Several would take a file that udmabuf makes.
 ///         self.memory.try_clone().map_err(|_| Errno::EMFILE)
 ///     }
-///     fn revoke(&mut self) {
+///     fn revoke(&mut self, _: &Context) {
 ///         if let Ok(fresh) = memory() {
 ///             let _ = std::mem::replace(&mut self.memory, fresh).set_len(0);
 ///         }
 ///     }
 /// }
 ///
-/// let device = DeviceFile::new("card", Bus::new(), Box::new(Card { memory: memory()? }));
+/// let device = DeviceFile::try_new("card", |_| memory().map(|memory| Card { memory }))?;
 /// let page = RegionDmaRange { offset: 0, length: 0x1000 };
 /// let read_write = 2;
 /// let buffer = device.dma_buf(0, read_write, &[page])?;
@@ -64,9 +66,9 @@ pub trait DmaBuf {
     /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device:
     /// a file of memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of
     /// whole pages.
-    fn export(&mut self, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
+    fn export(&mut self, context: &Context, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
 
     /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the
     /// memory of its BAR goes on with a new file and makes the old one empty.
-    fn revoke(&mut self);
+    fn revoke(&mut self, context: &Context);
 }

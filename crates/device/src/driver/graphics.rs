@@ -4,6 +4,8 @@
 
 use std::fs::File;
 
+use super::Context;
+
 use whimbrel_protocol::Errno;
 
 /// The half of a driver that has a display.
@@ -13,12 +15,12 @@ pub trait Graphics {
 
     /// The present content of a plane; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None`
     /// while the guest has not set it up.
-    fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno>;
+    fn plane(&mut self, context: &Context, plane_type: u32) -> Result<Option<Plane>, Errno>;
 
     /// Returns the memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for an
     /// unknown number.
-    fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
-        let _ = id;
+    fn dmabuf(&mut self, context: &Context, id: u32) -> Result<File, Errno> {
+        let _ = (context, id);
         Err(Errno::ENOENT)
     }
 }

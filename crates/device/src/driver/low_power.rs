@@ -1,10 +1,12 @@
 //! The low-power half of a driver. The core decides when the device sleeps.
 
+use super::Context;
+
 /// The half of a driver that can put its device to sleep.
 ///
 /// ```
 /// use rustix::event::{EventfdFlags, eventfd};
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, LowPower};
+/// use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, LowPower};
 ///
 /// struct Radio { on: bool }
 ///
@@ -18,20 +20,19 @@
 /// }
 ///
 /// impl LowPower for Radio {
-///     fn suspend(&mut self) {
+///     fn suspend(&mut self, _: &Context) {
 ///         self.on = false;
 ///     }
-///     fn resume(&mut self) {
+///     fn resume(&mut self, _: &Context) {
 ///         self.on = true;
 ///     }
 /// }
 ///
-/// let bus = Bus::new();
-/// let device = DeviceFile::new("radio", bus.clone(), Box::new(Radio { on: true }));
+/// let device = DeviceFile::new("radio", |_| Radio { on: true });
 /// let wakeup = eventfd(0, EventfdFlags::empty())?;
 /// device.enter_low_power(Some(wakeup.try_clone()?))?;
 /// // Something arrives: the device wakes by itself, and its user is told.
-/// bus.wake();
+/// device.bus().wake();
 /// let mut count = [0; 8];
 /// rustix::io::read(&wakeup, &mut count)?;
 /// assert_eq!(u64::from_ne_bytes(count), 1);
@@ -40,8 +41,8 @@
 pub trait LowPower {
     /// The device goes to sleep: it does no work of its own until it is resumed. From D3hot, where the user
     /// may have put it before, it is taken to D0 first, as vfio-pci does.
-    fn suspend(&mut self);
+    fn suspend(&mut self, context: &Context);
 
     /// The device works again, with the state it had.
-    fn resume(&mut self);
+    fn resume(&mut self, context: &Context);
 }

@@ -4,6 +4,7 @@
 //! (`include/linux/vfio.h`), without the parts that every kernel driver repeats: the core walks the state machine,
 //! handles the data file with its errnos, and keeps track of sessions.
 
+mod context;
 mod dma_buf;
 mod dma_logging;
 mod doorbell;
@@ -19,6 +20,7 @@ use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_uapi::device::IrqInfoFlags;
 
+pub use self::context::Context;
 pub use self::dma_buf::DmaBuf;
 pub use self::dma_logging::DmaLogging;
 pub use self::doorbell::{IoeventfdWrite, WriteWidth};
@@ -28,13 +30,20 @@ pub use self::migration::Migration;
 pub use self::other_buses::{BusMaster, ZpciErrors};
 
 /// A device as its driver sees it. All calls for one device come one at a time.
+///
+/// Each call that makes the driver act passes a [`Context`]: the device's bus, its migration state and the time. Calls
+/// that only ask the driver to describe the device do not.
 pub trait Driver: Send {
     /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device
     /// holds until the last one has closed it, and is then asked anew.
-    fn open_device(&mut self) {}
+    fn open_device(&mut self, context: &Context) {
+        let _ = context;
+    }
 
     /// The last user has closed the device (`vfio_device_ops.close_device`), which was reset if it can be.
-    fn close_device(&mut self) {}
+    fn close_device(&mut self, context: &Context) {
+        let _ = context;
+    }
 
     /// The kind of device, and how many regions and IRQ indices it has.
     fn info(&self) -> Info;
@@ -54,14 +63,26 @@ pub trait Driver: Send {
     }
 
     /// Reads from a region and returns how many bytes were read. `offset` and `data` lie inside the region.
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        let _ = (index, offset, data);
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let _ = (context, index, offset, data);
         Err(Errno::EINVAL)
     }
 
     /// Writes to a region and returns how many bytes were taken. `offset` and `data` lie inside the region.
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        let _ = (index, offset, data);
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let _ = (context, index, offset, data);
         Err(Errno::EINVAL)
     }
 
@@ -86,22 +107,23 @@ pub trait Driver: Send {
     /// open says what the user may do with it, and it holds all of these bytes as long as a user may have it
     /// mapped. The driver does not see accesses through a mapping. EINVAL for a part that cannot be mapped
     /// now.
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        let _ = (index, offset, length);
+    fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        let _ = (context, index, offset, length);
         Err(Errno::EINVAL)
     }
 
     /// Brings the device to the state it has after power-on. The core ends the data session and sets RUNNING.
     ///
     /// ENOTTY if the device cannot be reset; its `info()` then lacks the RESET flag.
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        let _ = context;
         Err(Errno::ENOTTY)
     }
 
     /// Brings the device to the state it has after power-on, for a hot reset: its bus or slot is reset, with
     /// all that is on it. A device that cannot be reset by itself can still be reset in this way.
-    fn bus_reset(&mut self) -> Result<(), Errno> {
-        self.reset()
+    fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.reset(context)
     }
 
     /// The device's migration half; `None` for a device that cannot migrate. The answer does not change while
@@ -143,11 +165,11 @@ pub trait Driver: Send {
     }
 
     /// Advances the device's own work by a small step: submitted jobs, changing state. Called only in a state where
-    /// the device runs. `now` is the time since a fixed moment and never decreases.
+    /// the device runs.
     ///
     /// A call takes well under a millisecond, because requests wait for it.
-    fn advance(&mut self, now: Duration) -> Next {
-        let _ = now;
+    fn advance(&mut self, context: &Context) -> Next {
+        let _ = context;
         Next::Idle
     }
 }
@@ -157,8 +179,15 @@ pub trait Driver: Send {
 pub enum Next {
     /// At once: there is more to do.
     Now,
-    /// At this time, or after the next request.
+    /// At this time ([`Context::now`]), or after the next request.
     At(Duration),
     /// After the next request.
     Idle,
+}
+
+/// Boxes a driver, for code that chooses a driver's type at run time.
+impl<D: Driver + 'static> From<D> for Box<dyn Driver> {
+    fn from(driver: D) -> Box<dyn Driver> {
+        Box::new(driver)
+    }
 }

@@ -25,7 +25,7 @@ use super::user_memory::UserMemory;
 /// use std::fs::File;
 /// use whimbrel_memory::FileOffset;
 /// use whimbrel_device::{Container, Errno, Group, Memory, SparseMemory, Translation};
-/// # use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Info};
+/// # use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Info};
 /// use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 /// use whimbrel_uapi::type1::DmaMapFlags;
 ///
@@ -34,9 +34,9 @@ use super::user_memory::UserMemory;
 /// #     fn info(&self) -> Info {
 /// #         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
 /// #     }
-/// #     fn reset(&mut self) -> Result<(), Errno> { Ok(()) }
+/// #     fn reset(&mut self, _: &Context) -> Result<(), Errno> { Ok(()) }
 /// # }
-/// # let device = DeviceFile::new("a", Bus::new(), Box::new(Quiet));
+/// # let device = DeviceFile::new("a", |_| Quiet);
 /// // `device` is a `DeviceFile` that was opened under the name "a".
 /// let group = Group::new(Translation::Emulated, vec![device])?.open()?;
 /// let container = Container::default();

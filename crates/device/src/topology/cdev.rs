@@ -14,7 +14,9 @@ use crate::iommu::iommufd::{Iommu, Iommufd};
 /// A device opened through its cdev. Closing (dropping) it detaches and unbinds the device.
 ///
 /// ```
-/// use whimbrel_device::{Bus, Cdev, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, iommufd::Iommu};
+/// use whimbrel_device::{
+///     Bus, Cdev, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, iommufd::Iommu,
+/// };
 ///
 /// struct Idle;
 ///
@@ -22,12 +24,12 @@ use crate::iommu::iommufd::{Iommu, Iommufd};
 ///     fn info(&self) -> Info {
 ///         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
 ///     }
-///     fn reset(&mut self) -> Result<(), Errno> {
+///     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 ///         Ok(())
 ///     }
 /// }
 ///
-/// let cdev = Cdev::new(DeviceFile::new("idle", Bus::new(), Box::new(Idle)), Iommu::Emulated);
+/// let cdev = Cdev::new(DeviceFile::new("idle", |_| Idle), Iommu::Emulated);
 /// assert_eq!(cdev.device().err(), Some(Errno::EINVAL), "not before VFIO_DEVICE_BIND_IOMMUFD");
 /// ```
 #[derive(Debug)]

@@ -102,7 +102,8 @@ impl PciFunction {
 ///
 /// ```
 /// use whimbrel_device::{
-///     Bus, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, Info, PciFunction, Translation,
+///     Context, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, Info, PciFunction,
+///     Translation,
 /// };
 ///
 /// struct Port;
@@ -112,14 +113,14 @@ impl PciFunction {
 ///         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
 ///         Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
 ///     }
-///     fn reset(&mut self) -> Result<(), Errno> {
+///     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 ///         Ok(())
 ///     }
 /// }
 ///
 /// // One card with two functions, each isolated in a group of its own.
 /// let names = ["0000:01:00.0", "0000:01:00.1"];
-/// let ports = names.map(|name| DeviceFile::new(name, Bus::new(), Box::new(Port)));
+/// let ports = names.map(|name| DeviceFile::new(name, |_| Port));
 /// DeviceSet::new([
 ///     PciFunction::new(names[0].parse()?, 7, ports[0].clone()),
 ///     PciFunction::new(names[1].parse()?, 8, ports[1].clone()),

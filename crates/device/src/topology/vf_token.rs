@@ -25,7 +25,7 @@ const UUID_LENGTH: usize = 36;
 ///
 /// ```
 /// use whimbrel_device::{
-///     Bus, Container, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, PhysicalFunction,
+///     Container, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info, PhysicalFunction,
 ///     Translation,
 /// };
 /// use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -39,7 +39,7 @@ const UUID_LENGTH: usize = 36;
 /// }
 ///
 /// let [card, queue] = ["0000:01:00.0", "0000:01:10.0"].map(|name| {
-///     DeviceFile::new(name, Bus::new(), Box::new(Function))
+///     DeviceFile::new(name, |_| Function)
 /// });
 /// PhysicalFunction::new(&card)?.add_virtual_function(&queue)?;
 /// card.set_vf_token([0xab; 16])?;

@@ -12,13 +12,13 @@ macro_rules! forward {
 
 macro_rules! method {
     ($driver:ident open_device) => {
-        fn open_device(&mut self) {
-            self.$driver.open_device();
+        fn open_device(&mut self, context: &$crate::driver::Context) {
+            self.$driver.open_device(context);
         }
     };
     ($driver:ident close_device) => {
-        fn close_device(&mut self) {
-            self.$driver.close_device();
+        fn close_device(&mut self, context: &$crate::driver::Context) {
+            self.$driver.close_device(context);
         }
     };
     ($driver:ident info) => {
@@ -39,21 +39,23 @@ macro_rules! method {
     ($driver:ident read_region) => {
         fn read_region(
             &mut self,
+            context: &$crate::driver::Context,
             index: u32,
             offset: u64,
             data: &mut [u8],
         ) -> Result<usize, whimbrel_protocol::Errno> {
-            self.$driver.read_region(index, offset, data)
+            self.$driver.read_region(context, index, offset, data)
         }
     };
     ($driver:ident write_region) => {
         fn write_region(
             &mut self,
+            context: &$crate::driver::Context,
             index: u32,
             offset: u64,
             data: &[u8],
         ) -> Result<usize, whimbrel_protocol::Errno> {
-            self.$driver.write_region(index, offset, data)
+            self.$driver.write_region(context, index, offset, data)
         }
     };
     ($driver:ident doorbells) => {
@@ -64,16 +66,17 @@ macro_rules! method {
     ($driver:ident mmap) => {
         fn mmap(
             &mut self,
+            context: &$crate::driver::Context,
             index: u32,
             offset: u64,
             length: u64,
         ) -> Result<whimbrel_memory::FileOffset, whimbrel_protocol::Errno> {
-            self.$driver.mmap(index, offset, length)
+            self.$driver.mmap(context, index, offset, length)
         }
     };
     ($driver:ident bus_reset) => {
-        fn bus_reset(&mut self) -> Result<(), whimbrel_protocol::Errno> {
-            self.$driver.bus_reset()
+        fn bus_reset(&mut self, context: &$crate::driver::Context) -> Result<(), whimbrel_protocol::Errno> {
+            self.$driver.bus_reset(context)
         }
     };
     ($driver:ident low_power) => {
@@ -102,8 +105,8 @@ macro_rules! method {
         }
     };
     ($driver:ident advance) => {
-        fn advance(&mut self, now: std::time::Duration) -> $crate::driver::Next {
-            self.$driver.advance(now)
+        fn advance(&mut self, context: &$crate::driver::Context) -> $crate::driver::Next {
+            self.$driver.advance(context)
         }
     };
 }

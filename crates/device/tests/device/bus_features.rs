@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, memfd_create};
 use whimbrel_device::wrap::mediate::{Mediated, Mediators};
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
-    ArcError, Bus, BusMaster, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DmaBuf, Driver,
+    ArcError, BusMaster, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, DmaBuf, Driver,
     Errno, Graphics, Group, Info, LowPower, Migration, MigrationFlags, Plane, PlaneKind, Region,
     RegionDmaRange, RegionInfoFlags, SparseMemory, State, Translation, ZpciErrors,
 };
@@ -76,9 +76,9 @@ impl Driver for Card {
 }
 
 impl LowPower for Card {
-    fn suspend(&mut self) {}
+    fn suspend(&mut self, _: &Context) {}
 
-    fn resume(&mut self) {}
+    fn resume(&mut self, _: &Context) {}
 }
 
 impl Graphics for Card {
@@ -86,7 +86,7 @@ impl Graphics for Card {
         PlaneKind::Region
     }
 
-    fn plane(&mut self, _plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, _plane_type: u32) -> Result<Option<Plane>, Errno> {
         Ok(None)
     }
 }
@@ -96,25 +96,25 @@ impl Migration for Card {
         MigrationFlags::STOP_COPY
     }
 
-    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0)
     }
 
-    fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> {
         Ok(0)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 }
 
 impl BusMaster for Card {
-    fn set(&mut self, master: bool) -> Result<(), Errno> {
+    fn set(&mut self, _: &Context, master: bool) -> Result<(), Errno> {
         self.master.store(master, Ordering::Relaxed);
         Ok(())
     }
@@ -125,19 +125,19 @@ impl DmaBuf for Card {
         if region == 0 { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    fn export(&mut self, _region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno> {
+    fn export(&mut self, _: &Context, _region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno> {
         assert!(ranges.iter().all(|range| range.offset + range.length <= BAR_BYTES));
         self.memory.try_clone().map_err(|_| Errno::EMFILE)
     }
 
-    fn revoke(&mut self) {
+    fn revoke(&mut self, _: &Context) {
         let old = std::mem::replace(&mut self.memory, memfd());
         old.set_len(0).unwrap();
     }
 }
 
 impl ZpciErrors for Card {
-    fn take(&mut self) -> Result<Vec<u8>, Errno> {
+    fn take(&mut self, _: &Context) -> Result<Vec<u8>, Errno> {
         Ok(self.records.pop().unwrap_or_else(|| vec![0; 32]))
     }
 }
@@ -148,7 +148,7 @@ fn driver(has: bool, master: &Arc<AtomicBool>) -> Card {
 
 fn card(has: bool) -> (DeviceFile, Arc<AtomicBool>) {
     let master = Arc::<AtomicBool>::default();
-    (DeviceFile::new("card", Bus::new(), Box::new(driver(has, &master))), master)
+    (DeviceFile::new("card", |_| driver(has, &master)), master)
 }
 
 const AT: u64 = 0x1000;
@@ -188,13 +188,13 @@ fn a_device_without_them_answers_enotty_whatever_is_wrong_beside() {
 #[test]
 fn a_driver_that_stands_before_another_keeps_what_that_one_has() {
     for has in [false, true] {
-        let (bus, master) = (Bus::new(), Arc::default());
+        let master = Arc::default();
         let layout = Layout::trapped(Version::V1, 0x1000).unwrap();
-        let region = MigrationRegion::new(Box::new(driver(has, &master)), bus.clone(), layout).unwrap();
-        let mediated = Mediated::new(Box::new(driver(has, &master)), bus.clone(), Mediators::new());
-        let drivers: [Box<dyn Driver>; 2] = [Box::new(region), Box::new(mediated)];
+        let region = MigrationRegion::new(driver(has, &master), layout).unwrap();
+        let mediated = Mediated::new(driver(has, &master), Mediators::new());
+        let drivers: [Box<dyn Driver>; 2] = [region.into(), mediated.into()];
         for driver in drivers {
-            let device = DeviceFile::new("card", bus.clone(), driver);
+            let device = DeviceFile::new("card", |_| driver);
             let features = [
                 (Feature::LowPowerEntry, SET),
                 (Feature::LowPowerEntryWithWakeup, SET),

@@ -6,8 +6,8 @@ use std::io::{Read, Seek, Write};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::pci::edid::{EdidEvent, EdidRegion};
 use whimbrel_device::{
-    Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Region,
-    SparseMemory,
+    Capability, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind,
+    Region, SparseMemory,
 };
 use whimbrel_uapi::gfx::{DeviceGfxPlaneInfo, GfxPlaneFlags};
 use whimbrel_uapi::ioctl::{VFIO_DEVICE_GET_GFX_DMABUF, VFIO_DEVICE_QUERY_GFX_PLANE};
@@ -39,12 +39,18 @@ impl Driver for Card {
         if index == 9 { Ok(self.edid.region()) } else { Ok(Region::absent(0)) }
     }
 
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.edid.read(offset, data);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.edid.write(offset, data);
         Ok(data.len())
     }
@@ -59,11 +65,11 @@ impl Graphics for Card {
         self.kind.unwrap()
     }
 
-    fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, plane_type: u32) -> Result<Option<Plane>, Errno> {
         Ok((plane_type == 1).then_some(SHOWN))
     }
 
-    fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
+    fn dmabuf(&mut self, _: &Context, id: u32) -> Result<File, Errno> {
         if id != SHOWN.source {
             return Err(Errno::ENOENT);
         }
@@ -75,7 +81,7 @@ impl Graphics for Card {
 
 fn card(kind: Option<PlaneKind>) -> DeviceFile {
     let driver = Card { kind, edid: EdidRegion::new(1920, 1200) };
-    DeviceFile::new("card", Bus::new(), Box::new(driver))
+    DeviceFile::new("card", |_| driver)
 }
 
 const AT: u64 = 0x1000;

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info,
+    Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, Info,
     IoeventfdWrite, Region, RegionInfoFlags, SparseMemory, Translation, WriteWidth, region_offset,
 };
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -37,19 +37,19 @@ impl Driver for Card {
         Ok(Region { flags, size, offset: 0, capabilities: vec![] })
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.written.send((index, offset, data.to_vec())).unwrap();
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
 
 fn open(flags: DeviceInfoFlags) -> (DeviceFile, Receiver<Written>) {
     let (written, told) = channel();
-    (DeviceFile::new("card", Bus::new(), Box::new(Card { flags, written })), told)
+    (DeviceFile::new("card", |_| Card { flags, written }), told)
 }
 
 fn eventfd() -> EventFd {

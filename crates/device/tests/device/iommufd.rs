@@ -4,7 +4,7 @@
 use crate::iommufd_program::bench::{BOTH, Bench, FIXED, IOMMUFD, Idle, dirty_request, open, own, reaches};
 use crate::iommufd_program::{ARGUMENT, DATA, FILE, Program, SHARED, SHARED_SIZE};
 use whimbrel_device::iommufd::Iommu;
-use whimbrel_device::{Bus, Cdev, DeviceFile, Driver, Errno, Info};
+use whimbrel_device::{Cdev, Context, DeviceFile, Driver, Errno, Info};
 use whimbrel_uapi::cdev::DeviceBindIommufd;
 use whimbrel_uapi::device::DeviceInfo;
 use whimbrel_uapi::feature::DeviceFeature;
@@ -495,7 +495,7 @@ impl Driver for Counted {
         Idle.info()
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
@@ -506,7 +506,7 @@ fn closing_a_bound_device_resets_it_and_closing_an_unbound_one_does_not() {
     for (bound, resets) in [(true, 1), (false, 0)] {
         let count = std::sync::Arc::default();
         let driver = Counted(std::sync::Arc::clone(&count));
-        let cdev = Cdev::new(DeviceFile::new("counted", Bus::new(), Box::new(driver)), Iommu::Emulated);
+        let cdev = Cdev::new(DeviceFile::new("counted", |_| driver), Iommu::Emulated);
         let mut bench = Bench::new();
         if bound {
             bench.bind(&cdev).unwrap();

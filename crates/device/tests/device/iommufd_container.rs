@@ -24,10 +24,9 @@ fn hardware() -> Translation {
 
 /// A group of devices "a" and "b", opened, and the devices' buses.
 fn group(translation: Translation) -> (Group, GroupFile, [Bus; 2]) {
-    let buses = [Bus::new(), Bus::new()];
-    let device = |name, bus: &Bus| DeviceFile::new(name, bus.clone(), Box::new(Idle));
-    let devices = vec![device("a", &buses[0]), device("b", &buses[1])];
-    let group = Group::new(translation, devices).unwrap();
+    let devices = ["a", "b"].map(|name| DeviceFile::new(name, |_| Idle));
+    let buses = [0, 1].map(|index: usize| devices[index].bus().clone());
+    let group = Group::new(translation, devices.to_vec()).unwrap();
     let file = group.open().unwrap();
     (group, file, buses)
 }

@@ -178,9 +178,10 @@ impl World {
         let mut program = Program::new();
         let iommufd = Iommufd::new();
         program.iommufds.insert(7, iommufd.clone());
-        let bus = Bus::new();
         let iommu = Iommu::Own(OwnIommu::default().dirty_tracking(true).pasid_bits(3));
-        let cdev = Cdev::new(DeviceFile::new("idle", bus.clone(), Box::new(Idle)), iommu);
+        let device = DeviceFile::new("idle", |_| Idle);
+        let bus = device.bus().clone();
+        let cdev = Cdev::new(device, iommu);
         let bind = DeviceBindIommufd { argsz: 24, iommufd: 7, ..Default::default() };
         let number = VFIO_DEVICE_BIND_IOMMUFD.number();
         let dev_id = program.call(bind, |at, program| cdev.ioctl(number, at, program)).unwrap().out_devid;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, InUse, Info,
-    InterruptsInUse, Irq, IrqAction, IrqData, IrqInfoFlags, SparseMemory, Translation,
+    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, InUse,
+    Info, InterruptsInUse, Irq, IrqAction, IrqData, IrqInfoFlags, SparseMemory, Translation,
 };
 use whimbrel_uapi::device::{IrqSet, IrqSetFlags};
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -52,7 +52,7 @@ impl Driver for Card {
         Ok(Irq { flags: IrqInfoFlags::EVENTFD | more, count })
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -67,9 +67,8 @@ struct Opened {
 const AT: u64 = 0x1000;
 
 fn open_with(flags: DeviceInfoFlags, dynamic: bool) -> Opened {
-    let bus = Bus::new();
-    let device = DeviceFile::new("card", bus.clone(), Box::new(Card { flags, dynamic }));
-    Opened { bus, device, process: SparseMemory::new() }
+    let device = DeviceFile::new("card", |_| Card { flags, dynamic });
+    Opened { bus: device.bus().clone(), device, process: SparseMemory::new() }
 }
 
 fn open() -> Opened {
@@ -391,9 +390,9 @@ fn a_reset_leaves_what_the_user_has_set_up() {
 
 #[test]
 fn the_last_close_of_a_device_ends_what_its_user_has_set_up() {
-    let bus = Bus::new();
     let flags = DeviceInfoFlags::PCI;
-    let device = DeviceFile::new("card", bus.clone(), Box::new(Card { flags, dynamic: false }));
+    let device = DeviceFile::new("card", |_| Card { flags, dynamic: false });
+    let bus = device.bus().clone();
     let group = Group::new(Translation::Emulated, vec![device]).unwrap().open().unwrap();
     let container = Container::new(ContainerSettings::default());
     group.set_container(&container).unwrap();

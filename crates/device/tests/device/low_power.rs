@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Irq, IrqAction, IrqData,
+    Bus, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Irq, IrqAction, IrqData,
     IrqInfoFlags, LowPower, Next, Region, RegionInfoFlags, SparseMemory, WriteWidth,
 };
 use whimbrel_uapi::feature::{DeviceFeature, DeviceLowPowerEntryWithWakeup, Feature, FeatureFlags};
@@ -46,17 +46,23 @@ impl Driver for Sleeper {
         Ok(Irq { flags, count: 1 })
     }
 
-    fn read_region(&mut self, _index: u32, _offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        _offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.seen.lock().push(Seen::Read);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let _ = self.written.send(offset);
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.seen.lock().push(Seen::Reset);
         Ok(())
     }
@@ -65,17 +71,17 @@ impl Driver for Sleeper {
         if self.sleeps { Some(self) } else { None }
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
-        Next::At(now)
+    fn advance(&mut self, context: &Context) -> Next {
+        Next::At(context.now())
     }
 }
 
 impl LowPower for Sleeper {
-    fn suspend(&mut self) {
+    fn suspend(&mut self, _: &Context) {
         self.seen.lock().push(Seen::Suspend);
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self, _: &Context) {
         self.seen.lock().push(Seen::Resume);
     }
 }
@@ -89,11 +95,11 @@ struct Bench {
 
 impl Bench {
     fn with(pci: bool, sleeps: bool) -> Bench {
-        let bus = Bus::new();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let (sender, written) = channel();
         let driver = Sleeper { pci, sleeps, seen: seen.clone(), written: sender };
-        Bench { device: DeviceFile::new("sleeper", bus.clone(), Box::new(driver)), bus, seen, written }
+        let device = DeviceFile::new("sleeper", |_| driver);
+        Bench { bus: device.bus().clone(), device, seen, written }
     }
 
     fn new() -> Bench {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
 mod bus_features;
+mod context;
 mod display;
 mod hot_reset;
 mod ioeventfd;

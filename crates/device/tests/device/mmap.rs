@@ -4,7 +4,7 @@ use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Memory, MmapArea, Region,
+    Capability, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Memory, MmapArea, Region,
     RegionInfoFlags, region_offset,
 };
 use whimbrel_memory::FileOffset;
@@ -42,7 +42,7 @@ impl Driver for Card {
         Ok(Region { flags, size, offset: 0, capabilities })
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         assert!(offset.is_multiple_of(0x1000) && length.is_multiple_of(0x1000) && length > 0);
         if index == REFUSED {
             return Err(Errno::ENODEV);
@@ -54,7 +54,7 @@ impl Driver for Card {
 fn card() -> DeviceFile {
     let file = File::from(memfd_create(c"card", MemfdFlags::empty()).unwrap());
     file.set_len(0x60000).unwrap();
-    DeviceFile::new("card", Bus::new(), Box::new(Card(file)))
+    DeviceFile::new("card", |_| Card(file))
 }
 
 #[test]
@@ -117,6 +117,6 @@ fn a_driver_that_maps_nothing_need_not_say_so() {
             Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
         }
     }
-    let plain = DeviceFile::new("plain", Bus::new(), Box::new(Plain));
+    let plain = DeviceFile::new("plain", |_| Plain);
     assert_eq!(plain.mmap(0, 0, 0x1000).map(drop), Err(Errno::EINVAL));
 }

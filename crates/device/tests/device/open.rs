@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::iommufd_program::{ARGUMENT, Program};
 use whimbrel_device::iommufd::{Iommu, Iommufd, OwnIommu};
 use whimbrel_device::{
-    ArcError, Bus, Cdev, Container, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group, GroupFile,
-    HardwareIommu, Info, Migration, MigrationFlags, PrecopyReport, State, Translation,
+    ArcError, Cdev, Container, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group,
+    GroupFile, HardwareIommu, Info, Migration, MigrationFlags, PrecopyReport, State, Translation,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_uapi::cdev::DeviceBindIommufd;
@@ -42,44 +42,44 @@ impl Migration for Busy {
         MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
     }
 
-    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0)
     }
 
-    fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> {
         Ok(0)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         Ok(PrecopyReport { reinit: true, ..PrecopyReport::default() })
     }
 }
 
 impl DmaLogging for Busy {
-    fn start(&mut self, _ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, _ranges: &LoggingRanges) -> Result<u64, Errno> {
         Ok(4096)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         self.logging_stopped.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn report(&mut self, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         Ok(())
     }
 }
 
 fn device(name: &str) -> DeviceFile {
-    DeviceFile::new(name, Bus::new(), Box::new(Busy::default()))
+    DeviceFile::new(name, |_| Busy::default())
 }
 
 const OURS: i32 = 20;
@@ -300,7 +300,7 @@ fn the_last_close_forgets_that_a_user_understood_reinit() {
 fn the_last_close_ends_session_and_log_of_a_device_that_cannot_be_reset() {
     let busy = Busy::default();
     let stopped = Arc::clone(&busy.logging_stopped);
-    let a = DeviceFile::new("a", Bus::new(), Box::new(busy));
+    let a = DeviceFile::new("a", |_| busy);
     let file = open(&Group::new(Translation::Emulated, vec![a]).unwrap());
     let first = file.device("a").unwrap();
     let second = file.device("a").unwrap();

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use whimbrel_device::{
-    ArcError, Bus, Capability, DataFile, DeviceCapability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver,
-    Errno, Fault, Info, Migration, MigrationFlags, MmapArea, PrecopyReport, Process, Region, RegionInfoFlags,
-    SparseMemory, State,
+    ArcError, Capability, Context, DataFile, DeviceCapability, DeviceFile, DeviceInfoFlags, DmaLogging,
+    Driver, Errno, Fault, Info, Migration, MigrationFlags, MmapArea, PrecopyReport, Process, Region,
+    RegionInfoFlags, SparseMemory, State,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::Irq;
@@ -62,7 +62,7 @@ impl Driver for Sample {
         Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: 3 })
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -80,41 +80,41 @@ impl Migration for Sample {
         self.flags
     }
 
-    fn arc(&mut self, from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, _to: State) -> Result<(), ArcError> {
         // As if no state had been written.
         if from == State::Resuming { Err(Errno::EINVAL.into()) } else { Ok(()) }
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0x1122_3344)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         buffer.fill(7);
         Ok(buffer.len())
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         Ok(PrecopyReport { bytes: PrecopyBytes { initial: 5, dirty: 6 }, reinit: true })
     }
 }
 
 impl DmaLogging for Sample {
-    fn start(&mut self, _ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, _ranges: &LoggingRanges) -> Result<u64, Errno> {
         self.seen.logging.store(true, Ordering::Relaxed);
         Ok(0x10000)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         self.seen.logging.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.seen.reports.fetch_add(1, Ordering::Relaxed);
         let range = report.range();
         report.set(range.iova(), 1);
@@ -134,7 +134,7 @@ impl Sample {
     }
 
     fn open(self) -> DeviceFile {
-        DeviceFile::new("sample", Bus::new(), Box::new(self))
+        DeviceFile::new("sample", |_| self)
     }
 }
 

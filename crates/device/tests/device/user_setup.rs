@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, InUse, Info, InterruptsInUse, IoeventfdWrite, Irq,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, InUse, Info, InterruptsInUse, IoeventfdWrite, Irq,
     IrqAction, IrqData, IrqInfoFlags, LowPower, Region, RegionInfoFlags, WriteWidth,
 };
 use whimbrel_memory::FileOffset;
@@ -34,7 +34,7 @@ impl Driver for Card {
         })
     }
 
-    fn write_region(&mut self, _index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.0.send(data[0]).unwrap();
         Ok(data.len())
     }
@@ -45,18 +45,18 @@ impl Driver for Card {
 }
 
 impl LowPower for Card {
-    fn suspend(&mut self) {
+    fn suspend(&mut self, _: &Context) {
         self.0.send(b's').unwrap();
     }
 
-    fn resume(&mut self) {
+    fn resume(&mut self, _: &Context) {
         self.0.send(b'r').unwrap();
     }
 }
 
 fn open() -> (DeviceFile, Receiver<u8>) {
     let (written, told) = channel();
-    (DeviceFile::new("card", Bus::new(), Box::new(Card(written))), told)
+    (DeviceFile::new("card", |_| Card(written)), told)
 }
 
 fn eventfd() -> EventFd {

@@ -5,7 +5,7 @@
 use crate::iommufd_program::{ARGUMENT, DATA, Program};
 use whimbrel_device::iommufd::{Iommu, Iommufd};
 use whimbrel_device::{
-    Bus, Cdev, Container, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, GroupFile, Info,
+    Cdev, Container, Context, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, GroupFile, Info,
     OpenDevice, PciFunction, PhysicalFunction, SparseMemory, Translation,
 };
 use whimbrel_uapi::cdev::DeviceBindIommufd;
@@ -28,14 +28,14 @@ impl Driver for Function {
         Info { flags: self.0, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
 
 fn device(name: &str) -> DeviceFile {
     let flags = if name == OTHER_BUS { DeviceInfoFlags::PLATFORM } else { DeviceInfoFlags::PCI };
-    DeviceFile::new(name, Bus::new(), Box::new(Function(flags | DeviceInfoFlags::RESET)))
+    DeviceFile::new(name, |_| Function(flags | DeviceInfoFlags::RESET))
 }
 
 /// A physical function, its virtual one, a PCI device without SR-IOV and one of another bus.

@@ -1,6 +1,6 @@
 //! The engine's migration: its arcs, its data session and its pre-copy report.
 
-use whimbrel_device::{ArcError, Errno, Migration, MigrationFlags, PrecopyReport, State};
+use whimbrel_device::{ArcError, Context, Errno, Migration, MigrationFlags, PrecopyReport, State};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
 
@@ -13,7 +13,7 @@ impl Migration for Accel {
         self.config.flags
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match session::effect(from, to) {
             Effect::Opens(Direction::Saving) => {
                 self.session = Session::Saving(Box::new(Saver::new(&self.state)));
@@ -35,29 +35,29 @@ impl Migration for Accel {
         if !to.is_running() {
             self.clock.stop();
         }
-        self.migration_state = to;
+        self.function.enter(to);
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(match &self.session {
             Session::Saving(saver) => saver.left_bytes(),
             Session::None | Session::Resuming(_) => Saver::whole_stream_bytes(&self.state),
         })
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let Session::Saving(saver) = &mut self.session else { return Err(Errno::ENODEV) };
-        let machine = (self.migration_state == State::StopCopy).then_some(self.machine);
+        let machine = (context.state() == State::StopCopy).then_some(self.machine);
         Ok(saver.read(&self.state, machine, buffer))
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let Session::Resuming(loader) = &mut self.session else { return Err(Errno::ENODEV) };
         loader.write(&mut self.state, data)
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let Session::Saving(saver) = &self.session else { return Err(Errno::ENODEV) };
         let bytes = PrecopyBytes { initial: saver.initial_bytes(), dirty: saver.dirty_bytes() };
         Ok(PrecopyReport { bytes, reinit: false })

@@ -63,14 +63,14 @@
 //! ```
 //! use std::fs::File;
 //! use whimbrel_memory::FileOffset;
-//! use whimbrel_device::{Bus, DeviceFile, State};
+//! use whimbrel_device::DeviceFile;
 //! use whimbrel_models::accel::{self, Accel, AccelConfig, Descriptor};
 //! use whimbrel_uapi::type1::DmaMapFlags;
 //! use zerocopy::{FromBytes, FromZeros, IntoBytes};
 //!
-//! let bus = Bus::new();
-//! let engine = Accel::new(AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() }, bus.clone())?;
-//! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
+//! let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
+//! let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus))?;
+//! let bus = device.bus();
 //!
 //! // 64 KiB of memory at IOVA 0: descriptors first, completions at 0x1000, data behind them.
 //! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
@@ -120,7 +120,8 @@ use std::time::Duration;
 use whimbrel_device::pci::config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
 use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{
-    Bus, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region, State,
+    Bus, Context, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region,
+    State,
 };
 use whimbrel_uapi::device::{PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX};
@@ -152,7 +153,6 @@ pub struct Accel {
     machine: Machine,
     state: OwnState,
     clock: Clock,
-    migration_state: State,
     session: Session,
     /// The loaded state has a pending cause whose interrupt may have been lost in the migration.
     signal_again: bool,
@@ -182,7 +182,6 @@ impl Accel {
             machine: Machine::default(),
             state,
             clock: Clock::default(),
-            migration_state: State::Running,
             session: Session::None,
             signal_again: false,
             buffer: Vec::new(),
@@ -239,12 +238,12 @@ impl Accel {
         self.function.set_line(self.machine.registers.interrupts());
     }
 
-    fn write_registers(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    fn write_registers(&mut self, context: &Context, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let (words, rest) = data.as_chunks::<4>();
         if !offset.is_multiple_of(4) || !rest.is_empty() {
             return Err(Errno::EINVAL);
         }
-        if !self.migration_state.is_running() {
+        if !context.state().is_running() {
             return Err(Errno::EBUSY);
         }
         for (at, word) in (offset..).step_by(4).zip(words) {
@@ -302,11 +301,17 @@ impl Driver for Accel {
         Ok(self.function.irq(index))
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         if let Access::Served(_) = self.function.read_region(index, offset, data)? {
             return Ok(data.len());
         }
-        if self.migration_state == State::Resuming {
+        if context.state() == State::Resuming {
             return Err(Errno::EBUSY);
         }
         match index {
@@ -316,20 +321,25 @@ impl Driver for Accel {
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         match (self.function.write_region(index, offset, data)?, index) {
             (Access::Served(_), _) => {}
-            (_, VFIO_PCI_BAR0_REGION_INDEX) => self.write_registers(offset, data)?,
+            (_, VFIO_PCI_BAR0_REGION_INDEX) => self.write_registers(context, offset, data)?,
             _ => return Err(Errno::EINVAL),
         }
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         // Without address space for the new state, the old one is kept.
         self.start_over(OwnState::powered_on(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?);
         self.session = Session::None;
-        self.migration_state = State::Running;
         self.clock = Clock::default();
         self.function.reset();
         Ok(())
@@ -347,13 +357,14 @@ impl Driver for Accel {
         Some(self)
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
+    fn advance(&mut self, context: &Context) -> Next {
         if std::mem::take(&mut self.signal_again) {
             self.interrupt();
             self.show_line();
         }
+        let now = context.now();
         self.change_by_itself(now);
-        if matches!(self.migration_state, State::Running | State::PreCopy) && self.work() {
+        if matches!(context.state(), State::Running | State::PreCopy) && self.work() {
             return Next::Now;
         }
         match self.clock.due(now, self.config.state_rate, self.state.blocks().block_bytes()) {
@@ -365,11 +376,11 @@ impl Driver for Accel {
 }
 
 impl LowPower for Accel {
-    fn suspend(&mut self) {
+    fn suspend(&mut self, _: &Context) {
         self.function.enter_d0();
         self.clock.stop();
     }
 
     /// No action: the engine released nothing when it went to sleep.
-    fn resume(&mut self) {}
+    fn resume(&mut self, _: &Context) {}
 }

@@ -16,12 +16,10 @@
 //! As in v1, dirty pages are tracked by the container; the engine keeps no log. The whole data section is trapped.
 //!
 //! ```
-//! use whimbrel_device::{Bus, Capability, DeviceFile};
+//! use whimbrel_device::{Capability, DeviceFile};
 //! use whimbrel_models::{Legacy, LegacyConfig};
 //!
-//! let bus = Bus::new();
-//! let legacy = Legacy::new(LegacyConfig::default(), bus.clone())?;
-//! let device = DeviceFile::new("legacy", bus, Box::new(legacy));
+//! let device = DeviceFile::try_new("legacy", |bus| Legacy::new(LegacyConfig::default(), bus))?;
 //! assert!(device.migration_flags().is_err(), "no migration v2");
 //! let region = device.region_info(9)?;
 //! assert_eq!(region.capabilities, [Capability::Type { region_type: 3, subtype: 1 }]);
@@ -30,10 +28,9 @@
 
 mod record;
 
-use std::time::Duration;
-
 use whimbrel_device::{
-    ArcError, Bus, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region, State,
+    ArcError, Bus, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region,
+    State,
 };
 use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
 use whimbrel_protocol::session::{Effect, effect};
@@ -112,18 +109,21 @@ impl Legacy {
             return Err(section());
         }
         let flags = MigrationFlags::all();
-        let mut engine = Accel::new(AccelConfig { state_bytes, state_rate, flags }, bus)?;
+        let engine = Accel::new(AccelConfig { state_bytes, state_rate, flags }, bus)?;
         let layout = Layout::trapped(Version::V1, section_bytes).map_err(|_| section())?;
         let memory = vec![0; layout.size() as usize];
-        let mut records = Records::default();
-        let behind = Behind { engine: &mut engine, records: &mut records, state: State::Running };
-        let vendor = Vendor::new(layout, &behind, memory).map_err(|_| section())?;
-        Ok(Legacy { engine, vendor, records })
+        let vendor = Vendor::new(layout, flags, memory).map_err(|_| section())?;
+        Ok(Legacy { engine, vendor, records: Records::default() })
     }
 
-    fn with<T>(&mut self, access: impl FnOnce(&mut Vendor, &mut Behind<'_>) -> T) -> T {
-        let state = self.vendor.state_behind();
-        let mut behind = Behind { engine: &mut self.engine, records: &mut self.records, state };
+    /// The context for calls of the engine, which is in a state of its own.
+    fn behind(&self, context: &Context) -> Context {
+        context.with_state(self.vendor.state_behind())
+    }
+
+    fn with<T>(&mut self, context: &Context, access: impl FnOnce(&mut Vendor, &mut Behind<'_>) -> T) -> T {
+        let context = self.behind(context);
+        let mut behind = Behind { engine: &mut self.engine, records: &mut self.records, context };
         access(&mut self.vendor, &mut behind)
     }
 }
@@ -145,23 +145,38 @@ impl Driver for Legacy {
         self.engine.irq(index)
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         if index != MIGRATION_REGION_INDEX {
-            return self.engine.read_region(index, offset, data);
+            let context = self.behind(context);
+            return self.engine.read_region(&context, index, offset, data);
         }
         let count = data.len();
-        self.with(|vendor, behind| vendor.read(behind, offset, data)).map(|()| count)
+        self.with(context, |vendor, behind| vendor.read(behind, offset, data)).map(|()| count)
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         if index != MIGRATION_REGION_INDEX {
-            return self.engine.write_region(index, offset, data);
+            let context = self.behind(context);
+            return self.engine.write_region(&context, index, offset, data);
         }
-        self.with(|vendor, behind| vendor.write(behind, offset, data)).map(|()| data.len())
+        self.with(context, |vendor, behind| vendor.write(behind, offset, data)).map(|()| data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
-        self.engine.reset()?;
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        let behind = self.behind(context);
+        self.engine.reset(&behind)?;
         self.vendor.reset();
         Ok(())
     }
@@ -170,8 +185,9 @@ impl Driver for Legacy {
         self.engine.low_power()
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
-        if self.vendor.state_behind().is_running() { self.engine.advance(now) } else { Next::Idle }
+    fn advance(&mut self, context: &Context) -> Next {
+        let context = self.behind(context);
+        if context.state().is_running() { self.engine.advance(&context) } else { Next::Idle }
     }
 }
 
@@ -179,44 +195,40 @@ impl Driver for Legacy {
 struct Behind<'a> {
     engine: &'a mut Accel,
     records: &'a mut Records,
-    state: State,
+    context: Context,
 }
 
 impl Backend for Behind<'_> {
-    fn flags(&self) -> MigrationFlags {
-        self.engine.flags()
-    }
-
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
-        self.engine.arc(from, to).map_err(|error| match error {
+        self.engine.arc(&self.context, from, to).map_err(|error| match error {
             ArcError::Stays(errno) => ArcFailure::Stays(errno),
             ArcError::Broken(errno) => ArcFailure::Broken(errno),
         })?;
         if let Effect::Opens(_) = effect(from, to) {
             *self.records = Records::default();
         }
-        self.state = to;
+        self.context = self.context.with_state(to);
         Ok(())
     }
 
     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.records.save(buffer, |state| self.engine.read(state))
+        self.records.save(buffer, |state| self.engine.read(&self.context, state))
     }
 
     fn load(&mut self, transaction: &[u8]) -> Result<(), Errno> {
         let mut state = self.records.load(transaction)?;
         while !state.is_empty() {
-            let taken = self.engine.write(state)?;
+            let taken = self.engine.write(&self.context, state)?;
             state = state.get(taken..).filter(|_| taken > 0).ok_or(Errno::EIO)?;
         }
         Ok(())
     }
 
     fn remaining(&mut self) -> Result<u64, Errno> {
-        if self.state.is_precopy() {
-            let bytes = self.engine.precopy()?.bytes;
+        if self.context.state().is_precopy() {
+            let bytes = self.engine.precopy(&self.context)?.bytes;
             return Ok(bytes.initial.saturating_add(bytes.dirty));
         }
-        self.engine.data_size()
+        self.engine.data_size(&self.context)
     }
 }

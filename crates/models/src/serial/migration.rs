@@ -1,6 +1,8 @@
 //! The card's migration: its arcs, its data session, and a DMA log that stays empty.
 
-use whimbrel_device::{ArcError, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State};
+use whimbrel_device::{
+    ArcError, Context, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State,
+};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
@@ -24,7 +26,7 @@ impl Migration for Serial {
         MigrationFlags::all()
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match session::effect(from, to) {
             Effect::Opens(Direction::Saving) => {
                 let stream = stream::head(self.config.ports).to_vec();
@@ -37,6 +39,8 @@ impl Migration for Serial {
                 if let Session::Resuming(loader) = &self.session {
                     self.ports = loader.finish()?;
                     self.asserted = self.ports.iter().map(Port::has_cause).collect();
+                    // Held by the function until the card runs.
+                    self.show_line();
                 }
                 self.session = Session::None;
             }
@@ -47,17 +51,15 @@ impl Migration for Serial {
                 stream::append_port(stream, port);
             }
         }
-        if to.is_running() && !from.is_running() {
-            self.show_line();
-        }
+        self.function.enter(to);
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(stream::length(self.config.ports) as u64)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let Session::Saving { stream, read } = &mut self.session else { return Err(Errno::ENODEV) };
         let left = &stream[*read..];
         let count = left.len().min(buffer.len());
@@ -66,12 +68,12 @@ impl Migration for Serial {
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let Session::Resuming(loader) = &mut self.session else { return Err(Errno::ENODEV) };
         loader.write(data)
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let Session::Saving { read, .. } = &self.session else { return Err(Errno::ENODEV) };
         let initial = stream::HEAD_BYTES.saturating_sub(*read) as u64;
         Ok(PrecopyReport { bytes: PrecopyBytes { initial, dirty: 0 }, reinit: false })
@@ -80,15 +82,15 @@ impl Migration for Serial {
 
 /// The card has no DMA, so nothing is logged. Like mtty, it accepts every request and reports no page.
 impl DmaLogging for Serial {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         Ok(ranges.page_size())
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
-    fn report(&mut self, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         Ok(())
     }
 }

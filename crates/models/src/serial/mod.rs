@@ -19,12 +19,11 @@
 //!   and an empty receiver is not a cause.
 //!
 //! ```
-//! use whimbrel_device::{Bus, DeviceFile};
+//! use whimbrel_device::DeviceFile;
 //! use whimbrel_models::{Ports, Serial, SerialConfig};
 //!
-//! let bus = Bus::new();
-//! let serial = Serial::new(SerialConfig { ports: Ports::One, ..SerialConfig::default() }, bus.clone());
-//! let device = DeviceFile::new("serial", bus, Box::new(serial));
+//! let config = SerialConfig { ports: Ports::One, ..SerialConfig::default() };
+//! let device = DeviceFile::new("serial", |bus| Serial::new(config, bus));
 //! for byte in b"loop" {
 //!     device.write_region(0, 0, &[*byte])?;
 //! }
@@ -42,7 +41,7 @@ mod stream;
 
 use whimbrel_device::pci::config::{Bar, InterruptPin, PciConfig};
 use whimbrel_device::pci::function::{Access, Function};
-use whimbrel_device::{Bus, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
+use whimbrel_device::{Bus, Context, DmaLogging, Driver, Errno, Info, Irq, Migration, Region};
 use whimbrel_uapi::device::{IrqInfoFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX};
 
@@ -220,7 +219,7 @@ impl Driver for Serial {
         }
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         if let Access::Served(_) = self.function.read_region(index, offset, data)? {
             return Ok(data.len());
         }
@@ -233,7 +232,7 @@ impl Driver for Serial {
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if let Access::Served(_) = self.function.write_region(index, offset, data)? {
             return Ok(data.len());
         }
@@ -244,7 +243,7 @@ impl Driver for Serial {
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.function.reset();
         self.ports.fill(Port::default());
         self.asserted.fill(false);

@@ -4,15 +4,14 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use whimbrel_device::{Bus, DeviceCapability, DeviceFile, Errno, Next, State};
+use whimbrel_device::{DeviceCapability, DeviceFile, Errno, Next, State};
 use whimbrel_models::accel::{self, Accel, AccelConfig};
 use whimbrel_uapi::device::PciAtomicFlags;
 use whimbrel_uapi::pci::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX};
 
 fn engine(state_rate: u64) -> DeviceFile {
-    let bus = Bus::new();
     let config = AccelConfig { state_bytes: 1 << 20, state_rate, ..AccelConfig::default() };
-    DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus).unwrap()))
+    DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap()
 }
 
 /// Offset of the power management control register.

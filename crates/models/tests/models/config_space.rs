@@ -1,18 +1,16 @@
 //! What a user finds in the configuration spaces of the models, region 7.
 
-use whimbrel_device::{Bus, DeviceFile, Errno, State};
+use whimbrel_device::{DeviceFile, Errno, State};
 use whimbrel_models::accel::{self, Accel, AccelConfig};
 use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 
 fn serial(ports: Ports, answers: Answers) -> DeviceFile {
-    let bus = Bus::new();
-    DeviceFile::new("serial", bus.clone(), Box::new(Serial::new(SerialConfig { ports, answers }, bus)))
+    DeviceFile::new("serial", |bus| Serial::new(SerialConfig { ports, answers }, bus))
 }
 
 fn engine() -> DeviceFile {
-    let bus = Bus::new();
     let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
-    DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus).unwrap()))
+    DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap()
 }
 
 fn space(device: &DeviceFile) -> Vec<u8> {

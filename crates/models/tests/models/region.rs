@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion};
-use whimbrel_device::{Bus, DeviceFile, Driver, Errno};
+use whimbrel_device::{DeviceFile, Driver, Errno};
 use whimbrel_models::legacy::{HEAD_BYTES, MIGRATION_REGION_INDEX};
 use whimbrel_models::{Accel, Legacy, LegacyConfig, Model, Protocol, Serial};
 use whimbrel_protocol::region::{Outcome, Phase, RegionAccess, User, UserError, Version, View, Way, drive};
@@ -47,26 +47,20 @@ impl RegionAccess for Raw<'_> {
 
 /// A model's device. What it does by itself is done by the test: a worker would begin by its own clock.
 fn without_worker(model: &str) -> DeviceFile {
-    let bus = Bus::new();
-    let driver: Box<dyn Driver> = match model.parse().unwrap() {
-        Model::Accel(config, protocol) => {
-            offered(Box::new(Accel::new(config, bus.clone()).unwrap()), protocol, &bus)
-        }
-        Model::Serial(config, protocol) => {
-            offered(Box::new(Serial::new(config, bus.clone())), protocol, &bus)
-        }
-        Model::Legacy(config) => Box::new(Legacy::new(config, bus.clone()).unwrap()),
-    };
-    DeviceFile::new(model, bus, driver)
+    DeviceFile::new(model, |bus| match model.parse().unwrap() {
+        Model::Accel(config, protocol) => offered(Accel::new(config, bus).unwrap().into(), protocol),
+        Model::Serial(config, protocol) => offered(Serial::new(config, bus).into(), protocol),
+        Model::Legacy(config) => Legacy::new(config, bus).unwrap().into(),
+    })
 }
 
-fn offered(driver: Box<dyn Driver>, protocol: Protocol, bus: &Bus) -> Box<dyn Driver> {
+fn offered(driver: Box<dyn Driver>, protocol: Protocol) -> Box<dyn Driver> {
     let version = match protocol {
         Protocol::V1 => Version::V1,
         Protocol::Draft => Version::Draft,
         Protocol::V2 => panic!("a device without a region"),
     };
-    Box::new(MigrationRegion::new(driver, bus.clone(), Layout::mapped(version, 1 << 20).unwrap()).unwrap())
+    MigrationRegion::new(driver, Layout::mapped(version, 1 << 20).unwrap()).unwrap().into()
 }
 
 /// A device and its user.

@@ -1,16 +1,13 @@
 //! The vendor half's interface to the device behind a region, and to the memory of its data section.
 
 use crate::dirty::DirtyReport;
-use crate::{Errno, MigrationFlags, State};
+use crate::{Errno, State};
 
 /// A device behind a migration region, with the states of v2.
 ///
-/// The vendor half keeps the state; it requests only arcs that [`fsm`](crate::fsm) gives for
-/// [`Backend::flags`].
+/// The vendor half keeps the state; it requests only arcs that [`fsm`](crate::fsm) gives for the features that it was
+/// made with.
 pub trait Backend {
-    /// Returns the device's migration features, at least STOP_COPY. The answer never changes.
-    fn flags(&self) -> MigrationFlags;
-
     /// Executes one arc completely before it returns.
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure>;
 

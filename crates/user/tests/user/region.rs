@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
 use whimbrel_device::{
-    Bus, Capability, DeviceFile, DeviceInfoFlags, Driver, Info, MmapArea, Region, RegionInfoFlags,
+    Capability, Context, DeviceFile, DeviceInfoFlags, Driver, Info, MmapArea, Region, RegionInfoFlags,
 };
 use whimbrel_models::Model;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
@@ -87,7 +87,7 @@ fn a_state_of_one_interface_is_loaded_through_every_other() {
 fn a_device_with_migration_v2_or_without_any_is_left_as_it_is() {
     let device = open("serial");
     assert_eq!(device.region_version(), None);
-    let plain = Local::new(DeviceFile::new("plain", Bus::new(), Box::new(Vendor::default())));
+    let plain = Local::new(DeviceFile::new("plain", |_| Vendor::default()));
     let mut plain = region::adapt(Box::new(plain)).unwrap();
     assert_eq!(plain.migration_flags().unwrap(), None);
 }
@@ -288,7 +288,7 @@ impl Vendor {
     }
 
     fn open(self) -> Box<dyn Device> {
-        region::adapt(Box::new(Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(self))))).unwrap()
+        region::adapt(Box::new(Local::new(DeviceFile::new("vendor", |_| self)))).unwrap()
     }
 }
 
@@ -311,12 +311,12 @@ impl Driver for Vendor {
         Ok(region)
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.state = 1;
         Ok(())
     }
 
-    fn read_region(&mut self, _: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(&mut self, _: &Context, _: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         if offset == 0 {
             data.copy_from_slice(&self.state.to_ne_bytes());
         } else if let Some(values) = self.fields.get_mut(&offset) {
@@ -328,7 +328,7 @@ impl Driver for Vendor {
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if offset == 0 {
             let state = u32::from_ne_bytes(data.try_into().unwrap());
             if let Some(errno) = self.refused.get(&state) {
@@ -381,12 +381,12 @@ fn a_state_that_is_none_and_a_region_that_cannot_be_are_errors() {
 
     let area = Some(MmapArea { offset: 0, size: 0x1000 });
     let vendor = Vendor { mapped: area, ..Vendor::saying(0, &[32], 0) };
-    let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
+    let local = Local::new(DeviceFile::new("vendor", |_| vendor));
     let error = region::adapt(Box::new(local)).err().unwrap().to_string();
     assert!(error.contains("mappable part of the migration region: 0x1000 bytes at 0x0"), "{error}");
 
     let vendor = Vendor::saying(0, &[32], 0);
-    let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
+    let local = Local::new(DeviceFile::new("vendor", |_| vendor));
     let error = region::adapt_as(Box::new(local), Version::Draft).err().unwrap().to_string();
     assert!(error.contains("the device follows v1, not the draft"), "{error}");
 }
@@ -422,7 +422,7 @@ fn a_device_that_goes_from_resuming_to_running_only_stands_in_resuming_until_the
     for (version, offset) in [(Version::V1, 32), (Version::Draft, 64)] {
         let refused = BTreeMap::from([(0, Errno::EINVAL)]);
         let vendor = Vendor { refused, ..Vendor::saying(0, &[offset], 0) };
-        let local = Local::new(DeviceFile::new("vendor", Bus::new(), Box::new(vendor)));
+        let local = Local::new(DeviceFile::new("vendor", |_| vendor));
         stands_in_resuming(&mut *region::adapt_as(Box::new(local), version).unwrap());
     }
 }

@@ -62,7 +62,7 @@ impl Client {
     /// ```
     /// use std::os::unix::net::UnixStream;
     /// # use whimbrel_device::{
-    /// #     Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Region, RegionInfoFlags, WriteWidth,
+    /// #     DeviceFile, DeviceInfoFlags, Driver, Errno, Info, IoeventfdWrite, Region, RegionInfoFlags, WriteWidth,
     /// # };
     /// use whimbrel_vfio_user::{Backend, Client, ClientOptions, IoAccess};
     /// # struct Bell;
@@ -77,7 +77,7 @@ impl Client {
     /// #         vec![IoeventfdWrite { region: 0, offset: 0x80, width: WriteWidth::Four, data: 1 }]
     /// #     }
     /// # }
-    /// # let device = DeviceFile::new("bell", Bus::new(), Box::new(Bell));
+    /// # let device = DeviceFile::new("bell", |_| Bell);
     ///
     /// let (server, stream) = UnixStream::pair()?;
     /// std::thread::spawn(move || Backend::new(device).serve(server));

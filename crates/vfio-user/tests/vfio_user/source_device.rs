@@ -1,7 +1,7 @@
 //! A device whose state is told to it, byte by byte, through its registers.
 
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
+    ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
     PrecopyReport, Region, RegionInfoFlags, State,
 };
 use whimbrel_protocol::precopy::PrecopyBytes;
@@ -42,13 +42,19 @@ impl Driver for Source {
         Ok(Region { flags, size: 4096, offset: 0, capabilities: vec![] })
     }
     /// What was loaded.
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         for (index, byte) in data.iter_mut().enumerate() {
             *byte = self.taken.get(offset as usize + index).copied().unwrap_or_default();
         }
         Ok(data.len())
     }
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let value = u32::from_ne_bytes(data.try_into().map_err(|_| Errno::EINVAL)?);
         match offset {
             PRODUCE => self.dirty += u64::from(value),
@@ -58,7 +64,7 @@ impl Driver for Source {
         }
         Ok(data.len())
     }
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         *self = Source::default();
         Ok(())
     }
@@ -71,7 +77,7 @@ impl Migration for Source {
     fn flags(&self) -> MigrationFlags {
         MigrationFlags::STOP_COPY | MigrationFlags::P2P | MigrationFlags::PRE_COPY
     }
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match (from, to) {
             (State::Resuming, _) if !self.taken.ends_with(TRAILER) => return Err(Errno::EINVAL.into()),
             (_, State::Resuming) => self.taken.clear(),
@@ -80,10 +86,10 @@ impl Migration for Source {
         }
         Ok(())
     }
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(self.initial + self.dirty + TRAILER.len() as u64)
     }
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         match self.fail {
             Some(errno) if errno & 0x1_0000 == 0 => self.fail = Some(errno | 0x1_0000),
             Some(errno) => {
@@ -108,12 +114,12 @@ impl Migration for Source {
         self.trailer -= count;
         Ok(count)
     }
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let count = data.len().min(PIECE);
         self.taken.extend_from_slice(&data[..count]);
         Ok(count)
     }
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let bytes = PrecopyBytes { initial: self.initial, dirty: self.dirty };
         Ok(PrecopyReport { bytes, reinit: std::mem::take(&mut self.reinit) })
     }
@@ -121,5 +127,5 @@ impl Migration for Source {
 
 /// Such a device, which has all states.
 pub(crate) fn open(name: &str) -> DeviceFile {
-    DeviceFile::new(name, Bus::new(), Box::<Source>::default())
+    DeviceFile::new(name, |_| Source::default())
 }

@@ -10,10 +10,10 @@ use whimbrel_protocol::Errno;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
 use super::Function;
-use crate::driver::DmaLogging;
+use crate::driver::{Context, DmaLogging};
 
 impl DmaLogging for Function {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         if self.log.is_some() {
             return Err(Errno::EINVAL);
         }
@@ -24,12 +24,12 @@ impl DmaLogging for Function {
         Ok(page_size)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         self.stop_log();
         Ok(())
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())
     }

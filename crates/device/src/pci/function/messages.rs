@@ -54,11 +54,11 @@ impl Messages {
         &mut self,
         config: &mut PciConfig,
         is_permissive: bool,
+        may_send: bool,
         mut send: impl FnMut(u32, u32),
     ) {
         let settings = config.settings();
         let in_use = InUse::of(&settings, is_permissive);
-        let may_send = may_master(&settings, is_permissive);
         if let Some(table) = &mut self.table {
             let all_masked = settings.msix.is_some_and(|msix| msix.enabled && msix.all_masked);
             table.take_pending(|table, vector| {

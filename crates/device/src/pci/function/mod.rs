@@ -8,6 +8,7 @@
 //! |---|---|---|---|---|
 //! | needs | neither MSI nor MSI-X enabled | its capability enabled, bus master, not masked | bus master | decoding on |
 //! | in D3hot | not asserted | held until D0 | none | EIO |
+//! | while the device does not run | stays as it is | held until it runs | the driver's to stop | as ever |
 //!
 //! The interrupt status bit (bit 3 of the status register) follows the line as the function asserts it, and the INTx
 //! disable bit (bit 10 of the command register) masks the line towards the user. Linux's `pci_check_and_mask_intx()`
@@ -19,7 +20,7 @@
 //! ```
 //! use whimbrel_device::pci::config::{Bar, MsiX, PciConfig};
 //! use whimbrel_device::pci::function::{Access, Function};
-//! use whimbrel_device::{Bus, DeviceFile, Driver, Errno, Info, Irq, Region};
+//! use whimbrel_device::{Context, DeviceFile, Driver, Errno, Info, Irq, Region};
 //!
 //! /// A card with one register: what is written there is sent as an interrupt.
 //! struct Bell {
@@ -37,20 +38,20 @@
 //!     fn irq(&self, index: u32) -> Result<Irq, Errno> {
 //!         Ok(self.function.irq(index))
 //!     }
-//!     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+//!     fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
 //!         if let Access::Driver = self.function.read_region(index, offset, data)? {
 //!             data.fill(self.rung);
 //!         }
 //!         Ok(data.len())
 //!     }
-//!     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+//!     fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
 //!         if let Access::Driver = self.function.write_region(index, offset, data)? {
 //!             self.rung = data[0];
 //!             self.function.send_message(self.rung.into());
 //!         }
 //!         Ok(data.len())
 //!     }
-//!     fn reset(&mut self) -> Result<(), Errno> {
+//!     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 //!         self.function.reset();
 //!         Ok(())
 //!     }
@@ -63,9 +64,8 @@
 //!     .bar(1, Bar::Memory32 { size: 0x1000, prefetchable: false })
 //!     .capability(table)
 //!     .build()?;
-//! let bus = Bus::new();
-//! let function = Function::new(config, bus.clone());
-//! let device = DeviceFile::new("bell", bus, Box::new(Bell { function, rung: 0 }));
+//! let device =
+//!     DeviceFile::new("bell", |bus| Bell { function: Function::new(config, bus), rung: 0 });
 //! assert_eq!(device.irq_info(2)?.count, 4);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -78,8 +78,8 @@ mod saved;
 use std::sync::Arc;
 
 use whimbrel_memory::DirtyLog;
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::{Errno, State};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{
     VFIO_PCI_BAR5_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX,
@@ -103,6 +103,8 @@ pub struct Function {
     asserted: bool,
     /// Neither the bus master bit nor the enable bits of MSI and MSI-X hold anything back.
     is_permissive: bool,
+    /// The device is in a migration state in which it runs.
+    is_running: bool,
     log: Option<Arc<DirtyLog>>,
 }
 
@@ -121,7 +123,7 @@ impl Function {
     /// A function with this configuration space, at power-on.
     pub fn new(config: PciConfig, bus: Bus) -> Function {
         let messages = Messages::new(&config);
-        Function { bus, config, messages, asserted: false, is_permissive: false, log: None }
+        Function { bus, config, messages, asserted: false, is_permissive: false, is_running: true, log: None }
     }
 
     /// The same function without the need for a set-up configuration space: DMA does not wait for the bus master bit,
@@ -207,7 +209,9 @@ impl Function {
     /// Sets whether the device has a cause for an interrupt on the INTx line.
     pub fn set_line(&mut self, asserted: bool) {
         self.asserted = asserted;
-        self.show_line();
+        if self.is_running {
+            self.show_line();
+        }
     }
 
     /// Sends the message of a vector, of MSI-X or of MSI, whichever is enabled; holds it while it may not be sent.
@@ -222,6 +226,13 @@ impl Function {
         may_master(&self.settings(), self.is_permissive).then(|| self.bus.dma())
     }
 
+    /// Follows the device into a migration state, for a driver to call at the end of each arc. While the device does not
+    /// run, its line stays as it is and its messages are held; they go out when it runs.
+    pub fn enter(&mut self, state: State) {
+        self.is_running = state.is_running();
+        self.settle();
+    }
+
     /// Brings the function to D0, for a driver whose device is suspended.
     pub fn enter_d0(&mut self) {
         self.config.enter_d0();
@@ -233,6 +244,7 @@ impl Function {
         self.config.reset();
         self.messages = Messages::new(&self.config);
         self.asserted = false;
+        self.is_running = true;
         self.stop_log();
         self.settle();
     }
@@ -253,12 +265,15 @@ impl Function {
             // Before the line is shown: a disabled line signals nobody.
             self.bus.interrupts().disable_line(true);
         }
-        self.show_line();
+        if self.is_running {
+            self.show_line();
+        }
         let interrupts = self.bus.interrupts();
         if !is_disabled {
             interrupts.disable_line(false);
         }
-        self.messages.release(&mut self.config, self.is_permissive, |index, vector| {
+        let may_send = self.is_running && may_master(&self.settings(), self.is_permissive);
+        self.messages.release(&mut self.config, self.is_permissive, may_send, |index, vector| {
             interrupts.trigger(index, vector);
         });
     }

@@ -8,7 +8,7 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
 use super::{DataFault, FaultKind, Faults};
-use crate::driver::{DmaLogging, Driver, Migration};
+use crate::driver::{Context, DmaLogging, Driver, Migration};
 use crate::wrap::forward::forward;
 
 /// A driver that behaves as another one except for its faults.
@@ -22,7 +22,8 @@ pub struct Faulty {
 
 impl Faulty {
     /// A driver around `inner`.
-    pub fn new(mut inner: Box<dyn Driver>, faults: Faults) -> Faulty {
+    pub fn new(inner: impl Into<Box<dyn Driver>>, faults: Faults) -> Faulty {
+        let mut inner = inner.into();
         let flags = inner.migration().map_or(MigrationFlags::empty(), |half| half.flags());
         Faulty { inner, faults, flags, at: 0 }
     }
@@ -62,11 +63,11 @@ impl Driver for Faulty {
     forward!(inner: open_device, close_device, info, region, irq, read_region, write_region, doorbells, mmap);
     forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance);
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
         let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
         match self.faults.take(fails) {
             Some(errno) => Err(errno),
-            None => self.inner.reset(),
+            None => self.inner.reset(context),
         }
     }
 
@@ -85,7 +86,7 @@ impl Migration for Faulty {
         self.flags
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError> {
         let is = |state: &Option<State>, other| state.is_none_or(|state| state == other);
         let delay = self.faults.take(|kind| match kind {
             FaultKind::Delay { to: state, time } if is(state, to) => Some(*time),
@@ -104,7 +105,7 @@ impl Migration for Faulty {
         });
         match fault {
             Some(fault) => return Err(fault),
-            None => self.half()?.arc(from, to)?,
+            None => self.half()?.arc(context, from, to)?,
         }
         if !from.is_saving() && to.is_saving() || to == State::Resuming {
             self.at = 0;
@@ -112,14 +113,14 @@ impl Migration for Faulty {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, context: &Context) -> Result<u64, Errno> {
         match self.faults.take(|kind| if let FaultKind::Size(size) = kind { Some(*size) } else { None }) {
             Some(size) => size,
-            None => self.half()?.data_size(),
+            None => self.half()?.data_size(context),
         }
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let room = self.data(buffer.len(), |kind| match kind {
             FaultKind::Read { after, how } => Some((*after, *how)),
             _ => None,
@@ -127,49 +128,49 @@ impl Migration for Faulty {
         if room == 0 && !buffer.is_empty() {
             return Ok(0);
         }
-        let count = self.half()?.read(&mut buffer[..room])?;
+        let count = self.half()?.read(context, &mut buffer[..room])?;
         self.at += count as u64;
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, context: &Context, data: &[u8]) -> Result<usize, Errno> {
         let room = self.data(data.len(), |kind| match kind {
             FaultKind::Write { after, how } => Some((*after, *how)),
             _ => None,
         })?;
-        let count = self.half()?.write(&data[..room])?;
+        let count = self.half()?.write(context, &data[..room])?;
         self.at += count as u64;
         Ok(count)
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, context: &Context) -> Result<PrecopyReport, Errno> {
         let told = |kind: &FaultKind| if let FaultKind::Precopy(bytes) = kind { Some(*bytes) } else { None };
         let bytes = self.faults.take(told);
-        let report = self.half()?.precopy()?;
+        let report = self.half()?.precopy(context)?;
         Ok(PrecopyReport { bytes: bytes.unwrap_or(report.bytes), ..report })
     }
 
-    fn enable_precopy_info_v2(&mut self) -> Result<(), Errno> {
-        self.half()?.enable_precopy_info_v2()
+    fn enable_precopy_info_v2(&mut self, context: &Context) -> Result<(), Errno> {
+        self.half()?.enable_precopy_info_v2(context)
     }
 }
 
 #[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl DmaLogging for Faulty {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
-        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.start(ranges)
+    fn start(&mut self, context: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
+        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.start(context, ranges)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
-        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.stop()
+    fn stop(&mut self, context: &Context) -> Result<(), Errno> {
+        self.inner.dma_logging().ok_or(Errno::ENOTTY)?.stop(context)
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, context: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         let fails =
             |kind: &FaultKind| if let FaultKind::LogReport(errno) = kind { Some(*errno) } else { None };
         match self.faults.take(fails) {
             Some(errno) => Err(errno),
-            None => self.inner.dma_logging().ok_or(Errno::ENOTTY)?.report(report),
+            None => self.inner.dma_logging().ok_or(Errno::ENOTTY)?.report(context, report),
         }
     }
 }

@@ -22,8 +22,8 @@
 //!
 //! ```
 //! use whimbrel_device::wrap::fault::{Faults, Faulty};
-//! use whimbrel_device::{Bus, DeviceFile, Errno, State};
-//! # use whimbrel_device::{ArcError, DeviceInfoFlags, Driver, Info, Migration, MigrationFlags};
+//! use whimbrel_device::{DeviceFile, Errno, State};
+//! # use whimbrel_device::{ArcError, Context, DeviceInfoFlags, Driver, Info, Migration, MigrationFlags};
 //! # struct Card;
 //! # impl Driver for Card {
 //! #     fn info(&self) -> Info {
@@ -33,14 +33,14 @@
 //! # }
 //! # impl Migration for Card {
 //! #     fn flags(&self) -> MigrationFlags { MigrationFlags::STOP_COPY }
-//! #     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> { Ok(()) }
-//! #     fn data_size(&mut self) -> Result<u64, Errno> { Ok(0) }
-//! #     fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> { Ok(0) }
-//! #     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> { Ok(data.len()) }
+//! #     fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> { Ok(()) }
+//! #     fn data_size(&mut self, _: &Context) -> Result<u64, Errno> { Ok(0) }
+//! #     fn read(&mut self, _: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> { Ok(0) }
+//! #     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> { Ok(data.len()) }
 //! # }
 //!
 //! let faults: Faults = "arc RUNNING->STOP: EIO once".parse()?;
-//! let device = DeviceFile::new("card", Bus::new(), Box::new(Faulty::new(Box::new(Card), faults)));
+//! let device = DeviceFile::new("card", |_| Faulty::new(Card, faults));
 //! assert_eq!(device.set_mig_state(State::Stop).err(), Some(Errno::EIO));
 //! assert!(device.set_mig_state(State::Stop).is_ok(), "it was once");
 //! # Ok::<(), Box<dyn std::error::Error>>(())

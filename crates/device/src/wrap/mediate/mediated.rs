@@ -1,7 +1,6 @@
 //! The mediated driver, which divides requests between a vendor and the plain device.
 
 use std::fmt;
-use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
@@ -12,10 +11,9 @@ use whimbrel_uapi::device::{
 
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
-use crate::bus::Bus;
 use crate::wrap::forward::forward;
 
-use crate::driver::{DmaLogging, Driver, Migration, Next};
+use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
 
 /// A plain device that a vendor may mediate while it is open.
 ///
@@ -24,7 +22,7 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 /// use whimbrel_device::wrap::mediate::{
 ///     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
 /// };
-/// use whimbrel_device::{Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region};
+/// use whimbrel_device::{DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region};
 ///
 /// /// A card that knows nothing of migration.
 /// struct Card;
@@ -71,9 +69,7 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 ///
 /// let vendors = Mediators::new();
 /// vendors.register(Arc::new(Maker))?;
-/// let bus = Bus::new();
-/// let card = Mediated::new(Box::new(Card), bus.clone(), vendors);
-/// let device = DeviceFile::new("card", bus, Box::new(card));
+/// let device = DeviceFile::new("card", |_| Mediated::new(Card, vendors));
 /// assert_eq!(device.info().num_regions, 10);
 /// let mut state = [0; 4];
 /// assert_eq!(device.read_region(9, 0, &mut state)?, 4);
@@ -82,7 +78,6 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 /// ```
 pub struct Mediated {
     driver: Box<dyn Driver>,
-    bus: Bus,
     mediators: Mediators,
     current: Option<Current>,
 }
@@ -97,9 +92,9 @@ struct Current {
 }
 
 impl Mediated {
-    /// Returns a driver around `driver` on `bus`, which asks `mediators` whenever the device is opened.
-    pub fn new(driver: Box<dyn Driver>, bus: Bus, mediators: Mediators) -> Mediated {
-        Mediated { driver, bus, mediators, current: None }
+    /// Returns a driver around `driver`, which asks `mediators` whenever the device is opened.
+    pub fn new(driver: impl Into<Box<dyn Driver>>, mediators: Mediators) -> Mediated {
+        Mediated { driver: driver.into(), mediators, current: None }
     }
 
     /// Returns the name of the vendor that currently mediates the device.
@@ -122,9 +117,9 @@ impl Mediated {
         if self.is_migration_region(index) { Err(Errno::EINVAL) } else { Ok(&mut *self.driver) }
     }
 
-    fn after_reset(&mut self) {
+    fn after_reset(&mut self, context: &Context) {
         if let Some(current) = &mut self.current {
-            current.mediation.reset(PlainDevice { driver: &mut *self.driver, bus: &self.bus });
+            current.mediation.reset(PlainDevice { driver: &mut *self.driver, context });
         }
     }
 }
@@ -146,9 +141,9 @@ fn default_migration_region() -> Region {
 impl Driver for Mediated {
     forward!(driver: irq, doorbells, low_power, bus_master, dma_buf, zpci_errors, graphics);
 
-    fn open_device(&mut self) {
-        self.driver.open_device();
-        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+    fn open_device(&mut self, context: &Context) {
+        self.driver.open_device(context);
+        let device = PlainDevice { driver: &mut *self.driver, context };
         self.current = self.mediators.open(device).map(|(vendor, Opened { capabilities, mediation })| {
             let by_region = capabilities.contains(MediateCapabilities::MIGRATION);
             let migration_region = by_region.then(|| self.driver.info().num_regions);
@@ -157,11 +152,11 @@ impl Driver for Mediated {
         });
     }
 
-    fn close_device(&mut self) {
+    fn close_device(&mut self, context: &Context) {
         if let Some(current) = self.current.take() {
-            current.mediation.release(PlainDevice { driver: &mut *self.driver, bus: &self.bus });
+            current.mediation.release(PlainDevice { driver: &mut *self.driver, context });
         }
-        self.driver.close_device();
+        self.driver.close_device(context);
     }
 
     fn info(&self) -> Info {
@@ -184,36 +179,54 @@ impl Driver for Mediated {
         Ok(region)
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
-        let Some(current) = &mut self.current else { return self.driver.read_region(index, offset, data) };
-        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let Some(current) = &mut self.current else {
+            return self.driver.read_region(context, index, offset, data);
+        };
+        let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.read(device, index, offset, data);
-        access.or_else(|| self.plain(index)?.read_region(index, offset, data))
+        access.or_else(|| self.plain(index)?.read_region(context, index, offset, data))
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        let Some(current) = &mut self.current else { return self.driver.write_region(index, offset, data) };
-        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        let Some(current) = &mut self.current else {
+            return self.driver.write_region(context, index, offset, data);
+        };
+        let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.write(device, index, offset, data);
-        access.or_else(|| self.plain(index)?.write_region(index, offset, data))
+        access.or_else(|| self.plain(index)?.write_region(context, index, offset, data))
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        let Some(current) = &mut self.current else { return self.driver.mmap(index, offset, length) };
-        let device = PlainDevice { driver: &mut *self.driver, bus: &self.bus };
+    fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        let Some(current) = &mut self.current else {
+            return self.driver.mmap(context, index, offset, length);
+        };
+        let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.mmap(device, index, offset, length);
-        access.or_else(|| self.plain(index)?.mmap(index, offset, length))
+        access.or_else(|| self.plain(index)?.mmap(context, index, offset, length))
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
-        self.driver.reset()?;
-        self.after_reset();
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.driver.reset(context)?;
+        self.after_reset(context);
         Ok(())
     }
 
-    fn bus_reset(&mut self) -> Result<(), Errno> {
-        self.driver.bus_reset()?;
-        self.after_reset();
+    fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.driver.bus_reset(context)?;
+        self.after_reset(context);
         Ok(())
     }
 
@@ -225,21 +238,10 @@ impl Driver for Mediated {
         if self.migrates_by_region() { None } else { self.driver.dma_logging() }
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
+    fn advance(&mut self, context: &Context) -> Next {
         match &mut self.current {
-            Some(current) => {
-                current.mediation.advance(PlainDevice { driver: &mut *self.driver, bus: &self.bus }, now)
-            }
-            None => self.driver.advance(now),
-        }
-    }
-}
-
-impl Drop for Mediated {
-    fn drop(&mut self) {
-        // A device may be dropped without having been closed.
-        if self.current.is_some() {
-            self.close_device();
+            Some(current) => current.mediation.advance(PlainDevice { driver: &mut *self.driver, context }),
+            None => self.driver.advance(context),
         }
     }
 }
@@ -247,7 +249,6 @@ impl Drop for Mediated {
 impl fmt::Debug for Mediated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mediated")
-            .field("bus", &self.bus)
             .field("mediators", &self.mediators)
             .field("vendor", &self.vendor())
             .finish_non_exhaustive()

@@ -34,15 +34,12 @@
 mod mediated;
 mod mediators;
 
-use std::time::Duration;
-
 use bitflags::bitflags;
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 
-use crate::bus::Bus;
-use crate::driver::{Driver, Next};
+use crate::driver::{Context, Driver, Next};
 
 pub use self::mediated::Mediated;
 pub use self::mediators::Mediators;
@@ -76,14 +73,14 @@ pub trait MediateOps: Send + Sync {
 pub struct PlainDevice<'a> {
     /// The device's driver.
     pub driver: &'a mut dyn Driver,
-    /// The device's bus: DMA and interrupts.
-    pub bus: &'a Bus,
+    /// The device's bus, migration state and time, for the calls of its driver.
+    pub context: &'a Context,
 }
 
 impl PlainDevice<'_> {
     /// Reborrows the device for a call.
     pub fn reborrow(&mut self) -> PlainDevice<'_> {
-        PlainDevice { driver: &mut *self.driver, bus: self.bus }
+        PlainDevice { driver: &mut *self.driver, context: self.context }
     }
 }
 
@@ -142,8 +139,8 @@ pub trait Mediation: Send {
     }
 
     /// Lets the device do some of its own work, or keeps it from working.
-    fn advance(&mut self, device: PlainDevice<'_>, now: Duration) -> Next {
-        device.driver.advance(now)
+    fn advance(&mut self, device: PlainDevice<'_>) -> Next {
+        device.driver.advance(device.context)
     }
 }
 
@@ -168,7 +165,7 @@ impl<T> Access<T> {
 
 impl std::fmt::Debug for PlainDevice<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PlainDevice").field("bus", &self.bus).finish_non_exhaustive()
+        f.debug_struct("PlainDevice").field("context", &self.context).finish_non_exhaustive()
     }
 }
 

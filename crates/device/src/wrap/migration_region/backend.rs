@@ -3,41 +3,33 @@
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::region::{ArcFailure, Backend};
-use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_protocol::{Errno, State};
 
 use super::dirty::DirtyPages;
-use crate::bus::Bus;
-use crate::driver::{Driver, Migration};
+use crate::driver::{Context, Driver, Migration};
 
 /// The device behind a region, for one access.
 pub(super) struct Behind<'a> {
     pub(super) driver: &'a mut dyn Driver,
-    pub(super) bus: &'a Bus,
-    /// The features of its migration half.
-    pub(super) flags: MigrationFlags,
-    /// The state it is in.
-    pub(super) state: State,
+    /// The context for its calls, with the state that it is in behind the region.
+    pub(super) context: Context,
     /// The draft's dirty pages; `None` in a v1 region.
     pub(super) dirty: Option<&'a mut DirtyPages>,
 }
 
 impl Behind<'_> {
-    fn migration(&mut self) -> Result<&mut dyn Migration, Errno> {
-        self.driver.migration().ok_or(Errno::ENOTTY)
+    fn migration(&mut self) -> Result<(&mut dyn Migration, &mut Context), Errno> {
+        Ok((self.driver.migration().ok_or(Errno::ENOTTY)?, &mut self.context))
     }
 }
 
 impl Backend for Behind<'_> {
-    fn flags(&self) -> MigrationFlags {
-        self.flags
-    }
-
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
-        let done = self.migration().map_err(ArcFailure::Stays)?.arc(from, to);
-        match done {
+        let (migration, context) = self.migration().map_err(ArcFailure::Stays)?;
+        match migration.arc(context, from, to) {
             Ok(()) => {
                 tracing::trace!(%from, %to, "arc, through a migration region");
-                self.state = to;
+                context.set_state(to);
                 Ok(())
             }
             Err(error) => {
@@ -52,10 +44,10 @@ impl Backend for Behind<'_> {
 
     /// Fills a whole transaction as far as data is available: each transaction costs the user a round of accesses.
     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let migration = self.migration()?;
+        let (migration, context) = self.migration()?;
         let mut filled = 0;
         while filled < buffer.len() {
-            match migration.read(&mut buffer[filled..]) {
+            match migration.read(context, &mut buffer[filled..]) {
                 Ok(0) => break,
                 Ok(count) => filled = (filled + count).min(buffer.len()),
                 // What was read before it must not be lost; it comes again with the next read.
@@ -67,10 +59,10 @@ impl Backend for Behind<'_> {
     }
 
     fn load(&mut self, transaction: &[u8]) -> Result<(), Errno> {
-        let migration = self.migration()?;
+        let (migration, context) = self.migration()?;
         let mut rest = transaction;
         while !rest.is_empty() {
-            match migration.write(rest)? {
+            match migration.write(context, rest)? {
                 0 => return Err(Errno::EIO),
                 count => rest = rest.get(count..).unwrap_or_default(),
             }
@@ -79,25 +71,24 @@ impl Backend for Behind<'_> {
     }
 
     fn remaining(&mut self) -> Result<u64, Errno> {
-        let state = self.state;
-        let migration = self.migration()?;
-        if state.is_precopy() {
-            let bytes = migration.precopy()?.bytes;
+        let (migration, context) = self.migration()?;
+        if context.state().is_precopy() {
+            let bytes = migration.precopy(context)?.bytes;
             return Ok(bytes.initial.saturating_add(bytes.dirty));
         }
-        migration.data_size()
+        migration.data_size(context)
     }
 
     fn track_dirty(&mut self, on: bool) -> Result<(), Errno> {
         if let Some(dirty) = &mut self.dirty {
-            if on { dirty.start(self.driver, self.bus) } else { dirty.stop(self.driver) }
+            if on { dirty.start(self.driver, &self.context) } else { dirty.stop(self.driver, &self.context) }
         }
         Ok(())
     }
 
     fn report_dirty(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         match &self.dirty {
-            Some(dirty) => dirty.report(self.driver, report),
+            Some(dirty) => dirty.report(self.driver, &self.context, report),
             None => Err(Errno::EINVAL),
         }
     }

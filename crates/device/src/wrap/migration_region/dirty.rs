@@ -3,8 +3,7 @@
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, region::PAGE_SIZE};
 
-use crate::bus::Bus;
-use crate::driver::Driver;
+use crate::driver::{Context, Driver};
 
 /// The pages that the device logs while it is saved.
 #[derive(Debug, Default)]
@@ -15,10 +14,10 @@ pub(super) struct DirtyPages {
 
 impl DirtyPages {
     /// Starts a log of the device's writable memory. Without a log all memory counts as dirty.
-    pub(super) fn start(&mut self, driver: &mut dyn Driver, bus: &Bus) {
-        self.stop(driver);
+    pub(super) fn start(&mut self, driver: &mut dyn Driver, context: &Context) {
+        self.stop(driver, context);
         let Some(logging) = driver.dma_logging() else { return };
-        let wanted = fewer(whole_pages(bus.dma().writable()), MAX_LOGGING_RANGES as usize);
+        let wanted = fewer(whole_pages(context.bus().dma().writable()), MAX_LOGGING_RANGES as usize);
         if wanted.is_empty() {
             return;
         }
@@ -27,25 +26,30 @@ impl DirtyPages {
                 wanted.iter().try_for_each(|range| ranges.push(range.iova(), range.length()))?;
                 Ok(ranges)
             })
-            .and_then(|ranges| logging.start(&ranges));
+            .and_then(|ranges| logging.start(context, &ranges));
         match started {
             Ok(_) => self.logged = wanted,
             Err(error) => tracing::warn!(%error, "cannot start DMA logging: all pages count as dirty"),
         }
     }
 
-    pub(super) fn stop(&mut self, driver: &mut dyn Driver) {
+    pub(super) fn stop(&mut self, driver: &mut dyn Driver, context: &Context) {
         if !std::mem::take(&mut self.logged).is_empty()
             && let Some(logging) = driver.dma_logging()
         {
             // Nobody is left to be told.
-            let _ = logging.stop();
+            let _ = logging.stop(context);
         }
     }
 
     /// Reports the written pages, and all pages outside the log, because memory may have been mapped there
     /// since.
-    pub(super) fn report(&self, driver: &mut dyn Driver, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    pub(super) fn report(
+        &self,
+        driver: &mut dyn Driver,
+        context: &Context,
+        report: &mut DirtyReport<'_>,
+    ) -> Result<(), Errno> {
         let asked = report.range();
         let mut at = asked.iova();
         for range in &self.logged {
@@ -55,7 +59,7 @@ impl DirtyPages {
         }
         report.set(at, asked.end() - at);
         match driver.dma_logging() {
-            Some(logging) if !self.logged.is_empty() => logging.report(report),
+            Some(logging) if !self.logged.is_empty() => logging.report(context, report),
             _ => Ok(()),
         }
     }

@@ -1,7 +1,6 @@
 //! A driver that adds a migration region to its device.
 
 use std::fmt;
-use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
@@ -9,10 +8,9 @@ use whimbrel_protocol::info::{Info, Region};
 use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
-use crate::bus::Bus;
 use crate::wrap::forward::forward;
 
-use crate::driver::{DmaLogging, Driver, Migration, Next};
+use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
 
 /// A device with migration v2 that is offered with a migration region instead: an additional region at the index that
 /// was its `num_regions`. VFIO_DEVICE_FEATURE no longer offers migration and DMA logging.
@@ -21,7 +19,7 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 ///
 /// ```
 /// use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
-/// use whimbrel_device::{ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
+/// use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 /// use whimbrel_device::{MigrationFlags, State};
 ///
 /// /// A device whose whole state is one byte.
@@ -40,29 +38,29 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 ///     fn flags(&self) -> MigrationFlags {
 ///         MigrationFlags::STOP_COPY
 ///     }
-///     fn arc(&mut self, _from: State, to: State) -> Result<(), ArcError> {
+///     fn arc(&mut self, _: &Context, _from: State, to: State) -> Result<(), ArcError> {
 ///         self.sent &= to != State::StopCopy;
 ///         Ok(())
 ///     }
-///     fn data_size(&mut self) -> Result<u64, Errno> {
+///     fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
 ///         Ok(u64::from(!self.sent))
 ///     }
-///     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+///     fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
 ///         if std::mem::replace(&mut self.sent, true) {
 ///             return Ok(0);
 ///         }
 ///         buffer[0] = self.value;
 ///         Ok(1)
 ///     }
-///     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+///     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
 ///         self.value = *data.last().unwrap_or(&self.value);
 ///         Ok(data.len())
 ///     }
 /// }
 ///
-/// let (bus, layout) = (Bus::new(), Layout::trapped(Version::V1, 0x1000)?);
-/// let latch = MigrationRegion::new(Box::new(Latch { value: 7, sent: false }), bus.clone(), layout)?;
-/// let device = DeviceFile::new("latch", bus, Box::new(latch));
+/// let layout = Layout::trapped(Version::V1, 0x1000)?;
+/// let latch = MigrationRegion::new(Latch { value: 7, sent: false }, layout)?;
+/// let device = DeviceFile::new("latch", |_| latch);
 ///
 /// let region = 9;
 /// device.write_region(region, 0, &2u32.to_ne_bytes())?; // _SAVING
@@ -79,21 +77,21 @@ use crate::driver::{DmaLogging, Driver, Migration, Next};
 /// ```
 pub struct MigrationRegion {
     driver: Box<dyn Driver>,
-    bus: Bus,
     index: u32,
     half: VendorHalf,
 }
 
 impl MigrationRegion {
-    /// Returns a driver that offers `driver`, which is on `bus`, through a region with this layout, of v1 or the draft.
+    /// Returns a driver that offers `driver` through a region with this layout, of v1 or the draft.
     ///
     /// ENODEV for a device without migration v2, EINVAL for one without a free region index; ENOMEM or EMFILE if memory
     /// for the region cannot be allocated.
-    pub fn new(mut driver: Box<dyn Driver>, bus: Bus, layout: Layout) -> Result<MigrationRegion, Errno> {
-        let half = VendorHalf::new(&mut *driver, &bus, layout)?;
+    pub fn new(driver: impl Into<Box<dyn Driver>>, layout: Layout) -> Result<MigrationRegion, Errno> {
+        let mut driver = driver.into();
+        let half = VendorHalf::new(&mut *driver, layout)?;
         let index = driver.info().num_regions;
         index.checked_add(1).ok_or(Errno::EINVAL)?;
-        Ok(MigrationRegion { driver, bus, index, half })
+        Ok(MigrationRegion { driver, index, half })
     }
 
     /// Returns the index of the migration region.
@@ -106,9 +104,9 @@ impl MigrationRegion {
 impl Driver for MigrationRegion {
     forward!(driver: open_device, irq, doorbells, low_power, bus_master, dma_buf, zpci_errors, graphics);
 
-    fn close_device(&mut self) {
-        self.half.end_use(&mut *self.driver);
-        self.driver.close_device();
+    fn close_device(&mut self, context: &Context) {
+        self.half.end_use(&mut *self.driver, context);
+        self.driver.close_device(&self.half.behind(context));
     }
 
     fn info(&self) -> Info {
@@ -119,40 +117,56 @@ impl Driver for MigrationRegion {
         if index == self.index { Ok(self.half.region()) } else { self.driver.region(index) }
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         if index == self.index {
-            self.half.read(&mut *self.driver, &self.bus, offset, data)
+            self.half.read(&mut *self.driver, context, offset, data)
         } else {
-            self.driver.read_region(index, offset, data)
+            self.driver.read_region(&self.half.behind(context), index, offset, data)
         }
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         if index == self.index {
-            self.half.write(&mut *self.driver, &self.bus, offset, data)
+            self.half.write(&mut *self.driver, context, offset, data)
         } else {
-            self.driver.write_region(index, offset, data)
+            self.driver.write_region(&self.half.behind(context), index, offset, data)
         }
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        if index == self.index { self.half.mmap(offset) } else { self.driver.mmap(index, offset, length) }
+    fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        if index == self.index {
+            self.half.mmap(offset)
+        } else {
+            self.driver.mmap(&self.half.behind(context), index, offset, length)
+        }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
-        self.driver.reset()?;
-        self.half.reset(&mut *self.driver);
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.driver.reset(&self.half.behind(context))?;
+        self.half.reset(&mut *self.driver, context);
         Ok(())
     }
 
-    fn bus_reset(&mut self) -> Result<(), Errno> {
-        self.driver.bus_reset()?;
-        self.half.reset(&mut *self.driver);
+    fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.driver.bus_reset(&self.half.behind(context))?;
+        self.half.reset(&mut *self.driver, context);
         Ok(())
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
-        if self.half.may_run() { self.driver.advance(now) } else { Next::Idle }
+    fn advance(&mut self, context: &Context) -> Next {
+        if self.half.may_run() { self.driver.advance(&self.half.behind(context)) } else { Next::Idle }
     }
 
     // What the region moves, its user moves: the device behind it has no migration and no log of its own.
@@ -168,7 +182,6 @@ impl Driver for MigrationRegion {
 impl fmt::Debug for MigrationRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MigrationRegion")
-            .field("bus", &self.bus)
             .field("index", &self.index)
             .field("half", &self.half)
             .finish_non_exhaustive()

@@ -1,7 +1,5 @@
 //! A vendor that adds a migration region to plain devices by mediation.
 
-use std::time::Duration;
-
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
@@ -18,15 +16,14 @@ use crate::wrap::mediate::{Access, MediateCapabilities, MediateOps, Mediation, O
 /// use std::sync::Arc;
 /// use whimbrel_device::wrap::mediate::{Mediated, Mediators};
 /// use whimbrel_device::wrap::migration_region::{Layout, RegionVendor, Version};
-/// # use whimbrel_device::{Bus, Driver, Errno};
+/// # use whimbrel_device::{Driver, Errno};
 ///
 /// let vendors = Mediators::new();
 /// let layout = Layout::mapped(Version::Draft, 0x10000)?;
 /// vendors.register(Arc::new(RegionVendor::new("maker", layout)))?;
 /// # fn drive(device: Box<dyn Driver>, vendors: Mediators) {
 /// // A device that is driven by this gets the region when it is opened.
-/// let bus = Bus::new();
-/// let device = Mediated::new(device, bus, vendors);
+/// let device = Mediated::new(device, vendors);
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -49,7 +46,7 @@ impl MediateOps for RegionVendor {
     }
 
     fn open(&self, device: PlainDevice<'_>) -> Result<Opened, Errno> {
-        let half = VendorHalf::new(device.driver, device.bus, self.layout.clone())?;
+        let half = VendorHalf::new(device.driver, self.layout.clone())?;
         // Where the default region comes to be.
         let index = device.driver.info().num_regions;
         let mediation = Mediating { index, half };
@@ -66,7 +63,7 @@ struct Mediating {
 
 impl Mediation for Mediating {
     fn release(mut self: Box<Self>, device: PlainDevice<'_>) {
-        self.half.end_use(device.driver);
+        self.half.end_use(device.driver, device.context);
     }
 
     fn region_info(&self, index: u32, region: &mut Region) {
@@ -79,14 +76,14 @@ impl Mediation for Mediating {
         if index != self.index {
             return Access::PassThrough;
         }
-        Access::Answered(self.half.read(device.driver, device.bus, offset, data))
+        Access::Answered(self.half.read(device.driver, device.context, offset, data))
     }
 
     fn write(&mut self, device: PlainDevice<'_>, index: u32, offset: u64, data: &[u8]) -> Access<usize> {
         if index != self.index {
             return Access::PassThrough;
         }
-        Access::Answered(self.half.write(device.driver, device.bus, offset, data))
+        Access::Answered(self.half.write(device.driver, device.context, offset, data))
     }
 
     fn mmap(&mut self, _: PlainDevice<'_>, index: u32, offset: u64, _length: u64) -> Access<FileOffset> {
@@ -94,10 +91,14 @@ impl Mediation for Mediating {
     }
 
     fn reset(&mut self, device: PlainDevice<'_>) {
-        self.half.reset(device.driver);
+        self.half.reset(device.driver, device.context);
     }
 
-    fn advance(&mut self, device: PlainDevice<'_>, now: Duration) -> Next {
-        if self.half.may_run() { device.driver.advance(now) } else { Next::Idle }
+    fn advance(&mut self, device: PlainDevice<'_>) -> Next {
+        if self.half.may_run() {
+            device.driver.advance(&self.half.behind(device.context))
+        } else {
+            Next::Idle
+        }
     }
 }

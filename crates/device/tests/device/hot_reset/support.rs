@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use whimbrel_device::{
-    Bus, Container, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, GroupFile, Info,
+    Container, Context, DeviceFile, DeviceInfoFlags, DeviceSet, Driver, Errno, Group, GroupFile, Info,
     OpenDevice, PciFunction, Process, SparseMemory, Translation,
 };
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -38,7 +38,7 @@ impl Driver for Port {
         Info { flags: self.flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         if !self.flags.contains(DeviceInfoFlags::RESET) {
             return Err(Errno::ENOTTY);
         }
@@ -46,7 +46,7 @@ impl Driver for Port {
         Ok(())
     }
 
-    fn bus_reset(&mut self) -> Result<(), Errno> {
+    fn bus_reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.resets.with_its_bus.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -55,7 +55,7 @@ impl Driver for Port {
 pub(crate) fn device(name: &str, flags: DeviceInfoFlags) -> (DeviceFile, Resets) {
     let resets = Resets::default();
     let port = Port { flags, resets: resets.clone() };
-    (DeviceFile::new(name, Bus::new(), Box::new(port)), resets)
+    (DeviceFile::new(name, |_| port), resets)
 }
 
 pub(crate) fn pci(name: &str) -> (DeviceFile, Resets) {

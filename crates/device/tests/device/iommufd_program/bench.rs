@@ -2,7 +2,7 @@
 
 use whimbrel_device::dma::DmaSpace;
 use whimbrel_device::iommufd::{Iommu, Iommufd, OwnIommu};
-use whimbrel_device::{Bus, Cdev, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
+use whimbrel_device::{Bus, Cdev, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
 use whimbrel_uapi::cdev::{
     DeviceAttachFlags, DeviceAttachIommufdPt, DeviceBindIommufd, DeviceDetachFlags, DeviceDetachIommufdPt,
 };
@@ -22,7 +22,7 @@ impl Driver for Idle {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -139,8 +139,9 @@ pub(crate) fn dirty_request(hwpt_id: u32, iova: u64, length: u64, flags: u32) ->
 }
 
 pub(crate) fn open(iommu: Iommu) -> (Cdev, Bus) {
-    let bus = Bus::new();
-    (Cdev::new(DeviceFile::new("idle", bus.clone(), Box::new(Idle)), iommu), bus)
+    let device = DeviceFile::new("idle", |_| Idle);
+    let bus = device.bus().clone();
+    (Cdev::new(device, iommu), bus)
 }
 
 /// An IOMMU as on a PC: the window of message interrupts cut out.

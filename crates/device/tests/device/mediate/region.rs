@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use whimbrel_device::wrap::mediate::{Access, MediateCapabilities, Mediated, Mediators};
 use whimbrel_device::{
-    Bus, Capability, DeviceFile, DmaLogging, Driver, Errno, Migration, MmapArea, Region, RegionInfoFlags,
+    Bus, Capability, Context, DeviceFile, DmaLogging, Driver, Errno, Migration, MmapArea, Region,
+    RegionInfoFlags,
 };
 use whimbrel_models::{Accel, AccelConfig};
 
@@ -84,13 +85,13 @@ fn features_of_migration_v2_are_hidden_by_a_migration_region_and_by_nothing_else
         let vendors = Mediators::new();
         let vendor = Vendor { answer: Ok(capabilities), ..Vendor::new("vendor", &calls) };
         vendors.register(Arc::new(vendor)).unwrap();
-        let bus = Bus::new();
         let config = AccelConfig { state_bytes: 0x1000, ..AccelConfig::default() };
-        let accel = Box::new(Accel::new(config, bus.clone()).unwrap());
-        let mut mediated = Mediated::new(accel, bus.clone(), vendors);
+        let context = Context::new(Bus::new());
+        let accel = Accel::new(config, context.bus().clone()).unwrap();
+        let mut mediated = Mediated::new(accel, vendors);
         assert!(Migration::flags(mediated.migration().unwrap()).bits() != 0, "it can before it is open");
-        assert!(mediated.dma_logging().is_some_and(|log: &mut dyn DmaLogging| log.stop().is_ok()));
-        let device = DeviceFile::new("accel", bus, Box::new(mediated));
+        assert!(mediated.dma_logging().is_some_and(|log: &mut dyn DmaLogging| log.stop(&context).is_ok()));
+        let device = DeviceFile::new("accel", |_| mediated);
         assert_eq!(device.migration_flags().is_err(), hidden, "{capabilities:?}");
         assert_eq!(device.mig_state().is_err(), hidden, "{capabilities:?}");
         assert_eq!(!device.has_dma_logging(), hidden, "{capabilities:?}");

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -10,8 +9,8 @@ use whimbrel_device::wrap::mediate::{
     Access, MediateCapabilities, MediateOps, Mediated, Mediation, Mediators, Opened, PlainDevice,
 };
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile, Info,
-    Next, Region, RegionInfoFlags, Translation,
+    Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
+    Info, Next, Region, RegionInfoFlags, Translation,
 };
 use whimbrel_memory::FileOffset;
 use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
@@ -34,28 +33,34 @@ impl Driver for Card {
         Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
     }
 
-    fn read_region(&mut self, index: u32, _offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        index: u32,
+        _offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.0.lock().push(format!("card: read {index}"));
         data.fill(0xcc);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.0.lock().push(format!("card: write {index}"));
         Ok(data.len())
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
         self.0.lock().push(format!("card: mmap {index}"));
         Ok(FileOffset::new(page(), offset))
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.0.lock().push("card: reset".into());
         Ok(())
     }
 
-    fn advance(&mut self, _now: Duration) -> Next {
+    fn advance(&mut self, _: &Context) -> Next {
         self.0.lock().push("card: advance".into());
         Next::Idle
     }
@@ -147,16 +152,14 @@ impl Mediation for Mediating {
         self.calls.lock().push(format!("{}: reset", self.name));
     }
 
-    fn advance(&mut self, _device: PlainDevice<'_>, _now: Duration) -> Next {
+    fn advance(&mut self, _device: PlainDevice<'_>) -> Next {
         self.calls.lock().push(format!("{}: advance", self.name));
         Next::Now
     }
 }
 
 pub(crate) fn device(calls: &Calls, vendors: &Mediators) -> DeviceFile {
-    let bus = Bus::new();
-    let card = Mediated::new(Box::new(Card(calls.clone())), bus.clone(), vendors.clone());
-    DeviceFile::new("card", bus, Box::new(card))
+    DeviceFile::new("card", |_| Mediated::new(Card(calls.clone()), vendors.clone()))
 }
 
 pub(crate) fn taken(calls: &Calls) -> Vec<String> {

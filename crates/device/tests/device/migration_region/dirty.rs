@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group, Info, Migration,
+    ArcError, Bus, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Group, Info, Migration,
     MigrationFlags, State, Translation,
 };
 use whimbrel_memory::FileOffset;
@@ -32,10 +32,11 @@ fn map(bus: &Bus, iova: u64, pages: u64) {
 
 /// A device that keeps a log.
 fn logging(offered: Offered) -> (DeviceFile, Bus) {
-    let bus = Bus::new();
     let config = AccelConfig { state_bytes: 1024, ..AccelConfig::default() };
-    let driver = Box::new(Accel::new(config, bus.clone()).unwrap());
-    (offer(driver, bus.clone(), &Layout::trapped(Version::Draft, 0x1000).unwrap(), offered), bus)
+    let layout = Layout::trapped(Version::Draft, 0x1000).unwrap();
+    let device = offer(|bus| Accel::new(config, bus).unwrap(), &layout, offered);
+    let bus = device.bus().clone();
+    (device, bus)
 }
 
 impl User<'_> {
@@ -161,7 +162,7 @@ impl Driver for Logs {
         Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -179,25 +180,25 @@ impl Migration for Logs {
         MigrationFlags::STOP_COPY
     }
 
-    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0)
     }
 
-    fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> {
         Ok(0)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 }
 
 impl DmaLogging for Logs {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         if self.refuses {
             return Err(Errno::ENOSPC);
         }
@@ -205,20 +206,20 @@ impl DmaLogging for Logs {
         Ok(ranges.page_size())
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         self.on.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    fn report(&mut self, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         if self.on.load(Ordering::Relaxed) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }
 
 fn logs(logs: &Logs, version: Version, offered: Offered) -> DeviceFile {
-    let bus = Bus::new();
-    map(&bus, 0x10_0000, 64);
-    offer(Box::new(logs.clone()), bus, &Layout::trapped(version, 0x1000).unwrap(), offered)
+    let device = offer(|_| logs.clone(), &Layout::trapped(version, 0x1000).unwrap(), offered);
+    map(device.bus(), 0x10_0000, 64);
+    device
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
-    ArcError, Bus, BusMaster, DeviceFile, DeviceInfoFlags, DmaBuf, DmaLogging, Driver, Errno, Graphics, Info,
-    IoeventfdWrite, Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind, Region,
-    RegionDmaRange, RegionInfoFlags, State, WriteWidth, ZpciErrors,
+    ArcError, BusMaster, Context, DeviceFile, DeviceInfoFlags, DmaBuf, DmaLogging, Driver, Errno, Graphics,
+    Info, IoeventfdWrite, Irq, IrqInfoFlags, LowPower, Migration, MigrationFlags, Next, Plane, PlaneKind,
+    Region, RegionDmaRange, RegionInfoFlags, State, WriteWidth, ZpciErrors,
 };
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -33,12 +33,18 @@ impl Driver for Everything {
         Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: index + 1 })
     }
 
-    fn read_region(&mut self, index: u32, _offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        index: u32,
+        _offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         data.fill(index as u8);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, _offset: u64, _data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, _offset: u64, _data: &[u8]) -> Result<usize, Errno> {
         Ok(index as usize)
     }
 
@@ -46,12 +52,12 @@ impl Driver for Everything {
         vec![IoeventfdWrite { region: 1, offset: 0x80, width: WriteWidth::Four, data: 9 }]
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
         let file = File::open("/dev/zero").map_err(|_| Errno::ENOENT)?;
         Ok(FileOffset::new(file, offset + (u64::from(index) << 20)))
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Err(Errno::EBUSY)
     }
 
@@ -83,8 +89,8 @@ impl Driver for Everything {
         Some(self)
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
-        Next::At(now + Duration::from_secs(7))
+    fn advance(&mut self, context: &Context) -> Next {
+        Next::At(context.now() + Duration::from_secs(7))
     }
 }
 
@@ -93,59 +99,59 @@ impl Migration for Everything {
         MigrationFlags::all()
     }
 
-    fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, _to: State) -> Result<(), ArcError> {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(0)
     }
 
-    fn read(&mut self, _buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> {
         Ok(0)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
     }
 }
 
 impl DmaLogging for Everything {
-    fn start(&mut self, _ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, _: &Context, _ranges: &LoggingRanges) -> Result<u64, Errno> {
         Err(Errno::EBUSY)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
-    fn report(&mut self, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, _report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         Err(Errno::EBUSY)
     }
 }
 
 impl LowPower for Everything {
-    fn suspend(&mut self) {}
+    fn suspend(&mut self, _: &Context) {}
 
-    fn resume(&mut self) {}
+    fn resume(&mut self, _: &Context) {}
 }
 
 impl BusMaster for Everything {
-    fn set(&mut self, _master: bool) -> Result<(), Errno> {
+    fn set(&mut self, _: &Context, _master: bool) -> Result<(), Errno> {
         Ok(())
     }
 }
 
 impl DmaBuf for Everything {
-    fn export(&mut self, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
+    fn export(&mut self, _: &Context, _region: u32, _ranges: &[RegionDmaRange]) -> Result<File, Errno> {
         Err(Errno::EBUSY)
     }
 
-    fn revoke(&mut self) {}
+    fn revoke(&mut self, _: &Context) {}
 }
 
 impl ZpciErrors for Everything {
-    fn take(&mut self) -> Result<Vec<u8>, Errno> {
+    fn take(&mut self, _: &Context) -> Result<Vec<u8>, Errno> {
         Ok(vec![1])
     }
 }
@@ -155,19 +161,19 @@ impl Graphics for Everything {
         PlaneKind::Region
     }
 
-    fn plane(&mut self, _plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, _plane_type: u32) -> Result<Option<Plane>, Errno> {
         Ok(None)
     }
 }
 
 fn plain() -> DeviceFile {
-    DeviceFile::new("plain", Bus::new(), Box::new(Everything))
+    DeviceFile::new("plain", |_| Everything)
 }
 
 fn offered() -> [DeviceFile; 2] {
     [Offered::ByItsDriver, Offered::ByAVendor].map(|offered| {
         let layout = Layout::mapped(Version::Draft, 0x1000).unwrap();
-        let device = offer(Box::new(Everything), Bus::new(), &layout, offered);
+        let device = offer(|_| Everything, &layout, offered);
         assert_eq!(device.info().num_regions, 4);
         device
     })

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 use whimbrel_device::wrap::mediate::{MediateOps, PlainDevice};
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, RegionVendor, Version};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags, State,
+    ArcError, Bus, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
+    State,
 };
 
 use super::support::{
@@ -37,7 +38,7 @@ impl Driver for Faults {
         Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         if self.0.lock().no_reset { Err(Errno::EIO) } else { Ok(()) }
     }
 
@@ -51,7 +52,7 @@ impl Migration for Faults {
         MigrationFlags::STOP_COPY
     }
 
-    fn arc(&mut self, _from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, _from: State, to: State) -> Result<(), ArcError> {
         let mut wanted = self.0.lock();
         if let Some((state, error)) = wanted.arc
             && state == to
@@ -66,12 +67,12 @@ impl Migration for Faults {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         let wanted = self.0.lock();
         Ok((wanted.state.len() - wanted.given) as u64)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let mut wanted = self.0.lock();
         wanted.read.map_or(Ok(()), Err)?;
         let given = wanted.given;
@@ -82,7 +83,7 @@ impl Migration for Faults {
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let mut wanted = self.0.lock();
         wanted.write.map_or(Ok(()), Err)?;
         let count = wanted.takes.unwrap_or(data.len()).min(data.len());
@@ -95,7 +96,7 @@ fn device(version: Version, offered: Offered) -> (DeviceFile, Faults) {
     let faults = Faults::default();
     faults.0.lock().state = (0..100).collect();
     let layout = Layout::trapped(version, 64).unwrap();
-    (offer(Box::new(faults.clone()), Bus::new(), &layout, offered), faults)
+    (offer(|_| faults.clone(), &layout, offered), faults)
 }
 
 #[test]
@@ -221,10 +222,10 @@ fn a_device_without_migration_has_no_region() {
         }
     }
     let layout = Layout::trapped(Version::V1, 64).unwrap();
-    let refused = MigrationRegion::new(Box::new(Plain), Bus::new(), layout.clone());
+    let refused = MigrationRegion::new(Plain, layout.clone());
     assert_eq!(refused.err(), Some(Errno::ENODEV));
     let vendor = RegionVendor::new("vendor", layout.clone());
-    let refused = vendor.open(PlainDevice { driver: &mut Plain, bus: &Bus::new() });
+    let refused = vendor.open(PlainDevice { driver: &mut Plain, context: &Context::new(Bus::new()) });
     assert_eq!(refused.err(), Some(Errno::ENODEV));
-    assert_eq!(offer(Box::new(Plain), Bus::new(), &layout, Offered::ByAVendor).info().num_regions, 1);
+    assert_eq!(offer(|_| Plain, &layout, Offered::ByAVendor).info().num_regions, 1);
 }

@@ -31,32 +31,31 @@ pub(crate) enum Offered {
 }
 
 /// A device whose last region is the migration region.
-pub(crate) fn offer(driver: Box<dyn Driver>, bus: Bus, layout: &Layout, offered: Offered) -> DeviceFile {
-    let driver: Box<dyn Driver> = match offered {
-        Offered::ByItsDriver => Box::new(MigrationRegion::new(driver, bus.clone(), layout.clone()).unwrap()),
-        Offered::ByAVendor => {
+pub(crate) fn offer<D: Driver + 'static>(
+    driver: impl FnOnce(Bus) -> D,
+    layout: &Layout,
+    offered: Offered,
+) -> DeviceFile {
+    DeviceFile::new("device", |bus| match (offered, driver(bus)) {
+        (Offered::ByItsDriver, driver) => {
+            Box::<dyn Driver>::from(MigrationRegion::new(driver, layout.clone()).unwrap())
+        }
+        (Offered::ByAVendor, driver) => {
             let vendors = Mediators::new();
             vendors.register(Arc::new(RegionVendor::new("vendor", layout.clone()))).unwrap();
-            Box::new(Mediated::new(driver, bus.clone(), vendors))
+            Mediated::new(driver, vendors).into()
         }
-    };
-    DeviceFile::new("device", bus, driver)
+    })
 }
 
 pub(crate) fn serial(layout: &Layout, offered: Offered) -> DeviceFile {
-    let bus = Bus::new();
-    offer(
-        Box::new(Serial::new(SerialConfig { ports: Ports::Two, ..SerialConfig::default() }, bus.clone())),
-        bus,
-        layout,
-        offered,
-    )
+    let config = SerialConfig { ports: Ports::Two, ..SerialConfig::default() };
+    offer(|bus| Serial::new(config, bus), layout, offered)
 }
 
 pub(crate) fn accel(layout: &Layout, offered: Offered) -> DeviceFile {
-    let bus = Bus::new();
     let config = AccelConfig { state_bytes: 256 << 10, state_rate: 1 << 20, ..AccelConfig::default() };
-    offer(Box::new(Accel::new(config, bus.clone()).unwrap()), bus, layout, offered)
+    offer(|bus| Accel::new(config, bus).unwrap(), layout, offered)
 }
 
 /// Every shape of region.

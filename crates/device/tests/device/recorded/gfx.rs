@@ -5,7 +5,7 @@ use std::fs::File;
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::pci::edid::EdidRegion;
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Process, Region,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Graphics, Info, Plane, PlaneKind, Process, Region,
     RegionInfoFlags, SparseMemory,
 };
 use whimbrel_recorder::GFX as RECORDED;
@@ -51,12 +51,18 @@ impl Driver for Bochs {
         }
     }
 
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.edid.read(offset, data);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if index == EDID {
             self.edid.write(offset, data);
         } else {
@@ -75,7 +81,7 @@ impl Graphics for Bochs {
         PlaneKind::Dmabuf
     }
 
-    fn plane(&mut self, plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, plane_type: u32) -> Result<Option<Plane>, Errno> {
         let Some(mode) = self.mode().filter(|_| plane_type == 1) else { return Ok(None) };
         let number = self.modes.iter().position(|other| *other == mode).unwrap_or_else(|| {
             self.modes.push(mode);
@@ -84,7 +90,7 @@ impl Graphics for Bochs {
         Ok(Some(Plane { source: u32::try_from(number).unwrap() + 1, ..mode.0 }))
     }
 
-    fn dmabuf(&mut self, id: u32) -> Result<File, Errno> {
+    fn dmabuf(&mut self, _: &Context, id: u32) -> Result<File, Errno> {
         let number = (id as usize).checked_sub(1).ok_or(Errno::ENOENT)?;
         let (_, start) = self.modes.get(number).ok_or(Errno::ENOENT)?;
         // A file has whole pages.
@@ -113,7 +119,7 @@ impl Graphics for Picture {
         PlaneKind::Region
     }
 
-    fn plane(&mut self, _plane_type: u32) -> Result<Option<Plane>, Errno> {
+    fn plane(&mut self, _: &Context, _plane_type: u32) -> Result<Option<Plane>, Errno> {
         // Of the memory there is a power of two.
         let size = 2 << 20;
         let (width, height, stride, source) = (640, 480, 2560, 16);
@@ -133,7 +139,7 @@ impl Ours {
         let bochs = Bochs { registers: [0; 11], edid: EdidRegion::new(800, 600), modes: Vec::new() };
         let drivers: [Box<dyn Driver>; 2] = [Box::new(bochs), Box::new(Picture)];
         let mut names = DISPLAYS.into_iter();
-        let displays = drivers.map(|driver| DeviceFile::new(names.next().unwrap(), Bus::new(), driver));
+        let displays = drivers.map(|driver| DeviceFile::new(names.next().unwrap(), |_| driver));
         Ours { memory, displays }
     }
 }

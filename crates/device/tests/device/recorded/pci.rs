@@ -8,7 +8,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::iommufd::{Caller, Iommu, Iommufd, OwnIommu};
 use whimbrel_device::{
-    Bus, Capability, Cdev, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, DeviceSet, Driver,
+    Capability, Cdev, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, DeviceSet, Driver,
     Errno, Group, GroupFile, HardwareIommu, Info, Irq, IrqInfoFlags, KernelVersion, LowPower, Memory,
     OpenDevice, PciFunction, PhysicalFunction, Process, Region, RegionInfoFlags, SparseMemory, Translation,
 };
@@ -84,12 +84,12 @@ impl Driver for Shown {
         Ok(Irq { flags: IrqInfoFlags::EVENTFD | more, count })
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         // As vfio-pci: others have their own errno for it.
         if self.can_be_reset() { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
-    fn bus_reset(&mut self) -> Result<(), Errno> {
+    fn bus_reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 
@@ -99,9 +99,9 @@ impl Driver for Shown {
 }
 
 impl LowPower for Shown {
-    fn suspend(&mut self) {}
+    fn suspend(&mut self, _: &Context) {}
 
-    fn resume(&mut self) {}
+    fn resume(&mut self, _: &Context) {}
 }
 
 enum Opened {
@@ -198,7 +198,7 @@ fn set(devices: &[DeviceFile], of: &[&Facts]) {
 
 impl Ours {
     fn new(mode: Mode) -> Ours {
-        let device = |facts: &&'static Facts| DeviceFile::new(facts.name, Bus::new(), Box::new(Shown(facts)));
+        let device = |facts: &&'static Facts| DeviceFile::new(facts.name, |_| Shown(facts));
         let devices: Vec<DeviceFile> = DEVICES.iter().map(device).collect();
         set(&devices, &[&E1000E, &BESIDE]);
         set(&devices, &[&NVME, &VF1, &VF2]);

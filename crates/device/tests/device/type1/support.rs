@@ -4,7 +4,7 @@ use std::fs::File;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, Container, ContainerSettings, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
+    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
     HardwareIommu, Info, KernelVersion, Memory, SparseMemory, Translation,
 };
 use whimbrel_memory::FileOffset;
@@ -32,13 +32,13 @@ impl Driver for Quiet {
         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
 
 pub(crate) fn device(name: &str) -> DeviceFile {
-    DeviceFile::new(name, Bus::new(), Box::new(Quiet))
+    DeviceFile::new(name, |_| Quiet)
 }
 
 pub(crate) fn memory(size: u64, writable: bool) -> Memory {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, FileOffset, Info, Migration,
+    ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, FileOffset, Info, Migration,
     MigrationFlags, Next, PrecopyReport, Region, State,
 };
 use whimbrel_memory::DirtyLog;
@@ -139,9 +139,7 @@ impl Control {
 
 struct TestDriver {
     shape: Shape,
-    bus: Bus,
     control: Control,
-    now: State,
     initial_left: u64,
     dirty_left: u64,
     dry: bool,
@@ -167,7 +165,6 @@ pub(crate) fn open_any(name: &str, shape: &Shape) -> (Box<dyn Device>, DeviceFil
 }
 
 fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
-    let bus = Bus::new();
     let control = Control(Arc::new(Mutex::new(Inner {
         faults: Vec::new(),
         requests: Vec::new(),
@@ -177,9 +174,7 @@ fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
     })));
     let driver = TestDriver {
         shape: shape.clone(),
-        bus: bus.clone(),
         control: control.clone(),
-        now: State::Running,
         initial_left: 0,
         dirty_left: 0,
         dry: false,
@@ -192,11 +187,11 @@ fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
     let driver: Box<dyn Driver> = match &shape.region {
         None => Box::new(driver),
         Some(layout) => {
-            let region = MigrationRegion::new(Box::new(driver), bus.clone(), layout.clone()).unwrap();
+            let region = MigrationRegion::new(driver, layout.clone()).unwrap();
             Box::new(Watched { region, control: control.clone() })
         }
     };
-    (DeviceFile::new(name, bus, driver), control)
+    (DeviceFile::new(name, |_| driver), control)
 }
 
 /// A device with a migration region, each access to which fails when a test says so.
@@ -220,26 +215,38 @@ impl Driver for Watched {
         self.region.region(index)
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.pass(index)?;
-        self.region.read_region(index, offset, data)
+        self.region.read_region(context, index, offset, data)
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         self.pass(index)?;
-        self.region.write_region(index, offset, data)
+        self.region.write_region(context, index, offset, data)
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
-        self.region.mmap(index, offset, length)
+    fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
+        self.region.mmap(context, index, offset, length)
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
-        self.region.reset()
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.region.reset(context)
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
-        self.region.advance(now)
+    fn advance(&mut self, context: &Context) -> Next {
+        self.region.advance(context)
     }
 }
 
@@ -274,10 +281,9 @@ impl Driver for TestDriver {
         }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.control.pass_request(At::Reset)?;
         self.control.set_state(&vec![0; self.shape.size]);
-        self.now = State::Running;
         Ok(())
     }
 
@@ -289,7 +295,7 @@ impl Driver for TestDriver {
         if self.shape.logging { Some(self) } else { None }
     }
 
-    fn advance(&mut self, now: Duration) -> Next {
+    fn advance(&mut self, context: &Context) -> Next {
         if self.shape.dma_pages == 0 {
             return Next::Idle;
         }
@@ -297,12 +303,12 @@ impl Driver for TestDriver {
             self.random =
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let address = (self.random >> 33) % self.shape.dma_pages * 4096 + (self.random >> 20) % 4000;
-            if self.bus.dma().write(address, &self.random.to_le_bytes()).is_ok() {
+            if context.bus().dma().write(address, &self.random.to_le_bytes()).is_ok() {
                 self.control.0.lock().written += 1;
             }
         }
         self.control.0.lock().state[0] = self.random.to_le_bytes()[7];
-        Next::At(now + Duration::from_micros(500))
+        Next::At(context.now() + Duration::from_micros(500))
     }
 }
 
@@ -311,8 +317,8 @@ impl Migration for TestDriver {
         self.shape.flags
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
-        assert_eq!(from, self.now, "the core walks from where the device is");
+    fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError> {
+        assert_eq!(from, context.state(), "the core walks from where the device is");
         self.control.pass(At::Arc(from, to))?;
         match (from, to) {
             (_, State::PreCopy) if !from.is_saving() => {
@@ -324,17 +330,16 @@ impl Migration for TestDriver {
             (State::Resuming, State::Stop) => self.judge()?,
             _ => {}
         }
-        self.now = to;
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         self.control.pass_request(At::DataSize)?;
         Ok(self.shape.claims.unwrap_or(self.shape.size as u64 + 6))
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.control.pass_request(At::Read(self.now))?;
+    fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.control.pass_request(At::Read(context.state()))?;
         if self.shape.drips && self.initial_left > 0 {
             self.dry = !self.dry;
             if !self.dry {
@@ -359,7 +364,7 @@ impl Migration for TestDriver {
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         self.control.pass_request(At::Write)?;
         if self.loading.len() + data.len() > self.shape.size + self.shape.initial as usize + 4096 {
             return Err(Errno::ENOMEM);
@@ -368,7 +373,7 @@ impl Migration for TestDriver {
         Ok(data.len())
     }
 
-    fn precopy(&mut self) -> Result<PrecopyReport, Errno> {
+    fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         self.control.pass_request(At::Precopy)?;
         let bytes = PrecopyBytes { initial: self.initial_left, dirty: self.dirty_left };
         Ok(PrecopyReport { bytes, reinit: false })
@@ -376,27 +381,27 @@ impl Migration for TestDriver {
 }
 
 impl DmaLogging for TestDriver {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, context: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         self.control.pass_request(At::LogStart)?;
         if self.log.is_some() {
             return Err(Errno::EINVAL);
         }
         let log = Arc::new(DirtyLog::new(ranges)?);
-        self.bus.dma().set_log(Some(log.clone()));
+        context.bus().dma().set_log(Some(log.clone()));
         self.log = Some(log);
         self.control.0.lock().logging = true;
         Ok(4096)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, context: &Context) -> Result<(), Errno> {
         self.control.pass_request(At::LogStop)?;
-        self.bus.dma().set_log(None);
+        context.bus().dma().set_log(None);
         self.log = None;
         self.control.0.lock().logging = false;
         Ok(())
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.control.pass_request(At::LogReport)?;
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())

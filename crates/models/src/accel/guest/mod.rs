@@ -8,19 +8,18 @@
 //! ```
 //! # use std::fs::File;
 //! # use whimbrel_memory::FileOffset;
-//! use whimbrel_device::{Bus, DeviceFile, Next};
+//! use whimbrel_device::{DeviceFile, Next};
 //! use whimbrel_models::accel::guest::{GuestDriver, Rings};
 //! use whimbrel_models::accel::{Accel, AccelConfig, Descriptor};
 //! # use whimbrel_uapi::type1::DmaMapFlags;
 //!
-//! let bus = Bus::new();
-//! let engine = Accel::new(AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() }, bus.clone())?;
-//! let device = DeviceFile::new("engine", bus.clone(), Box::new(engine));
+//! let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
+//! let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus))?;
 //! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 //! # memory.set_len(0x10000)?;
 //! // 64 KiB of memory at IOVA 0: the two rings first, then data.
-//! bus.dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
-//! bus.dma().write(0x2000, b"123456789")?;
+//! device.bus().dma().map(0, 0x10000, DmaMapFlags::READ | DmaMapFlags::WRITE, FileOffset::new(memory, 0))?;
+//! device.bus().dma().write(0x2000, b"123456789")?;
 //!
 //! let mut driver = GuestDriver::start(device, Rings::new(0, 0x1000, 16))?;
 //! let job = Descriptor::checksum(1, 0x2000, 9);

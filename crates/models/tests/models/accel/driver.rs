@@ -1,6 +1,6 @@
 //! What the guest's driver does when the device or the rings are not as it expects.
 
-use whimbrel_device::{Bus, DeviceFile, Errno};
+use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_models::accel::guest::{GuestDriver, GuestError, Platform, Rings};
 use whimbrel_models::accel::{self, Completion, Descriptor, SLICE_BYTES};
 use whimbrel_models::{Serial, SerialConfig};
@@ -24,9 +24,8 @@ fn execute(driver: &mut GuestDriver<DeviceFile>, job: &Descriptor) -> Completion
 
 #[test]
 fn a_device_that_is_no_engine_is_refused() {
-    let bus = Bus::new();
-    let card = Serial::new(SerialConfig::default(), bus.clone());
-    let started = GuestDriver::start(DeviceFile::new("card", bus, Box::new(card)), RINGS);
+    let card = DeviceFile::new("card", |bus| Serial::new(SerialConfig::default(), bus));
+    let started = GuestDriver::start(card, RINGS);
     assert!(matches!(started, Err(GuestError::NotAnEngine { .. })), "{started:?}");
 }
 

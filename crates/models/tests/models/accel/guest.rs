@@ -49,9 +49,9 @@ impl Memory {
     }
 
     pub(crate) fn device(&self, config: AccelConfig) -> DeviceFile {
-        let bus = Bus::new();
-        self.map(&bus);
-        DeviceFile::new("engine", bus.clone(), Box::new(Accel::new(config, bus).unwrap()))
+        let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap();
+        self.map(device.bus());
+        device
     }
 }
 

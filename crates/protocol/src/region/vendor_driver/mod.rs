@@ -57,9 +57,6 @@ use crate::{Errno, MigrationFlags, State};
 /// struct Text(&'static [u8]);
 ///
 /// impl Backend for Text {
-///     fn flags(&self) -> MigrationFlags {
-///         MigrationFlags::STOP_COPY
-///     }
 ///     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcFailure> {
 ///         Ok(())
 ///     }
@@ -81,7 +78,7 @@ use crate::{Errno, MigrationFlags, State};
 /// let mut device = Text(b"state");
 /// let layout = Layout::trapped(Version::V1, 4)?;
 /// let memory = vec![0; layout.size() as usize];
-/// let mut vendor = Vendor::new(layout, &device, memory)?;
+/// let mut vendor = Vendor::new(layout, MigrationFlags::STOP_COPY, memory)?;
 ///
 /// vendor.write(&mut device, 0, &2u32.to_ne_bytes())?; // SAVING: stop-and-copy
 /// let mut field = |vendor: &mut Vendor, offset| {
@@ -116,12 +113,11 @@ pub struct Vendor<M = Vec<u8>> {
 }
 
 impl<M: SectionMemory> Vendor<M> {
-    /// Returns the region of a device in RUNNING. `memory` holds the region, at least `layout.size()` bytes;
+    /// Returns the region of a device in RUNNING that has these features. `memory` holds the region, at least `layout.size()` bytes;
     /// the bytes of the structure at its start are unused.
     ///
     /// EINVAL for a device without STOP_COPY, or if the memory is too small.
-    pub fn new(layout: Layout, device: &dyn Backend, memory: M) -> Result<Vendor<M>, Errno> {
-        let flags = device.flags();
+    pub fn new(layout: Layout, flags: MigrationFlags, memory: M) -> Result<Vendor<M>, Errno> {
         if !flags.contains(MigrationFlags::STOP_COPY) || memory.size() < layout.size() {
             return Err(Errno::EINVAL);
         }

@@ -163,9 +163,6 @@ fn a_device_that_cannot_go_back_is_in_error() {
     // hand.
     struct Stuck(Device);
     impl whimbrel_protocol::region::Backend for Stuck {
-        fn flags(&self) -> MigrationFlags {
-            self.0.flags()
-        }
         fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
             if from == State::RunningP2p {
                 return Err(ArcFailure::Stays(Errno::EBUSY));
@@ -184,7 +181,8 @@ fn a_device_that_cannot_go_back_is_in_error() {
     }
     let mut device = Stuck(Device::new(MigrationFlags::all()));
     let layout = Layout::trapped(Version::V1, 64).unwrap();
-    let mut vendor = whimbrel_protocol::region::Vendor::new(layout, &device, vec![0; 96]).unwrap();
+    let mut vendor =
+        whimbrel_protocol::region::Vendor::new(layout, MigrationFlags::all(), vec![0; 96]).unwrap();
     assert_eq!(vendor.write(&mut device, DEVICE_STATE, &STOP.to_ne_bytes()), Err(Errno::EBUSY));
     let mut state = [0; 4];
     vendor.read(&mut device, DEVICE_STATE, &mut state).unwrap();

@@ -91,10 +91,6 @@ impl Device {
 }
 
 impl Backend for Device {
-    fn flags(&self) -> MigrationFlags {
-        self.flags
-    }
-
     fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
         assert_eq!(from, self.state, "the vendor half lost its device");
         assert_eq!(whimbrel_protocol::fsm::next(self.flags, from, to), Some(to), "{from} -> {to} is no arc");
@@ -205,7 +201,7 @@ pub(crate) struct Rig {
 impl Rig {
     pub(crate) fn new(layout: Layout, device: Device) -> Rig {
         let memory = vec![0xee; usize::try_from(layout.size()).unwrap()];
-        let vendor = Vendor::new(layout, &device, memory).unwrap();
+        let vendor = Vendor::new(layout, device.flags, memory).unwrap();
         Rig { device, vendor, made: Vec::new(), fault: None }
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::mtty::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use whimbrel_device::{Bus, DeviceFile};
+use whimbrel_device::DeviceFile;
 use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
 use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, Migratable, State};
@@ -16,9 +16,8 @@ fn kernel(uuid: &str) -> Group {
 }
 
 fn model() -> Local {
-    let bus = Bus::new();
-    let card = Serial::new(SerialConfig { ports: Ports::One, answers: Answers::Mtty }, bus.clone());
-    Local::new(DeviceFile::new("model", bus, Box::new(card)))
+    let config = SerialConfig { ports: Ports::One, answers: Answers::Mtty };
+    Local::new(DeviceFile::new("model", |bus| Serial::new(config, bus)))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, State, survive_lost_memory,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, State, survive_lost_memory,
 };
 use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::device::IrqSetFlags;
@@ -38,7 +38,7 @@ pub(crate) fn inside(device: &str) {
     let backend = match device {
         BOARD => Host::new().backend,
         FOREIGN => Backend::with(Board::open(), BackendOptions::default().foreign_memory(true)),
-        FRAGILE => Backend::new(DeviceFile::new(FRAGILE, Bus::new(), Box::new(Fragile))),
+        FRAGILE => Backend::new(DeviceFile::new(FRAGILE, |_| Fragile)),
         other => panic!("{other}"),
     };
     // As a server does it: on a thread that is started later.
@@ -62,7 +62,7 @@ impl Driver for Fragile {
         Ok(Region::absent(0))
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         panic!("the card is on fire");
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite, Region,
+    Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite, Region,
     RegionInfoFlags, WriteWidth,
 };
 use whimbrel_memory::DirtyLog;
@@ -29,7 +29,6 @@ pub(crate) const BROKEN: u64 = 0x800;
 
 #[derive(Default)]
 struct Board {
-    bus: Bus,
     rung: u64,
     log: Option<Arc<DirtyLog>>,
     written: Written,
@@ -53,7 +52,13 @@ impl Driver for Board {
         Ok(Region { flags, size, offset: 0, capabilities: vec![] })
     }
 
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         match (offset, data.len()) {
             (RUNG, 8) => data.copy_from_slice(&self.rung.to_ne_bytes()),
             (BROKEN.., _) => return Err(Errno::EIO),
@@ -63,7 +68,13 @@ impl Driver for Board {
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        _index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         if offset >= BROKEN {
             return Err(Errno::EIO);
         }
@@ -72,7 +83,7 @@ impl Driver for Board {
             (DOORBELL, data) if data == RING.to_le_bytes() => self.rung += 1,
             (TARGET, iova) => {
                 if let Ok(iova) = iova.try_into().map(u64::from_ne_bytes) {
-                    self.bus.dma().write(iova, b"x").map_err(|_| Errno::EFAULT)?;
+                    context.bus().dma().write(iova, b"x").map_err(|_| Errno::EFAULT)?;
                 }
             }
             _ => {}
@@ -90,21 +101,21 @@ impl Driver for Board {
 }
 
 impl DmaLogging for Board {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, context: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         let log = Arc::new(DirtyLog::new(ranges)?);
-        self.bus.dma().set_log(Some(log.clone()));
+        context.bus().dma().set_log(Some(log.clone()));
         let page_size = log.page_size();
         self.log = Some(log);
         Ok(page_size)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
-        self.bus.dma().set_log(None);
+    fn stop(&mut self, context: &Context) -> Result<(), Errno> {
+        context.bus().dma().set_log(None);
         self.log = None;
         Ok(())
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())
     }
@@ -119,9 +130,9 @@ pub(crate) fn board_with(
     options: &ClientOptions,
     backend: impl FnOnce(DeviceFile) -> Backend,
 ) -> (Client, Written) {
-    let (bus, written) = (Bus::new(), Written::default());
-    let board = Board { bus: bus.clone(), written: written.clone(), ..Board::default() };
-    let backend = backend(DeviceFile::new("board", bus, Box::new(board)));
+    let written = Written::default();
+    let board = Board { written: written.clone(), ..Board::default() };
+    let backend = backend(DeviceFile::new("board", |_| board));
     let (server, stream) = UnixStream::pair().unwrap();
     std::thread::spawn(move || backend.serve(server));
     (Client::new("board", stream, options).unwrap(), written)

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Region, RegionInfoFlags,
+    Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Region, RegionInfoFlags,
 };
 use whimbrel_memory::FileOffset;
 use whimbrel_user::{Device, IrqAction, IrqData};
@@ -18,7 +18,6 @@ const MSI: u32 = 1;
 
 /// A page of memory in a file that is `length` bytes long, and a write to the region sends an MSI.
 struct Card {
-    bus: Bus,
     file: File,
 }
 
@@ -37,18 +36,24 @@ impl Driver for Card {
         Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count })
     }
 
-    fn write_region(&mut self, _index: u32, _offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        _index: u32,
+        _offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         for number in data {
-            self.bus.interrupts().trigger(MSI, (*number).into());
+            context.bus().interrupts().trigger(MSI, (*number).into());
         }
         Ok(data.len())
     }
 
-    fn mmap(&mut self, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
         Ok(FileOffset::new(self.file.try_clone().map_err(|_| Errno::EMFILE)?, PAGE + offset))
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -57,9 +62,8 @@ impl Driver for Card {
 fn card(length: u64, options: &ClientOptions) -> (Client, File) {
     let file = File::from(memfd_create("card", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(length).unwrap();
-    let bus = Bus::new();
-    let card = Card { bus: bus.clone(), file: file.try_clone().unwrap() };
-    let backend = Backend::new(DeviceFile::new("card", bus, Box::new(card)));
+    let card = Card { file: file.try_clone().unwrap() };
+    let backend = Backend::new(DeviceFile::new("card", |_| card));
     let (server, stream) = UnixStream::pair().unwrap();
     std::thread::spawn(move || backend.serve(server));
     (Client::new("card", stream, options).unwrap(), file)

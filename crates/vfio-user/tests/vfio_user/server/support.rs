@@ -11,8 +11,9 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::{
-    ArcError, Bus, Capability, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, IoeventfdWrite,
-    Irq, IrqInfoFlags, Migration, MigrationFlags, MmapArea, Region, RegionInfoFlags, State, WriteWidth,
+    ArcError, Capability, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info,
+    IoeventfdWrite, Irq, IrqInfoFlags, Migration, MigrationFlags, MmapArea, Region, RegionInfoFlags, State,
+    WriteWidth,
 };
 use whimbrel_memory::{DirtyLog, FileOffset};
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -47,7 +48,6 @@ pub(crate) fn memory(size: u64) -> File {
 }
 
 pub(crate) struct Board {
-    bus: Bus,
     bar: Vec<u8>,
     mapped: File,
     log: Option<Arc<DirtyLog>>,
@@ -57,10 +57,8 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn open() -> DeviceFile {
-        let bus = Bus::new();
         let bar = vec![0; PAGE as usize];
-        let board = Board { bus: bus.clone(), bar, mapped: memory(2 * PAGE), log: None, at: 0 };
-        DeviceFile::new("board", bus, Box::new(board))
+        DeviceFile::new("board", |_| Board { bar, mapped: memory(2 * PAGE), log: None, at: 0 })
     }
 }
 
@@ -94,7 +92,7 @@ impl Driver for Board {
         Ok(Irq { flags, count })
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         if index != BAR {
             return Err(Errno::EIO);
         }
@@ -102,20 +100,26 @@ impl Driver for Board {
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
         if index != BAR {
             return Err(Errno::EIO);
         }
         self.bar[offset as usize..][..data.len()].copy_from_slice(data);
         if let (DOORBELL, Ok(iova)) = (offset, data.try_into()) {
             // What is not mapped is counted as a fault.
-            let _ = self.bus.dma().write(u64::from_ne_bytes(iova), &MARK.to_ne_bytes());
-            self.bus.interrupts().trigger(MSI, 0);
+            let _ = context.bus().dma().write(u64::from_ne_bytes(iova), &MARK.to_ne_bytes());
+            context.bus().interrupts().trigger(MSI, 0);
         }
         Ok(data.len())
     }
 
-    fn mmap(&mut self, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
+    fn mmap(&mut self, _: &Context, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
         let file = self.mapped.try_clone().map_err(|_| Errno::EMFILE)?;
         match index {
             // The second page is the first of its file's second half.
@@ -125,7 +129,7 @@ impl Driver for Board {
         }
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.bar.fill(0);
         Ok(())
     }
@@ -144,7 +148,7 @@ impl Migration for Board {
         MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         match (from, to) {
             (State::PreCopy, State::StopCopy) => {}
             (State::Resuming, State::Stop) if self.at < self.bar.len() => return Err(Errno::EINVAL.into()),
@@ -153,19 +157,19 @@ impl Migration for Board {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(self.bar.len() as u64)
     }
 
     /// In short pieces, as a driver may.
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let count = buffer.len().min(100).min(self.bar.len() - self.at);
         buffer[..count].copy_from_slice(&self.bar[self.at..][..count]);
         self.at += count;
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let count = data.len().min(100).min(self.bar.len() - self.at);
         if count == 0 && !data.is_empty() {
             return Err(Errno::ENOMEM);
@@ -177,24 +181,24 @@ impl Migration for Board {
 }
 
 impl DmaLogging for Board {
-    fn start(&mut self, ranges: &LoggingRanges) -> Result<u64, Errno> {
+    fn start(&mut self, context: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
         if self.log.is_some() {
             return Err(Errno::EINVAL);
         }
         let log = Arc::new(DirtyLog::new(ranges)?);
-        self.bus.dma().set_log(Some(log.clone()));
+        context.bus().dma().set_log(Some(log.clone()));
         let page_size = log.page_size();
         self.log = Some(log);
         Ok(page_size)
     }
 
-    fn stop(&mut self) -> Result<(), Errno> {
+    fn stop(&mut self, context: &Context) -> Result<(), Errno> {
         self.log = None;
-        self.bus.dma().set_log(None);
+        context.bus().dma().set_log(None);
         Ok(())
     }
 
-    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
+    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
         Ok(())
     }

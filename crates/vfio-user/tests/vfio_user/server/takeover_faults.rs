@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_device::{
-    ArcError, Bus, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Migration,
+    ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Irq, IrqInfoFlags, Migration,
     MigrationFlags, Region, RegionInfoFlags, State,
 };
 use whimbrel_vfio_user::{Backend, BackendOptions, TakeoverError};
@@ -40,7 +40,7 @@ struct Seen {
 
 impl Card {
     fn open(self) -> Backend {
-        Backend::new(DeviceFile::new("card", Bus::new(), Box::new(self)))
+        Backend::new(DeviceFile::new("card", |_| self))
     }
 
     fn look_at_the_other(&self) {
@@ -67,18 +67,24 @@ impl Driver for Card {
         Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
     }
 
-    fn read_region(&mut self, _index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(
+        &mut self,
+        _: &Context,
+        _index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<usize, Errno> {
         self.seen.threads.lock().push(std::thread::current().id());
         data.copy_from_slice(&self.bytes[offset as usize..][..data.len()]);
         Ok(data.len())
     }
 
-    fn write_region(&mut self, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         self.bytes[offset as usize..][..data.len()].copy_from_slice(data);
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         if self.reset_is_refused {
             return Err(Errno::EIO);
         }
@@ -102,7 +108,7 @@ impl Migration for Card {
         MigrationFlags::STOP_COPY | MigrationFlags::P2P
     }
 
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+    fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {
         self.at = 0;
         if (from, to) == (State::RunningP2p, State::Running) {
             self.runs = true;
@@ -114,18 +120,18 @@ impl Migration for Card {
         Ok(())
     }
 
-    fn data_size(&mut self) -> Result<u64, Errno> {
+    fn data_size(&mut self, _: &Context) -> Result<u64, Errno> {
         Ok(self.bytes.len() as u64)
     }
 
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    fn read(&mut self, _: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let count = buffer.len().min(self.bytes.len() - self.at);
         buffer[..count].copy_from_slice(&self.bytes[self.at..][..count]);
         self.at += count;
         Ok(count)
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+    fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         let count = data.len().min(self.bytes.len() - self.at);
         self.bytes[self.at..][..count].copy_from_slice(&data[..count]);
         self.at += count;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::pci::config::{Bar, InterruptPin, Msi, MsiX, PciConfig, PowerManagement};
 use whimbrel_device::pci::function::{Access, Function};
-use whimbrel_device::{Bus, DeviceFile, Driver, Errno, Info, Irq, Region};
+use whimbrel_device::{Context, DeviceFile, Driver, Errno, Info, Irq, Region};
 
 pub(super) const CONFIG: u32 = 7;
 pub(super) const COMMAND: u64 = 0x04;
@@ -37,14 +37,14 @@ impl Driver for Card {
         Ok(self.0.irq(index))
     }
 
-    fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+    fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
         if let Access::Driver = self.0.read_region(index, offset, data)? {
             data.fill(if self.0.dma().is_some() { 0xda } else { 0 });
         }
         Ok(data.len())
     }
 
-    fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if let Access::Driver = self.0.write_region(index, offset, data)? {
             match data[0] {
                 vector if vector < LINE => self.0.send_message(vector.into()),
@@ -54,7 +54,7 @@ impl Driver for Card {
         Ok(data.len())
     }
 
-    fn reset(&mut self) -> Result<(), Errno> {
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.0.reset();
         Ok(())
     }
@@ -81,9 +81,7 @@ pub(super) fn card() -> DeviceFile {
 }
 
 pub(super) fn with(change: impl FnOnce(Function) -> Function) -> DeviceFile {
-    let bus = Bus::new();
-    let function = change(Function::new(config(), bus.clone()));
-    DeviceFile::new("card", bus, Box::new(Card(function)))
+    DeviceFile::new("card", |bus| Card(change(Function::new(config(), bus))))
 }
 
 pub(super) fn write(device: &DeviceFile, region: u32, offset: u64, data: &[u8]) {

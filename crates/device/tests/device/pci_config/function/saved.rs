@@ -56,10 +56,11 @@ fn a_function_continues_at_the_destination_with_its_line_and_its_pending_message
 #[test]
 fn a_pending_message_is_sent_at_the_destination_once_it_is_unmasked() {
     use whimbrel_device::DeviceFile;
-    let bus = Bus::new();
-    let mut function = Function::new(config(), bus.clone());
-    function.load(&used().save()).unwrap();
-    let device = DeviceFile::new("card", bus, Box::new(super::Card(function)));
+    let device = DeviceFile::new("card", |bus| {
+        let mut function = Function::new(config(), bus);
+        function.load(&used().save()).unwrap();
+        super::Card(function)
+    });
     let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     device.set_irq_triggers(2, 69, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     assert!(told.read().is_err());
@@ -109,13 +110,65 @@ fn a_disabled_line_that_is_loaded_asserted_signals_nobody() {
     let mut source = fresh();
     source.write_region(CONFIG, COMMAND, &INTX_DISABLE.to_le_bytes()).unwrap();
     source.set_line(true);
-    let bus = Bus::new();
     let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-    let mut destination = Function::new(config(), bus.clone());
-    let device = DeviceFile::new("card", bus.clone(), Box::new(super::Card(Function::new(config(), bus))));
+    let device = DeviceFile::new("card", |bus| super::Card(Function::new(config(), bus)));
+    let mut destination = Function::new(config(), device.bus().clone());
     device.set_irq_triggers(0, 0, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
     destination.load(&source.save()).unwrap();
     assert!(told.read().is_err(), "the guest had disabled it");
     destination.write_region(CONFIG, COMMAND, &[0, 0]).unwrap();
     assert_eq!(told.read().unwrap(), 1, "the line is still asserted");
+}
+
+#[test]
+fn what_is_loaded_interrupts_nobody_before_the_device_runs() {
+    use whimbrel_device::{DeviceFile, State};
+    let mut with_line = fresh();
+    with_line.set_line(true);
+    // Pending, bus master and MSI-X enabled, and not masked: it may be sent at once.
+    let mut with_message = used();
+    with_message.write_region(CONFIG, 0x04, &[0x02, 0]).unwrap();
+    with_message.write_region(1, 69 * 16 + 12, &[0; 4]).unwrap();
+    for (index, vector, source) in [(0, 0, with_line), (2, 69, with_message)] {
+        let mut function = None;
+        let device = DeviceFile::new("card", |bus| {
+            function = Some(Function::new(config(), bus.clone()));
+            super::Card(Function::new(config(), bus))
+        });
+        let mut function = function.unwrap();
+        let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        device
+            .set_irq_triggers(index, vector, vec![Some(told.as_fd().try_clone_to_owned().unwrap())])
+            .unwrap();
+        function.enter(State::Resuming);
+        function.load(&source.save()).unwrap();
+        function.write_region(CONFIG, 0x04, &[0x06, 0]).unwrap();
+        function.enter(State::Stop);
+        assert!(told.read().is_err(), "index {index}: it does not run");
+        function.enter(State::RunningP2p);
+        assert_eq!(told.read().unwrap(), 1, "index {index}");
+        function.enter(State::Running);
+        assert!(told.read().is_err(), "index {index}: told once");
+    }
+}
+
+#[test]
+fn a_function_that_stops_keeps_its_line_and_holds_its_messages() {
+    use whimbrel_device::{DeviceFile, State};
+    let mut function = None;
+    let device = DeviceFile::new("card", |bus| {
+        function = Some(Function::new(config(), bus.clone()));
+        super::Card(Function::new(config(), bus))
+    });
+    let mut function = function.unwrap();
+    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    device.set_irq_triggers(0, 0, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    function.set_line(true);
+    assert_eq!(told.read().unwrap(), 1);
+    function.enter(State::Stop);
+    function.set_line(false);
+    assert!(read32(&function, CONFIG, 4) >> 16 & u32::from(STATUS_INTERRUPT) != 0, "it stays as it was");
+    function.enter(State::Running);
+    assert_eq!(read32(&function, CONFIG, 4) >> 16 & u32::from(STATUS_INTERRUPT), 0);
+    assert!(told.read().is_err());
 }

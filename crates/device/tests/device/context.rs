@@ -1,0 +1,188 @@
+//! The context that each call of a driver comes with: bus, migration state, time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
+use whimbrel_device::{
+    ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags, Next,
+    Region, RegionInfoFlags, State,
+};
+
+/// Each call, with the state and the time that it came with.
+type Calls = Arc<Mutex<Vec<(&'static str, State, Duration)>>>;
+
+/// A driver that notes its calls, and fails on its way to one state.
+#[derive(Default)]
+struct Notes {
+    calls: Calls,
+    breaks_at: Option<State>,
+}
+
+impl Notes {
+    fn note(&self, call: &'static str, context: &Context) {
+        self.calls.lock().push((call, context.state(), context.now()));
+    }
+}
+
+impl Driver for Notes {
+    fn open_device(&mut self, context: &Context) {
+        self.note("open", context);
+    }
+
+    fn close_device(&mut self, context: &Context) {
+        self.note("close", context);
+    }
+
+    fn info(&self) -> Info {
+        let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
+        Info { flags, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+    }
+
+    fn region(&self, _index: u32) -> Result<Region, Errno> {
+        let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        Ok(Region { flags, size: 8, offset: 0, capabilities: vec![] })
+    }
+
+    fn write_region(&mut self, context: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.note("write_region", context);
+        Ok(data.len())
+    }
+
+    fn reset(&mut self, context: &Context) -> Result<(), Errno> {
+        self.note("reset", context);
+        Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
+    }
+
+    fn advance(&mut self, context: &Context) -> Next {
+        self.note("advance", context);
+        Next::Idle
+    }
+}
+
+impl Migration for Notes {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags::STOP_COPY
+    }
+
+    fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError> {
+        assert_eq!(context.state(), from);
+        self.note("arc", context);
+        if self.breaks_at == Some(to) { Err(ArcError::Broken(Errno::EIO)) } else { Ok(()) }
+    }
+
+    fn data_size(&mut self, context: &Context) -> Result<u64, Errno> {
+        self.note("data_size", context);
+        Ok(0)
+    }
+
+    fn read(&mut self, context: &Context, _buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.note("read", context);
+        Ok(0)
+    }
+
+    fn write(&mut self, context: &Context, data: &[u8]) -> Result<usize, Errno> {
+        self.note("write", context);
+        Ok(data.len())
+    }
+}
+
+fn open(breaks_at: Option<State>) -> (DeviceFile, Calls) {
+    let calls = Calls::default();
+    (DeviceFile::new("notes", |_| Notes { calls: calls.clone(), breaks_at }), calls)
+}
+
+/// The calls since the last time, and their states.
+fn states(calls: &Calls) -> Vec<(&'static str, State)> {
+    calls.lock().drain(..).map(|(call, state, _)| (call, state)).collect()
+}
+
+#[test]
+fn a_driver_is_told_the_state_that_its_device_is_in() {
+    let (device, calls) = open(None);
+    device.write_region(0, 0, &[0]).unwrap();
+    assert_eq!(states(&calls), [("open", State::Running), ("write_region", State::Running)]);
+    let data = device.set_mig_state(State::StopCopy).unwrap().unwrap();
+    assert_eq!(states(&calls), [("arc", State::Running), ("arc", State::Stop)]);
+    data.read(&mut [0]).unwrap();
+    device.mig_data_size().unwrap();
+    device.write_region(0, 0, &[0]).unwrap();
+    let all = ["read", "data_size", "write_region"].map(|call| (call, State::StopCopy));
+    assert_eq!(states(&calls), all);
+    device.reset().unwrap();
+    device.write_region(0, 0, &[0]).unwrap();
+    assert_eq!(states(&calls), [("reset", State::StopCopy), ("write_region", State::Running)]);
+}
+
+#[test]
+fn a_driver_is_told_that_its_device_is_broken() {
+    let (device, calls) = open(Some(State::Stop));
+    assert_eq!(device.set_mig_state(State::Stop).err(), Some(Errno::EIO));
+    device.write_region(0, 0, &[0]).unwrap();
+    assert_eq!(states(&calls)[2..], [("write_region", State::Error)]);
+}
+
+#[test]
+fn a_driver_behind_a_migration_region_is_told_the_state_that_its_region_has_brought_it_to() {
+    let calls = Calls::default();
+    let notes = Notes { calls: calls.clone(), breaks_at: None };
+    let layout = Layout::trapped(Version::V1, 64).unwrap();
+    let device = DeviceFile::try_new("notes", |_| MigrationRegion::new(notes, layout)).unwrap();
+    device.write_region(1, 0, &0u32.to_ne_bytes()).unwrap();
+    device.write_region(0, 0, &[0]).unwrap();
+    let called = states(&calls);
+    assert_eq!(called[1..], [("arc", State::Running), ("write_region", State::Stop)]);
+    assert_eq!(device.advance(Duration::ZERO), Next::Idle);
+    assert_eq!(states(&calls), [], "it is stopped");
+}
+
+#[test]
+fn the_time_is_the_one_given_by_hand_until_another_is_given() {
+    let (device, calls) = open(None);
+    for seconds in [7, 9] {
+        let now = Duration::from_secs(seconds);
+        device.advance(now);
+        device.write_region(0, 0, &[0]).unwrap();
+        let times: Vec<Duration> = calls.lock().drain(..).map(|(_, _, time)| time).collect();
+        assert!(times.iter().rev().take(2).all(|time| *time == now), "{times:?}");
+    }
+}
+
+#[test]
+fn the_time_of_a_device_that_nobody_advances_by_hand_does_not_decrease() {
+    let (device, calls) = open(None);
+    (0..100).for_each(|_| assert_eq!(device.write_region(0, 0, &[0]), Ok(1)));
+    assert!(calls.lock().is_sorted_by_key(|(_, _, time)| *time));
+}
+
+#[test]
+fn a_device_that_is_dropped_is_closed_if_it_was_open() {
+    let (device, calls) = open(None);
+    drop(device);
+    assert_eq!(states(&calls), []);
+    let (device, calls) = open(None);
+    device.mig_data_size().unwrap();
+    drop(device);
+    assert_eq!(states(&calls).last(), Some(&("close", State::Running)));
+}
+
+#[test]
+fn a_bus_that_the_driver_was_made_for_is_the_one_its_calls_come_with() {
+    let mut given = None;
+    let device = DeviceFile::new("notes", |bus| {
+        given = Some(bus);
+        Notes::default()
+    });
+    assert!(std::ptr::eq(device.bus().dma(), given.unwrap().dma()));
+}
+
+#[test]
+fn a_driver_that_cannot_be_made_gives_no_device() {
+    let refused = DeviceFile::try_new("none", |_| Err::<Notes, _>(Errno::ENOMEM));
+    assert_eq!(refused.err(), Some(Errno::ENOMEM));
+}
