@@ -1,5 +1,4 @@
-//! The command line. It parses, calls one floor down, and prints; what it prints and when is the business of one file
-//! a command.
+//! The command line: parses arguments, calls the libraries and prints the results, with one file per command.
 
 mod abi;
 mod completions;

@@ -76,7 +76,7 @@ struct InfoRow {
 struct RegionRow {
     index: u32,
     name: Option<&'static str>,
-    /// Bytes; 0 for a region that is not there.
+    /// Bytes; 0 for a missing region.
     size: u64,
     offset: u64,
     flags: Vec<String>,

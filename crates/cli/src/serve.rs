@@ -80,7 +80,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FAULT")]
     fault: Vec<Faults>,
     /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the
-    /// socket's folder is taken away with the socket
+    /// socket's folder is removed with the socket
     #[arg(long, hide = true, conflicts_with = "sandbox")]
     owned: bool,
 }

@@ -108,7 +108,7 @@ pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::feature::RegionDmaRange;
 pub use whimbrel_uapi::pci::{PciDependentDevice, PciHotResetFlags};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -35,7 +35,7 @@ pub use mapped::{Memory, MemoryError, Protection};
 pub use remote::RemoteMemory;
 pub use shared_bytes::{SharedBytes, Word};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -78,7 +78,7 @@ pub(crate) fn guarded<T>(region: &MmapRegion, lost: &AtomicBool, access: impl Fn
 
     let end = End(INNERMOST.get());
     let frame = Frame { start: region.as_ptr() as usize, size: region.size(), lost, outer: end.0 };
-    // It is taken away again, by `end`, before `frame` ends and `lost` can.
+    // `end` removes it before the lifetimes of `frame` and `lost` end.
     INNERMOST.set((&raw const frame).cast());
     access()
 }

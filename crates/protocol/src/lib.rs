@@ -32,7 +32,7 @@ pub use state::{State, UnknownState};
 pub use whimbrel_uapi::Errno;
 pub use whimbrel_uapi::migration::MigrationFlags;
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -50,8 +50,8 @@ pub struct Progress {
 impl Progress {
     /// Takes the device's current report. `reinit` is the driver's REINIT flag: the initial data starts over.
     ///
-    /// Without REINIT the initial bytes may only fall. If a driver lets them rise, the lower figure counts, so that
-    /// the driver cannot delay the switchover for ever.
+    /// Without REINIT the initial bytes may only fall. If a driver lets them rise, the lower figure counts, so that the
+    /// driver cannot delay the switchover forever.
     pub fn report(&mut self, bytes: PrecopyBytes, reinit: bool) {
         let initial =
             if self.reported && !reinit { bytes.initial.min(self.remaining.initial) } else { bytes.initial };

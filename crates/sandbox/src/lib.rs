@@ -205,7 +205,7 @@ fn install(filter: &BpfProgram) -> Result<(), SandboxError> {
     apply_filter_all_threads(filter).map_err(|error| SandboxError::Seccomp(error.into()))
 }
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

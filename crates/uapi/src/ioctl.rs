@@ -173,7 +173,7 @@ requests! {
     IOMMU_IOAS_UNMAP = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x06;
     /// Iommufd: gets or sets one option with [`IommuOption`](crate::iommufd::IommuOption).
     IOMMU_OPTION = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x07;
-    /// Iommufd: gets, sets or clears the address space that stands in for a VFIO container, with
+    /// Iommufd: gets, sets or clears the address space that replaces a VFIO container, with
     /// [`VfioIoas`](crate::iommufd::VfioIoas).
     IOMMU_VFIO_IOAS = IOMMUFD_TYPE, IOMMUFD_CMD_BASE + 0x08;
     /// Iommufd: makes a hardware page table with [`HwptAlloc`](crate::iommufd::HwptAlloc).

@@ -72,7 +72,7 @@ pub mod type1;
 
 pub use errno::{Errno, UnknownErrno};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

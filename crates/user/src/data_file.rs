@@ -67,9 +67,9 @@ impl DataFile {
         self.direction
     }
 
-    /// Reads the next bytes of the device's state. A read that yields nothing is the end for now while the device is in
-    /// a pre-copy state, and the end for good in STOP_COPY. The state is the one that the device of this file was last
-    /// known to be in: where another handle changes it, ask [`Migratable::state`](crate::Migratable::state) of this one.
+    /// Reads the next bytes of the device's state. An empty read is a temporary end in a pre-copy state, and the final
+    /// end in STOP_COPY. The state is the last known one of this file's device: if another handle changes it, query it
+    /// with [`Migratable::state`](crate::Migratable::state).
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<SavingRead> {
         loop {
             // Before the read: what a device has to give in PRE_COPY says nothing of the end in STOP_COPY.

@@ -1,4 +1,4 @@
-//! A device as the program that owns it uses it.
+//! The interface of a device for the program that owns it.
 
 use std::os::fd::BorrowedFd;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 
-/// A device, opened by the program that owns it: its regions and interrupts, beside its migration.
+/// A device as its owner uses it: regions, interrupts and migration.
 pub trait Device: Migratable {
     /// VFIO_DEVICE_GET_REGION_INFO.
     fn region_info(&mut self, index: u32) -> Result<Region>;
@@ -40,8 +40,7 @@ pub trait Device: Migratable {
     /// [`IrqData::None`] of 0 disables it.
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()>;
 
-    /// Sets eventfds with [`Device::set_irqs`]: from `start` on, each interrupt of the index signals its eventfd, or
-    /// nothing for `None`.
+    /// Sets the eventfds of the interrupts from `start` on with [`Device::set_irqs`], and removes those with `None`.
     fn set_irq_triggers(
         &mut self,
         index: u32,
@@ -51,8 +50,8 @@ pub trait Device: Migratable {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
 
-    /// The address space that the device reaches memory through, where this object owns it. `None` for a device whose
-    /// memory is the business of somebody else, as of one that was [adopted](crate::kernel::Adopted).
+    /// Returns the address space of the device's DMA, if this object owns it. `None` for a device whose mappings
+    /// somebody else manages, such as an [adopted](crate::kernel::Adopted) one.
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
         None
     }
@@ -65,6 +64,6 @@ pub enum IrqData<'a> {
     None(u32),
     /// The interrupts with `true`, now.
     Bool(&'a [bool]),
-    /// Each signal of the eventfd; with [`IrqAction::Trigger`], the device signals it. `None` unties it.
+    /// Each signal of the eventfd; with [`IrqAction::Trigger`], the device signals it. `None` removes it.
     Eventfd(&'a [Option<BorrowedFd<'a>>]),
 }

@@ -1,4 +1,4 @@
-//! Logs of the memory that devices write.
+//! Dirty logs: the memory that devices have written.
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 
@@ -8,10 +8,10 @@ use crate::migratable::Migratable;
 /// A log of the pages that were written: a device's own ([`DeviceLog`]), or that of an address space
 /// ([`DmaMap::dirty_log`](crate::DmaMap::dirty_log)), which is read once for all devices in it.
 pub trait DirtySource {
-    /// Starts to log writes to `ranges` with nothing marked; returns the page size of the log in bytes.
+    /// Starts an empty log of writes to `ranges`, and returns its page size in bytes.
     fn start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64>;
 
-    /// Ends the log.
+    /// Stops the log.
     fn stop(&mut self) -> Result<()>;
 
     /// Sets the bits of the pages written since the last report.
@@ -33,7 +33,7 @@ pub trait DirtySource {
 pub struct DeviceLog<'a>(&'a mut dyn Migratable);
 
 impl<'a> DeviceLog<'a> {
-    /// The log of a device, which need not have been started.
+    /// Returns the log of a device, started or not.
     pub fn new(device: &'a mut dyn Migratable) -> DeviceLog<'a> {
         DeviceLog(device)
     }

@@ -1,4 +1,4 @@
-//! The memory that a device can reach.
+//! DMA mappings: the memory that devices can access.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -12,16 +12,16 @@ use whimbrel_uapi::type1::DmaMapFlags;
 use crate::dirty_source::DirtySource;
 use crate::error::Result;
 
-/// An address space in which devices reach memory: a container, an IOAS, or what a server keeps for its client.
+/// An address space for devices' DMA: a container, an IOAS, or the mappings that a server keeps for its client.
 pub trait DmaMap {
-    /// Lets the devices of the address space reach memory at `iova` with these rights.
+    /// Maps memory at `iova` for the devices of the address space, with these rights.
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
 
     /// Removes whole mappings, and returns their size in bytes.
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64>;
 
-    /// The log that the address space itself keeps of what its devices write, as a container can
-    /// (VFIO_IOMMU_DIRTY_PAGES); `None` for one without. It finds the dirty pages of devices that keep no log.
+    /// Returns the address space's own log of its devices' writes, as of a container (VFIO_IOMMU_DIRTY_PAGES); `None`
+    /// without one. It has the dirty pages of devices without a log of their own.
     fn dirty_log(&mut self) -> Option<&mut dyn DirtySource> {
         None
     }

@@ -64,22 +64,22 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error of a request that the driver side refused with `errno`.
+    /// Returns the error of a request that the driver side refused with `errno`.
     pub fn request(device: &str, request: impl Into<Operation>, errno: Errno) -> Error {
         Error::Request { device: device.to_string(), request: request.into(), errno }
     }
 
-    /// The error of a request whose answer is malformed.
+    /// Returns the error of a request with an invalid reply; `what` is its defect.
     pub fn answer(device: &str, request: impl Into<Operation>, what: impl ToString) -> Error {
         Error::Answer { device: device.to_string(), request: request.into(), what: what.to_string() }
     }
 
-    /// The error of a device that cannot be used in this way; `why` says what would help.
+    /// Returns the error of a device that cannot be used in this way; `why` includes a remedy.
     pub fn unusable(device: &str, why: impl Into<String>) -> Error {
         Error::Unusable { device: device.to_string(), why: why.into() }
     }
 
-    /// Makes an error of the errno of one request. Nothing is allocated unless there is an error.
+    /// Converts the errno of a request into an error. Nothing is allocated without an error.
     pub(crate) fn at(device: &str, request: impl Into<Operation>) -> impl FnOnce(Errno) -> Error {
         move |errno| Error::request(device, request, errno)
     }

@@ -58,7 +58,7 @@ pub use whimbrel_protocol::region::Version;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

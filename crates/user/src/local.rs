@@ -30,7 +30,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// Returns a user of an opened device, with its worker, if any, which stops when this is dropped.
+    /// Returns the user side of a device, with its worker, if any, which stops when this is dropped.
     pub fn new(device: impl Into<WorkingDevice>) -> Local {
         let device = device.into();
         let state = SessionState::new(device.mig_state().unwrap_or(State::Running));
@@ -186,7 +186,7 @@ impl DmaMap for Local {
     }
 }
 
-/// The log that the address space keeps of the device's writes, as a container does.
+/// The address space's log of the device's writes, as in a container.
 #[derive(Debug)]
 struct MemoryLog {
     device: DeviceFile,

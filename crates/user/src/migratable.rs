@@ -1,4 +1,4 @@
-//! The part of a device that a migration needs.
+//! The part of a device's interface that a migration needs.
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::Info;
@@ -9,7 +9,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use crate::data_file::DataFile;
 use crate::error::Result;
 
-/// A device that can be asked about its migration: its state, its data sessions, its features and its reset.
+/// The migration interface of a device: state, data sessions, features and reset.
 ///
 /// Requests have the meaning defined by the header. A failed request changes nothing beyond what the header allows, and
 /// never affects an open [`DataFile`], which belongs to the caller.
@@ -23,10 +23,11 @@ pub trait Migratable: Send {
     /// VFIO_DEVICE_RESET.
     fn reset(&mut self) -> Result<()>;
 
-    /// VFIO_DEVICE_FEATURE with PROBE: whether the device has the feature in these directions (GET, SET or both).
+    /// VFIO_DEVICE_FEATURE with PROBE: returns whether the device has the feature in these directions (GET, SET or
+    /// both).
     fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool>;
 
-    /// The migration features that the device supports; `None` for a device that cannot migrate.
+    /// Returns the device's migration features; `None` for a device that cannot migrate.
     fn migration_flags(&mut self) -> Result<Option<MigrationFlags>>;
 
     /// Returns the current state.
@@ -34,14 +35,15 @@ pub trait Migratable: Send {
 
     /// Brings the device to a state, and returns the data file if this opened a session.
     ///
-    /// After an error the device may be in any state on the way; [`Migratable::state`] tells. From ERROR only
-    /// [`Migratable::reset`] leads out.
+    /// After an error the device may be in any state on the path: query it with [`Migratable::state`]. Only
+    /// [`Migratable::reset`] leaves ERROR.
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>>;
 
-    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: an estimate in bytes of the data that STOP_COPY will yield.
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: returns the estimated size of the data in STOP_COPY, in bytes.
     fn data_size(&mut self) -> Result<u64>;
 
-    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts into REINIT. `false` if the driver side does not know it.
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to REINIT. Returns `false` if the driver side does not support
+    /// it.
     fn enable_precopy_info_v2(&mut self) -> Result<bool>;
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START over `ranges`; returns the page size of the log in bytes.
@@ -53,8 +55,8 @@ pub trait Migratable: Send {
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: sets the bits of the pages written since the last report.
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
 
-    /// The version of the migration region through which the device is migrated; `None` for a device with migration
-    /// v2, and for one that has not been [adapted](crate::region::adapt).
+    /// Returns the version of the migration region through which the device migrates; `None` for a device with
+    /// migration v2, and for one that was not [adapted](crate::region::adapt).
     fn region_version(&self) -> Option<Version> {
         None
     }

@@ -1,4 +1,4 @@
-//! The operation on a device that an error is about.
+//! Operations on a device, for errors.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use whimbrel_protocol::State;
 use whimbrel_uapi::feature::Feature;
 use whimbrel_uapi::ioctl::{self, Request};
 
-/// An operation on a device, written as the header names it.
+/// An operation on a device, formatted with the header's names.
 ///
 /// ```
 /// use whimbrel_user::{Operation, State};
@@ -19,7 +19,7 @@ use whimbrel_uapi::ioctl::{self, Request};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
-    /// A request without an argument worth telling.
+    /// A request without arguments to show.
     Ioctl(Request),
     /// VFIO_DEVICE_GET_REGION_INFO of a region.
     RegionInfo(u32),
@@ -60,7 +60,7 @@ pub enum Operation {
     Memory {
         /// The request.
         request: Request,
-        /// The address of the device's view, in bytes.
+        /// The IOVA.
         iova: u64,
     },
     /// A read of the data file.

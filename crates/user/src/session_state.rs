@@ -1,4 +1,4 @@
-//! The state that a device is in, as its data file has to know it.
+//! The last known state of a device, for its data file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

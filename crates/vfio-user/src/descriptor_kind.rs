@@ -1,8 +1,8 @@
 //! The kind of a descriptor received from a peer.
 //!
-//! A descriptor may refer to a file system that never responds (FUSE, a network). Then stat(2), mmap(2), reads,
-//! writes and close(2) block for ever, and SIGKILL does not end them. So this module makes no call that reaches the
-//! file system.
+//! A descriptor may refer to a file system that never responds (FUSE, a network). Then stat(2), mmap(2), reads, writes
+//! and close(2) block forever, and SIGKILL does not end them. So this module makes no call that reaches the file
+//! system.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 

@@ -7,7 +7,7 @@ use whimbrel_protocol::Errno;
 use crate::descriptor_kind::DescriptorKind;
 
 /// Converts a descriptor into an eventfd. EINVAL for any other kind of file, as the kernel's `eventfd_ctx_fdget()`: a
-/// write to one could block for ever.
+/// write to one could block forever.
 pub(crate) fn only_eventfd(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     match DescriptorKind::of(&fd) {
         DescriptorKind::Eventfd => Ok(fd),

@@ -72,7 +72,7 @@ pub use socket::{Incoming, Receiver, Sender, SocketError, connection};
 #[cfg(feature = "takeover")]
 pub use takeover::{LinkError, Takeover, TakeoverError};
 
-/// The example of the README, run with the others.
+/// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -83,7 +83,7 @@ impl Processes {
         self.start(Part::Host(role), command)
     }
 
-    /// Starts the server of a host's device, and returns its socket, which is not there yet.
+    /// Starts the server of a host's device, and returns its socket, which may not exist yet.
     pub(super) fn start_server(&mut self, role: Role, model: &str) -> Result<PathBuf, Failure> {
         let folder = match &mut self.folder {
             Some(folder) => folder,

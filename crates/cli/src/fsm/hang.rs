@@ -1,7 +1,8 @@
 //! Two requests that hang in many kernels, and the kernels that are known to answer them.
 //!
 //! From Linux 6.2 on, a device with PRE_COPY that is asked for STOP_COPY -> PRE_COPY or STOP_COPY -> PRE_COPY_P2P made
-//! `vfio_mig_get_next_state()` loop for ever, with the driver's lock held. Commit a26b499b757c of June 2026 ends the loop.
+//! `vfio_mig_get_next_state()` loop forever, with the driver's lock held. Commit a26b499b757c of June 2026 ends the
+//! loop.
 
 use whimbrel_protocol::State;
 

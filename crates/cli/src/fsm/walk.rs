@@ -137,7 +137,7 @@ fn unfixed_kernel() -> Option<String> {
     let release = std::fs::read_to_string(hang::RELEASE).unwrap_or_default();
     let release = release.trim();
     (!hang::has_fix(release)).then(|| {
-        format!("it loops for ever in kernels without commit a26b499b757c, and Linux {release} is not known to have it")
+        format!("it loops forever in kernels without commit a26b499b757c, and Linux {release} is not known to have it")
     })
 }
 

@@ -89,7 +89,7 @@ fn open_again(file: File, open_flags: u32) -> Result<File, Errno> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     match open(path.as_str(), wanted | OFlags::CLOEXEC, Mode::empty()) {
         Ok(opened) => Ok(opened.into()),
-        // A DMA-buf cannot be opened a second time, nor anything where procfs is not there.
+        // A DMA-buf cannot be opened a second time, nor any file without procfs.
         Err(error) => {
             let has = fcntl_getfl(&file);
             let mode = |flags: OFlags| flags & OFlags::RWMODE;

@@ -2,7 +2,7 @@
 
 use crate::Errno;
 
-/// A stretch of IO virtual addresses, in bytes. `iova + length` does not overflow.
+/// A range of IO virtual addresses, in bytes. `iova + length` does not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IovaRange {
     iova: u64,

@@ -1,5 +1,5 @@
-//! The address space of a kernel device: a type1 container or an address space of an iommufd, and the regions
-//! mapped in it, which stay alive as long as the kernel may use them.
+//! The address space of a kernel device: a type1 container or an IOAS, and the regions mapped in it, which stay alive
+//! as long as the kernel may use them.
 // A mapping lets a device write to memory behind the compiler's back. This module keeps every mapped region
 // alive until the kernel has confirmed that the mapping is gone.
 #![allow(unsafe_code)]

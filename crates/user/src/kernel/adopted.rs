@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// A device behind an fd that another part of the program has opened, through a group or as a cdev.
 ///
-/// All requests of the device itself work. The memory it reaches stays the business of the VMM: there is no
+/// All requests of the device itself work. The VMM still manages DMA mappings: there is no
 /// [`Device::dma_map`](crate::Device::dma_map).
 ///
 /// ```no_run

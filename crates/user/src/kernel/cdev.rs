@@ -1,4 +1,4 @@
-//! A device opened through its own character file, with an iommufd for its memory.
+//! A device opened through its cdev, with an iommufd for its DMA.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -26,7 +26,7 @@ const BIND_WITHOUT_TOKEN: u32 = 16;
 /// accept.
 const ATTACH_WITHOUT_PASID: u32 = 12;
 
-/// A device with a character file of its own, bound to an iommufd and attached to an address space in it.
+/// A device opened through its cdev, bound to an iommufd and attached to an address space in it.
 ///
 /// A device in use through its group cannot be opened in this way, and vice versa. When this object is
 /// dropped, its mappings are removed and its address space is destroyed.

@@ -1,4 +1,4 @@
-//! A device's migration as the kernel's debugfs tells it: a second witness, beside the device's own file.
+//! A device's migration state in the kernel's debugfs: a second source, besides the device fd.
 
 use std::fs;
 use std::path::Path;
@@ -14,15 +14,16 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 pub struct MigrationDebug {
     /// The state, as the kernel writes it: `RUNNING`, `STOP_COPY` and so on.
     pub state: String,
-    /// The supported features, as the kernel writes them, such as `pre-copy`; `None` for a kernel that does not tell.
+    /// The supported features, as the kernel writes them, such as `pre-copy`; `None` for a kernel that does not report
+    /// them.
     pub features: Option<Vec<String>>,
 }
 
 impl HostDevice {
-    /// Returns what debugfs tells of the device's migration.
+    /// Returns the device's migration from debugfs.
     ///
-    /// `None` without debugfs, without the right to read it, and for a device or a kernel (before 6.9, or without
-    /// CONFIG_VFIO_DEBUGFS) that has nothing there.
+    /// `None` without debugfs, without permission to read it, and for a device or a kernel (before 6.9, or without
+    /// CONFIG_VFIO_DEBUGFS) without an entry.
     pub fn migration_debug(&self) -> Option<MigrationDebug> {
         read(Path::new(DEBUGFS), &self.name)
     }

@@ -1,4 +1,4 @@
-//! A device opened through its IOMMU group, with a container for its memory.
+//! A device opened through its IOMMU group, with a container for its DMA.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};

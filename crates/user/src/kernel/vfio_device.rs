@@ -63,7 +63,7 @@ pub(super) trait OnKernel: Send {
 
     fn vfio_mut(&mut self) -> &mut VfioDevice;
 
-    /// The address space in which it reaches memory, if that is the business of this object.
+    /// Returns the address space of its DMA, if this object owns it.
     fn memory(&mut self) -> Option<&mut AddressSpace>;
 }
 

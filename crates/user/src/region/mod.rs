@@ -1,4 +1,4 @@
-//! Devices that migrate through a region: drivers of kernels 5.8 to 5.17 (v1), and those of the draft of 2019.
+//! Devices that migrate through a region: drivers of kernels 5.8 to 5.17 (v1), and of the draft of 2019.
 //!
 //! [`adapt`] looks for the region (its capability TYPE is 3/1) on a device without migration v2 and gives it the
 //! interface of v2: [`Migratable::migration_flags`](crate::Migratable::migration_flags) is STOP_COPY with PRE_COPY,
@@ -8,23 +8,24 @@
 //! # v1 or the draft
 //!
 //! Both regions have the same type and subtype and do not report their version: the first 32 bytes are the same, and no
-//! later access fails reliably in only one of them. So [`adapt`] assumes v1, which kernels had, and [`adapt_as`] takes
-//! the version from the caller. Treating the draft's region as v1 costs its dirty log: all memory is resent after the
-//! stop. The opposite mistake would lose memory, because a v1 device does not report dirty pages; so the draft is never
-//! assumed, and a region whose data begin within the 64 bytes of the draft's structure is refused as the draft's.
+//! later access fails reliably in only one of them. So [`adapt`] assumes v1, the version in released kernels, and
+//! [`adapt_as`] takes the version from the caller. Treating the draft's region as v1 costs its dirty log: all memory is
+//! resent after the stop. The opposite mistake would lose memory, because a v1 device does not report dirty pages; so
+//! the draft is never assumed, and a region whose data begin within the 64 bytes of the draft's structure is refused as
+//! the draft's.
 //!
 //! # Where a region is not v2
 //!
 //! - There are no P2P states.
-//! - `device_state` is written once where v1's text draws the change (from running to resuming, say), else step by step
-//!   along v2's path.
-//! - From resuming the text draws no change but to running. A device that refuses STOP there is left in resuming, where
-//!   it does not work either; whether it takes its state is then known only when it is to run.
+//! - `device_state` is written once for a change in v1's diagram (such as running to resuming), else step by step along
+//!   v2's path.
+//! - From resuming the diagram only leads to running. A device that refuses STOP there is left in resuming, where it
+//!   does not run either; an invalid state is then detected only when it must run.
 //! - [`Migratable::data_size`](crate::Migratable::data_size) is known only while the device is saved.
-//! - Dirty pages are told by the draft's region, or, for v1, by what the device's memory is mapped through, where that
-//!   can tell ([`DmaMap::dirty_log`](crate::DmaMap::dirty_log)).
-//! - Data come in transactions. A v1 device is to get them as they were given, which
-//!   [`DataFile::write_piece`](crate::DataFile::write_piece) is for.
+//! - Dirty pages are reported by the draft's region, or, for v1, by the address space, if it has a log
+//!   ([`DmaMap::dirty_log`](crate::DmaMap::dirty_log)).
+//! - Data is divided into transactions, which a v1 device must get unchanged: use
+//!   [`DataFile::write_piece`](crate::DataFile::write_piece).
 //!
 //! ```
 //! use whimbrel_models::Model;
@@ -60,7 +61,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::operation::Operation;
 
-/// As many regions of a device are looked at.
+/// Maximum number of regions that are searched.
 const MAX_REGIONS: u32 = 1024;
 
 /// Returns the device with the interface of migration v2, if it has a v1 migration region and no migration v2; else the
@@ -107,7 +108,7 @@ fn find(device: &mut dyn Device) -> Result<Option<(u32, Region)>> {
         subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
     };
     let count = device.info()?.num_regions.min(MAX_REGIONS);
-    // An index whose region is not there is answered with an error by some drivers.
+    // Some drivers return an error for an index without a region.
     let mut regions = (0..count).filter_map(|index| Some((index, device.region_info(index).ok()?)));
     Ok(regions.find(|(_, region)| region.capabilities.contains(&migration)))
 }

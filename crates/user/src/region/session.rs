@@ -12,7 +12,7 @@ use super::half::Half;
 use crate::data_file::StateFile;
 use crate::error::Error;
 
-/// The half is whole at every moment: what a thread that panicked did can be gone on from.
+/// Locks the half, which is consistent at every moment, even if a thread panicked.
 pub(super) fn lock(half: &Mutex<Half>) -> MutexGuard<'_, Half> {
     half.lock().unwrap_or_else(PoisonError::into_inner)
 }

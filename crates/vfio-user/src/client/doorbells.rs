@@ -11,7 +11,7 @@ use super::device::{ROOM, region};
 use crate::eventfd::only_eventfd;
 use crate::message::{Command, IoFdKind, Reply, Request, SubRegion};
 
-/// A part of a region that the server accepts accesses to through a descriptor.
+/// A part of a region that can be accessed through a descriptor.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RegionIoFd {

@@ -41,8 +41,9 @@ fn channel(
         (Some(-1), None, _) => Ok(None),
         (Some(0), Some(socket), true) => {
             let name = connection.name().to_owned();
-            let (limits, patience) = (connection.limits(), connection.patience);
-            let channel = StateChannel::new(name, socket, limits, patience, connection.deviations.clone());
+            let (limits, request_timeout) = (connection.limits(), connection.request_timeout);
+            let channel =
+                StateChannel::new(name, socket, limits, request_timeout, connection.deviations.clone());
             channel.map(Some).map_err(|_| "the session's descriptor is not a stream socket")
         }
         _ => Err("data_fd does not match the descriptors"),

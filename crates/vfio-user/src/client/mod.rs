@@ -70,7 +70,7 @@ pub struct ClientOptions {
     /// Timeout of a request, from its first byte sent to the last byte of the reply; note that some devices need long
     /// for a state change. A timeout ends the connection with ETIMEDOUT. It also bounds the time that the server may
     /// take to accept the connection.
-    pub patience: Duration,
+    pub request_timeout: Duration,
     /// The proposal to the server, which can be less than [`Client::capabilities`].
     pub capabilities: Capabilities,
 }
@@ -78,15 +78,15 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     /// 30 seconds, and all capabilities of the client.
     fn default() -> ClientOptions {
-        ClientOptions { patience: Duration::from_secs(30), capabilities: Client::capabilities() }
+        ClientOptions { request_timeout: Duration::from_secs(30), capabilities: Client::capabilities() }
     }
 }
 
 impl ClientOptions {
-    /// Sets [`ClientOptions::patience`].
+    /// Sets [`ClientOptions::request_timeout`].
     #[must_use]
-    pub fn patience(self, patience: Duration) -> ClientOptions {
-        ClientOptions { patience, ..self }
+    pub fn request_timeout(self, request_timeout: Duration) -> ClientOptions {
+        ClientOptions { request_timeout, ..self }
     }
 
     /// Sets [`ClientOptions::capabilities`].
@@ -137,8 +137,8 @@ impl Client {
         let name = format!("vfio-user:{}", path.display());
         let deadline = Instant::now() + LEAVING;
         loop {
-            let stream =
-                connect(path, options.patience).map_err(|error| cannot_connect(&name, path, &error))?;
+            let stream = connect(path, options.request_timeout)
+                .map_err(|error| cannot_connect(&name, path, &error))?;
             match Client::open(name.clone(), stream, options) {
                 Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
                 other => return other.map_err(busy_explained),
@@ -159,7 +159,7 @@ impl Client {
             twin_socket: options.capabilities.twin_socket.filter(|_| options.capabilities.max_msg_fds > 0),
             ..options.capabilities.clone()
         };
-        let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.patience)
+        let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.request_timeout)
             .map_err(|error| Error::unusable(&name, format!("cannot use the socket: {error}")))?;
         negotiate(&mut connection, proposed)?;
         Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
@@ -184,11 +184,11 @@ impl Client {
 }
 
 /// Connects, with a timeout in case the server does not accept.
-fn connect(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
+fn connect(path: &Path, request_timeout: Duration) -> std::io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let patience = patience.max(Duration::from_millis(1));
-    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    let request_timeout = request_timeout.max(Duration::from_millis(1));
+    set_socket_timeout(&socket, Timeout::Send, Some(request_timeout))?;
     loop {
         match rustix::net::connect(&socket, &address) {
             Ok(()) => return Ok(socket.into()),

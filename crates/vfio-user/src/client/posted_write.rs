@@ -13,7 +13,7 @@ impl Client {
     /// effect after it. A read therefore waits for all writes before it.
     ///
     /// It blocks only while the socket is full because the server is slower. If the server reads nothing for
-    /// [`ClientOptions::patience`](super::ClientOptions::patience), the connection ends with ETIMEDOUT.
+    /// [`ClientOptions::request_timeout`](super::ClientOptions::request_timeout), the connection ends with ETIMEDOUT.
     ///
     /// ```
     /// # use std::os::unix::net::UnixStream;

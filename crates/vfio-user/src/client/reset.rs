@@ -15,9 +15,8 @@ use crate::message::{Command, Request};
 /// Resets the device: it is in RUNNING afterwards, as after VFIO_DEVICE_RESET.
 ///
 /// libvfio-user refuses to reset a device in STOP or STOP_COPY, and its newest version keeps the migration state. The
-/// contents of such a device are discarded by RESUMING, where the reset is possible. Running it first would activate
-/// a state that may be active on another host.
-/// at work on another host.
+/// contents of such a device are discarded by RESUMING, where the reset is possible. Running it first would activate a
+/// state that may be active on another host.
 pub(super) fn reset(connection: &mut Connection) -> Result<()> {
     match ask(connection) {
         Ok(()) => {}

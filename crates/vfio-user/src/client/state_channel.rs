@@ -32,7 +32,7 @@ pub(super) struct StateChannel {
     name: String,
     socket: OwnedFd,
     limits: Limits,
-    patience: Duration,
+    request_timeout: Duration,
     deviations: Arc<Deviations>,
     next_id: u16,
     out: MessageBuffer,
@@ -46,14 +46,23 @@ impl StateChannel {
         name: String,
         socket: OwnedFd,
         limits: Limits,
-        patience: Duration,
+        request_timeout: Duration,
         deviations: Arc<Deviations>,
     ) -> std::result::Result<StateChannel, Errno> {
         if socket_type(&socket) != Ok(SocketType::STREAM) {
             return Err(Errno::EINVAL);
         }
         let out = MessageBuffer::new();
-        Ok(StateChannel { name, socket, limits, patience, deviations, next_id: 1, out, is_over: false })
+        Ok(StateChannel {
+            name,
+            socket,
+            limits,
+            request_timeout,
+            deviations,
+            next_id: 1,
+            out,
+            is_over: false,
+        })
     }
 
     /// Sends VFIO_USER_MIG_DATA_READ, for as many bytes as fit in `buffer` and a message.
@@ -108,7 +117,7 @@ impl StateChannel {
         self.next_id = self.next_id.wrapping_add(1);
         self.out.clear();
         self.out.request(id, false, request);
-        let deadline = Instant::now().checked_add(self.patience);
+        let deadline = Instant::now().checked_add(self.request_timeout);
         let mut head = [0; DataHead::SIZE];
         let head: &[u8] = if data.is_empty() {
             self.out.as_bytes()
@@ -208,7 +217,7 @@ impl StateChannel {
     fn failed(&mut self, command: Command, error: SystemError) -> Error {
         self.is_over = true;
         if error == SystemError::TIMEDOUT {
-            return timed_out(&self.name, command, self.patience);
+            return timed_out(&self.name, command, self.request_timeout);
         }
         Error::request(&self.name, command.name(), error.into())
     }

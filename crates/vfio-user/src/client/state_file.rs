@@ -59,7 +59,7 @@ impl RemoteFile {
             if let Err(errno) = check(&self.sessions, self.session) {
                 return errno;
             }
-            // Nothing interrupts a message, and a server that always said so would be asked for ever.
+            // Nothing interrupts a message, and a server that always said so would be asked forever.
             let errno = error.errno().filter(|errno| *errno != Errno::EINTR).unwrap_or(Errno::EIO);
             self.failure = Some(error);
             errno

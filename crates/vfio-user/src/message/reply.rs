@@ -12,7 +12,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reply<'a> {
-    /// To VFIO_USER_VERSION: what holds from now on.
+    /// To VFIO_USER_VERSION: the agreed version and capabilities.
     Version(Version),
     /// To VFIO_USER_DMA_MAP.
     DmaMap,
@@ -30,7 +30,7 @@ pub enum Reply<'a> {
     DeviceSetIrqs,
     /// To VFIO_USER_REGION_READ, with as much data as its count says.
     RegionRead(RegionAccess, &'a [u8]),
-    /// To VFIO_USER_REGION_WRITE: what was written.
+    /// To VFIO_USER_REGION_WRITE: the part written.
     RegionWrite(RegionAccess),
     /// To VFIO_USER_DMA_READ.
     DmaRead {
@@ -52,8 +52,8 @@ pub enum Reply<'a> {
     DeviceFeature(DeviceFeature<'a>),
     /// To VFIO_USER_MIG_DATA_READ.
     MigDataRead {
-        /// The next bytes of the device's state. Fewer than asked for say that there are no more; where
-        /// [`read_end`](crate::MigrationExtensions::read_end) is agreed on, only none at all says so.
+        /// The next bytes of the device's state. A short read is the end; with
+        /// [`read_end`](crate::MigrationExtensions::read_end) only an empty one is.
         data: &'a [u8],
     },
     /// To VFIO_USER_MIG_DATA_WRITE.
@@ -99,7 +99,7 @@ impl<'a> Reply<'a> {
         })
     }
 
-    /// The command it answers.
+    /// Returns the command of the reply.
     pub const fn command(&self) -> Command {
         match self {
             Reply::Version(_) => Command::Version,

@@ -8,8 +8,7 @@ use super::{
     SetIrqs, Version, WriteMulti, migration_data,
 };
 
-/// A command with what it is about. `argsz` is the room that the sender has for the reply's payload, in
-/// bytes.
+/// A command with its arguments. `argsz` is the size of the sender's buffer for the reply's payload, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Request<'a> {

@@ -1,4 +1,4 @@
-//! Every message comes back as it was written; no bytes make the codec panic or hold more than it may.
+//! Tests: every message survives a round trip, and no input makes the codec panic or exceed its memory limit.
 #![allow(clippy::many_single_char_names, reason = "numbers that are whatever a field needs")]
 
 use proptest::collection::vec;

@@ -1,7 +1,7 @@
 //! A client's descriptors that are neither memory nor eventfds, and may refer to a file system that never responds.
 //!
-//! Each client has a thread that reads, writes and closes them, and may block for ever. No other thread does: it
-//! waits until a deadline. If the client leaves meanwhile, the thread ends when the file system responds, or with the
+//! Each client has a thread that reads, writes and closes them, and may block forever. No other thread does: it waits
+//! until a deadline. If the client leaves meanwhile, the thread ends when the file system responds, or with the
 //! process, whose exit waits for that too.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

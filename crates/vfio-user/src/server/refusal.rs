@@ -10,11 +10,11 @@ use whimbrel_device::Errno;
 use crate::message::{Command, HEADER, MessageBuffer};
 
 /// Time that a refused client has to send its first message.
-const PATIENCE: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Returns id and command of a newcomer's first message, if that arrives soon. The message stays in the socket.
 pub(super) fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
-    let timeout = Timespec::try_from(PATIENCE).ok();
+    let timeout = Timespec::try_from(TIMEOUT).ok();
     // Whatever fails here, the client sees what becomes of its connection.
     let _ = poll(&mut [PollFd::new(stream, PollFlags::IN)], timeout.as_ref());
     header_so_far(stream)

@@ -1,4 +1,4 @@
-//! The signal to an eventfd of the server's own.
+//! Signals to the server's own eventfds.
 
 use std::os::fd::AsFd;
 

@@ -16,7 +16,7 @@ use super::give::{Giving, Offer, Transferred, refuse};
 use super::link::{Link, LinkError};
 use super::peer::{Peer, credentials};
 use super::refusal::Refusal;
-use super::wire::{PATIENCE, REST_PATIENCE};
+use super::wire::{REST_TIMEOUT, TIMEOUT};
 use super::{TakeoverError, check_user};
 use crate::server::session::seat::{Parked, Seat};
 use crate::server::signal::signal;
@@ -121,7 +121,7 @@ impl Attempt {
 
 /// Refuses a process that requests a takeover.
 pub(crate) fn turn_down(stream: UnixStream, kept: Refusal) -> Refusal {
-    match Link::new(stream, PATIENCE) {
+    match Link::new(stream, TIMEOUT) {
         Ok(mut link) => refuse(&mut link, kept),
         Err(_) => kept,
     }
@@ -170,7 +170,7 @@ fn give(
     let giving = Giving::begin(link, peer, stop, offer)?;
     let (reply, answer) = mpsc::sync_channel(1);
     teller.tell(Event::Agreed(reply));
-    let Ok(seat) = answer.recv_timeout(PATIENCE) else {
+    let Ok(seat) = answer.recv_timeout(TIMEOUT) else {
         return Err(giving.refuse(LinkError::Stopped.into()));
     };
     if let Some(seat) = &seat
@@ -179,7 +179,7 @@ fn give(
         return Err(giving.refuse(kept));
     }
     let mut parked =
-        match seat.map_or(Ok(None), |seat| seat.park(&giving.stop, Instant::now() + REST_PATIENCE)) {
+        match seat.map_or(Ok(None), |seat| seat.park(&giving.stop, Instant::now() + REST_TIMEOUT)) {
             Ok(parked) => parked,
             Err(why) => return Err(giving.refuse(why.into())),
         };

@@ -1,4 +1,4 @@
-//! The configuration space of a PCI device, which the user must carry over in a migration.
+//! The configuration space of a PCI device, which the user must transfer in a migration.
 
 use whimbrel_device::{DeviceFile, DeviceInfoFlags, Errno, RegionInfoFlags};
 use whimbrel_uapi::pci::VFIO_PCI_CONFIG_REGION_INDEX;

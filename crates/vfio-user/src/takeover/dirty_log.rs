@@ -1,4 +1,4 @@
-//! The dirty log of a client, as it is carried from one server to another.
+//! The dirty log of a client, as transferred from one server to another.
 
 use std::time::Instant;
 

@@ -201,7 +201,7 @@ impl Giving {
         }
     }
 
-    /// Reads the configuration space, which the user must carry over in a migration.
+    /// Reads the configuration space, which the user must transfer in a migration.
     fn send_configuration(&mut self) -> Result<(), Refusal> {
         if let Some(bytes) = super::configuration::read(&self.device)
             .map_err(|errno| Refusal::new(errno, "cannot read the configuration space"))?

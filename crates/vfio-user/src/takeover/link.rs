@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::peer_text::short;
-use super::wire::{COMMAND, LIMITS, Message, PATIENCE, TAIL};
+use super::wire::{COMMAND, LIMITS, Message, TAIL, TIMEOUT};
 use crate::message::{Kind, MessageBuffer};
 use crate::socket::{Receiver, Sender, SocketError, connection, is_readable};
 
@@ -28,10 +28,10 @@ pub enum LinkError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The other server has sent or read nothing until the timeout.
-    #[error("timed out: no data from the other server for {PATIENCE:?}")]
+    #[error("timed out: no data from the other server for {TIMEOUT:?}")]
     Silent,
     /// The other server has sent or read a part of a message, but not all of it until the timeout.
-    #[error("timed out: a message between the servers was incomplete after {PATIENCE:?}")]
+    #[error("timed out: a message between the servers was incomplete after {TIMEOUT:?}")]
     Slow,
     /// The takeover as a whole took too long.
     #[error("timed out: the takeover did not complete within {0:?}")]
@@ -248,7 +248,7 @@ impl AsFd for Link {
 
 impl Limit {
     fn of_one_message(&self) -> Instant {
-        self.deadline.min(Instant::now() + PATIENCE)
+        self.deadline.min(Instant::now() + TIMEOUT)
     }
 
     fn check(&self) -> Result<(), LinkError> {

@@ -8,7 +8,7 @@
 //! and the socket that clients connect to. Signals of the client during the takeover stay in the eventfds' counters,
 //! and its messages in the socket's buffer.
 //!
-//! A device that is being migrated stays where it is, and so does one that cannot migrate, and one whose client has
+//! A takeover is refused for a device that is being migrated, for one that cannot migrate, and for one whose client has
 //! received a region's file, which refers to the old process's memory.
 //!
 //! # Ownership of the device
@@ -56,7 +56,7 @@
 //! | | request: the versions that it speaks (1 is this one) |
 //! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; the device's maximum downtime | |
 //! | | accept, or failed |
-//! | begin: the device stands, and had this state | |
+//! | begin: the device is stopped, and was in this state | |
 //! | state, any number of times; configuration; descriptors, any number of times | |
 //! | interrupts, ioeventfds | |
 //! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
@@ -100,7 +100,7 @@ use self::link::Link;
 pub use self::link::LinkError;
 pub(crate) use self::refusal::Refusal;
 pub(crate) use self::wire::{COMMAND, TakeoversRecord};
-use self::wire::{Message, PATIENCE, REST_PATIENCE, VERSIONS};
+use self::wire::{Message, REST_TIMEOUT, TIMEOUT, VERSIONS};
 #[cfg(doc)]
 use crate::server::Server;
 use crate::server::backend::Backend;
@@ -254,7 +254,7 @@ type At = (PathBuf, (u64, u64));
 impl Takeover {
     /// Requests the device of the server at a path: the clients' socket, or the socket for takeovers.
     pub fn connect(path: impl AsRef<Path>) -> Result<Takeover, TakeoverError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // The socket's file goes away with the last server: it has to be found where it is.
         let path = path.as_ref().canonicalize().map_err(TakeoverError::Connect)?;
         let mut tries = 1..=TRIES;
@@ -315,7 +315,7 @@ impl Takeover {
     /// Loads the device into the backend's, and takes its client and the sockets.
     pub(crate) fn take_into(mut self, backend: &Backend) -> Result<TakenOver, TakeoverError> {
         // One message to begin with, the client's rest, the pause, and one message to end with.
-        self.link.limit(2 * PATIENCE + REST_PATIENCE + self.pause);
+        self.link.limit(2 * TIMEOUT + REST_TIMEOUT + self.pause);
         let own = Description::of(backend.device())?;
         let taken = take::take(&mut self.link, &self.offered, &own, backend, self.takeovers.is_some())?;
         let listener = |socket, (path, identity): At| {

@@ -1,4 +1,4 @@
-//! A device that is stopped to be handed over, and that continues if it is not.
+//! A device that is stopped for a handover, and resumed if that fails.
 
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
 use whimbrel_user::{DataFile, Device};

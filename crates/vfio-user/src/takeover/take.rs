@@ -21,7 +21,7 @@ use super::records::{
     UnreadRecord, WaitingRecord,
 };
 use super::stopped::sleep_again;
-use super::wire::{Begin, MAX_DATA, Message, PATIENCE};
+use super::wire::{Begin, MAX_DATA, Message, TIMEOUT};
 use crate::message::{HEADER, Header, Kind, Limits};
 use crate::server::backend::{Backend, Turn};
 use crate::server::session::dirty_log::Log;
@@ -469,7 +469,7 @@ fn commit(
     }
     destination.started(true);
     // This has to be said, however late it is.
-    link.limit(PATIENCE);
+    link.limit(TIMEOUT);
     let told = link.send(&Message::Running);
     if let Err(error) = &told {
         // It has said that the device is this server's, whatever became of it since.

@@ -23,11 +23,11 @@ pub(crate) const COMMAND: u16 = 0x5754;
 pub(super) const VERSIONS: [u32; 1] = [1];
 
 /// Timeout of one message, from the start of the wait until it is complete.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that the client's serving thread may take to rest. Longer than the timeout of a device's access to the
 /// client's memory, and short enough to tell the new server.
-pub(crate) const REST_PATIENCE: Duration = Duration::from_secs(7);
+pub(crate) const REST_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Maximum data of one message in bytes.
 pub(super) const MAX_DATA: usize = 1 << 20;

@@ -24,11 +24,11 @@ fn count(folder: &str) -> usize {
 
 /// Descriptors and threads of this process. A thread that was joined may still be listed for a moment.
 pub(crate) fn open(most: Option<(usize, usize)>) -> (usize, usize) {
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let found = (count("/proc/self/fd"), count("/proc/self/task"));
         let is_enough = most.is_none_or(|(fds, threads)| found.0 <= fds && found.1 <= threads);
-        if is_enough || Instant::now() >= patience {
+        if is_enough || Instant::now() >= deadline {
             return found;
         }
         std::thread::sleep(Duration::from_millis(1));

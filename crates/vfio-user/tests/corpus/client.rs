@@ -30,7 +30,7 @@ use super::next_client::{open_descriptors, threads};
 
 const PAGE: u64 = 4096;
 /// How long the client waits for an answer that does not come.
-const PATIENCE: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_millis(20);
 /// How long anything may take that must come to an end. It never comes to that.
 const END: Duration = Duration::from_mins(1);
 
@@ -71,7 +71,7 @@ fn options(how: u8) -> ClientOptions {
         .write_multiple(how & 8 == 0)
         .twin_socket(twin_socket.filter(|_| how & 16 == 0))
         .migration_extensions(extensions.filter(|_| how & 32 == 0));
-    ClientOptions::default().patience(PATIENCE).capabilities(capabilities)
+    ClientOptions::default().request_timeout(TIMEOUT).capabilities(capabilities)
 }
 
 fn memory(size: u64) -> File {

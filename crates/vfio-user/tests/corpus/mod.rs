@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// How long one input may take. It takes milliseconds.
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Runs every input of a target, and says which one failed or does not end.
 fn replay(target: &str, run: fn(&[u8])) {
@@ -33,7 +33,7 @@ fn replay(target: &str, run: fn(&[u8])) {
     });
     let mut last = PathBuf::new();
     loop {
-        match begun.recv_timeout(PATIENCE) {
+        match begun.recv_timeout(TIMEOUT) {
             Ok(file) => last = file,
             Err(RecvTimeoutError::Timeout) => panic!("{} does not end", last.display()),
             Err(RecvTimeoutError::Disconnected) => break,

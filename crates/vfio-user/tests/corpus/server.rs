@@ -36,7 +36,7 @@ use super::next_client::{answered, ask_all, messages, next_message, open_descrip
 use crate::support::{self, BAR, Board, DOORBELL, Host, PAGE, memory};
 
 /// How long anything may take that must come to an end. It never comes to that.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// Steps of one input at most.
 const STEPS: usize = 64;
 
@@ -211,7 +211,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let Peer { links, is_exact, server, memory, given, .. } = peer;
     drop((server, memory, given));
     let conversations: Vec<_> = links.into_iter().map(|link| (link.sent, link.got)).collect();
-    let (first, second) = match outcome.recv_timeout(PATIENCE) {
+    let (first, second) = match outcome.recv_timeout(TIMEOUT) {
         Ok(results) => results,
         Err(RecvTimeoutError::Timeout) => panic!("the client has left, and the server serves it"),
         Err(RecvTimeoutError::Disconnected) => panic!("the server panicked: {:?}", thread.join().err()),
@@ -227,7 +227,7 @@ pub(crate) fn run(bytes: &[u8]) {
     answered(next_ours);
     assert!(backend.device().bus().dma().is_empty(), "memory of clients that have left is mapped");
     // Another thread of the device may have it in its hands for a moment.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while open_descriptors() != before || threads() > threads_before {
         assert!(Instant::now() < deadline, "{before} descriptors were open, and {} are", open_descriptors());
         std::thread::yield_now();
@@ -361,9 +361,9 @@ impl Peer<'_> {
                 PollFd::new(&link.stream, PollFlags::IN | room)
             })
             .collect();
-        let patience = Timespec::try_from(PATIENCE).unwrap();
+        let timeout = Timespec::try_from(TIMEOUT).unwrap();
         // An error is a signal, and who waits looks again.
-        let ready = poll(&mut asked, Some(&patience));
+        let ready = poll(&mut asked, Some(&timeout));
         assert_ne!(ready, Ok(0), "the server neither reads nor writes");
     }
 

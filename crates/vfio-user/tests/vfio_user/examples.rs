@@ -58,9 +58,9 @@ fn devices_at_sockets_are_driven_and_moved() {
     let paths: [PathBuf; 2] = ["source", "destination"].map(|name| folder.path().join(name));
     let mut servers =
         paths.each_ref().map(|path| example("serve_model").arg("accel").arg(path).spawn().unwrap());
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !paths.iter().all(|path| path.exists()) {
-        assert!(Instant::now() < patience, "the servers do not serve");
+        assert!(Instant::now() < deadline, "the servers do not serve");
         std::thread::sleep(Duration::from_millis(1));
     }
     let [source, destination] = &paths;
@@ -89,9 +89,9 @@ impl FirstDrivers {
         let servers = FirstDrivers(
             paths.iter().map(|path| example("first_driver").arg(path).spawn().unwrap()).collect(),
         );
-        let patience = Instant::now() + Duration::from_mins(1);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while !paths.iter().all(|path| path.exists()) {
-            assert!(Instant::now() < patience, "the servers do not serve");
+            assert!(Instant::now() < deadline, "the servers do not serve");
             std::thread::sleep(Duration::from_millis(1));
         }
         servers

@@ -226,7 +226,7 @@ fn theirs() -> (Client, Receiver<Told>, JoinHandle<()>, tempfile::TempDir) {
         let server = vfio_user::Server::from_owned_fd(listener, true, irqs, vec![region]);
         server.run(&mut Card { registers: vec![0; 1 << 20], told }).unwrap();
     });
-    let options = ClientOptions::default().patience(LONG / 2);
+    let options = ClientOptions::default().request_timeout(LONG / 2);
     (Client::connect(&path, &options).unwrap(), asked, thread, folder)
 }
 

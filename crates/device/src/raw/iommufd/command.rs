@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use super::Caller;
 use crate::raw::process::Process;
 
-/// Bytes looked at in one go.
+/// Bytes processed per step.
 const CHUNK: usize = 4096;
 
 pub(super) struct Command<'a> {

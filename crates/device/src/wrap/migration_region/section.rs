@@ -28,7 +28,7 @@ impl Section {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(memfd_create(c"migration region", flags)?);
         file.set_len(size).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EIO))?;
-        // A user that gets the file and makes it shorter would kill whoever touches the rest.
+        // A user that truncates the file would kill any process that accesses the rest.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&file, seals)?;
         let file = Arc::new(file);

@@ -109,7 +109,7 @@ fn records_that_cannot_come_where_they_do_are_refused_at_once() {
         ("zeros beyond all", vec![head()], zeros(0, u32::MAX)),
         ("a short block", vec![head()], record(KIND_BLOCK, 255, 0)),
         ("a long block", vec![head()], record(KIND_BLOCK, u32::MAX, 0)),
-        ("a block that is not there", vec![head(), zeros(0, 8)], record(KIND_BLOCK, 256, 8)),
+        ("a missing block", vec![head(), zeros(0, 8)], record(KIND_BLOCK, 256, 8)),
         ("a block far away", vec![head(), zeros(0, 8)], record(KIND_BLOCK, 256, u64::MAX)),
         ("zeros in the second pass", vec![head(), zeros(0, 8)], zeros(0, 1)),
         ("a final before all blocks", vec![head(), zeros(0, 7)], record(KIND_FINAL, FINAL, 0)),

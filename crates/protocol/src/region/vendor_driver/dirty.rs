@@ -306,13 +306,12 @@ impl Range {
     }
 }
 
-/// Dirty memory that a log has reported and the user has not seen: start and end of each stretch, in bytes.
+/// Dirty memory that a log has reported and the user has not seen: start and end of each range, in bytes.
 #[derive(Debug, Default)]
 struct Owed(std::collections::BTreeMap<u64, u64>);
 
 impl Owed {
-    /// Maximum number of separate stretches. More are merged into one, which reports too much and loses
-    /// nothing.
+    /// Maximum number of separate ranges. More are merged into one, which reports too much and loses nothing.
     const MAX_STRETCHES: usize = 1 << 16;
 
     fn add(&mut self, mut iova: u64, mut end: u64) {

@@ -51,7 +51,7 @@ pub(super) struct Connection {
     payload: Vec<u8>,
     next_id: u16,
     /// Timeout of a whole request, from its first byte to the last of its reply.
-    pub(super) patience: Duration,
+    pub(super) request_timeout: Duration,
     pub(super) deviations: Arc<Deviations>,
     /// The number of errors that may still arrive for no request.
     strays: usize,
@@ -99,11 +99,11 @@ impl Connection {
         name: String,
         stream: UnixStream,
         proposed: Capabilities,
-        patience: Duration,
+        request_timeout: Duration,
     ) -> io::Result<Connection> {
         // A limit of zero would be none at all.
-        let patience = patience.max(Duration::from_millis(1));
-        stream.set_read_timeout(Some(patience))?;
+        let request_timeout = request_timeout.max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(request_timeout))?;
         let limits = Limits::new(proposed.max_data_xfer_size);
         let (receiver, sender) = connection(stream, limits);
         Ok(Connection {
@@ -118,7 +118,7 @@ impl Connection {
             out: MessageBuffer::new(),
             payload: Vec::new(),
             next_id: 1,
-            patience,
+            request_timeout,
             is_over: false,
             agreed: proposed,
             memory: Memory::default(),
@@ -260,7 +260,7 @@ impl Connection {
         out: &mut MessageBuffer,
     ) -> std::result::Result<Step, Failed> {
         let limits = self.limits();
-        let message = receive(&mut self.receiver, deadline, self.patience)?;
+        let message = receive(&mut self.receiver, deadline, self.request_timeout)?;
         let header = message.header;
         match header.kind {
             Kind::Command { no_reply } => {
@@ -337,7 +337,7 @@ impl Connection {
             SocketError::HungUp { .. } => self.refused(what, Errno::ECONNRESET),
             SocketError::System(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    timed_out(&self.name, what, self.patience)
+                    timed_out(&self.name, what, self.request_timeout)
                 }
                 _ => self.refused(what, Errno::from_io_error(&error).unwrap_or(Errno::ECONNRESET)),
             },
@@ -362,8 +362,12 @@ impl Drop for Connection {
 }
 
 /// Returns the error for a server that did not answer in time.
-pub(super) fn timed_out(name: &str, what: impl ToString, patience: Duration) -> Error {
-    Error::request(name, format!("{}: no reply within {patience:?}", what.to_string()), Errno::ETIMEDOUT)
+pub(super) fn timed_out(name: &str, what: impl ToString, request_timeout: Duration) -> Error {
+    Error::request(
+        name,
+        format!("{}: no reply within {request_timeout:?}", what.to_string()),
+        Errno::ETIMEDOUT,
+    )
 }
 
 /// Returns the error for an invalid payload. The messages after it can still be told apart.

@@ -1,5 +1,5 @@
 //! Sends messages as far as there is room, and meanwhile reads what the server sends: neither side blocks the other
-//! for ever, however full the socket is.
+//! forever, however full the socket is.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -155,7 +155,7 @@ impl Connection {
 
     /// Returns the deadline for a request that begins now.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.patience)
+        Instant::now().checked_add(self.request_timeout)
     }
 }
 
@@ -180,13 +180,13 @@ fn wait(socket: impl AsFd, wanted: PollFlags, deadline: Option<Instant>) -> Resu
 pub(super) fn receive(
     receiver: &mut Receiver,
     deadline: Option<Instant>,
-    patience: Duration,
+    request_timeout: Duration,
 ) -> Result<Incoming<'_>, Failed> {
     while !receiver.is_ready() {
-        // Reads of the socket end by themselves after `patience`: while about all of it is left that is soon
+        // Reads of the socket end by themselves after `request_timeout`: while about all of it is left that is soon
         // enough, and saves a system call for each short message.
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_none_or(|left| left + SLACK < patience) {
+        if left.is_none_or(|left| left + SLACK < request_timeout) {
             wait(&*receiver, PollFlags::IN, deadline)?;
         }
         if !receiver.read_once()? {

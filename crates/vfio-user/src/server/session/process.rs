@@ -65,7 +65,7 @@ impl Process for Caller {
     fn eventfd(&self, fd: i32) -> Result<OwnedFd, Errno> {
         let found = usize::try_from(fd).ok().and_then(|index| self.descriptors.get(index));
         let found = found.ok_or(Errno::EBADF)?;
-        // A copy of anything else might not be closed for ever.
+        // Closing a copy of anything else might block forever.
         if DescriptorKind::of(found) != DescriptorKind::Eventfd {
             return Err(Errno::EINVAL);
         }

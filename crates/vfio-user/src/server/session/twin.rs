@@ -26,8 +26,8 @@ pub(super) fn make(
     }
     match UnixStream::pair() {
         Ok((own, theirs)) => {
-            // Who waits for commands looks now and then at what comes over the twin. Where that cannot be had,
-            // it is looked at when the device wants something.
+            // The thread that waits for commands also reads the twin socket at intervals. Without such timeouts, the
+            // twin is read when the device makes a request.
             let _ = commands.socket().end_reads_after(LOOK);
             let (receiver, sender) = connection(own, limits);
             answer.capabilities.twin_socket = Some(TwinSocket { supported: true, fd_index: Some(0) });

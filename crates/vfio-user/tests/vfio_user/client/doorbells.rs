@@ -21,9 +21,9 @@ fn ring(part: &RegionIoFd) {
 }
 
 fn wait_until_rung(client: &mut Client, times: u64) {
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while rung(client) != times {
-        assert!(Instant::now() < patience, "the doorbell was not rung");
+        assert!(Instant::now() < deadline, "the doorbell was not rung");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -58,9 +58,9 @@ fn a_backend_has_more_doorbells_than_the_driver_names_and_each_once() {
     let expected: Vec<u64> = [doorbell().offset].into_iter().chain(0x100..0x180).collect();
     assert_eq!(offsets, expected);
     ring(parts.iter().find(|part| part.offset == 0x17f).unwrap());
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while written.lock().is_empty() {
-        assert!(Instant::now() < patience);
+        assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(1));
     }
     assert_eq!(*written.lock(), [(0x17f, vec![7])]);

@@ -106,7 +106,7 @@ fn a_server_that_hangs_up_at_any_offset_is_an_error_and_the_connection_is_over()
 fn a_server_that_does_not_answer_is_given_up() {
     for bytes in [vec![], reply(ID, GET_INFO, &info(2))[..20].to_vec()] {
         // Long enough that the version comes in time on any machine.
-        let options = ClientOptions::default().patience(Duration::from_secs(2));
+        let options = ClientOptions::default().request_timeout(Duration::from_secs(2));
         let (mut client, thread) = server_with(bytes, false, &options);
         let error = client.info().unwrap_err();
         assert_eq!(

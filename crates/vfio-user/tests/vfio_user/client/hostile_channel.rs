@@ -26,7 +26,7 @@ fn server(
     state: State,
     data_fd: i32,
     descriptors: Vec<OwnedFd>,
-    patience: Duration,
+    timeout: Duration,
 ) -> (Client, JoinHandle<()>) {
     let (stream, client) = UnixStream::pair().unwrap();
     let thread = std::thread::spawn(move || {
@@ -71,14 +71,14 @@ fn server(
             }
         }
     });
-    let options = ClientOptions::default().patience(patience);
+    let options = ClientOptions::default().request_timeout(timeout);
     (Client::new("card", client, &options).unwrap(), thread)
 }
 
 /// A client with a channel whose other end the test has.
-fn with_channel(to: State, patience: Duration) -> (Client, DataFile, UnixStream) {
+fn with_channel(to: State, timeout: Duration) -> (Client, DataFile, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (mut client, _) = server(State::Running, 0, vec![theirs.into()], patience);
+    let (mut client, _) = server(State::Running, 0, vec![theirs.into()], timeout);
     let data = client.set_state(to).unwrap().unwrap();
     (client, data, ours)
 }
@@ -241,17 +241,17 @@ fn a_server_may_hang_up_at_every_byte_of_a_reply() {
 
 #[test]
 fn a_server_that_does_not_answer_on_the_channel_is_given_up() {
-    let patience = Duration::from_millis(50);
+    let timeout = Duration::from_millis(50);
     // Settings of the socket are nothing that the client relies on: the server may have it too.
     for piece in [&b""[..], &header(ID, READ, 30, 1, 0), &reply(ID, READ, &data(5, b"state"))[..26]] {
-        let (mut client, mut file, mut channel) = with_channel(State::StopCopy, patience);
+        let (mut client, mut file, mut channel) = with_channel(State::StopCopy, timeout);
         channel.write_all(piece).unwrap();
         let error = file.read(&mut [0; 100]).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ETIMEDOUT), "{error}");
         client.read_region(0, 0, &mut [0; 4]).unwrap();
     }
     // One that takes nothing.
-    let (_client, mut file, _channel) = with_channel(State::Resuming, patience);
+    let (_client, mut file, _channel) = with_channel(State::Resuming, timeout);
     let error = (0..1000).find_map(|_| file.write_all(&[0; 4096]).err()).unwrap();
     assert_eq!(error.errno(), Some(Errno::ETIMEDOUT), "{error}");
 }

@@ -99,14 +99,14 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     assert_eq!(destination.client().state().unwrap(), State::Running);
 
     // Wherever the jobs were done, all of them are done in the memory that has moved.
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let mut driver = GuestDriver::resume(seat(destination.client(), &there_memory), RINGS, progress);
     for number in 0..JOBS {
         let done = loop {
             if let Some(done) = driver.take_completion().unwrap() {
                 break done;
             }
-            assert!(Instant::now() < patience, "job {number} was not done");
+            assert!(Instant::now() < deadline, "job {number} was not done");
             std::thread::sleep(Duration::from_millis(1));
         };
         assert!(driver.verify(&job(number), &done).unwrap(), "job {number}");

@@ -50,9 +50,9 @@ fn fill(client: &mut Client, memory: &Arc<MmapRegion>, pattern: u64) {
     let seat = Seat { client, memory: memory.clone(), base: IOVA };
     let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + 0x4000, 2)).unwrap();
     let job = Descriptor::fill(1, IOVA + 0x8000, 0x7000, pattern);
-    let patience = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let wait = |_: &mut Seat<'_>| {
-        assert!(Instant::now() < patience, "the job was not done");
+        assert!(Instant::now() < deadline, "the job was not done");
         std::thread::sleep(Duration::from_millis(1));
         Ok(())
     };

@@ -63,7 +63,7 @@ fn write_until_refused(client: &Client) -> Error {
 
 #[test]
 fn a_server_that_takes_nothing_is_given_up() {
-    let options = ClientOptions::default().patience(Duration::from_secs(2));
+    let options = ClientOptions::default().request_timeout(Duration::from_secs(2));
     let (left, stay) = std::sync::mpsc::channel::<()>();
     let (client, thread) = plain_server(&options, move |_receiver, _sender| {
         let _ = stay.recv();

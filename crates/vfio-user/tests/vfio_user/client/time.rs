@@ -14,13 +14,13 @@ use whimbrel_vfio_user::{Capabilities, Client, ClientOptions, connection};
 use super::stranger::{Stranger, Ways};
 
 /// Long enough for the version on any machine.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// What would be waited for where each byte begins the time anew.
 const LONG: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn options() -> ClientOptions {
-    ClientOptions::default().patience(PATIENCE)
+    ClientOptions::default().request_timeout(TIMEOUT)
 }
 
 /// A client of a server that agrees on this version and then does as `then` says with the bare socket.

@@ -200,7 +200,7 @@ fn a_server_that_hangs_up_between_answers_is_an_error() {
 
 #[test]
 fn a_server_that_answers_no_more_is_given_up() {
-    let options = ClientOptions::default().patience(Duration::from_secs(2));
+    let options = ClientOptions::default().request_timeout(Duration::from_secs(2));
     let (client, thread) = plain_server(&options, |mut receiver, mut sender| {
         let mut out = MessageBuffer::new();
         answer(&mut out, next(&mut receiver));

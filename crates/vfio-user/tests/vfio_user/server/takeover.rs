@@ -607,9 +607,9 @@ fn a_device_that_asserts_its_line_asserts_it_behind_the_new_server_too() {
     let second = open();
     line.take_over_with(Backend::new(second.device().clone())).unwrap();
     // A cause that was loaded is shown once the device has worked again.
-    let patience = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while !is_asserted(&mut peer) {
-        assert!(std::time::Instant::now() < patience, "the line was lost");
+        assert!(std::time::Instant::now() < deadline, "the line was lost");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
