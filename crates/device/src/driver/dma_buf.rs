@@ -7,7 +7,7 @@ use super::Context;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::RegionDmaRange;
 
-/// The half of a driver that gives parts of a BAR to others as a file.
+/// The half of a driver that exports parts of a BAR as a file.
 ///
 /// ```
 /// use std::fs::File;
@@ -63,12 +63,11 @@ pub trait DmaBuf {
         Ok(())
     }
 
-    /// A file whose bytes are those of the ranges, one range after the other, and are shared with the device:
-    /// a file of memory, or a DMA-buf that udmabuf made of one. The ranges lie within the BAR and are of
-    /// whole pages.
+    /// Returns a file with the bytes of the ranges, one after the other, shared with the device: a memory file, or a
+    /// DMA-buf that udmabuf created from one. The ranges lie within the BAR and are of whole pages.
     fn export(&mut self, context: &Context, region: u32, ranges: &[RegionDmaRange]) -> Result<File, Errno>;
 
-    /// The user is gone: what [`DmaBuf::export`] gave leads to nothing any more. A driver that gave the
-    /// memory of its BAR goes on with a new file and makes the old one empty.
+    /// Revokes exported files after the last close. A driver that exported the memory of its BAR continues with a new
+    /// file, and truncates the old one to 0.
     fn revoke(&mut self, context: &Context);
 }

@@ -1,6 +1,6 @@
 //! Doorbells: writes to a BAR that an eventfd can make.
 
-/// The number of bytes that are written at once.
+/// The width of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WriteWidth {
     /// One.
@@ -14,7 +14,7 @@ pub enum WriteWidth {
 }
 
 impl WriteWidth {
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub const fn bytes(self) -> usize {
         match self {
             WriteWidth::One => 1,
@@ -25,15 +25,15 @@ impl WriteWidth {
     }
 }
 
-/// A write to a BAR that a signal makes. Two are the same if all of it is.
+/// A write to a BAR, made when an eventfd is signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IoeventfdWrite {
     /// Index of the BAR's region.
     pub region: u32,
-    /// Offset in bytes within it. It need not be aligned.
+    /// Offset in bytes within the region. It need not be aligned.
     pub offset: u64,
     /// The number of bytes.
     pub width: WriteWidth,
-    /// The value, of which the low bytes are written, the lowest first.
+    /// The value; its low bytes are written in little-endian order.
     pub data: u64,
 }

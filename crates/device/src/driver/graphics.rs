@@ -8,24 +8,23 @@ use super::Context;
 
 use whimbrel_protocol::Errno;
 
-/// The half of a driver that has a display.
+/// The display half of a driver.
 pub trait Graphics {
-    /// The way its planes are given. The answer never changes.
+    /// Returns how the device provides its planes. The result never changes.
     fn kind(&self) -> PlaneKind;
 
-    /// The present content of a plane; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 the primary one. `None`
-    /// while the guest has not set it up.
+    /// Returns the current content of a plane; `plane_type` is one of DRM's `DRM_PLANE_TYPE_*`, 1 for the primary
+    /// plane. `None` until the guest has set it up.
     fn plane(&mut self, context: &Context, plane_type: u32) -> Result<Option<Plane>, Errno>;
 
-    /// Returns the memory of a plane that was given as [`PlaneKind::Dmabuf`], by its number. ENOENT for an
-    /// unknown number.
+    /// Returns the memory of a plane of kind [`PlaneKind::Dmabuf`], by its number. ENOENT for an unknown number.
     fn dmabuf(&mut self, context: &Context, id: u32) -> Result<File, Errno> {
         let _ = (context, id);
         Err(Errno::ENOENT)
     }
 }
 
-/// The way in which the user gets the pixels of a plane.
+/// The way in which the device provides the pixels of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlaneKind {
     /// As a file (VFIO_GFX_PLANE_TYPE_DMABUF).
@@ -37,21 +36,21 @@ pub enum PlaneKind {
 /// The content of a plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plane {
-    /// Format of the pixels, a code of DRM.
+    /// Pixel format, a DRM code.
     pub drm_format: u32,
-    /// Layout of the pixels, a modifier of DRM.
+    /// Pixel layout, a DRM modifier.
     pub drm_format_mod: u64,
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Bytes from one row to the next.
+    /// Bytes per row.
     pub stride: u32,
     /// Size in bytes.
     pub size: u32,
     /// Position of a cursor, in pixels from the left and from the top.
     pub position: (u32, u32),
-    /// The point within a cursor that points, in pixels from its left and its top.
+    /// Hot spot of a cursor, in pixels from its left and top.
     pub hot: (u32, u32),
     /// Source of the pixels: the number of the file, or the index of the region.
     pub source: u32,

@@ -2,7 +2,7 @@
 
 use super::Context;
 
-/// The half of a driver that can put its device to sleep.
+/// The low-power half of a driver.
 ///
 /// ```
 /// use rustix::event::{EventfdFlags, eventfd};
@@ -39,10 +39,10 @@ use super::Context;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait LowPower {
-    /// The device goes to sleep: it does no work of its own until it is resumed. From D3hot, where the user
-    /// may have put it before, it is taken to D0 first, as vfio-pci does.
+    /// Puts the device to sleep: it does no work of its own until it is resumed. A device in D3hot is brought to D0
+    /// first, as in vfio-pci.
     fn suspend(&mut self, context: &Context);
 
-    /// The device works again, with the state it had.
+    /// Wakes the device with its earlier state.
     fn resume(&mut self, context: &Context);
 }

@@ -8,29 +8,29 @@ use super::Context;
 
 /// The migration half of a driver.
 ///
-/// The core asks only for arcs that [`whimbrel_protocol::fsm`] gives for [`Migration::flags`], from the state
-/// the device is in. It keeps the state itself.
+/// The core requests only arcs that [`whimbrel_protocol::fsm`] returns for [`Migration::flags`] and the current state,
+/// which the core keeps.
 pub trait Migration {
-    /// Returns the migration features, at least STOP_COPY. The answer never changes.
+    /// Returns the migration features, at least STOP_COPY. The result never changes.
     fn flags(&self) -> MigrationFlags;
 
     /// Executes one arc completely before it returns.
     ///
-    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. On the
-    /// arc RESUMING to STOP the data written is judged: EINVAL if it is short or wrong in any way, and then
-    /// the device stays in RESUMING until it is reset.
+    /// Entering a saving state from outside, or RESUMING, begins a data session; leaving them ends it. The arc RESUMING
+    /// to STOP checks the data written: EINVAL if it is incomplete or invalid, and then the device stays in RESUMING
+    /// until it is reset.
     fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError>;
 
-    /// An estimate in bytes of what STOP_COPY will yield, in any state.
+    /// Returns the estimated size of the data in STOP_COPY, in bytes, in any state.
     fn data_size(&mut self, context: &Context) -> Result<u64, Errno>;
 
-    /// Reads the next bytes of the device's state, at least one, in order. 0 is the end: for good in
-    /// STOP_COPY, for now in PRE_COPY and PRE_COPY_P2P, where the core answers ENOMSG as the header says.
+    /// Reads the next bytes of the device's state, at least one, in order. 0 is the final end in STOP_COPY, and a
+    /// temporary end in PRE_COPY and PRE_COPY_P2P, which the core reports as ENOMSG, as defined in the header.
     fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno>;
 
-    /// Takes the next bytes of a state to load, in any segmentation, and returns how many were taken.
+    /// Takes the next bytes of a state to load, in pieces of any size, and returns the number accepted.
     ///
-    /// Data that cannot be right is refused with EINVAL as soon as it is seen, data past the end with ENOMEM.
+    /// Invalid data should fail with EINVAL at once, data past the end with ENOMEM.
     fn write(&mut self, context: &Context, data: &[u8]) -> Result<usize, Errno>;
 
     /// Returns the amount of data that can be read now; called in PRE_COPY and PRE_COPY_P2P only.
@@ -39,7 +39,7 @@ pub trait Migration {
         Ok(PrecopyReport::default())
     }
 
-    /// The user understands [`PrecopyReport::reinit`] from now on.
+    /// Handles the user's opt-in to [`PrecopyReport::reinit`].
     fn enable_precopy_info_v2(&mut self, context: &Context) -> Result<(), Errno> {
         let _ = context;
         Ok(())

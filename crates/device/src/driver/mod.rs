@@ -29,40 +29,40 @@ pub use self::low_power::LowPower;
 pub use self::migration::Migration;
 pub use self::other_buses::{BusMaster, ZpciErrors};
 
-/// A device as its driver sees it. All calls for one device come one at a time.
+/// A device's driver. Calls for one device are serialized.
 ///
 /// Each call that makes the driver act passes a [`Context`]: the device's bus, its migration state and the time. Calls
 /// that only ask the driver to describe the device do not.
 pub trait Driver: Send {
-    /// The first user opens the device (`vfio_device_ops.open_device`). What the driver says of the device
-    /// holds until the last one has closed it, and is then asked anew.
+    /// Opens the device for its first user (`vfio_device_ops.open_device`). The core caches the driver's description of
+    /// the device until the last close, and then queries it again.
     fn open_device(&mut self, context: &Context) {
         let _ = context;
     }
 
-    /// The last user has closed the device (`vfio_device_ops.close_device`), which was reset if it can be.
+    /// Handles the last close of the device (`vfio_device_ops.close_device`), after a reset if possible.
     fn close_device(&mut self, context: &Context) {
         let _ = context;
     }
 
-    /// The kind of device, and how many regions and IRQ indices it has.
+    /// Returns the kind of device, and its numbers of regions and IRQ indices.
     fn info(&self) -> Info;
 
-    /// Region `index`, which is below `num_regions`. The core fills in the offset. EINVAL for one the driver
-    /// does not know. It is asked when the device is opened and at each VFIO_DEVICE_GET_REGION_INFO; an
-    /// access is judged by the last answer.
+    /// Returns region `index`, which is below `num_regions`. The core sets the offset. EINVAL for an unknown one.
+    /// Called when the device is opened and at each VFIO_DEVICE_GET_REGION_INFO; accesses are checked against the last
+    /// result.
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let _ = index;
         Err(Errno::EINVAL)
     }
 
-    /// IRQ index `index`, which is below `num_irqs`.
+    /// Returns IRQ index `index`, which is below `num_irqs`.
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         let _ = index;
         Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
     }
 
-    /// Reads from a region and returns how many bytes were read. `offset` and `data` lie inside the region.
+    /// Reads from a region, and returns the number of bytes read. `offset` and `data` lie within the region.
     fn read_region(
         &mut self,
         context: &Context,
@@ -74,7 +74,7 @@ pub trait Driver: Send {
         Err(Errno::EINVAL)
     }
 
-    /// Writes to a region and returns how many bytes were taken. `offset` and `data` lie inside the region.
+    /// Writes to a region, and returns the number of bytes accepted. `offset` and `data` lie within the region.
     fn write_region(
         &mut self,
         context: &Context,
@@ -86,33 +86,32 @@ pub trait Driver: Send {
         Err(Errno::EINVAL)
     }
 
-    /// The device's doorbells: writes to a BAR that a user may leave to eventfds
-    /// ([`DeviceFile::set_ioeventfd`](crate::DeviceFile::set_ioeventfd)), each of one value at one offset.
-    /// Where a server offers them to its client (VFIO_USER_DEVICE_GET_REGION_IO_FDS), a VMM gives them to KVM,
-    /// and a guest's write reaches the device without waking the VMM.
+    /// Returns the device's doorbells: writes of one value at one offset of a BAR that a user may replace by eventfds
+    /// ([`DeviceFile::set_ioeventfd`](crate::DeviceFile::set_ioeventfd)). A server offers them to its client
+    /// (VFIO_USER_DEVICE_GET_REGION_IO_FDS); a VMM passes them to KVM, and a guest's write reaches the device without
+    /// an exit to the VMM.
     ///
-    /// Name only writes that are right at any moment and any number of times. The guest goes on before such a
-    /// write is made: it comes a moment later, perhaps behind one that the guest made after it, and several
-    /// together are made once. A register that takes an index or a count is not a doorbell.
+    /// Return only writes that may be delayed, reordered and merged: the guest continues before such a write is made, a
+    /// later write of the guest may overtake it, and several are made once. A register that takes an index or a count
+    /// is not a doorbell.
     ///
-    /// As with the rest of what a driver says of its device, the answer holds while the device is open. A
-    /// write that lies in no BAR cannot be had, and only PCI devices have any.
+    /// The result is cached while the device is open. Writes outside of BARs are ignored, and only PCI devices have
+    /// doorbells.
     fn doorbells(&self) -> Vec<IoeventfdWrite> {
         Vec::new()
     }
 
-    /// The memory behind `length` bytes of region `index` from `offset` on: a file that the user maps shared.
+    /// Returns the memory behind `length` bytes of region `index` from `offset` on: a file that the user maps shared.
     ///
-    /// Asked only for whole pages that the region's MMAP flag and its sparse areas allow. How the file is
-    /// open says what the user may do with it, and it holds all of these bytes as long as a user may have it
-    /// mapped. The driver does not see accesses through a mapping. EINVAL for a part that cannot be mapped
-    /// now.
+    /// Called only for whole pages that the region's MMAP flag and sparse areas allow. The file's access mode limits
+    /// the user's access, and the file must keep these bytes as long as a user may have it mapped. The driver does not
+    /// see accesses through a mapping. EINVAL for a part that cannot be mapped now.
     fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
         let _ = (context, index, offset, length);
         Err(Errno::EINVAL)
     }
 
-    /// Brings the device to the state it has after power-on. The core ends the data session and sets RUNNING.
+    /// Resets the device to its power-on state. The core ends the data session and sets RUNNING.
     ///
     /// ENOTTY if the device cannot be reset; its `info()` then lacks the RESET flag.
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
@@ -120,46 +119,45 @@ pub trait Driver: Send {
         Err(Errno::ENOTTY)
     }
 
-    /// Brings the device to the state it has after power-on, for a hot reset: its bus or slot is reset, with
-    /// all that is on it. A device that cannot be reset by itself can still be reset in this way.
+    /// Resets the device to its power-on state in a hot reset of its bus or slot. A device that cannot be reset on its
+    /// own can still be reset in this way.
     fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
         self.reset(context)
     }
 
-    /// The device's migration half; `None` for a device that cannot migrate. The answer does not change while
-    /// the device is open.
+    /// Returns the migration half; `None` for a device that cannot migrate. The result does not change while the device
+    /// is open.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
     }
 
-    /// The device's own log of the memory it writes; `None` if it keeps none. The answer does not change
-    /// while the device is open.
+    /// Returns the device's own DMA log; `None` without one. The result does not change while the device is open.
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
         None
     }
 
-    /// The half that puts the device to sleep; `None` for one that always is awake. Asked for of PCI devices only. The
-    /// answer never changes.
+    /// Returns the low-power half; `None` for a device that is always awake. Called for PCI devices only. The result
+    /// never changes.
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
         None
     }
 
-    /// The switch for DMA of a CDX device; `None` for one that has none. The answer never changes.
+    /// Returns the bus master switch of a CDX device; `None` without one. The result never changes.
     fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {
         None
     }
 
-    /// The half that gives parts of a BAR to others as a file; `None` for a device without. The answer never changes.
+    /// Returns the half that exports parts of a BAR as a file; `None` without it. The result never changes.
     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
         None
     }
 
-    /// The error records of a device on s390; `None` for one that keeps none. The answer never changes.
+    /// Returns the error records of a device on s390; `None` without them. The result never changes.
     fn zpci_errors(&mut self) -> Option<&mut dyn ZpciErrors> {
         None
     }
 
-    /// The device's display; `None` for one without. The answer never changes.
+    /// Returns the device's display; `None` without one. The result never changes.
     fn graphics(&mut self) -> Option<&mut dyn Graphics> {
         None
     }
@@ -174,10 +172,10 @@ pub trait Driver: Send {
     }
 }
 
-/// When a device wants its next [`Driver::advance`].
+/// The time of a device's next [`Driver::advance`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// At once: there is more to do.
+    /// At once: work remains.
     Now,
     /// At this time ([`Context::now`]), or after the next request.
     At(Duration),

@@ -8,7 +8,7 @@
 //! |---|---|---|---|---|
 //! | needs | neither MSI nor MSI-X enabled | its capability enabled, bus master, not masked | bus master | decoding on |
 //! | in D3hot | not asserted | held until D0 | none | EIO |
-//! | while the device does not run | stays as it is | held until it runs | the driver's to stop | as ever |
+//! | while the device does not run | unchanged | held until it runs | left to the driver | unchanged |
 //!
 //! The interrupt status bit (bit 3 of the status register) follows the line as the function asserts it, and the INTx
 //! disable bit (bit 10 of the command register) masks the line towards the user. Linux's `pci_check_and_mask_intx()`

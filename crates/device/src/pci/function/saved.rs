@@ -75,8 +75,8 @@ impl Function {
 
     /// Takes the state of another function of the same shape, and returns the events that it causes.
     ///
-    /// In a function that has followed its device out of the states in which it runs ([`Function::enter`]), the line and
-    /// the held messages show once it runs, to a user who has set up their interrupts by then.
+    /// After [`Function::enter`] with a state in which the device does not run, the line and the held messages are
+    /// delivered once it runs, to interrupts that the user has set up by then.
     pub fn load(&mut self, saved: &[u8]) -> Result<Vec<PciEvent>, FunctionStateError> {
         let expected = self.saved_bytes();
         if saved.len() != expected {
