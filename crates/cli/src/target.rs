@@ -171,7 +171,7 @@ impl Target {
 pub(crate) fn region_version(model: &Model) -> Version {
     match model {
         Model::Serial(_, Protocol::Draft) | Model::Accel(_, Protocol::Draft) => Version::Draft,
-        Model::Serial(..) | Model::Accel(..) | Model::Legacy(_) => Version::V1,
+        _ => Version::V1,
     }
 }
 
@@ -251,7 +251,7 @@ mod tests {
 
     impl Driver for Fixed {
         fn info(&self) -> Info {
-            Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+            Info::new(DeviceInfoFlags::PCI)
         }
         fn reset(&mut self, _: &Context) -> Result<(), Errno> {
             Ok(())

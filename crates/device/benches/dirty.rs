@@ -39,7 +39,7 @@ struct Quiet;
 
 impl Driver for Quiet {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::RESET)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

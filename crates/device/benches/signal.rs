@@ -14,11 +14,11 @@ struct Card;
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_irqs(5)
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: u32::from(index == 1) })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD, u32::from(index == 1)))
     }
 }
 

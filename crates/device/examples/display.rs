@@ -32,12 +32,12 @@ struct Display {
 impl Driver for Display {
     fn info(&self) -> Info {
         let num_regions = EDID_REGION_INDEX + 1;
-        Info { flags: DeviceInfoFlags::PCI, num_regions, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(num_regions)
     }
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
         Ok(match index {
-            VFIO_PCI_BAR0_REGION_INDEX => Region { flags, size: BYTES, offset: 0, capabilities: vec![] },
+            VFIO_PCI_BAR0_REGION_INDEX => Region::new(flags, BYTES),
             EDID_REGION_INDEX => self.edid.region(),
             _ => Region::absent(0),
         })
@@ -73,7 +73,7 @@ impl Graphics for Display {
     fn plane(&mut self, _: &Context, plane_type: u32) -> Result<Option<Plane>, Errno> {
         let (drm_format, width, height) = (XRGB8888, WIDTH, HEIGHT);
         let (stride, size, source) = (WIDTH * 4, BYTES as u32, 1);
-        let shown = Plane { drm_format, width, height, stride, size, source, ..Plane::default() };
+        let shown = Plane::new(drm_format, width, height).stride(stride).size(size).source(source);
         Ok((plane_type == 1).then_some(shown))
     }
     fn dmabuf(&mut self, _: &Context, id: u32) -> Result<File, Errno> {

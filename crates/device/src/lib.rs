@@ -18,7 +18,7 @@
 //!
 //! impl Driver for Latch {
 //!     fn info(&self) -> Info {
-//!         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+//!         Info::new(DeviceInfoFlags::RESET)
 //!     }
 //!     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 //!         self.value = 0;

@@ -30,7 +30,7 @@ struct Weightless {
 
 impl Driver for Weightless {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
+        Info::new(DeviceInfoFlags::RESET)
     }
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())

@@ -24,6 +24,7 @@ pub trait CpuLog: Send {
 
 /// For memory that no CPU writes during a migration.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct NoCpuLog;
 
 impl CpuLog for NoCpuLog {

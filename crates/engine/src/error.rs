@@ -220,6 +220,7 @@ pub struct SendError {
 /// Where a failed migration leaves the device.
 #[derive(Debug, thiserror::Error)]
 // Exhaustive: a caller that did not know one of these could let a device run twice.
+#[expect(clippy::exhaustive_enums, reason = "a caller must know of each outcome who may run the device")]
 pub enum Outcome {
     /// As before the migration.
     #[error("the device runs on here")]

@@ -45,6 +45,7 @@ pub trait Observer: Send {
 
 /// Nobody watches.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct Silent;
 
 impl Observer for Silent {

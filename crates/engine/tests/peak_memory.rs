@@ -29,7 +29,7 @@ fn byte_at(at: u64) -> u8 {
 
 impl Driver for Endless {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
+        Info::new(DeviceInfoFlags::RESET)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

@@ -42,7 +42,7 @@ fn report(what: &str, bytes: usize, best: Duration) {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mebibytes = std::env::args().nth(1).map_or(Ok(512), |argument| argument.parse::<u64>())?;
-    let config = AccelConfig { state_bytes: mebibytes << 20, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(mebibytes << 20);
     let source = open(config)?;
     fill(&source, config.state_bytes)?;
 

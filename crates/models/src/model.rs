@@ -42,6 +42,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Model {
     /// A card with 16550 ports.
     Serial(SerialConfig, Protocol),
@@ -247,7 +248,7 @@ fn parse_bytes(model: &'static str, setting: &'static str, value: &str) -> Resul
 fn parse_state(model: &'static str, setting: &'static str, value: &str) -> Result<u64, ModelError> {
     let state_bytes = parse_bytes(model, setting, value)?;
     let takes = "1KiB to 64GiB, a multiple of 8 bytes";
-    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(state_bytes);
     config.check().map(|config| config.state_bytes).map_err(|_| refused(model, setting, value, takes))
 }
 
@@ -360,22 +361,29 @@ mod tests {
     use super::*;
 
     fn accel(state_bytes: u64, state_rate: u64, flags: MigrationFlags) -> Model {
-        Model::Accel(AccelConfig { state_bytes, state_rate, flags }, Protocol::V2)
+        Model::Accel(
+            AccelConfig::default().state_bytes(state_bytes).state_rate(state_rate).flags(flags),
+            Protocol::V2,
+        )
     }
 
     fn serial(ports: Ports, protocol: Protocol) -> Model {
-        Model::Serial(SerialConfig { ports, answers: Answers::VfioPci }, protocol)
+        Model::Serial(SerialConfig::default().ports(ports), protocol)
     }
 
     fn legacy(state_bytes: u64, state_rate: u64, section_bytes: u64) -> Model {
-        Model::Legacy(LegacyConfig { state_bytes, state_rate, section_bytes })
+        Model::Legacy(
+            LegacyConfig::default()
+                .state_bytes(state_bytes)
+                .state_rate(state_rate)
+                .section_bytes(section_bytes),
+        )
     }
 
     #[test]
     fn a_model_reads_as_it_is_written() {
         let all = MigrationFlags::all();
-        let accel_by =
-            |protocol| Model::Accel(AccelConfig { state_bytes: 4096, ..AccelConfig::default() }, protocol);
+        let accel_by = |protocol| Model::Accel(AccelConfig::default().state_bytes(4096), protocol);
         let cases = [
             ("serial", serial(Ports::One, Protocol::V2)),
             ("serial?", serial(Ports::One, Protocol::V2)),
@@ -386,7 +394,7 @@ mod tests {
             ("serial?answers=vfio-pci", serial(Ports::One, Protocol::V2)),
             (
                 "serial?answers=mtty",
-                Model::Serial(SerialConfig { ports: Ports::One, answers: Answers::Mtty }, Protocol::V2),
+                Model::Serial(SerialConfig::default().answers(Answers::Mtty), Protocol::V2),
             ),
             ("accel?protocol=v1&state=4K", accel_by(Protocol::V1)),
             ("accel?state=4096&protocol=draft", accel_by(Protocol::Draft)),

@@ -7,6 +7,7 @@ use whimbrel_device::{Driver, Errno, MmapArea};
 
 /// The migration interface that a model offers to its user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Protocol {
     /// VFIO_DEVICE_FEATURE, since Linux 5.18.
     #[default]
@@ -39,7 +40,7 @@ impl Protocol {
             Protocol::V2 => return Ok(driver.into()),
             Protocol::V1 => Layout::mapped(Version::V1, SECTION),
             Protocol::Draft => {
-                let section = MmapArea { offset: BITMAP, size: SECTION };
+                let section = MmapArea::new(BITMAP, SECTION);
                 Layout::new(Version::Draft, section.offset, section.size, vec![section])
             }
         };

@@ -15,7 +15,7 @@ use whimbrel_uapi::type1::DmaMapFlags;
 const MIB: u64 = 1 << 20;
 
 fn open(state_bytes: u64) -> DeviceFile {
-    let config = AccelConfig { state_bytes, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(state_bytes);
     let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap();
     let memory = File::from(memfd_create(c"rings", MemfdFlags::empty()).unwrap());
     memory.set_len(0x2000).unwrap();

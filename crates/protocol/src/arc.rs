@@ -4,6 +4,7 @@ use crate::Errno;
 
 /// A failed arc, with the resulting state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(clippy::exhaustive_enums, reason = "the device either keeps its state or has none")]
 pub enum ArcError {
     /// The device is still in the state the arc starts from, and is working.
     #[error("{0}; the device state is unchanged")]

@@ -70,6 +70,7 @@ pub fn downtime(remaining: Remaining, bandwidth: Bandwidth, fixed: Duration) -> 
 
 /// The decision after a pre-copy round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must act on each decision")]
 pub enum Decision {
     /// The expected downtime fits the limit: stop the device and finish.
     Switchover,

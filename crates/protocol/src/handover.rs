@@ -15,6 +15,7 @@
 
 /// A message of the switchover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "each side must know every message")]
 pub enum Message {
     /// Destination: memory is complete, the device accepted its state and can run.
     Ready,
@@ -40,6 +41,7 @@ pub struct Unexpected {
 
 /// The phase of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SourcePhase {
     /// The source owns the device: it runs, or it is stopped for the final copy and will run again if that fails.
     Owner,
@@ -56,6 +58,7 @@ pub enum SourcePhase {
 
 /// The action that the source must take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SourceAction {
     /// Nothing.
     Wait,

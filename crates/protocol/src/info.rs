@@ -4,12 +4,10 @@
 //! use whimbrel_protocol::info::{DeviceCapability, Info};
 //! use whimbrel_uapi::device::{DeviceInfoFlags, PciAtomicFlags};
 //!
-//! let info = Info {
-//!     flags: DeviceInfoFlags::PCI,
-//!     num_regions: 9,
-//!     num_irqs: 5,
-//!     capabilities: vec![DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP32)],
-//! };
+//! let info = Info::new(DeviceInfoFlags::PCI)
+//!     .num_regions(9)
+//!     .num_irqs(5)
+//!     .capabilities(vec![DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP32)]);
 //! let bytes = info.to_bytes();
 //! assert_eq!(bytes.len(), 24 + 16, "the structure and one link");
 //! assert_eq!(Info::from_bytes(&bytes)?.capabilities, info.capabilities);
@@ -28,6 +26,7 @@ pub use self::capability::{Capability, DeviceCapability, MmapArea, ZpciBase, Zpc
 
 /// The answer to VFIO_DEVICE_GET_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Info {
     /// The kind of device, and whether it can be reset.
     pub flags: DeviceInfoFlags,
@@ -41,6 +40,7 @@ pub struct Info {
 
 /// The answer to VFIO_DEVICE_GET_REGION_INFO for one region.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Region {
     /// The accesses that the region allows.
     pub flags: RegionInfoFlags,
@@ -54,6 +54,7 @@ pub struct Region {
 
 /// The answer to VFIO_DEVICE_GET_IRQ_INFO for one IRQ index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Irq {
     /// Behaviour of the interrupts of this index.
     pub flags: IrqInfoFlags,
@@ -78,10 +79,58 @@ pub enum ChainError {
 
 const HEADER: usize = size_of::<InfoCapHeader>();
 
+impl Irq {
+    /// Returns an index with this number of interrupts.
+    pub const fn new(flags: IrqInfoFlags, count: u32) -> Irq {
+        Irq { flags, count }
+    }
+
+    /// Sets [`Irq::flags`].
+    #[must_use]
+    pub const fn flags(self, flags: IrqInfoFlags) -> Irq {
+        Irq { flags, ..self }
+    }
+
+    /// Sets [`Irq::count`].
+    #[must_use]
+    pub const fn count(self, count: u32) -> Irq {
+        Irq { count, ..self }
+    }
+}
+
 impl Region {
+    /// Returns a region of this size, without capabilities. Its offset is 0: the core of a device has offsets of its own.
+    pub const fn new(flags: RegionInfoFlags, size: u64) -> Region {
+        Region { flags, size, offset: 0, capabilities: Vec::new() }
+    }
+
     /// Returns a missing region as the kernel describes it: no size, no flags.
     pub const fn absent(offset: u64) -> Region {
         Region { flags: RegionInfoFlags::empty(), size: 0, offset, capabilities: Vec::new() }
+    }
+
+    /// Sets [`Region::flags`].
+    #[must_use]
+    pub fn flags(self, flags: RegionInfoFlags) -> Region {
+        Region { flags, ..self }
+    }
+
+    /// Sets [`Region::size`].
+    #[must_use]
+    pub fn size(self, size: u64) -> Region {
+        Region { size, ..self }
+    }
+
+    /// Sets [`Region::offset`].
+    #[must_use]
+    pub fn offset(self, offset: u64) -> Region {
+        Region { offset, ..self }
+    }
+
+    /// Sets [`Region::capabilities`].
+    #[must_use]
+    pub fn capabilities(self, capabilities: Vec<Capability>) -> Region {
+        Region { capabilities, ..self }
     }
 
     /// Returns the kernel's answer: the fixed part, with the total size in `argsz`, and the chain after it, if
@@ -118,6 +167,35 @@ impl Region {
 }
 
 impl Info {
+    /// Returns a device without regions, interrupts and capabilities.
+    pub const fn new(flags: DeviceInfoFlags) -> Info {
+        Info { flags, num_regions: 0, num_irqs: 0, capabilities: Vec::new() }
+    }
+
+    /// Sets [`Info::flags`].
+    #[must_use]
+    pub fn flags(self, flags: DeviceInfoFlags) -> Info {
+        Info { flags, ..self }
+    }
+
+    /// Sets [`Info::num_regions`].
+    #[must_use]
+    pub fn num_regions(self, num_regions: u32) -> Info {
+        Info { num_regions, ..self }
+    }
+
+    /// Sets [`Info::num_irqs`].
+    #[must_use]
+    pub fn num_irqs(self, num_irqs: u32) -> Info {
+        Info { num_irqs, ..self }
+    }
+
+    /// Sets [`Info::capabilities`].
+    #[must_use]
+    pub fn capabilities(self, capabilities: Vec<DeviceCapability>) -> Info {
+        Info { capabilities, ..self }
+    }
+
     /// Returns the kernel's answer: the fixed part, with the total size in `argsz`, and the chain after it, if
     /// any.
     pub fn to_bytes(&self) -> Vec<u8> {

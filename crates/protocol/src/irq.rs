@@ -2,6 +2,7 @@
 
 /// An action on interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the actions of the header")]
 pub enum IrqAction {
     /// ACTION_MASK.
     Mask,

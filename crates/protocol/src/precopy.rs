@@ -4,6 +4,7 @@
 
 /// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the two counts of the header")]
 pub struct PrecopyBytes {
     /// Data that should be transferred before the device is stopped: without it the switchover takes longer than
     /// necessary. The count falls as the data is read and never rises, unless the driver reports REINIT.
@@ -21,11 +22,37 @@ impl PrecopyBytes {
 
 /// The whole answer of `VFIO_MIG_GET_PRECOPY_INFO`, as a driver gives it and a user gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PrecopyReport {
     /// The two counts.
     pub bytes: PrecopyBytes,
     /// The initial data starts over (VFIO_PRECOPY_INFO_REINIT). Reported to users that opted in.
     pub reinit: bool,
+}
+
+impl PrecopyReport {
+    /// Returns a report of this much data, in bytes, that does not start over.
+    pub const fn new(initial: u64, dirty: u64) -> PrecopyReport {
+        PrecopyReport { bytes: PrecopyBytes { initial, dirty }, reinit: false }
+    }
+
+    /// Sets [`PrecopyReport::bytes`].
+    #[must_use]
+    pub const fn bytes(self, bytes: PrecopyBytes) -> PrecopyReport {
+        PrecopyReport { bytes, ..self }
+    }
+
+    /// Sets [`PrecopyReport::reinit`].
+    #[must_use]
+    pub const fn reinit(self, reinit: bool) -> PrecopyReport {
+        PrecopyReport { reinit, ..self }
+    }
+}
+
+impl From<PrecopyBytes> for PrecopyReport {
+    fn from(bytes: PrecopyBytes) -> PrecopyReport {
+        PrecopyReport { bytes, reinit: false }
+    }
 }
 
 /// The user's account of one device's pre-copy phase.

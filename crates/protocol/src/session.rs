@@ -6,6 +6,7 @@ use crate::{Errno, MigrationFlags, State, fsm};
 
 /// The direction in which a data session transfers the device's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a state is either saved or loaded")]
 pub enum Direction {
     /// The user reads the device's state (PRE_COPY, PRE_COPY_P2P, STOP_COPY).
     Saving,
@@ -15,6 +16,7 @@ pub enum Direction {
 
 /// The effect of one arc on the data session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must act on every effect")]
 pub enum Effect {
     /// No session before or after.
     None,
@@ -68,6 +70,7 @@ pub fn opened_by(flags: MigrationFlags, from: State, to: State) -> Option<Direct
 
 /// The meaning of a read from a saving session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must tell apart every end")]
 pub enum SavingRead {
     /// This many bytes of state, at least one.
     Data(usize),

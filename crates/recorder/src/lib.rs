@@ -4,6 +4,11 @@
 //! same list; the tests of `whimbrel-device` ask our own side. The lab's tests run the program in the lab's machines and
 //! compare.
 #![allow(clippy::unwrap_used, reason = "a list that cannot go on is no recording")]
+#![allow(
+    clippy::exhaustive_enums,
+    clippy::exhaustive_structs,
+    reason = "only the tests of this repository use it"
+)]
 #![allow(clippy::wildcard_imports, reason = "a list takes most of what the header has")]
 
 pub mod container;

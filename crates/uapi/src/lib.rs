@@ -42,6 +42,8 @@
 // The header's own names for reserved fields (`__reserved`, `__pad`) are part of the layout and must be
 // writable.
 #![allow(clippy::pub_underscore_fields)]
+// A structure is exactly the header's bytes.
+#![allow(clippy::exhaustive_structs)]
 
 // On a 32-bit machine the header's plain `__u64` may be aligned to four bytes and holes close; the structures
 // here spell out the holes of the 64-bit layout.

@@ -57,7 +57,7 @@ bitflags! {
 
 bitflags! {
     /// [`DeviceInfoCapZpciGroup::flags`].
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct ZpciFlags: u64 {
         /// The program decides when the IOMMU's cache is refreshed.
         const REFRESH = 1 << 0;

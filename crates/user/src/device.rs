@@ -59,6 +59,7 @@ pub trait Device: Migratable {
 
 /// The interrupts of a range that an [`IrqAction`] applies to, and the time.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "the forms of data of the header")]
 pub enum IrqData<'a> {
     /// This number of interrupts, now.
     None(u32),

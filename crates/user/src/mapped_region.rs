@@ -24,11 +24,11 @@ use crate::operation::Operation;
 ///
 /// impl Driver for Page {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI).num_regions(1)
 ///     }
 ///     fn region(&self, _index: u32) -> Result<Region, Errno> {
 ///         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
-///         Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+///         Ok(Region::new(flags, 0x1000))
 ///     }
 ///     fn mmap(&mut self, _: &Context, _index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
 ///         Ok(FileOffset::new(self.0.try_clone().map_err(|_| Errno::EMFILE)?, offset))
@@ -138,7 +138,7 @@ mod tests {
     fn mapped(flags: RegionInfoFlags) -> MappedRegion {
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x3000).unwrap();
-        let region = Region { flags, size: 0x3000, offset: 0, capabilities: vec![] };
+        let region = Region::new(flags, 0x3000);
         MappedRegion::of_file("card", 2, &region, FileOffset::new(file, 0x1000), 0x1000, 0x2000).unwrap()
     }
 
@@ -163,7 +163,7 @@ mod tests {
         whimbrel_memory::survive_lost_memory().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x2000).unwrap();
-        let region = Region { flags: RegionInfoFlags::all(), size: 0x2000, offset: 0, capabilities: vec![] };
+        let region = Region::new(RegionInfoFlags::all(), 0x2000);
         let mapping = FileOffset::new(file.try_clone().unwrap(), 0);
         let mapped = MappedRegion::of_file("card", 2, &region, mapping, 0, 0x2000).unwrap();
         file.set_len(0).unwrap();

@@ -56,11 +56,11 @@ struct Idle {
 
 impl Driver for Idle {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9)
     }
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 4 << 20, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 4 << 20))
     }
     fn read_region(
         &mut self,

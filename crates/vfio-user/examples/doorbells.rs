@@ -11,18 +11,18 @@ use whimbrel_device::{
 use whimbrel_vfio_user::{Backend, Client, ClientOptions, IoAccess};
 
 /// A write of 1 here means that there is work.
-const KICK: IoeventfdWrite = IoeventfdWrite { region: 0, offset: 0x80, width: WriteWidth::Four, data: 1 };
+const KICK: IoeventfdWrite = IoeventfdWrite::new(0, 0x80, WriteWidth::Four, 1);
 
 /// A card that tells when it is kicked.
 struct Card(Sender<()>);
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
-        let bar = Region { flags: RegionInfoFlags::WRITE, size: 4096, offset: 0, capabilities: vec![] };
+        let bar = Region::new(RegionInfoFlags::WRITE, 4096);
         Ok(if index == KICK.region { bar } else { Region::absent(0) })
     }
 

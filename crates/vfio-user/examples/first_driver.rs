@@ -7,7 +7,6 @@ use whimbrel_device::{
     ArcError, Context, DeviceFile, DmaLogging, Driver, Errno, Info, Irq, Migration, MigrationFlags,
     PrecopyReport, Region, State, survive_lost_memory,
 };
-use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{Effect, effect};
 use whimbrel_vfio_user::{Backend, Server};
 
@@ -94,7 +93,7 @@ impl Migration for Card {
     }
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let dirty = (self.unsent.len() * (4 + PAGE) + self.stream.len()) as u64;
-        Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty }, reinit: false })
+        Ok(PrecopyReport::new(0, dirty))
     }
     fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
         let next = if self.stream.is_empty() { self.unsent.pop_first() } else { None };

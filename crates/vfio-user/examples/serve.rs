@@ -11,12 +11,12 @@ struct Card(Vec<u8>);
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        let bar = Region { flags, size: self.0.len() as u64, offset: 0, capabilities: vec![] };
+        let bar = Region::new(flags, self.0.len() as u64);
         Ok(if index == 0 { bar } else { Region::absent(0) })
     }
 

@@ -29,6 +29,7 @@ pub(super) fn of_region(capability: &Capability) -> Value {
             json!({ "name": "NVLINK2_LNKSPD", "link_speed": link_speed })
         }
         Capability::Other { id, version, data } => other_capability(*id, *version, data),
+        _ => json!({ "name": "UNKNOWN" }),
     }
 }
 
@@ -68,6 +69,7 @@ pub(super) fn of_device(capability: &DeviceCapability) -> Value {
             ),
         }),
         DeviceCapability::Other { id, version, data } => other_capability(*id, *version, data),
+        _ => json!({ "name": "UNKNOWN" }),
     }
 }
 
@@ -150,10 +152,7 @@ mod tests {
             (Capability::MsixMappable, "MSIX_MAPPABLE"),
             (Capability::Type { region_type: 3, subtype: 1 }, "TYPE: type 0x3, subtype 0x1 (migration v1)"),
             (Capability::Type { region_type: 1, subtype: 1 }, "TYPE: type 0x1, subtype 0x1 (EDID)"),
-            (
-                Capability::SparseMmap(vec![MmapArea { offset: 0x1000, size: 0x2000 }]),
-                "SPARSE_MMAP: 8.00 KiB at 0x1000",
-            ),
+            (Capability::SparseMmap(vec![MmapArea::new(0x1000, 0x2000)]), "SPARSE_MMAP: 8.00 KiB at 0x1000"),
             (Capability::Nvlink2Ssatgt { tgt: 0x200 }, "NVLINK2_SSATGT: 0x200"),
             (Capability::Nvlink2Lnkspd { link_speed: 9 }, "NVLINK2_LNKSPD: 0x9"),
             (Capability::Other { id: 9, version: 1, data: vec![0; 8] }, "id 9, version 1, 8 bytes"),
@@ -161,8 +160,8 @@ mod tests {
         for (one, text) in cases {
             assert_eq!(super::text(&of_region(&one)), text);
         }
-        let base =
-            ZpciBase { start_dma: 0x1000, end_dma: 0x1fff, pchid: 0x1c0, pft: 5, ..ZpciBase::default() };
+        let mut base = ZpciBase::default();
+        (base.start_dma, base.end_dma, base.pchid, base.pft) = (0x1000, 0x1fff, 0x1c0, 5);
         let cases = [
             (
                 DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64),

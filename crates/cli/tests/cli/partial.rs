@@ -54,21 +54,16 @@ fn serve(path: &Path, fails: impl Fn(Part) -> bool + Send + 'static) -> JoinHand
                     out.reply(id, &Reply::Version(Version::proposal(Capabilities::default())));
                 }
                 Request::DeviceGetInfo { argsz } => {
-                    let info = Info {
-                        flags: DeviceInfoFlags::PCI,
-                        num_regions: 3,
-                        num_irqs: 2,
-                        capabilities: vec![],
-                    };
+                    let info = Info::new(DeviceInfoFlags::PCI).num_regions(3).num_irqs(2);
                     out.reply(id, &Reply::DeviceGetInfo(DeviceInfoReply::new(info, argsz)));
                 }
                 Request::DeviceGetRegionInfo { argsz, index } => {
                     let flags = RegionInfoFlags::READ;
-                    let region = Region { flags, size: 64, offset: 0, capabilities: vec![] };
+                    let region = Region::new(flags, 64);
                     out.reply(id, &Reply::DeviceGetRegionInfo(RegionInfoReply::new(index, region, argsz)));
                 }
                 Request::DeviceGetIrqInfo { index, .. } => {
-                    let irq = Irq { flags: IrqInfoFlags::EVENTFD, count: 4 };
+                    let irq = Irq::new(IrqInfoFlags::EVENTFD, 4);
                     out.reply(id, &Reply::DeviceGetIrqInfo(IrqInfoReply { index, irq }));
                 }
                 Request::DeviceFeature(asked) => {

@@ -177,7 +177,7 @@ struct Fixed;
 
 impl Driver for Fixed {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI)
     }
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         Ok(())

@@ -233,7 +233,7 @@ impl Shared {
         core.walk.check_session(session)?;
         let (migration, context) = core.migration()?;
         let report = migration.precopy(context)?;
-        Ok(PrecopyReport { reinit: report.reinit && core.walk.precopy_info_v2, ..report })
+        Ok(report.reinit(report.reinit && core.walk.precopy_info_v2))
     }
 
     pub(super) fn precopy_info_v2(&self) -> bool {
@@ -275,7 +275,7 @@ impl Core {
     pub(super) fn describe_region(&mut self, index: u32) {
         if let Some(known) = self.regions.get_mut(index as usize) {
             let region = self.driver.region(index).ok();
-            *known = region.map(|region| Region { offset: region_offset(index), ..region });
+            *known = region.map(|region| region.offset(region_offset(index)));
         }
     }
 

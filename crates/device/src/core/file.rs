@@ -137,11 +137,11 @@ impl DeviceFile {
     ///
     /// impl Driver for Line {
     ///     fn info(&self) -> Info {
-    ///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 1, capabilities: vec![] }
+    ///         Info::new(DeviceInfoFlags::PCI).num_irqs(1)
     ///     }
     ///     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
     ///         let flags = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
-    ///         Ok(Irq { flags, count: 1 })
+    ///         Ok(Irq::new(flags, 1))
     ///     }
     /// }
     ///

@@ -29,10 +29,10 @@ impl DeviceFile {
     ///
     /// impl Driver for Line {
     ///     fn info(&self) -> Info {
-    ///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 1, capabilities: vec![] }
+    ///         Info::new(DeviceInfoFlags::PCI).num_irqs(1)
     ///     }
     ///     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
-    ///         Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE, count: 1 })
+    ///         Ok(Irq::new(IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE, 1))
     ///     }
     /// }
     ///

@@ -16,7 +16,7 @@ use super::worker::Worker;
 ///
 /// impl Driver for Idle {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::empty(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::empty())
 ///     }
 /// }
 ///

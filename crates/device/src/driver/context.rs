@@ -18,7 +18,7 @@ use crate::bus::Bus;
 ///
 /// impl Driver for Metronome {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 2, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI).num_irqs(2)
 ///     }
 ///     fn write_region(&mut self, context: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {
 ///         // A device that does not run takes no commands.

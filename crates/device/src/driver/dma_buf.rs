@@ -27,10 +27,10 @@ use whimbrel_uapi::feature::RegionDmaRange;
 ///
 /// impl Driver for Card {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI).num_regions(1)
 ///     }
 ///     fn region(&self, _index: u32) -> Result<Region, Errno> {
-///         Ok(Region { flags: RegionInfoFlags::READ, size: 0x1000, offset: 0, capabilities: vec![] })
+///         Ok(Region::new(RegionInfoFlags::READ, 0x1000))
 ///     }
 ///     fn dma_buf(&mut self) -> Option<&mut dyn DmaBuf> {
 ///         Some(self)

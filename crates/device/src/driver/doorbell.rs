@@ -2,6 +2,7 @@
 
 /// The width of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::exhaustive_enums, reason = "the widths of the header")]
 pub enum WriteWidth {
     /// One.
     One,
@@ -27,6 +28,7 @@ impl WriteWidth {
 
 /// A write to a BAR, made when an eventfd is signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct IoeventfdWrite {
     /// Index of the BAR's region.
     pub region: u32,
@@ -36,4 +38,11 @@ pub struct IoeventfdWrite {
     pub width: WriteWidth,
     /// The value; its low bytes are written in little-endian order.
     pub data: u64,
+}
+
+impl IoeventfdWrite {
+    /// Returns a write of the low bytes of `data`.
+    pub const fn new(region: u32, offset: u64, width: WriteWidth, data: u64) -> IoeventfdWrite {
+        IoeventfdWrite { region, offset, width, data }
+    }
 }

@@ -26,6 +26,7 @@ pub trait Graphics {
 
 /// The way in which the device provides the pixels of a plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlaneKind {
     /// As a file (VFIO_GFX_PLANE_TYPE_DMABUF).
     Dmabuf,
@@ -35,6 +36,7 @@ pub enum PlaneKind {
 
 /// The content of a plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Plane {
     /// Pixel format, a DRM code.
     pub drm_format: u32,
@@ -54,4 +56,57 @@ pub struct Plane {
     pub hot: (u32, u32),
     /// Source of the pixels: the number of the file, or the index of the region.
     pub source: u32,
+}
+
+impl Plane {
+    /// Returns a plane of this format and size in pixels. All else is 0.
+    pub const fn new(drm_format: u32, width: u32, height: u32) -> Plane {
+        Plane {
+            drm_format,
+            drm_format_mod: 0,
+            width,
+            height,
+            stride: 0,
+            size: 0,
+            position: (0, 0),
+            hot: (0, 0),
+            source: 0,
+        }
+    }
+
+    /// Sets [`Plane::drm_format_mod`].
+    #[must_use]
+    pub const fn drm_format_mod(self, drm_format_mod: u64) -> Plane {
+        Plane { drm_format_mod, ..self }
+    }
+
+    /// Sets [`Plane::stride`].
+    #[must_use]
+    pub const fn stride(self, stride: u32) -> Plane {
+        Plane { stride, ..self }
+    }
+
+    /// Sets [`Plane::size`].
+    #[must_use]
+    pub const fn size(self, size: u32) -> Plane {
+        Plane { size, ..self }
+    }
+
+    /// Sets [`Plane::position`].
+    #[must_use]
+    pub const fn position(self, position: (u32, u32)) -> Plane {
+        Plane { position, ..self }
+    }
+
+    /// Sets [`Plane::hot`].
+    #[must_use]
+    pub const fn hot(self, hot: (u32, u32)) -> Plane {
+        Plane { hot, ..self }
+    }
+
+    /// Sets [`Plane::source`].
+    #[must_use]
+    pub const fn source(self, source: u32) -> Plane {
+        Plane { source, ..self }
+    }
 }

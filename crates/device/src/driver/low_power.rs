@@ -12,7 +12,7 @@ use super::Context;
 ///
 /// impl Driver for Radio {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI)
 ///     }
 ///     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
 ///         Some(self)

@@ -59,7 +59,7 @@ pub trait Driver: Send {
     /// Returns IRQ index `index`, which is below `num_irqs`.
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         let _ = index;
-        Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
+        Ok(Irq::new(IrqInfoFlags::empty(), 0))
     }
 
     /// Reads from a region, and returns the number of bytes read. `offset` and `data` lie within the region.
@@ -174,6 +174,7 @@ pub trait Driver: Send {
 
 /// The time of a device's next [`Driver::advance`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must wait in every way")]
 pub enum Next {
     /// At once: work remains.
     Now,

@@ -32,7 +32,7 @@ use super::user_memory::UserMemory;
 /// # struct Quiet;
 /// # impl Driver for Quiet {
 /// #     fn info(&self) -> Info {
-/// #         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+/// #         Info::new(DeviceInfoFlags::RESET)
 /// #     }
 /// #     fn reset(&mut self, _: &Context) -> Result<(), Errno> { Ok(()) }
 /// # }

@@ -66,12 +66,8 @@ impl EdidRegion {
     /// bus.
     pub fn region(&self) -> Region {
         let (region_type, subtype) = (VFIO_REGION_TYPE_GFX, VFIO_REGION_SUBTYPE_GFX_EDID);
-        Region {
-            flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE,
-            size: SIZE as u64,
-            offset: 0,
-            capabilities: vec![Capability::Type { region_type, subtype }],
-        }
+        Region::new(RegionInfoFlags::READ | RegionInfoFlags::WRITE, SIZE as u64)
+            .capabilities(vec![Capability::Type { region_type, subtype }])
     }
 
     /// Returns whether the monitor is on.

@@ -42,7 +42,7 @@ fn read(
     }
     let (region, offset) = split_offset(asked.offset);
     let eventfd = (asked.fd != -1).then(|| process.eventfd(asked.fd));
-    Ok((IoeventfdWrite { region, offset, width, data: asked.data }, eventfd))
+    Ok((IoeventfdWrite::new(region, offset, width, asked.data), eventfd))
 }
 
 fn width_of(flags: u32) -> Result<WriteWidth, Errno> {

@@ -22,7 +22,7 @@ use crate::iommu::iommufd::{Iommu, Iommufd};
 ///
 /// impl Driver for Idle {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::RESET)
 ///     }
 ///     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 ///         Ok(())

@@ -111,7 +111,7 @@ impl PciFunction {
 /// impl Driver for Port {
 ///     fn info(&self) -> Info {
 ///         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-///         Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///         Info::new(flags)
 ///     }
 ///     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
 ///         Ok(())

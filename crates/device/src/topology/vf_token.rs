@@ -34,7 +34,7 @@ const UUID_LENGTH: usize = 36;
 ///
 /// impl Driver for Function {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI)
 ///     }
 /// }
 ///

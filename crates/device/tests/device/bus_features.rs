@@ -38,7 +38,7 @@ struct Card {
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
@@ -47,7 +47,7 @@ impl Driver for Card {
             1 | 7 => 0x100,
             _ => return Ok(Region::absent(0)),
         };
-        Ok(Region { flags: RegionInfoFlags::READ, size, offset: 0, capabilities: vec![] })
+        Ok(Region::new(RegionInfoFlags::READ, size))
     }
 
     fn bus_master(&mut self) -> Option<&mut dyn BusMaster> {

@@ -37,12 +37,12 @@ impl Driver for Notes {
 
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+        Info::new(flags).num_regions(1)
     }
 
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 8, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 8))
     }
 
     fn write_region(&mut self, context: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {

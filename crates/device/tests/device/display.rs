@@ -18,21 +18,17 @@ struct Card {
     edid: EdidRegion,
 }
 
-const SHOWN: Plane = Plane {
-    drm_format: 0x3432_5258,
-    drm_format_mod: 0x0100_0000_0000_0002,
-    width: 800,
-    height: 600,
-    stride: 3200,
-    size: 1_920_000,
-    position: (10, 20),
-    hot: (1, 2),
-    source: 7,
-};
+const SHOWN: Plane = Plane::new(0x3432_5258, 800, 600)
+    .drm_format_mod(0x0100_0000_0000_0002)
+    .stride(3200)
+    .size(1_920_000)
+    .position((10, 20))
+    .hot((1, 2))
+    .source(7);
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 10, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(10)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {

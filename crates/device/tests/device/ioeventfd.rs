@@ -28,13 +28,13 @@ struct Card {
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: self.flags | DeviceInfoFlags::RESET, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+        Info::new(self.flags | DeviceInfoFlags::RESET).num_regions(9)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let size = if matches!(index, 1 | 7) { 0x1000 } else { 0 };
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, size))
     }
 
     fn write_region(&mut self, _: &Context, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
@@ -114,7 +114,7 @@ fn only_a_pci_device_has_them() {
     let (device, _told) = open(DeviceInfoFlags::PLATFORM);
     let result = device.ioctl(VFIO_DEVICE_IOEVENTFD.number(), 0, &mut SparseMemory::new());
     assert_eq!(result, Err(Errno::ENOTTY), "the command before the fault");
-    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 0 };
+    let write = IoeventfdWrite::new(1, 0, WriteWidth::One, 0);
     assert_eq!(device.set_ioeventfd(write, Some(eventfd().into())), Err(Errno::ENOTTY));
 }
 
@@ -137,7 +137,7 @@ fn each_signal_writes_the_low_bytes_of_the_data() {
         let asked = DeviceIoeventfd { flags, offset: region_offset(1) + offset, data, fd, ..ASKED };
         assert_eq!(ask(&device, &mut process, asked), Ok(0));
         let typed = eventfd();
-        let write = IoeventfdWrite { region: 1, offset: 1, width, data };
+        let write = IoeventfdWrite::new(1, 1, width, data);
         device.set_ioeventfd(write, Some(typed.as_fd().try_clone_to_owned().unwrap())).unwrap();
         device.reset().unwrap();
         let bytes = data.to_le_bytes()[..width.bytes()].to_vec();
@@ -154,7 +154,7 @@ fn each_signal_writes_the_low_bytes_of_the_data() {
 fn one_eventfd_makes_every_write_that_it_is_tied_to() {
     let (device, told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
-    let write = |data| IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data };
+    let write = |data| IoeventfdWrite::new(1, 0, WriteWidth::One, data);
     for data in 0..10 {
         device.set_ioeventfd(write(data), Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     }
@@ -171,7 +171,7 @@ fn one_eventfd_makes_every_write_that_it_is_tied_to() {
 fn nothing_is_written_once_it_is_untied() {
     let (device, told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
-    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
+    let write = IoeventfdWrite::new(1, 0, WriteWidth::One, 1);
     for _ in 0..100 {
         device.set_ioeventfd(write, Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
         eventfd.write(1).unwrap();
@@ -186,7 +186,7 @@ fn nothing_is_written_once_it_is_untied() {
 #[test]
 fn what_is_no_eventfd_is_not_tied() {
     let (device, _told) = open(DeviceInfoFlags::PCI);
-    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::Eight, data: 1 };
+    let write = IoeventfdWrite::new(1, 0, WriteWidth::Eight, 1);
     let null = std::fs::File::open("/dev/null").unwrap();
     assert_eq!(device.set_ioeventfd(write, Some(null.into())), Err(Errno::EINVAL));
     assert_eq!(device.set_ioeventfd(write, None), Err(Errno::ENODEV));
@@ -199,7 +199,7 @@ fn there_is_an_end_to_their_number() {
     setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     let (device, _told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
-    let write = |data| IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::Eight, data };
+    let write = |data| IoeventfdWrite::new(1, 0, WriteWidth::Eight, data);
     for data in 0..1000 {
         device.set_ioeventfd(write(data), Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     }
@@ -219,7 +219,7 @@ fn the_last_close_of_a_device_unties_them() {
     let container = Container::new(ContainerSettings::default());
     group.set_container(&container).unwrap();
     container.set_iommu(VFIO_TYPE1V2_IOMMU.into()).unwrap();
-    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
+    let write = IoeventfdWrite::new(1, 0, WriteWidth::One, 1);
     let first = group.device("card").unwrap();
     first.set_ioeventfd(write, Some(eventfd().into())).unwrap();
     drop(first);
@@ -231,7 +231,7 @@ fn the_last_close_of_a_device_unties_them() {
 fn a_device_that_is_dropped_listens_no_more() {
     let (device, told) = open(DeviceInfoFlags::PCI);
     let eventfd = eventfd();
-    let write = IoeventfdWrite { region: 1, offset: 0, width: WriteWidth::One, data: 1 };
+    let write = IoeventfdWrite::new(1, 0, WriteWidth::One, 1);
     device.set_ioeventfd(write, Some(eventfd.as_fd().try_clone_to_owned().unwrap())).unwrap();
     drop(device);
     // The card is gone with its end of the channel.

@@ -38,7 +38,7 @@ struct Card {
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: self.flags | DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 6, capabilities: vec![] }
+        Info::new(self.flags | DeviceInfoFlags::RESET).num_irqs(6)
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
@@ -49,7 +49,7 @@ impl Driver for Card {
             ERR | REQ => (IrqInfoFlags::NORESIZE, 1),
             _ => return Err(Errno::EINVAL),
         };
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD | more, count })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD | more, count))
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

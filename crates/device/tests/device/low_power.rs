@@ -33,17 +33,17 @@ struct Sleeper {
 impl Driver for Sleeper {
     fn info(&self) -> Info {
         let flags = if self.pci { DeviceInfoFlags::PCI } else { DeviceInfoFlags::PLATFORM };
-        Info { flags: flags | DeviceInfoFlags::RESET, num_regions: 1, num_irqs: 1, capabilities: vec![] }
+        Info::new(flags | DeviceInfoFlags::RESET).num_regions(1).num_irqs(1)
     }
 
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 0x1000))
     }
 
     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
         let flags = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
-        Ok(Irq { flags, count: 1 })
+        Ok(Irq::new(flags, 1))
     }
 
     fn read_region(
@@ -288,7 +288,7 @@ fn a_device_wakes_itself_and_its_user_is_told() {
 #[test]
 fn the_write_of_an_ioeventfd_does_not_wake_a_device_and_is_lost() {
     let bench = Bench::new();
-    let write = |offset| IoeventfdWrite { region: 0, offset, width: WriteWidth::Four, data: 1 };
+    let write = |offset| IoeventfdWrite::new(0, offset, WriteWidth::Four, 1);
     let eventfds = [
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap(),
         EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap(),

@@ -20,7 +20,7 @@ struct Card(File);
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 6, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(6)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
@@ -32,14 +32,14 @@ impl Driver for Card {
         };
         let capabilities = match index {
             SPARSE => vec![Capability::SparseMmap(vec![
-                MmapArea { offset: 0x1000, size: 0x1000 },
-                MmapArea { offset: 0x2000, size: 0x1000 },
-                MmapArea { offset: 0x4000, size: 0x2000 },
+                MmapArea::new(0x1000, 0x1000),
+                MmapArea::new(0x2000, 0x1000),
+                MmapArea::new(0x4000, 0x2000),
             ])],
             NO_AREAS => vec![Capability::SparseMmap(vec![])],
             _ => vec![],
         };
-        Ok(Region { flags, size, offset: 0, capabilities })
+        Ok(Region::new(flags, size).capabilities(capabilities))
     }
 
     fn mmap(&mut self, _: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
@@ -110,11 +110,11 @@ fn a_driver_that_maps_nothing_need_not_say_so() {
     struct Plain;
     impl Driver for Plain {
         fn info(&self) -> Info {
-            Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+            Info::new(DeviceInfoFlags::PCI).num_regions(1)
         }
         fn region(&self, _index: u32) -> Result<Region, Errno> {
             let flags = RegionInfoFlags::READ | RegionInfoFlags::MMAP;
-            Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+            Ok(Region::new(flags, 0x1000))
         }
     }
     let plain = DeviceFile::new("plain", |_| Plain);

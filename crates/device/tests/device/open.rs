@@ -25,7 +25,7 @@ struct Busy {
 
 impl Driver for Busy {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI)
     }
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
@@ -59,7 +59,7 @@ impl Migration for Busy {
     }
 
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
-        Ok(PrecopyReport { reinit: true, ..PrecopyReport::default() })
+        Ok(PrecopyReport::default().reinit(true))
     }
 }
 

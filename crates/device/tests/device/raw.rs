@@ -14,7 +14,6 @@ use whimbrel_device::{
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::info::Irq;
-use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqInfoFlags, PciAtomicFlags, RegionInfo};
 use whimbrel_uapi::dma_logging::{
     DeviceFeatureDmaLoggingControl, DeviceFeatureDmaLoggingRange, DeviceFeatureDmaLoggingReport,
@@ -45,21 +44,19 @@ struct Sample {
 
 impl Driver for Sample {
     fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::RESET | DeviceInfoFlags::PCI,
-            num_regions: 2,
-            num_irqs: 1,
-            capabilities: self.device_capabilities.clone(),
-        }
+        Info::new(DeviceInfoFlags::RESET | DeviceInfoFlags::PCI)
+            .num_regions(2)
+            .num_irqs(1)
+            .capabilities(self.device_capabilities.clone())
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let capabilities = if index == 1 { self.capabilities.clone() } else { Vec::new() };
-        Ok(Region { flags: RegionInfoFlags::READ, size: 0x1000, offset: 0, capabilities })
+        Ok(Region::new(RegionInfoFlags::READ, 0x1000).capabilities(capabilities))
     }
 
     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: 3 })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD, 3))
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
@@ -99,7 +96,7 @@ impl Migration for Sample {
     }
 
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
-        Ok(PrecopyReport { bytes: PrecopyBytes { initial: 5, dirty: 6 }, reinit: true })
+        Ok(PrecopyReport::new(5, 6).reinit(true))
     }
 }
 
@@ -567,7 +564,7 @@ fn device_info_reaches_as_far_as_the_memory() {
 }
 
 fn with_capabilities() -> DeviceFile {
-    let capability = Capability::SparseMmap(vec![MmapArea { offset: 0, size: 0x1000 }]);
+    let capability = Capability::SparseMmap(vec![MmapArea::new(0, 0x1000)]);
     let atomic = DeviceCapability::PciAtomicComp(PciAtomicFlags::COMP64);
     Sample { capabilities: vec![capability], device_capabilities: vec![atomic], ..Sample::new() }.open()
 }

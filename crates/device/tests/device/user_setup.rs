@@ -18,19 +18,19 @@ struct Card(Sender<u8>);
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 0x1000))
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         Ok(match index {
-            0 => Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE, count: 1 },
-            1 | 2 => Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 4 },
-            _ => Irq { flags: IrqInfoFlags::EVENTFD, count: 1 },
+            0 => Irq::new(IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE, 1),
+            1 | 2 => Irq::new(IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, 4),
+            _ => Irq::new(IrqInfoFlags::EVENTFD, 1),
         })
     }
 
@@ -64,7 +64,7 @@ fn eventfd() -> EventFd {
 }
 
 fn write(data: u8) -> IoeventfdWrite {
-    IoeventfdWrite { region: 0, offset: 0, width: WriteWidth::One, data: data.into() }
+    IoeventfdWrite::new(0, 0, WriteWidth::One, data.into())
 }
 
 #[test]

@@ -25,7 +25,7 @@ struct Function(DeviceInfoFlags);
 
 impl Driver for Function {
     fn info(&self) -> Info {
-        Info { flags: self.0, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(self.0)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

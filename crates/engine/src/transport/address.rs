@@ -25,6 +25,7 @@ pub enum Address {
 /// A text that is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not an address: give HOST:PORT, [IPV6]:PORT or unix:PATH")]
+#[non_exhaustive]
 pub struct AddressError(
     /// The text.
     pub String,

@@ -4,6 +4,7 @@ use whimbrel_device::MigrationFlags;
 
 /// The settings of an [`Accel`](super::Accel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AccelConfig {
     /// Bytes of own state: [`AccelConfig::MIN_STATE`] to [`AccelConfig::MAX_STATE`], a multiple of 8.
     /// Memory is allocated only for the parts in use.
@@ -19,6 +20,24 @@ impl AccelConfig {
     pub const MIN_STATE: u64 = 1 << 10;
     /// Maximum own state, in bytes.
     pub const MAX_STATE: u64 = 64 << 30;
+
+    /// Sets [`AccelConfig::state_bytes`].
+    #[must_use]
+    pub const fn state_bytes(self, state_bytes: u64) -> AccelConfig {
+        AccelConfig { state_bytes, ..self }
+    }
+
+    /// Sets [`AccelConfig::state_rate`].
+    #[must_use]
+    pub const fn state_rate(self, state_rate: u64) -> AccelConfig {
+        AccelConfig { state_rate, ..self }
+    }
+
+    /// Sets [`AccelConfig::flags`].
+    #[must_use]
+    pub const fn flags(self, flags: MigrationFlags) -> AccelConfig {
+        AccelConfig { flags, ..self }
+    }
 
     pub(crate) fn check(self) -> Result<AccelConfig, AccelConfigError> {
         if !(Self::MIN_STATE..=Self::MAX_STATE).contains(&self.state_bytes)

@@ -60,6 +60,6 @@ impl Migration for Accel {
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let Session::Saving(saver) = &self.session else { return Err(Errno::ENODEV) };
         let bytes = PrecopyBytes { initial: saver.initial_bytes(), dirty: saver.dirty_bytes() };
-        Ok(PrecopyReport { bytes, reinit: false })
+        Ok(PrecopyReport::from(bytes))
     }
 }

@@ -68,7 +68,7 @@
 //! use whimbrel_uapi::type1::DmaMapFlags;
 //! use zerocopy::{FromBytes, FromZeros, IntoBytes};
 //!
-//! let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
+//! let config = AccelConfig::default().state_bytes(1 << 20);
 //! let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus))?;
 //! let bus = device.bus();
 //!
@@ -284,15 +284,13 @@ fn pci_config(state_bytes: u64) -> PciConfig {
 impl Driver for Accel {
     fn info(&self) -> Info {
         let atomics = PciAtomicFlags::COMP32 | PciAtomicFlags::COMP64;
-        Info { capabilities: vec![DeviceCapability::PciAtomicComp(atomics)], ..self.function.info() }
+        self.function.info().capabilities(vec![DeviceCapability::PciAtomicComp(atomics)])
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let region = self.function.region(index);
         Ok(match index {
-            STATE_REGION_INDEX => {
-                Region { flags: RegionInfoFlags::READ, size: self.config.state_bytes, ..region }
-            }
+            STATE_REGION_INDEX => region.flags(RegionInfoFlags::READ).size(self.config.state_bytes),
             _ => region,
         })
     }

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Fields that the operation does not use must be 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(clippy::exhaustive_structs, reason = "the layout in memory")]
 pub struct Descriptor {
     /// One of the `OPERATION_` numbers.
     pub operation: u32,
@@ -44,6 +45,7 @@ pub const MAX_LENGTH: u64 = 1 << 30;
 /// [`Completion::sequence`] is written last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(clippy::exhaustive_structs, reason = "the layout in memory")]
 pub struct Completion {
     /// The descriptor's tag; 0 if the descriptor could not be read.
     pub tag: u64,

@@ -32,7 +32,7 @@ use whimbrel_device::{
     ArcError, Bus, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region,
     State,
 };
-use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
+use whimbrel_protocol::region::{Backend, Layout, Vendor, Version};
 use whimbrel_protocol::session::{Effect, effect};
 use whimbrel_uapi::pci::VFIO_PCI_NUM_REGIONS;
 
@@ -45,6 +45,7 @@ pub const MIGRATION_REGION_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
 
 /// The settings of a [`Legacy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LegacyConfig {
     /// Bytes of own state, like [`AccelConfig::state_bytes`].
     pub state_bytes: u64,
@@ -60,6 +61,24 @@ impl LegacyConfig {
     pub const MIN_SECTION: u64 = 64;
     /// Maximum size of the data section, in bytes.
     pub const MAX_SECTION: u64 = 64 << 20;
+
+    /// Sets [`LegacyConfig::state_bytes`].
+    #[must_use]
+    pub const fn state_bytes(self, state_bytes: u64) -> LegacyConfig {
+        LegacyConfig { state_bytes, ..self }
+    }
+
+    /// Sets [`LegacyConfig::state_rate`].
+    #[must_use]
+    pub const fn state_rate(self, state_rate: u64) -> LegacyConfig {
+        LegacyConfig { state_rate, ..self }
+    }
+
+    /// Sets [`LegacyConfig::section_bytes`].
+    #[must_use]
+    pub const fn section_bytes(self, section_bytes: u64) -> LegacyConfig {
+        LegacyConfig { section_bytes, ..self }
+    }
 
     /// Returns whether a data section of this size is valid.
     pub(crate) fn section_fits(bytes: u64) -> bool {
@@ -109,7 +128,10 @@ impl Legacy {
             return Err(section());
         }
         let flags = MigrationFlags::all();
-        let engine = Accel::new(AccelConfig { state_bytes, state_rate, flags }, bus)?;
+        let engine = Accel::new(
+            AccelConfig::default().state_bytes(state_bytes).state_rate(state_rate).flags(flags),
+            bus,
+        )?;
         let layout = Layout::trapped(Version::V1, section_bytes).map_err(|_| section())?;
         let memory = vec![0; layout.size() as usize];
         let vendor = Vendor::new(layout, flags, memory).map_err(|_| section())?;
@@ -130,7 +152,7 @@ impl Legacy {
 
 impl Driver for Legacy {
     fn info(&self) -> Info {
-        Info { num_regions: MIGRATION_REGION_INDEX + 1, ..self.engine.info() }
+        self.engine.info().num_regions(MIGRATION_REGION_INDEX + 1)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
@@ -199,11 +221,8 @@ struct Behind<'a> {
 }
 
 impl Backend for Behind<'_> {
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
-        self.engine.arc(&self.context, from, to).map_err(|error| match error {
-            ArcError::Stays(errno) => ArcFailure::Stays(errno),
-            ArcError::Broken(errno) => ArcFailure::Broken(errno),
-        })?;
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        self.engine.arc(&self.context, from, to)?;
         if let Effect::Opens(_) = effect(from, to) {
             *self.records = Records::default();
         }

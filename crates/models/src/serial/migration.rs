@@ -4,7 +4,6 @@ use whimbrel_device::{
     ArcError, Context, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
-use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
 
 use super::port::Port;
@@ -76,7 +75,7 @@ impl Migration for Serial {
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let Session::Saving { read, .. } = &self.session else { return Err(Errno::ENODEV) };
         let initial = stream::HEAD_BYTES.saturating_sub(*read) as u64;
-        Ok(PrecopyReport { bytes: PrecopyBytes { initial, dirty: 0 }, reinit: false })
+        Ok(PrecopyReport::new(initial, 0))
     }
 }
 

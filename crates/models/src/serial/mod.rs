@@ -22,7 +22,7 @@
 //! use whimbrel_device::DeviceFile;
 //! use whimbrel_models::{Ports, Serial, SerialConfig};
 //!
-//! let config = SerialConfig { ports: Ports::One, ..SerialConfig::default() };
+//! let config = SerialConfig::default().ports(Ports::One);
 //! let device = DeviceFile::new("serial", |bus| Serial::new(config, bus));
 //! for byte in b"loop" {
 //!     device.write_region(0, 0, &[*byte])?;
@@ -53,6 +53,7 @@ const MTTY_CONFIG_SIZE: u64 = 0xff;
 
 /// The number of ports of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a card has no more ports")]
 pub enum Ports {
     /// One port, in region 0.
     #[default]
@@ -73,6 +74,7 @@ impl Ports {
 
 /// The behaviour of a card for missing interrupts and for the size of its configuration space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Answers {
     /// As in vfio-pci: a count of 0 for a missing interrupt, 256 bytes of configuration space.
     #[default]
@@ -96,11 +98,26 @@ impl Answers {
 
 /// The settings of a [`Serial`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SerialConfig {
     /// Number of ports.
     pub ports: Ports,
     /// The behaviour where vfio-pci and mtty differ.
     pub answers: Answers,
+}
+
+impl SerialConfig {
+    /// Sets [`SerialConfig::ports`].
+    #[must_use]
+    pub const fn ports(self, ports: Ports) -> SerialConfig {
+        SerialConfig { ports, ..self }
+    }
+
+    /// Sets [`SerialConfig::answers`].
+    #[must_use]
+    pub const fn answers(self, answers: Answers) -> SerialConfig {
+        SerialConfig { answers, ..self }
+    }
 }
 
 /// A serial card.
@@ -205,15 +222,13 @@ impl Driver for Serial {
             _ => region.size,
         };
         // mtty sets the flags even on missing regions.
-        Ok(Region { flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE, size, ..region })
+        Ok(region.flags(RegionInfoFlags::READ | RegionInfoFlags::WRITE).size(size))
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         match index {
             // mtty has MSI without the capability in its configuration space.
-            VFIO_PCI_MSI_IRQ_INDEX => {
-                Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count: 1 })
-            }
+            VFIO_PCI_MSI_IRQ_INDEX => Ok(Irq::new(IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, 1)),
             VFIO_PCI_MSIX_IRQ_INDEX.. if self.config.answers == Answers::Mtty => Err(Errno::EINVAL),
             _ => Ok(self.function.irq(index)),
         }

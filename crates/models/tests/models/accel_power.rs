@@ -10,7 +10,7 @@ use whimbrel_uapi::device::PciAtomicFlags;
 use whimbrel_uapi::pci::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX};
 
 fn engine(state_rate: u64) -> DeviceFile {
-    let config = AccelConfig { state_bytes: 1 << 20, state_rate, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(1 << 20).state_rate(state_rate);
     DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap()
 }
 

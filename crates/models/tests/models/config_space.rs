@@ -5,11 +5,11 @@ use whimbrel_models::accel::{self, Accel, AccelConfig};
 use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
 
 fn serial(ports: Ports, answers: Answers) -> DeviceFile {
-    DeviceFile::new("serial", |bus| Serial::new(SerialConfig { ports, answers }, bus))
+    DeviceFile::new("serial", |bus| Serial::new(SerialConfig::default().ports(ports).answers(answers), bus))
 }
 
 fn engine() -> DeviceFile {
-    let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(1 << 20);
     DeviceFile::try_new("engine", |bus| Accel::new(config, bus)).unwrap()
 }
 

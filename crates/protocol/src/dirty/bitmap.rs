@@ -33,6 +33,7 @@ pub struct PageBitmap {
 
 /// Consecutive pages, counted from the start of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a run of pages is these two numbers")]
 pub struct Run {
     /// First page.
     pub first: usize,

@@ -18,6 +18,7 @@ use super::chain::{Link, Parts};
 
 /// One link of a region's capability chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Capability {
     /// Only these parts of the region can be mapped (VFIO_REGION_INFO_CAP_SPARSE_MMAP).
     SparseMmap(Vec<MmapArea>),
@@ -54,6 +55,7 @@ pub enum Capability {
 
 /// A part of a region that can be mapped, in bytes from the start of the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MmapArea {
     /// First byte.
     pub offset: u64,
@@ -61,8 +63,16 @@ pub struct MmapArea {
     pub size: u64,
 }
 
+impl MmapArea {
+    /// Returns the part of `size` bytes from `offset` on.
+    pub const fn new(offset: u64, size: u64) -> MmapArea {
+        MmapArea { offset, size }
+    }
+}
+
 /// One link of a device's capability chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceCapability {
     /// The function, as s390 sees it (VFIO_DEVICE_INFO_CAP_ZPCI_BASE).
     ZpciBase(ZpciBase),
@@ -87,6 +97,7 @@ pub enum DeviceCapability {
 
 /// [`DeviceCapability::ZpciBase`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ZpciBase {
     /// First address for DMA.
     pub start_dma: u64,
@@ -109,7 +120,8 @@ pub struct ZpciBase {
 }
 
 /// [`DeviceCapability::ZpciGroup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ZpciGroup {
     /// Mask of the address space for DMA.
     pub dasm: u64,

@@ -1,5 +1,6 @@
 //! The vendor half's interface to the device behind a region, and to the memory of its data section.
 
+use crate::arc::ArcError;
 use crate::dirty::DirtyReport;
 use crate::{Errno, State};
 
@@ -9,7 +10,7 @@ use crate::{Errno, State};
 /// made with.
 pub trait Backend {
     /// Executes one arc completely before it returns.
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure>;
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError>;
 
     /// Reads the next bytes of the device's state, at most as many as `buffer` holds: one transaction, which
     /// arrives at the other side unchanged. 0 (or ENOMSG) is a temporary end in the pre-copy states; 0 in
@@ -35,17 +36,6 @@ pub trait Backend {
         report.set(report.range().iova(), report.range().length());
         Ok(())
     }
-}
-
-/// A failed arc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArcFailure {
-    /// The device is still in the state the arc starts from, and is working.
-    #[error("{0}; the device state is unchanged")]
-    Stays(Errno),
-    /// The device is in no valid state and needs a reset.
-    #[error("{0}; the device needs a reset")]
-    Broken(Errno),
 }
 
 /// The memory of a region, which the user may have mapped in part. Offsets are bytes from the start of the

@@ -24,6 +24,7 @@ use super::Phase;
 /// let state: v1::DeviceState = draft::DeviceState::Valid(Phase::Running);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "the draft is of the past and does not grow")]
 pub enum DeviceState {
     /// The device is in this phase.
     Valid(Phase),

@@ -12,6 +12,7 @@ pub const PAGE_SIZE: u64 = 4096;
 
 /// The version of a region. A region does not report it: both have the same type and subtype.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "the interfaces are of the past, and no other is to come")]
 pub enum Version {
     /// Linux 5.8 to 5.17.
     V1,
@@ -205,14 +206,14 @@ impl Layout {
     /// Returns a layout with a mappable data section of `capacity` bytes, which begins at a page boundary and
     /// is whole pages.
     pub fn mapped(version: Version, capacity: u64) -> Result<Layout, LayoutError> {
-        Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea { offset: PAGE_SIZE, size: capacity }])
+        Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea::new(PAGE_SIZE, capacity)])
     }
 
     /// Returns the same as [`Layout::mapped`], with `trapped` more bytes after the mappable part, in the same
     /// buffer.
     pub fn partly_mapped(version: Version, mapped: u64, trapped: u64) -> Result<Layout, LayoutError> {
         let capacity = mapped.checked_add(trapped).ok_or(LayoutError::Capacity(mapped))?;
-        Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea { offset: PAGE_SIZE, size: mapped }])
+        Layout::new(version, PAGE_SIZE, capacity, vec![MmapArea::new(PAGE_SIZE, mapped)])
     }
 
     /// Returns the version of the region.
@@ -253,7 +254,7 @@ impl Layout {
             region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
             subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
         });
-        Region { flags, size: self.size, offset: 0, capabilities }
+        Region::new(flags, self.size).capabilities(capabilities)
     }
 
     /// Returns the offset of the dirty bitmap and its room in bytes.
@@ -315,7 +316,7 @@ mod tests {
 
     #[test]
     fn layouts_that_the_text_does_not_allow_are_refused() {
-        let area = |offset, size| vec![MmapArea { offset, size }];
+        let area = |offset, size| vec![MmapArea::new(offset, size)];
         let cases = [
             (31, 8, vec![], LayoutError::InHeader(31)),
             (32, 0, vec![], LayoutError::Capacity(0)),
@@ -346,7 +347,7 @@ mod tests {
     fn the_region_tells_its_type_and_what_can_be_mapped() {
         let region = Layout::partly_mapped(Version::V1, 0x2000, 100).unwrap().region();
         assert_eq!(region.size, 0x3000 + 100);
-        let parts = vec![MmapArea { offset: 0x1000, size: 0x2000 }];
+        let parts = vec![MmapArea::new(0x1000, 0x2000)];
         let kind = Capability::Type { region_type: 3, subtype: 1 };
         assert_eq!(region.capabilities, [Capability::SparseMmap(parts), kind.clone()]);
         assert!(region.flags.contains(RegionInfoFlags::MMAP));

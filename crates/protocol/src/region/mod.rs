@@ -20,7 +20,7 @@ mod user;
 pub mod v1;
 mod vendor_driver;
 
-pub use backend::{ArcFailure, Backend, SectionMemory};
+pub use backend::{Backend, SectionMemory};
 pub use layout::{Layout, LayoutError, PAGE_SIZE, Version};
 pub use phase::{Phase, TEXT_TRANSITIONS, v2_path};
 pub use user::{

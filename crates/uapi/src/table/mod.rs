@@ -55,6 +55,7 @@ impl Header {
 
 /// The kind of a field in the C structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a comparison must know every kind")]
 pub enum Kind {
     /// A field of the same name.
     Own,
@@ -123,6 +124,7 @@ impl Structure {
 
 /// The value of a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a comparison must know every kind")]
 pub enum Value {
     /// A number. Compare it with C's value modulo its width: the header writes the same constant as `-1` and as
     /// `0xffffffff`.
@@ -157,6 +159,7 @@ impl fmt::Display for Value {
 
 /// The kind of definition that gives a name its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a comparison must know every kind")]
 pub enum Form {
     /// Any definition: the name means the same in all of them.
     Any,

@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 
@@ -35,10 +34,8 @@ impl StateFile for DataFd {
         // Without the user's opt-in to INFOv2 a driver leaves the flags unchanged: 0.
         let mut info = PrecopyInfo { argsz: size_of::<PrecopyInfo>() as u32, ..PrecopyInfo::default() };
         ioctl::repeated(|| ioctl::with_struct(self.0.as_fd(), &mut info))?;
-        Ok(PrecopyReport {
-            bytes: PrecopyBytes { initial: info.initial_bytes, dirty: info.dirty_bytes },
-            reinit: PrecopyInfoFlags::from_bits_retain(info.flags).contains(PrecopyInfoFlags::REINIT),
-        })
+        Ok(PrecopyReport::new(info.initial_bytes, info.dirty_bytes)
+            .reinit(PrecopyInfoFlags::from_bits_retain(info.flags).contains(PrecopyInfoFlags::REINIT)))
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

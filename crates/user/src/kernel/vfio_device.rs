@@ -339,7 +339,7 @@ impl<T: OnKernel> Device for T {
         let mut irq = IrqInfo { argsz: size_of::<IrqInfo>() as u32, index, ..IrqInfo::default() };
         ioctl::repeated(|| ioctl::with_struct(device.as_fd(), &mut irq))
             .map_err(device.failed(Operation::IrqInfo(index)))?;
-        Ok(Irq { flags: IrqInfoFlags::from_bits_retain(irq.flags), count: irq.count })
+        Ok(Irq::new(IrqInfoFlags::from_bits_retain(irq.flags), irq.count))
     }
 
     fn read_region(&mut self, index: u32, offset: u64, data: &mut [u8]) -> Result<()> {
@@ -452,16 +452,10 @@ mod tests {
 
     /// A region as GET_REGION_INFO reports it: 256 TiB, of which two parts can be mapped.
     fn shifted_region(index: u32) -> Region {
-        let areas = vec![
-            MmapArea { offset: 0x1000, size: 0x1000 },
-            MmapArea { offset: 0x20_0000_0000, size: 0x2000 },
-        ];
-        Region {
-            flags: RegionInfoFlags::all(),
-            size: 1 << SHIFT,
-            offset: u64::from(index) << SHIFT,
-            capabilities: vec![Capability::SparseMmap(areas)],
-        }
+        let areas = vec![MmapArea::new(0x1000, 0x1000), MmapArea::new(0x20_0000_0000, 0x2000)];
+        Region::new(RegionInfoFlags::all(), 1 << SHIFT)
+            .offset(u64::from(index) << SHIFT)
+            .capabilities(vec![Capability::SparseMmap(areas)])
     }
 
     #[test]
@@ -489,7 +483,7 @@ mod tests {
 
         let region = shifted_region(2);
         let [Capability::SparseMmap(areas)] = &region.capabilities[..] else { panic!("{region:?}") };
-        for MmapArea { offset, size } in areas {
+        for MmapArea { offset, size, .. } in areas {
             let mapped = device.0.map(2, &region, *offset, *size).unwrap();
             assert_eq!(mapped.size(), *size);
             mapped.write(8, b"mapped").unwrap();

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::region::{Phase, UserError, Version};
 use whimbrel_protocol::session::Direction;
@@ -94,7 +93,7 @@ impl StateFile for RegionFile {
             .with(Direction::Saving, |half| half.is_in(Phase::PreCopy).then(|| half.pending()).transpose())?;
         // A region does not tell what must be carried before the stop from what may be.
         let dirty = pending.ok_or(Errno::EINVAL)?.saturating_add(left);
-        Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty }, reinit: false })
+        Ok(PrecopyReport::new(0, dirty))
     }
 
     fn ends_transaction(&self) -> bool {

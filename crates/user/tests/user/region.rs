@@ -294,11 +294,11 @@ impl Vendor {
 
 impl Driver for Vendor {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 2, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::RESET).num_regions(2)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
-        let mut region = Region { size: SIZE, ..Region::absent(0) };
+        let mut region = Region::absent(0).size(SIZE);
         region.flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         if index == 0 || !self.region {
             return Err(Errno::EINVAL);
@@ -364,7 +364,7 @@ fn a_vendor_that_tells_what_cannot_be_is_an_error_that_says_what() {
 
 #[test]
 fn a_part_that_cannot_be_mapped_after_all_is_read() {
-    let mapped = Some(MmapArea { offset: 0x1000, size: 0x1000 });
+    let mapped = Some(MmapArea::new(0x1000, 0x1000));
     let mut device = Vendor { mapped, ..Vendor::saying(1, &[0x1000], 11) }.open();
     let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
     let mut buffer = [0; 64];
@@ -379,7 +379,7 @@ fn a_state_that_is_none_and_a_region_that_cannot_be_are_errors() {
     assert_eq!(error, "vendor: the device reports an invalid device_state: 0x5");
     assert!(device.set_state(State::Stop).is_err());
 
-    let area = Some(MmapArea { offset: 0, size: 0x1000 });
+    let area = Some(MmapArea::new(0, 0x1000));
     let vendor = Vendor { mapped: area, ..Vendor::saying(0, &[32], 0) };
     let local = Local::new(DeviceFile::new("vendor", |_| vendor));
     let error = region::adapt(Box::new(local)).err().unwrap().to_string();

@@ -68,13 +68,13 @@ impl Client {
     /// # struct Bell;
     /// # impl Driver for Bell {
     /// #     fn info(&self) -> Info {
-    /// #         Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+    /// #         Info::new(DeviceInfoFlags::PCI).num_regions(1)
     /// #     }
     /// #     fn region(&self, _index: u32) -> Result<Region, Errno> {
-    /// #         Ok(Region { flags: RegionInfoFlags::WRITE, size: 0x1000, offset: 0, capabilities: vec![] })
+    /// #         Ok(Region::new(RegionInfoFlags::WRITE, 0x1000))
     /// #     }
     /// #     fn doorbells(&self) -> Vec<IoeventfdWrite> {
-    /// #         vec![IoeventfdWrite { region: 0, offset: 0x80, width: WriteWidth::Four, data: 1 }]
+    /// #         vec![IoeventfdWrite::new(0, 0x80, WriteWidth::Four, 1)]
     /// #     }
     /// # }
     /// # let device = DeviceFile::new("bell", |_| Bell);

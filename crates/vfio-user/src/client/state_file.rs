@@ -104,7 +104,7 @@ impl StateFile for RemoteFile {
                     other => other,
                 }
             })?;
-            return Ok(PrecopyReport { bytes: PrecopyBytes { initial: 0, dirty: left }, reinit: false });
+            return Ok(PrecopyReport::new(0, left));
         }
         let info = self.with(|way| match way {
             Way::Channel(channel) => channel.precopy_info(),
@@ -112,7 +112,7 @@ impl StateFile for RemoteFile {
         })?;
         let bytes = PrecopyBytes { initial: info.initial_bytes, dirty: info.dirty_bytes };
         let flags = PrecopyInfoFlags::from_bits_truncate(info.flags);
-        Ok(PrecopyReport { bytes, reinit: flags.contains(PrecopyInfoFlags::REINIT) })
+        Ok(PrecopyReport::from(bytes).reinit(flags.contains(PrecopyInfoFlags::REINIT)))
     }
 
     fn take_failure(&mut self) -> Option<Error> {

@@ -68,6 +68,7 @@ pub struct SubRegion {
 
 /// The kind of descriptor of a [`SubRegion`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IoFdKind {
     /// An eventfd that a write signals (VFIO_USER_IO_FD_TYPE_IOEVENTFD).
     Ioeventfd {
@@ -130,12 +131,9 @@ impl DeviceInfoReply {
         let mut info = if payload.len() >= size_of::<DeviceInfo>() {
             Info::from_bytes(payload)?
         } else {
-            Info {
-                flags: DeviceInfoFlags::from_bits_retain(fields.u32()?),
-                num_regions: fields.u32()?,
-                num_irqs: fields.u32()?,
-                capabilities: Vec::new(),
-            }
+            Info::new(DeviceInfoFlags::from_bits_retain(fields.u32()?))
+                .num_regions(fields.u32()?)
+                .num_irqs(fields.u32()?)
         };
         info.flags.remove(DeviceInfoFlags::CAPS);
         Ok(DeviceInfoReply { info, needed })
@@ -216,7 +214,7 @@ impl IrqInfoReply {
         let mut fields = Fields::of(payload, IRQ as usize)?;
         fields.argsz(u64::from(IRQ))?;
         let flags = IrqInfoFlags::from_bits_retain(fields.u32()?);
-        Ok(IrqInfoReply { index: fields.u32()?, irq: Irq { flags, count: fields.u32()? } })
+        Ok(IrqInfoReply { index: fields.u32()?, irq: Irq::new(flags, fields.u32()?) })
     }
 
     pub(super) fn put(self, out: &mut MessageBuffer) {

@@ -38,6 +38,7 @@ pub struct DmaMap {
 
 /// VFIO_USER_DMA_UNMAP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the forms that the flags of a message can tell")]
 pub enum DmaUnmap {
     /// The mappings in a range.
     Range {

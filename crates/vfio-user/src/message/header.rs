@@ -15,6 +15,7 @@ const ERROR: u32 = 1 << 5;
 
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the kinds that the flags of a header can tell")]
 pub enum Kind {
     /// A command, with or without a reply.
     Command {

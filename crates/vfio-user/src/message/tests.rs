@@ -76,7 +76,7 @@ struct Parts {
 fn parts() -> impl Strategy<Value = Parts> {
     let write = (any::<(u32, u64)>(), vec(any::<u8>(), 0..=8))
         .prop_map(|((region, offset), data)| WriteOne::new(region, offset, &data).expect("at most eight"));
-    let area = any::<(u64, u64)>().prop_map(|(offset, size)| MmapArea { offset, size });
+    let area = any::<(u64, u64)>().prop_map(|(offset, size)| MmapArea::new(offset, size));
     (
         bulk(),
         any::<[u64; 3]>(),
@@ -147,20 +147,13 @@ fn requests<'a>(parts: &'a Parts, room: &'a mut [[u8; 24]]) -> Vec<Request<'a>> 
 fn replies(parts: &Parts) -> Vec<Reply<'_>> {
     let Parts { data, long: [a, b, c], short: [d, e, f, g], version, flag, capabilities, .. } = parts;
     let data = data.as_slice();
-    let info = Info {
-        flags: DeviceInfoFlags::from_bits_retain(*d),
-        num_regions: *e,
-        num_irqs: *f,
-        capabilities: flag
-            .then(|| DeviceCapability::PciAtomicComp(PciAtomicFlags::from_bits_retain(*g)))
+    let info = Info::new(DeviceInfoFlags::from_bits_retain(*d)).num_regions(*e).num_irqs(*f).capabilities(
+        flag.then(|| DeviceCapability::PciAtomicComp(PciAtomicFlags::from_bits_retain(*g)))
             .into_iter()
             .collect(),
-    };
-    let region = Region {
-        flags: RegionInfoFlags::from_bits_retain(*d),
-        size: *a,
-        offset: *b,
-        capabilities: if capabilities.is_empty() {
+    );
+    let region = Region::new(RegionInfoFlags::from_bits_retain(*d), *a).offset(*b).capabilities(
+        if capabilities.is_empty() {
             vec![]
         } else {
             vec![
@@ -168,7 +161,7 @@ fn replies(parts: &Parts) -> Vec<Reply<'_>> {
                 Capability::Type { region_type: *e, subtype: *f },
             ]
         },
-    };
+    );
     let kinds =
         [IoFdKind::Ioeventfd { flags: *d, datamatch: *a }, IoFdKind::Ioregionfd { flags: *e, user_data: *b }];
     let sub_regions: Vec<SubRegion> = capabilities
@@ -192,7 +185,7 @@ fn replies(parts: &Parts) -> Vec<Reply<'_>> {
         Reply::DeviceGetRegionIoFds(RegionIoFdsReply::new(*e, sub_regions, *g % 256)),
         Reply::DeviceGetIrqInfo(IrqInfoReply {
             index: *e,
-            irq: Irq { flags: IrqInfoFlags::from_bits_retain(*f), count: *g },
+            irq: Irq::new(IrqInfoFlags::from_bits_retain(*f), *g),
         }),
         Reply::DeviceSetIrqs,
         Reply::RegionRead(access, data),
@@ -423,7 +416,7 @@ fn ranges_of_a_log_are_counted_before_they_are_read() {
 fn an_answer_without_room_for_capabilities_says_how_much_it_needs() {
     let capability = Capability::Type { region_type: 1, subtype: 2 };
     let flags = RegionInfoFlags::READ;
-    let region = Region { flags, size: 0x1000, offset: 0, capabilities: vec![capability] };
+    let region = Region::new(flags, 0x1000).capabilities(vec![capability]);
     let short = RegionInfoReply::new(3, region.clone(), 32);
     assert!(!short.is_whole());
     let mut out = MessageBuffer::new();

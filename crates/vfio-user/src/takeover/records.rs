@@ -272,7 +272,7 @@ impl InUseRecord {
 
 impl IoeventfdRecord {
     pub(super) fn of(write: IoeventfdWrite, eventfd: Number) -> IoeventfdRecord {
-        let IoeventfdWrite { region, offset, width, data } = write;
+        let IoeventfdWrite { region, offset, width, data, .. } = write;
         IoeventfdRecord { region, offset, width: width.bytes() as u8, data, eventfd }
     }
 
@@ -285,7 +285,7 @@ impl IoeventfdRecord {
             8 => WriteWidth::Eight,
             _ => return None,
         };
-        Some(IoeventfdWrite { region: self.region, offset: self.offset, width, data: self.data })
+        Some(IoeventfdWrite::new(self.region, self.offset, width, self.data))
     }
 }
 

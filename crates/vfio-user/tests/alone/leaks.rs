@@ -16,7 +16,7 @@ use whimbrel_vfio_user::{Backend, Client, ClientOptions, DmaMapping, IoAccess, R
 
 const PAGE: u64 = 4096;
 /// A doorbell: a write to the scratch register of a 16550.
-const SCRATCH: IoeventfdWrite = IoeventfdWrite { region: 0, offset: 7, width: WriteWidth::One, data: 1 };
+const SCRATCH: IoeventfdWrite = IoeventfdWrite::new(0, 7, WriteWidth::One, 1);
 
 fn count(folder: &str) -> usize {
     std::fs::read_dir(folder).unwrap().count()

@@ -81,7 +81,7 @@ impl Bench {
 
 /// A device opens what it listens to eventfds with when the first comes, and keeps it.
 fn listen(device: &DeviceFile) {
-    let write = IoeventfdWrite { region: BAR, offset: 0, width: WriteWidth::One, data: 0 };
+    let write = IoeventfdWrite::new(BAR, 0, WriteWidth::One, 0);
     device.set_ioeventfd(write, Some(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into())).unwrap();
     device.set_ioeventfd(write, None).unwrap();
 }

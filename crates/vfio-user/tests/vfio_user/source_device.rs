@@ -30,16 +30,11 @@ struct Source {
 
 impl Driver for Source {
     fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
-            num_regions: 1,
-            num_irqs: 0,
-            capabilities: vec![],
-        }
+        Info::new(DeviceInfoFlags::PCI | DeviceInfoFlags::RESET).num_regions(1)
     }
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        Ok(Region { flags, size: 4096, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 4096))
     }
     /// What was loaded.
     fn read_region(
@@ -121,7 +116,7 @@ impl Migration for Source {
     }
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         let bytes = PrecopyBytes { initial: self.initial, dirty: self.dirty };
-        Ok(PrecopyReport { bytes, reinit: std::mem::take(&mut self.reinit) })
+        Ok(PrecopyReport::from(bytes).reinit(std::mem::take(&mut self.reinit)))
     }
 }
 

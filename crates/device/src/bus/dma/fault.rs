@@ -42,6 +42,7 @@ pub enum FaultCause {
 
 /// A kind of access to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "memory is read or written")]
 pub enum Access {
     /// The device reads memory.
     Read,

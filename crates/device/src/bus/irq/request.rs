@@ -10,6 +10,7 @@ use super::signal::only_eventfd;
 
 /// The interrupts of a range that an action applies to, and when: now or on a signal.
 #[derive(Debug)]
+#[expect(clippy::exhaustive_enums, reason = "the forms of data of the header")]
 pub enum IrqData {
     /// DATA_NONE: this many interrupts, now. 0 with [`IrqAction::Trigger`](crate::IrqAction::Trigger) disables the
     /// index.

@@ -125,6 +125,7 @@ struct Line<E> {
 /// The user's setup of INTx, MSI or MSI-X, whichever is in use, with its eventfds. It can be transferred to another
 /// device: see [`DeviceFile::interrupts_in_use`](crate::DeviceFile::interrupts_in_use).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a takeover must transfer every kind")]
 pub enum InUse<E> {
     /// None of them.
     None,

@@ -290,7 +290,7 @@ fn change(grow: bool) -> impl Strategy<Value = Change<Number>> {
         ]
         .prop_map(move |data| {
             let flags = if grow { IrqInfoFlags::empty() } else { IrqInfoFlags::NORESIZE };
-            let kind = Kind::of(true, index, Irq { flags, count: has });
+            let kind = Kind::of(true, index, Irq::new(flags, has));
             Change { kind, index, start, action, data }
         })
     })
@@ -298,7 +298,7 @@ fn change(grow: bool) -> impl Strategy<Value = Change<Number>> {
 
 fn kind_of(grow: bool, index: u32) -> Kind {
     let flags = if grow { IrqInfoFlags::empty() } else { IrqInfoFlags::NORESIZE };
-    Kind::of(true, index, Irq { flags, count: INTERRUPTS })
+    Kind::of(true, index, Irq::new(flags, INTERRUPTS))
 }
 
 fn copied(active: InUse<&Number>) -> InUse<Number> {
@@ -381,7 +381,7 @@ proptest! {
 
 #[test]
 fn an_index_of_another_bus_is_told_by_its_number_of_interrupts() {
-    let irq = |count| Irq { flags: IrqInfoFlags::EVENTFD, count };
+    let irq = |count| Irq::new(IrqInfoFlags::EVENTFD, count);
     assert_eq!(Kind::of(false, 0, irq(1)), Kind::Single);
     assert_eq!(Kind::of(false, 0, irq(2)), Kind::Messages { grow: false });
     assert_eq!(Kind::of(false, 9, irq(1)), Kind::Single);

@@ -2,6 +2,7 @@
 
 /// The resource of a base address register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the kinds of the PCI specification")]
 pub enum Bar {
     /// Memory below 4 GiB.
     Memory32 {

@@ -37,6 +37,7 @@ const SERIAL_NUMBER: u32 = 0x0001_0003;
 
 /// An interrupt pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the pins of the PCI specification")]
 pub enum InterruptPin {
     /// INTA#.
     A = 1,

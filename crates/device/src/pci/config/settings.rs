@@ -9,6 +9,7 @@ use super::registers::{get16, get32};
 
 /// The power state of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::exhaustive_enums, reason = "the states of the PCI specification")]
 pub enum PowerState {
     /// Full operation.
     D0,

@@ -143,12 +143,9 @@ impl Function {
 
     /// The answer to VFIO_DEVICE_GET_INFO, for a device that can be reset.
     pub fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::PCI | DeviceInfoFlags::RESET,
-            num_regions: VFIO_PCI_NUM_REGIONS,
-            num_irqs: VFIO_PCI_NUM_IRQS,
-            capabilities: Vec::new(),
-        }
+        Info::new(DeviceInfoFlags::PCI | DeviceInfoFlags::RESET)
+            .num_regions(VFIO_PCI_NUM_REGIONS)
+            .num_irqs(VFIO_PCI_NUM_IRQS)
     }
 
     /// Region `index`: a BAR, which the driver may narrow, or the configuration space.
@@ -158,7 +155,7 @@ impl Function {
             _ => self.config.bar(index).map(Bar::size),
         };
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-        size.map_or(Region::absent(0), |size| Region { flags, size, offset: 0, capabilities: Vec::new() })
+        size.map_or(Region::absent(0), |size| Region::new(flags, size))
     }
 
     /// Interrupt `index`, as vfio-pci describes it: from the pin and the capabilities.
@@ -173,7 +170,7 @@ impl Function {
             VFIO_PCI_ERR_IRQ_INDEX => (messages, u32::from(self.config.is_express())),
             _ => (messages, 0),
         };
-        Irq { flags: if count == 0 { IrqInfoFlags::empty() } else { flags }, count }
+        Irq::new(if count == 0 { IrqInfoFlags::empty() } else { flags }, count)
     }
 
     /// Serves a read of a region, or leaves it to the driver.

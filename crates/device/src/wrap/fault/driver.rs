@@ -147,7 +147,7 @@ impl Migration for Faulty {
         let told = |kind: &FaultKind| if let FaultKind::Precopy(bytes) = kind { Some(*bytes) } else { None };
         let bytes = self.faults.take(told);
         let report = self.half()?.precopy(context)?;
-        Ok(PrecopyReport { bytes: bytes.unwrap_or(report.bytes), ..report })
+        Ok(report.bytes(bytes.unwrap_or(report.bytes)))
     }
 
     fn enable_precopy_info_v2(&mut self, context: &Context) -> Result<(), Errno> {

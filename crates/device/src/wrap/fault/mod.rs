@@ -27,7 +27,7 @@
 //! # struct Card;
 //! # impl Driver for Card {
 //! #     fn info(&self) -> Info {
-//! #         Info { flags: DeviceInfoFlags::empty(), num_regions: 0, num_irqs: 0, capabilities: vec![] }
+//! #         Info::new(DeviceInfoFlags::empty())
 //! #     }
 //! #     fn migration(&mut self) -> Option<&mut dyn Migration> { Some(self) }
 //! # }

@@ -29,7 +29,7 @@ use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
 ///
 /// impl Driver for Card {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI).num_regions(9)
 ///     }
 ///     fn region(&self, _index: u32) -> Result<Region, Errno> {
 ///         Ok(Region::absent(0))
@@ -126,15 +126,10 @@ impl Mediated {
 
 /// Returns the default migration region, before the vendor overrides it.
 fn default_migration_region() -> Region {
-    Region {
-        flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE,
-        size: 0,
-        offset: 0,
-        capabilities: vec![Capability::Type {
-            region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
-            subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
-        }],
-    }
+    Region::new(RegionInfoFlags::READ | RegionInfoFlags::WRITE, 0).capabilities(vec![Capability::Type {
+        region_type: VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
+        subtype: VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED,
+    }])
 }
 
 #[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]

@@ -70,11 +70,19 @@ pub trait MediateOps: Send + Sync {
 }
 
 /// The mediated plain device (the proposal's `pdev`).
+#[non_exhaustive]
 pub struct PlainDevice<'a> {
     /// The device's driver.
     pub driver: &'a mut dyn Driver,
     /// The device's bus, migration state and time, for the calls of its driver.
     pub context: &'a Context,
+}
+
+impl<'a> PlainDevice<'a> {
+    /// Returns a device with this driver, for a call to its vendor.
+    pub fn new(driver: &'a mut dyn Driver, context: &'a Context) -> PlainDevice<'a> {
+        PlainDevice { driver, context }
+    }
 }
 
 impl PlainDevice<'_> {
@@ -146,6 +154,7 @@ pub trait Mediation: Send {
 
 /// A vendor's answer to an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "an access reaches the device or is answered")]
 pub enum Access<T> {
     /// Passes the access to the device, as without a vendor.
     PassThrough,

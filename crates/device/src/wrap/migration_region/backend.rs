@@ -2,7 +2,7 @@
 
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
-use whimbrel_protocol::region::{ArcFailure, Backend};
+use whimbrel_protocol::region::Backend;
 use whimbrel_protocol::{Errno, State};
 
 use super::dirty::DirtyPages;
@@ -24,8 +24,8 @@ impl Behind<'_> {
 }
 
 impl Backend for Behind<'_> {
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
-        let (migration, context) = self.migration().map_err(ArcFailure::Stays)?;
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
+        let (migration, context) = self.migration().map_err(ArcError::Stays)?;
         match migration.arc(context, from, to) {
             Ok(()) => {
                 tracing::trace!(%from, %to, "arc, through a migration region");
@@ -34,10 +34,7 @@ impl Backend for Behind<'_> {
             }
             Err(error) => {
                 tracing::debug!(%from, %to, %error, "arc failed, through a migration region");
-                Err(match error {
-                    ArcError::Stays(errno) => ArcFailure::Stays(errno),
-                    ArcError::Broken(errno) => ArcFailure::Broken(errno),
-                })
+                Err(error)
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
 ///
 /// impl Driver for Latch {
 ///     fn info(&self) -> Info {
-///         Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+///         Info::new(DeviceInfoFlags::PCI).num_regions(9)
 ///     }
 ///     fn migration(&mut self) -> Option<&mut dyn Migration> {
 ///         Some(self)
@@ -110,7 +110,7 @@ impl Driver for MigrationRegion {
     }
 
     fn info(&self) -> Info {
-        Info { num_regions: self.index + 1, ..self.driver.info() }
+        self.driver.info().num_regions(self.index + 1)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {

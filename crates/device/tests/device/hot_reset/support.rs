@@ -35,7 +35,7 @@ pub(crate) struct Port {
 
 impl Driver for Port {
     fn info(&self) -> Info {
-        Info { flags: self.flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(self.flags)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

@@ -19,7 +19,7 @@ pub(crate) struct Idle;
 
 impl Driver for Idle {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::RESET)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

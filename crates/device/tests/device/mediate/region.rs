@@ -32,16 +32,12 @@ fn the_migration_capability_adds_a_default_region_of_length_0() {
 fn the_vendor_overrides_the_default_region() {
     let calls = Calls::default();
     let vendors = Mediators::new();
-    let overridden = Region {
-        flags: RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP,
-        size: 0x2000,
-        // The core's, whatever is said here.
-        offset: 77,
-        capabilities: vec![
-            Capability::Type { region_type: 3, subtype: 1 },
-            Capability::SparseMmap(vec![MmapArea { offset: 0x1000, size: 0x1000 }]),
-        ],
-    };
+    let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
+    // The offset is the core's, whatever is said here.
+    let overridden = Region::new(flags, 0x2000).offset(77).capabilities(vec![
+        Capability::Type { region_type: 3, subtype: 1 },
+        Capability::SparseMmap(vec![MmapArea::new(0x1000, 0x1000)]),
+    ]);
     let vendor = Vendor {
         answer: Ok(MediateCapabilities::MIGRATION),
         accesses: vec![Access::PassThrough, Access::PassThrough, Access::Answered(Ok(4))],
@@ -50,7 +46,7 @@ fn the_vendor_overrides_the_default_region() {
     };
     vendors.register(Arc::new(vendor)).unwrap();
     let device = device(&calls, &vendors);
-    assert_eq!(device.region_info(2).unwrap(), Region { offset: 2 << 40, ..overridden });
+    assert_eq!(device.region_info(2).unwrap(), overridden.offset(2 << 40));
     assert_eq!(device.read_region(2, 0, &mut [0; 4]), Ok(4));
     assert_eq!(device.write_region(2, 0x1ffc, &[0; 4]), Ok(4));
     assert!(device.mmap(2, 0x1000, 0x1000).is_ok());
@@ -65,7 +61,7 @@ fn a_default_region_that_the_vendor_passes_through_leads_nowhere() {
     let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
     let vendor = Vendor {
         answer: Ok(MediateCapabilities::MIGRATION),
-        overridden: Some(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] }),
+        overridden: Some(Region::new(flags, 0x1000)),
         ..Vendor::new("vendor", &calls)
     };
     vendors.register(Arc::new(vendor)).unwrap();
@@ -85,7 +81,7 @@ fn features_of_migration_v2_are_hidden_by_a_migration_region_and_by_nothing_else
         let vendors = Mediators::new();
         let vendor = Vendor { answer: Ok(capabilities), ..Vendor::new("vendor", &calls) };
         vendors.register(Arc::new(vendor)).unwrap();
-        let config = AccelConfig { state_bytes: 0x1000, ..AccelConfig::default() };
+        let config = AccelConfig::default().state_bytes(0x1000);
         let context = Context::new(Bus::new());
         let accel = Accel::new(config, context.bus().clone()).unwrap();
         let mut mediated = Mediated::new(accel, vendors);

@@ -24,13 +24,13 @@ pub(crate) struct Card(pub(crate) Calls);
 impl Driver for Card {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 2, num_irqs: 0, capabilities: vec![] }
+        Info::new(flags).num_regions(2)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let mut flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         flags.set(RegionInfoFlags::MMAP, index == 1);
-        Ok(Region { flags, size: 0x1000, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 0x1000))
     }
 
     fn read_region(

@@ -28,7 +28,7 @@ fn a_mapped_section_is_told_by_sparse_areas_of_whole_pages() {
             let device = serial(&Layout::partly_mapped(version, 0x2000, 0x100).unwrap(), offered);
             let region = device.region_info(9).unwrap();
             assert!(region.flags.contains(RegionInfoFlags::MMAP));
-            let areas = Capability::SparseMmap(vec![MmapArea { offset: 0x1000, size: 0x2000 }]);
+            let areas = Capability::SparseMmap(vec![MmapArea::new(0x1000, 0x2000)]);
             assert!(region.capabilities.contains(&areas), "{region:?}");
             assert!(region.capabilities.contains(&Capability::Type { region_type: 3, subtype: 1 }));
         }

@@ -32,7 +32,7 @@ fn map(bus: &Bus, iova: u64, pages: u64) {
 
 /// A device that keeps a log.
 fn logging(offered: Offered) -> (DeviceFile, Bus) {
-    let config = AccelConfig { state_bytes: 1024, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(1024);
     let layout = Layout::trapped(Version::Draft, 0x1000).unwrap();
     let device = offer(|bus| Accel::new(config, bus).unwrap(), &layout, offered);
     let bus = device.bus().clone();
@@ -159,7 +159,7 @@ struct Logs {
 impl Driver for Logs {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(flags)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

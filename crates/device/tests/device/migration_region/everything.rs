@@ -21,16 +21,16 @@ struct Everything;
 impl Driver for Everything {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 3, num_irqs: 2, capabilities: vec![] }
+        Info::new(flags).num_regions(3).num_irqs(2)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
-        Ok(Region { flags, size: 0x1000 << index, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, 0x1000 << index))
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD, count: index + 1 })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD, index + 1))
     }
 
     fn read_region(
@@ -49,7 +49,7 @@ impl Driver for Everything {
     }
 
     fn doorbells(&self) -> Vec<IoeventfdWrite> {
-        vec![IoeventfdWrite { region: 1, offset: 0x80, width: WriteWidth::Four, data: 9 }]
+        vec![IoeventfdWrite::new(1, 0x80, WriteWidth::Four, 9)]
     }
 
     fn mmap(&mut self, _: &Context, index: u32, offset: u64, _length: u64) -> Result<FileOffset, Errno> {
@@ -234,7 +234,7 @@ fn regions_interrupts_resets_and_work_are_the_devices() {
         for index in 0..2 {
             assert_eq!(device.irq_info(index), plain.irq_info(index));
         }
-        let doorbell = IoeventfdWrite { region: 1, offset: 0x80, width: WriteWidth::Four, data: 9 };
+        let doorbell = IoeventfdWrite::new(1, 0x80, WriteWidth::Four, 9);
         assert_eq!(device.doorbells(), [doorbell]);
         assert_eq!(device.reset(), Err(Errno::EBUSY));
         let now = Duration::from_secs(1);

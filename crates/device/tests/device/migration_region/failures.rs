@@ -35,7 +35,7 @@ struct Wanted {
 impl Driver for Faults {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 0, num_irqs: 0, capabilities: vec![] }
+        Info::new(flags)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
@@ -218,14 +218,14 @@ fn a_device_without_migration_has_no_region() {
     struct Plain;
     impl Driver for Plain {
         fn info(&self) -> Info {
-            Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 0, capabilities: vec![] }
+            Info::new(DeviceInfoFlags::PCI).num_regions(1)
         }
     }
     let layout = Layout::trapped(Version::V1, 64).unwrap();
     let refused = MigrationRegion::new(Plain, layout.clone());
     assert_eq!(refused.err(), Some(Errno::ENODEV));
     let vendor = RegionVendor::new("vendor", layout.clone());
-    let refused = vendor.open(PlainDevice { driver: &mut Plain, context: &Context::new(Bus::new()) });
+    let refused = vendor.open(PlainDevice::new(&mut Plain, &Context::new(Bus::new())));
     assert_eq!(refused.err(), Some(Errno::ENODEV));
     assert_eq!(offer(|_| Plain, &layout, Offered::ByAVendor).info().num_regions, 1);
 }

@@ -49,18 +49,18 @@ pub(crate) fn offer<D: Driver + 'static>(
 }
 
 pub(crate) fn serial(layout: &Layout, offered: Offered) -> DeviceFile {
-    let config = SerialConfig { ports: Ports::Two, ..SerialConfig::default() };
+    let config = SerialConfig::default().ports(Ports::Two);
     offer(|bus| Serial::new(config, bus), layout, offered)
 }
 
 pub(crate) fn accel(layout: &Layout, offered: Offered) -> DeviceFile {
-    let config = AccelConfig { state_bytes: 256 << 10, state_rate: 1 << 20, ..AccelConfig::default() };
+    let config = AccelConfig::default().state_bytes(256 << 10).state_rate(1 << 20);
     offer(|bus| Accel::new(config, bus).unwrap(), layout, offered)
 }
 
 /// Every shape of region.
 pub(crate) fn layouts() -> Vec<Layout> {
-    let area = |offset, size| MmapArea { offset, size };
+    let area = |offset, size| MmapArea::new(offset, size);
     [Version::V1, Version::Draft]
         .into_iter()
         .flat_map(|version| {

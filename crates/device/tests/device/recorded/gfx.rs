@@ -30,21 +30,20 @@ impl Bochs {
         let (size, start) = (stride * height, u64::from(x) * 4 + u64::from(y) * u64::from(stride));
         let fits = start + u64::from(size) <= 4 << 20;
         let is_on = enable & 1 != 0 && bits == 32 && width >= 64 && height >= 64 && fits;
-        is_on
-            .then(|| (Plane { drm_format: XRGB8888, width, height, stride, size, ..Plane::default() }, start))
+        is_on.then(|| (Plane::new(XRGB8888, width, height).stride(stride).size(size), start))
     }
 }
 
 impl Driver for Bochs {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 10, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(10).num_irqs(5)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         match index {
             REGISTERS => {
                 let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
-                Ok(Region { flags, size: 4096, offset: 0, capabilities: vec![] })
+                Ok(Region::new(flags, 4096))
             }
             EDID => Ok(self.edid.region()),
             _ => Ok(Region::absent(0)),
@@ -87,7 +86,7 @@ impl Graphics for Bochs {
             self.modes.push(mode);
             self.modes.len() - 1
         });
-        Ok(Some(Plane { source: u32::try_from(number).unwrap() + 1, ..mode.0 }))
+        Ok(Some(mode.0.source(u32::try_from(number).unwrap() + 1)))
     }
 
     fn dmabuf(&mut self, _: &Context, id: u32) -> Result<File, Errno> {
@@ -106,7 +105,7 @@ struct Picture;
 
 impl Driver for Picture {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(9).num_irqs(5)
     }
 
     fn graphics(&mut self) -> Option<&mut dyn Graphics> {
@@ -123,7 +122,7 @@ impl Graphics for Picture {
         // Of the memory there is a power of two.
         let size = 2 << 20;
         let (width, height, stride, source) = (640, 480, 2560, 16);
-        Ok(Some(Plane { drm_format: XRGB8888, width, height, stride, size, source, ..Plane::default() }))
+        Ok(Some(Plane::new(XRGB8888, width, height).stride(stride).size(size).source(source)))
     }
 }
 

@@ -46,7 +46,7 @@ impl Shown {
 impl Driver for Shown {
     fn info(&self) -> Info {
         let reset = if self.can_be_reset() { DeviceInfoFlags::RESET } else { DeviceInfoFlags::empty() };
-        Info { flags: DeviceInfoFlags::PCI | reset, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI | reset).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
@@ -59,7 +59,7 @@ impl Driver for Shown {
             8 => return Err(Errno::EINVAL),
             _ => 0,
         };
-        let mut region = Region { flags: RegionInfoFlags::empty(), size, offset: 0, capabilities: vec![] };
+        let mut region = Region::new(RegionInfoFlags::empty(), size);
         if size > 0 {
             region.flags = both;
         }
@@ -81,7 +81,7 @@ impl Driver for Shown {
             3 if count == 0 => return Err(Errno::EINVAL),
             _ => IrqInfoFlags::NORESIZE,
         };
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD | more, count })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD | more, count))
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {

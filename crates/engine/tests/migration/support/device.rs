@@ -273,12 +273,7 @@ impl TestDriver {
 
 impl Driver for TestDriver {
     fn info(&self) -> Info {
-        Info {
-            flags: DeviceInfoFlags::RESET,
-            num_regions: self.shape.regions,
-            num_irqs: 0,
-            capabilities: Vec::new(),
-        }
+        Info::new(DeviceInfoFlags::RESET).num_regions(self.shape.regions)
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
@@ -376,7 +371,7 @@ impl Migration for TestDriver {
     fn precopy(&mut self, _: &Context) -> Result<PrecopyReport, Errno> {
         self.control.pass_request(At::Precopy)?;
         let bytes = PrecopyBytes { initial: self.initial_left, dirty: self.dirty_left };
-        Ok(PrecopyReport { bytes, reinit: false })
+        Ok(PrecopyReport::from(bytes))
     }
 }
 

@@ -13,7 +13,7 @@
 //! use whimbrel_models::accel::{Accel, AccelConfig, Descriptor};
 //! # use whimbrel_uapi::type1::DmaMapFlags;
 //!
-//! let config = AccelConfig { state_bytes: 1 << 20, ..AccelConfig::default() };
+//! let config = AccelConfig::default().state_bytes(1 << 20);
 //! let device = DeviceFile::try_new("engine", |bus| Accel::new(config, bus))?;
 //! # let memory = File::from(rustix::fs::memfd_create(c"doc", rustix::fs::MemfdFlags::empty())?);
 //! # memory.set_len(0x10000)?;
@@ -81,6 +81,7 @@ impl Rings {
 /// A driver's position in its rings.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(clippy::exhaustive_structs, reason = "the layout in memory")]
 pub struct Progress {
     /// Jobs that the device had completed before the rings were set up.
     pub earlier: u64,

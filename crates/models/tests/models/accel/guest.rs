@@ -56,7 +56,7 @@ impl Memory {
 }
 
 pub(crate) fn config(state_bytes: u64) -> AccelConfig {
-    AccelConfig { state_bytes, ..AccelConfig::default() }
+    AccelConfig::default().state_bytes(state_bytes)
 }
 
 /// A device and the test's memory, as the driver reaches them.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 use whimbrel_device::{DeviceFile, Errno, MigrationFlags, Next, State};
-use whimbrel_models::accel::{self, AccelConfig, Completion, Descriptor, SLICE_BYTES};
+use whimbrel_models::accel::{self, Completion, Descriptor, SLICE_BYTES};
 
 use super::guest::{DATA, Guest, Memory, config, load, own_state, read_all, registers, resuming, save};
 
@@ -27,7 +27,7 @@ fn in_the_middle(memory: &Memory) -> Guest {
 fn it_supports_what_it_was_told_to_and_stop_copy_always() {
     let memory = Memory::new();
     for flags in MigrationFlags::all().iter().chain([MigrationFlags::empty(), MigrationFlags::all()]) {
-        let device = memory.device(AccelConfig { flags, ..config(STATE) });
+        let device = memory.device(config(STATE).flags(flags));
         assert_eq!(device.migration_flags(), Ok(flags | MigrationFlags::STOP_COPY));
     }
 }
@@ -73,7 +73,7 @@ fn while_it_is_stopped_nothing_changes_and_nothing_can_be_written() {
 #[test]
 fn time_in_which_it_was_stopped_does_not_change_the_state() {
     let memory = Memory::new();
-    let device = memory.device(AccelConfig { state_rate: 1 << 20, ..config(STATE) });
+    let device = memory.device(config(STATE).state_rate(1 << 20));
     device.advance(Duration::from_secs(1));
     device.set_mig_state(State::Stop).unwrap();
     device.set_mig_state(State::Running).unwrap();

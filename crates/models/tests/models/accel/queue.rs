@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::{Errno, Next};
-use whimbrel_models::accel::{self, AccelConfig, Descriptor, SLICE_BYTES};
+use whimbrel_models::accel::{self, Descriptor, SLICE_BYTES};
 
 use super::guest::{COMPLETIONS, DATA, Guest, MEMORY, Memory, SUBMISSIONS, config, own_state, registers};
 
@@ -275,7 +275,7 @@ fn a_scramble_fills_its_stretch_of_the_own_state_alike_on_every_device() {
 #[test]
 fn the_own_state_changes_at_its_rate_and_cannot_be_written() {
     let memory = Memory::new();
-    let device = memory.device(AccelConfig { state_rate: 64 << 10, ..config(1 << 20) });
+    let device = memory.device(config(1 << 20).state_rate(64 << 10));
     assert_eq!(device.write_region(accel::STATE_REGION_INDEX, 0, &[1; 8]), Err(Errno::EINVAL));
     let mut now = Duration::from_secs(5);
     let mut changed = 0;
@@ -296,7 +296,7 @@ fn the_own_state_changes_at_its_rate_and_cannot_be_written() {
 #[test]
 fn a_rate_above_a_slice_is_caught_up_with_in_slices() {
     let memory = Memory::new();
-    let device = memory.device(AccelConfig { state_rate: 4 * SLICE_BYTES, ..config(1 << 20) });
+    let device = memory.device(config(1 << 20).state_rate(4 * SLICE_BYTES));
     device.advance(Duration::ZERO);
     let second = Duration::from_secs(1);
     for slice in 1..=4 {

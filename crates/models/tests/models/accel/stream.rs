@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use whimbrel_device::{DataFile, DeviceFile, Errno, State};
-use whimbrel_models::accel::{AccelConfig, Descriptor, SLICE_BYTES};
+use whimbrel_models::accel::{Descriptor, SLICE_BYTES};
 use whimbrel_protocol::precopy::PrecopyBytes;
 
 use super::guest::{DATA, Guest, Memory, config, load, own_state, read_all, registers, resuming, save};
@@ -48,7 +48,7 @@ fn initial_bytes_are_those_of_the_first_pass_and_fall_byte_by_byte() {
 fn dirty_bytes_are_those_of_blocks_that_changed_after_they_were_sent() {
     let memory = Memory::new();
     // Jobs that fail leave their marks in the state too, so the blocks are counted from outside.
-    let device = memory.device(AccelConfig { state_rate: BLOCK, ..config(STATE) });
+    let device = memory.device(config(STATE).state_rate(BLOCK));
     device.advance(Duration::ZERO);
     let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
     read_all(&data, 1000);
@@ -335,7 +335,7 @@ proptest! {
         write_cut in 1usize..2000,
     ) {
         let memory = Memory::new();
-        let config = AccelConfig { state_rate: 64 << 10, ..config(STATE) };
+        let config = config(STATE).state_rate(64 << 10);
         let mut guest = Guest::start(&memory, memory.device(config), 4);
         guest.execute(&Descriptor::scramble(1, 0, STATE / 2, 1));
         let data = guest.device.set_mig_state(State::PreCopy).unwrap().unwrap();

@@ -79,6 +79,7 @@ struct Rules {
 
 /// The next access, or the end of a request.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must make every access")]
 pub enum Next<'a> {
     /// Read `length` bytes from `offset` of the region, in one piece.
     Read {
@@ -106,6 +107,7 @@ pub enum Next<'a> {
 
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must know how each request ends")]
 pub enum Outcome {
     /// The device is in this phase.
     Phase(Phase),
@@ -123,6 +125,7 @@ pub enum Outcome {
 
 /// The pages that a query of the draft's region asks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the three registers of the draft")]
 pub struct DirtyPages {
     /// The first page: its IOVA divided by the page size.
     pub start_pfn: u64,
@@ -134,6 +137,7 @@ pub struct DirtyPages {
 
 /// The answer of the draft's region to a query of dirty pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the draft is of the past and does not grow")]
 pub enum DirtyAnswer {
     /// No page was written.
     None,

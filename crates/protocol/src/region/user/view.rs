@@ -9,6 +9,7 @@ use crate::info::{Capability, MmapArea, Region};
 
 /// The way to access bytes of the data section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a caller must make every access")]
 pub enum Way {
     /// Reads and writes of the device file, 8, 4, 2 or 1 bytes at a time.
     Trapped,
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn an_access_is_cut_where_mapped_parts_begin_and_end() {
-        let areas = vec![MmapArea { offset: 0x2000, size: 0x1000 }];
+        let areas = vec![MmapArea::new(0x2000, 0x1000)];
         let layout = Layout::new(Version::V1, 0x1000, 0x3000, areas).unwrap();
         let view = View::new(Version::V1, &layout.region()).unwrap();
         let expected = [
@@ -186,14 +187,14 @@ mod tests {
         let good = Layout::partly_mapped(Version::V1, 0x2000, 16).unwrap().region();
         let kind = good.capabilities[1].clone();
         let with = |areas: &[(u64, u64)]| {
-            let areas = areas.iter().map(|&(offset, size)| MmapArea { offset, size }).collect();
-            Region { capabilities: vec![Capability::SparseMmap(areas), kind.clone()], ..good.clone() }
+            let areas = areas.iter().map(|&(offset, size)| MmapArea::new(offset, size)).collect();
+            good.clone().capabilities(vec![Capability::SparseMmap(areas), kind.clone()])
         };
         let area = |offset, size| ViewError::Area { offset, size };
         let cases = [
-            (Region { capabilities: vec![], ..good.clone() }, ViewError::NotMigration),
-            (Region { flags: RegionInfoFlags::READ, ..good.clone() }, ViewError::Rights),
-            (Region { size: 32, ..good.clone() }, ViewError::Size(32)),
+            (good.clone().capabilities(vec![]), ViewError::NotMigration),
+            (good.clone().flags(RegionInfoFlags::READ), ViewError::Rights),
+            (good.clone().size(32), ViewError::Size(32)),
             (with(&[(0, 0x1000)]), area(0, 0x1000)),
             (with(&[(0x1000, 0x100)]), area(0x1000, 0x100)),
             (with(&[(0x1000, 0)]), area(0x1000, 0)),

@@ -50,14 +50,15 @@ use crate::{Errno, MigrationFlags, State};
 /// device cannot be brought back, the state is ERROR until [`Vendor::reset`].
 ///
 /// ```
-/// use whimbrel_protocol::region::{ArcFailure, Backend, Layout, Vendor, Version};
+/// use whimbrel_protocol::arc::ArcError;
+/// use whimbrel_protocol::region::{Backend, Layout, Vendor, Version};
 /// use whimbrel_protocol::{Errno, MigrationFlags, State};
 ///
 /// /// A device whose state is a text.
 /// struct Text(&'static [u8]);
 ///
 /// impl Backend for Text {
-///     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcFailure> {
+///     fn arc(&mut self, _from: State, _to: State) -> Result<(), ArcError> {
 ///         Ok(())
 ///     }
 ///     fn save(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {

@@ -1,8 +1,9 @@
 //! Writes of `device_state`: the path through the device's own states, and the way back after a failure.
 
 use super::super::phase::v2_path_from;
-use super::super::{ArcFailure, Backend, Phase, SectionMemory, Version, draft, v1};
+use super::super::{Backend, Phase, SectionMemory, Version, draft, v1};
 use super::Vendor;
+use crate::arc::ArcError;
 use crate::session::{Effect, effect};
 use crate::{Errno, State, fsm};
 
@@ -72,14 +73,14 @@ impl<M: SectionMemory> Vendor<M> {
 
     /// Brings the device back to the state that its user reads, after an arc of a request from `from`
     /// failed.
-    fn undo(&mut self, device: &mut dyn Backend, from: Phase, before: State, failure: ArcFailure) -> Errno {
+    fn undo(&mut self, device: &mut dyn Backend, from: Phase, before: State, failure: ArcError) -> Errno {
         let errno = match failure {
-            ArcFailure::Broken(errno) => {
+            ArcError::Broken(errno) => {
                 self.phase = None;
                 self.behind = State::Error;
                 return errno;
             }
-            ArcFailure::Stays(errno) => errno,
+            ArcError::Stays(errno) => errno,
         };
         // A session that has ended is not opened again: its data would start over.
         let back = match (self.lost, from.is_running()) {

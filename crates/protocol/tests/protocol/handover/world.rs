@@ -90,7 +90,7 @@ impl World {
                 self.runs_at_source = true;
                 self.source_sends.push_back(Message::Abort);
             }
-            SourceAction::Wait | SourceAction::Release | SourceAction::ReportUnknown => {}
+            _ => {}
         }
     }
 

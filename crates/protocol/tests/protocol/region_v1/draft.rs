@@ -32,9 +32,10 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::region::{
-    ArcFailure, DirtyPages, Layout, Outcome, Phase, User, UserError, Version, drive, report_dirty,
+    DirtyPages, Layout, Outcome, Phase, User, UserError, Version, drive, report_dirty,
 };
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
@@ -92,12 +93,12 @@ fn a_field_is_accessed_whole_or_the_access_fails() {
 fn a_change_that_fails_is_told_by_the_write_itself() {
     let mut rig = rig();
     let mut user = rig.user();
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Stays(Errno::ENOSPC)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Stays(Errno::ENOSPC)));
     let error = rig.phase(&mut user, Phase::PreCopy).unwrap_err();
     assert_eq!(error, UserError::Refused { to: Phase::PreCopy, errno: Errno::ENOSPC, now: None });
     assert_eq!(rig.made.len(), 2, "nothing is read after it: {:?}", rig.made);
     // There is no error state: a broken device answers nothing until it is reset.
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Broken(Errno::EIO)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Broken(Errno::EIO)));
     assert_eq!(rig.set_state(PRE_COPY), Err(Errno::EIO));
     assert_eq!(rig.state(), Err(Errno::EIO));
     rig.device.reset();

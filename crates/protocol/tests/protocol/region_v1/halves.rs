@@ -2,9 +2,8 @@
 //! did not.
 
 use proptest::prelude::*;
-use whimbrel_protocol::region::{
-    ArcFailure, Layout, Outcome, Phase, TEXT_TRANSITIONS, User, UserError, Version, drive,
-};
+use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::region::{Layout, Outcome, Phase, TEXT_TRANSITIONS, User, UserError, Version, drive};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
 use super::support::*;
@@ -255,8 +254,8 @@ proptest! {
         for (number, register) in registers.into_iter().enumerate() {
             rig.device.fail_arc = if number % 3 == 2 {
                 failing.next().map(|(from, to, broken)| {
-                    let stays = ArcFailure::Stays(Errno::EBUSY);
-                    let failure = if broken { ArcFailure::Broken(Errno::EIO) } else { stays };
+                    let stays = ArcError::Stays(Errno::EBUSY);
+                    let failure = if broken { ArcError::Broken(Errno::EIO) } else { stays };
                     (*from.get(&State::ALL), *to.get(&State::ALL), failure)
                 })
             } else {

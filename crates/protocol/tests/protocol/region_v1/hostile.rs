@@ -181,7 +181,7 @@ proptest! {
         ),
     ) {
         let version = if draft { Version::Draft } else { Version::V1 };
-        let areas = if mapped { vec![MmapArea { offset: 0x1000, size: 0x1000 }] } else { Vec::new() };
+        let areas = if mapped { vec![MmapArea::new(0x1000, 0x1000)] } else { Vec::new() };
         let layout = Layout::new(version, 0x1000, 0x2345, areas).unwrap();
         let view = View::new(version, &layout.region()).unwrap();
         let header = if draft { 64 } else { 32 };

@@ -66,8 +66,9 @@
 //! - data should be written in the same order and of the same transaction size:
 //!   `transactions_arrive_in_order_and_of_their_size`, `the_user_refuses_a_transaction_that_does_not_fit`
 
+use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::region::{
-    ArcFailure, Layout, Outcome, Phase, TEXT_TRANSITIONS, UserError, Version, View, drive, v1,
+    Layout, Outcome, Phase, TEXT_TRANSITIONS, UserError, Version, View, drive, v1,
 };
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
@@ -105,7 +106,7 @@ fn a_field_is_accessed_whole_or_the_access_fails() {
 #[test]
 fn a_change_that_fails_answers_the_devices_errno() {
     let mut rig = rig(7);
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Stays(Errno::ENOSPC)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Stays(Errno::ENOSPC)));
     assert_eq!(rig.set_state(PRE_COPY), Err(Errno::ENOSPC));
     rig.device.fail_arc = None;
     assert_eq!(rig.set_state(PRE_COPY), Ok(()));
@@ -115,7 +116,7 @@ fn a_change_that_fails_answers_the_devices_errno() {
 fn the_user_reads_the_state_again_after_a_write_that_failed() {
     let mut rig = rig(7);
     let mut user = rig.user();
-    rig.device.fail_arc = Some((State::RunningP2p, State::Stop, ArcFailure::Stays(Errno::ENOSPC)));
+    rig.device.fail_arc = Some((State::RunningP2p, State::Stop, ArcError::Stays(Errno::ENOSPC)));
     let error = rig.phase(&mut user, Phase::StopAndCopy).unwrap_err();
     let now = Some(Phase::Running);
     assert_eq!(error, UserError::Refused { to: Phase::StopAndCopy, errno: Errno::ENOSPC, now });
@@ -137,7 +138,7 @@ fn after_a_failure_the_state_is_the_one_before() {
             for (at, towards) in whole.device.arcs[before..].iter().copied() {
                 let mut rig = rig(flags);
                 rig.set_state(bits(from)).unwrap();
-                rig.device.fail_arc = Some((at, towards, ArcFailure::Stays(Errno::EAGAIN)));
+                rig.device.fail_arc = Some((at, towards, ArcError::Stays(Errno::EAGAIN)));
                 assert_eq!(rig.set_state(bits(to)), Err(Errno::EAGAIN));
                 let told = rig.state().unwrap();
                 assert_eq!(told, bits(from), "{flags} {from} -> {to}, failing {at} -> {towards}");
@@ -152,7 +153,7 @@ fn after_a_failure_the_state_is_the_one_before() {
 #[test]
 fn after_an_internal_error_the_state_is_error() {
     let mut rig = rig(7);
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Broken(Errno::EIO)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Broken(Errno::EIO)));
     assert_eq!(rig.set_state(PRE_COPY), Err(Errno::EIO));
     assert_eq!(rig.state(), Ok(ERROR));
 }
@@ -163,9 +164,9 @@ fn a_device_that_cannot_go_back_is_in_error() {
     // hand.
     struct Stuck(Device);
     impl whimbrel_protocol::region::Backend for Stuck {
-        fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
+        fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
             if from == State::RunningP2p {
-                return Err(ArcFailure::Stays(Errno::EBUSY));
+                return Err(ArcError::Stays(Errno::EBUSY));
             }
             self.0.arc(from, to)
         }
@@ -192,7 +193,7 @@ fn a_device_that_cannot_go_back_is_in_error() {
 #[test]
 fn only_a_reset_leads_out_of_error() {
     let mut rig = rig(7);
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Broken(Errno::EIO)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Broken(Errno::EIO)));
     rig.set_state(PRE_COPY).unwrap_err();
     for register in 0..8 {
         assert_eq!(rig.set_state(register), Err(Errno::EIO), "{register:03b}");
@@ -212,7 +213,7 @@ fn only_a_reset_leads_out_of_error() {
 fn the_user_asks_nothing_but_a_reset_of_a_device_in_error() {
     let mut rig = rig(7);
     let mut user = rig.user();
-    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcFailure::Broken(Errno::ENXIO)));
+    rig.device.fail_arc = Some((State::Running, State::PreCopy, ArcError::Broken(Errno::ENXIO)));
     let error = rig.phase(&mut user, Phase::PreCopy).unwrap_err();
     assert_eq!(error, UserError::NeedsReset { errno: Some(Errno::ENXIO) });
     rig.made.clear();
@@ -229,7 +230,7 @@ fn the_user_asks_nothing_but_a_reset_of_a_device_in_error() {
 fn after_a_failure_another_state_can_be_tried() {
     let mut rig = rig(7);
     rig.set_state(PRE_COPY).unwrap();
-    rig.device.fail_arc = Some((State::PreCopyP2p, State::StopCopy, ArcFailure::Stays(Errno::EBUSY)));
+    rig.device.fail_arc = Some((State::PreCopyP2p, State::StopCopy, ArcError::Stays(Errno::EBUSY)));
     assert_eq!(rig.set_state(SAVING), Err(Errno::EBUSY));
     assert_eq!(rig.set_state(RUNNING), Ok(()));
     assert_eq!(rig.device.state, State::Running);
@@ -562,7 +563,7 @@ fn a_lost_session_ends_the_loop_and_is_not_begun_again() {
     rig.set_state(PRE_COPY).unwrap();
     assert_eq!(rig.take().unwrap().unwrap(), b"early");
     // On its way to STOP the device leaves PRE_COPY, and then does not stop.
-    rig.device.fail_arc = Some((State::RunningP2p, State::Stop, ArcFailure::Stays(Errno::EBUSY)));
+    rig.device.fail_arc = Some((State::RunningP2p, State::Stop, ArcError::Stays(Errno::EBUSY)));
     assert_eq!(rig.set_state(STOP), Err(Errno::EBUSY));
     assert_eq!(rig.state(), Ok(PRE_COPY));
     assert_eq!(rig.device.state, State::Running, "no second session has begun");
@@ -580,7 +581,7 @@ fn a_resumed_device_that_did_not_start_can_be_started_again() {
     let mut rig = rig(7);
     rig.set_state(RESUMING).unwrap();
     rig.give(b"state").unwrap();
-    rig.device.fail_arc = Some((State::Stop, State::RunningP2p, ArcFailure::Stays(Errno::EBUSY)));
+    rig.device.fail_arc = Some((State::Stop, State::RunningP2p, ArcError::Stays(Errno::EBUSY)));
     assert_eq!(rig.set_state(RUNNING), Err(Errno::EBUSY));
     assert_eq!(rig.state(), Ok(RESUMING));
     assert_eq!(rig.set_state(RESUMING), Ok(()), "it is there already, and nothing happens");

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_protocol::region::{
-    ArcFailure, Backend, Layout, Outcome, Phase, RegionAccess, SectionMemory, User, UserError, Vendor,
-    Version, View, Way, drive,
+    Backend, Layout, Outcome, Phase, RegionAccess, SectionMemory, User, UserError, Vendor, Version, View,
+    Way, drive,
 };
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
@@ -41,7 +42,7 @@ pub(crate) struct Device {
     pub(crate) loaded: Vec<Vec<u8>>,
     /// Leaving RESUMING with another number of bytes is refused.
     pub(crate) expects: Option<usize>,
-    pub(crate) fail_arc: Option<(State, State, ArcFailure)>,
+    pub(crate) fail_arc: Option<(State, State, ArcError)>,
     pub(crate) fail_save: Option<Errno>,
     pub(crate) fail_load: Option<Errno>,
     pub(crate) estimate: Option<u64>,
@@ -91,13 +92,13 @@ impl Device {
 }
 
 impl Backend for Device {
-    fn arc(&mut self, from: State, to: State) -> Result<(), ArcFailure> {
+    fn arc(&mut self, from: State, to: State) -> Result<(), ArcError> {
         assert_eq!(from, self.state, "the vendor half lost its device");
         assert_eq!(whimbrel_protocol::fsm::next(self.flags, from, to), Some(to), "{from} -> {to} is no arc");
         if let Some((at, towards, failure)) = self.fail_arc
             && (at, towards) == (from, to)
         {
-            if let ArcFailure::Broken(_) = failure {
+            if let ArcError::Broken(_) = failure {
                 self.state = State::Error;
             }
             return Err(failure);
@@ -105,7 +106,7 @@ impl Backend for Device {
         if from == State::Resuming {
             let got = self.loaded.iter().map(Vec::len).sum::<usize>();
             if self.expects.is_some_and(|expected| expected != got) {
-                return Err(ArcFailure::Stays(Errno::EINVAL));
+                return Err(ArcError::Stays(Errno::EINVAL));
             }
         }
         if to.is_saving() && !from.is_saving() {

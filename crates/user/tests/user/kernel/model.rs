@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::mtty::*;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use whimbrel_device::DeviceFile;
-use whimbrel_models::{Answers, Ports, Serial, SerialConfig};
+use whimbrel_models::{Answers, Serial, SerialConfig};
 use whimbrel_user::kernel::Group;
 use whimbrel_user::{Device, Errno, Error, IrqAction, IrqData, Local, Migratable, State};
 
@@ -16,7 +16,7 @@ fn kernel(uuid: &str) -> Group {
 }
 
 fn model() -> Local {
-    let config = SerialConfig { ports: Ports::One, answers: Answers::Mtty };
+    let config = SerialConfig::default().answers(Answers::Mtty);
     Local::new(DeviceFile::new("model", |bus| Serial::new(config, bus)))
 }
 

@@ -34,7 +34,7 @@ fn file_of(device: &DeviceFile, index: u32, region: &Region) -> Option<(OwnedFd,
         Capability::SparseMmap(areas) => Some(areas.clone()),
         _ => None,
     });
-    let areas = sparse.unwrap_or_else(|| vec![MmapArea { offset: 0, size: region.size }]);
+    let areas = sparse.unwrap_or_else(|| vec![MmapArea::new(0, region.size)]);
     let mut found: Option<(OwnedFd, u64, (u64, u64))> = None;
     for area in areas {
         let part = device.mmap(index, area.offset, area.size).ok()?;

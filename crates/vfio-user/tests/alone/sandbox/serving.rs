@@ -55,7 +55,7 @@ struct Fragile;
 
 impl Driver for Fragile {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::RESET, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::RESET).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, _index: u32) -> Result<Region, Errno> {

@@ -38,18 +38,18 @@ struct Board {
 pub(crate) type Written = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 
 pub(crate) fn doorbell() -> IoeventfdWrite {
-    IoeventfdWrite { region: 0, offset: DOORBELL, width: WriteWidth::Four, data: RING.into() }
+    IoeventfdWrite::new(0, DOORBELL, WriteWidth::Four, RING.into())
 }
 
 impl Driver for Board {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 2, num_irqs: 0, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(2)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         let size = if index == 0 { PAGE } else { 0 };
-        Ok(Region { flags, size, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, size))
     }
 
     fn read_region(

@@ -23,17 +23,17 @@ struct Card {
 
 impl Driver for Card {
     fn info(&self) -> Info {
-        Info { flags: DeviceInfoFlags::PCI, num_regions: 1, num_irqs: 2, capabilities: vec![] }
+        Info::new(DeviceInfoFlags::PCI).num_regions(1).num_irqs(2)
     }
 
     fn region(&self, _index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE | RegionInfoFlags::MMAP;
-        Ok(Region { flags, size: PAGE, offset: 0, capabilities: vec![] })
+        Ok(Region::new(flags, PAGE))
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
         let count = if index == MSI { 4 } else { 0 };
-        Ok(Irq { flags: IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count })
+        Ok(Irq::new(IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, count))
     }
 
     fn write_region(

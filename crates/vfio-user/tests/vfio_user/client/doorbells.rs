@@ -46,7 +46,7 @@ fn a_doorbell_that_the_driver_names_is_rung_by_its_eventfd() {
 
 #[test]
 fn a_backend_has_more_doorbells_than_the_driver_names_and_each_once() {
-    let more = |offset| IoeventfdWrite { region: 0, offset, width: WriteWidth::One, data: 7 };
+    let more = |offset| IoeventfdWrite::new(0, offset, WriteWidth::One, 7);
     // More than the room that is asked for first: the client asks again.
     let list: Vec<_> = (0x100..0x180).map(more).chain([doorbell()]).collect();
     let (mut client, written) = board_with(&ClientOptions::default(), |device| {
@@ -70,9 +70,7 @@ fn a_backend_has_more_doorbells_than_the_driver_names_and_each_once() {
 
 #[test]
 fn no_more_doorbells_come_than_descriptors_can() {
-    let list: Vec<_> = (0..PAGE / 8)
-        .map(|at| IoeventfdWrite { region: 0, offset: at * 4, width: WriteWidth::Four, data: at })
-        .collect();
+    let list: Vec<_> = (0..PAGE / 8).map(|at| IoeventfdWrite::new(0, at * 4, WriteWidth::Four, at)).collect();
     for (most, expected) in [(3, 3), (0, 0)] {
         let capabilities = Client::capabilities().max_msg_fds(most);
         let options = ClientOptions::default().capabilities(capabilities);

@@ -3,7 +3,7 @@
 use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
 use whimbrel_protocol::{MigrationFlags, fsm, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Device, Local, Migratable, Region, SavingRead, State};
+use whimbrel_user::{Device, Local, Migratable, SavingRead, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::support::{Served, brought, open};
@@ -21,7 +21,7 @@ fn probed(device: &mut dyn Device) -> Vec<String> {
     let info = device.info().unwrap();
     let mut told = vec![format!("{info:?}")];
     for index in 0..=info.num_regions {
-        let region = device.region_info(index).map(|region| Region { offset: 0, ..region });
+        let region = device.region_info(index).map(|region| region.offset(0));
         told.push(format!("region {index}: {:?}", region.map_err(|error| error.errno())));
     }
     for index in 0..=info.num_irqs {

@@ -65,13 +65,13 @@ impl Board {
 impl Driver for Board {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 9, num_irqs: 5, capabilities: vec![] }
+        Info::new(flags).num_regions(9).num_irqs(5)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let access = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         let areas = |areas: &[u64]| {
-            let areas = areas.iter().map(|offset| MmapArea { offset: *offset, size: PAGE });
+            let areas = areas.iter().map(|offset| MmapArea::new(*offset, PAGE));
             vec![Capability::SparseMmap(areas.collect())]
         };
         let (flags, size, capabilities) = match index {
@@ -80,7 +80,7 @@ impl Driver for Board {
             SCATTERED => (access | RegionInfoFlags::MMAP, 2 * PAGE, areas(&[0, PAGE])),
             _ => return Ok(Region::absent(0)),
         };
-        Ok(Region { flags, size, offset: 0, capabilities })
+        Ok(Region::new(flags, size).capabilities(capabilities))
     }
 
     fn irq(&self, index: u32) -> Result<Irq, Errno> {
@@ -89,7 +89,7 @@ impl Driver for Board {
             MSI => (IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE, 4),
             _ => (IrqInfoFlags::empty(), 0),
         };
-        Ok(Irq { flags, count })
+        Ok(Irq::new(flags, count))
     }
 
     fn read_region(&mut self, _: &Context, index: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
@@ -215,8 +215,7 @@ impl Host {
     }
 
     pub(crate) fn with(capabilities: Capabilities) -> Host {
-        let doorbell =
-            IoeventfdWrite { region: BAR, offset: DOORBELL, width: WriteWidth::Eight, data: 0x10_0000 };
+        let doorbell = IoeventfdWrite::new(BAR, DOORBELL, WriteWidth::Eight, 0x10_0000);
         Host {
             backend: Backend::with(
                 Board::open(),

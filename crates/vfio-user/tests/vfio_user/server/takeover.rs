@@ -35,8 +35,7 @@ pub(crate) struct Line {
 }
 
 pub(crate) fn board() -> Backend {
-    let doorbell =
-        IoeventfdWrite { region: BAR, offset: DOORBELL, width: WriteWidth::Eight, data: RINGS_FOR };
+    let doorbell = IoeventfdWrite::new(BAR, DOORBELL, WriteWidth::Eight, RINGS_FOR);
     Backend::with(Board::open(), BackendOptions::default().ioeventfds(vec![doorbell]))
 }
 

@@ -52,19 +52,19 @@ impl Card {
 impl Driver for Card {
     fn info(&self) -> Info {
         let flags = DeviceInfoFlags::PCI | DeviceInfoFlags::RESET;
-        Info { flags, num_regions: 9, num_irqs: 0, capabilities: vec![] }
+        Info::new(flags).num_regions(9)
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
         let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
         Ok(match index {
-            BAR => Region { flags, size: 8, offset: 0, capabilities: vec![] },
+            BAR => Region::new(flags, 8),
             _ => Region::absent(0),
         })
     }
 
     fn irq(&self, _index: u32) -> Result<Irq, Errno> {
-        Ok(Irq { flags: IrqInfoFlags::empty(), count: 0 })
+        Ok(Irq::new(IrqInfoFlags::empty(), 0))
     }
 
     fn read_region(
