@@ -50,7 +50,7 @@ const FULL: [[Option<State>; 8]; 8] = {
 };
 
 /// [`FULL`] with the unsupported states skipped, for each of the eight sets of flags. Flat, and indexed by
-/// multiplication as a C compiler would: measured, that is a third faster than nested arrays (`cargo bench`).
+/// multiplication as a C compiler would: measured, that is a third faster than nested arrays (the benchmark `next`).
 static NEXT: [Option<State>; 512] = {
     let mut table = [None; 512];
     let mut at = 0;

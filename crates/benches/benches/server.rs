@@ -1,7 +1,7 @@
 //! The server beside the bare machine: the same bytes over the same kind of socket, without a protocol. Who
 //! answers is a process of its own, which is this program again.
 //!
-//! Run it on one core (`taskset -c 0 cargo bench -p whimbrel-vfio-user`): waking a process on another takes
+//! Run it on one core (`taskset -c 0 cargo bench -p whimbrel-benches --bench server`): waking a process on another takes
 //! longer than all that is measured. Ratios within one run are what counts.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has nothing to tell")]
 
