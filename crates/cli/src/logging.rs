@@ -1,36 +1,42 @@
-//! What the floors below log, on stderr. Warnings are always shown: they say what went wrong beside the result.
+//! The log of the crates below, on stderr. Warnings are always shown: they accompany the result.
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt, registry};
 
 use crate::failure::Failure;
 
 /// The filter's environment variable.
 const VARIABLE: &str = "WHIMBREL_LOG";
 
-/// Starts logging: warnings, with `verbose` more, and with the variable set what it says.
+/// Starts logging: warnings, more with `verbose`, or what the variable's filter selects. An invalid filter is wrong
+/// usage.
 pub(crate) fn start(verbose: u8) -> Result<(), Failure> {
-    let filter = match std::env::var(VARIABLE) {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(&filter).map_err(|error| {
-            Failure::new(format!("{VARIABLE} is '{filter}', which is no filter: {error}"))
+    let selected = match std::env::var(VARIABLE) {
+        Ok(filter) if !filter.is_empty() => filter.parse().map_err(|error| {
+            Failure::usage(format!("invalid value '{filter}' for {VARIABLE}: {error}"))
                 .hint("write levels, such as `debug`, or `target=level`, such as `whimbrel_engine=trace`")
         })?,
-        _ => EnvFilter::new(match verbose {
-            0 => "warn",
-            1 => "warn,whimbrel=info",
-            2 => "warn,whimbrel=debug",
-            _ => "trace",
-        }),
+        _ => by_default(verbose),
     };
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal());
-    if verbose == 0 {
-        log.without_time().with_target(false).init();
-    } else {
-        log.init();
-    }
+    let log = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let log = if verbose == 0 { log.without_time().with_target(false).boxed() } else { log.boxed() };
+    registry().with(selected).with(log).init();
     Ok(())
+}
+
+/// The filter without the variable.
+fn by_default(verbose: u8) -> Targets {
+    let targets = Targets::new().with_default(match verbose {
+        0..=2 => LevelFilter::WARN,
+        3.. => LevelFilter::TRACE,
+    });
+    match verbose {
+        1 => targets.with_target("whimbrel", LevelFilter::INFO),
+        2 => targets.with_target("whimbrel", LevelFilter::DEBUG),
+        _ => targets,
+    }
 }

@@ -216,7 +216,7 @@ fn the_log_goes_to_stderr_and_only_when_asked_for() {
 fn a_wrong_log_filter_is_told() {
     let mut command = command(["fsm", "--table"]);
     command.env("WHIMBREL_LOG", "whimbrel=loud");
-    finish(command).failed().says(&["WHIMBREL_LOG is 'whimbrel=loud'", "hint: "]);
+    finish(command).misused().says(&["invalid value 'whimbrel=loud' for WHIMBREL_LOG: ", "hint: "]);
 }
 
 #[test]
