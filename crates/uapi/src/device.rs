@@ -319,18 +319,3 @@ pub struct IrqSet {
     /// Number of interrupts from there on.
     pub count: u32,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_masks_of_an_irq_set_cover_the_flags_without_overlap() {
-        assert_eq!(
-            VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK,
-            IrqSetFlags::all().bits(),
-            "a flag is in neither mask"
-        );
-        assert_eq!(VFIO_IRQ_SET_DATA_TYPE_MASK & VFIO_IRQ_SET_ACTION_TYPE_MASK, 0, "a flag is in both masks");
-    }
-}

@@ -212,32 +212,3 @@ pub struct DeviceFeatureZpciErr {
     /// Address of the buffer that receives the error record.
     pub data: u64,
 }
-
-#[cfg(test)]
-mod tests {
-    extern crate std;
-
-    use super::*;
-    use std::string::ToString as _;
-
-    #[test]
-    fn every_feature_stands_in_the_table_at_its_own_index() {
-        for (i, feature) in Feature::ALL.into_iter().enumerate() {
-            assert_eq!(usize::from(feature.index()), i, "{feature}");
-            assert_eq!(Feature::try_from(feature.index()), Ok(feature));
-        }
-    }
-
-    #[test]
-    fn an_index_without_a_feature_is_refused_and_named() {
-        let refused = Feature::try_from(14).expect_err("14 is free");
-        assert_eq!(refused, UnknownFeature(14));
-        assert_eq!(refused.to_string(), "no feature of a VFIO device has index 14");
-        assert_eq!(Feature::try_from(u16::MAX), Err(UnknownFeature(u16::MAX)));
-    }
-
-    #[test]
-    fn the_flags_and_the_index_share_no_bit() {
-        assert_eq!(FeatureFlags::all().bits() & FEATURE_MASK, 0);
-    }
-}

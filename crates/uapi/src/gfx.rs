@@ -88,14 +88,3 @@ pub struct RegionGfxEdid {
     /// One of `VFIO_DEVICE_GFX_LINK_STATE_*`.
     pub link_state: u32,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dma_buffer_is_read_from_the_word_of_the_region() {
-        let plane = DeviceGfxPlaneInfo { region_index: 7, ..DeviceGfxPlaneInfo::default() };
-        assert_eq!(plane.dmabuf_id(), 7);
-    }
-}

@@ -50,7 +50,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("whimbrel-uapi describes the 64-bit layout of the VFIO structures");
 
-#[cfg(any(feature = "std", test))]
+#[cfg(feature = "std")]
 extern crate std;
 
 pub mod cdev;

@@ -130,15 +130,3 @@ pub struct DeviceIoeventfd {
     /// Not used. Linux 6.1 has a hole here.
     pub reserved: u32,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_devid_is_read_from_the_word_of_the_group() {
-        let device =
-            PciDependentDevice { group_id: VFIO_PCI_DEVID_NOT_OWNED, ..PciDependentDevice::default() };
-        assert_eq!(device.devid(), VFIO_PCI_DEVID_NOT_OWNED);
-    }
-}

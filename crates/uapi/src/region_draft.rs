@@ -77,31 +77,3 @@ pub struct DeviceMigrationInfo {
     /// [`VFIO_DEVICE_DIRTY_PFNS_NONE`] or [`VFIO_DEVICE_DIRTY_PFNS_ALL`].
     pub copied_pfns: u64,
 }
-
-#[cfg(test)]
-mod tests {
-    use core::mem::{offset_of, size_of};
-
-    use super::*;
-    use crate::region_v1;
-
-    #[test]
-    fn the_structure_is_that_of_v1_with_four_fields_more() {
-        assert_eq!(size_of::<DeviceMigrationInfo>(), 64);
-        assert_eq!(
-            offset_of!(DeviceMigrationInfo, data_size),
-            offset_of!(region_v1::DeviceMigrationInfo, data_size)
-        );
-        assert_eq!(offset_of!(DeviceMigrationInfo, start_pfn), size_of::<region_v1::DeviceMigrationInfo>());
-        assert_eq!(offset_of!(DeviceMigrationInfo, page_size), 40);
-        assert_eq!(offset_of!(DeviceMigrationInfo, total_pfns), 48);
-        assert_eq!(offset_of!(DeviceMigrationInfo, copied_pfns), 56);
-    }
-
-    #[test]
-    fn only_saving_with_resuming_is_invalid() {
-        for bits in 0..16 {
-            assert_eq!(StateDraft::from_bits_retain(bits).is_valid(), bits & 6 != 6, "{bits:04b}");
-        }
-    }
-}

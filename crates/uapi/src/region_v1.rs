@@ -79,24 +79,3 @@ pub struct DeviceMigrationInfo {
     /// over.
     pub data_size: u64,
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_state_is_valid_unless_resuming_has_company() {
-        for bits in 0..8 {
-            let state = StateV1::from_bits_retain(bits);
-            assert_eq!(state.is_valid(), bits <= 4, "{bits:03b}");
-        }
-    }
-
-    #[test]
-    fn reserved_bits_neither_spoil_a_state_nor_get_lost() {
-        let reserved = 0xffff_fff8;
-        assert!(StateV1::from_bits_retain(reserved | 4).is_valid());
-        assert!(StateV1::from_bits_retain(reserved | 6).is_error());
-        assert_eq!(StateV1::from_bits_retain(reserved | 1).with_error().bits(), reserved | 6);
-    }
-}

@@ -129,6 +129,19 @@ pub(super) struct Structure {
 }
 
 impl Structure {
+    /// Returns whether the fields follow each other without a gap, from the first byte to the last.
+    pub(super) const fn shows_every_byte(&self) -> bool {
+        let (mut end, mut at) = (0, 0);
+        while at < self.fields.len() {
+            if self.fields[at].offset != end {
+                return false;
+            }
+            end += self.fields[at].size;
+            at += 1;
+        }
+        end == self.size
+    }
+
     /// Returns the length that the argument gives for itself in its first field, if it has such a
     /// field.
     fn length(&self, bytes: &[u8]) -> Option<usize> {
