@@ -22,7 +22,7 @@ Examples:
   whimbrel completions zsh > ~/.zfunc/_whimbrel
   whimbrel completions fish > ~/.config/fish/completions/whimbrel.fish";
 
-/// What is printed for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Completions {
     shell: String,

@@ -34,9 +34,9 @@ struct Listed {
     cdev_path: Option<PathBuf>,
     /// Processes that have it or its group open.
     holders: Vec<u32>,
-    /// What it supports of migration: nothing if it is empty, not known if it is null.
+    /// Its migration features: empty without migration support, null if unknown.
     migration: Option<Vec<&'static str>>,
-    /// Why that is not known. Scripts get the whole text.
+    /// The reason why they are unknown. Scripts get the whole text.
     problem: Option<String>,
     #[serde(skip)]
     errno: Option<Errno>,
@@ -75,7 +75,7 @@ fn supported(device: &HostDevice) -> Result<Vec<&'static str>, whimbrel_user::Er
     let flags = |device: Box<dyn Device>| region::adapt(device)?.migration_flags();
     let through_group = || flags(Box::new(Group::find(&device.name)?));
     let flags = match &device.cdev_path {
-        // A kernel may have the file and no iommufd: then the group leads there, and if not, the first error says why.
+        // A kernel may have the file without iommufd: then try the group. If that fails too, the first error counts.
         Some(_) => Cdev::find(&device.name)
             .and_then(|cdev| flags(Box::new(cdev)))
             .or_else(|error| through_group().map_err(|_| error)),
@@ -88,11 +88,11 @@ const NONE: &str = "\
 This host has no VFIO device. One appears when
   - a device is bound to a vfio driver, for example
       driverctl set-override 0000:3b:00.2 mlx5_vfio_pci
-    (with the IOMMU on: intel_iommu=on, or AMD's, which is on by itself), or
-  - a mediated device is made, for example of the kernel's sample module mtty
+    (with the IOMMU on: intel_iommu=on, or AMD's, which is on by default), or
+  - a mediated device is created, for example with the kernel's sample module mtty
       modprobe mtty
       uuidgen > /sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create
-Without either, the models do: try `whimbrel probe model:serial`.";
+Without either, use a model: try `whimbrel probe model:serial`.";
 
 impl fmt::Display for Devices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -124,7 +124,7 @@ impl fmt::Display for Devices {
         write!(f, "{}", table.trim_fmt())?;
         let mut problems = self.devices.iter().filter_map(|device| Some((device, device.problem.as_ref()?)));
         if let Some((device, problem)) = problems.next() {
-            write!(f, "\n\nwhy it is not known what they support\n  {}: {problem}", device.name)?;
+            write!(f, "\n\nunknown migration support\n  {}: {problem}", device.name)?;
         }
         for (device, problem) in problems {
             write!(f, "\n  {}: {problem}", device.name)?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use whimbrel_engine::{Outcome, SendError};
 use whimbrel_protocol::Errno;
 
-/// Why a command failed. It is printed by [`Output::failure`](crate::output::Output::failure).
+/// The failure of a command. [`Output::failure`](crate::output::Output::failure) prints it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -42,7 +42,7 @@ impl Failure {
         ExitCode::from(if self.is_usage { 2 } else { 1 })
     }
 
-    /// An error with its causes. An error whose text includes its cause has none here.
+    /// A failure from an error and its causes. An error whose text includes its cause has none here.
     pub(crate) fn from_error(error: &dyn Error) -> Failure {
         let mut failure = Failure::new(error.to_string());
         let mut cause = error.source();
@@ -66,13 +66,13 @@ impl Failure {
         self.causes.iter().fold(self.message.clone(), |message, cause| format!("{message}: {cause}"))
     }
 
-    /// Adds what the reader can do about it.
+    /// Adds a hint: a remedy for the reader.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds a hint where there is one.
+    /// Adds a hint, if any.
     pub(crate) fn hint_if(self, hint: Option<impl Into<String>>) -> Failure {
         match hint {
             Some(hint) => self.hint(hint),
@@ -80,12 +80,12 @@ impl Failure {
         }
     }
 
-    /// The hint, if there is one.
+    /// The hint, if any.
     pub(crate) fn advice(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// Adds a partial result: with `--json` its keys stand beside `error` and `hint`.
+    /// Adds a partial result: with `--json` its keys are beside `error` and `hint`.
     pub(crate) fn result(mut self, result: &impl Serialize) -> Failure {
         if let Ok(Value::Object(keys)) = serde_json::to_value(result) {
             self.result.extend(keys);
@@ -102,7 +102,7 @@ impl Failure {
     }
 }
 
-/// The errno, also of an error that a library has wrapped: of some only the text is left, where std writes it so.
+/// Returns the errno, also of an error that a library has wrapped. Of some only std's text remains, which has it.
 fn os_error(error: &io::Error) -> Option<Errno> {
     Errno::from_io_error(error).or_else(|| {
         let text = error.to_string();
@@ -137,7 +137,7 @@ impl From<whimbrel_engine::Error> for Failure {
     }
 }
 
-/// With `--json`, `outcome` says where the device is: `runs_on`, `unknown` or `stranded`.
+/// With `--json`, `outcome` is the device's whereabouts: `runs_on`, `unknown` or `stranded`.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Failure {
         let outcome = match &error.outcome {

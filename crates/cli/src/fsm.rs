@@ -119,7 +119,7 @@ pub(crate) fn flag_names(flags: MigrationFlags) -> Vec<&'static str> {
     flags.iter_names().map(|(name, _)| name).collect()
 }
 
-/// What is done with a data session, for scripts.
+/// The direction of a data session, for scripts.
 fn direction_name(direction: Direction) -> &'static str {
     match direction {
         Direction::Saving => "saving",
@@ -127,7 +127,7 @@ fn direction_name(direction: Direction) -> &'static str {
     }
 }
 
-/// One step and what it does to the data session.
+/// One step, and its effect on the data session.
 #[derive(Clone, Copy, Debug)]
 struct Arc {
     from: State,
@@ -154,7 +154,7 @@ impl Arc {
             Effect::None => "",
             Effect::Opens(Direction::Saving) => "a saving session begins",
             Effect::Opens(Direction::Resuming) => "a resuming session begins",
-            Effect::Continues => "the session goes on",
+            Effect::Continues => "the session continues",
             Effect::Ends => "the session ends",
         }
     }
@@ -182,7 +182,7 @@ fn path(flags: MigrationFlags, from: State, to: State, output: Output) -> Result
                 "{from} -> {to} is refused with EINVAL (features: {}): {refused}",
                 output::names(flag_names(flags))
             ))
-            .hint("`whimbrel fsm --table` with the same --features shows what leads where")
+            .hint("`whimbrel fsm --table` with the same --features shows the next step of every pair")
             .result(&result(None, &[], None)));
         }
     };
@@ -208,7 +208,7 @@ struct PathText<'a> {
 impl fmt::Display for PathText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = match self.arcs.len() {
-            0 => "no arc: the device is there already".to_string(),
+            0 => "no arc: the device is already in that state".to_string(),
             1 => "1 arc".to_string(),
             count => format!("{count} arcs"),
         };
@@ -263,7 +263,7 @@ fn table(flags: MigrationFlags, output: Output) -> Result<(), Failure> {
     output.result(&value, text)
 }
 
-/// The arcs that drivers with these flags implement: the pairs that are their own next step.
+/// The arcs that drivers with these flags implement: pairs whose next step is the requested state itself.
 fn driver_arcs(flags: MigrationFlags) -> Vec<Arc> {
     let mut arcs = Vec::new();
     for from in State::ALL {

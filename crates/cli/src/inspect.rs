@@ -1,4 +1,4 @@
-//! `whimbrel inspect`: what a saved file holds, and where it is damaged.
+//! `whimbrel inspect`: the contents of a saved file, and any damage.
 
 use std::fmt;
 use std::fs::File;
@@ -31,10 +31,10 @@ pub(crate) struct Arguments {
 /// The first bytes of a stream of the kernel's sample device mtty (its magic, host-endian).
 const MTTY: [u8; 8] = 0x7e9d_0989_8c3e_2c4e_u64.to_le_bytes();
 
-/// How much of a foreign file is shown, in bytes.
+/// Bytes of a foreign file that are shown.
 const SHOWN: u64 = 64;
 
-/// What is printed for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Inspected<'a> {
     file: String,
@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let mut contents = archive::inspect(bar.reading(start.as_slice().chain(input)));
     drop(bar);
     if foreign {
-        // The bytes are worth more than nothing.
+        // Its first bytes may tell the reader what it is.
         contents.head = start;
     }
     let head: Vec<String> = contents.head.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -84,14 +84,14 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let failure = Failure::new(format!("{name}: {problem}")).result(&inspected);
     Err(match foreign {
         true if contents.head.starts_with(&MTTY) => failure.hint(
-            "it begins as the raw state of mtty or model:serial does; a file saved with --raw has no header to \
+            "it looks like the raw state of mtty or model:serial; a file saved with --raw has no header to \
              inspect: restore it with --raw",
         ),
         true => failure.hint(
             "a file saved with --raw holds the driver's own bytes and no header: there is nothing to inspect, but \
-             `whimbrel restore --raw` takes it",
+             `whimbrel restore --raw` accepts it",
         ),
-        false => failure.hint("nothing of it can be restored: save the device again, or take another copy"),
+        false => failure.hint("the file cannot be restored: save the device again, or use another copy"),
     })
 }
 
@@ -136,9 +136,9 @@ impl fmt::Display for Text<'_> {
             writeln!(f, "frames        {}", contents.frames)?;
         }
         let whole = match (contents.complete, &contents.hello) {
-            (true, _) => "whole, every checksum is right",
-            (false, Some(_)) => "damaged from there on",
-            (false, None) => "nothing of it can be understood",
+            (true, _) => "complete, all checksums match",
+            (false, Some(_)) => "damaged from that point on",
+            (false, None) => "not a stream that can be read",
         };
         writeln!(f, "read          {}: {whole}", output::exact_bytes(contents.file_bytes))?;
         if contents.head.is_empty() {

@@ -37,7 +37,7 @@ struct Page {
     text: String,
 }
 
-/// What was written, for scripts.
+/// The files written, for scripts.
 #[derive(Debug, Serialize)]
 struct Written {
     dir: String,
@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments, command_line: Command, output: Output) 
     let commands: Vec<String> =
         pages.iter().filter_map(|page| page.name.strip_prefix("whimbrel-")).map(str::to_string).collect();
     let Some(page) = pages.into_iter().find(|page| page.name == name) else {
-        return Err(Failure::usage(format!("there is no page {name}"))
+        return Err(Failure::usage(format!("no manual page {name}"))
             .hint(format!("the commands are {}", output::names(commands))));
     };
     output.result(&page, &page.text)

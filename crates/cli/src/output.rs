@@ -1,6 +1,6 @@
-//! How results are printed: as text for people or one JSON object for scripts, to stdout; all else to stderr.
+//! Output: results go to stdout, as text for people or one JSON object for scripts; everything else goes to stderr.
 //!
-//! A reader that closes stdout early, such as `head`, has what it wanted: that is no failure.
+//! A reader that closes stdout early, such as `head`, has what it wanted: that is not a failure.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::usage;
 
-/// Where and how a command prints.
+/// The form of a command's output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// As the options of the command line say.
+    /// Output according to the options of the command line.
     pub(crate) fn new(json: bool, verbosity: u8) -> Output {
         Output { json, verbosity }
     }
@@ -32,24 +32,23 @@ impl Output {
         write_result(io::stdout().lock(), &self.render(value, text))
     }
 
-    /// Prints a result to stderr, where stdout carries something else.
+    /// Prints a result to stderr, for a command whose stdout carries something else.
     pub(crate) fn result_beside(self, value: &impl Serialize, text: impl fmt::Display) {
         note(self.render(value, text));
     }
 
-    /// Prints the part of a result that there is before a failure. With `--json` the failure carries it itself
-    /// ([`Failure::result`]).
+    /// Prints the partial result before a failure. With `--json` the failure itself carries it ([`Failure::result`]).
     pub(crate) fn partial(self, text: impl fmt::Display) -> Result<(), Failure> {
         if self.json { Ok(()) } else { write_result(io::stdout().lock(), &text.to_string()) }
     }
 
-    /// Prints why a command failed: for people to stderr, and with `--json` as an object to stdout too.
+    /// Prints a command's failure: to stderr for people, and with `--json` also to stdout as an object.
     pub(crate) fn failure(self, failure: &Failure) {
         note(failure);
         self.failure_object(failure);
     }
 
-    /// As [`Output::failure`], of a command whose stdout carries something else: all goes to stderr.
+    /// Prints a failure to stderr only, for a command whose stdout carries something else.
     pub(crate) fn failure_beside(self, failure: &Failure) {
         if self.json { note(pretty(&failure.to_json())) } else { note(failure) }
     }
@@ -61,8 +60,8 @@ impl Output {
         }
     }
 
-    /// Prints the error of a command line that clap refuses: clap's own text to stderr, with the hint of a value
-    /// parser, and with `--json` an object to stdout too.
+    /// Prints the error of a command line that clap rejects: clap's own text to stderr, with the hint of a value
+    /// parser, and with `--json` also an object to stdout.
     pub(crate) fn wrong_usage(self, error: &clap::Error) {
         let failure = usage::failure(error);
         if usage::is_shown_by_clap(error) {
@@ -74,12 +73,12 @@ impl Output {
         self.failure_object(&failure);
     }
 
-    /// How often `--verbose` is given.
+    /// The number of `--verbose` options.
     pub(crate) fn verbosity(self) -> u8 {
         self.verbosity
     }
 
-    /// Whether a progress bar may be drawn: on a terminal, and not between lines of a log.
+    /// Returns whether a progress bar may be drawn: on a terminal, and not between lines of a log.
     pub(crate) fn shows_progress(self) -> bool {
         self.verbosity == 0 && io::stderr().is_terminal()
     }
@@ -104,13 +103,13 @@ fn write_result(mut out: impl Write, text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Tells something that is no result, to stderr.
+/// Prints a note to stderr.
 pub(crate) fn note(text: impl fmt::Display) {
     // A closed stderr must not stop the command.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// A table without lines, as wide as what it holds.
+/// A table without lines, as wide as its contents.
 pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
@@ -121,7 +120,7 @@ pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// Lets a column of figures end at the right.
+/// Aligns columns of figures to the right.
 pub(crate) fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
     for index in columns {
         if let Some(column) = table.column_mut(index) {
@@ -163,7 +162,7 @@ pub(crate) fn names<T: fmt::Display>(names: impl IntoIterator<Item = T>) -> Stri
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
-/// Bytes as they lie in a file: offset, sixteen a line, and what of them is text.
+/// A hex dump: offset, sixteen bytes a line, and the printable ones as text.
 pub(crate) fn hexdump(data: &[u8]) -> String {
     let lines = data.chunks(16).enumerate().map(|(line, chunk)| {
         let hex: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
 }
 
-/// As many regions, and as many indices of interrupts, are asked for at most: a server may say that there are billions.
+/// Maximum number of regions, and of interrupt indices, to query: a server may report billions.
 const MAX_ROWS: u32 = 1024;
 
 #[derive(Debug, Serialize)]
@@ -64,11 +64,11 @@ struct Probed {
 #[derive(Debug, Serialize)]
 struct InfoRow {
     flags: Vec<String>,
-    /// Null where the device does not say.
+    /// Null if the device does not report it.
     num_regions: Option<u32>,
     num_irqs: Option<u32>,
     capabilities: Vec<Value>,
-    /// Why the device says nothing of itself.
+    /// The error that the device returned for its info.
     error: Option<ProbeError>,
 }
 
@@ -76,12 +76,12 @@ struct InfoRow {
 struct RegionRow {
     index: u32,
     name: Option<&'static str>,
-    /// Bytes; 0 for a missing region.
+    /// Bytes; 0 for an absent region.
     size: u64,
     offset: u64,
     flags: Vec<String>,
     capabilities: Vec<Value>,
-    /// Why the device says nothing of it.
+    /// The error that the device returned for it.
     error: Option<ProbeError>,
 }
 
@@ -89,13 +89,13 @@ struct RegionRow {
 struct IrqRow {
     index: u32,
     name: Option<&'static str>,
-    /// 0 for an index that has no interrupt.
+    /// 0 for an index without interrupts.
     count: u32,
     flags: Vec<String>,
     error: Option<ProbeError>,
 }
 
-/// Why a device says nothing of something. Scripts get the whole text.
+/// The error of a request. Scripts get the whole text.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct ProbeError {
@@ -121,35 +121,35 @@ struct FeatureRow {
 
 #[derive(Debug, Serialize)]
 struct Migration {
-    /// Null where the device does not say.
+    /// Null if the device does not report them.
     flags: Option<Vec<&'static str>>,
-    /// Why it does not.
+    /// The error instead of them.
     error: Option<ProbeError>,
     state: Option<String>,
     state_error: Option<ProbeError>,
-    /// Bytes that STOP_COPY is expected to yield.
+    /// Expected size of the state in STOP_COPY, in bytes.
     data_size: Option<u64>,
-    /// Why that is not known: kernels before 6.2 do not tell.
+    /// The error instead of it: kernels before 6.2 do not support the query.
     data_size_error: Option<ProbeError>,
-    /// Null where debugfs does not tell or cannot be read.
+    /// Null if debugfs does not have it or cannot be read.
     debugfs: Option<Debugfs>,
 }
 
-/// The same device's migration, as the kernel's debugfs tells it.
+/// The same device's migration according to the kernel's debugfs.
 #[derive(Debug, Serialize)]
 struct Debugfs {
     state: String,
     features: Option<Vec<String>>,
 }
 
-/// All that the device tells; what it does not has its error in its place. Also why it says nothing of itself, if so.
-/// `unadapted` is why it cannot be used as one that migrates through a region.
+/// Returns everything that the device reports, with errors in place of what it does not, and the error of its info, if
+/// any. `unadapted` is the error that prevents the use of its migration region.
 fn probe(
     device: &mut dyn Device,
     unadapted: Option<whimbrel_user::Error>,
 ) -> (Probed, Option<whimbrel_user::Error>) {
     let info = device.info();
-    // Of a device that does not say, as much is asked as a PCI device has.
+    // A device without info is queried like a PCI device.
     let (is_pci, regions, irqs) = match &info {
         Ok(info) => (info.flags.contains(DeviceInfoFlags::PCI), info.num_regions, info.num_irqs),
         Err(_) => (true, VFIO_PCI_NUM_REGIONS, VFIO_PCI_NUM_IRQS),
@@ -197,7 +197,7 @@ fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -
     Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs: None })
 }
 
-/// An answer, or why it is missing.
+/// An answer or its error, split.
 fn told<T>(answer: whimbrel_user::Result<T>) -> (Option<T>, Option<ProbeError>) {
     match answer {
         Ok(answer) => (Some(answer), None),
@@ -274,7 +274,7 @@ mod known {
     pub(super) const IRQ: u32 = IrqInfoFlags::all().bits();
 }
 
-/// Names of bits, and the number of those that have none.
+/// The names of bits, and the number of the unnamed rest.
 fn bit_names<'a>(names: impl Iterator<Item = &'a str>, unknown: u32) -> Vec<String> {
     let mut names: Vec<String> = names.map(str::to_string).collect();
     if unknown != 0 {
@@ -326,16 +326,16 @@ impl fmt::Display for Probed {
     }
 }
 
-/// How many there are, and how many of them are shown if not all.
+/// A count, with the number shown if that differs.
 fn count(told: Option<u32>, shown: usize) -> String {
     match told {
         Some(told) if told as usize == shown => told.to_string(),
-        Some(told) => format!("{told} (the first {shown} of them)"),
-        None => format!("unknown number of (asked for {shown})"),
+        Some(told) => format!("{told} (first {shown} shown)"),
+        None => format!("unknown number of (queried: {shown})"),
     }
 }
 
-/// An error without the names of device and request, which stand beside it: `refused: EINVAL`.
+/// An error without the names of device and request, which are beside it: `refused: EINVAL`.
 fn refusal(error: &ProbeError) -> String {
     match error.errno {
         Some(errno) => format!("refused: {errno:?}"),
@@ -371,7 +371,7 @@ impl fmt::Display for Migration {
 }
 
 impl Probed {
-    /// Whether the device says nothing at all.
+    /// Returns whether the device reports nothing at all.
     fn is_empty(&self) -> bool {
         self.info.error.is_some()
             && self.regions.iter().all(|row| row.error.is_some())
@@ -389,7 +389,7 @@ impl Probed {
             if let Some(error) = &region.error {
                 table.add_row([&index, name, "-", "-", &refusal(error)]);
             } else if region.size == 0 {
-                table.add_row([&index, name, "-", "-", "not there"]);
+                table.add_row([&index, name, "-", "-", "absent"]);
             } else {
                 let capabilities: Vec<String> = region.capabilities.iter().map(capability::text).collect();
                 table.add_row([
@@ -412,7 +412,7 @@ impl Probed {
         for irq in &self.irqs {
             let flags = match &irq.error {
                 Some(error) => refusal(error),
-                None if irq.count == 0 => "not there".into(),
+                None if irq.count == 0 => "absent".into(),
                 None => output::names(&irq.flags),
             };
             table.add_row([

@@ -8,17 +8,17 @@ use whimbrel_engine::{Observer, Phase, Progress};
 
 use crate::output::{self, Output};
 
-/// How often a bar that knows no figures moves.
+/// Interval between the movements of a bar without figures.
 const TICK: Duration = Duration::from_millis(120);
 
-/// Something that goes on. Its bar is gone when it is.
+/// A progress bar. It is removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
 }
 
 impl Bar {
-    /// Something of which only the end will be seen.
+    /// A bar for an operation of unknown progress.
     pub(crate) fn waiting(output: Output, message: impl Into<String>) -> Bar {
         let bar = Bar::new(output, ProgressBar::new_spinner(), "{spinner} {msg} {elapsed}");
         bar.bar.set_message(message.into());
@@ -28,7 +28,7 @@ impl Bar {
         bar
     }
 
-    /// So many bytes, if that is known.
+    /// A bar that counts bytes, up to `total` if that is known.
     pub(crate) fn bytes(output: Output, message: impl Into<String>, total: Option<u64>) -> Bar {
         let template = match total {
             Some(_) => "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}",
@@ -40,7 +40,7 @@ impl Bar {
         bar
     }
 
-    /// A migration at the source, as an [`Observer`].
+    /// A bar for a migration at the source, as an [`Observer`].
     pub(crate) fn migration(output: Output) -> Bar {
         Bar::new(output, ProgressBar::new(0), "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
     }
@@ -56,17 +56,17 @@ impl Bar {
         Bar { bar }
     }
 
-    /// What goes on now.
+    /// Sets the current message.
     pub(crate) fn message(&self, message: impl Into<String>) {
         self.bar.set_message(message.into());
     }
 
-    /// Counts what is read.
+    /// Counts the bytes read.
     pub(crate) fn reading<R: Read>(&self, input: R) -> impl Read {
         self.bar.wrap_read(input)
     }
 
-    /// Counts what is written.
+    /// Counts the bytes written.
     pub(crate) fn writing<W: Write>(&self, output: W) -> impl Write {
         self.bar.wrap_write(output)
     }
@@ -75,7 +75,7 @@ impl Bar {
 impl Observer for Bar {
     fn progress(&mut self, progress: &Progress) {
         let phase = match progress.phase {
-            Phase::Greeting => "agreeing".to_string(),
+            Phase::Greeting => "negotiating".to_string(),
             Phase::Round(number) => format!("round {number}"),
             Phase::Switchover => "switchover".to_string(),
             _ => "done".to_string(),

@@ -1,4 +1,4 @@
-//! `whimbrel receive`: the host that takes a device.
+//! `whimbrel receive`: the destination of a migration.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -43,13 +43,13 @@ pub(crate) struct Arguments {
 }
 
 const AFTER_HELP: &str = "\
-Whoever can reach the address can send a device: listen where only the other host can connect.
+Anyone who can reach the address can send a device: listen where only the other host can connect.
 
 Examples:
   whimbrel receive 0000:3b:00.2 --listen [::]:4000 --keep
   whimbrel receive model:accel --listen unix:/run/move.sock";
 
-/// What came, for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Taken {
     device: String,
@@ -69,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", arguments.target));
     let link = listener.accept().map_err(|error| cannot_listen(&address, &error))?;
-    bar.message(format!("taking {}", arguments.target));
+    bar.message(format!("receiving {}", arguments.target));
     let taken = Destination::new(&mut *opened).timeout(Duration::from_secs(arguments.timeout)).receive(link);
     drop(bar);
     let received = taken.map_err(|error| failed(error, opened.is_served()))?;
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     output.result(&taken, &taken)?;
     if arguments.keep {
         let end = End::new().map_err(|error| cannot_wait(&error))?;
-        note("the device is held open until stdin ends or SIGINT or SIGTERM comes");
+        note("keeping the device open until stdin ends or SIGINT or SIGTERM arrives");
         end.wait().map_err(|error| cannot_wait(&error))?;
     }
     Ok(())
@@ -92,9 +92,9 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
             failure.hint("another process listens there: choose another port or path")
         }
         io::ErrorKind::AddrNotAvailable => {
-            failure.hint("this host does not have that address: `ip addr` lists its")
+            failure.hint("this host does not have that address: `ip addr` lists its addresses")
         }
-        io::ErrorKind::NotFound => failure.hint("does the folder of the socket exist?"),
+        io::ErrorKind::NotFound => failure.hint("check that the socket's folder exists"),
         _ => failure,
     }
 }
@@ -102,11 +102,11 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
 fn failed(error: Error, is_served: bool) -> Failure {
     let hint = match &error {
         Error::Stream(error) if error.problem == Problem::Foreign => {
-            Some("whoever connected is not `whimbrel send`: listen where only that can connect")
+            Some("the peer is not `whimbrel send`: listen where only the source can connect")
         }
-        // Nobody resets it when this process goes away.
+        // Its server does not reset it when this process ends.
         Error::NotReset { .. } if is_served => {
-            Some("start the server of the device again: what came is gone with its process")
+            Some("restart the device's server: that discards the received state")
         }
         _ => None,
     };
@@ -116,7 +116,7 @@ fn failed(error: Error, is_served: bool) -> Failure {
 impl fmt::Display for Taken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let received = &self.received;
-        writeln!(f, "{} runs here now, as {} did at the sender", self.device, received.from_device)?;
+        writeln!(f, "{} now runs here (at the source: {})", self.device, received.from_device)?;
         writeln!(f, "  device state  {}", output::exact_bytes(received.device_bytes))?;
         if received.memory_bytes > 0 {
             writeln!(f, "  memory        {}", output::exact_bytes(received.memory_bytes))?;
@@ -124,14 +124,14 @@ impl fmt::Display for Taken {
         let rounds = if received.rounds == 1 { "round" } else { "rounds" };
         write!(
             f,
-            "  total         {} with {} {rounds} while it worked there",
+            "  total         {}, {} pre-copy {rounds}",
             output::milliseconds(received.total_ms),
             received.rounds
         )?;
         if !received.confirmed {
             write!(
                 f,
-                "\n  The sender could not be told: it keeps its device stopped and does not know that this one runs."
+                "\n  The source could not be notified: it keeps its device stopped and does not know that this one runs."
             )?;
         }
         Ok(())
@@ -139,10 +139,10 @@ impl fmt::Display for Taken {
 }
 
 fn cannot_wait(error: &io::Error) -> Failure {
-    Failure::from_io("the device runs here, but this program cannot wait with it", error)
+    Failure::from_io("the device runs here, but this process cannot keep it open", error)
 }
 
-/// The end of a wait: of stdin, by SIGINT or by SIGTERM. From when it is made these signals end nothing else.
+/// The end of a wait: by stdin, SIGINT or SIGTERM. Once created, these signals no longer end the process.
 struct End {
     /// Becomes readable with a signal.
     signalled: UnixStream,

@@ -1,4 +1,4 @@
-//! `whimbrel restore`: the state of a device from a file.
+//! `whimbrel restore`: loads a device's state from a file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,7 +18,7 @@ use crate::target::Target;
 
 /// Load a saved state into a device and run it
 ///
-/// The device's previous state is lost. A foreign file, or one of another kind of device, is refused before
+/// The device's previous state is lost. A foreign file, or one from another kind of device, is rejected before
 /// anything is loaded. After a later failure the device is reset, so that it never runs with a partial state.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -39,7 +39,7 @@ Examples:
   whimbrel restore 0000:3b:00.2 -i nic.whimbrel
   whimbrel restore model:serial --raw -i mtty.state";
 
-/// What was restored, for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Restored {
     #[serde(flatten)]
@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     output.result(&Restored { summary, file: name, raw: arguments.raw }, text)
 }
 
-/// Names the file, which the floors below do not know.
+/// Adds the file's name, which the crates below do not know.
 fn failed(error: Error, name: &str, raw: bool) -> Failure {
     match error {
         Error::Stream(error) => {
@@ -85,17 +85,17 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
             match error.problem {
                 Problem::Foreign => failure.hint("if it was saved with --raw, restore it with --raw"),
                 Problem::Io(_) | Problem::Version { .. } => failure,
-                _ => failure.hint(format!("`whimbrel inspect {name}` tells what there is of it")),
+                _ => failure.hint(format!("`whimbrel inspect {name}` shows its contents")),
             }
         }
         Error::Mismatch(_) | Error::Contents(_) | Error::NotReset { .. } => {
             Failure::new(format!("{name}: {error}")).hint_if(error.advice())
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
-        Error::Device(error) => Failure::new(format!("{name} was not taken: {error}")).hint(if raw {
-            "is the file whole, and from the same kind of device? A file without --raw says so itself"
+        Error::Device(error) => Failure::new(format!("the device rejected {name}: {error}")).hint(if raw {
+            "check that the file is complete and from the same kind of device; files saved without --raw are verified"
         } else {
-            "the file is whole: is it from the same kind of device, with the same settings?"
+            "the file is intact: check that it is from the same kind of device, with the same settings"
         }),
         other => other.into(),
     }

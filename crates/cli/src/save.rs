@@ -1,4 +1,4 @@
-//! `whimbrel save`: the state of a device into a file.
+//! `whimbrel save`: writes a device's state to a file.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
@@ -37,7 +37,7 @@ Examples:
   whimbrel save 0000:3b:00.2 -o nic.whimbrel
   whimbrel save model:serial --raw -o - | xxd";
 
-/// What was saved, for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Saved {
     #[serde(flatten)]
@@ -46,22 +46,22 @@ struct Saved {
     raw: bool,
 }
 
-/// What a file holds, by the option.
+/// The file format that the option selects.
 pub(crate) fn form(raw: bool) -> Form {
     if raw { Form::Raw } else { Form::Stream }
 }
 
-/// Where the state goes.
+/// The destination of the state.
 enum Place {
     Stdout,
-    /// Something to write to that is no regular file, such as a pipe with a name: it must not be replaced.
+    /// Not a regular file, such as a named pipe: it must not be replaced.
     Special(File),
-    /// A file that is to have this name.
+    /// A regular file of this name.
     File(PathBuf),
 }
 
 impl Arguments {
-    /// Whether stdout carries the device's state.
+    /// Returns whether stdout carries the device's state.
     pub(crate) fn uses_stdout(&self) -> bool {
         self.output.as_os_str() == "-"
     }
@@ -94,8 +94,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 fn place(path: &Path) -> Result<Place, Failure> {
     if path.as_os_str() == "-" {
         if io::stdout().is_terminal() {
-            return Err(Failure::new("a device's state is not for a terminal to show")
-                .hint("send stdout into a file or a program, such as `| xxd`"));
+            return Err(Failure::new("refusing to write a device's state to a terminal")
+                .hint("redirect stdout to a file or a program, such as `| xxd`"));
         }
         return Ok(Place::Stdout);
     }
@@ -105,13 +105,13 @@ fn place(path: &Path) -> Result<Place, Failure> {
         Ok(metadata) if metadata.is_dir() => {
             Err(Failure::new(format!("cannot write {}: it is a folder", path.display())))
         }
-        // Where a link leads, the file is replaced, not the link.
+        // The target of a link is replaced, not the link.
         Ok(metadata) if metadata.is_file() => fs::canonicalize(path).map(Place::File).map_err(cannot_write),
         Ok(_) => File::options().write(true).open(path).map(Place::Special).map_err(cannot_write),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
                 Some(folder) if !folder.is_dir() => Err(cannot_write(error)
-                    .hint(format!("there is no folder {}: make it first", folder.display()))),
+                    .hint(format!("folder {} does not exist: create it first", folder.display()))),
                 _ => Ok(Place::File(path.to_path_buf())),
             }
         }
@@ -143,7 +143,7 @@ fn save(
     }
 }
 
-/// Names the file, which the floors below know only where they name it themselves.
+/// Adds the file's name, which the crates below know only if they have chosen it.
 fn failed(error: Error, place: &Place, path: &Path) -> Failure {
     let Error::File { what, error } = error else { return error.into() };
     let what = match place {
@@ -154,7 +154,7 @@ fn failed(error: Error, place: &Place, path: &Path) -> Failure {
     let failure = Failure::from_io(what, &error);
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if matches!(place, Place::File(_)) => {
-            failure.hint("`whimbrel probe` tells how large the state is; no file was left under that name")
+            failure.hint("`whimbrel probe` shows the size of the state; no partial file remains")
         }
         _ => failure,
     }

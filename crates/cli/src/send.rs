@@ -1,4 +1,4 @@
-//! `whimbrel send`: the host that gives a device away.
+//! `whimbrel send`: the source of a migration.
 
 use std::fmt;
 use std::io;
@@ -72,10 +72,10 @@ fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link
         let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
         match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
-                "nobody listens there: start `whimbrel receive` on that host, or wait for it with --patience SECONDS",
+                "no process listens there: start `whimbrel receive` on that host, or wait for it with --patience SECONDS",
             ),
             io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                failure.hint("is the address right, and does a firewall let it through?")
+                failure.hint("check the address, and whether a firewall blocks it")
             }
             _ => failure,
         }
@@ -85,8 +85,8 @@ fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link
 fn failed(error: SendError, address: &Address) -> Failure {
     let hint = match (&error.outcome, &error.cause) {
         (Outcome::Unknown, _) => Some(format!(
-            "ask at {address} whether the device runs; only if it does not, reset it here (`whimbrel restore`, or bind \
-             its driver anew)"
+            "check at {address} whether the device runs there; only if it does not, reset it here (`whimbrel restore`, or \
+             rebind its driver)"
         )),
         (_, Error::NotConverging { .. }) => {
             Some("--downtime-limit MS and --max-rounds N set the bounds".to_string())
@@ -104,7 +104,7 @@ struct Text<'a> {
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.report;
-        writeln!(f, "{} runs at {} now", report.device, self.address)?;
+        writeln!(f, "{} now runs at {}", report.device, self.address)?;
         writeln!(
             f,
             "  downtime      {} ({} expected)",
@@ -114,7 +114,7 @@ impl fmt::Display for Text<'_> {
         let rounds = if report.rounds == 1 { "round" } else { "rounds" };
         writeln!(
             f,
-            "  total         {} with {} {rounds} while it worked",
+            "  total         {}, {} pre-copy {rounds}",
             output::milliseconds(report.total_ms),
             report.rounds
         )?;
@@ -122,15 +122,15 @@ impl fmt::Display for Text<'_> {
         if report.memory_bytes > 0 {
             writeln!(
                 f,
-                "  memory        {}, {} of it zero",
+                "  memory        {}, {} of zeros",
                 output::exact_bytes(report.memory_bytes),
                 output::bytes(report.zero_bytes)
             )?;
         }
-        writeln!(f, "  at the stop   {}", output::exact_bytes(report.final_bytes))?;
+        writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;
-        writeln!(f, "  speed         {}", output::rate(report.throughput_bytes_per_s))?;
-        let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "DOWNTIME THEN"]);
+        writeln!(f, "  throughput    {}", output::rate(report.throughput_bytes_per_s))?;
+        let mut table = output::table(["ROUND", "DEVICE", "MEMORY", "TOOK", "LEFT", "EXPECTED DOWNTIME"]);
         output::align_right(&mut table, 0..6);
         for round in &report.round_list {
             table.add_row([

@@ -1,4 +1,4 @@
-//! `whimbrel serve`: a model for programs that speak vfio-user.
+//! `whimbrel serve`: serves a device model over vfio-user.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -79,8 +79,7 @@ pub(crate) struct Arguments {
     /// times' at the end limits the number of times.
     #[arg(long, value_name = "FAULT")]
     fault: Vec<Faults>,
-    /// For another process of whimbrel, which holds this one's stdin: it is served until that ends too, and the
-    /// socket's folder is removed with the socket
+    /// Started by another whimbrel process: serve until stdin ends too, and remove the socket's folder with the socket
     #[arg(long, hide = true, conflicts_with = "sandbox")]
     owned: bool,
 }
@@ -92,7 +91,7 @@ Examples:
   whimbrel serve 'accel?state=1GiB' --socket accel.socket --takeover-socket update.socket
   whimbrel serve 'accel?state=1GiB' --takeover update.socket";
 
-/// What was served, for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Served {
     model: String,
@@ -101,11 +100,11 @@ struct Served {
     taken_over: bool,
 }
 
-/// Where clients come from.
+/// The source of the clients.
 enum Door {
     /// A socket of its own.
     Own(Listener),
-    /// That of another server, with all it has.
+    /// Another server's socket, with everything that server has.
     Others(Box<Takeover>),
 }
 
@@ -122,10 +121,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     };
     let socket = socket.display().to_string();
     let takeovers = arguments.takeover_socket.as_deref().map(bind).transpose()?;
-    // All that is opened by its name is open, and no thread runs yet.
+    // Everything that is opened by name is open, and no thread runs yet.
     let confined = arguments.sandbox.then(|| Sandbox::new().confine()).transpose().map_err(|error| {
         Failure::new(format!("the server cannot be confined: {error}"))
-            .hint("without --sandbox it is served with all that you may do")
+            .hint("without --sandbox the server runs with all of your permissions")
     })?;
     let device = model
         .open_with_faults(model.to_string(), faults)
@@ -161,13 +160,13 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let whimbrel_vfio_user::Served { clients, taken_over, .. } = server
         .run()
-        .map_err(|error| Failure::from_io(format!("{socket} can be served no longer"), &error))?;
+        .map_err(|error| Failure::from_io(format!("cannot continue to serve at {socket}"), &error))?;
     if taken_over {
-        output::note(format_args!("{socket} is served by another server from here on"));
+        output::note(format_args!("another server has taken over {socket}"));
     }
     if arguments.owned {
         drop(server);
-        // Another server may have its socket there still: who is last takes it away.
+        // Another server may still have its socket there: the last one removes the folder.
         let _ = Path::new(&socket).parent().map(std::fs::remove_dir);
     }
     let text = format!("served {clients} clients at {socket}");
@@ -195,9 +194,8 @@ fn bind(path: &Path) -> Result<Listener, Failure> {
     Listener::bind(path).map_err(|error| {
         let failure = Failure::from_io(format!("cannot serve at {}", path.display()), &error);
         match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                failure.hint("another server uses that path, or something else is there: choose another path")
-            }
+            io::ErrorKind::AddrInUse => failure
+                .hint("another server uses that path, or another file exists there: choose another path"),
             _ => failure,
         }
     })
@@ -208,7 +206,7 @@ fn not_taken_over(socket: impl fmt::Display, error: &TakeoverError) -> Failure {
     Failure::new(format!("cannot take over from the server at {socket}: {told}")).hint_if(error.advice())
 }
 
-/// From here on SIGINT and SIGTERM end nothing but the server.
+/// Makes SIGINT and SIGTERM stop the server instead of the process.
 fn stop_on_signal(stopper: Stopper) -> io::Result<()> {
     let (signalled, signal) = UnixStream::pair()?;
     for number in [SIGINT, SIGTERM] {
@@ -217,10 +215,10 @@ fn stop_on_signal(stopper: Stopper) -> io::Result<()> {
     stop_after(signalled.take(1), stopper)
 }
 
-/// Stops the server once there is no more to read.
+/// Stops the server at the end of `input`.
 fn stop_after(mut input: impl Read + Send + 'static, stopper: Stopper) -> io::Result<()> {
     std::thread::Builder::new().name("end".into()).spawn(move || {
-        // An end that cannot be read is as good: nobody could stop the server then.
+        // An input that cannot be read counts as ended: otherwise nothing could stop the server.
         let _ = io::copy(&mut input, &mut io::sink());
         stopper.stop();
     })?;

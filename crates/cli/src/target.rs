@@ -1,4 +1,4 @@
-//! A TARGET of the command line, and the device it names.
+//! TARGETs of the command line, and the devices they name.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +15,7 @@ use crate::output::note;
 use crate::usage::WrongValue;
 
 /// The forms a TARGET has, for errors.
-const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a uuid), group:NAME, cdev:PATH, \
+const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group:NAME, cdev:PATH, \
                      vfio-user:SOCKET or model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
 
 /// The models, for errors.
@@ -29,15 +29,15 @@ pub(crate) enum Target {
     Group(String),
     /// `cdev:<path>`: through its own file.
     Cdev(PathBuf),
-    /// `<name>`: through its own file where there is one, else through its group.
+    /// `<name>`: through its own file if it has one, else through its group.
     Host(String),
     /// `vfio-user:<socket>`: served by another process.
     VfioUser(PathBuf),
-    /// `model:<name>[?key=value&..]`: a model in this process, as it was named.
+    /// `model:<name>[?key=value&..]`: a model in this process, with its text.
     Model(Model, String),
 }
 
-/// Parses a model and its settings, as they follow `model:`.
+/// Parses a model and its settings, the part after `model:`.
 pub(crate) fn parse_model(text: &str) -> Result<Model, WrongValue> {
     Model::from_str(text).map_err(|error| WrongValue::new(error.to_string(), MODEL_FORMS))
 }
@@ -72,14 +72,14 @@ impl fmt::Display for Target {
     }
 }
 
-/// A name as sysfs has them: the address of a PCI device, with or without its domain, or a uuid.
+/// Checks a name as in sysfs: the address of a PCI device, with or without its domain, or a UUID.
 fn checked_name(name: &str) -> Result<String, &'static str> {
     if is_pci_address(name) || is_uuid(name) {
         return Ok(name.to_string());
     }
     Err(match name {
         "" => "the name of the device is missing",
-        _ => "neither the address of a PCI device nor a uuid",
+        _ => "neither a PCI address nor a UUID",
     })
 }
 
@@ -108,20 +108,20 @@ fn is_uuid(name: &str) -> bool {
     parts.len() == 5 && parts.iter().zip([8, 4, 4, 4, 12]).all(|(part, digits)| is_hex(part, digits))
 }
 
-/// A device that is open. It is closed with this.
+/// An open device. It is closed when dropped.
 pub(crate) struct Opened {
     device: Box<dyn Device>,
-    /// Whether another process serves it. It stays as it is when its user goes away, where a kernel resets a device.
+    /// Served by another process. Such a device keeps its state when its user disconnects; a kernel device is reset.
     is_served: bool,
 }
 
 impl Target {
-    /// Whether the kernel serves the device.
+    /// Returns whether it is a device of the kernel.
     pub(crate) fn is_of_kernel(&self) -> bool {
         matches!(self, Target::Group(_) | Target::Cdev(_) | Target::Host(_))
     }
 
-    /// The device as this host lists it, if the kernel serves it.
+    /// The device in this host's list, if it is a device of the kernel.
     pub(crate) fn host_device(&self) -> Option<HostDevice> {
         match self {
             Target::Group(name) | Target::Host(name) => kernel::find(name).ok(),
@@ -133,7 +133,7 @@ impl Target {
         }
     }
 
-    /// Opens the device. One that migrates through a region is used like any other from here on.
+    /// Opens the device. One that migrates through a region is adapted, and then used like any other.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
         match self.look_at()? {
             (opened, None) => Ok(opened),
@@ -141,7 +141,7 @@ impl Target {
         }
     }
 
-    /// Opens the device to look at it, even if its migration region cannot be used. The error says why not.
+    /// Opens the device for inspection, even if its migration region cannot be used; then also returns that error.
     pub(crate) fn look_at(&self) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
         let (device, version): (Box<dyn Device>, _) = match self {
             Target::Group(name) => (Box::new(Group::find(name)?), Version::V1),
@@ -166,8 +166,7 @@ impl Target {
     }
 }
 
-/// Which text the migration region of a model follows, if it has one. Of other devices nobody says it; no kernel had any
-/// but v1.
+/// The version of a model's migration region, if it has one. Other devices do not report it; every kernel had v1.
 pub(crate) fn region_version(model: &Model) -> Version {
     match model {
         Model::Serial(_, Protocol::Draft) | Model::Accel(_, Protocol::Draft) => Version::Draft,
@@ -176,7 +175,7 @@ pub(crate) fn region_version(model: &Model) -> Version {
 }
 
 impl Opened {
-    /// The device, if it can migrate at all.
+    /// Returns the device if it supports migration.
     pub(crate) fn migratable(mut self) -> Result<Opened, Failure> {
         if self.device.migration_flags()?.is_some() {
             return Ok(self);
@@ -184,43 +183,40 @@ impl Opened {
         let error = whimbrel_engine::Error::NotMigratable { device: self.device.name().to_string() };
         Err(Failure::from(error).hint(if self.is_served {
             "the program that serves the device must offer migration: VFIO_DEVICE_FEATURE_MIGRATION, or a migration \
-             region; `whimbrel probe` tells what it offers"
+             region; `whimbrel probe` shows its features"
         } else {
-            "the device must be bound to a driver that migrates it (a variant driver such as mlx5_vfio_pci); \
-             `whimbrel devices` shows which do"
+            "the device must be bound to a driver that supports migration (a variant driver such as mlx5_vfio_pci); \
+             `whimbrel devices` shows which devices are"
         }))
     }
 
-    /// Ends the migration that a sender before this one has left undone: a served device works on in PRE_COPY then,
-    /// and from there none can begin. One that was stopped stays so: it may run somewhere else.
+    /// Ends a migration that an earlier sender left unfinished: the served device is then in PRE_COPY, from which no
+    /// migration can begin. A stopped device remains stopped: it may run somewhere else.
     pub(crate) fn end_abandoned_sending(&mut self) -> Result<(), Failure> {
         if self.is_served
             && let state @ (State::PreCopy | State::PreCopyP2p) = self.device.state()?
         {
             self.device.set_state(State::Running)?;
             note(format_args!(
-                "{}: a sender before this one has left it in {state}: ended",
+                "{}: an earlier sender left it in {state}: its migration is ended",
                 self.device.name()
             ));
         }
         Ok(())
     }
 
-    /// Resets a served device if a receiver before this one has left part of a state in it.
+    /// Resets a served device if an earlier receiver left a partial state in it.
     pub(crate) fn end_abandoned_receiving(&mut self) -> Result<(), Failure> {
         if self.is_served
             && let state @ State::Resuming = self.device.state()?
         {
             self.device.reset()?;
-            note(format_args!(
-                "{}: a receiver before this one has left it in {state}: reset",
-                self.device.name()
-            ));
+            note(format_args!("{}: an earlier receiver left it in {state}: it is reset", self.device.name()));
         }
         Ok(())
     }
 
-    /// Whether another process serves it.
+    /// Returns whether another process serves it.
     pub(crate) fn is_served(&self) -> bool {
         self.is_served
     }
@@ -321,14 +317,14 @@ mod tests {
             ("model:", "unknown model"),
             ("model:toaster", "unknown model toaster"),
             ("model:serial?ports=3", "invalid value '3' for ports"),
-            ("vfio0", "neither the address of a PCI device nor a uuid"),
-            ("../../etc", "neither the address"),
-            ("3b:00", "neither the address"),
-            ("3b:00.x", "neither the address"),
-            ("zz:00.0", "neither the address"),
-            ("0:3b:00.0", "neither the address"),
-            ("group:/dev/vfio/1", "neither the address"),
-            ("c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a0", "neither the address"),
+            ("vfio0", "neither a PCI address nor a UUID"),
+            ("../../etc", "neither a PCI address"),
+            ("3b:00", "neither a PCI address"),
+            ("3b:00.x", "neither a PCI address"),
+            ("zz:00.0", "neither a PCI address"),
+            ("0:3b:00.0", "neither a PCI address"),
+            ("group:/dev/vfio/1", "neither a PCI address"),
+            ("c9de1dcb-1f0c-4f0e-9d5c-0a3d5f6f8a0", "neither a PCI address"),
         ];
         for (text, why) in cases {
             let refused = text.parse::<Target>().unwrap_err().to_string();

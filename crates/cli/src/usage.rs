@@ -1,4 +1,4 @@
-//! Wrong usage: what clap refuses, as text for people and as one JSON object for scripts.
+//! Wrong usage: command lines that clap rejects, as text for people and as one JSON object for scripts.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 
 use crate::failure::Failure;
 
-/// Why the value of an argument is refused, with a hint. Value parsers return it; clap names argument and value.
+/// The reason to reject an argument's value, with a hint. Value parsers return it; clap names argument and value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WrongValue {
     why: String,
@@ -30,7 +30,7 @@ impl fmt::Display for WrongValue {
 
 impl Error for WrongValue {}
 
-/// Whether `--json` is among the arguments. clap cannot say so of a command line that it refuses.
+/// Returns whether `--json` is among the arguments. clap cannot tell for a command line that it rejects.
 pub(crate) fn wants_json<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> bool {
     let mut arguments = arguments.into_iter();
     arguments
@@ -39,18 +39,18 @@ pub(crate) fn wants_json<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>
         .any(|argument| argument.as_ref() == "--json")
 }
 
-/// Whether clap's error is help or a version that was asked for.
+/// Returns whether clap's error is requested help or a requested version.
 pub(crate) fn is_answer(error: &clap::Error) -> bool {
     matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
 }
 
-/// Whether no command is given. clap's own text for that names hidden commands.
+/// Returns whether the command is missing. clap's own text for that names hidden commands.
 fn lacks_command(error: &clap::Error) -> bool {
     let kinds = [ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, ErrorKind::MissingSubcommand];
     kinds.contains(&error.kind())
 }
 
-/// Whether clap's own text is shown to people, rather than the failure's.
+/// Returns whether people see clap's own text instead of the failure's.
 pub(crate) fn is_shown_by_clap(error: &clap::Error) -> bool {
     error.kind() != ErrorKind::MissingSubcommand && hint(error).is_none()
 }

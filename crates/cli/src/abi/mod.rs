@@ -1,5 +1,5 @@
-//! `whimbrel abi`: a header of the kernel's user API beside what Whimbrel was built with. It opens the file and prints;
-//! reading and comparing is for `whimbrel-abi`.
+//! `whimbrel abi`: compares a header of the kernel's user API with Whimbrel's own definitions. This module opens the
+//! file and prints; `whimbrel-abi` parses and compares.
 
 mod text;
 
@@ -37,7 +37,7 @@ Examples:
   whimbrel abi --check /usr/include/linux/vfio.h
   whimbrel abi --check include/uapi/linux/vfio.h --json";
 
-/// The object for scripts.
+/// The result, for scripts.
 #[derive(Serialize)]
 struct Report<'a> {
     path: String,
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
 }
 
-/// Reads a file, but no more of it than tells that it is too large.
+/// Reads a file, up to the size limit and one byte more.
 fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     File::open(path)

@@ -1,4 +1,4 @@
-//! A comparison as text for people. What is compared and found is for `whimbrel-abi`.
+//! A comparison as text for people. `whimbrel-abi` makes it.
 
 use std::fmt;
 use std::path::Path;
@@ -7,7 +7,7 @@ use whimbrel_abi::{Comparison, Difference, Protocol, UnknownName};
 
 use crate::output;
 
-/// Returns what is wrong, in one line; nothing if nothing is.
+/// Returns the number of problems in one line; `None` without any.
 pub(super) fn verdict(comparison: &Comparison) -> Option<String> {
     let counts = [
         (comparison.differences.len(), "difference"),
@@ -19,7 +19,7 @@ pub(super) fn verdict(comparison: &Comparison) -> Option<String> {
     (!wrong.is_empty()).then(|| wrong.join(", "))
 }
 
-/// Returns a number of things, in words.
+/// Returns a count with its noun.
 fn counted(count: usize, what: &str) -> String {
     match (count, what) {
         (1, _) => format!("1 {what}"),
@@ -29,7 +29,7 @@ fn counted(count: usize, what: &str) -> String {
     }
 }
 
-/// A comparison as people read it.
+/// A comparison, for people.
 #[derive(Debug)]
 pub(super) struct Text<'a> {
     pub(super) path: &'a Path,
@@ -92,7 +92,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// Returns which protocol a vfio.h speaks.
+/// Returns the protocols of a vfio.h, in words.
 fn spoken(protocols: &[Protocol]) -> &'static str {
     match protocols {
         [] => "none; it has names of neither v1 nor v2",

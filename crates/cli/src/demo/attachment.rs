@@ -1,4 +1,4 @@
-//! How a host of the demo has its device: in its own process, or over a vfio-user socket.
+//! The connection of a demo host to its device: in its own process, or over a vfio-user socket.
 
 use whimbrel_device::WorkingDevice;
 use whimbrel_models::accel::{
@@ -13,10 +13,10 @@ use super::messages::Place;
 use crate::failure::Failure;
 use crate::target::region_version;
 
-/// A device that any number of users in this process share.
+/// A device with any number of users in this process.
 pub(super) struct Attachment {
     way: Way,
-    /// The text that the device's migration region follows, if it has one.
+    /// The version of the device's migration region, if it has one.
     version: Version,
     /// Bytes of the device's own state.
     pub(super) state_bytes: u64,
@@ -29,8 +29,8 @@ enum Way {
 }
 
 impl Attachment {
-    /// Reaches the device, and sees that it can do the demo's work. `name` is for one in this process; one that is
-    /// served may have worked before, and is reset.
+    /// Opens the device and checks that it suits the demo. `name` is for a device in this process; a served device may
+    /// have been used before, and is reset.
     pub(super) fn open(name: &str, place: &Place) -> Result<Attachment, Failure> {
         let (way, version) = match place {
             Place::Inside { model } => {
@@ -54,15 +54,13 @@ impl Attachment {
             let state = device.state()?;
             if state != State::Running {
                 let name = device.name();
-                return Err(Failure::new(format!(
-                    "{name}: it is in {state} after a reset, and not in RUNNING"
-                )));
+                return Err(Failure::new(format!("{name}: state {state} after a reset, expected RUNNING")));
             }
         }
         Ok(attachment)
     }
 
-    /// Another user's handle to the device.
+    /// Another handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
         let device: Box<dyn Device> = match &self.way {
             Way::Inside(model) => Box::new(Local::new(model.device().clone())),
@@ -71,7 +69,7 @@ impl Attachment {
         Ok(region::adapt_as(device, self.version)?)
     }
 
-    /// Whether the device can no longer be reached.
+    /// Returns whether the device can no longer be reached.
     pub(super) fn is_lost(&self) -> bool {
         match &self.way {
             Way::Inside(_) => false,
@@ -84,11 +82,11 @@ fn parse(model: &str) -> Result<Model, Failure> {
     model.parse().map_err(|error| Failure::from_error(&error))
 }
 
-/// Whether the device has what the demo's program needs; returns the bytes of its own state.
+/// Checks that the device has what the demo's program needs, and returns the size of its own state, in bytes.
 fn check(device: &mut dyn Device) -> Result<u64, Failure> {
     let name = device.name().to_string();
     let unfit = |why: String| {
-        Failure::new(format!("{name}: it cannot do the demo's work: {why}")).hint(
+        Failure::new(format!("{name}: the device does not suit the demo: {why}")).hint(
             "the demo drives the registers of an accel: `whimbrel serve accel --socket PATH` serves one",
         )
     };
@@ -101,7 +99,7 @@ fn check(device: &mut dyn Device) -> Result<u64, Failure> {
         Err(error) => return Err(error.into()),
     };
     if size < REGISTERS_BYTES {
-        return Err(unfit(format!("its BAR 0 has {size} bytes, and an accel's has {REGISTERS_BYTES}")));
+        return Err(unfit(format!("BAR 0 has {size} bytes, expected at least {REGISTERS_BYTES}")));
     }
     let (mut id, mut version, mut state_bytes) = ([0; 4], [0; 4], [0; 8]);
     device.read_region(index, REGISTER_ID, &mut id)?;
@@ -110,17 +108,17 @@ fn check(device: &mut dyn Device) -> Result<u64, Failure> {
     let (id, version) = (u32::from_le_bytes(id), u32::from_le_bytes(version));
     if (id, version) != (ID, VERSION) {
         return Err(unfit(format!(
-            "its BAR 0 begins with {id:#010x} and version {version}, and an accel's with {ID:#010x} and {VERSION}"
+            "BAR 0 has id {id:#010x} and version {version}, expected {ID:#010x} and {VERSION}"
         )));
     }
     if device.irq_info(VFIO_PCI_MSI_IRQ_INDEX)?.count == 0 {
         return Err(unfit("it has no MSI".to_string()));
     }
     if device.migration_flags()?.is_none() {
-        return Err(unfit("it does not migrate".to_string()));
+        return Err(unfit("it does not support migration".to_string()));
     }
     match u64::from_le_bytes(state_bytes) {
         bytes @ AccelConfig::MIN_STATE..=AccelConfig::MAX_STATE => Ok(bytes),
-        bytes => Err(unfit(format!("it says that it has {bytes} bytes of own state"))),
+        bytes => Err(unfit(format!("it reports an invalid size of its own state: {bytes} bytes"))),
     }
 }

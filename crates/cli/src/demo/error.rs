@@ -1,11 +1,11 @@
-//! Why a demo cannot go on, and the process that it comes from.
+//! Errors that end a demo, and the processes they come from.
 
 use std::fmt;
 
 use super::messages::{Failed, NotSent, Role};
 use crate::failure::Failure;
 
-/// What a process is to the demo.
+/// The part of a process in the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Host(Role),
@@ -22,7 +22,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// Why the demo cannot go on.
+/// An error that ends the demo.
 #[derive(Debug)]
 pub(super) enum DemoError {
     /// A process ended.
@@ -31,7 +31,7 @@ pub(super) enum DemoError {
     Failed(Role, Failed),
     /// The migration failed.
     NotSent(NotSent),
-    /// Another failure, which needs no explanation.
+    /// Another failure, which is its own explanation.
     Other(Failure),
 }
 

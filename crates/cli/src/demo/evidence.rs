@@ -14,7 +14,7 @@ use crate::failure::Failure;
 /// Bytes read at a time for a digest.
 const PIECE: usize = 1 << 20;
 
-/// Returns what can be seen of a machine while its device is in STOP. `between` separates the two looks at its jobs.
+/// Gathers the evidence of a machine whose device is in STOP. `between` separates the two reads of its job counter.
 pub(super) fn gather(machine: &Machine<'_>, between: Duration) -> Result<Evidence, Failure> {
     let mut device = machine.device()?;
     let state = device.state()?.to_string();
@@ -43,7 +43,7 @@ fn memory_digest(memory: &Memory) -> Result<String, Failure> {
     Ok(format!("xxh3:{:016x}", digest.digest()))
 }
 
-/// A digest of all that the device saves. It stands in STOP before and after.
+/// Returns a digest of the device's saved state. The device is in STOP before and after.
 fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
     let mut digest = Xxh3::new();
     let mut piece = vec![0; PIECE];

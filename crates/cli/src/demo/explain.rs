@@ -1,4 +1,4 @@
-//! The cause of a demo's failure, among all that its processes tell then.
+//! The cause of a demo's failure, from the reports of all its processes.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use super::messages::{Failed, NotSent, Role};
 use super::processes::Processes;
 use crate::failure::Failure;
 
-/// How long a failure waits for what other processes tell of it.
+/// Time to wait for the reports of other processes after a failure.
 const SETTLING: Duration = Duration::from_secs(3);
 
 /// All that is known of a failure.
@@ -19,7 +19,7 @@ struct Known {
 }
 
 impl Known {
-    /// Adds something. Returns a failure that needs no explanation.
+    /// Adds a report. Returns an error that is its own explanation.
     fn learn(&mut self, error: DemoError) -> Result<(), Failure> {
         match error {
             DemoError::Died(part) => self.died = self.died.or(Some(part)),
@@ -32,8 +32,8 @@ impl Known {
 }
 
 impl Processes {
-    /// Finds the cause of a failure. The process that reports first need not be the one that caused it, so this waits a
-    /// little for the others.
+    /// Finds the cause of a failure. The first process to report need not have caused it, so this waits briefly for the
+    /// others.
     pub(super) fn explain(&mut self, first: DemoError) -> Failure {
         let mut known = Known::default();
         if let Err(failure) = known.learn(first) {
@@ -41,7 +41,7 @@ impl Processes {
         }
         let deadline = Instant::now() + SETTLING;
         while self.lacks(&known) && Instant::now() < deadline {
-            // That something else goes well changes nothing.
+            // Good news does not change the failure.
             if let Err(error) = self.listen(Some(deadline))
                 && let Err(failure) = known.learn(error)
             {
@@ -49,7 +49,7 @@ impl Processes {
             }
         }
         let migration = known.not_sent.map(|NotSent { error, works_on, .. }| {
-            let after = if works_on { "its work goes on at the source" } else { "its work has stopped" };
+            let after = if works_on { "its work continues at the source" } else { "its work has stopped" };
             format!("the migration failed: {error} ({after})")
         });
         match (known.died, migration) {
@@ -58,20 +58,20 @@ impl Processes {
             (None, Some(migration)) => Failure::new(migration),
             (None, None) => {
                 let Some((role, failed)) = known.failed.into_iter().next() else {
-                    return Failure::new("the demo cannot go on");
+                    return Failure::new("the demo failed");
                 };
                 Failure::new(format!("{}: {}", Part::Host(role), failed.error)).hint_if(failed.hint)
             }
         }
     }
 
-    /// Whether somebody will have more to say.
+    /// Returns whether another report is to be expected.
     fn lacks(&self, known: &Known) -> bool {
         let has_failed = |role| known.failed.iter().any(|(other, _)| *other == role);
         let source_is_over = known.not_sent.is_some() || has_failed(Role::Source);
         match known.died {
             Some(Part::Host(Role::Source)) => false,
-            // The source is to say whether the device works on there, if it can.
+            // The source reports whether the device continues there, if it can.
             Some(part) => self.moving && part != Part::Server(Role::Source) && !source_is_over,
             None => {
                 let lost = |role| match role {

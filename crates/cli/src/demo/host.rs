@@ -1,6 +1,6 @@
-//! One of the demo's two processes: a machine, the program that works on it, and its end of the migration.
+//! One of the demo's two hosts: a machine, the program that runs on it, and its end of the migration.
 //!
-//! It takes orders on stdin and tells events on stdout, a JSON object a line, and ends when stdin does.
+//! It reads orders from stdin and writes events to stdout, a JSON object a line, and ends when stdin does.
 
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -25,13 +25,13 @@ pub(crate) struct Arguments {}
 
 /// Time to watch the source after the migration, to verify that it is stopped.
 const WATCH: Duration = Duration::from_millis(50);
-/// Between two events of progress.
+/// Interval between two progress events.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-/// How long a connection is tried.
+/// Timeout for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks whether the work has failed.
+/// Interval between two checks whether the work has failed.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long the work may take to go on after a move that failed.
+/// Timeout for the work to continue after a failed migration.
 const WATCH_WORK: Duration = Duration::from_secs(1);
 
 /// Runs a host until its work is done or its orders end.
@@ -43,7 +43,7 @@ pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     if let Err(failed) = begin(&config, &orders) {
         tell(&Event::Failed(failed))?;
     }
-    // The demo ends its hosts by closing their stdin: whoever exits before would look like a failure.
+    // The demo ends its hosts by closing their stdin: an earlier exit would look like a failure.
     while next(&orders).is_ok() {}
     Ok(())
 }
@@ -63,7 +63,7 @@ fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
     work(config, &attachment, orders).map_err(|failure| failed(failure, attachment.is_lost()))
 }
 
-/// Reads orders on a thread, so that the end of stdin is seen whatever else goes on.
+/// Reads orders on a thread, so that the end of stdin is noticed at any time.
 fn orders() -> Result<Receiver<Order>, Failure> {
     let (send, receive) = channel();
     std::thread::Builder::new()
@@ -75,7 +75,7 @@ fn orders() -> Result<Receiver<Order>, Failure> {
                     break;
                 }
             }
-            // The demo is gone, and with it the reason to be here.
+            // Without the demo there is nothing left to do.
             std::process::exit(0);
         })
         .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
@@ -91,7 +91,7 @@ fn tell(event: &Event) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
-        .map_err(|error| Failure::from_io("cannot tell the demo", &error))
+        .map_err(|error| Failure::from_io("cannot report to the demo", &error))
 }
 
 /// Waits, unless the orders end.
@@ -99,11 +99,11 @@ fn linger(orders: &Receiver<Order>, how_long: Duration) -> Result<(), Failure> {
     match orders.recv_timeout(how_long) {
         Err(RecvTimeoutError::Timeout) => Ok(()),
         Err(RecvTimeoutError::Disconnected) => Err(Failure::new("the orders ended")),
-        Ok(order) => Err(Failure::new(format!("{order:?} came out of turn"))),
+        Ok(order) => Err(Failure::new(format!("unexpected order {order:?}"))),
     }
 }
 
-/// The same while the program works, unless that fails.
+/// Waits while the program works, unless it fails.
 fn linger_at_work(orders: &Receiver<Order>, work: &Work, ms: u64) -> Result<(), Failure> {
     let until = Instant::now().checked_add(Duration::from_millis(ms));
     loop {
@@ -126,7 +126,7 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
     linger_at_work(orders, &work, config.work_before_ms)?;
     tell(&Event::Working { state_bytes: attachment.state_bytes })?;
     let Order::Send { address } = next(orders)? else {
-        return Err(Failure::new("there is only one order to begin"));
+        return Err(Failure::new("a second order to begin is invalid"));
     };
     let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
     let link = Link::connect(&address, PATIENCE)
@@ -161,7 +161,7 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
     }
 }
 
-/// Whether the work goes on after a move that failed.
+/// Returns whether the work continues after a failed migration.
 fn goes_on(machine: &Machine<'_>, orders: &Receiver<Order>) -> Result<bool, Failure> {
     let before = work::books(&machine.memory)?.completed;
     let until = Instant::now() + WATCH_WORK;
@@ -195,9 +195,8 @@ fn destination(config: &Config, attachment: &Attachment, orders: &Receiver<Order
     let machine = Machine::new(attachment, config.memory)?;
     let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
-    let address = listener
-        .address()
-        .map_err(|error| Failure::from_io("cannot tell the address listened at", &error))?;
+    let address =
+        listener.address().map_err(|error| Failure::from_io("cannot get the listening address", &error))?;
     tell(&Event::Listening { address: address.to_string(), state_bytes: attachment.state_bytes })?;
     let link = listener.accept().map_err(|error| Failure::from_io("cannot accept the source", &error))?;
     let arrival = Arrival { machine: &machine, rate: config.dirty_rate, found: Mutex::default() };
@@ -218,7 +217,7 @@ struct Arrival<'a> {
     found: Mutex<Found>,
 }
 
-/// What the arrival left behind.
+/// The evidence and the work of an arrival.
 #[derive(Default)]
 struct Found {
     evidence: Option<Evidence>,

@@ -1,19 +1,19 @@
-//! The jobs of the demo: what each of them does and where, from its number alone.
+//! The jobs of the demo: operation and addresses of each, derived from its number alone.
 
 use whimbrel_models::accel::Descriptor;
 
-/// Jobs that can be under way.
+/// Maximum number of jobs in flight.
 pub(super) const RING_ENTRIES: u64 = 256;
-/// Where the blocks begin.
+/// Address of the first block.
 const BLOCKS: u64 = 1 << 20;
-/// Places for blocks. Twice as many as can be under way, so that a block is checked before it is written again.
+/// Places for blocks. Twice as many as can be in flight, so that a block is checked before it is overwritten.
 pub(super) const PLACES: u64 = 256;
 const MAX_BLOCK_BYTES: u64 = 64 << 10;
 /// Bytes of the device's own state that one job changes.
 const SCRAMBLE_BYTES: u64 = 4096;
-/// Jobs that belong together: fill, copy, checksum, scramble.
+/// Jobs in a group: fill, copy, checksum, scramble.
 pub(super) const JOBS: u64 = 4;
-/// Jobs before all others, which give all of the device's own state something to hold.
+/// Jobs before all others, which fill all of the device's own state.
 pub(super) const FIRST_JOBS: u64 = 64;
 
 /// Job `number`, from 0.
@@ -34,17 +34,17 @@ pub(super) fn job(number: u64, layout: Layout) -> Descriptor {
     }
 }
 
-/// What a group of jobs fills its block with: different for each, and never zero.
+/// The pattern with which a group of jobs fills its block: different for each group, and never zero.
 fn pattern(group: u64) -> u64 {
     let mut mixed = group.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
     (mixed ^ mixed >> 32) | 1
 }
 
-/// Where things lie in this machine.
+/// The memory layout of a machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
-    /// From one place to the next, in bytes.
+    /// Distance from one place to the next, in bytes.
     stride: u64,
     pub(super) block_bytes: u64,
     state_bytes: u64,
@@ -59,7 +59,8 @@ impl Layout {
         Layout { stride, block_bytes, state_bytes, scramble_bytes }
     }
 
-    /// The two blocks of a group: a place, and where in its two halves, so that in time all of it is written.
+    /// The two blocks of a group, one in each half of its place. Their offset varies, so that in time all of the place
+    /// is written.
     pub(super) fn blocks(&self, group: u64) -> (u64, u64) {
         let place = BLOCKS + group % PLACES * self.stride;
         let half = self.stride / 2;
@@ -84,7 +85,7 @@ impl Layout {
     }
 }
 
-/// What a block holds after it was filled.
+/// The contents of a filled block.
 pub(super) fn filled(group: u64, bytes: u64) -> Vec<u8> {
     pattern(group).to_le_bytes().repeat(bytes as usize / 8)
 }

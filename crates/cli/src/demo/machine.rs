@@ -1,4 +1,4 @@
-//! The machine each host of the demo has: memory that the device shares, and the device.
+//! The machine of a demo host: memory that the device shares, and the device.
 
 use std::fs::File;
 
@@ -19,7 +19,7 @@ pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
 /// Minimum memory of a demo, in bytes.
 const MIN_MEMORY: u64 = 16 << 20;
 
-/// Whether there can be a machine with this much memory, in bytes.
+/// Checks that a machine can have this much memory, in bytes.
 pub(super) fn check_memory(bytes: u64) -> Result<u64, String> {
     if bytes < MIN_MEMORY || !bytes.is_multiple_of(4096) {
         return Err(format!("expected at least {}, a multiple of 4096 bytes", output::bytes(MIN_MEMORY)));
@@ -27,7 +27,7 @@ pub(super) fn check_memory(bytes: u64) -> Result<u64, String> {
     Ok(bytes)
 }
 
-/// Memory from address 0 on, and the device that reaches it under the same addresses.
+/// Memory from address 0 on, and the device that accesses it at the same addresses.
 pub(super) struct Machine<'a> {
     pub(super) memory: Memory,
     attachment: &'a Attachment,
@@ -37,17 +37,17 @@ impl<'a> Machine<'a> {
     pub(super) fn new(attachment: &'a Attachment, bytes: u64) -> Result<Machine<'a>, Failure> {
         check_memory(bytes).map_err(Failure::new)?;
         let no_memory = |error: std::io::Error| {
-            Failure::from_io(format!("cannot make {} of memory", output::bytes(bytes)), &error)
+            Failure::from_io(format!("cannot allocate {} of memory", output::bytes(bytes)), &error)
         };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = memfd_create(c"whimbrel-demo", flags).map_err(|errno| no_memory(errno.into()))?;
         let file = File::from(fd);
         file.set_len(bytes).map_err(no_memory)?;
-        // The servers that map it need not fear that it gets shorter.
+        // Servers that map it rely on its size.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&file, seals).map_err(|errno| no_memory(errno.into()))?;
         let length = usize::try_from(bytes).map_err(|error| no_memory(std::io::Error::other(error)))?;
-        // All of it is made now: a machine that meets its memory page by page would do so while it is moved.
+        // Allocated now: otherwise the page faults would occur during the migration.
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_POPULATE;
         let region = MmapRegionBuilder::new_with_bitmap(length, AtomicBitmap::with_len(length))
             .with_file_offset(FileOffset::new(file, 0))
@@ -70,7 +70,7 @@ impl<'a> Machine<'a> {
         Ok(machine)
     }
 
-    /// Another user's handle to the device.
+    /// Another handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
         self.attachment.device()
     }

@@ -1,4 +1,4 @@
-//! What the demo and its two hosts tell each other: one JSON object a line.
+//! The messages between the demo and its two hosts: one JSON object a line.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::{Phase, Progress};
 
-/// Which end of the migration a host is.
+/// A host's end of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Role {
@@ -24,17 +24,17 @@ impl fmt::Display for Role {
     }
 }
 
-/// Where a host has its device.
+/// The location of a host's device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Place {
     /// In its own process.
     Inside { model: String },
-    /// Behind a vfio-user socket. Which model a server serves is known of those that the demo has started.
+    /// Behind a vfio-user socket. The model is known only of servers that the demo has started.
     Served { socket: PathBuf, model: Option<String> },
 }
 
-/// What a host needs to know.
+/// The configuration of a host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Config {
     pub(super) role: Role,
@@ -47,7 +47,7 @@ pub(super) struct Config {
     pub(super) work_after_ms: u64,
 }
 
-/// To a host.
+/// A message to a host.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
@@ -55,44 +55,44 @@ pub(super) enum Order {
     Send { address: String },
 }
 
-/// From a host.
+/// A message from a host.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    /// Destination: senders are welcome. The device has so many bytes of own state.
+    /// Destination: ready for the source. The device has `state_bytes` of its own state.
     Listening { address: String, state_bytes: u64 },
-    /// Source: the device is at work. It has so many bytes of own state.
+    /// Source: the device is at work. It has `state_bytes` of its own state.
     Working { state_bytes: u64 },
-    /// Source: the migration goes on.
+    /// Source: the progress of the migration.
     Progress(Moment),
-    /// Source: the device is gone.
+    /// Source: the migration is complete.
     Sent { report: Figures, evidence: Evidence },
     /// Source: the migration failed.
     NotSent(NotSent),
-    /// Destination: the device is here; what was found before it ran.
+    /// Destination: the device has arrived, with the evidence from before it ran.
     Received { evidence: Evidence },
-    /// Destination: the work is over.
+    /// Destination: the work is finished.
     Finished(Finished),
-    /// Something else went wrong.
+    /// Another failure.
     Failed(Failed),
 }
 
-/// How a migration failed at the source.
+/// The failure of a migration, at the source.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct NotSent {
     pub(super) error: String,
-    /// Whether the device's work goes on.
+    /// The device's work continues.
     pub(super) works_on: bool,
-    /// Whether the device can no longer be reached.
+    /// The device can no longer be reached.
     pub(super) device_lost: bool,
 }
 
-/// What ended a host's work.
+/// The failure of a host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Failed {
     pub(super) error: String,
     pub(super) hint: Option<String>,
-    /// Whether the device can no longer be reached.
+    /// The device can no longer be reached.
     pub(super) device_lost: bool,
 }
 
@@ -174,11 +174,11 @@ impl From<whimbrel_engine::Report> for Figures {
 pub(super) struct Evidence {
     /// Digest of all memory.
     pub(super) memory: String,
-    /// Digest of the device's state, as it saves it.
+    /// Digest of the device's saved state.
     pub(super) device: String,
     /// The device's migration state.
     pub(super) state: String,
-    /// Jobs the device says it has completed, and again a while later.
+    /// The device's counter of completed jobs, and again a while later.
     pub(super) completed_by_device: [u64; 2],
     /// The books of the program that gives the device work.
     pub(super) program: Books,
@@ -191,19 +191,19 @@ pub(super) struct Books {
     pub(super) submitted: u64,
     /// Completions seen, each once and in order.
     pub(super) completed: u64,
-    /// Completions that came twice, out of order, or for no job.
+    /// Completions that were duplicated, out of order, or of no job.
     pub(super) misplaced: u64,
-    /// Completions with a wrong result, or memory that does not hold what the job was to write.
+    /// Completions with a wrong result, or with wrong contents of memory.
     pub(super) wrong: u64,
 }
 
-/// What the destination found at the end.
+/// The findings of the destination at the end.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Finished {
     pub(super) program: Books,
-    /// Jobs the device says it has completed.
+    /// The device's counter of completed jobs.
     pub(super) completed_by_device: u64,
-    /// Blocks of memory written by the last jobs that were looked at again, and how many were wrong.
+    /// Blocks of memory written by the last jobs that were checked again, and how many were wrong.
     pub(super) blocks_checked: u64,
     pub(super) blocks_wrong: u64,
 }

@@ -1,10 +1,10 @@
-//! The main job with nothing but this machine: a device with work and its memory, moved live from one process to
-//! another over TCP, and verified. Each of the two hosts uses its device over vfio-user, from a server in a process
-//! of its own, as a device back end is used in earnest; or in its own process.
+//! `whimbrel demo`: a live migration on a single machine. A busy device and its memory migrate from one process to
+//! another over TCP, and the result is verified. Each of the two hosts uses its device over vfio-user, from a server in
+//! a process of its own, as with a real device back end; or in its own process.
 //!
-//! This process only starts the others ([`processes`]), passes messages, judges what they report ([`verify`]), and
-//! says what went wrong ([`explain`]). What a host does is in [`host`], how it reaches its device in [`attachment`], the machine it has in [`machine`],
-//! the program that keeps the device busy in [`work`].
+//! This process only starts the others ([`processes`]), passes messages, verifies their reports ([`verify`]), and
+//! explains failures ([`explain`]). A host ([`host`]) has a machine ([`machine`]) with a device ([`attachment`]), and a
+//! program that keeps the device busy ([`work`]).
 
 mod attachment;
 mod error;
@@ -91,7 +91,7 @@ fn memory(text: &str) -> Result<u64, String> {
     size::parse(text).and_then(machine::check_memory)
 }
 
-/// Parses a rate at which the device completes something before and after it moves.
+/// Parses a rate that is high enough for the device to complete jobs before and after the migration.
 fn rate(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
         bytes if bytes < 1 << 20 => Err("expected at least 1MiB (bytes per second)".to_string()),
@@ -99,14 +99,14 @@ fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
-/// What the demo moves.
+/// The devices that the demo migrates between.
 #[derive(Debug, PartialEq, Eq)]
 enum Devices {
     /// A model in each host, by a name that the hosts parse again.
     Inside(String),
     /// A model in two servers that the demo starts.
     Served(String),
-    /// What two servers have that run already, at these sockets.
+    /// The devices of two running servers, at these sockets.
     Running(PathBuf, PathBuf),
 }
 
@@ -116,18 +116,18 @@ impl Devices {
             (Target::Model(model, name), None) => {
                 if let Model::Serial(..) = model {
                     return Err(Failure::usage(format!(
-                        "the demo gives its device work by DMA, which '{device}' cannot do"
+                        "the demo needs a device with DMA, which '{device}' does not have"
                     ))
                     .hint("give --device model:accel"));
                 }
                 Ok(if in_process { Devices::Inside(name) } else { Devices::Served(name) })
             }
             (Target::Model(..), Some(_)) => Err(Failure::usage(
-                "--destination is for servers that run already, and a model is served at both ends by the demo itself",
+                "--destination is only for servers that run already: the demo itself serves a model at both ends",
             )
-            .hint("leave --destination out, or give --device vfio-user:SOCKET too")),
+            .hint("omit --destination, or give --device vfio-user:SOCKET too")),
             (Target::VfioUser(_), None) => {
-                Err(Failure::usage(format!("'{device}' is one device, and the demo moves it to another"))
+                Err(Failure::usage(format!("'{device}' is a single device: the demo needs a second one as the destination"))
                     .hint("serve the same model at a second socket, and give --destination vfio-user:SOCKET"))
             }
             (Target::VfioUser(_), Some(_)) if in_process => {
@@ -139,7 +139,7 @@ impl Devices {
                     _ => one == other,
                 };
                 if is_same(&source, &destination) {
-                    return Err(Failure::usage(format!("'{device}' cannot be moved to itself"))
+                    return Err(Failure::usage(format!("'{device}' cannot be migrated to itself"))
                         .hint("serve the same model at a second socket, and give that as --destination"));
                 }
                 Ok(Devices::Running(source, destination))
@@ -149,7 +149,7 @@ impl Devices {
         }
     }
 
-    /// The TARGETs that are moved from and to.
+    /// The TARGETs of source and destination.
     fn targets(&self) -> (String, String) {
         match self {
             Devices::Inside(model) | Devices::Served(model) => {
@@ -164,11 +164,11 @@ impl Devices {
 }
 
 fn not_movable(target: &Target) -> Failure {
-    Failure::usage(format!("the demo moves a model, and '{target}' is not one"))
+    Failure::usage(format!("the demo migrates models, and '{target}' is not one"))
         .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
 }
 
-/// What a demo found that went to its end.
+/// The findings of a complete demo.
 struct Found {
     report: Figures,
     sent: Evidence,
@@ -183,7 +183,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let mut processes = Processes::new()?;
     let found = perform(arguments, &devices, &mut processes, &mut bar);
     let found = found.map_err(|error| processes.explain(error));
-    // Before anything is said: who has read it finds nothing left.
+    // Before anything is printed: a reader of the result finds nothing left behind.
     drop(processes);
     drop(bar);
 
@@ -195,10 +195,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         return output.result(&outcome, text);
     }
     output.partial(text)?;
-    Err(Failure::new("the move could not be verified: see the checks above").result(&outcome))
+    Err(Failure::new("the migration could not be verified: see the checks above").result(&outcome))
 }
 
-/// Starts the processes, and listens to them until all is done.
+/// Starts the processes, and follows them to the end.
 fn perform(
     arguments: &Arguments,
     devices: &Devices,
@@ -244,7 +244,7 @@ fn perform(
     follow(processes, bar)
 }
 
-/// Waits until both ends are ready, and returns where the destination listens.
+/// Waits until both ends are ready, and returns the destination's address.
 fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
     let (mut listening, mut working) = (None, None);
     loop {
@@ -259,7 +259,7 @@ fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
         if let (Some((address, there)), Some(here)) = (&listening, working) {
             if *there != here {
                 return Err(Failure::new(format!(
-                    "the device at the source has {here} bytes of own state and the one at the destination {there}"
+                    "the devices differ: {here} bytes of own state at the source, {there} at the destination"
                 ))
                 .hint("serve the same model with the same settings at both sockets")
                 .into());
@@ -269,7 +269,7 @@ fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
     }
 }
 
-/// Follows the move until both ends have told all. Neither waits for the other to have told it.
+/// Follows the migration until both ends have reported everything. Neither waits for the other's report.
 fn follow(processes: &mut Processes, bar: &mut Bar) -> Result<Found, DemoError> {
     let (mut all_sent, mut all_received, mut all_finished) = (None, None, None);
     loop {

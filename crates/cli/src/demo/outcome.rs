@@ -13,10 +13,10 @@ use crate::output;
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
     pub(super) verified: bool,
-    /// The TARGET that was moved, and the one it was moved to.
+    /// The TARGETs of source and destination.
     device: String,
     destination: String,
-    /// How the hosts reached their devices: `vfio-user` or `in-process`.
+    /// The connection of the hosts to their devices: `vfio-user` or `in-process`.
     reached_by: &'static str,
     downtime_ms: f64,
     predicted_downtime_ms: f64,
@@ -28,18 +28,18 @@ pub(super) struct Outcome {
     zero_bytes: u64,
     device_bytes: u64,
     final_bytes: u64,
-    /// What the last bytes take at the measured speed.
+    /// Transfer time of the final bytes at the measured throughput.
     final_transfer_ms: f64,
     throughput_bytes_per_s: f64,
-    /// Jobs the device had completed when it was stopped at the source.
+    /// Jobs that were completed when the device stopped at the source.
     completions_before: u64,
-    /// Jobs it had completed at the destination at the end, those before included.
+    /// Jobs that were completed at the end, those at the source included.
     completions_total: u64,
     checks: Vec<Check>,
 }
 
 impl Outcome {
-    /// Judges what was found. The limit is the one that was given.
+    /// The result of these findings, with the given downtime limit.
     pub(super) fn new(
         devices: &Devices,
         downtime_limit_ms: u64,
@@ -94,11 +94,11 @@ impl fmt::Display for Text<'_> {
         let memory = output::bytes(memory);
         match devices {
             Devices::Inside(model) | Devices::Served(model) => {
-                writeln!(f, "moved {model} and {memory} of memory to another process while it worked")?;
+                writeln!(f, "migrated {model} and {memory} of memory to another process while it worked")?;
             }
             Devices::Running(source, destination) => writeln!(
                 f,
-                "moved {} to {} and {memory} of memory to another process while it worked",
+                "migrated {} to {} and {memory} of memory to another process while it worked",
                 source.display(),
                 destination.display()
             )?,
@@ -127,8 +127,8 @@ fn figures(outcome: &Outcome, devices: &Devices) -> String {
             "devices",
             match devices {
                 Devices::Inside(_) => "in the two processes that use them",
-                Devices::Served(_) => "each in a server's process of its own, used over vfio-user",
-                Devices::Running(..) => "of servers that ran already, used over vfio-user",
+                Devices::Served(_) => "each in a server process of its own, used over vfio-user",
+                Devices::Running(..) => "of running servers, used over vfio-user",
             }
             .to_string(),
         ),

@@ -1,8 +1,7 @@
-//! The processes of a demo: two hosts, and the servers of their devices where those are its own.
+//! The processes of a demo: two hosts, and the servers of their devices if the demo starts those.
 //!
 //! They end with the demo, however it ends: it kills them, and each ends by itself when its stdin does, which is
-//! what happens when the demo is killed. The servers' sockets lie in a folder for nobody else, which goes away
-//! with them.
+//! what happens when the demo is killed. The servers' sockets are in a private folder, which is removed with them.
 
 use std::collections::VecDeque;
 use std::fs::Permissions;
@@ -25,18 +24,18 @@ use super::messages::{Config, Event, Order, Role};
 use crate::failure::Failure;
 use crate::output;
 
-/// How long a process may take to end once its output has.
+/// Timeout for a process to end once its output has.
 const ENDING: Duration = Duration::from_secs(2);
-/// Between two looks at a process that is ending.
+/// Interval between two checks of a process that is ending.
 const PAUSE: Duration = Duration::from_millis(1);
-/// As many of a server's last lines on stderr are kept.
+/// Number of a server's last lines on stderr to keep.
 const LINES: usize = 8;
 
-/// What the demo hears.
+/// An input of the demo.
 enum Heard {
     /// A line of a host's stdout or of a server's stderr.
     Line(Part, String),
-    /// That it ended.
+    /// The end of a process's output.
     End(Part),
     Signal(i32),
 }
@@ -46,7 +45,7 @@ pub(super) struct Processes {
     all: Vec<Process>,
     heard: Receiver<Heard>,
     sender: Sender<Heard>,
-    /// Whether a failure of one host is one of the other too.
+    /// The migration is in progress: a failure of one host is one of the other too.
     pub(super) moving: bool,
     /// Removed when the processes have ended.
     folder: Option<TempDir>,
@@ -58,19 +57,19 @@ struct Process {
     stdin: ChildStdin,
     /// A server's last lines.
     said: VecDeque<String>,
-    /// Whether a server has said that it serves.
+    /// A server has reported that it serves.
     serves: bool,
 }
 
 impl Processes {
-    /// None yet. From here on SIGINT and SIGTERM end the demo alone, which ends the others.
+    /// No processes yet. Once created, SIGINT and SIGTERM end only the demo, which ends the others.
     pub(super) fn new() -> Result<Processes, Failure> {
         let (sender, heard) = channel();
         let mut signals = Signals::new([SIGINT, SIGTERM])
             .map_err(|error| Failure::from_io("cannot wait for SIGINT and SIGTERM", &error))?;
         let signalled = sender.clone();
         spawn("signals", move || {
-            // Once the demo hears no more it is ending already.
+            // Without a receiver the demo is already ending.
             let _ = signals.forever().try_for_each(|number| signalled.send(Heard::Signal(number)));
         })?;
         Ok(Processes { all: Vec::new(), heard, sender, moving: false, folder: None })
@@ -83,7 +82,7 @@ impl Processes {
         self.start(Part::Host(role), command)
     }
 
-    /// Starts the server of a host's device, and returns its socket, which may not exist yet.
+    /// Starts the server of a host's device, and returns the path of its socket, which does not exist yet.
     pub(super) fn start_server(&mut self, role: Role, model: &str) -> Result<PathBuf, Failure> {
         let folder = match &mut self.folder {
             Some(folder) => folder,
@@ -104,7 +103,7 @@ impl Processes {
     fn start(&mut self, part: Part, mut command: Command) -> Result<(), Failure> {
         let mut child = command
             .stdin(Stdio::piped())
-            // A signal from the keyboard is for the demo, which is to say why it ends.
+            // A signal from the keyboard is for the demo, which reports why it ends.
             .process_group(0)
             .spawn()
             .map_err(|error| Failure::from_io("cannot start another process", &error))?;
@@ -126,7 +125,7 @@ impl Processes {
                     return;
                 }
             }
-            // A demo that hears no more ends its processes anyway.
+            // Without a receiver the demo ends its processes anyway.
             let _ = sender.send(Heard::End(part));
         })
     }
@@ -142,7 +141,7 @@ impl Processes {
         Ok(())
     }
 
-    /// Whether the demo has started a server for this end.
+    /// Returns whether the demo has started a server for this end.
     pub(super) fn has_server(&self, role: Role) -> bool {
         self.all.iter().any(|process| process.part == Part::Server(role))
     }
@@ -151,7 +150,7 @@ impl Processes {
         self.all.iter_mut().find(|process| process.part == part)
     }
 
-    /// Gives a host an order.
+    /// Sends a host an order.
     pub(super) fn order(&mut self, role: Role, order: &Order) -> Result<(), DemoError> {
         self.moving |= matches!(order, Order::Send { .. });
         let part = Part::Host(role);
@@ -166,12 +165,12 @@ impl Processes {
         })
     }
 
-    /// Tells a host what it needs to know.
+    /// Sends a host its configuration.
     pub(super) fn begin(&mut self, config: Config) -> Result<(), DemoError> {
         self.order(config.role, &Order::Begin(config))
     }
 
-    /// Waits for a host to say something.
+    /// Waits for an event from a host.
     pub(super) fn event(&mut self) -> Result<(Role, Event), DemoError> {
         loop {
             if let Some(told) = self.listen(None)? {
@@ -180,7 +179,7 @@ impl Processes {
         }
     }
 
-    /// Takes the next thing heard, and waits for it until `deadline`. `None` was no event, or there was nothing.
+    /// Waits for the next input until `deadline`. Returns `None` if it is not an event, or at the deadline.
     pub(super) fn listen(&mut self, deadline: Option<Instant>) -> Result<Option<(Role, Event)>, DemoError> {
         let heard = match deadline {
             None => self.heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -191,7 +190,7 @@ impl Processes {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
             Ok(Heard::Signal(number)) => {
                 let name = signal_hook::low_level::signal_name(number).unwrap_or("a signal");
-                return Err(Failure::new(format!("the demo was ended by {name}")).into());
+                return Err(Failure::new(format!("the demo was interrupted by {name}")).into());
             }
             Ok(Heard::End(part)) => return Err(DemoError::Died(part)),
             Ok(Heard::Line(part @ Part::Server(_), line)) => {
@@ -201,8 +200,9 @@ impl Processes {
                 return Ok(None);
             }
             Ok(Heard::Line(Part::Host(role), line)) => {
-                let event = serde_json::from_str(&line)
-                    .map_err(|error| Failure::new(format!("{} said nonsense: {error}", Part::Host(role))))?;
+                let event = serde_json::from_str(&line).map_err(|error| {
+                    Failure::new(format!("malformed message from {}: {error}", Part::Host(role)))
+                })?;
                 (role, event)
             }
         };
@@ -216,7 +216,7 @@ impl Processes {
         }
     }
 
-    /// What is said of a process that ended.
+    /// A description of the end of a process.
     pub(super) fn death(&mut self, part: Part) -> String {
         let Some(process) = self.of(part) else { return format!("{part} has not been started") };
         let status = process.status();
@@ -225,14 +225,14 @@ impl Processes {
             lines => format!(": {}", lines.join("; ")),
         };
         match status {
-            Some(status) => format!("{part} ended in the middle of the demo: {status}{said}"),
-            None => format!("{part} closed its output in the middle of the demo{said}"),
+            Some(status) => format!("{part} ended during the demo: {status}{said}"),
+            None => format!("{part} closed its output during the demo{said}"),
         }
     }
 }
 
 impl Process {
-    /// A line of a server.
+    /// Handles a line of a server.
     fn take_line(&mut self, line: String) {
         if !self.serves && line.starts_with("serving ") {
             self.serves = true;
@@ -247,7 +247,7 @@ impl Process {
         self.said.push_back(line);
     }
 
-    /// How it ended; a little is waited for that.
+    /// The exit status, after a brief wait for it.
     fn status(&mut self) -> Option<std::process::ExitStatus> {
         let deadline = Instant::now() + ENDING;
         loop {
@@ -262,7 +262,7 @@ impl Process {
 impl Drop for Processes {
     fn drop(&mut self) {
         for process in &mut self.all {
-            // It may have ended by itself, which is as good.
+            // It may have ended by itself.
             let _ = process.child.kill();
         }
         for process in &mut self.all {
@@ -271,9 +271,9 @@ impl Drop for Processes {
     }
 }
 
-/// What an event says that should not come now.
+/// The failure for an unexpected event.
 pub(super) fn unexpected(role: Role, event: &Event) -> Failure {
-    Failure::new(format!("{} said {event:?} out of turn", Part::Host(role)))
+    Failure::new(format!("unexpected message from {}: {event:?}", Part::Host(role)))
 }
 
 fn this_program() -> Result<Command, Failure> {
@@ -287,7 +287,7 @@ fn folder() -> Result<TempDir, Failure> {
         .prefix("whimbrel-demo-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
-        .map_err(|error| Failure::from_io("cannot make a folder for the sockets of the servers", &error))
+        .map_err(|error| Failure::from_io("cannot create a folder for the servers' sockets", &error))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {

@@ -1,28 +1,28 @@
-//! Whether the move was right: what each end found, judged.
+//! Verification of a migration from the findings of both ends.
 
 use serde::Serialize;
 
 use super::messages::{Evidence, Finished};
 
-/// One thing that must hold.
+/// A condition and its result.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
-    /// What must hold.
+    /// The condition.
     pub(super) what: &'static str,
-    /// Whether it does.
+    /// It holds.
     pub(super) ok: bool,
     /// The figures.
     pub(super) found: String,
 }
 
-/// What the two ends found.
+/// The findings of the two ends.
 pub(super) struct Findings<'a> {
     pub(super) sent: &'a Evidence,
     pub(super) received: &'a Evidence,
     pub(super) finished: &'a Finished,
 }
 
-/// Judges everything.
+/// Checks all conditions.
 pub(super) fn all(findings: &Findings<'_>) -> Vec<Check> {
     let Findings { sent, received, finished } = findings;
     let [then, later] = sent.completed_by_device;
@@ -44,7 +44,7 @@ pub(super) fn all(findings: &Findings<'_>) -> Vec<Check> {
             found: format!("{}, {then} jobs then and {later} later", sent.state),
         },
         Check {
-            what: "the work went on at the destination",
+            what: "the work continued at the destination",
             ok: books.completed > sent.program.completed,
             found: format!("{} jobs before, {} at the end", sent.program.completed, books.completed),
         },
@@ -52,12 +52,12 @@ pub(super) fn all(findings: &Findings<'_>) -> Vec<Check> {
             what: "no completion is lost",
             ok: books.completed == books.submitted && finished.completed_by_device == books.submitted,
             found: format!(
-                "{} given, {} completed, {} by the device's own count",
+                "{} submitted, {} completed, {} by the device's own count",
                 books.submitted, books.completed, finished.completed_by_device
             ),
         },
         Check {
-            what: "no completion is doubled or out of order",
+            what: "no completion is duplicated or out of order",
             ok: books.misplaced == 0,
             found: format!("{} of {}", books.misplaced, books.completed),
         },
@@ -73,7 +73,11 @@ pub(super) fn all(findings: &Findings<'_>) -> Vec<Check> {
 }
 
 fn pair(source: &str, destination: &str) -> String {
-    if source == destination { source.to_string() } else { format!("{source} left, {destination} came") }
+    if source == destination {
+        source.to_string()
+    } else {
+        format!("{source} at the source, {destination} at the destination")
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +146,7 @@ mod tests {
             ),
             ("no completion is lost", good.clone(), Finished { completed_by_device: 8, ..end.clone() }),
             (
-                "no completion is doubled or out of order",
+                "no completion is duplicated or out of order",
                 good.clone(),
                 Finished { program: Books { misplaced: 1, ..books }, ..end.clone() },
             ),
@@ -165,6 +169,6 @@ mod tests {
             completed_by_device: 5,
             ..finished()
         };
-        assert_eq!(failing(&evidence(), &evidence(), &idle), ["the work went on at the destination"]);
+        assert_eq!(failing(&evidence(), &evidence(), &idle), ["the work continued at the destination"]);
     }
 }

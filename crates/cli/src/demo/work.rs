@@ -1,7 +1,7 @@
 //! The program that gives the device work and checks every result: the guest's driver, in a machine without a CPU.
 //!
-//! Everything it knows lies in guest memory, so that it moves with the memory and goes on at the destination where it
-//! was at the source. The jobs and their right results follow from their numbers alone: job by job it fills a block,
+//! All of its variables are in guest memory, so that it migrates with the memory and continues at the destination. The
+//! jobs and their expected results follow from their numbers alone: job by job it fills a block,
 //! copies it, has the copy summed, and changes a piece of the device's own state.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,12 +29,12 @@ use crate::failure::Failure;
 const VARIABLES: GuestAddress = GuestAddress(0x1000);
 const RINGS: Rings = Rings::new(0x10000, 0x20000, RING_ENTRIES as u32);
 
-/// How often the program looks for itself, without an interrupt.
+/// Interval at which the program polls without an interrupt.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-/// How long the last jobs may take.
+/// Timeout for the last jobs.
 const DRAINING: Duration = Duration::from_secs(10);
 
-/// What the program knows, as it lies in guest memory.
+/// The program's variables, in guest memory.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct Variables {
@@ -43,7 +43,7 @@ struct Variables {
     wrong: u64,
 }
 
-/// The machine's device and memory, as the guest's driver reaches them.
+/// The machine's device and memory, for the guest's driver.
 struct Seat {
     device: Box<dyn Device>,
     memory: Memory,
@@ -76,13 +76,13 @@ fn failure(error: GuestError<Failure>) -> Failure {
     }
 }
 
-/// The program, seated at a machine.
+/// The program at a machine.
 struct Program {
     driver: GuestDriver<Seat>,
     layout: Layout,
     variables: Variables,
     interrupt: OwnedFd,
-    /// Bytes the device may still be made to write, from the rate and the time gone by.
+    /// Bytes that the device may still write, according to the rate and the elapsed time.
     allowance: f64,
     rate: f64,
     last: Instant,
@@ -99,7 +99,7 @@ pub(super) fn set_up(machine: &Machine<'_>) -> Result<(), Failure> {
     store(memory, VARIABLES, &Variables { progress: driver.progress(), misplaced: 0, wrong: 0 })
 }
 
-/// Memory that is all zeros would be no burden to move.
+/// Fills memory: all zeros would be too easy to migrate.
 fn fill_with_noise(memory: &Memory) -> Result<(), Failure> {
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     let mut piece = vec![0u64; 128 << 10];
@@ -131,18 +131,18 @@ fn store<T: IntoBytes + Immutable>(memory: &Memory, at: GuestAddress, value: &T)
     memory.write_slice(value.as_bytes(), at).map_err(|error| Failure::from_error(&error))
 }
 
-/// The program's books, as memory holds them.
+/// Returns the program's books from memory.
 pub(super) fn books(memory: &Memory) -> Result<Books, Failure> {
     let Variables { progress, misplaced, wrong } = load(memory, VARIABLES)?;
     Ok(Books { submitted: progress.submitted, completed: progress.completed, misplaced, wrong })
 }
 
-/// Whether the device's own state holds something everywhere.
+/// Returns whether all of the device's own state has been filled.
 pub(super) fn has_begun(memory: &Memory) -> Result<bool, Failure> {
     Ok(books(memory)?.completed >= FIRST_JOBS)
 }
 
-/// How many jobs the device says it has completed.
+/// Returns the device's counter of completed jobs.
 pub(super) fn completed_by_device(device: &mut dyn Device) -> Result<u64, Failure> {
     read_u64(device, REGISTER_COMPLETED)
 }
@@ -174,20 +174,20 @@ impl Program {
         })
     }
 
-    /// Waits for an interrupt, or a little.
+    /// Waits briefly for an interrupt.
     fn wait(&self) {
-        // Whatever wakes it, the program looks at everything.
+        // Whatever wakes it, the program checks everything.
         let _ = poll(&mut [PollFd::new(&self.interrupt, PollFlags::IN)], Some(&TICK));
         let _ = rustix::io::read(&self.interrupt, &mut [0; 8]);
     }
 
-    /// Sees what is complete, and gives new work if `more`.
+    /// Takes all completions, and submits new work if `more`.
     fn step(&mut self, more: bool) -> Result<(), Failure> {
         self.driver.acknowledge(INTERRUPT_COMPLETION).map_err(failure)?;
         while self.driver.progress().pending() > 0 && self.take_completion()? {}
         let now = Instant::now();
         self.allowance += self.rate * (now - self.last).as_secs_f64();
-        // A program that was held up makes up for a twentieth of a second at most, and a slow one saves up for a group.
+        // After a delay, at most a twentieth of a second is made up for; at a low rate, enough is saved for a group.
         self.allowance = self.allowance.min((self.rate / 20.0).max(self.layout.block_bytes as f64 * 2.0));
         self.last = now;
         if more {
@@ -197,7 +197,7 @@ impl Program {
         store(&self.driver.platform().memory, VARIABLES, &self.variables)
     }
 
-    /// Takes the next completion, if it is there.
+    /// Takes the next completion, if any.
     fn take_completion(&mut self) -> Result<bool, Failure> {
         let number = self.driver.progress().completed;
         match self.driver.take_completion() {
@@ -214,7 +214,7 @@ impl Program {
         if job.operation != OPERATION_CHECKSUM {
             return Ok(completion.is_success_of(&job));
         }
-        // It is the last of its group that has to do with memory: both blocks are as they will stay.
+        // The last job of its group on memory: both blocks are final.
         let expected = filled((number - FIRST_JOBS) / JOBS, self.layout.block_bytes);
         Ok(self.holds(job.source, &expected)? && self.driver.verify(&job, completion).map_err(failure)?)
     }
@@ -225,7 +225,7 @@ impl Program {
         Ok(self.block == expected)
     }
 
-    /// Gives the first jobs at once, then as many whole groups of jobs as the rate allows and the ring holds.
+    /// Submits the first jobs at once, then as many whole groups of jobs as the rate allows and the ring holds.
     fn submit(&mut self) -> Result<(), Failure> {
         let writes = (self.layout.block_bytes * 2) as f64;
         let before = self.driver.progress().submitted;
@@ -249,7 +249,7 @@ impl Program {
         self.driver.put(&job).map_err(failure)
     }
 
-    /// Gives no more work, sees the last of it, and looks at every block again that the last jobs wrote.
+    /// Takes the last completions without new work, and checks every block again that the last jobs wrote.
     fn finish(&mut self) -> Result<Finished, Failure> {
         let until = Instant::now() + DRAINING;
         while self.driver.progress().pending() > 0 && Instant::now() < until {
@@ -275,7 +275,7 @@ impl Program {
     }
 }
 
-/// What the program's thread is to do.
+/// The requested activity of the program's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Work,
@@ -283,7 +283,7 @@ enum Wish {
     End,
 }
 
-/// What the program's thread does.
+/// The actual activity of the program's thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Doing {
     Working,
@@ -298,7 +298,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Goes on where the books in memory say. `rate` is in bytes of memory per second.
+    /// Continues from the books in memory. `rate` is in bytes of memory per second.
     pub(super) fn start(machine: &Machine<'_>, rate: u64) -> Result<Work, Failure> {
         let mut program = Program::new(machine, rate)?;
         let shared = Arc::new((Mutex::new((Wish::Work, Doing::Working)), Condvar::new()));
@@ -323,7 +323,7 @@ impl Work {
         }
     }
 
-    /// Waits until the program touches neither memory nor device any more.
+    /// Waits until the program no longer accesses memory or device.
     pub(super) fn pause(&self) -> Result<(), String> {
         self.wish(Wish::Pause);
         let mut state = self.shared.0.lock();
@@ -336,19 +336,19 @@ impl Work {
         }
     }
 
-    /// Lets a paused program go on.
+    /// Resumes a paused program.
     pub(super) fn resume(&self) {
         self.wish(Wish::Work);
     }
 
-    /// Ends the work: no new jobs, the last ones seen and checked.
+    /// Ends the work: without new jobs, the last ones are completed and checked.
     pub(super) fn finish(mut self) -> Result<Finished, Failure> {
         self.wish(Wish::End);
         let program = self.thread.take().and_then(|thread| thread.join().ok());
         if let Doing::Failed(why) = &self.shared.0.lock().1 {
             return Err(Failure::new(why.clone()));
         }
-        program.ok_or_else(|| Failure::new("the work's thread is gone"))?.finish()
+        program.ok_or_else(|| Failure::new("the program's thread panicked"))?.finish()
     }
 
     fn wish(&self, wish: Wish) {

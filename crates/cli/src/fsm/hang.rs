@@ -1,22 +1,22 @@
 //! Two requests that hang in many kernels, and the kernels that are known to answer them.
 //!
-//! From Linux 6.2 on, a device with PRE_COPY that is asked for STOP_COPY -> PRE_COPY or STOP_COPY -> PRE_COPY_P2P made
-//! `vfio_mig_get_next_state()` loop forever, with the driver's lock held. Commit a26b499b757c of June 2026 ends the
-//! loop.
+//! Since Linux 6.2, STOP_COPY -> PRE_COPY and STOP_COPY -> PRE_COPY_P2P on a device with PRE_COPY made
+//! `vfio_mig_get_next_state()` loop forever, with the driver's lock held. Commit a26b499b757c of June 2026 ends
+//! the loop.
 
 use whimbrel_protocol::State;
 
-/// Where the kernel tells its release.
+/// The file with the kernel's release.
 pub(super) const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
-/// Whether a request hangs in a kernel without the fix, if the device has PRE_COPY.
+/// Returns whether a request hangs in a kernel without the fix, on a device with PRE_COPY.
 pub(super) fn may_hang(from: State, to: State) -> bool {
     from == State::StopCopy && matches!(to, State::PreCopy | State::PreCopyP2p)
 }
 
-/// Whether a kernel of this release is known to have the fix.
+/// Returns whether a kernel of this release is known to have the fix.
 ///
-/// Mainline has it since 7.2. Of the stable series only what was seen in its source counts: 6.12.117. A release
+/// Mainline has it since 7.2. Of the stable series, only 6.12.117 is verified in source. A release
 /// candidate may be older than the fix, however a distribution writes it.
 pub(super) fn has_fix(release: &str) -> bool {
     let (version, rest) =

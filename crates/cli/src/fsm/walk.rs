@@ -20,21 +20,21 @@ use crate::target::{Opened, Target};
 /// Bytes of device state that are held at once.
 const CHUNK: usize = 1 << 20;
 
-/// What was found, for scripts.
+/// The result, for scripts.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Walked {
     pub(super) device: String,
     features: Vec<String>,
-    /// Pairs of states asked for.
+    /// Number of requested pairs of states.
     pub(super) asked: usize,
-    /// States that no request leads into on this device. That it refuses them is asked from every other state.
+    /// States that this device does not support. Its refusal is tested from every other state.
     not_entered: Vec<String>,
-    /// Pairs of states not asked for.
+    /// Pairs of states that were skipped.
     left_out: Vec<LeftOut>,
     pub(super) differences: Vec<Difference>,
 }
 
-/// A pair of states that the device was not asked for.
+/// A skipped pair of states.
 #[derive(Debug, Serialize, Deserialize)]
 struct LeftOut {
     from: String,
@@ -42,7 +42,7 @@ struct LeftOut {
     why: String,
 }
 
-/// An answer that is not the table's.
+/// An answer that differs from the table.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Difference {
     from: String,
@@ -51,11 +51,11 @@ pub(super) struct Difference {
     answered: String,
 }
 
-/// What a device answers to one request, or should.
+/// A device's actual or expected answer to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Answer {
     result: Result<Option<Direction>, Errno>,
-    /// The state it is in afterwards.
+    /// The state afterwards.
     state: State,
 }
 
@@ -75,16 +75,16 @@ impl fmt::Display for Answer {
             Ok(Some(Direction::Saving)) => write!(f, "{} with a new data_fd to read", self.state),
             Ok(Some(Direction::Resuming)) => write!(f, "{} with a new data_fd to write", self.state),
             Ok(None) => write!(f, "{} without a new data_fd", self.state),
-            Err(errno) => write!(f, "{errno:?}, and {} then", self.state),
+            Err(errno) => write!(f, "{errno:?}, state {}", self.state),
         }
     }
 }
 
-/// A line of the process that walks.
+/// A line from the walk process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Told {
-    /// A request is made next.
+    /// The next request.
     Asking(String),
     /// The result.
     Walked(Walked),
@@ -102,7 +102,7 @@ pub(crate) struct Arguments {
     force: bool,
 }
 
-/// Walks the device of a TARGET, and tells of it on stdout, one JSON object a line.
+/// Walks the device of a TARGET, and reports on stdout, one JSON object a line.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let told = match walk(&arguments.target, arguments.force) {
         Ok(walked) => Told::Walked(walked),
@@ -119,12 +119,12 @@ fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
             "{}: it is in {state} and may hold the only copy of a migrated device: the walk would reset it",
             opened.name()
         ))
-        .hint("if nobody needs its state, give --force"));
+        .hint("use --force if its state is no longer needed"));
     }
     let unfixed = if target.is_of_kernel() { unfixed_kernel() } else { None };
     let mut walk = Walk::new(&mut opened)?;
     let walked = walk.prepare().and_then(|()| walk.all(unfixed.as_deref()));
-    // Whatever was found, and whoever still listens, the device is left as it is after a reset.
+    // Whatever the result, and even without a listener, the device is reset at the end.
     let _ = asking("the last reset");
     let reset = walk.device.reset();
     let walked = walked?;
@@ -132,7 +132,7 @@ fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
     Ok(walked)
 }
 
-/// Why this kernel is not asked for what hangs in kernels without the fix; `None` if it is known to have the fix.
+/// Returns the reason to skip requests that hang in kernels without the fix; `None` if this one is known to have it.
 fn unfixed_kernel() -> Option<String> {
     let release = std::fs::read_to_string(hang::RELEASE).unwrap_or_default();
     let release = release.trim();
@@ -146,7 +146,7 @@ fn tell(told: &Told) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")
         .and_then(|()| out.flush())
-        .map_err(|error| Failure::from_io("cannot tell the process that started this one", &error))
+        .map_err(|error| Failure::from_io("cannot report to the parent process", &error))
 }
 
 impl fmt::Display for Walked {
@@ -154,13 +154,13 @@ impl fmt::Display for Walked {
         writeln!(f, "{} (features: {})", self.device, output::names(&self.features))?;
         if !self.not_entered.is_empty() {
             let states = self.not_entered.join(", ");
-            writeln!(f, "states that no request leads into on this device: {states}")?;
+            writeln!(f, "states that this device does not support: {states}")?;
         }
         for LeftOut { from, to, why } in &self.left_out {
-            writeln!(f, "left out: {from} -> {to}: {why}")?;
+            writeln!(f, "skipped: {from} -> {to}: {why}")?;
         }
         if self.differences.is_empty() {
-            return write!(f, "all {} pairs asked for: every answer is the table's", self.asked);
+            return write!(f, "all {} requested pairs: every answer matches the table", self.asked);
         }
         let mut table = output::table(["FROM", "TO", "EXPECTED", "ANSWERED"]);
         for difference in &self.differences {
@@ -173,21 +173,21 @@ impl fmt::Display for Walked {
 struct Walk<'a> {
     device: &'a mut Opened,
     flags: MigrationFlags,
-    /// A state of the device, to leave RESUMING with: without one a device refuses to.
+    /// A saved state, needed to leave RESUMING: a device refuses to do so without one.
     saved: File,
 }
 
 impl Walk<'_> {
     fn new(device: &mut Opened) -> Result<Walk<'_>, Failure> {
-        // Checked before: the device migrates.
+        // Checked before: the device supports migration.
         let flags = device.migration_flags()?.unwrap_or(MigrationFlags::empty());
         let saved = tempfile::tempfile().map_err(|error| {
-            Failure::from_io("cannot keep the device's state in a temporary file", &error)
+            Failure::from_io("cannot create a temporary file for the device's state", &error)
         })?;
         Ok(Walk { device, flags, saved })
     }
 
-    /// Resets the device, and keeps a state of it.
+    /// Resets the device and saves its state.
     fn prepare(&mut self) -> Result<(), Failure> {
         self.reset()?;
         self.save()
@@ -210,7 +210,7 @@ impl Walk<'_> {
     fn save(&mut self) -> Result<(), Failure> {
         let Some(mut data) = self.set_state(State::Running, State::StopCopy)?? else {
             return Err(Failure::new(format!(
-                "{}: no data session was opened on entering STOP_COPY, although one begins there",
+                "{}: the device opened no data session on entering STOP_COPY",
                 self.device.name()
             )));
         };
@@ -234,7 +234,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Asks for all pairs, last for those that may hang. `unfixed` is why the latter are not asked for.
+    /// Requests all pairs, those that may hang last. `unfixed` is the reason to skip the latter.
     fn all(&mut self, unfixed: Option<&str>) -> Result<Walked, Failure> {
         let (entered, not_entered): (Vec<State>, Vec<State>) =
             State::ALL.into_iter().partition(|&state| fsm::supports(self.flags, state));
@@ -270,10 +270,10 @@ impl Walk<'_> {
         Ok(walked)
     }
 
-    /// Brings the device to `from` and asks it for `to`.
+    /// Brings the device to `from` and requests `to`.
     fn ask(&mut self, from: State, to: State) -> Result<Answer, Failure> {
         self.reset()?;
-        // Held until the answer is there: a session lives as long as its file.
+        // Held until the answer arrives: a session lives as long as its file.
         let mut data = match from {
             State::Running => None,
             from => self.set_state(State::Running, from)??,
@@ -292,13 +292,13 @@ impl Walk<'_> {
     }
 }
 
-/// Tells what is asked of the device next. Once nobody listens, the walk ends.
+/// Reports the next request. Without a listener, the walk ends.
 fn asking(request: impl Into<String>) -> Result<(), Failure> {
     tell(&Told::Asking(request.into()))
 }
 
 fn kept(error: &io::Error) -> Failure {
-    Failure::from_io("the temporary file with the device's state", error)
+    Failure::from_io("cannot use the temporary file with the device's state", error)
 }
 
 #[cfg(test)]
@@ -311,7 +311,7 @@ mod tests {
             (State::Stop, State::StopCopy, "STOP_COPY with a new data_fd to read"),
             (State::Running, State::Resuming, "RESUMING with a new data_fd to write"),
             (State::PreCopy, State::StopCopy, "STOP_COPY without a new data_fd"),
-            (State::StopCopy, State::PreCopy, "EINVAL, and STOP_COPY then"),
+            (State::StopCopy, State::PreCopy, "EINVAL, state STOP_COPY"),
         ];
         for (from, to, text) in cases {
             assert_eq!(Answer::expected(MigrationFlags::all(), from, to).to_string(), text);

@@ -1,4 +1,4 @@
-//! `whimbrel fsm --walk`: another process walks the device, and this one watches that each request is answered.
+//! `whimbrel fsm --walk`: a child process walks the device, and this one enforces a timeout for each request.
 //!
 //! A request that never returns from the kernel cannot be interrupted, and a process with such a thread never ends. So
 //! the requests are made by a child, and this process reports the one that hangs and leaves the child behind.
@@ -15,21 +15,21 @@ use crate::output::Output;
 use crate::progress::Bar;
 use crate::target::Target;
 
-/// How long a child may take to end once it is killed.
+/// Timeout for a killed child to end.
 const ENDING: Duration = Duration::from_secs(2);
-/// Between two looks at a child that is ending.
+/// Interval between two checks of a child that is ending.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How a device is walked.
+/// The settings of a walk.
 pub(super) struct Settings<'a> {
     pub(super) target: &'a Target,
-    /// Whether a device in STOP, STOP_COPY or RESUMING is reset too.
+    /// Walks a device in STOP, STOP_COPY or RESUMING too.
     pub(super) force: bool,
-    /// How long a request may take.
+    /// Timeout for each request.
     pub(super) timeout: Duration,
 }
 
-/// Walks the device in a child, and prints what was found.
+/// Walks the device in a child, and prints the result.
 pub(super) fn run(settings: &Settings<'_>, output: Output) -> Result<(), Failure> {
     let bar = Bar::waiting(output, format!("asking {} for each pair of states", settings.target));
     let mut watch = Watch::start(settings, output)?;
@@ -41,7 +41,7 @@ pub(super) fn run(settings: &Settings<'_>, output: Output) -> Result<(), Failure
         count => {
             output.partial(&walked)?;
             let message =
-                format!("{}: {count} of {} answers are not the table's", walked.device, walked.asked);
+                format!("{}: {count} of {} answers differ from the table", walked.device, walked.asked);
             Err(Failure::new(message).result(&walked))
         }
     }
@@ -62,7 +62,7 @@ impl Watch {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            // A process that cannot be ended must not keep open what somebody reads to its end.
+            // A child that cannot be killed must not hold our stderr, which someone may read to its end.
             .stderr(Stdio::piped())
             // A signal from the keyboard ends this process alone. The child notices, and resets the device first.
             .process_group(0)
@@ -81,27 +81,27 @@ impl Watch {
         std::thread::Builder::new()
             .name("listener".into())
             .spawn(move || {
-                // Once nobody listens, this process is ending.
+                // Without a listener, this process is ending.
                 let _ = BufReader::new(out).lines().try_for_each(|line| send.send(line));
             })
             .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
         Ok(Watch { child, told })
     }
 
-    /// Waits for the result, and for each request no longer than the timeout.
+    /// Waits for the result, with the timeout for each request.
     fn follow(&mut self, settings: &Settings<'_>) -> Result<Walked, Failure> {
         let mut request = "opening the device".to_string();
         loop {
             let line = match self.told.recv_timeout(settings.timeout) {
                 Ok(Ok(line)) => line,
                 Ok(Err(error)) => {
-                    return Err(Failure::from_io("cannot hear from the process that walks", &error));
+                    return Err(Failure::from_io("cannot read from the walk process", &error));
                 }
                 Err(RecvTimeoutError::Timeout) => return Err(self.hangs(settings, &request)),
                 Err(RecvTimeoutError::Disconnected) => {
                     let status = self.ended().map_or_else(|| "unknown".into(), |status| status.to_string());
                     return Err(Failure::new(format!(
-                        "{}: {request}: the process that walks ended: {status}",
+                        "{}: {request}: the walk process ended: {status}",
                         settings.target
                     )));
                 }
@@ -109,7 +109,7 @@ impl Watch {
             match serde_json::from_str(&line).map_err(|error| Failure::from_error(&error))? {
                 Told::Asking(next) => request = next,
                 Told::Walked(walked) => {
-                    // It has only to end now, and has closed the device.
+                    // It has closed the device and is about to end.
                     let _ = self.ended();
                     return Ok(walked);
                 }
@@ -121,7 +121,7 @@ impl Watch {
         }
     }
 
-    /// Waits a moment for the process to end; `None` for one that does not.
+    /// Waits briefly for the process to end; returns `None` if it does not.
     fn ended(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + ENDING;
         loop {
@@ -137,14 +137,14 @@ impl Watch {
         let Settings { target, timeout, .. } = settings;
         let failure =
             Failure::new(format!("{target}: {request} hangs: no answer within {} s", timeout.as_secs()));
-        // One that has ended by itself meanwhile is as good.
+        // It may have ended by itself meanwhile.
         let _ = self.child.kill();
         if self.ended().is_some() {
-            return failure.hint("the device is in no known state: reset it before it is used again");
+            return failure.hint("the device's state is unknown: reset it before you use it again");
         }
         let pid = self.child.id();
         failure.hint(format!(
-            "process {pid} hangs in the kernel with the device open and cannot be ended; /proc/{pid}/stack tells where"
+            "process {pid} hangs in the kernel with the device open and cannot be ended; /proc/{pid}/stack shows where"
         ))
     }
 }

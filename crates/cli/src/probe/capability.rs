@@ -10,7 +10,7 @@ use whimbrel_user::{Capability, DeviceCapability};
 use super::bit_names;
 use crate::output;
 
-/// A capability of a region, as scripts get it.
+/// A capability of a region, for scripts.
 pub(super) fn of_region(capability: &Capability) -> Value {
     match capability {
         Capability::SparseMmap(areas) => json!({
@@ -33,7 +33,7 @@ pub(super) fn of_region(capability: &Capability) -> Value {
     }
 }
 
-/// A capability of a device, as scripts get it.
+/// A capability of a device, for scripts.
 pub(super) fn of_device(capability: &DeviceCapability) -> Value {
     match capability {
         DeviceCapability::ZpciBase(base) => json!({
@@ -81,7 +81,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A capability for people, from what scripts get.
+/// A capability for people, from the form for scripts.
 pub(super) fn text(capability: &Value) -> String {
     let number = |key: &str| capability[key].as_u64().unwrap_or_default();
     match capability["name"].as_str().unwrap_or_default() {

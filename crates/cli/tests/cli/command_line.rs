@@ -36,7 +36,7 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
     // Targets, wherever one stands.
     (&["probe", ""], "the name of the device is missing", "a TARGET is"),
-    (&["probe", "vfio0"], "neither the address of a PCI device nor a uuid", "a TARGET is"),
+    (&["probe", "vfio0"], "neither a PCI address nor a UUID", "a TARGET is"),
     (&["probe", "group:12"], "invalid value 'group:12' for '<TARGET>'", "a TARGET is"),
     (&["probe", "cdev:"], "the path is missing", "a TARGET is"),
     (&["probe", "vfio-user:"], "the socket is missing", "a TARGET is"),
@@ -88,12 +88,12 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["fsm", "--table", "--features", "warp"], "possible values: stop-copy, p2p, pre-copy", "--help"),
     (&["fsm", "--walk", "model:serial", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
     (&["completions", "tcsh"], "possible values: bash, elvish, fish", "tip: a similar value exists"),
-    (&["man", "fly"], "there is no page whimbrel-fly", "the commands are demo, devices"),
+    (&["man", "fly"], "no manual page whimbrel-fly", "the commands are demo, devices"),
     // Arguments that do not fit together.
     (&["fsm", "--table", "--force"], "cannot be used with", "Usage: whimbrel fsm"),
     (&["fsm", "--force", "--walk"], "a value is required for '--walk <TARGET>'", "--help"),
     (&["man", "send", "--dir", "d"], "cannot be used with", "Usage: whimbrel man"),
-    (&["demo", "--device", "vfio-user:a"], "is one device", "give --destination"),
+    (&["demo", "--device", "vfio-user:a"], "is a single device", "give --destination"),
 ];
 
 #[test]

@@ -143,7 +143,7 @@ fn a_file_of_another_device_is_whole_and_still_not_restored() {
     whimbrel(["restore", "model:serial", "-i", &file]).failed().says(&[
         &file,
         "model:serial: write to data_fd: ENOMEM",
-        "hint: the file is whole: is it from the same kind of device",
+        "hint: the file is intact: check that it is from the same kind of device",
     ]);
 }
 
@@ -159,7 +159,7 @@ fn what_there_is_of_a_damaged_file_is_told() {
     assert_eq!((value["frames"].as_u64(), value["device_bytes"].as_u64()), (Some(4), Some(30)));
     assert!(value["error"].as_str().unwrap().contains(value["problem"].as_str().unwrap()));
     let run = whimbrel(["inspect", &file]).failed();
-    assert!(run.text().contains("damaged from there on"), "{}", run.text());
+    assert!(run.text().contains("damaged from that point on"), "{}", run.text());
 }
 
 #[test]

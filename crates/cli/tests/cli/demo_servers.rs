@@ -70,7 +70,7 @@ fn servers_whose_devices_migrate_through_a_region_do_too() {
 fn a_server_whose_device_cannot_do_the_demos_work_is_said_with_why() {
     let folder = TempDir::new().unwrap();
     let [accel, serial] = servers(&folder, [MODEL, "serial"]);
-    let why = format!("{}: it cannot do the demo's work: its BAR 0 has 8 bytes", serial.target);
+    let why = format!("{}: the device does not suit the demo: BAR 0 has 8 bytes", serial.target);
     let hint = "`whimbrel serve accel --socket PATH`";
     demo([&serial, &accel]).failed().says(&["the source process", &why, hint]);
     demo([&accel, &serial]).failed().says(&["the destination process", &why, hint]);
@@ -81,7 +81,7 @@ fn servers_whose_devices_differ_are_told_apart_before_anything_moves() {
     let folder = TempDir::new().unwrap();
     let [source, destination] = servers(&folder, [MODEL, "accel?state=1MiB"]);
     demo([&source, &destination]).failed().says(&[
-        "at the source has 2097152 bytes of own state and the one at the destination 1048576",
+        "2097152 bytes of own state at the source, 1048576 at the destination",
         "hint: serve the same model with the same settings",
     ]);
 }
@@ -115,5 +115,5 @@ fn a_socket_is_not_its_own_destination_whatever_the_path_to_it() {
     let link = format!("vfio-user:{}", argument(&link));
     whimbrel(["demo", "--device", &source.target, "--destination", &link])
         .misused()
-        .says(&["cannot be moved to itself"]);
+        .says(&["cannot be migrated to itself"]);
 }

@@ -117,7 +117,7 @@ fn people_are_told_where_it_went_and_what_it_holds() {
         "device        model:serial (RESET, PCI; 9 regions, 5 irqs)\n",
         "migration     STOP_COPY, P2P, PRE_COPY\n",
         "device state  60 B\n",
-        ": whole, every checksum is right\n",
+        ": complete, all checksums match\n",
         "00000000  4e 2c 3e 8c 89 09 9d 7e 01 00 00 00 00 00 00 00  |N,>....~........|\n",
     ] {
         assert!(run.text().contains(line), "'{line}' is missing in {}", run.text());
@@ -206,7 +206,7 @@ fn files_that_cannot_be_had_are_named_with_the_errno() {
         (&["inspect", &here], &["cannot read", "it is a folder"]),
         (&["restore", "model:serial", "-i", &missing], &["cannot open", &missing, "ENOENT"]),
         (&["restore", "model:serial", "-i", &here], &["cannot read", "it is a folder"]),
-        (&["save", "model:serial", "-o", &inside], &[&inside, "ENOENT", "hint: there is no folder"]),
+        (&["save", "model:serial", "-o", &inside], &[&inside, "ENOENT", "hint: folder "]),
         (&["save", "model:serial", "-o", &here], &["cannot write", "it is a folder"]),
         (&["save", "model:serial", "-o", &below_file], &["cannot write", "ENOTDIR"]),
         (&["inspect", &below_file], &["cannot open", "ENOTDIR"]),
@@ -275,5 +275,5 @@ fn a_full_disk_leaves_the_old_file_and_no_part_of_the_new_one() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "state\nold\n");
     assert!(stderr.contains(&format!("{}/state: ENOSPC", folder.path().display())), "{stderr}");
-    assert!(stderr.contains("no file was left"), "{stderr}");
+    assert!(stderr.contains("no partial file remains"), "{stderr}");
 }

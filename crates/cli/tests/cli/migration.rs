@@ -96,14 +96,14 @@ fn people_are_told_what_it_cost() {
     let sent = send("model:serial", &address, &[]).succeeded();
     let taken = receiver.finish().succeeded();
     assert!(
-        sent.text().starts_with(&format!("model:serial runs at {address} now\n  downtime ")),
+        sent.text().starts_with(&format!("model:serial now runs at {address}\n  downtime ")),
         "{}",
         sent.text()
     );
     for word in ["  total ", "  device state  60 B\n", "  on the wire ", "ROUND", " ms"] {
         assert!(sent.text().contains(word), "'{word}' is missing in {}", sent.text());
     }
-    assert!(taken.text().starts_with("model:serial runs here now"), "{}", taken.text());
+    assert!(taken.text().starts_with("model:serial now runs here"), "{}", taken.text());
     assert!(taken.text().contains("  device state  60 B\n"), "{}", taken.text());
     assert_eq!(taken.stderr, format!("listening at {address}\n"));
     assert_eq!(sent.stderr, "");
@@ -114,7 +114,7 @@ fn a_receiver_that_keeps_the_device_holds_it_until_stdin_ends() {
     let mut receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "--keep", "--json"]);
     send("model:serial", &receiver.address, &[]).succeeded();
     assert_eq!(receiver.read_result()["device_bytes"], 60);
-    receiver.wait_for("the device is held open");
+    receiver.wait_for("keeping the device open");
     receiver.stdin.as_mut().unwrap().write_all(b"lines mean nothing\n").unwrap();
     assert!(receiver.is_running());
     receiver.stdin = None;
@@ -126,7 +126,7 @@ fn a_receiver_that_keeps_the_device_ends_well_when_it_is_told_to() {
     for signal in ["INT", "TERM"] {
         let mut receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "--keep"]);
         send("model:serial", &receiver.address, &[]).succeeded();
-        receiver.wait_for("the device is held open");
+        receiver.wait_for("keeping the device open");
         let status = Command::new("sh").args(["-c", &format!("kill -{signal} {}", receiver.id())]).status();
         assert!(status.unwrap().success());
         receiver.finish().succeeded();
@@ -201,7 +201,7 @@ fn a_receiver_says_what_is_wrong_with_whoever_connects() {
     let cases: [(&[u8], &[&str]); 4] = [
         (
             b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            &["this is not a whimbrel stream", "hint: whoever connected"],
+            &["this is not a whimbrel stream", "hint: the peer is not `whimbrel send`"],
         ),
         (b"WHIM", &["closed the connection"]),
         (&preamble, &["Accept stands where HELLO belongs"]),

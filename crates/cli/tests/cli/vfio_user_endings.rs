@@ -118,7 +118,7 @@ fn a_server_that_dies_at_the_destination_is_named_and_the_device_runs_on_at_the_
     let target = left.destination.target.as_str();
     assert_eq!(sent.json()["outcome"], "runs_on");
     sent.failed().says(&["the destination ended the migration", target, "the device runs on here"]);
-    taken.failed().says(&[target, "ECONNRESET", "hint: start the server of the device again"]);
+    taken.failed().says(&[target, "ECONNRESET", "hint: restart the device's server"]);
     assert_eq!(left.source.client().state().unwrap(), State::Running);
     assert_eq!(left.source.marked(), 64);
 }
@@ -130,7 +130,8 @@ fn a_device_whose_sender_was_killed_works_on_and_can_be_sent_again() {
     assert_eq!(left.source.client().state().unwrap(), State::PreCopy);
     wait_for_state(&left.destination, State::Running);
     let receiver = receive(&left.destination);
-    let note = format!("{}: a sender before this one has left it in PRE_COPY: ended", left.source.target);
+    let note =
+        format!("{}: an earlier sender left it in PRE_COPY: its migration is ended", left.source.target);
     send(&left.source.target, &receiver.address).succeeded().says(&[&note]);
     receiver.finish().succeeded();
     assert_eq!(left.source.client().state().unwrap(), State::Stop);
@@ -143,8 +144,7 @@ fn a_device_whose_receiver_was_killed_takes_the_next_state_as_if_nothing_had_com
     sent.failed().says(&["the destination closed the connection", "the device runs on here"]);
     assert_eq!(left.destination.client().state().unwrap(), State::Resuming);
     let receiver = receive(&left.destination);
-    let note =
-        format!("{}: a receiver before this one has left it in RESUMING: reset", left.destination.target);
+    let note = format!("{}: an earlier receiver left it in RESUMING: it is reset", left.destination.target);
     assert!(receiver.told().contains(&note), "{}", receiver.told());
     send(&left.source.target, &receiver.address).succeeded();
     receiver.finish().succeeded();

@@ -198,7 +198,7 @@ fn a_process_that_is_killed_while_the_device_works_is_named_at_once_and_nothing_
         let output = running.output();
         assert_eq!(output.status.code(), Some(1), "{victim}: {output:?}");
         let told = json(&output);
-        let death = format!("{name} ended in the middle of the demo: signal: 9 (SIGKILL)");
+        let death = format!("{name} ended during the demo: signal: 9 (SIGKILL)");
         assert!(told["error"].as_str().unwrap().starts_with(&death), "{victim}: {told}");
         running.left_nothing();
     }
@@ -209,8 +209,8 @@ fn a_process_that_is_killed_while_the_device_moves_is_named_and_nothing_is_left(
     let cases = [
         ("host here", "the source process", ""),
         ("server here", "the server of the source's device", ""),
-        ("host there", "the destination process", "its work goes on at the source"),
-        ("server there", "the server of the destination's device", "its work goes on at the source"),
+        ("host there", "the destination process", "its work continues at the source"),
+        ("server there", "the server of the destination's device", "its work continues at the source"),
     ];
     for (victim, name, and) in cases {
         let mut running = Running::start(&MOVING);
@@ -220,7 +220,7 @@ fn a_process_that_is_killed_while_the_device_moves_is_named_and_nothing_is_left(
         assert_eq!(output.status.code(), Some(1), "{victim}: {output:?}");
         let told = json(&output);
         let error = told["error"].as_str().unwrap();
-        let death = format!("{name} ended in the middle of the demo: signal: 9 (SIGKILL)");
+        let death = format!("{name} ended during the demo: signal: 9 (SIGKILL)");
         assert!(error.starts_with(&death) && error.contains(and), "{victim}: {told}");
         running.left_nothing();
     }
@@ -234,7 +234,7 @@ fn a_demo_that_is_told_to_end_says_so_and_leaves_nothing() {
         signal(name, running.pid());
         let output = running.output();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert_eq!(json(&output)["error"], format!("the demo was ended by SIG{name}"));
+        assert_eq!(json(&output)["error"], format!("the demo was interrupted by SIG{name}"));
         running.left_nothing();
     }
 }
@@ -269,5 +269,8 @@ fn a_demo_whose_sockets_cannot_be_made_says_why_and_leaves_nothing() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let told = json(&output);
     let error = told["error"].as_str().unwrap();
-    assert!(error.starts_with("cannot make a folder for the sockets") && error.contains("ENOENT"), "{told}");
+    assert!(
+        error.starts_with("cannot create a folder for the servers' sockets") && error.contains("ENOENT"),
+        "{told}"
+    );
 }

@@ -92,8 +92,8 @@ fn a_person_reads_what_moved_and_that_it_is_verified() {
     let output = demo(&[]);
     let text = String::from_utf8_lossy(&output.stdout);
     for words in [
-        "moved accel?state=2MiB&rate=1MiB and 32.00 MiB of memory",
-        "each in a server's process of its own, used over vfio-user",
+        "migrated accel?state=2MiB&rate=1MiB and 32.00 MiB of memory",
+        "each in a server process of its own, used over vfio-user",
         "downtime",
         "verified",
         "no completion is lost",
@@ -109,7 +109,7 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
     assert_eq!(output.status.code(), Some(1));
     let told = json(&output);
     let error = told["error"].as_str().unwrap();
-    for words in ["after 2 rounds", "the device runs on here", "its work goes on at the source"] {
+    for words in ["after 2 rounds", "the device runs on here", "its work continues at the source"] {
         assert!(error.contains(words), "{words} in {error}");
     }
 }
@@ -118,10 +118,10 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
 fn invalid_settings_are_wrong_usage() {
     let cases: [(&[&str], &str); 14] = [
         (&["--device", "vfio-user:a"], "give --destination vfio-user:SOCKET"),
-        (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], "cannot be moved to itself"),
+        (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], "cannot be migrated to itself"),
         (&["--device", "vfio-user:a", "--destination", "model:accel"], "'model:accel' is not one"),
         (&["--device", "vfio-user:a", "--destination", "group:3b:00.0"], "'group:3b:00.0' is not one"),
-        (&["--destination", "vfio-user:a"], "leave --destination out"),
+        (&["--destination", "vfio-user:a"], "omit --destination"),
         (&["--device", "vfio-user:a", "--destination", "vfio-user:b", "--in-process"], "--in-process"),
         (&["--device", "vfio-user:a", "--in-process"], "give --destination vfio-user:SOCKET"),
         (&["--device", "model:serial"], "give --device model:accel"),
