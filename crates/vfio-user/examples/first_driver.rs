@@ -19,7 +19,7 @@ const END: u32 = u32::MAX;
 struct Card {
     function: Function,
     memory: Vec<u8>,
-    /// Pages that have changed since they were sent.
+    /// Pages that have changed since they were sent; in RESUMING, those that have not arrived.
     unsent: std::collections::BTreeSet<u32>,
     /// Bytes of the stream on their way.
     stream: Vec<u8>,
@@ -114,7 +114,9 @@ impl Migration for Card {
         self.stream.extend(data);
         while let Some((page, rest)) = self.stream.split_first_chunk::<4>() {
             let page = u32::from_le_bytes(*page);
-            if self.is_complete || (page >= PAGES && page != END) {
+            if self.is_complete {
+                return Err(Errno::ENOMEM);
+            } else if page >= PAGES && (page != END || !self.unsent.is_empty()) {
                 return Err(Errno::EINVAL);
             }
             let length = if page == END { self.function.saved_bytes() } else { PAGE };
@@ -124,6 +126,7 @@ impl Migration for Card {
                 self.is_complete = true;
             } else {
                 self.memory[page as usize * PAGE..][..PAGE].copy_from_slice(record);
+                self.unsent.remove(&page);
             }
             self.stream.drain(..4 + length);
         }

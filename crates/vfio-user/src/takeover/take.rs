@@ -26,6 +26,7 @@ use crate::message::{HEADER, Header, Kind, Limits};
 use crate::server::backend::{Backend, Turn};
 use crate::server::session::dirty_log::Log;
 use crate::server::session::file_memory::Source;
+use crate::server::session::interrupts::disable_all;
 use crate::server::session::mappings::Behind;
 use crate::server::session::queue::Waiting;
 use crate::server::session::serving::Serving;
@@ -149,9 +150,10 @@ fn give_up(
     }
 }
 
-/// Resets the device and checks that it does not run with the transferred state. Fails with the reason why that is
+/// Disables what was set up of interrupts, resets the device and checks that it does not run with the transferred state. Fails with the reason why that is
 /// uncertain.
 fn discard(device: &DeviceFile) -> Result<(), String> {
+    disable_all(device);
     let reset = device.reset();
     device.resume_signals();
     reset.map_err(|errno| format!("reset failed: {errno}"))?;

@@ -217,6 +217,42 @@ fn the_guide_s_first_driver_interrupts_logs_its_writes_and_moves_while_it_works(
 }
 
 #[test]
+fn the_guide_s_first_driver_takes_no_state_that_is_not_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths: [PathBuf; 2] = ["here", "there"].map(|name| folder.path().join(name));
+    let _servers = FirstDrivers::start(&paths);
+    let [mut here, mut there] = paths.each_ref().map(|path| Guest::new(path));
+    let mut stream = Vec::new();
+    let mut saving = here.client.set_state(State::StopCopy).unwrap().unwrap();
+    let mut buffer = [0; 4096];
+    while let SavingRead::Data(count) = saving.read(&mut buffer).unwrap() {
+        stream.extend(&buffer[..count]);
+    }
+    let record = 4 + 4096;
+    let beyond = [&stream[..], &[0; 4]].concat();
+    let unknown = [&[17, 0, 0, 0][..], &stream[4..]].concat();
+    let cases: [(&str, &[u8], Option<Errno>); 5] = [
+        ("a page is missing", &stream[record..], Some(Errno::EINVAL)),
+        ("a page that the card does not have", &unknown, Some(Errno::EINVAL)),
+        ("data past the end", &beyond, Some(Errno::ENOMEM)),
+        ("the end is missing", &stream[..16 * record], None),
+        ("nothing", &[], None),
+    ];
+    for (case, bytes, refused) in cases {
+        let mut resuming = there.client.set_state(State::Resuming).unwrap().unwrap();
+        let written = resuming.write_all(bytes);
+        assert_eq!(written.err().map(|error| error.errno()), refused.map(Some), "{case}");
+        let ended = there.client.set_state(State::Stop);
+        // Past its end the state is whole: only the write is refused.
+        assert_eq!(ended.is_ok(), refused == Some(Errno::ENOMEM), "{case}");
+        there.client.reset().unwrap();
+    }
+    let mut resuming = there.client.set_state(State::Resuming).unwrap().unwrap();
+    resuming.write_all(&stream).unwrap();
+    there.client.set_state(State::Running).unwrap();
+}
+
+#[test]
 fn the_guide_shows_the_first_driver_as_it_is_in_at_most_150_lines() {
     let read =
         |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();

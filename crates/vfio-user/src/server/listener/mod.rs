@@ -9,3 +9,4 @@ mod spare;
 mod takeovers;
 #[cfg(feature = "takeover")]
 mod taking_over;
+mod watching;

@@ -36,6 +36,12 @@ impl Newcomers {
         self.0.push(Newcomer { token, stream, since: now });
     }
 
+    /// Removes and returns a newcomer.
+    pub(super) fn remove(&mut self, token: Token) -> Option<UnixStream> {
+        let at = self.0.iter().position(|newcomer| newcomer.token == token)?;
+        Some(self.0.remove(at).stream)
+    }
+
     /// Returns the time until the next silent newcomer is refused.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
         let most = if self.have_room() { SILENCE } else { SHORT_SILENCE };

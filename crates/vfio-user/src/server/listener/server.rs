@@ -35,11 +35,11 @@ use crate::takeover::{self, Description, TakenOver};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Tokens of the descriptors that a server watches beside its connections.
-const STOP: Token = FIRST_TOKEN;
-const CHANGED: Token = FIRST_TOKEN + 1;
-const CLIENTS: Token = FIRST_TOKEN + 2;
+pub(super) const STOP: Token = FIRST_TOKEN;
+pub(super) const CHANGED: Token = FIRST_TOKEN + 1;
+pub(super) const CLIENTS: Token = FIRST_TOKEN + 2;
 #[cfg(feature = "takeover")]
-const TAKEOVERS: Token = FIRST_TOKEN + 3;
+pub(super) const TAKEOVERS: Token = FIRST_TOKEN + 3;
 const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 
 /// Serves a device at a path. Only the user that created the socket can connect to it (mode 0600); the socket is
@@ -71,36 +71,38 @@ const FIRST_CONNECTION: Token = FIRST_TOKEN + 4;
 #[derive(Debug)]
 pub struct Server {
     backend: Backend,
-    listener: Listener,
-    stop: Arc<OwnedFd>,
+    pub(super) listener: Listener,
+    pub(super) stop: Arc<OwnedFd>,
     /// Signalled when a takeover, or a client served without a thread, has something to do.
-    changed: Arc<OwnedFd>,
-    poller: Poller,
+    pub(super) changed: Arc<OwnedFd>,
+    pub(super) poller: Poller,
     desk: Mutex<Desk>,
     spare: Spare,
     /// Limit for log messages that a client can cause again and again.
     turned_away: LogLimit,
-    not_accepted: LogLimit,
+    pub(super) not_accepted: LogLimit,
     #[cfg(feature = "takeover")]
     pub(super) takeovers: Takeovers,
 }
 
 /// The state that changes while a server runs.
 #[derive(Debug)]
-struct Desk {
+pub(super) struct Desk {
     /// A client that was taken over, and is served first.
     taken: Option<(Serving, Ready)>,
-    current: Option<Current>,
+    pub(super) current: Option<Current>,
     clients: u64,
-    newcomers: Newcomers,
+    pub(super) newcomers: Newcomers,
     /// The time from which connections are accepted again after a failure.
-    accepts_at: Option<Instant>,
+    pub(super) accepts_at: Option<Instant>,
     next_token: Token,
     /// Tokens of the sockets of the served client.
-    client_tokens: [Token; 2],
-    ended: Option<Served>,
+    pub(super) client_tokens: [Token; 2],
+    ended: Option<Ended>,
+    /// True during a turn. A turn that finds it set follows one that panicked.
+    is_in_turn: bool,
     #[cfg(feature = "takeover")]
-    under_way: UnderWay,
+    pub(super) under_way: UnderWay,
 }
 
 /// Resources to stop a server and to hear of takeovers, acquired before anything changes.
@@ -120,6 +122,13 @@ pub struct Served {
     pub clients: u64,
     /// True if another process serves the device from now on, with the socket and the client.
     pub taken_over: bool,
+}
+
+/// The end of a server, for each call after it.
+#[derive(Debug)]
+enum Ended {
+    Served(Served),
+    Failed(io::ErrorKind, String),
 }
 
 /// Stops a [`Server`] from another thread.
@@ -157,6 +166,7 @@ impl Desk {
             next_token: FIRST_CONNECTION,
             client_tokens: [0; 2],
             ended: None,
+            is_in_turn: false,
             #[cfg(feature = "takeover")]
             under_way: UnderWay::default(),
         }
@@ -275,7 +285,8 @@ impl Server {
     /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory). Files that may not respond are refused
     /// by default ([`BackendOptions::foreign_memory`](crate::BackendOptions::foreign_memory)).
     ///
-    /// After an error the device may be another server's: drop the server.
+    /// After an error or a panic the server has ended, and each further call fails: drop the server. The device may be
+    /// another server's.
     ///
     /// ```
     /// use std::ops::ControlFlow;
@@ -304,22 +315,36 @@ impl Server {
 
     fn drive(&self, way: Way) -> io::Result<ControlFlow<Served>> {
         let mut desk = self.desk.lock();
-        if let Some(served) = desk.ended {
-            return Ok(ControlFlow::Break(served));
+        match &desk.ended {
+            Some(Ended::Served(served)) => return Ok(ControlFlow::Break(*served)),
+            Some(Ended::Failed(kind, why)) => {
+                return Err(io::Error::new(*kind, format!("the server has ended: {why}")));
+            }
+            None => {}
         }
-        let result = match self.turn(&mut desk, way) {
-            Ok(ControlFlow::Continue(())) => return Ok(ControlFlow::Continue(())),
-            Ok(ControlFlow::Break(served)) => Ok(served),
-            Err(error) => Err(error),
+        let result = if std::mem::replace(&mut desk.is_in_turn, true) {
+            // A reply may be half written, and nobody knows what the driver has done.
+            Err(io::Error::other("a call of the driver panicked"))
+        } else {
+            match self.turn(&mut desk, way) {
+                Ok(ControlFlow::Continue(())) => {
+                    desk.is_in_turn = false;
+                    return Ok(ControlFlow::Continue(()));
+                }
+                Ok(ControlFlow::Break(served)) => Ok(served),
+                Err(error) => Err(error),
+            }
         };
         #[cfg(feature = "takeover")]
         let result = self.end_takeover(&mut desk, result);
         if let Some(current) = self.unseat(&mut desk) {
             current.end();
         }
-        let served = result?;
-        desk.ended = Some(served);
-        Ok(ControlFlow::Break(served))
+        desk.ended = Some(match &result {
+            Ok(served) => Ended::Served(*served),
+            Err(error) => Ended::Failed(error.kind(), error.to_string()),
+        });
+        result.map(ControlFlow::Break)
     }
 
     /// Waits until there is something to do, unless it is dispatched, and does it.
@@ -382,38 +407,6 @@ impl Server {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Watches the descriptors that matter now.
-    fn watch(&self, desk: &Desk) -> io::Result<()> {
-        let now = Instant::now();
-        let paused =
-            desk.accepts_at.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero());
-        #[cfg(feature = "takeover")]
-        let (closed, turn) =
-            (desk.under_way.closed_for(desk.current.is_some()), desk.under_way.time_left(now));
-        #[cfg(not(feature = "takeover"))]
-        let (closed, turn) = (None, None);
-        let is_open = closed.is_none() && paused.is_none();
-        let read_if = |is_watched| if is_watched { EventFlags::IN } else { EventFlags::empty() };
-        self.poller.watch(STOP, &*self.stop, EventFlags::IN)?;
-        self.poller.watch(CHANGED, &*self.changed, EventFlags::IN)?;
-        self.poller.watch(CLIENTS, &self.listener, read_if(is_open && desk.newcomers.have_room()))?;
-        #[cfg(feature = "takeover")]
-        if let Some(listener) = &self.takeovers.listener {
-            self.poller.watch(TAKEOVERS, listener, read_if(is_open))?;
-        }
-        for (token, socket) in desk.newcomers.sockets() {
-            self.poller.watch(token, socket, EventFlags::IN)?;
-        }
-        if let Some(Current::Inline(client)) = &desk.current {
-            for (token, socket) in desk.client_tokens.into_iter().zip(client.sockets()) {
-                let Some((socket, flags)) = socket else { continue };
-                self.poller.watch(token, socket, flags)?;
-            }
-        }
-        let left = [closed, turn, paused, desk.newcomers.time_left(now)];
-        self.poller.wake_after(left.into_iter().flatten().min())
-    }
-
     /// Starts to serve a client without a thread.
     fn attend(&self, desk: &mut Desk, serving: Serving) {
         desk.client_tokens = [desk.token(), desk.token()];
@@ -421,7 +414,7 @@ impl Server {
     }
 
     /// Removes and returns the served client, and stops watching its sockets.
-    fn unseat(&self, desk: &mut Desk) -> Option<Current> {
+    pub(super) fn unseat(&self, desk: &mut Desk) -> Option<Current> {
         let current = desk.current.take()?;
         if let Current::Inline(client) = &current {
             for (token, socket) in desk.client_tokens.into_iter().zip(client.sockets()) {

@@ -269,6 +269,11 @@ impl Channel {
         }
     }
 
+    /// Returns whether another thread reads the socket at the moment. It wakes the serving thread afterwards.
+    pub(super) fn is_read(&self) -> bool {
+        self.state.lock().is_read
+    }
+
     fn wake(&self) {
         if let Some(wake) = self.wake.get() {
             signal(wake);

@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData};
-use whimbrel_uapi::device::IrqInfoFlags;
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite};
 
 use super::channel::{Channel, Next, unasked};
 use super::client_memory::ClientMemory;
 use super::dirty_log::Log;
+use super::interrupts::disable_all;
 use super::mappings::Mappings;
 use super::queue::Waiting;
 use super::rest::Rest;
@@ -409,13 +409,7 @@ impl Drop for Client {
         }
         self.state_channel = None;
         let device = &self.backend.device;
-        for index in 0..device.info().num_irqs {
-            let has_eventfds = |irq: &whimbrel_device::Irq| irq.flags.contains(IrqInfoFlags::EVENTFD);
-            if device.irq_info(index).is_ok_and(|irq| irq.count > 0 && has_eventfds(&irq)) {
-                // One that was not set up has nothing to end.
-                let _ = device.set_irqs(index, 0, IrqAction::Trigger, IrqData::None(0));
-            }
-        }
+        disable_all(device);
         for write in self.ioeventfds.keys() {
             let _ = device.set_ioeventfd(*write, None);
         }

@@ -97,8 +97,15 @@ impl Inline {
             Place::Here(serving) => {
                 let Serving { client, .. } = &**serving;
                 let is_twin_over = client.twin.as_ref().is_none_or(|twin| twin.is_over());
+                let channel = &client.channel;
+                let commands = match channel.has_unsent() {
+                    true => EventFlags::OUT,
+                    // What arrives is another thread's, which wakes this one: no reason to look again and again.
+                    false if channel.is_read() => none,
+                    false => EventFlags::IN,
+                };
                 (
-                    if client.channel.has_unsent() { EventFlags::OUT } else { EventFlags::IN },
+                    commands,
                     // Once for all that comes: another thread may have it for a while, and its end stays.
                     if is_twin_over { none } else { EventFlags::IN | EventFlags::ET },
                 )

@@ -1,6 +1,6 @@
 //! VFIO_USER_DEVICE_SET_IRQS: eventfds received with a message, for the device's interrupts.
 
-use whimbrel_device::Errno;
+use whimbrel_device::{DeviceFile, Errno, Irq, IrqAction, IrqData, IrqInfoFlags};
 use whimbrel_uapi::device::{IrqSetFlags, VFIO_IRQ_SET_DATA_TYPE_MASK};
 use whimbrel_uapi::ioctl::VFIO_DEVICE_SET_IRQS;
 
@@ -45,6 +45,17 @@ impl Client {
         }
         self.out.reply(id, &Reply::DeviceSetIrqs);
         Ok(())
+    }
+}
+
+/// Disables all interrupts of a device.
+pub(crate) fn disable_all(device: &DeviceFile) {
+    for index in 0..device.info().num_irqs {
+        let has_eventfds = |irq: &Irq| irq.flags.contains(IrqInfoFlags::EVENTFD);
+        if device.irq_info(index).is_ok_and(|irq| irq.count > 0 && has_eventfds(&irq)) {
+            // One that was not set up has nothing to end.
+            let _ = device.set_irqs(index, 0, IrqAction::Trigger, IrqData::None(0));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ mod doorbells;
 mod feature;
 pub(crate) mod file_memory;
 pub(in crate::server) mod inline;
-mod interrupts;
+pub(crate) mod interrupts;
 pub(crate) mod mappings;
 mod memory;
 mod migration_data;

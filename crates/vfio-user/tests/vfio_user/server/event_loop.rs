@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
-use whimbrel_device::Errno;
+use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Region, RegionInfoFlags};
 use whimbrel_user::{Device, DmaMap as _, DmaRegion};
 use whimbrel_vfio_user::message::{
     Command, DmaAccess, DmaAccessModes, DmaMap, Kind, MessageBuffer, RegionAccess, Reply, Request, Version,
@@ -21,7 +22,7 @@ use whimbrel_vfio_user::{
 };
 
 use super::support::*;
-use super::takeover::{RINGS_FOR, board};
+use super::takeover::{RINGS_FOR, board, set_msi};
 
 const IOVA: u64 = 0x10_0000;
 
@@ -235,6 +236,38 @@ fn what_is_no_message_ends_the_connection_and_not_the_loop() {
     assert_eq!(stepped.read(&mut next, 0, 1), [0]);
 }
 
+/// A device whose driver panics at a write.
+struct Fragile;
+
+impl Driver for Fragile {
+    fn info(&self) -> Info {
+        Info::new(DeviceInfoFlags::PCI).num_regions(1)
+    }
+
+    fn region(&self, _index: u32) -> Result<Region, Errno> {
+        let flags = RegionInfoFlags::READ | RegionInfoFlags::WRITE;
+        Ok(Region::new(flags, PAGE))
+    }
+
+    fn write_region(&mut self, _: &Context, _: u32, _: u64, _: &[u8]) -> Result<usize, Errno> {
+        panic!("the driver panics, as it should here");
+    }
+}
+
+#[test]
+fn a_server_whose_driver_panicked_in_a_dispatch_ends_and_so_does_its_clients_connection() {
+    let stepped = Stepped::with(Backend::new(DeviceFile::new("fragile", |_| Fragile)));
+    let mut peer = stepped.client();
+    peer.send(&Request::RegionWrite(RegionAccess { offset: 0, region: BAR, count: 1 }, &[1]));
+    assert!(stepped.is_ready());
+    std::panic::catch_unwind(AssertUnwindSafe(|| stepped.server.dispatch())).unwrap_err();
+    let ended = stepped.server.dispatch().unwrap_err();
+    assert!(ended.to_string().contains("panicked"), "{ended}");
+    assert!(matches!(peer.receiver.receive(), Ok(None)), "no part of an answer, and the end");
+    let again = stepped.server.dispatch().unwrap_err();
+    assert!(again.to_string().contains("has ended"), "{again}");
+}
+
 #[test]
 fn a_client_without_files_to_share_is_asked_for_its_memory_over_either_socket() {
     for twin in [None, Client::capabilities().twin_socket] {
@@ -321,9 +354,14 @@ fn a_server_in_an_event_loop_keeps_its_client_when_a_takeover_fails() {
     // After all was agreed on, and the client was handed over: the new server takes no mapping without a file.
     let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: IOVA, size: PAGE };
     peer.ask(&Request::DmaMap(map)).unwrap();
-    let other = Backend::with(Board::open(), BackendOptions::default().remote_memory(false));
-    let error = Server::take_over(&path, other).unwrap_err();
+    let signal = Signal::new();
+    set_msi(&mut peer, &signal);
+    let other = Board::open();
+    let backend = Backend::with(other.clone(), BackendOptions::default().remote_memory(false));
+    let error = Server::take_over(&path, backend).unwrap_err();
     assert!(error.to_string().contains("cannot map"), "{error}");
+    other.bus().interrupts().trigger(MSI, 0);
+    assert_eq!(signal.take(), 0, "the other device signals the client no more");
     assert_eq!(peer.read(BAR, 0, 5).unwrap(), b"stays");
     drop(peer);
     stopper.stop();

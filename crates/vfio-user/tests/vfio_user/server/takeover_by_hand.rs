@@ -5,8 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::json;
 use tempfile::TempDir;
+use whimbrel_device::InUse;
 use whimbrel_vfio_user::message::MessageBuffer;
-use whimbrel_vfio_user::{Server, Takeover, TakeoverError, connection};
+use whimbrel_vfio_user::{Backend, Server, Takeover, TakeoverError, connection};
 
 use super::hand::*;
 use super::support::*;
@@ -160,15 +161,15 @@ enum Harm {
     Garbage,
 }
 
-/// Stands between two servers, and harms the message of this place. What the new one makes of it.
-fn between(line: &Line, place: usize, harm: Harm) -> Result<(), TakeoverError> {
+/// Stands between two servers, and harms the message of this place. What the new one, which serves `backend`, makes of it.
+fn between(line: &Line, backend: Backend, place: usize, harm: Harm) -> Result<(), TakeoverError> {
     use std::os::unix::fs::MetadataExt;
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("between");
     let listener = UnixListener::bind(&path).unwrap();
     let new = {
         let path = path.clone();
-        std::thread::spawn(move || Takeover::connect(path)?.finish(board()).map(drop))
+        std::thread::spawn(move || Takeover::connect(path)?.finish(backend).map(drop))
     };
     let mut to_new = Hand::new(listener.accept().unwrap().0);
     let mut to_old = Hand::connect(&line.path());
@@ -243,8 +244,11 @@ fn a_new_server_believes_nothing_that_cannot_be_and_the_old_one_goes_on() {
     let mut refused = 0;
     for place in 0..count {
         for harm in harms {
-            if between(line.as_ref().unwrap(), place, harm).is_err() {
+            let new = board();
+            if between(line.as_ref().unwrap(), new.clone(), place, harm).is_err() {
                 refused += 1;
+                let left = new.device().interrupts_in_use().unwrap();
+                assert!(matches!(left.active, InUse::None), "{place}: {harm:?} leaves {left:?}");
                 watcher.sees_nothing();
                 continue;
             }

@@ -1,0 +1,67 @@
+//! The descriptors that a server watches at the moment. This module handles none of their events.
+
+use std::io;
+use std::time::Instant;
+
+use rustix::event::epoll::EventFlags;
+use whimbrel_device::Errno;
+
+#[cfg(feature = "takeover")]
+use super::server::TAKEOVERS;
+use super::server::{CHANGED, CLIENTS, Desk, STOP, Server};
+use crate::server::refusal::turn_away;
+use crate::server::session::current::Current;
+
+impl Server {
+    /// Watches the descriptors that matter now. A peer whose socket cannot be watched is disconnected: a user can watch
+    /// only so many descriptors (`fs.epoll.max_user_watches`), and the other peers are not to blame.
+    pub(super) fn watch(&self, desk: &mut Desk) -> io::Result<()> {
+        let now = Instant::now();
+        let paused =
+            desk.accepts_at.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero());
+        #[cfg(feature = "takeover")]
+        let (closed, turn) =
+            (desk.under_way.closed_for(desk.current.is_some()), desk.under_way.time_left(now));
+        #[cfg(not(feature = "takeover"))]
+        let (closed, turn) = (None, None);
+        let is_open = closed.is_none() && paused.is_none();
+        let read_if = |is_watched| if is_watched { EventFlags::IN } else { EventFlags::empty() };
+        self.poller.watch(STOP, &*self.stop, EventFlags::IN)?;
+        self.poller.watch(CHANGED, &*self.changed, EventFlags::IN)?;
+        self.poller.watch(CLIENTS, &self.listener, read_if(is_open && desk.newcomers.have_room()))?;
+        #[cfg(feature = "takeover")]
+        if let Some(listener) = &self.takeovers.listener {
+            self.poller.watch(TAKEOVERS, listener, read_if(is_open))?;
+        }
+        let watched =
+            desk.newcomers.sockets().map(|(token, fd)| (token, self.poller.watch(token, fd, EventFlags::IN)));
+        let failed: Vec<_> = watched.filter_map(|(token, watched)| Some((token, watched.err()?))).collect();
+        for (token, error) in failed {
+            self.cannot_watch(&error);
+            desk.newcomers.remove(token).inspect(|stream| turn_away(stream, 0, Errno::ENOMEM));
+        }
+        let watch_client = |(token, socket)| match socket {
+            Some((socket, flags)) => self.poller.watch(token, socket, flags),
+            None => Ok(()),
+        };
+        let watched = match &desk.current {
+            Some(Current::Inline(client)) => {
+                desk.client_tokens.into_iter().zip(client.sockets()).try_for_each(watch_client)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = watched {
+            self.cannot_watch(&error);
+            self.unseat(desk).into_iter().for_each(Current::end);
+        }
+        let left = [closed, turn, paused, desk.newcomers.time_left(now)];
+        self.poller.wake_after(left.into_iter().flatten().min())
+    }
+
+    fn cannot_watch(&self, error: &io::Error) {
+        if let Some(left_out) = self.not_accepted.admit(Instant::now()) {
+            let path = self.path().display();
+            tracing::warn!(%path, %error, left_out, "cannot watch a client's socket; raise fs.epoll.max_user_watches");
+        }
+    }
+}
