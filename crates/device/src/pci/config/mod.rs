@@ -33,6 +33,7 @@
 mod bar;
 mod builder;
 mod capability;
+mod capability_registers;
 mod registers;
 mod settings;
 
