@@ -228,7 +228,7 @@ impl Peer {
     }
 
     fn feature(&mut self, feature: Feature, flags: FeatureFlags, data: &[u8]) -> usize {
-        let request = DeviceFeature { argsz: 2 << 20, feature: feature.index(), flags, data };
+        let request = DeviceFeature { argsz: 2 << 20, feature: feature.number(), flags, data };
         self.ask(&Request::DeviceFeature(request), None)
     }
 

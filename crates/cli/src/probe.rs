@@ -262,7 +262,7 @@ fn feature_row(device: &mut dyn Device, feature: Feature) -> FeatureRow {
         }
     };
     let (get, set) = (has(FeatureFlags::GET), has(FeatureFlags::SET));
-    FeatureRow { index: feature.index(), name: feature.name(), get, set, error }
+    FeatureRow { index: feature.number(), name: feature.name(), get, set, error }
 }
 
 /// The bits that have names here.

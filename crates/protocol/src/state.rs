@@ -2,81 +2,34 @@
 //!
 //! [`crate::fsm`] has the transitions between them.
 
-use core::fmt;
-
-/// The migration state of a device (`enum vfio_device_mig_state`).
-///
-/// The numbers are the header's. They are *not* those of migration v1, whose RUNNING (1) is STOP here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[expect(clippy::exhaustive_enums, reason = "a new state changes every path: it must break the build")]
-pub enum State {
-    /// The device has failed and must be reset. This state cannot be requested.
-    Error = 0,
-    /// The device does not change its internal or external state.
-    Stop = 1,
-    /// The device runs normally.
-    Running = 2,
-    /// The device is stopped and its state can be read from the data fd.
-    StopCopy = 3,
-    /// The device is stopped and loads a new state written to the data fd.
-    Resuming = 4,
-    /// As RUNNING, but the device starts no peer-to-peer DMA.
-    RunningP2p = 5,
-    /// As RUNNING, while its state can already be read from the data fd.
-    PreCopy = 6,
-    /// As RUNNING_P2P, while its state can already be read from the data fd.
-    PreCopyP2p = 7,
+whimbrel_uapi::numbered_enum! {
+    /// The migration state of a device (`enum vfio_device_mig_state`).
+    ///
+    /// The numbers are the header's. They are *not* those of migration v1, whose RUNNING (1) is STOP here.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    #[repr(u8)]
+    #[expect(clippy::exhaustive_enums, reason = "a new state changes every path: it must break the build")]
+    pub enum State: u32 {
+        /// The device has failed and must be reset. This state cannot be requested.
+        Error = 0 => "ERROR",
+        /// The device does not change its internal or external state.
+        Stop = 1 => "STOP",
+        /// The device runs normally.
+        Running = 2 => "RUNNING",
+        /// The device is stopped and its state can be read from the data fd.
+        StopCopy = 3 => "STOP_COPY",
+        /// The device is stopped and loads a new state written to the data fd.
+        Resuming = 4 => "RESUMING",
+        /// As RUNNING, but the device starts no peer-to-peer DMA.
+        RunningP2p = 5 => "RUNNING_P2P",
+        /// As RUNNING, while its state can already be read from the data fd.
+        PreCopy = 6 => "PRE_COPY",
+        /// As RUNNING_P2P, while its state can already be read from the data fd.
+        PreCopyP2p = 7 => "PRE_COPY_P2P",
+    }
 }
 
 impl State {
-    /// Every state, in ascending order of its number.
-    pub const ALL: [State; 8] = [
-        State::Error,
-        State::Stop,
-        State::Running,
-        State::StopCopy,
-        State::Resuming,
-        State::RunningP2p,
-        State::PreCopy,
-        State::PreCopyP2p,
-    ];
-
-    /// Returns the header's number for this state.
-    #[inline]
-    pub const fn number(self) -> u32 {
-        self as u32
-    }
-
-    /// Returns the state with this number, if one exists.
-    pub const fn from_number(number: u32) -> Option<State> {
-        match number {
-            0 => Some(State::Error),
-            1 => Some(State::Stop),
-            2 => Some(State::Running),
-            3 => Some(State::StopCopy),
-            4 => Some(State::Resuming),
-            5 => Some(State::RunningP2p),
-            6 => Some(State::PreCopy),
-            7 => Some(State::PreCopyP2p),
-            _ => None,
-        }
-    }
-
-    /// Returns the header's name without its prefix, such as `RUNNING_P2P`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            State::Error => "ERROR",
-            State::Stop => "STOP",
-            State::Running => "RUNNING",
-            State::StopCopy => "STOP_COPY",
-            State::Resuming => "RESUMING",
-            State::RunningP2p => "RUNNING_P2P",
-            State::PreCopy => "PRE_COPY",
-            State::PreCopyP2p => "PRE_COPY_P2P",
-        }
-    }
-
     /// Returns the state with this name, in the header's spelling without its prefix. Ignores case.
     pub fn from_name(name: &str) -> Option<State> {
         State::ALL.into_iter().find(|state| state.name().eq_ignore_ascii_case(name))
@@ -96,12 +49,6 @@ impl State {
     /// states it starts no peer-to-peer DMA.
     pub const fn is_running(self) -> bool {
         matches!(self, State::Running | State::RunningP2p | State::PreCopy | State::PreCopyP2p)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }
 

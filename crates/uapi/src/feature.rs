@@ -38,105 +38,56 @@ pub struct DeviceFeature {
     pub flags: u32,
 }
 
-/// A feature of a device, by its index.
-///
-/// ```
-/// use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
-///
-/// let probe = FeatureFlags::PROBE | FeatureFlags::GET;
-/// let asked = DeviceFeature { argsz: 8, flags: probe.bits() | u32::from(Feature::Migration.index()) };
-///
-/// let index = (asked.flags & FEATURE_MASK) as u16;
-/// assert_eq!(Feature::try_from(index), Ok(Feature::Migration));
-/// assert_eq!(Feature::Migration.to_string(), "VFIO_DEVICE_FEATURE_MIGRATION");
-/// assert!(Feature::try_from(1000).is_err());
-/// ```
-#[repr(u16)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Feature {
-    /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
-    PciVfToken = 0,
-    /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), the migration features of
-    /// the device.
-    Migration = 1,
-    /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's
-    /// migration state.
-    MigDeviceState = 2,
-    /// SET, no data: the device may enter low power; an access wakes it for the duration of the access.
-    LowPowerEntry = 3,
-    /// SET: [`DeviceLowPowerEntryWithWakeup`], the same, but once: the first wakeup signals an eventfd and
-    /// ends low power.
-    LowPowerEntryWithWakeup = 4,
-    /// SET, no data: leaves low power.
-    LowPowerExit = 5,
-    /// SET: [`DeviceFeatureDmaLoggingControl`](crate::dma_logging::DeviceFeatureDmaLoggingControl).
-    DmaLoggingStart = 6,
-    /// SET, no data: stops the logging that [`Feature::DmaLoggingStart`] began.
-    DmaLoggingStop = 7,
-    /// GET: [`DeviceFeatureDmaLoggingReport`](crate::dma_logging::DeviceFeatureDmaLoggingReport).
-    DmaLoggingReport = 8,
-    /// GET: [`DeviceFeatureMigDataSize`](crate::migration::DeviceFeatureMigDataSize).
-    MigDataSize = 9,
-    /// SET: [`DeviceFeatureBusMaster`], for devices whose own registers cannot do it.
-    BusMaster = 10,
-    /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. After v6.14.
-    DmaBuf = 11,
-    /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer.
-    /// After v6.14.
-    MigPrecopyInfoV2 = 12,
-    /// GET: [`DeviceFeatureZpciErr`], on s390. After v6.14.
-    ZpciError = 13,
-}
-
-impl Feature {
-    /// Every feature, by index.
-    pub const ALL: [Feature; 14] = [
-        Feature::PciVfToken,
-        Feature::Migration,
-        Feature::MigDeviceState,
-        Feature::LowPowerEntry,
-        Feature::LowPowerEntryWithWakeup,
-        Feature::LowPowerExit,
-        Feature::DmaLoggingStart,
-        Feature::DmaLoggingStop,
-        Feature::DmaLoggingReport,
-        Feature::MigDataSize,
-        Feature::BusMaster,
-        Feature::DmaBuf,
-        Feature::MigPrecopyInfoV2,
-        Feature::ZpciError,
-    ];
-
-    /// The number under [`FEATURE_MASK`].
-    pub const fn index(self) -> u16 {
-        self as u16
-    }
-
-    /// The header's name of the index.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Feature::PciVfToken => "VFIO_DEVICE_FEATURE_PCI_VF_TOKEN",
-            Feature::Migration => "VFIO_DEVICE_FEATURE_MIGRATION",
-            Feature::MigDeviceState => "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
-            Feature::LowPowerEntry => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY",
-            Feature::LowPowerEntryWithWakeup => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP",
-            Feature::LowPowerExit => "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT",
-            Feature::DmaLoggingStart => "VFIO_DEVICE_FEATURE_DMA_LOGGING_START",
-            Feature::DmaLoggingStop => "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP",
-            Feature::DmaLoggingReport => "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT",
-            Feature::MigDataSize => "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
-            Feature::BusMaster => "VFIO_DEVICE_FEATURE_BUS_MASTER",
-            Feature::DmaBuf => "VFIO_DEVICE_FEATURE_DMA_BUF",
-            Feature::MigPrecopyInfoV2 => "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
-            Feature::ZpciError => "VFIO_DEVICE_FEATURE_ZPCI_ERROR",
-        }
-    }
-}
-
-impl fmt::Display for Feature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+crate::numbered_enum! {
+    /// A feature of a device, by its index.
+    ///
+    /// ```
+    /// use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
+    ///
+    /// let probe = FeatureFlags::PROBE | FeatureFlags::GET;
+    /// let asked = DeviceFeature { argsz: 8, flags: probe.bits() | u32::from(Feature::Migration.number()) };
+    ///
+    /// let index = (asked.flags & FEATURE_MASK) as u16;
+    /// assert_eq!(Feature::try_from(index), Ok(Feature::Migration));
+    /// assert_eq!(Feature::Migration.to_string(), "VFIO_DEVICE_FEATURE_MIGRATION");
+    /// assert!(Feature::try_from(1000).is_err());
+    /// ```
+    #[repr(u16)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    #[non_exhaustive]
+    pub enum Feature: u16 {
+        /// SET: the 16 bytes of the UUID that users of this device's virtual functions must know.
+        PciVfToken = 0 => "VFIO_DEVICE_FEATURE_PCI_VF_TOKEN",
+        /// GET: [`DeviceFeatureMigration`](crate::migration::DeviceFeatureMigration), the migration features of
+        /// the device.
+        Migration = 1 => "VFIO_DEVICE_FEATURE_MIGRATION",
+        /// GET and SET: [`DeviceFeatureMigState`](crate::migration::DeviceFeatureMigState), the device's
+        /// migration state.
+        MigDeviceState = 2 => "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
+        /// SET, no data: the device may enter low power; an access wakes it for the duration of the access.
+        LowPowerEntry = 3 => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY",
+        /// SET: [`DeviceLowPowerEntryWithWakeup`], the same, but once: the first wakeup signals an eventfd and
+        /// ends low power.
+        LowPowerEntryWithWakeup = 4 => "VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP",
+        /// SET, no data: leaves low power.
+        LowPowerExit = 5 => "VFIO_DEVICE_FEATURE_LOW_POWER_EXIT",
+        /// SET: [`DeviceFeatureDmaLoggingControl`](crate::dma_logging::DeviceFeatureDmaLoggingControl).
+        DmaLoggingStart = 6 => "VFIO_DEVICE_FEATURE_DMA_LOGGING_START",
+        /// SET, no data: stops the logging that [`Feature::DmaLoggingStart`] began.
+        DmaLoggingStop = 7 => "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP",
+        /// GET: [`DeviceFeatureDmaLoggingReport`](crate::dma_logging::DeviceFeatureDmaLoggingReport).
+        DmaLoggingReport = 8 => "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT",
+        /// GET: [`DeviceFeatureMigDataSize`](crate::migration::DeviceFeatureMigDataSize).
+        MigDataSize = 9 => "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
+        /// SET: [`DeviceFeatureBusMaster`], for devices whose own registers cannot do it.
+        BusMaster = 10 => "VFIO_DEVICE_FEATURE_BUS_MASTER",
+        /// GET: [`DeviceFeatureDmaBuf`]; the ioctl returns the file descriptor. After v6.14.
+        DmaBuf = 11 => "VFIO_DEVICE_FEATURE_DMA_BUF",
+        /// SET, no data: from now on [`PrecopyInfo::flags`](crate::migration::PrecopyInfo::flags) is an answer.
+        /// After v6.14.
+        MigPrecopyInfoV2 = 12 => "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
+        /// GET: [`DeviceFeatureZpciErr`], on s390. After v6.14.
+        ZpciError = 13 => "VFIO_DEVICE_FEATURE_ZPCI_ERROR",
     }
 }
 
@@ -157,7 +108,7 @@ impl TryFrom<u16> for Feature {
     type Error = UnknownFeature;
 
     fn try_from(index: u16) -> Result<Self, UnknownFeature> {
-        Self::ALL.get(usize::from(index)).copied().ok_or(UnknownFeature(index))
+        Feature::from_number(index).ok_or(UnknownFeature(index))
     }
 }
 

@@ -64,6 +64,7 @@ pub mod group;
 pub mod ioctl;
 pub mod iommufd;
 pub mod migration;
+mod numbered;
 pub mod other_buses;
 pub mod pci;
 pub mod region_draft;

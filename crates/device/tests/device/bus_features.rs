@@ -165,7 +165,7 @@ fn ask(
     room: usize,
     process: &mut SparseMemory,
 ) -> Result<i32, Errno> {
-    let flags = u32::from(feature.index()) | flags.bits();
+    let flags = u32::from(feature.number()) | flags.bits();
     let head = DeviceFeature { argsz: (8 + room) as u32, flags };
     process.insert(AT, [head.as_bytes(), data].concat());
     device.ioctl(VFIO_DEVICE_FEATURE.number(), AT, process)

@@ -167,12 +167,12 @@ fn each_feature_checks_its_direction_then_its_size_then_its_data() {
         (wakeup, SET, entry(no_eventfd, 0), 8, Err(Errno::EBADF)),
     ];
     for (feature, flags, data, room, expected) in cases {
-        let flags = u32::from(feature.index()) | flags.bits();
+        let flags = u32::from(feature.number()) | flags.bits();
         let answer = ask(&bench.device, flags, &data, room, &mut process);
         assert_eq!(answer, expected, "{feature} {flags:#x} {data:?} {room}");
     }
     assert_eq!(bench.seen(), [], "nothing of this lets it sleep");
-    let set = |feature: Feature| u32::from(feature.index()) | SET.bits();
+    let set = |feature: Feature| u32::from(feature.number()) | SET.bits();
     // The reserved word is not looked at, and more room than is needed is fine.
     assert_eq!(ask(&bench.device, set(wakeup), &entry(file, 7), 64, &mut process), Ok(0));
     assert_eq!(bench.seen(), [Seen::Suspend]);
@@ -184,7 +184,7 @@ fn a_device_that_cannot_sleep_answers_enotty_whatever_is_wrong_beside() {
         let bench = Bench::with(pci, sleeps);
         for feature in [Feature::LowPowerEntry, Feature::LowPowerEntryWithWakeup, Feature::LowPowerExit] {
             for flags in [SET, GET, PROBE | SET] {
-                let flags = u32::from(feature.index()) | flags.bits();
+                let flags = u32::from(feature.number()) | flags.bits();
                 let answer = ask(&bench.device, flags, &[], 0, &mut SparseMemory::new());
                 assert_eq!(answer, Err(Errno::ENOTTY), "{feature} {flags:#x}");
             }
@@ -223,7 +223,7 @@ fn a_raw_request_of_several_steps_wakes_it_once() {
     let bench = Bench::new();
     bench.device.enter_low_power(None).unwrap();
     bench.seen();
-    let flags = u32::from(Feature::LowPowerExit.index()) | SET.bits();
+    let flags = u32::from(Feature::LowPowerExit.number()) | SET.bits();
     assert_eq!(ask(&bench.device, flags | PROBE.bits(), &[], 0, &mut SparseMemory::new()), Ok(0));
     assert_eq!(bench.seen(), [Seen::Resume, Seen::Suspend]);
     bench.device.set_irqs(0, 0, IrqAction::Trigger, IrqData::Eventfd(vec![None])).unwrap();

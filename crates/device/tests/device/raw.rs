@@ -164,7 +164,7 @@ fn raw_feature(argsz: u32, flags: u32, data: &[u8]) -> Vec<u8> {
 
 /// One of a known feature.
 fn feature(feature: Feature, flags: FeatureFlags, data: &[u8]) -> Vec<u8> {
-    raw_feature(8 + data.len() as u32, u32::from(feature.index()) | flags.bits(), data)
+    raw_feature(8 + data.len() as u32, u32::from(feature.number()) | flags.bits(), data)
 }
 
 fn state(device_state: u32, data_fd: i32) -> [u8; 8] {
@@ -249,7 +249,7 @@ fn each_feature_has_its_directions_and_its_least_room() {
                 continue;
             }
             // Of data that is not there, one byte too few is noticed before the fault.
-            let flags = direction.bits() | u32::from(index.index());
+            let flags = direction.bits() | u32::from(index.number());
             let short = ask(&device, VFIO_DEVICE_FEATURE, &raw_feature(8 + least - 1, flags, &[])).0;
             assert_eq!(short, Err(Errno::EINVAL), "{index} {direction:?}");
             let enough = ask(&device, VFIO_DEVICE_FEATURE, &raw_feature(8 + least, flags, &[])).0;
@@ -261,7 +261,7 @@ fn each_feature_has_its_directions_and_its_least_room() {
 #[test]
 fn more_room_than_a_feature_needs_is_fine() {
     let device = sample();
-    let flags = GET.bits() | u32::from(Feature::MigDataSize.index());
+    let flags = GET.bits() | u32::from(Feature::MigDataSize.number());
     let (result, after) = ask(&device, VFIO_DEVICE_FEATURE, &raw_feature(u32::MAX, flags, &[0xff; 8]));
     assert_eq!(result, Ok(0));
     assert_eq!(after[8..], 0x1122_3344_u64.to_ne_bytes());

@@ -46,7 +46,7 @@ fn each_raw_request_is_one_line_at_trace_level_with_what_it_answers() {
         .finish();
     let device = "serial".parse::<Model>().unwrap().open("serial 0").unwrap().into_device();
     tracing::subscriber::with_default(subscriber, || {
-        let flags = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.index());
+        let flags = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
         let state = DeviceFeatureMigState { device_state: VFIO_DEVICE_STATE_STOP_COPY, data_fd: -1 };
         let mut process = SparseMemory::new();
         process.insert(AT, [DeviceFeature { argsz: 16, flags }.as_bytes(), state.as_bytes()].concat());

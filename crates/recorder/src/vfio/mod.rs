@@ -31,7 +31,7 @@ const DATA_FD: std::ops::Range<usize> = 12..16;
 
 /// The number of a new data file, if the request gave one.
 fn data_file(probe: &Probe, result: Result<i32, Errno>, out: &[u8]) -> Option<i32> {
-    let set = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.index());
+    let set = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
     let is_set = probe.number == VFIO_DEVICE_FEATURE.number()
         && probe.file == File::Device
         && probe.bytes.get(4..8) == Some(&set.to_ne_bytes());

@@ -42,7 +42,7 @@ pub enum File {
 /// use whimbrel_uapi::migration::{DeviceFeatureMigState, VFIO_DEVICE_STATE_STOP_COPY};
 /// use zerocopy::IntoBytes;
 ///
-/// let flags = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.index());
+/// let flags = FeatureFlags::SET.bits() | u32::from(Feature::MigDeviceState.number());
 /// let head = DeviceFeature { argsz: 16, flags };
 /// let data = DeviceFeatureMigState { device_state: VFIO_DEVICE_STATE_STOP_COPY, data_fd: -1 };
 /// let argument = [head.as_bytes(), data.as_bytes()].concat();

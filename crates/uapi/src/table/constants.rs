@@ -216,7 +216,7 @@ const FEATURES: [Constant; Feature::ALL.len()] = {
     let mut at = 0;
     while at < list.len() {
         let feature = Feature::ALL[at];
-        list[at] = number(Header::Vfio, "", feature.name(), feature.index() as u64, 2);
+        list[at] = number(Header::Vfio, "", feature.name(), feature.number() as u64, 2);
         at += 1;
     }
     list

@@ -24,7 +24,7 @@ fn words(words: &[u32]) -> Vec<u8> {
 }
 
 fn feature(verbs: FeatureFlags, feature: Feature, data: &[u8]) -> String {
-    let flags = verbs.bits() | u32::from(feature.index());
+    let flags = verbs.bits() | u32::from(feature.number());
     let argument = [&words(&[8 + u32::try_from(data.len()).expect("small"), flags]), data].concat();
     shown(File::Device, ioctl::VFIO_DEVICE_FEATURE, &argument)
 }

@@ -5,8 +5,8 @@ use whimbrel_uapi::feature::{FEATURE_MASK, Feature, FeatureFlags};
 #[test]
 fn every_feature_stands_in_the_table_at_its_own_index() {
     for (i, feature) in Feature::ALL.into_iter().enumerate() {
-        assert_eq!(usize::from(feature.index()), i, "{feature}");
-        assert_eq!(Feature::try_from(feature.index()), Ok(feature));
+        assert_eq!(usize::from(feature.number()), i, "{feature}");
+        assert_eq!(Feature::try_from(feature.number()), Ok(feature));
     }
 }
 

@@ -267,7 +267,7 @@ unsafe fn call_feature(
     let mut bytes = vec![0; HEAD + data.len()];
     let head = DeviceFeature {
         argsz: bytes.len() as u32,
-        flags: u32::from(feature.index()) | (flags & FeatureFlags::all()).bits(),
+        flags: u32::from(feature.number()) | (flags & FeatureFlags::all()).bits(),
     };
     bytes[..HEAD].copy_from_slice(head.as_bytes());
     bytes[HEAD..].copy_from_slice(data);

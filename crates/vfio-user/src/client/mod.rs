@@ -317,7 +317,7 @@ fn feature_with_descriptors(
         return Err(connection.refused(what(), Errno::ENOTTY));
     }
     let argsz = DeviceFeature::FIXED + room.max(data.len()) as u32;
-    let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
+    let request = DeviceFeature { argsz, feature: feature.number(), flags, data };
     let request = Request::DeviceFeature(request);
     // A reply that only repeats the request: all that is set but the page size of a log, and what is probed.
     let is_repeated = flags.contains(FeatureFlags::PROBE)
@@ -331,7 +331,7 @@ fn feature_with_descriptors(
         connection.ask(&what, &request, &[])?
     };
     let data = match answer.reply {
-        Reply::DeviceFeature(reply) if (reply.feature, reply.flags) == (feature.index(), flags) => {
+        Reply::DeviceFeature(reply) if (reply.feature, reply.flags) == (feature.number(), flags) => {
             Some((reply.data.to_vec(), answer.descriptors))
         }
         _ => None,

@@ -49,8 +49,6 @@ mod reply;
 mod request;
 mod version;
 
-use std::fmt;
-
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::ChainError;
 
@@ -105,107 +103,50 @@ impl Default for Limits {
     }
 }
 
-/// A command of the protocol or of our extension, by its number.
-#[repr(u16)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Command {
-    /// VFIO_USER_VERSION: the first message, which agrees on version and capabilities.
-    Version = 1,
-    /// VFIO_USER_DMA_MAP.
-    DmaMap = 2,
-    /// VFIO_USER_DMA_UNMAP.
-    DmaUnmap = 3,
-    /// VFIO_USER_DEVICE_GET_INFO.
-    DeviceGetInfo = 4,
-    /// VFIO_USER_DEVICE_GET_REGION_INFO.
-    DeviceGetRegionInfo = 5,
-    /// VFIO_USER_DEVICE_GET_REGION_IO_FDS.
-    DeviceGetRegionIoFds = 6,
-    /// VFIO_USER_DEVICE_GET_IRQ_INFO.
-    DeviceGetIrqInfo = 7,
-    /// VFIO_USER_DEVICE_SET_IRQS.
-    DeviceSetIrqs = 8,
-    /// VFIO_USER_REGION_READ.
-    RegionRead = 9,
-    /// VFIO_USER_REGION_WRITE.
-    RegionWrite = 10,
-    /// VFIO_USER_DMA_READ, from the server to the client.
-    DmaRead = 11,
-    /// VFIO_USER_DMA_WRITE, from the server to the client.
-    DmaWrite = 12,
-    /// VFIO_USER_DEVICE_RESET.
-    DeviceReset = 13,
-    /// VFIO_USER_REGION_WRITE_MULTI.
-    RegionWriteMulti = 15,
-    /// VFIO_USER_DEVICE_FEATURE.
-    DeviceFeature = 16,
-    /// VFIO_USER_MIG_DATA_READ.
-    MigDataRead = 17,
-    /// VFIO_USER_MIG_DATA_WRITE.
-    MigDataWrite = 18,
-    /// VFIO_USER_MIG_GET_PRECOPY_INFO, which the specification does not have: available if
-    /// [`precopy_info`](crate::MigrationExtensions::precopy_info) is agreed on. Its number is that of the ioctl
-    /// VFIO_MIG_GET_PRECOPY_INFO, far from those that later versions may use.
-    MigGetPrecopyInfo = 0x3b79,
-}
-
-impl Command {
-    /// Every command.
-    pub const ALL: [Command; 18] = [
-        Command::Version,
-        Command::DmaMap,
-        Command::DmaUnmap,
-        Command::DeviceGetInfo,
-        Command::DeviceGetRegionInfo,
-        Command::DeviceGetRegionIoFds,
-        Command::DeviceGetIrqInfo,
-        Command::DeviceSetIrqs,
-        Command::RegionRead,
-        Command::RegionWrite,
-        Command::DmaRead,
-        Command::DmaWrite,
-        Command::DeviceReset,
-        Command::RegionWriteMulti,
-        Command::DeviceFeature,
-        Command::MigDataRead,
-        Command::MigDataWrite,
-        Command::MigGetPrecopyInfo,
-    ];
-
-    /// Returns the number in a header.
-    pub const fn number(self) -> u16 {
-        self as u16
-    }
-
-    /// Returns the protocol's name of the command.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Command::Version => "VFIO_USER_VERSION",
-            Command::DmaMap => "VFIO_USER_DMA_MAP",
-            Command::DmaUnmap => "VFIO_USER_DMA_UNMAP",
-            Command::DeviceGetInfo => "VFIO_USER_DEVICE_GET_INFO",
-            Command::DeviceGetRegionInfo => "VFIO_USER_DEVICE_GET_REGION_INFO",
-            Command::DeviceGetRegionIoFds => "VFIO_USER_DEVICE_GET_REGION_IO_FDS",
-            Command::DeviceGetIrqInfo => "VFIO_USER_DEVICE_GET_IRQ_INFO",
-            Command::DeviceSetIrqs => "VFIO_USER_DEVICE_SET_IRQS",
-            Command::RegionRead => "VFIO_USER_REGION_READ",
-            Command::RegionWrite => "VFIO_USER_REGION_WRITE",
-            Command::DmaRead => "VFIO_USER_DMA_READ",
-            Command::DmaWrite => "VFIO_USER_DMA_WRITE",
-            Command::DeviceReset => "VFIO_USER_DEVICE_RESET",
-            Command::RegionWriteMulti => "VFIO_USER_REGION_WRITE_MULTI",
-            Command::DeviceFeature => "VFIO_USER_DEVICE_FEATURE",
-            Command::MigDataRead => "VFIO_USER_MIG_DATA_READ",
-            Command::MigDataWrite => "VFIO_USER_MIG_DATA_WRITE",
-            Command::MigGetPrecopyInfo => "VFIO_USER_MIG_GET_PRECOPY_INFO",
-        }
-    }
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+whimbrel_uapi::numbered_enum! {
+    /// A command of the protocol or of our extension, by its number.
+    #[repr(u16)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    #[non_exhaustive]
+    pub enum Command: u16 {
+        /// VFIO_USER_VERSION: the first message, which agrees on version and capabilities.
+        Version = 1 => "VFIO_USER_VERSION",
+        /// VFIO_USER_DMA_MAP.
+        DmaMap = 2 => "VFIO_USER_DMA_MAP",
+        /// VFIO_USER_DMA_UNMAP.
+        DmaUnmap = 3 => "VFIO_USER_DMA_UNMAP",
+        /// VFIO_USER_DEVICE_GET_INFO.
+        DeviceGetInfo = 4 => "VFIO_USER_DEVICE_GET_INFO",
+        /// VFIO_USER_DEVICE_GET_REGION_INFO.
+        DeviceGetRegionInfo = 5 => "VFIO_USER_DEVICE_GET_REGION_INFO",
+        /// VFIO_USER_DEVICE_GET_REGION_IO_FDS.
+        DeviceGetRegionIoFds = 6 => "VFIO_USER_DEVICE_GET_REGION_IO_FDS",
+        /// VFIO_USER_DEVICE_GET_IRQ_INFO.
+        DeviceGetIrqInfo = 7 => "VFIO_USER_DEVICE_GET_IRQ_INFO",
+        /// VFIO_USER_DEVICE_SET_IRQS.
+        DeviceSetIrqs = 8 => "VFIO_USER_DEVICE_SET_IRQS",
+        /// VFIO_USER_REGION_READ.
+        RegionRead = 9 => "VFIO_USER_REGION_READ",
+        /// VFIO_USER_REGION_WRITE.
+        RegionWrite = 10 => "VFIO_USER_REGION_WRITE",
+        /// VFIO_USER_DMA_READ, from the server to the client.
+        DmaRead = 11 => "VFIO_USER_DMA_READ",
+        /// VFIO_USER_DMA_WRITE, from the server to the client.
+        DmaWrite = 12 => "VFIO_USER_DMA_WRITE",
+        /// VFIO_USER_DEVICE_RESET.
+        DeviceReset = 13 => "VFIO_USER_DEVICE_RESET",
+        /// VFIO_USER_REGION_WRITE_MULTI.
+        RegionWriteMulti = 15 => "VFIO_USER_REGION_WRITE_MULTI",
+        /// VFIO_USER_DEVICE_FEATURE.
+        DeviceFeature = 16 => "VFIO_USER_DEVICE_FEATURE",
+        /// VFIO_USER_MIG_DATA_READ.
+        MigDataRead = 17 => "VFIO_USER_MIG_DATA_READ",
+        /// VFIO_USER_MIG_DATA_WRITE.
+        MigDataWrite = 18 => "VFIO_USER_MIG_DATA_WRITE",
+        /// VFIO_USER_MIG_GET_PRECOPY_INFO, which the specification does not have: available if
+        /// [`precopy_info`](crate::MigrationExtensions::precopy_info) is agreed on. Its number is that of the ioctl
+        /// VFIO_MIG_GET_PRECOPY_INFO, far from those that later versions may use.
+        MigGetPrecopyInfo = 0x3b79 => "VFIO_USER_MIG_GET_PRECOPY_INFO",
     }
 }
 
@@ -222,8 +163,7 @@ impl TryFrom<u16> for Command {
     type Error = UnknownCommand;
 
     fn try_from(number: u16) -> Result<Command, UnknownCommand> {
-        let found = Command::ALL.into_iter().find(|command| command.number() == number);
-        found.ok_or(UnknownCommand(number))
+        Command::from_number(number).ok_or(UnknownCommand(number))
     }
 }
 

@@ -35,7 +35,7 @@ impl Peer {
 
     fn set(&mut self, no_reply: bool, state: State) -> Vec<OwnedFd> {
         let data = [state.number().to_ne_bytes(), [0; 4]].concat();
-        let (feature, flags) = (Feature::MigDeviceState.index(), FeatureFlags::SET);
+        let (feature, flags) = (Feature::MigDeviceState.number(), FeatureFlags::SET);
         self.ask(no_reply, &Request::DeviceFeature(DeviceFeature { argsz: 16, feature, flags, data: &data }))
     }
 }

@@ -27,7 +27,7 @@ impl DeviceFile {
         let _awake = self.awake();
         let mut process = SparseMemory::new();
         let flags = FeatureFlags::PROBE | (directions & (FeatureFlags::GET | FeatureFlags::SET));
-        let head = DeviceFeature { argsz: HEAD as u32, flags: u32::from(feature.index()) | flags.bits() };
+        let head = DeviceFeature { argsz: HEAD as u32, flags: u32::from(feature.number()) | flags.bits() };
         process.insert(0, head.as_bytes());
         ioctl(self, 0, &mut process).is_ok()
     }

@@ -52,7 +52,7 @@ impl Connection {
             // Nobody looks at the data of a PROBE.
             let data = &[0; HEADER - DeviceFeature::FIXED as usize];
             let request =
-                DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.index(), flags, data };
+                DeviceFeature { argsz: HEADER as u32, feature: Feature::Migration.number(), flags, data };
             let step = self.exchange_one(what, &Request::DeviceFeature(request), &[])?;
             self.features = if let Step::Refused(0) = step {
                 self.deviations.tolerate(Deviation::NoErrno, Command::DeviceFeature);
@@ -125,7 +125,7 @@ impl Connection {
 fn without_errno(request: &Request<'_>) -> Errno {
     match request {
         Request::DeviceFeature(DeviceFeature { feature, flags, .. })
-            if flags.contains(FeatureFlags::PROBE) || *feature == Feature::Migration.index() =>
+            if flags.contains(FeatureFlags::PROBE) || *feature == Feature::Migration.number() =>
         {
             Errno::ENOTTY
         }

@@ -55,7 +55,7 @@ impl Client {
         let feature = if self.is_known(request.feature) { request.feature } else { NO_FEATURE };
         let mut memory = head(argsz, &DeviceFeature { feature, ..*request });
         memory.extend_from_slice(request.data);
-        let is_state = feature == Feature::MigDeviceState.index();
+        let is_state = feature == Feature::MigDeviceState.number();
         let hides_p2p = !self.extensions().p2p;
         if is_state && hides_p2p {
             plain::hide_request(&mut memory[HEAD..]);
@@ -67,7 +67,7 @@ impl Client {
         if let Some(data_file) = caller.data_file {
             self.begin_session(data_file);
         }
-        if !is_probe && request.feature == Feature::DmaLoggingStop.index() {
+        if !is_probe && request.feature == Feature::DmaLoggingStop.number() {
             self.log = None;
         }
         if is_get && !is_probe {

@@ -163,7 +163,7 @@ pub(crate) fn a_confined_servers_device_gives_its_state_its_log_and_its_regions_
 
 fn ask_feature(peer: &mut Peer, feature: Feature, data: &[u8]) -> Vec<OwnedFd> {
     let (argsz, flags) = (8 + data.len() as u32, FeatureFlags::SET);
-    let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
+    let request = DeviceFeature { argsz, feature: feature.number(), flags, data };
     peer.ask(&Request::DeviceFeature(request)).unwrap().fds
 }
 

@@ -221,7 +221,7 @@ fn a_device_that_a_client_let_sleep_is_awake_for_the_next_one() {
         let thread = std::thread::spawn(move || serving.serve(theirs));
         let mut peer = Peer::new(ours, Some(thread));
         peer.agree(Backend::capabilities());
-        let (feature, flags) = (Feature::LowPowerEntry.index(), FeatureFlags::SET);
+        let (feature, flags) = (Feature::LowPowerEntry.number(), FeatureFlags::SET);
         let sleep = Request::DeviceFeature(DeviceFeature { argsz: 8, feature, flags, data: &[] });
         peer.ask(&sleep).unwrap();
         let again = peer.ask(&sleep);

@@ -64,9 +64,9 @@ fn each_part_gives_what_is_its_own_and_nothing_else() {
         let flags = get(&mut peer, Feature::Migration).unwrap();
         let probe = FeatureFlags::PROBE;
         let data_size = get(&mut peer, Feature::MigDataSize).err();
-        let info_v2 = feature(&mut peer, Feature::MigPrecopyInfoV2.index(), probe, &[]).err();
+        let info_v2 = feature(&mut peer, Feature::MigPrecopyInfoV2.number(), probe, &[]).err();
         let low_power =
-            feature(&mut peer, Feature::LowPowerEntry.index(), FeatureFlags::SET | probe, &[]).err();
+            feature(&mut peer, Feature::LowPowerEntry.number(), FeatureFlags::SET | probe, &[]).err();
         let p2p = set(&mut peer, State::RunningP2p).is_ok();
         let (data_fd, fds) = set(&mut peer, State::PreCopy).unwrap();
         let info = precopy_info(&mut peer, 24, 0).err();
@@ -161,7 +161,7 @@ fn new_initial_data_is_told_to_who_opted_in() {
     set(&mut peer, State::PreCopy).unwrap();
     produce(&mut peer, REINIT, 40);
     assert_eq!(precopy_info(&mut peer, 24, 0x10).unwrap().flags, 0x10, "flags are as they were sent");
-    feature(&mut peer, Feature::MigPrecopyInfoV2.index(), FeatureFlags::SET, &[]).unwrap();
+    feature(&mut peer, Feature::MigPrecopyInfoV2.number(), FeatureFlags::SET, &[]).unwrap();
     produce(&mut peer, REINIT, 50);
     let info = precopy_info(&mut peer, 24, 0x10).unwrap();
     assert_eq!((info.flags, info.initial_bytes, info.dirty_bytes), (1, 50, 0));

@@ -35,7 +35,7 @@ fn unmap_by(peer: &mut Peer, unmap: DmaUnmap) -> Result<u64, Errno> {
 fn start(peer: &mut Peer, page_size: u64, ranges: &[(u64, u64)]) -> Result<u64, Errno> {
     let mut room = vec![[0; 16]; ranges.len()];
     let data = LoggingStart::new(page_size, ranges, &mut room).to_bytes();
-    let feature = Feature::DmaLoggingStart.index();
+    let feature = Feature::DmaLoggingStart.number();
     let argsz = 8 + data.len() as u32;
     let request = DeviceFeature { argsz, feature, flags: FeatureFlags::SET, data: &data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
@@ -47,7 +47,7 @@ fn start(peer: &mut Peer, page_size: u64, ranges: &[(u64, u64)]) -> Result<u64, 
 /// The bitmap of `pages` pages from an IOVA on.
 fn report(peer: &mut Peer, iova: u64, pages: u64) -> Result<u64, Errno> {
     let data = LoggingReport { iova, length: pages * PAGE, page_size: PAGE }.to_bytes();
-    let feature = Feature::DmaLoggingReport.index();
+    let feature = Feature::DmaLoggingReport.number();
     let request = DeviceFeature { argsz: 40, feature, flags: FeatureFlags::GET, data: &data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
     let Reply::DeviceFeature(reply) = answer.reply() else { panic!() };
@@ -183,7 +183,7 @@ fn a_report_without_room_says_how_much_it_takes_and_forgets_nothing() {
     start(&mut peer, PAGE, &[(IOVA, PAGE)]).unwrap();
     ring(&mut peer, IOVA);
     let data = LoggingReport { iova: IOVA, length: PAGE, page_size: PAGE }.to_bytes();
-    let feature = Feature::DmaLoggingReport.index();
+    let feature = Feature::DmaLoggingReport.number();
     let request = DeviceFeature { argsz: 32, feature, flags: FeatureFlags::GET, data: &data };
     let answer = peer.ask(&Request::DeviceFeature(request)).unwrap();
     assert_eq!(answer.reply(), Reply::DeviceFeature(DeviceFeature { argsz: 40, ..request }));

@@ -8,7 +8,7 @@ use whimbrel_vfio_user::message::{DeviceFeature, Reply, Request};
 use super::support::*;
 
 fn feature(peer: &mut Peer, feature: Feature, flags: FeatureFlags, data: &[u8]) -> Result<Vec<u8>, Errno> {
-    let feature = feature.index();
+    let feature = feature.number();
     let request = DeviceFeature { argsz: 16, feature, flags, data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
     match answer.reply() {

@@ -49,7 +49,7 @@ pub(crate) fn feature(
 }
 
 pub(crate) fn get(peer: &mut Peer, asked: Feature) -> Result<u64, Errno> {
-    let (data, fds) = feature(peer, asked.index(), FeatureFlags::GET, &[])?;
+    let (data, fds) = feature(peer, asked.number(), FeatureFlags::GET, &[])?;
     assert!(fds.is_empty());
     Ok(u64::from_ne_bytes(data.try_into().unwrap()))
 }
@@ -65,7 +65,7 @@ pub(crate) fn state(peer: &mut Peer) -> u32 {
 /// Brings the device to a state; `data_fd` of the reply, and its descriptors.
 pub(crate) fn set(peer: &mut Peer, to: State) -> Result<(i32, Vec<OwnedFd>), Errno> {
     let data = [to.number().to_ne_bytes(), 77_u32.to_ne_bytes()].concat();
-    let (reply, fds) = feature(peer, Feature::MigDeviceState.index(), FeatureFlags::SET, &data)?;
+    let (reply, fds) = feature(peer, Feature::MigDeviceState.number(), FeatureFlags::SET, &data)?;
     assert_eq!(reply[..4], data[..4]);
     Ok((i32::from_ne_bytes(reply[4..].try_into().unwrap()), fds))
 }

@@ -314,7 +314,7 @@ fn a_change_of_state_without_reply_has_no_channel() {
     let mut peer = client(&backend(), ALL);
     produce(&mut peer, PRODUCE, 3);
     let data = [State::PreCopy.number().to_ne_bytes(), [0; 4]].concat();
-    let (feature, flags) = (Feature::MigDeviceState.index(), FeatureFlags::SET);
+    let (feature, flags) = (Feature::MigDeviceState.number(), FeatureFlags::SET);
     let mut out = MessageBuffer::new();
     out.request(1, true, &Request::DeviceFeature(DeviceFeature { argsz: 16, feature, flags, data: &data }));
     peer.sender.send(out.as_bytes(), &[]).unwrap();

@@ -120,7 +120,7 @@ pub(crate) fn set_msi(peer: &mut Peer, signal: &Signal) {
 
 fn feature(peer: &mut Peer, feature: Feature, flags: FeatureFlags, data: &[u8]) -> Result<Vec<u8>, Errno> {
     let argsz = 8 + data.len().max(4096) as u32;
-    let request = DeviceFeature { argsz, feature: feature.index(), flags, data };
+    let request = DeviceFeature { argsz, feature: feature.number(), flags, data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
     match answer.reply() {
         Reply::DeviceFeature(feature) => Ok(feature.data.to_vec()),

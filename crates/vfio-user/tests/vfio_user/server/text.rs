@@ -106,7 +106,7 @@ fn start(peer: &mut Peer, page_size: u64) -> Result<u64, Errno> {
     let data = LoggingStart::new(page_size, &[(0, 0x10_0000)], &mut room).to_bytes();
     let flags = FeatureFlags::SET;
     let request =
-        DeviceFeature { argsz: 4096, feature: Feature::DmaLoggingStart.index(), flags, data: &data };
+        DeviceFeature { argsz: 4096, feature: Feature::DmaLoggingStart.number(), flags, data: &data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
     Ok(u64::from_ne_bytes(answer.payload[8..16].try_into().unwrap()))
 }
@@ -115,7 +115,7 @@ fn report(peer: &mut Peer) -> Result<(), Errno> {
     let data = LoggingReport { iova: 0, length: 0x10_0000, page_size: 4096 }.to_bytes();
     let flags = FeatureFlags::GET;
     let request =
-        DeviceFeature { argsz: 4096, feature: Feature::DmaLoggingReport.index(), flags, data: &data };
+        DeviceFeature { argsz: 4096, feature: Feature::DmaLoggingReport.number(), flags, data: &data };
     peer.ask(&Request::DeviceFeature(request)).map(drop)
 }
 
@@ -127,7 +127,7 @@ fn dirty_pages_are_reported_only_while_they_are_logged() {
         start(&mut peer, 4096).unwrap();
         assert_eq!(report(&mut peer), Ok(()), "{model}");
         let flags = FeatureFlags::SET;
-        let stop = DeviceFeature { argsz: 8, feature: Feature::DmaLoggingStop.index(), flags, data: &[] };
+        let stop = DeviceFeature { argsz: 8, feature: Feature::DmaLoggingStop.number(), flags, data: &[] };
         peer.ask(&Request::DeviceFeature(stop)).unwrap();
         assert_eq!(report(&mut peer), Err(Errno::EINVAL), "{model}: after the stop");
         peer.leave().unwrap();
