@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
+use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags, Next,
     Region, RegionInfoFlags, State,
 };
+
+use crate::migration_region::support::{Offered, offer};
 
 /// Each call, with the state and the time that it came with.
 type Calls = Arc<Mutex<Vec<(&'static str, State, Duration)>>>;
@@ -129,16 +131,21 @@ fn a_driver_is_told_that_its_device_is_broken() {
 
 #[test]
 fn a_driver_behind_a_migration_region_is_told_the_state_that_its_region_has_brought_it_to() {
-    let calls = Calls::default();
-    let notes = Notes { calls: calls.clone(), breaks_at: None };
     let layout = Layout::trapped(Version::V1, 64).unwrap();
-    let device = DeviceFile::try_new("notes", |_| MigrationRegion::new(notes, layout)).unwrap();
-    device.write_region(1, 0, &0u32.to_ne_bytes()).unwrap();
-    device.write_region(0, 0, &[0]).unwrap();
-    let called = states(&calls);
-    assert_eq!(called[1..], [("arc", State::Running), ("write_region", State::Stop)]);
-    assert_eq!(device.advance(Duration::ZERO), Next::Idle);
-    assert_eq!(states(&calls), [], "it is stopped");
+    for offered in [Offered::ByItsDriver, Offered::ByAVendor] {
+        let calls = Calls::default();
+        let device = offer(|_| Notes { calls: calls.clone(), breaks_at: None }, &layout, offered);
+        device.write_region(1, 0, &0u32.to_ne_bytes()).unwrap();
+        device.write_region(0, 0, &[0]).unwrap();
+        let called = states(&calls);
+        assert_eq!(called[1..], [("arc", State::Running), ("write_region", State::Stop)], "{offered:?}");
+        assert_eq!(device.advance(Duration::ZERO), Next::Idle);
+        assert_eq!(states(&calls), [], "{offered:?}: it is stopped");
+        device.reset().unwrap();
+        device.write_region(0, 0, &[0]).unwrap();
+        let after = [("reset", State::Stop), ("write_region", State::Running)];
+        assert_eq!(states(&calls), after, "{offered:?}");
+    }
 }
 
 #[test]

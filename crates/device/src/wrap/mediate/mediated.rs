@@ -117,6 +117,12 @@ impl Mediated {
         if self.is_migration_region(index) { Err(Errno::EINVAL) } else { Ok(&mut *self.driver) }
     }
 
+    /// Returns the context for the device's driver, with the state that the vendor has brought it to.
+    fn behind(&self, context: &Context) -> Context {
+        let state = context.state();
+        context.with_state(self.current.as_ref().map_or(state, |current| current.mediation.state(state)))
+    }
+
     fn after_reset(&mut self, context: &Context) {
         if let Some(current) = &mut self.current {
             current.mediation.reset(PlainDevice { driver: &mut *self.driver, context });
@@ -148,10 +154,11 @@ impl Driver for Mediated {
     }
 
     fn close_device(&mut self, context: &Context) {
+        let behind = self.behind(context);
         if let Some(current) = self.current.take() {
             current.mediation.release(PlainDevice { driver: &mut *self.driver, context });
         }
-        self.driver.close_device(context);
+        self.driver.close_device(&behind);
     }
 
     fn info(&self) -> Info {
@@ -186,7 +193,8 @@ impl Driver for Mediated {
         };
         let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.read(device, index, offset, data);
-        access.or_else(|| self.plain(index)?.read_region(context, index, offset, data))
+        let context = self.behind(context);
+        access.or_else(|| self.plain(index)?.read_region(&context, index, offset, data))
     }
 
     fn write_region(
@@ -201,7 +209,8 @@ impl Driver for Mediated {
         };
         let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.write(device, index, offset, data);
-        access.or_else(|| self.plain(index)?.write_region(context, index, offset, data))
+        let context = self.behind(context);
+        access.or_else(|| self.plain(index)?.write_region(&context, index, offset, data))
     }
 
     fn mmap(&mut self, context: &Context, index: u32, offset: u64, length: u64) -> Result<FileOffset, Errno> {
@@ -210,17 +219,18 @@ impl Driver for Mediated {
         };
         let device = PlainDevice { driver: &mut *self.driver, context };
         let access = current.mediation.mmap(device, index, offset, length);
-        access.or_else(|| self.plain(index)?.mmap(context, index, offset, length))
+        let context = self.behind(context);
+        access.or_else(|| self.plain(index)?.mmap(&context, index, offset, length))
     }
 
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
-        self.driver.reset(context)?;
+        self.driver.reset(&self.behind(context))?;
         self.after_reset(context);
         Ok(())
     }
 
     fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
-        self.driver.bus_reset(context)?;
+        self.driver.bus_reset(&self.behind(context))?;
         self.after_reset(context);
         Ok(())
     }

@@ -36,8 +36,8 @@ mod mediators;
 
 use bitflags::bitflags;
 use whimbrel_memory::FileOffset;
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
+use whimbrel_protocol::{Errno, State};
 
 use crate::driver::{Context, Driver, Next};
 
@@ -144,6 +144,12 @@ pub trait Mediation: Send {
     /// Handles a reset of the device.
     fn reset(&mut self, device: PlainDevice<'_>) {
         let _ = device;
+    }
+
+    /// Returns the device's migration state, which its driver finds in the context of each call that is passed through.
+    /// A vendor that migrates the device returns the state that it has brought the device to; `state` is the core's.
+    fn state(&self, state: State) -> State {
+        state
     }
 
     /// Lets the device do some of its own work, or keeps it from working.

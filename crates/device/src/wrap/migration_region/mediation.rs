@@ -1,9 +1,9 @@
 //! A vendor that adds a migration region to plain devices by mediation.
 
 use whimbrel_memory::FileOffset;
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_protocol::region::Layout;
+use whimbrel_protocol::{Errno, State};
 
 use super::vendor_half::VendorHalf;
 use crate::driver::Next;
@@ -92,6 +92,10 @@ impl Mediation for Mediating {
 
     fn reset(&mut self, device: PlainDevice<'_>) {
         self.half.reset(device.driver, device.context);
+    }
+
+    fn state(&self, _: State) -> State {
+        self.half.state()
     }
 
     fn advance(&mut self, device: PlainDevice<'_>) -> Next {

@@ -1,9 +1,9 @@
 //! The region of one device: rules, memory and log, independent of the caller that forwards the accesses.
 
 use whimbrel_memory::FileOffset;
-use whimbrel_protocol::Errno;
 use whimbrel_protocol::info::Region;
 use whimbrel_protocol::region::{Layout, Vendor, Version};
+use whimbrel_protocol::{Errno, State};
 
 use super::backend::Behind;
 use super::dirty::DirtyPages;
@@ -31,12 +31,17 @@ impl VendorHalf {
 
     /// The context for calls of the driver behind the region, which is in a state of its own.
     pub(super) fn behind(&self, context: &Context) -> Context {
-        context.with_state(self.vendor.state_behind())
+        context.with_state(self.state())
+    }
+
+    /// Returns the migration state of the driver behind the region.
+    pub(super) fn state(&self) -> State {
+        self.vendor.state_behind()
     }
 
     /// Returns whether the device does its own work.
     pub(super) fn may_run(&self) -> bool {
-        self.vendor.state_behind().is_running()
+        self.state().is_running()
     }
 
     pub(super) fn read(

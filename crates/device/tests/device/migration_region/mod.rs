@@ -9,4 +9,4 @@ mod everything;
 mod failures;
 mod lifetime;
 mod save_load;
-mod support;
+pub(crate) mod support;
