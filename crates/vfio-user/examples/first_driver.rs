@@ -112,11 +112,11 @@ impl Migration for Card {
     }
     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         self.stream.extend(data);
-        while let Some((page, rest)) = self.stream.split_first_chunk::<4>() {
+        while !self.is_complete
+            && let Some((page, rest)) = self.stream.split_first_chunk::<4>()
+        {
             let page = u32::from_le_bytes(*page);
-            if self.is_complete {
-                return Err(Errno::ENOMEM);
-            } else if page >= PAGES && (page != END || !self.unsent.is_empty()) {
+            if page >= PAGES && (page != END || !self.unsent.is_empty()) {
                 return Err(Errno::EINVAL);
             }
             let length = if page == END { self.function.saved_bytes() } else { PAGE };
@@ -130,7 +130,7 @@ impl Migration for Card {
             }
             self.stream.drain(..4 + length);
         }
-        Ok(data.len())
+        if self.is_complete && !self.stream.is_empty() { Err(Errno::ENOMEM) } else { Ok(data.len()) }
     }
 }
 

@@ -229,7 +229,7 @@ fn the_guide_s_first_driver_takes_no_state_that_is_not_whole() {
         stream.extend(&buffer[..count]);
     }
     let record = 4 + 4096;
-    let beyond = [&stream[..], &[0; 4]].concat();
+    let beyond = [&stream[..], &[0]].concat();
     let unknown = [&[17, 0, 0, 0][..], &stream[4..]].concat();
     let cases: [(&str, &[u8], Option<Errno>); 5] = [
         ("a page is missing", &stream[record..], Some(Errno::EINVAL)),
