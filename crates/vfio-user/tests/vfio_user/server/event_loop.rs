@@ -8,6 +8,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
@@ -309,6 +310,39 @@ fn memory_that_is_asked_for_is_answered_while_the_loop_waits_and_commands_behind
     peer.sender.send(out.as_bytes(), &[]).unwrap();
     peer.answer(ring, Command::RegionWrite).unwrap();
     peer.answer(behind, Command::RegionRead).unwrap();
+    stopper.stop();
+    serving.join().unwrap();
+}
+
+#[test]
+fn commands_are_executed_while_a_thread_of_the_device_waits_for_memory_and_after_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    let device = Board::open();
+    let (stopper, serving) = dispatched(Server::bind(&path, Backend::new(device.clone())).unwrap());
+    let stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut peer = Peer::new(stream, None);
+    peer.agree(plain());
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: IOVA, size: PAGE };
+    peer.ask(&Request::DmaMap(map)).unwrap();
+    for round in 0..200_u64 {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let mut data = [0; 8];
+                device.bus().dma().read(IOVA, &mut data).map(|()| u64::from_ne_bytes(data))
+            });
+            let asked = peer.receiver.receive().unwrap().unwrap().header;
+            assert_eq!(asked.command, Command::DmaRead.number());
+            // Read by the thread that waits, or by the loop.
+            peer.read(BAR, 0, 1).unwrap();
+            let mut out = MessageBuffer::new();
+            out.reply(asked.id, &Reply::DmaRead { iova: IOVA, data: &round.to_ne_bytes() });
+            peer.sender.send(out.as_bytes(), &[]).unwrap();
+            assert_eq!(thread.join().unwrap(), Ok(round));
+        });
+        peer.read(BAR, 0, 1).unwrap();
+    }
     stopper.stop();
     serving.join().unwrap();
 }
