@@ -6,8 +6,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
-    ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags, Next,
-    Region, RegionInfoFlags, State,
+    ArcError, Bus, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
+    Next, Region, RegionInfoFlags, State,
 };
 
 use crate::migration_region::support::{Offered, offer};
@@ -161,10 +161,14 @@ fn the_time_is_the_one_given_by_hand_until_another_is_given() {
 }
 
 #[test]
-fn the_time_of_a_device_that_nobody_advances_by_hand_does_not_decrease() {
+fn the_time_of_a_device_that_nobody_advances_by_hand_goes_on() {
     let (device, calls) = open(None);
     (0..100).for_each(|_| assert_eq!(device.write_region(0, 0, &[0]), Ok(1)));
-    assert!(calls.lock().is_sorted_by_key(|(_, _, time)| *time));
+    let pause = Duration::from_millis(2);
+    std::thread::sleep(pause);
+    device.write_region(0, 0, &[0]).unwrap();
+    let times: Vec<Duration> = calls.lock().iter().map(|(_, _, time)| *time).collect();
+    assert!(times.is_sorted() && times[101] >= times[100] + pause, "{times:?}");
 }
 
 #[test]
@@ -180,11 +184,18 @@ fn a_device_that_is_dropped_is_closed_if_it_was_open() {
 
 #[test]
 fn a_bus_that_the_driver_was_made_for_is_the_one_its_calls_come_with() {
+    struct OnBus(Bus);
+    impl Driver for OnBus {
+        fn open_device(&mut self, context: &Context) {
+            assert!(std::ptr::eq(context.bus().dma(), self.0.dma()));
+        }
+        fn info(&self) -> Info {
+            Info::new(DeviceInfoFlags::PCI)
+        }
+    }
     let mut given = None;
-    let device = DeviceFile::new("notes", |bus| {
-        given = Some(bus);
-        Notes::default()
-    });
+    let device = DeviceFile::new("on a bus", |bus| OnBus(given.insert(bus).clone()));
+    device.info();
     assert!(std::ptr::eq(device.bus().dma(), given.unwrap().dma()));
 }
 
