@@ -1,4 +1,5 @@
-//! The log of the crates below, on stderr. Warnings are always shown: they accompany the result.
+//! The log of the crates below, on stderr. Warnings are shown, since they accompany the result, unless the variable's
+//! filter leaves them out.
 
 use std::io::{self, IsTerminal};
 

@@ -1,4 +1,4 @@
-//! The one definition of what an enum of a header or a protocol has: a number and a name for each variant.
+//! A macro for the enums of a header or a protocol, whose variants have a number and a name.
 
 /// Defines an enum whose variants have a number and a name, with `ALL`, `number()`, `name()`, `from_number()` and
 /// `Display`, which writes the name. The representation is the caller's to choose.

@@ -81,8 +81,9 @@ impl Context {
         self.state
     }
 
-    /// Returns the time since the device was created, which never decreases. After a call of
-    /// [`DeviceFile::advance`](crate::DeviceFile::advance) it is the time passed to the last such call.
+    /// Returns the time since the device was created, which never decreases. Once
+    /// [`DeviceFile::advance`](crate::DeviceFile::advance) was called, it is the time passed to the last such call
+    /// instead, also for a [`Worker`](crate::Worker).
     pub fn now(&self) -> Duration {
         match self.clock {
             Clock::Since(start) => start.elapsed(),

@@ -40,7 +40,8 @@ pub trait Driver: Send {
         let _ = context;
     }
 
-    /// Handles the last close of the device (`vfio_device_ops.close_device`), after a reset if possible.
+    /// Handles the last close of the device (`vfio_device_ops.close_device`), after a reset if possible. A device that is
+    /// dropped while it is open is closed without a reset.
     fn close_device(&mut self, context: &Context) {
         let _ = context;
     }

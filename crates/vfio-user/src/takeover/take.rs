@@ -150,8 +150,8 @@ fn give_up(
     }
 }
 
-/// Disables what was set up of interrupts, resets the device and checks that it does not run with the transferred state. Fails with the reason why that is
-/// uncertain.
+/// Disables the interrupts, resets the device and checks that it does not run with the transferred state. Fails with the
+/// reason why that is uncertain.
 fn discard(device: &DeviceFile) -> Result<(), String> {
     disable_all(device);
     let reset = device.reset();
