@@ -76,7 +76,7 @@ pub struct Server {
     /// Signalled when a takeover, or a client served without a thread, has something to do.
     pub(super) changed: Arc<OwnedFd>,
     pub(super) poller: Poller,
-    desk: Mutex<Desk>,
+    pub(super) desk: Mutex<Desk>,
     spare: Spare,
     /// Limit for log messages that a client can cause again and again.
     turned_away: LogLimit,

@@ -65,3 +65,40 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use whimbrel_device::{DeviceFile, DeviceInfoFlags, Driver, Info};
+
+    use super::*;
+    use crate::server::backend::Backend;
+
+    struct Idle;
+
+    impl Driver for Idle {
+        fn info(&self) -> Info {
+            Info::new(DeviceInfoFlags::PCI)
+        }
+    }
+
+    #[test]
+    fn a_newcomer_that_cannot_be_watched_is_disconnected_and_the_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = DeviceFile::new("idle", |_| Idle);
+        let server = Server::bind(folder.path().join("socket"), Backend::new(device)).unwrap();
+        let mut desk = server.desk.lock();
+        let (first, _theirs) = UnixStream::pair().unwrap();
+        let (last, _theirs) = UnixStream::pair().unwrap();
+        // epoll refuses a regular file, as it refuses every descriptor past the limit.
+        let refused = UnixStream::from(OwnedFd::from(tempfile::tempfile().unwrap()));
+        for (token, stream) in [(100, first), (101, refused), (102, last)] {
+            desk.newcomers.add(token, stream, Instant::now());
+        }
+        server.watch(&mut desk).unwrap();
+        let left: Vec<_> = desk.newcomers.sockets().map(|(token, _)| token).collect();
+        assert_eq!(left, [100, 102]);
+    }
+}
