@@ -40,8 +40,9 @@ impl Poller {
         Ok(Poller { epoll, timer, watched: Mutex::default() })
     }
 
-    /// Watches a descriptor for `flags` from now on, or stops watching it if they are empty. Stop watching a
-    /// descriptor before it is closed: a copy of it elsewhere would keep it ready.
+    /// Watches a descriptor for `flags` from now on, or stops watching it if they are empty. With `ET` alone it stays
+    /// watched for no event but one report of its end, so that later events cannot exceed the limit on watched
+    /// descriptors. Stop watching a descriptor before it is closed: a copy of it elsewhere would keep it ready.
     pub(super) fn watch(&self, token: Token, fd: impl AsFd, flags: EventFlags) -> io::Result<()> {
         let mut watched = self.watched.lock();
         let before = watched.get(&token).copied();
@@ -109,6 +110,10 @@ mod tests {
         assert!(!is_readable(&poller));
         std::io::Write::write_all(&mut &there, b"x").unwrap();
         assert!(is_readable(&poller));
+        assert_eq!(poller.ready(false).unwrap(), [FIRST_TOKEN]);
+        poller.watch(FIRST_TOKEN, &here, EventFlags::ET).unwrap();
+        assert!(!is_readable(&poller), "it is watched for nothing");
+        poller.watch(FIRST_TOKEN, &here, EventFlags::IN).unwrap();
         assert_eq!(poller.ready(false).unwrap(), [FIRST_TOKEN]);
         poller.watch(FIRST_TOKEN, &here, EventFlags::empty()).unwrap();
         assert!(!is_readable(&poller), "it is watched no longer");

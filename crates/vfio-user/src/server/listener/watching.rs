@@ -14,7 +14,8 @@ use crate::server::session::current::Current;
 
 impl Server {
     /// Watches the descriptors that matter now. A peer whose socket cannot be watched is disconnected: a user can watch
-    /// only so many descriptors (`fs.epoll.max_user_watches`), and the other peers are not to blame.
+    /// only so many descriptors (`fs.epoll.max_user_watches`), and the other peers are not to blame. The listeners stay
+    /// watched when they accept nothing.
     pub(super) fn watch(&self, desk: &mut Desk) -> io::Result<()> {
         let now = Instant::now();
         let paused =
@@ -25,7 +26,7 @@ impl Server {
         #[cfg(not(feature = "takeover"))]
         let (closed, turn) = (None, None);
         let is_open = closed.is_none() && paused.is_none();
-        let read_if = |is_watched| if is_watched { EventFlags::IN } else { EventFlags::empty() };
+        let read_if = |accepts| if accepts { EventFlags::IN } else { EventFlags::ET };
         self.poller.watch(STOP, &*self.stop, EventFlags::IN)?;
         self.poller.watch(CHANGED, &*self.changed, EventFlags::IN)?;
         self.poller.watch(CLIENTS, &self.listener, read_if(is_open && desk.newcomers.have_room()))?;

@@ -100,8 +100,9 @@ impl Inline {
                 let channel = &client.channel;
                 let commands = match channel.has_unsent() {
                     true => EventFlags::OUT,
-                    // What arrives is another thread's, which wakes this one: no reason to look again and again.
-                    false if channel.is_read() => none,
+                    // Another thread takes what arrives, and wakes this one. The socket stays watched meanwhile: to add
+                    // it again could exceed the limit on watched descriptors.
+                    false if channel.is_read() => EventFlags::ET,
                     false => EventFlags::IN,
                 };
                 (
