@@ -1,5 +1,5 @@
 //! The log of the crates below, on stderr. Warnings are shown, since they accompany the result, unless the variable's
-//! filter leaves them out.
+//! filter sets another level.
 
 use std::io::{self, IsTerminal};
 
@@ -17,9 +17,9 @@ const VARIABLE: &str = "WHIMBREL_LOG";
 /// usage.
 pub(crate) fn start(verbose: u8) -> Result<(), Failure> {
     let selected = match std::env::var(VARIABLE) {
-        Ok(filter) if !filter.is_empty() => filter.parse().map_err(|error| {
+        Ok(filter) if !filter.is_empty() => parse(&filter).map_err(|error| {
             Failure::usage(format!("invalid value '{filter}' for {VARIABLE}: {error}"))
-                .hint("write levels, such as `debug`, or `target=level`, such as `whimbrel_engine=trace`")
+                .hint("write a level, such as `debug`, or `target=level`, such as `whimbrel_engine=trace`")
         })?,
         _ => by_default(verbose),
     };
@@ -27,6 +27,22 @@ pub(crate) fn start(verbose: u8) -> Result<(), Failure> {
     let log = if verbose == 0 { log.without_time().with_target(false).boxed() } else { log.boxed() };
     registry().with(selected).with(log).init();
     Ok(())
+}
+
+/// Parses a list of levels and `target=level`. Targets that it does not name are logged from warnings on.
+fn parse(filter: &str) -> Result<Targets, String> {
+    for directive in filter.split(',').map(str::trim) {
+        // `Targets` takes a word that is no level for a target, and an empty one for the level of errors.
+        let is_known = directive.contains('=') || directive.parse::<LevelFilter>().is_ok();
+        if directive.is_empty() || !is_known || directive.contains(['[', '{']) {
+            return Err(format!("'{directive}' is neither a level nor target=level"));
+        }
+    }
+    let targets: Targets = filter.parse().map_err(|error| format!("{error}"))?;
+    Ok(match targets.default_level() {
+        Some(_) => targets,
+        None => targets.with_default(LevelFilter::WARN),
+    })
 }
 
 /// The filter without the variable.

@@ -111,7 +111,9 @@ impl Error {
             (Error::Open { .. }, Errno::ENOENT) => Some(
                 "check that the device is bound to a vfio driver; `whimbrel devices` lists this host's devices",
             ),
-            (Error::Open { .. }, Errno::ENODEV) => Some("load the kernel module behind this file"),
+            (Error::Open { .. }, Errno::ENODEV) => {
+                Some("the file has no driver: load its kernel module (vfio, vfio-pci or iommufd)")
+            }
             (Error::Request { .. }, Errno::ENODEV) => {
                 Some("the device was reset, closed or removed while in use")
             }

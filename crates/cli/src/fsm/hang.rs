@@ -1,8 +1,7 @@
 //! Two requests that hang in many kernels, and the kernels that are known to answer them.
 //!
-//! Since Linux 6.2, STOP_COPY -> PRE_COPY and STOP_COPY -> PRE_COPY_P2P on a device with PRE_COPY made
-//! `vfio_mig_get_next_state()` loop forever, with the driver's lock held. Commit a26b499b757c of June 2026 ends
-//! the loop.
+//! From Linux 6.2 on, STOP_COPY -> PRE_COPY and STOP_COPY -> PRE_COPY_P2P make `vfio_mig_get_next_state()` loop forever
+//! on a device with PRE_COPY, with the driver's lock held. Commit a26b499b757c of June 2026 fixes it.
 
 use whimbrel_protocol::State;
 

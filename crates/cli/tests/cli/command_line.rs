@@ -214,9 +214,17 @@ fn the_log_goes_to_stderr_and_only_when_asked_for() {
 
 #[test]
 fn a_wrong_log_filter_is_told() {
-    let mut command = command(["fsm", "--table"]);
-    command.env("WHIMBREL_LOG", "whimbrel=loud");
-    finish(command).misused().says(&["invalid value 'whimbrel=loud' for WHIMBREL_LOG: ", "hint: "]);
+    for filter in ["whimbrel=loud", "debgu", "debug,", "[span]=info", ",,"] {
+        let mut command = command(["fsm", "--table"]);
+        command.env("WHIMBREL_LOG", filter);
+        let invalid = format!("invalid value '{filter}' for WHIMBREL_LOG: ");
+        finish(command).misused().says(&[&invalid, "hint: "]);
+    }
+    for filter in ["", "debug", "off", "whimbrel_engine=trace", "info, whimbrel_user=trace"] {
+        let mut command = command(["fsm", "--table"]);
+        command.env("WHIMBREL_LOG", filter);
+        finish(command).succeeded();
+    }
 }
 
 #[test]

@@ -163,6 +163,8 @@ impl Shared {
     pub(super) fn work_until(&self, stop: &AtomicBool) {
         let mut core = self.lock_without_waking();
         while !stop.load(Ordering::Acquire) {
+            // A call of `advance` may have set it.
+            core.context.run_clock();
             match core.advance() {
                 // Requests wait for this lock: without fairness a busy device would keep them out.
                 Next::Now => MutexGuard::bump(&mut core),
@@ -374,7 +376,8 @@ impl DerefMut for Active<'_> {
 /// Closes a device that is dropped while it is open.
 impl Drop for Core {
     fn drop(&mut self) {
-        if self.open {
+        // Two panics at once would end the process.
+        if self.open && !std::thread::panicking() {
             self.driver.close_device(&self.context);
         }
     }

@@ -408,8 +408,8 @@ impl DeviceFile {
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. No effect in a state in which it
     /// does not run.
     ///
-    /// From this call on, [`Context::now`](crate::Context::now) is `now` until the next call sets another time: a device
-    /// that is advanced by hand has no clock of its own.
+    /// From this call on, [`Context::now`](crate::Context::now) is `now` until the next call sets another time, or a
+    /// [`Worker`](crate::Worker) lets the clock run.
     pub fn advance(&self, now: Duration) -> Next {
         self.shared.lock_without_waking().advance_at(now)
     }

@@ -11,7 +11,8 @@ use crate::bus::Bus;
 /// The core maintains it, so a driver needs neither a copy of the migration state nor a clock:
 ///
 /// ```
-/// use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Next};
+/// use std::time::Duration;
+/// use whimbrel_device::{Bus, Context, DeviceInfoFlags, Driver, Errno, Info, Next, State};
 ///
 /// /// A device that interrupts once a second.
 /// struct Metronome;
@@ -26,13 +27,15 @@ use crate::bus::Bus;
 ///     }
 ///     fn advance(&mut self, context: &Context) -> Next {
 ///         context.bus().interrupts().trigger(1, 0);
-///         Next::At(context.now() + std::time::Duration::from_secs(1))
+///         Next::At(context.now() + Duration::from_secs(1))
 ///     }
 /// }
 ///
-/// let device = DeviceFile::new("metronome", |_| Metronome);
-/// let now = std::time::Duration::from_secs(5);
-/// assert_eq!(device.advance(now), Next::At(std::time::Duration::from_secs(6)));
+/// // As a unit test of the driver calls it; a `DeviceFile` keeps a context of its own.
+/// let context = Context::new(Bus::new()).with_now(Duration::from_secs(5));
+/// assert_eq!(Metronome.advance(&context), Next::At(Duration::from_secs(6)));
+/// let stopped = context.with_state(State::Stop);
+/// assert_eq!(Metronome.write_region(&stopped, 0, 0, &[1]), Err(Errno::EBUSY));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -77,13 +80,18 @@ impl Context {
 
     /// Returns the device's migration state; RUNNING for one that cannot migrate. During
     /// [`Migration::arc`](crate::Migration::arc) it is still the state that the arc leaves.
+    ///
+    /// Behind a migration region it is the state that the region has brought the device to, except in the halves that
+    /// are not part of a migration ([`LowPower`](crate::LowPower), [`BusMaster`](crate::BusMaster),
+    /// [`DmaBuf`](crate::DmaBuf), [`ZpciErrors`](crate::ZpciErrors) and [`Graphics`](crate::Graphics)), which find the
+    /// state that the user sees, RUNNING.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Returns the time since the device was created, which never decreases. Once
-    /// [`DeviceFile::advance`](crate::DeviceFile::advance) was called, it is the time passed to the last such call
-    /// instead, also for a [`Worker`](crate::Worker).
+    /// Returns the time since the device was created, which never decreases. In a device that is advanced by
+    /// [`DeviceFile::advance`](crate::DeviceFile::advance) instead of a [`Worker`](crate::Worker), it is the time passed
+    /// to the last such call.
     pub fn now(&self) -> Duration {
         match self.clock {
             Clock::Since(start) => start.elapsed(),
@@ -95,8 +103,16 @@ impl Context {
         self.state = state;
     }
 
-    /// Sets the time, which stays the same until it is set again.
+    /// Sets the time, which stays the same until it is set again or the clock runs.
     pub(crate) fn set_now(&mut self, now: Duration) {
         self.clock = Clock::At(now);
+    }
+
+    /// Lets the clock run, from the time that it is.
+    pub(crate) fn run_clock(&mut self) {
+        if let Clock::At(now) = self.clock {
+            let current = Instant::now();
+            self.clock = Clock::Since(current.checked_sub(now).unwrap_or(current));
+        }
     }
 }

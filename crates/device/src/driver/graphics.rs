@@ -4,9 +4,9 @@
 
 use std::fs::File;
 
-use super::Context;
-
 use whimbrel_protocol::Errno;
+
+use super::Context;
 
 /// The display half of a driver.
 pub trait Graphics {

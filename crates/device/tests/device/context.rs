@@ -1,13 +1,13 @@
 //! The context that each call of a driver comes with: bus, migration state, time.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{
     ArcError, Bus, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
-    Next, Region, RegionInfoFlags, State,
+    Next, Region, RegionInfoFlags, State, Worker,
 };
 
 use crate::migration_region::support::{Offered, offer};
@@ -169,6 +169,22 @@ fn the_time_of_a_device_that_nobody_advances_by_hand_goes_on() {
     device.write_region(0, 0, &[0]).unwrap();
     let times: Vec<Duration> = calls.lock().iter().map(|(_, _, time)| *time).collect();
     assert!(times.is_sorted() && times[101] >= times[100] + pause, "{times:?}");
+}
+
+#[test]
+fn a_workers_clock_runs_on_from_the_time_given_by_hand() {
+    let (device, calls) = open(None);
+    let given = Duration::from_secs(1000);
+    device.advance(given);
+    calls.lock().clear();
+    let _worker = Worker::start(device.clone()).unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while calls.lock().iter().filter(|(_, _, time)| *time > given).count() < 2 {
+        assert!(Instant::now() < deadline, "the clock stands still");
+        // Each request gives the worker a reason to look.
+        device.write_region(0, 0, &[0]).unwrap();
+    }
+    assert!(calls.lock().is_sorted_by_key(|(_, _, time)| *time));
 }
 
 #[test]

@@ -120,13 +120,13 @@ pub enum Access {
 }
 
 impl Function {
-    /// A function with this configuration space, at power-on.
+    /// Returns a function with this configuration space, in its power-on state.
     pub fn new(config: PciConfig, bus: Bus) -> Function {
         let messages = Messages::new(&config);
         Function { bus, config, messages, asserted: false, is_permissive: false, is_running: true, log: None }
     }
 
-    /// The same function without the need for a set-up configuration space: DMA does not wait for the bus master bit,
+    /// Returns the same function without the need for a set-up configuration space: DMA does not wait for the bus master bit,
     /// and an interrupt goes to the index that the user has set up, whether it is enabled in the space or not.
     ///
     /// It is for a device whose state runs on at a destination before its user brings the configuration space over.
@@ -136,19 +136,19 @@ impl Function {
         self
     }
 
-    /// The values that the guest has set in the configuration space.
+    /// Returns the values that the guest has set in the configuration space.
     pub fn settings(&self) -> Settings {
         self.config.settings()
     }
 
-    /// The answer to VFIO_DEVICE_GET_INFO, for a device that can be reset.
+    /// Returns the answer to VFIO_DEVICE_GET_INFO, for a device that can be reset.
     pub fn info(&self) -> Info {
         Info::new(DeviceInfoFlags::PCI | DeviceInfoFlags::RESET)
             .num_regions(VFIO_PCI_NUM_REGIONS)
             .num_irqs(VFIO_PCI_NUM_IRQS)
     }
 
-    /// Region `index`: a BAR, which the driver may narrow, or the configuration space.
+    /// Returns region `index`: a BAR, which the driver may narrow, or the configuration space.
     pub fn region(&self, index: u32) -> Region {
         let size = match index {
             VFIO_PCI_CONFIG_REGION_INDEX => Some(self.config.len()),
@@ -158,7 +158,7 @@ impl Function {
         size.map_or(Region::absent(0), |size| Region::new(flags, size))
     }
 
-    /// Interrupt `index`, as vfio-pci describes it: from the pin and the capabilities.
+    /// Returns interrupt `index`, as vfio-pci describes it: from the pin and the capabilities.
     pub fn irq(&self, index: u32) -> Irq {
         let messages = IrqInfoFlags::EVENTFD | IrqInfoFlags::NORESIZE;
         let line = IrqInfoFlags::EVENTFD | IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
@@ -218,12 +218,13 @@ impl Function {
         self.settle();
     }
 
-    /// The memory that the device reaches, while the function may start DMA.
+    /// Returns the memory that the device reaches, while the function may start DMA.
     pub fn dma(&self) -> Option<&DmaSpace> {
         may_master(&self.settings(), self.is_permissive).then(|| self.bus.dma())
     }
 
-    /// Follows the device into a migration state, for a driver to call at the end of each arc. While the device does not
+    /// Follows the device into a migration state, for a driver to call at the end of each arc, and before an arc fails
+    /// with [`ArcError::Broken`](crate::ArcError::Broken): the state is then ERROR. While the device does not
     /// run, its line stays as it is and its messages are held; they go out when it runs.
     pub fn enter(&mut self, state: State) {
         self.is_running = state.is_running();
@@ -236,7 +237,7 @@ impl Function {
         self.settle();
     }
 
-    /// Brings the function to its state after power-on, and ends its dirty log.
+    /// Brings the function to its power-on state, in which the device runs, and ends its dirty log.
     pub fn reset(&mut self) {
         self.config.reset();
         self.messages = Messages::new(&self.config);

@@ -52,7 +52,7 @@ pub enum FunctionStateError {
 }
 
 impl Function {
-    /// The function's state: configuration space, line, MSI-X table and pending messages.
+    /// Returns the function's state: configuration space, line, MSI-X table and pending messages.
     pub fn save(&self) -> Vec<u8> {
         let config = self.config.to_bytes();
         let flags = if self.asserted { ASSERTED } else { 0 };
@@ -73,7 +73,7 @@ impl Function {
         HEAD_BYTES + self.config.len() as usize + table
     }
 
-    /// Takes the state of another function of the same shape, and returns the events that it causes.
+    /// Loads the state of another function of the same shape, and returns the events that it causes.
     ///
     /// After [`Function::enter`] with a state in which the device does not run, the line and the held messages are
     /// delivered once it runs, to interrupts that the user has set up by then.
