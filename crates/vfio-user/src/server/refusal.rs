@@ -12,7 +12,8 @@ use crate::message::{Command, HEADER, MessageBuffer};
 /// Time that a refused client has to send its first message.
 const TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Returns id and command of a newcomer's first message, if that arrives soon. The message stays in the socket.
+/// Returns id and command of an unidentified connection's first message, if that arrives soon. The message
+/// stays in the socket.
 pub(super) fn first_header(stream: &UnixStream) -> Option<(u16, u16)> {
     let timeout = Timespec::try_from(TIMEOUT).ok();
     // Whatever fails here, the client sees what becomes of its connection.
@@ -29,7 +30,7 @@ pub(super) fn header_so_far(stream: &UnixStream) -> Option<(u16, u16)> {
 }
 
 /// Tells a client why it is refused: as the answer to its first message, which has this id.
-pub(super) fn turn_away(stream: &UnixStream, id: u16, errno: Errno) {
+pub(super) fn reject(stream: &UnixStream, id: u16, errno: Errno) {
     let mut out = MessageBuffer::new();
     out.error(id, Command::Version.number(), errno);
     let _ = send(stream, out.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);

@@ -18,21 +18,21 @@ use super::peer::{Peer, credentials};
 use super::refusal::Refusal;
 use super::wire::{REST_TIMEOUT, TIMEOUT};
 use super::{TakeoverError, check_user};
-use crate::server::session::seat::{Parked, Seat};
+use crate::server::session::client_handle::{ClientHandle, Parked};
 use crate::server::signal::signal;
 
 /// Timeout for the agreement of two servers, before the device is stopped: one message each for the request, the
 /// offer and the answer to it.
 const TALK: Duration = Duration::from_secs(20);
 
-/// Time that a newcomer may wait while a device without a client is handed over: the new server then serves it. After
-/// that it is refused.
+/// Time that an unidentified connection may wait while a device without a client is handed over: the new server then
+/// serves it. After that it is refused.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A message to the server that accepts clients.
 enum Event {
     /// Both servers agree: the client is needed.
-    Agreed(SyncSender<Option<Seat>>),
+    Agreed(SyncSender<Option<ClientHandle>>),
     /// Connections from now on may be clients of the new server.
     HandedOver,
     Ended,
@@ -73,13 +73,13 @@ impl Attempt {
     }
 
     /// Processes the thread's messages; returns `true` once it has ended.
-    pub(crate) fn look(&mut self, seat: impl Fn() -> Option<Seat>) -> bool {
+    pub(crate) fn look(&mut self, handle: impl Fn() -> Option<ClientHandle>) -> bool {
         loop {
             match self.events.try_recv() {
                 Ok(Event::Agreed(reply)) => {
                     self.agreed = Some(Instant::now());
                     // Whoever asked may have been stopped meanwhile.
-                    let _ = reply.send(seat());
+                    let _ = reply.send(handle());
                 }
                 Ok(Event::HandedOver) => self.is_handed_over = true,
                 Ok(Event::Ended) | Err(mpsc::TryRecvError::Disconnected) => return true,
@@ -88,7 +88,7 @@ impl Attempt {
         }
     }
 
-    /// Returns whether a newcomer can be a client of this server.
+    /// Returns whether an unidentified connection can be a client of this server.
     pub(crate) fn lets_serve(&self) -> bool {
         self.agreed.is_none()
     }
@@ -170,16 +170,16 @@ fn give(
     let giving = Giving::begin(link, peer, stop, offer)?;
     let (reply, answer) = mpsc::sync_channel(1);
     teller.tell(Event::Agreed(reply));
-    let Ok(seat) = answer.recv_timeout(TIMEOUT) else {
+    let Ok(handle) = answer.recv_timeout(TIMEOUT) else {
         return Err(giving.refuse(LinkError::Stopped.into()));
     };
-    if let Some(seat) = &seat
-        && let Err(kept) = check_no_client(&giving.peer, seat)
+    if let Some(handle) = &handle
+        && let Err(kept) = check_no_client(&giving.peer, handle)
     {
         return Err(giving.refuse(kept));
     }
     let mut parked =
-        match seat.map_or(Ok(None), |seat| seat.park(&giving.stop, Instant::now() + REST_TIMEOUT)) {
+        match handle.map_or(Ok(None), |handle| handle.park(&giving.stop, Instant::now() + REST_TIMEOUT)) {
             Ok(parked) => parked,
             Err(why) => return Err(giving.refuse(why.into())),
         };
@@ -193,8 +193,8 @@ fn give(
 
 /// Keeps the client of a device from replacing its server, which would give it other clients' memory, unless it is
 /// this process itself.
-fn check_no_client(peer: &Peer, seat: &Seat) -> Result<(), Refusal> {
-    let client = credentials(seat.socket().as_fd())?.0;
+fn check_no_client(peer: &Peer, handle: &ClientHandle) -> Result<(), Refusal> {
+    let client = credentials(handle.socket().as_fd())?.0;
     if client != peer.pid || peer.is_own() {
         return Ok(());
     }

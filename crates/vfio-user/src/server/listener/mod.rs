@@ -1,6 +1,5 @@
 //! The server at a path: accepts connections and decides how to handle each.
 
-mod newcomers;
 mod poller;
 pub(super) mod server;
 pub(crate) mod socket_file;
@@ -9,4 +8,5 @@ mod spare;
 mod takeovers;
 #[cfg(feature = "takeover")]
 mod taking_over;
+mod unidentified;
 mod watching;

@@ -13,15 +13,15 @@ use rustix::event::epoll::EventFlags;
 use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_device::Errno;
 
-use super::newcomers::Newcomers;
 use super::poller::{FIRST_TOKEN, Poller, Token};
 use super::socket_file::Listener;
 use super::spare::{Spare, is_exhausted};
 #[cfg(feature = "takeover")]
 use super::takeovers::{Found, Place, Takeovers, UnderWay};
+use super::unidentified::Unidentified;
 use crate::server::backend::{Backend, Turn};
 use crate::server::log_limit::LogLimit;
-use crate::server::refusal::{first_header, header_so_far, turn_away};
+use crate::server::refusal::{first_header, header_so_far, reject};
 use crate::server::session::current::Current;
 use crate::server::session::inline::Inline;
 use crate::server::session::rest::LOOK;
@@ -76,10 +76,10 @@ pub struct Server {
     /// Signalled when a takeover, or a client served without a thread, has something to do.
     pub(super) changed: Arc<OwnedFd>,
     pub(super) poller: Poller,
-    pub(super) desk: Mutex<Desk>,
+    pub(super) state: Mutex<ServerState>,
     spare: Spare,
     /// Limit for log messages that a client can cause again and again.
-    turned_away: LogLimit,
+    rejections: LogLimit,
     pub(super) not_accepted: LogLimit,
     #[cfg(feature = "takeover")]
     pub(super) takeovers: Takeovers,
@@ -87,12 +87,12 @@ pub struct Server {
 
 /// The state that changes while a server runs.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct ServerState {
     /// A client that was taken over, and is served first.
     taken: Option<(Serving, Ready)>,
     pub(super) current: Option<Current>,
     clients: u64,
-    pub(super) newcomers: Newcomers,
+    pub(super) unidentified: Unidentified,
     /// The time from which connections are accepted again after a failure.
     pub(super) accepts_at: Option<Instant>,
     next_token: Token,
@@ -155,13 +155,13 @@ impl Signals {
     }
 }
 
-impl Desk {
-    fn new(taken: Option<(Serving, Ready)>) -> Desk {
-        Desk {
+impl ServerState {
+    fn new(taken: Option<(Serving, Ready)>) -> ServerState {
+        ServerState {
             taken,
             current: None,
             clients: 0,
-            newcomers: Newcomers::default(),
+            unidentified: Unidentified::default(),
             accepts_at: None,
             next_token: FIRST_CONNECTION,
             client_tokens: [0; 2],
@@ -200,7 +200,7 @@ impl Server {
             backend,
             listener,
             signals,
-            Desk::new(None),
+            ServerState::new(None),
             #[cfg(feature = "takeover")]
             Takeovers::new(None, description),
         ))
@@ -210,7 +210,7 @@ impl Server {
         backend: Backend,
         listener: Listener,
         signals: Signals,
-        desk: Desk,
+        state: ServerState,
         #[cfg(feature = "takeover")] takeovers: Takeovers,
     ) -> Server {
         let Signals { stop, changed, poller, spare } = signals;
@@ -220,9 +220,9 @@ impl Server {
             stop,
             changed,
             poller,
-            desk: Mutex::new(desk),
+            state: Mutex::new(state),
             spare,
-            turned_away: LogLimit::default(),
+            rejections: LogLimit::default(),
             not_accepted: LogLimit::default(),
             #[cfg(feature = "takeover")]
             takeovers,
@@ -233,8 +233,8 @@ impl Server {
     #[cfg(feature = "takeover")]
     pub(super) fn taken(taken: TakenOver, backend: Backend, ready: Ready, signals: Signals) -> Server {
         let TakenOver { clients, takeovers: listener, description, serving } = taken;
-        let desk = Desk::new(serving.map(|serving| (serving, ready)));
-        Server::assemble(backend, clients, signals, desk, Takeovers::new(listener, Some(description)))
+        let state = ServerState::new(serving.map(|serving| (serving, ready)));
+        Server::assemble(backend, clients, signals, state, Takeovers::new(listener, Some(description)))
     }
 
     /// Returns the path of the socket.
@@ -314,21 +314,21 @@ impl Server {
     }
 
     fn drive(&self, way: Way) -> io::Result<ControlFlow<Served>> {
-        let mut desk = self.desk.lock();
-        match &desk.ended {
+        let mut state = self.state.lock();
+        match &state.ended {
             Some(Ended::Served(served)) => return Ok(ControlFlow::Break(*served)),
             Some(Ended::Failed(kind, why)) => {
                 return Err(io::Error::new(*kind, format!("the server has ended: {why}")));
             }
             None => {}
         }
-        let result = if std::mem::replace(&mut desk.is_in_turn, true) {
+        let result = if std::mem::replace(&mut state.is_in_turn, true) {
             // A reply may be half written, and nobody knows what the driver has done.
             Err(io::Error::other("a call of the driver panicked"))
         } else {
-            match self.turn(&mut desk, way) {
+            match self.turn(&mut state, way) {
                 Ok(ControlFlow::Continue(())) => {
-                    desk.is_in_turn = false;
+                    state.is_in_turn = false;
                     return Ok(ControlFlow::Continue(()));
                 }
                 Ok(ControlFlow::Break(served)) => Ok(served),
@@ -336,11 +336,11 @@ impl Server {
             }
         };
         #[cfg(feature = "takeover")]
-        let result = self.end_takeover(&mut desk, result);
-        if let Some(current) = self.unseat(&mut desk) {
+        let result = self.end_takeover(&mut state, result);
+        if let Some(current) = self.remove_client(&mut state) {
             current.end();
         }
-        desk.ended = Some(match &result {
+        state.ended = Some(match &result {
             Ok(served) => Ended::Served(*served),
             Err(error) => Ended::Failed(error.kind(), error.to_string()),
         });
@@ -348,76 +348,76 @@ impl Server {
     }
 
     /// Waits until there is something to do, unless it is dispatched, and does it.
-    fn turn(&self, desk: &mut Desk, way: Way) -> io::Result<ControlFlow<Served>> {
-        if let Some((serving, ready)) = desk.taken.take() {
-            desk.clients += 1;
+    fn turn(&self, state: &mut ServerState, way: Way) -> io::Result<ControlFlow<Served>> {
+        if let Some((serving, ready)) = state.taken.take() {
+            state.clients += 1;
             match way {
-                Way::Threads => desk.current = Some(Current::Threaded(ready.serve(serving))),
+                Way::Threads => state.current = Some(Current::Threaded(ready.serve(serving))),
                 // Its thread, which has nobody to serve, ends.
-                Way::Dispatch => self.attend(desk, serving),
+                Way::Dispatch => self.serve_inline(state, serving),
             }
         }
         #[cfg(feature = "takeover")]
-        self.takeovers.begin_next(&mut desk.under_way, &self.place());
-        for (token, silent) in desk.newcomers.take_silent(Instant::now()) {
+        self.takeovers.begin_next(&mut state.under_way, &self.place());
+        for (token, silent) in state.unidentified.take_silent(Instant::now()) {
             self.poller.watch(token, &silent, EventFlags::empty())?;
-            turn_away(&silent, 0, Errno::ETIMEDOUT);
+            reject(&silent, 0, Errno::ETIMEDOUT);
         }
-        self.watch(desk)?;
+        self.watch(state)?;
         let ready = self.poller.ready(way == Way::Threads)?;
         let is_ready = |token: Token| ready.contains(&token);
         if is_ready(STOP) {
-            return Ok(ControlFlow::Break(desk.served(false)));
+            return Ok(ControlFlow::Break(state.served(false)));
         }
         if is_ready(CHANGED) {
             // A counter that is read twice is empty the second time.
             let _ = rustix::io::read(&*self.changed, &mut [0; 8]);
             #[cfg(feature = "takeover")]
-            let ended = self.look_at_takeover(desk);
+            let ended = self.look_at_takeover(state);
             #[cfg(not(feature = "takeover"))]
             let ended = None;
             if let Some(ended) = ended {
                 return ended;
             }
         }
-        if let Some(Current::Inline(client)) = &mut desk.current
+        if let Some(Current::Inline(client)) = &mut state.current
             && client.dispatch()
         {
-            drop(self.unseat(desk));
+            drop(self.remove_client(state));
         }
         #[cfg(feature = "takeover")]
         if let Some(takeovers) = self.takeovers.listener.as_ref().filter(|_| is_ready(TAKEOVERS))
-            && let Some(stream) = self.accept(takeovers, &mut desk.accepts_at, way)
+            && let Some(stream) = self.accept(takeovers, &mut state.accepts_at, way)
         {
-            self.takeovers.queue(stream, &mut desk.under_way, &self.listener);
+            self.takeovers.queue(stream, &mut state.under_way, &self.listener);
         }
-        for (token, stream) in desk.newcomers.take(is_ready) {
+        for (token, stream) in state.unidentified.take(is_ready) {
             self.poller.watch(token, &stream, EventFlags::empty())?;
-            desk.clients += u64::from(self.meet(stream, desk, way));
+            state.clients += u64::from(self.take_first_message(stream, state, way));
         }
         if is_ready(CLIENTS)
-            && let Some(stream) = self.accept(&self.listener, &mut desk.accepts_at, way)
+            && let Some(stream) = self.accept(&self.listener, &mut state.accepts_at, way)
         {
-            let token = desk.token();
-            desk.newcomers.add(token, stream, Instant::now());
+            let token = state.token();
+            state.unidentified.add(token, stream, Instant::now());
         }
         if way == Way::Dispatch {
-            self.watch(desk)?;
+            self.watch(state)?;
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// Starts to serve a client without a thread.
-    fn attend(&self, desk: &mut Desk, serving: Serving) {
-        desk.client_tokens = [desk.token(), desk.token()];
-        desk.current = Some(Current::Inline(Inline::new(serving, &self.changed)));
+    fn serve_inline(&self, state: &mut ServerState, serving: Serving) {
+        state.client_tokens = [state.token(), state.token()];
+        state.current = Some(Current::Inline(Inline::new(serving, &self.changed)));
     }
 
     /// Removes and returns the served client, and stops watching its sockets.
-    pub(super) fn unseat(&self, desk: &mut Desk) -> Option<Current> {
-        let current = desk.current.take()?;
+    pub(super) fn remove_client(&self, state: &mut ServerState) -> Option<Current> {
+        let current = state.current.take()?;
         if let Current::Inline(client) = &current {
-            for (token, socket) in desk.client_tokens.into_iter().zip(client.sockets()) {
+            for (token, socket) in state.client_tokens.into_iter().zip(client.sockets()) {
                 // One that is gone already is watched no longer.
                 let _ = socket.map(|(socket, _)| self.poller.watch(token, socket, EventFlags::empty()));
             }
@@ -425,36 +425,36 @@ impl Server {
         Some(current)
     }
 
-    /// Handles the first message of a newcomer, or its end. Returns whether it is the client from now on.
-    fn meet(&self, stream: UnixStream, desk: &mut Desk, way: Way) -> bool {
+    /// Handles the first message of an unidentified connection, or its end. Returns whether it is the client from now on.
+    fn take_first_message(&self, stream: UnixStream, state: &mut ServerState, way: Way) -> bool {
         let first = header_so_far(&stream);
         let first_id = first.map_or(0, |(id, _)| id);
         #[cfg(feature = "takeover")]
         if first.is_some_and(|(_, command)| command == takeover::COMMAND) {
-            self.takeovers.meet(stream, &mut desk.under_way, &self.listener);
+            self.takeovers.take_first_message(stream, &mut state.under_way, &self.listener);
             return false;
         }
         #[cfg(feature = "takeover")]
-        let may_serve = desk.under_way.lets_serve();
+        let may_serve = state.under_way.lets_serve();
         #[cfg(not(feature = "takeover"))]
         let may_serve = true;
-        if !may_serve || desk.current.as_ref().is_some_and(|current| !current.has_left()) {
-            if let Some(left_out) = self.turned_away.admit(Instant::now()) {
+        if !may_serve || state.current.as_ref().is_some_and(|current| !current.has_left()) {
+            if let Some(left_out) = self.rejections.admit(Instant::now()) {
                 tracing::info!(path = %self.path().display(), left_out, "rejected a second client with EBUSY: the device is in use");
             }
-            turn_away(&stream, first_id, Errno::EBUSY);
+            reject(&stream, first_id, Errno::EBUSY);
             return false;
         }
-        if let Some(left) = self.unseat(desk) {
+        if let Some(left) = self.remove_client(state) {
             // It may have shut down its own direction alone, and take no answers: its thread would wait for that.
             left.end();
         }
         // `None` if another program's handle to the backend serves one.
         let Some(turn) = Turn::take(&self.backend) else {
-            turn_away(&stream, first_id, Errno::EBUSY);
+            reject(&stream, first_id, Errno::EBUSY);
             return false;
         };
-        match self.start(stream, turn, desk, way) {
+        match self.start(stream, turn, state, way) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "cannot start a thread for a client");
@@ -480,7 +480,7 @@ impl Server {
         let is_told = is_exhausted(&error)
             && self.spare.lend(|| match listener.accept() {
                 Ok(Some(stream)) => {
-                    turn_away(&stream, first(&stream).map_or(0, |(id, _)| id), Errno::EMFILE);
+                    reject(&stream, first(&stream).map_or(0, |(id, _)| id), Errno::EMFILE);
                     true
                 }
                 Ok(None) => true,
@@ -493,16 +493,16 @@ impl Server {
         None
     }
 
-    fn start(&self, stream: UnixStream, turn: Turn, desk: &mut Desk, way: Way) -> io::Result<()> {
+    fn start(&self, stream: UnixStream, turn: Turn, state: &mut ServerState, way: Way) -> io::Result<()> {
         let rest = Some(Arc::default());
         match way {
             Way::Threads => {
                 // So that its thread looks now and then whether it is to rest.
                 stream.set_read_timeout(Some(LOOK))?;
                 let ready = Ready::new(self.backend.device().name())?;
-                desk.current = Some(Current::Threaded(ready.serve(Serving::begin(turn, stream, rest))));
+                state.current = Some(Current::Threaded(ready.serve(Serving::begin(turn, stream, rest))));
             }
-            Way::Dispatch => self.attend(desk, Serving::begin(turn, stream, rest)),
+            Way::Dispatch => self.serve_inline(state, Serving::begin(turn, stream, rest)),
         }
         Ok(())
     }
@@ -516,36 +516,36 @@ impl Server {
     }
 
     /// Checks the takeover under way; `None` if nothing has changed.
-    fn look_at_takeover(&self, desk: &mut Desk) -> Option<io::Result<ControlFlow<Served>>> {
-        let Desk { under_way, current, .. } = desk;
-        let seat = || current.as_ref().map(|current| current.seat().clone());
-        Some(match self.takeovers.look(under_way, &self.listener, seat) {
+    fn look_at_takeover(&self, state: &mut ServerState) -> Option<io::Result<ControlFlow<Served>>> {
+        let ServerState { under_way, current, .. } = state;
+        let handle = || current.as_ref().map(|current| current.handle().clone());
+        Some(match self.takeovers.look(under_way, &self.listener, handle) {
             // A client that was away has come back, and is served below.
             Found::Nothing | Found::Stays => return None,
             Found::Gone(ended) => {
                 // Another process serves the client.
-                if let Some(gone) = self.unseat(desk) {
+                if let Some(gone) = self.remove_client(state) {
                     gone.join();
                 }
-                ended.map(|()| ControlFlow::Break(desk.served(true)))
+                ended.map(|()| ControlFlow::Break(state.served(true)))
             }
         })
     }
 
     /// Ends a takeover that is under way, and returns its result as that of the server.
-    fn end_takeover(&self, desk: &mut Desk, result: io::Result<Served>) -> io::Result<Served> {
-        if !desk.under_way.is_some() {
+    fn end_takeover(&self, state: &mut ServerState, result: io::Result<Served>) -> io::Result<Served> {
+        if !state.under_way.is_some() {
             return result;
         }
         // It may end for another reason than that.
         self.stopper().stop();
-        match self.takeovers.end(&mut desk.under_way, &self.listener) {
+        match self.takeovers.end(&mut state.under_way, &self.listener) {
             None => result,
             Some(ended) => {
-                if let Some(gone) = self.unseat(desk) {
+                if let Some(gone) = self.remove_client(state) {
                     gone.join();
                 }
-                ended.map(|()| desk.served(true))
+                ended.map(|()| state.served(true))
             }
         }
     }
@@ -555,9 +555,9 @@ impl Server {
 #[cfg(feature = "takeover")]
 impl Drop for Server {
     fn drop(&mut self) {
-        let mut desk = std::mem::replace(self.desk.get_mut(), Desk::new(None));
-        let served = desk.served(false);
-        if let Err(error) = self.end_takeover(&mut desk, Ok(served)) {
+        let mut state = std::mem::replace(self.state.get_mut(), ServerState::new(None));
+        let served = state.served(false);
+        if let Err(error) = self.end_takeover(&mut state, Ok(served)) {
             tracing::warn!(path = %self.path().display(), %error, "server dropped during a takeover");
         }
     }

@@ -11,7 +11,7 @@ use whimbrel_device::{DeviceFile, Errno};
 
 use super::socket_file::Listener;
 use crate::server::log_limit::LogLimit;
-use crate::server::session::seat::Seat;
+use crate::server::session::client_handle::ClientHandle;
 use crate::takeover::{
     self, Attempt, Description, LinkError, Offer, Outcome, Refusal, TakeoversRecord, Transferred,
 };
@@ -89,7 +89,12 @@ impl Takeovers {
     }
 
     /// Handles a process that connected to the clients' socket to take over.
-    pub(super) fn meet(&self, stream: UnixStream, under_way: &mut UnderWay, clients: &Listener) {
+    pub(super) fn take_first_message(
+        &self,
+        stream: UnixStream,
+        under_way: &mut UnderWay,
+        clients: &Listener,
+    ) {
         if self.is_allowed {
             self.queue(stream, under_way, clients);
         } else {
@@ -153,9 +158,9 @@ impl Takeovers {
         &self,
         under_way: &mut UnderWay,
         clients: &Listener,
-        seat: impl Fn() -> Option<Seat>,
+        handle: impl Fn() -> Option<ClientHandle>,
     ) -> Found {
-        match under_way.attempt.take_if(|attempt| attempt.look(&seat)) {
+        match under_way.attempt.take_if(|attempt| attempt.look(&handle)) {
             None => Found::Nothing,
             Some(ended) => self.ended(ended.end(), clients).map_or(Found::Stays, Found::Gone),
         }
@@ -193,7 +198,7 @@ impl UnderWay {
         self.attempt.is_some()
     }
 
-    /// Returns whether a newcomer can be a client of this server.
+    /// Returns whether an unidentified connection can be a client of this server.
     pub(super) fn lets_serve(&self) -> bool {
         self.attempt.as_ref().is_none_or(Attempt::lets_serve)
     }

@@ -8,54 +8,56 @@ use whimbrel_device::Errno;
 
 #[cfg(feature = "takeover")]
 use super::server::TAKEOVERS;
-use super::server::{CHANGED, CLIENTS, Desk, STOP, Server};
-use crate::server::refusal::turn_away;
+use super::server::{CHANGED, CLIENTS, STOP, Server, ServerState};
+use crate::server::refusal::reject;
 use crate::server::session::current::Current;
 
 impl Server {
     /// Watches the descriptors that matter now. A peer whose socket cannot be watched is disconnected: a user can watch
     /// only so many descriptors (`fs.epoll.max_user_watches`), and the other peers are not to blame. The listeners stay
     /// watched when they accept nothing.
-    pub(super) fn watch(&self, desk: &mut Desk) -> io::Result<()> {
+    pub(super) fn watch(&self, state: &mut ServerState) -> io::Result<()> {
         let now = Instant::now();
         let paused =
-            desk.accepts_at.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero());
+            state.accepts_at.map(|at| at.saturating_duration_since(now)).filter(|left| !left.is_zero());
         #[cfg(feature = "takeover")]
         let (closed, turn) =
-            (desk.under_way.closed_for(desk.current.is_some()), desk.under_way.time_left(now));
+            (state.under_way.closed_for(state.current.is_some()), state.under_way.time_left(now));
         #[cfg(not(feature = "takeover"))]
         let (closed, turn) = (None, None);
         let is_open = closed.is_none() && paused.is_none();
         let read_if = |accepts| if accepts { EventFlags::IN } else { EventFlags::ET };
         self.poller.watch(STOP, &*self.stop, EventFlags::IN)?;
         self.poller.watch(CHANGED, &*self.changed, EventFlags::IN)?;
-        self.poller.watch(CLIENTS, &self.listener, read_if(is_open && desk.newcomers.have_room()))?;
+        self.poller.watch(CLIENTS, &self.listener, read_if(is_open && state.unidentified.have_room()))?;
         #[cfg(feature = "takeover")]
         if let Some(listener) = &self.takeovers.listener {
             self.poller.watch(TAKEOVERS, listener, read_if(is_open))?;
         }
-        let watched =
-            desk.newcomers.sockets().map(|(token, fd)| (token, self.poller.watch(token, fd, EventFlags::IN)));
+        let watched = state
+            .unidentified
+            .sockets()
+            .map(|(token, fd)| (token, self.poller.watch(token, fd, EventFlags::IN)));
         let failed: Vec<_> = watched.filter_map(|(token, watched)| Some((token, watched.err()?))).collect();
         for (token, error) in failed {
             self.cannot_watch(&error);
-            desk.newcomers.remove(token).inspect(|stream| turn_away(stream, 0, Errno::ENOMEM));
+            state.unidentified.remove(token).inspect(|stream| reject(stream, 0, Errno::ENOMEM));
         }
         let watch_client = |(token, socket)| match socket {
             Some((socket, flags)) => self.poller.watch(token, socket, flags),
             None => Ok(()),
         };
-        let watched = match &desk.current {
+        let watched = match &state.current {
             Some(Current::Inline(client)) => {
-                desk.client_tokens.into_iter().zip(client.sockets()).try_for_each(watch_client)
+                state.client_tokens.into_iter().zip(client.sockets()).try_for_each(watch_client)
             }
             _ => Ok(()),
         };
         if let Err(error) = watched {
             self.cannot_watch(&error);
-            self.unseat(desk).into_iter().for_each(Current::end);
+            self.remove_client(state).into_iter().for_each(Current::end);
         }
-        let left = [closed, turn, paused, desk.newcomers.time_left(now)];
+        let left = [closed, turn, paused, state.unidentified.time_left(now)];
         self.poller.wake_after(left.into_iter().flatten().min())
     }
 
@@ -90,16 +92,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let device = DeviceFile::new("idle", |_| Idle);
         let server = Server::bind(folder.path().join("socket"), Backend::new(device)).unwrap();
-        let mut desk = server.desk.lock();
+        let mut state = server.state.lock();
         let (first, _theirs) = UnixStream::pair().unwrap();
         let (last, _theirs) = UnixStream::pair().unwrap();
         // epoll refuses a regular file, as it refuses every descriptor past the limit.
         let refused = UnixStream::from(OwnedFd::from(tempfile::tempfile().unwrap()));
         for (token, stream) in [(100, first), (101, refused), (102, last)] {
-            desk.newcomers.add(token, stream, Instant::now());
+            state.unidentified.add(token, stream, Instant::now());
         }
-        server.watch(&mut desk).unwrap();
-        let left: Vec<_> = desk.newcomers.sockets().map(|(token, _)| token).collect();
+        server.watch(&mut state).unwrap();
+        let left: Vec<_> = state.unidentified.sockets().map(|(token, _)| token).collect();
         assert_eq!(left, [100, 102]);
     }
 }

@@ -1,7 +1,7 @@
 //! The client under service, by a thread or by an event loop.
 
+use super::client_handle::ClientHandle;
 use super::inline::Inline;
-use super::seat::Seat;
 use super::thread::Threaded;
 
 /// The client under service.
@@ -12,10 +12,10 @@ pub(in crate::server) enum Current {
 }
 
 impl Current {
-    pub(in crate::server) fn seat(&self) -> &Seat {
+    pub(in crate::server) fn handle(&self) -> &ClientHandle {
         match self {
-            Current::Threaded(client) => &client.seat,
-            Current::Inline(client) => &client.seat,
+            Current::Threaded(client) => &client.handle,
+            Current::Inline(client) => &client.handle,
         }
     }
 
@@ -23,13 +23,13 @@ impl Current {
     pub(in crate::server) fn has_left(&self) -> bool {
         match self {
             Current::Threaded(client) => client.has_left(),
-            Current::Inline(client) => client.seat.has_left(),
+            Current::Inline(client) => client.handle.has_left(),
         }
     }
 
     /// Ends the connection, and its service.
     pub(in crate::server) fn end(self) {
-        self.seat().socket().shutdown();
+        self.handle().socket().shutdown();
         self.join();
     }
 

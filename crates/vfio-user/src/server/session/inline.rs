@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 
 use rustix::event::epoll::EventFlags;
 
-use super::seat::{Parked, Seat};
+use super::client_handle::{ClientHandle, Parked};
 use super::serving::{Ended, Serving};
 use super::step::Step;
 use crate::server::backend::Shared;
@@ -18,7 +18,7 @@ use crate::socket::Sender as Socket;
 pub(in crate::server) struct Inline {
     shared: Arc<Shared>,
     place: Place,
-    pub(super) seat: Seat,
+    pub(super) handle: ClientHandle,
     twin: Option<Socket>,
     rested: Sender<Parked>,
     /// Signalled when there is more to do than the client's sockets show.
@@ -40,9 +40,9 @@ impl Inline {
         tracing::info!(device = shared.device.name(), "client connected");
         serving.client.channel.never_wait(wake.clone());
         let (rested, parked) = mpsc::channel();
-        let seat = Seat::new(&serving, parked, Some(wake.clone()));
+        let handle = ClientHandle::new(&serving, parked, Some(wake.clone()));
         let twin = serving.client.twin.as_ref().map(|twin| twin.socket().clone());
-        Inline { shared, place: Place::Here(Box::new(serving)), seat, twin, rested, wake: wake.clone() }
+        Inline { shared, place: Place::Here(Box::new(serving)), handle, twin, rested, wake: wake.clone() }
     }
 
     /// Serves the data that has arrived. Returns `true` once the client is gone.
@@ -114,6 +114,6 @@ impl Inline {
             Place::Away(_) | Place::Gone => (none, none),
         };
         let twin = self.twin.as_ref().map(|socket| (socket.as_fd(), twin));
-        [Some((self.seat.socket().as_fd(), commands)), twin]
+        [Some((self.handle.socket().as_fd(), commands)), twin]
     }
 }

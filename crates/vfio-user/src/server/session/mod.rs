@@ -4,6 +4,7 @@
 
 mod channel;
 mod client;
+pub(crate) mod client_handle;
 mod client_memory;
 pub(in crate::server) mod current;
 mod data_session;
@@ -22,7 +23,6 @@ pub(crate) mod queue;
 mod region_info;
 mod registers;
 pub(crate) mod rest;
-pub(crate) mod seat;
 pub(crate) mod serving;
 #[cfg(feature = "takeover")]
 pub(crate) mod snapshot;

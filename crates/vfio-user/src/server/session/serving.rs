@@ -15,7 +15,7 @@ use crate::message::Limits;
 use crate::server::backend::{Backend, Shared, Turn};
 use crate::server::error::ServeError;
 use crate::server::foreign::ForeignThread;
-use crate::server::refusal::{first_header, turn_away};
+use crate::server::refusal::{first_header, reject};
 use crate::socket::connection;
 
 /// A client that is served, or rests between two messages.
@@ -56,7 +56,7 @@ impl Backend {
     /// Serves one client until it leaves. A client that connects while another is served gets EBUSY at once.
     pub fn serve(&self, stream: UnixStream) -> Result<(), ServeError> {
         let Some(turn) = Turn::take(self) else {
-            turn_away(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EBUSY);
+            reject(&stream, first_header(&stream).map_or(0, |(id, _)| id), Errno::EBUSY);
             return Err(ServeError::Busy);
         };
         Serving::begin(turn, stream, None).serve().map(drop)

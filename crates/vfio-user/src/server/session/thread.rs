@@ -7,7 +7,7 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
-use super::seat::{Parked, Seat};
+use super::client_handle::{ClientHandle, Parked};
 use super::serving::{Ended, Serving};
 
 /// A thread that waits for a client to serve.
@@ -22,7 +22,7 @@ pub(in crate::server) struct Ready {
 #[derive(Debug)]
 pub(in crate::server) struct Threaded {
     thread: JoinHandle<()>,
-    pub(super) seat: Seat,
+    pub(super) handle: ClientHandle,
 }
 
 impl Ready {
@@ -41,10 +41,10 @@ impl Ready {
 
     pub(in crate::server) fn serve(self, serving: Serving) -> Threaded {
         let Ready { thread, begin, parked } = self;
-        let seat = Seat::new(&serving, parked, None);
+        let handle = ClientHandle::new(&serving, parked, None);
         // The thread waits for nothing else.
         let _ = begin.send(serving);
-        Threaded { thread, seat }
+        Threaded { thread, handle }
     }
 }
 
@@ -72,7 +72,7 @@ fn serve(device: &str, mut serving: Serving, rested: &Sender<Parked>) {
 impl Threaded {
     /// Returns whether its client has left. Its thread ends soon then, if it has not.
     pub(super) fn has_left(&self) -> bool {
-        self.thread.is_finished() || self.seat.has_left()
+        self.thread.is_finished() || self.handle.has_left()
     }
 
     /// Waits for the thread of a client that has left, or moved elsewhere.

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Access to the client under service.
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "takeover"), allow(dead_code, reason = "only a takeover wants a client to rest"))]
-pub(crate) struct Seat {
+pub(crate) struct ClientHandle {
     socket: Socket,
     rest: Arc<Rest>,
     parked: Arc<Mutex<Receiver<Parked>>>,
@@ -51,10 +51,14 @@ pub(crate) struct Parked {
     back: Sender<Serving>,
 }
 
-impl Seat {
-    pub(super) fn new(serving: &Serving, parked: Receiver<Parked>, wake: Option<Arc<OwnedFd>>) -> Seat {
+impl ClientHandle {
+    pub(super) fn new(
+        serving: &Serving,
+        parked: Receiver<Parked>,
+        wake: Option<Arc<OwnedFd>>,
+    ) -> ClientHandle {
         let client = &serving.client;
-        Seat {
+        ClientHandle {
             socket: client.channel.socket().clone(),
             rest: client.rest.clone().unwrap_or_default(),
             parked: Arc::new(Mutex::new(parked)),
