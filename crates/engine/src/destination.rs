@@ -227,7 +227,7 @@ impl Receiving<'_> {
         let looked = Instant::now();
         self.destination.guest.inspect().map_err(Error::Guest)?;
         let inspection_us = u64::try_from(looked.elapsed().as_micros()).unwrap_or(u64::MAX);
-        match self.handover.loaded() {
+        match self.handover.loaded(0) {
             DestinationAction::SendReady => self.send(&Message::Ready(Ready { inspection_us })),
             other => Err(Error::Protocol(format!("loading led to {other:?}"))),
         }
@@ -247,7 +247,7 @@ impl Receiving<'_> {
     /// The device is ours: it runs, or it never will.
     fn start(&mut self) -> Result<(), Error> {
         let runs = self.destination.device.set_state(State::Running).map(|_| ());
-        self.handover.started(runs.is_ok());
+        self.handover.started(0, runs.is_ok());
         runs?;
         self.received.confirmed = match self.send(&Message::Running(Running {})) {
             Ok(()) => true,
@@ -280,7 +280,7 @@ impl Receiving<'_> {
         let cause = if self.touched { reset_after(self.destination.device, cause) } else { cause };
         self.data = None;
         let stands = !was_started || !matches!(cause, Error::NotReset { .. }) || self.stands_still();
-        if self.handover.discarded(stands) != DestinationAction::SendFailed {
+        if self.handover.discarded(0, stands) != DestinationAction::SendFailed {
             // FAILED would let the device run there while it may run here.
             tracing::error!("the device may run here: the source is not told that it does not");
             return cause;

@@ -13,15 +13,14 @@ impl Sending<'_> {
     /// After a failure: the device runs here again if it may.
     pub(super) fn recover(&mut self) -> Outcome {
         self.handover.fail();
-        let outcome = match self.handover.phase() {
-            SourcePhase::Unknown => {
-                self.stand_still();
-                Outcome::Unknown
-            }
-            _ => match self.run_here() {
+        let outcome = if self.handover.may_run() {
+            match self.run_here() {
                 Ok(()) => Outcome::RunsOn,
                 Err(error) => Outcome::Stranded(Box::new(error)),
-            },
+            }
+        } else {
+            self.stand_still();
+            Outcome::Unknown
         };
         self.data = None;
         self.stop_logs();

@@ -138,7 +138,7 @@ fn give_up(
 ) -> TakeoverError {
     destination.fail();
     let discarded = touched.map_or(Ok(()), discard);
-    match (destination.discarded(discarded.is_ok()), discarded) {
+    match (destination.discarded(0, discarded.is_ok()), discarded) {
         (DestinationAction::CloseSilently, Err(why)) => {
             TakeoverError::Unsettled { cause: Box::new(error), why }
         }
@@ -444,7 +444,7 @@ fn commit(
 ) -> Result<Taken, TakeoverError> {
     let Loaded { socket, takeovers, mut serving, begin, state, low_power } = loaded;
     let device = backend.device();
-    if destination.loaded() == DestinationAction::SendReady {
+    if destination.loaded(0) == DestinationAction::SendReady {
         link.send(&Message::Ready)?;
     }
     let message = match link.receive()?.message {
@@ -456,7 +456,7 @@ fn commit(
     let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
     if let Err(error) = started {
         // Some of it may run: it is reset before anybody is told.
-        destination.started(false);
+        destination.started(0, false);
         return Err(error.into());
     }
     if begin.precopy_info_v2
@@ -469,7 +469,7 @@ fn commit(
     if let Some(serving) = &mut serving {
         serving.set_anothers(false);
     }
-    destination.started(true);
+    destination.started(0, true);
     // This has to be said, however late it is.
     link.limit(TIMEOUT);
     let told = link.send(&Message::Running);

@@ -2,6 +2,9 @@
 //! either side dying, failing or being started again at every moment, and resets that are refused.
 #![allow(clippy::struct_excessive_bools)]
 
+mod arbiter;
+mod journal;
+mod set;
 mod world;
 
 use std::collections::BTreeSet;
@@ -138,11 +141,14 @@ fn failed_is_sent_only_of_a_device_that_stands() {
     for (stands, action) in [(true, DestinationAction::SendFailed), (false, DestinationAction::CloseSilently)]
     {
         let mut destination = Destination::new();
-        assert_eq!(destination.discarded(stands), DestinationAction::Wait, "nothing is discarded yet");
+        assert_eq!(destination.discarded(0, stands), DestinationAction::Wait, "nothing is discarded yet");
         assert_eq!(destination.fail(), DestinationAction::Discard);
         assert_eq!(destination.fail(), DestinationAction::Wait);
-        assert_eq!(destination.discarded(stands), action);
-        assert_eq!(destination.discarded(true), DestinationAction::Wait, "it is decided once");
+        assert_eq!(destination.discarded(0, stands), action);
+        // A refused reset may be repeated: FAILED is sent once the device is certain to be stopped, and only once.
+        let later = if stands { DestinationAction::Wait } else { DestinationAction::SendFailed };
+        assert_eq!(destination.discarded(0, true), later);
+        assert_eq!(destination.discarded(0, true), DestinationAction::Wait);
         assert!(!destination.may_run());
     }
 }

@@ -221,7 +221,7 @@ impl World {
     fn destination_events(&self, event: &mut Event<'_>, mistake: Mistake) {
         if self.sent && self.destination.phase() == DestinationPhase::Loading && self.link {
             event(&|w| {
-                let action = w.destination.loaded();
+                let action = w.destination.loaded(0);
                 w.act_destination(action, mistake);
             });
         }
@@ -240,7 +240,7 @@ impl World {
                     event(&|w| {
                         w.starting = false;
                         w.disturbed |= !runs;
-                        let action = w.destination.started(runs);
+                        let action = w.destination.started(0, runs);
                         w.act_destination(action, mistake);
                     });
                 }
@@ -253,7 +253,7 @@ impl World {
                     w.resetting = false;
                     w.runs_at_destination &= !works;
                     let says = works || mistake == Mistake::FailedAfterRefusedReset;
-                    let action = w.destination.discarded(says);
+                    let action = w.destination.discarded(0, says);
                     w.act_destination(action, mistake);
                 });
             }
