@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     listen: Address,
     /// Timeout for data from the source, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Keep the device open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise the device is closed,
     /// and its driver may reset it

@@ -1,7 +1,7 @@
 //! `whimbrel restore`: loads a device's state from a file.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Summary};
 use whimbrel_engine::stream::Problem;
+use whimbrel_user::Errno;
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -18,8 +19,9 @@ use crate::target::Target;
 
 /// Load a saved state into a device and run it
 ///
-/// The device's previous state is lost. A foreign file, or one from another kind of device, is rejected before
-/// anything is loaded. After a later failure the device is reset, so that it never runs with a partial state.
+/// The device's previous state is lost. A file that is damaged or not from Whimbrel, or that names another kind of device
+/// (other flags, regions or interrupts), is rejected before the device is touched; one from stdin is checked while it is
+/// loaded. If the device then rejects the state, it is reset, so that it never runs with a partial state.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
@@ -61,7 +63,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         if metadata.is_dir() {
             return Err(Failure::new(format!("cannot read {name}: it is a folder")));
         }
-        (Box::new(file), metadata.is_file().then_some(metadata.len()))
+        let size = metadata.is_file().then_some(metadata.len());
+        if size.is_some() && !arguments.raw {
+            check(&file, &name, size, output)?;
+        }
+        (Box::new(file), size)
     };
     let mut opened = arguments.target.open()?.migratable()?;
     let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
@@ -75,6 +81,15 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         summary.state
     );
     output.result(&Restored { summary, file: name, raw: arguments.raw }, text)
+}
+
+/// Verifies a file that can be read twice, so that a damaged one costs no device its state.
+fn check(mut file: &File, name: &str, size: Option<u64>, output: Output) -> Result<(), Failure> {
+    let bar = Bar::bytes(output, format!("checking {name}"), size);
+    let checked = archive::verify(bar.reading(file));
+    drop(bar);
+    checked.map_err(|error| failed(error, name, false))?;
+    file.rewind().map_err(|error| Failure::from_io(format!("cannot read {name}"), &error))
 }
 
 /// Adds the file's name, which the crates below do not know.
@@ -92,11 +107,18 @@ fn failed(error: Error, name: &str, raw: bool) -> Failure {
             Failure::new(format!("{name}: {error}")).hint_if(error.advice())
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),
-        Error::Device(error) => Failure::new(format!("the device rejected {name}: {error}")).hint(if raw {
-            "check that the file is complete and from the same kind of device; files saved without --raw are verified"
-        } else {
-            "the file is intact: check that it is from the same kind of device, with the same settings"
-        }),
+        Error::Device(error) => {
+            let what = match error.errno() {
+                Some(Errno::ENOMEM) => ", which holds more state than it takes",
+                _ => "",
+            };
+            Failure::new(format!("the device rejected {name}{what}: {error}")).hint(if raw {
+                "check that the file is complete and from the same kind of device; files saved without --raw are \
+                 verified"
+            } else {
+                "the file is intact: check that it is from the same kind of device, with the same settings"
+            })
+        }
         other => other.into(),
     }
 }

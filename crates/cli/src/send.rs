@@ -26,17 +26,21 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     to: Address,
     /// Downtime limit, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 300)]
+    #[arg(long, value_name = "MS", default_value_t = 300, value_parser = parse_milliseconds)]
     downtime_limit: u64,
     /// Give up after this many pre-copy rounds if the migration does not converge
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
     /// Timeout for data from the destination, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
+}
+
+fn parse_milliseconds(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a whole number of milliseconds, without a unit".to_string())
 }
 
 const AFTER_HELP: &str = "\

@@ -315,7 +315,7 @@ mod tests {
             ("cdev:", "the path is missing"),
             ("vfio-user:", "the socket is missing"),
             ("model:", "unknown model"),
-            ("model:toaster", "unknown model toaster"),
+            ("model:toaster", "unknown model 'toaster'"),
             ("model:serial?ports=3", "invalid value '3' for ports"),
             ("vfio0", "neither a PCI address nor a UUID"),
             ("../../etc", "neither a PCI address"),

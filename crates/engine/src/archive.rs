@@ -241,7 +241,7 @@ fn out_of_place(message: &Message<'_>) -> Error {
 }
 
 /// What a file holds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Contents {
     /// The version of its format, as `1.0`; `unknown` for any other format.
@@ -269,22 +269,15 @@ pub struct Contents {
     pub head: Vec<u8>,
 }
 
+/// Reads a file to its end and checks that it is whole: its frames, their order and their checksums.
+pub fn verify(input: impl Read) -> Result<(), Error> {
+    look_through(&mut Reader::new(input), &mut Contents::default())
+}
+
 /// Reads a file to its end and tells what it holds. A damaged file is told about as far as it can be read.
 pub fn inspect(input: impl Read) -> Contents {
     let mut reader = Reader::new(input);
-    let mut contents = Contents {
-        version: "unknown".to_string(),
-        hello: None,
-        frames: 0,
-        device_bytes: 0,
-        transactions: 0,
-        longest_transaction: 0,
-        memory_bytes: 0,
-        file_bytes: 0,
-        complete: false,
-        problem: None,
-        head: Vec::new(),
-    };
+    let mut contents = Contents { version: "unknown".to_string(), ..Contents::default() };
     let result = look_through(&mut reader, &mut contents);
     contents.file_bytes = reader.offset();
     if let Some((major, minor)) = reader.version() {

@@ -225,6 +225,9 @@ pub enum Outcome {
     /// As before the migration.
     #[error("the device runs on here")]
     RunsOn,
+    /// As before the migration, which was refused before anything was done to it. It need not run.
+    #[error("the migration did not begin, and the device is as it was")]
+    Untouched,
     /// The link was lost between the handover and its confirmation.
     #[error(
         "the device had been handed over and it is not known whether it runs at the destination: \

@@ -139,7 +139,7 @@ impl<'a> Source<'a> {
     pub fn send(self, link: Link) -> Result<Report, SendError> {
         let mut sending = match Sending::new(self, link) {
             Ok(sending) => sending,
-            Err(cause) => return Err(SendError { cause, outcome: Outcome::RunsOn }),
+            Err(cause) => return Err(SendError { cause, outcome: Outcome::Untouched }),
         };
         match sending.migrate() {
             Ok(()) => Ok(sending.report),

@@ -57,7 +57,7 @@ pub enum Model {
 #[non_exhaustive]
 pub enum ModelError {
     /// No model has this name.
-    #[error("unknown model {0}: expected one of {names}", names = Model::names().join(", "))]
+    #[error("unknown model '{0}': expected one of {names}", names = Model::names().join(", "))]
     UnknownModel(String),
     /// The model does not have this setting.
     #[error("unknown setting {setting} for model {model}: expected one of {}", known.join(", "))]
@@ -417,9 +417,9 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused_with_what_there_is() {
         let cases = [
-            ("", "unknown model : expected one of serial, accel, legacy"),
-            ("mtty", "unknown model mtty: expected one of serial, accel, legacy"),
-            ("Serial", "unknown model Serial: expected one of serial, accel, legacy"),
+            ("", "unknown model '': expected one of serial, accel, legacy"),
+            ("mtty", "unknown model 'mtty': expected one of serial, accel, legacy"),
+            ("Serial", "unknown model 'Serial': expected one of serial, accel, legacy"),
             (
                 "serial?state=1M",
                 "unknown setting state for model serial: expected one of ports, answers, protocol",

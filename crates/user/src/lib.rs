@@ -49,7 +49,7 @@ pub use mapped_region::MappedRegion;
 pub use migratable::Migratable;
 pub use operation::Operation;
 pub use session_state::SessionState;
-pub use whimbrel_memory::FileOffset;
+pub use whimbrel_memory::{FileOffset, Memory};
 pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;
@@ -57,6 +57,7 @@ pub use whimbrel_protocol::precopy::PrecopyReport;
 pub use whimbrel_protocol::region::Version;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
+pub use whimbrel_uapi::type1::DmaMapFlags;
 
 /// The README's example, run as a doctest.
 #[cfg(doctest)]

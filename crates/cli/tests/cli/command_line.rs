@@ -50,7 +50,7 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     // Models and their settings.
     (
         &["probe", "model:toaster"],
-        "unknown model toaster: expected one of serial, accel",
+        "unknown model 'toaster': expected one of serial, accel",
         "models are serial",
     ),
     (
@@ -63,7 +63,7 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["probe", "model:accel?rate=x"], "'x' for rate (model accel)", "models are serial"),
     (&["probe", "model:accel?colour=red"], "unknown setting colour", "models are serial"),
     (&["probe", "model:legacy?section=1"], "'1' for section (model legacy)", "models are serial"),
-    (&["serve", "card", "--socket", "s"], "unknown model card", "models are serial"),
+    (&["serve", "card", "--socket", "s"], "unknown model 'card'", "models are serial"),
     (&["serve", "accel?state=1", "--socket", "s"], "'1' for state (model accel)", "models are serial"),
     // Addresses.
     (&["send", "model:serial", "--to", "nowhere"], "'--to <ADDR>': expected HOST:PORT", "--help"),
@@ -145,7 +145,7 @@ fn wrong_usage_names_argument_and_value_and_gives_a_hint() {
     let run = whimbrel(["probe", "model:toaster"]).misused();
     assert_eq!(
         run.stderr,
-        "error: invalid value 'model:toaster' for '<TARGET>': unknown model toaster: expected one of serial, accel, \
+        "error: invalid value 'model:toaster' for '<TARGET>': unknown model 'toaster': expected one of serial, accel, \
          legacy\n\
          hint: models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them with \
          protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]\n"

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 use whimbrel_engine::stream::{FrameHeader, HEADER_BYTES, Message, PREAMBLE_BYTES, Reader, Writer};
+use whimbrel_models::Model;
+use whimbrel_vfio_user::{Backend, Server};
 
 use crate::support::{argument, whimbrel};
 
@@ -83,6 +85,26 @@ fn a_file_cut_off_at_any_byte_is_refused() {
         let file = saved.file(&saved.bytes[..length]);
         refused(&file, "model:serial", &["at byte ", " of the stream: it ends"]);
     }
+}
+
+#[test]
+fn a_damaged_file_costs_no_device_its_state() {
+    const SCRATCH: u64 = 7;
+    let saved = Saved::new("model:serial");
+    let file = saved.file(&saved.bytes[..saved.bytes.len() - 1]);
+    let opened = "serial".parse::<Model>().unwrap().open("serial").unwrap();
+    let device = opened.device().clone();
+    device.write_region(0, SCRATCH, &[0x5a]).unwrap();
+    let path = saved.folder.path().join("socket");
+    let server = Server::bind(&path, Backend::new(opened)).unwrap();
+    let stopper = server.stopper();
+    let serving = std::thread::spawn(move || server.run());
+    refused(&file, &format!("vfio-user:{}", argument(&path)), &["of the stream: it ends"]);
+    let mut scratch = [0];
+    device.read_region(0, SCRATCH, &mut scratch).unwrap();
+    assert_eq!(scratch, [0x5a]);
+    stopper.stop();
+    serving.join().unwrap().unwrap();
 }
 
 #[test]

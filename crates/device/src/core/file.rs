@@ -37,7 +37,8 @@ impl DeviceFile {
     /// the [`Context`](crate::Context) of each call can ignore this one.
     ///
     /// The first request opens the device, or the first open of the [`Group`](crate::Group) or [`Cdev`](crate::Cdev)
-    /// that it is given to. `name` appears in errors and traces.
+    /// that it is given to. `name` appears in errors and traces. Its [`Driver::advance`] is called only by a
+    /// [`Worker`](crate::Worker), as [`WorkingDevice::start`](crate::WorkingDevice::start) has one.
     pub fn new<D>(name: impl Into<String>, driver: impl FnOnce(Bus) -> D) -> DeviceFile
     where
         D: Into<Box<dyn Driver>>,

@@ -166,6 +166,9 @@ pub trait Driver: Send {
     /// Advances the device's own work by a small step: submitted jobs, changing state. Called only in a state where
     /// the device runs.
     ///
+    /// A [`Worker`](crate::Worker) calls it ([`WorkingDevice::start`](crate::WorkingDevice::start)), or the owner of the
+    /// device ([`DeviceFile::advance`](crate::DeviceFile::advance)); without either it is never called.
+    ///
     /// A call takes well under a millisecond, because requests wait for it.
     fn advance(&mut self, context: &Context) -> Next {
         let _ = context;

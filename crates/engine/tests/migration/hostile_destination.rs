@@ -123,7 +123,7 @@ fn send(at: Point, deviation: Deviation, timeout: Duration) -> Error {
             assert!(at != Point::Handover || is_failed, "{what}: {error}");
             rig.assert_source_runs(&what);
         }
-        Outcome::Stranded(_) => panic!("{what}: {error}"),
+        Outcome::Untouched | Outcome::Stranded(_) => panic!("{what}: {error}"),
     }
     error.cause
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::Worker;
-use whimbrel_engine::{Guest, GuestError, Link, Ram, Report, Source};
+use whimbrel_engine::{Error, Guest, GuestError, Link, Outcome, Ram, Report, Source};
 use whimbrel_user::{MigrationFlags, State};
 
 use crate::support::{At, Memory, Program, Rig, Shape};
@@ -263,7 +263,8 @@ fn a_device_that_does_not_run_is_not_sent() {
     let mut rig = Rig::new(&Shape { flags: MigrationFlags::STOP_COPY, ..Shape::default() });
     whimbrel_user::Migratable::set_state(&mut *rig.here, State::Stop).unwrap();
     let (left, _right) = UnixStream::pair().unwrap();
-    let error = rig.send_to(left.into()).unwrap_err().to_string();
-    assert!(error.contains("here: it is in STOP, but a live migration begins in RUNNING only"), "{error}");
+    let error = rig.send_to(left.into()).unwrap_err();
+    assert!(matches!(error.outcome, Outcome::Untouched), "{error}");
+    assert!(matches!(error.cause, Error::WrongState { state: State::Stop, .. }), "{error}");
     assert_eq!(rig.states().0, State::Stop);
 }

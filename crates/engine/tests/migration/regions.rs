@@ -413,7 +413,7 @@ fn every_access_fails(from: Interface, to: Interface, at_source: bool) -> u32 {
                 assert!(!rig.here.state().unwrap().is_running(), "{what}");
                 rig.assert_destination_has_it(&what);
             }
-            (Err(SendError { outcome: Outcome::RunsOn, .. }), Err(_)) => {
+            (Err(SendError { outcome: Outcome::RunsOn | Outcome::Untouched, .. }), Err(_)) => {
                 rig.assert_source_runs(&what);
                 rig.assert_destination_is_fresh(&what);
             }

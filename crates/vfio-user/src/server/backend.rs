@@ -130,7 +130,8 @@ impl BackendOptions {
 
 impl Backend {
     /// Creates a backend with the server's capabilities, and the doorbells that the driver names. It owns the device's
-    /// worker, if any, which stops with the last handle.
+    /// worker, if any, which stops with the last handle. A [`DeviceFile`] alone has none, and its
+    /// [`Driver::advance`](whimbrel_device::Driver::advance) is not called: start it with [`WorkingDevice::start`].
     pub fn new(device: impl Into<WorkingDevice>) -> Backend {
         Backend::with(device, BackendOptions::default())
     }
