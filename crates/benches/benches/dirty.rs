@@ -5,93 +5,61 @@
 //! DIRTY_PAGES with GET_BITMAP, as raw bytes, which writes the whole bitmap into the user's memory. Ours and the memcpy
 //! alternate, and medians are compared, so that a busy machine disturbs both alike.
 
-use std::fs::File;
+mod contained;
+
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_device::dma::Access;
-use whimbrel_device::{
-    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
-    Info, Memory, SparseMemory, Translation,
-};
-use whimbrel_memory::{DirtyLog, FileOffset};
+use whimbrel_device::{ContainerSettings, Errno};
+use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
-use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
 use whimbrel_uapi::ioctl::VFIO_IOMMU_DIRTY_PAGES;
-use whimbrel_uapi::type1::{
-    Bitmap, DirtyPagesFlags, DmaMapFlags, IommuType1DirtyBitmap, IommuType1DirtyBitmapGet,
-};
+use whimbrel_uapi::type1::{Bitmap, DirtyPagesFlags, IommuType1DirtyBitmap, IommuType1DirtyBitmapGet};
 use zerocopy::IntoBytes;
 
-const PAGE: u64 = 4096;
+use self::contained::{BOTH, Contained, MEMORY, PAGE};
+
 /// Bytes of IOVA.
 const SIZE: u64 = 1 << 40;
 const WORDS: usize = (SIZE / PAGE / 64) as usize;
-const MEMORY: u64 = 0x100_0000_0000;
 const BITMAP: u64 = 0x1000_0000;
 const ARGUMENT: u64 = 0x1000;
 const MEASUREMENTS: usize = 15;
 
-struct Quiet;
-
-impl Driver for Quiet {
-    fn info(&self) -> Info {
-        Info::new(DeviceInfoFlags::RESET)
-    }
-
-    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
-        Ok(())
-    }
-}
-
 /// A container that tracks a mapping of 1 TiB.
-struct Tracked {
-    container: Container,
-    process: SparseMemory,
-    bus: Bus,
-    _group: GroupFile,
-}
+struct Tracked(Contained);
 
 impl Tracked {
-    fn new() -> Result<Tracked, Box<dyn std::error::Error>> {
+    fn new() -> contained::Result<Tracked> {
         // Only addresses: nothing is written to it, so that it takes no memory.
-        let file = File::from(memfd_create(c"dirty bench", MemfdFlags::empty())?);
-        file.set_len(SIZE)?;
-        let mut process = SparseMemory::new();
-        process.insert_shared(MEMORY, Memory::of_file(FileOffset::new(file, 0), SIZE, true)?);
-        process.insert(BITMAP, vec![1; WORDS * 8]);
+        let mut contained = Contained::new(ContainerSettings::default(), SIZE)?;
         let size = (WORDS * 8) as u64;
         let head = IommuType1DirtyBitmap { argsz: 48, flags: DirtyPagesFlags::GET_BITMAP.bits() };
         let bitmap = Bitmap { pgsize: PAGE, size, data: BITMAP };
         let range = IommuType1DirtyBitmapGet { iova: 0, size: SIZE, bitmap };
-        process.insert(ARGUMENT, [head.as_bytes(), range.as_bytes()].concat());
-        let device = DeviceFile::new("bench", |_| Quiet);
-        let bus = device.bus().clone();
-        let group = Group::new(Translation::Emulated, vec![device])?.open()?;
-        let container = Container::new(ContainerSettings::default());
-        group.set_container(&container)?;
-        container.set_iommu(VFIO_TYPE1V2_IOMMU.into())?;
-        container.map_dma(DmaMapFlags::READ | DmaMapFlags::WRITE, MEMORY, 0, SIZE, &process)?;
-        container.start_dirty_tracking()?;
-        Ok(Tracked { container, process, bus, _group: group })
+        contained.process.insert(BITMAP, vec![1; WORDS * 8]);
+        contained.process.insert(ARGUMENT, [head.as_bytes(), range.as_bytes()].concat());
+        contained.container.map_dma(BOTH, MEMORY, 0, SIZE, &contained.process)?;
+        contained.container.start_dirty_tracking()?;
+        Ok(Tracked(contained))
     }
 
     /// A write of a device, but for the data.
-    fn mark(&self, page: u64) -> Result<(), Box<dyn std::error::Error>> {
-        Ok(self.bus.dma().access(page * PAGE, 1, Access::Write, |slice| {
+    fn mark(&self, page: u64) -> contained::Result<()> {
+        Ok(self.0.bus.dma().access(page * PAGE, 1, Access::Write, |slice| {
             black_box(slice.len());
         })?)
     }
 
     fn report(&mut self) -> Result<(), Errno> {
-        self.container.ioctl(VFIO_IOMMU_DIRTY_PAGES.number(), ARGUMENT, &mut self.process).map(|_| ())
+        self.0.container.ioctl(VFIO_IOMMU_DIRTY_PAGES.number(), ARGUMENT, &mut self.0.process).map(|_| ())
     }
 
     fn told(&self) -> u64 {
-        let bytes = self.process.piece(BITMAP).unwrap_or_default();
+        let bytes = self.0.process.piece(BITMAP).unwrap_or_default();
         bytes.iter().map(|byte| u64::from(byte.count_ones())).sum()
     }
 }
@@ -127,7 +95,7 @@ fn whole_log() -> Result<DirtyLog, Errno> {
     DirtyLog::new(&ranges)
 }
 
-fn reports() -> Result<(), Box<dyn std::error::Error>> {
+fn reports() -> contained::Result<()> {
     let log = whole_log()?;
     let mut tracked = Tracked::new()?;
     let source = vec![3u64; WORDS];
@@ -136,7 +104,7 @@ fn reports() -> Result<(), Box<dyn std::error::Error>> {
     // So that the logs lie in memory of their own: pages that nobody has written are all one and the same.
     log.mark(0, SIZE);
     log.report(&mut DirtyReport::new(0, SIZE, PAGE, &mut words)?);
-    tracked.bus.dma().access(0, SIZE, Access::Write, |_| ())?;
+    tracked.0.bus.dma().access(0, SIZE, Access::Write, |_| ())?;
     tracked.report()?;
     println!("1 TiB in pages of 4 KiB: ms, and the ratio to a memcpy of 32 MiB into another 32 MiB");
     println!("{:>18} {:>8} {:>16} {:>16}", "marks", "memcpy", "driver's log", "GET_BITMAP");
@@ -211,7 +179,7 @@ fn marks_a_second(log: &DirtyLog, words: &mut [u64], with_reports: bool) -> Resu
     })
 }
 
-fn marking() -> Result<(), Box<dyn std::error::Error>> {
+fn marking() -> contained::Result<()> {
     let log = whole_log()?;
     let mut words = vec![0; WORDS];
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -235,7 +203,7 @@ fn marking() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> contained::Result<()> {
     reports()?;
     marking()
 }

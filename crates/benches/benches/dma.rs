@@ -3,80 +3,45 @@
 //!
 //! The kinds alternate and medians are compared, so that a busy machine disturbs all alike.
 
-use std::fs::File;
+mod contained;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::time::{ClockId, clock_gettime};
-use whimbrel_device::{
-    Bus, Container, ContainerSettings, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Group, GroupFile,
-    Info, Memory, SparseMemory, Translation,
-};
-use whimbrel_memory::{DirtyLog, FileOffset};
+use whimbrel_device::{Container, ContainerSettings};
+use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
-use whimbrel_uapi::group::VFIO_TYPE1V2_IOMMU;
-use whimbrel_uapi::type1::DmaMapFlags;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use self::contained::{BOTH, Contained, MEMORY, PAGE, Result, memory};
 
-const PAGE: u64 = 4096;
-const MEMORY: u64 = 0x10_0000_0000;
 /// Bytes of IOVA, and of memory behind it.
 const SIZE: u64 = 256 << 20;
 const PAGES: u64 = SIZE / PAGE;
 const WORDS: usize = (PAGES / 64) as usize;
 const MEASUREMENTS: usize = 31;
-const BOTH: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
-
-struct Quiet;
-
-impl Driver for Quiet {
-    fn info(&self) -> Info {
-        Info::new(DeviceInfoFlags::RESET)
-    }
-
-    fn reset(&mut self, _: &Context) -> std::result::Result<(), Errno> {
-        Ok(())
-    }
-}
-
-fn memory(size: u64) -> Result<Memory> {
-    let file = File::from(memfd_create(c"dma bench", MemfdFlags::empty())?);
-    file.set_len(size)?;
-    Ok(Memory::of_file(FileOffset::new(file, 0), size, true)?)
-}
 
 /// A device in a container that has memory mapped.
 struct Machine {
-    container: Container,
-    bus: Bus,
+    contained: Contained,
     log: Arc<DirtyLog>,
-    _group: GroupFile,
 }
 
 impl Machine {
     fn new() -> Result<Machine> {
-        let mut process = SparseMemory::new();
-        process.insert_shared(MEMORY, memory(SIZE)?);
-        let device = DeviceFile::new("bench", |_| Quiet);
-        let bus = device.bus().clone();
-        let group = Group::new(Translation::Emulated, vec![device])?.open()?;
-        let container = Container::new(ContainerSettings::default());
-        group.set_container(&container)?;
-        container.set_iommu(VFIO_TYPE1V2_IOMMU.into())?;
-        container.map_dma(BOTH, MEMORY, 0, SIZE, &process)?;
+        let contained = Contained::new(ContainerSettings::default(), SIZE)?;
+        contained.container.map_dma(BOTH, MEMORY, 0, SIZE, &contained.process)?;
         let mut ranges = LoggingRanges::new(PAGE, 1)?;
         ranges.push(0, SIZE)?;
-        Ok(Machine { container, bus, log: Arc::new(DirtyLog::new(&ranges)?), _group: group })
+        Ok(Machine { contained, log: Arc::new(DirtyLog::new(&ranges)?) })
     }
 
     fn set_logs(&self, device: bool, container: bool) -> Result<()> {
-        self.bus.dma().set_log(device.then(|| self.log.clone()));
+        self.contained.bus.dma().set_log(device.then(|| self.log.clone()));
         let switch = if container { Container::start_dirty_tracking } else { Container::stop_dirty_tracking };
-        Ok(switch(&self.container)?)
+        Ok(switch(&self.contained.container)?)
     }
 
     fn report(&self) -> Result<()> {
@@ -92,7 +57,7 @@ fn median(figures: &mut [f64]) -> f64 {
 
 /// Nanoseconds a write takes, of `PAGES` writes to the pages that `page` tells.
 fn write_time(machine: &Machine, data: &[u8], page: impl Fn(u64) -> u64) -> Result<f64> {
-    let dma = machine.bus.dma();
+    let dma = machine.contained.bus.dma();
     let start = Instant::now();
     for index in 0..PAGES {
         dma.write(page(index) * PAGE, data)?;
@@ -142,13 +107,13 @@ fn shared(machine: &Machine, writers: u64, reporter: bool, mapper: bool) -> Resu
         let others = scope.spawn(move || -> Result<()> {
             while reporter && !done.load(Ordering::Relaxed) {
                 machine.report()?;
-                machine.container.dirty_bitmap(0, SIZE, PAGE, &mut vec![0; WORDS])?;
+                machine.contained.container.dirty_bitmap(0, SIZE, PAGE, &mut vec![0; WORDS])?;
                 thread::sleep(PAUSE);
             }
             Ok(())
         });
         let mapping = scope.spawn(move || -> Result<()> {
-            let dma = machine.bus.dma();
+            let dma = machine.contained.bus.dma();
             while mapper && !done.load(Ordering::Relaxed) {
                 for _ in 0..100 {
                     dma.map_memory(1 << 40, BOTH, spare.clone())?;
@@ -164,7 +129,11 @@ fn shared(machine: &Machine, writers: u64, reporter: bool, mapper: bool) -> Resu
                     let data = vec![7; PAGE as usize];
                     let before = usage()?;
                     for index in 0..WRITES {
-                        machine.bus.dma().write((writer * PAGES / 2 + index % 256) * PAGE, &data)?;
+                        machine
+                            .contained
+                            .bus
+                            .dma()
+                            .write((writer * PAGES / 2 + index % 256) * PAGE, &data)?;
                     }
                     let after = usage()?;
                     Ok(((after.0 - before.0) / WRITES as f64, after.1 - before.1))

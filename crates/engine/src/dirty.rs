@@ -18,7 +18,7 @@ pub trait CpuLog: Send {
     /// Marks the pages written since the last call, and forgets them.
     fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError>;
 
-    /// Stops to log.
+    /// Stops logging.
     fn stop(&mut self);
 }
 

@@ -19,7 +19,7 @@ use super::offsets::region_offset;
 use super::power::Power;
 use super::walk::Walk;
 use crate::bus::Bus;
-use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
+use crate::driver::{Context, Driver, Next};
 
 /// The state that all handles to a device share.
 pub(crate) struct Shared {
@@ -209,7 +209,7 @@ impl Shared {
             return Ok(0);
         }
         let length = buffer.len();
-        let (migration, context) = core.migration()?;
+        let (migration, context) = core.half(|driver| driver.migration())?;
         match migration.read(context, buffer)? {
             0 if context.state().is_precopy() => Err(Errno::ENOMSG),
             read => Ok(read.min(length)),
@@ -222,7 +222,7 @@ impl Shared {
         if data.is_empty() {
             return Ok(0);
         }
-        let (migration, context) = core.migration()?;
+        let (migration, context) = core.half(|driver| driver.migration())?;
         migration.write(context, data).map(|written| written.min(data.len()))
     }
 
@@ -233,7 +233,7 @@ impl Shared {
             return Err(Errno::EINVAL);
         }
         core.walk.check_session(session)?;
-        let (migration, context) = core.migration()?;
+        let (migration, context) = core.half(|driver| driver.migration())?;
         let report = migration.precopy(context)?;
         Ok(report.reinit(report.reinit && core.walk.precopy_info_v2))
     }
@@ -284,26 +284,24 @@ impl Core {
     /// Ends the state of a user that a reset keeps.
     pub(super) fn end_use(&mut self) {
         self.walk.end_use();
-        if let Some(logging) = self.driver.dma_logging() {
+        if let Ok((logging, context)) = self.half(|driver| driver.dma_logging()) {
             // Nobody is left to be told.
-            let _ = logging.stop(&self.context);
+            let _ = logging.stop(context);
         }
     }
 
-    /// Returns the driver's migration half and the context for its calls.
-    pub(super) fn migration(&mut self) -> Result<(&mut dyn Migration, &Context), Errno> {
-        Ok((self.driver.migration().ok_or(Errno::ENOTTY)?, &self.context))
-    }
-
-    /// Returns the driver's dirty log and the context for its calls.
-    pub(super) fn dma_logging(&mut self) -> Result<(&mut dyn DmaLogging, &Context), Errno> {
-        Ok((self.driver.dma_logging().ok_or(Errno::ENOTTY)?, &self.context))
+    /// Returns a half of the driver, and the context for its calls. ENOTTY if the driver does not have it.
+    pub(super) fn half<'a, H: ?Sized>(
+        &'a mut self,
+        half: impl FnOnce(&'a mut dyn Driver) -> Option<&'a mut H>,
+    ) -> Result<(&'a mut H, &'a Context), Errno> {
+        Ok((half(&mut *self.driver).ok_or(Errno::ENOTTY)?, &self.context))
     }
 
     /// Revokes the parts of BARs that were exported as files.
     pub(super) fn revoke_dma_buf(&mut self) {
-        if let Some(dma_buf) = self.driver.dma_buf() {
-            dma_buf.revoke(&self.context);
+        if let Ok((dma_buf, context)) = self.half(|driver| driver.dma_buf()) {
+            dma_buf.revoke(context);
         }
     }
 

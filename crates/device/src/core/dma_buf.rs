@@ -34,11 +34,10 @@ impl DeviceFile {
         }
         let size = bar_size(&mut core, region)?;
         check_ranges(ranges)?;
-        let core = &mut *core;
-        let driver = core.driver.dma_buf().ok_or(Errno::ENOTTY)?;
+        let (driver, context) = core.half(|driver| driver.dma_buf())?;
         driver.check(region)?;
         check_end(ranges, size)?;
-        open_again(driver.export(&core.context, region, ranges)?, open_flags)
+        open_again(driver.export(context, region, ranges)?, open_flags)
     }
 
     /// Returns whether parts of the device's BARs can be exported as files.

@@ -350,7 +350,7 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes, in any state.
     pub fn mig_data_size(&self) -> Result<u64, Errno> {
         let mut core = self.shared.active();
-        let (migration, context) = core.migration()?;
+        let (migration, context) = core.half(|driver| driver.migration())?;
         migration.data_size(context)
     }
 
@@ -360,7 +360,7 @@ impl DeviceFile {
         if !core.walk.flags()?.contains(MigrationFlags::PRE_COPY) {
             return Err(Errno::EINVAL);
         }
-        let (migration, context) = core.migration()?;
+        let (migration, context) = core.half(|driver| driver.migration())?;
         migration.enable_precopy_info_v2(context)?;
         core.walk.precopy_info_v2 = true;
         Ok(())
@@ -379,7 +379,7 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size of the log in bytes.
     pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         let mut core = self.shared.active();
-        let (logging, context) = core.dma_logging()?;
+        let (logging, context) = core.half(|driver| driver.dma_logging())?;
         let page_size = logging.start(context, ranges)?;
         core.logged = ranges.ranges().to_vec();
         Ok(page_size)
@@ -395,14 +395,14 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
     pub fn dma_logging_stop(&self) -> Result<(), Errno> {
         let mut core = self.shared.active();
-        let (logging, context) = core.dma_logging()?;
+        let (logging, context) = core.half(|driver| driver.dma_logging())?;
         logging.stop(context)
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
     pub fn dma_logging_report(&self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         let mut core = self.shared.active();
-        let (logging, context) = core.dma_logging()?;
+        let (logging, context) = core.half(|driver| driver.dma_logging())?;
         logging.report(context, report)
     }
 

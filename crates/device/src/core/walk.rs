@@ -42,7 +42,7 @@ impl Walk {
         self.session
     }
 
-    /// Fails with ENODEV unless this session is still running.
+    /// Fails with ENODEV unless the data session with this number is open.
     pub(super) fn check_session(&self, session: u64) -> Result<(), Errno> {
         if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
     }

@@ -1,5 +1,6 @@
 //! The context of a driver's call: the device's bus, its migration state and the time.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use whimbrel_protocol::State;
@@ -62,9 +63,11 @@ impl Context {
 
     /// Returns this context with another migration state, for a wrapper that moves the driver behind it through states
     /// of its own.
-    #[must_use]
-    pub fn with_state(&self, state: State) -> Context {
-        Context { state, ..self.clone() }
+    pub fn with_state(&self, state: State) -> Cow<'_, Context> {
+        if state == self.state {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Context { state, ..self.clone() })
     }
 
     /// Returns this context with another time.

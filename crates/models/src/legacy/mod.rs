@@ -28,6 +28,8 @@
 
 mod record;
 
+use std::borrow::Cow;
+
 use whimbrel_device::{
     ArcError, Bus, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region,
     State,
@@ -139,12 +141,12 @@ impl Legacy {
     }
 
     /// The context for calls of the engine, which is in a state of its own.
-    fn behind(&self, context: &Context) -> Context {
+    fn behind<'a>(&self, context: &'a Context) -> Cow<'a, Context> {
         context.with_state(self.vendor.state_behind())
     }
 
     fn with<T>(&mut self, context: &Context, access: impl FnOnce(&mut Vendor, &mut Behind<'_>) -> T) -> T {
-        let context = self.behind(context);
+        let context = self.behind(context).into_owned();
         let mut behind = Behind { engine: &mut self.engine, records: &mut self.records, context };
         access(&mut self.vendor, &mut behind)
     }
@@ -226,7 +228,7 @@ impl Backend for Behind<'_> {
         if let Effect::Opens(_) = effect(from, to) {
             *self.records = Records::default();
         }
-        self.context = self.context.with_state(to);
+        self.context = self.context.with_state(to).into_owned();
         Ok(())
     }
 

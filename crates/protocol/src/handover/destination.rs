@@ -27,8 +27,8 @@ pub enum DestinationPhase {
     /// The destination crashed and cannot tell whether the devices are its own. No device is started or reset until the
     /// source or the arbiter settles it.
     Unknown,
-    /// The devices are this side's for good, by the arbiter or the journal; they are being started. One that does not start stays here,
-    /// because the source may have released them.
+    /// The devices are this side's for good, by the arbiter or the journal; they are being started. One that does not
+    /// start stays here, because the source may have released them.
     Owner,
 }
 

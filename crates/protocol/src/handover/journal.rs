@@ -8,48 +8,24 @@ const MAGIC: [u8; 4] = *b"WHJR";
 
 const VERSION: u16 = 1;
 
-/// The facts that a journal records, in order: a possible outcome first, the outcome itself after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(clippy::exhaustive_enums, reason = "a reader must know every entry: a new one raises the version")]
-pub enum Entry {
-    /// Source: the devices may be handed over to the peer from here on.
-    MayBeHandedOver,
-    /// Source: the devices are the source's again, for good.
-    Returned,
-    /// Source: the devices are the destination's.
-    Gone,
-    /// Destination: the devices may be started here from here on.
-    MayStart,
-    /// Destination: every device runs here.
-    Started,
-    /// Destination: no device runs here with the received state, and none ever will.
-    Discarded,
-}
-
-impl Entry {
-    const ALL: [Entry; 6] = [
-        Entry::MayBeHandedOver,
-        Entry::Returned,
-        Entry::Gone,
-        Entry::MayStart,
-        Entry::Started,
-        Entry::Discarded,
-    ];
-
-    /// Returns the number in the byte form.
-    pub const fn number(self) -> u8 {
-        match self {
-            Entry::MayBeHandedOver => 1,
-            Entry::Returned => 2,
-            Entry::Gone => 3,
-            Entry::MayStart => 4,
-            Entry::Started => 5,
-            Entry::Discarded => 6,
-        }
-    }
-
-    fn from_number(number: u8) -> Option<Entry> {
-        Entry::ALL.into_iter().find(|entry| entry.number() == number)
+whimbrel_uapi::numbered_enum! {
+    /// The facts that a journal records, in order: a possible outcome first, the outcome itself after it.
+    #[repr(u8)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    #[expect(clippy::exhaustive_enums, reason = "a reader must know every entry: a new one raises the version")]
+    pub enum Entry: u8 {
+        /// Source: the devices may be handed over to the peer from here on.
+        MayBeHandedOver = 1 => "may be handed over",
+        /// Source: the devices are the source's again, for good.
+        Returned = 2 => "returned",
+        /// Source: the devices are the destination's.
+        Gone = 3 => "gone",
+        /// Destination: the devices may be started here from here on.
+        MayStart = 4 => "may start",
+        /// Destination: every device runs here.
+        Started = 5 => "started",
+        /// Destination: no device runs here with the received state, and none ever will.
+        Discarded = 6 => "discarded",
     }
 }
 

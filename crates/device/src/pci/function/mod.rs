@@ -206,9 +206,7 @@ impl Function {
     /// Sets whether the device has a cause for an interrupt on the INTx line.
     pub fn set_line(&mut self, asserted: bool) {
         self.asserted = asserted;
-        if self.is_running {
-            self.show_line();
-        }
+        self.show_line();
     }
 
     /// Sends the message of a vector, of MSI-X or of MSI, whichever is enabled; holds it while it may not be sent.
@@ -263,9 +261,7 @@ impl Function {
             // Before the line is shown: a disabled line signals nobody.
             self.bus.interrupts().disable_line(true);
         }
-        if self.is_running {
-            self.show_line();
-        }
+        self.show_line();
         let interrupts = self.bus.interrupts();
         if !is_disabled {
             interrupts.disable_line(false);
@@ -276,8 +272,11 @@ impl Function {
         });
     }
 
-    /// Shows the line in the status register and to the user.
+    /// Shows the line in the status register and to the user, unless the device is stopped.
     fn show_line(&mut self) {
+        if !self.is_running {
+            return;
+        }
         let settings = self.settings();
         let sends_messages =
             settings.msi.is_some_and(|msi| msi.enabled) || settings.msix.is_some_and(|msix| msix.enabled);

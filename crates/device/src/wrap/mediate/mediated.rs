@@ -1,5 +1,6 @@
 //! The mediated driver, which divides requests between a vendor and the plain device.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use whimbrel_memory::FileOffset;
@@ -118,7 +119,7 @@ impl Mediated {
     }
 
     /// Returns the context for the device's driver, with the state that the vendor has brought it to.
-    fn behind(&self, context: &Context) -> Context {
+    fn behind<'a>(&self, context: &'a Context) -> Cow<'a, Context> {
         let state = context.state();
         context.with_state(self.current.as_ref().map_or(state, |current| current.mediation.state(state)))
     }

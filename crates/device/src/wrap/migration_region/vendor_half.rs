@@ -1,5 +1,7 @@
 //! The region of one device: rules, memory and log, independent of the caller that forwards the accesses.
 
+use std::borrow::Cow;
+
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::info::Region;
 use whimbrel_protocol::region::{Layout, Vendor, Version};
@@ -30,7 +32,7 @@ impl VendorHalf {
     }
 
     /// The context for calls of the driver behind the region, which is in a state of its own.
-    pub(super) fn behind(&self, context: &Context) -> Context {
+    pub(super) fn behind<'a>(&self, context: &'a Context) -> Cow<'a, Context> {
         context.with_state(self.state())
     }
 
@@ -88,7 +90,7 @@ impl VendorHalf {
         context: &Context,
         access: impl FnOnce(&mut Vendor<Section>, &mut Behind<'_>) -> T,
     ) -> T {
-        let context = self.behind(context);
+        let context = self.behind(context).into_owned();
         let dirty = (self.vendor.layout().version() == Version::Draft).then_some(&mut self.dirty);
         access(&mut self.vendor, &mut Behind { driver, context, dirty })
     }

@@ -8,9 +8,9 @@
 //! No wait here is unlimited, except the serving thread's for a command: a client that does not answer in time loses
 //! its connection, and so does one that sends more than the queue holds.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use whimbrel_device::Errno;
 
+use super::outbound::Outbound;
 use super::queue::{Queue, Waiting};
 use super::rest::Rest;
-use crate::message::{Command, Header, Kind, Limits, MessageBuffer, Request};
+use crate::message::{Command, Header, Kind, Limits, Request};
 use crate::server::error::ServeError;
 use crate::server::signal::signal;
 use crate::socket::{Incoming, Receiver, Sender};
@@ -41,45 +42,6 @@ pub(super) struct Channel {
     commands: Option<Sender>,
     /// Signalled when another thread has read something for the serving one.
     wake: OnceLock<Arc<OwnedFd>>,
-}
-
-#[derive(Debug)]
-struct Outbound {
-    sender: Sender,
-    /// The last request, kept for its memory.
-    request: MessageBuffer,
-    /// Messages to send before any other.
-    unsent: VecDeque<Unsent>,
-    /// True to send messages only as far as there is room, and keep the rest.
-    never_waits: bool,
-}
-
-/// One or more messages, possibly sent in part.
-#[derive(Debug)]
-struct Unsent {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// Sent with the first byte.
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Outbound {
-    /// Sends the rest as far as there is room. Returns whether everything is sent.
-    fn send_unsent(&mut self) -> io::Result<bool> {
-        while let Some(first) = self.unsent.front_mut() {
-            while first.sent < first.bytes.len() {
-                let descriptors: Vec<_> = first.descriptors.iter().map(AsFd::as_fd).collect();
-                let sent = self.sender.send_some(&first.bytes[first.sent..], &descriptors)?;
-                if sent == 0 {
-                    return Ok(false);
-                }
-                first.sent += sent;
-                first.descriptors.clear();
-            }
-            self.unsent.pop_front();
-        }
-        Ok(true)
-    }
 }
 
 #[derive(Debug, Default)]
@@ -136,12 +98,7 @@ impl Channel {
     pub(super) fn new(receiver: Receiver, sender: Sender) -> Channel {
         let socket = sender.clone();
         Channel {
-            outbound: Mutex::new(Outbound {
-                sender,
-                request: MessageBuffer::new(),
-                unsent: VecDeque::new(),
-                never_waits: false,
-            }),
+            outbound: Mutex::new(Outbound::new(sender)),
             wake: OnceLock::new(),
             receiver: Mutex::new(receiver),
             state: Mutex::default(),
@@ -184,20 +141,14 @@ impl Channel {
     /// Stops waiting from now on: data without room in the socket is kept, and `wake` is signalled when another
     /// thread has read a command.
     pub(super) fn never_wait(&self, wake: Arc<OwnedFd>) {
-        self.outbound.lock().never_waits = true;
+        self.outbound.lock().never_wait();
         // There is one loop for all of its life.
         let _ = self.wake.set(wake);
     }
 
     /// Sends whole messages, and waits for room, unless this never waits.
     pub(super) fn send(&self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
-        let mut outbound = self.outbound.lock();
-        if outbound.never_waits {
-            outbound.unsent.push_back(Unsent { bytes: bytes.to_vec(), sent: 0, descriptors });
-            return outbound.send_unsent().map(drop);
-        }
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        outbound.sender.send(bytes, &descriptors)
+        self.outbound.lock().send(bytes, descriptors)
     }
 
     /// Sends the kept data, as far as there is room. Returns whether everything is sent.
@@ -207,7 +158,7 @@ impl Channel {
 
     /// Returns whether any data is kept to be sent.
     pub(super) fn has_unsent(&self) -> bool {
-        !self.outbound.lock().unsent.is_empty()
+        self.outbound.lock().has_unsent()
     }
 
     /// Returns whether nothing more can be read.
@@ -372,10 +323,7 @@ impl Channel {
         while !outbound.send_unsent().map_err(|_| Unanswered::Over)? {
             self.wait_for_room(deadline)?;
         }
-        let Outbound { sender, request: buffer, .. } = &mut *outbound;
-        buffer.clear();
-        buffer.request(id, false, request);
-        let mut bytes = buffer.as_bytes();
+        let (sender, mut bytes) = outbound.request(id, request);
         while !bytes.is_empty() {
             match sender.send_some(bytes, &[]).map_err(|_| Unanswered::Over)? {
                 0 => self.wait_for_room(deadline)?,

@@ -17,6 +17,7 @@ pub(crate) mod interrupts;
 pub(crate) mod mappings;
 mod memory;
 mod migration_data;
+mod outbound;
 mod plain;
 mod process;
 pub(crate) mod queue;

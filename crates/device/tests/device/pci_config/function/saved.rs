@@ -3,14 +3,23 @@
 use std::os::fd::AsFd;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use whimbrel_device::Bus;
 use whimbrel_device::pci::config::PciConfig;
 use whimbrel_device::pci::function::{Function, FunctionStateError};
+use whimbrel_device::{Bus, DeviceFile, State};
 
 use super::{CONFIG, STATUS_INTERRUPT, config};
 
 fn fresh() -> Function {
     Function::new(config(), Bus::new())
+}
+
+/// A function on the bus of a device, whose user is told of this interrupt.
+fn telling(index: u32, vector: u32) -> (Function, EventFd, DeviceFile) {
+    let device = super::card();
+    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+    let eventfd = told.as_fd().try_clone_to_owned().unwrap();
+    device.set_irq_triggers(index, vector, vec![Some(eventfd)]).unwrap();
+    (Function::new(config(), device.bus().clone()), told, device)
 }
 
 /// A function with a masked vector that is pending, an asserted line, and a BAR somewhere.
@@ -55,7 +64,6 @@ fn a_function_continues_at_the_destination_with_its_line_and_its_pending_message
 
 #[test]
 fn a_pending_message_is_sent_at_the_destination_once_it_is_unmasked() {
-    use whimbrel_device::DeviceFile;
     let device = DeviceFile::new("card", |bus| {
         let mut function = Function::new(config(), bus);
         function.load(&used().save()).unwrap();
@@ -106,14 +114,10 @@ fn a_state_that_no_function_of_this_shape_can_have_is_refused_and_changes_nothin
 #[test]
 fn a_disabled_line_that_is_loaded_asserted_signals_nobody() {
     use super::{COMMAND, INTX_DISABLE};
-    use whimbrel_device::DeviceFile;
     let mut source = fresh();
     source.write_region(CONFIG, COMMAND, &INTX_DISABLE.to_le_bytes()).unwrap();
     source.set_line(true);
-    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-    let device = DeviceFile::new("card", |bus| super::Card(Function::new(config(), bus)));
-    let mut destination = Function::new(config(), device.bus().clone());
-    device.set_irq_triggers(0, 0, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    let (mut destination, told, _device) = telling(0, 0);
     destination.load(&source.save()).unwrap();
     assert!(told.read().is_err(), "the guest had disabled it");
     destination.write_region(CONFIG, COMMAND, &[0, 0]).unwrap();
@@ -122,7 +126,6 @@ fn a_disabled_line_that_is_loaded_asserted_signals_nobody() {
 
 #[test]
 fn what_is_loaded_interrupts_nobody_before_the_device_runs() {
-    use whimbrel_device::{DeviceFile, State};
     let mut with_line = fresh();
     with_line.set_line(true);
     // Pending, bus master and MSI-X enabled, and not masked: it may be sent at once.
@@ -130,16 +133,7 @@ fn what_is_loaded_interrupts_nobody_before_the_device_runs() {
     with_message.write_region(CONFIG, 0x04, &[0x02, 0]).unwrap();
     with_message.write_region(1, 69 * 16 + 12, &[0; 4]).unwrap();
     for (index, vector, source) in [(0, 0, with_line), (2, 69, with_message)] {
-        let mut function = None;
-        let device = DeviceFile::new("card", |bus| {
-            function = Some(Function::new(config(), bus.clone()));
-            super::Card(Function::new(config(), bus))
-        });
-        let mut function = function.unwrap();
-        let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        device
-            .set_irq_triggers(index, vector, vec![Some(told.as_fd().try_clone_to_owned().unwrap())])
-            .unwrap();
+        let (mut function, told, _device) = telling(index, vector);
         function.enter(State::Resuming);
         function.load(&source.save()).unwrap();
         function.write_region(CONFIG, 0x04, &[0x06, 0]).unwrap();
@@ -154,15 +148,7 @@ fn what_is_loaded_interrupts_nobody_before_the_device_runs() {
 
 #[test]
 fn a_function_that_stops_keeps_its_line_and_holds_its_messages() {
-    use whimbrel_device::{DeviceFile, State};
-    let mut function = None;
-    let device = DeviceFile::new("card", |bus| {
-        function = Some(Function::new(config(), bus.clone()));
-        super::Card(Function::new(config(), bus))
-    });
-    let mut function = function.unwrap();
-    let told = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-    device.set_irq_triggers(0, 0, vec![Some(told.as_fd().try_clone_to_owned().unwrap())]).unwrap();
+    let (mut function, told, _device) = telling(0, 0);
     function.set_line(true);
     assert_eq!(told.read().unwrap(), 1);
     function.enter(State::Stop);

@@ -58,18 +58,11 @@ impl Handover {
         }
     }
 
-    /// Events that need no fault. Where there is none, the handover has ended.
+    /// Events that need no fault. Without any, the handover has ended.
     pub(crate) fn events(&self, w: &World) -> Vec<Event> {
         let mut events = Vec::new();
         let each = |devices: Devices| (0..self.devices).filter(move |device| has(devices, *device));
-        for (list, event) in [
-            (&w.to_source, Event::ToSource as fn(Message, Fate) -> Event),
-            (&w.to_destination, Event::ToDestination),
-        ] {
-            let mut list = list.clone();
-            list.dedup();
-            events.extend(list.into_iter().map(|message| event(message, Fate::Arrives)));
-        }
+        events.extend(on_their_way(w).map(|(message, event)| event(message, Fate::Arrives)));
         match &w.source {
             None => events.push(Event::SourceRestarts),
             Some(_) if !w.source_tasks.is_empty() => events.push(Event::SourceDoes),
@@ -181,15 +174,8 @@ impl Handover {
             return events;
         }
         let each = |devices: Devices| (0..self.devices).filter(move |device| has(devices, *device));
-        for (list, event) in [
-            (&w.to_source, Event::ToSource as fn(Message, Fate) -> Event),
-            (&w.to_destination, Event::ToDestination),
-        ] {
-            let mut list = list.clone();
-            list.dedup();
-            for message in list {
-                events.extend([Fate::Repeats, Fate::Lost, Fate::EndsLink].map(|fate| event(message, fate)));
-            }
+        for (message, event) in on_their_way(w) {
+            events.extend([Fate::Repeats, Fate::Lost, Fate::EndsLink].map(|fate| event(message, fate)));
         }
         if let Some(source) = &w.source {
             events.push(Event::SourceCrashes);
@@ -227,4 +213,17 @@ impl Handover {
         }
         events
     }
+}
+
+/// The messages on their way, those of the same kind in a row once, and the event of each.
+fn on_their_way(w: &World) -> impl Iterator<Item = (Message, fn(Message, Fate) -> Event)> {
+    let lists = [
+        (&w.to_source, Event::ToSource as fn(Message, Fate) -> Event),
+        (&w.to_destination, Event::ToDestination),
+    ];
+    lists.into_iter().flat_map(|(list, event)| {
+        let mut list = list.clone();
+        list.dedup();
+        list.into_iter().map(move |message| (message, event))
+    })
 }
