@@ -81,7 +81,8 @@ enum FeatureName {
     PreCopy,
 }
 
-fn parse_state(text: &str) -> Result<State, String> {
+/// Parses the name of a state, in any case, and with hyphens or underscores.
+pub(crate) fn parse_state(text: &str) -> Result<State, String> {
     State::from_name(&text.replace('-', "_")).ok_or_else(|| {
         let names: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
         format!("expected one of {}", names.join(", "))
@@ -120,7 +121,7 @@ pub(crate) fn flag_names(flags: MigrationFlags) -> Vec<&'static str> {
 }
 
 /// The direction of a data session, for scripts.
-fn direction_name(direction: Direction) -> &'static str {
+pub(crate) fn direction_name(direction: Direction) -> &'static str {
     match direction {
         Direction::Saving => "saving",
         Direction::Resuming => "resuming",

@@ -4,6 +4,7 @@ mod abi;
 mod completions;
 mod demo;
 mod devices;
+mod end;
 mod failure;
 mod fsm;
 mod inspect;
@@ -13,11 +14,14 @@ mod output;
 mod probe;
 mod progress;
 mod receive;
+mod remedy;
+mod reset;
 mod restore;
 mod save;
 mod send;
 mod serve;
 mod size;
+mod state;
 mod target;
 mod usage;
 
@@ -84,6 +88,8 @@ enum Command {
     Restore(restore::Arguments),
     Send(send::Arguments),
     Receive(receive::Arguments),
+    State(state::Arguments),
+    Reset(reset::Arguments),
     Serve(serve::Arguments),
     Fsm(fsm::Arguments),
     #[command(hide = true)]
@@ -113,6 +119,8 @@ fn main() -> ExitCode {
         Command::Restore(arguments) => restore::run(arguments, output),
         Command::Send(arguments) => send::run(arguments, output),
         Command::Receive(arguments) => receive::run(arguments, output),
+        Command::State(arguments) => state::run(arguments, output),
+        Command::Reset(arguments) => reset::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::FsmWalk(arguments) => fsm::run_walk(arguments),

@@ -1,21 +1,19 @@
 //! `whimbrel receive`: the destination of a migration.
 
 use std::fmt;
-use std::io::{self, Read};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::Duration;
 
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use whimbrel_engine::stream::Problem;
 use whimbrel_engine::{Address, Destination, Error, Listener, Received};
 
+use crate::end::End;
 use crate::failure::Failure;
 use crate::output::{self, Output, note};
 use crate::progress::Bar;
+use crate::remedy;
 use crate::send::parse_address;
 use crate::target::Target;
 
@@ -72,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     bar.message(format!("receiving {}", arguments.target));
     let taken = Destination::new(&mut *opened).timeout(Duration::from_secs(arguments.timeout)).receive(link);
     drop(bar);
-    let received = taken.map_err(|error| failed(error, opened.is_served()))?;
+    let received = taken.map_err(|error| failed(error, &arguments.target))?;
     drop(listener);
 
     let taken = Taken { device: opened.name().to_string(), address: address.to_string(), received };
@@ -99,16 +97,12 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
     }
 }
 
-fn failed(error: Error, is_served: bool) -> Failure {
+fn failed(error: Error, target: &Target) -> Failure {
     let hint = match &error {
         Error::Stream(error) if error.problem == Problem::Foreign => {
-            Some("the peer is not `whimbrel send`: listen where only the source can connect")
+            Some("the peer is not `whimbrel send`: listen where only the source can connect".to_string())
         }
-        // Its server does not reset it when this process ends.
-        Error::NotReset { .. } if is_served => {
-            Some("restart the device's server: that discards the received state")
-        }
-        _ => None,
+        _ => remedy::after(&error, target),
     };
     Failure::from(error).hint_if(hint)
 }
@@ -140,44 +134,4 @@ impl fmt::Display for Taken {
 
 fn cannot_wait(error: &io::Error) -> Failure {
     Failure::from_io("the device runs here, but this process cannot keep it open", error)
-}
-
-/// The end of a wait: by stdin, SIGINT or SIGTERM. Once created, these signals no longer end the process.
-struct End {
-    /// Becomes readable with a signal.
-    signalled: UnixStream,
-}
-
-impl End {
-    fn new() -> io::Result<End> {
-        let (signalled, signal) = UnixStream::pair()?;
-        for number in [SIGINT, SIGTERM] {
-            signal_hook::low_level::pipe::register(number, signal.try_clone()?)?;
-        }
-        Ok(End { signalled })
-    }
-
-    fn wait(&self) -> io::Result<()> {
-        let mut stdin = io::stdin().lock();
-        let mut scrap = [0; 4096];
-        loop {
-            let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&self.signalled, PollFlags::IN)];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            let [stdin_ready, signal_ready] = fds.map(|fd| !fd.revents().is_empty());
-            if signal_ready {
-                return Ok(());
-            }
-            if stdin_ready {
-                match stdin.read(&mut scrap) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // A stdin that cannot be read any more has ended too.
-                    Ok(0) | Err(_) => return Ok(()),
-                    Ok(_) => {}
-                }
-            }
-        }
-    }
 }

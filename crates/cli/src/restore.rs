@@ -14,6 +14,7 @@ use whimbrel_user::Errno;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
+use crate::remedy;
 use crate::save::form;
 use crate::target::Target;
 
@@ -73,7 +74,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
     let restored = archive::restore(&mut *opened, bar.reading(input), form(arguments.raw));
     drop(bar);
-    let summary = restored.map_err(|error| failed(error, &name, arguments.raw))?;
+    let summary = restored.map_err(|error| {
+        let hint = remedy::after(&error, &arguments.target);
+        failed(error, &name, arguments.raw).hint_if(hint)
+    })?;
     let text = format!(
         "restored {} from {name}: {} of device state; the device is in {} now",
         summary.device,

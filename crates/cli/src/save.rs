@@ -12,6 +12,7 @@ use whimbrel_engine::archive::{self, Form, Summary};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
+use crate::remedy;
 use crate::target::{Opened, Target};
 
 /// Save a device's state to a file
@@ -73,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let place = place(&arguments.output)?;
     let mut opened = arguments.target.open()?.migratable()?;
     let summary = save(&mut opened, &place, form(arguments.raw), &arguments.target, output)
-        .map_err(|error| failed(error, &place, &arguments.output))?;
+        .map_err(|error| failed(error, &place, arguments))?;
     let to_stdout = matches!(place, Place::Stdout);
     let file = if to_stdout { "stdout".to_string() } else { arguments.output.display().to_string() };
     let saved = Saved { summary, file, raw: arguments.raw };
@@ -144,11 +145,12 @@ fn save(
 }
 
 /// Adds the file's name, which the crates below know only if they have chosen it.
-fn failed(error: Error, place: &Place, path: &Path) -> Failure {
-    let Error::File { what, error } = error else { return error.into() };
+fn failed(error: Error, place: &Place, arguments: &Arguments) -> Failure {
+    let hint = remedy::after(&error, &arguments.target);
+    let Error::File { what, error } = error else { return Failure::from(error).hint_if(hint) };
     let what = match place {
         Place::Stdout => "writing to stdout".to_string(),
-        Place::Special(_) => format!("writing {}", path.display()),
+        Place::Special(_) => format!("writing {}", arguments.output.display()),
         Place::File(_) => what,
     };
     let failure = Failure::from_io(what, &error);

@@ -10,7 +10,8 @@ use whimbrel_engine::{Address, Error, Link, Outcome, Report, SendError, Source, 
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
-use crate::target::Target;
+use crate::remedy;
+use crate::target::{Closing, Target};
 
 /// Migrate a device to a host where `whimbrel receive` is waiting
 ///
@@ -59,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .max_rounds(arguments.max_rounds)
         .timeout(Duration::from_secs(arguments.timeout));
     let sent = Source::new(&mut *opened).options(options).observer(Bar::migration(output)).send(link);
-    let report = sent.map_err(|error| failed(error, address))?;
+    let report = sent.map_err(|error| failed(error, &arguments.target, address))?;
     output.result(&report, Text { report: &report, address })
 }
 
@@ -86,18 +87,28 @@ fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link
     })
 }
 
-fn failed(error: SendError, address: &Address) -> Failure {
+fn failed(error: SendError, target: &Target, address: &Address) -> Failure {
     let hint = match (&error.outcome, &error.cause) {
-        (Outcome::Unknown, _) => Some(format!(
-            "check at {address} whether the device runs there; only if it does not, reset it here (`whimbrel restore`, or \
-             rebind its driver)"
-        )),
+        (Outcome::Unknown, _) => Some(unknown(target, address)),
+        (Outcome::Stranded(back), _) => remedy::stranded(back, target),
         (_, Error::NotConverging { .. }) => {
             Some("--downtime-limit MS and --max-rounds N set the bounds".to_string())
         }
-        _ => None,
+        (_, cause) => remedy::after(cause, target),
     };
     Failure::from(error).hint_if(hint)
+}
+
+/// The hint after a handover without a confirmation.
+fn unknown(target: &Target, address: &Address) -> String {
+    let check = format!("check at {address} whether the device runs there");
+    match target.closing() {
+        Closing::Keeps => format!("{check}; {}", remedy::resume(target)),
+        Closing::Resets => format!(
+            "{check}; if it does not, its state is lost: the kernel resets this one when this command closes it"
+        ),
+        Closing::Ends => format!("{check}; the model here ends with this command"),
+    }
 }
 
 struct Text<'a> {

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::Serialize;
 use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, State, Version, region};
@@ -108,6 +109,30 @@ fn is_uuid(name: &str) -> bool {
     parts.len() == 5 && parts.iter().zip([8, 4, 4, 4, 12]).all(|(part, digits)| is_hex(part, digits))
 }
 
+/// The fate of a device's state when a command closes the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Closing {
+    /// Another process serves the device, which keeps its state.
+    Keeps,
+    /// The kernel resets the device.
+    Resets,
+    /// The device is a model in this process.
+    Ends,
+}
+
+impl fmt::Display for Closing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Closing::Keeps => "the device keeps its state when this command ends",
+            Closing::Resets => {
+                "the kernel resets the device when this command opens it and when it closes it"
+            }
+            Closing::Ends => "the model ends with this command",
+        })
+    }
+}
+
 /// An open device. It is closed when dropped.
 pub(crate) struct Opened {
     device: Box<dyn Device>,
@@ -119,6 +144,15 @@ impl Target {
     /// Returns whether it is a device of the kernel.
     pub(crate) fn is_of_kernel(&self) -> bool {
         matches!(self, Target::Group(_) | Target::Cdev(_) | Target::Host(_))
+    }
+
+    /// Returns the fate of the device's state when this process closes the device.
+    pub(crate) fn closing(&self) -> Closing {
+        match self {
+            Target::Group(_) | Target::Cdev(_) | Target::Host(_) => Closing::Resets,
+            Target::VfioUser(_) => Closing::Keeps,
+            Target::Model(..) => Closing::Ends,
+        }
     }
 
     /// The device in this host's list, if it is a device of the kernel.
@@ -214,11 +248,6 @@ impl Opened {
             note(format_args!("{}: an earlier receiver left it in {state}: it is reset", self.device.name()));
         }
         Ok(())
-    }
-
-    /// Returns whether another process serves it.
-    pub(crate) fn is_served(&self) -> bool {
-        self.is_served
     }
 }
 

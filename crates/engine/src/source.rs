@@ -245,7 +245,16 @@ impl<'a> Sending<'a> {
         }
         for number in 1.. {
             let round = self.round(number)?;
-            tracing::info!(?round, "round done");
+            tracing::info!(
+                number,
+                memory_bytes = round.memory_bytes,
+                device_bytes = round.device_bytes,
+                ms = round.ms,
+                memory_left = round.memory_left,
+                device_left = round.device_left,
+                expected_downtime_ms = round.expected_downtime_ms,
+                "round done"
+            );
             let initial_done = self.data.is_none() || self.precopy.initial_done();
             let decision = estimate::decide(
                 self.expected,

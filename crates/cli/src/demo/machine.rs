@@ -27,6 +27,31 @@ pub(super) fn check_memory(bytes: u64) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Checks that this machine has the memory for a demo with so many bytes in each of the two hosts. Beyond that, the kernel
+/// would kill a process in the middle of the demo.
+pub(super) fn check_available(bytes: u64) -> Result<u64, String> {
+    // Without the figure, the allocation itself decides.
+    available().map_or(Ok(bytes), |available| fits(bytes, available))
+}
+
+fn fits(bytes: u64, available: u64) -> Result<u64, String> {
+    if bytes > available / 2 {
+        return Err(format!(
+            "expected at most {}: both hosts of the demo allocate it, and this machine has {} of memory available",
+            output::bytes(available / 2),
+            output::bytes(available)
+        ));
+    }
+    Ok(bytes)
+}
+
+/// The memory that can be allocated without swapping, in bytes.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let figure = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    figure.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Memory from address 0 on, and the device that accesses it at the same addresses.
 pub(super) struct Machine<'a> {
     pub(super) memory: Memory,
@@ -73,5 +98,20 @@ impl<'a> Machine<'a> {
     /// Another handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
         self.attachment.device()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_machine_cannot_give_twice_is_refused_with_the_reason() {
+        assert_eq!(fits(3 << 30, 6 << 30), Ok(3 << 30));
+        assert_eq!(
+            fits((3 << 30) + 4096, 6 << 30).unwrap_err(),
+            "expected at most 3.00 GiB: both hosts of the demo allocate it, and this machine has 6.00 GiB of memory \
+             available"
+        );
     }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     /// Run the models inside the two demo processes, without servers
     #[arg(long, conflicts_with = "destination")]
     in_process: bool,
-    /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB
+    /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB, and at most half of the available memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: u64,
     /// Rate at which the device writes memory, in bytes per second or with a unit such as 64MiB; at least 1 MiB, so
@@ -88,7 +88,7 @@ Examples:
 
 /// Parses the size of a machine's memory.
 fn memory(text: &str) -> Result<u64, String> {
-    size::parse(text).and_then(machine::check_memory)
+    size::parse(text).and_then(machine::check_memory).and_then(machine::check_available)
 }
 
 /// Parses a rate that is high enough for the device to complete jobs before and after the migration.

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 15] = [
     "demo",
     "devices",
     "probe",
@@ -13,6 +13,8 @@ const COMMANDS: [&str; 13] = [
     "restore",
     "send",
     "receive",
+    "state",
+    "reset",
     "serve",
     "fsm",
     "inspect",
@@ -22,7 +24,7 @@ const COMMANDS: [&str; 13] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 56] = [
+const WRONG: [(&[&str], &str, &str); 63] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -32,6 +34,8 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["send", "model:serial"], "--to <ADDR>", "Usage: whimbrel send"),
     (&["send", "model:serial", "model:accel", "--to", "a:1"], "unexpected argument", "Usage: whimbrel send"),
     (&["receive", "model:serial"], "--listen <ADDR>", "Usage: whimbrel receive"),
+    (&["state"], "<TARGET>", "Usage: whimbrel state"),
+    (&["reset"], "<TARGET>", "Usage: whimbrel reset"),
     (&["serve", "serial"], "--socket <PATH>", "Usage: whimbrel serve"),
     (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
     // Targets, wherever one stands.
@@ -44,6 +48,8 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["restore", "nothing", "-i", "/dev/null"], "invalid value 'nothing'", "a TARGET is"),
     (&["send", "nothing", "--to", "127.0.0.1:1"], "invalid value 'nothing'", "a TARGET is"),
     (&["receive", "nothing", "--listen", "127.0.0.1:0"], "invalid value 'nothing'", "a TARGET is"),
+    (&["state", "nothing"], "invalid value 'nothing' for '<TARGET>'", "a TARGET is"),
+    (&["reset", "nothing"], "invalid value 'nothing' for '<TARGET>'", "a TARGET is"),
     (&["fsm", "--walk", "nothing"], "invalid value 'nothing' for '--walk <TARGET>'", "a TARGET is"),
     (&["demo", "--device", "nothing"], "invalid value 'nothing'", "a TARGET is"),
     (&["demo", "--destination", "nothing"], "invalid value 'nothing'", "a TARGET is"),
@@ -73,6 +79,7 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     // Sizes, rates, counts and times.
     (&["demo", "--memory", "lots"], "expected a number of bytes", "--help"),
     (&["demo", "--memory", "1MiB"], "expected at least 16.00 MiB", "--help"),
+    (&["demo", "--memory", "300000GiB"], "both hosts of the demo allocate it", "--help"),
     (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
     (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
     (&["send", "model:serial", "--to", "a:1", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
@@ -85,6 +92,8 @@ const WRONG: [(&[&str], &str, &str); 56] = [
     (&["fsm"], "<FROM>", "Usage: whimbrel fsm"),
     (&["fsm", "RUNNING"], "<TO>", "Usage: whimbrel fsm"),
     (&["fsm", "RUNNING", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
+    (&["state", "model:serial", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
+    (&["reset", "model:serial", "RUNNING"], "unexpected argument 'RUNNING'", "Usage: whimbrel reset"),
     (&["fsm", "--table", "--features", "warp"], "possible values: stop-copy, p2p, pre-copy", "--help"),
     (&["fsm", "--walk", "model:serial", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
     (&["completions", "tcsh"], "possible values: bash, elvish, fish", "tip: a similar value exists"),

@@ -15,6 +15,7 @@ mod migration;
 mod partial;
 mod sandbox;
 mod serve;
+mod state;
 mod support;
 mod takeover;
 mod targets;

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use serde_json::json;
 use tempfile::TempDir;
 use whimbrel_engine::stream::{Message, Reader, Ready, Reason, Writer};
+use whimbrel_user::{Migratable as _, State};
 
-use crate::support::{Receiver, Run, argument, keys, whimbrel};
+use crate::support::{Receiver, Run, Served, argument, keys, whimbrel};
 
 /// The small ones finish at once whatever the machine does; the limit on downtime must not decide.
 const PATIENT: &str = "--downtime-limit=60000";
@@ -177,6 +178,15 @@ fn a_sender_with_patience_may_be_started_first() {
 }
 
 #[test]
+fn the_log_of_a_migration_is_plain_lines() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
+    let sent = send("model:serial", &receiver.address.clone(), &["-v"]).succeeded();
+    receiver.finish().succeeded();
+    let round = sent.stderr.lines().find(|line| line.contains("round done number=1 memory_bytes=0 "));
+    assert!(round.is_some_and(|line| !line.contains(['{', '('])), "{}", sent.stderr);
+}
+
+#[test]
 fn a_second_sender_is_turned_away_and_the_first_goes_on() {
     let mut receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "-v"]);
     // The first has said something and is therefore the one that is let in.
@@ -315,6 +325,20 @@ fn a_destination_lost_at_the_handover_leaves_the_outcome_unknown_and_says_what_t
         .says(&["it is not known whether it runs at the destination", &peer.address]);
     assert_eq!(run.json()["outcome"], "unknown");
     peer.thread.join().unwrap();
+}
+
+#[test]
+fn a_served_device_whose_outcome_is_unknown_is_resumed_by_the_command_that_the_hint_names() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start("accel?state=64KiB", &folder.path().join("socket"));
+    served.mark(64);
+    let peer = Peer::start(Until::HandedOver);
+    let command = format!("`whimbrel state {} RUNNING` resumes it", served.target);
+    send(&served.target, &peer.address, &[]).failed().says(&["it is not known whether it runs", &command]);
+    peer.thread.join().unwrap();
+    whimbrel(["state", &served.target, "RUNNING"]).succeeded();
+    assert_eq!(served.client().state().unwrap(), State::Running);
+    assert_eq!(served.marked(), 64);
 }
 
 #[test]

@@ -204,7 +204,7 @@ impl Served {
     }
 
     /// With more options, and the first line it says: that it serves, or as the error why it does not.
-    fn with(model: &str, socket: &Path, options: &[&str]) -> Result<(Served, String), String> {
+    pub(crate) fn with(model: &str, socket: &Path, options: &[&str]) -> Result<(Served, String), String> {
         let mut command = command(["serve", model, "--socket", &argument(socket)]);
         let mut child = command.args(options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();

@@ -139,6 +139,16 @@ fn a_device_whose_sender_was_killed_works_on_and_can_be_sent_again() {
 }
 
 #[test]
+fn a_device_whose_sender_was_killed_is_brought_back_by_a_command() {
+    let (left, _) = Moving::start().end(|moving| moving.sender.id());
+    let target = left.source.target.as_str();
+    let told = whimbrel(["state", target, "RUNNING"]).succeeded();
+    assert_eq!(told.text(), format!("{target}: PRE_COPY -> RUNNING\n"));
+    assert_eq!(left.source.client().state().unwrap(), State::Running);
+    assert_eq!(left.source.marked(), 64);
+}
+
+#[test]
 fn a_device_whose_receiver_was_killed_takes_the_next_state_as_if_nothing_had_come() {
     let (left, [sent, _]) = Moving::start().end(|moving| moving.receiver.id());
     sent.failed().says(&["the destination closed the connection", "the device runs on here"]);
