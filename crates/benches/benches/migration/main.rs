@@ -1,0 +1,137 @@
+//! A whole migration beside a bare loop and beside QEMU, alternating in one run: memory full of noise moves over loopback
+//! TCP to another process on the same machine, into memory that was touched before and into fresh memory.
+//!
+//! All of them read the same memory file at the source, and write to a memory file that this program makes for each move
+//! and checks after it. Medians and their ratios are printed. QEMU is left out with a message if it is missing.
+//!
+//! `WHIMBREL_BENCH_MEMORY` (4GiB) and `WHIMBREL_BENCH_ROUNDS` (5) are the size and the number of rounds;
+//! `WHIMBREL_BENCH_QEMU` is QEMU's program.
+
+mod bare;
+mod memory;
+mod peer;
+mod qemu;
+mod whimbrel;
+
+use std::time::Duration;
+
+use memory::{MIB, MemoryFile};
+use peer::Peer;
+use qemu::Qemu;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// A finished move.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    /// From the connection, or the order to migrate, until the destination has everything.
+    took: Duration,
+    /// The time in which neither side runs, if the program reports it.
+    downtime: Option<Duration>,
+}
+
+/// The program that moves the memory.
+#[derive(Clone, Copy, Debug)]
+enum Program {
+    Bare,
+    Whimbrel,
+    /// QEMU, with so many connections; 0 is without multifd.
+    Qemu(u32),
+}
+
+impl Program {
+    fn name(self) -> String {
+        match self {
+            Program::Bare => "bare loop, 1 MiB".into(),
+            Program::Whimbrel => "Whimbrel, 1 connection".into(),
+            Program::Qemu(0) => "QEMU, plain".into(),
+            Program::Qemu(channels) => format!("QEMU, multifd {channels}"),
+        }
+    }
+
+    /// Moves the noise into a new memory file, and checks what has arrived.
+    fn run(self, noise: &MemoryFile, qemu: Option<&Qemu>, is_touched: bool) -> Result<Option<Move>> {
+        let there = MemoryFile::new(noise.size())?;
+        let moved = match self {
+            Program::Bare => {
+                Peer::start("bare", &there, is_touched)?.take(|address| bare::send(noise, address))?
+            }
+            Program::Whimbrel => {
+                Peer::start("whimbrel", &there, is_touched)?.take(|address| whimbrel::send(noise, address))?
+            }
+            Program::Qemu(channels) => match qemu {
+                Some(qemu) => qemu.migrate(noise, &there, is_touched, channels)?,
+                None => return Ok(None),
+            },
+        };
+        there.check(noise)?;
+        Ok(Some(moved))
+    }
+}
+
+const PROGRAMS: [Program; 6] = [
+    Program::Bare,
+    Program::Whimbrel,
+    Program::Qemu(0),
+    Program::Qemu(1),
+    Program::Qemu(2),
+    Program::Qemu(4),
+];
+
+fn median(mut times: Vec<Duration>) -> Option<Duration> {
+    times.sort();
+    times.get(times.len() / 2).copied()
+}
+
+fn setting(name: &str, otherwise: u64) -> Result<u64> {
+    match std::env::var(name) {
+        Ok(text) => Ok(whimbrel_models::parse_size(&text).ok_or(format!("{name}: not a number: {text}"))?),
+        Err(_) => Ok(otherwise),
+    }
+}
+
+fn main() -> Result<()> {
+    if let Some(role) = peer::role() {
+        return peer::run(&role);
+    }
+    let size = setting("WHIMBREL_BENCH_MEMORY", 4 << 30)?.next_multiple_of(MIB);
+    let rounds = setting("WHIMBREL_BENCH_ROUNDS", 5)?;
+    let qemu = Qemu::find();
+    match &qemu {
+        Some(qemu) => println!("{}", qemu.version()),
+        None => println!("SKIPPED: QEMU: there is no qemu-system-x86_64 (apt-get install qemu-system-x86)"),
+    }
+    let noise = MemoryFile::noise(size)?;
+
+    // A program and its destination's memory, with all of its moves.
+    let mut all: Vec<(Program, bool, Vec<Move>)> =
+        PROGRAMS.iter().flat_map(|&program| [(program, true, vec![]), (program, false, vec![])]).collect();
+    for round in 1..=rounds {
+        for (program, is_touched, moves) in &mut all {
+            moves.extend(program.run(&noise, qemu.as_ref(), *is_touched)?);
+        }
+        eprintln!("round {round} of {rounds} done");
+    }
+
+    println!("\n{} MiB of noise over loopback TCP, medians of {rounds}\n", size / MIB);
+    println!("| | memory of the destination | GB/s | to bare | downtime, ms |\n|---|---|---|---|---|");
+    let took = |moves: &[Move]| median(moves.iter().map(|moved| moved.took).collect());
+    for (program, is_touched, moves) in &all {
+        let bare = all
+            .iter()
+            .find(|(program, touched, _)| matches!(program, Program::Bare) && touched == is_touched);
+        let (Some(time), Some(bare)) = (took(moves), bare.and_then(|(_, _, moves)| took(moves))) else {
+            continue;
+        };
+        let downtime = median(moves.iter().filter_map(|moved| moved.downtime).collect());
+        println!(
+            "| {} | {} | {:.2} | {:.2} | {} |",
+            program.name(),
+            if *is_touched { "touched before" } else { "fresh" },
+            size as f64 / time.as_secs_f64() / 1e9,
+            bare.as_secs_f64() / time.as_secs_f64(),
+            downtime.map_or("-".into(), |time| format!("{:.2}", time.as_secs_f64() * 1e3)),
+        );
+    }
+    Ok(())
+}
