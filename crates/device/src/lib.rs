@@ -100,6 +100,7 @@ pub use topology::set::{DeviceSet, PciAddress, PciFunction};
 pub use topology::vf_token::PhysicalFunction;
 pub use whimbrel_memory::{FileOffset, Memory, RemoteMemory, SharedBytes, survive_lost_memory};
 pub use whimbrel_protocol::arc::ArcError;
+pub use whimbrel_protocol::compatibility::Compatibility;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;
 pub use whimbrel_protocol::precopy::PrecopyReport;

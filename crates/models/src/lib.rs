@@ -45,6 +45,9 @@ pub use model::{Model, ModelError, OpenError, parse_size};
 pub use protocol::Protocol;
 pub use serial::{Answers, Ports, Serial, SerialConfig};
 
+/// The host's byte order, in which the models write their migration data.
+const BYTE_ORDER: &str = if cfg!(target_endian = "little") { "little-endian" } else { "big-endian" };
+
 /// The README's example, run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arc;
+pub mod compatibility;
 pub mod dirty;
 pub mod estimate;
 pub mod fsm;

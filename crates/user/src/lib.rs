@@ -29,6 +29,7 @@ mod device;
 mod dirty_source;
 mod dma_map;
 mod error;
+mod identity;
 pub mod kernel;
 #[cfg(feature = "local")]
 mod local;
@@ -43,6 +44,7 @@ pub use device::{Device, IrqData};
 pub use dirty_source::{DeviceLog, DirtySource};
 pub use dma_map::{DmaMap, DmaRegion};
 pub use error::{Error, Result};
+pub use identity::{Identity, PciIdentity};
 #[cfg(feature = "local")]
 pub use local::Local;
 pub use mapped_region::MappedRegion;
@@ -50,6 +52,7 @@ pub use migratable::Migratable;
 pub use operation::Operation;
 pub use session_state::SessionState;
 pub use whimbrel_memory::{FileOffset, Memory};
+pub use whimbrel_protocol::compatibility::Compatibility;
 pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;

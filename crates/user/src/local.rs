@@ -16,6 +16,7 @@ use crate::device::{Device, IrqData};
 use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
@@ -70,6 +71,11 @@ impl Migratable for Local {
 
     fn info(&mut self) -> Result<Info> {
         Ok(self.device.info())
+    }
+
+    fn identity(&mut self) -> Result<Identity> {
+        let compatibility = self.device.compatibility();
+        Ok(Identity::of_device(self)?.compatibility(compatibility))
     }
 
     fn reset(&mut self) -> Result<()> {

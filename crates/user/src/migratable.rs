@@ -8,6 +8,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 
 use crate::data_file::DataFile;
 use crate::error::Result;
+use crate::identity::Identity;
 
 /// The migration interface of a device: state, data sessions, features and reset.
 ///
@@ -19,6 +20,13 @@ pub trait Migratable: Send {
 
     /// VFIO_DEVICE_GET_INFO.
     fn info(&mut self) -> Result<Info>;
+
+    /// Returns all that is known of the device before any state moves. The default, for a device whose regions are out
+    /// of reach, lacks the identity in the configuration space and the driver's description of its data.
+    fn identity(&mut self) -> Result<Identity> {
+        let (info, flags) = (self.info()?, self.migration_flags()?);
+        Ok(Identity::new(self.name(), &info, flags, self.region_version()))
+    }
 
     /// VFIO_DEVICE_RESET.
     fn reset(&mut self) -> Result<()>;

@@ -1,14 +1,12 @@
 //! The capabilities that both sides of a connection agree on (VFIO_USER_VERSION), as JSON and as numbers.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::compatibility::Compatibility;
 
+use crate::compatibility;
 use crate::extensions::MigrationExtensions;
+use crate::json::{object, some_object};
 
 /// The major version that this crate speaks; no other one is understood.
 pub const VERSION_MAJOR: u16 = 0;
@@ -53,6 +51,14 @@ pub struct Capabilities {
     /// Our migration extensions; `None` for the plain protocol.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub migration_extensions: Option<MigrationExtensions>,
+    /// In a reply with the extension `compatibility`, the driver's description of its migration data; `None` if it has
+    /// none.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "compatibility::serialize",
+        deserialize_with = "compatibility::deserialize"
+    )]
+    pub migration_compatibility: Option<Compatibility>,
 }
 
 /// The capability `twin_socket`.
@@ -92,6 +98,7 @@ impl Default for Capabilities {
             write_multiple: false,
             migration: None,
             migration_extensions: None,
+            migration_compatibility: None,
         }
     }
 }
@@ -144,6 +151,12 @@ impl Capabilities {
     pub fn migration_extensions(self, migration_extensions: Option<MigrationExtensions>) -> Capabilities {
         Capabilities { migration_extensions, ..self }
     }
+
+    /// Sets the field `migration_compatibility`.
+    #[must_use]
+    pub fn migration_compatibility(self, migration_compatibility: Option<Compatibility>) -> Capabilities {
+        Capabilities { migration_compatibility, ..self }
+    }
 }
 
 impl TwinSocket {
@@ -192,31 +205,6 @@ impl Capabilities {
     }
 }
 
-/// Accepts an object only; serde would also take a list of its values.
-fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Object<T>(PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-
-    deserializer.deserialize_map(Object(PhantomData))
-}
-
-fn some_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    object(deserializer).map(Some)
-}
-
 /// Clamps a number to the largest that fits.
 fn saturating<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     u64::deserialize(deserializer).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
@@ -250,7 +238,8 @@ pub enum NegotiationError {
 /// Returns the capabilities that both sides have: the smaller of each limit, the common page sizes, and the features
 /// that both support. The result is a subset of the client's proposal, as a server's reply must be.
 ///
-/// `twin_socket` says whether both sides support it; the caller sets its `fd_index` once the socket exists.
+/// `twin_socket` says whether both sides support it; the caller sets its `fd_index` once the socket exists, and
+/// `migration_compatibility` if the extension was agreed on.
 pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabilities, NegotiationError> {
     let pgsizes = server.pgsizes & client.pgsizes;
     let max_data_xfer_size = server.max_data_xfer_size.min(client.max_data_xfer_size);
@@ -277,6 +266,8 @@ pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabil
         write_multiple: server.write_multiple && client.write_multiple,
         migration,
         migration_extensions: MigrationExtensions::both(extensions.0, extensions.1, max_msg_fds),
+        // The device's, which the server adds.
+        migration_compatibility: None,
     })
 }
 

@@ -37,6 +37,8 @@ pub struct MigrationExtensions {
     /// Features of the kernel outside migration are available, above all low power, and device info includes
     /// capabilities.
     pub device_features: bool,
+    /// The server's reply to VFIO_USER_VERSION has the driver's description of its migration data.
+    pub compatibility: bool,
 }
 
 impl MigrationExtensions {
@@ -48,6 +50,7 @@ impl MigrationExtensions {
         p2p: false,
         data_channel: false,
         device_features: false,
+        compatibility: false,
     };
 
     /// Every part.
@@ -58,6 +61,7 @@ impl MigrationExtensions {
         p2p: true,
         data_channel: true,
         device_features: true,
+        compatibility: true,
     };
 
     /// Sets the field `data_size`.
@@ -96,6 +100,12 @@ impl MigrationExtensions {
         MigrationExtensions { device_features, ..self }
     }
 
+    /// Sets the field `compatibility`.
+    #[must_use]
+    pub const fn compatibility(self, compatibility: bool) -> MigrationExtensions {
+        MigrationExtensions { compatibility, ..self }
+    }
+
     /// Returns the extensions that both sides support. The data channel's socket is sent as a descriptor, so it needs
     /// a client that accepts one.
     pub(crate) fn both(
@@ -111,6 +121,7 @@ impl MigrationExtensions {
             p2p: one.p2p && other.p2p,
             data_channel: one.data_channel && other.data_channel && max_msg_fds > 0,
             device_features: one.device_features && other.device_features,
+            compatibility: one.compatibility && other.compatibility,
         })
     }
 }
@@ -127,6 +138,7 @@ mod tests {
         p2p: false,
         data_channel: false,
         device_features: false,
+        compatibility: false,
     };
 
     fn parse(text: &str) -> Result<Option<MigrationExtensions>, serde_json::Error> {
@@ -135,7 +147,7 @@ mod tests {
     }
 
     /// Each extension alone, with its name.
-    fn parts() -> [(&'static str, MigrationExtensions); 6] {
+    fn parts() -> [(&'static str, MigrationExtensions); 7] {
         [
             ("data_size", MigrationExtensions { data_size: true, ..NONE }),
             ("precopy_info", MigrationExtensions { precopy_info: true, ..NONE }),
@@ -143,6 +155,7 @@ mod tests {
             ("p2p", MigrationExtensions { p2p: true, ..NONE }),
             ("data_channel", MigrationExtensions { data_channel: true, ..NONE }),
             ("device_features", MigrationExtensions { device_features: true, ..NONE }),
+            ("compatibility", MigrationExtensions { compatibility: true, ..NONE }),
         ]
     }
 

@@ -46,12 +46,14 @@
 mod capabilities;
 #[cfg(feature = "client")]
 mod client;
+mod compatibility;
 #[cfg(any(feature = "client", feature = "server"))]
 mod descriptor_kind;
 mod descriptors;
 #[cfg(any(feature = "client", feature = "takeover"))]
 mod eventfd;
 mod extensions;
+mod json;
 pub mod message;
 #[cfg(feature = "server")]
 mod server;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::irq::IrqAction;
@@ -324,6 +325,11 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIGRATION: returns the device's migration features. ENOTTY for a device that cannot migrate.
     pub fn migration_flags(&self) -> Result<MigrationFlags, Errno> {
         self.shared.active().walk.flags()
+    }
+
+    /// Returns the driver's description of its migration data; `None` if the driver has none.
+    pub fn compatibility(&self) -> Option<Compatibility> {
+        self.shared.active().driver.compatibility()
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET.

@@ -1,6 +1,7 @@
 //! The migration half of a driver: single arcs, and reads and writes of its state.
 
 use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
@@ -13,6 +14,13 @@ use super::Context;
 pub trait Migration {
     /// Returns the migration features, at least STOP_COPY. The result never changes.
     fn flags(&self) -> MigrationFlags;
+
+    /// Returns the model, the version of its migration data, and the settings that source and destination must have in
+    /// common, so that a user can refuse a destination before any data moves. The result never changes while the device
+    /// is open. `None`, the default, leaves the judgement to [`Migration::write`].
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        None
+    }
 
     /// Executes one arc completely before it returns.
     ///

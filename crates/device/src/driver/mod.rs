@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_uapi::device::IrqInfoFlags;
 
@@ -130,6 +131,12 @@ pub trait Driver: Send {
     /// is open.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
+    }
+
+    /// Returns the driver's description of its migration data: [`Migration::compatibility`]. A driver that migrates by
+    /// other means, such as a migration region, returns its own.
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        self.migration()?.compatibility()
     }
 
     /// Returns the device's own DMA log; `None` without one. The result does not change while the device is open.

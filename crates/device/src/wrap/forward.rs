@@ -104,6 +104,11 @@ macro_rules! method {
             self.$driver.graphics()
         }
     };
+    ($driver:ident compatibility) => {
+        fn compatibility(&mut self) -> Option<whimbrel_protocol::compatibility::Compatibility> {
+            self.$driver.compatibility()
+        }
+    };
     ($driver:ident advance) => {
         fn advance(&mut self, context: &$crate::driver::Context) -> $crate::driver::Next {
             self.$driver.advance(context)

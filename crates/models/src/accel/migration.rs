@@ -1,16 +1,22 @@
 //! The engine's migration: its arcs, its data session and its pre-copy report.
 
-use whimbrel_device::{ArcError, Context, Errno, Migration, MigrationFlags, PrecopyReport, State};
+use whimbrel_device::{
+    ArcError, Compatibility, Context, Errno, Migration, MigrationFlags, PrecopyReport, State,
+};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_protocol::session::{self, Direction, Effect};
 
 use super::own_state::OwnState;
-use super::stream::{Loader, Saver};
+use super::stream::{Loader, STREAM_VERSION, Saver};
 use super::{Accel, Session};
 
 impl Migration for Accel {
     fn flags(&self) -> MigrationFlags {
         self.config.flags
+    }
+
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        Some(Compatibility::new("accel", STREAM_VERSION).data(self.settings_to_match()))
     }
 
     fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {

@@ -229,6 +229,11 @@ impl Accel {
         }
     }
 
+    /// Returns the settings without which a stream does not load: the size of the own state, and the host's byte order.
+    pub(crate) fn settings_to_match(&self) -> Vec<u8> {
+        format!("state={} {}", self.config.state_bytes, crate::BYTE_ORDER).into_bytes()
+    }
+
     fn interrupt(&mut self) {
         self.function.send_message(0);
     }

@@ -31,8 +31,8 @@ mod record;
 use std::borrow::Cow;
 
 use whimbrel_device::{
-    ArcError, Bus, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags, Next, Region,
-    State,
+    ArcError, Bus, Compatibility, Context, Driver, Errno, Info, Irq, LowPower, Migration, MigrationFlags,
+    Next, Region, State,
 };
 use whimbrel_protocol::region::{Backend, Layout, Vendor, Version};
 use whimbrel_protocol::session::{Effect, effect};
@@ -44,6 +44,9 @@ use crate::accel::{Accel, AccelConfig, AccelConfigError};
 
 /// Index of the migration region: the first one after those of every PCI device.
 pub const MIGRATION_REGION_INDEX: u32 = VFIO_PCI_NUM_REGIONS;
+
+/// The version of the migration data: of the records, and of the engine's stream in them.
+const RECORDS_VERSION: u32 = 1;
 
 /// The settings of a [`Legacy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +206,10 @@ impl Driver for Legacy {
         self.engine.reset(&behind)?;
         self.vendor.reset();
         Ok(())
+    }
+
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        Some(Compatibility::new("legacy", RECORDS_VERSION).data(self.engine.settings_to_match()))
     }
 
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {

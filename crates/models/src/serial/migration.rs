@@ -1,7 +1,7 @@
 //! The card's migration: its arcs, its data session, and a DMA log that stays empty.
 
 use whimbrel_device::{
-    ArcError, Context, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State,
+    ArcError, Compatibility, Context, DmaLogging, Errno, Migration, MigrationFlags, PrecopyReport, State,
 };
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::session::{self, Direction, Effect};
@@ -23,6 +23,11 @@ pub(super) enum Session {
 impl Migration for Serial {
     fn flags(&self) -> MigrationFlags {
         MigrationFlags::all()
+    }
+
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        let settings = format!("ports={} {}", self.config.ports.count(), crate::BYTE_ORDER);
+        Some(Compatibility::new("serial", stream::MAJOR_VERSION).data(settings))
     }
 
     fn arc(&mut self, _: &Context, from: State, to: State) -> Result<(), ArcError> {

@@ -15,7 +15,7 @@ pub(super) const HEAD_BYTES: usize = size_of::<Head>();
 const MAX_BYTES: usize = HEAD_BYTES + 2 * size_of::<PortRecord>();
 
 const MAGIC: u64 = 0x7e9d_0989_8c3e_2c4e;
-const MAJOR_VERSION: u32 = 1;
+pub(super) const MAJOR_VERSION: u32 = 1;
 const MINOR_VERSION: u32 = 0;
 
 /// `struct mtty_data` up to its ports.

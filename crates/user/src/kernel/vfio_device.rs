@@ -28,6 +28,7 @@ use crate::data_file::DataFile;
 use crate::device::{Device, IrqData};
 use crate::dma_map::DmaMap;
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
@@ -234,6 +235,10 @@ impl<T: OnKernel> Migratable for T {
 
     fn info(&mut self) -> Result<Info> {
         self.vfio().info()
+    }
+
+    fn identity(&mut self) -> Result<Identity> {
+        Identity::of_device(self)
     }
 
     fn reset(&mut self) -> Result<()> {

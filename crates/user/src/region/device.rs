@@ -19,6 +19,7 @@ use crate::device::{Device, IrqData};
 use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::session_state::SessionState;
@@ -69,6 +70,11 @@ impl Migratable for RegionDevice {
 
     fn info(&mut self) -> Result<Info> {
         self.request(|device| device.info())
+    }
+
+    fn identity(&mut self) -> Result<Identity> {
+        let compatibility = self.request(|device| device.identity())?.compatibility;
+        Ok(Identity::of_device(self)?.compatibility(compatibility))
     }
 
     fn reset(&mut self) -> Result<()> {

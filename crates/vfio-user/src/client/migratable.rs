@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Info, Migratable, Result};
+use whimbrel_user::{DataFile, Identity, Info, Migratable, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
@@ -71,6 +71,12 @@ impl Migratable for Client {
             }
             return Ok(reply.info().clone());
         }
+    }
+
+    /// With the driver's description of its data from the server's VFIO_USER_VERSION, if it supports the extension.
+    fn identity(&mut self) -> Result<Identity> {
+        let told = self.connection().agreed.migration_compatibility.clone();
+        Ok(Identity::of_device(self)?.compatibility(told))
     }
 
     /// Leaves the device in RUNNING without its previous contents. If the server does not reset the device itself,

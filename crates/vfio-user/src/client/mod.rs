@@ -280,7 +280,10 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
             proposed.migration_extensions,
             server.max_msg_fds.min(proposed.max_msg_fds),
         ),
+        migration_compatibility: None,
     };
+    let told = agreed.extensions().compatibility.then(|| server.migration_compatibility.clone()).flatten();
+    let agreed = Capabilities { migration_compatibility: told, ..agreed };
     connection.agree(agreed, &server);
     // With the limits that hold now.
     let descriptors = descriptors.map_err(|error| connection.invalid_reply(what(), error))?;

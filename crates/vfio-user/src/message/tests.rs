@@ -3,6 +3,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::feature::FeatureFlags;
@@ -14,19 +15,27 @@ use crate::{Capabilities, MigrationCapability, MigrationExtensions, TwinSocket};
 
 const LIMITS: Limits = Limits::new(4096);
 
+fn compatibility() -> impl Strategy<Value = Compatibility> {
+    ("[ -~]{1,64}", any::<u32>(), vec(any::<u8>(), 0..=Compatibility::MAX_DATA))
+        .prop_map(|(model, version, data)| Compatibility::new(model, version).data(data))
+}
+
 fn capabilities() -> impl Strategy<Value = Capabilities> {
     let twin = (any::<bool>(), any::<Option<u32>>())
         .prop_map(|(supported, fd_index)| TwinSocket { supported, fd_index });
     let migration = (any::<Option<u64>>(), any::<Option<u64>>())
         .prop_map(|(pgsize, max_bitmap_size)| MigrationCapability { pgsize, max_bitmap_size });
-    let extensions = any::<[bool; 6]>().prop_map(
-        |[data_size, precopy_info, read_end, p2p, data_channel, device_features]| MigrationExtensions {
-            data_size,
-            precopy_info,
-            read_end,
-            p2p,
-            data_channel,
-            device_features,
+    let extensions = any::<[bool; 7]>().prop_map(
+        |[data_size, precopy_info, read_end, p2p, data_channel, device_features, compatibility]| {
+            MigrationExtensions {
+                data_size,
+                precopy_info,
+                read_end,
+                p2p,
+                data_channel,
+                device_features,
+                compatibility,
+            }
         },
     );
     (
@@ -34,19 +43,23 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
         proptest::option::of(twin),
         proptest::option::of(migration),
         proptest::option::of(extensions),
+        proptest::option::of(compatibility()),
     )
-        .prop_map(|((fds, size, maps, pgsizes, write_multiple), twin_socket, migration, extensions)| {
-            Capabilities {
-                max_msg_fds: fds,
-                max_data_xfer_size: size,
-                max_dma_maps: maps,
-                pgsizes,
-                twin_socket,
-                write_multiple,
-                migration,
-                migration_extensions: extensions,
-            }
-        })
+        .prop_map(
+            |((fds, size, maps, pgsizes, write_multiple), twin_socket, migration, extensions, told)| {
+                Capabilities {
+                    max_msg_fds: fds,
+                    max_data_xfer_size: size,
+                    max_dma_maps: maps,
+                    pgsizes,
+                    twin_socket,
+                    write_multiple,
+                    migration,
+                    migration_extensions: extensions,
+                    migration_compatibility: told,
+                }
+            },
+        )
 }
 
 fn version() -> impl Strategy<Value = Version> {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
@@ -61,7 +62,7 @@ impl fmt::Debug for Faulty {
 #[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Driver for Faulty {
     forward!(inner: open_device, close_device, info, region, irq, read_region, write_region, doorbells, mmap);
-    forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance);
+    forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance, compatibility);
 
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
         let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
@@ -84,6 +85,10 @@ impl Driver for Faulty {
 impl Migration for Faulty {
     fn flags(&self) -> MigrationFlags {
         self.flags
+    }
+
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        self.half().ok()?.compatibility()
     }
 
     fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError> {

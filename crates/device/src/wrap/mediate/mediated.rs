@@ -5,6 +5,7 @@ use std::fmt;
 
 use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Capability, Info, Region};
 use whimbrel_uapi::device::{
     RegionInfoFlags, VFIO_REGION_SUBTYPE_MIGRATION_DEPRECATED, VFIO_REGION_TYPE_MIGRATION_DEPRECATED,
@@ -238,6 +239,11 @@ impl Driver for Mediated {
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         if self.migrates_by_region() { None } else { self.driver.migration() }
+    }
+
+    // The vendor's data is unknown here.
+    fn compatibility(&mut self) -> Option<Compatibility> {
+        if self.migrates_by_region() { None } else { self.driver.compatibility() }
     }
 
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {

@@ -103,6 +103,8 @@ impl MigrationRegion {
 #[deny(clippy::missing_trait_methods, reason = "each method is forwarded or defined")]
 impl Driver for MigrationRegion {
     forward!(driver: open_device, irq, doorbells, low_power, bus_master, dma_buf, zpci_errors, graphics);
+    // The data of the region is that of the device behind it.
+    forward!(driver: compatibility);
 
     fn close_device(&mut self, context: &Context) {
         self.half.end_use(&mut *self.driver, context);

@@ -33,6 +33,8 @@ use super::work::Job;
 /// "WHBACCEL" on a little-endian host.
 const MAGIC: u64 = u64::from_le_bytes(*b"WHBACCEL");
 const VERSION: u32 = 1;
+/// The version of the stream.
+pub(super) const STREAM_VERSION: u32 = VERSION;
 
 const KIND_BLOCK: u32 = 1;
 const KIND_ZEROS: u32 = 2;

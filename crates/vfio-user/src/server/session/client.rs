@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite};
+use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite};
 
 use super::channel::{Channel, Next, unasked};
 use super::client_memory::ClientMemory;
@@ -338,11 +338,26 @@ impl Client {
                 self.mappings =
                     Some(Mappings::new(&self.backend, &answer.capabilities, remote, self.foreign.clone()));
                 self.agreed = Some(answer.capabilities.clone());
+                answer.capabilities.migration_compatibility = self.compatibility();
                 self.out.reply(id, &Reply::Version(answer));
                 (Ok(()), ControlFlow::Continue(()))
             }
             Err(error) => (Err(error.errno()), ControlFlow::Break(error.into())),
         }
+    }
+
+    /// Returns the driver's description of its migration data, if the client wants it.
+    fn compatibility(&self) -> Option<Compatibility> {
+        let told = self.extensions().compatibility.then(|| self.device().compatibility())??;
+        if let Some(problem) = told.problem() {
+            tracing::warn!(
+                device = self.device().name(),
+                problem,
+                "invalid description of the migration data"
+            );
+            return None;
+        }
+        Some(told)
     }
 
     fn execute(&mut self, id: u16, request: &Request<'_>, descriptors: Descriptors) -> Result<(), Errno> {

@@ -9,6 +9,7 @@ mod guest;
 mod hostile;
 mod hostile_channel;
 mod hostile_requests;
+mod identity;
 mod likeness;
 mod live;
 mod messages;

@@ -13,13 +13,14 @@ const ALL: MigrationFlags =
     MigrationFlags::STOP_COPY.union(MigrationFlags::P2P).union(MigrationFlags::PRE_COPY);
 
 /// Each part alone.
-const PARTS: [MigrationExtensions; 6] = [
+const PARTS: [MigrationExtensions; 7] = [
     NONE.data_size(true),
     NONE.precopy_info(true),
     NONE.read_end(true),
     NONE.p2p(true),
     NONE.data_channel(true),
     NONE.device_features(true),
+    NONE.compatibility(true),
 ];
 
 #[test]
