@@ -23,6 +23,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// | `accel` | `state` | bytes of own state, 1 KiB to 64 GiB (64MiB) |
 /// | | `rate` | bytes of own state changed per second in the background (0) |
 /// | | `features` | any of `stop-copy`, `p2p`, `pre-copy`, separated by commas (all) |
+/// | | `config` | `required` if DMA and messages need a set-up configuration space, as in hardware (`optional`) |
 /// | | `protocol` | `v2`, or a migration region: `v1`, as in Linux 5.8 to 5.17, or `draft`, as of 2019 (`v2`) |
 /// | `legacy` | `state` | as for `accel` (4MiB) |
 /// | | `rate` | as for `accel` |
@@ -38,7 +39,7 @@ use crate::serial::{Answers, Ports, Serial, SerialConfig};
 /// let opened = model.open("engine 0")?;
 /// assert!(opened.has_worker());
 /// assert_eq!("accel?colour=red".parse::<Model>().unwrap_err().to_string(),
-///     "unknown setting colour for model accel: expected one of state, rate, features, protocol");
+///     "unknown setting colour for model accel: expected one of state, rate, features, config, protocol");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,10 +129,12 @@ impl From<LegacyConfigError> for OpenError {
 const SERIAL: &str = "serial";
 const SERIAL_SETTINGS: &[&str] = &["ports", ANSWERS, PROTOCOL];
 const ACCEL: &str = "accel";
-const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features", PROTOCOL];
+const ACCEL_SETTINGS: &[&str] = &["state", "rate", "features", CONFIG, PROTOCOL];
 const LEGACY: &str = "legacy";
 const LEGACY_SETTINGS: &[&str] = &["state", "rate", "section"];
 const ANSWERS: &str = "answers";
+const CONFIG: &str = "config";
+const REQUIRED: &str = "required";
 const PROTOCOL: &str = "protocol";
 
 const FEATURES: [(&str, MigrationFlags); 3] = [
@@ -210,6 +213,7 @@ impl FromStr for Model {
                         "state" => config.state_bytes = parse_state(ACCEL, setting, value)?,
                         "rate" => config.state_rate = parse_bytes(ACCEL, setting, value)?,
                         PROTOCOL => protocol = parse_protocol(ACCEL, value)?,
+                        CONFIG => config.needs_config = parse_config(value)?,
                         _ => {
                             let takes = "stop-copy, p2p and pre-copy, separated by commas";
                             config.flags =
@@ -271,6 +275,15 @@ fn parse_answers(value: &str) -> Result<Answers, ModelError> {
     found.ok_or_else(|| refused(SERIAL, ANSWERS, value, "vfio-pci or mtty"))
 }
 
+/// Parses whether the configuration space must be set up.
+fn parse_config(value: &str) -> Result<bool, ModelError> {
+    match value {
+        REQUIRED => Ok(true),
+        "optional" => Ok(false),
+        _ => Err(refused(ACCEL, CONFIG, value, "optional or required")),
+    }
+}
+
 /// Parses the settings in `text`, each known and given once.
 fn parse_settings<'a>(
     model: &'static str,
@@ -324,7 +337,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// Formats the model with all its settings, as [`Model::from_str`] parses it.
+/// Formats the model with all its settings (`config` only if it is `required`), as [`Model::from_str`] parses it.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -345,7 +358,8 @@ impl fmt::Display for Model {
                     Size(config.state_bytes),
                     Size(config.state_rate),
                     features.join(",")
-                )
+                )?;
+                if config.needs_config { write!(f, "&{CONFIG}={REQUIRED}") } else { Ok(()) }
             }
             Model::Legacy(config) => {
                 let LegacyConfig { state_bytes, state_rate, section_bytes } = *config;
@@ -407,6 +421,11 @@ mod tests {
             ("accel?features=stop-copy", accel(64 << 20, 0, MigrationFlags::STOP_COPY)),
             ("accel?features=p2p", accel(64 << 20, 0, MigrationFlags::STOP_COPY | MigrationFlags::P2P)),
             ("accel?features=stop-copy,p2p,pre-copy&state=1MiB", accel(1 << 20, 0, all)),
+            ("accel?config=optional&state=1K", accel(1024, 0, all)),
+            (
+                "accel?state=4K&config=required",
+                Model::Accel(AccelConfig::default().state_bytes(4096).needs_config(true), Protocol::V2),
+            ),
         ];
         for (text, model) in cases {
             assert_eq!(text.parse(), Ok(model.clone()), "{text}");
@@ -426,11 +445,15 @@ mod tests {
             ),
             (
                 "accel?ports=1",
-                "unknown setting ports for model accel: expected one of state, rate, features, protocol",
+                "unknown setting ports for model accel: expected one of state, rate, features, config, protocol",
             ),
             (
                 "legacy?protocol=v2",
                 "unknown setting protocol for model legacy: expected one of state, rate, section",
+            ),
+            (
+                "accel?config=yes",
+                "invalid value 'yes' for config (model accel): expected optional or required",
             ),
             ("accel?protocol=v3", "invalid value 'v3' for protocol (model accel): expected v2, v1 or draft"),
             ("serial?protocol=", "invalid value '' for protocol (model serial): expected v2, v1 or draft"),

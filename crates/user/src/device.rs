@@ -7,8 +7,10 @@ use whimbrel_protocol::irq::IrqAction;
 
 use crate::dma_map::DmaMap;
 use crate::error::{Error, Result};
+use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
+use crate::setup::ArmedInterrupts;
 
 /// A device as its owner uses it: regions, interrupts and migration.
 pub trait Device: Migratable {
@@ -50,21 +52,17 @@ pub trait Device: Migratable {
         self.set_irqs(index, start, IrqAction::Trigger, IrqData::Eventfd(eventfds))
     }
 
+    /// Returns the interrupts that this object's user has armed with [`Device::set_irqs`], for a [`DeviceSetup`]; none
+    /// for a device whose interrupts somebody else sets up, such as an [adopted](crate::kernel::Adopted) one.
+    ///
+    /// [`DeviceSetup`]: crate::DeviceSetup
+    fn armed_interrupts(&mut self) -> Vec<ArmedInterrupts> {
+        Vec::new()
+    }
+
     /// Returns the address space of the device's DMA, if this object owns it. `None` for a device whose mappings
     /// somebody else manages, such as an [adopted](crate::kernel::Adopted) one.
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
         None
     }
-}
-
-/// The interrupts of a range that an [`IrqAction`] applies to, and the time.
-#[derive(Clone, Copy, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "the forms of data of the header")]
-pub enum IrqData<'a> {
-    /// This number of interrupts, now.
-    None(u32),
-    /// The interrupts with `true`, now.
-    Bool(&'a [bool]),
-    /// Each signal of the eventfd; with [`IrqAction::Trigger`], the device signals it. `None` removes it.
-    Eventfd(&'a [Option<BorrowedFd<'a>>]),
 }

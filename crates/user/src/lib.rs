@@ -30,6 +30,7 @@ mod dirty_source;
 mod dma_map;
 mod error;
 mod identity;
+mod irq_data;
 pub mod kernel;
 #[cfg(feature = "local")]
 mod local;
@@ -38,19 +39,22 @@ mod migratable;
 mod operation;
 pub mod region;
 mod session_state;
+mod setup;
 
 pub use data_file::{DataFile, StateFile};
-pub use device::{Device, IrqData};
+pub use device::Device;
 pub use dirty_source::{DeviceLog, DirtySource};
 pub use dma_map::{DmaMap, DmaRegion};
 pub use error::{Error, Result};
 pub use identity::{Identity, PciIdentity};
+pub use irq_data::IrqData;
 #[cfg(feature = "local")]
 pub use local::Local;
 pub use mapped_region::MappedRegion;
 pub use migratable::Migratable;
 pub use operation::Operation;
 pub use session_state::SessionState;
+pub use setup::{ArmedInterrupts, DeviceSetup, InterruptTracker, SetupError};
 pub use whimbrel_memory::{FileOffset, Memory};
 pub use whimbrel_protocol::compatibility::Compatibility;
 pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};

@@ -12,15 +12,17 @@ use whimbrel_uapi::ioctl;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::data_file::{DataFile, StateFile};
-use crate::device::{Device, IrqData};
+use crate::device::Device;
 use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
 use crate::session_state::SessionState;
+use crate::setup::{ArmedInterrupts, DeviceSetup, InterruptTracker};
 
 /// A driver-side device, used directly.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub struct Local {
     device: WorkingDevice,
     state: SessionState,
     memory_log: MemoryLog,
+    interrupts: InterruptTracker,
 }
 
 impl Local {
@@ -36,7 +39,7 @@ impl Local {
         let device = device.into();
         let state = SessionState::new(device.mig_state().unwrap_or(State::Running));
         let memory_log = MemoryLog { device: device.device().clone(), log: None };
-        Local { device, state, memory_log }
+        Local { device, state, memory_log, interrupts: InterruptTracker::default() }
     }
 
     /// Returns the driver side.
@@ -130,6 +133,14 @@ impl Migratable for Local {
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         self.device.dma_logging_report(report).map_err(self.failed(Feature::DmaLoggingReport))
     }
+
+    fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
+        DeviceSetup::of_device(self)
+    }
+
+    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
+        setup.restore_to(self)
+    }
 }
 
 impl Device for Local {
@@ -162,7 +173,13 @@ impl Device for Local {
         owned(data)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::EMFILE))
             .and_then(|data| self.device.set_irqs(index, start, action, data))
-            .map_err(self.failed(Operation::SetIrqs(index)))
+            .map_err(self.failed(Operation::SetIrqs(index)))?;
+        self.interrupts.record(index, start, action, data);
+        Ok(())
+    }
+
+    fn armed_interrupts(&mut self) -> Vec<ArmedInterrupts> {
+        self.interrupts.armed()
     }
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {

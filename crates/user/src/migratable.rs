@@ -9,6 +9,7 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use crate::data_file::DataFile;
 use crate::error::Result;
 use crate::identity::Identity;
+use crate::setup::DeviceSetup;
 
 /// The migration interface of a device: state, data sessions, features and reset.
 ///
@@ -62,6 +63,28 @@ pub trait Migratable: Send {
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT: sets the bits of the pages written since the last report.
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
+
+    /// Returns what belongs to the device's owner and not to the driver's migration data: a PCI device's configuration
+    /// space, and which interrupts are armed. Save it once the device is in a state in which it does not run, and its
+    /// owner no longer writes to it.
+    ///
+    /// `None` for a device without a configuration space; the default, for a device whose regions are out of reach.
+    fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
+        Ok(None)
+    }
+
+    /// Restores the setup of another device of the same kind: BARs, then capabilities, then the command register with bus
+    /// master.
+    ///
+    /// Restore it once the migration data is loaded and the device is in STOP, before it runs: DMA and interrupts of a
+    /// device that continues depend on it. After a reset, restore it at once. Interrupts keep their eventfds, and none
+    /// is armed: arm them first, for vfio-pci ignores writes that enable MSI or MSI-X before.
+    ///
+    /// The default, for a device whose regions are out of reach, does nothing.
+    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
+        let _ = setup;
+        Ok(())
+    }
 
     /// Returns the version of the migration region through which the device migrates; `None` for a device with
     /// migration v2, and for one that was not [adapted](crate::region::adapt).

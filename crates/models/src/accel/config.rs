@@ -13,6 +13,9 @@ pub struct AccelConfig {
     pub state_rate: u64,
     /// Migration features. STOP_COPY is always included.
     pub flags: MigrationFlags,
+    /// DMA and messages need a set-up configuration space, as in hardware: the bus master bit, and the enable bit of
+    /// MSI. Otherwise a loaded state continues whether or not its user has restored the space.
+    pub needs_config: bool,
 }
 
 impl AccelConfig {
@@ -39,6 +42,12 @@ impl AccelConfig {
         AccelConfig { flags, ..self }
     }
 
+    /// Sets [`AccelConfig::needs_config`].
+    #[must_use]
+    pub const fn needs_config(self, needs_config: bool) -> AccelConfig {
+        AccelConfig { needs_config, ..self }
+    }
+
     pub(crate) fn check(self) -> Result<AccelConfig, AccelConfigError> {
         if !(Self::MIN_STATE..=Self::MAX_STATE).contains(&self.state_bytes)
             || !self.state_bytes.is_multiple_of(8)
@@ -53,9 +62,15 @@ impl AccelConfig {
 }
 
 impl Default for AccelConfig {
-    /// Returns 64 MiB of state, changed only by jobs, with all migration features.
+    /// Returns 64 MiB of state, changed only by jobs, with all migration features, which runs without a set-up
+    /// configuration space.
     fn default() -> AccelConfig {
-        AccelConfig { state_bytes: 64 << 20, state_rate: 0, flags: MigrationFlags::all() }
+        AccelConfig {
+            state_bytes: 64 << 20,
+            state_rate: 0,
+            flags: MigrationFlags::all(),
+            needs_config: false,
+        }
     }
 }
 

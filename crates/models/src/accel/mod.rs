@@ -50,9 +50,10 @@
 //!
 //! Region 7 is the configuration space of a PCI Express endpoint. As with the kernel's devices, the user transfers it.
 //! Memory space is enabled from the start, as vfio-pci does; while it is disabled, or in D3hot, accesses to regions
-//! 0 and 2 fail with EIO, as in vfio-pci. In D3hot the engine starts no DMA and raises no interrupt. Two bits are stored
-//! but have no effect, since a loaded state must run before its user restores the configuration space, or without it:
-//! DMA does not wait for the bus master bit, and interrupts follow VFIO_DEVICE_SET_IRQS, not the MSI enable bit. The
+//! 0 and 2 fail with EIO, as in vfio-pci. In D3hot the engine starts no DMA and raises no interrupt. By default two bits
+//! are stored but have no effect, so that a loaded state runs before its user restores the configuration space, or
+//! without it: DMA does not wait for the bus master bit, and interrupts follow VFIO_DEVICE_SET_IRQS, not the MSI enable
+//! bit. With [`AccelConfig::needs_config`] both have their effect, as in hardware. The
 //! INTx line is asserted while an enabled cause is pending: the interrupt status bit shows it, and the INTx-disable bit
 //! masks it.
 //!
@@ -176,9 +177,10 @@ impl Accel {
             bytes: config.state_bytes,
             source: source.into(),
         })?;
+        let function = Function::new(pci_config(config.state_bytes), bus);
         Ok(Accel {
             config,
-            function: Function::new(pci_config(config.state_bytes), bus).permissive(),
+            function: if config.needs_config { function } else { function.permissive() },
             machine: Machine::default(),
             state,
             clock: Clock::default(),

@@ -25,14 +25,16 @@ use super::address_space::AddressSpace;
 use super::ioctl::{self, Argument};
 use super::state_file::{self, DataFd};
 use crate::data_file::DataFile;
-use crate::device::{Device, IrqData};
+use crate::device::Device;
 use crate::dma_map::DmaMap;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
 use crate::session_state::SessionState;
+use crate::setup::{ArmedInterrupts, DeviceSetup, InterruptTracker};
 
 /// Maximum size of an info structure with its capabilities, in bytes. The kernel's longest are a few
 /// hundred.
@@ -49,6 +51,7 @@ pub(super) struct VfioDevice {
     /// The places of the regions queried so far. They never change while the device is open.
     regions: BTreeMap<u32, Place>,
     state: SessionState,
+    interrupts: InterruptTracker,
 }
 
 /// The place of a region in the device file, in bytes.
@@ -71,7 +74,8 @@ pub(super) trait OnKernel: Send {
 impl VfioDevice {
     pub(super) fn new(name: String, fd: OwnedFd) -> VfioDevice {
         let state = SessionState::default();
-        VfioDevice { name, file: File::from(fd), regions: BTreeMap::new(), state }
+        let interrupts = InterruptTracker::default();
+        VfioDevice { name, file: File::from(fd), regions: BTreeMap::new(), state, interrupts }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -332,6 +336,14 @@ impl<T: OnKernel> Migratable for T {
         let feature = Feature::DmaLoggingReport;
         ioctl::report_dma_logging(device.as_fd(), report).map_err(device.failed(feature))
     }
+
+    fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
+        DeviceSetup::of_device(self)
+    }
+
+    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
+        setup.restore_to(self)
+    }
 }
 
 impl<T: OnKernel> Device for T {
@@ -373,7 +385,12 @@ impl<T: OnKernel> Device for T {
             return Err(device.failed(request)(Errno::EINVAL));
         };
         ioctl::with_bytes::<IrqSet>(device.as_fd(), &mut bytes).map_err(device.failed(request))?;
+        self.vfio_mut().interrupts.record(index, start, action, data);
         Ok(())
+    }
+
+    fn armed_interrupts(&mut self) -> Vec<ArmedInterrupts> {
+        self.vfio().interrupts.armed()
     }
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {

@@ -15,14 +15,16 @@ use whimbrel_uapi::type1::DmaMapFlags;
 use super::half::{FLAGS, Half};
 use super::session::{RegionFile, lock};
 use crate::data_file::DataFile;
-use crate::device::{Device, IrqData};
+use crate::device::Device;
 use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::session_state::SessionState;
+use crate::setup::{ArmedInterrupts, DeviceSetup};
 
 /// The device and its cached properties.
 pub(super) struct RegionDevice {
@@ -149,6 +151,14 @@ impl Migratable for RegionDevice {
         }
     }
 
+    fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
+        DeviceSetup::of_device(self)
+    }
+
+    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
+        setup.restore_to(self)
+    }
+
     fn region_version(&self) -> Option<Version> {
         Some(self.version)
     }
@@ -189,6 +199,10 @@ impl Device for RegionDevice {
         eventfds: &[Option<BorrowedFd<'_>>],
     ) -> Result<()> {
         self.request(|device| device.set_irq_triggers(index, start, eventfds))
+    }
+
+    fn armed_interrupts(&mut self) -> Vec<ArmedInterrupts> {
+        self.request(|device| device.armed_interrupts())
     }
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {

@@ -8,7 +8,8 @@ use whimbrel_memory::survive_lost_memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
 use whimbrel_user::{
-    Capability, Device, DmaMap, Error, FileOffset, Irq, IrqAction, IrqData, MappedRegion, Region, Result,
+    ArmedInterrupts, Capability, Device, DmaMap, Error, FileOffset, Irq, IrqAction, IrqData, MappedRegion,
+    Region, Result,
 };
 
 use super::Client;
@@ -21,6 +22,58 @@ pub(super) const ROOM: u32 = 4096;
 impl Client {
     pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock()
+    }
+
+    /// Sets eventfds in several messages if some of them are missing or they exceed the descriptors of one message:
+    /// all are removed first, then those present are set.
+    fn send_irqs(&self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
+        let connection = &mut *self.connection();
+        let action = match action {
+            IrqAction::Mask => IrqSetFlags::ACTION_MASK,
+            IrqAction::Unmask => IrqSetFlags::ACTION_UNMASK,
+            IrqAction::Trigger => IrqSetFlags::ACTION_TRIGGER,
+        };
+        let set = |data_type: IrqSetFlags, start: u32, count: u32, data| {
+            let flags = (data_type | action).bits();
+            SetIrqs { flags, index, start, count, data }
+        };
+        let eventfds = match data {
+            IrqData::None(count) => {
+                return set_irqs(connection, set(IrqSetFlags::DATA_NONE, start, count, &[]), &[]);
+            }
+            IrqData::Bool(items) => {
+                let bytes: Vec<u8> = items.iter().map(|item| u8::from(*item)).collect();
+                return set_irqs(connection, set(IrqSetFlags::DATA_BOOL, start, count(items), &bytes), &[]);
+            }
+            IrqData::Eventfd(items) => items,
+        };
+        let tie = |start, count| set(IrqSetFlags::DATA_EVENTFD, start, count, &[]);
+        let most = connection.agreed.max_msg_fds as usize;
+        let all: Option<Vec<BorrowedFd<'_>>> = eventfds.iter().copied().collect();
+        if let Some(all) = all
+            && all.len() <= most
+        {
+            return set_irqs(connection, tie(start, count(eventfds)), &all);
+        }
+        if most == 0 && eventfds.iter().any(Option::is_some) {
+            let why =
+                "the server accepts no descriptors (max_msg_fds is 0): eventfds cannot be set for interrupts";
+            return Err(Error::unusable(&self.name, why));
+        }
+        set_irqs(connection, tie(start, count(eventfds)), &[])?;
+        let mut at = 0;
+        for run in eventfds.chunk_by(|one, next| one.is_some() == next.is_some()) {
+            let present: Vec<BorrowedFd<'_>> = run.iter().copied().flatten().collect();
+            let mut from = at;
+            for piece in present.chunks(most.max(1)) {
+                let first = u32::try_from(from).ok().and_then(|from| start.checked_add(from));
+                let first = first.ok_or_else(|| connection.refused(Command::DeviceSetIrqs, Errno::EINVAL))?;
+                set_irqs(connection, tie(first, count(piece)), piece)?;
+                from += piece.len();
+            }
+            at += run.len();
+        }
+        Ok(())
     }
 }
 
@@ -183,56 +236,14 @@ impl Device for Client {
         }
     }
 
-    /// Sets eventfds in several messages if some of them are missing or they exceed the descriptors of one message:
-    /// all are removed first, then those present are set.
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
-        let connection = &mut *self.connection();
-        let action = match action {
-            IrqAction::Mask => IrqSetFlags::ACTION_MASK,
-            IrqAction::Unmask => IrqSetFlags::ACTION_UNMASK,
-            IrqAction::Trigger => IrqSetFlags::ACTION_TRIGGER,
-        };
-        let set = |data_type: IrqSetFlags, start: u32, count: u32, data| {
-            let flags = (data_type | action).bits();
-            SetIrqs { flags, index, start, count, data }
-        };
-        let eventfds = match data {
-            IrqData::None(count) => {
-                return set_irqs(connection, set(IrqSetFlags::DATA_NONE, start, count, &[]), &[]);
-            }
-            IrqData::Bool(items) => {
-                let bytes: Vec<u8> = items.iter().map(|item| u8::from(*item)).collect();
-                return set_irqs(connection, set(IrqSetFlags::DATA_BOOL, start, count(items), &bytes), &[]);
-            }
-            IrqData::Eventfd(items) => items,
-        };
-        let tie = |start, count| set(IrqSetFlags::DATA_EVENTFD, start, count, &[]);
-        let most = connection.agreed.max_msg_fds as usize;
-        let all: Option<Vec<BorrowedFd<'_>>> = eventfds.iter().copied().collect();
-        if let Some(all) = all
-            && all.len() <= most
-        {
-            return set_irqs(connection, tie(start, count(eventfds)), &all);
-        }
-        if most == 0 && eventfds.iter().any(Option::is_some) {
-            let why =
-                "the server accepts no descriptors (max_msg_fds is 0): eventfds cannot be set for interrupts";
-            return Err(Error::unusable(&self.name, why));
-        }
-        set_irqs(connection, tie(start, count(eventfds)), &[])?;
-        let mut at = 0;
-        for run in eventfds.chunk_by(|one, next| one.is_some() == next.is_some()) {
-            let present: Vec<BorrowedFd<'_>> = run.iter().copied().flatten().collect();
-            let mut from = at;
-            for piece in present.chunks(most.max(1)) {
-                let first = u32::try_from(from).ok().and_then(|from| start.checked_add(from));
-                let first = first.ok_or_else(|| connection.refused(Command::DeviceSetIrqs, Errno::EINVAL))?;
-                set_irqs(connection, tie(first, count(piece)), piece)?;
-                from += piece.len();
-            }
-            at += run.len();
-        }
+        self.send_irqs(index, start, action, data)?;
+        self.connection().interrupts.record(index, start, action, data);
         Ok(())
+    }
+
+    fn armed_interrupts(&mut self) -> Vec<ArmedInterrupts> {
+        self.connection().interrupts.armed()
     }
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Identity, Info, Migratable, Result};
+use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
@@ -192,6 +192,14 @@ impl Migratable for Client {
     fn dma_logging_stop(&mut self) -> Result<()> {
         let asked = Feature::DmaLoggingStop;
         feature(&mut self.connection(), || asked.to_string(), asked, FeatureFlags::SET, &[], 0).map(drop)
+    }
+
+    fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
+        DeviceSetup::of_device(self)
+    }
+
+    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
+        setup.restore_to(self)
     }
 
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {

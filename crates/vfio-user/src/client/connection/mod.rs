@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
-use whimbrel_user::{Error, Result};
+use whimbrel_user::{Error, InterruptTracker, Result};
 
 use super::deviations::{Deviation, Deviations};
 use super::idle::Idle;
@@ -65,6 +65,8 @@ pub(super) struct Connection {
     pub(super) memory: Memory,
     /// The number of data sessions that have begun, or were ended by a reset.
     pub(super) sessions: Arc<AtomicU64>,
+    /// The interrupts that the client has armed.
+    pub(super) interrupts: InterruptTracker,
     twin: Option<Twin>,
     idle: Option<Idle>,
 }
@@ -123,6 +125,7 @@ impl Connection {
             agreed: proposed,
             memory: Memory::default(),
             sessions: Arc::default(),
+            interrupts: InterruptTracker::default(),
             twin: None,
             idle: None,
         })

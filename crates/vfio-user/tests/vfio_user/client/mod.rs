@@ -15,6 +15,7 @@ mod live;
 mod messages;
 mod posted;
 mod regions;
+mod setup;
 mod stranger;
 mod support;
 mod time;
