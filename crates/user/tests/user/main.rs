@@ -3,4 +3,5 @@
 
 mod kernel;
 mod region;
+mod setup;
 mod without_device;
