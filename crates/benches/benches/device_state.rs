@@ -6,12 +6,14 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use whimbrel_device::{ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration};
 use whimbrel_device::{MigrationFlags, State};
-use whimbrel_engine::{Destination, Link, Source, SourceOptions};
+use whimbrel_engine::channel::Stream;
+use whimbrel_engine::{Destination, Source, SourceOptions};
 use whimbrel_user::Local;
 
 /// Bytes moved in one measurement of speed.
@@ -100,14 +102,17 @@ fn bare(size: u64) -> std::io::Result<Duration> {
 
 fn engine(size: u64) -> Result<Duration, Box<dyn std::error::Error>> {
     let (left, right) = connected()?;
-    let (mut here, mut there) = (device(size), device(size));
+    let (here, there) = (device(size), device(size));
+    let [left, right] = [left, right].map(|socket| Stream::try_from(OwnedFd::from(socket)));
+    let (left, right) = (left?, right?);
     let start = Instant::now();
     let receiver = std::thread::spawn(move || {
-        Destination::new(&mut there).receive(Link::from(right)).map_err(|error| error.to_string())
+        let arrived = Destination::new(vec![Box::new(there)]).receive(right);
+        arrived.result.map_err(|error| error.to_string())
     });
     // The limit is off: the whole state goes in the switchover.
     let options = SourceOptions::default().downtime_limit(Duration::MAX);
-    let report = Source::new(&mut here).options(options).send(Link::from(left))?;
+    let report = Source::new(vec![Box::new(here)]).options(options).send(left).result?;
     let elapsed = start.elapsed();
     receiver.join().expect("the receiver does not panic")?;
     assert_eq!(report.device_bytes, size);

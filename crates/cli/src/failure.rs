@@ -137,11 +137,13 @@ impl From<whimbrel_engine::Error> for Failure {
     }
 }
 
-/// With `--json`, `outcome` is the device's whereabouts: `runs_on`, `untouched`, `unknown` or `stranded`.
+/// With `--json`, `outcome` is the device's whereabouts: `runs_on`, `runs_on_after_reset`, `untouched`,
+/// `unknown` or `stranded`.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Failure {
         let outcome = match &error.outcome {
             Outcome::RunsOn => "runs_on",
+            Outcome::RunsOnAfterReset { .. } => "runs_on_after_reset",
             Outcome::Untouched => "untouched",
             Outcome::Unknown => "unknown",
             Outcome::Stranded(_) => "stranded",

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use whimbrel_engine::archive::{self, Contents};
-use whimbrel_engine::stream::{PREAMBLE_BYTES, Preamble, Problem};
+use whimbrel_engine::archive::{self, Contents, SavedDevice};
+use whimbrel_engine::proto::frame::{PREAMBLE_BYTES, Preamble};
+use whimbrel_engine::proto::problem::Problem;
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_uapi::device::DeviceInfoFlags;
 
@@ -40,8 +41,13 @@ struct Inspected<'a> {
     file: String,
     #[serde(flatten)]
     contents: &'a Contents,
-    /// The first bytes of the device's state, or of a foreign file.
-    head: String,
+    /// Bytes of state of all devices.
+    device_bytes: u64,
+    /// The first bytes of a foreign file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<String>,
+    /// The first bytes of each device's state.
+    heads: Vec<String>,
 }
 
 /// Runs the command.
@@ -69,21 +75,24 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .is_some_and(|preamble| matches!(Preamble::check(preamble), Err(Problem::Foreign)));
 
     let bar = Bar::bytes(output, format!("reading {name}"), size);
-    let mut contents = archive::inspect(bar.reading(start.as_slice().chain(input)));
+    let contents = archive::inspect(bar.reading(start.as_slice().chain(input)));
     drop(bar);
-    if foreign {
-        // Its first bytes may tell the reader what it is.
-        contents.head = start;
-    }
-    let head: Vec<String> = contents.head.iter().map(|byte| format!("{byte:02x}")).collect();
-    let inspected = Inspected { file: name.clone(), contents: &contents, head: head.concat() };
-    let Some(problem) = &contents.problem else {
-        return output.result(&inspected, Text(&inspected));
+    let inspected = Inspected {
+        file: name.clone(),
+        contents: &contents,
+        device_bytes: contents.device_bytes(),
+        // They may tell the reader what the file is.
+        head: foreign.then(|| hex(&start)),
+        heads: contents.devices.iter().map(|device| hex(&device.head)).collect(),
     };
-    output.partial(Text(&inspected))?;
+    let text = Text { inspected: &inspected, foreign: foreign.then_some(&start) };
+    let Some(problem) = &contents.problem else {
+        return output.result(&inspected, text);
+    };
+    output.partial(text)?;
     let failure = Failure::new(format!("{name}: {problem}")).result(&inspected);
     Err(match foreign {
-        true if contents.head.starts_with(&MTTY) => failure.hint(
+        true if start.starts_with(&MTTY) => failure.hint(
             "it looks like the raw state of mtty or model:serial; a file saved with --raw has no header to \
              inspect: restore it with --raw",
         ),
@@ -95,56 +104,81 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     })
 }
 
-struct Text<'a>(&'a Inspected<'a>);
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct Text<'a> {
+    inspected: &'a Inspected<'a>,
+    /// The start of a foreign file.
+    foreign: Option<&'a Vec<u8>>,
+}
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let contents = self.0.contents;
-        writeln!(f, "file          {}", self.0.file)?;
-        if let Some(hello) = &contents.hello {
-            let device = &hello.device;
-            let kind = DeviceInfoFlags::from_bits_truncate(device.flags) - DeviceInfoFlags::CAPS;
-            let flags = MigrationFlags::from_bits_truncate(device.migration_flags);
+        let contents = self.inspected.contents;
+        writeln!(f, "file          {}", self.inspected.file)?;
+        if !contents.devices.is_empty() {
             writeln!(f, "format        whimbrel stream {}", contents.version)?;
-            writeln!(
-                f,
-                "device        {} ({}; {} regions, {} irqs)",
-                device.name,
-                output::names(kind.iter_names().map(|(name, _)| name)),
-                device.num_regions,
-                device.num_irqs
-            )?;
-            writeln!(f, "migration     {}", output::names(flag_names(flags)))?;
-            if let Some(text) = &device.region {
-                writeln!(f, "through       a migration region ({text})")?;
+            if !contents.needs.is_empty() {
+                writeln!(f, "needs         {}", output::names(contents.needs.iter().map(String::as_str)))?;
             }
-            writeln!(f, "device state  {}", output::exact_bytes(contents.device_bytes))?;
-            if device.transactions {
-                writeln!(
-                    f,
-                    "transactions  {}, the longest of {}",
-                    contents.transactions,
-                    output::exact_bytes(contents.longest_transaction)
-                )?;
-            }
-            for region in &hello.memory {
-                writeln!(f, "memory        {} at {:#x}", output::exact_bytes(region.size), region.start)?;
-            }
-            if !hello.memory.is_empty() {
-                writeln!(f, "carried       {} of memory", output::exact_bytes(contents.memory_bytes))?;
+            contents.devices.iter().try_for_each(|device| write_device(f, device))?;
+            for blob in &contents.blobs {
+                let size = output::exact_bytes(blob.bytes);
+                writeln!(f, "owner's state {} version {}: {size}", blob.name, blob.version)?;
             }
             writeln!(f, "frames        {}", contents.frames)?;
         }
-        let whole = match (contents.complete, &contents.hello) {
+        let whole = match (contents.complete, contents.devices.is_empty()) {
             (true, _) => "complete, all checksums match",
-            (false, Some(_)) => "damaged from that point on",
-            (false, None) => "not a stream that can be read",
+            (false, false) => "damaged from that point on",
+            (false, true) => "not a stream that can be read",
         };
         writeln!(f, "read          {}: {whole}", output::exact_bytes(contents.file_bytes))?;
-        if contents.head.is_empty() {
-            return Ok(());
+        for device in contents.devices.iter().filter(|device| !device.head.is_empty()) {
+            let what = match &contents.devices[..] {
+                [_] => "the device's state",
+                _ => &format!("the state of {}", device.identity.name),
+            };
+            write!(f, "\n{what} begins with\n{}", output::hexdump(&device.head))?;
         }
-        let what = if contents.hello.is_some() { "the device's state" } else { "the file" };
-        write!(f, "\n{what} begins with\n{}", output::hexdump(&contents.head))
+        match self.foreign.filter(|start| !start.is_empty()) {
+            Some(start) => write!(f, "\nthe file begins with\n{}", output::hexdump(start)),
+            None => Ok(()),
+        }
     }
+}
+
+fn write_device(f: &mut fmt::Formatter<'_>, device: &SavedDevice) -> fmt::Result {
+    let identity = &device.identity;
+    let kind = DeviceInfoFlags::from_bits_truncate(identity.flags) - DeviceInfoFlags::CAPS;
+    let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
+    writeln!(
+        f,
+        "device        {} ({}; {} regions, {} irqs)",
+        identity.name,
+        output::names(kind.iter_names().map(|(name, _)| name)),
+        identity.num_regions,
+        identity.num_irqs
+    )?;
+    if let Some(pci) = identity.pci {
+        writeln!(f, "pci           {:04x}:{:04x} class {:06x}", pci.vendor, pci.device, pci.class)?;
+    }
+    if let Some(model) = &identity.model {
+        writeln!(f, "model         {model}")?;
+    }
+    writeln!(f, "migration     {}", output::names(flag_names(flags)))?;
+    if let Some(text) = &identity.region {
+        writeln!(f, "through       a migration region ({text})")?;
+    }
+    writeln!(f, "device state  {}", output::exact_bytes(device.device_bytes))?;
+    if device.setup_bytes > 0 {
+        writeln!(f, "setup         {}", output::exact_bytes(device.setup_bytes))?;
+    }
+    if identity.transactions {
+        let longest = output::exact_bytes(device.longest_transaction);
+        writeln!(f, "transactions  {}, the longest of {longest}", device.transactions)?;
+    }
+    Ok(())
 }

@@ -20,6 +20,7 @@ mod restore;
 mod save;
 mod send;
 mod serve;
+mod signals;
 mod size;
 mod state;
 mod target;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use whimbrel_engine::stream::Problem;
-use whimbrel_engine::{Address, Destination, Error, Listener, Received};
+use whimbrel_engine::channel::{Address, Listener, Until, WaitError};
+use whimbrel_engine::{Destination, DestinationOptions, Error, Received};
 
 use crate::end::End;
 use crate::failure::Failure;
@@ -15,18 +15,20 @@ use crate::output::{self, Output, note};
 use crate::progress::Bar;
 use crate::remedy;
 use crate::send::parse_address;
-use crate::target::Target;
+use crate::signals::Signals;
+use crate::target::{Opened, Target, list, open_all};
 
-/// Wait for a device from `whimbrel send`, and run it here
+/// Wait for devices from `whimbrel send`, and run them here
 ///
-/// Receives one device, without memory, from one sender, and rejects other senders meanwhile. After a failure before
-/// the handover the device is reset and the received state is discarded.
+/// Receives one or more devices, without memory, from one sender: all of them or none. Connections that are not a sender's
+/// are dropped, and other senders are rejected meanwhile. After a failure before the handover the devices are reset and the
+/// received state is discarded. SIGINT and SIGTERM before the handover cancel the migration.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device that receives the state (`whimbrel --help` says how to name it)
-    #[arg(value_name = "TARGET")]
-    target: Target,
+    /// The devices that receive the state, in the source's order (`whimbrel --help` says how to name one)
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
     /// Address to listen on: HOST:PORT (IPv6 in brackets) or unix:PATH. With port 0 the system chooses a port; the
     /// address is printed to stderr
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
@@ -34,8 +36,8 @@ pub(crate) struct Arguments {
     /// Timeout for data from the source, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// Keep the device open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise the device is closed,
-    /// and its driver may reset it
+    /// Keep the devices open afterwards, until stdin ends or SIGINT or SIGTERM arrives. Otherwise they are closed, and
+    /// their drivers may reset them
     #[arg(long)]
     keep: bool,
 }
@@ -50,7 +52,7 @@ Examples:
 /// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Taken {
-    device: String,
+    devices: Vec<String>,
     address: String,
     #[serde(flatten)]
     received: Received,
@@ -58,28 +60,54 @@ struct Taken {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let mut opened = arguments.target.open()?.migratable()?;
-    opened.end_abandoned_receiving()?;
+    let targets = &arguments.targets;
+    let mut opened = open_all(targets)?;
+    for device in &mut opened {
+        device.end_abandoned_receiving()?;
+    }
+    // Before a signal that arrives during the migration: it ends the wait afterwards, too.
+    let end = arguments.keep.then(End::new).transpose().map_err(|error| cannot_wait(&error))?;
+    let signals = Signals::catch()?;
     let address = &arguments.listen;
     let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
-    let address = listener.address().map_err(|error| cannot_listen(address, &error))?;
+    let address = listener.address().clone();
     note(format_args!("listening at {address}"));
 
-    let bar = Bar::waiting(output, format!("waiting for {} at {address}", arguments.target));
-    let link = listener.accept().map_err(|error| cannot_listen(&address, &error))?;
-    bar.message(format!("receiving {}", arguments.target));
-    let taken = Destination::new(&mut *opened).timeout(Duration::from_secs(arguments.timeout)).receive(link);
+    let bar = Bar::waiting(output, format!("waiting for {} at {address}", list(targets)));
+    let accepted = listener.accept(Until::interrupted(signals.interrupt())).map_err(|error| match error {
+        WaitError::Failed(error) => cannot_listen(&address, &error),
+        _ => Failure::new(format!(
+            "cancelled while waiting at {address}: {}; nothing was received",
+            signals.arrived().unwrap_or_default()
+        )),
+    })?;
+    bar.message(format!("receiving {}", list(targets)));
+    let names = opened.iter().map(|device| device.name().to_string()).collect();
+    let arrived = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
+        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
+        .cancel(signals.cancel())
+        .receive_accepted(accepted);
     drop(bar);
-    let received = taken.map_err(|error| failed(error, &arguments.target))?;
     drop(listener);
-
-    let taken = Taken { device: opened.name().to_string(), address: address.to_string(), received };
+    let received = match arrived.result {
+        Ok(received) => received,
+        Err(error) => {
+            // The devices are closed before anything is said of where they are.
+            drop(arrived.devices);
+            return Err(failed(error, targets));
+        }
+    };
+    for warning in &received.warnings {
+        note(format_args!("warning: {warning}"));
+    }
+    let taken = Taken { devices: names, address: address.to_string(), received };
     output.result(&taken, &taken)?;
-    if arguments.keep {
-        let end = End::new().map_err(|error| cannot_wait(&error))?;
-        note("keeping the device open until stdin ends or SIGINT or SIGTERM arrives");
+    if let Some(end) = end {
+        let them = if targets.len() == 1 { "the device" } else { "the devices" };
+        note(format_args!("keeping {them} open until stdin ends or SIGINT or SIGTERM arrives"));
         end.wait().map_err(|error| cannot_wait(&error))?;
     }
+    drop(arrived.devices);
     Ok(())
 }
 
@@ -97,20 +125,17 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
     }
 }
 
-fn failed(error: Error, target: &Target) -> Failure {
-    let hint = match &error {
-        Error::Stream(error) if error.problem == Problem::Foreign => {
-            Some("the peer is not `whimbrel send`: listen where only the source can connect".to_string())
-        }
-        _ => remedy::after(&error, target),
-    };
+fn failed(error: Error, targets: &[Target]) -> Failure {
+    let hint = remedy::after(&error, targets);
     Failure::from(error).hint_if(hint)
 }
 
 impl fmt::Display for Taken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let received = &self.received;
-        writeln!(f, "{} now runs here (at the source: {})", self.device, received.from_device)?;
+        let runs = if self.devices.len() == 1 { "runs" } else { "run" };
+        let from = output::names(&received.from_devices);
+        writeln!(f, "{} now {runs} here (at the source: {from})", output::names(&self.devices))?;
         writeln!(f, "  device state  {}", output::exact_bytes(received.device_bytes))?;
         if received.memory_bytes > 0 {
             writeln!(f, "  memory        {}", output::exact_bytes(received.memory_bytes))?;
@@ -125,7 +150,7 @@ impl fmt::Display for Taken {
         if !received.confirmed {
             write!(
                 f,
-                "\n  The source could not be notified: it keeps its device stopped and does not know that this one runs."
+                "\n  The source could not be notified: it keeps its side stopped and does not know that this one runs."
             )?;
         }
         Ok(())

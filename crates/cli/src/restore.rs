@@ -7,32 +7,34 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::Error;
-use whimbrel_engine::archive::{self, Summary};
-use whimbrel_engine::stream::Problem;
+use whimbrel_engine::archive::{self, Archived, Restore};
+use whimbrel_engine::proto::problem::Problem;
 use whimbrel_user::Errno;
 
 use crate::failure::Failure;
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::progress::Bar;
 use crate::remedy;
-use crate::save::form;
-use crate::target::Target;
+use crate::save::{check_raw, device_names, told};
+use crate::signals::{Signals, Waiting};
+use crate::target::{Opened, Target, list, open_all};
 
-/// Load a saved state into a device and run it
+/// Load a saved state into devices and run them
 ///
-/// The device's previous state is lost. A file that is damaged or not from Whimbrel, or that names another kind of device
-/// (other flags, regions or interrupts), is rejected before the device is touched; one from stdin is checked while it is
-/// loaded. If the device then rejects the state, it is reset, so that it never runs with a partial state.
+/// The devices' previous state is lost. A file that is damaged or not from Whimbrel, or that names other kinds of devices
+/// (other flags, regions or interrupts), is rejected before a device is touched; one from stdin is checked while it is
+/// loaded. If a device then rejects the state, or after SIGINT or SIGTERM, all are reset, so that none runs with a partial
+/// state.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device (`whimbrel --help` says how to name it)
-    #[arg(value_name = "TARGET")]
-    target: Target,
+    /// The devices, in the order in which they were saved (`whimbrel --help` says how to name one)
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
     /// The file, as written by `whimbrel save`; - is stdin
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
-    /// The file holds only the driver's bytes, without header and checksums
+    /// The file holds only the driver's bytes, without header and checksums: for a single device
     #[arg(long)]
     raw: bool,
 }
@@ -46,17 +48,20 @@ Examples:
 #[derive(Debug, Serialize)]
 struct Restored {
     #[serde(flatten)]
-    summary: Summary,
+    archived: Archived,
+    /// Bytes of state of all devices.
+    device_bytes: u64,
     file: String,
     raw: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    check_raw(arguments.raw, &arguments.targets)?;
     let name = arguments.input.display().to_string();
-    // Before the device is opened: that may reset it.
-    let (input, size): (Box<dyn Read>, Option<u64>) = if name == "-" {
-        (Box::new(io::stdin().lock()), None)
+    // Before a device is opened: that may reset it.
+    let (file, size) = if name == "-" {
+        (None, None)
     } else {
         let cannot_open = |error: io::Error| Failure::from_io(format!("cannot open {name}"), &error);
         let file = File::open(&arguments.input).map_err(cannot_open)?;
@@ -68,23 +73,30 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         if size.is_some() && !arguments.raw {
             check(&file, &name, size, output)?;
         }
-        (Box::new(file), size)
+        (Some(file), size)
     };
-    let mut opened = arguments.target.open()?.migratable()?;
-    let bar = Bar::bytes(output, format!("restoring {}", arguments.target), size);
-    let restored = archive::restore(&mut *opened, bar.reading(input), form(arguments.raw));
+    let mut opened = open_all(&arguments.targets)?;
+    let signals = Signals::catch()?;
+    let cancel = || signals.arrived();
+    let mut input: Box<dyn Read> = match file {
+        Some(file) => Box::new(Waiting::new(file, &signals)),
+        None => Box::new(Waiting::new(io::stdin().lock(), &signals)),
+    };
+    let bar = Bar::bytes(output, format!("restoring {}", list(&arguments.targets)), size);
+    let restore = Restore::new(opened.iter_mut().map(Opened::as_migratable)).cancel(&cancel);
+    let restored = if arguments.raw {
+        restore.read_raw_from(bar.reading(&mut input))
+    } else {
+        restore.read_from(bar.reading(&mut input))
+    };
     drop(bar);
-    let summary = restored.map_err(|error| {
-        let hint = remedy::after(&error, &arguments.target);
+    let archived = restored.map_err(|error| {
+        let hint = remedy::after(&error, &arguments.targets);
         failed(error, &name, arguments.raw).hint_if(hint)
     })?;
-    let text = format!(
-        "restored {} from {name}: {} of device state; the device is in {} now",
-        summary.device,
-        output::exact_bytes(summary.device_bytes),
-        summary.state
-    );
-    output.result(&Restored { summary, file: name, raw: arguments.raw }, text)
+    let (device_bytes, lines) = told(&archived, "now");
+    let text = format!("restored {} from {name}: {lines}", device_names(&archived));
+    output.result(&Restored { archived, device_bytes, file: name, raw: arguments.raw }, text)
 }
 
 /// Verifies a file that can be read twice, so that a damaged one costs no device its state.
@@ -99,15 +111,15 @@ fn check(mut file: &File, name: &str, size: Option<u64>, output: Output) -> Resu
 /// Adds the file's name, which the crates below do not know.
 fn failed(error: Error, name: &str, raw: bool) -> Failure {
     match error {
-        Error::Stream(error) => {
+        Error::Malformed(error) => {
             let failure = Failure::new(format!("{name}: {error}"));
             match error.problem {
                 Problem::Foreign => failure.hint("if it was saved with --raw, restore it with --raw"),
-                Problem::Io(_) | Problem::Version { .. } => failure,
+                Problem::Version { .. } => failure,
                 _ => failure.hint(format!("`whimbrel inspect {name}` shows its contents")),
             }
         }
-        Error::Mismatch(_) | Error::Contents(_) | Error::NotReset { .. } => {
+        Error::Unfit(_) | Error::Negotiation(_) | Error::Contents(_) | Error::NotReset { .. } => {
             Failure::new(format!("{name}: {error}")).hint_if(error.advice())
         }
         Error::File { error, .. } => Failure::from_io(format!("cannot read {name}"), &error),

@@ -1,34 +1,35 @@
 //! `whimbrel save`: writes a device's state to a file.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::Error;
-use whimbrel_engine::archive::{self, Form, Summary};
+use whimbrel_engine::archive::{Archived, Save, Summary};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
 use crate::remedy;
-use crate::target::{Opened, Target};
+use crate::signals::{Signals, Waiting};
+use crate::target::{Opened, Target, list, open_all};
 
-/// Save a device's state to a file
+/// Save the state of devices to a file
 ///
-/// The device stops while its state is read, and then returns to its previous state. The file appears under its name
-/// only when it is complete and on disk.
+/// The devices stop while their state is read, and then return to their previous states, also after SIGINT or SIGTERM. The
+/// file appears under its name only when it is complete and on disk.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device (`whimbrel --help` says how to name it)
-    #[arg(value_name = "TARGET")]
-    target: Target,
+    /// The devices (`whimbrel --help` says how to name one)
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
     /// The output file; - is stdout, and the result then goes to stderr
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Write only the driver's bytes, without header and checksums
+    /// Write only the driver's bytes, without header and checksums: for a single device
     #[arg(long)]
     raw: bool,
 }
@@ -36,20 +37,51 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   whimbrel save 0000:3b:00.2 -o nic.whimbrel
+  whimbrel save 0000:3b:00.2 0000:3b:00.3 -o both.whimbrel
   whimbrel save model:serial --raw -o - | xxd";
 
 /// The result, for scripts.
 #[derive(Debug, Serialize)]
 struct Saved {
     #[serde(flatten)]
-    summary: Summary,
+    archived: Archived,
+    /// Bytes of state of all devices.
+    device_bytes: u64,
     file: String,
     raw: bool,
 }
 
-/// The file format that the option selects.
-pub(crate) fn form(raw: bool) -> Form {
-    if raw { Form::Raw } else { Form::Stream }
+/// Refuses raw files of several devices: nothing says where one ends.
+pub(crate) fn check_raw(raw: bool, targets: &[Target]) -> Result<(), Failure> {
+    if raw && targets.len() > 1 {
+        return Err(Failure::usage("a raw file holds the state of a single device")
+            .hint("name one TARGET, or omit --raw"));
+    }
+    Ok(())
+}
+
+/// Prints warnings, and returns the total of the devices' bytes with a line for each device.
+pub(crate) fn told(archived: &Archived, now: &str) -> (u64, String) {
+    for warning in &archived.warnings {
+        output::note(format_args!("warning: {warning}"));
+    }
+    let line = |summary: &Summary| {
+        format!(
+            "{} of device state; the device is in {} {now}",
+            output::exact_bytes(summary.device_bytes),
+            summary.state
+        )
+    };
+    let lines = match &archived.devices[..] {
+        [summary] => line(summary),
+        all => all.iter().map(|summary| format!("\n  {}: {}", summary.device, line(summary))).collect(),
+    };
+    (archived.devices.iter().map(|summary| summary.device_bytes).sum(), lines)
+}
+
+/// The names of the devices of a file.
+pub(crate) fn device_names(archived: &Archived) -> String {
+    output::names(archived.devices.iter().map(|summary| &summary.device))
 }
 
 /// The destination of the state.
@@ -70,21 +102,18 @@ impl Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    // Before the device is opened: that may reset it.
+    check_raw(arguments.raw, &arguments.targets)?;
+    // Before a device is opened: that may reset it.
     let place = place(&arguments.output)?;
-    let mut opened = arguments.target.open()?.migratable()?;
-    let summary = save(&mut opened, &place, form(arguments.raw), &arguments.target, output)
+    let mut opened = open_all(&arguments.targets)?;
+    let signals = Signals::catch()?;
+    let archived = save(&mut opened, &place, arguments, &signals, output)
         .map_err(|error| failed(error, &place, arguments))?;
     let to_stdout = matches!(place, Place::Stdout);
     let file = if to_stdout { "stdout".to_string() } else { arguments.output.display().to_string() };
-    let saved = Saved { summary, file, raw: arguments.raw };
-    let text = format!(
-        "saved {} to {}: {} of device state; the device is in {} again",
-        saved.summary.device,
-        saved.file,
-        output::exact_bytes(saved.summary.device_bytes),
-        saved.summary.state
-    );
+    let (device_bytes, lines) = told(&archived, "again");
+    let text = format!("saved {} to {file}: {lines}", device_names(&archived));
+    let saved = Saved { archived, device_bytes, file, raw: arguments.raw };
     if to_stdout {
         output.result_beside(&saved, text);
         return Ok(());
@@ -121,32 +150,37 @@ fn place(path: &Path) -> Result<Place, Failure> {
 }
 
 fn save(
-    device: &mut Opened,
+    devices: &mut [Opened],
     place: &Place,
-    form: Form,
-    target: &Target,
+    arguments: &Arguments,
+    signals: &Signals,
     output: Output,
-) -> Result<Summary, Error> {
-    let message = format!("saving {target}");
+) -> Result<Archived, Error> {
+    let message = format!("saving {}", list(&arguments.targets));
+    let cancel = || signals.arrived();
+    let save = Save::new(devices.iter_mut().map(Opened::as_migratable)).cancel(&cancel);
+    let write = |save: Save<'_>, bar: &Bar, file: &mut dyn Write| {
+        if arguments.raw { save.write_raw_to(bar.writing(file)) } else { save.write_to(bar.writing(file)) }
+    };
     match place {
         Place::Stdout => {
             let bar = Bar::bytes(output, message, None);
-            archive::save(&mut **device, bar.writing(io::stdout().lock()), form)
+            write(save, &bar, &mut Waiting::new(io::stdout().lock(), signals))
         }
         Place::Special(file) => {
             let bar = Bar::bytes(output, message, None);
-            archive::save(&mut **device, bar.writing(file), form)
+            write(save, &bar, &mut Waiting::new(file, signals))
         }
         Place::File(path) => {
             let _bar = Bar::waiting(output, message);
-            archive::save_to_path(&mut **device, path, form)
+            if arguments.raw { save.write_raw_to_path(path) } else { save.write_to_path(path) }
         }
     }
 }
 
 /// Adds the file's name, which the crates below know only if they have chosen it.
 fn failed(error: Error, place: &Place, arguments: &Arguments) -> Failure {
-    let hint = remedy::after(&error, &arguments.target);
+    let hint = remedy::after(&error, &arguments.targets);
     let Error::File { what, error } = error else { return Failure::from(error).hint_if(hint) };
     let what = match place {
         Place::Stdout => "writing to stdout".to_string(),

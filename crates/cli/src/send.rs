@@ -2,27 +2,30 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use whimbrel_engine::{Address, Error, Link, Outcome, Report, SendError, Source, SourceOptions};
+use whimbrel_engine::channel::{Address, ConnectError, Stream, Until, connect, connect_once};
+use whimbrel_engine::{Error, Outcome, Report, SendError, Source, SourceOptions};
 
 use crate::failure::Failure;
-use crate::output::{self, Output};
+use crate::output::{self, Output, note};
 use crate::progress::Bar;
 use crate::remedy;
-use crate::target::{Closing, Target};
+use crate::signals::Signals;
+use crate::target::{Closing, Opened, Target, open_all};
 
-/// Migrate a device to a host where `whimbrel receive` is waiting
+/// Migrate devices to a host where `whimbrel receive` is waiting
 ///
-/// Migrates one device, without memory. The device runs until the predicted downtime is within the limit, then stops
-/// at the source and runs at the destination. After a failure before the handover it continues at the source.
+/// Migrates one or more devices, without memory: all of them or none. They run until the predicted downtime is within the
+/// limit, then stop at the source and run at the destination. After a failure before the handover they continue at the
+/// source. SIGINT and SIGTERM before the handover cancel the migration.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device (`whimbrel --help` says how to name it)
-    #[arg(value_name = "TARGET")]
-    target: Target,
+    /// The devices, in the order in which the destination names its own (`whimbrel --help` says how to name one)
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
     /// Address of `whimbrel receive`: HOST:PORT (IPv6 in brackets) or unix:PATH
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     to: Address,
@@ -47,20 +50,35 @@ fn parse_milliseconds(text: &str) -> Result<u64, String> {
 const AFTER_HELP: &str = "\
 Examples:
   whimbrel send 0000:3b:00.2 --to other-host:4000
+  whimbrel send 0000:3b:00.2 0000:3b:00.3 --to other-host:4000
   whimbrel send model:accel --to unix:/run/move.sock --downtime-limit 50 --patience 10";
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let address = &arguments.to;
-    let mut opened = arguments.target.open()?.migratable()?;
-    opened.end_abandoned_sending()?;
-    let link = connect(address, Duration::from_secs(arguments.patience), output)?;
+    let (targets, address) = (&arguments.targets, &arguments.to);
+    let mut opened = open_all(targets)?;
+    for device in &mut opened {
+        device.end_abandoned_sending()?;
+    }
+    // From here on a device may be in a state that somebody has to bring it back from.
+    let signals = Signals::catch()?;
+    let timeout = Duration::from_secs(arguments.timeout);
+    let stream = reach(arguments, timeout, &signals, output)?;
     let options = SourceOptions::default()
         .downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .max_rounds(arguments.max_rounds)
-        .timeout(Duration::from_secs(arguments.timeout));
-    let sent = Source::new(&mut *opened).options(options).observer(Bar::migration(output)).send(link);
-    let report = sent.map_err(|error| failed(error, &arguments.target, address))?;
+        .timeout(timeout);
+    let sent = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
+        .options(options)
+        .observer(Bar::migration(output))
+        .cancel(signals.cancel())
+        .send(stream);
+    // The devices are closed before anything is said of where they are.
+    drop(sent.devices);
+    let report = sent.result.map_err(|error| failed(error, targets, address))?;
+    for warning in &report.warnings {
+        note(format_args!("warning: {warning}"));
+    }
     output.result(&report, Text { report: &report, address })
 }
 
@@ -69,45 +87,76 @@ pub(crate) fn parse_address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|_| "expected HOST:PORT, [IPV6]:PORT or unix:PATH".to_string())
 }
 
-fn connect(address: &Address, patience: Duration, output: Output) -> Result<Link, Failure> {
+/// Connects to the destination.
+fn reach(
+    arguments: &Arguments,
+    timeout: Duration,
+    signals: &Signals,
+    output: Output,
+) -> Result<Stream, Failure> {
+    let address = &arguments.to;
+    let patience = Duration::from_secs(arguments.patience);
     let bar = Bar::waiting(output, format!("connecting to {address}"));
-    let connected = Link::connect(address, patience);
+    // A destination that does not answer is given as much time as later.
+    let until = |time| Until::new(Instant::now() + time, signals.interrupt());
+    let connected = match arguments.patience {
+        0 => connect_once(address, until(timeout)),
+        _ => connect(address, until(patience)),
+    };
     drop(bar);
-    connected.map_err(|error| {
-        let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
-                "no process listens there: start `whimbrel receive` on that host, or wait for it with --patience SECONDS",
-            ),
-            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                failure.hint("check the address, and whether a firewall blocks it")
+    connected.map_err(|error| match error {
+        ConnectError::Failed { error, .. } | ConnectError::Resolve { error, .. } => {
+            let failure = Failure::from_io(format!("cannot connect to {address}"), &error);
+            match error.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => failure.hint(
+                    "no process listens there: start `whimbrel receive` on that host, or wait for it with --patience \
+                     SECONDS",
+                ),
+                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                    failure.hint(FIREWALL)
+                }
+                _ => failure,
             }
-            _ => failure,
         }
+        ConnectError::TimedOut(_) => Failure::from_error(&error).hint(FIREWALL),
+        ConnectError::Interrupted(_) => Failure::new(format!(
+            "cancelled while connecting to {address}: {}; the migration did not begin",
+            signals.arrived().unwrap_or_default()
+        )),
+        _ => Failure::from_error(&error),
     })
 }
 
-fn failed(error: SendError, target: &Target, address: &Address) -> Failure {
+const FIREWALL: &str = "check the address, and whether a firewall blocks it";
+
+fn failed(error: SendError, targets: &[Target], address: &Address) -> Failure {
     let hint = match (&error.outcome, &error.cause) {
-        (Outcome::Unknown, _) => Some(unknown(target, address)),
-        (Outcome::Stranded(back), _) => remedy::stranded(back, target),
+        (Outcome::Unknown, _) => Some(unknown(targets, address)),
+        (Outcome::Stranded(back), _) => remedy::stranded(back, targets),
         (_, Error::NotConverging { .. }) => {
             Some("--downtime-limit MS and --max-rounds N set the bounds".to_string())
         }
-        (_, cause) => remedy::after(cause, target),
+        (_, Error::Budget { .. }) => {
+            Some("the link became too slow; a higher --downtime-limit MS allows more time".to_string())
+        }
+        (_, cause) => remedy::after(cause, targets),
     };
     Failure::from(error).hint_if(hint)
 }
 
 /// The hint after a handover without a confirmation.
-fn unknown(target: &Target, address: &Address) -> String {
+fn unknown(targets: &[Target], address: &Address) -> String {
     let check = format!("check at {address} whether the device runs there");
-    match target.closing() {
-        Closing::Keeps => format!("{check}; {}", remedy::resume(target)),
-        Closing::Resets => format!(
-            "{check}; if it does not, its state is lost: the kernel resets this one when this command closes it"
-        ),
-        Closing::Ends => format!("{check}; the model here ends with this command"),
+    let of = |closing| targets.iter().filter(move |target| target.closing() == closing).cloned();
+    let lasting: Vec<Target> = of(Closing::Keeps).collect();
+    if !lasting.is_empty() {
+        format!("{check}; {}", remedy::resume(&lasting))
+    } else if of(Closing::Resets).next().is_some() {
+        format!(
+            "{check}; if it does not, its state is lost: the kernel has reset this one when this command closed it"
+        )
+    } else {
+        format!("{check}; the model here ends with this command")
     }
 }
 
@@ -119,7 +168,9 @@ struct Text<'a> {
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.report;
-        writeln!(f, "{} now runs at {}", report.device, self.address)?;
+        let names = report.devices.iter().map(|device| device.name.as_str());
+        let runs = if report.devices.len() == 1 { "runs" } else { "run" };
+        writeln!(f, "{} now {runs} at {}", output::names(names), self.address)?;
         writeln!(
             f,
             "  downtime      {} ({} expected)",
@@ -141,6 +192,11 @@ impl fmt::Display for Text<'_> {
                 output::exact_bytes(report.memory_bytes),
                 output::bytes(report.zero_bytes)
             )?;
+        }
+        if let [_, _, ..] = &report.devices[..] {
+            for device in &report.devices {
+                writeln!(f, "    {}: {}", device.name, output::exact_bytes(device.device_bytes))?;
+            }
         }
         writeln!(f, "  final bytes   {}", output::exact_bytes(report.final_bytes))?;
         writeln!(f, "  on the wire   {}", output::exact_bytes(report.wire_bytes))?;

@@ -8,11 +8,11 @@ use std::str::FromStr;
 use serde::Serialize;
 use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
-use whimbrel_user::{Device, Local, State, Version, region};
+use whimbrel_user::{Device, Local, Migratable, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use crate::failure::Failure;
-use crate::output::note;
+use crate::output::{self, note};
 use crate::usage::WrongValue;
 
 /// The forms a TARGET has, for errors.
@@ -248,6 +248,33 @@ impl Opened {
             note(format_args!("{}: an earlier receiver left it in {state}: it is reset", self.device.name()));
         }
         Ok(())
+    }
+}
+
+/// Devices that migrate together, opened in the order of their TARGETs.
+pub(crate) fn open_all(targets: &[Target]) -> Result<Vec<Opened>, Failure> {
+    for (number, target) in targets.iter().enumerate() {
+        if targets[..number].contains(target) && !matches!(target, Target::Model(..)) {
+            return Err(Failure::usage(format!("{target} is given twice")).hint("name each device once"));
+        }
+    }
+    targets.iter().map(|target| target.open()?.migratable()).collect()
+}
+
+/// TARGETs as a list for people.
+pub(crate) fn list(targets: &[Target]) -> String {
+    output::names(targets)
+}
+
+impl Opened {
+    /// The device, for the engine.
+    pub(crate) fn as_migratable(&mut self) -> &mut dyn Migratable {
+        &mut *self.device
+    }
+
+    /// Gives the device away, for the engine.
+    pub(crate) fn into_migratable(self) -> Box<dyn Migratable> {
+        self.device
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use whimbrel_protocol::handover::Unexpected;
 use whimbrel_user::State;
 
+use crate::channel::ChannelError;
 use crate::guest::GuestError;
-use crate::memory::RamError;
-use crate::stream::{Problem, StreamError};
+use crate::set::RamError;
 
 /// What ended a migration, a save or a restore.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub enum Error {
         device: String,
     },
     /// The device is in a state that the work cannot begin in.
-    #[error("{device}: it is in {state}, but {work} begins in {needed} only")]
+    #[error("{device}: {work} needs a device in {needed}, this one is in {state}")]
     WrongState {
         /// The device's name.
         device: String,
@@ -36,14 +36,14 @@ pub enum Error {
         needed: &'static str,
     },
     /// The device has failed: no request for a state is answered any more.
-    #[error("{device}: it is in ERROR: only a reset brings it back to work, and its state is lost with that")]
+    #[error("{device}: it is in ERROR; only a reset, which loses its state, brings it back")]
     NeedsReset {
         /// The device's name.
         device: String,
     },
     /// What failed could be undone only in part: the device is not in the state it was in before.
-    #[error("{}the device could not be brought back to {state}: {back}", cause.as_ref().map_or_else(
-        || "everything was done, but ".to_string(),
+    #[error("{}the device could not be returned to {state}: {back}", cause.as_ref().map_or_else(
+        || "completed, but ".to_string(),
         |cause| format!("{cause}; and "),
     ))]
     NotBack {
@@ -56,27 +56,27 @@ pub enum Error {
     },
     /// What failed left a part of a state in the device.
     #[error(
-        "{cause}; and the device holds part of a state and could not be reset, do not use it before it is: {reset}"
+        "{cause}; and the device holds a partial state because its reset failed ({reset}); do not use it before it is reset"
     )]
     NotReset {
         /// What failed first.
         cause: Box<Error>,
         /// Why the reset failed.
-        reset: whimbrel_user::Error,
+        reset: Box<Error>,
     },
     /// The device answered a state request in a way the header rules out.
-    #[error("{device}: no data session was opened on entering {state}, although one begins there")]
+    #[error("{device}: entering {state} opened no data session")]
     NoSession {
         /// The device's name.
         device: String,
         /// The state.
         state: State,
     },
-    /// The stream is damaged, foreign, of another version, or ends too early.
+    /// The stream is malformed or damaged, or not one of Whimbrel's.
     #[error(transparent)]
-    Stream(#[from] StreamError),
+    Malformed(#[from] crate::proto::problem::StreamError),
     /// The other side neither sends nor takes anything.
-    #[error("the {side} gave no sign of life for {} ms", waited.as_millis())]
+    #[error("timed out: no data to or from the {side} for {} ms", waited.as_millis())]
     Silent {
         /// Source or destination.
         side: &'static str,
@@ -84,7 +84,7 @@ pub enum Error {
         waited: Duration,
     },
     /// The other side is gone.
-    #[error("the {side} closed the connection before the migration was over")]
+    #[error("the {side} closed the connection before the migration was complete")]
     Lost {
         /// Source or destination.
         side: &'static str,
@@ -109,14 +109,11 @@ pub enum Error {
         reason: String,
     },
     /// The other side sent a message that has no meaning at this point.
-    #[error("the peer breaks the protocol: {0}")]
+    #[error("protocol violation: {0}")]
     Protocol(String),
     /// A file whose frames are whole but do not make up a saved device.
-    #[error("the file is not a whole saved device: {0}")]
+    #[error("the file is not a complete saved state: {0}")]
     Contents(String),
-    /// What the source sends does not fit what the destination has.
-    #[error("the source does not fit: {0}")]
-    Mismatch(String),
     /// The memory's layout cannot be migrated.
     #[error("memory layout: {0}")]
     Layout(String),
@@ -124,14 +121,14 @@ pub enum Error {
     #[error(transparent)]
     Ram(#[from] RamError),
     /// The log of what the CPUs write failed.
-    #[error("the log of the cpus' writes: {0}")]
+    #[error("the CPUs' dirty log: {0}")]
     CpuLog(GuestError),
     /// The program around the device refused.
-    #[error("the program that owns the device: {0}")]
+    #[error("the program that owns the devices: {0}")]
     Guest(GuestError),
     /// The device has not given all that it wants carried before it is stopped.
     #[error(
-        "after {rounds} rounds {left} bytes of the device's initial data are still to come, and without them it must \
+        "did not converge: after {rounds} rounds {left} bytes of initial device data are left, without which the devices must \
          not be stopped: allow more rounds"
     )]
     InitialData {
@@ -140,10 +137,71 @@ pub enum Error {
         /// Bytes left, as the device says.
         left: u64,
     },
+    /// The owner or an operator has cancelled the migration.
+    #[error("cancelled: {reason}")]
+    Cancelled {
+        /// Why, or by what.
+        reason: String,
+    },
+    /// The devices had been stopped, and the handover did not come in time.
+    #[error("the handover was not reached within {} ms of the stop", budget.as_millis())]
+    Budget {
+        /// The longest time from the stop until the handover.
+        budget: Duration,
+    },
+    /// A call into a driver does not return.
+    #[error("{device}: {call} has not returned for {} ms", timeout.as_millis())]
+    Overdue {
+        /// The device's name.
+        device: String,
+        /// The call.
+        call: String,
+        /// The timeout for a call.
+        timeout: Duration,
+    },
+    /// A call into the owner's program, its memory or its logs does not return.
+    #[error("the owner's program: {call} has not returned for {} ms", timeout.as_millis())]
+    OwnerOverdue {
+        /// The call.
+        call: String,
+        /// The timeout for a call.
+        timeout: Duration,
+    },
+    /// The system has no thread or descriptor left.
+    #[error("cannot start: {0}")]
+    Thread(io::Error),
+    /// A transfer or a wait was interrupted, because the migration had been given up.
+    #[error("interrupted")]
+    Interrupted,
+    /// A device could not be brought back to RUNNING, without an error of its own.
+    #[error("{device}: it is in {}, expected RUNNING", state.map_or_else(|| "an unknown state".to_string(), |state| state.to_string()))]
+    NotRunning {
+        /// The device's name.
+        device: String,
+        /// The state, if it could be read.
+        state: Option<State>,
+    },
+    /// The devices run at the destination, but their owner's program does not go on.
+    #[error("the devices have been taken over and run here, but {0}")]
+    GuestAfterHandover(Box<Error>),
+    /// The journal could not be written.
+    #[error("the journal {}: {error}", path.display())]
+    Journal {
+        /// The journal's file.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The two sides have no version or feature in common that the migration needs.
+    #[error(transparent)]
+    Negotiation(#[from] crate::proto::negotiate::Refusal),
+    /// The devices or memory of the two sides differ.
+    #[error(transparent)]
+    Unfit(#[from] crate::proto::table::Unfit),
     /// The downtime does not come down to the limit.
     #[error(
-        "after {rounds} rounds the device would stand still for {} ms, the limit is {} ms: \
-         allow more downtime or more rounds, or give the device less work",
+        "did not converge: after {rounds} rounds the predicted downtime is {} ms, the limit is {} ms: \
+         allow more downtime or more rounds, or reduce the load",
         expected.map_or_else(|| "an unknown number of".to_string(), |expected| expected.as_millis().to_string()),
         limit.as_millis()
     )]
@@ -158,25 +216,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// A link that failed while something was written to `side`.
-    pub(crate) fn writing(side: &'static str, timeout: Duration, error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent { side, waited: timeout },
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Lost { side },
-            _ => Error::Link(error),
-        }
-    }
-
-    /// What came from `side` could not be read.
-    pub(crate) fn reading(side: &'static str, timeout: Duration, error: StreamError) -> Error {
-        let StreamError { offset, problem } = error;
-        match problem {
-            Problem::Io(error) => match Error::writing(side, timeout, error) {
-                Error::Link(error) => Error::Stream(StreamError { offset, problem: Problem::Io(error) }),
-                told => told,
-            },
-            Problem::Closed | Problem::Truncated => Error::Lost { side },
-            problem => Error::Stream(StreamError { offset, problem }),
+    /// A channel to `side` that failed.
+    pub(crate) fn of_channel(side: &'static str, timeout: Duration, error: ChannelError) -> Error {
+        match error {
+            ChannelError::Interrupted => Error::Interrupted,
+            ChannelError::TimedOut => Error::Silent { side, waited: timeout },
+            ChannelError::Closed => Error::Lost { side },
+            ChannelError::Malformed(error) => Error::Malformed(error),
+            ChannelError::Failed(error) => Error::Link(error),
         }
     }
 
@@ -191,9 +238,9 @@ impl Error {
             Error::Device(error) => error.advice(),
             Error::NeedsReset { .. } => Some("reset the device, or close and open it again"),
             Error::NotReset { .. } => Some("close the device: the next one to open it gets it reset"),
-            Error::Silent { .. } => {
-                Some("is the other side still there, and the network between? see its own log")
-            }
+            Error::Silent { .. } => Some(
+                "check that the other side still runs and that the network works; its own log may say more",
+            ),
             Error::Lost { .. } => Some("the other side's own log says why"),
             _ => None,
         }
@@ -206,35 +253,41 @@ impl From<Unexpected> for Error {
     }
 }
 
-/// A migration that failed at the source, and where that leaves the device.
+/// A migration that failed at the source, and where that leaves the devices.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}; {outcome}")]
 #[non_exhaustive]
 pub struct SendError {
     /// What went wrong.
     pub cause: Error,
-    /// Where the device is now.
+    /// Where the devices are now.
     pub outcome: Outcome,
 }
 
-/// Where a failed migration leaves the device.
+/// Where a failed migration leaves the devices.
 #[derive(Debug, thiserror::Error)]
 // Exhaustive: a caller that did not know one of these could let a device run twice.
 #[expect(clippy::exhaustive_enums, reason = "a caller must know of each outcome who may run the device")]
 pub enum Outcome {
     /// As before the migration.
-    #[error("the device runs on here")]
+    #[error("the devices run on at the source")]
     RunsOn,
-    /// As before the migration, which was refused before anything was done to it. It need not run.
-    #[error("the migration did not begin, and the device is as it was")]
+    /// They run, but some could be brought back by a reset only and have lost their state.
+    #[error("the devices run on at the source, but {} had to be reset and lost its state", devices.join(", "))]
+    RunsOnAfterReset {
+        /// The names of the devices that were reset.
+        devices: Vec<String>,
+    },
+    /// As before the migration, which was refused before anything was done to them. They need not run.
+    #[error("the migration did not begin, and the devices are as they were")]
     Untouched,
-    /// The link was lost between the handover and its confirmation.
+    /// The connection was lost between the handover and its confirmation.
     #[error(
-        "the device had been handed over and it is not known whether it runs at the destination: \
-         it stays stopped here; look there, and let it run here only if it does not run there"
+        "the devices had been handed over, and it is unknown whether they run at the destination: they stay stopped \
+         here; check there, and let them run here only if they do not run there"
     )]
     Unknown,
     /// It could not be brought back.
-    #[error("and the device could not be brought back to work here: {0}")]
+    #[error("and a device could not be brought back at the source: {0}")]
     Stranded(Box<Error>),
 }

@@ -1,59 +1,67 @@
-//! A live migration of a device and its memory from one process to another.
+//! Live migration of VFIO devices, and of the memory and CPUs around them, from one process to another.
 //!
-//! [`Source`] sends a device that works: rounds of memory and device state while it runs, until what is left fits the
-//! downtime limit, then the rest while it stands still, then the handover. [`Destination`] takes it and runs it. Both
-//! know user-side devices ([`whimbrel_user::Migratable`]) only, never what stands behind one. [`archive`] puts a device's
-//! state into a file and back.
+//! [`Source`] sends a set of devices that work: rounds of memory and device state while they run, until what is left fits
+//! the downtime limit; then everything stops, the rest is sent, and the devices are handed over. [`Destination`] takes
+//! and runs them. Both know user-side devices ([`whimbrel_user::Migratable`]) only, whatever is behind them. [`archive`]
+//! saves device state to a file and restores it.
 //!
-//! If anything fails before the handover, the source runs on; who may run the device when is decided by
-//! [`whimbrel_protocol::handover`] alone.
+//! A migration can fail, or be [cancelled](Cancel), at any moment: up to the handover the devices run on at the source.
+//! [`whimbrel_protocol::handover`] alone decides who may run them when.
+//!
+//! | room | what it has |
+//! |---|---|
+//! | [`proto`] | both sides as machines without I/O, clock or threads, and the stream's byte form |
+//! | [`set`] | devices' identities, memory, and the logs of what is dirty |
+//! | [`channel`] | connections: the trait, sockets, framed senders and receivers, the listener |
+//! | the root | [`Source`] and [`Destination`], which do with threads what the machines say |
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;
-//! use whimbrel_engine::{Destination, Link, Source};
+//! use whimbrel_engine::channel::Stream;
+//! use whimbrel_engine::{Destination, Source};
 //! use whimbrel_models::Model;
 //! use whimbrel_user::{Local, Migratable, State};
 //!
-//! let model: Model = "accel?state=1MiB".parse()?;
-//! let mut here = Local::new(model.open("here")?);
-//! let there = Local::new(model.open("there")?);
-//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = |name| -> Result<Box<dyn Migratable>, Box<dyn std::error::Error>> {
+//!     Ok(Box::new(Local::new("accel?state=1MiB".parse::<Model>()?.open(name)?)))
+//! };
 //! let (left, right) = UnixStream::pair()?;
-//! let receiver = std::thread::spawn(move || {
-//!     let mut there = there;
-//!     Destination::new(&mut there).receive(Link::from(right)).map(|_| there)
-//! });
-//! let report = Source::new(&mut here).send(Link::from(left))?;
-//! let mut there = receiver.join().unwrap()?;
-//! assert_eq!((here.state()?, there.state()?), (State::Stop, State::Running));
-//! assert!(report.device_bytes > 0);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! let destination = Destination::new(vec![device("there")?]);
+//! let receiver = std::thread::spawn(move || destination.receive(Stream::from(right)));
+//!
+//! let sent = Source::new(vec![device("here")?]).send(Stream::from(left));
+//! let report = sent.result?;
+//! assert_eq!((report.rounds, report.devices[0].name.as_str()), (1, "here"));
+//!
+//! let arrived = receiver.join().unwrap();
+//! assert!(arrived.result?.confirmed);
+//! for device in arrived.devices {
+//!     assert_eq!(device.unwrap().state()?, State::Running);
+//! }
+//! # Ok(())
+//! # }
 //! ```
 
 pub mod archive;
-mod destination;
-mod device_state;
-mod dirty;
+pub mod channel;
 mod error;
 mod guest;
-#[cfg(feature = "vm-memory")]
-mod guest_memory;
-mod memory;
 mod progress;
+pub mod proto;
 mod report;
-mod source;
-pub mod stream;
-mod transport;
+mod run;
+pub mod set;
 
-pub use destination::{Destination, Received};
-pub use dirty::{CpuLog, NoCpuLog};
 pub use error::{Error, Outcome, SendError};
-pub use guest::{Guest, GuestError, NoGuest};
-pub use memory::{Ram, RamError, RamRegion};
+pub use guest::{Blob, BlobName, Guest, GuestError, NoGuest};
 pub use progress::{Observer, Phase, Progress, Silent};
-pub use report::{Report, Round};
-pub use source::{Source, SourceOptions};
-pub use transport::{Address, AddressError, Link, Listener};
+pub use proto::destination::DestinationOptions;
+pub use proto::negotiate::Feature;
+pub use proto::source::SourceOptions;
+pub use report::{DeviceReport, Report, Round};
+pub use run::{Arrived, Cancel, Destination, Journal, Received, Sent, Source};
+pub use set::{CpuLog, NoCpuLog, Ram, RamError, RamRegion};
 
 /// The example of the README, run with the others.
 #[cfg(doctest)]

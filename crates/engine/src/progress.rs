@@ -12,12 +12,14 @@ pub enum Phase {
     Round(u32),
     /// The device is stopped and the rest is carried.
     Switchover,
+    /// It was given up, and the devices are brought back.
+    Recovery,
     /// It is over.
     Done,
 }
 
 /// A moment of a migration.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
     /// Where it stands.

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, Migration, MigrationFlags,
 };
+use whimbrel_engine::channel::Stream;
 use whimbrel_engine::{Destination, Source};
 use whimbrel_user::{Local, State};
 
@@ -92,7 +93,7 @@ fn status(name: &str) -> u64 {
 #[test]
 fn a_large_state_moves_through_little_memory() {
     let open = |name| Local::new(DeviceFile::new(name, |_| Endless { at: 0 }));
-    let (mut here, mut there) = (open("here"), open("there"));
+    let (here, there) = (open("here"), open("there"));
     let (left, right) = UnixStream::pair().unwrap();
     let options =
         whimbrel_engine::SourceOptions::default().downtime_limit(std::time::Duration::from_hours(1));
@@ -101,8 +102,10 @@ fn a_large_state_moves_through_little_memory() {
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = status("VmRSS:");
     let report = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| Destination::new(&mut there).receive(right.into()).unwrap());
-        let report = Source::new(&mut here).options(options).send(left.into()).unwrap();
+        let receiver = scope
+            .spawn(|| Destination::new(vec![Box::new(there)]).receive(Stream::from(right)).result.unwrap());
+        let report =
+            Source::new(vec![Box::new(here)]).options(options).send(Stream::from(left)).result.unwrap();
         assert_eq!(receiver.join().unwrap().device_bytes, SIZE);
         report
     });

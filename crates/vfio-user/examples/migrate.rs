@@ -4,10 +4,12 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
+use whimbrel_engine::channel::Stream;
+use whimbrel_engine::{Destination, NoCpuLog, Source};
 use whimbrel_models::Model;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DmaRegion, Error, Migratable};
@@ -55,17 +57,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Between hosts this is a TCP connection.
     let (here, there) = UnixStream::pair()?;
-    let (there_device, memory) = (&mut destination, &there_memory);
-    let report = std::thread::scope(|scope| {
-        let receiver =
-            scope.spawn(move || Destination::new(there_device).memory(memory).receive(Link::from(there)));
-        let report = Source::new(&mut source)
-            .memory(&here_memory, NoCpuLog)
-            .options(SourceOptions::default())
-            .send(Link::from(here))?;
-        receiver.join().expect("it does not panic")?;
-        Ok::<_, Box<dyn std::error::Error>>(report)
-    })?;
+    // The migration has a handle of its own to each device.
+    let arriving = Destination::new(vec![Box::new(destination.clone())]).memory(Arc::new(there_memory));
+    let receiver = std::thread::spawn(|| arriving.receive(Stream::from(there)));
+    let sent = Source::new(vec![Box::new(source.clone())])
+        .memory(Arc::new(here_memory), NoCpuLog)
+        .send(Stream::from(here));
+    let report = sent.result?;
+    receiver.join().expect("it does not panic").result?;
     println!("{} bytes of the device and {} of memory moved", report.device_bytes, report.memory_bytes);
     println!("here: {}, there: {}", source.state()?, destination.state()?);
     Ok(())

@@ -65,6 +65,6 @@ pub(super) fn run(role: &str) -> Result<()> {
     let told = |address: &str| println!("{address}");
     match role {
         "bare" => bare::receive(&memory, told),
-        _ => whimbrel::receive(&memory, told),
+        _ => whimbrel::receive(memory, told),
     }
 }

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 const PIECE: usize = 1 << 20;
 
 /// Gathers the evidence of a machine whose device is in STOP. `between` separates the two reads of its job counter.
-pub(super) fn gather(machine: &Machine<'_>, between: Duration) -> Result<Evidence, Failure> {
+pub(super) fn gather(machine: &Machine, between: Duration) -> Result<Evidence, Failure> {
     let mut device = machine.device()?;
     let state = device.state()?.to_string();
     let then = work::completed_by_device(&mut *device)?;

@@ -3,14 +3,14 @@
 //! It reads orders from stdin and writes events to stdout, a JSON object a line, and ends when stdin does.
 
 use std::io::{BufRead, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use parking_lot::Mutex;
-use whimbrel_engine::{
-    Address, Destination, Guest, GuestError, Link, Listener, Progress, Source, SourceOptions,
-};
+use whimbrel_engine::channel::{Address, Listener, Until, connect};
+use whimbrel_engine::{Destination, DestinationOptions, Guest, GuestError, Progress, Source, SourceOptions};
 
 use super::attachment::Attachment;
 use super::evidence;
@@ -27,6 +27,8 @@ pub(crate) struct Arguments {}
 const WATCH: Duration = Duration::from_millis(50);
 /// Interval between two progress events.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Longest time from the stop to the handover, with the verification at the destination.
+const VERIFICATION: Duration = Duration::from_mins(5);
 /// Timeout for a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Interval between two checks whether the work has failed.
@@ -56,6 +58,7 @@ fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
     };
     let name = format!("accel at the {}", config.role);
     let attachment = Attachment::open(&name, &config.device).map_err(|failure| failed(failure, true))?;
+    let attachment = Arc::new(attachment);
     let work = match config.role {
         Role::Source => source,
         Role::Destination => destination,
@@ -116,10 +119,10 @@ fn linger_at_work(orders: &Receiver<Order>, work: &Work, ms: u64) -> Result<(), 
     }
 }
 
-fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) -> Result<(), Failure> {
+fn source(config: &Config, attachment: &Arc<Attachment>, orders: &Receiver<Order>) -> Result<(), Failure> {
     let machine = Machine::new(attachment, config.memory)?;
     work::set_up(&machine)?;
-    let work = Work::start(&machine, config.dirty_rate)?;
+    let work = Arc::new(Work::start(&machine, config.dirty_rate)?);
     while !work::has_begun(&machine.memory)? {
         linger_at_work(orders, &work, 1)?;
     }
@@ -129,16 +132,17 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
         return Err(Failure::new("a second order to begin is invalid"));
     };
     let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
-    let link = Link::connect(&address, PATIENCE)
-        .map_err(|error| Failure::from_io(format!("cannot reach the destination at {address}"), &error))?;
+    let stream = connect(&address, Until::timeout(PATIENCE))
+        .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?;
     let options = SourceOptions::default()
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms))
-        .max_rounds(config.max_rounds);
-    let mut device = machine.device()?;
+        .max_rounds(config.max_rounds)
+        // The destination digests all of its memory while the device is stopped.
+        .budget(VERIFICATION);
     let mut told = Instant::now();
-    let sent = Source::new(&mut *device)
-        .memory(&machine.memory, &machine.memory)
-        .guest(Held(&work))
+    let sent = Source::new(vec![machine.device()?])
+        .memory(machine.memory.clone(), machine.memory.clone())
+        .guest(Held(work.clone()))
         .observer(move |progress: &Progress| {
             if told.elapsed() >= PROGRESS_EVERY {
                 told = Instant::now();
@@ -147,8 +151,8 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
             }
         })
         .options(options)
-        .send(link);
-    match sent {
+        .send(stream);
+    match sent.result {
         Ok(report) => {
             let evidence = evidence::gather(&machine, WATCH)?;
             tell(&Event::Sent { report: report.into(), evidence })
@@ -162,7 +166,7 @@ fn source(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) ->
 }
 
 /// Returns whether the work continues after a failed migration.
-fn goes_on(machine: &Machine<'_>, orders: &Receiver<Order>) -> Result<bool, Failure> {
+fn goes_on(machine: &Machine, orders: &Receiver<Order>) -> Result<bool, Failure> {
     let before = work::books(&machine.memory)?.completed;
     let until = Instant::now() + WATCH_WORK;
     loop {
@@ -177,9 +181,9 @@ fn goes_on(machine: &Machine<'_>, orders: &Receiver<Order>) -> Result<bool, Fail
 }
 
 /// The program as the engine sees it at the source.
-struct Held<'a>(&'a Work);
+struct Held(Arc<Work>);
 
-impl Guest for Held<'_> {
+impl Guest for Held {
     fn pause(&mut self) -> Result<(), GuestError> {
         self.0.pause()?;
         Ok(())
@@ -191,18 +195,29 @@ impl Guest for Held<'_> {
     }
 }
 
-fn destination(config: &Config, attachment: &Attachment, orders: &Receiver<Order>) -> Result<(), Failure> {
+fn destination(
+    config: &Config,
+    attachment: &Arc<Attachment>,
+    orders: &Receiver<Order>,
+) -> Result<(), Failure> {
     let machine = Machine::new(attachment, config.memory)?;
     let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
-    let address =
-        listener.address().map_err(|error| Failure::from_io("cannot get the listening address", &error))?;
-    tell(&Event::Listening { address: address.to_string(), state_bytes: attachment.state_bytes })?;
-    let link = listener.accept().map_err(|error| Failure::from_io("cannot accept the source", &error))?;
-    let arrival = Arrival { machine: &machine, rate: config.dirty_rate, found: Mutex::default() };
-    let mut device = machine.device()?;
-    Destination::new(&mut *device).memory(&machine.memory).guest(&arrival).receive(link)?;
-    let Found { evidence: Some(evidence), work: Some(work) } = arrival.found.into_inner() else {
+    let address = listener.address().to_string();
+    tell(&Event::Listening { address, state_bytes: attachment.state_bytes })?;
+    // The demo ends this process if the source never comes.
+    let accepted = listener
+        .accept(Until::timeout(Duration::MAX))
+        .map_err(|error| Failure::new(format!("cannot accept the source: {error}")))?;
+    let found = Arc::new(Mutex::new(Found::default()));
+    let arrival = Arrival { machine: machine.clone(), rate: config.dirty_rate, found: found.clone() };
+    let arrived = Destination::new(vec![machine.device()?])
+        .memory(machine.memory.clone())
+        .guest(arrival)
+        .options(DestinationOptions::default().call_timeout(VERIFICATION))
+        .receive_accepted(accepted);
+    arrived.result?;
+    let Found { evidence: Some(evidence), work: Some(work) } = std::mem::take(&mut *found.lock()) else {
         return Err(Failure::new("the device runs, but its work was not started"));
     };
     tell(&Event::Received { evidence })?;
@@ -211,10 +226,10 @@ fn destination(config: &Config, attachment: &Attachment, orders: &Receiver<Order
 }
 
 /// The program as the engine sees it at the destination.
-struct Arrival<'a> {
-    machine: &'a Machine<'a>,
+struct Arrival {
+    machine: Machine,
     rate: u64,
-    found: Mutex<Found>,
+    found: Arc<Mutex<Found>>,
 }
 
 /// The evidence and the work of an arrival.
@@ -224,15 +239,16 @@ struct Found {
     work: Option<Work>,
 }
 
-impl Guest for &Arrival<'_> {
+impl Guest for Arrival {
     fn inspect(&mut self) -> Result<(), GuestError> {
-        let evidence = evidence::gather(self.machine, Duration::ZERO).map_err(|failure| failure.message())?;
+        let evidence =
+            evidence::gather(&self.machine, Duration::ZERO).map_err(|failure| failure.message())?;
         self.found.lock().evidence = Some(evidence);
         Ok(())
     }
 
     fn run(&mut self) -> Result<(), GuestError> {
-        let work = Work::start(self.machine, self.rate).map_err(|failure| failure.message())?;
+        let work = Work::start(&self.machine, self.rate).map_err(|failure| failure.message())?;
         self.found.lock().work = Some(work);
         Ok(())
     }

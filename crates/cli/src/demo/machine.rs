@@ -1,6 +1,7 @@
 //! The machine of a demo host: memory that the device shares, and the device.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
@@ -53,13 +54,14 @@ fn available() -> Option<u64> {
 }
 
 /// Memory from address 0 on, and the device that accesses it at the same addresses.
-pub(super) struct Machine<'a> {
-    pub(super) memory: Memory,
-    attachment: &'a Attachment,
+#[derive(Clone)]
+pub(super) struct Machine {
+    pub(super) memory: Arc<Memory>,
+    attachment: Arc<Attachment>,
 }
 
-impl<'a> Machine<'a> {
-    pub(super) fn new(attachment: &'a Attachment, bytes: u64) -> Result<Machine<'a>, Failure> {
+impl Machine {
+    pub(super) fn new(attachment: &Arc<Attachment>, bytes: u64) -> Result<Machine, Failure> {
         check_memory(bytes).map_err(Failure::new)?;
         let no_memory = |error: std::io::Error| {
             Failure::from_io(format!("cannot allocate {} of memory", output::bytes(bytes)), &error)
@@ -83,7 +85,7 @@ impl<'a> Machine<'a> {
         let memory = GuestRegionMmap::new(region, GuestAddress(0))
             .and_then(|region| Memory::from_regions(vec![region]).ok())
             .ok_or_else(|| no_memory(std::io::Error::other("it does not fit the address space")))?;
-        let machine = Machine { memory, attachment };
+        let machine = Machine { memory: Arc::new(memory), attachment: attachment.clone() };
         let mut device = machine.device()?;
         for region in machine.memory.iter() {
             let start = vm_memory::GuestMemoryRegion::start_addr(region).0;

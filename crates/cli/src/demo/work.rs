@@ -46,7 +46,7 @@ struct Variables {
 /// The machine's device and memory, for the guest's driver.
 struct Seat {
     device: Box<dyn Device>,
-    memory: Memory,
+    memory: Arc<Memory>,
 }
 
 impl Platform for Seat {
@@ -90,7 +90,7 @@ struct Program {
 }
 
 /// Prepares memory and device for the program: once, at the source.
-pub(super) fn set_up(machine: &Machine<'_>) -> Result<(), Failure> {
+pub(super) fn set_up(machine: &Machine) -> Result<(), Failure> {
     let memory = &machine.memory;
     fill_with_noise(memory)?;
     let seat = Seat { device: machine.device()?, memory: memory.clone() };
@@ -154,7 +154,7 @@ fn read_u64(device: &mut dyn Device, register: u64) -> Result<u64, Failure> {
 }
 
 impl Program {
-    fn new(machine: &Machine<'_>, rate: u64) -> Result<Program, Failure> {
+    fn new(machine: &Machine, rate: u64) -> Result<Program, Failure> {
         let mut seat = Seat { device: machine.device()?, memory: machine.memory.clone() };
         let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Failure::from_io("cannot make an eventfd", &error.into()))?;
@@ -299,7 +299,7 @@ pub(super) struct Work {
 
 impl Work {
     /// Continues from the books in memory. `rate` is in bytes of memory per second.
-    pub(super) fn start(machine: &Machine<'_>, rate: u64) -> Result<Work, Failure> {
+    pub(super) fn start(machine: &Machine, rate: u64) -> Result<Work, Failure> {
         let mut program = Program::new(machine, rate)?;
         let shared = Arc::new((Mutex::new((Wish::Work, Doing::Working)), Condvar::new()));
         let thread = std::thread::Builder::new()

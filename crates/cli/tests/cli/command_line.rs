@@ -24,7 +24,7 @@ const COMMANDS: [&str; 15] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 63] = [
+const WRONG: [(&[&str], &str, &str); 66] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -32,7 +32,14 @@ const WRONG: [(&[&str], &str, &str); 63] = [
     (&["save", "model:serial"], "--output <FILE>", "Usage: whimbrel save"),
     (&["restore", "model:serial"], "--input <FILE>", "Usage: whimbrel restore"),
     (&["send", "model:serial"], "--to <ADDR>", "Usage: whimbrel send"),
-    (&["send", "model:serial", "model:accel", "--to", "a:1"], "unexpected argument", "Usage: whimbrel send"),
+    (&["send", "--to", "a:1"], "<TARGET>...", "Usage: whimbrel send"),
+    (
+        &["send", "vfio-user:a", "vfio-user:a", "--to", "a:1"],
+        "vfio-user:a is given twice",
+        "each device once",
+    ),
+    (&["save", "model:serial", "model:accel", "--raw", "-o", "x"], "of a single device", "omit --raw"),
+    (&["restore", "model:serial", "model:accel", "--raw", "-i", "x"], "of a single device", "omit --raw"),
     (&["receive", "model:serial"], "--listen <ADDR>", "Usage: whimbrel receive"),
     (&["state"], "<TARGET>", "Usage: whimbrel state"),
     (&["reset"], "<TARGET>", "Usage: whimbrel reset"),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use whimbrel_engine::stream::{FrameHeader, HEADER_BYTES, Message, PREAMBLE_BYTES, Reader, Writer};
+use whimbrel_engine::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES};
 use whimbrel_models::Model;
 use whimbrel_vfio_user::{Backend, Server};
 
@@ -32,23 +32,23 @@ impl Saved {
 
     /// The same file, with the state in pieces of ten bytes.
     fn in_pieces(&self) -> Vec<Vec<u8>> {
-        let mut reader = Reader::new(self.bytes.as_slice());
-        reader.preamble().unwrap();
-        let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes);
-        while let Ok(message) = reader.next_message() {
-            match message {
-                Message::DeviceState { device, ends, data } => {
-                    for data in data.chunks(10) {
-                        writer.send(&Message::DeviceState { device, ends, data }).unwrap();
-                    }
-                }
-                other => writer.send(&other).unwrap(),
+        const HEAD: usize = 8;
+        let mut pieces = Vec::new();
+        for frame in frames(&self.bytes) {
+            let header = frame.first_chunk::<HEADER_BYTES>().unwrap();
+            let kind = FrameHeader::parse(header, u64::from(frame[8])).unwrap().kind.unwrap();
+            let payload = &frame[HEADER_BYTES..];
+            let mut add = |payload: &[&[u8]]| {
+                let header = FrameHeader::for_payload(kind, pieces.len() as u64, payload);
+                pieces.push([&header.to_bytes()[..], &payload.concat()].concat());
+            };
+            if kind == Kind::DeviceState {
+                payload[HEAD..].chunks(10).for_each(|data| add(&[&payload[..HEAD], data]));
+            } else {
+                add(&[payload]);
             }
         }
-        writer.flush().unwrap();
-        drop(writer);
-        frames(&bytes)
+        pieces
     }
 
     fn with_frames(&self, frames: &[&[u8]]) -> PathBuf {
@@ -83,7 +83,7 @@ fn a_file_cut_off_at_any_byte_is_refused() {
     let saved = Saved::new("model:serial");
     for length in 0..saved.bytes.len() {
         let file = saved.file(&saved.bytes[..length]);
-        refused(&file, "model:serial", &["at byte ", " of the stream: it ends"]);
+        refused(&file, "model:serial", &["at byte ", " of the stream: the stream ends"]);
     }
 }
 
@@ -99,7 +99,7 @@ fn a_damaged_file_costs_no_device_its_state() {
     let server = Server::bind(&path, Backend::new(opened)).unwrap();
     let stopper = server.stopper();
     let serving = std::thread::spawn(move || server.run());
-    refused(&file, &format!("vfio-user:{}", argument(&path)), &["of the stream: it ends"]);
+    refused(&file, &format!("vfio-user:{}", argument(&path)), &["of the stream: the stream ends"]);
     let mut scratch = [0];
     device.read_region(0, SCRATCH, &mut scratch).unwrap();
     assert_eq!(scratch, [0x5a]);
@@ -124,7 +124,7 @@ fn frames_that_are_missing_doubled_or_out_of_order_are_refused() {
     let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
     let whole = argument(&saved.with_frames(&frames));
     let restored = whimbrel(["restore", "model:serial", "-i", &whole, "--json"]).succeeded().json();
-    assert_eq!((frames.len(), &restored["device_bytes"]), (9, &serde_json::json!(60)));
+    assert_eq!((frames.len(), &restored["device_bytes"]), (11, &serde_json::json!(60)));
 
     let without = |at: usize| [&frames[..at], &frames[at + 1..]].concat();
     let twice = |at: usize| [&frames[..=at], &frames[at..]].concat();
@@ -137,13 +137,13 @@ fn frames_that_are_missing_doubled_or_out_of_order_are_refused() {
     for at in 0..last {
         for changed in [without(at), twice(at), swapped(at)] {
             let file = saved.with_frames(&changed);
-            refused(&file, "model:serial", &["frames are missing, doubled or out of order"]);
+            refused(&file, "model:serial", &["frames are missing, duplicated or out of order"]);
         }
     }
     let file = saved.with_frames(&without(last));
-    refused(&file, "model:serial", &["it ends here, before it is complete"]);
+    refused(&file, "model:serial", &["the stream ends before it is complete"]);
     let file = saved.with_frames(&twice(last));
-    refused(&file, "model:serial", &["there are bytes after the end"]);
+    refused(&file, "model:serial", &["data follows the end"]);
 }
 
 #[test]
@@ -152,9 +152,9 @@ fn foreign_files_are_refused_as_such() {
     let cases: [&[u8]; 3] =
         [b"\x7fELF and more than a preamble", &[0; 4096], b"{\"this\": \"is JSON and no stream\"}"];
     for bytes in cases {
-        refused(&saved.file(bytes), "model:serial", &["this is not a whimbrel stream", "--raw"]);
+        refused(&saved.file(bytes), "model:serial", &[": not a whimbrel stream", "--raw"]);
     }
-    refused(&saved.file(b""), "model:serial", &["at byte 0 of the stream: it ends here"]);
+    refused(&saved.file(b""), "model:serial", &["at byte 0 of the stream: the stream ends"]);
 }
 
 #[test]
@@ -164,8 +164,8 @@ fn a_file_of_another_device_is_whole_and_still_not_restored() {
     whimbrel(["inspect", &file]).succeeded();
     whimbrel(["restore", "model:serial", "-i", &file]).failed().says(&[
         &file,
-        "model:serial: write to data_fd: ENOMEM",
-        "hint: the file is intact: check that it is from the same kind of device",
+        "device 'model:accel?state=64KiB' does not fit",
+        "'model:serial': model is accel, expected serial",
     ]);
 }
 
@@ -174,11 +174,11 @@ fn what_there_is_of_a_damaged_file_is_told() {
     let saved = Saved::new("model:serial");
     let frames = saved.in_pieces();
     let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
-    let file = argument(&saved.with_frames(&frames[..4]));
+    let file = argument(&saved.with_frames(&frames[..6]));
     let value = whimbrel(["inspect", &file, "--json"]).failed().json();
     assert_eq!(value["complete"], false);
-    assert_eq!(value["hello"]["device"]["name"], "model:serial");
-    assert_eq!((value["frames"].as_u64(), value["device_bytes"].as_u64()), (Some(4), Some(30)));
+    assert_eq!(value["devices"][0]["name"], "model:serial");
+    assert_eq!((value["frames"].as_u64(), value["device_bytes"].as_u64()), (Some(6), Some(30)));
     assert!(value["error"].as_str().unwrap().contains(value["problem"].as_str().unwrap()));
     let run = whimbrel(["inspect", &file]).failed();
     assert!(run.text().contains("damaged from that point on"), "{}", run.text());

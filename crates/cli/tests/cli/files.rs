@@ -1,15 +1,16 @@
 //! `whimbrel save`, `restore` and `inspect` on files that are whole, and where a file cannot be had.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tempfile::TempDir;
+use whimbrel_user::{Migratable as _, State};
 
-use crate::support::{Run, argument, command, finish, keys, skip, whimbrel};
+use crate::support::{Run, Served, argument, command, finish, keys, skip, whimbrel};
 
 /// What a one-port mtty of a Linux 6.12 yields with "hello mtty" in its FIFO and 0x42 in its scratch register.
 const MTTY: &str = "
@@ -46,8 +47,10 @@ fn what_is_saved_can_be_inspected_and_restored() {
     for (target, least) in cases {
         let file = folder.path().join("device.whimbrel");
         let saved = save(target, &file, &["--json"]).succeeded().json();
-        assert_eq!(keys(&saved), ["device", "device_bytes", "file", "raw", "state"]);
-        assert_eq!((&saved["device"], &saved["state"]), (&json!(target), &json!("RUNNING")));
+        assert_eq!(keys(&saved), ["device_bytes", "devices", "file", "raw", "warnings"]);
+        let device = &saved["devices"][0];
+        assert_eq!(keys(device), ["device", "device_bytes", "state"]);
+        assert_eq!((&device["device"], &device["state"]), (&json!(target), &json!("RUNNING")));
         let bytes = saved["device_bytes"].as_u64().unwrap();
         assert!(bytes >= least, "{target}: {bytes}");
 
@@ -55,28 +58,28 @@ fn what_is_saved_can_be_inspected_and_restored() {
         assert_eq!(
             keys(&inspected),
             [
+                "blobs",
                 "complete",
                 "device_bytes",
+                "devices",
                 "file",
                 "file_bytes",
                 "frames",
-                "head",
-                "hello",
-                "longest_transaction",
-                "memory_bytes",
+                "heads",
+                "needs",
                 "problem",
-                "transactions",
                 "version"
             ]
         );
         assert_eq!(inspected["complete"], true);
         assert_eq!(inspected["device_bytes"], bytes);
         assert_eq!(inspected["file_bytes"], fs::metadata(&file).unwrap().len());
-        assert_eq!(inspected["hello"]["device"]["name"], target);
+        assert_eq!(inspected["devices"][0]["name"], target);
 
         let restored = restore(target, &file, &["--json"]).succeeded().json();
-        assert_eq!(keys(&restored), ["device", "device_bytes", "file", "raw", "state"]);
-        assert_eq!((&restored["device_bytes"], &restored["state"]), (&json!(bytes), &json!("RUNNING")));
+        assert_eq!(keys(&restored), ["device_bytes", "devices", "file", "raw", "warnings"]);
+        assert_eq!(restored["device_bytes"], bytes);
+        assert_eq!(restored["devices"][0]["state"], "RUNNING");
         assert_eq!(names_in(folder.path()), ["device.whimbrel"]);
     }
 }
@@ -113,7 +116,7 @@ fn people_are_told_where_it_went_and_what_it_holds() {
     );
     let run = whimbrel(["inspect", &argument(&file)]).succeeded();
     for line in [
-        "format        whimbrel stream 1.1\n",
+        "format        whimbrel stream 2.0\n",
         "device        model:serial (RESET, PCI; 9 regions, 5 irqs)\n",
         "migration     STOP_COPY, P2P, PRE_COPY\n",
         "device state  60 B\n",
@@ -124,6 +127,62 @@ fn people_are_told_where_it_went_and_what_it_holds() {
     }
     let run = restore("model:serial", &file, &[]).succeeded();
     assert!(run.text().starts_with("restored model:serial from "), "{}", run.text());
+}
+
+#[test]
+fn several_devices_are_saved_to_one_file_and_restored_in_their_order() {
+    let folder = TempDir::new().unwrap();
+    let model = "accel?state=64KiB";
+    let [a, b] = ["a", "b"].map(|name| Served::start(model, &folder.path().join(name)));
+    a.mark(8);
+    let file = argument(&folder.path().join("both"));
+    let run = whimbrel(["save", "model:serial", &a.target, "-o", &file]).succeeded();
+    let begins =
+        format!("saved model:serial, {} to {file}: \n  model:serial: 60 B of device state", a.target);
+    assert!(run.text().starts_with(&begins), "{}", run.text());
+    whimbrel(["restore", &b.target, "model:serial", "-i", &file]).failed().says(&["does not fit"]);
+    assert_eq!(b.marked(), 0);
+    let restored = whimbrel(["restore", "model:serial", &b.target, "-i", &file, "--json"]).succeeded().json();
+    assert_eq!(restored["devices"][1]["device"], b.target.as_str());
+    assert_eq!(b.marked(), 8);
+    for served in [&a, &b] {
+        assert_eq!(served.client().state().unwrap(), State::Running);
+    }
+}
+
+#[test]
+fn a_signal_during_a_save_or_a_restore_leaves_a_device_that_runs_and_no_file() {
+    let folder = TempDir::new().unwrap();
+    let served = Served::start("accel?state=8MiB", &folder.path().join("socket"));
+    served.mark(8);
+    for signal in ["INT", "TERM"] {
+        for arguments in [["save", "-o"], ["restore", "-i"]] {
+            // Nobody reads the state, or writes one, to its end.
+            let mut command = command([arguments[0], &served.target, arguments[1], "-"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let whole = fs::read(folder.path().join("whole")).unwrap_or_default();
+            match arguments[0] {
+                "save" => child.stdout.as_mut().unwrap().read_exact(&mut vec![0; 70_000]).unwrap(),
+                _ => child.stdin.as_mut().unwrap().write_all(&whole[..300_000]).unwrap(),
+            }
+            let killed = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status();
+            assert!(killed.unwrap().success());
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+            assert!(said.contains(&format!("error: cancelled: SIG{signal}")), "{said}");
+            assert_eq!(served.client().state().unwrap(), State::Running, "{arguments:?}");
+            if arguments[0] == "save" {
+                assert_eq!(served.marked(), 8);
+                save(&served.target, &folder.path().join("whole"), &[]).succeeded();
+            } else {
+                // Part of the state has arrived: the device was reset.
+                assert_eq!(served.marked(), 0);
+                served.mark(8);
+            }
+        }
+    }
 }
 
 #[test]
@@ -181,7 +240,7 @@ fn a_raw_file_given_to_inspect_is_recognised() {
     let file = folder.path().join("mtty");
     fs::write(&file, mtty()).unwrap();
     let run = whimbrel(["inspect", &argument(&file), "--json"]).failed().says(&[
-        "this is not a whimbrel stream",
+        ": not a whimbrel stream",
         "raw state of mtty",
         "--raw",
     ]);

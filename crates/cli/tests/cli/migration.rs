@@ -1,16 +1,22 @@
 //! `whimbrel send` and `receive`, each in a process of its own, and other peers.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use whimbrel_engine::stream::{Message, Reader, Ready, Reason, Writer};
+use whimbrel_engine::Feature;
+use whimbrel_engine::channel::{Received, Receiver as Frames, Sender, Stream, Until};
+use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason};
+use whimbrel_engine::proto::message::Message;
+use whimbrel_engine::proto::negotiate::{Accept, VERSION};
 use whimbrel_user::{Migratable as _, State};
 
-use crate::support::{Receiver, Run, Served, argument, keys, whimbrel};
+use crate::support::{KILLED, Receiver, Run, Served, argument, command, keys, whimbrel};
 
 /// The small ones finish at once whatever the machine does; the limit on downtime must not decide.
 const PATIENT: &str = "--downtime-limit=60000";
@@ -38,17 +44,23 @@ fn a_device_moves_from_one_process_to_another() {
         assert_eq!(
             keys(&sent),
             [
-                "device",
+                "cpu_log",
                 "device_bytes",
+                "devices",
                 "downtime_ms",
                 "final_bytes",
                 "inspection_ms",
+                "loading_ms",
                 "memory_bytes",
+                "migration",
                 "predicted_downtime_ms",
                 "round_list",
+                "round_trip_ms",
                 "rounds",
+                "start_ms",
                 "throughput_bytes_per_s",
                 "total_ms",
+                "warnings",
                 "wire_bytes",
                 "zero_bytes"
             ]
@@ -58,15 +70,17 @@ fn a_device_moves_from_one_process_to_another() {
             [
                 "address",
                 "confirmed",
-                "device",
                 "device_bytes",
-                "from_device",
+                "devices",
+                "from_devices",
                 "memory_bytes",
+                "migration",
                 "rounds",
-                "total_ms"
+                "total_ms",
+                "warnings"
             ]
         );
-        assert_eq!((&taken["from_device"], &taken["confirmed"]), (&json!(target), &json!(true)));
+        assert_eq!((&taken["from_devices"], &taken["confirmed"]), (&json!([target]), &json!(true)));
         assert_eq!(taken["device_bytes"], sent["device_bytes"]);
         assert!(sent["device_bytes"].as_u64().unwrap() >= least, "{target}: {sent}");
         assert_eq!(taken["address"], address);
@@ -84,7 +98,7 @@ fn a_device_moves_between_processes_whatever_interface_each_has() {
                 let receiver = Receiver::start(&[to, "--listen", "127.0.0.1:0", "--json"]);
                 send(from, &receiver.address, &[]).succeeded();
                 let taken = receiver.finish().succeeded().json();
-                assert_eq!((&taken["from_device"], &taken["confirmed"]), (&json!(from), &json!(true)));
+                assert_eq!((&taken["from_devices"], &taken["confirmed"]), (&json!([from]), &json!(true)));
             }
         }
     }
@@ -187,53 +201,172 @@ fn the_log_of_a_migration_is_plain_lines() {
 }
 
 #[test]
-fn a_second_sender_is_turned_away_and_the_first_goes_on() {
-    let mut receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "-v"]);
-    // The first has said something and is therefore the one that is let in.
-    let mut first = TcpStream::connect(&receiver.address).unwrap();
-    first.write_all(b"W").unwrap();
-    let run = send("model:serial", &receiver.address, &["--json"]).failed();
-    assert!(run.stderr.contains("another sender already"), "{}", run.stderr);
-    assert!(run.stderr.contains("the device runs on here"), "{}", run.stderr);
-    assert_eq!(run.json()["outcome"], "runs_on");
-    assert!(receiver.is_running());
-    drop(first);
-    receiver.finish().failed();
+fn strangers_do_not_keep_the_sender_from_its_destination() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
+    let mut strangers = Vec::new();
+    for bytes in [&b""[..], b"W", b"WHIM", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let mut stranger = TcpStream::connect(&receiver.address).unwrap();
+        stranger.write_all(bytes).unwrap();
+        strangers.push(stranger);
+    }
+    send("model:serial", &receiver.address, &[]).succeeded();
+    receiver.finish().succeeded();
 }
 
 #[test]
-fn a_receiver_says_what_is_wrong_with_whoever_connects() {
-    let mut preamble = Vec::new();
-    let mut writer = Writer::new(&mut preamble);
-    writer.send(&Message::Accept).unwrap();
-    writer.flush().unwrap();
-    drop(writer);
-    let cases: [(&[u8], &[&str]); 4] = [
-        (
-            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            &["this is not a whimbrel stream", "hint: the peer is not `whimbrel send`"],
-        ),
-        (b"WHIM", &["closed the connection"]),
-        (&preamble, &["Accept stands where HELLO belongs"]),
-        (&preamble[..20], &["closed the connection"]),
-    ];
-    for (bytes, said) in cases {
-        let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
-        let mut peer = TcpStream::connect(&receiver.address).unwrap();
-        peer.write_all(bytes).unwrap();
-        peer.shutdown(std::net::Shutdown::Write).unwrap();
-        // What it answers is read, as a peer that closes on unread data would reset the connection.
-        let _ = peer.read_to_end(&mut Vec::new());
-        receiver.finish().failed().says(said);
+fn a_second_sender_is_turned_away_and_the_first_goes_on() {
+    let target = "model:accel?state=1MiB&rate=1MiB";
+    let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
+    let first = Sending::start(&[target], &receiver.address);
+    let run = send("model:serial", &receiver.address, &["--json"]).failed();
+    assert!(run.stderr.contains("busy: a migration from another sender is in progress"), "{}", run.stderr);
+    assert_eq!(run.json()["outcome"], "untouched");
+    assert_eq!(first.end("TERM").json()["outcome"], "runs_on");
+    receiver.finish().failed().says(&["the source ended the migration: cancelled: SIGTERM"]);
+}
+
+/// `whimbrel send` of a migration that does not end by itself, once it has begun.
+struct Sending {
+    child: Child,
+    said: JoinHandle<String>,
+}
+
+impl Sending {
+    fn start(targets: &[&str], address: &str) -> Sending {
+        let mut command =
+            command(["send", "--to", address, "--json", "--downtime-limit=0", "--max-rounds=4000000000"]);
+        command.args(targets).env("WHIMBREL_LOG", "whimbrel_engine=info");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("round done") {
+            assert_ne!(errors.read_line(&mut said).unwrap(), 0, "the device does not move: {said}");
+        }
+        let said = thread::spawn(move || {
+            errors.read_to_string(&mut said).unwrap();
+            said
+        });
+        Sending { child, said }
     }
+
+    /// Ends it by a signal, and returns what it has come to.
+    fn end(self, signal: &str) -> Run {
+        signal_to(self.child.id(), signal);
+        let output = self.child.wait_with_output().unwrap();
+        Run {
+            status: output.status.code().unwrap_or(KILLED),
+            stdout: output.stdout,
+            stderr: self.said.join().unwrap(),
+        }
+    }
+}
+
+fn signal_to(pid: u32, name: &str) {
+    assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
+}
+
+#[test]
+fn a_signal_cancels_a_migration_on_either_side_and_the_devices_run_on_at_the_source() {
+    let folder = TempDir::new().unwrap();
+    let model = "accel?state=1MiB&rate=1MiB";
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| Served::start(model, &folder.path().join(name)));
+    for (number, (signal, at_source)) in
+        [("INT", true), ("TERM", true), ("INT", false), ("TERM", false)].iter().enumerate()
+    {
+        let mark = number as u32 + 1;
+        a.mark(mark);
+        let receiver = Receiver::start(&[&c.target, &d.target, "--listen", "127.0.0.1:0"]);
+        let sending = Sending::start(&[&a.target, &b.target], &receiver.address);
+        let cancelled = format!("cancelled: SIG{signal}");
+        let [sent, taken] = if *at_source {
+            let sent = sending.end(signal).failed().says(&[&format!("error: {cancelled}")]);
+            [sent, receiver.finish().failed().says(&["the source ended the migration", &cancelled])]
+        } else {
+            signal_to(receiver.id(), signal);
+            let taken = receiver.finish().failed().says(&[&format!("error: {cancelled}")]);
+            let output = sending.child.wait_with_output().unwrap();
+            let sent = Run {
+                status: output.status.code().unwrap_or(KILLED),
+                stdout: output.stdout,
+                stderr: sending.said.join().unwrap(),
+            };
+            [sent.failed().says(&["the destination ended the migration", &cancelled]), taken]
+        };
+        assert_eq!(sent.json()["outcome"], "runs_on");
+        assert!(taken.stdout.is_empty());
+        for served in [&a, &b, &c, &d] {
+            assert_eq!(served.client().state().unwrap(), State::Running, "{}", served.target);
+        }
+        assert_eq!((a.marked(), c.marked()), (mark, 0));
+    }
+}
+
+#[test]
+fn a_signal_ends_the_waits_before_a_migration() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("move.sock");
+    for signal in ["INT", "TERM"] {
+        let receiver = Receiver::start(&["model:serial", "--listen", &format!("unix:{}", argument(&path))]);
+        assert!(path.exists());
+        signal_to(receiver.id(), signal);
+        receiver
+            .finish()
+            .failed()
+            .says(&["cancelled while waiting at ", &format!("SIG{signal}; nothing was received")]);
+        assert!(!path.exists());
+        let address = format!("unix:{}", argument(&path));
+        let mut sending = command(["send", "model:serial", "--to", &address, "--patience", "600"]);
+        let mut child = sending.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Until the signals are caught, one ends the process at once: then this is tried again.
+        thread::sleep(Duration::from_millis(300));
+        signal_to(child.id(), signal);
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        assert!(said.contains("cancelled while connecting to ") && said.contains("did not begin"), "{said}");
+    }
+}
+
+#[test]
+fn several_devices_move_together() {
+    let folder = TempDir::new().unwrap();
+    let model = "accel?state=64KiB";
+    let [a, b] = ["a", "b"].map(|name| Served::start(model, &folder.path().join(name)));
+    a.mark(8);
+    let receiver = Receiver::start(&["model:serial", &b.target, "--listen", "127.0.0.1:0", "--json"]);
+    let arguments = ["send", "model:serial", &a.target, "--to", &receiver.address, PATIENT, "--json"];
+    let sent = whimbrel(arguments).succeeded().json();
+    let taken = receiver.finish().succeeded().json();
+    assert_eq!(sent["devices"][0]["name"], "model:serial");
+    assert_eq!(sent["devices"][1]["name"], a.target.as_str());
+    assert_eq!(taken["devices"], json!(["model:serial", b.target]));
+    assert_eq!(taken["from_devices"], json!(["model:serial", a.target]));
+    assert_eq!((a.client().state().unwrap(), b.client().state().unwrap()), (State::Stop, State::Running));
+    assert_eq!(b.marked(), 8);
+    // Text, and back; another order of devices is refused.
+    let receiver = Receiver::start(&[&a.target, "model:serial", "--listen", "127.0.0.1:0"]);
+    let run = whimbrel(["send", "model:serial", &b.target, "--to", &receiver.address, PATIENT]).failed();
+    run.says(&["the destination ended the migration"]);
+    receiver.finish().failed();
+    let receiver = Receiver::start(&["model:serial", &a.target, "--listen", "127.0.0.1:0"]);
+    let run = whimbrel(["send", "model:serial", &b.target, "--to", &receiver.address, PATIENT]).succeeded();
+    let told = format!("model:serial, {} now run at {}\n", b.target, receiver.address);
+    assert!(run.text().starts_with(&told), "{}", run.text());
+    let taken = receiver.finish().succeeded();
+    assert!(
+        taken.text().starts_with(&format!("model:serial, {} now run here", a.target)),
+        "{}",
+        taken.text()
+    );
+    assert_eq!(a.marked(), 8);
 }
 
 #[test]
 fn a_device_of_another_kind_is_refused_by_both_sides_with_the_same_reason() {
     let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
     let sent = send("model:accel?state=64KiB", &receiver.address, &[]).failed();
-    for run in [sent.says(&["the device runs on here"]), receiver.finish().failed()] {
-        assert!(run.stderr.contains("write to data_fd: ENOMEM"), "{}", run.stderr);
+    for run in [sent.says(&["the migration did not begin"]), receiver.finish().failed()] {
+        assert!(run.stderr.contains("model is accel, expected serial"), "{}", run.stderr);
     }
 }
 
@@ -245,7 +378,7 @@ struct Peer {
 
 /// How far a destination goes along.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Until {
+enum Stage {
     Connected,
     Greeted,
     Accepted,
@@ -256,38 +389,44 @@ enum Until {
 }
 
 impl Peer {
-    fn start(until: Until) -> Peer {
+    fn start(stage: Stage) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let thread = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            if until == Until::Connected {
+            if stage == Stage::Connected {
                 return;
             }
-            let mut reader = Reader::new(stream.try_clone().unwrap());
-            let mut writer = Writer::new(stream);
-            let mut answer =
-                |message: Message<'_>| writer.send(&message).and_then(|()| writer.flush()).unwrap();
-            reader.preamble().unwrap();
+            let stream = Arc::new(Stream::try_from(std::os::fd::OwnedFd::from(stream)).unwrap());
+            let mut frames = Frames::new(stream.clone());
+            let mut sender = Sender::new(stream);
+            let until = || Until::timeout(Duration::from_secs(30));
+            let mut answer = |control: Control| sender.send_now(&control.into(), until()).unwrap();
             loop {
-                let Ok(message) = reader.next_message() else { return };
-                match message {
-                    Message::Hello(_) if until == Until::Greeted => return,
-                    Message::Hello(_) => {
-                        answer(Message::Accept);
-                        if until == Until::Accepted {
-                            return;
-                        }
+                let control = match frames.next(until()) {
+                    Ok(Received::Message(Message::Control(control))) => control,
+                    Ok(_) => continue,
+                    Err(_) => return,
+                };
+                match control {
+                    Control::Hello(_) if stage == Stage::Greeted => return,
+                    Control::Hello(_) => {
+                        let features =
+                            Feature::ALL.iter().map(|feature| feature.name().to_string()).collect();
+                        answer(Control::Accept(Accept { version: VERSION, features }));
                     }
-                    Message::Round { .. } if until == Until::Round => return,
-                    Message::Round { number } => answer(Message::RoundDone { number }),
-                    Message::End { .. } if until == Until::Stopped => return,
-                    Message::End { .. } if until == Until::Refused => {
-                        answer(Message::Failed(Reason { reason: "no room here".into() }));
+                    Control::Table(_) if stage == Stage::Accepted => return,
+                    Control::Table(_) => answer(Control::Fits(Fits::default())),
+                    Control::Ping { id } => answer(Control::Pong { id }),
+                    Control::Round { .. } if stage == Stage::Round => return,
+                    Control::Round { number, .. } => answer(Control::RoundDone { number }),
+                    Control::End { .. } if stage == Stage::Stopped => return,
+                    Control::End { .. } if stage == Stage::Refused => {
+                        answer(Control::Failed(Reason { reason: "no room here".into() }));
                         return;
                     }
-                    Message::End { .. } => answer(Message::Ready(Ready::default())),
-                    Message::Handover => return,
+                    Control::End { .. } => answer(Control::Ready(Ready::default())),
+                    Control::Handover => return,
                     _ => {}
                 }
             }
@@ -298,31 +437,35 @@ impl Peer {
 
 #[test]
 fn a_destination_that_hangs_up_before_the_handover_leaves_the_device_running_here() {
-    for until in [Until::Connected, Until::Greeted, Until::Accepted, Until::Round, Until::Stopped] {
-        let peer = Peer::start(until);
-        let run =
-            send("model:serial", &peer.address, &["--json"]).failed().says(&["the device runs on here"]);
-        assert_eq!(run.json()["outcome"], "runs_on", "{until:?}");
+    for stage in [Stage::Connected, Stage::Greeted, Stage::Accepted, Stage::Round, Stage::Stopped] {
+        let peer = Peer::start(stage);
+        let run = send("model:serial", &peer.address, &["--json"]).failed();
+        let (outcome, said) = match stage {
+            Stage::Connected | Stage::Greeted | Stage::Accepted => ("untouched", "did not begin"),
+            _ => ("runs_on", "the devices run on at the source"),
+        };
+        assert_eq!(run.json()["outcome"], outcome, "{stage:?}");
         assert_eq!(keys(&run.json()), ["error", "hint", "outcome"]);
+        run.says(&[said]);
         peer.thread.join().unwrap();
     }
 }
 
 #[test]
 fn a_destination_that_refuses_is_quoted() {
-    let peer = Peer::start(Until::Refused);
+    let peer = Peer::start(Stage::Refused);
     send("model:serial", &peer.address, &[])
         .failed()
-        .says(&["the destination ended the migration: no room here; the device runs on here"]);
+        .says(&["the destination ended the migration: no room here; the devices run on at the source"]);
     peer.thread.join().unwrap();
 }
 
 #[test]
 fn a_destination_lost_at_the_handover_leaves_the_outcome_unknown_and_says_what_to_do() {
-    let peer = Peer::start(Until::HandedOver);
+    let peer = Peer::start(Stage::HandedOver);
     let run = send("model:serial", &peer.address, &["--json"])
         .failed()
-        .says(&["it is not known whether it runs at the destination", &peer.address]);
+        .says(&["it is unknown whether they run at the destination", &peer.address]);
     assert_eq!(run.json()["outcome"], "unknown");
     peer.thread.join().unwrap();
 }
@@ -332,9 +475,9 @@ fn a_served_device_whose_outcome_is_unknown_is_resumed_by_the_command_that_the_h
     let folder = TempDir::new().unwrap();
     let served = Served::start("accel?state=64KiB", &folder.path().join("socket"));
     served.mark(64);
-    let peer = Peer::start(Until::HandedOver);
+    let peer = Peer::start(Stage::HandedOver);
     let command = format!("`whimbrel state {} RUNNING` resumes it", served.target);
-    send(&served.target, &peer.address, &[]).failed().says(&["it is not known whether it runs", &command]);
+    send(&served.target, &peer.address, &[]).failed().says(&["it is unknown whether they run", &command]);
     peer.thread.join().unwrap();
     whimbrel(["state", &served.target, "RUNNING"]).succeeded();
     assert_eq!(served.client().state().unwrap(), State::Running);
@@ -347,7 +490,7 @@ fn a_destination_that_says_nothing_is_given_up_after_the_timeout() {
     let address = silent.local_addr().unwrap().to_string();
     send("model:serial", &address, &["--timeout", "1"])
         .failed()
-        .says(&["no sign of life", "the device runs on here"]);
+        .says(&["timed out: no data to or from the destination for 1000 ms", "did not begin"]);
 }
 
 #[test]
@@ -356,6 +499,6 @@ fn a_device_that_changes_faster_than_the_limit_allows_is_not_moved() {
     let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
     whimbrel(["send", target, "--to", &receiver.address, "--downtime-limit", "0", "--max-rounds", "2"])
         .failed()
-        .says(&["after 2 rounds", "the limit is 0 ms", "the device runs on here", "hint: "]);
+        .says(&["after 2 rounds", "the limit is 0 ms", "the devices run on at the source", "hint: "]);
     receiver.finish().failed().says(&["the source ended the migration"]);
 }

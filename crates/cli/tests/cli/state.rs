@@ -227,8 +227,8 @@ fn a_stopped_device_that_is_sent_or_saved_names_the_command_that_resumes_it() {
         "hint: `whimbrel state {} RUNNING` resumes it; do so only if it does not run on another host",
         served.target
     );
-    whimbrel(["send", &served.target, "--to", &address]).failed().says(&["it is in STOP_COPY", &hint]);
-    whimbrel(["save", &served.target, "-o", &file]).failed().says(&["it is in STOP_COPY", &hint]);
+    whimbrel(["send", &served.target, "--to", &address]).failed().says(&["is in STOP_COPY", &hint]);
+    whimbrel(["save", &served.target, "-o", &file]).failed().says(&["is in STOP_COPY", &hint]);
     // The state has not been lost.
     whimbrel(["state", &served.target, "RUNNING"]).succeeded();
     whimbrel(["save", &served.target, "-o", &file]).succeeded();

@@ -67,7 +67,7 @@ fn a_device_moves_from_one_server_to_another_while_it_works() {
         let limit = "--downtime-limit=60000";
         let sent = whimbrel(["send", &source.target, "--to", &address, limit, "--json"]).succeeded().json();
         let taken = receiver.finish().succeeded().json();
-        assert_eq!(sent["device"], source.target.as_str());
+        assert_eq!(sent["devices"][0]["name"], source.target.as_str());
         assert_eq!(taken["device_bytes"], sent["device_bytes"]);
         assert_eq!(source.client().state().unwrap(), State::Stop);
         assert_eq!(destination.client().state().unwrap(), State::Running);

@@ -117,7 +117,7 @@ fn a_server_that_dies_at_the_destination_is_named_and_the_device_runs_on_at_the_
     let (left, [sent, taken]) = Moving::start().end(|moving| moving.destination.id());
     let target = left.destination.target.as_str();
     assert_eq!(sent.json()["outcome"], "runs_on");
-    sent.failed().says(&["the destination ended the migration", target, "the device runs on here"]);
+    sent.failed().says(&["the destination ended the migration", target, "the devices run on at the source"]);
     taken.failed().says(&[target, "ECONNRESET", "hint: restart the device's server"]);
     assert_eq!(left.source.client().state().unwrap(), State::Running);
     assert_eq!(left.source.marked(), 64);
@@ -151,7 +151,7 @@ fn a_device_whose_sender_was_killed_is_brought_back_by_a_command() {
 #[test]
 fn a_device_whose_receiver_was_killed_takes_the_next_state_as_if_nothing_had_come() {
     let (left, [sent, _]) = Moving::start().end(|moving| moving.receiver.id());
-    sent.failed().says(&["the destination closed the connection", "the device runs on here"]);
+    sent.failed().says(&["the destination closed the connection", "the devices run on at the source"]);
     assert_eq!(left.destination.client().state().unwrap(), State::Resuming);
     let receiver = receive(&left.destination);
     let note = format!("{}: an earlier receiver left it in RESUMING: it is reset", left.destination.target);
@@ -168,7 +168,7 @@ fn a_device_that_was_stopped_is_not_sent_whoever_stopped_it() {
     served.client().set_state(State::StopCopy).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    send(&served.target, &address).failed().says(&["it is in STOP_COPY", "begins in RUNNING only"]);
+    send(&served.target, &address).failed().says(&["needs a device in RUNNING", "is in STOP_COPY"]);
     assert_eq!(served.client().state().unwrap(), State::StopCopy);
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use whimbrel_device::wrap::migration_region::{Layout, Version};
-use whimbrel_engine::stream::{Kind, Reader};
-use whimbrel_engine::{Outcome, SendError};
 
+use crate::support::engine::{Outcome, SendError};
+use crate::support::wire::{boundaries, frames, kind};
 use crate::support::{Cut, Ended, Rig, Shape, proxy};
 
 /// The smallest migration that has everything in it: memory, zero pages, pre-copy, both sorts of state.
@@ -19,7 +19,7 @@ fn shape() -> Shape {
 
 fn migrate_as(shape: &Shape, cut: Cut, timeout: Duration) -> (Ended, Vec<u8>, Vec<u8>) {
     let mut rig = Rig::new(shape).with_memory(&[(0, 0x2000)]);
-    rig.options.timeout = timeout;
+    rig = rig.with_timeouts(timeout, Duration::from_secs(30));
     let (left, right, recording) = proxy(cut);
     let memory = &rig.memory.as_ref().unwrap().0;
     vm_memory::Bytes::write_obj(memory, 1u8, vm_memory::GuestAddress(0)).unwrap();
@@ -33,34 +33,32 @@ fn is_unknown(ended: &Ended) -> bool {
 }
 
 /// The messages that a recording holds in full.
-fn kinds(mut recording: &[u8]) -> Vec<Kind> {
-    let mut reader = Reader::new(&mut recording);
-    let mut kinds = Vec::new();
-    if reader.preamble().is_ok() {
-        while let Ok(message) = reader.next_message() {
-            kinds.push(message.kind());
-        }
-    }
-    kinds
+fn kinds(recording: &[u8]) -> Vec<u16> {
+    frames(recording).into_iter().map(|(kind, _)| kind).collect()
+}
+
+/// The first of a kind in a recording of a whole stream: where it begins, and where it ends.
+fn place(recording: &[u8], wanted: u16) -> std::ops::Range<usize> {
+    let at = boundaries(recording);
+    let index = kinds(recording).iter().position(|kind| *kind == wanted).unwrap();
+    at[index]..at[index + 1]
 }
 
 const PATIENT: Duration = Duration::from_mins(1);
-/// HANDOVER is a frame without payload.
-const HANDOVER_BYTES: usize = 24;
-/// RUNNING is a frame whose payload is `{}`.
-const RUNNING_BYTES: usize = 26;
 
 #[test]
 fn a_link_cut_after_any_byte_from_the_source_leaves_one_owner() {
     let (_, whole, _) = migrate(Cut::Never, PATIENT);
     for count in 0..=whole.len() {
         let what = format!("cut after {count} of {} bytes from the source", whole.len());
-        let (mut ended, ..) = migrate(Cut::FromSource(count), PATIENT);
+        let (mut ended, passed, _) = migrate(Cut::FromSource(count), PATIENT);
         ended.assert_sane(&what);
-        if count < whole.len() - HANDOVER_BYTES {
-            assert!(matches!(&ended.sent, Err(SendError { outcome: Outcome::RunsOn, .. })), "{what}");
+        // Rounds, and numbers of them, may differ from run to run: only what passed says where the cut was.
+        let passed = kinds(&passed);
+        if !passed.contains(&kind::END) {
+            assert!(ended.sent.is_err() && !is_unknown(&ended), "{what}");
         }
-        if count < whole.len() {
+        if !passed.contains(&kind::HANDOVER) {
             assert!(ended.received.is_err(), "{what}: it ran without the whole handover");
         }
     }
@@ -75,10 +73,11 @@ fn a_link_cut_after_any_byte_from_the_destination_leaves_one_owner() {
         ended.assert_sane(&what);
         // READY tells a time, and is as long as its digits: only what passed says where in the dialogue the cut was.
         let passed = kinds(&passed);
-        if passed.contains(&Kind::Running) {
+        if passed.contains(&kind::RUNNING) {
             assert!(ended.sent.is_ok(), "{what}");
-        } else if passed.contains(&Kind::Ready) {
-            assert!(is_unknown(&ended), "{what}");
+        } else if passed.contains(&kind::READY) {
+            // The source may learn of the cut before it has handed over.
+            assert!(ended.sent.is_err(), "{what}");
         } else {
             assert!(ended.sent.is_err() && !is_unknown(&ended), "{what}");
         }
@@ -102,7 +101,7 @@ fn a_link_cut_after_any_byte_between_devices_with_a_v1_region_leaves_one_owner()
 fn a_link_that_falls_silent_after_any_of_many_bytes_ends_with_one_owner() {
     let (_, from_source, from_destination) = migrate(Cut::Never, PATIENT);
     let from_source = (0..from_source.len()).step_by(97).map(Cut::SilentFromSource);
-    let from_destination = (0..from_destination.len()).step_by(17).map(Cut::SilentFromDestination);
+    let from_destination = (0..from_destination.len() - 100).step_by(31).map(Cut::SilentFromDestination);
     for cut in from_source.chain(from_destination) {
         let (mut ended, ..) = migrate(cut, Duration::from_millis(150));
         ended.assert_sane(&format!("{cut:?}"));
@@ -113,10 +112,18 @@ fn a_link_that_falls_silent_after_any_of_many_bytes_ends_with_one_owner() {
 
 #[test]
 fn a_source_that_cannot_know_the_outcome_says_what_to_do() {
-    let (_, _, whole) = migrate(Cut::Never, PATIENT);
-    let in_the_middle_of_running = whole.len() - RUNNING_BYTES / 2;
-    let (ended, ..) = migrate(Cut::FromDestination(in_the_middle_of_running), PATIENT);
-    let error = ended.sent.unwrap_err().to_string();
-    assert!(error.starts_with("the destination closed the connection"), "{error}");
-    assert!(error.contains("it stays stopped here; look there"), "{error}");
+    // READY tells times, and is as long as their digits: a try may miss RUNNING.
+    for _ in 0..20 {
+        let (_, _, whole) = migrate(Cut::Never, PATIENT);
+        let running = place(&whole, kind::RUNNING);
+        let (ended, _, passed) = migrate(Cut::FromDestination(running.start + 12), PATIENT);
+        let passed = kinds(&passed);
+        if passed.contains(&kind::READY) && !passed.contains(&kind::RUNNING) {
+            let error = ended.sent.unwrap_err().to_string();
+            assert!(error.starts_with("the destination closed the connection"), "{error}");
+            assert!(error.contains("they stay stopped here; check there"), "{error}");
+            return;
+        }
+    }
+    panic!("the cut never came between READY and the end of RUNNING");
 }

@@ -1,10 +1,14 @@
 //! Devices and programs that fail, at each request a migration makes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use whimbrel_device::{ArcError, Errno};
-use whimbrel_engine::{CpuLog, Error, GuestError, Outcome, Source};
+use whimbrel_engine::{CpuLog, GuestError};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_user::State;
 
+use crate::support::engine::{Error, Outcome};
 use crate::support::{At, Ended, Program, Rig, Shape};
 use State::{PreCopy, PreCopyP2p, Resuming, Running, RunningP2p, Stop, StopCopy};
 
@@ -31,13 +35,13 @@ fn a_request_that_fails_at_the_source_leaves_it_running_and_both_sides_know_why(
     for (at, passes, request) in AT_SOURCE {
         let what = format!("{at:?} after {passes}");
         let rig = rig();
-        rig.here_control.fail(at, passes, ArcError::Stays(Errno::EIO));
+        rig.here.control().fail(at, passes, ArcError::Stays(Errno::EIO));
         let mut ended = rig.migrate();
         let (sent, received) = ended.refused(&what);
-        assert!(!ended.rig.here_control.has_faults_left(), "{what}: it was never asked");
+        assert!(!ended.rig.here.control().has_faults_left(), "{what}: it was never asked");
         let tells = |text: &str| text.contains("here: ") && text.contains(&format!("{request}: EIO"));
         assert!(tells(&sent), "{what}: {sent}");
-        assert!(sent.ends_with("the device runs on here"), "{what}: {sent}");
+        assert!(sent.ends_with("the devices run on at the source"), "{what}: {sent}");
         assert!(
             received.contains("the source ended the migration") && tells(&received),
             "{what}: {received}"
@@ -46,38 +50,62 @@ fn a_request_that_fails_at_the_source_leaves_it_running_and_both_sides_know_why(
 }
 
 #[test]
-fn an_arc_that_breaks_the_device_strands_it_and_the_error_says_what_to_do() {
+fn a_device_that_an_arc_breaks_is_reset_and_the_outcome_names_it() {
     for (at, passes, _) in AT_SOURCE.into_iter().filter(|(at, ..)| matches!(at, At::Arc(..))) {
         let what = format!("{at:?}");
         let rig = rig();
-        rig.here_control.fail(at, passes, ArcError::Broken(Errno::EIO));
+        rig.here.control().fail(at, passes, ArcError::Broken(Errno::EIO));
         let mut ended = rig.migrate();
         let error = ended.sent.unwrap_err();
         assert!(
-            matches!(&error.outcome, Outcome::Stranded(why) if matches!(**why, Error::NeedsReset { .. })),
+            matches!(&error.outcome, Outcome::RunsOnAfterReset { devices } if *devices == ["here"]),
             "{what}: {error}"
         );
-        assert!(error.to_string().contains("only a reset brings it back to work"), "{what}: {error}");
-        assert_eq!(ended.rig.here.state().unwrap(), State::Error);
-        assert!(!ended.rig.here_control.is_logging(), "{what}");
+        assert!(error.to_string().contains("here had to be reset and lost its state"), "{what}: {error}");
+        assert_eq!(ended.rig.here.state(), Running);
+        assert!(ended.rig.here.control().is_fresh(), "{what}");
+        assert!(!ended.rig.here.control().is_logging(), "{what}");
+        assert!(!ended.rig.here.program.calls.is_paused(), "{what}: the device works again");
         assert!(ended.received.is_err());
         ended.rig.assert_destination_is_fresh(&what);
     }
 }
 
 #[test]
-fn a_way_back_that_fails_strands_the_device_with_both_causes_told() {
+fn a_way_back_that_fails_ends_in_a_reset() {
     for (from, to) in [(StopCopy, Stop), (Stop, RunningP2p), (RunningP2p, Running)] {
         let what = format!("{from} to {to}");
         let mut rig = rig();
-        rig.there_program = Program::refusing("inspect");
-        rig.here_control.fail(At::Arc(from, to), 0, ArcError::Stays(Errno::EBUSY));
+        rig.there.program = Program::refusing("inspect");
+        rig.here.control().fail(At::Arc(from, to), 0, ArcError::Stays(Errno::EBUSY));
+        let mut ended = rig.migrate();
+        let error = ended.sent.unwrap_err();
+        assert!(matches!(&error.outcome, Outcome::RunsOnAfterReset { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("it does not inspect"), "{what}: {error}");
+        assert_eq!(ended.rig.here.state(), Running, "{what}");
+        assert!(!ended.rig.here.program.calls.is_paused(), "{what}");
+        ended.rig.assert_destination_is_fresh(&what);
+    }
+}
+
+#[test]
+fn a_device_that_cannot_be_brought_back_nor_reset_is_stranded_with_both_causes_told() {
+    for (from, to) in [(StopCopy, Stop), (Stop, RunningP2p), (RunningP2p, Running)] {
+        let what = format!("{from} to {to}");
+        let mut rig = rig();
+        rig.there.program = Program::refusing("inspect");
+        rig.here.control().fail(At::Arc(from, to), 0, ArcError::Stays(Errno::EBUSY));
+        rig.here.control().fail(At::Reset, 0, ArcError::Stays(Errno::EIO));
         let mut ended = rig.migrate();
         let error = ended.sent.unwrap_err();
         assert!(matches!(error.outcome, Outcome::Stranded(_)), "{what}: {error}");
         let text = error.to_string();
-        assert!(text.contains("it does not inspect") && text.contains("to RUNNING: EBUSY"), "{what}: {text}");
-        assert!(ended.rig.here_program.calls.is_paused(), "{what}: a program without its device was let go");
+        assert!(
+            text.contains("it does not inspect") && text.contains("VFIO_DEVICE_RESET: EIO"),
+            "{what}: {text}"
+        );
+        assert!(ended.rig.here.program.calls.is_paused(), "{what}: a program without its device was let go");
+        assert!(!ended.rig.here.control().is_logging(), "{what}");
         ended.rig.assert_destination_is_fresh(&what);
     }
 }
@@ -86,21 +114,21 @@ fn a_way_back_that_fails_strands_the_device_with_both_causes_told() {
 fn a_size_that_the_device_cannot_tell_does_not_matter_where_precopy_tells_it() {
     let rig = rig();
     for _ in 0..2 {
-        rig.here_control.fail(At::DataSize, 0, ArcError::Stays(Errno::ENOTTY));
+        rig.here.control().fail(At::DataSize, 0, ArcError::Stays(Errno::ENOTTY));
     }
     let mut ended = rig.migrate();
     ended.assert_sane("no data size");
-    assert!(!ended.rig.here_control.has_faults_left());
+    assert!(!ended.rig.here.control().has_faults_left());
     ended.sent.unwrap();
 }
 
 #[test]
 fn a_log_that_starts_and_cannot_be_read_is_given_up_and_all_memory_is_sent_again() {
     let rig = rig();
-    rig.here_control.fail(At::LogReport, 0, ArcError::Stays(Errno::EOPNOTSUPP));
+    rig.here.control().fail(At::LogReport, 0, ArcError::Stays(Errno::EOPNOTSUPP));
     let mut ended = rig.migrate();
     ended.assert_sane("no report");
-    assert!(!ended.rig.here_control.is_logging());
+    assert!(!ended.rig.here.control().is_logging());
     let report = ended.sent.unwrap();
     assert_eq!(report.round_list[0].memory_left, 0x4000, "any page may have changed until the device stops");
     assert_eq!(report.memory_bytes, 2 * 0x4000);
@@ -109,7 +137,7 @@ fn a_log_that_starts_and_cannot_be_read_is_given_up_and_all_memory_is_sent_again
 #[test]
 fn a_log_that_cannot_be_stopped_afterwards_does_not_undo_the_migration() {
     let rig = rig();
-    rig.here_control.fail(At::LogStop, 0, ArcError::Stays(Errno::EIO));
+    rig.here.control().fail(At::LogStop, 0, ArcError::Stays(Errno::EIO));
     let mut ended = rig.migrate();
     ended.sent.unwrap();
     assert_eq!(ended.rig.states(), (Stop, Running));
@@ -118,7 +146,7 @@ fn a_log_that_cannot_be_stopped_afterwards_does_not_undo_the_migration() {
 #[test]
 fn a_device_given_away_that_cannot_leave_stop_copy_has_been_given_away_all_the_same() {
     let rig = rig();
-    rig.here_control.fail(At::Arc(StopCopy, Stop), 0, ArcError::Stays(Errno::EIO));
+    rig.here.control().fail(At::Arc(StopCopy, Stop), 0, ArcError::Stays(Errno::EIO));
     let mut ended = rig.migrate();
     ended.sent.unwrap();
     assert_eq!(ended.rig.states(), (StopCopy, Running));
@@ -142,7 +170,7 @@ fn a_request_that_fails_at_the_destination_leaves_the_source_running_and_the_dev
         for error in [ArcError::Stays(Errno::EIO), ArcError::Broken(Errno::EIO)] {
             let what = format!("{at:?} {error:?}");
             let rig = rig();
-            rig.there_control.fail(at, 0, error);
+            rig.there.control().fail(at, 0, error);
             let mut ended = rig.migrate();
             let (sent, received) = ended.refused(&what);
             let why = format!("{request}EIO");
@@ -158,18 +186,18 @@ fn a_device_that_cannot_be_reset_after_a_failure_is_told_apart_from_one_that_was
     for (at, _) in AT_DESTINATION {
         let what = format!("{at:?}");
         let rig = rig();
-        rig.there_control.fail(at, 0, ArcError::Stays(Errno::EIO));
-        rig.there_control.fail(At::Reset, 0, ArcError::Stays(Errno::EBUSY));
+        rig.there.control().fail(at, 0, ArcError::Stays(Errno::EIO));
+        rig.there.control().fail(At::Reset, 0, ArcError::Stays(Errno::EBUSY));
         let Ended { sent, received, mut rig } = rig.migrate();
         let (sent, received) = (sent.unwrap_err(), received.unwrap_err());
         assert!(matches!(received, Error::NotReset { .. }), "{what}: {received}");
         for text in [received.to_string(), sent.to_string()] {
             assert!(text.contains("VFIO_DEVICE_RESET: EBUSY"), "{what}: {text}");
         }
-        assert!(matches!(sent.outcome, Outcome::RunsOn), "{what}: {sent}");
+        assert!(matches!(sent.outcome, Outcome::RunsOn | Outcome::Untouched), "{what}: {sent}");
         rig.assert_source_runs(&what);
         let state = rig.states().1;
-        let has_it = rig.there_control.state() == rig.here_control.state();
+        let has_it = rig.there.control().state() == rig.here.control().state();
         assert!(!(has_it && state.is_running()), "{what}: it runs on both sides, there in {state}");
     }
 }
@@ -177,9 +205,9 @@ fn a_device_that_cannot_be_reset_after_a_failure_is_told_apart_from_one_that_was
 #[test]
 fn a_destination_that_cannot_stop_what_it_could_not_start_does_not_say_that_it_failed() {
     let rig = rig();
-    rig.there_control.fail(At::Arc(RunningP2p, Running), 0, ArcError::Stays(Errno::EIO));
-    rig.there_control.fail(At::Reset, 0, ArcError::Stays(Errno::EIO));
-    rig.there_control.fail(At::Arc(RunningP2p, Stop), 1, ArcError::Stays(Errno::EIO));
+    rig.there.control().fail(At::Arc(RunningP2p, Running), 0, ArcError::Stays(Errno::EIO));
+    rig.there.control().fail(At::Reset, 0, ArcError::Stays(Errno::EIO));
+    rig.there.control().fail(At::Arc(RunningP2p, Stop), 1, ArcError::Stays(Errno::EIO));
     let Ended { sent, received, mut rig } = rig.migrate();
     assert!(matches!(received.unwrap_err(), Error::NotReset { .. }));
     assert!(matches!(sent.unwrap_err().outcome, Outcome::Unknown));
@@ -193,89 +221,80 @@ fn a_program_that_refuses_is_heard_on_both_sides() {
     for (request, at_source) in cases {
         let mut rig = rig();
         if at_source {
-            rig.here_program = Program::refusing(request);
+            rig.here.program = Program::refusing(request);
         } else {
-            rig.there_program = Program::refusing(request);
+            rig.there.program = Program::refusing(request);
         }
         let mut ended = rig.migrate();
         let (sent, received) = ended.refused(request);
-        let why = format!("the program that owns the device: it does not {request}");
+        let why = format!("the program that owns the devices: it does not {request}");
         assert!(sent.contains(&why) && received.contains(&why), "{sent} / {received}");
-        assert_eq!(ended.rig.here_program.calls.list(), ["pause", "resume"], "what paused in part goes on");
+        assert_eq!(ended.rig.here.program.calls.list(), ["pause", "resume"], "what paused in part goes on");
     }
 }
 
 #[test]
 fn a_program_that_does_not_go_on_is_told_with_where_the_device_is() {
     let mut rig = rig();
-    rig.there_program = Program::refusing("run");
+    rig.there.program = Program::refusing("run");
     let mut ended = rig.migrate();
     let error = ended.received.unwrap_err().to_string();
-    assert!(error.contains("it does not run; the device has been taken over and runs here"), "{error}");
+    assert!(
+        error.contains("have been taken over and run here") && error.contains("it does not run"),
+        "{error}"
+    );
     ended.sent.unwrap();
     ended.rig.assert_destination_has_it("the device itself runs");
 
     let mut rig = self::rig();
-    (rig.here_program, rig.there_program) = (Program::refusing("resume"), Program::refusing("inspect"));
+    (rig.here.program, rig.there.program) = (Program::refusing("resume"), Program::refusing("inspect"));
     let mut ended = rig.migrate();
     let error = ended.sent.unwrap_err();
     assert!(matches!(&error.outcome, Outcome::Stranded(_)), "{error}");
     assert!(error.to_string().contains("it does not resume"), "{error}");
-    assert_eq!(ended.rig.here.state().unwrap(), Running);
+    assert_eq!(ended.rig.here.state(), Running);
 }
 
 #[test]
 fn a_log_of_the_cpus_that_fails_ends_the_migration_and_no_log_is_left_running() {
-    struct Log<'a> {
+    struct Log {
         fails_at: u32,
         asked: u32,
-        running: &'a mut bool,
+        running: Arc<AtomicBool>,
     }
-    impl Log<'_> {
+    impl Log {
         fn ask(&mut self) -> Result<(), GuestError> {
             self.asked += 1;
             if self.asked > self.fails_at { Err("KVM says no".into()) } else { Ok(()) }
         }
     }
-    impl CpuLog for Log<'_> {
+    impl CpuLog for Log {
         fn start(&mut self) -> Result<(), GuestError> {
             self.ask()?;
-            *self.running = true;
+            self.running.store(true, Ordering::SeqCst);
             Ok(())
         }
         fn collect(&mut self, _: &mut [PageBitmap]) -> Result<(), GuestError> {
             self.ask()
         }
         fn stop(&mut self) {
-            *self.running = false;
+            self.running.store(false, Ordering::SeqCst);
         }
     }
     for fails_at in 0..4 {
-        let mut rig = rig();
-        let mut running = false;
+        let rig = rig();
+        let running = Arc::new(AtomicBool::new(false));
         if fails_at == 3 {
             // Three requests are all there are; here the device's log fails after the CPUs' was started.
-            rig.here_control.fail(At::LogStart, 0, ArcError::Stays(Errno::ENOSPC));
+            rig.here.control().fail(At::LogStart, 0, ArcError::Stays(Errno::ENOSPC));
         }
+        let log = Log { fails_at, asked: 0, running: running.clone() };
+        let memory = Arc::new(rig.memory.as_ref().unwrap().0.clone());
         let (left, right) = std::os::unix::net::UnixStream::pair().unwrap();
-        std::thread::scope(|scope| {
-            let (_, there_memory) = rig.memory.as_ref().unwrap();
-            scope.spawn(|| {
-                whimbrel_engine::Destination::new(&mut *rig.there).memory(there_memory).receive(right.into())
-            });
-            let log = Log { fails_at, asked: 0, running: &mut running };
-            let (here_memory, _) = rig.memory.as_ref().unwrap();
-            let error = Source::new(&mut *rig.here)
-                .memory(here_memory, log)
-                .guest(rig.here_program.clone())
-                .options(rig.options)
-                .send(left.into())
-                .unwrap_err();
-            let why = if fails_at == 3 { "ENOSPC" } else { "the log of the cpus' writes: KVM says no" };
-            assert!(error.to_string().contains(why), "{fails_at}: {error}");
-        });
-        assert!(!running, "{fails_at}: the log was left running");
-        rig.assert_source_runs(&format!("{fails_at}"));
-        rig.assert_destination_is_fresh(&format!("{fails_at}"));
+        let mut ended = rig.migrate_with(left.into(), right.into(), |source| source.memory(memory, log));
+        let (sent, _) = ended.refused(&format!("{fails_at}"));
+        let why = if fails_at == 3 { "ENOSPC" } else { "the CPUs' dirty log: KVM says no" };
+        assert!(sent.contains(why), "{fails_at}: {sent}");
+        assert!(!running.load(Ordering::SeqCst), "{fails_at}: the log was left running");
     }
 }

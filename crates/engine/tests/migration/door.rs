@@ -1,12 +1,17 @@
-//! The receiver's door.
+//! The address where a destination waits for its sender, used as programs use it.
 
+use std::thread;
 use std::time::Duration;
 
-use whimbrel_engine::{Address, Destination, Link, Listener};
+use whimbrel_engine::channel::{Address, Listener, Until, connect};
 
+use crate::support::peer::Peer;
+use crate::support::wire::kind;
 use crate::support::{Rig, Shape};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+fn until() -> Until<'static> {
+    Until::timeout(Duration::from_secs(30))
+}
 
 fn addresses() -> (tempfile::TempDir, [Address; 2]) {
     let folder = tempfile::tempdir().unwrap();
@@ -19,72 +24,67 @@ fn a_second_sender_is_told_and_its_device_runs_on_while_the_first_one_moves() {
     let (_folder, addresses) = addresses();
     for address in addresses {
         let mut listener = Listener::bind(&address).unwrap();
-        let address = listener.address().unwrap();
-        let mut first = Rig::new(&Shape::default());
-        let mut second = Rig::new(&Shape::default());
-        let (sent, received) = std::thread::scope(|scope| {
-            let receiver = scope.spawn(|| {
-                let link = listener.accept().unwrap();
-                let late = second.send_to(Link::connect(&address, PATIENCE).unwrap()).unwrap_err();
-                let reason =
-                    "the destination ended the migration: it is taking a migration from another sender";
-                assert!(late.to_string().starts_with(reason), "{late}");
-                second.assert_source_runs("too late");
-                assert_eq!(
-                    listener.accept().unwrap_err().raw_os_error(),
-                    Some(whimbrel_protocol::Errno::EBUSY.raw_os_error())
-                );
-                Destination::new(&mut *first.there).receive(link)
-            });
-            let source = whimbrel_engine::Source::new(&mut *first.here).options(first.options);
-            (source.send(Link::connect(&address, PATIENCE).unwrap()), receiver.join().unwrap())
+        let address = listener.address().clone();
+        let (mut first, mut second) = (Rig::new(&Shape::default()), Rig::new(&Shape::default()));
+        let mut here = Rig::new(&Shape::default());
+        let first_address = address.clone();
+        let sending = thread::spawn(move || {
+            here.send_to(connect(&first_address, until()).unwrap()).unwrap();
+            here
         });
-        sent.unwrap();
-        received.unwrap();
+        let accepted = listener.accept(until()).unwrap();
+        let late = second.send_to(connect(&address, until()).unwrap()).unwrap_err().to_string();
+        assert!(late.starts_with("the destination ended the migration: "), "{late}");
+        assert!(late.contains("busy"), "{late}");
+        second.assert_source_runs("too late");
+        first.accept(accepted).unwrap();
+        let here = sending.join().unwrap();
+        assert_eq!(first.there.control().state(), here.here.control().state());
     }
 }
 
 #[test]
-fn a_visitor_that_says_nothing_is_not_taken_for_the_sender() {
-    let (_folder, addresses) = addresses();
-    for address in addresses {
-        let mut listener = Listener::bind(&address).unwrap();
-        let address = listener.address().unwrap();
-        drop(Link::connect(&address, PATIENCE).unwrap());
-        let mut link = Link::connect(&address, PATIENCE).unwrap();
-        std::io::Write::write_all(&mut link, b"!").unwrap();
-        let mut byte = [0];
-        std::io::Read::read_exact(&mut listener.accept().unwrap(), &mut byte).unwrap();
-        assert_eq!(byte, *b"!", "the first byte is still there");
-    }
-}
-
-#[test]
-fn a_second_receiver_at_the_same_path_is_refused_and_the_first_one_still_waits_for_its_sender() {
-    let (_folder, [address, _]) = addresses();
-    let mut listener = Listener::bind(&address).unwrap();
-    let error = Listener::bind(&address).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(whimbrel_protocol::Errno::EADDRINUSE.raw_os_error()));
+fn strangers_neither_end_nor_delay_the_wait_for_the_sender() {
+    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    let Address::Tcp(name) = &address else { panic!("{address}") };
+    let strangers: Vec<std::net::TcpStream> = [&b""[..], b"W", b"GET / HTTP/1.1\r\n\r\n", &[0; 100]]
+        .iter()
+        .map(|bytes| {
+            let mut stranger = std::net::TcpStream::connect(name.as_str()).unwrap();
+            std::io::Write::write_all(&mut stranger, bytes).unwrap();
+            stranger
+        })
+        .collect();
+    drop(std::net::TcpStream::connect(name.as_str()).unwrap());
     let mut rig = Rig::new(&Shape::default());
-    std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            Destination::new(&mut *rig.there).receive(listener.accept().unwrap()).unwrap();
-        });
-        let link = Link::connect(&address, PATIENCE).unwrap();
-        whimbrel_engine::Source::new(&mut *rig.here).options(rig.options).send(link).unwrap();
-        receiver.join().unwrap();
-    });
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || here.send_to(connect(&address, until()).unwrap()).unwrap());
+    let accepted = listener.accept(until()).unwrap();
+    rig.accept(accepted).unwrap();
+    sending.join().unwrap();
+    drop(strangers);
 }
 
 #[test]
-fn a_sockets_file_goes_with_its_listener_and_one_left_over_is_replaced() {
-    let (folder, [address, _]) = addresses();
-    let path = folder.path().join("door");
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    assert!(path.exists(), "a plain listener leaves its file behind");
-    drop(Listener::bind(&address).unwrap());
-    assert!(!path.exists());
-    std::fs::write(&path, b"precious").unwrap();
-    assert!(Listener::bind(&address).is_err());
-    assert_eq!(std::fs::read(&path).unwrap(), b"precious", "a file that is no socket is nobody's to replace");
+fn a_sender_that_turns_silent_after_its_greeting_is_given_up_and_the_next_one_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut listener = Listener::bind(&Address::Unix(folder.path().join("door"))).unwrap();
+    let address = listener.address().clone();
+    let silent = std::os::unix::net::UnixStream::connect(folder.path().join("door")).unwrap();
+    let mut silent = Peer::from(silent);
+    silent.say(&crate::support::peer::hello());
+    let mut rig =
+        Rig::new(&Shape::default()).with_timeouts(Duration::from_millis(300), Duration::from_secs(10));
+    let accepted = listener.accept(until()).unwrap();
+    let error = rig.accept(accepted).unwrap_err().to_string();
+    assert!(error.contains("300 ms"), "{error}");
+    assert!(silent.hear_until(kind::FAILED).is_some(), "it is told");
+    drop(silent);
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || here.send_to(connect(&address, until()).unwrap()).unwrap());
+    let mut rig = Rig::new(&Shape::default());
+    let accepted = listener.accept(until()).unwrap();
+    rig.accept(accepted).unwrap();
+    sending.join().unwrap();
 }

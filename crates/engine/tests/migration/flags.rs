@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
-use whimbrel_engine::{Error, Outcome};
 use whimbrel_user::{MigrationFlags, State};
 
+use crate::support::engine::{Error, Outcome};
 use crate::support::{At, Rig, Shape};
 
 const STOP_COPY: MigrationFlags = MigrationFlags::STOP_COPY;
@@ -29,11 +29,11 @@ fn a_device_moves_with_whatever_flags_it_has() {
         let mut ended = Rig::new(&Shape { flags, ..Shape::default() }).migrate();
         ended.assert_sane(&format!("{flags:?}"));
         let report = ended.sent.unwrap();
-        assert_eq!(arcs(&ended.rig.here_control.requests()), expected, "{flags:?}");
+        assert_eq!(arcs(&ended.rig.here.control().requests()), expected, "{flags:?}");
         let precopy = if flags.contains(PRE_COPY) { 5 + 3 } else { 0 };
         assert_eq!(report.round_list[0].device_bytes, precopy, "{flags:?}");
         assert_eq!(report.final_bytes, 16 + 6, "{flags:?}");
-        assert_eq!(arcs(&ended.rig.there_control.requests()).last(), Some(&Running));
+        assert_eq!(arcs(&ended.rig.there.control().requests()).last(), Some(&Running));
     }
 }
 
@@ -45,10 +45,7 @@ fn a_device_that_cannot_migrate_is_refused_on_either_side() {
     let error = rig.send_to(left.into()).unwrap_err();
     assert!(matches!(error.cause, Error::NotMigratable { .. }), "{error}");
 
-    let mut rig = Rig::new(&Shape::default());
-    (rig.there, _, rig.there_control) =
-        crate::support::open_any("there", &Shape { flags, ..Shape::default() });
-    let mut ended = rig.migrate();
+    let mut ended = Rig::of(&Shape::default(), &Shape { flags, ..Shape::default() }).migrate();
     let error = ended.sent.unwrap_err().to_string();
     assert!(error.contains("there: its driver does not support migration"), "{error}");
     ended.rig.assert_source_runs("refused");
@@ -60,7 +57,7 @@ fn a_device_is_not_stopped_before_its_initial_data_has_been_read() {
     let shape = Shape { initial: 9 << 20, ..Shape::default() };
     let mut ended = Rig::new(&shape).migrate();
     ended.assert_sane("much initial data");
-    let requests = ended.rig.here_control.requests();
+    let requests = ended.rig.here.control().requests();
     let read_running = requests.iter().filter(|at| **at == At::Read(State::PreCopy)).count();
     assert!(read_running > 9, "{read_running} reads before the device was stopped");
     assert!(ended.sent.unwrap().round_list[0].device_bytes >= 9 << 20);
@@ -75,8 +72,8 @@ fn a_device_is_given_the_rounds_it_needs_for_its_initial_data() {
 
     let mut ended = Rig::new(&Shape { initial: 400, drips: true, ..Shape::default() }).migrate();
     let (sent, _) = ended.refused("initial data that does not come in time");
-    assert!(sent.starts_with("after 5 rounds 395 bytes of the device's initial data"), "{sent}");
-    let requests = ended.rig.here_control.requests();
+    assert!(sent.starts_with("did not converge: after 5 rounds 395 bytes of initial device data"), "{sent}");
+    let requests = ended.rig.here.control().requests();
     assert!(!requests.contains(&At::Arc(State::PreCopyP2p, State::StopCopy)), "it was stopped all the same");
 }
 
@@ -135,8 +132,11 @@ fn a_device_that_never_fits_the_limit_is_given_up_and_runs_on() {
         let cause = ended.sent.unwrap_err().cause;
         assert!(matches!(cause, Error::NotConverging { rounds: 3, .. }), "{sent}");
         assert!(sent.contains("allow more downtime or more rounds"), "{sent}");
-        assert!(received.contains("the source ended the migration: after 3 rounds"), "{received}");
-        assert!(ended.rig.here_program.calls.list().is_empty(), "the program was never disturbed");
+        assert!(
+            received.contains("the source ended the migration: did not converge: after 3 rounds"),
+            "{received}"
+        );
+        assert!(ended.rig.here.program.calls.list().is_empty(), "the program was never disturbed");
     }
 }
 

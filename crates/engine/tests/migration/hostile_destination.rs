@@ -1,79 +1,93 @@
 //! Destinations that do not keep to the protocol, or give up.
 
-use std::io::Write;
-use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use whimbrel_engine::stream::{Message, Reader, Ready, Reason, Running, StreamError, Writer};
-use whimbrel_engine::{Error, Link, Outcome};
+use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason, Running};
+use whimbrel_engine::proto::message::Message;
 
+use crate::support::engine::{Error, Outcome};
+use crate::support::peer::{Peer, accept};
+use crate::support::wire::{kind, preamble};
 use crate::support::{Rig, Shape};
 
-/// A destination by hand.
-struct Peer {
-    reader: Reader<Link>,
-    writer: Writer<Link>,
-    raw: Link,
+fn control(control: Control) -> Message<'static> {
+    Message::Control(control)
 }
 
-impl Peer {
-    fn new(link: Link) -> Peer {
-        link.set_timeout(Some(Duration::from_secs(20))).unwrap();
-        let (reader, raw) = (Reader::new(link.try_clone().unwrap()), link.try_clone().unwrap());
-        Peer { reader, writer: Writer::new(link), raw }
-    }
-
-    fn say(&mut self, message: &Message<'_>) {
-        // The source may have gone already.
-        let _ = self.writer.send(message).and_then(|()| self.writer.flush());
-    }
-
-    /// Plays along until the source has asked so many times, then does `deviation`.
-    fn deviate(mut self, at: Point, deviation: &Deviation) {
-        if self.reader.preamble().is_err() {
+/// Plays along until the source has asked this, then does `deviation`, and hears until the source has had enough.
+fn deviate(mut peer: Peer, at: Point, deviation: &Deviation) {
+    while let Some((asked, payload)) = peer.hear() {
+        let Some(point) = POINTS.into_iter().find(|point| point.question() == asked) else { continue };
+        if point == at {
+            deviation.of(&mut peer);
+            while peer.hear().is_some() {}
             return;
         }
-        loop {
-            let asked = match self.reader.next_message() {
-                Ok(Message::Hello(_)) => Point::Greeting,
-                Ok(Message::Round { number: 1 }) => Point::Round,
-                Ok(Message::End { .. }) => Point::End,
-                Ok(Message::Handover) => Point::Handover,
-                Ok(_) => continue,
-                Err(_) => return,
-            };
-            if asked == at {
-                break self.do_it(deviation);
-            }
-            let play_along = match asked {
-                Point::Greeting => Message::Accept,
-                Point::Round => Message::RoundDone { number: 1 },
-                Point::End => Message::Ready(Ready { inspection_us: u64::MAX }),
-                Point::Handover => Message::Running(Running {}),
-            };
-            self.say(&play_along);
+        let number = payload.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
+        peer.say(&point.answer(number));
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
+    Greeting,
+    Table,
+    Round,
+    Ping,
+    End,
+    Handover,
+}
+
+const POINTS: [Point; 6] =
+    [Point::Greeting, Point::Table, Point::Round, Point::Ping, Point::End, Point::Handover];
+
+impl Point {
+    fn question(self) -> u16 {
+        match self {
+            Point::Greeting => kind::HELLO,
+            Point::Table => kind::TABLE,
+            Point::Round => kind::ROUND,
+            Point::Ping => kind::PING,
+            Point::End => kind::END,
+            Point::Handover => kind::HANDOVER,
         }
-        // Until the source has had enough.
-        while self.reader.next_message().is_ok() {}
     }
 
-    fn do_it(&mut self, deviation: &Deviation) {
-        match deviation {
-            Deviation::Say(message) => self.say(message),
+    fn answer(self, number: u32) -> Message<'static> {
+        match self {
+            Point::Greeting => accept(),
+            Point::Table => control(Control::Fits(Fits::default())),
+            Point::Round => control(Control::RoundDone { number }),
+            Point::Ping => control(Control::Pong { id: number }),
+            Point::End => control(Control::Ready(Ready { loading_us: u64::MAX, inspection_us: u64::MAX })),
+            Point::Handover => control(Control::Running(Running { start_us: u64::MAX })),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Deviation {
+    Say(Message<'static>),
+    SayTwice(Message<'static>),
+    Garbage,
+    /// One byte after the other, so that there is always a sign of life.
+    Drip,
+    Silence,
+}
+
+impl Deviation {
+    fn of(&self, peer: &mut Peer) {
+        match self {
+            Deviation::Say(message) => _ = peer.say(message),
             Deviation::SayTwice(message) => {
-                self.say(message);
-                self.say(message);
+                peer.say(message);
+                peer.say(message);
             }
-            Deviation::Garbage => {
-                let _ = self.raw.write_all(&[0x5a; 100]);
-            }
+            Deviation::Garbage => _ = peer.raw(&[0x5a; 100]),
             Deviation::Drip => {
-                let mut frame = Vec::new();
-                Writer::new(&mut frame).flush().unwrap();
-                frame.extend([0; 100]);
-                for byte in frame {
-                    if self.raw.write_all(&[byte]).is_err() {
+                for byte in [0x5a; 24].into_iter().chain(preamble(2, 0)).chain([0; 100]) {
+                    if !peer.raw(&[byte]) {
                         break;
                     }
                     thread::sleep(Duration::from_millis(40));
@@ -84,70 +98,49 @@ impl Peer {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Point {
-    Greeting,
-    Round,
-    End,
-    Handover,
-}
-
-const POINTS: [Point; 4] = [Point::Greeting, Point::Round, Point::End, Point::Handover];
-
-#[derive(Debug)]
-enum Deviation {
-    Say(Message<'static>),
-    SayTwice(Message<'static>),
-    Garbage,
-    /// One byte after the other, so that there is always a sign of life.
-    Drip,
-    Silence,
-}
-
 /// Sends to such a peer; gives the error and checks where the device is.
 fn send(at: Point, deviation: Deviation, timeout: Duration) -> Error {
     let what = format!("{deviation:?} at {at:?}");
-    let mut rig = Rig::new(&Shape::default()).with_memory(&[(0, 0x4000)]);
-    rig.options.timeout = timeout;
-    let (left, right) = UnixStream::pair().unwrap();
-    let is_failed = matches!(deviation, Deviation::Say(Message::Failed(_)));
-    let peer = thread::spawn(move || Peer::new(right.into()).deviate(at, &deviation));
-    let error = rig.send_to(left.into()).expect_err(&what);
+    let mut rig = Rig::new(&Shape::default())
+        .with_memory(&[(0, 0x4000)])
+        .with_timeouts(timeout, Duration::from_secs(10));
+    if timeout < PATIENT {
+        rig.options = rig.options.budget(Duration::from_secs(2));
+    }
+    let (peer, link) = Peer::new();
+    let is_failed = matches!(deviation, Deviation::Say(Message::Control(Control::Failed(_))));
+    let peer = thread::spawn(move || deviate(peer, at, &deviation));
+    let error = rig.send_to(link).expect_err(&what);
     peer.join().unwrap();
     match error.outcome {
         Outcome::Unknown => {
             assert!(at == Point::Handover && !is_failed, "{what}: {error}");
             rig.assert_source_stands(&what);
         }
-        Outcome::RunsOn => {
+        Outcome::RunsOn | Outcome::Untouched => {
+            let is_early = matches!(at, Point::Greeting | Point::Table);
+            assert_eq!(matches!(error.outcome, Outcome::Untouched), is_early, "{what}: {error}");
             assert!(at != Point::Handover || is_failed, "{what}: {error}");
             rig.assert_source_runs(&what);
         }
-        Outcome::Untouched | Outcome::Stranded(_) => panic!("{what}: {error}"),
+        Outcome::RunsOnAfterReset { .. } | Outcome::Stranded(_) => panic!("{what}: {error}"),
     }
     error.cause
 }
 
 const PATIENT: Duration = Duration::from_secs(20);
 
-fn every_answer() -> [Message<'static>; 5] {
-    [
-        Message::Accept,
-        Message::RoundDone { number: 1 },
-        Message::Ready(Ready { inspection_us: 0 }),
-        Message::Running(Running {}),
-        Message::Handover,
-    ]
-}
-
 #[test]
 fn an_answer_to_another_question_ends_the_migration() {
-    for (point, right) in POINTS.into_iter().zip(every_answer()) {
-        for answer in every_answer().into_iter().filter(|answer| *answer != right) {
+    for point in POINTS {
+        let others = POINTS.into_iter().filter(|other| *other != point).map(|other| other.answer(1));
+        // RUNNING settles the outcome wherever it comes: a destination that lies about it has its own test.
+        let running = Point::Handover.answer(0);
+        for answer in others.chain([control(Control::Handover)]).filter(|answer| *answer != running) {
             let what = format!("{answer:?} at {point:?}");
             let error = send(point, Deviation::Say(answer), PATIENT);
             assert!(
-                matches!(&error, Error::Protocol(why) if why.contains("the destination")),
+                matches!(&error, Error::Protocol(why) if why.contains("from the destination")),
                 "{what}: {error}"
             );
         }
@@ -155,22 +148,31 @@ fn an_answer_to_another_question_ends_the_migration() {
 }
 
 #[test]
-fn a_round_confirmed_by_another_number_ends_the_migration() {
+fn a_destination_that_says_it_runs_devices_it_was_not_given_is_not_believed() {
+    for point in [Point::Greeting, Point::Table, Point::Round, Point::Ping, Point::End] {
+        let error = send(point, Deviation::Say(Point::Handover.answer(0)), PATIENT);
+        assert!(matches!(error, Error::Protocol(_)), "{point:?}: {error}");
+    }
+}
+
+#[test]
+fn a_round_or_a_ping_confirmed_by_another_number_ends_the_migration() {
     for number in [0, 2, u32::MAX] {
-        let error = send(Point::Round, Deviation::Say(Message::RoundDone { number }), PATIENT);
-        assert!(error.to_string().contains(&format!("RoundDone({number})")), "{error}");
+        let error = send(Point::Round, Deviation::Say(Point::Round.answer(number)), PATIENT);
+        assert!(error.to_string().contains("unexpected ROUND_DONE from the destination"), "{error}");
+        let error = send(Point::Ping, Deviation::Say(Point::Ping.answer(number)), PATIENT);
+        assert!(error.to_string().contains("unexpected PONG from the destination"), "{error}");
     }
 }
 
 #[test]
 fn an_answer_given_twice_ends_the_migration_and_no_second_handover_follows() {
-    for (point, answer) in POINTS.into_iter().zip(every_answer()).take(3) {
-        let (left, right) = UnixStream::pair().unwrap();
+    for point in POINTS.into_iter().take(5) {
+        let (peer, link) = Peer::new();
         let mut rig = Rig::new(&Shape::default());
-        rig.options.timeout = PATIENT;
-        let doubled = Deviation::SayTwice(answer);
-        let peer = thread::spawn(move || Peer::new(right.into()).deviate(point, &doubled));
-        let error = rig.send_to(left.into()).expect_err("an answer too many");
+        let doubled = Deviation::SayTwice(point.answer(1));
+        let peer = thread::spawn(move || deviate(peer, point, &doubled));
+        let error = rig.send_to(link).expect_err("an answer too many");
         peer.join().unwrap();
         assert!(matches!(error.cause, Error::Protocol(_)), "{point:?}: {error}");
         match point {
@@ -185,24 +187,31 @@ fn an_answer_given_twice_ends_the_migration_and_no_second_handover_follows() {
 fn garbage_at_any_point_ends_the_migration() {
     for point in POINTS {
         let error = send(point, Deviation::Garbage, PATIENT);
-        assert!(matches!(error, Error::Stream(StreamError { .. })), "{point:?}: {error}");
+        assert!(matches!(error, Error::Malformed(_)), "{point:?}: {error}");
     }
 }
 
 #[test]
 fn silence_at_any_point_ends_the_migration_once_the_time_is_up() {
     for point in POINTS {
+        let started = Instant::now();
         let error = send(point, Deviation::Silence, Duration::from_millis(200)).to_string();
-        assert_eq!(error, "the destination gave no sign of life for 200 ms", "{point:?}");
+        // END is answered within the budget, which is longer here.
+        let expected = match point {
+            Point::End => "the handover was not reached within",
+            _ => "timed out: no data to or from the destination for 200 ms",
+        };
+        assert!(error.starts_with(expected), "{point:?}: {error}");
+        assert!(point == Point::End || started.elapsed() < Duration::from_secs(5), "{point:?}");
     }
 }
 
 #[test]
 fn an_answer_that_comes_byte_by_byte_does_not_hold_the_source_past_its_time() {
-    for point in POINTS {
-        let started = std::time::Instant::now();
+    for point in POINTS.into_iter().filter(|point| *point != Point::End) {
+        let started = Instant::now();
         send(point, Deviation::Drip, Duration::from_millis(200));
-        // All its bytes would take more than four seconds.
+        // All its bytes would take more than five seconds.
         assert!(started.elapsed() < Duration::from_secs(4), "{point:?}: it went on while bytes came");
     }
 }
@@ -210,8 +219,8 @@ fn an_answer_that_comes_byte_by_byte_does_not_hold_the_source_past_its_time() {
 #[test]
 fn a_reason_given_at_any_point_reaches_the_source() {
     for point in POINTS {
-        let reason = Reason { reason: "the rack is on fire".into() };
-        let error = send(point, Deviation::Say(Message::Failed(reason)), PATIENT).to_string();
+        let reason = control(Control::Failed(Reason { reason: "the rack is on fire".into() }));
+        let error = send(point, Deviation::Say(reason), PATIENT).to_string();
         assert_eq!(error, "the destination ended the migration: the rack is on fire", "{point:?}");
     }
 }
@@ -222,21 +231,21 @@ fn a_reason_given_in_the_middle_of_a_round_is_heard_before_the_round_ends() {
     for reads_on in [true, false] {
         let shape = Shape { initial: 64 << 20, ..Shape::default() };
         let mut rig = Rig::new(&shape);
-        let (left, right) = UnixStream::pair().unwrap();
+        let (mut peer, link) = Peer::new();
         let peer = thread::spawn(move || {
-            let mut peer = Peer::new(right.into());
-            peer.reader.preamble().unwrap();
-            assert!(matches!(peer.reader.next_message(), Ok(Message::Hello(_))));
-            peer.say(&Message::Accept);
-            assert!(matches!(peer.reader.next_message(), Ok(Message::DeviceState { .. })));
-            peer.say(&Message::Failed(Reason { reason: "no room left".into() }));
+            peer.hear_until(kind::HELLO).unwrap();
+            peer.say(&accept());
+            peer.hear_until(kind::TABLE).unwrap();
+            peer.say(&Point::Table.answer(0));
+            peer.hear_until(kind::DEVICE_STATE).unwrap();
+            peer.say(&control(Control::Failed(Reason { reason: "no room left".into() })));
             let mut rounds = 0;
-            while reads_on && let Ok(message) = peer.reader.next_message() {
-                rounds += usize::from(matches!(message, Message::Round { .. }));
+            while reads_on && let Some((found, _)) = peer.hear() {
+                rounds += usize::from(found == kind::ROUND);
             }
             rounds
         });
-        let error = rig.send_to(left.into()).unwrap_err();
+        let error = rig.send_to(link).unwrap_err();
         assert!(error.to_string().contains("the destination ended the migration: no room left"), "{error}");
         assert_eq!(peer.join().unwrap(), 0, "the round was carried to its end for nothing");
         rig.assert_source_runs("given up in the middle");
@@ -244,37 +253,43 @@ fn a_reason_given_in_the_middle_of_a_round_is_heard_before_the_round_ends() {
 }
 
 #[test]
-fn a_destination_that_takes_nothing_any_more_is_given_up() {
-    let mut rig = Rig::new(&Shape { initial: 64 << 20, ..Shape::default() });
-    rig.options.timeout = Duration::from_millis(200);
-    let (left, right) = UnixStream::pair().unwrap();
-    let mut peer = Peer::new(right.into());
-    peer.say(&Message::Accept);
-    let error = rig.send_to(left.into()).unwrap_err().to_string();
-    assert!(error.starts_with("the destination gave no sign of life for 200 ms"), "{error}");
+fn a_destination_that_takes_nothing_any_more_is_given_up_in_time() {
+    let shape = Shape { initial: 64 << 20, ..Shape::default() };
+    let mut rig = Rig::new(&shape).with_timeouts(Duration::from_secs(1), Duration::from_secs(10));
+    let (mut peer, link) = Peer::new();
+    peer.say(&accept());
+    let stopped = thread::spawn(move || {
+        peer.hear_until(kind::TABLE).unwrap();
+        peer.say(&Point::Table.answer(0));
+        (Instant::now(), peer)
+    });
+    let error = rig.send_to(link).unwrap_err().to_string();
+    let (since, peer) = stopped.join().unwrap();
+    let took = since.elapsed();
+    assert!(error.starts_with("timed out: no data to or from the destination for 1000 ms"), "{error}");
+    assert!(took < Duration::from_millis(1900), "{took:?}: {error}");
     rig.assert_source_runs("nothing is taken");
     drop(peer);
 }
 
 #[test]
 fn a_peer_that_is_no_whimbrel_is_called_so() {
-    let (left, mut right) = UnixStream::pair().unwrap();
-    right.write_all(b"220 mail.example ESMTP ready\r\n").unwrap();
-    let error = Rig::new(&Shape::default()).send_to(left.into()).unwrap_err().to_string();
-    assert!(error.contains("this is not a whimbrel stream"), "{error}");
+    let (mut peer, link) = Peer::new();
+    peer.raw(b"220 mail.example ESMTP ready\r\n");
+    let error = Rig::new(&Shape::default()).send_to(link).unwrap_err().to_string();
+    assert!(error.contains("not a whimbrel stream"), "{error}");
 }
 
 #[test]
 fn absurd_figures_from_the_destination_do_not_enter_the_report() {
     let mut rig = Rig::new(&Shape::default());
-    let (left, right) = UnixStream::pair().unwrap();
-    let peer = thread::spawn(move || {
-        // It says that it inspected for 2^64 - 1 microseconds.
-        Peer::new(right.into()).deviate(Point::Handover, &Deviation::Say(Message::Running(Running {})));
-    });
-    let report = rig.send_to(left.into()).unwrap();
-    drop(rig);
+    let (peer, link) = Peer::new();
+    let last = Deviation::Say(Point::Handover.answer(0));
+    // It says that it loaded, inspected and started for 2^64 - 1 microseconds each.
+    let peer = thread::spawn(move || deviate(peer, Point::Handover, &last));
+    let report = rig.send_to(link).unwrap();
     peer.join().unwrap();
-    assert!(report.inspection_ms <= report.total_ms, "{report:?}");
+    let parts = report.inspection_ms + report.loading_ms + report.start_ms;
+    assert!(parts <= report.downtime_ms, "{report:?}");
     assert!(report.downtime_ms >= 0.0 && report.downtime_ms <= report.total_ms, "{report:?}");
 }

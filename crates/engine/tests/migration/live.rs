@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::Worker;
-use whimbrel_engine::{Error, Guest, GuestError, Link, Outcome, Ram, Report, Source};
+use whimbrel_engine::{Guest, GuestError, Ram, Round};
 use whimbrel_user::{MigrationFlags, State};
 
+use crate::support::engine::{Error, Outcome, Received, Report, Stream};
 use crate::support::{At, Memory, Program, Rig, Shape};
 
 const MIB: usize = 1 << 20;
@@ -80,8 +81,8 @@ pub(crate) fn assert_same_memory(memory: &(Memory, Memory)) {
     }
 }
 
-fn assert_adds_up(report: &Report, received: &whimbrel_engine::Received) {
-    let rounds = |of: fn(&whimbrel_engine::Round) -> u64| report.round_list.iter().map(of).sum::<u64>();
+fn assert_adds_up(report: &Report, received: &Received) {
+    let rounds = |of: fn(&Round) -> u64| report.round_list.iter().map(of).sum::<u64>();
     let carried = report.memory_bytes + report.device_bytes;
     assert_eq!(report.rounds as usize, report.round_list.len());
     assert_eq!(
@@ -97,35 +98,29 @@ fn assert_adds_up(report: &Report, received: &whimbrel_engine::Received) {
     assert!(report.throughput_bytes_per_s > 0.0);
 }
 
-fn a_busy_device_moves_over(left: Link, right: Link) {
+fn a_busy_device_moves_over(left: Stream, right: Stream) {
     let shape = Shape { dma_pages: 512, size: 3000, ..Shape::default() };
-    let mut rig = Rig::new(&shape).with_memory(&REGIONS);
+    let rig = Rig::new(&shape).with_memory(&REGIONS);
     let half: Vec<u8> = (0..3 * MIB).map(|index| (index % 251) as u8 + 1).collect();
     rig.memory.as_ref().unwrap().0.write_slice(&half, GuestAddress(0)).unwrap();
     let stale = vec![9; 2 * MIB];
     rig.memory.as_ref().unwrap().1.write_slice(&stale, GuestAddress(4 << 20)).unwrap();
 
-    let worker = Worker::start(rig.here_file.clone()).unwrap();
-    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here_program.clone() };
+    let worker = Worker::start(rig.here.file()).unwrap();
+    let cpu = Cpu { running: Arc::new(Mutex::new(true)), program: rig.here.program.clone() };
     let (done, written) = (AtomicBool::new(false), Mutex::new(0));
-    let (report, received) = std::thread::scope(|scope| {
-        let (here_memory, there_memory) = rig.memory.as_ref().unwrap();
-        let writer = scope.spawn(|| cpu.work(here_memory, &done, &written));
-        let receiver = scope
-            .spawn(|| whimbrel_engine::Destination::new(&mut *rig.there).memory(there_memory).receive(right));
-        let report = Source::new(&mut *rig.here)
-            .memory(here_memory, here_memory)
-            .guest(cpu.clone())
-            .options(rig.options)
-            .send(left)
-            .unwrap();
+    let here_memory = rig.memory.as_ref().unwrap().0.clone();
+    let ended = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| cpu.work(&here_memory, &done, &written));
+        let ended = rig.migrate_with(left, right, |source| source.guest(cpu.clone()));
         done.store(true, Ordering::Release);
         writer.join().unwrap();
-        (report, receiver.join().unwrap().unwrap())
+        ended
     });
     drop(worker);
+    let (report, received, mut rig) = (ended.sent.unwrap(), ended.received.unwrap(), ended.rig);
 
-    assert!(rig.here_control.written() > 0 && *written.lock() > 0, "both have written meanwhile");
+    assert!(rig.here.control().written() > 0 && *written.lock() > 0, "both have written meanwhile");
     assert_same_memory(rig.memory.as_ref().unwrap());
     rig.assert_source_stands("after the migration");
     rig.assert_destination_has_it("after the migration");
@@ -134,7 +129,7 @@ fn a_busy_device_moves_over(left: Link, right: Link) {
     let carried = report.memory_bytes - report.zero_bytes + report.device_bytes;
     assert!(report.wire_bytes < carried + 2 * MIB as u64, "zero pages or frames cost too much: {report:?}");
     assert!(received.confirmed);
-    assert_eq!(received.from_device, "here");
+    assert_eq!(received.from_devices, ["here"]);
 }
 
 #[test]
@@ -155,7 +150,7 @@ fn a_device_at_work_moves_over_tcp_with_all_that_was_written() {
 fn a_busy_device_without_a_log_of_its_own_loses_nothing_either() {
     let shape = Shape { dma_pages: 512, logging: false, ..Shape::default() };
     let rig = Rig::new(&shape).with_memory(&REGIONS);
-    let worker = Worker::start(rig.here_file.clone()).unwrap();
+    let worker = Worker::start(rig.here.file()).unwrap();
     let ended = rig.migrate();
     drop(worker);
     let report = ended.sent.unwrap();
@@ -170,51 +165,43 @@ fn a_busy_device_without_a_log_of_its_own_loses_nothing_either() {
 fn the_program_is_paused_before_the_device_stops_and_let_run_after_it_started() {
     let mut ended = Rig::new(&Shape::default()).migrate();
     ended.assert_sane("a plain migration");
-    assert_eq!(ended.rig.here_program.calls.list(), ["pause"]);
-    assert_eq!(ended.rig.there_program.calls.list(), ["inspect", "run"]);
+    assert_eq!(ended.rig.here.program.calls.list(), ["pause"]);
+    assert_eq!(ended.rig.there.program.calls.list(), ["inspect", "run"]);
 }
 
 #[test]
-fn the_time_the_destinations_owner_looks_is_told_apart_from_the_downtime() {
-    /// Notes how long its inspection took.
-    struct Slow<'a>(&'a Mutex<Duration>);
-    impl Guest for Slow<'_> {
-        fn inspect(&mut self) -> Result<(), GuestError> {
-            let started = Instant::now();
-            std::thread::sleep(Duration::from_millis(300));
-            *self.0.lock() = started.elapsed();
-            Ok(())
-        }
-    }
-    /// Notes when it was paused, which is before its device stops.
-    struct Paused<'a>(&'a Mutex<Option<Instant>>);
-    impl Guest for Paused<'_> {
-        fn pause(&mut self) -> Result<(), GuestError> {
-            *self.0.lock() = Some(Instant::now());
-            Ok(())
-        }
-    }
-    let (inspected, paused) = (Mutex::new(Duration::ZERO), Mutex::new(None));
-    let mut rig = Rig::new(&Shape::default());
-    let (left, right) = UnixStream::pair().unwrap();
-    let report = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| {
-            whimbrel_engine::Destination::new(&mut *rig.there)
-                .guest(Slow(&inspected))
-                .receive(right.into())
-                .unwrap()
-        });
-        let source = Source::new(&mut *rig.here).guest(Paused(&paused)).options(rig.options);
-        let report = source.send(left.into()).unwrap();
-        let since_pause = paused.lock().expect("the program was paused").elapsed().as_secs_f64() * 1000.0;
-        let stood = report.downtime_ms + report.inspection_ms;
-        assert!(report.downtime_ms > 0.0 && stood <= since_pause, "{since_pause} ms: {report:?}");
-        receiver.join().unwrap();
-        report
+fn the_time_that_the_destinations_owner_takes_is_part_of_the_downtime_and_told() {
+    let rig = Rig::new(&Shape::default());
+    let took = Arc::new(Mutex::new(Duration::ZERO));
+    let its = took.clone();
+    rig.there.program.when("inspect", move || {
+        let started = Instant::now();
+        std::thread::sleep(Duration::from_millis(300));
+        *its.lock() = started.elapsed();
     });
-    let took = inspected.lock().as_secs_f64() * 1000.0;
+    let mut ended = rig.migrate();
+    ended.assert_sane("a slow inspection");
+    let report = ended.sent.unwrap();
     // Microseconds cross the wire.
+    let took = took.lock().as_secs_f64() * 1000.0;
     assert!(report.inspection_ms >= took.floor(), "{took} ms: {report:?}");
+    assert!(report.downtime_ms >= report.inspection_ms, "{report:?}");
+    assert!(report.downtime_ms <= report.total_ms, "{report:?}");
+}
+
+#[test]
+fn an_inspection_that_is_announced_is_part_of_the_prediction() {
+    let mut rig = Rig::new(&Shape::default());
+    rig.there_options = rig.there_options.expected_inspection(Duration::from_secs(7));
+    let mut ended = rig.migrate();
+    ended.assert_sane("an inspection that is announced");
+    assert!(ended.sent.unwrap().predicted_downtime_ms >= 7000.0);
+
+    let mut rig = Rig::new(&Shape::default());
+    rig.options = rig.options.downtime_limit(Duration::from_secs(6)).max_rounds(2);
+    rig.there_options = rig.there_options.expected_inspection(Duration::from_secs(7));
+    let (sent, _) = rig.migrate().refused("an inspection past the limit");
+    assert!(sent.contains("the predicted downtime is 7"), "{sent}");
 }
 
 #[test]
@@ -249,7 +236,7 @@ fn a_state_of_many_chunks_arrives_whole() {
 fn the_log_runs_only_while_the_migration_does() {
     let mut ended = Rig::new(&Shape::default()).with_memory(&REGIONS).migrate();
     ended.assert_sane("a plain migration");
-    let requests = ended.rig.here_control.requests();
+    let requests = ended.rig.here.control().requests();
     let at = |wanted: At| requests.iter().position(|at| *at == wanted).unwrap();
     assert!(at(At::LogStart) < at(At::Arc(State::Running, State::PreCopy)));
     let last_report = requests.iter().rposition(|at| *at == At::LogReport).unwrap();
@@ -261,7 +248,7 @@ fn the_log_runs_only_while_the_migration_does() {
 #[test]
 fn a_device_that_does_not_run_is_not_sent() {
     let mut rig = Rig::new(&Shape { flags: MigrationFlags::STOP_COPY, ..Shape::default() });
-    whimbrel_user::Migratable::set_state(&mut *rig.here, State::Stop).unwrap();
+    rig.here.units[0].device.as_mut().unwrap().set_state(State::Stop).unwrap();
     let (left, _right) = UnixStream::pair().unwrap();
     let error = rig.send_to(left.into()).unwrap_err();
     assert!(matches!(error.outcome, Outcome::Untouched), "{error}");

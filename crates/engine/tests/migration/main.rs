@@ -4,15 +4,23 @@
 // In tests a panic is how a failure is told, helpers included.
 #![allow(clippy::unwrap_used)]
 
+mod cancel;
 mod cuts;
 mod damage;
+#[path = "../decoder/mod.rs"]
+mod decoder;
 mod device_faults;
 mod door;
-mod files;
 mod flags;
 mod format;
 mod hostile_destination;
 mod hostile_source;
+mod kinds;
 mod live;
+mod machines;
+mod owner;
 mod regions;
+mod sets;
+mod sparse;
 mod support;
+mod time;

@@ -1,19 +1,21 @@
 //! Devices that migrate through a region: to others, to devices with migration v2, and from them.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 use whimbrel_device::wrap::migration_region::{Layout, Version};
 use whimbrel_device::{ArcError, DeviceFile, Errno, MigrationFlags, Worker};
-use whimbrel_engine::archive::{self, Form};
-use whimbrel_engine::stream::{DeviceSummary, Hello, Message, Reader, Writer};
-use whimbrel_engine::{Destination, Outcome, SendError, Source, SourceOptions};
+use whimbrel_engine::proto::control::Control as Said;
+use whimbrel_engine::proto::message::Message;
 use whimbrel_models::Model;
-use whimbrel_user::{Device, Local, SavingRead, State, region};
+use whimbrel_user::{Device, Local, Migratable, SavingRead, State, region};
 
 use crate::live::assert_same_memory;
-use crate::support::{At, Control, Rig, Shape, memory, open_any, to_device};
+use crate::support::engine::{Destination, Outcome, SendError, Source, SourceOptions, Stream};
+use crate::support::peer::{Peer, hello, table};
+use crate::support::{At, OwnLog, Rig, Shape, memory, open_any, to_device};
 
 /// A migration interface; a section carries so many bytes at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +56,8 @@ fn a_device_that_works_moves_with_its_memory_from_every_interface_to_every_other
         let half: Vec<u8> = (0..MIB).map(|index| (index % 251) as u8 + 1).collect();
         rig.memory.as_ref().unwrap().0.write_slice(&half, GuestAddress(0)).unwrap();
         rig.memory.as_ref().unwrap().1.write_slice(&[9; 4096], GuestAddress(2 << 20)).unwrap();
-        let worker = Worker::start(rig.here_file.clone()).unwrap();
-        while rig.here_control.written() < 50 {
+        let worker = Worker::start(rig.here.file()).unwrap();
+        while rig.here.control().written() < 50 {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut ended = rig.migrate();
@@ -88,7 +90,7 @@ fn a_section_that_is_mapped_in_part_carries_what_lies_in_both_parts() {
         let mut ended = Rig::new(&shape).migrate();
         ended.assert_sane(&format!("{version:?}"));
         assert_eq!(ended.sent.unwrap().final_bytes, 20_006);
-        let accesses = ended.rig.here_control.requests().iter().filter(|at| **at == At::Region).count();
+        let accesses = ended.rig.here.control().requests().iter().filter(|at| **at == At::Region).count();
         assert!(accesses < 300, "{accesses} accesses: the mapping was not used");
     }
 }
@@ -116,7 +118,7 @@ fn a_request_behind_a_region_that_fails_leaves_one_owner() {
         {
             let what = format!("{interface:?}: {at:?}");
             let rig = Rig::new(&interface.of(&Shape::default())).with_memory(&[(0, 0x2000)]);
-            let control = if here { &rig.here_control } else { &rig.there_control };
+            let control = if here { &rig.here.control() } else { &rig.there.control() };
             // Twice where a refusal is not the end: the device is asked again when it is to run.
             let times = if at == At::Arc(Resuming, Stop) { 2 } else { 1 };
             for _ in 0..times {
@@ -129,17 +131,18 @@ fn a_request_behind_a_region_that_fails_leaves_one_owner() {
 }
 
 #[test]
-fn a_v1_device_that_breaks_is_in_error_and_the_source_says_what_to_do() {
-    let rig = Rig::new(&V1.of(&Shape::default()));
-    let at = At::Arc(State::PreCopyP2p, State::StopCopy);
-    rig.here_control.fail(at, 0, ArcError::Broken(Errno::EIO));
-    let mut ended = rig.migrate();
-    let error = ended.sent.unwrap_err().to_string();
-    assert!(error.contains("the device is in the error state (EIO: Input/output error)"), "{error}");
-    assert!(error.contains("only a reset brings it back to work"), "{error}");
-    assert_eq!(ended.rig.here.state().unwrap(), State::Error);
-    ended.rig.here.reset().unwrap();
-    assert_eq!(ended.rig.here.state().unwrap(), State::Running);
+fn a_v1_device_that_breaks_is_reset_and_the_source_says_so() {
+    for interface in [V1, DRAFT] {
+        let rig = Rig::new(&interface.of(&Shape::default()));
+        let at = At::Arc(State::PreCopyP2p, State::StopCopy);
+        rig.here.control().fail(at, 0, ArcError::Broken(Errno::EIO));
+        let mut ended = rig.migrate();
+        let error = ended.sent.unwrap_err();
+        assert!(error.to_string().contains("EIO"), "{error}");
+        assert!(matches!(error.outcome, Outcome::RunsOnAfterReset { .. }), "{error}");
+        assert_eq!(ended.rig.here.state(), State::Running);
+        ended.rig.assert_destination_is_fresh("a device that broke");
+    }
 }
 
 #[test]
@@ -187,8 +190,12 @@ fn model(name: &str) -> (Box<dyn Device>, DeviceFile) {
 }
 
 /// All that can be seen of a model from outside but its configuration space and migration.
-fn digest(device: &mut dyn Device, width: usize) -> Vec<Vec<u8>> {
-    let last = device.info().unwrap().num_regions - u32::from(device.region_version().is_some());
+fn digest(file: &DeviceFile, width: usize) -> Vec<Vec<u8>> {
+    let mut device = Local::new(file.clone());
+    let count = device.info().unwrap().num_regions;
+    let mut adapted = Box::new(Local::new(file.clone())) as Box<dyn Device>;
+    adapted = region::adapt_or_keep(adapted, Version::V1).0;
+    let last = count - u32::from(adapted.region_version().is_some());
     (0..last)
         .filter(|index| *index != 7)
         .map(|index| {
@@ -214,7 +221,7 @@ fn models_move_from_every_interface_to_every_other() {
     }
     for (from, to) in names {
         let (mut here, file) = model(&from);
-        let (mut there, _) = model(&to);
+        let (mut there, there_file) = model(&to);
         file.advance(Duration::ZERO);
         file.advance(Duration::from_millis(10));
         if from.starts_with("serial") {
@@ -226,18 +233,22 @@ fn models_move_from_every_interface_to_every_other() {
         both.0.write_slice(b"a page", GuestAddress(0x1800)).unwrap();
         // What is as wide as the model's registers.
         let width = if from.starts_with("serial") { 1 } else { 4 };
-        let before = digest(&mut *there, width);
+        let before = digest(&there_file, width);
         let (left, right) = UnixStream::pair().unwrap();
-        std::thread::scope(|scope| {
-            let receiver =
-                scope.spawn(|| Destination::new(&mut *there).memory(&both.1).receive(right.into()));
-            let options = SourceOptions::default().downtime_limit(Duration::from_secs(20));
-            let sent = Source::new(&mut *here).memory(&both.0, &both.0).options(options).send(left.into());
-            sent.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
-            receiver.join().unwrap().unwrap();
-        });
-        assert_eq!((here.state().unwrap(), there.state().unwrap()), (State::Stop, State::Running));
-        let (ours, theirs) = (digest(&mut *here, width), digest(&mut *there, width));
+        let destination = Destination::new(vec![there]).memory(Arc::new(both.1.clone()));
+        let receiving = std::thread::spawn(move || destination.receive(Stream::from(right)));
+        let options = SourceOptions::default().downtime_limit(Duration::from_secs(20));
+        let mut sent = Source::new(vec![here])
+            .memory(Arc::new(both.0.clone()), OwnLog(both.0.clone()))
+            .options(options)
+            .send(Stream::from(left));
+        let mut arrived = receiving.join().unwrap();
+        sent.result.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+        arrived.result.unwrap();
+        let state = |device: &mut Option<Box<dyn Migratable>>| device.as_mut().unwrap().state().unwrap();
+        assert_eq!(state(&mut sent.devices[0]), State::Stop);
+        assert_eq!(state(&mut arrived.devices[0]), State::Running);
+        let (ours, theirs) = (digest(&file, width), digest(&there_file, width));
         assert!(ours == theirs, "{from} to {to}");
         assert!(before != theirs, "{from} to {to}: nothing was to be moved");
         assert_same_memory(&both);
@@ -245,149 +256,30 @@ fn models_move_from_every_interface_to_every_other() {
 }
 
 #[test]
-fn a_state_that_only_another_driver_understands_is_refused_by_the_device_with_the_reason() {
-    let (mut here, file) = model("legacy?state=3K");
-    file.advance(Duration::ZERO);
-    let mut saved = Vec::new();
-    archive::save(&mut *here, &mut saved, Form::Stream).unwrap();
-    let (mut there, _) = model("accel?state=3K");
-    let error = archive::restore(&mut *there, &saved[..], Form::Stream).unwrap_err().to_string();
-    assert!(error.contains("EINVAL"), "{error}");
-    assert_eq!(there.state().unwrap(), State::Running);
-}
-
-const STATE: [u8; 7] = [7, 6, 5, 4, 3, 2, 1];
-
-fn saved(interface: Interface) -> Vec<u8> {
-    let (mut from, _, control) = with_state(interface);
-    control.set_state(&STATE);
-    let mut file = Vec::new();
-    archive::save(&mut *from, &mut file, Form::Stream).unwrap();
-    file
-}
-
-fn with_state(interface: Interface) -> (Box<dyn Device>, DeviceFile, Control) {
-    open_any("device", &interface.of(&Shape { size: STATE.len(), ..Shape::default() }))
-}
-
-#[test]
-fn a_saved_state_is_restored_through_every_interface_whatever_it_was_saved_through() {
-    for (from, to) in pairs() {
-        let (mut device, _, control) = with_state(to);
-        archive::restore(&mut *device, &saved(from)[..], Form::Stream).unwrap();
-        assert_eq!(control.state(), STATE, "{from:?} to {to:?}");
-    }
-}
-
-#[test]
-fn a_file_says_what_its_device_spoke_and_how_its_state_is_divided() {
-    for (interface, region, transactions, longest) in [
-        (V2, None, 0, 0),
-        (Region(Version::V1, 5), Some("v1"), 3, 5),
-        (Region(Version::Draft, 100), Some("draft"), 1, 13),
-    ] {
-        let contents = archive::inspect(&saved(interface)[..]);
-        assert!(contents.complete, "{:?}", contents.problem);
-        let device = contents.hello.unwrap().device;
-        assert_eq!(device.region.as_deref(), region);
-        assert_eq!(device.num_regions, 2, "the migration region is not counted");
-        assert_eq!((contents.transactions, contents.longest_transaction), (transactions, longest));
-        assert_eq!(contents.device_bytes, 13);
-    }
-}
-
-#[test]
-fn a_v1_device_that_has_no_room_for_a_transaction_refuses_it_and_all_others_take_it() {
-    let file = saved(Region(Version::V1, 10));
-    for to in [V2, Region(Version::V1, 10), Region(Version::V1, 11), Region(Version::Draft, 3)] {
-        let (mut device, _, control) = with_state(to);
-        archive::restore(&mut *device, &file[..], Form::Stream).unwrap();
-        assert_eq!(control.state(), STATE, "{to:?}");
-    }
-    let (mut device, _, control) = with_state(Region(Version::V1, 9));
-    let error = archive::restore(&mut *device, &file[..], Form::Stream).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "device: a transaction of 10 bytes does not fit the 9 bytes of the destination's data section"
-    );
-    assert!(error.advice().is_some_and(|advice| advice.contains("data section")));
-    assert!(control.is_fresh());
-    assert_eq!(device.state().unwrap(), State::Running);
-}
-
-#[test]
-fn a_state_that_nobody_has_divided_is_divided_by_the_room_there_is() {
-    let (mut device, _, control) = with_state(Region(Version::V1, 4));
-    archive::restore(&mut *device, &saved(V2)[..], Form::Stream).unwrap();
-    assert_eq!(control.state(), STATE);
-    let writes = control.requests().iter().filter(|at| **at == At::Write).count();
-    assert_eq!(writes, 4, "13 bytes, at most 4 at a time");
-}
-
-#[test]
-fn a_transaction_of_many_frames_is_given_to_the_device_whole() {
-    let mut file = Vec::new();
-    let mut writer = Writer::new(&mut file);
-    let whole = saved(Region(Version::V1, 10));
-    let mut reader = Reader::new(&whole[..]);
-    reader.preamble().unwrap();
-    while let Ok(message) = reader.next_message() {
-        match message {
-            Message::DeviceState { device, ends, data } => {
-                for (at, byte) in data.iter().enumerate() {
-                    let ends = ends && at + 1 == data.len();
-                    writer.send(&Message::DeviceState { device, ends, data: &[*byte] }).unwrap();
-                }
-            }
-            other => writer.send(&other).unwrap(),
-        }
-    }
-    writer.flush().unwrap();
-    drop(writer);
-    let (mut device, _, control) = with_state(Region(Version::V1, 10));
-    archive::restore(&mut *device, &file[..], Form::Stream).unwrap();
-    assert_eq!(control.state(), STATE);
-    let taken = control.requests().iter().filter(|at| **at == At::Write).count();
-    assert_eq!(taken, 2, "10 bytes and 3, as they were saved");
-}
-
-#[test]
 fn a_last_transaction_without_an_end_is_refused_everywhere() {
-    let device = DeviceSummary {
-        name: "x".into(),
-        flags: 1,
-        num_regions: 2,
-        num_irqs: 0,
-        migration_flags: 5,
-        region: Some("v1".into()),
-        transactions: true,
-    };
-    let mut file = Vec::new();
-    let mut writer = Writer::new(&mut file);
-    for message in [
-        Message::Hello(Hello { device, memory: vec![] }),
-        Message::DeviceState { device: 0, ends: true, data: b"whole" },
-        Message::DeviceState { device: 0, ends: false, data: b"not" },
-        Message::DeviceEnd { device: 0, bytes: 8 },
-        Message::End { memory_bytes: 0 },
-    ] {
-        writer.send(&message).unwrap();
-    }
-    writer.flush().unwrap();
-    drop(writer);
-    let expected = "the last 3 bytes of device state are a transaction without an end";
-    assert!(archive::inspect(&file[..]).problem.unwrap().contains(expected));
     for to in ALL {
-        let (mut device, _, control) = with_state(to);
-        let error = archive::restore(&mut *device, &file[..], Form::Stream).unwrap_err().to_string();
+        let mut rig = Rig::new(&to.of(&Shape { size: 7, ..Shape::default() }));
+        let (mut peer, link) = Peer::new();
+        let sending = std::thread::spawn(move || {
+            let mut table = table(0x1000);
+            table.memory.clear();
+            table.devices[0].region = Some("v1".into());
+            table.devices[0].transactions = true;
+            peer.tell(&[
+                hello(),
+                Said::Table(table).into(),
+                Message::DeviceState { device: 0, ends: true, data: b"whole" },
+                Message::DeviceState { device: 0, ends: false, data: b"not" },
+                Said::DeviceEnd { device: 0, bytes: 8 }.into(),
+                Said::End { memory_bytes: 0 }.into(),
+            ]);
+            peer.finish();
+        });
+        let error = rig.receive_from(link).unwrap_err().to_string();
+        sending.join().unwrap();
+        let expected = "the last 3 bytes of device state are a transaction without an end";
         assert!(error.contains(expected), "{to:?}: {error}");
-        assert!(control.is_fresh());
-
-        let (left, right) = UnixStream::pair().unwrap();
-        std::io::Write::write_all(&mut &left, &file).unwrap();
-        let error = Destination::new(&mut *device).receive(right.into()).unwrap_err().to_string();
-        assert!(error.contains(expected), "{to:?}: {error}");
-        assert!(control.is_fresh());
+        rig.assert_destination_is_fresh("an open transaction");
     }
 }
 
@@ -400,17 +292,17 @@ fn every_access_fails(from: Interface, to: Interface, at_source: bool) -> u32 {
         );
         let shape = Shape { size: 150, ..Shape::default() };
         let rig = Rig::of(&from.of(&shape), &to.of(&shape)).with_memory(&[(0, 0x2000)]);
-        let control = if at_source { &rig.here_control } else { &rig.there_control };
+        let control = if at_source { &rig.here.control() } else { &rig.there.control() };
         control.fail(At::Region, count, ArcError::Stays(Errno::EIO));
         let mut ended = rig.migrate();
         let rig = &mut ended.rig;
-        let control = if at_source { &rig.here_control } else { &rig.there_control };
+        let control = if at_source { &rig.here.control() } else { &rig.there.control() };
         let beyond = control.has_faults_left();
         control.forget_faults();
         match (&ended.sent, &ended.received) {
             (Ok(_), Ok(_)) => {
                 // What fails after the handover cannot take it back.
-                assert!(!rig.here.state().unwrap().is_running(), "{what}");
+                assert!(!rig.here.state().is_running(), "{what}");
                 rig.assert_destination_has_it(&what);
             }
             (Err(SendError { outcome: Outcome::RunsOn | Outcome::Untouched, .. }), Err(_)) => {

@@ -65,6 +65,24 @@ impl PageBitmap {
         }
     }
 
+    /// Marks a run clean, without any part past the last page.
+    pub fn clear_run(&mut self, run: Run) {
+        let end = run.first.saturating_add(run.count).min(self.pages);
+        if run.first >= end {
+            return;
+        }
+        let (low, high) = (run.first / 64, (end - 1) / 64);
+        let from = u64::MAX << (run.first % 64);
+        let to = u64::MAX >> (63 - (end - 1) % 64);
+        if low == high {
+            self.words[low] &= !(from & to);
+        } else {
+            self.words[low] &= !from;
+            self.words[low + 1..high].fill(0);
+            self.words[high] &= !to;
+        }
+    }
+
     /// Marks every page whose bit is set in `words`, which have the layout of this bitmap. Ignores bits past the last
     /// page.
     pub fn merge(&mut self, words: &[u64]) {
@@ -98,6 +116,11 @@ impl PageBitmap {
     /// Returns the marked pages as runs, in ascending order.
     pub fn runs(&self) -> Runs<'_> {
         Runs { bitmap: self, at: 0 }
+    }
+
+    /// Returns the marked pages from page `first` on as runs, in ascending order.
+    pub fn runs_from(&self, first: usize) -> Runs<'_> {
+        Runs { bitmap: self, at: first }
     }
 
     fn trim(&mut self) {
@@ -174,6 +197,25 @@ mod tests {
             for pair in found.windows(2) {
                 prop_assert!(pair[0].first + pair[0].count < pair[1].first, "runs that touch are one run");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn clearing_a_run_clears_exactly_its_pages(
+            pages in 1usize..400,
+            first in 0usize..450,
+            count in 0usize..300,
+            from in 0usize..450,
+        ) {
+            let mut bitmap = PageBitmap::new(pages);
+            bitmap.set_all();
+            bitmap.clear_run(Run { first, count });
+            let expected: Vec<usize> =
+                (from..pages).filter(|page| !(first..first + count).contains(page)).collect();
+            let found: Vec<usize> =
+                bitmap.runs_from(from).flat_map(|run| run.first..run.first + run.count).collect();
+            prop_assert_eq!(found, expected);
         }
     }
 

@@ -109,7 +109,7 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
     assert_eq!(output.status.code(), Some(1));
     let told = json(&output);
     let error = told["error"].as_str().unwrap();
-    for words in ["after 2 rounds", "the device runs on here", "its work continues at the source"] {
+    for words in ["after 2 rounds", "the devices run on at the source", "its work continues at the source"] {
         assert!(error.contains(words), "{words} in {error}");
     }
 }

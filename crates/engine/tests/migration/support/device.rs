@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, FileOffset, Info, Migration,
@@ -17,22 +16,7 @@ use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_user::{Device, Local, region};
 
-/// A request that the driver gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum At {
-    Arc(State, State),
-    /// In the state the device is in.
-    Read(State),
-    Write,
-    DataSize,
-    Precopy,
-    LogStart,
-    LogReport,
-    LogStop,
-    Reset,
-    /// Any access to the migration region, of a device that has one.
-    Region,
-}
+use super::control::{At, Control, History};
 
 /// What a device is like.
 #[derive(Clone, Debug)]
@@ -70,73 +54,6 @@ impl Default for Shape {
     }
 }
 
-/// A test's hold on the driver.
-#[derive(Clone)]
-pub(crate) struct Control(Arc<Mutex<Inner>>);
-
-struct Inner {
-    faults: Vec<(At, u32, ArcError)>,
-    requests: Vec<At>,
-    state: Vec<u8>,
-    logging: bool,
-    written: u64,
-}
-
-impl Control {
-    /// Makes the request after `passes` of its kind fail, once.
-    pub(crate) fn fail(&self, at: At, passes: u32, error: ArcError) {
-        self.0.lock().faults.push((at, passes, error));
-    }
-
-    pub(crate) fn set_state(&self, state: &[u8]) {
-        self.0.lock().state = state.to_vec();
-    }
-
-    pub(crate) fn state(&self) -> Vec<u8> {
-        self.0.lock().state.clone()
-    }
-
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.0.lock().state.iter().all(|byte| *byte == 0)
-    }
-
-    pub(crate) fn is_logging(&self) -> bool {
-        self.0.lock().logging
-    }
-
-    /// Number of pages written through DMA.
-    pub(crate) fn written(&self) -> u64 {
-        self.0.lock().written
-    }
-
-    pub(crate) fn requests(&self) -> Vec<At> {
-        self.0.lock().requests.clone()
-    }
-
-    pub(crate) fn has_faults_left(&self) -> bool {
-        !self.0.lock().faults.is_empty()
-    }
-
-    pub(crate) fn forget_faults(&self) {
-        self.0.lock().faults.clear();
-    }
-
-    fn pass(&self, at: At) -> Result<(), ArcError> {
-        let mut inner = self.0.lock();
-        inner.requests.push(at);
-        let Some(index) = inner.faults.iter().position(|(of, ..)| *of == at) else { return Ok(()) };
-        if inner.faults[index].1 > 0 {
-            inner.faults[index].1 -= 1;
-            return Ok(());
-        }
-        Err(inner.faults.remove(index).2)
-    }
-
-    fn pass_request(&self, at: At) -> Result<(), Errno> {
-        self.pass(at).map_err(ArcError::errno)
-    }
-}
-
 struct TestDriver {
     shape: Shape,
     control: Control,
@@ -152,26 +69,31 @@ struct TestDriver {
 
 /// Opens a device of this shape in this process.
 pub(crate) fn open(name: &str, shape: &Shape) -> (Local, Control) {
-    let (device, control) = open_file(name, shape);
+    let (device, control) = open_file(name, shape, 0, &History::default());
     (Local::new(device), control)
 }
 
-/// Opens a device of this shape as its user does who takes any device, with its driver side.
-pub(crate) fn open_any(name: &str, shape: &Shape) -> (Box<dyn Device>, DeviceFile, Control) {
-    let (file, control) = open_file(name, shape);
+/// Opens the device of this number of a set that shares a history, as its user does who takes any device, with its driver
+/// side.
+pub(crate) fn open_in(
+    name: &str,
+    shape: &Shape,
+    number: usize,
+    history: &History,
+) -> (Box<dyn Device>, DeviceFile, Control) {
+    let (file, control) = open_file(name, shape, number, history);
     let version = shape.region.as_ref().map_or(Version::V1, Layout::version);
     let device = region::adapt_as(Box::new(Local::new(file.clone())), version).unwrap();
     (device, file, control)
 }
 
-fn open_file(name: &str, shape: &Shape) -> (DeviceFile, Control) {
-    let control = Control(Arc::new(Mutex::new(Inner {
-        faults: Vec::new(),
-        requests: Vec::new(),
-        state: vec![0; shape.size],
-        logging: false,
-        written: 0,
-    })));
+/// Opens a device of this shape as its user does who takes any device, with its driver side.
+pub(crate) fn open_any(name: &str, shape: &Shape) -> (Box<dyn Device>, DeviceFile, Control) {
+    open_in(name, shape, 0, &History::default())
+}
+
+fn open_file(name: &str, shape: &Shape, number: usize, history: &History) -> (DeviceFile, Control) {
+    let control = Control::new(shape.size, number, history);
     let driver = TestDriver {
         shape: shape.clone(),
         control: control.clone(),
@@ -299,10 +221,9 @@ impl Driver for TestDriver {
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let address = (self.random >> 33) % self.shape.dma_pages * 4096 + (self.random >> 20) % 4000;
             if context.bus().dma().write(address, &self.random.to_le_bytes()).is_ok() {
-                self.control.0.lock().written += 1;
+                self.control.wrote(self.random.to_le_bytes()[7]);
             }
         }
-        self.control.0.lock().state[0] = self.random.to_le_bytes()[7];
         Next::At(context.now() + Duration::from_micros(500))
     }
 }
@@ -325,6 +246,7 @@ impl Migration for TestDriver {
             (State::Resuming, State::Stop) => self.judge()?,
             _ => {}
         }
+        self.control.done(At::Arc(from, to));
         Ok(())
     }
 
@@ -384,7 +306,7 @@ impl DmaLogging for TestDriver {
         let log = Arc::new(DirtyLog::new(ranges)?);
         context.bus().dma().set_log(Some(log.clone()));
         self.log = Some(log);
-        self.control.0.lock().logging = true;
+        self.control.set_logging(true);
         Ok(4096)
     }
 
@@ -392,7 +314,7 @@ impl DmaLogging for TestDriver {
         self.control.pass_request(At::LogStop)?;
         context.bus().dma().set_log(None);
         self.log = None;
-        self.control.0.lock().logging = false;
+        self.control.set_logging(false);
         Ok(())
     }
 

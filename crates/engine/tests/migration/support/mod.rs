@@ -1,13 +1,18 @@
-//! What the tests build migrations from: a device whose every request can be made to fail, memory, a program around
-//! the device, and links that are cut.
+//! What the tests build migrations from: devices whose every request can be made to fail, memory, a program around the
+//! devices, and links that are cut.
 
+pub(crate) mod control;
+#[allow(dead_code, reason = "archives use more of it")]
 mod device;
+pub(crate) mod engine;
+pub(crate) mod peer;
 mod program;
 mod proxy;
 mod rig;
 pub(crate) mod wire;
 
-pub(crate) use device::{At, Control, Shape, open, open_any};
+pub(crate) use control::{At, Control};
+pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
-pub(crate) use proxy::{Cut, proxy};
-pub(crate) use rig::{Ended, Memory, Rig, memory, to_device};
+pub(crate) use proxy::{Cut, Throttle, proxy, proxy_through};
+pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Unit, memory, to_device};

@@ -1,20 +1,27 @@
-//! Two devices with what belongs to them, a migration between them, and what must hold after every one.
+//! Two sets of devices with what belongs to them, a migration between them, and what must hold after every one.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
-use whimbrel_engine::{
-    Destination, Error, Link, Outcome, Received, Report, SendError, Source, SourceOptions,
-};
+use whimbrel_engine::channel::Accepted;
+use whimbrel_engine::{CpuLog, GuestError, Progress};
+use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{Device, DmaRegion, State};
+use whimbrel_user::{Device, DmaRegion, Local, Migratable, State};
 
-use super::{Control, Program, Shape, open_any};
+use super::control::History;
+use super::engine::{
+    Cancel, Destination, DestinationOptions, Error, Feature, Journal, Outcome, Received, Report, SendError,
+    Source, SourceOptions, Stream,
+};
+use super::{Control, Program, Shape, open_in};
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
@@ -38,18 +45,110 @@ pub(crate) fn to_device(memory: &Memory, device: &mut dyn Device) {
     }
 }
 
+/// The memory's own bitmap as the log of the CPUs' writes.
+pub(crate) struct OwnLog(pub(crate) Memory);
+
+impl CpuLog for OwnLog {
+    fn start(&mut self) -> Result<(), GuestError> {
+        (&mut &self.0).start()
+    }
+
+    fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError> {
+        (&mut &self.0).collect(bitmaps)
+    }
+
+    fn stop(&mut self) {
+        (&mut &self.0).stop();
+    }
+}
+
+/// A device with the driver side.
+pub(crate) struct Unit {
+    /// `None` while it is being migrated, and of one whose driver has not returned.
+    pub(crate) device: Option<Box<dyn Migratable>>,
+    pub(crate) file: DeviceFile,
+    pub(crate) control: Control,
+}
+
+impl Unit {
+    pub(crate) fn state(&mut self) -> State {
+        self.device.as_mut().expect("the device came back").state().unwrap()
+    }
+}
+
+/// Whoever is told of the progress.
+pub(crate) type Watcher = Box<dyn FnMut(&Progress) + Send>;
+
+/// The devices of one side, with what belongs to them.
+pub(crate) struct Side {
+    pub(crate) units: Vec<Unit>,
+    pub(crate) history: History,
+    pub(crate) program: Program,
+    pub(crate) cancel: Cancel,
+    pub(crate) observer: Option<Watcher>,
+    pub(crate) journal: Option<PathBuf>,
+    pub(crate) features: Vec<Feature>,
+}
+
+impl Side {
+    fn new(name: &str, shapes: &[Shape]) -> Side {
+        let history = History::default();
+        let units = shapes.iter().enumerate().map(|(number, shape)| {
+            let name = if shapes.len() == 1 { name.to_string() } else { format!("{name}{number}") };
+            let (device, file, control) = open_in(&name, shape, number, &history);
+            Unit { device: Some(device), file, control }
+        });
+        Side {
+            units: units.collect(),
+            history: history.clone(),
+            program: Program::default(),
+            cancel: Cancel::new(),
+            observer: None,
+            journal: None,
+            features: Feature::ALL.to_vec(),
+        }
+    }
+
+    fn take(&mut self) -> Vec<Box<dyn Migratable>> {
+        self.units.iter_mut().map(|unit| unit.device.take().expect("the device is there")).collect()
+    }
+
+    fn put_back(&mut self, devices: Vec<Option<Box<dyn Migratable>>>) {
+        assert_eq!(devices.len(), self.units.len(), "a place for each device");
+        for (unit, device) in self.units.iter_mut().zip(devices) {
+            unit.device = device;
+        }
+    }
+
+    /// The driver side of the first device.
+    pub(crate) fn file(&self) -> DeviceFile {
+        self.units[0].file.clone()
+    }
+
+    /// The hold on the first device.
+    pub(crate) fn control(&self) -> &Control {
+        &self.units[0].control
+    }
+
+    /// The state of the first device.
+    pub(crate) fn state(&mut self) -> State {
+        self.units[0].state()
+    }
+
+    /// The states of those that came back.
+    pub(crate) fn states(&mut self) -> Vec<Option<State>> {
+        let state = |unit: &mut Unit| unit.device.as_mut().map(|device| device.state().unwrap());
+        self.units.iter_mut().map(state).collect()
+    }
+}
+
 /// A migration about to be tried.
 pub(crate) struct Rig {
-    pub(crate) here: Box<dyn Device>,
-    pub(crate) there: Box<dyn Device>,
-    /// The driver side.
-    pub(crate) here_file: DeviceFile,
-    pub(crate) here_control: Control,
-    pub(crate) there_control: Control,
-    pub(crate) here_program: Program,
-    pub(crate) there_program: Program,
+    pub(crate) here: Side,
+    pub(crate) there: Side,
     pub(crate) memory: Option<(Memory, Memory)>,
     pub(crate) options: SourceOptions,
+    pub(crate) there_options: DestinationOptions,
 }
 
 /// A migration that has ended, well or not.
@@ -59,6 +158,9 @@ pub(crate) struct Ended {
     pub(crate) rig: Rig,
 }
 
+/// Long enough for whatever is to happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 impl Rig {
     pub(crate) fn new(shape: &Shape) -> Rig {
         Rig::of(shape, shape)
@@ -66,31 +168,86 @@ impl Rig {
 
     /// Between devices of two shapes.
     pub(crate) fn of(shape: &Shape, there: &Shape) -> Rig {
-        let (here, here_file, here_control) = open_any("here", shape);
-        let (there, _, there_control) = open_any("there", there);
-        here_control.set_state(&(1..=shape.size).map(|index| index as u8).collect::<Vec<_>>());
-        Rig {
-            here,
-            there,
-            here_file,
-            here_control,
-            there_control,
-            here_program: Program::default(),
-            there_program: Program::default(),
+        Rig::between(std::slice::from_ref(shape), std::slice::from_ref(there))
+    }
+
+    /// Of that many devices of a shape.
+    pub(crate) fn set(count: usize, shape: &Shape) -> Rig {
+        let shapes = vec![shape.clone(); count];
+        Rig::between(&shapes, &shapes)
+    }
+
+    /// Between two sets.
+    pub(crate) fn between(here: &[Shape], there: &[Shape]) -> Rig {
+        let rig = Rig {
+            here: Side::new("here", here),
+            there: Side::new("there", there),
             memory: None,
             options: SourceOptions::default()
                 .downtime_limit(Duration::from_secs(20))
                 .max_rounds(5)
-                .timeout(Duration::from_secs(30)),
+                .timeout(PATIENCE),
+            there_options: DestinationOptions::default().timeout(PATIENCE),
+        };
+        for (number, (unit, shape)) in rig.here.units.iter().zip(here).enumerate() {
+            let state: Vec<u8> = (1..=shape.size).map(|index| (index + number) as u8).collect();
+            unit.control.set_state(&state);
         }
+        rig
     }
 
     pub(crate) fn with_memory(mut self, regions: &[(u64, usize)]) -> Rig {
         let both = (memory(regions), memory(regions));
-        to_device(&both.0, &mut *self.here);
-        to_device(&both.1, &mut *self.there);
+        for (side, memory) in [(&self.here, &both.0), (&self.there, &both.1)] {
+            for unit in &side.units {
+                to_device(memory, &mut Local::new(unit.file.clone()));
+            }
+        }
         self.memory = Some(both);
         self
+    }
+
+    /// Both sides wait for each other, for a device and for the owner no longer than this.
+    pub(crate) fn with_timeouts(mut self, timeout: Duration, call_timeout: Duration) -> Rig {
+        self.options = self.options.timeout(timeout).call_timeout(call_timeout);
+        self.there_options = self.there_options.timeout(timeout).call_timeout(call_timeout);
+        self
+    }
+
+    fn source(&mut self) -> Source {
+        let mut source = Source::new(self.here.take())
+            .guest(self.here.program.clone())
+            .options(self.options)
+            .cancel(&self.here.cancel)
+            .features(self.here.features.clone());
+        if let Some((memory, _)) = &self.memory {
+            source = source.memory(Arc::new(memory.clone()), OwnLog(memory.clone()));
+        }
+        if let Some(observer) = self.here.observer.take() {
+            source = source.observer(observer);
+        }
+        if let Some(journal) = &self.here.journal {
+            source = source.journal(Journal::open(journal, "there").unwrap());
+        }
+        source
+    }
+
+    fn destination(&mut self) -> Destination {
+        let mut destination = Destination::new(self.there.take())
+            .guest(self.there.program.clone())
+            .options(self.there_options)
+            .cancel(&self.there.cancel)
+            .features(self.there.features.clone());
+        if let Some((_, memory)) = &self.memory {
+            destination = destination.memory(Arc::new(memory.clone()));
+        }
+        if let Some(observer) = self.there.observer.take() {
+            destination = destination.observer(observer);
+        }
+        if let Some(journal) = &self.there.journal {
+            destination = destination.journal(Journal::open(journal, "here").unwrap());
+        }
+        destination
     }
 
     pub(crate) fn migrate(self) -> Ended {
@@ -98,64 +255,86 @@ impl Rig {
         self.migrate_over(left.into(), right.into())
     }
 
-    pub(crate) fn migrate_over(mut self, left: Link, right: Link) -> Ended {
-        let (sent, received) = std::thread::scope(|scope| {
-            let receiver = scope.spawn(|| {
-                let mut destination = Destination::new(&mut *self.there)
-                    .guest(self.there_program.clone())
-                    .timeout(self.options.timeout);
-                if let Some((_, memory)) = &self.memory {
-                    destination = destination.memory(memory);
-                }
-                destination.receive(right)
-            });
-            let mut source =
-                Source::new(&mut *self.here).guest(self.here_program.clone()).options(self.options);
-            if let Some((memory, _)) = &self.memory {
-                source = source.memory(memory, memory);
-            }
-            (source.send(left), receiver.join().unwrap())
-        });
-        Ended { sent, received, rig: self }
+    pub(crate) fn migrate_over(self, left: Stream, right: Stream) -> Ended {
+        self.migrate_with(left, right, |source| source)
+    }
+
+    /// As the others, with a source that a test has changed.
+    pub(crate) fn migrate_with(
+        mut self,
+        left: Stream,
+        right: Stream,
+        change: impl FnOnce(Source) -> Source,
+    ) -> Ended {
+        let destination = self.destination();
+        let receiving = std::thread::spawn(move || destination.receive(right));
+        let sent = change(self.source()).send(left);
+        let arrived = receiving.join().unwrap();
+        self.here.put_back(sent.devices);
+        self.there.put_back(arrived.devices);
+        Ended { sent: sent.result, received: arrived.result, rig: self }
     }
 
     /// Sends alone, to whoever is at the other end.
-    pub(crate) fn send_to(&mut self, link: Link) -> Result<Report, SendError> {
-        let mut source = Source::new(&mut *self.here).guest(self.here_program.clone()).options(self.options);
-        if let Some((memory, _)) = &self.memory {
-            source = source.memory(memory, memory);
-        }
-        source.send(link)
+    #[expect(clippy::result_large_err, reason = "it is the engine's")]
+    pub(crate) fn send_to(&mut self, link: Stream) -> Result<Report, SendError> {
+        let sent = self.source().send(link);
+        self.here.put_back(sent.devices);
+        sent.result
     }
 
+    /// Receives alone, from whoever is at the other end.
+    pub(crate) fn receive_from(&mut self, link: Stream) -> Result<Received, Error> {
+        let arrived = self.destination().receive(link);
+        self.there.put_back(arrived.devices);
+        arrived.result
+    }
+
+    /// Receives alone, from the sender that a listener has found.
+    pub(crate) fn accept(&mut self, accepted: Accepted) -> Result<Received, Error> {
+        let arrived = self.destination().receive_accepted(accepted);
+        self.there.put_back(arrived.devices);
+        arrived.result
+    }
+
+    /// The states of the first devices.
     pub(crate) fn states(&mut self) -> (State, State) {
-        (self.here.state().unwrap(), self.there.state().unwrap())
+        (self.here.state(), self.there.state())
     }
 
     /// The source is as if nothing had been tried.
     pub(crate) fn assert_source_runs(&mut self, what: &str) {
-        assert_eq!(self.here.state().unwrap(), State::Running, "{what}");
-        assert!(!self.here_program.calls.is_paused(), "{what}: the program was left paused");
-        assert!(!self.here_control.is_logging(), "{what}: the log was left running");
-        assert!(!self.here_control.is_fresh(), "{what}: the source lost its state");
+        for unit in &mut self.here.units {
+            assert_eq!(unit.state(), State::Running, "{what}");
+            assert!(!unit.control.is_logging(), "{what}: the log was left running");
+            assert!(!unit.control.is_fresh(), "{what}: the source lost its state");
+        }
+        assert!(!self.here.program.calls.is_paused(), "{what}: the program was left paused");
     }
 
-    /// The source has given the device away, or cannot know whether it has.
+    /// The source has given the devices away, or cannot know whether it has.
     pub(crate) fn assert_source_stands(&mut self, what: &str) {
-        assert_eq!(self.here.state().unwrap(), State::Stop, "{what}");
-        assert!(self.here_program.calls.is_paused(), "{what}: the program was let go");
-        assert!(!self.here_control.is_logging(), "{what}: the log was left running");
+        for unit in &mut self.here.units {
+            assert_eq!(unit.state(), State::Stop, "{what}");
+            assert!(!unit.control.is_logging(), "{what}: the log was left running");
+        }
+        assert!(self.here.program.calls.is_paused(), "{what}: the program was let go");
     }
 
-    /// The destination's device holds nothing of the state, and is not stuck on the way to it.
+    /// The destination's devices hold nothing of the state, and are not stuck on the way to it.
     pub(crate) fn assert_destination_is_fresh(&mut self, what: &str) {
-        assert_eq!(self.there.state().unwrap(), State::Running, "{what}");
-        assert!(self.there_control.is_fresh(), "{what}: a refused state was kept");
+        for unit in &mut self.there.units {
+            assert_eq!(unit.state(), State::Running, "{what}");
+            assert!(unit.control.is_fresh(), "{what}: a refused state was kept");
+        }
+        assert!(!self.there.program.calls.list().contains(&"run"), "{what}: the program was let run");
     }
 
     pub(crate) fn assert_destination_has_it(&mut self, what: &str) {
-        assert_eq!(self.there.state().unwrap(), State::Running, "{what}");
-        assert_eq!(self.there_control.state(), self.here_control.state(), "{what}");
+        for (unit, source) in self.there.units.iter_mut().zip(&self.here.units) {
+            assert_eq!(unit.state(), State::Running, "{what}");
+            assert_eq!(unit.control.state(), source.control.state(), "{what}");
+        }
     }
 }
 
@@ -165,7 +344,9 @@ impl Ended {
     pub(crate) fn assert_sane(&mut self, what: &str) {
         match &self.sent {
             Ok(_) | Err(SendError { outcome: Outcome::Unknown, .. }) => self.rig.assert_source_stands(what),
-            Err(SendError { outcome: Outcome::RunsOn, .. }) => self.rig.assert_source_runs(what),
+            Err(SendError { outcome: Outcome::RunsOn | Outcome::Untouched, .. }) => {
+                self.rig.assert_source_runs(what);
+            }
             Err(error) => panic!("{what}: {error}"),
         }
         match &self.received {
@@ -173,7 +354,8 @@ impl Ended {
                 self.rig.assert_destination_has_it(what);
                 assert!(
                     matches!(&self.sent, Ok(_) | Err(SendError { outcome: Outcome::Unknown, .. })),
-                    "{what}: it runs on both sides"
+                    "{what}: it runs on both sides: {:?}",
+                    self.sent
                 );
             }
             Err(_) => self.rig.assert_destination_is_fresh(what),
@@ -184,7 +366,7 @@ impl Ended {
     pub(crate) fn refused(&mut self, what: &str) -> (String, String) {
         self.assert_sane(what);
         let sent = self.sent.as_ref().expect_err(what);
-        assert!(matches!(sent.outcome, Outcome::RunsOn), "{what}: {sent}");
+        assert!(matches!(sent.outcome, Outcome::RunsOn | Outcome::Untouched), "{what}: {sent}");
         (sent.to_string(), self.received.as_ref().expect_err(what).to_string())
     }
 }

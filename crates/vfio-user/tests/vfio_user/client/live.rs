@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use whimbrel_engine::{Destination, Link, NoCpuLog, Source, SourceOptions};
+use whimbrel_engine::channel::Stream;
+use whimbrel_engine::{Destination, NoCpuLog, Source, SourceOptions};
 use whimbrel_models::accel::Descriptor;
 use whimbrel_models::accel::guest::{GuestDriver, Progress, Rings};
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -83,17 +85,17 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
 
     let (left, right) = UnixStream::pair().unwrap();
     let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
-    let report = std::thread::scope(|scope| {
-        let (there, memory) = (destination.client(), &there_memory);
-        let receiver = scope.spawn(|| Destination::new(there).memory(memory).receive(Link::from(right)));
-        let report = Source::new(source.client())
-            .memory(&here_memory, NoCpuLog)
-            .options(options)
-            .send(Link::from(left))
-            .unwrap();
-        receiver.join().unwrap().unwrap();
-        report
-    });
+    // Another handle to each client: the engine has it as long as the migration takes.
+    let there = Destination::new(vec![Box::new(destination.client().clone())]);
+    let there = there.memory(Arc::new(there_memory.clone()));
+    let receiver = std::thread::spawn(|| there.receive(Stream::from(right)));
+    let report = Source::new(vec![Box::new(source.client().clone())])
+        .memory(Arc::new(here_memory.clone()), NoCpuLog)
+        .options(options)
+        .send(Stream::from(left))
+        .result
+        .unwrap();
+    receiver.join().unwrap().result.unwrap();
     assert!(report.device_bytes > 0 && report.memory_bytes >= SIZE, "{report:?}");
     assert_eq!(source.client().state().unwrap(), State::Stop);
     assert_eq!(destination.client().state().unwrap(), State::Running);

@@ -4,7 +4,8 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use whimbrel_engine::{Destination, Link, Source, SourceOptions};
+use whimbrel_engine::channel::Stream;
+use whimbrel_engine::{Destination, Source, SourceOptions};
 use whimbrel_models::accel::REGISTER_QUEUE_SIZE;
 use whimbrel_user::{Capability, Device, MigrationFlags, SavingRead, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
@@ -104,16 +105,17 @@ fn a_device_that_works_moves_through_the_region() {
         for version in versions {
             let (mut source, mut destination) = (Served::new(&model), Served::new(&model));
             let mut here = adapted(&mut source, *version);
-            let mut there = adapted(&mut destination, *version);
+            let there = adapted(&mut destination, *version);
             mark(&mut *here, &model);
             let (left, right) = UnixStream::pair().unwrap();
             let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
-            std::thread::scope(|scope| {
-                let there = &mut *there;
-                let receiver = scope.spawn(|| Destination::new(there).receive(Link::from(right)));
-                Source::new(&mut *here).options(options).send(Link::from(left)).unwrap();
-                receiver.join().unwrap().unwrap();
-            });
+            let receiver = std::thread::spawn(|| Destination::new(vec![there]).receive(Stream::from(right)));
+            let sent = Source::new(vec![here]).options(options).send(Stream::from(left));
+            sent.result.unwrap();
+            receiver.join().unwrap().result.unwrap();
+            // The same devices through other handles.
+            let mut here = adapted(&mut source, *version);
+            let mut there = adapted(&mut destination, *version);
             assert_eq!(here.state().unwrap(), State::Stop, "{model}");
             assert_eq!(there.state().unwrap(), State::Running, "{model}");
             assert_marked(&mut *there, &model);

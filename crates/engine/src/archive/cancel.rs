@@ -1,0 +1,78 @@
+//! Cancelling from outside: asked before each step, and before each read and write of a file.
+
+use std::io::{self, IoSlice, Read, Write};
+
+use crate::error::Error;
+
+/// Returns why the work is to be cancelled, once it is.
+pub(super) type Check<'a> = &'a dyn Fn() -> Option<String>;
+
+/// Cancels nothing.
+pub(super) const NEVER: Check<'static> = &|| None;
+
+/// Fails once the work is cancelled.
+pub(super) fn check(cancel: Check<'_>) -> Result<(), Error> {
+    cancel().map_or(Ok(()), |reason| Err(Error::Cancelled { reason }))
+}
+
+/// A file that can be read or written until the work is cancelled: also if a signal interrupts a read that waits.
+pub(super) struct Cancellable<'a, F> {
+    file: F,
+    cancel: Check<'a>,
+}
+
+impl<'a, F> Cancellable<'a, F> {
+    pub(super) fn new(file: F, cancel: Check<'a>) -> Cancellable<'a, F> {
+        Cancellable { file, cancel }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        (self.cancel)().map_or(Ok(()), |reason| Err(io::Error::other(Cancelled(reason))))
+    }
+}
+
+impl<F: Read> Read for Cancellable<'_, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.file.read(buffer)
+    }
+}
+
+impl<F: Write> Write for Cancellable<'_, F> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.file.write(data)
+    }
+
+    fn write_vectored(&mut self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.check()?;
+        self.file.write_vectored(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The error of a read or write that was cancelled.
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled: {0}")]
+struct Cancelled(String);
+
+/// Returns the error of a file, or of the cancellation that its error stands for.
+pub(super) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
+    match error.downcast::<Cancelled>() {
+        Ok(Cancelled(reason)) => Error::Cancelled { reason },
+        Err(error) => Error::File { what: what.into(), error },
+    }
+}
+
+/// As [`file_error`], of a write.
+pub(super) fn unwritten(error: io::Error) -> Error {
+    file_error("writing the saved state", error)
+}
+
+/// As [`file_error`], of a read.
+pub(super) fn unread(error: io::Error) -> Error {
+    file_error("reading the saved state", error)
+}

@@ -1,0 +1,116 @@
+//! Devices in a file: saved, restored, and inspected.
+//!
+//! A file is the stream that a migration's source would send without memory, and without anybody to answer: HELLO, TABLE,
+//! the state of each device, END (`docs/stream.md`). Raw files hold one driver's own bytes and nothing else, so that they
+//! can be compared with what a kernel gives.
+//!
+//! ```
+//! use whimbrel_engine::archive::{self, Restore, Save};
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Local, Migratable, State};
+//!
+//! let open = |model: &str, name| Ok::<_, Box<dyn std::error::Error>>(Local::new(model.parse::<Model>()?.open(name)?));
+//! let (mut nic, mut console) = (open("accel?state=64KiB", "nic")?, open("serial", "console")?);
+//! let mut file = Vec::new();
+//! Save::new([&mut nic as &mut dyn Migratable, &mut console]).write_to(&mut file)?;
+//!
+//! assert_eq!(archive::inspect(&file[..]).devices.len(), 2);
+//! let (mut nic, mut console) = (open("accel?state=64KiB", "nic")?, open("serial", "console")?);
+//! Restore::new([&mut nic as &mut dyn Migratable, &mut console]).read_from(&file[..])?;
+//! assert_eq!((nic.state()?, console.state()?), (State::Running, State::Running));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod cancel;
+mod contents;
+
+mod path;
+mod raw;
+mod reader;
+mod restore;
+mod save;
+mod saved_file;
+mod set;
+mod writer;
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use whimbrel_user::Migratable;
+
+use crate::error::Error;
+
+pub use contents::{Contents, SavedBlob, SavedDevice, inspect, verify};
+pub use restore::Restore;
+pub use save::Save;
+
+/// The form of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// A whimbrel stream: checked, versioned, with the identity of the device.
+    Stream,
+    /// The driver's bytes and nothing else. The ends of transactions are lost, for a device with a migration region.
+    Raw,
+}
+
+/// A device that was saved or restored.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The device's name.
+    pub device: String,
+    /// Bytes of device state.
+    pub device_bytes: u64,
+    /// The state that the device is in now.
+    pub state: String,
+}
+
+/// A set of devices that was saved or restored.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Archived {
+    /// The devices, in their order.
+    pub devices: Vec<Summary>,
+    /// What the user should know although nothing failed.
+    pub warnings: Vec<String>,
+}
+
+impl Archived {
+    /// Of a set of one.
+    fn into_only(mut self) -> Summary {
+        debug_assert_eq!(self.devices.len(), 1);
+        self.devices.swap_remove(0)
+    }
+}
+
+/// Saves the state of one device: [`Save`] does it for several, and can be cancelled.
+pub fn save(device: &mut dyn Migratable, output: impl Write, form: Form) -> Result<Summary, Error> {
+    let save = Save::new([device]);
+    match form {
+        Form::Stream => save.write_to(output),
+        Form::Raw => save.write_raw_to(output),
+    }
+    .map(Archived::into_only)
+}
+
+/// As [`save`], to a file that appears under its name only when it is complete and on disk.
+pub fn save_to_path(device: &mut dyn Migratable, path: &Path, form: Form) -> Result<Summary, Error> {
+    let save = Save::new([device]);
+    match form {
+        Form::Stream => save.write_to_path(path),
+        Form::Raw => save.write_raw_to_path(path),
+    }
+    .map(Archived::into_only)
+}
+
+/// Restores a saved state into one device and runs it: [`Restore`] does it for several, and can be cancelled.
+pub fn restore(device: &mut dyn Migratable, input: impl Read, form: Form) -> Result<Summary, Error> {
+    let restore = Restore::new([device]);
+    match form {
+        Form::Stream => restore.read_from(input),
+        Form::Raw => restore.read_raw_from(input),
+    }
+    .map(Archived::into_only)
+}

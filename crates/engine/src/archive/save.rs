@@ -1,0 +1,228 @@
+//! Saving a set of devices.
+
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use whimbrel_user::{DataFile, DeviceSetup, Migratable, SavingRead, State};
+
+use super::cancel::{Cancellable, Check, NEVER, check};
+use super::set::Set;
+use super::writer::Writer;
+use super::{Archived, Summary, path, raw};
+use crate::error::Error;
+use crate::guest::{Blob, Guest, NoGuest};
+use crate::proto::control::{Control, Table};
+use crate::proto::frame::CHUNK;
+use crate::proto::intake::MAX_BLOBS_BYTES;
+use crate::proto::message::Message;
+use crate::proto::negotiate::{Feature, Offer};
+use crate::proto::table;
+
+/// A save of one or several devices.
+///
+/// All devices are stopped, read, and brought back to the states that they were in: RUNNING, RUNNING_P2P or STOP. That
+/// also happens if the save fails or is cancelled.
+///
+/// ```
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use whimbrel_engine::Error;
+/// use whimbrel_engine::archive::Save;
+/// use whimbrel_models::Model;
+/// use whimbrel_user::{Local, Migratable, State};
+///
+/// let model: Model = "serial".parse()?;
+/// let mut device = Local::new(model.open("console")?);
+/// // Set by a handler of SIGINT, for example.
+/// let signalled = AtomicBool::new(true);
+/// let cancel = || signalled.load(Ordering::Relaxed).then(|| "interrupted".to_string());
+/// let saved = Save::new([&mut device as &mut dyn Migratable]).cancel(&cancel).write_to(Vec::new());
+/// assert!(matches!(saved, Err(Error::Cancelled { .. })));
+/// assert_eq!(device.state()?, State::Running);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Save<'a> {
+    devices: Vec<&'a mut dyn Migratable>,
+    guest: Box<dyn Guest + 'a>,
+    cancel: Check<'a>,
+}
+
+impl fmt::Debug for Save<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
+        f.debug_struct("Save").field("devices", &names).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Save<'a> {
+    /// Returns a save of these devices, in this order.
+    pub fn new(devices: impl IntoIterator<Item = &'a mut dyn Migratable>) -> Save<'a> {
+        Save { devices: devices.into_iter().collect(), guest: Box::new(NoGuest), cancel: NEVER }
+    }
+
+    /// Saves the state of the program that owns the devices with them: it is paused first, and resumed once all devices
+    /// are back.
+    #[must_use]
+    pub fn guest(self, guest: impl Guest + 'a) -> Save<'a> {
+        Save { guest: Box::new(guest), ..self }
+    }
+
+    /// Asks `cancel` before each step, and before each write of at most a few hundred KiB, whether to give up and why. A
+    /// call into a driver is not interrupted.
+    #[must_use]
+    pub fn cancel(self, cancel: &'a dyn Fn() -> Option<String>) -> Save<'a> {
+        Save { cancel, ..self }
+    }
+
+    /// Saves.
+    pub fn write_to(self, output: impl Write) -> Result<Archived, Error> {
+        let names = self.guest.blobs();
+        self.run(|set, open, guest, cancel| {
+            let table = Table { devices: set.identities(), memory: Vec::new(), blobs: names };
+            table::check(&table)?;
+            let blobs = guest.save().map_err(Error::Guest)?;
+            if blobs.iter().map(|blob| &blob.name).ne(&table.blobs) {
+                return Err(Error::Guest("it saved other blobs than it had listed".into()));
+            }
+            let sessions = open(set)?;
+            let setups = set.save_setups()?;
+            let mut writer = Writer::new(Cancellable::new(output, cancel));
+            writer.write(Control::Hello(offer(&table, &setups)))?;
+            writer.write(Control::Table(table))?;
+            write_setups(&mut writer, &setups)?;
+            let sizes = write_states(&mut writer, sessions, cancel)?;
+            write_blobs(&mut writer, &blobs)?;
+            writer.write(Control::End { memory_bytes: 0 })?;
+            writer.flush()?;
+            Ok(sizes)
+        })
+    }
+
+    /// Saves to a file that appears under its name only when it is complete and on disk.
+    pub fn write_to_path(self, path: &Path) -> Result<Archived, Error> {
+        path::write(path, |file| self.write_to(file))
+    }
+
+    /// Saves the bytes of the only device's driver, and nothing else.
+    pub fn write_raw_to(self, output: impl Write) -> Result<Archived, Error> {
+        self.run(|set, open, _, cancel| {
+            let mut output = Cancellable::new(output, cancel);
+            open(set)?.iter_mut().map(|data| raw::write(data, &mut output)).collect()
+        })
+    }
+
+    /// As [`Save::write_to_path`], in the form of [`Save::write_raw_to`].
+    pub fn write_raw_to_path(self, path: &Path) -> Result<Archived, Error> {
+        path::write(path, |file| self.write_raw_to(file))
+    }
+
+    /// Pauses the guest, lets `write` stop the devices and write them, and brings everything back.
+    fn run(
+        mut self,
+        write: impl FnOnce(&mut Set<'_>, Open<'_>, &mut dyn Guest, Check<'_>) -> Result<Vec<u64>, Error>,
+    ) -> Result<Archived, Error> {
+        let mut set = Set::new(self.devices)?;
+        let before = states(&mut set)?;
+        let cancel = self.cancel;
+        check(cancel)?;
+        let paused = self.guest.pause().map_err(Error::Guest);
+        let open = |set: &mut Set<'_>| set.stop_to(State::StopCopy, cancel);
+        let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel));
+        // They go on whether or not the save worked. A program whose devices do not must not go on.
+        let sizes = set.bring_back(&before, written);
+        if !matches!(sizes, Err(Error::NotBack { .. })) {
+            match (self.guest.resume(), &sizes) {
+                (Err(error), Ok(_)) => return Err(Error::Guest(error)),
+                (Err(error), Err(_)) => tracing::error!(%error, "the owner's program did not resume"),
+                (Ok(()), _) => {}
+            }
+        }
+        let summary = |(index, (device_bytes, state)): (usize, (u64, State))| Summary {
+            device: set.identity(index).name.clone(),
+            device_bytes,
+            state: state.to_string(),
+        };
+        let devices = sizes?.into_iter().zip(before).enumerate().map(summary).collect();
+        Ok(Archived { devices, warnings: set.warnings() })
+    }
+}
+
+/// Stops all devices and opens their sessions.
+type Open<'a> = &'a dyn Fn(&mut Set<'_>) -> Result<Vec<DataFile>, Error>;
+
+/// The states of the devices, if a save may begin in them.
+fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
+    (0..set.len())
+        .map(|index| {
+            let state = set.device(index).state()?;
+            if matches!(state, State::Running | State::RunningP2p | State::Stop) {
+                return Ok(state);
+            }
+            // Another session is running, or a state is half loaded: saving would end that.
+            let device = set.identity(index).name.clone();
+            let needed = "RUNNING, RUNNING_P2P and STOP";
+            Err(Error::WrongState { device, state, work: "a save", needed })
+        })
+        .collect()
+}
+
+/// The first frame of a file: what its reader must understand.
+fn offer(table: &Table, setups: &[Option<DeviceSetup>]) -> Offer {
+    let used =
+        [(Feature::Blobs, !table.blobs.is_empty()), (Feature::Setup, setups.iter().any(Option::is_some))];
+    let used = used.into_iter().filter_map(|(feature, is_used)| is_used.then_some(feature)).collect();
+    // A file belongs to no migration.
+    Offer::new(0, &used, &used)
+}
+
+fn write_setups(writer: &mut Writer<impl Write>, setups: &[Option<DeviceSetup>]) -> Result<(), Error> {
+    for (device, setup) in (0..).zip(setups) {
+        if let Some(setup) = setup {
+            writer.write(Message::Setup { device, data: &setup.to_bytes() })?;
+        }
+    }
+    Ok(())
+}
+
+fn write_states(
+    writer: &mut Writer<impl Write>,
+    sessions: Vec<DataFile>,
+    cancel: Check<'_>,
+) -> Result<Vec<u64>, Error> {
+    let mut sizes = Vec::with_capacity(sessions.len());
+    let mut chunk = vec![0; CHUNK];
+    for (device, mut data) in (0..).zip(sessions) {
+        let mut bytes = 0;
+        while let SavingRead::Data(count) = data.read(&mut chunk)? {
+            check(cancel)?;
+            let ends = data.ends_transaction();
+            writer.write(Message::DeviceState { device, ends, data: &chunk[..count] })?;
+            bytes += count as u64;
+        }
+        writer.write(Control::DeviceEnd { device, bytes })?;
+        sizes.push(bytes);
+    }
+    Ok(sizes)
+}
+
+fn write_blobs(writer: &mut Writer<impl Write>, blobs: &[Blob]) -> Result<(), Error> {
+    let total: usize = blobs.iter().map(|blob| blob.data.len()).sum();
+    if total as u64 > MAX_BLOBS_BYTES {
+        let error =
+            format!("it saved {total} bytes of its own state, more than the maximum of {MAX_BLOBS_BYTES}");
+        return Err(Error::Guest(error.into()));
+    }
+    for Blob { name, data } in blobs {
+        let mut pieces = data.chunks(CHUNK).peekable();
+        loop {
+            // One without contents has one frame as well.
+            let data = pieces.next().unwrap_or_default();
+            let last = pieces.peek().is_none();
+            writer.write(Message::Blob { name: &name.name, version: name.version, last, data })?;
+            if last {
+                break;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The ways in which sending and receiving end early.
+
+use std::io;
+
+use super::WaitError;
+use crate::proto::problem::StreamError;
+
+/// The reason that a frame was not sent or received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// The interrupt was set. The stream is whole: a later call goes on.
+    #[error("interrupted")]
+    Interrupted,
+    /// The deadline has passed. The stream is whole: a later call goes on.
+    #[error("timed out")]
+    TimedOut,
+    /// The peer has closed the connection, or its process ended.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// The connection is broken.
+    #[error("the connection failed: {0}")]
+    Failed(io::Error),
+    /// The peer sent something that is not a stream of frames.
+    #[error(transparent)]
+    Malformed(StreamError),
+}
+
+impl ChannelError {
+    /// Returns whether a later call may succeed: the connection is as good as before.
+    pub fn is_wait(&self) -> bool {
+        matches!(self, ChannelError::Interrupted | ChannelError::TimedOut)
+    }
+}
+
+impl From<WaitError> for ChannelError {
+    fn from(error: WaitError) -> ChannelError {
+        match error {
+            WaitError::Interrupted => ChannelError::Interrupted,
+            WaitError::TimedOut => ChannelError::TimedOut,
+            WaitError::Failed(error) => ChannelError::Failed(error),
+        }
+    }
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> ChannelError {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match error.kind() {
+            BrokenPipe | ConnectionReset | ConnectionAborted => ChannelError::Closed,
+            _ => ChannelError::Failed(error),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The bytes of a channel, a little read ahead.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{Channel, ChannelError, Readiness, Until};
+
+/// Small: reads at least this long go around the buffer.
+const BUFFER: usize = 16 << 10;
+
+/// Reads a channel. What has been read is kept when a wait ends early.
+#[derive(Debug)]
+pub(super) struct Input {
+    channel: Arc<dyn Channel>,
+    buffer: Box<[u8; BUFFER]>,
+    /// The bytes of the buffer that are unread.
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    pub(super) fn new(channel: Arc<dyn Channel>) -> Input {
+        Input { channel, buffer: Box::new([0; BUFFER]), start: 0, end: 0 }
+    }
+
+    /// Returns the bytes that have been read ahead.
+    pub(super) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Reads ahead until there are `N` bytes, and returns them. They stay unread.
+    pub(super) fn peek<const N: usize>(&mut self, until: Until<'_>) -> Result<[u8; N], ChannelError> {
+        const { assert!(N <= BUFFER) };
+        loop {
+            if let Some(bytes) = self.buffered().first_chunk() {
+                return Ok(*bytes);
+            }
+            self.read_ahead(until)?;
+        }
+    }
+
+    /// Takes bytes that were read ahead.
+    pub(super) fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.end - self.start);
+        self.start += count;
+    }
+
+    /// Reads at least one byte.
+    pub(super) fn read_some(&mut self, into: &mut [u8], until: Until<'_>) -> Result<usize, ChannelError> {
+        if self.start == self.end {
+            if into.len() >= BUFFER {
+                return read(&*self.channel, into, until);
+            }
+            self.read_ahead(until)?;
+        }
+        let count = into.len().min(self.end - self.start);
+        into[..count].copy_from_slice(&self.buffer[self.start..self.start + count]);
+        self.start += count;
+        Ok(count)
+    }
+
+    fn read_ahead(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == BUFFER {
+            self.buffer.copy_within(self.start.., 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        self.end += read(&*self.channel, &mut self.buffer[self.end..], until)?;
+        Ok(())
+    }
+}
+
+/// Reads some bytes, and waits for them if need be.
+fn read(channel: &dyn Channel, into: &mut [u8], until: Until<'_>) -> Result<usize, ChannelError> {
+    loop {
+        match channel.try_read(into) {
+            Ok(0) => return Err(ChannelError::Closed),
+            // A channel that claims more than there is room for is broken.
+            Ok(count) if count > into.len() => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+            Ok(count) => return Ok(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                until.wait(channel.readiness_fd(), Readiness::Readable)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

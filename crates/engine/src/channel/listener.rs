@@ -1,0 +1,124 @@
+//! The address where a destination waits for its sender.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::bound::Bound;
+use super::visitors::{Policy, Visitors};
+use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
+
+/// Listens for a sender, among strangers of every kind.
+///
+/// Up to 16 connections are unknown at a time. Each has 5 s to send a preamble and a HELLO; none delays another. The first
+/// that does is the sender, and as long as the listener exists all others are told that it is busy.
+///
+/// A Unix socket can be connected to by the user who created it (mode 0600). Its file is removed with the listener.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use whimbrel_engine::channel::{Listener, Sender, Until, connect};
+/// # use std::collections::BTreeSet;
+/// # use whimbrel_engine::proto::{control::Control, negotiate::Offer};
+///
+/// let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let address = listener.address().clone();
+/// let until = Until::timeout(Duration::from_secs(10));
+/// let hello = Control::Hello(Offer::new(1, &BTreeSet::new(), &BTreeSet::new()));
+/// let sender = std::thread::spawn(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+///     let mut sender = Sender::new(Arc::new(connect(&address, until)?));
+///     Ok(sender.send_now(&hello.into(), until)?)
+/// });
+/// let mut accepted = listener.accept(until)?;
+/// let hello = accepted.receiver.next(until)?;
+/// # sender.join().unwrap().unwrap();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Listener {
+    socket: Arc<Bound>,
+    visitors: Visitors,
+    rejector: Option<Rejector>,
+}
+
+/// The sender that was chosen.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Accepted {
+    /// The connection.
+    pub channel: Arc<dyn Channel>,
+    /// Its receiver. The first frame is HELLO, and has arrived.
+    pub receiver: Receiver,
+    /// The IP address of the sender, over TCP.
+    pub peer: Option<SocketAddr>,
+}
+
+/// A thread that refuses everyone who comes after the sender.
+#[derive(Debug)]
+struct Rejector {
+    stop: Interrupt,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Binds an address. A Unix socket whose listener has died is replaced; any other file at its path is EADDRINUSE.
+    pub fn bind(address: &Address) -> io::Result<Listener> {
+        let socket = Arc::new(Bound::new(address)?);
+        Ok(Listener { socket, visitors: Visitors::default(), rejector: None })
+    }
+
+    /// Returns the address, with the port that the system chose if 0 was asked for.
+    pub fn address(&self) -> &Address {
+        self.socket.address()
+    }
+
+    /// Waits for a sender. A later call waits for the next one, and is for when the migration with this one is over.
+    pub fn accept(&mut self, until: Until<'_>) -> Result<Accepted, WaitError> {
+        self.rejector = None;
+        let (stream, receiver) = loop {
+            if let Some(sender) = self.visitors.step(&self.socket, Policy::Choose, until)? {
+                break sender;
+            }
+        };
+        let mut visitors = std::mem::take(&mut self.visitors);
+        visitors.refuse_all();
+        match Rejector::start(self.socket.clone(), visitors) {
+            Ok(rejector) => self.rejector = Some(rejector),
+            // They wait then, and are not told why.
+            Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
+        }
+        let peer = stream.peer();
+        Ok(Accepted { channel: stream, receiver, peer })
+    }
+}
+
+impl Rejector {
+    fn start(socket: Arc<Bound>, mut visitors: Visitors) -> io::Result<Rejector> {
+        let stop = Interrupt::new()?;
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new().name("listener".into()).spawn(move || {
+            loop {
+                match visitors.step(&socket, Policy::Refuse, Until::interrupted(&stopped)) {
+                    Ok(_) => {}
+                    Err(WaitError::Interrupted | WaitError::TimedOut) => return,
+                    Err(WaitError::Failed(error)) => {
+                        tracing::warn!(%error, "other senders are not refused any more");
+                        return;
+                    }
+                }
+            }
+        })?;
+        Ok(Rejector { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Rejector {
+    fn drop(&mut self) {
+        self.stop.set();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

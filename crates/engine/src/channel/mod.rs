@@ -1,0 +1,54 @@
+//! The connection between the two sides of a migration.
+//!
+//! [`Channel`] is a byte stream, over whatever the owner of a migration brings: [`Stream`] is one over TCP, a Unix socket
+//! or any other connected stream socket. [`connect`] and [`Listener`] make such streams. [`Sender`] and [`Receiver`] put
+//! frames on a channel, whatever it is.
+//!
+//! Nothing here waits without an end: each wait takes an [`Until`], which is an absolute deadline, an [`Interrupt`], or
+//! both.
+
+mod address;
+mod bound;
+mod connect;
+mod error;
+mod input;
+mod listener;
+mod receiver;
+mod sender;
+mod stream;
+mod visitors;
+mod wait;
+
+use std::fmt::Debug;
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+
+pub use address::{Address, AddressError};
+pub use connect::{ConnectError, connect, connect_once};
+pub use error::ChannelError;
+pub use listener::{Accepted, Listener};
+pub use receiver::{MemoryData, Received, Receiver};
+pub use sender::Sender;
+pub use stream::Stream;
+pub use wait::{Interrupt, Readiness, Until, WaitError};
+
+/// A connected, reliable byte stream in both directions.
+///
+/// A read and a write may happen at the same time on different threads. Neither waits: both fail with
+/// [`WouldBlock`](io::ErrorKind::WouldBlock) if they would have to.
+pub trait Channel: Send + Sync + Debug {
+    /// Reads some bytes; 0 at the end of the stream.
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes some bytes of the buffers, in their order.
+    fn try_write(&self, data: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// The descriptor to poll after [`WouldBlock`](io::ErrorKind::WouldBlock), for reading or for writing.
+    fn readiness_fd(&self) -> BorrowedFd<'_>;
+
+    /// Ends the stream in the direction of the peer, who reads what was written and then the end.
+    fn shutdown_write(&self) -> io::Result<()>;
+}
+
+#[cfg(test)]
+mod tests;

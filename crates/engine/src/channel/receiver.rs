@@ -1,0 +1,300 @@
+//! Frames from a channel, checked, one at a time.
+
+use std::io;
+use std::sync::Arc;
+
+use crc_fast::{CrcAlgorithm, Digest};
+
+use super::input::Input;
+use super::{Channel, ChannelError, Until};
+use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES, Preamble};
+use crate::proto::message::{MEMORY_HEAD, Message, memory_head};
+use crate::proto::problem::{Problem, StreamError};
+
+/// Receives frames. Holds one payload at a time, no larger than its kind may be.
+///
+/// A wait that ends early loses nothing: the next call goes on where the last one ended.
+#[derive(Debug)]
+pub struct Receiver {
+    input: Input,
+    /// Only ever grows, so that a large payload after a small one costs no clearing.
+    payload: Vec<u8>,
+    state: State,
+    /// Of the MEMORY frame that is being read, as far as it is read.
+    digest: Digest,
+    offset: u64,
+    sequence: u64,
+}
+
+/// The next part of the stream.
+#[derive(Debug)]
+enum State {
+    Preamble,
+    Header,
+    /// A payload, of which so much is in `payload`.
+    Payload {
+        header: FrameHeader,
+        filled: usize,
+    },
+    /// The data of a MEMORY frame, of which so much is left. It is skipped once it has been offered to the caller.
+    Memory {
+        header: FrameHeader,
+        address: u64,
+        left: usize,
+        offered: bool,
+    },
+}
+
+/// A frame.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_enums, reason = "a frame is read as a whole or piece by piece")]
+pub enum Received<'a> {
+    /// A whole message.
+    Message(Message<'a>),
+    /// A MEMORY frame, whose data is still to be read.
+    Memory(MemoryData<'a>),
+}
+
+/// The data of a MEMORY frame, to be read into its place: [`read_into`](MemoryData::read_into), then
+/// [`finish`](MemoryData::finish).
+///
+/// Data that is not read is skipped, and checked all the same before the next frame.
+#[derive(Debug)]
+pub struct MemoryData<'a> {
+    receiver: &'a mut Receiver,
+    address: u64,
+    length: usize,
+}
+
+/// The least to skip at a time, in bytes.
+const SCRAP: usize = 64 << 10;
+
+impl Receiver {
+    /// Receives from `channel`, which begins with the preamble.
+    pub fn new(channel: Arc<dyn Channel>) -> Receiver {
+        Receiver {
+            input: Input::new(channel),
+            payload: Vec::new(),
+            state: State::Preamble,
+            digest: crc(),
+            offset: 0,
+            sequence: 0,
+        }
+    }
+
+    /// Returns the bytes received so far, by whole frames.
+    pub fn bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// Returns whether something may have arrived that [`Receiver::next`] would not have to wait for, although polling
+    /// the channel would not tell.
+    pub fn has_buffered(&self) -> bool {
+        !self.input.buffered().is_empty()
+    }
+
+    /// Receives the next frame. One that has arrived is received even after the deadline, but not once the interrupt is
+    /// set: a peer that sends without a pause must not keep it from being seen.
+    pub fn next(&mut self, until: Until<'_>) -> Result<Received<'_>, ChannelError> {
+        loop {
+            match &mut self.state {
+                State::Preamble => self.preamble(until)?,
+                State::Header => {
+                    until.check_interrupt()?;
+                    self.begin_frame(until)?;
+                }
+                State::Memory { offered: true, .. } => self.skip(until)?,
+                State::Memory { address, left, offered, .. } => {
+                    *offered = true;
+                    let (address, length) = (*address, *left);
+                    return Ok(Received::Memory(MemoryData { receiver: self, address, length }));
+                }
+                State::Payload { .. } => {
+                    let header = self.fill_payload(until)?;
+                    let offset = self.offset;
+                    self.end_frame(&header);
+                    let Some(kind) = header.kind else {
+                        // A frame that may be skipped. There may be any number of them.
+                        until.check()?;
+                        continue;
+                    };
+                    return Message::parse(kind, &self.payload[..header.length as usize])
+                        .map(Received::Message)
+                        .map_err(|problem| ChannelError::Malformed(StreamError::new(offset, problem)));
+                }
+            }
+        }
+    }
+
+    /// Reads and ignores everything until the peer closes the connection, so that closing this side does not make the peer
+    /// lose what it has not read yet.
+    pub fn drain(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        let mut scrap = vec![0; SCRAP];
+        loop {
+            match self.input.read_some(&mut scrap, until) {
+                // The peer may send without a pause.
+                Ok(_) => until.check()?,
+                Err(ChannelError::Closed) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until the first frame has arrived, and checks that it is a HELLO. [`Receiver::next`] returns it afterwards.
+    ///
+    /// Of any other frame, the payload is not waited for.
+    pub(super) fn hello(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        loop {
+            match &self.state {
+                State::Preamble => self.preamble(until)?,
+                State::Header => {
+                    let header = self.header(until)?;
+                    if header.kind != Some(Kind::Hello) {
+                        let kind = header.kind.map_or("unknown", Kind::name);
+                        let error = format!("the first frame is {kind}, expected HELLO");
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, error).into());
+                    }
+                    self.begin_frame(until)?;
+                }
+                State::Payload { .. } | State::Memory { .. } => {
+                    let header = self.fill_payload(until)?;
+                    Message::parse(Kind::Hello, &self.payload[..header.length as usize])
+                        .map_err(|problem| self.malformed(problem))?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn preamble(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        let bytes = self.input.peek::<PREAMBLE_BYTES>(until)?;
+        Preamble::check(&bytes).map_err(|problem| self.malformed(problem))?;
+        self.input.consume(PREAMBLE_BYTES);
+        self.offset += PREAMBLE_BYTES as u64;
+        self.state = State::Header;
+        Ok(())
+    }
+
+    /// Reads the header ahead.
+    fn header(&mut self, until: Until<'_>) -> Result<FrameHeader, ChannelError> {
+        let bytes = self.input.peek::<HEADER_BYTES>(until)?;
+        FrameHeader::parse(&bytes, self.sequence).map_err(|problem| self.malformed(problem))
+    }
+
+    fn begin_frame(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        let header = self.header(until)?;
+        let length = header.length as usize;
+        if header.kind == Some(Kind::Memory) {
+            // Of a frame that is too short, the head is not waited for.
+            let wrong = |problem| ChannelError::Malformed(StreamError::new(self.offset, problem));
+            memory_head(&[0; MEMORY_HEAD], header.length).map_err(wrong)?;
+            let bytes = self.input.peek::<{ HEADER_BYTES + MEMORY_HEAD }>(until)?;
+            let (_, head) = bytes.split_last_chunk().unwrap_or((&[], &[0; MEMORY_HEAD]));
+            let (address, left) = memory_head(head, header.length).map_err(wrong)?;
+            self.digest = crc();
+            self.digest.update(head);
+            self.input.consume(bytes.len());
+            self.state = State::Memory { header, address, left, offered: false };
+        } else {
+            self.input.consume(HEADER_BYTES);
+            if self.payload.len() < length {
+                self.payload.resize(length, 0);
+            }
+            self.state = State::Payload { header, filled: 0 };
+        }
+        Ok(())
+    }
+
+    /// Reads data of a MEMORY frame into its place, or as much of it as there is.
+    fn read_memory(&mut self, into: &mut [u8], until: Until<'_>) -> Result<(), ChannelError> {
+        let mut filled = 0;
+        while filled < into.len() {
+            let State::Memory { left, .. } = &mut self.state else { break };
+            let most = (into.len() - filled).min(*left);
+            if most == 0 {
+                break;
+            }
+            let count = self.input.read_some(&mut into[filled..filled + most], until)?;
+            // At once, while the data is in the cache.
+            self.digest.update(&into[filled..filled + count]);
+            *left -= count;
+            filled += count;
+        }
+        Ok(())
+    }
+
+    /// Reads the rest of a MEMORY frame, and checks all of it.
+    fn skip(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        let mut scrap = std::mem::take(&mut self.payload);
+        scrap.resize(scrap.len().max(SCRAP), 0);
+        while let State::Memory { left: 1.., .. } = self.state {
+            if let Err(error) = self.read_memory(&mut scrap, until) {
+                self.payload = scrap;
+                return Err(error);
+            }
+        }
+        self.payload = scrap;
+        let State::Memory { header, .. } = self.state else { return Ok(()) };
+        header.check_crc(self.digest.finalize() as u32).map_err(|problem| self.malformed(problem))?;
+        self.end_frame(&header);
+        Ok(())
+    }
+
+    /// Reads the rest of a payload, and checks it.
+    fn fill_payload(&mut self, until: Until<'_>) -> Result<FrameHeader, ChannelError> {
+        let State::Payload { header, filled } = &mut self.state else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+        };
+        let payload = &mut self.payload[..header.length as usize];
+        while *filled < payload.len() {
+            *filled += self.input.read_some(&mut payload[*filled..], until)?;
+        }
+        let header = *header;
+        header.check_payload(&[payload]).map_err(|problem| self.malformed(problem))?;
+        Ok(header)
+    }
+
+    fn end_frame(&mut self, header: &FrameHeader) {
+        self.offset += HEADER_BYTES as u64 + u64::from(header.length);
+        self.sequence += 1;
+        self.state = State::Header;
+    }
+
+    fn malformed(&self, problem: Problem) -> ChannelError {
+        ChannelError::Malformed(StreamError::new(self.offset, problem))
+    }
+}
+
+impl MemoryData<'_> {
+    /// Returns the guest physical address of the first byte. The sender chose it: it may be no memory at all.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Returns the size in bytes, at least 1 and at most 1 MiB.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Reads the next bytes straight into their place, and fills it. They have not been checked yet:
+    /// [`finish`](MemoryData::finish) does.
+    ///
+    /// Fails with [`InvalidInput`](io::ErrorKind::InvalidInput) if the place is larger than what is left.
+    pub fn read_into(&mut self, place: &mut [u8], until: Until<'_>) -> Result<(), ChannelError> {
+        let State::Memory { left, .. } = self.receiver.state else { return Ok(()) };
+        if place.len() > left {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+        }
+        self.receiver.read_memory(place, until)
+    }
+
+    /// Skips what has not been read, and checks the whole frame.
+    pub fn finish(self, until: Until<'_>) -> Result<(), ChannelError> {
+        self.receiver.skip(until)
+    }
+}
+
+fn crc() -> Digest {
+    Digest::new(CrcAlgorithm::Crc32Iscsi)
+}

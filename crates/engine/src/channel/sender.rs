@@ -1,0 +1,161 @@
+//! Frames onto a channel.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::{Channel, ChannelError, Readiness, Until};
+use crate::proto::frame::{CHUNK, FrameHeader, HEADER_BYTES, PREAMBLE_BYTES, Preamble};
+use crate::proto::message::Message;
+
+/// Data from this size on is sent by itself, without a copy; less is gathered.
+const LARGE: usize = 32 << 10;
+/// Gathered bytes are sent from this size on.
+const GATHER: usize = 256 << 10;
+
+/// Sends frames. Small ones are gathered until [`Sender::flush`]; large ones are sent at once, without a copy.
+///
+/// The stream stays whole when a wait ends early: what is unsent of a frame that has been begun is kept, and sent before
+/// everything that follows.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use whimbrel_engine::channel::{Received, Receiver, Sender, Stream, Until};
+/// use whimbrel_engine::proto::message::Message;
+///
+/// let (left, right) = UnixStream::pair()?;
+/// let mut sender = Sender::new(Arc::new(Stream::from(left)));
+/// let mut receiver = Receiver::new(Arc::new(Stream::from(right)));
+/// let until = Until::timeout(Duration::from_secs(10));
+///
+/// sender.send_now(&Message::Memory { address: 0x1000, data: &[7; 4096] }, until)?;
+/// let Received::Memory(mut memory) = receiver.next(until)? else { panic!() };
+/// let mut place = vec![0; memory.len()];
+/// memory.read_into(&mut place, until)?;
+/// memory.finish(until)?;
+/// assert_eq!(place, [7; 4096]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Sender {
+    channel: Arc<dyn Channel>,
+    /// Bytes that belong to the stream, those before `sent` sent already. Holds at most what is gathered and one frame.
+    queue: Vec<u8>,
+    sent: usize,
+    /// True if a wait ended early, and what it was for is unsent.
+    is_behind: bool,
+    sequence: u64,
+    bytes: u64,
+}
+
+impl Sender {
+    /// Sends to `channel`, beginning with the preamble.
+    pub fn new(channel: Arc<dyn Channel>) -> Sender {
+        let queue = zerocopy::IntoBytes::as_bytes(&Preamble::CURRENT).to_vec();
+        Sender { channel, queue, sent: 0, is_behind: false, sequence: 0, bytes: PREAMBLE_BYTES as u64 }
+    }
+
+    /// Returns the size of the stream so far, with what is not sent yet.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns the bytes of it that are not sent yet.
+    pub fn unsent(&self) -> usize {
+        self.queue.len() - self.sent
+    }
+
+    /// Returns whether a wait has ended early since everything was sent for the last time: the peer takes too little.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
+    /// Adds a message to the stream.
+    ///
+    /// Once this returns `Ok`, the message is part of the stream, although it may be unsent ([`Sender::is_behind`] tells
+    /// whether that is for want of time). After an error that
+    /// [is a wait](ChannelError::is_wait), nothing of it is: what is unsent from earlier has not been sent in time.
+    pub fn send(&mut self, message: &Message<'_>, until: Until<'_>) -> Result<(), ChannelError> {
+        // More than is gathered is left only if an earlier wait ended early.
+        if self.unsent() >= GATHER {
+            self.flush(until)?;
+        }
+        let (kind, (first, data)) = (message.kind(), message.payload());
+        if data.len() > CHUNK || first.len() + data.len() > kind.max_payload() as usize {
+            let error = format!("a {kind} frame of {} bytes is too long", first.len() + data.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error).into());
+        }
+        let header = FrameHeader::for_payload(kind, self.sequence, &[&first, data]);
+        self.sequence += 1;
+        self.bytes += (HEADER_BYTES + first.len() + data.len()) as u64;
+        self.queue.extend_from_slice(&header.to_bytes());
+        self.queue.extend_from_slice(&first);
+        let result = if data.len() >= LARGE {
+            let mut sent = 0;
+            let result = self.write(data, &mut sent, until);
+            self.queue.extend_from_slice(&data[sent..]);
+            result
+        } else {
+            self.queue.extend_from_slice(data);
+            if self.unsent() >= GATHER { self.flush(until) } else { Ok(()) }
+        };
+        match result {
+            Err(error) if error.is_wait() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Adds a message to the stream and sends everything.
+    pub fn send_now(&mut self, message: &Message<'_>, until: Until<'_>) -> Result<(), ChannelError> {
+        self.send(message, until)?;
+        self.flush(until)
+    }
+
+    /// Sends everything.
+    pub fn flush(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        self.write(&[], &mut 0, until)
+    }
+
+    /// Sends everything, and ends the stream.
+    pub fn finish(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+        self.flush(until)?;
+        Ok(self.channel.shutdown_write()?)
+    }
+
+    /// Sends the queue, then `data`, and counts how much of `data` is sent.
+    fn write(&mut self, data: &[u8], done: &mut usize, until: Until<'_>) -> Result<(), ChannelError> {
+        while self.unsent() > 0 || *done < data.len() {
+            let (queue, rest) = (&self.queue[self.sent..], &data[*done..]);
+            let result = match (queue, rest) {
+                ([], rest) => self.channel.try_write(&[IoSlice::new(rest)]),
+                (queue, []) => self.channel.try_write(&[IoSlice::new(queue)]),
+                (queue, rest) => self.channel.try_write(&[IoSlice::new(queue), IoSlice::new(rest)]),
+            };
+            match result {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(count) if count > queue.len() + rest.len() => {
+                    return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+                }
+                Ok(count) => {
+                    let of_queue = count.min(queue.len());
+                    *done += count - of_queue;
+                    self.sent += of_queue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let wait = until.wait(self.channel.readiness_fd(), Readiness::Writable);
+                    self.is_behind |= wait.is_err();
+                    wait?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.sent == self.queue.len() {
+                self.queue.clear();
+                self.sent = 0;
+            }
+        }
+        self.is_behind = false;
+        Ok(())
+    }
+}

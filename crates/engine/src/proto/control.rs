@@ -1,0 +1,143 @@
+//! The control messages of a migration: what the two sides say to each other apart from memory and device state.
+//!
+//! Their byte form is the business of `message`, and who may say which one when that of `source` and `destination`.
+
+use serde::{Deserialize, Serialize};
+
+use super::identity::DeviceIdentity;
+use super::negotiate::{Accept, Offer};
+use crate::set::RamRegion;
+
+/// A control message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Source, first frame: the versions and features it offers, and the id of the migration.
+    Hello(Offer),
+    /// Destination: the version and the features in use from here on.
+    Accept(Accept),
+    /// Source: the devices and memory to migrate.
+    Table(Table),
+    /// Destination: every device and the memory fit, and the devices are ready for state.
+    Fits(Fits),
+    /// Source: a round is over. Answer once everything before it has been processed.
+    Round {
+        /// Number of the round, from 1.
+        number: u32,
+        /// Whether the initial data of every device has been sent: the answer confirms that it arrived.
+        initial: bool,
+    },
+    /// Destination: everything up to that round has been processed.
+    RoundDone {
+        /// Number of the round.
+        number: u32,
+    },
+    /// Source: answer at once. Measures a round trip.
+    Ping {
+        /// Repeated in the answer.
+        id: u32,
+    },
+    /// Destination: the answer to [`Control::Ping`].
+    Pong {
+        /// The id of the question.
+        id: u32,
+    },
+    /// Source: the state of a device is complete.
+    DeviceEnd {
+        /// Number of the device, from 0.
+        device: u32,
+        /// Size of the state in bytes.
+        bytes: u64,
+    },
+    /// Source: everything has been sent.
+    End {
+        /// Bytes of memory, repeated and zero pages included.
+        memory_bytes: u64,
+    },
+    /// Destination: everything has been loaded.
+    Ready(Ready),
+    /// Source: the devices belong to the destination.
+    Handover,
+    /// Destination: every device runs.
+    Running(Running),
+    /// Destination: no device runs here and none ever will.
+    Failed(Reason),
+    /// Source: the migration is cancelled.
+    Abort(Reason),
+}
+
+impl Control {
+    /// Returns the name of the message, as documents and errors have it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Control::Hello(_) => "HELLO",
+            Control::Accept(_) => "ACCEPT",
+            Control::Table(_) => "TABLE",
+            Control::Fits(_) => "FITS",
+            Control::Round { .. } => "ROUND",
+            Control::RoundDone { .. } => "ROUND_DONE",
+            Control::Ping { .. } => "PING",
+            Control::Pong { .. } => "PONG",
+            Control::DeviceEnd { .. } => "DEVICE_END",
+            Control::End { .. } => "END",
+            Control::Ready(_) => "READY",
+            Control::Handover => "HANDOVER",
+            Control::Running(_) => "RUNNING",
+            Control::Failed(_) => "FAILED",
+            Control::Abort(_) => "ABORT",
+        }
+    }
+}
+
+/// The devices and the memory of a migration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// The devices, numbered from 0.
+    pub devices: Vec<DeviceIdentity>,
+    /// The memory, by ascending address. Empty if only devices migrate.
+    #[serde(default)]
+    pub memory: Vec<RamRegion>,
+    /// The owner's blobs that will be sent.
+    #[serde(default)]
+    pub blobs: Vec<BlobName>,
+}
+
+/// The name of a blob: state of the owner, such as that of its CPUs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlobName {
+    /// Chosen by the owner; at most 255 bytes of UTF-8, unique within a migration.
+    pub name: String,
+    /// Version of the contents, chosen by the owner.
+    pub version: u32,
+}
+
+/// The destination can take what the table lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fits {
+    /// Time that the destination expects to need between END and READY apart from the transfer, in microseconds: as long
+    /// as its devices took to enter RESUMING, and what its owner says it needs to inspect the result.
+    #[serde(default)]
+    pub setup_us: u64,
+}
+
+/// The destination has loaded everything, and how long that took since the end arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Time until every device had accepted its state, in microseconds.
+    pub loading_us: u64,
+    /// Time the owner took to load its blobs and to inspect the result, in microseconds.
+    pub inspection_us: u64,
+}
+
+/// Every device runs at the destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// Time from the arrival of the handover until every device ran, in microseconds.
+    pub start_us: u64,
+}
+
+/// Why a migration ends without a handover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// For people. At most 1000 characters, without control characters: both sides see to that.
+    pub reason: String,
+}

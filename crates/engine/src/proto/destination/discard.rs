@@ -1,0 +1,159 @@
+//! After a failure: nothing of what arrived is kept, and the source is told once that is certain.
+
+use std::time::Duration;
+
+use whimbrel_protocol::handover::{DestinationAction, DestinationPhase, Entry};
+use whimbrel_user::State;
+
+use super::{Destination, Phase};
+use crate::error::Error;
+use crate::proto::control::{Control, Reason};
+use crate::proto::operation::{Done, Operation, Place};
+
+impl Destination {
+    /// How long the source may take to be told.
+    pub(super) const TELL: Duration = Duration::from_secs(2);
+
+    /// The migration cannot go on. What the first failure leads to is not changed by those that follow from it.
+    pub(super) fn fail(&mut self, cause: Error) {
+        if matches!(
+            self.phase,
+            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
+        ) {
+            tracing::debug!(%cause, "failed after the migration was given up");
+            return;
+        }
+        if self.handover.phase() == DestinationPhase::Starting {
+            // One that did not start is enough: all of them are discarded.
+            let failed = self.devices.iter().position(|device| !device.runs).unwrap_or_default();
+            self.handover.started(failed, false);
+        } else {
+            self.handover.fail();
+        }
+        self.give_up(cause);
+    }
+
+    /// As [`Destination::fail`], where the handover's rule knows already.
+    pub(super) fn give_up(&mut self, cause: Error) {
+        if matches!(
+            self.phase,
+            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
+        ) {
+            return;
+        }
+        tracing::info!(%cause, phase = ?self.phase, "the migration is given up");
+        self.cause = Some(cause);
+        self.enter(Phase::Settle);
+    }
+
+    pub(super) fn give_up_pending(&mut self) {
+        for (place, operation) in self.pending.abandon() {
+            let error = self.overdue_error(place, &operation);
+            tracing::warn!(%error, "going on without it");
+            if let Place::Device(index) = place
+                && let Some(device) = self.devices.get_mut(index)
+            {
+                device.stuck = true;
+                device.reset_failed = Some(error);
+            } else if self.phase == Phase::Run && operation == Operation::Run {
+                self.cause = Some(Error::GuestAfterHandover(Box::new(error)));
+            } else {
+                self.taken.warnings.push(error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn settled(&mut self) {
+        self.enter(Phase::Reset);
+    }
+
+    pub(super) fn reset_devices(&mut self) {
+        for (index, device) in self.devices.iter().enumerate() {
+            if device.touched && !device.stuck {
+                self.pending.start(Place::Device(index), Operation::Reset);
+            }
+        }
+    }
+
+    /// A device that was to run and could not be reset is stopped, and asked whether it is.
+    pub(super) fn verify_devices(&mut self) {
+        for (index, device) in self.devices.iter().enumerate() {
+            if device.start_asked && !device.was_reset && !device.stuck {
+                self.pending.start(Place::Device(index), Operation::SetState(State::Stop));
+                self.pending.start(Place::Device(index), Operation::QueryState);
+            }
+        }
+    }
+
+    pub(super) fn discard_done(&mut self, place: Place, operation: &Operation, result: Result<Done, Error>) {
+        let Place::Device(index) = place else {
+            if let (Operation::Record(Entry::Discarded), Ok(_)) = (operation, &result) {
+                self.unrecorded = false;
+            }
+            if let Err(error) = result {
+                tracing::debug!(%operation, %error, "after the failure");
+            }
+            return;
+        };
+        let Some(device) = self.devices.get_mut(index) else { return };
+        match (operation, result) {
+            (Operation::Reset, Ok(_)) => device.was_reset = true,
+            (Operation::Reset, Err(error)) => {
+                device.is_stopped = false;
+                device.reset_failed = Some(error);
+            }
+            (Operation::QueryState, Ok(Done::State(state))) => device.is_stopped = !state.is_running(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn discarded(&mut self) {
+        let mut action = DestinationAction::Wait;
+        for index in 0..self.devices.len() {
+            let device = &self.devices[index];
+            // A device that was never to run does not run, whatever its reset says.
+            let certain = !device.start_asked || device.was_reset || (device.is_stopped && !device.stuck);
+            match self.handover.discarded(index, certain) {
+                DestinationAction::Wait => {}
+                said => action = said,
+            }
+        }
+        if let (Some(cause), Some(reset)) =
+            (&mut self.cause, self.devices.iter_mut().find_map(|device| device.reset_failed.take()))
+        {
+            let first = std::mem::replace(cause, Error::Protocol(String::new()));
+            *cause = Error::NotReset { cause: Box::new(first), reset: Box::new(reset) };
+        }
+        if action == DestinationAction::SendFailed {
+            self.enter(Phase::Record);
+        } else {
+            // FAILED would let the devices run there while one may run here.
+            tracing::error!("a device may run here: the source is not told that none does");
+            self.enter(Phase::Over);
+        }
+    }
+
+    /// FAILED lets the devices run at the source. After a crash here nothing may start them any more, so that the journal
+    /// comes first.
+    pub(super) fn record_discarded(&mut self) {
+        if self.recorded {
+            self.unrecorded = true;
+            self.pending.start(Place::Owner, Operation::Record(Entry::Discarded));
+        }
+    }
+
+    pub(super) fn recorded(&mut self) {
+        if self.unrecorded {
+            tracing::error!("the source is not told of the failure, because the journal does not have it");
+            self.enter(Phase::Over);
+        } else {
+            self.enter(Phase::Tell);
+        }
+    }
+
+    pub(super) fn tell(&mut self) {
+        if let Some(cause) = self.cause.as_ref().filter(|_| !self.lost) {
+            self.say(Control::Failed(Reason { reason: cause.to_string() }));
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The bounds of a migration at the destination.
+
+use std::time::Duration;
+
+/// The bounds of a migration at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DestinationOptions {
+    /// Timeout for each frame of the source, and for the handover.
+    pub timeout: Duration,
+    /// Timeout for a call into a driver, and for the owner's inspection.
+    pub call_timeout: Duration,
+    /// Time that the owner expects to need to load its blobs and to inspect the result. The source counts it in its
+    /// prediction of the downtime.
+    pub expected_inspection: Duration,
+}
+
+impl Default for DestinationOptions {
+    fn default() -> DestinationOptions {
+        DestinationOptions {
+            timeout: Duration::from_mins(1),
+            call_timeout: Duration::from_secs(10),
+            expected_inspection: Duration::ZERO,
+        }
+    }
+}
+
+impl DestinationOptions {
+    /// Sets [`DestinationOptions::timeout`].
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> DestinationOptions {
+        DestinationOptions { timeout, ..self }
+    }
+
+    /// Sets [`DestinationOptions::call_timeout`].
+    #[must_use]
+    pub fn call_timeout(self, call_timeout: Duration) -> DestinationOptions {
+        DestinationOptions { call_timeout, ..self }
+    }
+
+    /// Sets [`DestinationOptions::expected_inspection`].
+    #[must_use]
+    pub fn expected_inspection(self, expected_inspection: Duration) -> DestinationOptions {
+        DestinationOptions { expected_inspection, ..self }
+    }
+}

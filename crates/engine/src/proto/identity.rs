@@ -1,0 +1,268 @@
+//! The identity of a device, as the source tells it, and whether another device can take its state.
+
+use serde::{Deserialize, Serialize};
+use whimbrel_protocol::text::printable;
+use whimbrel_uapi::device::DeviceInfoFlags;
+
+/// The longest name of a device, in characters.
+const MAX_NAME: usize = 100;
+/// The longest name of a model, in characters.
+const MAX_MODEL: usize = 64;
+/// The longest name of a version of the migration region, in characters.
+const MAX_REGION: usize = 16;
+
+/// A device's identity. A destination compares it with its own device's before any state moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceIdentity {
+    /// The name at the source, for people.
+    pub name: String,
+    /// `vfio_device_info.flags`.
+    pub flags: u32,
+    /// `vfio_device_info.num_regions`, a migration region not counted.
+    pub num_regions: u32,
+    /// `vfio_device_info.num_irqs`.
+    pub num_irqs: u32,
+    /// `vfio_device_feature_migration.flags`.
+    pub migration_flags: u64,
+    /// The identity in PCI configuration space, of a PCI device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<PciIdentity>,
+    /// The driver's or back end's name of what it implements, such as a model's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The version of the state's format, if the driver has one. A newer driver takes older state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_version: Option<u32>,
+    /// Compatibility data of the driver or the owner, in hexadecimal digits: equal on both sides, or the devices do not
+    /// fit. Empty if there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub compatibility: String,
+    /// `v1` or `draft`, if the device migrates through a region of that version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the state comes in transactions whose ends are marked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transactions: bool,
+}
+
+/// The identity of a PCI device, from its configuration space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciIdentity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem_device: u16,
+    /// Class code: base class, subclass and programming interface.
+    pub class: u32,
+    /// Revision ID. It may differ.
+    pub revision: u8,
+}
+
+/// Why a device cannot take another one's state.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the source's device '{source_name}' does not fit the destination's '{destination_name}': {what} is {theirs}, expected {ours}"
+)]
+#[non_exhaustive]
+pub struct Difference {
+    /// The device's name at the source.
+    pub source_name: String,
+    /// The device's name at the destination.
+    pub destination_name: String,
+    /// What differs.
+    pub what: &'static str,
+    /// The source's value.
+    pub theirs: String,
+    /// The destination's value.
+    pub ours: String,
+}
+
+impl DeviceIdentity {
+    /// Returns whether the destination's device `here` can take the state of this one, as far as can be told without
+    /// state. Only the driver can judge the state itself.
+    pub fn fits(&self, here: &DeviceIdentity) -> Result<(), Difference> {
+        // As this one arrived.
+        let here = &here.for_people();
+        self.compare("kind", kind(self.flags), kind(here.flags), here)?;
+        // Both sides know the model: its name says more than numbers of regions do.
+        if let (Some(theirs), Some(ours)) = (&self.model, &here.model) {
+            self.compare("model", theirs, ours, here)?;
+        }
+        if let (Some(theirs), Some(ours)) = (self.pci, here.pci) {
+            let pair = |vendor: u16, device: u16| format!("{vendor:04x}:{device:04x}");
+            self.compare("PCI ID", pair(theirs.vendor, theirs.device), pair(ours.vendor, ours.device), here)?;
+            let subsystem = |pci: PciIdentity| pair(pci.subsystem_vendor, pci.subsystem_device);
+            self.compare("PCI subsystem ID", subsystem(theirs), subsystem(ours), here)?;
+            let class = |pci: PciIdentity| format!("{:06x}", pci.class);
+            self.compare("PCI class", class(theirs), class(ours), here)?;
+        }
+        self.compare("number of regions", self.num_regions, here.num_regions, here)?;
+        self.compare("number of interrupt indexes", self.num_irqs, here.num_irqs, here)?;
+        if let (Some(theirs), Some(ours)) = (self.state_version, here.state_version)
+            && theirs > ours
+        {
+            return Err(self.difference("version of the state", theirs, format!("at most {ours}"), here));
+        }
+        let (theirs, ours) = (&self.compatibility, &here.compatibility);
+        // Of a device whose driver gives none, nothing can be told.
+        if self.model.is_none() || here.model.is_none() || theirs.eq_ignore_ascii_case(ours) {
+            return Ok(());
+        }
+        let differs = |(left, right): &(u8, u8)| !left.eq_ignore_ascii_case(right);
+        let same = theirs.bytes().zip(ours.bytes()).take_while(|pair| !differs(pair)).count();
+        Err(self.difference("compatibility data", excerpt(theirs, same), excerpt(ours, same), here))
+    }
+
+    fn compare<T: PartialEq + ToString>(
+        &self,
+        what: &'static str,
+        theirs: T,
+        ours: T,
+        here: &DeviceIdentity,
+    ) -> Result<(), Difference> {
+        if theirs == ours { Ok(()) } else { Err(self.difference(what, theirs, ours, here)) }
+    }
+
+    fn difference(
+        &self,
+        what: &'static str,
+        theirs: impl ToString,
+        ours: impl ToString,
+        here: &DeviceIdentity,
+    ) -> Difference {
+        let shown = |text: String| printable(&text, 100);
+        Difference {
+            source_name: shown(self.name.clone()),
+            destination_name: here.name.clone(),
+            what,
+            theirs: shown(theirs.to_string()),
+            ours: shown(ours.to_string()),
+        }
+    }
+
+    /// Returns the identity with its texts fit to be shown.
+    pub(super) fn for_people(&self) -> DeviceIdentity {
+        let shown = |text: &Option<String>, most| text.as_deref().map(|text| printable(text, most));
+        DeviceIdentity {
+            name: printable(&self.name, MAX_NAME),
+            model: shown(&self.model, MAX_MODEL),
+            region: shown(&self.region, MAX_REGION),
+            ..self.clone()
+        }
+    }
+}
+
+/// The part of compatibility data that holds its first difference from other data, after `same` equal digits.
+fn excerpt(digits: &str, same: usize) -> String {
+    const SHOWN: usize = 32;
+    let start = if same < SHOWN { 0 } else { same - SHOWN / 2 };
+    let shown: String = digits.chars().skip(start).take(2 * SHOWN).collect();
+    let before = if start > 0 { ".." } else { "" };
+    let after = if start + 2 * SHOWN < digits.len() { ".." } else { "" };
+    if digits.is_empty() { "none".to_string() } else { format!("{before}{shown}{after}") }
+}
+
+/// The kind of device that the flags name.
+fn kind(flags: u32) -> String {
+    let kind = DeviceInfoFlags::from_bits_retain(flags) - DeviceInfoFlags::RESET - DeviceInfoFlags::CAPS;
+    let names: Vec<&str> = kind.iter_names().map(|(name, _)| name).collect();
+    let unknown = kind.bits() & !DeviceInfoFlags::all().bits();
+    match (names.is_empty(), unknown) {
+        (true, 0) => "none".to_string(),
+        (true, unknown) => format!("{unknown:#x}"),
+        (false, 0) => names.join("|"),
+        (false, unknown) => format!("{}|{unknown:#x}", names.join("|")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic() -> DeviceIdentity {
+        DeviceIdentity {
+            name: "nic0".into(),
+            flags: (DeviceInfoFlags::PCI | DeviceInfoFlags::RESET).bits(),
+            num_regions: 9,
+            num_irqs: 5,
+            migration_flags: 7,
+            pci: Some(PciIdentity {
+                vendor: 0x15b3,
+                device: 0x101e,
+                class: 0x02_0000,
+                ..PciIdentity::default()
+            }),
+            model: Some("mlx5".into()),
+            state_version: Some(3),
+            compatibility: "0a0b".into(),
+            ..DeviceIdentity::default()
+        }
+    }
+
+    #[test]
+    fn names_revisions_and_capabilities_may_differ() {
+        let mut here = nic();
+        here.name = "nic1".into();
+        here.flags = (DeviceInfoFlags::PCI | DeviceInfoFlags::CAPS).bits();
+        here.migration_flags = 1;
+        here.pci.as_mut().unwrap().revision = 2;
+        here.region = Some("v1".into());
+        here.state_version = Some(4);
+        assert_eq!(nic().fits(&here), Ok(()));
+    }
+
+    #[test]
+    fn what_one_side_does_not_know_is_not_compared() {
+        let here = DeviceIdentity { pci: None, model: None, state_version: None, ..nic() };
+        assert_eq!(nic().fits(&here), Ok(()));
+        assert_eq!(here.fits(&nic()), Ok(()));
+    }
+
+    #[test]
+    fn every_other_difference_is_told_with_both_devices_and_both_values() {
+        let with = |change: fn(&mut DeviceIdentity)| {
+            let mut here = DeviceIdentity { name: "nic1".into(), ..nic() };
+            change(&mut here);
+            here
+        };
+        let cases = [
+            (with(|here| here.flags = DeviceInfoFlags::PLATFORM.bits()), "kind is PCI, expected PLATFORM"),
+            (with(|here| here.model = Some("ice".into())), "model is mlx5, expected ice"),
+            (with(|here| here.pci.as_mut().unwrap().device = 1), "PCI ID is 15b3:101e, expected 15b3:0001"),
+            (
+                with(|here| here.pci.as_mut().unwrap().subsystem_vendor = 1),
+                "PCI subsystem ID is 0000:0000, expected 0001:0000",
+            ),
+            (with(|here| here.pci.as_mut().unwrap().class = 1), "PCI class is 020000, expected 000001"),
+            (with(|here| here.num_regions = 8), "number of regions is 9, expected 8"),
+            (with(|here| here.num_irqs = 4), "number of interrupt indexes is 5, expected 4"),
+            (with(|here| here.state_version = Some(2)), "version of the state is 3, expected at most 2"),
+            (with(|here| here.compatibility.clear()), "compatibility data is 0a0b, expected none"),
+        ];
+        for (here, why) in cases {
+            let text = nic().fits(&here).unwrap_err().to_string();
+            assert!(text.ends_with(why) && text.contains("'nic0'") && text.contains("'nic1'"), "{text}");
+        }
+    }
+
+    #[test]
+    fn long_compatibility_data_is_shown_where_it_differs_and_case_does_not_count() {
+        let with = |data: String| DeviceIdentity { compatibility: data, ..nic() };
+        let theirs = with(format!("{}{}", "0".repeat(500), "1".repeat(500)));
+        let ours = with(format!("{}{}", "0".repeat(500), "2".repeat(500)));
+        let text = theirs.fits(&ours).unwrap_err().to_string();
+        assert!(text.contains("..00") && text.contains("0011") && text.contains("0022"), "{text}");
+        assert_eq!(with("0a0b".into()).fits(&with("0A0B".into())), Ok(()));
+    }
+
+    #[test]
+    fn texts_of_a_peer_cannot_control_a_terminal() {
+        let hostile = DeviceIdentity { name: "\u{1b}[2J".into(), model: Some("\u{7}".into()), ..nic() };
+        let text = hostile.fits(&nic()).unwrap_err().to_string();
+        assert!(!text.contains('\u{1b}') && !text.contains('\u{7}'), "{text}");
+    }
+}

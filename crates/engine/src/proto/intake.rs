@@ -1,0 +1,351 @@
+//! The order of what a source sends, and its sums: checked frame by frame, before anything is done with a frame.
+//!
+//! What control messages mean is the business of `destination`; it is asked for nothing here but the table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::control::{BlobName, Control, Table};
+use super::negotiate::Feature;
+use crate::set::RamRegion;
+
+/// The most bytes of all blobs of a migration.
+pub const MAX_BLOBS_BYTES: u64 = 64 << 20;
+
+/// A frame that has no place where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+#[non_exhaustive]
+pub struct Misplaced(pub String);
+
+fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
+    Err(Misplaced(what.into()))
+}
+
+/// The account of what a source has sent.
+#[derive(Debug, Default)]
+pub struct Intake {
+    /// Memory and state may arrive.
+    open: bool,
+    ended: bool,
+    features: BTreeSet<Feature>,
+    regions: Vec<RamRegion>,
+    devices: Vec<Device>,
+    blobs: BTreeMap<String, Blob>,
+    blob_bytes: u64,
+    memory_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Device {
+    /// Whether the source marks the ends of transactions.
+    divided: bool,
+    /// Bytes of the transaction that has begun and not ended.
+    open: u64,
+    bytes: u64,
+    transactions: u64,
+    longest: u64,
+    has_setup: bool,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Blob {
+    version: u32,
+    is_complete: bool,
+}
+
+impl Intake {
+    /// Returns an account in which nothing has arrived.
+    pub fn new() -> Intake {
+        Intake::default()
+    }
+
+    /// Opens the account for what an accepted table lists, with the features in use.
+    pub fn open(&mut self, table: &Table, features: &BTreeSet<Feature>) {
+        self.open = true;
+        self.features.clone_from(features);
+        self.regions.clone_from(&table.memory);
+        self.devices = table
+            .devices
+            .iter()
+            .map(|identity| Device { divided: identity.transactions, ..Device::default() })
+            .collect();
+        let blob = |name: &BlobName| (name.name.clone(), Blob { version: name.version, is_complete: false });
+        self.blobs = table.blobs.iter().map(blob).collect();
+    }
+
+    /// Takes in `length` bytes of memory at `address`: they must lie in one region.
+    pub fn memory(&mut self, address: u64, length: u64) -> Result<(), Misplaced> {
+        self.check_open("MEMORY")?;
+        let is_within = self.regions.iter().any(|region| {
+            address
+                .checked_sub(region.start)
+                .is_some_and(|offset| offset <= region.size && length <= region.size - offset)
+        });
+        if !is_within {
+            return misplaced(format!("{length} bytes at {address:#x} are not memory of this migration"));
+        }
+        self.memory_bytes = self.memory_bytes.saturating_add(length);
+        Ok(())
+    }
+
+    /// Takes in bytes of a device's state, and returns whether they end a transaction, for a device that has them.
+    pub fn state(&mut self, device: u32, bytes: usize, ends: bool) -> Result<Option<bool>, Misplaced> {
+        self.check_open("DEVICE_STATE")?;
+        let device = self.device(device, "DEVICE_STATE")?;
+        device.bytes = device.bytes.saturating_add(bytes as u64);
+        if !device.divided {
+            return Ok(None);
+        }
+        device.open = device.open.saturating_add(bytes as u64);
+        if ends {
+            device.transactions += 1;
+            device.longest = device.longest.max(std::mem::take(&mut device.open));
+        }
+        Ok(Some(ends))
+    }
+
+    /// Takes in the setup of a device: at most one.
+    pub fn setup(&mut self, device: u32) -> Result<(), Misplaced> {
+        self.check_open("SETUP")?;
+        self.check_feature("SETUP", Feature::Setup)?;
+        let device = self.device(device, "SETUP")?;
+        if std::mem::replace(&mut device.has_setup, true) {
+            return misplaced("a second SETUP of a device");
+        }
+        Ok(())
+    }
+
+    /// Takes in bytes of a blob.
+    pub fn blob(&mut self, name: &str, version: u32, last: bool, bytes: usize) -> Result<(), Misplaced> {
+        self.check_open("BLOB")?;
+        self.check_feature("BLOB", Feature::Blobs)?;
+        self.blob_bytes = self.blob_bytes.saturating_add(bytes as u64);
+        if self.blob_bytes > MAX_BLOBS_BYTES {
+            return misplaced(format!("more than {MAX_BLOBS_BYTES} bytes of the owner's state"));
+        }
+        match self.blobs.get_mut(name) {
+            Some(blob) if !blob.is_complete && blob.version == version => {
+                blob.is_complete = last;
+                Ok(())
+            }
+            _ => misplaced("BLOB of a name or version that the table does not list, or after its end"),
+        }
+    }
+
+    /// Takes in padding.
+    pub fn padding(&mut self) -> Result<(), Misplaced> {
+        self.check_open("PADDING")
+    }
+
+    /// Takes in a control message.
+    pub fn control(&mut self, control: &Control) -> Result<(), Misplaced> {
+        match control {
+            Control::Round { .. } => {
+                self.check_open("ROUND")?;
+                if self.devices.iter().any(|device| device.ended) {
+                    return misplaced("ROUND after DEVICE_END");
+                }
+                Ok(())
+            }
+            Control::DeviceEnd { device, bytes } => {
+                self.check_open("DEVICE_END")?;
+                let device = self.device(*device, "DEVICE_END")?;
+                device.ended = true;
+                if device.open > 0 {
+                    let open = device.open;
+                    return misplaced(format!(
+                        "the last {open} bytes of device state are a transaction without an end"
+                    ));
+                }
+                total("device state", device.bytes, *bytes)
+            }
+            Control::End { memory_bytes } => {
+                self.check_open("END")?;
+                self.ended = true;
+                if let Some(number) = self.devices.iter().position(|device| !device.ended) {
+                    return misplaced(format!("END before the DEVICE_END of device {number}"));
+                }
+                if let Some(name) =
+                    self.blobs.iter().find(|(_, blob)| !blob.is_complete).map(|(name, _)| name)
+                {
+                    return misplaced(format!("END before the last BLOB of '{name}'"));
+                }
+                total("memory", self.memory_bytes, *memory_bytes)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the bytes of memory so far, repeated and zero pages included.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Returns the bytes, the transactions and the longest transaction of each device's state so far.
+    pub fn states(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        self.devices.iter().map(|device| (device.bytes, device.transactions, device.longest))
+    }
+
+    /// Returns whether END has arrived.
+    pub fn is_complete(&self) -> bool {
+        self.ended
+    }
+
+    fn check_open(&self, what: &str) -> Result<(), Misplaced> {
+        match (self.open, self.ended) {
+            (true, false) => Ok(()),
+            (false, _) => misplaced(format!("{what} before the table was accepted")),
+            (true, true) => misplaced(format!("{what} after END")),
+        }
+    }
+
+    fn check_feature(&self, what: &str, feature: Feature) -> Result<(), Misplaced> {
+        if self.features.contains(&feature) {
+            return Ok(());
+        }
+        misplaced(format!("{what} without the feature '{feature}', which is not in use"))
+    }
+
+    fn device(&mut self, number: u32, what: &str) -> Result<&mut Device, Misplaced> {
+        match self.devices.get_mut(number as usize) {
+            None => misplaced(format!("{what} of device {number}, which the table does not list")),
+            Some(device) if device.ended => {
+                misplaced(format!("{what} of device {number} after its DEVICE_END"))
+            }
+            Some(device) => Ok(device),
+        }
+    }
+}
+
+fn total(what: &str, arrived: u64, claimed: u64) -> Result<(), Misplaced> {
+    if arrived == claimed {
+        return Ok(());
+    }
+    misplaced(format!("{arrived} bytes of {what} arrived, but the source claims to have sent {claimed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::identity::DeviceIdentity;
+
+    fn intake() -> Intake {
+        let table = Table {
+            devices: vec![
+                DeviceIdentity::default(),
+                DeviceIdentity { transactions: true, ..DeviceIdentity::default() },
+            ],
+            memory: vec![RamRegion::new(0x1000, 0x2000), RamRegion::new(0x3000, 0x1000)],
+            blobs: vec![BlobName { name: "cpu".into(), version: 1 }],
+        };
+        let mut intake = Intake::new();
+        intake.open(&table, &BTreeSet::from(Feature::ALL));
+        intake
+    }
+
+    #[test]
+    fn a_whole_migration_is_taken_in() {
+        let mut intake = intake();
+        intake.memory(0x1000, 0x2000).unwrap();
+        assert_eq!(intake.state(0, 5, true), Ok(None));
+        assert_eq!(intake.state(1, 5, false), Ok(Some(false)));
+        intake.control(&Control::Round { number: 1, initial: true }).unwrap();
+        assert_eq!(intake.state(1, 2, true), Ok(Some(true)));
+        intake.setup(1).unwrap();
+        intake.blob("cpu", 1, false, 10).unwrap();
+        intake.blob("cpu", 1, true, 0).unwrap();
+        intake.memory(0x3000, 0x1000).unwrap();
+        intake.control(&Control::DeviceEnd { device: 1, bytes: 7 }).unwrap();
+        intake.control(&Control::DeviceEnd { device: 0, bytes: 5 }).unwrap();
+        intake.control(&Control::End { memory_bytes: 0x3000 }).unwrap();
+        assert!(intake.is_complete());
+        assert_eq!(intake.states().collect::<Vec<_>>(), [(5, 0, 0), (7, 1, 7)]);
+    }
+
+    #[test]
+    fn memory_must_lie_in_one_region() {
+        let mut intake = intake();
+        for (address, length) in
+            [(0, 1), (0xfff, 2), (0x2fff, 2), (0x4000, 1), (u64::MAX, 2), (0x1000, u64::MAX)]
+        {
+            assert!(intake.memory(address, length).is_err(), "{address:#x} {length:#x}");
+        }
+        assert_eq!(intake.memory_bytes(), 0);
+    }
+
+    /// A step of a source that breaks the rules.
+    type Break = fn(&mut Intake) -> Result<(), Misplaced>;
+
+    #[test]
+    fn each_breach_of_the_order_is_found() {
+        let cases: [(&str, Break); 13] = [
+            ("does not list", |intake| intake.state(2, 1, false).map(drop)),
+            ("does not list", |intake| intake.setup(7)),
+            ("second SETUP", |intake| intake.setup(0).and_then(|()| intake.setup(0))),
+            ("does not list", |intake| intake.blob("vmm", 1, true, 1)),
+            ("does not list", |intake| intake.blob("cpu", 2, true, 1)),
+            ("after its end", |intake| {
+                intake.blob("cpu", 1, true, 1).and_then(|()| intake.blob("cpu", 1, true, 1))
+            }),
+            ("more than", |intake| intake.blob("cpu", 1, false, 1 << 30)),
+            ("claims to have sent 9", |intake| intake.control(&Control::DeviceEnd { device: 0, bytes: 9 })),
+            ("a transaction without an end", |intake| {
+                intake.state(1, 4, false)?;
+                intake.control(&Control::DeviceEnd { device: 1, bytes: 4 })
+            }),
+            ("after its DEVICE_END", |intake| {
+                intake.control(&Control::DeviceEnd { device: 0, bytes: 0 })?;
+                intake.state(0, 1, false).map(drop)
+            }),
+            ("ROUND after DEVICE_END", |intake| {
+                intake.control(&Control::DeviceEnd { device: 0, bytes: 0 })?;
+                intake.control(&Control::Round { number: 1, initial: false })
+            }),
+            ("before the DEVICE_END of device 0", |intake| intake.control(&Control::End { memory_bytes: 0 })),
+            ("before the last BLOB of 'cpu'", |intake| {
+                intake.control(&Control::DeviceEnd { device: 0, bytes: 0 })?;
+                intake.control(&Control::DeviceEnd { device: 1, bytes: 0 })?;
+                intake.control(&Control::End { memory_bytes: 0 })
+            }),
+        ];
+        for (why, step) in cases {
+            let error = step(&mut intake()).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_needs_a_feature_is_refused_without_it() {
+        let mut intake = Intake::new();
+        let table = Table { devices: vec![DeviceIdentity::default()], ..Table::default() };
+        intake.open(&table, &BTreeSet::new());
+        for error in [intake.setup(0).unwrap_err(), intake.blob("cpu", 1, true, 0).unwrap_err()] {
+            assert!(error.to_string().contains("which is not in use"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_in_before_the_table_and_after_the_end() {
+        let mut closed = Intake::new();
+        let mut ended = intake();
+        ended.blob("cpu", 1, true, 0).unwrap();
+        for device in [0, 1] {
+            ended.control(&Control::DeviceEnd { device, bytes: 0 }).unwrap();
+        }
+        ended.control(&Control::End { memory_bytes: 0 }).unwrap();
+        for (intake, why) in [(&mut closed, "before the table"), (&mut ended, "after END")] {
+            for error in [
+                intake.memory(0x1000, 1).unwrap_err(),
+                intake.state(0, 1, false).unwrap_err(),
+                intake.setup(0).unwrap_err(),
+                intake.blob("cpu", 1, true, 0).unwrap_err(),
+                intake.padding().unwrap_err(),
+                intake.control(&Control::Round { number: 1, initial: false }).unwrap_err(),
+                intake.control(&Control::End { memory_bytes: 0 }).unwrap_err(),
+            ] {
+                assert!(error.to_string().contains(why), "{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! The content of a frame: messages as types, and their payloads as bytes.
+//!
+//! Data messages are binary, because they are many. Those that grow with versions or are read by people are JSON. Which
+//! message may come when is the business of `source`, `destination` and `intake`.
+
+use serde::{Deserialize, Serialize};
+use whimbrel_protocol::text::printable;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::control::{Control, Reason, Table};
+use super::frame::{CHUNK, Kind, MAX_SETUP};
+use super::identity::DeviceIdentity;
+use super::problem::Problem;
+use super::table::MAX_BLOB_NAME;
+
+/// A message, borrowing its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// A control message.
+    Control(Control),
+    /// Source: memory at an address.
+    Memory {
+        /// Guest physical address of the first byte.
+        address: u64,
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
+    /// Source: memory that is all zeros.
+    MemoryZero {
+        /// Guest physical address of the first byte.
+        address: u64,
+        /// Bytes, at least 1.
+        length: u64,
+    },
+    /// Source: the next bytes of a device's state.
+    DeviceState {
+        /// Number of the device, from 0.
+        device: u32,
+        /// Whether these are the last bytes of a transaction. Without meaning for a device whose state has none.
+        ends: bool,
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
+    /// Source: the configuration of a device.
+    Setup {
+        /// Number of the device, from 0.
+        device: u32,
+        /// Opaque bytes, 1 to [`MAX_SETUP`].
+        data: &'a [u8],
+    },
+    /// Source: the next bytes of the owner's state of a name.
+    Blob {
+        /// The name, 1 to 255 bytes.
+        name: &'a str,
+        /// Version of the contents.
+        version: u32,
+        /// Whether these are its last bytes.
+        last: bool,
+        /// The bytes, at most [`CHUNK`].
+        data: &'a [u8],
+    },
+    /// Source: bytes without meaning, to measure the throughput.
+    Padding {
+        /// The bytes, 1 to [`CHUNK`].
+        data: &'a [u8],
+    },
+}
+
+impl From<Control> for Message<'_> {
+    fn from(control: Control) -> Self {
+        Message::Control(control)
+    }
+}
+
+/// The longest text that one side shows to the other's people, in characters.
+const MAX_TEXT: usize = 1000;
+/// The longest description of a defect, which may quote what the peer sent, in characters.
+const MAX_DEFECT: usize = 200;
+
+impl Table {
+    fn for_people(&self) -> Table {
+        let devices = self.devices.iter().map(DeviceIdentity::for_people).collect();
+        Table { devices, ..self.clone() }
+    }
+}
+
+impl Reason {
+    fn for_people(&self) -> Reason {
+        Reason { reason: printable(&self.reason, MAX_TEXT) }
+    }
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Span {
+    address: U64,
+    length: U64,
+}
+
+/// A number and flags: of a device, a round or a question.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Numbered {
+    number: U32,
+    flags: U32,
+}
+
+impl Numbered {
+    fn new(number: u32, flags: u32) -> Numbered {
+        Numbered { number: U32::new(number), flags: U32::new(flags) }
+    }
+}
+
+/// Of DEVICE_STATE: these are the last bytes of a transaction.
+const ENDS_TRANSACTION: u32 = 1;
+/// Of ROUND: all initial data has been sent.
+const INITIAL_DONE: u32 = 1;
+/// Of BLOB: these are the last bytes.
+const LAST: u16 = 1;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct DeviceTotal {
+    of: Numbered,
+    bytes: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct BlobHead {
+    version: U32,
+    name_length: U16,
+    flags: U16,
+}
+
+/// Bytes of a MEMORY frame's payload before its data.
+pub const MEMORY_HEAD: usize = size_of::<U64>();
+
+/// Returns the address and the number of bytes of a MEMORY frame, from the first bytes of its payload and its length.
+pub fn memory_head(head: &[u8; MEMORY_HEAD], payload_length: u32) -> Result<(u64, usize), Problem> {
+    let malformed = |what: &str| Problem::Payload { kind: Kind::Memory, what: what.to_string() };
+    match (payload_length as usize).checked_sub(MEMORY_HEAD) {
+        None => Err(malformed("shorter than its address")),
+        Some(0) => Err(malformed("no data")),
+        Some(length) if length > CHUNK => Err(malformed("more than 1 MiB of data")),
+        Some(length) => Ok((u64::from_le_bytes(*head), length)),
+    }
+}
+
+impl<'a> Message<'a> {
+    /// Returns the kind of the frame.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Message::Control(control) => match control {
+                Control::Hello(_) => Kind::Hello,
+                Control::Accept(_) => Kind::Accept,
+                Control::Table(_) => Kind::Table,
+                Control::Fits(_) => Kind::Fits,
+                Control::Round { .. } => Kind::Round,
+                Control::RoundDone { .. } => Kind::RoundDone,
+                Control::Ping { .. } => Kind::Ping,
+                Control::Pong { .. } => Kind::Pong,
+                Control::DeviceEnd { .. } => Kind::DeviceEnd,
+                Control::End { .. } => Kind::End,
+                Control::Ready(_) => Kind::Ready,
+                Control::Handover => Kind::Handover,
+                Control::Running(_) => Kind::Running,
+                Control::Failed(_) => Kind::Failed,
+                Control::Abort(_) => Kind::Abort,
+            },
+            Message::Memory { .. } => Kind::Memory,
+            Message::MemoryZero { .. } => Kind::MemoryZero,
+            Message::DeviceState { .. } => Kind::DeviceState,
+            Message::Setup { .. } => Kind::Setup,
+            Message::Blob { .. } => Kind::Blob,
+            Message::Padding { .. } => Kind::Padding,
+        }
+    }
+
+    /// Returns the payload: its first part, and the data that follows it.
+    pub fn payload(&self) -> (Vec<u8>, &'a [u8]) {
+        let numbered = |number: u32, flags: u32| Numbered::new(number, flags).as_bytes().to_vec();
+        match self {
+            Message::Control(control) => (control_payload(control), &[]),
+            Message::Memory { address, data } => (U64::new(*address).as_bytes().to_vec(), data),
+            Message::MemoryZero { address, length } => {
+                let span = Span { address: U64::new(*address), length: U64::new(*length) };
+                (span.as_bytes().to_vec(), &[])
+            }
+            Message::DeviceState { device, ends, data } => {
+                (numbered(*device, u32::from(*ends) * ENDS_TRANSACTION), data)
+            }
+            Message::Setup { device, data } => (numbered(*device, 0), data),
+            Message::Blob { name, version, last, data } => {
+                let head = BlobHead {
+                    version: U32::new(*version),
+                    name_length: U16::new(name.len() as u16),
+                    flags: U16::new(u16::from(*last) * LAST),
+                };
+                ([head.as_bytes(), name.as_bytes()].concat(), data)
+            }
+            Message::Padding { data } => (Vec::new(), data),
+        }
+    }
+
+    /// Reads a payload. Lengths and numbers that a field cannot have are refused; whether an address or a device exists
+    /// is not known here.
+    pub fn parse(kind: Kind, payload: &'a [u8]) -> Result<Message<'a>, Problem> {
+        let malformed = |what: &str| Problem::Payload { kind, what: what.to_string() };
+        let some = |rest: &'a [u8]| match rest.len() {
+            0 => Err(malformed("no data")),
+            1..=CHUNK => Ok(rest),
+            _ => Err(malformed("more than 1 MiB of data")),
+        };
+        let numbered =
+            || Numbered::read_from_prefix(payload).map_err(|_| malformed("shorter than its fixed fields"));
+        Ok(match kind {
+            Kind::Memory => {
+                let (head, rest) = payload
+                    .split_first_chunk::<MEMORY_HEAD>()
+                    .ok_or_else(|| malformed("shorter than its address"))?;
+                let (address, _) = memory_head(head, payload.len() as u32)?;
+                Message::Memory { address, data: rest }
+            }
+            Kind::MemoryZero => {
+                let span: Span = exact(kind, payload)?;
+                if span.length.get() == 0 {
+                    return Err(malformed("it is zero bytes long"));
+                }
+                Message::MemoryZero { address: span.address.get(), length: span.length.get() }
+            }
+            Kind::DeviceState => {
+                let (of, rest) = numbered()?;
+                let ends = of.flags.get() & ENDS_TRANSACTION != 0;
+                Message::DeviceState { device: of.number.get(), ends, data: some(rest)? }
+            }
+            Kind::Setup => {
+                let (of, rest) = numbered()?;
+                if rest.len() > MAX_SETUP {
+                    return Err(malformed("more than 64 KiB of data"));
+                }
+                Message::Setup { device: of.number.get(), data: some(rest)? }
+            }
+            Kind::Blob => parse_blob(payload)?,
+            Kind::Padding => Message::Padding { data: some(payload)? },
+            _ => Message::Control(parse_control(kind, payload)?),
+        })
+    }
+}
+
+fn parse_blob(payload: &[u8]) -> Result<Message<'_>, Problem> {
+    let malformed = |what: &str| Problem::Payload { kind: Kind::Blob, what: what.to_string() };
+    let (head, rest) =
+        BlobHead::read_from_prefix(payload).map_err(|_| malformed("shorter than its fixed fields"))?;
+    let (name, data) = rest
+        .split_at_checked(head.name_length.get().into())
+        .ok_or_else(|| malformed("shorter than its name"))?;
+    if name.is_empty() || name.len() > MAX_BLOB_NAME {
+        return Err(malformed("a name of 0 or more than 255 bytes"));
+    }
+    let name = str::from_utf8(name).map_err(|_| malformed("a name that is not UTF-8"))?;
+    if data.len() > CHUNK {
+        return Err(malformed("more than 1 MiB of data"));
+    }
+    Ok(Message::Blob { name, version: head.version.get(), last: head.flags.get() & LAST != 0, data })
+}
+
+fn control_payload(control: &Control) -> Vec<u8> {
+    let numbered = |number: u32, flags: u32| Numbered::new(number, flags).as_bytes().to_vec();
+    match control {
+        Control::Hello(offer) => json(offer),
+        Control::Accept(accept) => json(accept),
+        Control::Table(table) => json(&table.for_people()),
+        Control::Fits(fits) => json(fits),
+        Control::Ready(ready) => json(ready),
+        Control::Running(running) => json(running),
+        Control::Failed(reason) | Control::Abort(reason) => json(&reason.for_people()),
+        Control::Handover => Vec::new(),
+        Control::Round { number, initial } => numbered(*number, u32::from(*initial) * INITIAL_DONE),
+        Control::RoundDone { number } => numbered(*number, 0),
+        Control::Ping { id } | Control::Pong { id } => numbered(*id, 0),
+        Control::DeviceEnd { device, bytes } => {
+            DeviceTotal { of: Numbered::new(*device, 0), bytes: U64::new(*bytes) }.as_bytes().to_vec()
+        }
+        Control::End { memory_bytes } => U64::new(*memory_bytes).as_bytes().to_vec(),
+    }
+}
+
+fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
+    let number = || exact::<Numbered>(kind, payload).map(|numbered| numbered.number.get());
+    Ok(match kind {
+        Kind::Hello => Control::Hello(from_json(kind, payload)?),
+        Kind::Accept => Control::Accept(from_json(kind, payload)?),
+        Kind::Table => Control::Table(from_json::<Table>(kind, payload)?.for_people()),
+        Kind::Fits => Control::Fits(from_json(kind, payload)?),
+        Kind::Ready => Control::Ready(from_json(kind, payload)?),
+        Kind::Running => Control::Running(from_json(kind, payload)?),
+        Kind::Failed => Control::Failed(from_json::<Reason>(kind, payload)?.for_people()),
+        Kind::Abort => Control::Abort(from_json::<Reason>(kind, payload)?.for_people()),
+        Kind::Handover => exact::<()>(kind, payload).map(|()| Control::Handover)?,
+        Kind::Round => {
+            let round: Numbered = exact(kind, payload)?;
+            let initial = round.flags.get() & INITIAL_DONE != 0;
+            Control::Round { number: round.number.get(), initial }
+        }
+        Kind::RoundDone => Control::RoundDone { number: number()? },
+        Kind::Ping => Control::Ping { id: number()? },
+        Kind::Pong => Control::Pong { id: number()? },
+        Kind::DeviceEnd => {
+            let total: DeviceTotal = exact(kind, payload)?;
+            Control::DeviceEnd { device: total.of.number.get(), bytes: total.bytes.get() }
+        }
+        Kind::End => Control::End { memory_bytes: exact::<U64>(kind, payload)?.get() },
+        Kind::Memory | Kind::MemoryZero | Kind::DeviceState | Kind::Setup | Kind::Blob | Kind::Padding => {
+            return Err(Problem::Payload { kind, what: "not a control message".into() });
+        }
+    })
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // These types have string keys and no maps of anything else: they always serialise.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn from_json<T: for<'de> Deserialize<'de>>(kind: Kind, payload: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(payload)
+        .map_err(|error| Problem::Payload { kind, what: printable(&error.to_string(), MAX_DEFECT) })
+}
+
+fn exact<T: FromBytes>(kind: Kind, payload: &[u8]) -> Result<T, Problem> {
+    T::read_from_bytes(payload).map_err(|_| Problem::Payload {
+        kind,
+        what: format!("{} bytes, expected {}", payload.len(), size_of::<T>()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

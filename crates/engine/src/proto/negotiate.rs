@@ -1,0 +1,273 @@
+//! Versions and features: what each side offers, and the best that both have.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use whimbrel_protocol::text::printable;
+
+/// The protocol version that this release speaks.
+pub const VERSION: u32 = 2;
+
+/// The longest list of versions or features that is looked at.
+const MAX_LIST: usize = 256;
+
+/// An optional part of the protocol, which is used if both sides have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Feature {
+    /// SETUP frames: the configuration of a device travels with it.
+    Setup,
+    /// BLOB frames: the owner's own state travels with the devices.
+    Blobs,
+    /// PING and PONG: round trips are measured apart from the throughput.
+    Ping,
+}
+
+impl Feature {
+    /// Every feature of this release.
+    pub const ALL: [Feature; 3] = [Feature::Setup, Feature::Blobs, Feature::Ping];
+
+    /// Returns the name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Feature::Setup => "setup",
+            Feature::Blobs => "blobs",
+            Feature::Ping => "ping",
+        }
+    }
+
+    /// Returns the feature of that name, if this release has it.
+    pub fn from_name(name: &str) -> Option<Feature> {
+        Feature::ALL.into_iter().find(|feature| feature.name() == name)
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Returns the names of features.
+pub fn names(features: &BTreeSet<Feature>) -> BTreeSet<String> {
+    features.iter().map(|feature| feature.name().to_string()).collect()
+}
+
+/// The offer of the source, in its first frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The migration's id, a UUID as 32 hexadecimal digits. The journals of both sides have it.
+    pub migration: String,
+    /// The protocol versions that the source speaks, in any order.
+    pub versions: Vec<u32>,
+    /// The features that the source can use, by name. Unknown ones are ignored.
+    #[serde(default)]
+    pub features: BTreeSet<String>,
+    /// The features without which the source does not migrate: it has something to send that needs them.
+    #[serde(default)]
+    pub needs: BTreeSet<String>,
+}
+
+impl Offer {
+    /// Returns the offer of this release.
+    pub fn new(migration: u128, features: &BTreeSet<Feature>, needs: &BTreeSet<Feature>) -> Offer {
+        Offer {
+            migration: format!("{migration:032x}"),
+            versions: vec![VERSION],
+            features: names(features),
+            needs: names(needs),
+        }
+    }
+
+    /// Returns the migration's id, or `None` if it is malformed.
+    pub fn id(&self) -> Option<u128> {
+        let is_hex =
+            self.migration.len() == 32 && self.migration.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hex.then(|| u128::from_str_radix(&self.migration, 16).ok()).flatten()
+    }
+}
+
+/// The choice of the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// The highest version that both sides speak.
+    pub version: u32,
+    /// The features that both sides have.
+    #[serde(default)]
+    pub features: BTreeSet<String>,
+}
+
+/// Why two sides cannot speak to each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No version is common.
+    #[error("no common protocol version: the source speaks {}, the destination {VERSION}", list(.theirs))]
+    NoCommonVersion {
+        /// The versions of the source.
+        theirs: Vec<u32>,
+    },
+    /// A feature that the source needs is missing.
+    #[error("the source needs the feature '{feature}', which the destination does not have")]
+    MissingFeature {
+        /// The name.
+        feature: String,
+    },
+    /// The destination chose what was not offered.
+    #[error("the destination chose {what}, which was not offered")]
+    NotOffered {
+        /// A version or a feature.
+        what: String,
+    },
+    /// The id of the migration is malformed.
+    #[error("malformed migration id: expected 32 hexadecimal digits")]
+    MigrationId,
+}
+
+fn list(versions: &[u32]) -> String {
+    let shown = versions.iter().take(8).map(u32::to_string).collect::<Vec<_>>();
+    if shown.is_empty() { "none".to_string() } else { shown.join(", ") }
+}
+
+/// At the destination: returns the features that both sides have, if a version is common and every feature that the
+/// source needs is among them.
+pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Feature>, Refusal> {
+    if offer.id().is_none() {
+        return Err(Refusal::MigrationId);
+    }
+    if !offer.versions.contains(&VERSION) {
+        return Err(Refusal::NoCommonVersion { theirs: offer.versions.clone() });
+    }
+    let has = |name: &str| Feature::from_name(name).filter(|feature| ours.contains(feature));
+    match offer.needs.iter().find(|name| has(name).is_none()) {
+        Some(name) => Err(Refusal::MissingFeature { feature: printable(name, 100) }),
+        None => Ok(offer.features.iter().take(MAX_LIST).filter_map(|name| has(name)).collect()),
+    }
+}
+
+/// At the source: returns the features in use, if the destination chose what was offered.
+pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusal> {
+    if !offer.versions.contains(&accept.version) {
+        return Err(Refusal::NotOffered { what: format!("version {}", accept.version) });
+    }
+    if let Some(name) = accept.features.iter().find(|name| !offer.features.contains(*name)) {
+        return Err(Refusal::NotOffered { what: format!("feature '{}'", printable(name, 100)) });
+    }
+    if let Some(name) = offer.needs.iter().find(|name| !accept.features.contains(*name)) {
+        return Err(Refusal::MissingFeature { feature: name.clone() });
+    }
+    Ok(accept.features.iter().filter_map(|name| Feature::from_name(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    fn offer(versions: &[u32], features: &[&str], needs: &[&str]) -> Offer {
+        Offer {
+            migration: format!("{:032x}", 7),
+            versions: versions.to_vec(),
+            features: set(features),
+            needs: set(needs),
+        }
+    }
+
+    #[test]
+    fn a_newer_source_and_this_release_use_what_both_have() {
+        let ours = BTreeSet::from(Feature::ALL);
+        let newer = offer(&[2, 3], &["colours", "setup", "ping"], &["setup"]);
+        assert_eq!(choose(&newer, &ours), Ok(BTreeSet::from([Feature::Setup, Feature::Ping])));
+    }
+
+    #[test]
+    fn an_older_destination_is_used_as_far_as_it_goes() {
+        let offered = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+        let fewer = Accept { version: 2, features: set(&["ping"]) };
+        assert_eq!(check(&offered, &fewer), Ok(BTreeSet::from([Feature::Ping])));
+    }
+
+    /// A destination of a later release: it speaks more versions and has more features.
+    fn newer_destination(offer: &Offer) -> Accept {
+        let version = *offer.versions.iter().filter(|version| (2..=4).contains(*version)).max().unwrap();
+        let has = set(&["setup", "blobs", "ping", "colours", "smells"]);
+        Accept { version, features: offer.features.intersection(&has).cloned().collect() }
+    }
+
+    #[test]
+    fn this_release_and_a_newer_destination_use_what_both_have() {
+        for features in subsets() {
+            let offered = Offer::new(7, &features, &features);
+            let accept = newer_destination(&offered);
+            assert_eq!(accept.version, VERSION);
+            assert_eq!(check(&offered, &accept), Ok(features));
+        }
+    }
+
+    fn subsets() -> impl Iterator<Item = BTreeSet<Feature>> {
+        (0..1 << Feature::ALL.len()).map(|bits: u32| {
+            let is_in = |index: &usize| bits >> index & 1 == 1;
+            (0..Feature::ALL.len()).filter(is_in).map(|index| Feature::ALL[index]).collect()
+        })
+    }
+
+    #[test]
+    fn whatever_each_side_has_both_use_the_same_or_name_what_is_missing() {
+        for theirs in subsets() {
+            for ours in subsets() {
+                for needs in subsets().filter(|needs| needs.is_subset(&theirs)) {
+                    let offered = Offer::new(7, &theirs, &needs);
+                    match choose(&offered, &ours) {
+                        Ok(used) => {
+                            assert_eq!(used, theirs.intersection(&ours).copied().collect());
+                            let accept = Accept { version: VERSION, features: names(&used) };
+                            assert_eq!(check(&offered, &accept), Ok(used));
+                        }
+                        Err(Refusal::MissingFeature { feature }) => {
+                            let missing = Feature::from_name(&feature).unwrap();
+                            assert!(needs.contains(&missing) && !ours.contains(&missing));
+                        }
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_agreed_on_is_refused_by_name() {
+        let ours = BTreeSet::from([Feature::Ping]);
+        let cases = [
+            (offer(&[3, 4], &[], &[]), "the source speaks 3, 4, the destination 2"),
+            (offer(&[], &[], &[]), "the source speaks none"),
+            (offer(&[2], &["blobs"], &["blobs"]), "needs the feature 'blobs'"),
+            (offer(&[2], &[], &["colours\u{1b}"]), "needs the feature 'colours '"),
+            (Offer { migration: "7".into(), ..offer(&[2], &[], &[]) }, "malformed migration id"),
+        ];
+        for (offer, why) in cases {
+            let error = choose(&offer, &ours).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_choice_that_was_not_offered_is_refused() {
+        let offered = Offer::new(
+            7,
+            &BTreeSet::from([Feature::Ping, Feature::Setup]),
+            &BTreeSet::from([Feature::Setup]),
+        );
+        let cases = [
+            (Accept { version: 1, features: set(&["setup"]) }, "version 1"),
+            (Accept { version: 2, features: set(&["setup", "blobs"]) }, "feature 'blobs'"),
+            (Accept { version: 2, features: set(&["ping"]) }, "needs the feature 'setup'"),
+        ];
+        for (accept, why) in cases {
+            let error = check(&offered, &accept).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

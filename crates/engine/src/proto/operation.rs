@@ -1,0 +1,228 @@
+//! The commands that a side of the migration gives, and the events that it takes.
+//!
+//! The machines in `source` and `destination` decide; whoever drives them (`run`, or a simulation) does what a command
+//! says and reports what came of it. State and memory pass by: only their sizes come here.
+
+use std::fmt;
+use std::time::Duration;
+
+use whimbrel_protocol::handover::Entry;
+use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_user::State;
+
+use super::control::Control;
+use crate::error::Error;
+
+/// Time since some fixed moment, from a clock that never goes back.
+pub type Now = Duration;
+
+/// The number of an operation, unique within a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub u64);
+
+/// A command of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Start an operation, and report its end with [`Event::Done`]. Operations at the same place are done in the order of
+    /// their commands, also after one that failed; those at different places at the same time.
+    Start {
+        /// The number to report.
+        id: OperationId,
+        /// Where it is done.
+        place: Place,
+        /// The operation.
+        operation: Operation,
+    },
+    /// End every transfer in progress as soon as possible: [`Operation::SendMemory`], [`Operation::SendState`] and each
+    /// wait for the peer. Each reports its end all the same. What is sent afterwards follows in a stream that is whole.
+    Interrupt,
+    /// Nothing follows.
+    Finish,
+}
+
+/// Where an operation is done: each place does one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// The device of this number.
+    Device(usize),
+    /// The memory and the control connection.
+    Stream,
+    /// The program that owns the devices, and the journal.
+    Owner,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// On a device: query its state. Reports [`Done::State`].
+    QueryState,
+    /// On a device: VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. Reports [`Done::Nothing`].
+    SetState(State),
+    /// On a device: opt in to REINIT. Reports [`Done::Nothing`].
+    EnableReinit,
+    /// On a device in a pre-copy state: VFIO_MIG_GET_PRECOPY_INFO, and the size of all data that stopping it would yield.
+    /// Reports [`Done::Precopy`].
+    QueryPrecopy,
+    /// On a device: the size of all data that stopping it would yield. Reports [`Done::Bytes`].
+    QueryDataSize,
+    /// On a device with a saving session: send its state until its end, for now or for good. Reports [`Done::Sent`].
+    SendState {
+        /// Stop once this many bytes have been sent. `None`: go on to the end.
+        limit: Option<u64>,
+    },
+    /// On a device: start its log of DMA writes, if it has one. Reports [`Done::Nothing`].
+    StartLog,
+    /// On a device: mark what it has written as dirty. Reports [`Done::Nothing`].
+    CollectLog {
+        /// Whether it has stopped: a log that cannot be read is an error then, and before it is given up.
+        stopped: bool,
+    },
+    /// On a device: stop its log. Reports [`Done::Nothing`].
+    StopLog,
+    /// On a device: VFIO_DEVICE_RESET. Reports [`Done::Nothing`].
+    Reset,
+    /// On a device: read the setup that does not belong to its migration state (PCI configuration, interrupts) and keep
+    /// it. Reports [`Done::Nothing`].
+    SaveSetup {
+        /// Whether it is also sent, if there is any.
+        send: bool,
+    },
+    /// On a device: write the setup that was saved or received. Reports [`Done::Nothing`].
+    RestoreSetup,
+    /// On a device that resumes: wait until it has taken all state that has arrived. Reports [`Done::Bytes`], all so far.
+    DrainState,
+
+    /// On the stream: send a control message, and everything before it. Reports [`Done::Nothing`].
+    Send(Control),
+    /// On the stream: start the logs of the CPUs and of the address space, with all memory marked. Reports
+    /// [`Done::Nothing`].
+    StartMemoryLogs,
+    /// On the stream: mark what these logs have, after the devices' own. Reports [`Done::Bytes`], the dirty memory, or
+    /// all memory if writes to it are logged nowhere.
+    CollectMemoryLogs {
+        /// Whether everything that writes memory has stopped: this is the last time.
+        stopped: bool,
+    },
+    /// On the stream: stop these logs. Reports [`Done::Nothing`].
+    StopMemoryLogs,
+    /// On the stream: send all dirty memory. Reports [`Done::Sent`].
+    SendMemory,
+    /// On the stream: send the owner's blobs, which it gave when it paused. Reports [`Done::Sent`].
+    SendBlobs,
+    /// On the stream: send bytes without meaning, to measure the throughput. Reports [`Done::Sent`].
+    SendPadding(u64),
+
+    /// On the owner: stop the guest.
+    Pause,
+    /// On the owner: the devices run here again.
+    Resume,
+    /// On the owner: load the blobs that arrived and inspect everything; the devices are stopped.
+    Inspect,
+    /// On the owner: the devices run here now.
+    Run,
+    /// On the owner: append an entry to the journal and sync it. Without a journal nothing is done.
+    Record(Entry),
+}
+
+/// What an operation yields.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Done {
+    /// It is done.
+    Nothing,
+    /// The device's state.
+    State(State),
+    /// A size in bytes.
+    Bytes(u64),
+    /// What was sent.
+    Sent(Sent),
+    /// The device's pre-copy data.
+    Precopy {
+        /// Of VFIO_MIG_GET_PRECOPY_INFO.
+        report: PrecopyReport,
+        /// Bytes that stopping the device would yield, if it says so.
+        data_size: Option<u64>,
+    },
+}
+
+/// The amount of data that an operation has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sent {
+    /// Bytes of memory or state, zero pages included.
+    pub bytes: u64,
+    /// Of those, bytes of memory that were zero and only named.
+    pub zero: u64,
+    /// Bytes on the wire.
+    pub wire: u64,
+    /// Time spent on memory that was not sent, because it was zero.
+    pub scanning: Duration,
+}
+
+/// What a machine is told.
+#[derive(Debug)]
+pub enum Event {
+    /// An operation has ended.
+    Done {
+        /// Its number.
+        id: OperationId,
+        /// What came of it.
+        result: Result<Done, Error>,
+    },
+    /// An operation takes longer than a call may take, and cannot be interrupted: a driver does not return. It may still
+    /// end.
+    Overdue(OperationId),
+    /// A control message has arrived.
+    Received(Control),
+    /// Nothing more can be received or sent: the connection is closed, broken or malformed.
+    Lost(Error),
+    /// The owner or an operator cancels the migration.
+    Cancel(String),
+    /// Time has passed.
+    Tick,
+}
+
+impl Operation {
+    /// Returns whether it sends or waits for the peer, and ends early when transfers are interrupted.
+    pub const fn is_transfer(&self) -> bool {
+        matches!(
+            self,
+            Operation::Send(_)
+                | Operation::SendState { .. }
+                | Operation::SendMemory
+                | Operation::SendBlobs
+                | Operation::SendPadding(_)
+        )
+    }
+}
+
+/// As a person reads it in an error: what was asked of whom.
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operation::QueryState => f.write_str("GET of the migration state"),
+            Operation::SetState(state) => write!(f, "SET of the migration state to {state}"),
+            Operation::EnableReinit => f.write_str("SET of PRECOPY_INFOv2"),
+            Operation::QueryPrecopy => f.write_str("GET_PRECOPY_INFO"),
+            Operation::QueryDataSize => f.write_str("GET of the data size"),
+            Operation::SendState { .. } => f.write_str("read of device state"),
+            Operation::StartLog => f.write_str("start of DMA logging"),
+            Operation::CollectLog { .. } => f.write_str("report of DMA logging"),
+            Operation::StopLog => f.write_str("stop of DMA logging"),
+            Operation::Reset => f.write_str("reset"),
+            Operation::SaveSetup { .. } => f.write_str("read of the configuration"),
+            Operation::RestoreSetup => f.write_str("write of the configuration"),
+            Operation::DrainState => f.write_str("write of device state"),
+            Operation::Send(control) => write!(f, "send of {}", control.name()),
+            Operation::StartMemoryLogs => f.write_str("start of the memory's logs"),
+            Operation::CollectMemoryLogs { .. } => f.write_str("reading of the memory's logs"),
+            Operation::StopMemoryLogs => f.write_str("stop of the memory's logs"),
+            Operation::SendMemory => f.write_str("send of memory"),
+            Operation::SendBlobs => f.write_str("send of the owner's state"),
+            Operation::SendPadding(_) => f.write_str("send of padding"),
+            Operation::Pause => f.write_str("pause of the owner"),
+            Operation::Resume => f.write_str("resumption of the owner"),
+            Operation::Inspect => f.write_str("inspection by the owner"),
+            Operation::Run => f.write_str("start of the owner"),
+            Operation::Record(entry) => write!(f, "record of '{entry}' in the journal"),
+        }
+    }
+}

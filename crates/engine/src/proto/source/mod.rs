@@ -1,0 +1,595 @@
+//! The machine of the source: what it says, and what its devices, memory and owner do, from the first frame to the end.
+//!
+//! The order: greet, compare devices, start the logs, pre-copy in rounds until what is left fits the downtime limit, stop
+//! everything, send the rest, hand over. Anything may fail or be cancelled up to the handover, and the devices run on here.
+
+mod options;
+mod rollback;
+mod round;
+mod switchover;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use whimbrel_protocol::estimate::{Bandwidth, Remaining};
+use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
+use whimbrel_protocol::{MigrationFlags, precopy};
+use whimbrel_user::State;
+
+use super::control::{Control, Table};
+use super::negotiate::{self, Feature, Offer};
+use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
+use super::pending::Pending;
+use super::rounds::Prediction;
+use crate::error::{Error, Outcome};
+use crate::progress;
+use crate::report::{DeviceReport, Report};
+
+pub use options::SourceOptions;
+pub use rollback::Back;
+
+/// What is to be migrated.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The first frame: id, versions and features.
+    pub offer: Offer,
+    /// The devices and memory.
+    pub table: Table,
+    /// The bounds.
+    pub options: SourceOptions,
+}
+
+/// Where a migration stands, and what it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// HELLO goes out; ACCEPT is awaited.
+    Hello,
+    /// TABLE goes out; FITS is awaited.
+    Table,
+    /// The logs start, and the devices enter PRE_COPY.
+    Precopy,
+    /// The devices say how much they have.
+    RoundQuery,
+    /// Memory and device state go out.
+    RoundSend,
+    /// ROUND goes out; ROUND_DONE is awaited.
+    RoundEnd,
+    /// PING goes out; PONG is awaited.
+    Ping,
+    /// Devices' logs are read, and what is left is asked for.
+    RoundLeft,
+    /// The other logs are read.
+    RoundMemoryLeft,
+    /// The journal records that the devices may be handed over, and the devices are asked for REINIT a last time.
+    Record,
+    /// The owner pauses.
+    Pause,
+    /// The devices enter a P2P state.
+    Quiesce,
+    /// The devices stop, and begin to send the rest.
+    Stop,
+    /// The rest goes out.
+    Rest,
+    /// END goes out; READY is awaited.
+    End,
+    /// HANDOVER may have gone out; RUNNING or FAILED is awaited.
+    Committed,
+    /// The destination runs the devices: they are put away here.
+    Release,
+    /// After a failure: transfers are interrupted, calls into drivers end.
+    Settle(Then),
+    /// After a failure: the devices are brought back.
+    Back(Back),
+    /// After a failure: the devices may be the destination's, and are kept stopped.
+    Park,
+    /// Nothing follows.
+    Over,
+}
+
+/// What follows after a failure has settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// [`Phase::Back`].
+    Back,
+    /// [`Phase::Park`].
+    Park,
+    /// [`Phase::Release`].
+    Release,
+}
+
+/// A device under way.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
+struct Device {
+    name: String,
+    has_precopy: bool,
+    has_p2p: bool,
+    /// The account of its pre-copy data.
+    precopy: precopy::Progress,
+    /// Bytes that stopping it would yield.
+    left: u64,
+    /// Bytes of its state sent so far.
+    sent: u64,
+    /// The state it is known to be in.
+    state: Option<State>,
+    /// Why it cannot be brought back, if it cannot.
+    stranded: Option<Error>,
+    /// The call that does not return.
+    stuck: bool,
+    /// Whether it was reset after a failure.
+    was_reset: bool,
+}
+
+/// The machine of the source.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
+pub struct Source {
+    plan: Plan,
+    features: BTreeSet<Feature>,
+    handover: handover::Source,
+    devices: Vec<Device>,
+    pending: Pending,
+    phase: Phase,
+    /// The answer that the phase awaits has arrived.
+    answered: bool,
+    now: Now,
+    /// When the current phase has taken too long.
+    deadline: Option<Now>,
+    cause: Option<Error>,
+    outcome: Option<Outcome>,
+    bandwidth: Bandwidth,
+    round_trip: Option<Duration>,
+    /// Longest arc into PRE_COPY so far, as a measure of a transition's cost.
+    transition: Duration,
+    /// What the destination expects to need between END and READY.
+    peer_setup: Duration,
+    prediction: Option<Prediction>,
+    /// The round under way.
+    round: round::Round,
+    /// The first pass over all memory, for memory that no log covers.
+    full_pass: Option<round::FullPass>,
+    measured: bool,
+    confirmed_initial: bool,
+    memory_left: u64,
+    memory_sent: u64,
+    started: Now,
+    phase_began: Now,
+    stopped_at: Option<Now>,
+    /// When READY, or RUNNING, was asked for.
+    asked_at: Now,
+    logs_started: bool,
+    recorded: bool,
+    paused: bool,
+    touched: bool,
+    report: Report,
+}
+
+impl Source {
+    /// Returns a machine that begins at once.
+    pub fn new(plan: Plan, now: Now) -> Source {
+        let devices = plan.table.devices.iter().map(|identity| {
+            let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
+            Device {
+                name: identity.name.clone(),
+                has_precopy: flags.contains(MigrationFlags::PRE_COPY),
+                has_p2p: flags.contains(MigrationFlags::P2P),
+                precopy: precopy::Progress::default(),
+                left: 0,
+                sent: 0,
+                state: Some(State::Running),
+                stranded: None,
+                stuck: false,
+                was_reset: false,
+            }
+        });
+        let mut source = Source {
+            devices: devices.collect(),
+            features: BTreeSet::new(),
+            handover: handover::Source::new(),
+            pending: Pending::default(),
+            phase: Phase::Hello,
+            answered: false,
+            now,
+            deadline: None,
+            cause: None,
+            outcome: None,
+            bandwidth: Bandwidth::default(),
+            round_trip: None,
+            transition: Duration::ZERO,
+            peer_setup: Duration::ZERO,
+            prediction: None,
+            round: round::Round::default(),
+            full_pass: None,
+            measured: false,
+            confirmed_initial: false,
+            memory_left: 0,
+            memory_sent: 0,
+            started: now,
+            phase_began: now,
+            stopped_at: None,
+            asked_at: now,
+            logs_started: false,
+            recorded: false,
+            paused: false,
+            touched: false,
+            report: Report { migration: plan.offer.migration.clone(), ..Report::default() },
+            plan,
+        };
+        source.warn_of_devices_without_p2p();
+        source.enter(Phase::Hello);
+        source
+    }
+
+    /// Returns the next command, or `None` until something is put in.
+    pub fn poll(&mut self) -> Option<Command> {
+        self.pending.poll()
+    }
+
+    /// Returns when [`Event::Tick`] is due at the latest.
+    pub fn deadline(&self) -> Option<Now> {
+        self.deadline
+    }
+
+    /// Takes in an event. Time never goes back.
+    pub fn input(&mut self, event: Event, now: Now) {
+        self.now = self.now.max(now);
+        // What comes too late has not come in time, also if it is seen before the clock.
+        self.check_deadline();
+        match event {
+            Event::Done { id, result } => self.done(id, result),
+            Event::Overdue(id) => self.overdue(id),
+            Event::Received(control) => self.received(control),
+            Event::Lost(error) => self.lost(error),
+            Event::Cancel(reason) => self.cancel(reason),
+            Event::Tick => {}
+        }
+        while self.phase_is_done() {
+            self.advance();
+        }
+    }
+
+    /// Returns what came of the migration, once it is over: `Ok` if the devices run at the destination.
+    pub fn result(&mut self) -> Option<Result<Report, (Error, Outcome)>> {
+        if self.phase != Phase::Over {
+            return None;
+        }
+        match (self.cause.take(), self.outcome.take()) {
+            (None, None) => Some(Ok(std::mem::take(&mut self.report))),
+            (cause, outcome) => Some(Err((
+                cause.unwrap_or_else(|| Error::Protocol("the migration was given up".into())),
+                outcome.unwrap_or(Outcome::Unknown),
+            ))),
+        }
+    }
+
+    /// Returns where the migration stands, without what the current transfer has done.
+    pub fn progress(&self) -> progress::Progress {
+        let mut progress = progress::Progress::new(match self.phase {
+            Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
+            Phase::RoundQuery
+            | Phase::RoundSend
+            | Phase::RoundEnd
+            | Phase::Ping
+            | Phase::RoundLeft
+            | Phase::RoundMemoryLeft
+            | Phase::Record => progress::Phase::Round(self.round.number),
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
+                progress::Phase::Switchover
+            }
+            Phase::Settle(_) | Phase::Back(_) | Phase::Park => progress::Phase::Recovery,
+            Phase::Release | Phase::Over => progress::Phase::Done,
+        });
+        progress.total = self.memory_left.saturating_add(self.devices.iter().map(|device| device.left).sum());
+        progress.expected_downtime = self.prediction.map(Prediction::total);
+        progress
+    }
+
+    /// Returns the phase that the migration is in.
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Returns whether the handover can still be called off.
+    pub fn can_be_cancelled(&self) -> bool {
+        self.handover.phase() == SourcePhase::Owner
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        tracing::debug!(?phase, "the migration goes on");
+        self.phase = phase;
+        self.phase_began = self.now;
+        self.answered = false;
+        let in_downtime = self.stopped_at.map(|stopped| stopped + self.plan.options.stop_budget());
+        let (timeout, call) = (self.plan.options.timeout, self.plan.options.call_timeout);
+        self.deadline = match phase {
+            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::Committed => {
+                Some(self.now + timeout)
+            }
+            // Each frame and each call has a deadline of its own.
+            Phase::RoundSend
+            | Phase::Precopy
+            | Phase::RoundQuery
+            | Phase::RoundLeft
+            | Phase::RoundMemoryLeft
+            | Phase::Record
+            | Phase::Over => None,
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End => in_downtime,
+            Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
+            Phase::Back(back) => Some(self.now + back.timeout(call)),
+        };
+        match phase {
+            Phase::Hello => self.say(Control::Hello(self.plan.offer.clone())),
+            Phase::Table => self.say(Control::Table(self.plan.table.clone())),
+            Phase::Precopy => self.start_precopy(),
+            Phase::RoundQuery => self.query_round(),
+            Phase::RoundSend => self.send_round(),
+            Phase::RoundEnd => self.end_round(),
+            Phase::Ping => self.say(Control::Ping { id: self.round.number }),
+            Phase::RoundLeft => self.query_left(),
+            Phase::RoundMemoryLeft => self.query_memory_left(),
+            Phase::Record => self.record(),
+            Phase::Pause => self.pause(),
+            Phase::Quiesce => self.quiesce(),
+            Phase::Stop => self.stop(),
+            Phase::Rest => self.send_rest(),
+            Phase::End => self.say_end(),
+            Phase::Committed => self.commit(),
+            Phase::Release => self.release(),
+            Phase::Settle(_) => self.pending.command(Command::Interrupt),
+            Phase::Back(back) => self.bring_back(back),
+            Phase::Park => self.park(),
+            Phase::Over => self.pending.command(Command::Finish),
+        }
+    }
+
+    fn phase_is_done(&self) -> bool {
+        let awaits_answer = matches!(
+            self.phase,
+            Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::End | Phase::Committed
+        );
+        match self.phase {
+            Phase::Over => false,
+            // The state that goes out meanwhile is awaited later.
+            Phase::Stop => {
+                !self.pending.any(|_, operation| !matches!(operation, Operation::SendState { .. }))
+            }
+            _ if awaits_answer => self.answered && self.pending.is_empty(),
+            _ => self.pending.is_empty(),
+        }
+    }
+
+    /// The phase has all that it awaits.
+    fn advance(&mut self) {
+        match self.phase {
+            Phase::Hello => self.enter(Phase::Table),
+            Phase::Table => self.enter(Phase::Precopy),
+            Phase::RoundQuery => self.enter(Phase::RoundSend),
+            Phase::RoundSend => {
+                if !self.pads() {
+                    self.enter(Phase::RoundEnd);
+                }
+            }
+            Phase::RoundEnd if self.features.contains(&Feature::Ping) => self.enter(Phase::Ping),
+            Phase::RoundEnd | Phase::Ping => self.enter(Phase::RoundLeft),
+            Phase::RoundLeft => self.enter(Phase::RoundMemoryLeft),
+            Phase::RoundMemoryLeft => self.decide(),
+            Phase::Record if self.initial_is_done() => self.enter(Phase::Pause),
+            Phase::Precopy | Phase::Record => self.next_round(),
+            Phase::Pause if self.quiesces() => self.enter(Phase::Quiesce),
+            Phase::Pause | Phase::Quiesce => self.enter(Phase::Stop),
+            Phase::Stop => self.enter(Phase::Rest),
+            Phase::Rest => self.enter(Phase::End),
+            Phase::End => self.enter(Phase::Committed),
+            Phase::Committed => self.enter(Phase::Release),
+            Phase::Release | Phase::Park => self.enter(Phase::Over),
+            Phase::Settle(then) => self.settled(then),
+            Phase::Back(back) => self.back_again(back),
+            Phase::Over => {}
+        }
+    }
+
+    fn say(&mut self, control: Control) {
+        self.asked_at = self.now;
+        self.pending.start(Place::Stream, Operation::Send(control));
+    }
+
+    fn each_device(&mut self, operation: &Operation) {
+        for device in 0..self.devices.len() {
+            self.pending.start(Place::Device(device), operation.clone());
+        }
+    }
+
+    fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
+        let Some((place, operation)) = self.pending.end(id) else { return };
+        match (result, self.phase) {
+            (result, Phase::Back(back)) => self.back_done(back, place, &operation, result),
+            (Ok(done), _) => self.note(place, &operation, done),
+            (Err(error), Phase::Settle(_)) => {
+                tracing::debug!(?operation, %error, "ended after the failure");
+            }
+            (Err(error), Phase::Release | Phase::Park | Phase::Over) => {
+                tracing::warn!(?place, ?operation, %error, "could not be done after the handover");
+                self.report.warnings.push(error.to_string());
+            }
+            (Err(error), _) => self.fail(error),
+        }
+    }
+
+    /// Keeps what an operation has yielded.
+    fn note(&mut self, place: Place, operation: &Operation, done: Done) {
+        match (place, done) {
+            (Place::Device(index), done) => self.note_of_device(index, operation, done),
+            (_, Done::Bytes(bytes)) if matches!(operation, Operation::CollectMemoryLogs { .. }) => {
+                self.memory_left = bytes;
+            }
+            (_, Done::Sent(sent)) => {
+                if matches!(operation, Operation::SendMemory) {
+                    self.memory_sent += sent.bytes;
+                    self.report.memory_bytes += sent.bytes;
+                    self.report.zero_bytes += sent.zero;
+                    self.round.memory += sent.bytes;
+                    self.round.scanning += sent.scanning;
+                }
+                self.report.wire_bytes += sent.wire;
+                self.round.wire += sent.wire;
+            }
+            _ => {}
+        }
+    }
+
+    fn note_of_device(&mut self, index: usize, operation: &Operation, done: Done) {
+        let elapsed = self.now.saturating_sub(self.phase_began);
+        let Some(device) = self.devices.get_mut(index) else { return };
+        match (operation, done) {
+            (Operation::SetState(state), _) => {
+                device.state = Some(*state);
+                if self.phase == Phase::Precopy {
+                    self.transition = self.transition.max(elapsed);
+                }
+            }
+            (_, Done::State(state)) => device.state = Some(state),
+            (_, Done::Bytes(bytes)) => device.left = bytes,
+            (_, Done::Precopy { report, data_size }) => {
+                device.precopy.report(report.bytes, report.reinit);
+                self.confirmed_initial &= !(report.reinit && report.bytes.initial > 0);
+                device.left = data_size.unwrap_or_else(|| device.precopy.remaining().total());
+            }
+            (_, Done::Sent(sent)) => {
+                if device.state == Some(State::PreCopy) {
+                    device.precopy.read(sent.bytes);
+                }
+                device.sent += sent.bytes;
+                self.report.wire_bytes += sent.wire;
+                self.round.device += sent.bytes;
+                self.round.wire += sent.wire;
+            }
+            _ => {}
+        }
+    }
+
+    fn received(&mut self, control: Control) {
+        let expected = match (&control, self.phase) {
+            (Control::Accept(accept), Phase::Hello) => {
+                match negotiate::check(&self.plan.offer, accept) {
+                    Ok(features) => self.features = features,
+                    Err(error) => return self.fail(error.into()),
+                }
+                true
+            }
+            (Control::Fits(fits), Phase::Table) => {
+                self.peer_setup = Duration::from_micros(fits.setup_us);
+                true
+            }
+            (Control::RoundDone { number }, Phase::RoundEnd) => {
+                *number == self.round.number && self.round_done()
+            }
+            (Control::Pong { id }, Phase::Ping) => *id == self.round.number && self.pong(),
+            (Control::Ready(ready), Phase::End) => return self.ready(*ready),
+            (Control::Running(running), _) => return self.running(*running),
+            (Control::Failed(reason), _) => return self.peer_failed(reason.reason.clone()),
+            _ => false,
+        };
+        if expected && !self.answered {
+            self.answered = true;
+        } else if !matches!(self.phase, Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Over) {
+            let what = format!("unexpected {} from the destination", control.name());
+            self.fail(Error::Protocol(what));
+        }
+    }
+
+    fn lost(&mut self, error: Error) {
+        match self.phase {
+            Phase::Release | Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Over => {}
+            _ => self.fail(error),
+        }
+    }
+
+    fn cancel(&mut self, reason: String) {
+        if self.can_be_cancelled() {
+            self.fail(Error::Cancelled { reason });
+        }
+    }
+
+    fn overdue(&mut self, id: OperationId) {
+        let Some((place, operation)) = self.pending.get(id) else { return };
+        let error = self.overdue_error(*place, operation);
+        match self.phase {
+            Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Release | Phase::Over => {}
+            _ => self.fail(error),
+        }
+    }
+
+    fn overdue_error(&self, place: Place, operation: &Operation) -> Error {
+        let timeout = self.plan.options.call_timeout;
+        match place {
+            Place::Device(index) => Error::Overdue {
+                device: self.devices.get(index).map(|device| device.name.clone()).unwrap_or_default(),
+                call: operation.to_string(),
+                timeout,
+            },
+            Place::Stream | Place::Owner => Error::OwnerOverdue { call: operation.to_string(), timeout },
+        }
+    }
+
+    fn check_deadline(&mut self) {
+        if self.deadline.is_none_or(|deadline| self.now < deadline) {
+            return;
+        }
+        let timeout = self.plan.options.timeout;
+        match self.phase {
+            Phase::Settle(then) => {
+                self.give_up_pending();
+                self.settled(then);
+            }
+            Phase::Back(back) => {
+                self.give_up_pending();
+                self.back_again(back);
+            }
+            Phase::Release | Phase::Park => {
+                self.give_up_pending();
+                self.enter(Phase::Over);
+            }
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End => {
+                self.fail(Error::Budget { budget: self.plan.options.stop_budget() });
+            }
+            _ => self.fail(Error::Silent { side: super::DESTINATION, waited: timeout }),
+        }
+    }
+
+    /// What is left once the devices are stopped.
+    fn remaining(&self) -> Remaining {
+        Remaining::new(self.memory_left, self.devices.iter().map(|device| device.left).sum())
+    }
+
+    /// Whether the destination has the initial data of every device.
+    fn initial_is_done(&self) -> bool {
+        self.confirmed_initial && self.all_initial_sent()
+    }
+
+    fn all_initial_sent(&self) -> bool {
+        self.devices.iter().all(|device| !device.has_precopy || device.precopy.initial_done())
+    }
+
+    fn warn_of_devices_without_p2p(&mut self) {
+        let lacking: Vec<&str> =
+            self.devices.iter().filter(|device| !device.has_p2p).map(|device| device.name.as_str()).collect();
+        if self.devices.len() > 1 && !lacking.is_empty() {
+            let warning = format!(
+                "{} cannot be quiesced (no VFIO_MIGRATION_P2P): the devices must not access each other directly",
+                lacking.join(", ")
+            );
+            tracing::warn!("{warning}");
+            self.report.warnings.push(warning);
+        }
+        self.report.devices = self
+            .devices
+            .iter()
+            .map(|device| DeviceReport { name: device.name.clone(), ..DeviceReport::default() })
+            .collect();
+    }
+
+    /// What the handover's rule says to a message, as far as it is about who runs the devices.
+    fn handover_says(&mut self, message: handover::Message) -> Result<SourceAction, Error> {
+        self.handover.receive(message).map_err(Error::from)
+    }
+}

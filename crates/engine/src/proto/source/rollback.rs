@@ -1,0 +1,256 @@
+//! After a failure: the devices run here again, or it is said exactly why not.
+
+use std::time::Duration;
+
+use whimbrel_protocol::handover::{self, Entry, SourceAction, SourcePhase};
+use whimbrel_user::State;
+
+use super::{Phase, Source, Then};
+use crate::error::{Error, Outcome};
+use crate::proto::control::{Control, Reason};
+use crate::proto::operation::{Done, Operation, Place};
+
+/// A step on the way back. Every device takes it before the next step begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// Each device says which state it is in.
+    Query,
+    /// Devices of a set enter a P2P state.
+    Quiesce,
+    /// Devices run.
+    Run,
+    /// Devices that did not are reset, and get their configuration again.
+    Reset,
+    /// The owner goes on, and the logs stop.
+    Owner,
+    /// The destination is told.
+    Tell,
+}
+
+impl Back {
+    /// How long the destination may take to be told.
+    const TELL: Duration = Duration::from_secs(2);
+
+    pub(super) fn timeout(self, call: Duration) -> Duration {
+        match self {
+            Back::Tell => Back::TELL.min(call),
+            _ => call,
+        }
+    }
+}
+
+impl Source {
+    /// The migration cannot go on. What the first failure leads to is not changed by those that follow from it.
+    pub(super) fn fail(&mut self, cause: Error) {
+        if matches!(
+            self.phase,
+            Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Release | Phase::Over
+        ) {
+            tracing::debug!(%cause, "failed after the migration was given up");
+            return;
+        }
+        if self.handover.phase() == SourcePhase::Gone {
+            // RUNNING has arrived, perhaps before the end of the transfer that it answers, or with the end of the
+            // connection right behind it.
+            tracing::debug!(%cause, "failed after the handover");
+            return self.enter(Phase::Release);
+        }
+        tracing::info!(%cause, phase = ?self.phase, "the migration is given up");
+        self.cause = Some(cause);
+        match self.handover.fail() {
+            SourceAction::RunHere => self.enter(Phase::Settle(Then::Back)),
+            _ => self.enter(Phase::Settle(Then::Park)),
+        }
+    }
+
+    pub(super) fn peer_failed(&mut self, reason: String) {
+        let error = Error::Peer { side: crate::proto::DESTINATION, reason };
+        match self.handover_says(handover::Message::Failed) {
+            Ok(SourceAction::RunHere) => {
+                let settles = matches!(self.phase, Phase::Settle(_));
+                if self.cause.is_none() || !settles {
+                    self.cause = Some(error);
+                }
+                // Also where the outcome had been unknown: this late word settles it.
+                self.outcome = None;
+                self.enter(Phase::Settle(Then::Back));
+            }
+            Ok(_) => {}
+            Err(unexpected) => {
+                tracing::debug!(%unexpected, "the destination fails after the migration is over here");
+            }
+        }
+    }
+
+    /// Goes on without the calls that do not return.
+    pub(super) fn give_up_pending(&mut self) {
+        for (place, operation) in self.pending.abandon() {
+            let error = self.overdue_error(place, &operation);
+            tracing::warn!(%error, "going on without it");
+            if self.phase != Phase::Release
+                && let Place::Device(index) = place
+                && let Some(device) = self.devices.get_mut(index)
+            {
+                device.stuck = true;
+                device.state = None;
+                device.stranded = Some(error);
+            } else if operation == Operation::Resume {
+                // The devices run, but what works with them may not.
+                self.outcome = Some(Outcome::Stranded(Box::new(error)));
+            } else {
+                self.report.warnings.push(error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn settled(&mut self, then: Then) {
+        match then {
+            Then::Back if self.touched => self.enter(Phase::Back(Back::Query)),
+            Then::Back => {
+                self.outcome = Some(Outcome::Untouched);
+                self.enter(Phase::Back(Back::Tell));
+            }
+            Then::Park => self.enter(Phase::Park),
+            Then::Release => self.enter(Phase::Release),
+        }
+    }
+
+    pub(super) fn bring_back(&mut self, back: Back) {
+        let reachable: Vec<usize> =
+            (0..self.devices.len()).filter(|index| !self.devices[*index].stuck).collect();
+        let is_set = self.devices.len() > 1;
+        for index in reachable {
+            let device = &self.devices[index];
+            let place = Place::Device(index);
+            match back {
+                Back::Query => self.pending.start(place, Operation::QueryState),
+                Back::Quiesce if is_set && device.has_p2p && !is_at_work(device.state) => {
+                    self.pending.start(place, Operation::SetState(State::RunningP2p));
+                }
+                Back::Run if device.state != Some(State::Running) && device.state != Some(State::Error) => {
+                    self.pending.start(place, Operation::SetState(State::Running));
+                }
+                Back::Reset if device.state != Some(State::Running) => {
+                    self.devices[index].was_reset = true;
+                    self.pending.start(place, Operation::SaveSetup { send: false });
+                    self.pending.start(place, Operation::Reset);
+                    self.pending.start(place, Operation::RestoreSetup);
+                    self.pending.start(place, Operation::QueryState);
+                }
+                _ => {}
+            }
+        }
+        match back {
+            Back::Owner => self.owner_goes_on(),
+            Back::Tell => self.tell(),
+            _ => {}
+        }
+    }
+
+    fn owner_goes_on(&mut self) {
+        let all_run = self.devices.iter().all(|device| device.state == Some(State::Running));
+        if all_run && std::mem::take(&mut self.paused) {
+            self.pending.start(Place::Owner, Operation::Resume);
+        }
+        if self.recorded {
+            self.pending.start(Place::Owner, Operation::Record(Entry::Returned));
+        }
+        self.stop_logs();
+    }
+
+    /// Says that the migration is off, if the destination can be told and does not know.
+    fn tell(&mut self) {
+        let Some(cause) = &self.cause else { return };
+        if !cause.is_of_the_link() {
+            self.say(Control::Abort(Reason { reason: cause.to_string() }));
+        }
+    }
+
+    pub(super) fn back_done(
+        &mut self,
+        back: Back,
+        place: Place,
+        operation: &Operation,
+        result: Result<Done, Error>,
+    ) {
+        let Place::Device(index) = place else {
+            match (result, operation) {
+                (Err(error), Operation::Resume) => {
+                    self.outcome = Some(Outcome::Stranded(Box::new(error)));
+                }
+                (Err(error), _) if back != Back::Tell => self.report.warnings.push(error.to_string()),
+                _ => {}
+            }
+            return;
+        };
+        let Some(device) = self.devices.get_mut(index) else { return };
+        match (operation, result) {
+            (Operation::QueryState, Ok(Done::State(state))) => device.state = Some(state),
+            (Operation::SetState(state), Ok(_)) => device.state = Some(*state),
+            (Operation::SetState(_) | Operation::QueryState | Operation::Reset, Err(error)) => {
+                // Nothing is claimed of a state that has not been read.
+                device.state = None;
+                device.stranded = Some(error);
+            }
+            (Operation::SaveSetup { .. } | Operation::RestoreSetup, Err(error)) => {
+                let warning = format!("{}: its configuration could not be restored: {error}", device.name);
+                self.report.warnings.push(warning);
+            }
+            _ => {}
+        }
+    }
+
+    /// Every device has taken the step, or has been given up.
+    pub(super) fn back_again(&mut self, back: Back) {
+        if back == Back::Owner {
+            self.judge();
+        }
+        self.enter(match back {
+            Back::Query => Phase::Back(Back::Quiesce),
+            Back::Quiesce => Phase::Back(Back::Run),
+            Back::Run => Phase::Back(Back::Reset),
+            Back::Reset => Phase::Back(Back::Owner),
+            Back::Owner => Phase::Back(Back::Tell),
+            Back::Tell => Phase::Over,
+        });
+    }
+
+    fn judge(&mut self) {
+        self.outcome.get_or_insert(Outcome::RunsOn);
+        let stranded = self.devices.iter_mut().find(|device| device.state != Some(State::Running));
+        if let Some(device) = stranded {
+            let name = device.name.clone();
+            let why = match device.stranded.take() {
+                Some(error) => error,
+                None if device.state == Some(State::Error) => Error::NeedsReset { device: name },
+                None => Error::NotRunning { device: name, state: device.state },
+            };
+            self.outcome = Some(Outcome::Stranded(Box::new(why)));
+            return;
+        }
+        let reset: Vec<String> =
+            self.devices.iter().filter(|device| device.was_reset).map(|device| device.name.clone()).collect();
+        if !reset.is_empty() && matches!(self.outcome, Some(Outcome::RunsOn)) {
+            self.outcome = Some(Outcome::RunsOnAfterReset { devices: reset });
+        }
+    }
+
+    /// The devices are or may be the destination's: they stay stopped, in a state that no session is open in.
+    pub(super) fn park(&mut self) {
+        self.outcome = Some(Outcome::Unknown);
+        for (index, device) in self.devices.iter().enumerate() {
+            if !device.stuck {
+                self.pending.start(Place::Device(index), Operation::SetState(State::Stop));
+            }
+        }
+        self.stop_logs();
+    }
+}
+
+/// Whether a device needs no step to a P2P state on its way to RUNNING.
+fn is_at_work(state: Option<State>) -> bool {
+    matches!(
+        state,
+        Some(State::Running | State::RunningP2p | State::PreCopy | State::PreCopyP2p | State::Error)
+    )
+}

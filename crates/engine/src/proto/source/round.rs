@@ -1,0 +1,209 @@
+//! Pre-copy: rounds of memory and device state while the devices work, until what is left fits the downtime limit.
+
+use std::time::Duration;
+
+use whimbrel_user::State;
+
+use super::{Phase, Source};
+use crate::error::Error;
+use crate::proto::control::Control;
+use crate::proto::operation::{Now, Operation, Place};
+use crate::proto::rounds::{self, Bounds, Decision, MAX_PADDING, MIN_MEASURED, NEGLIGIBLE};
+use crate::report;
+
+/// A round under way. Sizes in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Round {
+    /// From 1.
+    pub(super) number: u32,
+    began: Now,
+    /// When the destination had all of it.
+    elapsed: Duration,
+    pub(super) memory: u64,
+    pub(super) device: u64,
+    pub(super) wire: u64,
+    /// Time spent on memory that turned out to be zero: the link had no part in it.
+    pub(super) scanning: Duration,
+    /// Whether ROUND says that all initial data has been sent.
+    says_initial: bool,
+}
+
+impl Round {
+    pub(super) fn numbered(number: u32, now: Now) -> Round {
+        Round { number, began: now, ..Round::default() }
+    }
+}
+
+/// A pass over all memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FullPass {
+    memory: u64,
+    wire: u64,
+    scanning: Duration,
+}
+
+impl Source {
+    /// Starts the logs, then lets the devices enter PRE_COPY: what they write from here on is logged.
+    pub(super) fn start_precopy(&mut self) {
+        self.touched = true;
+        if !self.plan.table.memory.is_empty() {
+            self.logs_started = true;
+            self.each_device(&Operation::StartLog);
+            self.pending.start(Place::Stream, Operation::StartMemoryLogs);
+        }
+        for (index, device) in self.devices.iter().enumerate() {
+            if device.has_precopy {
+                self.pending.start(Place::Device(index), Operation::EnableReinit);
+                self.pending.start(Place::Device(index), Operation::SetState(State::PreCopy));
+            }
+        }
+        self.memory_left = self.plan.table.memory.iter().map(|region| region.size).sum();
+    }
+
+    pub(super) fn next_round(&mut self) {
+        self.round = Round::numbered(self.round.number + 1, self.now);
+        self.report.rounds = self.round.number;
+        self.enter(Phase::RoundQuery);
+    }
+
+    pub(super) fn query_round(&mut self) {
+        for (index, device) in self.devices.iter().enumerate() {
+            let query = if device.has_precopy { Operation::QueryPrecopy } else { Operation::QueryDataSize };
+            self.pending.start(Place::Device(index), query);
+        }
+    }
+
+    /// Sends what there was when the round began, so that a device that changes as fast as it is read does not hold the
+    /// round for ever. Initial data comes first: the destination needs it to prepare.
+    pub(super) fn send_round(&mut self) {
+        for (index, device) in self.devices.iter().enumerate() {
+            let left = device.precopy.remaining().total();
+            if device.has_precopy && left > 0 {
+                self.pending.start(Place::Device(index), Operation::SendState { limit: Some(left) });
+            }
+        }
+        if self.memory_left > 0 {
+            self.pending.start(Place::Stream, Operation::SendMemory);
+        }
+    }
+
+    /// Devices that give much once they have stopped but little before leave nothing to measure the link by: then
+    /// padding is sent, once. Without it the estimate would be that of the round trip, and far too long.
+    pub(super) fn pads(&mut self) -> bool {
+        if std::mem::replace(&mut self.measured, true) || self.round.wire >= MIN_MEASURED {
+            return false;
+        }
+        // Memory has just been sent, or was zero and takes no throughput to speak of.
+        let left = self.remaining().device;
+        if left <= NEGLIGIBLE {
+            // Little can become much: ask again after the next round.
+            self.measured = false;
+            return false;
+        }
+        self.pending.start(Place::Stream, Operation::SendPadding(left.min(MAX_PADDING)));
+        true
+    }
+
+    pub(super) fn end_round(&mut self) {
+        self.round.says_initial = self.all_initial_sent();
+        self.say(Control::Round { number: self.round.number, initial: self.round.says_initial });
+    }
+
+    pub(super) fn round_done(&mut self) -> bool {
+        self.confirmed_initial = self.round.says_initial && self.all_initial_sent();
+        self.round.elapsed = self.now.saturating_sub(self.round.began);
+        let answer = self.now.saturating_sub(self.asked_at);
+        // An upper bound, until a PING shows better.
+        self.round_trip = Some(self.round_trip.map_or(answer, |known| known.min(answer)));
+        if self.full_pass.is_none() && self.round.memory > 0 {
+            self.full_pass = Some(FullPass {
+                memory: self.round.memory,
+                wire: self.round.wire.saturating_sub(self.round.device),
+                scanning: self.round.scanning,
+            });
+        }
+        true
+    }
+
+    pub(super) fn pong(&mut self) -> bool {
+        let elapsed = self.now.saturating_sub(self.asked_at);
+        self.round_trip = Some(self.round_trip.map_or(elapsed, |known| known.min(elapsed)));
+        true
+    }
+
+    pub(super) fn query_left(&mut self) {
+        let round_trip = self.round_trip.unwrap_or_default();
+        let carrying = self.round.elapsed.saturating_sub(self.round.scanning).saturating_sub(round_trip);
+        if self.round.wire >= NEGLIGIBLE {
+            self.bandwidth.sample(self.round.wire, carrying.max(Duration::from_micros(1)));
+        }
+        if self.logs_started {
+            self.each_device(&Operation::CollectLog { stopped: false });
+        }
+        self.query_round();
+    }
+
+    pub(super) fn query_memory_left(&mut self) {
+        if self.logs_started {
+            self.pending.start(Place::Stream, Operation::CollectMemoryLogs { stopped: false });
+        }
+    }
+
+    pub(super) fn decide(&mut self) {
+        let options = self.plan.options;
+        let mut remaining = self.remaining();
+        let mut setup = self.transition.saturating_add(self.peer_setup);
+        // Memory that no log covers is sent whole once more, and takes what it took the first time.
+        if let Some(pass) = self.full_pass.filter(|pass| pass.memory > 0) {
+            let share = |of: u64| u128::from(remaining.memory) * u128::from(of) / u128::from(pass.memory);
+            let (wire, scanning) =
+                (share(pass.wire), share(u64::try_from(pass.scanning.as_nanos()).unwrap_or(u64::MAX)));
+            if remaining.memory >= pass.memory {
+                remaining.memory = u64::try_from(wire).unwrap_or(u64::MAX);
+                setup =
+                    setup.saturating_add(Duration::from_nanos(u64::try_from(scanning).unwrap_or(u64::MAX)));
+            }
+        }
+        let round_trip = self.round_trip.unwrap_or_default();
+        self.prediction = rounds::predict(remaining, self.bandwidth, setup, round_trip);
+        let expected = self.prediction.map(rounds::Prediction::total);
+        let round = report::Round {
+            number: self.round.number,
+            memory_bytes: self.round.memory,
+            device_bytes: self.round.device,
+            ms: report::milliseconds(self.round.elapsed),
+            memory_left: self.memory_left,
+            device_left: remaining.device,
+            expected_downtime_ms: expected.map(report::milliseconds),
+        };
+        tracing::info!(
+            number = round.number,
+            memory_bytes = round.memory_bytes,
+            device_bytes = round.device_bytes,
+            ms = round.ms,
+            memory_left = round.memory_left,
+            device_left = round.device_left,
+            expected_downtime_ms = round.expected_downtime_ms,
+            "round done"
+        );
+        self.report.round_list.push(round);
+        let bounds = Bounds {
+            limit: options.downtime_limit,
+            budget: options.stop_budget(),
+            rounds: options.max_rounds,
+        };
+        let initial_done = self.initial_is_done();
+        let rounds = self.round.number;
+        match rounds::decide(self.prediction, bounds, initial_done, rounds) {
+            Decision::Switchover => self.enter(Phase::Record),
+            Decision::Continue => self.next_round(),
+            Decision::OutOfRounds if !initial_done => {
+                let left = self.devices.iter().map(|device| device.precopy.remaining().initial).sum();
+                self.fail(Error::InitialData { rounds, left });
+            }
+            Decision::OutOfRounds => {
+                self.fail(Error::NotConverging { rounds, expected, limit: options.downtime_limit });
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Questions to devices before a migration begins, each on a thread of its own: a driver may not return.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use whimbrel_user::Migratable;
+
+use crate::error::Error;
+
+/// Devices, of which some may have been left behind in a call.
+pub(super) type Devices = Vec<Option<Box<dyn Migratable>>>;
+
+/// Asks every device at the same time, and waits no longer than `timeout` for all. A device that does not answer in time is
+/// lost to its driver.
+pub(super) fn ask<T: Send + 'static>(
+    devices: Vec<Box<dyn Migratable>>,
+    call: &str,
+    timeout: Duration,
+    question: impl Fn(&mut dyn Migratable) -> Result<T, Error> + Clone + Send + 'static,
+) -> (Devices, Result<Vec<T>, Error>) {
+    let deadline = Instant::now() + timeout;
+    let asked: Vec<_> = devices
+        .into_iter()
+        .map(|mut device| {
+            let (answer, answered) = mpsc::sync_channel(1);
+            let (name, question) = (device.name().to_string(), question.clone());
+            let spawned =
+                std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
+                    let result = question(&mut *device);
+                    // Nobody waits for an answer that comes too late.
+                    let _ = answer.send((device, result));
+                });
+            (name, answered, spawned.err())
+        })
+        .collect();
+    let mut devices = Vec::with_capacity(asked.len());
+    let mut answers = Ok(Vec::with_capacity(asked.len()));
+    for (name, answered, failed) in asked {
+        let result = match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((device, result)) => {
+                devices.push(Some(device));
+                result
+            }
+            Err(error) => {
+                devices.push(None);
+                Err(match (failed, error) {
+                    (Some(error), _) => Error::Thread(error),
+                    (None, RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                        Error::Overdue { device: name, call: call.to_string(), timeout }
+                    }
+                })
+            }
+        };
+        answers = match (answers, result) {
+            (Ok(mut all), Ok(answer)) => {
+                all.push(answer);
+                Ok(all)
+            }
+            (Err(first), _) => Err(first),
+            (Ok(_), Err(error)) => Err(error),
+        };
+    }
+    (devices, answers)
+}
+
+/// Returns the devices, if none was left behind.
+pub(super) fn whole(devices: Devices) -> Result<Vec<Box<dyn Migratable>>, Devices> {
+    if devices.iter().all(Option::is_some) {
+        Ok(devices.into_iter().flatten().collect())
+    } else {
+        Err(devices)
+    }
+}

@@ -1,0 +1,399 @@
+//! The side that takes the devices.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use whimbrel_user::Migratable;
+
+use super::ask::{ask, whole};
+use super::buffers::Buffers;
+use super::cancel::Cancel;
+use super::device::DeviceHand;
+use super::hands::{Hands, Machine};
+use super::journal::Journal;
+use super::owner::OwnerHand;
+use super::receiver::Inbound;
+use super::stream::StreamHand;
+use super::transfer::Transfer;
+use super::worker::Worker;
+use crate::channel::{Accepted, Channel, Interrupt, Receiver, Sender, Until};
+use crate::error::Error;
+use crate::guest::{Guest, NoGuest};
+use crate::progress::{Observer, Progress, Silent};
+use crate::proto::SOURCE;
+use crate::proto::control::{Control, Reason, Table};
+use crate::proto::destination::{self as machine, DestinationOptions, Site, Taken};
+use crate::proto::intake::Intake;
+use crate::proto::negotiate::Feature;
+use crate::proto::operation::{Command, Event, Now, Operation};
+use crate::report::milliseconds;
+use crate::set::{Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
+
+/// A migration about to be received.
+///
+/// The devices belong to it until it is over, as those of a [`Source`](super::Source) do.
+pub struct Destination {
+    devices: Vec<Box<dyn Migratable>>,
+    ram: Option<Arc<dyn Ram>>,
+    guest: Box<dyn Guest>,
+    observer: Box<dyn Observer>,
+    options: DestinationOptions,
+    features: BTreeSet<Feature>,
+    journal: Option<Journal>,
+    cancel: Cancel,
+}
+
+/// A finished migration as the destination saw it. The names are stable: scripts read them.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Received {
+    /// The migration's id.
+    pub migration: String,
+    /// The devices' names at the source.
+    pub from_devices: Vec<String>,
+    /// Bytes of memory, repeated and zero pages included.
+    pub memory_bytes: u64,
+    /// Bytes of device state.
+    pub device_bytes: u64,
+    /// Rounds that the source made while the devices ran there.
+    pub rounds: u32,
+    /// From the greeting until the devices ran, in milliseconds.
+    pub total_ms: f64,
+    /// Whether the source has been told that the devices run here. If not, it keeps them stopped and reports that it does
+    /// not know.
+    pub confirmed: bool,
+    /// What did not go as it should, without harm to the migration.
+    pub warnings: Vec<String>,
+}
+
+/// A migration that is over at the destination.
+#[non_exhaustive]
+pub struct Arrived {
+    /// `Ok`: the devices run here. Otherwise nothing of what came is in them: they were not touched, or have been reset, or
+    /// the error says why they could not be. The one other case is [`Error::GuestAfterHandover`]: the devices run here,
+    /// but their program does not. Memory may have been written in any case.
+    pub result: Result<Received, Error>,
+    /// The devices, in their order; `None` for one whose driver has not returned from a call.
+    pub devices: Vec<Option<Box<dyn Migratable>>>,
+}
+
+impl Destination {
+    /// Takes devices, all of them or none, in the order in which the source sends them.
+    pub fn new(devices: Vec<Box<dyn Migratable>>) -> Destination {
+        Destination {
+            devices,
+            ram: None,
+            guest: Box::new(NoGuest),
+            observer: Box::new(Silent),
+            options: DestinationOptions::default(),
+            features: BTreeSet::from(Feature::ALL),
+            journal: None,
+            cancel: Cancel::new(),
+        }
+    }
+
+    /// Takes memory too. The devices have been given it before, each address as the same IOVA.
+    #[must_use]
+    pub fn memory(mut self, ram: Arc<dyn Ram>) -> Self {
+        self.ram = Some(ram);
+        self
+    }
+
+    /// The program that owns the devices.
+    #[must_use]
+    pub fn guest(mut self, guest: impl Guest + 'static) -> Self {
+        self.guest = Box::new(guest);
+        self
+    }
+
+    /// Who is told of the progress.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn options(mut self, options: DestinationOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The features to use, all by default.
+    #[must_use]
+    pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
+        self.features = features.into_iter().collect();
+        self
+    }
+
+    /// The journal for devices that outlive this process.
+    #[must_use]
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Who can cancel it.
+    #[must_use]
+    pub fn cancel(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
+    /// Takes the devices from a channel.
+    pub fn receive(self, channel: impl Channel + 'static) -> Arrived {
+        let channel: Arc<dyn Channel> = Arc::new(channel);
+        let receiver = Receiver::new(channel.clone());
+        self.receive_from(channel, receiver)
+    }
+
+    /// Takes the devices from the sender that a [`Listener`](crate::channel::Listener) has let in.
+    pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
+        self.receive_from(accepted.channel, accepted.receiver)
+    }
+
+    fn receive_from(mut self, channel: Arc<dyn Channel>, receiver: Receiver) -> Arrived {
+        let devices = std::mem::take(&mut self.devices);
+        let (devices, identities) =
+            ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
+                identity_of(device)
+            });
+        let (devices, identities) = match (whole(devices), identities) {
+            (Ok(devices), Ok(identities)) => (devices, identities),
+            (devices, identities) => {
+                let error = identities.err().unwrap_or(Error::Interrupted);
+                refuse(channel, receiver, &error);
+                let devices =
+                    devices.map_or_else(|devices| devices, |all| all.into_iter().map(Some).collect());
+                return Arrived { result: Err(error), devices };
+            }
+        };
+        let table = Table {
+            devices: identities,
+            memory: self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default(),
+            blobs: self.guest.loads(),
+        };
+        let site = Site {
+            table,
+            features: self.features.clone(),
+            has_journal: self.journal.is_some(),
+            options: self.options,
+        };
+        match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
+            Ok((write, read)) => self.run(site, devices, channel, receiver, write, read),
+            Err(error) => Arrived {
+                result: Err(Error::Thread(error)),
+                devices: devices.into_iter().map(Some).collect(),
+            },
+        }
+    }
+
+    fn run(
+        self,
+        site: Site,
+        devices: Vec<Box<dyn Migratable>>,
+        channel: Arc<dyn Channel>,
+        receiver: Receiver,
+        write: Interrupt,
+        read: Interrupt,
+    ) -> Arrived {
+        let timeout = self.options.timeout;
+        let transfer = Arc::new(Transfer::new(Sender::new(channel), write, timeout, SOURCE));
+        let (events, inbox) = mpsc::channel();
+        let buffers = Buffers::default();
+        let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
+        let blobs = Arc::new(Mutex::new(Vec::new()));
+        let migration = Arc::new(Mutex::new(0));
+        let stream = StreamHand {
+            transfer: transfer.clone(),
+            ram: None,
+            ledger: ledger.clone(),
+            logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),
+            blobs: blobs.clone(),
+        };
+        let owner = OwnerHand {
+            guest: self.guest,
+            journal: self.journal,
+            migration: migration.clone(),
+            blobs: blobs.clone(),
+        };
+        let device_hands = devices
+            .into_iter()
+            .zip(0..)
+            .map(|(device, number)| DeviceHand::new(number, device, &transfer, &buffers, &ledger, false));
+        let started = (|| {
+            let devices = device_hands
+                .map(|hand| {
+                    let name = hand.name().to_string();
+                    Worker::start(&name, hand, events.clone(), &transfer)
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
+            let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
+            Ok::<_, std::io::Error>((devices, stream, owner))
+        })();
+        let (devices, stream, owner) = match started {
+            Ok(started) => started,
+            Err(error) => return Arrived { result: Err(Error::Thread(error)), devices: Vec::new() },
+        };
+        let began = Instant::now();
+        let intake = Arc::new(Mutex::new(Intake::new()));
+        let arrived = Arc::new(AtomicU64::new(0));
+        let inbound = Inbound {
+            receiver,
+            intake: intake.clone(),
+            devices: devices.iter().map(Worker::items).collect(),
+            ram: self.ram,
+            blobs,
+            buffers: buffers.clone(),
+            events: events.clone(),
+            stop: read.clone(),
+            arrived: arrived.clone(),
+            began,
+            peer: SOURCE,
+            timeout,
+        };
+        let (back, receiver_back) = mpsc::sync_channel(1);
+        let spawned = super::hands::spawn("receiver", move || {
+            // Nobody waits for it in a migration that went well.
+            let _ = back.send(inbound.receive());
+        });
+        let mut hands = Hands {
+            devices,
+            names: site.table.devices.iter().map(|identity| identity.name.clone()).collect(),
+            stream,
+            owner,
+            transfer: transfer.clone(),
+            events: inbox,
+            call_timeout: self.options.call_timeout,
+            began,
+        };
+        let mut receiving = Receiving {
+            machine: machine::Destination::new(site, Duration::ZERO),
+            observer: self.observer,
+            intake,
+            migration,
+            arrived,
+            timeout,
+            last: None,
+        };
+        if let Err(error) = spawned {
+            receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
+        }
+        self.cancel.watch(&events);
+        hands.work(&mut receiving);
+        let result = receiving.machine.result();
+        buffers.close();
+        read.set();
+        let devices = hands.end();
+        transfer.resume();
+        transfer.finish(Until::timeout(CLOSING));
+        let is_failed = !matches!(result, Some(Ok(_)));
+        if is_failed && let Ok(mut receiver) = receiver_back.recv_timeout(CLOSING) {
+            // Closing with unread data would make the peer lose the last message.
+            let _ = receiver.drain(Until::timeout(CLOSING));
+        }
+        let result = result.unwrap_or(Err(Error::Interrupted)).map(Received::from);
+        Arrived {
+            result,
+            devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect(),
+        }
+    }
+}
+
+/// Tells the source why its migration is not even looked at.
+fn refuse(channel: Arc<dyn Channel>, mut receiver: Receiver, error: &Error) {
+    let failed = Control::Failed(Reason { reason: error.to_string() });
+    let until = Until::timeout(CLOSING);
+    let mut sender = Sender::new(channel);
+    let told = sender.send_now(&failed.into(), until).and_then(|()| sender.finish(until));
+    // Closing with unread data would make the source lose the reason.
+    if let Err(error) = told.and_then(|()| receiver.drain(until)) {
+        tracing::debug!(%error, "the source could not be told");
+    }
+}
+
+impl std::fmt::Debug for Arrived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrived").field("result", &self.result).finish_non_exhaustive()
+    }
+}
+
+/// How long the connection may take to be closed in good order.
+const CLOSING: Duration = Duration::from_secs(1);
+
+impl std::fmt::Debug for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
+        f.debug_struct("Destination").field("devices", &names).finish_non_exhaustive()
+    }
+}
+
+impl From<Taken> for Received {
+    fn from(taken: Taken) -> Received {
+        Received {
+            total_ms: milliseconds(taken.total),
+            migration: taken.migration,
+            from_devices: taken.from_devices,
+            memory_bytes: taken.memory_bytes,
+            device_bytes: taken.device_bytes,
+            rounds: taken.rounds,
+            confirmed: taken.confirmed,
+            warnings: taken.warnings,
+        }
+    }
+}
+
+/// The machine, what it opens, and who is told of its progress.
+struct Receiving {
+    machine: machine::Destination,
+    observer: Box<dyn Observer>,
+    intake: Arc<Mutex<Intake>>,
+    migration: Arc<Mutex<u128>>,
+    arrived: Arc<AtomicU64>,
+    timeout: Duration,
+    last: Option<Progress>,
+}
+
+impl Machine for Receiving {
+    fn poll(&mut self) -> Option<Command> {
+        self.machine.poll()
+    }
+
+    fn input(&mut self, event: Event, now: Now) {
+        self.machine.input(event, now);
+    }
+
+    fn deadline(&self) -> Option<Now> {
+        self.machine.deadline()
+    }
+
+    fn begins(&mut self, operation: &Operation) {
+        if let Operation::Send(Control::Fits(_)) = operation {
+            // The source sends memory and state as soon as it has this.
+            self.intake.lock().open(self.machine.table(), self.machine.features());
+            *self.migration.lock() = self.machine.migration();
+        }
+    }
+
+    fn looks(&mut self, now: Now) {
+        let last = Duration::from_micros(self.arrived.load(Ordering::Relaxed));
+        if let Some(since) = self.machine.listens_since()
+            && now.saturating_sub(since.max(last)) >= self.timeout
+        {
+            self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
+        }
+        let mut progress = self.machine.progress();
+        progress.done = self.intake.lock().memory_bytes();
+        if self.last != Some(progress) {
+            self.last = Some(progress);
+            self.observer.progress(&progress);
+        }
+    }
+}

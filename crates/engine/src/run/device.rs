@@ -1,0 +1,222 @@
+//! The hand of one device: every call into its driver is made here, on a thread of its own.
+
+use std::sync::Arc;
+
+use whimbrel_user::{DataFile, DeviceSetup, Migratable, SavingRead, State};
+
+use super::buffers::Buffers;
+use super::transfer::Transfer;
+use super::worker::{Hand, Item, Turn};
+use crate::error::Error;
+use crate::proto::message::Message;
+use crate::proto::operation::{Done, Operation, Sent};
+use crate::set::{DeviceDirty, DirtyChoice, SharedLedger};
+
+/// A device, and the way out for its state.
+pub(super) struct DeviceHand {
+    number: u32,
+    device: Box<dyn Migratable>,
+    data: Option<DataFile>,
+    transfer: Arc<Transfer>,
+    buffers: Buffers,
+    ledger: Arc<SharedLedger>,
+    log: Option<DeviceDirty>,
+    /// Whether its address space has a log.
+    is_covered: bool,
+    /// How its writes were found, for the report.
+    choice: DirtyChoice,
+    /// What is restored after a reset, or before the device runs here.
+    setup: Option<DeviceSetup>,
+    /// Bytes of state taken.
+    taken: u64,
+    /// Why state that arrived could not be taken.
+    refused: bool,
+}
+
+impl DeviceHand {
+    pub(super) fn new(
+        number: u32,
+        device: Box<dyn Migratable>,
+        transfer: &Arc<Transfer>,
+        buffers: &Buffers,
+        ledger: &Arc<SharedLedger>,
+        is_covered: bool,
+    ) -> DeviceHand {
+        DeviceHand {
+            number,
+            device,
+            data: None,
+            transfer: transfer.clone(),
+            buffers: buffers.clone(),
+            ledger: ledger.clone(),
+            log: None,
+            is_covered,
+            choice: DirtyChoice::NoMemory,
+            setup: None,
+            taken: 0,
+            refused: false,
+        }
+    }
+
+    /// Returns the device's name.
+    pub(super) fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Gives the device back, without a session.
+    pub(super) fn into_device(self) -> Box<dyn Migratable> {
+        self.device
+    }
+
+    /// Returns how the device's writes to memory were found, for the report.
+    pub(super) fn choice(&self) -> DirtyChoice {
+        self.choice
+    }
+
+    fn set_state(&mut self, state: State, turn: &Turn<'_>) -> Result<Done, Error> {
+        let device = &mut self.device;
+        let opened = turn.call(|| device.set_state(state))?;
+        let has_session = state.is_saving() || state == State::Resuming;
+        if opened.is_some() {
+            self.data = opened;
+        } else if !has_session {
+            // The session stays open until the driver has judged what was written.
+            self.data = None;
+        }
+        if has_session && self.data.is_none() {
+            return Err(Error::NoSession { device: self.device.name().to_string(), state });
+        }
+        Ok(Done::Nothing)
+    }
+
+    fn query_precopy(&mut self, turn: &Turn<'_>) -> Result<Done, Error> {
+        let data = session(&mut self.data, &*self.device)?;
+        let report = turn.call(|| data.precopy_info())?;
+        let device = &mut self.device;
+        // Kernels before 6.2 do not have the feature.
+        let data_size = turn.call(|| device.data_size()).ok();
+        Ok(Done::Precopy { report, data_size })
+    }
+
+    fn send_state(&mut self, limit: Option<u64>, turn: &Turn<'_>) -> Result<Done, Error> {
+        let mut sent = Sent::default();
+        while limit.is_none_or(|limit| sent.bytes < limit) {
+            if !self.transfer.allows(turn.epoch) {
+                return Err(Error::Interrupted);
+            }
+            let mut buffer = self.buffers.take().ok_or(Error::Interrupted)?;
+            let data = session(&mut self.data, &*self.device)?;
+            let read = turn.call(|| data.read(&mut buffer))?;
+            let SavingRead::Data(count) = read else { break };
+            buffer.truncate(count);
+            let ends = data.ends_transaction();
+            let message = Message::DeviceState { device: self.number, ends, data: &buffer };
+            sent.wire += self.transfer.send(&message, turn)?;
+            sent.bytes += count as u64;
+            self.transfer.count(count as u64);
+        }
+        Ok(Done::Sent(sent))
+    }
+
+    fn save_setup(&mut self, send: bool, turn: &Turn<'_>) -> Result<Sent, Error> {
+        let device = &mut self.device;
+        self.setup = turn.call(|| device.save_setup())?;
+        let mut done = Sent::default();
+        if let Some(setup) = self.setup.as_ref().filter(|_| send) {
+            let data = setup.to_bytes();
+            let message = Message::Setup { device: self.number, data: &data };
+            done.wire = self.transfer.send(&message, turn)?;
+        }
+        Ok(done)
+    }
+
+    fn restore_setup(&mut self, turn: &Turn<'_>) -> Result<(), Error> {
+        let Some(setup) = &self.setup else { return Ok(()) };
+        let device = &mut self.device;
+        Ok(turn.call(|| device.restore_setup(setup))?)
+    }
+
+    fn start_log(&mut self, turn: &Turn<'_>) -> Result<(), Error> {
+        let (device, ledger, is_covered) = (&mut *self.device, &*self.ledger, self.is_covered);
+        let log = turn.call(|| DeviceDirty::start(device, is_covered, ledger))?;
+        self.choice = log.choice();
+        self.log = Some(log);
+        Ok(())
+    }
+
+    fn collect_log(&mut self, stopped: bool, turn: &Turn<'_>) -> Result<(), Error> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let (device, ledger) = (&mut *self.device, &*self.ledger);
+        turn.call(|| log.collect(device, ledger, stopped))?;
+        self.choice = log.choice();
+        Ok(())
+    }
+
+    fn stop_log(&mut self, turn: &Turn<'_>) -> Result<(), Error> {
+        let Some(mut log) = self.log.take() else { return Ok(()) };
+        let device = &mut *self.device;
+        turn.call(|| log.stop(device))
+    }
+}
+
+fn session<'a>(data: &'a mut Option<DataFile>, device: &dyn Migratable) -> Result<&'a mut DataFile, Error> {
+    data.as_mut()
+        .ok_or_else(|| Error::NoSession { device: device.name().to_string(), state: State::StopCopy })
+}
+
+impl Hand for DeviceHand {
+    fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
+        let device = &mut self.device;
+        match operation {
+            Operation::QueryState => Ok(Done::State(turn.call(|| device.state())?)),
+            Operation::SetState(state) => self.set_state(state, turn),
+            Operation::EnableReinit => {
+                turn.call(|| device.enable_precopy_info_v2())?;
+                Ok(Done::Nothing)
+            }
+            Operation::QueryPrecopy => self.query_precopy(turn),
+            Operation::QueryDataSize => Ok(Done::Bytes(turn.call(|| device.data_size())?)),
+            Operation::SendState { limit } => self.send_state(limit, turn),
+            Operation::StartLog => self.start_log(turn).map(|()| Done::Nothing),
+            Operation::CollectLog { stopped } => self.collect_log(stopped, turn).map(|()| Done::Nothing),
+            Operation::StopLog => self.stop_log(turn).map(|()| Done::Nothing),
+            Operation::Reset => {
+                // A session does not outlive the reset.
+                self.data = None;
+                let device = &mut self.device;
+                turn.call(|| device.reset())?;
+                Ok(Done::Nothing)
+            }
+            Operation::SaveSetup { send } => self.save_setup(send, turn).map(Done::Sent),
+            Operation::RestoreSetup => self.restore_setup(turn).map(|()| Done::Nothing),
+            Operation::DrainState if self.refused => Err(Error::Interrupted),
+            Operation::DrainState => Ok(Done::Bytes(self.taken)),
+            other => Err(Error::Protocol(format!("{other} is not asked of a device"))),
+        }
+    }
+
+    fn take(&mut self, item: Item, turn: &Turn<'_>) -> Result<(), Error> {
+        let (data, ends) = match item {
+            Item::State { data, ends } => (data, ends),
+            Item::Setup(bytes) => {
+                let setup = DeviceSetup::parse(&bytes).map_err(|error| {
+                    Error::Protocol(format!("malformed setup of {}: {error}", self.device.name()))
+                })?;
+                self.setup = Some(setup);
+                return Ok(());
+            }
+            Item::Task(_) => return Ok(()),
+        };
+        if self.refused {
+            return Ok(());
+        }
+        let file = session(&mut self.data, &*self.device)?;
+        let result = turn.call(|| match ends {
+            Some(ends) => file.write_piece(&data, ends),
+            None => file.write_all(&data),
+        });
+        self.taken += data.len() as u64;
+        self.refused = result.is_err();
+        Ok(result?)
+    }
+}

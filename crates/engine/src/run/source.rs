@@ -1,0 +1,358 @@
+//! The side that has the devices and gives them away.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use whimbrel_user::{DirtySource, Migratable, State};
+
+use super::ask::{Devices, ask, whole};
+use super::buffers::Buffers;
+use super::cancel::Cancel;
+use super::device::DeviceHand;
+use super::hands::{Hands, Machine};
+use super::journal::Journal;
+use super::owner::OwnerHand;
+use super::receiver::receive_answers;
+use super::stream::StreamHand;
+use super::transfer::Transfer;
+use super::worker::Worker;
+use crate::channel::{Channel, Interrupt, Receiver, Sender, Until};
+use crate::error::{Error, Outcome, SendError};
+use crate::guest::{Guest, NoGuest};
+use crate::progress::{Observer, Progress, Silent};
+use crate::proto::control::Table;
+use crate::proto::negotiate::{Feature, Offer};
+use crate::proto::operation::{Command, Event, Now};
+use crate::proto::source::{self as machine, Plan, SourceOptions};
+use crate::proto::{DESTINATION, table};
+use crate::report::Report;
+use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
+
+/// A migration about to be sent.
+///
+/// The devices belong to it until it is over: a driver may not return from a call, and then only the others come back.
+/// A program that uses its devices meanwhile keeps another handle to them.
+pub struct Source {
+    devices: Vec<Box<dyn Migratable>>,
+    ram: Option<Arc<dyn Ram>>,
+    cpu_log: Box<dyn CpuLog>,
+    address_spaces: Vec<Box<dyn DirtySource + Send>>,
+    guest: Box<dyn Guest>,
+    observer: Box<dyn Observer>,
+    options: SourceOptions,
+    features: BTreeSet<Feature>,
+    journal: Option<Journal>,
+    cancel: Cancel,
+}
+
+/// A migration that is over at the source.
+#[non_exhaustive]
+pub struct Sent {
+    /// `Ok`: the devices run at the destination, and are in STOP here. Otherwise the error says where they are.
+    pub result: Result<Report, SendError>,
+    /// The devices, in their order; `None` for one whose driver has not returned from a call.
+    pub devices: Vec<Option<Box<dyn Migratable>>>,
+}
+
+impl Source {
+    /// Migrates devices, all of them or none.
+    pub fn new(devices: Vec<Box<dyn Migratable>>) -> Source {
+        Source {
+            devices,
+            ram: None,
+            cpu_log: Box::new(NoCpuLog),
+            address_spaces: Vec::new(),
+            guest: Box::new(NoGuest),
+            observer: Box::new(Silent),
+            options: SourceOptions::default(),
+            features: BTreeSet::from(Feature::ALL),
+            journal: None,
+            cancel: Cancel::new(),
+        }
+    }
+
+    /// Migrates memory too. The devices have been given it before, each address as the same IOVA; `cpu_log` knows what
+    /// everyone but the devices writes.
+    #[must_use]
+    pub fn memory(mut self, ram: Arc<dyn Ram>, cpu_log: impl CpuLog + 'static) -> Self {
+        self.ram = Some(ram);
+        self.cpu_log = Box::new(cpu_log);
+        self
+    }
+
+    /// The dirty log of an address space that all devices without a log of their own are attached to, such as that of a
+    /// container or an IOAS. It is read once for all of them.
+    #[must_use]
+    pub fn address_space(mut self, log: impl DirtySource + Send + 'static) -> Self {
+        self.address_spaces.push(Box::new(log));
+        self
+    }
+
+    /// The program that owns the devices.
+    #[must_use]
+    pub fn guest(mut self, guest: impl Guest + 'static) -> Self {
+        self.guest = Box::new(guest);
+        self
+    }
+
+    /// Who is told of the progress.
+    #[must_use]
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn options(mut self, options: SourceOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The features to offer, all by default.
+    #[must_use]
+    pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
+        self.features = features.into_iter().collect();
+        self
+    }
+
+    /// The journal for devices that outlive this process.
+    #[must_use]
+    pub fn journal(mut self, journal: Journal) -> Self {
+        self.journal = Some(journal);
+        self
+    }
+
+    /// Who can cancel it.
+    #[must_use]
+    pub fn cancel(mut self, cancel: &Cancel) -> Self {
+        self.cancel = cancel.clone();
+        self
+    }
+
+    /// Migrates the devices over a channel.
+    pub fn send(self, channel: impl Channel + 'static) -> Sent {
+        self.send_over(Arc::new(channel))
+    }
+
+    fn send_over(mut self, channel: Arc<dyn Channel>) -> Sent {
+        let devices = std::mem::take(&mut self.devices);
+        let memory = self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default();
+        let (devices, identities) =
+            ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
+                let identity = identity_of(device)?;
+                match device.state()? {
+                    State::Running => Ok(identity),
+                    // The destination lets the device run: one that was stopped on purpose would start there.
+                    state => Err(Error::WrongState {
+                        device: device.name().to_string(),
+                        state,
+                        work: "a live migration",
+                        needed: "RUNNING",
+                    }),
+                }
+            });
+        let untouched = |cause: Error, devices: Devices| Sent {
+            result: Err(SendError { cause, outcome: Outcome::Untouched }),
+            devices,
+        };
+        let (devices, identities) = match (whole(devices), identities) {
+            (Ok(devices), Ok(identities)) => (devices, identities),
+            (Ok(devices), Err(cause)) => return untouched(cause, devices.into_iter().map(Some).collect()),
+            (Err(devices), Err(cause)) => return untouched(cause, devices),
+            (Err(devices), Ok(_)) => return untouched(Error::Interrupted, devices),
+        };
+        let table = Table { devices: identities, memory, blobs: self.guest.blobs() };
+        if let Err(cause) = table::check(&table) {
+            return untouched(cause.into(), devices.into_iter().map(Some).collect());
+        }
+        let mut needs = BTreeSet::new();
+        if !table.blobs.is_empty() {
+            needs.insert(Feature::Blobs);
+        }
+        let id = uuid::Uuid::new_v4().as_u128();
+        let plan = Plan { offer: Offer::new(id, &self.features, &needs), table, options: self.options };
+        let interrupts = Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?)));
+        match interrupts {
+            Ok((write, read)) => self.run(plan, id, devices, channel, write, read),
+            Err(error) => untouched(Error::Thread(error), devices.into_iter().map(Some).collect()),
+        }
+    }
+
+    fn run(
+        self,
+        plan: Plan,
+        id: u128,
+        devices: Vec<Box<dyn Migratable>>,
+        channel: Arc<dyn Channel>,
+        write: Interrupt,
+        read: Interrupt,
+    ) -> Sent {
+        let timeout = self.options.timeout;
+        let transfer = Arc::new(Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION));
+        let (events, inbox) = mpsc::channel();
+        let buffers = Buffers::default();
+        let ledger = Arc::new(Mutex::new(Ledger::new(plan.table.memory.clone())));
+        let blobs = Arc::new(Mutex::new(Vec::new()));
+        let is_covered = !self.address_spaces.is_empty();
+        let logs = MemoryLogs::new(self.address_spaces, self.cpu_log);
+        let cpu_choice = logs.cpu_choice();
+        let stream = StreamHand {
+            transfer: transfer.clone(),
+            ram: self.ram,
+            ledger: ledger.clone(),
+            logs,
+            blobs: blobs.clone(),
+        };
+        let owner = OwnerHand {
+            guest: self.guest,
+            journal: self.journal,
+            migration: Arc::new(Mutex::new(id)),
+            blobs,
+        };
+        let device_hands = devices.into_iter().zip(0..).map(|(device, number)| {
+            DeviceHand::new(number, device, &transfer, &buffers, &ledger, is_covered)
+        });
+        let started = (|| {
+            let devices = device_hands
+                .map(|hand| {
+                    let name = hand.name().to_string();
+                    Worker::start(&name, hand, events.clone(), &transfer)
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
+            let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
+            Ok::<_, std::io::Error>((devices, stream, owner))
+        })();
+        let (devices, stream, owner) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                let cause = Error::Thread(error);
+                return Sent {
+                    result: Err(SendError { cause, outcome: Outcome::Untouched }),
+                    devices: Vec::new(),
+                };
+            }
+        };
+        let (back, receiver_back) = mpsc::sync_channel(1);
+        let (its_events, stop) = (events.clone(), read.clone());
+        let mut receiver = Receiver::new(channel);
+        let spawned = super::hands::spawn("answers", move || {
+            receive_answers(&mut receiver, &stop, &its_events, DESTINATION, timeout);
+            // Nobody waits for it in a migration that went well.
+            let _ = back.send(receiver);
+        });
+        let began = Instant::now();
+        let mut hands = Hands {
+            devices,
+            names: plan.table.devices.iter().map(|identity| identity.name.clone()).collect(),
+            stream,
+            owner,
+            transfer: transfer.clone(),
+            events: inbox,
+            call_timeout: self.options.call_timeout,
+            began,
+        };
+        let mut sending = Sending {
+            machine: machine::Source::new(plan, Duration::ZERO),
+            observer: self.observer,
+            transfer: transfer.clone(),
+            moved_before: 0,
+            total: 0,
+            shown: None,
+            last: None,
+        };
+        if let Err(error) = spawned {
+            sending.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
+        }
+        self.cancel.watch(&events);
+        hands.work(&mut sending);
+        let result = sending.machine.result();
+        buffers.close();
+        read.set();
+        let devices = hands.end();
+        transfer.resume();
+        let is_failed = !matches!(result, Some(Ok(_)));
+        // A destination that takes or says nothing any more is not waited for again.
+        let is_lost = matches!(&result, Some(Err((cause, _))) if cause.is_of_the_link());
+        let closing = if is_lost { Duration::ZERO } else { CLOSING };
+        let until = Until::timeout(closing);
+        transfer.finish(until);
+        if is_failed && let Ok(mut receiver) = receiver_back.recv_timeout(closing) {
+            // Closing with unread data would make the peer lose the last message.
+            let _ = receiver.drain(until);
+        }
+        let result = match result {
+            Some(Ok(mut report)) => {
+                for (device, hand) in report.devices.iter_mut().zip(&devices) {
+                    device.dirty_log = hand.as_ref().map(DeviceHand::choice);
+                }
+                report.cpu_log = Some(cpu_choice);
+                Ok(report)
+            }
+            Some(Err((cause, outcome))) => Err(SendError { cause, outcome }),
+            None => Err(SendError { cause: Error::Interrupted, outcome: Outcome::Unknown }),
+        };
+        Sent { result, devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect() }
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sent").field("result", &self.result).finish_non_exhaustive()
+    }
+}
+
+/// How long the connection may take to be closed in good order.
+const CLOSING: Duration = Duration::from_secs(1);
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
+        f.debug_struct("Source").field("devices", &names).finish_non_exhaustive()
+    }
+}
+
+/// The machine, and who is told of its progress.
+struct Sending {
+    machine: machine::Source,
+    observer: Box<dyn Observer>,
+    transfer: Arc<Transfer>,
+    /// Bytes moved when the current phase began.
+    moved_before: u64,
+    total: u64,
+    shown: Option<crate::progress::Phase>,
+    last: Option<Progress>,
+}
+
+impl Machine for Sending {
+    fn poll(&mut self) -> Option<Command> {
+        self.machine.poll()
+    }
+
+    fn input(&mut self, event: Event, now: Now) {
+        self.machine.input(event, now);
+    }
+
+    fn deadline(&self) -> Option<Now> {
+        self.machine.deadline()
+    }
+
+    fn looks(&mut self, _: Now) {
+        let mut progress: Progress = self.machine.progress();
+        if self.shown != Some(progress.phase) {
+            self.shown = Some(progress.phase);
+            self.moved_before = self.transfer.moved();
+            self.total = progress.total;
+        }
+        progress.done = self.transfer.moved() - self.moved_before;
+        progress.total = self.total;
+        if self.last != Some(progress) {
+            self.last = Some(progress);
+            self.observer.progress(&progress);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The way out: one framed sender, shared by all threads of a side, each of which sends whole frames.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::worker::Turn;
+use crate::channel::{ChannelError, Interrupt, Sender, Until};
+use crate::error::Error;
+use crate::proto::message::Message;
+
+/// The shared sender.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    sender: Mutex<Sender>,
+    interrupt: Interrupt,
+    /// Counts the interruptions: operations of an earlier epoch send nothing any more.
+    epoch: AtomicU64,
+    /// For the peer to take one frame.
+    timeout: Duration,
+    peer: &'static str,
+    /// Bytes of memory and state sent, for those who watch.
+    moved: AtomicU64,
+}
+
+impl Transfer {
+    pub(super) fn new(
+        sender: Sender,
+        interrupt: Interrupt,
+        timeout: Duration,
+        peer: &'static str,
+    ) -> Transfer {
+        Transfer {
+            sender: Mutex::new(sender),
+            interrupt,
+            epoch: AtomicU64::new(0),
+            timeout,
+            peer,
+            moved: AtomicU64::new(0),
+        }
+    }
+
+    /// Sends a message, or gathers it, and returns its bytes on the wire.
+    pub(super) fn send(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
+        self.with(turn, |sender, until| sender.send(message, until))
+    }
+
+    /// Sends a message and all that has been gathered.
+    pub(super) fn send_now(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
+        self.with(turn, |sender, until| sender.send_now(message, until))
+    }
+
+    fn with(
+        &self,
+        turn: &Turn<'_>,
+        send: impl FnOnce(&mut Sender, Until<'_>) -> Result<(), ChannelError>,
+    ) -> Result<u64, Error> {
+        let mut sender = self.sender.lock();
+        if !self.allows(turn.epoch) {
+            return Err(Error::Interrupted);
+        }
+        let before = sender.bytes();
+        // One deadline for the whole frame, however slowly it goes.
+        let deadline = Instant::now() + self.timeout;
+        let until = Until::new(deadline, &self.interrupt);
+        let mut result = send(&mut sender, until);
+        // The sender keeps what it could not send in time: that the peer does not take it shows here.
+        if result.is_ok() && sender.is_behind() && Instant::now() >= deadline {
+            result = Err(ChannelError::TimedOut);
+        }
+        result.map_err(|error| Error::of_channel(self.peer, self.timeout, error))?;
+        Ok(sender.bytes() - before)
+    }
+
+    /// Says to the peer that nothing follows.
+    pub(super) fn finish(&self, until: Until<'_>) {
+        if let Err(error) = self.sender.lock().finish(until) {
+            tracing::debug!(%error, "the connection could not be closed in good order");
+        }
+    }
+
+    /// Counts what was moved.
+    pub(super) fn count(&self, bytes: u64) {
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes of memory and state moved so far.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Ends every transfer that was begun or given until now. A frame that went out in part is completed by the next
+    /// that is sent.
+    pub(super) fn interrupt(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.interrupt.set();
+    }
+
+    /// Lets transfers that are given from now on wait for the peer.
+    pub(super) fn resume(&self) {
+        self.interrupt.clear();
+    }
+
+    /// Returns the number of interruptions so far.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether an operation that was given in this epoch may send.
+    pub(super) fn allows(&self, epoch: u64) -> bool {
+        self.epoch() == epoch
+    }
+}

@@ -1,0 +1,228 @@
+//! Memory on its way into its place at the destination.
+
+use whimbrel_protocol::dirty::{PageBitmap, Run};
+
+use super::memory::{PAGE, Ram, RamError, RamRegion, Receive};
+use super::populate::Population;
+
+/// The most bytes populated ahead of the data.
+const WINDOW: u64 = 16 << 20;
+/// What is populated ahead is at most this part of the data that has arrived in one piece, so that holes stay holes.
+const AHEAD: u64 = 8;
+/// Less than this is not worth another thread.
+const MIN_REQUEST: u64 = 64 << 10;
+/// Stretches of data that are looked for at the start in each region. A region with more counts as data from there on.
+const MAX_STRETCHES: usize = 1 << 16;
+
+/// The destination's memory while it arrives. Remembers which pages may hold anything but zeros, so that clearing what is
+/// zero already costs next to nothing, however often the peer asks for it.
+///
+/// Nobody else writes the memory as long as this exists.
+///
+/// ```
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+/// use whimbrel_engine::Ram;
+/// use whimbrel_engine::set::Arrival;
+///
+/// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+/// let mut arrival = Arrival::new(&memory);
+/// let mut socket: &[u8] = &[7; 0x1000];
+/// arrival.receive(0x1000, 0x1000, &mut |place| {
+///     let (now, later) = socket.split_at(place.len());
+///     place.copy_from_slice(now);
+///     socket = later;
+///     std::ops::ControlFlow::Continue(())
+/// })?;
+/// arrival.clear(0, 0x4000)?;
+/// let mut page = [1; 0x1000];
+/// Ram::read(&memory, 0x1000, &mut page)?;
+/// assert_eq!(page, [0; 0x1000]);
+/// # Ok::<(), whimbrel_engine::RamError>(())
+/// ```
+pub struct Arrival<'a> {
+    ram: &'a dyn Ram,
+    regions: Vec<Region>,
+    population: Option<&'a Population>,
+    /// The data that arrived last in one piece: start and end.
+    piece: (u64, u64),
+    /// Up to where `piece` has been populated ahead.
+    requested: u64,
+}
+
+/// A region, and what is known of its pages.
+struct Region {
+    range: RamRegion,
+    /// Pages that may hold anything but zeros.
+    may_hold: PageBitmap,
+    /// Pages that have been written since the start, which need not be populated.
+    written: PageBitmap,
+}
+
+impl<'a> Arrival<'a> {
+    /// Looks for the holes of the memory, and returns it as it is before anything has arrived.
+    pub fn new(ram: &'a dyn Ram) -> Arrival<'a> {
+        let regions = ram.regions().into_iter().map(|region| Region::new(ram, region)).collect();
+        Arrival { ram, regions, population: None, piece: (0, 0), requested: 0 }
+    }
+
+    /// Lets another thread populate memory ahead of what arrives ([`Population::run`]). The thread ends when this is
+    /// dropped.
+    #[must_use]
+    pub fn populated_by(mut self, population: &'a Population) -> Self {
+        self.population = Some(population);
+        self
+    }
+
+    /// Lets `receive` fill memory in place, piece by piece in ascending order.
+    pub fn receive(&mut self, address: u64, length: u64, receive: &mut Receive<'_>) -> Result<(), RamError> {
+        self.mark(address, length)?;
+        self.ram.receive_into(address, length, receive)
+    }
+
+    /// Copies memory in.
+    pub fn write(&mut self, address: u64, data: &[u8]) -> Result<(), RamError> {
+        self.mark(address, data.len() as u64)?;
+        self.ram.write(address, data)
+    }
+
+    /// Sets memory to zero. Leaves alone what is zero already.
+    pub fn clear(&mut self, address: u64, length: u64) -> Result<(), RamError> {
+        let ram = self.ram;
+        self.each(address, length, |region, part| region.clear(ram, part))
+    }
+
+    /// Notes that data arrives.
+    fn mark(&mut self, address: u64, length: u64) -> Result<(), RamError> {
+        if self.population.is_some() {
+            self.populate_ahead(address, length);
+        }
+        self.each(address, length, |region, part| {
+            region.may_hold.set_run(region.pages_of(part));
+            region.written.set_run(region.pages_of(part));
+            Ok(())
+        })
+    }
+
+    fn populate_ahead(&mut self, address: u64, length: u64) {
+        let Some(population) = self.population else { return };
+        let Some(region) = self.regions.iter().find(|region| {
+            region.range.start <= address && address.saturating_add(length) <= region.range.end()
+        }) else {
+            return;
+        };
+        let end = address + length;
+        if address != self.piece.1 || address == region.range.start {
+            self.piece.0 = address;
+            self.requested = address;
+        }
+        self.piece.1 = end;
+        let ahead = ((end - self.piece.0) / AHEAD).min(WINDOW);
+        // What this thread reaches at once is left to it; another thread takes a moment to wake up.
+        let start = address + (length / 4).next_multiple_of(PAGE);
+        let wanted = region.unwritten_until(start, end.saturating_add(ahead).min(region.range.end()));
+        // Not for every frame if there is enough for the next.
+        if wanted.saturating_sub(self.requested.max(start)) >= MIN_REQUEST.max(ahead / 4) {
+            population.request(start.max(address), wanted);
+            self.requested = wanted;
+        }
+    }
+
+    /// Calls `act` for the part of each region that lies in `length` bytes from `address` on, all of which must be memory.
+    fn each(
+        &mut self,
+        address: u64,
+        length: u64,
+        mut act: impl FnMut(&mut Region, RamRegion) -> Result<(), RamError>,
+    ) -> Result<(), RamError> {
+        let wanted = RamRegion { start: address, size: length };
+        let parts = |region: &Region| region.range.intersection(wanted);
+        let covered: u64 = self.regions.iter().filter_map(parts).map(|part| part.size).sum();
+        if covered != length || address.checked_add(length).is_none() {
+            return Err(RamError { address, length });
+        }
+        for region in &mut self.regions {
+            if let Some(part) = region.range.intersection(wanted) {
+                act(region, part)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Region {
+    fn new(ram: &dyn Ram, region: RamRegion) -> Region {
+        let (may_hold, written) = (PageBitmap::new(region.pages()), PageBitmap::new(region.pages()));
+        let mut found = Region { range: region, may_hold, written };
+        let mut at = region.start;
+        for _ in 0..MAX_STRETCHES {
+            let data = ram.next_data(at, region.end() - at).and_then(|data| data.intersection(region));
+            let Some(data) = data.filter(|data| data.end() > at) else { return found };
+            found.may_hold.set_run(found.pages_of(data));
+            at = data.end();
+            if at >= region.end() {
+                return found;
+            }
+        }
+        found.may_hold.set_run(found.pages_of(RamRegion { start: at, size: region.end() - at }));
+        found
+    }
+
+    /// Returns the pages that lie in a part of the region, also those that do so in part.
+    fn pages_of(&self, part: RamRegion) -> Run {
+        let first = (part.start - self.range.start) / PAGE;
+        let end = (part.end() - self.range.start).div_ceil(PAGE);
+        Run { first: first as usize, count: (end - first) as usize }
+    }
+
+    fn clear(&mut self, ram: &dyn Ram, part: RamRegion) -> Result<(), RamError> {
+        let pages = self.pages_of(part);
+        let end = pages.first + pages.count;
+        let mut at = pages.first;
+        while let Some(run) = self.may_hold.runs_from(at).next().filter(|run| run.first < end) {
+            let run = Run { count: run.count.min(end - run.first), ..run };
+            let bytes = RamRegion {
+                start: self.range.start + run.first as u64 * PAGE,
+                size: run.count as u64 * PAGE,
+            };
+            if let Some(bytes) = bytes.intersection(part) {
+                ram.clear(bytes.start, bytes.size)?;
+                // A page that is cleared in part may hold something in the rest.
+                let whole_from = (bytes.start - self.range.start).div_ceil(PAGE) as usize;
+                let whole_to = if bytes.end() == self.range.end() {
+                    self.range.pages()
+                } else {
+                    ((bytes.end() - self.range.start) / PAGE) as usize
+                };
+                let count = whole_to.saturating_sub(whole_from);
+                self.may_hold.clear_run(Run { first: whole_from, count });
+            }
+            at = run.first + run.count;
+        }
+        Ok(())
+    }
+
+    /// Returns where the first page from `start` on begins that was written already, or `end`.
+    fn unwritten_until(&self, start: u64, end: u64) -> u64 {
+        let first = ((start.max(self.range.start) - self.range.start) / PAGE) as usize;
+        let written = self.written.runs_from(first).next();
+        written.map_or(end, |run| end.min((self.range.start + run.first as u64 * PAGE).max(start)))
+    }
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        if let Some(population) = self.population {
+            population.close();
+        }
+    }
+}
+
+impl std::fmt::Debug for Arrival<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arrival").field("regions", &self.regions.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[path = "arrival_tests.rs"]
+mod tests;

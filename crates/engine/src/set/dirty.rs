@@ -1,0 +1,278 @@
+//! The logs of dirty pages: which one finds a device's writes, and how each is read into the [`Ledger`](super::Ledger).
+//!
+//! A device's own log is preferred where both exist: it has what this device has written and nothing else, while a
+//! container without a device that pins its pages reports all of its memory as dirty (VFIO_IOMMU_DIRTY_PAGES). The logs of
+//! address spaces run from the start, and are read only if a device depends on them. Where neither exists, all memory is
+//! sent again once the device has stopped.
+
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_user::{DeviceLog, DirtySource, Migratable};
+
+use super::cpu_log::{CpuDirtyChoice, CpuLog};
+use super::ledger::SharedLedger;
+use super::memory::{PAGE, Ram, RamRegion};
+use crate::error::Error;
+
+/// Bytes of memory that one report covers: bounds the bitmap held beside the one of all memory to 2 MiB.
+const REPORT_SPAN: u64 = PAGE * 8 * (2 << 20);
+
+/// How the writes of a device to memory are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DirtyChoice {
+    /// There is no memory to log.
+    NoMemory,
+    /// The device's own log (VFIO_DEVICE_FEATURE_DMA_LOGGING_START).
+    Device,
+    /// The log of the address space it is in.
+    AddressSpace,
+    /// No log has them: all memory is sent again once the device has stopped.
+    AllDirty,
+}
+
+/// The log of one device, used by the thread that has the device.
+#[derive(Debug)]
+pub struct DeviceDirty {
+    choice: DirtyChoice,
+    /// Whether its address space has a log.
+    is_covered: bool,
+    /// For one report, reused.
+    words: Vec<u64>,
+}
+
+impl DeviceDirty {
+    /// Chooses how the device's writes are found, and starts its log if it has one. `is_covered`: the log of its address
+    /// space is among those of [`MemoryLogs`].
+    pub fn start(
+        device: &mut dyn Migratable,
+        is_covered: bool,
+        ledger: &SharedLedger,
+    ) -> Result<DeviceDirty, Error> {
+        let regions = ledger.lock().regions().to_vec();
+        let choice = if regions.is_empty() {
+            DirtyChoice::NoMemory
+        } else if device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET)?
+            && regions.len() <= MAX_LOGGING_RANGES as usize
+        {
+            start_log(&mut DeviceLog::new(device), &regions)?;
+            DirtyChoice::Device
+        } else if is_covered {
+            ledger.lock().use_space_logs();
+            DirtyChoice::AddressSpace
+        } else {
+            tracing::warn!(
+                device = device.name(),
+                "no dirty tracking for its DMA: all memory is resent after the stop"
+            );
+            ledger.lock().set_unlogged();
+            DirtyChoice::AllDirty
+        };
+        Ok(DeviceDirty { choice, is_covered, words: Vec::new() })
+    }
+
+    /// Marks what the device has written since the last call. `stopped`: it writes no more.
+    ///
+    /// A device's log that cannot be read is of no more use, as the header says; a kernel without CONFIG_IOMMUFD_DRIVER
+    /// lets it start and never report. While the device runs, the log is given up, and all memory is sent again after the
+    /// stop if that fits the downtime. After the stop it is an error: nobody has agreed to so long a downtime.
+    pub fn collect(
+        &mut self,
+        device: &mut dyn Migratable,
+        ledger: &SharedLedger,
+        stopped: bool,
+    ) -> Result<(), Error> {
+        if self.choice != DirtyChoice::Device {
+            return Ok(());
+        }
+        match collect_log(&mut DeviceLog::new(device), ledger, &mut self.words) {
+            Err(error @ Error::Device(_)) if !stopped => {
+                self.give_up(device, ledger, &error);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Stops the log. The device may be in any state.
+    pub fn stop(&mut self, device: &mut dyn Migratable) -> Result<(), Error> {
+        match std::mem::replace(&mut self.choice, DirtyChoice::NoMemory) {
+            DirtyChoice::Device => Ok(device.dma_logging_stop()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns how the device's writes are found now, for the report.
+    pub fn choice(&self) -> DirtyChoice {
+        self.choice
+    }
+
+    fn give_up(&mut self, device: &mut dyn Migratable, ledger: &SharedLedger, why: &Error) {
+        let mut marked = ledger.lock();
+        if self.is_covered && marked.use_space_logs() {
+            tracing::warn!(
+                device = device.name(), %why,
+                "the device's dirty log cannot be read: the log of its address space is used instead"
+            );
+            self.choice = DirtyChoice::AddressSpace;
+        } else {
+            tracing::warn!(
+                device = device.name(), %why,
+                "the device's dirty log cannot be read: all memory is resent after the stop"
+            );
+            self.choice = DirtyChoice::AllDirty;
+            marked.set_unlogged();
+        }
+        drop(marked);
+        if let Err(error) = device.dma_logging_stop() {
+            tracing::warn!(device = device.name(), %error, "the device's dirty log cannot be stopped");
+        }
+    }
+}
+
+/// The logs that belong to no single device: those of address spaces and that of the CPUs. Used by the thread that sends
+/// the memory.
+pub struct MemoryLogs<'a> {
+    spaces: Vec<Box<dyn DirtySource + Send + 'a>>,
+    cpus: Box<dyn CpuLog + 'a>,
+    /// How many of `spaces` run, and whether `cpus` does.
+    running: (usize, bool),
+    words: Vec<u64>,
+}
+
+impl<'a> MemoryLogs<'a> {
+    /// Takes the logs, not started.
+    pub fn new(spaces: Vec<Box<dyn DirtySource + Send + 'a>>, cpus: Box<dyn CpuLog + 'a>) -> MemoryLogs<'a> {
+        MemoryLogs { spaces, cpus, running: (0, false), words: Vec::new() }
+    }
+
+    /// Returns how the writes of the CPUs are found, for the report.
+    pub fn cpu_choice(&self) -> CpuDirtyChoice {
+        self.cpus.choice()
+    }
+
+    /// Starts the logs. After an error none of them runs.
+    pub fn start(&mut self, ledger: &SharedLedger) -> Result<(), Error> {
+        let regions = ledger.lock().regions().to_vec();
+        if regions.is_empty() {
+            return Ok(());
+        }
+        for space in &mut self.spaces {
+            if let Err(error) = start_log(&mut **space, &regions) {
+                self.stop(ledger);
+                return Err(error);
+            }
+            self.running.0 += 1;
+        }
+        ledger.lock().set_space_logs(self.running.0 > 0);
+        if let Err(error) = self.cpus.start() {
+            self.stop(ledger);
+            return Err(Error::CpuLog(error));
+        }
+        self.running.1 = true;
+        if self.cpus.choice() == CpuDirtyChoice::AllDirty {
+            tracing::warn!("no dirty tracking for the CPUs: all memory is resent after the stop");
+            ledger.lock().set_unlogged();
+        }
+        Ok(())
+    }
+
+    /// Marks what was written since the last call, and returns the bytes that are left to send. Call it after the devices'
+    /// [`DeviceDirty::collect`]. `stopped`: nobody writes any more. Memory that somebody has written without a log is then
+    /// marked whole.
+    ///
+    /// Fails if the memory has other regions than at the start. An address space's log that cannot be read is given up as a
+    /// device's is.
+    pub fn collect(&mut self, ram: &dyn Ram, ledger: &SharedLedger, stopped: bool) -> Result<u64, Error> {
+        let changed = ledger.lock().check_layout(&ram.regions());
+        changed.map_err(|changed| Error::Layout(changed.to_string()))?;
+        let is_needed = ledger.lock().needs_space_logs();
+        for index in 0..if is_needed { self.running.0 } else { 0 } {
+            match collect_log(&mut *self.spaces[index], ledger, &mut self.words) {
+                Err(error @ Error::Device(_)) if !stopped => {
+                    tracing::warn!(
+                        %error,
+                        "the address space's dirty log cannot be read: all memory is resent after the stop"
+                    );
+                    self.stop_spaces(ledger);
+                    ledger.lock().set_unlogged();
+                    break;
+                }
+                result => result?,
+            }
+        }
+        let mut ledger = ledger.lock();
+        if self.running.1 {
+            self.cpus.collect(ledger.bitmaps_mut()).map_err(Error::CpuLog)?;
+        }
+        if stopped && ledger.is_unlogged() {
+            ledger.mark_all();
+        }
+        Ok(ledger.bytes_left())
+    }
+
+    /// Stops the logs.
+    pub fn stop(&mut self, ledger: &SharedLedger) {
+        self.stop_spaces(ledger);
+        if std::mem::take(&mut self.running.1) {
+            self.cpus.stop();
+        }
+    }
+
+    fn stop_spaces(&mut self, ledger: &SharedLedger) {
+        ledger.lock().set_space_logs(false);
+        let running = std::mem::take(&mut self.running.0);
+        for space in &mut self.spaces[..running] {
+            if let Err(error) = space.stop() {
+                tracing::warn!(%error, "the address space's dirty log cannot be stopped");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for MemoryLogs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryLogs")
+            .field("spaces", &self.spaces.len())
+            .field("cpus", &self.cpus.choice())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts a log of all regions.
+fn start_log(log: &mut dyn DirtySource, regions: &[RamRegion]) -> Result<(), Error> {
+    let ranges: Vec<IovaRange> = regions
+        .iter()
+        .map(|region| {
+            let range = IovaRange::new(region.start, region.size.next_multiple_of(PAGE));
+            range.map_err(|_| Error::Layout(format!("the region at {:#x} ends past 2^64", region.start)))
+        })
+        .collect::<Result<_, _>>()?;
+    log.start(PAGE, &ranges)?;
+    Ok(())
+}
+
+/// Reads a log into the ledger, which is locked only between two reports.
+fn collect_log(log: &mut dyn DirtySource, ledger: &SharedLedger, words: &mut Vec<u64>) -> Result<(), Error> {
+    let regions = ledger.lock().regions().to_vec();
+    for (index, region) in regions.iter().enumerate() {
+        let size = region.size.next_multiple_of(PAGE);
+        let mut at = 0;
+        while at < size {
+            let length = REPORT_SPAN.min(size - at);
+            words.clear();
+            words.resize(DirtyReport::words_needed(length, PAGE) as usize, 0);
+            let mut report = DirtyReport::new(region.start + at, length, PAGE, words)
+                .map_err(|errno| Error::Layout(format!("the region at {:#x}: {errno}", region.start)))?;
+            log.report(&mut report)?;
+            ledger.lock().merge_report(index, (at / PAGE) as usize, words);
+            at += length;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "dirty_tests.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+//! The pages that still have to be sent, whoever reports them: plain data.
+
+use parking_lot::Mutex;
+use whimbrel_protocol::dirty::PageBitmap;
+
+use super::memory::{PAGE, RamRegion};
+
+/// The dirty pages of each region of memory.
+///
+/// The threads of the devices and the one that sends the memory share it as a [`SharedLedger`].
+///
+/// ```
+/// use whimbrel_engine::RamRegion;
+/// use whimbrel_engine::set::Ledger;
+///
+/// let mut ledger = Ledger::new(vec![RamRegion::new(0x10000, 0x4000)]);
+/// assert_eq!(ledger.bytes_left(), 0x4000, "all of it at first");
+/// ledger.take();
+/// ledger.merge_report(0, 0, &[0b1010]);
+/// assert_eq!(ledger.bytes_left(), 0x2000);
+/// // From now on anything may be written at any time.
+/// ledger.set_unlogged();
+/// assert_eq!(ledger.bytes_left(), 0x4000);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    regions: Vec<RamRegion>,
+    bitmaps: Vec<PageBitmap>,
+    unlogged: bool,
+    /// Whether logs of address spaces have been running since the start, and devices that depend on them.
+    has_space_logs: bool,
+    space_users: usize,
+}
+
+/// The memory's regions have changed while a migration was sending them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}, which a migration cannot follow: add or remove memory before or after it")]
+#[non_exhaustive]
+pub struct LayoutChanged(String);
+
+impl Ledger {
+    /// Returns the ledger of these regions, with every page marked.
+    pub fn new(regions: Vec<RamRegion>) -> Ledger {
+        let bitmaps = regions.iter().map(|region| PageBitmap::new(region.pages())).collect();
+        let mut ledger = Ledger { regions, bitmaps, unlogged: false, has_space_logs: false, space_users: 0 };
+        ledger.mark_all();
+        ledger
+    }
+
+    /// Returns the regions, by ascending address.
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
+    }
+
+    /// Compares the regions with those that the memory has now.
+    pub fn check_layout(&self, now: &[RamRegion]) -> Result<(), LayoutChanged> {
+        if let Some(region) = now.iter().find(|region| !self.regions.contains(region)) {
+            let (start, size) = (region.start, region.size);
+            return Err(LayoutChanged(format!("memory was added: {size} bytes at guest address {start:#x}")));
+        }
+        if let Some(region) = self.regions.iter().find(|region| !now.contains(region)) {
+            let (start, size) = (region.start, region.size);
+            return Err(LayoutChanged(format!(
+                "memory was removed: {size} bytes at guest address {start:#x}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Marks every page.
+    pub fn mark_all(&mut self) {
+        self.bitmaps.iter_mut().for_each(PageBitmap::set_all);
+    }
+
+    /// Marks the pages of a region whose bit is set in `words`. The first bit stands for page `first`, a multiple of 64.
+    pub fn merge_report(&mut self, region: usize, first: usize, words: &[u64]) {
+        if let Some(bitmap) = self.bitmaps.get_mut(region) {
+            bitmap.merge_at(first, words);
+        }
+    }
+
+    /// Returns a bitmap for each region, in order, to mark more pages.
+    pub fn bitmaps_mut(&mut self) -> &mut [PageBitmap] {
+        &mut self.bitmaps
+    }
+
+    /// Notes that somebody's writes are logged nowhere: until everything has stopped, any page may be dirty.
+    pub fn set_unlogged(&mut self) {
+        self.unlogged = true;
+    }
+
+    /// Returns whether somebody's writes are logged nowhere.
+    pub fn is_unlogged(&self) -> bool {
+        self.unlogged
+    }
+
+    /// Returns the bytes that would have to be sent if everything stopped now.
+    pub fn bytes_left(&self) -> u64 {
+        let regions = self.regions.iter().zip(&self.bitmaps);
+        if self.unlogged {
+            return regions.map(|(region, _)| region.size).sum();
+        }
+        regions.map(|(region, bitmap)| (bitmap.count() as u64 * PAGE).min(region.size)).sum()
+    }
+
+    /// Returns the marked pages of each region, which are marked no more.
+    pub fn take(&mut self) -> Vec<(RamRegion, PageBitmap)> {
+        let taken = self.bitmaps.iter_mut().map(|bitmap| {
+            let pages = bitmap.pages();
+            std::mem::replace(bitmap, PageBitmap::new(pages))
+        });
+        self.regions.iter().copied().zip(taken).collect()
+    }
+
+    pub(super) fn set_space_logs(&mut self, run: bool) {
+        self.has_space_logs = run;
+    }
+
+    /// Notes that a device depends on the logs of the address spaces. Returns whether they have been running since the
+    /// start.
+    pub(super) fn use_space_logs(&mut self) -> bool {
+        self.space_users += 1;
+        self.has_space_logs
+    }
+
+    /// Returns whether a device depends on the logs of the address spaces.
+    pub(super) fn needs_space_logs(&self) -> bool {
+        self.space_users > 0
+    }
+}
+
+/// A ledger that several threads fill.
+pub type SharedLedger = Mutex<Ledger>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_is_marked_no_more() {
+        let regions = vec![RamRegion::new(0, 0x3000), RamRegion::new(0x10000, 0x1800)];
+        let mut ledger = Ledger::new(regions.clone());
+        assert_eq!(ledger.bytes_left(), 0x3000 + 0x1800, "the last page counts in part");
+        let taken = ledger.take();
+        assert_eq!(taken.iter().map(|(_, bitmap)| bitmap.count()).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(taken.iter().map(|(region, _)| *region).collect::<Vec<_>>(), regions);
+        assert_eq!(ledger.bytes_left(), 0);
+    }
+
+    #[test]
+    fn reports_of_several_logs_add_up() {
+        let mut ledger = Ledger::new(vec![RamRegion::new(0, 200 * PAGE)]);
+        ledger.take();
+        ledger.merge_report(0, 64, &[0b11]);
+        ledger.merge_report(0, 64, &[0b110]);
+        ledger.merge_report(7, 0, &[1]);
+        assert_eq!(ledger.bytes_left(), 3 * PAGE);
+    }
+
+    #[test]
+    fn memory_that_comes_or_goes_is_named() {
+        let region = RamRegion::new;
+        let ledger = Ledger::new(vec![region(0, 0x1000), region(0x8000, 0x1000)]);
+        assert_eq!(ledger.check_layout(&[region(0, 0x1000), region(0x8000, 0x1000)]), Ok(()));
+        let told = |now: &[RamRegion]| ledger.check_layout(now).unwrap_err().to_string();
+        assert!(
+            told(&[region(0, 0x1000)]).starts_with("memory was removed: 4096 bytes at guest address 0x8000")
+        );
+        let more = [region(0, 0x1000), region(0x8000, 0x1000), region(0x20000, 0x2000)];
+        assert!(told(&more).starts_with("memory was added: 8192 bytes at guest address 0x20000"));
+        assert!(ledger.check_layout(&[region(0, 0x2000), region(0x8000, 0x1000)]).is_err(), "resized");
+    }
+}

@@ -1,0 +1,34 @@
+//! What a migration moves: devices, memory, and the logs that tell what has become dirty.
+//!
+//! At the source, [`MemoryLogs`] and a [`DeviceDirty`] for each device fill a [`Ledger`] of dirty pages, which [`Scan`]
+//! reads. At the destination, [`Arrival`] puts memory into its place and [`Population`] makes room ahead of it.
+
+mod arrival;
+mod cpu_log;
+mod dirty;
+#[cfg(feature = "vm-memory")]
+mod guest_memory;
+mod identity;
+#[cfg(feature = "kvm")]
+mod kvm;
+mod ledger;
+mod mapped_ram;
+mod mapping;
+mod memory;
+mod populate;
+mod scan;
+#[cfg(test)]
+mod test_memory;
+
+pub use arrival::Arrival;
+pub use cpu_log::{AllDirty, CpuDirtyChoice, CpuLog, NoCpuLog};
+pub use dirty::{DeviceDirty, DirtyChoice, MemoryLogs};
+pub(crate) use identity::identity_of;
+#[cfg(feature = "kvm")]
+pub use kvm::{KvmLog, KvmSlot};
+pub use ledger::{LayoutChanged, Ledger, SharedLedger};
+pub use mapped_ram::{InvalidRegion, MappedRam};
+pub(crate) use memory::PAGE;
+pub use memory::{Ram, RamError, RamRegion, Receive};
+pub use populate::Population;
+pub use scan::{Scan, Stretch};

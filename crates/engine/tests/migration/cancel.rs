@@ -1,0 +1,206 @@
+//! Cancelling from another thread, in every phase and on both sides.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use whimbrel_engine::Phase;
+use whimbrel_engine::proto::control::Control;
+use whimbrel_user::State;
+
+use crate::support::engine::{Cancel, Error, Outcome};
+use crate::support::peer::{Peer, accept, hello, table};
+use crate::support::wire::kind;
+use crate::support::{At, Rig, Shape};
+
+/// Long before anything times out.
+const SOON: Duration = Duration::from_secs(10);
+
+fn rig() -> Rig {
+    Rig::set(2, &Shape::default()).with_memory(&[(0, 0x8000)])
+}
+
+/// A moment of a migration.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    /// A device at the source is asked this.
+    Here(At),
+    /// A device at the destination is asked this.
+    There(At),
+    Owner(&'static str),
+    /// The source shows this phase.
+    Shows(Phase),
+}
+
+/// The moments until the devices are the destination's.
+fn moments() -> Vec<When> {
+    use State::{PreCopy, PreCopyP2p, Resuming, Running, Stop, StopCopy};
+    vec![
+        When::Shows(Phase::Greeting),
+        When::There(At::Arc(Stop, Resuming)),
+        When::Here(At::LogStart),
+        When::Here(At::Arc(Running, PreCopy)),
+        When::Here(At::Precopy),
+        When::Here(At::Read(PreCopy)),
+        When::Shows(Phase::Round(1)),
+        When::Here(At::LogReport),
+        When::There(At::Write),
+        When::Owner("pause"),
+        When::Here(At::Arc(PreCopy, PreCopyP2p)),
+        When::Here(At::Arc(PreCopyP2p, StopCopy)),
+        When::Here(At::Read(StopCopy)),
+        When::Shows(Phase::Switchover),
+        When::There(At::Arc(Resuming, Stop)),
+        When::Owner("inspect"),
+    ]
+}
+
+fn at(rig: &mut Rig, when: When, cancel: Cancel) {
+    let act = move || cancel.cancel("SIGTERM");
+    match when {
+        When::Here(at) => rig.here.units[1].control.when(at, 0, act),
+        When::There(at) => rig.there.units[1].control.when(at, 0, act),
+        When::Owner("pause") => rig.here.program.when("pause", act),
+        When::Owner(request) => rig.there.program.when(request, act),
+        When::Shows(phase) => {
+            let mut act = Some(act);
+            rig.here.observer = Some(Box::new(move |progress| {
+                if progress.phase == phase
+                    && let Some(act) = act.take()
+                {
+                    act();
+                }
+            }));
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_cancelled_runs_on_and_the_destination_is_clean() {
+    for when in moments() {
+        let what = format!("{when:?}");
+        let mut rig = rig();
+        let cancel = rig.here.cancel.clone();
+        at(&mut rig, when, cancel);
+        let started = Instant::now();
+        let mut ended = rig.migrate();
+        assert!(started.elapsed() < SOON, "{what}: {:?}", started.elapsed());
+        if matches!(when, When::Shows(Phase::Switchover)) && ended.sent.is_ok() {
+            // Shown too late to be called off: then nothing is.
+            ended.assert_sane(&what);
+            continue;
+        }
+        let (sent, received) = ended.refused(&what);
+        assert!(sent.starts_with("cancelled: SIGTERM; "), "{what}: {sent}");
+        assert_eq!(received, "the source ended the migration: cancelled: SIGTERM", "{what}");
+        assert_eq!(ended.rig.here.cancel.reason().as_deref(), Some("SIGTERM"));
+    }
+}
+
+#[test]
+fn a_destination_that_is_cancelled_is_clean_and_the_source_runs_on() {
+    for when in moments() {
+        let what = format!("{when:?}");
+        let mut rig = rig();
+        let cancel = rig.there.cancel.clone();
+        at(&mut rig, when, cancel);
+        let started = Instant::now();
+        let mut ended = rig.migrate();
+        assert!(started.elapsed() < SOON, "{what}: {:?}", started.elapsed());
+        if matches!(when, When::Shows(Phase::Switchover)) && ended.sent.is_ok() {
+            ended.assert_sane(&what);
+            continue;
+        }
+        let (sent, received) = ended.refused(&what);
+        assert_eq!(received, "cancelled: SIGTERM", "{what}");
+        assert!(
+            sent.starts_with("the destination ended the migration: cancelled: SIGTERM; "),
+            "{what}: {sent}"
+        );
+    }
+}
+
+#[test]
+fn devices_that_have_been_handed_over_stay_where_they_are_whoever_cancels() {
+    let starts = [At::Arc(State::Stop, State::RunningP2p), At::Arc(State::RunningP2p, State::Running)];
+    for (at, cancels_here) in starts.into_iter().flat_map(|at| [(at, true), (at, false)]) {
+        let what = format!("{at:?} {cancels_here}");
+        let rig = rig();
+        let cancel = if cancels_here { rig.here.cancel.clone() } else { rig.there.cancel.clone() };
+        rig.there.units[0].control.when(at, 0, move || cancel.cancel("too late"));
+        let mut ended = rig.migrate();
+        ended.assert_sane(&what);
+        assert!(ended.sent.is_ok() && ended.received.is_ok(), "{what}");
+    }
+}
+
+#[test]
+fn a_migration_that_was_cancelled_before_it_began_touches_nothing() {
+    for at_source in [true, false] {
+        let rig = rig();
+        if at_source { &rig.here } else { &rig.there }.cancel.cancel("not today");
+        let mut ended = rig.migrate();
+        let (sent, received) = ended.refused("cancelled before");
+        assert!(sent.contains("cancelled: not today") && received.contains("cancelled: not today"));
+        assert!(matches!(ended.sent.unwrap_err().outcome, Outcome::Untouched));
+        assert!(ended.rig.here.history.list().is_empty() && ended.rig.there.history.list().is_empty());
+    }
+}
+
+/// Cancels after a while, on a thread of its own.
+fn soon(cancel: &Cancel) {
+    let cancel = cancel.clone();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        cancel.cancel("enough");
+    });
+}
+
+#[test]
+fn a_source_that_waits_for_a_peer_is_cancelled_at_once() {
+    // Nothing is said; nothing is read; nothing is answered after so many answers.
+    for answers in 0..3 {
+        let shape = Shape { initial: 64 << 20, ..Shape::default() };
+        let mut rig = Rig::new(&shape);
+        let (mut peer, link) = Peer::new();
+        let peer = thread::spawn(move || {
+            if answers > 0 {
+                peer.hear_until(kind::HELLO).unwrap();
+                peer.say(&accept());
+            }
+            if answers > 1 {
+                peer.hear_until(kind::TABLE).unwrap();
+                peer.frame(kind::FITS, b"{}");
+            }
+            peer
+        });
+        soon(&rig.here.cancel);
+        let started = Instant::now();
+        let error = rig.send_to(link).unwrap_err();
+        assert!(started.elapsed() < SOON, "{answers}: {:?}", started.elapsed());
+        assert!(matches!(error.cause, Error::Cancelled { .. }), "{answers}: {error}");
+        rig.assert_source_runs("cancelled while it waited");
+        drop(peer.join().unwrap());
+    }
+}
+
+#[test]
+fn a_destination_that_waits_for_a_peer_is_cancelled_at_once() {
+    for messages in 0..3 {
+        let mut rig = Rig::new(&Shape::default()).with_memory(&[(0, 0x4000)]);
+        let (mut peer, link) = Peer::new();
+        let peer = thread::spawn(move || {
+            let said = [hello(), Control::Table(table(0x4000)).into()];
+            peer.tell(&said[..messages]);
+            let reason = peer.hear_until(kind::FAILED);
+            (reason, peer)
+        });
+        soon(&rig.there.cancel);
+        let started = Instant::now();
+        let error = rig.receive_from(link).unwrap_err();
+        assert!(started.elapsed() < SOON, "{messages}: {:?}", started.elapsed());
+        assert!(matches!(error, Error::Cancelled { .. }), "{messages}: {error}");
+        rig.assert_destination_is_fresh("cancelled while it waited");
+        let (reason, _peer) = peer.join().unwrap();
+        assert_eq!(reason.unwrap(), br#"{"reason":"cancelled: enough"}"#, "{messages}");
+    }
+}

@@ -1,0 +1,75 @@
+//! What goes wrong, when it does.
+
+use std::time::Duration;
+
+use whimbrel_engine::proto::operation::Event;
+
+use super::coverage::{Blow, Side};
+use super::happening::Happening;
+use super::host::{Fate, Machine};
+use super::plan::Fault;
+use super::world::World;
+
+impl World {
+    /// Breaks the connection.
+    pub(crate) fn cut(&mut self, silent: bool) {
+        for side in Side::BOTH {
+            let link = self.link(side);
+            link.cut();
+            if silent {
+                link.is_silent = true;
+            } else {
+                link.is_closed = true;
+            }
+        }
+        for side in Side::BOTH {
+            if !silent {
+                let delay = Duration::from_micros(self.rng.u64(..2000));
+                self.after(delay, Happening::Lost { side });
+                self.wake(side);
+            }
+        }
+    }
+
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        self.say(|_| format!("FAULT {fault:?}"));
+        match fault {
+            Fault::Cancel(side) => {
+                if self.host(side).is_active() {
+                    let row = self.host(side).machine.as_ref().map_or(0, Machine::row);
+                    self.coverage.hit(side, row, Blow::Cancelled);
+                    self.input(side, Event::Cancel("an operator".into()), false);
+                }
+            }
+            Fault::Cut { silent } => {
+                for side in Side::BOTH {
+                    if self.host(side).is_active() {
+                        let row = self.host(side).machine.as_ref().map_or(0, Machine::row);
+                        self.coverage.hit(side, row, Blow::Cut);
+                    }
+                }
+                self.cut(silent);
+            }
+            Fault::Stall(time) => {
+                for side in Side::BOTH {
+                    self.link(side).set_bandwidth(0.0);
+                }
+                self.after(time, Happening::Flow);
+            }
+            Fault::Trickle(bandwidth) => {
+                for side in Side::BOTH {
+                    self.link(side).set_bandwidth(bandwidth);
+                    self.kick(side);
+                }
+            }
+            Fault::Crash { side, silent } => self.crash(side, silent),
+            Fault::Fail(side) => self.host(side).armed.push_back(Fate::Fails),
+            Fault::Hang(side) => {
+                let took_effect = self.rng.bool();
+                self.host(side).armed.push_back(Fate::Hangs { took_effect });
+            }
+            Fault::Slow(side) => self.host(side).is_slow = true,
+            Fault::FailArcs(side, count) => self.host(side).failing_arcs = count,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Thousands of simulated migrations: both machines with simulated devices, memory, owners and a link, in which anything
+//! fails at any moment. An oracle complains of two running copies, of state that differs, of ends that are not true, and of
+//! machines that do not end.
+//!
+//! A run is a seed. `WHIMBREL_SIM_SEEDS` sets how many there are; a seed that fails prints the command that replays it.
+
+// In tests a panic is how a failure is told, helpers included.
+#![allow(clippy::unwrap_used)]
+// Facts that are true or not, rates that are never negative, and tables with a line for each case.
+#![allow(
+    clippy::struct_excessive_bools,
+    clippy::cast_sign_loss,
+    clippy::match_same_arms,
+    clippy::similar_names
+)]
+
+mod arrivals;
+mod coverage;
+mod device;
+mod effects;
+mod faults;
+mod hands;
+mod happening;
+mod host;
+mod link;
+mod oracle;
+mod plan;
+mod resolve;
+mod world;
+
+use coverage::Coverage;
+use fastrand::Rng;
+use plan::{Lie, Plan};
+
+/// Seeds of all parts.
+const SEEDS: u64 = 10_000;
+/// The tests that share them.
+const PARTS: u64 = 4;
+/// Further seeds for a phase and a fault that did not meet in a part.
+const FURTHER: usize = 100;
+
+fn seeds() -> u64 {
+    match std::env::var("WHIMBREL_SIM_SEEDS") {
+        Ok(text) => text.parse().expect("WHIMBREL_SIM_SEEDS is a number"),
+        Err(_) => SEEDS,
+    }
+}
+
+fn play(seed: u64, traced: bool) -> world::Outcome {
+    let mut rng = Rng::with_seed(seed);
+    let plan = Plan::of_seed(seed, &mut rng);
+    world::run(plan, seed, traced)
+}
+
+/// Names the seed of a run that panics.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        eprintln!("seed {} panics: {}", self.0, replay(self.0));
+    }
+}
+
+fn replay(seed: u64) -> String {
+    format!(
+        "WHIMBREL_SIM_SEED={seed} cargo test -p whimbrel-engine --test simulation one_seed -- --nocapture"
+    )
+}
+
+/// Plays a seed, and tells what led to a complaint.
+fn check(seed: u64) -> Coverage {
+    let named = Named(seed);
+    let outcome = play(seed, false);
+    std::mem::forget(named);
+    if let Some(complaint) = outcome.complaint {
+        let trace = play(seed, true).trace;
+        let shown = trace.len().saturating_sub(200);
+        panic!(
+            "seed {seed}: {complaint}\n{}\nseed {seed}: {complaint}\nreplay with the whole trace: {}",
+            trace[shown..].join("\n"),
+            replay(seed)
+        );
+    }
+    outcome.coverage
+}
+
+/// Plays a part of the seeds.
+fn part(part: u64) {
+    let seeds = seeds() / PARTS;
+    let mut coverage = Coverage::default();
+    for seed in part * seeds..(part + 1) * seeds {
+        coverage.add(&check(seed));
+    }
+    println!("{} migrations, {} succeeded", coverage.runs, coverage.successes);
+    if seeds >= SEEDS / PARTS {
+        // What chance has left out.
+        for cell in 0..coverage::cells().len() as u64 {
+            let mut further = Plan::seeds_of_cell(cell, part + 1).take(FURTHER);
+            while coverage.lacks(cell)
+                && let Some(seed) = further.next()
+            {
+                coverage.add(&check(seed));
+            }
+        }
+        assert_eq!(coverage.missing(), Vec::<String>::new(), "phases that were not met by a fault");
+        assert!(coverage.successes * 10 > coverage.runs, "{} succeeded", coverage.successes);
+    }
+}
+
+#[test]
+fn migrations_are_safe_and_end_whatever_fails_part_1() {
+    part(0);
+}
+
+#[test]
+fn migrations_are_safe_and_end_whatever_fails_part_2() {
+    part(1);
+}
+
+#[test]
+fn migrations_are_safe_and_end_whatever_fails_part_3() {
+    part(2);
+}
+
+#[test]
+fn migrations_are_safe_and_end_whatever_fails_part_4() {
+    part(3);
+}
+
+/// Replays the seed in `WHIMBREL_SIM_SEED`, with its trace.
+#[test]
+fn one_seed() {
+    if let Ok(seed) = std::env::var("WHIMBREL_SIM_SEED") {
+        let seed = seed.parse().expect("WHIMBREL_SIM_SEED is a number");
+        let outcome = play(seed, true);
+        println!("{}", outcome.trace.join("\n"));
+        check(seed);
+    }
+}
+
+/// Plays seeds in which a side lies, and returns the complaints of those that were noticed.
+fn lies(lie: Lie, change: fn(&mut Plan)) -> Vec<String> {
+    let complaints = (0..40).filter_map(|seed| {
+        let mut plan = Plan::quiet(&mut Rng::with_seed(seed));
+        plan.lie = Some(lie);
+        change(&mut plan);
+        world::run(plan, seed, false).complaint
+    });
+    complaints.collect()
+}
+
+fn assert_seen(complaints: &[String], part: &str) {
+    assert!(complaints.len() >= 5, "{complaints:?}");
+    assert!(complaints.iter().all(|complaint| complaint.contains(part)), "{complaints:?}");
+}
+
+#[test]
+fn a_device_that_changes_after_the_stop_is_seen() {
+    let complaints = lies(Lie::WritesAfterStop, |_| {});
+    assert_seen(&complaints, "with another state");
+}
+
+#[test]
+fn a_source_that_ends_early_is_seen() {
+    let complaints = lies(Lie::EndsEarly, |_| {});
+    assert_seen(&complaints, "with another state");
+}
+
+#[test]
+fn a_page_that_is_not_sent_again_is_seen() {
+    let complaints = lies(Lie::ForgetsPage, |plan| plan.cpu_rate = 200.0);
+    assert_seen(&complaints, "pages differ");
+}
+
+#[test]
+fn a_destination_that_says_failed_and_runs_is_seen() {
+    let complaints = lies(Lie::FailedAndRuns, |plan| {
+        let start = coverage::Side::Destination;
+        let row = coverage::rows(start).iter().position(|row| row.name == "Start").unwrap();
+        plan.faults.push((plan::When::In(start, row, std::time::Duration::ZERO), plan::Fault::Fail(start)));
+    });
+    assert_seen(&complaints, "runs");
+}
+
+#[test]
+fn a_source_that_runs_after_the_handover_is_seen() {
+    let complaints = lies(Lie::RunsAfterHandover, |_| {});
+    assert_seen(&complaints, "two running copies");
+}
+
+#[test]
+fn a_stop_without_end_is_seen() {
+    let complaints = lies(Lie::NeverGivesUp, |plan| {
+        let source = coverage::Side::Source;
+        let row = coverage::rows(source).iter().position(|row| row.name == "Rest").unwrap();
+        plan.faults
+            .push((plan::When::In(source, row, std::time::Duration::ZERO), plan::Fault::Stall(plan.calm)));
+    });
+    assert_seen(&complaints, "without HANDOVER");
+}
