@@ -1,4 +1,4 @@
-//! Downtime estimate: how long the device would be stopped if it were stopped now, and whether to stop it.
+//! The figures that a downtime is predicted from: the throughput of a link, and the data that is left.
 //!
 //! This module reads no clock: the caller measures and passes durations in.
 
@@ -61,45 +61,6 @@ impl Remaining {
     }
 }
 
-/// Returns the expected downtime: the time to transfer `remaining` at the measured throughput, plus `fixed` for the
-/// stops, starts and round trips that do not depend on size. `None` if no throughput is known yet.
-pub fn downtime(remaining: Remaining, bandwidth: Bandwidth, fixed: Duration) -> Option<Duration> {
-    let seconds = remaining.total() as f64 / bandwidth.bytes_per_second()?;
-    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).saturating_add(fixed))
-}
-
-/// The decision after a pre-copy round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "a caller must act on each decision")]
-pub enum Decision {
-    /// The expected downtime fits the limit: stop the device and finish.
-    Switchover,
-    /// Another round can reduce the downtime.
-    Continue,
-    /// All allowed rounds are used up and the expected downtime still exceeds the limit.
-    OutOfRounds,
-}
-
-/// Decides how to proceed after round number `round` (from 1) of at most `max_rounds`.
-///
-/// `initial_done` tells that the device's initial data has been transferred. The device is not stopped before that,
-/// because the destination needs that data to prepare.
-pub fn decide(
-    expected: Option<Duration>,
-    limit: Duration,
-    initial_done: bool,
-    round: u32,
-    max_rounds: u32,
-) -> Decision {
-    if initial_done && expected.is_some_and(|expected| expected <= limit) {
-        Decision::Switchover
-    } else if round >= max_rounds {
-        Decision::OutOfRounds
-    } else {
-        Decision::Continue
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,37 +105,5 @@ mod tests {
         let mut speed = bandwidth(1_000_000_000, Duration::from_secs(1));
         speed.sample(1_000_000, Duration::from_secs(1));
         assert!(speed.bytes_per_second().unwrap() < 3_000_000.0);
-    }
-
-    #[test]
-    fn downtime_is_the_rest_over_the_speed_plus_what_is_fixed() {
-        let speed = bandwidth(1_000_000, Duration::from_secs(1));
-        let rest = Remaining { memory: 400_000, device: 100_000 };
-        let expected = downtime(rest, speed, Duration::from_millis(7)).unwrap();
-        assert_eq!(expected.as_millis(), 507);
-    }
-
-    #[test]
-    fn a_driver_that_reports_absurd_sizes_gives_a_long_downtime_and_no_panic() {
-        let speed = bandwidth(100_000, Duration::from_secs(1_000_000_000));
-        let rest = Remaining { memory: u64::MAX, device: u64::MAX };
-        assert!(downtime(rest, speed, Duration::from_secs(1)).unwrap() > Duration::from_secs(1_000_000));
-    }
-
-    #[test]
-    fn the_decision_follows_the_limit_the_initial_data_and_the_rounds() {
-        let ms = Duration::from_millis;
-        let cases = [
-            (Some(ms(300)), true, 1, Decision::Switchover),
-            (Some(ms(301)), true, 1, Decision::Continue),
-            (Some(ms(1)), false, 1, Decision::Continue),
-            (None, true, 1, Decision::Continue),
-            (Some(ms(301)), true, 9, Decision::OutOfRounds),
-            (Some(ms(1)), false, 9, Decision::OutOfRounds),
-            (Some(ms(300)), true, 9, Decision::Switchover),
-        ];
-        for (expected, initial_done, round, decision) in cases {
-            assert_eq!(decide(expected, ms(300), initial_done, round, 9), decision, "{expected:?} {round}");
-        }
     }
 }

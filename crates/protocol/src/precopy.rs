@@ -1,6 +1,6 @@
 //! A user's account of a device's pre-copy data between two queries.
 //!
-//! [`crate::estimate`] decides when to stop the device.
+//! When to stop the device is the user's decision.
 
 /// The answer of `VFIO_MIG_GET_PRECOPY_INFO`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::ask::{ask, whole};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
-use super::hands::{Hands, Machine};
+use super::hands::{CLOSING, Ending, Hands, Machine, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
 use super::receiver::Inbound;
@@ -205,7 +205,6 @@ impl Destination {
     ) -> Arrived {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(Sender::new(channel), write, timeout, SOURCE));
-        let (events, inbox) = mpsc::channel();
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
@@ -223,57 +222,32 @@ impl Destination {
             migration: migration.clone(),
             blobs: blobs.clone(),
         };
-        let device_hands = devices
-            .into_iter()
-            .zip(0..)
-            .map(|(device, number)| DeviceHand::new(number, device, &transfer, &buffers, &ledger, false));
-        let started = (|| {
-            let devices = device_hands
-                .map(|hand| {
-                    let name = hand.name().to_string();
-                    Worker::start(&name, hand, events.clone(), &transfer)
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
-            let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
-            Ok::<_, std::io::Error>((devices, stream, owner))
-        })();
-        let (devices, stream, owner) = match started {
+        let started = Hands::start(devices, false, stream, owner, &buffers, self.options.call_timeout);
+        let (mut hands, events) = match started {
             Ok(started) => started,
             Err(error) => return Arrived { result: Err(Error::Thread(error)), devices: Vec::new() },
         };
-        let began = Instant::now();
         let intake = Arc::new(Mutex::new(Intake::new()));
         let arrived = Arc::new(AtomicU64::new(0));
         let inbound = Inbound {
             receiver,
             intake: intake.clone(),
-            devices: devices.iter().map(Worker::items).collect(),
+            devices: hands.devices.iter().map(Worker::items).collect(),
             ram: self.ram,
             blobs,
             buffers: buffers.clone(),
             events: events.clone(),
             stop: read.clone(),
             arrived: arrived.clone(),
-            began,
+            began: hands.began,
             peer: SOURCE,
             timeout,
         };
         let (back, receiver_back) = mpsc::sync_channel(1);
-        let spawned = super::hands::spawn("receiver", move || {
+        let spawned = spawn("receiver", move || {
             // Nobody waits for it in a migration that went well.
             let _ = back.send(inbound.receive());
         });
-        let mut hands = Hands {
-            devices,
-            names: site.table.devices.iter().map(|identity| identity.name.clone()).collect(),
-            stream,
-            owner,
-            transfer: transfer.clone(),
-            events: inbox,
-            call_timeout: self.options.call_timeout,
-            began,
-        };
         let mut receiving = Receiving {
             machine: machine::Destination::new(site, Duration::ZERO),
             observer: self.observer,
@@ -292,13 +266,8 @@ impl Destination {
         buffers.close();
         read.set();
         let devices = hands.end();
-        transfer.resume();
-        transfer.finish(Until::timeout(CLOSING));
-        let is_failed = !matches!(result, Some(Ok(_)));
-        if is_failed && let Ok(mut receiver) = receiver_back.recv_timeout(CLOSING) {
-            // Closing with unread data would make the peer lose the last message.
-            let _ = receiver.drain(Until::timeout(CLOSING));
-        }
+        let failure = result.as_ref().and_then(|result| result.as_ref().err());
+        close(&transfer, &receiver_back, Ending::of(failure));
         let result = result.unwrap_or(Err(Error::Interrupted)).map(Received::from);
         Arrived {
             result,
@@ -324,9 +293,6 @@ impl std::fmt::Debug for Arrived {
         f.debug_struct("Arrived").field("result", &self.result).finish_non_exhaustive()
     }
 }
-
-/// How long the connection may take to be closed in good order.
-const CLOSING: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -58,11 +58,6 @@ impl DeviceHand {
         }
     }
 
-    /// Returns the device's name.
-    pub(super) fn name(&self) -> &str {
-        self.device.name()
-    }
-
     /// Gives the device back, without a session.
     pub(super) fn into_device(self) -> Box<dyn Migratable> {
         self.device

@@ -2,14 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use whimbrel_user::Migratable;
+
+use super::buffers::Buffers;
 use super::device::DeviceHand;
 use super::owner::OwnerHand;
 use super::stream::StreamHand;
 use super::transfer::Transfer;
 use super::worker::{Item, Task, Worker};
+use crate::channel::{self, Until};
 use crate::error::Error;
 use crate::proto::operation::{Command, Event, Now, Operation, Place};
 
@@ -46,7 +50,57 @@ pub(super) struct Hands {
     pub(super) began: Instant,
 }
 
+/// The way in which a migration is over, as far as the connection is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Both sides know that it went well.
+    Completed,
+    /// The peer has been told of a failure, and may be reading that.
+    Failed,
+    /// The peer takes or says nothing any more.
+    Lost,
+}
+
+impl Ending {
+    /// Returns the ending of a migration with this failure, if any.
+    pub(super) fn of(failure: Option<&Error>) -> Ending {
+        match failure {
+            None => Ending::Completed,
+            Some(error) if error.is_of_the_link() => Ending::Lost,
+            Some(_) => Ending::Failed,
+        }
+    }
+}
+
+/// Timeout for closing the connection.
+pub(super) const CLOSING: Duration = Duration::from_secs(1);
+
 impl Hands {
+    /// Starts a thread for each device, the stream and the owner. `is_covered` is whether the address space of the devices
+    /// has a dirty log. Returns a sender of events besides.
+    pub(super) fn start(
+        devices: Vec<Box<dyn Migratable>>,
+        is_covered: bool,
+        stream: StreamHand,
+        owner: OwnerHand,
+        buffers: &Buffers,
+        call_timeout: Duration,
+    ) -> io::Result<(Hands, Sender<Event>)> {
+        let (events, inbox) = mpsc::channel();
+        let transfer = stream.transfer.clone();
+        let names: Vec<String> = devices.iter().map(|device| device.name().to_string()).collect();
+        let devices = devices.into_iter().zip(0..).zip(&names).map(|((device, number), name)| {
+            let hand = DeviceHand::new(number, device, &transfer, buffers, &stream.ledger, is_covered);
+            Worker::start(name, hand, events.clone(), &transfer)
+        });
+        let devices = devices.collect::<io::Result<Vec<_>>>()?;
+        let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
+        let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
+        let began = Instant::now();
+        let hands = Hands { devices, names, stream, owner, transfer, events: inbox, call_timeout, began };
+        Ok((hands, events))
+    }
+
     pub(super) fn now(&self) -> Now {
         self.began.elapsed()
     }
@@ -122,6 +176,21 @@ impl Hands {
         drop(owner.hand(deadline));
         drop(stream.hand(deadline));
         devices
+    }
+}
+
+/// Closes the connection in good order. `receiver` gives the receiver back once its thread has ended: what has not been
+/// read is read and dropped, because closing with unread data would make the peer lose the last message.
+pub(super) fn close(transfer: &Transfer, receiver: &mpsc::Receiver<channel::Receiver>, ending: Ending) {
+    transfer.resume();
+    let timeout = if ending == Ending::Lost { Duration::ZERO } else { CLOSING };
+    let until = Until::timeout(timeout);
+    transfer.finish(until);
+    if ending != Ending::Completed
+        && let Ok(mut receiver) = receiver.recv_timeout(timeout)
+        && let Err(error) = receiver.drain(until)
+    {
+        tracing::debug!(%error, "the peer has not closed the connection");
     }
 }
 

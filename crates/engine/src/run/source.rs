@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use whimbrel_user::{DirtySource, Migratable, State};
@@ -12,14 +12,13 @@ use super::ask::{Devices, ask, whole};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
-use super::hands::{Hands, Machine};
+use super::hands::{Ending, Hands, Machine, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
 use super::receiver::receive_answers;
 use super::stream::StreamHand;
 use super::transfer::Transfer;
-use super::worker::Worker;
-use crate::channel::{Channel, Interrupt, Receiver, Sender, Until};
+use crate::channel::{Channel, Interrupt, Receiver, Sender};
 use crate::error::{Error, Outcome, SendError};
 use crate::guest::{Guest, NoGuest};
 use crate::progress::{Observer, Progress, Silent};
@@ -193,7 +192,6 @@ impl Source {
     ) -> Sent {
         let timeout = self.options.timeout;
         let transfer = Arc::new(Transfer::new(Sender::new(channel.clone()), write, timeout, DESTINATION));
-        let (events, inbox) = mpsc::channel();
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(plan.table.memory.clone())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
@@ -213,21 +211,9 @@ impl Source {
             migration: Arc::new(Mutex::new(id)),
             blobs,
         };
-        let device_hands = devices.into_iter().zip(0..).map(|(device, number)| {
-            DeviceHand::new(number, device, &transfer, &buffers, &ledger, is_covered)
-        });
-        let started = (|| {
-            let devices = device_hands
-                .map(|hand| {
-                    let name = hand.name().to_string();
-                    Worker::start(&name, hand, events.clone(), &transfer)
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
-            let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
-            Ok::<_, std::io::Error>((devices, stream, owner))
-        })();
-        let (devices, stream, owner) = match started {
+        let call_timeout = self.options.call_timeout;
+        let started = Hands::start(devices, is_covered, stream, owner, &buffers, call_timeout);
+        let (mut hands, events) = match started {
             Ok(started) => started,
             Err(error) => {
                 let cause = Error::Thread(error);
@@ -240,22 +226,11 @@ impl Source {
         let (back, receiver_back) = mpsc::sync_channel(1);
         let (its_events, stop) = (events.clone(), read.clone());
         let mut receiver = Receiver::new(channel);
-        let spawned = super::hands::spawn("answers", move || {
+        let spawned = spawn("answers", move || {
             receive_answers(&mut receiver, &stop, &its_events, DESTINATION, timeout);
             // Nobody waits for it in a migration that went well.
             let _ = back.send(receiver);
         });
-        let began = Instant::now();
-        let mut hands = Hands {
-            devices,
-            names: plan.table.devices.iter().map(|identity| identity.name.clone()).collect(),
-            stream,
-            owner,
-            transfer: transfer.clone(),
-            events: inbox,
-            call_timeout: self.options.call_timeout,
-            began,
-        };
         let mut sending = Sending {
             machine: machine::Source::new(plan, Duration::ZERO),
             observer: self.observer,
@@ -274,17 +249,8 @@ impl Source {
         buffers.close();
         read.set();
         let devices = hands.end();
-        transfer.resume();
-        let is_failed = !matches!(result, Some(Ok(_)));
-        // A destination that takes or says nothing any more is not waited for again.
-        let is_lost = matches!(&result, Some(Err((cause, _))) if cause.is_of_the_link());
-        let closing = if is_lost { Duration::ZERO } else { CLOSING };
-        let until = Until::timeout(closing);
-        transfer.finish(until);
-        if is_failed && let Ok(mut receiver) = receiver_back.recv_timeout(closing) {
-            // Closing with unread data would make the peer lose the last message.
-            let _ = receiver.drain(until);
-        }
+        let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|(cause, _)| cause);
+        close(&transfer, &receiver_back, Ending::of(failure));
         let result = match result {
             Some(Ok(mut report)) => {
                 for (device, hand) in report.devices.iter_mut().zip(&devices) {
@@ -305,9 +271,6 @@ impl std::fmt::Debug for Sent {
         f.debug_struct("Sent").field("result", &self.result).finish_non_exhaustive()
     }
 }
-
-/// How long the connection may take to be closed in good order.
-const CLOSING: Duration = Duration::from_secs(1);
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -575,7 +575,8 @@ impl Destination {
         self.lost |= matches!(error, Error::Lost { .. } | Error::Link(_));
         match self.phase {
             Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over => {}
-            _ if self.owns() => tracing::warn!(%error, "the source is lost after the handover"),
+            // A source that has heard RUNNING closes the connection.
+            _ if self.owns() => tracing::debug!(%error, "the connection ended after the handover"),
             _ => self.fail(error),
         }
     }
