@@ -1,4 +1,4 @@
-//! Why a migration failed, and what that leaves behind.
+//! The reasons why a migration failed, and the state it leaves behind.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::channel::ChannelError;
 use crate::guest::GuestError;
 use crate::set::RamError;
 
-/// What ended a migration, a save or a restore.
+/// The reasons why a migration, a save or a restore failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -23,48 +23,48 @@ pub enum Error {
         /// The device's name.
         device: String,
     },
-    /// The device is in a state that the work cannot begin in.
+    /// The operation cannot begin in the device's current state.
     #[error("{device}: {work} needs a device in {needed}, this one is in {state}")]
     WrongState {
         /// The device's name.
         device: String,
-        /// The state it is in.
+        /// The current state.
         state: State,
-        /// What was to be done.
+        /// The operation.
         work: &'static str,
-        /// Where that can begin.
+        /// The states in which it can begin.
         needed: &'static str,
     },
-    /// The device has failed: no request for a state is answered any more.
+    /// The device is in the ERROR state and accepts no state request.
     #[error("{device}: it is in ERROR; only a reset, which loses its state, brings it back")]
     NeedsReset {
         /// The device's name.
         device: String,
     },
-    /// What failed could be undone only in part: the device is not in the state it was in before.
+    /// The failed operation could be undone only in part: the device is not in the state it was in before.
     #[error("{}the device could not be returned to {state}: {back}", cause.as_ref().map_or_else(
         || "completed, but ".to_string(),
         |cause| format!("{cause}; and "),
     ))]
     NotBack {
-        /// What failed first, if anything did.
+        /// The first failure, if there was one.
         cause: Option<Box<Error>>,
-        /// Where the device belongs.
+        /// The state that the device should have returned to.
         state: State,
-        /// Why it did not get there.
+        /// The error of the return.
         back: Box<Error>,
     },
-    /// What failed left a part of a state in the device.
+    /// The failed operation left a part of a state in the device.
     #[error(
         "{cause}; and the device holds a partial state because its reset failed ({reset}); do not use it before it is reset"
     )]
     NotReset {
-        /// What failed first.
+        /// The first failure.
         cause: Box<Error>,
-        /// Why the reset failed.
+        /// The error of the reset.
         reset: Box<Error>,
     },
-    /// The device answered a state request in a way the header rules out.
+    /// The device answered a state request in a way that the header rules out.
     #[error("{device}: entering {state} opened no data session")]
     NoSession {
         /// The device's name.
@@ -72,18 +72,18 @@ pub enum Error {
         /// The state.
         state: State,
     },
-    /// The stream is malformed or damaged, or not one of Whimbrel's.
+    /// The stream is malformed or damaged, or is not a Whimbrel stream.
     #[error(transparent)]
     Malformed(#[from] crate::proto::problem::StreamError),
-    /// The other side neither sends nor takes anything.
+    /// Timed out: the other side neither sends nor accepts data.
     #[error("timed out: no data to or from the {side} for {} ms", waited.as_millis())]
     Silent {
         /// Source or destination.
         side: &'static str,
-        /// For how long.
+        /// The time waited.
         waited: Duration,
     },
-    /// The other side is gone.
+    /// The other side closed the connection.
     #[error("the {side} closed the connection before the migration was complete")]
     Lost {
         /// Source or destination.
@@ -95,61 +95,61 @@ pub enum Error {
     /// Reading or writing a file failed.
     #[error("{what}: {error}")]
     File {
-        /// What was done, with the file's name.
+        /// The operation, with the file's name.
         what: String,
-        /// Why it failed.
+        /// The system's error.
         error: io::Error,
     },
-    /// The other side says why it does not go on.
+    /// The other side ended the migration and gave a reason.
     #[error("the {side} ended the migration: {reason}")]
     Peer {
         /// Source or destination.
         side: &'static str,
-        /// Its words.
+        /// The reason, as the other side wrote it.
         reason: String,
     },
-    /// The other side sent a message that has no meaning at this point.
+    /// The other side sent a message that is invalid at this point.
     #[error("protocol violation: {0}")]
     Protocol(String),
-    /// A file whose frames are whole but do not make up a saved device.
+    /// The file's frames are intact but do not make up a saved device.
     #[error("the file is not a complete saved state: {0}")]
     Contents(String),
     /// The memory's layout cannot be migrated.
     #[error("memory layout: {0}")]
     Layout(String),
-    /// An address outside of memory.
+    /// An address lies outside of the memory.
     #[error(transparent)]
     Ram(#[from] RamError),
-    /// The log of what the CPUs write failed.
+    /// The log of the CPUs' writes failed.
     #[error("the CPUs' dirty log: {0}")]
     CpuLog(GuestError),
-    /// The program around the device refused.
+    /// The program that owns the devices failed.
     #[error("the program that owns the devices: {0}")]
     Guest(GuestError),
-    /// The device has not given all that it wants carried before it is stopped.
+    /// The device still has data that must be sent before it is stopped.
     #[error(
         "did not converge: after {rounds} rounds {left} bytes of initial device data are left, without which the devices must \
          not be stopped: allow more rounds"
     )]
     InitialData {
-        /// Rounds done.
+        /// Number of completed rounds.
         rounds: u32,
-        /// Bytes left, as the device says.
+        /// Bytes left, as reported by the device.
         left: u64,
     },
     /// The owner or an operator has cancelled the migration.
     #[error("cancelled: {reason}")]
     Cancelled {
-        /// Why, or by what.
+        /// The reason, or the origin of the cancellation.
         reason: String,
     },
-    /// The devices had been stopped, and the handover did not come in time.
+    /// The devices were stopped, and the handover was not reached in time.
     #[error("the handover was not reached within {} ms of the stop", budget.as_millis())]
     Budget {
-        /// The longest time from the stop until the handover.
+        /// The maximum time from the stop until the handover.
         budget: Duration,
     },
-    /// A call into a driver does not return.
+    /// A call into a driver has not returned within its timeout.
     #[error("{device}: {call} has not returned for {} ms", timeout.as_millis())]
     Overdue {
         /// The device's name.
@@ -159,7 +159,7 @@ pub enum Error {
         /// The timeout for a call.
         timeout: Duration,
     },
-    /// A call into the owner's program, its memory or its logs does not return.
+    /// A call into the owner's program, its memory or its logs has not returned within its timeout.
     #[error("the owner's program: {call} has not returned for {} ms", timeout.as_millis())]
     OwnerOverdue {
         /// The call.
@@ -167,13 +167,13 @@ pub enum Error {
         /// The timeout for a call.
         timeout: Duration,
     },
-    /// The system has no thread or descriptor left.
+    /// The system has no more threads or file descriptors.
     #[error("cannot start: {0}")]
     Thread(io::Error),
-    /// A transfer or a wait was interrupted, because the migration had been given up.
+    /// A transfer or a wait was interrupted, because the migration had been aborted.
     #[error("interrupted")]
     Interrupted,
-    /// A device could not be brought back to RUNNING, without an error of its own.
+    /// A device could not be returned to RUNNING, without an error of its own.
     #[error("{device}: it is in {}, expected RUNNING", state.map_or_else(|| "an unknown state".to_string(), |state| state.to_string()))]
     NotRunning {
         /// The device's name.
@@ -181,7 +181,7 @@ pub enum Error {
         /// The state, if it could be read.
         state: Option<State>,
     },
-    /// The devices run at the destination, but their owner's program does not go on.
+    /// The devices run at the destination, but their owner's program failed to continue.
     #[error("the devices have been taken over and run here, but {0}")]
     GuestAfterHandover(Box<Error>),
     /// The journal could not be written.
@@ -189,7 +189,7 @@ pub enum Error {
     Journal {
         /// The journal's file.
         path: std::path::PathBuf,
-        /// Why it failed.
+        /// The system's error.
         error: io::Error,
     },
     /// The two sides have no version or feature in common that the migration needs.
@@ -198,7 +198,7 @@ pub enum Error {
     /// The devices or memory of the two sides differ.
     #[error(transparent)]
     Unfit(#[from] crate::proto::table::Unfit),
-    /// The downtime does not come down to the limit.
+    /// The migration does not converge: the predicted downtime stays above the limit.
     #[error(
         "did not converge: after {rounds} rounds the predicted downtime is {} ms, the limit is {} ms: \
          allow more downtime or more rounds, or reduce the load",
@@ -206,17 +206,17 @@ pub enum Error {
         limit.as_millis()
     )]
     NotConverging {
-        /// Rounds done.
+        /// Number of completed rounds.
         rounds: u32,
-        /// The downtime to expect now.
+        /// The downtime predicted now.
         expected: Option<Duration>,
-        /// The limit given.
+        /// The configured limit.
         limit: Duration,
     },
 }
 
 impl Error {
-    /// A channel to `side` that failed.
+    /// Returns the error of a failed channel to `side`.
     pub(crate) fn of_channel(side: &'static str, timeout: Duration, error: ChannelError) -> Error {
         match error {
             ChannelError::Interrupted => Error::Interrupted,
@@ -227,12 +227,12 @@ impl Error {
         }
     }
 
-    /// Whether the link to the other side is of no more use.
+    /// Returns whether the link to the other side is unusable.
     pub(crate) fn is_of_the_link(&self) -> bool {
         matches!(self, Error::Link(_) | Error::Silent { .. } | Error::Lost { .. } | Error::Peer { .. })
     }
 
-    /// What the person who reads the error can do, where something general can be said.
+    /// Returns a general hint for the operator, if there is one.
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Device(error) => error.advice(),
@@ -253,41 +253,41 @@ impl From<Unexpected> for Error {
     }
 }
 
-/// A migration that failed at the source, and where that leaves the devices.
+/// A migration that failed at the source, and the outcome for the devices.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}; {outcome}")]
 #[non_exhaustive]
 pub struct SendError {
-    /// What went wrong.
+    /// The cause.
     pub cause: Error,
-    /// Where the devices are now.
+    /// The outcome for the devices.
     pub outcome: Outcome,
 }
 
-/// Where a failed migration leaves the devices.
+/// The outcome of a failed migration for the devices.
 #[derive(Debug, thiserror::Error)]
-// Exhaustive: a caller that did not know one of these could let a device run twice.
+// Exhaustive: a caller that did not know one of these could run a device twice.
 #[expect(clippy::exhaustive_enums, reason = "a caller must know of each outcome who may run the device")]
 pub enum Outcome {
-    /// As before the migration.
+    /// The devices run at the source, as before the migration.
     #[error("the devices run on at the source")]
     RunsOn,
-    /// They run, but some could be brought back by a reset only and have lost their state.
+    /// The devices run at the source, but some could be recovered only by a reset and have lost their state.
     #[error("the devices run on at the source, but {} had to be reset and lost its state", devices.join(", "))]
     RunsOnAfterReset {
         /// The names of the devices that were reset.
         devices: Vec<String>,
     },
-    /// As before the migration, which was refused before anything was done to them. They need not run.
+    /// The devices are as they were: the migration was refused before they were touched. They need not run.
     #[error("the migration did not begin, and the devices are as they were")]
     Untouched,
-    /// The connection was lost between the handover and its confirmation.
+    /// The connection was lost between the handover and its confirmation: the outcome is unknown.
     #[error(
         "the devices had been handed over, and it is unknown whether they run at the destination: they stay stopped \
          here; check there, and let them run here only if they do not run there"
     )]
     Unknown,
-    /// It could not be brought back.
+    /// A device could not be returned to RUNNING at the source.
     #[error("and a device could not be brought back at the source: {0}")]
     Stranded(Box<Error>),
 }

@@ -1,8 +1,9 @@
-//! What the engine asks of the program around the device: to hold its CPUs, and to let them go.
+//! The engine's interface to the program that owns the devices: to pause and resume its CPUs, and to transfer its
+//! state.
 
 pub use crate::proto::control::BlobName;
 
-/// Why a program could not do its part: an error of its own.
+/// An error of the owner's program.
 pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A piece of the owner's own state, which travels with the devices.
@@ -11,7 +12,7 @@ pub type GuestError = Box<dyn std::error::Error + Send + Sync>;
 pub struct Blob {
     /// Name and version.
     pub name: BlobName,
-    /// The contents, which mean nothing to the engine.
+    /// The contents, opaque to the engine.
     pub data: Vec<u8>,
 }
 
@@ -22,51 +23,54 @@ impl Blob {
     }
 }
 
-/// The program that owns the device: a VMM, or anything else that works with it.
+/// The program that owns the devices: a VMM, or any other program that uses them.
 ///
-/// Errors are the program's own, and end the migration as its cause ([`Error::Guest`](crate::Error::Guest)).
+/// Errors are the program's own. They end the migration and are reported as its cause
+/// ([`Error::Guest`](crate::Error::Guest)).
 pub trait Guest: Send {
-    /// Source: the names of the blobs that [`Guest::save`] gives, in their order. The destination is asked before anything
-    /// moves whether it can load them.
+    /// Returns the names of the blobs that [`Guest::save`] returns, in their order. Source only. Before any data moves,
+    /// the destination is asked whether it can load them.
     fn blobs(&self) -> Vec<BlobName> {
         Vec::new()
     }
 
-    /// Destination: the names of the blobs that [`Guest::load`] takes, each with the highest version.
+    /// Returns the names of the blobs that [`Guest::load`] accepts, each with the highest version. Destination only.
     fn loads(&self) -> Vec<BlobName> {
         Vec::new()
     }
 
-    /// Source, right after [`Guest::pause`]: your own state, such as that of your CPUs, in the order of [`Guest::blobs`].
+    /// Returns the program's own state, such as that of its CPUs, in the order of [`Guest::blobs`]. Called at the
+    /// source, right after [`Guest::pause`].
     fn save(&mut self) -> Result<Vec<Blob>, GuestError> {
         Ok(Vec::new())
     }
 
-    /// Destination, right before [`Guest::inspect`]: the source's blobs, each once and in the order in which they ended.
+    /// Loads the source's blobs, each once and in the order in which they ended. Called at the destination, right
+    /// before [`Guest::inspect`].
     fn load(&mut self, blobs: Vec<Blob>) -> Result<(), GuestError> {
         let _ = blobs;
         Ok(())
     }
 
-    /// Source, at the switchover: stop everything of your own that writes memory or touches the device. The device
-    /// still runs, and stops next. An error calls the migration off, and [`Guest::resume`] follows.
+    /// Stops everything of the program that writes memory or touches the devices. Called at the source, at the
+    /// switchover; the devices still run, and stop next. An error aborts the migration, and [`Guest::resume`] follows.
     fn pause(&mut self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// Source, after a migration that failed since [`Guest::pause`]: the device runs here again, go on. Not called where
-    /// the device cannot be brought back, nor where it may run at the destination.
+    /// Resumes the program: the devices run here again. Called at the source, after a migration that failed after
+    /// [`Guest::pause`]. Not called if a device cannot be returned to RUNNING, or may run at the destination.
     fn resume(&mut self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// Destination: memory and device are loaded, the device stands in STOP. An error refuses the migration, and the
-    /// source runs on.
+    /// Inspects the loaded memory and devices, which are in STOP. Called at the destination. An error refuses the
+    /// migration, and the source continues to run the devices.
     fn inspect(&mut self) -> Result<(), GuestError> {
         Ok(())
     }
 
-    /// Destination: the device runs here now, go on.
+    /// Starts the program: the devices run here now. Called at the destination.
     fn run(&mut self) -> Result<(), GuestError> {
         Ok(())
     }
@@ -106,7 +110,7 @@ impl<G: Guest + ?Sized> Guest for &mut G {
     }
 }
 
-/// For a device that nobody works with.
+/// A guest that does nothing, for devices without an owner's program.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct NoGuest;

@@ -1,19 +1,20 @@
 //! Live migration of VFIO devices, and of the memory and CPUs around them, from one process to another.
 //!
-//! [`Source`] sends a set of devices that work: rounds of memory and device state while they run, until what is left fits
-//! the downtime limit; then everything stops, the rest is sent, and the devices are handed over. [`Destination`] takes
-//! and runs them. Both know user-side devices ([`whimbrel_user::Migratable`]) only, whatever is behind them. [`archive`]
-//! saves device state to a file and restores it.
+//! [`Source`] sends a set of devices that are working. It sends rounds of memory and device state while they run, until
+//! what is left fits the downtime limit. Then everything stops, the rest is sent, and the devices are handed over.
+//! [`Destination`] receives the devices and runs them. Both use the user side of a device
+//! ([`whimbrel_user::Migratable`]) only, whatever is behind it. [`archive`] saves device state to a file and restores
+//! it.
 //!
-//! A migration can fail, or be [cancelled](Cancel), at any moment: up to the handover the devices run on at the source.
-//! [`whimbrel_protocol::handover`] alone decides who may run them when.
+//! A migration can fail, or be [cancelled](Cancel), at any moment. Up to the handover the devices continue to run at
+//! the source. [`whimbrel_protocol::handover`] alone decides which side may run them.
 //!
-//! | room | what it has |
+//! | module | contents |
 //! |---|---|
 //! | [`proto`] | both sides as machines without I/O, clock or threads, and the stream's byte form |
-//! | [`set`] | devices' identities, memory, and the logs of what is dirty |
+//! | [`set`] | devices' identities, memory, and the logs of dirty pages |
 //! | [`channel`] | connections: the trait, sockets, framed senders and receivers, the listener |
-//! | the root | [`Source`] and [`Destination`], which do with threads what the machines say |
+//! | the root | [`Source`] and [`Destination`], which execute the machines' commands in threads |
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;

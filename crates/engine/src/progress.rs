@@ -1,51 +1,51 @@
-//! What a migration tells while it goes on.
+//! The progress of a running migration.
 
 use std::time::Duration;
 
-/// Where a migration stands.
+/// The phases of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Both ends agree on what is moved.
+    /// Both sides agree on the devices and memory to migrate.
     Greeting,
-    /// A pre-copy round, from 1.
+    /// A pre-copy round, numbered from 1.
     Round(u32),
-    /// The device is stopped and the rest is carried.
+    /// The devices are stopped and the rest is transferred.
     Switchover,
-    /// It was given up, and the devices are brought back.
+    /// The migration has failed, and the devices are returned to RUNNING.
     Recovery,
-    /// It is over.
+    /// The migration has ended.
     Done,
 }
 
-/// A moment of a migration.
+/// The progress of a migration at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Where it stands.
+    /// The current phase.
     pub phase: Phase,
-    /// Bytes carried in this phase.
+    /// Bytes transferred in this phase.
     pub done: u64,
-    /// Bytes this phase is expected to carry. An estimate; it can be passed.
+    /// Bytes that this phase is expected to transfer. An estimate, which can be exceeded.
     pub total: u64,
-    /// The downtime to expect, once there is an estimate.
+    /// The predicted downtime, once there is an estimate.
     pub expected_downtime: Option<Duration>,
 }
 
 impl Progress {
-    /// A phase in which nothing has been carried yet, and of which nothing is known.
+    /// Returns the progress at the start of a phase: nothing transferred, no estimates.
     pub fn new(phase: Phase) -> Progress {
         Progress { phase, done: 0, total: 0, expected_downtime: None }
     }
 }
 
-/// Someone who watches. Called on the thread that migrates: it must be quick.
+/// An observer of the progress. It is called on the thread that migrates, and must be quick.
 pub trait Observer: Send {
-    /// Something has moved.
+    /// Called when the progress has changed.
     fn progress(&mut self, progress: &Progress);
 }
 
-/// Nobody watches.
+/// An observer that ignores the progress.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct Silent;

@@ -1,10 +1,10 @@
-//! What a migration came to, in figures.
+//! The report of a finished migration, in figures.
 
 use serde::Serialize;
 
 use crate::set::{CpuDirtyChoice, DirtyChoice};
 
-/// A finished migration as the source saw it. The names are stable: scripts read them.
+/// A finished migration as seen by the source. The names are stable, because scripts read them.
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -12,39 +12,39 @@ pub struct Report {
     pub migration: String,
     /// The devices.
     pub devices: Vec<DeviceReport>,
-    /// From the order to stop until the destination said that the devices run.
+    /// Time from the request to stop until the destination reported that the devices run.
     pub downtime_ms: f64,
-    /// What was expected when the decision to stop was taken.
+    /// The downtime predicted when the decision to stop was made.
     pub predicted_downtime_ms: f64,
-    /// How long the destination's owner took to load its state and to inspect the result, as part of the downtime.
+    /// Time that the destination's owner took to load its state and to inspect the result. Part of the downtime.
     pub inspection_ms: f64,
-    /// How long the destination's devices took to take the last of their state, as part of the downtime.
+    /// Time that the destination's devices took to load the last of their state. Part of the downtime.
     pub loading_ms: f64,
-    /// How long the destination's devices took to start, as part of the downtime.
+    /// Time that the destination's devices took to start. Part of the downtime.
     pub start_ms: f64,
-    /// A round trip of the control connection.
+    /// The round-trip time of the control connection.
     pub round_trip_ms: f64,
-    /// From the first byte to the end.
+    /// Time from the first byte to the end.
     pub total_ms: f64,
-    /// Number of rounds while the device ran.
+    /// Number of rounds while the devices ran.
     pub rounds: u32,
-    /// Each of them.
+    /// The rounds.
     pub round_list: Vec<Round>,
-    /// Bytes of memory carried, repeated pages counted each time, zero pages counted.
+    /// Bytes of memory transferred; repeated pages count each time, and zero pages count.
     pub memory_bytes: u64,
-    /// Of those, bytes that were zero and only named.
+    /// Bytes of memory that were zero and not sent, as a part of `memory_bytes`.
     pub zero_bytes: u64,
-    /// Bytes of device state carried.
+    /// Bytes of device state transferred.
     pub device_bytes: u64,
-    /// Bytes of memory and device state carried while the device stood still.
+    /// Bytes of memory and device state transferred while the devices were stopped.
     pub final_bytes: u64,
     /// Bytes written to the link.
     pub wire_bytes: u64,
     /// The throughput, as measured over the rounds.
     pub throughput_bytes_per_s: f64,
-    /// How the CPUs' writes to memory were found.
+    /// The source of the CPUs' dirty pages.
     pub cpu_log: Option<CpuDirtyChoice>,
-    /// What did not go as it should, without harm to the migration.
+    /// Problems that did not harm the migration.
     pub warnings: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub struct DeviceReport {
     pub name: String,
     /// Bytes of its state.
     pub device_bytes: u64,
-    /// How its writes to memory were found; `None` for one whose driver has not returned from a call.
+    /// The source of the device's dirty pages; `None` if its driver has not returned from a call.
     pub dirty_log: Option<DirtyChoice>,
 }
 
@@ -68,18 +68,18 @@ pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Round {
-    /// From 1.
+    /// Number of the round, from 1.
     pub number: u32,
-    /// Bytes of memory carried.
+    /// Bytes of memory transferred.
     pub memory_bytes: u64,
-    /// Bytes of device state carried.
+    /// Bytes of device state transferred.
     pub device_bytes: u64,
-    /// How long it took until the destination had it.
+    /// Time until the destination had received the round.
     pub ms: f64,
-    /// Bytes of memory that have changed by then.
+    /// Bytes of memory that have become dirty by then.
     pub memory_left: u64,
     /// Bytes of device state that stopping would still yield then.
     pub device_left: u64,
-    /// The downtime to expect then.
+    /// The downtime predicted then.
     pub expected_downtime_ms: Option<f64>,
 }

@@ -1,13 +1,13 @@
-//! Cancelling from outside: asked before each step, and before each read and write of a file.
+//! Cancelling from outside: checked before each step, and before each read and write of a file.
 
 use std::io::{self, IoSlice, Read, Write};
 
 use crate::error::Error;
 
-/// Returns why the work is to be cancelled, once it is.
+/// A function that returns the reason to cancel the work, once there is one.
 pub(super) type Check<'a> = &'a dyn Fn() -> Option<String>;
 
-/// Cancels nothing.
+/// A check that never cancels.
 pub(super) const NEVER: Check<'static> = &|| None;
 
 /// Fails once the work is cancelled.
@@ -15,7 +15,7 @@ pub(super) fn check(cancel: Check<'_>) -> Result<(), Error> {
     cancel().map_or(Ok(()), |reason| Err(Error::Cancelled { reason }))
 }
 
-/// A file that can be read or written until the work is cancelled: also if a signal interrupts a read that waits.
+/// A file that can be read or written until the work is cancelled, even if a signal interrupts a blocked read.
 pub(super) struct Cancellable<'a, F> {
     file: F,
     cancel: Check<'a>,
@@ -59,7 +59,7 @@ impl<F: Write> Write for Cancellable<'_, F> {
 #[error("cancelled: {0}")]
 struct Cancelled(String);
 
-/// Returns the error of a file, or of the cancellation that its error stands for.
+/// Returns the error of a file operation, or the cancellation that the error represents.
 pub(super) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
     match error.downcast::<Cancelled>() {
         Ok(Cancelled(reason)) => Error::Cancelled { reason },
@@ -67,12 +67,12 @@ pub(super) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
     }
 }
 
-/// As [`file_error`], of a write.
+/// Returns the [`file_error`] of a write.
 pub(super) fn unwritten(error: io::Error) -> Error {
     file_error("writing the saved state", error)
 }
 
-/// As [`file_error`], of a read.
+/// Returns the [`file_error`] of a read.
 pub(super) fn unread(error: io::Error) -> Error {
     file_error("reading the saved state", error)
 }

@@ -1,4 +1,4 @@
-//! What a file holds, without any device.
+//! The contents of a file, read without any device.
 
 use std::collections::BTreeSet;
 use std::io::{BufReader, Read};
@@ -17,17 +17,17 @@ use crate::proto::negotiate::Feature;
 pub struct Contents {
     /// The version of its format, such as `2.0`; `unknown` for a file that is not Whimbrel's.
     pub version: String,
-    /// The features that a reader must have.
+    /// The features that a reader must support.
     pub needs: BTreeSet<String>,
     /// The devices, in their order.
     pub devices: Vec<SavedDevice>,
-    /// State of the program that owned them.
+    /// The state of the program that owned the devices.
     pub blobs: Vec<SavedBlob>,
     /// Number of frames.
     pub frames: u64,
     /// Bytes of the file, as far as it could be read.
     pub file_bytes: u64,
-    /// Whether it is whole. If not, `problem` says why.
+    /// Set if the file is complete. If not, `problem` has the reason.
     pub complete: bool,
     /// The first defect, and where it is.
     pub problem: Option<String>,
@@ -42,10 +42,10 @@ pub struct SavedDevice {
     pub identity: DeviceIdentity,
     /// Bytes of its state.
     pub device_bytes: u64,
-    /// Transactions that its state came in; 0 for a device with migration v2, which has none.
+    /// Number of transactions of its state; 0 for a device with migration v2, which has none.
     #[serde(rename = "transaction_count")]
     pub transactions: u64,
-    /// Bytes of the longest of them: the least room that a v1 device needs in its data section.
+    /// Bytes of the longest transaction: the minimum size of a v1 device's data section.
     pub longest_transaction: u64,
     /// Bytes of its configuration; 0 if that is not in the file.
     pub setup_bytes: u64,
@@ -73,12 +73,12 @@ impl Contents {
     }
 }
 
-/// Reads a file to its end and checks that it is whole: its frames, their order, their checksums and its sums.
+/// Reads a file to its end and checks that it is complete: its frames, their order, their checksums and its totals.
 pub fn verify(input: impl Read) -> Result<(), Error> {
     look_through(&mut Reader::new(BufReader::new(input)), &mut Contents::default())
 }
 
-/// Reads a file to its end and returns its contents. Those of a damaged file are returned as far as it can be read.
+/// Reads a file to its end and returns its contents. For a damaged file, they end where it becomes unreadable.
 pub fn inspect(input: impl Read) -> Contents {
     let mut reader = Reader::new(BufReader::new(input));
     let mut contents = Contents::default();

@@ -1,8 +1,8 @@
 //! Devices in a file: saved, restored, and inspected.
 //!
-//! A file is the stream that a migration's source would send without memory, and without anybody to answer: HELLO, TABLE,
-//! the state of each device, END (`docs/stream.md`). Raw files hold one driver's own bytes and nothing else, so that they
-//! can be compared with what a kernel gives.
+//! A file is the stream that a migration's source would send, without memory and without answers: HELLO, TABLE, the
+//! state of each device, END (`docs/stream.md`). Raw files hold one driver's own bytes and nothing else, so that they
+//! can be compared with a kernel's output.
 //!
 //! ```
 //! use whimbrel_engine::archive::{self, Restore, Save};
@@ -45,13 +45,13 @@ pub use contents::{Contents, SavedBlob, SavedDevice, inspect, verify};
 pub use restore::Restore;
 pub use save::Save;
 
-/// The form of a file.
+/// The forms of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Form {
-    /// A whimbrel stream: checked, versioned, with the identity of the device.
+    /// A Whimbrel stream: checked, versioned, with the identity of the device.
     Stream,
-    /// The driver's bytes and nothing else. The ends of transactions are lost, for a device with a migration region.
+    /// The driver's bytes and nothing else. For a device with a migration region, the ends of transactions are lost.
     Raw,
 }
 
@@ -63,7 +63,7 @@ pub struct Summary {
     pub device: String,
     /// Bytes of device state.
     pub device_bytes: u64,
-    /// The state that the device is in now.
+    /// The device's current state.
     pub state: String,
 }
 
@@ -73,19 +73,19 @@ pub struct Summary {
 pub struct Archived {
     /// The devices, in their order.
     pub devices: Vec<Summary>,
-    /// What the user should know although nothing failed.
+    /// Warnings for the user, although nothing failed.
     pub warnings: Vec<String>,
 }
 
 impl Archived {
-    /// Of a set of one.
+    /// Returns the summary of the only device.
     fn into_only(mut self) -> Summary {
         debug_assert_eq!(self.devices.len(), 1);
         self.devices.swap_remove(0)
     }
 }
 
-/// Saves the state of one device: [`Save`] does it for several, and can be cancelled.
+/// Saves the state of one device. [`Save`] saves several, and can be cancelled.
 pub fn save(device: &mut dyn Migratable, output: impl Write, form: Form) -> Result<Summary, Error> {
     let save = Save::new([device]);
     match form {
@@ -95,7 +95,7 @@ pub fn save(device: &mut dyn Migratable, output: impl Write, form: Form) -> Resu
     .map(Archived::into_only)
 }
 
-/// As [`save`], to a file that appears under its name only when it is complete and on disk.
+/// Saves like [`save`], to a file that appears under its name only when it is complete and on disk.
 pub fn save_to_path(device: &mut dyn Migratable, path: &Path, form: Form) -> Result<Summary, Error> {
     let save = Save::new([device]);
     match form {
@@ -105,7 +105,7 @@ pub fn save_to_path(device: &mut dyn Migratable, path: &Path, form: Form) -> Res
     .map(Archived::into_only)
 }
 
-/// Restores a saved state into one device and runs it: [`Restore`] does it for several, and can be cancelled.
+/// Restores a saved state into one device and runs it. [`Restore`] restores several, and can be cancelled.
 pub fn restore(device: &mut dyn Migratable, input: impl Read, form: Form) -> Result<Summary, Error> {
     let restore = Restore::new([device]);
     match form {

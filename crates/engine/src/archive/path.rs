@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::Error;
 
-/// Writes a file. If `write` fails, nothing is left, and a file that had the name before is as it was.
+/// Writes a file. If `write` fails, no new file is left, and an old file of that name is unchanged.
 pub(super) fn write<T>(path: &Path, write: impl FnOnce(&File) -> Result<T, Error>) -> Result<T, Error> {
     let failed = |what: &'static str| {
         move |error: io::Error| Error::File { what: format!("{what} {}", path.display()), error }

@@ -8,7 +8,7 @@ use super::cancel::{unread, unwritten};
 use crate::error::Error;
 use crate::proto::frame::CHUNK;
 
-/// Writes all that a device gives, and returns the number of bytes.
+/// Writes all bytes of a device, and returns their number.
 pub(super) fn write(data: &mut DataFile, output: &mut impl Write) -> Result<u64, Error> {
     let mut total = 0;
     let mut chunk = vec![0; CHUNK];
@@ -20,7 +20,7 @@ pub(super) fn write(data: &mut DataFile, output: &mut impl Write) -> Result<u64,
     Ok(total)
 }
 
-/// Gives all that there is to read to a device, and returns the number of bytes.
+/// Passes all bytes of the input to a device, and returns their number.
 pub(super) fn read(data: &mut DataFile, input: &mut impl Read) -> Result<u64, Error> {
     let mut total = 0;
     let mut chunk = vec![0; CHUNK];

@@ -8,11 +8,11 @@ use crate::proto::frame::{FrameHeader, HEADER_BYTES, PREAMBLE_BYTES, Preamble, V
 use crate::proto::message::Message;
 use crate::proto::problem::{Problem, StreamError};
 
-/// Reads messages, and nothing past the last one. Holds one payload at a time.
+/// A reader of messages, which reads nothing past the last one. Holds one payload at a time.
 #[derive(Debug)]
 pub(super) struct Reader<R> {
     input: R,
-    /// Only ever grows, so that a large payload after a small one costs no clearing.
+    /// Never shrinks, so that a large payload after a small one needs no clearing.
     payload: Vec<u8>,
     offset: u64,
     sequence: u64,
@@ -20,12 +20,12 @@ pub(super) struct Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads from `input`. The preamble comes first: [`Reader::preamble`].
+    /// Returns a reader of `input`. The preamble comes first: [`Reader::preamble`].
     pub(super) fn new(input: R) -> Reader<R> {
         Reader { input, payload: Vec::new(), offset: 0, sequence: 0, version: None }
     }
 
-    /// Returns the major and minor version, once a whole preamble was read, even if that version cannot be read.
+    /// Returns the major and minor version, once a whole preamble was read, even if that version is unsupported.
     pub(super) fn version(&self) -> Option<(u16, u16)> {
         self.version
     }

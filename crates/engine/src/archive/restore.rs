@@ -17,14 +17,14 @@ use crate::proto::control::Table;
 use crate::proto::negotiate::Feature;
 use crate::proto::table;
 
-/// What this restores of a file.
+/// The supported features of a file.
 const FEATURES: [Feature; 2] = [Feature::Setup, Feature::Blobs];
 
 /// A restore of the devices of one file, all or none.
 ///
-/// Whatever the devices did before is lost. A file that is foreign, or does not fit the devices, is refused before any of
-/// them is touched, and they go on. If it fails later or is cancelled, all devices are reset, so that none runs with half
-/// a state. [`verify`](super::verify) finds damage before that, if a file can be read twice.
+/// The devices' previous state is lost. A file that is foreign, or does not fit the devices, is refused before any of
+/// them is touched, and they continue to run. If it fails later or is cancelled, all devices are reset, so that none
+/// runs with a partial state. [`verify`](super::verify) finds damage before that, if a file can be read twice.
 pub struct Restore<'a> {
     devices: Vec<&'a mut dyn Migratable>,
     guest: Box<dyn Guest + 'a>,
@@ -44,26 +44,26 @@ impl<'a> Restore<'a> {
         Restore { devices: devices.into_iter().collect(), guest: Box::new(NoGuest), cancel: NEVER }
     }
 
-    /// Restores the state of the program that owns the devices: it loads its state and inspects the stopped devices, and
-    /// runs after them. Without one, a file with such a state is refused.
+    /// Restores the state of the program that owns the devices: it loads its state, inspects the stopped devices, and
+    /// runs after them. Without a program, a file with such a state is refused.
     #[must_use]
     pub fn guest(self, guest: impl Guest + 'a) -> Restore<'a> {
         Restore { guest: Box::new(guest), ..self }
     }
 
-    /// Asks `cancel` before each step and each read whether to give up and why. A call into a driver is not interrupted.
+    /// Asks `cancel` for a reason to abort, before each step and each read. A call into a driver is not interrupted.
     #[must_use]
     pub fn cancel(self, cancel: &'a dyn Fn() -> Option<String>) -> Restore<'a> {
         Restore { cancel, ..self }
     }
 
-    /// Restores from a file, which ends after the devices.
+    /// Restores from a file, which must end after the devices.
     pub fn read_from(self, input: impl Read) -> Result<Archived, Error> {
         let cancel = self.cancel;
         self.read(Reader::new(BufReader::new(Cancellable::new(input, cancel))), true)
     }
 
-    /// Restores from a part of another stream, such as a VMM's own. Nothing past the devices is read.
+    /// Restores from a part of another stream, such as a VMM's own. No byte past the devices is read.
     pub fn read_part(self, input: impl Read) -> Result<Archived, Error> {
         let cancel = self.cancel;
         self.read(Reader::new(Cancellable::new(input, cancel)), false)
@@ -85,7 +85,7 @@ impl<'a> Restore<'a> {
         })
     }
 
-    /// Restores the bytes of the only device's driver, without a check of the file.
+    /// Restores the raw bytes of the only device's driver, without a check of the file.
     pub fn read_raw_from(mut self, input: impl Read) -> Result<Archived, Error> {
         let mut input = Cancellable::new(input, self.cancel);
         let devices = std::mem::take(&mut self.devices);
@@ -96,7 +96,7 @@ impl<'a> Restore<'a> {
         })
     }
 
-    /// Lets `write` load all devices, and runs them.
+    /// Loads all devices with `write`, and runs them.
     fn load(
         mut self,
         set: &mut Set<'_>,
@@ -125,7 +125,7 @@ impl<'a> Restore<'a> {
             check(self.cancel)?;
             set.set_state(index, State::Stop)?;
         }
-        // They stay open until the drivers have judged what was written.
+        // The sessions stay open until the drivers have validated the data.
         drop(sessions);
         for (index, setup) in &loaded.setups {
             check(self.cancel)?;
@@ -137,18 +137,18 @@ impl<'a> Restore<'a> {
     }
 }
 
-/// What was read of a file.
+/// The contents read from a file.
 #[derive(Default)]
 struct Loaded {
     /// Bytes of state of each device.
     sizes: Vec<u64>,
-    /// By the number of the device.
+    /// The setups, by the number of the device.
     setups: BTreeMap<usize, DeviceSetup>,
-    /// In the order in which they began.
+    /// The blobs, in the order in which they began.
     blobs: Vec<Blob>,
 }
 
-/// Gives each device its state, and returns the rest.
+/// Passes each device its state, and returns the rest.
 fn load_pieces(
     file: &mut SavedFile,
     reader: &mut Reader<impl Read>,

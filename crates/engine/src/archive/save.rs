@@ -21,8 +21,8 @@ use crate::proto::table;
 
 /// A save of one or several devices.
 ///
-/// All devices are stopped, read, and brought back to the states that they were in: RUNNING, RUNNING_P2P or STOP. That
-/// also happens if the save fails or is cancelled.
+/// All devices are stopped, read, and returned to the states that they were in: RUNNING, RUNNING_P2P or STOP. That also
+/// happens if the save fails or is cancelled.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,21 +60,21 @@ impl<'a> Save<'a> {
         Save { devices: devices.into_iter().collect(), guest: Box::new(NoGuest), cancel: NEVER }
     }
 
-    /// Saves the state of the program that owns the devices with them: it is paused first, and resumed once all devices
-    /// are back.
+    /// Saves the state of the program that owns the devices as well. The program is paused first, and resumed once all
+    /// devices are back.
     #[must_use]
     pub fn guest(self, guest: impl Guest + 'a) -> Save<'a> {
         Save { guest: Box::new(guest), ..self }
     }
 
-    /// Asks `cancel` before each step, and before each write of at most a few hundred KiB, whether to give up and why. A
+    /// Asks `cancel` for a reason to abort, before each step, and before each write of at most a few hundred KiB. A
     /// call into a driver is not interrupted.
     #[must_use]
     pub fn cancel(self, cancel: &'a dyn Fn() -> Option<String>) -> Save<'a> {
         Save { cancel, ..self }
     }
 
-    /// Saves.
+    /// Saves the devices to a stream.
     pub fn write_to(self, output: impl Write) -> Result<Archived, Error> {
         let names = self.guest.blobs();
         self.run(|set, open, guest, cancel| {
@@ -111,12 +111,12 @@ impl<'a> Save<'a> {
         })
     }
 
-    /// As [`Save::write_to_path`], in the form of [`Save::write_raw_to`].
+    /// Saves like [`Save::write_to_path`], in the form of [`Save::write_raw_to`].
     pub fn write_raw_to_path(self, path: &Path) -> Result<Archived, Error> {
         path::write(path, |file| self.write_raw_to(file))
     }
 
-    /// Pauses the guest, lets `write` stop the devices and write them, and brings everything back.
+    /// Pauses the guest, stops and writes the devices with `write`, and resumes everything.
     fn run(
         mut self,
         write: impl FnOnce(&mut Set<'_>, Open<'_>, &mut dyn Guest, Check<'_>) -> Result<Vec<u64>, Error>,
@@ -128,7 +128,7 @@ impl<'a> Save<'a> {
         let paused = self.guest.pause().map_err(Error::Guest);
         let open = |set: &mut Set<'_>| set.stop_to(State::StopCopy, cancel);
         let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel));
-        // They go on whether or not the save worked. A program whose devices do not must not go on.
+        // The devices continue to run even if the save failed. A program whose devices do not run must not be resumed.
         let sizes = set.bring_back(&before, written);
         if !matches!(sizes, Err(Error::NotBack { .. })) {
             match (self.guest.resume(), &sizes) {
@@ -147,10 +147,10 @@ impl<'a> Save<'a> {
     }
 }
 
-/// Stops all devices and opens their sessions.
+/// A function that stops all devices and opens their sessions.
 type Open<'a> = &'a dyn Fn(&mut Set<'_>) -> Result<Vec<DataFile>, Error>;
 
-/// The states of the devices, if a save may begin in them.
+/// Returns the states of the devices, if a save may begin in them.
 fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
     (0..set.len())
         .map(|index| {
@@ -158,7 +158,7 @@ fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
             if matches!(state, State::Running | State::RunningP2p | State::Stop) {
                 return Ok(state);
             }
-            // Another session is running, or a state is half loaded: saving would end that.
+            // Another session is open, or a state is partly loaded: saving would end that.
             let device = set.identity(index).name.clone();
             let needed = "RUNNING, RUNNING_P2P and STOP";
             Err(Error::WrongState { device, state, work: "a save", needed })
@@ -166,7 +166,7 @@ fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
         .collect()
 }
 
-/// The first frame of a file: what its reader must understand.
+/// Returns the first frame of a file: the features that its reader must support.
 fn offer(table: &Table, setups: &[Option<DeviceSetup>]) -> Offer {
     let used =
         [(Feature::Blobs, !table.blobs.is_empty()), (Feature::Setup, setups.iter().any(Option::is_some))];
@@ -215,7 +215,7 @@ fn write_blobs(writer: &mut Writer<impl Write>, blobs: &[Blob]) -> Result<(), Er
     for Blob { name, data } in blobs {
         let mut pieces = data.chunks(CHUNK).peekable();
         loop {
-            // One without contents has one frame as well.
+            // A blob without contents has one frame as well.
             let data = pieces.next().unwrap_or_default();
             let last = pieces.peek().is_none();
             writer.write(Message::Blob { name: &name.name, version: name.version, last, data })?;

@@ -1,4 +1,4 @@
-//! The contents of a file, checked piece by piece: what comes in which order, and its sums.
+//! The contents of a file, checked piece by piece: their order and totals.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -17,7 +17,7 @@ pub(super) enum Piece<'a> {
     /// The next bytes of a device's state.
     State {
         device: usize,
-        /// Whether they end a transaction, of a device whose state has them.
+        /// `Some(true)` if they end a transaction; `None` if the device's state has no transactions.
         ends: Option<bool>,
         data: &'a [u8],
     },
@@ -31,19 +31,19 @@ pub(super) enum Piece<'a> {
     End,
 }
 
-/// A file whose head was read.
+/// A file whose head has been read.
 #[derive(Debug)]
 pub(super) struct SavedFile {
-    /// What it needs of a reader.
+    /// The features that it requires of a reader.
     pub(super) offer: Offer,
-    /// What it holds.
+    /// The table of its contents.
     pub(super) table: Table,
     features: BTreeSet<Feature>,
     intake: Intake,
 }
 
 impl SavedFile {
-    /// Reads the head. A file that needs a feature outside of `ours` is refused.
+    /// Reads the head. A file that requires a feature outside of `ours` is refused.
     pub(super) fn open(reader: &mut Reader<impl Read>, ours: &BTreeSet<Feature>) -> Result<SavedFile, Error> {
         reader.preamble()?;
         let offer = match reader.next_message()? {

@@ -7,10 +7,10 @@ use crate::error::Error;
 use crate::proto::identity::DeviceIdentity;
 use crate::set::identity_of;
 
-/// The devices of a set. They are asked one after the other.
+/// The devices of a set. Requests are made one after the other.
 ///
-/// Devices can reach each other by peer-to-peer DMA, so that none may be stopped, or not run yet, while another one
-/// works: all pass RUNNING_P2P together.
+/// Devices can reach each other by peer-to-peer DMA, so no device may be stopped while another one works: all pass
+/// through RUNNING_P2P together.
 pub(super) struct Set<'a> {
     members: Vec<Member<'a>>,
 }
@@ -19,7 +19,7 @@ struct Member<'a> {
     device: &'a mut dyn Migratable,
     identity: DeviceIdentity,
     has_p2p: bool,
-    /// Whether it was asked for a state.
+    /// Set if a state change was requested.
     is_touched: bool,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Set<'a> {
         self.members[index].device
     }
 
-    /// Returns what the user should know of the set.
+    /// Returns warnings about the set for the user.
     pub(super) fn warnings(&self) -> Vec<String> {
         let without: Vec<&str> = self
             .members
@@ -94,12 +94,12 @@ impl<'a> Set<'a> {
             .collect()
     }
 
-    /// Returns what belongs to the owner of each device, which is stopped: `None` for one without a setup.
+    /// Returns the owner's setup of each device, all of which are stopped; `None` for one without a setup.
     pub(super) fn save_setups(&mut self) -> Result<Vec<Option<DeviceSetup>>, Error> {
         self.members.iter_mut().map(|member| Ok(member.device.save_setup()?)).collect()
     }
 
-    /// Lets all devices run that have been stopped.
+    /// Runs all devices that were stopped.
     pub(super) fn run(&mut self, cancel: Check<'_>) -> Result<(), Error> {
         for state in [State::RunningP2p, State::Running] {
             for index in 0..self.len() {
@@ -112,9 +112,9 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
-    /// Brings all devices back to the states that they were in, after work that ended in `result`.
+    /// Returns all devices to the states that they were in, after work that ended in `result`.
     pub(super) fn bring_back<T>(&mut self, states: &[State], result: Result<T, Error>) -> Result<T, Error> {
-        // One that fails here fails again below, where it is told.
+        // A device that fails here fails again below, where the error is reported.
         for (index, &state) in states.iter().enumerate() {
             if state == State::Running && self.quiesces(index) && self.members[index].is_touched {
                 let _ = self.bring_one_back(index, State::RunningP2p);
@@ -142,7 +142,7 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
-    /// Resets all devices if one of them may hold a part of a state. If that fails too, the error says so.
+    /// Resets all devices if one of them may hold a partial state. If that fails too, the error reports it.
     pub(super) fn reset(&mut self, cause: Error) -> Error {
         if !self.members.iter().any(|member| member.is_touched) {
             return cause;
@@ -153,7 +153,7 @@ impl<'a> Set<'a> {
         })
     }
 
-    /// Whether a device passes RUNNING_P2P by a request of its own, with the others of the set.
+    /// Returns whether a device enters RUNNING_P2P by a request of its own, together with the others of the set.
     fn quiesces(&self, index: usize) -> bool {
         self.len() > 1 && self.members[index].has_p2p
     }

@@ -9,12 +9,13 @@ use crate::error::Error;
 use crate::proto::frame::{FrameHeader, Preamble};
 use crate::proto::message::Message;
 
-/// Data from this size on is written by itself; less is gathered.
+/// The size from which data is written directly; less is gathered.
 const LARGE: usize = 32 << 10;
-/// Gathered bytes are written from this size on.
+/// The size from which gathered bytes are written.
 const GATHER: usize = 256 << 10;
 
-/// Writes messages. Small ones are gathered until [`Writer::flush`]; large ones are written at once, without a copy.
+/// A writer of messages. Small ones are gathered until [`Writer::flush`]; large ones are written at once, without a
+/// copy.
 #[derive(Debug)]
 pub(super) struct Writer<W> {
     output: W,
@@ -23,7 +24,7 @@ pub(super) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes to `output`, beginning with the preamble.
+    /// Returns a writer to `output`, which begins with the preamble.
     pub(super) fn new(output: W) -> Writer<W> {
         Writer { output, gathered: Preamble::CURRENT.as_bytes().to_vec(), sequence: 0 }
     }
@@ -48,7 +49,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Writes everything that was gathered.
+    /// Writes all gathered bytes.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         self.write_gathered().and_then(|()| self.output.flush()).map_err(unwritten)
     }

@@ -1,4 +1,4 @@
-//! A listening socket, and the file of a Unix one.
+//! A listening socket, and the file of a Unix socket.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -17,7 +17,7 @@ use super::{Address, Stream};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A listening socket that never waits.
+/// A non-blocking listening socket.
 #[derive(Debug)]
 pub(super) struct Bound {
     socket: OwnedFd,
@@ -48,7 +48,7 @@ impl Bound {
                 let socket = unix_socket()?;
                 bind(&socket, &SocketAddrUnix::new(path)?)?;
                 let file = SocketFile::at(path)?;
-                // Nobody can connect before it listens, and then its mode is right.
+                // No peer can connect before it listens, and then its mode is right.
                 fs::set_permissions(path, Permissions::from_mode(0o600))?;
                 listen(&socket, BACKLOG)?;
                 Ok(Bound { socket, address: address.clone(), file: Some(file) })
@@ -60,10 +60,10 @@ impl Bound {
         &self.address
     }
 
-    /// Accepts a connection that waits; [`Errno::AGAIN`] without one.
+    /// Accepts a pending connection, or returns [`Errno::AGAIN`].
     pub(super) fn accept(&self) -> Result<Stream, Errno> {
         let socket = accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        // A peer that is gone already.
+        // The peer has already closed the connection.
         Stream::try_from(socket).map_err(|_| Errno::CONNABORTED)
     }
 }
@@ -75,7 +75,7 @@ impl AsFd for Bound {
 }
 
 impl SocketFile {
-    /// The socket that was just created at `path`. Removes it if it cannot be remembered.
+    /// Returns the file of the socket just created at `path`. Removes it if it cannot be identified.
     fn at(path: &Path) -> io::Result<SocketFile> {
         let found = path.canonicalize().and_then(|absolute| {
             let metadata = fs::symlink_metadata(&absolute)?;
@@ -97,7 +97,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Removes a socket that nobody listens at. Any other file at the path is EADDRINUSE.
+/// Removes a socket file without a listener. Any other file at the path is EADDRINUSE.
 fn remove_dead(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -1,4 +1,4 @@
-//! Connecting to an address, again and again while nobody listens there.
+//! Connecting to an address, with retries until a listener exists.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -18,18 +18,17 @@ use super::{Address, Interrupt, Readiness, Stream, Until, WaitError};
 
 /// The time between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// The longest attempt on one of several IP addresses of a name, so that one that does not answer leaves time for the
-/// others.
+/// The longest attempt on one of several IP addresses of a name. One that does not answer leaves time for the others.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// The reason that there is no connection.
+/// The reasons why there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The interrupt was set.
     #[error("interrupted while connecting to {0}")]
     Interrupted(Address),
-    /// The deadline has passed, and no attempt had got an answer.
+    /// The deadline has passed without an answer to any attempt.
     #[error("connecting to {0} timed out")]
     TimedOut(Address),
     /// The name has no IP address.
@@ -50,7 +49,7 @@ pub enum ConnectError {
     },
 }
 
-/// Connects. While nobody listens there, it tries again, so that both sides may be started in any order.
+/// Connects, and retries while there is no listener, so that both sides may be started in any order.
 ///
 /// ```
 /// use std::time::Duration;
@@ -80,7 +79,7 @@ pub fn connect(address: &Address, until: Until<'_>) -> Result<Stream, ConnectErr
     }
 }
 
-/// Connects, if somebody listens there: [`connect`] without another attempt.
+/// Connects if there is a listener, without retries. See [`connect`].
 pub fn connect_once(address: &Address, until: Until<'_>) -> Result<Stream, ConnectError> {
     let targets = targets(address, until)?;
     attempt(address, &targets, until).map_err(|error| error.told(address, None))
@@ -111,7 +110,7 @@ enum Attempt {
 }
 
 impl Attempt {
-    /// The error to report, if an earlier attempt ended with `last`.
+    /// Returns the error to report, if an earlier attempt ended with `last`.
     fn told(self, address: &Address, last: Option<io::Error>) -> ConnectError {
         let address = address.clone();
         match (self, last) {
@@ -137,13 +136,13 @@ impl From<Errno> for Attempt {
     }
 }
 
-/// Returns whether a later attempt may succeed: the peer may not have begun to listen, or its queue is full.
+/// Returns whether a later attempt may succeed: the peer may not listen yet, or its queue may be full.
 fn is_for_now(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound, TimedOut, WouldBlock};
     matches!(error.kind(), ConnectionRefused | ConnectionReset | NotFound | WouldBlock | TimedOut)
 }
 
-/// Resolves a name. The system's resolver cannot be interrupted: it runs on a thread of its own, which is left behind when
+/// Resolves a name. The system's resolver cannot be interrupted, so it runs on its own thread, which is left behind if
 /// the wait ends first.
 fn resolve(text: &str, until: Until<'_>) -> Result<Vec<SocketAddr>, Attempt> {
     if let Ok(address) = text.parse() {
@@ -153,7 +152,7 @@ fn resolve(text: &str, until: Until<'_>) -> Result<Vec<SocketAddr>, Attempt> {
     let (done, text) = (Interrupt::new()?, text.to_string());
     let is_done = done.clone();
     std::thread::Builder::new().name("resolver".into()).spawn(move || {
-        // Nobody waits any more if this fails.
+        // This fails if the wait has ended already.
         let _ = answers.send(text.to_socket_addrs().map(Vec::from_iter));
         is_done.set();
     })?;
@@ -181,7 +180,7 @@ fn any_of(targets: &[SocketAddr], until: Until<'_>) -> Result<Stream, Attempt> {
 fn tcp(target: &SocketAddr, until: Until<'_>) -> Result<Stream, Attempt> {
     let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = finish(family, target, until)?;
-    // A port of this machine without a listener can be chosen for the connection itself, which then meets itself.
+    // A local port without a listener can be chosen for the connection itself, which then connects to itself.
     if getsockname(&socket)? == getpeername(&socket)?.ok_or(Errno::NOTCONN)? {
         return Err(Errno::CONNREFUSED.into());
     }
@@ -198,7 +197,7 @@ fn finish(family: AddressFamily, target: &impl SocketAddrArg, until: Until<'_>) 
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&socket, target) {
         Ok(()) => {}
-        // After a signal the attempt goes on as well.
+        // After a signal the attempt continues as well.
         Err(Errno::INPROGRESS | Errno::INTR) => {
             until.wait(socket.as_fd(), Readiness::Writable).map_err(Attempt::Wait)?;
             retry(|| sockopt::socket_error(&socket))??;

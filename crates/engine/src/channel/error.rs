@@ -1,18 +1,18 @@
-//! The ways in which sending and receiving end early.
+//! The errors of sending and receiving.
 
 use std::io;
 
 use super::WaitError;
 use crate::proto::problem::StreamError;
 
-/// The reason that a frame was not sent or received.
+/// The reasons why a frame was not sent or received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChannelError {
-    /// The interrupt was set. The stream is whole: a later call goes on.
+    /// The interrupt was set. The stream is intact, and a later call continues it.
     #[error("interrupted")]
     Interrupted,
-    /// The deadline has passed. The stream is whole: a later call goes on.
+    /// The deadline has passed. The stream is intact, and a later call continues it.
     #[error("timed out")]
     TimedOut,
     /// The peer has closed the connection, or its process ended.
@@ -21,13 +21,13 @@ pub enum ChannelError {
     /// The connection is broken.
     #[error("the connection failed: {0}")]
     Failed(io::Error),
-    /// The peer sent something that is not a stream of frames.
+    /// The peer sent bytes that are not a stream of frames.
     #[error(transparent)]
     Malformed(StreamError),
 }
 
 impl ChannelError {
-    /// Returns whether a later call may succeed: the connection is as good as before.
+    /// Returns whether a later call may succeed, because the connection still works.
     pub fn is_wait(&self) -> bool {
         matches!(self, ChannelError::Interrupted | ChannelError::TimedOut)
     }

@@ -1,14 +1,14 @@
-//! The bytes of a channel, a little read ahead.
+//! The bytes of a channel, with a small read-ahead buffer.
 
 use std::io;
 use std::sync::Arc;
 
 use super::{Channel, ChannelError, Readiness, Until};
 
-/// Small: reads at least this long go around the buffer.
+/// The size of the buffer. Reads at least this long bypass it.
 const BUFFER: usize = 16 << 10;
 
-/// Reads a channel. What has been read is kept when a wait ends early.
+/// A buffered reader of a channel. Bytes that were read are kept when a wait ends early.
 #[derive(Debug)]
 pub(super) struct Input {
     channel: Arc<dyn Channel>,
@@ -71,12 +71,12 @@ impl Input {
     }
 }
 
-/// Reads some bytes, and waits for them if need be.
+/// Reads some bytes, and waits for them if necessary.
 fn read(channel: &dyn Channel, into: &mut [u8], until: Until<'_>) -> Result<usize, ChannelError> {
     loop {
         match channel.try_read(into) {
             Ok(0) => return Err(ChannelError::Closed),
-            // A channel that claims more than there is room for is broken.
+            // A channel that claims more bytes than the buffer holds is broken.
             Ok(count) if count > into.len() => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             Ok(count) => return Ok(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

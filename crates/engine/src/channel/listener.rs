@@ -9,12 +9,12 @@ use super::bound::Bound;
 use super::visitors::{Policy, Visitors};
 use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
 
-/// Listens for a sender, among strangers of every kind.
+/// A listener that waits for a sender and refuses all other peers.
 ///
-/// Up to 16 connections are unknown at a time. Each has 5 s to send a preamble and a HELLO; none delays another. The first
-/// that does is the sender, and as long as the listener exists all others are told that it is busy.
+/// Up to 16 peers may be unidentified at a time. Each has 5 s to send a preamble and a HELLO; none delays another. The
+/// first that does is the sender. As long as the listener exists, all others are told that it is busy.
 ///
-/// A Unix socket can be connected to by the user who created it (mode 0600). Its file is removed with the listener.
+/// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,7 +43,7 @@ pub struct Listener {
     rejector: Option<Rejector>,
 }
 
-/// The sender that was chosen.
+/// The accepted sender.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Accepted {
@@ -55,7 +55,7 @@ pub struct Accepted {
     pub peer: Option<SocketAddr>,
 }
 
-/// A thread that refuses everyone who comes after the sender.
+/// The thread that refuses all peers after the sender.
 #[derive(Debug)]
 struct Rejector {
     stop: Interrupt,
@@ -69,12 +69,12 @@ impl Listener {
         Ok(Listener { socket, visitors: Visitors::default(), rejector: None })
     }
 
-    /// Returns the address, with the port that the system chose if 0 was asked for.
+    /// Returns the address, with the port that the system chose if the given one was 0.
     pub fn address(&self) -> &Address {
         self.socket.address()
     }
 
-    /// Waits for a sender. A later call waits for the next one, and is for when the migration with this one is over.
+    /// Waits for a sender. A later call, once the migration with this one has ended, waits for the next one.
     pub fn accept(&mut self, until: Until<'_>) -> Result<Accepted, WaitError> {
         self.rejector = None;
         let (stream, receiver) = loop {
@@ -86,7 +86,7 @@ impl Listener {
         visitors.refuse_all();
         match Rejector::start(self.socket.clone(), visitors) {
             Ok(rejector) => self.rejector = Some(rejector),
-            // They wait then, and are not told why.
+            // They wait then, without a reason.
             Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
         }
         let peer = stream.peer();

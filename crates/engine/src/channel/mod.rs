@@ -1,11 +1,10 @@
 //! The connection between the two sides of a migration.
 //!
-//! [`Channel`] is a byte stream, over whatever the owner of a migration brings: [`Stream`] is one over TCP, a Unix socket
-//! or any other connected stream socket. [`connect`] and [`Listener`] make such streams. [`Sender`] and [`Receiver`] put
-//! frames on a channel, whatever it is.
+//! [`Channel`] is a byte stream over any transport that the owner of a migration provides. [`Stream`] is one over TCP,
+//! a Unix socket or any other connected stream socket. [`connect`] and [`Listener`] create such streams. [`Sender`] and
+//! [`Receiver`] transfer frames over any channel.
 //!
-//! Nothing here waits without an end: each wait takes an [`Until`], which is an absolute deadline, an [`Interrupt`], or
-//! both.
+//! Every wait is bounded: it takes an [`Until`], which is an absolute deadline, an [`Interrupt`], or both.
 
 mod address;
 mod bound;
@@ -34,19 +33,19 @@ pub use wait::{Interrupt, Readiness, Until, WaitError};
 
 /// A connected, reliable byte stream in both directions.
 ///
-/// A read and a write may happen at the same time on different threads. Neither waits: both fail with
-/// [`WouldBlock`](io::ErrorKind::WouldBlock) if they would have to.
+/// A read and a write may happen at the same time on different threads. Neither blocks: both fail with
+/// [`WouldBlock`](io::ErrorKind::WouldBlock) instead.
 pub trait Channel: Send + Sync + Debug {
     /// Reads some bytes; 0 at the end of the stream.
     fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-    /// Writes some bytes of the buffers, in their order.
+    /// Writes some bytes of the buffers, in order.
     fn try_write(&self, data: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// The descriptor to poll after [`WouldBlock`](io::ErrorKind::WouldBlock), for reading or for writing.
+    /// Returns the descriptor to poll after [`WouldBlock`](io::ErrorKind::WouldBlock), for reading or for writing.
     fn readiness_fd(&self) -> BorrowedFd<'_>;
 
-    /// Ends the stream in the direction of the peer, who reads what was written and then the end.
+    /// Ends the outbound stream. The peer reads the bytes written so far and then the end.
     fn shutdown_write(&self) -> io::Result<()>;
 }
 

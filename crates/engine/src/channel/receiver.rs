@@ -11,16 +11,16 @@ use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES, Pream
 use crate::proto::message::{MEMORY_HEAD, Message, memory_head};
 use crate::proto::problem::{Problem, StreamError};
 
-/// Receives frames. Holds one payload at a time, no larger than its kind may be.
+/// A receiver of frames. Holds one payload at a time, which is no larger than its kind allows.
 ///
-/// A wait that ends early loses nothing: the next call goes on where the last one ended.
+/// A wait that ends early loses nothing: the next call continues where the last one ended.
 #[derive(Debug)]
 pub struct Receiver {
     input: Input,
-    /// Only ever grows, so that a large payload after a small one costs no clearing.
+    /// Never shrinks, so that a large payload after a small one needs no clearing.
     payload: Vec<u8>,
     state: State,
-    /// Of the MEMORY frame that is being read, as far as it is read.
+    /// The digest of the bytes read so far of the current MEMORY frame.
     digest: Digest,
     offset: u64,
     sequence: u64,
@@ -31,12 +31,12 @@ pub struct Receiver {
 enum State {
     Preamble,
     Header,
-    /// A payload, of which so much is in `payload`.
+    /// A payload, with the number of bytes already in `payload`.
     Payload {
         header: FrameHeader,
         filled: usize,
     },
-    /// The data of a MEMORY frame, of which so much is left. It is skipped once it has been offered to the caller.
+    /// The data of a MEMORY frame, with the number of bytes left. It is skipped once it has been offered to the caller.
     Memory {
         header: FrameHeader,
         address: u64,
@@ -58,7 +58,7 @@ pub enum Received<'a> {
 /// The data of a MEMORY frame, to be read into its place: [`read_into`](MemoryData::read_into), then
 /// [`finish`](MemoryData::finish).
 ///
-/// Data that is not read is skipped, and checked all the same before the next frame.
+/// Data that is not read is skipped, but still checked before the next frame.
 #[derive(Debug)]
 pub struct MemoryData<'a> {
     receiver: &'a mut Receiver,
@@ -66,11 +66,11 @@ pub struct MemoryData<'a> {
     length: usize,
 }
 
-/// The least to skip at a time, in bytes.
+/// The minimum to skip at a time, in bytes.
 const SCRAP: usize = 64 << 10;
 
 impl Receiver {
-    /// Receives from `channel`, which begins with the preamble.
+    /// Returns a receiver from `channel`, whose stream begins with the preamble.
     pub fn new(channel: Arc<dyn Channel>) -> Receiver {
         Receiver {
             input: Input::new(channel),
@@ -82,19 +82,19 @@ impl Receiver {
         }
     }
 
-    /// Returns the bytes received so far, by whole frames.
+    /// Returns the number of bytes received so far, in whole frames.
     pub fn bytes(&self) -> u64 {
         self.offset
     }
 
-    /// Returns whether something may have arrived that [`Receiver::next`] would not have to wait for, although polling
-    /// the channel would not tell.
+    /// Returns whether data may have arrived that [`Receiver::next`] returns without a wait, although polling the
+    /// channel reports nothing.
     pub fn has_buffered(&self) -> bool {
         !self.input.buffered().is_empty()
     }
 
-    /// Receives the next frame. One that has arrived is received even after the deadline, but not once the interrupt is
-    /// set: a peer that sends without a pause must not keep it from being seen.
+    /// Receives the next frame. A frame that has arrived is received even after the deadline, but not once the
+    /// interrupt is set: a peer that sends without a pause must not delay an interrupt.
     pub fn next(&mut self, until: Until<'_>) -> Result<Received<'_>, ChannelError> {
         loop {
             match &mut self.state {
@@ -142,7 +142,7 @@ impl Receiver {
 
     /// Waits until the first frame has arrived, and checks that it is a HELLO. [`Receiver::next`] returns it afterwards.
     ///
-    /// Of any other frame, the payload is not waited for.
+    /// The payload of any other frame is not waited for.
     pub(super) fn hello(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
         loop {
             match &self.state {
@@ -185,7 +185,7 @@ impl Receiver {
         let header = self.header(until)?;
         let length = header.length as usize;
         if header.kind == Some(Kind::Memory) {
-            // Of a frame that is too short, the head is not waited for.
+            // The head of a frame that is too short is not waited for.
             let wrong = |problem| ChannelError::Malformed(StreamError::new(self.offset, problem));
             memory_head(&[0; MEMORY_HEAD], header.length).map_err(wrong)?;
             let bytes = self.input.peek::<{ HEADER_BYTES + MEMORY_HEAD }>(until)?;
@@ -205,7 +205,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// Reads data of a MEMORY frame into its place, or as much of it as there is.
+    /// Reads data of a MEMORY frame into its place, or as much as is left.
     fn read_memory(&mut self, into: &mut [u8], until: Until<'_>) -> Result<(), ChannelError> {
         let mut filled = 0;
         while filled < into.len() {
@@ -266,7 +266,7 @@ impl Receiver {
 }
 
 impl MemoryData<'_> {
-    /// Returns the guest physical address of the first byte. The sender chose it: it may be no memory at all.
+    /// Returns the guest physical address of the first byte. The sender chose it, and it may lie outside of the memory.
     pub fn address(&self) -> u64 {
         self.address
     }
@@ -277,10 +277,10 @@ impl MemoryData<'_> {
         self.length
     }
 
-    /// Reads the next bytes straight into their place, and fills it. They have not been checked yet:
-    /// [`finish`](MemoryData::finish) does.
+    /// Reads the next bytes directly into `place`, and fills it. They are not checked yet:
+    /// [`finish`](MemoryData::finish) checks them.
     ///
-    /// Fails with [`InvalidInput`](io::ErrorKind::InvalidInput) if the place is larger than what is left.
+    /// Fails with [`InvalidInput`](io::ErrorKind::InvalidInput) if `place` is larger than the data left.
     pub fn read_into(&mut self, place: &mut [u8], until: Until<'_>) -> Result<(), ChannelError> {
         let State::Memory { left, .. } = self.receiver.state else { return Ok(()) };
         if place.len() > left {
@@ -289,7 +289,7 @@ impl MemoryData<'_> {
         self.receiver.read_memory(place, until)
     }
 
-    /// Skips what has not been read, and checks the whole frame.
+    /// Skips the data not read yet, and checks the whole frame.
     pub fn finish(self, until: Until<'_>) -> Result<(), ChannelError> {
         self.receiver.skip(until)
     }

@@ -7,15 +7,15 @@ use super::{Channel, ChannelError, Readiness, Until};
 use crate::proto::frame::{CHUNK, FrameHeader, HEADER_BYTES, PREAMBLE_BYTES, Preamble};
 use crate::proto::message::Message;
 
-/// Data from this size on is sent by itself, without a copy; less is gathered.
+/// The size from which data is sent directly, without a copy; less is gathered.
 const LARGE: usize = 32 << 10;
-/// Gathered bytes are sent from this size on.
+/// The size from which gathered bytes are sent.
 const GATHER: usize = 256 << 10;
 
-/// Sends frames. Small ones are gathered until [`Sender::flush`]; large ones are sent at once, without a copy.
+/// A sender of frames. Small ones are gathered until [`Sender::flush`]; large ones are sent at once, without a copy.
 ///
-/// The stream stays whole when a wait ends early: what is unsent of a frame that has been begun is kept, and sent before
-/// everything that follows.
+/// The stream stays intact when a wait ends early: the unsent part of a frame is kept, and sent before everything that
+/// follows.
 ///
 /// ```
 /// use std::os::unix::net::UnixStream;
@@ -40,44 +40,45 @@ const GATHER: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Sender {
     channel: Arc<dyn Channel>,
-    /// Bytes that belong to the stream, those before `sent` sent already. Holds at most what is gathered and one frame.
+    /// Bytes that belong to the stream; those before `sent` have been sent. Holds at most the gathered bytes and one
+    /// frame.
     queue: Vec<u8>,
     sent: usize,
-    /// True if a wait ended early, and what it was for is unsent.
+    /// Set if a wait ended early with bytes left to send.
     is_behind: bool,
     sequence: u64,
     bytes: u64,
 }
 
 impl Sender {
-    /// Sends to `channel`, beginning with the preamble.
+    /// Returns a sender to `channel`, whose stream begins with the preamble.
     pub fn new(channel: Arc<dyn Channel>) -> Sender {
         let queue = zerocopy::IntoBytes::as_bytes(&Preamble::CURRENT).to_vec();
         Sender { channel, queue, sent: 0, is_behind: false, sequence: 0, bytes: PREAMBLE_BYTES as u64 }
     }
 
-    /// Returns the size of the stream so far, with what is not sent yet.
+    /// Returns the size of the stream so far, including unsent bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Returns the bytes of it that are not sent yet.
+    /// Returns the number of unsent bytes.
     pub fn unsent(&self) -> usize {
         self.queue.len() - self.sent
     }
 
-    /// Returns whether a wait has ended early since everything was sent for the last time: the peer takes too little.
+    /// Returns whether a wait has ended early since all bytes were last sent: the peer is too slow.
     pub fn is_behind(&self) -> bool {
         self.is_behind
     }
 
     /// Adds a message to the stream.
     ///
-    /// Once this returns `Ok`, the message is part of the stream, although it may be unsent ([`Sender::is_behind`] tells
-    /// whether that is for want of time). After an error that
-    /// [is a wait](ChannelError::is_wait), nothing of it is: what is unsent from earlier has not been sent in time.
+    /// Once this returns `Ok`, the message is part of the stream, although it may be unsent ([`Sender::is_behind`]
+    /// returns whether time has run out). After an error that [is a wait](ChannelError::is_wait), no byte of the
+    /// message is part of it: bytes from earlier messages could not be sent in time.
     pub fn send(&mut self, message: &Message<'_>, until: Until<'_>) -> Result<(), ChannelError> {
-        // More than is gathered is left only if an earlier wait ended early.
+        // More than the gathered bytes is left only if an earlier wait ended early.
         if self.unsent() >= GATHER {
             self.flush(until)?;
         }

@@ -1,4 +1,4 @@
-//! Stream sockets as channels: TCP, Unix and what else the system has.
+//! Stream sockets as channels: TCP, Unix and others.
 
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, TcpStream};
@@ -32,22 +32,23 @@ use super::wait::retry;
 /// ```
 #[derive(Debug)]
 pub struct Stream {
-    /// Its mode (O_NONBLOCK) is never changed, as another process may have it too: each call says that it must not wait.
+    /// Its mode (O_NONBLOCK) is never changed, because another process may share it. Each call is made non-blocking
+    /// instead.
     socket: OwnedFd,
 }
 
 /// The size to ask for a Unix socket's buffer, which does not grow by itself. The system may allow less.
 const UNIX_BUFFER: usize = 4 << 20;
 
-/// The silence after which TCP asks whether the peer's machine is still there.
+/// The idle time after which TCP probes whether the peer's host is alive.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
-/// The time between two such questions.
+/// The time between two probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The questions without an answer after which the connection is lost.
+/// The number of unanswered probes after which the connection is lost.
 const KEEPALIVE_PROBES: u32 = 6;
 
 impl Stream {
-    /// Returns the IP address of the peer, of a TCP connection.
+    /// Returns the peer's IP address if this is a TCP connection.
     pub fn peer(&self) -> Option<SocketAddr> {
         getpeername(&self.socket).ok().flatten().and_then(|address| SocketAddr::try_from(address).ok())
     }
@@ -83,7 +84,7 @@ impl From<UnixStream> for Stream {
     }
 }
 
-/// Takes any connected stream socket; others are EINVAL, or ENOTCONN, or ENOTSOCK.
+/// Converts any connected stream socket. Others fail with EINVAL, ENOTCONN or ENOTSOCK.
 impl TryFrom<OwnedFd> for Stream {
     type Error = io::Error;
 
@@ -115,7 +116,7 @@ impl Channel for Stream {
 
     fn shutdown_write(&self) -> io::Result<()> {
         match shutdown(&self.socket, Shutdown::Write) {
-            // The peer has ended it already.
+            // The peer has already ended it.
             Err(Errno::NOTCONN) => Ok(()),
             other => Ok(other?),
         }

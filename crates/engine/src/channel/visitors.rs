@@ -1,6 +1,6 @@
-//! Connections of unknown peers: whoever sends a HELLO first is the sender, and all others are sent away.
+//! Connections of unidentified peers: the first that sends a HELLO is the sender, and all others are refused.
 //!
-//! Their number, their time and what is read from each are bounded.
+//! Their number, their time and the bytes read from each are bounded.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,19 +14,19 @@ use super::bound::Bound;
 use super::{Channel, ChannelError, Receiver, Sender, Stream, Until, WaitError};
 use crate::proto::control::{Control, Reason};
 
-/// The most peers at a time that are not known yet.
+/// The maximum number of unidentified peers at a time.
 pub(super) const MAX_UNKNOWN: usize = 16;
 /// The time from the connection until the whole HELLO must have arrived.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time that a peer has for certain. After it, a newer one may take its place if there is no other.
+/// The time guaranteed to a peer. After it, a newer peer may replace it if there is no room.
 const MIN_STAY: Duration = Duration::from_millis(500);
-/// The most peers at a time that have been refused and have not closed their connections.
+/// The maximum number of refused peers at a time that have not closed their connections.
 const MAX_LEAVING: usize = 16;
-/// The time that a refused peer has to read why.
+/// The time for a refused peer to read the reason.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The most that a refused peer may still send, in bytes.
+/// The maximum that a refused peer may still send, in bytes.
 const MAX_IGNORED: usize = 1 << 20;
-/// The pause after the system had no descriptor or no memory for a connection.
+/// The pause after the system ran out of descriptors or memory for a connection.
 const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 
 /// The connections.
@@ -34,7 +34,7 @@ const OUT_OF_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Visitors {
     unknown: Vec<Unknown>,
     leaving: Vec<Leaving>,
-    /// No connection is accepted until then.
+    /// The time until which no connection is accepted.
     paused: Option<Instant>,
 }
 
@@ -46,7 +46,7 @@ struct Unknown {
     since: Instant,
 }
 
-/// A peer that was refused. Closing at once would make it lose the reason, unread.
+/// A peer that was refused. Closing at once would discard the reason unread.
 #[derive(Debug)]
 struct Leaving {
     stream: Arc<Stream>,
@@ -59,19 +59,19 @@ struct Leaving {
 pub(super) enum Policy {
     /// The first that sends a HELLO is the sender.
     Choose,
-    /// None is.
+    /// All are refused.
     Refuse,
 }
 
 impl Visitors {
-    /// Handles what has happened, then waits until something else does. Returns the sender once there is one.
+    /// Handles all pending events, then waits for the next one. Returns the sender once there is one.
     pub(super) fn step(
         &mut self,
         socket: &Bound,
         policy: Policy,
         until: Until<'_>,
     ) -> Result<Option<(Arc<Stream>, Receiver)>, WaitError> {
-        // Those who are here come before new ones, for whom they may have to make room.
+        // Present peers come before new ones, for which they may have to make room.
         if let Some(sender) = self.greet() {
             return Ok(Some(sender));
         }
@@ -81,7 +81,7 @@ impl Visitors {
             return Ok(Some(sender));
         }
         match self.wait(socket, until) {
-            // A deadline of a visitor's.
+            // A visitor's deadline.
             Err(WaitError::TimedOut) if until.left().is_none_or(|left| !left.is_zero()) => Ok(None),
             other => other.map(|()| None),
         }
@@ -99,7 +99,7 @@ impl Visitors {
         self.next_deadline(now).map_or(until, |next| until.at_most(next)).poll(&fds).map(|_| ())
     }
 
-    /// Refuses everyone who is here: another is the sender.
+    /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
         for peer in std::mem::take(&mut self.unknown) {
             self.refuse(peer.stream, BUSY);
@@ -112,7 +112,7 @@ impl Visitors {
         has_room && self.paused.is_none_or(|end| end <= now)
     }
 
-    /// Returns when something is to be done even if nothing happens.
+    /// Returns the time of the next action if no event arrives.
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let hello = self.unknown.iter().map(|peer| peer.since + HELLO_TIMEOUT);
         let room = self.unknown.iter().map(|peer| peer.since + MIN_STAY);
@@ -121,7 +121,7 @@ impl Visitors {
         hello.chain(accepting).chain(leaving).min()
     }
 
-    /// Reads what unknown peers have sent. Returns the first whose HELLO is whole.
+    /// Reads the bytes that unidentified peers have sent. Returns the first peer whose HELLO is complete.
     fn greet(&mut self) -> Option<(Arc<Stream>, Receiver)> {
         let mut at = 0;
         while let Some(peer) = self.unknown.get_mut(at) {
@@ -148,7 +148,7 @@ impl Visitors {
         None
     }
 
-    /// Reads what refused peers still send, and closes the connections of those who have left.
+    /// Reads the bytes that refused peers still send, and closes the connections of those that have left.
     fn see_off(&mut self) {
         let mut scrap = [0; 16 << 10];
         let now = Instant::now();
@@ -165,7 +165,7 @@ impl Visitors {
     }
 
     fn accept(&mut self, socket: &Bound, policy: Policy) -> Result<(), Errno> {
-        // So many at a time, so that those who are here get their turn.
+        // A bounded number at a time, so that present peers get their turn.
         for _ in 0..MAX_UNKNOWN {
             let now = Instant::now();
             if !self.may_accept(now) {
@@ -184,7 +184,7 @@ impl Visitors {
                 ) => {
                     return Err(error);
                 }
-                // The connection has failed, and not the socket.
+                // The connection has failed, not the socket.
                 Err(_) => continue,
             };
             if policy == Policy::Refuse {
@@ -193,7 +193,7 @@ impl Visitors {
                 continue;
             }
             if self.unknown.len() >= MAX_UNKNOWN {
-                // They stand in the order of their arrival.
+                // They are in the order of their arrival.
                 let oldest = self.unknown.remove(0);
                 self.refuse(oldest.stream, "too many connections that send no HELLO");
             }
@@ -203,7 +203,7 @@ impl Visitors {
         Ok(())
     }
 
-    /// Tells a peer why it is refused, as far as that takes no wait.
+    /// Sends a peer the reason for its refusal, as far as that needs no wait.
     fn refuse(&mut self, stream: Arc<Stream>, reason: &str) {
         let reason = Control::Failed(Reason { reason: reason.to_string() });
         let told = Sender::new(stream.clone())
@@ -218,5 +218,5 @@ impl Visitors {
     }
 }
 
-/// The reason that every other sender is told while there is one.
+/// The reason sent to every other sender while there is one.
 const BUSY: &str = "busy: a migration from another sender is in progress";

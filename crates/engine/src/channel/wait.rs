@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 /// A switch that ends waits on other threads. Its clones are the same switch.
 ///
-/// Once set, it ends every wait that has it, also later ones, until it is cleared.
+/// Once set, it ends every wait that uses it, including later ones, until it is cleared.
 ///
 /// ```
 /// use whimbrel_engine::channel::{Interrupt, Until, WaitError};
@@ -36,17 +36,17 @@ impl Interrupt {
 
     /// Ends the waits.
     pub fn set(&self) {
-        // The only possible failure is a counter that is full: then it is set.
+        // The only possible failure is a full counter: the interrupt is set then.
         let _ = retry(|| rustix::io::write(&self.event, &1_u64.to_ne_bytes()));
     }
 
-    /// Lets later waits wait again.
+    /// Clears the interrupt, so that later waits block again.
     pub fn clear(&self) {
         // Fails if it is not set.
         let _ = retry(|| rustix::io::read(&self.event, &mut [0; size_of::<u64>()]));
     }
 
-    /// Returns whether it is set.
+    /// Returns whether the interrupt is set.
     pub fn is_set(&self) -> bool {
         let mut fds = [PollFd::new(&self.event, PollFlags::IN)];
         retry(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
@@ -59,7 +59,7 @@ impl AsFd for Interrupt {
     }
 }
 
-/// The reason that a wait ended too early.
+/// The reasons why a wait ended early.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
@@ -78,15 +78,15 @@ pub enum WaitError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a stream has two directions")]
 pub enum Readiness {
-    /// A read would not wait.
+    /// A read would not block.
     Readable,
-    /// A write would not wait.
+    /// A write would not block.
     Writable,
 }
 
 /// The end of a wait: an absolute deadline, an interrupt, or both.
 ///
-/// What can be done without waiting is done even after the end, unless the peer decides how much that is.
+/// Whatever needs no wait is done even after the end, unless the peer decides how much that is.
 #[derive(Clone, Copy, Debug)]
 pub struct Until<'a> {
     deadline: Option<Instant>,
@@ -94,39 +94,39 @@ pub struct Until<'a> {
 }
 
 impl<'a> Until<'a> {
-    /// Waits until the deadline or the interrupt.
+    /// Returns an end at the deadline or the interrupt.
     pub const fn new(deadline: Instant, interrupt: &'a Interrupt) -> Until<'a> {
         Until { deadline: Some(deadline), interrupt: Some(interrupt) }
     }
 
-    /// Waits until the interrupt, however long.
+    /// Returns an end at the interrupt, without a deadline.
     pub const fn interrupted(interrupt: &'a Interrupt) -> Until<'a> {
         Until { deadline: None, interrupt: Some(interrupt) }
     }
 
-    /// Waits until the deadline.
+    /// Returns an end at the deadline.
     pub const fn deadline(deadline: Instant) -> Until<'static> {
         Until { deadline: Some(deadline), interrupt: None }
     }
 
-    /// Waits until `timeout` from now on.
+    /// Returns an end `timeout` from now.
     pub fn timeout(timeout: Duration) -> Until<'static> {
-        // A timeout past the end of the clock has no end.
+        // A timeout beyond the clock's range has no deadline.
         Until { deadline: Instant::now().checked_add(timeout), interrupt: None }
     }
 
-    /// Never waits.
+    /// Returns an end that has passed: nothing waits.
     pub fn now() -> Until<'static> {
         Until::deadline(Instant::now())
     }
 
-    /// The same, but no longer than until `deadline`.
+    /// Returns the same end, but no later than `deadline`.
     #[must_use]
     pub fn at_most(self, deadline: Instant) -> Until<'a> {
         Until { deadline: Some(self.deadline.map_or(deadline, |ours| ours.min(deadline))), ..self }
     }
 
-    /// Returns the time that is left, `None` without a deadline.
+    /// Returns the time left; `None` without a deadline.
     pub fn left(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -142,7 +142,7 @@ impl<'a> Until<'a> {
         if self.interrupt.is_some_and(Interrupt::is_set) { Err(WaitError::Interrupted) } else { Ok(()) }
     }
 
-    /// Waits until a descriptor is ready, or has an error to report. After the deadline, this is always
+    /// Waits until a descriptor is ready or has an error to report. After the deadline, this always returns
     /// [`WaitError::TimedOut`]: try first, then wait.
     pub fn wait(&self, fd: BorrowedFd<'_>, readiness: Readiness) -> Result<(), WaitError> {
         let flags = match readiness {
@@ -163,7 +163,7 @@ impl<'a> Until<'a> {
         all.extend(self.interrupt.map(|interrupt| PollFd::new(interrupt, PollFlags::IN)));
         loop {
             let left = self.left();
-            // A time that no timespec holds has no end.
+            // A time beyond the range of a timespec has no deadline.
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut all, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
@@ -174,7 +174,7 @@ impl<'a> Until<'a> {
             if ready.drain(fds.len()..).any(|is_set| is_set) {
                 return Err(WaitError::Interrupted);
             }
-            // Strict, whatever is ready: bytes that trickle in must not move the deadline.
+            // Strict, even if descriptors are ready: bytes that trickle in must not extend the deadline.
             if left.is_some_and(|left| left.is_zero()) {
                 return Err(WaitError::TimedOut);
             }
@@ -185,7 +185,7 @@ impl<'a> Until<'a> {
     }
 }
 
-/// Calls again what a signal has interrupted.
+/// Repeats a call that a signal has interrupted.
 pub(super) fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     rustix::io::retry_on_intr(call)
 }

@@ -1,6 +1,6 @@
-//! The control messages of a migration: what the two sides say to each other apart from memory and device state.
+//! The control messages of a migration: all messages between the two sides except memory and device state.
 //!
-//! Their byte form is the business of `message`, and who may say which one when that of `source` and `destination`.
+//! The module `message` defines their byte form; `source` and `destination` define their order.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,26 +19,26 @@ pub enum Control {
     Table(Table),
     /// Destination: every device and the memory fit, and the devices are ready for state.
     Fits(Fits),
-    /// Source: a round is over. Answer once everything before it has been processed.
+    /// Source: a round has ended. The destination answers once it has processed all data before this message.
     Round {
         /// Number of the round, from 1.
         number: u32,
-        /// Whether the initial data of every device has been sent: the answer confirms that it arrived.
+        /// Set if the initial data of every device has been sent: the answer confirms that it arrived.
         initial: bool,
     },
-    /// Destination: everything up to that round has been processed.
+    /// Destination: all data up to that round has been processed.
     RoundDone {
         /// Number of the round.
         number: u32,
     },
-    /// Source: answer at once. Measures a round trip.
+    /// Source: a request for an immediate answer, which measures a round trip.
     Ping {
         /// Repeated in the answer.
         id: u32,
     },
     /// Destination: the answer to [`Control::Ping`].
     Pong {
-        /// The id of the question.
+        /// The id of the request.
         id: u32,
     },
     /// Source: the state of a device is complete.
@@ -50,7 +50,7 @@ pub enum Control {
     },
     /// Source: everything has been sent.
     End {
-        /// Bytes of memory, repeated and zero pages included.
+        /// Bytes of memory, including repeated and zero pages.
         memory_bytes: u64,
     },
     /// Destination: everything has been loaded.
@@ -66,7 +66,7 @@ pub enum Control {
 }
 
 impl Control {
-    /// Returns the name of the message, as documents and errors have it.
+    /// Returns the name of the message, as used in documents and errors.
     pub const fn name(&self) -> &'static str {
         match self {
             Control::Hello(_) => "HELLO",
@@ -110,16 +110,17 @@ pub struct BlobName {
     pub version: u32,
 }
 
-/// The destination can take what the table lists.
+/// The destination's answer that it can receive everything in the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fits {
-    /// Time that the destination expects to need between END and READY apart from the transfer, in microseconds: as long
-    /// as its devices took to enter RESUMING, and what its owner says it needs to inspect the result.
+    /// Time that the destination expects to need between END and READY apart from the transfer, in microseconds: the
+    /// time that its devices took to enter RESUMING, and the time that its owner expects for the inspection of the
+    /// result.
     #[serde(default)]
     pub setup_us: u64,
 }
 
-/// The destination has loaded everything, and how long that took since the end arrived.
+/// The destination's report that everything is loaded, with the times since the end arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// Time until every device had accepted its state, in microseconds.
@@ -128,16 +129,16 @@ pub struct Ready {
     pub inspection_us: u64,
 }
 
-/// Every device runs at the destination.
+/// The destination's report that every device runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// Time from the arrival of the handover until every device ran, in microseconds.
     pub start_us: u64,
 }
 
-/// Why a migration ends without a handover.
+/// The reason why a migration ends without a handover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// For people. At most 1000 characters, without control characters: both sides see to that.
+    /// A text for operators. At most 1000 characters, without control characters: both sides ensure that.
     pub reason: String,
 }

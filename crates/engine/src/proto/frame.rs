@@ -1,6 +1,6 @@
 //! The outer layer of the stream: a preamble, then frames with length, sequence number and two checksums.
 //!
-//! What a frame's payload means is [`super::message`]'s business.
+//! The module [`super::message`] defines the payloads of frames.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -8,22 +8,22 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::problem::Problem;
 
-/// The version of preamble and frames. Another one cannot be read.
+/// The version of preamble and frames. Other versions are unreadable.
 pub const VERSION_MAJOR: u16 = 2;
-/// Raised when something is added that older readers ignore.
+/// The minor version, raised for additions that older readers ignore.
 pub const VERSION_MINOR: u16 = 0;
 
 const MAGIC: [u8; 8] = *b"WHIMBREL";
 
-/// The most memory or device state in one frame, in bytes.
+/// The maximum of memory or device state in one frame, in bytes.
 pub const CHUNK: usize = 1 << 20;
-/// The largest payload of a data frame: a chunk and what says where it belongs.
+/// The largest payload of a data frame: a chunk and its position.
 pub const MAX_PAYLOAD: u32 = CHUNK as u32 + 512;
 /// The largest payload of TABLE.
 pub const MAX_TABLE: u32 = 1 << 20;
-/// The largest payload of a control frame, and of one of an unknown kind that is to be skipped.
+/// The largest payload of a control frame, and of a frame of an unknown, skippable kind.
 pub const MAX_CONTROL: u32 = 64 << 10;
-/// The most configuration of a device in a SETUP frame, in bytes.
+/// The maximum configuration of a device in a SETUP frame, in bytes.
 pub const MAX_SETUP: usize = 64 << 10;
 
 /// The first bytes of a stream in each direction, and of a file.
@@ -39,11 +39,11 @@ pub struct Preamble {
 /// Size of a [`Preamble`].
 pub const PREAMBLE_BYTES: usize = size_of::<Preamble>();
 const PREAMBLE_CRC_COVERS: usize = PREAMBLE_BYTES - size_of::<U32>();
-/// The checksum of the current preamble, as a constant must not be computed; a test does.
+/// The checksum of the current preamble: a constant that a test verifies.
 const CURRENT_CRC: u32 = 0xacaf_53e8;
 
 impl Preamble {
-    /// What this version writes.
+    /// The preamble that this version writes.
     pub const CURRENT: Preamble = Preamble {
         magic: MAGIC,
         major: U16::new(VERSION_MAJOR),
@@ -51,7 +51,7 @@ impl Preamble {
         crc: U32::new(CURRENT_CRC),
     };
 
-    /// Checks that a stream is one of ours and of a version that can be read, and tells its minor version.
+    /// Checks that a stream is a Whimbrel stream of a supported version, and returns its minor version.
     pub fn check(bytes: &[u8; PREAMBLE_BYTES]) -> Result<u16, Problem> {
         let preamble: Preamble = zerocopy::transmute!(*bytes);
         if preamble.magic != MAGIC {
@@ -69,7 +69,7 @@ impl Preamble {
 }
 
 whimbrel_uapi::numbered_enum! {
-    /// What a frame is.
+    /// The kinds of frames.
     #[repr(u16)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub enum Kind: u16 {
@@ -93,9 +93,9 @@ whimbrel_uapi::numbered_enum! {
         Round = 9 => "ROUND",
         /// The destination has processed a round.
         RoundDone = 10 => "ROUND_DONE",
-        /// A question that is answered at once.
+        /// A request for an immediate answer.
         Ping = 11 => "PING",
-        /// The answer to it.
+        /// The answer to a PING.
         Pong = 12 => "PONG",
         /// A device's configuration.
         Setup = 13 => "SETUP",
@@ -105,7 +105,7 @@ whimbrel_uapi::numbered_enum! {
         End = 15 => "END",
         /// The destination has loaded everything.
         Ready = 16 => "READY",
-        /// The devices are the destination's.
+        /// The devices belong to the destination.
         Handover = 17 => "HANDOVER",
         /// The devices run at the destination.
         Running = 18 => "RUNNING",
@@ -113,7 +113,7 @@ whimbrel_uapi::numbered_enum! {
         Failed = 19 => "FAILED",
         /// The source cancels the migration.
         Abort = 20 => "ABORT",
-        /// Bytes without meaning.
+        /// Meaningless bytes.
         Padding = 21 => "PADDING",
     }
 }
@@ -130,13 +130,13 @@ impl Kind {
     }
 }
 
-/// Readers that do not know the frame's kind skip the frame.
+/// The flag that allows readers to skip the frame if they do not know its kind.
 const SKIPPABLE: u16 = 1;
 
-/// The header of a frame, checked.
+/// The header of a frame, validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// What the frame is; `None` for one of an unknown kind that is to be skipped.
+    /// The kind of the frame; `None` for an unknown, skippable kind.
     pub kind: Option<Kind>,
     /// Bytes of payload that follow.
     pub length: u32,
@@ -168,13 +168,13 @@ impl FrameHeader {
         FrameHeader { kind: Some(kind), length, sequence, payload_crc: crc32c(parts) }
     }
 
-    /// Returns the bytes on the wire, of a frame whose kind is known.
+    /// Returns the bytes on the wire, for a frame of a known kind.
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let kind = self.kind.map_or(0, Kind::number);
         RawHeader::sealed(kind, 0, self.length, self.sequence, self.payload_crc)
     }
 
-    /// Reads a header. Nothing in it is believed before its checksum holds; the length is within the kind's bound.
+    /// Reads a header. No field is trusted before the checksum is verified; the length is within the kind's bound.
     pub fn parse(bytes: &[u8; HEADER_BYTES], expected_sequence: u64) -> Result<FrameHeader, Problem> {
         let raw: RawHeader = zerocopy::transmute!(*bytes);
         if raw.header_crc.get() != crc32c(&[&bytes[..CRC_COVERS]]) {
@@ -197,12 +197,12 @@ impl FrameHeader {
         Ok(FrameHeader { kind, length, sequence, payload_crc: raw.payload_crc.get() })
     }
 
-    /// Checks that this is the payload that the header was made for, given as parts that follow each other.
+    /// Checks the payload, given as consecutive parts, against the header.
     pub fn check_payload(&self, parts: &[&[u8]]) -> Result<(), Problem> {
         self.check_crc(crc32c(parts))
     }
 
-    /// As [`FrameHeader::check_payload`], with the payload's CRC-32C.
+    /// Checks the payload like [`FrameHeader::check_payload`], by its CRC-32C.
     pub fn check_crc(&self, crc: u32) -> Result<(), Problem> {
         if crc == self.payload_crc { Ok(()) } else { Err(Problem::PayloadChecksum(self.kind)) }
     }
@@ -223,7 +223,7 @@ impl RawHeader {
     }
 }
 
-/// Returns the CRC-32C of bytes that are given in parts.
+/// Returns the CRC-32C of bytes given in parts.
 pub fn crc32c(parts: &[&[u8]]) -> u32 {
     if let [only] = parts {
         return crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, only) as u32;

@@ -1,4 +1,4 @@
-//! The identity of a device, as the source tells it, and whether another device can take its state.
+//! The identity of a device, as sent by the source, and the check whether another device can load its state.
 
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
@@ -11,10 +11,10 @@ const MAX_MODEL: usize = 64;
 /// The longest name of a version of the migration region, in characters.
 const MAX_REGION: usize = 16;
 
-/// A device's identity. A destination compares it with its own device's before any state moves.
+/// A device's identity. The destination compares it with its own device's before any state is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceIdentity {
-    /// The name at the source, for people.
+    /// The name at the source, for operators.
     pub name: String,
     /// `vfio_device_info.flags`.
     pub flags: u32,
@@ -27,20 +27,20 @@ pub struct DeviceIdentity {
     /// The identity in PCI configuration space, of a PCI device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci: Option<PciIdentity>,
-    /// The driver's or back end's name of what it implements, such as a model's.
+    /// The name of the implementation, given by the driver or the back end, such as a model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The version of the state's format, if the driver has one. A newer driver takes older state.
+    /// The version of the state's format, if the driver has one. A newer driver accepts older state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_version: Option<u32>,
-    /// Compatibility data of the driver or the owner, in hexadecimal digits: equal on both sides, or the devices do not
-    /// fit. Empty if there is none.
+    /// Compatibility data of the driver or the owner, in hexadecimal digits. It must be equal on both sides. May be
+    /// empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub compatibility: String,
     /// `v1` or `draft`, if the device migrates through a region of that version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// Whether the state comes in transactions whose ends are marked.
+    /// Set if the state comes in transactions whose ends are marked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transactions: bool,
 }
@@ -62,7 +62,7 @@ pub struct PciIdentity {
     pub revision: u8,
 }
 
-/// Why a device cannot take another one's state.
+/// The reason why a device cannot load another one's state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the source's device '{source_name}' does not fit the destination's '{destination_name}': {what} is {theirs}, expected {ours}"
@@ -73,7 +73,7 @@ pub struct Difference {
     pub source_name: String,
     /// The device's name at the destination.
     pub destination_name: String,
-    /// What differs.
+    /// The property that differs.
     pub what: &'static str,
     /// The source's value.
     pub theirs: String,
@@ -82,13 +82,13 @@ pub struct Difference {
 }
 
 impl DeviceIdentity {
-    /// Returns whether the destination's device `here` can take the state of this one, as far as can be told without
-    /// state. Only the driver can judge the state itself.
+    /// Checks that the destination's device `here` can load the state of this one, as far as that is known without the
+    /// state. Only the driver can validate the state itself.
     pub fn fits(&self, here: &DeviceIdentity) -> Result<(), Difference> {
-        // As this one arrived.
+        // In the same form as the one that arrived.
         let here = &here.for_people();
         self.compare("kind", kind(self.flags), kind(here.flags), here)?;
-        // Both sides know the model: its name says more than numbers of regions do.
+        // Both sides know the model, whose name says more than the number of regions.
         if let (Some(theirs), Some(ours)) = (&self.model, &here.model) {
             self.compare("model", theirs, ours, here)?;
         }
@@ -108,7 +108,7 @@ impl DeviceIdentity {
             return Err(self.difference("version of the state", theirs, format!("at most {ours}"), here));
         }
         let (theirs, ours) = (&self.compatibility, &here.compatibility);
-        // Of a device whose driver gives none, nothing can be told.
+        // A device whose driver gives no model cannot be compared.
         if self.model.is_none() || here.model.is_none() || theirs.eq_ignore_ascii_case(ours) {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl DeviceIdentity {
         }
     }
 
-    /// Returns the identity with its texts fit to be shown.
+    /// Returns the identity with its texts made safe to display.
     pub(super) fn for_people(&self) -> DeviceIdentity {
         let shown = |text: &Option<String>, most| text.as_deref().map(|text| printable(text, most));
         DeviceIdentity {

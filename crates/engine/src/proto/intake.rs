@@ -1,6 +1,6 @@
-//! The order of what a source sends, and its sums: checked frame by frame, before anything is done with a frame.
+//! The order of a source's frames, and their totals: checked frame by frame, before a frame is processed.
 //!
-//! What control messages mean is the business of `destination`; it is asked for nothing here but the table.
+//! The module `destination` processes control messages; the intake is told only the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,10 +8,10 @@ use super::control::{BlobName, Control, Table};
 use super::negotiate::Feature;
 use crate::set::RamRegion;
 
-/// The most bytes of all blobs of a migration.
+/// The maximum size of all blobs of a migration, in bytes.
 pub const MAX_BLOBS_BYTES: u64 = 64 << 20;
 
-/// A frame that has no place where it stands.
+/// An error that a frame is invalid at its position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 #[non_exhaustive]
@@ -21,10 +21,10 @@ fn misplaced<T>(what: impl Into<String>) -> Result<T, Misplaced> {
     Err(Misplaced(what.into()))
 }
 
-/// The account of what a source has sent.
+/// The record of what a source has sent.
 #[derive(Debug, Default)]
 pub struct Intake {
-    /// Memory and state may arrive.
+    /// Set if memory and state may arrive.
     open: bool,
     ended: bool,
     features: BTreeSet<Feature>,
@@ -37,9 +37,9 @@ pub struct Intake {
 
 #[derive(Debug, Default)]
 struct Device {
-    /// Whether the source marks the ends of transactions.
+    /// Set if the source marks the ends of transactions.
     divided: bool,
-    /// Bytes of the transaction that has begun and not ended.
+    /// Bytes of the unfinished transaction.
     open: u64,
     bytes: u64,
     transactions: u64,
@@ -55,12 +55,12 @@ struct Blob {
 }
 
 impl Intake {
-    /// Returns an account in which nothing has arrived.
+    /// Returns a record in which nothing has arrived.
     pub fn new() -> Intake {
         Intake::default()
     }
 
-    /// Opens the account for what an accepted table lists, with the features in use.
+    /// Accepts the contents of an accepted table from here on, with the features in use.
     pub fn open(&mut self, table: &Table, features: &BTreeSet<Feature>) {
         self.open = true;
         self.features.clone_from(features);
@@ -89,7 +89,8 @@ impl Intake {
         Ok(())
     }
 
-    /// Takes in bytes of a device's state, and returns whether they end a transaction, for a device that has them.
+    /// Takes in bytes of a device's state, and returns whether they end a transaction, or `None` for a device without
+    /// transactions.
     pub fn state(&mut self, device: u32, bytes: usize, ends: bool) -> Result<Option<bool>, Misplaced> {
         self.check_open("DEVICE_STATE")?;
         let device = self.device(device, "DEVICE_STATE")?;
@@ -105,7 +106,7 @@ impl Intake {
         Ok(Some(ends))
     }
 
-    /// Takes in the setup of a device: at most one.
+    /// Takes in the setup of a device, which has at most one.
     pub fn setup(&mut self, device: u32) -> Result<(), Misplaced> {
         self.check_open("SETUP")?;
         self.check_feature("SETUP", Feature::Setup)?;
@@ -177,7 +178,7 @@ impl Intake {
         }
     }
 
-    /// Returns the bytes of memory so far, repeated and zero pages included.
+    /// Returns the bytes of memory so far, including repeated and zero pages.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
     }
@@ -274,7 +275,7 @@ mod tests {
         assert_eq!(intake.memory_bytes(), 0);
     }
 
-    /// A step of a source that breaks the rules.
+    /// A step of a source that violates the protocol.
     type Break = fn(&mut Intake) -> Result<(), Misplaced>;
 
     #[test]

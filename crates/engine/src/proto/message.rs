@@ -1,7 +1,7 @@
 //! The content of a frame: messages as types, and their payloads as bytes.
 //!
-//! Data messages are binary, because they are many. Those that grow with versions or are read by people are JSON. Which
-//! message may come when is the business of `source`, `destination` and `intake`.
+//! Data messages are binary, because there are many of them. Messages that grow with versions or are read by people are
+//! JSON. The modules `source`, `destination` and `intake` define the order of the messages.
 
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
@@ -14,7 +14,7 @@ use super::identity::DeviceIdentity;
 use super::problem::Problem;
 use super::table::MAX_BLOB_NAME;
 
-/// A message, borrowing its data.
+/// A message, which borrows its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     /// A control message.
@@ -37,7 +37,7 @@ pub enum Message<'a> {
     DeviceState {
         /// Number of the device, from 0.
         device: u32,
-        /// Whether these are the last bytes of a transaction. Without meaning for a device whose state has none.
+        /// Set if these are the last bytes of a transaction. Ignored for a device whose state has no transactions.
         ends: bool,
         /// The bytes, 1 to [`CHUNK`].
         data: &'a [u8],
@@ -49,18 +49,18 @@ pub enum Message<'a> {
         /// Opaque bytes, 1 to [`MAX_SETUP`].
         data: &'a [u8],
     },
-    /// Source: the next bytes of the owner's state of a name.
+    /// Source: the next bytes of a named blob of the owner's state.
     Blob {
         /// The name, 1 to 255 bytes.
         name: &'a str,
         /// Version of the contents.
         version: u32,
-        /// Whether these are its last bytes.
+        /// Set if these are its last bytes.
         last: bool,
         /// The bytes, at most [`CHUNK`].
         data: &'a [u8],
     },
-    /// Source: bytes without meaning, to measure the throughput.
+    /// Source: meaningless bytes, to measure the throughput.
     Padding {
         /// The bytes, 1 to [`CHUNK`].
         data: &'a [u8],
@@ -73,9 +73,9 @@ impl From<Control> for Message<'_> {
     }
 }
 
-/// The longest text that one side shows to the other's people, in characters.
+/// The longest text from one side that the other side shows to its operators, in characters.
 const MAX_TEXT: usize = 1000;
-/// The longest description of a defect, which may quote what the peer sent, in characters.
+/// The longest description of a defect, which may quote the peer's data, in characters.
 const MAX_DEFECT: usize = 200;
 
 impl Table {
@@ -98,7 +98,7 @@ struct Span {
     length: U64,
 }
 
-/// A number and flags: of a device, a round or a question.
+/// The number and flags of a device, a round or a request.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Numbered {
@@ -112,11 +112,11 @@ impl Numbered {
     }
 }
 
-/// Of DEVICE_STATE: these are the last bytes of a transaction.
+/// The flag of DEVICE_STATE for the last bytes of a transaction.
 const ENDS_TRANSACTION: u32 = 1;
-/// Of ROUND: all initial data has been sent.
+/// The flag of ROUND that all initial data has been sent.
 const INITIAL_DONE: u32 = 1;
-/// Of BLOB: these are the last bytes.
+/// The flag of BLOB for the last bytes.
 const LAST: u16 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -134,10 +134,10 @@ struct BlobHead {
     flags: U16,
 }
 
-/// Bytes of a MEMORY frame's payload before its data.
+/// Size of the head of a MEMORY frame's payload, in bytes.
 pub const MEMORY_HEAD: usize = size_of::<U64>();
 
-/// Returns the address and the number of bytes of a MEMORY frame, from the first bytes of its payload and its length.
+/// Returns the address and the number of bytes of a MEMORY frame, from the head of its payload and its length.
 pub fn memory_head(head: &[u8; MEMORY_HEAD], payload_length: u32) -> Result<(u64, usize), Problem> {
     let malformed = |what: &str| Problem::Payload { kind: Kind::Memory, what: what.to_string() };
     match (payload_length as usize).checked_sub(MEMORY_HEAD) {
@@ -204,8 +204,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads a payload. Lengths and numbers that a field cannot have are refused; whether an address or a device exists
-    /// is not known here.
+    /// Parses a payload. Invalid lengths and numbers are refused; whether an address or a device exists is not checked
+    /// here.
     pub fn parse(kind: Kind, payload: &'a [u8]) -> Result<Message<'a>, Problem> {
         let malformed = |what: &str| Problem::Payload { kind, what: what.to_string() };
         let some = |rest: &'a [u8]| match rest.len() {
@@ -319,7 +319,7 @@ fn parse_control(kind: Kind, payload: &[u8]) -> Result<Control, Problem> {
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    // These types have string keys and no maps of anything else: they always serialise.
+    // These types have string keys and no other maps: serialising them never fails.
     serde_json::to_vec(value).unwrap_or_default()
 }
 

@@ -1,7 +1,8 @@
-//! A migration as a protocol: what both sides say, when, and what they do. No I/O, no clock, no thread.
+//! A migration as a protocol: the messages of both sides, their order, and the actions that they cause. No I/O, no
+//! clock, no thread.
 //!
-//! `frame` and `message` are the byte form, `negotiate` and `identity` what the two sides compare before anything moves,
-//! `source` and `destination` the two machines, and `operation` what goes into and comes out of them.
+//! `frame` and `message` define the byte form, `negotiate` and `identity` the comparison of the two sides before any
+//! data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,

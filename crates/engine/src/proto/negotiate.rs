@@ -1,4 +1,4 @@
-//! Versions and features: what each side offers, and the best that both have.
+//! Versions and features: the offer of each side, and the best common choice.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,20 +6,20 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use whimbrel_protocol::text::printable;
 
-/// The protocol version that this release speaks.
+/// The protocol version of this release.
 pub const VERSION: u32 = 2;
 
-/// The longest list of versions or features that is looked at.
+/// The maximum number of versions or features that are examined.
 const MAX_LIST: usize = 256;
 
 /// An optional part of the protocol, which is used if both sides have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Feature {
-    /// SETUP frames: the configuration of a device travels with it.
+    /// SETUP frames: the configuration of a device is sent with it.
     Setup,
-    /// BLOB frames: the owner's own state travels with the devices.
+    /// BLOB frames: the owner's own state is sent with the devices.
     Blobs,
-    /// PING and PONG: round trips are measured apart from the throughput.
+    /// PING and PONG: round trips are measured separately from the throughput.
     Ping,
 }
 
@@ -36,7 +36,7 @@ impl Feature {
         }
     }
 
-    /// Returns the feature of that name, if this release has it.
+    /// Returns the feature with that name, if this release has it.
     pub fn from_name(name: &str) -> Option<Feature> {
         Feature::ALL.into_iter().find(|feature| feature.name() == name)
     }
@@ -58,12 +58,12 @@ pub fn names(features: &BTreeSet<Feature>) -> BTreeSet<String> {
 pub struct Offer {
     /// The migration's id, a UUID as 32 hexadecimal digits. The journals of both sides have it.
     pub migration: String,
-    /// The protocol versions that the source speaks, in any order.
+    /// The protocol versions that the source supports, in any order.
     pub versions: Vec<u32>,
     /// The features that the source can use, by name. Unknown ones are ignored.
     #[serde(default)]
     pub features: BTreeSet<String>,
-    /// The features without which the source does not migrate: it has something to send that needs them.
+    /// The features that the source requires, because some of its data needs them.
     #[serde(default)]
     pub needs: BTreeSet<String>,
 }
@@ -90,18 +90,18 @@ impl Offer {
 /// The choice of the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accept {
-    /// The highest version that both sides speak.
+    /// The highest version that both sides support.
     pub version: u32,
     /// The features that both sides have.
     #[serde(default)]
     pub features: BTreeSet<String>,
 }
 
-/// Why two sides cannot speak to each other.
+/// The reasons why two sides cannot migrate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// No version is common.
+    /// There is no common version.
     #[error("no common protocol version: the source speaks {}, the destination {VERSION}", list(.theirs))]
     NoCommonVersion {
         /// The versions of the source.
@@ -113,7 +113,7 @@ pub enum Refusal {
         /// The name.
         feature: String,
     },
-    /// The destination chose what was not offered.
+    /// The destination chose a version or feature that was not offered.
     #[error("the destination chose {what}, which was not offered")]
     NotOffered {
         /// A version or a feature.
@@ -129,8 +129,8 @@ fn list(versions: &[u32]) -> String {
     if shown.is_empty() { "none".to_string() } else { shown.join(", ") }
 }
 
-/// At the destination: returns the features that both sides have, if a version is common and every feature that the
-/// source needs is among them.
+/// Returns the features that both sides have, if there is a common version and every feature that the source requires
+/// is among them. Used at the destination.
 pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Feature>, Refusal> {
     if offer.id().is_none() {
         return Err(Refusal::MigrationId);
@@ -145,7 +145,7 @@ pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Featur
     }
 }
 
-/// At the source: returns the features in use, if the destination chose what was offered.
+/// Returns the features in use, if the destination's choice was offered. Used at the source.
 pub fn check(offer: &Offer, accept: &Accept) -> Result<BTreeSet<Feature>, Refusal> {
     if !offer.versions.contains(&accept.version) {
         return Err(Refusal::NotOffered { what: format!("version {}", accept.version) });
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(check(&offered, &fewer), Ok(BTreeSet::from([Feature::Ping])));
     }
 
-    /// A destination of a later release: it speaks more versions and has more features.
+    /// Returns the answer of a destination of a later release, which supports more versions and features.
     fn newer_destination(offer: &Offer) -> Accept {
         let version = *offer.versions.iter().filter(|version| (2..=4).contains(*version)).max().unwrap();
         let has = set(&["setup", "blobs", "ping", "colours", "smells"]);

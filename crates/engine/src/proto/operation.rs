@@ -1,7 +1,7 @@
-//! The commands that a side of the migration gives, and the events that it takes.
+//! The commands and events of the machines of a migration.
 //!
-//! The machines in `source` and `destination` decide; whoever drives them (`run`, or a simulation) does what a command
-//! says and reports what came of it. State and memory pass by: only their sizes come here.
+//! The machines in `source` and `destination` decide. Their driver (`run`, or a simulation) executes each command and
+//! reports its result. State and memory bypass the machines, which see only their sizes.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use whimbrel_user::State;
 use super::control::Control;
 use crate::error::Error;
 
-/// Time since some fixed moment, from a clock that never goes back.
+/// Time since a fixed moment, from a monotonic clock.
 pub type Now = Duration;
 
 /// The number of an operation, unique within a machine.
@@ -23,27 +23,27 @@ pub struct OperationId(pub u64);
 /// A command of a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Start an operation, and report its end with [`Event::Done`]. Operations at the same place are done in the order of
-    /// their commands, also after one that failed; those at different places at the same time.
+    /// Start an operation, and report its end with [`Event::Done`]. Operations at the same place run in the order of
+    /// their commands, even after one has failed; those at different places run concurrently.
     Start {
         /// The number to report.
         id: OperationId,
-        /// Where it is done.
+        /// The place of the operation.
         place: Place,
         /// The operation.
         operation: Operation,
     },
     /// End every transfer in progress as soon as possible: [`Operation::SendMemory`], [`Operation::SendState`] and each
-    /// wait for the peer. Each reports its end all the same. What is sent afterwards follows in a stream that is whole.
+    /// wait for the peer. Each still reports its end. The stream stays intact for what is sent afterwards.
     Interrupt,
     /// Nothing follows.
     Finish,
 }
 
-/// Where an operation is done: each place does one at a time.
+/// The places of operations: each place runs one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
-    /// The device of this number.
+    /// The device with this number.
     Device(usize),
     /// The memory and the control connection.
     Stream,
@@ -51,7 +51,7 @@ pub enum Place {
     Owner,
 }
 
-/// What is to be done.
+/// The operations.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operation {
     /// On a device: query its state. Reports [`Done::State`].
@@ -65,16 +65,17 @@ pub enum Operation {
     QueryPrecopy,
     /// On a device: the size of all data that stopping it would yield. Reports [`Done::Bytes`].
     QueryDataSize,
-    /// On a device with a saving session: send its state until its end, for now or for good. Reports [`Done::Sent`].
+    /// On a device with a saving session: send its state until its end, be that temporary or final. Reports
+    /// [`Done::Sent`].
     SendState {
-        /// Stop once this many bytes have been sent. `None`: go on to the end.
+        /// The number of bytes after which to stop. `None`: continue to the end.
         limit: Option<u64>,
     },
     /// On a device: start its log of DMA writes, if it has one. Reports [`Done::Nothing`].
     StartLog,
-    /// On a device: mark what it has written as dirty. Reports [`Done::Nothing`].
+    /// On a device: mark the pages that it has written as dirty. Reports [`Done::Nothing`].
     CollectLog {
-        /// Whether it has stopped: a log that cannot be read is an error then, and before it is given up.
+        /// Set if the device has stopped. A log that cannot be read is an error then, and is abandoned before.
         stopped: bool,
     },
     /// On a device: stop its log. Reports [`Done::Nothing`].
@@ -84,32 +85,33 @@ pub enum Operation {
     /// On a device: read the setup that does not belong to its migration state (PCI configuration, interrupts) and keep
     /// it. Reports [`Done::Nothing`].
     SaveSetup {
-        /// Whether it is also sent, if there is any.
+        /// Set if it is also sent, if there is any.
         send: bool,
     },
     /// On a device: write the setup that was saved or received. Reports [`Done::Nothing`].
     RestoreSetup,
-    /// On a device that resumes: wait until it has taken all state that has arrived. Reports [`Done::Bytes`], all so far.
+    /// On a device in RESUMING: wait until it has accepted all state that has arrived. Reports [`Done::Bytes`], all so
+    /// far.
     DrainState,
 
-    /// On the stream: send a control message, and everything before it. Reports [`Done::Nothing`].
+    /// On the stream: send a control message and everything queued before it. Reports [`Done::Nothing`].
     Send(Control),
     /// On the stream: start the logs of the CPUs and of the address space, with all memory marked. Reports
     /// [`Done::Nothing`].
     StartMemoryLogs,
-    /// On the stream: mark what these logs have, after the devices' own. Reports [`Done::Bytes`], the dirty memory, or
-    /// all memory if writes to it are logged nowhere.
+    /// On the stream: mark the dirty pages of these logs, after the devices' own. Reports [`Done::Bytes`], the dirty
+    /// memory, or all memory if some writes are not logged.
     CollectMemoryLogs {
-        /// Whether everything that writes memory has stopped: this is the last time.
+        /// Set if everything that writes memory has stopped: this is the last call.
         stopped: bool,
     },
     /// On the stream: stop these logs. Reports [`Done::Nothing`].
     StopMemoryLogs,
     /// On the stream: send all dirty memory. Reports [`Done::Sent`].
     SendMemory,
-    /// On the stream: send the owner's blobs, which it gave when it paused. Reports [`Done::Sent`].
+    /// On the stream: send the owner's blobs, which it saved when it paused. Reports [`Done::Sent`].
     SendBlobs,
-    /// On the stream: send bytes without meaning, to measure the throughput. Reports [`Done::Sent`].
+    /// On the stream: send meaningless bytes, to measure the throughput. Reports [`Done::Sent`].
     SendPadding(u64),
 
     /// On the owner: stop the guest.
@@ -120,26 +122,26 @@ pub enum Operation {
     Inspect,
     /// On the owner: the devices run here now.
     Run,
-    /// On the owner: append an entry to the journal and sync it. Without a journal nothing is done.
+    /// On the owner: append an entry to the journal and sync it. Does nothing without a journal.
     Record(Entry),
 }
 
-/// What an operation yields.
+/// The results of operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Done {
-    /// It is done.
+    /// No result.
     Nothing,
     /// The device's state.
     State(State),
     /// A size in bytes.
     Bytes(u64),
-    /// What was sent.
+    /// The amount of data sent.
     Sent(Sent),
     /// The device's pre-copy data.
     Precopy {
-        /// Of VFIO_MIG_GET_PRECOPY_INFO.
+        /// The answer to VFIO_MIG_GET_PRECOPY_INFO.
         report: PrecopyReport,
-        /// Bytes that stopping the device would yield, if it says so.
+        /// Bytes that stopping the device would yield, if it reports them.
         data_size: Option<u64>,
     },
 }
@@ -147,9 +149,9 @@ pub enum Done {
 /// The amount of data that an operation has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sent {
-    /// Bytes of memory or state, zero pages included.
+    /// Bytes of memory or state, including zero pages.
     pub bytes: u64,
-    /// Of those, bytes of memory that were zero and only named.
+    /// Bytes of memory that were zero and not sent, as a part of `bytes`.
     pub zero: u64,
     /// Bytes on the wire.
     pub wire: u64,
@@ -157,22 +159,22 @@ pub struct Sent {
     pub scanning: Duration,
 }
 
-/// What a machine is told.
+/// The events that a machine takes.
 #[derive(Debug)]
 pub enum Event {
     /// An operation has ended.
     Done {
         /// Its number.
         id: OperationId,
-        /// What came of it.
+        /// Its result.
         result: Result<Done, Error>,
     },
-    /// An operation takes longer than a call may take, and cannot be interrupted: a driver does not return. It may still
-    /// end.
+    /// An operation has exceeded the timeout of a call and cannot be interrupted: a driver does not return. It may
+    /// still end.
     Overdue(OperationId),
     /// A control message has arrived.
     Received(Control),
-    /// Nothing more can be received or sent: the connection is closed, broken or malformed.
+    /// The connection is closed, broken or malformed: nothing more can be received or sent.
     Lost(Error),
     /// The owner or an operator cancels the migration.
     Cancel(String),
@@ -181,7 +183,8 @@ pub enum Event {
 }
 
 impl Operation {
-    /// Returns whether it sends or waits for the peer, and ends early when transfers are interrupted.
+    /// Returns whether the operation sends or waits for the peer, and therefore ends early when transfers are
+    /// interrupted.
     pub const fn is_transfer(&self) -> bool {
         matches!(
             self,
@@ -194,7 +197,7 @@ impl Operation {
     }
 }
 
-/// As a person reads it in an error: what was asked of whom.
+/// The operation as shown in errors: the request and its recipient.
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,10 +1,10 @@
-//! The operations that a machine has started and that have not ended.
+//! The unfinished operations of a machine.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::operation::{Command, Operation, OperationId, Place};
 
-/// Started operations, and the commands that have not been given yet.
+/// Started operations, and the queued commands.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     next: u64,
@@ -21,22 +21,22 @@ impl Pending {
         self.commands.push_back(Command::Start { id, place, operation });
     }
 
-    /// Gives another command.
+    /// Queues another command.
     pub(super) fn command(&mut self, command: Command) {
         self.commands.push_back(command);
     }
 
-    /// Returns the next command to give.
+    /// Returns the next command to execute.
     pub(super) fn poll(&mut self) -> Option<Command> {
         self.commands.pop_front()
     }
 
-    /// Takes in that an operation has ended; `None` for one that is not awaited any more.
+    /// Takes in that an operation has ended; `None` if it is no longer awaited.
     pub(super) fn end(&mut self, id: OperationId) -> Option<(Place, Operation)> {
         self.open.remove(&id)
     }
 
-    /// Returns an operation that has not ended.
+    /// Returns an unfinished operation.
     pub(super) fn get(&self, id: OperationId) -> Option<&(Place, Operation)> {
         self.open.get(&id)
     }
@@ -46,12 +46,12 @@ impl Pending {
         self.open.is_empty()
     }
 
-    /// Returns whether an operation is left that `is_awaited` names.
+    /// Returns whether `is_awaited` selects one of the unfinished operations.
     pub(super) fn any(&self, is_awaited: impl Fn(Place, &Operation) -> bool) -> bool {
         self.open.values().any(|(place, operation)| is_awaited(*place, operation))
     }
 
-    /// Awaits none of the open operations any more, and returns the first of each place.
+    /// Abandons all unfinished operations, and returns the first of each place.
     pub(super) fn abandon(&mut self) -> Vec<(Place, Operation)> {
         let mut first: BTreeMap<Place, Operation> = BTreeMap::new();
         for (place, operation) in std::mem::take(&mut self.open).into_values() {

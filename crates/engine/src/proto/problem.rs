@@ -2,7 +2,7 @@
 
 use super::frame::{Kind, VERSION_MAJOR};
 
-/// A defect of a stream, and where it is.
+/// A defect of a stream, and its position.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error("at byte {offset} of the stream: {problem}")]
 #[non_exhaustive]
@@ -20,11 +20,11 @@ impl StreamError {
     }
 }
 
-/// A defect of a stream.
+/// The defects of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// It does not begin as a stream of Whimbrel's.
+    /// It does not begin like a Whimbrel stream.
     #[error("not a whimbrel stream")]
     Foreign,
     /// Its first bytes are damaged.
@@ -63,7 +63,7 @@ pub enum Problem {
     /// A frame has an unknown kind and may not be skipped.
     #[error("unknown frame kind {0}")]
     UnknownKind(u16),
-    /// A frame is longer than its kind may be.
+    /// A frame is longer than its kind allows.
     #[error("a frame of kind {kind} with {length} bytes exceeds the maximum of {most}")]
     TooLong {
         /// The number of the kind.

@@ -1,38 +1,38 @@
-//! When to stop the devices: the predicted downtime, and the decision after each round.
+//! The time to stop the devices: the predicted downtime, and the decision after each round.
 
 use std::time::Duration;
 
 use whimbrel_protocol::estimate::{Bandwidth, Remaining};
 
-/// Less than this says nothing of the throughput: the time it takes is that of the round trip. In bytes.
+/// The minimum of data for a measurement of the throughput, in bytes. The transfer of less takes mostly the round trip.
 pub(super) const MIN_MEASURED: u64 = 1 << 20;
-/// The most padding that is sent to measure the throughput, in bytes.
+/// The maximum of padding that is sent to measure the throughput, in bytes.
 pub(super) const MAX_PADDING: u64 = 4 << 20;
-/// Data that takes no time on any link, in bytes: its transfer needs no measured throughput.
+/// The amount of data that takes no time on any link, in bytes: its transfer needs no measured throughput.
 pub(super) const NEGLIGIBLE: u64 = 64 << 10;
 
 /// The parts of a predicted downtime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prediction {
-    /// Transfer of what is left.
+    /// Transfer of the remaining data.
     pub transfer: Duration,
-    /// Transitions of the devices and the owner's part, on both sides.
+    /// Transitions of the devices and the owner's work, on both sides.
     pub setup: Duration,
-    /// Round trips of the handover, which do not depend on what is left.
+    /// Round trips of the handover, which do not depend on the remaining data.
     pub round_trips: Duration,
 }
 
 impl Prediction {
-    /// Returns the whole downtime.
+    /// Returns the total downtime.
     pub fn total(self) -> Duration {
         self.transfer.saturating_add(self.setup).saturating_add(self.round_trips)
     }
 }
 
-/// END with READY, and HANDOVER with RUNNING.
+/// The number of round trips: END with READY, and HANDOVER with RUNNING.
 const ROUND_TRIPS: u32 = 2;
 
-/// Returns the predicted downtime, or `None` if the throughput is not known and what is left needs it.
+/// Returns the predicted downtime, or `None` if the throughput is unknown and the remaining data needs it.
 pub(super) fn predict(
     remaining: Remaining,
     bandwidth: Bandwidth,
@@ -47,12 +47,12 @@ pub(super) fn predict(
     Some(Prediction { transfer, setup, round_trips: round_trip.saturating_mul(ROUND_TRIPS) })
 }
 
-/// The decision after a round.
+/// The decisions after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Stop the devices.
     Switchover,
-    /// Another round can make the downtime shorter.
+    /// Another round can shorten the downtime.
     Continue,
     /// No more rounds are allowed.
     OutOfRounds,
@@ -61,19 +61,19 @@ pub(super) enum Decision {
 /// The bounds of a decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Longest downtime.
+    /// The maximum downtime.
     pub(super) limit: Duration,
-    /// Longest time from the stop until HANDOVER is sent.
+    /// The maximum time from the stop until HANDOVER is sent.
     pub(super) budget: Duration,
-    /// Most rounds.
+    /// The maximum number of rounds.
     pub(super) rounds: u32,
 }
 
-/// Decides after round number `round`, from 1. `initial_done` is whether the destination has the initial data of every
-/// device: no device is stopped before that.
+/// Decides after round number `round`, counted from 1. `initial_done` is `true` if the destination has the initial data
+/// of every device: no device is stopped before that.
 ///
-/// Round trips count as downtime. But if they alone exceed the limit and next to nothing else is left, then no further
-/// round can help, and the devices are stopped all the same.
+/// Round trips count as downtime. If they alone exceed the limit and almost no other data is left, no further round can
+/// help, and the devices are stopped nevertheless.
 pub(super) fn decide(
     prediction: Option<Prediction>,
     bounds: Bounds,
@@ -137,10 +137,10 @@ mod tests {
             (takes(301, 0), true, 9, Decision::OutOfRounds),
             (takes(1, 0), false, 9, Decision::OutOfRounds),
             (takes(300, 0), true, 9, Decision::Switchover),
-            // A long way and next to nothing to carry: no round makes it shorter.
+            // A long round trip and almost no data left: no round makes it shorter.
             (takes(1, 400), true, 1, Decision::Switchover),
             (takes(31, 400), true, 1, Decision::Continue),
-            // So long a way that the budget cannot hold.
+            // A round trip too long for the budget.
             (takes(1, 2400), true, 9, Decision::OutOfRounds),
         ];
         for (prediction, initial_done, round, decision) in cases {

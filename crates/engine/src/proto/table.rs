@@ -1,4 +1,4 @@
-//! Whether what the source wants to migrate fits what the destination has.
+//! The check that the source's devices and memory fit the destination's.
 
 use std::collections::BTreeSet;
 
@@ -8,18 +8,18 @@ use super::control::{BlobName, Table};
 use super::identity::Difference;
 use crate::set::RamRegion;
 
-/// The most devices of a migration.
+/// The maximum number of devices of a migration.
 pub const MAX_DEVICES: usize = 256;
-/// The most regions of memory.
+/// The maximum number of regions of memory.
 pub const MAX_REGIONS: usize = 1024;
-/// The most blobs.
+/// The maximum number of blobs.
 pub const MAX_BLOBS: usize = 256;
 /// The longest name of a blob, in bytes.
 pub const MAX_BLOB_NAME: usize = 255;
 /// The longest compatibility data of a device, in hexadecimal digits.
 pub const MAX_COMPATIBILITY: usize = 2048;
 
-/// Why a migration does not fit the destination.
+/// The reasons why a migration does not fit the destination.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unfit {
@@ -31,7 +31,7 @@ pub enum Unfit {
         /// Devices of the destination.
         ours: usize,
     },
-    /// A device cannot take the state of the one that belongs to it.
+    /// A device cannot load the state of its counterpart.
     #[error(transparent)]
     Device(#[from] Difference),
     /// The memory differs.
@@ -42,14 +42,14 @@ pub enum Unfit {
         /// The regions of the destination.
         ours: String,
     },
-    /// The owner of the destination has no use for a blob.
+    /// The destination's owner does not accept a blob.
     #[error("the source sends '{name}' version {version} of its owner's state, {why}")]
     Blob {
         /// The blob's name.
         name: String,
         /// Its version.
         version: u32,
-        /// Why it is refused.
+        /// The reason for the refusal.
         why: String,
     },
     /// The table itself is malformed.
@@ -57,7 +57,7 @@ pub enum Unfit {
     Malformed(&'static str),
 }
 
-/// Returns whether a table can be one at all, whoever sends it.
+/// Checks that a table is valid, regardless of the side that sends it.
 pub fn check(table: &Table) -> Result<(), Unfit> {
     if table.devices.is_empty() {
         return Err(Unfit::Malformed("it has no device"));
@@ -97,7 +97,7 @@ pub fn check(table: &Table) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// Returns whether the destination can take everything that the source's table lists, before anything moves.
+/// Checks that the destination can receive everything in the source's table, before any data moves.
 pub fn fits(theirs: &Table, ours: &Table) -> Result<(), Unfit> {
     check(theirs)?;
     if theirs.devices.len() != ours.devices.len() {

@@ -1,4 +1,4 @@
-//! Questions to devices before a migration begins, each on a thread of its own: a driver may not return.
+//! Queries of devices before a migration begins, each on its own thread, because a driver may not return.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use whimbrel_user::Migratable;
 
 use crate::error::Error;
 
-/// Devices, of which some may have been left behind in a call.
+/// Devices; `None` for one left behind in a call.
 pub(super) type Devices = Vec<Option<Box<dyn Migratable>>>;
 
-/// Asks every device at the same time, and waits no longer than `timeout` for all. A device that does not answer in time is
-/// lost to its driver.
+/// Runs a query on every device at the same time, and waits no longer than `timeout` for all. A device that does not
+/// answer in time is lost to its driver.
 pub(super) fn ask<T: Send + 'static>(
     devices: Vec<Box<dyn Migratable>>,
     call: &str,
@@ -27,7 +27,7 @@ pub(super) fn ask<T: Send + 'static>(
             let spawned =
                 std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
                     let result = question(&mut *device);
-                    // Nobody waits for an answer that comes too late.
+                    // A late answer has no receiver.
                     let _ = answer.send((device, result));
                 });
             (name, answered, spawned.err())

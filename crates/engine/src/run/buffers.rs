@@ -1,4 +1,4 @@
-//! Buffers for device state on its way, so that the memory of a migration is bounded however many devices it has.
+//! Buffers for device state in flight, which bound the memory of a migration for any number of devices.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::proto::frame::CHUNK;
 
-/// The most buffers of one migration: 16 MiB.
+/// The maximum number of buffers of one migration: 16 MiB.
 const MAX_BUFFERS: usize = 16;
 
 /// A bounded number of buffers of [`CHUNK`] bytes.
@@ -27,7 +27,7 @@ struct State {
     is_closed: bool,
 }
 
-/// A buffer, which goes back when it is dropped.
+/// A buffer, which returns to the pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct Buffer {
     data: Vec<u8>,
@@ -54,7 +54,7 @@ impl Buffers {
         }
     }
 
-    /// Ends all waits, for good.
+    /// Ends all waits permanently.
     pub(super) fn close(&self) {
         self.0.state.lock().is_closed = true;
         self.0.returned.notify_all();

@@ -1,4 +1,4 @@
-//! Cancelling a migration from another thread, or from a signal's.
+//! Cancelling a migration from another thread or a signal handler's thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use crate::proto::operation::Event;
 
-/// A handle that cancels a migration. Its clones cancel the same one.
+/// A handle that cancels a migration. Clones cancel the same migration.
 ///
-/// The source runs on then, and the destination keeps nothing. A migration that has been handed over is not cancelled:
-/// it ends as it would have.
+/// After that the source continues to run the devices, and the destination keeps nothing. After the handover, a
+/// migration is not cancelled: it completes.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Mutex<State>>);
 
@@ -26,22 +26,23 @@ impl Cancel {
         Cancel::default()
     }
 
-    /// Cancels. `reason` is for people, on both sides. A migration that has not begun is cancelled when it does.
+    /// Cancels the migration. Both sides show `reason` to operators. A migration that has not begun is cancelled when
+    /// it begins.
     pub fn cancel(&self, reason: impl Into<String>) {
         let mut state = self.0.lock();
         let reason = state.reason.get_or_insert(reason.into()).clone();
         if let Some(events) = &state.events {
-            // One that is over needs no cancelling.
+            // This fails if the migration has ended, and there is nothing to cancel then.
             let _ = events.send(Event::Cancel(reason));
         }
     }
 
-    /// Returns why it was cancelled, if it was.
+    /// Returns the reason for the cancellation, if there was one.
     pub fn reason(&self) -> Option<String> {
         self.0.lock().reason.clone()
     }
 
-    /// Lets the handle cancel the migration that takes these events.
+    /// Connects the handle to the migration that receives these events.
     pub(super) fn watch(&self, events: &Sender<Event>) {
         let mut state = self.0.lock();
         if let Some(reason) = &state.reason {

@@ -1,4 +1,4 @@
-//! The side that takes the devices.
+//! The destination: the side that receives the devices.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use crate::set::{Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
 
 /// A migration about to be received.
 ///
-/// The devices belong to it until it is over, as those of a [`Source`](super::Source) do.
+/// It owns the devices until it ends, like a [`Source`](super::Source).
 pub struct Destination {
     devices: Vec<Box<dyn Migratable>>,
     ram: Option<Arc<dyn Ram>>,
@@ -48,7 +48,7 @@ pub struct Destination {
     cancel: Cancel,
 }
 
-/// A finished migration as the destination saw it. The names are stable: scripts read them.
+/// A finished migration as seen by the destination. The names are stable, because scripts read them.
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Received {
@@ -56,34 +56,34 @@ pub struct Received {
     pub migration: String,
     /// The devices' names at the source.
     pub from_devices: Vec<String>,
-    /// Bytes of memory, repeated and zero pages included.
+    /// Bytes of memory, including repeated and zero pages.
     pub memory_bytes: u64,
     /// Bytes of device state.
     pub device_bytes: u64,
-    /// Rounds that the source made while the devices ran there.
+    /// Number of rounds while the devices ran at the source.
     pub rounds: u32,
-    /// From the greeting until the devices ran, in milliseconds.
+    /// Time from the greeting until the devices ran, in milliseconds.
     pub total_ms: f64,
-    /// Whether the source has been told that the devices run here. If not, it keeps them stopped and reports that it does
-    /// not know.
+    /// Set if the source has been told that the devices run here. If not, the source keeps them stopped and reports
+    /// that the outcome is unknown.
     pub confirmed: bool,
-    /// What did not go as it should, without harm to the migration.
+    /// Problems that did not harm the migration.
     pub warnings: Vec<String>,
 }
 
-/// A migration that is over at the destination.
+/// A migration that has ended at the destination.
 #[non_exhaustive]
 pub struct Arrived {
-    /// `Ok`: the devices run here. Otherwise nothing of what came is in them: they were not touched, or have been reset, or
-    /// the error says why they could not be. The one other case is [`Error::GuestAfterHandover`]: the devices run here,
-    /// but their program does not. Memory may have been written in any case.
+    /// `Ok`: the devices run here. Otherwise no received state is in them: they were not touched, or have been reset,
+    /// or the error reports why the reset failed. The one exception is [`Error::GuestAfterHandover`]: the devices run
+    /// here, but their program does not. Memory may have been written in any case.
     pub result: Result<Received, Error>,
     /// The devices, in their order; `None` for one whose driver has not returned from a call.
     pub devices: Vec<Option<Box<dyn Migratable>>>,
 }
 
 impl Destination {
-    /// Takes devices, all of them or none, in the order in which the source sends them.
+    /// Returns a destination for these devices, all of them or none, in the order in which the source sends them.
     pub fn new(devices: Vec<Box<dyn Migratable>>) -> Destination {
         Destination {
             devices,
@@ -97,63 +97,63 @@ impl Destination {
         }
     }
 
-    /// Takes memory too. The devices have been given it before, each address as the same IOVA.
+    /// Receives memory as well. It must already be mapped for the devices, each address as the same IOVA.
     #[must_use]
     pub fn memory(mut self, ram: Arc<dyn Ram>) -> Self {
         self.ram = Some(ram);
         self
     }
 
-    /// The program that owns the devices.
+    /// Sets the program that owns the devices.
     #[must_use]
     pub fn guest(mut self, guest: impl Guest + 'static) -> Self {
         self.guest = Box::new(guest);
         self
     }
 
-    /// Who is told of the progress.
+    /// Sets the observer of the progress.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observer = Box::new(observer);
         self
     }
 
-    /// The bounds.
+    /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: DestinationOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// The features to use, all by default.
+    /// Sets the features to use, all by default.
     #[must_use]
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.features = features.into_iter().collect();
         self
     }
 
-    /// The journal for devices that outlive this process.
+    /// Sets the journal for devices that outlive this process.
     #[must_use]
     pub fn journal(mut self, journal: Journal) -> Self {
         self.journal = Some(journal);
         self
     }
 
-    /// Who can cancel it.
+    /// Sets the handle that can cancel the migration.
     #[must_use]
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
         self
     }
 
-    /// Takes the devices from a channel.
+    /// Receives the devices from a channel.
     pub fn receive(self, channel: impl Channel + 'static) -> Arrived {
         let channel: Arc<dyn Channel> = Arc::new(channel);
         let receiver = Receiver::new(channel.clone());
         self.receive_from(channel, receiver)
     }
 
-    /// Takes the devices from the sender that a [`Listener`](crate::channel::Listener) has let in.
+    /// Receives the devices from the sender that a [`Listener`](crate::channel::Listener) has accepted.
     pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
         self.receive_from(accepted.channel, accepted.receiver)
     }
@@ -245,7 +245,7 @@ impl Destination {
         };
         let (back, receiver_back) = mpsc::sync_channel(1);
         let spawned = spawn("receiver", move || {
-            // Nobody waits for it in a migration that went well.
+            // After a successful migration it has no receiver.
             let _ = back.send(inbound.receive());
         });
         let mut receiving = Receiving {
@@ -276,13 +276,13 @@ impl Destination {
     }
 }
 
-/// Tells the source why its migration is not even looked at.
+/// Tells the source why its migration is refused before it is examined.
 fn refuse(channel: Arc<dyn Channel>, mut receiver: Receiver, error: &Error) {
     let failed = Control::Failed(Reason { reason: error.to_string() });
     let until = Until::timeout(CLOSING);
     let mut sender = Sender::new(channel);
     let told = sender.send_now(&failed.into(), until).and_then(|()| sender.finish(until));
-    // Closing with unread data would make the source lose the reason.
+    // Closing with unread data would discard the reason sent to the source.
     if let Err(error) = told.and_then(|()| receiver.drain(until)) {
         tracing::debug!(%error, "the source could not be told");
     }
@@ -316,7 +316,7 @@ impl From<Taken> for Received {
     }
 }
 
-/// The machine, what it opens, and who is told of its progress.
+/// The machine, its intake, and the observer of its progress.
 struct Receiving {
     machine: machine::Destination,
     observer: Box<dyn Observer>,
@@ -342,7 +342,7 @@ impl Machine for Receiving {
 
     fn begins(&mut self, operation: &Operation) {
         if let Operation::Send(Control::Fits(_)) = operation {
-            // The source sends memory and state as soon as it has this.
+            // The source sends memory and state as soon as it has received this.
             self.intake.lock().open(self.machine.table(), self.machine.features());
             *self.migration.lock() = self.machine.migration();
         }

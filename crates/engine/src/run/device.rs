@@ -1,4 +1,4 @@
-//! The hand of one device: every call into its driver is made here, on a thread of its own.
+//! The hand of one device: it makes every call into the device's driver, on a thread of its own.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
 use crate::set::{DeviceDirty, DirtyChoice, SharedLedger};
 
-/// A device, and the way out for its state.
+/// A device, and the sender for its state.
 pub(super) struct DeviceHand {
     number: u32,
     device: Box<dyn Migratable>,
@@ -21,15 +21,15 @@ pub(super) struct DeviceHand {
     buffers: Buffers,
     ledger: Arc<SharedLedger>,
     log: Option<DeviceDirty>,
-    /// Whether its address space has a log.
+    /// Set if its address space has a log.
     is_covered: bool,
-    /// How its writes were found, for the report.
+    /// The source of its dirty pages, for the report.
     choice: DirtyChoice,
-    /// What is restored after a reset, or before the device runs here.
+    /// The setup to restore after a reset, or before the device runs here.
     setup: Option<DeviceSetup>,
-    /// Bytes of state taken.
+    /// Bytes of state loaded.
     taken: u64,
-    /// Why state that arrived could not be taken.
+    /// Set if the device has refused state that arrived.
     refused: bool,
 }
 
@@ -58,12 +58,12 @@ impl DeviceHand {
         }
     }
 
-    /// Gives the device back, without a session.
+    /// Returns the device, without a session.
     pub(super) fn into_device(self) -> Box<dyn Migratable> {
         self.device
     }
 
-    /// Returns how the device's writes to memory were found, for the report.
+    /// Returns the source of the device's dirty pages, for the report.
     pub(super) fn choice(&self) -> DirtyChoice {
         self.choice
     }
@@ -75,7 +75,7 @@ impl DeviceHand {
         if opened.is_some() {
             self.data = opened;
         } else if !has_session {
-            // The session stays open until the driver has judged what was written.
+            // The session stays open until the driver has validated the data.
             self.data = None;
         }
         if has_session && self.data.is_none() {

@@ -1,4 +1,4 @@
-//! One side at work: a machine, the workers that do its commands, and the clock.
+//! One side of a migration at run time: a machine, the workers that execute its commands, and the clock.
 
 use std::io;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::channel::{self, Until};
 use crate::error::Error;
 use crate::proto::operation::{Command, Event, Now, Operation, Place};
 
-/// How often the calls into drivers are looked at, and progress is shown.
+/// The interval at which calls into drivers are checked and progress is shown.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long threads may take to end once nothing is left to do.
+/// The timeout for threads to end once no work is left.
 const END: Duration = Duration::from_millis(500);
 
-/// What both machines have in common.
+/// The common interface of both machines.
 pub(super) trait Machine {
     fn poll(&mut self) -> Option<Command>;
     fn input(&mut self, event: Event, now: Now);
     fn deadline(&self) -> Option<Now>;
-    /// Before an operation is begun.
+    /// Called before an operation begins.
     fn begins(&mut self, operation: &Operation) {
         let _ = operation;
     }
-    /// From time to time.
+    /// Called from time to time.
     fn looks(&mut self, now: Now) {
         let _ = now;
     }
@@ -105,14 +105,14 @@ impl Hands {
         self.began.elapsed()
     }
 
-    /// Does what the machine says until it has finished.
+    /// Executes the machine's commands until it has finished.
     pub(super) fn work(&mut self, machine: &mut impl Machine) {
         loop {
             while let Some(command) = machine.poll() {
                 match command {
                     Command::Start { id, place, operation } => {
                         machine.begins(&operation);
-                        // What was interrupted has ended before the machine starts something again.
+                        // Interrupted transfers have ended before the machine starts the next one.
                         self.transfer.resume();
                         self.give(place, Task { id, operation, epoch: self.transfer.epoch() });
                     }
@@ -135,7 +135,7 @@ impl Hands {
         }
     }
 
-    /// The calls that take too long.
+    /// Returns the calls that have exceeded their timeout.
     fn overdue(&mut self) -> Vec<Event> {
         let timeout = self.call_timeout;
         let mut events = Vec::new();
@@ -157,19 +157,19 @@ impl Hands {
     fn give(&self, place: Place, task: Task) {
         let item = Item::Task(task);
         match place {
-            // The machine knows the devices that there are.
+            // The machine names existing devices only.
             Place::Device(index) => self.devices[index].give(item),
             Place::Stream => self.stream.give(item),
             Place::Owner => self.owner.give(item),
         }
     }
 
-    /// Ends the threads, and gives back the devices' hands. One whose call has not returned is left behind.
+    /// Ends the threads, and returns the devices' hands. One whose call has not returned is left behind.
     pub(super) fn end(self) -> Vec<Option<DeviceHand>> {
         self.transfer.interrupt();
         let deadline = Instant::now() + END;
         let Hands { devices, stream, owner, .. } = self;
-        // All of them first: one that hangs takes none of the others' time.
+        // All of them first: a blocked one must not use up the others' time.
         let devices: Vec<_> = devices.into_iter().map(Worker::end).collect();
         let (owner, stream) = (owner.end(), stream.end());
         let devices = devices.into_iter().map(|device| device.hand(deadline)).collect();
@@ -194,12 +194,12 @@ pub(super) fn close(transfer: &Transfer, receiver: &mpsc::Receiver<channel::Rece
     }
 }
 
-/// Starts a thread that is not waited for.
+/// Starts a detached thread.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
-/// Sends an event to a machine that may be over.
+/// Sends an event to a machine that may have ended.
 pub(super) fn tell(events: &Sender<Event>, event: Event) -> bool {
     events.send(event).is_ok()
 }

@@ -1,6 +1,6 @@
-//! The journal in a file: what may have happened to a migration's devices, kept over a crash.
+//! The journal in a file: records of a migration's devices that survive a crash.
 //!
-//! Its records and the rule at a restart are those of [`whimbrel_protocol::handover`].
+//! [`whimbrel_protocol::handover`] defines its records and the rule at a restart.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use whimbrel_protocol::handover::{Entry, Record, RecordError, read_journal};
 
 use crate::error::Error;
 
-/// A journal, to which records are appended. Each is on disk before [`Journal::append`] returns.
+/// A journal to which records are appended. Each is on disk before [`Journal::append`] returns.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -22,7 +22,7 @@ impl Journal {
     /// Opens a journal, and creates it if it does not exist. `peer` names the other side, for operators; only its first
     /// [`Record::MAX_PEER`] bytes are kept.
     ///
-    /// An incomplete record at its end, which a crash has cut short, is removed.
+    /// An incomplete record at its end, cut short by a crash, is removed.
     pub fn open(path: impl Into<PathBuf>, peer: &str) -> Result<Journal, Error> {
         let path = path.into();
         let failed = |error: io::Error| Error::Journal { path: path.clone(), error };
@@ -56,13 +56,13 @@ impl Journal {
         let before = self.file.metadata().map_err(failed)?.len();
         let written = self.file.write_all(&record.to_bytes()).and_then(|()| self.file.sync_data());
         written.map_err(|error| {
-            // Half a record in the middle would make the whole journal unreadable.
+            // A partial record in the middle would make the whole journal unreadable.
             let _ = self.file.set_len(before);
             failed(error)
         })
     }
 
-    /// Reads the records of a journal, in their order; none if it does not exist.
+    /// Reads the records of a journal, in order; none if it does not exist.
     pub fn read(path: &Path) -> Result<Vec<Record>, Error> {
         let failed = |error: io::Error| Error::Journal { path: path.to_path_buf(), error };
         match std::fs::read(path) {

@@ -1,7 +1,8 @@
-//! The hands with threads: they do what the machines of [`proto`](crate::proto) say, on real devices, memory and channels.
+//! The hands, with threads: they execute the commands of the machines in [`proto`](crate::proto), on real devices,
+//! memory and channels.
 //!
-//! [`Source`] and [`Destination`] are how a program migrates. Each device has a thread, and so have the stream, the owner's
-//! program, and the receiver; [`Cancel`] and a driver that does not return thereby keep nothing else from going on.
+//! A program migrates with [`Source`] and [`Destination`]. Each device has a thread, and so have the stream, the
+//! owner's program and the receiver, so that neither [`Cancel`] nor a driver that does not return blocks the others.
 
 mod ask;
 mod buffers;

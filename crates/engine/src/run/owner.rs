@@ -16,7 +16,7 @@ pub(super) struct OwnerHand {
     pub(super) guest: Box<dyn Guest>,
     pub(super) journal: Option<Journal>,
     pub(super) migration: Arc<Mutex<u128>>,
-    /// The owner's state: what it gave when it paused, or what has arrived for it.
+    /// The owner's state: saved when it paused, or received for it.
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
 }
 

@@ -46,7 +46,7 @@ pub(super) fn receive_answers(
     }
 }
 
-/// What arrives at a destination goes to where it belongs.
+/// The inbound path of a destination: passes each frame to the hand or the machine that it is for.
 pub(super) struct Inbound {
     pub(super) receiver: Receiver,
     pub(super) intake: Arc<Mutex<Intake>>,
@@ -56,7 +56,7 @@ pub(super) struct Inbound {
     pub(super) buffers: Buffers,
     pub(super) events: Sender<Event>,
     pub(super) stop: Interrupt,
-    /// When something last arrived, in microseconds since `began`.
+    /// The time of the last arrival, in microseconds since `began`.
     pub(super) arrived: Arc<AtomicU64>,
     pub(super) began: Instant,
     pub(super) peer: &'static str,
@@ -64,7 +64,7 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    /// Receives until it is stopped, or something is wrong. Memory is populated ahead by another thread.
+    /// Receives until it is stopped, or an error occurs. Another thread populates memory ahead.
     pub(super) fn receive(mut self) -> Receiver {
         let Some(ram) = self.ram.clone() else {
             self.receive_into(None);
@@ -73,7 +73,7 @@ impl Inbound {
         let population = Population::new();
         std::thread::scope(|scope| {
             let ahead = std::thread::Builder::new().name("population".into());
-            // Without it the migration is slower, and as good.
+            // Without it the migration is slower, but still correct.
             let spawned = ahead.spawn_scoped(scope, || population.run(&*ram)).is_ok();
             let arrival = Arrival::new(&*ram);
             let mut arrival = if spawned { arrival.populated_by(&population) } else { arrival };
@@ -135,7 +135,7 @@ impl Inbound {
                 let mut buffer = self.buffers.take().ok_or(Error::Interrupted)?;
                 buffer.truncate(data.len());
                 buffer.copy_from_slice(data);
-                // A device that is gone is found to be overdue.
+                // A device whose thread has ended is later found to be overdue.
                 let _ = self.devices[device as usize].send(Item::State { data: buffer, ends });
                 Ok(None)
             }
@@ -168,12 +168,12 @@ enum Taking {
     Ram(Error),
 }
 
-/// The memory that arrives. The account of what may arrive has none if there is none.
+/// Returns the memory that arrives, or an error if this migration has no memory.
 fn memory<'a, 'b>(arrival: Option<&'a mut Arrival<'b>>) -> Result<&'a mut Arrival<'b>, Error> {
     arrival.ok_or_else(|| Error::Protocol("unexpected MEMORY from the source".into()))
 }
 
-/// Reads memory straight into its place. It is checked afterwards: until END, nobody uses it.
+/// Reads memory directly into its place. It is checked afterwards, because it is not used before END.
 fn take_memory(mut data: MemoryData<'_>, arrival: &mut Arrival<'_>, until: Until<'_>) -> Result<(), Taking> {
     let (address, length) = (data.address(), data.len() as u64);
     let mut lost = None;

@@ -1,4 +1,4 @@
-//! The side that has the devices and gives them away.
+//! The source: the side that has the devices and sends them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
 
 /// A migration about to be sent.
 ///
-/// The devices belong to it until it is over: a driver may not return from a call, and then only the others come back.
-/// A program that uses its devices meanwhile keeps another handle to them.
+/// It owns the devices until it ends. If a driver does not return from a call, only the other devices come back. A
+/// program that uses its devices meanwhile keeps another handle to them.
 pub struct Source {
     devices: Vec<Box<dyn Migratable>>,
     ram: Option<Arc<dyn Ram>>,
@@ -47,17 +47,17 @@ pub struct Source {
     cancel: Cancel,
 }
 
-/// A migration that is over at the source.
+/// A migration that has ended at the source.
 #[non_exhaustive]
 pub struct Sent {
-    /// `Ok`: the devices run at the destination, and are in STOP here. Otherwise the error says where they are.
+    /// `Ok`: the devices run at the destination, and are in STOP here. Otherwise the error reports where they are.
     pub result: Result<Report, SendError>,
     /// The devices, in their order; `None` for one whose driver has not returned from a call.
     pub devices: Vec<Option<Box<dyn Migratable>>>,
 }
 
 impl Source {
-    /// Migrates devices, all of them or none.
+    /// Returns a source that migrates these devices, all of them or none.
     pub fn new(devices: Vec<Box<dyn Migratable>>) -> Source {
         Source {
             devices,
@@ -73,8 +73,8 @@ impl Source {
         }
     }
 
-    /// Migrates memory too. The devices have been given it before, each address as the same IOVA; `cpu_log` knows what
-    /// everyone but the devices writes.
+    /// Migrates memory as well. It must already be mapped for the devices, each address as the same IOVA. `cpu_log`
+    /// logs all writes except the devices'.
     #[must_use]
     pub fn memory(mut self, ram: Arc<dyn Ram>, cpu_log: impl CpuLog + 'static) -> Self {
         self.ram = Some(ram);
@@ -82,50 +82,50 @@ impl Source {
         self
     }
 
-    /// The dirty log of an address space that all devices without a log of their own are attached to, such as that of a
-    /// container or an IOAS. It is read once for all of them.
+    /// Adds the dirty log of an address space that all devices without a log of their own are attached to, such as that
+    /// of a container or an IOAS. It is read once for all of them.
     #[must_use]
     pub fn address_space(mut self, log: impl DirtySource + Send + 'static) -> Self {
         self.address_spaces.push(Box::new(log));
         self
     }
 
-    /// The program that owns the devices.
+    /// Sets the program that owns the devices.
     #[must_use]
     pub fn guest(mut self, guest: impl Guest + 'static) -> Self {
         self.guest = Box::new(guest);
         self
     }
 
-    /// Who is told of the progress.
+    /// Sets the observer of the progress.
     #[must_use]
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observer = Box::new(observer);
         self
     }
 
-    /// The bounds.
+    /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: SourceOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// The features to offer, all by default.
+    /// Sets the features to offer, all by default.
     #[must_use]
     pub fn features(mut self, features: impl IntoIterator<Item = Feature>) -> Self {
         self.features = features.into_iter().collect();
         self
     }
 
-    /// The journal for devices that outlive this process.
+    /// Sets the journal for devices that outlive this process.
     #[must_use]
     pub fn journal(mut self, journal: Journal) -> Self {
         self.journal = Some(journal);
         self
     }
 
-    /// Who can cancel it.
+    /// Sets the handle that can cancel the migration.
     #[must_use]
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
@@ -145,7 +145,7 @@ impl Source {
                 let identity = identity_of(device)?;
                 match device.state()? {
                     State::Running => Ok(identity),
-                    // The destination lets the device run: one that was stopped on purpose would start there.
+                    // The destination runs the device: one that was stopped on purpose would start there.
                     state => Err(Error::WrongState {
                         device: device.name().to_string(),
                         state,
@@ -228,7 +228,7 @@ impl Source {
         let mut receiver = Receiver::new(channel);
         let spawned = spawn("answers", move || {
             receive_answers(&mut receiver, &stop, &its_events, DESTINATION, timeout);
-            // Nobody waits for it in a migration that went well.
+            // After a successful migration it has no receiver.
             let _ = back.send(receiver);
         });
         let mut sending = Sending {
@@ -279,7 +279,7 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// The machine, and who is told of its progress.
+/// The machine, and the observer of its progress.
 struct Sending {
     machine: machine::Source,
     observer: Box<dyn Observer>,

@@ -1,4 +1,4 @@
-//! The hand of the stream: control messages and memory go out here, and the logs of the memory are read.
+//! The hand of the stream: it sends control messages and memory, and reads the logs of the memory.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
 use crate::set::{MemoryLogs, Ram, Scan, SharedLedger, Stretch};
 
-/// The memory of a side, and the way out for it.
+/// The memory of a side, and the sender for it.
 pub(super) struct StreamHand {
     pub(super) transfer: Arc<Transfer>,
     pub(super) ram: Option<Arc<dyn Ram>>,
     pub(super) ledger: Arc<SharedLedger>,
     pub(super) logs: MemoryLogs<'static>,
-    /// What the owner gave when it paused.
+    /// The owner's state, saved when it paused.
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The way out: one framed sender, shared by all threads of a side, each of which sends whole frames.
+//! The outbound path: one framed sender, shared by all threads of a side, each of which sends whole frames.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use crate::proto::message::Message;
 pub(super) struct Transfer {
     sender: Mutex<Sender>,
     interrupt: Interrupt,
-    /// Counts the interruptions: operations of an earlier epoch send nothing any more.
+    /// The number of interruptions. Operations of an earlier epoch send nothing more.
     epoch: AtomicU64,
-    /// For the peer to take one frame.
+    /// The timeout for the peer to accept one frame.
     timeout: Duration,
     peer: &'static str,
-    /// Bytes of memory and state sent, for those who watch.
+    /// Bytes of memory and state sent, for observers.
     moved: AtomicU64,
 }
 
@@ -46,7 +46,7 @@ impl Transfer {
         self.with(turn, |sender, until| sender.send(message, until))
     }
 
-    /// Sends a message and all that has been gathered.
+    /// Sends a message and all gathered bytes.
     pub(super) fn send_now(&self, message: &Message<'_>, turn: &Turn<'_>) -> Result<u64, Error> {
         self.with(turn, |sender, until| sender.send_now(message, until))
     }
@@ -61,11 +61,11 @@ impl Transfer {
             return Err(Error::Interrupted);
         }
         let before = sender.bytes();
-        // One deadline for the whole frame, however slowly it goes.
+        // One deadline for the whole frame, however slow the transfer is.
         let deadline = Instant::now() + self.timeout;
         let until = Until::new(deadline, &self.interrupt);
         let mut result = send(&mut sender, until);
-        // The sender keeps what it could not send in time: that the peer does not take it shows here.
+        // The sender keeps bytes that it could not send in time, so a peer that does not read is detected here.
         if result.is_ok() && sender.is_behind() && Instant::now() >= deadline {
             result = Err(ChannelError::TimedOut);
         }
@@ -73,14 +73,14 @@ impl Transfer {
         Ok(sender.bytes() - before)
     }
 
-    /// Says to the peer that nothing follows.
+    /// Tells the peer that nothing follows.
     pub(super) fn finish(&self, until: Until<'_>) {
         if let Err(error) = self.sender.lock().finish(until) {
             tracing::debug!(%error, "the connection could not be closed in good order");
         }
     }
 
-    /// Counts what was moved.
+    /// Adds to the bytes of memory and state moved.
     pub(super) fn count(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -90,14 +90,14 @@ impl Transfer {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// Ends every transfer that was begun or given until now. A frame that went out in part is completed by the next
-    /// that is sent.
+    /// Ends every transfer that was begun or queued so far. A frame that was sent in part is completed before the next
+    /// one.
     pub(super) fn interrupt(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         self.interrupt.set();
     }
 
-    /// Lets transfers that are given from now on wait for the peer.
+    /// Allows transfers that are queued from now on to wait for the peer.
     pub(super) fn resume(&self) {
         self.interrupt.clear();
     }
@@ -107,7 +107,7 @@ impl Transfer {
         self.epoch.load(Ordering::SeqCst)
     }
 
-    /// Returns whether an operation that was given in this epoch may send.
+    /// Returns whether an operation that was queued in this epoch may send.
     pub(super) fn allows(&self, epoch: u64) -> bool {
         self.epoch() == epoch
     }

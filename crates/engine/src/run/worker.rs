@@ -1,4 +1,4 @@
-//! Threads that do operations, one after the other each, and can be left behind in a call that does not return.
+//! Threads that execute operations, each one after the other, and can be left behind in a call that does not return.
 
 use std::io;
 use std::sync::Arc;
@@ -12,51 +12,51 @@ use super::transfer::Transfer;
 use crate::error::Error;
 use crate::proto::operation::{Done, Event, Operation, OperationId};
 
-/// What a worker is given.
+/// An item of a worker's queue.
 #[derive(Debug)]
 pub(super) enum Item {
     /// An operation.
     Task(Task),
-    /// Device state that has arrived. `ends` is whether it ends a transaction, for a source whose state has them.
+    /// Device state that has arrived.
     State {
         /// The bytes.
         data: Buffer,
-        /// Whether they end a transaction.
+        /// `Some(true)` if they end a transaction; `None` if the source's state has no transactions.
         ends: Option<bool>,
     },
     /// A device's setup that has arrived.
     Setup(Vec<u8>),
 }
 
-/// An operation to do.
+/// An operation to execute.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) id: OperationId,
     pub(super) operation: Operation,
-    /// The transfers that were allowed when it was given: see [`Transfer::interrupt`].
+    /// The epoch of transfers in which it was queued: see [`Transfer::interrupt`].
     pub(super) epoch: u64,
 }
 
-/// Whoever does the operations of one place.
+/// The executor of the operations of one place.
 pub(super) trait Hand: Send + 'static {
-    /// Does an operation.
+    /// Executes an operation.
     fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error>;
 
-    /// Takes state or a setup that has arrived.
+    /// Accepts state or a setup that has arrived.
     fn take(&mut self, item: Item, turn: &Turn<'_>) -> Result<(), Error> {
         let _ = (item, turn);
         Ok(())
     }
 }
 
-/// What a call is for: an operation, or (`None`) state that has arrived.
+/// The purpose of a call: an operation, or (`None`) state that has arrived.
 type Purpose = Option<OperationId>;
 
-/// The call that a worker is in, and since when.
+/// The current call of a worker, and its start time.
 #[derive(Debug, Default)]
 struct Busy(Mutex<Option<(Purpose, Instant)>>);
 
-/// What a hand may do within an operation.
+/// The permissions of a hand within an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn<'a> {
     busy: &'a Busy,
@@ -65,7 +65,7 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Calls into a driver or the owner's program, which may not return for as long as it likes.
+    /// Makes a call into a driver or the owner's program, which may block indefinitely.
     pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> T {
         *self.busy.0.lock() = Some((self.purpose, Instant::now()));
         let result = call();
@@ -74,13 +74,13 @@ impl Turn<'_> {
     }
 }
 
-/// A thread with a hand.
+/// A thread that runs a hand.
 #[derive(Debug)]
 pub(super) struct Worker<H> {
     items: Sender<Item>,
     busy: Arc<Busy>,
     hand: Receiver<H>,
-    /// The call that was last found to be overdue.
+    /// The call that was last reported as overdue.
     reported: Option<Instant>,
 }
 
@@ -99,25 +99,25 @@ impl<H: Hand> Worker<H> {
         std::thread::Builder::new().name(name.chars().take(15).collect()).stack_size(512 << 10).spawn(
             move || {
                 work(&mut hand, &queue, &its, &transfer, &events);
-                // Nobody waits for a hand that was left behind.
+                // A hand that was left behind has no receiver.
                 let _ = back.send(hand);
             },
         )?;
         Ok(Worker { items, busy, hand: returned, reported: None })
     }
 
-    /// Gives the worker something to do, after all that it has.
+    /// Queues an item for the worker.
     pub(super) fn give(&self, item: Item) {
-        // A worker that is gone never reports, and is found to be overdue.
+        // A worker whose thread has ended never reports, and is found to be overdue.
         let _ = self.items.send(item);
     }
 
-    /// Returns another way to give it something.
+    /// Returns another sender to the worker's queue.
     pub(super) fn items(&self) -> Sender<Item> {
         self.items.clone()
     }
 
-    /// Returns what a call is for that has taken longer than `timeout`, once for each call.
+    /// Returns the purpose of a call that has exceeded `timeout`, once for each call.
     pub(super) fn overdue(&mut self, timeout: Duration) -> Option<Purpose> {
         let (purpose, since) = (*self.busy.0.lock())?;
         let is_new = since.elapsed() >= timeout && self.reported != Some(since);
@@ -127,7 +127,7 @@ impl<H: Hand> Worker<H> {
         })
     }
 
-    /// Lets the thread end once it has done all that it has.
+    /// Ends the thread once it has processed its queue.
     pub(super) fn end(self) -> Ending<H> {
         Ending { hand: self.hand }
     }
@@ -140,7 +140,7 @@ pub(super) struct Ending<H> {
 }
 
 impl<H> Ending<H> {
-    /// Returns the thread's hand once it has ended; `None` if it does not by then.
+    /// Returns the thread's hand once it has ended; `None` if it has not ended by the deadline.
     pub(super) fn hand(self, deadline: Instant) -> Option<H> {
         self.hand.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }

@@ -1,23 +1,24 @@
-//! Memory on its way into its place at the destination.
+//! Memory that arrives at the destination and is put into its place.
 
 use whimbrel_protocol::dirty::{PageBitmap, Run};
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, Receive};
 use super::populate::Population;
 
-/// The most bytes populated ahead of the data.
+/// The maximum number of bytes populated ahead of the data.
 const WINDOW: u64 = 16 << 20;
-/// What is populated ahead is at most this part of the data that has arrived in one piece, so that holes stay holes.
+/// The bound of the bytes populated ahead: this part of the contiguous data received so far, so that holes stay holes.
 const AHEAD: u64 = 8;
-/// Less than this is not worth another thread.
+/// The minimum of a request: less is not worth another thread.
 const MIN_REQUEST: u64 = 64 << 10;
-/// Stretches of data that are looked for at the start in each region. A region with more counts as data from there on.
+/// The maximum number of stretches of data found at the start in each region. A region with more counts as data from
+/// there on.
 const MAX_STRETCHES: usize = 1 << 16;
 
-/// The destination's memory while it arrives. Remembers which pages may hold anything but zeros, so that clearing what is
-/// zero already costs next to nothing, however often the peer asks for it.
+/// The destination's memory while it arrives. It tracks the pages that may hold non-zero data, so that clearing zero
+/// pages again is nearly free, however often the peer requests it.
 ///
-/// Nobody else writes the memory as long as this exists.
+/// No other thread or device may write the memory as long as this exists.
 ///
 /// ```
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -43,13 +44,13 @@ pub struct Arrival<'a> {
     ram: &'a dyn Ram,
     regions: Vec<Region>,
     population: Option<&'a Population>,
-    /// The data that arrived last in one piece: start and end.
+    /// The last contiguous data that arrived: start and end.
     piece: (u64, u64),
-    /// Up to where `piece` has been populated ahead.
+    /// The end of the memory populated ahead of `piece`.
     requested: u64,
 }
 
-/// A region, and what is known of its pages.
+/// A region, and the known contents of its pages.
 struct Region {
     range: RamRegion,
     /// Pages that may hold anything but zeros.
@@ -59,13 +60,13 @@ struct Region {
 }
 
 impl<'a> Arrival<'a> {
-    /// Looks for the holes of the memory, and returns it as it is before anything has arrived.
+    /// Finds the holes of the memory, and returns it as it is before any data has arrived.
     pub fn new(ram: &'a dyn Ram) -> Arrival<'a> {
         let regions = ram.regions().into_iter().map(|region| Region::new(ram, region)).collect();
         Arrival { ram, regions, population: None, piece: (0, 0), requested: 0 }
     }
 
-    /// Lets another thread populate memory ahead of what arrives ([`Population::run`]). The thread ends when this is
+    /// Makes another thread populate memory ahead of the data ([`Population::run`]). The thread ends when this is
     /// dropped.
     #[must_use]
     pub fn populated_by(mut self, population: &'a Population) -> Self {
@@ -73,7 +74,7 @@ impl<'a> Arrival<'a> {
         self
     }
 
-    /// Lets `receive` fill memory in place, piece by piece in ascending order.
+    /// Fills memory in place with `receive`, piece by piece in ascending order.
     pub fn receive(&mut self, address: u64, length: u64, receive: &mut Receive<'_>) -> Result<(), RamError> {
         self.mark(address, length)?;
         self.ram.receive_into(address, length, receive)
@@ -85,7 +86,7 @@ impl<'a> Arrival<'a> {
         self.ram.write(address, data)
     }
 
-    /// Sets memory to zero. Leaves alone what is zero already.
+    /// Sets memory to zero. Memory that is already zero is left untouched.
     pub fn clear(&mut self, address: u64, length: u64) -> Result<(), RamError> {
         let ram = self.ram;
         self.each(address, length, |region, part| region.clear(ram, part))
@@ -117,10 +118,10 @@ impl<'a> Arrival<'a> {
         }
         self.piece.1 = end;
         let ahead = ((end - self.piece.0) / AHEAD).min(WINDOW);
-        // What this thread reaches at once is left to it; another thread takes a moment to wake up.
+        // This thread populates the near memory itself, because another thread needs a moment to wake up.
         let start = address + (length / 4).next_multiple_of(PAGE);
         let wanted = region.unwritten_until(start, end.saturating_add(ahead).min(region.range.end()));
-        // Not for every frame if there is enough for the next.
+        // No request for every frame if there is enough for the next one.
         if wanted.saturating_sub(self.requested.max(start)) >= MIN_REQUEST.max(ahead / 4) {
             population.request(start.max(address), wanted);
             self.requested = wanted;
@@ -167,7 +168,7 @@ impl Region {
         found
     }
 
-    /// Returns the pages that lie in a part of the region, also those that do so in part.
+    /// Returns the pages that lie wholly or partly in a part of the region.
     fn pages_of(&self, part: RamRegion) -> Run {
         let first = (part.start - self.range.start) / PAGE;
         let end = (part.end() - self.range.start).div_ceil(PAGE);
@@ -186,7 +187,7 @@ impl Region {
             };
             if let Some(bytes) = bytes.intersection(part) {
                 ram.clear(bytes.start, bytes.size)?;
-                // A page that is cleared in part may hold something in the rest.
+                // A page that is cleared in part may hold data in the rest.
                 let whole_from = (bytes.start - self.range.start).div_ceil(PAGE) as usize;
                 let whole_to = if bytes.end() == self.range.end() {
                     self.range.pages()
@@ -201,7 +202,7 @@ impl Region {
         Ok(())
     }
 
-    /// Returns where the first page from `start` on begins that was written already, or `end`.
+    /// Returns the start of the first page from `start` on that was written already, or `end`.
     fn unwritten_until(&self, start: u64, end: u64) -> u64 {
         let first = ((start.max(self.range.start) - self.range.start) / PAGE) as usize;
         let written = self.written.runs_from(first).next();

@@ -11,7 +11,7 @@ fn read(ram: &dyn Ram, address: u64, length: u64) -> Vec<u8> {
     bytes
 }
 
-/// Memory that counts what it is asked to clear.
+/// Memory that counts the bytes it is asked to clear.
 struct Counting<R> {
     ram: R,
     cleared: std::sync::atomic::AtomicU64,

@@ -1,34 +1,34 @@
-//! The log of what everyone but the devices writes: a VMM's CPUs above all.
+//! The log of all writes except the devices': above all those of a VMM's CPUs.
 
 use whimbrel_protocol::dirty::PageBitmap;
 
 use crate::guest::GuestError;
 
-/// The log of what the CPUs write: a VMM's own, such as KVM's.
+/// The log of the CPUs' writes: a VMM's own, such as KVM's.
 ///
 /// `bitmaps` are one per region of memory, in the order of [`crate::Ram::regions`], in pages of 4096 bytes.
 pub trait CpuLog: Send {
     /// Starts to log, with nothing marked.
     fn start(&mut self) -> Result<(), GuestError>;
 
-    /// Marks the pages written since the last call, and forgets them.
+    /// Marks the pages written since the last call, and clears the log.
     fn collect(&mut self, bitmaps: &mut [PageBitmap]) -> Result<(), GuestError>;
 
     /// Stops logging.
     fn stop(&mut self);
 
-    /// Returns how the writes are found, for the report.
+    /// Returns the source of the dirty pages, for the report.
     fn choice(&self) -> CpuDirtyChoice {
         CpuDirtyChoice::Log
     }
 }
 
-/// How the writes of the CPUs to memory are found.
+/// The sources of the CPUs' dirty pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum CpuDirtyChoice {
-    /// The owner has a log of them.
+    /// A log of the owner's own.
     Log,
     /// KVM's dirty log.
     Kvm,
@@ -36,11 +36,11 @@ pub enum CpuDirtyChoice {
     MemoryBitmap,
     /// No CPU writes memory.
     NoCpus,
-    /// Nobody logs them: all memory is sent again once they have stopped.
+    /// No log: all memory is resent after the stop.
     AllDirty,
 }
 
-/// For memory that no CPU writes during a migration.
+/// A log for memory that no CPU writes during a migration.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct NoCpuLog;
@@ -61,7 +61,7 @@ impl CpuLog for NoCpuLog {
     }
 }
 
-/// For CPUs that write memory without a log: all memory is sent again once they have stopped.
+/// A log for CPUs without dirty tracking: all memory is resent after the stop.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "it has nothing to set")]
 pub struct AllDirty;

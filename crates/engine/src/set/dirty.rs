@@ -1,9 +1,10 @@
-//! The logs of dirty pages: which one finds a device's writes, and how each is read into the [`Ledger`](super::Ledger).
+//! The logs of dirty pages: the choice of a log for each device, and how each is read into the
+//! [`Ledger`](super::Ledger).
 //!
-//! A device's own log is preferred where both exist: it has what this device has written and nothing else, while a
-//! container without a device that pins its pages reports all of its memory as dirty (VFIO_IOMMU_DIRTY_PAGES). The logs of
-//! address spaces run from the start, and are read only if a device depends on them. Where neither exists, all memory is
-//! sent again once the device has stopped.
+//! A device's own log is preferred where both exist: it holds this device's writes and nothing else, while a container
+//! without a device that pins its pages reports all of its memory as dirty (VFIO_IOMMU_DIRTY_PAGES). The logs of
+//! address spaces run from the start, and are read only if a device depends on them. Where neither exists, all memory
+//! is resent after the stop.
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -14,10 +15,11 @@ use super::ledger::SharedLedger;
 use super::memory::{PAGE, Ram, RamRegion};
 use crate::error::Error;
 
-/// Bytes of memory that one report covers: bounds the bitmap held beside the one of all memory to 2 MiB.
+/// Bytes of memory that one report covers. This bounds the bitmap of a report, which is kept beside the one of all
+/// memory, to 2 MiB.
 const REPORT_SPAN: u64 = PAGE * 8 * (2 << 20);
 
-/// How the writes of a device to memory are found.
+/// The sources of a device's dirty pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -26,25 +28,25 @@ pub enum DirtyChoice {
     NoMemory,
     /// The device's own log (VFIO_DEVICE_FEATURE_DMA_LOGGING_START).
     Device,
-    /// The log of the address space it is in.
+    /// The log of the device's address space.
     AddressSpace,
-    /// No log has them: all memory is sent again once the device has stopped.
+    /// No log: all memory is resent after the stop.
     AllDirty,
 }
 
-/// The log of one device, used by the thread that has the device.
+/// The log of one device, used by the thread that owns the device.
 #[derive(Debug)]
 pub struct DeviceDirty {
     choice: DirtyChoice,
-    /// Whether its address space has a log.
+    /// Set if its address space has a log.
     is_covered: bool,
-    /// For one report, reused.
+    /// The words of one report, reused.
     words: Vec<u64>,
 }
 
 impl DeviceDirty {
-    /// Chooses how the device's writes are found, and starts its log if it has one. `is_covered`: the log of its address
-    /// space is among those of [`MemoryLogs`].
+    /// Chooses the source of the device's dirty pages, and starts its log if it has one. `is_covered` is `true` if the
+    /// log of its address space is among those of [`MemoryLogs`].
     pub fn start(
         device: &mut dyn Migratable,
         is_covered: bool,
@@ -72,11 +74,12 @@ impl DeviceDirty {
         Ok(DeviceDirty { choice, is_covered, words: Vec::new() })
     }
 
-    /// Marks what the device has written since the last call. `stopped`: it writes no more.
+    /// Marks the pages that the device has written since the last call. `stopped` is `true` if it writes no more.
     ///
-    /// A device's log that cannot be read is of no more use, as the header says; a kernel without CONFIG_IOMMUFD_DRIVER
-    /// lets it start and never report. While the device runs, the log is given up, and all memory is sent again after the
-    /// stop if that fits the downtime. After the stop it is an error: nobody has agreed to so long a downtime.
+    /// A device's log that cannot be read is unusable from then on, as the header says. A kernel without
+    /// CONFIG_IOMMUFD_DRIVER lets it start but never report. While the device runs, the log is abandoned, and all
+    /// memory is resent after the stop if that fits the downtime limit. After the stop it is an error, because the
+    /// downtime would exceed the prediction.
     pub fn collect(
         &mut self,
         device: &mut dyn Migratable,
@@ -103,7 +106,7 @@ impl DeviceDirty {
         }
     }
 
-    /// Returns how the device's writes are found now, for the report.
+    /// Returns the current source of the device's dirty pages, for the report.
     pub fn choice(&self) -> DirtyChoice {
         self.choice
     }
@@ -131,23 +134,23 @@ impl DeviceDirty {
     }
 }
 
-/// The logs that belong to no single device: those of address spaces and that of the CPUs. Used by the thread that sends
-/// the memory.
+/// The logs that belong to no single device: those of address spaces and that of the CPUs. The thread that sends the
+/// memory uses them.
 pub struct MemoryLogs<'a> {
     spaces: Vec<Box<dyn DirtySource + Send + 'a>>,
     cpus: Box<dyn CpuLog + 'a>,
-    /// How many of `spaces` run, and whether `cpus` does.
+    /// The number of running logs of `spaces`, and whether `cpus` runs.
     running: (usize, bool),
     words: Vec<u64>,
 }
 
 impl<'a> MemoryLogs<'a> {
-    /// Takes the logs, not started.
+    /// Returns these logs, not started.
     pub fn new(spaces: Vec<Box<dyn DirtySource + Send + 'a>>, cpus: Box<dyn CpuLog + 'a>) -> MemoryLogs<'a> {
         MemoryLogs { spaces, cpus, running: (0, false), words: Vec::new() }
     }
 
-    /// Returns how the writes of the CPUs are found, for the report.
+    /// Returns the source of the CPUs' dirty pages, for the report.
     pub fn cpu_choice(&self) -> CpuDirtyChoice {
         self.cpus.choice()
     }
@@ -178,12 +181,12 @@ impl<'a> MemoryLogs<'a> {
         Ok(())
     }
 
-    /// Marks what was written since the last call, and returns the bytes that are left to send. Call it after the devices'
-    /// [`DeviceDirty::collect`]. `stopped`: nobody writes any more. Memory that somebody has written without a log is then
-    /// marked whole.
+    /// Marks the pages written since the last call, and returns the bytes left to send. Call it after the devices'
+    /// [`DeviceDirty::collect`]. `stopped` is `true` if there are no more writers. Memory with unlogged writes is then
+    /// marked completely.
     ///
-    /// Fails if the memory has other regions than at the start. An address space's log that cannot be read is given up as a
-    /// device's is.
+    /// Fails if the memory's regions have changed since the start. An address space's log that cannot be read is
+    /// abandoned like a device's.
     pub fn collect(&mut self, ram: &dyn Ram, ledger: &SharedLedger, stopped: bool) -> Result<u64, Error> {
         let changed = ledger.lock().check_layout(&ram.regions());
         changed.map_err(|changed| Error::Layout(changed.to_string()))?;
@@ -253,7 +256,7 @@ fn start_log(log: &mut dyn DirtySource, regions: &[RamRegion]) -> Result<(), Err
     Ok(())
 }
 
-/// Reads a log into the ledger, which is locked only between two reports.
+/// Reads a log into the ledger, which is locked only to take in a report.
 fn collect_log(log: &mut dyn DirtySource, ledger: &SharedLedger, words: &mut Vec<u64>) -> Result<(), Error> {
     let regions = ledger.lock().regions().to_vec();
     for (index, region) in regions.iter().enumerate() {

@@ -11,7 +11,7 @@ use crate::guest::GuestError;
 
 const SIZE: u64 = 0x10000;
 
-/// A log that reports the pages it is given, and can be made to fail.
+/// A log that reports given pages, and can be made to fail.
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Log>>);
 
@@ -61,7 +61,7 @@ impl DirtySource for Fake {
     }
 }
 
-/// A device with a log of its own or without.
+/// A device with or without a log of its own.
 struct Device(Option<Fake>);
 
 impl Device {
@@ -110,7 +110,7 @@ impl Migratable for Device {
     }
 }
 
-/// The CPUs write one page between two calls.
+/// A log of CPUs that write one page between two calls.
 struct Cpus(usize);
 
 impl CpuLog for Cpus {
@@ -176,7 +176,7 @@ fn the_address_spaces_log_is_not_read_where_every_device_has_its_own() {
     assert_eq!(logs.collect(&ram, &ledger, false).unwrap(), PAGE);
     assert_eq!((dirty(&ledger), space.0.lock().reads), (vec![run(3, 1)], 0));
 
-    // It steps in for a device's log that fails, with everything since the start.
+    // It replaces a device's log that fails, with all writes since the start.
     own.fail();
     log.collect(&mut device, &ledger, false).unwrap();
     assert_eq!(log.choice(), DirtyChoice::AddressSpace);

@@ -1,4 +1,4 @@
-//! A machine's memory by the crate vm-memory.
+//! A virtual machine's memory from the crate vm-memory.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl<B: Bitmap + Send + Sync + 'static> Ram for GuestMemoryMmap<B> {
     fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
         let everything = (length > 0).then_some(RamRegion { start: address, size: length });
         let Some(region) = self.find_region(GuestAddress(address)) else { return everything };
-        // Changes to a private mapping are not in its file.
+        // Writes to a private mapping do not reach its file.
         let is_shared = MmapRegion::flags(region) & MAP_SHARED != 0;
         let Some(file) = MmapRegion::file_offset(region).filter(|_| is_shared) else { return everything };
         let from = file.start() + (address - region.start_addr().0);
@@ -71,7 +71,7 @@ impl<B: Bitmap + Send + Sync + 'static> Ram for GuestMemoryMmap<B> {
 /// `mmap(2)`'s flag, the same on every architecture.
 const MAP_SHARED: i32 = 1;
 
-/// Memory whose own bitmap marks every write that goes through it, in pages of 4096 bytes.
+/// A log from the memory's own bitmap, which marks every write that goes through it, in pages of 4096 bytes.
 impl CpuLog for &GuestMemoryMmap<AtomicBitmap> {
     fn start(&mut self) -> Result<(), GuestError> {
         self.iter().for_each(|region: &GuestRegionMmap<AtomicBitmap>| MmapRegion::bitmap(region).reset());

@@ -7,7 +7,7 @@ use whimbrel_user::{Migratable, Version};
 use crate::error::Error;
 use crate::proto::identity::{DeviceIdentity, PciIdentity};
 
-/// Asks a device for its identity.
+/// Queries the identity of a device.
 pub(crate) fn identity_of(device: &mut dyn Migratable) -> Result<DeviceIdentity, Error> {
     if device.migration_flags()?.is_none() {
         return Err(Error::NotMigratable { device: device.name().to_string() });

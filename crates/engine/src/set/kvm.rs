@@ -1,4 +1,4 @@
-//! KVM's dirty log as the log of what the CPUs write.
+//! KVM's dirty log as the log of the CPUs' writes.
 #![allow(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ const GET_DIRTY_LOG: u32 = opcode::write::<kvm_dirty_log>(KVMIO as u8, 0x42);
 /// KVM_SET_USER_MEMORY_REGION.
 const SET_USER_MEMORY_REGION: u32 = opcode::write::<kvm_userspace_memory_region>(KVMIO as u8, 0x46);
 
-/// A memory slot of a virtual machine, as it was given to KVM_SET_USER_MEMORY_REGION.
+/// A memory slot of a virtual machine, as set with KVM_SET_USER_MEMORY_REGION.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KvmSlot {
@@ -29,8 +29,8 @@ pub struct KvmSlot {
 }
 
 impl KvmSlot {
-    /// Returns the slot of this number: `size` bytes at the guest physical address `start`, which are at `address` in this
-    /// process.
+    /// Returns the slot with this number: `size` bytes at the guest physical address `start`, mapped at `address` in
+    /// this process.
     pub const fn new(slot: u32, start: u64, size: u64, address: u64) -> KvmSlot {
         KvmSlot { slot, flags: 0, guest: RamRegion::new(start, size), address }
     }
@@ -42,10 +42,11 @@ impl KvmSlot {
     }
 }
 
-/// The pages that a virtual machine's CPUs write, by KVM_GET_DIRTY_LOG.
+/// The log of the pages written by a virtual machine's CPUs, read with KVM_GET_DIRTY_LOG.
 ///
-/// Nobody else may read the log during the migration. The virtual machine must not have enabled
-/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, with which reading the log does not reset it. What the VMM itself writes is not in it.
+/// No other reader may use the log during the migration. The virtual machine must not have enabled
+/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, with which reading the log does not reset it. The log does not contain the VMM's
+/// own writes.
 ///
 /// ```no_run
 /// # fn example(vm: std::os::fd::OwnedFd, ram: whimbrel_engine::set::MappedRam, address: u64) {
@@ -70,7 +71,7 @@ impl KvmLog {
     ///
     /// # Safety
     ///
-    /// The virtual machine must have these slots, and keep them as they are as long as this exists.
+    /// The virtual machine must have these slots, and keep them unchanged as long as this exists.
     pub unsafe fn new(vm: OwnedFd, regions: &[RamRegion], slots: Vec<KvmSlot>) -> KvmLog {
         KvmLog { vm, regions: regions.to_vec(), slots, words: Vec::new() }
     }
@@ -91,7 +92,7 @@ impl KvmLog {
             .map_err(|errno| format!("KVM_SET_USER_MEMORY_REGION of slot {}: {errno}", slot.slot).into())
     }
 
-    /// Reads a slot's log into `self.words`, and so resets it.
+    /// Reads a slot's log into `self.words`, which resets the log.
     fn read(&mut self, slot: &KvmSlot) -> Result<(), GuestError> {
         self.words.clear();
         self.words.resize(slot.guest.pages().div_ceil(64), 0);
@@ -129,7 +130,7 @@ impl CpuLog for KvmLog {
     fn start(&mut self) -> Result<(), GuestError> {
         for index in 0..self.slots.len() {
             let slot = self.slots[index];
-            // The second discards what a log has that was on before.
+            // The second discards the contents of a log that was enabled before.
             let started =
                 self.set_flags(&slot, slot.flags | KVM_MEM_LOG_DIRTY_PAGES).and_then(|()| self.read(&slot));
             if let Err(error) = started {

@@ -29,7 +29,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// A real-mode guest with memory at `BASE`, or why this machine cannot run one.
+    /// Returns a real-mode guest with memory at `BASE`, or the reason why this machine cannot run one.
     fn new() -> Result<Guest, kvm_ioctls::Error> {
         let vm = Kvm::new()?.create_vm()?;
         let file = tempfile::tempfile().unwrap();
@@ -50,7 +50,7 @@ impl Guest {
         Ok(Guest { vm, vcpu, memory, ram })
     }
 
-    /// Lets the guest write a byte to two addresses.
+    /// Runs the guest so that it writes a byte to two addresses.
     fn write(&mut self, value: u8, first: u16, second: u16) -> Result<(), kvm_ioctls::Error> {
         let mut sregs = self.vcpu.get_sregs()?;
         (sregs.cs.base, sregs.cs.selector) = (0, 0);

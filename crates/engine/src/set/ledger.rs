@@ -1,4 +1,4 @@
-//! The pages that still have to be sent, whoever reports them: plain data.
+//! The pages that still have to be sent, from any source: plain data.
 
 use parking_lot::Mutex;
 use whimbrel_protocol::dirty::PageBitmap;
@@ -27,12 +27,12 @@ pub struct Ledger {
     regions: Vec<RamRegion>,
     bitmaps: Vec<PageBitmap>,
     unlogged: bool,
-    /// Whether logs of address spaces have been running since the start, and devices that depend on them.
+    /// Set if the logs of address spaces have been running since the start.
     has_space_logs: bool,
     space_users: usize,
 }
 
-/// The memory's regions have changed while a migration was sending them.
+/// The error that the memory's regions have changed during a migration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}, which a migration cannot follow: add or remove memory before or after it")]
 #[non_exhaustive]
@@ -52,7 +52,7 @@ impl Ledger {
         &self.regions
     }
 
-    /// Compares the regions with those that the memory has now.
+    /// Compares the regions with the memory's current ones.
     pub fn check_layout(&self, now: &[RamRegion]) -> Result<(), LayoutChanged> {
         if let Some(region) = now.iter().find(|region| !self.regions.contains(region)) {
             let (start, size) = (region.start, region.size);
@@ -72,7 +72,8 @@ impl Ledger {
         self.bitmaps.iter_mut().for_each(PageBitmap::set_all);
     }
 
-    /// Marks the pages of a region whose bit is set in `words`. The first bit stands for page `first`, a multiple of 64.
+    /// Marks the pages of a region whose bit is set in `words`. The first bit is that of page `first`, a multiple of
+    /// 64.
     pub fn merge_report(&mut self, region: usize, first: usize, words: &[u64]) {
         if let Some(bitmap) = self.bitmaps.get_mut(region) {
             bitmap.merge_at(first, words);
@@ -84,12 +85,12 @@ impl Ledger {
         &mut self.bitmaps
     }
 
-    /// Notes that somebody's writes are logged nowhere: until everything has stopped, any page may be dirty.
+    /// Notes that some writes are not logged: until everything has stopped, any page may be dirty.
     pub fn set_unlogged(&mut self) {
         self.unlogged = true;
     }
 
-    /// Returns whether somebody's writes are logged nowhere.
+    /// Returns whether some writes are not logged.
     pub fn is_unlogged(&self) -> bool {
         self.unlogged
     }
@@ -103,7 +104,7 @@ impl Ledger {
         regions.map(|(region, bitmap)| (bitmap.count() as u64 * PAGE).min(region.size)).sum()
     }
 
-    /// Returns the marked pages of each region, which are marked no more.
+    /// Returns the marked pages of each region, and clears the marks.
     pub fn take(&mut self) -> Vec<(RamRegion, PageBitmap)> {
         let taken = self.bitmaps.iter_mut().map(|bitmap| {
             let pages = bitmap.pages();
@@ -129,7 +130,7 @@ impl Ledger {
     }
 }
 
-/// A ledger that several threads fill.
+/// A ledger that several threads share.
 pub type SharedLedger = Mutex<Ledger>;
 
 #[cfg(test)]

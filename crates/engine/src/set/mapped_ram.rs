@@ -1,4 +1,4 @@
-//! Memory of a VMM that does not use the crate vm-memory: files mapped at guest addresses.
+//! Memory of a VMM without the crate vm-memory: files mapped at guest addresses.
 
 use whimbrel_memory::Memory;
 
@@ -25,11 +25,11 @@ use super::memory::{Ram, RamError, RamRegion, Receive};
 /// ```
 #[derive(Clone, Debug)]
 pub struct MappedRam {
-    /// By ascending address.
+    /// The regions, by ascending address.
     regions: Vec<(u64, Memory)>,
 }
 
-/// A region that cannot be one of a machine's memory.
+/// An error in a region of a machine's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the region of {size} bytes at guest address {start:#x} overlaps another one or ends past 2^64")]
 #[non_exhaustive]

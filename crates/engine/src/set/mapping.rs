@@ -1,4 +1,4 @@
-//! Mapped memory below the level of bytes: the holes of its file, room for it, and bytes that arrive in place.
+//! Mapped memory at page level: the holes of its file, populating it, and receiving in place.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -13,13 +13,13 @@ use whimbrel_memory::SharedBytes;
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, Receive, is_zero};
 
-/// Returns the start and the end of the first data in `length` bytes of a file from `offset` on; `None` if all of it is a
-/// hole. Where a file does not tell its holes, everything is data.
+/// Returns the start and the end of the first data in `length` bytes of a file from `offset` on; `None` if all of it is
+/// a hole. If a file cannot report its holes, everything is data.
 ///
 /// This moves the file's position, which mapped memory does not use.
 pub(super) fn next_data(file: &File, offset: u64, length: u64) -> Option<(u64, u64)> {
     let end = offset.saturating_add(length);
-    // Device files have positions of their own meaning.
+    // A device file may give its position a meaning of its own.
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Some((offset, end));
     }
@@ -37,12 +37,12 @@ pub(super) fn next_data(file: &File, offset: u64, length: u64) -> Option<(u64, u
 /// Returns the bytes of a slice. Writes to them are not marked in its bitmap.
 #[cfg(feature = "vm-memory")]
 pub(super) fn without_bitmap<'a, B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> SharedBytes<'a> {
-    // SAFETY: a slice is mapped as long as `'a` lasts, and nobody has a reference to its bytes.
+    // SAFETY: a slice is mapped as long as `'a` lasts, and no reference to its bytes exists.
     unsafe { SharedBytes::new(slice.ptr_guard_mut().as_ptr(), slice.len()) }
 }
 
-/// Gives room to the pages of these bytes, as a write would, and maps them. Best effort: does nothing if the first and the
-/// last page have room already, as those of memory that was used before.
+/// Populates the pages of these bytes, as a write would, and maps them. Best effort: does nothing if the first and the
+/// last page are already resident, like those of memory that was used before.
 pub(super) fn populate(bytes: SharedBytes<'_>) {
     let into_page = bytes.address() % PAGE;
     let start = bytes.address() - into_page;
@@ -56,7 +56,7 @@ pub(super) fn populate(bytes: SharedBytes<'_>) {
     }
 }
 
-/// Returns whether a page has room, as far as the kernel can tell.
+/// Returns whether a page is resident, as far as the kernel can tell.
 fn is_resident(page: u64) -> bool {
     let mut resident = 0_u8;
     // SAFETY: the kernel writes one byte for the one page, and reads nothing of it. An address that is not mapped is an error.
@@ -64,17 +64,17 @@ fn is_resident(page: u64) -> bool {
     result == 0 && resident & 1 == 1
 }
 
-/// Lets `receive` fill the bytes in place.
+/// Fills the bytes in place with `receive`.
 pub(super) fn receive(bytes: SharedBytes<'_>, receive: &mut Receive<'_>) -> ControlFlow<()> {
-    // SAFETY: the bytes are mapped for writing, and this process has no reference to them. A device or CPU that wrote them
-    // now would break its own contract, as it stands still until the migration ends; the bytes would then be undefined, and
-    // are neither addresses nor lengths to anybody here.
+    // SAFETY: the bytes are mapped for writing, and this process has no reference to them. A device or CPU that wrote
+    // them now would break its own contract, because it is stopped until the migration ends. The bytes would then be
+    // undefined, and this code uses them neither as addresses nor as lengths.
     let place = unsafe { std::slice::from_raw_parts_mut(bytes.address() as *mut u8, bytes.len()) };
     receive(place)
 }
 
-/// Sets memory to zero where it may hold data and does. Punches no holes: a device may have pinned the pages, and would
-/// go on writing to those that were given back.
+/// Sets memory to zero where it may hold non-zero data. Punches no holes: a device may have pinned the pages, and would
+/// continue to write to the freed ones.
 pub(super) fn clear(ram: &dyn Ram, address: u64, length: u64) -> Result<(), RamError> {
     const BLOCK: usize = 64 << 10;
     let wanted = RamRegion { start: address, size: length };
@@ -89,7 +89,7 @@ pub(super) fn clear(ram: &dyn Ram, address: u64, length: u64) -> Result<(), RamE
         while let Some(data) = ram.next_data(at, part.end() - at) {
             at = data.start;
             while at < data.end() {
-                // Whole pages but for the first and the last.
+                // Whole pages except for the first and the last.
                 let count = (BLOCK as u64 - at % PAGE).min(data.end() - at) as usize;
                 ram.read(at, &mut buffer[..count])?;
                 let mut from = 0;

@@ -1,10 +1,10 @@
-//! The memory that a migration moves, as the engine sees it: read at the source, written at the destination.
+//! The interface to the memory of a migration: read at the source, written at the destination.
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-/// Pages are counted in this unit everywhere in a migration, in bytes.
+/// The page size of a migration, in bytes.
 pub(crate) const PAGE: u64 = 4096;
 
 /// A piece of guest physical memory.
@@ -23,7 +23,7 @@ impl RamRegion {
         RamRegion { start, size }
     }
 
-    /// Returns the number of pages, the last one perhaps in part.
+    /// Returns the number of pages, including a partial last one.
     pub(crate) fn pages(&self) -> usize {
         self.size.div_ceil(PAGE) as usize
     }
@@ -41,12 +41,12 @@ impl RamRegion {
     }
 }
 
-/// An address that is not memory.
+/// The error of an access outside of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{length} bytes at guest address {address:#x} are not memory of this machine")]
 #[non_exhaustive]
 pub struct RamError {
-    /// First address.
+    /// The first address.
     pub address: u64,
     /// Bytes.
     pub length: u64,
@@ -59,15 +59,16 @@ impl RamError {
     }
 }
 
-/// Reads the next bytes of memory that arrives into their place. A break ends the transfer; whoever breaks it keeps the
-/// reason.
+/// A function that reads the next bytes of arriving memory into their place. A break ends the transfer; the function
+/// keeps the reason.
 pub type Receive<'a> = dyn FnMut(&mut [u8]) -> ControlFlow<()> + 'a;
 
-/// Memory that others may write at the same time. A read of bytes that are being written may be torn; such a page is
-/// dirty and is sent again.
+/// Memory with concurrent writers. A read of bytes that are being written may be torn; such a page is dirty and is sent
+/// again.
 ///
-/// [`MappedRam`](super::MappedRam) implements it for mapped files. With the feature `vm-memory`, every `GuestMemoryMmap` of
-/// that crate does. The methods with a default make a migration faster and keep unused memory unused.
+/// [`MappedRam`](super::MappedRam) implements it for mapped files. With the feature `vm-memory`, every
+/// `GuestMemoryMmap` of that crate implements it. The methods with a default make a migration faster and keep unused
+/// memory unallocated.
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -123,19 +124,19 @@ pub trait Ram: Send + Sync {
     /// Copies memory in.
     fn write(&self, address: u64, data: &[u8]) -> Result<(), RamError>;
 
-    /// Sets memory to zero. Leaves pages untouched that are zero already, so that they take no room, and frees none: a
-    /// device may have pinned them.
+    /// Sets memory to zero. Pages that are already zero are left untouched, so that they stay unallocated, and no pages
+    /// are freed, because a device may have pinned them.
     fn clear(&self, address: u64, length: u64) -> Result<(), RamError>;
 
-    /// Returns the first stretch that may hold data in `length` bytes from `address` on, which lie in one region. `None`:
-    /// all of it is a hole, which reads as zero and takes no room.
+    /// Returns the first stretch that may hold data in `length` bytes from `address` on, which lie in one region.
+    /// `None`: all of it is a hole, which reads as zero and uses no memory.
     ///
     /// By default everything may hold data.
     fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
         (length > 0).then(|| RamRegion::new(address, length))
     }
 
-    /// Gives room to `length` bytes from `address` on, which lie in one region, without changing them, so that writing to
+    /// Populates `length` bytes from `address` on, which lie in one region, without changing them, so that writing to
     /// them causes no page faults. Best effort.
     ///
     /// By default it does nothing.
@@ -143,8 +144,8 @@ pub trait Ram: Send + Sync {
         let _ = (address, length);
     }
 
-    /// Lets `receive` fill memory in place, piece by piece in ascending order. Nobody else uses these bytes meanwhile: the
-    /// destination's devices and CPUs stand still.
+    /// Fills memory in place with `receive`, piece by piece in ascending order. There are no other accesses to these
+    /// bytes meanwhile: the destination's devices and CPUs are stopped.
     ///
     /// By default the bytes pass through a buffer.
     fn receive_into(&self, address: u64, length: u64, receive: &mut Receive<'_>) -> Result<(), RamError> {
@@ -163,12 +164,12 @@ pub trait Ram: Send + Sync {
     }
 }
 
-/// Bytes of the buffer through which memory arrives that cannot be filled in place.
+/// Size of the buffer for memory that cannot be filled in place, in bytes.
 const BUFFER: u64 = 64 << 10;
 
 /// Returns whether all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Blocks keep the early way out of pages that differ at once, and vectorise.
+    // Blocks allow an early return for pages that differ at once, and vectorise.
     let (blocks, rest) = bytes.as_chunks::<64>();
     blocks.iter().all(|block| block.iter().fold(0, |sum, byte| sum | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)

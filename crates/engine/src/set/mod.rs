@@ -1,7 +1,7 @@
-//! What a migration moves: devices, memory, and the logs that tell what has become dirty.
+//! The contents of a migration: devices, memory, and the logs of dirty pages.
 //!
 //! At the source, [`MemoryLogs`] and a [`DeviceDirty`] for each device fill a [`Ledger`] of dirty pages, which [`Scan`]
-//! reads. At the destination, [`Arrival`] puts memory into its place and [`Population`] makes room ahead of it.
+//! reads. At the destination, [`Arrival`] puts memory into its place and [`Population`] populates it ahead of the data.
 
 mod arrival;
 mod cpu_log;

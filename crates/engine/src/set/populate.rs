@@ -1,4 +1,4 @@
-//! Room for memory ahead of the data that arrives: a thread takes the page faults, so that they do not stop the network.
+//! Populating memory ahead of the data: a thread takes the page faults, so that they do not delay the network.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +33,7 @@ pub struct Population {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is wanted next: start and end.
+    /// The next memory to populate: start and end.
     wanted: (u64, u64),
     waits: bool,
     closed: bool,
@@ -45,25 +45,25 @@ impl Population {
         Population::default()
     }
 
-    /// Populates what is requested until [`Population::close`].
+    /// Populates the requested memory until [`Population::close`].
     pub fn run(&self, ram: &dyn Ram) {
         while let Some(next) = self.next() {
             ram.populate(next.start, next.size);
         }
     }
 
-    /// Ends [`Population::run`], also if it starts later.
+    /// Ends [`Population::run`], even if it starts later.
     pub fn close(&self) {
         self.lock().closed = true;
         self.wake.notify_all();
     }
 
-    /// Requests the memory from `start` to `end`, which lies in one region. What was requested before and not populated yet
-    /// is given up unless it goes on from there: its data has arrived.
+    /// Requests the memory from `start` to `end`, which lies in one region. An earlier request that is not populated
+    /// yet is dropped unless this one continues it: its data has arrived.
     pub(super) fn request(&self, start: u64, end: u64) {
         let mut state = self.lock();
         let done = if (state.wanted.0..=end).contains(&start) && start <= state.wanted.1 {
-            // The rest of the previous request and what follows it.
+            // The rest of the previous request and its continuation.
             start.max(state.wanted.0)
         } else if start < state.wanted.0 && state.wanted.0 <= end {
             // Populated already up to there.
@@ -119,7 +119,7 @@ mod tests {
         population.request(STEP / 2, 3 * STEP);
         assert_eq!(take(&population), (STEP, STEP));
         assert_eq!(take(&population), (2 * STEP, STEP));
-        // The data has overtaken.
+        // The data has passed the populated memory.
         population.request(3 * STEP, 5 * STEP);
         population.request(4 * STEP, 5 * STEP);
         assert_eq!(take(&population), (4 * STEP, STEP));

@@ -1,4 +1,4 @@
-//! The walk over dirty memory at the source: holes and zero pages are only named, everything else is read.
+//! The walk over dirty memory at the source: only the ranges of holes and zero pages are sent, everything else is read.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +6,12 @@ use whimbrel_protocol::dirty::PageBitmap;
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, is_zero};
 
-/// The most bytes of data in one stretch.
+/// The maximum number of bytes of data in one stretch.
 const PIECE: u64 = 1 << 20;
-/// The most bytes of zeros in one stretch: what the destination clears without looking up.
+/// The maximum number of bytes of zeros in one stretch, which the destination clears in a single step.
 const ZERO_PIECE: u64 = 64 << 20;
 
-/// Dirty memory, a stretch at a time.
+/// A walk over dirty memory, one stretch at a time.
 ///
 /// ```
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -38,14 +38,14 @@ pub struct Scan<'a> {
     /// The region in `dirty` and the next address in it.
     region: usize,
     at: u64,
-    /// Where the dirty run ends that `at` lies in.
+    /// The end of the dirty run that contains `at`.
     run_end: u64,
-    /// Where data begins and ends at `at` or after it. Before it is a hole.
+    /// The start and end of the data at `at` or after it. Before it is a hole.
     data: (u64, u64),
     looks_for_holes: bool,
     /// Zeros that have not been returned yet, up to `at`.
     zero: u64,
-    /// What was read, from `unread.0` to `unread.1` not returned yet; it ends at `at`.
+    /// The bytes read, of which `unread.0` to `unread.1` have not been returned yet. It ends at `at`.
     buffer: Vec<u8>,
     unread: (usize, usize),
     scanning: Duration,
@@ -55,7 +55,7 @@ pub struct Scan<'a> {
 #[derive(Debug)]
 #[expect(clippy::exhaustive_enums, reason = "memory is zero or it is not")]
 pub enum Stretch<'a> {
-    /// Whole pages of zeros, at most 64 MiB. They have not been read if they are a hole.
+    /// Whole pages of zeros, at most 64 MiB. They are not read if they are a hole.
     Zero {
         /// Guest physical address.
         address: u64,
@@ -66,7 +66,7 @@ pub enum Stretch<'a> {
     Data {
         /// Guest physical address.
         address: u64,
-        /// The bytes, as they were.
+        /// The bytes, as they were when read.
         data: &'a [u8],
     },
 }
@@ -85,8 +85,8 @@ impl<'a> Scan<'a> {
             at,
             run_end: at,
             data: (at, at),
-            // A page that was written is no hole. Looking for the end of data takes time for all of the data, which
-            // pays only where much of the memory is marked.
+            // A written page is not a hole. Looking for the end of data takes time for all of the data, which pays off
+            // only if much of the memory is marked.
             looks_for_holes: marked >= all / 4,
             zero: 0,
             buffer: Vec::new(),
@@ -109,7 +109,7 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Returns the time spent on zeros, which the link has no part in.
+    /// Returns the time spent on zeros, which does not depend on the link.
     pub fn scanning(&self) -> Duration {
         self.scanning
     }
@@ -164,10 +164,10 @@ impl<'a> Scan<'a> {
 
     fn look_for_data(&mut self) {
         let region = self.dirty[self.region].0;
-        // Up to the region's end, so that later runs need not ask again.
+        // Up to the region's end, so that later runs need no lookup.
         let found = self.ram.next_data(self.at, region.end() - self.at);
         let (start, end) = found.map_or((region.end(), region.end()), |data| (data.start, data.end()));
-        // Pages that hold data in part are read whole.
+        // Pages that hold data in part are read completely.
         let start = (start - (start - region.start) % PAGE).max(self.at);
         let end = region.start + (end - region.start).next_multiple_of(PAGE);
         self.data = (start, end.max(self.at + 1));
@@ -188,7 +188,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Returns the next stretch of what was read; `None` if it is zeros that may go on.
+    /// Returns the next stretch of the bytes read; `None` for zeros that may continue.
     fn find_in_buffer(&mut self) -> Option<Found> {
         let (from, to) = self.unread;
         let address = self.at - (to - from) as u64;
@@ -217,7 +217,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// A stretch, its data by the place in the buffer.
+/// A stretch, with its data by position in the buffer.
 enum Found {
     Nothing,
     Zero(u64, u64),

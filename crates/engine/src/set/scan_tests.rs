@@ -10,7 +10,7 @@ const MIB: u64 = 1 << 20;
 /// A stretch without its bytes: address, length, whether it is zero.
 type Found = (u64, u64, bool);
 
-/// Walks over everything and checks each stretch by itself.
+/// Walks over all memory and checks each stretch.
 fn walk(mut scan: Scan<'_>, mut see: impl FnMut(u64, &[u8])) -> Vec<Found> {
     let mut found = Vec::new();
     while let Some(stretch) = scan.next().unwrap() {

@@ -1,4 +1,4 @@
-//! Memory for the tests of these rooms: memfds, and what of them takes room.
+//! Memory for the tests of these modules: memfds, and the allocated part of them.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +8,7 @@ use whimbrel_memory::{FileOffset, Memory};
 
 use super::MappedRam;
 
-/// Mapped memory, and the file behind each region.
+/// Returns mapped memory, and the file of each region.
 pub(super) fn sparse(regions: &[(u64, u64)]) -> (MappedRam, Vec<File>) {
     let mut files = Vec::new();
     let pieces: Vec<_> = regions
@@ -23,7 +23,7 @@ pub(super) fn sparse(regions: &[(u64, u64)]) -> (MappedRam, Vec<File>) {
     (MappedRam::new(pieces).unwrap(), files)
 }
 
-/// Bytes of a file that take room.
+/// Returns the number of allocated bytes of a file.
 pub(super) fn room(file: &File) -> u64 {
     file.metadata().unwrap().blocks() * 512
 }

@@ -22,7 +22,7 @@ pub(super) fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 + at / 251) as u8).collect()
 }
 
-/// What a receiver found, without borrowing from it.
+/// A receiver's result, without a borrow from it.
 #[derive(Debug, PartialEq)]
 enum Found {
     Control(Control),
@@ -39,7 +39,7 @@ fn next(receiver: &mut Receiver, until: Until<'_>) -> Result<Found, ChannelError
         Received::Message(other) => panic!("{other:?}"),
         Received::Memory(mut memory) => {
             let (address, mut data) = (memory.address(), vec![0; memory.len()]);
-            // In two pieces, as memory of two regions is read.
+            // In two pieces, like memory of two regions.
             let (first, second) = data.split_at_mut(memory.len() / 3);
             memory.read_into(first, until)?;
             memory.read_into(second, until)?;
@@ -160,7 +160,7 @@ fn both_sides_count_the_same_bytes() {
     assert_eq!(receiver.bytes(), (PREAMBLE_BYTES + 2 * HEADER_BYTES + 8 + 5000) as u64);
 }
 
-/// Fills the connection until nothing more is taken, and returns how many frames are part of the stream.
+/// Fills the connection until it accepts no more, and returns the number of frames that are part of the stream.
 pub(super) fn fill(sender: &mut Sender, until: Until<'_>) -> (u32, ChannelError) {
     let mut frames = 0;
     loop {
@@ -171,7 +171,7 @@ pub(super) fn fill(sender: &mut Sender, until: Until<'_>) -> (u32, ChannelError)
     }
 }
 
-/// Receives what [`fill`] has sent, and a PING after it.
+/// Receives the frames that [`fill`] has sent, and a PING after them.
 fn expect_filled(receiver: &mut Receiver, frames: u32) {
     for address in 0..frames {
         assert_eq!(next(receiver, soon()).unwrap(), Found::Memory(address.into(), noise(CHUNK)));
@@ -189,7 +189,7 @@ fn interrupt_a_stuck_write((left, right): (Arc<Stream>, Arc<Stream>)) {
     std::thread::scope(|scope| {
         let (elsewhere, peer) = (interrupt.clone(), left.clone());
         scope.spawn(move || {
-            // Until the socket takes nothing more.
+            // Until the socket accepts no more data.
             while Until::timeout(Duration::from_millis(20))
                 .wait(peer.readiness_fd(), Readiness::Writable)
                 .is_ok()
@@ -228,7 +228,7 @@ fn write_to_a_slow_peer((left, right): (Arc<Stream>, Arc<Stream>)) {
         let taker = scope.spawn({
             let right = right.clone();
             move || {
-                // A little is taken all the time, until well after the deadline.
+                // A little is read all the time, until well after the deadline.
                 let (mut taken, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
                 while Instant::now() < deadline + Duration::from_millis(200) {
                     if let Ok(count) = right.try_read(&mut buffer) {

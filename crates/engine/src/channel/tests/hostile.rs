@@ -1,4 +1,4 @@
-//! Peers that stop, die or lie, and channels that do.
+//! Peers that stop, die or send false data, and channels that return false results.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ use crate::proto::control::Control;
 use crate::proto::frame::{FrameHeader, Kind, Preamble, crc32c};
 use crate::proto::message::Message;
 
-/// A process that reads a connection. It is killed with this.
+/// A process that reads a connection. It is killed when this is dropped.
 struct Reader(Child);
 
 impl Reader {
@@ -74,7 +74,7 @@ fn a_peer_that_is_killed_ends_a_send_at_once() {
     });
 }
 
-/// Everything that a receiver makes of a stream.
+/// Receives a stream to its end, and returns the error that ended it.
 fn receive_all(receiver: &mut Receiver) -> ChannelError {
     let mut place = [0; 1000];
     loop {
@@ -120,7 +120,7 @@ proptest! {
         write_all(&*left, &stream);
         drop(left);
         let error = receive_all(&mut Receiver::new(right));
-        // The flags of a frame, whose checksum does not hold any more, are damage like any other.
+        // The flags of a frame are protected by its checksum like all other fields.
         prop_assert!(matches!(error, ChannelError::Closed) == cut, "{error}");
         prop_assert!(cut || matches!(error, ChannelError::Malformed(_)), "{error}");
     }

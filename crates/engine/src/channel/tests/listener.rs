@@ -1,4 +1,4 @@
-//! A listener: the right sender among strangers of every kind.
+//! A listener: accepts the right sender among other peers of every kind.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -44,7 +44,7 @@ fn stranger(address: &Address, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Does something while a listener waits for a sender who does not come.
+/// Runs `work` while a listener waits for a sender who does not come.
 fn while_listening<T>(mut listener: Listener, work: impl FnOnce(&Address) -> T) -> T {
     let stop = Interrupt::new().unwrap();
     let address = listener.address().clone();
@@ -80,7 +80,7 @@ fn stream_of(kind: Kind, payload: &[u8]) -> Vec<u8> {
     [Preamble::CURRENT.as_bytes(), &header, payload].concat()
 }
 
-/// What strangers send: nothing, garbage, and beginnings of every length.
+/// Returns the bytes that strangers send: nothing, garbage, and beginnings of every length.
 fn strange_bytes() -> Vec<Vec<u8>> {
     let (payload, _) = Message::from(hello(1)).payload();
     let whole = stream_of(Kind::Hello, &payload);
@@ -120,10 +120,10 @@ fn the_right_sender_is_found_among_strangers_of_every_kind() {
     let mut strangers = Vec::new();
     for (number, bytes) in strange_bytes().iter().enumerate() {
         let mut stream = TcpStream::connect(address.to_string()).unwrap();
-        // More than fits the buffers of a peer that does not read is not waited for.
+        // Data beyond the buffers of a peer that does not read is not waited for.
         stream.set_nonblocking(true).unwrap();
         let _ = stream.write(bytes);
-        // Every third is gone again.
+        // Every third closes its connection.
         if number % 3 != 0 {
             strangers.push(stream);
         }
@@ -192,13 +192,13 @@ fn once_there_is_a_sender_everyone_else_is_told_that_it_is_busy() {
     assert!(accepted.peer.unwrap().ip().is_loopback());
     expect_hello(&mut accepted, 1);
     assert!(refusal(Arc::new(Stream::from(early))).contains("busy"));
-    // Those who neither read nor go delay nobody.
+    // Peers that neither read nor close delay no other peer.
     let _silent: Vec<_> = (0..40).map(|_| stranger(&address, &[])).collect();
     for migration in 2..5 {
         assert!(refusal(sender(&address, migration)).contains("busy"));
     }
     drop(accepted);
-    // The next one's turn, for which the listener is free again.
+    // The next sender's turn, for which the listener is free again.
     let _next = sender_once_free(&mut listener, &address, 9);
 }
 
@@ -206,7 +206,7 @@ fn sender_once_free(listener: &mut Listener, address: &Address, migration: u128)
     std::thread::scope(|scope| {
         let accepting = scope.spawn(|| listener.accept(soon()).unwrap());
         loop {
-            // Those that the last migration's end has not reached yet are still told that it is busy.
+            // Connections that the last migration's end has not reached yet are still told that it is busy.
             let stream = sender(address, migration);
             std::thread::sleep(Duration::from_millis(20));
             if accepting.is_finished() {
@@ -266,7 +266,7 @@ fn only_a_dead_socket_is_replaced_and_only_the_own_one_removed() {
     assert_eq!(std::fs::read(&path).unwrap(), b"a file");
 }
 
-/// The limit on descriptors is the process's: another one has it.
+/// The limit on descriptors applies to a whole process, so that the test uses another one.
 #[test]
 fn a_process_without_descriptors_waits_for_them_without_spinning() {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -320,6 +320,6 @@ fn what_a_stranger_sends_is_not_read_beyond_its_bound() {
         }
         sent
     });
-    // Most of it is what the system's buffers hold.
+    // The system's buffers hold most of it.
     assert!(sent < 64 << 20, "{sent}");
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{Channel, Stream, Until};
 
-/// Long enough for anything that is expected to happen.
+/// Returns a timeout that is long enough for any expected event.
 fn soon() -> Until<'static> {
     Until::timeout(Duration::from_mins(1))
 }

@@ -1,4 +1,4 @@
-//! Connecting, and the sockets that a stream may be made of.
+//! Connecting, and the kinds of sockets for a stream.
 
 use std::io::IoSlice;
 use std::net::{TcpListener, UdpSocket};
@@ -15,7 +15,7 @@ fn address_of(listener: &TcpListener) -> Address {
     Address::Tcp(listener.local_addr().unwrap().to_string())
 }
 
-/// A TCP port that nobody listens at, and that nobody else gets.
+/// Returns a TCP port that has no listener and stays reserved.
 fn reserved_port() -> (OwnedFd, Address) {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     bind(&socket, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
@@ -66,7 +66,7 @@ fn an_address_that_cannot_be_connected_to_is_an_error_at_once() {
     assert!(matches!(&error, ConnectError::Failed { .. }), "{error}");
 }
 
-/// A listener whose queue is full: connecting gets no answer.
+/// Returns a listener whose queue is full: connecting gets no answer.
 fn mute() -> (TcpListener, Vec<OwnedFd>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listen(&listener, 0).unwrap();

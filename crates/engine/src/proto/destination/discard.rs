@@ -1,4 +1,4 @@
-//! After a failure: nothing of what arrived is kept, and the source is told once that is certain.
+//! After a failure: the received state is discarded, and the source is told once that is certain.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::proto::control::{Control, Reason};
 use crate::proto::operation::{Done, Operation, Place};
 
 impl Destination {
-    /// How long the source may take to be told.
+    /// The timeout for telling the source.
     pub(super) const TELL: Duration = Duration::from_secs(2);
 
-    /// The migration cannot go on. What the first failure leads to is not changed by those that follow from it.
+    /// Fails the migration. Failures that follow from the first one do not change its consequences.
     pub(super) fn fail(&mut self, cause: Error) {
         if matches!(
             self.phase,
@@ -24,7 +24,7 @@ impl Destination {
             return;
         }
         if self.handover.phase() == DestinationPhase::Starting {
-            // One that did not start is enough: all of them are discarded.
+            // One device that did not start is enough: all of them are discarded.
             let failed = self.devices.iter().position(|device| !device.runs).unwrap_or_default();
             self.handover.started(failed, false);
         } else {
@@ -33,7 +33,7 @@ impl Destination {
         self.give_up(cause);
     }
 
-    /// As [`Destination::fail`], where the handover's rule knows already.
+    /// Aborts like [`Destination::fail`], if the handover's rule already knows of the failure.
     pub(super) fn give_up(&mut self, cause: Error) {
         if matches!(
             self.phase,
@@ -75,7 +75,7 @@ impl Destination {
         }
     }
 
-    /// A device that was to run and could not be reset is stopped, and asked whether it is.
+    /// Stops each device that may run and could not be reset, and queries its state.
     pub(super) fn verify_devices(&mut self) {
         for (index, device) in self.devices.iter().enumerate() {
             if device.start_asked && !device.was_reset && !device.stuck {
@@ -111,7 +111,7 @@ impl Destination {
         let mut action = DestinationAction::Wait;
         for index in 0..self.devices.len() {
             let device = &self.devices[index];
-            // A device that was never to run does not run, whatever its reset says.
+            // A device that was never started does not run, whatever the result of its reset.
             let certain = !device.start_asked || device.was_reset || (device.is_stopped && !device.stuck);
             match self.handover.discarded(index, certain) {
                 DestinationAction::Wait => {}
@@ -127,14 +127,14 @@ impl Destination {
         if action == DestinationAction::SendFailed {
             self.enter(Phase::Record);
         } else {
-            // FAILED would let the devices run there while one may run here.
+            // FAILED would allow the devices to run there while one may run here.
             tracing::error!("a device may run here: the source is not told that none does");
             self.enter(Phase::Over);
         }
     }
 
-    /// FAILED lets the devices run at the source. After a crash here nothing may start them any more, so that the journal
-    /// comes first.
+    /// Records the discard in the journal. This comes before FAILED, which lets the devices run at the source: after a
+    /// crash here nothing may start them again.
     pub(super) fn record_discarded(&mut self) {
         if self.recorded {
             self.unrecorded = true;

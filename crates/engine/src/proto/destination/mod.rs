@@ -1,7 +1,8 @@
-//! The machine of the destination: what it answers, and what its devices and owner do, from the first frame to the end.
+//! The machine of the destination: its answers, and the actions of its devices and owner, from the first frame to the
+//! end.
 //!
-//! Nothing is asked of a device before identities have been compared. If anything fails before the handover, or is
-//! cancelled, every device is reset and nothing of what arrived is kept.
+//! No request is made to a device before identities have been compared. If anything fails before the handover, or is
+//! cancelled, every device is reset and all received state is discarded.
 
 mod discard;
 mod options;
@@ -24,51 +25,51 @@ use crate::progress;
 
 pub use options::DestinationOptions;
 
-/// What is there to receive a migration.
+/// The resources that receive a migration.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The devices, memory and blobs here. A blob's version is the highest that the owner can load.
+    /// The destination's devices, memory and blobs. A blob's version is the highest that the owner can load.
     pub table: Table,
     /// The features that can be used.
     pub features: BTreeSet<Feature>,
-    /// Whether the owner keeps a journal.
+    /// Set if the owner keeps a journal.
     pub has_journal: bool,
     /// The bounds.
     pub options: DestinationOptions,
 }
 
-/// Where a migration stands, and what it waits for.
+/// The phases of a migration, by the event that each one awaits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// HELLO is awaited.
     Hello,
-    /// ACCEPT goes out; TABLE is awaited.
+    /// ACCEPT is sent; TABLE is awaited.
     Table,
     /// The devices enter RESUMING.
     Resume,
-    /// FITS goes out; state and memory arrive, until ROUND or END.
+    /// FITS is sent; state and memory arrive, until ROUND or END.
     Load,
-    /// The devices take what has arrived in a round.
+    /// The devices load the data of a round.
     RoundEnd,
-    /// The devices take the rest and leave RESUMING.
+    /// The devices load the rest and leave RESUMING.
     Finish,
     /// The journal records that the devices may start, and the owner inspects.
     Inspect,
-    /// READY goes out; HANDOVER is awaited.
+    /// READY is sent; HANDOVER is awaited.
     Ready,
     /// The devices of a set enter RUNNING_P2P.
     Quiesce,
     /// The devices start.
     Start,
-    /// RUNNING goes out, and the owner starts.
+    /// RUNNING is sent, and the owner starts.
     Run,
-    /// After a failure: transfers are interrupted, calls into drivers end.
+    /// After a failure: transfers are interrupted, and calls into drivers end.
     Settle,
     /// After a failure: the devices are reset.
     Reset,
-    /// After a failure of the reset: whether the devices are stopped.
+    /// After a failure of the reset: the devices' states are queried.
     Verify,
-    /// After a failure: the journal records that nothing of what arrived is kept.
+    /// After a failure: the journal records that the received state has been discarded.
     Record,
     /// After a failure: the source is told.
     Tell,
@@ -76,47 +77,47 @@ pub enum Phase {
     Over,
 }
 
-/// A device under way.
+/// A device of the migration.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 struct Device {
     name: String,
     has_p2p: bool,
-    /// Whether it has been asked for anything that a reset must undo.
+    /// Set if it has received a request that a reset must undo.
     touched: bool,
-    /// Whether it was asked to run.
+    /// Set if it was asked to run.
     start_asked: bool,
-    /// Whether it runs.
+    /// Set if it runs.
     runs: bool,
-    /// Whether it is certain that nothing of what arrived is left in it.
+    /// Set if it is certain that no received state is left in it.
     was_reset: bool,
-    /// Whether its state is known to be one in which it is stopped.
+    /// Set if it is known to be stopped.
     is_stopped: bool,
-    /// The call into its driver that does not return.
+    /// Set if a call into its driver does not return.
     stuck: bool,
-    /// Why it could not be reset.
+    /// The error of a reset that failed.
     reset_failed: Option<Error>,
 }
 
-/// What came of a migration at the destination.
+/// The result of a migration at the destination.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Taken {
     /// The migration's id.
     pub migration: String,
-    /// The source's names of the devices.
+    /// The devices' names at the source.
     pub from_devices: Vec<String>,
     /// Rounds of pre-copy.
     pub rounds: u32,
     /// Bytes of device state.
     pub device_bytes: u64,
-    /// Bytes of memory, repeated and zero pages included.
+    /// Bytes of memory, including repeated and zero pages.
     pub memory_bytes: u64,
-    /// From HELLO until the devices ran.
+    /// Time from HELLO until the devices ran.
     pub total: Duration,
-    /// Whether RUNNING was sent. If not, the source keeps its devices stopped and does not know that these run.
+    /// Set if RUNNING was sent. If not, the source keeps its devices stopped and does not know that they run here.
     pub confirmed: bool,
-    /// What did not go as it should, without harm to the migration.
+    /// Problems that did not harm the migration.
     pub warnings: Vec<String>,
 }
 
@@ -131,19 +132,19 @@ pub struct Destination {
     devices: Vec<Device>,
     pending: Pending,
     phase: Phase,
-    /// What the phase awaits from the source has arrived.
+    /// Set if the message that the phase awaits from the source has arrived.
     answered: bool,
     now: Now,
     deadline: Option<Now>,
-    /// When the current phase began.
+    /// The time when the current phase began.
     phase_began: Now,
     round: u32,
     recorded: bool,
-    /// Whether the journal may lack that nothing is kept.
+    /// Set if the journal may lack the record of the discard.
     unrecorded: bool,
     lost: bool,
     cause: Option<Error>,
-    /// When the end arrived, and how long loading took from then on.
+    /// The time when END arrived; `loading` is the time that loading took from then on.
     ended_at: Now,
     loading: Duration,
     handed_over_at: Now,
@@ -199,17 +200,17 @@ impl Destination {
         destination
     }
 
-    /// Returns the next command, or `None` until something is put in.
+    /// Returns the next command, or `None` until the next event.
     pub fn poll(&mut self) -> Option<Command> {
         self.pending.poll()
     }
 
-    /// Returns when [`Event::Tick`] is due at the latest.
+    /// Returns the latest time at which [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Now> {
         self.deadline
     }
 
-    /// Takes in an event. Time never goes back.
+    /// Takes in an event. Time must be monotonic.
     pub fn input(&mut self, event: Event, now: Now) {
         self.now = self.now.max(now);
         self.check_deadline();
@@ -226,7 +227,7 @@ impl Destination {
         }
     }
 
-    /// Returns what came of the migration, once it is over: `Ok` if the devices run here.
+    /// Returns the result of the migration, once it has ended: `Ok` if the devices run here.
     pub fn result(&mut self) -> Option<Result<Taken, Error>> {
         if self.phase != Phase::Over {
             return None;
@@ -242,7 +243,7 @@ impl Destination {
         &self.features
     }
 
-    /// Returns the table that the source has sent, once it has been accepted.
+    /// Returns the source's table, once it has been accepted.
     pub fn table(&self) -> &Table {
         &self.theirs
     }
@@ -252,23 +253,23 @@ impl Destination {
         u128::from_str_radix(&self.taken.migration, 16).unwrap_or_default()
     }
 
-    /// Returns since when frames of the source are awaited, while memory and state arrive: what arrives does not pass
-    /// through the machine.
+    /// Returns the time since which frames of the source are awaited, while memory and state arrive: these bypass the
+    /// machine.
     pub fn listens_since(&self) -> Option<Now> {
         (self.phase == Phase::Load).then_some(self.phase_began)
     }
 
-    /// Returns the phase that the migration is in.
+    /// Returns the current phase.
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Returns whether the migration can still be called off here: not once the devices are this side's.
+    /// Returns whether the migration can still be cancelled here: not once the devices belong to this side.
     pub fn can_be_cancelled(&self) -> bool {
         matches!(self.handover.phase(), DestinationPhase::Loading | DestinationPhase::Ready)
     }
 
-    /// Returns where the migration stands.
+    /// Returns the progress of the migration.
     pub fn progress(&self) -> progress::Progress {
         progress::Progress::new(match self.phase {
             Phase::Hello | Phase::Table | Phase::Resume => progress::Phase::Greeting,
@@ -383,7 +384,7 @@ impl Destination {
             Phase::Reset => self.enter(Phase::Verify),
             Phase::Verify => self.discarded(),
             Phase::Record => self.recorded(),
-            // What has ended Load has decided what follows.
+            // The message that ended Load has decided the next phase.
             Phase::Load | Phase::Over => {}
         }
     }
@@ -398,7 +399,8 @@ impl Destination {
         }
     }
 
-    /// A crash from here on costs a question, and never two running devices.
+    /// Records that the devices may start. A crash after this costs a question to the arbiter, and never two running
+    /// devices.
     fn record_may_start(&mut self) {
         if self.site.has_journal && !std::mem::replace(&mut self.recorded, true) {
             self.pending.start(Place::Owner, Operation::Record(Entry::MayStart));
@@ -413,7 +415,7 @@ impl Destination {
         self.load_on();
     }
 
-    /// Loads until the next ROUND or END, while what was said goes out.
+    /// Loads until the next ROUND or END, while the answer is sent.
     fn load_on(&mut self) {
         self.enter(Phase::Load);
     }
@@ -446,7 +448,7 @@ impl Destination {
         }
     }
 
-    /// Every device is this side's for good: nothing takes that back.
+    /// Completes the migration: every device belongs to this side for good.
     fn run(&mut self) {
         self.taken.total = self.now.saturating_sub(self.started);
         let start = self.now.saturating_sub(self.handed_over_at);
@@ -527,7 +529,7 @@ impl Destination {
                     Ok(_) => {
                         self.handed_over_at = self.now;
                         self.answered = true;
-                        // From here on nothing but the devices themselves is waited for.
+                        // From here on only the devices themselves are waited for.
                         self.deadline = None;
                     }
                     Err(error) => self.fail(error.into()),
@@ -538,7 +540,7 @@ impl Destination {
             (control, phase) => {
                 let what = format!("unexpected {} from the source", control.name());
                 if phase == Phase::Quiesce || phase == Phase::Start || phase == Phase::Run || self.owns() {
-                    // The devices are this side's, whatever the source says.
+                    // The devices belong to this side, whatever the source sends.
                     tracing::warn!("{what} after the handover");
                 } else {
                     self.fail(Error::Protocol(what));
@@ -571,7 +573,7 @@ impl Destination {
     }
 
     fn lost(&mut self, error: Error) {
-        // What is wrong on this side, or with what was said, can still be told.
+        // An error on this side, or in the source's messages, can still be reported.
         self.lost |= matches!(error, Error::Lost { .. } | Error::Link(_));
         match self.phase {
             Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over => {}
@@ -581,7 +583,7 @@ impl Destination {
         }
     }
 
-    /// Whether the devices are this side's: HANDOVER has arrived.
+    /// Returns whether the devices belong to this side: HANDOVER has arrived.
     fn owns(&self) -> bool {
         matches!(self.handover.phase(), DestinationPhase::Starting | DestinationPhase::Running)
     }

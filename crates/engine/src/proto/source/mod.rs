@@ -1,7 +1,9 @@
-//! The machine of the source: what it says, and what its devices, memory and owner do, from the first frame to the end.
+//! The machine of the source: its messages, and the actions of its devices, memory and owner, from the first frame to
+//! the end.
 //!
-//! The order: greet, compare devices, start the logs, pre-copy in rounds until what is left fits the downtime limit, stop
-//! everything, send the rest, hand over. Anything may fail or be cancelled up to the handover, and the devices run on here.
+//! The order: greet, compare devices, start the logs, pre-copy in rounds until what is left fits the downtime limit,
+//! stop everything, send the rest, hand over. Up to the handover anything may fail or be cancelled, and the devices
+//! continue to run here.
 
 mod options;
 mod rollback;
@@ -28,7 +30,7 @@ use crate::report::{DeviceReport, Report};
 pub use options::SourceOptions;
 pub use rollback::Back;
 
-/// What is to be migrated.
+/// The plan of a migration: its devices, memory and bounds.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The first frame: id, versions and features.
@@ -39,24 +41,24 @@ pub struct Plan {
     pub options: SourceOptions,
 }
 
-/// Where a migration stands, and what it waits for.
+/// The phases of a migration, by the event that each one awaits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// HELLO goes out; ACCEPT is awaited.
+    /// HELLO is sent; ACCEPT is awaited.
     Hello,
-    /// TABLE goes out; FITS is awaited.
+    /// TABLE is sent; FITS is awaited.
     Table,
     /// The logs start, and the devices enter PRE_COPY.
     Precopy,
-    /// The devices say how much they have.
+    /// The devices report the size of their data.
     RoundQuery,
-    /// Memory and device state go out.
+    /// Memory and device state are sent.
     RoundSend,
-    /// ROUND goes out; ROUND_DONE is awaited.
+    /// ROUND is sent; ROUND_DONE is awaited.
     RoundEnd,
-    /// PING goes out; PONG is awaited.
+    /// PING is sent; PONG is awaited.
     Ping,
-    /// Devices' logs are read, and what is left is asked for.
+    /// The devices' logs are read, and the remaining data is queried.
     RoundLeft,
     /// The other logs are read.
     RoundMemoryLeft,
@@ -68,25 +70,25 @@ pub enum Phase {
     Quiesce,
     /// The devices stop, and begin to send the rest.
     Stop,
-    /// The rest goes out.
+    /// The rest is sent.
     Rest,
-    /// END goes out; READY is awaited.
+    /// END is sent; READY is awaited.
     End,
-    /// HANDOVER may have gone out; RUNNING or FAILED is awaited.
+    /// HANDOVER may have been sent; RUNNING or FAILED is awaited.
     Committed,
-    /// The destination runs the devices: they are put away here.
+    /// The destination runs the devices: they are released here.
     Release,
-    /// After a failure: transfers are interrupted, calls into drivers end.
+    /// After a failure: transfers are interrupted, and calls into drivers end.
     Settle(Then),
-    /// After a failure: the devices are brought back.
+    /// After a failure: the devices are returned to RUNNING.
     Back(Back),
-    /// After a failure: the devices may be the destination's, and are kept stopped.
+    /// After a failure: the devices may belong to the destination, and are kept stopped.
     Park,
     /// Nothing follows.
     Over,
 }
 
-/// What follows after a failure has settled.
+/// The phases that follow after a failure has settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// [`Phase::Back`].
@@ -97,26 +99,26 @@ pub enum Then {
     Release,
 }
 
-/// A device under way.
+/// A device of the migration.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 struct Device {
     name: String,
     has_precopy: bool,
     has_p2p: bool,
-    /// The account of its pre-copy data.
+    /// The progress of its pre-copy data.
     precopy: precopy::Progress,
     /// Bytes that stopping it would yield.
     left: u64,
     /// Bytes of its state sent so far.
     sent: u64,
-    /// The state it is known to be in.
+    /// The last known state.
     state: Option<State>,
-    /// Why it cannot be brought back, if it cannot.
+    /// The error that prevents its return to RUNNING.
     stranded: Option<Error>,
-    /// The call that does not return.
+    /// Set if a call into its driver does not return.
     stuck: bool,
-    /// Whether it was reset after a failure.
+    /// Set if it was reset after a failure.
     was_reset: bool,
 }
 
@@ -130,21 +132,21 @@ pub struct Source {
     devices: Vec<Device>,
     pending: Pending,
     phase: Phase,
-    /// The answer that the phase awaits has arrived.
+    /// Set if the answer that the phase awaits has arrived.
     answered: bool,
     now: Now,
-    /// When the current phase has taken too long.
+    /// The time when the current phase times out.
     deadline: Option<Now>,
     cause: Option<Error>,
     outcome: Option<Outcome>,
     bandwidth: Bandwidth,
     round_trip: Option<Duration>,
-    /// Longest arc into PRE_COPY so far, as a measure of a transition's cost.
+    /// Longest arc into PRE_COPY so far, as an estimate of a transition's cost.
     transition: Duration,
-    /// What the destination expects to need between END and READY.
+    /// The time that the destination expects to need between END and READY.
     peer_setup: Duration,
     prediction: Option<Prediction>,
-    /// The round under way.
+    /// The current round.
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
     full_pass: Option<round::FullPass>,
@@ -155,7 +157,7 @@ pub struct Source {
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
-    /// When READY, or RUNNING, was asked for.
+    /// The time when READY, or RUNNING, was requested.
     asked_at: Now,
     logs_started: bool,
     recorded: bool,
@@ -220,20 +222,20 @@ impl Source {
         source
     }
 
-    /// Returns the next command, or `None` until something is put in.
+    /// Returns the next command, or `None` until the next event.
     pub fn poll(&mut self) -> Option<Command> {
         self.pending.poll()
     }
 
-    /// Returns when [`Event::Tick`] is due at the latest.
+    /// Returns the latest time at which [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Now> {
         self.deadline
     }
 
-    /// Takes in an event. Time never goes back.
+    /// Takes in an event. Time must be monotonic.
     pub fn input(&mut self, event: Event, now: Now) {
         self.now = self.now.max(now);
-        // What comes too late has not come in time, also if it is seen before the clock.
+        // A late event has missed its deadline, even if it is seen before the clock.
         self.check_deadline();
         match event {
             Event::Done { id, result } => self.done(id, result),
@@ -248,7 +250,7 @@ impl Source {
         }
     }
 
-    /// Returns what came of the migration, once it is over: `Ok` if the devices run at the destination.
+    /// Returns the result of the migration, once it has ended: `Ok` if the devices run at the destination.
     pub fn result(&mut self) -> Option<Result<Report, (Error, Outcome)>> {
         if self.phase != Phase::Over {
             return None;
@@ -262,7 +264,7 @@ impl Source {
         }
     }
 
-    /// Returns where the migration stands, without what the current transfer has done.
+    /// Returns the progress of the migration, without that of the current transfer.
     pub fn progress(&self) -> progress::Progress {
         let mut progress = progress::Progress::new(match self.phase {
             Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
@@ -284,12 +286,12 @@ impl Source {
         progress
     }
 
-    /// Returns the phase that the migration is in.
+    /// Returns the current phase.
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Returns whether the handover can still be called off.
+    /// Returns whether the handover can still be cancelled.
     pub fn can_be_cancelled(&self) -> bool {
         self.handover.phase() == SourcePhase::Owner
     }
@@ -349,7 +351,7 @@ impl Source {
         );
         match self.phase {
             Phase::Over => false,
-            // The state that goes out meanwhile is awaited later.
+            // The state that is sent meanwhile is awaited later.
             Phase::Stop => {
                 !self.pending.any(|_, operation| !matches!(operation, Operation::SendState { .. }))
             }
@@ -358,7 +360,7 @@ impl Source {
         }
     }
 
-    /// The phase has all that it awaits.
+    /// Proceeds to the next phase: the current one has everything that it awaits.
     fn advance(&mut self) {
         match self.phase {
             Phase::Hello => self.enter(Phase::Table),
@@ -415,7 +417,7 @@ impl Source {
         }
     }
 
-    /// Keeps what an operation has yielded.
+    /// Keeps the result of an operation.
     fn note(&mut self, place: Place, operation: &Operation, done: Done) {
         match (place, done) {
             (Place::Device(index), done) => self.note_of_device(index, operation, done),
@@ -556,12 +558,12 @@ impl Source {
         }
     }
 
-    /// What is left once the devices are stopped.
+    /// Returns the data that remains once the devices are stopped.
     fn remaining(&self) -> Remaining {
         Remaining::new(self.memory_left, self.devices.iter().map(|device| device.left).sum())
     }
 
-    /// Whether the destination has the initial data of every device.
+    /// Returns whether the destination has the initial data of every device.
     fn initial_is_done(&self) -> bool {
         self.confirmed_initial && self.all_initial_sent()
     }
@@ -588,7 +590,7 @@ impl Source {
             .collect();
     }
 
-    /// What the handover's rule says to a message, as far as it is about who runs the devices.
+    /// Passes a message to the handover's rule, and returns the action that it demands.
     fn handover_says(&mut self, message: handover::Message) -> Result<SourceAction, Error> {
         self.handover.receive(message).map_err(Error::from)
     }

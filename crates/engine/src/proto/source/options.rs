@@ -15,15 +15,15 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceOptions {
-    /// The devices are stopped once the predicted downtime is at most this.
+    /// The maximum predicted downtime at which the devices are stopped.
     pub downtime_limit: Duration,
-    /// The migration is given up after this many rounds without that.
+    /// The number of rounds after which a migration that does not converge is aborted.
     pub max_rounds: u32,
-    /// Timeout for an answer of the destination, and for it to take one frame of at most 1 MiB.
+    /// Timeout for an answer of the destination, and for it to accept one frame of at most 1 MiB.
     pub timeout: Duration,
     /// Timeout for a call into a driver.
     pub call_timeout: Duration,
-    /// Longest time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
+    /// The maximum time from the stop until the handover is sent, if set: see [`SourceOptions::stop_budget`].
     pub budget: Option<Duration>,
 }
 
@@ -40,7 +40,7 @@ impl Default for SourceOptions {
 }
 
 impl SourceOptions {
-    /// The least default of [`SourceOptions::stop_budget`].
+    /// The minimum default of [`SourceOptions::stop_budget`].
     const MIN_BUDGET: Duration = Duration::from_secs(1);
 
     /// Sets [`SourceOptions::downtime_limit`].
@@ -73,8 +73,8 @@ impl SourceOptions {
         SourceOptions { budget: Some(budget), ..self }
     }
 
-    /// Returns the longest time from the stop until the handover is sent: past it the migration is given up, and the
-    /// devices run at the source again. Twice the downtime limit and at least 1 s, unless it was set.
+    /// Returns the maximum time from the stop until the handover is sent: after it the migration is aborted, and the
+    /// devices run at the source again. By default twice the downtime limit and at least 1 s.
     pub fn stop_budget(&self) -> Duration {
         self.budget.unwrap_or_else(|| self.downtime_limit.saturating_mul(2).max(Self::MIN_BUDGET))
     }

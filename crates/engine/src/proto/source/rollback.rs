@@ -1,4 +1,4 @@
-//! After a failure: the devices run here again, or it is said exactly why not.
+//! After a failure: the devices run here again, or the reason why not is reported.
 
 use std::time::Duration;
 
@@ -10,25 +10,25 @@ use crate::error::{Error, Outcome};
 use crate::proto::control::{Control, Reason};
 use crate::proto::operation::{Done, Operation, Place};
 
-/// A step on the way back. Every device takes it before the next step begins.
+/// The steps on the way back. Every device completes a step before the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Back {
-    /// Each device says which state it is in.
+    /// Each device's state is queried.
     Query,
     /// Devices of a set enter a P2P state.
     Quiesce,
-    /// Devices run.
+    /// Devices enter RUNNING.
     Run,
-    /// Devices that did not are reset, and get their configuration again.
+    /// Devices that failed to run are reset, and their configuration is restored.
     Reset,
-    /// The owner goes on, and the logs stop.
+    /// The owner resumes, and the logs stop.
     Owner,
     /// The destination is told.
     Tell,
 }
 
 impl Back {
-    /// How long the destination may take to be told.
+    /// The timeout for telling the destination.
     const TELL: Duration = Duration::from_secs(2);
 
     pub(super) fn timeout(self, call: Duration) -> Duration {
@@ -40,7 +40,7 @@ impl Back {
 }
 
 impl Source {
-    /// The migration cannot go on. What the first failure leads to is not changed by those that follow from it.
+    /// Fails the migration. Failures that follow from the first one do not change its consequences.
     pub(super) fn fail(&mut self, cause: Error) {
         if matches!(
             self.phase,
@@ -71,7 +71,7 @@ impl Source {
                 if self.cause.is_none() || !settles {
                     self.cause = Some(error);
                 }
-                // Also where the outcome had been unknown: this late word settles it.
+                // This late message also settles an unknown outcome.
                 self.outcome = None;
                 self.enter(Phase::Settle(Then::Back));
             }
@@ -82,7 +82,7 @@ impl Source {
         }
     }
 
-    /// Goes on without the calls that do not return.
+    /// Continues without the calls that do not return.
     pub(super) fn give_up_pending(&mut self) {
         for (place, operation) in self.pending.abandon() {
             let error = self.overdue_error(place, &operation);
@@ -95,7 +95,7 @@ impl Source {
                 device.state = None;
                 device.stranded = Some(error);
             } else if operation == Operation::Resume {
-                // The devices run, but what works with them may not.
+                // The devices run, but the owner's program may not.
                 self.outcome = Some(Outcome::Stranded(Box::new(error)));
             } else {
                 self.report.warnings.push(error.to_string());
@@ -158,7 +158,7 @@ impl Source {
         self.stop_logs();
     }
 
-    /// Says that the migration is off, if the destination can be told and does not know.
+    /// Tells the destination that the migration has ended, if it can be told and does not know.
     fn tell(&mut self) {
         let Some(cause) = &self.cause else { return };
         if !cause.is_of_the_link() {
@@ -188,7 +188,7 @@ impl Source {
             (Operation::QueryState, Ok(Done::State(state))) => device.state = Some(state),
             (Operation::SetState(state), Ok(_)) => device.state = Some(*state),
             (Operation::SetState(_) | Operation::QueryState | Operation::Reset, Err(error)) => {
-                // Nothing is claimed of a state that has not been read.
+                // A state that has not been read is unknown.
                 device.state = None;
                 device.stranded = Some(error);
             }
@@ -200,7 +200,7 @@ impl Source {
         }
     }
 
-    /// Every device has taken the step, or has been given up.
+    /// Enters the next step: every device has completed this one or has been abandoned.
     pub(super) fn back_again(&mut self, back: Back) {
         if back == Back::Owner {
             self.judge();
@@ -235,7 +235,7 @@ impl Source {
         }
     }
 
-    /// The devices are or may be the destination's: they stay stopped, in a state that no session is open in.
+    /// Keeps the devices stopped, in a state without a session, because they may belong to the destination.
     pub(super) fn park(&mut self) {
         self.outcome = Some(Outcome::Unknown);
         for (index, device) in self.devices.iter().enumerate() {
@@ -247,7 +247,7 @@ impl Source {
     }
 }
 
-/// Whether a device needs no step to a P2P state on its way to RUNNING.
+/// Returns whether a device needs no step to a P2P state on its way to RUNNING.
 fn is_at_work(state: Option<State>) -> bool {
     matches!(
         state,

@@ -1,4 +1,4 @@
-//! Pre-copy: rounds of memory and device state while the devices work, until what is left fits the downtime limit.
+//! Pre-copy: rounds of memory and device state while the devices run, until what is left fits the downtime limit.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::proto::operation::{Now, Operation, Place};
 use crate::proto::rounds::{self, Bounds, Decision, MAX_PADDING, MIN_MEASURED, NEGLIGIBLE};
 use crate::report;
 
-/// A round under way. Sizes in bytes.
+/// The current round. Sizes in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Round {
-    /// From 1.
+    /// The number, from 1.
     pub(super) number: u32,
     began: Now,
-    /// When the destination had all of it.
+    /// The time until the destination had received the whole round.
     elapsed: Duration,
     pub(super) memory: u64,
     pub(super) device: u64,
     pub(super) wire: u64,
-    /// Time spent on memory that turned out to be zero: the link had no part in it.
+    /// Time spent on memory that turned out to be zero, without any use of the link.
     pub(super) scanning: Duration,
-    /// Whether ROUND says that all initial data has been sent.
+    /// Set if ROUND reports that all initial data has been sent.
     says_initial: bool,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct FullPass {
 }
 
 impl Source {
-    /// Starts the logs, then lets the devices enter PRE_COPY: what they write from here on is logged.
+    /// Starts the logs, then lets the devices enter PRE_COPY: all writes from here on are logged.
     pub(super) fn start_precopy(&mut self) {
         self.touched = true;
         if !self.plan.table.memory.is_empty() {
@@ -73,8 +73,8 @@ impl Source {
         }
     }
 
-    /// Sends what there was when the round began, so that a device that changes as fast as it is read does not hold the
-    /// round for ever. Initial data comes first: the destination needs it to prepare.
+    /// Sends the data present when the round began, so that a device that changes as fast as it is read does not
+    /// prolong the round forever. Initial data comes first, because the destination needs it to prepare.
     pub(super) fn send_round(&mut self) {
         for (index, device) in self.devices.iter().enumerate() {
             let left = device.precopy.remaining().total();
@@ -87,16 +87,17 @@ impl Source {
         }
     }
 
-    /// Devices that give much once they have stopped but little before leave nothing to measure the link by: then
-    /// padding is sent, once. Without it the estimate would be that of the round trip, and far too long.
+    /// Sends padding, once, if the rounds so far are too small to measure the throughput. Devices that yield much data
+    /// after the stop but little before it would otherwise be estimated by the round trip alone, which is far too
+    /// pessimistic. Returns whether padding is sent.
     pub(super) fn pads(&mut self) -> bool {
         if std::mem::replace(&mut self.measured, true) || self.round.wire >= MIN_MEASURED {
             return false;
         }
-        // Memory has just been sent, or was zero and takes no throughput to speak of.
+        // Memory has just been sent, or was zero and takes almost no throughput.
         let left = self.remaining().device;
         if left <= NEGLIGIBLE {
-            // Little can become much: ask again after the next round.
+            // A small amount can grow: check again after the next round.
             self.measured = false;
             return false;
         }
@@ -113,7 +114,7 @@ impl Source {
         self.confirmed_initial = self.round.says_initial && self.all_initial_sent();
         self.round.elapsed = self.now.saturating_sub(self.round.began);
         let answer = self.now.saturating_sub(self.asked_at);
-        // An upper bound, until a PING shows better.
+        // An upper bound, until a PING measures less.
         self.round_trip = Some(self.round_trip.map_or(answer, |known| known.min(answer)));
         if self.full_pass.is_none() && self.round.memory > 0 {
             self.full_pass = Some(FullPass {
@@ -153,7 +154,7 @@ impl Source {
         let options = self.plan.options;
         let mut remaining = self.remaining();
         let mut setup = self.transition.saturating_add(self.peer_setup);
-        // Memory that no log covers is sent whole once more, and takes what it took the first time.
+        // Memory that no log covers is resent completely, and takes as long as the first time.
         if let Some(pass) = self.full_pass.filter(|pass| pass.memory > 0) {
             let share = |of: u64| u128::from(remaining.memory) * u128::from(of) / u128::from(pass.memory);
             let (wire, scanning) =

@@ -1,4 +1,4 @@
-//! The switchover: everything stops in the order that the header asks for, the rest is sent, and the devices are handed
+//! The switchover: everything stops in the order that the header requires, the rest is sent, and the devices are handed
 //! over.
 
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::proto::rounds::Prediction;
 use crate::report::milliseconds;
 
 impl Source {
-    /// The last look before the stop: a device may ask for its initial data to be sent again.
+    /// Prepares the stop: records that the devices may be handed over, and queries the pre-copy data a last time,
+    /// because a device may have initial data to resend.
     pub(super) fn record(&mut self) {
         if !self.recorded {
             self.recorded = true;
@@ -34,12 +35,12 @@ impl Source {
         self.report.predicted_downtime_ms =
             milliseconds(self.prediction.map(Prediction::total).unwrap_or_default());
         self.round = super::round::Round::numbered(self.round.number, self.now);
-        // An owner that could pause only in part goes on too.
+        // An owner that could pause only in part is resumed as well.
         self.paused = true;
         self.pending.start(Place::Owner, Operation::Pause);
     }
 
-    /// Whether the devices are quiesced before the first one stops: a set whose devices can reach each other.
+    /// Returns whether the devices are quiesced before the first one stops: a set whose devices can reach each other.
     pub(super) fn quiesces(&self) -> bool {
         self.devices.len() > 1 && self.devices.iter().any(|device| device.has_p2p)
     }
@@ -96,7 +97,7 @@ impl Source {
         self.report.loading_ms = milliseconds(loading);
     }
 
-    /// From here on nothing but the destination's word lets the devices run here.
+    /// Commits the handover. From here on only a message from the destination lets the devices run here.
     pub(super) fn commit(&mut self) {
         match self.handover_says(handover::Message::Ready) {
             Ok(SourceAction::SendHandover) => self.say(Control::Handover),
@@ -110,7 +111,7 @@ impl Source {
         match self.handover_says(handover::Message::Running) {
             Ok(SourceAction::Release) => {}
             Ok(_) => return,
-            // The migration has been given up already: a destination that says this now breaks the rule.
+            // The migration has already been aborted: a destination that sends this now violates the protocol.
             Err(error) if before == SourcePhase::Returned || before == SourcePhase::Gone => {
                 tracing::error!(%error, "the destination says that the devices run there");
                 return;
@@ -132,7 +133,7 @@ impl Source {
         self.cause = None;
         self.outcome = None;
         self.answered = true;
-        // The outcome had been unknown, and this late word settles it.
+        // The outcome was unknown, and this late message settles it.
         match self.phase {
             Phase::Settle(_) => self.phase = Phase::Settle(Then::Release),
             Phase::Committed => {}
@@ -140,7 +141,7 @@ impl Source {
         }
     }
 
-    /// Puts the devices away. What fails here takes nothing back: the destination runs them.
+    /// Releases the devices. A failure here undoes nothing: the destination runs them.
     pub(super) fn release(&mut self) {
         self.each_device(&Operation::SetState(State::Stop));
         self.stop_logs();
