@@ -108,6 +108,8 @@ struct Device {
     has_p2p: bool,
     /// The progress of its pre-copy data.
     precopy: precopy::Progress,
+    /// The time at which its last operation ended.
+    last_done: Now,
     /// Bytes that stopping it would yield.
     left: u64,
     /// Bytes of its state sent so far.
@@ -176,6 +178,7 @@ impl Source {
                 has_precopy: flags.contains(MigrationFlags::PRE_COPY),
                 has_p2p: flags.contains(MigrationFlags::P2P),
                 precopy: precopy::Progress::default(),
+                last_done: now,
                 left: 0,
                 sent: 0,
                 state: Some(State::Running),
@@ -440,8 +443,10 @@ impl Source {
     }
 
     fn note_of_device(&mut self, index: usize, operation: &Operation, done: Done) {
-        let elapsed = self.now.saturating_sub(self.phase_began);
         let Some(device) = self.devices.get_mut(index) else { return };
+        // Its operations are done one after the other: this one began when the last one ended.
+        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
+        device.last_done = self.now;
         match (operation, done) {
             (Operation::SetState(state), _) => {
                 device.state = Some(*state);
