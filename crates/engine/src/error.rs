@@ -8,6 +8,7 @@ use whimbrel_user::State;
 
 use crate::channel::ChannelError;
 use crate::guest::GuestError;
+use crate::proto::operation::Operation;
 use crate::set::RamError;
 
 /// The reasons why a migration, a save or a restore failed.
@@ -216,6 +217,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the error of a call that does not return: into the driver of a device, or into the owner's program.
+    pub(crate) fn overdue(device: Option<&str>, operation: &Operation, timeout: Duration) -> Error {
+        let call = operation.to_string();
+        match device {
+            Some(device) => Error::Overdue { device: device.to_string(), call, timeout },
+            None => Error::OwnerOverdue { call, timeout },
+        }
+    }
+
     /// Returns the error of a failed channel to `side`.
     pub(crate) fn of_channel(side: &'static str, timeout: Duration, error: ChannelError) -> Error {
         match error {

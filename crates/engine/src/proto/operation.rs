@@ -51,6 +51,16 @@ pub enum Place {
     Owner,
 }
 
+impl Place {
+    /// Returns the number of the device, if it is one.
+    pub const fn device(self) -> Option<usize> {
+        match self {
+            Place::Device(index) => Some(index),
+            Place::Stream | Place::Owner => None,
+        }
+    }
+}
+
 /// The operations.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operation {

@@ -10,14 +10,17 @@ use crate::error::Error;
 /// Devices; `None` for one left behind in a call.
 pub(super) type Devices = Vec<Option<Box<dyn Migratable>>>;
 
+/// All devices, and their answers.
+pub(super) type Asked<T> = (Vec<Box<dyn Migratable>>, Vec<T>);
+
 /// Runs a query on every device at the same time, and waits no longer than `timeout` for all. A device that does not
-/// answer in time is lost to its driver.
+/// answer in time is lost to its driver. Returns the devices with their answers, or with the first error.
 pub(super) fn ask<T: Send + 'static>(
     devices: Vec<Box<dyn Migratable>>,
     call: &str,
     timeout: Duration,
     question: impl Fn(&mut dyn Migratable) -> Result<T, Error> + Clone + Send + 'static,
-) -> (Devices, Result<Vec<T>, Error>) {
+) -> Result<Asked<T>, Box<(Devices, Error)>> {
     let deadline = Instant::now() + timeout;
     let asked: Vec<_> = devices
         .into_iter()
@@ -60,14 +63,9 @@ pub(super) fn ask<T: Send + 'static>(
             (Ok(_), Err(error)) => Err(error),
         };
     }
-    (devices, answers)
-}
-
-/// Returns the devices, if none was left behind.
-pub(super) fn whole(devices: Devices) -> Result<Vec<Box<dyn Migratable>>, Devices> {
-    if devices.iter().all(Option::is_some) {
-        Ok(devices.into_iter().flatten().collect())
-    } else {
-        Err(devices)
+    match answers {
+        // A device that was left behind has answered with an error.
+        Ok(answers) => Ok((devices.into_iter().flatten().collect(), answers)),
+        Err(error) => Err(Box::new((devices, error))),
     }
 }

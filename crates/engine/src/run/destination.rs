@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use whimbrel_user::Migratable;
 
-use super::ask::{ask, whole};
+use super::ask::ask;
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
@@ -160,17 +160,14 @@ impl Destination {
 
     fn receive_from(mut self, channel: Arc<dyn Channel>, receiver: Receiver) -> Arrived {
         let devices = std::mem::take(&mut self.devices);
-        let (devices, identities) =
-            ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
-                identity_of(device)
-            });
-        let (devices, identities) = match (whole(devices), identities) {
-            (Ok(devices), Ok(identities)) => (devices, identities),
-            (devices, identities) => {
-                let error = identities.err().unwrap_or(Error::Interrupted);
+        let asked = ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
+            identity_of(device)
+        });
+        let (devices, identities) = match asked {
+            Ok(asked) => asked,
+            Err(failed) => {
+                let (devices, error) = *failed;
                 refuse(channel, receiver, &error);
-                let devices =
-                    devices.map_or_else(|devices| devices, |all| all.into_iter().map(Some).collect());
                 return Arrived { result: Err(error), devices };
             }
         };
@@ -195,7 +192,7 @@ impl Destination {
     }
 
     fn run(
-        self,
+        mut self,
         site: Site,
         devices: Vec<Box<dyn Migratable>>,
         channel: Arc<dyn Channel>,
@@ -250,18 +247,16 @@ impl Destination {
         });
         let mut receiving = Receiving {
             machine: machine::Destination::new(site, Duration::ZERO),
-            observer: self.observer,
             intake,
             migration,
             arrived,
             timeout,
-            last: None,
         };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
         self.cancel.watch(&events);
-        hands.work(&mut receiving);
+        hands.work(&mut receiving, &mut *self.observer);
         let result = receiving.machine.result();
         buffers.close();
         read.set();
@@ -316,15 +311,13 @@ impl From<Taken> for Received {
     }
 }
 
-/// The machine, its intake, and the observer of its progress.
+/// The machine and its intake.
 struct Receiving {
     machine: machine::Destination,
-    observer: Box<dyn Observer>,
     intake: Arc<Mutex<Intake>>,
     migration: Arc<Mutex<u128>>,
     arrived: Arc<AtomicU64>,
     timeout: Duration,
-    last: Option<Progress>,
 }
 
 impl Machine for Receiving {
@@ -348,7 +341,7 @@ impl Machine for Receiving {
         }
     }
 
-    fn looks(&mut self, now: Now) {
+    fn progress(&mut self, now: Now) -> Progress {
         let last = Duration::from_micros(self.arrived.load(Ordering::Relaxed));
         if let Some(since) = self.machine.listens_since()
             && now.saturating_sub(since.max(last)) >= self.timeout
@@ -357,9 +350,6 @@ impl Machine for Receiving {
         }
         let mut progress = self.machine.progress();
         progress.done = self.intake.lock().memory_bytes();
-        if self.last != Some(progress) {
-            self.last = Some(progress);
-            self.observer.progress(&progress);
-        }
+        progress
     }
 }

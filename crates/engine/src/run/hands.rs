@@ -15,6 +15,7 @@ use super::transfer::Transfer;
 use super::worker::{Item, Task, Worker};
 use crate::channel::{self, Until};
 use crate::error::Error;
+use crate::progress::{Observer, Progress};
 use crate::proto::operation::{Command, Event, Now, Operation, Place};
 
 /// The interval at which calls into drivers are checked and progress is shown.
@@ -31,10 +32,8 @@ pub(super) trait Machine {
     fn begins(&mut self, operation: &Operation) {
         let _ = operation;
     }
-    /// Called from time to time.
-    fn looks(&mut self, now: Now) {
-        let _ = now;
-    }
+    /// Returns the progress. Called after each event, and at least every [`LOOK`].
+    fn progress(&mut self, now: Now) -> Progress;
 }
 
 /// The workers of one side.
@@ -105,18 +104,25 @@ impl Hands {
         self.began.elapsed()
     }
 
-    /// Executes the machine's commands until it has finished.
-    pub(super) fn work(&mut self, machine: &mut impl Machine) {
+    /// Executes the machine's commands until it has finished. The observer is told of each progress once.
+    pub(super) fn work(&mut self, machine: &mut impl Machine, observer: &mut dyn Observer) {
+        let mut shown = None;
+        let mut interrupted = false;
         loop {
             while let Some(command) = machine.poll() {
                 match command {
                     Command::Start { id, place, operation } => {
                         machine.begins(&operation);
                         // Interrupted transfers have ended before the machine starts the next one.
-                        self.transfer.resume();
+                        if std::mem::take(&mut interrupted) {
+                            self.transfer.resume();
+                        }
                         self.give(place, Task { id, operation, epoch: self.transfer.epoch() });
                     }
-                    Command::Interrupt => self.transfer.interrupt(),
+                    Command::Interrupt => {
+                        self.transfer.interrupt();
+                        interrupted = true;
+                    }
                     Command::Finish => return,
                 }
             }
@@ -128,7 +134,10 @@ impl Hands {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
             };
             machine.input(event, self.now());
-            machine.looks(self.now());
+            let progress = machine.progress(self.now());
+            if shown.replace(progress) != Some(progress) {
+                observer.progress(&progress);
+            }
             for event in self.overdue() {
                 machine.input(event, self.now());
             }
@@ -144,8 +153,8 @@ impl Hands {
                 None => {}
                 Some(Some(id)) => events.push(Event::Overdue(id)),
                 Some(None) => {
-                    let call = Operation::DrainState.to_string();
-                    events.push(Event::Lost(Error::Overdue { device: name.clone(), call, timeout }));
+                    let error = Error::overdue(Some(name), &Operation::DrainState, timeout);
+                    events.push(Event::Lost(error));
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use whimbrel_user::{DirtySource, Migratable, State};
 
-use super::ask::{Devices, ask, whole};
+use super::ask::{Devices, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
@@ -140,29 +140,29 @@ impl Source {
     fn send_over(mut self, channel: Arc<dyn Channel>) -> Sent {
         let devices = std::mem::take(&mut self.devices);
         let memory = self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default();
-        let (devices, identities) =
-            ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
-                let identity = identity_of(device)?;
-                match device.state()? {
-                    State::Running => Ok(identity),
-                    // The destination runs the device: one that was stopped on purpose would start there.
-                    state => Err(Error::WrongState {
-                        device: device.name().to_string(),
-                        state,
-                        work: "a live migration",
-                        needed: "RUNNING",
-                    }),
-                }
-            });
+        let asked = ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
+            let identity = identity_of(device)?;
+            match device.state()? {
+                State::Running => Ok(identity),
+                // The destination runs the device: one that was stopped on purpose would start there.
+                state => Err(Error::WrongState {
+                    device: device.name().to_string(),
+                    state,
+                    work: "a live migration",
+                    needed: "RUNNING",
+                }),
+            }
+        });
         let untouched = |cause: Error, devices: Devices| Sent {
             result: Err(SendError { cause, outcome: Outcome::Untouched }),
             devices,
         };
-        let (devices, identities) = match (whole(devices), identities) {
-            (Ok(devices), Ok(identities)) => (devices, identities),
-            (Ok(devices), Err(cause)) => return untouched(cause, devices.into_iter().map(Some).collect()),
-            (Err(devices), Err(cause)) => return untouched(cause, devices),
-            (Err(devices), Ok(_)) => return untouched(Error::Interrupted, devices),
+        let (devices, identities) = match asked {
+            Ok(asked) => asked,
+            Err(failed) => {
+                let (devices, cause) = *failed;
+                return untouched(cause, devices);
+            }
         };
         let table = Table { devices: identities, memory, blobs: self.guest.blobs() };
         if let Err(cause) = table::check(&table) {
@@ -182,7 +182,7 @@ impl Source {
     }
 
     fn run(
-        self,
+        mut self,
         plan: Plan,
         id: u128,
         devices: Vec<Box<dyn Migratable>>,
@@ -233,18 +233,16 @@ impl Source {
         });
         let mut sending = Sending {
             machine: machine::Source::new(plan, Duration::ZERO),
-            observer: self.observer,
             transfer: transfer.clone(),
             moved_before: 0,
             total: 0,
             shown: None,
-            last: None,
         };
         if let Err(error) = spawned {
             sending.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
         self.cancel.watch(&events);
-        hands.work(&mut sending);
+        hands.work(&mut sending, &mut *self.observer);
         let result = sending.machine.result();
         buffers.close();
         read.set();
@@ -279,16 +277,14 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// The machine, and the observer of its progress.
+/// The machine, and the amount of data that its hands have moved.
 struct Sending {
     machine: machine::Source,
-    observer: Box<dyn Observer>,
     transfer: Arc<Transfer>,
     /// Bytes moved when the current phase began.
     moved_before: u64,
     total: u64,
     shown: Option<crate::progress::Phase>,
-    last: Option<Progress>,
 }
 
 impl Machine for Sending {
@@ -304,8 +300,8 @@ impl Machine for Sending {
         self.machine.deadline()
     }
 
-    fn looks(&mut self, _: Now) {
-        let mut progress: Progress = self.machine.progress();
+    fn progress(&mut self, _: Now) -> Progress {
+        let mut progress = self.machine.progress();
         if self.shown != Some(progress.phase) {
             self.shown = Some(progress.phase);
             self.moved_before = self.transfer.moved();
@@ -313,9 +309,6 @@ impl Machine for Sending {
         }
         progress.done = self.transfer.moved() - self.moved_before;
         progress.total = self.total;
-        if self.last != Some(progress) {
-            self.last = Some(progress);
-            self.observer.progress(&progress);
-        }
+        progress
     }
 }

@@ -14,12 +14,17 @@ impl Destination {
     /// The timeout for telling the source.
     pub(super) const TELL: Duration = Duration::from_secs(2);
 
-    /// Fails the migration. Failures that follow from the first one do not change its consequences.
-    pub(super) fn fail(&mut self, cause: Error) {
-        if matches!(
+    /// Returns whether the migration has failed or ended: nothing that follows changes its result.
+    pub(super) fn is_discarding(&self) -> bool {
+        matches!(
             self.phase,
             Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
-        ) {
+        )
+    }
+
+    /// Fails the migration. Failures that follow from the first one do not change its consequences.
+    pub(super) fn fail(&mut self, cause: Error) {
+        if self.is_discarding() {
             tracing::debug!(%cause, "failed after the migration was given up");
             return;
         }
@@ -35,10 +40,7 @@ impl Destination {
 
     /// Aborts like [`Destination::fail`], if the handover's rule already knows of the failure.
     pub(super) fn give_up(&mut self, cause: Error) {
-        if matches!(
-            self.phase,
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
-        ) {
+        if self.is_discarding() {
             return;
         }
         tracing::info!(%cause, phase = ?self.phase, "the migration is given up");
@@ -61,10 +63,6 @@ impl Destination {
                 self.taken.warnings.push(error.to_string());
             }
         }
-    }
-
-    pub(super) fn settled(&mut self) {
-        self.enter(Phase::Reset);
     }
 
     pub(super) fn reset_devices(&mut self) {

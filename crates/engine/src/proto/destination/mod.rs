@@ -380,7 +380,7 @@ impl Destination {
             Phase::Ready | Phase::Quiesce => self.enter(Phase::Start),
             Phase::Start => self.started(),
             Phase::Run | Phase::Tell => self.enter(Phase::Over),
-            Phase::Settle => self.settled(),
+            Phase::Settle => self.enter(Phase::Reset),
             Phase::Reset => self.enter(Phase::Verify),
             Phase::Verify => self.discarded(),
             Phase::Record => self.recorded(),
@@ -462,10 +462,7 @@ impl Destination {
 
     fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
         let Some((place, operation)) = self.pending.end(id) else { return };
-        if matches!(
-            self.phase,
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
-        ) {
+        if self.is_discarding() {
             return self.discard_done(place, &operation, result);
         }
         let device = match place {
@@ -535,11 +532,10 @@ impl Destination {
                     Err(error) => self.fail(error.into()),
                 }
             }
-            (_, Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over) => {
-            }
-            (control, phase) => {
+            _ if self.is_discarding() => {}
+            (control, _) => {
                 let what = format!("unexpected {} from the source", control.name());
-                if phase == Phase::Quiesce || phase == Phase::Start || phase == Phase::Run || self.owns() {
+                if self.owns() {
                     // The devices belong to this side, whatever the source sends.
                     tracing::warn!("{what} after the handover");
                 } else {
@@ -575,11 +571,11 @@ impl Destination {
     fn lost(&mut self, error: Error) {
         // An error on this side, or in the source's messages, can still be reported.
         self.lost |= matches!(error, Error::Lost { .. } | Error::Link(_));
-        match self.phase {
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over => {}
+        if self.owns() {
             // A source that has heard RUNNING closes the connection.
-            _ if self.owns() => tracing::debug!(%error, "the connection ended after the handover"),
-            _ => self.fail(error),
+            tracing::debug!(%error, "the connection ended after the handover");
+        } else {
+            self.fail(error);
         }
     }
 
@@ -589,32 +585,17 @@ impl Destination {
     }
 
     fn overdue(&mut self, id: OperationId) {
-        let Some((place, operation)) = self.pending.get(id) else { return };
-        let error = self.overdue_error(*place, operation);
-        if !matches!(
-            self.phase,
-            Phase::Settle
-                | Phase::Reset
-                | Phase::Verify
-                | Phase::Record
-                | Phase::Tell
-                | Phase::Run
-                | Phase::Over
-        ) {
-            self.fail(error);
+        if self.phase != Phase::Run
+            && let Some((place, operation)) = self.pending.get(id)
+        {
+            self.fail(self.overdue_error(*place, operation));
         }
     }
 
     fn overdue_error(&self, place: Place, operation: &Operation) -> Error {
-        let timeout = self.site.options.call_timeout;
-        let call = operation.to_string();
-        match place {
-            Place::Device(index) => {
-                let device = self.devices.get(index).map(|device| device.name.clone()).unwrap_or_default();
-                Error::Overdue { device, call, timeout }
-            }
-            Place::Stream | Place::Owner => Error::OwnerOverdue { call, timeout },
-        }
+        let device = place.device().and_then(|index| self.devices.get(index));
+        let name = device.map(|device| device.name.as_str());
+        Error::overdue(name, operation, self.site.options.call_timeout)
     }
 
     fn check_deadline(&mut self) {

@@ -155,7 +155,6 @@ pub struct Source {
     measured: bool,
     confirmed_initial: bool,
     memory_left: u64,
-    memory_sent: u64,
     started: Now,
     phase_began: Now,
     stopped_at: Option<Now>,
@@ -208,7 +207,6 @@ impl Source {
             measured: false,
             confirmed_initial: false,
             memory_left: 0,
-            memory_sent: 0,
             started: now,
             phase_began: now,
             stopped_at: None,
@@ -244,7 +242,7 @@ impl Source {
             Event::Done { id, result } => self.done(id, result),
             Event::Overdue(id) => self.overdue(id),
             Event::Received(control) => self.received(control),
-            Event::Lost(error) => self.lost(error),
+            Event::Lost(error) => self.fail(error),
             Event::Cancel(reason) => self.cancel(reason),
             Event::Tick => {}
         }
@@ -429,7 +427,6 @@ impl Source {
             }
             (_, Done::Sent(sent)) => {
                 if matches!(operation, Operation::SendMemory) {
-                    self.memory_sent += sent.bytes;
                     self.report.memory_bytes += sent.bytes;
                     self.report.zero_bytes += sent.zero;
                     self.round.memory += sent.bytes;
@@ -498,16 +495,9 @@ impl Source {
         };
         if expected && !self.answered {
             self.answered = true;
-        } else if !matches!(self.phase, Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Over) {
+        } else {
             let what = format!("unexpected {} from the destination", control.name());
             self.fail(Error::Protocol(what));
-        }
-    }
-
-    fn lost(&mut self, error: Error) {
-        match self.phase {
-            Phase::Release | Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Over => {}
-            _ => self.fail(error),
         }
     }
 
@@ -518,24 +508,15 @@ impl Source {
     }
 
     fn overdue(&mut self, id: OperationId) {
-        let Some((place, operation)) = self.pending.get(id) else { return };
-        let error = self.overdue_error(*place, operation);
-        match self.phase {
-            Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Release | Phase::Over => {}
-            _ => self.fail(error),
+        if let Some((place, operation)) = self.pending.get(id) {
+            self.fail(self.overdue_error(*place, operation));
         }
     }
 
     fn overdue_error(&self, place: Place, operation: &Operation) -> Error {
-        let timeout = self.plan.options.call_timeout;
-        match place {
-            Place::Device(index) => Error::Overdue {
-                device: self.devices.get(index).map(|device| device.name.clone()).unwrap_or_default(),
-                call: operation.to_string(),
-                timeout,
-            },
-            Place::Stream | Place::Owner => Error::OwnerOverdue { call: operation.to_string(), timeout },
-        }
+        let device = place.device().and_then(|index| self.devices.get(index));
+        let name = device.map(|device| device.name.as_str());
+        Error::overdue(name, operation, self.plan.options.call_timeout)
     }
 
     fn check_deadline(&mut self) {

@@ -81,7 +81,7 @@ impl Source {
             let device = u32::try_from(device).unwrap_or(u32::MAX);
             self.say(Control::DeviceEnd { device, bytes });
         }
-        self.say(Control::End { memory_bytes: self.memory_sent });
+        self.say(Control::End { memory_bytes: self.report.memory_bytes });
     }
 
     pub(super) fn ready(&mut self, ready: Ready) {
