@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_engine::Ram;
 use whimbrel_engine::channel::{Channel, Received, Receiver, Sender, Stream, Until};
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::set::{Arrival, Ledger, MappedRam, Population, Scan, Stretch};
+use whimbrel_engine::set::{Arrival, Ledger, MappedRam, Pagemap, Population, Scan, Stretch};
 use whimbrel_memory::{FileOffset, Memory};
 
 const MIB: u64 = 1 << 20;
@@ -59,7 +59,8 @@ fn channel(socket: TcpStream) -> Arc<dyn Channel> {
 
 fn send(ram: &dyn Ram, sender: &mut Sender) {
     let until = Until::timeout(Duration::from_mins(2));
-    let mut scan = Scan::new(ram, Ledger::new(ram.regions()).take());
+    let pagemap = Pagemap::new();
+    let mut scan = Scan::new(ram, &pagemap, Ledger::new(ram.regions()).take());
     while let Some(stretch) = scan.next().unwrap() {
         let message = match stretch {
             Stretch::Zero { address, length } => Message::MemoryZero { address, length },

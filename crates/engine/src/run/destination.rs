@@ -32,7 +32,7 @@ use crate::proto::intake::Intake;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
 use crate::report::milliseconds;
-use crate::set::{Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
+use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 
 /// A migration about to be received.
 ///
@@ -209,6 +209,7 @@ impl Destination {
         let stream = StreamHand {
             transfer: transfer.clone(),
             ram: None,
+            pagemap: Pagemap::new(),
             ledger: ledger.clone(),
             logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),
             blobs: blobs.clone(),

@@ -28,7 +28,7 @@ use crate::proto::operation::{Command, Event, Now};
 use crate::proto::source::{self as machine, Plan, SourceOptions};
 use crate::proto::{DESTINATION, table};
 use crate::report::Report;
-use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Ram, identity_of};
+use crate::set::{CpuLog, Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 
 /// A migration about to be sent.
 ///
@@ -201,6 +201,7 @@ impl Source {
         let stream = StreamHand {
             transfer: transfer.clone(),
             ram: self.ram,
+            pagemap: Pagemap::new(),
             ledger: ledger.clone(),
             logs,
             blobs: blobs.clone(),

@@ -11,12 +11,14 @@ use crate::guest::Blob;
 use crate::proto::frame::CHUNK;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
-use crate::set::{MemoryLogs, Ram, Scan, SharedLedger, Stretch};
+use crate::set::{MemoryLogs, Pagemap, Ram, Scan, SharedLedger, Stretch};
 
 /// The memory of a side, and the sender for it.
 pub(super) struct StreamHand {
     pub(super) transfer: Arc<Transfer>,
     pub(super) ram: Option<Arc<dyn Ram>>,
+    /// The holes of anonymous memory, read once for all rounds.
+    pub(super) pagemap: Pagemap,
     pub(super) ledger: Arc<SharedLedger>,
     pub(super) logs: MemoryLogs<'static>,
     /// The owner's state, saved when it paused.
@@ -27,7 +29,7 @@ impl StreamHand {
     fn send_memory(&mut self, turn: &Turn<'_>) -> Result<Sent, Error> {
         let Some(ram) = &self.ram else { return Ok(Sent::default()) };
         let dirty = self.ledger.lock().take();
-        let mut scan = Scan::new(&**ram, dirty);
+        let mut scan = Scan::new(&**ram, &self.pagemap, dirty);
         let mut sent = Sent::default();
         while let Some(stretch) = scan.next()? {
             let (message, length) = match stretch {

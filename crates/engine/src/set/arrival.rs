@@ -3,6 +3,7 @@
 use whimbrel_protocol::dirty::{PageBitmap, Run};
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, Receive};
+use super::pagemap::Pagemap;
 use super::populate::Population;
 
 /// The maximum number of bytes populated ahead of the data.
@@ -62,7 +63,8 @@ struct Region {
 impl<'a> Arrival<'a> {
     /// Finds the holes of the memory, and returns it as it is before any data has arrived.
     pub fn new(ram: &'a dyn Ram) -> Arrival<'a> {
-        let regions = ram.regions().into_iter().map(|region| Region::new(ram, region)).collect();
+        let pagemap = Pagemap::new();
+        let regions = ram.regions().into_iter().map(|region| Region::new(ram, &pagemap, region)).collect();
         Arrival { ram, regions, population: None, piece: (0, 0), requested: 0 }
     }
 
@@ -151,12 +153,13 @@ impl<'a> Arrival<'a> {
 }
 
 impl Region {
-    fn new(ram: &dyn Ram, region: RamRegion) -> Region {
+    fn new(ram: &dyn Ram, pagemap: &Pagemap, region: RamRegion) -> Region {
         let (may_hold, written) = (PageBitmap::new(region.pages()), PageBitmap::new(region.pages()));
         let mut found = Region { range: region, may_hold, written };
         let mut at = region.start;
         for _ in 0..MAX_STRETCHES {
-            let data = ram.next_data(at, region.end() - at).and_then(|data| data.intersection(region));
+            let data =
+                ram.next_data(at, region.end() - at, pagemap).and_then(|data| data.intersection(region));
             let Some(data) = data.filter(|data| data.end() > at) else { return found };
             found.may_hold.set_run(found.pages_of(data));
             at = data.end();

@@ -31,8 +31,8 @@ impl<R: Ram> Ram for Counting<R> {
         self.cleared.fetch_add(length, std::sync::atomic::Ordering::Relaxed);
         self.ram.clear(address, length)
     }
-    fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
-        self.ram.next_data(address, length)
+    fn next_data(&self, address: u64, length: u64, pagemap: &Pagemap) -> Option<RamRegion> {
+        self.ram.next_data(address, length, pagemap)
     }
 }
 

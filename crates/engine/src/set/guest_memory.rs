@@ -12,6 +12,7 @@ use whimbrel_protocol::dirty::PageBitmap;
 use super::cpu_log::{CpuDirtyChoice, CpuLog};
 use super::mapping;
 use super::memory::{Ram, RamError, RamRegion, Receive};
+use super::pagemap::Pagemap;
 use crate::guest::GuestError;
 
 impl<B: Bitmap + Send + Sync + 'static> Ram for GuestMemoryMmap<B> {
@@ -35,15 +36,20 @@ impl<B: Bitmap + Send + Sync + 'static> Ram for GuestMemoryMmap<B> {
         mapping::clear(self, address, length)
     }
 
-    fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
+    fn next_data(&self, address: u64, length: u64, pagemap: &Pagemap) -> Option<RamRegion> {
         let everything = (length > 0).then_some(RamRegion { start: address, size: length });
         let Some(region) = self.find_region(GuestAddress(address)) else { return everything };
+        let offset = address - region.start_addr().0;
         // Writes to a private mapping do not reach its file.
         let is_shared = MmapRegion::flags(region) & MAP_SHARED != 0;
-        let Some(file) = MmapRegion::file_offset(region).filter(|_| is_shared) else { return everything };
-        let from = file.start() + (address - region.start_addr().0);
-        mapping::next_data(file.file(), from, length)
-            .map(|(start, end)| RamRegion { start: address + (start - from), size: end - start })
+        let (from, found) = if let Some(file) = MmapRegion::file_offset(region).filter(|_| is_shared) {
+            let from = file.start() + offset;
+            (from, mapping::next_data(file.file(), from, length))
+        } else {
+            let from = MmapRegion::as_ptr(region) as u64 + offset;
+            (from, pagemap.next_touched(from, length))
+        };
+        found.map(|(start, end)| RamRegion { start: address + (start - from), size: end - start })
     }
 
     fn populate(&self, address: u64, length: u64) {

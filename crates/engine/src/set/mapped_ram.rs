@@ -4,6 +4,7 @@ use whimbrel_memory::Memory;
 
 use super::mapping;
 use super::memory::{Ram, RamError, RamRegion, Receive};
+use super::pagemap::Pagemap;
 
 /// Mapped files at guest physical addresses.
 ///
@@ -11,7 +12,7 @@ use super::memory::{Ram, RamError, RamRegion, Receive};
 /// use std::fs::File;
 /// use rustix::fs::{MemfdFlags, memfd_create};
 /// use whimbrel_engine::Ram;
-/// use whimbrel_engine::set::MappedRam;
+/// use whimbrel_engine::set::{MappedRam, Pagemap};
 /// use whimbrel_user::{FileOffset, Memory};
 ///
 /// let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
@@ -19,7 +20,7 @@ use super::memory::{Ram, RamError, RamRegion, Receive};
 /// let memory = Memory::of_file(FileOffset::new(file, 0), 1 << 20, true)?;
 /// let ram = MappedRam::new([(0x4000_0000, memory)])?;
 /// ram.write(0x4000_5000, b"data")?;
-/// let data = ram.next_data(0x4000_0000, 1 << 20).expect("one page has data");
+/// let data = ram.next_data(0x4000_0000, 1 << 20, &Pagemap::new()).expect("one page has data");
 /// assert_eq!((data.start, data.size), (0x4000_5000, 0x1000));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -113,7 +114,7 @@ impl Ram for MappedRam {
         mapping::clear(self, address, length)
     }
 
-    fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
+    fn next_data(&self, address: u64, length: u64, _: &Pagemap) -> Option<RamRegion> {
         let everything = (length > 0).then_some(RamRegion { start: address, size: length });
         let Some((memory, offset)) = self.find(address) else { return everything };
         let Some(file) = memory.file() else { return everything };
@@ -187,7 +188,7 @@ mod tests {
             .unwrap();
         ram.write(0x4_0000, b"data").unwrap();
         ram.populate(0x4_0000, 0x4_0000);
-        assert_eq!(ram.next_data(0, 0x10_0000), Some(RamRegion::new(0x4_0000, 0x4_0000)));
+        assert_eq!(ram.next_data(0, 0x10_0000, &Pagemap::new()), Some(RamRegion::new(0x4_0000, 0x4_0000)));
         let mut found = [0; 5];
         ram.read(0x4_0000, &mut found).unwrap();
         assert_eq!(&found, b"data\0");
@@ -199,10 +200,11 @@ mod tests {
         file.set_len(0x100_0000).unwrap();
         let mapped = Memory::of_file(FileOffset::new(file, 0x80_0000), 0x80_0000, true).unwrap();
         let ram = MappedRam::new([(0x4000_0000, mapped)]).unwrap();
-        assert_eq!(ram.next_data(0x4000_0000, 0x80_0000), None);
+        let pagemap = Pagemap::new();
+        assert_eq!(ram.next_data(0x4000_0000, 0x80_0000, &pagemap), None);
         ram.write(0x4040_0000, &[1]).unwrap();
-        let data = ram.next_data(0x4000_0000, 0x80_0000).unwrap();
+        let data = ram.next_data(0x4000_0000, 0x80_0000, &pagemap).unwrap();
         assert!(data.start <= 0x4040_0000 && data.end() > 0x4040_0000, "{data:?}");
-        assert_eq!(ram.next_data(data.end(), 0x4080_0000 - data.end()), None);
+        assert_eq!(ram.next_data(data.end(), 0x4080_0000 - data.end(), &pagemap), None);
     }
 }

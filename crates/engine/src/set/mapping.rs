@@ -12,6 +12,7 @@ use vm_memory::{VolatileSlice, bitmap::BitmapSlice};
 use whimbrel_memory::SharedBytes;
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, Receive, is_zero};
+use super::pagemap::Pagemap;
 
 /// Returns the start and the end of the first data in `length` bytes of a file from `offset` on; `None` if all of it is
 /// a hole. If a file cannot report its holes, everything is data.
@@ -84,9 +85,11 @@ pub(super) fn clear(ram: &dyn Ram, address: u64, length: u64) -> Result<(), RamE
         return Err(RamError { address, length });
     }
     let mut buffer = vec![0; BLOCK];
+    // Each call would read the process's mappings again. Reading a page of anonymous memory does not allocate it.
+    let pagemap = Pagemap::without_holes();
     for part in parts {
         let mut at = part.start;
-        while let Some(data) = ram.next_data(at, part.end() - at) {
+        while let Some(data) = ram.next_data(at, part.end() - at, &pagemap) {
             at = data.start;
             while at < data.end() {
                 // Whole pages except for the first and the last.

@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use super::pagemap::Pagemap;
+
 /// The page size of a migration, in bytes.
 pub(crate) const PAGE: u64 = 4096;
 
@@ -131,8 +133,9 @@ pub trait Ram: Send + Sync {
     /// Returns the first stretch that may hold data in `length` bytes from `address` on, which lie in one region.
     /// `None`: all of it is a hole, which reads as zero and uses no memory.
     ///
-    /// By default everything may hold data.
-    fn next_data(&self, address: u64, length: u64) -> Option<RamRegion> {
+    /// `pagemap` finds the holes of anonymous memory. By default everything may hold data.
+    fn next_data(&self, address: u64, length: u64, pagemap: &Pagemap) -> Option<RamRegion> {
+        let _ = pagemap;
         (length > 0).then(|| RamRegion::new(address, length))
     }
 

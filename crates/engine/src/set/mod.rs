@@ -15,6 +15,7 @@ mod ledger;
 mod mapped_ram;
 mod mapping;
 mod memory;
+mod pagemap;
 mod populate;
 mod scan;
 #[cfg(test)]
@@ -30,5 +31,6 @@ pub use ledger::{LayoutChanged, Ledger, SharedLedger};
 pub use mapped_ram::{InvalidRegion, MappedRam};
 pub(crate) use memory::PAGE;
 pub use memory::{Ram, RamError, RamRegion, Receive};
+pub use pagemap::Pagemap;
 pub use populate::Population;
 pub use scan::{Scan, Stretch};

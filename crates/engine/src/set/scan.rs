@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use whimbrel_protocol::dirty::PageBitmap;
 
 use super::memory::{PAGE, Ram, RamError, RamRegion, is_zero};
+use super::pagemap::Pagemap;
 
 /// The maximum number of bytes of data in one stretch.
 const PIECE: u64 = 1 << 20;
@@ -16,12 +17,13 @@ const ZERO_PIECE: u64 = 64 << 20;
 /// ```
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use whimbrel_engine::{Ram, RamError};
-/// use whimbrel_engine::set::{Ledger, Scan, Stretch};
+/// use whimbrel_engine::set::{Ledger, Pagemap, Scan, Stretch};
 ///
 /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
 /// Ram::write(&memory, 0x1000, b"data")?;
 /// // All of it is dirty at first.
-/// let mut scan = Scan::new(&memory, Ledger::new(memory.regions()).take());
+/// let pagemap = Pagemap::new();
+/// let mut scan = Scan::new(&memory, &pagemap, Ledger::new(memory.regions()).take());
 /// let mut found = Vec::new();
 /// while let Some(stretch) = scan.next()? {
 ///     found.push(match stretch {
@@ -34,6 +36,7 @@ const ZERO_PIECE: u64 = 64 << 20;
 /// ```
 pub struct Scan<'a> {
     ram: &'a dyn Ram,
+    pagemap: &'a Pagemap,
     dirty: Vec<(RamRegion, PageBitmap)>,
     /// The region in `dirty` and the next address in it.
     region: usize,
@@ -72,14 +75,15 @@ pub enum Stretch<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// Begins a walk over the marked pages of each region.
-    pub fn new(ram: &'a dyn Ram, dirty: Vec<(RamRegion, PageBitmap)>) -> Scan<'a> {
+    /// Begins a walk over the marked pages of each region. Walks over the same memory share a pagemap.
+    pub fn new(ram: &'a dyn Ram, pagemap: &'a Pagemap, dirty: Vec<(RamRegion, PageBitmap)>) -> Scan<'a> {
         let bytes = |pages: usize| pages as u64 * PAGE;
         let all: u64 = dirty.iter().map(|(region, _)| bytes(region.pages())).sum();
         let marked: u64 = dirty.iter().map(|(_, bitmap)| bytes(bitmap.count())).sum();
         let at = dirty.first().map_or(0, |(region, _)| region.start);
         Scan {
             ram,
+            pagemap,
             dirty,
             region: 0,
             at,
@@ -165,7 +169,7 @@ impl<'a> Scan<'a> {
     fn look_for_data(&mut self) {
         let region = self.dirty[self.region].0;
         // Up to the region's end, so that later runs need no lookup.
-        let found = self.ram.next_data(self.at, region.end() - self.at);
+        let found = self.ram.next_data(self.at, region.end() - self.at, self.pagemap);
         let (start, end) = found.map_or((region.end(), region.end()), |data| (data.start, data.end()));
         // Pages that hold data in part are read completely.
         let start = (start - (start - region.start) % PAGE).max(self.at);

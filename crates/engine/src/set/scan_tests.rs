@@ -39,7 +39,9 @@ fn a_hole_is_named_without_being_touched() {
     let (ram, files) = sparse(&[(0, 4096 * MIB)]);
     let data = vec![3; 16 * MIB as usize];
     ram.write(100 * MIB, &data).unwrap();
-    let found = walk(Scan::new(&ram, all_of(&ram)), |_, data| assert!(data.iter().all(|byte| *byte == 3)));
+    let found = walk(Scan::new(&ram, &Pagemap::new(), all_of(&ram)), |_, data| {
+        assert!(data.iter().all(|byte| *byte == 3));
+    });
     assert_eq!(room(&files[0]), 16 * MIB, "looking at a hole must not fill it");
     let bytes = |zero| found.iter().filter(|piece| piece.2 == zero).map(|piece| piece.1).sum::<u64>();
     assert_eq!((bytes(false), bytes(true)), (16 * MIB, 4080 * MIB));
@@ -51,14 +53,14 @@ fn zeros_that_take_room_are_named_too() {
     let (ram, _) = sparse(&[(0, 3 * MIB)]);
     ram.write(0, &vec![0; 3 * MIB as usize]).unwrap();
     ram.write(2 * MIB + 5, &[1]).unwrap();
-    let found = walk(Scan::new(&ram, all_of(&ram)), |_, _| {});
+    let found = walk(Scan::new(&ram, &Pagemap::new(), all_of(&ram)), |_, _| {});
     assert_eq!(found, [(0, 2 * MIB, true), (2 * MIB, PAGE, false), (2 * MIB + PAGE, MIB - PAGE, true)]);
 }
 
 #[test]
 fn regions_that_touch_are_not_joined() {
     let (ram, _) = sparse(&[(0, MIB), (MIB, MIB)]);
-    let found = walk(Scan::new(&ram, all_of(&ram)), |_, _| {});
+    let found = walk(Scan::new(&ram, &Pagemap::new(), all_of(&ram)), |_, _| {});
     assert_eq!(found, [(0, MIB, true), (MIB, MIB, true)]);
 }
 
@@ -66,7 +68,7 @@ fn regions_that_touch_are_not_joined() {
 fn a_region_may_end_within_a_page() {
     let (ram, _) = sparse(&[(0, 2 * PAGE + 100)]);
     ram.write(2 * PAGE, &[9; 100]).unwrap();
-    let found = walk(Scan::new(&ram, all_of(&ram)), |_, _| {});
+    let found = walk(Scan::new(&ram, &Pagemap::new(), all_of(&ram)), |_, _| {});
     assert_eq!(found, [(0, 2 * PAGE, true), (2 * PAGE, 100, false)]);
 }
 
@@ -75,8 +77,8 @@ fn nothing_dirty_is_nothing_to_send() {
     let (ram, _) = sparse(&[(0, MIB)]);
     let mut ledger = Ledger::new(ram.regions());
     ledger.take();
-    assert_eq!(walk(Scan::new(&ram, ledger.take()), |_, _| {}), []);
-    assert_eq!(walk(Scan::new(&ram, Vec::new()), |_, _| {}), []);
+    assert_eq!(walk(Scan::new(&ram, &Pagemap::new(), ledger.take()), |_, _| {}), []);
+    assert_eq!(walk(Scan::new(&ram, &Pagemap::new(), Vec::new()), |_, _| {}), []);
 }
 
 proptest! {
@@ -109,7 +111,8 @@ proptest! {
             })
             .collect();
         let mut seen = Vec::new();
-        let mut scan = Scan::new(&ram, marked);
+        let pagemap = Pagemap::new();
+        let mut scan = Scan::new(&ram, &pagemap, marked);
         while let Some(stretch) = scan.next().unwrap() {
             let (address, length) = match stretch {
                 Stretch::Zero { address, length } => {
