@@ -1,11 +1,17 @@
-//! The connection of a demo host to its device: in its own process, or over a vfio-user socket.
+//! The connection of a demo host to one of its devices: in its own process, or over a vfio-user socket.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 use whimbrel_device::WorkingDevice;
 use whimbrel_models::accel::{
     ID, REGISTER_ID, REGISTER_STATE_BYTES, REGISTER_VERSION, REGISTERS_BYTES, VERSION,
 };
 use whimbrel_models::{AccelConfig, Model};
-use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX};
+use whimbrel_uapi::pci::{
+    VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR1_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX,
+};
 use whimbrel_user::{Device, Local, Migratable, State, Version, region};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
@@ -13,13 +19,39 @@ use super::messages::Place;
 use crate::failure::Failure;
 use crate::target::region_version;
 
+/// PCI class, subclass and interface of a 16550 serial controller, in their order in configuration space.
+const SERIAL_CLASS: [u8; 3] = [0x02, 0x00, 0x07];
+/// Offset of the class in configuration space.
+const CLASS: u64 = 0x09;
+/// Size of a 16550's registers, in bytes.
+const PORT_BYTES: u64 = 8;
+
+/// A device's kind, which decides its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// A DMA engine with so many bytes of its own state.
+    Engine { state_bytes: u64 },
+    /// A serial card with so many ports.
+    Serial { ports: u64 },
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Engine { state_bytes } => write!(f, "a DMA engine with {state_bytes} bytes of own state"),
+            Kind::Serial { ports: 1 } => f.write_str("a serial card with 1 port"),
+            Kind::Serial { ports } => write!(f, "a serial card with {ports} ports"),
+        }
+    }
+}
+
 /// A device with any number of users in this process.
 pub(super) struct Attachment {
     way: Way,
     /// The version of the device's migration region, if it has one.
     version: Version,
-    /// Bytes of the device's own state.
-    pub(super) state_bytes: u64,
+    pub(super) kind: Kind,
 }
 
 enum Way {
@@ -46,10 +78,9 @@ impl Attachment {
                 (Way::Served(Client::connect(socket, &ClientOptions::default())?), version)
             }
         };
-        let mut attachment = Attachment { way, version, state_bytes: 0 };
-        let mut device = attachment.device()?;
-        attachment.state_bytes = check(&mut *device)?;
-        if let Way::Served(_) = attachment.way {
+        let mut device = adapted(&way, version)?;
+        let kind = kind(&mut *device)?;
+        if let Way::Served(_) = way {
             device.reset()?;
             let state = device.state()?;
             if state != State::Running {
@@ -57,16 +88,12 @@ impl Attachment {
                 return Err(Failure::new(format!("{name}: state {state} after a reset, expected RUNNING")));
             }
         }
-        Ok(attachment)
+        Ok(Attachment { way, version, kind })
     }
 
     /// Another handle to the device.
     pub(super) fn device(&self) -> Result<Box<dyn Device>, Failure> {
-        let device: Box<dyn Device> = match &self.way {
-            Way::Inside(model) => Box::new(Local::new(model.device().clone())),
-            Way::Served(client) => Box::new(client.clone()),
-        };
-        Ok(region::adapt_as(device, self.version)?)
+        adapted(&self.way, self.version)
     }
 
     /// Returns whether the device can no longer be reached.
@@ -82,14 +109,25 @@ fn parse(model: &str) -> Result<Model, Failure> {
     model.parse().map_err(|error| Failure::from_error(&error))
 }
 
-/// Checks that the device has what the demo's program needs, and returns the size of its own state, in bytes.
-fn check(device: &mut dyn Device) -> Result<u64, Failure> {
+fn adapted(way: &Way, version: Version) -> Result<Box<dyn Device>, Failure> {
+    let device: Box<dyn Device> = match way {
+        Way::Inside(model) => Box::new(Local::new(model.device().clone())),
+        Way::Served(client) => Box::new(client.clone()),
+    };
+    Ok(region::adapt_as(device, version)?)
+}
+
+/// Checks that the device has what the demo's programs need, and returns its kind.
+fn kind(device: &mut dyn Device) -> Result<Kind, Failure> {
     let name = device.name().to_string();
     let unfit = |why: String| {
         Failure::new(format!("{name}: the device does not suit the demo: {why}")).hint(
-            "the demo drives the registers of an accel: `whimbrel serve accel --socket PATH` serves one",
+            "the demo drives the registers of an accel or a serial: `whimbrel serve accel --socket PATH` serves one",
         )
     };
+    if device.migration_flags()?.is_none() {
+        return Err(unfit("it does not support migration".to_string()));
+    }
     let index = VFIO_PCI_BAR0_REGION_INDEX;
     let size = match device.region_info(index) {
         Ok(region) => region.size,
@@ -98,6 +136,10 @@ fn check(device: &mut dyn Device) -> Result<u64, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    if size == PORT_BYTES && is_serial(device)? {
+        let second = device.region_info(VFIO_PCI_BAR1_REGION_INDEX)?.size == PORT_BYTES;
+        return Ok(Kind::Serial { ports: 1 + u64::from(second) });
+    }
     if size < REGISTERS_BYTES {
         return Err(unfit(format!("BAR 0 has {size} bytes, expected at least {REGISTERS_BYTES}")));
     }
@@ -114,11 +156,57 @@ fn check(device: &mut dyn Device) -> Result<u64, Failure> {
     if device.irq_info(VFIO_PCI_MSI_IRQ_INDEX)?.count == 0 {
         return Err(unfit("it has no MSI".to_string()));
     }
-    if device.migration_flags()?.is_none() {
-        return Err(unfit("it does not support migration".to_string()));
-    }
     match u64::from_le_bytes(state_bytes) {
-        bytes @ AccelConfig::MIN_STATE..=AccelConfig::MAX_STATE => Ok(bytes),
+        state_bytes @ AccelConfig::MIN_STATE..=AccelConfig::MAX_STATE => Ok(Kind::Engine { state_bytes }),
         bytes => Err(unfit(format!("it reports an invalid size of its own state: {bytes} bytes"))),
+    }
+}
+
+fn is_serial(device: &mut dyn Device) -> Result<bool, Failure> {
+    let mut class = [0; SERIAL_CLASS.len()];
+    device.read_region(VFIO_PCI_CONFIG_REGION_INDEX, CLASS, &mut class)?;
+    Ok(class == SERIAL_CLASS)
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
+
+    use super::*;
+
+    /// A device that does nothing.
+    struct Fixed;
+
+    impl Driver for Fixed {
+        fn info(&self) -> Info {
+            Info::new(DeviceInfoFlags::PCI)
+        }
+        fn reset(&mut self, _: &Context) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_suit_the_demo_is_named_with_the_reason() {
+        let mut device = Local::new(DeviceFile::new("fixed", |_| Fixed));
+        let failure = kind(&mut device).unwrap_err();
+        let why = "fixed: the device does not suit the demo: it does not support migration";
+        assert_eq!(failure.message(), why);
+        assert!(failure.advice().unwrap().contains("`whimbrel serve accel --socket PATH`"));
+    }
+
+    #[test]
+    fn every_model_is_told_by_its_registers() {
+        let cases = [
+            ("accel?state=2MiB", Kind::Engine { state_bytes: 2 << 20 }),
+            ("legacy?state=64KiB", Kind::Engine { state_bytes: 64 << 10 }),
+            ("serial", Kind::Serial { ports: 1 }),
+            ("serial?ports=2", Kind::Serial { ports: 2 }),
+            ("serial?answers=mtty", Kind::Serial { ports: 1 }),
+        ];
+        for (model, kind) in cases {
+            let place = Place::Inside { model: model.into() };
+            assert_eq!(Attachment::open("x", &place).map(|opened| opened.kind).ok(), Some(kind), "{model}");
+        }
     }
 }

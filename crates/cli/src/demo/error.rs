@@ -9,8 +9,20 @@ use crate::failure::Failure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Host(Role),
-    /// The server of a host's device.
+    /// The server of a host's only device.
     Server(Role),
+    /// The server of one of a host's devices, by its number from 1.
+    ServerOf(Role, usize),
+}
+
+impl Part {
+    /// Returns the host whose device the process serves, if it is a server.
+    pub(super) fn served(self) -> Option<Role> {
+        match self {
+            Part::Host(_) => None,
+            Part::Server(role) | Part::ServerOf(role, _) => Some(role),
+        }
+    }
 }
 
 impl fmt::Display for Part {
@@ -18,6 +30,7 @@ impl fmt::Display for Part {
         match self {
             Part::Host(role) => write!(f, "the {role} process"),
             Part::Server(role) => write!(f, "the server of the {role}'s device"),
+            Part::ServerOf(role, number) => write!(f, "the server of the {role}'s device {number}"),
         }
     }
 }

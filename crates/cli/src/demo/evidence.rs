@@ -7,24 +7,32 @@ use whimbrel_user::{Device, SavingRead, State};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::machine::{Machine, Memory};
-use super::messages::Evidence;
+use super::messages::{DeviceEvidence, Evidence};
 use super::work;
 use crate::failure::Failure;
 
 /// Bytes read at a time for a digest.
 const PIECE: usize = 1 << 20;
 
-/// Gathers the evidence of a machine whose device is in STOP. `between` separates the two reads of its job counter.
+/// Gathers the evidence of a machine whose devices are in STOP. `between` separates the two reads of their job counters.
 pub(super) fn gather(machine: &Machine, between: Duration) -> Result<Evidence, Failure> {
-    let mut device = machine.device()?;
-    let state = device.state()?.to_string();
-    let then = work::completed_by_device(&mut *device)?;
+    let mut devices = machine.devices()?;
+    let states = devices.iter_mut().map(|device| device.state()).collect::<Result<Vec<_>, _>>()?;
+    let then = work::completed_by_devices(machine)?;
     let memory = memory_digest(&machine.memory)?;
-    let digest = device_digest(&mut *device)?;
+    let digests =
+        devices.iter_mut().map(|device| device_digest(&mut **device)).collect::<Result<Vec<_>, _>>()?;
     std::thread::sleep(between);
-    let later = work::completed_by_device(&mut *device)?;
-    let program = work::books(&machine.memory)?;
-    Ok(Evidence { memory, device: digest, state, completed_by_device: [then, later], program })
+    let later = work::completed_by_devices(machine)?;
+    let programs = work::books(machine)?;
+    let devices = (states.into_iter().zip(digests)).zip(then.into_iter().zip(later)).zip(programs);
+    let devices = devices.map(|(((state, digest), (then, later)), program)| DeviceEvidence {
+        digest,
+        state: state.to_string(),
+        completed_by_device: then.zip(later).map(<[u64; 2]>::from),
+        program,
+    });
+    Ok(Evidence { memory, devices: devices.collect() })
 }
 
 fn memory_digest(memory: &Memory) -> Result<String, Failure> {

@@ -72,7 +72,7 @@ impl Processes {
         match known.died {
             Some(Part::Host(Role::Source)) => false,
             // The source reports whether the device continues there, if it can.
-            Some(part) => self.moving && part != Part::Server(Role::Source) && !source_is_over,
+            Some(part) => self.moving && part.served() != Some(Role::Source) && !source_is_over,
             None => {
                 let lost = |role| match role {
                     Role::Source if known.not_sent.as_ref().is_some_and(|told| told.device_lost) => true,

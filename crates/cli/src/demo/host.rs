@@ -1,4 +1,4 @@
-//! One of the demo's two hosts: a machine, the program that runs on it, and its end of the migration.
+//! One of the demo's two hosts: a machine, the programs that run on it, and its end of the migration.
 //!
 //! It reads orders from stdin and writes events to stdout, a JSON object a line, and ends when stdin does.
 
@@ -11,11 +11,12 @@ use clap::Args;
 use parking_lot::Mutex;
 use whimbrel_engine::channel::{Address, Listener, Until, connect};
 use whimbrel_engine::{Destination, DestinationOptions, Guest, GuestError, Progress, Source, SourceOptions};
+use whimbrel_user::Migratable;
 
-use super::attachment::Attachment;
+use super::attachment::{Attachment, Kind};
 use super::evidence;
 use super::machine::Machine;
-use super::messages::{Config, Event, Evidence, Failed, Moment, NotSent, Order, Role};
+use super::messages::{Config, Event, Evidence, Failed, Moment, NotSent, Order, Place, Role};
 use super::work::{self, Work};
 use crate::failure::Failure;
 
@@ -33,6 +34,8 @@ const VERIFICATION: Duration = Duration::from_mins(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Interval between two checks whether the work has failed.
 const LOOK: Duration = Duration::from_millis(50);
+/// Timeout for the first jobs.
+const BEGINNING: Duration = Duration::from_mins(1);
 /// Timeout for the work to continue after a failed migration.
 const WATCH_WORK: Duration = Duration::from_secs(1);
 
@@ -56,14 +59,46 @@ fn begin(config: &Config, orders: &Receiver<Order>) -> Result<(), Failed> {
         hint: failure.advice().map(str::to_string),
         device_lost,
     };
-    let name = format!("accel at the {}", config.role);
-    let attachment = Attachment::open(&name, &config.device).map_err(|failure| failed(failure, true))?;
-    let attachment = Arc::new(attachment);
+    let attachments = config
+        .devices
+        .iter()
+        .enumerate()
+        .map(|(number, place)| Attachment::open(&name(config, number, place), place))
+        .collect::<Result<Arc<[Attachment]>, _>>()
+        .map_err(|failure| failed(failure, true))?;
     let work = match config.role {
         Role::Source => source,
         Role::Destination => destination,
     };
-    work(config, &attachment, orders).map_err(|failure| failed(failure, attachment.is_lost()))
+    work(config, &attachments, orders).map_err(|failure| failed(failure, is_lost(&attachments)))
+}
+
+/// The name of a device in this process.
+fn name(config: &Config, number: usize, place: &Place) -> String {
+    let model = match place {
+        Place::Inside { model } => model.split('?').next().unwrap_or_default(),
+        // Named by its socket.
+        Place::Served { .. } => "device",
+    };
+    let role = config.role;
+    if config.devices.len() == 1 {
+        format!("{model} at the {role}")
+    } else {
+        format!("{model} (device {}) at the {role}", number + 1)
+    }
+}
+
+/// Returns whether a device can no longer be reached.
+fn is_lost(attachments: &[Attachment]) -> bool {
+    attachments.iter().any(Attachment::is_lost)
+}
+
+fn migratable(machine: &Machine) -> Result<Vec<Box<dyn Migratable>>, Failure> {
+    Ok(machine.devices()?.into_iter().map(|device| device as Box<dyn Migratable>).collect())
+}
+
+fn kinds(machine: &Machine) -> Vec<Kind> {
+    machine.attachments().iter().map(|attachment| attachment.kind).collect()
 }
 
 /// Reads orders on a thread, so that the end of stdin is noticed at any time.
@@ -106,7 +141,7 @@ fn linger(orders: &Receiver<Order>, how_long: Duration) -> Result<(), Failure> {
     }
 }
 
-/// Waits while the program works, unless it fails.
+/// Waits while the programs work, unless one fails.
 fn linger_at_work(orders: &Receiver<Order>, work: &Work, ms: u64) -> Result<(), Failure> {
     let until = Instant::now().checked_add(Duration::from_millis(ms));
     loop {
@@ -119,15 +154,23 @@ fn linger_at_work(orders: &Receiver<Order>, work: &Work, ms: u64) -> Result<(), 
     }
 }
 
-fn source(config: &Config, attachment: &Arc<Attachment>, orders: &Receiver<Order>) -> Result<(), Failure> {
-    let machine = Machine::new(attachment, config.memory)?;
+fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Order>) -> Result<(), Failure> {
+    let machine = Machine::new(attachments, config.memory)?;
     work::set_up(&machine)?;
     let work = Arc::new(Work::start(&machine, config.dirty_rate)?);
-    while !work::has_begun(&machine.memory)? {
+    let until = Instant::now() + BEGINNING;
+    while let Some(idle) = work::not_begun(&machine)? {
+        if Instant::now() >= until {
+            return Err(Failure::new(format!(
+                "{}: the device did not complete its first jobs within {} s",
+                machine.attachments()[idle].device()?.name(),
+                BEGINNING.as_secs()
+            )));
+        }
         linger_at_work(orders, &work, 1)?;
     }
     linger_at_work(orders, &work, config.work_before_ms)?;
-    tell(&Event::Working { state_bytes: attachment.state_bytes })?;
+    tell(&Event::Working { devices: kinds(&machine) })?;
     let Order::Send { address } = next(orders)? else {
         return Err(Failure::new("a second order to begin is invalid"));
     };
@@ -137,10 +180,10 @@ fn source(config: &Config, attachment: &Arc<Attachment>, orders: &Receiver<Order
     let options = SourceOptions::default()
         .downtime_limit(Duration::from_millis(config.downtime_limit_ms))
         .max_rounds(config.max_rounds)
-        // The destination digests all of its memory while the device is stopped.
+        // The destination digests all of its memory while the devices are stopped.
         .budget(VERIFICATION);
     let mut told = Instant::now();
-    let sent = Source::new(vec![machine.device()?])
+    let sent = Source::new(migratable(&machine)?)
         .memory(machine.memory.clone(), machine.memory.clone())
         .guest(Held(work.clone()))
         .observer(move |progress: &Progress| {
@@ -159,19 +202,20 @@ fn source(config: &Config, attachment: &Arc<Attachment>, orders: &Receiver<Order
         }
         Err(error) => {
             let works_on = goes_on(&machine, orders)?;
-            let device_lost = attachment.is_lost();
+            let device_lost = is_lost(attachments);
             tell(&Event::NotSent(NotSent { error: error.to_string(), works_on, device_lost }))
         }
     }
 }
 
-/// Returns whether the work continues after a failed migration.
+/// Returns whether the work of all devices continues after a failed migration.
 fn goes_on(machine: &Machine, orders: &Receiver<Order>) -> Result<bool, Failure> {
-    let before = work::books(&machine.memory)?.completed;
+    let before = work::books(machine)?;
     let until = Instant::now() + WATCH_WORK;
     loop {
         linger(orders, Duration::from_millis(1))?;
-        if work::books(&machine.memory)?.completed > before {
+        let now = work::books(machine)?;
+        if before.iter().zip(now).all(|(before, now)| now.completed > before.completed) {
             return Ok(true);
         }
         if Instant::now() >= until {
@@ -180,7 +224,7 @@ fn goes_on(machine: &Machine, orders: &Receiver<Order>) -> Result<bool, Failure>
     }
 }
 
-/// The program as the engine sees it at the source.
+/// The programs as the engine sees them at the source.
 struct Held(Arc<Work>);
 
 impl Guest for Held {
@@ -197,35 +241,35 @@ impl Guest for Held {
 
 fn destination(
     config: &Config,
-    attachment: &Arc<Attachment>,
+    attachments: &Arc<[Attachment]>,
     orders: &Receiver<Order>,
 ) -> Result<(), Failure> {
-    let machine = Machine::new(attachment, config.memory)?;
+    let machine = Machine::new(attachments, config.memory)?;
     let mut listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into()))
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
     let address = listener.address().to_string();
-    tell(&Event::Listening { address, state_bytes: attachment.state_bytes })?;
+    tell(&Event::Listening { address, devices: kinds(&machine) })?;
     // The demo ends this process if the source never comes.
     let accepted = listener
         .accept(Until::timeout(Duration::MAX))
         .map_err(|error| Failure::new(format!("cannot accept the source: {error}")))?;
     let found = Arc::new(Mutex::new(Found::default()));
     let arrival = Arrival { machine: machine.clone(), rate: config.dirty_rate, found: found.clone() };
-    let arrived = Destination::new(vec![machine.device()?])
+    let arrived = Destination::new(migratable(&machine)?)
         .memory(machine.memory.clone())
         .guest(arrival)
         .options(DestinationOptions::default().call_timeout(VERIFICATION))
         .receive_accepted(accepted);
     arrived.result?;
     let Found { evidence: Some(evidence), work: Some(work) } = std::mem::take(&mut *found.lock()) else {
-        return Err(Failure::new("the device runs, but its work was not started"));
+        return Err(Failure::new("the devices run, but their work was not started"));
     };
     tell(&Event::Received { evidence })?;
     linger_at_work(orders, &work, config.work_after_ms)?;
     tell(&Event::Finished(work.finish()?))
 }
 
-/// The program as the engine sees it at the destination.
+/// The programs as the engine sees them at the destination.
 struct Arrival {
     machine: Machine,
     rate: u64,

@@ -2,9 +2,11 @@
 
 use whimbrel_models::accel::Descriptor;
 
+use super::machine::Share;
+
 /// Maximum number of jobs in flight.
 pub(super) const RING_ENTRIES: u64 = 256;
-/// Address of the first block.
+/// Offset of the first block in the device's share of memory.
 const BLOCKS: u64 = 1 << 20;
 /// Places for blocks. Twice as many as can be in flight, so that a block is checked before it is overwritten.
 pub(super) const PLACES: u64 = 256;
@@ -41,9 +43,11 @@ fn pattern(group: u64) -> u64 {
     (mixed ^ mixed >> 32) | 1
 }
 
-/// The memory layout of a machine.
+/// The layout of a device's share of memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
+    /// Address of the first block.
+    first: u64,
     /// Distance from one place to the next, in bytes.
     stride: u64,
     pub(super) block_bytes: u64,
@@ -52,17 +56,17 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(memory_bytes: u64, state_bytes: u64) -> Layout {
-        let stride = (memory_bytes - BLOCKS) / PLACES / 4096 * 4096;
+    pub(super) fn new(share: Share, state_bytes: u64) -> Layout {
+        let stride = (share.bytes - BLOCKS) / PLACES / 4096 * 4096;
         let block_bytes = (stride / 2 / 4096 * 4096).min(MAX_BLOCK_BYTES);
         let scramble_bytes = SCRAMBLE_BYTES.min(state_bytes) / 8 * 8;
-        Layout { stride, block_bytes, state_bytes, scramble_bytes }
+        Layout { first: share.start + BLOCKS, stride, block_bytes, state_bytes, scramble_bytes }
     }
 
     /// The two blocks of a group, one in each half of its place. Their offset varies, so that in time all of the place
     /// is written.
     pub(super) fn blocks(&self, group: u64) -> (u64, u64) {
-        let place = BLOCKS + group % PLACES * self.stride;
+        let place = self.first + group % PLACES * self.stride;
         let half = self.stride / 2;
         let spots = half / self.block_bytes;
         let offset = group / PLACES % spots * self.block_bytes;
@@ -96,17 +100,18 @@ mod tests {
 
     #[test]
     fn blocks_of_jobs_under_way_never_meet() {
-        for memory in [16 << 20, 256 << 20, 1 << 30] {
-            let layout = Layout::new(memory, 1 << 20);
+        for (start, memory) in [(0, 16 << 20), (16 << 20, 16 << 20), (1 << 20, 256 << 20), (0, 1 << 30)] {
+            let layout = Layout::new(Share { start, bytes: memory }, 1 << 20);
+            let (first, end) = (start + BLOCKS, start + memory);
             assert!(layout.block_bytes >= 4096);
-            for start in [0, 1000, PLACES * 7] {
-                let mut spans: Vec<(u64, u64)> = (start..=start + RING_ENTRIES / JOBS)
+            for group in [0, 1000, PLACES * 7] {
+                let mut spans: Vec<(u64, u64)> = (group..=group + RING_ENTRIES / JOBS)
                     .flat_map(|group| [layout.blocks(group).0, layout.blocks(group).1])
                     .map(|block| (block, block + layout.block_bytes))
                     .collect();
                 spans.sort_unstable();
                 assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{memory}");
-                assert!(spans.iter().all(|span| span.0 >= BLOCKS && span.1 <= memory), "{memory}");
+                assert!(spans.iter().all(|span| span.0 >= first && span.1 <= end), "{memory}");
             }
         }
     }
@@ -114,7 +119,7 @@ mod tests {
     #[test]
     fn a_job_changes_only_state_that_the_device_has() {
         for state in [1 << 10, 3000, 64 << 20] {
-            let layout = Layout::new(16 << 20, state);
+            let layout = Layout::new(Share { start: 0, bytes: 16 << 20 }, state);
             for group in [0, 1, 77, u64::MAX / JOBS] {
                 let job = job(FIRST_JOBS + group.min(1 << 40) * JOBS + 3, layout);
                 assert!(job.length > 0 && job.length.is_multiple_of(8));
@@ -126,7 +131,7 @@ mod tests {
     #[test]
     fn the_first_jobs_change_all_of_the_state() {
         for state in [1 << 10, 3000, 64 << 20] {
-            let layout = Layout::new(16 << 20, state);
+            let layout = Layout::new(Share { start: 0, bytes: 16 << 20 }, state);
             let mut parts: Vec<(u64, u64)> =
                 (0..FIRST_JOBS).map(|number| layout.first_scrambled(number)).collect();
             parts.sort_unstable();

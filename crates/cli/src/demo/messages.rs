@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use whimbrel_engine::{Phase, Progress};
 
+use super::attachment::Kind;
+
 /// A host's end of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -24,7 +26,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// The location of a host's device.
+/// The location of one of a host's devices.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Place {
@@ -38,8 +40,9 @@ pub(super) enum Place {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Config {
     pub(super) role: Role,
-    pub(super) device: Place,
+    pub(super) devices: Vec<Place>,
     pub(super) memory: u64,
+    /// Of each device, in bytes per second.
     pub(super) dirty_rate: u64,
     pub(super) downtime_limit_ms: u64,
     pub(super) max_rounds: u32,
@@ -59,20 +62,20 @@ pub(super) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    /// Destination: ready for the source. The device has `state_bytes` of its own state.
-    Listening { address: String, state_bytes: u64 },
-    /// Source: the device is at work. It has `state_bytes` of its own state.
-    Working { state_bytes: u64 },
+    /// Destination: ready for the source.
+    Listening { address: String, devices: Vec<Kind> },
+    /// Source: the devices are at work.
+    Working { devices: Vec<Kind> },
     /// Source: the progress of the migration.
     Progress(Moment),
     /// Source: the migration is complete.
     Sent { report: Figures, evidence: Evidence },
     /// Source: the migration failed.
     NotSent(NotSent),
-    /// Destination: the device has arrived, with the evidence from before it ran.
+    /// Destination: the devices have arrived, with the evidence from before they ran.
     Received { evidence: Evidence },
     /// Destination: the work is finished.
-    Finished(Finished),
+    Finished(Vec<Finished>),
     /// Another failure.
     Failed(Failed),
 }
@@ -81,9 +84,9 @@ pub(super) enum Event {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct NotSent {
     pub(super) error: String,
-    /// The device's work continues.
+    /// The devices' work continues.
     pub(super) works_on: bool,
-    /// The device can no longer be reached.
+    /// A device can no longer be reached.
     pub(super) device_lost: bool,
 }
 
@@ -92,7 +95,7 @@ pub(super) struct NotSent {
 pub(super) struct Failed {
     pub(super) error: String,
     pub(super) hint: Option<String>,
-    /// The device can no longer be reached.
+    /// A device can no longer be reached.
     pub(super) device_lost: bool,
 }
 
@@ -148,6 +151,8 @@ pub(super) struct Figures {
     pub(super) memory_bytes: u64,
     pub(super) zero_bytes: u64,
     pub(super) device_bytes: u64,
+    /// Those of each device.
+    pub(super) bytes_by_device: Vec<u64>,
     pub(super) final_bytes: u64,
     pub(super) throughput_bytes_per_s: f64,
 }
@@ -164,23 +169,30 @@ impl From<whimbrel_engine::Report> for Figures {
             memory_bytes: report.memory_bytes,
             zero_bytes: report.zero_bytes,
             device_bytes: report.device_bytes,
+            bytes_by_device: report.devices.iter().map(|device| device.device_bytes).collect(),
             final_bytes: report.final_bytes,
             throughput_bytes_per_s: report.throughput_bytes_per_s,
         }
     }
 }
 
-/// The findings of one end at the switchover, with the device stopped.
+/// The findings of one end at the switchover, with the devices stopped.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Evidence {
     /// Digest of all memory.
     pub(super) memory: String,
+    pub(super) devices: Vec<DeviceEvidence>,
+}
+
+/// The findings at one device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct DeviceEvidence {
     /// Digest of the device's saved state.
-    pub(super) device: String,
+    pub(super) digest: String,
     /// The device's migration state.
     pub(super) state: String,
-    /// The device's counter of completed jobs, and again a while later.
-    pub(super) completed_by_device: [u64; 2],
+    /// The device's counter of completed jobs, if it has one, and again a while later.
+    pub(super) completed_by_device: Option<[u64; 2]>,
     /// The books of the program that gives the device work.
     pub(super) program: Books,
 }
@@ -198,12 +210,12 @@ pub(super) struct Books {
     pub(super) wrong: u64,
 }
 
-/// The findings of the destination at the end.
+/// The findings of the destination at the end, at one device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Finished {
     pub(super) program: Books,
-    /// The device's counter of completed jobs.
-    pub(super) completed_by_device: u64,
+    /// The device's counter of completed jobs, if it has one.
+    pub(super) completed_by_device: Option<u64>,
     /// Blocks of memory written by the last jobs that were checked again, and how many were wrong.
     pub(super) blocks_checked: u64,
     pub(super) blocks_wrong: u64,

@@ -1,10 +1,10 @@
-//! `whimbrel demo`: a live migration on a single machine. A busy device and its memory migrate from one process to
-//! another over TCP, and the result is verified. Each of the two hosts uses its device over vfio-user, from a server in
-//! a process of its own, as with a real device back end; or in its own process.
+//! `whimbrel demo`: a live migration on a single machine. Busy devices and their memory migrate from one process to
+//! another over TCP, and the result is verified. Each of the two hosts uses each of its devices over vfio-user, from a
+//! server in a process of its own, as with a real device back end; or in its own process.
 //!
 //! This process only starts the others ([`processes`]), passes messages, verifies their reports ([`verify`]), and
-//! explains failures ([`explain`]). A host ([`host`]) has a machine ([`machine`]) with a device ([`attachment`]), and a
-//! program that keeps the device busy ([`work`]).
+//! explains failures ([`explain`]). A host ([`host`]) has a machine ([`machine`]) with devices ([`attachment`]), and a
+//! program for each that keeps it busy ([`work`]).
 
 mod attachment;
 mod error;
@@ -15,55 +15,56 @@ mod jobs;
 mod machine;
 mod messages;
 mod outcome;
+mod pairs;
 mod processes;
 mod verify;
 mod work;
 
-use std::path::PathBuf;
-
 use clap::Args;
 use whimbrel_engine::Observer;
-use whimbrel_models::Model;
 
+use self::attachment::Kind;
 use self::error::DemoError;
 use self::messages::{Config, Event, Evidence, Figures, Finished, Order, Place, Role};
 use self::outcome::{Outcome, Text};
+use self::pairs::{Pair, pair};
 use self::processes::{Processes, unexpected};
 use self::verify::Findings;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::progress::Bar;
 use crate::size;
 use crate::target::Target;
 
 pub(crate) use self::host::{Arguments as HostArguments, run as run_host};
 
-/// Migrate a working device and its memory live between two processes, and verify that nothing was lost.
+/// Migrate working devices and their memory live between two processes, and verify that nothing was lost.
 ///
-/// Starts two hosts on this machine, each a process, with a second process that serves its device over vfio-user. The
-/// first host gives its device work through DMA memory: it fills, copies and checks blocks, and every completion is
-/// checked. Meanwhile the device and all memory migrate to the second host over TCP, where the work continues. Needs
-/// only this program, and leaves nothing behind.
+/// Starts two hosts on this machine, each a process, with another process for each device that serves it over vfio-user.
+/// The first host gives its devices work: an accel fills, copies and checks blocks of memory by DMA, a serial echoes
+/// bytes, and every result is checked. Meanwhile the devices and all memory migrate together to the second host over TCP,
+/// where the work continues. Needs only this program, and leaves nothing behind.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device: model:accel with its settings, including protocol=v1 and protocol=draft; model:legacy, whose state
-    /// is transferred 8 bytes at a time, which is slow with a server (see --in-process); or vfio-user:SOCKET, together
-    /// with --destination
-    #[arg(long, value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
-    device: Target,
-    /// The destination of a vfio-user:SOCKET in --device: a second socket, which serves the same model. The demo resets
-    /// both devices before it begins, and leaves their servers running
-    #[arg(long, value_name = "TARGET")]
-    destination: Option<Target>,
+    /// A device; several migrate together. model:accel or model:serial with settings, including protocol=v1 and
+    /// protocol=draft; model:legacy, whose state is transferred 8 bytes at a time, which is slow with a server (see
+    /// --in-process); or vfio-user:SOCKET, together with --destination
+    #[arg(long = "device", value_name = "TARGET", default_value = "model:accel?state=64MiB&rate=16MiB")]
+    devices: Vec<Target>,
+    /// The destination of a vfio-user:SOCKET in --device: a second socket, which serves the same model. Several are in
+    /// the order of their devices. The demo resets both devices before it begins, and leaves their servers running
+    #[arg(long = "destination", value_name = "TARGET")]
+    destinations: Vec<Target>,
     /// Run the models inside the two demo processes, without servers
-    #[arg(long, conflicts_with = "destination")]
+    #[arg(long, conflicts_with = "destinations")]
     in_process: bool,
-    /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB, and at most half of the available memory
+    /// Guest memory, in bytes or with a unit such as 256MiB; at least 16 MiB for each device, and at most half of the
+    /// available memory
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = memory)]
     memory: u64,
-    /// Rate at which the device writes memory, in bytes per second or with a unit such as 64MiB; at least 1 MiB, so
-    /// that a loss would show
+    /// Rate at which each device with DMA writes memory, in bytes per second or with a unit such as 64MiB; at least
+    /// 1 MiB, so that a loss would show
     #[arg(long, value_name = "BYTES/S", default_value = "64MiB", value_parser = rate)]
     dirty_rate: u64,
     /// Downtime limit, in milliseconds: stop once the predicted downtime is at most this
@@ -72,10 +73,10 @@ pub(crate) struct Arguments {
     /// Give up after this many pre-copy rounds if the migration does not converge
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
-    /// Time that the device works before the migration, in milliseconds
+    /// Time that the devices work before the migration, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     work_before: u64,
-    /// Time that the device works after the migration, in milliseconds
+    /// Time that the devices work after the migration, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 500)]
     work_after: u64,
 }
@@ -83,6 +84,7 @@ pub(crate) struct Arguments {
 const AFTER_HELP: &str = "\
 Examples:
   whimbrel demo
+  whimbrel demo --device model:accel --device model:serial
   whimbrel demo --device 'model:accel?state=1GiB&rate=64MiB' --memory 1GiB --dirty-rate 256MiB
   whimbrel demo --device vfio-user:a --destination vfio-user:b   (`whimbrel serve accel` serves at each)";
 
@@ -91,7 +93,7 @@ fn memory(text: &str) -> Result<u64, String> {
     size::parse(text).and_then(machine::check_memory).and_then(machine::check_available)
 }
 
-/// Parses a rate that is high enough for the device to complete jobs before and after the migration.
+/// Parses a rate that is high enough for a device to complete jobs before and after the migration.
 fn rate(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
         bytes if bytes < 1 << 20 => Err("expected at least 1MiB (bytes per second)".to_string()),
@@ -99,89 +101,21 @@ fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The devices that the demo migrates between.
-#[derive(Debug, PartialEq, Eq)]
-enum Devices {
-    /// A model in each host, by a name that the hosts parse again.
-    Inside(String),
-    /// A model in two servers that the demo starts.
-    Served(String),
-    /// The devices of two running servers, at these sockets.
-    Running(PathBuf, PathBuf),
-}
-
-impl Devices {
-    fn new(device: &Target, destination: Option<&Target>, in_process: bool) -> Result<Devices, Failure> {
-        match (device.clone(), destination.cloned()) {
-            (Target::Model(model, name), None) => {
-                if let Model::Serial(..) = model {
-                    return Err(Failure::usage(format!(
-                        "the demo needs a device with DMA, which '{device}' does not have"
-                    ))
-                    .hint("give --device model:accel"));
-                }
-                Ok(if in_process { Devices::Inside(name) } else { Devices::Served(name) })
-            }
-            (Target::Model(..), Some(_)) => Err(Failure::usage(
-                "--destination is only for servers that run already: the demo itself serves a model at both ends",
-            )
-            .hint("omit --destination, or give --device vfio-user:SOCKET too")),
-            (Target::VfioUser(_), None) => {
-                Err(Failure::usage(format!("'{device}' is a single device: the demo needs a second one as the destination"))
-                    .hint("serve the same model at a second socket, and give --destination vfio-user:SOCKET"))
-            }
-            (Target::VfioUser(_), Some(_)) if in_process => {
-                Err(Failure::usage(format!("'{device}' is in its server's process: --in-process is for models")))
-            }
-            (Target::VfioUser(source), Some(Target::VfioUser(destination))) => {
-                let is_same = |one: &PathBuf, other: &PathBuf| match (one.canonicalize(), other.canonicalize()) {
-                    (Ok(one), Ok(other)) => one == other,
-                    _ => one == other,
-                };
-                if is_same(&source, &destination) {
-                    return Err(Failure::usage(format!("'{device}' cannot be migrated to itself"))
-                        .hint("serve the same model at a second socket, and give that as --destination"));
-                }
-                Ok(Devices::Running(source, destination))
-            }
-            (Target::VfioUser(_), Some(other)) => Err(not_movable(&other)),
-            (Target::Group(_) | Target::Cdev(_) | Target::Host(_), _) => Err(not_movable(device)),
-        }
-    }
-
-    /// The TARGETs of source and destination.
-    fn targets(&self) -> (String, String) {
-        match self {
-            Devices::Inside(model) | Devices::Served(model) => {
-                (format!("model:{model}"), format!("model:{model}"))
-            }
-            Devices::Running(source, destination) => (
-                Target::VfioUser(source.clone()).to_string(),
-                Target::VfioUser(destination.clone()).to_string(),
-            ),
-        }
-    }
-}
-
-fn not_movable(target: &Target) -> Failure {
-    Failure::usage(format!("the demo migrates models, and '{target}' is not one"))
-        .hint("give --device model:accel, with settings such as model:accel?state=64MiB&rate=16MiB")
-}
-
 /// The findings of a complete demo.
 struct Found {
     report: Figures,
     sent: Evidence,
     received: Evidence,
-    finished: Finished,
+    finished: Vec<Finished>,
 }
 
 /// Runs the demo.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let devices = Devices::new(&arguments.device, arguments.destination.as_ref(), arguments.in_process)?;
+    let pairs = pair(&arguments.devices, &arguments.destinations, arguments.in_process)?;
+    check_shares(arguments.memory, pairs.len())?;
     let mut bar = Bar::migration(output);
     let mut processes = Processes::new()?;
-    let found = perform(arguments, &devices, &mut processes, &mut bar);
+    let found = perform(arguments, &pairs, &mut processes, &mut bar);
     let found = found.map_err(|error| processes.explain(error));
     // Before anything is printed: a reader of the result finds nothing left behind.
     drop(processes);
@@ -189,8 +123,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 
     let Found { report, sent, received, finished } = found?;
     let findings = Findings { sent: &sent, received: &received, finished: &finished };
-    let outcome = Outcome::new(&devices, arguments.downtime_limit, &report, &findings);
-    let text = Text { outcome: &outcome, devices: &devices, memory: arguments.memory };
+    let outcome = Outcome::new(&pairs, arguments.downtime_limit, &report, &findings);
+    let text = Text { outcome: &outcome, pairs: &pairs, memory: arguments.memory };
     if outcome.verified {
         return output.result(&outcome, text);
     }
@@ -198,39 +132,55 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     Err(Failure::new("the migration could not be verified: see the checks above").result(&outcome))
 }
 
+/// Checks that every device has enough of the memory.
+fn check_shares(memory: u64, devices: usize) -> Result<(), Failure> {
+    let least = machine::MIN_MEMORY.saturating_mul(devices as u64);
+    if memory < least {
+        return Err(Failure::usage(format!(
+            "--memory {} is too little for {devices} devices: expected at least {}",
+            output::bytes(memory),
+            output::bytes(least)
+        ))
+        .hint("each device needs 16 MiB: give more memory or fewer devices"));
+    }
+    Ok(())
+}
+
 /// Starts the processes, and follows them to the end.
 fn perform(
     arguments: &Arguments,
-    devices: &Devices,
+    pairs: &[Pair],
     processes: &mut Processes,
     bar: &mut Bar,
 ) -> Result<Found, DemoError> {
-    bar.message(match devices {
-        Devices::Served(_) => "starting four processes",
-        Devices::Inside(_) | Devices::Running(..) => "starting two processes",
-    });
+    let served = pairs.iter().filter(|pair| matches!(pair, Pair::Served(_))).count();
+    bar.message(format!("starting {} processes", 2 + 2 * served));
     for role in [Role::Destination, Role::Source] {
         processes.start_host(role)?;
     }
-    let mut place = |role| {
-        Ok::<_, Failure>(match (devices, role) {
-            (Devices::Inside(model), _) => Place::Inside { model: model.clone() },
-            (Devices::Served(model), role) => {
-                let socket = processes.start_server(role, model)?;
+    let mut place = |role, number, pair: &Pair| {
+        Ok::<_, Failure>(match (pair, role) {
+            (Pair::Inside(model), _) => Place::Inside { model: model.clone() },
+            (Pair::Served(model), role) => {
+                let number = (pairs.len() > 1).then_some(number + 1);
+                let socket = processes.start_server(role, number, model)?;
                 Place::Served { socket, model: Some(model.clone()) }
             }
-            (Devices::Running(socket, _), Role::Source)
-            | (Devices::Running(_, socket), Role::Destination) => {
+            (Pair::Running(socket, _), Role::Source) | (Pair::Running(_, socket), Role::Destination) => {
                 Place::Served { socket: socket.clone(), model: None }
             }
         })
     };
-    let places = [(Role::Destination, place(Role::Destination)?), (Role::Source, place(Role::Source)?)];
+    let mut places = |role| {
+        let places = pairs.iter().enumerate().map(|(number, pair)| place(role, number, pair));
+        Ok::<_, Failure>((role, places.collect::<Result<Vec<_>, _>>()?))
+    };
+    let places = [places(Role::Destination)?, places(Role::Source)?];
     processes.wait_for_servers()?;
-    for (role, device) in places {
+    for (role, devices) in places {
         processes.begin(Config {
             role,
-            device,
+            devices,
             memory: arguments.memory,
             dirty_rate: arguments.dirty_rate,
             downtime_limit_ms: arguments.downtime_limit,
@@ -249,22 +199,27 @@ fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
     let (mut listening, mut working) = (None, None);
     loop {
         match processes.event()? {
-            (Role::Destination, Event::Listening { address, state_bytes }) => {
+            (Role::Destination, Event::Listening { address, devices }) => {
                 bar.message("working");
-                listening = Some((address, state_bytes));
+                listening = Some((address, devices));
             }
-            (Role::Source, Event::Working { state_bytes }) => working = Some(state_bytes),
+            (Role::Source, Event::Working { devices }) => working = Some(devices),
             (role, event) => return Err(unexpected(role, &event).into()),
         }
-        if let (Some((address, there)), Some(here)) = (&listening, working) {
-            if *there != here {
-                return Err(Failure::new(format!(
-                    "the devices differ: {here} bytes of own state at the source, {there} at the destination"
-                ))
-                .hint("serve the same model with the same settings at both sockets")
-                .into());
-            }
+        if let (Some((address, there)), Some(here)) = (&listening, &working) {
+            check_equal(here, there)?;
             return Ok(address.clone());
+        }
+    }
+}
+
+/// Checks that both ends have the same kinds of devices.
+fn check_equal(here: &[Kind], there: &[Kind]) -> Result<(), Failure> {
+    match here.iter().zip(there).find(|(here, there)| here != there) {
+        None => Ok(()),
+        Some((here, there)) => {
+            Err(Failure::new(format!("the devices differ: {here} at the source, {there} at the destination"))
+                .hint("serve the same model with the same settings at both sockets"))
         }
     }
 }

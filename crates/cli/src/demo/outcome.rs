@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Devices;
 use super::messages::Figures;
+use super::pairs::Pair;
 use super::verify::{self, Check, Findings};
 use crate::output;
 
@@ -13,9 +13,7 @@ use crate::output;
 #[derive(Debug, Serialize)]
 pub(super) struct Outcome {
     pub(super) verified: bool,
-    /// The TARGETs of source and destination.
-    device: String,
-    destination: String,
+    devices: Vec<DeviceOutcome>,
     /// The connection of the hosts to their devices: `vfio-user` or `in-process`.
     reached_by: &'static str,
     downtime_ms: f64,
@@ -31,17 +29,28 @@ pub(super) struct Outcome {
     /// Transfer time of the final bytes at the measured throughput.
     final_transfer_ms: f64,
     throughput_bytes_per_s: f64,
-    /// Jobs that were completed when the device stopped at the source.
+    /// Jobs that were completed when the devices stopped at the source.
     completions_before: u64,
     /// Jobs that were completed at the end, those at the source included.
     completions_total: u64,
     checks: Vec<Check>,
 }
 
+/// The result of one device.
+#[derive(Debug, Serialize)]
+struct DeviceOutcome {
+    /// The TARGETs of source and destination.
+    source: String,
+    destination: String,
+    device_bytes: u64,
+    completions_before: u64,
+    completions_total: u64,
+}
+
 impl Outcome {
     /// The result of these findings, with the given downtime limit.
     pub(super) fn new(
-        devices: &Devices,
+        pairs: &[Pair],
         downtime_limit_ms: u64,
         report: &Figures,
         findings: &Findings<'_>,
@@ -52,14 +61,25 @@ impl Outcome {
         } else {
             0.0
         };
-        let (device, destination) = devices.targets();
+        let programs = findings.sent.devices.iter().zip(findings.finished);
+        let devices = pairs.iter().zip(&report.bytes_by_device).zip(programs);
+        let devices: Vec<DeviceOutcome> = devices
+            .map(|((pair, &device_bytes), (sent, finished))| {
+                let (source, destination) = pair.targets();
+                DeviceOutcome {
+                    source,
+                    destination,
+                    device_bytes,
+                    completions_before: sent.program.completed,
+                    completions_total: finished.program.completed,
+                }
+            })
+            .collect();
         Outcome {
-            verified: checks.iter().all(|check| check.ok),
-            device,
-            destination,
-            reached_by: match devices {
-                Devices::Inside(_) => "in-process",
-                Devices::Served(_) | Devices::Running(..) => "vfio-user",
+            verified: devices.len() == pairs.len() && checks.iter().all(|check| check.ok),
+            reached_by: match pairs {
+                [Pair::Inside(_), ..] => "in-process",
+                _ => "vfio-user",
             },
             downtime_ms: report.downtime_ms,
             predicted_downtime_ms: report.predicted_downtime_ms,
@@ -73,8 +93,9 @@ impl Outcome {
             final_bytes: report.final_bytes,
             final_transfer_ms,
             throughput_bytes_per_s: report.throughput_bytes_per_s,
-            completions_before: findings.sent.program.completed,
-            completions_total: findings.finished.program.completed,
+            completions_before: devices.iter().map(|device| device.completions_before).sum(),
+            completions_total: devices.iter().map(|device| device.completions_total).sum(),
+            devices,
             checks,
         }
     }
@@ -83,55 +104,102 @@ impl Outcome {
 /// The result for a person.
 pub(super) struct Text<'a> {
     pub(super) outcome: &'a Outcome,
-    pub(super) devices: &'a Devices,
+    pub(super) pairs: &'a [Pair],
     /// The machine's memory, in bytes.
     pub(super) memory: u64,
 }
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Text { outcome, devices, memory } = *self;
+        let Text { outcome, pairs, memory } = *self;
         let memory = output::bytes(memory);
-        match devices {
-            Devices::Inside(model) | Devices::Served(model) => {
-                writeln!(f, "migrated {model} and {memory} of memory to another process while it worked")?;
-            }
-            Devices::Running(source, destination) => writeln!(
+        match pairs {
+            [pair] => writeln!(
                 f,
-                "migrated {} to {} and {memory} of memory to another process while it worked",
-                source.display(),
-                destination.display()
+                "migrated {} and {memory} of memory to another process while it worked",
+                pair.name()
+            )?,
+            _ => writeln!(
+                f,
+                "migrated {} devices and {memory} of memory to another process while they worked",
+                pairs.len()
             )?,
         }
-        for line in figures(outcome, devices).lines().skip(1) {
-            writeln!(f, "  {}", line.trim_end())?;
+        indented(f, &figures(outcome, pairs), 1)?;
+        if pairs.len() > 1 {
+            writeln!(f)?;
+            indented(f, &by_device(outcome, pairs), 0)?;
+            writeln!(f)?;
         }
         f.write_str(if outcome.verified { "verified\n" } else { "NOT verified\n" })?;
-        for check in &outcome.checks {
-            let ok = if check.ok { "ok    " } else { "FAILED" };
-            writeln!(f, "  {ok} {}: {}", check.what, check.found)?;
+        for (ok, text) in conditions(&outcome.checks, pairs) {
+            writeln!(f, "  {} {text}", if ok { "ok    " } else { "FAILED" })?;
         }
         Ok(())
     }
 }
 
-fn figures(outcome: &Outcome, devices: &Devices) -> String {
+/// Writes the lines of a table.
+fn indented(f: &mut fmt::Formatter<'_>, table: &str, skipped: usize) -> fmt::Result {
+    table.lines().skip(skipped).try_for_each(|line| writeln!(f, "  {}", line.trim_end()))
+}
+
+/// The conditions with their results: one line for all devices that pass, and one for each that fails.
+fn conditions(checks: &[Check], pairs: &[Pair]) -> Vec<(bool, String)> {
+    let mut lines = Vec::new();
+    let mut told: Vec<&str> = Vec::new();
+    for Check { what, device, ok, found } in checks {
+        match device.and_then(|number| pairs.get(number - 1)) {
+            Some(pair) if pairs.len() > 1 && !ok => {
+                lines.push((false, format!("{what}: {}: {found}", pair.name())));
+            }
+            Some(_) if pairs.len() > 1 => {
+                let passed = checks.iter().filter(|check| check.what == *what && check.ok).count();
+                if !told.contains(what) {
+                    told.push(what);
+                    lines.push((true, format!("{what}: {passed} of {} devices", pairs.len())));
+                }
+            }
+            _ => lines.push((*ok, format!("{what}: {found}"))),
+        }
+    }
+    lines
+}
+
+fn by_device(outcome: &Outcome, pairs: &[Pair]) -> String {
+    let mut table = output::table(["DEVICE", "STATE SENT", "JOBS AT SOURCE", "AT DESTINATION"]);
+    output::align_right(&mut table, 1..4);
+    for (pair, device) in pairs.iter().zip(&outcome.devices) {
+        table.add_row([
+            pair.name(),
+            output::bytes(device.device_bytes),
+            device.completions_before.to_string(),
+            device.completions_total.saturating_sub(device.completions_before).to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn figures(outcome: &Outcome, pairs: &[Pair]) -> String {
     let rounds = match outcome.rounds {
         1 => "1 pre-copy round".to_string(),
         rounds => format!("{rounds} pre-copy rounds"),
     };
     let rate = output::rate(outcome.throughput_bytes_per_s);
     let after = outcome.completions_total.saturating_sub(outcome.completions_before);
-    let rows = [
-        (
-            "devices",
-            match devices {
-                Devices::Inside(_) => "in the two processes that use them",
-                Devices::Served(_) => "each in a server process of its own, used over vfio-user",
-                Devices::Running(..) => "of running servers, used over vfio-user",
-            }
-            .to_string(),
-        ),
+    let has = |is: fn(&Pair) -> bool| pairs.iter().any(is);
+    let devices = match (
+        has(|pair| matches!(pair, Pair::Inside(_))),
+        has(|pair| matches!(pair, Pair::Running(..))),
+        has(|pair| matches!(pair, Pair::Served(_))),
+    ) {
+        (true, _, _) => "in the two processes that use them",
+        (false, false, _) => "each in a server process of its own, used over vfio-user",
+        (false, true, false) => "of running servers, used over vfio-user",
+        (false, true, true) => "of running servers and of servers of the demo, used over vfio-user",
+    };
+    let mut rows = vec![
+        ("devices", devices.to_string()),
         (
             "downtime",
             format!(
@@ -158,14 +226,16 @@ fn figures(outcome: &Outcome, devices: &Devices) -> String {
                 output::milliseconds(outcome.final_transfer_ms)
             ),
         ),
-        (
+    ];
+    if pairs.len() == 1 {
+        rows.push((
             "work",
             format!(
                 "{} jobs completed at the source, {after} more at the destination",
                 outcome.completions_before
             ),
-        ),
-    ];
+        ));
+    }
     let mut table = output::table(["", ""]);
     for (what, text) in rows {
         table.add_row([what.to_string(), text]);

@@ -1,4 +1,4 @@
-//! The processes of a demo: two hosts, and the servers of their devices if the demo starts those.
+//! The processes of a demo: two hosts, and a server for each of their devices if the demo starts those.
 //!
 //! They end with the demo, however it ends: it kills them, and each ends by itself when its stdin does, which is
 //! what happens when the demo is killed. The servers' sockets are in a private folder, which is removed with them.
@@ -82,13 +82,23 @@ impl Processes {
         self.start(Part::Host(role), command)
     }
 
-    /// Starts the server of a host's device, and returns the path of its socket, which does not exist yet.
-    pub(super) fn start_server(&mut self, role: Role, model: &str) -> Result<PathBuf, Failure> {
+    /// Starts the server of a host's device, and returns the path of its socket, which does not exist yet. `number` is
+    /// the device's, from 1, if it is not the only one.
+    pub(super) fn start_server(
+        &mut self,
+        role: Role,
+        number: Option<usize>,
+        model: &str,
+    ) -> Result<PathBuf, Failure> {
         let folder = match &mut self.folder {
             Some(folder) => folder,
             none => none.insert(folder()?),
         };
-        let socket = folder.path().join(role.to_string());
+        let (part, name) = match number {
+            None => (Part::Server(role), role.to_string()),
+            Some(number) => (Part::ServerOf(role, number), format!("{role}-{number}")),
+        };
+        let socket = folder.path().join(name);
         SocketAddr::from_pathname(&socket).map_err(|error| {
             Failure::new(format!("{} cannot be the path of a socket: {error}", socket.display()))
                 .hint("set TMPDIR to a folder with a shorter name, or use --in-process")
@@ -96,7 +106,7 @@ impl Processes {
         let mut command = this_program()?;
         command.args(["serve", "--owned", model, "--socket"]).arg(&socket);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
-        self.start(Part::Server(role), command)?;
+        self.start(part, command)?;
         Ok(socket)
     }
 
@@ -110,7 +120,7 @@ impl Processes {
         let stdin = child.stdin.take();
         let out: Option<Box<dyn Read + Send>> = match part {
             Part::Host(_) => child.stdout.take().map(|out| Box::new(out) as _),
-            Part::Server(_) => child.stderr.take().map(|out| Box::new(out) as _),
+            Part::Server(_) | Part::ServerOf(..) => child.stderr.take().map(|out| Box::new(out) as _),
         };
         // Both were asked for above.
         let (Some(stdin), Some(out)) = (stdin, out) else {
@@ -132,7 +142,7 @@ impl Processes {
 
     /// Waits until every server that was started serves.
     pub(super) fn wait_for_servers(&mut self) -> Result<(), DemoError> {
-        let is_not_ready = |process: &Process| matches!(process.part, Part::Server(_)) && !process.serves;
+        let is_not_ready = |process: &Process| process.part.served().is_some() && !process.serves;
         while self.all.iter().any(is_not_ready) {
             if let Some((role, event)) = self.listen(None)? {
                 return Err(unexpected(role, &event).into());
@@ -141,9 +151,9 @@ impl Processes {
         Ok(())
     }
 
-    /// Returns whether the demo has started a server for this end.
+    /// Returns whether the demo has started servers for this end.
     pub(super) fn has_server(&self, role: Role) -> bool {
-        self.all.iter().any(|process| process.part == Part::Server(role))
+        self.all.iter().any(|process| process.part.served() == Some(role))
     }
 
     fn of(&mut self, part: Part) -> Option<&mut Process> {
@@ -193,7 +203,7 @@ impl Processes {
                 return Err(Failure::new(format!("the demo was interrupted by {name}")).into());
             }
             Ok(Heard::End(part)) => return Err(DemoError::Died(part)),
-            Ok(Heard::Line(part @ Part::Server(_), line)) => {
+            Ok(Heard::Line(part @ (Part::Server(_) | Part::ServerOf(..)), line)) => {
                 if let Some(server) = self.of(part) {
                     server.take_line(line);
                 }

@@ -17,29 +17,21 @@ fn servers(folder: &TempDir, models: [&str; 2]) -> [Served; 2] {
     ]
 }
 
-/// Small, so that it is quick in a build without optimisation too.
 fn demo([source, destination]: [&Served; 2]) -> Run {
-    let (source, destination) = (&source.target, &destination.target);
-    whimbrel([
-        "demo",
-        "--json",
-        "--memory",
-        "32MiB",
-        "--dirty-rate",
-        "8MiB",
-        "--downtime-limit",
-        "30000",
-        "--device",
-        source,
-        "--destination",
-        destination,
-    ])
+    demo_of(&["--memory=32MiB", "--device", &source.target, "--destination", &destination.target])
+}
+
+/// Small, so that it is quick in a build without optimisation too.
+fn demo_of(arguments: &[&str]) -> Run {
+    let small = ["demo", "--json", "--dirty-rate=8MiB", "--downtime-limit=30000"];
+    whimbrel(small.iter().chain(arguments))
 }
 
 fn verified(run: Run) -> Value {
     let told = run.succeeded().json();
     assert_eq!(told["verified"], true, "{told}");
-    assert_eq!(told["checks"].as_array().map(Vec::len), Some(7), "{told}");
+    let devices = told["devices"].as_array().unwrap().len();
+    assert_eq!(told["checks"].as_array().map(Vec::len), Some(1 + 6 * devices), "{told}");
     told
 }
 
@@ -50,8 +42,8 @@ fn a_device_moves_between_servers_that_run_already_as_often_as_is_asked_for_and_
     for [source, destination] in [[&one, &other], [&one, &other], [&other, &one]] {
         let told = verified(demo([source, destination]));
         assert_eq!(told["reached_by"], "vfio-user");
-        assert_eq!(told["device"], source.target.as_str());
-        assert_eq!(told["destination"], destination.target.as_str());
+        assert_eq!(told["devices"][0]["source"], source.target.as_str());
+        assert_eq!(told["devices"][0]["destination"], destination.target.as_str());
         assert_eq!(source.client().state().unwrap(), State::Stop);
         assert_eq!(destination.client().state().unwrap(), State::Running);
     }
@@ -67,13 +59,35 @@ fn servers_whose_devices_migrate_through_a_region_do_too() {
 }
 
 #[test]
-fn a_server_whose_device_cannot_do_the_demos_work_is_said_with_why() {
+fn devices_of_running_servers_move_together_with_a_model_of_the_demos_own() {
     let folder = TempDir::new().unwrap();
-    let [accel, serial] = servers(&folder, [MODEL, "serial"]);
-    let why = format!("{}: the device does not suit the demo: BAR 0 has 8 bytes", serial.target);
-    let hint = "`whimbrel serve accel --socket PATH`";
-    demo([&serial, &accel]).failed().says(&["the source process", &why, hint]);
-    demo([&accel, &serial]).failed().says(&["the destination process", &why, hint]);
+    let [one, other] = servers(&folder, [MODEL, MODEL]);
+    let [card, another] = ["card", "another"].map(|name| Served::start("serial", &folder.path().join(name)));
+    let told = verified(demo_of(&[
+        "--device",
+        &card.target,
+        "--device",
+        "model:accel?state=1MiB",
+        "--device",
+        &one.target,
+        "--memory=64MiB",
+        "--destination",
+        &another.target,
+        "--destination",
+        &other.target,
+    ]));
+    let ends = |number: usize| {
+        let device = &told["devices"][number];
+        [&device["source"], &device["destination"]].map(|end| end.as_str().unwrap().to_string())
+    };
+    assert_eq!(ends(0), [card.target.clone(), another.target.clone()]);
+    assert_eq!(ends(1), ["model:accel?state=1MiB", "model:accel?state=1MiB"]);
+    assert_eq!(ends(2), [one.target.clone(), other.target.clone()]);
+    for (served, state) in
+        [(&card, State::Stop), (&one, State::Stop), (&another, State::Running), (&other, State::Running)]
+    {
+        assert_eq!(served.client().state().unwrap(), state, "{}", served.target);
+    }
 }
 
 #[test]
@@ -81,8 +95,12 @@ fn servers_whose_devices_differ_are_told_apart_before_anything_moves() {
     let folder = TempDir::new().unwrap();
     let [source, destination] = servers(&folder, [MODEL, "accel?state=1MiB"]);
     demo([&source, &destination]).failed().says(&[
-        "2097152 bytes of own state at the source, 1048576 at the destination",
+        "with 2097152 bytes of own state at the source, a DMA engine with 1048576 bytes of own state at the destination",
         "hint: serve the same model with the same settings",
+    ]);
+    let card = Served::start("serial", &folder.path().join("card"));
+    demo([&source, &card]).failed().says(&[
+        "a DMA engine with 2097152 bytes of own state at the source, a serial card with 1 port at the destination",
     ]);
 }
 

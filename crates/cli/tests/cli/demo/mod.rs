@@ -9,12 +9,14 @@ use serde_json::Value;
 use crate::support::whimbrel;
 
 /// Small, so that it is quick in a build without optimisation too.
-const SMALL: [&str; 4] = ["--memory", "32MiB", "--dirty-rate", "8MiB"];
+const SMALL: [&str; 2] = ["--memory=32MiB", "--dirty-rate=8MiB"];
 const DEVICE: [&str; 2] = ["--device", "model:accel?state=2MiB&rate=1MiB"];
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_whimbrel"));
-    command.arg("demo").args(SMALL).args(arguments).stdin(Stdio::null());
+    let is_given = |option: &&str| arguments.contains(&"--memory=64MiB") && option.starts_with("--memory");
+    let small = SMALL.into_iter().filter(|option| !is_given(option));
+    command.arg("demo").args(small).args(arguments).stdin(Stdio::null());
     if !arguments.contains(&"--device") {
         command.args(DEVICE);
     }
@@ -36,7 +38,8 @@ fn verified(output: &Output) -> Value {
     assert!(output.status.success(), "{told}");
     assert_eq!(told["verified"], true, "{told}");
     let checks = told["checks"].as_array().unwrap();
-    assert_eq!(checks.len(), 7, "{told}");
+    // One of memory, and six of each device.
+    assert_eq!(checks.len(), 1 + 6 * told["devices"].as_array().unwrap().len(), "{told}");
     assert!(checks.iter().all(|check| check["ok"] == true), "{told}");
     told
 }
@@ -45,8 +48,8 @@ fn verified(output: &Output) -> Value {
 fn a_working_device_of_servers_moves_and_every_check_holds() {
     let told = verified(&demo(&["--json"]));
     assert_eq!(told["reached_by"], "vfio-user");
-    assert_eq!(told["device"], "model:accel?state=2MiB&rate=1MiB");
-    assert_eq!(told["destination"], told["device"]);
+    assert_eq!(told["devices"][0]["source"], "model:accel?state=2MiB&rate=1MiB");
+    assert_eq!(told["devices"][0]["destination"], told["devices"][0]["source"]);
     for key in [
         "downtime_ms",
         "predicted_downtime_ms",
@@ -80,11 +83,53 @@ fn a_working_device_that_migrates_through_a_region_moves_too() {
             let mut arguments = vec!["--json", "--device", &device, "--downtime-limit", "30000"];
             arguments.extend(way);
             let told = verified(&demo(&arguments));
-            assert_eq!(told["device"], device);
+            assert_eq!(told["devices"][0]["source"], device);
             let least = if device.ends_with("2MiB") { 2 << 20 } else { 64 << 10 };
             assert!(told["device_bytes"].as_u64().unwrap() >= least, "{device}: {told}");
         }
     }
+}
+
+/// Three devices of different kinds, one of which needs a set-up configuration space.
+const SET: [&str; 7] = [
+    "--memory=64MiB",
+    "--device",
+    "model:accel?state=2MiB&rate=1MiB",
+    "--device",
+    "model:serial?ports=2",
+    "--device",
+    "model:accel?state=1MiB&config=required",
+];
+
+#[test]
+fn several_devices_of_different_kinds_move_together_and_each_is_verified() {
+    for way in [None, Some("--in-process")] {
+        let told = verified(&demo(&SET.into_iter().chain(way).chain(["--json"]).collect::<Vec<_>>()));
+        let devices = told["devices"].as_array().unwrap();
+        let models: Vec<&str> = devices.iter().map(|device| device["source"].as_str().unwrap()).collect();
+        assert_eq!(models, [SET[2], SET[4], SET[6]]);
+        let least = [2 << 20, 96, 1 << 20];
+        for (device, least) in devices.iter().zip(least) {
+            assert!(device["device_bytes"].as_u64().unwrap() >= least, "{told}");
+            assert!(device["completions_before"].as_u64().unwrap() > 0, "{told}");
+            assert!(device["completions_total"].as_u64() > device["completions_before"].as_u64(), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_person_reads_a_line_for_each_device_of_a_set() {
+    let output = demo(&SET);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for words in [
+        "migrated 3 devices and 64.00 MiB of memory to another process while they worked",
+        "\n  serial?ports=2 ",
+        "\n  accel?state=1MiB&config=required ",
+        "\n  ok     device state is equal at the switchover: 3 of 3 devices\n",
+    ] {
+        assert!(text.contains(words), "{words} in\n{text}");
+    }
+    assert_eq!(text.matches("  ok  ").count(), 7, "{text}");
 }
 
 #[test]
@@ -116,15 +161,23 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
 
 #[test]
 fn invalid_settings_are_wrong_usage() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["--device", "vfio-user:a"], "give --destination vfio-user:SOCKET"),
         (&["--device", "vfio-user:a", "--destination", "vfio-user:a"], "cannot be migrated to itself"),
         (&["--device", "vfio-user:a", "--destination", "model:accel"], "'model:accel' is not one"),
         (&["--device", "vfio-user:a", "--destination", "group:3b:00.0"], "'group:3b:00.0' is not one"),
         (&["--destination", "vfio-user:a"], "omit --destination"),
         (&["--device", "vfio-user:a", "--destination", "vfio-user:b", "--in-process"], "--in-process"),
-        (&["--device", "vfio-user:a", "--in-process"], "give --destination vfio-user:SOCKET"),
-        (&["--device", "model:serial"], "give --device model:accel"),
+        (&["--device", "vfio-user:a", "--in-process"], "--in-process is for models"),
+        (
+            &["--device", "vfio-user:a", "--device", "vfio-user:b", "--destination", "vfio-user:c"],
+            "'vfio-user:b'",
+        ),
+        (
+            &["--device", "vfio-user:a", "--destination", "vfio-user:b", "--destination", "vfio-user:c"],
+            "omit",
+        ),
+        (&["--device=model:serial", "--device=model:accel", "--memory=24MiB"], "expected at least 32.00 MiB"),
         (&["--device", "group:3b:00.0"], "'group:3b:00.0' is not one"),
         (&["--device", "model:accel?state=1"], "invalid value '1' for state (model accel)"),
         (&["--memory", "1MiB"], "expected at least 16.00 MiB"),
