@@ -1,0 +1,270 @@
+//! A destination whose source sends whatever it likes: [`Receiver`], [`Intake`] and the machine, with real devices, and
+//! hands that do one thing after the other.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use whimbrel_engine::channel::{ChannelError, Received, Receiver, Until};
+use whimbrel_engine::proto::control::{Control, Table};
+use whimbrel_engine::proto::destination::{Destination, DestinationOptions, Site, Taken};
+use whimbrel_engine::proto::intake::{Intake, Misplaced};
+use whimbrel_engine::proto::message::Message;
+use whimbrel_engine::proto::negotiate::Feature;
+use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Place};
+use whimbrel_engine::set::Arrival;
+use whimbrel_engine::{BlobName, Error, Ram, RamError, RamRegion};
+use whimbrel_user::{DataFile, DeviceSetup, Migratable, State};
+
+use super::devices::{assert_fresh, devices, identities};
+use super::stream::{Bytes, sealed};
+
+/// The memory of both sides: as little as there can be, so that streams are short.
+pub(crate) const MEMORY: [RamRegion; 2] = [RamRegion::new(0, 64), RamRegion::new(0x3000, 100)];
+
+/// The blobs that the owner can load.
+pub(crate) fn loads() -> Vec<BlobName> {
+    vec![BlobName { name: "cpu".into(), version: 3 }, BlobName { name: "vmm".into(), version: 1 }]
+}
+
+/// Lets a source send this stream, and one with the same frames whose checksums are right.
+pub(crate) fn run(bytes: &[u8]) {
+    let _ = receive(bytes.to_vec());
+    let _ = receive(sealed(bytes));
+}
+
+/// Receives from a source that sends this stream and then closes the connection. Checks what holds whatever it sends.
+pub(crate) fn receive(stream: Vec<u8>) -> Result<Taken, Error> {
+    let memory = Memory::default();
+    let mut side = Side::new(&memory);
+    let mut receiver = Receiver::new(Arc::new(Bytes::new(stream)));
+    let mut machine = Destination::new(Side::site(), Duration::ZERO);
+    let mut now = Duration::ZERO;
+    let mut left = 10_000;
+    let result = loop {
+        left -= 1;
+        assert!(left > 0, "it does not end: {machine:?}");
+        now += Duration::from_millis(1);
+        match machine.poll() {
+            Some(Command::Start { id, place, operation }) => {
+                let result = side.execute(place, operation, &machine);
+                machine.input(Event::Done { id, result }, now);
+            }
+            Some(Command::Interrupt) => {}
+            Some(Command::Finish) => break machine.result().expect("a result at the end"),
+            None if side.is_lost => {
+                now = now.max(machine.deadline().expect("it awaits nothing, and does not end"));
+                machine.input(Event::Tick, now);
+            }
+            None => match side.next(&mut receiver) {
+                Ok(None) => {}
+                Ok(Some(control)) => machine.input(Event::Received(control), now),
+                Err(error) => {
+                    side.is_lost = true;
+                    machine.input(Event::Lost(error), now);
+                }
+            },
+        }
+    };
+    side.assert_sane(&result);
+    result
+}
+
+/// The devices, and everything that arrives for them.
+struct Side<'a> {
+    devices: Vec<Box<dyn Migratable>>,
+    sessions: Vec<Option<DataFile>>,
+    setups: Vec<Option<DeviceSetup>>,
+    taken: Vec<u64>,
+    arrival: Arrival<'a>,
+    intake: Intake,
+    said: Vec<Control>,
+    is_handed_over: bool,
+    is_lost: bool,
+}
+
+impl<'a> Side<'a> {
+    fn new(memory: &'a Memory) -> Side<'a> {
+        let devices = devices();
+        Side {
+            sessions: devices.iter().map(|_| None).collect(),
+            setups: vec![None; devices.len()],
+            taken: vec![0; devices.len()],
+            devices,
+            arrival: Arrival::new(memory),
+            intake: Intake::new(),
+            said: Vec::new(),
+            is_handed_over: false,
+            is_lost: false,
+        }
+    }
+
+    fn site() -> Site {
+        Site {
+            table: Table { devices: identities(), memory: MEMORY.to_vec(), blobs: loads() },
+            features: BTreeSet::from(Feature::ALL),
+            has_journal: true,
+            options: DestinationOptions::default(),
+        }
+    }
+
+    /// Receives a frame, and returns it if it is for the machine.
+    fn next(&mut self, receiver: &mut Receiver) -> Result<Option<Control>, Error> {
+        let misplaced = |error: Misplaced| Error::Protocol(error.to_string());
+        let until = Until::timeout(Duration::from_mins(1));
+        match receiver.next(until).map_err(lost)? {
+            Received::Memory(mut data) => {
+                let (address, length) = (data.address(), data.len() as u64);
+                self.intake.memory(address, length).map_err(misplaced)?;
+                let mut result = Ok(());
+                self.arrival.receive(address, length, &mut |place| {
+                    result = data.read_into(place, until);
+                    if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+                result.and_then(|()| data.finish(until)).map_err(lost)?;
+            }
+            Received::Message(Message::Control(control)) => {
+                self.intake.control(&control).map_err(misplaced)?;
+                self.is_handed_over |= control == Control::Handover;
+                return Ok(Some(control));
+            }
+            Received::Message(Message::Memory { .. }) => panic!("memory is read into its place"),
+            Received::Message(Message::MemoryZero { address, length }) => {
+                self.intake.memory(address, length).map_err(misplaced)?;
+                self.arrival.clear(address, length)?;
+            }
+            Received::Message(Message::DeviceState { device, ends, data }) => {
+                let ends = self.intake.state(device, data.len(), ends).map_err(misplaced)?;
+                let index = device as usize;
+                let session = self.sessions[index].as_mut().expect("state is taken in RESUMING alone");
+                match ends {
+                    Some(ends) => session.write_piece(data, ends)?,
+                    None => session.write_all(data)?,
+                }
+                self.taken[index] += data.len() as u64;
+            }
+            Received::Message(Message::Setup { device, data }) => {
+                self.intake.setup(device).map_err(misplaced)?;
+                let setup = DeviceSetup::parse(data).map_err(|error| Error::Protocol(error.to_string()))?;
+                self.setups[device as usize] = Some(setup);
+            }
+            Received::Message(Message::Blob { name, version, last, data }) => {
+                self.intake.blob(name, version, last, data.len()).map_err(misplaced)?;
+            }
+            Received::Message(Message::Padding { .. }) => self.intake.padding().map_err(misplaced)?,
+        }
+        Ok(None)
+    }
+
+    /// Does what the machine commands.
+    fn execute(&mut self, place: Place, operation: Operation, machine: &Destination) -> Result<Done, Error> {
+        if let Operation::Send(control) = operation {
+            if let Control::Fits(_) = control {
+                self.intake.open(machine.table(), machine.features());
+            }
+            self.said.push(control);
+            return if self.is_lost { Err(Error::Lost { side: "source" }) } else { Ok(Done::Nothing) };
+        }
+        let Place::Device(index) = place else {
+            assert!(matches!(operation, Operation::Inspect | Operation::Run | Operation::Record(_)));
+            return Ok(Done::Nothing);
+        };
+        let device = &mut self.devices[index];
+        match operation {
+            Operation::QueryState => return Ok(Done::State(device.state()?)),
+            Operation::SetState(state) => {
+                assert!(self.is_handed_over || !state.is_running(), "it would run before HANDOVER");
+                let opened = device.set_state(state)?;
+                // The session stays open until the driver has validated the data.
+                self.sessions[index] = opened;
+            }
+            Operation::DrainState => return Ok(Done::Bytes(self.taken[index])),
+            Operation::RestoreSetup => {
+                if let Some(setup) = &self.setups[index] {
+                    device.restore_setup(setup)?;
+                }
+            }
+            Operation::Reset => {
+                self.sessions[index] = None;
+                device.reset()?;
+            }
+            other => panic!("{other} is not asked of a destination's device"),
+        }
+        Ok(Done::Nothing)
+    }
+
+    /// Checks where the devices are, and that the source was told the truth.
+    fn assert_sane(mut self, result: &Result<Taken, Error>) {
+        let kinds: Vec<&str> = self.said.iter().map(Control::name).collect();
+        let order = ["ACCEPT", "FITS", "ROUND_DONE", "PONG", "READY", "RUNNING", "FAILED"];
+        let places =
+            kinds.iter().map(|kind| order.iter().position(|known| known == kind).expect("an answer"));
+        // The two of them alternate.
+        let places: Vec<usize> = places.map(|place| if place == 3 { 2 } else { place }).collect();
+        assert!(places.is_sorted(), "{kinds:?}");
+        assert!(kinds.iter().filter(|kind| ["RUNNING", "FAILED"].contains(kind)).count() <= 1, "{kinds:?}");
+        match result {
+            Ok(_) => {
+                assert!(self.is_handed_over && self.intake.is_complete(), "it runs without a handover");
+                for device in &mut self.devices {
+                    assert_eq!(device.state().unwrap(), State::Running);
+                }
+                assert_eq!(kinds.last(), Some(&"RUNNING"));
+            }
+            Err(error) => {
+                assert!(!kinds.contains(&"RUNNING"), "{kinds:?}");
+                assert!(self.is_lost || kinds.last() == Some(&"FAILED"), "{kinds:?}, {error}");
+                drop(self.sessions);
+                assert_fresh(&mut self.devices);
+            }
+        }
+    }
+}
+
+fn lost(error: ChannelError) -> Error {
+    match error {
+        ChannelError::Malformed(error) => Error::Malformed(error),
+        ChannelError::Closed => Error::Lost { side: "source" },
+        other => panic!("{other}"),
+    }
+}
+
+/// Memory that is never accessed outside of its regions.
+#[derive(Default)]
+pub(crate) struct Memory(Mutex<[Vec<u8>; MEMORY.len()]>);
+
+impl Memory {
+    fn access(&self, address: u64, length: u64, access: impl FnOnce(&mut [u8])) {
+        let is_within = |region: &RamRegion| {
+            address >= region.start
+                && address.checked_add(length).is_some_and(|end| end <= region.start + region.size)
+        };
+        let index = MEMORY.iter().position(is_within).expect("only memory of the migration is accessed");
+        let bytes = &mut self.0.lock().unwrap()[index];
+        bytes.resize(MEMORY[index].size as usize, 0);
+        let at = (address - MEMORY[index].start) as usize;
+        access(&mut bytes[at..at + length as usize]);
+    }
+}
+
+impl Ram for Memory {
+    fn regions(&self) -> Vec<RamRegion> {
+        MEMORY.to_vec()
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), RamError> {
+        self.access(address, data.len() as u64, |bytes| data.copy_from_slice(bytes));
+        Ok(())
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), RamError> {
+        self.access(address, data.len() as u64, |bytes| bytes.copy_from_slice(data));
+        Ok(())
+    }
+
+    fn clear(&self, address: u64, length: u64) -> Result<(), RamError> {
+        self.access(address, length, |bytes| bytes.fill(0));
+        Ok(())
+    }
+}

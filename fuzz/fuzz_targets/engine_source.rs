@@ -1,0 +1,11 @@
+//! See `crates/engine/tests/corpus/source.rs`.
+#![no_main]
+
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../../crates/engine/tests/corpus/source.rs"]
+mod source;
+#[allow(dead_code, reason = "other targets use more of it")]
+#[path = "../../crates/engine/tests/corpus/stream.rs"]
+mod stream;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| source::run(bytes));
