@@ -20,7 +20,9 @@ pub(crate) struct Account {
     open_blobs: BTreeMap<String, (u32, Vec<u8>)>,
     regions: Vec<(u64, u64)>,
     features: Vec<String>,
-    is_ended: bool,
+    pub(crate) is_ended: bool,
+    pub(crate) is_aborted: bool,
+    pub(crate) pings: Vec<u32>,
 }
 
 /// A device in a stream.
@@ -38,31 +40,57 @@ pub(crate) struct Device {
 
 /// Checks the order and the sums of a whole stream from a source, or of a file.
 pub(crate) fn account(said: &[Said]) -> Result<Account, String> {
+    let account = account_start(said, None)?;
+    if account.is_ended && !account.is_aborted { Ok(account) } else { Err("no END".into()) }
+}
+
+/// As [`account`], for a stream that ends anywhere, or with ABORT. `accepted` are the features in use, if they are known.
+pub(crate) fn account_start(said: &[Said], accepted: Option<&Value>) -> Result<Account, String> {
     let mut account = Account::default();
-    let mut said = said.iter().filter(|said| !matches!(said, Said::Skipped(_)));
-    let Some(Said::Hello(hello)) = said.next() else { return Err("it does not begin with HELLO".into()) };
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    account.features =
-        list(&hello["features"]).iter().filter_map(|name| name.as_str().map(str::to_string)).collect();
-    let Some(Said::Table(table)) = said.next() else { return Err("TABLE does not follow HELLO".into()) };
-    let device = |device: &Value| Device {
-        name: device["name"].as_str().unwrap_or_default().to_string(),
-        has_transactions: device["transactions"] == true,
-        ..Device::default()
+    let mut said = said.iter().filter(|said| !matches!(said, Said::Skipped(_))).peekable();
+    let hello = match said.next() {
+        None => return Ok(account),
+        Some(Said::Hello(hello)) => hello,
+        // In place of any message, the first one included.
+        Some(Said::Abort(_)) if said.peek().is_none() => {
+            account.is_aborted = true;
+            return Ok(account);
+        }
+        Some(_) => return Err("it does not begin with HELLO".into()),
     };
-    account.devices = list(&table["devices"]).iter().map(device).collect();
-    let region = |region: &Value| (region["start"].as_u64().unwrap(), region["size"].as_u64().unwrap());
-    account.regions = list(&table["memory"]).iter().map(region).collect();
-    account.table = table.clone();
-    for said in said {
-        account.take(said).map_err(|what| format!("{said:?}: {what}"))?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let names = |value: &Value| {
+        list(value).iter().filter_map(|name| name.as_str().map(str::to_string)).collect::<Vec<_>>()
+    };
+    account.features = names(&hello["features"]);
+    if let Some(accepted) = accepted {
+        account.features.retain(|name| names(accepted).contains(name));
     }
-    if account.is_ended { Ok(account) } else { Err("no END".into()) }
+    if let Some(Said::Table(table)) = said.peek() {
+        let device = |device: &Value| Device {
+            name: device["name"].as_str().unwrap_or_default().to_string(),
+            has_transactions: device["transactions"] == true,
+            ..Device::default()
+        };
+        account.devices = list(&table["devices"]).iter().map(device).collect();
+        let region = |region: &Value| (region["start"].as_u64().unwrap(), region["size"].as_u64().unwrap());
+        account.regions = list(&table["memory"]).iter().map(region).collect();
+        account.table = table.clone();
+        said.next();
+    } else if !matches!(said.peek(), None | Some(Said::Abort(_))) {
+        return Err("TABLE does not follow HELLO".into());
+    }
+    for said in said {
+        account.take(said).map_err(|what| format!("{}: {what}", said.name()))?;
+    }
+    Ok(account)
 }
 
 impl Account {
     fn take(&mut self, said: &Said) -> Result<(), String> {
         match said {
+            _ if self.is_aborted => return Err("after ABORT".into()),
+            Said::Abort(_) if !self.is_handed_over => self.is_aborted = true,
             Said::Handover if self.is_ended && !self.is_handed_over => self.is_handed_over = true,
             _ if self.is_ended => return Err("after END".into()),
             Said::Memory { address, data } => {
@@ -114,7 +142,10 @@ impl Account {
                 }
                 self.rounds = *number;
             }
-            Said::Ping { .. } => self.check_feature("ping")?,
+            Said::Ping { id } => {
+                self.check_feature("ping")?;
+                self.pings.push(*id);
+            }
             Said::Padding(_) => {}
             Said::End { total } => {
                 let listed = self.table["blobs"].as_array().map_or(0, Vec::len);

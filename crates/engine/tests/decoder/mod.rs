@@ -3,12 +3,14 @@
 #![allow(dead_code, unused_imports, reason = "each test uses a part of it")]
 
 mod account;
+mod dialogue;
 mod json;
 pub(crate) mod wire;
 
 use serde_json::Value;
 
 pub(crate) use account::{Account, account};
+pub(crate) use dialogue::{Streams, check};
 use json::Keys;
 
 /// What a frame says.
@@ -69,6 +71,21 @@ pub(crate) enum Said {
     Padding(usize),
     /// Of an unknown kind, to be skipped.
     Skipped(u16),
+}
+
+impl Said {
+    /// Without the data, of which there may be a lot.
+    fn name(&self) -> String {
+        match self {
+            Said::Memory { address, data } => format!("Memory of {} bytes at {address:#x}", data.len()),
+            Said::DeviceState { device, data, .. } => {
+                format!("DeviceState of {} bytes of device {device}", data.len())
+            }
+            Said::Setup { device, .. } => format!("Setup of device {device}"),
+            Said::Blob { name, data, .. } => format!("Blob '{name}' of {} bytes", data.len()),
+            other => format!("{other:?}"),
+        }
+    }
 }
 
 /// Reads a whole stream of one direction, or a file: its preamble, then frames up to its end.

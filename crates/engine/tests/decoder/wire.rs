@@ -1,9 +1,28 @@
 //! The stream, written and cut by hand.
 
-/// CRC-32C, bit by bit.
+/// What eight zero bits make of each byte.
+const TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut crc, mut bit) = (byte as u32, 0);
+        while bit < 8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+/// CRC-32C, byte by byte.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
-    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc = crc >> 8 ^ TABLE[(crc as u8 ^ byte) as usize];
+    }
+    !crc
 }
 
 /// The first 16 bytes.

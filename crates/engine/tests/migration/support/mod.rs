@@ -8,6 +8,7 @@ pub(crate) mod engine;
 pub(crate) mod peer;
 mod program;
 mod proxy;
+mod recorder;
 mod rig;
 pub(crate) mod wire;
 

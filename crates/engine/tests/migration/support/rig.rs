@@ -21,7 +21,9 @@ use super::engine::{
     Cancel, Destination, DestinationOptions, Error, Feature, Journal, Outcome, Received, Report, SendError,
     Source, SourceOptions, Stream,
 };
+use super::recorder::Recorder;
 use super::{Control, Program, Shape, open_in};
+use crate::decoder::{Account, Streams, check};
 
 pub(crate) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
@@ -158,6 +160,13 @@ pub(crate) struct Ended {
     pub(crate) rig: Rig,
 }
 
+/// Reads all that was written by a decoder that shares no code with the engine, however the migration ended.
+fn check_streams(source: Option<&Recorder>, destination: Option<&Recorder>) -> Account {
+    let (source, destination) = (source.map(Recorder::written), destination.map(Recorder::written));
+    let streams = Streams { from_source: source.as_deref(), from_destination: destination.as_deref() };
+    check(streams).unwrap_or_else(|what| panic!("the streams of a migration: {what}"))
+}
+
 /// Long enough for whatever is to happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -267,26 +276,40 @@ impl Rig {
         change: impl FnOnce(Source) -> Source,
     ) -> Ended {
         let destination = self.destination();
-        let receiving = std::thread::spawn(move || destination.receive(right));
-        let sent = change(self.source()).send(left);
+        let (left, right) = (Recorder::new(left), Recorder::new(right));
+        let there = right.clone();
+        let receiving = std::thread::spawn(move || destination.receive(there));
+        let sent = change(self.source()).send(left.clone());
         let arrived = receiving.join().unwrap();
         self.here.put_back(sent.devices);
         self.there.put_back(arrived.devices);
+        let account = check_streams(Some(&left), Some(&right));
+        if let Ok(report) = &sent.result {
+            assert!(account.is_handed_over, "{account:?}");
+            let state: usize = account.devices.iter().map(|device| device.state.len()).sum();
+            let memory: u64 = account.memory.iter().map(|(_, length, _)| length).sum();
+            assert_eq!((state as u64, memory), (report.device_bytes, report.memory_bytes));
+        }
+        assert!(arrived.result.is_err() || account.is_handed_over, "{account:?}");
         Ended { sent: sent.result, received: arrived.result, rig: self }
     }
 
     /// Sends alone, to whoever is at the other end.
     #[expect(clippy::result_large_err, reason = "it is the engine's")]
     pub(crate) fn send_to(&mut self, link: Stream) -> Result<Report, SendError> {
-        let sent = self.source().send(link);
+        let link = Recorder::new(link);
+        let sent = self.source().send(link.clone());
         self.here.put_back(sent.devices);
+        check_streams(Some(&link), None);
         sent.result
     }
 
     /// Receives alone, from whoever is at the other end.
     pub(crate) fn receive_from(&mut self, link: Stream) -> Result<Received, Error> {
-        let arrived = self.destination().receive(link);
+        let link = Recorder::new(link);
+        let arrived = self.destination().receive(link.clone());
         self.there.put_back(arrived.devices);
+        check_streams(None, Some(&link));
         arrived.result
     }
 
