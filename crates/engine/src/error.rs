@@ -252,6 +252,9 @@ impl Error {
                 "check that the other side still runs and that the network works; its own log may say more",
             ),
             Error::Lost { .. } => Some("the other side's own log says why"),
+            Error::Thread(_) => Some(
+                "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",
+            ),
             _ => None,
         }
     }

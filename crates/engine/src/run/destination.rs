@@ -10,15 +10,16 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use whimbrel_user::Migratable;
 
-use super::ask::ask;
+use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
-use super::hands::{CLOSING, Ending, Hands, Machine, close, spawn};
+use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
 use super::receiver::Inbound;
 use super::stream::StreamHand;
+use super::thread::named;
 use super::transfer::Transfer;
 use super::worker::Worker;
 use crate::channel::{Accepted, Channel, Interrupt, Receiver, Sender, Until};
@@ -160,9 +161,8 @@ impl Destination {
 
     fn receive_from(mut self, channel: Arc<dyn Channel>, receiver: Receiver) -> Arrived {
         let devices = std::mem::take(&mut self.devices);
-        let asked = ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
-            identity_of(device)
-        });
+        let asked =
+            ask(devices, IDENTITY, self.options.call_timeout, &mut named, |device| identity_of(device));
         let (devices, identities) = match asked {
             Ok(asked) => asked,
             Err(failed) => {
@@ -201,7 +201,7 @@ impl Destination {
         read: Interrupt,
     ) -> Arrived {
         let timeout = self.options.timeout;
-        let transfer = Arc::new(Transfer::new(Sender::new(channel), write, timeout, SOURCE));
+        let transfer = Arc::new(Transfer::new(Sender::new(channel.clone()), write, timeout, SOURCE));
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
@@ -220,10 +220,15 @@ impl Destination {
             migration: migration.clone(),
             blobs: blobs.clone(),
         };
-        let started = Hands::start(devices, false, stream, owner, &buffers, self.options.call_timeout);
+        let call_timeout = self.options.call_timeout;
+        let started = Hands::start(devices, false, stream, owner, &buffers, call_timeout, &mut named);
         let (mut hands, events) = match started {
             Ok(started) => started,
-            Err(error) => return Arrived { result: Err(Error::Thread(error)), devices: Vec::new() },
+            Err(NotStarted { devices, error }) => {
+                let error = Error::Thread(error);
+                refuse(channel, receiver, &error);
+                return Arrived { result: Err(error), devices };
+            }
         };
         let intake = Arc::new(Mutex::new(Intake::new()));
         let arrived = Arc::new(AtomicU64::new(0));

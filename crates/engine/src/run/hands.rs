@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use whimbrel_user::Migratable;
 
+use super::ask::Devices;
 use super::buffers::Buffers;
 use super::device::DeviceHand;
 use super::owner::OwnerHand;
 use super::stream::StreamHand;
+use super::thread::Settings;
 use super::transfer::Transfer;
 use super::worker::{Item, Task, Worker};
 use crate::channel::{self, Until};
@@ -49,6 +51,26 @@ pub(super) struct Hands {
     pub(super) began: Instant,
 }
 
+/// The devices of a side whose threads could not all be started. No request has been made to any of them.
+pub(super) struct NotStarted {
+    pub(super) devices: Devices,
+    pub(super) error: io::Error,
+}
+
+impl NotStarted {
+    /// Ends the threads that have started, and returns all devices in their order.
+    fn new(
+        started: Vec<Worker<DeviceHand>>,
+        others: impl Iterator<Item = Box<dyn Migratable>>,
+        error: io::Error,
+    ) -> NotStarted {
+        let deadline = Instant::now() + END;
+        let ending: Vec<_> = started.into_iter().map(Worker::end).collect();
+        let back = ending.into_iter().map(|device| device.hand(deadline).map(DeviceHand::into_device));
+        NotStarted { devices: back.chain(others.map(Some)).collect(), error }
+    }
+}
+
 /// The way in which a migration is over, as far as the connection is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -76,7 +98,7 @@ pub(super) const CLOSING: Duration = Duration::from_secs(1);
 
 impl Hands {
     /// Starts a thread for each device, the stream and the owner. `is_covered` is whether the address space of the devices
-    /// has a dirty log. Returns a sender of events besides.
+    /// has a dirty log. Returns a sender of events besides. If a thread cannot be started, the devices come back.
     pub(super) fn start(
         devices: Vec<Box<dyn Migratable>>,
         is_covered: bool,
@@ -84,19 +106,36 @@ impl Hands {
         owner: OwnerHand,
         buffers: &Buffers,
         call_timeout: Duration,
-    ) -> io::Result<(Hands, Sender<Event>)> {
+        settings: Settings<'_>,
+    ) -> Result<(Hands, Sender<Event>), NotStarted> {
         let (events, inbox) = mpsc::channel();
         let transfer = stream.transfer.clone();
         let names: Vec<String> = devices.iter().map(|device| device.name().to_string()).collect();
-        let devices = devices.into_iter().zip(0..).zip(&names).map(|((device, number), name)| {
+        let mut waiting = devices.into_iter();
+        let mut workers = Vec::with_capacity(names.len());
+        for (number, name) in (0..).zip(&names) {
+            let Some(device) = waiting.next() else { break };
             let hand = DeviceHand::new(number, device, &transfer, buffers, &stream.ledger, is_covered);
-            Worker::start(name, hand, events.clone(), &transfer)
-        });
-        let devices = devices.collect::<io::Result<Vec<_>>>()?;
-        let stream = Worker::start("stream", stream, events.clone(), &transfer)?;
-        let owner = Worker::start("owner", owner, events.clone(), &transfer)?;
+            match Worker::start(settings(name), hand, events.clone(), &transfer) {
+                Ok(worker) => workers.push(worker),
+                Err((hand, error)) => {
+                    let others = std::iter::once(hand.into_device()).chain(waiting);
+                    return Err(NotStarted::new(workers, others, error));
+                }
+            }
+        }
+        let none = std::iter::empty;
+        let stream = match Worker::start(settings("stream"), stream, events.clone(), &transfer) {
+            Ok(stream) => stream,
+            Err((_, error)) => return Err(NotStarted::new(workers, none(), error)),
+        };
+        let owner = match Worker::start(settings("owner"), owner, events.clone(), &transfer) {
+            Ok(owner) => owner,
+            Err((_, error)) => return Err(NotStarted::new(workers, none(), error)),
+        };
         let began = Instant::now();
-        let hands = Hands { devices, names, stream, owner, transfer, events: inbox, call_timeout, began };
+        let hands =
+            Hands { devices: workers, names, stream, owner, transfer, events: inbox, call_timeout, began };
         Ok((hands, events))
     }
 
@@ -211,4 +250,59 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Res
 /// Sends an event to a machine that may have ended.
 pub(super) fn tell(events: &Sender<Event>, event: Event) -> bool {
     events.send(event).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use parking_lot::Mutex;
+    use whimbrel_models::Model;
+    use whimbrel_user::{Local, State};
+
+    use super::super::thread::{named, tests::impossible};
+    use super::*;
+    use crate::channel::{Interrupt, Sender, Stream};
+    use crate::guest::NoGuest;
+    use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap};
+
+    #[test]
+    fn the_devices_come_back_whichever_thread_cannot_be_started() {
+        let model: Model = "serial".parse().unwrap();
+        let names = ["one", "two", "three"];
+        for refused in 0..5 {
+            let device = |name| Box::new(Local::new(model.open(name).unwrap())) as Box<dyn Migratable>;
+            let (left, _right) = UnixStream::pair().unwrap();
+            let sender = Sender::new(Arc::new(Stream::from(left)));
+            let interrupt = Interrupt::new().unwrap();
+            let stream = StreamHand {
+                transfer: Arc::new(Transfer::new(sender, interrupt, END, "peer")),
+                ram: None,
+                ledger: Arc::new(Mutex::new(Ledger::new(Vec::new()))),
+                logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),
+                blobs: Arc::default(),
+                pagemap: Pagemap::new(),
+            };
+            let owner = OwnerHand {
+                guest: Box::new(NoGuest),
+                journal: None,
+                migration: Arc::default(),
+                blobs: Arc::default(),
+            };
+            let mut asked = 0;
+            let mut settings = |name: &str| {
+                asked += 1;
+                if asked > refused { impossible() } else { named(name) }
+            };
+            let devices = names.map(device).into_iter().collect();
+            let started =
+                Hands::start(devices, false, stream, owner, &Buffers::default(), END, &mut settings);
+            let NotStarted { devices, error } = started.err().expect("a thread was refused");
+            assert!(error.raw_os_error().is_some(), "{error:?}");
+            let mut devices: Vec<_> =
+                devices.into_iter().map(|device| device.expect("it came back")).collect();
+            assert!(devices.iter().map(|device| device.name()).eq(names), "{refused}");
+            assert!(devices.iter_mut().all(|device| device.state().unwrap() == State::Running), "{refused}");
+        }
+    }
 }

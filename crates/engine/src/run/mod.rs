@@ -15,6 +15,7 @@ mod owner;
 mod receiver;
 mod source;
 mod stream;
+mod thread;
 mod transfer;
 mod worker;
 

@@ -8,15 +8,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use whimbrel_user::{DirtySource, Migratable, State};
 
-use super::ask::{Devices, ask};
+use super::ask::{Devices, IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
 use super::device::DeviceHand;
-use super::hands::{Ending, Hands, Machine, close, spawn};
+use super::hands::{Ending, Hands, Machine, NotStarted, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
 use super::receiver::receive_answers;
 use super::stream::StreamHand;
+use super::thread::named;
 use super::transfer::Transfer;
 use crate::channel::{Channel, Interrupt, Receiver, Sender};
 use crate::error::{Error, Outcome, SendError};
@@ -140,7 +141,7 @@ impl Source {
     fn send_over(mut self, channel: Arc<dyn Channel>) -> Sent {
         let devices = std::mem::take(&mut self.devices);
         let memory = self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default();
-        let asked = ask(devices, "GET of the device's identity", self.options.call_timeout, |device| {
+        let asked = ask(devices, IDENTITY, self.options.call_timeout, &mut named, |device| {
             let identity = identity_of(device)?;
             match device.state()? {
                 State::Running => Ok(identity),
@@ -213,15 +214,12 @@ impl Source {
             blobs,
         };
         let call_timeout = self.options.call_timeout;
-        let started = Hands::start(devices, is_covered, stream, owner, &buffers, call_timeout);
+        let started = Hands::start(devices, is_covered, stream, owner, &buffers, call_timeout, &mut named);
         let (mut hands, events) = match started {
             Ok(started) => started,
-            Err(error) => {
+            Err(NotStarted { devices, error }) => {
                 let cause = Error::Thread(error);
-                return Sent {
-                    result: Err(SendError { cause, outcome: Outcome::Untouched }),
-                    devices: Vec::new(),
-                };
+                return Sent { result: Err(SendError { cause, outcome: Outcome::Untouched }), devices };
             }
         };
         let (back, receiver_back) = mpsc::sync_channel(1);

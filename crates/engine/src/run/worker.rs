@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::buffers::Buffer;
+use super::thread;
 use super::transfer::Transfer;
 use crate::error::Error;
 use crate::proto::operation::{Done, Event, Operation, OperationId};
@@ -85,24 +87,22 @@ pub(super) struct Worker<H> {
 }
 
 impl<H: Hand> Worker<H> {
-    /// Starts a thread. Each end of an operation is sent to `events`.
+    /// Starts a thread. Each end of an operation is sent to `events`. If the thread cannot be started, the hand comes back.
     pub(super) fn start(
-        name: &str,
-        mut hand: H,
+        settings: Builder,
+        hand: H,
         events: Sender<Event>,
         transfer: &Arc<Transfer>,
-    ) -> io::Result<Worker<H>> {
+    ) -> Result<Worker<H>, (H, io::Error)> {
         let (items, queue) = mpsc::channel();
         let (back, returned) = mpsc::sync_channel(1);
         let busy = Arc::new(Busy::default());
         let (its, transfer) = (busy.clone(), transfer.clone());
-        std::thread::Builder::new().name(name.chars().take(15).collect()).stack_size(512 << 10).spawn(
-            move || {
-                work(&mut hand, &queue, &its, &transfer, &events);
-                // A hand that was left behind has no receiver.
-                let _ = back.send(hand);
-            },
-        )?;
+        thread::start(settings, hand, move |mut hand| {
+            work(&mut hand, &queue, &its, &transfer, &events);
+            // A hand that was left behind has no receiver.
+            let _ = back.send(hand);
+        })?;
         Ok(Worker { items, busy, hand: returned, reported: None })
     }
 

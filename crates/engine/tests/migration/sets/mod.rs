@@ -3,6 +3,7 @@
 mod all_or_none;
 mod barriers;
 mod hangs;
+mod identity;
 mod whole;
 
 use whimbrel_user::State;
