@@ -1,9 +1,9 @@
 //! Progress on a terminal: a bar on stderr, and nothing at all in a pipe.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use whimbrel_engine::{Observer, Phase, Progress};
 
 use crate::output::{self, Output};
@@ -13,8 +13,13 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// A progress bar. It is removed when dropped.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "it is one")]
 pub(crate) struct Bar {
     bar: ProgressBar,
+    /// The total is known, or estimated by a migration.
+    has_total: bool,
+    /// The phase of a migration that was shown last.
+    shown: Option<Phase>,
 }
 
 impl Bar {
@@ -31,7 +36,7 @@ impl Bar {
     /// A bar that counts bytes, up to `total` if that is known.
     pub(crate) fn bytes(output: Output, message: impl Into<String>, total: Option<u64>) -> Bar {
         let template = match total {
-            Some(_) => "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}",
+            Some(_) => "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
             None => "{spinner} {msg} {bytes}, {bytes_per_sec}",
         };
         let inner = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
@@ -42,18 +47,44 @@ impl Bar {
 
     /// A bar for a migration at the source, as an [`Observer`].
     pub(crate) fn migration(output: Output) -> Bar {
-        Bar::new(output, ProgressBar::new(0), "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
+        let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}";
+        let mut bar = Bar::new(output, ProgressBar::new(0), template);
+        bar.has_total = true;
+        bar
+    }
+
+    /// A bar for a migration at the destination, as an [`Observer`]. Only the source knows how much is left.
+    pub(crate) fn arrival(output: Output, what: impl Into<String>) -> Bar {
+        let template = "{spinner} {prefix}: {msg}, {bytes}, {bytes_per_sec}";
+        let bar = Bar::new(output, ProgressBar::new_spinner(), template);
+        bar.bar.set_prefix(what.into());
+        bar
+    }
+
+    /// A bar for the save of devices.
+    pub(crate) fn saving(output: Output, what: impl Into<String>) -> Bar {
+        let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let mut bar = Bar::new(output, ProgressBar::new(0), template);
+        bar.has_total = true;
+        bar.bar.set_message(what.into());
+        bar
     }
 
     fn new(output: Output, bar: ProgressBar, template: &str) -> Bar {
-        if !output.shows_progress() {
-            return Bar { bar: ProgressBar::hidden() };
-        }
-        // The templates above are fixed; should one be wrong, the default bar does.
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        let shown = output.shows_progress();
+        let bar = if shown { bar } else { ProgressBar::hidden() };
+        // The templates are fixed; should one be wrong, the default bar does.
+        if shown && let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        Bar { bar }
+        Bar { bar, has_total: false, shown: None }
+    }
+
+    /// Sets the number of bytes so far, and the expected total.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        // The total is an estimate that can be passed.
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
     }
 
     /// Sets the current message.
@@ -65,37 +96,74 @@ impl Bar {
     pub(crate) fn reading<R: Read>(&self, input: R) -> impl Read {
         self.bar.wrap_read(input)
     }
-
-    /// Counts the bytes written.
-    pub(crate) fn writing<W: Write>(&self, output: W) -> impl Write {
-        self.bar.wrap_write(output)
-    }
 }
 
 impl Observer for Bar {
     fn progress(&mut self, progress: &Progress) {
-        let phase = match progress.phase {
-            Phase::Greeting => "negotiating".to_string(),
-            Phase::Round(number) => format!("round {number}"),
-            Phase::Switchover => "switchover".to_string(),
-            _ => "done".to_string(),
-        };
-        let message = match progress.expected_downtime {
-            Some(expected) => format!("{phase}, downtime {} expected", output::duration(expected)),
-            None => phase,
-        };
+        let message = describe(progress);
         if self.bar.message() != message {
             self.bar.set_message(message);
+        }
+        if self.shown.replace(progress.phase) != Some(progress.phase) {
+            // The throughput of one phase says nothing about the next one.
             self.bar.reset_eta();
         }
-        // The total is an estimate that can be passed.
-        self.bar.set_length(progress.total.max(progress.done));
-        self.bar.set_position(progress.done);
+        if self.has_total {
+            self.set(progress.done, progress.total);
+        } else {
+            self.bar.set_position(progress.done);
+        }
     }
+}
+
+/// The phase with its estimates, such as `round 2, 12 seconds left, downtime 14.3 ms expected`.
+fn describe(progress: &Progress) -> String {
+    let mut parts = vec![match progress.phase {
+        Phase::Greeting => "negotiating".to_string(),
+        Phase::Round(number) => format!("round {number}"),
+        Phase::Switchover => "switchover".to_string(),
+        Phase::Recovery => "recovering".to_string(),
+        _ => "done".to_string(),
+    }];
+    if let Some(left) = progress.time_left {
+        // Nobody knows yet how much is going to be resent.
+        let least = if progress.phase == Phase::Round(1) { "at least " } else { "" };
+        // A second that has begun counts.
+        let seconds = Duration::from_secs(left.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX));
+        parts.push(format!("{least}{} left", HumanDuration(seconds)));
+    }
+    if let Some(expected) = progress.expected_downtime {
+        parts.push(format!("downtime {} expected", output::duration(expected)));
+    }
+    parts.join(", ")
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_reads_the_phase_the_time_left_and_the_downtime() {
+        let with = |phase, left: Option<u64>, downtime: Option<u64>| {
+            let mut progress = Progress::new(phase);
+            progress.time_left = left.map(Duration::from_millis);
+            progress.expected_downtime = downtime.map(Duration::from_millis);
+            describe(&progress)
+        };
+        assert_eq!(with(Phase::Greeting, None, None), "negotiating");
+        assert_eq!(with(Phase::Round(1), Some(34_100), None), "round 1, at least 35 seconds left");
+        assert_eq!(
+            with(Phase::Round(2), Some(100), Some(14)),
+            "round 2, 1 second left, downtime 14.0 ms expected"
+        );
+        assert_eq!(with(Phase::Round(3), None, Some(900)), "round 3, downtime 900.0 ms expected");
+        assert_eq!(with(Phase::Round(3), Some(3_600_000), None), "round 3, 60 minutes left");
+        assert_eq!(with(Phase::Recovery, None, None), "recovering");
     }
 }

@@ -81,13 +81,13 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             signals.arrived().unwrap_or_default()
         )),
     })?;
-    bar.message(format!("receiving {}", list(targets)));
+    drop(bar);
     let names = opened.iter().map(|device| device.name().to_string()).collect();
     let arrived = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
+        .observer(Bar::arrival(output, format!("receiving {}", list(targets))))
         .cancel(signals.cancel())
         .receive_accepted(accepted);
-    drop(bar);
     drop(listener);
     let received = match arrived.result {
         Ok(received) => received,

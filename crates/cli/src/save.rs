@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use whimbrel_engine::Error;
 use whimbrel_engine::archive::{Archived, Save, Summary};
+use whimbrel_engine::{Error, Progress};
 
 use crate::failure::Failure;
 use crate::output::{self, Output};
@@ -158,22 +158,22 @@ fn save(
 ) -> Result<Archived, Error> {
     let message = format!("saving {}", list(&arguments.targets));
     let cancel = || signals.arrived();
-    let save = Save::new(devices.iter_mut().map(Opened::as_migratable)).cancel(&cancel);
-    let write = |save: Save<'_>, bar: &Bar, file: &mut dyn Write| {
-        if arguments.raw { save.write_raw_to(bar.writing(file)) } else { save.write_to(bar.writing(file)) }
+    let bar = Bar::saving(output, message);
+    let save = Save::new(devices.iter_mut().map(Opened::as_migratable))
+        .cancel(&cancel)
+        .observer(|progress: &Progress| bar.set(progress.done, progress.total));
+    let write = |save: Save<'_>, file: &mut dyn Write| {
+        if arguments.raw { save.write_raw_to(file) } else { save.write_to(file) }
     };
     match place {
-        Place::Stdout => {
-            let bar = Bar::bytes(output, message, None);
-            write(save, &bar, &mut Waiting::new(io::stdout().lock(), signals))
-        }
-        Place::Special(file) => {
-            let bar = Bar::bytes(output, message, None);
-            write(save, &bar, &mut Waiting::new(file, signals))
-        }
+        Place::Stdout => write(save, &mut Waiting::new(io::stdout().lock(), signals)),
+        Place::Special(file) => write(save, &mut Waiting::new(file, signals)),
         Place::File(path) => {
-            let _bar = Bar::waiting(output, message);
-            if arguments.raw { save.write_raw_to_path(path) } else { save.write_to_path(path) }
+            if arguments.raw {
+                save.write_raw_to_path(path)
+            } else {
+                save.write_to_path(path)
+            }
         }
     }
 }

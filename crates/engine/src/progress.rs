@@ -30,12 +30,17 @@ pub struct Progress {
     pub total: u64,
     /// The predicted downtime, once there is an estimate.
     pub expected_downtime: Option<Duration>,
+    /// The estimated time until the devices run at the destination, in steps of 100 ms. The source estimates it from the
+    /// data that is left, the throughput, and the rate at which memory and state become dirty. In the first round that
+    /// rate is unknown and counts as zero: the time is then a lower bound. `None` before enough has been transferred,
+    /// if the migration does not converge at these rates, and always at the destination.
+    pub time_left: Option<Duration>,
 }
 
 impl Progress {
     /// Returns the progress at the start of a phase: nothing transferred, no estimates.
     pub fn new(phase: Phase) -> Progress {
-        Progress { phase, done: 0, total: 0, expected_downtime: None }
+        Progress { phase, done: 0, total: 0, expected_downtime: None, time_left: None }
     }
 }
 

@@ -107,6 +107,7 @@ pub(super) struct Moment {
     done: u64,
     total: u64,
     expected_downtime_us: Option<u64>,
+    time_left_ms: Option<u64>,
 }
 
 impl From<&Progress> for Moment {
@@ -122,6 +123,7 @@ impl From<&Progress> for Moment {
             expected_downtime_us: progress
                 .expected_downtime
                 .map(|expected| u64::try_from(expected.as_micros()).unwrap_or(u64::MAX)),
+            time_left_ms: progress.time_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 }
@@ -136,6 +138,7 @@ impl From<Moment> for Progress {
         progress.done = moment.done;
         progress.total = moment.total;
         progress.expected_downtime = moment.expected_downtime_us.map(Duration::from_micros);
+        progress.time_left = moment.time_left_ms.map(Duration::from_millis);
         progress
     }
 }

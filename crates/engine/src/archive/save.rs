@@ -12,6 +12,7 @@ use super::writer::Writer;
 use super::{Archived, Summary, path, raw};
 use crate::error::Error;
 use crate::guest::{Blob, Guest, NoGuest};
+use crate::progress::{Observer, Phase, Progress, Silent};
 use crate::proto::control::{Control, Table};
 use crate::proto::frame::CHUNK;
 use crate::proto::intake::MAX_BLOBS_BYTES;
@@ -45,6 +46,7 @@ pub struct Save<'a> {
     devices: Vec<&'a mut dyn Migratable>,
     guest: Box<dyn Guest + 'a>,
     cancel: Check<'a>,
+    observer: Box<dyn Observer + 'a>,
 }
 
 impl fmt::Debug for Save<'_> {
@@ -57,7 +59,12 @@ impl fmt::Debug for Save<'_> {
 impl<'a> Save<'a> {
     /// Returns a save of these devices, in this order.
     pub fn new(devices: impl IntoIterator<Item = &'a mut dyn Migratable>) -> Save<'a> {
-        Save { devices: devices.into_iter().collect(), guest: Box::new(NoGuest), cancel: NEVER }
+        Save {
+            devices: devices.into_iter().collect(),
+            guest: Box::new(NoGuest),
+            cancel: NEVER,
+            observer: Box::new(Silent),
+        }
     }
 
     /// Saves the state of the program that owns the devices as well. The program is paused first, and resumed once all
@@ -74,23 +81,30 @@ impl<'a> Save<'a> {
         Save { cancel, ..self }
     }
 
+    /// Sets the observer of the progress: the bytes of device state that are saved, and their total as the drivers estimate
+    /// it (0 if one cannot).
+    #[must_use]
+    pub fn observer(self, observer: impl Observer + 'a) -> Save<'a> {
+        Save { observer: Box::new(observer), ..self }
+    }
+
     /// Saves the devices to a stream.
     pub fn write_to(self, output: impl Write) -> Result<Archived, Error> {
         let names = self.guest.blobs();
-        self.run(|set, open, guest, cancel| {
+        self.run(|set, open, guest, cancel, tally| {
             let table = Table { devices: set.identities(), memory: Vec::new(), blobs: names };
             table::check(&table)?;
             let blobs = guest.save().map_err(Error::Guest)?;
             if blobs.iter().map(|blob| &blob.name).ne(&table.blobs) {
                 return Err(Error::Guest("it saved other blobs than it had listed".into()));
             }
-            let sessions = open(set)?;
+            let sessions = tally.open(set, open)?;
             let setups = set.save_setups()?;
             let mut writer = Writer::new(Cancellable::new(output, cancel));
             writer.write(Control::Hello(offer(&table, &setups)))?;
             writer.write(Control::Table(table))?;
             write_setups(&mut writer, &setups)?;
-            let sizes = write_states(&mut writer, sessions, cancel)?;
+            let sizes = write_states(&mut writer, sessions, cancel, tally)?;
             write_blobs(&mut writer, &blobs)?;
             writer.write(Control::End { memory_bytes: 0 })?;
             writer.flush()?;
@@ -105,9 +119,11 @@ impl<'a> Save<'a> {
 
     /// Saves the bytes of the only device's driver, and nothing else.
     pub fn write_raw_to(self, output: impl Write) -> Result<Archived, Error> {
-        self.run(|set, open, _, cancel| {
+        self.run(|set, open, _, cancel, tally| {
             let mut output = Cancellable::new(output, cancel);
-            open(set)?.iter_mut().map(|data| raw::write(data, &mut output)).collect()
+            let mut sessions = tally.open(set, open)?;
+            let write = |data| raw::write(data, &mut output, &mut |bytes| tally.count(bytes));
+            sessions.iter_mut().map(write).collect()
         })
     }
 
@@ -119,7 +135,13 @@ impl<'a> Save<'a> {
     /// Pauses the guest, stops and writes the devices with `write`, and resumes everything.
     fn run(
         mut self,
-        write: impl FnOnce(&mut Set<'_>, Open<'_>, &mut dyn Guest, Check<'_>) -> Result<Vec<u64>, Error>,
+        write: impl FnOnce(
+            &mut Set<'_>,
+            Open<'_>,
+            &mut dyn Guest,
+            Check<'_>,
+            &mut Tally<'_>,
+        ) -> Result<Vec<u64>, Error>,
     ) -> Result<Archived, Error> {
         let mut set = Set::new(self.devices)?;
         let before = states(&mut set)?;
@@ -127,7 +149,8 @@ impl<'a> Save<'a> {
         check(cancel)?;
         let paused = self.guest.pause().map_err(Error::Guest);
         let open = |set: &mut Set<'_>| set.stop_to(State::StopCopy, cancel);
-        let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel));
+        let mut tally = Tally { observer: &mut *self.observer, progress: Progress::new(Phase::Switchover) };
+        let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel, &mut tally));
         // The devices continue to run even if the save failed. A program whose devices do not run must not be resumed.
         let sizes = set.bring_back(&before, written);
         if !matches!(sizes, Err(Error::NotBack { .. })) {
@@ -149,6 +172,29 @@ impl<'a> Save<'a> {
 
 /// A function that stops all devices and opens their sessions.
 type Open<'a> = &'a dyn Fn(&mut Set<'_>) -> Result<Vec<DataFile>, Error>;
+
+/// The progress of a save, for its observer.
+struct Tally<'a> {
+    observer: &'a mut dyn Observer,
+    progress: Progress,
+}
+
+impl Tally<'_> {
+    /// Opens the sessions, and asks how much the devices are going to save.
+    fn open(&mut self, set: &mut Set<'_>, open: Open<'_>) -> Result<Vec<DataFile>, Error> {
+        let sessions = open(set)?;
+        // Kernels before 6.2 do not have the feature, and a save works without.
+        let sizes = (0..set.len()).map(|index| set.device(index).data_size().ok());
+        self.progress.total = sizes.collect::<Option<Vec<u64>>>().map_or(0, |sizes| sizes.iter().sum());
+        self.observer.progress(&self.progress);
+        Ok(sessions)
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.progress.done += bytes;
+        self.observer.progress(&self.progress);
+    }
+}
 
 /// Returns the states of the devices, if a save may begin in them.
 fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
@@ -188,6 +234,7 @@ fn write_states(
     writer: &mut Writer<impl Write>,
     sessions: Vec<DataFile>,
     cancel: Check<'_>,
+    tally: &mut Tally<'_>,
 ) -> Result<Vec<u64>, Error> {
     let mut sizes = Vec::with_capacity(sessions.len());
     let mut chunk = vec![0; CHUNK];
@@ -198,6 +245,7 @@ fn write_states(
             let ends = data.ends_transaction();
             writer.write(Message::DeviceState { device, ends, data: &chunk[..count] })?;
             bytes += count as u64;
+            tally.count(count as u64);
         }
         writer.write(Control::DeviceEnd { device, bytes })?;
         sizes.push(bytes);

@@ -183,6 +183,11 @@ impl Intake {
         self.memory_bytes
     }
 
+    /// Returns the bytes of memory and device state that have arrived.
+    pub fn received_bytes(&self) -> u64 {
+        self.devices.iter().map(|device| device.bytes).fold(self.memory_bytes, u64::saturating_add)
+    }
+
     /// Returns the bytes, the transactions and the longest transaction of each device's state so far.
     pub fn states(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         self.devices.iter().map(|device| (device.bytes, device.transactions, device.longest))
@@ -272,7 +277,7 @@ mod tests {
         {
             assert!(intake.memory(address, length).is_err(), "{address:#x} {length:#x}");
         }
-        assert_eq!(intake.memory_bytes(), 0);
+        assert_eq!((intake.memory_bytes(), intake.received_bytes()), (0, 0));
     }
 
     /// A step of a source that violates the protocol.

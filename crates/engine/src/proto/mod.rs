@@ -22,6 +22,7 @@ pub mod problem;
 pub mod rounds;
 pub mod source;
 pub mod table;
+mod time_left;
 
 pub(crate) const SOURCE: &str = "source";
 pub(crate) const DESTINATION: &str = "destination";

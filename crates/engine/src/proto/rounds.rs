@@ -30,7 +30,7 @@ impl Prediction {
 }
 
 /// The number of round trips: END with READY, and HANDOVER with RUNNING.
-const ROUND_TRIPS: u32 = 2;
+pub(super) const ROUND_TRIPS: u32 = 2;
 
 /// Returns the predicted downtime, or `None` if the throughput is unknown and the remaining data needs it.
 pub(super) fn predict(
@@ -60,7 +60,7 @@ pub(super) enum Decision {
 
 /// The bounds of a decision.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(in crate::proto) struct Bounds {
     /// The maximum downtime.
     pub(super) limit: Duration,
     /// The maximum time from the stop until HANDOVER is sent.

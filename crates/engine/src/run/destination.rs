@@ -355,7 +355,7 @@ impl Machine for Receiving {
             self.machine.input(Event::Lost(Error::Silent { side: SOURCE, waited: self.timeout }), now);
         }
         let mut progress = self.machine.progress();
-        progress.done = self.intake.lock().memory_bytes();
+        progress.done = self.intake.lock().received_bytes();
         progress
     }
 }

@@ -234,7 +234,6 @@ impl Source {
             machine: machine::Source::new(plan, Duration::ZERO),
             transfer: transfer.clone(),
             moved_before: 0,
-            total: 0,
             shown: None,
         };
         if let Err(error) = spawned {
@@ -282,7 +281,6 @@ struct Sending {
     transfer: Arc<Transfer>,
     /// Bytes moved when the current phase began.
     moved_before: u64,
-    total: u64,
     shown: Option<crate::progress::Phase>,
 }
 
@@ -299,15 +297,12 @@ impl Machine for Sending {
         self.machine.deadline()
     }
 
-    fn progress(&mut self, _: Now) -> Progress {
-        let mut progress = self.machine.progress();
-        if self.shown != Some(progress.phase) {
-            self.shown = Some(progress.phase);
-            self.moved_before = self.transfer.moved();
-            self.total = progress.total;
+    fn progress(&mut self, now: Now) -> Progress {
+        let (phase, moved) = (self.machine.shown_phase(), self.transfer.moved());
+        if self.shown != Some(phase) {
+            self.shown = Some(phase);
+            self.moved_before = moved;
         }
-        progress.done = self.transfer.moved() - self.moved_before;
-        progress.total = self.total;
-        progress
+        self.machine.progress(moved - self.moved_before, now)
     }
 }

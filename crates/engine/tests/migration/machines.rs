@@ -7,7 +7,7 @@ use whimbrel_engine::proto::control::{Control, Fits, Ready, Running};
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, OperationId, Sent};
-use whimbrel_engine::proto::source::{Plan, Source};
+use whimbrel_engine::proto::source::{Phase, Plan, Source};
 use whimbrel_protocol::precopy::{PrecopyBytes, PrecopyReport};
 use whimbrel_user::State;
 
@@ -15,8 +15,12 @@ use crate::support::engine::{Error, SourceOptions};
 use crate::support::peer::{ID, accept, table};
 
 fn source() -> Source {
+    source_of(0x1000)
+}
+
+fn source_of(memory: u64) -> Source {
     let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
-    let plan = Plan { offer, table: table(0x1000), options: SourceOptions::default() };
+    let plan = Plan { offer, table: table(memory), options: SourceOptions::default() };
     Source::new(plan, Duration::ZERO)
 }
 
@@ -99,4 +103,58 @@ fn running_settles_the_handover_whatever_follows_before_handover_is_known_to_hav
         assert!(operations.contains(&Operation::SetState(State::Stop)), "{what}: {operations:?}");
         assert!(source.result().expect("it is over").is_ok(), "{what}");
     }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Does the commands of a source until it sends memory, which the caller does. `dirty` bytes of memory have been written
+/// when the logs are read.
+fn until_memory_is_sent(source: &mut Source, now: Duration, dirty: u64) -> OperationId {
+    while let Some(command) = source.poll() {
+        let Command::Start { id, operation, .. } = command else { panic!("{command:?}") };
+        if operation == Operation::SendMemory {
+            return id;
+        }
+        let done = match operation {
+            Operation::CollectMemoryLogs { .. } => Done::Bytes(dirty),
+            _ => yields(&operation),
+        };
+        source.input(Event::Done { id, result: Ok(done) }, now);
+        if let Operation::Send(control) = &operation
+            && let Some(answer) = answer(control)
+        {
+            source.input(Event::Received(answer), now);
+        }
+    }
+    panic!("it never sent memory")
+}
+
+#[test]
+fn the_time_left_follows_what_is_left_and_how_fast_memory_is_written() {
+    let second = Duration::from_secs(1);
+    let mut source = source_of(1000 * MIB);
+    let sending = until_memory_is_sent(&mut source, Duration::ZERO, 0);
+    // The first round: at first nothing is known, then the rest of the round.
+    let time_left = |source: &Source, moved, now| source.progress(moved, now).time_left;
+    assert_eq!(time_left(&source, 0, Duration::ZERO), None);
+    assert_eq!(time_left(&source, 100 * MIB, second), Some(9 * second));
+    assert_eq!(time_left(&source, 500 * MIB, 5 * second), Some(5 * second));
+    assert_eq!(source.progress(500 * MIB, 5 * second).total, 1000 * MIB);
+
+    // 10 s at 100 MiB/s, in which 500 MiB were written: 5 s, 2.5 s, 1.25 s, 0.625 s, 0.3125 s, and 0.15 s after the stop.
+    let sent = Sent { bytes: 1000 * MIB, wire: 1000 * MIB, ..Sent::default() };
+    source.input(Event::Done { id: sending, result: Ok(Done::Sent(sent)) }, 10 * second);
+    let sending = until_memory_is_sent(&mut source, 10 * second, 500 * MIB);
+    assert_eq!(source.progress(0, 10 * second).total, 500 * MIB);
+    let left = time_left(&source, 0, 10 * second).unwrap();
+    assert!((9 * second..=10 * second).contains(&left), "{left:?}");
+    let later = time_left(&source, 250 * MIB, 10 * second + second * 5 / 2).unwrap();
+    assert!((later + second * 5 / 2).abs_diff(left) < second / 2, "{later:?} after {left:?}");
+
+    // The second round takes 5 s, in which 600 MiB are written: more than the link carries.
+    let sent = Sent { bytes: 500 * MIB, wire: 500 * MIB, ..Sent::default() };
+    source.input(Event::Done { id: sending, result: Ok(Done::Sent(sent)) }, 15 * second);
+    until_memory_is_sent(&mut source, 15 * second, 600 * MIB);
+    assert_eq!(source.phase(), Phase::RoundSend);
+    assert_eq!(time_left(&source, 0, 15 * second), None, "it does not converge");
 }

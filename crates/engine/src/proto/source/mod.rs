@@ -6,6 +6,7 @@
 //! continue to run here.
 
 mod options;
+mod progress;
 mod rollback;
 mod round;
 mod switchover;
@@ -24,7 +25,6 @@ use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place}
 use super::pending::Pending;
 use super::rounds::Prediction;
 use crate::error::{Error, Outcome};
-use crate::progress;
 use crate::report::{DeviceReport, Report};
 
 pub use options::SourceOptions;
@@ -148,6 +148,7 @@ pub struct Source {
     /// The time that the destination expects to need between END and READY.
     peer_setup: Duration,
     prediction: Option<Prediction>,
+    outlook: progress::Outlook,
     /// The current round.
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
@@ -202,6 +203,7 @@ impl Source {
             transition: Duration::ZERO,
             peer_setup: Duration::ZERO,
             prediction: None,
+            outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
             measured: false,
@@ -263,28 +265,6 @@ impl Source {
                 outcome.unwrap_or(Outcome::Unknown),
             ))),
         }
-    }
-
-    /// Returns the progress of the migration, without that of the current transfer.
-    pub fn progress(&self) -> progress::Progress {
-        let mut progress = progress::Progress::new(match self.phase {
-            Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
-            Phase::RoundQuery
-            | Phase::RoundSend
-            | Phase::RoundEnd
-            | Phase::Ping
-            | Phase::RoundLeft
-            | Phase::RoundMemoryLeft
-            | Phase::Record => progress::Phase::Round(self.round.number),
-            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
-                progress::Phase::Switchover
-            }
-            Phase::Settle(_) | Phase::Back(_) | Phase::Park => progress::Phase::Recovery,
-            Phase::Release | Phase::Over => progress::Phase::Done,
-        });
-        progress.total = self.memory_left.saturating_add(self.devices.iter().map(|device| device.left).sum());
-        progress.expected_downtime = self.prediction.map(Prediction::total);
-        progress
     }
 
     /// Returns the current phase.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::proto::rounds::Bounds;
+
 /// The bounds of a migration.
 ///
 /// ```
@@ -77,5 +79,10 @@ impl SourceOptions {
     /// devices run at the source again. By default twice the downtime limit and at least 1 s.
     pub fn stop_budget(&self) -> Duration {
         self.budget.unwrap_or_else(|| self.downtime_limit.saturating_mul(2).max(Self::MIN_BUDGET))
+    }
+
+    /// Returns the bounds of the decision after a round.
+    pub(in crate::proto) fn bounds(&self) -> Bounds {
+        Bounds { limit: self.downtime_limit, budget: self.stop_budget(), rounds: self.max_rounds }
     }
 }

@@ -8,7 +8,7 @@ use super::{Phase, Source};
 use crate::error::Error;
 use crate::proto::control::Control;
 use crate::proto::operation::{Now, Operation, Place};
-use crate::proto::rounds::{self, Bounds, Decision, MAX_PADDING, MIN_MEASURED, NEGLIGIBLE};
+use crate::proto::rounds::{self, Decision, MAX_PADDING, MIN_MEASURED, NEGLIGIBLE};
 use crate::report;
 
 /// The current round. Sizes in bytes.
@@ -16,9 +16,9 @@ use crate::report;
 pub(super) struct Round {
     /// The number, from 1.
     pub(super) number: u32,
-    began: Now,
+    pub(super) began: Now,
     /// The time until the destination had received the whole round.
-    elapsed: Duration,
+    pub(super) elapsed: Duration,
     pub(super) memory: u64,
     pub(super) device: u64,
     pub(super) wire: u64,
@@ -63,6 +63,7 @@ impl Source {
     pub(super) fn next_round(&mut self) {
         self.round = Round::numbered(self.round.number + 1, self.now);
         self.report.rounds = self.round.number;
+        self.expect_round();
         self.enter(Phase::RoundQuery);
     }
 
@@ -76,6 +77,7 @@ impl Source {
     /// Sends the data present when the round began, so that a device that changes as fast as it is read does not
     /// prolong the round forever. Initial data comes first, because the destination needs it to prepare.
     pub(super) fn send_round(&mut self) {
+        self.expect_round();
         for (index, device) in self.devices.iter().enumerate() {
             let left = device.precopy.remaining().total();
             if device.has_precopy && left > 0 {
@@ -151,7 +153,7 @@ impl Source {
     }
 
     pub(super) fn decide(&mut self) {
-        let options = self.plan.options;
+        self.measure_round();
         let mut remaining = self.remaining();
         let mut setup = self.transition.saturating_add(self.peer_setup);
         // Memory that no log covers is resent completely, and takes as long as the first time.
@@ -188,11 +190,7 @@ impl Source {
             "round done"
         );
         self.report.round_list.push(round);
-        let bounds = Bounds {
-            limit: options.downtime_limit,
-            budget: options.stop_budget(),
-            rounds: options.max_rounds,
-        };
+        let bounds = self.plan.options.bounds();
         let initial_done = self.initial_is_done();
         let rounds = self.round.number;
         match rounds::decide(self.prediction, bounds, initial_done, rounds) {
@@ -203,7 +201,7 @@ impl Source {
                 self.fail(Error::InitialData { rounds, left });
             }
             Decision::OutOfRounds => {
-                self.fail(Error::NotConverging { rounds, expected, limit: options.downtime_limit });
+                self.fail(Error::NotConverging { rounds, expected, limit: bounds.limit });
             }
         }
     }
