@@ -1,4 +1,4 @@
-//! The log of the crates below, on stderr. Warnings are shown, since they accompany the result, unless the variable's
+//! The log of the crates below, with their spans, on stderr. Warnings are shown, since they accompany the result, unless the variable's
 //! filter sets another level.
 
 use std::io::{self, IsTerminal};
@@ -24,7 +24,12 @@ pub(crate) fn start(verbose: u8) -> Result<(), Failure> {
         _ => by_default(verbose),
     };
     let log = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    let log = if verbose == 0 { log.without_time().with_target(false).boxed() } else { log.boxed() };
+    let log = match verbose {
+        0 => log.without_time().with_target(false).boxed(),
+        // The message comes first, and the fields of its spans last.
+        1 => log.compact().with_target(false).boxed(),
+        _ => log.compact().boxed(),
+    };
     registry().with(selected).with(log).init();
     Ok(())
 }

@@ -60,6 +60,11 @@ pub struct DeviceReport {
     pub dirty_log: Option<DirtyChoice>,
 }
 
+/// Returns a time in milliseconds for a log: its digits end at the microsecond.
+pub(crate) fn rounded_ms(duration: std::time::Duration) -> f64 {
+    (milliseconds(duration) * 1000.0).round() / 1000.0
+}
+
 pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

@@ -196,8 +196,17 @@ fn the_log_of_a_migration_is_plain_lines() {
     let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
     let sent = send("model:serial", &receiver.address.clone(), &["-v"]).succeeded();
     receiver.finish().succeeded();
-    let round = sent.stderr.lines().find(|line| line.contains("round done number=1 memory_bytes=0 "));
-    assert!(round.is_some_and(|line| !line.contains(['{', '('])), "{}", sent.stderr);
+    for parts in [
+        ["migration:round: round done memory_bytes=0 ", " side=source id=", " number=1"],
+        [
+            "migration:transition: device in STOP_COPY ",
+            " device=model:serial from=PRE_COPY to=STOP_COPY",
+            " took_ms=",
+        ],
+    ] {
+        let line = sent.stderr.lines().find(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(line.is_some_and(|line| !line.contains(['{', '('])), "{parts:?} in\n{}", sent.stderr);
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod pending;
 pub mod problem;
 pub mod rounds;
 pub mod source;
+mod spans;
 pub mod table;
 mod time_left;
 

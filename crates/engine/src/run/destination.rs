@@ -13,7 +13,7 @@ use whimbrel_user::Migratable;
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
-use super::device::DeviceHand;
+use super::device::{DeviceHand, Known};
 use super::hands::{CLOSING, Ending, Hands, Machine, NotStarted, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
@@ -221,7 +221,8 @@ impl Destination {
             blobs: blobs.clone(),
         };
         let call_timeout = self.options.call_timeout;
-        let started = Hands::start(devices, false, stream, owner, &buffers, call_timeout, &mut named);
+        let started =
+            Hands::start(devices, Known::default(), stream, owner, &buffers, call_timeout, &mut named);
         let (mut hands, events) = match started {
             Ok(started) => started,
             Err(NotStarted { devices, error }) => {
@@ -337,6 +338,10 @@ impl Machine for Receiving {
 
     fn deadline(&self) -> Option<Now> {
         self.machine.deadline()
+    }
+
+    fn span(&self) -> &tracing::Span {
+        self.machine.span()
     }
 
     fn begins(&mut self, operation: &Operation) {

@@ -1,7 +1,9 @@
 //! The hand of one device: it makes every call into the device's driver, on a thread of its own.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use tracing::field;
 use whimbrel_user::{DataFile, DeviceSetup, Migratable, SavingRead, State};
 
 use super::buffers::Buffers;
@@ -10,7 +12,17 @@ use super::worker::{Hand, Item, Turn};
 use crate::error::Error;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
+use crate::report::rounded_ms;
 use crate::set::{DeviceDirty, DirtyChoice, SharedLedger};
+
+/// What is known of all devices before any of them is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Known {
+    /// Their state.
+    pub(super) state: Option<State>,
+    /// Their address space has a dirty log.
+    pub(super) is_covered: bool,
+}
 
 /// A device, and the sender for its state.
 pub(super) struct DeviceHand {
@@ -25,6 +37,8 @@ pub(super) struct DeviceHand {
     is_covered: bool,
     /// The source of its dirty pages, for the report.
     choice: DirtyChoice,
+    /// The last known state.
+    state: Option<State>,
     /// The setup to restore after a reset, or before the device runs here.
     setup: Option<DeviceSetup>,
     /// Bytes of state loaded.
@@ -37,10 +51,10 @@ impl DeviceHand {
     pub(super) fn new(
         number: u32,
         device: Box<dyn Migratable>,
+        known: Known,
         transfer: &Arc<Transfer>,
         buffers: &Buffers,
         ledger: &Arc<SharedLedger>,
-        is_covered: bool,
     ) -> DeviceHand {
         DeviceHand {
             number,
@@ -50,8 +64,9 @@ impl DeviceHand {
             buffers: buffers.clone(),
             ledger: ledger.clone(),
             log: None,
-            is_covered,
+            is_covered: known.is_covered,
             choice: DirtyChoice::NoMemory,
+            state: known.state,
             setup: None,
             taken: 0,
             refused: false,
@@ -70,7 +85,20 @@ impl DeviceHand {
 
     fn set_state(&mut self, state: State, turn: &Turn<'_>) -> Result<Done, Error> {
         let device = &mut self.device;
+        let from = self.state.take();
+        let span = tracing::info_span!(
+            "transition",
+            device = %device.name(),
+            from = from.map(field::display),
+            to = %state,
+            took_ms = field::Empty
+        );
+        let _in_span = span.enter();
+        let began = Instant::now();
         let opened = turn.call(|| device.set_state(state))?;
+        span.record("took_ms", rounded_ms(began.elapsed()));
+        tracing::info!("device in {state}");
+        self.state = Some(state);
         let has_session = state.is_saving() || state == State::Resuming;
         if opened.is_some() {
             self.data = opened;
@@ -163,7 +191,11 @@ impl Hand for DeviceHand {
     fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
         let device = &mut self.device;
         match operation {
-            Operation::QueryState => Ok(Done::State(turn.call(|| device.state())?)),
+            Operation::QueryState => {
+                let state = turn.call(|| device.state())?;
+                self.state = Some(state);
+                Ok(Done::State(state))
+            }
             Operation::SetState(state) => self.set_state(state, turn),
             Operation::EnableReinit => {
                 turn.call(|| device.enable_precopy_info_v2())?;
@@ -179,7 +211,14 @@ impl Hand for DeviceHand {
                 // A session does not outlive the reset.
                 self.data = None;
                 let device = &mut self.device;
+                let span = tracing::info_span!("reset", device = %device.name(), took_ms = field::Empty);
+                let _in_span = span.enter();
+                self.state = None;
+                let began = Instant::now();
                 turn.call(|| device.reset())?;
+                span.record("took_ms", rounded_ms(began.elapsed()));
+                tracing::info!("device reset");
+                self.state = Some(State::Running);
                 Ok(Done::Nothing)
             }
             Operation::SaveSetup { send } => self.save_setup(send, turn).map(Done::Sent),

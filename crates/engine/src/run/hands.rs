@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use tracing::Span;
 use whimbrel_user::Migratable;
 
 use super::ask::Devices;
 use super::buffers::Buffers;
-use super::device::DeviceHand;
+use super::device::{DeviceHand, Known};
 use super::owner::OwnerHand;
 use super::stream::StreamHand;
 use super::thread::Settings;
@@ -30,6 +31,8 @@ pub(super) trait Machine {
     fn poll(&mut self) -> Option<Command>;
     fn input(&mut self, event: Event, now: Now);
     fn deadline(&self) -> Option<Now>;
+    /// Returns the tracing span in which the commands are executed.
+    fn span(&self) -> &Span;
     /// Called before an operation begins.
     fn begins(&mut self, operation: &Operation) {
         let _ = operation;
@@ -97,11 +100,11 @@ impl Ending {
 pub(super) const CLOSING: Duration = Duration::from_secs(1);
 
 impl Hands {
-    /// Starts a thread for each device, the stream and the owner. `is_covered` is whether the address space of the devices
-    /// has a dirty log. Returns a sender of events besides. If a thread cannot be started, the devices come back.
+    /// Starts a thread for each device, the stream and the owner. `known` is what is known of all devices.
+    /// Returns a sender of events besides. If a thread cannot be started, the devices come back.
     pub(super) fn start(
         devices: Vec<Box<dyn Migratable>>,
-        is_covered: bool,
+        known: Known,
         stream: StreamHand,
         owner: OwnerHand,
         buffers: &Buffers,
@@ -115,7 +118,7 @@ impl Hands {
         let mut workers = Vec::with_capacity(names.len());
         for (number, name) in (0..).zip(&names) {
             let Some(device) = waiting.next() else { break };
-            let hand = DeviceHand::new(number, device, &transfer, buffers, &stream.ledger, is_covered);
+            let hand = DeviceHand::new(number, device, known, &transfer, buffers, &stream.ledger);
             match Worker::start(settings(name), hand, events.clone(), &transfer) {
                 Ok(worker) => workers.push(worker),
                 Err((hand, error)) => {
@@ -156,7 +159,8 @@ impl Hands {
                         if std::mem::take(&mut interrupted) {
                             self.transfer.resume();
                         }
-                        self.give(place, Task { id, operation, epoch: self.transfer.epoch() });
+                        let (epoch, span) = (self.transfer.epoch(), machine.span().clone());
+                        self.give(place, Task { id, operation, epoch, span });
                     }
                     Command::Interrupt => {
                         self.transfer.interrupt();
@@ -295,8 +299,15 @@ mod tests {
                 if asked > refused { impossible() } else { named(name) }
             };
             let devices = names.map(device).into_iter().collect();
-            let started =
-                Hands::start(devices, false, stream, owner, &Buffers::default(), END, &mut settings);
+            let started = Hands::start(
+                devices,
+                Known::default(),
+                stream,
+                owner,
+                &Buffers::default(),
+                END,
+                &mut settings,
+            );
             let NotStarted { devices, error } = started.err().expect("a thread was refused");
             assert!(error.raw_os_error().is_some(), "{error:?}");
             let mut devices: Vec<_> =

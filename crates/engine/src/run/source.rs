@@ -11,7 +11,7 @@ use whimbrel_user::{DirtySource, Migratable, State};
 use super::ask::{Devices, IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
-use super::device::DeviceHand;
+use super::device::{DeviceHand, Known};
 use super::hands::{Ending, Hands, Machine, NotStarted, close, spawn};
 use super::journal::Journal;
 use super::owner::OwnerHand;
@@ -196,7 +196,7 @@ impl Source {
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(plan.table.memory.clone())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
-        let is_covered = !self.address_spaces.is_empty();
+        let known = Known { state: Some(State::Running), is_covered: !self.address_spaces.is_empty() };
         let logs = MemoryLogs::new(self.address_spaces, self.cpu_log);
         let cpu_choice = logs.cpu_choice();
         let stream = StreamHand {
@@ -214,7 +214,7 @@ impl Source {
             blobs,
         };
         let call_timeout = self.options.call_timeout;
-        let started = Hands::start(devices, is_covered, stream, owner, &buffers, call_timeout, &mut named);
+        let started = Hands::start(devices, known, stream, owner, &buffers, call_timeout, &mut named);
         let (mut hands, events) = match started {
             Ok(started) => started,
             Err(NotStarted { devices, error }) => {
@@ -295,6 +295,10 @@ impl Machine for Sending {
 
     fn deadline(&self) -> Option<Now> {
         self.machine.deadline()
+    }
+
+    fn span(&self) -> &tracing::Span {
+        self.machine.span()
     }
 
     fn progress(&mut self, now: Now) -> Progress {

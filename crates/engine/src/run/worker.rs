@@ -7,6 +7,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tracing::Span;
 
 use super::buffers::Buffer;
 use super::thread;
@@ -37,6 +38,8 @@ pub(super) struct Task {
     pub(super) operation: Operation,
     /// The epoch of transfers in which it was queued: see [`Transfer::interrupt`].
     pub(super) epoch: u64,
+    /// The tracing span of the phase that it belongs to.
+    pub(super) span: Span,
 }
 
 /// The executor of the operations of one place.
@@ -155,7 +158,8 @@ fn work<H: Hand>(
 ) {
     while let Ok(item) = queue.recv() {
         let told = match item {
-            Item::Task(Task { id, operation, epoch }) => {
+            Item::Task(Task { id, operation, epoch, span }) => {
+                let _in_span = span.entered();
                 let turn = Turn { busy, purpose: Some(id), epoch };
                 let result = if operation.is_transfer() && !transfer.allows(epoch) {
                     Err(Error::Interrupted)

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use tracing::Span;
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_protocol::handover::{self, DestinationAction, DestinationPhase, Entry};
 use whimbrel_user::State;
@@ -19,6 +20,7 @@ use super::control::{Control, Fits, Ready, Running, Table};
 use super::negotiate::{self, Accept, Feature, Offer};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
+use super::spans::Spans;
 use super::table;
 use crate::error::Error;
 use crate::progress;
@@ -132,6 +134,7 @@ pub struct Destination {
     devices: Vec<Device>,
     pending: Pending,
     phase: Phase,
+    spans: Spans,
     /// Set if the message that the phase awaits from the source has arrived.
     answered: bool,
     now: Now,
@@ -180,6 +183,7 @@ impl Destination {
             devices,
             pending: Pending::default(),
             phase: Phase::Hello,
+            spans: Spans::new(super::DESTINATION),
             answered: false,
             now,
             deadline: None,
@@ -212,6 +216,7 @@ impl Destination {
 
     /// Takes in an event. Time must be monotonic.
     pub fn input(&mut self, event: Event, now: Now) {
+        let _in_span = self.span().clone().entered();
         self.now = self.now.max(now);
         self.check_deadline();
         match event {
@@ -259,6 +264,11 @@ impl Destination {
         (self.phase == Phase::Load).then_some(self.phase_began)
     }
 
+    /// Returns the tracing span of the current phase, for the work that the commands cause.
+    pub fn span(&self) -> &Span {
+        self.spans.current()
+    }
+
     /// Returns the current phase.
     pub const fn phase(&self) -> Phase {
         self.phase
@@ -271,9 +281,14 @@ impl Destination {
 
     /// Returns the progress of the migration.
     pub fn progress(&self) -> progress::Progress {
-        progress::Progress::new(match self.phase {
+        progress::Progress::new(self.shown_phase())
+    }
+
+    fn shown_phase(&self) -> progress::Phase {
+        match self.phase {
             Phase::Hello | Phase::Table | Phase::Resume => progress::Phase::Greeting,
-            Phase::Load | Phase::RoundEnd => progress::Phase::Round(self.round + 1),
+            Phase::Load => progress::Phase::Round(self.round.saturating_add(1)),
+            Phase::RoundEnd => progress::Phase::Round(self.round),
             Phase::Finish | Phase::Inspect | Phase::Ready | Phase::Quiesce | Phase::Start => {
                 progress::Phase::Switchover
             }
@@ -281,12 +296,21 @@ impl Destination {
                 progress::Phase::Recovery
             }
             Phase::Run | Phase::Over => progress::Phase::Done,
-        })
+        }
+    }
+
+    fn trace_phase(&mut self) {
+        let round = match self.shown_phase() {
+            progress::Phase::Round(number) => Some(number),
+            _ => None,
+        };
+        self.spans.enter(round, self.phase);
+        tracing::debug!(parent: self.spans.current(), "phase begins");
     }
 
     fn enter(&mut self, phase: Phase) {
-        tracing::debug!(?phase, "the migration goes on");
         self.phase = phase;
+        self.trace_phase();
         self.phase_began = self.now;
         self.answered = false;
         let (timeout, call) = (self.site.options.timeout, self.site.options.call_timeout);
@@ -548,6 +572,7 @@ impl Destination {
     fn greeted(&mut self, offer: &Offer) {
         self.started = self.now;
         self.taken.migration.clone_from(&offer.migration);
+        self.spans.identify(&offer.migration);
         match negotiate::choose(offer, &self.site.features) {
             Ok(features) => {
                 self.features = features;

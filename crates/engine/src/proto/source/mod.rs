@@ -14,6 +14,7 @@ mod switchover;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use tracing::Span;
 use whimbrel_protocol::estimate::{Bandwidth, Remaining};
 use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
 use whimbrel_protocol::{MigrationFlags, precopy};
@@ -24,7 +25,9 @@ use super::negotiate::{self, Feature, Offer};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
 use super::rounds::Prediction;
+use super::spans::Spans;
 use crate::error::{Error, Outcome};
+use crate::progress as shown;
 use crate::report::{DeviceReport, Report};
 
 pub use options::SourceOptions;
@@ -134,6 +137,7 @@ pub struct Source {
     devices: Vec<Device>,
     pending: Pending,
     phase: Phase,
+    spans: Spans,
     /// Set if the answer that the phase awaits has arrived.
     answered: bool,
     now: Now,
@@ -193,6 +197,7 @@ impl Source {
             handover: handover::Source::new(),
             pending: Pending::default(),
             phase: Phase::Hello,
+            spans: Spans::new(super::SOURCE),
             answered: false,
             now,
             deadline: None,
@@ -220,6 +225,7 @@ impl Source {
             report: Report { migration: plan.offer.migration.clone(), ..Report::default() },
             plan,
         };
+        source.spans.identify(&source.plan.offer.migration);
         source.warn_of_devices_without_p2p();
         source.enter(Phase::Hello);
         source
@@ -237,6 +243,7 @@ impl Source {
 
     /// Takes in an event. Time must be monotonic.
     pub fn input(&mut self, event: Event, now: Now) {
+        let _in_span = self.span().clone().entered();
         self.now = self.now.max(now);
         // A late event has missed its deadline, even if it is seen before the clock.
         self.check_deadline();
@@ -267,6 +274,11 @@ impl Source {
         }
     }
 
+    /// Returns the tracing span of the current phase, for the work that the commands cause.
+    pub fn span(&self) -> &Span {
+        self.spans.current()
+    }
+
     /// Returns the current phase.
     pub const fn phase(&self) -> Phase {
         self.phase
@@ -277,9 +289,18 @@ impl Source {
         self.handover.phase() == SourcePhase::Owner
     }
 
+    fn trace_phase(&mut self) {
+        let round = match self.shown_phase() {
+            shown::Phase::Round(number) => Some(number),
+            _ => None,
+        };
+        self.spans.enter(round, self.phase);
+        tracing::debug!(parent: self.spans.current(), "phase begins");
+    }
+
     fn enter(&mut self, phase: Phase) {
-        tracing::debug!(?phase, "the migration goes on");
         self.phase = phase;
+        self.trace_phase();
         self.phase_began = self.now;
         self.answered = false;
         let in_downtime = self.stopped_at.map(|stopped| stopped + self.plan.options.stop_budget());

@@ -180,13 +180,13 @@ impl Source {
             expected_downtime_ms: expected.map(report::milliseconds),
         };
         tracing::info!(
-            number = round.number,
+            parent: self.span(),
             memory_bytes = round.memory_bytes,
             device_bytes = round.device_bytes,
-            ms = round.ms,
+            ms = report::rounded_ms(self.round.elapsed),
             memory_left = round.memory_left,
             device_left = round.device_left,
-            expected_downtime_ms = round.expected_downtime_ms,
+            expected_downtime_ms = expected.map(report::rounded_ms),
             "round done"
         );
         self.report.round_list.push(round);

@@ -1,0 +1,114 @@
+//! The progress of a migration at the source, for an observer.
+
+use std::time::Duration;
+
+use super::{Phase, Source};
+use crate::progress::{self, Progress};
+use crate::proto::operation::Now;
+use crate::proto::rounds::{MIN_MEASURED, Prediction, ROUND_TRIPS};
+use crate::proto::time_left;
+
+/// The figures that only the estimate of the time left needs. Rates are in bytes per second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Outlook {
+    /// Bytes that the current phase transfers.
+    goal: u64,
+    /// The rate of the last round, zero pages included.
+    pace: Option<f64>,
+    /// The rate at which the last round's data became dirty.
+    dirty_rate: f64,
+}
+
+impl Source {
+    /// Returns the progress of the migration. `moved` is the number of bytes that the current phase, as
+    /// [`Source::shown_phase`] has it, has transferred so far.
+    pub fn progress(&self, moved: u64, now: Now) -> Progress {
+        let mut progress = Progress::new(self.shown_phase());
+        progress.done = moved;
+        progress.expected_downtime = self.prediction.map(Prediction::total);
+        match progress.phase {
+            progress::Phase::Round(_) => {
+                progress.total = self.outlook.goal;
+                progress.time_left = self.time_left(moved, now.max(self.now));
+            }
+            progress::Phase::Switchover => {
+                progress.total = self.outlook.goal;
+                let since_stop = now.saturating_sub(self.stopped_at.unwrap_or(now));
+                let left = self.outlook.goal.saturating_sub(moved);
+                progress.time_left = self.prediction.and_then(|prediction| {
+                    time_left::after_stop(prediction, since_stop, left, self.bandwidth.bytes_per_second())
+                });
+            }
+            _ => {}
+        }
+        progress
+    }
+
+    /// Returns the current phase, as an observer sees it.
+    pub fn shown_phase(&self) -> progress::Phase {
+        match self.phase {
+            Phase::Hello | Phase::Table | Phase::Precopy => progress::Phase::Greeting,
+            Phase::RoundQuery
+            | Phase::RoundSend
+            | Phase::RoundEnd
+            | Phase::Ping
+            | Phase::RoundLeft
+            | Phase::RoundMemoryLeft
+            | Phase::Record => progress::Phase::Round(self.round.number),
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End | Phase::Committed => {
+                progress::Phase::Switchover
+            }
+            Phase::Settle(_) | Phase::Back(_) | Phase::Park => progress::Phase::Recovery,
+            Phase::Release | Phase::Over => progress::Phase::Done,
+        }
+    }
+
+    /// Takes in the bytes that the round sends: memory, and the devices' pre-copy data.
+    pub(super) fn expect_round(&mut self) {
+        self.outlook.goal = self.memory_left.saturating_add(self.precopy_left());
+    }
+
+    /// Takes in the bytes that are left at the stop.
+    pub(super) fn expect_rest(&mut self) {
+        self.outlook.goal = self.remaining().total();
+    }
+
+    /// Takes in the rates of a round, once it is known what it leaves behind.
+    pub(super) fn measure_round(&mut self) {
+        let sent = self.round.memory.saturating_add(self.round.device);
+        if sent >= MIN_MEASURED {
+            self.outlook.pace = Some(sent as f64 / self.round.elapsed.as_secs_f64());
+        }
+        let dirty = self.memory_left.saturating_add(self.precopy_left());
+        let took = self.now.saturating_sub(self.round.began).as_secs_f64();
+        self.outlook.dirty_rate = if took > 0.0 { dirty as f64 / took } else { 0.0 };
+    }
+
+    /// Returns the data that the devices yield before the stop, in bytes.
+    fn precopy_left(&self) -> u64 {
+        let devices = self.devices.iter().filter(|device| device.has_precopy);
+        devices.map(|device| device.precopy.remaining().total()).fold(0, u64::saturating_add)
+    }
+
+    fn time_left(&self, moved: u64, now: Now) -> Option<Duration> {
+        let elapsed = now.saturating_sub(self.round.began);
+        let throughput = self.bandwidth.bytes_per_second();
+        // The current round tells most about its own rate, once it has moved enough.
+        let pace =
+            (moved >= MIN_MEASURED && !elapsed.is_zero()).then(|| moved as f64 / elapsed.as_secs_f64());
+        let pace = pace.or(self.outlook.pace).or(throughput)?;
+        time_left::Outlook {
+            left: self.outlook.goal.saturating_sub(moved),
+            pace,
+            throughput: throughput.unwrap_or(pace),
+            elapsed,
+            dirty_rate: self.outlook.dirty_rate,
+            stopped_only: self.remaining().device.saturating_sub(self.precopy_left()),
+            setup: self.transition.saturating_add(self.peer_setup),
+            round_trips: self.round_trip.unwrap_or_default().saturating_mul(ROUND_TRIPS),
+            round: self.round.number,
+            bounds: self.plan.options.bounds(),
+        }
+        .time_left()
+    }
+}
