@@ -15,7 +15,7 @@ use crate::proto::operation::{Done, Operation, Sent};
 use crate::report::rounded_ms;
 use crate::set::{DeviceDirty, DirtyChoice, SharedLedger};
 
-/// What is known of all devices before any of them is asked.
+/// The facts about all devices that are known before one is asked.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
     /// Their state.

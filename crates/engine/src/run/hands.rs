@@ -100,7 +100,7 @@ impl Ending {
 pub(super) const CLOSING: Duration = Duration::from_secs(1);
 
 impl Hands {
-    /// Starts a thread for each device, the stream and the owner. `known` is what is known of all devices.
+    /// Starts a thread for each device, the stream and the owner. `known` applies to all devices.
     /// Returns a sender of events besides. If a thread cannot be started, the devices come back.
     pub(super) fn start(
         devices: Vec<Box<dyn Migratable>>,
