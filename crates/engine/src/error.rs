@@ -1,9 +1,10 @@
 //! The reasons why a migration failed, and the state it leaves behind.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use whimbrel_protocol::handover::Unexpected;
+use whimbrel_protocol::handover::{Entry, Unexpected};
 use whimbrel_user::State;
 
 use crate::channel::ChannelError;
@@ -64,6 +65,16 @@ pub enum Error {
         cause: Box<Error>,
         /// The error of the reset.
         reset: Box<Error>,
+    },
+    /// The failed operation left the received state in the devices: the journal could not record that it is discarded.
+    #[error(
+        "{cause}; and the devices keep the received state, because the journal could not record that it is discarded ({journal})"
+    )]
+    NotDiscarded {
+        /// The first failure.
+        cause: Box<Error>,
+        /// The error of the journal.
+        journal: Box<Error>,
     },
     /// The device answered a state request in a way that the header rules out.
     #[error("{device}: entering {state} opened no data session")]
@@ -185,14 +196,60 @@ pub enum Error {
     /// The devices run at the destination, but their owner's program failed to continue.
     #[error("the devices have been taken over and run here, but {0}")]
     GuestAfterHandover(Box<Error>),
-    /// The journal could not be written.
+    /// The journal could not be read or written. What was to be written is not in it.
     #[error("the journal {}: {error}", path.display())]
     Journal {
         /// The journal's file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's error.
         error: io::Error,
     },
+    /// A record was written to the journal, but it could neither be synced nor removed.
+    #[error("the journal {}: {error}; the record of '{entry}' may be in it or not", path.display())]
+    JournalUncertain {
+        /// The journal's file.
+        path: PathBuf,
+        /// The entry.
+        entry: Entry,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The journal is locked by another process, or by another handle of this one.
+    #[error("the journal {} is in use by another process", path.display())]
+    JournalInUse {
+        /// The journal's file.
+        path: PathBuf,
+    },
+    /// The outcome of an earlier migration is unknown to the journal.
+    #[error("the journal {} does not know the outcome of migration {migration:032x}", path.display())]
+    Unresolved {
+        /// The journal's file.
+        path: PathBuf,
+        /// The earlier migration's id.
+        migration: u128,
+    },
+    /// The journal has no migration whose outcome is unknown.
+    #[error("the journal {} has no unknown outcome", path.display())]
+    NothingToResolve {
+        /// The journal's file.
+        path: PathBuf,
+    },
+    /// The journal names other devices.
+    #[error("the journal {} is of {}, not of {}", path.display(), recorded.join(", "), given.join(", "))]
+    OtherDevices {
+        /// The journal's file.
+        path: PathBuf,
+        /// The devices that it names.
+        recorded: Vec<String>,
+        /// The devices that were given.
+        given: Vec<String>,
+    },
+    /// The arbiter of an unknown outcome could not be reached.
+    #[error("the arbiter: {0}")]
+    Arbiter(GuestError),
+    /// The devices belong to this side, but one does not run.
+    #[error("the devices belong to this side, but one does not run: {0}")]
+    NotStarted(Box<Error>),
     /// The two sides have no version or feature in common that the migration needs.
     #[error(transparent)]
     Negotiation(#[from] crate::proto::negotiate::Refusal),

@@ -61,7 +61,10 @@ pub use proto::destination::DestinationOptions;
 pub use proto::negotiate::Feature;
 pub use proto::source::SourceOptions;
 pub use report::{DeviceReport, Report, Round};
-pub use run::{Arrived, Cancel, Destination, Journal, Received, Sent, Source};
+pub use run::{
+    Arrived, Cancel, Destination, Evidence, Journal, JournalLock, Judgement, Received, Resolve, Resolved,
+    Sent, Source,
+};
 pub use set::{CpuLog, NoCpuLog, Ram, RamError, RamRegion};
 
 /// The example of the README, run with the others.

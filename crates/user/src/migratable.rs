@@ -86,6 +86,14 @@ pub trait Migratable: Send {
         Ok(())
     }
 
+    /// Returns the holder of the device's state, such as the process that serves it, in words that tell it apart from any
+    /// other, also after a restart. A device that another holder has later may have lost its state.
+    ///
+    /// `None`, the default, if the holder is unknown.
+    fn holder(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the version of the migration region through which the device migrates; `None` for a device with
     /// migration v2, and for one that was not [adapted](crate::region::adapt).
     fn region_version(&self) -> Option<Version> {

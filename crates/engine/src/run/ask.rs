@@ -17,15 +17,18 @@ pub(super) type Devices = Vec<Option<Box<dyn Migratable>>>;
 /// All devices, and their answers.
 pub(super) type Asked<T> = (Vec<Box<dyn Migratable>>, Vec<T>);
 
+/// A device after a query, unless it was left behind in the call, and its answer.
+pub(super) type Answer<T> = (Option<Box<dyn Migratable>>, Result<T, Error>);
+
 /// Runs a query on every device at the same time, and waits no longer than `timeout` for all. A device that does not
-/// answer in time is lost to its driver; one whose thread cannot be started comes back. Returns the devices with their answers, or with the first error.
-pub(super) fn ask<T: Send + 'static>(
+/// answer in time is lost to its driver; one whose thread cannot be started comes back.
+pub(super) fn ask_each<T: Send + 'static>(
     devices: Vec<Box<dyn Migratable>>,
     call: &str,
     timeout: Duration,
     settings: Settings<'_>,
     question: impl Fn(&mut dyn Migratable) -> Result<T, Error> + Clone + Send + 'static,
-) -> Result<Asked<T>, Box<(Devices, Error)>> {
+) -> Vec<Answer<T>> {
     let deadline = Instant::now() + timeout;
     let asked: Vec<_> = devices
         .into_iter()
@@ -44,29 +47,28 @@ pub(super) fn ask<T: Send + 'static>(
             (name, answered)
         })
         .collect();
-    let mut devices = Vec::with_capacity(asked.len());
-    let mut answers = Ok(Vec::with_capacity(asked.len()));
-    for (name, answered) in asked {
-        let result = match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((device, result)) => {
-                devices.push(Some(device));
-                result
-            }
+    let answers = asked.into_iter().map(|(name, answered)| {
+        match answered.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((device, result)) => (Some(device), result),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                devices.push(None);
-                Err(Error::Overdue { device: name, call: call.to_string(), timeout })
+                (None, Err(Error::Overdue { device: name, call: call.to_string(), timeout }))
             }
-        };
-        answers = match (answers, result) {
-            (Ok(mut all), Ok(answer)) => {
-                all.push(answer);
-                Ok(all)
-            }
-            (Err(first), _) => Err(first),
-            (Ok(_), Err(error)) => Err(error),
-        };
-    }
-    match answers {
+        }
+    });
+    answers.collect()
+}
+
+/// As [`ask_each`]. Returns the devices with their answers, or with the first error.
+pub(super) fn ask<T: Send + 'static>(
+    devices: Vec<Box<dyn Migratable>>,
+    call: &str,
+    timeout: Duration,
+    settings: Settings<'_>,
+    question: impl Fn(&mut dyn Migratable) -> Result<T, Error> + Clone + Send + 'static,
+) -> Result<Asked<T>, Box<(Devices, Error)>> {
+    let answers = ask_each(devices, call, timeout, settings, question);
+    let (devices, answers): (Devices, Vec<Result<T, Error>>) = answers.into_iter().unzip();
+    match answers.into_iter().collect() {
         // A device that was left behind has answered with an error.
         Ok(answers) => Ok((devices.into_iter().flatten().collect(), answers)),
         Err(error) => Err(Box::new((devices, error))),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
 use super::ask::{IDENTITY, ask};
@@ -76,7 +77,7 @@ pub struct Received {
 #[non_exhaustive]
 pub struct Arrived {
     /// `Ok`: the devices run here. Otherwise no received state is in them: they were not touched, or have been reset,
-    /// or the error reports why the reset failed. The one exception is [`Error::GuestAfterHandover`]: the devices run
+    /// or the error reports why the reset failed or was not attempted. The one exception is [`Error::GuestAfterHandover`]: the devices run
     /// here, but their program does not. Memory may have been written in any case.
     pub result: Result<Received, Error>,
     /// The devices, in their order; `None` for one whose driver has not returned from a call.
@@ -133,7 +134,8 @@ impl Destination {
         self
     }
 
-    /// Sets the journal for devices that outlive this process.
+    /// Sets the journal for devices that outlive this process. It refuses to begin while it does not know the outcome of an
+    /// earlier migration.
     #[must_use]
     pub fn journal(mut self, journal: Journal) -> Self {
         self.journal = Some(journal);
@@ -171,6 +173,12 @@ impl Destination {
                 return Arrived { result: Err(error), devices };
             }
         };
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = journal.begin(Side::Destination, &devices)
+        {
+            refuse(channel, receiver, &error);
+            return Arrived { result: Err(error), devices: devices.into_iter().map(Some).collect() };
+        }
         let table = Table {
             devices: identities,
             memory: self.ram.as_ref().map(|ram| ram.regions()).unwrap_or_default(),

@@ -13,6 +13,7 @@ mod hands;
 mod journal;
 mod owner;
 mod receiver;
+mod resolve;
 mod source;
 mod stream;
 mod thread;
@@ -21,5 +22,6 @@ mod worker;
 
 pub use cancel::Cancel;
 pub use destination::{Arrived, Destination, Received};
-pub use journal::Journal;
+pub use journal::{Journal, JournalLock};
+pub use resolve::{Evidence, Judgement, Resolve, Resolved};
 pub use source::{Sent, Source};

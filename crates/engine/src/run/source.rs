@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use whimbrel_protocol::handover::Side;
 use whimbrel_user::{DirtySource, Migratable, State};
 
 use super::ask::{Devices, IDENTITY, ask};
@@ -119,7 +120,8 @@ impl Source {
         self
     }
 
-    /// Sets the journal for devices that outlive this process.
+    /// Sets the journal for devices that outlive this process. It refuses to begin while it does not know the outcome of an
+    /// earlier migration.
     #[must_use]
     pub fn journal(mut self, journal: Journal) -> Self {
         self.journal = Some(journal);
@@ -165,6 +167,11 @@ impl Source {
                 return untouched(cause, devices);
             }
         };
+        if let Some(journal) = &mut self.journal
+            && let Err(cause) = journal.begin(Side::Source, &devices)
+        {
+            return untouched(cause, devices.into_iter().map(Some).collect());
+        }
         let table = Table { devices: identities, memory, blobs: self.guest.blobs() };
         if let Err(cause) = table::check(&table) {
             return untouched(cause.into(), devices.into_iter().map(Some).collect());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use whimbrel_device::{ArcError, Errno};
 use whimbrel_engine::{Blob, BlobName};
-use whimbrel_protocol::handover::{Entry, Record};
+use whimbrel_protocol::handover::{Entry, History, Record};
 use whimbrel_user::State;
 
 use crate::support::engine::{Feature, Journal, Outcome};
@@ -157,7 +157,7 @@ fn a_source_of_a_later_release_is_taken_at_what_both_know() {
 }
 
 fn entries(path: &Path) -> Vec<Entry> {
-    Journal::read(path).unwrap().iter().map(Record::entry).collect()
+    Journal::read(path).unwrap().iter().filter_map(Record::entry).collect()
 }
 
 /// A rig with a journal on each side.
@@ -180,9 +180,10 @@ fn both_journals_tell_of_a_migration_with_its_id_and_the_other_side() {
     ] {
         let path = folder.path().join(side);
         assert_eq!(entries(&path), expected, "{side}");
-        for record in Journal::read(&path).unwrap() {
-            assert_eq!((record.migration(), record.peer()), (id, peer), "{side}");
-        }
+        let histories = History::of(&Journal::read(&path).unwrap()).unwrap();
+        let [history] = &histories[..] else { panic!("{histories:?}") };
+        assert_eq!((history.migration, history.peer.as_str()), (id, peer), "{side}");
+        assert_eq!(history.devices.len(), 2, "{history:?}");
     }
 }
 
@@ -206,7 +207,7 @@ fn the_journals_tell_that_a_migration_was_given_up() {
     rig.there.program = Program::refusing("inspect");
     rig.migrate().refused("a refused inspection");
     assert_eq!(entries(&folder.path().join("here")), [Entry::MayBeHandedOver, Entry::Returned]);
-    assert_eq!(entries(&folder.path().join("there")), [Entry::MayStart, Entry::Discarded]);
+    assert_eq!(entries(&folder.path().join("there")), [Entry::MayStart, Entry::Discarding, Entry::Discarded]);
 }
 
 #[test]
@@ -224,16 +225,15 @@ fn the_journals_leave_open_what_nobody_knows() {
     let ended = rig.migrate();
     assert!(matches!(ended.sent.unwrap_err().outcome, Outcome::Unknown));
     assert_eq!(entries(&folder.path().join("here")), [Entry::MayBeHandedOver]);
-    assert_eq!(entries(&folder.path().join("there")), [Entry::MayStart]);
+    assert_eq!(entries(&folder.path().join("there")), [Entry::MayStart, Entry::Discarding]);
 }
 
 #[test]
-fn a_migration_that_was_refused_writes_no_journal() {
+fn a_migration_that_was_refused_leaves_nothing_open() {
     let folder = tempfile::tempdir().unwrap();
     let mut rig = with_journals(&folder);
     rig.there.units.truncate(1);
     rig.migrate().refused("another number of devices");
-    for side in ["here", "there"] {
-        assert_eq!(entries(&folder.path().join(side)), [], "{side}");
-    }
+    assert_eq!(entries(&folder.path().join("here")), []);
+    assert_eq!(entries(&folder.path().join("there")), [Entry::Discarded]);
 }

@@ -96,9 +96,9 @@ const DESTINATION: [Row; 17] = [
     row("Start"),
     row("Run"),
     row("Settle"),
+    row("Record"),
     row("Reset"),
     row("Verify"),
-    row("Record"),
     row("Tell"),
     idle("Over"),
 ];
@@ -162,9 +162,9 @@ pub(crate) fn destination_row(phase: destination::Phase) -> usize {
         Phase::Start => 9,
         Phase::Run => 10,
         Phase::Settle => 11,
-        Phase::Reset => 12,
-        Phase::Verify => 13,
-        Phase::Record => 14,
+        Phase::Record => 12,
+        Phase::Reset => 13,
+        Phase::Verify => 14,
         Phase::Tell => 15,
         Phase::Over => 16,
     }

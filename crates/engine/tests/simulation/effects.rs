@@ -181,7 +181,12 @@ impl World {
                 if has_journal && (!fails || half) {
                     host.journal.push(entry);
                 }
-                if fails && has_journal { error() } else { ok }
+                let (path, full) = ("journal".into(), std::io::ErrorKind::StorageFull.into());
+                match (fails && has_journal, half) {
+                    (false, _) => ok,
+                    (true, true) => Next::End(Err(Error::JournalUncertain { path, entry, error: full })),
+                    (true, false) => Next::End(Err(Error::Journal { path, error: full })),
+                }
             }
             Operation::Pause => {
                 if !fails || half {

@@ -126,7 +126,7 @@ impl Oracle {
             Control::Ready(_) => destination.journal.contains(&Entry::MayStart),
             Control::Failed(_) => {
                 !destination.journal.contains(&Entry::MayStart)
-                    || destination.journal.contains(&Entry::Discarded)
+                    || destination.journal.contains(&Entry::Discarding)
             }
             _ => true,
         };
@@ -266,7 +266,7 @@ impl Oracle {
             Some(End::Destination(Err(Error::GuestAfterHandover(_)))) => {
                 (!destination.all_run()).then(|| "received, but not everything runs".to_string())
             }
-            Some(End::Destination(Err(Error::NotReset { .. }))) => None,
+            Some(End::Destination(Err(Error::NotReset { .. } | Error::NotDiscarded { .. }))) => None,
             Some(End::Destination(Err(_))) => {
                 (destination.any_runs() || destination.guest).then(|| "a failed destination runs".to_string())
             }

@@ -1,6 +1,5 @@
 //! Crashes, and what comes after: a side that does not know continues by its journal and asks the arbiter.
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use whimbrel_engine::proto::operation::Place;
@@ -102,7 +101,9 @@ impl World {
             None => host.has_crashed,
             Some(End::Source(Err((_, Outcome::Unknown)))) => true,
             Some(End::Source(_)) => false,
-            Some(End::Destination(Err(Error::NotReset { .. }))) => !host.journal.contains(&Entry::Discarded),
+            Some(End::Destination(Err(Error::NotReset { .. } | Error::NotDiscarded { .. }))) => {
+                !host.journal.contains(&Entry::Discarded)
+            }
             Some(End::Destination(_)) => false,
         };
         if is_unknown && !host.is_gone && self.plan.has_journal {
@@ -153,14 +154,15 @@ impl World {
         self.end_calls(side);
         let host = &self.hosts()[side as usize];
         let entries = host.journal.clone();
+        let found: Vec<State> = host.devices.iter().map(|device| device.state).collect();
+        self.say(|_| format!("{side:?} restarts with {entries:?} and {found:?}"));
         match side {
             Side::Source => {
-                let (rule, action) = Source::restart(&entries, host.any_runs());
+                let (rule, action) = Source::restart(&entries, &found);
                 self.source_acts(rule, action, step);
             }
             Side::Destination => {
-                let count = NonZeroUsize::new(host.devices.len()).unwrap_or(NonZeroUsize::MIN);
-                let (rule, action) = Destination::restart(count, &entries);
+                let (rule, action) = Destination::restart(&entries, &found);
                 self.destination_acts(rule, action, step);
             }
         }
@@ -206,7 +208,8 @@ impl World {
             DestinationAction::Start => {
                 self.oracle.ruled = true;
                 let host = self.host(side);
-                let lacks = host.devices.iter().position(|device| !device.holds);
+                let is_partial = |state| matches!(state, State::Resuming | State::Error);
+                let lacks = host.devices.iter().position(|device| !device.holds || is_partial(device.state));
                 for device in &mut host.devices {
                     device.set_state(State::Running, false, false, &mut rng);
                 }
@@ -222,6 +225,16 @@ impl World {
                 self.resolvers[1] = Resolver::Settled(Verdict::Owner, Some(Entry::Started));
             }
             DestinationAction::Discard => {
+                let host = self.host(side);
+                if host.journal.contains(&Entry::MayStart) && !host.journal.contains(&Entry::Discarding) {
+                    host.journal.push(Entry::Discarding);
+                }
+                if step < 5 && rng.u8(..) < 50 {
+                    // It crashes between two resets.
+                    let done = rng.usize(..count);
+                    host.devices[..done].iter_mut().for_each(|device| device.reset(false));
+                    return self.restart(side, step + 1);
+                }
                 let host = self.host(side);
                 for device in &mut host.devices {
                     device.reset(false);
@@ -272,10 +285,7 @@ impl World {
             self.resolve(peer, 0);
         }
         let [source, destination] = self.hosts();
-        // Only devices that have taken all of their state can be started.
-        let is_whole =
-            destination.devices.iter().all(|device| device.holds && device.state != State::Resuming);
-        let can_run = [!source.is_gone, !destination.is_gone && is_whole];
+        let can_run = [!source.is_gone, !destination.is_gone];
         let choice = match can_run {
             [true, true] if self.rng.bool() => Party::Destination,
             [false, true] => Party::Destination,
@@ -295,7 +305,7 @@ impl World {
             (_, Some(End::Source(Err((_, Outcome::Unknown))))) => Verdict::Unknown,
             (_, Some(End::Source(Err(_)))) => Verdict::Owner,
             (_, Some(End::Destination(Ok(_) | Err(Error::GuestAfterHandover(_))))) => Verdict::Owner,
-            (_, Some(End::Destination(Err(Error::NotReset { .. }))))
+            (_, Some(End::Destination(Err(Error::NotReset { .. } | Error::NotDiscarded { .. }))))
                 if !host.journal.contains(&Entry::Discarded) && self.plan.has_journal =>
             {
                 Verdict::Unknown

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use whimbrel_engine::Error;
 use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, Place};
-use whimbrel_protocol::handover::Arbiter;
+use whimbrel_protocol::handover::JournalArbiter;
 
 use super::coverage::{Blow, Coverage, Side, rows};
 use super::happening::{Due, Happening};
@@ -36,7 +36,7 @@ pub(crate) struct World {
     links: [Link; 2],
     pub(crate) oracle: Oracle,
     pub(crate) coverage: Coverage,
-    pub(crate) arbiter: Arbiter,
+    pub(crate) arbiter: JournalArbiter,
     pub(crate) is_calm: bool,
     pub(crate) resolvers: [super::resolve::Resolver; 2],
     trace: Option<Vec<String>>,
@@ -56,7 +56,7 @@ pub(crate) fn run(plan: Plan, seed: u64, traced: bool) -> Outcome {
         hosts,
         links,
         coverage: Coverage::of_run(),
-        arbiter: Arbiter::new(),
+        arbiter: JournalArbiter::new(),
         is_calm: false,
         resolvers: Default::default(),
         trace: traced.then(Vec::new),

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use super::arbiter::{Ruling, Side};
 use super::journal::Entry;
 use super::message::{Message, Unexpected};
+use crate::State;
 
 /// The phase of the destination.
 #[non_exhaustive]
@@ -46,8 +47,10 @@ pub enum DestinationAction {
     /// Send RUNNING.
     SendRunning,
     /// Reset every device and discard the received state, then call [`Destination::discarded`] with the outcome of each.
+    /// If the journal may have [`Entry::MayStart`], [`Entry::Discarding`] is synced first: a device that was reset looks
+    /// like one that was started.
     Discard,
-    /// Send FAILED if the link is up. With a journal, [`Entry::Discarded`] is synced first.
+    /// Send FAILED if the link is up.
     SendFailed,
     /// Send nothing and close the link: a device may run here, and FAILED would let it run there too.
     CloseSilently,
@@ -107,26 +110,41 @@ impl Destination {
     }
 
     /// Returns a destination that continues after a crash, and its first action. `entries` are those of its journal for
-    /// this migration. Devices that it owns are started, because they may not have survived what made it crash.
+    /// this migration, and `found` has the state of each device. Nothing is settled while a state cannot be read. One that
+    /// was lost for good, with the process that held it, counts as ERROR.
+    ///
+    /// A device in RESUMING or ERROR proves that RUNNING was never sent: nothing runs here, and the received state is
+    /// discarded. A running device proves that HANDOVER has arrived, as long as [`Entry::Discarding`] is not recorded:
+    /// all are started, because they may not have survived what made this side crash. If all are in STOP, each has all of
+    /// its state, and the arbiter decides.
     ///
     /// ```
-    /// use std::num::NonZeroUsize;
+    /// use whimbrel_protocol::State;
     /// use whimbrel_protocol::handover::{Destination, DestinationAction, Entry, Ruling};
     ///
-    /// let (mut destination, action) = Destination::restart(NonZeroUsize::MIN, &[Entry::MayStart]);
+    /// let restart = |found: [State; 2]| Destination::restart(&[Entry::MayStart], &found);
+    /// assert_eq!(restart([State::Stop, State::Resuming]).1, DestinationAction::Discard);
+    /// assert_eq!(restart([State::Stop, State::Running]).1, DestinationAction::Start);
+    /// let (mut destination, action) = restart([State::Stop, State::Stop]);
     /// assert_eq!(action, DestinationAction::ReportUnknown);
     /// assert_eq!(destination.ruled(Ruling::Theirs), DestinationAction::Discard);
     /// ```
-    pub fn restart(devices: NonZeroUsize, entries: &[Entry]) -> (Destination, DestinationAction) {
-        let may_have_started = entries.contains(&Entry::MayStart);
-        let (phase, action) = match (entries.contains(&Entry::Started), entries.contains(&Entry::Discarded)) {
+    pub fn restart(entries: &[Entry], found: &[State]) -> (Destination, DestinationAction) {
+        let has = |entry| entries.contains(&entry);
+        let is_partial = found.iter().any(|state| matches!(state, State::Resuming | State::Error));
+        let any_runs = found.iter().any(|state| state.is_running());
+        let (phase, action) = match (has(Entry::Started), has(Entry::Discarded)) {
             (true, false) => (DestinationPhase::Owner, DestinationAction::Start),
             (false, true) => (DestinationPhase::Discarded, DestinationAction::SendFailed),
-            // READY was never sent, so that nothing can have been handed over.
-            (false, false) if !may_have_started => (DestinationPhase::Discarding, DestinationAction::Discard),
-            // A journal that has both was not written by these rules: it proves nothing.
+            // Without MayStart, READY was never sent, so that nothing can have been handed over.
+            (false, false) if !has(Entry::MayStart) || has(Entry::Discarding) || is_partial => {
+                (DestinationPhase::Discarding, DestinationAction::Discard)
+            }
+            (false, false) if any_runs => (DestinationPhase::Owner, DestinationAction::Start),
+            // A journal that has both outcomes was not written by these rules: it proves nothing.
             (false, false) | (true, true) => (DestinationPhase::Unknown, DestinationAction::ReportUnknown),
         };
+        let devices = NonZeroUsize::new(found.len()).unwrap_or(NonZeroUsize::MIN);
         (Destination { phase, ..Destination::of(devices) }, action)
     }
 

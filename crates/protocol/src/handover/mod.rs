@@ -19,24 +19,35 @@
 //! | side | entry | synced |
 //! |---|---|---|
 //! | source | [`Entry::MayBeHandedOver`] | before the first device is stopped |
-//! | destination | [`Entry::MayStart`] | before READY is sent, best before the source stops its devices |
-//! | destination | [`Entry::Discarded`] | before FAILED is sent |
+//! | destination | [`Entry::MayStart`] | before READY is sent, best before the source stops its devices; but not before every device has entered RESUMING |
+//! | destination | [`Entry::Discarding`] | if [`Entry::MayStart`] was: before the first device is reset |
 //! | either | [`Source::outcome`], [`Destination::outcome`] | some time after |
 //!
 //! No sync lies between the stop at the source and the start at the destination. A side that crashed continues with
-//! [`Source::restart`] or [`Destination::restart`]. A crash between an action and its entry costs a question to the
-//! arbiter, and never two running devices.
+//! [`Source::restart`] or [`Destination::restart`], by its journal and by the states in which its devices are found:
+//!
+//! | side | found | proves |
+//! |---|---|---|
+//! | source | a device that runs | the devices were not handed over, or have come back |
+//! | destination | a device in RESUMING or ERROR | it was not started: READY was not sent, or its start failed |
+//! | destination | a device that runs, and no [`Entry::Discarding`] | HANDOVER has arrived |
+//! | destination | every device in STOP | every device has all of its state; READY may have been sent |
+//!
+//! A crash between an action and its entry costs at most a question to the arbiter, and never two running devices, nor one
+//! that is started with a part of its state.
 //!
 //! The engine defines the contents of the messages and their transport.
 
 mod arbiter;
 mod destination;
+mod history;
 mod journal;
 mod message;
 mod source;
 
-pub use arbiter::{Arbiter, NotWaiting, Ruling, Side};
+pub use arbiter::{Arbiter, JournalArbiter, NotWaiting, Ruling, Side};
 pub use destination::{Destination, DestinationAction, DestinationPhase};
-pub use journal::{Entry, Record, RecordError, read_journal};
+pub use history::History;
+pub use journal::{DeviceRecord, Entry, Fact, Record, RecordError, read_journal};
 pub use message::{Message, Unexpected};
 pub use source::{Source, SourceAction, SourcePhase};

@@ -3,6 +3,7 @@
 use super::arbiter::{Ruling, Side};
 use super::journal::Entry;
 use super::message::{Message, Unexpected};
+use crate::State;
 
 /// The phase of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,18 +74,19 @@ impl Source {
     /// Returns a source that continues after a crash, and its first action. `entries` are those of its journal for this
     /// migration.
     ///
-    /// `any_runs` is whether a device of the set was found running. A device whose state cannot be read must be stopped
-    /// before this is called. A running device proves that the set is still the source's, because all are stopped
-    /// before HANDOVER and run again only if the source owns them.
+    /// `found` has the state of each device. One whose state cannot be read must be stopped first, and is in STOP. A running device proves that the set is still the source's, because all are stopped before HANDOVER and
+    /// run again only if the source owns them.
     ///
     /// ```
+    /// use whimbrel_protocol::State;
     /// use whimbrel_protocol::handover::{Entry, Ruling, Source, SourceAction};
     ///
-    /// let (mut source, action) = Source::restart(&[Entry::MayBeHandedOver], false);
+    /// let (mut source, action) = Source::restart(&[Entry::MayBeHandedOver], &[State::StopCopy]);
     /// assert_eq!(action, SourceAction::ReportUnknown);
     /// assert_eq!(source.ruled(Ruling::Mine), SourceAction::RunHere);
     /// ```
-    pub fn restart(entries: &[Entry], any_runs: bool) -> (Source, SourceAction) {
+    pub fn restart(entries: &[Entry], found: &[State]) -> (Source, SourceAction) {
+        let any_runs = found.iter().any(|state| state.is_running());
         let may_be_elsewhere = entries.contains(&Entry::MayBeHandedOver);
         let (phase, action) = match (entries.contains(&Entry::Returned), entries.contains(&Entry::Gone)) {
             (true, false) => (SourcePhase::Returned, SourceAction::RunHere),

@@ -70,6 +70,10 @@ impl Migratable for RegionDevice {
         &self.name
     }
 
+    fn holder(&self) -> Option<String> {
+        self.request(|device| device.holder())
+    }
+
     fn info(&mut self) -> Result<Info> {
         self.request(|device| device.info())
     }

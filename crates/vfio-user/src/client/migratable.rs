@@ -55,6 +55,10 @@ impl Migratable for Client {
         &self.name
     }
 
+    fn holder(&self) -> Option<String> {
+        self.holder.clone()
+    }
+
     fn info(&mut self) -> Result<Info> {
         let connection = &mut *self.connection();
         let what = || Command::DeviceGetInfo.to_string();

@@ -22,6 +22,7 @@ mod deviations;
 mod device;
 mod dma_map;
 mod doorbells;
+mod holder;
 mod idle;
 mod memory;
 mod migratable;
@@ -123,6 +124,8 @@ impl ClientOptions {
 #[derive(Clone, Debug)]
 pub struct Client {
     name: String,
+    /// The server's process, if it can be identified.
+    holder: Option<String>,
     /// Data files send their requests through it too.
     connection: Arc<Mutex<Connection>>,
     state: SessionState,
@@ -159,10 +162,12 @@ impl Client {
             twin_socket: options.capabilities.twin_socket.filter(|_| options.capabilities.max_msg_fds > 0),
             ..options.capabilities.clone()
         };
+        let holder = holder::of(&stream);
         let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.request_timeout)
             .map_err(|error| Error::unusable(&name, format!("cannot use the socket: {error}")))?;
         negotiate(&mut connection, proposed)?;
-        Ok(Client { name, connection: Arc::new(Mutex::new(connection)), state: SessionState::default() })
+        let connection = Arc::new(Mutex::new(connection));
+        Ok(Client { name, holder, connection, state: SessionState::default() })
     }
 
     /// Returns the capabilities of this client.

@@ -18,7 +18,7 @@ impl Destination {
     pub(super) fn is_discarding(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell | Phase::Over
+            Phase::Settle | Phase::Record | Phase::Reset | Phase::Verify | Phase::Tell | Phase::Over
         )
     }
 
@@ -57,6 +57,8 @@ impl Destination {
             {
                 device.stuck = true;
                 device.reset_failed = Some(error);
+            } else if operation == Operation::Record(Entry::Discarding) {
+                self.unrecorded = Some(error);
             } else if self.phase == Phase::Run && operation == Operation::Run {
                 self.cause = Some(Error::GuestAfterHandover(Box::new(error)));
             } else {
@@ -85,11 +87,11 @@ impl Destination {
 
     pub(super) fn discard_done(&mut self, place: Place, operation: &Operation, result: Result<Done, Error>) {
         let Place::Device(index) = place else {
-            if let (Operation::Record(Entry::Discarded), Ok(_)) = (operation, &result) {
-                self.unrecorded = false;
-            }
-            if let Err(error) = result {
-                tracing::debug!(%operation, %error, "after the failure");
+            match (operation, result) {
+                (Operation::Record(Entry::MayStart), Err(Error::Journal { .. })) => self.recorded = false,
+                (Operation::Record(Entry::Discarding), Err(error)) => self.unrecorded = Some(error),
+                (_, Err(error)) => tracing::debug!(%operation, %error, "after the failure"),
+                (_, Ok(_)) => {}
             }
             return;
         };
@@ -123,7 +125,7 @@ impl Destination {
             *cause = Error::NotReset { cause: Box::new(first), reset: Box::new(reset) };
         }
         if action == DestinationAction::SendFailed {
-            self.enter(Phase::Record);
+            self.enter(Phase::Tell);
         } else {
             // FAILED would allow the devices to run there while one may run here.
             tracing::error!("a device may run here: the source is not told that none does");
@@ -131,27 +133,29 @@ impl Destination {
         }
     }
 
-    /// Records the discard in the journal. This comes before FAILED, which lets the devices run at the source: after a
-    /// crash here nothing may start them again.
-    pub(super) fn record_discarded(&mut self) {
+    /// Records in the journal that the received state is discarded. This comes before the resets: after a crash, a device
+    /// that was reset looks like one that was started.
+    pub(super) fn record_discarding(&mut self) {
         if self.recorded {
-            self.unrecorded = true;
-            self.pending.start(Place::Owner, Operation::Record(Entry::Discarded));
+            self.pending.start(Place::Owner, Operation::Record(Entry::Discarding));
         }
     }
 
-    pub(super) fn recorded(&mut self) {
-        if self.unrecorded {
-            tracing::error!("the source is not told of the failure, because the journal does not have it");
-            self.enter(Phase::Over);
-        } else {
-            self.enter(Phase::Tell);
+    pub(super) fn recorded_discarding(&mut self) {
+        let Some(error) = self.unrecorded.take() else { return self.enter(Phase::Reset) };
+        tracing::error!(%error, "nothing is reset and the source is not told, because the journal cannot have it");
+        if let Some(cause) = self.cause.take() {
+            self.cause = Some(Error::NotDiscarded { cause: Box::new(cause), journal: Box::new(error) });
         }
+        self.enter(Phase::Over);
     }
 
     pub(super) fn tell(&mut self) {
         if let Some(cause) = self.cause.as_ref().filter(|_| !self.lost) {
             self.say(Control::Failed(Reason { reason: cause.to_string() }));
+        }
+        if self.site.has_journal && self.migration() != 0 {
+            self.pending.start(Place::Owner, Operation::Record(Entry::Discarded));
         }
     }
 }

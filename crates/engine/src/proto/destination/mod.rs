@@ -67,13 +67,13 @@ pub enum Phase {
     Run,
     /// After a failure: transfers are interrupted, and calls into drivers end.
     Settle,
+    /// After a failure: the journal records that the received state is discarded.
+    Record,
     /// After a failure: the devices are reset.
     Reset,
     /// After a failure of the reset: the devices' states are queried.
     Verify,
-    /// After a failure: the journal records that the received state has been discarded.
-    Record,
-    /// After a failure: the source is told.
+    /// After a failure: the source is told, and the journal records the outcome.
     Tell,
     /// Nothing follows.
     Over,
@@ -125,7 +125,6 @@ pub struct Taken {
 
 /// The machine of the destination.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub struct Destination {
     site: Site,
     features: BTreeSet<Feature>,
@@ -142,9 +141,10 @@ pub struct Destination {
     /// The time when the current phase began.
     phase_began: Now,
     round: u32,
+    /// Set if the journal may have the record that the devices may start.
     recorded: bool,
-    /// Set if the journal may lack the record of the discard.
-    unrecorded: bool,
+    /// The error of the record of the discard.
+    unrecorded: Option<Error>,
     lost: bool,
     cause: Option<Error>,
     /// The time when END arrived; `loading` is the time that loading took from then on.
@@ -190,7 +190,7 @@ impl Destination {
             phase_began: now,
             round: 0,
             recorded: false,
-            unrecorded: false,
+            unrecorded: None,
             lost: false,
             cause: None,
             ended_at: now,
@@ -368,7 +368,7 @@ impl Destination {
             Phase::Settle => self.pending.command(Command::Interrupt),
             Phase::Reset => self.reset_devices(),
             Phase::Verify => self.verify_devices(),
-            Phase::Record => self.record_discarded(),
+            Phase::Record => self.record_discarding(),
             Phase::Tell => self.tell(),
             Phase::Over => self.pending.command(Command::Finish),
         }
@@ -404,10 +404,10 @@ impl Destination {
             Phase::Ready | Phase::Quiesce => self.enter(Phase::Start),
             Phase::Start => self.started(),
             Phase::Run | Phase::Tell => self.enter(Phase::Over),
-            Phase::Settle => self.enter(Phase::Reset),
+            Phase::Settle => self.enter(Phase::Record),
+            Phase::Record => self.recorded_discarding(),
             Phase::Reset => self.enter(Phase::Verify),
             Phase::Verify => self.discarded(),
-            Phase::Record => self.recorded(),
             // The message that ended Load has decided the next phase.
             Phase::Load | Phase::Over => {}
         }
@@ -508,7 +508,12 @@ impl Destination {
                     _ => self.taken.warnings.push(error.to_string()),
                 }
             }
-            (_, Err(error)) => self.fail(error),
+            (operation, Err(error)) => {
+                if let (Operation::Record(Entry::MayStart), Error::Journal { .. }) = (operation, &error) {
+                    self.recorded = false;
+                }
+                self.fail(error);
+            }
         }
     }
 

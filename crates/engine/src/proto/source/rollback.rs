@@ -152,9 +152,7 @@ impl Source {
         if all_run && std::mem::take(&mut self.paused) {
             self.pending.start(Place::Owner, Operation::Resume);
         }
-        if self.recorded {
-            self.pending.start(Place::Owner, Operation::Record(Entry::Returned));
-        }
+        self.pending.start(Place::Owner, Operation::Record(Entry::Returned));
         self.stop_logs();
     }
 

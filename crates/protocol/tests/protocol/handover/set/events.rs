@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
 use whimbrel_protocol::handover::{
-    Arbiter, Destination, DestinationPhase, Entry, Message, Ruling, Side, Source, SourcePhase,
+    Destination, DestinationPhase, Entry, JournalArbiter, Message, Ruling, Side, Source, SourcePhase,
 };
 
 use super::world::{Devices, Event, Fate, Mistake, Start, Task, World};
@@ -31,23 +31,34 @@ impl Handover {
         let first = |entry, mistake| {
             if self.mistake == mistake { VecDeque::new() } else { VecDeque::from([Task::Sync(entry)]) }
         };
+        let mut destination_tasks: VecDeque<Task> = (0..self.devices).map(Task::Resume).collect();
+        let recorded = first(Entry::MayStart, Mistake::ReadyWithoutEntry);
+        match self.mistake {
+            Mistake::MayStartBeforeResuming => {
+                destination_tasks = recorded.into_iter().chain(destination_tasks).collect();
+            }
+            _ => destination_tasks.extend(recorded),
+        }
         World {
             source: Some(Source::new()),
             destination: Some(Destination::of(NonZeroUsize::new(self.devices).unwrap())),
             source_journal: Vec::new(),
             destination_journal: Vec::new(),
             source_tasks: first(Entry::MayBeHandedOver, Mistake::HandoverWithoutEntry),
-            destination_tasks: first(Entry::MayStart, Mistake::ReadyWithoutEntry),
+            destination_tasks,
             at_source: all,
             at_destination: 0,
+            resuming: 0,
+            broken: 0,
+            whole: 0,
+            started_partial: false,
             sent: false,
             starting: 0,
             discarding: 0,
-            loading: all,
             uncertain: 0,
             to_source: Vec::new(),
             to_destination: Vec::new(),
-            arbiter: Arbiter::new(),
+            arbiter: JournalArbiter::new(),
             source_read: 0,
             destination_read: 0,
             questions: Vec::new(),
@@ -73,17 +84,19 @@ impl Handover {
         }
         match &w.destination {
             None => events.push(Event::DestinationRestarts),
-            Some(_) if !w.destination_tasks.is_empty() => events.push(Event::DestinationDoes),
+            Some(destination) if !w.destination_tasks.is_empty() => {
+                events.push(Event::DestinationDoes);
+                if destination.phase() == DestinationPhase::Discarding {
+                    events.extend(Self::late_starts(w));
+                }
+            }
             Some(destination) => match destination.phase() {
-                DestinationPhase::Loading if w.sent => events.extend(each(w.loading).map(Event::Loaded)),
+                DestinationPhase::Loading if w.sent => events.extend(each(w.resuming).map(Event::Loaded)),
                 DestinationPhase::Starting | DestinationPhase::Owner => {
                     events.extend(each(w.starting).map(|device| Event::Started(device, Start::Runs)));
                 }
                 DestinationPhase::Discarding | DestinationPhase::Unsettled => {
-                    // Those that were being started when another one failed: a device is discarded after that.
-                    for device in each(w.starting) {
-                        events.extend([Start::Runs, Start::Fails].map(|start| Event::Started(device, start)));
-                    }
+                    events.extend(Self::late_starts(w));
                     let may_be_discarded = match self.mistake {
                         Mistake::DiscardedDuringStart => w.discarding,
                         _ => w.discarding & !w.starting,
@@ -139,8 +152,16 @@ impl Handover {
         events
     }
 
+    /// Those that were being started when another one failed: a device is discarded after that.
+    fn late_starts(w: &World) -> Vec<Event> {
+        let starting = (0..8).filter(|device| has(w.starting, *device));
+        starting
+            .flat_map(|device| [Start::Runs, Start::Fails].map(|start| Event::Started(device, start)))
+            .collect()
+    }
+
     /// The arbiter, once it has taken the questions that are there.
-    pub(super) fn asked(&self, w: &World) -> Arbiter {
+    pub(super) fn asked(&self, w: &World) -> JournalArbiter {
         let mut arbiter = w.arbiter.clone();
         for side in &w.questions {
             arbiter.ask(*side);
@@ -159,7 +180,8 @@ impl Handover {
     pub(super) fn ruling(&self, w: &World, side: Side) -> Ruling {
         match w.arbiter.ruling(side) {
             Ruling::NotDecided
-                if self.mistake == Mistake::SourceToldAtOnce && w.arbiter.choice() == Some(side) =>
+                if self.mistake == Mistake::SourceToldAtOnce
+                    && w.arbiter.ruling(Side::Destination) == Ruling::Theirs =>
             {
                 Ruling::Mine
             }
@@ -191,6 +213,10 @@ impl Handover {
                     for device in each(w.starting) {
                         events.push(Event::Started(device, Start::Fails));
                         events.push(Event::Started(device, Start::FailsAndRuns));
+                        // An owner whose device is lost cannot settle anything.
+                        if destination.phase() == DestinationPhase::Starting {
+                            events.push(Event::Started(device, Start::Breaks));
+                        }
                     }
                 }
                 DestinationPhase::Discarding => {
@@ -200,7 +226,7 @@ impl Handover {
                 _ => {}
             }
         }
-        if w.arbiter != Arbiter::restart(w.arbiter.choice()) {
+        if w.arbiter != JournalArbiter::restart(w.arbiter.choice()) {
             events.push(Event::ArbiterRestarts);
         }
         for side in &w.questions {

@@ -1,14 +1,13 @@
 //! The effects of an event: the hands that do what the rules say, for both sides and the arbiter.
 
-use std::num::NonZeroUsize;
-
+use whimbrel_protocol::State;
 use whimbrel_protocol::handover::{
-    Arbiter, Destination, DestinationAction, DestinationPhase, Message, Ruling, Side, Source, SourceAction,
-    SourcePhase,
+    Destination, DestinationAction, DestinationPhase, Entry, JournalArbiter, Message, Ruling, Side, Source,
+    SourceAction, SourcePhase,
 };
 
 use super::events::Handover;
-use super::world::{Event, Fate, Mistake, Start, Task, World};
+use super::world::{Devices, Event, Fate, Mistake, Start, Task, World};
 
 fn add<T: Ord>(list: &mut Vec<T>, item: T) {
     let at = list.partition_point(|other| *other <= item);
@@ -38,13 +37,19 @@ impl Handover {
                 self.destination_does(w, task);
             }
             Event::Loaded(device) => {
-                w.loading &= !(1 << device);
+                w.resuming &= !(1 << device);
+                w.whole |= 1 << device;
                 self.tell_destination(w, |it| it.loaded(device));
             }
             Event::Started(device, start) => {
                 w.starting &= !(1 << device);
-                if start != Start::Fails {
-                    w.at_destination |= 1 << device;
+                match start {
+                    Start::Runs | Start::FailsAndRuns => {
+                        w.at_destination |= 1 << device;
+                        w.started_partial |= w.whole & (1 << device) == 0;
+                    }
+                    Start::Breaks => w.broken |= 1 << device,
+                    Start::Fails => {}
                 }
                 let devices = if self.mistake == Mistake::RunningForAll && start == Start::Runs {
                     0..self.devices
@@ -64,7 +69,9 @@ impl Handover {
                 w.discarding &= !(1 << device);
                 w.uncertain &= !(1 << device);
                 if certain {
-                    w.at_destination &= !(1 << device);
+                    for set in [&mut w.at_destination, &mut w.resuming, &mut w.whole, &mut w.broken] {
+                        *set &= !(1 << device);
+                    }
                 } else {
                     w.uncertain |= 1 << device;
                 }
@@ -116,17 +123,23 @@ impl Handover {
             Event::DestinationCrashes => {
                 w.destination = None;
                 w.destination_tasks.clear();
-                (w.starting, w.discarding, w.loading, w.uncertain) = (0, 0, 0, 0);
+                (w.starting, w.discarding, w.uncertain) = (0, 0, 0);
             }
             Event::SourceRestarts => {
-                let any_runs = w.at_source != 0 && self.mistake != Mistake::RunningDeviceOverlooked;
-                let (source, action) = Source::restart(&w.source_journal, any_runs);
+                let state = |device: usize| match w.at_source & (1 << device) {
+                    0 => State::StopCopy,
+                    _ if self.mistake == Mistake::SourceNotLookedAt => State::StopCopy,
+                    _ => State::PreCopy,
+                };
+                let found: Vec<State> = (0..self.devices).map(state).collect();
+                let (source, action) = Source::restart(&w.source_journal, &found);
                 w.source = Some(source);
                 self.obey_source(w, action);
             }
             Event::DestinationRestarts => {
-                let devices = NonZeroUsize::new(self.devices).unwrap();
-                let (destination, action) = Destination::restart(devices, &w.destination_journal);
+                let found: Vec<State> =
+                    (0..self.devices).map(|device| self.state_at_destination(w, device)).collect();
+                let (destination, action) = Destination::restart(&w.destination_journal, &found);
                 w.destination = Some(destination);
                 self.obey_destination(w, action);
             }
@@ -156,7 +169,7 @@ impl Handover {
                 assert_eq!(w.arbiter.choose(chosen), Ok(chosen));
             }
             Event::ArbiterRestarts => {
-                w.arbiter = Arbiter::restart(w.arbiter.choice());
+                w.arbiter = JournalArbiter::restart(w.arbiter.choice());
                 (w.source_read, w.destination_read) = (0, 0);
             }
             Event::QuestionLost(side) => take(&mut w.questions, &side),
@@ -172,6 +185,22 @@ impl Handover {
             }
         }
         world
+    }
+
+    fn state_at_destination(&self, w: &World, device: usize) -> State {
+        let is_in = |set: Devices| set & (1 << device) != 0;
+        if self.mistake == Mistake::DestinationNotLookedAt {
+            State::Stop
+        } else if is_in(w.broken) {
+            State::Error
+        } else if is_in(w.resuming) {
+            State::Resuming
+        } else if is_in(w.at_destination) || !is_in(w.whole) {
+            // One without any of the client's state runs, too.
+            State::Running
+        } else {
+            State::Stop
+        }
     }
 
     fn tell_source(&self, w: &mut World, tell: impl FnOnce(&mut Source) -> SourceAction) {
@@ -223,15 +252,15 @@ impl Handover {
             DestinationAction::Discard => {
                 // READY is not said of what is being discarded.
                 w.destination_tasks.clear();
-                (w.loading, w.discarding) = (0, self.all());
-            }
-            DestinationAction::SendFailed if self.mistake == Mistake::FailedBeforeEntry => {
-                w.destination_tasks.push_back(Task::Send(Message::Failed));
-                w.destination_tasks.extend(outcome);
+                let needs_entry = w.destination_journal.contains(&Entry::MayStart)
+                    && !w.destination_journal.contains(&Entry::Discarding)
+                    && self.mistake != Mistake::ResetBeforeEntry;
+                w.destination_tasks.extend(needs_entry.then_some(Task::Sync(Entry::Discarding)));
+                w.discarding = self.all();
             }
             DestinationAction::SendFailed => {
-                w.destination_tasks.extend(outcome);
                 w.destination_tasks.push_back(Task::Send(Message::Failed));
+                w.destination_tasks.extend(outcome);
             }
             DestinationAction::ReportUnknown => w.destination_tasks.push_back(Task::Ask),
             _ => {}
@@ -243,6 +272,7 @@ impl Handover {
             Task::Sync(entry) => w.source_journal.push(entry),
             Task::Send(message) => add(&mut w.to_destination, message),
             Task::Run(device) => w.at_source |= 1 << device,
+            Task::Resume(_) => unreachable!("the source's devices receive nothing"),
             Task::Ask => {
                 let side = w.source.as_mut().and_then(Source::ask);
                 Self::ask(w, side);
@@ -265,6 +295,7 @@ impl Handover {
                 }
                 add(&mut w.to_source, message);
             }
+            Task::Resume(device) => w.resuming |= 1 << device,
             Task::Run(_) => unreachable!("the destination starts its devices one by one"),
             Task::Ask => {
                 let side = w.destination.as_ref().and_then(Destination::ask);

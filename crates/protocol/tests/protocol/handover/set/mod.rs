@@ -16,6 +16,7 @@ use self::world::{Event, Mistake, World};
 
 const ONE_OWNER: &str = "no device runs while one runs on the other side";
 const TRUTH: &str = "RUNNING is said when all devices run, FAILED when none does or ever will";
+const WHOLE: &str = "a device is started at the destination only with all of its state";
 const END: &str = "once the faults end, one side runs all devices and both know";
 
 /// An event, and whether it is one of the faults that are counted.
@@ -50,6 +51,7 @@ impl Model for Handover {
     fn properties(&self) -> Vec<Property<Handover>> {
         vec![
             Property::always(ONE_OWNER, |_, world: &World| world.at_source == 0 || world.at_destination == 0),
+            Property::always(WHOLE, |_, world: &World| !world.started_partial),
             Property::always(TRUTH, |_, world: &World| {
                 world.lie.is_none() && !(world.said_failed && world.at_destination != 0)
             }),
@@ -137,12 +139,14 @@ fn the_search_finds_each_broken_rule() {
         (Mistake::FailedForAll, ONE_OWNER),
         (Mistake::DiscardedDuringStart, ONE_OWNER),
         (Mistake::DiscardedDuringStart, TRUTH),
-        (Mistake::FailedBeforeEntry, ONE_OWNER),
+        (Mistake::ResetBeforeEntry, WHOLE),
+        (Mistake::MayStartBeforeResuming, WHOLE),
         (Mistake::HandoverWithoutEntry, ONE_OWNER),
         (Mistake::ReadyWithoutEntry, END),
         (Mistake::SourceToldAtOnce, ONE_OWNER),
         (Mistake::ChoiceForOneAsker, ONE_OWNER),
-        (Mistake::RunningDeviceOverlooked, ONE_OWNER),
+        (Mistake::SourceNotLookedAt, ONE_OWNER),
+        (Mistake::DestinationNotLookedAt, WHOLE),
     ] {
         let model = Handover { devices: 2, faults: 3, mistake };
         let found = HasDiscoveries::AnyOf([property].into());

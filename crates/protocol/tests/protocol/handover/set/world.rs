@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use whimbrel_protocol::handover::{Arbiter, Destination, Entry, Message, Ruling, Side, Source};
+use whimbrel_protocol::handover::{Destination, Entry, JournalArbiter, Message, Ruling, Side, Source};
 
 /// A rule that is broken on purpose, to show that the search sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,18 +18,22 @@ pub(crate) enum Mistake {
     FailedForAll,
     /// A device is discarded although its start is in progress.
     DiscardedDuringStart,
-    /// FAILED is said before its entry is synced.
-    FailedBeforeEntry,
+    /// The devices are reset before the entry of the discard is synced.
+    ResetBeforeEntry,
+    /// The entry of what may come is synced before every device is in RESUMING.
+    MayStartBeforeResuming,
     /// The source stops its devices without the entry of what may come.
     HandoverWithoutEntry,
     /// READY is said without the entry of what may come.
     ReadyWithoutEntry,
-    /// The arbiter's choice of the source is told to it before the destination has discarded the devices.
+    /// The arbiter tells the source that the devices are its own before the destination has discarded the devices.
     SourceToldAtOnce,
     /// The arbiter chooses when only one side has asked.
     ChoiceForOneAsker,
-    /// After a restart nobody looks whether a device runs at the source.
-    RunningDeviceOverlooked,
+    /// After a restart nobody looks at the devices of the source: all are taken for stopped.
+    SourceNotLookedAt,
+    /// After a restart nobody looks at the devices of the destination: all are taken for stopped.
+    DestinationNotLookedAt,
 }
 
 /// A task of a side that has been decided and not done yet.
@@ -38,6 +42,8 @@ pub(crate) enum Task {
     Sync(Entry),
     Send(Message),
     Run(usize),
+    /// Destination: a device enters RESUMING.
+    Resume(usize),
     Ask,
 }
 
@@ -56,18 +62,24 @@ pub(crate) struct World {
     /// Devices that run with the state of the client.
     pub(crate) at_source: Devices,
     pub(crate) at_destination: Devices,
+    /// The destination's devices in RESUMING, in ERROR, and those with all of the client's state. Of none of them is one
+    /// that has not begun or that was reset: it runs with nothing of the client's.
+    pub(super) resuming: Devices,
+    pub(super) broken: Devices,
+    pub(super) whole: Devices,
+    /// A device was started at the destination without all of its state.
+    pub(crate) started_partial: bool,
     /// The source has sent its last data.
     pub(super) sent: bool,
     /// Devices that have not answered to what they were last asked for.
     pub(super) starting: Devices,
     pub(super) discarding: Devices,
-    pub(super) loading: Devices,
     /// Devices whose reset was refused.
     pub(super) uncertain: Devices,
     /// Messages in flight, sorted: they arrive in any order.
     pub(super) to_source: Vec<Message>,
     pub(super) to_destination: Vec<Message>,
-    pub(crate) arbiter: Arbiter,
+    pub(crate) arbiter: JournalArbiter,
     /// Entries that the arbiter has read, of each journal.
     pub(super) source_read: usize,
     pub(super) destination_read: usize,
@@ -113,6 +125,8 @@ pub(crate) enum Start {
     Fails,
     /// It is said to have failed, and the device runs.
     FailsAndRuns,
+    /// It fails, and the device is in ERROR.
+    Breaks,
 }
 
 /// What becomes of something in flight.
