@@ -8,6 +8,7 @@ mod end;
 mod failure;
 mod fsm;
 mod inspect;
+mod journal;
 mod logging;
 mod man;
 mod output;
@@ -16,6 +17,7 @@ mod progress;
 mod receive;
 mod remedy;
 mod reset;
+mod resolve;
 mod restore;
 mod save;
 mod send;
@@ -89,6 +91,7 @@ enum Command {
     Restore(restore::Arguments),
     Send(send::Arguments),
     Receive(receive::Arguments),
+    Resolve(resolve::Arguments),
     State(state::Arguments),
     Reset(reset::Arguments),
     Serve(serve::Arguments),
@@ -120,6 +123,7 @@ fn main() -> ExitCode {
         Command::Restore(arguments) => restore::run(arguments, output),
         Command::Send(arguments) => send::run(arguments, output),
         Command::Receive(arguments) => receive::run(arguments, output),
+        Command::Resolve(arguments) => resolve::run(arguments, output),
         Command::State(arguments) => state::run(arguments, output),
         Command::Reset(arguments) => reset::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),

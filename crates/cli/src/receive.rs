@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::channel::{Address, Listener, Until, WaitError};
-use whimbrel_engine::{Destination, DestinationOptions, Error, Received};
+use whimbrel_engine::{Destination, DestinationOptions, Error, Journal, Received};
 
 use crate::end::End;
 use crate::failure::Failure;
+use crate::journal;
 use crate::output::{self, Output, note};
 use crate::progress::Bar;
 use crate::remedy;
@@ -40,6 +42,10 @@ pub(crate) struct Arguments {
     /// their drivers may reset them
     #[arg(long)]
     keep: bool,
+    /// Record the migration in this file, so that `whimbrel resolve` can settle its outcome after a crash. It is created if
+    /// it does not exist. Of use for devices that outlive this command, such as served ones
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
@@ -47,6 +53,7 @@ Anyone who can reach the address can send a device: listen where only the other 
 
 Examples:
   whimbrel receive 0000:3b:00.2 --listen [::]:4000 --keep
+  whimbrel receive vfio-user:/run/accel --listen [::]:4000 --journal /var/lib/whimbrel/accel.journal
   whimbrel receive model:accel --listen unix:/run/move.sock";
 
 /// The result, for scripts.
@@ -60,7 +67,12 @@ struct Taken {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let targets = &arguments.targets;
+    let address = &arguments.listen;
+    let path = arguments.journal.as_deref();
+    let mut journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
+    // Until the devices are closed.
+    let lock = journal.as_ref().map(Journal::lock).transpose()?;
+    let targets = &journal::names(&arguments.targets, path)?;
     let mut opened = open_all(targets)?;
     for device in &mut opened {
         device.end_abandoned_receiving()?;
@@ -68,7 +80,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // Before a signal that arrives during the migration: it ends the wait afterwards, too.
     let end = arguments.keep.then(End::new).transpose().map_err(|error| cannot_wait(&error))?;
     let signals = Signals::catch()?;
-    let address = &arguments.listen;
     let mut listener = Listener::bind(address).map_err(|error| cannot_listen(address, &error))?;
     let address = listener.address().clone();
     note(format_args!("listening at {address}"));
@@ -83,23 +94,31 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     })?;
     drop(bar);
     let names = opened.iter().map(|device| device.name().to_string()).collect();
-    let arrived = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
+    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
         .observer(Bar::arrival(output, format!("receiving {}", list(targets))))
-        .cancel(signals.cancel())
-        .receive_accepted(accepted);
+        .cancel(signals.cancel());
+    if let Some(mut journal) = journal.take() {
+        if let Some(peer) = accepted.peer {
+            journal.set_peer(&peer.to_string());
+        }
+        destination = destination.journal(journal);
+    }
+    let arrived = destination.receive_accepted(accepted);
     drop(listener);
     let received = match arrived.result {
         Ok(received) => received,
         Err(error) => {
             // The devices are closed before anything is said of where they are.
             drop(arrived.devices);
-            return Err(failed(error, targets));
+            drop(lock);
+            return Err(failed(error, targets, path));
         }
     };
     for warning in &received.warnings {
         note(format_args!("warning: {warning}"));
     }
+    journal::warn_if_open(path);
     let taken = Taken { devices: names, address: address.to_string(), received };
     output.result(&taken, &taken)?;
     if let Some(end) = end {
@@ -108,6 +127,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         end.wait().map_err(|error| cannot_wait(&error))?;
     }
     drop(arrived.devices);
+    drop(lock);
     Ok(())
 }
 
@@ -125,8 +145,8 @@ fn cannot_listen(address: &Address, error: &io::Error) -> Failure {
     }
 }
 
-fn failed(error: Error, targets: &[Target]) -> Failure {
-    let hint = remedy::after(&error, targets);
+fn failed(error: Error, targets: &[Target], journal: Option<&Path>) -> Failure {
+    let hint = journal::remedy(journal).or_else(|| remedy::after(&error, targets));
     Failure::from(error).hint_if(hint)
 }
 

@@ -1,5 +1,7 @@
 //! Commands to run after a failure of the engine, as hints that name the device.
 
+use std::path::Path;
+
 use whimbrel_engine::Error;
 use whimbrel_user::{Errno, State};
 
@@ -18,6 +20,28 @@ pub(crate) fn resume(targets: &[Target]) -> String {
 /// Returns the command that resets the device of a TARGET.
 pub(crate) fn reset(target: &Target) -> String {
     format!("`whimbrel reset {target}` resets it; its state is then lost")
+}
+
+/// Returns the command that settles what a journal leaves open.
+pub(crate) fn resolve(journal: &Path) -> String {
+    format!("`whimbrel resolve --journal {}` looks at the devices and settles it", journal.display())
+}
+
+/// Returns what helps if `whimbrel resolve` could not do what it had decided.
+pub(crate) fn unsettled(error: &Error, targets: &[Target], journal: &Path) -> String {
+    let again = format!("then run `whimbrel resolve --journal {}` again", journal.display());
+    let device = concerned(error, targets);
+    match (error, device) {
+        (Error::Journal { .. } | Error::JournalUncertain { .. }, _) => {
+            format!("make the journal writable, {again}")
+        }
+        (_, Some(target)) => {
+            format!(
+                "`whimbrel state {target}` shows where it is; check the log of the device's server, {again}"
+            )
+        }
+        (_, None) => again,
+    }
 }
 
 /// Returns the TARGET that an error names, if it outlives the command: the kernel resets a device that is closed.

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use whimbrel_engine::channel::{Address, ConnectError, Stream, Until, connect, connect_once};
-use whimbrel_engine::{Error, Outcome, Report, SendError, Source, SourceOptions};
+use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, SourceOptions};
 
 use crate::failure::Failure;
+use crate::journal;
 use crate::output::{self, Output, note};
 use crate::progress::Bar;
 use crate::remedy;
@@ -41,6 +43,10 @@ pub(crate) struct Arguments {
     /// Retry to connect for this long while nothing listens at ADDR, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=86_400))]
     patience: u64,
+    /// Record the migration in this file, so that `whimbrel resolve` can settle its outcome after a crash. It is created if
+    /// it does not exist. Of use for devices that outlive this command, such as served ones
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
 }
 
 fn parse_milliseconds(text: &str) -> Result<u64, String> {
@@ -51,11 +57,16 @@ const AFTER_HELP: &str = "\
 Examples:
   whimbrel send 0000:3b:00.2 --to other-host:4000
   whimbrel send 0000:3b:00.2 0000:3b:00.3 --to other-host:4000
+  whimbrel send vfio-user:/run/accel --to other-host:4000 --journal /var/lib/whimbrel/accel.journal
   whimbrel send model:accel --to unix:/run/move.sock --downtime-limit 50 --patience 10";
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let (targets, address) = (&arguments.targets, &arguments.to);
+    let address = &arguments.to;
+    let path = arguments.journal.as_deref();
+    let journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
+    let lock = journal.as_ref().map(Journal::lock).transpose()?;
+    let targets = &journal::names(&arguments.targets, path)?;
     let mut opened = open_all(targets)?;
     for device in &mut opened {
         device.end_abandoned_sending()?;
@@ -68,14 +79,19 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .downtime_limit(Duration::from_millis(arguments.downtime_limit))
         .max_rounds(arguments.max_rounds)
         .timeout(timeout);
-    let sent = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
+    let mut source = Source::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(options)
         .observer(Bar::migration(output))
-        .cancel(signals.cancel())
-        .send(stream);
+        .cancel(signals.cancel());
+    if let Some(journal) = journal {
+        source = source.journal(journal);
+    }
+    let sent = source.send(stream);
     // The devices are closed before anything is said of where they are.
     drop(sent.devices);
-    let report = sent.result.map_err(|error| failed(error, targets, address))?;
+    drop(lock);
+    let report = sent.result.map_err(|error| failed(error, targets, address, path))?;
+    journal::warn_if_open(path);
     for warning in &report.warnings {
         note(format_args!("warning: {warning}"));
     }
@@ -129,8 +145,10 @@ fn reach(
 
 const FIREWALL: &str = "check the address, and whether a firewall blocks it";
 
-fn failed(error: SendError, targets: &[Target], address: &Address) -> Failure {
+fn failed(error: SendError, targets: &[Target], address: &Address, journal: Option<&Path>) -> Failure {
+    let settles = journal::remedy(journal);
     let hint = match (&error.outcome, &error.cause) {
+        (Outcome::Unknown, _) if settles.is_some() => settles,
         (Outcome::Unknown, _) => Some(unknown(targets, address)),
         (Outcome::Stranded(back), _) => remedy::stranded(back, targets),
         (_, Error::NotConverging { .. }) => {
@@ -139,7 +157,7 @@ fn failed(error: SendError, targets: &[Target], address: &Address) -> Failure {
         (_, Error::Budget { .. }) => {
             Some("the link became too slow; a higher --downtime-limit MS allows more time".to_string())
         }
-        (_, cause) => remedy::after(cause, targets),
+        (_, cause) => remedy::after(cause, targets).or(settles),
     };
     Failure::from(error).hint_if(hint)
 }

@@ -1,8 +1,11 @@
 //! TARGETs of the command line, and the devices they name.
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Serialize;
@@ -152,6 +155,31 @@ impl Target {
             Target::Group(_) | Target::Cdev(_) | Target::Host(_) => Closing::Resets,
             Target::VfioUser(_) => Closing::Keeps,
             Target::Model(..) => Closing::Ends,
+        }
+    }
+
+    /// The same device, with an absolute path, for a journal that is read in another folder.
+    pub(crate) fn absolute(&self) -> Result<Target, Failure> {
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .map_err(|error| Failure::from_io(format!("cannot make {} absolute", path.display()), &error))
+        };
+        Ok(match self {
+            Target::Cdev(path) => Target::Cdev(absolute(path)?),
+            Target::VfioUser(path) => Target::VfioUser(absolute(path)?),
+            Target::Group(_) | Target::Host(_) | Target::Model(..) => self.clone(),
+        })
+    }
+
+    /// Returns whether nothing listens at the socket of a served device, so that its server has ended.
+    pub(crate) fn has_no_server(&self) -> bool {
+        let Target::VfioUser(path) = self else { return false };
+        let error = UnixStream::connect(path).err();
+        let is_socket = || path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket());
+        match error.map(|error| error.kind()) {
+            Some(io::ErrorKind::NotFound) => true,
+            Some(io::ErrorKind::ConnectionRefused) => is_socket(),
+            _ => false,
         }
     }
 

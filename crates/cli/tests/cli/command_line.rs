@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "demo",
     "devices",
     "probe",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 15] = [
     "restore",
     "send",
     "receive",
+    "resolve",
     "state",
     "reset",
     "serve",
@@ -24,7 +25,7 @@ const COMMANDS: [&str; 15] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 66] = [
+const WRONG: [(&[&str], &str, &str); 67] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -41,6 +42,7 @@ const WRONG: [(&[&str], &str, &str); 66] = [
     (&["save", "model:serial", "model:accel", "--raw", "-o", "x"], "of a single device", "omit --raw"),
     (&["restore", "model:serial", "model:accel", "--raw", "-i", "x"], "of a single device", "omit --raw"),
     (&["receive", "model:serial"], "--listen <ADDR>", "Usage: whimbrel receive"),
+    (&["resolve"], "--journal <FILE>", "Usage: whimbrel resolve"),
     (&["state"], "<TARGET>", "Usage: whimbrel state"),
     (&["reset"], "<TARGET>", "Usage: whimbrel reset"),
     (&["serve", "serial"], "--socket <PATH>", "Usage: whimbrel serve"),
