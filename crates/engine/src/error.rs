@@ -179,6 +179,14 @@ pub enum Error {
         /// The timeout for a call.
         timeout: Duration,
     },
+    /// A call has no place at this point of a migration. It has changed nothing.
+    #[error("{call} was called {now}")]
+    OutOfOrder {
+        /// The method.
+        call: &'static str,
+        /// The phase of the migration.
+        now: &'static str,
+    },
     /// The system has no more threads or file descriptors.
     #[error("cannot start: {0}")]
     Thread(io::Error),

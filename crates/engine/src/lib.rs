@@ -4,7 +4,7 @@
 //! what is left fits the downtime limit. Then everything stops, the rest is sent, and the devices are handed over.
 //! [`Destination`] receives the devices and runs them. Both use the user side of a device
 //! ([`whimbrel_user::Migratable`]) only, whatever is behind it. [`archive`] saves device state to a file and restores
-//! it.
+//! it, and [`embedded`] migrates devices inside a stream of the VMM's own.
 //!
 //! A migration can fail, or be [cancelled](Cancel), at any moment. Up to the handover the devices continue to run at
 //! the source. [`whimbrel_protocol::handover`] alone decides which side may run them.
@@ -46,6 +46,7 @@
 
 pub mod archive;
 pub mod channel;
+pub mod embedded;
 mod error;
 mod guest;
 mod progress;

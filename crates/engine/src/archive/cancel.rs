@@ -5,24 +5,24 @@ use std::io::{self, IoSlice, Read, Write};
 use crate::error::Error;
 
 /// A function that returns the reason to cancel the work, once there is one.
-pub(super) type Check<'a> = &'a dyn Fn() -> Option<String>;
+pub(crate) type Check<'a> = &'a dyn Fn() -> Option<String>;
 
 /// A check that never cancels.
-pub(super) const NEVER: Check<'static> = &|| None;
+pub(crate) const NEVER: Check<'static> = &|| None;
 
 /// Fails once the work is cancelled.
-pub(super) fn check(cancel: Check<'_>) -> Result<(), Error> {
+pub(crate) fn check(cancel: Check<'_>) -> Result<(), Error> {
     cancel().map_or(Ok(()), |reason| Err(Error::Cancelled { reason }))
 }
 
 /// A file that can be read or written until the work is cancelled, even if a signal interrupts a blocked read.
-pub(super) struct Cancellable<'a, F> {
+pub(crate) struct Cancellable<'a, F> {
     file: F,
     cancel: Check<'a>,
 }
 
 impl<'a, F> Cancellable<'a, F> {
-    pub(super) fn new(file: F, cancel: Check<'a>) -> Cancellable<'a, F> {
+    pub(crate) fn new(file: F, cancel: Check<'a>) -> Cancellable<'a, F> {
         Cancellable { file, cancel }
     }
 
@@ -60,7 +60,7 @@ impl<F: Write> Write for Cancellable<'_, F> {
 struct Cancelled(String);
 
 /// Returns the error of a file operation, or the cancellation that the error represents.
-pub(super) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
+pub(crate) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
     match error.downcast::<Cancelled>() {
         Ok(Cancelled(reason)) => Error::Cancelled { reason },
         Err(error) => Error::File { what: what.into(), error },
@@ -68,11 +68,11 @@ pub(super) fn file_error(what: impl Into<String>, error: io::Error) -> Error {
 }
 
 /// Returns the [`file_error`] of a write.
-pub(super) fn unwritten(error: io::Error) -> Error {
+pub(crate) fn unwritten(error: io::Error) -> Error {
     file_error("writing the saved state", error)
 }
 
 /// Returns the [`file_error`] of a read.
-pub(super) fn unread(error: io::Error) -> Error {
+pub(crate) fn unread(error: io::Error) -> Error {
     file_error("reading the saved state", error)
 }

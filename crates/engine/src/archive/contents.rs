@@ -132,7 +132,7 @@ fn read_pieces(
                     blob.bytes += data.len() as u64;
                 }
             }
-            Piece::DeviceEnd => {}
+            Piece::DeviceEnd | Piece::Round { .. } => {}
             Piece::End => return reader.expect_end(),
         }
     }

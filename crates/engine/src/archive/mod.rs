@@ -21,17 +21,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod cancel;
+pub(crate) mod cancel;
 mod contents;
-
 mod path;
 mod raw;
-mod reader;
+pub(crate) mod reader;
 mod restore;
-mod save;
-mod saved_file;
-mod set;
-mod writer;
+pub(crate) mod save;
+pub(crate) mod saved_file;
+pub(crate) mod set;
+pub(crate) mod writer;
 
 use std::io::{Read, Write};
 use std::path::Path;

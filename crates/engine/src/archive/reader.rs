@@ -10,7 +10,7 @@ use crate::proto::problem::{Problem, StreamError};
 
 /// A reader of messages, which reads nothing past the last one. Holds one payload at a time.
 #[derive(Debug)]
-pub(super) struct Reader<R> {
+pub(crate) struct Reader<R> {
     input: R,
     /// Never shrinks, so that a large payload after a small one needs no clearing.
     payload: Vec<u8>,
@@ -21,27 +21,33 @@ pub(super) struct Reader<R> {
 
 impl<R: Read> Reader<R> {
     /// Returns a reader of `input`. The preamble comes first: [`Reader::preamble`].
-    pub(super) fn new(input: R) -> Reader<R> {
+    pub(crate) fn new(input: R) -> Reader<R> {
         Reader { input, payload: Vec::new(), offset: 0, sequence: 0, version: None }
     }
 
+    /// Continues with another input, where the last one ended.
+    pub(crate) fn with<S: Read>(self, input: S) -> Reader<S> {
+        let Reader { payload, offset, sequence, version, .. } = self;
+        Reader { input, payload, offset, sequence, version }
+    }
+
     /// Returns the major and minor version, once a whole preamble was read, even if that version is unsupported.
-    pub(super) fn version(&self) -> Option<(u16, u16)> {
+    pub(crate) fn version(&self) -> Option<(u16, u16)> {
         self.version
     }
 
     /// Returns the number of bytes read so far, in whole frames.
-    pub(super) fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Returns the number of frames read so far.
-    pub(super) fn frames(&self) -> u64 {
+    pub(crate) fn frames(&self) -> u64 {
         self.sequence
     }
 
     /// Reads and checks the preamble.
-    pub(super) fn preamble(&mut self) -> Result<(), Error> {
+    pub(crate) fn preamble(&mut self) -> Result<(), Error> {
         let mut bytes = [0; PREAMBLE_BYTES];
         self.fill(&mut bytes, true)?;
         let checked = Preamble::check(&bytes);
@@ -56,7 +62,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads the next message, and skips frames of unknown kinds that may be skipped.
-    pub(super) fn next_message(&mut self) -> Result<Message<'_>, Error> {
+    pub(crate) fn next_message(&mut self) -> Result<Message<'_>, Error> {
         loop {
             let header = self.frame()?;
             let offset = self.offset;
@@ -70,7 +76,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Checks that nothing follows.
-    pub(super) fn expect_end(&mut self) -> Result<(), Error> {
+    pub(crate) fn expect_end(&mut self) -> Result<(), Error> {
         match self.read_some(&mut [0]) {
             Ok(0) => Ok(()),
             Ok(_) => Err(self.malformed(Problem::Trailing)),

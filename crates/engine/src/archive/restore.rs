@@ -72,7 +72,7 @@ impl<'a> Restore<'a> {
     fn read(mut self, mut reader: Reader<impl Read>, is_whole: bool) -> Result<Archived, Error> {
         let loads = self.guest.loads();
         let devices = std::mem::take(&mut self.devices);
-        let mut set = Set::new(devices)?;
+        let mut set = Set::new(devices).map_err(|(_, error)| *error)?;
         let mut file = SavedFile::open(&mut reader, &BTreeSet::from(FEATURES))?;
         table::fits(&file.table, &Table { devices: set.identities(), memory: Vec::new(), blobs: loads })?;
         self.load(&mut set, |sessions| {
@@ -89,7 +89,7 @@ impl<'a> Restore<'a> {
     pub fn read_raw_from(mut self, input: impl Read) -> Result<Archived, Error> {
         let mut input = Cancellable::new(input, self.cancel);
         let devices = std::mem::take(&mut self.devices);
-        let mut set = Set::new(devices)?;
+        let mut set = Set::new(devices).map_err(|(_, error)| *error)?;
         self.load(&mut set, |sessions| {
             let sizes = sessions.iter_mut().map(|data| raw::read(data, &mut input));
             Ok(Loaded { sizes: sizes.collect::<Result<_, _>>()?, ..Loaded::default() })
@@ -99,7 +99,7 @@ impl<'a> Restore<'a> {
     /// Loads all devices with `write`, and runs them.
     fn load(
         mut self,
-        set: &mut Set<'_>,
+        set: &mut Set<&mut (dyn Migratable + '_)>,
         write: impl FnOnce(&mut [DataFile]) -> Result<Loaded, Error>,
     ) -> Result<Archived, Error> {
         let loaded = self.load_and_run(set, write).map_err(|cause| set.reset(cause))?;
@@ -115,7 +115,7 @@ impl<'a> Restore<'a> {
 
     fn load_and_run(
         &mut self,
-        set: &mut Set<'_>,
+        set: &mut Set<&mut (dyn Migratable + '_)>,
         write: impl FnOnce(&mut [DataFile]) -> Result<Loaded, Error>,
     ) -> Result<Vec<u64>, Error> {
         check(self.cancel)?;
@@ -172,7 +172,7 @@ fn load_pieces(
                     .map_err(|error| Error::Contents(format!("the setup of device {device}: {error}")))?;
                 loaded.setups.insert(device, setup);
             }
-            Piece::DeviceEnd => {}
+            Piece::DeviceEnd | Piece::Round { .. } => {}
             Piece::End => return Ok(loaded),
         }
     }

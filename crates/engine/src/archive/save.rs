@@ -136,19 +136,19 @@ impl<'a> Save<'a> {
     fn run(
         mut self,
         write: impl FnOnce(
-            &mut Set<'_>,
+            &mut Devices<'_>,
             Open<'_>,
             &mut dyn Guest,
             Check<'_>,
             &mut Tally<'_>,
         ) -> Result<Vec<u64>, Error>,
     ) -> Result<Archived, Error> {
-        let mut set = Set::new(self.devices)?;
-        let before = states(&mut set)?;
+        let mut set = Set::new(self.devices).map_err(|(_, error)| *error)?;
+        let before = set.states_before_save()?;
         let cancel = self.cancel;
         check(cancel)?;
         let paused = self.guest.pause().map_err(Error::Guest);
-        let open = |set: &mut Set<'_>| set.stop_to(State::StopCopy, cancel);
+        let open = |set: &mut Devices<'_>| set.stop_to(State::StopCopy, cancel);
         let mut tally = Tally { observer: &mut *self.observer, progress: Progress::new(Phase::Switchover) };
         let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel, &mut tally));
         // The devices continue to run even if the save failed. A program whose devices do not run must not be resumed.
@@ -170,8 +170,10 @@ impl<'a> Save<'a> {
     }
 }
 
+type Devices<'a> = Set<&'a mut (dyn Migratable + 'a)>;
+
 /// A function that stops all devices and opens their sessions.
-type Open<'a> = &'a dyn Fn(&mut Set<'_>) -> Result<Vec<DataFile>, Error>;
+type Open<'a> = &'a dyn Fn(&mut Devices<'_>) -> Result<Vec<DataFile>, Error>;
 
 /// The progress of a save, for its observer.
 struct Tally<'a> {
@@ -181,7 +183,7 @@ struct Tally<'a> {
 
 impl Tally<'_> {
     /// Opens the sessions, and asks how much the devices are going to save.
-    fn open(&mut self, set: &mut Set<'_>, open: Open<'_>) -> Result<Vec<DataFile>, Error> {
+    fn open(&mut self, set: &mut Devices<'_>, open: Open<'_>) -> Result<Vec<DataFile>, Error> {
         let sessions = open(set)?;
         // Kernels before 6.2 do not have the feature, and a save works without.
         let sizes = (0..set.len()).map(|index| set.device(index).data_size().ok());
@@ -196,24 +198,8 @@ impl Tally<'_> {
     }
 }
 
-/// Returns the states of the devices, if a save may begin in them.
-fn states(set: &mut Set<'_>) -> Result<Vec<State>, Error> {
-    (0..set.len())
-        .map(|index| {
-            let state = set.device(index).state()?;
-            if matches!(state, State::Running | State::RunningP2p | State::Stop) {
-                return Ok(state);
-            }
-            // Another session is open, or a state is partly loaded: saving would end that.
-            let device = set.identity(index).name.clone();
-            let needed = "RUNNING, RUNNING_P2P and STOP";
-            Err(Error::WrongState { device, state, work: "a save", needed })
-        })
-        .collect()
-}
-
 /// Returns the first frame of a file: the features that its reader must support.
-fn offer(table: &Table, setups: &[Option<DeviceSetup>]) -> Offer {
+pub(crate) fn offer(table: &Table, setups: &[Option<DeviceSetup>]) -> Offer {
     let used =
         [(Feature::Blobs, !table.blobs.is_empty()), (Feature::Setup, setups.iter().any(Option::is_some))];
     let used = used.into_iter().filter_map(|(feature, is_used)| is_used.then_some(feature)).collect();
@@ -221,7 +207,10 @@ fn offer(table: &Table, setups: &[Option<DeviceSetup>]) -> Offer {
     Offer::new(0, &used, &used)
 }
 
-fn write_setups(writer: &mut Writer<impl Write>, setups: &[Option<DeviceSetup>]) -> Result<(), Error> {
+pub(crate) fn write_setups(
+    writer: &mut Writer<impl Write>,
+    setups: &[Option<DeviceSetup>],
+) -> Result<(), Error> {
     for (device, setup) in (0..).zip(setups) {
         if let Some(setup) = setup {
             writer.write(Message::Setup { device, data: &setup.to_bytes() })?;
@@ -239,18 +228,32 @@ fn write_states(
     let mut sizes = Vec::with_capacity(sessions.len());
     let mut chunk = vec![0; CHUNK];
     for (device, mut data) in (0..).zip(sessions) {
-        let mut bytes = 0;
-        while let SavingRead::Data(count) = data.read(&mut chunk)? {
-            check(cancel)?;
-            let ends = data.ends_transaction();
-            writer.write(Message::DeviceState { device, ends, data: &chunk[..count] })?;
-            bytes += count as u64;
-            tally.count(count as u64);
-        }
+        let mut count = |bytes| tally.count(bytes);
+        let bytes = write_rest(writer, device, &mut data, &mut chunk, cancel, &mut count)?;
         writer.write(Control::DeviceEnd { device, bytes })?;
         sizes.push(bytes);
     }
     Ok(sizes)
+}
+
+/// Writes the state of a device up to its end, and returns its bytes. `count` is told of each piece.
+pub(crate) fn write_rest(
+    writer: &mut Writer<impl Write>,
+    device: u32,
+    data: &mut DataFile,
+    chunk: &mut [u8],
+    cancel: Check<'_>,
+    count: &mut dyn FnMut(u64),
+) -> Result<u64, Error> {
+    let mut bytes = 0;
+    while let SavingRead::Data(read) = data.read(chunk)? {
+        check(cancel)?;
+        let ends = data.ends_transaction();
+        writer.write(Message::DeviceState { device, ends, data: &chunk[..read] })?;
+        bytes += read as u64;
+        count(read as u64);
+    }
+    Ok(bytes)
 }
 
 fn write_blobs(writer: &mut Writer<impl Write>, blobs: &[Blob]) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use crate::proto::table;
 
 /// A piece of a file.
 #[derive(Debug)]
-pub(super) enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     /// The next bytes of a device's state.
     State {
         device: usize,
@@ -25,6 +25,8 @@ pub(super) enum Piece<'a> {
     Setup { device: usize, data: &'a [u8] },
     /// The next bytes of a blob.
     Blob { name: &'a str, version: u32, data: &'a [u8] },
+    /// A round has ended. Only a part of another stream has rounds.
+    Round { number: u32, initial: bool },
     /// The state of a device is complete.
     DeviceEnd,
     /// Nothing follows.
@@ -33,18 +35,20 @@ pub(super) enum Piece<'a> {
 
 /// A file whose head has been read.
 #[derive(Debug)]
-pub(super) struct SavedFile {
+pub(crate) struct SavedFile {
     /// The features that it requires of a reader.
-    pub(super) offer: Offer,
+    pub(crate) offer: Offer,
     /// The table of its contents.
-    pub(super) table: Table,
+    pub(crate) table: Table,
     features: BTreeSet<Feature>,
     intake: Intake,
+    /// The number of the last round.
+    round: u32,
 }
 
 impl SavedFile {
     /// Reads the head. A file that requires a feature outside of `ours` is refused.
-    pub(super) fn open(reader: &mut Reader<impl Read>, ours: &BTreeSet<Feature>) -> Result<SavedFile, Error> {
+    pub(crate) fn open(reader: &mut Reader<impl Read>, ours: &BTreeSet<Feature>) -> Result<SavedFile, Error> {
         reader.preamble()?;
         let offer = match reader.next_message()? {
             Message::Control(Control::Hello(offer)) => offer,
@@ -61,11 +65,11 @@ impl SavedFile {
         }
         let mut intake = Intake::new();
         intake.open(&table, &features);
-        Ok(SavedFile { offer, table, features, intake })
+        Ok(SavedFile { offer, table, features, intake, round: 0 })
     }
 
     /// Reads the next piece.
-    pub(super) fn next<'a>(&mut self, reader: &'a mut Reader<impl Read>) -> Result<Piece<'a>, Error> {
+    pub(crate) fn next<'a>(&mut self, reader: &'a mut Reader<impl Read>) -> Result<Piece<'a>, Error> {
         let message = reader.next_message()?;
         let needed = match message {
             Message::Setup { .. } => Some(Feature::Setup),
@@ -91,6 +95,13 @@ impl SavedFile {
                 self.intake.blob(name, version, last, data.len()).map_err(contents)?;
                 Piece::Blob { name, version, data }
             }
+            Message::Control(ref control @ Control::Round { number, initial })
+                if Some(number) == self.round.checked_add(1) =>
+            {
+                self.intake.control(control).map_err(contents)?;
+                self.round = number;
+                Piece::Round { number, initial }
+            }
             Message::Control(ref control @ Control::DeviceEnd { .. }) => {
                 self.intake.control(control).map_err(contents)?;
                 Piece::DeviceEnd
@@ -105,7 +116,7 @@ impl SavedFile {
     }
 
     /// Returns the bytes, the transactions and the longest transaction of each device's state so far.
-    pub(super) fn states(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+    pub(crate) fn states(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         self.intake.states()
     }
 }

@@ -1,5 +1,7 @@
 //! A set of devices that stop and start together.
 
+use std::ops::DerefMut;
+
 use whimbrel_user::{DataFile, DeviceSetup, Migratable, MigrationFlags, State};
 
 use super::cancel::{Check, check};
@@ -11,48 +13,73 @@ use crate::set::identity_of;
 ///
 /// Devices can reach each other by peer-to-peer DMA, so no device may be stopped while another one works: all pass
 /// through RUNNING_P2P together.
-pub(super) struct Set<'a> {
-    members: Vec<Member<'a>>,
+pub(crate) struct Set<D> {
+    members: Vec<Member<D>>,
 }
 
-struct Member<'a> {
-    device: &'a mut dyn Migratable,
+struct Member<D> {
+    device: D,
     identity: DeviceIdentity,
     has_p2p: bool,
     /// Set if a state change was requested.
     is_touched: bool,
 }
 
-impl<'a> Set<'a> {
-    /// Asks each device for its identity. No device is changed.
-    pub(super) fn new(devices: Vec<&'a mut dyn Migratable>) -> Result<Set<'a>, Error> {
-        let member = |device: &'a mut dyn Migratable| {
-            let identity = identity_of(device)?;
-            let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
-            Ok(Member { device, identity, has_p2p: flags.contains(MigrationFlags::P2P), is_touched: false })
+impl<D: DerefMut<Target: Migratable>> Set<D> {
+    /// Asks each device for its identity. No device is changed. After an error, all devices come back.
+    pub(crate) fn new(mut devices: Vec<D>) -> Result<Set<D>, (Vec<D>, Box<Error>)> {
+        let identities =
+            devices.iter_mut().map(|device| identity_of(&mut **device)).collect::<Result<_, _>>();
+        let identities: Vec<DeviceIdentity> = match identities {
+            Ok(identities) => identities,
+            Err(error) => return Err((devices, Box::new(error))),
         };
-        let members = devices.into_iter().map(member).collect::<Result<_, Error>>()?;
-        Ok(Set { members })
+        let member = |(device, identity): (D, DeviceIdentity)| {
+            let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
+            Member { device, identity, has_p2p: flags.contains(MigrationFlags::P2P), is_touched: false }
+        };
+        Ok(Set { members: devices.into_iter().zip(identities).map(member).collect() })
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Returns the devices, in their order.
+    pub(crate) fn take_devices(&mut self) -> Vec<D> {
+        std::mem::take(&mut self.members).into_iter().map(|member| member.device).collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
 
-    pub(super) fn identities(&self) -> Vec<DeviceIdentity> {
+    pub(crate) fn identities(&self) -> Vec<DeviceIdentity> {
         self.members.iter().map(|member| member.identity.clone()).collect()
     }
 
-    pub(super) fn identity(&self, index: usize) -> &DeviceIdentity {
+    pub(crate) fn identity(&self, index: usize) -> &DeviceIdentity {
         &self.members[index].identity
     }
 
-    pub(super) fn device(&mut self, index: usize) -> &mut dyn Migratable {
-        self.members[index].device
+    pub(crate) fn device(&mut self, index: usize) -> &mut D::Target {
+        &mut self.members[index].device
+    }
+
+    /// Returns the states of the devices, if a save may begin in them.
+    pub(crate) fn states_before_save(&mut self) -> Result<Vec<State>, Error> {
+        (0..self.len())
+            .map(|index| {
+                let state = self.device(index).state()?;
+                if matches!(state, State::Running | State::RunningP2p | State::Stop) {
+                    return Ok(state);
+                }
+                // Another session is open, or a state is partly loaded: saving would end that.
+                let device = self.identity(index).name.clone();
+                let needed = "RUNNING, RUNNING_P2P and STOP";
+                Err(Error::WrongState { device, state, work: "a save", needed })
+            })
+            .collect()
     }
 
     /// Returns warnings about the set for the user.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let without: Vec<&str> = self
             .members
             .iter()
@@ -69,38 +96,53 @@ impl<'a> Set<'a> {
     }
 
     /// Brings a device to a state.
-    pub(super) fn set_state(&mut self, index: usize, state: State) -> Result<Option<DataFile>, Error> {
+    pub(crate) fn set_state(&mut self, index: usize, state: State) -> Result<Option<DataFile>, Error> {
         let member = &mut self.members[index];
         member.is_touched = true;
         Ok(member.device.set_state(state)?)
     }
 
-    /// Stops all devices and brings each to a state in which its data session is open.
-    pub(super) fn stop_to(&mut self, state: State, cancel: Check<'_>) -> Result<Vec<DataFile>, Error> {
+    /// Brings all devices that run, and can, to the P2P state of where they are. Does nothing for a single device.
+    pub(crate) fn quiesce(&mut self, cancel: Check<'_>) -> Result<(), Error> {
         for index in 0..self.len() {
-            if self.quiesces(index) && self.device(index).state()? == State::Running {
-                check(cancel)?;
-                self.set_state(index, State::RunningP2p)?;
+            if !self.quiesces(index) {
+                continue;
             }
+            let state = match self.device(index).state()? {
+                State::Running => State::RunningP2p,
+                State::PreCopy => State::PreCopyP2p,
+                _ => continue,
+            };
+            check(cancel)?;
+            self.set_state(index, state)?;
         }
+        Ok(())
+    }
+
+    /// Brings a device to a state in which its data session is open, and returns the session.
+    pub(crate) fn open(&mut self, index: usize, state: State) -> Result<DataFile, Error> {
+        let opened = self.set_state(index, state)?;
+        opened.ok_or_else(|| Error::NoSession { device: self.members[index].identity.name.clone(), state })
+    }
+
+    /// Stops all devices and brings each to a state in which its data session is open.
+    pub(crate) fn stop_to(&mut self, state: State, cancel: Check<'_>) -> Result<Vec<DataFile>, Error> {
+        self.quiesce(cancel)?;
         (0..self.len())
             .map(|index| {
                 check(cancel)?;
-                self.set_state(index, state)?.ok_or_else(|| Error::NoSession {
-                    device: self.members[index].identity.name.clone(),
-                    state,
-                })
+                self.open(index, state)
             })
             .collect()
     }
 
     /// Returns the owner's setup of each device, all of which are stopped; `None` for one without a setup.
-    pub(super) fn save_setups(&mut self) -> Result<Vec<Option<DeviceSetup>>, Error> {
+    pub(crate) fn save_setups(&mut self) -> Result<Vec<Option<DeviceSetup>>, Error> {
         self.members.iter_mut().map(|member| Ok(member.device.save_setup()?)).collect()
     }
 
     /// Runs all devices that were stopped.
-    pub(super) fn run(&mut self, cancel: Check<'_>) -> Result<(), Error> {
+    pub(crate) fn run(&mut self, cancel: Check<'_>) -> Result<(), Error> {
         for state in [State::RunningP2p, State::Running] {
             for index in 0..self.len() {
                 if state == State::Running || self.quiesces(index) {
@@ -113,7 +155,7 @@ impl<'a> Set<'a> {
     }
 
     /// Returns all devices to the states that they were in, after work that ended in `result`.
-    pub(super) fn bring_back<T>(&mut self, states: &[State], result: Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn bring_back<T>(&mut self, states: &[State], result: Result<T, Error>) -> Result<T, Error> {
         // A device that fails here fails again below, where the error is reported.
         for (index, &state) in states.iter().enumerate() {
             if state == State::Running && self.quiesces(index) && self.members[index].is_touched {
@@ -142,8 +184,26 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
+    /// Returns the devices' names.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.members.iter().map(|member| member.identity.name.as_str()).collect()
+    }
+
+    /// Resets all devices if one of them may hold a state that was loaded. Returns the first error of a reset.
+    pub(crate) fn try_reset(&mut self) -> Result<(), Error> {
+        if !self.members.iter().any(|member| member.is_touched) {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for member in &mut self.members {
+            // All of them, whatever became of the others.
+            result = result.and(member.device.reset().map_err(Error::from));
+        }
+        result
+    }
+
     /// Resets all devices if one of them may hold a partial state. If that fails too, the error reports it.
-    pub(super) fn reset(&mut self, cause: Error) -> Error {
+    pub(crate) fn reset(&mut self, cause: Error) -> Error {
         if !self.members.iter().any(|member| member.is_touched) {
             return cause;
         }

@@ -17,7 +17,7 @@ const GATHER: usize = 256 << 10;
 /// A writer of messages. Small ones are gathered until [`Writer::flush`]; large ones are written at once, without a
 /// copy.
 #[derive(Debug)]
-pub(super) struct Writer<W> {
+pub(crate) struct Writer<W> {
     output: W,
     gathered: Vec<u8>,
     sequence: u64,
@@ -25,12 +25,17 @@ pub(super) struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     /// Returns a writer to `output`, which begins with the preamble.
-    pub(super) fn new(output: W) -> Writer<W> {
+    pub(crate) fn new(output: W) -> Writer<W> {
         Writer { output, gathered: Preamble::CURRENT.as_bytes().to_vec(), sequence: 0 }
     }
 
+    /// Continues with another output. What was gathered goes there.
+    pub(crate) fn with<V: Write>(self, output: V) -> Writer<V> {
+        Writer { output, gathered: self.gathered, sequence: self.sequence }
+    }
+
     /// Writes one message.
-    pub(super) fn write<'a>(&mut self, message: impl Into<Message<'a>>) -> Result<(), Error> {
+    pub(crate) fn write<'a>(&mut self, message: impl Into<Message<'a>>) -> Result<(), Error> {
         let message = message.into();
         let (first, data) = message.payload();
         let header = FrameHeader::for_payload(message.kind(), self.sequence, &[&first, data]);
@@ -50,7 +55,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes all gathered bytes.
-    pub(super) fn flush(&mut self) -> Result<(), Error> {
+    pub(crate) fn flush(&mut self) -> Result<(), Error> {
         self.write_gathered().and_then(|()| self.output.flush()).map_err(unwritten)
     }
 

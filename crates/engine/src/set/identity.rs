@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::proto::identity::{DeviceIdentity, PciIdentity};
 
 /// Queries the identity of a device.
-pub(crate) fn identity_of(device: &mut dyn Migratable) -> Result<DeviceIdentity, Error> {
+pub(crate) fn identity_of<D: Migratable + ?Sized>(device: &mut D) -> Result<DeviceIdentity, Error> {
     if device.migration_flags()?.is_none() {
         return Err(Error::NotMigratable { device: device.name().to_string() });
     }

@@ -1,8 +1,9 @@
-//! A file of any contents: inspected, verified, and restored into devices.
+//! A file of any contents: inspected, verified, and restored into devices, as a file and in parts.
 
 use std::sync::{Arc, Mutex};
 
 use whimbrel_engine::archive::{self, Restore, Save};
+use whimbrel_engine::embedded::{Loading, Part};
 use whimbrel_engine::{Blob, BlobName, Guest, GuestError};
 use whimbrel_user::{Migratable, State};
 
@@ -15,7 +16,38 @@ pub(crate) fn run(bytes: &[u8]) {
     assert_round_trips(bytes);
     for file in [bytes.to_vec(), sealed(bytes)] {
         let _ = restore(&file);
+        let _ = load(&file);
     }
+}
+
+/// Loads a file part by part, as a VMM does whose own stream holds it, and returns whether the devices have taken it.
+pub(crate) fn load(file: &[u8]) -> bool {
+    let mut loading = Loading::new(devices()).unwrap();
+    let mut rest = file;
+    let mut round = 0;
+    let is_complete = loop {
+        let before = rest.len();
+        match loading.load_part(&mut rest) {
+            Ok(Part::Complete) => break true,
+            Ok(Part::Round { number, .. }) => {
+                assert_eq!(number, round + 1);
+                round = number;
+            }
+            Ok(_) => {}
+            Err(_) => break false,
+        }
+        assert!(rest.len() < before, "a part without bytes");
+    };
+    if is_complete {
+        // The same bytes are a file.
+        assert!(archive::verify(&file[..file.len() - rest.len()]).is_ok());
+        loading.run().unwrap();
+    }
+    let mut devices = loading.into_devices();
+    if !is_complete {
+        assert_fresh(&mut devices);
+    }
+    is_complete
 }
 
 /// Restores a file. Checks what holds whatever is in it, and returns whether the devices have taken it.

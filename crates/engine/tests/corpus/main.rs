@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use whimbrel_engine::archive::Save;
 use whimbrel_engine::channel::{Sender, Stream, Until};
+use whimbrel_engine::embedded::Saving;
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::operation::Event;
 use whimbrel_engine::{Blob, Destination, NoCpuLog, Ram, Source};
@@ -115,6 +116,19 @@ fn file() -> Vec<u8> {
     file
 }
 
+/// The targets' devices in sections of a VMM's own stream.
+fn sections() -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut saving = Saving::new(devices::devices()).unwrap();
+    saving.start(&mut stream).unwrap();
+    for limit in [100, u64::MAX] {
+        saving.iterate(&mut stream, limit).unwrap();
+    }
+    saving.stop().unwrap();
+    saving.complete(&mut stream).unwrap();
+    stream
+}
+
 fn owner() -> Owner {
     Owner {
         loaded: Arc::new(Mutex::new(vec![Blob::new("vmm", 1, vec![]), Blob::new("cpu", 2, vec![5; 30])])),
@@ -125,14 +139,20 @@ fn owner() -> Owner {
 /// keeps the streams, for the fuzzer to start from.
 #[test]
 fn real_streams_are_taken_to_their_end() {
-    let streams = [("destination", from_source()), ("source", from_destination()), ("archive", file())];
+    let streams = [
+        ("destination/real", from_source()),
+        ("source/real", from_destination()),
+        ("archive/real", file()),
+        ("archive/sections", sections()),
+    ];
     if let Some(folder) = std::env::var_os("WHIMBREL_SEEDS") {
-        for (target, stream) in &streams {
-            fs::write(Path::new(&folder).join(target).join("real"), stream).unwrap();
+        for (name, stream) in &streams {
+            fs::write(Path::new(&folder).join(name), stream).unwrap();
         }
     }
-    let [(_, sent), (_, answered), (_, saved)] = streams;
-    for (stream, other) in [(&sent, &answered), (&answered, &saved), (&saved, &sent)] {
+    let [sent, answered, saved, sections] = streams.map(|(_, stream)| stream);
+    for (stream, other) in [(&sent, &answered), (&answered, &saved), (&saved, &sections), (&sections, &sent)]
+    {
         assert_eq!(&stream::sealed(stream), stream, "sealing changes a valid stream");
         assert_ne!(stream, other);
         stream::assert_round_trips(stream);
@@ -140,6 +160,7 @@ fn real_streams_are_taken_to_their_end() {
     assert!(destination::receive(sent.clone()).is_ok_and(|taken| taken.confirmed && taken.rounds > 0));
     source::run(&answered);
     assert!(archive::restore(&saved));
+    assert!(archive::restore(&sections) && archive::load(&sections));
     for cut in (0..sent.len()).step_by(37) {
         assert!(destination::receive(sent[..cut].to_vec()).is_err(), "{cut}");
     }
