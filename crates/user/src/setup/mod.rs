@@ -1,5 +1,7 @@
 //! The setup of a device: what belongs to its owner and not to the driver's migration data.
 //!
+//! `docs/differences.md` has the table of registers: what travels, what the kernel keeps to itself, and why.
+//!
 //! vfio-pci gives a PCI device's configuration space to the user, and clears bus master when the device is opened and
 //! when it is reset. A device whose driver's state was loaded runs, and yet neither reads a descriptor nor sends a
 //! message until its owner has restored BARs, capabilities and command register. [`DeviceSetup`] carries them.
@@ -38,7 +40,7 @@ pub use self::format::SetupError;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSetup {
-    /// The first bytes of the configuration space, with the whole header.
+    /// The configuration space, with the whole header, up to the last register that is restored.
     space: Vec<u8>,
     /// In the order of their indexes.
     interrupts: Vec<ArmedInterrupts>,
@@ -48,7 +50,8 @@ impl DeviceSetup {
     /// Maximum length of the byte form.
     pub const MAX_BYTES: usize = 64 * 1024;
 
-    /// Returns the first bytes of the source's configuration space: its header and its capabilities.
+    /// Returns the source's configuration space: its header and its capabilities. Of the extended part, it has only the
+    /// capabilities with registers that are restored, and the headers that lead to them; the rest is 0.
     pub fn config_space(&self) -> &[u8] {
         &self.space
     }

@@ -5,8 +5,12 @@
 
 /// A capability may be listed once for each aligned place behind the header.
 const MAX_CAPABILITIES: usize = 48;
-/// Length of a space without the extended one. All registers that are restored lie in it.
+/// The same for the extended part, whose capabilities have at least 8 bytes.
+const MAX_EXTENDED: usize = 480;
+/// Length of a space without its extended part.
 pub(super) const LENGTH: usize = 256;
+/// Length of a space with its extended part.
+const EXTENDED_LENGTH: usize = 4096;
 
 const COMMAND: usize = 0x04;
 /// I/O and memory space, bus master, INTx disable: what a device does depends on them.
@@ -24,8 +28,13 @@ const INTERRUPT_LINE: usize = 0x3c;
 
 const ID_POWER_MANAGEMENT: u8 = 0x01;
 const ID_MSI: u8 = 0x05;
+const ID_PCI_X: u8 = 0x07;
 const ID_EXPRESS: u8 = 0x10;
 const ID_MSIX: u8 = 0x11;
+
+const EXTENDED_ID_ERRORS: u16 = 0x0001;
+/// Bytes of the error reporting capability up to its last register that is restored.
+const ERRORS_LENGTH: usize = 0x1c;
 
 /// A register that its owner sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +109,11 @@ pub(super) fn writes(saved: &[u8], here: &[u8]) -> Result<Vec<Write>, Mismatch> 
     if id(saved) != id(here) {
         return Err(Mismatch::Id { saved: id(saved), here: id(here) });
     }
-    let registers = registers(here);
+    let mut registers = registers(here);
+    if saved.len() <= LENGTH {
+        // Its writer knew no extended part, or there was nothing in it.
+        registers.retain(|register| register.offset < LENGTH);
+    }
     if registers != self::registers(saved) {
         return Err(Mismatch::Layout);
     }
@@ -123,6 +136,7 @@ pub(super) fn registers(space: &[u8]) -> Vec<Register> {
             // Enable, and the mask of all vectors. The size of the table is read-only.
             ID_MSIX => registers.push(Register::new(at + 2, 2).bits(0xc000)),
             ID_EXPRESS => express(space, at, &mut registers),
+            ID_PCI_X => registers.push(Register::new(at + 2, 2)),
             ID_POWER_MANAGEMENT => {
                 const PME_ENABLE: u32 = 0x0100;
                 const PME_STATUS: u32 = 0x8000;
@@ -133,11 +147,83 @@ pub(super) fn registers(space: &[u8]) -> Vec<Register> {
             _ => {}
         }
     }
+    // The one that a capability at the end would have beyond it.
+    registers.retain(|register| register.offset + register.length <= LENGTH);
+    for (id, at) in extended(space) {
+        if id == EXTENDED_ID_ERRORS {
+            errors(at, &mut registers);
+        }
+    }
     registers.push(Register::new(COMMAND, 2).essential(COMMAND_ESSENTIAL));
     registers.extend(power_state);
-    // The one that a capability at the end would have beyond it.
-    registers.retain(|register| register.offset + register.length <= space.len().min(LENGTH));
+    registers.retain(|register| register.offset + register.length <= space.len());
     registers
+}
+
+/// Appends the registers of an advanced error reporting capability: what is masked, what is fatal, and the checksums of
+/// packets. The status registers, which a 1 clears, are the device's.
+fn errors(at: usize, registers: &mut Vec<Register>) {
+    const CHECKSUMS: u32 = 0x0140;
+    let masks = [at + 0x08, at + 0x0c, at + 0x14];
+    registers.extend(masks.map(|offset| Register::new(offset, 4)));
+    registers.push(Register::new(at + 0x18, 4).bits(CHECKSUMS));
+}
+
+/// Returns the extended capabilities of a space with their places, each once.
+fn extended(space: &[u8]) -> Vec<(u16, usize)> {
+    let mut found = Vec::new();
+    let mut next = Some(LENGTH);
+    while let Some(at) = next {
+        let Some(header) = space.get(at..).and_then(|rest| rest.first_chunk()) else { break };
+        let (id, _, after) = extended_header(*header);
+        found.push((id, at));
+        next = after.filter(|after| found.len() < MAX_EXTENDED && found.iter().all(|(_, at)| at != after));
+    }
+    found
+}
+
+/// Returns the ID of an extended capability, the number of its bytes that a setup needs, and the place of the next one.
+fn extended_header(header: [u8; 4]) -> (u16, usize, Option<usize>) {
+    let header = u32::from_le_bytes(header);
+    let id = header as u16;
+    let length = if id == EXTENDED_ID_ERRORS { ERRORS_LENGTH } else { header.to_le_bytes().len() };
+    let next = (header >> 20) as usize & !3;
+    (id, length, (LENGTH..EXTENDED_LENGTH).contains(&next).then_some(next))
+}
+
+/// Reads what a setup needs of the extended part, and appends it to a space of [`LENGTH`] bytes: the capabilities that have
+/// registers to restore, and the headers that lead to them. All else stays 0, because each read is an access to the device
+/// while it is stopped. Appends nothing if nothing is to be restored.
+pub(super) fn read_extended<E>(
+    space: &mut Vec<u8>,
+    size: usize,
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let size = size.min(EXTENDED_LENGTH);
+    let (mut whole, mut end) = (vec![0; size.max(LENGTH)], LENGTH);
+    let mut visited = Vec::new();
+    let mut next = Some(LENGTH);
+    while let Some(at) = next.filter(|at| at + 4 <= size && visited.len() < MAX_EXTENDED) {
+        let mut header = [0; 4];
+        read(at, &mut header)?;
+        whole[at..at + 4].copy_from_slice(&header);
+        visited.push(at);
+        let (id, length, after) = extended_header(header);
+        // Of a function that does not answer, all bits are set.
+        if header == [0xff; 4] {
+            break;
+        }
+        let until = (at + length).min(size);
+        if id == EXTENDED_ID_ERRORS {
+            read(at + 4, &mut whole[at + 4..until])?;
+            end = end.max(until);
+        }
+        next = after.filter(|after| !visited.contains(after));
+    }
+    if end > LENGTH {
+        space.extend_from_slice(&whole[LENGTH..end]);
+    }
+    Ok(())
 }
 
 /// Appends the registers of an MSI capability: address and data before the bit that enables it.
@@ -307,10 +393,89 @@ mod tests {
         assert_eq!(capabilities(&space).len(), 5);
     }
 
+    const ERRORS: usize = 0x140;
+
+    /// A space with error reporting, after a capability that is not restored.
+    fn extended_space() -> Vec<u8> {
+        let mut space = space();
+        space.resize(ERRORS + ERRORS_LENGTH, 0);
+        set(&mut space, 0x100, &[0x03, 0x00, 0x01, 0x14]); // a serial number
+        set(&mut space, ERRORS, &[0x01, 0x00, 0x02, 0x00]);
+        space
+    }
+
+    fn offsets(writes: Vec<Write>) -> Vec<(usize, u32)> {
+        writes.into_iter().map(|Write { register, value }| (register.offset, value)).collect()
+    }
+
+    #[test]
+    fn masks_and_severity_of_errors_are_restored_and_their_status_is_not() {
+        let mut saved = extended_space();
+        set(&mut saved, ERRORS + 4, &[0xff; 24]);
+        set(&mut saved, COMMAND, &[0x06]);
+        let expected = [
+            (ERRORS + 0x08, u32::MAX),
+            (ERRORS + 0x0c, u32::MAX),
+            (ERRORS + 0x14, u32::MAX),
+            (ERRORS + 0x18, 0x140),
+            (COMMAND, 0x06),
+        ];
+        assert_eq!(offsets(writes(&saved, &extended_space()).unwrap()), expected);
+    }
+
+    #[test]
+    fn a_setup_without_an_extended_part_is_restored_as_far_as_it_goes() {
+        let mut saved = space();
+        set(&mut saved, COMMAND, &[0x06]);
+        assert_eq!(offsets(writes(&saved, &extended_space()).unwrap()), [(COMMAND, 0x06)]);
+        assert_eq!(writes(&extended_space(), &space()), Err(Mismatch::Layout));
+        let mut elsewhere = extended_space();
+        set(&mut elsewhere, 0x100, &[0x01, 0x00]);
+        assert_eq!(writes(&elsewhere, &extended_space()), Err(Mismatch::Layout));
+    }
+
+    #[test]
+    fn only_what_is_restored_is_read_of_the_extended_part() {
+        let whole = extended_space();
+        let mut reads = Vec::new();
+        let mut read = |at: usize, bytes: &mut [u8]| {
+            reads.push((at, bytes.len()));
+            bytes.copy_from_slice(&whole[at..at + bytes.len()]);
+            Ok::<_, ()>(())
+        };
+        let mut found = space();
+        read_extended(&mut found, whole.len(), &mut read).unwrap();
+        assert_eq!(found, whole);
+        assert_eq!(reads, [(0x100, 4), (ERRORS, 4), (ERRORS + 4, ERRORS_LENGTH - 4)]);
+    }
+
+    #[test]
+    fn an_extended_part_that_is_empty_endless_or_cut_is_read_once() {
+        let ends: [&[u8]; 4] = [&[0; 4], &[0xff; 4], &[0x03, 0x00, 0x01, 0x10], &[0x01, 0x00, 0x01, 0x10]];
+        for header in ends {
+            for size in [256, 258, 260, 270, 4096] {
+                let mut count = 0;
+                let mut found = space();
+                let read = |at: usize, bytes: &mut [u8]| {
+                    count += 1;
+                    assert!(at + bytes.len() <= size);
+                    bytes.fill(0);
+                    if at == 0x100 {
+                        bytes.copy_from_slice(header);
+                    }
+                    Ok::<_, ()>(())
+                };
+                read_extended(&mut found, size, read).unwrap();
+                assert!(count <= 2, "{header:?}, {size}");
+                assert!(found.len() <= size.max(256), "{header:?}, {size}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_yield_bounded_aligned_writes_within_the_space(
-            mut saved in vec(any::<u8>(), 0..300), mut here in vec(any::<u8>(), 0..300)
+            mut saved in vec(any::<u8>(), 0..600), mut here in vec(any::<u8>(), 0..600)
         ) {
             // The IDs are equal.
             for space in [&mut saved, &mut here] {
@@ -319,7 +484,7 @@ mod tests {
             }
             for space in [saved.clone(), here.clone()] {
                 let registers = registers(&space);
-                prop_assert!(registers.len() <= 12 + 6 * MAX_CAPABILITIES);
+                prop_assert!(registers.len() <= 12 + 6 * MAX_CAPABILITIES + 4 * MAX_EXTENDED);
                 for register in registers {
                     prop_assert!(register.offset.is_multiple_of(register.length));
                     prop_assert!(register.offset + register.length <= space.len());

@@ -65,7 +65,7 @@ fn is_refusal(error: &Error) -> bool {
     matches!(error.errno(), Some(Errno::EINVAL | Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP))
 }
 
-/// Reads the start of a PCI device's configuration space.
+/// Reads a PCI device's configuration space, as far as it is restored.
 fn read<D: Device + ?Sized>(device: &mut D) -> Result<Option<Vec<u8>>> {
     if !device.info()?.flags.contains(DeviceInfoFlags::PCI) {
         return Ok(None);
@@ -81,5 +81,9 @@ fn read<D: Device + ?Sized>(device: &mut D) -> Result<Option<Vec<u8>>> {
     }
     let mut space = vec![0; region.size.min(registers::LENGTH as u64) as usize];
     device.read_region(SPACE, 0, &mut space)?;
+    if region.size > registers::LENGTH as u64 {
+        let size = usize::try_from(region.size).unwrap_or(usize::MAX);
+        registers::read_extended(&mut space, size, |at, bytes| device.read_region(SPACE, at as u64, bytes))?;
+    }
     Ok(Some(space))
 }

@@ -83,12 +83,7 @@ impl Machine {
         Ran { output, folder }
     }
 
-    /// Runs a program in a machine.
-    pub(crate) fn program(&self, program: &Path, arguments: &[&str]) -> Output {
-        self.program_with(&[], program, arguments)
-    }
-
-    /// Runs a program in a machine that `lab/run exec` gets more options for.
+    /// Runs a program in a machine; `options` are more options of `lab/run exec`.
     pub(crate) fn program_with(&self, options: &[&str], program: &Path, arguments: &[&str]) -> Output {
         self.run("exec").args(options).arg("--").arg(program).args(arguments).output().unwrap()
     }

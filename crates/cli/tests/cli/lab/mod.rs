@@ -213,19 +213,21 @@ fn where_a_kernel_cannot_confine_a_server_nothing_is_served_and_what_it_lacks_is
 }
 
 /// Tests of the user side that run in a machine: (module, kernels).
-const IN_A_MACHINE: [(&str, &[&str]); 3] = [
-    ("kernel::group", &["debian", "iommufd"]),
-    ("kernel::model", &["debian", "iommufd"]),
-    ("kernel::cdev", &["iommufd"]),
+const IN_A_MACHINE: [(&str, &[&str], &[&str]); 4] = [
+    ("kernel::group", &["debian", "iommufd"], &[]),
+    ("kernel::model", &["debian", "iommufd"], &[]),
+    ("kernel::cdev", &["iommufd"], &[]),
+    ("kernel::pci", &["debian", "iommufd"], &["--pci"]),
 ];
 
 #[test]
 fn the_user_sides_tests_pass_in_the_machines() {
-    for (name, kernels) in IN_A_MACHINE {
+    for (name, kernels, options) in IN_A_MACHINE {
         for kernel in kernels {
             let machine = machine!(kernel);
             let program: &Path = &machine.programs.user_tests;
-            let text = succeeded(&machine.program(program, &["--ignored", "--test-threads=1", name]));
+            let text =
+                succeeded(&machine.program_with(options, program, &["--ignored", "--test-threads=1", name]));
             assert!(text.contains("test result: ok."), "{name} on {kernel}:\n{text}");
             assert!(!text.contains(" 0 passed"), "{name} on {kernel} ran nothing:\n{text}");
         }

@@ -1,4 +1,4 @@
-//! Devices of a real kernel: the sample driver `mtty`, as the lab's machines have it.
+//! Devices of a real kernel: the sample driver `mtty` and a network card at vfio-pci, as the lab's machines have them.
 //!
 //! None of these can run outside such a machine: `lab/run exec -- <this program, linked statically> --ignored
 //! --test-threads=1 kernel::group`. The tests share two devices, so they run one at a time.
@@ -7,3 +7,4 @@ mod cdev;
 mod group;
 mod model;
 mod mtty;
+mod pci;
