@@ -187,7 +187,8 @@ impl Tally<'_> {
         let sessions = open(set)?;
         // Kernels before 6.2 do not have the feature, and a save works without.
         let sizes = (0..set.len()).map(|index| set.device(index).data_size().ok());
-        self.progress.total = sizes.collect::<Option<Vec<u64>>>().map_or(0, |sizes| sizes.iter().sum());
+        let sizes = sizes.collect::<Option<Vec<u64>>>().unwrap_or_default();
+        self.progress.total = sizes.into_iter().fold(0, u64::saturating_add);
         self.observer.progress(&self.progress);
         Ok(sessions)
     }

@@ -190,3 +190,11 @@ fn models_of_every_kind_come_back_from_one_file_by_way_of_the_document() {
         .unwrap();
     assert_eq!(decoded(&again).devices.len(), names.len());
 }
+
+#[test]
+fn devices_that_claim_any_size_are_saved() {
+    let shape = Shape { claims: Some(u64::MAX), ..Shape::default() };
+    let (mut one, _) = crate::device::open("one", &shape);
+    let (mut two, _) = crate::device::open("two", &shape);
+    Save::new([&mut one as &mut dyn Migratable, &mut two]).write_to(Vec::new()).unwrap();
+}

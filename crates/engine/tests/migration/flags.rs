@@ -149,3 +149,12 @@ fn a_limit_of_zero_is_never_met_and_harms_nobody() {
     ended.refused("no downtime allowed");
     assert!(matches!(ended.sent.unwrap_err().outcome, Outcome::RunsOn));
 }
+
+#[test]
+fn devices_that_claim_any_size_are_added_up_without_harm() {
+    let mut rig = Rig::set(3, &Shape { claims: Some(u64::MAX), ..Shape::default() });
+    rig.options.max_rounds = 2;
+    let mut ended = rig.migrate();
+    ended.refused("sizes beyond all bounds");
+    assert!(matches!(ended.sent.unwrap_err().cause, Error::NotConverging { rounds: 2, .. }));
+}

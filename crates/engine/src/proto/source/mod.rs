@@ -547,7 +547,8 @@ impl Source {
 
     /// Returns the data that remains once the devices are stopped.
     fn remaining(&self) -> Remaining {
-        Remaining::new(self.memory_left, self.devices.iter().map(|device| device.left).sum())
+        let left = self.devices.iter().map(|device| device.left).fold(0, u64::saturating_add);
+        Remaining::new(self.memory_left, left)
     }
 
     /// Returns whether the destination has the initial data of every device.

@@ -197,7 +197,8 @@ impl Source {
             Decision::Switchover => self.enter(Phase::Record),
             Decision::Continue => self.next_round(),
             Decision::OutOfRounds if !initial_done => {
-                let left = self.devices.iter().map(|device| device.precopy.remaining().initial).sum();
+                let initial = self.devices.iter().map(|device| device.precopy.remaining().initial);
+                let left = initial.fold(0, u64::saturating_add);
                 self.fail(Error::InitialData { rounds, left });
             }
             Decision::OutOfRounds => {
