@@ -82,7 +82,15 @@ fn a_sender_that_turns_silent_after_its_greeting_is_given_up_and_the_next_one_is
     assert!(silent.hear_until(kind::FAILED).is_some(), "it is told");
     drop(silent);
     let mut here = Rig::new(&Shape::default());
-    let sending = thread::spawn(move || here.send_to(connect(&address, until()).unwrap()).unwrap());
+    // Until the listener accepts again, it is told that the receiver is busy.
+    let sending = thread::spawn(move || {
+        loop {
+            match here.send_to(connect(&address, until()).unwrap()) {
+                Err(error) if error.to_string().contains("busy: ") => {}
+                sent => return sent.unwrap(),
+            }
+        }
+    });
     let mut rig = Rig::new(&Shape::default());
     let accepted = listener.accept(until()).unwrap();
     rig.accept(accepted).unwrap();
