@@ -196,19 +196,15 @@ fn silence_at_any_point_ends_the_migration_once_the_time_is_up() {
     for point in POINTS {
         let started = Instant::now();
         let error = send(point, Deviation::Silence, Duration::from_millis(200)).to_string();
-        // END is answered within the budget, which is longer here.
-        let expected = match point {
-            Point::End => "the handover was not reached within",
-            _ => "timed out: no data to or from the destination for 200 ms",
-        };
+        let expected = "timed out: no data to or from the destination for 200 ms";
         assert!(error.starts_with(expected), "{point:?}: {error}");
-        assert!(point == Point::End || started.elapsed() < Duration::from_secs(5), "{point:?}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{point:?}");
     }
 }
 
 #[test]
 fn an_answer_that_comes_byte_by_byte_does_not_hold_the_source_past_its_time() {
-    for point in POINTS.into_iter().filter(|point| *point != Point::End) {
+    for point in POINTS {
         let started = Instant::now();
         send(point, Deviation::Drip, Duration::from_millis(200));
         // All its bytes would take more than five seconds.

@@ -15,13 +15,12 @@ use crate::support::engine::{Error, SourceOptions};
 use crate::support::peer::{ID, accept, table};
 
 fn source() -> Source {
-    source_of(0x1000)
+    source_of(0x1000, SourceOptions::default())
 }
 
-fn source_of(memory: u64) -> Source {
+fn source_of(memory: u64, options: SourceOptions) -> Source {
     let offer = Offer::new(ID, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
-    let plan = Plan { offer, table: table(memory), options: SourceOptions::default() };
-    Source::new(plan, Duration::ZERO)
+    Source::new(Plan { offer, table: table(memory), options }, Duration::ZERO)
 }
 
 /// What a device, memory and a destination in good order say.
@@ -55,9 +54,16 @@ fn answer(control: &Control) -> Option<Control> {
 
 /// Goes on until HANDOVER is being sent, and returns that operation.
 fn hand_over(source: &mut Source) -> OperationId {
+    go_on_to(source, |control| *control == Control::Handover)
+}
+
+/// Goes on until this message is being sent, and returns that operation.
+fn go_on_to(source: &mut Source, message: impl Fn(&Control) -> bool) -> OperationId {
     while let Some(command) = source.poll() {
         let Command::Start { id, operation, .. } = command else { panic!("{command:?}") };
-        if operation == Operation::Send(Control::Handover) {
+        if let Operation::Send(control) = &operation
+            && message(control)
+        {
             return id;
         }
         source.input(Event::Done { id, result: Ok(yields(&operation)) }, Duration::ZERO);
@@ -67,7 +73,7 @@ fn hand_over(source: &mut Source) -> OperationId {
             source.input(Event::Received(answer), Duration::ZERO);
         }
     }
-    panic!("it never came to the handover");
+    panic!("it is never sent");
 }
 
 fn finish(source: &mut Source) -> Vec<Operation> {
@@ -132,7 +138,7 @@ fn until_memory_is_sent(source: &mut Source, now: Duration, dirty: u64) -> Opera
 #[test]
 fn the_time_left_follows_what_is_left_and_how_fast_memory_is_written() {
     let second = Duration::from_secs(1);
-    let mut source = source_of(1000 * MIB);
+    let mut source = source_of(1000 * MIB, SourceOptions::default());
     let sending = until_memory_is_sent(&mut source, Duration::ZERO, 0);
     // The first round: at first nothing is known, then the rest of the round.
     let time_left = |source: &Source, moved, now| source.progress(moved, now).time_left;
@@ -157,4 +163,23 @@ fn the_time_left_follows_what_is_left_and_how_fast_memory_is_written() {
     until_memory_is_sent(&mut source, 15 * second, 600 * MIB);
     assert_eq!(source.phase(), Phase::RoundSend);
     assert_eq!(time_left(&source, 0, 15 * second), None, "it does not converge");
+}
+
+#[test]
+fn a_destination_that_does_not_say_ready_is_given_up_after_the_timeout_or_the_budget_whichever_is_first() {
+    let seconds = Duration::from_secs;
+    for (timeout, limit, waits) in [(2, 60, 2), (60, 5, 10)] {
+        let options = SourceOptions::default().timeout(seconds(timeout)).downtime_limit(seconds(limit));
+        let mut source = source_of(0x1000, options);
+        let end = go_on_to(&mut source, |control| matches!(control, Control::End { .. }));
+        source.input(Event::Done { id: end, result: Ok(Done::Nothing) }, Duration::ZERO);
+        assert_eq!(source.deadline(), Some(seconds(waits)));
+        source.input(Event::Tick, seconds(waits));
+        let operations = finish(&mut source);
+        assert!(operations.contains(&Operation::Resume), "{operations:?}");
+        let (error, _) = source.result().expect("it is over").unwrap_err();
+        let is_of_the_timeout = matches!(error, Error::Silent { waited, .. } if waited == seconds(timeout));
+        let is_of_the_budget = matches!(error, Error::Budget { budget } if budget == seconds(waits));
+        assert!(if timeout < limit { is_of_the_timeout } else { is_of_the_budget }, "{error}");
+    }
 }

@@ -317,7 +317,9 @@ impl Source {
             | Phase::RoundMemoryLeft
             | Phase::Record
             | Phase::Over => None,
-            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End => in_downtime,
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest => in_downtime,
+            // READY is an answer like any other, however large the budget is.
+            Phase::End => in_downtime.into_iter().chain([self.now + timeout]).min(),
             Phase::Release | Phase::Settle(_) | Phase::Park => Some(self.now + call),
             Phase::Back(back) => Some(self.now + back.timeout(call)),
         };
@@ -538,11 +540,18 @@ impl Source {
                 self.give_up_pending();
                 self.enter(Phase::Over);
             }
-            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End => {
+            Phase::Pause | Phase::Quiesce | Phase::Stop | Phase::Rest | Phase::End
+                if self.is_out_of_budget() =>
+            {
                 self.fail(Error::Budget { budget: self.plan.options.stop_budget() });
             }
             _ => self.fail(Error::Silent { side: super::DESTINATION, waited: timeout }),
         }
+    }
+
+    fn is_out_of_budget(&self) -> bool {
+        let budget = self.plan.options.stop_budget();
+        self.stopped_at.is_some_and(|stopped| self.now >= stopped + budget)
     }
 
     /// Returns the data that remains once the devices are stopped.
