@@ -159,10 +159,10 @@ mod tests {
 
     #[test]
     fn a_cause_that_the_message_tells_already_is_not_told_twice() {
-        let refused = || io::Error::from_raw_os_error(Errno::EPIPE.raw_os_error());
-        let told = whimbrel_engine::Error::Link(refused());
+        let refused = io::Error::from_raw_os_error(Errno::EPIPE.raw_os_error());
+        let told = whimbrel_engine::Error::Link(refused);
         let failure = Failure::from_error(&told);
-        assert_eq!(failure.to_string(), format!("error: sending failed: {}", refused()));
+        assert_eq!(failure.to_string(), format!("error: sending failed: {}", Errno::EPIPE));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use whimbrel_protocol::handover::{Entry, Unexpected};
-use whimbrel_user::State;
+use whimbrel_user::{Errno, State};
 
 use crate::channel::ChannelError;
 use crate::guest::GuestError;
@@ -102,10 +102,10 @@ pub enum Error {
         side: &'static str,
     },
     /// Writing to the link failed.
-    #[error("sending failed: {0}")]
+    #[error("sending failed: {}", named(.0))]
     Link(io::Error),
     /// Reading or writing a file failed.
-    #[error("{what}: {error}")]
+    #[error("{what}: {}", named(error))]
     File {
         /// The operation, with the file's name.
         what: String,
@@ -188,7 +188,7 @@ pub enum Error {
         now: &'static str,
     },
     /// The system has no more threads or file descriptors.
-    #[error("cannot start: {0}")]
+    #[error("cannot start: {}", named(.0))]
     Thread(io::Error),
     /// A transfer or a wait was interrupted, because the migration had been aborted.
     #[error("interrupted")]
@@ -205,7 +205,7 @@ pub enum Error {
     #[error("the devices have been taken over and run here, but {0}")]
     GuestAfterHandover(Box<Error>),
     /// The journal could not be read or written. What was to be written is not in it.
-    #[error("the journal {}: {error}", path.display())]
+    #[error("the journal {}: {}", path.display(), named(error))]
     Journal {
         /// The journal's file.
         path: PathBuf,
@@ -213,7 +213,7 @@ pub enum Error {
         error: io::Error,
     },
     /// A record was written to the journal, but it could neither be synced nor removed.
-    #[error("the journal {}: {error}; the record of '{entry}' may be in it or not", path.display())]
+    #[error("the journal {}: {}; the record of '{entry}' may be in it or not", path.display(), named(error))]
     JournalUncertain {
         /// The journal's file.
         path: PathBuf,
@@ -279,6 +279,11 @@ pub enum Error {
         /// The configured limit.
         limit: Duration,
     },
+}
+
+/// An error of the system, with its errno by name.
+fn named(error: &io::Error) -> String {
+    Errno::from_io_error(error).map_or_else(|| error.to_string(), |errno| errno.to_string())
 }
 
 impl Error {

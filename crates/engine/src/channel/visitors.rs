@@ -36,6 +36,8 @@ pub(super) struct Visitors {
     leaving: Vec<Leaving>,
     /// The time until which no connection is accepted.
     paused: Option<Instant>,
+    /// Set while the system is out of descriptors or memory for a connection.
+    is_short: bool,
 }
 
 /// A peer that has not sent a HELLO yet.
@@ -172,10 +174,17 @@ impl Visitors {
                 return Ok(());
             }
             let stream = match socket.accept() {
-                Ok(stream) => Arc::new(stream),
+                Ok(stream) => {
+                    self.is_short = false;
+                    Arc::new(stream)
+                }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    tracing::warn!(%error, "a connection has to wait");
+                    if !std::mem::replace(&mut self.is_short, true) {
+                        let errno = whimbrel_user::Errno::new(error.raw_os_error());
+                        let error = errno.map_or_else(|| error.to_string(), |errno| errno.to_string());
+                        tracing::warn!(error, "connections have to wait");
+                    }
                     self.paused = Some(now + OUT_OF_DESCRIPTORS_PAUSE);
                     return Ok(());
                 }

@@ -222,7 +222,7 @@ mod tests {
         drop(journal);
         Journal::open(&path, "host-b").unwrap();
         let missing = Journal::open_existing(folder.path().join("missing")).unwrap_err();
-        assert!(missing.to_string().contains("missing: No such file"), "{missing}");
+        assert!(missing.to_string().contains("missing: ENOENT: No such file"), "{missing}");
     }
 
     #[test]
