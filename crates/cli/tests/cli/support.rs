@@ -206,7 +206,13 @@ impl Served {
     /// With more options, and the first line it says: that it serves, or as the error why it does not.
     pub(crate) fn with(model: &str, socket: &Path, options: &[&str]) -> Result<(Served, String), String> {
         let mut command = command(["serve", model, "--socket", &argument(socket)]);
-        let mut child = command.args(options).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        command.args(options);
+        Served::by(command, socket)
+    }
+
+    /// By a command that serves at this socket, and the first line it says.
+    pub(crate) fn by(mut command: Command, socket: &Path) -> Result<(Served, String), String> {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut told).unwrap();
         let served = Served { child, target: format!("vfio-user:{}", argument(socket)) };

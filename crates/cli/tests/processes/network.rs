@@ -1,0 +1,134 @@
+//! Two network namespaces with a link between them, whose rate is limited and which can be cut.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::root::is_allowed;
+use crate::started::started_by;
+
+/// A link and the two namespaces that it connects. They vanish with the value.
+pub(crate) struct Network {
+    holders: [Child; 2],
+}
+
+/// An end of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+const ENDS: [End; 2] = [End::Source, End::Destination];
+
+impl End {
+    /// The name of its device.
+    const fn device(self) -> &'static str {
+        match self {
+            End::Source => "source",
+            End::Destination => "destination",
+        }
+    }
+
+    pub(crate) const fn address(self) -> &'static str {
+        match self {
+            End::Source => "10.9.8.1",
+            End::Destination => "10.9.8.2",
+        }
+    }
+}
+
+/// Runs a shell's commands.
+#[track_caller]
+fn run(mut command: Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Network {
+    /// A network, unless this machine does not allow one.
+    pub(crate) fn new() -> Option<Network> {
+        let needs = "unshare --net sh -ec '
+            ip link add name here type veth peer name there
+            ip link set lo up
+            tc qdisc add dev here root tbf rate 100mbit burst 32k limit 64k'";
+        if !is_allowed("a slow link", needs) {
+            return None;
+        }
+        // A namespace lasts as long as the shell in it, which ends when its stdin does.
+        let holders = ENDS.map(|_| {
+            let mut holder = Command::new("unshare")
+                .args(["--net", "sh", "-c", "ip link set lo up; echo; read line"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut ready = String::new();
+            BufReader::new(holder.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+            holder
+        });
+        let network = Network { holders };
+        let there = network.holders[1].id().to_string();
+        let names = ENDS.map(End::device);
+        network.ip(
+            End::Source,
+            &["link", "add", "name", names[0], "type", "veth", "peer", "name", names[1], "netns", &there],
+        );
+        for end in ENDS {
+            network.ip(end, &["address", "add", &format!("{}/24", end.address()), "dev", end.device()]);
+            network.ip(end, &["link", "set", end.device(), "up"]);
+        }
+        network.set_rate("100mbit");
+        Some(network)
+    }
+
+    /// The process that holds the namespace.
+    fn holder(&self, end: End) -> u32 {
+        self.holders[end as usize].id()
+    }
+
+    /// The namespace, for a thread to enter.
+    pub(crate) fn namespace(&self, end: End) -> File {
+        File::open(format!("/proc/{}/ns/net", self.holder(end))).unwrap()
+    }
+
+    /// The command at an end of the link.
+    pub(crate) fn at(&self, end: End, command: &Command) -> Command {
+        started_by(&["nsenter", "--net", "--target", &self.holder(end).to_string()], command)
+    }
+
+    #[track_caller]
+    fn ip(&self, end: End, arguments: &[&str]) {
+        let mut command = Command::new("ip");
+        command.args(arguments);
+        run(self.at(end, &command));
+    }
+
+    /// Limits the rate in both directions, such as `100mbit`.
+    pub(crate) fn set_rate(&self, rate: &str) {
+        for end in ENDS {
+            let mut command = Command::new("tc");
+            command.args(["qdisc", "replace", "dev", end.device(), "root", "tbf", "rate", rate]);
+            command.args(["burst", "32k", "limit", "64k"]);
+            run(self.at(end, &command));
+        }
+    }
+
+    /// Cuts the link. Neither side is told.
+    pub(crate) fn cut(&self) {
+        self.ip(End::Destination, &["link", "set", End::Destination.device(), "down"]);
+    }
+
+    pub(crate) fn mend(&self) {
+        self.ip(End::Destination, &["link", "set", End::Destination.device(), "up"]);
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for holder in &mut self.holders {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+    }
+}
