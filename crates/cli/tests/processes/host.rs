@@ -1,7 +1,7 @@
 //! A host: servers of its devices, which outlive the commands that use them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,11 +105,16 @@ impl Host {
         self.devices.iter().map(|device| device.target.clone()).collect()
     }
 
+    /// The path of a file of this host.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// An address of this host that nothing has listened at.
     pub(crate) fn new_address(&self) -> String {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("listens{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        format!("unix:{}", argument(&self.folder.path().join(name)))
+        format!("unix:{}", argument(&self.path(&name)))
     }
 
     /// Sends a signal to the server of a device.
