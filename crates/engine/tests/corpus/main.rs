@@ -75,7 +75,7 @@ fn nothing_that_a_file_held_fails_again() {
 /// What a source sends of the targets' devices, with memory and blobs.
 fn from_source() -> Vec<u8> {
     let (left, right) = UnixStream::pair().unwrap();
-    let left = Recorder::new(Stream::from(left));
+    let (left, written) = Recorder::new(Stream::from(left));
     let memory = destination::Memory::default();
     memory.write(destination::MEMORY[1].start, &[7; 100]).unwrap();
     let there: Arc<dyn Ram> = Arc::new(destination::Memory::default());
@@ -84,16 +84,16 @@ fn from_source() -> Vec<u8> {
         Destination::new(devices::devices()).memory(there).guest(owner).receive(Stream::from(right))
     });
     let source = Source::new(devices::devices()).memory(Arc::new(memory), NoCpuLog).guest(owner());
-    source.send(left.clone()).result.unwrap();
+    source.send(left).result.unwrap();
     receiving.join().unwrap().result.unwrap();
-    left.written()
+    written.bytes()
 }
 
 /// What a destination answers to the target's source.
 fn from_destination() -> Vec<u8> {
     let (left, right) = UnixStream::pair().unwrap();
-    let recorder = Recorder::new(Stream::from(left));
-    let mut sender = Sender::new(Arc::new(recorder.clone()));
+    let (recorder, written) = Recorder::new(Stream::from(left));
+    let mut sender = Sender::new(Arc::new(recorder));
     let mut owed = VecDeque::new();
     let report = source::send(|said| {
         owed.extend(said.iter().filter_map(source::answer));
@@ -104,7 +104,7 @@ fn from_destination() -> Vec<u8> {
     });
     assert!(report.unwrap().rounds > 1);
     drop(right);
-    recorder.written()
+    written.bytes()
 }
 
 /// The targets' devices and blobs in a file.

@@ -5,7 +5,7 @@ use whimbrel_user::{Local, Migratable, State};
 
 use crate::support::engine::{Destination, Error, Outcome, Source};
 use crate::support::wire::{frames, kind};
-use crate::support::{Cut, proxy};
+use crate::support::{Cut, migrate_between, proxy};
 
 fn open(model: &str, name: &str) -> Vec<Box<dyn Migratable>> {
     vec![Box::new(Local::new(model.parse::<Model>().unwrap().open(name).unwrap()))]
@@ -17,9 +17,8 @@ fn a_device_of_another_kind_is_refused_before_a_byte_of_state() {
         let what = format!("{here} to {there}");
         let (left, right, recording) = proxy(Cut::Never);
         let destination = Destination::new(open(there, "there"));
-        let receiving = std::thread::spawn(move || destination.receive(right));
-        let mut sent = Source::new(open(here, "here")).send(left);
-        let mut arrived = receiving.join().unwrap();
+        let source = Source::new(open(here, "here"));
+        let (mut sent, mut arrived) = migrate_between(source, destination, left, right);
         let (sent_error, received) = (sent.result.unwrap_err(), arrived.result.unwrap_err());
         assert!(matches!(sent_error.outcome, Outcome::Untouched), "{what}: {sent_error}");
         assert!(matches!(received, Error::Unfit(_)), "{what}: {received}");

@@ -15,7 +15,7 @@ use whimbrel_user::{Device, Local, Migratable, SavingRead, State, region};
 use crate::live::assert_same_memory;
 use crate::support::engine::{Destination, Outcome, SendError, Source, SourceOptions, Stream};
 use crate::support::peer::{Peer, hello, table};
-use crate::support::{At, OwnLog, Rig, Shape, memory, open_any, to_device};
+use crate::support::{At, OwnLog, Rig, Shape, memory, migrate_between, open_any, to_device};
 
 /// A migration interface; a section carries so many bytes at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,13 +236,11 @@ fn models_move_from_every_interface_to_every_other() {
         let before = digest(&there_file, width);
         let (left, right) = UnixStream::pair().unwrap();
         let destination = Destination::new(vec![there]).memory(Arc::new(both.1.clone()));
-        let receiving = std::thread::spawn(move || destination.receive(Stream::from(right)));
         let options = SourceOptions::default().downtime_limit(Duration::from_secs(20));
-        let mut sent = Source::new(vec![here])
-            .memory(Arc::new(both.0.clone()), OwnLog(both.0.clone()))
-            .options(options)
-            .send(Stream::from(left));
-        let mut arrived = receiving.join().unwrap();
+        let source =
+            Source::new(vec![here]).memory(Arc::new(both.0.clone()), OwnLog(both.0.clone())).options(options);
+        let (mut sent, mut arrived) =
+            migrate_between(source, destination, Stream::from(left), Stream::from(right));
         sent.result.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
         arrived.result.unwrap();
         let state = |device: &mut Option<Box<dyn Migratable>>| device.as_mut().unwrap().state().unwrap();

@@ -15,6 +15,7 @@ use crate::support::control::Gate;
 use crate::support::engine::{
     Destination, DestinationOptions, Error, Outcome, Source, SourceOptions, Stream,
 };
+use crate::support::migrate_between;
 
 const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// For a busy machine.
@@ -111,9 +112,7 @@ fn a_driver_that_does_not_describe_its_device_is_named_and_the_others_come_back(
         let source =
             Source::new(three("here", here)).options(SourceOptions::default().call_timeout(CALL_TIMEOUT));
         let started = Instant::now();
-        let receiving = std::thread::spawn(move || destination.receive(Stream::from(right)));
-        let sent = source.send(Stream::from(left));
-        let arrived = receiving.join().unwrap();
+        let (sent, arrived) = migrate_between(source, destination, Stream::from(left), Stream::from(right));
         assert!(started.elapsed() < CALL_TIMEOUT + SLACK, "{:?}", started.elapsed());
 
         let (sent_error, received) = (sent.result.unwrap_err(), arrived.result.unwrap_err());

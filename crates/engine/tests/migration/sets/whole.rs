@@ -7,7 +7,7 @@ use whimbrel_user::{Local, Migratable, State};
 
 use crate::live::assert_same_memory;
 use crate::support::engine::{Destination, Source};
-use crate::support::{Rig, Shape};
+use crate::support::{Rig, Shape, migrate_between};
 
 fn open(models: &[&str], side: &str) -> Vec<Box<dyn Migratable>> {
     let open = |(number, model): (usize, &&str)| -> Box<dyn Migratable> {
@@ -28,10 +28,8 @@ fn models_of_every_kind_move_together() {
     for models in cases {
         let (left, right) = UnixStream::pair().unwrap();
         let destination = Destination::new(open(models, "there"));
-        let receiving =
-            std::thread::spawn(move || destination.receive(crate::support::engine::Stream::from(right)));
-        let mut sent = Source::new(open(models, "here")).send(crate::support::engine::Stream::from(left));
-        let mut arrived = receiving.join().unwrap();
+        let source = Source::new(open(models, "here"));
+        let (mut sent, mut arrived) = migrate_between(source, destination, left.into(), right.into());
         let (report, received) = (sent.result.unwrap(), arrived.result.unwrap());
         assert_eq!(states(&mut sent.devices), vec![State::Stop; models.len()], "{models:?}");
         assert_eq!(states(&mut arrived.devices), vec![State::Running; models.len()], "{models:?}");

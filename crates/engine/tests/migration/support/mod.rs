@@ -16,4 +16,4 @@ pub(crate) use control::{At, Control};
 pub(crate) use device::{Shape, open_any, open_in};
 pub(crate) use program::Program;
 pub(crate) use proxy::{Cut, Throttle, proxy, proxy_through};
-pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Unit, memory, to_device};
+pub(crate) use rig::{Ended, Memory, OwnLog, Rig, Unit, memory, migrate_between, to_device};

@@ -6,21 +6,29 @@ use std::sync::{Arc, Mutex};
 
 use whimbrel_engine::channel::{Channel, Stream};
 
-/// One end of a connection. Its clones are the same end.
-#[derive(Clone, Debug)]
+/// One end of a connection.
+#[derive(Debug)]
 pub(crate) struct Recorder {
-    stream: Arc<Stream>,
-    written: Arc<Mutex<Vec<u8>>>,
+    stream: Stream,
+    written: Written,
 }
 
-impl Recorder {
-    pub(crate) fn new(stream: Stream) -> Recorder {
-        Recorder { stream: Arc::new(stream), written: Arc::default() }
-    }
+/// What was written to an end. It does not keep the connection open.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
 
-    /// Everything that was written so far.
-    pub(crate) fn written(&self) -> Vec<u8> {
-        self.written.lock().unwrap().clone()
+impl Recorder {
+    /// Returns the end, and what is going to be written to it.
+    pub(crate) fn new(stream: Stream) -> (Recorder, Written) {
+        let written = Written::default();
+        (Recorder { stream, written: written.clone() }, written)
+    }
+}
+
+impl Written {
+    /// Everything so far.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
     }
 }
 
@@ -30,7 +38,7 @@ impl Channel for Recorder {
     }
 
     fn try_write(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut written = self.written.lock().unwrap();
+        let mut written = self.written.0.lock().unwrap();
         let mut left = self.stream.try_write(data)?;
         let count = left;
         for part in data {

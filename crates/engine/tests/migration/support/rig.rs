@@ -11,7 +11,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
 use whimbrel_engine::channel::Accepted;
-use whimbrel_engine::{CpuLog, GuestError, Progress};
+use whimbrel_engine::{Arrived, CpuLog, GuestError, Progress, Sent};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaRegion, Local, Migratable, State};
@@ -21,7 +21,7 @@ use super::engine::{
     Cancel, Destination, DestinationOptions, Error, Feature, Journal, Outcome, Received, Report, SendError,
     Source, SourceOptions, Stream,
 };
-use super::recorder::Recorder;
+use super::recorder::{Recorder, Written};
 use super::{Control, Program, Shape, open_in};
 use crate::decoder::{Account, Streams, check};
 
@@ -160,9 +160,31 @@ pub(crate) struct Ended {
     pub(crate) rig: Rig,
 }
 
+/// Migrates, and checks what both sides wrote.
+pub(crate) fn migrate_between(
+    source: Source,
+    destination: Destination,
+    left: Stream,
+    right: Stream,
+) -> (Sent, Arrived) {
+    let ((left, from_source), (right, from_destination)) = (Recorder::new(left), Recorder::new(right));
+    let receiving = std::thread::spawn(move || destination.receive(right));
+    let sent = source.send(left);
+    let arrived = receiving.join().unwrap();
+    let account = check_streams(Some(&from_source), Some(&from_destination));
+    if let Ok(report) = &sent.result {
+        assert!(account.is_handed_over, "{account:?}");
+        let state: usize = account.devices.iter().map(|device| device.state.len()).sum();
+        let memory: u64 = account.memory.iter().map(|(_, length, _)| length).sum();
+        assert_eq!((state as u64, memory), (report.device_bytes, report.memory_bytes));
+    }
+    assert!(arrived.result.is_err() || account.is_handed_over, "{account:?}");
+    (sent, arrived)
+}
+
 /// Reads all that was written by a decoder that shares no code with the engine, however the migration ended.
-fn check_streams(source: Option<&Recorder>, destination: Option<&Recorder>) -> Account {
-    let (source, destination) = (source.map(Recorder::written), destination.map(Recorder::written));
+fn check_streams(source: Option<&Written>, destination: Option<&Written>) -> Account {
+    let (source, destination) = (source.map(Written::bytes), destination.map(Written::bytes));
     let streams = Streams { from_source: source.as_deref(), from_destination: destination.as_deref() };
     check(streams).unwrap_or_else(|what| panic!("the streams of a migration: {what}"))
 }
@@ -276,40 +298,29 @@ impl Rig {
         change: impl FnOnce(Source) -> Source,
     ) -> Ended {
         let destination = self.destination();
-        let (left, right) = (Recorder::new(left), Recorder::new(right));
-        let there = right.clone();
-        let receiving = std::thread::spawn(move || destination.receive(there));
-        let sent = change(self.source()).send(left.clone());
-        let arrived = receiving.join().unwrap();
+        let source = change(self.source());
+        let (sent, arrived) = migrate_between(source, destination, left, right);
         self.here.put_back(sent.devices);
         self.there.put_back(arrived.devices);
-        let account = check_streams(Some(&left), Some(&right));
-        if let Ok(report) = &sent.result {
-            assert!(account.is_handed_over, "{account:?}");
-            let state: usize = account.devices.iter().map(|device| device.state.len()).sum();
-            let memory: u64 = account.memory.iter().map(|(_, length, _)| length).sum();
-            assert_eq!((state as u64, memory), (report.device_bytes, report.memory_bytes));
-        }
-        assert!(arrived.result.is_err() || account.is_handed_over, "{account:?}");
         Ended { sent: sent.result, received: arrived.result, rig: self }
     }
 
     /// Sends alone, to whoever is at the other end.
     #[expect(clippy::result_large_err, reason = "it is the engine's")]
     pub(crate) fn send_to(&mut self, link: Stream) -> Result<Report, SendError> {
-        let link = Recorder::new(link);
-        let sent = self.source().send(link.clone());
+        let (link, written) = Recorder::new(link);
+        let sent = self.source().send(link);
         self.here.put_back(sent.devices);
-        check_streams(Some(&link), None);
+        check_streams(Some(&written), None);
         sent.result
     }
 
     /// Receives alone, from whoever is at the other end.
     pub(crate) fn receive_from(&mut self, link: Stream) -> Result<Received, Error> {
-        let link = Recorder::new(link);
-        let arrived = self.destination().receive(link.clone());
+        let (link, written) = Recorder::new(link);
+        let arrived = self.destination().receive(link);
         self.there.put_back(arrived.devices);
-        check_streams(None, Some(&link));
+        check_streams(None, Some(&written));
         arrived.result
     }
 
