@@ -149,7 +149,7 @@ impl From<SendError> for Failure {
             Outcome::Stranded(_) => "stranded",
         };
         let failure = Failure::from_error(&error).result(&serde_json::json!({ "outcome": outcome }));
-        failure.hint_if(error.cause.advice())
+        failure.hint_if(error.advice())
     }
 }
 

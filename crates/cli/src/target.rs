@@ -23,8 +23,9 @@ const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group
                      vfio-user:SOCKET or model:NAME[?key=value&..]; `whimbrel devices` lists the names of this host";
 
 /// The models, for errors.
-const MODEL_FORMS: &str = "models are serial[?ports=1|2], accel[?state=SIZE&rate=SIZE&features=LIST], both of them \
-                           with protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
+const MODEL_FORMS: &str = "models are serial[?ports=1|2&answers=vfio-pci|mtty], \
+                           accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
+                           protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
 
 /// A device, by the way to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -366,6 +367,21 @@ mod tests {
             let mut opened = text.parse::<Target>().unwrap().open().and_then(Opened::migratable).unwrap();
             assert_eq!(opened.region_version(), version, "{text}");
             assert!(opened.migration_flags().unwrap().is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_hint_about_models_has_every_setting_of_every_model() {
+        for name in Model::names() {
+            let error = parse_model(&format!("{name}?nothing=1")).unwrap_err();
+            let (_, known) = error
+                .to_string()
+                .split_once("expected one of ")
+                .map(|(a, b)| (a.to_string(), b.to_string()))
+                .unwrap();
+            for setting in known.split(", ") {
+                assert!(MODEL_FORMS.contains(&format!("{setting}=")), "{setting} of {name}");
+            }
         }
     }
 

@@ -321,7 +321,10 @@ impl Error {
             Error::Silent { .. } => Some(
                 "check that the other side still runs and that the network works; its own log may say more",
             ),
-            Error::Lost { .. } => Some("the other side's own log says why"),
+            Error::Lost { .. } => Some(
+                "check whether the other side still runs, and read its log: it has failed or was killed, or the network ended \
+                 the connection",
+            ),
             Error::Thread(_) => Some(
                 "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",
             ),
@@ -345,6 +348,20 @@ pub struct SendError {
     pub cause: Error,
     /// The outcome for the devices.
     pub outcome: Outcome,
+}
+
+impl SendError {
+    /// Returns a hint for the operator, if there is one: after an unknown or bad outcome about the devices, otherwise about
+    /// the cause.
+    pub fn advice(&self) -> Option<&'static str> {
+        match &self.outcome {
+            Outcome::Unknown => Some(
+                "the state of the devices at the destination, its log or its journal tells whether they run there",
+            ),
+            Outcome::Stranded(back) => back.advice().or_else(|| self.cause.advice()),
+            Outcome::RunsOn | Outcome::RunsOnAfterReset { .. } | Outcome::Untouched => self.cause.advice(),
+        }
+    }
 }
 
 /// The outcome of a failed migration for the devices.
@@ -373,4 +390,24 @@ pub enum Outcome {
     /// A device could not be returned to RUNNING at the source.
     #[error("and a device could not be brought back at the source: {0}")]
     Stranded(Box<Error>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_follows_the_outcome() {
+        let advice = |outcome| SendError { cause: Error::Lost { side: "destination" }, outcome }.advice();
+        let of_the_cause = Error::Lost { side: "destination" }.advice();
+        assert!(of_the_cause.is_some_and(|advice| advice.contains("still runs")));
+        assert_eq!(advice(Outcome::RunsOn), of_the_cause);
+        assert_eq!(advice(Outcome::Untouched), of_the_cause);
+        assert_eq!(advice(Outcome::RunsOnAfterReset { devices: vec!["nic".into()] }), of_the_cause);
+        assert!(advice(Outcome::Unknown).is_some_and(|advice| advice.contains("whether they run there")));
+        let back = || Error::NeedsReset { device: "nic".into() };
+        assert_eq!(advice(Outcome::Stranded(Box::new(back()))), back().advice());
+        let without = Error::Interrupted;
+        assert_eq!(advice(Outcome::Stranded(Box::new(without))), of_the_cause);
+    }
 }
