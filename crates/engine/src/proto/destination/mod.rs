@@ -4,28 +4,34 @@
 //! No request is made to a device before identities have been compared. If anything fails before the handover, or is
 //! cancelled, every device is reset and all received state is discarded.
 
+mod device;
 mod discard;
+mod greeting;
+mod loading;
 mod options;
+mod progress;
+mod taken;
+mod takeover;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tracing::Span;
-use whimbrel_protocol::MigrationFlags;
-use whimbrel_protocol::handover::{self, DestinationAction, DestinationPhase, Entry};
+use whimbrel_protocol::handover::{self, DestinationPhase, Entry};
 use whimbrel_user::State;
 
-use super::control::{Control, Fits, Ready, Running, Table};
-use super::negotiate::{self, Accept, Feature, Offer};
+use self::device::Device;
+use super::control::{Control, Table};
+use super::negotiate::{self, Accept, Feature};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
 use super::pending::Pending;
 use super::spans::Spans;
-use super::table;
 use crate::error::Error;
-use crate::progress;
+use crate::progress as shown;
 
 pub use options::DestinationOptions;
+pub use taken::Taken;
 
 /// The resources that receive a migration.
 #[derive(Clone, Debug)]
@@ -79,50 +85,6 @@ pub enum Phase {
     Over,
 }
 
-/// A device of the migration.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
-struct Device {
-    name: String,
-    has_p2p: bool,
-    /// Set if it has received a request that a reset must undo.
-    touched: bool,
-    /// Set if it was asked to run.
-    start_asked: bool,
-    /// Set if it runs.
-    runs: bool,
-    /// Set if it is certain that no received state is left in it.
-    was_reset: bool,
-    /// Set if it is known to be stopped.
-    is_stopped: bool,
-    /// Set if a call into its driver does not return.
-    stuck: bool,
-    /// The error of a reset that failed.
-    reset_failed: Option<Error>,
-}
-
-/// The result of a migration at the destination.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Taken {
-    /// The migration's id.
-    pub migration: String,
-    /// The devices' names at the source.
-    pub from_devices: Vec<String>,
-    /// Rounds of pre-copy.
-    pub rounds: u32,
-    /// Bytes of device state.
-    pub device_bytes: u64,
-    /// Bytes of memory, including repeated and zero pages.
-    pub memory_bytes: u64,
-    /// Time from HELLO until the devices ran.
-    pub total: Duration,
-    /// Set if RUNNING was sent. If not, the source keeps its devices stopped and does not know that they run here.
-    pub confirmed: bool,
-    /// Problems that did not harm the migration.
-    pub warnings: Vec<String>,
-}
-
 /// The machine of the destination.
 #[derive(Debug)]
 pub struct Destination {
@@ -158,23 +120,7 @@ pub struct Destination {
 impl Destination {
     /// Returns a machine that waits for HELLO.
     pub fn new(site: Site, now: Now) -> Destination {
-        let devices: Vec<Device> = site
-            .table
-            .devices
-            .iter()
-            .map(|identity| Device {
-                name: identity.name.clone(),
-                has_p2p: MigrationFlags::from_bits_truncate(identity.migration_flags)
-                    .contains(MigrationFlags::P2P),
-                touched: false,
-                start_asked: false,
-                runs: false,
-                was_reset: false,
-                is_stopped: true,
-                stuck: false,
-                reset_failed: None,
-            })
-            .collect();
+        let devices: Vec<Device> = site.table.devices.iter().map(Device::new).collect();
         let count = NonZeroUsize::new(devices.len()).unwrap_or(NonZeroUsize::MIN);
         let mut destination = Destination {
             features: BTreeSet::new(),
@@ -279,29 +225,9 @@ impl Destination {
         matches!(self.handover.phase(), DestinationPhase::Loading | DestinationPhase::Ready)
     }
 
-    /// Returns the progress of the migration.
-    pub fn progress(&self) -> progress::Progress {
-        progress::Progress::new(self.shown_phase())
-    }
-
-    fn shown_phase(&self) -> progress::Phase {
-        match self.phase {
-            Phase::Hello | Phase::Table | Phase::Resume => progress::Phase::Greeting,
-            Phase::Load => progress::Phase::Round(self.round.saturating_add(1)),
-            Phase::RoundEnd => progress::Phase::Round(self.round),
-            Phase::Finish | Phase::Inspect | Phase::Ready | Phase::Quiesce | Phase::Start => {
-                progress::Phase::Switchover
-            }
-            Phase::Settle | Phase::Reset | Phase::Verify | Phase::Record | Phase::Tell => {
-                progress::Phase::Recovery
-            }
-            Phase::Run | Phase::Over => progress::Phase::Done,
-        }
-    }
-
     fn trace_phase(&mut self) {
         let round = match self.shown_phase() {
-            progress::Phase::Round(number) => Some(number),
+            shown::Phase::Round(number) => Some(number),
             _ => None,
         };
         self.spans.enter(round, self.phase);
@@ -423,67 +349,6 @@ impl Destination {
         }
     }
 
-    /// Records that the devices may start. A crash after this costs a question to the arbiter, and never two running
-    /// devices.
-    fn record_may_start(&mut self) {
-        if self.site.has_journal && !std::mem::replace(&mut self.recorded, true) {
-            self.pending.start(Place::Owner, Operation::Record(Entry::MayStart));
-        }
-    }
-
-    fn begin_loading(&mut self) {
-        let arc = self.now.saturating_sub(self.phase_began);
-        let setup = arc.saturating_add(self.site.options.expected_inspection);
-        let setup_us = u64::try_from(setup.as_micros()).unwrap_or(u64::MAX);
-        self.say(Control::Fits(Fits { setup_us }));
-        self.load_on();
-    }
-
-    /// Loads until the next ROUND or END, while the answer is sent.
-    fn load_on(&mut self) {
-        self.enter(Phase::Load);
-    }
-
-    fn become_ready(&mut self) {
-        let mut action = DestinationAction::Wait;
-        for device in 0..self.devices.len() {
-            action = self.handover.loaded(device);
-        }
-        if action == DestinationAction::SendReady {
-            let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-            let inspection = self.now.saturating_sub(self.ended_at).saturating_sub(self.loading);
-            self.say(Control::Ready(Ready {
-                loading_us: micros(self.loading),
-                inspection_us: micros(inspection),
-            }));
-        } else {
-            self.fail(Error::Protocol("the destination is not ready after it has loaded everything".into()));
-        }
-    }
-
-    fn started(&mut self) {
-        let mut action = DestinationAction::Wait;
-        for device in 0..self.devices.len() {
-            action = self.handover.started(device, self.devices[device].runs);
-        }
-        match action {
-            DestinationAction::SendRunning => self.enter(Phase::Run),
-            _ => self.fail(Error::Protocol("a device does not run after it was started".into())),
-        }
-    }
-
-    /// Completes the migration: every device belongs to this side for good.
-    fn run(&mut self) {
-        self.taken.total = self.now.saturating_sub(self.started);
-        let start = self.now.saturating_sub(self.handed_over_at);
-        let start_us = u64::try_from(start.as_micros()).unwrap_or(u64::MAX);
-        if !self.lost {
-            self.say(Control::Running(Running { start_us }));
-        }
-        self.pending.start(Place::Owner, Operation::Run);
-        self.pending.start(Place::Owner, Operation::Record(Entry::Started));
-    }
-
     fn done(&mut self, id: OperationId, result: Result<Done, Error>) {
         let Some((place, operation)) = self.pending.end(id) else { return };
         if self.is_discarding() {
@@ -535,32 +400,13 @@ impl Destination {
             (Control::Round { number, initial }, Phase::Load)
                 if Some(number) == self.round.checked_add(1) =>
             {
-                self.round = number;
-                self.taken.rounds = number;
-                if initial {
-                    self.record_may_start();
-                }
-                self.enter(Phase::RoundEnd);
+                self.round_ended(number, initial);
             }
             (Control::DeviceEnd { bytes, .. }, Phase::Load) => {
                 self.taken.device_bytes = self.taken.device_bytes.saturating_add(bytes);
             }
-            (Control::End { memory_bytes }, Phase::Load) => {
-                self.taken.memory_bytes = memory_bytes;
-                self.ended_at = self.now;
-                self.enter(Phase::Finish);
-            }
-            (Control::Handover, Phase::Ready) if !self.answered => {
-                match self.handover.receive(handover::Message::Handover) {
-                    Ok(_) => {
-                        self.handed_over_at = self.now;
-                        self.answered = true;
-                        // From here on only the devices themselves are waited for.
-                        self.deadline = None;
-                    }
-                    Err(error) => self.fail(error.into()),
-                }
-            }
+            (Control::End { memory_bytes }, Phase::Load) => self.ended(memory_bytes),
+            (Control::Handover, Phase::Ready) if !self.answered => self.handed_over(),
             _ if self.is_discarding() => {}
             (control, _) => {
                 let what = format!("unexpected {} from the source", control.name());
@@ -571,30 +417,6 @@ impl Destination {
                     self.fail(Error::Protocol(what));
                 }
             }
-        }
-    }
-
-    fn greeted(&mut self, offer: &Offer) {
-        self.started = self.now;
-        self.taken.migration.clone_from(&offer.migration);
-        self.spans.identify(&offer.migration);
-        match negotiate::choose(offer, &self.site.features) {
-            Ok(features) => {
-                self.features = features;
-                self.answered = true;
-            }
-            Err(error) => self.fail(error.into()),
-        }
-    }
-
-    fn compare(&mut self, theirs: Table) {
-        match table::fits(&theirs, &self.site.table) {
-            Ok(()) => {
-                self.taken.from_devices = theirs.devices.iter().map(|device| device.name.clone()).collect();
-                self.theirs = theirs;
-                self.answered = true;
-            }
-            Err(error) => self.fail(error.into()),
         }
     }
 

@@ -5,7 +5,9 @@
 //! stop everything, send the rest, hand over. Up to the handover anything may fail or be cancelled, and the devices
 //! continue to run here.
 
+mod device;
 mod options;
+mod phase;
 mod progress;
 mod rollback;
 mod round;
@@ -17,9 +19,8 @@ use std::time::Duration;
 use tracing::Span;
 use whimbrel_protocol::estimate::{Bandwidth, Remaining};
 use whimbrel_protocol::handover::{self, SourceAction, SourcePhase};
-use whimbrel_protocol::{MigrationFlags, precopy};
-use whimbrel_user::State;
 
+use self::device::Device;
 use super::control::{Control, Table};
 use super::negotiate::{self, Feature, Offer};
 use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place};
@@ -31,6 +32,7 @@ use crate::progress as shown;
 use crate::report::{DeviceReport, Report};
 
 pub use options::SourceOptions;
+pub use phase::{Phase, Then};
 pub use rollback::Back;
 
 /// The plan of a migration: its devices, memory and bounds.
@@ -42,89 +44,6 @@ pub struct Plan {
     pub table: Table,
     /// The bounds.
     pub options: SourceOptions,
-}
-
-/// The phases of a migration, by the event that each one awaits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// HELLO is sent; ACCEPT is awaited.
-    Hello,
-    /// TABLE is sent; FITS is awaited.
-    Table,
-    /// The logs start, and the devices enter PRE_COPY.
-    Precopy,
-    /// The devices report the size of their data.
-    RoundQuery,
-    /// Memory and device state are sent.
-    RoundSend,
-    /// ROUND is sent; ROUND_DONE is awaited.
-    RoundEnd,
-    /// PING is sent; PONG is awaited.
-    Ping,
-    /// The devices' logs are read, and the remaining data is queried.
-    RoundLeft,
-    /// The other logs are read.
-    RoundMemoryLeft,
-    /// The journal records that the devices may be handed over, and the devices are asked for REINIT a last time.
-    Record,
-    /// The owner pauses.
-    Pause,
-    /// The devices enter a P2P state.
-    Quiesce,
-    /// The devices stop, and begin to send the rest.
-    Stop,
-    /// The rest is sent.
-    Rest,
-    /// END is sent; READY is awaited.
-    End,
-    /// HANDOVER may have been sent; RUNNING or FAILED is awaited.
-    Committed,
-    /// The destination runs the devices: they are released here.
-    Release,
-    /// After a failure: transfers are interrupted, and calls into drivers end.
-    Settle(Then),
-    /// After a failure: the devices are returned to RUNNING.
-    Back(Back),
-    /// After a failure: the devices may belong to the destination, and are kept stopped.
-    Park,
-    /// Nothing follows.
-    Over,
-}
-
-/// The phases that follow after a failure has settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// [`Phase::Back`].
-    Back,
-    /// [`Phase::Park`].
-    Park,
-    /// [`Phase::Release`].
-    Release,
-}
-
-/// A device of the migration.
-#[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
-struct Device {
-    name: String,
-    has_precopy: bool,
-    has_p2p: bool,
-    /// The progress of its pre-copy data.
-    precopy: precopy::Progress,
-    /// The time at which its last operation ended.
-    last_done: Now,
-    /// Bytes that stopping it would yield.
-    left: u64,
-    /// Bytes of its state sent so far.
-    sent: u64,
-    /// The last known state.
-    state: Option<State>,
-    /// The error that prevents its return to RUNNING.
-    stranded: Option<Error>,
-    /// Set if a call into its driver does not return.
-    stuck: bool,
-    /// Set if it was reset after a failure.
-    was_reset: bool,
 }
 
 /// The machine of the source.
@@ -175,22 +94,7 @@ pub struct Source {
 impl Source {
     /// Returns a machine that begins at once.
     pub fn new(plan: Plan, now: Now) -> Source {
-        let devices = plan.table.devices.iter().map(|identity| {
-            let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
-            Device {
-                name: identity.name.clone(),
-                has_precopy: flags.contains(MigrationFlags::PRE_COPY),
-                has_p2p: flags.contains(MigrationFlags::P2P),
-                precopy: precopy::Progress::default(),
-                last_done: now,
-                left: 0,
-                sent: 0,
-                state: Some(State::Running),
-                stranded: None,
-                stuck: false,
-                was_reset: false,
-            }
-        });
+        let devices = plan.table.devices.iter().map(|identity| Device::new(identity, now));
         let mut source = Source {
             devices: devices.collect(),
             features: BTreeSet::new(),
@@ -436,38 +340,6 @@ impl Source {
                     self.round.scanning += sent.scanning;
                 }
                 self.report.wire_bytes += sent.wire;
-                self.round.wire += sent.wire;
-            }
-            _ => {}
-        }
-    }
-
-    fn note_of_device(&mut self, index: usize, operation: &Operation, done: Done) {
-        let Some(device) = self.devices.get_mut(index) else { return };
-        // Its operations are done one after the other: this one began when the last one ended.
-        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
-        device.last_done = self.now;
-        match (operation, done) {
-            (Operation::SetState(state), _) => {
-                device.state = Some(*state);
-                if self.phase == Phase::Precopy {
-                    self.transition = self.transition.max(elapsed);
-                }
-            }
-            (_, Done::State(state)) => device.state = Some(state),
-            (_, Done::Bytes(bytes)) => device.left = bytes,
-            (_, Done::Precopy { report, data_size }) => {
-                device.precopy.report(report.bytes, report.reinit);
-                self.confirmed_initial &= !(report.reinit && report.bytes.initial > 0);
-                device.left = data_size.unwrap_or_else(|| device.precopy.remaining().total());
-            }
-            (_, Done::Sent(sent)) => {
-                if device.state == Some(State::PreCopy) {
-                    device.precopy.read(sent.bytes);
-                }
-                device.sent += sent.bytes;
-                self.report.wire_bytes += sent.wire;
-                self.round.device += sent.bytes;
                 self.round.wire += sent.wire;
             }
             _ => {}

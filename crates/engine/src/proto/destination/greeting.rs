@@ -1,0 +1,32 @@
+//! The greeting: the versions, features and devices of both sides are compared, before any device is asked for anything.
+
+use super::Destination;
+use crate::proto::control::Table;
+use crate::proto::negotiate::{self, Offer};
+use crate::proto::table;
+
+impl Destination {
+    pub(super) fn greeted(&mut self, offer: &Offer) {
+        self.started = self.now;
+        self.taken.migration.clone_from(&offer.migration);
+        self.spans.identify(&offer.migration);
+        match negotiate::choose(offer, &self.site.features) {
+            Ok(features) => {
+                self.features = features;
+                self.answered = true;
+            }
+            Err(error) => self.fail(error.into()),
+        }
+    }
+
+    pub(super) fn compare(&mut self, theirs: Table) {
+        match table::fits(&theirs, &self.site.table) {
+            Ok(()) => {
+                self.taken.from_devices = theirs.devices.iter().map(|device| device.name.clone()).collect();
+                self.theirs = theirs;
+                self.answered = true;
+            }
+            Err(error) => self.fail(error.into()),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A device of the source, as far as the machine knows it.
+
+use whimbrel_protocol::{MigrationFlags, precopy};
+use whimbrel_user::State;
+
+use super::{Phase, Source};
+use crate::error::Error;
+use crate::proto::identity::DeviceIdentity;
+use crate::proto::operation::{Done, Now, Operation};
+
+/// A device of the migration.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) has_precopy: bool,
+    pub(super) has_p2p: bool,
+    /// The progress of its pre-copy data.
+    pub(super) precopy: precopy::Progress,
+    /// The time at which its last operation ended.
+    pub(super) last_done: Now,
+    /// Bytes that stopping it would yield.
+    pub(super) left: u64,
+    /// Bytes of its state sent so far.
+    pub(super) sent: u64,
+    /// The last known state.
+    pub(super) state: Option<State>,
+    /// The error that prevents its return to RUNNING.
+    pub(super) stranded: Option<Error>,
+    /// Set if a call into its driver does not return.
+    pub(super) stuck: bool,
+    /// Set if it was reset after a failure.
+    pub(super) was_reset: bool,
+}
+
+impl Device {
+    /// Returns a running device.
+    pub(super) fn new(identity: &DeviceIdentity, now: Now) -> Device {
+        let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
+        Device {
+            name: identity.name.clone(),
+            has_precopy: flags.contains(MigrationFlags::PRE_COPY),
+            has_p2p: flags.contains(MigrationFlags::P2P),
+            precopy: precopy::Progress::default(),
+            last_done: now,
+            left: 0,
+            sent: 0,
+            state: Some(State::Running),
+            stranded: None,
+            stuck: false,
+            was_reset: false,
+        }
+    }
+}
+
+impl Source {
+    /// Keeps the result of an operation on a device.
+    pub(super) fn note_of_device(&mut self, index: usize, operation: &Operation, done: Done) {
+        let Some(device) = self.devices.get_mut(index) else { return };
+        // Its operations are done one after the other: this one began when the last one ended.
+        let elapsed = self.now.saturating_sub(device.last_done.max(self.phase_began));
+        device.last_done = self.now;
+        match (operation, done) {
+            (Operation::SetState(state), _) => {
+                device.state = Some(*state);
+                if self.phase == Phase::Precopy {
+                    self.transition = self.transition.max(elapsed);
+                }
+            }
+            (_, Done::State(state)) => device.state = Some(state),
+            (_, Done::Bytes(bytes)) => device.left = bytes,
+            (_, Done::Precopy { report, data_size }) => {
+                device.precopy.report(report.bytes, report.reinit);
+                self.confirmed_initial &= !(report.reinit && report.bytes.initial > 0);
+                device.left = data_size.unwrap_or_else(|| device.precopy.remaining().total());
+            }
+            (_, Done::Sent(sent)) => {
+                if device.state == Some(State::PreCopy) {
+                    device.precopy.read(sent.bytes);
+                }
+                device.sent += sent.bytes;
+                self.report.wire_bytes += sent.wire;
+                self.round.device += sent.bytes;
+                self.round.wire += sent.wire;
+            }
+            _ => {}
+        }
+    }
+}
