@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
+
 use super::bound::Bound;
 use super::visitors::{Policy, Visitors};
 use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
@@ -12,7 +14,7 @@ use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
 /// A listener that waits for a sender and refuses all other peers.
 ///
 /// Up to 16 peers may be unidentified at a time. Each has 5 s to send a preamble and a HELLO; none delays another. The
-/// first that does is the sender. As long as the listener exists, all others are told that it is busy.
+/// first that does is the sender. Until its migration has ended, all others are told that the listener is busy.
 ///
 /// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.
 ///
@@ -40,7 +42,7 @@ use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
 pub struct Listener {
     socket: Arc<Bound>,
     visitors: Visitors,
-    rejector: Option<Rejector>,
+    busy: Busy,
 }
 
 /// The accepted sender.
@@ -53,11 +55,31 @@ pub struct Accepted {
     pub receiver: Receiver,
     /// The IP address of the sender, over TCP.
     pub peer: Option<SocketAddr>,
+    /// Other senders are refused while it exists.
+    pub(crate) busy: Busy,
+}
+
+/// The refusal of all peers after a sender. It ends when the listener or the accepted sender drops its handle.
+#[derive(Debug, Default)]
+pub(crate) struct Busy(Arc<Mutex<Option<Rejector>>>);
+
+impl Busy {
+    /// Returns another handle.
+    fn handle(&self) -> Busy {
+        Busy(self.0.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // Its thread has ended before this returns.
+        drop(self.0.lock().take());
+    }
 }
 
 /// The thread that refuses all peers after the sender.
 #[derive(Debug)]
-struct Rejector {
+pub(crate) struct Rejector {
     stop: Interrupt,
     thread: Option<JoinHandle<()>>,
 }
@@ -66,7 +88,7 @@ impl Listener {
     /// Binds an address. A Unix socket whose listener has died is replaced; any other file at its path is EADDRINUSE.
     pub fn bind(address: &Address) -> io::Result<Listener> {
         let socket = Arc::new(Bound::new(address)?);
-        Ok(Listener { socket, visitors: Visitors::default(), rejector: None })
+        Ok(Listener { socket, visitors: Visitors::default(), busy: Busy::default() })
     }
 
     /// Returns the address, with the port that the system chose if the given one was 0.
@@ -74,9 +96,10 @@ impl Listener {
         self.socket.address()
     }
 
-    /// Waits for a sender. A later call, once the migration with this one has ended, waits for the next one.
+    /// Waits for a sender. Other senders are refused until the migration with this one has ended, or [`Accepted`] is
+    /// dropped. Those that come later wait for the next call.
     pub fn accept(&mut self, until: Until<'_>) -> Result<Accepted, WaitError> {
-        self.rejector = None;
+        self.busy = Busy::default();
         let (stream, receiver) = loop {
             if let Some(sender) = self.visitors.step(&self.socket, Policy::Choose, until)? {
                 break sender;
@@ -85,12 +108,12 @@ impl Listener {
         let mut visitors = std::mem::take(&mut self.visitors);
         visitors.refuse_all();
         match Rejector::start(self.socket.clone(), visitors) {
-            Ok(rejector) => self.rejector = Some(rejector),
+            Ok(rejector) => self.busy = Busy(Arc::new(Mutex::new(Some(rejector)))),
             // They wait then, without a reason.
             Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
         }
         let peer = stream.peer();
-        Ok(Accepted { channel: stream, receiver, peer })
+        Ok(Accepted { channel: stream, receiver, peer, busy: self.busy.handle() })
     }
 }
 

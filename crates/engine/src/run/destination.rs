@@ -158,7 +158,11 @@ impl Destination {
 
     /// Receives the devices from the sender that a [`Listener`](crate::channel::Listener) has accepted.
     pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
-        self.receive_from(accepted.channel, accepted.receiver)
+        let Accepted { channel, receiver, busy, .. } = accepted;
+        let arrived = self.receive_from(channel, receiver);
+        // From here on the next sender waits for its turn.
+        drop(busy);
+        arrived
     }
 
     fn receive_from(mut self, channel: Arc<dyn Channel>, receiver: Receiver) -> Arrived {
