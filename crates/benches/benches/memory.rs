@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use whimbrel_engine::Ram;
 use whimbrel_engine::channel::{Channel, Received, Receiver, Sender, Stream, Until};
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::set::{Arrival, Ledger, MappedRam, Pagemap, Population, Scan, Stretch};
+use whimbrel_engine::set::{Arrival, Batch, Ledger, MappedRam, Pagemap, Population, Scan, Stretch};
 use whimbrel_memory::{FileOffset, Memory};
 
 const MIB: u64 = 1 << 20;
@@ -61,12 +61,15 @@ fn send(ram: &dyn Ram, sender: &mut Sender) {
     let until = Until::timeout(Duration::from_mins(2));
     let pagemap = Pagemap::new();
     let mut scan = Scan::new(ram, &pagemap, Ledger::new(ram.regions()).take());
-    while let Some(stretch) = scan.next().unwrap() {
-        let message = match stretch {
-            Stretch::Zero { address, length } => Message::MemoryZero { address, length },
-            Stretch::Data { address, data } => Message::Memory { address, data },
-        };
-        sender.send(&message, until).unwrap();
+    let mut batch = Batch::default();
+    while scan.fill(&mut batch).unwrap() {
+        for stretch in batch.stretches() {
+            let message = match stretch {
+                Stretch::Zero { address, length } => Message::MemoryZero { address, length },
+                Stretch::Data { address, data } => Message::Memory { address, data },
+            };
+            sender.send(&message, until).unwrap();
+        }
     }
     sender.finish(until).unwrap();
 }

@@ -21,12 +21,13 @@ fn device() -> Result<Local> {
 }
 
 pub(super) fn send(noise: &MemoryFile, address: &str) -> Result<Move> {
+    // Kept, so that unmapping it is not measured.
     let memory = Arc::new(noise.map(true)?);
     let device = device()?;
     let address: Address = address.parse()?;
     let stream = connect(&address, Until::timeout(PATIENCE))?;
     let start = Instant::now();
-    let report = Source::new(vec![Box::new(device)]).memory(memory, NoCpuLog).send(stream).result?;
+    let report = Source::new(vec![Box::new(device)]).memory(memory.clone(), NoCpuLog).send(stream).result?;
     let downtime = Duration::from_secs_f64(report.downtime_ms / 1e3);
     Ok(Move { took: start.elapsed(), downtime: Some(downtime) })
 }

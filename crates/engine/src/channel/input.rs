@@ -35,8 +35,14 @@ impl Input {
             if let Some(bytes) = self.buffered().first_chunk() {
                 return Ok(*bytes);
             }
-            self.read_ahead(until)?;
+            self.read_ahead(N, until)?;
         }
+    }
+
+    /// Reads and ignores some bytes, of any number that the peer may send.
+    pub(super) fn discard_some(&mut self, scrap: &mut [u8], until: Until<'_>) -> Result<(), ChannelError> {
+        self.start = self.end;
+        read(&*self.channel, scrap, 1, until).map(|_| ())
     }
 
     /// Takes bytes that were read ahead.
@@ -45,13 +51,13 @@ impl Input {
         self.start += count;
     }
 
-    /// Reads at least one byte.
+    /// Reads at least one byte, of the `into.len()` bytes that the peer is about to send.
     pub(super) fn read_some(&mut self, into: &mut [u8], until: Until<'_>) -> Result<usize, ChannelError> {
         if self.start == self.end {
             if into.len() >= BUFFER {
-                return read(&*self.channel, into, until);
+                return read(&*self.channel, into, into.len(), until);
             }
-            self.read_ahead(until)?;
+            self.read_ahead(into.len(), until)?;
         }
         let count = into.len().min(self.end - self.start);
         into[..count].copy_from_slice(&self.buffer[self.start..self.start + count]);
@@ -59,20 +65,27 @@ impl Input {
         Ok(count)
     }
 
-    fn read_ahead(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+    /// Reads at least one byte into the buffer, which is to hold `expected` bytes.
+    fn read_ahead(&mut self, expected: usize, until: Until<'_>) -> Result<(), ChannelError> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == BUFFER {
             self.buffer.copy_within(self.start.., 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        self.end += read(&*self.channel, &mut self.buffer[self.end..], until)?;
+        let missing = expected.saturating_sub(self.end - self.start);
+        self.end += read(&*self.channel, &mut self.buffer[self.end..], missing, until)?;
         Ok(())
     }
 }
 
-/// Reads some bytes, and waits for them if necessary.
-fn read(channel: &dyn Channel, into: &mut [u8], until: Until<'_>) -> Result<usize, ChannelError> {
+/// Reads some bytes, and waits for them if necessary. At least `expected` bytes are going to follow.
+fn read(
+    channel: &dyn Channel,
+    into: &mut [u8],
+    expected: usize,
+    until: Until<'_>,
+) -> Result<usize, ChannelError> {
     loop {
         match channel.try_read(into) {
             Ok(0) => return Err(ChannelError::Closed),
@@ -80,6 +93,7 @@ fn read(channel: &dyn Channel, into: &mut [u8], until: Until<'_>) -> Result<usiz
             Ok(count) if count > into.len() => return Err(io::Error::from(io::ErrorKind::InvalidData).into()),
             Ok(count) => return Ok(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                channel.expect(expected);
                 until.wait(channel.readiness_fd(), Readiness::Readable)?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

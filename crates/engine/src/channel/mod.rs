@@ -12,6 +12,7 @@ mod connect;
 mod error;
 mod input;
 mod listener;
+mod low_water;
 mod receiver;
 mod sender;
 mod stream;
@@ -44,6 +45,15 @@ pub trait Channel: Send + Sync + Debug {
 
     /// Returns the descriptor to poll after [`WouldBlock`](io::ErrorKind::WouldBlock), for reading or for writing.
     fn readiness_fd(&self) -> BorrowedFd<'_>;
+
+    /// Announces that the reader is about to poll for at least `bytes` more bytes, which the peer is going to send. A
+    /// channel may become readable later for that, when more of them have arrived, but not if the peer sends no more: it
+    /// ends the stream, or waits until the reader reads.
+    ///
+    /// Does nothing by default.
+    fn expect(&self, bytes: usize) {
+        let _ = bytes;
+    }
 
     /// Ends the outbound stream. The peer reads the bytes written so far and then the end.
     fn shutdown_write(&self) -> io::Result<()>;

@@ -13,6 +13,7 @@ use rustix::net::{
 };
 
 use super::Channel;
+use super::low_water::LowWater;
 use super::wait::retry;
 
 /// A connected stream socket: TCP, Unix, vsock, one end of a socket pair.
@@ -35,6 +36,7 @@ pub struct Stream {
     /// Its mode (O_NONBLOCK) is never changed, because another process may share it. Each call is made non-blocking
     /// instead.
     socket: OwnedFd,
+    low_water: LowWater,
 }
 
 /// The size to ask for a Unix socket's buffer, which does not grow by itself. The system may allow less.
@@ -68,7 +70,7 @@ impl Stream {
             }
             _ => {}
         }
-        Stream { socket }
+        Stream { socket, low_water: LowWater::default() }
     }
 }
 
@@ -112,6 +114,10 @@ impl Channel for Stream {
 
     fn readiness_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    fn expect(&self, bytes: usize) {
+        self.low_water.set(self.socket.as_fd(), bytes);
     }
 
     fn shutdown_write(&self) -> io::Result<()> {

@@ -12,6 +12,7 @@ mod device;
 mod hands;
 mod journal;
 mod owner;
+mod read_ahead;
 mod receiver;
 mod resolve;
 mod source;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::read_ahead::send_batches;
 use super::transfer::Transfer;
 use super::worker::{Hand, Turn};
 use crate::error::Error;
@@ -29,21 +30,23 @@ impl StreamHand {
     fn send_memory(&mut self, turn: &Turn<'_>) -> Result<Sent, Error> {
         let Some(ram) = &self.ram else { return Ok(Sent::default()) };
         let dirty = self.ledger.lock().take();
-        let mut scan = Scan::new(&**ram, &self.pagemap, dirty);
+        let scan = Scan::new(&**ram, &self.pagemap, dirty);
         let mut sent = Sent::default();
-        while let Some(stretch) = scan.next()? {
-            let (message, length) = match stretch {
-                Stretch::Zero { address, length } => {
-                    sent.zero += length;
-                    (Message::MemoryZero { address, length }, length)
-                }
-                Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
-            };
-            sent.bytes += length;
-            sent.wire += self.transfer.send(&message, turn)?;
-            self.transfer.count(length);
-        }
-        sent.scanning = scan.scanning();
+        sent.scanning = send_batches(scan, |batch| {
+            for stretch in batch.stretches() {
+                let (message, length) = match stretch {
+                    Stretch::Zero { address, length } => {
+                        sent.zero += length;
+                        (Message::MemoryZero { address, length }, length)
+                    }
+                    Stretch::Data { address, data } => (Message::Memory { address, data }, data.len() as u64),
+                };
+                sent.bytes += length;
+                sent.wire += self.transfer.send(&message, turn)?;
+                self.transfer.count(length);
+            }
+            Ok(())
+        })?;
         Ok(sent)
     }
 

@@ -12,9 +12,9 @@ const WINDOW: u64 = 16 << 20;
 const AHEAD: u64 = 8;
 /// The minimum of a request: less is not worth another thread.
 const MIN_REQUEST: u64 = 64 << 10;
-/// The maximum number of stretches of data found at the start in each region. A region with more counts as data from
-/// there on.
-const MAX_STRETCHES: usize = 1 << 16;
+/// The size of a block, in bytes: the memory in which holes are looked for at a time. Looking at all memory at once would
+/// delay its first data.
+const BLOCK: u64 = 64 << 20;
 
 /// The destination's memory while it arrives. It tracks the pages that may hold non-zero data, so that clearing zero
 /// pages again is nearly free, however often the peer requests it.
@@ -43,6 +43,7 @@ const MAX_STRETCHES: usize = 1 << 16;
 /// ```
 pub struct Arrival<'a> {
     ram: &'a dyn Ram,
+    pagemap: Pagemap,
     regions: Vec<Region>,
     population: Option<&'a Population>,
     /// The last contiguous data that arrived: start and end.
@@ -54,18 +55,19 @@ pub struct Arrival<'a> {
 /// A region, and the known contents of its pages.
 struct Region {
     range: RamRegion,
-    /// Pages that may hold anything but zeros.
+    /// Pages that may hold anything but zeros, as far as their block is known.
     may_hold: PageBitmap,
+    /// The blocks whose holes have been looked for.
+    known: Vec<bool>,
     /// Pages that have been written since the start, which need not be populated.
     written: PageBitmap,
 }
 
 impl<'a> Arrival<'a> {
-    /// Finds the holes of the memory, and returns it as it is before any data has arrived.
+    /// Returns the memory as it is before any data has arrived.
     pub fn new(ram: &'a dyn Ram) -> Arrival<'a> {
-        let pagemap = Pagemap::new();
-        let regions = ram.regions().into_iter().map(|region| Region::new(ram, &pagemap, region)).collect();
-        Arrival { ram, regions, population: None, piece: (0, 0), requested: 0 }
+        let regions = ram.regions().into_iter().map(Region::new).collect();
+        Arrival { ram, pagemap: Pagemap::new(), regions, population: None, piece: (0, 0), requested: 0 }
     }
 
     /// Makes another thread populate memory ahead of the data ([`Population::run`]). The thread ends when this is
@@ -90,8 +92,11 @@ impl<'a> Arrival<'a> {
 
     /// Sets memory to zero. Memory that is already zero is left untouched.
     pub fn clear(&mut self, address: u64, length: u64) -> Result<(), RamError> {
-        let ram = self.ram;
-        self.each(address, length, |region, part| region.clear(ram, part))
+        let (ram, pagemap) = (self.ram, &self.pagemap);
+        each(&mut self.regions, address, length, |region, part| {
+            region.look(ram, pagemap, part);
+            region.clear(ram, part)
+        })
     }
 
     /// Notes that data arrives.
@@ -99,7 +104,7 @@ impl<'a> Arrival<'a> {
         if self.population.is_some() {
             self.populate_ahead(address, length);
         }
-        self.each(address, length, |region, part| {
+        each(&mut self.regions, address, length, |region, part| {
             region.may_hold.set_run(region.pages_of(part));
             region.written.set_run(region.pages_of(part));
             Ok(())
@@ -129,46 +134,57 @@ impl<'a> Arrival<'a> {
             self.requested = wanted;
         }
     }
+}
 
-    /// Calls `act` for the part of each region that lies in `length` bytes from `address` on, all of which must be memory.
-    fn each(
-        &mut self,
-        address: u64,
-        length: u64,
-        mut act: impl FnMut(&mut Region, RamRegion) -> Result<(), RamError>,
-    ) -> Result<(), RamError> {
-        let wanted = RamRegion { start: address, size: length };
-        let parts = |region: &Region| region.range.intersection(wanted);
-        let covered: u64 = self.regions.iter().filter_map(parts).map(|part| part.size).sum();
-        if covered != length || address.checked_add(length).is_none() {
-            return Err(RamError { address, length });
-        }
-        for region in &mut self.regions {
-            if let Some(part) = region.range.intersection(wanted) {
-                act(region, part)?;
-            }
-        }
-        Ok(())
+/// Calls `act` for the part of each region that lies in `length` bytes from `address` on, all of which must be memory.
+fn each(
+    regions: &mut [Region],
+    address: u64,
+    length: u64,
+    mut act: impl FnMut(&mut Region, RamRegion) -> Result<(), RamError>,
+) -> Result<(), RamError> {
+    let wanted = RamRegion { start: address, size: length };
+    let parts = |region: &Region| region.range.intersection(wanted);
+    let covered: u64 = regions.iter().filter_map(parts).map(|part| part.size).sum();
+    if covered != length || address.checked_add(length).is_none() {
+        return Err(RamError { address, length });
     }
+    for region in regions {
+        if let Some(part) = region.range.intersection(wanted) {
+            act(region, part)?;
+        }
+    }
+    Ok(())
 }
 
 impl Region {
-    fn new(ram: &dyn Ram, pagemap: &Pagemap, region: RamRegion) -> Region {
-        let (may_hold, written) = (PageBitmap::new(region.pages()), PageBitmap::new(region.pages()));
-        let mut found = Region { range: region, may_hold, written };
-        let mut at = region.start;
-        for _ in 0..MAX_STRETCHES {
-            let data =
-                ram.next_data(at, region.end() - at, pagemap).and_then(|data| data.intersection(region));
-            let Some(data) = data.filter(|data| data.end() > at) else { return found };
-            found.may_hold.set_run(found.pages_of(data));
-            at = data.end();
-            if at >= region.end() {
-                return found;
+    fn new(range: RamRegion) -> Region {
+        Region {
+            range,
+            may_hold: PageBitmap::new(range.pages()),
+            known: vec![false; range.size.div_ceil(BLOCK) as usize],
+            written: PageBitmap::new(range.pages()),
+        }
+    }
+
+    /// Looks for the holes of each block of a part, once.
+    fn look(&mut self, ram: &dyn Ram, pagemap: &Pagemap, part: RamRegion) {
+        let first = (part.start - self.range.start) / BLOCK;
+        let end = (part.end() - self.range.start).div_ceil(BLOCK);
+        for block in first..end {
+            if std::mem::replace(&mut self.known[block as usize], true) {
+                continue;
+            }
+            let mut at = self.range.start + block * BLOCK;
+            let block_end = self.range.end().min(at + BLOCK);
+            while at < block_end {
+                let wanted = RamRegion { start: at, size: block_end - at };
+                let data = ram.next_data(at, wanted.size, pagemap).and_then(|data| data.intersection(wanted));
+                let Some(data) = data.filter(|data| data.end() > at) else { break };
+                self.may_hold.set_run(self.pages_of(data));
+                at = data.end();
             }
         }
-        found.may_hold.set_run(found.pages_of(RamRegion { start: at, size: region.end() - at }));
-        found
     }
 
     /// Returns the pages that lie wholly or partly in a part of the region.

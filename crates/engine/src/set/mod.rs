@@ -33,4 +33,4 @@ pub(crate) use memory::PAGE;
 pub use memory::{Ram, RamError, RamRegion, Receive};
 pub use pagemap::Pagemap;
 pub use populate::Population;
-pub use scan::{Scan, Stretch};
+pub use scan::{Batch, Scan, Stretch};

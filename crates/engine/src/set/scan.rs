@@ -11,25 +11,31 @@ use super::pagemap::Pagemap;
 const PIECE: u64 = 1 << 20;
 /// The maximum number of bytes of zeros in one stretch, which the destination clears in a single step.
 const ZERO_PIECE: u64 = 64 << 20;
+/// The number of bytes in which data is looked for at a time. Looking for the end of all data at once would delay the
+/// first of it.
+const LOOK_AHEAD: u64 = 256 << 20;
+/// The number of stretches that fills a batch, beside those of the bytes already read.
+const MAX_STRETCHES: usize = 64;
 
-/// A walk over dirty memory, one stretch at a time.
+/// A walk over dirty memory, one batch of stretches at a time.
 ///
 /// ```
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 /// use whimbrel_engine::{Ram, RamError};
-/// use whimbrel_engine::set::{Ledger, Pagemap, Scan, Stretch};
+/// use whimbrel_engine::set::{Batch, Ledger, Pagemap, Scan, Stretch};
 ///
 /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
 /// Ram::write(&memory, 0x1000, b"data")?;
 /// // All of it is dirty at first.
 /// let pagemap = Pagemap::new();
 /// let mut scan = Scan::new(&memory, &pagemap, Ledger::new(memory.regions()).take());
+/// let mut batch = Batch::default();
 /// let mut found = Vec::new();
-/// while let Some(stretch) = scan.next()? {
-///     found.push(match stretch {
+/// while scan.fill(&mut batch)? {
+///     found.extend(batch.stretches().map(|stretch| match stretch {
 ///         Stretch::Data { address, data } => (address, data.len() as u64, "data"),
 ///         Stretch::Zero { address, length } => (address, length, "zero"),
-///     });
+///     }));
 /// }
 /// assert_eq!(found, [(0, 0x1000, "zero"), (0x1000, 0x1000, "data"), (0x2000, 0x2000, "zero")]);
 /// # Ok::<(), RamError>(())
@@ -48,8 +54,7 @@ pub struct Scan<'a> {
     looks_for_holes: bool,
     /// Zeros that have not been returned yet, up to `at`.
     zero: u64,
-    /// The bytes read, of which `unread.0` to `unread.1` have not been returned yet. It ends at `at`.
-    buffer: Vec<u8>,
+    /// The bytes of the batch's buffer that have not been looked at yet. They end at `at`.
     unread: (usize, usize),
     scanning: Duration,
 }
@@ -93,24 +98,32 @@ impl<'a> Scan<'a> {
             // only if much of the memory is marked.
             looks_for_holes: marked >= all / 4,
             zero: 0,
-            buffer: Vec::new(),
             unread: (0, 0),
             scanning: Duration::ZERO,
         }
     }
 
-    /// Returns the next stretch, by ascending address; `None` at the end.
-    #[expect(clippy::should_implement_trait, reason = "the data is borrowed from the walk")]
-    pub fn next(&mut self) -> Result<Option<Stretch<'_>>, RamError> {
-        let started = Instant::now();
-        Ok(match self.find()? {
-            Found::Nothing => None,
-            Found::Zero(address, length) => {
-                self.scanning += started.elapsed();
-                Some(Stretch::Zero { address, length })
+    /// Returns the number of bytes marked, including holes.
+    pub fn bytes(&self) -> u64 {
+        self.dirty.iter().map(|(_, bitmap)| bitmap.count() as u64 * PAGE).sum()
+    }
+
+    /// Replaces the batch by the next stretches, by ascending address. Returns whether there are any.
+    pub fn fill(&mut self, batch: &mut Batch) -> Result<bool, RamError> {
+        batch.found.clear();
+        let mut started = Instant::now();
+        while batch.found.len() < MAX_STRETCHES || self.unread.0 < self.unread.1 {
+            match self.find(batch)? {
+                Some(found @ Found::Zero(..)) => {
+                    self.scanning += started.elapsed();
+                    batch.found.push(found);
+                }
+                Some(found @ Found::Data(..)) => batch.found.push(found),
+                None => break,
             }
-            Found::Data(address, from, to) => Some(Stretch::Data { address, data: &self.buffer[from..to] }),
-        })
+            started = Instant::now();
+        }
+        Ok(!batch.found.is_empty())
     }
 
     /// Returns the time spent on zeros, which does not depend on the link.
@@ -118,11 +131,12 @@ impl<'a> Scan<'a> {
         self.scanning
     }
 
-    fn find(&mut self) -> Result<Found, RamError> {
+    /// Returns the next stretch; `None` at the end, or if it is to be read while the buffer holds data of the batch.
+    fn find(&mut self, batch: &mut Batch) -> Result<Option<Found>, RamError> {
         loop {
             if self.unread.0 < self.unread.1 {
-                if let Some(found) = self.find_in_buffer() {
-                    return Ok(found);
+                if let Some(found) = self.find_in_buffer(&batch.buffer) {
+                    return Ok(Some(found));
                 }
             } else if self.at < self.run_end {
                 if self.looks_for_holes && self.at >= self.data.1 {
@@ -133,26 +147,28 @@ impl<'a> Scan<'a> {
                     let hole = hole.min(ZERO_PIECE - self.zero);
                     self.zero += hole;
                     self.at += hole;
+                } else if batch.has_data() {
+                    return Ok(None);
                 } else {
-                    self.read()?;
+                    self.read(&mut batch.buffer)?;
                 }
             } else if let Some((first, end)) = self.next_run() {
                 // Zeros are counted back from `at`.
                 if first != self.at && self.zero > 0 {
-                    return Ok(self.take_zero(self.at));
+                    return Ok(Some(self.take_zero(self.at)));
                 }
                 (self.at, self.run_end) = (first, end);
             } else if self.zero > 0 {
-                return Ok(self.take_zero(self.at));
+                return Ok(Some(self.take_zero(self.at)));
             } else if self.region + 1 < self.dirty.len() {
                 self.region += 1;
                 self.at = self.dirty[self.region].0.start;
                 (self.run_end, self.data) = (self.at, (self.at, self.at));
             } else {
-                return Ok(Found::Nothing);
+                return Ok(None);
             }
             if self.zero >= ZERO_PIECE && self.unread.0 >= self.unread.1 {
-                return Ok(self.take_zero(self.at));
+                return Ok(Some(self.take_zero(self.at)));
             }
         }
     }
@@ -168,35 +184,37 @@ impl<'a> Scan<'a> {
 
     fn look_for_data(&mut self) {
         let region = self.dirty[self.region].0;
-        // Up to the region's end, so that later runs need no lookup.
-        let found = self.ram.next_data(self.at, region.end() - self.at, self.pagemap);
-        let (start, end) = found.map_or((region.end(), region.end()), |data| (data.start, data.end()));
+        // Beyond the run, so that later runs need no lookup.
+        let length = LOOK_AHEAD.min(region.end() - self.at);
+        let looked = self.at + length;
+        let found = self.ram.next_data(self.at, length, self.pagemap);
+        let (start, end) = found.map_or((looked, looked), |data| (data.start, data.end()));
         // Pages that hold data in part are read completely.
         let start = (start - (start - region.start) % PAGE).max(self.at);
         let end = region.start + (end - region.start).next_multiple_of(PAGE);
         self.data = (start, end.max(self.at + 1));
     }
 
-    fn read(&mut self) -> Result<(), RamError> {
+    fn read(&mut self, buffer: &mut Vec<u8>) -> Result<(), RamError> {
         let mut end = self.run_end.min(self.at + PIECE.min(ZERO_PIECE - self.zero));
         if self.looks_for_holes {
             end = end.min(self.data.1);
         }
         let length = (end - self.at) as usize;
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
+        if buffer.len() < length {
+            buffer.resize(length, 0);
         }
-        self.ram.read(self.at, &mut self.buffer[..length])?;
+        self.ram.read(self.at, &mut buffer[..length])?;
         self.unread = (0, length);
         self.at = end;
         Ok(())
     }
 
     /// Returns the next stretch of the bytes read; `None` for zeros that may continue.
-    fn find_in_buffer(&mut self) -> Option<Found> {
+    fn find_in_buffer(&mut self, buffer: &[u8]) -> Option<Found> {
         let (from, to) = self.unread;
         let address = self.at - (to - from) as u64;
-        let mut pages = self.buffer[from..to].chunks(PAGE as usize);
+        let mut pages = buffer[from..to].chunks(PAGE as usize);
         let zeros: usize = pages.by_ref().take_while(|page| is_zero(page)).map(<[u8]>::len).sum();
         if zeros > 0 {
             self.zero += zeros as u64;
@@ -206,11 +224,8 @@ impl<'a> Scan<'a> {
         if self.zero > 0 {
             return Some(self.take_zero(address));
         }
-        let data: usize = self.buffer[from..to]
-            .chunks(PAGE as usize)
-            .take_while(|page| !is_zero(page))
-            .map(<[u8]>::len)
-            .sum();
+        let data: usize =
+            buffer[from..to].chunks(PAGE as usize).take_while(|page| !is_zero(page)).map(<[u8]>::len).sum();
         self.unread.0 += data;
         Some(Found::Data(address, from, from + data))
     }
@@ -221,9 +236,39 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// Stretches of dirty memory, and a buffer for the bytes of those that are not zero. It is reused from one
+/// [`Scan::fill`] to the next, and may be handed to another thread.
+#[derive(Default)]
+pub struct Batch {
+    /// The bytes read. It never shrinks.
+    buffer: Vec<u8>,
+    found: Vec<Found>,
+}
+
+impl Batch {
+    /// Returns the stretches, by ascending address.
+    pub fn stretches(&self) -> impl Iterator<Item = Stretch<'_>> {
+        self.found.iter().map(|found| match *found {
+            Found::Zero(address, length) => Stretch::Zero { address, length },
+            Found::Data(address, from, to) => Stretch::Data { address, data: &self.buffer[from..to] },
+        })
+    }
+
+    /// Returns whether the buffer holds bytes of a stretch.
+    fn has_data(&self) -> bool {
+        self.found.iter().any(|found| matches!(found, Found::Data(..)))
+    }
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch").field("stretches", &self.found.len()).finish_non_exhaustive()
+    }
+}
+
 /// A stretch, with its data by position in the buffer.
+#[derive(Clone, Copy)]
 enum Found {
-    Nothing,
     Zero(u64, u64),
     Data(u64, usize, usize),
 }

@@ -13,19 +13,20 @@ type Found = (u64, u64, bool);
 /// Walks over all memory and checks each stretch.
 fn walk(mut scan: Scan<'_>, mut see: impl FnMut(u64, &[u8])) -> Vec<Found> {
     let mut found = Vec::new();
-    while let Some(stretch) = scan.next().unwrap() {
-        match stretch {
+    let mut batch = Batch::default();
+    while scan.fill(&mut batch).unwrap() {
+        found.extend(batch.stretches().map(|stretch| match stretch {
             Stretch::Zero { address, length } => {
                 assert!((1..=ZERO_PIECE).contains(&length), "{length}");
-                found.push((address, length, true));
+                (address, length, true)
             }
             Stretch::Data { address, data } => {
                 assert!((1..=PIECE as usize).contains(&data.len()), "{}", data.len());
                 assert!(data.chunks(PAGE as usize).all(|page| !is_zero(page)));
                 see(address, data);
-                found.push((address, data.len() as u64, false));
+                (address, data.len() as u64, false)
             }
-        }
+        }));
     }
     found
 }
@@ -113,22 +114,25 @@ proptest! {
         let mut seen = Vec::new();
         let pagemap = Pagemap::new();
         let mut scan = Scan::new(&ram, &pagemap, marked);
-        while let Some(stretch) = scan.next().unwrap() {
-            let (address, length) = match stretch {
-                Stretch::Zero { address, length } => {
-                    let mut bytes = vec![1; length as usize];
-                    ram.read(address, &mut bytes).unwrap();
-                    prop_assert!(is_zero(&bytes));
-                    (address, length)
-                }
-                Stretch::Data { address, data } => {
-                    let mut bytes = vec![0; data.len()];
-                    ram.read(address, &mut bytes).unwrap();
-                    prop_assert_eq!(&bytes[..], data);
-                    (address, data.len() as u64)
-                }
-            };
-            seen.extend((address..address + length).step_by(PAGE as usize));
+        let mut batch = Batch::default();
+        while scan.fill(&mut batch).unwrap() {
+            for stretch in batch.stretches() {
+                let (address, length) = match stretch {
+                    Stretch::Zero { address, length } => {
+                        let mut bytes = vec![1; length as usize];
+                        ram.read(address, &mut bytes).unwrap();
+                        prop_assert!(is_zero(&bytes));
+                        (address, length)
+                    }
+                    Stretch::Data { address, data } => {
+                        let mut bytes = vec![0; data.len()];
+                        ram.read(address, &mut bytes).unwrap();
+                        prop_assert_eq!(&bytes[..], data);
+                        (address, data.len() as u64)
+                    }
+                };
+                seen.extend((address..address + length).step_by(PAGE as usize));
+            }
         }
         prop_assert_eq!(seen, expected);
     }

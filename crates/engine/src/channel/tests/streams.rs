@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
 
 use super::soon;
-use crate::channel::{Address, Channel, ConnectError, Interrupt, Stream, Until, connect};
+use crate::channel::{Address, Channel, ConnectError, Interrupt, Readiness, Stream, Until, connect};
 
 fn address_of(listener: &TcpListener) -> Address {
     Address::Tcp(listener.local_addr().unwrap().to_string())
@@ -142,4 +142,30 @@ fn a_stream_never_waits_although_its_socket_blocks() {
         }
     };
     would_block(full);
+}
+
+#[test]
+fn a_reader_that_expects_much_is_woken_by_the_end_and_not_by_the_first_byte() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let left = Stream::from(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+    let right = Stream::from(listener.accept().unwrap().0);
+    let readable = |until| is_readable(&right, until);
+
+    right.expect(64 << 10);
+    left.try_write(&[IoSlice::new(&[7; 100])]).unwrap();
+    assert!(!readable(Until::timeout(Duration::from_millis(50))), "100 bytes of 64 KiB");
+    right.expect(100);
+    assert!(readable(soon()), "all that is expected");
+    let mut buffer = [0; 200];
+    assert_eq!(right.try_read(&mut buffer).unwrap(), 100);
+
+    right.expect(64 << 10);
+    left.try_write(&[IoSlice::new(&[7; 100])]).unwrap();
+    left.shutdown_write().unwrap();
+    assert!(readable(soon()), "the end of the stream");
+    assert_eq!(right.try_read(&mut buffer).unwrap(), 100);
+}
+
+fn is_readable(stream: &Stream, until: Until<'_>) -> bool {
+    until.wait(stream.readiness_fd(), Readiness::Readable).is_ok()
 }
