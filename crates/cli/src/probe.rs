@@ -57,8 +57,18 @@ struct Probed {
     regions: Vec<RegionRow>,
     irqs: Vec<IrqRow>,
     features: Vec<FeatureRow>,
+    dirty_logs: DirtyLogs,
     /// Null for a device that does not migrate. One that does not answer has the errors.
     migration: Option<Migration>,
+}
+
+/// The logs of the memory that the device writes.
+#[derive(Debug, Serialize)]
+struct DirtyLogs {
+    /// The device's own.
+    device: bool,
+    /// That of its address space. Null if another program manages that.
+    address_space: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]
@@ -177,7 +187,16 @@ fn probe(
             (row, Some(error))
         }
     };
-    (Probed { device: device.name().to_string(), info, regions, irqs, features, migration }, failed)
+    let dirty_logs = dirty_logs(device);
+    let device = device.name().to_string();
+    (Probed { device, info, regions, irqs, features, dirty_logs, migration }, failed)
+}
+
+fn dirty_logs(device: &mut dyn Device) -> DirtyLogs {
+    DirtyLogs {
+        device: device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET).unwrap_or(false),
+        address_space: device.dma_map().map(|space| space.dirty_log().is_some()),
+    }
 }
 
 fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -> Option<Migration> {
@@ -318,7 +337,16 @@ impl fmt::Display for Probed {
         }
         match &self.migration {
             None => writeln!(f, "  migration   none: its driver does not support it")?,
-            Some(migration) => migration.fmt(f)?,
+            Some(migration) => {
+                migration.fmt(f)?;
+                let logs = &self.dirty_logs;
+                let named = [(logs.device, "device"), (logs.address_space == Some(true), "address space")];
+                let named: Vec<_> = named.iter().filter(|(has, _)| *has).map(|(_, name)| *name).collect();
+                match &named[..] {
+                    [] => writeln!(f, "  dirty logs  none: all memory is resent after the stop")?,
+                    named => writeln!(f, "  dirty logs  {}", output::names(named))?,
+                }
+            }
         }
         self.write_regions(f)?;
         self.write_irqs(f)?;

@@ -18,6 +18,20 @@ pub trait DirtySource {
     fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<()>;
 }
 
+impl<T: DirtySource + ?Sized> DirtySource for Box<T> {
+    fn start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        (**self).start(page_size, ranges)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        (**self).stop()
+    }
+
+    fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
+        (**self).report(report)
+    }
+}
+
 /// The log that a device keeps of its own writes (VFIO_DEVICE_FEATURE_DMA_LOGGING).
 ///
 /// ```

@@ -7,22 +7,45 @@ use std::sync::Arc;
 #[cfg(feature = "vm-memory")]
 use vm_memory::{MmapRegion, bitmap::Bitmap};
 use whimbrel_memory::{FileOffset, Memory, SharedBytes};
+use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use crate::dirty_source::DirtySource;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// An address space for devices' DMA: a container, an IOAS, or the mappings that a server keeps for its client.
 pub trait DmaMap {
     /// Maps memory at `iova` for the devices of the address space, with these rights.
     fn map_dma(&mut self, iova: u64, rights: DmaMapFlags, memory: DmaRegion) -> Result<()>;
 
-    /// Removes whole mappings, and returns their size in bytes.
+    /// Removes whole mappings, and returns their size in bytes. While the [log](Self::dirty_log) runs, its next report
+    /// still contains the dirty pages of the removed mappings.
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64>;
 
-    /// Returns the address space's own log of its devices' writes, as of a container (VFIO_IOMMU_DIRTY_PAGES); `None`
-    /// without one. It has the dirty pages of devices without a log of their own.
-    fn dirty_log(&mut self) -> Option<&mut dyn DirtySource> {
+    /// Removes the mappings in the range of `dirty` like [`Self::unmap_dma`], and marks in it the pages that devices have
+    /// written since the last report.
+    ///
+    /// EINVAL, and nothing is removed, if the [log](Self::dirty_log) does not run. A device's own log is not needed for
+    /// this: it can be read after the memory was unmapped.
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        let range = dirty.range();
+        let Some(mut log) = self.dirty_log() else {
+            let why = "it has no dirty log: unmap the range, and read the devices' own logs";
+            return Err(Error::unusable("the address space", why));
+        };
+        log.report(dirty)?;
+        let unmapped = self.unmap_dma(range.iova(), range.length())?;
+        // The pages written between the report and the unmapping.
+        log.report(dirty)?;
+        Ok(unmapped)
+    }
+
+    /// Returns a handle to the address space's own log of its devices' writes, as of a container
+    /// (VFIO_IOMMU_DIRTY_PAGES) or of iommufd's page tables (IOMMU_HWPT_GET_DIRTY_BITMAP); `None` without one. It has the
+    /// dirty pages of devices without a log of their own.
+    ///
+    /// All handles are to the same log, which outlives none of the address space's files.
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
         None
     }
 }

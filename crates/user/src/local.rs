@@ -1,6 +1,6 @@
 //! A device whose driver runs in this process.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport, WorkingDevice};
 use whimbrel_memory::DirtyLog;
@@ -38,7 +38,7 @@ impl Local {
     pub fn new(device: impl Into<WorkingDevice>) -> Local {
         let device = device.into();
         let state = SessionState::new(device.mig_state().unwrap_or(State::Running));
-        let memory_log = MemoryLog { device: device.device().clone(), log: None };
+        let memory_log = MemoryLog { device: device.device().clone(), log: Arc::default() };
         Local { device, state, memory_log, interrupts: InterruptTracker::default() }
     }
 
@@ -204,21 +204,27 @@ impl DmaMap for Local {
         self.device.bus().dma().unmap(iova, size).map_err(self.failed(request))
     }
 
-    fn dirty_log(&mut self) -> Option<&mut dyn DirtySource> {
-        Some(&mut self.memory_log)
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
+        Some(Box::new(self.memory_log.clone()))
     }
 }
 
-/// The address space's log of the device's writes, as in a container.
-#[derive(Debug)]
+/// The address space's log of the device's writes, as in a container. A clone is another handle to it.
+#[derive(Clone, Debug)]
 struct MemoryLog {
     device: DeviceFile,
-    log: Option<Arc<DirtyLog>>,
+    log: Arc<Mutex<Option<Arc<DirtyLog>>>>,
 }
 
 impl MemoryLog {
     fn failed(&self, errno: Errno) -> Error {
         Error::request(self.device.name(), ioctl::VFIO_IOMMU_DIRTY_PAGES, errno)
+    }
+
+    fn set(&self, log: Option<Arc<DirtyLog>>) {
+        let mut current = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        self.device.bus().dma().set_log(log.clone());
+        *current = log;
     }
 }
 
@@ -227,20 +233,18 @@ impl DirtySource for MemoryLog {
         let log = logging_ranges(page_size, ranges)
             .and_then(|checked| DirtyLog::new(&checked))
             .map_err(|errno| self.failed(errno))?;
-        let log = Arc::new(log);
-        self.device.bus().dma().set_log(Some(log.clone()));
-        self.log = Some(log);
+        self.set(Some(Arc::new(log)));
         Ok(page_size)
     }
 
     fn stop(&mut self) -> Result<()> {
-        self.device.bus().dma().set_log(None);
-        self.log = None;
+        self.set(None);
         Ok(())
     }
 
     fn report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        self.log.as_ref().ok_or(Errno::EINVAL).map_err(|errno| self.failed(errno))?.report(report);
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        log.ok_or(Errno::EINVAL).map_err(|errno| self.failed(errno))?.report(report);
         Ok(())
     }
 }

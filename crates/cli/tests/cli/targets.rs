@@ -24,7 +24,8 @@ fn a_device_that_cannot_be_opened_is_named_with_what_to_do() {
 #[test]
 fn probe_tells_regions_irqs_features_and_migration_of_a_pci_device() {
     let value = whimbrel(["probe", "model:serial?ports=2&answers=mtty", "--json"]).succeeded().json();
-    assert_eq!(keys(&value), ["device", "features", "info", "irqs", "migration", "regions"]);
+    assert_eq!(keys(&value), ["device", "dirty_logs", "features", "info", "irqs", "migration", "regions"]);
+    assert_eq!(value["dirty_logs"], json!({"device": true, "address_space": true}));
     assert_eq!(value["device"], "model:serial?ports=2&answers=mtty");
     assert_eq!(keys(&value["info"]), ["capabilities", "error", "flags", "num_irqs", "num_regions"]);
     assert_eq!(value["info"]["error"], Value::Null);

@@ -10,6 +10,8 @@ use crate::support::{Receiver, argument, plain_and_confined, whimbrel};
 fn probe(target: &str) -> Value {
     let mut told = whimbrel(["probe", target, "--json"]).succeeded().json();
     told.as_object_mut().unwrap().remove("device");
+    // A server has no address space of its own: the memory is the client's.
+    told["dirty_logs"].as_object_mut().unwrap().remove("address_space");
     for part in ["regions", "irqs"] {
         for row in told[part].as_array_mut().unwrap() {
             row.as_object_mut().unwrap().remove("offset");

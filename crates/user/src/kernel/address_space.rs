@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use whimbrel_protocol::Errno;
+use whimbrel_protocol::dirty::IovaRange;
 use whimbrel_uapi::ioctl::{self as requests, Request};
-use whimbrel_uapi::iommufd::{Destroy, IoasMap, IoasMapFlags, IoasUnmap};
+use whimbrel_uapi::iommufd::{Destroy, IoasMap, IoasMapFlags};
 use whimbrel_uapi::type1::{DmaMapFlags, IommuType1DmaMap};
 
-use super::ioctl;
+use super::dirty_log::AddressSpaceLog;
+use super::{ioctl, state_file};
+use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 use crate::operation::Operation;
@@ -25,18 +28,19 @@ pub(super) struct AddressSpace {
     kernel: Kernel,
     /// The mapped regions, by IOVA.
     held: BTreeMap<u64, DmaRegion>,
+    /// The log of the devices' writes, once somebody has wanted it.
+    log: Option<AddressSpaceLog>,
 }
 
 #[derive(Debug)]
 enum Kernel {
     /// The group is closed before the container it is in.
-    Type1 {
-        _group: OwnedFd,
-        container: OwnedFd,
-    },
+    Type1 { _group: OwnedFd, container: OwnedFd },
     Ioas {
         iommufd: OwnedFd,
         id: u32,
+        /// The page table that logs the devices' writes, if the IOMMU can.
+        hwpt: Option<u32>,
     },
 }
 
@@ -44,13 +48,34 @@ impl AddressSpace {
     /// Returns the address space of a container that `group` has joined and whose IOMMU is type1v2.
     pub(super) fn type1(device: &str, group: OwnedFd, container: OwnedFd) -> AddressSpace {
         let kernel = Kernel::Type1 { _group: group, container };
-        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
+        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new(), log: None }
     }
 
-    /// Returns the address space `id` of an iommufd. It is destroyed with this object.
-    pub(super) fn ioas(device: &str, iommufd: OwnedFd, id: u32) -> AddressSpace {
-        let kernel = Kernel::Ioas { iommufd, id };
-        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new() }
+    /// Returns the address space `id` of an iommufd, and its page table `hwpt` if that logs dirty pages. They are destroyed
+    /// with this object.
+    pub(super) fn ioas(device: &str, iommufd: OwnedFd, id: u32, hwpt: Option<u32>) -> AddressSpace {
+        let kernel = Kernel::Ioas { iommufd, id, hwpt };
+        AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new(), log: None }
+    }
+
+    /// Returns the log of the devices' writes; `None` without one.
+    fn new_log(&self) -> Result<Option<AddressSpaceLog>> {
+        let again = |fd: &OwnedFd| {
+            fd.try_clone().map_err(|error| {
+                Error::request(&self.device, "fcntl(F_DUPFD_CLOEXEC)", state_file::errno(&error))
+            })
+        };
+        let mapped: Vec<IovaRange> =
+            self.held.iter().filter_map(|(iova, region)| IovaRange::new(*iova, region.size()).ok()).collect();
+        Ok(match &self.kernel {
+            Kernel::Type1 { container, .. } => {
+                Some(AddressSpaceLog::of_container(&self.device, again(container)?, mapped)?)
+            }
+            Kernel::Ioas { hwpt: None, .. } => None,
+            Kernel::Ioas { iommufd, id, hwpt: Some(hwpt) } => {
+                Some(AddressSpaceLog::of_page_table(&self.device, again(iommufd)?, *id, *hwpt, mapped))
+            }
+        })
     }
 
     fn failed(&self, request: Request, iova: u64, errno: Errno) -> Error {
@@ -71,6 +96,9 @@ impl DmaMap for AddressSpace {
             Err(Errno::EINVAL)
         };
         mapped.map_err(|errno| self.failed(request, iova, errno))?;
+        if let (Some(log), Ok(range)) = (&self.log, IovaRange::new(iova, memory.size())) {
+            log.add_mapping(range);
+        }
         if let Some(replaced) = self.held.insert(iova, memory) {
             // The kernel has never two mappings at one IOVA. If it refuses this one, the older one must stay.
             tracing::error!(device = self.device, iova, "IOVA mapped twice; keeping the first mapping");
@@ -91,16 +119,34 @@ impl DmaMap for AddressSpace {
         let touched = |start: &u64, region: &DmaRegion| {
             (*start >= iova && start - iova < size) || (*start < iova && iova - start < region.size())
         };
-        match self.kernel.unmap(iova, size) {
-            Ok(bytes) => {
-                self.held.retain(|start, region| !inside(start, region));
-                Ok(bytes)
+        let unmapped = match &self.log {
+            Some(log) => {
+                let unmapped = log.unmap_range(iova, size);
+                // After an error, some may be unmapped.
+                self.held.retain(|start, region| !inside(start, region) || log.is_mapped(*start));
+                unmapped
             }
+            None => self.kernel.unmap(iova, size).inspect(|_| {
+                self.held.retain(|start, region| !inside(start, region));
+            }),
+        };
+        match unmapped {
+            Ok(bytes) => Ok(bytes),
             // An iommufd answers so where a container says that it has unmapped 0 bytes; but also for a range
             // that cuts a mapping.
             Err(Errno::ENOENT) if !self.held.iter().any(|(start, region)| touched(start, region)) => Ok(0),
             Err(errno) => Err(self.failed(request, iova, errno)),
         }
+    }
+
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
+        if self.log.is_none() {
+            match self.new_log() {
+                Ok(log) => self.log = log,
+                Err(error) => tracing::warn!(%error, "the address space's dirty log cannot be used"),
+            }
+        }
+        self.log.clone().map(|log| -> Box<dyn DirtySource + Send> { Box::new(log) })
     }
 }
 
@@ -120,7 +166,7 @@ impl Kernel {
                 // borrowed as Rust's.
                 unsafe { ioctl::map_type1(container.as_fd(), map) }
             }
-            Kernel::Ioas { iommufd, id } => {
+            Kernel::Ioas { iommufd, id, .. } => {
                 let mut flags = IoasMapFlags::FIXED_IOVA;
                 flags.set(IoasMapFlags::READABLE, rights.contains(DmaMapFlags::READ));
                 flags.set(IoasMapFlags::WRITEABLE, rights.contains(DmaMapFlags::WRITE));
@@ -142,12 +188,7 @@ impl Kernel {
     fn unmap(&self, iova: u64, size: u64) -> std::result::Result<u64, Errno> {
         match self {
             Kernel::Type1 { container, .. } => ioctl::unmap_type1(container.as_fd(), iova, size),
-            Kernel::Ioas { iommufd, id } => {
-                let size_of_it = size_of::<IoasUnmap>() as u32;
-                let mut unmap = IoasUnmap { size: size_of_it, ioas_id: *id, iova, length: size };
-                ioctl::with_struct(iommufd.as_fd(), &mut unmap)?;
-                Ok(unmap.length)
-            }
+            Kernel::Ioas { iommufd, id, .. } => ioctl::unmap_ioas(iommufd.as_fd(), *id, iova, size),
         }
     }
 }
@@ -165,11 +206,13 @@ impl Drop for AddressSpace {
                 }
             }
         }
-        if let Kernel::Ioas { iommufd, id } = &self.kernel {
-            let mut destroy = Destroy { size: size_of::<Destroy>() as u32, id: *id };
-            if let Err(errno) = ioctl::with_struct(iommufd.as_fd(), &mut destroy) {
-                // EBUSY as long as the device is attached; it then goes with the last file of the iommufd.
-                tracing::debug!(device = self.device, %errno, "{}", requests::IOMMU_DESTROY);
+        if let Kernel::Ioas { iommufd, id, hwpt } = &self.kernel {
+            for id in hwpt.iter().chain([id]) {
+                let mut destroy = Destroy { size: size_of::<Destroy>() as u32, id: *id };
+                if let Err(errno) = ioctl::with_struct(iommufd.as_fd(), &mut destroy) {
+                    // EBUSY as long as the device is attached; it then goes with the last file of the iommufd.
+                    tracing::debug!(device = self.device, %errno, "{}", requests::IOMMU_DESTROY);
+                }
             }
         }
     }

@@ -1,17 +1,19 @@
 //! A device opened through its cdev, with an iommufd for its DMA.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};
 use whimbrel_uapi::ioctl as requests;
-use whimbrel_uapi::iommufd::IoasAlloc;
+use whimbrel_uapi::iommufd::{HwCapabilities, HwptAllocFlags, IoasAlloc};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::address_space::AddressSpace;
 use super::group::open_file;
 use super::vfio_device::{OnKernel, VfioDevice};
-use super::{ioctl, sysfs};
+use super::{dirty_log, ioctl, sysfs};
+use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 
@@ -66,10 +68,14 @@ impl Cdev {
     }
 
     fn open_as(name: String, path: &Path) -> Result<Cdev> {
-        let failed = |request: requests::Request| Error::at(&name, request);
         let file = open_file(&name, path)?;
         let iommufd = open_file(&name, Path::new(IOMMUFD))?;
+        Cdev::of_files(name, file, iommufd)
+    }
 
+    /// Binds a device to an iommufd, and attaches it to an address space of its own.
+    pub(super) fn of_files(name: String, file: File, iommufd: File) -> Result<Cdev> {
+        let failed = |request: requests::Request| Error::at(&name, request);
         let mut bind = DeviceBindIommufd {
             argsz: BIND_WITHOUT_TOKEN,
             iommufd: iommufd.as_raw_fd(),
@@ -79,17 +85,32 @@ impl Cdev {
 
         let mut alloc = IoasAlloc { size: size_of::<IoasAlloc>() as u32, ..IoasAlloc::default() };
         ioctl::with_struct(iommufd.as_fd(), &mut alloc).map_err(failed(requests::IOMMU_IOAS_ALLOC))?;
-        let memory = AddressSpace::ioas(&name, OwnedFd::from(iommufd), alloc.out_ioas_id);
+        let ioas = alloc.out_ioas_id;
+        let hwpt = logging_page_table(&name, iommufd.as_fd(), bind.out_devid, ioas);
+        let memory = AddressSpace::ioas(&name, OwnedFd::from(iommufd), ioas, hwpt);
 
         let mut attach = DeviceAttachIommufdPt {
             argsz: ATTACH_WITHOUT_PASID,
-            pt_id: alloc.out_ioas_id,
+            pt_id: hwpt.unwrap_or(ioas),
             ..DeviceAttachIommufdPt::default()
         };
         ioctl::with_struct(file.as_fd(), &mut attach)
             .map_err(failed(requests::VFIO_DEVICE_ATTACH_IOMMUFD_PT))?;
         Ok(Cdev { device: VfioDevice::new(name, OwnedFd::from(file)), memory })
     }
+}
+
+/// Returns a new page table that logs the device's writes, if its IOMMU can; a device without an IOMMU of its own has none.
+fn logging_page_table(name: &str, iommufd: BorrowedFd<'_>, device: u32, ioas: u32) -> Option<u32> {
+    let tracks = dirty_log::hardware_capabilities(iommufd, device)
+        .is_ok_and(|capabilities| capabilities.contains(HwCapabilities::DIRTY_TRACKING));
+    let table = tracks
+        .then(|| dirty_log::new_page_table(iommufd, device, ioas, HwptAllocFlags::ALLOC_DIRTY_TRACKING))?;
+    table
+        .inspect_err(|errno| {
+            tracing::warn!(name, %errno, "no dirty log: {} with dirty tracking", requests::IOMMU_HWPT_ALLOC);
+        })
+        .ok()
 }
 
 impl AsFd for Cdev {
@@ -121,6 +142,10 @@ impl DmaMap for Cdev {
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
         self.memory.unmap_dma(iova, size)
+    }
+
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
+        self.memory.dirty_log()
     }
 }
 

@@ -13,6 +13,7 @@ use super::address_space::AddressSpace;
 use super::sysfs;
 use super::vfio_device::{OnKernel, VfioDevice};
 use super::{ioctl, state_file};
+use crate::dirty_source::DirtySource;
 use crate::dma_map::{DmaMap, DmaRegion};
 use crate::error::{Error, Result};
 use crate::operation::Operation;
@@ -142,6 +143,10 @@ impl DmaMap for Group {
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
         self.memory.unmap_dma(iova, size)
+    }
+
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
+        self.memory.dirty_log()
     }
 }
 

@@ -22,11 +22,11 @@ use whimbrel_uapi::dma_logging::{
 use whimbrel_uapi::feature::{DeviceFeature, Feature, FeatureFlags};
 use whimbrel_uapi::group::GroupStatus;
 use whimbrel_uapi::ioctl::{self, Request};
-use whimbrel_uapi::iommufd::{Destroy, IoasAlloc, IoasMap, IoasUnmap};
+use whimbrel_uapi::iommufd::{Destroy, HwptSetDirtyTracking, IoasAlloc, IoasMap, IoasUnmap};
 use whimbrel_uapi::migration::{
     DeviceFeatureMigDataSize, DeviceFeatureMigState, DeviceFeatureMigration, PrecopyInfo,
 };
-use whimbrel_uapi::type1::{IommuType1DmaMap, IommuType1DmaUnmap};
+use whimbrel_uapi::type1::{IommuType1DirtyBitmap, IommuType1DmaMap, IommuType1DmaUnmap, IommuType1Info};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The structure of one request. It begins with its own size in bytes (`argsz`, or `size` of an iommufd), and
@@ -56,6 +56,10 @@ arguments! {
     DeviceAttachIommufdPt: VFIO_DEVICE_ATTACH_IOMMUFD_PT,
     IoasAlloc: IOMMU_IOAS_ALLOC,
     IoasUnmap: IOMMU_IOAS_UNMAP,
+    IommuType1Info: VFIO_IOMMU_GET_INFO,
+    // GET_BITMAP needs a larger size of its own than this structure has.
+    IommuType1DirtyBitmap: VFIO_IOMMU_DIRTY_PAGES,
+    HwptSetDirtyTracking: IOMMU_HWPT_SET_DIRTY_TRACKING,
     Destroy: IOMMU_DESTROY,
 }
 
@@ -237,6 +241,13 @@ pub(super) fn unmap_type1(container: BorrowedFd<'_>, iova: u64, size: u64) -> Re
     Ok(unmap.size)
 }
 
+/// IOMMU_IOAS_UNMAP; returns the number of bytes that were mapped.
+pub(super) fn unmap_ioas(iommufd: BorrowedFd<'_>, ioas: u32, iova: u64, length: u64) -> Result<u64, Errno> {
+    let mut unmap = IoasUnmap { size: size_of::<IoasUnmap>() as u32, ioas_id: ioas, iova, length };
+    with_struct(iommufd, &mut unmap)?;
+    Ok(unmap.length)
+}
+
 /// IOMMU_IOAS_MAP.
 ///
 /// # Safety
@@ -278,10 +289,20 @@ unsafe fn call_feature(
     Ok(())
 }
 
+/// Makes a request.
+///
 /// # Safety
 ///
 /// `argument` must be good for what the request does with it.
-unsafe fn call(fd: BorrowedFd<'_>, request: Request, argument: libc::c_ulong) -> Result<i32, Errno> {
+pub(super) unsafe fn call(
+    fd: BorrowedFd<'_>,
+    request: Request,
+    argument: libc::c_ulong,
+) -> Result<i32, Errno> {
+    #[cfg(test)]
+    if let Some(answer) = super::driver_side::answer(fd, request, argument) {
+        return answer;
+    }
     // SAFETY: the descriptor is open as long as it is borrowed; the argument is the caller's promise.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(request.number()) as _, argument) };
     Errno::result(answer)

@@ -7,6 +7,9 @@ mod address_space;
 mod adopted;
 mod cdev;
 mod debugfs;
+mod dirty_log;
+#[cfg(test)]
+mod driver_side;
 mod group;
 mod ioctl;
 mod state_file;
@@ -16,5 +19,6 @@ mod vfio_device;
 pub use adopted::Adopted;
 pub use cdev::Cdev;
 pub use debugfs::MigrationDebug;
+pub use dirty_log::AddressSpaceLog;
 pub use group::Group;
 pub use sysfs::{HostDevice, find, list};

@@ -230,6 +230,17 @@ impl DmaMap for RegionDevice {
             None => Err(self.without_memory()),
         })
     }
+
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        self.request(|device| match device.dma_map() {
+            Some(space) => space.unmap_dma_dirty(dirty),
+            None => Err(self.without_memory()),
+        })
+    }
+
+    fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
+        self.request(|device| device.dma_map().and_then(DmaMap::dirty_log))
+    }
 }
 
 impl RegionDevice {
@@ -242,7 +253,7 @@ impl RegionDevice {
     /// Uses the log of the address space: a v1 region has none.
     fn with_memory_log<T>(&self, act: impl FnOnce(&mut dyn DirtySource) -> Result<T>) -> Result<T> {
         self.request(|device| match device.dma_map().and_then(DmaMap::dirty_log) {
-            Some(log) => act(log),
+            Some(mut log) => act(&mut *log),
             None => Err(Error::request(&self.name, ioctl::VFIO_IOMMU_DIRTY_PAGES, Errno::ENOTTY)),
         })
     }

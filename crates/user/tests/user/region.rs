@@ -15,7 +15,8 @@ use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{
-    DataFile, Device, DmaRegion, Errno, Error, Local, MigrationFlags, SavingRead, State, Version, region,
+    DataFile, Device, DmaMap, DmaRegion, Errno, Error, Local, MigrationFlags, SavingRead, State, Version,
+    region,
 };
 
 /// A model's device as a user finds it.
@@ -437,4 +438,32 @@ fn stands_in_resuming(device: &mut dyn Device) {
     assert!(error.contains("run or reset it"), "{error}");
     device.set_state(State::Running).unwrap();
     assert_eq!(device.state().unwrap(), State::Running);
+}
+
+#[test]
+fn memory_is_unmapped_with_the_pages_that_a_driver_in_this_process_wrote() {
+    for (model, is_adapted) in [("accel?state=1K", false), ("accel?state=1K&protocol=v1", true)] {
+        let opened = model.parse::<Model>().unwrap().open(model).unwrap();
+        let bus = opened.bus().clone();
+        let local = Local::new(opened.into_device());
+        let mut device: Box<dyn Device> = if is_adapted { adapted(model, local) } else { Box::new(local) };
+        let space = device.dma_map().unwrap();
+        for iova in [0, 0x8000] {
+            space.map_dma(iova, DmaMapFlags::READ | DmaMapFlags::WRITE, memory(8)).unwrap();
+        }
+        let mut words = [0];
+        let unmap = |space: &mut dyn DmaMap, words: &mut [u64]| {
+            space.unmap_dma_dirty(&mut DirtyReport::new(0, 0x8000, 0x1000, words).unwrap())
+        };
+        assert_eq!(unmap(space, &mut words).unwrap_err().errno(), Some(Errno::EINVAL), "{model}");
+        let mut log = space.dirty_log().unwrap();
+        log.start(0x1000, &[IovaRange::new(0, 0x10000).unwrap()]).unwrap();
+        bus.dma().write(0x1800, b"x").unwrap();
+        bus.dma().write(0x9000, b"x").unwrap();
+        assert_eq!(unmap(space, &mut words).unwrap(), 0x8000, "{model}");
+        assert_eq!(words, [0b10], "{model}");
+        assert!(bus.dma().write(0x1800, b"x").is_err(), "{model}");
+        log.report(&mut DirtyReport::new(0, 0x10000, 0x1000, &mut words).unwrap()).unwrap();
+        assert_eq!(words, [0b10_0000_0010], "{model}: the other mapping is still logged");
+    }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use whimbrel_uapi::type1::DmaMapFlags;
-use whimbrel_user::{DmaMap, DmaRegion, Error, FileOffset, Result};
+use whimbrel_user::{DirtyReport, DmaMap, DmaRegion, Error, FileOffset, Result};
 
 use super::Client;
 use crate::message::{self, Command, DmaAccessModes, DmaUnmap, Reply, Request};
@@ -63,5 +63,9 @@ impl DmaMap for Client {
             connection.memory.remove(iova, size);
         }
         Ok(unmapped)
+    }
+
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        Client::unmap_dma_dirty(self, dirty)
     }
 }

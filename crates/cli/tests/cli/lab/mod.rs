@@ -144,6 +144,7 @@ fn a_device_moves_from_one_kernel_to_another_over_tcp() {
     assert!(said("receive: ").contains(SHOWN), "{text}");
     assert!(said("receive: ").contains("RUNNING"), "{text}");
     assert!(said("send: ").contains("downtime_ms"), "{text}");
+    assert!(said("receive: ").contains("dirty logs  device, address space"), "{text}");
 }
 
 #[test]
@@ -212,12 +213,15 @@ fn where_a_kernel_cannot_confine_a_server_nothing_is_served_and_what_it_lacks_is
     }
 }
 
-/// Tests of the user side that run in a machine: (module, kernels).
-const IN_A_MACHINE: [(&str, &[&str], &[&str]); 4] = [
+/// Tests of the user side that run in a machine: (module, kernels, options of `lab/run exec`).
+const IN_A_MACHINE: [(&str, &[&str], &[&str]); 7] = [
     ("kernel::group", &["debian", "iommufd"], &[]),
     ("kernel::model", &["debian", "iommufd"], &[]),
     ("kernel::cdev", &["iommufd"], &[]),
+    ("kernel::dirty", &["debian", "iommufd"], &[]),
+    ("kernel::mock", &["iommufd"], &[]),
     ("kernel::pci", &["debian", "iommufd"], &["--pci"]),
+    ("kernel::behind_iommu", &["debian", "iommufd"], &["--pci"]),
 ];
 
 #[test]
