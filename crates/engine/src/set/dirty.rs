@@ -3,8 +3,8 @@
 //!
 //! A device's own log is preferred where both exist: it holds this device's writes and nothing else, while a container
 //! without a device that pins its pages reports all of its memory as dirty (VFIO_IOMMU_DIRTY_PAGES). The logs of
-//! address spaces run from the start, and are read only if a device depends on them. Where neither exists, all memory
-//! is resent after the stop.
+//! address spaces run from the start, and are read only if a device depends on them. One that reports all memory is
+//! abandoned: with it, no round would make progress. Where neither exists, all memory is resent after the stop.
 
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -15,8 +15,8 @@ use super::ledger::SharedLedger;
 use super::memory::{PAGE, Ram, RamRegion};
 use crate::error::Error;
 
-/// Bytes of memory that one report covers. This bounds the bitmap of a report, which is kept beside the one of all
-/// memory, to 2 MiB.
+/// Bytes of memory that one report of a device covers. This bounds the bitmap of a report, which is kept beside the one of
+/// all memory, to 2 MiB.
 const REPORT_SPAN: u64 = PAGE * 8 * (2 << 20);
 
 /// The sources of a device's dirty pages.
@@ -86,15 +86,27 @@ impl DeviceDirty {
         ledger: &SharedLedger,
         stopped: bool,
     ) -> Result<(), Error> {
+        if self.choice == DirtyChoice::AddressSpace && !ledger.lock().has_space_logs() {
+            self.choice = DirtyChoice::AllDirty;
+        }
         if self.choice != DirtyChoice::Device {
             return Ok(());
         }
-        match collect_log(&mut DeviceLog::new(device), ledger, &mut self.words) {
-            Err(error @ Error::Device(_)) if !stopped => {
-                self.give_up(device, ledger, &error);
+        let mut log = DeviceLog::new(device);
+        match collect_log(&mut log, ledger, REPORT_SPAN, stopped, &mut self.words) {
+            Ok(Collected::Useful) => Ok(()),
+            Ok(Collected::Useless) => {
+                self.give_up(device, ledger, USELESS);
+                if self.choice == DirtyChoice::AllDirty {
+                    ledger.lock().discard();
+                }
                 Ok(())
             }
-            result => result,
+            Err(error @ Error::Device(_)) if !stopped => {
+                self.give_up(device, ledger, &error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -111,18 +123,20 @@ impl DeviceDirty {
         self.choice
     }
 
-    fn give_up(&mut self, device: &mut dyn Migratable, ledger: &SharedLedger, why: &Error) {
+    fn give_up(&mut self, device: &mut dyn Migratable, ledger: &SharedLedger, why: &str) {
         let mut marked = ledger.lock();
         if self.is_covered && marked.use_space_logs() {
             tracing::warn!(
-                device = device.name(), %why,
-                "the device's dirty log cannot be read: the log of its address space is used instead"
+                device = device.name(),
+                why,
+                "the device's dirty log cannot be used: the log of its address space is used instead"
             );
             self.choice = DirtyChoice::AddressSpace;
         } else {
             tracing::warn!(
-                device = device.name(), %why,
-                "the device's dirty log cannot be read: all memory is resent after the stop"
+                device = device.name(),
+                why,
+                "the device's dirty log cannot be used: all memory is resent after the stop"
             );
             self.choice = DirtyChoice::AllDirty;
             marked.set_unlogged();
@@ -190,20 +204,8 @@ impl<'a> MemoryLogs<'a> {
     pub fn collect(&mut self, ram: &dyn Ram, ledger: &SharedLedger, stopped: bool) -> Result<u64, Error> {
         let changed = ledger.lock().check_layout(&ram.regions());
         changed.map_err(|changed| Error::Layout(changed.to_string()))?;
-        let is_needed = ledger.lock().needs_space_logs();
-        for index in 0..if is_needed { self.running.0 } else { 0 } {
-            match collect_log(&mut *self.spaces[index], ledger, &mut self.words) {
-                Err(error @ Error::Device(_)) if !stopped => {
-                    tracing::warn!(
-                        %error,
-                        "the address space's dirty log cannot be read: all memory is resent after the stop"
-                    );
-                    self.stop_spaces(ledger);
-                    ledger.lock().set_unlogged();
-                    break;
-                }
-                result => result?,
-            }
+        if ledger.lock().needs_space_logs() {
+            self.collect_spaces(ledger, stopped)?;
         }
         let mut ledger = ledger.lock();
         if self.running.1 {
@@ -213,6 +215,32 @@ impl<'a> MemoryLogs<'a> {
             ledger.mark_all();
         }
         Ok(ledger.bytes_left())
+    }
+
+    fn collect_spaces(&mut self, ledger: &SharedLedger, stopped: bool) -> Result<(), Error> {
+        for index in 0..self.running.0 {
+            // A container answers for whole mappings only.
+            let span = u64::MAX;
+            let collected = collect_log(&mut *self.spaces[index], ledger, span, stopped, &mut self.words);
+            let why = match &collected {
+                Ok(Collected::Useful) => continue,
+                Ok(Collected::Useless) => USELESS.to_string(),
+                Err(error @ Error::Device(_)) if !stopped => error.to_string(),
+                Err(_) => return collected.map(drop),
+            };
+            tracing::warn!(
+                why,
+                "the address space's dirty log cannot be used: all memory is resent after the stop"
+            );
+            self.stop_spaces(ledger);
+            let mut ledger = ledger.lock();
+            ledger.set_unlogged();
+            if collected.is_ok() {
+                ledger.discard();
+            }
+            break;
+        }
+        Ok(())
     }
 
     /// Stops the logs.
@@ -256,24 +284,60 @@ fn start_log(log: &mut dyn DirtySource, regions: &[RamRegion]) -> Result<(), Err
     Ok(())
 }
 
-/// Reads a log into the ledger, which is locked only to take in a report.
-fn collect_log(log: &mut dyn DirtySource, ledger: &SharedLedger, words: &mut Vec<u64>) -> Result<(), Error> {
+/// The outcome of reading a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Collected {
+    Useful,
+    /// All memory, as it would each time.
+    Useless,
+}
+
+/// Less memory than this, in pages, a device may write between two reads of its log.
+const MIN_USELESS: u64 = 1024;
+
+const USELESS: &str =
+    "it reports all memory as dirty each time, as a type1 container does for devices behind an IOMMU";
+
+/// Reads a log into the ledger, again if it reported all memory. One that does so twice in a row is useless: no round would
+/// make progress. Its caller resends all memory after the stop instead, and discards the marks.
+fn collect_log(
+    log: &mut dyn DirtySource,
+    ledger: &SharedLedger,
+    span: u64,
+    stopped: bool,
+    words: &mut Vec<u64>,
+) -> Result<Collected, Error> {
+    let is_useless = read_log(log, ledger, span, words)? && !stopped && read_log(log, ledger, span, words)?;
+    Ok(if is_useless { Collected::Useless } else { Collected::Useful })
+}
+
+/// Reads a log in reports of at most `span` bytes of memory into the ledger, which is locked only to take in a report.
+/// Returns whether it reported all of it, and that is much.
+fn read_log(
+    log: &mut dyn DirtySource,
+    ledger: &SharedLedger,
+    span: u64,
+    words: &mut Vec<u64>,
+) -> Result<bool, Error> {
     let regions = ledger.lock().regions().to_vec();
+    let pages: u64 = regions.iter().map(|region| region.pages() as u64).sum();
+    let mut clean = pages;
     for (index, region) in regions.iter().enumerate() {
         let size = region.size.next_multiple_of(PAGE);
         let mut at = 0;
         while at < size {
-            let length = REPORT_SPAN.min(size - at);
+            let length = span.min(size - at);
             words.clear();
             words.resize(DirtyReport::words_needed(length, PAGE) as usize, 0);
             let mut report = DirtyReport::new(region.start + at, length, PAGE, words)
                 .map_err(|errno| Error::Layout(format!("the region at {:#x}: {errno}", region.start)))?;
             log.report(&mut report)?;
+            clean = clean.saturating_sub(words.iter().map(|word| u64::from(word.count_ones())).sum());
             ledger.lock().merge_report(index, (at / PAGE) as usize, words);
             at += length;
         }
     }
-    Ok(())
+    Ok(clean == 0 && pages >= MIN_USELESS)
 }
 
 #[cfg(test)]

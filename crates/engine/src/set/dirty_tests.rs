@@ -20,6 +20,10 @@ struct Log {
     written: Vec<u64>,
     runs: bool,
     fails: bool,
+    /// Bytes of memory, if not [`SIZE`].
+    size: Option<u64>,
+    /// Reports every page each time.
+    is_blunt: bool,
     reads: u32,
 }
 
@@ -44,7 +48,7 @@ impl Fake {
 impl DirtySource for Fake {
     fn start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
         self.pass()?;
-        assert_eq!(ranges, [IovaRange::new(0, SIZE).unwrap()]);
+        assert_eq!(ranges, [IovaRange::new(0, self.0.lock().size.unwrap_or(SIZE)).unwrap()]);
         self.0.lock().runs = true;
         Ok(page_size)
     }
@@ -57,6 +61,9 @@ impl DirtySource for Fake {
         let mut log = self.0.lock();
         log.reads += 1;
         log.written.drain(..).for_each(|address| report.set(address, 1));
+        if log.is_blunt {
+            report.set(0, u64::MAX);
+        }
         Ok(())
     }
 }
@@ -237,6 +244,72 @@ fn an_address_spaces_log_that_fails_is_given_up_while_devices_run() {
         } else {
             assert_eq!(result.unwrap(), SIZE);
             assert!(!space.runs());
+        }
+    }
+}
+
+/// Enough memory for a log to be useless.
+const MUCH: u64 = MIN_USELESS * PAGE;
+
+fn much_memory() -> (MappedRam, SharedLedger, Fake) {
+    let (ram, _) = sparse(&[(0, MUCH)]);
+    let ledger = Mutex::new(Ledger::new(ram.regions()));
+    ledger.lock().take();
+    let log = Fake::default();
+    log.0.lock().size = Some(MUCH);
+    (ram, ledger, log)
+}
+
+#[test]
+fn an_address_spaces_log_that_always_reports_everything_is_given_up() {
+    let (ram, ledger, space) = much_memory();
+    let mut device = Device(None);
+    let mut logs = MemoryLogs::new(vec![Box::new(space.clone())], Box::new(Cpus(2)));
+    logs.start(&ledger).unwrap();
+    let mut log = DeviceDirty::start(&mut device, true, &ledger).unwrap();
+    // All of it was written once.
+    (0..MIN_USELESS).for_each(|page| space.write(page * PAGE));
+    log.collect(&mut device, &ledger, false).unwrap();
+    logs.collect(&ram, &ledger, false).unwrap();
+    assert_eq!(dirty(&ledger), [run(0, MIN_USELESS as usize)]);
+    assert_eq!((log.choice(), space.runs()), (DirtyChoice::AddressSpace, true));
+
+    space.0.lock().is_blunt = true;
+    assert_eq!(logs.collect(&ram, &ledger, false).unwrap(), MUCH, "what stopping now would cost");
+    assert_eq!(dirty(&ledger), [run(2, 1)], "no round sends all memory again");
+    assert!(!space.runs());
+    log.collect(&mut device, &ledger, true).unwrap();
+    assert_eq!(log.choice(), DirtyChoice::AllDirty);
+    assert_eq!(logs.collect(&ram, &ledger, true).unwrap(), MUCH);
+    assert_eq!(dirty(&ledger), [run(0, MIN_USELESS as usize)]);
+}
+
+#[test]
+fn a_devices_log_that_always_reports_everything_gives_way_to_another_one_with_all_that_is_marked() {
+    for is_covered in [false, true] {
+        let (ram, ledger, own) = much_memory();
+        let space = Fake::default();
+        space.0.lock().size = Some(MUCH);
+        let mut device = Device(Some(own.clone()));
+        let spaces: Vec<Box<dyn DirtySource + Send>> =
+            if is_covered { vec![Box::new(space.clone())] } else { Vec::new() };
+        let mut logs = MemoryLogs::new(spaces, Box::new(NoCpuLog));
+        logs.start(&ledger).unwrap();
+        let mut log = DeviceDirty::start(&mut device, is_covered, &ledger).unwrap();
+        own.0.lock().is_blunt = true;
+        log.collect(&mut device, &ledger, false).unwrap();
+        assert!(!own.runs());
+        space.write(0x3000);
+        assert_eq!(logs.collect(&ram, &ledger, false).unwrap(), MUCH);
+        if is_covered {
+            assert_eq!(log.choice(), DirtyChoice::AddressSpace);
+            assert_eq!(dirty(&ledger), [run(0, MIN_USELESS as usize)]);
+            space.write(0x5000);
+            assert_eq!(logs.collect(&ram, &ledger, true).unwrap(), PAGE);
+        } else {
+            assert_eq!(log.choice(), DirtyChoice::AllDirty);
+            assert_eq!(dirty(&ledger), []);
+            assert_eq!(logs.collect(&ram, &ledger, true).unwrap(), MUCH);
         }
     }
 }

@@ -113,8 +113,22 @@ impl Ledger {
         self.regions.iter().copied().zip(taken).collect()
     }
 
+    /// Clears the marks, which mean nothing once some writes are not logged: all memory is resent after the stop. A round
+    /// would send in vain.
+    pub(super) fn discard(&mut self) {
+        debug_assert!(self.unlogged, "marks of logged writes are needed");
+        if self.unlogged {
+            self.bitmaps.iter_mut().for_each(PageBitmap::clear);
+        }
+    }
+
     pub(super) fn set_space_logs(&mut self, run: bool) {
         self.has_space_logs = run;
+    }
+
+    /// Returns whether the logs of the address spaces run.
+    pub(super) fn has_space_logs(&self) -> bool {
+        self.has_space_logs
     }
 
     /// Notes that a device depends on the logs of the address spaces. Returns whether they have been running since the

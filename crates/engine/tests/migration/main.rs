@@ -4,6 +4,7 @@
 // In tests a panic is how a failure is told, helpers included.
 #![allow(clippy::unwrap_used)]
 
+mod address_space;
 mod cancel;
 mod cuts;
 mod damage;
