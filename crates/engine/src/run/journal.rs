@@ -75,7 +75,11 @@ impl Journal {
         // The name is on disk once its folder is.
         if let Some(folder) = path.parent() {
             let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            match File::open(folder).and_then(|folder| folder.sync_all()) {
+                // A filesystem without folders to sync.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                result => result.map_err(failed)?,
+            }
         }
         let mut journal = Journal { file, path, peer: String::new(), records, histories };
         journal.set_peer(peer);

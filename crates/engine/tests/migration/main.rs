@@ -21,6 +21,7 @@ mod live;
 mod machines;
 mod owner;
 mod regions;
+mod resolve;
 mod sets;
 mod sparse;
 mod support;

@@ -198,3 +198,17 @@ fn a_stop_without_end_is_seen() {
     });
     assert_seen(&complaints, "without HANDOVER");
 }
+
+#[test]
+fn a_destination_whose_devices_are_not_looked_at_after_a_crash_is_seen() {
+    let complaints = lies(Lie::DestinationNotLookedAt, |plan| {
+        let source = coverage::Side::Source;
+        let row = coverage::rows(source).iter().position(|row| row.name == "Rest").unwrap();
+        (plan.has_journal, plan.outlives) = (true, [true; 2]);
+        for side in coverage::Side::BOTH {
+            let crash = plan::Fault::Crash { side, silent: true };
+            plan.faults.push((plan::When::In(source, row, std::time::Duration::ZERO), crash));
+        }
+    });
+    assert_seen(&complaints, "is started without its state");
+}

@@ -26,6 +26,8 @@ pub(crate) enum Lie {
     RunsAfterHandover,
     /// The stop takes longer than its budget.
     NeverGivesUp,
+    /// After a crash nobody looks at the devices of the destination.
+    DestinationNotLookedAt,
 }
 
 /// What goes wrong.

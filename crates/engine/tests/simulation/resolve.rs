@@ -13,6 +13,7 @@ use super::coverage::{Blow, Side};
 use super::happening::Happening;
 use super::host::{Doing, End, Fate, Machine, Worker};
 use super::link::Frame;
+use super::plan::Lie;
 use super::world::World;
 
 /// A side's rules after its machine.
@@ -162,6 +163,8 @@ impl World {
                 self.source_acts(rule, action, step);
             }
             Side::Destination => {
+                let is_blind = self.lies(Lie::DestinationNotLookedAt);
+                let found = if is_blind { vec![State::Stop; found.len()] } else { found };
                 let (rule, action) = Destination::restart(&entries, &found);
                 self.destination_acts(rule, action, step);
             }
