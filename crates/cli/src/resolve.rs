@@ -257,16 +257,24 @@ fn read_peer(path: &Path, history: &History) -> Result<History, Failure> {
     let histories = History::of(&records)
         .map_err(|error| Failure::new(format!("the journal {}: {error}", path.display())))?;
     let side = other(history.side);
-    let found = histories.into_iter().find(|peer| peer.migration == history.migration && peer.side == side);
-    found.ok_or_else(|| {
-        Failure::new(format!(
-            "the journal {} has no record of migration {:032x} at the {}",
-            path.display(),
-            history.migration,
-            side_name(side)
-        ))
-        .hint("give a copy of the journal that the other side's command was given")
-    })
+    let same = |peer: &&History| peer.migration == history.migration && peer.side == side;
+    if let Some(peer) = histories.iter().find(same) {
+        return Ok(peer.clone());
+    }
+    let hint = match histories.last() {
+        Some(last) if last.side == side && side == Side::Destination && last.is_unrecorded() => {
+            "its last migration ended before the devices could start there. If that was this one, run `whimbrel resolve` \
+             there first, and then give --run-here instead of that journal"
+        }
+        _ => "give a copy of the journal that the other side's command was given",
+    };
+    Err(Failure::new(format!(
+        "the journal {} has no record of migration {:032x} at the {}",
+        path.display(),
+        history.migration,
+        side_name(side)
+    ))
+    .hint(hint))
 }
 
 /// Refuses what contradicts the proof, or the other side's journal.
