@@ -51,11 +51,13 @@ impl Life {
         calls.map(|calls| Life { calls: calls.load(Ordering::Relaxed), time })
     }
 
+    /// A moment of this life; one of two is near its end, where the handover is.
     pub(crate) fn moment(&self, rng: &mut Rng) -> Moment {
+        let thousandths = if rng.bool() { rng.u32(..1000) } else { rng.u32(600..1000) };
         if rng.bool() {
-            Moment::Call(rng.u64(1..=self.calls))
+            Moment::Call(self.calls * u64::from(thousandths) / 1000 + 1)
         } else {
-            Moment::After(self.time.mul_f64(rng.f64()))
+            Moment::After(self.time * thousandths / 1000)
         }
     }
 }

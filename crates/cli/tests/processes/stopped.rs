@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use nix::sys::signal::Signal;
 
-use crate::host::Host;
-use crate::migration::{PATIENT, begins, listening, migrate, receive, send_within};
+use crate::host::{Host, state};
+use crate::migration::{ENDLESS, PATIENT, begins, listening, migrate, receive, send_within};
 use crate::operator::{Side, settle_and_migrate};
 use crate::seed::trials;
 use crate::started::Started;
@@ -127,5 +127,42 @@ fn a_command_that_is_stopped_for_longer_than_the_timeout_loses_the_migration_or_
         if settle_and_migrate([source, destination], &contents, &[sent, taken], rng, &why) == Side::Source {
             owner = 1 - owner;
         }
+    });
+}
+
+#[test]
+#[ignore = "waits for the timeout of calls into drivers"]
+fn a_server_that_is_stopped_for_longer_than_a_call_may_take_strands_only_its_own_device() {
+    trials("stopped_for_longer_than_a_call", 2, 4, |seed, rng| {
+        let hosts = [Host::start(), Host::start()];
+        let [source, destination] = [&hosts[0], &hosts[1]];
+        source.work(rng);
+        let contents = source.contents();
+        let (host, device) = (usize::from(seed % 2 == 0), rng.usize(..2));
+        let (mut receiver, address) = listening(receive(destination, &destination.new_address()));
+        let stop = || hosts[host].signal(device, Signal::SIGSTOP);
+        if host == 1 {
+            // Its first call is the way to RESUMING.
+            stop();
+        }
+        let mut sender = Started::plain(send_within(source, &address, &ENDLESS));
+        if host == 0 {
+            sender.wait_for("round done").unwrap_or_else(|| panic!("{}", sender.told()));
+            stop();
+        }
+        let [sent, taken] = [sender.end(), receiver.end()];
+        hosts[host].signal(device, Signal::SIGCONT);
+        let why = format!("host {host}, device {device}; send: {}; receive: {}", sent.stderr, taken.stderr);
+        assert_eq!((sent.status, taken.status), (1, 1), "{why}");
+        let own = if host == 0 { &sent } else { &taken };
+        assert!(own.stderr.contains("has not returned for 10000 ms"), "{why}");
+        assert!(own.stderr.contains(&hosts[host].devices[device].target), "{why}");
+        assert_eq!(sent.json()["outcome"], ["stranded", "untouched"][host], "{why}");
+        assert_eq!(state(&source.devices[1 - device]), "RUNNING", "{why}");
+        source.resume();
+        source.assert_runs_with(&contents, &why);
+        assert!(!destination.works_with(&contents).contains(&true), "{why}");
+        migrate(source, destination);
+        destination.assert_runs_with(&contents, &why);
     });
 }
