@@ -33,7 +33,7 @@ fn pass(mut from: UnixStream, throughput: u64, delay: Duration, passed: &mpsc::S
         let earliest = Instant::now().checked_sub(CATCH_UP).unwrap_or(free_at);
         free_at = free_at.max(earliest) + Duration::from_secs_f64(count as f64 / throughput as f64);
         std::thread::sleep(free_at.saturating_duration_since(Instant::now()));
-        if passed.send((free_at + delay, piece)).is_err() {
+        if passed.send((free_at.max(Instant::now()) + delay, piece)).is_err() {
             return;
         }
     }
