@@ -12,9 +12,9 @@ const WINDOW: u64 = 16 << 20;
 const AHEAD: u64 = 8;
 /// The minimum of a request: less is not worth another thread.
 const MIN_REQUEST: u64 = 64 << 10;
-/// The size of a block, in bytes: the memory in which holes are looked for at a time. Looking at all memory at once would
-/// delay its first data.
-const BLOCK: u64 = 64 << 20;
+/// The maximum number of stretches of data found at first in each region. A region with more counts as data from there
+/// on.
+const MAX_STRETCHES: usize = 1 << 16;
 
 /// The destination's memory while it arrives. It tracks the pages that may hold non-zero data, so that clearing zero
 /// pages again is nearly free, however often the peer requests it.
@@ -55,10 +55,10 @@ pub struct Arrival<'a> {
 /// A region, and the known contents of its pages.
 struct Region {
     range: RamRegion,
-    /// Pages that may hold anything but zeros, as far as their block is known.
+    /// Pages that may hold anything but zeros, once its holes are known.
     may_hold: PageBitmap,
-    /// The blocks whose holes have been looked for.
-    known: Vec<bool>,
+    /// Set once its holes have been looked for.
+    is_known: bool,
     /// Pages that have been written since the start, which need not be populated.
     written: PageBitmap,
 }
@@ -94,7 +94,7 @@ impl<'a> Arrival<'a> {
     pub fn clear(&mut self, address: u64, length: u64) -> Result<(), RamError> {
         let (ram, pagemap) = (self.ram, &self.pagemap);
         each(&mut self.regions, address, length, |region, part| {
-            region.look(ram, pagemap, part);
+            region.look(ram, pagemap);
             region.clear(ram, part)
         })
     }
@@ -162,29 +162,29 @@ impl Region {
         Region {
             range,
             may_hold: PageBitmap::new(range.pages()),
-            known: vec![false; range.size.div_ceil(BLOCK) as usize],
+            is_known: false,
             written: PageBitmap::new(range.pages()),
         }
     }
 
-    /// Looks for the holes of each block of a part, once.
-    fn look(&mut self, ram: &dyn Ram, pagemap: &Pagemap, part: RamRegion) {
-        let first = (part.start - self.range.start) / BLOCK;
-        let end = (part.end() - self.range.start).div_ceil(BLOCK);
-        for block in first..end {
-            if std::mem::replace(&mut self.known[block as usize], true) {
-                continue;
-            }
-            let mut at = self.range.start + block * BLOCK;
-            let block_end = self.range.end().min(at + BLOCK);
-            while at < block_end {
-                let wanted = RamRegion { start: at, size: block_end - at };
-                let data = ram.next_data(at, wanted.size, pagemap).and_then(|data| data.intersection(wanted));
-                let Some(data) = data.filter(|data| data.end() > at) else { break };
-                self.may_hold.set_run(self.pages_of(data));
-                at = data.end();
+    /// Looks for the holes, once. The kernel walks all of the memory for it, which memory without zeros does not need.
+    fn look(&mut self, ram: &dyn Ram, pagemap: &Pagemap) {
+        if std::mem::replace(&mut self.is_known, true) {
+            return;
+        }
+        let region = self.range;
+        let mut at = region.start;
+        for _ in 0..MAX_STRETCHES {
+            let data =
+                ram.next_data(at, region.end() - at, pagemap).and_then(|data| data.intersection(region));
+            let Some(data) = data.filter(|data| data.end() > at) else { return };
+            self.may_hold.set_run(self.pages_of(data));
+            at = data.end();
+            if at >= region.end() {
+                return;
             }
         }
+        self.may_hold.set_run(self.pages_of(RamRegion { start: at, size: region.end() - at }));
     }
 
     /// Returns the pages that lie wholly or partly in a part of the region.

@@ -11,9 +11,6 @@ use super::pagemap::Pagemap;
 const PIECE: u64 = 1 << 20;
 /// The maximum number of bytes of zeros in one stretch, which the destination clears in a single step.
 const ZERO_PIECE: u64 = 64 << 20;
-/// The number of bytes in which data is looked for at a time. Looking for the end of all data at once would delay the
-/// first of it.
-const LOOK_AHEAD: u64 = 256 << 20;
 /// The number of stretches that fills a batch, beside those of the bytes already read.
 const MAX_STRETCHES: usize = 64;
 
@@ -184,11 +181,9 @@ impl<'a> Scan<'a> {
 
     fn look_for_data(&mut self) {
         let region = self.dirty[self.region].0;
-        // Beyond the run, so that later runs need no lookup.
-        let length = LOOK_AHEAD.min(region.end() - self.at);
-        let looked = self.at + length;
-        let found = self.ram.next_data(self.at, length, self.pagemap);
-        let (start, end) = found.map_or((looked, looked), |data| (data.start, data.end()));
+        // Up to the region's end, so that later runs need no lookup: the kernel walks to the end of the data anyway.
+        let found = self.ram.next_data(self.at, region.end() - self.at, self.pagemap);
+        let (start, end) = found.map_or((region.end(), region.end()), |data| (data.start, data.end()));
         // Pages that hold data in part are read completely.
         let start = (start - (start - region.start) % PAGE).max(self.at);
         let end = region.start + (end - region.start).next_multiple_of(PAGE);
