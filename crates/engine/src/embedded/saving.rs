@@ -26,7 +26,10 @@ use crate::proto::table;
 /// [`stop`](Saving::stop), [`complete`](Saving::complete), [`finish`](Saving::finish). A call out of order is refused
 /// and changes nothing. If another call fails, the devices are returned to the states in which they were at the start,
 /// also before the error is returned: it reports a device for which that failed too. [`abort`](Saving::abort), and
-/// dropping it unfinished, do the same.
+/// dropping it before [`complete`](Saving::complete), do the same.
+///
+/// After [`complete`](Saving::complete) the devices may run at the destination, which only the VMM knows. Dropped then,
+/// also by a panic, it leaves them stopped and logs an error: only [`abort`](Saving::abort) lets them run here again.
 ///
 /// `D` is any pointer to a device: `Box<dyn Migratable>`, `&mut dyn Migratable`, a box of the VMM's own type.
 pub struct Saving<D: DerefMut<Target: Migratable>> {
@@ -273,9 +276,10 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
         self.bring_back(Ok(()))
     }
 
-    /// Returns the devices. A migration that is not over is aborted before, as if it were dropped.
+    /// Returns the devices. A migration that is not over ends before, as if it were dropped: after
+    /// [`complete`](Saving::complete) they come back in STOP_COPY.
     pub fn into_devices(mut self) -> Vec<D> {
-        self.abort_unfinished();
+        self.end_unfinished();
         self.set.take_devices()
     }
 
@@ -352,9 +356,28 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
         self.streams.iter_mut().for_each(|stream| stream.data = None);
     }
 
-    fn abort_unfinished(&mut self) {
-        if let Err(error) = self.abort() {
+    /// Ends a migration without the VMM's word on who has the devices.
+    fn end_unfinished(&mut self) {
+        if self.phase == Phase::Sent {
+            self.leave_stopped();
+        } else if let Err(error) = self.abort() {
             tracing::error!(%error, "a migration that was dropped");
+        }
+    }
+
+    /// Leaves the devices as they are: if the VMM has handed over, they run at the destination, and must not run twice.
+    fn leave_stopped(&mut self) {
+        self.phase = Phase::Over;
+        self.close();
+        for index in 0..self.set.len() {
+            let state = self.set.device(index).state();
+            let state =
+                state.map_or_else(|error| format!("an unknown state ({error})"), |state| state.to_string());
+            tracing::error!(
+                device = self.set.identity(index).name,
+                "the migration was dropped after all state had been sent: here the device is left in {state}, and it may \
+                 run at the destination; set it to RUNNING here only if it certainly does not run there"
+            );
         }
     }
 }
@@ -390,7 +413,7 @@ impl Stream {
 
 impl<D: DerefMut<Target: Migratable>> Drop for Saving<D> {
     fn drop(&mut self) {
-        self.abort_unfinished();
+        self.end_unfinished();
     }
 }
 
