@@ -27,11 +27,13 @@ pub trait DmaMap {
     ///
     /// EINVAL, and nothing is removed, if the [log](Self::dirty_log) does not run. A device's own log is not needed for
     /// this: it can be read after the memory was unmapped.
+    ///
+    /// After another error, the pages that are marked in `dirty` are dirty all the same, and the log may not report them
+    /// again.
     fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
         let range = dirty.range();
         let Some(mut log) = self.dirty_log() else {
-            let why = "it has no dirty log: unmap the range, and read the devices' own logs";
-            return Err(Error::unusable("the address space", why));
+            return Err(no_dirty_log());
         };
         log.report(dirty)?;
         let unmapped = self.unmap_dma(range.iova(), range.length())?;
@@ -48,6 +50,11 @@ pub trait DmaMap {
     fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
         None
     }
+}
+
+pub(crate) fn no_dirty_log() -> Error {
+    let why = "it has no dirty log: unmap the range, and read the devices' own logs";
+    Error::unusable("the address space", why)
 }
 
 /// A piece of this process's memory for DMA. It stays mapped in the process as long as the device may access it.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use whimbrel_protocol::Errno;
-use whimbrel_protocol::dirty::IovaRange;
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::ioctl::{self as requests, Request};
 use whimbrel_uapi::iommufd::{Destroy, IoasMap, IoasMapFlags};
 use whimbrel_uapi::type1::{DmaMapFlags, IommuType1DmaMap};
@@ -16,7 +16,7 @@ use whimbrel_uapi::type1::{DmaMapFlags, IommuType1DmaMap};
 use super::dirty_log::AddressSpaceLog;
 use super::{ioctl, state_file};
 use crate::dirty_source::DirtySource;
-use crate::dma_map::{DmaMap, DmaRegion};
+use crate::dma_map::{DmaMap, DmaRegion, no_dirty_log};
 use crate::error::{Error, Result};
 use crate::operation::Operation;
 
@@ -58,7 +58,27 @@ impl AddressSpace {
         AddressSpace { device: device.to_string(), kernel, held: BTreeMap::new(), log: None }
     }
 
-    /// Returns the log of the devices' writes; `None` without one.
+    /// Destroys the page table that logs dirty pages, because the device cannot use it.
+    pub(super) fn destroy_page_table(&mut self) {
+        if let Kernel::Ioas { iommufd, hwpt, .. } = &mut self.kernel
+            && let Some(id) = hwpt.take()
+        {
+            destroy(&self.device, iommufd, id);
+        }
+    }
+
+    /// Returns a handle to the log of the devices' writes, which is made when somebody first wants it.
+    fn log(&mut self) -> Option<AddressSpaceLog> {
+        if self.log.is_none() {
+            match self.new_log() {
+                Ok(log) => self.log = log,
+                Err(error) => tracing::warn!(%error, "the address space's dirty log cannot be used"),
+            }
+        }
+        self.log.clone()
+    }
+
+    /// Returns a new log; `None` if the kernel has none.
     fn new_log(&self) -> Result<Option<AddressSpaceLog>> {
         let again = |fd: &OwnedFd| {
             fd.try_clone().map_err(|error| {
@@ -139,14 +159,18 @@ impl DmaMap for AddressSpace {
         }
     }
 
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        let mut log = self.log().ok_or_else(no_dirty_log)?;
+        log.expect_running()?;
+        let range = dirty.range();
+        // The log keeps the pages of what is unmapped. If that fails, nothing was taken from it yet.
+        let unmapped = self.unmap_dma(range.iova(), range.length())?;
+        log.report(dirty)?;
+        Ok(unmapped)
+    }
+
     fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
-        if self.log.is_none() {
-            match self.new_log() {
-                Ok(log) => self.log = log,
-                Err(error) => tracing::warn!(%error, "the address space's dirty log cannot be used"),
-            }
-        }
-        self.log.clone().map(|log| -> Box<dyn DirtySource + Send> { Box::new(log) })
+        self.log().map(|log| -> Box<dyn DirtySource + Send> { Box::new(log) })
     }
 }
 
@@ -208,12 +232,16 @@ impl Drop for AddressSpace {
         }
         if let Kernel::Ioas { iommufd, id, hwpt } = &self.kernel {
             for id in hwpt.iter().chain([id]) {
-                let mut destroy = Destroy { size: size_of::<Destroy>() as u32, id: *id };
-                if let Err(errno) = ioctl::with_struct(iommufd.as_fd(), &mut destroy) {
-                    // EBUSY as long as the device is attached; it then goes with the last file of the iommufd.
-                    tracing::debug!(device = self.device, %errno, "{}", requests::IOMMU_DESTROY);
-                }
+                destroy(&self.device, iommufd, *id);
             }
         }
+    }
+}
+
+fn destroy(device: &str, iommufd: &OwnedFd, id: u32) {
+    let mut destroy = Destroy { size: size_of::<Destroy>() as u32, id };
+    if let Err(errno) = ioctl::with_struct(iommufd.as_fd(), &mut destroy) {
+        // EBUSY as long as the device is attached; it then goes with the last file of the iommufd.
+        tracing::debug!(device, %errno, "{}", requests::IOMMU_DESTROY);
     }
 }

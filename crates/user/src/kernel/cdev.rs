@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use whimbrel_protocol::Errno;
+use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_uapi::cdev::{DeviceAttachIommufdPt, DeviceBindIommufd};
 use whimbrel_uapi::ioctl as requests;
 use whimbrel_uapi::iommufd::{HwCapabilities, HwptAllocFlags, IoasAlloc};
@@ -87,17 +89,28 @@ impl Cdev {
         ioctl::with_struct(iommufd.as_fd(), &mut alloc).map_err(failed(requests::IOMMU_IOAS_ALLOC))?;
         let ioas = alloc.out_ioas_id;
         let hwpt = logging_page_table(&name, iommufd.as_fd(), bind.out_devid, ioas);
-        let memory = AddressSpace::ioas(&name, OwnedFd::from(iommufd), ioas, hwpt);
+        let mut memory = AddressSpace::ioas(&name, OwnedFd::from(iommufd), ioas, hwpt);
 
-        let mut attach = DeviceAttachIommufdPt {
-            argsz: ATTACH_WITHOUT_PASID,
-            pt_id: hwpt.unwrap_or(ioas),
-            ..DeviceAttachIommufdPt::default()
+        let attached = match hwpt.map(|hwpt| attach(file.as_fd(), hwpt)) {
+            Some(Err(errno)) => {
+                let request = requests::VFIO_DEVICE_ATTACH_IOMMUFD_PT;
+                tracing::warn!(name, %errno, "no dirty log: {request} to a page table with dirty tracking");
+                memory.destroy_page_table();
+                attach(file.as_fd(), ioas)
+            }
+            Some(Ok(())) => Ok(()),
+            None => attach(file.as_fd(), ioas),
         };
-        ioctl::with_struct(file.as_fd(), &mut attach)
-            .map_err(failed(requests::VFIO_DEVICE_ATTACH_IOMMUFD_PT))?;
+        attached.map_err(failed(requests::VFIO_DEVICE_ATTACH_IOMMUFD_PT))?;
         Ok(Cdev { device: VfioDevice::new(name, OwnedFd::from(file)), memory })
     }
+}
+
+/// Attaches a device to a page table or an IOAS.
+fn attach(device: BorrowedFd<'_>, to: u32) -> std::result::Result<(), Errno> {
+    let mut attach =
+        DeviceAttachIommufdPt { argsz: ATTACH_WITHOUT_PASID, pt_id: to, ..DeviceAttachIommufdPt::default() };
+    ioctl::with_struct(device, &mut attach).map(drop)
 }
 
 /// Returns a new page table that logs the device's writes, if its IOMMU can; a device without an IOMMU of its own has none.
@@ -144,6 +157,10 @@ impl DmaMap for Cdev {
         self.memory.unmap_dma(iova, size)
     }
 
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        self.memory.unmap_dma_dirty(dirty)
+    }
+
     fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {
         self.memory.dirty_log()
     }
@@ -151,8 +168,6 @@ impl DmaMap for Cdev {
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_protocol::Errno;
-
     use super::*;
 
     #[test]

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use whimbrel_device::iommufd::{Caller, Iommufd};
 use whimbrel_device::{Cdev, Container, DataFile, Fault, Process};
 use whimbrel_memory::Memory;
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::ioctl::Request;
+use whimbrel_uapi::ioctl::{Request, VFIO_DEVICE_ATTACH_IOMMUFD_PT};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 /// The driver side behind a file.
@@ -20,6 +21,15 @@ pub(super) enum Side {
     Container(Container),
     Iommufd(Iommufd),
     Cdev(Arc<Cdev>),
+    /// Refuses its first attachment while it is set.
+    Reluctant(Arc<Cdev>, Arc<AtomicBool>),
+}
+
+impl Side {
+    /// Returns a device whose first attachment fails.
+    pub(super) fn reluctant(cdev: Cdev) -> Side {
+        Side::Reluctant(Arc::new(cdev), Arc::new(AtomicBool::new(true)))
+    }
 }
 
 /// The device and inode of a file, which its duplicates share.
@@ -57,7 +67,12 @@ pub(super) fn answer(
     Some(match side {
         Side::Container(container) => container.ioctl(request.number(), argument, &mut here),
         Side::Iommufd(iommufd) => iommufd.ioctl(request.number(), argument, &mut here),
-        Side::Cdev(cdev) => cdev.ioctl(request.number(), argument, &mut here),
+        Side::Reluctant(_, refuses)
+            if request == VFIO_DEVICE_ATTACH_IOMMUFD_PT && refuses.swap(false, Ordering::Relaxed) =>
+        {
+            Err(Errno::EINVAL)
+        }
+        Side::Cdev(cdev) | Side::Reluctant(cdev, _) => cdev.ioctl(request.number(), argument, &mut here),
     })
 }
 

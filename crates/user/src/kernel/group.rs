@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_uapi::group::{GroupFlags, GroupStatus, VFIO_API_VERSION, VFIO_TYPE1V2_IOMMU};
 use whimbrel_uapi::ioctl as requests;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -143,6 +144,10 @@ impl DmaMap for Group {
 
     fn unmap_dma(&mut self, iova: u64, size: u64) -> Result<u64> {
         self.memory.unmap_dma(iova, size)
+    }
+
+    fn unmap_dma_dirty(&mut self, dirty: &mut DirtyReport<'_>) -> Result<u64> {
+        self.memory.unmap_dma_dirty(dirty)
     }
 
     fn dirty_log(&mut self) -> Option<Box<dyn DirtySource + Send>> {

@@ -185,6 +185,12 @@ impl AddressSpaceLog {
         Ok(total)
     }
 
+    /// Fails as a report does if the log does not run.
+    pub(super) fn expect_running(&self) -> Result<()> {
+        let running = self.shared.lock().running;
+        running.then_some(()).ok_or(Errno::EINVAL).map_err(self.failed(self.shared.space.read_request()))
+    }
+
     pub(super) fn is_mapped(&self, iova: u64) -> bool {
         self.shared.lock().mappings.contains_key(&iova)
     }

@@ -196,6 +196,23 @@ fn a_mapping_is_not_cut_and_keeps_its_dirty_pages() {
 }
 
 #[test]
+fn unmapping_with_dirty_pages_that_fails_leaves_them_in_the_log() {
+    for mut rig in Rig::each() {
+        rig.map(0x10_0000, 0x10_0000);
+        rig.map(0x20_0000, 0x10_0000);
+        let mut log = rig.start();
+        rig.write(0x10_3000);
+        rig.write(0x20_3000);
+        let mut words = [0; 6];
+        let mut dirty = DirtyReport::new(0x10_0000, 0x18_0000, 4096, &mut words).unwrap();
+        let error = rig.space.unmap_dma_dirty(&mut dirty).unwrap_err();
+        assert!(matches!(error.errno(), Some(Errno::EINVAL | Errno::ENOENT)), "{error}");
+        assert_eq!(words, [0; 6]);
+        assert_eq!(report(&mut *log, 0, 0x100_0000).unwrap(), [0x10_3000, 0x20_3000]);
+    }
+}
+
+#[test]
 fn a_log_that_does_not_run_is_not_read() {
     for mut rig in Rig::each() {
         rig.map(0, 0x1000);
@@ -267,6 +284,24 @@ fn a_device_whose_iommu_logs_nothing_has_no_log_and_works() {
         rig.write(0x1000);
         assert_eq!(rig.space.unmap_dma(0x1000, 0x1000).unwrap(), 0x1000);
     }
+}
+
+#[test]
+fn a_device_that_cannot_be_attached_to_a_logging_page_table_works_without_one() {
+    let device = DeviceFile::new("a", |_| Quiet);
+    let bus = device.bus().clone();
+    let iommu = Iommu::Own(OwnIommu::default().dirty_tracking(true));
+    let side = Side::reluctant(whimbrel_device::Cdev::new(device, iommu));
+    let iommufd = file_of(Side::Iommufd(Iommufd::new()));
+    let again = iommufd.try_clone().unwrap();
+    let cdev = Cdev::of_files("a".to_string(), file_of(side), iommufd).unwrap();
+    let mut rig = Rig { space: Box::new(cdev), bus, _group: None };
+    rig.map(0x1000, 0x1000);
+    rig.write(0x1000);
+    assert!(rig.space.dirty_log().is_none());
+    let on = HwptDirtyTrackingFlags::ENABLE;
+    let left = (0..16).filter(|id| requests::page_table_log(again.as_fd(), *id, on).is_ok());
+    assert_eq!(left.count(), 0, "the page table is destroyed");
 }
 
 /// One step on an address space of 16 slots of 16 pages.
