@@ -4,11 +4,12 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
+use whimbrel_engine::channel::{Address, ConnectError, Until, connect_once};
 use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
 use whimbrel_user::{Device, Local, Migratable, State, Version, region};
@@ -26,6 +27,9 @@ const FORMS: &str = "a TARGET is a device's name (0000:3b:00.2 or a UUID), group
 const MODEL_FORMS: &str = "models are serial[?ports=1|2&answers=vfio-pci|mtty], \
                            accel[?state=SIZE&rate=SIZE&features=LIST&config=optional|required], both of them with \
                            protocol=v2|v1|draft, and legacy[?state=SIZE&rate=SIZE&section=SIZE]";
+
+/// Timeout for a connection that only shows whether there is a server.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// A device, by the way to reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,11 +179,13 @@ impl Target {
     /// Returns whether nothing listens at the socket of a served device, so that its server has ended.
     pub(crate) fn has_no_server(&self) -> bool {
         let Target::VfioUser(path) = self else { return false };
-        let error = UnixStream::connect(path).err();
+        // A server that accepts nothing, because its process is stopped, is there all the same.
+        let connected = connect_once(&Address::Unix(path.clone()), Until::timeout(ATTEMPT));
+        let Err(ConnectError::Failed { error, .. }) = connected else { return false };
         let is_socket = || path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket());
-        match error.map(|error| error.kind()) {
-            Some(io::ErrorKind::NotFound) => true,
-            Some(io::ErrorKind::ConnectionRefused) => is_socket(),
+        match error.kind() {
+            io::ErrorKind::NotFound => true,
+            io::ErrorKind::ConnectionRefused => is_socket(),
             _ => false,
         }
     }
@@ -323,6 +329,8 @@ impl DerefMut for Opened {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use whimbrel_device::{Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info};
 
     use super::*;
@@ -368,6 +376,22 @@ mod tests {
             assert_eq!(opened.region_version(), version, "{text}");
             assert!(opened.migration_flags().unwrap().is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_server_that_accepts_no_connection_is_a_server_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let target = Target::VfioUser(path.clone());
+        assert!(target.has_no_server(), "nothing was created there");
+        let server = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&server, 0).unwrap();
+        assert!(!target.has_no_server());
+        let connect = || connect_once(&Address::Unix(path.clone()), Until::timeout(ATTEMPT));
+        let waiting: Vec<_> = std::iter::from_fn(|| connect().ok()).collect();
+        assert!(!target.has_no_server(), "{} connections wait", waiting.len());
+        drop(server);
+        assert!(target.has_no_server(), "its process has ended");
     }
 
     #[test]
