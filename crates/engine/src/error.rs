@@ -212,7 +212,8 @@ pub enum Error {
         /// The system's error.
         error: io::Error,
     },
-    /// A record was written to the journal, but it could neither be synced nor removed.
+    /// A record was written to the journal, but it could neither be synced nor removed; or an earlier one was, and still
+    /// cannot be removed.
     #[error("the journal {}: {}; the record of '{entry}' may be in it or not", path.display(), named(error))]
     JournalUncertain {
         /// The journal's file.

@@ -23,6 +23,8 @@ pub struct Journal {
     peer: String,
     records: Vec<Record>,
     histories: Vec<History>,
+    /// A write failed, and what it left behind the records could not be removed.
+    has_remnant: bool,
 }
 
 /// The lock of a journal's file: see [`Journal::lock`].
@@ -81,7 +83,7 @@ impl Journal {
                 result => result.map_err(failed)?,
             }
         }
-        let mut journal = Journal { file, path, peer: String::new(), records, histories };
+        let mut journal = Journal { file, path, peer: String::new(), records, histories, has_remnant: false };
         journal.set_peer(peer);
         Ok(journal)
     }
@@ -155,26 +157,35 @@ impl Journal {
         self.add(vec![record], |path, error| Error::JournalUncertain { path, entry, error })
     }
 
-    /// Appends records. `uncertain` makes the error if they may be on disk although they could not be synced.
+    /// Appends records. `uncertain` makes the error if they may be on disk although they could not be synced, or if the
+    /// remnant of an earlier failure cannot be removed.
     fn add(
         &mut self,
         records: Vec<Record>,
         uncertain: impl FnOnce(PathBuf, io::Error) -> Error,
     ) -> Result<(), Error> {
-        let failed = |error: io::Error| Error::Journal { path: self.path.clone(), error };
         let before = (self.records.len() * Record::SIZE) as u64;
         let bytes: Vec<u8> = records.iter().flat_map(Record::to_bytes).collect();
         let mut all = self.records.clone();
         all.extend(records);
         let histories = History::of(&all).map_err(|error| self.invalid(error))?;
-        let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
-        written.map_err(|error| {
-            // A partial record in the middle would make the whole journal unreadable.
-            match self.file.set_len(before).and_then(|()| self.file.sync_data()) {
-                Ok(()) => failed(error),
-                Err(_) => uncertain(self.path.clone(), error),
+        // A partial record in the middle would make the whole journal unreadable.
+        let remove = |file: &File| file.set_len(before).and_then(|()| file.sync_data());
+        if self.has_remnant {
+            if let Err(error) = remove(&self.file) {
+                return Err(uncertain(self.path.clone(), error));
             }
-        })?;
+            self.has_remnant = false;
+        }
+        if let Err(error) = self.file.write_all(&bytes).and_then(|()| self.file.sync_data()) {
+            self.has_remnant = remove(&self.file).is_err();
+            let path = self.path.clone();
+            return Err(if self.has_remnant {
+                uncertain(path, error)
+            } else {
+                Error::Journal { path, error }
+            });
+        }
         (self.records, self.histories) = (all, histories);
         Ok(())
     }
@@ -214,6 +225,26 @@ mod tests {
         let entries: Vec<_> = Journal::read(&path).unwrap().iter().filter_map(Record::entry).collect();
         assert_eq!(entries, [Entry::MayBeHandedOver, Entry::Gone]);
         assert_eq!(journal.histories()[0].peer, "host-b", "the name from the first entry");
+    }
+
+    #[test]
+    fn a_partial_record_that_cannot_be_removed_is_removed_before_the_next_one_or_nothing_is_added() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = Journal::open(&path, "host-b").unwrap();
+        journal.append(7, Entry::MayBeHandedOver).unwrap();
+        // A file that can neither be written nor truncated.
+        let file = std::mem::replace(&mut journal.file, File::open(&path).unwrap());
+        let uncertain = |result: Result<(), Error>| {
+            assert!(matches!(result, Err(Error::JournalUncertain { entry: Entry::Gone, .. })), "{result:?}");
+        };
+        uncertain(journal.append(7, Entry::Gone));
+        (&file).write_all(&[1; 100]).unwrap();
+        uncertain(journal.append(7, Entry::Gone));
+        journal.file = file;
+        journal.append(7, Entry::Gone).unwrap();
+        let entries: Vec<_> = Journal::read(&path).unwrap().iter().filter_map(Record::entry).collect();
+        assert_eq!(entries, [Entry::MayBeHandedOver, Entry::Gone]);
     }
 
     #[test]
