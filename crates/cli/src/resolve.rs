@@ -307,6 +307,18 @@ fn check(
             format!("{unchanged}: check on both hosts which devices run, with `whimbrel state TARGET`"),
         );
     }
+    if matches!(judgement.evidence, Evidence::OtherHolder { .. })
+        && by_peer == Some(side)
+        && decision.is_none()
+    {
+        return refuse(
+            format!("{judgement}; the other side's journal says that the devices belong to this side"),
+            format!(
+                "{unchanged}: check whether the device has its state; give --run-here to take it as it is. The other side \
+                 may still have the state"
+            ),
+        );
+    }
     let Some(decision) = decision else { return Ok(()) };
     let option = option_of(decision, side);
     if let Some(owner) = judgement.owner.filter(|owner| *owner != decision) {
@@ -426,14 +438,16 @@ impl fmt::Display for Report {
         if let Some(evidence) = &self.evidence {
             writeln!(f, "  {evidence}")?;
         }
-        let (is, now) = if self.is_new { ("", " now") } else { ("was settled before: ", "") };
+        let is = if self.is_new { "" } else { "was settled before: " };
         match self.outcome {
             None => write!(f, "outcome: unknown"),
-            Some("returned") => write!(f, "outcome: returned ({is}the devices{now} run here)"),
+            Some("returned") if self.is_new => write!(f, "outcome: returned (the devices now run here)"),
+            Some("returned") => write!(f, "outcome: returned ({is}the devices belong to this side)"),
             Some("gone") => {
                 write!(f, "outcome: gone ({is}the devices belong to the {other} and stay stopped here)")
             }
-            Some("started") => write!(f, "outcome: started ({is}the devices{now} run here)"),
+            Some("started") if self.is_new => write!(f, "outcome: started (the devices now run here)"),
+            Some("started") => write!(f, "outcome: started ({is}the devices belong to this side)"),
             Some(outcome) => {
                 write!(
                     f,

@@ -51,7 +51,7 @@ pub use irq_data::IrqData;
 #[cfg(feature = "local")]
 pub use local::Local;
 pub use mapped_region::MappedRegion;
-pub use migratable::Migratable;
+pub use migratable::{Migratable, UNKNOWN_HOLDER};
 pub use operation::Operation;
 pub use session_state::SessionState;
 pub use setup::{ArmedInterrupts, DeviceSetup, InterruptTracker, SetupError};

@@ -11,6 +11,10 @@ use crate::error::Result;
 use crate::identity::Identity;
 use crate::setup::DeviceSetup;
 
+/// The holder of a device that another process holds, if that process cannot be identified. It equals no holder, not even
+/// itself.
+pub const UNKNOWN_HOLDER: &str = "unknown";
+
 /// The migration interface of a device: state, data sessions, features and reset.
 ///
 /// Requests have the meaning defined by the header. A failed request changes nothing beyond what the header allows, and
@@ -89,7 +93,8 @@ pub trait Migratable: Send {
     /// Returns the holder of the device's state, such as the process that serves it, in words that tell it apart from any
     /// other, also after a restart. A device that another holder has later may have lost its state.
     ///
-    /// `None`, the default, if the holder is unknown.
+    /// `None`, the default, for a device without a holder of its own: its state ends with this process. A holder that
+    /// cannot be told from others is [`UNKNOWN_HOLDER`].
     fn holder(&self) -> Option<String> {
         None
     }

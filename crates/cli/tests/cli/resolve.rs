@@ -276,7 +276,7 @@ fn a_server_that_was_restarted_proves_nothing_and_one_that_has_ended_gives_the_d
     gone.says(&[&target, "no server is listening", "--run-there"]);
     // It runs, as every device of a new server does, without the state.
     left.destination = Served::start(MODEL, &socket);
-    left.resolve("destination", &[]).failed().says(&["another process serves it now"]);
+    left.resolve("destination", &[]).failed().says(&["is not known to be the one that served it before"]);
     assert_eq!(left.outcome("destination", &["--run-there"]), "discarded");
     assert_eq!(left.resolve_with_peer("source").succeeded().json()["outcome"], "returned");
     left.assert_at_source();

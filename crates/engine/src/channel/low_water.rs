@@ -1,5 +1,7 @@
 //! The number of bytes that make a socket readable (SO_RCVLOWAT). A reader that is woken for every segment of a large
 //! frame costs the sender on the same host more than the frame itself.
+//!
+//! Only for TCP. Unix sockets ignore the mark, and a vsock's sender may wait for room that is smaller than the mark.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -36,7 +36,8 @@ pub struct Stream {
     /// Its mode (O_NONBLOCK) is never changed, because another process may share it. Each call is made non-blocking
     /// instead.
     socket: OwnedFd,
-    low_water: LowWater,
+    /// For TCP.
+    low_water: Option<LowWater>,
 }
 
 /// The size to ask for a Unix socket's buffer, which does not grow by itself. The system may allow less.
@@ -57,6 +58,7 @@ impl Stream {
 
     fn tuned(socket: OwnedFd) -> Stream {
         // Best effort: without these, latency or throughput is lost, or a dead peer is found at a deadline only.
+        let mut low_water = None;
         match sockopt::socket_domain(&socket) {
             Ok(AddressFamily::INET | AddressFamily::INET6) => {
                 let _ = sockopt::set_tcp_nodelay(&socket, true);
@@ -64,13 +66,14 @@ impl Stream {
                 let _ = sockopt::set_tcp_keepidle(&socket, KEEPALIVE_AFTER);
                 let _ = sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL);
                 let _ = sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES);
+                low_water = Some(LowWater::default());
             }
             Ok(AddressFamily::UNIX) => {
                 let _ = sockopt::set_socket_send_buffer_size(&socket, UNIX_BUFFER);
             }
             _ => {}
         }
-        Stream { socket, low_water: LowWater::default() }
+        Stream { socket, low_water }
     }
 }
 
@@ -117,7 +120,9 @@ impl Channel for Stream {
     }
 
     fn expect(&self, bytes: usize) {
-        self.low_water.set(self.socket.as_fd(), bytes);
+        if let Some(low_water) = &self.low_water {
+            low_water.set(self.socket.as_fd(), bytes);
+        }
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -137,6 +142,7 @@ impl AsFd for Stream {
 
 impl From<Stream> for OwnedFd {
     fn from(stream: Stream) -> OwnedFd {
+        stream.expect(1);
         stream.socket
     }
 }

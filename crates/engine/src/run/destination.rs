@@ -191,7 +191,10 @@ impl Destination {
         let site = Site {
             table,
             features: self.features.clone(),
-            has_journal: self.journal.is_some(),
+            journal: self
+                .journal
+                .as_ref()
+                .map(|journal| journal.histories().iter().map(|history| history.migration).collect()),
             options: self.options,
         };
         match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
@@ -357,10 +360,11 @@ impl Machine for Receiving {
     }
 
     fn begins(&mut self, operation: &Operation) {
+        // The journal records a refusal as well.
+        *self.migration.lock() = self.machine.migration();
         if let Operation::Send(Control::Fits(_)) = operation {
             // The source sends memory and state as soon as it has received this.
             self.intake.lock().open(self.machine.table(), self.machine.features());
-            *self.migration.lock() = self.machine.migration();
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use whimbrel_protocol::handover::{
     Arbiter, Destination, DestinationAction, DeviceRecord, Entry, History, Ruling, Side, Source, SourceAction,
 };
-use whimbrel_user::{Migratable, MigrationFlags, State};
+use whimbrel_user::{Migratable, MigrationFlags, State, UNKNOWN_HOLDER};
 
 use super::ask::{Devices, ask_each};
 use super::journal::Journal;
@@ -33,8 +33,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// println!("{}", resolve.judgement());
 /// // Where the journal and the devices leave it open, the other side's journal decides.
 /// let mut arbiter = JournalArbiter::new();
+/// let migration = resolve.history().migration;
 /// for record in Journal::read("/mnt/host-b/migration.journal".as_ref())? {
-///     record.entry().into_iter().for_each(|entry| arbiter.read(entry));
+///     // It may have other migrations.
+///     record.entry().filter(|_| record.migration() == migration).into_iter().for_each(|entry| arbiter.read(entry));
 /// }
 /// let resolved = resolve.settle(&mut arbiter);
 /// match resolved.result? {
@@ -90,7 +92,7 @@ pub enum Evidence {
         /// The device.
         device: String,
     },
-    /// Not proven: the device runs, but another process holds it now, and its state may have been lost.
+    /// Not proven: the device runs, but another process may hold it now, and its state may have been lost.
     OtherHolder {
         /// The device.
         device: String,
@@ -119,7 +121,8 @@ pub struct Resolved {
 
 impl Resolve {
     /// Looks at the devices of the migration whose outcome the journal does not know, or else of the last one if it was
-    /// interrupted before anything could be handed over. They are given in the journal's order; `None` is one whose state was lost for good with its holder, such as a process that has ended.
+    /// interrupted before anything could be handed over. They are given in the journal's order; `None` is one whose state
+    /// was lost for good with its holder, such as a process that has ended.
     pub fn look(journal: Journal, devices: Vec<Option<Box<dyn Migratable>>>) -> Result<Resolve, Error> {
         let Some(history) = journal.open_question().or_else(|| journal.unrecorded()).cloned() else {
             return Err(Error::NothingToResolve { path: journal.path().to_path_buf() });
@@ -378,13 +381,13 @@ fn judge(history: &History, found: &[Option<State>], holders: &[Option<String>])
     let partial = is(|state| matches!(state, State::Resuming | State::Error));
     let runs = is(State::is_running);
     let other_holder = found.iter().enumerate().find_map(|(index, state)| {
-        let before = history.devices.get(index)?.holder.as_ref()?;
-        let now = holders.get(index)?.as_ref()?;
-        let is_other = state.is_some_and(State::is_running) && before != now;
-        is_other.then(|| Evidence::OtherHolder {
+        let (before, now) = (&history.devices.get(index)?.holder, holders.get(index)?);
+        let is_same = before == now && now.as_deref() != Some(UNKNOWN_HOLDER);
+        let name_of = |holder: &Option<String>| holder.clone().unwrap_or_else(|| UNKNOWN_HOLDER.into());
+        (state.is_some_and(State::is_running) && !is_same).then(|| Evidence::OtherHolder {
             device: name(index),
-            before: before.clone(),
-            now: now.clone(),
+            before: name_of(before),
+            now: name_of(now),
         })
     });
     let state = |index: usize| found[index].unwrap_or(State::Error);
@@ -436,8 +439,8 @@ impl fmt::Display for Judgement {
             (Evidence::Lost { device }, _) => write!(f, "{device} has lost its state"),
             (Evidence::OtherHolder { device, before, now }, _) => write!(
                 f,
-                "{device} runs, but another process serves it now ({now}; before: {before}): its state was lost unless \
-                 that one took over from the former"
+                "{device} runs, but the process that serves it ({now}) is not known to be the one that served it before \
+                 ({before}): its state was lost unless that one took over from the former"
             ),
             (Evidence::Stopped, Side::Source) => {
                 f.write_str("all devices are stopped: they may have been handed over")
@@ -464,5 +467,38 @@ impl fmt::Debug for Resolve {
 impl fmt::Debug for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resolved").field("result", &self.result).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_protocol::handover::{DeviceRecord, Record};
+
+    use super::*;
+
+    fn judgement(before: Option<&str>, now: Option<&str>) -> Judgement {
+        let device = DeviceRecord::new("card", before.map(str::to_string));
+        let mut records = Record::begin(Side::Source, &[device]).unwrap();
+        records.push(Record::new(7, "host-b", Entry::MayBeHandedOver).unwrap());
+        let history = &History::of(&records).unwrap()[0];
+        judge(history, &[Some(State::Running)], &[now.map(str::to_string)])
+    }
+
+    #[test]
+    fn a_running_device_proves_something_only_if_its_holder_is_known_to_be_the_same() {
+        for (before, now, is_proven) in [
+            (Some("process 7"), Some("process 7"), true),
+            (Some("process 7"), Some("process 8"), false),
+            (Some("process 7"), Some(UNKNOWN_HOLDER), false),
+            (Some(UNKNOWN_HOLDER), Some("process 7"), false),
+            (Some(UNKNOWN_HOLDER), Some(UNKNOWN_HOLDER), false),
+            (Some("process 7"), None, false),
+            (None, Some("process 7"), false),
+            // Devices of this process.
+            (None, None, true),
+        ] {
+            let judgement = judgement(before, now);
+            assert_eq!(judgement.owner.is_some(), is_proven, "{before:?}, {now:?}: {judgement}");
+        }
     }
 }

@@ -104,7 +104,7 @@ impl<'a> Side<'a> {
         Site {
             table: Table { devices: identities(), memory: MEMORY.to_vec(), blobs: loads() },
             features: BTreeSet::from(Feature::ALL),
-            has_journal: true,
+            journal: Some(Vec::new()),
             options: DestinationOptions::default(),
         }
     }

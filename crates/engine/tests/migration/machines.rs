@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use whimbrel_engine::proto::control::{Control, Fits, Ready, Running};
+use whimbrel_engine::proto::destination::{Destination, Site};
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, OperationId, Sent};
 use whimbrel_engine::proto::source::{Phase, Plan, Source};
+use whimbrel_protocol::handover::Entry;
 use whimbrel_protocol::precopy::{PrecopyBytes, PrecopyReport};
 use whimbrel_user::State;
 
-use crate::support::engine::{Error, SourceOptions};
+use crate::support::engine::{DestinationOptions, Error, SourceOptions};
 use crate::support::peer::{ID, accept, table};
 
 fn source() -> Source {
@@ -182,4 +184,38 @@ fn a_destination_that_does_not_say_ready_is_given_up_after_the_timeout_or_the_bu
         let is_of_the_budget = matches!(error, Error::Budget { budget } if budget == seconds(waits));
         assert!(if timeout < limit { is_of_the_timeout } else { is_of_the_budget }, "{error}");
     }
+}
+
+/// Whether a destination whose journal has these migrations refuses an offer, and what it records.
+fn greet(journal: &[u128], migration: u128) -> (bool, Vec<Entry>) {
+    let site = Site {
+        table: table(0),
+        features: BTreeSet::from(Feature::ALL),
+        journal: Some(journal.to_vec()),
+        options: DestinationOptions::default(),
+    };
+    let mut destination = Destination::new(site, Duration::ZERO);
+    let offer = Offer::new(migration, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+    let (mut refused, mut recorded) = (false, Vec::new());
+    destination.input(Event::Received(Control::Hello(offer)), Duration::ZERO);
+    while let Some(command) = destination.poll() {
+        let Command::Start { id, operation, .. } = command else { continue };
+        match &operation {
+            Operation::Send(Control::Failed(reason)) => {
+                refused = true;
+                assert!(reason.reason.contains("each attempt needs a new one"), "{reason:?}");
+            }
+            Operation::Record(entry) => recorded.push(*entry),
+            _ => {}
+        }
+        destination.input(Event::Done { id, result: Ok(Done::Nothing) }, Duration::ZERO);
+    }
+    (refused, recorded)
+}
+
+#[test]
+fn a_migration_id_that_the_journal_has_is_refused_and_nothing_of_it_is_recorded() {
+    assert_eq!(greet(&[ID], ID), (true, vec![]));
+    assert_eq!(greet(&[], 0), (true, vec![]));
+    assert_eq!(greet(&[ID + 1], ID), (false, vec![]));
 }

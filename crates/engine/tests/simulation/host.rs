@@ -204,7 +204,7 @@ impl Host {
                 let site = Site {
                     table: table(plan),
                     features,
-                    has_journal: plan.has_journal,
+                    journal: plan.has_journal.then(Vec::new),
                     options: plan.destination,
                 };
                 Machine::Destination(Box::new(Destination::new(site, Duration::ZERO)))

@@ -7,10 +7,10 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 
 /// Returns the process that listens: its id, its start and the boot, because ids are used again. `None` for one of another
-/// PID namespace.
+/// PID namespace, and for the first process, which listens on behalf of services that it starts.
 pub(super) fn of(stream: &UnixStream) -> Option<String> {
     let id = getsockopt(stream, PeerCredentials).ok()?.pid();
-    let stat = (id > 0).then(|| fs::read_to_string(format!("/proc/{id}/stat")))?.ok()?;
+    let stat = (id > 1).then(|| fs::read_to_string(format!("/proc/{id}/stat")))?.ok()?;
     // The second field is the program's name in parentheses, which may contain both spaces and parentheses.
     let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;

@@ -56,7 +56,7 @@ impl Migratable for Client {
     }
 
     fn holder(&self) -> Option<String> {
-        self.holder.clone()
+        Some(self.holder.clone())
     }
 
     fn info(&mut self) -> Result<Info> {

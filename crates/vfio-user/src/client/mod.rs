@@ -49,7 +49,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Error, Result, SessionState};
+use whimbrel_user::{Error, Result, SessionState, UNKNOWN_HOLDER};
 
 use self::connection::{Connection, Features};
 pub use self::doorbells::{IoAccess, RegionIoFd};
@@ -125,7 +125,7 @@ impl ClientOptions {
 pub struct Client {
     name: String,
     /// The server's process, if it can be identified.
-    holder: Option<String>,
+    holder: String,
     /// Data files send their requests through it too.
     connection: Arc<Mutex<Connection>>,
     state: SessionState,
@@ -162,7 +162,7 @@ impl Client {
             twin_socket: options.capabilities.twin_socket.filter(|_| options.capabilities.max_msg_fds > 0),
             ..options.capabilities.clone()
         };
-        let holder = holder::of(&stream);
+        let holder = holder::of(&stream).unwrap_or_else(|| UNKNOWN_HOLDER.into());
         let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.request_timeout)
             .map_err(|error| Error::unusable(&name, format!("cannot use the socket: {error}")))?;
         negotiate(&mut connection, proposed)?;

@@ -154,7 +154,7 @@ impl Destination {
         if let Some(cause) = self.cause.as_ref().filter(|_| !self.lost) {
             self.say(Control::Failed(Reason { reason: cause.to_string() }));
         }
-        if self.site.has_journal && self.migration() != 0 {
+        if self.site.journal.is_some() && self.migration() != 0 {
             self.pending.start(Place::Owner, Operation::Record(Entry::Discarded));
         }
     }

@@ -1,6 +1,7 @@
 //! The greeting: the versions, features and devices of both sides are compared, before any device is asked for anything.
 
 use super::Destination;
+use crate::error::Error;
 use crate::proto::control::Table;
 use crate::proto::negotiate::{self, Offer};
 use crate::proto::table;
@@ -8,8 +9,17 @@ use crate::proto::table;
 impl Destination {
     pub(super) fn greeted(&mut self, offer: &Offer) {
         self.started = self.now;
-        self.taken.migration.clone_from(&offer.migration);
         self.spans.identify(&offer.migration);
+        self.taken.migration.clone_from(&offer.migration);
+        let id = self.migration();
+        if self.site.journal.as_ref().is_some_and(|known| id == 0 || known.contains(&id)) {
+            // Nothing of this one may join the records of the other.
+            self.taken.migration.clear();
+            return self.fail(Error::Protocol(format!(
+                "the source uses the migration id {id:032x}, which the journal here cannot take again: each attempt \
+                 needs a new one"
+            )));
+        }
         match negotiate::choose(offer, &self.site.features) {
             Ok(features) => {
                 self.features = features;

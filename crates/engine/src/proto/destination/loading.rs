@@ -40,7 +40,7 @@ impl Destination {
     /// Records that the devices may start. A crash after this costs a question to the arbiter, and never two running
     /// devices.
     pub(super) fn record_may_start(&mut self) {
-        if self.site.has_journal && !std::mem::replace(&mut self.recorded, true) {
+        if self.site.journal.is_some() && !std::mem::replace(&mut self.recorded, true) {
             self.pending.start(Place::Owner, Operation::Record(Entry::MayStart));
         }
     }

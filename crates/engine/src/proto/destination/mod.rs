@@ -40,8 +40,8 @@ pub struct Site {
     pub table: Table,
     /// The features that can be used.
     pub features: BTreeSet<Feature>,
-    /// Set if the owner keeps a journal.
-    pub has_journal: bool,
+    /// The ids of the migrations that the owner's journal has; `None` without a journal.
+    pub journal: Option<Vec<u128>>,
     /// The bounds.
     pub options: DestinationOptions,
 }
