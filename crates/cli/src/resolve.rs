@@ -122,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     drop(resolved.devices);
     match resolved.result {
         Ok(Some(outcome)) => {
-            report.outcome = Some(outcome_name(outcome));
+            report.outcome = Some(outcome.name());
             report.is_new = true;
             output.result(&report, &report)
         }
@@ -137,16 +137,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
 }
 
-/// The outcome of a migration in words for scripts.
-fn outcome_name(entry: Entry) -> &'static str {
-    match entry {
-        Entry::Returned => "returned",
-        Entry::Gone => "gone",
-        Entry::Started => "started",
-        _ => "discarded",
-    }
-}
-
 /// Returns the side that has the devices by this entry, if it says so.
 fn owner_by(entry: Entry) -> Option<Side> {
     match entry {
@@ -156,25 +146,11 @@ fn owner_by(entry: Entry) -> Option<Side> {
     }
 }
 
-fn other(side: Side) -> Side {
-    match side {
-        Side::Source => Side::Destination,
-        Side::Destination => Side::Source,
-    }
-}
-
-fn side_name(side: Side) -> &'static str {
-    match side {
-        Side::Source => "source",
-        Side::Destination => "destination",
-    }
-}
-
 /// Returns the side that the operator gives the devices to.
 fn decision(arguments: &Arguments, side: Side) -> Option<Side> {
     match (arguments.run_here, arguments.run_there) {
         (true, _) => Some(side),
-        (_, true) => Some(other(side)),
+        (_, true) => Some(side.other()),
         _ => None,
     }
 }
@@ -256,7 +232,7 @@ fn read_peer(path: &Path, history: &History) -> Result<History, Failure> {
     let records = Journal::read(path).map_err(failed)?;
     let histories = History::of(&records)
         .map_err(|error| Failure::new(format!("the journal {}: {error}", path.display())))?;
-    let side = other(history.side);
+    let side = history.side.other();
     let same = |peer: &&History| peer.migration == history.migration && peer.side == side;
     if let Some(peer) = histories.iter().find(same) {
         return Ok(peer.clone());
@@ -272,7 +248,7 @@ fn read_peer(path: &Path, history: &History) -> Result<History, Failure> {
         "the journal {} has no record of migration {:032x} at the {}",
         path.display(),
         history.migration,
-        side_name(side)
+        side.name()
     ))
     .hint(hint))
 }
@@ -302,7 +278,7 @@ fn check(
         return refuse(
             format!(
                 "{judgement}; but the other side's journal says that they belong to the {}",
-                side_name(by_peer)
+                by_peer.name()
             ),
             format!("{unchanged}: check on both hosts which devices run, with `whimbrel state TARGET`"),
         );
@@ -334,7 +310,7 @@ fn check(
         return refuse(
             format!(
                 "{option} contradicts the other side's journal: the devices belong to the {}",
-                side_name(by_peer)
+                by_peer.name()
             ),
             unchanged,
         );
@@ -408,11 +384,11 @@ impl Report {
         Report {
             journal: path.to_path_buf(),
             migration: is_known.then(|| format!("{:032x}", history.migration)),
-            side: side_name(history.side),
+            side: history.side.name(),
             peer: is_known.then(|| printable(&history.peer, Record::MAX_TEXT)),
             devices: history.devices.iter().map(|it| device(&it.name)).collect(),
             evidence: None,
-            outcome: history.outcome().map(outcome_name),
+            outcome: history.outcome().map(Entry::name),
             is_new: false,
         }
     }

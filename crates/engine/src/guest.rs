@@ -76,6 +76,15 @@ pub trait Guest: Send {
     }
 }
 
+/// Saves the program's state, and checks that it is what was listed before: the destination was asked for that.
+pub(crate) fn save_listed(guest: &mut dyn Guest, listed: &[BlobName]) -> Result<Vec<Blob>, GuestError> {
+    let blobs = guest.save()?;
+    if blobs.iter().map(|blob| &blob.name).ne(listed) {
+        return Err("it saved other blobs than it had listed".into());
+    }
+    Ok(blobs)
+}
+
 impl<G: Guest + ?Sized> Guest for &mut G {
     fn blobs(&self) -> Vec<BlobName> {
         (**self).blobs()

@@ -11,7 +11,7 @@ use super::set::Set;
 use super::writer::Writer;
 use super::{Archived, Summary, path, raw};
 use crate::error::Error;
-use crate::guest::{Blob, Guest, NoGuest};
+use crate::guest::{Blob, Guest, NoGuest, save_listed};
 use crate::progress::{Observer, Phase, Progress, Silent};
 use crate::proto::control::{Control, Table};
 use crate::proto::frame::CHUNK;
@@ -94,10 +94,7 @@ impl<'a> Save<'a> {
         self.run(|set, open, guest, cancel, tally| {
             let table = Table { devices: set.identities(), memory: Vec::new(), blobs: names };
             table::check(&table)?;
-            let blobs = guest.save().map_err(Error::Guest)?;
-            if blobs.iter().map(|blob| &blob.name).ne(&table.blobs) {
-                return Err(Error::Guest("it saved other blobs than it had listed".into()));
-            }
+            let blobs = save_listed(guest, &table.blobs).map_err(Error::Guest)?;
             let sessions = tally.open(set, open)?;
             let setups = set.save_setups()?;
             let mut writer = Writer::new(Cancellable::new(output, cancel));

@@ -8,7 +8,7 @@ use whimbrel_protocol::handover::Entry;
 use super::journal::Journal;
 use super::worker::{Hand, Turn};
 use crate::error::Error;
-use crate::guest::{Blob, Guest};
+use crate::guest::{Blob, Guest, save_listed};
 use crate::proto::operation::{Done, Operation};
 
 /// The owner's program and journal.
@@ -24,11 +24,8 @@ impl OwnerHand {
     fn pause(&mut self, turn: &Turn<'_>) -> Result<(), Error> {
         let guest = &mut self.guest;
         let listed = guest.blobs();
-        let blobs = turn.call(|| guest.pause().and_then(|()| guest.save())).map_err(Error::Guest)?;
-        if blobs.iter().map(|blob| &blob.name).ne(&listed) {
-            return Err(Error::Guest("it saved other blobs than it had listed".into()));
-        }
-        *self.blobs.lock() = blobs;
+        let saved = turn.call(|| guest.pause().and_then(|()| save_listed(&mut **guest, &listed)));
+        *self.blobs.lock() = saved.map_err(Error::Guest)?;
         Ok(())
     }
 

@@ -49,6 +49,7 @@ pub struct Scan<'a> {
     /// The start and end of the data at `at` or after it. Before it is a hole.
     data: (u64, u64),
     looks_for_holes: bool,
+    bytes: u64,
     /// Zeros that have not been returned yet, up to `at`.
     zero: u64,
     /// The bytes of the batch's buffer that have not been looked at yet. They end at `at`.
@@ -94,6 +95,7 @@ impl<'a> Scan<'a> {
             // A written page is not a hole. Looking for the end of data takes time for all of the data, which pays off
             // only if much of the memory is marked.
             looks_for_holes: marked >= all / 4,
+            bytes: marked,
             zero: 0,
             unread: (0, 0),
             scanning: Duration::ZERO,
@@ -102,7 +104,7 @@ impl<'a> Scan<'a> {
 
     /// Returns the number of bytes marked, including holes.
     pub fn bytes(&self) -> u64 {
-        self.dirty.iter().map(|(_, bitmap)| bitmap.count() as u64 * PAGE).sum()
+        self.bytes
     }
 
     /// Replaces the batch by the next stretches, by ascending address. Returns whether there are any.

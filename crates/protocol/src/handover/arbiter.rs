@@ -14,6 +14,25 @@ pub enum Side {
     Destination,
 }
 
+impl Side {
+    /// Returns the other side.
+    #[must_use]
+    pub const fn other(self) -> Side {
+        match self {
+            Side::Source => Side::Destination,
+            Side::Destination => Side::Source,
+        }
+    }
+
+    /// Returns the name: `source` or `destination`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Side::Source => "source",
+            Side::Destination => "destination",
+        }
+    }
+}
+
 /// The arbiter's answer to the side that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(clippy::exhaustive_enums, reason = "each side must obey every ruling")]
