@@ -1,5 +1,6 @@
 use std::ops::ControlFlow;
 
+use super::super::memory::is_zero;
 use super::super::test_memory::{room, sparse};
 use super::*;
 
@@ -176,4 +177,36 @@ fn population_stays_close_to_the_data() {
     let sent = 64 * MIB + 64 * PAGE;
     assert!((sent..=sent + 64 * MIB / AHEAD).contains(&taken), "{taken} bytes for {sent}");
     assert!(read(&ram, 100 * MIB, 64 * MIB).iter().all(|byte| *byte == 7));
+}
+
+/// Memory whose holes may be looked for within a page only.
+struct PageByPage<R>(R);
+
+impl<R: Ram> Ram for PageByPage<R> {
+    fn regions(&self) -> Vec<RamRegion> {
+        self.0.regions()
+    }
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<(), RamError> {
+        self.0.read(address, data)
+    }
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), RamError> {
+        self.0.write(address, data)
+    }
+    fn clear(&self, address: u64, length: u64) -> Result<(), RamError> {
+        super::super::mapping::clear(self, address, length)
+    }
+    fn next_data(&self, address: u64, length: u64, pagemap: &Pagemap) -> Option<RamRegion> {
+        assert!(length <= PAGE, "{length} bytes: the kernel walks to the end of the data");
+        self.0.next_data(address, length, pagemap)
+    }
+}
+
+#[test]
+fn clearing_looks_for_holes_no_further_than_a_page_and_touches_none() {
+    let (ram, files) = sparse(&[(0, 16 * MIB)]);
+    ram.write(MIB, &vec![1; MIB as usize]).unwrap();
+    let ram = PageByPage(ram);
+    ram.clear(MIB / 2 + 5, 8 * MIB).unwrap();
+    assert_eq!(room(&files[0]), MIB);
+    assert!(is_zero(&read(&ram, 0, 16 * MIB)));
 }

@@ -26,6 +26,8 @@ pub(super) fn next_data(file: &File, offset: u64, length: u64) -> Option<(u64, u
     }
     match seek(file, SeekFrom::Data(offset)) {
         Ok(start) if start >= end => None,
+        // Data has no end within a page.
+        Ok(start) if start >= offset && length <= PAGE => Some((start, end)),
         Ok(start) if start >= offset => match seek(file, SeekFrom::Hole(start)) {
             Ok(hole) if hole > start => Some((start, hole.min(end))),
             _ => Some((start, end)),
@@ -76,35 +78,31 @@ pub(super) fn receive(bytes: SharedBytes<'_>, receive: &mut Receive<'_>) -> Cont
 
 /// Sets memory to zero where it may hold non-zero data. Punches no holes: a device may have pinned the pages, and would
 /// continue to write to the freed ones.
+///
+/// Holes are looked for page by page: the kernel would walk to the end of the data for the size of more of it.
 pub(super) fn clear(ram: &dyn Ram, address: u64, length: u64) -> Result<(), RamError> {
-    const BLOCK: usize = 64 << 10;
     let wanted = RamRegion { start: address, size: length };
     let parts: Vec<RamRegion> =
         ram.regions().iter().filter_map(|region| region.intersection(wanted)).collect();
     if parts.iter().map(|part| part.size).sum::<u64>() != length {
         return Err(RamError { address, length });
     }
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = [0; PAGE as usize];
     // Each call would read the process's mappings again. Reading a page of anonymous memory does not allocate it.
     let pagemap = Pagemap::without_holes();
     for part in parts {
         let mut at = part.start;
-        while let Some(data) = ram.next_data(at, part.end() - at, &pagemap) {
-            at = data.start;
-            while at < data.end() {
-                // Whole pages except for the first and the last.
-                let count = (BLOCK as u64 - at % PAGE).min(data.end() - at) as usize;
-                ram.read(at, &mut buffer[..count])?;
-                let mut from = 0;
-                while from < count {
-                    let page = (PAGE - (at + from as u64) % PAGE).min((count - from) as u64) as usize;
-                    if !is_zero(&buffer[from..from + page]) {
-                        ram.write(at + from as u64, &[0; PAGE as usize][..page])?;
-                    }
-                    from += page;
+        while at < part.end() {
+            // Whole pages except for the first and the last.
+            let count = (PAGE - at % PAGE).min(part.end() - at);
+            let bytes = &mut buffer[..count as usize];
+            if ram.next_data(at, count, &pagemap).is_some() {
+                ram.read(at, bytes)?;
+                if !is_zero(bytes) {
+                    ram.write(at, &[0; PAGE as usize][..count as usize])?;
                 }
-                at += count as u64;
             }
+            at += count;
         }
     }
     Ok(())
