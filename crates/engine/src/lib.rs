@@ -59,12 +59,12 @@ pub use error::{Error, Outcome, SendError};
 pub use guest::{Blob, BlobName, Guest, GuestError, NoGuest};
 pub use progress::{Observer, Phase, Progress, Silent};
 pub use proto::destination::DestinationOptions;
+pub use proto::judgement::{Evidence, Judgement};
 pub use proto::negotiate::Feature;
 pub use proto::source::SourceOptions;
 pub use report::{DeviceReport, Report, Round};
 pub use run::{
-    Arrived, Cancel, Destination, Evidence, Journal, JournalLock, Judgement, Received, Resolve, Resolved,
-    Sent, Source,
+    Arrived, Cancel, Destination, Journal, JournalLock, Received, Resolve, Resolved, Sent, Source,
 };
 pub use set::{CpuLog, NoCpuLog, Ram, RamError, RamRegion};
 

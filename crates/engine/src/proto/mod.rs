@@ -14,6 +14,7 @@ pub mod destination;
 pub mod frame;
 pub mod identity;
 pub mod intake;
+pub mod judgement;
 pub mod message;
 pub mod negotiate;
 pub mod operation;

@@ -24,5 +24,5 @@ mod worker;
 pub use cancel::Cancel;
 pub use destination::{Arrived, Destination, Received};
 pub use journal::{Journal, JournalLock};
-pub use resolve::{Evidence, Judgement, Resolve, Resolved};
+pub use resolve::{Resolve, Resolved};
 pub use source::{Sent, Source};
