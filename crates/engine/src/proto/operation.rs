@@ -133,7 +133,12 @@ pub enum Operation {
     /// On the owner: the devices run here now.
     Run,
     /// On the owner: append an entry to the journal and sync it. Does nothing without a journal.
-    Record(Entry),
+    Record {
+        /// The migration's id.
+        migration: u128,
+        /// The entry.
+        entry: Entry,
+    },
 }
 
 /// The results of operations.
@@ -235,7 +240,7 @@ impl fmt::Display for Operation {
             Operation::Resume => f.write_str("resumption of the owner"),
             Operation::Inspect => f.write_str("inspection by the owner"),
             Operation::Run => f.write_str("start of the owner"),
-            Operation::Record(entry) => write!(f, "record of '{entry}' in the journal"),
+            Operation::Record { entry, .. } => write!(f, "record of '{entry}' in the journal"),
         }
     }
 }

@@ -77,8 +77,9 @@ pub struct Received {
 #[non_exhaustive]
 pub struct Arrived {
     /// `Ok`: the devices run here. Otherwise no received state is in them: they were not touched, or have been reset,
-    /// or the error reports why the reset failed or was not attempted. The one exception is [`Error::GuestAfterHandover`]: the devices run
-    /// here, but their program does not. Memory may have been written in any case.
+    /// or the error reports why the reset failed or was not attempted. The one exception is
+    /// [`Error::GuestAfterHandover`]: the devices run here, but their program does not. Memory may have been written in
+    /// any case.
     pub result: Result<Received, Error>,
     /// The devices, in their order; `None` for one whose driver has not returned from a call.
     pub devices: Vec<Option<Box<dyn Migratable>>>,
@@ -220,7 +221,6 @@ impl Destination {
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
-        let migration = Arc::new(Mutex::new(0));
         let stream = StreamHand {
             transfer: transfer.clone(),
             ram: None,
@@ -229,12 +229,7 @@ impl Destination {
             logs: MemoryLogs::new(Vec::new(), Box::new(NoCpuLog)),
             blobs: blobs.clone(),
         };
-        let owner = OwnerHand {
-            guest: self.guest,
-            journal: self.journal,
-            migration: migration.clone(),
-            blobs: blobs.clone(),
-        };
+        let owner = OwnerHand { guest: self.guest, journal: self.journal, blobs: blobs.clone() };
         let call_timeout = self.options.call_timeout;
         let started =
             Hands::start(devices, Known::default(), stream, owner, &buffers, call_timeout, &mut named);
@@ -267,13 +262,8 @@ impl Destination {
             // After a successful migration it has no receiver.
             let _ = back.send(inbound.receive());
         });
-        let mut receiving = Receiving {
-            machine: machine::Destination::new(site, Duration::ZERO),
-            intake,
-            migration,
-            arrived,
-            timeout,
-        };
+        let mut receiving =
+            Receiving { machine: machine::Destination::new(site, Duration::ZERO), intake, arrived, timeout };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
@@ -337,7 +327,6 @@ impl From<Taken> for Received {
 struct Receiving {
     machine: machine::Destination,
     intake: Arc<Mutex<Intake>>,
-    migration: Arc<Mutex<u128>>,
     arrived: Arc<AtomicU64>,
     timeout: Duration,
 }
@@ -360,8 +349,6 @@ impl Machine for Receiving {
     }
 
     fn begins(&mut self, operation: &Operation) {
-        // The journal records a refusal as well.
-        *self.migration.lock() = self.machine.migration();
         if let Operation::Send(Control::Fits(_)) = operation {
             // The source sends memory and state as soon as it has received this.
             self.intake.lock().open(self.machine.table(), self.machine.features());

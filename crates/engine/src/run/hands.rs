@@ -287,12 +287,7 @@ mod tests {
                 blobs: Arc::default(),
                 pagemap: Pagemap::new(),
             };
-            let owner = OwnerHand {
-                guest: Box::new(NoGuest),
-                journal: None,
-                migration: Arc::default(),
-                blobs: Arc::default(),
-            };
+            let owner = OwnerHand { guest: Box::new(NoGuest), journal: None, blobs: Arc::default() };
             let mut asked = 0;
             let mut settings = |name: &str| {
                 asked += 1;

@@ -15,7 +15,6 @@ use crate::proto::operation::{Done, Operation};
 pub(super) struct OwnerHand {
     pub(super) guest: Box<dyn Guest>,
     pub(super) journal: Option<Journal>,
-    pub(super) migration: Arc<Mutex<u128>>,
     /// The owner's state: saved when it paused, or received for it.
     pub(super) blobs: Arc<Mutex<Vec<Blob>>>,
 }
@@ -35,8 +34,7 @@ impl OwnerHand {
         turn.call(|| guest.load(blobs).and_then(|()| guest.inspect())).map_err(Error::Guest)
     }
 
-    fn record(&mut self, entry: Entry, turn: &Turn<'_>) -> Result<(), Error> {
-        let migration = *self.migration.lock();
+    fn record(&mut self, migration: u128, entry: Entry, turn: &Turn<'_>) -> Result<(), Error> {
         match &mut self.journal {
             Some(journal) => turn.call(|| journal.append(migration, entry)),
             None => Ok(()),
@@ -52,7 +50,7 @@ impl Hand for OwnerHand {
             Operation::Resume => turn.call(|| guest.resume()).map_err(Error::Guest)?,
             Operation::Inspect => self.inspect(turn)?,
             Operation::Run => turn.call(|| guest.run()).map_err(Error::Guest)?,
-            Operation::Record(entry) => self.record(entry, turn)?,
+            Operation::Record { migration, entry } => self.record(migration, entry, turn)?,
             other => return Err(Error::Protocol(format!("{other} is not asked of the owner"))),
         }
         Ok(Done::Nothing)

@@ -180,11 +180,11 @@ impl Source {
         if !table.blobs.is_empty() {
             needs.insert(Feature::Blobs);
         }
-        let id = uuid::Uuid::new_v4().as_u128();
-        let plan = Plan { offer: Offer::new(id, &self.features, &needs), table, options: self.options };
+        let offer = Offer::new(uuid::Uuid::new_v4().as_u128(), &self.features, &needs);
+        let plan = Plan { offer, table, options: self.options };
         let interrupts = Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?)));
         match interrupts {
-            Ok((write, read)) => self.run(plan, id, devices, channel, write, read),
+            Ok((write, read)) => self.run(plan, devices, channel, write, read),
             Err(error) => untouched(Error::Thread(error), devices.into_iter().map(Some).collect()),
         }
     }
@@ -192,7 +192,6 @@ impl Source {
     fn run(
         mut self,
         plan: Plan,
-        id: u128,
         devices: Vec<Box<dyn Migratable>>,
         channel: Arc<dyn Channel>,
         write: Interrupt,
@@ -214,12 +213,7 @@ impl Source {
             logs,
             blobs: blobs.clone(),
         };
-        let owner = OwnerHand {
-            guest: self.guest,
-            journal: self.journal,
-            migration: Arc::new(Mutex::new(id)),
-            blobs,
-        };
+        let owner = OwnerHand { guest: self.guest, journal: self.journal, blobs };
         let call_timeout = self.options.call_timeout;
         let started = Hands::start(devices, known, stream, owner, &buffers, call_timeout, &mut named);
         let (mut hands, events) = match started {

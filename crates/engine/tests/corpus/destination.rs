@@ -167,7 +167,7 @@ impl<'a> Side<'a> {
             return if self.is_lost { Err(Error::Lost { side: "source" }) } else { Ok(Done::Nothing) };
         }
         let Place::Device(index) = place else {
-            assert!(matches!(operation, Operation::Inspect | Operation::Run | Operation::Record(_)));
+            assert!(matches!(operation, Operation::Inspect | Operation::Run | Operation::Record { .. }));
             return Ok(Done::Nothing);
         };
         let device = &mut self.devices[index];

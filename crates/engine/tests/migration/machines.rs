@@ -205,7 +205,7 @@ fn greet(journal: &[u128], migration: u128) -> (bool, Vec<Entry>) {
                 refused = true;
                 assert!(reason.reason.contains("each attempt needs a new one"), "{reason:?}");
             }
-            Operation::Record(entry) => recorded.push(*entry),
+            Operation::Record { entry, .. } => recorded.push(*entry),
             _ => {}
         }
         destination.input(Event::Done { id, result: Ok(Done::Nothing) }, Duration::ZERO);

@@ -177,7 +177,7 @@ impl World {
                 host.cpu_log = None;
                 if fails { error() } else { ok }
             }
-            Operation::Record(entry) => {
+            Operation::Record { entry, .. } => {
                 if has_journal && (!fails || half) {
                     host.journal.push(entry);
                 }

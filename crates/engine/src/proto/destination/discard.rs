@@ -57,7 +57,7 @@ impl Destination {
             {
                 device.stuck = true;
                 device.reset_failed = Some(error);
-            } else if operation == Operation::Record(Entry::Discarding) {
+            } else if matches!(operation, Operation::Record { entry: Entry::Discarding, .. }) {
                 self.unrecorded = Some(error);
             } else if self.phase == Phase::Run && operation == Operation::Run {
                 self.cause = Some(Error::GuestAfterHandover(Box::new(error)));
@@ -88,8 +88,12 @@ impl Destination {
     pub(super) fn discard_done(&mut self, place: Place, operation: &Operation, result: Result<Done, Error>) {
         let Place::Device(index) = place else {
             match (operation, result) {
-                (Operation::Record(Entry::MayStart), Err(Error::Journal { .. })) => self.recorded = false,
-                (Operation::Record(Entry::Discarding), Err(error)) => self.unrecorded = Some(error),
+                (Operation::Record { entry: Entry::MayStart, .. }, Err(Error::Journal { .. })) => {
+                    self.recorded = false;
+                }
+                (Operation::Record { entry: Entry::Discarding, .. }, Err(error)) => {
+                    self.unrecorded = Some(error);
+                }
                 (_, Err(error)) => tracing::debug!(%operation, %error, "after the failure"),
                 (_, Ok(_)) => {}
             }
@@ -137,7 +141,7 @@ impl Destination {
     /// that was reset looks like one that was started.
     pub(super) fn record_discarding(&mut self) {
         if self.recorded {
-            self.pending.start(Place::Owner, Operation::Record(Entry::Discarding));
+            self.record_entry(Entry::Discarding);
         }
     }
 
@@ -154,8 +158,8 @@ impl Destination {
         if let Some(cause) = self.cause.as_ref().filter(|_| !self.lost) {
             self.say(Control::Failed(Reason { reason: cause.to_string() }));
         }
-        if self.site.journal.is_some() && self.migration() != 0 {
-            self.pending.start(Place::Owner, Operation::Record(Entry::Discarded));
+        if self.site.journal.is_some() && self.migration != 0 {
+            self.record_entry(Entry::Discarded);
         }
     }
 }

@@ -11,15 +11,17 @@ impl Destination {
         self.started = self.now;
         self.spans.identify(&offer.migration);
         self.taken.migration.clone_from(&offer.migration);
-        let id = self.migration();
-        if self.site.journal.as_ref().is_some_and(|known| id == 0 || known.contains(&id)) {
+        let id = offer.id();
+        // The journal's histories without entries have the id 0.
+        let is_known = |id| self.site.journal.as_ref().is_some_and(|known| id == 0 || known.contains(&id));
+        if let Some(id) = id.filter(|id| is_known(*id)) {
             // Nothing of this one may join the records of the other.
-            self.taken.migration.clear();
             return self.fail(Error::Protocol(format!(
                 "the source uses the migration id {id:032x}, which the journal here cannot take again: each attempt \
                  needs a new one"
             )));
         }
+        self.migration = id.unwrap_or_default();
         match negotiate::choose(offer, &self.site.features) {
             Ok(features) => {
                 self.features = features;

@@ -41,7 +41,11 @@ impl Destination {
     /// devices.
     pub(super) fn record_may_start(&mut self) {
         if self.site.journal.is_some() && !std::mem::replace(&mut self.recorded, true) {
-            self.pending.start(Place::Owner, Operation::Record(Entry::MayStart));
+            self.record_entry(Entry::MayStart);
         }
+    }
+
+    pub(super) fn record_entry(&mut self, entry: Entry) {
+        self.pending.start(Place::Owner, Operation::Record { migration: self.migration, entry });
     }
 }

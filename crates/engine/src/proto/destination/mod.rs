@@ -102,6 +102,8 @@ pub struct Destination {
     deadline: Option<Now>,
     /// The time when the current phase began.
     phase_began: Now,
+    /// The migration's id, once it has been accepted; 0 before.
+    migration: u128,
     round: u32,
     /// Set if the journal may have the record that the devices may start.
     recorded: bool,
@@ -134,6 +136,7 @@ impl Destination {
             now,
             deadline: None,
             phase_began: now,
+            migration: 0,
             round: 0,
             recorded: false,
             unrecorded: None,
@@ -197,11 +200,6 @@ impl Destination {
     /// Returns the source's table, once it has been accepted.
     pub fn table(&self) -> &Table {
         &self.theirs
-    }
-
-    /// Returns the migration's id, once HELLO has arrived.
-    pub fn migration(&self) -> u128 {
-        u128::from_str_radix(&self.taken.migration, 16).unwrap_or_default()
     }
 
     /// Returns the time since which frames of the source are awaited, while memory and state arrive: these bypass the
@@ -374,7 +372,9 @@ impl Destination {
                 }
             }
             (operation, Err(error)) => {
-                if let (Operation::Record(Entry::MayStart), Error::Journal { .. }) = (operation, &error) {
+                if let (Operation::Record { entry: Entry::MayStart, .. }, Error::Journal { .. }) =
+                    (operation, &error)
+                {
                     self.recorded = false;
                 }
                 self.fail(error);

@@ -60,6 +60,6 @@ impl Destination {
             self.say(Control::Running(Running { start_us }));
         }
         self.pending.start(Place::Owner, Operation::Run);
-        self.pending.start(Place::Owner, Operation::Record(Entry::Started));
+        self.record_entry(Entry::Started);
     }
 }

@@ -152,7 +152,7 @@ impl Source {
         if all_run && std::mem::take(&mut self.paused) {
             self.pending.start(Place::Owner, Operation::Resume);
         }
-        self.pending.start(Place::Owner, Operation::Record(Entry::Returned));
+        self.record_entry(Entry::Returned);
         self.stop_logs();
     }
 

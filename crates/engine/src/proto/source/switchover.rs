@@ -20,13 +20,18 @@ impl Source {
     pub(super) fn record(&mut self) {
         if !self.recorded {
             self.recorded = true;
-            self.pending.start(Place::Owner, Operation::Record(Entry::MayBeHandedOver));
+            self.record_entry(Entry::MayBeHandedOver);
         }
         for (index, device) in self.devices.iter().enumerate() {
             if device.has_precopy {
                 self.pending.start(Place::Device(index), Operation::QueryPrecopy);
             }
         }
+    }
+
+    pub(super) fn record_entry(&mut self, entry: Entry) {
+        let migration = self.plan.offer.id().unwrap_or_default();
+        self.pending.start(Place::Owner, Operation::Record { migration, entry });
     }
 
     pub(super) fn pause(&mut self) {
@@ -146,7 +151,7 @@ impl Source {
     pub(super) fn release(&mut self) {
         self.each_device(&Operation::SetState(State::Stop));
         self.stop_logs();
-        self.pending.start(Place::Owner, Operation::Record(Entry::Gone));
+        self.record_entry(Entry::Gone);
     }
 
     pub(super) fn stop_logs(&mut self) {
