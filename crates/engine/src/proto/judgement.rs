@@ -1,4 +1,4 @@
-//! What the journal of a side and the states of its devices prove about a migration whose outcome is unknown.
+//! The conclusion from the journal of a side and its devices about a migration whose outcome is unknown.
 //!
 //! [`whimbrel_protocol::handover`] has the rules of the handover, and [`Resolve`](crate::Resolve) does what follows.
 
