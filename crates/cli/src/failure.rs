@@ -138,7 +138,7 @@ impl From<whimbrel_engine::Error> for Failure {
 }
 
 /// With `--json`, `outcome` is the device's whereabouts: `runs_on`, `runs_on_after_reset`, `untouched`,
-/// `unknown` or `stranded`.
+/// `unknown` or `stranded`. `warnings` are the problems that did not change it.
 impl From<SendError> for Failure {
     fn from(error: SendError) -> Failure {
         let outcome = match &error.outcome {
@@ -148,7 +148,8 @@ impl From<SendError> for Failure {
             Outcome::Unknown => "unknown",
             Outcome::Stranded(_) => "stranded",
         };
-        let failure = Failure::from_error(&error).result(&serde_json::json!({ "outcome": outcome }));
+        let told = serde_json::json!({ "outcome": outcome, "warnings": error.warnings });
+        let failure = Failure::from_error(&error).result(&told);
         failure.hint_if(error.advice())
     }
 }

@@ -92,9 +92,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     drop(lock);
     let report = sent.result.map_err(|error| failed(error, targets, address, path))?;
     journal::warn_if_open(path);
-    for warning in &report.warnings {
-        note(format_args!("warning: {warning}"));
-    }
+    warn(&report.warnings);
     output.result(&report, Text { report: &report, address })
 }
 
@@ -145,7 +143,14 @@ fn reach(
 
 const FIREWALL: &str = "check the address, and whether a firewall blocks it";
 
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        note(format_args!("warning: {warning}"));
+    }
+}
+
 fn failed(error: SendError, targets: &[Target], address: &Address, journal: Option<&Path>) -> Failure {
+    warn(&error.warnings);
     let settles = journal::remedy(journal);
     let hint = match (&error.outcome, &error.cause) {
         (Outcome::Unknown, _) if settles.is_some() => settles,

@@ -349,9 +349,16 @@ pub struct SendError {
     pub cause: Error,
     /// The outcome for the devices.
     pub outcome: Outcome,
+    /// Problems that did not change the outcome, such as a configuration that could not be restored after a reset.
+    pub warnings: Vec<String>,
 }
 
 impl SendError {
+    /// Returns an error without warnings.
+    pub(crate) fn new(cause: Error, outcome: Outcome) -> SendError {
+        SendError { cause, outcome, warnings: Vec::new() }
+    }
+
     /// Returns a hint for the operator, if there is one: after an unknown or bad outcome about the devices, otherwise about
     /// the cause.
     pub fn advice(&self) -> Option<&'static str> {
@@ -399,7 +406,7 @@ mod tests {
 
     #[test]
     fn the_advice_follows_the_outcome() {
-        let advice = |outcome| SendError { cause: Error::Lost { side: "destination" }, outcome }.advice();
+        let advice = |outcome| SendError::new(Error::Lost { side: "destination" }, outcome).advice();
         let of_the_cause = Error::Lost { side: "destination" }.advice();
         assert!(of_the_cause.is_some_and(|advice| advice.contains("still runs")));
         assert_eq!(advice(Outcome::RunsOn), of_the_cause);

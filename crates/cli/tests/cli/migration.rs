@@ -223,6 +223,18 @@ fn strangers_do_not_keep_the_sender_from_its_destination() {
 }
 
 #[test]
+fn what_a_user_is_warned_of_is_also_told_after_a_failure() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0"]);
+    let cannot = "model:accel?state=64KiB&features=stop-copy";
+    let run = whimbrel(["send", cannot, cannot, "--to", &receiver.address, PATIENT, "--json"]).failed();
+    let warning = format!("{cannot}, {cannot} cannot be quiesced (no VFIO_MIGRATION_P2P)");
+    assert!(run.stderr.contains(&format!("\nwarning: {warning}")), "{}", run.stderr);
+    assert!(run.json()["warnings"][0].as_str().unwrap().starts_with(&warning), "{}", run.json());
+    assert_eq!(run.json()["warnings"].as_array().unwrap().len(), 1);
+    receiver.finish().failed();
+}
+
+#[test]
 fn a_second_sender_is_turned_away_and_the_first_goes_on() {
     let target = "model:accel?state=1MiB&rate=1MiB";
     let receiver = Receiver::start(&[target, "--listen", "127.0.0.1:0"]);
@@ -454,7 +466,7 @@ fn a_destination_that_hangs_up_before_the_handover_leaves_the_device_running_her
             _ => ("runs_on", "the devices run on at the source"),
         };
         assert_eq!(run.json()["outcome"], outcome, "{stage:?}");
-        assert_eq!(keys(&run.json()), ["error", "hint", "outcome"]);
+        assert_eq!(keys(&run.json()), ["error", "hint", "outcome", "warnings"]);
         run.says(&[said]);
         peer.thread.join().unwrap();
     }

@@ -93,9 +93,10 @@ pub enum Operation {
     /// On a device: VFIO_DEVICE_RESET. Reports [`Done::Nothing`].
     Reset,
     /// On a device: read the setup that does not belong to its migration state (PCI configuration, interrupts) and keep
-    /// it. Reports [`Done::Nothing`].
+    /// it. Reports [`Done::Sent`].
     SaveSetup {
-        /// Set if it is also sent, if there is any.
+        /// Set if it is also sent, if there is any. Otherwise a setup that cannot be read is an error of
+        /// [`Operation::RestoreSetup`], unless an earlier one was read.
         send: bool,
     },
     /// On a device: write the setup that was saved or received. Reports [`Done::Nothing`].

@@ -41,6 +41,8 @@ pub(super) struct DeviceHand {
     state: Option<State>,
     /// The setup to restore after a reset, or before the device runs here.
     setup: Option<DeviceSetup>,
+    /// The error of reading it, if it is to be restored and was never read.
+    unread_setup: Option<whimbrel_user::Error>,
     /// Bytes of state loaded.
     taken: u64,
     /// Set if the device has refused state that arrived.
@@ -68,6 +70,7 @@ impl DeviceHand {
             choice: DirtyChoice::NoMemory,
             state: known.state,
             setup: None,
+            unread_setup: None,
             taken: 0,
             refused: false,
         }
@@ -143,7 +146,11 @@ impl DeviceHand {
 
     fn save_setup(&mut self, send: bool, turn: &Turn<'_>) -> Result<Sent, Error> {
         let device = &mut self.device;
-        self.setup = turn.call(|| device.save_setup())?;
+        match turn.call(|| device.save_setup()) {
+            Ok(setup) => self.setup = setup,
+            Err(error) if send => return Err(error.into()),
+            Err(error) => self.unread_setup = Some(error),
+        }
         let mut done = Sent::default();
         if let Some(setup) = self.setup.as_ref().filter(|_| send) {
             let data = setup.to_bytes();
@@ -154,7 +161,8 @@ impl DeviceHand {
     }
 
     fn restore_setup(&mut self, turn: &Turn<'_>) -> Result<(), Error> {
-        let Some(setup) = &self.setup else { return Ok(()) };
+        let unread = self.unread_setup.take();
+        let Some(setup) = &self.setup else { return unread.map_or(Ok(()), |error| Err(error.into())) };
         let device = &mut self.device;
         Ok(turn.call(|| device.restore_setup(setup))?)
     }

@@ -157,7 +157,7 @@ impl Source {
             }
         });
         let untouched = |cause: Error, devices: Devices| Sent {
-            result: Err(SendError { cause, outcome: Outcome::Untouched }),
+            result: Err(SendError::new(cause, Outcome::Untouched)),
             devices,
         };
         let (devices, identities) = match asked {
@@ -220,7 +220,7 @@ impl Source {
             Ok(started) => started,
             Err(NotStarted { devices, error }) => {
                 let cause = Error::Thread(error);
-                return Sent { result: Err(SendError { cause, outcome: Outcome::Untouched }), devices };
+                return Sent { result: Err(SendError::new(cause, Outcome::Untouched)), devices };
             }
         };
         let (back, receiver_back) = mpsc::sync_channel(1);
@@ -246,7 +246,7 @@ impl Source {
         buffers.close();
         read.set();
         let devices = hands.end();
-        let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|(cause, _)| cause);
+        let failure = result.as_ref().and_then(|result| result.as_ref().err()).map(|error| &error.cause);
         close(&transfer, &receiver_back, Ending::of(failure));
         let result = match result {
             Some(Ok(mut report)) => {
@@ -256,8 +256,8 @@ impl Source {
                 report.cpu_log = Some(cpu_choice);
                 Ok(report)
             }
-            Some(Err((cause, outcome))) => Err(SendError { cause, outcome }),
-            None => Err(SendError { cause: Error::Interrupted, outcome: Outcome::Unknown }),
+            Some(Err(error)) => Err(error),
+            None => Err(SendError::new(Error::Interrupted, Outcome::Unknown)),
         };
         Sent { result, devices: devices.into_iter().map(|hand| hand.map(DeviceHand::into_device)).collect() }
     }

@@ -12,7 +12,7 @@ use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
 use whimbrel_engine::proto::operation::{Command, Done, Event, Operation, Place, Sent};
 use whimbrel_engine::proto::source::{Plan, Source, SourceOptions};
-use whimbrel_engine::{Error, Outcome, RamRegion, Report};
+use whimbrel_engine::{Error, Outcome, RamRegion, Report, SendError};
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_user::State;
 
@@ -69,7 +69,7 @@ fn plan() -> Plan {
 /// Sends to a destination of which `hear` returns the next event. It is told everything that was said to the destination
 /// since the last one. Checks what holds whatever the destination answers.
 #[expect(clippy::result_large_err, reason = "it is the engine's")]
-pub(crate) fn send(mut hear: impl FnMut(Vec<Control>) -> Event) -> Result<Report, (Error, Outcome)> {
+pub(crate) fn send(mut hear: impl FnMut(Vec<Control>) -> Event) -> Result<Report, SendError> {
     let mut machine = Source::new(plan(), Duration::ZERO);
     let mut side = Side::default();
     let mut now = Duration::ZERO;
@@ -163,17 +163,20 @@ impl Side {
     }
 
     /// Checks where the devices are.
-    fn assert_sane(&self, result: &Result<Report, (Error, Outcome)>) {
+    fn assert_sane(&self, result: &Result<Report, SendError>) {
         let runs = self.states.iter().any(|state| state.is_none_or(State::is_running));
-        match result {
+        let outcome = result.as_ref().map_err(|error| &error.outcome);
+        match outcome {
             Ok(_) => assert!(self.verdict == Some(true) && !runs),
-            Err((_, Outcome::RunsOn | Outcome::Untouched)) => {
+            Err(Outcome::RunsOn | Outcome::Untouched) => {
                 assert!(!self.is_handed_over || self.verdict == Some(false));
                 let all = self.states.iter().all(|state| state.is_none_or(|state| state == State::Running));
                 assert!(all, "{:?}", self.states);
             }
-            Err((_, Outcome::Unknown)) => assert!(self.is_handed_over && self.verdict.is_none() && !runs),
-            Err((error, outcome)) => panic!("no call has failed: {error}; {outcome}"),
+            Err(Outcome::Unknown) => assert!(self.is_handed_over && self.verdict.is_none() && !runs),
+            Err(Outcome::RunsOnAfterReset { .. } | Outcome::Stranded(_)) => {
+                panic!("no call has failed: {result:?}");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The machines by hand, where what matters is the order of two events that threads would mix.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use whimbrel_engine::proto::control::{Control, Fits, Ready, Running};
@@ -13,7 +14,7 @@ use whimbrel_protocol::handover::Entry;
 use whimbrel_protocol::precopy::{PrecopyBytes, PrecopyReport};
 use whimbrel_user::State;
 
-use crate::support::engine::{DestinationOptions, Error, SourceOptions};
+use crate::support::engine::{DestinationOptions, Error, Outcome, SourceOptions};
 use crate::support::peer::{ID, accept, table};
 
 fn source() -> Source {
@@ -179,11 +180,33 @@ fn a_destination_that_does_not_say_ready_is_given_up_after_the_timeout_or_the_bu
         source.input(Event::Tick, seconds(waits));
         let operations = finish(&mut source);
         assert!(operations.contains(&Operation::Resume), "{operations:?}");
-        let (error, _) = source.result().expect("it is over").unwrap_err();
+        let error = source.result().expect("it is over").unwrap_err().cause;
         let is_of_the_timeout = matches!(error, Error::Silent { waited, .. } if waited == seconds(timeout));
         let is_of_the_budget = matches!(error, Error::Budget { budget } if budget == seconds(waits));
         assert!(if timeout < limit { is_of_the_timeout } else { is_of_the_budget }, "{error}");
     }
+}
+
+#[test]
+fn an_outcome_that_the_journal_cannot_have_is_in_the_warnings_of_a_failed_migration() {
+    let mut source = source();
+    let end = go_on_to(&mut source, |control| matches!(control, Control::End { .. }));
+    source.input(Event::Done { id: end, result: Ok(Done::Nothing) }, Duration::ZERO);
+    source.input(Event::Cancel("by the test".into()), Duration::ZERO);
+    while let Some(command) = source.poll() {
+        let Command::Start { id, operation, .. } = command else { continue };
+        let result = match &operation {
+            Operation::Record { entry: Entry::Returned, .. } => {
+                Err(Error::Journal { path: "the.journal".into(), error: ErrorKind::StorageFull.into() })
+            }
+            _ => Ok(yields(&operation)),
+        };
+        source.input(Event::Done { id, result }, Duration::ZERO);
+    }
+    let error = source.result().expect("it is over").unwrap_err();
+    assert!(matches!(error.outcome, Outcome::RunsOn), "{error}");
+    let [warning] = &error.warnings[..] else { panic!("{:?}", error.warnings) };
+    assert!(warning.starts_with("the journal the.journal: "), "{warning}");
 }
 
 /// Whether a destination whose journal has these migrations refuses an offer, and what it records.

@@ -23,6 +23,7 @@ mod owner;
 mod regions;
 mod resolve;
 mod sets;
+mod setups;
 mod sparse;
 mod support;
 mod time;

@@ -36,7 +36,11 @@ pub(crate) struct Device {
     pub(crate) content: Vec<Block>,
     /// The setup outside of its migration state.
     pub(crate) setup: u32,
+    /// The setup that its owner has given it.
+    pub(crate) owners_setup: u32,
     pub(crate) saved_setup: Option<u32>,
+    /// Whether the setup is to be restored and could not be read.
+    pub(crate) is_unread: bool,
     /// Whether its content is that of the device that migrates: always at the source.
     pub(crate) holds: bool,
     /// Whether something was done to it that a migration must undo.
@@ -55,11 +59,14 @@ impl Device {
     /// A device that runs.
     pub(crate) fn new(model: Model, holds: bool, rng: &mut Rng) -> Device {
         let blocks = model.blocks;
+        let setup = if holds { rng.u32(1..) } else { 0 };
         Device {
             state: State::Running,
             content: (0..blocks).map(|_| if holds { rng.u32(1..BLANK) } else { BLANK }).collect(),
-            setup: if holds { rng.u32(..) } else { 0 },
+            setup,
+            owners_setup: setup,
             saved_setup: None,
+            is_unread: false,
             holds,
             touched: false,
             was_reset: false,

@@ -63,7 +63,8 @@ impl World {
                     host.is_unlogged = true;
                     ok
                 }
-                Operation::RestoreSetup if fails && half => error(),
+                Operation::RestoreSetup if lie == Some(Lie::RestoresNoSetup) => ok,
+                Operation::RestoreSetup if device.is_unread || (fails && half) => error(),
                 Operation::RestoreSetup => {
                     if let Some(setup) = device.saved_setup {
                         device.setup = setup;
@@ -73,6 +74,10 @@ impl World {
                 Operation::StopLog => {
                     *log = None;
                     if fails { error() } else { ok }
+                }
+                Operation::SaveSetup { send: false } if fails => {
+                    device.is_unread = device.saved_setup.is_none();
+                    ok
                 }
                 _ if fails => error(),
                 Operation::QueryState => Next::End(Ok(Done::State(device.state))),
@@ -200,6 +205,7 @@ impl World {
                 if fails { error() } else { ok }
             }
             Operation::Inspect if fails => error(),
+            Operation::Inspect if lie == Some(Lie::LoadsNoBlob) => ok,
             Operation::Inspect => {
                 if let Some(blob) = host.blob {
                     host.guest_state = blob;

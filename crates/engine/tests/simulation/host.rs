@@ -11,7 +11,7 @@ use whimbrel_engine::proto::intake::Intake;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
 use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, OperationId, Place, Sent};
 use whimbrel_engine::proto::source::{self, Plan as SourcePlan};
-use whimbrel_engine::{BlobName, Error, Outcome, RamRegion, Report};
+use whimbrel_engine::{BlobName, Error, RamRegion, Report, SendError};
 use whimbrel_protocol::handover::Entry;
 
 use super::coverage::{Side, destination_row, source_row};
@@ -88,7 +88,7 @@ pub(crate) enum Machine {
 /// What a machine came to.
 #[derive(Debug)]
 pub(crate) enum End {
-    Source(Result<Report, (Error, Outcome)>),
+    Source(Result<Report, SendError>),
     Destination(Result<Taken, Error>),
 }
 

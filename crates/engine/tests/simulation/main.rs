@@ -31,6 +31,7 @@ mod world;
 use coverage::Coverage;
 use fastrand::Rng;
 use plan::{Lie, Plan};
+use whimbrel_engine::proto::negotiate::Feature;
 
 /// Seeds of all parts.
 const SEEDS: u64 = 10_000;
@@ -197,6 +198,29 @@ fn a_stop_without_end_is_seen() {
             .push((plan::When::In(source, row, std::time::Duration::ZERO), plan::Fault::Stall(plan.calm)));
     });
     assert_seen(&complaints, "without HANDOVER");
+}
+
+#[test]
+fn an_owners_state_that_is_not_loaded_is_seen() {
+    let complaints = lies(Lie::LoadsNoBlob, |plan| {
+        plan.features = [(); 2].map(|()| Feature::ALL.to_vec());
+        plan.has_blob = true;
+    });
+    assert_seen(&complaints, "with another owner's state");
+}
+
+#[test]
+fn a_setup_that_is_not_restored_after_a_reset_is_seen() {
+    let complaints = lies(Lie::RestoresNoSetup, |plan| {
+        let source = coverage::Side::Source;
+        let at = |name| {
+            let row = coverage::rows(source).iter().position(|row| row.name == name).unwrap();
+            plan::When::In(source, row, std::time::Duration::ZERO)
+        };
+        plan.faults.push((at("Rest"), plan::Fault::Cancel(source)));
+        plan.faults.push((at("Back(Run)"), plan::Fault::FailArcs(source, 1)));
+    });
+    assert_seen(&complaints, "runs at the source with another setup");
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::time::Duration;
 use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::operation::{Now, Operation, Place};
-use whimbrel_engine::{Error, Outcome};
+use whimbrel_engine::{Error, Outcome, SendError};
 use whimbrel_protocol::State;
 use whimbrel_protocol::handover::Entry;
 
 use super::coverage::Side;
 use super::device::Device;
-use super::host::End;
+use super::host::{End, Host};
 use super::link::Frame;
 use super::plan::{Lie, Plan};
 use super::resolve::Verdict;
@@ -209,6 +209,10 @@ impl Oracle {
             let pages = source.memory.iter().zip(&destination.memory).filter(|(here, there)| here != there);
             wrong = Some(format!("{} pages differ from those of the source", pages.count()));
         }
+        let owners = (source.guest_state, destination.guest_state);
+        if is_first && world.plan.has_blob && !oracle.ruled && owners.0 != owners.1 {
+            wrong = Some(format!("a device runs at the destination with another owner's state: {owners:?}"));
+        }
         let mut ran = oracle.ran.clone();
         for (index, (here, there)) in source.devices.iter().zip(&destination.devices).enumerate() {
             if !there.runs() || std::mem::replace(&mut ran[index], true) {
@@ -230,6 +234,17 @@ impl Oracle {
         }
     }
 
+    /// A device that runs at the source without the setup of its owner, although nobody says so.
+    fn lost_setup(source: &Host, error: &SendError) -> Option<usize> {
+        let is_told = |index: usize| {
+            let name = format!("device {index} its configuration is not restored");
+            error.warnings.iter().any(|warning| warning.contains(&name))
+        };
+        let is_lost = |device: &Device| device.state == State::Running && device.setup != device.owners_setup;
+        (0..source.devices.len())
+            .find(|index| is_lost(&source.devices[*index]) && !source.hung[*index] && !is_told(*index))
+    }
+
     /// A machine is over, and what it says must be true.
     pub(crate) fn finished(world: &mut World, side: Side) {
         let [source, destination] = world.hosts();
@@ -243,7 +258,8 @@ impl Oracle {
                 let is_wrong = oracle.told != Some("RUNNING") || source.any_runs() && injected == 0;
                 is_wrong.then(|| "migrated, but the devices are still here".to_string())
             }
-            Some(End::Source(Err((_, outcome)))) => {
+            Some(End::Source(Err(error))) => {
+                let outcome = &error.outcome;
                 let is_true = match outcome {
                     Outcome::RunsOn => source.devices.iter().all(runs) && source.guest && !was_reset,
                     Outcome::RunsOnAfterReset { devices } => {
@@ -257,7 +273,9 @@ impl Oracle {
                     }
                     Outcome::Stranded(_) => injected > 0,
                 };
-                (!is_true).then(|| format!("the outcome '{outcome}' is not true"))
+                let lost = Oracle::lost_setup(source, error);
+                lost.map(|index| format!("device {index} runs at the source with another setup"))
+                    .or_else(|| (!is_true).then(|| format!("the outcome '{outcome}' is not true")))
             }
             Some(End::Destination(Ok(_))) => {
                 let is_wrong = !destination.all_run() || !oracle.handed_over || !destination.guest;

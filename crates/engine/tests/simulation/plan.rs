@@ -26,6 +26,10 @@ pub(crate) enum Lie {
     RunsAfterHandover,
     /// The stop takes longer than its budget.
     NeverGivesUp,
+    /// After a reset at the source, the device keeps the setup that it has then.
+    RestoresNoSetup,
+    /// The owner at the destination does not load the source's blob.
+    LoadsNoBlob,
     /// After a crash nobody looks at the devices of the destination.
     DestinationNotLookedAt,
 }

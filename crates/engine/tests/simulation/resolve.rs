@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use whimbrel_engine::proto::operation::Place;
-use whimbrel_engine::{Error, Outcome};
+use whimbrel_engine::{Error, Outcome, SendError};
 use whimbrel_protocol::State;
 use whimbrel_protocol::handover::{
     Destination, DestinationAction, Entry, Ruling, Side as Party, Source, SourceAction,
@@ -100,7 +100,7 @@ impl World {
         let host = &self.hosts()[side as usize];
         let is_unknown = match &host.end {
             None => host.has_crashed,
-            Some(End::Source(Err((_, Outcome::Unknown)))) => true,
+            Some(End::Source(Err(SendError { outcome: Outcome::Unknown, .. }))) => true,
             Some(End::Source(_)) => false,
             Some(End::Destination(Err(Error::NotReset { .. } | Error::NotDiscarded { .. }))) => {
                 !host.journal.contains(&Entry::Discarded)
@@ -305,7 +305,7 @@ impl World {
             (Resolver::Settled(verdict, _), _) => *verdict,
             (Resolver::Source(_) | Resolver::Destination(_), _) => Verdict::Unknown,
             (_, Some(End::Source(Ok(_)))) => Verdict::Other,
-            (_, Some(End::Source(Err((_, Outcome::Unknown))))) => Verdict::Unknown,
+            (_, Some(End::Source(Err(SendError { outcome: Outcome::Unknown, .. })))) => Verdict::Unknown,
             (_, Some(End::Source(Err(_)))) => Verdict::Owner,
             (_, Some(End::Destination(Ok(_) | Err(Error::GuestAfterHandover(_))))) => Verdict::Owner,
             (_, Some(End::Destination(Err(Error::NotReset { .. } | Error::NotDiscarded { .. }))))

@@ -94,6 +94,9 @@ impl Destination {
                 (Operation::Record { entry: Entry::Discarding, .. }, Err(error)) => {
                     self.unrecorded = Some(error);
                 }
+                (Operation::Record { .. }, Err(error)) => {
+                    tracing::warn!(%error, "the journal does not have the outcome");
+                }
                 (_, Err(error)) => tracing::debug!(%operation, %error, "after the failure"),
                 (_, Ok(_)) => {}
             }

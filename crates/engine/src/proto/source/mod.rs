@@ -27,7 +27,7 @@ use super::operation::{Command, Done, Event, Now, Operation, OperationId, Place}
 use super::pending::Pending;
 use super::rounds::Prediction;
 use super::spans::Spans;
-use crate::error::{Error, Outcome};
+use crate::error::{Error, Outcome, SendError};
 use crate::progress as shown;
 use crate::report::{DeviceReport, Report};
 
@@ -165,17 +165,19 @@ impl Source {
     }
 
     /// Returns the result of the migration, once it has ended: `Ok` if the devices run at the destination.
-    pub fn result(&mut self) -> Option<Result<Report, (Error, Outcome)>> {
+    pub fn result(&mut self) -> Option<Result<Report, SendError>> {
         if self.phase != Phase::Over {
             return None;
         }
-        match (self.cause.take(), self.outcome.take()) {
-            (None, None) => Some(Ok(std::mem::take(&mut self.report))),
-            (cause, outcome) => Some(Err((
-                cause.unwrap_or_else(|| Error::Protocol("the migration was given up".into())),
-                outcome.unwrap_or(Outcome::Unknown),
-            ))),
-        }
+        let report = std::mem::take(&mut self.report);
+        Some(match (self.cause.take(), self.outcome.take()) {
+            (None, None) => Ok(report),
+            (cause, outcome) => Err(SendError {
+                cause: cause.unwrap_or_else(|| Error::Protocol("the migration was given up".into())),
+                outcome: outcome.unwrap_or(Outcome::Unknown),
+                warnings: report.warnings,
+            }),
+        })
     }
 
     /// Returns the tracing span of the current phase, for the work that the commands cause.
@@ -449,14 +451,19 @@ impl Source {
                 "{} cannot be quiesced (no VFIO_MIGRATION_P2P): the devices must not access each other directly",
                 lacking.join(", ")
             );
-            tracing::warn!("{warning}");
-            self.report.warnings.push(warning);
+            self.warn(warning);
         }
         self.report.devices = self
             .devices
             .iter()
             .map(|device| DeviceReport { name: device.name.clone(), ..DeviceReport::default() })
             .collect();
+    }
+
+    /// Reports a problem that does not change the outcome.
+    fn warn(&mut self, warning: String) {
+        tracing::warn!("{warning}");
+        self.report.warnings.push(warning);
     }
 
     /// Passes a message to the handover's rule, and returns the action that it demands.

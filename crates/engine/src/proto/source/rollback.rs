@@ -176,7 +176,7 @@ impl Source {
                 (Err(error), Operation::Resume) => {
                     self.outcome = Some(Outcome::Stranded(Box::new(error)));
                 }
-                (Err(error), _) if back != Back::Tell => self.report.warnings.push(error.to_string()),
+                (Err(error), _) if back != Back::Tell => self.warn(error.to_string()),
                 _ => {}
             }
             return;
@@ -191,9 +191,14 @@ impl Source {
                 device.stranded = Some(error);
             }
             (Operation::SaveSetup { .. } | Operation::RestoreSetup, Err(error)) => {
-                let warning = format!("{}: its configuration could not be restored: {error}", device.name);
-                self.report.warnings.push(warning);
+                let warning = format!(
+                    "{error}; after the reset of {} its configuration is not restored, and it may do neither DMA nor \
+                     interrupts until its guest sets it up again",
+                    device.name
+                );
+                self.warn(warning);
             }
+            (Operation::StopLog, Err(error)) => self.warn(error.to_string()),
             _ => {}
         }
     }

@@ -18,6 +18,9 @@ pub(crate) enum At {
     LogReport,
     LogStop,
     Reset,
+    /// Of the configuration space, of a device that has one.
+    ReadConfig,
+    WriteConfig,
     /// Any access to the migration region, of a device that has one.
     Region,
 }

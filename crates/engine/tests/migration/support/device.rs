@@ -9,7 +9,7 @@ use std::time::Duration;
 use whimbrel_device::wrap::migration_region::{Layout, MigrationRegion, Version};
 use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, FileOffset, Info, Migration,
-    MigrationFlags, Next, PrecopyReport, Region, State,
+    MigrationFlags, Next, PrecopyReport, Region, RegionInfoFlags, State,
 };
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -34,6 +34,8 @@ pub(crate) struct Shape {
     /// Pages of memory from 0 on that it writes to while it runs; none if 0.
     pub(crate) dma_pages: u64,
     pub(crate) regions: u32,
+    /// It is a PCI device, with a configuration space.
+    pub(crate) has_config: bool,
     /// It migrates through a region of this layout.
     pub(crate) region: Option<Layout>,
 }
@@ -49,13 +51,26 @@ impl Default for Shape {
             claims: None,
             dma_pages: 0,
             regions: 2,
+            has_config: false,
             region: None,
         }
     }
 }
 
+/// The index of the configuration space.
+const CONFIG: u32 = 7;
+const CONFIG_BYTES: usize = 256;
+
+/// A configuration space at power-on.
+fn powered_on() -> [u8; CONFIG_BYTES] {
+    let mut space = [0; CONFIG_BYTES];
+    space[..4].copy_from_slice(&[0x34, 0x12, 0x01, 0x00]);
+    space
+}
+
 struct TestDriver {
     shape: Shape,
+    config: [u8; CONFIG_BYTES],
     control: Control,
     initial_left: u64,
     dirty_left: u64,
@@ -96,6 +111,7 @@ fn open_file(name: &str, shape: &Shape, number: usize, history: &History) -> (De
     let control = Control::new(shape.size, number, history);
     let driver = TestDriver {
         shape: shape.clone(),
+        config: powered_on(),
         control: control.clone(),
         initial_left: 0,
         dirty_left: 0,
@@ -195,11 +211,39 @@ impl TestDriver {
 
 impl Driver for TestDriver {
     fn info(&self) -> Info {
+        if self.shape.has_config {
+            return Info::new(DeviceInfoFlags::RESET | DeviceInfoFlags::PCI).num_regions(9).num_irqs(5);
+        }
         Info::new(DeviceInfoFlags::RESET).num_regions(self.shape.regions)
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        match (self.shape.has_config, index) {
+            (false, _) => Err(Errno::EINVAL),
+            (true, CONFIG) => {
+                Ok(Region::new(RegionInfoFlags::READ | RegionInfoFlags::WRITE, CONFIG_BYTES as u64))
+            }
+            (true, _) => Ok(Region::absent(0)),
+        }
+    }
+
+    fn read_region(&mut self, _: &Context, _: u32, offset: u64, data: &mut [u8]) -> Result<usize, Errno> {
+        self.control.pass_request(At::ReadConfig)?;
+        let at = offset as usize;
+        data.copy_from_slice(&self.config[at..at + data.len()]);
+        Ok(data.len())
+    }
+
+    fn write_region(&mut self, _: &Context, _: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.control.pass_request(At::WriteConfig)?;
+        let at = offset as usize;
+        self.config[at..at + data.len()].copy_from_slice(data);
+        Ok(data.len())
     }
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.control.pass_request(At::Reset)?;
+        self.config = powered_on();
         self.control.set_state(&vec![0; self.shape.size]);
         Ok(())
     }
