@@ -1,22 +1,25 @@
 //! A device that works moves from one server to another, with the memory that it writes.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_engine::channel::Stream;
-use whimbrel_engine::{Destination, NoCpuLog, Source, SourceOptions};
-use whimbrel_models::accel::Descriptor;
+use whimbrel_engine::{Destination, NoCpuLog, Report, Source, SourceOptions};
 use whimbrel_models::accel::guest::{GuestDriver, Progress, Rings};
+use whimbrel_models::accel::{Descriptor, INTERRUPT_COMPLETION};
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{Device, DmaMap, DmaRegion, Migratable, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
 use super::guest::Seat;
 use super::messages::options;
+use super::setup::{MSI, set_up};
 use super::support::Served;
 
 const SIZE: u64 = 16 << 20;
@@ -74,6 +77,58 @@ fn a_working_device_moves_although_the_servers_must_ask_for_each_access_to_memor
     }
 }
 
+/// The source's server does none of the work, so that all of it is done at the destination, where nobody touches the device.
+#[test]
+fn work_that_waits_at_the_source_ends_in_dma_and_an_interrupt_at_the_destination() {
+    let model = "accel?state=4KiB&config=required";
+    let (mut source, mut destination) = (Served::idle(model), Served::new(model));
+    let (here, there) = (memory(true), memory(true));
+    map(source.client(), &here);
+    map(destination.client(), &there);
+    let eventfds = [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+    for (client, eventfd) in [source.client(), destination.client()].into_iter().zip(&eventfds) {
+        client.set_irq_triggers(MSI, 0, &[Some(eventfd.as_fd())]).unwrap();
+    }
+    set_up(source.client());
+    let mut driver = GuestDriver::start(seat(source.client(), &here), RINGS).unwrap();
+    driver.enable_interrupts(INTERRUPT_COMPLETION).unwrap();
+    driver.submit(&job(0)).unwrap();
+    let progress = driver.progress();
+
+    migrate(&mut source, &mut destination, (&here, &there));
+    let signalled = |eventfd, seconds| {
+        let mut set = [PollFd::new(eventfd, PollFlags::IN)];
+        poll(&mut set, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).unwrap() == 1
+    };
+    assert!(signalled(&eventfds[1], 60), "no interrupt");
+    let mut driver = GuestDriver::resume(seat(destination.client(), &there), RINGS, progress);
+    let done = driver.take_completion().unwrap().expect("it has interrupted");
+    assert!(driver.verify(&job(0), &done).unwrap(), "{done:?}");
+    assert!(!signalled(&eventfds[0], 0), "the source did it");
+}
+
+/// Migrates the device of one server to another, with its memory.
+fn migrate(
+    source: &mut Served,
+    destination: &mut Served,
+    (here, there): (&GuestMemoryMmap, &GuestMemoryMmap),
+) -> Report {
+    let (left, right) = UnixStream::pair().unwrap();
+    let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
+    // Another handle to each client: the engine has it as long as the migration takes.
+    let receiving = Destination::new(vec![Box::new(destination.client().clone())]);
+    let receiving = receiving.memory(Arc::new(there.clone()));
+    let receiver = std::thread::spawn(|| receiving.receive(Stream::from(right)));
+    let report = Source::new(vec![Box::new(source.client().clone())])
+        .memory(Arc::new(here.clone()), NoCpuLog)
+        .options(options)
+        .send(Stream::from(left))
+        .result
+        .unwrap();
+    receiver.join().unwrap().result.unwrap();
+    report
+}
+
 /// Moves a device between servers with which so much was agreed on.
 pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     let mut source = Served::with("accel?state=1MiB&rate=4MiB", from);
@@ -83,19 +138,7 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     map(destination.client(), &there_memory);
     let progress = start(source.client(), &here_memory);
 
-    let (left, right) = UnixStream::pair().unwrap();
-    let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
-    // Another handle to each client: the engine has it as long as the migration takes.
-    let there = Destination::new(vec![Box::new(destination.client().clone())]);
-    let there = there.memory(Arc::new(there_memory.clone()));
-    let receiver = std::thread::spawn(|| there.receive(Stream::from(right)));
-    let report = Source::new(vec![Box::new(source.client().clone())])
-        .memory(Arc::new(here_memory.clone()), NoCpuLog)
-        .options(options)
-        .send(Stream::from(left))
-        .result
-        .unwrap();
-    receiver.join().unwrap().result.unwrap();
+    let report = migrate(&mut source, &mut destination, (&here_memory, &there_memory));
     assert!(report.device_bytes > 0 && report.memory_bytes >= SIZE, "{report:?}");
     assert_eq!(source.client().state().unwrap(), State::Stop);
     assert_eq!(destination.client().state().unwrap(), State::Running);

@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const CONFIG: u32 = 7;
 const COMMAND: u64 = 0x04;
-const MSI: u32 = 1;
+pub(crate) const MSI: u32 = 1;
 const MEMORY: u64 = 0x10000;
 const COMPLETIONS: u64 = 0x1000;
 
@@ -62,30 +62,28 @@ impl Place {
     }
 }
 
+/// As a guest's driver sets up an engine's configuration space: BAR, MSI, memory space and bus master.
+pub(crate) fn set_up(engine: &mut dyn Device) {
+    let mut space = [0; 256];
+    engine.read_region(CONFIG, 0, &mut space).unwrap();
+    let mut msi = usize::from(space[0x34]);
+    while space[msi] != 0x05 {
+        msi = usize::from(space[msi + 1]);
+    }
+    let msi = msi as u64;
+    let mut config = |offset, data: &[u8]| engine.write_region(CONFIG, offset, data).unwrap();
+    config(0x10, &0xfebf_1000_u32.to_le_bytes());
+    config(msi + 4, &0xfee0_0000_u32.to_le_bytes());
+    config(msi + 12, &[0x42, 0]);
+    config(msi + 2, &[0x81, 0]);
+    config(0x3c, &[11]);
+    config(COMMAND, &[0x06, 0x00]);
+}
+
 impl Machine {
-    fn config(&mut self, offset: u64, data: &[u8]) {
-        self.user.write_region(CONFIG, offset, data).unwrap();
-    }
-
-    fn capability(&mut self, id: u8) -> u64 {
-        let mut space = [0; 256];
-        self.user.read_region(CONFIG, 0, &mut space).unwrap();
-        let mut at = usize::from(space[0x34]);
-        while space[at] != id {
-            at = usize::from(space[at + 1]);
-        }
-        at as u64
-    }
-
-    /// As a guest's driver does: BAR, MSI, memory space and bus master, then the rings.
+    /// As a guest's driver does: its configuration space, then the rings.
     fn set_up(&mut self) {
-        let msi = self.capability(0x05);
-        self.config(0x10, &0xfebf_1000_u32.to_le_bytes());
-        self.config(msi + 4, &0xfee0_0000_u32.to_le_bytes());
-        self.config(msi + 12, &[0x42, 0]);
-        self.config(msi + 2, &[0x81, 0]);
-        self.config(0x3c, &[11]);
-        self.config(COMMAND, &[0x06, 0x00]);
+        set_up(&mut *self.user);
         for (register, value) in [
             (accel::REGISTER_QUEUE_SIZE, 16),
             (accel::REGISTER_QUEUE_BASE, 0),

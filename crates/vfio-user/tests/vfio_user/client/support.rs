@@ -27,7 +27,15 @@ impl Served {
     }
 
     pub(crate) fn with(model: &str, options: &ClientOptions) -> Served {
-        let device = open(model);
+        Served::of(open(model), options)
+    }
+
+    /// One that accepts work and does none of it.
+    pub(crate) fn idle(model: &str) -> Served {
+        Served::of(open(model).into_device().into(), &ClientOptions::default())
+    }
+
+    fn of(device: WorkingDevice, options: &ClientOptions) -> Served {
         let (server, stream) = UnixStream::pair().unwrap();
         let backend = Backend::new(device);
         let thread = std::thread::spawn(move || backend.serve(server));
