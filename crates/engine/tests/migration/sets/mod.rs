@@ -4,6 +4,7 @@ mod all_or_none;
 mod barriers;
 mod hangs;
 mod identity;
+mod parallel;
 mod whole;
 
 use whimbrel_user::State;

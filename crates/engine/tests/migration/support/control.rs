@@ -1,6 +1,8 @@
 //! A test's hold on a device: what it is asked, and what goes wrong.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use whimbrel_device::{ArcError, Errno, State};
@@ -60,6 +62,46 @@ impl Gate {
     pub(crate) fn open(&self) {
         *self.0.0.lock() = true;
         self.0.1.notify_all();
+    }
+}
+
+/// Where a number of threads meet, each of which waits for the others.
+#[derive(Clone)]
+pub(crate) struct Rendezvous(Arc<Meeting>);
+
+struct Meeting {
+    expected: usize,
+    come: Mutex<usize>,
+    one_came: Condvar,
+    was_missed: AtomicBool,
+}
+
+impl Rendezvous {
+    /// Longer than any takes that comes at the same time as another.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    pub(crate) fn of(expected: usize) -> Rendezvous {
+        let (come, one_came) = (Mutex::new(0), Condvar::new());
+        Rendezvous(Arc::new(Meeting { expected, come, one_came, was_missed: AtomicBool::new(false) }))
+    }
+
+    /// Waits for the others, but not for ever.
+    pub(crate) fn meet(&self) {
+        let meeting = &*self.0;
+        let deadline = Instant::now() + Rendezvous::PATIENCE;
+        let mut come = meeting.come.lock();
+        *come += 1;
+        meeting.one_came.notify_all();
+        while *come < meeting.expected {
+            if meeting.one_came.wait_until(&mut come, deadline).timed_out() {
+                return meeting.was_missed.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// Whether all came, and each of them met the others.
+    pub(crate) fn was_met(&self) -> bool {
+        *self.0.come.lock() == self.0.expected && !self.0.was_missed.load(Ordering::Acquire)
     }
 }
 
