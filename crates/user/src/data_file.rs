@@ -62,6 +62,11 @@ impl DataFile {
         DataFile { device: device.into(), direction, state, file }
     }
 
+    /// Returns the parts that [`DataFile::new`] takes.
+    pub(crate) fn into_parts(self) -> (String, Direction, SessionState, Box<dyn StateFile>) {
+        (self.device, self.direction, self.state, self.file)
+    }
+
     /// Returns the direction of the data.
     pub fn direction(&self) -> Direction {
         self.direction

@@ -1,6 +1,7 @@
 //! Errors between a user and its device, with the device, the request and the errno by name.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::region::UserError;
@@ -61,9 +62,53 @@ pub enum Error {
         /// The reason, and a remedy.
         why: String,
     },
+    /// A request to a [`Timed`](crate::Timed) device has not returned within its timeout. The state of the device is unknown.
+    #[error("{device}: {request} has not returned for {} ms", waited.as_millis())]
+    Overdue {
+        /// The device's name.
+        device: String,
+        /// The request.
+        request: Operation,
+        /// The time waited: the timeout.
+        waited: Duration,
+    },
+    /// A request to a [`Timed`](crate::Timed) device was not made, because an earlier one has not returned yet. The state of
+    /// the device is unknown.
+    #[error("{device}: {request} was not made: {pending} has not returned for {} ms", waited.as_millis())]
+    Lost {
+        /// The device's name.
+        device: String,
+        /// The request that was not made.
+        request: Operation,
+        /// The request that has not returned.
+        pending: Box<Operation>,
+        /// The time since it was made.
+        waited: Duration,
+    },
+    /// A request to a [`Timed`](crate::Timed) device was not made, because an earlier one had returned too late: data of the
+    /// session, or pages of the dirty log, may have been lost with its result.
+    #[error(
+        "{device}: {request} was not made: {late} had not returned within {} ms, and data may have been lost",
+        timeout.as_millis()
+    )]
+    Torn {
+        /// The device's name.
+        device: String,
+        /// The request that was not made.
+        request: Operation,
+        /// The request that returned too late.
+        late: Box<Operation>,
+        /// Its timeout.
+        timeout: Duration,
+    },
 }
 
 impl Error {
+    /// The advice on a driver that does not return from a call.
+    pub const HANG_ADVICE: &str = "the driver hangs, or the process that serves the device: check the host's kernel log \
+                                   (dmesg), and whether that process is stopped; once it answers, query the device's state \
+                                   or reset it";
+
     /// Returns the error of a request that the driver side refused with `errno`.
     pub fn request(device: &str, request: impl Into<Operation>, errno: Errno) -> Error {
         Error::Request { device: device.to_string(), request: request.into(), errno }
@@ -89,12 +134,21 @@ impl Error {
         match self {
             Error::Request { errno, .. } | Error::Open { errno, .. } => Some(*errno),
             Error::Region { error, .. } => region_errno(error),
-            Error::Answer { .. } | Error::Unusable { .. } => None,
+            Error::Answer { .. }
+            | Error::Unusable { .. }
+            | Error::Overdue { .. }
+            | Error::Lost { .. }
+            | Error::Torn { .. } => None,
         }
     }
 
     /// Returns general advice for the reader of the error, if any.
     pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Error::Overdue { .. } | Error::Lost { .. } => return Some(Error::HANG_ADVICE),
+            Error::Torn { .. } => return Some("start the session or the dirty log again"),
+            _ => {}
+        }
         match (self, self.errno()?) {
             (Error::Open { .. }, Errno::EACCES | Errno::EPERM) => {
                 Some("run as root, or give your user access to the files in /dev/vfio")

@@ -5,6 +5,8 @@
 //! device that a VMM has opened itself and adopts for migration only ([`kernel::Adopted`]). [`region::adapt`] adapts a
 //! device that migrates through a region, as before Linux 5.18.
 //!
+//! [`Timed`] gives any of them a timeout for calls into its driver.
+//!
 //! [`Local`] is behind the feature `local`, which is on by default. Without it the driver side is not compiled.
 //!
 //! ```
@@ -40,6 +42,7 @@ mod operation;
 pub mod region;
 mod session_state;
 mod setup;
+pub mod timed;
 
 pub use data_file::{DataFile, StateFile};
 pub use device::Device;
@@ -55,6 +58,7 @@ pub use migratable::{Migratable, UNKNOWN_HOLDER};
 pub use operation::Operation;
 pub use session_state::SessionState;
 pub use setup::{ArmedInterrupts, DeviceSetup, InterruptTracker, SetupError};
+pub use timed::Timed;
 pub use whimbrel_memory::{FileOffset, Memory};
 pub use whimbrel_protocol::compatibility::Compatibility;
 pub use whimbrel_protocol::dirty::{DirtyReport, IovaRange};

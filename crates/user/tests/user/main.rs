@@ -4,4 +4,5 @@
 mod kernel;
 mod region;
 mod setup;
+mod timed;
 mod without_device;
