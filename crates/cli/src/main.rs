@@ -1,6 +1,7 @@
 //! The command line: parses arguments, calls the libraries and prints the results, with one file per command.
 
 mod abi;
+mod call_timeout;
 mod completions;
 mod demo;
 mod devices;

@@ -51,8 +51,49 @@ fn concerned<'a>(error: &Error, targets: &'a [Target]) -> Option<&'a Target> {
     lasting().find(|target| text.contains(&target.to_string())).or_else(|| lasting().next())
 }
 
+/// Returns what to do about a device whose driver does not return from a call, if that depends on the TARGET.
+pub(crate) fn hung(target: &Target) -> Option<String> {
+    match target.closing() {
+        Closing::Keeps => Some(format!(
+            "check whether the process of the device's server is stopped, and its log; once it answers, `whimbrel state \
+             {target}` shows the device's state"
+        )),
+        Closing::Resets => Some(
+            "check the host's kernel log (dmesg): once the call returns, the kernel closes and resets the device; until then \
+             this process may be unable to end"
+                .to_string(),
+        ),
+        Closing::Ends => None,
+    }
+}
+
+/// Returns what to do after the error of a device whose driver does not return, and then the command that `then` returns
+/// for a device that outlives this one.
+fn after_hang(error: &Error, targets: &[Target], then: fn(&Target) -> String) -> Option<String> {
+    let (Error::Overdue { device, .. } | Error::Device(whimbrel_user::Error::Lost { device, .. })) = error
+    else {
+        return None;
+    };
+    let target = targets.iter().find(|target| target.to_string().ends_with(device))?;
+    let hint = hung(target)?;
+    Some(match target.closing() {
+        Closing::Keeps => format!("{hint}{}", then(target)),
+        Closing::Resets | Closing::Ends => hint,
+    })
+}
+
 /// Returns the command after this error, if a command helps.
 pub(crate) fn after(error: &Error, targets: &[Target]) -> Option<String> {
+    let hung = match error {
+        Error::NotBack { back, .. } => after_hang(back, targets, and_resume),
+        Error::NotReset { reset, .. } => after_hang(reset, targets, |target| {
+            format!(", and `whimbrel reset {target}` discards the received state")
+        }),
+        error => after_hang(error, targets, |_| String::new()),
+    };
+    if hung.is_some() {
+        return hung;
+    }
     let target = concerned(error, targets)?;
     match error {
         Error::WrongState { state: State::Resuming, .. } | Error::NeedsReset { .. } => Some(reset(target)),
@@ -69,6 +110,9 @@ pub(crate) fn after(error: &Error, targets: &[Target]) -> Option<String> {
 
 /// Returns the command for a device that could not be brought back for this reason.
 pub(crate) fn stranded(back: &Error, targets: &[Target]) -> Option<String> {
+    if let Some(hint) = after_hang(back, targets, and_resume) {
+        return Some(hint);
+    }
     let target = concerned(back, targets)?;
     match back {
         Error::Device(_) | Error::NotRunning { .. } if answers(back) => Some(format!(
@@ -78,10 +122,15 @@ pub(crate) fn stranded(back: &Error, targets: &[Target]) -> Option<String> {
     }
 }
 
+fn and_resume(target: &Target) -> String {
+    format!(", and `whimbrel state {target} RUNNING` resumes it")
+}
+
 /// Returns whether the device's server still answers, though with an error.
 fn answers(error: &Error) -> bool {
     match error {
-        Error::Device(whimbrel_user::Error::Unusable { .. }) | Error::Overdue { .. } => false,
+        Error::Device(whimbrel_user::Error::Unusable { .. } | whimbrel_user::Error::Lost { .. })
+        | Error::Overdue { .. } => false,
         Error::Device(error) => {
             !matches!(error.errno(), Some(Errno::ECONNRESET | Errno::EPIPE | Errno::ETIMEDOUT))
         }
@@ -91,6 +140,8 @@ fn answers(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use whimbrel_user::Operation;
 
     use super::*;
@@ -106,6 +157,27 @@ mod tests {
     fn unreset(errno: Errno) -> Error {
         let cause = Box::new(Error::Protocol("nonsense".into()));
         Error::NotReset { cause, reset: Box::new(refused(errno).into()) }
+    }
+
+    fn overdue() -> Error {
+        let call = Operation::ReadData.to_string();
+        Error::Overdue { device: "vfio-user:/run/a".into(), call, timeout: Duration::ZERO }
+    }
+
+    /// A device that is lost on its way back, or before its reset.
+    fn lost_in(source: bool) -> Error {
+        let lost = Box::new(Error::Device(whimbrel_user::Error::Lost {
+            device: "vfio-user:/run/a".into(),
+            request: Operation::SetState(State::Running),
+            pending: Box::new(Operation::ReadData),
+            waited: Duration::ZERO,
+        }));
+        let cause = Box::new(overdue());
+        if source {
+            Error::NotBack { cause: Some(cause), state: State::Running, back: lost }
+        } else {
+            Error::NotReset { cause, reset: lost }
+        }
     }
 
     #[test]
@@ -129,13 +201,29 @@ mod tests {
             (stranded(Errno::ECONNRESET), None),
             (unreset(Errno::EIO), Some("`whimbrel reset vfio-user:/run/a`")),
             (unreset(Errno::ECONNRESET), Some("restart the device's server")),
+            (overdue(), Some("`whimbrel state vfio-user:/run/a` shows the device's state")),
+            (lost_in(true), Some("`whimbrel state vfio-user:/run/a RUNNING` resumes it")),
+            (lost_in(false), Some("`whimbrel reset vfio-user:/run/a` discards the received state")),
             (Error::Lost { side: "source" }, None),
         ];
+        assert_eq!(super::stranded(&overdue(), &targets), after(&lost_in(true), &targets));
         for (error, command) in cases {
             let hint = after(&error, &targets);
             assert_eq!(hint.is_some(), command.is_some(), "{error}: {hint:?}");
             assert!(hint.unwrap_or_default().contains(command.unwrap_or_default()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_kernel_device_whose_driver_hangs_is_reset_once_the_call_returns() {
+        let targets = ["group:0000:3b:00.2".parse().unwrap()];
+        let device = "0000:3b:00.2".to_string();
+        let error = Error::Overdue { device, call: "VFIO_DEVICE_RESET".into(), timeout: Duration::ZERO };
+        assert!(
+            after(&error, &targets)
+                .is_some_and(|hint| hint.contains("the kernel closes and resets the device"))
+        );
+        assert_eq!(after(&overdue(), &targets), None, "not one of them");
     }
 
     #[test]

@@ -5,10 +5,13 @@ use std::fmt;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_protocol::State;
+use whimbrel_user::{Migratable, Timed};
 
+use crate::call_timeout::CallTimeout;
 use crate::end::Hold;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::remedy;
 use crate::target::{Closing, Opened, Target};
 
 /// Reset a device, for example one in ERROR or with a partly received state
@@ -24,6 +27,8 @@ pub(crate) struct Arguments {
     /// Hold the device until stdin ends or SIGINT or SIGTERM arrives
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    call_timeout: CallTimeout,
 }
 
 const AFTER_HELP: &str = "\
@@ -47,9 +52,13 @@ struct Reset {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let hold = Hold::new(arguments.hold)?;
     // Also one with a migration region that cannot be used at the moment: a reset may be the remedy.
-    let (mut opened, _) = arguments.target.look_at()?;
+    let mut opened = arguments.call_timeout.look_at(&arguments.target)?;
     let before = state(&mut opened).ok().flatten();
-    opened.reset()?;
+    opened.reset().map_err(|error| {
+        let hangs = matches!(error, whimbrel_user::Error::Overdue { .. } | whimbrel_user::Error::Lost { .. });
+        let hint = hangs.then(|| remedy::hung(&arguments.target)).flatten();
+        Failure::from(error).hint_if(hint)
+    })?;
     let now = state(&mut opened).map_err(|error| {
         Failure::new(format!("the device is reset, but its state cannot be read: {error}"))
     })?;
@@ -65,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 }
 
 /// The migration state of a device that migrates.
-fn state(device: &mut Opened) -> Result<Option<State>, whimbrel_user::Error> {
+fn state(device: &mut Timed<Opened>) -> Result<Option<State>, whimbrel_user::Error> {
     match device.migration_flags()? {
         Some(_) => device.state().map(Some),
         None => Ok(None),

@@ -9,15 +9,16 @@ use serde::Serialize;
 use whimbrel_engine::Error;
 use whimbrel_engine::archive::{self, Archived, Restore};
 use whimbrel_engine::proto::problem::Problem;
-use whimbrel_user::Errno;
+use whimbrel_user::{Errno, Migratable};
 
+use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::Bar;
 use crate::remedy;
 use crate::save::{check_raw, device_names, told};
 use crate::signals::{Signals, Waiting};
-use crate::target::{Opened, Target, list, open_all};
+use crate::target::{Target, list};
 
 /// Load a saved state into devices and run them
 ///
@@ -37,6 +38,8 @@ pub(crate) struct Arguments {
     /// The file holds only the driver's bytes, without header and checksums: for a single device
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    call_timeout: CallTimeout,
 }
 
 const AFTER_HELP: &str = "\
@@ -75,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         }
         (Some(file), size)
     };
-    let mut opened = open_all(&arguments.targets)?;
+    let mut opened = arguments.call_timeout.open_all(&arguments.targets)?;
     let signals = Signals::catch()?;
     let cancel = || signals.arrived();
     let mut input: Box<dyn Read> = match file {
@@ -83,7 +86,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         None => Box::new(Waiting::new(io::stdin().lock(), &signals)),
     };
     let bar = Bar::bytes(output, format!("restoring {}", list(&arguments.targets)), size);
-    let restore = Restore::new(opened.iter_mut().map(Opened::as_migratable)).cancel(&cancel);
+    let devices = opened.iter_mut().map(|device| device as &mut dyn Migratable);
+    let restore = Restore::new(devices).cancel(&cancel);
     let restored = if arguments.raw {
         restore.read_raw_from(bar.reading(&mut input))
     } else {

@@ -8,13 +8,15 @@ use clap::Args;
 use serde::Serialize;
 use whimbrel_engine::archive::{Archived, Save, Summary};
 use whimbrel_engine::{Error, Progress};
+use whimbrel_user::{Migratable, Timed};
 
+use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Bar;
 use crate::remedy;
 use crate::signals::{Signals, Waiting};
-use crate::target::{Opened, Target, list, open_all};
+use crate::target::{Opened, Target, list};
 
 /// Save the state of devices to a file
 ///
@@ -32,6 +34,8 @@ pub(crate) struct Arguments {
     /// Write only the driver's bytes, without header and checksums: for a single device
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    call_timeout: CallTimeout,
 }
 
 const AFTER_HELP: &str = "\
@@ -105,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     check_raw(arguments.raw, &arguments.targets)?;
     // Before a device is opened: that may reset it.
     let place = place(&arguments.output)?;
-    let mut opened = open_all(&arguments.targets)?;
+    let mut opened = arguments.call_timeout.open_all(&arguments.targets)?;
     let signals = Signals::catch()?;
     let archived = save(&mut opened, &place, arguments, &signals, output)
         .map_err(|error| failed(error, &place, arguments))?;
@@ -150,7 +154,7 @@ fn place(path: &Path) -> Result<Place, Failure> {
 }
 
 fn save(
-    devices: &mut [Opened],
+    devices: &mut [Timed<Opened>],
     place: &Place,
     arguments: &Arguments,
     signals: &Signals,
@@ -159,7 +163,7 @@ fn save(
     let message = format!("saving {}", list(&arguments.targets));
     let cancel = || signals.arrived();
     let bar = Bar::saving(output, message);
-    let save = Save::new(devices.iter_mut().map(Opened::as_migratable))
+    let save = Save::new(devices.iter_mut().map(|device| device as &mut dyn Migratable))
         .cancel(&cancel)
         .observer(|progress: &Progress| bar.set(progress.done, progress.total));
     let write = |save: Save<'_>, file: &mut dyn Write| {

@@ -5,8 +5,9 @@ use std::fmt;
 use clap::Args;
 use serde::Serialize;
 use whimbrel_protocol::{MigrationFlags, State, fsm};
-use whimbrel_user::DataFile;
+use whimbrel_user::{DataFile, Migratable, Timed};
 
+use crate::call_timeout::CallTimeout;
 use crate::end::Hold;
 use crate::failure::Failure;
 use crate::fsm::{direction_name, flag_names, parse_state};
@@ -37,6 +38,8 @@ pub(crate) struct Arguments {
     /// Hold the device, and its data session, until stdin ends or SIGINT or SIGTERM arrives
     #[arg(long)]
     hold: bool,
+    #[command(flatten)]
+    call_timeout: CallTimeout,
 }
 
 const AFTER_HELP: &str = "\
@@ -64,7 +67,7 @@ struct Found {
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let hold = Hold::new(arguments.hold)?;
-    let mut opened = arguments.target.open()?.migratable()?;
+    let mut opened = arguments.call_timeout.open(&arguments.target)?;
     let before = opened.state()?;
     let session = match arguments.state {
         Some(state) => enter(&mut opened, &arguments.target, before, state)?,
@@ -85,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 
 /// Brings the device to a state. A failure says where the device is after it.
 fn enter(
-    device: &mut Opened,
+    device: &mut Timed<Opened>,
     target: &Target,
     before: State,
     state: State,
@@ -110,6 +113,9 @@ fn enter(
             Err(error) => format!("its state cannot be read: {error}"),
         };
         let hint = match (&now, error.advice()) {
+            (Err(whimbrel_user::Error::Lost { .. }), advice) => {
+                remedy::hung(target).or_else(|| advice.map(String::from)).unwrap_or_default()
+            }
             // In RESUMING, what it has received is incomplete.
             (Ok(State::Resuming | State::Error), _) => remedy::reset(target),
             (_, Some(advice)) => advice.to_string(),
@@ -120,7 +126,7 @@ fn enter(
 }
 
 /// The states of a device that has refused a request, for scripts. `state` is null if it cannot be read.
-fn failed_in(device: &Opened, before: State, now: Option<State>) -> serde_json::Value {
+fn failed_in(device: &Timed<Opened>, before: State, now: Option<State>) -> serde_json::Value {
     serde_json::json!({ "device": device.name(), "before": before.name(), "state": now.map(State::name) })
 }
 

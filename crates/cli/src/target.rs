@@ -204,7 +204,12 @@ impl Target {
 
     /// Opens the device. One that migrates through a region is adapted, and then used like any other.
     pub(crate) fn open(&self) -> Result<Opened, Failure> {
-        match self.look_at()? {
+        self.open_with(&ClientOptions::default())
+    }
+
+    /// Opens the device like [`Target::open`], with these options if it is served.
+    pub(crate) fn open_with(&self, options: &ClientOptions) -> Result<Opened, Failure> {
+        match self.look_at_with(options)? {
             (opened, None) => Ok(opened),
             (_, Some(error)) => Err(error.into()),
         }
@@ -212,6 +217,14 @@ impl Target {
 
     /// Opens the device for inspection, even if its migration region cannot be used; then also returns that error.
     pub(crate) fn look_at(&self) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
+        self.look_at_with(&ClientOptions::default())
+    }
+
+    /// Opens the device like [`Target::look_at`], with these options if it is served.
+    pub(crate) fn look_at_with(
+        &self,
+        options: &ClientOptions,
+    ) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
         let (device, version): (Box<dyn Device>, _) = match self {
             Target::Group(name) => (Box::new(Group::find(name)?), Version::V1),
             Target::Cdev(path) => (Box::new(Cdev::open(path)?), Version::V1),
@@ -219,9 +232,7 @@ impl Target {
                 Some(_) => (Box::new(Cdev::find(name)?), Version::V1),
                 None => (Box::new(Group::find(name)?), Version::V1),
             },
-            Target::VfioUser(socket) => {
-                (Box::new(Client::connect(socket, &ClientOptions::default())?), Version::V1)
-            }
+            Target::VfioUser(socket) => (Box::new(Client::connect(socket, options)?), Version::V1),
             Target::Model(model, _) => {
                 let device = model
                     .open(self.to_string())
@@ -288,12 +299,18 @@ impl Opened {
 
 /// Devices that migrate together, opened in the order of their TARGETs.
 pub(crate) fn open_all(targets: &[Target]) -> Result<Vec<Opened>, Failure> {
+    check_distinct(targets)?;
+    targets.iter().map(|target| target.open()?.migratable()).collect()
+}
+
+/// Refuses a device that is named twice.
+pub(crate) fn check_distinct(targets: &[Target]) -> Result<(), Failure> {
     for (number, target) in targets.iter().enumerate() {
         if targets[..number].contains(target) && !matches!(target, Target::Model(..)) {
             return Err(Failure::usage(format!("{target} is given twice")).hint("name each device once"));
         }
     }
-    targets.iter().map(|target| target.open()?.migratable()).collect()
+    Ok(())
 }
 
 /// TARGETs as a list for people.
@@ -302,11 +319,6 @@ pub(crate) fn list(targets: &[Target]) -> String {
 }
 
 impl Opened {
-    /// The device, for the engine.
-    pub(crate) fn as_migratable(&mut self) -> &mut dyn Migratable {
-        &mut *self.device
-    }
-
     /// Gives the device away, for the engine.
     pub(crate) fn into_migratable(self) -> Box<dyn Migratable> {
         self.device

@@ -16,9 +16,9 @@ use crate::set::RamError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A device refused a request.
+    /// A device refused a request, or a request was not made because an earlier one has not returned.
     #[error(transparent)]
-    Device(#[from] whimbrel_user::Error),
+    Device(whimbrel_user::Error),
     /// The device cannot be migrated at all.
     #[error("{device}: its driver does not support migration")]
     NotMigratable {
@@ -43,11 +43,17 @@ pub enum Error {
         /// The device's name.
         device: String,
     },
-    /// The failed operation could be undone only in part: the device is not in the state it was in before.
-    #[error("{}the device could not be returned to {state}: {back}", cause.as_ref().map_or_else(
-        || "completed, but ".to_string(),
-        |cause| format!("{cause}; and "),
-    ))]
+    /// The failed operation could be undone only in part: the device is not in the state it was in before, or its state is
+    /// unknown because a call into its driver has not returned.
+    #[error(
+        "{}{} {state}: {back}",
+        cause.as_ref().map_or_else(|| "completed, but ".to_string(), |cause| format!("{cause}; and ")),
+        if back.is_of_a_lost_device() {
+            "it is unknown whether the device has returned to"
+        } else {
+            "the device could not be returned to"
+        }
+    )]
     NotBack {
         /// The first failure, if there was one.
         cause: Option<Box<Error>>,
@@ -56,9 +62,15 @@ pub enum Error {
         /// The error of the return.
         back: Box<Error>,
     },
-    /// The failed operation left a part of a state in the device.
+    /// The failed operation left a part of a state in the device, or the device's state is unknown because a call into its
+    /// driver has not returned: then it may also run with the received state.
     #[error(
-        "{cause}; and the device holds a partial state because its reset failed ({reset}); do not use it before it is reset"
+        "{cause}; and {} because its reset failed ({reset}); do not use it before it is reset",
+        if reset.is_of_a_lost_device() {
+            "it is unknown whether the device holds the received state, or runs with it,"
+        } else {
+            "the device holds a partial state"
+        }
     )]
     NotReset {
         /// The first failure.
@@ -297,6 +309,11 @@ impl Error {
         }
     }
 
+    /// Returns whether a call into a driver has not returned, so that nothing is known of the state of its device.
+    pub(crate) fn is_of_a_lost_device(&self) -> bool {
+        matches!(self, Error::Overdue { .. } | Error::Device(whimbrel_user::Error::Lost { .. }))
+    }
+
     /// Returns the error of a failed channel to `side`.
     pub(crate) fn of_channel(side: &'static str, timeout: Duration, error: ChannelError) -> Error {
         match error {
@@ -317,6 +334,12 @@ impl Error {
     pub fn advice(&self) -> Option<&'static str> {
         match self {
             Error::Device(error) => error.advice(),
+            Error::Overdue { .. } => Some(whimbrel_user::Error::HANG_ADVICE),
+            Error::NotBack { back: error, .. } | Error::NotReset { reset: error, .. }
+                if error.is_of_a_lost_device() =>
+            {
+                Some(whimbrel_user::Error::HANG_ADVICE)
+            }
             Error::NeedsReset { .. } => Some("reset the device, or close and open it again"),
             Error::NotReset { .. } => Some("close the device: the next one to open it gets it reset"),
             Error::Silent { .. } => Some(
@@ -330,6 +353,17 @@ impl Error {
                 "raise the limit of threads (ulimit -u, or pids.max of the control group) or of open files (ulimit -n)",
             ),
             _ => None,
+        }
+    }
+}
+
+impl From<whimbrel_user::Error> for Error {
+    fn from(error: whimbrel_user::Error) -> Error {
+        match error {
+            whimbrel_user::Error::Overdue { device, request, waited } => {
+                Error::Overdue { device, call: request.to_string(), timeout: waited }
+            }
+            error => Error::Device(error),
         }
     }
 }

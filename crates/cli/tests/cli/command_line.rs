@@ -25,7 +25,7 @@ const COMMANDS: [&str; 16] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 67] = [
+const WRONG: [(&[&str], &str, &str); 71] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -101,6 +101,10 @@ const WRONG: [(&[&str], &str, &str); 67] = [
     (&["fsm"], "<FROM>", "Usage: whimbrel fsm"),
     (&["fsm", "RUNNING"], "<TO>", "Usage: whimbrel fsm"),
     (&["fsm", "RUNNING", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
+    (&["save", "model:serial", "-o", "f", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
+    (&["restore", "model:serial", "-i", "f", "--timeout", "soon"], "'--timeout <SECONDS>'", "--help"),
+    (&["state", "model:serial", "--timeout", "86401"], "'--timeout <SECONDS>'", "--help"),
+    (&["reset", "model:serial", "--timeout", "-1"], "unexpected argument '-1'", "Usage:"),
     (&["state", "model:serial", "FLYING"], "RUNNING_P2P, PRE_COPY, PRE_COPY_P2P", "--help"),
     (&["reset", "model:serial", "RUNNING"], "unexpected argument 'RUNNING'", "Usage: whimbrel reset"),
     (&["fsm", "--table", "--features", "warp"], "possible values: stop-copy, p2p, pre-copy", "--help"),

@@ -11,6 +11,7 @@ mod demo_servers;
 mod files;
 mod fsm;
 mod gate;
+mod hangs;
 mod lab;
 mod migration;
 mod partial;

@@ -20,6 +20,32 @@
 //! assert_eq!((nic.state()?, console.state()?), (State::Running, State::Running));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! Everything runs on the caller's thread, calls into drivers too, and a driver that does not return blocks it. Wrap the
+//! devices in [`Timed`](whimbrel_user::Timed) to give each call a timeout. One that exceeds it ends the work with
+//! [`Error::Overdue`], and the other devices are brought back, or reset:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use whimbrel_device::wrap::fault::Faults;
+//! use whimbrel_engine::Error;
+//! use whimbrel_engine::archive::Save;
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Local, Migratable, State, Timed};
+//!
+//! let open = |name, faults: &str| {
+//!     let device = "serial".parse::<Model>()?.open_with_faults(name, faults.parse::<Faults>()?)?;
+//!     Ok::<_, Box<dyn std::error::Error>>(Timed::new(Box::new(Local::new(device)), Duration::from_millis(500))?)
+//! };
+//! let (mut nic, mut console) = (open("nic", "")?, open("console", "delay STOP_COPY 5s")?);
+//! let error = Save::new([&mut nic as &mut dyn Migratable, &mut console]).write_to(Vec::new()).unwrap_err();
+//! let Error::NotBack { cause: Some(cause), back, .. } = error else { panic!("{error}") };
+//! assert!(matches!(*cause, Error::Overdue { device, .. } if device == "console"));
+//! assert!(matches!(*back, Error::Device(whimbrel_user::Error::Lost { .. })));
+//! assert_eq!(nic.state()?, State::Running);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub(crate) mod cancel;
 mod contents;

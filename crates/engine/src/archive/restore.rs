@@ -24,7 +24,8 @@ const FEATURES: [Feature; 2] = [Feature::Setup, Feature::Blobs];
 ///
 /// The devices' previous state is lost. A file that is foreign, or does not fit the devices, is refused before any of
 /// them is touched, and they continue to run. If it fails later or is cancelled, all devices are reset, so that none
-/// runs with a partial state. [`verify`](super::verify) finds damage before that, if a file can be read twice.
+/// runs with a partial state. [`verify`](super::verify) finds damage before that, if a file can be read twice. A call into
+/// a driver has a timeout if the device is [`Timed`](whimbrel_user::Timed).
 pub struct Restore<'a> {
     devices: Vec<&'a mut dyn Migratable>,
     guest: Box<dyn Guest + 'a>,

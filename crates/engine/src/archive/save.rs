@@ -23,7 +23,8 @@ use crate::proto::table;
 /// A save of one or several devices.
 ///
 /// All devices are stopped, read, and returned to the states that they were in: RUNNING, RUNNING_P2P or STOP. That also
-/// happens if the save fails or is cancelled.
+/// happens if the save fails or is cancelled. A call into a driver has a timeout if the device is
+/// [`Timed`](whimbrel_user::Timed).
 ///
 /// ```
 /// use std::sync::atomic::{AtomicBool, Ordering};

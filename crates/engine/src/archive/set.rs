@@ -209,6 +209,8 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
         }
         self.members.iter_mut().fold(cause, |cause, member| match member.device.reset() {
             Ok(()) => cause,
+            // It holds nothing of the received state, and the cause names the call that has not returned.
+            Err(whimbrel_user::Error::Lost { .. }) if !member.is_touched => cause,
             Err(reset) => Error::NotReset { cause: Box::new(cause), reset: Box::new(reset.into()) },
         })
     }

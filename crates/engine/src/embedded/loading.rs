@@ -129,7 +129,9 @@ impl<D: DerefMut<Target: Migratable>> Loading<D> {
     /// Runs the devices: all to RUNNING_P2P, then all to RUNNING. Call it once the VMM's protocol has made them this
     /// side's, and before the CPUs run.
     ///
-    /// After an error the devices have been reset: they do not run with the received state.
+    /// After an error the devices have been reset: they do not run with the received state. Only after
+    /// [`Error::NotReset`] one may, or may do so later if a call into its driver has not returned: let the source run on only
+    /// once that device is certainly closed or reset.
     pub fn run(&mut self) -> Result<(), Error> {
         self.expect(Phase::Loaded, "run")?;
         let result = self.set.run(NEVER);

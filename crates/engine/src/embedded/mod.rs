@@ -2,8 +2,9 @@
 //!
 //! A VMM that migrates memory and CPUs itself, over a stream of its own, lets [`Saving`] and [`Loading`] fill the
 //! sections of its devices: several small ones while everything runs, and a last one after the stop. The bytes are the
-//! frames of `docs/stream.md` ("A part of another stream"). Neither has threads or a timeout of its own: each call works
-//! on the caller's thread, and ends when the driver and the caller's `Read` or `Write` have.
+//! frames of `docs/stream.md` ("A part of another stream"). Neither has threads of its own: each call works on the caller's
+//! thread, and ends when the drivers and the caller's `Read` or `Write` have. A driver that does not return therefore blocks
+//! it, unless the devices are wrapped in [`Timed`](whimbrel_user::Timed), which gives each call into a driver a timeout.
 //!
 //! | a VMM's migration thread | [`Saving`] | its counterpart in QEMU |
 //! |---|---|---|
@@ -63,6 +64,35 @@
 //! for mut device in saving.into_devices() {
 //!     assert_eq!(device.state()?, State::Stop);
 //! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With timeouts, a driver that hangs is named, the call of the VMM fails, and the other devices run on (at the destination
+//! they are reset). Nothing is known of the state of the one that hangs: [`Error::NotBack`] and [`Error::NotReset`] say so.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use whimbrel_device::wrap::fault::Faults;
+//! use whimbrel_engine::Error;
+//! use whimbrel_engine::embedded::Saving;
+//! use whimbrel_models::Model;
+//! use whimbrel_user::{Local, Migratable, State, Timed};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let open = |name, faults: &str| -> Result<Box<dyn Migratable>, Box<dyn std::error::Error>> {
+//!     let device = "serial".parse::<Model>()?.open_with_faults(name, faults.parse::<Faults>()?)?;
+//!     Ok(Box::new(Timed::new(Box::new(Local::new(device)), Duration::from_millis(500))?))
+//! };
+//! let mut saving = Saving::new(vec![open("nic", "")?, open("console", "delay STOP_COPY 5s")?])?;
+//! saving.start(Vec::new())?;
+//! let error = saving.stop().unwrap_err();
+//! assert!(error.to_string().contains("console: VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY has not returned"));
+//! assert!(matches!(error, Error::NotBack { .. }));
+//! let mut devices = saving.into_devices();
+//! assert_eq!(devices[0].state()?, State::Running);
+//! assert!(devices[1].state().is_err());
 //! # Ok(())
 //! # }
 //! ```

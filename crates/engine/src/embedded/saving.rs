@@ -25,7 +25,8 @@ use crate::proto::table;
 /// Calls have an order: [`start`](Saving::start), [`iterate`](Saving::iterate) any number of times,
 /// [`stop`](Saving::stop), [`complete`](Saving::complete), [`finish`](Saving::finish). A call out of order is refused
 /// and changes nothing. If another call fails, the devices are returned to the states in which they were at the start,
-/// also before the error is returned: it reports a device for which that failed too. [`abort`](Saving::abort), and
+/// also before the error is returned: it reports a device for which that failed too, or whose state is unknown because a
+/// call into its driver exceeded its timeout ([`Timed`](whimbrel_user::Timed)). [`abort`](Saving::abort), and
 /// dropping it before [`complete`](Saving::complete), do the same.
 ///
 /// After [`complete`](Saving::complete) the devices may run at the destination, which only the VMM knows. Dropped then,

@@ -16,6 +16,8 @@ mod decoder;
 mod device;
 mod files;
 mod format;
+mod hangs;
+mod hooked;
 mod hostile;
 mod owners;
 mod regions;

@@ -13,6 +13,9 @@ mod decoder;
 #[allow(dead_code, reason = "migrations use more of it")]
 mod device;
 mod faults;
+mod hangs;
+#[path = "../archive/hooked.rs"]
+mod hooked;
 mod hostile;
 mod initial;
 mod order;

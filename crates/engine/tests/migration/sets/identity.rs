@@ -9,7 +9,7 @@ use whimbrel_models::Model;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::Info;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Identity, Local, Migratable, MigrationFlags, Result, State};
+use whimbrel_user::{DataFile, Identity, Local, Migratable, MigrationFlags, Result, State, Timed};
 
 use crate::support::control::Gate;
 use crate::support::engine::{
@@ -170,4 +170,14 @@ fn the_devices_come_back_from_a_system_that_has_no_more_threads() {
     assert!(matches!(error.outcome, Outcome::Untouched), "{error}");
     assert_eq!(states(arrived.devices), [RUNNING; 3]);
     assert_eq!(states(sent.devices), [RUNNING; 3]);
+}
+
+#[test]
+fn a_device_comes_back_from_a_system_that_has_no_thread_for_its_timeout() {
+    let model: Model = "serial".parse().unwrap();
+    let device = Box::new(Local::new(model.open("nic").unwrap()));
+    let mut refused = without_threads(move || Timed::new(device, CALL_TIMEOUT)).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.starts_with("nic: no thread can be started for its calls: EAGAIN"), "{text}");
+    assert_eq!(refused.device.state().unwrap(), State::Running);
 }
