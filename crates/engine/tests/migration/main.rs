@@ -17,6 +17,7 @@ mod format;
 mod hostile_destination;
 mod hostile_source;
 mod kinds;
+mod later;
 mod live;
 mod machines;
 mod owner;

@@ -18,7 +18,7 @@ fn name(name: &str, version: u32) -> BlobName {
 }
 
 /// A rig whose owners have state: a small one, an empty one, and one of many frames.
-fn with_blobs() -> Rig {
+pub(crate) fn with_blobs() -> Rig {
     let mut rig = Rig::set(2, &Shape::default());
     let large: Vec<u8> = (0..(3u32 << 20) + 5).map(|index| (index % 251) as u8).collect();
     rig.here.program.blobs = vec![

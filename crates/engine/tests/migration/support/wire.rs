@@ -39,9 +39,11 @@ pub(crate) mod kind {
     pub(crate) const ROUND_DONE: u16 = 10;
     pub(crate) const PING: u16 = 11;
     pub(crate) const PONG: u16 = 12;
+    pub(crate) const BLOB: u16 = 14;
     pub(crate) const END: u16 = 15;
     pub(crate) const READY: u16 = 16;
     pub(crate) const HANDOVER: u16 = 17;
     pub(crate) const RUNNING: u16 = 18;
     pub(crate) const FAILED: u16 = 19;
+    pub(crate) const ABORT: u16 = 20;
 }
