@@ -1,16 +1,20 @@
 //! Cancelling from another thread, in every phase and on both sides.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use whimbrel_engine::Phase;
 use whimbrel_engine::proto::control::Control;
+use whimbrel_engine::proto::{destination, source};
 use whimbrel_user::State;
 
+use crate::phases;
 use crate::support::engine::{Cancel, Error, Outcome};
 use crate::support::peer::{Peer, accept, hello, table};
 use crate::support::wire::kind;
-use crate::support::{At, Rig, Shape};
+use crate::support::{At, Rig, Shape, Side, on_phase};
 
 /// Long before anything times out.
 const SOON: Duration = Duration::from_secs(10);
@@ -19,7 +23,139 @@ fn rig() -> Rig {
     Rig::set(2, &Shape::default()).with_memory(&[(0, 0x8000)])
 }
 
-/// A moment of a migration.
+/// What becomes of a migration that is cancelled as a phase begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// It is given up.
+    Cancelled,
+    /// It goes on to its end: the devices have been handed over, or may have been.
+    TooLate,
+    /// It has been cancelled before, as the phase of this name began, and nothing changes.
+    CancelledBefore(&'static str),
+    /// The phase is the one that a machine starts in: see [`a_destination_that_waits_for_a_peer_is_cancelled_at_once`].
+    First,
+    /// The phase follows on failures that the simulation combines with a cancel.
+    Simulated,
+}
+
+/// A new phase does not compile without a line here.
+fn at_the_source(phase: source::Phase) -> Then {
+    use source::{Back, Phase, Then as After};
+    match phase {
+        Phase::Hello
+        | Phase::Table
+        | Phase::Precopy
+        | Phase::RoundQuery
+        | Phase::RoundSend
+        | Phase::RoundEnd
+        | Phase::Ping
+        | Phase::RoundLeft
+        | Phase::RoundMemoryLeft
+        | Phase::Record
+        | Phase::Pause
+        | Phase::Quiesce
+        | Phase::Stop
+        | Phase::Rest
+        | Phase::End => Then::Cancelled,
+        Phase::Committed | Phase::Release | Phase::Over => Then::TooLate,
+        Phase::Settle(After::Back)
+        | Phase::Back(Back::Query | Back::Quiesce | Back::Run | Back::Owner | Back::Tell) => {
+            Then::CancelledBefore("End")
+        }
+        Phase::Back(Back::Reset) | Phase::Settle(After::Park | After::Release) | Phase::Park => {
+            Then::Simulated
+        }
+    }
+}
+
+/// As [`at_the_source`].
+fn at_the_destination(phase: destination::Phase) -> Then {
+    use destination::Phase;
+    match phase {
+        Phase::Hello => Then::First,
+        Phase::Table
+        | Phase::Resume
+        | Phase::Load
+        | Phase::RoundEnd
+        | Phase::Finish
+        | Phase::Inspect
+        | Phase::Ready => Then::Cancelled,
+        Phase::Quiesce | Phase::Start | Phase::Run | Phase::Over => Then::TooLate,
+        Phase::Settle | Phase::Record | Phase::Reset | Phase::Tell => Then::CancelledBefore("Ready"),
+        Phase::Verify => Then::Simulated,
+    }
+}
+
+/// Has a side cancelled as a phase begins, and before that as another one does. Returns whether both have begun.
+fn cancel_at(side: &mut Side, phase: &'static str, before: Option<&'static str>) -> Arc<AtomicUsize> {
+    let cancel = side.cancel.clone();
+    let met = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&met);
+    let mut left: Vec<&str> = before.into_iter().chain([phase]).collect();
+    side.phases = Some(on_phase(move |name| {
+        if left.first() == Some(&name) {
+            left.remove(0);
+            counter.fetch_add(1, Ordering::Relaxed);
+            cancel.cancel("SIGTERM");
+        }
+    }));
+    met
+}
+
+/// Cancels a side as a phase begins, and returns what both sides say if the migration failed.
+fn cancelled(is_here: bool, phase: &'static str, then: Then) -> Option<(String, String)> {
+    let what = format!("{}, {phase}", if is_here { "source" } else { "destination" });
+    let folder = tempfile::tempdir().unwrap();
+    let mut rig = rig();
+    // Without a journal there is no discard to record.
+    rig.there.journal = Some(folder.path().join("there"));
+    let before = match then {
+        Then::CancelledBefore(before) => Some(before),
+        _ => None,
+    };
+    let met = cancel_at(if is_here { &mut rig.here } else { &mut rig.there }, phase, before);
+    let started = Instant::now();
+    let mut ended = rig.migrate();
+    assert!(started.elapsed() < SOON, "{what}: {:?}", started.elapsed());
+    assert_eq!(met.load(Ordering::Relaxed), 1 + usize::from(before.is_some()), "{what} does not begin");
+    if then == Then::TooLate {
+        ended.assert_sane(&what);
+        assert!(ended.sent.is_ok() && ended.received.is_ok(), "{what}: {:?}", ended.sent);
+        return None;
+    }
+    let side = if is_here { &ended.rig.here } else { &ended.rig.there };
+    assert_eq!(side.cancel.reason().as_deref(), Some("SIGTERM"));
+    Some(ended.refused(&what))
+}
+
+#[test]
+fn a_source_that_is_cancelled_in_any_phase_runs_on_and_the_destination_is_clean() {
+    for &(phase, name) in phases::SOURCE {
+        let then = at_the_source(phase);
+        if !matches!(then, Then::First | Then::Simulated)
+            && let Some((sent, received)) = cancelled(true, name, then)
+        {
+            assert!(sent.starts_with("cancelled: SIGTERM; "), "{name}: {sent}");
+            assert_eq!(received, "the source ended the migration: cancelled: SIGTERM", "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_destination_that_is_cancelled_in_any_phase_is_clean_and_the_source_runs_on() {
+    for &(phase, name) in phases::DESTINATION {
+        let then = at_the_destination(phase);
+        if !matches!(then, Then::First | Then::Simulated)
+            && let Some((sent, received)) = cancelled(false, name, then)
+        {
+            assert_eq!(received, "cancelled: SIGTERM", "{name}");
+            let starts = "the destination ended the migration: cancelled: SIGTERM; ";
+            assert!(sent.starts_with(starts), "{name}: {sent}");
+        }
+    }
+}
+
+/// A moment of a migration in which a call into a device or an owner is under way.
 #[derive(Clone, Copy, Debug)]
 enum When {
     /// A device at the source is asked this.
@@ -31,7 +167,7 @@ enum When {
     Shows(Phase),
 }
 
-/// The moments until the devices are the destination's.
+/// Moments of each kind, until the devices are the destination's.
 fn moments() -> Vec<When> {
     use State::{PreCopy, PreCopyP2p, Resuming, Running, Stop, StopCopy};
     vec![
@@ -75,7 +211,7 @@ fn at(rig: &mut Rig, when: When, cancel: Cancel) {
 }
 
 #[test]
-fn a_source_that_is_cancelled_runs_on_and_the_destination_is_clean() {
+fn a_source_that_is_cancelled_during_a_call_runs_on_and_the_destination_is_clean() {
     for when in moments() {
         let what = format!("{when:?}");
         let mut rig = rig();
@@ -97,7 +233,7 @@ fn a_source_that_is_cancelled_runs_on_and_the_destination_is_clean() {
 }
 
 #[test]
-fn a_destination_that_is_cancelled_is_clean_and_the_source_runs_on() {
+fn a_destination_that_is_cancelled_during_a_call_is_clean_and_the_source_runs_on() {
     for when in moments() {
         let what = format!("{when:?}");
         let mut rig = rig();

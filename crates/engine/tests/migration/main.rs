@@ -21,6 +21,9 @@ mod later;
 mod live;
 mod machines;
 mod owner;
+#[path = "../phases/mod.rs"]
+#[allow(dead_code, reason = "the simulation uses more of it")]
+mod phases;
 mod regions;
 mod resolve;
 mod sets;

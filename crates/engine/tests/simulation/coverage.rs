@@ -1,6 +1,6 @@
 //! Which phases met which faults: each phase of both machines is to be cancelled, cut, crashed and failed.
 
-use whimbrel_engine::proto::{destination, source};
+use super::phases;
 
 /// A side of the migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,136 +37,26 @@ impl Blow {
     pub(crate) const ALL: [Blow; 4] = [Blow::Cancelled, Blow::Cut, Blow::Crashed, Blow::Failed];
 }
 
-/// A phase and the blows that can meet it.
-pub(crate) struct Row {
-    pub(crate) name: &'static str,
-    can_fail: bool,
-}
-
-const fn row(name: &'static str) -> Row {
-    Row { name, can_fail: true }
-}
-
-/// A phase in which no operation is under way.
-const fn idle(name: &'static str) -> Row {
-    Row { name, can_fail: false }
-}
-
-const SOURCE: [Row; 28] = [
-    row("Hello"),
-    row("Table"),
-    row("Precopy"),
-    row("RoundQuery"),
-    row("RoundSend"),
-    row("RoundEnd"),
-    row("Ping"),
-    row("RoundLeft"),
-    row("RoundMemoryLeft"),
-    row("Record"),
-    row("Pause"),
-    row("Quiesce"),
-    row("Stop"),
-    row("Rest"),
-    row("End"),
-    row("Committed"),
-    row("Release"),
-    row("Settle(Back)"),
-    row("Settle(Park)"),
-    row("Settle(Release)"),
-    row("Back(Query)"),
-    row("Back(Quiesce)"),
-    row("Back(Run)"),
-    row("Back(Reset)"),
-    row("Back(Owner)"),
-    row("Back(Tell)"),
-    row("Park"),
-    idle("Over"),
-];
-
-const DESTINATION: [Row; 17] = [
-    idle("Hello"),
-    row("Table"),
-    row("Resume"),
-    row("Load"),
-    row("RoundEnd"),
-    row("Finish"),
-    row("Inspect"),
-    row("Ready"),
-    row("Quiesce"),
-    row("Start"),
-    row("Run"),
-    row("Settle"),
-    row("Record"),
-    row("Reset"),
-    row("Verify"),
-    row("Tell"),
-    idle("Over"),
-];
-
-/// The phases of a side.
-pub(crate) fn rows(side: Side) -> &'static [Row] {
+/// Returns the names of a side's phases, in the order of their rows.
+pub(crate) fn names(side: Side) -> Vec<&'static str> {
     match side {
-        Side::Source => &SOURCE,
-        Side::Destination => &DESTINATION,
+        Side::Source => phases::SOURCE.iter().map(|(_, name)| *name).collect(),
+        Side::Destination => phases::DESTINATION.iter().map(|(_, name)| *name).collect(),
     }
 }
 
-/// A phase's place in the table. A new phase does not compile without one.
-pub(crate) fn source_row(phase: source::Phase) -> usize {
-    use source::{Back, Phase, Then};
-    match phase {
-        Phase::Hello => 0,
-        Phase::Table => 1,
-        Phase::Precopy => 2,
-        Phase::RoundQuery => 3,
-        Phase::RoundSend => 4,
-        Phase::RoundEnd => 5,
-        Phase::Ping => 6,
-        Phase::RoundLeft => 7,
-        Phase::RoundMemoryLeft => 8,
-        Phase::Record => 9,
-        Phase::Pause => 10,
-        Phase::Quiesce => 11,
-        Phase::Stop => 12,
-        Phase::Rest => 13,
-        Phase::End => 14,
-        Phase::Committed => 15,
-        Phase::Release => 16,
-        Phase::Settle(Then::Back) => 17,
-        Phase::Settle(Then::Park) => 18,
-        Phase::Settle(Then::Release) => 19,
-        Phase::Back(Back::Query) => 20,
-        Phase::Back(Back::Quiesce) => 21,
-        Phase::Back(Back::Run) => 22,
-        Phase::Back(Back::Reset) => 23,
-        Phase::Back(Back::Owner) => 24,
-        Phase::Back(Back::Tell) => 25,
-        Phase::Park => 26,
-        Phase::Over => 27,
-    }
+/// Returns the row of the phase of this name.
+pub(crate) fn row(side: Side, name: &str) -> usize {
+    names(side).iter().position(|known| *known == name).expect("it is a phase")
 }
 
-/// As [`source_row`].
-pub(crate) fn destination_row(phase: destination::Phase) -> usize {
-    use destination::Phase;
-    match phase {
-        Phase::Hello => 0,
-        Phase::Table => 1,
-        Phase::Resume => 2,
-        Phase::Load => 3,
-        Phase::RoundEnd => 4,
-        Phase::Finish => 5,
-        Phase::Inspect => 6,
-        Phase::Ready => 7,
-        Phase::Quiesce => 8,
-        Phase::Start => 9,
-        Phase::Run => 10,
-        Phase::Settle => 11,
-        Phase::Record => 12,
-        Phase::Reset => 13,
-        Phase::Verify => 14,
-        Phase::Tell => 15,
-        Phase::Over => 16,
+/// Returns whether the blow can meet a side in a phase: every one, unless nothing is left to do or no operation is under
+/// way.
+fn can_meet(side: Side, name: &str, blow: Blow) -> bool {
+    match (side, name) {
+        (_, "Over") => false,
+        (Side::Destination, "Hello") => blow != Blow::Failed,
+        _ => true,
     }
 }
 
@@ -182,21 +72,25 @@ pub(crate) struct Cell {
 pub(crate) fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for side in Side::BOTH {
-        for (row, phase) in rows(side).iter().enumerate() {
-            for blow in Blow::ALL {
-                if phase.name != "Over" && (blow != Blow::Failed || phase.can_fail) {
-                    cells.push(Cell { side, row, blow });
-                }
-            }
+        for (row, name) in names(side).into_iter().enumerate() {
+            let blows = Blow::ALL.into_iter().filter(|blow| can_meet(side, name, *blow));
+            cells.extend(blows.map(|blow| Cell { side, row, blow }));
         }
     }
     cells
 }
 
+/// The rows of the side that has more.
+const ROWS: usize = if phases::SOURCE.len() > phases::DESTINATION.len() {
+    phases::SOURCE.len()
+} else {
+    phases::DESTINATION.len()
+};
+
 /// How often each cell was met.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
-    counts: [[[u32; 4]; 28]; 2],
+    counts: [[[u32; Blow::ALL.len()]; ROWS]; 2],
     /// Migrations that succeeded at both sides, and all.
     pub(crate) successes: u32,
     pub(crate) runs: u32,
@@ -233,7 +127,7 @@ impl Coverage {
     pub(crate) fn missing(&self) -> Vec<String> {
         let missing = cells().into_iter().filter(|cell| self.count(*cell) == 0);
         missing
-            .map(|cell| format!("{:?} {} {:?}", cell.side, rows(cell.side)[cell.row].name, cell.blow))
+            .map(|cell| format!("{:?} {} {:?}", cell.side, names(cell.side)[cell.row], cell.blow))
             .collect()
     }
 }

@@ -14,9 +14,10 @@ use whimbrel_engine::proto::source::{self, Plan as SourcePlan};
 use whimbrel_engine::{BlobName, Error, RamRegion, Report, SendError};
 use whimbrel_protocol::handover::Entry;
 
-use super::coverage::{Side, destination_row, source_row};
+use super::coverage::Side;
 use super::device::{Block, Device};
 use super::link::Frame;
+use super::phases::{destination_place, source_place};
 use super::plan::Plan;
 
 /// What a worker is given.
@@ -116,8 +117,8 @@ impl Machine {
 
     pub(crate) fn row(&self) -> usize {
         match self {
-            Machine::Source(machine) => source_row(machine.phase()),
-            Machine::Destination(machine) => destination_row(machine.phase()),
+            Machine::Source(machine) => source_place(machine.phase()),
+            Machine::Destination(machine) => destination_place(machine.phase()),
         }
     }
 

@@ -24,6 +24,8 @@ mod happening;
 mod host;
 mod link;
 mod oracle;
+#[path = "../phases/mod.rs"]
+mod phases;
 mod plan;
 mod resolve;
 mod world;
@@ -177,7 +179,7 @@ fn a_page_that_is_not_sent_again_is_seen() {
 fn a_destination_that_says_failed_and_runs_is_seen() {
     let complaints = lies(Lie::FailedAndRuns, |plan| {
         let start = coverage::Side::Destination;
-        let row = coverage::rows(start).iter().position(|row| row.name == "Start").unwrap();
+        let row = coverage::row(start, "Start");
         plan.faults.push((plan::When::In(start, row, std::time::Duration::ZERO), plan::Fault::Fail(start)));
     });
     assert_seen(&complaints, "runs");
@@ -193,7 +195,7 @@ fn a_source_that_runs_after_the_handover_is_seen() {
 fn a_stop_without_end_is_seen() {
     let complaints = lies(Lie::NeverGivesUp, |plan| {
         let source = coverage::Side::Source;
-        let row = coverage::rows(source).iter().position(|row| row.name == "Rest").unwrap();
+        let row = coverage::row(source, "Rest");
         plan.faults
             .push((plan::When::In(source, row, std::time::Duration::ZERO), plan::Fault::Stall(plan.calm)));
     });
@@ -214,7 +216,7 @@ fn a_setup_that_is_not_restored_after_a_reset_is_seen() {
     let complaints = lies(Lie::RestoresNoSetup, |plan| {
         let source = coverage::Side::Source;
         let at = |name| {
-            let row = coverage::rows(source).iter().position(|row| row.name == name).unwrap();
+            let row = coverage::row(source, name);
             plan::When::In(source, row, std::time::Duration::ZERO)
         };
         plan.faults.push((at("Rest"), plan::Fault::Cancel(source)));
@@ -227,7 +229,7 @@ fn a_setup_that_is_not_restored_after_a_reset_is_seen() {
 fn a_destination_whose_devices_are_not_looked_at_after_a_crash_is_seen() {
     let complaints = lies(Lie::DestinationNotLookedAt, |plan| {
         let source = coverage::Side::Source;
-        let row = coverage::rows(source).iter().position(|row| row.name == "Rest").unwrap();
+        let row = coverage::row(source, "Rest");
         (plan.has_journal, plan.outlives) = (true, [true; 2]);
         for side in coverage::Side::BOTH {
             let crash = plan::Fault::Crash { side, silent: true };

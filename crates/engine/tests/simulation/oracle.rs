@@ -302,7 +302,7 @@ impl Oracle {
             if host.is_active() {
                 let row = host.machine.as_ref().map_or(0, super::host::Machine::row);
                 let text =
-                    format!("{side:?} does not come to an end in {}", super::coverage::rows(side)[row].name);
+                    format!("{side:?} does not come to an end in {}", super::coverage::names(side)[row]);
                 world.oracle.complain(text);
                 return;
             }

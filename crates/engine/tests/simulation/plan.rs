@@ -8,7 +8,7 @@ use whimbrel_engine::proto::negotiate::Feature;
 use whimbrel_engine::proto::source::SourceOptions;
 use whimbrel_protocol::MigrationFlags;
 
-use super::coverage::{Blow, Cell, Side, cells, rows};
+use super::coverage::{Blow, Cell, Side, cells, names, row};
 use super::device::Model;
 
 /// A lie that the oracle must see.
@@ -192,7 +192,7 @@ impl Plan {
             } else {
                 let side = Side::BOTH[rng.usize(..2)];
                 let delay = if rng.bool() { Duration::ZERO } else { millis(rng, 0.001, 20.0) };
-                When::In(side, rng.usize(..rows(side).len()), delay)
+                When::In(side, rng.usize(..names(side).len()), delay)
             };
             plan.faults.push((when, fault));
         }
@@ -226,7 +226,7 @@ impl Plan {
 
     fn aim(&mut self, cell: Cell, rng: &mut Rng) {
         let Cell { side, row, blow } = cell;
-        self.lead_to(side, rows(side)[row].name, rng);
+        self.lead_to(side, names(side)[row], rng);
         let delay = if chance(rng, 70) { Duration::ZERO } else { self.call.mul_f64(rng.f64() * 0.9) };
         let fault = match blow {
             Blow::Cancelled => Fault::Cancel(side),
@@ -267,10 +267,7 @@ impl Plan {
         if phase == "Ping" {
             self.features = [Feature::ALL.to_vec(), Feature::ALL.to_vec()];
         }
-        let at = |side, name: &str| {
-            let row = rows(side).iter().position(|row| row.name == name).unwrap();
-            When::In(side, row, now)
-        };
+        let at = |side, name: &str| When::In(side, row(side, name), now);
         let (source, destination) = (Side::Source, Side::Destination);
         let mut fault = |when, fault| self.faults.push((when, fault));
         match (side, phase) {

@@ -10,7 +10,7 @@ use whimbrel_engine::proto::control::Control;
 use whimbrel_engine::proto::operation::{Command, Event, Now, Operation, Place};
 use whimbrel_protocol::handover::JournalArbiter;
 
-use super::coverage::{Blow, Coverage, Side, rows};
+use super::coverage::{Blow, Coverage, Side, names};
 use super::happening::{Due, Happening};
 use super::host::{Doing, End, Fate, Host, Item};
 use super::link::{Frame, Link};
@@ -246,7 +246,7 @@ impl World {
         for command in commands {
             self.command(side, command);
         }
-        self.say(|_| format!("{side:?} is in {}", rows(side)[row].name));
+        self.say(|_| format!("{side:?} is in {}", names(side)[row]));
         let mut at_once = Vec::new();
         self.plan.faults.retain(|(when, fault)| match when {
             When::In(of, at, delay) if *of == side && *at == row => {

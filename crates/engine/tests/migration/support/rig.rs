@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use tracing::Dispatch;
+use tracing::dispatcher::with_default;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
@@ -88,6 +90,8 @@ pub(crate) struct Side {
     pub(crate) program: Program,
     pub(crate) cancel: Cancel,
     pub(crate) observer: Option<Watcher>,
+    /// Sees the phases begin.
+    pub(crate) phases: Option<Dispatch>,
     pub(crate) journal: Option<PathBuf>,
     pub(crate) features: Vec<Feature>,
 }
@@ -106,6 +110,7 @@ impl Side {
             program: Program::default(),
             cancel: Cancel::new(),
             observer: None,
+            phases: None,
             journal: None,
             features: Feature::ALL.to_vec(),
         }
@@ -167,9 +172,26 @@ pub(crate) fn migrate_between(
     left: Stream,
     right: Stream,
 ) -> (Sent, Arrived) {
+    migrate_watched(source, destination, left, right, [None, None])
+}
+
+/// As [`migrate_between`], while the phases of both sides are watched.
+fn migrate_watched(
+    source: Source,
+    destination: Destination,
+    left: Stream,
+    right: Stream,
+    [here, there]: [Option<Dispatch>; 2],
+) -> (Sent, Arrived) {
     let ((left, from_source), (right, from_destination)) = (Recorder::new(left), Recorder::new(right));
-    let receiving = std::thread::spawn(move || destination.receive(right));
-    let sent = source.send(left);
+    let receiving = std::thread::spawn(move || match there {
+        Some(watcher) => with_default(&watcher, || destination.receive(right)),
+        None => destination.receive(right),
+    });
+    let sent = match here {
+        Some(watcher) => with_default(&watcher, || source.send(left)),
+        None => source.send(left),
+    };
     let arrived = receiving.join().unwrap();
     let account = check_streams(Some(&from_source), Some(&from_destination));
     if let Ok(report) = &sent.result {
@@ -299,7 +321,8 @@ impl Rig {
     ) -> Ended {
         let destination = self.destination();
         let source = change(self.source());
-        let (sent, arrived) = migrate_between(source, destination, left, right);
+        let phases = [self.here.phases.clone(), self.there.phases.clone()];
+        let (sent, arrived) = migrate_watched(source, destination, left, right, phases);
         self.here.put_back(sent.devices);
         self.there.put_back(arrived.devices);
         Ended { sent: sent.result, received: arrived.result, rig: self }
