@@ -16,12 +16,13 @@ use crate::seed::trials;
 use crate::started::Started;
 use crate::support::{Run, argument, command};
 
-fn journal(host: &Host) -> PathBuf {
+/// The journal of a host.
+pub(crate) fn journal(host: &Host) -> PathBuf {
     host.path("journal")
 }
 
 /// A command that keeps the journal of a host.
-fn with_journal(mut command: Command, host: &Host) -> Command {
+pub(crate) fn with_journal(mut command: Command, host: &Host) -> Command {
     command.arg("--journal").arg(journal(host));
     command
 }

@@ -137,7 +137,8 @@ impl Journal {
         let records = Record::begin(side, &devices).map_err(|error| self.invalid(error))?;
         let room = ((records.len() + ENTRIES) * Record::SIZE) as u64;
         let end = (self.records.len() * Record::SIZE) as u64;
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, room) {
+        let reserve = || rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, end, room);
+        match rustix::io::retry_on_intr(reserve) {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
             Err(error) => return Err(Error::Journal { path: self.path.clone(), error: error.into() }),
         }
