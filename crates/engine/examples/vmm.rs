@@ -1,148 +1,149 @@
-//! A VMM of two processes' worth in one: two devices, guest memory, and CPUs that write it, migrate from a source to a
-//! destination. `cargo run --example vmm --features vm-memory`, and `-- cancel` to see one that is called off.
+//! A VMM that moves to another process: memory, CPUs that write it, and two devices. What arrives is checked, and works on.
+//! `vmm receive SOCKET` waits for `vmm send SOCKET`, or for `vmm send SOCKET cancel`, which calls the migration off.
 
-use std::error::Error;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{JoinHandle, spawn};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread::{sleep, spawn};
 use std::time::Duration;
 
+use parking_lot::RwLock;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use whimbrel_engine::channel::Stream;
-use whimbrel_engine::{Blob, BlobName, Guest, GuestError, Phase, Progress};
-use whimbrel_engine::{Cancel, Destination, Source};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use whimbrel_device::DeviceFile;
+use whimbrel_engine::channel::{Address, Listener, Until, connect};
+use whimbrel_engine::{Blob, BlobName, Cancel, Destination, Guest, GuestError, Phase, Progress, Source};
 use whimbrel_models::Model;
-use whimbrel_user::{Local, Migratable};
+use whimbrel_models::accel::REGISTER_QUEUE_BASE;
+use whimbrel_uapi::type1::DmaMapFlags;
+use whimbrel_user::{DmaMap, Local, Migratable};
 
 /// Memory that marks in a bitmap what goes through it: the engine reads that as the log of the CPUs' writes.
 type Memory = GuestMemoryMmap<AtomicBitmap>;
 
 const MEMORY_BYTES: usize = 64 << 20;
-const CPUS: u64 = 2;
+const CPUS: usize = 2;
+const PAGES: u64 = 200;
+/// The devices, each with a register and its contents.
+const DEVICES: [(&str, u64, &[u8]); 2] =
+    [("accel?state=8MiB&rate=16MiB", REGISTER_QUEUE_BASE, &[0x40; 8]), ("serial", 7, &[0x40])];
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The CPUs: each counts in a page of its own, and its state is where it got to.
-struct Cpus {
+#[derive(Clone, Default)]
+struct Vmm {
     memory: Arc<Memory>,
-    run: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<u64>>,
-    state: Vec<u64>,
+    devices: Vec<DeviceFile>,
+    counts: Arc<[AtomicU64; CPUS]>,
+    runs: Arc<RwLock<bool>>,
 }
 
-impl Cpus {
-    fn new(memory: &Arc<Memory>) -> Cpus {
-        let run = Arc::new(AtomicBool::new(false));
-        Cpus { memory: memory.clone(), run, threads: Vec::new(), state: vec![0; CPUS as usize] }
-    }
+fn page(cpu: usize, count: u64) -> GuestAddress {
+    GuestAddress(cpu as u64 * 0x10_0000 + count % PAGES * 0x1000)
+}
 
-    fn start(&mut self) {
-        self.run.store(true, Ordering::Release);
-        for (cpu, count) in (0..CPUS).zip(self.state.clone()) {
-            let (memory, run) = (self.memory.clone(), self.run.clone());
-            self.threads.push(spawn(move || {
-                let mut count = count;
-                while run.load(Ordering::Acquire) {
-                    count += 1;
-                    let address = GuestAddress(cpu * 0x10_0000 + count % 200 * 0x1000);
-                    memory.write_obj(count, address).expect("guest memory is there");
-                    std::thread::sleep(Duration::from_micros(50));
-                }
-                count
-            }));
+impl Vmm {
+    /// A CPU, which counts in one page after the other. Its state is how far it has come.
+    fn run_cpu(&self, cpu: usize) {
+        loop {
+            // A CPU stops between two writes.
+            if *self.runs.read() {
+                let count = self.counts[cpu].fetch_add(1, SeqCst) + 1;
+                self.memory.write_obj(count, page(cpu, count)).expect("guest memory is there");
+            }
+            sleep(Duration::from_micros(50));
         }
     }
-
-    fn stop(&mut self) -> Result<(), GuestError> {
-        self.run.store(false, Ordering::Release);
-        for (state, thread) in self.state.iter_mut().zip(self.threads.drain(..)) {
-            *state = thread.join().map_err(|_| "a CPU has failed")?;
+    /// Checks that memory holds what the CPUs have written last, and each device its register.
+    fn check(&self) -> Result<(), GuestError> {
+        let counts = self.counts.each_ref().map(|count| count.load(SeqCst));
+        for (cpu, &last) in counts.iter().enumerate() {
+            for count in last.saturating_sub(PAGES - 1).max(1)..=last {
+                let found: u64 = self.memory.read_obj(page(cpu, count))?;
+                (found == count).then_some(()).ok_or("memory is not as a CPU left it")?;
+            }
         }
+        for (device, (_, register, contents)) in self.devices.iter().zip(DEVICES) {
+            let mut found = vec![0; contents.len()];
+            device.read_region(0, register, &mut found)?;
+            (found == contents).then_some(()).ok_or("a device is not as it was")?;
+        }
+        println!("memory and devices are as they should be, with the CPUs at {counts:?}");
         Ok(())
     }
 }
 
-impl Guest for Cpus {
+impl Guest for Vmm {
     fn blobs(&self) -> Vec<BlobName> {
         vec![BlobName { name: "cpus".into(), version: 1 }]
     }
-
     fn loads(&self) -> Vec<BlobName> {
         self.blobs()
     }
-
     fn pause(&mut self) -> Result<(), GuestError> {
-        self.stop()
+        *self.runs.write() = false;
+        Ok(())
     }
-
-    fn save(&mut self) -> Result<Vec<Blob>, GuestError> {
-        let state = self.state.iter().flat_map(|count| count.to_le_bytes()).collect();
-        Ok(vec![Blob::new("cpus", 1, state)])
-    }
-
     fn resume(&mut self) -> Result<(), GuestError> {
-        self.start();
+        *self.runs.write() = true;
         Ok(())
     }
-
+    fn save(&mut self) -> Result<Vec<Blob>, GuestError> {
+        let counts = self.counts.iter().flat_map(|count| count.load(SeqCst).to_le_bytes());
+        Ok(vec![Blob::new("cpus", 1, counts.collect())])
+    }
     fn load(&mut self, blobs: Vec<Blob>) -> Result<(), GuestError> {
-        let (counts, rest) = blobs[0].data.as_chunks();
-        if counts.len() as u64 != CPUS || !rest.is_empty() {
-            return Err(format!("the state of {} CPUs, expected {CPUS}", counts.len()).into());
-        }
-        self.state = counts.iter().map(|count| u64::from_le_bytes(*count)).collect();
-        Ok(())
+        let counts = blobs[0].data.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        self.counts.iter().zip(counts).for_each(|(cpu, count)| cpu.store(count, SeqCst));
+        self.check()
     }
-
     fn run(&mut self) -> Result<(), GuestError> {
-        println!("the CPUs go on at {:?}", self.state);
-        self.start();
-        Ok(())
+        self.resume()
     }
 }
 
-impl Drop for Cpus {
-    fn drop(&mut self) {
-        // One that has failed has said so.
-        let _ = self.stop();
-    }
-}
-
-fn devices(side: &str) -> Result<Vec<Box<dyn Migratable>>, Box<dyn Error>> {
-    let open = |model: &str, name: &str| -> Result<Box<dyn Migratable>, Box<dyn Error>> {
-        Ok(Box::new(Local::new(model.parse::<Model>()?.open(format!("{side} {name}"))?)))
+fn main() -> Result<(), GuestError> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, side, socket, rest @ ..] = &arguments[..] else {
+        return Err("expected send or receive, and a socket".into());
     };
-    Ok(vec![open("accel?state=8MiB&rate=16MiB", "accelerator")?, open("serial", "console")?])
-}
-
-fn memory() -> Result<Arc<Memory>, Box<dyn Error>> {
-    Ok(Arc::new(Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?))
-}
-
-fn main() -> Result<(), Box<dyn Error>> {
-    let (left, right) = UnixStream::pair()?;
-    let (here, there) = (memory()?, memory()?);
-    let arriving = Destination::new(devices("there")?).memory(there.clone()).guest(Cpus::new(&there));
-    let receiver = spawn(move || arriving.receive(Stream::from(right)));
-
-    let mut cpus = Cpus::new(&here);
-    cpus.start();
-    let cancel = Cancel::new();
-    let (canceller, cancels) = (cancel.clone(), std::env::args().any(|argument| argument == "cancel"));
-    let sent = Source::new(devices("here")?)
-        .memory(here.clone(), here)
-        .guest(cpus)
-        .cancel(&cancel)
-        .observer(move |progress: &Progress| match progress.phase {
-            Phase::Round(1) if cancels => canceller.cancel("the operator changed their mind"),
-            phase => println!("{phase:?}: {} of {} bytes", progress.done, progress.total),
-        })
-        .send(Stream::from(left));
-    let arrived = receiver.join().map_err(|_| "the destination has failed")?;
-    match (sent.result, arrived.result) {
-        (Ok(report), Ok(_)) => println!("moved, with a downtime of {:.2} ms", report.downtime_ms),
-        (Err(sent), Err(arrived)) => println!("source: {sent}\ndestination: {arrived}"),
-        (sent, arrived) => println!("source: {sent:?}\ndestination: {arrived:?}"),
+    let (address, cancels) = (Address::Unix(socket.into()), !rest.is_empty());
+    let file = memfd_create(c"guest", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, MEMORY_BYTES as u64)?;
+    let ranges = [(GuestAddress(0), MEMORY_BYTES, Some(FileOffset::new(file.into(), 0)))];
+    let memory = Arc::new(Memory::from_ranges_with_files(ranges)?);
+    let mut vmm = Vmm { memory: memory.clone(), ..Vmm::default() };
+    let mut devices: Vec<Box<dyn Migratable>> = Vec::new();
+    for (model, register, contents) in DEVICES {
+        let device = model.parse::<Model>()?.open(model)?;
+        if side == "send" {
+            device.write_region(0, register, contents)?;
+        }
+        vmm.devices.push(device.device().clone());
+        let mut device = Local::new(device);
+        let region = memory.iter().next().ok_or("no memory")?;
+        device.map_dma(0, DmaMapFlags::READ | DmaMapFlags::WRITE, region.get_mmap().into())?;
+        devices.push(Box::new(device));
     }
-    Ok(())
+    for cpu in 0..CPUS {
+        let vmm = vmm.clone();
+        spawn(move || vmm.run_cpu(cpu));
+    }
+    if side == "receive" {
+        let accepted = Listener::bind(&address)?.accept(Until::timeout(PATIENCE))?;
+        let arriving = Destination::new(devices).memory(memory).guest(vmm.clone());
+        arriving.receive_accepted(accepted).result?;
+    } else {
+        vmm.resume()?;
+        let cancel = Cancel::new();
+        let leaving = Source::new(devices).memory(memory.clone(), memory).guest(vmm.clone()).cancel(&cancel);
+        let observer = move |progress: &Progress| match progress.phase {
+            Phase::Round(1) if cancels => cancel.cancel("the operator changed their mind"),
+            phase => println!("{phase:?}: {} of {} bytes", progress.done, progress.total),
+        };
+        let sent = leaving.observer(observer).send(connect(&address, Until::timeout(PATIENCE))?);
+        println!("{}", sent.result.map_or_else(|error| error.to_string(), |_| "migrated".into()));
+    }
+    sleep(PATIENCE / 100);
+    vmm.pause()?;
+    vmm.check()
 }
