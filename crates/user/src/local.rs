@@ -223,7 +223,7 @@ impl MemoryLog {
 
     fn set(&self, log: Option<Arc<DirtyLog>>) {
         let mut current = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        self.device.bus().dma().set_log(log.clone());
+        self.device.bus().dma().set_space_log(log.clone());
         *current = log;
     }
 }

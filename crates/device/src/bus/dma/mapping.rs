@@ -26,7 +26,10 @@ pub struct MappedRange {
 #[derive(Debug, Default)]
 pub(super) struct Inner {
     pub(super) mappings: BTreeMap<u64, Mapping>,
+    /// The device's own log.
     pub(super) log: Option<Arc<DirtyLog>>,
+    /// The log of the address space.
+    pub(super) space_log: Option<Arc<DirtyLog>>,
 }
 
 #[derive(Debug)]

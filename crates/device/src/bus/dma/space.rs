@@ -315,8 +315,10 @@ impl DmaSpace {
                 break;
             }
         }
-        if let (Access::Write, Some(log)) = (access, &inner.log) {
-            log.mark(iova, done);
+        if access == Access::Write {
+            for log in [&inner.log, &inner.space_log].into_iter().flatten() {
+                log.mark(iova, done);
+            }
         }
         match failure {
             None => Ok(()),
@@ -324,9 +326,14 @@ impl DmaSpace {
         }
     }
 
-    /// Sets the log in which every write is marked from now on, instead of an earlier one. `None` removes it.
+    /// Sets the device's own log, in which every write is marked from now on, instead of an earlier one. `None` removes it.
     pub fn set_log(&self, log: Option<Arc<DirtyLog>>) {
         self.change().log = log;
+    }
+
+    /// Sets the log of the whole address space, which its owner keeps beside the device's own. `None` removes it.
+    pub fn set_space_log(&self, log: Option<Arc<DirtyLog>>) {
+        self.change().space_log = log;
     }
 
     // A panic of a visitor leaves the mappings as they were, so that a poisoned lock says nothing.

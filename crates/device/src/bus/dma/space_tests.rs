@@ -171,13 +171,18 @@ fn a_write_marks_every_log_that_is_on_over_all_its_mappings() {
     let logged = |log: &Arc<DirtyLog>, offset| Some(MappingLog { log: log.clone(), offset });
     space.map_logged(0x1000, BOTH, mapped(0x2000), logged(&first, 0)).unwrap();
     space.map_logged(0x3000, BOTH, mapped(0x2000), logged(&second, 0x2000)).unwrap();
+    let whole = log(0x10000);
     space.set_log(Some(device.clone()));
+    space.set_space_log(Some(whole.clone()));
     space.write(0x2fff, &[1, 2]).unwrap();
     assert_eq!([told(&device), told(&first), told(&second)], [0b1100, 0b10, 0b100]);
+    assert_eq!(told(&whole), 0b1100);
+    space.set_space_log(None);
     space.write(0x4000, &[1]).unwrap();
     space.set_mapping_log(0x3000, None);
     space.write(0x3000, &[1]).unwrap();
     assert_eq!([told(&device), told(&first), told(&second)], [0b11000, 0, 0b1000]);
+    assert_eq!(told(&whole), 0);
     assert!(space.write(0x4fff, &[1, 2]).is_err());
     assert_eq!([told(&device), told(&first), told(&second)], [0, 0, 0], "a blocked write marks nothing");
 }
