@@ -120,19 +120,22 @@ pub struct Fits {
     pub setup_us: u64,
 }
 
-/// The destination's report that everything is loaded, with the times since the end arrived.
+/// The destination's report that everything is loaded, with the times since the end arrived. A time that it does not tell is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// Time until every device had accepted its state, in microseconds.
+    #[serde(default)]
     pub loading_us: u64,
     /// Time the owner took to load its blobs and to inspect the result, in microseconds.
+    #[serde(default)]
     pub inspection_us: u64,
 }
 
 /// The destination's report that every device runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// Time from the arrival of the handover until every device ran, in microseconds.
+    /// Time from the arrival of the handover until every device ran, in microseconds; 0 if it is not told.
+    #[serde(default)]
     pub start_us: u64,
 }
 

@@ -56,7 +56,7 @@ pub struct PciIdentity {
     pub subsystem_vendor: u16,
     /// Subsystem ID.
     pub subsystem_device: u16,
-    /// Class code: base class, subclass and programming interface.
+    /// Class code: base class, subclass and programming interface. 24 bits.
     pub class: u32,
     /// Revision ID. It may differ.
     pub revision: u8,

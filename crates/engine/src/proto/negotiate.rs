@@ -9,9 +9,6 @@ use whimbrel_protocol::text::printable;
 /// The protocol version of this release.
 pub const VERSION: u32 = 2;
 
-/// The maximum number of versions or features that are examined.
-const MAX_LIST: usize = 256;
-
 /// An optional part of the protocol, which is used if both sides have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Feature {
@@ -141,7 +138,7 @@ pub fn choose(offer: &Offer, ours: &BTreeSet<Feature>) -> Result<BTreeSet<Featur
     let has = |name: &str| Feature::from_name(name).filter(|feature| ours.contains(feature));
     match offer.needs.iter().find(|name| has(name).is_none()) {
         Some(name) => Err(Refusal::MissingFeature { feature: printable(name, 100) }),
-        None => Ok(offer.features.iter().take(MAX_LIST).filter_map(|name| has(name)).collect()),
+        None => Ok(offer.features.iter().filter_map(|name| has(name)).collect()),
     }
 }
 
@@ -181,6 +178,13 @@ mod tests {
         let ours = BTreeSet::from(Feature::ALL);
         let newer = offer(&[2, 3], &["colours", "setup", "ping"], &["setup"]);
         assert_eq!(choose(&newer, &ours), Ok(BTreeSet::from([Feature::Setup, Feature::Ping])));
+    }
+
+    #[test]
+    fn a_feature_is_found_however_many_unknown_ones_are_offered() {
+        let mut many = offer(&[2], &["ping"], &["ping"]);
+        many.features.extend((0..1000).map(|number| format!("a{number}")));
+        assert_eq!(choose(&many, &BTreeSet::from(Feature::ALL)), Ok(BTreeSet::from([Feature::Ping])));
     }
 
     #[test]

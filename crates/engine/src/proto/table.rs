@@ -71,6 +71,9 @@ pub fn check(table: &Table) -> Result<(), Unfit> {
     if !table.devices.iter().all(|device| is_hex(&device.compatibility)) {
         return Err(Unfit::Malformed("compatibility data is not 0 to 2048 hexadecimal digits"));
     }
+    if table.devices.iter().filter_map(|device| device.pci).any(|pci| pci.class >> 24 != 0) {
+        return Err(Unfit::Malformed("a PCI class has more than 24 bits"));
+    }
     if table.memory.len() > MAX_REGIONS {
         return Err(Unfit::Malformed("it has more than 1024 regions of memory"));
     }
@@ -79,7 +82,10 @@ pub fn check(table: &Table) -> Result<(), Unfit> {
         if region.size == 0 || region.start % crate::set::PAGE != 0 || region.start < end {
             return Err(Unfit::Malformed("its memory is empty, not page-aligned or not in ascending order"));
         }
-        end = region.start.checked_add(region.size).ok_or(Unfit::Malformed("its memory ends past 2^64"))?;
+        end = region
+            .start
+            .checked_add(region.size)
+            .ok_or(Unfit::Malformed("its memory does not end below 2^64"))?;
     }
     if table.blobs.len() > MAX_BLOBS {
         return Err(Unfit::Malformed("it has more than 256 blobs"));
@@ -92,7 +98,7 @@ pub fn check(table: &Table) -> Result<(), Unfit> {
         return Err(Unfit::Malformed("the name of a blob has no or more than 255 bytes"));
     }
     if names.iter().any(|name| printable(name, MAX_BLOB_NAME) != **name) {
-        return Err(Unfit::Malformed("the name of a blob has control characters"));
+        return Err(Unfit::Malformed("the name of a blob has control characters or direction marks"));
     }
     Ok(())
 }
@@ -200,10 +206,17 @@ mod tests {
             with(|table| table.memory[0].start = 1),
             with(|table| table.memory[1].size = u64::MAX),
             with(|table| table.memory[1].size = 0),
+            // It ends at 2^64, which is no 64-bit number.
+            with(|table| table.memory[1] = RamRegion::new(u64::MAX - 0xfff, 0x1000)),
+            with(|table| {
+                table.devices[0].pci = Some(PciIdentity { class: 1 << 24, ..PciIdentity::default() });
+            }),
             with(|table| table.blobs.push(table.blobs[0].clone())),
             with(|table| table.blobs[0].name.clear()),
             with(|table| table.blobs[0].name = "x".repeat(256)),
             with(|table| table.blobs[0].name = "\u{1b}[2J".into()),
+            with(|table| table.blobs[0].name = "\u{202e}".into()),
+            with(|table| table.blobs[0].name = "\u{2028}".into()),
             with(|table| table.devices[0].compatibility = "0g".into()),
             with(|table| table.devices[0].compatibility = "a".repeat(2049)),
             with(|table| table.memory = (0..1025).map(|at| RamRegion::new(at << 12, 4096)).collect()),
@@ -232,7 +245,7 @@ mod tests {
                 device: u16::MAX,
                 subsystem_vendor: u16::MAX,
                 subsystem_device: u16::MAX,
-                class: u32::MAX,
+                class: 0x00ff_ffff,
                 revision: u8::MAX,
             }),
             model: Some(text.clone()),

@@ -105,11 +105,16 @@ fn is_region(value: &Value) -> bool {
     let keys = Keys::default()
         .must("start", |value| value.as_u64().is_some_and(|start| start % 4096 == 0))
         .must("size", |value| value.as_u64().is_some_and(|size| size > 0));
-    keys.check(value).is_ok()
+    let end = || value["start"].as_u64()?.checked_add(value["size"].as_u64()?);
+    keys.check(value).is_ok() && end().is_some()
 }
 
 fn is_blob(value: &Value) -> bool {
-    let is_name: Is = |value| value.as_str().is_some_and(|name| (1..=255).contains(&name.len()));
+    let is_name: Is = |value| {
+        value
+            .as_str()
+            .is_some_and(|name| (1..=255).contains(&name.len()) && !name.chars().any(is_unfit_to_show))
+    };
     Keys::default().must("name", is_name).must("version", is_u32).check(value).is_ok()
 }
 
@@ -121,10 +126,16 @@ pub(super) fn table(payload: &[u8]) -> Result<Value, String> {
     object(payload, keys)
 }
 
+/// Control characters, separators of lines and paragraphs, and marks of direction.
+fn is_unfit_to_show(it: char) -> bool {
+    let marks = ['\u{61c}', '\u{200e}', '\u{200f}'];
+    it.is_control() || marks.contains(&it) || matches!(it, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 pub(super) fn reason(payload: &[u8]) -> Result<String, String> {
     let value = object(payload, Keys::default().must("reason", Value::is_string))?;
     let reason = value["reason"].as_str().unwrap_or_default();
-    if reason.chars().count() > 1000 || reason.chars().any(char::is_control) {
+    if reason.chars().count() > 1000 || reason.chars().any(is_unfit_to_show) {
         return Err("a reason that is not fit to be shown".into());
     }
     Ok(reason.to_string())

@@ -280,6 +280,29 @@ fn a_peer_that_is_no_whimbrel_is_called_so() {
 }
 
 #[test]
+fn a_destination_that_leaves_out_all_that_is_optional_takes_the_devices_over() {
+    let mut rig = Rig::new(&Shape::default());
+    let (mut peer, link) = Peer::new();
+    let peer = thread::spawn(move || {
+        while let Some((asked, number)) = peer.hear() {
+            let (kind, answer) = match asked {
+                kind::HELLO => (kind::ACCEPT, &br#"{"version": 2}"#[..]),
+                kind::TABLE => (kind::FITS, &b"{}"[..]),
+                kind::ROUND => (kind::ROUND_DONE, &number[..]),
+                kind::END => (kind::READY, &b"{}"[..]),
+                kind::HANDOVER => (kind::RUNNING, &b"{}"[..]),
+                _ => continue,
+            };
+            peer.frame(kind, answer);
+        }
+    });
+    let report = rig.send_to(link).unwrap();
+    peer.join().unwrap();
+    assert_eq!((report.loading_ms, report.inspection_ms, report.start_ms), (0.0, 0.0, 0.0), "{report:?}");
+    rig.assert_source_stands("it has been taken over");
+}
+
+#[test]
 fn absurd_figures_from_the_destination_do_not_enter_the_report() {
     let mut rig = Rig::new(&Shape::default());
     let (peer, link) = Peer::new();

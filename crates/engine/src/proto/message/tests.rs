@@ -155,6 +155,31 @@ fn fields_that_a_later_version_adds_are_ignored() {
 }
 
 #[test]
+fn what_the_document_calls_optional_may_be_left_out() {
+    for (kind, meaning) in [
+        (Kind::Fits, Control::Fits(Fits::default())),
+        (Kind::Ready, Control::Ready(Ready::default())),
+        (Kind::Running, Control::Running(Running::default())),
+    ] {
+        assert_eq!(Message::parse(kind, b"{}"), Ok(meaning.into()), "{kind}");
+    }
+    let one = Control::Ready(Ready { loading_us: 0, inspection_us: 3 });
+    assert_eq!(Message::parse(Kind::Ready, br#"{"inspection_us": 3}"#), Ok(one.into()));
+    let table =
+        br#"{"devices": [{"name": "a", "flags": 1, "num_regions": 2, "num_irqs": 3, "migration_flags": 4}]}"#;
+    let device = DeviceIdentity {
+        name: "a".into(),
+        flags: 1,
+        num_regions: 2,
+        num_irqs: 3,
+        migration_flags: 4,
+        ..DeviceIdentity::default()
+    };
+    let table_alone = Table { devices: vec![device], ..Table::default() };
+    assert_eq!(Message::parse(Kind::Table, table), Ok(Control::Table(table_alone).into()));
+}
+
+#[test]
 fn texts_for_people_arrive_without_control_characters_and_bounded() {
     let reason = format!("\u{1b}[2Jbroken\r\n{}", "x".repeat(100_000));
     let (payload, _) = Message::from(Control::Failed(Reason { reason: reason.clone() })).payload();
