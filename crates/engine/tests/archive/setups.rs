@@ -1,13 +1,18 @@
 //! The setup of a PCI device in its file: configuration space and bus master come back with its state.
 
+use std::os::fd::AsFd;
+
+use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_engine::archive::{self, Form, Restore, Save};
 use whimbrel_models::Model;
 use whimbrel_user::{Device, DeviceSetup, Local, Migratable, State};
 
+use crate::decoder::setup::{Interrupts, Setup, setup, written};
 use crate::decoder::wire::{frames, of_device, stream};
 use crate::decoder::{account, decode};
 
 const CONFIG: u32 = 7;
+const MSI: u32 = 1;
 const COMMAND: u64 = 0x04;
 /// Memory space alone, as after a reset.
 const FRESH: [u8; 2] = [0x02, 0x00];
@@ -47,6 +52,58 @@ fn each_device_gets_its_own_configuration_back() {
     let (mut first, mut second) = (accel("first"), accel("second"));
     Restore::new([&mut first as &mut dyn Migratable, &mut second]).read_from(&file[..]).unwrap();
     assert_eq!((command(&mut first), command(&mut second)), (FRESH, ENABLED));
+}
+
+#[test]
+fn a_decoder_written_from_the_document_reads_and_writes_a_setup() {
+    let mut device = accel("device");
+    let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    device.set_irq_triggers(MSI, 0, &[Some(eventfd.as_fd())]).unwrap();
+    let mut file = Vec::new();
+    Save::new([&mut device as &mut dyn Migratable]).write_to(&mut file).unwrap();
+    let account = account(&decode(&file).unwrap()).unwrap();
+    let bytes = account.devices[0].setup.as_deref().unwrap();
+    let (read, engine) = (setup(bytes).unwrap(), DeviceSetup::parse(bytes).unwrap());
+    assert_eq!(read.space, engine.config_space());
+    assert_eq!(read.interrupts, [Interrupts { index: MSI, armed: 1, vectors: 1, masked: false }]);
+    assert_eq!(written(&read), bytes);
+
+    // By the document's numbers alone.
+    let interrupts = [(1, 2, 4, true), (2, 1, 1, false)].map(|(index, armed, vectors, masked)| Interrupts {
+        index,
+        armed,
+        vectors,
+        masked,
+    });
+    let by_hand = Setup { space: (0..64).collect(), interrupts: interrupts.to_vec() };
+    let parsed = DeviceSetup::parse(&written(&by_hand)).unwrap();
+    assert_eq!(parsed.config_space(), by_hand.space);
+    assert_eq!(parsed.to_bytes(), written(&by_hand));
+}
+
+/// Every byte counts, for both.
+#[test]
+fn the_decoder_and_the_library_refuse_the_same_setups() {
+    let interrupts = [(1, 2, 4, true), (3, 1, 1, false)].map(|(index, armed, vectors, masked)| Interrupts {
+        index,
+        armed,
+        vectors,
+        masked,
+    });
+    let whole = written(&Setup { space: vec![7; 64], interrupts: interrupts.to_vec() });
+    let mut taken = 0;
+    for at in 0..whole.len() {
+        assert!(DeviceSetup::parse(&whole[..at]).is_err() && setup(&whole[..at]).is_err(), "{at} bytes");
+        for value in 0..=255 {
+            let mut changed = whole.clone();
+            changed[at] = value;
+            let (ours, theirs) = (DeviceSetup::parse(&changed), setup(&changed));
+            assert_eq!(ours.is_ok(), theirs.is_ok(), "byte {at} is {value}: {ours:?} {theirs:?}");
+            taken += usize::from(ours.is_ok());
+        }
+    }
+    // The whole space, and some numbers.
+    assert!(taken > 64 * 256, "{taken}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::Said;
+use super::setup::setup;
 
 /// The devices, memory and blobs that a stream holds.
 #[derive(Debug, Default)]
@@ -119,6 +120,7 @@ impl Account {
             }
             Said::Setup { device, data } => {
                 self.check_feature("setup")?;
+                setup(data)?;
                 if self.device(*device)?.setup.replace(data.clone()).is_some() {
                     return Err("twice".into());
                 }

@@ -5,6 +5,7 @@
 mod account;
 mod dialogue;
 mod json;
+pub(crate) mod setup;
 pub(crate) mod wire;
 
 use serde_json::Value;

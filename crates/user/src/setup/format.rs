@@ -1,12 +1,7 @@
 //! The byte form of a setup.
 //!
-//! ```text
-//! setup      = magic "WDSU", version u16 (1), flags u16 (0), length of the space u32, number of interrupt indexes u32,
-//!              bytes of the configuration space, interrupts*
-//! interrupts = index u32, armed u32, vectors u32, flags u32 (1: masked)
-//! ```
-//!
-//! Numbers are little-endian. Indexes ascend. A reader refuses other versions, unknown flags and bytes past the end.
+//! The layout is part of the format of migrations and files: `docs/stream.md`, "A setup". Another implementation reads and
+//! writes it, so a change needs a new version. A reader refuses other versions, unknown flags and bytes past the end.
 
 use super::{ArmedInterrupts, DeviceSetup};
 
