@@ -22,9 +22,10 @@ use crate::target::{Opened, Target, list, open_all};
 
 /// Wait for devices from `whimbrel send`, and run them here
 ///
-/// Receives one or more devices, without memory, from one sender: all of them or none. Connections that are not a sender's
-/// are dropped, and other senders are rejected meanwhile. After a failure before the handover the devices are reset and the
-/// received state is discarded. SIGINT and SIGTERM before the handover cancel the migration.
+/// Receives one or more devices, without memory, from one sender: all of them or none. Connections that do not complete a
+/// sender's greeting within 5 seconds are dropped, with a warning if they began like a sender, and the wait goes on. Other
+/// senders are rejected during the migration. After a failure before the handover the devices are reset and the received
+/// state is discarded. SIGINT and SIGTERM before the handover cancel the migration.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
@@ -85,7 +86,16 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     note(format_args!("listening at {address}"));
 
     let bar = Bar::waiting(output, format!("waiting for {} at {address}", list(targets)));
-    let accepted = listener.accept(Until::interrupted(signals.interrupt())).map_err(|error| match error {
+    let names = opened.iter().map(|device| device.name().to_string()).collect();
+    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
+        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
+        .observer(Bar::arrival(output, format!("receiving {}", list(targets))))
+        .cancel(signals.cancel());
+    if let Some(journal) = journal.take() {
+        destination = destination.journal(journal);
+    }
+    let until = Until::interrupted(signals.interrupt());
+    let accepted = destination.accept(&mut listener, until).map_err(|error| match error {
         WaitError::Failed(error) => cannot_listen(&address, &error),
         _ => Failure::new(format!(
             "cancelled while waiting at {address}: {}; nothing was received",
@@ -93,16 +103,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         )),
     })?;
     drop(bar);
-    let names = opened.iter().map(|device| device.name().to_string()).collect();
-    let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
-        .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
-        .observer(Bar::arrival(output, format!("receiving {}", list(targets))))
-        .cancel(signals.cancel());
-    if let Some(mut journal) = journal.take() {
-        if let Some(peer) = accepted.peer {
-            journal.set_peer(&peer.to_string());
-        }
-        destination = destination.journal(journal);
+    if let Some(peer) = accepted.peer {
+        destination = destination.journal_peer(&peer.to_string());
     }
     let arrived = destination.receive_accepted(accepted);
     drop(listener);

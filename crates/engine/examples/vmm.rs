@@ -129,8 +129,8 @@ fn main() -> Result<(), GuestError> {
         spawn(move || vmm.run_cpu(cpu));
     }
     if side == "receive" {
-        let accepted = Listener::bind(&address)?.accept(Until::timeout(PATIENCE))?;
         let arriving = Destination::new(devices).memory(memory).guest(vmm.clone());
+        let accepted = arriving.accept(&mut Listener::bind(&address)?, Until::timeout(PATIENCE))?;
         arriving.receive_accepted(accepted).result?;
     } else {
         vmm.resume()?;

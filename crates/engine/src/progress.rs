@@ -18,7 +18,8 @@ pub enum Phase {
     Done,
 }
 
-/// The progress of a migration at one moment.
+/// The progress of a migration at one moment. [`done`](Progress::done) and [`total`](Progress::total) are those of the current
+/// phase, and start over with each round; only [`time_left`](Progress::time_left) is about the whole migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {

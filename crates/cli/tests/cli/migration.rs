@@ -1,5 +1,6 @@
 //! `whimbrel send` and `receive`, each in a process of its own, and other peers.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -11,9 +12,9 @@ use serde_json::json;
 use tempfile::TempDir;
 use whimbrel_engine::Feature;
 use whimbrel_engine::channel::{Received, Receiver as Frames, Sender, Stream, Until};
-use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason};
+use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason, Table};
 use whimbrel_engine::proto::message::Message;
-use whimbrel_engine::proto::negotiate::{Accept, VERSION};
+use whimbrel_engine::proto::negotiate::{Accept, Offer, VERSION};
 use whimbrel_user::{Migratable as _, State};
 
 use crate::support::{KILLED, Receiver, Run, Served, argument, command, keys, whimbrel};
@@ -232,6 +233,42 @@ fn what_a_user_is_warned_of_is_also_told_after_a_failure() {
     assert!(run.json()["warnings"][0].as_str().unwrap().starts_with(&warning), "{}", run.json());
     assert_eq!(run.json()["warnings"].as_array().unwrap().len(), 1);
     receiver.finish().failed();
+}
+
+#[test]
+fn peers_that_greet_like_a_sender_and_fail_neither_end_the_wait_nor_keep_the_sender_out() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "--timeout", "600"]);
+    let greet = || {
+        let stream = Arc::new(Stream::from(TcpStream::connect(&receiver.address).unwrap()));
+        let offer = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+        let mut sender = Sender::new(stream.clone());
+        sender.send_now(&Control::Hello(offer).into(), Until::timeout(Duration::from_secs(30))).unwrap();
+        (stream.clone(), sender, Frames::new(stream))
+    };
+    let silent = greet();
+    drop(greet());
+    let (_stream, mut wrong, mut told) = greet();
+    let until = || Until::timeout(Duration::from_secs(30));
+    wrong.send_now(&Control::Table(Table::default()).into(), until()).unwrap();
+    let mut next = || match told.next(until()).unwrap() {
+        Received::Message(Message::Control(control)) => control,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(next(), Control::Accept(_)));
+    let Control::Failed(reason) = next() else { panic!("it is told") };
+    assert_eq!(reason.reason, "malformed table: it has no device");
+    send("model:serial", &receiver.address, &[]).succeeded();
+    let taken = receiver.finish().succeeded();
+    drop(silent);
+    let warnings: Vec<&str> = taken
+        .stderr
+        .lines()
+        .filter(|line| line.contains("a sender failed before its devices were known"))
+        .collect();
+    assert_eq!(warnings.len(), 2, "{}", taken.stderr);
+    assert!(warnings.iter().all(|line| line.contains("peer=127.0.0.1:")), "{warnings:?}");
+    assert!(warnings.iter().any(|line| line.contains("the peer closed the connection")), "{warnings:?}");
+    assert!(warnings.iter().any(|line| line.contains("it has no device")), "{warnings:?}");
 }
 
 #[test]

@@ -8,33 +8,43 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 
 use super::bound::Bound;
-use super::visitors::{Policy, Visitors};
-use super::{Address, Channel, Interrupt, Receiver, Until, WaitError};
+use super::visitors::{Known, Policy, Visitors};
+use super::{Address, Interrupt, Receiver, Sender, Until, WaitError};
+use crate::proto::greeting::{Greeting, Terms};
 
 /// A listener that waits for a sender and refuses all other peers.
 ///
-/// Up to 16 peers may be unidentified at a time. Each has 5 s to send a preamble and a HELLO; none delays another. The
-/// first that does is the sender. Until its migration has ended, all others are told that the listener is busy.
+/// A peer has 5 s from its connection for the whole greeting: preamble, HELLO and, once it has got ACCEPT, TABLE. The first
+/// that completes it is the sender. All others neither end the wait nor delay it, and those that fail after HELLO are logged
+/// as warnings. 16 peers may be unidentified at a time; of more, the oldest are refused after half a second, and of more than
+/// 32 at once. Until the sender's migration has ended, all other peers are told that the listener is busy.
 ///
 /// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
-/// use whimbrel_engine::channel::{Listener, Sender, Until, connect};
+/// use whimbrel_engine::channel::{Listener, Receiver, Sender, Until, connect};
+/// use whimbrel_engine::proto::control::{Control, Table};
+/// use whimbrel_engine::proto::identity::DeviceIdentity;
 /// # use std::collections::BTreeSet;
-/// # use whimbrel_engine::proto::{control::Control, negotiate::Offer};
+/// # use whimbrel_engine::proto::negotiate::Offer;
 ///
 /// let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
 /// let address = listener.address().clone();
 /// let until = Until::timeout(Duration::from_secs(10));
 /// let hello = Control::Hello(Offer::new(1, &BTreeSet::new(), &BTreeSet::new()));
+/// let device = DeviceIdentity { name: "nic0".into(), ..DeviceIdentity::default() };
+/// let table = Control::Table(Table { devices: vec![device], ..Table::default() });
 /// let sender = std::thread::spawn(move || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-///     let mut sender = Sender::new(Arc::new(connect(&address, until)?));
-///     Ok(sender.send_now(&hello.into(), until)?)
+///     let channel = Arc::new(connect(&address, until)?);
+///     let mut sender = Sender::new(channel.clone());
+///     sender.send_now(&hello.into(), until)?;
+///     Receiver::new(channel).next(until)?;   // ACCEPT
+///     Ok(sender.send_now(&table.into(), until)?)
 /// });
-/// let mut accepted = listener.accept(until)?;
-/// let hello = accepted.receiver.next(until)?;
+/// let accepted = listener.accept(until)?;
+/// assert_eq!(accepted.greeting.table.devices[0].name, "nic0");
 /// # sender.join().unwrap().unwrap();
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -49,12 +59,12 @@ pub struct Listener {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Accepted {
-    /// The connection.
-    pub channel: Arc<dyn Channel>,
-    /// Its receiver. The first frame is HELLO, and has arrived.
-    pub receiver: Receiver,
+    /// The sender's greeting: what it offers, and its devices, memory and blobs.
+    pub greeting: Greeting,
     /// The IP address of the sender, over TCP.
     pub peer: Option<SocketAddr>,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
     /// Other senders are refused while it exists.
     pub(crate) busy: Busy,
 }
@@ -96,15 +106,23 @@ impl Listener {
         self.socket.address()
     }
 
-    /// Waits for a sender. Other senders are refused until the migration with this one has ended, or [`Accepted`] is
-    /// dropped. Those that come later wait for the next call.
+    /// Waits for a sender, for a destination without a journal that uses all features.
+    /// [`Destination::accept`](crate::Destination::accept) waits on the terms of any destination.
+    ///
+    /// Other senders are refused until the migration with this one has ended, or [`Accepted`] is dropped. Those that come
+    /// later wait for the next call.
     pub fn accept(&mut self, until: Until<'_>) -> Result<Accepted, WaitError> {
+        self.accept_on(&Terms::default(), until)
+    }
+
+    pub(crate) fn accept_on(&mut self, terms: &Terms, until: Until<'_>) -> Result<Accepted, WaitError> {
         self.busy = Busy::default();
-        let (stream, receiver) = loop {
-            if let Some(sender) = self.visitors.step(&self.socket, Policy::Choose, until)? {
-                break sender;
+        let known = loop {
+            if let Some(known) = self.visitors.step(&self.socket, Policy::Choose(terms), until)? {
+                break known;
             }
         };
+        let Known { stream, sender, receiver, greeting } = known;
         let mut visitors = std::mem::take(&mut self.visitors);
         visitors.refuse_all();
         match Rejector::start(self.socket.clone(), visitors) {
@@ -113,7 +131,7 @@ impl Listener {
             Err(error) => tracing::warn!(%error, "other senders cannot be refused"),
         }
         let peer = stream.peer();
-        Ok(Accepted { channel: stream, receiver, peer, busy: self.busy.handle() })
+        Ok(Accepted { greeting, peer, sender, receiver, busy: self.busy.handle() })
     }
 }
 

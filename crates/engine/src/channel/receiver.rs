@@ -7,6 +7,7 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 use super::input::Input;
 use super::{Channel, ChannelError, Until};
+use crate::proto::control::Control;
 use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, PREAMBLE_BYTES, Preamble};
 use crate::proto::message::{MEMORY_HEAD, Message, memory_head};
 use crate::proto::problem::{Problem, StreamError};
@@ -68,6 +69,8 @@ pub struct MemoryData<'a> {
 
 /// The minimum to skip at a time, in bytes.
 const SCRAP: usize = 64 << 10;
+/// The maximum of a stream up to the last frame that is skipped in a greeting, in bytes.
+const MAX_SKIPPED: u64 = 1 << 20;
 
 impl Receiver {
     /// Returns a receiver from `channel`, whose stream begins with the preamble.
@@ -91,6 +94,11 @@ impl Receiver {
     /// channel reports nothing.
     pub fn has_buffered(&self) -> bool {
         !self.input.buffered().is_empty()
+    }
+
+    /// Returns whether a frame has arrived so far: the peer speaks the protocol.
+    pub(super) fn has_message(&self) -> bool {
+        self.sequence > 0
     }
 
     /// Receives the next frame. A frame that has arrived is received even after the deadline, but not once the
@@ -140,27 +148,40 @@ impl Receiver {
         }
     }
 
-    /// Waits until the first frame has arrived, and checks that it is a HELLO. [`Receiver::next`] returns it afterwards.
-    ///
-    /// The payload of any other frame is not waited for.
-    pub(super) fn hello(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
+    /// Receives the next message of a greeting: `expected`, or ABORT. Any other frame is refused by its header, and its
+    /// payload is not waited for. Frames that may be skipped are skipped, as long as the stream does not exceed
+    /// [`MAX_SKIPPED`] with them.
+    pub(super) fn greeting(&mut self, expected: Kind, until: Until<'_>) -> Result<Control, ChannelError> {
         loop {
             match &self.state {
                 State::Preamble => self.preamble(until)?,
                 State::Header => {
                     let header = self.header(until)?;
-                    if header.kind != Some(Kind::Hello) {
-                        let kind = header.kind.map_or("unknown", Kind::name);
-                        let error = format!("the first frame is {kind}, expected HELLO");
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, error).into());
+                    let is_taken = match header.kind {
+                        Some(kind) => kind == expected || kind == Kind::Abort,
+                        None => self.offset + u64::from(header.length) <= MAX_SKIPPED,
+                    };
+                    if !is_taken {
+                        return Err(self.malformed(Problem::Unexpected { found: header.kind, expected }));
                     }
                     self.begin_frame(until)?;
                 }
                 State::Payload { .. } | State::Memory { .. } => {
                     let header = self.fill_payload(until)?;
-                    Message::parse(Kind::Hello, &self.payload[..header.length as usize])
-                        .map_err(|problem| self.malformed(problem))?;
-                    return Ok(());
+                    let offset = self.offset;
+                    self.end_frame(&header);
+                    let Some(kind) = header.kind else { continue };
+                    match Message::parse(kind, &self.payload[..header.length as usize]) {
+                        Ok(Message::Control(control)) => return Ok(control),
+                        // Neither kind is one of data.
+                        Ok(other) => {
+                            let problem = Problem::Unexpected { found: Some(other.kind()), expected };
+                            return Err(ChannelError::Malformed(StreamError::new(offset, problem)));
+                        }
+                        Err(problem) => {
+                            return Err(ChannelError::Malformed(StreamError::new(offset, problem)));
+                        }
+                    }
                 }
             }
         }

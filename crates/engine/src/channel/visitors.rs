@@ -1,7 +1,9 @@
-//! Connections of unidentified peers: the first that sends a HELLO is the sender, and all others are refused.
+//! Connections of unidentified peers: the first whose greeting is complete is the sender, and all others are refused.
 //!
-//! Their number, their time and the bytes read from each are bounded.
+//! Each is greeted on its own, so that none waits for another. Their number, their time and the bytes read from each are
+//! bounded.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,12 +15,18 @@ use rustix::io::Errno;
 use super::bound::Bound;
 use super::{Channel, ChannelError, Receiver, Sender, Stream, Until, WaitError};
 use crate::proto::control::{Control, Reason};
+use crate::proto::frame::Kind;
+use crate::proto::greeting::{Greeting, Terms};
+use crate::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
+use crate::proto::table;
 
-/// The maximum number of unidentified peers at a time.
+/// The number of unidentified peers that may stay for the whole time of a greeting.
 pub(super) const MAX_UNKNOWN: usize = 16;
-/// The time from the connection until the whole HELLO must have arrived.
-pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time guaranteed to a peer. After it, a newer peer may replace it if there is no room.
+/// The number of further peers, so that a sender among many others is looked at without a wait for one of them.
+const MAX_NEWCOMERS: usize = 16;
+/// The time from the connection until the whole greeting must have arrived: preamble, HELLO and TABLE.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time after which a peer makes room for newer ones, if there are more than [`MAX_UNKNOWN`].
 const MIN_STAY: Duration = Duration::from_millis(500);
 /// The maximum number of refused peers at a time that have not closed their connections.
 const MAX_LEAVING: usize = 16;
@@ -40,12 +48,35 @@ pub(super) struct Visitors {
     is_short: bool,
 }
 
-/// A peer that has not sent a HELLO yet.
+/// A peer whose greeting is not complete.
 #[derive(Debug)]
 struct Unknown {
     stream: Arc<Stream>,
+    /// Its name for the log. A socket whose peer has reset it does not tell it any more.
+    name: String,
+    sender: Sender,
     receiver: Receiver,
     since: Instant,
+    /// Its HELLO and the features in use, once it has got ACCEPT.
+    accepted: Option<(Offer, BTreeSet<Feature>)>,
+}
+
+/// A peer whose greeting is complete.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) stream: Arc<Stream>,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+    pub(super) greeting: Greeting,
+}
+
+/// The end of a greeting that is not completed.
+#[derive(Debug)]
+enum Failure {
+    /// The peer has left.
+    Left(String),
+    /// It is refused.
+    Refused(String),
 }
 
 /// A peer that was refused. Closing at once would discard the reason unread.
@@ -58,11 +89,61 @@ struct Leaving {
 
 /// The treatment of new peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Policy {
-    /// The first that sends a HELLO is the sender.
-    Choose,
+pub(super) enum Policy<'a> {
+    /// The first that completes its greeting on these terms is the sender.
+    Choose(&'a Terms),
     /// All are refused.
     Refuse,
+}
+
+impl Unknown {
+    fn new(stream: Stream, since: Instant) -> Unknown {
+        let (name, stream) = (name_of(&stream), Arc::new(stream));
+        let (sender, receiver) = (Sender::new(stream.clone()), Receiver::new(stream.clone()));
+        Unknown { stream, name, sender, receiver, since, accepted: None }
+    }
+
+    /// Takes in what has arrived, and answers it. Returns the greeting once it is complete, and `None` before.
+    fn greet(&mut self, terms: &Terms) -> Result<Option<Greeting>, Failure> {
+        let refused = |error: &dyn std::error::Error| Failure::Refused(error.to_string());
+        loop {
+            let expected = if self.accepted.is_some() { Kind::Table } else { Kind::Hello };
+            match self.receiver.greeting(expected, Until::now()) {
+                Ok(Control::Hello(offer)) => {
+                    let features = terms.choose(&offer).map_err(|error| refused(&error))?;
+                    let accept = Accept { version: VERSION, features: names(&features) };
+                    self.sender
+                        .send_now(&Control::Accept(accept).into(), Until::now())
+                        .map_err(|error| Failure::Left(error.to_string()))?;
+                    self.accepted = Some((offer, features));
+                }
+                Ok(Control::Table(table)) => {
+                    table::check(&table).map_err(|error| refused(&error))?;
+                    let greeted = self.accepted.take();
+                    return Ok(greeted.map(|(offer, features)| Greeting { offer, features, table }));
+                }
+                Ok(Control::Abort(Reason { reason })) => {
+                    return Err(Failure::Left(format!("the source ended the migration: {reason}")));
+                }
+                Ok(other) => return Err(Failure::Refused(format!("unexpected {}", other.name()))),
+                Err(ChannelError::TimedOut) if self.since.elapsed() < GREETING_TIMEOUT => return Ok(None),
+                Err(ChannelError::TimedOut) => {
+                    return Err(Failure::Refused(format!("no {expected} within the time limit")));
+                }
+                Err(error @ ChannelError::Closed) => return Err(Failure::Left(error.to_string())),
+                Err(error) => return Err(refused(&error)),
+            }
+        }
+    }
+}
+
+/// Returns a peer's name for the log: its IP address, or the process at the other end of a Unix socket.
+fn name_of(stream: &Stream) -> String {
+    match stream.peer() {
+        Some(address) => address.to_string(),
+        None => rustix::net::sockopt::socket_peercred(stream)
+            .map_or_else(|_| "unknown".to_string(), |peer| format!("process {}", peer.pid)),
+    }
 }
 
 impl Visitors {
@@ -70,18 +151,19 @@ impl Visitors {
     pub(super) fn step(
         &mut self,
         socket: &Bound,
-        policy: Policy,
+        policy: Policy<'_>,
         until: Until<'_>,
-    ) -> Result<Option<(Arc<Stream>, Receiver)>, WaitError> {
+    ) -> Result<Option<Known>, WaitError> {
         // Present peers come before new ones, for which they may have to make room.
-        if let Some(sender) = self.greet() {
+        if let Some(sender) = self.greet(policy) {
             return Ok(Some(sender));
         }
         self.see_off();
         self.accept(socket, policy).map_err(|error| WaitError::Failed(error.into()))?;
-        if let Some(sender) = self.greet() {
+        if let Some(sender) = self.greet(policy) {
             return Ok(Some(sender));
         }
+        self.make_room();
         match self.wait(socket, until) {
             // A visitor's deadline.
             Err(WaitError::TimedOut) if until.left().is_none_or(|left| !left.is_zero()) => Ok(None),
@@ -104,50 +186,70 @@ impl Visitors {
     /// Refuses all present peers, because another one is the sender.
     pub(super) fn refuse_all(&mut self) {
         for peer in std::mem::take(&mut self.unknown) {
-            self.refuse(peer.stream, BUSY);
+            if peer.receiver.has_message() {
+                tracing::warn!(peer = %peer.name, "another sender was refused");
+            }
+            self.refuse(peer, BUSY);
         }
     }
 
     fn may_accept(&self, now: Instant) -> bool {
-        let has_room =
-            self.unknown.len() < MAX_UNKNOWN || self.unknown.iter().any(|peer| peer.since + MIN_STAY <= now);
-        has_room && self.paused.is_none_or(|end| end <= now)
+        self.paused.is_none_or(|end| end <= now)
+    }
+
+    /// Refuses the oldest peers, if there are too many. They are in the order of their arrival.
+    fn make_room(&mut self) {
+        let now = Instant::now();
+        while self.unknown.len() > MAX_UNKNOWN
+            && (self.unknown.len() > MAX_UNKNOWN + MAX_NEWCOMERS || self.unknown[0].since + MIN_STAY <= now)
+        {
+            let oldest = self.unknown.remove(0);
+            let reason = "too many connections without a complete greeting";
+            self.dismiss(oldest, Failure::Refused(reason.into()));
+        }
     }
 
     /// Returns the time of the next action if no event arrives.
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let hello = self.unknown.iter().map(|peer| peer.since + HELLO_TIMEOUT);
-        let room = self.unknown.iter().map(|peer| peer.since + MIN_STAY);
-        let accepting = room.chain(self.paused).filter(|end| *end > now && !self.may_accept(now));
+        let greeting = self.unknown.iter().map(|peer| peer.since + GREETING_TIMEOUT);
+        let too_many = self.unknown.len() > MAX_UNKNOWN;
+        let room = self.unknown.first().filter(|_| too_many).map(|peer| peer.since + MIN_STAY);
+        let accepting = self.paused.filter(|end| *end > now);
         let leaving = self.leaving.iter().map(|peer| peer.deadline);
-        hello.chain(accepting).chain(leaving).min()
+        greeting.chain(room).chain(accepting).chain(leaving).min()
     }
 
-    /// Reads the bytes that unidentified peers have sent. Returns the first peer whose HELLO is complete.
-    fn greet(&mut self) -> Option<(Arc<Stream>, Receiver)> {
+    /// Greets the unidentified peers, as far as their bytes have arrived. Returns the first whose greeting is complete.
+    fn greet(&mut self, policy: Policy<'_>) -> Option<Known> {
+        let Policy::Choose(terms) = policy else { return None };
         let mut at = 0;
         while let Some(peer) = self.unknown.get_mut(at) {
-            let result = peer.receiver.hello(Until::now());
-            let reason = match result {
-                Ok(()) => {
-                    let sender = self.unknown.remove(at);
-                    return Some((sender.stream, sender.receiver));
+            match peer.greet(terms) {
+                Ok(None) => at += 1,
+                Ok(Some(greeting)) => {
+                    let Unknown { stream, sender, receiver, .. } = self.unknown.remove(at);
+                    return Some(Known { stream, sender, receiver, greeting });
                 }
-                Err(ChannelError::TimedOut) if peer.since.elapsed() < HELLO_TIMEOUT => {
-                    at += 1;
-                    continue;
+                Err(failure) => {
+                    let peer = self.unknown.remove(at);
+                    self.dismiss(peer, failure);
                 }
-                Err(ChannelError::TimedOut) => Some("no HELLO within the time limit".to_string()),
-                Err(ChannelError::Closed) => None,
-                Err(error) => Some(error.to_string()),
-            };
-            let peer = self.unknown.remove(at);
-            tracing::debug!(reason, peer = ?peer.stream.peer(), "a connection that is no sender was refused");
-            if let Some(reason) = reason {
-                self.refuse(peer.stream, &reason);
             }
         }
         None
+    }
+
+    /// Ends the greeting of a peer that is no sender, and says so: loudly only of one that has begun like a sender.
+    fn dismiss(&mut self, peer: Unknown, failure: Failure) {
+        let (Failure::Left(reason) | Failure::Refused(reason)) = &failure;
+        if peer.receiver.has_message() {
+            tracing::warn!(peer = %peer.name, reason, "a sender failed before its devices were known");
+        } else {
+            tracing::debug!(peer = %peer.name, reason, "a connection that is no sender's ended");
+        }
+        if let Failure::Refused(reason) = failure {
+            self.refuse(peer, &reason);
+        }
     }
 
     /// Reads the bytes that refused peers still send, and closes the connections of those that have left.
@@ -166,17 +268,17 @@ impl Visitors {
         });
     }
 
-    fn accept(&mut self, socket: &Bound, policy: Policy) -> Result<(), Errno> {
+    fn accept(&mut self, socket: &Bound, policy: Policy<'_>) -> Result<(), Errno> {
         // A bounded number at a time, so that present peers get their turn.
         for _ in 0..MAX_UNKNOWN {
             let now = Instant::now();
             if !self.may_accept(now) {
                 return Ok(());
             }
-            let stream = match socket.accept() {
+            let peer = match socket.accept() {
                 Ok(stream) => {
                     self.is_short = false;
-                    Arc::new(stream)
+                    Unknown::new(stream, now)
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
@@ -197,27 +299,21 @@ impl Visitors {
                 Err(_) => continue,
             };
             if policy == Policy::Refuse {
-                tracing::warn!(peer = ?stream.peer(), "another sender was refused");
-                self.refuse(stream, BUSY);
+                tracing::warn!(peer = %peer.name, "another sender was refused");
+                self.refuse(peer, BUSY);
                 continue;
             }
-            if self.unknown.len() >= MAX_UNKNOWN {
-                // They are in the order of their arrival.
-                let oldest = self.unknown.remove(0);
-                self.refuse(oldest.stream, "too many connections that send no HELLO");
-            }
-            let receiver = Receiver::new(stream.clone());
-            self.unknown.push(Unknown { stream, receiver, since: now });
+            self.unknown.push(peer);
+            self.make_room();
         }
         Ok(())
     }
 
     /// Sends a peer the reason for its refusal, as far as that needs no wait.
-    fn refuse(&mut self, stream: Arc<Stream>, reason: &str) {
+    fn refuse(&mut self, peer: Unknown, reason: &str) {
+        let Unknown { stream, mut sender, .. } = peer;
         let reason = Control::Failed(Reason { reason: reason.to_string() });
-        let told = Sender::new(stream.clone())
-            .send_now(&reason.into(), Until::now())
-            .and_then(|()| Ok(stream.shutdown_write()?));
+        let told = sender.send_now(&reason.into(), Until::now()).and_then(|()| sender.finish(Until::now()));
         if told.is_ok() {
             if self.leaving.len() >= MAX_LEAVING {
                 self.leaving.remove(0);

@@ -1,8 +1,8 @@
 //! A migration as a protocol: the messages of both sides, their order, and the actions that they cause. No I/O, no
 //! clock, no thread.
 //!
-//! `frame` and `message` define the byte form, `negotiate` and `identity` the comparison of the two sides before any
-//! data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
+//! `frame` and `message` define the byte form, `greeting`, `negotiate` and `identity` the comparison of the two sides
+//! before any data moves, `source` and `destination` the two machines, and `operation` the machines' commands and events.
 #![expect(
     clippy::exhaustive_enums,
     clippy::exhaustive_structs,
@@ -12,6 +12,7 @@
 pub mod control;
 pub mod destination;
 pub mod frame;
+pub mod greeting;
 pub mod identity;
 pub mod intake;
 pub mod judgement;

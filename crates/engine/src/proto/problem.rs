@@ -63,6 +63,14 @@ pub enum Problem {
     /// A frame has an unknown kind and may not be skipped.
     #[error("unknown frame kind {0}")]
     UnknownKind(u16),
+    /// A frame of another kind stands in a greeting, or too many frames that may be skipped.
+    #[error("unexpected {} frame, expected {expected}", .found.map_or("unknown", Kind::name))]
+    Unexpected {
+        /// The kind found; `None` for a frame that may be skipped.
+        found: Option<Kind>,
+        /// The expected kind.
+        expected: Kind,
+    },
     /// A frame is longer than its kind allows.
     #[error("a frame of kind {kind} with {length} bytes exceeds the maximum of {most}")]
     TooLong {

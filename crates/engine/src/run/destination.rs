@@ -23,13 +23,14 @@ use super::stream::StreamHand;
 use super::thread::named;
 use super::transfer::Transfer;
 use super::worker::Worker;
-use crate::channel::{Accepted, Channel, Interrupt, Receiver, Sender, Until};
+use crate::channel::{Accepted, Channel, Interrupt, Listener, Receiver, Sender, Until, WaitError};
 use crate::error::Error;
 use crate::guest::{Guest, NoGuest};
 use crate::progress::{Observer, Progress, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
 use crate::proto::destination::{self as machine, DestinationOptions, Site, Taken};
+use crate::proto::greeting::{Greeting, Terms};
 use crate::proto::intake::Intake;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
@@ -150,23 +151,64 @@ impl Destination {
         self
     }
 
-    /// Receives the devices from a channel.
-    pub fn receive(self, channel: impl Channel + 'static) -> Arrived {
-        let channel: Arc<dyn Channel> = Arc::new(channel);
-        let receiver = Receiver::new(channel.clone());
-        self.receive_from(channel, receiver)
+    /// Names the source in the journal, once it is known better than when the journal was opened: see
+    /// [`Journal::set_peer`].
+    #[must_use]
+    pub fn journal_peer(mut self, peer: &str) -> Self {
+        if let Some(journal) = &mut self.journal {
+            journal.set_peer(peer);
+        }
+        self
     }
 
-    /// Receives the devices from the sender that a [`Listener`](crate::channel::Listener) has accepted.
+    /// Receives the devices from a channel. The peer is trusted to be the source: it has [`DestinationOptions::timeout`] for
+    /// each frame, the first one included, and the migration ends with whatever it does.
+    pub fn receive(self, channel: impl Channel + 'static) -> Arrived {
+        let channel: Arc<dyn Channel> = Arc::new(channel);
+        let (sender, receiver) = (Sender::new(channel.clone()), Receiver::new(channel));
+        self.receive_from(sender, receiver, None)
+    }
+
+    /// Waits at a listener for a sender whose greeting is complete, on the terms of this destination: its features and its
+    /// journal. Makes no request to a device. Peers that fail before that neither end the wait nor delay it.
+    ///
+    /// [`Cancel`] applies from [`Destination::receive_accepted`] on: this wait ends at `until`, which may have an
+    /// [`Interrupt`].
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use whimbrel_engine::Destination;
+    /// use whimbrel_engine::channel::{Listener, Until};
+    ///
+    /// # fn devices() -> Vec<Box<dyn whimbrel_user::Migratable>> { Vec::new() }
+    /// let mut listener = Listener::bind(&"[::]:4000".parse()?)?;
+    /// let destination = Destination::new(devices());
+    /// let accepted = destination.accept(&mut listener, Until::timeout(Duration::from_mins(10)))?;
+    /// let received = destination.receive_accepted(accepted).result?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn accept(&self, listener: &mut Listener, until: Until<'_>) -> Result<Accepted, WaitError> {
+        listener
+            .accept_on(&Terms { features: self.features.clone(), journal: self.known_migrations() }, until)
+    }
+
+    /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
+    /// told so, and the migration ends before a device of this side is asked for anything.
     pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
-        let Accepted { channel, receiver, busy, .. } = accepted;
-        let arrived = self.receive_from(channel, receiver);
+        let Accepted { greeting, sender, receiver, busy, .. } = accepted;
+        let arrived = self.receive_from(sender, receiver, Some(greeting));
         // From here on the next sender waits for its turn.
         drop(busy);
         arrived
     }
 
-    fn receive_from(mut self, channel: Arc<dyn Channel>, receiver: Receiver) -> Arrived {
+    /// Returns the ids of the migrations that the journal has.
+    fn known_migrations(&self) -> Option<Vec<u128>> {
+        let ids = |journal: &Journal| journal.histories().iter().map(|history| history.migration).collect();
+        self.journal.as_ref().map(ids)
+    }
+
+    fn receive_from(mut self, mut sender: Sender, receiver: Receiver, greeting: Option<Greeting>) -> Arrived {
         let devices = std::mem::take(&mut self.devices);
         let asked =
             ask(devices, IDENTITY, self.options.call_timeout, &mut named, |device| identity_of(device));
@@ -174,14 +216,14 @@ impl Destination {
             Ok(asked) => asked,
             Err(failed) => {
                 let (devices, error) = *failed;
-                refuse(channel, receiver, &error);
+                refuse(&mut sender, receiver, &error);
                 return Arrived { result: Err(error), devices };
             }
         };
         if let Some(journal) = &mut self.journal
             && let Err(error) = journal.begin(Side::Destination, &devices)
         {
-            refuse(channel, receiver, &error);
+            refuse(&mut sender, receiver, &error);
             return Arrived { result: Err(error), devices: devices.into_iter().map(Some).collect() };
         }
         let table = Table {
@@ -192,14 +234,17 @@ impl Destination {
         let site = Site {
             table,
             features: self.features.clone(),
-            journal: self
-                .journal
-                .as_ref()
-                .map(|journal| journal.histories().iter().map(|history| history.migration).collect()),
+            journal: self.known_migrations(),
             options: self.options,
         };
         match Interrupt::new().and_then(|write| Ok((write, Interrupt::new()?))) {
-            Ok((write, read)) => self.run(site, devices, channel, receiver, write, read),
+            Ok((write, read)) => {
+                let machine = match greeting {
+                    Some(greeting) => machine::Destination::of_greeted(site, greeting, Duration::ZERO),
+                    None => machine::Destination::new(site, Duration::ZERO),
+                };
+                self.run(machine, devices, sender, receiver, write, read)
+            }
             Err(error) => Arrived {
                 result: Err(Error::Thread(error)),
                 devices: devices.into_iter().map(Some).collect(),
@@ -209,15 +254,15 @@ impl Destination {
 
     fn run(
         mut self,
-        site: Site,
+        machine: machine::Destination,
         devices: Vec<Box<dyn Migratable>>,
-        channel: Arc<dyn Channel>,
+        sender: Sender,
         receiver: Receiver,
         write: Interrupt,
         read: Interrupt,
     ) -> Arrived {
         let timeout = self.options.timeout;
-        let transfer = Arc::new(Transfer::new(Sender::new(channel.clone()), write, timeout, SOURCE));
+        let transfer = Arc::new(Transfer::new(sender, write, timeout, SOURCE));
         let buffers = Buffers::default();
         let ledger = Arc::new(Mutex::new(Ledger::new(Vec::new())));
         let blobs = Arc::new(Mutex::new(Vec::new()));
@@ -237,7 +282,7 @@ impl Destination {
             Ok(started) => started,
             Err(NotStarted { devices, error }) => {
                 let error = Error::Thread(error);
-                refuse(channel, receiver, &error);
+                transfer.with_sender(|sender| refuse(sender, receiver, &error));
                 return Arrived { result: Err(error), devices };
             }
         };
@@ -262,8 +307,7 @@ impl Destination {
             // After a successful migration it has no receiver.
             let _ = back.send(inbound.receive());
         });
-        let mut receiving =
-            Receiving { machine: machine::Destination::new(site, Duration::ZERO), intake, arrived, timeout };
+        let mut receiving = Receiving { machine, intake, arrived, timeout };
         if let Err(error) = spawned {
             receiving.machine.input(Event::Lost(Error::Thread(error)), Duration::ZERO);
         }
@@ -284,10 +328,9 @@ impl Destination {
 }
 
 /// Tells the source why its migration is refused before it is examined.
-fn refuse(channel: Arc<dyn Channel>, mut receiver: Receiver, error: &Error) {
+fn refuse(sender: &mut Sender, mut receiver: Receiver, error: &Error) {
     let failed = Control::Failed(Reason { reason: error.to_string() });
     let until = Until::timeout(CLOSING);
-    let mut sender = Sender::new(channel);
     let told = sender.send_now(&failed.into(), until).and_then(|()| sender.finish(until));
     // Closing with unread data would discard the reason sent to the source.
     if let Err(error) = told.and_then(|()| receiver.drain(until)) {

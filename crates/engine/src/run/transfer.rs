@@ -73,6 +73,11 @@ impl Transfer {
         Ok(sender.bytes() - before)
     }
 
+    /// Gives the sender to `work`, while no operation sends.
+    pub(super) fn with_sender<T>(&self, work: impl FnOnce(&mut Sender) -> T) -> T {
+        work(&mut self.sender.lock())
+    }
+
     /// Tells the peer that nothing follows.
     pub(super) fn finish(&self, until: Until<'_>) {
         if let Err(error) = self.sender.lock().finish(until) {

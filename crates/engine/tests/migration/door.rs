@@ -4,8 +4,11 @@ use std::thread;
 use std::time::Duration;
 
 use whimbrel_engine::channel::{Address, Listener, Until, connect};
+use whimbrel_engine::proto::control::{Control, Table};
+use whimbrel_engine::proto::message::Message;
 
-use crate::support::peer::Peer;
+use crate::support::engine::{Error, Feature};
+use crate::support::peer::{Peer, hello, table};
 use crate::support::wire::kind;
 use crate::support::{Rig, Shape};
 
@@ -66,6 +69,87 @@ fn strangers_neither_end_nor_delay_the_wait_for_the_sender() {
     drop(strangers);
 }
 
+/// Sends to a listener; an error is its text.
+fn send(rig: &mut Rig, address: &Address) -> Result<(), String> {
+    let sent = rig.send_to(connect(address, until()).unwrap());
+    sent.map(drop).map_err(|error| error.to_string())
+}
+
+/// A greeting that fits the tests' default device.
+fn greeting() -> [Message<'static>; 2] {
+    let table = Table { memory: Vec::new(), ..table(0) };
+    [hello(), Message::Control(Control::Table(table))]
+}
+
+#[test]
+fn peers_that_greet_like_a_sender_and_fail_do_not_keep_the_sender_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door");
+    let mut listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let address = listener.address().clone();
+    let connect_peer = || Peer::from(std::os::unix::net::UnixStream::connect(&path).unwrap());
+    let mut silent: Vec<Peer> = (0..40).map(|_| connect_peer()).collect();
+    for peer in &mut silent {
+        peer.say(&hello());
+    }
+    let mut gone = connect_peer();
+    gone.say(&hello());
+    drop(gone);
+    let mut wrong = connect_peer();
+    wrong.say(&hello());
+    wrong.frame(kind::TABLE, b"{}");
+    let mut rig = Rig::new(&Shape::default());
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || send(&mut here, &address));
+    // The features and the table of the sender are those in use, and not those of another one.
+    rig.listen(&mut listener).unwrap();
+    sending.join().unwrap().unwrap();
+    let told = wrong.hear_until(kind::FAILED).expect("it is told");
+    assert!(String::from_utf8_lossy(&told).contains("malformed TABLE frame"), "{told:?}");
+    drop(silent);
+}
+
+#[test]
+fn a_destination_with_fewer_features_accepts_a_sender_on_its_own_terms() {
+    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    let mut rig = Rig::new(&Shape::default());
+    rig.there.features = vec![Feature::Blobs];
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || send(&mut here, &address));
+    rig.listen(&mut listener).unwrap();
+    sending.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_sender_that_was_accepted_on_other_terms_is_refused_before_a_device_is_touched() {
+    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    let mut rig = Rig::new(&Shape::default());
+    rig.there.features = vec![Feature::Blobs];
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || send(&mut here, &address));
+    let accepted = listener.accept(until()).unwrap();
+    let error = rig.accept(accepted).unwrap_err().to_string();
+    assert!(error.contains("other features"), "{error}");
+    assert!(rig.there.control().requests().is_empty());
+    assert!(sending.join().unwrap().unwrap_err().contains("other features"));
+}
+
+#[test]
+fn a_sender_that_does_not_fit_ends_the_migration_and_both_sides_say_why() {
+    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    let mut rig = Rig::set(2, &Shape::default());
+    let mut here = Rig::new(&Shape::default());
+    let sending = thread::spawn(move || send(&mut here, &address));
+    let error = rig.listen(&mut listener).unwrap_err();
+    assert!(matches!(error, Error::Unfit(_)), "{error}");
+    let told = sending.join().unwrap().unwrap_err();
+    assert!(told.contains("the source sends 1 devices, the destination has 2"), "{told}");
+    assert!(rig.there.control().requests().is_empty());
+}
+
 #[test]
 fn a_sender_that_turns_silent_after_its_greeting_is_given_up_and_the_next_one_is_taken() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,11 +157,12 @@ fn a_sender_that_turns_silent_after_its_greeting_is_given_up_and_the_next_one_is
     let address = listener.address().clone();
     let silent = std::os::unix::net::UnixStream::connect(folder.path().join("door")).unwrap();
     let mut silent = Peer::from(silent);
-    silent.say(&crate::support::peer::hello());
+    for message in greeting() {
+        silent.say(&message);
+    }
     let mut rig =
         Rig::new(&Shape::default()).with_timeouts(Duration::from_millis(300), Duration::from_secs(10));
-    let accepted = listener.accept(until()).unwrap();
-    let error = rig.accept(accepted).unwrap_err().to_string();
+    let error = rig.listen(&mut listener).unwrap_err().to_string();
     assert!(error.contains("300 ms"), "{error}");
     assert!(silent.hear_until(kind::FAILED).is_some(), "it is told");
     drop(silent);
@@ -92,7 +177,6 @@ fn a_sender_that_turns_silent_after_its_greeting_is_given_up_and_the_next_one_is
         }
     });
     let mut rig = Rig::new(&Shape::default());
-    let accepted = listener.accept(until()).unwrap();
-    rig.accept(accepted).unwrap();
+    rig.listen(&mut listener).unwrap();
     sending.join().unwrap();
 }

@@ -12,15 +12,17 @@ use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 use super::soon;
-use crate::channel::visitors::{HELLO_TIMEOUT, MAX_UNKNOWN};
+use crate::channel::visitors::{GREETING_TIMEOUT, MAX_UNKNOWN};
 use crate::channel::{
     Accepted, Address, Channel, ChannelError, Interrupt, Listener, Received, Receiver, Sender, Stream, Until,
     WaitError, connect,
 };
-use crate::proto::control::Control;
-use crate::proto::frame::{FrameHeader, Kind, Preamble};
+use crate::proto::control::{Control, Reason, Table};
+use crate::proto::frame::{FrameHeader, Kind, Preamble, crc32c};
+use crate::proto::greeting::Terms;
+use crate::proto::identity::DeviceIdentity;
 use crate::proto::message::Message;
-use crate::proto::negotiate::Offer;
+use crate::proto::negotiate::{Feature, Offer};
 
 fn listener() -> Listener {
     Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
@@ -30,10 +32,18 @@ fn hello(migration: u128) -> Control {
     Control::Hello(Offer::new(migration, &BTreeSet::new(), &BTreeSet::new()))
 }
 
-/// Connects as a sender does, and sends HELLO.
+fn table() -> Control {
+    Control::Table(Table { devices: vec![DeviceIdentity::default()], ..Table::default() })
+}
+
+/// Connects as a sender does, and sends its greeting.
 fn sender(address: &Address, migration: u128) -> Arc<Stream> {
     let stream = Arc::new(connect(address, soon()).unwrap());
-    Sender::new(stream.clone()).send_now(&hello(migration).into(), soon()).unwrap();
+    let mut sender = Sender::new(stream.clone());
+    for message in [hello(migration), table()] {
+        // One that is busy may have closed the connection already.
+        let _ = sender.send_now(&message.into(), soon());
+    }
     stream
 }
 
@@ -57,11 +67,9 @@ fn while_listening<T>(mut listener: Listener, work: impl FnOnce(&Address) -> T) 
     })
 }
 
-fn expect_hello(accepted: &mut Accepted, migration: u128) {
-    let Received::Message(Message::Control(found)) = accepted.receiver.next(soon()).unwrap() else {
-        panic!()
-    };
-    assert_eq!(found, hello(migration));
+fn expect_hello(accepted: &Accepted, migration: u128) {
+    assert_eq!(Control::Hello(accepted.greeting.offer.clone()), hello(migration));
+    assert_eq!(Control::Table(accepted.greeting.table.clone()), table());
 }
 
 /// Reads why a connection was refused.
@@ -76,8 +84,31 @@ fn refusal(stream: Arc<dyn Channel>) -> String {
 
 /// A stream whose first frame has this payload.
 fn stream_of(kind: Kind, payload: &[u8]) -> Vec<u8> {
-    let header = FrameHeader::for_payload(kind, 0, &[payload]).to_bytes();
-    [Preamble::CURRENT.as_bytes(), &header, payload].concat()
+    [Preamble::CURRENT.as_bytes(), &frame(0, kind, payload)].concat()
+}
+
+fn frame(sequence: u64, kind: Kind, payload: &[u8]) -> Vec<u8> {
+    [&FrameHeader::for_payload(kind, sequence, &[payload]).to_bytes(), payload].concat()
+}
+
+fn payload_of(control: Control) -> Vec<u8> {
+    Message::from(control).payload().0
+}
+
+/// A frame that may be skipped.
+fn skippable(sequence: u64, length: usize) -> Vec<u8> {
+    let payload = vec![7; length];
+    let mut header = 4711u16.to_le_bytes().to_vec();
+    header.extend(1u16.to_le_bytes());
+    header.extend((length as u32).to_le_bytes());
+    header.extend(sequence.to_le_bytes());
+    header.extend(crc32c(&[&payload]).to_le_bytes());
+    header.extend(crc32c(&[&header]).to_le_bytes());
+    [header, payload].concat()
+}
+
+fn other_version() -> Offer {
+    Offer { versions: vec![7], ..Offer::new(1, &BTreeSet::new(), &BTreeSet::new()) }
 }
 
 /// Returns the bytes that strangers send: nothing, garbage, and beginnings of every length.
@@ -109,6 +140,13 @@ fn strange_bytes() -> Vec<Vec<u8>> {
         stream_of(Kind::Handover, &[]),
         stream_of(Kind::Abort, br#"{"reason":"no"}"#),
         stream_of(Kind::Table, &vec![b'['; 1 << 20])[..100_000].to_vec(),
+        whole.clone(),
+        [&whole[..], &frame(1, Kind::Hello, &payload)].concat(),
+        [&whole[..], &frame(1, Kind::Round, &[0; 8])].concat(),
+        [&whole[..], &frame(1, Kind::Table, b"{}")].concat(),
+        [&whole[..], &frame(1, Kind::Table, br#"{"devices": []}"#)].concat(),
+        [&whole[..], &frame(1, Kind::Table, &payload_of(table()))[..60]].concat(),
+        stream_of(Kind::Hello, &payload_of(Control::Hello(other_version()))),
     ]
 }
 
@@ -130,9 +168,9 @@ fn the_right_sender_is_found_among_strangers_of_every_kind() {
     }
     assert!(strange_bytes().len() > MAX_UNKNOWN);
     let _right = sender(&address, 42);
-    let mut accepted = listener.accept(soon()).unwrap();
-    assert!(began.elapsed() < HELLO_TIMEOUT, "nobody was waited for");
-    expect_hello(&mut accepted, 42);
+    let accepted = listener.accept(soon()).unwrap();
+    assert!(began.elapsed() < GREETING_TIMEOUT, "nobody was waited for");
+    expect_hello(&accepted, 42);
 }
 
 #[test]
@@ -140,12 +178,13 @@ fn strangers_are_told_why_they_are_refused() {
     while_listening(listener(), |address| {
         for (bytes, reason) in [
             (b"GET / HTTP/1.1\r\n".to_vec(), "not a whimbrel stream"),
-            (stream_of(Kind::Ping, &[0; 8]), "the first frame is PING, expected HELLO"),
-            (
-                stream_of(Kind::Padding, &[0; 100])[..50].to_vec(),
-                "the first frame is PADDING, expected HELLO",
-            ),
+            (stream_of(Kind::Ping, &[0; 8]), "unexpected PING frame, expected HELLO"),
+            (stream_of(Kind::Padding, &[0; 100])[..50].to_vec(), "unexpected PADDING frame, expected HELLO"),
             (stream_of(Kind::Hello, b"{}"), "malformed HELLO frame"),
+            (
+                stream_of(Kind::Hello, &payload_of(Control::Hello(other_version()))),
+                "no common protocol version: the source speaks 7",
+            ),
         ] {
             let told = refusal(Arc::new(Stream::from(stranger(address, &bytes))));
             assert!(told.contains(reason), "{told}");
@@ -177,8 +216,152 @@ fn a_peer_that_does_not_get_to_its_hello_in_time_is_refused() {
                 other.shutdown(Shutdown::Both).unwrap();
             }
         });
-        assert!(began.elapsed() + Duration::from_millis(100) >= HELLO_TIMEOUT);
+        assert!(began.elapsed() + Duration::from_millis(100) >= GREETING_TIMEOUT);
     });
+}
+
+/// Reads ACCEPT, and returns the features in it.
+fn features_of_accept(receiver: &mut Receiver) -> BTreeSet<String> {
+    match receiver.next(soon()).unwrap() {
+        Received::Message(Message::Control(Control::Accept(accept))) => accept.features,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_peer_that_fails_after_its_hello_is_told_why_and_the_wait_goes_on() {
+    let hello = stream_of(Kind::Hello, &payload_of(hello(1)));
+    while_listening(listener(), |address| {
+        for (second, reason) in [
+            (frame(1, Kind::Round, &[0; 8]), "unexpected ROUND frame, expected TABLE"),
+            (frame(1, Kind::Table, b"{}"), "malformed TABLE frame"),
+            (frame(1, Kind::Table, br#"{"devices": []}"#), "malformed table: it has no device"),
+            (Vec::new(), "no TABLE within the time limit"),
+        ] {
+            let stream = Arc::new(Stream::from(stranger(address, &[&hello[..], &second].concat())));
+            let mut receiver = Receiver::new(stream);
+            features_of_accept(&mut receiver);
+            let Received::Message(Message::Control(Control::Failed(told))) = receiver.next(soon()).unwrap()
+            else {
+                panic!("{reason}")
+            };
+            assert!(told.reason.contains(reason), "{told:?}");
+        }
+    });
+}
+
+#[test]
+fn a_sender_is_taken_at_once_however_many_others_say_nothing() {
+    for silent in [MAX_UNKNOWN, 40, 100] {
+        for bytes in [Vec::new(), stream_of(Kind::Hello, &payload_of(hello(7)))] {
+            let mut listener = listener();
+            let address = listener.address().clone();
+            let strangers: Vec<_> = (0..silent).map(|_| stranger(&address, &bytes)).collect();
+            let _right = sender(&address, 42);
+            // Nothing is waited for: each call only looks at what is there.
+            let accepted = (0..20).find_map(|_| listener.accept(Until::now()).ok());
+            expect_hello(&accepted.unwrap_or_else(|| panic!("{silent} others come first")), 42);
+            drop(strangers);
+        }
+    }
+}
+
+#[test]
+fn sixteen_peers_may_take_their_time_and_of_more_the_oldest_has_to_go() {
+    let mut listener = listener();
+    let address = listener.address().clone();
+    let first = stranger(&address, &[]);
+    let others: Vec<_> = (1..MAX_UNKNOWN).map(|_| stranger(&address, &[])).collect();
+    // Longer than more than that many may stay.
+    assert!(listener.accept(Until::timeout(Duration::from_millis(700))).is_err());
+    first.set_nonblocking(true).unwrap();
+    let told = std::io::Read::read(&mut &first, &mut [0]).unwrap_err();
+    assert_eq!(told.kind(), std::io::ErrorKind::WouldBlock, "nobody needs its place");
+    first.set_nonblocking(false).unwrap();
+    let late = stranger(&address, &[]);
+    assert!(listener.accept(Until::timeout(Duration::from_millis(700))).is_err());
+    assert!(refusal(Arc::new(Stream::from(first))).contains("too many connections"));
+    drop((others, late));
+}
+
+#[test]
+fn frames_that_may_be_skipped_are_skipped_in_a_greeting_up_to_a_bound() {
+    let greeting = |skipped: usize, length: usize| {
+        let mut bytes = Preamble::CURRENT.as_bytes().to_vec();
+        let mut sequence = 0;
+        for (kind, payload) in [(Kind::Hello, payload_of(hello(5))), (Kind::Table, payload_of(table()))] {
+            for _ in 0..skipped {
+                bytes.extend(skippable(sequence, length));
+                sequence += 1;
+            }
+            bytes.extend(frame(sequence, kind, &payload));
+            sequence += 1;
+        }
+        bytes
+    };
+    let mut listener = listener();
+    let address = listener.address().clone();
+    let right = stranger(&address, &greeting(3, 1000));
+    let accepted = listener.accept(soon()).unwrap();
+    expect_hello(&accepted, 5);
+    drop((accepted, right));
+
+    while_listening(listener, |address| {
+        let stream = stranger(address, &[]);
+        let bytes = greeting(17, 64 << 10);
+        let writing = stream.try_clone().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // It may be refused before the end.
+                let _ = (&writing).write_all(&bytes);
+            });
+            let told = refusal(Arc::new(Stream::from(stream.try_clone().unwrap())));
+            assert!(told.contains("unexpected unknown frame, expected HELLO"), "{told}");
+            // It ends the writing, unless the refusal has done so.
+            let _ = stream.shutdown(Shutdown::Both);
+        });
+    });
+}
+
+#[test]
+fn a_source_that_ends_its_migration_in_the_greeting_ends_only_that() {
+    let abort = payload_of(Control::Abort(Reason { reason: "not today".into() }));
+    let hello = stream_of(Kind::Hello, &payload_of(hello(1)));
+    let mut listener = listener();
+    let address = listener.address().clone();
+    for (bytes, accepts) in [
+        (stream_of(Kind::Abort, &abort), false),
+        ([&hello[..], &frame(1, Kind::Abort, &abort)].concat(), true),
+    ] {
+        let leaver = stranger(&address, &bytes);
+        let _right = sender(&address, 2);
+        expect_hello(&listener.accept(soon()).unwrap(), 2);
+        let mut receiver = Receiver::new(Arc::new(Stream::from(leaver)));
+        if accepts {
+            features_of_accept(&mut receiver);
+        }
+        assert!(matches!(receiver.next(soon()).unwrap_err(), ChannelError::Closed));
+    }
+}
+
+#[test]
+fn a_sender_is_accepted_on_the_terms_of_the_destination() {
+    let mut listener = listener();
+    let address = listener.address().clone();
+    let terms = Terms { features: BTreeSet::from([Feature::Ping]), journal: Some(vec![7]) };
+    let offer = |id| Control::Hello(Offer::new(id, &BTreeSet::from(Feature::ALL), &BTreeSet::new()));
+    let greeting = |id| {
+        let first = stream_of(Kind::Hello, &payload_of(offer(id)));
+        [first, frame(1, Kind::Table, &payload_of(table()))].concat()
+    };
+    let known = stranger(&address, &greeting(7));
+    let right = stranger(&address, &greeting(8));
+    let accepted = listener.accept_on(&terms, soon()).unwrap();
+    assert_eq!(Control::Hello(accepted.greeting.offer), offer(8));
+    assert_eq!(accepted.greeting.features, BTreeSet::from([Feature::Ping]));
+    let mut receiver = Receiver::new(Arc::new(Stream::from(right)));
+    assert_eq!(features_of_accept(&mut receiver), BTreeSet::from(["ping".to_string()]));
+    assert!(refusal(Arc::new(Stream::from(known))).contains("cannot take again"));
 }
 
 #[test]
@@ -188,9 +371,9 @@ fn once_there_is_a_sender_everyone_else_is_told_that_it_is_busy() {
     let early = stranger(&address, &[]);
     assert!(listener.accept(Until::timeout(Duration::from_millis(10))).is_err(), "it is here, and unknown");
     let _first = sender(&address, 1);
-    let mut accepted = listener.accept(soon()).unwrap();
+    let accepted = listener.accept(soon()).unwrap();
     assert!(accepted.peer.unwrap().ip().is_loopback());
-    expect_hello(&mut accepted, 1);
+    expect_hello(&accepted, 1);
     assert!(refusal(Arc::new(Stream::from(early))).contains("busy"));
     // Peers that neither read nor close delay no other peer.
     let _silent: Vec<_> = (0..40).map(|_| stranger(&address, &[])).collect();
@@ -210,7 +393,7 @@ fn sender_once_free(listener: &mut Listener, address: &Address, migration: u128)
             let stream = sender(address, migration);
             std::thread::sleep(Duration::from_millis(20));
             if accepting.is_finished() {
-                expect_hello(&mut accepting.join().unwrap(), migration);
+                expect_hello(&accepting.join().unwrap(), migration);
                 return stream;
             }
         }
@@ -230,7 +413,7 @@ fn waiting_for_a_sender_ends_at_the_deadline_or_the_interrupt() {
         interrupt.set();
         assert!(matches!(waiter.join().unwrap(), WaitError::Interrupted));
     });
-    expect_hello(&mut listener.accept(Until::now()).expect("it has arrived"), 1);
+    expect_hello(&listener.accept(Until::now()).expect("it has arrived"), 1);
 }
 
 #[test]
@@ -243,7 +426,7 @@ fn a_unix_socket_is_its_users_alone_and_goes_with_its_listener() {
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Listener::bind(&address).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
     let _right = sender(&address, 1);
-    expect_hello(&mut listener.accept(soon()).unwrap(), 1);
+    expect_hello(&listener.accept(soon()).unwrap(), 1);
     drop(listener);
     assert!(!path.exists());
 }
@@ -305,7 +488,7 @@ fn without_descriptors() {
     let used = used().saturating_sub(before);
     assert!(used < Duration::from_millis(300), "{used:?} of work in a second of waiting");
     drop(taken);
-    expect_hello(&mut listener.accept(soon()).unwrap(), 1);
+    expect_hello(&listener.accept(soon()).unwrap(), 1);
 }
 
 #[test]

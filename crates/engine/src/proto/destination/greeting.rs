@@ -1,28 +1,38 @@
 //! The greeting: the versions, features and devices of both sides are compared, before any device is asked for anything.
 
-use super::Destination;
+use super::{Destination, Site};
 use crate::error::Error;
-use crate::proto::control::Table;
+use crate::proto::control::{Control, Table};
+use crate::proto::greeting::{Greeting, check_id};
 use crate::proto::negotiate::{self, Offer};
+use crate::proto::operation::{Event, Now};
 use crate::proto::table;
 
 impl Destination {
+    /// Returns a machine for a source that has been greeted already: ACCEPT was sent, and its TABLE has arrived.
+    pub fn of_greeted(site: Site, greeting: Greeting, now: Now) -> Destination {
+        let Greeting { offer, features, table } = greeting;
+        let mut destination = Destination::new(site, now);
+        destination.accepted = Some(features);
+        destination.input(Event::Received(Control::Hello(offer)), now);
+        destination.input(Event::Received(Control::Table(table)), now);
+        destination
+    }
+
     pub(super) fn greeted(&mut self, offer: &Offer) {
         self.started = self.now;
         self.spans.identify(&offer.migration);
         self.taken.migration.clone_from(&offer.migration);
-        let id = offer.id();
-        // The journal's histories without entries have the id 0.
-        let is_known = |id| self.site.journal.as_ref().is_some_and(|known| id == 0 || known.contains(&id));
-        if let Some(id) = id.filter(|id| is_known(*id)) {
-            // Nothing of this one may join the records of the other.
-            return self.fail(Error::Protocol(format!(
-                "the source uses the migration id {id:032x}, which the journal here cannot take again: each attempt \
-                 needs a new one"
-            )));
+        if let Err(error) = check_id(offer, self.site.journal.as_deref()) {
+            return self.fail(error);
         }
-        self.migration = id.unwrap_or_default();
+        self.migration = offer.id().unwrap_or_default();
         match negotiate::choose(offer, &self.site.features) {
+            Ok(features) if self.accepted.as_ref().is_some_and(|accepted| *accepted != features) => {
+                self.fail(Error::Protocol(
+                    "the source was accepted with other features than this destination has".into(),
+                ));
+            }
             Ok(features) => {
                 self.features = features;
                 self.answered = true;

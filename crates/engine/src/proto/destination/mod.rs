@@ -96,6 +96,8 @@ pub struct Destination {
     pending: Pending,
     phase: Phase,
     spans: Spans,
+    /// The features of an ACCEPT that was sent before this machine began.
+    accepted: Option<BTreeSet<Feature>>,
     /// Set if the message that the phase awaits from the source has arrived.
     answered: bool,
     now: Now,
@@ -132,6 +134,7 @@ impl Destination {
             pending: Pending::default(),
             phase: Phase::Hello,
             spans: Spans::new(super::DESTINATION),
+            accepted: None,
             answered: false,
             now,
             deadline: None,
@@ -254,6 +257,7 @@ impl Destination {
         };
         match phase {
             Phase::Hello | Phase::Load => {}
+            Phase::Table if self.accepted.is_some() => {}
             Phase::Table => {
                 let accept =
                     Accept { version: negotiate::VERSION, features: negotiate::names(&self.features) };

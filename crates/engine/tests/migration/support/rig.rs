@@ -12,7 +12,7 @@ use tracing::dispatcher::with_default;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_device::DeviceFile;
-use whimbrel_engine::channel::Accepted;
+use whimbrel_engine::channel::{Accepted, Listener, Until};
 use whimbrel_engine::{Arrived, CpuLog, GuestError, Progress, Sent};
 use whimbrel_protocol::dirty::PageBitmap;
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -349,7 +349,18 @@ impl Rig {
 
     /// Receives alone, from the sender that a listener has found.
     pub(crate) fn accept(&mut self, accepted: Accepted) -> Result<Received, Error> {
-        let arrived = self.destination().receive_accepted(accepted);
+        self.accept_then(|_| accepted)
+    }
+
+    /// Receives alone, from the first sender at a listener.
+    pub(crate) fn listen(&mut self, listener: &mut Listener) -> Result<Received, Error> {
+        self.accept_then(|destination| destination.accept(listener, Until::timeout(PATIENCE)).unwrap())
+    }
+
+    fn accept_then(&mut self, accept: impl FnOnce(&Destination) -> Accepted) -> Result<Received, Error> {
+        let destination = self.destination();
+        let accepted = accept(&destination);
+        let arrived = destination.receive_accepted(accepted);
         self.there.put_back(arrived.devices);
         arrived.result
     }
