@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use whimbrel_engine::channel::Stream;
-use whimbrel_engine::{Destination, NoCpuLog, Report, Source, SourceOptions};
+use whimbrel_engine::{Destination, Guest, GuestError, NoCpuLog, NoGuest, Report, Source, SourceOptions};
 use whimbrel_models::accel::guest::{GuestDriver, Progress, Rings};
 use whimbrel_models::accel::{Descriptor, INTERRUPT_COMPLETION};
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -65,6 +65,21 @@ fn start(client: &mut Client, memory: &GuestMemoryMmap) -> Progress {
     driver.progress()
 }
 
+/// Waits until all jobs are done, and looks at what they have written.
+fn assert_done(driver: &mut GuestDriver<Seat<'_>>) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    for number in 0..JOBS {
+        let done = loop {
+            if let Some(done) = driver.take_completion().unwrap() {
+                break done;
+            }
+            assert!(Instant::now() < deadline, "job {number} was not done");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(driver.verify(&job(number), &done).unwrap(), "job {number}");
+    }
+}
+
 #[test]
 fn a_working_device_and_its_memory_move_from_one_server_to_another() {
     moves(&ClientOptions::default(), &ClientOptions::default(), true);
@@ -95,7 +110,7 @@ fn work_that_waits_at_the_source_ends_in_dma_and_an_interrupt_at_the_destination
     driver.submit(&job(0)).unwrap();
     let progress = driver.progress();
 
-    migrate(&mut source, &mut destination, (&here, &there));
+    migrate(&mut source, &mut destination, (&here, &there), NoGuest);
     let signalled = |eventfd, seconds| {
         let mut set = [PollFd::new(eventfd, PollFlags::IN)];
         poll(&mut set, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).unwrap() == 1
@@ -107,11 +122,47 @@ fn work_that_waits_at_the_source_ends_in_dma_and_an_interrupt_at_the_destination
     assert!(!signalled(&eventfds[0], 0), "the source did it");
 }
 
+/// An owner that lets its device do the waiting jobs once all memory was sent, and then unmaps the memory.
+struct Unmaps {
+    client: Client,
+    memory: GuestMemoryMmap,
+    progress: Progress,
+}
+
+impl Guest for Unmaps {
+    fn pause(&mut self) -> Result<(), GuestError> {
+        let mut driver = GuestDriver::resume(seat(&mut self.client, &self.memory), RINGS, self.progress);
+        driver.ring()?;
+        assert_done(&mut driver);
+        assert_eq!(self.client.unmap_dma(0, SIZE)?, SIZE);
+        Ok(())
+    }
+}
+
+#[test]
+fn pages_that_a_served_device_wrote_before_they_were_unmapped_arrive() {
+    let model = "accel?state=4KiB";
+    let (mut source, mut destination) = (Served::new(model), Served::new(model));
+    let (here, there) = (memory(true), memory(true));
+    map(source.client(), &here);
+    map(destination.client(), &there);
+    let mut driver = GuestDriver::start(seat(source.client(), &here), RINGS).unwrap();
+    (0..JOBS).for_each(|number| driver.put(&job(number)).unwrap());
+    let progress = driver.progress();
+    let owner = Unmaps { client: source.client().clone(), memory: here.clone(), progress };
+    let report = migrate(&mut source, &mut destination, (&here, &there), owner);
+    assert_done(&mut GuestDriver::resume(seat(destination.client(), &there), RINGS, progress));
+    // By the device's log: what was written was sent again, and not everything.
+    let written = JOBS * LENGTH;
+    assert!((SIZE + written..SIZE + written + 0x10000).contains(&report.memory_bytes), "{report:?}");
+}
+
 /// Migrates the device of one server to another, with its memory.
 fn migrate(
     source: &mut Served,
     destination: &mut Served,
     (here, there): (&GuestMemoryMmap, &GuestMemoryMmap),
+    guest: impl Guest + 'static,
 ) -> Report {
     let (left, right) = UnixStream::pair().unwrap();
     let options = SourceOptions::default().downtime_limit(Duration::from_mins(1));
@@ -121,6 +172,7 @@ fn migrate(
     let receiver = std::thread::spawn(|| receiving.receive(Stream::from(right)));
     let report = Source::new(vec![Box::new(source.client().clone())])
         .memory(Arc::new(here.clone()), NoCpuLog)
+        .guest(guest)
         .options(options)
         .send(Stream::from(left))
         .result
@@ -138,23 +190,12 @@ pub(crate) fn moves(from: &ClientOptions, to: &ClientOptions, has_file: bool) {
     map(destination.client(), &there_memory);
     let progress = start(source.client(), &here_memory);
 
-    let report = migrate(&mut source, &mut destination, (&here_memory, &there_memory));
+    let report = migrate(&mut source, &mut destination, (&here_memory, &there_memory), NoGuest);
     assert!(report.device_bytes > 0 && report.memory_bytes >= SIZE, "{report:?}");
     assert_eq!(source.client().state().unwrap(), State::Stop);
     assert_eq!(destination.client().state().unwrap(), State::Running);
 
     // Wherever the jobs were done, all of them are done in the memory that has moved.
-    let deadline = Instant::now() + Duration::from_mins(1);
-    let mut driver = GuestDriver::resume(seat(destination.client(), &there_memory), RINGS, progress);
-    for number in 0..JOBS {
-        let done = loop {
-            if let Some(done) = driver.take_completion().unwrap() {
-                break done;
-            }
-            assert!(Instant::now() < deadline, "job {number} was not done");
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        assert!(driver.verify(&job(number), &done).unwrap(), "job {number}");
-    }
+    assert_done(&mut GuestDriver::resume(seat(destination.client(), &there_memory), RINGS, progress));
     assert_eq!(destination.client().unmap_dma(0, SIZE).unwrap(), SIZE);
 }
