@@ -33,6 +33,8 @@ pub struct Intake {
     blobs: BTreeMap<String, Blob>,
     blob_bytes: u64,
     memory_bytes: u64,
+    /// Bytes of state of all devices.
+    state_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -95,15 +97,16 @@ impl Intake {
         self.check_open("DEVICE_STATE")?;
         let device = self.device(device, "DEVICE_STATE")?;
         device.bytes = device.bytes.saturating_add(bytes as u64);
-        if !device.divided {
-            return Ok(None);
+        let ends = device.divided.then_some(ends);
+        if ends.is_some() {
+            device.open = device.open.saturating_add(bytes as u64);
         }
-        device.open = device.open.saturating_add(bytes as u64);
-        if ends {
+        if ends == Some(true) {
             device.transactions += 1;
             device.longest = device.longest.max(std::mem::take(&mut device.open));
         }
-        Ok(Some(ends))
+        self.state_bytes = self.state_bytes.saturating_add(bytes as u64);
+        Ok(ends)
     }
 
     /// Takes in the setup of a device, which has at most one.
@@ -185,7 +188,7 @@ impl Intake {
 
     /// Returns the bytes of memory and device state that have arrived.
     pub fn received_bytes(&self) -> u64 {
-        self.devices.iter().map(|device| device.bytes).fold(self.memory_bytes, u64::saturating_add)
+        self.memory_bytes.saturating_add(self.state_bytes)
     }
 
     /// Returns the bytes, the transactions and the longest transaction of each device's state so far.

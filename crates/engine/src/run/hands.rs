@@ -150,6 +150,7 @@ impl Hands {
     pub(super) fn work(&mut self, machine: &mut impl Machine, observer: &mut dyn Observer) {
         let mut shown = None;
         let mut interrupted = false;
+        let mut looked = self.now();
         loop {
             while let Some(command) = machine.poll() {
                 match command {
@@ -181,8 +182,12 @@ impl Hands {
             if shown.replace(progress) != Some(progress) {
                 observer.progress(&progress);
             }
-            for event in self.overdue() {
-                machine.input(event, self.now());
+            // Each device has several events, and each look costs time for each device.
+            if self.now().saturating_sub(looked) >= LOOK {
+                looked = self.now();
+                for event in self.overdue() {
+                    machine.input(event, self.now());
+                }
             }
         }
     }
