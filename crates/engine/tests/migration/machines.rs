@@ -169,6 +169,32 @@ fn the_time_left_follows_what_is_left_and_how_fast_memory_is_written() {
 }
 
 #[test]
+fn a_throughput_measured_in_a_busy_moment_is_measured_again() {
+    let mut source = source_of(0, SourceOptions::default());
+    let (mut now, mut paddings) = (Duration::ZERO, 0);
+    while source.phase() != Phase::Record {
+        let Some(Command::Start { id, operation, .. }) = source.poll() else { panic!("it waits") };
+        let done = match operation {
+            // Without pre-copy all of it comes after the stop.
+            Operation::QueryDataSize => Done::Bytes(8 * MIB),
+            Operation::SendPadding(bytes) => {
+                paddings += 1;
+                now += if paddings == 1 { Duration::from_secs(1) } else { Duration::from_millis(4) };
+                Done::Sent(Sent { wire: bytes, ..Sent::default() })
+            }
+            _ => yields(&operation),
+        };
+        source.input(Event::Done { id, result: Ok(done) }, now);
+        if let Operation::Send(control) = &operation
+            && let Some(answer) = answer(control)
+        {
+            source.input(Event::Received(answer), now);
+        }
+    }
+    assert!((2..6).contains(&paddings), "{paddings}");
+}
+
+#[test]
 fn a_destination_that_does_not_say_ready_is_given_up_after_the_timeout_or_the_budget_whichever_is_first() {
     let seconds = Duration::from_secs;
     for (timeout, limit, waits) in [(2, 60, 2), (60, 5, 10)] {

@@ -76,7 +76,6 @@ pub struct Source {
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
     full_pass: Option<round::FullPass>,
-    measured: bool,
     confirmed_initial: bool,
     memory_left: u64,
     started: Now,
@@ -115,7 +114,6 @@ impl Source {
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
-            measured: false,
             confirmed_initial: false,
             memory_left: 0,
             started: now,

@@ -89,18 +89,15 @@ impl Source {
         }
     }
 
-    /// Sends padding, once, if the rounds so far are too small to measure the throughput. Devices that yield much data
-    /// after the stop but little before it would otherwise be estimated by the round trip alone, which is far too
-    /// pessimistic. Returns whether padding is sent.
+    /// Sends padding if this round is too small to measure the throughput, on which the downtime depends. Devices that
+    /// yield much data after the stop but little before it would otherwise be estimated by the round trip alone, which is
+    /// far too pessimistic; and a measurement of a busy moment would hold for good. Returns whether padding is sent.
     pub(super) fn pads(&mut self) -> bool {
-        if std::mem::replace(&mut self.measured, true) || self.round.wire >= MIN_MEASURED {
-            return false;
-        }
+        let limit = self.plan.options.bounds().limit;
         // Memory has just been sent, or was zero and takes almost no throughput.
         let left = self.remaining().device;
-        if left <= NEGLIGIBLE {
-            // A small amount can grow: check again after the next round.
-            self.measured = false;
+        let is_fast_enough = self.prediction.is_some_and(|prediction| prediction.total() <= limit);
+        if is_fast_enough || left <= NEGLIGIBLE || self.round.wire >= MIN_MEASURED {
             return false;
         }
         self.pending.start(Place::Stream, Operation::SendPadding(left.min(MAX_PADDING)));
