@@ -7,25 +7,34 @@ use std::time::Instant;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, ReadVolatile, WriteVolatile};
 
 use super::memory::{MIB, MemoryFile};
-use super::{Move, Result};
+use super::{DEVICE_STATE, Move, Result};
 
-pub(super) fn send(noise: &MemoryFile, address: &str) -> Result<Move> {
+pub(super) fn send(noise: &MemoryFile, devices: u64, address: &str) -> Result<Move> {
     let memory = noise.map(true)?;
+    let state = vec![1; (devices * DEVICE_STATE) as usize];
     let mut socket = TcpStream::connect(address)?;
     let start = Instant::now();
     for at in (0..noise.size()).step_by(MIB as usize) {
         socket.write_all_volatile(&memory.get_slice(GuestAddress(at), MIB as usize)?)?;
     }
+    for piece in state.chunks(MIB as usize) {
+        socket.write_all(piece)?;
+    }
     socket.read_exact(&mut [0])?;
     Ok(Move { took: start.elapsed(), downtime: None })
 }
 
-pub(super) fn receive(memory: &GuestMemoryMmap, told: impl FnOnce(&str)) -> Result<()> {
+pub(super) fn receive(memory: &GuestMemoryMmap, devices: u64, told: impl FnOnce(&str)) -> Result<()> {
+    // Not zero, so that the pages are there before.
+    let mut state = vec![1; (devices * DEVICE_STATE) as usize];
     let listener = TcpListener::bind("127.0.0.1:0")?;
     told(&listener.local_addr()?.to_string());
     let (mut socket, _) = listener.accept()?;
     for at in (0..=memory.last_addr().0).step_by(MIB as usize) {
         socket.read_exact_volatile(&mut memory.get_slice(GuestAddress(at), MIB as usize)?)?;
+    }
+    for piece in state.chunks_mut(MIB as usize) {
+        socket.read_exact(piece)?;
     }
     socket.write_all(b"!")?;
     Ok(())

@@ -33,8 +33,10 @@ struct Move {
 /// The program that moves the memory.
 #[derive(Clone, Copy, Debug)]
 enum Program {
-    Bare,
-    Whimbrel,
+    /// With so many devices' states after the memory.
+    Bare(u64),
+    /// With so many devices whose state is measured; 0 is a single small one.
+    Whimbrel(u64),
     /// QEMU, with so many connections; 0 is without multifd.
     Qemu(u32),
 }
@@ -42,10 +44,20 @@ enum Program {
 impl Program {
     fn name(self) -> String {
         match self {
-            Program::Bare => "bare loop, 1 MiB".into(),
-            Program::Whimbrel => "Whimbrel, 1 connection".into(),
+            Program::Bare(0) => "bare loop, 1 MiB".into(),
+            Program::Bare(devices) => format!("bare loop, {devices} x 256 MiB after the memory"),
+            Program::Whimbrel(0) => "Whimbrel, 1 connection".into(),
+            Program::Whimbrel(devices) => format!("Whimbrel, {devices} devices of 256 MiB"),
             Program::Qemu(0) => "QEMU, plain".into(),
             Program::Qemu(channels) => format!("QEMU, multifd {channels}"),
+        }
+    }
+
+    /// The bytes of device state that it moves.
+    fn state(self) -> u64 {
+        match self {
+            Program::Bare(devices) | Program::Whimbrel(devices) => devices * DEVICE_STATE,
+            Program::Qemu(_) => 0,
         }
     }
 
@@ -53,12 +65,10 @@ impl Program {
     fn run(self, noise: &MemoryFile, qemu: Option<&Qemu>, is_touched: bool) -> Result<Option<Move>> {
         let there = MemoryFile::new(noise.size())?;
         let moved = match self {
-            Program::Bare => {
-                Peer::start("bare", &there, is_touched)?.take(|address| bare::send(noise, address))?
-            }
-            Program::Whimbrel => {
-                Peer::start("whimbrel", &there, is_touched)?.take(|address| whimbrel::send(noise, address))?
-            }
+            Program::Bare(devices) => Peer::start("bare", devices, &there, is_touched)?
+                .take(|address| bare::send(noise, devices, address))?,
+            Program::Whimbrel(devices) => Peer::start("whimbrel", devices, &there, is_touched)?
+                .take(|address| whimbrel::send(noise, devices, address))?,
             Program::Qemu(channels) => match qemu {
                 Some(qemu) => qemu.migrate(noise, &there, is_touched, channels)?,
                 None => return Ok(None),
@@ -69,9 +79,14 @@ impl Program {
     }
 }
 
-const PROGRAMS: [Program; 6] = [
-    Program::Bare,
-    Program::Whimbrel,
+/// The state of each of several devices, in bytes.
+const DEVICE_STATE: u64 = 256 << 20;
+
+const PROGRAMS: [Program; 8] = [
+    Program::Bare(0),
+    Program::Whimbrel(0),
+    Program::Bare(4),
+    Program::Whimbrel(4),
     Program::Qemu(0),
     Program::Qemu(1),
     Program::Qemu(2),
@@ -117,9 +132,10 @@ fn main() -> Result<()> {
     println!("| | memory of the destination | GB/s | to bare | downtime, ms |\n|---|---|---|---|---|");
     let took = |moves: &[Move]| median(moves.iter().map(|moved| moved.took).collect());
     for (program, is_touched, moves) in &all {
-        let bare = all
-            .iter()
-            .find(|(program, touched, _)| matches!(program, Program::Bare) && touched == is_touched);
+        let bytes = size + program.state();
+        let bare = all.iter().find(|(other, touched, _)| {
+            matches!(other, Program::Bare(_)) && other.state() == program.state() && touched == is_touched
+        });
         let (Some(time), Some(bare)) = (took(moves), bare.and_then(|(_, _, moves)| took(moves))) else {
             continue;
         };
@@ -128,7 +144,7 @@ fn main() -> Result<()> {
             "| {} | {} | {:.2} | {:.2} | {} |",
             program.name(),
             if *is_touched { "touched before" } else { "fresh" },
-            size as f64 / time.as_secs_f64() / 1e9,
+            bytes as f64 / time.as_secs_f64() / 1e9,
             bare.as_secs_f64() / time.as_secs_f64(),
             downtime.map_or("-".into(), |time| format!("{:.2}", time.as_secs_f64() * 1e3)),
         );

@@ -9,6 +9,8 @@ use super::{Result, bare, memory, whimbrel};
 
 /// Tells this program that it is a destination, and of which kind.
 const ROLE: &str = "WHIMBREL_BENCH_PEER";
+/// The number of its devices whose state is measured.
+const DEVICES: &str = "WHIMBREL_BENCH_PEER_DEVICES";
 /// The path of its memory.
 const MEMORY: &str = "WHIMBREL_BENCH_PEER_MEMORY";
 /// Set if the memory is touched before the move.
@@ -21,9 +23,13 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn start(role: &str, memory: &MemoryFile, is_touched: bool) -> Result<Peer> {
+    pub(super) fn start(role: &str, devices: u64, memory: &MemoryFile, is_touched: bool) -> Result<Peer> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.env(ROLE, role).env(MEMORY, memory.path()).stdout(Stdio::piped());
+        command
+            .env(ROLE, role)
+            .env(DEVICES, devices.to_string())
+            .env(MEMORY, memory.path())
+            .stdout(Stdio::piped());
         if is_touched {
             command.env(TOUCHED, "1");
         }
@@ -62,9 +68,10 @@ pub(super) fn role() -> Option<String> {
 pub(super) fn run(role: &str) -> Result<()> {
     let path = std::env::var(MEMORY)?;
     let memory = memory::open(Path::new(&path), std::env::var_os(TOUCHED).is_some())?;
+    let devices = std::env::var(DEVICES)?.parse()?;
     let told = |address: &str| println!("{address}");
     match role {
-        "bare" => bare::receive(&memory, told),
-        _ => whimbrel::receive(memory, told),
+        "bare" => bare::receive(&memory, devices, told),
+        _ => whimbrel::receive(memory, devices, told),
     }
 }

@@ -1,4 +1,4 @@
-//! The engine: an idle device migrates with the memory.
+//! The engine: idle devices migrate with the memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,36 +7,41 @@ use vm_memory::GuestMemoryMmap;
 use whimbrel_engine::channel::{Address, Listener, Until, connect};
 use whimbrel_engine::{Destination, NoCpuLog, Source};
 use whimbrel_models::Model;
-use whimbrel_user::Local;
+use whimbrel_user::{Local, Migratable};
 
 use super::memory::MemoryFile;
-use super::{Move, Result};
+use super::{DEVICE_STATE, Move, Result};
 
 /// Timeout for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn device() -> Result<Local> {
-    let model: Model = "accel?state=64KiB".parse()?;
-    Ok(Local::new(model.open("accel")?))
+/// Opens devices with much state, or a single one with little.
+fn devices(count: u64) -> Result<Vec<Box<dyn Migratable>>> {
+    let state = if count == 0 { 64 << 10 } else { DEVICE_STATE };
+    let model: Model = format!("accel?state={state}").parse()?;
+    let open = |number| -> Result<Box<dyn Migratable>> {
+        Ok(Box::new(Local::new(model.open(format!("accel {number}"))?)))
+    };
+    (0..count.max(1)).map(open).collect()
 }
 
-pub(super) fn send(noise: &MemoryFile, address: &str) -> Result<Move> {
+pub(super) fn send(noise: &MemoryFile, count: u64, address: &str) -> Result<Move> {
     // Kept, so that unmapping it is not measured.
     let memory = Arc::new(noise.map(true)?);
-    let device = device()?;
+    let devices = devices(count)?;
     let address: Address = address.parse()?;
     let stream = connect(&address, Until::timeout(PATIENCE))?;
     let start = Instant::now();
-    let report = Source::new(vec![Box::new(device)]).memory(memory.clone(), NoCpuLog).send(stream).result?;
+    let report = Source::new(devices).memory(memory.clone(), NoCpuLog).send(stream).result?;
     let downtime = Duration::from_secs_f64(report.downtime_ms / 1e3);
     Ok(Move { took: start.elapsed(), downtime: Some(downtime) })
 }
 
-pub(super) fn receive(memory: GuestMemoryMmap, told: impl FnOnce(&str)) -> Result<()> {
-    let device = device()?;
+pub(super) fn receive(memory: GuestMemoryMmap, count: u64, told: impl FnOnce(&str)) -> Result<()> {
+    let devices = devices(count)?;
     let mut listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
     told(&listener.address().to_string());
     let accepted = listener.accept(Until::timeout(PATIENCE))?;
-    Destination::new(vec![Box::new(device)]).memory(Arc::new(memory)).receive_accepted(accepted).result?;
+    Destination::new(devices).memory(Arc::new(memory)).receive_accepted(accepted).result?;
     Ok(())
 }
