@@ -65,7 +65,7 @@ pub enum Evidence {
 
 impl Judgement {
     /// The states for the rules: a lost one is ERROR, and one that proves nothing is STOP.
-    pub(crate) fn counted(&self) -> Vec<State> {
+    pub fn counted(&self) -> Vec<State> {
         let is_unproven = matches!(self.evidence, Evidence::OtherHolder { .. });
         let count = |state: &Option<State>| match state {
             None => State::Error,
@@ -78,7 +78,7 @@ impl Judgement {
 
 /// Judges a migration whose outcome its journal does not know. `found` has the states of the devices (`None`: lost), and
 /// `holders` the holders that they have now.
-pub(crate) fn judge(history: &History, found: &[Option<State>], holders: &[Option<String>]) -> Judgement {
+pub fn judge(history: &History, found: &[Option<State>], holders: &[Option<String>]) -> Judgement {
     let side = history.side;
     let name = |index: usize| match history.devices.get(index) {
         Some(device) => device.name.clone(),

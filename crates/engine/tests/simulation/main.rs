@@ -2,6 +2,10 @@
 //! fails at any moment. An oracle complains of two running copies, of state that differs, of ends that are not true, and of
 //! machines that do not end.
 //!
+//! A side that has crashed continues by the engine's own judgement. What is not simulated has tests elsewhere: links carry
+//! whole frames here, and `tests/migration/cuts.rs` cuts real ones at every byte; the servers of devices outlive the
+//! migration here, and the judgement's own tests have devices whose holder is another one.
+//!
 //! A run is a seed. `WHIMBREL_SIM_SEEDS` sets how many there are; a seed that fails prints the command that replays it.
 
 // In tests a panic is how a failure is told, helpers included.

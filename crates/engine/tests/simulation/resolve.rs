@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use whimbrel_engine::proto::judgement::judge;
 use whimbrel_engine::proto::operation::Place;
-use whimbrel_engine::{Error, Outcome, SendError};
+use whimbrel_engine::{Error, Evidence, Outcome, SendError};
 use whimbrel_protocol::State;
 use whimbrel_protocol::handover::{
-    Destination, DestinationAction, Entry, Ruling, Side as Party, Source, SourceAction,
+    Destination, DestinationAction, DeviceRecord, Entry, History, Record, Ruling, Side as Party, Source,
+    SourceAction,
 };
 
 use super::coverage::{Blow, Side};
@@ -41,6 +43,18 @@ pub(crate) enum Verdict {
 
 /// Steps after which nobody asks any more.
 const MAX_STEPS: u32 = 300;
+
+/// The process that serves the devices, which outlives the one that migrates them.
+const HOLDER: &str = "server";
+
+/// The journal of a side, as it is read after a crash.
+fn history(side: Side, devices: usize, entries: &[Entry]) -> History {
+    let device = |number| DeviceRecord::new(format!("device {number}"), Some(HOLDER.to_string()));
+    let devices: Vec<DeviceRecord> = (0..devices).map(device).collect();
+    let mut records = Record::begin(party(side), &devices).unwrap();
+    records.extend(entries.iter().map(|entry| Record::new(7, "peer", *entry).unwrap()));
+    History::of(&records).unwrap().pop().expect("it has devices")
+}
 
 fn party(side: Side) -> Party {
     match side {
@@ -151,24 +165,66 @@ impl World {
         }
     }
 
+    /// Continues by the engine's own judgement of the journal and the devices, as [`Resolve`](whimbrel_engine::Resolve)
+    /// does.
     fn restart(&mut self, side: Side, step: u32) {
         self.end_calls(side);
+        let is_blind = side == Side::Destination && self.lies(Lie::DestinationNotLookedAt);
         let host = &self.hosts()[side as usize];
-        let entries = host.journal.clone();
         let found: Vec<State> = host.devices.iter().map(|device| device.state).collect();
-        self.say(|_| format!("{side:?} restarts with {entries:?} and {found:?}"));
+        let found = if is_blind { vec![State::Stop; found.len()] } else { found };
+        let history = history(side, found.len(), &host.journal);
+        self.say(|_| format!("{side:?} restarts with {:?} and {found:?}", history.entries));
+        let counted = if history.is_open() || history.is_unrecorded() {
+            let holders = vec![Some(HOLDER.to_string()); found.len()];
+            let states: Vec<Option<State>> = found.into_iter().map(Some).collect();
+            let judgement = judge(&history, &states, &holders);
+            self.say(|_| format!("{side:?}: {judgement}"));
+            if judgement.evidence == Evidence::Unrecorded {
+                return self.undo(side, step);
+            }
+            judgement.counted()
+        } else {
+            // Only what the outcome asks for is left to do.
+            found
+        };
         match side {
             Side::Source => {
-                let (rule, action) = Source::restart(&entries, &found);
+                let (rule, action) = Source::restart(&history.entries, &counted);
                 self.source_acts(rule, action, step);
             }
             Side::Destination => {
-                let is_blind = self.lies(Lie::DestinationNotLookedAt);
-                let found = if is_blind { vec![State::Stop; found.len()] } else { found };
-                let (rule, action) = Destination::restart(&entries, &found);
+                let (rule, action) = Destination::restart(&history.entries, &counted);
                 self.destination_acts(rule, action, step);
             }
         }
+    }
+
+    /// Undoes a migration of which nothing was recorded: there was no question, and there is no outcome to record.
+    fn undo(&mut self, side: Side, step: u32) {
+        let mut rng = self.rng.fork();
+        let host = self.host(side);
+        let verdict = match side {
+            Side::Source => {
+                for device in &mut host.devices {
+                    if device.state.is_precopy() {
+                        device.set_state(State::Running, false, false, &mut rng);
+                    }
+                }
+                Verdict::Owner
+            }
+            Side::Destination => {
+                for device in &mut host.devices {
+                    if matches!(device.state, State::Resuming | State::Stop | State::Error) {
+                        device.reset(false);
+                    }
+                }
+                Verdict::Other
+            }
+        };
+        host.guest = side == Side::Source;
+        self.resolvers[side as usize] = Resolver::Settled(verdict, None);
+        self.again(side, step);
     }
 
     fn again(&mut self, side: Side, step: u32) {
