@@ -21,10 +21,14 @@ mod migration;
 mod moment;
 mod network;
 mod operator;
+#[path = "../../../engine/tests/phases/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests of the engine")]
+mod phases;
 mod proxy;
 mod root;
 mod seed;
 mod servers;
+mod signals;
 mod started;
 mod stopped;
 #[path = "../cli/support.rs"]
