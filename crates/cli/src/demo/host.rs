@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use parking_lot::Mutex;
 use whimbrel_engine::channel::{Address, Listener, Until, connect};
-use whimbrel_engine::{Destination, DestinationOptions, Guest, GuestError, Progress, Source, SourceOptions};
-use whimbrel_user::Migratable;
+use whimbrel_engine::{
+    Destination, DestinationOptions, Error, Guest, GuestError, Progress, Source, SourceOptions,
+};
+use whimbrel_user::{Migratable, State};
 
 use super::attachment::{Attachment, Kind};
 use super::evidence;
 use super::machine::Machine;
-use super::messages::{Config, Event, Evidence, Failed, Moment, NotSent, Order, Place, Role};
+use super::messages::{Config, Event, Evidence, Failed, Figures, Moment, NotSent, Order, Place, Role};
 use super::work::{self, Work};
 use crate::failure::Failure;
 
@@ -169,18 +171,20 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
         }
         linger_at_work(orders, &work, 1)?;
     }
+    let verification = rehearse(&machine, &work)?;
     linger_at_work(orders, &work, config.work_before_ms)?;
-    tell(&Event::Working { devices: kinds(&machine) })?;
-    let Order::Send { address } = next(orders)? else {
-        return Err(Failure::new("a second order to begin is invalid"));
+    tell(&Event::Working { devices: kinds(&machine), verification })?;
+    let order = next(orders)?;
+    let Order::Send { address } = order else {
+        return Err(Failure::new(format!("unexpected order {order:?}")));
     };
     let address: Address = address.parse().map_err(|error| Failure::from_error(&error))?;
     let stream = connect(&address, Until::timeout(PATIENCE))
         .map_err(|error| Failure::new(format!("cannot reach the destination: {error}")))?;
     let options = SourceOptions::default()
-        .downtime_limit(Duration::from_millis(config.downtime_limit_ms))
+        // The limit is for the migration alone.
+        .downtime_limit(Duration::from_millis(config.downtime_limit_ms).saturating_add(verification))
         .max_rounds(config.max_rounds)
-        // The destination digests all of its memory while the devices are stopped.
         .budget(VERIFICATION);
     let mut told = Instant::now();
     let sent = Source::new(migratable(&machine)?)
@@ -190,7 +194,7 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
             if told.elapsed() >= PROGRESS_EVERY {
                 told = Instant::now();
                 // A demo that is gone ends this process by itself.
-                let _ = tell(&Event::Progress(Moment::from(progress)));
+                let _ = tell(&Event::Progress(Moment::new(progress, verification)));
             }
         })
         .options(options)
@@ -198,14 +202,33 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
     match sent.result {
         Ok(report) => {
             let evidence = evidence::gather(&machine, WATCH)?;
-            tell(&Event::Sent { report: report.into(), evidence })
+            tell(&Event::Sent { report: Figures::new(&report, verification), evidence })
         }
-        Err(error) => {
+        Err(mut error) => {
+            if let Error::NotConverging { expected, limit, .. } = &mut error.cause {
+                *expected = expected.map(|expected| expected.saturating_sub(verification));
+                *limit = limit.saturating_sub(verification);
+            }
             let works_on = goes_on(&machine, orders)?;
             let device_lost = is_lost(attachments);
             tell(&Event::NotSent(NotSent { error: error.to_string(), works_on, device_lost }))
         }
     }
+}
+
+/// Verifies the machine as the destination is going to during the downtime, and returns how long that takes. The devices
+/// work before and after it.
+fn rehearse(machine: &Machine, work: &Work) -> Result<Duration, Failure> {
+    work.pause().map_err(Failure::new)?;
+    let mut devices = machine.devices()?;
+    let mut enter = |state| devices.iter_mut().try_for_each(|device| device.set_state(state).map(drop));
+    enter(State::Stop)?;
+    let started = Instant::now();
+    evidence::gather(machine, Duration::ZERO)?;
+    let elapsed = started.elapsed();
+    enter(State::Running)?;
+    work.resume();
+    Ok(elapsed)
 }
 
 /// Returns whether the work of all devices continues after a failed migration.
@@ -249,6 +272,10 @@ fn destination(
         .map_err(|error| Failure::from_io("cannot listen on 127.0.0.1", &error))?;
     let address = listener.address().to_string();
     tell(&Event::Listening { address, devices: kinds(&machine) })?;
+    let order = next(orders)?;
+    let Order::Expect { verification } = order else {
+        return Err(Failure::new(format!("unexpected order {order:?}")));
+    };
     // The demo ends this process if the source never comes.
     let accepted = listener
         .accept(Until::timeout(Duration::MAX))
@@ -258,7 +285,7 @@ fn destination(
     let arrived = Destination::new(migratable(&machine)?)
         .memory(machine.memory.clone())
         .guest(arrival)
-        .options(DestinationOptions::default().call_timeout(VERIFICATION))
+        .options(DestinationOptions::default().call_timeout(VERIFICATION).expected_inspection(verification))
         .receive_accepted(accepted);
     arrived.result?;
     let Found { evidence: Some(evidence), work: Some(work) } = std::mem::take(&mut *found.lock()) else {

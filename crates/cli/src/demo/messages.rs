@@ -55,7 +55,13 @@ pub(super) struct Config {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
     Begin(Config),
-    Send { address: String },
+    /// Destination: accept the source, whose devices' verification is expected to take this long.
+    Expect {
+        verification: Duration,
+    },
+    Send {
+        address: String,
+    },
 }
 
 /// A message from a host.
@@ -64,8 +70,8 @@ pub(super) enum Order {
 pub(super) enum Event {
     /// Destination: ready for the source.
     Listening { address: String, devices: Vec<Kind> },
-    /// Source: the devices are at work.
-    Working { devices: Vec<Kind> },
+    /// Source: the devices are at work. The verification of them and of memory took this long.
+    Working { devices: Vec<Kind>, verification: Duration },
     /// Source: the progress of the migration.
     Progress(Moment),
     /// Source: the migration is complete.
@@ -106,12 +112,15 @@ pub(super) struct Moment {
     round: u32,
     done: u64,
     total: u64,
+    /// Without the verification.
     expected_downtime_us: Option<u64>,
     time_left_ms: Option<u64>,
 }
 
-impl From<&Progress> for Moment {
-    fn from(progress: &Progress) -> Moment {
+impl Moment {
+    /// The moment of a progress, whose expected downtime includes the verification.
+    pub(super) fn new(progress: &Progress, verification: Duration) -> Moment {
+        let micros = |expected: Duration| u64::try_from(expected.as_micros()).unwrap_or(u64::MAX);
         Moment {
             round: match progress.phase {
                 Phase::Greeting => 0,
@@ -122,7 +131,7 @@ impl From<&Progress> for Moment {
             total: progress.total,
             expected_downtime_us: progress
                 .expected_downtime
-                .map(|expected| u64::try_from(expected.as_micros()).unwrap_or(u64::MAX)),
+                .map(|expected| micros(expected.saturating_sub(verification))),
             time_left_ms: progress.time_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
         }
     }
@@ -146,9 +155,14 @@ impl From<Moment> for Progress {
 /// The figures of a migration's report that the demo shows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Figures {
+    /// With the verification.
     pub(super) downtime_ms: f64,
+    /// With the verification.
     pub(super) predicted_downtime_ms: f64,
+    /// The verification's part of the downtime.
     pub(super) inspection_ms: f64,
+    /// The verification's part of the prediction.
+    pub(super) expected_inspection_ms: f64,
     pub(super) total_ms: f64,
     pub(super) rounds: u32,
     pub(super) memory_bytes: u64,
@@ -160,13 +174,14 @@ pub(super) struct Figures {
     pub(super) throughput_bytes_per_s: f64,
 }
 
-impl From<whimbrel_engine::Report> for Figures {
-    fn from(report: whimbrel_engine::Report) -> Figures {
+impl Figures {
+    /// The figures of a report, for a verification that was expected to take this long.
+    pub(super) fn new(report: &whimbrel_engine::Report, verification: Duration) -> Figures {
         Figures {
-            // Less the verification, which a migration outside of the demo does not have.
-            downtime_ms: (report.downtime_ms - report.inspection_ms).max(0.0),
+            downtime_ms: report.downtime_ms,
             predicted_downtime_ms: report.predicted_downtime_ms,
             inspection_ms: report.inspection_ms,
+            expected_inspection_ms: verification.as_secs_f64() * 1000.0,
             total_ms: report.total_ms,
             rounds: report.rounds,
             memory_bytes: report.memory_bytes,

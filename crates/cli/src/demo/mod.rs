@@ -20,6 +20,8 @@ mod processes;
 mod verify;
 mod work;
 
+use std::time::Duration;
+
 use clap::Args;
 use whimbrel_engine::Observer;
 
@@ -67,7 +69,8 @@ pub(crate) struct Arguments {
     /// 1 MiB, so that a loss would show
     #[arg(long, value_name = "BYTES/S", default_value = "64MiB", value_parser = rate)]
     dirty_rate: u64,
-    /// Downtime limit, in milliseconds: stop once the predicted downtime is at most this
+    /// Downtime limit, in milliseconds: stop once the predicted downtime is at most this. The downtime of the
+    /// demo includes its own verification, which is shown apart and has no limit
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_limit: u64,
     /// Give up after this many pre-copy rounds if the migration does not converge
@@ -189,13 +192,14 @@ fn perform(
             work_after_ms: arguments.work_after,
         })?;
     }
-    let address = begin(processes, bar)?;
+    let (address, verification) = begin(processes, bar)?;
+    processes.order(Role::Destination, &Order::Expect { verification })?;
     processes.order(Role::Source, &Order::Send { address })?;
     follow(processes, bar)
 }
 
-/// Waits until both ends are ready, and returns the destination's address.
-fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
+/// Waits until both ends are ready. Returns the destination's address, and how long the verification is expected to take.
+fn begin(processes: &mut Processes, bar: &Bar) -> Result<(String, Duration), DemoError> {
     let (mut listening, mut working) = (None, None);
     loop {
         match processes.event()? {
@@ -203,12 +207,14 @@ fn begin(processes: &mut Processes, bar: &Bar) -> Result<String, DemoError> {
                 bar.message("working");
                 listening = Some((address, devices));
             }
-            (Role::Source, Event::Working { devices }) => working = Some(devices),
+            (Role::Source, Event::Working { devices, verification }) => {
+                working = Some((devices, verification));
+            }
             (role, event) => return Err(unexpected(role, &event).into()),
         }
-        if let (Some((address, there)), Some(here)) = (&listening, &working) {
+        if let (Some((address, there)), Some((here, verification))) = (&listening, &working) {
             check_equal(here, there)?;
-            return Ok(address.clone());
+            return Ok((address.clone(), *verification));
         }
     }
 }

@@ -52,7 +52,10 @@ fn a_working_device_of_servers_moves_and_every_check_holds() {
     assert_eq!(told["devices"][0]["destination"], told["devices"][0]["source"]);
     for key in [
         "downtime_ms",
+        "inspection_ms",
+        "migration_downtime_ms",
         "predicted_downtime_ms",
+        "expected_inspection_ms",
         "total_ms",
         "rounds",
         "memory_bytes",
@@ -61,6 +64,10 @@ fn a_working_device_of_servers_moves_and_every_check_holds() {
     ] {
         assert!(told[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {told}");
     }
+    let ms = |key: &str| told[key].as_f64().unwrap();
+    let parts = ms("migration_downtime_ms") + ms("inspection_ms");
+    assert!((ms("downtime_ms") - parts).abs() < 1e-6, "the devices stand still in both parts: {told}");
+    assert!(ms("predicted_downtime_ms") > ms("expected_inspection_ms"), "{told}");
     assert!(told["memory_bytes"].as_u64().unwrap() >= 32 << 20, "{told}");
     assert!(told["device_bytes"].as_u64().unwrap() >= 2 << 20, "all of the state holds something: {told}");
     assert!(told["completions_total"].as_u64() > told["completions_before"].as_u64(), "{told}");
@@ -139,11 +146,19 @@ fn a_person_reads_what_moved_and_that_it_is_verified() {
     for words in [
         "migrated accel?state=2MiB&rate=1MiB and 32.00 MiB of memory",
         "each in a server process of its own, used over vfio-user",
-        "downtime",
         "verified",
         "no completion is lost",
     ] {
         assert!(text.contains(words), "{words} in\n{text}");
+    }
+    for (row, first) in [("downtime", " migration + "), ("expected", " migration (limit 300 ms) + ")] {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(row)).unwrap();
+        let ms = |figure: &str| figure.trim().strip_suffix(" ms").unwrap().parse::<f64>().unwrap();
+        let (whole, parts) = line.split_once(": ").unwrap();
+        let (migration, verification) = parts.split_once(first).unwrap();
+        let sum = ms(migration) + ms(verification.strip_suffix(" verification").unwrap());
+        // Each figure is rounded.
+        assert!((ms(whole) - sum).abs() < 0.2, "{line}");
     }
     assert!(output.stderr.is_empty(), "a pipe gets no progress: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -154,7 +169,12 @@ fn a_downtime_that_cannot_be_kept_is_refused_and_the_work_goes_on_at_the_source(
     assert_eq!(output.status.code(), Some(1));
     let told = json(&output);
     let error = told["error"].as_str().unwrap();
-    for words in ["after 2 rounds", "the devices run on at the source", "its work continues at the source"] {
+    for words in [
+        "after 2 rounds",
+        "the limit is 0 ms",
+        "the devices run on at the source",
+        "its work continues at the source",
+    ] {
         assert!(error.contains(words), "{words} in {error}");
     }
 }
