@@ -16,8 +16,8 @@ use crate::target::{Closing, Opened, Target};
 
 /// Reset a device, for example one in ERROR or with a partly received state
 ///
-/// The device's current state is lost. A served device is in RUNNING afterwards, as when its server started. A kernel
-/// device is reset anyway when it is opened and when it is closed: use --hold to keep it open in between.
+/// The device's current state is lost. A served device is in RUNNING afterwards, as when its server started. Most kernel
+/// drivers reset a device anyway when it is opened and when it is closed: use --hold to keep it open in between.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {

@@ -176,7 +176,8 @@ fn unknown(targets: &[Target], address: &Address) -> String {
         format!("{check}; {}", remedy::resume(&lasting))
     } else if of(Closing::Resets).next().is_some() {
         format!(
-            "{check}; if it does not, its state is lost: the kernel has reset this one when this command closed it"
+            "{check}; if it does not, its state is lost unless its driver kept it: most kernel drivers have reset this one when \
+             this command closed it"
         )
     } else {
         format!("{check}; the model here ends with this command")

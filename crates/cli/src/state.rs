@@ -21,8 +21,8 @@ use crate::target::{Closing, Opened, Target};
 /// `save` left in PRE_COPY or STOP_COPY, give RUNNING. A device in STOP or STOP_COPY may have been migrated: resume it only
 /// if it does not run on another host.
 ///
-/// A served device stays in its state when this command ends. A kernel device is reset when it is opened and when it is
-/// closed: its state lasts only while this command holds the device (--hold).
+/// A served device stays in its state when this command ends. Most kernel drivers, those of PCI devices among them, reset a
+/// device when it is opened and when it is closed: its state then lasts only while this command holds the device (--hold).
 ///
 /// In PRE_COPY, PRE_COPY_P2P, STOP_COPY and RESUMING the device has a data session. It ends when this command ends; a
 /// served device then stays in that state without a session, until it is brought to another or reset.

@@ -134,7 +134,7 @@ impl fmt::Display for Closing {
         f.write_str(match self {
             Closing::Keeps => "the device keeps its state when this command ends",
             Closing::Resets => {
-                "the kernel resets the device when this command opens it and when it closes it"
+                "most kernel drivers reset the device when this command opens it and when it closes it"
             }
             Closing::Ends => "the model ends with this command",
         })

@@ -186,6 +186,82 @@ fn a_device_is_probed_saved_and_restored_through_its_own_file() {
     }
 }
 
+/// Holds `$device` by a command that the script starts as `hold COMMAND..`, until `let_go`, or `stop`, which sends SIGTERM.
+const HOLD: &str = r#"
+hold() {
+    rm -f done said held
+    (until [ -e done ]; do sleep 0.1; done) | ./whimbrel "$@" --hold --json > held 2> said & holder=$!
+    until grep -q 'holding the device' said; do kill -0 $holder || { cat said >&2; exit 8; }; sleep 0.1; done
+    cat said
+}
+let_go() { touch done; wait $holder; }
+stop() { kill -TERM $holder; touch done; wait $holder; }
+# Nobody else gets at the device meanwhile.
+in_use() { if ./whimbrel state $device 2> refused; then exit 9; fi; cat refused; }
+"#;
+
+/// What the kernel's device is said to go through while it is held and after it.
+fn assert_held(text: &str, held: &[(&str, &str)], files: &[Vec<u8>]) {
+    let closing = "most kernel drivers reset the device when this command opens it and when it closes it";
+    let notes = text.lines().filter(|line| line.starts_with("holding the device until stdin ends"));
+    let notes: Vec<&str> = notes.collect();
+    assert_eq!(notes.len(), held.len(), "{text}");
+    assert!(notes.iter().all(|note| note.ends_with(closing)), "{text}");
+    assert_eq!(text.matches("error: ").count(), held.len(), "{text}");
+    for ((before, state), file) in held.iter().zip(files) {
+        let told: Value = serde_json::from_slice(file).unwrap();
+        assert_eq!((&told["before"], &told["state"]), (&(*before).into(), &(*state).into()), "{told}");
+        assert_eq!(told["closing"], "resets", "{told}");
+    }
+}
+
+#[test]
+fn a_groups_device_is_held_in_a_state_until_stdin_ends_or_a_signal_arrives() {
+    let machine = machine!("debian");
+    let lines = format!(
+        "{HOLD}
+        device=group:$first; {FILL}
+        hold state $device STOP_COPY; in_use; let_go; mv held first
+        ./whimbrel state $device --json > after
+        hold state $device resuming; in_use; stop; mv held second
+        hold reset $device; in_use; let_go; mv held third
+        ./whimbrel probe $device --json > probe"
+    );
+    let ran = machine.script(&lines, &[], &["first", "second", "third", "after", "probe"]);
+    // This driver is one of the few that keep the state of a device that is closed.
+    let held = [("RUNNING", "STOP_COPY"), ("STOP_COPY", "RESUMING"), ("RESUMING", "RUNNING")];
+    let files = ["first", "second", "third"].map(|name| ran.taken(name));
+    assert_held(&ran.text(), &held, &files);
+    let [after, probe] =
+        ["after", "probe"].map(|name| serde_json::from_slice::<Value>(&ran.taken(name)).unwrap());
+    assert_eq!((&after["state"], &after["session"]), (&"STOP_COPY".into(), &Value::Null), "{after}");
+    assert_eq!(probe["migration"]["state"], "RUNNING", "{probe}");
+    for (file, session) in files.iter().zip([Some("saving"), Some("resuming"), None]) {
+        let told: Value = serde_json::from_slice(file).unwrap();
+        assert_eq!(told["session"].as_str(), session, "{told}");
+    }
+}
+
+#[test]
+fn the_kernel_itself_shows_the_state_in_which_a_device_is_held_through_its_own_file() {
+    let machine = machine!("iommufd");
+    let lines = format!(
+        "{HOLD}
+        device=cdev:/dev/vfio/devices/vfio0
+        kernel_says() {{ cat /sys/kernel/debug/vfio/$first/migration/state; }}
+        hold state $device STOP_COPY; kernel_says; in_use; let_go; mv held first
+        hold reset $device; kernel_says; in_use; stop; mv held second
+        hold state $device pre-copy; kernel_says; in_use; let_go; mv held third"
+    );
+    let ran = machine.script(&lines, &[], &["first", "second", "third"]);
+    let held = [("RUNNING", "STOP_COPY"), ("STOP_COPY", "RUNNING"), ("RUNNING", "PRE_COPY")];
+    assert_held(&ran.text(), &held, &["first", "second", "third"].map(|name| ran.taken(name)));
+    let text = ran.text();
+    let states = ["STOP_COPY", "PRE_COPY", "RUNNING"];
+    let shown: Vec<&str> = text.lines().filter(|line| states.contains(line)).collect();
+    assert_eq!(shown, ["STOP_COPY", "RUNNING", "PRE_COPY"], "{text}");
+}
+
 #[test]
 fn a_confined_server_serves_on_a_kernel_with_the_landlock_it_has() {
     let machine = machine!("debian");
