@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use whimbrel_engine::proto::control::{Control, Fits, Ready, Running};
+use whimbrel_engine::proto::control::{Control, Fits, Ready, Reason, Running};
 use whimbrel_engine::proto::destination::{Destination, Site};
 use whimbrel_engine::proto::message::Message;
 use whimbrel_engine::proto::negotiate::{Feature, Offer};
@@ -166,6 +166,38 @@ fn the_time_left_follows_what_is_left_and_how_fast_memory_is_written() {
     until_memory_is_sent(&mut source, 15 * second, 600 * MIB);
     assert_eq!(source.phase(), Phase::RoundSend);
     assert_eq!(time_left(&source, 0, 15 * second), None, "it does not converge");
+}
+
+/// The error of a source whose transfer finds the connection closed, and then sees this.
+fn after_a_lost_transfer(follows: impl FnOnce(&mut Source)) -> String {
+    let mut source = source();
+    let round = go_on_to(&mut source, |control| matches!(control, Control::Round { .. }));
+    let lost = Err(Error::Lost { side: "destination" });
+    source.input(Event::Done { id: round, result: lost }, Duration::ZERO);
+    assert_eq!(source.phase(), Phase::RoundEnd, "the reason is awaited");
+    follows(&mut source);
+    finish(&mut source);
+    source.result().expect("it is over").unwrap_err().cause.to_string()
+}
+
+#[test]
+fn a_reason_that_arrived_before_the_connection_closed_is_told() {
+    let lost = || Error::Lost { side: "destination" }.to_string();
+    let reason = Reason { reason: "no room left".into() };
+    let told = after_a_lost_transfer(|source| {
+        source.input(Event::Received(Control::Failed(reason)), Duration::ZERO);
+    });
+    assert!(told.contains("no room left"), "{told}");
+    let told = after_a_lost_transfer(|source| {
+        source.input(Event::Lost(Error::Lost { side: "destination" }), Duration::ZERO);
+    });
+    assert_eq!(told, lost());
+    let told = after_a_lost_transfer(|source| {
+        let deadline = source.deadline().unwrap();
+        assert!(deadline <= Duration::from_secs(1), "{deadline:?}");
+        source.input(Event::Tick, deadline);
+    });
+    assert_eq!(told, lost());
 }
 
 #[test]

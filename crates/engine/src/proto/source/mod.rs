@@ -70,6 +70,8 @@ pub struct Source {
     transition: Duration,
     /// The time that the destination expects to need between END and READY.
     peer_setup: Duration,
+    /// Set while the destination's reason is awaited, after a transfer has found the connection closed.
+    lost: Option<Error>,
     prediction: Option<Prediction>,
     outlook: progress::Outlook,
     /// The current round.
@@ -110,6 +112,7 @@ impl Source {
             round_trip: None,
             transition: Duration::ZERO,
             peer_setup: Duration::ZERO,
+            lost: None,
             prediction: None,
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
@@ -258,6 +261,7 @@ impl Source {
             Phase::Hello | Phase::Table | Phase::RoundEnd | Phase::Ping | Phase::End | Phase::Committed
         );
         match self.phase {
+            _ if self.lost.is_some() => false,
             Phase::Over => false,
             // The state that is sent meanwhile is awaited later.
             Phase::Stop => {
@@ -321,6 +325,7 @@ impl Source {
                 tracing::warn!(?place, ?operation, %error, "could not be done after the handover");
                 self.report.warnings.push(error.to_string());
             }
+            (Err(error @ Error::Lost { .. }), _) if self.can_be_cancelled() => self.await_reason(error),
             (Err(error), _) => self.fail(error),
         }
     }
@@ -399,6 +404,9 @@ impl Source {
             return;
         }
         let timeout = self.plan.options.timeout;
+        if let Some(error) = self.lost.take() {
+            return self.fail(error);
+        }
         match self.phase {
             Phase::Settle(then) => {
                 self.give_up_pending();

@@ -39,9 +39,13 @@ impl Back {
     }
 }
 
+/// The timeout for the destination's reason once the connection is known to be closed.
+const REASON_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Source {
     /// Fails the migration. Failures that follow from the first one do not change its consequences.
     pub(super) fn fail(&mut self, cause: Error) {
+        self.lost = None;
         if matches!(
             self.phase,
             Phase::Settle(_) | Phase::Back(_) | Phase::Park | Phase::Release | Phase::Over
@@ -63,6 +67,16 @@ impl Source {
         }
     }
 
+    /// Gives the migration up once the destination's reason has arrived: it may have sent one before it closed the
+    /// connection, which a transfer finds out first. Waits until the end of the connection is read, but not for long.
+    pub(super) fn await_reason(&mut self, error: Error) {
+        if self.lost.is_none() {
+            let until = self.now + REASON_TIMEOUT;
+            self.deadline = Some(self.deadline.map_or(until, |deadline| deadline.min(until)));
+            self.lost = Some(error);
+        }
+    }
+
     pub(super) fn peer_failed(&mut self, reason: String) {
         let error = Error::Peer { side: crate::proto::DESTINATION, reason };
         match self.handover_says(handover::Message::Failed) {
@@ -73,6 +87,7 @@ impl Source {
                 }
                 // This late message also settles an unknown outcome.
                 self.outcome = None;
+                self.lost = None;
                 self.enter(Phase::Settle(Then::Back));
             }
             Ok(_) => {}
