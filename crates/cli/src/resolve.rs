@@ -271,6 +271,12 @@ fn check(
                 .into(),
         );
     }
+    if matches!(judgement.evidence, Evidence::OtherDevices { .. }) {
+        return refuse(
+            format!("{judgement}: {}", path.display()),
+            "name the devices of the migration".into(),
+        );
+    }
     let by_peer = peer.and_then(|peer| peer.entries.iter().rev().find_map(|entry| owner_by(*entry)));
     if let (Some(owner), Some(by_peer)) = (judgement.owner, by_peer)
         && owner != by_peer

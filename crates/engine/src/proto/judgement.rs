@@ -61,6 +61,13 @@ pub enum Evidence {
     Stopped,
     /// Not proven: the journal contradicts itself.
     Contradictory,
+    /// Not proven: the devices are not those of the journal, or not all of them.
+    OtherDevices {
+        /// The number of devices that the journal has.
+        recorded: usize,
+        /// The number of devices that were found.
+        found: usize,
+    },
 }
 
 impl Judgement {
@@ -77,7 +84,7 @@ impl Judgement {
 }
 
 /// Judges a migration whose outcome its journal does not know. `found` has the states of the devices (`None`: lost), and
-/// `holders` the holders that they have now.
+/// `holders` the holders that they have now, both in the order of the journal. Without all of its devices nothing is proven.
 pub fn judge(history: &History, found: &[Option<State>], holders: &[Option<String>]) -> Judgement {
     let side = history.side;
     let name = |index: usize| match history.devices.get(index) {
@@ -101,8 +108,13 @@ pub fn judge(history: &History, found: &[Option<State>], holders: &[Option<Strin
     });
     let state = |index: usize| found[index].unwrap_or(State::Error);
     let is_contradictory = history.entries.iter().any(|entry| entry.is_outcome());
+    // A journal may have no devices.
+    let recorded = if history.devices.is_empty() { found.len() } else { history.devices.len() };
     let (owner, evidence) = match side {
         _ if history.is_unrecorded() => (Some(Side::Source), Evidence::Unrecorded),
+        _ if found.is_empty() || found.len() != recorded || found.len() != holders.len() => {
+            (None, Evidence::OtherDevices { recorded, found: found.len().min(holders.len()) })
+        }
         _ if is_contradictory => (None, Evidence::Contradictory),
         Side::Source if found.iter().all(Option::is_none) => {
             (Some(Side::Destination), Evidence::Lost { device: name(0) })
@@ -157,6 +169,9 @@ impl fmt::Display for Judgement {
             (Evidence::Stopped, Side::Destination) => f.write_str(
                 "all devices are stopped and have all of their state: they may have been handed over",
             ),
+            (Evidence::OtherDevices { recorded, found }, _) => {
+                write!(f, "the journal is about {recorded} devices, and {found} were found")
+            }
             (Evidence::Contradictory, _) => {
                 f.write_str("the journal has outcomes that contradict each other")
             }
@@ -176,6 +191,24 @@ mod tests {
         records.push(Record::new(7, "host-b", Entry::MayBeHandedOver).unwrap());
         let history = &History::of(&records).unwrap()[0];
         judge(history, &[Some(State::Running)], &[now.map(str::to_string)])
+    }
+
+    #[test]
+    fn without_all_devices_of_the_journal_nothing_is_proven() {
+        let device = |name: &str| DeviceRecord::new(name, None);
+        let mut records = Record::begin(Side::Source, &[device("one"), device("two")]).unwrap();
+        records.push(Record::new(7, "host-b", Entry::MayBeHandedOver).unwrap());
+        let history = &History::of(&records).unwrap()[0];
+        let (runs, lost) = (Some(State::Running), None);
+        // The states, and the number of holders.
+        let cases: [(&[Option<State>], usize); 5] =
+            [(&[], 0), (&[lost], 1), (&[runs], 1), (&[runs, runs], 1), (&[runs, runs, runs], 3)];
+        for (found, holders) in cases {
+            let judgement = judge(history, found, &vec![None; holders]);
+            assert!(judgement.owner.is_none(), "{found:?}: {judgement}");
+            assert!(matches!(judgement.evidence, Evidence::OtherDevices { .. }), "{judgement:?}");
+        }
+        assert_eq!(judge(history, &[runs, runs], &[None, None]).owner, Some(Side::Source));
     }
 
     #[test]

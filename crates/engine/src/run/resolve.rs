@@ -110,7 +110,13 @@ impl Resolve {
         let result = match self.judgement.side {
             _ if self.judgement.evidence == Evidence::Unrecorded => self.undo().map(Some),
             // Another outcome would not make it any clearer.
-            _ if self.judgement.evidence == Evidence::Contradictory => Ok(None),
+            _ if matches!(
+                self.judgement.evidence,
+                Evidence::Contradictory | Evidence::OtherDevices { .. }
+            ) =>
+            {
+                Ok(None)
+            }
             Side::Source => self.settle_source(arbiter),
             Side::Destination => self.settle_destination(arbiter),
         };
