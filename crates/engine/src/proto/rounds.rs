@@ -8,6 +8,8 @@ use whimbrel_protocol::estimate::{Bandwidth, Remaining};
 pub(super) const MIN_MEASURED: u64 = 1 << 20;
 /// The maximum of padding that is sent to measure the throughput, in bytes.
 pub(super) const MAX_PADDING: u64 = 4 << 20;
+/// The maximum number of rounds with padding.
+pub(super) const MAX_PADDINGS: u32 = 6;
 /// The amount of data that takes no time on any link, in bytes: its transfer needs no measured throughput.
 pub(super) const NEGLIGIBLE: u64 = 64 << 10;
 

@@ -200,30 +200,85 @@ fn a_reason_that_arrived_before_the_connection_closed_is_told() {
     assert_eq!(told, lost());
 }
 
-#[test]
-fn a_throughput_measured_in_a_busy_moment_is_measured_again() {
-    let mut source = source_of(0, SourceOptions::default());
-    let (mut now, mut paddings) = (Duration::ZERO, 0);
+/// A link and a guest, for a source that is driven until it decides to stop the devices.
+struct Pace {
+    /// Bytes per second.
+    link: u64,
+    /// Bytes of memory.
+    memory: u64,
+    /// Bytes of memory per second that become dirty.
+    dirty: u64,
+    /// Bytes of state that come after the stop.
+    state: u64,
+    /// The time that the first transfer takes longer, on a busy machine.
+    hiccup: Duration,
+}
+
+/// Drives a source with the default limit. Returns the number of rounds and of paddings, and whether it stops the devices.
+fn paced(pace: &Pace) -> (usize, u32, bool) {
+    let mut source = source_of(pace.memory, SourceOptions::default());
+    let (mut now, mut logged, mut dirty) = (Duration::ZERO, Duration::ZERO, pace.memory);
+    let (mut rounds, mut paddings, mut hiccup) = (0, 0, pace.hiccup);
     while source.phase() != Phase::Record {
-        let Some(Command::Start { id, operation, .. }) = source.poll() else { panic!("it waits") };
+        let Some(command) = source.poll() else { return (rounds, paddings, false) };
+        let Command::Start { id, operation, .. } = command else { continue };
+        let mut wire = 0;
         let done = match operation {
-            // Without pre-copy all of it comes after the stop.
-            Operation::QueryDataSize => Done::Bytes(8 * MIB),
+            Operation::QueryDataSize => Done::Bytes(pace.state),
+            Operation::CollectMemoryLogs { .. } => {
+                let elapsed = now.saturating_sub(std::mem::replace(&mut logged, now));
+                dirty += elapsed.as_millis() as u64 * pace.dirty / 1000;
+                Done::Bytes(dirty)
+            }
+            Operation::SendMemory => {
+                wire = std::mem::take(&mut dirty);
+                Done::Sent(Sent { bytes: wire, wire, ..Sent::default() })
+            }
             Operation::SendPadding(bytes) => {
+                wire = bytes;
                 paddings += 1;
-                now += if paddings == 1 { Duration::from_secs(1) } else { Duration::from_millis(4) };
-                Done::Sent(Sent { wire: bytes, ..Sent::default() })
+                Done::Sent(Sent { wire, ..Sent::default() })
             }
             _ => yields(&operation),
         };
+        if wire > 0 {
+            now += std::mem::take(&mut hiccup) + Duration::from_secs_f64(wire as f64 / pace.link as f64);
+        }
         source.input(Event::Done { id, result: Ok(done) }, now);
         if let Operation::Send(control) = &operation
             && let Some(answer) = answer(control)
         {
+            rounds += usize::from(matches!(control, Control::Round { .. }));
             source.input(Event::Received(answer), now);
         }
     }
-    assert!((2..6).contains(&paddings), "{paddings}");
+    (rounds, paddings, true)
+}
+
+#[test]
+fn a_throughput_measured_in_a_busy_moment_is_measured_again() {
+    let hiccup = Duration::from_secs(1);
+    let (_, paddings, stops) = paced(&Pace { link: 1 << 30, memory: MIB, dirty: 0, state: 8 * MIB, hiccup });
+    assert!(stops && (1..=6).contains(&paddings), "{paddings}");
+}
+
+#[test]
+fn padding_does_not_keep_a_migration_from_converging() {
+    let hiccup = Duration::ZERO;
+    for dirty in [0, 100_000, 500_000, 1_000_000, 2_000_000] {
+        for state in [1_000_000, 2_000_000, 2_700_000] {
+            let (rounds, paddings, stops) =
+                paced(&Pace { link: 10_000_000, memory: 20 * MIB, dirty, state, hiccup });
+            assert!(stops, "{dirty} bytes/s, {state} bytes: {rounds} rounds, {paddings} paddings");
+        }
+    }
+}
+
+#[test]
+fn a_hopeless_migration_is_padded_a_few_times_only() {
+    let pace = Pace { link: 10_000_000, memory: MIB, dirty: 0, state: 100_000_000, hiccup: Duration::ZERO };
+    let (rounds, paddings, stops) = paced(&pace);
+    assert!(!stops && rounds > 10 && paddings <= 6, "{rounds} rounds, {paddings} paddings");
 }
 
 #[test]

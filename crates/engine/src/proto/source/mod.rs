@@ -78,6 +78,8 @@ pub struct Source {
     round: round::Round,
     /// The first pass over all memory, for memory that no log covers.
     full_pass: Option<round::FullPass>,
+    /// The number of rounds with padding.
+    paddings: u32,
     confirmed_initial: bool,
     memory_left: u64,
     started: Now,
@@ -117,6 +119,7 @@ impl Source {
             outlook: progress::Outlook::default(),
             round: round::Round::default(),
             full_pass: None,
+            paddings: 0,
             confirmed_initial: false,
             memory_left: 0,
             started: now,

@@ -8,7 +8,7 @@ use super::{Phase, Source};
 use crate::error::Error;
 use crate::proto::control::Control;
 use crate::proto::operation::{Now, Operation, Place};
-use crate::proto::rounds::{self, Decision, MAX_PADDING, MIN_MEASURED, NEGLIGIBLE};
+use crate::proto::rounds::{self, Decision, MAX_PADDING, MAX_PADDINGS, MIN_MEASURED, NEGLIGIBLE};
 use crate::report;
 
 /// The current round. Sizes in bytes.
@@ -24,6 +24,8 @@ pub(super) struct Round {
     pub(super) wire: u64,
     /// Time spent on memory that turned out to be zero, without any use of the link.
     pub(super) scanning: Duration,
+    /// Set if padding is part of it.
+    is_padded: bool,
     /// Set if ROUND reports that all initial data has been sent.
     says_initial: bool,
 }
@@ -92,14 +94,22 @@ impl Source {
     /// Sends padding if this round is too small to measure the throughput, on which the downtime depends. Devices that
     /// yield much data after the stop but little before it would otherwise be estimated by the round trip alone, which is
     /// far too pessimistic; and a measurement of a busy moment would hold for good. Returns whether padding is sent.
+    ///
+    /// Memory becomes dirty meanwhile, so this is done seldom: a known throughput is measured again only in a round that
+    /// says nothing of it, and only a few times.
     pub(super) fn pads(&mut self) -> bool {
         let limit = self.plan.options.bounds().limit;
         // Memory has just been sent, or was zero and takes almost no throughput.
         let left = self.remaining().device;
         let is_fast_enough = self.prediction.is_some_and(|prediction| prediction.total() <= limit);
-        if is_fast_enough || left <= NEGLIGIBLE || self.round.wire >= MIN_MEASURED {
+        let is_known = self.bandwidth.bytes_per_second().is_some();
+        let is_measured = self.round.wire >= if is_known { NEGLIGIBLE } else { MIN_MEASURED };
+        let is_spent = self.round.is_padded || self.paddings >= MAX_PADDINGS;
+        if is_fast_enough || left <= NEGLIGIBLE || is_measured || is_spent {
             return false;
         }
+        self.round.is_padded = true;
+        self.paddings += 1;
         self.pending.start(Place::Stream, Operation::SendPadding(left.min(MAX_PADDING)));
         true
     }
