@@ -5,6 +5,9 @@
 //! as long as the call lasts: every further request fails at once with [`Error::Lost`], which names the call that has not
 //! returned. Nothing is known of the device's state meanwhile.
 //!
+//! A request may come while another thread's is made: it waits for its turn, for up to the timeout, and then has the whole
+//! timeout for itself. So a request returns within twice the timeout.
+//!
 //! If the call returns after all, its result is discarded: a session that it opened is closed, and a log that it started is
 //! stopped. From then on requests are made again. The device may be in any state, so query it. Data may have been lost:
 //! sessions that were open at the timeout are closed, and a dirty log whose report was late needs a new start
@@ -29,7 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod line;
+mod call_thread;
 mod session;
 
 use std::fmt;
@@ -44,7 +47,7 @@ use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl;
 
-use self::line::{Held, Line};
+use self::call_thread::{CallThread, ThreadState, closed};
 use crate::data_file::DataFile;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -61,7 +64,7 @@ use crate::setup::DeviceSetup;
 ///
 /// The files of its sessions have no descriptor to wait on ([`DataFile::as_fd`] returns `None`).
 pub struct Timed<D: DerefMut<Target: Migratable> + Send + 'static> {
-    line: Arc<Line<D>>,
+    thread: Arc<CallThread<D>>,
     holder: Option<String>,
     region_version: Option<Version>,
     /// Set while the dirty log may lack pages, because a report of it was late.
@@ -85,23 +88,23 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Timed<D> {
     pub fn new(device: D, timeout: Duration) -> std::result::Result<Timed<D>, Refused<D>> {
         let (holder, region_version) = (device.holder(), device.region_version());
         let name = device.name().to_string();
-        let line = Line::start(name, device, timeout)
+        let thread = CallThread::start(name, device, timeout)
             .map_err(|(device, error)| Refused { error: Box::new(error), device })?;
-        Ok(Timed { line, holder, region_version, log_is_torn: false })
+        Ok(Timed { thread, holder, region_version, log_is_torn: false })
     }
 
     /// Returns the device, if no call into it is pending. Its open sessions are closed.
     pub fn into_inner(self) -> std::result::Result<D, Refused<Timed<D>>> {
-        let taken = self.line.call(
+        let taken = self.thread.call(
             "release of the device".into(),
-            |held| {
-                held.sessions.clear();
-                held.device.take()
+            |thread| {
+                thread.sessions.clear();
+                thread.device.take().ok_or_else(|| closed(&thread.name))
             },
             // Nobody waited for it.
-            |held, device| held.device = device,
+            |thread, device| thread.device = device.ok(),
         );
-        match taken.and_then(|device| device.ok_or_else(|| self.line.closed())) {
+        match taken.flatten() {
             Ok(device) => Ok(device),
             Err(error) => Err(Refused { error: Box::new(error), device: self }),
         }
@@ -113,22 +116,19 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Timed<D> {
         request: impl Into<Operation>,
         make: impl FnOnce(&mut D::Target) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.line.call(request.into(), |held| make(held.device()?), |_, _| {})?
+        self.thread.call(request.into(), |thread| make(thread.device()?), |_, _| {})?
     }
 }
 
-impl<D: DerefMut<Target: Migratable> + Send + 'static> Held<D> {
+impl<D: DerefMut<Target: Migratable> + Send + 'static> ThreadState<D> {
     fn device(&mut self) -> Result<&mut D::Target> {
-        match &mut self.device {
-            Some(device) => Ok(&mut **device),
-            None => Err(Error::unusable(&self.name, "it was closed, or returned to its owner")),
-        }
+        self.device.as_deref_mut().ok_or_else(|| closed(&self.name))
     }
 }
 
 impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
     fn name(&self) -> &str {
-        self.line.name()
+        self.thread.name()
     }
 
     fn info(&mut self) -> Result<Info> {
@@ -156,16 +156,16 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
     }
 
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
-        let opened = self.line.call(
+        let opened = self.thread.call(
             Operation::SetState(state),
-            move |held| {
-                let opened = held.device()?.set_state(state)?;
-                Ok(opened.map(|data| held.keep(data)))
+            move |thread| {
+                let opened = thread.device()?.set_state(state)?;
+                Ok(opened.map(|data| thread.keep(data)))
             },
             // All sessions are closed.
             |_, _: Result<_>| {},
         )?;
-        Ok(opened?.map(|opened| session::file(&self.line, opened)))
+        Ok(opened?.map(|opened| session::file(&self.thread, opened)))
     }
 
     fn data_size(&mut self) -> Result<u64> {
@@ -178,12 +178,12 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
 
     fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
         let ranges = ranges.to_vec();
-        let started = self.line.call(
+        let started = self.thread.call(
             Feature::DmaLoggingStart.into(),
-            move |held| held.device()?.dma_logging_start(page_size, &ranges),
-            |held, started| {
+            move |thread| thread.device()?.dma_logging_start(page_size, &ranges),
+            |thread, started| {
                 // Its owner was told that there is no log. A device that fails here keeps logging, which costs time alone.
-                if let (Ok(_), Ok(device)) = (started, held.device()) {
+                if let (Ok(_), Ok(device)) = (started, thread.device()) {
                     let _ = device.dma_logging_stop();
                 }
             },
@@ -200,17 +200,17 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
         let request = Operation::from(Feature::DmaLoggingReport);
         let (range, page_size) = (report.range(), report.page_size());
         let mut words = vec![0; report.words_mut().len()];
-        let (is_torn, torn) = (self.log_is_torn, self.line.torn(request.clone(), request.clone()));
-        let answer = self.line.call(
+        let is_torn = self.log_is_torn;
+        let answer = self.thread.call(
             request.clone(),
-            move |held| {
+            move |thread| {
                 let result = if is_torn {
-                    Err(torn)
+                    Err(thread.torn(request.clone(), request))
                 } else {
-                    let name = held.name.clone();
+                    let name = thread.name.clone();
                     DirtyReport::new(range.iova(), range.length(), page_size, &mut words)
                         .map_err(Error::at(&name, request))
-                        .and_then(|mut report| held.device()?.dma_logging_report(&mut report))
+                        .and_then(|mut report| thread.device()?.dma_logging_report(&mut report))
                 };
                 (words, result)
             },
@@ -244,13 +244,13 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
 
 impl<D: DerefMut<Target: Migratable> + Send + 'static> Drop for Timed<D> {
     fn drop(&mut self) {
-        self.line.free("close of the device".into(), |held| held.device = None);
+        self.thread.close("close of the device".into(), |thread| thread.device = None);
     }
 }
 
 impl<D: DerefMut<Target: Migratable> + Send + 'static> fmt::Debug for Timed<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Timed").field("device", &self.line.name()).finish_non_exhaustive()
+        f.debug_struct("Timed").field("device", &self.thread.name()).finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,7 @@ use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::session::Direction;
 
-use super::line::{Held, Line};
+use super::call_thread::{CallThread, ThreadState};
 use crate::data_file::{DataFile, StateFile};
 use crate::error::Error;
 use crate::migratable::Migratable;
@@ -25,7 +25,7 @@ pub(super) struct Opened {
     session: u64,
 }
 
-impl<D: Send + 'static> Held<D> {
+impl<D: Send + 'static> ThreadState<D> {
     /// Keeps the file of a session that was opened.
     pub(super) fn keep(&mut self, data: DataFile) -> Opened {
         let (device, direction, state, file) = data.into_parts();
@@ -38,17 +38,17 @@ impl<D: Send + 'static> Held<D> {
 
 /// Returns the caller's end of a session.
 pub(super) fn file<D: DerefMut<Target: Migratable> + Send + 'static>(
-    line: &Arc<Line<D>>,
+    thread: &Arc<CallThread<D>>,
     opened: Opened,
 ) -> DataFile {
     let Opened { device, direction, state, session } = opened;
-    let file = TimedFile { line: line.clone(), session, piece: Vec::new(), ends: false, failure: None };
+    let file = TimedFile { thread: thread.clone(), session, piece: Vec::new(), ends: false, failure: None };
     DataFile::new(device, direction, state, Box::new(file))
 }
 
 /// The caller's end of a session.
 struct TimedFile<D: Send + 'static> {
-    line: Arc<Line<D>>,
+    thread: Arc<CallThread<D>>,
     session: u64,
     /// The bytes of a call: the driver of a call that does not return keeps them. Never shrinks.
     piece: Vec<u8>,
@@ -75,20 +75,21 @@ impl<D: Send + 'static> TimedFile<D> {
         self.failure = None;
         let session = self.session;
         let mut piece = std::mem::take(&mut self.piece);
-        let answer = self.line.call(
+        let answer = self.thread.call(
             request.clone(),
-            move |held| {
-                let file = held.sessions.get_mut(&session)?;
+            move |thread| {
+                let Some(file) = thread.sessions.get_mut(&session) else {
+                    return Err(thread.session_closed(request));
+                };
                 let result = make(&mut **file, &mut piece);
                 let failure = result.as_ref().err().and_then(|_| file.take_failure());
-                Some(Answer { result, failure, ends: file.ends_transaction(), piece })
+                Ok(Answer { result, failure, ends: file.ends_transaction(), piece })
             },
             |_, _| {},
         );
         let answer = match answer {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return self.fail(self.line.session_closed(request)),
-            Err(error) => return self.fail(error),
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) | Err(error) => return self.fail(error),
         };
         (self.piece, self.ends, self.failure) = (answer.piece, answer.ends, answer.failure);
         answer.result
@@ -154,6 +155,6 @@ impl<D: Send + 'static> StateFile for TimedFile<D> {
 impl<D: Send + 'static> Drop for TimedFile<D> {
     fn drop(&mut self) {
         let session = self.session;
-        self.line.free("close of data_fd".into(), move |held| drop(held.sessions.remove(&session)));
+        self.thread.close("close of data_fd".into(), move |thread| drop(thread.sessions.remove(&session)));
     }
 }

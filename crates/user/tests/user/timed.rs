@@ -31,6 +31,18 @@ impl Gate {
         *self.hangs_in.lock().unwrap() = Some(call);
     }
 
+    /// Lets the driver return from the call that it is in, and hang in another.
+    fn move_to(&self, call: &'static str) {
+        self.hang_in(call);
+        self.opened.notify_all();
+    }
+
+    fn wait_for(&self, call: &'static str) {
+        while !self.calls().contains(&call) {
+            std::thread::yield_now();
+        }
+    }
+
     fn open(&self) {
         *self.hangs_in.lock().unwrap() = None;
         self.opened.notify_all();
@@ -63,6 +75,7 @@ struct Script {
 
 impl Drop for Scripted {
     fn drop(&mut self) {
+        self.gate.pass("close of the device");
         let _ = self.closed.send(std::thread::current().name().map(String::from));
     }
 }
@@ -439,9 +452,7 @@ fn a_request_that_waits_for_one_on_another_thread_is_not_made_if_that_hangs() {
     let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
     gate.hang_in("read");
     let reading = std::thread::spawn(move || data.read(&mut [0; 8]).unwrap_err().to_string());
-    while !gate.calls().contains(&"read") {
-        std::thread::yield_now();
-    }
+    gate.wait_for("read");
     let error = device.set_state(State::Running).unwrap_err();
     assert!(matches!(error, Error::Lost { .. }), "{error}");
     let error = reading.join().unwrap();
@@ -452,6 +463,49 @@ fn a_request_that_waits_for_one_on_another_thread_is_not_made_if_that_hangs() {
 }
 
 #[test]
+fn a_request_that_waited_for_one_on_another_thread_has_its_whole_timeout() {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    /// Two of them are more than the timeout.
+    const SLOW: Duration = Duration::from_secs(3);
+    let (device, gate, _closed) = scripted();
+    let mut device = Timed::new(device, TIMEOUT).unwrap();
+    let mut data = device.set_state(State::PreCopy).unwrap().unwrap();
+    gate.hang_in("read");
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| data.read(&mut [0; 8]).unwrap());
+        gate.wait_for("read");
+        let asking = scope.spawn(|| device.state());
+        std::thread::sleep(SLOW);
+        gate.move_to("state");
+        reading.join().unwrap();
+        gate.wait_for("state");
+        std::thread::sleep(SLOW);
+        gate.open();
+        assert_eq!(asking.join().unwrap().unwrap(), State::PreCopy);
+    });
+    data.read(&mut [0; 8]).unwrap();
+}
+
+#[test]
+fn a_close_that_was_left_to_the_thread_and_hangs_is_named_instead_of_the_next_request() {
+    let (mut device, gate, closed) = timed();
+    let mut data = device.set_state(State::StopCopy).unwrap().unwrap();
+    gate.hang_in("state");
+    device.state().unwrap_err();
+    drop(device);
+    gate.move_to("close of the device");
+    gate.wait_for("close of the device");
+    for _ in 0..2 {
+        let error = data.read(&mut [0; 8]).unwrap_err();
+        let Error::Lost { waited, .. } = error else { panic!("{error:?}") };
+        let text = "nic: read of data_fd was not made: close of the device has not returned for ";
+        assert_eq!(error.to_string(), format!("{text}{} ms", waited.as_millis()));
+    }
+    gate.open();
+    closed.recv().unwrap();
+}
+
+#[test]
 fn a_driver_that_panics_costs_its_device_and_not_the_caller() {
     let (mut device, _gate, closed) = timed();
     let error = device.set_state(State::Error).unwrap_err().to_string();
@@ -459,8 +513,8 @@ fn a_driver_that_panics_costs_its_device_and_not_the_caller() {
         error.starts_with("nic: VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to ERROR: the driver panicked"),
         "{error}"
     );
-    assert!(device.state().unwrap_err().to_string().contains("the driver panicked"));
     closed.recv().unwrap();
+    assert_eq!(device.state().unwrap_err().to_string(), error, "the request in which it panicked");
 }
 
 #[test]
