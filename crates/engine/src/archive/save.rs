@@ -183,10 +183,16 @@ impl Tally<'_> {
     /// Opens the sessions, and asks how much the devices are going to save.
     fn open(&mut self, set: &mut Devices<'_>, open: Open<'_>) -> Result<Vec<DataFile>, Error> {
         let sessions = open(set)?;
-        // Kernels before 6.2 do not have the feature, and a save works without.
-        let sizes = (0..set.len()).map(|index| set.device(index).data_size().ok());
-        let sizes = sizes.collect::<Option<Vec<u64>>>().unwrap_or_default();
-        self.progress.total = sizes.into_iter().fold(0, u64::saturating_add);
+        let mut total = Some(0_u64);
+        for index in 0..set.len() {
+            total = match set.device(index).data_size() {
+                Ok(bytes) => total.map(|total| total.saturating_add(bytes)),
+                // Kernels before 6.2 do not have the feature, and a save works without.
+                Err(error) if error.errno().is_some() => None,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        self.progress.total = total.unwrap_or_default();
         self.observer.progress(&self.progress);
         Ok(sessions)
     }

@@ -313,7 +313,7 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
             // Kernels before 6.2 do not have the feature, and it is an estimate.
             let size = match self.set.device(index).data_size() {
                 Ok(size) => size,
-                Err(_) if stream.has_precopy => known.total(),
+                Err(error) if stream.has_precopy && error.errno().is_some() => known.total(),
                 Err(error) => return Err(error.into()),
             };
             left.initial = left.initial.saturating_add(known.initial);

@@ -120,7 +120,11 @@ impl DeviceHand {
         let report = turn.call(|| data.precopy_info())?;
         let device = &mut self.device;
         // Kernels before 6.2 do not have the feature.
-        let data_size = turn.call(|| device.data_size()).ok();
+        let data_size = match turn.call(|| device.data_size()) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.errno().is_some() => None,
+            Err(error) => return Err(error.into()),
+        };
         Ok(Done::Precopy { report, data_size })
     }
 

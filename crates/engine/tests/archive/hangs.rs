@@ -16,6 +16,20 @@ fn restore(devices: &mut [Box<dyn Migratable>]) -> Restore<'_> {
 }
 
 #[test]
+fn a_save_does_not_go_on_to_the_next_call_when_the_estimate_of_its_size_hangs() {
+    let (mut devices, calls) = three("here");
+    save(&mut devices).write_to(Vec::new()).unwrap();
+    let size = "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE";
+    let number = calls.made().iter().position(|call| call == size).unwrap();
+    let (mut devices, calls) = three("here");
+    let hung = calls.hang_in(number);
+    let error = save(&mut devices).write_to(Vec::new()).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("here1: {size} has not returned for 1500 ms")), "{error}");
+    drop(devices);
+    drop(hung);
+}
+
+#[test]
 fn a_driver_that_hangs_during_a_save_is_named_and_the_others_run_on() {
     let (mut devices, calls) = three("here");
     save(&mut devices).write_to(Vec::new()).unwrap();

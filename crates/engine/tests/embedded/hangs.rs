@@ -54,6 +54,24 @@ fn a_driver_that_hangs_at_the_source_is_named_and_the_others_run_on() {
 }
 
 #[test]
+fn a_driver_that_hangs_in_the_estimate_of_its_size_fails_the_query_and_not_the_next_call() {
+    let (devices, calls) = three("here");
+    let mut first = saving(devices);
+    first.start(std::io::sink()).unwrap();
+    let before = calls.made().len();
+    first.left().unwrap();
+    let size = "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE";
+    let number = before + calls.made()[before..].iter().position(|call| call == size).unwrap();
+    let (devices, calls) = three("here");
+    let mut second = saving(devices);
+    second.start(std::io::sink()).unwrap();
+    let hung = calls.hang_in(number);
+    assert_names(&second.left().unwrap_err(), "here", size);
+    assert_eq!(states_of_the_others(&mut second.into_devices()), [State::Running; 2]);
+    drop(hung);
+}
+
+#[test]
 fn a_driver_that_hangs_at_the_destination_is_named_and_the_others_are_reset() {
     let sections = send(&mut saving(three("here").0)).unwrap();
     let (devices, calls) = three("there");
