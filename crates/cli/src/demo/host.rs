@@ -13,7 +13,7 @@ use whimbrel_engine::channel::{Address, Listener, Until, connect};
 use whimbrel_engine::{
     Destination, DestinationOptions, Error, Guest, GuestError, Progress, Source, SourceOptions,
 };
-use whimbrel_user::{Migratable, State};
+use whimbrel_user::{Device, Migratable, State};
 
 use super::attachment::{Attachment, Kind};
 use super::evidence;
@@ -217,18 +217,43 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
 }
 
 /// Verifies the machine as the destination is going to during the downtime, and returns how long that takes. The devices
-/// work before and after it.
+/// work before and after it. If that fails, they run all the same, because they may be a user's.
 fn rehearse(machine: &Machine, work: &Work) -> Result<Duration, Failure> {
-    work.pause().map_err(Failure::new)?;
     let mut devices = machine.devices()?;
-    let mut enter = |state| devices.iter_mut().try_for_each(|device| device.set_state(state).map(drop));
-    enter(State::Stop)?;
-    let started = Instant::now();
-    evidence::gather(machine, Duration::ZERO)?;
-    let elapsed = started.elapsed();
-    enter(State::Running)?;
-    work.resume();
-    Ok(elapsed)
+    work.pause().map_err(Failure::new)?;
+    let stopped = devices.iter_mut().try_for_each(|device| device.set_state(State::Stop).map(drop));
+    let verified = stopped.map_err(Failure::from).and_then(|()| {
+        let started = Instant::now();
+        evidence::gather(machine, Duration::ZERO)?;
+        Ok(started.elapsed())
+    });
+    let mut result = verified;
+    for device in &mut devices {
+        // All of them, whatever became of the others.
+        let back = bring_back(&mut **device);
+        result = match (result, back) {
+            (Err(first), Err(second)) => {
+                let both = Failure::new(format!("{}; {}", first.message(), second.message()));
+                Err(both.hint_if(first.advice()))
+            }
+            (result, back) => back.and(result),
+        };
+    }
+    if result.is_ok() {
+        work.resume();
+    }
+    result
+}
+
+/// Lets a device run, with a reset if it does not run with its state.
+fn bring_back(device: &mut dyn Device) -> Result<(), Failure> {
+    let Err(error) = device.set_state(State::Running) else { return Ok(()) };
+    let error = Failure::from(error);
+    let what = match device.reset() {
+        Ok(()) => "the device was reset".to_string(),
+        Err(failed) => format!("the device is not reset: {}", Failure::from(failed).message()),
+    };
+    Err(Failure::new(format!("{}; {what}", error.message())).hint_if(error.advice()))
 }
 
 /// Returns whether the work of all devices continues after a failed migration.

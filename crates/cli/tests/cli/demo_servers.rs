@@ -91,6 +91,23 @@ fn devices_of_running_servers_move_together_with_a_model_of_the_demos_own() {
 }
 
 #[test]
+fn a_device_runs_on_when_its_verification_before_the_migration_fails() {
+    for (fault, says) in [
+        ("read after 4KiB: EIO", &["MIG_DATA_READ: EIO"][..]),
+        ("arc RUNNING_P2P->STOP: EIO once", &["to STOP: EIO"]),
+        ("arc STOP->STOP_COPY: EIO broken once", &["to STOP_COPY: EIO", "the device was reset"]),
+        ("arc STOP->RUNNING_P2P: EIO once", &["to RUNNING: EIO", "the device was reset"]),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let socket = folder.path().join("faulty");
+        let (source, _) = Served::with(MODEL, &socket, &["--fault", fault]).unwrap();
+        let destination = Served::start(MODEL, &folder.path().join("destination"));
+        demo([&source, &destination]).failed().says(says);
+        assert_eq!(source.client().state().unwrap(), State::Running, "{fault}");
+    }
+}
+
+#[test]
 fn servers_whose_devices_differ_are_told_apart_before_anything_moves() {
     let folder = TempDir::new().unwrap();
     let [source, destination] = servers(&folder, [MODEL, "accel?state=1MiB"]);
