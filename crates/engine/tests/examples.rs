@@ -29,13 +29,28 @@ fn migrate(rest: &[&str], succeeds: bool) -> Ran {
     let socket = folder.path().join("socket");
     let path = socket.to_str().unwrap();
     let mut receiver = vmm(&["receive", path]);
-    let deadline = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + Duration::from_mins(2);
     while !socket.exists() && receiver.try_wait().unwrap().is_none() {
         assert!(Instant::now() < deadline, "it does not listen");
         std::thread::sleep(Duration::from_millis(1));
     }
     let sender = vmm(&[&["send", path], rest].concat());
-    let [sent, arrived] = [sender, receiver].map(|child| child.wait_with_output().unwrap());
+    let mut both = [sender, receiver];
+    // What they print fits into a pipe.
+    let ended = loop {
+        if both.iter_mut().all(|child| child.try_wait().unwrap().is_some()) {
+            break true;
+        }
+        if Instant::now() >= deadline {
+            for child in &mut both {
+                child.kill().unwrap();
+            }
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let [sent, arrived] = both.map(|child| child.wait_with_output().unwrap());
+    assert!(ended, "they do not end: {sent:?}, {arrived:?}");
     assert!(sent.status.success(), "{sent:?}");
     assert_eq!(arrived.status.success(), succeeds, "{arrived:?}");
     let text = |output: &Output| String::from_utf8(output.stdout.clone()).unwrap();

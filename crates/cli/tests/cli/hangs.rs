@@ -28,8 +28,8 @@ fn a_save_names_a_driver_that_hangs_and_brings_the_others_back() {
     let (well, hung, folder) = served("STOP_COPY");
     well.mark(8);
     let file = argument(&folder.path().join("file"));
-    let request = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY has not returned for 1000 ms";
-    let run = whimbrel(["save", &well.target, &hung.target, "-o", &file, "--timeout", "1"]).failed();
+    let request = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to STOP_COPY has not returned for 4000 ms";
+    let run = whimbrel(["save", &well.target, &hung.target, "-o", &file, "--timeout", "4"]).failed();
     run.says(&[
         &format!(
             "error: {}: {request}; and it is unknown whether the device has returned to RUNNING",
@@ -50,9 +50,9 @@ fn a_restore_names_a_driver_that_hangs_and_resets_the_others() {
     let model = format!("model:{MODEL}");
     whimbrel(["save", &model, &model, "-o", &file]).succeeded();
     well.mark(8);
-    let run = whimbrel(["restore", &well.target, &hung.target, "-i", &file, "--timeout", "1"]).failed();
+    let run = whimbrel(["restore", &well.target, &hung.target, "-i", &file, "--timeout", "4"]).failed();
     run.says(&[
-        "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to RESUMING has not returned for 1000 ms",
+        "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE to RESUMING has not returned for 4000 ms",
         "it is unknown whether the device holds the received state, or runs with it",
         &format!("`whimbrel reset {}` discards the received state", hung.target),
     ]);
@@ -63,11 +63,11 @@ fn a_restore_names_a_driver_that_hangs_and_resets_the_others() {
 #[test]
 fn a_state_change_that_hangs_says_that_the_state_is_unknown() {
     let (_well, hung, _folder) = served("STOP");
-    let run = whimbrel(["state", &hung.target, "STOP", "--timeout", "1", "--json"]).failed();
+    let run = whimbrel(["state", &hung.target, "STOP", "--timeout", "4", "--json"]).failed();
     let told = run.json();
     let error = told["error"].as_str().unwrap();
     assert!(
-        error.contains("MIG_DEVICE_STATE to STOP has not returned for 1000 ms; its state cannot be read"),
+        error.contains("MIG_DEVICE_STATE to STOP has not returned for 4000 ms; its state cannot be read"),
         "{error}"
     );
     assert_eq!((&told["before"], &told["state"]), (&"RUNNING".into(), &Value::Null));

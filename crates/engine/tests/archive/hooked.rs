@@ -215,5 +215,7 @@ pub(crate) fn in_each(calls: &[String], trial: impl Fn(usize, &str) + Sync) {
 pub(crate) fn assert_names(error: &impl ToString, side: &str, call: &str) {
     let error = error.to_string();
     assert!(error.contains(&format!("{side}1: ")), "{call}: {error}");
-    assert!(error.contains(&format!("{call} has not returned for 1")), "{call}: {error}");
+    let waited = error.split(&format!("{call} has not returned for ")).nth(1);
+    let waited = waited.and_then(|rest| rest.split_once(" ms")?.0.parse().ok());
+    assert!(waited.is_some_and(|ms: u128| ms >= TIMEOUT.as_millis()), "{call}: {error}");
 }
