@@ -89,7 +89,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let names = opened.iter().map(|device| device.name().to_string()).collect();
     let mut destination = Destination::new(opened.into_iter().map(Opened::into_migratable).collect())
         .options(DestinationOptions::default().timeout(Duration::from_secs(arguments.timeout)))
-        .observer(Bar::arrival(output, format!("receiving {}", list(targets))))
         .cancel(signals.cancel());
     if let Some(journal) = journal.take() {
         destination = destination.journal(journal);
@@ -103,6 +102,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         )),
     })?;
     drop(bar);
+    // Only now: a terminal shows one bar at a time.
+    destination = destination.observer(Bar::arrival(output, format!("receiving {}", list(targets))));
     if let Some(peer) = accepted.peer {
         destination = destination.journal_peer(&peer.to_string());
     }
