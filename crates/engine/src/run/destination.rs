@@ -7,10 +7,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::Serialize;
 use whimbrel_protocol::handover::Side;
 use whimbrel_user::Migratable;
 
+use super::arrived::{Arrived, Received};
 use super::ask::{IDENTITY, ask};
 use super::buffers::Buffers;
 use super::cancel::Cancel;
@@ -29,12 +29,11 @@ use crate::guest::{Guest, NoGuest};
 use crate::progress::{Observer, Progress, Silent};
 use crate::proto::SOURCE;
 use crate::proto::control::{Control, Reason, Table};
-use crate::proto::destination::{self as machine, DestinationOptions, Site, Taken};
+use crate::proto::destination::{self as machine, DestinationOptions, Site};
 use crate::proto::greeting::{Greeting, Terms};
 use crate::proto::intake::Intake;
 use crate::proto::negotiate::Feature;
 use crate::proto::operation::{Command, Event, Now, Operation};
-use crate::report::milliseconds;
 use crate::set::{Ledger, MemoryLogs, NoCpuLog, Pagemap, Ram, identity_of};
 
 /// A migration about to be received.
@@ -49,41 +48,6 @@ pub struct Destination {
     features: BTreeSet<Feature>,
     journal: Option<Journal>,
     cancel: Cancel,
-}
-
-/// A finished migration as seen by the destination. The names are stable, because scripts read them.
-#[derive(Clone, Debug, Default, Serialize)]
-#[non_exhaustive]
-pub struct Received {
-    /// The migration's id.
-    pub migration: String,
-    /// The devices' names at the source.
-    pub from_devices: Vec<String>,
-    /// Bytes of memory, including repeated and zero pages.
-    pub memory_bytes: u64,
-    /// Bytes of device state.
-    pub device_bytes: u64,
-    /// Number of rounds while the devices ran at the source.
-    pub rounds: u32,
-    /// Time from the greeting until the devices ran, in milliseconds.
-    pub total_ms: f64,
-    /// Set if the source has been told that the devices run here. If not, the source keeps them stopped and reports
-    /// that the outcome is unknown.
-    pub confirmed: bool,
-    /// Problems that did not harm the migration.
-    pub warnings: Vec<String>,
-}
-
-/// A migration that has ended at the destination.
-#[non_exhaustive]
-pub struct Arrived {
-    /// `Ok`: the devices run here. Otherwise no received state is in them: they were not touched, or have been reset,
-    /// or the error reports why the reset failed or was not attempted. The one exception is
-    /// [`Error::GuestAfterHandover`]: the devices run here, but their program does not. Memory may have been written in
-    /// any case.
-    pub result: Result<Received, Error>,
-    /// The devices, in their order; `None` for one whose driver has not returned from a call.
-    pub devices: Vec<Option<Box<dyn Migratable>>>,
 }
 
 impl Destination {
@@ -170,7 +134,8 @@ impl Destination {
     }
 
     /// Waits at a listener for a sender whose greeting is complete, on the terms of this destination: its features and its
-    /// journal. Makes no request to a device. Peers that fail before that neither end the wait nor delay it.
+    /// journal. Makes no request to a device. Peers that fail before that neither end the wait nor delay it: see
+    /// [`Listener`] for how many there may be.
     ///
     /// [`Cancel`] applies from [`Destination::receive_accepted`] on: this wait ends at `until`, which may have an
     /// [`Interrupt`].
@@ -193,7 +158,7 @@ impl Destination {
     }
 
     /// Receives the devices from the sender that was accepted at a listener. A sender whose devices or memory do not fit is
-    /// told so, and the migration ends before a device of this side is asked for anything.
+    /// told so, and the migration ends before a device of this side changes its state.
     pub fn receive_accepted(self, accepted: Accepted) -> Arrived {
         let Accepted { greeting, sender, receiver, busy, .. } = accepted;
         let arrived = self.receive_from(sender, receiver, Some(greeting));
@@ -338,31 +303,10 @@ fn refuse(sender: &mut Sender, mut receiver: Receiver, error: &Error) {
     }
 }
 
-impl std::fmt::Debug for Arrived {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arrived").field("result", &self.result).finish_non_exhaustive()
-    }
-}
-
 impl std::fmt::Debug for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.devices.iter().map(|device| device.name()).collect();
         f.debug_struct("Destination").field("devices", &names).finish_non_exhaustive()
-    }
-}
-
-impl From<Taken> for Received {
-    fn from(taken: Taken) -> Received {
-        Received {
-            total_ms: milliseconds(taken.total),
-            migration: taken.migration,
-            from_devices: taken.from_devices,
-            memory_bytes: taken.memory_bytes,
-            device_bytes: taken.device_bytes,
-            rounds: taken.rounds,
-            confirmed: taken.confirmed,
-            warnings: taken.warnings,
-        }
     }
 }
 

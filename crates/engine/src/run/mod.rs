@@ -4,6 +4,7 @@
 //! A program migrates with [`Source`] and [`Destination`]. Each device has a thread, and so have the stream, the
 //! owner's program and the receiver, so that neither [`Cancel`] nor a driver that does not return blocks the others.
 
+mod arrived;
 mod ask;
 mod buffers;
 mod cancel;
@@ -21,8 +22,9 @@ mod thread;
 mod transfer;
 mod worker;
 
+pub use arrived::{Arrived, Received};
 pub use cancel::Cancel;
-pub use destination::{Arrived, Destination, Received};
+pub use destination::Destination;
 pub use journal::{Journal, JournalLock};
 pub use resolve::{Resolve, Resolved};
 pub use source::{Sent, Source};
