@@ -260,15 +260,27 @@ fn peers_that_greet_like_a_sender_and_fail_neither_end_the_wait_nor_keep_the_sen
     send("model:serial", &receiver.address, &[]).succeeded();
     let taken = receiver.finish().succeeded();
     drop(silent);
-    let warnings: Vec<&str> = taken
-        .stderr
-        .lines()
-        .filter(|line| line.contains("a sender failed before its devices were known"))
-        .collect();
+    let warnings: Vec<&str> =
+        taken.stderr.lines().filter(|line| line.contains("a sender's greeting failed")).collect();
     assert_eq!(warnings.len(), 2, "{}", taken.stderr);
     assert!(warnings.iter().all(|line| line.contains("peer=127.0.0.1:")), "{warnings:?}");
     assert!(warnings.iter().any(|line| line.contains("the peer closed the connection")), "{warnings:?}");
     assert!(warnings.iter().any(|line| line.contains("it has no device")), "{warnings:?}");
+}
+
+#[test]
+fn peers_that_greet_and_leave_do_not_fill_the_log() {
+    let receiver = Receiver::start(&["model:serial", "--listen", "127.0.0.1:0", "--timeout", "600"]);
+    for _ in 0..60 {
+        let stream = Arc::new(Stream::from(TcpStream::connect(&receiver.address).unwrap()));
+        let offer = Offer::new(7, &BTreeSet::from(Feature::ALL), &BTreeSet::new());
+        let until = Until::timeout(Duration::from_secs(30));
+        Sender::new(stream).send_now(&Control::Hello(offer).into(), until).unwrap();
+    }
+    send("model:serial", &receiver.address, &[]).succeeded();
+    let log = receiver.finish().succeeded().stderr;
+    assert_eq!(log.matches("a sender's greeting failed").count(), 10, "{log}");
+    assert_eq!(log.matches("more such warnings are not logged").count(), 1, "{log}");
 }
 
 #[test]

@@ -14,10 +14,16 @@ use crate::proto::greeting::{Greeting, Terms};
 
 /// A listener that waits for a sender and refuses all other peers.
 ///
-/// A peer has 5 s from its connection for the whole greeting: preamble, HELLO and, once it has got ACCEPT, TABLE. The first
-/// that completes it is the sender. All others neither end the wait nor delay it, and those that fail after HELLO are logged
-/// as warnings. 16 peers may be unidentified at a time; of more, the oldest are refused after half a second, and of more than
-/// 32 at once. Until the sender's migration has ended, all other peers are told that the listener is busy.
+/// A peer has 5 s for the whole greeting, from when [`accept`](Listener::accept) took its connection from the system:
+/// preamble, HELLO and, once it has got ACCEPT, TABLE. The first that completes it is the sender. All others neither end the
+/// wait nor delay it. Those that fail after HELLO are logged as warnings, up to 10 a minute.
+///
+/// At a time, 16 peers may take their time for HELLO; of more, the oldest are refused after half a second, and of more than
+/// 32 at once. Apart from them, 32 may take their time for TABLE; of more, the oldest are refused at once. A sender among
+/// many other peers may therefore be refused only if its HELLO arrives late, or if 32 others send a valid HELLO before its
+/// TABLE arrives.
+///
+/// Until the sender's migration has ended, all other peers are told that the listener is busy.
 ///
 /// Only the user who created a Unix socket can connect to it (mode 0600). Its file is removed with the listener.
 ///
@@ -117,6 +123,8 @@ impl Listener {
 
     pub(crate) fn accept_on(&mut self, terms: &Terms, until: Until<'_>) -> Result<Accepted, WaitError> {
         self.busy = Busy::default();
+        // Peers of an earlier call may stay, except on other terms.
+        self.visitors.refuse_outdated(terms);
         let known = loop {
             if let Some(known) = self.visitors.step(&self.socket, Policy::Choose(terms), until)? {
                 break known;

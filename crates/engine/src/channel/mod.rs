@@ -18,6 +18,7 @@ mod sender;
 mod stream;
 mod visitors;
 mod wait;
+mod warnings;
 
 use std::fmt::Debug;
 use std::io::{self, IoSlice};

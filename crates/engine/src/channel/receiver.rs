@@ -159,7 +159,7 @@ impl Receiver {
                     let header = self.header(until)?;
                     let is_taken = match header.kind {
                         Some(kind) => kind == expected || kind == Kind::Abort,
-                        None => self.offset + u64::from(header.length) <= MAX_SKIPPED,
+                        None => self.offset + HEADER_BYTES as u64 + u64::from(header.length) <= MAX_SKIPPED,
                     };
                     if !is_taken {
                         return Err(self.malformed(Problem::Unexpected { found: header.kind, expected }));

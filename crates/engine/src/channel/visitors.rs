@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::bound::Bound;
+use super::warnings::Warnings;
 use super::{Channel, ChannelError, Receiver, Sender, Stream, Until, WaitError};
 use crate::proto::control::{Control, Reason};
 use crate::proto::frame::Kind;
@@ -20,13 +21,16 @@ use crate::proto::greeting::{Greeting, Terms};
 use crate::proto::negotiate::{Accept, Feature, Offer, VERSION, names};
 use crate::proto::table;
 
-/// The number of unidentified peers that may stay for the whole time of a greeting.
+/// The number of peers without a HELLO that may stay for the whole time of a greeting.
 pub(super) const MAX_UNKNOWN: usize = 16;
 /// The number of further peers, so that a sender among many others is looked at without a wait for one of them.
 const MAX_NEWCOMERS: usize = 16;
-/// The time from the connection until the whole greeting must have arrived: preamble, HELLO and TABLE.
+/// The number of peers that have got ACCEPT. They have places of their own: peers that say nothing, however many, do not
+/// take that of a sender whose TABLE is on its way.
+pub(super) const MAX_GREETED: usize = 32;
+/// The time from accept(2) until the whole greeting must have arrived: preamble, HELLO and TABLE.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time after which a peer makes room for newer ones, if there are more than [`MAX_UNKNOWN`].
+/// The time after which a peer without a HELLO makes room for newer ones, if there are more than [`MAX_UNKNOWN`].
 const MIN_STAY: Duration = Duration::from_millis(500);
 /// The maximum number of refused peers at a time that have not closed their connections.
 const MAX_LEAVING: usize = 16;
@@ -46,6 +50,7 @@ pub(super) struct Visitors {
     paused: Option<Instant>,
     /// Set while the system is out of descriptors or memory for a connection.
     is_short: bool,
+    warnings: Warnings,
 }
 
 /// A peer whose greeting is not complete.
@@ -135,6 +140,16 @@ impl Unknown {
             }
         }
     }
+
+    /// Returns why the peer, which has got ACCEPT, cannot stay on these terms.
+    fn objection(&self, terms: &Terms) -> Option<String> {
+        let (offer, features) = self.accepted.as_ref()?;
+        match terms.choose(offer) {
+            Ok(chosen) if chosen == *features => None,
+            Ok(_) => Some("the destination has other features now than those of its ACCEPT".into()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
 }
 
 /// Returns a peer's name for the log: its IP address, or the process at the other end of a Unix socket.
@@ -187,9 +202,23 @@ impl Visitors {
     pub(super) fn refuse_all(&mut self) {
         for peer in std::mem::take(&mut self.unknown) {
             if peer.receiver.has_message() {
-                tracing::warn!(peer = %peer.name, "another sender was refused");
+                self.warn_of_another(&peer);
             }
             self.refuse(peer, BUSY);
+        }
+    }
+
+    /// Refuses the peers whose ACCEPT does not hold on these terms.
+    pub(super) fn refuse_outdated(&mut self, terms: &Terms) {
+        let mut at = 0;
+        while let Some(peer) = self.unknown.get(at) {
+            match peer.objection(terms) {
+                None => at += 1,
+                Some(reason) => {
+                    let peer = self.unknown.remove(at);
+                    self.dismiss(peer, Failure::Refused(reason));
+                }
+            }
         }
     }
 
@@ -197,13 +226,27 @@ impl Visitors {
         self.paused.is_none_or(|end| end <= now)
     }
 
-    /// Refuses the oldest peers, if there are too many. They are in the order of their arrival.
+    /// Returns the places of the peers that have got ACCEPT, and of the others, each in the order of their arrival.
+    fn places(&self) -> (Vec<usize>, Vec<usize>) {
+        (0..self.unknown.len()).partition(|at| self.unknown[*at].accepted.is_some())
+    }
+
+    /// Refuses the oldest peers, if there are too many: of those that have got ACCEPT, or of the others.
     fn make_room(&mut self) {
         let now = Instant::now();
-        while self.unknown.len() > MAX_UNKNOWN
-            && (self.unknown.len() > MAX_UNKNOWN + MAX_NEWCOMERS || self.unknown[0].since + MIN_STAY <= now)
-        {
-            let oldest = self.unknown.remove(0);
+        loop {
+            let (greeted, others) = self.places();
+            let oldest = match others.first() {
+                Some(oldest) if others.len() > MAX_UNKNOWN + MAX_NEWCOMERS => *oldest,
+                Some(oldest)
+                    if others.len() > MAX_UNKNOWN && self.unknown[*oldest].since + MIN_STAY <= now =>
+                {
+                    *oldest
+                }
+                _ if greeted.len() > MAX_GREETED => greeted[0],
+                _ => return,
+            };
+            let oldest = self.unknown.remove(oldest);
             let reason = "too many connections without a complete greeting";
             self.dismiss(oldest, Failure::Refused(reason.into()));
         }
@@ -212,8 +255,9 @@ impl Visitors {
     /// Returns the time of the next action if no event arrives.
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let greeting = self.unknown.iter().map(|peer| peer.since + GREETING_TIMEOUT);
-        let too_many = self.unknown.len() > MAX_UNKNOWN;
-        let room = self.unknown.first().filter(|_| too_many).map(|peer| peer.since + MIN_STAY);
+        let (_, others) = self.places();
+        let too_many = others.len() > MAX_UNKNOWN;
+        let room = others.first().filter(|_| too_many).map(|oldest| self.unknown[*oldest].since + MIN_STAY);
         let accepting = self.paused.filter(|end| *end > now);
         let leaving = self.leaving.iter().map(|peer| peer.deadline);
         greeting.chain(room).chain(accepting).chain(leaving).min()
@@ -239,16 +283,26 @@ impl Visitors {
         None
     }
 
-    /// Ends the greeting of a peer that is no sender, and says so: loudly only of one that has begun like a sender.
+    /// Ends the greeting of a peer that is not the sender, and says so: as a warning only of one that has begun like a sender.
     fn dismiss(&mut self, peer: Unknown, failure: Failure) {
         let (Failure::Left(reason) | Failure::Refused(reason)) = &failure;
-        if peer.receiver.has_message() {
-            tracing::warn!(peer = %peer.name, reason, "a sender failed before its devices were known");
+        if !peer.receiver.has_message() {
+            tracing::debug!(peer = %peer.name, reason, "a connection ended that was not a sender's");
+        } else if self.warnings.allow() {
+            tracing::warn!(peer = %peer.name, reason, "a sender's greeting failed");
         } else {
-            tracing::debug!(peer = %peer.name, reason, "a connection that is no sender's ended");
+            tracing::debug!(peer = %peer.name, reason, "a sender's greeting failed");
         }
         if let Failure::Refused(reason) = failure {
             self.refuse(peer, &reason);
+        }
+    }
+
+    fn warn_of_another(&mut self, peer: &Unknown) {
+        if self.warnings.allow() {
+            tracing::warn!(peer = %peer.name, "another sender was refused");
+        } else {
+            tracing::debug!(peer = %peer.name, "another sender was refused");
         }
     }
 
@@ -282,7 +336,7 @@ impl Visitors {
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    if !std::mem::replace(&mut self.is_short, true) {
+                    if !std::mem::replace(&mut self.is_short, true) && self.warnings.allow() {
                         let errno = whimbrel_user::Errno::new(error.raw_os_error());
                         let error = errno.map_or_else(|| error.to_string(), |errno| errno.to_string());
                         tracing::warn!(error, "connections have to wait");
@@ -299,7 +353,7 @@ impl Visitors {
                 Err(_) => continue,
             };
             if policy == Policy::Refuse {
-                tracing::warn!(peer = %peer.name, "another sender was refused");
+                self.warn_of_another(&peer);
                 self.refuse(peer, BUSY);
                 continue;
             }

@@ -9,16 +9,17 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use zerocopy::IntoBytes;
 
 use super::soon;
-use crate::channel::visitors::{GREETING_TIMEOUT, MAX_UNKNOWN};
+use crate::channel::visitors::{GREETING_TIMEOUT, MAX_GREETED, MAX_UNKNOWN};
 use crate::channel::{
     Accepted, Address, Channel, ChannelError, Interrupt, Listener, Received, Receiver, Sender, Stream, Until,
     WaitError, connect,
 };
 use crate::proto::control::{Control, Reason, Table};
-use crate::proto::frame::{FrameHeader, Kind, Preamble, crc32c};
+use crate::proto::frame::{FrameHeader, HEADER_BYTES, Kind, Preamble, crc32c};
 use crate::proto::greeting::Terms;
 use crate::proto::identity::DeviceIdentity;
 use crate::proto::message::Message;
@@ -284,6 +285,96 @@ fn sixteen_peers_may_take_their_time_and_of_more_the_oldest_has_to_go() {
     drop((others, late));
 }
 
+/// Returns whether there is something to read, the end included.
+fn has_input(channel: &Stream) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(channel.readiness_fd(), PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() > 0
+}
+
+/// A sender that has got ACCEPT, and has not sent its TABLE.
+struct Greeted {
+    channel: Arc<Stream>,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl Greeted {
+    /// Sends HELLO, and has the listener answer it on these terms.
+    fn new(listener: &mut Listener, terms: &Terms, hello: Control) -> Greeted {
+        let channel = Arc::new(connect(&listener.address().clone(), soon()).unwrap());
+        let mut sender = Sender::new(channel.clone());
+        sender.send_now(&hello.into(), soon()).unwrap();
+        while !has_input(&channel) {
+            listener.accept_on(terms, Until::timeout(Duration::from_millis(1))).unwrap_err();
+        }
+        let mut receiver = Receiver::new(channel.clone());
+        features_of_accept(&mut receiver);
+        Greeted { channel, sender, receiver }
+    }
+
+    /// Reads why it was refused.
+    fn refusal(mut self) -> String {
+        let told = self.receiver.next(soon()).unwrap();
+        let Received::Message(Message::Control(Control::Failed(reason))) = told else { panic!("{told:?}") };
+        reason.reason
+    }
+
+    fn is_told_nothing(&self) -> bool {
+        !has_input(&self.channel)
+    }
+}
+
+#[test]
+fn a_sender_keeps_its_place_from_accept_to_table_whoever_arrives_in_between() {
+    let mut listener = listener();
+    let address = listener.address().clone();
+    let mut right = Greeted::new(&mut listener, &Terms::default(), hello(42));
+    let hello = stream_of(Kind::Hello, &payload_of(hello(7)));
+    let mut strangers: Vec<_> = (0..60).map(|_| stranger(&address, &[])).collect();
+    strangers.extend((1..MAX_GREETED).map(|_| stranger(&address, &hello)));
+    // Longer than a peer without a HELLO may stay among so many.
+    assert!(listener.accept(Until::timeout(Duration::from_millis(700))).is_err());
+    right.sender.send_now(&table().into(), soon()).unwrap();
+    expect_hello(&listener.accept(soon()).unwrap(), 42);
+    drop(strangers);
+}
+
+#[test]
+fn of_too_many_peers_that_hold_accept_the_oldest_has_to_go_and_a_new_one_can_come() {
+    let mut listener = listener();
+    let terms = Terms::default();
+    let first = Greeted::new(&mut listener, &terms, hello(1));
+    let mut others: Vec<_> =
+        (1..MAX_GREETED).map(|_| Greeted::new(&mut listener, &terms, hello(7))).collect();
+    listener.accept(Until::now()).unwrap_err();
+    assert!(first.is_told_nothing(), "nobody needs its place");
+    let mut right = Greeted::new(&mut listener, &terms, hello(42));
+    others.retain(Greeted::is_told_nothing);
+    assert_eq!(others.len(), MAX_GREETED - 1);
+    assert!(first.refusal().contains("too many connections"));
+    right.sender.send_now(&table().into(), soon()).unwrap();
+    expect_hello(&listener.accept(soon()).unwrap(), 42);
+}
+
+#[test]
+fn a_peer_accepted_on_other_terms_does_not_stay_for_the_next_wait() {
+    let mut listener = listener();
+    let offer = |id| Control::Hello(Offer::new(id, &BTreeSet::from(Feature::ALL), &BTreeSet::new()));
+    let first = Terms { journal: Some(Vec::new()), ..Terms::default() };
+    let known = Greeted::new(&mut listener, &first, offer(7));
+    let mut right = Greeted::new(&mut listener, &first, offer(8));
+    // The journal has got the migration 7 since then, which is nothing to 8.
+    let second = Terms { journal: Some(vec![7]), ..Terms::default() };
+    listener.accept_on(&second, Until::now()).unwrap_err();
+    assert!(known.refusal().contains("cannot take again"));
+    assert!(right.is_told_nothing());
+
+    let third = Terms { features: BTreeSet::from([Feature::Ping]), ..Terms::default() };
+    right.sender.send_now(&table().into(), soon()).unwrap();
+    listener.accept_on(&third, Until::now()).unwrap_err();
+    assert!(right.refusal().contains("other features now"));
+}
+
 #[test]
 fn frames_that_may_be_skipped_are_skipped_in_a_greeting_up_to_a_bound() {
     let greeting = |skipped: usize, length: usize| {
@@ -321,6 +412,35 @@ fn frames_that_may_be_skipped_are_skipped_in_a_greeting_up_to_a_bound() {
             let _ = stream.shutdown(Shutdown::Both);
         });
     });
+}
+
+#[test]
+fn the_last_frame_that_is_skipped_in_a_greeting_ends_within_the_first_mebibyte() {
+    for (beyond, is_taken) in [(0, true), (1, false)] {
+        let mut bytes = Preamble::CURRENT.as_bytes().to_vec();
+        for sequence in 0..15 {
+            bytes.extend(skippable(sequence, 64 << 10));
+        }
+        bytes.extend(skippable(15, (1 << 20) - bytes.len() - HEADER_BYTES + beyond));
+        assert_eq!(bytes.len(), (1 << 20) + beyond);
+        bytes.extend(frame(16, Kind::Hello, &payload_of(hello(5))));
+        bytes.extend(frame(17, Kind::Table, &payload_of(table())));
+        let mut listener = listener();
+        let mut stream = TcpStream::connect(listener.address().to_string()).unwrap();
+        let writing = std::thread::spawn(move || {
+            // It may be refused before the end.
+            let _ = stream.write_all(&bytes);
+            stream
+        });
+        if is_taken {
+            expect_hello(&listener.accept(soon()).unwrap(), 5);
+            drop(writing.join().unwrap());
+        } else {
+            let told =
+                while_listening(listener, |_| refusal(Arc::new(Stream::from(writing.join().unwrap()))));
+            assert!(told.contains("unexpected unknown frame, expected HELLO"), "{told}");
+        }
+    }
 }
 
 #[test]

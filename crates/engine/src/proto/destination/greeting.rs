@@ -1,4 +1,4 @@
-//! The greeting: the versions, features and devices of both sides are compared, before any device is asked for anything.
+//! The greeting: the versions, features and devices of both sides are compared, before any device changes its state.
 
 use super::{Destination, Site};
 use crate::error::Error;
