@@ -25,8 +25,8 @@ pub(super) fn send(noise: &MemoryFile, devices: u64, address: &str) -> Result<Mo
 }
 
 pub(super) fn receive(memory: &GuestMemoryMmap, devices: u64, told: impl FnOnce(&str)) -> Result<()> {
-    // Not zero, so that the pages are there before.
-    let mut state = vec![1; (devices * DEVICE_STATE) as usize];
+    // Zeros, so that there are no pages before: a device at the destination has no state yet.
+    let mut state = vec![0; (devices * DEVICE_STATE) as usize];
     let listener = TcpListener::bind("127.0.0.1:0")?;
     told(&listener.local_addr()?.to_string());
     let (mut socket, _) = listener.accept()?;
