@@ -554,7 +554,8 @@ fn saved(device: &mut dyn Migratable, room: usize) -> (Vec<u8>, Vec<(usize, bool
 fn data_passes_in_any_pieces_and_transactions_keep_their_ends() {
     for model in ["accel?state=3MiB", "accel?state=3MiB&protocol=v1", "legacy?state=3MiB&section=4MiB"] {
         let mut plain = adapted(model);
-        let mut timed = Timed::new(adapted(model), TIMEOUT).unwrap();
+        // Nothing hangs here, however slow the machine is.
+        let mut timed = Timed::new(adapted(model), Duration::from_mins(1)).unwrap();
         assert_eq!(timed.region_version(), plain.region_version());
         assert_eq!(timed.identity().unwrap(), plain.identity().unwrap());
         for room in [1000, 1 << 20] {
