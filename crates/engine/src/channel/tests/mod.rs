@@ -1,6 +1,7 @@
 //! Frames over real sockets, between threads.
 
 mod frames;
+mod greetings;
 mod hostile;
 mod listener;
 mod streams;
