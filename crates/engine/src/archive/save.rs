@@ -185,12 +185,8 @@ impl Tally<'_> {
         let sessions = open(set)?;
         let mut total = Some(0_u64);
         for index in 0..set.len() {
-            total = match set.device(index).data_size() {
-                Ok(bytes) => total.map(|total| total.saturating_add(bytes)),
-                // Kernels before 6.2 do not have the feature, and a save works without.
-                Err(error) if error.errno().is_some() => None,
-                Err(error) => return Err(error.into()),
-            };
+            let size = set.state_size(index)?;
+            total = total.zip(size).map(|(total, size)| total.saturating_add(size));
         }
         self.progress.total = total.unwrap_or_default();
         self.observer.progress(&self.progress);

@@ -7,7 +7,7 @@ use whimbrel_user::{DataFile, DeviceSetup, Migratable, MigrationFlags, State};
 use super::cancel::{Check, check};
 use crate::error::Error;
 use crate::proto::identity::DeviceIdentity;
-use crate::set::identity_of;
+use crate::set::{identity_of, state_size};
 
 /// The devices of a set. Requests are made one after the other.
 ///
@@ -60,6 +60,11 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
 
     pub(crate) fn device(&mut self, index: usize) -> &mut D::Target {
         &mut self.members[index].device
+    }
+
+    /// Returns the estimated bytes of a device's state; `None` if its driver cannot estimate them.
+    pub(crate) fn state_size(&mut self, index: usize) -> Result<Option<u64>, Error> {
+        state_size(self.device(index))
     }
 
     /// Returns the states of the devices, if a save may begin in them.

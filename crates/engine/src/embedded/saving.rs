@@ -310,11 +310,11 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
                 }
             }
             let known = stream.precopy.remaining();
-            // Kernels before 6.2 do not have the feature, and it is an estimate.
-            let size = match self.set.device(index).data_size() {
-                Ok(size) => size,
-                Err(error) if stream.has_precopy && error.errno().is_some() => known.total(),
-                Err(error) => return Err(error.into()),
+            let size = if stream.has_precopy {
+                self.set.state_size(index)?.unwrap_or_else(|| known.total())
+            } else {
+                // Nothing else says how much it has.
+                self.set.device(index).data_size()?
             };
             left.initial = left.initial.saturating_add(known.initial);
             left.dirty = left.dirty.saturating_add(known.dirty);

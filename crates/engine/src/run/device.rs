@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
 use crate::report::rounded_ms;
-use crate::set::{DeviceDirty, DirtyChoice, SharedLedger};
+use crate::set::{DeviceDirty, DirtyChoice, SharedLedger, state_size};
 
 /// The facts about all devices that are known before one is asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,12 +119,7 @@ impl DeviceHand {
         let data = session(&mut self.data, &*self.device)?;
         let report = turn.call(|| data.precopy_info())?;
         let device = &mut self.device;
-        // Kernels before 6.2 do not have the feature.
-        let data_size = match turn.call(|| device.data_size()) {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.errno().is_some() => None,
-            Err(error) => return Err(error.into()),
-        };
+        let data_size = turn.call(|| state_size(&mut **device))?;
         Ok(Done::Precopy { report, data_size })
     }
 

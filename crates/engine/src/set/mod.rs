@@ -18,6 +18,7 @@ mod memory;
 mod pagemap;
 mod populate;
 mod scan;
+mod state_size;
 #[cfg(test)]
 mod test_memory;
 
@@ -34,3 +35,4 @@ pub use memory::{Ram, RamError, RamRegion, Receive};
 pub use pagemap::Pagemap;
 pub use populate::Population;
 pub use scan::{Batch, Scan, Stretch};
+pub(crate) use state_size::state_size;
