@@ -6,7 +6,7 @@ use whimbrel_engine::{Error, Journal};
 use whimbrel_protocol::handover::History;
 
 use crate::failure::Failure;
-use crate::output::note;
+use crate::output::warn;
 use crate::remedy;
 use crate::target::Target;
 
@@ -54,6 +54,6 @@ pub(crate) fn remedy(path: Option<&Path>) -> Option<String> {
 /// Says after a success if the journal could not record it.
 pub(crate) fn warn_if_open(path: Option<&Path>) {
     if let Some(remedy) = remedy(path) {
-        note(format_args!("warning: the journal does not have the outcome: {remedy}"));
+        warn([format_args!("the journal does not have the outcome: {remedy}")]);
     }
 }

@@ -109,6 +109,13 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Prints warnings to stderr.
+pub(crate) fn warn(warnings: impl IntoIterator<Item: fmt::Display>) {
+    for warning in warnings {
+        note(format_args!("warning: {warning}"));
+    }
+}
+
 /// A table without lines, as wide as its contents.
 pub(crate) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();

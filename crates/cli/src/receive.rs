@@ -13,7 +13,7 @@ use whimbrel_engine::{Destination, DestinationOptions, Error, Journal, Received}
 use crate::end::End;
 use crate::failure::Failure;
 use crate::journal;
-use crate::output::{self, Output, note};
+use crate::output::{self, Output, note, warn};
 use crate::progress::Bar;
 use crate::remedy;
 use crate::send::parse_address;
@@ -118,9 +118,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             return Err(failed(error, targets, path));
         }
     };
-    for warning in &received.warnings {
-        note(format_args!("warning: {warning}"));
-    }
+    warn(&received.warnings);
     journal::warn_if_open(path);
     let taken = Taken { devices: names, address: address.to_string(), received };
     output.result(&taken, &taken)?;

@@ -66,9 +66,7 @@ pub(crate) fn check_raw(raw: bool, targets: &[Target]) -> Result<(), Failure> {
 
 /// Prints warnings, and returns the total of the devices' bytes with a line for each device.
 pub(crate) fn told(archived: &Archived, now: &str) -> (u64, String) {
-    for warning in &archived.warnings {
-        output::note(format_args!("warning: {warning}"));
-    }
+    output::warn(&archived.warnings);
     let line = |summary: &Summary| {
         format!(
             "{} of device state; the device is in {} {now}",

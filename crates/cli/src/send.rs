@@ -11,7 +11,7 @@ use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, Source
 
 use crate::failure::Failure;
 use crate::journal;
-use crate::output::{self, Output, note};
+use crate::output::{self, Output, warn};
 use crate::progress::Bar;
 use crate::remedy;
 use crate::signals::Signals;
@@ -142,12 +142,6 @@ fn reach(
 }
 
 const FIREWALL: &str = "check the address, and whether a firewall blocks it";
-
-fn warn(warnings: &[String]) {
-    for warning in warnings {
-        note(format_args!("warning: {warning}"));
-    }
-}
 
 fn failed(error: SendError, targets: &[Target], address: &Address, journal: Option<&Path>) -> Failure {
     warn(&error.warnings);
