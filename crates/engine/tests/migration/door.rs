@@ -16,6 +16,12 @@ fn until() -> Until<'static> {
     Until::timeout(Duration::from_secs(30))
 }
 
+fn listening() -> (Listener, Address) {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address().clone();
+    (listener, address)
+}
+
 fn addresses() -> (tempfile::TempDir, [Address; 2]) {
     let folder = tempfile::tempdir().unwrap();
     let unix = Address::Unix(folder.path().join("door"));
@@ -48,8 +54,7 @@ fn a_second_sender_is_told_and_its_device_runs_on_while_the_first_one_moves() {
 
 #[test]
 fn strangers_neither_end_nor_delay_the_wait_for_the_sender() {
-    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.address().clone();
+    let (mut listener, address) = listening();
     let Address::Tcp(name) = &address else { panic!("{address}") };
     let strangers: Vec<std::net::TcpStream> = [&b""[..], b"W", b"GET / HTTP/1.1\r\n\r\n", &[0; 100]]
         .iter()
@@ -73,6 +78,11 @@ fn strangers_neither_end_nor_delay_the_wait_for_the_sender() {
 fn send(rig: &mut Rig, address: &Address) -> Result<(), String> {
     let sent = rig.send_to(connect(address, until()).unwrap());
     sent.map(drop).map_err(|error| error.to_string())
+}
+
+/// Sends the tests' default device, on a thread of its own.
+fn send_from_another_thread(address: Address) -> thread::JoinHandle<Result<(), String>> {
+    thread::spawn(move || send(&mut Rig::new(&Shape::default()), &address))
 }
 
 /// A greeting that fits the tests' default device.
@@ -99,8 +109,7 @@ fn peers_that_greet_like_a_sender_and_fail_do_not_keep_the_sender_out() {
     wrong.say(&hello());
     wrong.frame(kind::TABLE, b"{}");
     let mut rig = Rig::new(&Shape::default());
-    let mut here = Rig::new(&Shape::default());
-    let sending = thread::spawn(move || send(&mut here, &address));
+    let sending = send_from_another_thread(address);
     // The features and the table of the sender are those in use, and not those of another one.
     rig.listen(&mut listener).unwrap();
     sending.join().unwrap().unwrap();
@@ -111,24 +120,20 @@ fn peers_that_greet_like_a_sender_and_fail_do_not_keep_the_sender_out() {
 
 #[test]
 fn a_destination_with_fewer_features_accepts_a_sender_on_its_own_terms() {
-    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.address().clone();
+    let (mut listener, address) = listening();
     let mut rig = Rig::new(&Shape::default());
     rig.there.features = vec![Feature::Blobs];
-    let mut here = Rig::new(&Shape::default());
-    let sending = thread::spawn(move || send(&mut here, &address));
+    let sending = send_from_another_thread(address);
     rig.listen(&mut listener).unwrap();
     sending.join().unwrap().unwrap();
 }
 
 #[test]
 fn a_sender_that_was_accepted_on_other_terms_is_refused_before_a_device_is_touched() {
-    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.address().clone();
+    let (mut listener, address) = listening();
     let mut rig = Rig::new(&Shape::default());
     rig.there.features = vec![Feature::Blobs];
-    let mut here = Rig::new(&Shape::default());
-    let sending = thread::spawn(move || send(&mut here, &address));
+    let sending = send_from_another_thread(address);
     let accepted = listener.accept(until()).unwrap();
     let error = rig.accept(accepted).unwrap_err().to_string();
     assert!(error.contains("other features"), "{error}");
@@ -138,11 +143,9 @@ fn a_sender_that_was_accepted_on_other_terms_is_refused_before_a_device_is_touch
 
 #[test]
 fn a_sender_that_does_not_fit_ends_the_migration_and_both_sides_say_why() {
-    let mut listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.address().clone();
+    let (mut listener, address) = listening();
     let mut rig = Rig::set(2, &Shape::default());
-    let mut here = Rig::new(&Shape::default());
-    let sending = thread::spawn(move || send(&mut here, &address));
+    let sending = send_from_another_thread(address);
     let error = rig.listen(&mut listener).unwrap_err();
     assert!(matches!(error, Error::Unfit(_)), "{error}");
     let told = sending.join().unwrap().unwrap_err();
