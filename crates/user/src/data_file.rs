@@ -8,6 +8,7 @@ use whimbrel_protocol::session::{self, Direction, SavingRead};
 
 use crate::error::{Error, Result};
 use crate::operation::Operation;
+use crate::raw::RawData;
 use crate::session_state::SessionState;
 
 /// The transport of a session's data. Results are the driver's, with its errnos.
@@ -41,6 +42,11 @@ pub trait StateFile: Send {
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Returns the file's requests as bytes. `None`, the default, for a file without them.
+    fn raw(&mut self) -> Option<&mut dyn RawData> {
+        None
+    }
 }
 
 /// One data session of a device. Dropping it closes the file; the device stays in its state.
@@ -65,6 +71,11 @@ impl DataFile {
     /// Returns the parts that [`DataFile::new`] takes.
     pub(crate) fn into_parts(self) -> (String, Direction, SessionState, Box<dyn StateFile>) {
         (self.device, self.direction, self.state, self.file)
+    }
+
+    /// Returns the transport, with the driver side's own results: nothing is retried or interpreted.
+    pub fn file_mut(&mut self) -> &mut dyn StateFile {
+        &mut *self.file
     }
 
     /// Returns the direction of the data.

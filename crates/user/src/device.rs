@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
+use crate::raw::RawDevice;
 use crate::setup::ArmedInterrupts;
 
 /// A device as its owner uses it: regions, interrupts and migration.
@@ -63,6 +64,12 @@ pub trait Device: Migratable {
     /// Returns the address space of the device's DMA, if this object owns it. `None` for a device whose mappings
     /// somebody else manages, such as an [adopted](crate::kernel::Adopted) one.
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
+        None
+    }
+
+    /// Returns the device's requests as bytes. `None`, the default, for a device without them, such as one behind a
+    /// protocol of its own.
+    fn raw(&mut self) -> Option<&mut dyn RawDevice> {
         None
     }
 }

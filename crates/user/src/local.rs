@@ -2,14 +2,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport, WorkingDevice};
+use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport, SparseMemory, WorkingDevice};
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl;
+use whimbrel_uapi::migration::PrecopyInfo;
 use whimbrel_uapi::type1::DmaMapFlags;
+use zerocopy::IntoBytes;
 
 use crate::data_file::{DataFile, StateFile};
 use crate::device::Device;
@@ -21,6 +23,7 @@ use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
+use crate::raw::{self, RawData, RawDevice};
 use crate::session_state::SessionState;
 use crate::setup::{ArmedInterrupts, DeviceSetup, InterruptTracker};
 
@@ -104,7 +107,7 @@ impl Migratable for Local {
         self.state.set(state);
         Ok(opened.map(|file| {
             let (direction, state) = (file.direction(), self.state.clone());
-            DataFile::new(self.device.name(), direction, state, Box::new(LocalFile(file)))
+            DataFile::new(self.device.name(), direction, state, Box::new(LocalFile(Arc::new(file))))
         }))
     }
 
@@ -184,6 +187,25 @@ impl Device for Local {
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
         Some(self)
+    }
+
+    fn raw(&mut self) -> Option<&mut dyn RawDevice> {
+        Some(self)
+    }
+}
+
+/// Where the argument of a raw request is in the memory of the process that makes it.
+const ARGUMENT: u64 = 0x1000;
+
+impl RawDevice for Local {
+    fn device_feature(&mut self, argsz: u32, flags: u32, data: &mut [u8]) -> std::result::Result<(), Errno> {
+        let mut process = SparseMemory::new();
+        process.insert(ARGUMENT, raw::request(argsz, flags, data)?);
+        let result = self.device.ioctl(ioctl::VFIO_DEVICE_FEATURE.number(), ARGUMENT, &mut process);
+        if let Some(answer) = process.piece(ARGUMENT) {
+            data.copy_from_slice(&answer[raw::HEAD..raw::HEAD + data.len()]);
+        }
+        result.map(|_| ())
     }
 }
 
@@ -271,7 +293,7 @@ fn owned(data: IrqData<'_>) -> std::io::Result<whimbrel_device::IrqData> {
     })
 }
 
-struct LocalFile(whimbrel_device::DataFile);
+struct LocalFile(Arc<whimbrel_device::DataFile>);
 
 impl StateFile for LocalFile {
     fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
@@ -284,5 +306,25 @@ impl StateFile for LocalFile {
 
     fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno> {
         self.0.precopy_info()
+    }
+
+    fn raw(&mut self) -> Option<&mut dyn RawData> {
+        Some(self)
+    }
+}
+
+impl RawData for LocalFile {
+    fn precopy_info(&mut self, info: &mut PrecopyInfo) -> std::result::Result<(), Errno> {
+        let mut process = SparseMemory::new();
+        process.insert(ARGUMENT, info.as_bytes());
+        let result = self.0.ioctl(ioctl::VFIO_MIG_GET_PRECOPY_INFO.number(), ARGUMENT, &mut process);
+        if let Some(answer) = process.piece(ARGUMENT) {
+            info.as_mut_bytes().copy_from_slice(answer);
+        }
+        result.map(|_| ())
+    }
+
+    fn duplicate(&self) -> std::result::Result<Box<dyn StateFile>, Errno> {
+        Ok(Box::new(LocalFile(self.0.clone())))
     }
 }

@@ -19,7 +19,7 @@ use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqSet, RegionInfo};
 use whimbrel_uapi::dma_logging::{
     DeviceFeatureDmaLoggingControl, DeviceFeatureDmaLoggingRange, DeviceFeatureDmaLoggingReport,
 };
-use whimbrel_uapi::feature::{DeviceFeature, Feature, FeatureFlags};
+use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
 use whimbrel_uapi::group::GroupStatus;
 use whimbrel_uapi::ioctl::{self, Request};
 use whimbrel_uapi::iommufd::{Destroy, HwptSetDirtyTracking, IoasAlloc, IoasMap, IoasUnmap};
@@ -28,6 +28,8 @@ use whimbrel_uapi::migration::{
 };
 use whimbrel_uapi::type1::{IommuType1DirtyBitmap, IommuType1DmaMap, IommuType1DmaUnmap, IommuType1Info};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::raw;
 
 /// The structure of one request. It begins with its own size in bytes (`argsz`, or `size` of an iommufd), and
 /// neither it nor the data after it holds an address.
@@ -215,6 +217,39 @@ pub(super) fn report_dma_logging(device: BorrowedFd<'_>, report: &mut DirtyRepor
     // writes one bit for each page of the range, rounded up to whole words, and there are that many (the
     // check above).
     unsafe { call_feature(device, Feature::DmaLoggingReport, FeatureFlags::GET, data.as_mut_bytes()) }
+}
+
+/// VFIO_DEVICE_FEATURE as bytes, see [`RawDevice`](crate::RawDevice).
+pub(super) fn raw_feature(
+    device: BorrowedFd<'_>,
+    argsz: u32,
+    flags: u32,
+    data: &mut [u8],
+) -> Result<(), Errno> {
+    let mut bytes = raw::request(argsz, flags, data)?;
+    // SAFETY: the kernel reads and writes at most `argsz` bytes or the head, which `bytes` has. Its data holds no
+    // address, or the address 0, where nothing is mapped: `raw::request` refuses all else.
+    let result = unsafe { call(device, ioctl::VFIO_DEVICE_FEATURE, bytes.as_mut_ptr() as libc::c_ulong) };
+    let answer = &bytes[raw::HEAD..raw::HEAD + data.len()];
+    data.copy_from_slice(answer);
+    let is_set = flags & FeatureFlags::PROBE.bits() == 0 && flags & FeatureFlags::SET.bits() != 0;
+    let is_state = flags & FEATURE_MASK == u32::from(Feature::MigDeviceState.number());
+    if let (Ok(_), true, true) = (result, is_set, is_state)
+        && let Ok((state, _)) = DeviceFeatureMigState::read_from_prefix(answer)
+        && state.data_fd >= 0
+    {
+        // SAFETY: the request succeeded, so a descriptor in the answer is new and belongs to the caller.
+        drop(unsafe { OwnedFd::from_raw_fd(state.data_fd) });
+    }
+    result.map(|_| ())
+}
+
+/// VFIO_MIG_GET_PRECOPY_INFO with the structure as it is.
+pub(super) fn raw_precopy_info(data: BorrowedFd<'_>, info: &mut PrecopyInfo) -> Result<(), Errno> {
+    // SAFETY: the structure is as large as the kernel's, which holds no address; its `argsz` only lets the kernel
+    // refuse it.
+    unsafe { call(data, ioctl::VFIO_MIG_GET_PRECOPY_INFO, info.as_mut_bytes().as_mut_ptr() as libc::c_ulong) }
+        .map(|_| ())
 }
 
 /// VFIO_IOMMU_MAP_DMA.

@@ -10,6 +10,7 @@ use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
 
 use super::ioctl;
 use crate::data_file::StateFile;
+use crate::raw::RawData;
 
 /// A data fd that a kernel driver opened.
 #[derive(Debug)]
@@ -40,6 +41,21 @@ impl StateFile for DataFd {
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.0.as_fd())
+    }
+
+    fn raw(&mut self) -> Option<&mut dyn RawData> {
+        Some(self)
+    }
+}
+
+impl RawData for DataFd {
+    fn precopy_info(&mut self, info: &mut PrecopyInfo) -> Result<(), Errno> {
+        ioctl::raw_precopy_info(self.0.as_fd(), info)
+    }
+
+    fn duplicate(&self) -> Result<Box<dyn StateFile>, Errno> {
+        let file = self.0.try_clone().map_err(|error| errno(&error))?;
+        Ok(Box::new(DataFd(file)))
     }
 }
 

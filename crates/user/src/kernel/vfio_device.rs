@@ -33,6 +33,7 @@ use crate::irq_data::IrqData;
 use crate::mapped_region::MappedRegion;
 use crate::migratable::Migratable;
 use crate::operation::Operation;
+use crate::raw::RawDevice;
 use crate::session_state::SessionState;
 use crate::setup::{ArmedInterrupts, DeviceSetup, InterruptTracker};
 
@@ -395,6 +396,16 @@ impl<T: OnKernel> Device for T {
 
     fn dma_map(&mut self) -> Option<&mut dyn DmaMap> {
         self.memory().map(|memory| memory as &mut dyn DmaMap)
+    }
+
+    fn raw(&mut self) -> Option<&mut dyn RawDevice> {
+        Some(self.vfio_mut())
+    }
+}
+
+impl RawDevice for VfioDevice {
+    fn device_feature(&mut self, argsz: u32, flags: u32, data: &mut [u8]) -> std::result::Result<(), Errno> {
+        ioctl::raw_feature(self.as_fd(), argsz, flags, data)
     }
 }
 

@@ -1,0 +1,98 @@
+//! What a case works with: the device under test, perhaps a second one, and the settings of the run.
+
+use std::sync::Arc;
+
+use whimbrel_protocol::MigrationFlags;
+use whimbrel_uapi::device::DeviceInfoFlags;
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_user::{Device, Error};
+
+use crate::case::Need;
+use crate::hooks::{DmaWriter, RegisterProbe};
+use crate::outcome::{Outcome, skip};
+use crate::subject::Subject;
+
+/// The device, or devices, of one run of a case.
+pub(crate) struct Bench {
+    /// The device under test, in RUNNING at the start of a case.
+    pub(crate) subject: Subject,
+    /// The second device, likewise.
+    pub(crate) second: Option<Subject>,
+    pub(crate) features: Features,
+    pub(crate) writer: Option<Arc<dyn DmaWriter>>,
+    pub(crate) registers: Option<Arc<dyn RegisterProbe>>,
+    /// The state of an earlier version of the driver.
+    pub(crate) stream: Option<Arc<[u8]>>,
+    /// Random numbers of the run's seed.
+    pub(crate) random: fastrand::Rng,
+    /// Whether the case may reset the device.
+    pub(crate) may_reset: bool,
+}
+
+impl Bench {
+    /// Returns the second device; skips the case without it.
+    pub(crate) fn second(&mut self) -> Outcome<&mut Subject> {
+        match &mut self.second {
+            Some(second) => Ok(second),
+            None => skip(Need::Second),
+        }
+    }
+}
+
+/// What a device says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Features {
+    /// `None` for a device that cannot migrate.
+    pub(crate) flags: Option<MigrationFlags>,
+    pub(crate) can_reset: bool,
+    /// What cases may need of the device, and it has.
+    has: Vec<Need>,
+}
+
+impl Features {
+    /// Asks a device.
+    pub(crate) fn of(device: &mut dyn Device) -> Result<Features, Error> {
+        let flags = device.migration_flags()?;
+        let can_reset = device.info()?.flags.contains(DeviceInfoFlags::RESET);
+        let p2p = flags.is_some_and(|flags| flags.contains(MigrationFlags::P2P));
+        let pre_copy = flags.is_some_and(|flags| flags.contains(MigrationFlags::PRE_COPY));
+        let logs = device.probe_feature(Feature::DmaLoggingStart, FeatureFlags::SET)?;
+        let is_region = device.region_version().is_some();
+        let all = [
+            (Need::P2p, p2p),
+            (Need::NoP2p, !p2p),
+            (Need::PreCopy, pre_copy),
+            (Need::NoPreCopy, !pre_copy),
+            (Need::DataSize, device.probe_feature(Feature::MigDataSize, FeatureFlags::GET)?),
+            (Need::PrecopyInfoV2, device.probe_feature(Feature::MigPrecopyInfoV2, FeatureFlags::SET)?),
+            (Need::DmaLogging, logs),
+            (Need::NoDmaLogging, !logs),
+            (Need::Raw, device.raw().is_some()),
+            (Need::Memory, device.dma_map().is_some()),
+            (Need::V2, !is_region),
+            (Need::Region, is_region),
+        ];
+        let has = all.into_iter().filter(|(_, has)| *has).map(|(need, _)| need).collect();
+        Ok(Features { flags, can_reset, has })
+    }
+
+    /// Returns whether the device has what a case needs of it.
+    pub(crate) fn has(&self, need: Need) -> bool {
+        self.has.contains(&need)
+    }
+
+    /// Returns the names of the features that the device has.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        let names = [
+            (self.flags.is_some(), "STOP_COPY"),
+            (self.has(Need::P2p), "P2P"),
+            (self.has(Need::PreCopy), "PRE_COPY"),
+            (self.has(Need::DataSize), "MIG_DATA_SIZE"),
+            (self.has(Need::PrecopyInfoV2), "MIG_PRECOPY_INFOv2"),
+            (self.has(Need::DmaLogging), "DMA_LOGGING"),
+            (self.can_reset, "RESET"),
+            (self.has(Need::Region), "migration region"),
+        ];
+        names.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+    }
+}

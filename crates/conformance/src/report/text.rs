@@ -1,0 +1,85 @@
+//! Text for people: failures with all their requests, then the numbers.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use super::Reporter;
+use crate::verdict::{CaseResult, Event, Verdict};
+
+/// Writes text for people.
+#[derive(Clone, Debug, Default)]
+pub struct Text {
+    /// Also names the cases that passed or were skipped.
+    all: bool,
+    /// The command that runs a single case, before its options.
+    replay: Option<String>,
+}
+
+impl Text {
+    /// Returns the format with failures only, or with all cases.
+    pub fn new(all: bool) -> Text {
+        Text { all, replay: None }
+    }
+
+    /// Adds the command that runs a single case, without `--only` and `--seed`.
+    #[must_use]
+    pub fn replay(self, command: impl Into<String>) -> Text {
+        Text { replay: Some(command.into()), ..self }
+    }
+}
+
+impl Reporter for Text {
+    fn event(&mut self, event: &Event, out: &mut dyn Write) -> io::Result<()> {
+        match event {
+            Event::Begin(header) => {
+                write!(out, "{}", header.subject)?;
+                header.second.iter().try_for_each(|second| write!(out, " and {second}"))?;
+                header.kernel.iter().try_for_each(|kernel| write!(out, " on Linux {kernel}"))?;
+                writeln!(out, " (features: {})", header.features.join(", "))?;
+                writeln!(out, "sentences of {}, seed {}", header.header, header.seed)
+            }
+            Event::Start { .. } => Ok(()),
+            Event::Result(result) => {
+                let is_plain = matches!(result.verdict, Verdict::Pass | Verdict::Skip);
+                if is_plain && !self.all {
+                    return Ok(());
+                }
+                write!(out, "{}", Shown(result))?;
+                let command = self.replay.as_ref().filter(|_| result.verdict.is_failure());
+                command.map_or(Ok(()), |command| {
+                    writeln!(out, "  replay    {command} --only {} --seed {}", result.id, result.seed)
+                })
+            }
+            Event::Notice { text } => writeln!(out, "note: {text}"),
+            Event::End(summary) => writeln!(out, "{summary}"),
+        }
+    }
+}
+
+struct Shown<'a>(&'a CaseResult);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_result(f, self.0)
+    }
+}
+
+/// Writes a result: a line for one that passed, all that is known for one that did not.
+pub(super) fn write_result(f: &mut fmt::Formatter<'_>, result: &CaseResult) -> fmt::Result {
+    let CaseResult { id, level, verdict, sentence, expected, found, known, requests, .. } = result;
+    if matches!(verdict, Verdict::Pass | Verdict::Skip | Verdict::NotRun) {
+        write!(f, "{verdict:<12} {id}")?;
+        found.iter().try_for_each(|why| write!(f, ": {why}"))?;
+        return writeln!(f);
+    }
+    writeln!(f, "{verdict:<12} {id}")?;
+    writeln!(f, "  {:<9} {sentence}", level.name())?;
+    expected.iter().try_for_each(|expected| writeln!(f, "  expected  {expected}"))?;
+    found.iter().flat_map(|found| found.lines()).try_for_each(|found| writeln!(f, "  found     {found}"))?;
+    known.iter().try_for_each(|known| writeln!(f, "  known     {known}"))?;
+    if !verdict.is_failure() {
+        return Ok(());
+    }
+    let heads = std::iter::once("requests").chain(std::iter::repeat(""));
+    requests.iter().zip(heads).try_for_each(|(request, head)| writeln!(f, "  {head:<9} {request}"))
+}

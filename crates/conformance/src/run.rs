@@ -1,0 +1,374 @@
+//! Runs the suite: each case on a thread of its own, with a timeout.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Instant;
+
+use chrono::Datelike;
+use whimbrel_protocol::State;
+use whimbrel_user::{Device, Error};
+
+use crate::bench::{Bench, Features};
+use crate::case::{Case, Danger, HEADER, Need};
+use crate::config::Config;
+use crate::known_failures::Date;
+use crate::known_issues::KnownIssue;
+use crate::outcome::Stop;
+use crate::subject::Subject;
+use crate::subjects::{Opener, Subjects};
+use crate::suite;
+use crate::transcript::Transcript;
+use crate::verdict::{CaseResult, Event, Header, Summary, Verdict};
+
+/// Watches the host while cases run: whatever it finds fails the case that ran.
+pub trait Witness {
+    /// Returns what has happened since the last call.
+    fn found(&mut self) -> Vec<String>;
+}
+
+/// Runs the suite, and reports each event.
+pub fn run_suite(
+    subjects: &Subjects,
+    config: &Config,
+    witnesses: &mut [Box<dyn Witness>],
+    told: &mut dyn FnMut(&Event),
+) -> Summary {
+    let mut run = Run { subjects, config, witnesses, told, summary: Summary::default(), lost: None };
+    run.all();
+    let summary = run.summary;
+    told(&Event::End(summary.clone()));
+    summary
+}
+
+struct Run<'a> {
+    subjects: &'a Subjects,
+    config: &'a Config,
+    witnesses: &'a mut [Box<dyn Witness>],
+    told: &'a mut dyn FnMut(&Event),
+    summary: Summary,
+    /// Why the device can no longer be used.
+    lost: Option<String>,
+}
+
+/// The outcome of one run of a case.
+enum Ended {
+    Passed,
+    Stopped(Stop),
+    /// The device could not be opened or brought to RUNNING.
+    Unprepared(String),
+    Panicked(String),
+    Hung(String),
+}
+
+/// What a case's thread needs.
+struct Seat {
+    case: &'static Case,
+    features: Features,
+    subjects: Subjects,
+    config: Config,
+    seed: u64,
+    transcript: Transcript,
+}
+
+impl Run<'_> {
+    fn all(&mut self) {
+        let cases: Vec<&'static Case> =
+            suite::cases().filter(|case| self.config.selects(case.id(), case.level())).collect();
+        let features = match self.features() {
+            Ok(features) => features,
+            Err(why) => {
+                self.summary.untestable = Some(why);
+                return;
+            }
+        };
+        let repeat = self.config.repeat.max(1);
+        (self.told)(&Event::Begin(Header {
+            suite: env!("CARGO_PKG_VERSION").to_string(),
+            header: HEADER.to_string(),
+            subject: self.subjects.name.clone(),
+            second: self.subjects.second.as_ref().map(|(name, _)| name.clone()),
+            kernel: self.subjects.kernel.clone(),
+            features: features.names().into_iter().map(str::to_string).collect(),
+            seed: self.config.seed,
+            cases: cases.len() * repeat as usize,
+        }));
+        if cases.is_empty() {
+            self.summary.untestable = Some("no case is selected".to_string());
+        }
+        let today = today();
+        for entry in self.config.known_failures.expired(today) {
+            let text = format!("the known failure '{}' has expired: {entry}", entry.cases);
+            (self.told)(&Event::Notice { text });
+        }
+        // What has happened before the first case is nobody's fault.
+        self.witnesses.iter_mut().for_each(|witness| drop(witness.found()));
+        for round in 0..u64::from(repeat) {
+            for case in &cases {
+                self.one(case, &features, self.config.seed.wrapping_add(round), today);
+            }
+        }
+        if self.lost.is_none()
+            && let Err(why) = self.leave(&features)
+        {
+            (self.told)(&Event::Notice { text: format!("after the last case: {why}") });
+        }
+    }
+
+    fn one(&mut self, case: &'static Case, features: &Features, seed: u64, today: Date) {
+        (self.told)(&Event::Start { id: case.id().to_string() });
+        let start = Instant::now();
+        let transcript = Transcript::default();
+        let (verdict, expected, found) = match (&self.lost, self.unmet(case, features)) {
+            (Some(why), _) => (Verdict::NotRun, None, Some(why.clone())),
+            (None, Some(why)) => (Verdict::Skip, None, Some(why)),
+            (None, None) => {
+                let seat = Seat {
+                    case,
+                    features: features.clone(),
+                    subjects: self.subjects.clone(),
+                    config: self.config.clone(),
+                    seed,
+                    transcript: transcript.clone(),
+                };
+                self.judge(case, self.on_a_thread(seat))
+            }
+        };
+        let warnings: Vec<String> = self.witnesses.iter_mut().flat_map(|witness| witness.found()).collect();
+        let (verdict, expected, found) = if warnings.is_empty() || verdict == Verdict::Hung {
+            (verdict, expected, found)
+        } else {
+            let found = found.into_iter().chain(warnings).collect::<Vec<_>>().join("\n");
+            (Verdict::Fail, expected.or(Some("no warning in the kernel's log".to_string())), Some(found))
+        };
+        let known = self.config.known_failures.find(case.id(), today);
+        let verdict = match (verdict, known) {
+            (Verdict::Fail, Some(_)) => Verdict::Xfail,
+            (Verdict::Pass, Some(_)) => Verdict::Xpass,
+            (verdict, _) => verdict,
+        };
+        let known = known.filter(|_| matches!(verdict, Verdict::Xfail | Verdict::Xpass));
+        let requests = match verdict {
+            Verdict::Pass | Verdict::Skip | Verdict::NotRun => Vec::new(),
+            _ => transcript.lines(),
+        };
+        self.summary.add(verdict);
+        let danger = self.danger(case);
+        (self.told)(&Event::Result(Box::new(CaseResult {
+            id: case.id().to_string(),
+            level: case.level(),
+            sentence: case.sentence().to_string(),
+            danger,
+            seed,
+            verdict,
+            expected,
+            found,
+            known: known.map(ToString::to_string),
+            requests,
+            millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })));
+    }
+
+    /// Returns the verdict, with what was expected and found.
+    fn judge(&mut self, case: &Case, ended: Ended) -> (Verdict, Option<String>, Option<String>) {
+        match ended {
+            Ended::Passed => (Verdict::Pass, None, None),
+            Ended::Stopped(Stop::Failed { expected, found }) => (Verdict::Fail, Some(expected), Some(found)),
+            Ended::Stopped(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
+            Ended::Stopped(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
+            Ended::Unprepared(why) => (Verdict::NotRun, None, Some(why)),
+            Ended::Panicked(why) => (
+                Verdict::Fail,
+                Some("the driver does not panic".to_string()),
+                Some(format!("it panicked: {why}")),
+            ),
+            Ended::Hung(what) => {
+                self.lost = Some(format!("{} has hung, and holds the device", case.id()));
+                let expected = format!("an answer within {} s", self.config.timeout.as_secs_f64());
+                (Verdict::Hung, Some(expected), Some(what))
+            }
+        }
+    }
+
+    /// Returns why a case cannot be run, if so.
+    fn unmet(&self, case: &Case, features: &Features) -> Option<String> {
+        let has = |need: Need| match need {
+            Need::Writer => self.config.writer.is_some(),
+            Need::Second => self.subjects.second.is_some(),
+            Need::Registers => self.config.registers.is_some(),
+            Need::Stream => self.config.stream.is_some(),
+            need => features.has(need),
+        };
+        if let Some(need) = case.needed().iter().find(|need| !has(**need)) {
+            return Some(need.to_string());
+        }
+        if let Some(issue) = self.issue(case)
+            && !self.config.allow_hang
+        {
+            return Some(format!("{}: allow it with --allow hang", issue.what));
+        }
+        match self.danger(case) {
+            Danger::Resets if !features.can_reset => Some("the device cannot be reset".to_string()),
+            Danger::Resets if !self.config.allow_reset => {
+                Some("it resets the device: allow it with --allow reset".to_string())
+            }
+            Danger::Hangs if !self.config.allow_hang => {
+                Some("it may hang the driver: allow it with --allow hang".to_string())
+            }
+            _ => None,
+        }
+    }
+
+    fn issue(&self, case: &Case) -> Option<&'static KnownIssue> {
+        KnownIssue::find(case.id(), self.subjects.kernel.as_ref()?)
+    }
+
+    /// Returns the danger of a case on this kernel.
+    fn danger(&self, case: &Case) -> Danger {
+        self.issue(case).map_or(case.danger(), |issue| issue.danger)
+    }
+
+    fn on_a_thread(&self, seat: Seat) -> Ended {
+        let transcript = seat.transcript.clone();
+        let name = seat.case.id();
+        let (sender, receiver) = channel();
+        let spawned = thread::Builder::new().name(name.to_string()).spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| seat.run())).unwrap_or_else(|panic| {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
+                Ended::Panicked(text.to_string())
+            });
+            // Without a listener the case has hung for too long.
+            let _ = sender.send(ended);
+        });
+        if let Err(error) = spawned {
+            return Ended::Unprepared(format!("cannot start a thread: {error}"));
+        }
+        match receiver.recv_timeout(self.config.timeout) {
+            Ok(ended) => ended,
+            Err(RecvTimeoutError::Timeout) => Ended::Hung(match transcript.pending() {
+                Some(request) => format!("{request} has not returned"),
+                None => "no request is pending: the case needs more time (--timeout)".to_string(),
+            }),
+            Err(RecvTimeoutError::Disconnected) => {
+                Ended::Unprepared("the case's thread has ended".to_string())
+            }
+        }
+    }
+
+    /// Asks the device for its features.
+    fn features(&mut self) -> Result<Features, String> {
+        let open = self.subjects.open.clone();
+        let (sender, receiver) = channel();
+        thread::spawn(move || {
+            let features = open().and_then(|mut device| Features::of(&mut *device));
+            let _ = sender.send(features);
+        });
+        match receiver.recv_timeout(self.config.timeout) {
+            Ok(Ok(features)) if features.flags.is_none() => {
+                Err(format!("{}: the device cannot migrate", self.subjects.name))
+            }
+            Ok(features) => features.map_err(|error| described(&error)),
+            Err(_) => Err(format!("{}: the device does not answer", self.subjects.name)),
+        }
+    }
+
+    /// Leaves the device running, if it outlives this run.
+    fn leave(&self, features: &Features) -> Result<(), String> {
+        let (open, may_reset) = (self.subjects.open.clone(), self.config.allow_reset && features.can_reset);
+        let (sender, receiver) = channel();
+        thread::spawn(move || {
+            let _ = sender.send(opened(&open, may_reset).map(drop));
+        });
+        receiver.recv_timeout(self.config.timeout).unwrap_or(Err("the device does not answer".to_string()))
+    }
+}
+
+impl Seat {
+    fn run(self) -> Ended {
+        let Seat { case, features, subjects, config, seed, transcript } = self;
+        let may_reset = config.allow_reset && features.can_reset;
+        let subject = |open: &Opener, name: &'static str| {
+            let device = opened(open, may_reset)?;
+            let flags = features.flags.unwrap_or(whimbrel_protocol::MigrationFlags::empty());
+            let witness = subjects.state_witness.clone().filter(|_| name.is_empty());
+            Ok::<_, String>(Subject::new(
+                device,
+                flags,
+                name,
+                transcript.clone(),
+                config.state_limit,
+                witness,
+            ))
+        };
+        let first = match subject(&subjects.open, "") {
+            Ok(subject) => subject,
+            Err(why) => return Ended::Unprepared(why),
+        };
+        let needs_second = case.needed().contains(&Need::Second);
+        let second = match subjects.second.as_ref().filter(|_| needs_second) {
+            None => None,
+            Some((_, open)) => match subject(open, "second: ") {
+                Ok(subject) => Some(subject),
+                Err(why) => return Ended::Unprepared(why),
+            },
+        };
+        let mut bench = Bench {
+            subject: first,
+            second,
+            features,
+            writer: config.writer,
+            registers: config.registers,
+            stream: config.stream,
+            random: fastrand::Rng::with_seed(seed),
+            may_reset,
+        };
+        match (case.run)(&mut bench) {
+            Ok(()) => Ended::Passed,
+            Err(stop) => Ended::Stopped(stop),
+        }
+    }
+}
+
+/// Opens a device and brings it to RUNNING.
+fn opened(open: &Opener, may_reset: bool) -> Result<Box<dyn Device>, String> {
+    let mut device = open().map_err(|error| described(&error))?;
+    let state = device.state().map_err(|error| described(&error))?;
+    if state == State::Running {
+        return Ok(device);
+    }
+    if state != State::Error && state != State::Resuming {
+        // Whatever it answers, the state is asked for.
+        let _ = device.set_state(State::Running);
+    } else if may_reset {
+        device.reset().map_err(|error| described(&error))?;
+    }
+    match device.state().map_err(|error| described(&error))? {
+        State::Running => Ok(device),
+        state if may_reset => {
+            device.reset().map_err(|error| described(&error))?;
+            match device.state().map_err(|error| described(&error))? {
+                State::Running => Ok(device),
+                after => Err(format!("{}: it is in {state}, and in {after} after a reset", device.name())),
+            }
+        }
+        state => Err(format!(
+            "{}: it is in {state} and does not return to RUNNING: allow a reset with --allow reset",
+            device.name()
+        )),
+    }
+}
+
+fn described(error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{error} ({advice})"),
+        None => error.to_string(),
+    }
+}
+
+/// Returns the day, in UTC.
+fn today() -> Date {
+    let today = chrono::Utc::now().date_naive();
+    let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    Date::new(u16::try_from(today.year()).unwrap_or(u16::MAX), small(today.month()), small(today.day()))
+}

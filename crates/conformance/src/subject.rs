@@ -1,0 +1,250 @@
+//! A device under test, with every request recorded.
+
+use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
+use whimbrel_protocol::info::{Info, Region};
+use whimbrel_protocol::session::Direction;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_uapi::feature::{FEATURE_MASK, Feature, FeatureFlags};
+use whimbrel_user::{Device, Error};
+
+use crate::data::{CHUNK, Data, answer};
+use crate::outcome::{Outcome, Stop, equal, fail, inconclusive, skip, success};
+use crate::subjects::StateWitness;
+use crate::transcript::Transcript;
+
+/// An open device under test.
+pub(crate) struct Subject {
+    device: Box<dyn Device>,
+    flags: MigrationFlags,
+    /// Stands before each request in the transcript.
+    name: &'static str,
+    transcript: Transcript,
+    limit: u64,
+    witness: Option<StateWitness>,
+}
+
+impl Subject {
+    pub(crate) fn new(
+        device: Box<dyn Device>,
+        flags: MigrationFlags,
+        name: &'static str,
+        transcript: Transcript,
+        limit: u64,
+        witness: Option<StateWitness>,
+    ) -> Subject {
+        Subject { device, flags, name, transcript, limit, witness }
+    }
+
+    /// Returns the device's migration features.
+    pub(crate) fn flags(&self) -> MigrationFlags {
+        self.flags
+    }
+
+    /// Returns the device itself, for requests that are not recorded.
+    pub(crate) fn device_mut(&mut self) -> &mut dyn Device {
+        &mut *self.device
+    }
+
+    /// Records a request. An error without an errno is an invalid reply, and fails the case.
+    pub(crate) fn request<T>(
+        &mut self,
+        request: &str,
+        make: impl FnOnce(&mut dyn Device) -> Result<T, Error>,
+        told: impl FnOnce(&T) -> String,
+    ) -> Outcome<Result<T, Errno>> {
+        let device = &mut *self.device;
+        let result = self.transcript.record(
+            format_args!("{}{request}", self.name),
+            || make(device),
+            |result| match result {
+                Ok(value) => told(value),
+                Err(error) => match error.errno() {
+                    Some(errno) => format!("{errno:?}"),
+                    None => error.to_string(),
+                },
+            },
+        );
+        match result {
+            Ok(value) => Ok(Ok(value)),
+            Err(error) => match error.errno() {
+                Some(errno) => Ok(Err(errno)),
+                None if matches!(error, Error::Answer { .. }) => {
+                    fail(format_args!("a valid reply to {request}"), error)
+                }
+                None => inconclusive(error),
+            },
+        }
+    }
+
+    /// VFIO_DEVICE_GET_INFO.
+    pub(crate) fn info(&mut self) -> Outcome<Info> {
+        let info = self.request(
+            "VFIO_DEVICE_GET_INFO",
+            |device| device.info(),
+            |info| {
+                format!(
+                    "flags {:#x}, {} regions, {} irqs",
+                    info.flags.bits(),
+                    info.num_regions,
+                    info.num_irqs
+                )
+            },
+        )?;
+        success("VFIO_DEVICE_GET_INFO", info)
+    }
+
+    /// VFIO_DEVICE_GET_REGION_INFO.
+    pub(crate) fn region_info(&mut self, index: u32) -> Outcome<Result<Region, Errno>> {
+        self.request(
+            &format!("VFIO_DEVICE_GET_REGION_INFO {index}"),
+            |device| device.region_info(index),
+            |region| format!("size {:#x} flags {:#x}", region.size, region.flags.bits()),
+        )
+    }
+
+    /// Returns the device's state. The request must succeed.
+    pub(crate) fn state(&mut self) -> Outcome<State> {
+        let state = self.request("GET MIG_DEVICE_STATE", |device| device.state(), State::to_string)?;
+        let state = success("GET of MIG_DEVICE_STATE", state)?;
+        if let Some(seen) = self.witness.as_ref().and_then(|witness| witness()) {
+            equal("the device's state, as a second source tells it", state, seen)?;
+        }
+        Ok(state)
+    }
+
+    /// Fails the case unless the device is in this state.
+    pub(crate) fn is_in(&mut self, state: State) -> Outcome {
+        let found = self.state()?;
+        equal("the device's state", state, found)
+    }
+
+    /// Requests a state.
+    pub(crate) fn set_state(&mut self, to: State) -> Outcome<Result<Option<Data>, Errno>> {
+        let result = self.request(
+            &format!("SET MIG_DEVICE_STATE {to}"),
+            |device| device.set_state(to),
+            |file| match file.as_ref().map(whimbrel_user::DataFile::direction) {
+                Some(Direction::Saving) => "0 with a data_fd to read".to_string(),
+                Some(Direction::Resuming) => "0 with a data_fd to write".to_string(),
+                None => "0, data_fd -1".to_string(),
+            },
+        )?;
+        Ok(result
+            .map(|file| file.map(|file| Data::new(file, self.name, self.transcript.clone(), self.limit))))
+    }
+
+    /// Brings the device to a state, which must succeed.
+    pub(crate) fn go(&mut self, to: State) -> Outcome<Option<Data>> {
+        let result = self.set_state(to)?;
+        success(format_args!("SET of {to}"), result)
+    }
+
+    /// Brings the device to a state, which must succeed and return a data file.
+    pub(crate) fn begin(&mut self, to: State) -> Outcome<Data> {
+        match self.go(to)? {
+            Some(data) => Ok(data),
+            None => fail(format_args!("SET of {to} returns a new data_fd"), "data_fd -1"),
+        }
+    }
+
+    /// VFIO_DEVICE_RESET.
+    pub(crate) fn reset(&mut self) -> Outcome<Result<(), Errno>> {
+        self.request("VFIO_DEVICE_RESET", |device| device.reset(), |()| "0".to_string())
+    }
+
+    /// Resets the device, which must succeed.
+    pub(crate) fn must_reset(&mut self) -> Outcome {
+        let result = self.reset()?;
+        success("VFIO_DEVICE_RESET", result)
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE.
+    pub(crate) fn data_size(&mut self) -> Outcome<Result<u64, Errno>> {
+        self.request("GET MIG_DATA_SIZE", |device| device.data_size(), u64::to_string)
+    }
+
+    /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2.
+    pub(crate) fn enable_precopy_info_v2(&mut self) -> Outcome<Result<bool, Errno>> {
+        let request = "SET MIG_PRECOPY_INFOv2";
+        self.request(request, |device| device.enable_precopy_info_v2(), bool::to_string)
+    }
+
+    /// Returns whether the device has a feature in these directions.
+    pub(crate) fn probe(&mut self, feature: Feature, directions: FeatureFlags) -> Outcome<bool> {
+        let request = format!("PROBE {feature} {directions:?}");
+        let result =
+            self.request(&request, |device| device.probe_feature(feature, directions), bool::to_string)?;
+        success(request, result)
+    }
+
+    /// VFIO_DEVICE_FEATURE as bytes; skips the case without raw requests. `data` is what the driver side leaves there.
+    pub(crate) fn feature(&mut self, argsz: u32, flags: u32, data: &mut [u8]) -> Outcome<Result<(), Errno>> {
+        let index = flags & FEATURE_MASK;
+        let feature = u16::try_from(index).ok().and_then(Feature::from_number);
+        let feature = feature.map_or_else(|| format!("feature {index}"), |feature| feature.to_string());
+        let request = format!(
+            "{}VFIO_DEVICE_FEATURE {feature} flags {:#x} argsz {argsz}",
+            self.name,
+            flags & !FEATURE_MASK
+        );
+        let Some(raw) = self.device.raw() else {
+            return skip("the device's requests are not available as bytes");
+        };
+        Ok(self.transcript.record(
+            request,
+            || raw.device_feature(argsz, flags, data),
+            |result| answer(result, |()| "0".to_string()),
+        ))
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the log's page size in bytes.
+    pub(crate) fn start_log(&mut self, page_size: u64, ranges: &[IovaRange]) -> Outcome<Result<u64, Errno>> {
+        let list: Vec<String> =
+            ranges.iter().map(|range| format!("{:#x}+{:#x}", range.iova(), range.length())).collect();
+        let request = format!("SET DMA_LOGGING_START page_size {page_size:#x} [{}]", list.join(", "));
+        self.request(
+            &request,
+            |device| device.dma_logging_start(page_size, ranges),
+            |kept| format!("page_size {kept:#x}"),
+        )
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP.
+    pub(crate) fn stop_log(&mut self) -> Outcome<Result<(), Errno>> {
+        self.request("SET DMA_LOGGING_STOP", |device| device.dma_logging_stop(), |()| "0".to_string())
+    }
+
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT into `words`, one bit a page of `page_size` bytes.
+    pub(crate) fn report_log(
+        &mut self,
+        iova: u64,
+        length: u64,
+        page_size: u64,
+        words: &mut [u64],
+    ) -> Outcome<Result<(), Errno>> {
+        let request = format!("GET DMA_LOGGING_REPORT {iova:#x}+{length:#x} page_size {page_size:#x}");
+        let mut report = match DirtyReport::new(iova, length, page_size, words) {
+            Ok(report) => report,
+            Err(errno) => return Err(Stop::Inconclusive(format!("{request} cannot be asked: {errno:?}"))),
+        };
+        self.request(&request, |device| device.dma_logging_report(&mut report), |()| "0".to_string())
+    }
+
+    /// Saves the state of a running device through STOP_COPY, and lets it run again.
+    pub(crate) fn save(&mut self) -> Outcome<Vec<u8>> {
+        let mut data = self.begin(State::StopCopy)?;
+        let bytes = data.read_to_end(CHUNK)?;
+        drop(data);
+        self.go(State::Running)?;
+        Ok(bytes)
+    }
+
+    /// Loads a state into a running device, and brings it to STOP; all must succeed.
+    pub(crate) fn load(&mut self, state: &[u8]) -> Outcome {
+        let mut data = self.begin(State::Resuming)?;
+        let result = data.load(state, CHUNK)?;
+        success("a write of the state that the device has saved", result)?;
+        self.go(State::Stop)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! Where the devices under test come from: they are opened anew for each case.
+
+use std::fmt;
+use std::sync::Arc;
+
+use whimbrel_protocol::State;
+use whimbrel_user::{Device, Error};
+
+/// Opens a device.
+pub type Opener = Arc<dyn Fn() -> Result<Box<dyn Device>, Error> + Send + Sync>;
+
+/// A second source for a device's migration state, such as debugfs; `None` if it does not tell.
+pub type StateWitness = Arc<dyn Fn() -> Option<State> + Send + Sync>;
+
+/// The device under test, and perhaps a second one of the same kind.
+#[derive(Clone)]
+pub struct Subjects {
+    pub(crate) name: String,
+    pub(crate) open: Opener,
+    pub(crate) second: Option<(String, Opener)>,
+    pub(crate) kernel: Option<String>,
+    pub(crate) state_witness: Option<StateWitness>,
+}
+
+impl Subjects {
+    /// Returns one device, opened anew for each case.
+    pub fn new(
+        name: impl Into<String>,
+        open: impl Fn() -> Result<Box<dyn Device>, Error> + Send + Sync + 'static,
+    ) -> Subjects {
+        Subjects { name: name.into(), open: Arc::new(open), second: None, kernel: None, state_witness: None }
+    }
+
+    /// Adds a second device of the same kind.
+    #[must_use]
+    pub fn second(
+        self,
+        name: impl Into<String>,
+        open: impl Fn() -> Result<Box<dyn Device>, Error> + Send + Sync + 'static,
+    ) -> Subjects {
+        Subjects { second: Some((name.into(), Arc::new(open))), ..self }
+    }
+
+    /// Says that the device is the kernel's, with the kernel's release, which decides about known issues.
+    #[must_use]
+    pub fn kernel(self, release: impl Into<String>) -> Subjects {
+        Subjects { kernel: Some(release.into()), ..self }
+    }
+
+    /// Compares the device's state with that of a second source at each query.
+    #[must_use]
+    pub fn state_witness(self, witness: impl Fn() -> Option<State> + Send + Sync + 'static) -> Subjects {
+        Subjects { state_witness: Some(Arc::new(witness)), ..self }
+    }
+}
+
+impl fmt::Debug for Subjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subjects")
+            .field("name", &self.name)
+            .field("second", &self.second.as_ref().map(|(name, _)| name))
+            .field("kernel", &self.kernel)
+            .finish_non_exhaustive()
+    }
+}
