@@ -29,6 +29,7 @@ mod pattern;
 pub mod report;
 mod run;
 mod section;
+pub mod sentences;
 mod subject;
 mod subjects;
 mod suite;

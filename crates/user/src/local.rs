@@ -194,7 +194,7 @@ impl Device for Local {
     }
 }
 
-/// Where the argument of a raw request is in the memory of the process that makes it.
+/// Address of a raw request's argument in the memory of the process that makes it.
 const ARGUMENT: u64 = 0x1000;
 
 impl RawDevice for Local {
