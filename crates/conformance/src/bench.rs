@@ -5,7 +5,7 @@ use std::sync::Arc;
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_uapi::device::DeviceInfoFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{Device, Error};
+use whimbrel_user::{Device, Error, Identity};
 
 use crate::case::Need;
 use crate::hooks::{DmaWriter, RegisterProbe};
@@ -45,6 +45,8 @@ pub(crate) struct Features {
     /// `None` for a device that cannot migrate.
     pub(crate) flags: Option<MigrationFlags>,
     pub(crate) can_reset: bool,
+    /// `None` if it cannot be read.
+    identity: Option<Identity>,
     /// What cases may need of the device, and it has.
     has: Vec<Need>,
 }
@@ -73,7 +75,24 @@ impl Features {
             (Need::Region, is_region),
         ];
         let has = all.into_iter().filter(|(_, has)| *has).map(|(need, _)| need).collect();
-        Ok(Features { flags, can_reset, has })
+        let identity = device.identity().ok();
+        Ok(Features { flags, can_reset, identity, has })
+    }
+
+    /// Returns how a device differs from this one in what two of the same kind share, if it does.
+    pub(crate) fn difference(&self, other: &Features) -> Option<String> {
+        if self.names() != other.names() {
+            let names = [self, other].map(|features| features.names().join(", "));
+            return Some(format!("their features are {} and {}", names[0], names[1]));
+        }
+        let (own, other) = (self.identity.as_ref()?, other.identity.as_ref()?);
+        let shape = |identity: &Identity| (identity.flags, identity.num_regions, identity.num_irqs);
+        let differences = [
+            (own.pci != other.pci, "their PCI identities differ"),
+            (shape(own) != shape(other), "their flags, regions or interrupts differ"),
+            (own.compatibility != other.compatibility, "their drivers describe their data differently"),
+        ];
+        differences.into_iter().find(|(differs, _)| *differs).map(|(_, what)| what.to_string())
     }
 
     /// Returns whether the device has what a case needs of it.

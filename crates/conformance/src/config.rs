@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::case::Level;
+use crate::case::{Case, Level};
 use crate::hooks::{DmaWriter, RegisterProbe};
 use crate::known_failures::KnownFailures;
 use crate::pattern::Pattern;
+use crate::suite;
 
 /// The settings of a run. The default is for a device that the run may do anything to but hang, such as one that is made
 /// for each case.
@@ -40,6 +42,12 @@ pub struct Config {
     pub registers: Option<Arc<dyn RegisterProbe>>,
     /// A state that an earlier version of the driver has saved.
     pub stream: Option<Arc<[u8]>>,
+    /// Also tests a device in STOP, STOP_COPY or RESUMING, which may hold the only copy of a migrated device.
+    pub force: bool,
+    /// Ends the run after the case that runs, once it is set.
+    pub stop: Arc<AtomicBool>,
+    /// Number of results that an earlier process of the same run has reported already, and that are left out.
+    pub reported: usize,
 }
 
 impl Default for Config {
@@ -58,6 +66,9 @@ impl Default for Config {
             writer: None,
             registers: None,
             stream: None,
+            force: false,
+            stop: Arc::default(),
+            reported: 0,
         }
     }
 }
@@ -69,6 +80,13 @@ impl Config {
         (self.only.is_empty() || matches(&self.only))
             && !matches(&self.exclude)
             && (self.levels.is_empty() || self.levels.contains(&level))
+    }
+
+    /// Returns the runs of the selected cases in order, each with its seed.
+    pub(crate) fn planned(&self) -> Vec<(&'static Case, u64)> {
+        let selected: Vec<_> = suite::cases().filter(|case| self.selects(case.id(), case.level())).collect();
+        let seeds = (0..u64::from(self.repeat.max(1))).map(|round| self.seed.wrapping_add(round));
+        seeds.flat_map(|seed| selected.iter().map(move |case| (*case, seed))).collect()
     }
 }
 

@@ -13,9 +13,11 @@
 
 use std::fmt;
 
+use chrono::Datelike;
 use serde::Deserialize;
 
 use crate::pattern::Pattern;
+use crate::verdict::Verdict;
 
 /// A list of known failures.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +55,13 @@ impl Date {
     /// Returns the day.
     pub const fn new(year: u16, month: u8, day: u8) -> Date {
         Date { year, month, day }
+    }
+
+    /// Returns the day, in UTC.
+    pub(crate) fn today() -> Date {
+        let today = chrono::Utc::now().date_naive();
+        let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+        Date::new(u16::try_from(today.year()).unwrap_or(u16::MAX), small(today.month()), small(today.day()))
     }
 }
 
@@ -139,6 +148,15 @@ impl KnownFailures {
         self.entries
             .iter()
             .find(|entry| entry.cases.matches(id) && entry.expires.is_none_or(|last| today <= last))
+    }
+
+    /// Returns the verdict on a case with this entry in mind, and the entry where it matters.
+    pub(crate) fn judge(&self, id: &str, verdict: Verdict, today: Date) -> (Verdict, Option<String>) {
+        match (verdict, self.find(id, today)) {
+            (Verdict::Fail, Some(entry)) => (Verdict::Xfail, Some(entry.to_string())),
+            (Verdict::Pass, Some(entry)) => (Verdict::Xpass, Some(entry.to_string())),
+            (verdict, _) => (verdict, None),
+        }
     }
 
     /// Returns the entries that no longer apply on this day.

@@ -5,7 +5,7 @@
 
 use whimbrel_protocol::{MigrationFlags, State};
 
-use crate::case::Danger;
+use crate::case::{Case, Danger};
 
 /// A known issue.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,12 @@ impl KnownIssue {
     pub fn find(case: &str, release: &str) -> Option<&'static KnownIssue> {
         KNOWN_ISSUES.iter().find(|issue| issue.case == case && (issue.applies)(release))
     }
+}
+
+/// Returns the danger of a case on the kernel of this release, if the device is a kernel's.
+pub(crate) fn danger(case: &Case, kernel: Option<&str>) -> Danger {
+    let issue = kernel.and_then(|release| KnownIssue::find(case.id(), release));
+    issue.map_or(case.danger(), |issue| issue.danger)
 }
 
 /// Returns whether a request hangs in a kernel without commit a26b499b757c, on a device with these features.

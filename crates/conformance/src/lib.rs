@@ -26,6 +26,7 @@ mod known_failures;
 mod known_issues;
 mod outcome;
 mod pattern;
+mod relay;
 pub mod report;
 mod run;
 mod section;
@@ -35,6 +36,7 @@ mod subjects;
 mod suite;
 mod transcript;
 mod verdict;
+pub mod witness;
 
 pub use case::{Case, Danger, HEADER, Level, Need};
 pub use config::Config;
@@ -42,11 +44,12 @@ pub use hooks::{DmaWriter, RegisterProbe};
 pub use known_failures::{Date, KnownFailure, KnownFailures, KnownFailuresError};
 pub use known_issues::{KNOWN_ISSUES, KnownIssue, blocked_arc_hangs, has_blocked_arc_fix};
 pub use pattern::{Pattern, PatternError};
+pub use relay::Relay;
 pub use report::Report;
-pub use run::{Witness, run_suite};
+pub use run::{plan, run_suite};
 pub use subjects::{Opener, StateWitness, Subjects};
 pub use suite::cases;
-pub use verdict::{CaseResult, Event, Header, Summary, Verdict};
+pub use verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
 
 /// Runs the suite on a driver in this process: `device` makes a new device for each case.
 ///

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A pattern of case ids: `*` stands for any characters, also `/`, and `?` for one.
 ///
 /// ```
@@ -13,7 +15,8 @@ use std::str::FromStr;
 /// assert!(!pattern.matches("v2/state/error-cannot-be-set"));
 /// # Ok::<(), whimbrel_conformance::PatternError>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Pattern(glob::Pattern);
 
 /// A pattern that cannot be parsed.
@@ -48,6 +51,20 @@ impl FromStr for Pattern {
             return Err(refused("it is empty".to_string()));
         }
         glob::Pattern::new(text).map(Pattern).map_err(|error| refused(error.msg.to_string()))
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = PatternError;
+
+    fn try_from(text: String) -> Result<Pattern, PatternError> {
+        text.parse()
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> String {
+        pattern.as_str().to_string()
     }
 }
 

@@ -1,11 +1,11 @@
 //! Runs the suite: each case on a thread of its own, with a timeout.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Instant;
 
-use chrono::Datelike;
 use whimbrel_protocol::State;
 use whimbrel_user::{Device, Error};
 
@@ -13,19 +13,13 @@ use crate::bench::{Bench, Features};
 use crate::case::{Case, Danger, HEADER, Need};
 use crate::config::Config;
 use crate::known_failures::Date;
-use crate::known_issues::KnownIssue;
+use crate::known_issues::{KnownIssue, danger};
 use crate::outcome::Stop;
 use crate::subject::Subject;
 use crate::subjects::{Opener, Subjects};
-use crate::suite;
 use crate::transcript::Transcript;
-use crate::verdict::{CaseResult, Event, Header, Summary, Verdict};
-
-/// Watches the host while cases run: whatever it finds fails the case that ran.
-pub trait Witness {
-    /// Returns what has happened since the last call.
-    fn found(&mut self) -> Vec<String>;
-}
+use crate::verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
+use crate::witness::Witness;
 
 /// Runs the suite, and reports each event.
 pub fn run_suite(
@@ -39,6 +33,19 @@ pub fn run_suite(
     let summary = run.summary;
     told(&Event::End(summary.clone()));
     summary
+}
+
+/// Returns the cases that [`run_suite`] would run or skip, without running any; or why nothing could be tested.
+pub fn plan(subjects: &Subjects, config: &Config) -> Result<Vec<Planned>, String> {
+    let summary = Summary::default();
+    let run = Run { subjects, config, witnesses: &mut [], told: &mut |_| {}, summary, lost: None };
+    let features = run.features()?;
+    let cases = Config { repeat: 1, ..config.clone() }.planned().into_iter().map(|(case, _)| Planned {
+        danger: run.danger(case),
+        skip: run.unmet(case, &features),
+        ..Planned::from(case)
+    });
+    Ok(cases.collect())
 }
 
 struct Run<'a> {
@@ -73,8 +80,7 @@ struct Seat {
 
 impl Run<'_> {
     fn all(&mut self) {
-        let cases: Vec<&'static Case> =
-            suite::cases().filter(|case| self.config.selects(case.id(), case.level())).collect();
+        let planned = self.config.planned();
         let features = match self.features() {
             Ok(features) => features,
             Err(why) => {
@@ -82,7 +88,6 @@ impl Run<'_> {
                 return;
             }
         };
-        let repeat = self.config.repeat.max(1);
         (self.told)(&Event::Begin(Header {
             suite: env!("CARGO_PKG_VERSION").to_string(),
             header: HEADER.to_string(),
@@ -91,28 +96,38 @@ impl Run<'_> {
             kernel: self.subjects.kernel.clone(),
             features: features.names().into_iter().map(str::to_string).collect(),
             seed: self.config.seed,
-            cases: cases.len() * repeat as usize,
+            cases: planned.len(),
         }));
-        if cases.is_empty() {
+        if planned.is_empty() {
             self.summary.untestable = Some("no case is selected".to_string());
         }
-        let today = today();
+        for text in self.witnesses.iter().filter_map(|witness| witness.notice()) {
+            (self.told)(&Event::Notice { text });
+        }
+        let today = Date::today();
         for entry in self.config.known_failures.expired(today) {
             let text = format!("the known failure '{}' has expired: {entry}", entry.cases);
             (self.told)(&Event::Notice { text });
         }
         // What has happened before the first case is nobody's fault.
         self.witnesses.iter_mut().for_each(|witness| drop(witness.found()));
-        for round in 0..u64::from(repeat) {
-            for case in &cases {
-                self.one(case, &features, self.config.seed.wrapping_add(round), today);
+        let config = self.config;
+        let is_stopped = || config.stop.load(Ordering::Relaxed);
+        for (case, seed) in planned.into_iter().skip(self.config.reported) {
+            if is_stopped() {
+                break;
             }
+            self.one(case, &features, seed, today);
         }
-        if self.lost.is_none()
-            && let Err(why) = self.leave(&features)
-        {
-            (self.told)(&Event::Notice { text: format!("after the last case: {why}") });
+        if self.lost.is_some() {
+            return;
         }
+        let text = match self.leave(&features) {
+            Err(why) => format!("after the last case: {why}"),
+            Ok(()) if is_stopped() => format!("{} is in RUNNING", self.subjects.name),
+            Ok(()) => return,
+        };
+        (self.told)(&Event::Notice { text });
     }
 
     fn one(&mut self, case: &'static Case, features: &Features, seed: u64, today: Date) {
@@ -135,37 +150,27 @@ impl Run<'_> {
             }
         };
         let warnings: Vec<String> = self.witnesses.iter_mut().flat_map(|witness| witness.found()).collect();
-        let (verdict, expected, found) = if warnings.is_empty() || verdict == Verdict::Hung {
+        let (verdict, expected, found) = if warnings.is_empty() {
             (verdict, expected, found)
         } else {
             let found = found.into_iter().chain(warnings).collect::<Vec<_>>().join("\n");
-            (Verdict::Fail, expected.or(Some("no warning in the kernel's log".to_string())), Some(found))
+            let verdict = if verdict == Verdict::Hung { Verdict::Hung } else { Verdict::Fail };
+            (verdict, expected.or(Some("no warning in the kernel's log".to_string())), Some(found))
         };
-        let known = self.config.known_failures.find(case.id(), today);
-        let verdict = match (verdict, known) {
-            (Verdict::Fail, Some(_)) => Verdict::Xfail,
-            (Verdict::Pass, Some(_)) => Verdict::Xpass,
-            (verdict, _) => verdict,
-        };
-        let known = known.filter(|_| matches!(verdict, Verdict::Xfail | Verdict::Xpass));
+        let (verdict, known) = self.config.known_failures.judge(case.id(), verdict, today);
         let requests = match verdict {
             Verdict::Pass | Verdict::Skip | Verdict::NotRun => Vec::new(),
             _ => transcript.lines(),
         };
         self.summary.add(verdict);
-        let danger = self.danger(case);
+        let result = CaseResult::new(case, self.danger(case), seed, verdict);
         (self.told)(&Event::Result(Box::new(CaseResult {
-            id: case.id().to_string(),
-            level: case.level(),
-            sentence: case.sentence().to_string(),
-            danger,
-            seed,
-            verdict,
             expected,
             found,
-            known: known.map(ToString::to_string),
+            known,
             requests,
             millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ..result
         })));
     }
 
@@ -225,7 +230,7 @@ impl Run<'_> {
 
     /// Returns the danger of a case on this kernel.
     fn danger(&self, case: &Case) -> Danger {
-        self.issue(case).map_or(case.danger(), |issue| issue.danger)
+        danger(case, self.subjects.kernel.as_deref())
     }
 
     fn on_a_thread(&self, seat: Seat) -> Ended {
@@ -256,20 +261,46 @@ impl Run<'_> {
         }
     }
 
-    /// Asks the device for its features.
-    fn features(&mut self) -> Result<Features, String> {
-        let open = self.subjects.open.clone();
+    /// Asks the devices for their features: the second one must have those of the first.
+    fn features(&self) -> Result<Features, String> {
+        let features = self.features_of(&self.subjects.name, &self.subjects.open)?;
+        if let Some((name, open)) = &self.subjects.second {
+            let second = self.features_of(name, open)?;
+            if let Some(difference) = features.difference(&second) {
+                return Err(format!(
+                    "{name} is not of the same kind as {}: {difference}",
+                    self.subjects.name
+                ));
+            }
+        }
+        Ok(features)
+    }
+
+    fn features_of(&self, name: &str, open: &Opener) -> Result<Features, String> {
+        let (open, force) = (open.clone(), self.config.force);
         let (sender, receiver) = channel();
         thread::spawn(move || {
-            let features = open().and_then(|mut device| Features::of(&mut *device));
-            let _ = sender.send(features);
+            let asked = || {
+                let mut device = open()?;
+                let features = Features::of(&mut *device)?;
+                // The only copy of a migrated device is in one of these.
+                let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
+                let stopped = [State::Stop, State::StopCopy, State::Resuming];
+                Ok((features, state.filter(|state| stopped.contains(state))))
+            };
+            let _ = sender.send(asked());
         });
         match receiver.recv_timeout(self.config.timeout) {
-            Ok(Ok(features)) if features.flags.is_none() => {
-                Err(format!("{}: the device cannot migrate", self.subjects.name))
+            Ok(Ok((features, _))) if features.flags.is_none() => {
+                Err(format!("{name}: the device cannot migrate"))
             }
-            Ok(features) => features.map_err(|error| described(&error)),
-            Err(_) => Err(format!("{}: the device does not answer", self.subjects.name)),
+            Ok(Ok((_, Some(state)))) => Err(format!(
+                "{name}: it is in {state} and may hold the only copy of a migrated device; use --force if its state is no \
+                 longer needed"
+            )),
+            Ok(Ok((features, None))) => Ok(features),
+            Ok(Err(error)) => Err(described(&error)),
+            Err(_) => Err(format!("{name}: the device does not answer")),
         }
     }
 
@@ -364,11 +395,4 @@ fn described(error: &Error) -> String {
         Some(advice) => format!("{error} ({advice})"),
         None => error.to_string(),
     }
-}
-
-/// Returns the day, in UTC.
-fn today() -> Date {
-    let today = chrono::Utc::now().date_naive();
-    let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
-    Date::new(u16::try_from(today.year()).unwrap_or(u16::MAX), small(today.month()), small(today.day()))
 }

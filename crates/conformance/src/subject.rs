@@ -67,6 +67,11 @@ impl Subject {
         match result {
             Ok(value) => Ok(Ok(value)),
             Err(error) => match error.errno() {
+                // No device answers so: whatever a case expects, it has not got.
+                Some(Errno::ECONNRESET) => fail(
+                    format_args!("an answer to {request}"),
+                    "the device's server has closed the connection",
+                ),
                 Some(errno) => Ok(Err(errno)),
                 None if matches!(error, Error::Answer { .. }) => {
                     fail(format_args!("a valid reply to {request}"), error)

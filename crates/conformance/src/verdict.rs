@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::case::{Danger, Level};
+use crate::case::{Case, Danger, Level};
 
 /// The verdict on one case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -96,8 +96,61 @@ pub struct CaseResult {
     /// The requests in order, of a case that did not pass.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub requests: Vec<String>,
+    /// The command that runs this case alone, of a failure.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub replay: Option<String>,
     /// The time that it took, in milliseconds.
     pub millis: u64,
+}
+
+impl CaseResult {
+    /// Returns a result without any details.
+    pub(crate) fn new(case: &Case, danger: Danger, seed: u64, verdict: Verdict) -> CaseResult {
+        CaseResult {
+            id: case.id().to_string(),
+            level: case.level(),
+            sentence: case.sentence().to_string(),
+            danger,
+            seed,
+            verdict,
+            expected: None,
+            found: None,
+            known: None,
+            requests: Vec::new(),
+            replay: None,
+            millis: 0,
+        }
+    }
+}
+
+/// A case that a run has selected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Planned {
+    /// The case's id.
+    pub id: String,
+    /// How binding the sentence is.
+    pub level: Level,
+    /// What the case may do to the device.
+    pub danger: Danger,
+    /// The sentence.
+    pub sentence: String,
+    /// Why the case is not going to run, if so.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skip: Option<String>,
+}
+
+/// A selected case, before a device has been asked.
+impl From<&Case> for Planned {
+    fn from(case: &Case) -> Planned {
+        Planned {
+            id: case.id().to_string(),
+            level: case.level(),
+            danger: case.danger(),
+            sentence: case.sentence().to_string(),
+            skip: None,
+        }
+    }
 }
 
 /// What a run is about.

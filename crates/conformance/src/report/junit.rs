@@ -52,12 +52,12 @@ fn test_case(result: &CaseResult) -> TestCase {
             let expected = result.expected.as_deref().unwrap_or_default();
             status.set_type(result.verdict.name());
             status.set_message(format!("expected {expected}; found {found}"));
-            status.set_description(format!(
-                "{}: {}\n{}",
-                result.level,
-                result.sentence,
-                result.requests.join("\n")
-            ));
+            let sentence = format!("{}: {}", result.level, result.sentence);
+            let lines: Vec<&str> = std::iter::once(sentence.as_str())
+                .chain(result.requests.iter().map(String::as_str))
+                .chain(result.replay.as_deref())
+                .collect();
+            status.set_description(lines.join("\n"));
             status
         }
     };

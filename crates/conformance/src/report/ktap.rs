@@ -58,6 +58,7 @@ impl Ktap {
             result.expected.iter().try_for_each(|text| diagnostics(&format!("expected: {text}"), out))?;
             result.found.iter().try_for_each(|text| diagnostics(&format!("found: {text}"), out))?;
             result.requests.iter().try_for_each(|request| diagnostics(&format!("  {request}"), out))?;
+            result.replay.iter().try_for_each(|command| diagnostics(&format!("replay: {command}"), out))?;
         }
         writeln!(out, "{ok} {} {}{directive}", self.number, result.id)
     }

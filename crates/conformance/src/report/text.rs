@@ -11,20 +11,12 @@ use crate::verdict::{CaseResult, Event, Verdict};
 pub struct Text {
     /// Also names the cases that passed or were skipped.
     all: bool,
-    /// The command that runs a single case, before its options.
-    replay: Option<String>,
 }
 
 impl Text {
     /// Returns the format with failures only, or with all cases.
     pub fn new(all: bool) -> Text {
-        Text { all, replay: None }
-    }
-
-    /// Adds the command that runs a single case, without `--only` and `--seed`.
-    #[must_use]
-    pub fn replay(self, command: impl Into<String>) -> Text {
-        Text { replay: Some(command.into()), ..self }
+        Text { all }
     }
 }
 
@@ -44,11 +36,7 @@ impl Reporter for Text {
                 if is_plain && !self.all {
                     return Ok(());
                 }
-                write!(out, "{}", Shown(result))?;
-                let command = self.replay.as_ref().filter(|_| result.verdict.is_failure());
-                command.map_or(Ok(()), |command| {
-                    writeln!(out, "  replay    {command} --only {} --seed {}", result.id, result.seed)
-                })
+                write!(out, "{}", Shown(result))
             }
             Event::Notice { text } => writeln!(out, "note: {text}"),
             Event::End(summary) => writeln!(out, "{summary}"),
@@ -66,7 +54,7 @@ impl fmt::Display for Shown<'_> {
 
 /// Writes a result: a line for one that passed, all that is known for one that did not.
 pub(super) fn write_result(f: &mut fmt::Formatter<'_>, result: &CaseResult) -> fmt::Result {
-    let CaseResult { id, level, verdict, sentence, expected, found, known, requests, .. } = result;
+    let CaseResult { id, level, verdict, sentence, expected, found, known, requests, replay, .. } = result;
     if matches!(verdict, Verdict::Pass | Verdict::Skip | Verdict::NotRun) {
         write!(f, "{verdict:<12} {id}")?;
         found.iter().try_for_each(|why| write!(f, ": {why}"))?;
@@ -75,11 +63,14 @@ pub(super) fn write_result(f: &mut fmt::Formatter<'_>, result: &CaseResult) -> f
     writeln!(f, "{verdict:<12} {id}")?;
     writeln!(f, "  {:<9} {sentence}", level.name())?;
     expected.iter().try_for_each(|expected| writeln!(f, "  expected  {expected}"))?;
-    found.iter().flat_map(|found| found.lines()).try_for_each(|found| writeln!(f, "  found     {found}"))?;
+    let heads = std::iter::once("found").chain(std::iter::repeat(""));
+    let lines = found.iter().flat_map(|found| found.lines());
+    lines.zip(heads).try_for_each(|(line, head)| writeln!(f, "  {head:<9} {line}"))?;
     known.iter().try_for_each(|known| writeln!(f, "  known     {known}"))?;
     if !verdict.is_failure() {
         return Ok(());
     }
     let heads = std::iter::once("requests").chain(std::iter::repeat(""));
-    requests.iter().zip(heads).try_for_each(|(request, head)| writeln!(f, "  {head:<9} {request}"))
+    requests.iter().zip(heads).try_for_each(|(request, head)| writeln!(f, "  {head:<9} {request}"))?;
+    replay.iter().try_for_each(|command| writeln!(f, "  replay    {command}"))
 }
