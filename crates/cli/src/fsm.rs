@@ -1,6 +1,5 @@
 //! `whimbrel fsm`: the state machine as paths, as a table, as a drawing, and walked on a device.
 
-mod hang;
 mod walk;
 mod watch;
 

@@ -3,6 +3,7 @@
 mod abi;
 mod call_timeout;
 mod completions;
+mod conform;
 mod demo;
 mod devices;
 mod end;
@@ -28,6 +29,7 @@ mod size;
 mod state;
 mod target;
 mod usage;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -60,7 +62,7 @@ A TARGET names a device:
                              size of its state, rate of change per second
 
 Results go to stdout, everything else to stderr.
-Exit status: 0 done, 1 failed, 2 wrong usage.
+Exit status: 0 done, 1 failed, 2 wrong usage; conform also 3, nothing could be tested.
 
 Examples:
   whimbrel devices
@@ -96,6 +98,9 @@ enum Command {
     State(state::Arguments),
     Reset(reset::Arguments),
     Serve(serve::Arguments),
+    Conform(conform::Arguments),
+    #[command(hide = true)]
+    ConformCases(conform::CasesArguments),
     Fsm(fsm::Arguments),
     #[command(hide = true)]
     FsmWalk(fsm::WalkArguments),
@@ -115,7 +120,14 @@ fn main() -> ExitCode {
         }
     };
     let output = Output::new(general.json, general.verbose);
-    let result = logging::start(general.verbose).and_then(|()| match &command {
+    let started = logging::start(general.verbose);
+    if let Command::Conform(arguments) = &command {
+        return started.and_then(|()| conform::run(arguments, output)).unwrap_or_else(|failure| {
+            output.failure(&failure);
+            failure.status()
+        });
+    }
+    let result = started.and_then(|()| match &command {
         Command::Demo(arguments) => demo::run(arguments, output),
         Command::DemoHost(arguments) => demo::run_host(arguments),
         Command::Devices(arguments) => devices::run(arguments, output),
@@ -128,6 +140,9 @@ fn main() -> ExitCode {
         Command::State(arguments) => state::run(arguments, output),
         Command::Reset(arguments) => reset::run(arguments, output),
         Command::Serve(arguments) => serve::run(arguments, output),
+        // Its exit status is a result.
+        Command::Conform(_) => Ok(()),
+        Command::ConformCases(arguments) => conform::run_cases(arguments),
         Command::Fsm(arguments) => fsm::run(arguments, output),
         Command::FsmWalk(arguments) => fsm::run_walk(arguments),
         Command::Inspect(arguments) => inspect::run(arguments, output),

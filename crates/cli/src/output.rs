@@ -14,6 +14,9 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::usage;
 
+/// The failure of a write to stdout.
+pub(crate) const STDOUT_FAILED: &str = "cannot write the result to stdout";
+
 /// The form of a command's output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
@@ -73,6 +76,11 @@ impl Output {
         self.failure_object(&failure);
     }
 
+    /// Returns whether scripts read the result.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
     /// The number of `--verbose` options.
     pub(crate) fn verbosity(self) -> u8 {
         self.verbosity
@@ -93,11 +101,17 @@ fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
+/// Prints a result of many lines.
+pub(crate) fn lines(lines: impl IntoIterator<Item: fmt::Display>) -> Result<(), Failure> {
+    let text: String = lines.into_iter().map(|line| format!("{line}\n")).collect();
+    write_result(io::stdout().lock(), &text)
+}
+
 fn write_result(mut out: impl Write, text: &str) -> Result<(), Failure> {
     let written = writeln!(out, "{}", text.trim_end_matches('\n')).and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::from_io("cannot write the result to stdout", &error))
+            Err(Failure::from_io(STDOUT_FAILED, &error))
         }
         _ => Ok(()),
     }

@@ -70,6 +70,11 @@ impl Bar {
         bar
     }
 
+    /// A bar for the cases of a test suite.
+    pub(crate) fn cases(output: Output) -> Bar {
+        Bar::new(output, ProgressBar::new(0), "[{bar:30}] {pos} of {len}, {msg}")
+    }
+
     fn new(output: Output, bar: ProgressBar, template: &str) -> Bar {
         let shown = output.shows_progress();
         let bar = if shown { bar } else { ProgressBar::hidden() };
@@ -85,6 +90,21 @@ impl Bar {
         // The total is an estimate that can be passed.
         self.bar.set_length(total.max(done));
         self.bar.set_position(done);
+    }
+
+    /// Sets the number of cases.
+    pub(crate) fn expect(&self, cases: usize) {
+        self.bar.set_length(cases as u64);
+    }
+
+    /// Counts a case.
+    pub(crate) fn count(&self) {
+        self.bar.inc(1);
+    }
+
+    /// Writes something else to the terminal meanwhile.
+    pub(crate) fn suspend(&self, write: impl FnOnce()) {
+        self.bar.suspend(write);
     }
 
     /// Sets the current message.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use whimbrel_engine::channel::{Address, ConnectError, Until, connect_once};
 use whimbrel_models::{Model, Protocol};
 use whimbrel_user::kernel::{self, Cdev, Group, HostDevice};
@@ -32,7 +32,8 @@ const MODEL_FORMS: &str = "models are serial[?ports=1|2&answers=vfio-pci|mtty], 
 const ATTEMPT: Duration = Duration::from_secs(1);
 
 /// A device, by the way to reach it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) enum Target {
     /// `group:<name>`: through its IOMMU group.
     Group(String),
@@ -225,6 +226,16 @@ impl Target {
         &self,
         options: &ClientOptions,
     ) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
+        let is_served = matches!(self, Target::VfioUser(_));
+        let (device, error) = self.device(options)?;
+        Ok((Opened { device, is_served }, error))
+    }
+
+    /// Opens the device itself like [`Target::look_at_with`].
+    pub(crate) fn device(
+        &self,
+        options: &ClientOptions,
+    ) -> whimbrel_user::Result<(Box<dyn Device>, Option<whimbrel_user::Error>)> {
         let (device, version): (Box<dyn Device>, _) = match self {
             Target::Group(name) => (Box::new(Group::find(name)?), Version::V1),
             Target::Cdev(path) => (Box::new(Cdev::open(path)?), Version::V1),
@@ -234,16 +245,34 @@ impl Target {
             },
             Target::VfioUser(socket) => (Box::new(Client::connect(socket, options)?), Version::V1),
             Target::Model(model, _) => {
-                let device = model
-                    .open(self.to_string())
-                    .map_err(|error| Failure::new(format!("'{self}' cannot be opened: {error}")))?;
+                let device = model.open(self.to_string()).map_err(|error| {
+                    whimbrel_user::Error::unusable(&self.to_string(), format!("cannot be opened: {error}"))
+                })?;
                 (Box::new(Local::new(device)), region_version(model))
             }
         };
-        let is_served = matches!(self, Target::VfioUser(_));
-        let (device, error) = region::adapt_or_keep(device, version);
-        Ok((Opened { device, is_served }, error))
+        Ok(region::adapt_or_keep(device, version))
     }
+}
+
+impl TryFrom<String> for Target {
+    type Error = WrongValue;
+
+    fn try_from(text: String) -> Result<Target, WrongValue> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> String {
+        target.to_string()
+    }
+}
+
+/// Returns the running kernel's release, such as `6.12.117+deb12-amd64`.
+pub(crate) fn kernel_release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_string()
 }
 
 /// The version of a model's migration region, if it has one. Other devices do not report it; every kernel had v1.

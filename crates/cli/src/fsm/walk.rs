@@ -8,14 +8,15 @@ use std::io::{self, Read, Seek, Write};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use whimbrel_conformance::{blocked_arc_hangs, has_blocked_arc_fix};
 use whimbrel_protocol::session::{self, Direction};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 use whimbrel_user::{DataFile, SavingRead};
 
-use super::{flag_names, hang};
+use super::flag_names;
 use crate::failure::Failure;
 use crate::output;
-use crate::target::{Opened, Target};
+use crate::target::{Opened, Target, kernel_release};
 
 /// Bytes of device state that are held at once.
 const CHUNK: usize = 1 << 20;
@@ -134,9 +135,8 @@ fn walk(target: &Target, force: bool) -> Result<Walked, Failure> {
 
 /// Returns the reason to skip requests that hang in kernels without the fix; `None` if this one is known to have it.
 fn unfixed_kernel() -> Option<String> {
-    let release = std::fs::read_to_string(hang::RELEASE).unwrap_or_default();
-    let release = release.trim();
-    (!hang::has_fix(release)).then(|| {
+    let release = kernel_release();
+    (!has_blocked_arc_fix(&release)).then(|| {
         format!("it loops forever in kernels without commit a26b499b757c, and Linux {release} is not known to have it")
     })
 }
@@ -247,9 +247,10 @@ impl Walk<'_> {
             differences: Vec::new(),
         };
         let pairs = entered.into_iter().flat_map(|from| State::ALL.map(|to| (from, to)));
-        let (last, first): (Vec<_>, Vec<_>) = pairs.partition(|&(from, to)| hang::may_hang(from, to));
+        let (last, first): (Vec<_>, Vec<_>) =
+            pairs.partition(|&(from, to)| blocked_arc_hangs(self.flags, from, to));
         for (from, to) in first.into_iter().chain(last) {
-            let hangs = self.flags.contains(MigrationFlags::PRE_COPY) && hang::may_hang(from, to);
+            let hangs = blocked_arc_hangs(self.flags, from, to);
             if let (true, Some(why)) = (hangs, unfixed) {
                 let (from, to, why) = (from.to_string(), to.to_string(), why.to_string());
                 walked.left_out.push(LeftOut { from, to, why });

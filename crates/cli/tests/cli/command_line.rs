@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use crate::support::{command, finish, keys, whimbrel};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "demo",
     "devices",
     "probe",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 16] = [
     "state",
     "reset",
     "serve",
+    "conform",
     "fsm",
     "inspect",
     "abi",
@@ -25,7 +26,7 @@ const COMMANDS: [&str; 16] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 71] = [
+const WRONG: [(&[&str], &str, &str); 80] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -47,6 +48,19 @@ const WRONG: [(&[&str], &str, &str); 71] = [
     (&["reset"], "<TARGET>", "Usage: whimbrel reset"),
     (&["serve", "serial"], "--socket <PATH>", "Usage: whimbrel serve"),
     (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
+    (&["conform"], "<TARGET>", "Usage: whimbrel conform"),
+    (&["conform", "vfio-user:a", "vfio-user:a"], "vfio-user:a is given twice", "each device once"),
+    (&["conform", "model:serial", "--only", "v3/*"], "no case matches 'v3/*'", "conform --list"),
+    (&["conform", "model:serial", "--only", "***"], "invalid pattern '***'", "--help"),
+    (
+        &["conform", "model:serial", "--level", "may"],
+        "expected one of must, should, kernel, robust",
+        "--help",
+    ),
+    (&["conform", "model:serial", "--repeat", "0"], "'--repeat <N>'", "--help"),
+    (&["conform", "model:serial", "--allow", "all"], "possible values: reset, hang", "--help"),
+    (&["conform", "model:serial", "--dry-run", "--format", "ktap"], "either text or JSON", "omit --format"),
+    (&["conform", "--list", "model:serial"], "cannot be used with", "Usage: whimbrel conform"),
     // Targets, wherever one stands.
     (&["probe", ""], "the name of the device is missing", "a TARGET is"),
     (&["probe", "vfio0"], "neither a PCI address nor a UUID", "a TARGET is"),
