@@ -31,6 +31,7 @@ pub mod report;
 mod run;
 mod section;
 pub mod sentences;
+pub mod stdin;
 mod subject;
 mod subjects;
 mod suite;

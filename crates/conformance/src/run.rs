@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::known_failures::Date;
 use crate::known_issues::{KnownIssue, danger};
 use crate::outcome::Stop;
+use crate::stdin::complaint::Complaint;
 use crate::subject::Subject;
 use crate::subjects::{Opener, Subjects};
 use crate::transcript::Transcript;
@@ -66,6 +67,23 @@ enum Ended {
     Unprepared(String),
     Panicked(String),
     Hung(String),
+}
+
+impl Ended {
+    /// Replaces the outcome by what was wrong with the program under test, if anything was.
+    fn or_complaint(self, complaint: Option<Complaint>) -> Ended {
+        match (self, complaint) {
+            (Ended::Hung(what), _) => Ended::Hung(what),
+            (_, Some(Complaint::Broken(found))) => {
+                let expected = "a program that keeps to the protocol".to_string();
+                Ended::Stopped(Stop::Failed { expected, found })
+            }
+            (Ended::Stopped(_) | Ended::Unprepared(_), Some(complaint @ Complaint::Unimplemented(_))) => {
+                Ended::Stopped(Stop::Skipped(complaint.to_string()))
+            }
+            (ended, _) => ended,
+        }
+    }
 }
 
 /// What a case's thread needs.
@@ -146,7 +164,9 @@ impl Run<'_> {
                     seed,
                     transcript: transcript.clone(),
                 };
-                self.judge(case, self.on_a_thread(seat))
+                drop(self.subjects.complaint());
+                let ended = self.on_a_thread(seat);
+                self.judge(case, ended.or_complaint(self.subjects.complaint()))
             }
         };
         let warnings: Vec<String> = self.witnesses.iter_mut().flat_map(|witness| witness.found()).collect();

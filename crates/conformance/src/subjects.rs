@@ -6,6 +6,9 @@ use std::sync::Arc;
 use whimbrel_protocol::State;
 use whimbrel_user::{Device, Error};
 
+use crate::stdin::Program;
+use crate::stdin::complaint::Complaint;
+
 /// Opens a device.
 pub type Opener = Arc<dyn Fn() -> Result<Box<dyn Device>, Error> + Send + Sync>;
 
@@ -20,6 +23,7 @@ pub struct Subjects {
     pub(crate) second: Option<(String, Opener)>,
     pub(crate) kernel: Option<String>,
     pub(crate) state_witness: Option<StateWitness>,
+    programs: Vec<Program>,
 }
 
 impl Subjects {
@@ -28,7 +32,36 @@ impl Subjects {
         name: impl Into<String>,
         open: impl Fn() -> Result<Box<dyn Device>, Error> + Send + Sync + 'static,
     ) -> Subjects {
-        Subjects { name: name.into(), open: Arc::new(open), second: None, kernel: None, state_witness: None }
+        Subjects {
+            name: name.into(),
+            open: Arc::new(open),
+            second: None,
+            kernel: None,
+            state_witness: None,
+            programs: Vec::new(),
+        }
+    }
+
+    /// Returns a program that stands for a device, started anew for each case.
+    pub fn program(program: &Program) -> Subjects {
+        let own = program.clone();
+        let subjects = Subjects::new(program.name(), move || own.open());
+        Subjects { programs: vec![program.clone()], ..subjects }
+    }
+
+    /// Adds a program as the second device. It may be the same one, which is started twice then.
+    #[must_use]
+    pub fn second_program(mut self, program: &Program) -> Subjects {
+        let own = program.clone();
+        self.programs.push(program.clone());
+        self.second(program.name(), move || own.open())
+    }
+
+    /// Takes what was wrong with a program since the last call, apart from its answers.
+    pub(crate) fn complaint(&self) -> Option<Complaint> {
+        let complaints: Vec<Complaint> = self.programs.iter().filter_map(Program::complaint).collect();
+        let broken = complaints.iter().find(|complaint| matches!(complaint, Complaint::Broken(_)));
+        broken.or(complaints.first()).cloned()
     }
 
     /// Adds a second device of the same kind.

@@ -1,0 +1,90 @@
+//! A program under test, by its command.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::process::Command;
+use std::time::Duration;
+
+use whimbrel_user::{Device, Error, Result};
+
+use super::codec::{Request, VERSION};
+use super::complaint::{Complaint, Complaints};
+use super::connection::Connection;
+use super::device::ProgramDevice;
+use super::process::Process;
+
+/// Timeout for an answer, unless another one is set.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A program that stands for a device. Each [`open`](Program::open) starts it anew, in its initial state.
+///
+/// [`Subjects::program`](crate::Subjects::program) puts it under test.
+#[derive(Clone)]
+pub struct Program {
+    name: String,
+    words: Vec<OsString>,
+    timeout: Duration,
+    complaints: Complaints,
+}
+
+impl Program {
+    /// Returns a program with its arguments, run without a shell.
+    pub fn new(
+        program: impl Into<OsString>,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Program {
+        let mut words = vec![program.into()];
+        words.extend(arguments.into_iter().map(Into::into));
+        let name = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
+        Program { name, words, timeout: TIMEOUT, complaints: Complaints::default() }
+    }
+
+    /// Returns a command for `/bin/sh`.
+    pub fn shell(command: &str) -> Program {
+        Program { name: command.to_string(), ..Program::new("/bin/sh", ["-c", command]) }
+    }
+
+    /// Sets the timeout for each answer; 10 seconds by default. The program is killed when it has elapsed.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Program {
+        Program { timeout, ..self }
+    }
+
+    /// Returns the command, for errors and reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts the program.
+    pub fn open(&self) -> Result<Box<dyn Device>> {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]);
+        let process = Process::start(command, self.timeout)
+            .map_err(|error| Error::unusable(&self.name, format!("cannot start the program: {error}")))?;
+        let connection = Connection::new(process, self.complaints.clone());
+        let hello = connection.ask(&Request::Hello).and_then(|reply| connection.number::<u32>(&reply, 0));
+        match hello {
+            Ok(VERSION) => {}
+            Ok(other) => {
+                let why = format!("the program speaks version {other} of the protocol, expected {VERSION}");
+                return Err(connection.invalid(why).of(&self.name, "hello"));
+            }
+            Err(failure) => return Err(failure.of(&self.name, "hello")),
+        }
+        Ok(Box::new(ProgramDevice::new(self.name.clone(), connection)))
+    }
+
+    /// Takes what was wrong with the program since the last call, apart from its answers.
+    pub(crate) fn complaint(&self) -> Option<Complaint> {
+        self.complaints.take()
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("words", &self.words)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
