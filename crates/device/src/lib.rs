@@ -80,6 +80,7 @@ pub use bus::irq::{InUse, Interrupts, InterruptsInUse, IrqData};
 pub use bus::{Bus, dma};
 pub use core::data_file::DataFile;
 pub use core::file::DeviceFile;
+pub use core::observe::Observed;
 pub use core::offsets::{region_offset, split_offset};
 pub use core::power::LowPowerEntry;
 pub use core::worker::Worker;

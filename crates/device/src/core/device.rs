@@ -15,6 +15,7 @@ use whimbrel_protocol::{Errno, MigrationFlags};
 use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 
 use super::ioeventfds::Ioeventfds;
+use super::observe::{Observed, Observer};
 use super::offsets::region_offset;
 use super::power::Power;
 use super::walk::Walk;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     ioeventfds: Ioeventfds,
     /// The rules for opening it: see [`Shared::open_rules`].
     open_rules: OnceLock<Box<dyn Any + Send + Sync>>,
+    observer: OnceLock<Observer>,
 }
 
 /// A device's driver, and what is known of the device.
@@ -89,6 +91,7 @@ impl Shared {
             wake: Condvar::new(),
             ioeventfds: Ioeventfds::default(),
             open_rules: OnceLock::new(),
+            observer: OnceLock::new(),
         }
     }
 
@@ -109,6 +112,18 @@ impl Shared {
     pub(crate) fn open_rules<T: Any + Default + Send + Sync>(&self) -> &T {
         let rules = self.open_rules.get_or_init(|| Box::<T>::default());
         rules.downcast_ref().expect("a device has one kind of rules for opening it")
+    }
+
+    /// Sets the observer of requests. Only the first one has an effect.
+    pub(super) fn observe(&self, observer: Observer) {
+        let _ = self.observer.set(observer);
+    }
+
+    /// Tells the observer, if any, of a request. Callers hold the core's lock, so that the order is that of the device.
+    pub(super) fn tell<'a>(&self, observed: impl FnOnce() -> Observed<'a>) {
+        if let Some(observer) = self.observer.get() {
+            observer.tell(&observed());
+        }
     }
 
     /// Returns the core for a request: opened and awake.
@@ -210,10 +225,14 @@ impl Shared {
         }
         let length = buffer.len();
         let (migration, context) = core.half(|driver| driver.migration())?;
-        match migration.read(context, buffer)? {
-            0 if context.state().is_precopy() => Err(Errno::ENOMSG),
-            read => Ok(read.min(length)),
-        }
+        let state = context.state();
+        let result = migration.read(context, buffer).and_then(|read| match read {
+            0 if state.is_precopy() => migration.temporary_end(),
+            read => Ok(read),
+        });
+        let result = result.map(|read| read.min(length));
+        self.tell(|| Observed::Read { session, state, result: result.map(|read| &buffer[..read]) });
+        result
     }
 
     pub(super) fn write_state(&self, session: u64, data: &[u8]) -> Result<usize, Errno> {
@@ -223,7 +242,10 @@ impl Shared {
             return Ok(0);
         }
         let (migration, context) = core.half(|driver| driver.migration())?;
-        migration.write(context, data).map(|written| written.min(data.len()))
+        let state = context.state();
+        let result = migration.write(context, data).map(|written| written.min(data.len()));
+        self.tell(|| Observed::Write { session, state, result: result.map(|written| &data[..written]) });
+        result
     }
 
     pub(super) fn precopy(&self, session: u64) -> Result<PrecopyReport, Errno> {
@@ -234,8 +256,11 @@ impl Shared {
         }
         core.walk.check_session(session)?;
         let (migration, context) = core.half(|driver| driver.migration())?;
-        let report = migration.precopy(context)?;
-        Ok(report.reinit(report.reinit && core.walk.precopy_info_v2))
+        let (state, result) = (context.state(), migration.precopy(context));
+        let reports_reinit = core.walk.precopy_info_v2;
+        let result = result.map(|report| report.reinit(report.reinit && reports_reinit));
+        self.tell(|| Observed::PrecopyInfo { session, state, result });
+        result
     }
 
     pub(super) fn precopy_info_v2(&self) -> bool {

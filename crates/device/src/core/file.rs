@@ -19,6 +19,7 @@ use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 
 use super::data_file::DataFile;
 use super::device::{Awake, Core, Shared};
+use super::observe::{Observed, Observer};
 use super::offsets::split_offset;
 use super::region_mmap;
 use crate::bus::Bus;
@@ -69,6 +70,13 @@ impl DeviceFile {
     /// Returns the device's outbound interface.
     pub fn bus(&self) -> &Bus {
         self.shared.bus()
+    }
+
+    /// Tells `observer` of each request that concerns migration, and of each access to a region through this file, with
+    /// its answer and in order. Only the first observer of a device has an effect. The device is locked meanwhile:
+    /// the observer must not use it.
+    pub fn observe(&self, observer: impl Fn(&Observed<'_>) + Send + Sync + 'static) {
+        self.shared.observe(Observer::new(observer));
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -201,14 +209,20 @@ impl DeviceFile {
             return Ok(0);
         }
         let core = &mut *core;
-        core.driver.read_region(&core.context, index, offset, &mut data[..count]).map(|read| read.min(count))
+        let read = core.driver.read_region(&core.context, index, offset, &mut data[..count]);
+        let (result, state, length) = (read.map(|read| read.min(count)), core.context.state(), data.len());
+        self.shared.tell(|| Observed::Region { is_write: false, state, index, offset, length, result });
+        result
     }
 
     /// Writes to a region. A write is truncated at the region's end; EINVAL past the end, for an index the device does
     /// not have, and for a region that is not writable.
     pub fn write_region(&self, index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         let mut core = self.shared.active_for_region(index)?;
-        self.shared.write(&mut core, index, offset, data)
+        let result = self.shared.write(&mut core, index, offset, data);
+        let (state, length) = (core.context.state(), data.len());
+        self.shared.tell(|| Observed::Region { is_write: true, state, index, offset, length, result });
+        result
     }
 
     /// `mmap(2)` of a part of a region: returns the file to map shared, and the part's offset in it. `length` is
@@ -288,7 +302,9 @@ impl DeviceFile {
         reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let Core { driver, walk, context, .. } = &mut *self.shared.active();
-        reset(&mut **driver, context)?;
+        let (from, result) = (context.state(), reset(&mut **driver, context));
+        self.shared.tell(|| Observed::Reset { from, result });
+        result?;
         walk.reset(context);
         self.shared.notify_worker();
         Ok(())
@@ -335,7 +351,9 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET.
     pub fn mig_state(&self) -> Result<State, Errno> {
         let core = self.shared.active();
-        core.walk.flags().map(|_| core.context.state())
+        let state = core.walk.flags().map(|_| core.context.state())?;
+        self.shared.tell(|| Observed::GetState(state));
+        Ok(state)
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
@@ -347,9 +365,15 @@ impl DeviceFile {
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
         let mut core = self.shared.active();
         let Core { walk, driver, context, .. } = &mut *core;
+        let from = context.state();
         let opened = walk.to(to, &mut **driver, context);
         self.shared.notify_worker();
         let session = walk.session();
+        let now = context.state();
+        self.shared.tell(|| {
+            let result = opened.map(|direction| direction.map(|direction| (session, direction)));
+            Observed::SetState { from, to, result, now }
+        });
         Ok(opened?.map(|direction| DataFile::new(self.shared.clone(), session, direction)))
     }
 
@@ -357,7 +381,9 @@ impl DeviceFile {
     pub fn mig_data_size(&self) -> Result<u64, Errno> {
         let mut core = self.shared.active();
         let (migration, context) = core.half(|driver| driver.migration())?;
-        migration.data_size(context)
+        let (state, result) = (context.state(), migration.data_size(context));
+        self.shared.tell(|| Observed::DataSize { state, result });
+        result
     }
 
     /// VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to REINIT. EINVAL without PRE_COPY.
@@ -367,9 +393,10 @@ impl DeviceFile {
             return Err(Errno::EINVAL);
         }
         let (migration, context) = core.half(|driver| driver.migration())?;
-        migration.enable_precopy_info_v2(context)?;
-        core.walk.precopy_info_v2 = true;
-        Ok(())
+        let result = migration.enable_precopy_info_v2(context);
+        self.shared.tell(|| Observed::PrecopyInfoV2(result));
+        core.walk.precopy_info_v2 |= result.is_ok();
+        result
     }
 
     /// Returns whether the user has opted in by [`DeviceFile::enable_precopy_info_v2`].
@@ -386,7 +413,9 @@ impl DeviceFile {
     pub fn dma_logging_start(&self, ranges: &LoggingRanges) -> Result<u64, Errno> {
         let mut core = self.shared.active();
         let (logging, context) = core.half(|driver| driver.dma_logging())?;
-        let page_size = logging.start(context, ranges)?;
+        let result = logging.start(context, ranges);
+        self.shared.tell(|| Observed::LoggingStart(result.map(drop)));
+        let page_size = result?;
         core.logged = ranges.ranges().to_vec();
         Ok(page_size)
     }
@@ -402,14 +431,18 @@ impl DeviceFile {
     pub fn dma_logging_stop(&self) -> Result<(), Errno> {
         let mut core = self.shared.active();
         let (logging, context) = core.half(|driver| driver.dma_logging())?;
-        logging.stop(context)
+        let result = logging.stop(context);
+        self.shared.tell(|| Observed::LoggingStop(result));
+        result
     }
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT.
     pub fn dma_logging_report(&self, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
         let mut core = self.shared.active();
         let (logging, context) = core.half(|driver| driver.dma_logging())?;
-        logging.report(context, report)
+        let result = logging.report(context, report);
+        self.shared.tell(|| Observed::LoggingReport(result));
+        result
     }
 
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. No effect in a state in which it

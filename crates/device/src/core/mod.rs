@@ -8,6 +8,7 @@ pub(crate) mod file;
 mod graphics;
 mod ioeventfds;
 mod low_power;
+pub(crate) mod observe;
 pub(crate) mod offsets;
 pub(crate) mod power;
 mod region_mmap;

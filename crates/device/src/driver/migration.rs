@@ -33,8 +33,14 @@ pub trait Migration {
     fn data_size(&mut self, context: &Context) -> Result<u64, Errno>;
 
     /// Reads the next bytes of the device's state, at least one, in order. 0 is the final end in STOP_COPY, and a
-    /// temporary end in PRE_COPY and PRE_COPY_P2P, which the core reports as ENOMSG, as defined in the header.
+    /// temporary end in PRE_COPY and PRE_COPY_P2P, which the core reports as [`Migration::temporary_end`].
     fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Returns the answer to a read at the temporary end of pre-copy: ENOMSG, as the header says. Some kernel drivers
+    /// (mtty, qat, hisi_acc) return 0. The result never changes.
+    fn temporary_end(&self) -> Result<usize, Errno> {
+        Err(Errno::ENOMSG)
+    }
 
     /// Takes the next bytes of a state to load, in pieces of any size, and returns the number accepted.
     ///

@@ -103,6 +103,52 @@ fn estimates_counts_reports_and_resets_are_what_the_list_says() {
 }
 
 #[test]
+fn a_read_fails_in_one_state_only() {
+    let device = accel("read after 0 in STOP_COPY: EIO once");
+    let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(data.read(&mut buffer), Ok(64));
+    device.set_mig_state(State::StopCopy).unwrap();
+    assert_eq!(data.read(&mut buffer), Err(Errno::EIO));
+    assert_eq!(data.read(&mut buffer), Ok(64));
+}
+
+#[test]
+fn the_temporary_end_is_enomsg_or_zero_and_the_end_is_zero() {
+    for (faults, expected) in [("", Err(Errno::ENOMSG)), ("temporary end: 0", Ok(0))] {
+        let device = accel(faults);
+        let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+        let mut buffer = vec![0; 64 << 10];
+        while data.precopy_info().unwrap().bytes.total() > 0 {
+            data.read(&mut buffer).unwrap();
+        }
+        assert_eq!(data.read(&mut buffer), expected, "{faults}");
+        device.set_mig_state(State::StopCopy).unwrap();
+        while data.read(&mut buffer).unwrap() > 0 {}
+        assert_eq!(data.read(&mut buffer), Ok(0), "{faults}");
+    }
+}
+
+#[test]
+fn initial_data_starts_over_for_a_user_that_has_opted_in() {
+    for opts_in in [false, true] {
+        let device = accel("reinit after 64 once; precopy: EIO once");
+        if opts_in {
+            device.enable_precopy_info_v2().unwrap();
+        }
+        let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+        assert_eq!(data.precopy_info(), Err(Errno::EIO));
+        let before = data.precopy_info().unwrap();
+        assert!(!before.reinit, "nothing was read");
+        data.read(&mut [0; 64]).unwrap();
+        let after = data.precopy_info().unwrap();
+        assert_eq!(after.reinit, opts_in);
+        assert!(!opts_in || after.bytes.dirty == 0 && after.bytes.initial > 0, "{after:?}");
+        assert!(!data.precopy_info().unwrap().reinit, "it was once");
+    }
+}
+
+#[test]
 fn a_model_that_migrates_through_a_region_fails_there_too() {
     let model: Model = "accel?protocol=v1".parse().unwrap();
     let faults: Faults = "reset: EIO".parse().unwrap();

@@ -5,10 +5,10 @@ use std::fmt;
 use whimbrel_protocol::arc::ArcError;
 use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
-use whimbrel_protocol::precopy::PrecopyReport;
+use whimbrel_protocol::precopy::{PrecopyBytes, PrecopyReport};
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 
-use super::{DataFault, FaultKind, Faults};
+use super::{DataFault, Fault, FaultKind, Faults};
 use crate::driver::{Context, DmaLogging, Driver, Migration};
 use crate::wrap::forward::forward;
 
@@ -17,16 +17,23 @@ pub struct Faulty {
     inner: Box<dyn Driver>,
     faults: Faults,
     flags: MigrationFlags,
+    /// The inner driver's temporary end of pre-copy.
+    end: Result<usize, Errno>,
     /// Bytes of the session that were read or written.
     at: u64,
+    /// The user has opted into REINIT.
+    reports_reinit: bool,
 }
 
 impl Faulty {
     /// A driver around `inner`.
     pub fn new(inner: impl Into<Box<dyn Driver>>, faults: Faults) -> Faulty {
         let mut inner = inner.into();
-        let flags = inner.migration().map_or(MigrationFlags::empty(), |half| half.flags());
-        Faulty { inner, faults, flags, at: 0 }
+        let half = inner.migration();
+        let (flags, end) = half.map_or((MigrationFlags::empty(), Err(Errno::ENOMSG)), |half| {
+            (half.flags(), half.temporary_end())
+        });
+        Faulty { inner, faults, flags, end, at: 0, reports_reinit: false }
     }
 
     fn half(&mut self) -> Result<&mut dyn Migration, Errno> {
@@ -126,8 +133,11 @@ impl Migration for Faulty {
     }
 
     fn read(&mut self, context: &Context, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let now = context.state();
         let room = self.data(buffer.len(), |kind| match kind {
-            FaultKind::Read { after, how } => Some((*after, *how)),
+            FaultKind::Read { after, state, how } if state.is_none_or(|state| state == now) => {
+                Some((*after, *how))
+            }
             _ => None,
         })?;
         if room == 0 && !buffer.is_empty() {
@@ -150,13 +160,29 @@ impl Migration for Faulty {
 
     fn precopy(&mut self, context: &Context) -> Result<PrecopyReport, Errno> {
         let told = |kind: &FaultKind| if let FaultKind::Precopy(bytes) = kind { Some(*bytes) } else { None };
-        let bytes = self.faults.take(told);
+        let bytes = self.faults.take(told).transpose()?;
         let report = self.half()?.precopy(context)?;
-        Ok(report.bytes(bytes.unwrap_or(report.bytes)))
+        let report = report.bytes(bytes.unwrap_or(report.bytes));
+        let (at, reports_reinit) = (self.at, self.reports_reinit);
+        let begins_again = self.faults.take(|kind| match kind {
+            FaultKind::Reinit { after } if reports_reinit && *after <= at => Some(()),
+            _ => None,
+        });
+        Ok(match begins_again {
+            Some(()) => report.bytes(PrecopyBytes { initial: report.bytes.total(), dirty: 0 }).reinit(true),
+            None => report,
+        })
+    }
+
+    fn temporary_end(&self) -> Result<usize, Errno> {
+        let is_zero = |fault: &Fault| matches!(fault.kind, FaultKind::ZeroAtTemporaryEnd);
+        if self.faults.iter().any(is_zero) { Ok(0) } else { self.end }
     }
 
     fn enable_precopy_info_v2(&mut self, context: &Context) -> Result<(), Errno> {
-        self.half()?.enable_precopy_info_v2(context)
+        self.half()?.enable_precopy_info_v2(context)?;
+        self.reports_reinit = true;
+        Ok(())
     }
 }
 

@@ -9,11 +9,14 @@
 //! | `read after 1MiB: EIO` | reading the state fails once that many bytes of a session were read |
 //! | `read after 1MiB: short` | each read from there on returns one byte |
 //! | `read after 1MiB: end` | the state ends there, too early |
+//! | `read after 0 in STOP_COPY: EIO` | the same in one state only |
 //! | `write after 4KiB: ENOSPC` | loading fails once that many bytes of a session were written |
 //! | `write after 4KiB: short` | each write from there on accepts one byte |
 //! | `delay STOP_COPY 200ms` | entering the state is delayed |
 //! | `size: 100GiB`, `size: EIO` | the reply to VFIO_DEVICE_FEATURE_MIG_DATA_SIZE |
-//! | `precopy: initial 5 dirty 0` | the reply to VFIO_MIG_GET_PRECOPY_INFO |
+//! | `precopy: initial 5 dirty 0`, `precopy: EIO` | the reply to VFIO_MIG_GET_PRECOPY_INFO |
+//! | `reinit after 1MiB` | it reports REINIT from there on: all remaining data counts as initial data |
+//! | `temporary end: 0` | the temporary end of pre-copy is 0, as some kernel drivers have it, not ENOMSG |
 //! | `log report: EIO` | a dirty page report fails |
 //! | `reset: EIO` | a reset fails |
 //!
@@ -90,6 +93,8 @@ pub enum FaultKind {
     Read {
         /// Bytes.
         after: u64,
+        /// The state in which it fails. `None` stands for any.
+        state: Option<State>,
         /// The fault of the data.
         how: DataFault,
     },
@@ -110,7 +115,15 @@ pub enum FaultKind {
     /// The reply to VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, in bytes.
     Size(Result<u64, Errno>),
     /// The reply to VFIO_MIG_GET_PRECOPY_INFO, in bytes.
-    Precopy(PrecopyBytes),
+    Precopy(Result<PrecopyBytes, Errno>),
+    /// VFIO_MIG_GET_PRECOPY_INFO reports REINIT once this many bytes of a session were read: all remaining data counts
+    /// as initial data.
+    Reinit {
+        /// Bytes.
+        after: u64,
+    },
+    /// A read at the temporary end of pre-copy returns 0 instead of ENOMSG.
+    ZeroAtTemporaryEnd,
     /// A dirty page report fails.
     LogReport(Errno),
     /// A reset fails.

@@ -58,6 +58,12 @@ impl FromStr for Fault {
             ["arc", path, name, "broken"] => arc(path, name, true).ok_or_else(form)?,
             ["read", "after", bytes, how] => Ok(FaultKind::Read {
                 after: size(bytes.strip_suffix(':').ok_or_else(form)?)?,
+                state: None,
+                how: data_fault(how)?,
+            }),
+            ["read", "after", bytes, "in", name, how] => Ok(FaultKind::Read {
+                after: size(bytes)?,
+                state: state(name.strip_suffix(':').ok_or_else(form)?)?,
                 how: data_fault(how)?,
             }),
             ["write", "after", bytes, how] if how != "end" => Ok(FaultKind::Write {
@@ -73,8 +79,11 @@ impl FromStr for Fault {
                 Err(_) => Ok(size(text)?),
             })),
             ["precopy:", "initial", initial, "dirty", dirty] => {
-                Ok(FaultKind::Precopy(PrecopyBytes { initial: size(initial)?, dirty: size(dirty)? }))
+                Ok(FaultKind::Precopy(Ok(PrecopyBytes { initial: size(initial)?, dirty: size(dirty)? })))
             }
+            ["precopy:", name] => Ok(FaultKind::Precopy(Err(errno(name)?))),
+            ["reinit", "after", bytes] => Ok(FaultKind::Reinit { after: size(bytes)? }),
+            ["temporary", "end:", "0"] => Ok(FaultKind::ZeroAtTemporaryEnd),
             ["log", "report:", name] => Ok(FaultKind::LogReport(errno(name)?)),
             ["reset:", name] => Ok(FaultKind::Reset(errno(name)?)),
             _ => return Err(form()),
@@ -133,7 +142,10 @@ impl fmt::Display for Fault {
                 let broken = if *broken { " broken" } else { "" };
                 write!(f, "arc {}->{}: {errno:?}{broken}", name(from), name(to))?;
             }
-            FaultKind::Read { after, how } => write!(f, "read after {after}: {how}")?,
+            FaultKind::Read { after, state: None, how } => write!(f, "read after {after}: {how}")?,
+            FaultKind::Read { after, state: Some(state), how } => {
+                write!(f, "read after {after} in {state}: {how}")?;
+            }
             FaultKind::Write { after, how } => write!(f, "write after {after}: {how}")?,
             FaultKind::Delay { to, time } => {
                 let time = humantime::format_duration(*time).to_string().replace(' ', "");
@@ -141,9 +153,12 @@ impl fmt::Display for Fault {
             }
             FaultKind::Size(Ok(size)) => write!(f, "size: {size}")?,
             FaultKind::Size(Err(errno)) => write!(f, "size: {errno:?}")?,
-            FaultKind::Precopy(bytes) => {
+            FaultKind::Precopy(Ok(bytes)) => {
                 write!(f, "precopy: initial {} dirty {}", bytes.initial, bytes.dirty)?;
             }
+            FaultKind::Precopy(Err(errno)) => write!(f, "precopy: {errno:?}")?,
+            FaultKind::Reinit { after } => write!(f, "reinit after {after}")?,
+            FaultKind::ZeroAtTemporaryEnd => f.write_str("temporary end: 0")?,
             FaultKind::LogReport(errno) => write!(f, "log report: {errno:?}")?,
             FaultKind::Reset(errno) => write!(f, "reset: {errno:?}")?,
         }
@@ -183,7 +198,11 @@ mod tests {
             ("delay * 1s500ms", "delay * 1s500ms"),
             ("size: 100GiB", "size: 107374182400"),
             ("size: EIO once", "size: EIO once"),
+            ("read after 4KiB in STOP_COPY: ENOMSG", "read after 4096 in STOP_COPY: ENOMSG"),
             ("precopy: initial 5 dirty 0", "precopy: initial 5 dirty 0"),
+            ("precopy: EIO", "precopy: EIO"),
+            ("reinit after 1KiB once", "reinit after 1024 once"),
+            ("temporary end: 0", "temporary end: 0"),
             ("log report: EIO", "log report: EIO"),
             ("reset: EIO 2 times", "reset: EIO 2 times"),
         ];
