@@ -36,6 +36,7 @@ mod subject;
 mod subjects;
 mod suite;
 mod transcript;
+pub mod user;
 mod verdict;
 pub mod witness;
 

@@ -76,7 +76,7 @@ pub enum Observed<'a> {
     LoggingReport(Result<(), Errno>),
     /// A read or write of a region.
     Region {
-        /// Whether it is a write.
+        /// True for a write.
         is_write: bool,
         /// The state.
         state: State,

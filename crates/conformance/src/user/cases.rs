@@ -1,0 +1,331 @@
+//! The cases for users, by section. Faults are those of `whimbrel_device::wrap::fault`.
+
+use whimbrel_protocol::MigrationFlags;
+
+use super::met::Met;
+use super::rules;
+use super::user_case::{Role, Rule, UserCase};
+use crate::case::Level;
+
+const fn source(level: Level, id: &'static str, sentence: &'static str, rule: Rule) -> UserCase {
+    UserCase::new(Role::Source, level, id, sentence, rule)
+}
+
+const fn destination(level: Level, id: &'static str, sentence: &'static str, rule: Rule) -> UserCase {
+    UserCase::new(Role::Destination, level, id, sentence, rule)
+}
+
+const ENTERING_STOP_COPY_FAILS: &str = "arc *->STOP_COPY: EIO";
+const STOPPING_FAILS: &str = "arc RUNNING_P2P->STOP: EIO; arc RUNNING->STOP: EIO; arc PRE_COPY_P2P->STOP_COPY: EIO; \
+                              arc PRE_COPY->STOP_COPY: EIO";
+const BREAKS_AT_STOP_COPY: &str = "arc *->STOP_COPY: EIO broken";
+const STOP_COPY_ALONE: MigrationFlags = MigrationFlags::STOP_COPY;
+
+const WHOLE: &str = "End of stream on the FD indicates the entire device state has been transferred.";
+const CURRENT_STATE: &str = "If this function fails then current device_state may be the original operating state or \
+                             some other state along the combination transition path.";
+const RECOVERY: &str = "The user can then decide if it should execute a VFIO_DEVICE_RESET, attempt to return to the \
+                        original state, or attempt to return to some other state such as RUNNING or STOP.";
+const ANY_STEP: &str = "When working with combination arcs the user may see any step along the path in the device_state \
+                        if SET_STATE fails.";
+const RESET: &str =
+    "To recover from ERROR VFIO_DEVICE_RESET must be used to return the device_state back to RUNNING.";
+const INVALID_DATA: &str = "If the user provided data is found to be incomplete, inconsistent, or otherwise invalid, the \
+                            migration driver must fail the SET_STATE ioctl and optionally go to the ERROR state as \
+                            described below.";
+const ABORT: &str = "To abort a RESUMING session the device must be reset.";
+const OPAQUE: &str = "The user must consider the migration data stream carried over the FD to be opaque and must preserve \
+                      the byte order of the stream.";
+const SINGLE_FD: &str = "The data stream fed into the data_fd should be taken from the data transfer output of a single FD \
+                         during saving from a compatible device.";
+const ESTIMATES: &str = "Userspace may use the combination of these fields to estimate the potential data size available \
+                         during the PRE_COPY phases, as well as trends relative to the rate the device is dirtying its \
+                         internal state, but these fields are not required to have any bearing relative to the data size \
+                         available during the STOP_COPY phase.";
+const SIZE: &str = "Upon VFIO_DEVICE_FEATURE_GET read back the estimated data length that will be required to complete stop \
+                    copy.";
+const OPTIONAL: &str =
+    "The optional states cannot be used with SET_STATE if the device does not support them.";
+
+/// The cases, by section. Each section begins with how a failed request is taken, and ends with what must not be done.
+const ALL: &[&[UserCase]] = &[STATE, ERROR, DATA_FD, PRE_COPY, REGIONS, DIRTY];
+
+const STATE: &[UserCase] = &[
+    source(
+        Level::Must,
+        "user/state/failed-set-is-not-done",
+        CURRENT_STATE,
+        rules::failed_set_is_not_taken_as_done,
+    )
+    .faults(ENTERING_STOP_COPY_FAILS, Met::FailedSet),
+    source(Level::Should, "user/state/recovery", RECOVERY, rules::failure_leaves_it_running)
+        .faults(ENTERING_STOP_COPY_FAILS, Met::FailedSet),
+    source(Level::Should, "user/state/recovery-from-pre-copy", RECOVERY, rules::failure_leaves_it_running)
+        .faults("arc *->PRE_COPY: EIO; arc *->PRE_COPY_P2P: EIO", Met::FailedSet),
+    source(Level::Should, "user/state/recovery-once", RECOVERY, rules::failure_leaves_it_running)
+        .faults("arc *->STOP_COPY: EIO once", Met::FailedSet),
+    source(Level::Should, "user/state/any-step-along-the-path", ANY_STEP, rules::failure_leaves_it_running)
+        .faults(STOPPING_FAILS, Met::FailedSet),
+    source(
+        Level::Robust,
+        "user/state/stays-stopped",
+        "A device that does not run again after the state was read is not reported as running: the program fails, and names \
+         the state that the device is in.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO; arc RUNNING_P2P->RUNNING: EIO", Met::FailedSet),
+    source(
+        Level::Robust,
+        "user/state/retry",
+        "A request that fails each time is made at most 16 times.",
+        rules::does_not_retry_without_end,
+    )
+    .faults(STOPPING_FAILS, Met::FailedSet),
+    source(
+        Level::Must,
+        "user/state/slow-arcs",
+        "The kernel migration driver must fully transition the device to the new state value before the operation returns to \
+         the user.",
+        rules::succeeds,
+    )
+    .faults("delay * 100ms", Met::Always),
+    source(Level::Must, "user/state/optional-states", OPTIONAL, rules::requests_supported_states_only)
+        .flags(STOP_COPY_ALONE),
+    destination(
+        Level::Must,
+        "user/state/optional-states-at-the-destination",
+        OPTIONAL,
+        rules::requests_supported_states_only,
+    )
+    .flags(STOP_COPY_ALONE),
+    source(
+        Level::Must,
+        "user/state/error-is-not-requested",
+        "ERROR cannot be specified as a device state, however any transition request can be failed with an errno return and \
+         may then move the device_state into ERROR.",
+        rules::does_not_request_error,
+    )
+    .faults(STOPPING_FAILS, Met::FailedSet),
+    source(
+        Level::Must,
+        "user/state/no-return-to-pre-copy",
+        "These arcs are not permitted and return error if requested.",
+        rules::does_not_return_to_pre_copy,
+    )
+    .faults("read after 0 in STOP_COPY: EIO", Met::PreCopy),
+    destination(Level::Should, "user/state/resuming-fails", RECOVERY, rules::failure_is_reported)
+        .faults("arc *->RESUMING: EIO", Met::FailedSet),
+    destination(Level::Must, "user/state/invalid-data", INVALID_DATA, rules::failure_is_reported)
+        .faults("arc RESUMING->STOP: EINVAL", Met::FailedSet),
+    destination(Level::Must, "user/state/abort-of-resuming", ABORT, rules::resuming_is_aborted_by_reset)
+        .faults("arc RESUMING->STOP: EINVAL", Met::FailedSet),
+    destination(
+        Level::Robust,
+        "user/state/does-not-run",
+        "A device that has taken a state, and does not run, is not reported as running.",
+        rules::success_means_running,
+    )
+    .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO", Met::FailedSet),
+    destination(
+        Level::Robust,
+        "user/state/retry-at-the-destination",
+        "A request that fails each time is made at most 16 times.",
+        rules::does_not_retry_without_end,
+    )
+    .faults("arc RESUMING->STOP: EINVAL", Met::FailedSet),
+];
+
+const ERROR: &[UserCase] = &[
+    source(Level::Must, "user/error/reset", RESET, rules::error_is_reset)
+        .faults(BREAKS_AT_STOP_COPY, Met::InError),
+    source(Level::Must, "user/error/reset-after-stop", RESET, rules::error_is_reset)
+        .faults("arc *->STOP: EIO broken; arc PRE_COPY_P2P->STOP_COPY: EIO broken", Met::InError),
+    source(Level::Must, "user/error/reset-after-saving", RESET, rules::error_is_reset)
+        .faults("arc STOP_COPY->STOP: EIO broken", Met::InError),
+    source(Level::Must, "user/error/is-no-success", WHOLE, rules::failure_is_reported)
+        .faults(BREAKS_AT_STOP_COPY, Met::InError),
+    source(
+        Level::Robust,
+        "user/error/reset-fails",
+        "A device in ERROR that cannot be reset is given up: the program fails, and names the state.",
+        rules::lost_device_is_told,
+    )
+    .faults("arc *->STOP_COPY: EIO broken; reset: EIO", Met::InError),
+    destination(Level::Must, "user/error/reset-of-a-destination", RESET, rules::error_is_reset)
+        .faults("arc STOP->RESUMING: EIO broken", Met::InError),
+    destination(Level::Must, "user/error/reset-after-loading", RESET, rules::error_is_reset)
+        .faults("arc RESUMING->STOP: EIO broken", Met::InError),
+    destination(
+        Level::Robust,
+        "user/error/reset-of-a-destination-fails",
+        "A device in ERROR that cannot be reset is given up: the program fails, and names the state.",
+        rules::lost_device_is_told,
+    )
+    .faults("arc RESUMING->STOP: EIO broken; reset: EIO", Met::InError),
+];
+
+const DATA_FD: &[UserCase] = &[
+    source(Level::Must, "user/data-fd/end-of-stream", WHOLE, rules::succeeds),
+    source(Level::Must, "user/data-fd/short-reads", WHOLE, rules::succeeds).faults("read after 4KiB: short", Met::Always),
+    source(Level::Must, "user/data-fd/failed-read", WHOLE, rules::failure_is_reported)
+        .faults("read after 4KiB in STOP_COPY: EIO", Met::FailedData)
+        .flags(STOP_COPY_ALONE),
+    source(Level::Must, "user/data-fd/failed-first-read", WHOLE, rules::failure_is_reported)
+        .faults("read after 0 in STOP_COPY: EIO", Met::FailedData),
+    source(Level::Should, "user/data-fd/recovery", RECOVERY, rules::failure_leaves_it_running)
+        .faults("read after 4KiB in STOP_COPY: EIO", Met::FailedData)
+        .flags(STOP_COPY_ALONE),
+    source(
+        Level::Must,
+        "user/data-fd/enomsg-in-stop-copy",
+        "ENOMSG may not be returned in STOP_COPY.",
+        rules::failure_is_reported,
+    )
+    .faults("read after 4KiB in STOP_COPY: ENOMSG", Met::ToldFailedRead)
+    .flags(STOP_COPY_ALONE),
+    source(
+        Level::Robust,
+        "user/data-fd/retry",
+        "A read that fails each time is made at most 16 times.",
+        rules::does_not_retry_without_end,
+    )
+    .faults("read after 4KiB in STOP_COPY: EIO", Met::FailedData),
+    source(Level::Should, "user/data-fd/estimate-of-nothing", SIZE, rules::succeeds).faults("size: 0", Met::DataSize),
+    source(Level::Should, "user/data-fd/huge-estimate", SIZE, rules::failure_leaves_it_running)
+        .faults("size: 1024PiB", Met::DataSize),
+    source(Level::Should, "user/data-fd/no-estimate", SIZE, rules::failure_leaves_it_running)
+        .faults("size: EIO", Met::DataSize),
+    destination(
+        Level::Should,
+        "user/data-fd/short-writes",
+        "The user is not required to preserve buffer segmentation when writing the data stream during the RESUMING operation.",
+        rules::succeeds,
+    )
+    .faults("write after 4KiB: short", Met::Always),
+    destination(Level::Must, "user/data-fd/failed-write", ABORT, rules::resuming_is_aborted_by_reset)
+        .faults("write after 4KiB: EIO", Met::FailedData),
+    destination(Level::Must, "user/data-fd/write-failed-once", ABORT, rules::resuming_is_aborted_by_reset)
+        .faults("write after 4KiB: EIO once", Met::FailedData),
+    destination(
+        Level::Robust,
+        "user/data-fd/retry-at-the-destination",
+        "A write that fails each time is made at most 16 times.",
+        rules::does_not_retry_without_end,
+    )
+    .faults("write after 4KiB: EIO", Met::FailedData),
+    destination(Level::Must, "user/data-fd/byte-order", OPAQUE, rules::destination_gets_the_same_bytes).both(),
+    source(Level::Should, "user/data-fd/single-fd", SINGLE_FD, rules::source_sends_one_session)
+        .faults("read after 4KiB: EIO once", Met::FailedData)
+        .both(),
+];
+
+const PRE_COPY: &[UserCase] = &[
+    source(
+        Level::Should,
+        "user/pre-copy/temporary-end",
+        "During pre-copy the migration data FD has a temporary \"end of stream\" that is reached when both initial_bytes and \
+         dirty_byte are zero.",
+        rules::succeeds,
+    )
+    .met(Met::TemporaryEnd),
+    source(
+        Level::Kernel,
+        "user/pre-copy/temporary-end-of-zero",
+        "Some drivers return 0 at the temporary end, not ENOMSG: mtty, qat, hisi_acc (mtty_save_read() in \
+         samples/vfio-mdev/mtty.c).",
+        rules::succeeds,
+    )
+    .faults("temporary end: 0", Met::TemporaryEnd),
+    source(
+        Level::Robust,
+        "user/pre-copy/early-temporary-end",
+        "A temporary end before the reported data was read does not stop the migration for ever.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("read after 4KiB in PRE_COPY: ENOMSG; read after 4KiB in PRE_COPY_P2P: ENOMSG", Met::TemporaryEnd),
+    source(
+        Level::Should,
+        "user/pre-copy/initial-bytes",
+        "It is recommended to leave PRE_COPY for STOP_COPY only after this field reaches zero.",
+        rules::initial_data_is_read_first,
+    )
+    .met(Met::PrecopyInfo),
+    source(
+        Level::Should,
+        "user/pre-copy/reinit",
+        "The presence of the VFIO_PRECOPY_INFO_REINIT output flag indicates that new initial data is present on the stream.",
+        rules::reinit_is_followed,
+    )
+    .faults("reinit after 4KiB 2 times", Met::Reinit),
+    source(Level::Should, "user/pre-copy/estimates-of-nothing", ESTIMATES, rules::succeeds)
+        .faults("precopy: initial 0 dirty 0", Met::PrecopyInfo),
+    source(Level::Robust, "user/pre-copy/huge-estimates",
+        "A device that always reports more data than it has does not hold the migration for ever.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("precopy: initial 1024PiB dirty 1024PiB", Met::PrecopyInfo),
+    source(
+        Level::Robust,
+        "user/pre-copy/no-estimates",
+        "An error of VFIO_MIG_GET_PRECOPY_INFO does not cost the guest its device.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("precopy: EIO", Met::PrecopyInfo),
+    source(Level::Should, "user/pre-copy/failed-read", RECOVERY, rules::failure_leaves_it_running)
+        .faults("read after 4KiB in PRE_COPY: EIO", Met::FailedData),
+    source(Level::Must, "user/pre-copy/end-is-not-taken", WHOLE, rules::success_means_whole)
+        .faults("read after 0 in STOP_COPY: EIO", Met::PreCopy),
+];
+
+const REGIONS: &[UserCase] = &[
+    source(
+        Level::Should,
+        "user/regions/stop-copy",
+        "The user should take steps to restrict access to vfio device regions while the device is in STOP_COPY or risk \
+         corruption of the device migration data stream.",
+        rules::regions_rest_in_stop_copy,
+    ),
+    source(
+        Level::Must,
+        "user/regions/stop",
+        "Like while in STOP or STOP_COPY the user must not touch the device, otherwise the state can be exited.",
+        rules::regions_rest_while_stopped,
+    ),
+    destination(
+        Level::Kernel,
+        "user/regions/resuming",
+        "A device in RESUMING is loading a new internal state, and its regions are not used (enum vfio_device_mig_state in \
+         include/uapi/linux/vfio.h).",
+        rules::regions_rest_in_resuming,
+    ),
+];
+
+const DIRTY: &[UserCase] = &[
+    source(
+        Level::Must,
+        "user/dirty/single-start",
+        "Another start is not allowed in the meantime.",
+        rules::logging_is_started_once,
+    )
+    .met(Met::Logging),
+    source(
+        Level::Should,
+        "user/dirty/failed-report",
+        "If any error is returned userspace should assume that the dirty log is corrupted.",
+        rules::corrupted_log_is_not_used,
+    )
+    .faults("log report: EIO once", Met::FailedReport),
+    source(
+        Level::Should,
+        "user/dirty/recovery",
+        "Error recovery is to consider all memory dirty and try to restart the dirty tracking, or to abort/restart the whole \
+         migration.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("log report: EIO", Met::FailedReport),
+];
+
+/// Returns all cases for users, by section.
+pub fn cases() -> impl Iterator<Item = &'static UserCase> + Clone {
+    ALL.iter().flat_map(|cases| cases.iter())
+}

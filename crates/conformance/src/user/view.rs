@@ -1,0 +1,159 @@
+//! One side of a record: the requests at the source's or the destination's device, and what follows from them.
+
+use whimbrel_protocol::session::Direction;
+use whimbrel_protocol::{Errno, MigrationFlags, State};
+
+use super::record::{Exit, Record, Request, Socket, Step};
+use super::user_case::Role;
+
+/// What a rule looks at.
+pub(crate) struct View<'a> {
+    record: &'a Record,
+    role: Role,
+    steps: Vec<&'a Step>,
+}
+
+/// The life of one data file.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) number: u64,
+    /// The bytes that were read or written.
+    pub(crate) bytes: Vec<u8>,
+    /// The errno of the last read or write that has failed, but for a temporary end.
+    pub(crate) failed: Option<Errno>,
+    /// The state was read to its end in STOP_COPY, or the device has taken the written one.
+    pub(crate) is_whole: bool,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(record: &'a Record, role: Role) -> View<'a> {
+        let socket = match role {
+            Role::Destination if record.has_second => Socket::Second,
+            Role::Source | Role::Destination => Socket::First,
+        };
+        let steps = record.steps.iter().filter(|step| step.socket == socket).collect();
+        View { record, role, steps }
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.role
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        self.record.exit
+    }
+
+    pub(crate) fn flags(&self) -> MigrationFlags {
+        self.record.flags
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.record.is_cut
+    }
+
+    /// Returns the view of the other device; `None` if the program has a single one.
+    pub(crate) fn other(&self) -> Option<View<'a>> {
+        let role = match self.role {
+            Role::Source => Role::Destination,
+            Role::Destination => Role::Source,
+        };
+        self.record.has_second.then(|| View::new(self.record, role))
+    }
+
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &'a Step> + '_ {
+        self.steps.iter().copied()
+    }
+
+    pub(crate) fn requests(&self) -> impl Iterator<Item = &'a Request> + '_ {
+        self.steps().map(|step| &step.request)
+    }
+
+    /// Returns the state in which the device is left.
+    pub(crate) fn last_state(&self) -> State {
+        self.requests().fold(State::Running, |state, request| match request {
+            Request::GetState(state) => *state,
+            Request::SetState { now, .. } => *now,
+            Request::Reset { result: Ok(()), .. } => State::Running,
+            _ => state,
+        })
+    }
+
+    /// Returns whether the program's output names a state, in the header's spelling.
+    pub(crate) fn says(&self, state: State) -> bool {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        self.record.said.split(|c| !is_part(c)).any(|word| word == state.name())
+    }
+
+    /// Returns whether the program speaks our migration extensions to vfio-user, in which alone these requests exist.
+    pub(crate) fn uses_extensions(&self) -> bool {
+        let is_extension = |request: &Request| {
+            let sees_p2p =
+                matches!(request, Request::SetState { to: State::RunningP2p | State::PreCopyP2p, .. });
+            let asks = matches!(request, Request::DataSize(_) | Request::PrecopyInfo { .. });
+            sees_p2p || asks || matches!(request, Request::PrecopyInfoV2(_))
+        };
+        self.requests().any(is_extension)
+    }
+
+    /// Returns the data files that save, or those that load a state, in order.
+    pub(crate) fn sessions(&self) -> Vec<Session> {
+        let wanted = match self.role {
+            Role::Source => Direction::Saving,
+            Role::Destination => Direction::Resuming,
+        };
+        let mut sessions: Vec<Session> = Vec::new();
+        for request in self.requests() {
+            match request {
+                Request::SetState { result: Ok(Some((number, direction))), .. } if *direction == wanted => {
+                    sessions.push(Session {
+                        number: *number,
+                        bytes: Vec::new(),
+                        failed: None,
+                        is_whole: false,
+                    });
+                }
+                Request::SetState { from: State::Resuming, now, .. } if wanted == Direction::Resuming => {
+                    let is_taken = !matches!(now, State::Resuming | State::Error);
+                    if let Some(session) = sessions.last_mut().filter(|_| is_taken) {
+                        session.is_whole = true;
+                    }
+                }
+                Request::Read { session, state, result } if wanted == Direction::Saving => {
+                    if let Some(found) = sessions.iter_mut().find(|found| found.number == *session) {
+                        found.read(*state, result);
+                    }
+                }
+                Request::Write { session, result, .. } if wanted == Direction::Resuming => {
+                    if let Some(found) = sessions.iter_mut().find(|found| found.number == *session) {
+                        match result {
+                            Ok(bytes) => found.bytes.extend_from_slice(bytes),
+                            Err(errno) => found.failed = Some(*errno),
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        sessions
+    }
+}
+
+impl Session {
+    fn read(&mut self, state: State, result: &Result<Vec<u8>, Errno>) {
+        match result {
+            Ok(bytes) if bytes.is_empty() => self.is_whole |= state == State::StopCopy,
+            Ok(bytes) => self.bytes.extend_from_slice(bytes),
+            Err(Errno::ENOMSG) if state.is_precopy() => {}
+            Err(errno) => self.failed = Some(*errno),
+        }
+    }
+}
+
+/// Returns whether a request is a read at the temporary end of pre-copy, with either answer.
+pub(crate) fn is_temporary_end(request: &Request) -> bool {
+    match request {
+        Request::Read { state, result: Ok(bytes), .. } => state.is_precopy() && bytes.is_empty(),
+        Request::Read { state, result: Err(Errno::ENOMSG), .. } => state.is_precopy(),
+        _ => false,
+    }
+}
