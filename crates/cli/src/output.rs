@@ -104,6 +104,9 @@ fn pretty(value: &impl Serialize) -> String {
 /// Prints a result of many lines.
 pub(crate) fn lines(lines: impl IntoIterator<Item: fmt::Display>) -> Result<(), Failure> {
     let text: String = lines.into_iter().map(|line| format!("{line}\n")).collect();
+    if text.is_empty() {
+        return Ok(());
+    }
     write_result(io::stdout().lock(), &text)
 }
 

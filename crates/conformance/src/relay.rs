@@ -10,6 +10,7 @@ use crate::case::Case;
 use crate::config::Config;
 use crate::known_failures::Date;
 use crate::known_issues::danger;
+use crate::run::NOTHING_SELECTED;
 use crate::verdict::{CaseResult, Event, Summary, Verdict};
 
 /// The events of a run whose cases run in other processes.
@@ -34,9 +35,14 @@ pub struct Relay<'a> {
 impl<'a> Relay<'a> {
     /// Begins a run with these settings.
     pub fn new(config: &'a Config, told: &'a mut dyn FnMut(&Event)) -> Relay<'a> {
+        let planned = config.planned();
+        let mut summary = Summary::default();
+        if planned.is_empty() {
+            summary.untestable = Some(NOTHING_SELECTED.to_string());
+        }
         Relay {
             config,
-            planned: config.planned(),
+            planned,
             told,
             kernel: None,
             has_begun: false,
@@ -45,7 +51,7 @@ impl<'a> Relay<'a> {
             lost: None,
             notices: HashSet::new(),
             reported: HashSet::new(),
-            summary: Summary::default(),
+            summary,
         }
     }
 

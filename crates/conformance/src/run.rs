@@ -22,6 +22,9 @@ use crate::transcript::Transcript;
 use crate::verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
 use crate::witness::Witness;
 
+/// Why a run without cases has tested nothing.
+pub(crate) const NOTHING_SELECTED: &str = "no case is selected";
+
 /// Runs the suite, and reports each event.
 pub fn run_suite(
     subjects: &Subjects,
@@ -117,7 +120,7 @@ impl Run<'_> {
             cases: planned.len(),
         }));
         if planned.is_empty() {
-            self.summary.untestable = Some("no case is selected".to_string());
+            self.summary.untestable = Some(NOTHING_SELECTED.to_string());
         }
         for text in self.witnesses.iter().filter_map(|witness| witness.notice()) {
             (self.told)(&Event::Notice { text });
@@ -340,7 +343,7 @@ impl Seat {
         let Seat { case, features, subjects, config, seed, transcript } = self;
         let may_reset = config.allow_reset && features.can_reset;
         let subject = |open: &Opener, name: &'static str| {
-            let device = opened(open, may_reset)?;
+            let device = transcript.during("opening the device", || opened(open, may_reset))?;
             let flags = features.flags.unwrap_or(whimbrel_protocol::MigrationFlags::empty());
             let witness = subjects.state_witness.clone().filter(|_| name.is_empty());
             Ok::<_, String>(Subject::new(

@@ -48,6 +48,14 @@ impl Transcript {
         result
     }
 
+    /// Does something that belongs to no request, but may hang likewise.
+    pub(crate) fn during<T>(&self, what: &str, make: impl FnOnce() -> T) -> T {
+        self.0.lock().pending = Some(what.to_string());
+        let result = make();
+        self.0.lock().pending = None;
+        result
+    }
+
     /// Returns the lines of the list: a request each, repeated ones counted.
     pub(crate) fn lines(&self) -> Vec<String> {
         let steps = self.0.lock();

@@ -262,6 +262,9 @@ impl fmt::Display for Summary {
         if let Some(why) = &self.untestable {
             return write!(f, "nothing could be tested: {why}");
         }
+        if self.tested_nothing() {
+            write!(f, "nothing could be tested: ")?;
+        }
         write!(f, "{} passed, {} failed", self.passed, self.failed)?;
         let others = [
             (self.hung, "hung"),

@@ -4,13 +4,15 @@ mod cases;
 mod report;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
-use whimbrel_conformance::{Config, KnownFailures, Level, Pattern, Planned, cases as suite};
+use whimbrel_conformance::{
+    Case, Config, KnownFailures, KnownFailuresError, Level, Pattern, Planned, cases as suite, sentences,
+};
 
 use self::report::Format;
 use crate::failure::Failure;
@@ -31,7 +33,7 @@ pub(crate) use self::cases::{Arguments as CasesArguments, run as run_cases};
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it)
-    #[arg(value_name = "TARGET", required_unless_present = "list")]
+    #[arg(value_name = "TARGET", required_unless_present_any = ["list", "sentences"])]
     target: Option<Target>,
     /// A second device of the same kind, for cases that move a state. A model may be given twice
     #[arg(value_name = "SECOND")]
@@ -39,6 +41,10 @@ pub(crate) struct Arguments {
     /// List the selected cases with their sentences, without a device
     #[arg(long, conflicts_with_all = ["dry_run", "target"])]
     list: bool,
+    /// Compare a header, such as /usr/include/linux/vfio.h, with the suite: sentences that no case covers, and those that
+    /// have changed
+    #[arg(long, value_name = "HEADER", conflicts_with_all = ["list", "dry_run", "target"])]
+    sentences: Option<PathBuf>,
     /// List the cases that would run or be skipped on this device, and why, without running them
     #[arg(long)]
     dry_run: bool,
@@ -51,7 +57,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Write the report to this file, and text to stderr
-    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["list", "dry_run"])]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["list", "sentences", "dry_run"])]
     output: Option<PathBuf>,
     /// Also print the cases that passed or were skipped, in the text
     #[arg(long)]
@@ -109,7 +115,8 @@ Examples:
   whimbrel conform 0000:3b:00.2 0000:3b:00.3 --known-failures failures.toml
   whimbrel conform vfio-user:/run/accel --format ktap --output report.ktap
   whimbrel conform model:serial model:serial --only 'v2/data-fd/*'
-  whimbrel conform --list --level must";
+  whimbrel conform --list --level must
+  whimbrel conform --sentences /usr/include/linux/vfio.h";
 
 fn parse_level(text: &str) -> Result<Level, String> {
     Level::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
@@ -169,6 +176,10 @@ impl Settings {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Failure> {
+    if let Some(header) = &arguments.sentences {
+        compare(header, output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let format = format(arguments, output)?;
     arguments.settings.check_patterns()?;
     let Some(target) = &arguments.target else {
@@ -177,7 +188,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
     };
     let targets: Vec<Target> = std::iter::once(target).chain(&arguments.second).cloned().collect();
     check_distinct(&targets)?;
-    let known_failures = arguments.known_failures.as_ref().map(read_known_failures).transpose()?;
+    let known_failures = arguments.known_failures.as_deref().map(read_known_failures).transpose()?;
     if let Some(path) = &arguments.settings.stream {
         // The process that runs the cases reads it.
         std::fs::File::open(path)
@@ -211,7 +222,7 @@ fn format(arguments: &Arguments, output: Output) -> Result<Format, Failure> {
 }
 
 /// Reads the list of known failures, and returns its text.
-fn read_known_failures(path: &PathBuf) -> Result<String, Failure> {
+fn read_known_failures(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
     parse_known_failures(&text)
@@ -219,8 +230,17 @@ fn read_known_failures(path: &PathBuf) -> Result<String, Failure> {
         .map(|_| text)
 }
 
-fn parse_known_failures(text: &str) -> Result<KnownFailures, whimbrel_conformance::KnownFailuresError> {
-    KnownFailures::parse(text, suite().map(whimbrel_conformance::Case::id))
+fn parse_known_failures(text: &str) -> Result<KnownFailures, KnownFailuresError> {
+    KnownFailures::parse(text, suite().map(Case::id))
+}
+
+/// Compares a header's sentences with the suite's cases.
+fn compare(header: &Path, output: Output) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(header)
+        .map_err(|error| Failure::from_io(format!("cannot read {}", header.display()), &error))?;
+    let coverage =
+        sentences::coverage(&text).map_err(|error| Failure::new(format!("{}: {error}", header.display())))?;
+    output.result(&coverage, &coverage)
 }
 
 /// Prints the selected cases.

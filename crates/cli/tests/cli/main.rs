@@ -5,6 +5,7 @@
 
 mod abi;
 mod command_line;
+mod conform;
 mod damage;
 mod demo;
 mod demo_servers;
