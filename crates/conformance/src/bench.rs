@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use whimbrel_protocol::MigrationFlags;
+use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::device::DeviceInfoFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Device, Error, Identity};
 
 use crate::case::Need;
 use crate::hooks::{DmaWriter, RegisterProbe};
-use crate::outcome::{Outcome, skip};
+use crate::outcome::{Outcome, equal_bytes, inconclusive, skip};
+use crate::saved::Saved;
 use crate::subject::Subject;
 
 /// The device, or devices, of one run of a case.
@@ -36,6 +37,51 @@ impl Bench {
             Some(second) => Ok(second),
             None => skip(Need::Second),
         }
+    }
+
+    /// Returns the author's probe of the registers; skips the case without it.
+    pub(crate) fn registers(&self) -> Outcome<Arc<dyn RegisterProbe>> {
+        self.registers.clone().map_or_else(|| skip(Need::Registers), Ok)
+    }
+
+    /// Changes the device's registers, if its author has a probe of them, so that a state to be saved is unlike the one
+    /// after a reset.
+    pub(crate) fn leave_power_on_state(&mut self) -> Outcome {
+        let seed = self.random.u64(..);
+        match self.registers.clone() {
+            Some(registers) => self.subject.change(&*registers, seed),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails the case unless two states are equal, byte for byte. To be called last, for it may reset the devices.
+    ///
+    /// The header does not say that a device saves the same state in the same bytes. So states that differ are a failure
+    /// only if the devices do so otherwise: after a reset, two saves give the same bytes. Else the case has no verdict, and
+    /// only a probe of the registers can tell.
+    pub(crate) fn equal_states(&mut self, what: &str, expected: &Saved, found: &Saved) -> Outcome {
+        let Err(different) = equal_bytes(what, expected, found) else { return Ok(()) };
+        if self.saves_the_same_bytes()? {
+            return Err(different);
+        }
+        inconclusive(format_args!(
+            "{what}: the bytes differ, but the device does not save the same state in the same bytes"
+        ))
+    }
+
+    /// Returns whether the devices save one state in the same bytes each time.
+    fn saves_the_same_bytes(&mut self) -> Outcome<bool> {
+        let may_reset = self.may_reset;
+        let save = |subject: &mut Subject| {
+            if may_reset {
+                subject.must_reset()?;
+            }
+            subject.go(State::Stop)?;
+            subject.save_stopped()
+        };
+        let saved = save(&mut self.subject)?;
+        let second = self.second.as_mut().map(save).transpose()?;
+        Ok(save(&mut self.subject)? == saved && second.is_none_or(|second| second == saved))
     }
 }
 
@@ -93,6 +139,12 @@ impl Features {
             (own.compatibility != other.compatibility, "their drivers describe their data differently"),
         ];
         differences.into_iter().find(|(differs, _)| *differs).map(|(_, what)| what.to_string())
+    }
+
+    /// Resets a device that can migrate and does not claim to support a reset: it may do so all the same, as the kernel's
+    /// mtty does.
+    pub(crate) fn try_reset(&mut self, device: &mut dyn Device) {
+        self.can_reset |= self.flags.is_some() && device.reset().is_ok();
     }
 
     /// Returns whether the device has what a case needs of it.

@@ -8,6 +8,7 @@ use whimbrel_uapi::migration::PrecopyInfo;
 use whimbrel_user::{DataFile, StateFile};
 
 use crate::outcome::{Outcome, fail, inconclusive, skip, success};
+use crate::saved::Saved;
 use crate::transcript::Transcript;
 
 /// Bytes read or written at once where a case does not say otherwise.
@@ -20,6 +21,10 @@ pub(crate) struct Data {
     transcript: Transcript,
     /// Bytes of a state that a case may hold.
     limit: u64,
+    /// Bytes read so far.
+    position: usize,
+    /// Where the transactions of a migration region have ended.
+    ends: Vec<usize>,
 }
 
 /// What pre-copy reads came to.
@@ -32,7 +37,7 @@ pub(crate) struct Precopied {
 
 impl Data {
     pub(crate) fn new(file: DataFile, name: &'static str, transcript: Transcript, limit: u64) -> Data {
-        Data { file, name, transcript, limit }
+        Data { file, name, transcript, limit, position: 0, ends: Vec::new() }
     }
 
     /// Reads at most `buffer.len()` bytes. An interrupted read is repeated. Fails the case if the driver claims more.
@@ -48,6 +53,13 @@ impl Data {
             Ok(count) if count > buffer.len() => {
                 fail(format_args!("a read of at most {} bytes", buffer.len()), format_args!("{count} bytes"))
             }
+            Ok(count) if count > 0 => {
+                self.position += count;
+                if self.file.ends_transaction() {
+                    self.ends.push(self.position);
+                }
+                Ok(Ok(count))
+            }
             result => Ok(result),
         }
     }
@@ -62,8 +74,15 @@ impl Data {
                 0 => return Ok(bytes),
                 count => bytes.extend_from_slice(&buffer[..count]),
             }
-            self.check_size(bytes.len())?;
+            self.check_size(bytes.len() as u64)?;
         }
+    }
+
+    /// Reads the rest of the state in STOP_COPY, after the bytes `before` that this session gave in PRE_COPY.
+    pub(crate) fn save(&mut self, before: Vec<u8>) -> Outcome<Saved> {
+        let mut bytes = before;
+        bytes.extend(self.read_to_end(CHUNK)?);
+        Ok(Saved::new(bytes, self.ends.clone()))
     }
 
     /// Reads in PRE_COPY or PRE_COPY_P2P to the temporary end, or until `enough` bytes were read.
@@ -81,12 +100,13 @@ impl Data {
                     }
                 }
             }
-            self.check_size(bytes.len())?;
+            self.check_size(bytes.len() as u64)?;
         }
     }
 
-    fn check_size(&self, size: usize) -> Outcome {
-        if size as u64 <= self.limit {
+    /// Ends the case without a verdict if this many bytes are more than a case may hold.
+    pub(crate) fn check_size(&self, size: u64) -> Outcome {
+        if size <= self.limit {
             return Ok(());
         }
         inconclusive(format_args!("the state is larger than the limit of {} bytes", self.limit))
@@ -119,6 +139,24 @@ impl Data {
                     Ok(count) => rest = &rest[count..],
                     Err(errno) => return Ok(Err(errno)),
                 }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes all of a state, in the transactions that it was saved in, until the driver refuses some.
+    pub(crate) fn load_saved(&mut self, state: &Saved) -> Outcome<Result<(), Errno>> {
+        let Some(transactions) = state.transactions() else { return self.load(state, CHUNK) };
+        for transaction in transactions {
+            let request = format!("{}write of a transaction of {} bytes", self.name, transaction.len());
+            let file = self.file.file_mut();
+            let result = self.transcript.record(
+                request,
+                || file.write_piece(transaction, true),
+                |result| answer(result, usize::to_string),
+            );
+            if let Err(errno) = result {
+                return Ok(Err(errno));
             }
         }
         Ok(Ok(()))

@@ -19,11 +19,14 @@ pub trait DmaWriter: Send + Sync {
 }
 
 /// Tells what of a device's state a user can see, so that two devices can be compared by it.
+///
+/// Both calls are made in RUNNING or PRE_COPY, where a user may access the registers.
 pub trait RegisterProbe: Send + Sync {
     /// Puts the device into a state that is unlike the one after a reset: registers, queues, memory of its own. `seed`
-    /// selects one of many such states.
+    /// selects one of many such states. On return the device has nothing to do: it changes nothing by itself.
     fn change(&self, device: &mut dyn Device, seed: u64) -> Result<(), Error>;
 
-    /// Returns all of the state that a user can see, the same bytes for the same state.
+    /// Returns all of the state that a user can see and that a migration carries, the same bytes for the same state,
+    /// and leaves the state as it is. Bytes that the device changes by itself, such as a clock, are left out.
     fn look(&self, device: &mut dyn Device) -> Result<Vec<u8>, Error>;
 }

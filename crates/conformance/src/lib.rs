@@ -24,11 +24,14 @@ mod data;
 mod hooks;
 mod known_failures;
 mod known_issues;
+#[cfg(feature = "models")]
+pub mod models;
 mod outcome;
 mod pattern;
 mod relay;
 pub mod report;
 mod run;
+mod saved;
 mod section;
 pub mod sentences;
 pub mod stdin;

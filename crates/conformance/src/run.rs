@@ -301,15 +301,20 @@ impl Run<'_> {
 
     fn features_of(&self, name: &str, open: &Opener) -> Result<Features, String> {
         let (open, force) = (open.clone(), self.config.force);
+        let may_reset = self.config.allow_reset;
         let (sender, receiver) = channel();
         thread::spawn(move || {
             let asked = || {
                 let mut device = open()?;
-                let features = Features::of(&mut *device)?;
+                let mut features = Features::of(&mut *device)?;
                 // The only copy of a migrated device is in one of these.
                 let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
-                let stopped = [State::Stop, State::StopCopy, State::Resuming];
-                Ok((features, state.filter(|state| stopped.contains(state))))
+                let still = [State::Stop, State::StopCopy, State::Resuming];
+                let stopped = state.filter(|state| still.contains(state));
+                if may_reset && stopped.is_none() {
+                    features.try_reset(&mut *device);
+                }
+                Ok((features, stopped))
             };
             let _ = sender.send(asked());
         });

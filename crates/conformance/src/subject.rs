@@ -1,14 +1,19 @@
 //! A device under test, with every request recorded.
 
+use std::os::fd::BorrowedFd;
+
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
-use whimbrel_protocol::info::{Info, Region};
+use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::irq::IrqAction;
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{FEATURE_MASK, Feature, FeatureFlags};
-use whimbrel_user::{Device, Error};
+use whimbrel_user::{Device, Error, IrqData};
 
-use crate::data::{CHUNK, Data, answer};
+use crate::data::{Data, answer};
+use crate::hooks::RegisterProbe;
 use crate::outcome::{Outcome, Stop, equal, fail, inconclusive, skip, success};
+use crate::saved::Saved;
 use crate::subjects::StateWitness;
 use crate::transcript::Transcript;
 
@@ -104,6 +109,65 @@ impl Subject {
             &format!("VFIO_DEVICE_GET_REGION_INFO {index}"),
             |device| device.region_info(index),
             |region| format!("size {:#x} flags {:#x}", region.size, region.flags.bits()),
+        )
+    }
+
+    /// VFIO_DEVICE_GET_IRQ_INFO.
+    pub(crate) fn irq_info(&mut self, index: u32) -> Outcome<Result<Irq, Errno>> {
+        self.request(
+            &format!("VFIO_DEVICE_GET_IRQ_INFO {index}"),
+            |device| device.irq_info(index),
+            |irq| format!("count {} flags {:#x}", irq.count, irq.flags.bits()),
+        )
+    }
+
+    /// Sets the eventfds of the interrupts of an index from 0 on.
+    pub(crate) fn set_irq_triggers(
+        &mut self,
+        index: u32,
+        eventfds: &[Option<BorrowedFd<'_>>],
+    ) -> Outcome<Result<(), Errno>> {
+        self.request(
+            &format!("VFIO_DEVICE_SET_IRQS {index} with {} eventfds", eventfds.len()),
+            |device| device.set_irq_triggers(index, 0, eventfds),
+            |()| "0".to_string(),
+        )
+    }
+
+    /// Disables the interrupts of an index.
+    pub(crate) fn disable_irqs(&mut self, index: u32) -> Outcome<Result<(), Errno>> {
+        self.request(
+            &format!("VFIO_DEVICE_SET_IRQS {index} to disable it"),
+            |device| device.set_irqs(index, 0, IrqAction::Trigger, IrqData::None(0)),
+            |()| "0".to_string(),
+        )
+    }
+
+    /// Reads all of `data` from a region, or fails.
+    pub(crate) fn read_region(
+        &mut self,
+        index: u32,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Outcome<Result<(), Errno>> {
+        self.request(
+            &format!("read of region {index} at {offset:#x}, {} bytes", data.len()),
+            |device| device.read_region(index, offset, data),
+            |()| "done".to_string(),
+        )
+    }
+
+    /// Writes all of `data` to a region, or fails.
+    pub(crate) fn write_region(
+        &mut self,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Outcome<Result<(), Errno>> {
+        self.request(
+            &format!("write of region {index} at {offset:#x}, {data:02x?}"),
+            |device| device.write_region(index, offset, data),
+            |()| "done".to_string(),
         )
     }
 
@@ -236,20 +300,53 @@ impl Subject {
     }
 
     /// Saves the state of a running device through STOP_COPY, and lets it run again.
-    pub(crate) fn save(&mut self) -> Outcome<Vec<u8>> {
+    pub(crate) fn save(&mut self) -> Outcome<Saved> {
         let mut data = self.begin(State::StopCopy)?;
-        let bytes = data.read_to_end(CHUNK)?;
+        let saved = data.save(Vec::new())?;
         drop(data);
         self.go(State::Running)?;
-        Ok(bytes)
+        Ok(saved)
+    }
+
+    /// Saves the state of a device in STOP, and leaves it there.
+    pub(crate) fn save_stopped(&mut self) -> Outcome<Saved> {
+        let mut data = self.begin(State::StopCopy)?;
+        let saved = data.save(Vec::new())?;
+        drop(data);
+        self.go(State::Stop)?;
+        Ok(saved)
     }
 
     /// Loads a state into a running device, and brings it to STOP; all must succeed.
-    pub(crate) fn load(&mut self, state: &[u8]) -> Outcome {
+    pub(crate) fn load(&mut self, state: &Saved) -> Outcome {
         let mut data = self.begin(State::Resuming)?;
-        let result = data.load(state, CHUNK)?;
+        let result = data.load_saved(state)?;
         success("a write of the state that the device has saved", result)?;
         self.go(State::Stop)?;
         Ok(())
+    }
+
+    /// Loads a state into a running device, saves it again before the device can run, and lets it run.
+    pub(crate) fn reload(&mut self, state: &Saved) -> Outcome<Saved> {
+        self.load(state)?;
+        let saved = self.save_stopped()?;
+        self.go(State::Running)?;
+        Ok(saved)
+    }
+
+    /// Changes the device's registers by the author's probe.
+    pub(crate) fn change(&mut self, registers: &dyn RegisterProbe, seed: u64) -> Outcome {
+        let request = format!("change of the registers, seed {seed}");
+        let result =
+            self.request(&request, |device| registers.change(device, seed), |()| "done".to_string())?;
+        success(request, result)
+    }
+
+    /// Returns the device's registers by the author's probe.
+    pub(crate) fn look(&mut self, registers: &dyn RegisterProbe) -> Outcome<Vec<u8>> {
+        let request = "look at the registers";
+        let told = |bytes: &Vec<u8>| format!("{} bytes", bytes.len());
+        let result = self.request(request, |device| registers.look(device), told)?;
+        success(request, result)
     }
 }

@@ -74,6 +74,6 @@ mod tests {
         let mut null = DataFd(File::open("/dev/null").unwrap());
         assert_eq!(null.read(&mut [0; 4]), Ok(0));
         assert_eq!(null.write(&[0; 4]), Err(Errno::EBADF), "opened for reading");
-        assert_eq!(null.precopy_info(), Err(Errno::ENOTTY));
+        assert_eq!(StateFile::precopy_info(&mut null), Err(Errno::ENOTTY));
     }
 }

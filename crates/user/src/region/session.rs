@@ -74,6 +74,9 @@ impl StateFile for RegionFile {
         if self.at == self.given.len() {
             self.given = self.with(Direction::Saving, Half::save)?.unwrap_or_default();
             self.at = 0;
+        } else {
+            // Bytes that wait here end with the session.
+            self.with(Direction::Saving, |_| Ok(()))?;
         }
         let count = buffer.len().min(self.given.len() - self.at);
         buffer[..count].copy_from_slice(&self.given[self.at..self.at + count]);

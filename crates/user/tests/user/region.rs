@@ -160,6 +160,13 @@ fn a_session_ends_with_the_states_it_belongs_to() {
         let over = saving.read(&mut [0; 8]).unwrap_err();
         assert_eq!(over.errno(), Some(Errno::ENODEV));
 
+        // Also in the middle of a transaction.
+        let mut device = open(model);
+        let mut saving = device.set_state(State::StopCopy).unwrap().unwrap();
+        assert_eq!(saving.read(&mut [0; 8]).unwrap(), SavingRead::Data(8));
+        device.set_state(State::Stop).unwrap();
+        assert_eq!(saving.read(&mut [0; 8]).unwrap_err().errno(), Some(Errno::ENODEV));
+
         let mut resuming = open(model).set_state(State::Resuming).unwrap().unwrap();
         assert_eq!(resuming.read(&mut [0; 8]).unwrap_err().errno(), Some(Errno::EBADF));
         device.reset().unwrap();

@@ -1,0 +1,60 @@
+//! A state that an earlier version of the driver has saved: it is taken, or cleanly refused.
+
+use whimbrel_protocol::State;
+
+use super::resuming::attempt;
+use crate::bench::Bench;
+use crate::case::{Case, Need};
+use crate::outcome::{Outcome, Stop, success};
+use crate::saved::Saved;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::robust(
+        "v2/stream/taken-or-refused",
+        "A state of an earlier version of the driver is taken, or refused before the device leaves RESUMING; a reset then \
+         brings the device back.",
+        taken_or_refused,
+    )
+    .resets()
+    .needs(&[Need::V2, Need::Stream]),
+    Case::robust(
+        "v2/stream/saved-again",
+        "A device that takes a state of an earlier version can save it, load that again, and run.",
+        saved_again,
+    )
+    .resets()
+    .needs(&[Need::V2, Need::Stream]),
+];
+
+fn stream(bench: &Bench) -> Outcome<Saved> {
+    match &bench.stream {
+        Some(stream) => Ok(Saved::from(stream.to_vec())),
+        None => Err(Stop::Skipped(Need::Stream.to_string())),
+    }
+}
+
+fn taken_or_refused(bench: &mut Bench) -> Outcome {
+    let stream = stream(bench)?;
+    let subject = &mut bench.subject;
+    let own = subject.save()?;
+    // The state that it reports afterwards is checked there.
+    attempt(subject, &stream, State::Stop)?;
+    subject.must_reset()?;
+    subject.is_in(State::Running)?;
+    let again = subject.reload(&own)?;
+    bench.equal_states("the device's own state, loaded after the one of an earlier version", &own, &again)
+}
+
+fn saved_again(bench: &mut Bench) -> Outcome {
+    let stream = stream(bench)?;
+    let subject = &mut bench.subject;
+    let taken = attempt(subject, &stream, State::Stop)?;
+    if let Err(errno) = taken.written.and(taken.left) {
+        subject.must_reset()?;
+        return Err(Stop::Skipped(format!("the device refuses the state: {errno:?}")));
+    }
+    let saved = subject.save_stopped()?;
+    success("SET of RUNNING", subject.set_state(State::Running)?)?;
+    let again = subject.reload(&saved)?;
+    bench.equal_states("a state of an earlier version, saved, loaded and saved again", &saved, &again)
+}

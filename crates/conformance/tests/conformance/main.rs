@@ -1,0 +1,3 @@
+//! Tests of the suite on devices that are known to be sound.
+
+mod models;
