@@ -2,19 +2,15 @@
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use whimbrel_conformance::witness::{KernelLog, Witness};
-use whimbrel_conformance::{Config, Event, Planned, Subjects, plan, run_suite};
-use whimbrel_user::{Device, State};
-use whimbrel_vfio_user::ClientOptions;
+use whimbrel_conformance::{Config, Event, Planned, plan, run_suite};
 
+use super::subject::{self, Subject};
 use super::{Settings, parse_known_failures};
 use crate::failure::Failure;
-use crate::target::{Target, kernel_release};
 
 /// The process that runs the cases of `whimbrel conform`, started by it
 #[derive(Debug, Args)]
@@ -23,8 +19,8 @@ pub(crate) struct Arguments {}
 /// The task of the process, a line on its stdin. Once its stdin ends, it ends too, after the case that runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Order {
-    pub(super) target: Target,
-    pub(super) second: Option<Target>,
+    pub(super) target: Subject,
+    pub(super) second: Option<Subject>,
     pub(super) settings: Settings,
     /// The text of the list.
     pub(super) known_failures: Option<String>,
@@ -59,7 +55,7 @@ pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
             stop.store(true, Ordering::Relaxed);
         })
         .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
-    let subjects = order.subjects();
+    let subjects = subject::open(&order.target, order.second.as_ref(), config.timeout);
     if order.plan {
         return tell(&Told::Plan(plan(&subjects, &config)));
     }
@@ -100,38 +96,5 @@ impl Order {
             config.stream = Some(state.into());
         }
         Ok(config)
-    }
-
-    fn subjects(&self) -> Subjects {
-        // The suite's own timeout comes first: it names the case.
-        let defaults = ClientOptions::default();
-        let timeout = defaults.request_timeout.saturating_add(Duration::from_secs(self.settings.timeout));
-        let options = defaults.request_timeout(timeout);
-        let opener = |target: &Target| {
-            let (target, options) = (target.clone(), options.clone());
-            move || -> whimbrel_user::Result<Box<dyn Device>> {
-                match target.device(&options)? {
-                    (device, None) => Ok(device),
-                    (_, Some(error)) => Err(error),
-                }
-            }
-        };
-        let mut subjects = Subjects::new(self.target.to_string(), opener(&self.target));
-        if let Some(second) = &self.second {
-            subjects = subjects.second(second.to_string(), opener(second));
-        }
-        if self.target.is_of_kernel() {
-            subjects = subjects.kernel(kernel_release()).state_witness(debugfs_state(&self.target));
-        }
-        subjects
-    }
-}
-
-/// The device's state as debugfs tells it, if it does.
-fn debugfs_state(target: &Target) -> impl Fn() -> Option<State> + Send + Sync + 'static {
-    let (target, device) = (target.clone(), Arc::new(OnceLock::new()));
-    move || {
-        let device = device.get_or_init(|| target.host_device()).as_ref()?;
-        State::from_name(&device.migration_debug()?.state)
     }
 }

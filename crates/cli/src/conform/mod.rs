@@ -2,6 +2,7 @@
 
 mod cases;
 mod report;
+mod subject;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -15,10 +16,10 @@ use whimbrel_conformance::{
 };
 
 use self::report::Format;
+use self::subject::Subject;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::size;
-use crate::target::{Target, check_distinct};
 
 pub(crate) use self::cases::{Arguments as CasesArguments, run as run_cases};
 
@@ -32,12 +33,13 @@ pub(crate) use self::cases::{Arguments as CasesArguments, run as run_cases};
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
-    /// The device (`whimbrel --help` says how to name it)
+    /// The device (`whimbrel --help` says how to name it), or program:COMMAND: a program that stands for a device, with
+    /// requests on its stdin and answers on its stdout (docs/conformance-stdin.md)
     #[arg(value_name = "TARGET", required_unless_present_any = ["list", "sentences"])]
-    target: Option<Target>,
+    target: Option<Subject>,
     /// A second device of the same kind, for cases that move a state. A model may be given twice
     #[arg(value_name = "SECOND")]
-    second: Option<Target>,
+    second: Option<Subject>,
     /// List the selected cases with their sentences, without a device
     #[arg(long, conflicts_with_all = ["dry_run", "target"])]
     list: bool,
@@ -115,6 +117,7 @@ Examples:
   whimbrel conform 0000:3b:00.2 0000:3b:00.3 --known-failures failures.toml
   whimbrel conform vfio-user:/run/accel --format ktap --output report.ktap
   whimbrel conform model:serial model:serial --only 'v2/data-fd/*'
+  whimbrel conform program:./driver program:./driver
   whimbrel conform --list --level must
   whimbrel conform --sentences /usr/include/linux/vfio.h";
 
@@ -186,8 +189,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
         list(&arguments.settings.config(), format)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let targets: Vec<Target> = std::iter::once(target).chain(&arguments.second).cloned().collect();
-    check_distinct(&targets)?;
+    subject::check(target, arguments.second.as_ref())?;
     let known_failures = arguments.known_failures.as_deref().map(read_known_failures).transpose()?;
     if let Some(path) = &arguments.settings.stream {
         // The process that runs the cases reads it.

@@ -26,7 +26,7 @@ const COMMANDS: [&str; 17] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 80] = [
+const WRONG: [(&[&str], &str, &str); 81] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -50,6 +50,7 @@ const WRONG: [(&[&str], &str, &str); 80] = [
     (&["abi"], "--check <HEADER>", "Usage: whimbrel abi"),
     (&["conform"], "<TARGET>", "Usage: whimbrel conform"),
     (&["conform", "vfio-user:a", "vfio-user:a"], "vfio-user:a is given twice", "each device once"),
+    (&["conform", "program:"], "the command is missing", "program:'./driver --option'"),
     (&["conform", "model:serial", "--only", "v3/*"], "no case matches 'v3/*'", "conform --list"),
     (&["conform", "model:serial", "--only", "***"], "invalid pattern '***'", "--help"),
     (

@@ -216,3 +216,20 @@ fn a_headers_sentences_are_compared_with_the_cases() {
     std::fs::write(&header, "").unwrap();
     whimbrel(["conform", "--sentences", &argument(&header)]).failed().says(&["nothing of migration v2"]);
 }
+
+#[test]
+fn a_program_stands_for_a_device() {
+    let script = |state: u32| {
+        format!(
+            "program:while read -r verb rest; do case $verb in hello) echo ok 1;; info) echo ok 0 0 0;; flags) echo ok 1;; \
+             state) echo ok {state};; *) echo unimplemented;; esac; done"
+        )
+    };
+    let sound = script(2);
+    let only = ["--only", "v2/state/running-after-open", "--json"];
+    let events = events(&whimbrel(["conform", &sound, &sound].into_iter().chain(only)).succeeded());
+    assert_eq!(verdict(&events, "v2/state/running-after-open"), "pass");
+    let run = whimbrel(["conform", "program:exit 1", "--only", "v2/state/*"]);
+    assert_eq!(run.status, 3, "{}", run.text());
+    assert!(run.text().contains("nothing could be tested: exit 1: "), "{}", run.text());
+}
