@@ -2,6 +2,7 @@
 
 mod cases;
 mod report;
+mod sentences;
 mod subject;
 mod watch;
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use whimbrel_conformance::{
-    Case, Config, KnownFailures, KnownFailuresError, Level, Pattern, Planned, cases as suite, sentences,
+    Case, Config, KnownFailures, KnownFailuresError, Level, Pattern, Planned, cases as suite,
 };
 
 use self::report::Format;
@@ -43,9 +44,8 @@ pub(crate) struct Arguments {
     /// List the selected cases with their sentences, without a device
     #[arg(long, conflicts_with_all = ["dry_run", "target"])]
     list: bool,
-    /// Compare a header, such as /usr/include/linux/vfio.h, with the suite: sentences that no case covers, and those that
-    /// have changed
-    #[arg(long, value_name = "HEADER", conflicts_with_all = ["list", "dry_run", "target"])]
+    /// Compare a kernel's vfio.h with the suite, without a device: sentences with and without cases, and changed ones
+    #[arg(long, value_name = "HEADER", conflicts_with_all = ["list", "dry_run", "target", "format"])]
     sentences: Option<PathBuf>,
     /// List the cases that would run or be skipped on this device, and why, without running them
     #[arg(long)]
@@ -179,9 +179,8 @@ impl Settings {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Failure> {
-    if let Some(header) = &arguments.sentences {
-        compare(header, output)?;
-        return Ok(ExitCode::SUCCESS);
+    if let Some(path) = &arguments.sentences {
+        return sentences::run(path, output).map(|()| ExitCode::SUCCESS);
     }
     let format = format(arguments, output)?;
     arguments.settings.check_patterns()?;
@@ -234,15 +233,6 @@ fn read_known_failures(path: &Path) -> Result<String, Failure> {
 
 fn parse_known_failures(text: &str) -> Result<KnownFailures, KnownFailuresError> {
     KnownFailures::parse(text, suite().map(Case::id))
-}
-
-/// Compares a header's sentences with the suite's cases.
-fn compare(header: &Path, output: Output) -> Result<(), Failure> {
-    let text = std::fs::read_to_string(header)
-        .map_err(|error| Failure::from_io(format!("cannot read {}", header.display()), &error))?;
-    let coverage =
-        sentences::coverage(&text).map_err(|error| Failure::new(format!("{}: {error}", header.display())))?;
-    output.result(&coverage, &coverage)
 }
 
 /// Prints the selected cases.

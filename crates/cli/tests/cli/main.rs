@@ -18,6 +18,7 @@ mod migration;
 mod partial;
 mod resolve;
 mod sandbox;
+mod sentences;
 mod serve;
 mod state;
 mod support;

@@ -7,12 +7,13 @@ use super::part::{Header, Sentence};
 use super::split::normalised;
 use crate::case::{Case, HEADER, Level};
 use crate::suite;
+use crate::user::{self, UserCase};
 
 /// The sentences that require something, of the header that the suite was written for: one a line.
 const WRITTEN_FOR: &str = include_str!("linux-7.3.txt");
 
 /// Maximum size of a header in bytes.
-const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = 1 << 20;
 
 /// How alike two sentences are that count as an old and a new wording: 1 is equal.
 const ALIKE: f64 = 0.6;
@@ -72,6 +73,8 @@ pub struct Excuse {
     pub addresses_user: bool,
     /// The reason.
     pub reason: &'static str,
+    /// The ids of the cases for users.
+    pub cases: Vec<&'static str>,
 }
 
 /// A sentence that a header lacks.
@@ -80,7 +83,7 @@ pub struct Excuse {
 pub struct Gone {
     /// The sentence.
     pub text: String,
-    /// The ids of its cases.
+    /// The ids of its cases, also of those for users.
     pub cases: Vec<&'static str>,
     /// The new sentence that is most like it.
     pub now: Option<String>,
@@ -119,7 +122,8 @@ pub fn coverage(header: impl AsRef<[u8]>) -> Result<Coverage, SentencesError> {
             coverage.covered.push(Covered { sentence, cases });
         } else if let Some(excuse) = EXCUSED.iter().find(|excuse| is_about(excuse.sentence, &sentence.text)) {
             let excused::Excused { addresses_user, reason, .. } = *excuse;
-            coverage.excused.push(Excuse { sentence, addresses_user, reason });
+            let cases = user_cases_of(&sentence.text);
+            coverage.excused.push(Excuse { sentence, addresses_user, reason, cases });
         } else {
             coverage.uncovered.push(sentence);
         }
@@ -129,7 +133,9 @@ pub fn coverage(header: impl AsRef<[u8]>) -> Result<Coverage, SentencesError> {
 
 /// Returns the sentences that the suite was written for and a header lacks.
 fn gone(header: &Header, new: &[Sentence]) -> Vec<Gone> {
-    let quoted = suite::cases().filter(|case| quotes(case)).map(Case::sentence);
+    let of_devices = suite::cases().filter(|case| quotes(case.level())).map(Case::sentence);
+    let of_users = user::cases().filter(|case| quotes(case.level())).map(UserCase::sentence);
+    let quoted = of_devices.chain(of_users);
     let mut texts: Vec<String> = Vec::new();
     for text in WRITTEN_FOR.lines().chain(quoted).map(normalised) {
         if !header.says(&text) && !texts.iter().any(|known| is_about(known, &text)) {
@@ -141,20 +147,27 @@ fn gone(header: &Header, new: &[Sentence]) -> Vec<Gone> {
         let best = new.iter().max_by(|one, other| likeness(text, one).total_cmp(&likeness(text, other)))?;
         (likeness(text, best) >= ALIKE).then(|| best.text.clone())
     };
-    texts.into_iter().map(|text| Gone { cases: cases_of(&text), now: nearest(&text), text }).collect()
+    let all_cases = |text: &str| [cases_of(text), user_cases_of(text)].concat();
+    texts.into_iter().map(|text| Gone { cases: all_cases(&text), now: nearest(&text), text }).collect()
 }
 
 fn is_written_for(sentence: &str) -> bool {
     WRITTEN_FOR.lines().any(|own| own == sentence)
 }
 
-/// Returns whether a case's sentence is the header's.
-fn quotes(case: &Case) -> bool {
-    matches!(case.level(), Level::Must | Level::Should)
+/// Returns whether the sentences of a level are the header's.
+fn quotes(level: Level) -> bool {
+    matches!(level, Level::Must | Level::Should)
 }
 
 fn cases_of(sentence: &str) -> Vec<&'static str> {
-    suite::cases().filter(|case| quotes(case) && is_about(case.sentence(), sentence)).map(Case::id).collect()
+    let is_of = |case: &&Case| quotes(case.level()) && is_about(case.sentence(), sentence);
+    suite::cases().filter(is_of).map(Case::id).collect()
+}
+
+fn user_cases_of(sentence: &str) -> Vec<&'static str> {
+    let is_of = |case: &&UserCase| quotes(case.level()) && is_about(case.sentence(), sentence);
+    user::cases().filter(is_of).map(UserCase::id).collect()
 }
 
 /// Returns whether a quotation is of this sentence: all of it, a part, or more.
@@ -197,7 +210,8 @@ mod tests {
         let coverage = coverage(header(&sentences)).expect("a header");
         let gone = coverage.gone.iter().find(|gone| gone.text == old).expect("the old wording");
         assert_eq!(gone.now.as_deref(), Some(new));
-        assert_eq!(gone.cases, ["v2/state/optional-states-are-refused"]);
+        assert!(gone.cases.contains(&"v2/state/optional-states-are-refused"), "{:?}", gone.cases);
+        assert!(gone.cases.contains(&"user/state/optional-states"), "{:?}", gone.cases);
         assert_eq!(coverage.new.iter().map(|own| own.text.as_str()).collect::<Vec<_>>(), [new]);
         assert!(coverage.uncovered.iter().any(|own| own.text == new), "no case quotes it");
         assert!(!coverage.is_complete());

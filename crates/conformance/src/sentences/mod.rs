@@ -24,5 +24,5 @@ mod part;
 mod split;
 mod text;
 
-pub use coverage::{Coverage, Covered, Excuse, Gone, SentencesError, coverage};
+pub use coverage::{Coverage, Covered, Excuse, Gone, MAX_BYTES, SentencesError, coverage};
 pub use part::Sentence;

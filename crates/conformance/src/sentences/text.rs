@@ -20,6 +20,7 @@ impl fmt::Display for Coverage {
         for own in of_users() {
             sentence(f, &own.sentence)?;
             writeln!(f, "        {}", own.reason)?;
+            own.cases.iter().try_for_each(|id| writeln!(f, "        {id}"))?;
         }
         head(f, "not testable", others().count())?;
         for own in others() {

@@ -94,7 +94,7 @@ fn a_program_that_breaks_the_protocol_fails_with_the_request_and_the_reason() {
         ("set-state) exit 3;;", "the program ended in 'set-state 2': exit status 3"),
         ("set-state) kill -SEGV $$;;", "killed by SIGSEGV (signal 11)"),
         ("set-state) echo ok -2;;", "data_fd -2 is neither -1 nor a number from 0 on"),
-        ("set-state) echo error 22; echo error 22;;", "and more behind it"),
+        ("set-state) printf 'error 22\\nerror 22\\n';;", "and more behind it"),
         ("set-state) exec 1>&-; exec sleep 1000;;", "closed its stdin or stdout"),
         ("set-state) while :; do echo x; done | tr -d '\\n';;", "invalid answer to 'set-state 2'"),
     ];

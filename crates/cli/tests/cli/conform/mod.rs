@@ -203,21 +203,6 @@ fn a_dry_run_says_which_cases_would_run_and_why_others_would_not() {
 }
 
 #[test]
-fn a_headers_sentences_are_compared_with_the_cases() {
-    let folder = TempDir::new().unwrap();
-    let header = folder.path().join("vfio.h");
-    let text = "/*\n * The optional states cannot be used with SET_STATE if the device does not\n * support them. \
-                They must be blue.\n */\nenum vfio_device_mig_state {};\n";
-    std::fs::write(&header, text).unwrap();
-    let run = whimbrel(["conform", "--sentences", &argument(&header), "--json"]).succeeded();
-    let value = run.json();
-    assert_eq!(keys(&value), ["covered", "excused", "gone", "new", "suite_header", "uncovered"]);
-    assert_eq!(value["uncovered"][0]["text"], "They must be blue.");
-    std::fs::write(&header, "").unwrap();
-    whimbrel(["conform", "--sentences", &argument(&header)]).failed().says(&["nothing of migration v2"]);
-}
-
-#[test]
 fn a_program_stands_for_a_device() {
     let script = |state: u32| {
         format!(

@@ -1,0 +1,49 @@
+//! `whimbrel conform --sentences`: which sentences of a header the suite tests. This module opens the file and prints;
+//! the suite compares.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::Serialize;
+use whimbrel_conformance::sentences::{Coverage, MAX_BYTES, coverage};
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// The result, for scripts.
+#[derive(Serialize)]
+struct Report<'a> {
+    path: String,
+    #[serde(flatten)]
+    coverage: &'a Coverage,
+}
+
+/// Compares a header with the suite.
+pub(super) fn run(path: &Path, output: Output) -> Result<(), Failure> {
+    let coverage =
+        coverage(bytes_of(path)?).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let report = Report { path: path.display().to_string(), coverage: &coverage };
+    if coverage.is_complete() {
+        return output.result(&report, &coverage);
+    }
+    output.partial(&coverage)?;
+    let Coverage { uncovered, gone, new, .. } = &coverage;
+    let verdict = format!(
+        "{}: {} sentences without a case, {} gone or changed, {} new",
+        path.display(),
+        uncovered.len(),
+        gone.len(),
+        new.len()
+    );
+    Err(Failure::new(verdict).result(&report))
+}
+
+/// Reads a file, up to the size limit and one byte more.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
+    Ok(bytes)
+}
