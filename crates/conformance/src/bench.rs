@@ -1,6 +1,7 @@
 //! What a case works with: the device under test, perhaps a second one, and the settings of the run.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::device::DeviceInfoFlags;
@@ -28,6 +29,25 @@ pub(crate) struct Bench {
     pub(crate) random: fastrand::Rng,
     /// Whether the case may reset the device.
     pub(crate) may_reset: bool,
+    pub(crate) budget: TimeBudget,
+}
+
+/// The time in which a case repeats requests with other data: a slow device is tried with less of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TimeBudget {
+    end: Instant,
+}
+
+impl TimeBudget {
+    /// Returns the budget of a case that begins now and has this timeout.
+    pub(crate) fn new(timeout: Duration) -> TimeBudget {
+        TimeBudget { end: Instant::now() + timeout / 3 }
+    }
+
+    /// Returns whether some of it is left.
+    pub(crate) fn is_left(self) -> bool {
+        Instant::now() < self.end
+    }
 }
 
 impl Bench {

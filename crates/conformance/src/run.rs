@@ -9,7 +9,7 @@ use std::time::Instant;
 use whimbrel_protocol::State;
 use whimbrel_user::{Device, Error};
 
-use crate::bench::{Bench, Features};
+use crate::bench::{Bench, Features, TimeBudget};
 use crate::case::{Case, Danger, HEADER, Need};
 use crate::config::Config;
 use crate::known_failures::Date;
@@ -381,6 +381,7 @@ impl Seat {
             stream: config.stream,
             random: fastrand::Rng::with_seed(seed),
             may_reset,
+            budget: TimeBudget::new(config.timeout),
         };
         match (case.run)(&mut bench) {
             Ok(()) => Ended::Passed,

@@ -1,6 +1,6 @@
 //! A saved state: its bytes, and how a migration region has divided them.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::ops::Deref;
 
 /// Bytes that a case may load in pieces of states, at most.
@@ -30,23 +30,24 @@ impl Saved {
         (!self.ends.is_empty()).then(|| pieces.filter(|piece| !piece.is_empty()))
     }
 
-    /// Returns lengths at which to cut the state, each shorter than it: all of a small state, and of a larger one its
-    /// ends, its middle, powers of two with their neighbours, and random ones.
-    pub(crate) fn cuts(&self, random: &mut fastrand::Rng) -> BTreeSet<usize> {
+    /// Returns lengths at which to cut the state, each shorter than it, the most telling first: its ends and its middle,
+    /// then all of a small state, and of a larger one powers of two with their neighbours, and random ones.
+    pub(crate) fn cuts(&self, random: &mut fastrand::Rng) -> Vec<usize> {
         let length = self.bytes.len();
-        let count = (TRIED_BYTES / length.max(1)).clamp(5, TRIED);
-        if length <= count {
-            return (0..length).collect();
-        }
-        let powers = std::iter::successors(Some(8_usize), |power| power.checked_mul(2));
-        let edges =
-            powers.take_while(|power| *power + 1 < length).flat_map(|power| [power - 1, power, power + 1]);
-        let first = [length - 1, 0, length / 2, 1, length - 8];
-        let mut cuts: BTreeSet<usize> = first.into_iter().chain(edges).take(count / 2 + 3).collect();
-        while cuts.len() < count {
-            cuts.insert(random.usize(..length));
-        }
-        cuts
+        let count = (TRIED_BYTES / length.max(1)).clamp(5, TRIED).min(length);
+        let first = [length.saturating_sub(1), 0, length / 2, 1, length.saturating_sub(8)];
+        let mut rest: Vec<usize> = if length <= TRIED {
+            (0..length).collect()
+        } else {
+            let powers = std::iter::successors(Some(8_usize), |power| power.checked_mul(2));
+            let edges =
+                powers.take_while(|power| *power < length).flat_map(|power| [power - 1, power, power + 1]);
+            edges.chain(std::iter::repeat_with(|| random.usize(..length)).take(count)).collect()
+        };
+        random.shuffle(&mut rest);
+        let mut seen = HashSet::new();
+        let cuts = first.into_iter().chain(rest).filter(|cut| *cut < length && seen.insert(*cut));
+        cuts.take(count).collect()
     }
 }
 
@@ -81,9 +82,10 @@ mod tests {
         let cuts = |length| Saved::from(vec![0; length]).cuts(&mut fastrand::Rng::with_seed(1));
         assert!(cuts(0).is_empty());
         assert_eq!(cuts(60).len(), 60);
-        for length in [65, 100, 65_000, 50 << 20] {
+        for length in [1, 2, 60, 65, 100, 65_000, 50 << 20] {
             let cuts = cuts(length);
-            assert!([0, 1, length / 2, length - 1].iter().all(|cut| cuts.contains(cut)), "{length}");
+            assert_eq!(cuts[0], length - 1);
+            assert!([0, length / 2].iter().all(|cut| cuts.contains(cut)), "{length}");
             assert!(cuts.len() <= TRIED && cuts.iter().all(|cut| *cut < length), "{length}");
         }
     }

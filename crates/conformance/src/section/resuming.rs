@@ -108,7 +108,9 @@ fn cut(bench: &mut Bench) -> Outcome {
     bench.leave_power_on_state()?;
     let subject = &mut bench.subject;
     let saved = subject.save()?;
-    for length in saved.cuts(&mut bench.random).into_iter().filter(|length| *length > 0) {
+    let budget = bench.budget;
+    let lengths = saved.cuts(&mut bench.random).into_iter().filter(|length| *length > 0);
+    for length in lengths.take_while(|_| budget.is_left()) {
         let attempt = attempt(subject, &saved[..length], State::Stop)?;
         let what = format!("RESUMING -> STOP with {length} of {} bytes", saved.len());
         fails(what, attempt.left)?;

@@ -159,9 +159,9 @@ fn given_up(bench: &mut Bench) -> Outcome {
     subject.go(State::Stop)?;
     let expected = subject.save_stopped()?;
     let mut found: Option<Saved> = None;
-    for (count, closes_first) in
-        expected.cuts(&mut bench.random).into_iter().zip([true, false].into_iter().cycle())
-    {
+    let budget = bench.budget;
+    let counts = expected.cuts(&mut bench.random).into_iter().zip([true, false].into_iter().cycle());
+    for (count, closes_first) in counts.take_while(|_| budget.is_left()) {
         let mut data = Some(read_some(subject, count)?);
         data.take_if(|_| closes_first);
         subject.go(State::Stop)?;

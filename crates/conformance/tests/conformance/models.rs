@@ -73,7 +73,7 @@ fn two_models_of_a_kind_are_sound() {
 #[test]
 fn models_with_a_migration_region_are_sound() {
     for model in
-        ["serial?protocol=v1", "serial?protocol=draft", "accel?state=16KiB&protocol=v1", "legacy?state=64KiB"]
+        ["serial?protocol=v1", "serial?protocol=draft", "accel?state=4KiB&protocol=v1", "legacy?state=4KiB"]
     {
         assert_sound(&run(model, true, true));
     }
