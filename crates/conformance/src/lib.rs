@@ -21,6 +21,7 @@ mod bench;
 mod case;
 mod config;
 mod data;
+mod dma;
 mod hooks;
 mod known_failures;
 mod known_issues;

@@ -19,7 +19,8 @@ use crate::transcript::Transcript;
 
 /// An open device under test.
 pub(crate) struct Subject {
-    device: Box<dyn Device>,
+    /// `None` once it is closed.
+    device: Option<Box<dyn Device>>,
     flags: MigrationFlags,
     /// Stands before each request in the transcript.
     name: &'static str,
@@ -37,7 +38,7 @@ impl Subject {
         limit: u64,
         witness: Option<StateWitness>,
     ) -> Subject {
-        Subject { device, flags, name, transcript, limit, witness }
+        Subject { device: Some(device), flags, name, transcript, limit, witness }
     }
 
     /// Returns the device's migration features.
@@ -45,9 +46,22 @@ impl Subject {
         self.flags
     }
 
-    /// Returns the device itself, for requests that are not recorded.
-    pub(crate) fn device_mut(&mut self) -> &mut dyn Device {
-        &mut *self.device
+    /// Returns the device itself, for requests that are not recorded; ends the case if it is closed.
+    pub(crate) fn device_mut(&mut self) -> Outcome<&mut dyn Device> {
+        match &mut self.device {
+            Some(device) => Ok(&mut **device),
+            None => closed(),
+        }
+    }
+
+    /// Closes the device, so that no request can follow.
+    pub(crate) fn close(&mut self) {
+        let device = self.device.take();
+        self.transcript.record(
+            format_args!("{}close of the device", self.name),
+            || drop(device),
+            |()| "done",
+        );
     }
 
     /// Records a request. An error without an errno is an invalid reply, and fails the case.
@@ -57,7 +71,7 @@ impl Subject {
         make: impl FnOnce(&mut dyn Device) -> Result<T, Error>,
         told: impl FnOnce(&T) -> String,
     ) -> Outcome<Result<T, Errno>> {
-        let device = &mut *self.device;
+        let Some(device) = self.device.as_deref_mut() else { return closed() };
         let result = self.transcript.record(
             format_args!("{}{request}", self.name),
             || make(device),
@@ -256,7 +270,8 @@ impl Subject {
             self.name,
             flags & !FEATURE_MASK
         );
-        let Some(raw) = self.device.raw() else {
+        let Some(device) = self.device.as_deref_mut() else { return closed() };
+        let Some(raw) = device.raw() else {
             return skip("the device's requests are not available as bytes");
         };
         Ok(self.transcript.record(
@@ -349,4 +364,8 @@ impl Subject {
         let result = self.request(request, |device| registers.look(device), told)?;
         success(request, result)
     }
+}
+
+fn closed<T>() -> Outcome<T> {
+    inconclusive("the device is closed")
 }

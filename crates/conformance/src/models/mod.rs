@@ -1,4 +1,5 @@
-//! Probes of the registers of Whimbrel's device models (feature `models`): examples of a driver author's own.
+//! Probes of the registers of Whimbrel's device models, and a way to make one write to memory (feature `models`): examples
+//! of a driver author's own.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -18,7 +19,9 @@
 //! ```
 
 mod accel;
+mod accel_writer;
 mod serial;
 
 pub use accel::AccelProbe;
+pub use accel_writer::AccelWriter;
 pub use serial::SerialProbe;

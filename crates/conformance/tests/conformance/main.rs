@@ -1,3 +1,6 @@
 //! Tests of the suite on devices that are known to be sound.
 
+mod faults;
 mod models;
+mod vfio_user;
+mod writes;
