@@ -57,6 +57,11 @@ pub use subjects::{Opener, StateWitness, Subjects};
 pub use suite::cases;
 pub use verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
 
+/// The README's example, run as a doctest.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Runs the suite on a driver in this process: `device` makes a new device for each case.
 ///
 /// [`Report::passed`] tells whether nothing failed; its text has all that is needed to reproduce a failure.
