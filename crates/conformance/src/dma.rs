@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use whimbrel_memory::{FileOffset, Memory};
+use whimbrel_memory::{FileOffset, Memory, SharedBytes};
 use whimbrel_protocol::dirty::IovaRange;
 use whimbrel_user::DmaRegion;
 
@@ -25,6 +25,7 @@ pub(crate) const SIZE: u64 = 4 << 20;
 /// Memory mapped for the device, and the author's way to make the device write there.
 pub(crate) struct Target {
     writer: Arc<dyn DmaWriter>,
+    memory: DmaRegion,
 }
 
 impl Target {
@@ -49,7 +50,7 @@ impl Target {
         if writer.own_pages() >= SIZE / PAGE / 2 {
             return inconclusive("the writer uses most of the memory for itself");
         }
-        Ok(Target { writer })
+        Ok(Target { writer, memory })
     }
 
     /// Returns the address of a page that the writer does not use for itself. Page 0 is the first one at a multiple of 64
@@ -69,6 +70,29 @@ impl Target {
             subject.request(&request, |device| self.writer.write(device, &list), |()| "done".to_string())?;
         success(request, result)?;
         Ok(pages)
+    }
+
+    /// Returns the memory behind the pages that the writer does not use for itself.
+    fn bytes(&self) -> Outcome<SharedBytes<'_>> {
+        let from = self.page(0) - BASE;
+        let bytes = usize::try_from(SIZE - from).ok().and_then(|count| self.memory.bytes(from, count));
+        bytes.map_or_else(|| inconclusive("the memory for the device is smaller than it was"), Ok)
+    }
+
+    /// Fills the memory behind the pages with zeros.
+    pub(crate) fn clear(&self) -> Outcome {
+        let bytes = self.bytes()?;
+        bytes.copy_from(&vec![0; bytes.len()]);
+        Ok(())
+    }
+
+    /// Returns the address of the first byte behind the pages that is not zero.
+    pub(crate) fn first_written(&self) -> Outcome<Option<u64>> {
+        let bytes = self.bytes()?;
+        let mut found = vec![0; bytes.len()];
+        bytes.copy_to(&mut found);
+        let first = (0_u64..).zip(&found).find(|(_, byte)| **byte != 0);
+        Ok(first.map(|(offset, _)| self.page(0) + offset))
     }
 
     /// Returns those of the pages that the writer does not use for itself, where a log has pages of `page_size` bytes.

@@ -172,7 +172,29 @@ fn writers(bench: &mut Bench) -> Outcome {
     };
     check(is_expected, format_args!("STOP, RESUMING or ERROR after SET of STOP = {result:?}"), state)?;
     drop((data, files));
+    recovers(bench)?;
+    let mut data = bench.subject.begin(State::Resuming)?;
+    let mut files = handles(&mut data)?;
+    write_too_much(&mut files, &saved, chunk);
+    drop((data, files));
     recovers(bench)
+}
+
+/// Writes more than a state from several threads: all of them write all of it, and go on after an error.
+fn write_too_much(files: &mut [Box<dyn StateFile>], saved: &[u8], chunk: usize) {
+    let barrier = Barrier::new(files.len());
+    thread::scope(|scope| {
+        for file in files {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                for piece in saved.chunks(chunk) {
+                    // Whatever it takes.
+                    let _ = file.write(piece);
+                }
+            });
+        }
+    });
 }
 
 /// Fails the case unless a reset brings back a device that saves and loads.

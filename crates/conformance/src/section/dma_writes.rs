@@ -68,6 +68,12 @@ pub(crate) const CASES: &[Case] = &[
     )
     .needs(WRITER),
     Case::must(
+        "v2/dma-writes/many-ranges",
+        "Each DMA that the device initiates inside the range will be logged by the device for later retrieval.",
+        many_ranges,
+    )
+    .needs(WRITER),
+    Case::must(
         "v2/dma-writes/kept-over-states",
         "Only DMA WRITEs are logged, and this API is not connected to VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE.",
         kept_over_states,
@@ -218,6 +224,23 @@ fn several_ranges(bench: &mut Bench) -> Outcome {
         let here = |page: &u64| (range.iova()..range.end()).contains(page);
         has_all(&written.iter().copied().filter(here).collect(), &found)?;
     }
+    bench.subject.must_stop_log()
+}
+
+fn many_ranges(bench: &mut Bench) -> Outcome {
+    /// As many as the core of the kernel takes: a page of them.
+    const COUNT: u64 = 256;
+    let target = Target::prepare(bench)?;
+    let ranges =
+        (0..COUNT).map(|number| range(target.page(2 * number), PAGE)).collect::<Outcome<Vec<_>>>()?;
+    bench.subject.must_start_log(PAGE, &ranges)?;
+    let numbers = [0, 1, 15, 16, 63, 64, 127, 128, 254, COUNT - 1].map(|number| 2 * number);
+    let written = target.write(&mut bench.subject, &numbers)?;
+    let mut found = BTreeSet::new();
+    for page in &written {
+        found.extend(bench.subject.dirty_pages(range(*page, PAGE)?, PAGE)?);
+    }
+    has_all(&written, &found)?;
     bench.subject.must_stop_log()
 }
 

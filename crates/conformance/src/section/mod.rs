@@ -9,6 +9,7 @@ mod dma_writes;
 mod feature;
 mod p2p;
 mod precopy;
+mod precopy_changes;
 mod precopy_info;
 mod region;
 mod regions;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[&[Case]] = &[
     stop_copy::CASES,
     precopy::CASES,
     precopy_info::CASES,
+    precopy_changes::CASES,
     data_size::CASES,
     data_fd::CASES,
     concurrent::CASES,

@@ -112,7 +112,7 @@ pub(crate) const CASES: &[Case] = &[
     .needs(PRE_COPY),
 ];
 
-fn ask(data: &mut Data) -> Outcome<PrecopyReport> {
+pub(super) fn ask(data: &mut Data) -> Outcome<PrecopyReport> {
     success("VFIO_MIG_GET_PRECOPY_INFO in a pre-copy state", data.precopy_info())
 }
 
@@ -261,7 +261,7 @@ fn reinit_needs_opt_in(bench: &mut Bench) -> Outcome {
     Ok(())
 }
 
-fn opt_in(bench: &mut Bench) -> Outcome {
+pub(super) fn opt_in(bench: &mut Bench) -> Outcome {
     let result = bench.subject.enable_precopy_info_v2()?;
     let is_on = success("SET of MIG_PRECOPY_INFOv2", result)?;
     check(is_on, "SET of MIG_PRECOPY_INFOv2, which PROBE has found, succeeds", "it is refused")

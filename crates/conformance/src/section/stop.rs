@@ -16,7 +16,8 @@ use whimbrel_uapi::pci::{
 use super::arcs::enter;
 use crate::bench::Bench;
 use crate::case::{Case, Need};
-use crate::outcome::{Outcome, check, equal, equal_bytes, inconclusive, skip, success};
+use crate::dma::Target;
+use crate::outcome::{Outcome, check, equal, equal_bytes, fail, inconclusive, skip, success};
 use crate::subject::Subject;
 
 pub(crate) const CASES: &[Case] = &[
@@ -28,6 +29,12 @@ pub(crate) const CASES: &[Case] = &[
         "The device must not generate interrupts, DMA, or any other change to external state.",
         no_interrupts,
     ),
+    Case::must(
+        "v2/stop/no-dma",
+        "The device must not generate interrupts, DMA, or any other change to external state.",
+        no_dma,
+    )
+    .needs(&[Need::V2, Need::Writer, Need::Memory]),
     Case::must(
         "v2/stop/config-space",
         "When stopped the device and kernel migration driver must accept and respond to interaction to support external \
@@ -172,6 +179,27 @@ fn no_interrupts(bench: &mut Bench) -> Outcome {
         success("VFIO_DEVICE_SET_IRQS to disable interrupts", subject.disable_irqs(index)?)?;
     }
     if armed_any { Ok(()) } else { skip("the device has no interrupts that can be set up") }
+}
+
+fn no_dma(bench: &mut Bench) -> Outcome {
+    let target = Target::prepare(bench)?;
+    let subject = &mut bench.subject;
+    target.write(subject, &[0, 1, 5])?;
+    for state in [State::Stop, State::StopCopy] {
+        let held = subject.go(state)?;
+        target.clear()?;
+        look_around(subject)?;
+        thread::sleep(PAUSE);
+        if state == State::Stop {
+            subject.save_stopped()?;
+        }
+        if let Some(address) = target.first_written()? {
+            return fail(format_args!("no DMA in {state}"), format_args!("a write at {address:#x}"));
+        }
+        drop(held);
+    }
+    subject.go(State::Running)?;
+    Ok(())
 }
 
 /// Offset of the command register in configuration space.

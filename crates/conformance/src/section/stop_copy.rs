@@ -16,6 +16,12 @@ pub(crate) const CASES: &[Case] = &[
          returning 0 and poll always returning readable.",
         end_of_stream,
     ),
+    Case::must(
+        "v2/stop-copy/ends",
+        "End of stream on the FD indicates the entire device state has been transferred.",
+        ends,
+    )
+    .needs(&[Need::V2, Need::DataSize]),
     Case::must("v2/stop-copy/no-enomsg", "ENOMSG may not be returned in STOP_COPY.", no_enomsg)
         .needs(&[Need::PreCopy]),
     Case::must(
@@ -69,6 +75,30 @@ fn end_of_stream(bench: &mut Bench) -> Outcome {
         subject.go(State::Running)?;
     }
     Ok(())
+}
+
+fn ends(bench: &mut Bench) -> Outcome {
+    /// How far a stream may exceed the estimate of its size, as a factor and in bytes on top of it.
+    const FACTOR: u64 = 16;
+    const SLACK: u64 = 16 << 20;
+    let subject = &mut bench.subject;
+    subject.go(State::Stop)?;
+    let result = subject.data_size()?;
+    let estimate = success("GET of MIG_DATA_SIZE", result)?;
+    let mut data = subject.begin(State::StopCopy)?;
+    data.check_size(estimate)?;
+    let most = estimate.saturating_mul(FACTOR).saturating_add(SLACK);
+    let (mut read, mut buffer) = (0, vec![0; CHUNK]);
+    while read <= most {
+        match success("a read in STOP_COPY", data.read(&mut buffer)?)? {
+            0 => return Ok(()),
+            count => read += count as u64,
+        }
+    }
+    fail(
+        format_args!("the end of the stream near the {estimate} bytes that MIG_DATA_SIZE has told"),
+        format_args!("no end after {read} bytes"),
+    )
 }
 
 fn no_enomsg(bench: &mut Bench) -> Outcome {
