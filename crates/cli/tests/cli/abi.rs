@@ -23,7 +23,7 @@ fn check(text: &str) -> Run {
 }
 
 /// The headers that the lab places; those it has not are said.
-fn headers(of_one: &str) -> Vec<PathBuf> {
+pub(crate) fn headers(of_one: &str) -> Vec<PathBuf> {
     let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let lab = folder("WHIMBREL_LAB_CACHE").or_else(|| {
         let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;

@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::abi::headers;
 use crate::support::{Run, argument, keys, whimbrel};
 
 fn compare(comment: &str) -> Run {
@@ -28,6 +29,20 @@ fn a_headers_sentences_are_told_with_their_cases() {
     assert_eq!(value["new"][0]["text"], "They must be blue.");
     assert!(value["gone"].as_array().is_some_and(|gone| gone.len() > 40), "{value}");
     assert!(matches!(&value["error"], Value::Object(_) | Value::String(_)), "{value}");
+}
+
+#[test]
+fn every_sentence_of_the_kernels_header_has_a_case_or_a_reason() {
+    for path in headers("linux/vfio.h") {
+        let version = path.ancestors().find_map(|folder| fs::read_to_string(folder.join("version")).ok());
+        // A later kernel's header may have other sentences.
+        if version.is_some_and(|version| version.starts_with("7.3.")) {
+            let value = whimbrel(["--json", "conform", "--sentences", &argument(&path)]).succeeded().json();
+            for list in ["gone", "new", "uncovered"] {
+                assert_eq!(value[list].as_array().map(Vec::len), Some(0), "{list}: {}", value[list]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -21,7 +21,11 @@ use crate::outcome::{Outcome, check, equal, equal_bytes, fail, inconclusive, ski
 use crate::subject::Subject;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::must("v2/stop/state-stays", "It must not change its internal state.", state_stays).needs(&[Need::V2]),
+    Case::must(
+        "v2/stop/state-stays",
+        "While in STOP the device must stop the operation of the device.",
+        state_stays,
+    ).needs(&[Need::V2]),
     Case::must("v2/stop/registers-stay", "It must not change its internal state.", registers_stay)
         .needs(&[Need::Registers]),
     Case::must(

@@ -202,6 +202,13 @@ mod tests {
     }
 
     #[test]
+    fn each_sentence_has_a_case_or_a_reason() {
+        let coverage = coverage(header(&written_for())).expect("a header");
+        let uncovered: Vec<&str> = coverage.uncovered.iter().map(|own| own.text.as_str()).collect();
+        assert_eq!(uncovered, [""; 0]);
+    }
+
+    #[test]
     fn a_changed_sentence_is_told_with_its_old_wording_and_its_cases() {
         let old = "The optional states cannot be used with SET_STATE if the device does not support them.";
         let new = "The optional states must not be used with SET_STATE if the device does not support them.";

@@ -20,6 +20,12 @@ const fn unseen(sentence: &'static str, reason: &'static str) -> Excused {
 const PEERS: &str = "only a peer sees it: P2P needs a second device whose BAR the first one writes to, and a driver may \
                      stop all DMA or none but P2P";
 
+const PATHS: &str = "a step is seen only where it fails; v2/arcs/combinations tests the state and the session at the end of \
+                     each path";
+
+const PAGE_SIZE: &str =
+    "a hint: the driver may select any page size; v2/dma-logging/selected-page-size tests that it is one";
+
 pub(super) const EXCUSED: &[Excused] = &[
     user(
         "The user can then decide if it should execute a VFIO_DEVICE_RESET, attempt to return to the original state, or \
@@ -71,6 +77,10 @@ pub(super) const EXCUSED: &[Excused] = &[
          migration.",
         "the user recovers",
     ),
+    user(
+        "ERROR - The device has failed and must be reset",
+        "the user resets it; v2/resuming/error-needs-a-reset tests that nothing else leaves ERROR",
+    ),
     unseen("RUNNING_P2P - RUNNING, except the device cannot do peer to peer DMA", PEERS),
     unseen("PRE_COPY_P2P - PRE_COPY, except the device cannot do peer to peer DMA", PEERS),
     unseen(
@@ -82,6 +92,24 @@ pub(super) const EXCUSED: &[Excused] = &[
         PEERS,
     ),
     unseen(
+        "The migration driver must complete any such outstanding operations prior to completing the FSM arc into a P2P state.",
+        PEERS,
+    ),
+    unseen(
+        "As there are multiple paths through the FSM arcs the path should be selected based on the following rules:",
+        PATHS,
+    ),
+    unseen("The path cannot have saving group states as interior arcs, only starting/end states.", PATHS),
+    unseen(
+        "page_size is an input that hints what tracking granularity the device should try to achieve.",
+        PAGE_SIZE,
+    ),
+    unseen(
+        "If the device cannot do the hinted page size then it's the driver choice which page size to pick based on its \
+         support.",
+        PAGE_SIZE,
+    ),
+    unseen(
         "When DMA logging is started a range of IOVAs to monitor is provided and the device can optimize its logging to cover \
          only the IOVA range given.",
         "a permission: the log may cover more than the ranges",
@@ -91,6 +119,15 @@ pub(super) const EXCUSED: &[Excused] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reasons_name_cases_that_exist() {
+        let is_case = |id: &str| crate::suite::cases().any(|case| case.id() == id);
+        for excuse in EXCUSED {
+            let words = excuse.reason.split([' ', ';', ',']).filter(|word| word.starts_with("v2/"));
+            words.for_each(|id| assert!(is_case(id), "{id}"));
+        }
+    }
 
     #[test]
     fn each_is_a_sentence_of_the_header() {
