@@ -11,24 +11,10 @@ use crate::saved::Saved;
 use crate::subject::Subject;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::must("v2/resuming/cut", INVALID_DATA, cut).resets().needs(&[Need::V2]),
-    Case::should(
-        "v2/resuming/empty",
-        "The kernel migration driver should complete the incorporation of data written to the data transfer FD into the \
-         device internal state and perform final validity and consistency checking of the new device state.",
-        empty,
-    )
-    .resets()
-    .needs(&[Need::V2]),
+    Case::should("v2/resuming/cut", CHECKED, cut).resets().needs(&[Need::V2]),
+    Case::should("v2/resuming/empty", CHECKED, empty).resets().needs(&[Need::V2]),
     Case::must("v2/resuming/refused-data", INVALID_DATA, refused_data).resets().needs(&[Need::V2]),
-    Case::should(
-        "v2/resuming/past-the-end",
-        "The kernel migration driver should complete the incorporation of data written to the data transfer FD into the \
-         device internal state and perform final validity and consistency checking of the new device state.",
-        past_the_end,
-    )
-    .resets()
-    .needs(&[Need::V2]),
+    Case::should("v2/resuming/past-the-end", CHECKED, past_the_end).resets().needs(&[Need::V2]),
     Case::must(
         "v2/resuming/failed-combination",
         "If this function fails then current device_state may be the original operating state or some other state along \
@@ -68,6 +54,11 @@ pub(crate) const CASES: &[Case] = &[
     .needs(&[Need::V2]),
 ];
 
+/// The header recommends the check. Only what a driver has found must be refused: one that loads records as they come,
+/// such as mlx5, does not find that some are missing.
+const CHECKED: &str = "The kernel migration driver should complete the incorporation of data written to the data transfer \
+                       FD into the device internal state and perform final validity and consistency checking of the new \
+                       device state.";
 const INVALID_DATA: &str = "If the user provided data is found to be incomplete, inconsistent, or otherwise invalid, the \
                             migration driver must fail the SET_STATE ioctl and optionally go to the ERROR state as \
                             described below.";

@@ -2,5 +2,6 @@
 
 mod faults;
 mod models;
+mod states;
 mod vfio_user;
 mod writes;
