@@ -298,7 +298,8 @@ impl Subject {
         self.request("SET DMA_LOGGING_STOP", |device| device.dma_logging_stop(), |()| "0".to_string())
     }
 
-    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT into `words`, one bit a page of `page_size` bytes.
+    /// VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT into `words`, one bit a page of `page_size` bytes; skips the case on a kernel
+    /// that cannot report.
     pub(crate) fn report_log(
         &mut self,
         iova: u64,
@@ -311,7 +312,13 @@ impl Subject {
             Ok(report) => report,
             Err(errno) => return Err(Stop::Inconclusive(format!("{request} cannot be asked: {errno:?}"))),
         };
-        self.request(&request, |device| device.dma_logging_report(&mut report), |()| "0".to_string())
+        match self.request(&request, |device| device.dma_logging_report(&mut report), |()| "0".to_string())? {
+            // PROBE does not tell.
+            Err(Errno::EOPNOTSUPP) => {
+                skip("DMA_LOGGING_REPORT is not supported: the kernel is built without CONFIG_IOMMUFD_DRIVER")
+            }
+            result => Ok(result),
+        }
     }
 
     /// Saves the state of a running device through STOP_COPY, and lets it run again.

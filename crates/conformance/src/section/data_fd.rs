@@ -141,16 +141,21 @@ fn no_mapping(bench: &mut Bench) -> Outcome {
 }
 
 fn no_other_ioctl(bench: &mut Bench) -> Outcome {
-    for state in [State::StopCopy, State::Resuming] {
-        let data = bench.subject.begin(state)?;
+    let asked = |data: &Data, state: State| {
         let ask = |fd: BorrowedFd<'_>| rustix::termios::tcgetattr(fd).map(drop).map_err(errno);
-        let asked = data.on_fd("ioctl(TCGETS)", ask, |()| "0".to_string())?;
-        refused(format_args!("ioctl(TCGETS) on the data_fd of {state}"), &[Errno::ENOTTY], asked)?;
-        if state == State::StopCopy {
-            bench.subject.go(State::Running)?;
-        }
-    }
-    Ok(())
+        let result = data.on_fd("ioctl(TCGETS)", ask, |()| "0".to_string())?;
+        refused(format_args!("ioctl(TCGETS) on the data_fd of {state}"), &[Errno::ENOTTY], result)
+    };
+    let mut data = bench.subject.begin(State::StopCopy)?;
+    asked(&data, State::StopCopy)?;
+    let saved = data.save(Vec::new())?;
+    drop(data);
+    bench.subject.go(State::Running)?;
+    let mut data = bench.subject.begin(State::Resuming)?;
+    asked(&data, State::Resuming)?;
+    let loaded = data.load_saved(&saved)?;
+    success("a write of the device's own state", loaded)?;
+    bench.subject.go(State::Running).map(drop)
 }
 
 fn nonblocking(bench: &mut Bench) -> Outcome {

@@ -10,7 +10,7 @@ use whimbrel_uapi::feature::{DeviceFeature, Feature, FeatureFlags};
 use crate::bench::Bench;
 use crate::case::{Case, Need};
 use crate::dma::{BASE, PAGE, all_memory, range};
-use crate::outcome::{Outcome, check, fails, refused, success};
+use crate::outcome::{Outcome, check, equal, fails, refused, success};
 
 const LOG: &[Need] = &[Need::V2, Need::DmaLogging];
 /// A device that is made to write has a log of its own. One that never writes may answer whatever it likes, as the
@@ -24,6 +24,18 @@ pub(crate) const CASES: &[Case] = &[
         probe,
     )
     .looks()
+    .needs(LOG),
+    Case::should(
+        "v2/dma-logging/hinted-page-size",
+        "page_size is an input that hints what tracking granularity the device should try to achieve.",
+        hinted_page_size,
+    )
+    .needs(LOG),
+    Case::must(
+        "v2/dma-logging/any-hint",
+        "If the device cannot do the hinted page size then it's the driver choice which page size to pick based on its support.",
+        any_hint,
+    )
     .needs(LOG),
     Case::must(
         "v2/dma-logging/selected-page-size",
@@ -139,12 +151,33 @@ fn probe(bench: &mut Bench) -> Outcome {
 /// Page sizes that a user may ask for, with a range that is a multiple of each.
 const PAGE_SIZES: [u64; 5] = [PAGE, 2 * PAGE, 64 << 10, 2 << 20, 1 << 30];
 
-fn selected_page_size(bench: &mut Bench) -> Outcome {
+fn any_hint(bench: &mut Bench) -> Outcome {
     for page_size in PAGE_SIZES {
         bench.subject.must_start_log(page_size, &[range(1 << 30, 1 << 30)?])?;
         bench.subject.must_stop_log()?;
     }
     Ok(())
+}
+
+fn hinted_page_size(bench: &mut Bench) -> Outcome {
+    let range = range(1 << 30, 1 << 30)?;
+    for page_size in PAGE_SIZES {
+        let selected = bench.subject.must_start_log(page_size, &[range])?;
+        bench.subject.must_stop_log()?;
+        // What the device has just done, it can do.
+        if selected < range.length() {
+            let again = bench.subject.must_start_log(selected, &[range])?;
+            bench.subject.must_stop_log()?;
+            equal(format_args!("the page size with the hint {selected:#x}"), selected, again)?;
+        }
+    }
+    Ok(())
+}
+
+fn selected_page_size(bench: &mut Bench) -> Outcome {
+    let selected = bench.subject.must_start_log(PAGE, &[all_memory()?])?;
+    check(selected <= 1 << 30, "a page size that a log can have", format_args!("{selected:#x}"))?;
+    bench.subject.must_stop_log()
 }
 
 fn page_of_ranges(bench: &mut Bench) -> Outcome {

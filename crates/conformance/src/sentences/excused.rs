@@ -23,9 +23,6 @@ const PEERS: &str = "only a peer sees it: P2P needs a second device whose BAR th
 const PATHS: &str = "a step is seen only where it fails; v2/arcs/combinations tests the state and the session at the end of \
                      each path";
 
-const PAGE_SIZE: &str =
-    "a hint: the driver may select any page size; v2/dma-logging/selected-page-size tests that it is one";
-
 pub(super) const EXCUSED: &[Excused] = &[
     user(
         "The user can then decide if it should execute a VFIO_DEVICE_RESET, attempt to return to the original state, or \
@@ -100,15 +97,6 @@ pub(super) const EXCUSED: &[Excused] = &[
         PATHS,
     ),
     unseen("The path cannot have saving group states as interior arcs, only starting/end states.", PATHS),
-    unseen(
-        "page_size is an input that hints what tracking granularity the device should try to achieve.",
-        PAGE_SIZE,
-    ),
-    unseen(
-        "If the device cannot do the hinted page size then it's the driver choice which page size to pick based on its \
-         support.",
-        PAGE_SIZE,
-    ),
     unseen(
         "When DMA logging is started a range of IOVAs to monitor is provided and the device can optimize its logging to cover \
          only the IOVA range given.",
