@@ -74,6 +74,24 @@ impl Bench {
         }
     }
 
+    /// Runs a test that loads other states than the device's own, and then loads that again, whatever came of the test: a
+    /// driver may take any state, and a reset may not bring its own back. The case resets the device.
+    pub(crate) fn restoring(&mut self, test: impl FnOnce(&mut Bench, &Saved) -> Outcome) -> Outcome {
+        self.leave_power_on_state()?;
+        let saved = self.subject.save()?;
+        let outcome = test(self, &saved);
+        let restored = self.restore(&saved);
+        outcome.and(restored)
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Outcome {
+        self.subject.must_reset()?;
+        self.subject.is_in(State::Running)?;
+        self.subject.load(saved)?;
+        self.subject.go(State::Running)?;
+        Ok(())
+    }
+
     /// Fails the case unless two states are equal, byte for byte. To be called last, for it may reset the devices.
     ///
     /// The header does not say that a device saves the same state in the same bytes. So states that differ are a failure

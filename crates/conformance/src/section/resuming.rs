@@ -11,15 +11,15 @@ use crate::saved::Saved;
 use crate::subject::Subject;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::should("v2/resuming/cut", CHECKED, cut).resets().needs(&[Need::V2]),
-    Case::should("v2/resuming/empty", CHECKED, empty).resets().needs(&[Need::V2]),
-    Case::must("v2/resuming/refused-data", INVALID_DATA, refused_data).resets().needs(&[Need::V2]),
-    Case::should("v2/resuming/past-the-end", CHECKED, past_the_end).resets().needs(&[Need::V2]),
+    Case::should("v2/resuming/cut", CHECKED, |bench| bench.restoring(cut)).resets().needs(&[Need::V2]),
+    Case::should("v2/resuming/empty", CHECKED, |bench| bench.restoring(empty)).resets().needs(&[Need::V2]),
+    Case::must("v2/resuming/refused-data", INVALID_DATA, |bench| bench.restoring(refused_data)).resets().needs(&[Need::V2]),
+    Case::should("v2/resuming/past-the-end", CHECKED, |bench| bench.restoring(past_the_end)).resets().needs(&[Need::V2]),
     Case::must(
         "v2/resuming/failed-combination",
         "If this function fails then current device_state may be the original operating state or some other state along \
          the combination transition path.",
-        failed_combination,
+        |bench| bench.restoring(failed_combination),
     )
     .resets()
     .needs(&[Need::V2]),
@@ -27,7 +27,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::must(
         "v2/resuming/error-needs-a-reset",
         "To recover from ERROR VFIO_DEVICE_RESET must be used to return the device_state back to RUNNING.",
-        error_needs_a_reset,
+        |bench| bench.restoring(error_needs_a_reset),
     )
     .resets()
     .needs(&[Need::V2]),
@@ -42,7 +42,7 @@ pub(crate) const CASES: &[Case] = &[
         "v2/resuming/going-on",
         "A user may write the rest of a state after an early attempt to leave RESUMING: if the device then leaves it, it \
          has the whole state.",
-        going_on,
+        |bench| bench.restoring(going_on),
     )
     .resets()
     .needs(&[Need::V2]),
@@ -95,10 +95,8 @@ fn leave(subject: &mut Subject, written: Result<(), Errno>, to: State) -> Outcom
     Ok(Attempt { written, left })
 }
 
-fn cut(bench: &mut Bench) -> Outcome {
-    bench.leave_power_on_state()?;
+fn cut(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     let budget = bench.budget;
     let lengths = saved.cuts(&mut bench.random).into_iter().filter(|length| *length > 0);
     for length in lengths.take_while(|_| budget.is_left()) {
@@ -110,11 +108,11 @@ fn cut(bench: &mut Bench) -> Outcome {
     Ok(())
 }
 
-fn empty(bench: &mut Bench) -> Outcome {
+fn empty(bench: &mut Bench, _: &Saved) -> Outcome {
     let subject = &mut bench.subject;
     let attempt = attempt(subject, &[], State::Stop)?;
     fails("RESUMING -> STOP without any data", attempt.left)?;
-    subject.must_reset()
+    Ok(())
 }
 
 /// Data that no device has saved.
@@ -124,11 +122,10 @@ fn invalid_data(saved: &Saved, random: &mut fastrand::Rng) -> [Vec<u8>; 4] {
     [inverted, vec![0xff; length], vec![0; length], (0..length).map(|_| random.u8(..)).collect()]
 }
 
-fn refused_data(bench: &mut Bench) -> Outcome {
+fn refused_data(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     let mut is_any_refused = false;
-    for data in invalid_data(&saved, &mut bench.random) {
+    for data in invalid_data(saved, &mut bench.random) {
         let attempt = attempt(subject, &data, State::Stop)?;
         if let Err(errno) = attempt.written {
             is_any_refused = true;
@@ -142,9 +139,8 @@ fn refused_data(bench: &mut Bench) -> Outcome {
     if is_any_refused { Ok(()) } else { skip("write() takes any data") }
 }
 
-fn past_the_end(bench: &mut Bench) -> Outcome {
+fn past_the_end(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     for more in [1, 16, 4096] {
         for at_once in [true, false] {
             let mut session = subject.begin(State::Resuming)?;
@@ -152,7 +148,7 @@ fn past_the_end(bench: &mut Bench) -> Outcome {
             let written = if at_once {
                 session.load(&longer, longer.len())?
             } else {
-                success("a write of the device's own state", session.load(&saved, CHUNK)?)?;
+                success("a write of the device's own state", session.load(saved, CHUNK)?)?;
                 session.load(&longer[saved.len()..], CHUNK)?
             };
             let attempt = leave(subject, written, State::Stop)?;
@@ -167,9 +163,8 @@ fn past_the_end(bench: &mut Bench) -> Outcome {
     Ok(())
 }
 
-fn failed_combination(bench: &mut Bench) -> Outcome {
+fn failed_combination(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     let short = &saved[..saved.len().saturating_sub(1)];
     let mut has_failed = false;
     for to in supported(subject.flags()).filter(|state| *state != State::Resuming) {
@@ -202,12 +197,11 @@ fn abort(bench: &mut Bench) -> Outcome {
     Ok(())
 }
 
-fn error_needs_a_reset(bench: &mut Bench) -> Outcome {
+fn error_needs_a_reset(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     let mut is_any_in_error = false;
     let short = saved[..saved.len().saturating_sub(1)].to_vec();
-    for data in invalid_data(&saved, &mut bench.random).into_iter().chain([short]) {
+    for data in invalid_data(saved, &mut bench.random).into_iter().chain([short]) {
         // Whatever comes of it: the state tells.
         attempt(subject, &data, State::Running)?;
         if subject.state()? == State::Error {
@@ -219,8 +213,6 @@ fn error_needs_a_reset(bench: &mut Bench) -> Outcome {
         }
         subject.must_reset()?;
         subject.is_in(State::Running)?;
-        subject.load(&saved)?;
-        subject.go(State::Running)?;
     }
     if is_any_in_error { Ok(()) } else { skip("no data that was tried brings the device into ERROR") }
 }
@@ -244,10 +236,8 @@ fn every_way_out(bench: &mut Bench) -> Outcome {
     Ok(())
 }
 
-fn going_on(bench: &mut Bench) -> Outcome {
-    bench.leave_power_on_state()?;
+fn going_on(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let saved = subject.save()?;
     let mut data: Data = subject.begin(State::Resuming)?;
     let half = saved.len() / 2;
     success("a write of the first half of the device's own state", data.load(&saved[..half], CHUNK)?)?;
@@ -257,12 +247,12 @@ fn going_on(bench: &mut Bench) -> Outcome {
     let written = data.load(&saved[half..], CHUNK)?;
     let is_resuming = subject.state()? == State::Resuming;
     let is_left = is_resuming && leave(subject, written, State::Stop)?.left.is_ok();
-    if is_left {
-        let found = subject.save_stopped()?;
-        subject.go(State::Running)?;
-        return bench.equal_states("a state that was loaded in two attempts", &saved, &found);
+    if !is_left {
+        return Ok(());
     }
-    subject.must_reset()
+    let found = subject.save_stopped()?;
+    subject.go(State::Running)?;
+    bench.equal_states("a state that was loaded in two attempts", saved, &found)
 }
 
 fn many_small_writes(bench: &mut Bench) -> Outcome {

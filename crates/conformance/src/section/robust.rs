@@ -75,44 +75,38 @@ const CHANGED_BYTES: usize = 4 << 20;
 /// Loads states that are made of the device's own by `spoil`, and resets the device after each. Fails the case if it then
 /// cannot load its own state.
 fn hurt(bench: &mut Bench, spoil: impl FnOnce(&Saved, &mut fastrand::Rng) -> Vec<Vec<u8>>) -> Outcome {
-    bench.leave_power_on_state()?;
-    let (registers, budget) = (bench.registers.clone(), bench.budget);
-    // A device with a migration region may have to run before it can save what it has loaded.
-    let saves_in_stop = !bench.features.has(Need::Region);
-    let subject = &mut bench.subject;
-    let before = registers.as_ref().map(|registers| subject.look(&**registers)).transpose()?;
-    let saved = subject.save()?;
-    for data in spoil(&saved, &mut bench.random).into_iter().take_while(|_| budget.is_left()) {
-        let taken = attempt(subject, &data, State::Stop)?;
-        if taken.left.is_ok() {
-            use_taken(subject)?;
-        }
-        subject.must_reset()?;
-        subject.is_in(State::Running)?;
-        subject.load(&saved)?;
-        if saves_in_stop {
-            let again = subject.save_stopped()?;
-            if *again != *saved {
-                subject.go(State::Running)?;
-                return bench.equal_states(
-                    "the device's own state, loaded after another one and a reset",
-                    &saved,
-                    &again,
-                );
+    bench.restoring(|bench, saved| {
+        let (registers, budget) = (bench.registers.clone(), bench.budget);
+        // A device with a migration region may have to run before it can save what it has loaded.
+        let saves_in_stop = !bench.features.has(Need::Region);
+        let subject = &mut bench.subject;
+        let before = registers.as_ref().map(|registers| subject.look(&**registers)).transpose()?;
+        for data in spoil(saved, &mut bench.random).into_iter().take_while(|_| budget.is_left()) {
+            let taken = attempt(subject, &data, State::Stop)?;
+            if taken.left.is_ok() {
+                use_taken(subject)?;
+            }
+            subject.must_reset()?;
+            subject.is_in(State::Running)?;
+            subject.load(saved)?;
+            if saves_in_stop {
+                let again = subject.save_stopped()?;
+                if *again != **saved {
+                    subject.go(State::Running)?;
+                    return bench.equal_states(AFTER_ANOTHER, saved, &again);
+                }
+            }
+            subject.go(State::Running)?;
+            if let (Some(registers), Some(before)) = (&registers, &before) {
+                let after = subject.look(&**registers)?;
+                equal_bytes(format_args!("registers of {AFTER_ANOTHER}"), before, &after)?;
             }
         }
-        subject.go(State::Running)?;
-        if let (Some(registers), Some(before)) = (&registers, &before) {
-            let after = subject.look(&**registers)?;
-            equal_bytes(
-                "registers of the device's own state, loaded after another one and a reset",
-                before,
-                &after,
-            )?;
-        }
-    }
-    Ok(())
+        Ok(())
+    })
 }
+
+const AFTER_ANOTHER: &str = "the device's own state, loaded after another one and a reset";
 
 /// Uses a device that has taken a state which no device has saved: whatever it answers, it answers.
 fn use_taken(subject: &mut Subject) -> Outcome {
@@ -196,21 +190,17 @@ fn reordered(saved: &Saved, random: &mut fastrand::Rng) -> Vec<Vec<u8>> {
 const ENDLESS_BYTES: usize = 64 << 20;
 
 fn endless(bench: &mut Bench) -> Outcome {
-    let subject = &mut bench.subject;
-    let saved = subject.save()?;
-    let mut data = subject.begin(State::Resuming)?;
-    success("a write of the device's own state", data.load_saved(&saved)?)?;
-    let mut written = 0;
-    while written < ENDLESS_BYTES {
-        match data.write(&vec![0; CHUNK])? {
-            Ok(count) if count > 0 => written += count,
-            _ => break,
+    bench.restoring(|bench, saved| {
+        let mut data = bench.subject.begin(State::Resuming)?;
+        success("a write of the device's own state", data.load_saved(saved)?)?;
+        let zeros = vec![0; CHUNK];
+        let mut written = 0;
+        while written < ENDLESS_BYTES {
+            match data.write(&zeros)? {
+                Ok(count) if count > 0 => written += count,
+                _ => break,
+            }
         }
-    }
-    drop(data);
-    subject.must_reset()?;
-    subject.is_in(State::Running)?;
-    subject.load(&saved)?;
-    subject.go(State::Running)?;
-    Ok(())
+        Ok(())
+    })
 }

@@ -1,12 +1,13 @@
 //! A state that an earlier version of the driver has saved: it is taken, or cleanly refused.
 
+use std::sync::Arc;
+
 use whimbrel_protocol::State;
 
 use super::resuming::attempt;
 use crate::bench::Bench;
 use crate::case::{Case, Need};
-use crate::outcome::{Outcome, Stop, success};
-use crate::saved::Saved;
+use crate::outcome::{Outcome, skip};
 
 pub(crate) const CASES: &[Case] = &[
     Case::robust(
@@ -26,35 +27,34 @@ pub(crate) const CASES: &[Case] = &[
     .needs(&[Need::V2, Need::Stream]),
 ];
 
-fn stream(bench: &Bench) -> Outcome<Saved> {
-    match &bench.stream {
-        Some(stream) => Ok(Saved::from(stream.to_vec())),
-        None => Err(Stop::Skipped(Need::Stream.to_string())),
-    }
+fn stream(bench: &Bench) -> Outcome<Arc<[u8]>> {
+    bench.stream.clone().map_or_else(|| skip(Need::Stream), Ok)
 }
 
 fn taken_or_refused(bench: &mut Bench) -> Outcome {
     let stream = stream(bench)?;
-    let subject = &mut bench.subject;
-    let own = subject.save()?;
-    // The state that it reports afterwards is checked there.
-    attempt(subject, &stream, State::Stop)?;
-    subject.must_reset()?;
-    subject.is_in(State::Running)?;
-    let again = subject.reload(&own)?;
-    bench.equal_states("the device's own state, loaded after the one of an earlier version", &own, &again)
+    bench.restoring(|bench, own| {
+        let subject = &mut bench.subject;
+        // The state that it reports afterwards is checked there.
+        attempt(subject, &stream, State::Stop)?;
+        subject.must_reset()?;
+        subject.is_in(State::Running)?;
+        let again = subject.reload(own)?;
+        bench.equal_states("the device's own state, loaded after the one of an earlier version", own, &again)
+    })
 }
 
 fn saved_again(bench: &mut Bench) -> Outcome {
     let stream = stream(bench)?;
-    let subject = &mut bench.subject;
-    let taken = attempt(subject, &stream, State::Stop)?;
-    if let Err(errno) = taken.written.and(taken.left) {
-        subject.must_reset()?;
-        return Err(Stop::Skipped(format!("the device refuses the state: {errno:?}")));
-    }
-    let saved = subject.save_stopped()?;
-    success("SET of RUNNING", subject.set_state(State::Running)?)?;
-    let again = subject.reload(&saved)?;
-    bench.equal_states("a state of an earlier version, saved, loaded and saved again", &saved, &again)
+    bench.restoring(|bench, _| {
+        let subject = &mut bench.subject;
+        let taken = attempt(subject, &stream, State::Stop)?;
+        if let Err(errno) = taken.written.and(taken.left) {
+            return skip(format_args!("the device refuses the state: {errno:?}"));
+        }
+        let saved = subject.save_stopped()?;
+        subject.go(State::Running)?;
+        let again = subject.reload(&saved)?;
+        bench.equal_states("a state of an earlier version, saved, loaded and saved again", &saved, &again)
+    })
 }
