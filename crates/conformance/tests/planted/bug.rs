@@ -290,7 +290,7 @@ bugs! {
     /// PRE_COPY stops the log.
     PrecopyResetsLog => "v2/dma-writes/kept-over-states",
     /// A page size hint that is too large is refused.
-    LogRefusesLargePages => "v2/dma-logging/selected-page-size",
+    LogRefusesLargePages => "v2/dma-logging/any-hint",
     /// The reported page size is 0.
     LogPageSizeZero => "v2/dma-logging/selected-page-size",
     /// A log of no range is started.
