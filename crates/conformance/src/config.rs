@@ -1,6 +1,7 @@
 //! The settings of a run.
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -46,6 +47,9 @@ pub struct Config {
     pub force: bool,
     /// Ends the run after the case that runs, once it is set.
     pub stop: Arc<AtomicBool>,
+    /// A file for the requests of the case that runs, which outlives a process that the case kills. [`Relay`](crate::Relay)
+    /// reads it.
+    pub requests: Option<Arc<File>>,
     /// Number of results that an earlier process of the same run has reported already, and that are left out.
     pub reported: usize,
 }
@@ -68,6 +72,7 @@ impl Default for Config {
             stream: None,
             force: false,
             stop: Arc::default(),
+            requests: None,
             reported: 0,
         }
     }

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::known_failures::Date;
 use crate::known_issues::danger;
 use crate::run::NOTHING_SELECTED;
+use crate::transcript::Transcript;
 use crate::verdict::{CaseResult, Event, Summary, Verdict};
 
 /// The events of a run whose cases run in other processes.
@@ -110,7 +111,8 @@ impl<'a> Relay<'a> {
         };
         let (verdict, known) = self.config.known_failures.judge(case.id(), Verdict::Fail, Date::today());
         let expected = Some("the process that uses the device survives".to_string());
-        let result = CaseResult { expected, found: Some(found), known, ..self.blank(verdict) };
+        let requests = self.requests();
+        let result = CaseResult { expected, found: Some(found), known, requests, ..self.blank(verdict) };
         self.end(result);
     }
 
@@ -126,7 +128,8 @@ impl<'a> Relay<'a> {
         let found = self.unreported(what, found);
         let expected = Some(format!("an answer within {} s", self.config.timeout.as_secs_f64()));
         let lost = format!("{} has hung, and holds the device", case.id());
-        let result = CaseResult { expected, found: Some(found), ..self.blank(Verdict::Hung) };
+        let requests = self.requests();
+        let result = CaseResult { expected, found: Some(found), requests, ..self.blank(Verdict::Hung) };
         self.end(result);
         self.lost = Some(lost);
     }
@@ -146,6 +149,12 @@ impl<'a> Relay<'a> {
     fn unreported(&self, what: &str, found: Vec<String>) -> String {
         let found = found.into_iter().filter(|line| !self.reported.contains(line));
         std::iter::once(what.to_string()).chain(found).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Returns the requests of the case that ran, if it has begun.
+    fn requests(&self) -> Vec<String> {
+        let file = self.config.requests.as_ref().filter(|_| self.started.is_some());
+        file.map(|file| Transcript::read(file)).unwrap_or_default()
     }
 
     /// A result of the next case without any details. There must be a next case.
@@ -179,5 +188,162 @@ impl<'a> Relay<'a> {
 impl std::fmt::Debug for Relay<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Relay").field("done", &self.done).field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Header;
+
+    /// The cases of the tests, in order.
+    const ONLY: &str = "v2/arcs/*";
+
+    fn config() -> Config {
+        Config { only: vec![ONLY.parse().unwrap()], ..Config::default() }
+    }
+
+    fn begin(cases: usize) -> Event {
+        let text = String::new;
+        Event::Begin(Header {
+            suite: text(),
+            header: text(),
+            subject: text(),
+            second: None,
+            kernel: Some("6.12.1".to_string()),
+            features: Vec::new(),
+            seed: 1,
+            cases,
+        })
+    }
+
+    fn start(case: &Case) -> Event {
+        Event::Start { id: case.id().to_string() }
+    }
+
+    fn result(case: &Case, verdict: Verdict) -> Event {
+        Event::Result(Box::new(CaseResult::new(case, case.danger(), 1, verdict)))
+    }
+
+    /// What a run told of its cases.
+    fn verdicts(events: &[Event]) -> Vec<(Verdict, Option<&str>)> {
+        let results = events.iter().filter_map(|event| match event {
+            Event::Result(result) => Some((result.verdict, result.found.as_deref())),
+            _ => None,
+        });
+        results.collect()
+    }
+
+    /// Relays a run, and returns all events and the numbers.
+    fn relayed(config: &Config, act: impl FnOnce(&mut Relay<'_>, &[&'static Case])) -> (Vec<Event>, Summary) {
+        let mut events = Vec::new();
+        let mut told = |event: &Event| events.push(event.clone());
+        let cases: Vec<&'static Case> = config.planned().into_iter().map(|(case, _)| case).collect();
+        let mut relay = Relay::new(config, &mut told);
+        act(&mut relay, &cases);
+        let summary = relay.finish("SIGINT");
+        let starts = events.iter().filter(|event| matches!(event, Event::Start { .. })).count();
+        assert_eq!(starts, verdicts(&events).len(), "each case starts once: {events:?}");
+        (events, summary)
+    }
+
+    #[test]
+    fn a_process_that_dies_fails_the_case_that_ran_and_another_one_continues() {
+        let config = config();
+        let (events, summary) = relayed(&config, |relay, cases| {
+            assert_eq!(relay.resume(), Some(0));
+            relay.event(begin(cases.len()));
+            relay.event(start(cases[0]));
+            assert_eq!(relay.running(), Some(cases[0].id()));
+            relay.died("the process died by SIGSEGV", vec!["kernel log: Oops: 0".to_string()]);
+            assert_eq!(relay.resume(), Some(1));
+            relay.event(begin(cases.len()));
+            for case in &cases[1..] {
+                relay.event(start(case));
+                relay.event(result(case, Verdict::Pass));
+            }
+            relay.event(Event::End(Summary::default()));
+            assert_eq!(relay.resume(), None);
+        });
+        let results = verdicts(&events);
+        let found = "the process died by SIGSEGV\nkernel log: Oops: 0";
+        assert_eq!(results[0], (Verdict::Fail, Some(found)));
+        assert!(results[1..].iter().all(|result| *result == (Verdict::Pass, None)), "{results:?}");
+        assert_eq!(events.iter().filter(|event| matches!(event, Event::Begin(_))).count(), 1);
+        assert_eq!((summary.failed, summary.passed, summary.exit_status()), (1, results.len() - 1, 1));
+    }
+
+    #[test]
+    fn a_process_that_always_dies_before_a_case_does_not_run_for_ever() {
+        let config = config();
+        let (events, summary) = relayed(&config, |relay, cases| {
+            relay.event(begin(cases.len()));
+            for _ in cases {
+                assert!(relay.resume().is_some());
+                relay.died("the process died by SIGKILL", Vec::new());
+            }
+            assert_eq!(relay.resume(), None);
+        });
+        assert_eq!(summary.failed, verdicts(&events).len());
+    }
+
+    #[test]
+    fn after_a_case_that_hangs_no_process_continues() {
+        let config = config();
+        let (events, summary) = relayed(&config, |relay, cases| {
+            relay.event(begin(cases.len()));
+            relay.event(start(cases[0]));
+            relay.hung("silent for 11 s", Vec::new());
+            assert_eq!(relay.resume(), None);
+        });
+        let results = verdicts(&events);
+        assert_eq!(results[0], (Verdict::Hung, Some("silent for 11 s")));
+        let (verdict, why) = results[1];
+        assert_eq!(verdict, Verdict::NotRun);
+        assert!(why.is_some_and(|why| why.ends_with(" has hung, and holds the device")), "{why:?}");
+        assert_eq!((summary.hung, summary.exit_status()), (1, 1));
+    }
+
+    #[test]
+    fn a_device_that_is_lost_for_a_later_process_leaves_the_rest_not_run() {
+        let config = config();
+        let gone = || Summary { untestable: Some("it is gone".to_string()), ..Summary::default() };
+        let (events, summary) = relayed(&config, |relay, cases| {
+            relay.event(begin(cases.len()));
+            relay.died("the process died by SIGKILL", Vec::new());
+            relay.event(Event::End(gone()));
+            assert_eq!(relay.resume(), None);
+        });
+        assert_eq!(verdicts(&events)[1], (Verdict::NotRun, Some("it is gone")));
+        assert_eq!(summary.untestable, None);
+        let (events, summary) = relayed(&config, |relay, _| relay.event(Event::End(gone())));
+        assert_eq!((verdicts(&events).len(), summary.exit_status()), (0, 3));
+    }
+
+    #[test]
+    fn what_a_witness_has_told_with_a_result_is_not_told_again() {
+        let config = config();
+        let warning = || "kernel log: WARNING: at x".to_string();
+        let (events, _) = relayed(&config, |relay, cases| {
+            relay.event(begin(cases.len()));
+            let mut told = CaseResult::new(cases[0], cases[0].danger(), 1, Verdict::Fail);
+            told.found = Some(warning());
+            relay.event(start(cases[0]));
+            relay.event(Event::Result(Box::new(told)));
+            relay.event(start(cases[1]));
+            relay.died("the process died by SIGKILL", vec![warning(), "kernel log: BUG: y".to_string()]);
+            relay.notice("once".to_string());
+            relay.notice("once".to_string());
+        });
+        let found = "the process died by SIGKILL\nkernel log: BUG: y";
+        assert_eq!(verdicts(&events)[1], (Verdict::Fail, Some(found)));
+        assert_eq!(events.iter().filter(|event| matches!(event, Event::Notice { .. })).count(), 1);
+    }
+
+    #[test]
+    fn without_a_case_nothing_can_be_tested() {
+        let config = Config { exclude: vec!["*".parse().unwrap()], ..config() };
+        let (_, summary) = relayed(&config, |relay, _| assert_eq!(relay.resume(), None));
+        assert_eq!(summary.untestable.as_deref(), Some(NOTHING_SELECTED));
     }
 }

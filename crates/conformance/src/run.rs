@@ -154,7 +154,7 @@ impl Run<'_> {
     fn one(&mut self, case: &'static Case, features: &Features, seed: u64, today: Date) {
         (self.told)(&Event::Start { id: case.id().to_string() });
         let start = Instant::now();
-        let transcript = Transcript::default();
+        let transcript = Transcript::logged(self.config.requests.clone());
         let (verdict, expected, found) = match (&self.lost, self.unmet(case, features)) {
             (Some(why), _) => (Verdict::NotRun, None, Some(why.clone())),
             (None, Some(why)) => (Verdict::Skip, None, Some(why)),

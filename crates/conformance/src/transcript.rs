@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt::Display;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -10,6 +13,11 @@ use parking_lot::Mutex;
 const FIRST: usize = 40;
 /// Requests kept from its end.
 const LAST: usize = 120;
+/// Bytes that a file with the requests has at most. It begins anew then, with the latest ones.
+const LOG_BYTES: u64 = 1 << 20;
+
+/// Stands between a request and its answer.
+const ANSWER: &str = " = ";
 
 /// The requests of a case. A clone is another handle to the same list.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +30,14 @@ struct Steps {
     omitted: usize,
     /// The request that has not returned.
     pending: Option<String>,
+    log: Option<Log>,
+}
+
+/// The requests in a file, for a process that outlives this one: each is there before it is made.
+#[derive(Debug)]
+struct Log {
+    file: Arc<File>,
+    size: u64,
 }
 
 #[derive(Debug)]
@@ -31,6 +47,31 @@ struct Step {
 }
 
 impl Transcript {
+    /// Returns an empty list, which is also written to a file.
+    pub(crate) fn logged(file: Option<Arc<File>>) -> Transcript {
+        let transcript = Transcript::default();
+        transcript.0.lock().log = file.map(Log::new);
+        transcript
+    }
+
+    /// Returns the lines of a list whose process has ended, from the file.
+    pub(crate) fn read(file: &File) -> Vec<String> {
+        let mut bytes = vec![0; file.metadata().map_or(0, |file| file.len().min(2 * LOG_BYTES)) as usize];
+        let transcript = Transcript::default();
+        // What cannot be read is left out: a report without requests is better than none.
+        if file.read_exact_at(&mut bytes, 0).is_ok() {
+            let mut steps = transcript.0.lock();
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                if line.contains(ANSWER) {
+                    steps.add(line.to_string());
+                } else {
+                    steps.pending = Some(line.to_string());
+                }
+            }
+        }
+        transcript.lines()
+    }
+
     /// Makes a request, and records it with its answer.
     pub(crate) fn record<T, A: Display>(
         &self,
@@ -39,12 +80,17 @@ impl Transcript {
         answer: impl FnOnce(&T) -> A,
     ) -> T {
         let request = request.to_string();
-        self.0.lock().pending = Some(request.clone());
+        {
+            let mut steps = self.0.lock();
+            steps.log(&request);
+            steps.pending = Some(request.clone());
+        }
         let result = make();
-        let text = format!("{request} = {}", answer(&result));
+        let answer = format!("{ANSWER}{}", answer(&result));
         let mut steps = self.0.lock();
+        steps.log(&format!("{answer}\n"));
         steps.pending = None;
-        steps.add(text);
+        steps.add(request + &answer);
         result
     }
 
@@ -74,7 +120,31 @@ impl Transcript {
     }
 }
 
+impl Log {
+    fn new(file: Arc<File>) -> Log {
+        // Should it fail, the requests of the case before are overwritten.
+        let _ = file.set_len(0);
+        Log { file, size: 0 }
+    }
+
+    fn add(&mut self, text: &str) -> io::Result<()> {
+        if self.size >= LOG_BYTES {
+            self.file.set_len(0)?;
+            self.size = 0;
+        }
+        self.file.write_all_at(text.as_bytes(), self.size)?;
+        self.size += text.len() as u64;
+        Ok(())
+    }
+}
+
 impl Steps {
+    fn log(&mut self, text: &str) {
+        if self.log.as_mut().is_some_and(|log| log.add(text).is_err()) {
+            self.log = None;
+        }
+    }
+
     fn add(&mut self, text: String) {
         let previous = self.last.back_mut().or(self.first.last_mut());
         if let Some(previous) = previous.filter(|step| step.text == text) {
@@ -123,6 +193,33 @@ mod tests {
         assert_eq!(lines.len(), FIRST + 1 + LAST);
         assert_eq!(lines[FIRST], format!("[{} requests omitted]", 501 - FIRST - LAST));
         assert_eq!(lines.last().map(String::as_str), Some("write = 499"));
+    }
+
+    #[test]
+    fn the_requests_of_a_process_that_has_ended_are_read_from_its_file() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let transcript = Transcript::logged(Some(file.clone()));
+        add(&transcript, "read", 1);
+        add(&transcript, "read", 1);
+        let during = transcript.clone();
+        during.record(
+            "reset",
+            || assert_eq!(Transcript::read(&file), seen("reset has not returned")),
+            |()| 0,
+        );
+        assert_eq!(Transcript::read(&file), seen("reset = 0"));
+        for _ in 0..3 * LOG_BYTES / 10 {
+            add(&transcript, "write", 2);
+        }
+        assert!(file.metadata().unwrap().len() < 2 * LOG_BYTES);
+        assert!(Transcript::read(&file).last().is_some_and(|line| line.starts_with("write = 2")));
+        let next = Transcript::logged(Some(file.clone()));
+        assert_eq!(Transcript::read(&file), Vec::<String>::new());
+        drop(next);
+    }
+
+    fn seen(last: &str) -> Vec<String> {
+        vec!["read = 1 (2 times)".to_string(), last.to_string()]
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The process that runs the cases of `whimbrel conform`: it opens the devices, and reports each event in a line.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
@@ -26,6 +29,8 @@ pub(super) struct Order {
     pub(super) known_failures: Option<String>,
     /// Results that an earlier process has reported.
     pub(super) reported: usize,
+    /// The file for the requests of the case that runs.
+    pub(super) requests: Option<PathBuf>,
     /// Only says which cases would run.
     pub(super) plan: bool,
 }
@@ -86,6 +91,10 @@ impl Order {
         config.reported = self.reported;
         // What an earlier process has left is no copy of a migrated device.
         config.force |= self.reported > 0;
+        // Without it a case that kills this process is reported without its requests.
+        let requests =
+            self.requests.as_ref().and_then(|path| File::options().read(true).write(true).open(path).ok());
+        config.requests = requests.map(Arc::new);
         if let Some(text) = &self.known_failures {
             config.known_failures =
                 parse_known_failures(text).map_err(|error| Failure::from_error(&error))?;

@@ -200,6 +200,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
         second: arguments.second.clone(),
         settings: arguments.settings.clone(),
         known_failures,
+        requests: None,
         reported: 0,
         plan: arguments.dry_run,
     };

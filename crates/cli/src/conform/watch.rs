@@ -1,5 +1,6 @@
 //! The process of `whimbrel conform` that reports: others run the cases, and this one watches them.
 
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -21,11 +22,15 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs the cases, or lists them.
 pub(super) fn run(
-    order: Order,
+    mut order: Order,
     arguments: &Arguments,
     format: Format,
     output: Output,
 ) -> Result<ExitCode, Failure> {
+    // Files of this process are opened by their names in /proc.
+    let requests = tempfile::tempfile().ok();
+    order.requests =
+        requests.as_ref().map(|file| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into());
     let config = order.config()?;
     let signals = Signals::catch()?;
     if order.plan {

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use whimbrel_user::{Migratable, State};
 
@@ -105,6 +105,7 @@ fn a_case_that_kills_its_process_fails_and_the_rest_runs_in_another_one() {
     let folder = TempDir::new().unwrap();
     let served = faulty(SLOW, folder.path());
     let running = Running::start(&served, &["--allow", "reset"]);
+    std::thread::sleep(MEANWHILE);
     signal("ABRT", running.worker());
     let (status, events, _) = running.end();
     assert_eq!(status, 1);
@@ -112,6 +113,7 @@ fn a_case_that_kills_its_process_fails_and_the_rest_runs_in_another_one() {
     assert_eq!(first["verdict"], "fail", "{first}");
     assert_eq!(first["expected"], "the process that uses the device survives");
     assert_eq!(first["found"], "the process died by SIGABRT");
+    assert_eq!(first["requests"], json!(["SET MIG_DEVICE_STATE STOP_COPY has not returned"]));
     assert_eq!(verdict(&events, CASES[1]), "pass", "{events:?}");
     assert_eq!(of_kind(&events, "begin").count(), 1);
     assert_eq!(served.client().state().unwrap(), State::Running);
