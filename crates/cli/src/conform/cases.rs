@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use whimbrel_conformance::models::set_hooks;
 use whimbrel_conformance::witness::{KernelLog, Witness};
 use whimbrel_conformance::{Config, Event, Planned, plan, run_suite};
 
@@ -50,7 +51,10 @@ pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     let order = io::stdin().read_line(&mut line);
     order.map_err(|error| Failure::from_io("cannot read from stdin", &error))?;
     let order: Order = serde_json::from_str(&line).map_err(|error| Failure::from_error(&error))?;
-    let config = order.config()?;
+    let mut config = order.config()?;
+    if let Some(identity) = order.target.identity(config.timeout) {
+        set_hooks(&mut config, &identity);
+    }
     let stop = config.stop.clone();
     std::thread::Builder::new()
         .name("end".into())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use whimbrel_conformance::Subjects;
 use whimbrel_conformance::stdin::Program;
-use whimbrel_user::{Device, State};
+use whimbrel_user::{Device, Identity, State};
 use whimbrel_vfio_user::ClientOptions;
 
 use crate::failure::Failure;
@@ -68,6 +68,12 @@ impl Subject {
     /// Returns whether it is a device of the kernel.
     pub(super) fn is_of_kernel(&self) -> bool {
         matches!(self, Subject::Device(target) if target.is_of_kernel())
+    }
+
+    /// Returns the identity of a device, if it can be opened.
+    pub(super) fn identity(&self, timeout: Duration) -> Option<Identity> {
+        let Subject::Device(target) = self else { return None };
+        opener(target, timeout)().and_then(|mut device| device.identity()).ok()
     }
 }
 

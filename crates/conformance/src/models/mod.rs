@@ -20,8 +20,10 @@
 
 mod accel;
 mod accel_writer;
+mod known;
 mod serial;
 
 pub use accel::AccelProbe;
 pub use accel_writer::AccelWriter;
+pub use known::set_hooks;
 pub use serial::SerialProbe;
