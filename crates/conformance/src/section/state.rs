@@ -71,6 +71,8 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn running_after_open(bench: &mut Bench) -> Outcome {
+    bench.subject.is_in(State::Running)?;
+    bench.subject.go(State::Running)?;
     bench.subject.is_in(State::Running)
 }
 

@@ -77,6 +77,10 @@ bugs! {
     ErrorBreaks => "v2/state/error-cannot-be-set",
     /// SET of RUNNING_P2P succeeds without P2P.
     OptionalStateAccepted => "v2/state/optional-states-are-refused",
+    /// SET of PRE_COPY succeeds without PRE_COPY.
+    AbsentStateAccepted => "v2/arcs/without-pre-copy",
+    /// Without P2P, RUNNING cannot be left for STOP.
+    StopWithoutP2pFails => "v2/p2p/unsupported",
     /// SET of the current state fails.
     SameStateFails => "v2/state/current-state",
     /// SET of PRE_COPY in PRE_COPY starts another session.
@@ -90,6 +94,8 @@ bugs! {
     P2pToRunningFails => "v2/p2p/quiescent-arcs",
     /// SET of RUNNING_P2P never returns.
     P2pHangs => "v2/arcs/combinations",
+    /// RUNNING_P2P clears the registers.
+    P2pClearsRegisters => "v2/p2p/changes-nothing",
     /// PRE_COPY cannot be left for RUNNING.
     PrecopyCannotBeLeft => "v2/session/pre-copy-ends",
     /// PRE_COPY cannot be left for STOP_COPY.
@@ -244,6 +250,8 @@ bugs! {
     ResetStops => "v2/reset/every-state",
     /// A reset keeps the registers.
     ResetKeepsRegisters => "v2/reset/registers",
+    /// A reset keeps the contents once a state was loaded.
+    ResetKeepsLoad => "v2/round-trip/reset-after-load",
     /// A reset is refused in STOP_COPY.
     ResetRefusedInStopCopy => "v2/reset/every-state",
     /// A reset is refused in RESUMING.
@@ -297,11 +305,19 @@ bugs! {
     LogOfNothing => "v2/dma-logging/no-ranges",
     /// Only the first range of a log is checked.
     LogRangesUnchecked => "v2/dma-logging/overlapping-ranges",
+    /// A log of a misaligned range is started.
+    LogMisalignedAccepted => "v2/dma-logging/misaligned-range",
     // Probing and the requests as bytes.
     /// PROBE denies MIG_DEVICE_STATE.
     ProbeDeniesState => "v2/feature/probe",
     /// PROBE denies DMA_LOGGING_REPORT.
     ProbeDeniesReport => "v2/feature/probe",
+    /// PROBE of a state change stops the device.
+    ProbeActs => "v2/feature/probe-changes-nothing",
+    /// PROBE fails without data.
+    ProbeNeedsData => "v2/feature/probe-without-data",
+    /// PROBE finds MIG_PRECOPY_INFOv2 without PRE_COPY.
+    AbsentFeatureFound => "v2/feature/absent",
     /// GET and SET at once succeed.
     RawBothDirections => "v2/feature/get-and-set",
     /// A request without GET, SET and PROBE succeeds.
@@ -330,4 +346,11 @@ bugs! {
     RawPrecopyArgsz => "v2/precopy-info/argsz",
     /// VFIO_MIG_GET_PRECOPY_INFO refuses a larger argsz than necessary.
     RawPrecopyLongArgsz => "v2/precopy-info/argsz",
+    // Regions.
+    /// A mappable area passes the end of its region.
+    AreaPastTheEnd => "v2/regions/mappable-areas",
+    /// A region that the device does not have is described.
+    UnknownRegionFound => "v2/regions/unknown-index",
+    /// A read past the end of a region succeeds.
+    ReadPastTheEnd => "v2/regions/access-past-the-end",
 }

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
             (config.seed, config.repeat) = (1000, 3);
             sound(config)
         }),
+        Trial::test("plain_cards_are_sound", plain_is_sound),
         Trial::test("all cases that find a bug", print_all).with_ignored_flag(true),
     ];
     trials.extend(
@@ -77,10 +78,15 @@ fn card(bug: Option<Bug>) -> Subjects {
 }
 
 fn card_config() -> Config {
+    let mut config = card_config_without_stream();
+    config.stream = Some(earlier_stream(&mut Local::new(card::card(None)), &Registers));
+    config
+}
+
+fn card_config_without_stream() -> Config {
     let mut config = Config::default();
     config.writer = Some(Arc::new(Writer));
     config.registers = Some(Arc::new(Registers));
-    config.stream = Some(earlier_stream(&mut Local::new(card::card(None)), &Registers));
     config.state_limit = 1 << 20;
     config
 }
@@ -123,6 +129,17 @@ fn sound(config: Config) -> Result<(), Failed> {
         .collect();
     let expected: BTreeMap<&str, &str> = SKIPPED.iter().copied().collect();
     if skipped == expected { Ok(()) } else { Err(format!("skipped: {skipped:#?}").into()) }
+}
+
+/// Fails unless a sound card without options passes all cases or skips them.
+fn plain_is_sound() -> Result<(), Failed> {
+    let open = || -> Result<Box<dyn Device>, Error> { Ok(Box::new(Local::new(card::plain_card()))) };
+    let (report, results) = results(&Subjects::new("plain card", open), &card_config_without_stream());
+    let is_run = |id: &str| results.iter().any(|result| result.id == id && result.verdict == Verdict::Pass);
+    if report.passed() && is_run("v2/feature/absent") && is_run("v2/arcs/without-pre-copy") {
+        return Ok(());
+    }
+    Err(report.to_string().into())
 }
 
 /// Fails unless the case finds the bug.

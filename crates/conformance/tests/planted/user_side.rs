@@ -94,7 +94,9 @@ impl Wrapped {
             (Bug::SetDoesNotMove, _, State::Stop)
             | (Bug::P2pDoesNotMove, _, State::RunningP2p)
             | (Bug::ErrorCanBeSet, _, State::Error)
-            | (Bug::OptionalStateAccepted, _, State::RunningP2p | State::PreCopyP2p) => Ok(None),
+            | (Bug::OptionalStateAccepted, _, State::RunningP2p | State::PreCopyP2p)
+            | (Bug::AbsentStateAccepted, _, State::PreCopy) => Ok(None),
+            (Bug::StopWithoutP2pFails, State::Running, State::Stop) => Err(self.refusal(to, Errno::EINVAL)),
             (Bug::StopsHalfway, State::Running, State::StopCopy) => {
                 self.pass(State::Stop)?;
                 Ok(Some(self.useless(Direction::Saving)))
@@ -203,6 +205,10 @@ impl Migratable for Wrapped {
     }
 
     fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+        let is_misaligned = |range: &IovaRange| (range.iova() | range.length()) & (page_size - 1) != 0;
+        if self.has(Bug::LogMisalignedAccepted) && ranges.iter().any(is_misaligned) {
+            return Ok(page_size);
+        }
         let is_empty = ranges.is_empty();
         if is_empty && self.has(Bug::LogOfNothing) {
             return Ok(page_size);
@@ -225,7 +231,10 @@ impl Migratable for Wrapped {
 
 impl Device for Wrapped {
     fn region_info(&mut self, index: u32) -> Result<Region> {
-        self.inner.region_info(index)
+        match self.inner.region_info(index) {
+            Err(_) if self.has(Bug::UnknownRegionFound) => Ok(Region::absent(0)),
+            result => result,
+        }
     }
 
     fn irq_info(&mut self, index: u32) -> Result<Irq> {
@@ -240,7 +249,10 @@ impl Device for Wrapped {
                 Errno::EIO,
             ));
         }
-        self.inner.read_region(index, offset, data)
+        match self.inner.read_region(index, offset, data) {
+            Err(_) if self.has(Bug::ReadPastTheEnd) => Ok(()),
+            result => result,
+        }
     }
 
     fn write_region(&mut self, index: u32, offset: u64, data: &[u8]) -> Result<()> {
@@ -281,6 +293,12 @@ impl RawDevice for Wrapped {
         let both = FeatureFlags::GET | FeatureFlags::SET;
         let feature = Feature::from_number((flags & FEATURE_MASK) as u16);
         let is_probe = asked.contains(FeatureFlags::PROBE);
+        if self.has(Bug::ProbeActs) && is_probe && feature == Some(Feature::MigDeviceState) {
+            let _ = self.inner.set_state(State::Stop);
+        }
+        if self.has(Bug::ProbeNeedsData) && is_probe && argsz < 16 {
+            return Err(Errno::EINVAL);
+        }
         let result = self.inner.raw().ok_or(Errno::ENOTTY)?.device_feature(argsz, flags, data);
         let Err(errno) = result else {
             if self.has(Bug::RawStateNotWritten) && feature == Some(Feature::MigDeviceState) && !is_probe {
@@ -293,6 +311,7 @@ impl RawDevice for Wrapped {
         };
         let accepts = match self.bug {
             Some(Bug::RawBothDirections) => asked.contains(both) && !is_probe,
+            Some(Bug::AbsentFeatureFound) => is_probe && feature == Some(Feature::MigPrecopyInfoV2),
             Some(Bug::RawNoDirection) => asked.is_empty() && feature.is_some(),
             Some(Bug::RawProbesEverything) => is_probe && feature.is_some(),
             Some(Bug::RawUnknownFeature) => feature.is_none(),

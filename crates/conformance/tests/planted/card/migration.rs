@@ -21,6 +21,7 @@ pub(super) enum Session {
 
 /// What bugs remember from earlier sessions.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "one for each bug that needs it")]
 pub(super) struct Remembered {
     /// A session has been opened before.
     pub(super) saved: bool,
@@ -32,6 +33,8 @@ pub(super) struct Remembered {
     pub(super) loader: Option<Box<Loader>>,
     /// Pages of a log that was stopped.
     pub(super) pages: BTreeSet<u64>,
+    /// A state has been loaded.
+    pub(super) loaded: bool,
     /// Changes are not tracked.
     pub(super) untracked: bool,
     /// A state was refused.
@@ -91,6 +94,7 @@ impl Card {
                 assert!(!loaded.are_powered_on(), "no guest driver has given an address");
             }
             self.contents = loaded;
+            self.remembered.loaded = true;
             match self.bug {
                 Some(Bug::RegisterLost) => self.contents.registers[0x10..0x14].fill(0),
                 Some(Bug::RegistersNotLoaded) => self.contents.registers = old,
@@ -112,7 +116,13 @@ impl Migration for Card {
     fn flags(&self) -> MigrationFlags {
         match self.bug {
             Some(Bug::FlagsWithoutStopCopy) => MigrationFlags::P2P | MigrationFlags::PRE_COPY,
-            Some(Bug::OptionalStateAccepted) => MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY,
+            Some(Bug::OptionalStateAccepted | Bug::StopWithoutP2pFails) => {
+                MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY
+            }
+            Some(Bug::AbsentStateAccepted | Bug::AbsentFeatureFound) => {
+                MigrationFlags::STOP_COPY | MigrationFlags::P2P
+            }
+            _ if self.is_plain => MigrationFlags::STOP_COPY,
             _ => MigrationFlags::all(),
         }
     }
@@ -137,6 +147,9 @@ impl Migration for Card {
                 self.session = Session::Saving(Box::new(Saver::new()));
             }
             (Some(Bug::StopClearsRegisters), State::RunningP2p | State::Running, State::Stop) => {
+                self.contents.registers.fill(0);
+            }
+            (Some(Bug::P2pClearsRegisters), State::RunningP2p, State::Running) => {
                 self.contents.registers.fill(0);
             }
             (Some(Bug::PrecopyResetsLog), _, State::PreCopy) => {

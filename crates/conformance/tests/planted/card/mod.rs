@@ -80,6 +80,8 @@ impl Contents {
 /// The card.
 pub(crate) struct Card {
     bug: Option<Bug>,
+    /// It has neither optional states nor a log.
+    is_plain: bool,
     function: Function,
     contents: Contents,
     session: Session,
@@ -92,8 +94,18 @@ pub(crate) struct Card {
 
 /// Returns a new card, with at most one bug.
 pub(crate) fn card(bug: Option<Bug>) -> DeviceFile {
+    made(bug, false)
+}
+
+/// Returns a new sound card without optional states and without a log.
+pub(crate) fn plain_card() -> DeviceFile {
+    made(None, true)
+}
+
+fn made(bug: Option<Bug>, is_plain: bool) -> DeviceFile {
     DeviceFile::new("card", |bus: Bus| Card {
         bug,
+        is_plain,
         function: Function::new(pci_config(), bus).permissive(),
         contents: Contents::powered_on(),
         session: Session::None,
@@ -185,7 +197,8 @@ impl Driver for Card {
         if index != DOORBELLS {
             return Ok(region);
         }
-        let areas = vec![MmapArea::new(0, PAGE)];
+        let size = if self.has(Bug::AreaPastTheEnd) { 3 * PAGE } else { PAGE };
+        let areas = vec![MmapArea::new(0, size)];
         let flags = region.flags | RegionInfoFlags::MMAP;
         Ok(region.flags(flags).capabilities(vec![Capability::SparseMmap(areas)]))
     }
@@ -239,7 +252,8 @@ impl Driver for Card {
         if self.has(Bug::ResetRefusedInResuming) && context.state() == State::Resuming {
             return Err(Errno::EBUSY);
         }
-        if !self.has(Bug::ResetKeepsContents) {
+        let keeps = self.has(Bug::ResetKeepsLoad) && self.remembered.loaded;
+        if !self.has(Bug::ResetKeepsContents) && !keeps {
             let registers = self.contents.registers;
             self.contents = Contents::powered_on();
             if self.has(Bug::ResetKeepsRegisters) {
@@ -260,6 +274,6 @@ impl Driver for Card {
     }
 
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
-        Some(self)
+        if self.is_plain { None } else { Some(self) }
     }
 }
