@@ -149,6 +149,23 @@ fn initial_data_starts_over_for_a_user_that_has_opted_in() {
 }
 
 #[test]
+fn initial_data_starts_over_when_all_was_read() {
+    let device = accel("reinit at end once");
+    device.enable_precopy_info_v2().unwrap();
+    let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let report = data.precopy_info().unwrap();
+        if report.reinit {
+            assert_eq!((report.bytes.initial, report.bytes.dirty), (1, 0));
+            break;
+        }
+        data.read(&mut buffer).unwrap();
+    }
+    assert_eq!(data.precopy_info().unwrap().bytes.total(), 0);
+}
+
+#[test]
 fn a_model_that_migrates_through_a_region_fails_there_too() {
     let model: Model = "accel?protocol=v1".parse().unwrap();
     let faults: Faults = "reset: EIO".parse().unwrap();

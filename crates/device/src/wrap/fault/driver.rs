@@ -165,11 +165,16 @@ impl Migration for Faulty {
         let report = report.bytes(bytes.unwrap_or(report.bytes));
         let (at, reports_reinit) = (self.at, self.reports_reinit);
         let begins_again = self.faults.take(|kind| match kind {
-            FaultKind::Reinit { after } if reports_reinit && *after <= at => Some(()),
+            FaultKind::Reinit { after } if reports_reinit => {
+                after.map_or(report.bytes.total() == 0, |after| after <= at).then_some(())
+            }
             _ => None,
         });
         Ok(match begins_again {
-            Some(()) => report.bytes(PrecopyBytes { initial: report.bytes.total(), dirty: 0 }).reinit(true),
+            Some(()) => {
+                let initial = report.bytes.total().max(1);
+                report.bytes(PrecopyBytes { initial, dirty: 0 }).reinit(true)
+            }
             None => report,
         })
     }

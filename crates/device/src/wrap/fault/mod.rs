@@ -15,7 +15,8 @@
 //! | `delay STOP_COPY 200ms` | entering the state is delayed |
 //! | `size: 100GiB`, `size: EIO` | the reply to VFIO_DEVICE_FEATURE_MIG_DATA_SIZE |
 //! | `precopy: initial 5 dirty 0`, `precopy: EIO` | the reply to VFIO_MIG_GET_PRECOPY_INFO |
-//! | `reinit after 1MiB` | it reports REINIT from there on: all remaining data counts as initial data |
+//! | `reinit after 1MiB` | it reports REINIT from there on: all remaining data, at least a byte, counts as initial data |
+//! | `reinit at end` | it reports REINIT once all data was read |
 //! | `temporary end: 0` | the temporary end of pre-copy is 0, as some kernel drivers have it, not ENOMSG |
 //! | `log report: EIO` | a dirty page report fails |
 //! | `reset: EIO` | a reset fails |
@@ -116,11 +117,11 @@ pub enum FaultKind {
     Size(Result<u64, Errno>),
     /// The reply to VFIO_MIG_GET_PRECOPY_INFO, in bytes.
     Precopy(Result<PrecopyBytes, Errno>),
-    /// VFIO_MIG_GET_PRECOPY_INFO reports REINIT once this many bytes of a session were read: all remaining data counts
+    /// VFIO_MIG_GET_PRECOPY_INFO reports REINIT to a user that has opted in: all remaining data, at least a byte, counts
     /// as initial data.
     Reinit {
-        /// Bytes.
-        after: u64,
+        /// Bytes of a session that were read before. `None` stands for all data that can be read.
+        after: Option<u64>,
     },
     /// A read at the temporary end of pre-copy returns 0 instead of ENOMSG.
     ZeroAtTemporaryEnd,

@@ -82,7 +82,8 @@ impl FromStr for Fault {
                 Ok(FaultKind::Precopy(Ok(PrecopyBytes { initial: size(initial)?, dirty: size(dirty)? })))
             }
             ["precopy:", name] => Ok(FaultKind::Precopy(Err(errno(name)?))),
-            ["reinit", "after", bytes] => Ok(FaultKind::Reinit { after: size(bytes)? }),
+            ["reinit", "after", bytes] => Ok(FaultKind::Reinit { after: Some(size(bytes)?) }),
+            ["reinit", "at", "end"] => Ok(FaultKind::Reinit { after: None }),
             ["temporary", "end:", "0"] => Ok(FaultKind::ZeroAtTemporaryEnd),
             ["log", "report:", name] => Ok(FaultKind::LogReport(errno(name)?)),
             ["reset:", name] => Ok(FaultKind::Reset(errno(name)?)),
@@ -157,7 +158,8 @@ impl fmt::Display for Fault {
                 write!(f, "precopy: initial {} dirty {}", bytes.initial, bytes.dirty)?;
             }
             FaultKind::Precopy(Err(errno)) => write!(f, "precopy: {errno:?}")?,
-            FaultKind::Reinit { after } => write!(f, "reinit after {after}")?,
+            FaultKind::Reinit { after: Some(after) } => write!(f, "reinit after {after}")?,
+            FaultKind::Reinit { after: None } => f.write_str("reinit at end")?,
             FaultKind::ZeroAtTemporaryEnd => f.write_str("temporary end: 0")?,
             FaultKind::LogReport(errno) => write!(f, "log report: {errno:?}")?,
             FaultKind::Reset(errno) => write!(f, "reset: {errno:?}")?,
@@ -202,6 +204,7 @@ mod tests {
             ("precopy: initial 5 dirty 0", "precopy: initial 5 dirty 0"),
             ("precopy: EIO", "precopy: EIO"),
             ("reinit after 1KiB once", "reinit after 1024 once"),
+            ("reinit at end", "reinit at end"),
             ("temporary end: 0", "temporary end: 0"),
             ("log report: EIO", "log report: EIO"),
             ("reset: EIO 2 times", "reset: EIO 2 times"),
