@@ -326,7 +326,11 @@ impl Source {
             }
             (Err(error), Phase::Release | Phase::Park | Phase::Over) => {
                 tracing::warn!(?place, ?operation, %error, "could not be done after the handover");
-                self.report.warnings.push(error.to_string());
+                let hint = match operation {
+                    Operation::SetState(_) => "; reset it before it is used again at the source",
+                    _ => "",
+                };
+                self.report.warnings.push(format!("{error}{hint}"));
             }
             (Err(error @ Error::Lost { .. }), _) if self.can_be_cancelled() => self.await_reason(error),
             (Err(error), _) => self.fail(error),
