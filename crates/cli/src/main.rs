@@ -98,7 +98,7 @@ enum Command {
     State(state::Arguments),
     Reset(reset::Arguments),
     Serve(serve::Arguments),
-    Conform(conform::Arguments),
+    Conform(Box<conform::Arguments>),
     #[command(hide = true)]
     ConformCases(conform::CasesArguments),
     Fsm(fsm::Arguments),

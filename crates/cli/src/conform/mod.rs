@@ -4,6 +4,7 @@ mod cases;
 mod report;
 mod sentences;
 mod subject;
+mod user;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use whimbrel_conformance::{
 
 use self::report::Format;
 use self::subject::Subject;
+use self::user::UserArguments;
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::size;
@@ -36,7 +38,7 @@ pub(crate) use self::cases::{Arguments as CasesArguments, run as run_cases};
 pub(crate) struct Arguments {
     /// The device (`whimbrel --help` says how to name it), or program:COMMAND: a program that stands for a device, with
     /// requests on its stdin and answers on its stdout (docs/conformance-stdin.md)
-    #[arg(value_name = "TARGET", required_unless_present_any = ["list", "sentences"])]
+    #[arg(value_name = "TARGET", required_unless_present_any = ["list", "sentences", "user"])]
     target: Option<Subject>,
     /// A second device of the same kind, for cases that move a state. A model may be given twice
     #[arg(value_name = "SECOND")]
@@ -64,6 +66,8 @@ pub(crate) struct Arguments {
     /// Also print the cases that passed or were skipped, in the text
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    user: UserArguments,
 }
 
 /// The settings of a run, also for the process that runs the cases.
@@ -119,7 +123,8 @@ Examples:
   whimbrel conform model:serial model:serial --only 'v2/data-fd/*'
   whimbrel conform program:./driver program:./driver
   whimbrel conform --list --level must
-  whimbrel conform --sentences /usr/include/linux/vfio.h";
+  whimbrel conform --sentences /usr/include/linux/vfio.h
+  whimbrel conform --user -- whimbrel save vfio-user:{socket} -o {folder}/state";
 
 fn parse_level(text: &str) -> Result<Level, String> {
     Level::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
@@ -146,8 +151,8 @@ impl Settings {
     }
 
     /// Refuses a pattern that matches no case, as after a mistyped id.
-    fn check_patterns(&self) -> Result<(), Failure> {
-        let is_unused = |pattern: &&Pattern| !suite().any(|case| pattern.matches(case.id()));
+    fn check_patterns(&self, ids: impl Iterator<Item = &'static str> + Clone) -> Result<(), Failure> {
+        let is_unused = |pattern: &&Pattern| !ids.clone().any(|id| pattern.matches(id));
         match self.only.iter().chain(&self.exclude).find(is_unused) {
             Some(pattern) => Err(Failure::usage(format!("no case matches '{pattern}'"))
                 .hint("`whimbrel conform --list` lists the cases; * stands for any characters")),
@@ -183,13 +188,17 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
         return sentences::run(path, output).map(|()| ExitCode::SUCCESS);
     }
     let format = format(arguments, output)?;
-    arguments.settings.check_patterns()?;
+    if arguments.user.user {
+        return user::run(arguments, format, output);
+    }
+    arguments.settings.check_patterns(suite().map(Case::id))?;
     let Some(target) = &arguments.target else {
         list(&arguments.settings.config(), format)?;
         return Ok(ExitCode::SUCCESS);
     };
     subject::check(target, arguments.second.as_ref())?;
-    let known_failures = arguments.known_failures.as_deref().map(read_known_failures).transpose()?;
+    let read = |path: &PathBuf| read_known_failures(path, suite().map(Case::id)).map(|(text, _)| text);
+    let known_failures = arguments.known_failures.as_ref().map(read).transpose()?;
     if let Some(path) = &arguments.settings.stream {
         // The process that runs the cases reads it.
         std::fs::File::open(path)
@@ -223,13 +232,16 @@ fn format(arguments: &Arguments, output: Output) -> Result<Format, Failure> {
     }
 }
 
-/// Reads the list of known failures, and returns its text.
-fn read_known_failures(path: &Path) -> Result<String, Failure> {
+/// Reads the list of known failures of these cases, and returns its text too.
+fn read_known_failures(
+    path: &Path,
+    ids: impl Iterator<Item = &'static str> + Clone,
+) -> Result<(String, KnownFailures), Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
-    parse_known_failures(&text)
-        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
-        .map(|_| text)
+    let known = KnownFailures::parse(&text, ids)
+        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+    Ok((text, known))
 }
 
 fn parse_known_failures(text: &str) -> Result<KnownFailures, KnownFailuresError> {

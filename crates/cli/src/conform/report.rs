@@ -32,10 +32,15 @@ pub(super) struct Report {
     /// Text to stderr, with a report in a file.
     beside: Option<Text>,
     bar: Bar,
-    /// The command that runs a single case, without its id and seed.
-    replay: String,
+    replay: Replay,
     /// The first error of a write.
     error: Option<Failure>,
+}
+
+/// The command that runs a single case, around the options for its id and seed.
+pub(super) struct Replay {
+    pub(super) before: String,
+    pub(super) after: String,
 }
 
 /// The place of the report.
@@ -51,7 +56,7 @@ impl Report {
         format: Format,
         all: bool,
         path: Option<&Path>,
-        replay: String,
+        replay: Replay,
         output: Output,
     ) -> Result<Report, Failure> {
         let out = match path {
@@ -108,7 +113,8 @@ impl Report {
 
     fn with_replay(&self, result: &CaseResult) -> CaseResult {
         let mut result = result.clone();
-        result.replay = Some(format!("{} --only {} --seed {}", self.replay, result.id, result.seed));
+        let Replay { before, after } = &self.replay;
+        result.replay = Some(format!("{before} --only {} --seed {}{after}", result.id, result.seed));
         result
     }
 

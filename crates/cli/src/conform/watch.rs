@@ -8,7 +8,7 @@ use whimbrel_conformance::witness::{KernelLog, Witness};
 use whimbrel_conformance::{Config, Event, Relay, Summary};
 
 use super::cases::{Order, Told};
-use super::report::{Format, Report};
+use super::report::{Format, Replay, Report};
 use super::{Arguments, print_planned};
 use crate::failure::Failure;
 use crate::output::{Output, note};
@@ -36,7 +36,7 @@ pub(super) fn run(
     if order.plan {
         return plan(&order, &config, format, output, &signals);
     }
-    let replay = replay(&order);
+    let replay = Replay { before: replay(&order), after: String::new() };
     let mut report = Report::new(format, arguments.all, arguments.output.as_deref(), replay, output)?;
     let kernel_log = order.target.is_of_kernel().then(KernelLog::open);
     let mut watch = Watch { order, output, config: &config, signals: &signals, kernel_log };

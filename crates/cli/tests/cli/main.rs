@@ -24,5 +24,6 @@ mod state;
 mod support;
 mod takeover;
 mod targets;
+mod users;
 mod vfio_user;
 mod vfio_user_endings;

@@ -69,8 +69,8 @@ const STATE: &[UserCase] = &[
     source(
         Level::Robust,
         "user/state/stays-stopped",
-        "A device that does not run again after the state was read is not reported as running: the program fails, and names \
-         the state that the device is in.",
+        "A device that does not run again after the state was read is not reported as running: the program fails, and tells \
+         where the device is.",
         rules::failure_leaves_it_running,
     )
     .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO; arc RUNNING_P2P->RUNNING: EIO", Met::FailedSet),
@@ -147,7 +147,7 @@ const ERROR: &[UserCase] = &[
     source(
         Level::Robust,
         "user/error/reset-fails",
-        "A device in ERROR that cannot be reset is given up: the program fails, and names the state.",
+        "A device in ERROR that cannot be reset is given up: the program fails, and says so.",
         rules::lost_device_is_told,
     )
     .faults("arc *->STOP_COPY: EIO broken; reset: EIO", Met::InError),
@@ -158,7 +158,7 @@ const ERROR: &[UserCase] = &[
     destination(
         Level::Robust,
         "user/error/reset-of-a-destination-fails",
-        "A device in ERROR that cannot be reset is given up: the program fails, and names the state.",
+        "A device in ERROR that cannot be reset is given up: the program fails, and says so.",
         rules::lost_device_is_told,
     )
     .faults("arc RESUMING->STOP: EIO broken; reset: EIO", Met::InError),
@@ -215,7 +215,7 @@ const DATA_FD: &[UserCase] = &[
     .faults("write after 4KiB: EIO", Met::FailedData),
     destination(Level::Must, "user/data-fd/byte-order", OPAQUE, rules::destination_gets_the_same_bytes).both(),
     source(Level::Should, "user/data-fd/single-fd", SINGLE_FD, rules::source_sends_one_session)
-        .faults("read after 4KiB: EIO once", Met::FailedData)
+        .faults("read after 4KiB: EIO 2 times", Met::FailedData)
         .both(),
 ];
 
@@ -239,7 +239,7 @@ const PRE_COPY: &[UserCase] = &[
     source(
         Level::Robust,
         "user/pre-copy/early-temporary-end",
-        "A temporary end before the reported data was read does not stop the migration for ever.",
+        "A temporary end before the reported data was read does not stop the migration forever.",
         rules::failure_leaves_it_running,
     )
     .faults("read after 4KiB in PRE_COPY: ENOMSG; read after 4KiB in PRE_COPY_P2P: ENOMSG", Met::TemporaryEnd),
@@ -256,11 +256,18 @@ const PRE_COPY: &[UserCase] = &[
         "The presence of the VFIO_PRECOPY_INFO_REINIT output flag indicates that new initial data is present on the stream.",
         rules::reinit_is_followed,
     )
-    .faults("reinit after 4KiB 2 times", Met::Reinit),
+    .faults("reinit at end 2 times", Met::Reinit),
+    source(
+        Level::Should,
+        "user/pre-copy/early-reinit",
+        "The presence of the VFIO_PRECOPY_INFO_REINIT output flag indicates that new initial data is present on the stream.",
+        rules::reinit_is_followed,
+    )
+    .faults("reinit after 4KiB once", Met::Reinit),
     source(Level::Should, "user/pre-copy/estimates-of-nothing", ESTIMATES, rules::succeeds)
         .faults("precopy: initial 0 dirty 0", Met::PrecopyInfo),
     source(Level::Robust, "user/pre-copy/huge-estimates",
-        "A device that always reports more data than it has does not hold the migration for ever.",
+        "A device that always reports more data than it has does not hold the migration forever.",
         rules::failure_leaves_it_running,
     )
     .faults("precopy: initial 1024PiB dirty 1024PiB", Met::PrecopyInfo),

@@ -51,10 +51,10 @@ pub(super) fn succeeds(view: &View<'_>) -> Outcome {
 pub(super) fn failure_leaves_it_running(view: &View<'_>) -> Outcome {
     success_means_whole(view)?;
     let state = view.last_state();
-    let is_told = view.exit().is_success() || view.says(state);
+    let is_told = view.exit().is_success() || view.tells(state);
     check(
         state == State::Running || is_told,
-        "after a failure the device is in RUNNING, or the program names the state in its output",
+        "after a failure the device is in RUNNING, or the program names its state, or says that it has to be reset",
         format_args!("{}, with the device in {state}", view.exit()),
     )
 }
@@ -134,6 +134,8 @@ pub(super) fn error_is_reset(view: &View<'_>) -> Outcome {
         match request {
             Request::GetState(state) => is_known = *state == State::Error,
             Request::Reset { result: Ok(()), .. } => is_known = false,
+            // Configuration space may be kept, to be restored after the reset.
+            Request::Region { index: VFIO_PCI_CONFIG_REGION_INDEX, .. } => {}
             Request::SetState { from: State::Error, .. } | Request::Region { state: State::Error, .. }
                 if is_known =>
             {
@@ -144,8 +146,8 @@ pub(super) fn error_is_reset(view: &View<'_>) -> Outcome {
     }
     let state = view.last_state();
     check(
-        state != State::Error || view.says(State::Error),
-        "RESET of a device in ERROR, or the program says that it is in ERROR",
+        state != State::Error || view.tells(State::Error),
+        "RESET of a device in ERROR, or the program says that it is in ERROR or has to be reset",
         format_args!("{}, with the device in ERROR", view.exit()),
     )
 }
@@ -156,27 +158,34 @@ pub(super) fn lost_device_is_told(view: &View<'_>) -> Outcome {
     let is_lost = view.last_state() == State::Error;
     check(!view.exit().is_success(), "an exit status other than 0", view.exit())?;
     check(
-        !is_lost || view.says(State::Error),
-        "the program says that the device is in ERROR",
-        format_args!("{}, and no word of ERROR", view.exit()),
+        !is_lost || view.tells(State::Error),
+        "the program says that the device is in ERROR, or has to be reset",
+        format_args!("{}, and no word of ERROR or of a reset", view.exit()),
     )
 }
 
 /// After a failed write, or a rejected state, RESUMING is left by a reset only.
 pub(super) fn resuming_is_aborted_by_reset(view: &View<'_>) -> Outcome {
     let mut failed: Option<String> = None;
+    let mut last_write_failed = false;
     for request in view.requests() {
         match request {
             // To be tried again.
             Request::Write { result: Err(Errno::EAGAIN | Errno::EINTR), .. } => {}
-            Request::Write { result: Err(_), .. }
-            | Request::SetState { from: State::Resuming, result: Err(_), .. } => {
-                failed = Some(request.to_string());
+            Request::Write { result, .. } => {
+                last_write_failed = result.is_err();
+                if last_write_failed {
+                    failed = Some(request.to_string());
+                }
             }
-            Request::Reset { result: Ok(()), .. } => failed = None,
-            Request::SetState { from: State::Resuming, result: Ok(_), .. } => {
-                if let Some(first) = failed {
+            Request::Reset { result: Ok(()), .. } => (failed, last_write_failed) = (None, false),
+            Request::SetState { from: State::Resuming, result, .. } => {
+                // A device may refuse what a failed write has left, but need not.
+                if let Some(first) = failed.as_ref().filter(|_| last_write_failed || result.is_ok()) {
                     return fail("RESET, to abort the session", format_args!("after {first}: {request}"));
+                }
+                if result.is_err() {
+                    failed = Some(request.to_string());
                 }
             }
             _ => {}
@@ -185,8 +194,8 @@ pub(super) fn resuming_is_aborted_by_reset(view: &View<'_>) -> Outcome {
     failure_is_reported(view)?;
     let state = view.last_state();
     check(
-        failed.is_none() || view.says(state),
-        "RESET, or the program names the state in which it leaves the device",
+        failed.is_none() || view.tells(state),
+        "RESET, or the program names the device's state, or says that it has to be reset",
         format_args!("{}, with the device in {state}", view.exit()),
     )
 }
@@ -291,19 +300,27 @@ pub(super) fn destination_gets_the_same_bytes(view: &View<'_>) -> Outcome {
     }
     success_means_whole(view)?;
     let (saved, loaded) = (source.sessions(), view.sessions());
-    let Some(loaded) = loaded.iter().rfind(|session| session.is_whole) else {
+    let Some(loaded) = loaded.last() else {
         return skip("the program loads no state");
     };
-    if saved.iter().any(|session| session.is_whole && session.bytes == loaded.bytes) {
+    let fits = |session: &Session| {
+        if loaded.is_offered {
+            session.is_whole && session.bytes == loaded.bytes
+        } else {
+            session.bytes.starts_with(&loaded.bytes)
+        }
+    };
+    if saved.iter().any(fits) {
         return Ok(());
     }
-    match saved.iter().rfind(|session| session.is_whole) {
-        Some(saved) => equal_bytes("the bytes of the source", &saved.bytes, &loaded.bytes),
-        None => fail("a state that was read to its end", "none was, and the device has taken another one"),
-    }
+    match saved.last() {
+        Some(saved) => equal_bytes("the bytes of one data_fd of the source", &saved.bytes, &loaded.bytes),
+        None => fail("bytes of the source", "none were read, and the device was given others"),
+    }?;
+    fail("a state that was read to its end", "the device was given one that was not")
 }
 
-/// A source that begins anew sends the bytes of one session. Its destination tells.
+/// A source that starts over sends the bytes of one session. Its destination tells.
 pub(super) fn source_sends_one_session(view: &View<'_>) -> Outcome {
     match view.other() {
         Some(destination) => destination_gets_the_same_bytes(&destination),

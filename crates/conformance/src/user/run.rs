@@ -18,8 +18,9 @@ pub trait UserUnderTest {
     /// Returns the name for reports, such as the command.
     fn name(&self) -> String;
 
-    /// Returns whether the program has a source and a destination.
-    fn has_second(&self) -> bool;
+    /// Returns why the program cannot be judged by a case, if so: it has no second device, or its device has other
+    /// features than the case needs.
+    fn lacks(&self, case: &UserCase) -> Option<String>;
 
     /// Runs the program once, with new devices. `case` has the faults of one of them; without a case neither has any.
     /// Fails if the devices cannot be served or the program cannot be started, which ends the run of the suite.
@@ -103,9 +104,8 @@ impl Run<'_> {
         let mut requests = Vec::new();
         let (verdict, expected, found) = if !roles.contains(&case.role()) {
             (Verdict::Skip, None, Some(format!("the program is not judged as a {}", case.role())))
-        } else if case.needs_second() && !self.user.has_second() {
-            let why = "the program has no second device: name it with {second} in the arguments";
-            (Verdict::Skip, None, Some(why.to_string()))
+        } else if let Some(why) = self.user.lacks(case) {
+            (Verdict::Skip, None, Some(why))
         } else {
             match self.user.run(Some(case)) {
                 Ok(record) => {

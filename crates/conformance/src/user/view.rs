@@ -23,6 +23,8 @@ pub(crate) struct Session {
     pub(crate) failed: Option<Errno>,
     /// The state was read to its end in STOP_COPY, or the device has taken the written one.
     pub(crate) is_whole: bool,
+    /// The device was told that the written state is complete, whatever it made of it.
+    pub(crate) is_offered: bool,
 }
 
 impl<'a> View<'a> {
@@ -78,10 +80,12 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Returns whether the program's output names a state, in the header's spelling.
-    pub(crate) fn says(&self, state: State) -> bool {
+    /// Returns whether the program's output tells that the device is in a state: it names the state in the header's
+    /// spelling, or says that the device has to be reset.
+    pub(crate) fn tells(&self, state: State) -> bool {
         let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        self.record.said.split(|c| !is_part(c)).any(|word| word == state.name())
+        let mut words = self.record.said.split(|c| !is_part(c));
+        words.any(|word| word == state.name() || word.eq_ignore_ascii_case("reset"))
     }
 
     /// Returns whether the program speaks our migration extensions to vfio-user, in which alone these requests exist.
@@ -110,12 +114,13 @@ impl<'a> View<'a> {
                         bytes: Vec::new(),
                         failed: None,
                         is_whole: false,
+                        is_offered: false,
                     });
                 }
                 Request::SetState { from: State::Resuming, now, .. } if wanted == Direction::Resuming => {
-                    let is_taken = !matches!(now, State::Resuming | State::Error);
-                    if let Some(session) = sessions.last_mut().filter(|_| is_taken) {
-                        session.is_whole = true;
+                    if let Some(session) = sessions.last_mut() {
+                        session.is_offered = true;
+                        session.is_whole |= !matches!(now, State::Resuming | State::Error);
                     }
                 }
                 Request::Read { session, state, result } if wanted == Direction::Saving => {
