@@ -1,6 +1,7 @@
 //! Runs the suite: each case on a thread of its own, with a timeout.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -12,6 +13,7 @@ use whimbrel_user::{Device, Error};
 use crate::bench::{Bench, Features, TimeBudget};
 use crate::case::{Case, Danger, HEADER, Need};
 use crate::config::Config;
+use crate::hooks::RegisterProbe;
 use crate::known_failures::Date;
 use crate::known_issues::{KnownIssue, danger};
 use crate::outcome::Stop;
@@ -163,7 +165,7 @@ impl Run<'_> {
                     case,
                     features: features.clone(),
                     subjects: self.subjects.clone(),
-                    config: self.config.clone(),
+                    config: Config { registers: self.registers(), ..self.config.clone() },
                     seed,
                     transcript: transcript.clone(),
                 };
@@ -218,12 +220,17 @@ impl Run<'_> {
         }
     }
 
+    /// Returns the author's probe of the registers: the one of the settings, or the program's own.
+    fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
+        self.config.registers.clone().or_else(|| self.subjects.registers())
+    }
+
     /// Returns why a case cannot be run, if so.
     fn unmet(&self, case: &Case, features: &Features) -> Option<String> {
         let has = |need: Need| match need {
             Need::Writer => self.config.writer.is_some(),
             Need::Second => self.subjects.second.is_some(),
-            Need::Registers => self.config.registers.is_some(),
+            Need::Registers => self.registers().is_some(),
             Need::Stream => self.config.stream.is_some(),
             need => features.has(need),
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use whimbrel_protocol::State;
 use whimbrel_user::{Device, Error};
 
+use crate::hooks::RegisterProbe;
 use crate::stdin::Program;
 use crate::stdin::complaint::Complaint;
 
@@ -55,6 +56,11 @@ impl Subjects {
         let own = program.clone();
         self.programs.push(program.clone());
         self.second(program.name(), move || own.open())
+    }
+
+    /// Returns the probe of the registers that a program under test has.
+    pub(crate) fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
+        self.programs.first().and_then(Program::registers)
     }
 
     /// Takes what was wrong with a program since the last call, apart from its answers.

@@ -453,6 +453,27 @@ static int precopy_v2(void *opaque)
 	return 0;
 }
 
+/* The probe: what the suite compares. */
+
+static int change(void *opaque, uint64_t seed)
+{
+	uint8_t bytes[SIZE];
+	size_t at;
+
+	for (at = 0; at < SIZE; at++) {
+		seed = seed * 6364136223846793005u + 1442695040888963407u;
+		bytes[at] = (uint8_t)(seed >> 56);
+	}
+	return region_write(opaque, 0, 0, bytes, SIZE);
+}
+
+static int64_t look(void *opaque, void *data, size_t room)
+{
+	int error = room < SIZE ? -EINVAL : region_read(opaque, 0, 0, data, SIZE);
+
+	return error ? error : SIZE;
+}
+
 int main(void)
 {
 	static const struct subject_ops ops = {
@@ -471,6 +492,8 @@ int main(void)
 		.write = write_data,
 		.precopy_info = precopy_info,
 		.close = close_data,
+		.change = change,
+		.look = look,
 	};
 	static struct device device;
 

@@ -62,8 +62,16 @@ struct subject_ops {
 	int (*log_report)(void *device, uint64_t iova, uint64_t length, uint64_t page_size, uint64_t *bitmap);
 	/* VFIO_DEVICE_FEATURE as bytes: `data` is what stands behind argsz and flags. */
 	int (*feature)(void *device, uint32_t argsz, uint32_t flags, void *data, size_t count);
+	/*
+	 * The author's probe, for cases that compare registers. `change` puts the device into one of many states that
+	 * are unlike the one after a reset, by `seed`. `look` copies all of the state that a user can see and a migration
+	 * carries, at most `room` bytes, and returns their number.
+	 */
+	int (*change)(void *device, uint64_t seed);
+	int64_t (*look)(void *device, void *data, size_t room);
 };
 
+#define SUBJECT_LOOK (1 << 20) /* room for `look` */
 #define SUBJECT_UNIMPLEMENTED 89 /* also an exit status: this program does not do that */
 
 static void subject_error(int error)
@@ -217,6 +225,20 @@ static int subject_answer(const struct subject_ops *ops, void *device, const cha
 
 		error = ops->precopy_info(device, fd, &info);
 		ANSWER("ok %u %" PRIu64 " %" PRIu64 "\n", info.flags, info.initial_bytes, info.dirty_bytes);
+	}
+	if (IS("change", change) && SCAN(1, "%" SCNu64, &large)) {
+		error = ops->change(device, large);
+		ANSWER("ok\n");
+	}
+	if (IS("look", look)) {
+		data = subject_memory(SUBJECT_LOOK);
+		done = ops->look(device, data, SUBJECT_LOOK);
+		if (done < 0)
+			subject_error((int)done);
+		else
+			subject_bytes(data, (size_t)done);
+		free(data);
+		return 1;
 	}
 	if (IS("close", close) && SCAN(1, "%d", &fd)) {
 		error = ops->close(device, fd);

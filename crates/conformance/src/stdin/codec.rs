@@ -10,6 +10,9 @@ pub(super) const VERSION: u32 = 1;
 /// Maximum size of an answer's line in bytes, without its end.
 pub(super) const MAX_LINE: usize = 256;
 
+/// Maximum size of what the author's probe shows of a device, in bytes.
+const MAX_LOOK: usize = 16 << 20;
+
 /// A request to the program.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Request<'a> {
@@ -34,6 +37,8 @@ pub(super) enum Request<'a> {
     LogStop,
     LogReport { iova: u64, length: u64, page_size: u64, count: usize },
     Feature { argsz: u32, flags: u32, data: &'a [u8] },
+    Change { seed: u64 },
+    Look,
 }
 
 impl Request<'_> {
@@ -60,6 +65,7 @@ impl Request<'_> {
             | Request::Read { count, .. }
             | Request::LogReport { count, .. } => bytes("ok COUNT", count),
             Request::Feature { data, .. } => bytes("ok COUNT", data.len()),
+            Request::Look => bytes("ok COUNT", MAX_LOOK),
             Request::Flags => numbers("ok FLAGS"),
             Request::State => numbers("ok STATE"),
             Request::SetState { .. } => numbers("ok FD"),
@@ -72,7 +78,8 @@ impl Request<'_> {
             | Request::Probe { .. }
             | Request::PrecopyV2
             | Request::Close { .. }
-            | Request::LogStop => numbers("ok"),
+            | Request::LogStop
+            | Request::Change { .. } => numbers("ok"),
         }
     }
 }
@@ -109,6 +116,8 @@ impl fmt::Display for Request<'_> {
                 write!(f, "log-report {iova} {length} {page_size}")
             }
             Request::Feature { argsz, flags, data } => write!(f, "feature {argsz} {flags} {}", data.len()),
+            Request::Change { seed } => write!(f, "change {seed}"),
+            Request::Look => f.write_str("look"),
         }
     }
 }

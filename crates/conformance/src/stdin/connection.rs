@@ -1,6 +1,6 @@
 //! The connection to a program that a device and its data files share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
@@ -15,6 +15,8 @@ use super::process::Process;
 pub(super) struct Connection {
     process: Arc<Mutex<Running>>,
     complaints: Complaints,
+    /// The id of the process.
+    id: u32,
 }
 
 struct Running {
@@ -27,6 +29,31 @@ impl Drop for Running {
         if let Some(complaint) = self.process.finish() {
             self.complaints.add(&complaint);
         }
+    }
+}
+
+/// A connection that ends when nobody else has it.
+pub(super) struct WeakConnection {
+    process: Weak<Mutex<Running>>,
+    complaints: Complaints,
+    id: u32,
+}
+
+impl WeakConnection {
+    /// Returns the connection, unless it has ended.
+    pub(super) fn upgrade(&self) -> Option<Connection> {
+        let process = self.process.upgrade()?;
+        Some(Connection { process, complaints: self.complaints.clone(), id: self.id })
+    }
+
+    /// Returns whether the connection has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.process.strong_count() == 0
+    }
+
+    /// Returns the id of the process.
+    pub(super) fn id(&self) -> u32 {
+        self.id
     }
 }
 
@@ -48,8 +75,19 @@ pub(super) struct Reply {
 
 impl Connection {
     pub(super) fn new(process: Process, complaints: Complaints) -> Connection {
+        let id = process.id();
         let running = Running { process, complaints: complaints.clone() };
-        Connection { process: Arc::new(Mutex::new(running)), complaints }
+        Connection { process: Arc::new(Mutex::new(running)), complaints, id }
+    }
+
+    /// Returns the id of the process.
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        let (process, complaints) = (Arc::downgrade(&self.process), self.complaints.clone());
+        WeakConnection { process, complaints, id: self.id }
     }
 
     /// Makes a request.

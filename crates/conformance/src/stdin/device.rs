@@ -56,9 +56,18 @@ impl ProgramDevice {
     }
 }
 
+/// Returns the holder of a device's state, which tells processes of one program apart.
+pub(super) fn holder(id: u32) -> String {
+    format!("process {id}")
+}
+
 impl Migratable for ProgramDevice {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn holder(&self) -> Option<String> {
+        Some(holder(self.connection.id()))
     }
 
     fn info(&mut self) -> Result<Info> {

@@ -3,12 +3,14 @@
 //! protocol.
 //!
 //! [`codec`] has the requests and answers as bytes, without I/O. [`process`] runs the program, with a deadline for each
-//! answer. [`device`] and [`state_file`] make it a [`Device`](whimbrel_user::Device).
+//! answer. [`device`] and [`state_file`] make it a [`Device`](whimbrel_user::Device),
+//! and [`probe`] has its author's hooks.
 
 mod codec;
 pub(crate) mod complaint;
 mod connection;
 mod device;
+mod probe;
 mod process;
 mod program;
 mod state_file;

@@ -64,6 +64,11 @@ impl Process {
         Ok(Process { child, pipes: Some(Pipes { to, from, ahead: Vec::new() }), ended: None, timeout })
     }
 
+    /// Returns the process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Makes a request. Returns the answer, and the bytes behind it.
     pub(super) fn ask(&mut self, request: &Request<'_>) -> Result<(Answer, Vec<u8>), Complaint> {
         if let Some(complaint) = &self.ended {

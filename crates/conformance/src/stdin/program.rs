@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use whimbrel_user::{Device, Error, Result};
@@ -11,7 +12,9 @@ use super::codec::{Request, VERSION};
 use super::complaint::{Complaint, Complaints};
 use super::connection::Connection;
 use super::device::ProgramDevice;
+use super::probe::Probe;
 use super::process::Process;
+use crate::hooks::RegisterProbe;
 
 /// Timeout for an answer, unless another one is set.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,6 +28,7 @@ pub struct Program {
     words: Vec<OsString>,
     timeout: Duration,
     complaints: Complaints,
+    probe: Probe,
 }
 
 impl Program {
@@ -36,7 +40,7 @@ impl Program {
         let mut words = vec![program.into()];
         words.extend(arguments.into_iter().map(Into::into));
         let name = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
-        Program { name, words, timeout: TIMEOUT, complaints: Complaints::default() }
+        Program { name, words, timeout: TIMEOUT, complaints: Complaints::default(), probe: Probe::default() }
     }
 
     /// Returns a command for `/bin/sh`.
@@ -71,7 +75,13 @@ impl Program {
             }
             Err(failure) => return Err(failure.of(&self.name, "hello")),
         }
+        self.probe.opened(&connection);
         Ok(Box::new(ProgramDevice::new(self.name.clone(), connection)))
+    }
+
+    /// Returns the program's probe of its registers, if the last process had one.
+    pub(crate) fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
+        self.probe.is_implemented().then(|| Arc::new(self.probe.clone()) as Arc<dyn RegisterProbe>)
     }
 
     /// Takes what was wrong with the program since the last call, apart from its answers.
