@@ -42,6 +42,7 @@ struct device {
 	/* The record that is being read or written. */
 	uint8_t piece[RECORD];
 	size_t piece_size, piece_done;
+	bool piece_is_dirty; /* a page that was sent before */
 	/* What has been loaded: registers become valid with the end. */
 	uint8_t loaded[SIZE];
 	bool has_page[PAGES], has_head, has_end;
@@ -179,6 +180,7 @@ static bool next_piece(struct device *device)
 	struct record record = { .kind = HEAD, .value = 1 };
 	size_t size = sizeof(record), page;
 
+	device->piece_is_dirty = false;
 	if (device->head_sent) {
 		for (page = 0; page < PAGES && !device->pending[page]; page++)
 			;
@@ -187,6 +189,7 @@ static bool next_piece(struct device *device)
 			memcpy(device->piece + sizeof(record), device->registers + page * PAGE, PAGE);
 			size = RECORD;
 			device->pending[page] = false;
+			device->piece_is_dirty = device->sent[page];
 			device->sent[page] = true;
 		} else if (device->state == STOP_COPY && !device->end_sent) {
 			record = (struct record){ .kind = END, .value = checksum(device->registers) };
@@ -307,10 +310,9 @@ static void count_pending(const struct device *device, uint64_t *initial, uint64
 {
 	size_t page;
 
-	*initial = device->piece_size - device->piece_done;
-	if (!device->head_sent)
-		*initial += sizeof(struct record);
+	*initial = device->head_sent ? 0 : sizeof(struct record);
 	*dirty = 0;
+	*(device->piece_is_dirty ? dirty : initial) += device->piece_size - device->piece_done;
 	for (page = 0; page < PAGES; page++)
 		if (device->pending[page])
 			*(device->sent[page] ? dirty : initial) += RECORD;
