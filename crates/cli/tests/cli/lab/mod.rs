@@ -3,6 +3,7 @@
 //! These tests run in the lab's machines. Where the lab has not been built (`lab/run build`) they say so and pass;
 //! with WHIMBREL_REQUIRE_ALL in the environment they fail.
 
+mod conform;
 mod machine;
 
 use std::path::Path;

@@ -1,0 +1,33 @@
+//! The conformance suite on the kernel's sample driver, by group and through the device's own file.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::machine::Machine;
+
+/// Where mtty is known to break the header or the kernel's rules.
+const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/conformance/mtty-known-failures.toml");
+
+#[test]
+fn the_kernels_sample_driver_conforms_but_for_known_failures() {
+    let groups = "group:$first group:$second";
+    let own_files = "cdev:/dev/vfio/devices/vfio0 cdev:/dev/vfio/devices/vfio1";
+    for (kernel, devices) in [("debian", groups), ("iommufd", groups), ("iommufd", own_files)] {
+        let Some(machine) = Machine::with(kernel) else { return };
+        // What the kernel's log has of the boot is nobody's fault.
+        let lines = format!(
+            "if ./whimbrel conform {devices} --allow reset --known-failures mtty-known-failures.toml --format json \
+             --output report >&2; then echo passed; else echo status $?; fi"
+        );
+        let ran = machine.script(&lines, &[Path::new(KNOWN)], &["report"]);
+        let text = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+        assert_eq!(ran.text().trim(), "passed", "{kernel}: {devices}\n{text}");
+        let report = String::from_utf8(ran.taken("report")).unwrap();
+        let events: Vec<Value> = report.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let end = events.last().unwrap();
+        assert!(end["expected_failures"].as_u64().unwrap() > 0, "its known fault is found: {end}");
+        assert!(end["passed"].as_u64().unwrap() > 40, "{end}");
+        assert!(!events.iter().any(|event| event["event"] == "notice"), "the log is watched: {report}");
+    }
+}
