@@ -27,5 +27,8 @@ mod spans;
 pub mod table;
 mod time_left;
 
+/// The longest timeout: 100 years. A longer one is taken for it, so that no clock overflows.
+pub(crate) const LONGEST: std::time::Duration = std::time::Duration::from_hours(100 * 365 * 24);
+
 pub(crate) const SOURCE: &str = "source";
 pub(crate) const DESTINATION: &str = "destination";

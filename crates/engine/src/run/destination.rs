@@ -89,7 +89,7 @@ impl Destination {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: DestinationOptions) -> Self {
-        self.options = options;
+        self.options = options.within_clock();
         self
     }
 

@@ -109,7 +109,7 @@ impl Source {
     /// Sets the bounds.
     #[must_use]
     pub fn options(mut self, options: SourceOptions) -> Self {
-        self.options = options;
+        self.options = options.within_clock();
         self
     }
 

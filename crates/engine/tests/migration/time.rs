@@ -96,6 +96,19 @@ fn an_idle_device_moves_over_a_long_way_with_the_default_limit() {
 }
 
 #[test]
+fn a_migration_without_any_limit_of_time_moves_a_device() {
+    let limit = Duration::MAX;
+    for budget in [None, Some(limit)] {
+        let mut rig = Rig::new(&much_after_the_stop()).with_timeouts(limit, limit);
+        rig.options = rig.options.downtime_limit(limit);
+        rig.options.budget = budget;
+        let mut ended = rig.migrate();
+        ended.assert_sane("no limit");
+        ended.sent.unwrap();
+    }
+}
+
+#[test]
 fn a_round_trip_is_not_taken_for_the_time_of_a_transfer() {
     let mut rig = Rig::new(&Shape { size: 2 << 20, initial: 4 << 20, ..Shape::default() });
     rig.options = SourceOptions::default().downtime_limit(Duration::from_secs(20));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::proto::LONGEST;
+
 /// The bounds of a migration at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -26,6 +28,15 @@ impl Default for DestinationOptions {
 }
 
 impl DestinationOptions {
+    /// Returns the same options, with times that a clock can add.
+    pub(crate) fn within_clock(self) -> DestinationOptions {
+        DestinationOptions {
+            timeout: self.timeout.min(LONGEST),
+            call_timeout: self.call_timeout.min(LONGEST),
+            expected_inspection: self.expected_inspection.min(LONGEST),
+        }
+    }
+
     /// Sets [`DestinationOptions::timeout`].
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> DestinationOptions {

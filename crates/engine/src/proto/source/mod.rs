@@ -97,6 +97,7 @@ pub struct Source {
 impl Source {
     /// Returns a machine that begins at once.
     pub fn new(plan: Plan, now: Now) -> Source {
+        let plan = Plan { options: plan.options.within_clock(), ..plan };
         let devices = plan.table.devices.iter().map(|identity| Device::new(identity, now));
         let mut source = Source {
             devices: devices.collect(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::proto::LONGEST;
 use crate::proto::rounds::Bounds;
 
 /// The bounds of a migration.
@@ -44,6 +45,17 @@ impl Default for SourceOptions {
 impl SourceOptions {
     /// The minimum default of [`SourceOptions::stop_budget`].
     const MIN_BUDGET: Duration = Duration::from_secs(1);
+
+    /// Returns the same bounds, with times that a clock can add.
+    pub(crate) fn within_clock(self) -> SourceOptions {
+        SourceOptions {
+            downtime_limit: self.downtime_limit.min(LONGEST),
+            timeout: self.timeout.min(LONGEST),
+            call_timeout: self.call_timeout.min(LONGEST),
+            budget: self.budget.map(|budget| budget.min(LONGEST)),
+            ..self
+        }
+    }
 
     /// Sets [`SourceOptions::downtime_limit`].
     #[must_use]
