@@ -60,7 +60,7 @@ impl Subjects {
 
     /// Returns the probe of the registers that a program under test has.
     pub(crate) fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
-        self.programs.first().and_then(Program::registers)
+        Program::registers(&self.programs)
     }
 
     /// Takes what was wrong with a program since the last call, apart from its answers.

@@ -36,17 +36,27 @@ impl Probe {
     }
 
     /// Returns the connection of a device.
-    fn connection(&self, device: &dyn Device) -> Result<Connection> {
+    fn connection(&self, device: &dyn Device) -> Option<Connection> {
         let wanted = device.holder();
         let running = self.running.lock();
         let found = running.iter().find(|connection| Some(holder(connection.id())) == wanted);
-        found.and_then(WeakConnection::upgrade).ok_or_else(|| {
-            Error::unusable(device.name(), "its program cannot show its registers: it is another one")
+        found.and_then(WeakConnection::upgrade)
+    }
+}
+
+/// The probe of several programs: that of the device's own.
+pub(super) struct Probes(pub(super) Vec<Probe>);
+
+impl Probes {
+    fn connection(&self, device: &dyn Device) -> Result<Connection> {
+        let found = self.0.iter().find_map(|probe| probe.connection(device));
+        found.ok_or_else(|| {
+            Error::unusable(device.name(), "its program has ended, and cannot show its registers")
         })
     }
 }
 
-impl RegisterProbe for Probe {
+impl RegisterProbe for Probes {
     fn change(&self, device: &mut dyn Device, seed: u64) -> Result<()> {
         let changed = self.connection(device)?.ask(&Request::Change { seed });
         changed.map(drop).map_err(|failure| failure.of(device.name(), "change"))

@@ -12,7 +12,7 @@ use super::codec::{Request, VERSION};
 use super::complaint::{Complaint, Complaints};
 use super::connection::Connection;
 use super::device::ProgramDevice;
-use super::probe::Probe;
+use super::probe::{Probe, Probes};
 use super::process::Process;
 use crate::hooks::RegisterProbe;
 
@@ -79,9 +79,12 @@ impl Program {
         Ok(Box::new(ProgramDevice::new(self.name.clone(), connection)))
     }
 
-    /// Returns the program's probe of its registers, if the last process had one.
-    pub(crate) fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
-        self.probe.is_implemented().then(|| Arc::new(self.probe.clone()) as Arc<dyn RegisterProbe>)
+    /// Returns the probe of the programs' registers, if the first one has one.
+    pub(crate) fn registers(programs: &[Program]) -> Option<Arc<dyn RegisterProbe>> {
+        let probes: Vec<Probe> = programs.iter().map(|program| program.probe.clone()).collect();
+        // The second program has not been started yet, and is of the same kind.
+        let is_implemented = probes.first().is_some_and(Probe::is_implemented);
+        is_implemented.then(|| Arc::new(Probes(probes)) as Arc<dyn RegisterProbe>)
     }
 
     /// Takes what was wrong with the program since the last call, apart from its answers.
