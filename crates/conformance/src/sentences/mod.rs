@@ -1,6 +1,6 @@
 //! Which sentences of the header have cases: reads `vfio.h` without a compiler and compares it with the suite.
 //!
-//! [`comments`] reads the header, [`split`] its sentences, [`part`] those about migration. [`excused`] lists the
+//! `comments` reads the header, `split` its sentences, `part` those about migration. `excused` lists the
 //! sentences that no case can test, with the reasons. [`Coverage`] is the result.
 //!
 //! ```

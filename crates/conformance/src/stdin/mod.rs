@@ -2,9 +2,9 @@
 //! C, or another VMM's code, is put under test without a kernel, a VMM or a library. `docs/conformance-stdin.md` has the
 //! protocol.
 //!
-//! [`codec`] has the requests and answers as bytes, without I/O. [`process`] runs the program, with a deadline for each
-//! answer. [`device`] and [`state_file`] make it a [`Device`](whimbrel_user::Device),
-//! and [`probe`] has its author's hooks.
+//! `codec` has the requests and answers as bytes, without I/O. `process` runs the program, with a deadline for each
+//! answer. `device` and `state_file` make it a [`Device`](whimbrel_user::Device),
+//! and `probe` has its author's hooks.
 
 mod codec;
 pub(crate) mod complaint;
