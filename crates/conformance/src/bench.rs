@@ -182,7 +182,7 @@ impl Features {
     /// Resets a device that can migrate and does not claim to support a reset: it may do so all the same, as the kernel's
     /// mtty does.
     pub(crate) fn try_reset(&mut self, device: &mut dyn Device) {
-        self.can_reset |= self.flags.is_some() && device.reset().is_ok();
+        self.can_reset = self.can_reset || (self.flags.is_some() && device.reset().is_ok());
     }
 
     /// Returns whether the device has what a case needs of it.

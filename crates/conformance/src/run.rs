@@ -34,7 +34,8 @@ pub fn run_suite(
     witnesses: &mut [Box<dyn Witness>],
     told: &mut dyn FnMut(&Event),
 ) -> Summary {
-    let mut run = Run { subjects, config, witnesses, told, summary: Summary::default(), lost: None };
+    let mut run =
+        Run { subjects, config, witnesses, told, summary: Summary::default(), lost: None, only_plans: false };
     run.all();
     let summary = run.summary;
     told(&Event::End(summary.clone()));
@@ -44,7 +45,15 @@ pub fn run_suite(
 /// Returns the cases that [`run_suite`] would run or skip, without running any; or why nothing could be tested.
 pub fn plan(subjects: &Subjects, config: &Config) -> Result<Vec<Planned>, String> {
     let summary = Summary::default();
-    let run = Run { subjects, config, witnesses: &mut [], told: &mut |_| {}, summary, lost: None };
+    let run = Run {
+        subjects,
+        config,
+        witnesses: &mut [],
+        told: &mut |_| {},
+        summary,
+        lost: None,
+        only_plans: true,
+    };
     let features = run.features()?;
     let cases = Config { repeat: 1, ..config.clone() }.planned().into_iter().map(|(case, _)| Planned {
         danger: run.danger(case),
@@ -62,6 +71,8 @@ struct Run<'a> {
     summary: Summary,
     /// Why the device can no longer be used.
     lost: Option<String>,
+    /// Nothing is changed: the cases are only listed.
+    only_plans: bool,
 }
 
 /// The outcome of one run of a case.
@@ -243,7 +254,10 @@ impl Run<'_> {
             return Some(format!("{}: allow it with --allow hang", issue.what));
         }
         match self.danger(case) {
-            Danger::Resets if !features.can_reset => Some("the device cannot be reset".to_string()),
+            // A run tries a reset of a device that does not claim one.
+            Danger::Resets if !(features.can_reset || self.only_plans && self.config.allow_reset) => {
+                Some("the device cannot be reset".to_string())
+            }
             Danger::Resets if !self.config.allow_reset => {
                 Some("it resets the device: allow it with --allow reset".to_string())
             }
@@ -308,7 +322,7 @@ impl Run<'_> {
 
     fn features_of(&self, name: &str, open: &Opener) -> Result<Features, String> {
         let (open, force) = (open.clone(), self.config.force);
-        let may_reset = self.config.allow_reset;
+        let may_reset = self.config.allow_reset && !self.only_plans;
         let (sender, receiver) = channel();
         thread::spawn(move || {
             let asked = || {

@@ -13,7 +13,7 @@ use whimbrel_conformance::witness::{KernelLog, Witness};
 use whimbrel_conformance::{Config, Event, Planned, plan, run_suite};
 
 use super::subject::{self, Subject};
-use super::{Settings, parse_known_failures};
+use super::{Settings, parse_known_failures, read_limited};
 use crate::failure::Failure;
 
 /// The process that runs the cases of `whimbrel conform`, started by it
@@ -104,8 +104,8 @@ impl Order {
                 parse_known_failures(text).map_err(|error| Failure::from_error(&error))?;
         }
         if let Some(path) = &self.settings.stream {
-            let state = std::fs::read(path)
-                .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
+            let limit = usize::try_from(self.settings.state_limit).unwrap_or(usize::MAX);
+            let state = read_limited(path, limit)?;
             config.stream = Some(state.into());
         }
         Ok(config)

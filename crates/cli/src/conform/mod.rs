@@ -7,6 +7,8 @@ mod subject;
 mod user;
 mod watch;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -200,9 +202,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
     let read = |path: &PathBuf| read_known_failures(path, suite().map(Case::id)).map(|(text, _)| text);
     let known_failures = arguments.known_failures.as_ref().map(read).transpose()?;
     if let Some(path) = &arguments.settings.stream {
-        // The process that runs the cases reads it.
-        std::fs::File::open(path)
-            .map_err(|error| Failure::from_io(format!("cannot open {}", path.display()), &error))?;
+        // The process that runs the cases reads it again.
+        read_limited(path, usize::try_from(arguments.settings.state_limit).unwrap_or(usize::MAX))?;
     }
     let order = cases::Order {
         target: target.clone(),
@@ -233,12 +234,27 @@ fn format(arguments: &Arguments, output: Output) -> Result<Format, Failure> {
 }
 
 /// Reads the list of known failures of these cases, and returns its text too.
+/// Maximum size of a list of known failures, in bytes.
+const MAX_LIST: usize = 1 << 20;
+
+/// Reads a file of at most `limit` bytes. One that cannot be read is wrong usage: the device has not failed.
+fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes)).map_err(
+        |error| Failure::usage(Failure::from_io(format!("cannot read {}", path.display()), &error).message()),
+    )?;
+    if bytes.len() > limit {
+        return Err(Failure::usage(format!("{}: the file is larger than {limit} bytes", path.display())));
+    }
+    Ok(bytes)
+}
+
 fn read_known_failures(
     path: &Path,
     ids: impl Iterator<Item = &'static str> + Clone,
 ) -> Result<(String, KnownFailures), Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
+    let text = String::from_utf8(read_limited(path, MAX_LIST)?)
+        .map_err(|_| Failure::usage(format!("{}: it is not text", path.display())))?;
     let known = KnownFailures::parse(&text, ids)
         .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
     Ok((text, known))

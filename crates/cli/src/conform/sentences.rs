@@ -42,8 +42,8 @@ pub(super) fn run(path: &Path, output: Output) -> Result<(), Failure> {
 /// Reads a file, up to the size limit and one byte more.
 fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes))
-        .map_err(|error| Failure::from_io(format!("cannot read {}", path.display()), &error))?;
+    File::open(path).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)).map_err(
+        |error| Failure::usage(Failure::from_io(format!("cannot read {}", path.display()), &error).message()),
+    )?;
     Ok(bytes)
 }

@@ -86,6 +86,13 @@ static void subject_bytes(const void *data, size_t count)
 	fwrite(data, 1, count, stdout);
 }
 
+/* A function has returned more bytes than there is room for. */
+static void subject_overrun(const char *function)
+{
+	fprintf(stderr, "%s returned more bytes than there is room for\n", function);
+	exit(1);
+}
+
 static void *subject_memory(size_t count)
 {
 	void *memory = calloc(count ? count : 1, 1);
@@ -215,6 +222,8 @@ static int subject_answer(const struct subject_ops *ops, void *device, const cha
 		done = ops->read(device, fd, data, count);
 		if (done < 0)
 			subject_error((int)done);
+		else if ((size_t)done > count)
+			subject_overrun("read");
 		else
 			subject_bytes(data, (size_t)done);
 		free(data);
@@ -235,6 +244,8 @@ static int subject_answer(const struct subject_ops *ops, void *device, const cha
 		done = ops->look(device, data, SUBJECT_LOOK);
 		if (done < 0)
 			subject_error((int)done);
+		else if ((size_t)done > (size_t)SUBJECT_LOOK)
+			subject_overrun("look");
 		else
 			subject_bytes(data, (size_t)done);
 		free(data);

@@ -17,7 +17,12 @@ impl Reporter for Ktap {
             Event::Begin(header) => {
                 writeln!(out, "KTAP version 1")?;
                 writeln!(out, "# {} {}", header.suite, header.header)?;
-                writeln!(out, "# {}: {}", header.subject, header.features.join(", "))?;
+                let second = header.second.iter().map(|second| format!(" and {second}")).collect::<String>();
+                let kernel =
+                    header.kernel.iter().map(|kernel| format!(" on Linux {kernel}")).collect::<String>();
+                let features = header.features.join(", ");
+                diagnostics(&format!("{}{second}{kernel}: {features}", header.subject), out)?;
+                writeln!(out, "# seed {}", header.seed)?;
                 writeln!(out, "1..{}", header.cases)
             }
             Event::Start { .. } => Ok(()),
@@ -29,7 +34,7 @@ impl Reporter for Ktap {
             Event::End(summary) => match &summary.untestable {
                 Some(why) if self.number == 0 => {
                     writeln!(out, "KTAP version 1")?;
-                    writeln!(out, "1..0 # SKIP {why}")
+                    writeln!(out, "1..0 # SKIP {}", one_line(why))
                 }
                 _ => diagnostics(&summary.to_string(), out),
             },
@@ -45,7 +50,7 @@ impl Ktap {
         let directive = match result.verdict {
             Verdict::Skip => format!(" # SKIP {}", why()),
             Verdict::Inconclusive => format!(" # SKIP inconclusive: {}", why()),
-            Verdict::Xfail => format!(" # XFAIL {}", result.known.as_deref().unwrap_or_default()),
+            Verdict::Xfail => format!(" # XFAIL {}", one_line(result.known.as_deref().unwrap_or_default())),
             Verdict::Hung => " # TIMEOUT".to_string(),
             Verdict::NotRun => format!(" # ERROR not run: {}", why()),
             Verdict::Pass | Verdict::Fail | Verdict::Xpass => String::new(),
@@ -62,6 +67,11 @@ impl Ktap {
         }
         writeln!(out, "{ok} {} {}{directive}", self.number, result.id)
     }
+}
+
+/// Joins the lines of a text: a second one would be a result of its own.
+fn one_line(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join(" ")
 }
 
 fn diagnostics(text: &str, out: &mut dyn Write) -> io::Result<()> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::codec::{Answer, MAX_LINE, Request};
 use super::complaint::Complaint;
@@ -125,30 +125,31 @@ impl Process {
         }
     }
 
-    /// Closes the program's stdin, and waits for its end. Kills it after the timeout, and then returns `None`.
+    /// Closes the program's stdin, waits for its end, and kills what it has left in its process group. Kills it too after
+    /// the timeout, and then returns `None`.
     fn close(&mut self) -> Option<ExitStatus> {
         drop(self.pipes.take());
         let deadline = Instant::now() + self.timeout;
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Some(status),
+        // It stays a zombie, so that no other process gets its number before its group is killed.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let has_ended = loop {
+            match waitid(WaitId::Pid(Pid::from_child(&self.child)), options) {
                 Ok(None) if Instant::now() < deadline => thread::sleep(PAUSE),
-                _ => {
-                    self.kill();
-                    return None;
-                }
+                ended => break matches!(ended, Ok(Some(_))),
             }
-        }
+        };
+        let status = self.kill();
+        status.filter(|_| has_ended)
     }
 
-    /// Kills the program and all that it has started.
-    fn kill(&mut self) {
+    /// Kills the program's process group, and returns the status that the program ended with.
+    fn kill(&mut self) -> Option<ExitStatus> {
         self.pipes = None;
         // It leads its group until it has been waited for.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(pid, Signal::KILL);
         }
-        let _ = self.child.wait();
+        self.child.wait().ok()
     }
 
     /// Ends the program as at the end of a case: it has to end by itself, and without an error.

@@ -53,7 +53,7 @@ fn an_expired_entry_does_not_apply_and_is_told() {
 }
 
 #[test]
-fn a_list_with_a_mistake_is_wrong_usage_and_one_that_is_missing_a_failure() {
+fn a_list_with_a_mistake_or_that_is_missing_is_wrong_usage() {
     for (list, why) in [
         (entry("v9/*", ""), "known.toml: entry 1: no case matches 'v9/*'"),
         (entry("*", "expires = 5\n"), "expires"),
@@ -61,8 +61,10 @@ fn a_list_with_a_mistake_is_wrong_usage_and_one_that_is_missing_a_failure() {
     ] {
         run(MODEL, &list, "*").misused().says(&[why]);
     }
-    whimbrel(["conform", MODEL, "--known-failures", "/no/such/file"])
-        .failed()
-        .says(&["/no/such/file: ENOENT"]);
-    whimbrel(["conform", MODEL, "--stream", "/no/such/file"]).failed().says(&["/no/such/file: ENOENT"]);
+    for option in ["--known-failures", "--stream"] {
+        whimbrel(["conform", MODEL, option, "/no/such/file"]).misused().says(&["/no/such/file: ENOENT"]);
+        whimbrel(["conform", MODEL, option, "/dev/zero"])
+            .misused()
+            .says(&["/dev/zero: the file is larger than"]);
+    }
 }

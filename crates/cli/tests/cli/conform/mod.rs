@@ -207,7 +207,7 @@ fn a_program_stands_for_a_device() {
     let script = |state: u32| {
         format!(
             "program:while read -r verb rest; do case $verb in hello) echo ok 1;; info) echo ok 0 0 0;; flags) echo ok 1;; \
-             state) echo ok {state};; *) echo unimplemented;; esac; done"
+             state) echo ok {state};; set-state) echo ok -1;; *) echo unimplemented;; esac; done"
         )
     };
     let sound = script(2);
