@@ -83,9 +83,7 @@ impl<'a> View<'a> {
     /// Returns whether the program's output tells that the device is in a state: it names the state in the header's
     /// spelling, or says that the device has to be reset.
     pub(crate) fn tells(&self, state: State) -> bool {
-        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let mut words = self.record.said.split(|c| !is_part(c));
-        words.any(|word| word == state.name() || word.eq_ignore_ascii_case("reset"))
+        self.record.said.lines().any(|line| line_tells(line, state))
     }
 
     /// Returns whether the program speaks our migration extensions to vfio-user, in which alone these requests exist.
@@ -160,5 +158,46 @@ pub(crate) fn is_temporary_end(request: &Request) -> bool {
         Request::Read { state, result: Ok(bytes), .. } => state.is_precopy() && bytes.is_empty(),
         Request::Read { state, result: Err(Errno::ENOMSG), .. } => state.is_precopy(),
         _ => false,
+    }
+}
+
+/// Words before ERROR that make it a state. Without one of them it is a log level.
+const BEFORE_ERROR: [&str; 7] = ["in", "into", "to", "is", "was", "state", "device"];
+
+/// Returns whether a line names a device's state, or a reset. A connection that was reset is not a device.
+fn line_tells(line: &str, state: State) -> bool {
+    let lower = line.to_ascii_lowercase();
+    let is_of_connection = lower.contains("reset by peer") || lower.contains("connection reset");
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words: Vec<&str> = line.split(|c| !is_part(c)).filter(|word| !word.is_empty()).collect();
+    words.iter().enumerate().any(|(at, word)| {
+        let is_level = state == State::Error && {
+            let before = at.checked_sub(1).map(|before| words[before].to_ascii_lowercase());
+            !before.is_some_and(|before| BEFORE_ERROR.contains(&before.as_str()))
+        };
+        *word == state.name() && !is_level || word.eq_ignore_ascii_case("reset") && !is_of_connection
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_level_and_a_lost_connection_tell_no_state() {
+        let cases = [
+            ("the device is in ERROR", State::Error, true),
+            ("vmm: state ERROR, reset it", State::Error, true),
+            ("the device stands in STOP", State::Stop, true),
+            ("reset the device: whimbrel reset", State::Stop, true),
+            ("ERROR vmm: giving up", State::Error, false),
+            ("2026-01-01 ERROR giving up", State::Error, false),
+            ("Connection reset by peer", State::Stop, false),
+            ("STOP_COPY failed", State::Stop, false),
+            ("", State::Running, false),
+        ];
+        for (line, state, tells) in cases {
+            assert_eq!(line_tells(line, state), tells, "{line}");
+        }
     }
 }
