@@ -52,6 +52,6 @@ fn other_files_are_refused() {
     fs::write(&path, "/* It must. */\nint a;\n").unwrap();
     let run = whimbrel(["conform", "--sentences", &argument(&path)]).failed();
     assert!(run.stderr.contains("says nothing of migration v2"), "{}", run.stderr);
-    let run = whimbrel(["conform", "--sentences", "/nonexistent"]).failed();
+    let run = whimbrel(["conform", "--sentences", "/nonexistent"]).misused();
     assert!(run.stderr.contains("cannot read /nonexistent"), "{}", run.stderr);
 }
