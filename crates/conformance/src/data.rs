@@ -78,7 +78,7 @@ impl Data {
         }
     }
 
-    /// Reads the rest of the state in STOP_COPY, after the bytes `before` that this session gave in PRE_COPY.
+    /// Reads the rest of the state in STOP_COPY, after the bytes `before` that the same data file gave in PRE_COPY.
     pub(crate) fn save(&mut self, before: Vec<u8>) -> Outcome<Saved> {
         let mut bytes = before;
         bytes.extend(self.read_to_end(CHUNK)?);

@@ -57,7 +57,7 @@ pub use local::Local;
 pub use mapped_region::MappedRegion;
 pub use migratable::{Migratable, UNKNOWN_HOLDER};
 pub use operation::Operation;
-pub use raw::{MAX_RAW_ARGSZ, RawData, RawDevice};
+pub use raw::{MAX_RAW_ARGSZ, RawData, RawDevice, check_raw_feature, opened_by_raw_feature};
 pub use session_state::SessionState;
 pub use setup::{ArmedInterrupts, DeviceSetup, InterruptTracker, SetupError};
 pub use timed::Timed;

@@ -3,8 +3,9 @@
 //! A VMM has no use for them: [`Migratable`](crate::Migratable) makes the same requests with checked arguments.
 
 use whimbrel_protocol::Errno;
-use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature};
-use whimbrel_uapi::migration::PrecopyInfo;
+use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
+use whimbrel_uapi::migration::{DeviceFeatureMigState, PrecopyInfo};
+use zerocopy::FromBytes;
 
 use crate::data_file::StateFile;
 
@@ -35,13 +36,13 @@ pub trait RawData {
     fn duplicate(&self) -> Result<Box<dyn StateFile>, Errno>;
 }
 
-/// Returns the request's bytes, long enough for `argsz`.
-pub(crate) fn request(argsz: u32, flags: u32, data: &[u8]) -> Result<Vec<u8>, Errno> {
+/// Checks a raw request as [`RawDevice::device_feature`] promises: E2BIG or EFAULT if it must not be sent.
+pub fn check_raw_feature(argsz: u32, flags: u32, data: &[u8]) -> Result<(), Errno> {
     if argsz > MAX_RAW_ARGSZ {
         return Err(Errno::E2BIG);
     }
     let holds_none = matches!(
-        Feature::from_number((flags & FEATURE_MASK) as u16),
+        feature_of(flags),
         Some(
             Feature::Migration
                 | Feature::MigDeviceState
@@ -53,6 +54,25 @@ pub(crate) fn request(argsz: u32, flags: u32, data: &[u8]) -> Result<Vec<u8>, Er
     if !holds_none && data.iter().any(|byte| *byte != 0) {
         return Err(Errno::EFAULT);
     }
+    Ok(())
+}
+
+/// Returns the number of the data file that a raw request has opened, if any: `data` is the answer of one that succeeded.
+pub fn opened_by_raw_feature(flags: u32, data: &[u8]) -> Option<i32> {
+    let directions = FeatureFlags::from_bits_truncate(flags);
+    let is_set = directions.contains(FeatureFlags::SET) && !directions.contains(FeatureFlags::PROBE);
+    let (state, _) = DeviceFeatureMigState::read_from_prefix(data).ok()?;
+    (is_set && feature_of(flags) == Some(Feature::MigDeviceState) && state.data_fd >= 0)
+        .then_some(state.data_fd)
+}
+
+fn feature_of(flags: u32) -> Option<Feature> {
+    Feature::from_number((flags & FEATURE_MASK) as u16)
+}
+
+/// Returns the request's bytes, long enough for `argsz`.
+pub(crate) fn request(argsz: u32, flags: u32, data: &[u8]) -> Result<Vec<u8>, Errno> {
+    check_raw_feature(argsz, flags, data)?;
     let mut bytes = vec![0; (argsz as usize).max(HEAD + data.len())];
     bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
     bytes[4..HEAD].copy_from_slice(&flags.to_ne_bytes());
@@ -62,9 +82,19 @@ pub(crate) fn request(argsz: u32, flags: u32, data: &[u8]) -> Result<Vec<u8>, Er
 
 #[cfg(test)]
 mod tests {
-    use whimbrel_uapi::feature::FeatureFlags;
-
     use super::*;
+
+    #[test]
+    fn only_a_set_of_the_state_opens_a_file() {
+        let state = u32::from(Feature::MigDeviceState.number());
+        let answer = |fd: i32| [3u32.to_ne_bytes(), fd.to_ne_bytes()].concat();
+        let (set, probe) = (FeatureFlags::SET.bits(), FeatureFlags::PROBE.bits());
+        assert_eq!(opened_by_raw_feature(state | set, &answer(5)), Some(5));
+        assert_eq!(opened_by_raw_feature(state | set, &answer(-1)), None);
+        assert_eq!(opened_by_raw_feature(state | set | probe, &answer(5)), None);
+        assert_eq!(opened_by_raw_feature(state | FeatureFlags::GET.bits(), &answer(5)), None);
+        assert_eq!(opened_by_raw_feature(state | set, &[0; 4]), None);
+    }
 
     #[test]
     fn no_address_is_sent() {

@@ -4,7 +4,7 @@ use crate::bench::Bench;
 use crate::case::{Case, Need};
 use crate::data::{CHUNK, Data};
 use crate::outcome::{Outcome, check};
-use crate::section::precopy_info::{ask, opt_in};
+use crate::section::precopy_info::{ask, not_risen, opt_in};
 use whimbrel_protocol::State;
 
 const CHANGES: &[Need] = &[Need::V2, Need::PreCopy, Need::Registers];
@@ -50,31 +50,20 @@ fn read(data: &mut Data, all: bool) -> Outcome<usize> {
 }
 
 /// Fails the case if initial_bytes rises while the device changes, but with REINIT.
-fn does_not_rise(bench: &mut Bench) -> Outcome {
+fn initial_bytes(bench: &mut Bench) -> Outcome {
     let mut data = bench.subject.begin(State::PreCopy)?;
     let mut left = ask(&mut data)?.bytes.initial;
     for time in 0..TIMES {
         read(&mut data, time % 2 == 1)?;
         bench.leave_power_on_state()?;
-        let report = ask(&mut data)?;
-        let now = report.bytes.initial;
-        check(
-            now <= left || report.reinit,
-            format_args!("initial_bytes does not rise above {left} without REINIT"),
-            now,
-        )?;
-        left = now;
+        left = not_risen(left, ask(&mut data)?)?;
     }
     Ok(())
 }
 
-fn initial_bytes(bench: &mut Bench) -> Outcome {
-    does_not_rise(bench)
-}
-
 fn reinit_is_told(bench: &mut Bench) -> Outcome {
     opt_in(bench)?;
-    does_not_rise(bench)
+    initial_bytes(bench)
 }
 
 fn reinit_is_new_data(bench: &mut Bench) -> Outcome {

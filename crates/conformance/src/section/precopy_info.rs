@@ -112,6 +112,17 @@ pub(crate) const CASES: &[Case] = &[
     .needs(PRE_COPY),
 ];
 
+/// Fails the case if initial_bytes has risen above `left`, but with REINIT. Returns what it is now.
+pub(super) fn not_risen(left: u64, report: PrecopyReport) -> Outcome<u64> {
+    let now = report.bytes.initial;
+    check(
+        now <= left || report.reinit,
+        format_args!("initial_bytes does not rise above {left} without REINIT"),
+        now,
+    )?;
+    Ok(now)
+}
+
 pub(super) fn ask(data: &mut Data) -> Outcome<PrecopyReport> {
     success("VFIO_MIG_GET_PRECOPY_INFO in a pre-copy state", data.precopy_info())
 }
@@ -153,14 +164,7 @@ fn initial_bytes(bench: &mut Bench) -> Outcome {
         if !is_end {
             read += success("a read in PRE_COPY", result)? as u64;
         }
-        let report = ask(&mut data)?;
-        let now = report.bytes.initial;
-        check(
-            now <= left || report.reinit,
-            format_args!("initial_bytes does not rise above {left} without REINIT"),
-            now,
-        )?;
-        left = now;
+        left = not_risen(left, ask(&mut data)?)?;
         if left == 0 {
             return Ok(());
         }

@@ -6,13 +6,12 @@ use whimbrel_protocol::irq::IrqAction;
 use whimbrel_protocol::session::Direction;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
-use whimbrel_uapi::feature::{FEATURE_MASK, Feature, FeatureFlags};
+use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl;
-use whimbrel_uapi::migration::DeviceFeatureMigState;
 use whimbrel_user::{
-    DataFile, Device, Error, IrqData, MAX_RAW_ARGSZ, Migratable, Operation, RawDevice, Result, SessionState,
+    DataFile, Device, Error, IrqData, Migratable, Operation, RawDevice, Result, SessionState,
+    check_raw_feature, opened_by_raw_feature,
 };
-use zerocopy::FromBytes;
 
 use super::codec::Request;
 use super::complaint::Complaint;
@@ -229,43 +228,16 @@ impl Device for ProgramDevice {
 
 impl RawDevice for ProgramDevice {
     fn device_feature(&mut self, argsz: u32, flags: u32, data: &mut [u8]) -> std::result::Result<(), Errno> {
-        if argsz > MAX_RAW_ARGSZ {
-            return Err(Errno::E2BIG);
-        }
-        let feature = u16::try_from(flags & FEATURE_MASK).ok().and_then(Feature::from_number);
-        if may_hold_address(feature) && data.iter().any(|byte| *byte != 0) {
-            return Err(Errno::EFAULT);
-        }
+        check_raw_feature(argsz, flags, data)?;
         let reply = self
             .connection
             .ask(&Request::Feature { argsz, flags, data })
             .map_err(|failure| failure.errno())?;
         // The codec has checked that there are no more than sent.
         data[..reply.bytes.len()].copy_from_slice(&reply.bytes);
-        let is_set = FeatureFlags::from_bits_retain(flags).contains(FeatureFlags::SET);
-        let is_probe = FeatureFlags::from_bits_retain(flags).contains(FeatureFlags::PROBE);
-        if feature == Some(Feature::MigDeviceState)
-            && is_set
-            && !is_probe
-            && let Ok((answer, _)) = DeviceFeatureMigState::read_from_prefix(data)
-            && answer.data_fd >= 0
-        {
-            drop(ProgramFile::new(self.connection.clone(), answer.data_fd));
+        if let Some(fd) = opened_by_raw_feature(flags, data) {
+            drop(ProgramFile::new(self.connection.clone(), fd));
         }
         Ok(())
     }
-}
-
-/// Returns whether the data of a feature may hold an address, which means nothing to the program.
-fn may_hold_address(feature: Option<Feature>) -> bool {
-    !matches!(
-        feature,
-        Some(
-            Feature::Migration
-                | Feature::MigDeviceState
-                | Feature::MigDataSize
-                | Feature::MigPrecopyInfoV2
-                | Feature::DmaLoggingStop
-        )
-    )
 }

@@ -19,7 +19,7 @@ use whimbrel_uapi::device::{DeviceInfo, IrqInfo, IrqSet, RegionInfo};
 use whimbrel_uapi::dma_logging::{
     DeviceFeatureDmaLoggingControl, DeviceFeatureDmaLoggingRange, DeviceFeatureDmaLoggingReport,
 };
-use whimbrel_uapi::feature::{DeviceFeature, FEATURE_MASK, Feature, FeatureFlags};
+use whimbrel_uapi::feature::{DeviceFeature, Feature, FeatureFlags};
 use whimbrel_uapi::group::GroupStatus;
 use whimbrel_uapi::ioctl::{self, Request};
 use whimbrel_uapi::iommufd::{Destroy, HwptSetDirtyTracking, IoasAlloc, IoasMap, IoasUnmap};
@@ -232,14 +232,11 @@ pub(super) fn raw_feature(
     let result = unsafe { call(device, ioctl::VFIO_DEVICE_FEATURE, bytes.as_mut_ptr() as libc::c_ulong) };
     let answer = &bytes[raw::HEAD..raw::HEAD + data.len()];
     data.copy_from_slice(answer);
-    let is_set = flags & FeatureFlags::PROBE.bits() == 0 && flags & FeatureFlags::SET.bits() != 0;
-    let is_state = flags & FEATURE_MASK == u32::from(Feature::MigDeviceState.number());
-    if let (Ok(_), true, true) = (result, is_set, is_state)
-        && let Ok((state, _)) = DeviceFeatureMigState::read_from_prefix(answer)
-        && state.data_fd >= 0
+    if result.is_ok()
+        && let Some(fd) = raw::opened_by_raw_feature(flags, answer)
     {
         // SAFETY: the request succeeded, so a descriptor in the answer is new and belongs to the caller.
-        drop(unsafe { OwnedFd::from_raw_fd(state.data_fd) });
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     result.map(|_| ())
 }
