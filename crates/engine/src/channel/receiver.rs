@@ -18,10 +18,10 @@ use crate::proto::problem::{Problem, StreamError};
 #[derive(Debug)]
 pub struct Receiver {
     input: Input,
-    /// Never shrinks, so that a large payload after a small one needs no clearing.
+    /// Shrinks only when it is exchanged, so that a large payload after a small one needs no clearing.
     payload: Vec<u8>,
     state: State,
-    /// The digest of the bytes read so far of the current MEMORY frame.
+    /// The digest of the bytes read so far of the current frame.
     digest: Digest,
     offset: u64,
     sequence: u64,
@@ -134,6 +134,13 @@ impl Receiver {
         }
     }
 
+    /// Returns the buffer with the payload of the last message, in exchange for another one: a caller that keeps the
+    /// payload need not copy it. The payload lies at its start, and other bytes may follow.
+    pub(crate) fn exchange_payload(&mut self, spare: Vec<u8>) -> Vec<u8> {
+        debug_assert!(matches!(self.state, State::Header));
+        std::mem::replace(&mut self.payload, spare)
+    }
+
     /// Reads and ignores everything until the peer closes the connection, so that closing this side does not make the peer
     /// lose what it has not read yet.
     pub fn drain(&mut self, until: Until<'_>) -> Result<(), ChannelError> {
@@ -218,6 +225,7 @@ impl Receiver {
             self.state = State::Memory { header, address, left, offered: false };
         } else {
             self.input.consume(HEADER_BYTES);
+            self.digest = crc();
             if self.payload.len() < length {
                 self.payload.resize(length, 0);
             }
@@ -268,10 +276,13 @@ impl Receiver {
         };
         let payload = &mut self.payload[..header.length as usize];
         while *filled < payload.len() {
-            *filled += self.input.read_some(&mut payload[*filled..], until)?;
+            let count = self.input.read_some(&mut payload[*filled..], until)?;
+            // At once, while the data is in the cache.
+            self.digest.update(&payload[*filled..*filled + count]);
+            *filled += count;
         }
         let header = *header;
-        header.check_payload(&[payload]).map_err(|problem| self.malformed(problem))?;
+        header.check_crc(self.digest.finalize() as u32).map_err(|problem| self.malformed(problem))?;
         Ok(header)
     }
 

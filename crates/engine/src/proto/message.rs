@@ -137,6 +137,9 @@ struct BlobHead {
 /// Size of the head of a MEMORY frame's payload, in bytes.
 pub const MEMORY_HEAD: usize = size_of::<U64>();
 
+/// Size of the head of a DEVICE_STATE frame's payload, in bytes.
+pub const DEVICE_STATE_HEAD: usize = size_of::<Numbered>();
+
 /// Returns the address and the number of bytes of a MEMORY frame, from the head of its payload and its length.
 pub fn memory_head(head: &[u8; MEMORY_HEAD], payload_length: u32) -> Result<(u64, usize), Problem> {
     let malformed = |what: &str| Problem::Payload { kind: Kind::Memory, what: what.to_string() };

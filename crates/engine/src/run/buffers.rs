@@ -1,16 +1,17 @@
 //! Buffers for device state in flight, which bound the memory of a migration for any number of devices.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::proto::frame::CHUNK;
+use crate::channel::Receiver;
+use crate::proto::frame::{CHUNK, MAX_PAYLOAD};
 
 /// The maximum number of buffers of one migration: 16 MiB.
 const MAX_BUFFERS: usize = 16;
 
-/// A bounded number of buffers of [`CHUNK`] bytes.
+/// A bounded number of buffers, each with room for a payload of [`CHUNK`] bytes of data.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buffers(Arc<Pool>);
 
@@ -31,7 +32,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Buffer {
     data: Vec<u8>,
-    length: usize,
+    /// The part of `data` that counts.
+    part: Range<usize>,
     pool: Arc<Pool>,
 }
 
@@ -43,12 +45,15 @@ impl Buffers {
             if state.is_closed {
                 return None;
             }
-            if let Some(data) = state.free.pop() {
-                return Some(Buffer { data, length: CHUNK, pool: self.0.clone() });
+            if let Some(mut data) = state.free.pop() {
+                // One that was a receiver's may be smaller.
+                data.resize(data.len().max(MAX_PAYLOAD as usize), 0);
+                return Some(Buffer { data, part: 0..CHUNK, pool: self.0.clone() });
             }
             if state.made < MAX_BUFFERS {
                 state.made += 1;
-                return Some(Buffer { data: vec![0; CHUNK], length: CHUNK, pool: self.0.clone() });
+                let data = vec![0; MAX_PAYLOAD as usize];
+                return Some(Buffer { data, part: 0..CHUNK, pool: self.0.clone() });
             }
             self.0.returned.wait(&mut state);
         }
@@ -64,7 +69,13 @@ impl Buffers {
 impl Buffer {
     /// Keeps the first `length` bytes.
     pub(super) fn truncate(&mut self, length: usize) {
-        self.length = length.min(self.data.len());
+        self.part.end = self.part.end.min(self.part.start.saturating_add(length));
+    }
+
+    /// Takes `part` of the payload of the receiver's last message, without a copy.
+    pub(super) fn take_payload(&mut self, receiver: &mut Receiver, part: Range<usize>) {
+        self.data = receiver.exchange_payload(std::mem::take(&mut self.data));
+        self.part = part;
     }
 }
 
@@ -72,13 +83,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.data[..self.length]
+        &self.data[self.part.clone()]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.data[..self.length]
+        &mut self.data[self.part.clone()]
     }
 }
 
@@ -91,7 +102,12 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
     use super::*;
+    use crate::channel::{Sender, Stream, Until};
+    use crate::proto::message::{DEVICE_STATE_HEAD, Message};
 
     #[test]
     fn a_buffer_that_goes_back_is_given_again() {
@@ -104,6 +120,29 @@ mod tests {
         drop(taken);
         assert!(waiter.join().unwrap());
         assert_eq!(buffers.take().unwrap().len(), CHUNK);
+    }
+
+    #[test]
+    fn a_payload_that_was_taken_stays_while_the_receiver_goes_on() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let mut sender = Sender::new(Arc::new(Stream::from(left)));
+        let mut receiver = Receiver::new(Arc::new(Stream::from(right)));
+        let until = Until::timeout(Duration::from_secs(10));
+        let buffers = Buffers::default();
+        let sent = [vec![1; 5], vec![2; 70_000], vec![3; 9]];
+        for data in &sent {
+            sender.send_now(&Message::DeviceState { device: 0, ends: false, data }, until).unwrap();
+        }
+        let taken = sent.each_ref().map(|data| {
+            receiver.next(until).unwrap();
+            let mut buffer = buffers.take().unwrap();
+            buffer.take_payload(&mut receiver, DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + data.len());
+            buffer
+        });
+        assert!(taken.iter().zip(&sent).all(|(taken, sent)| **taken == **sent));
+        drop(taken);
+        // A buffer that was the receiver's, and small, has room for a whole chunk.
+        assert!((0..3).all(|_| buffers.take().unwrap().len() == CHUNK));
     }
 
     #[test]

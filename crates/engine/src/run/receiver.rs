@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::guest::{Blob, BlobName};
 use crate::proto::control::Control;
 use crate::proto::intake::Intake;
-use crate::proto::message::Message;
+use crate::proto::message::{DEVICE_STATE_HEAD, Message};
 use crate::proto::operation::Event;
 use crate::set::{Arrival, Population, Ram};
 
@@ -131,10 +131,11 @@ impl Inbound {
                 Ok(None)
             }
             Received::Message(Message::DeviceState { device, ends, data }) => {
-                let ends = self.intake.lock().state(device, data.len(), ends).map_err(misplaced)?;
+                let length = data.len();
+                let ends = self.intake.lock().state(device, length, ends).map_err(misplaced)?;
                 let mut buffer = self.buffers.take().ok_or(Error::Interrupted)?;
-                buffer.truncate(data.len());
-                buffer.copy_from_slice(data);
+                let part = DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + length;
+                buffer.take_payload(&mut self.receiver, part);
                 // A device whose thread has ended is later found to be overdue.
                 let _ = self.devices[device as usize].send(Item::State { data: buffer, ends });
                 Ok(None)
