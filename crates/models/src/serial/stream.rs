@@ -90,7 +90,7 @@ impl PortRecord {
     fn port(&self) -> Option<Port> {
         let size = FIFO_SIZE as u8;
         let flag = |value: u8| (value <= 1).then_some(value == 1);
-        let in_bounds = self.head < size && self.tail < size && self.count <= size;
+        let in_bounds = self.tail < size && self.count <= size;
         if !in_bounds || (self.tail + self.count) % size != self.head {
             return None;
         }
