@@ -199,6 +199,11 @@ impl Case {
         Case { danger: Danger::Resets, ..self }
     }
 
+    /// The case may hang the driver or the kernel.
+    pub(crate) const fn hangs(self) -> Case {
+        Case { danger: Danger::Hangs, ..self }
+    }
+
     /// The case needs all of these.
     pub(crate) const fn needs(self, needs: &'static [Need]) -> Case {
         Case { needs, ..self }

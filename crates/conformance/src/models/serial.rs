@@ -31,7 +31,8 @@ const SCR: u64 = 7;
 const LCR_DIVISOR_LATCH: u8 = 0x80;
 const LSR_DATA_READY: u8 = 0x01;
 const LSR_OVERRUN: u8 = 0x02;
-const FCR_ENABLE_AND_CLEAR: u8 = 0x07;
+const FCR_ENABLE: u8 = 0x01;
+const FCR_CLEAR: u8 = 0x06;
 const FIFO_SIZE: usize = 16;
 /// Regions of the two ports.
 const PORTS: std::ops::Range<u32> = 0..2;
@@ -55,12 +56,14 @@ impl Port<'_> {
 
     fn change(&mut self, random: &mut fastrand::Rng) -> Result<(), Error> {
         self.write(LCR, 0)?;
-        self.write(IIR_FCR, FCR_ENABLE_AND_CLEAR)?;
+        // One in four ports has no FIFO, and room for one byte.
+        let has_fifo = random.u8(..4) > 0;
+        self.write(IIR_FCR, FCR_CLEAR | if has_fifo { FCR_ENABLE } else { 0 })?;
         // Causes that come and go with the received bytes; those of the transmitter would interrupt at once.
         self.write(IER, random.u8(..) & 0x05)?;
         self.write(MCR, random.u8(..) & 0x3c)?;
         self.write(SCR, random.u8(1..))?;
-        // One in four ports has an overrun.
+        // One in four FIFOs has an overrun.
         let sent = if random.u8(..4) == 0 { FIFO_SIZE + 1 } else { random.usize(1..FIFO_SIZE) };
         for _ in 0..sent {
             self.write(DATA, random.u8(..))?;
@@ -95,8 +98,8 @@ impl Port<'_> {
         for byte in &received {
             self.write(DATA, *byte)?;
         }
-        if status & LSR_OVERRUN != 0 && received.len() == FIFO_SIZE {
-            // Sending has cleared the overrun: one byte too many sets it again.
+        if status & LSR_OVERRUN != 0 {
+            // Sending has cleared the overrun, which only a full FIFO has: one byte too many sets it again.
             self.write(DATA, 0)?;
         }
         seen.push(received.len() as u8);

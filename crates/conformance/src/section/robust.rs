@@ -7,7 +7,7 @@ use super::stop::look_around;
 use crate::bench::Bench;
 use crate::case::{Case, Need};
 use crate::data::CHUNK;
-use crate::outcome::{Outcome, equal_bytes, success};
+use crate::outcome::{Outcome, equal_bytes, skip, success};
 use crate::saved::Saved;
 use crate::subject::Subject;
 
@@ -21,9 +21,16 @@ pub(crate) const CASES: &[Case] = &[
     Case::robust(
         "v2/robust/flipped-bit",
         "A user may load a state in which a bit is wrong: it is refused or taken, and a reset brings the device back.",
-        |bench| hurt(bench, |saved, random| altered(saved, random, |byte, random| byte ^ (1 << random.u8(..8)))),
+        |bench| hurt(bench, flipped),
     )
     .resets(),
+    Case::robust(
+        "v2/robust/saved-again",
+        "A device that takes a state in which a bit is wrong can be used, saves a state, and takes that again.",
+        saved_again,
+    )
+    .hangs()
+    .needs(&[Need::V2]),
     Case::robust(
         "v2/robust/wrong-byte",
         "A user may load a state in which a byte is wrong: it is refused or taken, and a reset brings the device back.",
@@ -122,6 +129,51 @@ fn use_taken(subject: &mut Subject) -> Outcome {
     let _ = subject.set_state(State::Running)?;
     subject.state()?;
     Ok(())
+}
+
+/// Bytes of a state of which every bit is flipped, at most.
+const SMALL_BYTES: usize = 256;
+
+/// States with one bit flipped: each bit of a small state, or some of a larger one.
+pub(super) fn flipped(saved: &Saved, random: &mut fastrand::Rng) -> Vec<Vec<u8>> {
+    if saved.len() > SMALL_BYTES {
+        return altered(saved, random, |byte, random| byte ^ (1 << random.u8(..8)));
+    }
+    let flipped = |bit: usize| {
+        let mut data = saved.to_vec();
+        data[bit / 8] ^= 1 << (bit % 8);
+        data
+    };
+    (0..saved.len() * 8).map(flipped).collect()
+}
+
+/// A driver that has not checked an index in the state uses it here, and be it in the kernel.
+fn saved_again(bench: &mut Bench) -> Outcome {
+    if !bench.may_reset {
+        return skip("it resets the device");
+    }
+    bench.restoring(|bench, saved| {
+        let (registers, budget) = (bench.registers.clone(), bench.budget);
+        let subject = &mut bench.subject;
+        let mut is_any_taken = false;
+        for data in flipped(saved, &mut bench.random).into_iter().take_while(|_| budget.is_left()) {
+            let taken = attempt(subject, &data, State::Stop)?;
+            if taken.written.and(taken.left).is_ok() {
+                is_any_taken = true;
+                subject.go(State::Running)?;
+                if let Some(registers) = &registers {
+                    subject.look(&**registers)?;
+                }
+                subject.go(State::Stop)?;
+                let own = subject.save_stopped()?;
+                subject.go(State::Running)?;
+                subject.load(&own)?;
+            }
+            subject.must_reset()?;
+            subject.is_in(State::Running)?;
+        }
+        if is_any_taken { Ok(()) } else { skip("the device refuses every state with a wrong bit") }
+    })
 }
 
 /// States with one byte altered.

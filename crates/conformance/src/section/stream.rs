@@ -5,9 +5,11 @@ use std::sync::Arc;
 use whimbrel_protocol::State;
 
 use super::resuming::attempt;
+use super::robust::flipped;
 use crate::bench::Bench;
 use crate::case::{Case, Need};
 use crate::outcome::{Outcome, skip};
+use crate::saved::Saved;
 
 pub(crate) const CASES: &[Case] = &[
     Case::robust(
@@ -22,6 +24,13 @@ pub(crate) const CASES: &[Case] = &[
         "v2/stream/saved-again",
         "A device that takes a state of an earlier version can save it, load that again, and run.",
         saved_again,
+    )
+    .resets()
+    .needs(&[Need::V2, Need::Stream]),
+    Case::robust(
+        "v2/stream/flipped-bit",
+        "A state of an earlier version in which a bit is wrong is taken or refused, and a reset brings the device back.",
+        flipped_bit,
     )
     .resets()
     .needs(&[Need::V2, Need::Stream]),
@@ -56,5 +65,26 @@ fn saved_again(bench: &mut Bench) -> Outcome {
         subject.go(State::Running)?;
         let again = subject.reload(&saved)?;
         bench.equal_states("a state of an earlier version, saved, loaded and saved again", &saved, &again)
+    })
+}
+
+/// It may have records that this version does not save.
+fn flipped_bit(bench: &mut Bench) -> Outcome {
+    let stream = Saved::from(stream(bench)?.to_vec());
+    bench.restoring(|bench, own| {
+        let budget = bench.budget;
+        let damaged = flipped(&stream, &mut bench.random);
+        let subject = &mut bench.subject;
+        for data in damaged.into_iter().take_while(|_| budget.is_left()) {
+            attempt(subject, &data, State::Stop)?;
+            subject.must_reset()?;
+            subject.is_in(State::Running)?;
+        }
+        let again = subject.reload(own)?;
+        bench.equal_states(
+            "the device's own state, loaded after damaged ones of an earlier version",
+            own,
+            &again,
+        )
     })
 }

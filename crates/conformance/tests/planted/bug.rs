@@ -179,6 +179,10 @@ bugs! {
     // The state as it is saved and loaded.
     /// No data at all is taken for a state.
     EmptyAccepted => "v2/resuming/empty",
+    /// The checksum is not checked, but a state that it does not fit is saved without its contents.
+    SpoiltSavesNothing => "v2/robust/saved-again",
+    /// The index of a block is not checked.
+    IndexOverflows => "v2/stream/flipped-bit",
     /// A record of an unknown kind panics.
     UnknownRecordPanics => "v2/robust/wrong-byte",
     /// After a foreign state the card loads nothing, not even after a reset.
@@ -301,6 +305,8 @@ bugs! {
     LogRefusesLargePages => "v2/dma-logging/any-hint",
     /// The reported page size is 0.
     LogPageSizeZero => "v2/dma-logging/selected-page-size",
+    /// The reported page size is 64, which no report can have.
+    LogPageSizeTiny => "v2/dma-logging/selected-page-size",
     /// A log of no range is started.
     LogOfNothing => "v2/dma-logging/no-ranges",
     /// Only the first range of a log is checked.

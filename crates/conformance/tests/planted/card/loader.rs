@@ -25,6 +25,8 @@ pub(super) struct Loader {
     has_registers: bool,
     checksum: Checksum,
     refused: bool,
+    /// The checksum does not fit, and the state was taken.
+    pub(super) spoilt: bool,
     /// Bytes taken.
     pub(super) taken: u64,
 }
@@ -41,6 +43,7 @@ impl Loader {
             has_registers: false,
             checksum: Checksum::new(),
             refused: false,
+            spoilt: false,
             taken: 0,
         }
     }
@@ -124,7 +127,8 @@ impl Loader {
             }
             KIND_RESTART if data.is_empty() && !self.has_registers => self.first = 0,
             KIND_END if self.has_registers => {
-                if data != self.checksum.end() {
+                self.spoilt = data != self.checksum.end();
+                if self.spoilt && !self.has(Bug::SpoiltSavesNothing) {
                     return Err(Errno::EINVAL);
                 }
                 self.expected = Expected::Nothing;
@@ -139,6 +143,10 @@ impl Loader {
     }
 
     fn takes_block(&self, index: usize) -> bool {
+        assert!(
+            index < BLOCKS || !self.has(Bug::IndexOverflows),
+            "block {index} is past the end of the memory"
+        );
         let in_turn = self.first == index || self.first == BLOCKS;
         assert!(in_turn || !self.has(Bug::ReorderedPanics), "block {index} is out of turn");
         in_turn && index < BLOCKS && !self.has_registers

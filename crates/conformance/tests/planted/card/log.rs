@@ -74,6 +74,7 @@ impl DmaLogging for Card {
         self.log.running = Some(Running { page_size, ranges: ranges.ranges().to_vec(), pages });
         Ok(match self.bug {
             Some(Bug::LogPageSizeZero) => 0,
+            Some(Bug::LogPageSizeTiny) => 64,
             _ => page_size,
         })
     }

@@ -35,6 +35,8 @@ pub(super) struct Remembered {
     pub(super) pages: BTreeSet<u64>,
     /// A state has been loaded.
     pub(super) loaded: bool,
+    /// The loaded state does not fit its checksum.
+    pub(super) spoilt: bool,
     /// Changes are not tracked.
     pub(super) untracked: bool,
     /// A state was refused.
@@ -65,6 +67,9 @@ impl Card {
                 _ => {}
             }
         }
+        if self.remembered.spoilt {
+            saver.drop_rest();
+        }
         let leaves = self.has(Bug::AbandonedSaveLeavesOffset) || self.has(Bug::ResetKeepsOffset);
         if let (true, Some(left)) = (leaves, self.remembered.saver.take()) {
             saver = left;
@@ -93,6 +98,7 @@ impl Card {
             if self.has(Bug::FreshStatePanics) {
                 assert!(!loaded.are_powered_on(), "no guest driver has given an address");
             }
+            self.remembered.spoilt = loader.spoilt;
             self.contents = loaded;
             self.remembered.loaded = true;
             match self.bug {
