@@ -4,4 +4,3 @@ mod faults;
 mod models;
 mod states;
 mod vfio_user;
-mod writes;
