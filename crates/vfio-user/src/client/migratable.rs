@@ -152,7 +152,8 @@ impl Migratable for Client {
         Ok(opened.map(|direction| {
             connection.sessions.fetch_add(1, Ordering::AcqRel);
             let sessions = connection.sessions.clone();
-            let file = RemoteFile::new(self.connection.clone(), channel, extensions, sessions);
+            let (connection, state) = (self.connection.clone(), self.state.clone());
+            let file = RemoteFile::new(connection, channel, extensions, direction, state, sessions);
             DataFile::new(self.name.clone(), direction, self.state.clone(), Box::new(file))
         }))
     }

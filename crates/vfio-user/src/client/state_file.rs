@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::precopy::PrecopyBytes;
 use whimbrel_uapi::migration::{PrecopyInfo, PrecopyInfoFlags};
-use whimbrel_user::{Error, PrecopyReport, StateFile};
+use whimbrel_user::{Direction, Error, PrecopyReport, SessionState, StateFile};
 
 use super::connection::Connection;
 use super::data_size;
@@ -20,6 +20,9 @@ pub(super) struct RemoteFile {
     connection: Arc<Mutex<Connection>>,
     channel: Option<StateChannel>,
     extensions: MigrationExtensions,
+    direction: Direction,
+    /// The device's last known state, for answers that the plain protocol does not have.
+    state: SessionState,
     /// The number of sessions that had begun or were ended by a reset, with this one, and the current number.
     session: u64,
     sessions: Arc<AtomicU64>,
@@ -38,10 +41,12 @@ impl RemoteFile {
         connection: Arc<Mutex<Connection>>,
         channel: Option<StateChannel>,
         extensions: MigrationExtensions,
+        direction: Direction,
+        state: SessionState,
         sessions: Arc<AtomicU64>,
     ) -> RemoteFile {
         let session = sessions.load(Ordering::Acquire);
-        RemoteFile { connection, channel, extensions, session, sessions, failure: None }
+        RemoteFile { connection, channel, extensions, direction, state, session, sessions, failure: None }
     }
 
     /// Sends a request if the session is still the device's last one.
@@ -73,11 +78,20 @@ fn check(sessions: &AtomicU64, session: u64) -> Result<(), Errno> {
 }
 
 impl StateFile for RemoteFile {
+    /// Without the extension `read_end` an empty reply does not say which end it is: in a pre-copy state it is the
+    /// temporary one, ENOMSG.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.with(|way| match way {
+        // Before the read, which may take so long that another thread changes the state.
+        let is_precopy = self.state.get().is_precopy();
+        let wants_data = !buffer.is_empty();
+        let result = self.with(|way| match way {
             Way::Channel(channel) => channel.read(buffer),
             Way::Commands(connection) => read(connection, buffer),
-        })
+        });
+        match result {
+            Ok(0) if is_precopy && wants_data && !self.extensions.read_end => Err(Errno::ENOMSG),
+            result => result,
+        }
     }
 
     fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
@@ -89,9 +103,15 @@ impl StateFile for RemoteFile {
 
     /// Without the extension there is no such request. The total size of the state is an equivalent report: none of
     /// it is initial data, and all that remains may change. A server that does not support that either reports
-    /// nothing.
+    /// nothing. Where a kernel's file has no report, there is none either: ENOTTY on a resuming file, EINVAL outside of
+    /// the pre-copy states.
     fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
         if !self.extensions.precopy_info {
+            match self.direction {
+                Direction::Resuming => return Err(Errno::ENOTTY),
+                Direction::Saving if !self.state.get().is_precopy() => return Err(Errno::EINVAL),
+                Direction::Saving => {}
+            }
             let connection = self.connection.clone();
             let left = self.with(|way| {
                 let data_size = match way {

@@ -2,7 +2,7 @@
 //! what they do not agree on leaves the protocol as it is.
 
 use whimbrel_user::{
-    DataFile, Device, Error, Local, Migratable, MigrationFlags, PrecopyReport, SavingRead, State,
+    DataFile, Device, Errno, Error, Local, Migratable, MigrationFlags, PrecopyReport, SavingRead, State,
 };
 use whimbrel_vfio_user::{Backend, Client, ClientOptions, MigrationExtensions};
 
@@ -110,15 +110,27 @@ fn what_was_not_agreed_on_is_not_asked_for() {
         assert_eq!(flags, MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY);
         for state in [State::RunningP2p, State::PreCopyP2p] {
             let error = device.set_state(state).unwrap_err();
-            assert_eq!(error.errno(), Some(whimbrel_user::Errno::EINVAL), "{error}");
+            assert_eq!(error.errno(), Some(Errno::EINVAL), "{error}");
         }
-        assert_eq!(device.data_size().unwrap_err().errno(), Some(whimbrel_user::Errno::ENOTTY));
+        assert_eq!(device.data_size().unwrap_err().errno(), Some(Errno::ENOTTY));
         assert!(!device.enable_precopy_info_v2().unwrap());
         produce(&mut device, PRODUCE, 300);
         let mut data = device.set_state(State::PreCopy).unwrap().unwrap();
         assert_eq!(data.precopy_info().unwrap(), PrecopyReport::default(), "it can tell nothing");
         let (read, bytes) = read(&mut data).unwrap();
         assert_eq!((read, bytes.len()), (SavingRead::Data(300), 300));
+        // What the protocol does not tell, the client knows by the state that it has set.
+        let errno = |error: Error| error.errno().unwrap();
+        assert_eq!(data.file_mut().read(&mut [0; 8]), Err(Errno::ENOMSG), "the temporary end");
+        assert_eq!(data.file_mut().read(&mut []), Ok(0));
+        assert!(device.set_state(State::StopCopy).unwrap().is_none());
+        assert_eq!(data.precopy_info().map_err(errno), Err(Errno::EINVAL), "in STOP_COPY");
+        while data.file_mut().read(&mut [0; 1000]).unwrap() > 0 {}
+        assert_eq!(data.file_mut().read(&mut [0; 8]), Ok(0), "the end");
+        device.set_state(State::Stop).unwrap();
+        assert_eq!(data.precopy_info().map_err(errno), Err(Errno::EINVAL), "in STOP");
+        let mut data = device.set_state(State::Resuming).unwrap().unwrap();
+        assert_eq!(data.precopy_info().map_err(errno), Err(Errno::ENOTTY), "in RESUMING");
     }
 }
 
