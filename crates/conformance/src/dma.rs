@@ -79,6 +79,30 @@ impl Target {
         bytes.map_or_else(|| inconclusive("the memory for the device is smaller than it was"), Ok)
     }
 
+    /// Makes the device write to pages by their numbers, and fails the case unless each of them has been written to.
+    pub(crate) fn must_write(&self, subject: &mut Subject, numbers: &[u64]) -> Outcome {
+        let bytes = self.bytes()?;
+        let mut left: BTreeSet<u64> = numbers.iter().copied().collect();
+        let mut after = vec![0; bytes.len()];
+        // Whatever bytes the device writes, they are unlike one of these.
+        for filler in [0x00, 0xff] {
+            bytes.copy_from(&vec![filler; bytes.len()]);
+            self.write(subject, numbers)?;
+            bytes.copy_to(&mut after);
+            left.retain(|number| {
+                let page = after.iter().skip((number * PAGE) as usize).take(PAGE as usize);
+                page.copied().all(|byte| byte == filler)
+            });
+        }
+        match left.first() {
+            Some(number) => {
+                let page = self.page(*number);
+                fail(format_args!("the device writes to the page at {page:#x}"), "the memory is as it was")
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Fills the memory behind the pages with zeros.
     pub(crate) fn clear(&self) -> Outcome {
         let bytes = self.bytes()?;

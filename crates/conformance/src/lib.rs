@@ -23,6 +23,7 @@ mod config;
 mod data;
 mod dma;
 mod hooks;
+mod interleaving;
 mod known_failures;
 mod known_issues;
 #[cfg(feature = "models")]

@@ -187,33 +187,47 @@ fn part(subject: &mut Subject) -> Outcome<Data> {
     Ok(data)
 }
 
+/// The state that a session has to give, and the first one that was not the same. No more of them are held in memory.
+struct Compared {
+    expected: Saved,
+    other: Option<Saved>,
+}
+
+impl Compared {
+    fn add(&mut self, found: Saved) {
+        if self.other.is_none() && found != self.expected {
+            self.other = Some(found);
+        }
+    }
+}
+
 fn closed_in_any_order(bench: &mut Bench) -> Outcome {
+    bench.leave_power_on_state()?;
     let subject = &mut bench.subject;
     subject.go(State::Stop)?;
-    let expected = subject.save_stopped()?;
-    let mut found: Vec<Saved> = Vec::new();
+    let mut states = Compared { expected: subject.save_stopped()?, other: None };
     // The first file is closed before the next session, within it, and after it.
     drop(part(subject)?);
-    found.push(subject.save_stopped()?);
+    states.add(subject.save_stopped()?);
     let first = part(subject)?;
     let mut next = subject.begin(State::StopCopy)?;
     let mut bytes = vec![0; 16];
     let count = success("a read in STOP_COPY", next.read(&mut bytes)?)?;
     bytes.truncate(count);
     drop(first);
-    found.push(next.save(bytes)?);
+    states.add(next.save(bytes)?);
     subject.go(State::Stop)?;
     let first = part(subject)?;
-    found.push(subject.save_stopped()?);
+    states.add(subject.save_stopped()?);
     drop(next);
-    found.push(subject.save_stopped()?);
+    states.add(subject.save_stopped()?);
     drop(first);
-    found.push(subject.save_stopped()?);
+    states.add(subject.save_stopped()?);
     subject.go(State::Running)?;
-    for found in &found {
-        bench.equal_states("the state that the next session gives", &expected, found)?;
+    match &states.other {
+        Some(other) => bench.equal_states("the state that the next session gives", &states.expected, other),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn closed_early(bench: &mut Bench) -> Outcome {

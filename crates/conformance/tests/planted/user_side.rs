@@ -2,21 +2,20 @@
 //! they are planted between that core and the suite.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_uapi::feature::{FEATURE_MASK, Feature, FeatureFlags};
-use whimbrel_uapi::migration::PrecopyInfo;
+use whimbrel_uapi::pci::VFIO_PCI_CONFIG_REGION_INDEX;
 use whimbrel_user::{
     DataFile, Device, Direction, DmaMap, Errno, Error, FileOffset, Info, Irq, IrqData, Local, MappedRegion,
-    Migratable, MigrationFlags, Operation, PrecopyReport, RawData, RawDevice, Region, SessionState, State,
-    StateFile,
+    Migratable, MigrationFlags, Operation, RawDevice, Region, SessionState, State,
 };
 
 use crate::bug::Bug;
+use crate::state_file::{File, Shared, Useless};
 use whimbrel_device::IrqAction;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -27,27 +26,20 @@ pub(crate) struct Wrapped {
     bug: Option<Bug>,
     /// The state that the user believes the device to be in, for bugs that lie about it.
     claimed: Option<State>,
+    /// Requests of the kind that a bug counts.
+    count: usize,
     shared: Arc<Shared>,
 }
 
-/// What a device and its data files know.
-struct Shared {
-    bug: Option<Bug>,
-    opted_in: AtomicBool,
-    /// The state that [`Bug::WritersRace`] collects, and its data file.
-    collected: Mutex<Vec<u8>>,
-    resuming: Mutex<Option<Arc<Mutex<DataFile>>>>,
+impl Drop for Wrapped {
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+    }
 }
 
 impl Wrapped {
     pub(crate) fn new(inner: Local, bug: Option<Bug>) -> Wrapped {
-        let shared = Shared {
-            bug,
-            opted_in: AtomicBool::new(false),
-            collected: Mutex::default(),
-            resuming: Mutex::default(),
-        };
-        Wrapped { inner, bug, claimed: None, shared: Arc::new(shared) }
+        Wrapped { inner, bug, claimed: None, count: 0, shared: Arc::new(Shared::new(bug)) }
     }
 
     fn has(&self, bug: Bug) -> bool {
@@ -60,8 +52,7 @@ impl Wrapped {
 
     fn wrapped(&self, file: DataFile) -> DataFile {
         let direction = file.direction();
-        self.shared.collected.lock().clear();
-        let file = File { inner: Arc::new(Mutex::new(file)), shared: self.shared.clone(), ahead: None };
+        let file = File::begin(file, self.shared.clone());
         DataFile::new(self.inner.name(), direction, SessionState::default(), Box::new(file))
     }
 
@@ -70,14 +61,15 @@ impl Wrapped {
         DataFile::new(self.inner.name(), direction, SessionState::default(), Box::new(Useless))
     }
 
+    /// Counts a request, and returns whether it is this one, or a later one.
+    fn has_come_to(&mut self, number: usize) -> bool {
+        self.count += 1;
+        self.count >= number
+    }
+
     /// Passes a request on, without bugs.
     fn pass(&mut self, to: State) -> Result<Option<DataFile>> {
-        if let Some(file) = self.shared.resuming.lock().take() {
-            let mut rest: &[u8] = &std::mem::take(&mut *self.shared.collected.lock());
-            while let Ok(count @ 1..) = file.lock().file_mut().write(rest) {
-                rest = &rest[count..];
-            }
-        }
+        self.shared.write_collected();
         let file = self.inner.set_state(to)?;
         Ok(file.map(|file| self.wrapped(file)))
     }
@@ -118,6 +110,20 @@ impl Wrapped {
             (Bug::DataFdAtSameState, State::StopCopy, State::StopCopy) => {
                 Ok(Some(self.useless(Direction::Saving)))
             }
+            (Bug::ErrorCanBeLeft, State::Error, _) => {
+                self.inner.reset()?;
+                self.pass(to)
+            }
+            (Bug::EarlyCloseFailsArc, State::StopCopy, _)
+                if self.shared.closed_unread.swap(false, Ordering::AcqRel) =>
+            {
+                Err(self.refusal(to, Errno::EIO))
+            }
+            (Bug::PrecopySessionsRunOut, State::Running | State::RunningP2p, State::PreCopy)
+                if self.has_come_to(10) =>
+            {
+                Err(self.refusal(to, Errno::ENOMEM))
+            }
             (Bug::SameStateFails, from, to) if from == to => Err(self.refusal(to, Errno::EINVAL)),
             (Bug::SameStateStartsOver, State::PreCopy, State::PreCopy) => {
                 self.pass(State::Running)?;
@@ -134,6 +140,9 @@ impl Wrapped {
                 let result = self.pass(to);
                 if result.is_err() && bug == Bug::RefusedSetEndsSession {
                     let _ = self.inner.set_state(State::Stop).and_then(|_| self.inner.set_state(from));
+                }
+                if result.is_err() && bug == Bug::FailedLoadSaysStopCopy && from == State::Resuming {
+                    self.claimed = Some(State::StopCopy);
                 }
                 if result.is_err() && bug == Bug::RefusedSetMoves {
                     let _ = self.inner.set_state(State::Stop);
@@ -157,8 +166,13 @@ impl Migratable for Wrapped {
         if self.has(Bug::ResetKeepsState) {
             self.claimed = Some(self.inner.state()?);
         }
+        if self.has(Bug::ResetsRunOut) && self.has_come_to(20) {
+            return Err(Error::request(self.inner.name(), "VFIO_DEVICE_RESET", Errno::EBUSY));
+        }
         self.inner.reset()?;
-        if self.has(Bug::ResetStops) {
+        self.claimed = self.claimed.filter(|_| !self.has(Bug::FailedLoadSaysStopCopy));
+        let races = self.has(Bug::ResetRacesWithWriter) && self.shared.has_other_writer();
+        if self.has(Bug::ResetStops) || races {
             self.inner.set_state(State::Stop)?;
         }
         Ok(())
@@ -172,7 +186,9 @@ impl Migratable for Wrapped {
     }
 
     fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        self.inner.migration_flags()
+        let flags = self.inner.migration_flags()?;
+        let undefined = if self.has(Bug::FlagUndefined) { 1 << 8 } else { 0 };
+        Ok(flags.map(|flags| flags | MigrationFlags::from_bits_retain(undefined)))
     }
 
     fn state(&mut self) -> Result<State> {
@@ -196,11 +212,16 @@ impl Migratable for Wrapped {
     }
 
     fn data_size(&mut self) -> Result<u64> {
+        if self.has(Bug::DataSizeTakesByte) {
+            self.shared.take_byte();
+        }
         self.inner.data_size()
     }
 
     fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        self.shared.opted_in.store(true, Ordering::Release);
+        if self.shared.opted_in.swap(true, Ordering::AcqRel) && self.has(Bug::OptInOnce) {
+            return Err(Error::request(self.inner.name(), Feature::MigPrecopyInfoV2, Errno::EBUSY));
+        }
         self.inner.enable_precopy_info_v2()
     }
 
@@ -209,15 +230,25 @@ impl Migratable for Wrapped {
         if self.has(Bug::LogMisalignedAccepted) && ranges.iter().any(is_misaligned) {
             return Ok(page_size);
         }
-        let is_empty = ranges.is_empty();
-        if is_empty && self.has(Bug::LogOfNothing) {
+        if ranges.is_empty() && self.has(Bug::LogOfNothing) {
             return Ok(page_size);
+        }
+        if self.has(Bug::LogStartsRunOut) && self.has_come_to(10) {
+            return Err(Error::request(self.inner.name(), Feature::DmaLoggingStart, Errno::ENOMEM));
         }
         if self.has(Bug::LogRangesUnchecked) {
             let checked: Vec<IovaRange> = ranges.iter().take(1).copied().collect();
             return self.inner.dma_logging_start(page_size, &checked);
         }
-        self.inner.dma_logging_start(page_size, ranges)
+        let result = self.inner.dma_logging_start(page_size, ranges);
+        match self.bug {
+            Some(Bug::LogPageSizeDoubled) => result.map(|page_size| 2 * page_size),
+            Some(Bug::LogRefusedStartRuns) if result.is_err() && !ranges.is_empty() => {
+                let _ = self.inner.dma_logging_start(page_size, &ranges[..1]);
+                result
+            }
+            _ => result,
+        }
     }
 
     fn dma_logging_stop(&mut self) -> Result<()> {
@@ -225,7 +256,12 @@ impl Migratable for Wrapped {
     }
 
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        self.inner.dma_logging_report(report)
+        let result = self.inner.dma_logging_report(report);
+        let asked = report.range();
+        if self.has(Bug::LogEndsAtOddReport) && (asked.iova() | asked.length()) & 0xfff != 0 {
+            let _ = self.inner.dma_logging_stop();
+        }
+        result
     }
 }
 
@@ -248,6 +284,12 @@ impl Device for Wrapped {
                 Operation::ReadRegion { index, offset },
                 Errno::EIO,
             ));
+        }
+        if self.has(Bug::RegionReadResets) && self.inner.state()? == State::Resuming {
+            self.inner.reset()?;
+        }
+        if self.has(Bug::ConfigReadTakesByte) && index == VFIO_PCI_CONFIG_REGION_INDEX {
+            self.shared.take_byte();
         }
         match self.inner.read_region(index, offset, data) {
             Err(_) if self.has(Bug::ReadPastTheEnd) => Ok(()),
@@ -325,153 +367,13 @@ impl RawDevice for Wrapped {
         };
         match self.bug {
             _ if accepts => Ok(()),
+            Some(Bug::RawFailedSetNotWritten) if asked == FeatureFlags::SET && data.len() >= 8 => {
+                data[4..8].fill(0);
+                Err(errno)
+            }
             Some(Bug::RawUnknownIsEinval) if errno == Errno::ENOTTY => Err(Errno::EINVAL),
             Some(Bug::RawErrnos) => Err(Errno::EFAULT),
             _ => Err(errno),
         }
-    }
-}
-
-/// A data file as the suite sees it.
-struct File {
-    inner: Arc<Mutex<DataFile>>,
-    shared: Arc<Shared>,
-    /// State that was read before it was asked for.
-    ahead: Option<(Vec<u8>, usize)>,
-}
-
-impl File {
-    /// Reads from what was read ahead, whatever the device is in by now.
-    fn read_ahead(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
-        if self.ahead.is_none() {
-            let mut all = vec![0; 1 << 16];
-            let mut length = 0;
-            loop {
-                match self.inner.lock().file_mut().read(&mut all[length..]) {
-                    Ok(0) => break,
-                    Ok(count) => length += count,
-                    Err(errno) => return Err(errno),
-                }
-            }
-            all.truncate(length);
-            self.ahead = Some((all, 0));
-        }
-        let Some((bytes, at)) = &mut self.ahead else { return Ok(0) };
-        let count = buffer.len().min(bytes.len() - *at);
-        buffer[..count].copy_from_slice(&bytes[*at..*at + count]);
-        *at += count;
-        Ok(count)
-    }
-
-    /// Collects the state in a buffer that is too small for it and another one: checks that the data fits with a position,
-    /// and then writes at a later one.
-    fn write_racing(&mut self, data: &[u8]) -> std::result::Result<usize, Errno> {
-        const CAPACITY: usize = crate::card::STATE_BYTES * 2 - 1;
-        // Whether the session goes on.
-        self.inner.lock().file_mut().write(&[])?;
-        let at = self.shared.collected.lock().len();
-        if at + data.len() > CAPACITY {
-            return Err(Errno::ENOMEM);
-        }
-        thread::sleep(Duration::from_micros(100));
-        let mut collected = self.shared.collected.lock();
-        assert!(collected.len() + data.len() <= CAPACITY, "a write past the end of the buffer");
-        collected.extend_from_slice(data);
-        *self.shared.resuming.lock() = Some(self.inner.clone());
-        Ok(data.len())
-    }
-}
-
-impl StateFile for File {
-    fn read(&mut self, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
-        match self.shared.bug {
-            Some(Bug::FileOutlivesSession) => match self.read_ahead(buffer) {
-                Err(Errno::ENOMSG) => self.inner.lock().file_mut().read(buffer),
-                result => result,
-            },
-            Some(Bug::ReadClaimsMore) => {
-                self.inner.lock().file_mut().read(buffer).map(|count| count + usize::from(count > 0))
-            }
-            Some(Bug::ReadOnResuming) => match self.inner.lock().file_mut().read(buffer) {
-                Err(Errno::EBADF) => Ok(0),
-                result => result,
-            },
-            Some(Bug::EndedFileIsEio) => match self.inner.lock().file_mut().read(buffer) {
-                Err(Errno::ENODEV) => Err(Errno::EIO),
-                result => result,
-            },
-            Some(Bug::EndedFileReadsNothing) => match self.inner.lock().file_mut().read(buffer) {
-                Err(Errno::ENODEV) => Ok(0),
-                result => result,
-            },
-            _ => self.inner.lock().file_mut().read(buffer),
-        }
-    }
-
-    fn write(&mut self, data: &[u8]) -> std::result::Result<usize, Errno> {
-        match self.shared.bug {
-            Some(Bug::WritersRace) => self.write_racing(data),
-            Some(Bug::WriteClaimsMore) => self.inner.lock().file_mut().write(data).map(|count| count + 1),
-            Some(Bug::WriteOnSaving) => match self.inner.lock().file_mut().write(data) {
-                Err(Errno::EBADF) => Ok(data.len()),
-                result => result,
-            },
-            Some(Bug::EndedFileTakesData) => match self.inner.lock().file_mut().write(data) {
-                Err(Errno::ENODEV) => Ok(data.len()),
-                result => result,
-            },
-            _ => self.inner.lock().file_mut().write(data),
-        }
-    }
-
-    fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno> {
-        let bug = self.shared.bug;
-        let opted_in = self.shared.opted_in.load(Ordering::Acquire);
-        match (bug, self.inner.lock().file_mut().precopy_info()) {
-            (Some(Bug::PrecopyInfoInStopCopy), Err(Errno::EINVAL)) => Ok(PrecopyReport::new(0, 0)),
-            (Some(Bug::PrecopyInfoOnResuming), Err(Errno::ENOTTY)) => Ok(PrecopyReport::new(0, 0)),
-            (Some(Bug::ReinitWithoutOptIn), Ok(report)) => Ok(report.reinit(true)),
-            (Some(Bug::ReinitAlways), Ok(report)) if opted_in => Ok(report.reinit(true)),
-            (_, result) => result,
-        }
-    }
-
-    fn raw(&mut self) -> Option<&mut dyn RawData> {
-        Some(self)
-    }
-}
-
-impl RawData for File {
-    fn precopy_info(&mut self, info: &mut PrecopyInfo) -> std::result::Result<(), Errno> {
-        let bug = self.shared.bug;
-        let argsz = info.argsz;
-        let result = self.inner.lock().file_mut().raw().ok_or(Errno::ENOTTY)?.precopy_info(info);
-        match (bug, result) {
-            (Some(Bug::RawPrecopyArgsz), Err(Errno::EINVAL)) if argsz < 24 => Ok(()),
-            (Some(Bug::RawPrecopyLongArgsz), Ok(())) if argsz > 24 => Err(Errno::EINVAL),
-            (Some(Bug::PrecopyInfoInStopCopy), Err(Errno::EINVAL)) if argsz >= 24 => Ok(()),
-            (_, result) => result,
-        }
-    }
-
-    fn duplicate(&self) -> std::result::Result<Box<dyn StateFile>, Errno> {
-        Ok(Box::new(File { inner: self.inner.clone(), shared: self.shared.clone(), ahead: None }))
-    }
-}
-
-/// A data file that was never opened.
-struct Useless;
-
-impl StateFile for Useless {
-    fn read(&mut self, _buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
-        Err(Errno::ENODEV)
-    }
-
-    fn write(&mut self, _data: &[u8]) -> std::result::Result<usize, Errno> {
-        Err(Errno::ENODEV)
-    }
-
-    fn precopy_info(&mut self) -> std::result::Result<PrecopyReport, Errno> {
-        Err(Errno::ENODEV)
     }
 }

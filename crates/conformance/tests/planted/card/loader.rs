@@ -152,6 +152,11 @@ impl Loader {
         in_turn && index < BLOCKS && !self.has_registers
     }
 
+    /// Loses what the first block had.
+    pub(super) fn lose_block(&mut self) {
+        self.contents.block_mut(0).fill(0);
+    }
+
     /// Returns the contents. An incomplete state may be completed; an invalid one leaves the card in ERROR.
     pub(super) fn finish(&self) -> Result<Contents, ArcError> {
         let is_complete = match self.bug {

@@ -80,6 +80,9 @@ impl DmaLogging for Card {
     }
 
     fn stop(&mut self, _: &Context) -> Result<(), Errno> {
+        if self.has(Bug::LogStopsOnce) && self.log.running.is_none() {
+            return Err(Errno::EINVAL);
+        }
         let was = if self.has(Bug::LogNeverStops) { None } else { self.log.running.take() };
         if let Some(running) = was {
             self.remembered.pages = running.pages;
@@ -93,6 +96,9 @@ impl DmaLogging for Card {
         let Some(log) = &mut self.log.running else {
             return if bug == Some(Bug::LogReportsWhenStopped) { Ok(()) } else { Err(Errno::EINVAL) };
         };
+        if bug == Some(Bug::LogReportPageSizeFixed) && report.page_size() != log.page_size {
+            return Err(Errno::EINVAL);
+        }
         match bug {
             Some(Bug::LogClearsUsersBits) => report.words_mut().fill(0),
             Some(Bug::LogPastTheEnd) => {

@@ -88,21 +88,31 @@ impl Card {
     }
 
     fn end_session(&mut self) -> Result<(), ArcError> {
-        if let Session::Resuming(loader) = &self.session {
+        if let Session::Resuming(loader) = &mut self.session {
             let old = self.contents.registers;
             let loaded = match (loader.finish(), self.bug) {
+                (Err(error), Some(Bug::EarlyLeaveLosesBlock)) => {
+                    loader.lose_block();
+                    return Err(error);
+                }
                 (Err(error), _) => return Err(error),
                 (Ok(_), Some(Bug::LoadNeverComplete)) => return Err(Errno::EINVAL.into()),
                 (Ok(loaded), _) => loaded,
             };
-            if self.has(Bug::FreshStatePanics) {
+            if self.bug == Some(Bug::FreshStatePanics) {
                 assert!(!loaded.are_powered_on(), "no guest driver has given an address");
             }
             self.remembered.spoilt = loader.spoilt;
             self.contents = loaded;
             self.remembered.loaded = true;
             match self.bug {
-                Some(Bug::RegisterLost) => self.contents.registers[0x10..0x14].fill(0),
+                Some(Bug::LoadStopsTracking) => self.remembered.untracked = true,
+                Some(Bug::LoadIsCounted) => {
+                    self.contents.registers[TICKS] = self.contents.registers[TICKS].wrapping_add(1);
+                }
+                Some(Bug::RegisterLost | Bug::SecondLosesRegister) => {
+                    self.contents.registers[0x10..0x14].fill(0);
+                }
                 Some(Bug::RegistersNotLoaded) => self.contents.registers = old,
                 Some(Bug::LastBlockLost) => self.contents.block_mut(super::BLOCKS - 1).fill(0),
                 _ => {}
@@ -151,6 +161,13 @@ impl Migration for Card {
             }
             (Some(Bug::StopCopyStartsOver), State::PreCopyP2p | State::PreCopy, State::StopCopy) => {
                 self.session = Session::Saving(Box::new(Saver::new()));
+            }
+            (Some(Bug::StopCopySkipsUnread), State::PreCopyP2p | State::PreCopy, State::StopCopy) => {
+                if let Session::Saving(saver) = &mut self.session
+                    && saver.total == 0
+                {
+                    saver.only(BTreeSet::new());
+                }
             }
             (Some(Bug::StopClearsRegisters), State::RunningP2p | State::Running, State::Stop) => {
                 self.contents.registers.fill(0);

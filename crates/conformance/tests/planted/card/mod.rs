@@ -154,6 +154,9 @@ impl Card {
         if !context.state().is_running() {
             return Err(Errno::EBUSY);
         }
+        if self.has(Bug::PrecopyStopsDma) && context.state().is_precopy() {
+            return Ok(());
+        }
         let count = &mut self.contents.registers[DMA_COUNT..DMA_COUNT + 4];
         let number = u32::from_le_bytes([count[0], count[1], count[2], count[3]]).wrapping_add(1);
         count.copy_from_slice(&number.to_le_bytes());
