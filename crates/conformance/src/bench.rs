@@ -39,9 +39,12 @@ pub(crate) struct TimeBudget {
 }
 
 impl TimeBudget {
-    /// Returns the budget of a case that begins now and has this timeout.
-    pub(crate) fn new(timeout: Duration) -> TimeBudget {
-        TimeBudget { end: Instant::now() + timeout / 3 }
+    /// The longest budget.
+    const MAX: Duration = Duration::from_secs(20);
+
+    /// Returns the budget of a case that begins now and has this upper bound.
+    pub(crate) fn new(case_timeout: Duration) -> TimeBudget {
+        TimeBudget { end: Instant::now() + TimeBudget::MAX.min(case_timeout / 3) }
     }
 
     /// Returns whether some of it is left.

@@ -31,8 +31,10 @@ pub struct Config {
     pub seed: u64,
     /// How often to run each case, each time with the next seed.
     pub repeat: u32,
-    /// Timeout for one case.
+    /// Timeout for one request of a case. One that has not returned by then has hung.
     pub timeout: Duration,
+    /// Upper bound for all requests of one case together.
+    pub case_timeout: Duration,
     /// Bytes of a state that a case may hold; with a larger state, cases that compare states are inconclusive.
     pub state_limit: u64,
     /// Failures that are expected.
@@ -65,6 +67,7 @@ impl Default for Config {
             seed: 1,
             repeat: 1,
             timeout: Duration::from_mins(1),
+            case_timeout: Duration::from_mins(10),
             state_limit: 256 << 20,
             known_failures: KnownFailures::default(),
             writer: None,

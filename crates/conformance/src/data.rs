@@ -191,10 +191,11 @@ impl Data {
         ))
     }
 
-    /// Returns another handle to the same file, for concurrent use, which is not recorded; skips the case without it.
+    /// Returns another handle to the same file, for concurrent use; skips the case without it. Its requests have the same
+    /// timeout, but are not recorded: their order is that of the threads.
     pub(crate) fn duplicate(&mut self) -> Outcome<Box<dyn StateFile>> {
         match self.file.file_mut().raw().map(|raw| raw.duplicate()) {
-            Some(Ok(file)) => Ok(file),
+            Some(Ok(file)) => Ok(Box::new(Watched { file, transcript: self.transcript.clone() })),
             Some(Err(errno)) => inconclusive(format_args!("the data file cannot be duplicated: {errno:?}")),
             None => skip("the data file cannot be duplicated"),
         }
@@ -215,6 +216,28 @@ impl Data {
         let fd = self.fd()?;
         let request = format!("{}{request}", self.name);
         Ok(self.transcript.record(request, || make(fd), |result| answer(result, told)))
+    }
+}
+
+/// A data file whose requests are watched, but not recorded.
+struct Watched {
+    file: Box<dyn StateFile>,
+    transcript: Transcript,
+}
+
+impl StateFile for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let request = format!("read({}) beside other threads", buffer.len());
+        self.transcript.during(&request, || self.file.read(buffer))
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<usize, Errno> {
+        let request = format!("write({}) beside other threads", data.len());
+        self.transcript.during(&request, || self.file.write(data))
+    }
+
+    fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
+        self.transcript.during("VFIO_MIG_GET_PRECOPY_INFO", || self.file.precopy_info())
     }
 }
 

@@ -28,12 +28,14 @@ mod known_failures;
 mod known_issues;
 #[cfg(feature = "models")]
 pub mod models;
+mod opening;
 mod outcome;
 mod pattern;
 mod relay;
 pub mod report;
 mod run;
 mod saved;
+mod seat;
 mod section;
 pub mod sentences;
 pub mod stdin;

@@ -116,8 +116,9 @@ impl<'a> Relay<'a> {
         self.end(result);
     }
 
-    /// The process does not answer. `what` says for how long; `found` is what witnesses have seen since the run began.
-    pub fn hung(&mut self, what: &str, found: Vec<String>) {
+    /// The process does not answer. `what` says for how long, `expected` what it should have done; `found` is what witnesses
+    /// have seen since the run began.
+    pub fn hung(&mut self, expected: &str, what: &str, found: Vec<String>) {
         if !self.has_begun {
             self.summary.untestable = Some(what.to_string());
             return;
@@ -125,10 +126,12 @@ impl<'a> Relay<'a> {
         let Some((case, _)) = self.planned.get(self.done) else {
             return self.notice(format!("after the last case: {what}"));
         };
-        let found = self.unreported(what, found);
-        let expected = Some(format!("an answer within {} s", self.config.timeout.as_secs_f64()));
-        let lost = format!("{} has hung, and holds the device", case.id());
         let requests = self.requests();
+        let pending = requests.last().filter(|line| !line.contains(" = "));
+        let what = pending.map_or_else(|| what.to_string(), |pending| format!("{what}, and {pending}"));
+        let found = self.unreported(&what, found);
+        let expected = Some(expected.to_string());
+        let lost = format!("{} has hung, and holds the device", case.id());
         let result = CaseResult { expected, found: Some(found), requests, ..self.blank(Verdict::Hung) };
         self.end(result);
         self.lost = Some(lost);
@@ -293,7 +296,7 @@ mod tests {
         let (events, summary) = relayed(&config, |relay, cases| {
             relay.event(begin(cases.len()));
             relay.event(start(cases[0]));
-            relay.hung("silent for 11 s", Vec::new());
+            relay.hung("an answer", "silent for 11 s", Vec::new());
             assert_eq!(relay.resume(), None);
         });
         let results = verdicts(&events);

@@ -1,24 +1,18 @@
-//! Runs the suite: each case on a thread of its own, with a timeout.
+//! Runs the suite: the cases in order, with a verdict for each.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
 use std::time::Instant;
 
-use whimbrel_protocol::State;
-use whimbrel_user::{Device, Error};
-
-use crate::bench::{Bench, Features, TimeBudget};
+use crate::bench::Features;
 use crate::case::{Case, Danger, HEADER, Need};
 use crate::config::Config;
 use crate::hooks::RegisterProbe;
 use crate::known_failures::Date;
 use crate::known_issues::{KnownIssue, danger};
+use crate::opening;
 use crate::outcome::Stop;
-use crate::stdin::complaint::Complaint;
-use crate::subject::Subject;
+use crate::seat::{Ended, Seat};
 use crate::subjects::{Opener, Subjects};
 use crate::transcript::Transcript;
 use crate::verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
@@ -75,43 +69,6 @@ struct Run<'a> {
     only_plans: bool,
 }
 
-/// The outcome of one run of a case.
-enum Ended {
-    Passed,
-    Stopped(Stop),
-    /// The device could not be opened or brought to RUNNING.
-    Unprepared(String),
-    Panicked(String),
-    Hung(String),
-}
-
-impl Ended {
-    /// Replaces the outcome by what was wrong with the program under test, if anything was.
-    fn or_complaint(self, complaint: Option<Complaint>) -> Ended {
-        match (self, complaint) {
-            (Ended::Hung(what), _) => Ended::Hung(what),
-            (_, Some(Complaint::Broken(found))) => {
-                let expected = "a program that keeps to the protocol".to_string();
-                Ended::Stopped(Stop::Failed { expected, found })
-            }
-            (Ended::Stopped(_) | Ended::Unprepared(_), Some(complaint @ Complaint::Unimplemented(_))) => {
-                Ended::Stopped(Stop::Skipped(complaint.to_string()))
-            }
-            (ended, _) => ended,
-        }
-    }
-}
-
-/// What a case's thread needs.
-struct Seat {
-    case: &'static Case,
-    features: Features,
-    subjects: Subjects,
-    config: Config,
-    seed: u64,
-    transcript: Transcript,
-}
-
 impl Run<'_> {
     fn all(&mut self) {
         let planned = self.config.planned();
@@ -156,7 +113,7 @@ impl Run<'_> {
         if self.lost.is_some() {
             return;
         }
-        let text = match self.leave(&features) {
+        let text = match opening::leave(&self.subjects.open, self.may_reset(&features), self.config.timeout) {
             Err(why) => format!("after the last case: {why}"),
             Ok(()) if is_stopped() => format!("{} is in RUNNING", self.subjects.name),
             Ok(()) => return,
@@ -181,7 +138,7 @@ impl Run<'_> {
                     transcript: transcript.clone(),
                 };
                 drop(self.subjects.complaint());
-                let ended = self.on_a_thread(seat);
+                let ended = seat.watched();
                 self.judge(case, ended.or_complaint(self.subjects.complaint()))
             }
         };
@@ -223,10 +180,9 @@ impl Run<'_> {
                 Some("the driver does not panic".to_string()),
                 Some(format!("it panicked: {why}")),
             ),
-            Ended::Hung(what) => {
+            Ended::Hung { expected, found } => {
                 self.lost = Some(format!("{} has hung, and holds the device", case.id()));
-                let expected = format!("an answer within {} s", self.config.timeout.as_secs_f64());
-                (Verdict::Hung, Some(expected), Some(what))
+                (Verdict::Hung, Some(expected), Some(found))
             }
         }
     }
@@ -268,6 +224,10 @@ impl Run<'_> {
         }
     }
 
+    fn may_reset(&self, features: &Features) -> bool {
+        self.config.allow_reset && features.can_reset
+    }
+
     fn issue(&self, case: &Case) -> Option<&'static KnownIssue> {
         KnownIssue::find(case.id(), self.subjects.kernel.as_ref()?)
     }
@@ -277,39 +237,11 @@ impl Run<'_> {
         danger(case, self.subjects.kernel.as_deref())
     }
 
-    fn on_a_thread(&self, seat: Seat) -> Ended {
-        let transcript = seat.transcript.clone();
-        let name = seat.case.id();
-        let (sender, receiver) = channel();
-        let spawned = thread::Builder::new().name(name.to_string()).spawn(move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| seat.run())).unwrap_or_else(|panic| {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
-                Ended::Panicked(text.to_string())
-            });
-            // Without a listener the case has hung for too long.
-            let _ = sender.send(ended);
-        });
-        if let Err(error) = spawned {
-            return Ended::Unprepared(format!("cannot start a thread: {error}"));
-        }
-        match receiver.recv_timeout(self.config.timeout) {
-            Ok(ended) => ended,
-            Err(RecvTimeoutError::Timeout) => Ended::Hung(match transcript.pending() {
-                Some(request) => format!("{request} has not returned"),
-                None => "no request is pending: the case needs more time (--timeout)".to_string(),
-            }),
-            Err(RecvTimeoutError::Disconnected) => {
-                Ended::Unprepared("the case's thread has ended".to_string())
-            }
-        }
-    }
-
     /// Asks the devices for their features: the second one must have those of the first.
     fn features(&self) -> Result<Features, String> {
-        let features = self.features_of(&self.subjects.name, &self.subjects.open)?;
+        let features = self.asked(&self.subjects.name, &self.subjects.open)?;
         if let Some((name, open)) = &self.subjects.second {
-            let second = self.features_of(name, open)?;
+            let second = self.asked(name, open)?;
             if let Some(difference) = features.difference(&second) {
                 return Err(format!(
                     "{name} is not of the same kind as {}: {difference}",
@@ -320,129 +252,8 @@ impl Run<'_> {
         Ok(features)
     }
 
-    fn features_of(&self, name: &str, open: &Opener) -> Result<Features, String> {
-        let (open, force) = (open.clone(), self.config.force);
+    fn asked(&self, name: &str, open: &Opener) -> Result<Features, String> {
         let may_reset = self.config.allow_reset && !self.only_plans;
-        let (sender, receiver) = channel();
-        thread::spawn(move || {
-            let asked = || {
-                let mut device = open()?;
-                let mut features = Features::of(&mut *device)?;
-                // The only copy of a migrated device is in one of these.
-                let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
-                let still = [State::Stop, State::StopCopy, State::Resuming];
-                let stopped = state.filter(|state| still.contains(state));
-                if may_reset && stopped.is_none() {
-                    features.try_reset(&mut *device);
-                }
-                Ok((features, stopped))
-            };
-            let _ = sender.send(asked());
-        });
-        match receiver.recv_timeout(self.config.timeout) {
-            Ok(Ok((features, _))) if features.flags.is_none() => {
-                Err(format!("{name}: the device cannot migrate"))
-            }
-            Ok(Ok((_, Some(state)))) => Err(format!(
-                "{name}: it is in {state} and may hold the only copy of a migrated device; use --force if its state is no \
-                 longer needed"
-            )),
-            Ok(Ok((features, None))) => Ok(features),
-            Ok(Err(error)) => Err(described(&error)),
-            Err(_) => Err(format!("{name}: the device does not answer")),
-        }
-    }
-
-    /// Leaves the device running, if it outlives this run.
-    fn leave(&self, features: &Features) -> Result<(), String> {
-        let (open, may_reset) = (self.subjects.open.clone(), self.config.allow_reset && features.can_reset);
-        let (sender, receiver) = channel();
-        thread::spawn(move || {
-            let _ = sender.send(opened(&open, may_reset).map(drop));
-        });
-        receiver.recv_timeout(self.config.timeout).unwrap_or(Err("the device does not answer".to_string()))
-    }
-}
-
-impl Seat {
-    fn run(self) -> Ended {
-        let Seat { case, features, subjects, config, seed, transcript } = self;
-        let may_reset = config.allow_reset && features.can_reset;
-        let subject = |open: &Opener, name: &'static str| {
-            let device = transcript.during("opening the device", || opened(open, may_reset))?;
-            let flags = features.flags.unwrap_or(whimbrel_protocol::MigrationFlags::empty());
-            let witness = subjects.state_witness.clone().filter(|_| name.is_empty());
-            Ok::<_, String>(Subject::new(
-                device,
-                flags,
-                name,
-                transcript.clone(),
-                config.state_limit,
-                witness,
-            ))
-        };
-        let first = match subject(&subjects.open, "") {
-            Ok(subject) => subject,
-            Err(why) => return Ended::Unprepared(why),
-        };
-        let needs_second = case.needed().contains(&Need::Second);
-        let second = match subjects.second.as_ref().filter(|_| needs_second) {
-            None => None,
-            Some((_, open)) => match subject(open, "second: ") {
-                Ok(subject) => Some(subject),
-                Err(why) => return Ended::Unprepared(why),
-            },
-        };
-        let mut bench = Bench {
-            subject: first,
-            second,
-            features,
-            writer: config.writer,
-            registers: config.registers,
-            stream: config.stream,
-            random: fastrand::Rng::with_seed(seed),
-            may_reset,
-            budget: TimeBudget::new(config.timeout),
-        };
-        match (case.run)(&mut bench) {
-            Ok(()) => Ended::Passed,
-            Err(stop) => Ended::Stopped(stop),
-        }
-    }
-}
-
-/// Opens a device and brings it to RUNNING.
-fn opened(open: &Opener, may_reset: bool) -> Result<Box<dyn Device>, String> {
-    let mut device = open().map_err(|error| described(&error))?;
-    let state = device.state().map_err(|error| described(&error))?;
-    if state == State::Running {
-        return Ok(device);
-    }
-    if state != State::Error && state != State::Resuming {
-        // Whatever it answers, the state is asked for.
-        let _ = device.set_state(State::Running);
-    } else if may_reset {
-        device.reset().map_err(|error| described(&error))?;
-    }
-    match device.state().map_err(|error| described(&error))? {
-        State::Running => Ok(device),
-        state if may_reset => {
-            device.reset().map_err(|error| described(&error))?;
-            match device.state().map_err(|error| described(&error))? {
-                State::Running => Ok(device),
-                after => Err(format!("{}: it is in {state}, and in {after} after a reset", device.name())),
-            }
-        }
-        state => Err(format!(
-            "{}: it is in {state} and does not return to RUNNING: allow a reset with --allow reset",
-            device.name()
-        )),
-    }
-}
-
-fn described(error: &Error) -> String {
-    match error.advice() {
-        Some(advice) => format!("{error} ({advice})"),
-        None => error.to_string(),
+        opening::features_of(name, open, self.config, may_reset)
     }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -28,9 +29,26 @@ struct Steps {
     first: Vec<Step>,
     last: VecDeque<Step>,
     omitted: usize,
-    /// The request that has not returned.
-    pending: Option<String>,
+    /// The requests that have not returned, the oldest first: more than one only where threads share a data file.
+    pending: Vec<Pending>,
+    /// The number of requests so far.
+    count: u64,
     log: Option<Log>,
+}
+
+/// A request that has not returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) request: String,
+    since: Instant,
+    number: u64,
+}
+
+impl Pending {
+    /// Returns the time since the request began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
 }
 
 /// The requests in a file, for a process that outlives this one: each is there before it is made.
@@ -65,7 +83,7 @@ impl Transcript {
                 if line.contains(ANSWER) {
                     steps.add(line.to_string());
                 } else {
-                    steps.pending = Some(line.to_string());
+                    steps.begin(line.to_string());
                 }
             }
         }
@@ -80,25 +98,25 @@ impl Transcript {
         answer: impl FnOnce(&T) -> A,
     ) -> T {
         let request = request.to_string();
-        {
+        let number = {
             let mut steps = self.0.lock();
             steps.log(&request);
-            steps.pending = Some(request.clone());
-        }
+            steps.begin(request.clone())
+        };
         let result = make();
         let answer = format!("{ANSWER}{}", answer(&result));
         let mut steps = self.0.lock();
         steps.log(&format!("{answer}\n"));
-        steps.pending = None;
+        steps.end(number);
         steps.add(request + &answer);
         result
     }
 
-    /// Does something that belongs to no request, but may hang likewise.
+    /// Does something that belongs to no request, but may hang likewise. Several threads may do so at once.
     pub(crate) fn during<T>(&self, what: &str, make: impl FnOnce() -> T) -> T {
-        self.0.lock().pending = Some(what.to_string());
+        let number = self.0.lock().begin(what.to_string());
         let result = make();
-        self.0.lock().pending = None;
+        self.0.lock().end(number);
         result
     }
 
@@ -110,13 +128,18 @@ impl Transcript {
             lines.push(format!("[{} requests omitted]", steps.omitted));
         }
         lines.extend(steps.last.iter().map(Step::line));
-        lines.extend(steps.pending.iter().map(|request| format!("{request} has not returned")));
+        lines.extend(steps.pending.iter().map(|pending| format!("{} has not returned", pending.request)));
         lines
     }
 
-    /// Returns the request that has not returned, if any.
-    pub(crate) fn pending(&self) -> Option<String> {
-        self.0.lock().pending.clone()
+    /// Returns the oldest request that has not returned, if any.
+    pub(crate) fn pending(&self) -> Option<Pending> {
+        self.0.lock().pending.first().cloned()
+    }
+
+    /// Returns the number of requests so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.lock().count
     }
 }
 
@@ -139,6 +162,18 @@ impl Log {
 }
 
 impl Steps {
+    /// Notes that a request begins, and returns its number.
+    fn begin(&mut self, request: String) -> u64 {
+        self.count += 1;
+        let number = self.count;
+        self.pending.push(Pending { request, since: Instant::now(), number });
+        number
+    }
+
+    fn end(&mut self, number: u64) {
+        self.pending.retain(|pending| pending.number != number);
+    }
+
     fn log(&mut self, text: &str) {
         if self.log.as_mut().is_some_and(|log| log.add(text).is_err()) {
             self.log = None;
@@ -226,7 +261,14 @@ mod tests {
     fn a_request_that_hangs_is_named() {
         let transcript = Transcript::default();
         let seen = transcript.clone();
-        transcript.record("reset", || assert_eq!(seen.pending().as_deref(), Some("reset")), |()| "done");
-        assert_eq!(transcript.pending(), None);
+        let pending = |transcript: &Transcript| transcript.pending().map(|pending| pending.request);
+        transcript.record("reset", || assert_eq!(pending(&seen).as_deref(), Some("reset")), |()| "done");
+        assert_eq!(pending(&transcript), None);
+        // The oldest of several, however they end.
+        transcript.during("a read", || {
+            transcript.during("another read", || assert_eq!(pending(&seen).as_deref(), Some("a read")));
+            assert_eq!(pending(&seen).as_deref(), Some("a read"));
+        });
+        assert_eq!((pending(&transcript), transcript.count()), (None, 3));
     }
 }

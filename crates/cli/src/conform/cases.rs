@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,12 @@ pub(super) enum Told {
     Event(Event),
     /// The cases, or why nothing could be tested.
     Plan(Result<Vec<Planned>, String>),
+    /// The process runs, and so its own timeout for each request does.
+    Alive,
 }
+
+/// Interval between two lines that say so.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// Runs the cases, and reports on stdout.
 pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
@@ -52,6 +58,15 @@ pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     order.map_err(|error| Failure::from_io("cannot read from stdin", &error))?;
     let order: Order = serde_json::from_str(&line).map_err(|error| Failure::from_error(&error))?;
     let mut config = order.config()?;
+    std::thread::Builder::new()
+        .name("alive".into())
+        .spawn(|| {
+            // Nobody listens any more once it fails.
+            while tell(&Told::Alive).is_ok() {
+                std::thread::sleep(ALIVE);
+            }
+        })
+        .map_err(|error| Failure::from_io("cannot start a thread", &error))?;
     if let Some(identity) = order.target.identity(config.timeout) {
         set_hooks(&mut config, &identity);
     }

@@ -90,10 +90,15 @@ struct Settings {
     /// Run all cases this many times, each time with the next seed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
-    /// Timeout for each case, in seconds
+    /// Timeout for each request of a case, in seconds: one that has not returned by then has hung. With --user, for each run
+    /// of the program
     #[arg(long, value_name = "SECONDS", default_value_t = Config::default().timeout.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+    /// Upper bound for all requests of one case together, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = Config::default().case_timeout.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    case_timeout: u64,
     /// Also run cases that reset the device, or that may hang its driver or the kernel; separated by commas
     #[arg(long, value_enum, value_name = "DANGER", value_delimiter = ',')]
     allow: Vec<Allow>,
@@ -147,6 +152,7 @@ impl Settings {
         config.seed = self.seed;
         config.repeat = self.repeat;
         config.timeout = Duration::from_secs(self.timeout);
+        config.case_timeout = Duration::from_secs(self.case_timeout);
         config.state_limit = self.state_limit;
         config.force = self.force;
         config
@@ -179,6 +185,10 @@ impl Settings {
         add("--state-limit", limit);
         let timeout = (self.timeout != defaults.timeout.as_secs()).then(|| self.timeout.to_string());
         add("--timeout", timeout);
+        let case_timeout = self.case_timeout;
+        let case_timeout =
+            (case_timeout != defaults.case_timeout.as_secs()).then(|| case_timeout.to_string());
+        add("--case-timeout", case_timeout);
         options.extend(self.force.then(|| "--force".to_string()));
         options
     }

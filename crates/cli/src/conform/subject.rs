@@ -89,7 +89,7 @@ pub(super) fn check(first: &Subject, second: Option<&Subject>) -> Result<(), Fai
     check_distinct(&targets)
 }
 
-/// Returns the devices under test. `timeout` is that of a case, which comes first: it names the case.
+/// Returns the devices under test. `timeout` is that of a request of a case, which comes first: it names the case.
 pub(super) fn open(first: &Subject, second: Option<&Subject>, timeout: Duration) -> Subjects {
     let program = |command: &str| Program::shell(command).timeout(ANSWER.min(timeout / 2));
     let mut subjects = match first {

@@ -17,7 +17,7 @@ use crate::worker::{Heard, Worker, ending};
 
 /// Interval between two looks for a signal.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Time that a process has for a case beyond the case's own timeout.
+/// Time that a process has beyond the timeouts that it keeps itself.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs the cases, or lists them.
@@ -71,9 +71,15 @@ impl Watch<'_> {
     }
 
     /// Takes the events of one process, until it ends or is given up.
+    ///
+    /// The process itself judges how long a request may take, and then a case. It is given up if it cannot: because it has
+    /// stopped running, or because its report of a case does not come.
     fn follow(&mut self, worker: &mut Worker, relay: &mut Relay<'_>) -> Result<(), Failure> {
-        let limit = self.config.timeout.saturating_add(GRACE);
-        let mut heard = Instant::now();
+        let request_limit = self.config.timeout.saturating_add(GRACE);
+        let case_limit = self.config.case_timeout.max(self.config.timeout).saturating_add(GRACE);
+        // First the devices are opened and asked, one after the other.
+        let opening_limit = self.config.timeout.saturating_mul(3).saturating_add(GRACE);
+        let (mut heard, mut reported, mut limit) = (Instant::now(), Instant::now(), opening_limit);
         let mut interrupted = None;
         loop {
             if interrupted.is_none() && self.signals.arrived().is_some() {
@@ -85,6 +91,7 @@ impl Watch<'_> {
                 Heard::Line(line) => {
                     heard = Instant::now();
                     let Told::Event(event) = parse(&line)? else { continue };
+                    (reported, limit) = (heard, case_limit);
                     let is_end = matches!(event, Event::End(_));
                     relay.event(event);
                     if is_end {
@@ -94,10 +101,25 @@ impl Watch<'_> {
                         return Ok(());
                     }
                 }
-                Heard::Silence if heard.elapsed() > limit => {
-                    let what =
-                        format!("the process that runs the cases has been silent for {} s", limit.as_secs());
-                    relay.hung(&what, self.kernel_log());
+                Heard::Silence if heard.elapsed() > request_limit => {
+                    let expected =
+                        format!("an answer to each request within {} s", self.config.timeout.as_secs());
+                    let what = format!(
+                        "the process that runs the cases has been stopped for {} s",
+                        heard.elapsed().as_secs()
+                    );
+                    relay.hung(&expected, &what, self.kernel_log());
+                    kill(worker, relay);
+                    return Ok(());
+                }
+                Heard::Silence if reported.elapsed() > limit => {
+                    let expected =
+                        format!("the end of the case within {} s", self.config.case_timeout.as_secs());
+                    let what = format!(
+                        "the process that runs the cases has reported nothing for {} s",
+                        reported.elapsed().as_secs()
+                    );
+                    relay.hung(&expected, &what, self.kernel_log());
                     kill(worker, relay);
                     return Ok(());
                 }
@@ -181,7 +203,7 @@ fn plan(
                     note(format_args!("error: nothing can be tested: {why}"));
                     return Ok(ExitCode::from(3));
                 }
-                Told::Event(_) => {}
+                Told::Event(_) | Told::Alive => {}
             },
             Heard::Silence if since.elapsed() > limit => {
                 let hint = worker.kill();

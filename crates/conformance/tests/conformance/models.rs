@@ -54,6 +54,7 @@ impl Sound {
     fn config(self) -> Config {
         let mut config = Config::default();
         config.timeout = TIMEOUT;
+        config.case_timeout = TIMEOUT;
         config.allow_hang = true;
         config.stop = STOP.clone();
         config.registers = self.has_probe.then(|| probe(self.model));

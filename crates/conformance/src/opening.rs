@@ -1,0 +1,101 @@
+//! Opening the devices under test: what they have, and how they are brought to RUNNING.
+
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use whimbrel_protocol::State;
+use whimbrel_user::{Device, Error};
+
+use crate::bench::Features;
+use crate::config::Config;
+use crate::subjects::Opener;
+
+/// Asks a device for its features, and may reset it. Fails for one that cannot migrate, or may hold the only copy of a
+/// migrated device.
+pub(crate) fn features_of(
+    name: &str,
+    open: &Opener,
+    config: &Config,
+    may_reset: bool,
+) -> Result<Features, String> {
+    let (open, force) = (open.clone(), config.force);
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let asked = || {
+            let mut device = open()?;
+            let mut features = Features::of(&mut *device)?;
+            // The only copy of a migrated device is in one of these.
+            let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
+            let still = [State::Stop, State::StopCopy, State::Resuming];
+            let stopped = state.filter(|state| still.contains(state));
+            if may_reset && stopped.is_none() {
+                features.try_reset(&mut *device);
+            }
+            Ok((features, stopped))
+        };
+        let _ = sender.send(asked());
+    });
+    match receiver.recv_timeout(config.timeout) {
+        Ok(Ok((features, _))) if features.flags.is_none() => {
+            Err(format!("{name}: the device cannot migrate"))
+        }
+        Ok(Ok((_, Some(state)))) => Err(format!(
+            "{name}: it is in {state} and may hold the only copy of a migrated device; use --force if its state is no \
+                 longer needed"
+        )),
+        Ok(Ok((features, None))) => Ok(features),
+        Ok(Err(error)) => Err(described(&error)),
+        Err(_) => Err(format!("{name}: {}", no_answer(config.timeout))),
+    }
+}
+
+/// Leaves the device running, if it outlives this run.
+pub(crate) fn leave(open: &Opener, may_reset: bool, timeout: Duration) -> Result<(), String> {
+    let open = open.clone();
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let _ = sender.send(opened(&open, may_reset).map(drop));
+    });
+    receiver.recv_timeout(timeout).unwrap_or(Err(no_answer(timeout)))
+}
+
+fn no_answer(timeout: Duration) -> String {
+    format!("the device does not answer within {} s", timeout.as_secs_f64())
+}
+
+/// Opens a device and brings it to RUNNING.
+pub(crate) fn opened(open: &Opener, may_reset: bool) -> Result<Box<dyn Device>, String> {
+    let mut device = open().map_err(|error| described(&error))?;
+    let state = device.state().map_err(|error| described(&error))?;
+    if state == State::Running {
+        return Ok(device);
+    }
+    if state != State::Error && state != State::Resuming {
+        // Whatever it answers, the state is asked for.
+        let _ = device.set_state(State::Running);
+    } else if may_reset {
+        device.reset().map_err(|error| described(&error))?;
+    }
+    match device.state().map_err(|error| described(&error))? {
+        State::Running => Ok(device),
+        state if may_reset => {
+            device.reset().map_err(|error| described(&error))?;
+            match device.state().map_err(|error| described(&error))? {
+                State::Running => Ok(device),
+                after => Err(format!("{}: it is in {state}, and in {after} after a reset", device.name())),
+            }
+        }
+        state => Err(format!(
+            "{}: it is in {state} and does not return to RUNNING: allow a reset with --allow reset",
+            device.name()
+        )),
+    }
+}
+
+fn described(error: &Error) -> String {
+    match error.advice() {
+        Some(advice) => format!("{error} ({advice})"),
+        None => error.to_string(),
+    }
+}
