@@ -7,7 +7,9 @@
  *
  * Its stream is a head and records of one page each, with a checksum of all registers at the end.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "subject.h"
 
 #include <stdbool.h>

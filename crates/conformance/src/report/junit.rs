@@ -1,29 +1,36 @@
-//! JUnit's XML, written at the end.
+//! JUnit's XML, written at the end: the device and its features as properties, and notices as the suite's output.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
-use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+use quick_junit::{NonSuccessKind, Property, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::Reporter;
-use crate::verdict::{CaseResult, Event, Verdict};
+use crate::verdict::{CaseResult, Event, Header, Verdict};
 
 /// Writes JUnit's XML, with a suite for the whole run.
 #[derive(Clone, Debug, Default)]
 pub struct Junit {
-    subject: String,
+    header: Option<Header>,
     cases: Vec<TestCase>,
+    notices: Vec<String>,
 }
 
 impl Reporter for Junit {
     fn event(&mut self, event: &Event, out: &mut dyn Write) -> io::Result<()> {
         match event {
-            Event::Begin(header) => self.subject.clone_from(&header.subject),
-            Event::Start { .. } | Event::Notice { .. } => {}
+            Event::Begin(header) => self.header = Some(header.clone()),
+            Event::Start { .. } => {}
+            Event::Notice { text } => self.notices.push(text.clone()),
             Event::Result(result) => self.cases.push(test_case(result)),
-            Event::End(_) => {
+            Event::End(summary) => {
                 let mut report = Report::new("whimbrel conform");
-                let mut suite = TestSuite::new(self.subject.as_str());
+                let header = self.header.take();
+                let mut suite = TestSuite::new(header.as_ref().map_or("", |header| header.subject.as_str()));
+                suite.add_properties(header.iter().flat_map(properties));
+                let notices = std::mem::take(&mut self.notices).into_iter();
+                let lines: Vec<String> = notices.chain([summary.to_string()]).collect();
+                suite.set_system_out(lines.join("\n"));
                 suite.add_test_cases(std::mem::take(&mut self.cases));
                 report.add_test_suite(suite);
                 report.serialize(out).map_err(io::Error::other)?;
@@ -31,6 +38,19 @@ impl Reporter for Junit {
         }
         Ok(())
     }
+}
+
+/// What the run is about, as names and values.
+fn properties(header: &Header) -> impl Iterator<Item = Property> {
+    let present = [
+        ("suite", header.suite.clone()),
+        ("header", header.header.clone()),
+        ("features", header.features.join(", ")),
+        ("seed", header.seed.to_string()),
+    ];
+    let optional = [("second", header.second.clone()), ("kernel", header.kernel.clone())];
+    let optional = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    present.into_iter().chain(optional).map(|(name, value)| Property::new(name, value))
 }
 
 fn test_case(result: &CaseResult) -> TestCase {

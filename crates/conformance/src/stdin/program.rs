@@ -10,7 +10,7 @@ use whimbrel_user::{Device, Error, Result};
 
 use super::codec::{Request, VERSION};
 use super::complaint::{Complaint, Complaints};
-use super::connection::Connection;
+use super::connection::{Connection, Failure};
 use super::device::ProgramDevice;
 use super::probe::{Probe, Probes};
 use super::process::Process;
@@ -71,12 +71,21 @@ impl Program {
             Ok(VERSION) => {}
             Ok(other) => {
                 let why = format!("the program speaks version {other} of the protocol, expected {VERSION}");
-                return Err(connection.invalid(why).of(&self.name, "hello"));
+                return Err(self.refused(&connection.invalid(why)));
             }
-            Err(failure) => return Err(failure.of(&self.name, "hello")),
+            Err(failure) => return Err(self.refused(&failure)),
         }
         self.probe.opened(&connection);
         Ok(Box::new(ProgramDevice::new(self.name.clone(), connection)))
+    }
+
+    /// Returns the error of a program that has failed before there is a device.
+    fn refused(&self, failure: &Failure) -> Error {
+        let why = match failure {
+            Failure::Errno(errno) => format!("the program answers 'hello {VERSION}' with {errno:?}"),
+            Failure::Complaint(complaint) => complaint.to_string(),
+        };
+        Error::unusable(&self.name, format!("the program is no device: {why}"))
     }
 
     /// Returns the probe of the programs' registers, if the first one has one.

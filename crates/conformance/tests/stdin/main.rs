@@ -141,5 +141,21 @@ fn nothing_is_tested_without_a_program_or_with_another_version() {
 
     let newer = only(&script("hello) echo ok 2;;"), LOOK);
     let why = newer.summary().untestable.clone().unwrap_or_default();
-    assert!(why.contains("the program speaks version 2 of the protocol, expected 1"), "{why}");
+    assert!(
+        why.contains("the program is no device: the program speaks version 2 of the protocol, expected 1"),
+        "{why}"
+    );
+
+    // What it says is shown, and that the program has said it.
+    for (cases, what) in [
+        ("hello) echo Driver 1.0 starting;;", "expected 'ok VERSION'"),
+        ("hello) echo Driver 1.0 starting;;", "found 'Driver 1.0 starting'"),
+        ("hello) echo error EIO;;", "the program answers 'hello 1' with EIO"),
+        ("hello) exit 3;;", "the program ended in 'hello 1': exit status 3"),
+    ] {
+        let report = only(&script(cases), LOOK);
+        let why = report.summary().untestable.clone().unwrap_or_default();
+        assert!(why.contains("the program is no device: ") && why.contains(what), "{why}");
+        assert!(!why.contains("the device"), "{why}");
+    }
 }

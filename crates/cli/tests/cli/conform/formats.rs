@@ -65,6 +65,9 @@ fn junit_has_a_case_each_with_its_sentence_if_it_failed() {
     let suite = &report.test_suites[0];
     assert_eq!(suite.name.as_str(), served.target);
     assert_eq!((suite.tests, suite.failures), (2, 1));
+    let features = suite.properties.iter().find(|property| property.name.as_str() == "features").unwrap();
+    assert!(features.value.as_str().contains("STOP_COPY"), "{features:?}");
+    assert_eq!(suite.system_out.as_ref().unwrap().as_str(), "1 passed, 1 failed");
     let [passed, failed] = &suite.test_cases[..] else { panic!("{:?}", suite.test_cases) };
     assert!(matches!(passed.status, TestCaseStatus::Success { .. }));
     let TestCaseStatus::NonSuccess { message, description, .. } = &failed.status else {
