@@ -151,12 +151,13 @@ mod tests {
     }
 
     fn stranded(errno: Errno) -> Error {
-        Error::NotBack { cause: None, state: State::Running, back: Box::new(refused(errno).into()) }
+        let back = Box::new(refused(errno).into());
+        Error::NotBack { cause: None, state: State::Running, found: Some(State::StopCopy), back }
     }
 
     fn unreset(errno: Errno) -> Error {
         let cause = Box::new(Error::Protocol("nonsense".into()));
-        Error::NotReset { cause, reset: Box::new(refused(errno).into()) }
+        Error::NotReset { cause, found: None, reset: Box::new(refused(errno).into()) }
     }
 
     fn overdue() -> Error {
@@ -174,9 +175,9 @@ mod tests {
         }));
         let cause = Box::new(overdue());
         if source {
-            Error::NotBack { cause: Some(cause), state: State::Running, back: lost }
+            Error::NotBack { cause: Some(cause), state: State::Running, found: None, back: lost }
         } else {
-            Error::NotReset { cause, reset: lost }
+            Error::NotReset { cause, found: None, reset: lost }
         }
     }
 

@@ -46,35 +46,41 @@ pub enum Error {
     /// The failed operation could be undone only in part: the device is not in the state it was in before, or its state is
     /// unknown because a call into its driver has not returned.
     #[error(
-        "{}{} {state}: {back}",
+        "{}{} {state}{}: {back}",
         cause.as_ref().map_or_else(|| "completed, but ".to_string(), |cause| format!("{cause}; and ")),
         if back.is_of_a_lost_device() {
             "it is unknown whether the device has returned to"
         } else {
             "the device could not be returned to"
-        }
+        },
+        found.map_or_else(String::new, |found| format!(", and is in {found}"))
     )]
     NotBack {
         /// The first failure, if there was one.
         cause: Option<Box<Error>>,
         /// The state that the device should have returned to.
         state: State,
+        /// The state that the device is in instead, if it has said so.
+        found: Option<State>,
         /// The error of the return.
         back: Box<Error>,
     },
     /// The failed operation left a part of a state in the device, or the device's state is unknown because a call into its
     /// driver has not returned: then it may also run with the received state.
     #[error(
-        "{cause}; and {} because its reset failed ({reset}); do not use it before it is reset",
+        "{cause}; and {}{} because its reset failed ({reset}); do not use it before it is reset",
         if reset.is_of_a_lost_device() {
             "it is unknown whether the device holds the received state, or runs with it,"
         } else {
             "the device holds a partial state"
-        }
+        },
+        found.map_or_else(String::new, |found| format!(" in {found}"))
     )]
     NotReset {
         /// The first failure.
         cause: Box<Error>,
+        /// The state that the device is in, if it has said so.
+        found: Option<State>,
         /// The error of the reset.
         reset: Box<Error>,
     },

@@ -9,6 +9,11 @@ use crate::error::Error;
 use crate::proto::identity::DeviceIdentity;
 use crate::set::{identity_of, state_size};
 
+/// Returns the state of a device that could not be brought to another one, unless a call into its driver has not returned.
+fn answered<D: Migratable + ?Sized>(device: &mut D, error: &Error) -> Option<State> {
+    if error.is_of_a_lost_device() { None } else { device.state().ok() }
+}
+
 /// The devices of a set. Requests are made one after the other.
 ///
 /// Devices can reach each other by peer-to-peer DMA, so no device may be stopped while another one works: all pass
@@ -174,7 +179,9 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
             match self.bring_one_back(index, state) {
                 Ok(()) => result,
                 Err(back) => {
-                    Err(Error::NotBack { cause: result.err().map(Box::new), state, back: Box::new(back) })
+                    let found = answered(self.device(index), &back);
+                    let cause = result.err().map(Box::new);
+                    Err(Error::NotBack { cause, state, found, back: Box::new(back) })
                 }
             }
         })
@@ -216,7 +223,11 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
             Ok(()) => cause,
             // It holds nothing of the received state, and the cause names the call that has not returned.
             Err(whimbrel_user::Error::Lost { .. }) if !member.is_touched => cause,
-            Err(reset) => Error::NotReset { cause: Box::new(cause), reset: Box::new(reset.into()) },
+            Err(reset) => {
+                let reset = Error::from(reset);
+                let found = answered(&mut *member.device, &reset);
+                Error::NotReset { cause: Box::new(cause), found, reset: Box::new(reset) }
+            }
         })
     }
 

@@ -161,7 +161,8 @@ fn a_device_that_does_not_come_back_after_a_save_is_told_with_both_causes() {
     let (mut from, control) = device("from");
     control.fail(At::Arc(Stop, RunningP2p), 0, ArcError::Stays(Errno::EBUSY));
     let error = archive::save(&mut from, io::sink(), Form::Stream).unwrap_err().to_string();
-    assert!(error.starts_with("completed, but the device could not be returned to RUNNING"), "{error}");
+    let expected = "completed, but the device could not be returned to RUNNING, and is in STOP: ";
+    assert!(error.starts_with(expected), "{error}");
 
     let (mut from, control) = device("from");
     control.fail(At::Arc(StopCopy, Stop), 0, ArcError::Stays(Errno::EBUSY));

@@ -129,7 +129,7 @@ impl Destination {
             (&mut self.cause, self.devices.iter_mut().find_map(|device| device.reset_failed.take()))
         {
             let first = std::mem::replace(cause, Error::Protocol(String::new()));
-            *cause = Error::NotReset { cause: Box::new(first), reset: Box::new(reset) };
+            *cause = Error::NotReset { cause: Box::new(first), found: None, reset: Box::new(reset) };
         }
         if action == DestinationAction::SendFailed {
             self.enter(Phase::Tell);
