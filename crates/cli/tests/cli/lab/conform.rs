@@ -1,5 +1,7 @@
-//! The conformance suite on the kernel's sample driver, by group and through the device's own file.
+//! The conformance suite on the kernel's sample driver, by group and through the device's own file. With
+//! `WHIMBREL_LONG=1` also on the newest kernel (`lab/run build newest`).
 
+use std::env;
 use std::path::Path;
 
 use serde_json::Value;
@@ -9,11 +11,18 @@ use super::machine::Machine;
 /// Where mtty is known to break the header or the kernel's rules.
 const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/conformance/mtty-known-failures.toml");
 
+/// The devices of a machine, by group.
+const GROUPS: &str = "group:$first group:$second";
+/// The same through their own files.
+const OWN_FILES: &str = "cdev:/dev/vfio/devices/vfio0 cdev:/dev/vfio/devices/vfio1";
+
 #[test]
 fn the_kernels_sample_driver_conforms_but_for_known_failures() {
-    let groups = "group:$first group:$second";
-    let own_files = "cdev:/dev/vfio/devices/vfio0 cdev:/dev/vfio/devices/vfio1";
-    for (kernel, devices) in [("debian", groups), ("iommufd", groups), ("iommufd", own_files)] {
+    let mut runs = vec![("debian", GROUPS), ("iommufd", GROUPS), ("iommufd", OWN_FILES)];
+    if env::var_os("WHIMBREL_LONG").is_some() {
+        runs.extend([("newest", GROUPS), ("newest", OWN_FILES)]);
+    }
+    for (kernel, devices) in runs {
         let Some(machine) = Machine::with(kernel) else { return };
         // What the kernel's log has of the boot is nobody's fault.
         let lines = format!(
