@@ -1,7 +1,8 @@
-# What is built of Debian's packages and kept in the cache: two kernels, their headers, and newer ones.
+# What is built of Debian's packages and kept in the cache: three kernels, the headers of 6.12, and newer ones.
 # shellcheck shell=bash disable=SC2154,SC2034
 
-# newer-headers is no word of the command line: it belongs to headers.
+# What `all` is. The newest kernel is built only by its name: few need it, and it takes minutes. newer-headers is
+# no word of the command line: it belongs to headers.
 targets=(debian iommufd headers newer-headers tree)
 
 # Modules of Debian's kernel that go into the guest, in the order in which they load. mtty, which
@@ -28,6 +29,7 @@ recipe() {
 	case $1 in
 	debian) echo 1 "${debian_modules[@]}" ;;
 	iommufd) echo 1 && grep CONFIG_ "$lab/iommufd.config" ;;
+	newest) echo 1 && grep -h CONFIG_ "$lab/iommufd.config" "$lab/newest.config" ;;
 	headers | newer-headers) echo 1 "${kernel_headers[@]}" ;;
 	tree) echo 1 "$cache" ;; # the path is part of it
 	esac
@@ -82,6 +84,9 @@ build_missing() {
 					"of this machine's mirror of Debian"
 				continue
 			fi ;;
+		newest)
+			choose_newest_kernel ||
+				fail 125 "the source of a kernel of $newer_suite cannot be had of this machine's mirror of Debian" ;;
 		*) choose_release ;;
 		esac
 		say "building $target of $version"
@@ -105,24 +110,24 @@ quietly() {
 	}
 }
 
-# unpack_source FOLDER [PATH..]: the kernel's source, or only those files of it.
+# unpack_source PACKAGE FOLDER [PATH..]: a kernel's source, or only those files of it.
 unpack_source() {
-	local folder=$1 deb once=()
-	shift
-	deb=$(fetch linux-source-6.12 "$version")
+	local package=$1 folder=$2 deb once=()
+	shift 2
+	deb=$(fetch "$package" "$version")
 	mkdir -p "$folder"
 	[ $# = 0 ] || once=(--occurrence=1)
 	# The last tar stops when it has what it wants, and breaks the pipe: its status alone counts.
 	(
 		set +o pipefail
-		{ dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/src/linux-source-6.12.tar.xz | xz -T0 -dc; } 2> /dev/null |
-			tar -x -C "$folder" --strip-components=1 "${once[@]}" "${@/#/linux-source-6.12/}"
+		{ dpkg-deb --fsys-tarfile "$deb" | tar -xO "./usr/src/$package.tar.xz" | xz -T0 -dc; } 2> /dev/null |
+			tar -x -C "$folder" --strip-components=1 "${once[@]}" "${@/#/$package/}"
 	) || fail 125 "could not unpack $deb"
 }
 
 build_headers() {
 	local new=$1 tree=$1/tree
-	unpack_source "$tree" "${kernel_headers[@]/#/include/uapi/linux/}"
+	unpack_source linux-source-6.12 "$tree" "${kernel_headers[@]/#/include/uapi/linux/}"
 	mv "$tree/include/uapi/linux" "$new/linux"
 	rm -rf "$tree"
 }
@@ -194,7 +199,7 @@ build_tree() {
 build_mtty() {
 	local tree=$1 name=$2 result=$3
 	unpack_module_tree "$tree" "$tree"
-	unpack_source "$tree/source" samples/vfio-mdev/mtty.c
+	unpack_source linux-source-6.12 "$tree/source" samples/vfio-mdev/mtty.c
 	echo 'obj-m := mtty.o' > "$tree/source/samples/vfio-mdev/Kbuild"
 	# Without BTF, which would need one more tool and serves nothing here.
 	quietly "$tree/log" make -s -C "$tree/usr/src/linux-headers-$name" M="$tree/source/samples/vfio-mdev" \
@@ -202,20 +207,46 @@ build_mtty() {
 	strip --strip-debug -o "$result" "$tree/source/samples/vfio-mdev/mtty.ko"
 }
 
-build_iommufd() {
-	local new=$1 tree=$1/tree compiler line make
+build_iommufd() { build_small_kernel "$1" linux-source-6.12 "$lab/iommufd.config"; }
+
+build_newest() {
+	# The system's apt does not know it. From here on it is among the downloads.
+	APT_CONFIG=$private_apt fetch "$newest_source" "$version" > /dev/null
+	build_small_kernel "$1" "$newest_source" "$lab/iommufd.config" "$lab/newest.config"
+}
+
+# configured FILE..: the lines that set an option, the last one for each.
+configured() {
+	awk '/^(# )?CONFIG_/ {
+		name = $1 == "#" ? $2 : $1
+		sub("=.*", "", name)
+		lines[name] = $0
+	}
+	END { for (name in lines) print lines[name] }' "$@"
+}
+
+# build_small_kernel FOLDER PACKAGE CONFIG..: the source of this package with what these files name, on top of the
+# kernel's own tinyconfig. A later file overrides an earlier one.
+build_small_kernel() {
+	local new=$1 package=$2 tree=$1/tree compiler line make
+	shift 2
 	compiler=$(kernel_compiler)
-	unpack_source "$tree"
+	unpack_source "$package" "$tree"
 	make=(make -s -C "$tree" "CC=$compiler" "HOSTCC=$compiler"
 		KBUILD_BUILD_USER=whimbrel KBUILD_BUILD_HOST=lab)
 	quietly "$new/log" "${make[@]}" tinyconfig
-	(cd "$tree" && quietly "$new/log" scripts/kconfig/merge_config.sh -m .config "$lab/iommufd.config")
+	(cd "$tree" && quietly "$new/log" scripts/kconfig/merge_config.sh -m .config "$@")
 	quietly "$new/log" "${make[@]}" olddefconfig
 	# The configuration drops what it cannot have, without a word.
 	while read -r line; do
-		grep -Fqx -- "$line" "$tree/.config" || fail 125 "the kernel does not take: $line"
-	done < <(grep -E '^(# )?CONFIG_' "$lab/iommufd.config")
-	say "compiling the kernel: some four minutes on two processors"
+		case $line in
+		'# '*)
+			line=${line% is not set}
+			! grep -q -- "^${line#\# }=" "$tree/.config" || fail 125 "the kernel does not leave out: ${line#\# }" ;;
+		*) grep -Fqx -- "$line" "$tree/.config" || fail 125 "the kernel does not take: $line" ;;
+		esac
+	done < <(configured "$@")
+	say "compiling the kernel: some four to six minutes on two processors"
 	quietly "$new/log" "${make[@]}" "-j$(nproc)" vmlinux
 	strip -o "$new/vmlinux" "$tree/vmlinux"
 	cp "$tree/.config" "$new/config"

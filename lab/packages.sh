@@ -28,15 +28,16 @@ choose_release() {
 	(it needs Debian 12 with its security updates, or Debian 13)"
 }
 
-# Where Debian keeps the headers of newer kernels. The system need not know of it.
+# Where Debian keeps its newest kernels and their headers. The system need not know of it.
 newer_suite=trixie-backports
+private_apt=
 
-# Sets `private_apt` to the configuration of an apt of its own, and `version` to the newest headers of
-# `newer_suite`. Its state lives and dies with this build; the system's apt is only asked for the mirror
-# of Debian, and how to reach it. Fails when there are no such headers there.
-choose_newer_headers() {
+# Sets `private_apt` to the configuration of an apt of its own that knows `newer_suite` alone. Its state lives
+# and dies with this build; the system's apt is only asked for the mirror of Debian, and how to reach it. Fails
+# when the mirror has no such suite.
+enter_newer_suite() {
 	local folder=$cache/unfinished/apt mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg trusted=''
-	private_apt=$folder/apt.conf
+	[ -z "$private_apt" ] || return 0
 	mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2> /dev/null |
 		sed -n 's/^Debian //p' | head -n 1) || true
 	[ -n "$mirror" ] || return 1
@@ -60,13 +61,32 @@ choose_newer_headers() {
 			APT::Sandbox::User "root";
 			Acquire::Languages "none";
 		END
-	} > "$private_apt"
-	APT_CONFIG=$private_apt apt-get update -qq > "$folder/log" 2>&1 || true
-	version=$(APT_CONFIG=$private_apt versions linux-libc-dev | sort --version-sort | tail -n 1) || true
-	[ -n "$version" ] || {
+	} > "$folder/apt.conf"
+	# Whether this has worked shows in what apt knows then.
+	APT_CONFIG=$folder/apt.conf apt-get update -qq > "$folder/log" 2>&1 || true
+	[ -n "$(APT_CONFIG=$folder/apt.conf versions linux-libc-dev)" ] || {
 		tail -n 5 "$folder/log" >&2
 		return 1
 	}
+	private_apt=$folder/apt.conf
+}
+
+# newest_version PACKAGE: the newest that `newer_suite` has.
+newest_version() { APT_CONFIG=$private_apt versions "$1" | sort --version-sort | tail -n 1; }
+
+# Sets `version` to that of the newest headers. Fails when they cannot be had.
+choose_newer_headers() {
+	enter_newer_suite || return 1
+	version=$(newest_version linux-libc-dev)
+}
+
+# Sets `version` to that of the newest kernel, and `newest_source` to the package of its source: linux-source is
+# an empty package that needs linux-source-7.3 of the same version, say.
+choose_newest_kernel() {
+	enter_newer_suite || return 1
+	version=$(newest_version linux-source)
+	newest_source=linux-source-$(grep -oE '^[0-9]+\.[0-9]+' <<< "$version") || return 1
+	APT_CONFIG=$private_apt versions "$newest_source" | grep --quiet -Fx -- "$version"
 }
 
 # The compiler this Debian builds its 6.12 kernel with: also the name of its package.
@@ -87,12 +107,12 @@ needed_tools() {
 	local purpose compiler=''
 	for purpose in "$@"; do
 		# Asking apt takes most of a second, and nobody who only boots needs a compiler.
-		case $purpose in debian | tree | iommufd | check) compiler=${compiler:-$(kernel_compiler)} ;; esac
+		case $purpose in debian | tree | iommufd | newest | check) compiler=${compiler:-$(kernel_compiler)} ;; esac
 		case $purpose in
 		run) printf '%s %s\n' qemu-system-x86_64 qemu-system-x86 ;;
 		debian) printf '%s %s\n' "x86_64-linux-gnu-$compiler" "$compiler" make make xz xz-utils zstd zstd ;;
 		tree) printf '%s %s\n' "$compiler" "$compiler" make make ;;
-		iommufd)
+		iommufd | newest)
 			printf '%s %s\n' "$compiler" "$compiler" make make xz xz-utils bc bc bison bison flex flex \
 				/usr/include/libelf.h libelf-dev /usr/include/stdio.h libc6-dev ;;
 		headers | newer-headers) printf '%s %s\n' xz xz-utils ;;
