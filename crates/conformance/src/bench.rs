@@ -77,6 +77,23 @@ impl Bench {
         }
     }
 
+    /// Changes the device's registers until a look at them shows others than `known`, and returns what it shows. Without a
+    /// verdict if that takes more than two changes.
+    ///
+    /// One may not be enough: all cases of a run draw the same changes, so a device whose reset keeps its registers may have
+    /// those of the first change already.
+    pub(crate) fn change_from(&mut self, registers: &dyn RegisterProbe, known: &[u8]) -> Outcome<Vec<u8>> {
+        for _ in 0..2 {
+            let seed = self.random.u64(..);
+            self.subject.change(registers, seed)?;
+            let seen = self.subject.look(registers)?;
+            if seen != known {
+                return Ok(seen);
+            }
+        }
+        inconclusive("the probe's changes do not show in the registers")
+    }
+
     /// Runs a test that loads other states than the device's own, and then loads that again, whatever came of the test: a
     /// driver may take any state, and a reset may not bring its own back. The case resets the device.
     pub(crate) fn restoring(&mut self, test: impl FnOnce(&mut Bench, &Saved) -> Outcome) -> Outcome {

@@ -78,9 +78,9 @@ pub(crate) fn equal_bytes(what: impl Display, expected: &[u8], found: &[u8]) -> 
         return Ok(());
     }
     let same = expected.iter().zip(found).take_while(|(one, other)| one == other).count();
-    let (one, other) = (expected.get(same), found.get(same));
-    fail(
-        format_args!("{what}: {} bytes, byte {same} is {one:02x?}", expected.len()),
-        format_args!("{} bytes, byte {same} is {other:02x?}", found.len()),
-    )
+    let shown = |bytes: &[u8]| match bytes.get(same) {
+        Some(byte) => format!("{} bytes, byte {same} is {byte:#04x}", bytes.len()),
+        None => format!("{} bytes, byte {same} is missing", bytes.len()),
+    };
+    fail(format_args!("{what}: {}", shown(expected)), shown(found))
 }

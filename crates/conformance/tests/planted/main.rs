@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         }),
         Trial::test("plain_cards_are_sound", plain_is_sound),
         Trial::test("every_case_finds_a_bug", every_case_finds_a_bug),
+        Trial::test("a_reset_that_keeps_what_an_earlier_case_left_is_found", keeping_reset_is_found),
         Trial::test("all cases that find a bug", print_all).with_ignored_flag(true),
     ];
     trials.extend(
@@ -142,6 +143,31 @@ fn plain_is_sound() -> Result<(), Failed> {
         return Ok(());
     }
     Err(report.to_string().into())
+}
+
+/// Fails unless the cases find a reset that keeps the registers on a card that is the same for all cases, as a kernel's
+/// is: all of them draw the same changes, so the second run meets what the first one left.
+fn keeping_reset_is_found() -> Result<(), Failed> {
+    let expected = [
+        ("v2/reset/registers", Verdict::Fail),
+        ("v2/reset/saved-state", Verdict::Fail),
+        ("v2/round-trip/reset-after-load", Verdict::Skip),
+    ];
+    let one = card::card(Some(Bug::ResetKeepsContents));
+    let open = move || -> Result<Box<dyn Device>, Error> { Ok(Box::new(Local::new(one.clone()))) };
+    let subjects = Subjects::new("card", open);
+    for (case, verdict) in expected {
+        let mut config = card_config();
+        config.only = vec![case.parse::<Pattern>().map_err(|error| error.to_string())?];
+        for _ in 0..2 {
+            let (report, results) = results(&subjects, &config);
+            let result = results.first().ok_or_else(|| format!("{case} is not a case: {report}"))?;
+            if result.verdict != verdict {
+                return Err(described(result).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless each of the cases finds the bug.
