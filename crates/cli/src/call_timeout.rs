@@ -1,4 +1,5 @@
-//! The option `--timeout` of the commands that call into drivers one after the other.
+//! Timeouts for calls into drivers: the option `--timeout` of the commands that make such calls one after the other, and
+//! the time to open a device for every command.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -21,16 +22,34 @@ pub(crate) struct CallTimeout {
     timeout: u64,
 }
 
+/// For commands without the option.
+impl Default for CallTimeout {
+    fn default() -> CallTimeout {
+        CallTimeout { timeout: SourceOptions::default().call_timeout.as_secs() }
+    }
+}
+
 impl CallTimeout {
     /// Opens a device that supports migration.
     pub(crate) fn open(self, target: &Target) -> Result<Timed<Opened>, Failure> {
-        let opened = self.within(target, |target, options| target.open_with(options)?.migratable())?;
+        let opened = self.open_alone(target)?;
         self.timed(opened)
+    }
+
+    /// Opens a device that supports migration, for the engine, which has a timeout for each call of its own.
+    pub(crate) fn open_alone(self, target: &Target) -> Result<Opened, Failure> {
+        self.within(target, "opened", |target, options| target.open_with(options)?.migratable())
+    }
+
+    /// Opens devices that migrate together, for the engine, in the order of their TARGETs.
+    pub(crate) fn open_set(self, targets: &[Target]) -> Result<Vec<Opened>, Failure> {
+        check_distinct(targets)?;
+        targets.iter().map(|target| self.open_alone(target)).collect()
     }
 
     /// Opens a device for inspection, even if its migration region cannot be used.
     pub(crate) fn look_at(self, target: &Target) -> Result<Timed<Opened>, Failure> {
-        let (opened, _) = self.within(target, Target::look_at_with)?;
+        let (opened, _) = self.within(target, "opened", Target::look_at_with)?;
         self.timed(opened)
     }
 
@@ -48,10 +67,12 @@ impl CallTimeout {
         Duration::from_secs(self.timeout)
     }
 
-    /// Opens a device on a thread that can be left behind. A device that opens too late is closed there.
-    fn within<T: Send + 'static>(
+    /// Opens a device, and perhaps more, on a thread that can be left behind. A device that opens too late is closed there.
+    /// `done` says what was to be done with it.
+    pub(crate) fn within<T: Send + 'static>(
         self,
         target: &Target,
+        done: &str,
         open: impl FnOnce(&Target, &ClientOptions) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         // The timeout for each call comes first: its error tells which one.
@@ -69,11 +90,28 @@ impl CallTimeout {
             .map_err(|error| Failure::from_io(format!("cannot open {target}"), &error))?;
         opened.recv_timeout(self.duration()).map_err(|error| match error {
             RecvTimeoutError::Timeout => Failure::new(format!(
-                "{target}: it could not be opened within {} ms",
+                "{target}: it could not be {done} within {} ms",
                 self.duration().as_millis()
             ))
             .hint_if(remedy::hung(target)),
             RecvTimeoutError::Disconnected => Failure::new(format!("{target}: its driver panicked")),
         })?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_never_opens_is_left_behind_at_the_deadline() {
+        let target: Target = "model:serial".parse().unwrap();
+        let never = |_: &Target, _: &ClientOptions| -> Result<(), Failure> {
+            loop {
+                std::thread::park();
+            }
+        };
+        let failure = CallTimeout { timeout: 0 }.within(&target, "probed", never).unwrap_err();
+        assert_eq!(failure.message(), "model:serial: it could not be probed within 0 ms");
     }
 }

@@ -18,6 +18,7 @@ use whimbrel_uapi::pci::{
 use whimbrel_user::kernel::MigrationDebug;
 use whimbrel_user::{Device, Errno, Info, Irq, Region};
 
+use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::fsm::flag_names;
 use crate::output::{self, Output};
@@ -34,8 +35,12 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let (mut opened, unadapted) = arguments.target.look_at()?;
-    let (mut probed, failed) = probe(&mut *opened, unadapted);
+    // A device answers many requests: one deadline is for all of them.
+    let (mut probed, failed) =
+        CallTimeout::default().within(&arguments.target, "probed", |target, options| {
+            let (mut opened, unadapted) = target.look_at_with(options)?;
+            Ok(probe(&mut *opened, unadapted))
+        })?;
     if let Some(migration) = &mut probed.migration {
         let told = arguments.target.host_device().and_then(|device| device.migration_debug());
         migration.debugfs = told.map(|MigrationDebug { state, features, .. }| Debugfs { state, features });

@@ -10,6 +10,7 @@ use serde::Serialize;
 use whimbrel_engine::channel::{Address, Listener, Until, WaitError};
 use whimbrel_engine::{Destination, DestinationOptions, Error, Journal, Received};
 
+use crate::call_timeout::CallTimeout;
 use crate::end::End;
 use crate::failure::Failure;
 use crate::journal;
@@ -18,7 +19,7 @@ use crate::progress::Bar;
 use crate::remedy;
 use crate::send::parse_address;
 use crate::signals::Signals;
-use crate::target::{Opened, Target, list, open_all};
+use crate::target::{Opened, Target, list};
 
 /// Wait for devices from `whimbrel send`, and run them here
 ///
@@ -74,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     // Until the devices are closed.
     let lock = journal.as_ref().map(Journal::lock).transpose()?;
     let targets = &journal::names(&arguments.targets, path)?;
-    let mut opened = open_all(targets)?;
+    let mut opened = CallTimeout::default().open_set(targets)?;
     for device in &mut opened {
         device.end_abandoned_receiving()?;
     }

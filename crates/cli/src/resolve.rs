@@ -11,6 +11,7 @@ use whimbrel_protocol::State;
 use whimbrel_protocol::handover::{Arbiter, Entry, History, JournalArbiter, Record, Ruling, Side};
 use whimbrel_protocol::text::printable;
 
+use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::journal;
 use crate::output::Output;
@@ -103,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         let why = lost_with_owner(target, arguments)?;
         devices.push(match why {
             Some(_) => None,
-            None => Some(target.open()?.migratable()?.into_migratable()),
+            None => Some(CallTimeout::default().open_alone(target)?.into_migratable()),
         });
         lost.push(why);
     }

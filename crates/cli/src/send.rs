@@ -9,13 +9,14 @@ use clap::Args;
 use whimbrel_engine::channel::{Address, ConnectError, Stream, Until, connect, connect_once};
 use whimbrel_engine::{Error, Journal, Outcome, Report, SendError, Source, SourceOptions};
 
+use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
 use crate::journal;
 use crate::output::{self, Output, warn};
 use crate::progress::Bar;
 use crate::remedy;
 use crate::signals::Signals;
-use crate::target::{Closing, Opened, Target, open_all};
+use crate::target::{Closing, Opened, Target};
 
 /// Migrate devices to a host where `whimbrel receive` is waiting
 ///
@@ -67,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let journal = path.map(|path| journal::open(path, &address.to_string())).transpose()?;
     let lock = journal.as_ref().map(Journal::lock).transpose()?;
     let targets = &journal::names(&arguments.targets, path)?;
-    let mut opened = open_all(targets)?;
+    let mut opened = CallTimeout::default().open_set(targets)?;
     for device in &mut opened {
         device.end_abandoned_sending()?;
     }

@@ -216,12 +216,8 @@ impl Target {
         }
     }
 
-    /// Opens the device for inspection, even if its migration region cannot be used; then also returns that error.
-    pub(crate) fn look_at(&self) -> Result<(Opened, Option<whimbrel_user::Error>), Failure> {
-        self.look_at_with(&ClientOptions::default())
-    }
-
-    /// Opens the device like [`Target::look_at`], with these options if it is served.
+    /// Opens the device for inspection, even if its migration region cannot be used; then also returns that error. A served
+    /// device is reached with these options.
     pub(crate) fn look_at_with(
         &self,
         options: &ClientOptions,
@@ -324,12 +320,6 @@ impl Opened {
         }
         Ok(())
     }
-}
-
-/// Devices that migrate together, opened in the order of their TARGETs.
-pub(crate) fn open_all(targets: &[Target]) -> Result<Vec<Opened>, Failure> {
-    check_distinct(targets)?;
-    targets.iter().map(|target| target.open()?.migratable()).collect()
 }
 
 /// Refuses a device that is named twice.
