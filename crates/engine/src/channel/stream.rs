@@ -16,8 +16,7 @@ use super::Channel;
 use super::low_water::LowWater;
 use super::wait::retry;
 
-/// A connected stream socket: TCP, Unix, one end of a socket pair, or any other, such as vsock (which no test covers), by its
-/// descriptor.
+/// A connected stream socket: TCP, Unix, one end of a socket pair, or any other, such as vsock, by its descriptor.
 ///
 /// ```
 /// use std::io::IoSlice;

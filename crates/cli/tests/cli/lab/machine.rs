@@ -24,6 +24,8 @@ pub(crate) struct Programs {
     pub(crate) region: PathBuf,
     /// Asks the kernel lists of requests.
     pub(crate) record: PathBuf,
+    /// Migrates devices over vsock.
+    pub(crate) vsock: PathBuf,
     /// The tests of the user side, some of which run in a machine.
     pub(crate) user_tests: PathBuf,
 }
@@ -129,9 +131,10 @@ fn programs() -> &'static Programs {
         let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
         let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
         let record = build_one(&["build", "--package", "whimbrel-recorder"], "record");
+        let vsock = build_one(&["build", "--package", "whimbrel-engine", "--example", "vsock"], "vsock");
         let user_tests =
             build_one(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"], "user");
-        Programs { whimbrel: build["whimbrel"].clone(), region, record, user_tests }
+        Programs { whimbrel: build["whimbrel"].clone(), region, record, vsock, user_tests }
     })
 }
 

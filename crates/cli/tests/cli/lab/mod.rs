@@ -149,6 +149,16 @@ fn a_device_moves_from_one_kernel_to_another_over_tcp() {
 }
 
 #[test]
+fn devices_move_over_vsock() {
+    let machine = machine!("iommufd");
+    // To the machine itself: two of them have no vsock between them.
+    let lines = "./vsock receive 4000 > received & ./vsock send 1 4000; wait $!; cat received";
+    let text = machine.script(lines, &[&machine.programs.vsock], &[]).text();
+    assert!(text.contains("bytes of device state went there"), "{text}");
+    assert!(text.contains("the register holds what was written there"), "{text}");
+}
+
+#[test]
 fn a_file_that_is_not_for_the_device_is_refused_and_the_device_is_as_before() {
     let machine = machine!("debian");
     let folder = tempfile::tempdir().unwrap();
