@@ -24,6 +24,8 @@ struct Sound {
     has_probe: bool,
     has_second: bool,
     has_writer: bool,
+    /// Runs of each case beyond the first, with other registers each.
+    more: u32,
     /// A state that an earlier version has saved, which this one loads.
     stream: Option<&'static [u8]>,
     /// Cases that have no verdict on this device.
@@ -55,6 +57,7 @@ impl Sound {
         let mut config = Config::default();
         config.timeout = TIMEOUT;
         config.case_timeout = TIMEOUT;
+        config.repeat = 1 + self.more;
         config.allow_hang = true;
         config.stop = STOP.clone();
         config.registers = self.has_probe.then(|| probe(self.model));
@@ -126,7 +129,7 @@ fn serial_models_are_sound() {
         Sound { has_probe: true, ..Sound::new(model) }.check();
     }
     Sound { stream: Some(&MTTY), ..Sound::new("serial") }.check();
-    Sound::two("serial?ports=2").check();
+    Sound { more: 4, ..Sound::two("serial?ports=2") }.check();
 }
 
 #[test]
