@@ -86,9 +86,9 @@ impl Bench {
         for _ in 0..2 {
             let seed = self.random.u64(..);
             self.subject.change(registers, seed)?;
-            let seen = self.subject.look(registers)?;
-            if seen != known {
-                return Ok(seen);
+            let found = self.subject.look(registers)?;
+            if found != known {
+                return Ok(found);
             }
         }
         inconclusive("the probe's changes do not show in the registers")
