@@ -17,6 +17,14 @@ pub(crate) enum Stop {
         /// What the device did.
         found: String,
     },
+    /// A second source contradicts the device, so that no answer of the device counts: no known failure of the case explains
+    /// it.
+    Contradicted {
+        /// What the device said.
+        expected: String,
+        /// What the second source says.
+        found: String,
+    },
     /// The device lacks what the case needs, as only its own requests can tell.
     Skipped(String),
     /// Neither a pass nor a failure can be told.

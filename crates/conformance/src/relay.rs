@@ -105,11 +105,17 @@ impl<'a> Relay<'a> {
             self.summary.untestable = Some(format!("{how} while it opened the device"));
             return;
         }
+        let is_witnessed = found.iter().any(|line| !self.reported.contains(line));
         let found = self.unreported(how, found);
         let Some((case, _)) = self.planned.get(self.done) else {
             return self.notice(format!("after the last case: {found}"));
         };
-        let (verdict, known) = self.config.known_failures.judge(case.id(), Verdict::Fail, Date::today());
+        // A known failure does not explain what a witness has seen.
+        let (verdict, known) = if is_witnessed {
+            (Verdict::Fail, None)
+        } else {
+            self.config.known_failures.judge(case.id(), Verdict::Fail, Date::today())
+        };
         let expected = Some("the process that uses the device survives".to_string());
         let requests = self.requests();
         let result = CaseResult { expected, found: Some(found), known, requests, ..self.blank(verdict) };
@@ -197,6 +203,8 @@ impl std::fmt::Debug for Relay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::known_failures::KnownFailures;
+    use crate::suite;
     use crate::verdict::Header;
 
     /// The cases of the tests, in order.
@@ -274,6 +282,22 @@ mod tests {
         assert!(results[1..].iter().all(|result| *result == (Verdict::Pass, None)), "{results:?}");
         assert_eq!(events.iter().filter(|event| matches!(event, Event::Begin(_))).count(), 1);
         assert_eq!((summary.failed, summary.passed, summary.exit_status()), (1, results.len() - 1, 1));
+    }
+
+    #[test]
+    fn a_known_failure_explains_a_dead_process_but_no_warning() {
+        let list = "[[failure]]\ncases = \"v2/arcs/*\"\nreason = \"it dies\"\n";
+        let known_failures = KnownFailures::parse(list, suite::cases().map(Case::id)).unwrap();
+        let config = Config { known_failures, ..config() };
+        let (events, _) = relayed(&config, |relay, cases| {
+            relay.event(begin(cases.len()));
+            relay.event(start(cases[0]));
+            relay.died("the process died by SIGKILL", Vec::new());
+            relay.event(start(cases[1]));
+            relay.died("the process died by SIGKILL", vec!["kernel log: Oops: 0".to_string()]);
+        });
+        let found: Vec<Verdict> = verdicts(&events).into_iter().take(2).map(|(verdict, _)| verdict).collect();
+        assert_eq!(found, [Verdict::Xfail, Verdict::Fail]);
     }
 
     #[test]

@@ -69,6 +69,21 @@ struct Run<'a> {
     only_plans: bool,
 }
 
+/// The verdict on a case, before known failures and witnesses of the host are considered.
+struct Judged {
+    verdict: Verdict,
+    expected: Option<String>,
+    found: Option<String>,
+    /// A second source contradicts the device.
+    is_contradicted: bool,
+}
+
+impl Judged {
+    fn without_run(verdict: Verdict, why: String) -> Judged {
+        Judged { verdict, expected: None, found: Some(why), is_contradicted: false }
+    }
+}
+
 impl Run<'_> {
     fn all(&mut self) {
         let planned = self.config.planned();
@@ -125,32 +140,38 @@ impl Run<'_> {
         (self.told)(&Event::Start { id: case.id().to_string() });
         let start = Instant::now();
         let transcript = Transcript::logged(self.config.requests.clone());
-        let (verdict, expected, found) = match (&self.lost, self.unmet(case, features)) {
-            (Some(why), _) => (Verdict::NotRun, None, Some(why.clone())),
-            (None, Some(why)) => (Verdict::Skip, None, Some(why)),
-            (None, None) => {
-                let seat = Seat {
-                    case,
-                    features: features.clone(),
-                    subjects: self.subjects.clone(),
-                    config: Config { registers: self.registers(), ..self.config.clone() },
-                    seed,
-                    transcript: transcript.clone(),
-                };
-                drop(self.subjects.complaint());
-                let ended = seat.watched();
-                self.judge(case, ended.or_complaint(self.subjects.complaint()))
-            }
+        let Judged { verdict, expected, found, is_contradicted } =
+            match (&self.lost, self.unmet(case, features)) {
+                (Some(why), _) => Judged::without_run(Verdict::NotRun, why.clone()),
+                (None, Some(why)) => Judged::without_run(Verdict::Skip, why),
+                (None, None) => {
+                    let seat = Seat {
+                        case,
+                        features: features.clone(),
+                        subjects: self.subjects.clone(),
+                        config: Config { registers: self.registers(), ..self.config.clone() },
+                        seed,
+                        transcript: transcript.clone(),
+                    };
+                    drop(self.subjects.complaint());
+                    let ended = seat.watched();
+                    self.judge(case, ended.or_complaint(self.subjects.complaint()))
+                }
+            };
+        // A known failure is one of the device's answers. What a witness sees is none of them: it fails a listed case too.
+        let (verdict, known) = if is_contradicted {
+            (verdict, None)
+        } else {
+            self.config.known_failures.judge(case.id(), verdict, today)
         };
         let warnings: Vec<String> = self.witnesses.iter_mut().flat_map(|witness| witness.found()).collect();
-        let (verdict, expected, found) = if warnings.is_empty() {
-            (verdict, expected, found)
+        let (verdict, expected, found, known) = if warnings.is_empty() {
+            (verdict, expected, found, known)
         } else {
             let found = found.into_iter().chain(warnings).collect::<Vec<_>>().join("\n");
             let verdict = if verdict == Verdict::Hung { Verdict::Hung } else { Verdict::Fail };
-            (verdict, expected.or(Some("no warning in the kernel's log".to_string())), Some(found))
+            (verdict, expected.or(Some("no warning in the kernel's log".to_string())), Some(found), None)
         };
-        let (verdict, known) = self.config.known_failures.judge(case.id(), verdict, today);
         let requests = match verdict {
             Verdict::Pass | Verdict::Skip | Verdict::NotRun => Vec::new(),
             _ => transcript.lines(),
@@ -167,11 +188,19 @@ impl Run<'_> {
         })));
     }
 
-    /// Returns the verdict, with what was expected and found.
-    fn judge(&mut self, case: &Case, ended: Ended) -> (Verdict, Option<String>, Option<String>) {
-        match ended {
+    /// Returns the verdict on a case that was run.
+    fn judge(&mut self, case: &Case, ended: Ended) -> Judged {
+        let (verdict, expected, found) = match ended {
             Ended::Passed => (Verdict::Pass, None, None),
             Ended::Stopped(Stop::Failed { expected, found }) => (Verdict::Fail, Some(expected), Some(found)),
+            Ended::Stopped(Stop::Contradicted { expected, found }) => {
+                return Judged {
+                    verdict: Verdict::Fail,
+                    expected: Some(expected),
+                    found: Some(found),
+                    is_contradicted: true,
+                };
+            }
             Ended::Stopped(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
             Ended::Stopped(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
             Ended::Unprepared(why) => (Verdict::NotRun, None, Some(why)),
@@ -184,7 +213,8 @@ impl Run<'_> {
                 self.lost = Some(format!("{} has hung, and holds the device", case.id()));
                 (Verdict::Hung, Some(expected), Some(found))
             }
-        }
+        };
+        Judged { verdict, expected, found, is_contradicted: false }
     }
 
     /// Returns the author's probe of the registers: the one of the settings, or the program's own.

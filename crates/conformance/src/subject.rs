@@ -189,10 +189,13 @@ impl Subject {
     pub(crate) fn state(&mut self) -> Outcome<State> {
         let state = self.request("GET MIG_DEVICE_STATE", |device| device.state(), State::to_string)?;
         let state = success("GET of MIG_DEVICE_STATE", state)?;
-        if let Some(seen) = self.witness.as_ref().and_then(|witness| witness()) {
-            equal("the device's state, as a second source tells it", state, seen)?;
+        match self.witness.as_ref().and_then(|witness| witness()) {
+            Some(seen) if seen != state => Err(Stop::Contradicted {
+                expected: format!("{state} from a second source of the state, as the device says"),
+                found: seen.to_string(),
+            }),
+            _ => Ok(state),
         }
-        Ok(state)
     }
 
     /// Fails the case unless the device is in this state.

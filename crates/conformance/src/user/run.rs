@@ -173,7 +173,9 @@ fn judged(case: &UserCase, record: &Record) -> Judged {
     }
     match case.judge(record) {
         Ok(()) => (Verdict::Pass, None, None),
-        Err(Stop::Failed { expected, found }) => (Verdict::Fail, Some(expected), Some(found)),
+        Err(Stop::Failed { expected, found } | Stop::Contradicted { expected, found }) => {
+            (Verdict::Fail, Some(expected), Some(found))
+        }
         Err(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
         Err(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
     }

@@ -4,3 +4,4 @@ mod faults;
 mod models;
 mod states;
 mod vfio_user;
+mod witnesses;
