@@ -22,6 +22,11 @@ pub(crate) enum Order {
 
 /// Looks for an order of all reads, in which those of one thread stay in their order, that gives the stream.
 pub(crate) fn order(stream: &[u8], threads: &[Pieces]) -> Order {
+    order_within(stream, threads, MAX_STEPS)
+}
+
+/// Looks for an order as [`order`] does, with another limit of steps.
+fn order_within(stream: &[u8], threads: &[Pieces], max_steps: usize) -> Order {
     let hashed: Vec<Vec<Piece>> =
         threads.iter().map(|pieces| pieces.iter().map(|piece| Piece::new(piece)).collect()).collect();
     let mut parts = HashMap::new();
@@ -33,7 +38,8 @@ pub(crate) fn order(stream: &[u8], threads: &[Pieces]) -> Order {
         {
             return Order::Found;
         }
-        if seen.len() == MAX_STEPS {
+        // One round may add a step for each thread, so the count may pass the limit without being equal to it.
+        if seen.len() >= max_steps {
             return Order::Unknown;
         }
         for (thread, pieces) in hashed.iter().enumerate() {
@@ -110,5 +116,16 @@ mod tests {
         // The last piece is of no order, which is only known once all of them were tried.
         let threads = [alike.clone(), alike.clone(), alike.clone(), [alike, vec![vec![1]]].concat()];
         assert_eq!(order(&[0; 257], &threads), Order::Unknown);
+    }
+
+    #[test]
+    fn a_limit_that_one_round_passes_ends_the_search() {
+        // Without the limit, the search tries all orders and finds none.
+        let alike = vec![vec![0]; 4];
+        let threads = [alike.clone(), alike.clone(), alike.clone(), [alike, vec![vec![1]]].concat()];
+        assert_eq!(order(&[0; 17], &threads), Order::None);
+        for max_steps in 1..100 {
+            assert_eq!(order_within(&[0; 17], &threads, max_steps), Order::Unknown, "{max_steps} steps");
+        }
     }
 }
