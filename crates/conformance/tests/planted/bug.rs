@@ -31,10 +31,8 @@ bugs! {
     LogRefusesManyRanges => "v2/dma-logging/page-of-ranges",
     /// The state can be changed without the capability (CVE-2022-50117).
     OpsWithoutCapability => "v2/feature/probe",
-    /// The migration flags have one that no header defines.
-    FlagUndefined => "v2/feature/defined-flags",
     /// The migration flags lack STOP_COPY.
-    FlagsWithoutStopCopy => "v2/feature/stop-copy-is-set",
+    FlagsWithoutStopCopy => "v2/feature/stop-copy-is-set" | "v2/feature/defined-flags",
     /// STOP_COPY to PRE_COPY loops forever (the core, a26b499b757c).
     BlockedArcLoops => "v2/arcs/blocked",
     /// A bad head fails with EFAULT, and its bytes count as loaded (mtty).

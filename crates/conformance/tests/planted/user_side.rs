@@ -186,9 +186,7 @@ impl Migratable for Wrapped {
     }
 
     fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        let flags = self.inner.migration_flags()?;
-        let undefined = if self.has(Bug::FlagUndefined) { 1 << 8 } else { 0 };
-        Ok(flags.map(|flags| flags | MigrationFlags::from_bits_retain(undefined)))
+        self.inner.migration_flags()
     }
 
     fn state(&mut self) -> Result<State> {
