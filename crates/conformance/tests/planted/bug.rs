@@ -53,7 +53,7 @@ bugs! {
     /// The initial bytes never change.
     InitialConstant => "v2/precopy-info/initial-bytes",
     /// The pre-copy counts are always 0.
-    PrecopyAlwaysZero => "v2/precopy-info/initial-bytes",
+    PrecopyAlwaysZero => "v2/precopy-info/initial-bytes" | "v2/precopy-info/temporary-end",
     /// A reset keeps the old contents.
     ResetKeepsContents => "v2/reset/registers" | "v2/reset/saved-state",
     /// A register is lost at a load.
@@ -252,6 +252,10 @@ bugs! {
     InitialAlwaysZero => "v2/precopy-info/initial-bytes",
     /// The initial bytes are 1000 too many, and never reach 0.
     InitialTooLarge => "v2/precopy-info/initial-bytes-available",
+    /// The initial bytes are half of what is there.
+    InitialHalved => "v2/precopy-info/temporary-end",
+    /// Both counts are 0 once half of the initial bytes were read.
+    PrecopyZeroTooEarly => "v2/precopy-info/temporary-end",
     /// The initial bytes grow with each query.
     InitialGrows => "v2/precopy-info/initial-bytes",
     /// The initial bytes start over without REINIT.

@@ -295,6 +295,8 @@ impl Migration for Card {
             Some(Bug::InitialConstant) => PrecopyReport::new(1000, dirty),
             Some(Bug::PrecopyAlwaysZero) => PrecopyReport::new(0, 0),
             Some(Bug::InitialAlwaysZero) => PrecopyReport::new(0, initial + dirty),
+            Some(Bug::InitialHalved) => PrecopyReport::new(initial / 2, dirty),
+            Some(Bug::PrecopyZeroTooEarly) if initial < saver.total => PrecopyReport::new(0, 0),
             Some(Bug::InitialTooLarge) => PrecopyReport::new(initial + 1000, dirty),
             Some(Bug::InitialGrows) => PrecopyReport::new(initial + reports, dirty),
             Some(Bug::DirtyFromTheStart) => PrecopyReport::new(initial / 2, dirty + initial - initial / 2),
