@@ -18,6 +18,7 @@ mod hostile_destination;
 mod hostile_source;
 mod kinds;
 mod later;
+mod layout;
 mod live;
 mod machines;
 mod owner;

@@ -192,9 +192,11 @@ fn the_journals_tell_what_may_happen_before_it_can() {
     let folder = tempfile::tempdir().unwrap();
     let rig = with_journals(&folder);
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
-    // Before anything stops at the source, and before READY at the destination.
-    rig.here.program.when("pause", move || assert_eq!(entries(&here), [Entry::MayBeHandedOver]));
-    rig.there.program.when("inspect", move || assert_eq!(entries(&there), [Entry::MayStart]));
+    // Both of them before anything stops at the source, so that no write lies in the downtime.
+    rig.here.program.when("pause", move || {
+        assert_eq!(entries(&here), [Entry::MayBeHandedOver]);
+        assert_eq!(entries(&there), [Entry::MayStart]);
+    });
     let mut ended = rig.migrate();
     ended.assert_sane("journals");
     ended.sent.unwrap();

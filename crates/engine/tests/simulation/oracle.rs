@@ -9,7 +9,7 @@ use whimbrel_engine::{Error, Outcome, SendError};
 use whimbrel_protocol::State;
 use whimbrel_protocol::handover::Entry;
 
-use super::coverage::Side;
+use super::coverage::{self, Side};
 use super::device::Device;
 use super::host::{End, Host};
 use super::link::Frame;
@@ -73,7 +73,8 @@ impl Oracle {
             _ => None,
         };
         let [source, _] = world.hosts();
-        let is_last = source.machine.as_ref().is_some_and(|machine| machine.row() == 12);
+        let stop = coverage::row(Side::Source, "Stop");
+        let is_last = source.machine.as_ref().is_some_and(|machine| machine.row() == stop);
         let oracle = &mut world.oracle;
         if side == Side::Destination {
             return;
