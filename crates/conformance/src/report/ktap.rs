@@ -9,12 +9,15 @@ use crate::verdict::{CaseResult, Event, Verdict};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ktap {
     number: usize,
+    /// The number of results to come, once the report has begun.
+    planned: Option<usize>,
 }
 
 impl Reporter for Ktap {
     fn event(&mut self, event: &Event, out: &mut dyn Write) -> io::Result<()> {
         match event {
             Event::Begin(header) => {
+                self.planned = Some(header.cases);
                 writeln!(out, "KTAP version 1")?;
                 writeln!(out, "# {} {}", header.suite, header.header)?;
                 let second = header.second.iter().map(|second| format!(" and {second}")).collect::<String>();
@@ -23,7 +26,8 @@ impl Reporter for Ktap {
                 let features = header.features.join(", ");
                 diagnostics(&format!("{}{second}{kernel}: {features}", header.subject), out)?;
                 writeln!(out, "# seed {}", header.seed)?;
-                writeln!(out, "1..{}", header.cases)
+                // Without a case the plan has the reason, which only the end tells.
+                if header.cases > 0 { writeln!(out, "1..{}", header.cases) } else { Ok(()) }
             }
             Event::Start { .. } => Ok(()),
             Event::Result(result) => {
@@ -32,8 +36,10 @@ impl Reporter for Ktap {
             }
             Event::Notice { text } => diagnostics(text, out),
             Event::End(summary) => match &summary.untestable {
-                Some(why) if self.number == 0 => {
-                    writeln!(out, "KTAP version 1")?;
+                Some(why) if self.planned.unwrap_or_default() == 0 => {
+                    if self.planned.is_none() {
+                        writeln!(out, "KTAP version 1")?;
+                    }
                     writeln!(out, "1..0 # SKIP {}", one_line(why))
                 }
                 _ => diagnostics(&summary.to_string(), out),
@@ -76,4 +82,43 @@ fn one_line(text: &str) -> String {
 
 fn diagnostics(text: &str, out: &mut dyn Write) -> io::Result<()> {
     text.lines().try_for_each(|line| writeln!(out, "# {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::{Header, Summary};
+
+    fn begin(cases: usize) -> Event {
+        Event::Begin(Header {
+            suite: "0.1.0".to_string(),
+            header: "a header".to_string(),
+            subject: "a device".to_string(),
+            second: None,
+            kernel: None,
+            features: vec!["STOP_COPY".to_string()],
+            seed: 1,
+            cases,
+        })
+    }
+
+    fn untestable() -> Event {
+        Event::End(Summary { untestable: Some("for a reason".to_string()), ..Summary::default() })
+    }
+
+    fn written(events: &[Event]) -> String {
+        let (mut format, mut out) = (Ktap::default(), Vec::new());
+        events.iter().try_for_each(|event| format.event(event, &mut out)).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_report_has_one_version_and_one_plan() {
+        let skip = "1..0 # SKIP for a reason\n";
+        assert_eq!(written(&[untestable()]), format!("KTAP version 1\n{skip}"));
+        let head = "KTAP version 1\n# 0.1.0 a header\n# a device: STOP_COPY\n# seed 1\n";
+        assert_eq!(written(&[begin(0), untestable()]), format!("{head}{skip}"));
+        let end = "1..2\n# nothing could be tested: for a reason\n";
+        assert_eq!(written(&[begin(2), untestable()]), format!("{head}{end}"));
+    }
 }

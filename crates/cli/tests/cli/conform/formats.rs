@@ -33,6 +33,13 @@ fn parse_ktap(text: &str) -> Vec<Ktap<'_>> {
     results
 }
 
+/// Parses KTAP without a result, and returns the directive of its plan.
+fn parse_plan_of_nothing(text: &str) -> &str {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("# ")).collect();
+    let ["KTAP version 1", plan] = lines[..] else { panic!("{text}") };
+    plan.strip_prefix("1..0 # ").unwrap_or_else(|| panic!("{text}"))
+}
+
 #[test]
 fn ktap_has_a_line_for_each_case_and_diagnostics_of_failures() {
     let folder = TempDir::new().unwrap();
@@ -52,6 +59,10 @@ fn ktap_has_a_line_for_each_case_and_diagnostics_of_failures() {
 
     let run = whimbrel(["conform", "cdev:/no/such/file", "--format", "ktap"]);
     assert!(run.text().starts_with("KTAP version 1\n1..0 # SKIP "), "{}", run.text());
+
+    let run = whimbrel(["conform", MODEL, "--only", "v2/arcs/*", "--exclude", "v2/*", "--format", "ktap"]);
+    assert_eq!(run.status, 3);
+    assert_eq!(parse_plan_of_nothing(run.text()), "SKIP no case is selected");
 }
 
 #[test]
