@@ -95,7 +95,7 @@ struct Settings {
     #[arg(long, value_name = "SECONDS", default_value_t = Config::default().timeout.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
-    /// Upper bound for all requests of one case together, in seconds
+    /// Upper bound for all requests of one case together, in seconds. Not with --user, where a case is one run of the program
     #[arg(long, value_name = "SECONDS", default_value_t = Config::default().case_timeout.as_secs())]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     case_timeout: u64,
@@ -243,7 +243,6 @@ fn format(arguments: &Arguments, output: Output) -> Result<Format, Failure> {
     }
 }
 
-/// Reads the list of known failures of these cases, and returns its text too.
 /// Maximum size of a list of known failures, in bytes.
 const MAX_LIST: usize = 1 << 20;
 
@@ -259,6 +258,7 @@ fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Reads the list of known failures of these cases, and returns its text too.
 fn read_known_failures(
     path: &Path,
     ids: impl Iterator<Item = &'static str> + Clone,

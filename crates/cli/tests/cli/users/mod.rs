@@ -119,4 +119,7 @@ fn cases_are_listed_with_their_faults() {
     assert!(text.contains("user/error/reset (MUST, source)"), "{text}");
     assert!(text.contains("faults: arc *->STOP_COPY: EIO broken"), "{text}");
     whimbrel(["conform", "--user", "--list", "--only", "v2/*"]).misused().says(&["no case matches 'v2/*'"]);
+    // A case is one run of the program, which --timeout limits.
+    let other = ["conform", "--user", "--case-timeout", "5", "--", "true"];
+    whimbrel(other).misused().says(&["'--user' cannot be used with '--case-timeout <SECONDS>'"]);
 }
