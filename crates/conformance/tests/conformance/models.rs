@@ -14,7 +14,8 @@ use crate::states::MTTY;
 
 /// Time for one case: a mutant that loops is not waited for any longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Set by the first failure, which ends the runs of all tests here: one is enough to judge a mutant.
+/// Set to judge a mutant: then the first failure of a test here ends the runs of all, for one is enough.
+const ONE_FAILURE_IS_ENOUGH: &str = "WHIMBREL_JUDGES_MUTANT";
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// A device of a model, and what the run has besides.
@@ -59,7 +60,9 @@ impl Sound {
         config.case_timeout = TIMEOUT;
         config.repeat = 1 + self.more;
         config.allow_hang = true;
-        config.stop = STOP.clone();
+        if std::env::var_os(ONE_FAILURE_IS_ENOUGH).is_some() {
+            config.stop = STOP.clone();
+        }
         config.registers = self.has_probe.then(|| probe(self.model));
         if self.has_writer {
             config.writer = Some(Arc::new(AccelWriter::new()));
@@ -68,7 +71,8 @@ impl Sound {
         config
     }
 
-    /// Fails unless every verdict is one that a sound device gets. The first other verdict ends the run.
+    /// Fails unless every verdict is one that a sound device gets. The first other verdict ends the run, and where a mutant
+    /// is judged, also those of the other tests.
     fn check(self) {
         let config = self.config();
         let mut report = Report::default();
