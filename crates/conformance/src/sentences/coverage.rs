@@ -209,6 +209,14 @@ mod tests {
     }
 
     #[test]
+    fn no_sentence_with_a_case_has_a_reason_to_have_none() {
+        for excuse in EXCUSED {
+            let cases = cases_of(excuse.sentence);
+            assert!(cases.is_empty(), "{}: {}", excuse.sentence, cases.join(" "));
+        }
+    }
+
+    #[test]
     fn a_changed_sentence_is_told_with_its_old_wording_and_its_cases() {
         let old = "The optional states cannot be used with SET_STATE if the device does not support them.";
         let new = "The optional states must not be used with SET_STATE if the device does not support them.";

@@ -78,7 +78,6 @@ pub(super) const EXCUSED: &[Excused] = &[
         "ERROR - The device has failed and must be reset",
         "the user resets it; v2/resuming/error-needs-a-reset tests that nothing else leaves ERROR",
     ),
-    unseen("RUNNING_P2P - RUNNING, except the device cannot do peer to peer DMA", PEERS),
     unseen("PRE_COPY_P2P - PRE_COPY, except the device cannot do peer to peer DMA", PEERS),
     unseen(
         "The RUNNING_P2P and PRE_COPY_P2P states must prevent the device from initiating any new P2P DMA transactions.",
@@ -97,11 +96,6 @@ pub(super) const EXCUSED: &[Excused] = &[
         PATHS,
     ),
     unseen("The path cannot have saving group states as interior arcs, only starting/end states.", PATHS),
-    unseen(
-        "When DMA logging is started a range of IOVAs to monitor is provided and the device can optimize its logging to cover \
-         only the IOVA range given.",
-        "a permission: the log may cover more than the ranges",
-    ),
 ];
 
 #[cfg(test)]
