@@ -28,7 +28,7 @@ impl Reporter for Text {
                 header.second.iter().try_for_each(|second| write!(out, " and {second}"))?;
                 header.kernel.iter().try_for_each(|kernel| write!(out, " on Linux {kernel}"))?;
                 writeln!(out, " (features: {})", header.features.join(", "))?;
-                writeln!(out, "sentences of {}, seed {}", header.header, header.seed)
+                writeln!(out, "suite {}, sentences of {}, seed {}", header.suite, header.header, header.seed)
             }
             Event::Start { .. } => Ok(()),
             Event::Result(result) => {
