@@ -1,7 +1,6 @@
 //! What a case works with: the device under test, perhaps a second one, and the settings of the run.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::device::DeviceInfoFlags;
@@ -13,6 +12,7 @@ use crate::hooks::{DmaWriter, RegisterProbe};
 use crate::outcome::{Outcome, equal_bytes, inconclusive, skip};
 use crate::saved::Saved;
 use crate::subject::Subject;
+use crate::time_budget::TimeBudget;
 
 /// The device, or devices, of one run of a case.
 pub(crate) struct Bench {
@@ -30,27 +30,6 @@ pub(crate) struct Bench {
     /// Whether the case may reset the device.
     pub(crate) may_reset: bool,
     pub(crate) budget: TimeBudget,
-}
-
-/// The time in which a case repeats requests with other data: a slow device is tried with less of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TimeBudget {
-    end: Instant,
-}
-
-impl TimeBudget {
-    /// The longest budget.
-    const MAX: Duration = Duration::from_secs(20);
-
-    /// Returns the budget of a case that begins now and has this upper bound.
-    pub(crate) fn new(case_timeout: Duration) -> TimeBudget {
-        TimeBudget { end: Instant::now() + TimeBudget::MAX.min(case_timeout / 3) }
-    }
-
-    /// Returns whether some of it is left.
-    pub(crate) fn is_left(self) -> bool {
-        Instant::now() < self.end
-    }
 }
 
 impl Bench {

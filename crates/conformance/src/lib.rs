@@ -42,6 +42,7 @@ pub mod stdin;
 mod subject;
 mod subjects;
 mod suite;
+mod time_budget;
 mod transcript;
 pub mod user;
 mod verdict;

@@ -14,6 +14,7 @@ use crate::opening;
 use crate::outcome::Stop;
 use crate::seat::{Ended, Seat};
 use crate::subjects::{Opener, Subjects};
+use crate::time_budget::TimeBudget;
 use crate::transcript::Transcript;
 use crate::verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
 use crate::witness::Witness;
@@ -140,6 +141,7 @@ impl Run<'_> {
         (self.told)(&Event::Start { id: case.id().to_string() });
         let start = Instant::now();
         let transcript = Transcript::logged(self.config.requests.clone());
+        let budget = TimeBudget::new(self.config.case_timeout);
         let Judged { verdict, expected, found, is_contradicted } =
             match (&self.lost, self.unmet(case, features)) {
                 (Some(why), _) => Judged::without_run(Verdict::NotRun, why.clone()),
@@ -152,6 +154,7 @@ impl Run<'_> {
                         config: Config { registers: self.registers(), ..self.config.clone() },
                         seed,
                         transcript: transcript.clone(),
+                        budget: budget.clone(),
                     };
                     drop(self.subjects.complaint());
                     let ended = seat.watched();
@@ -182,6 +185,7 @@ impl Run<'_> {
             expected,
             found,
             known,
+            notice: budget.notice(),
             requests,
             millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..result

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use whimbrel_protocol::MigrationFlags;
 
-use crate::bench::{Bench, Features, TimeBudget};
+use crate::bench::{Bench, Features};
 use crate::case::{Case, Need};
 use crate::config::Config;
 use crate::opening::opened;
@@ -15,6 +15,7 @@ use crate::outcome::Stop;
 use crate::stdin::complaint::Complaint;
 use crate::subject::Subject;
 use crate::subjects::{Opener, Subjects};
+use crate::time_budget::TimeBudget;
 use crate::transcript::{Pending, Transcript};
 
 /// The outcome of one run of a case.
@@ -56,6 +57,7 @@ pub(crate) struct Seat {
     pub(crate) config: Config,
     pub(crate) seed: u64,
     pub(crate) transcript: Transcript,
+    pub(crate) budget: TimeBudget,
 }
 
 /// How long one request may take, and the whole case.
@@ -134,7 +136,7 @@ impl Seat {
     }
 
     fn run(self) -> Ended {
-        let Seat { case, features, subjects, config, seed, transcript } = self;
+        let Seat { case, features, subjects, config, seed, transcript, budget } = self;
         let may_reset = config.allow_reset && features.can_reset;
         let subject = |open: &Opener, name: &'static str| {
             let device = transcript.during("opening the device", || opened(open, may_reset))?;
@@ -170,7 +172,7 @@ impl Seat {
             stream: config.stream,
             random: fastrand::Rng::with_seed(seed),
             may_reset,
-            budget: TimeBudget::new(config.case_timeout),
+            budget,
         };
         match (case.run)(&mut bench) {
             Ok(()) => Ended::Passed,

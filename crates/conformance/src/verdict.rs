@@ -93,6 +93,9 @@ pub struct CaseResult {
     /// The reason why this failure is known, and where it is reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub known: Option<String>,
+    /// What the reader must know about the verdict, such as that the time was enough for a part of the data only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub notice: Option<String>,
     /// The requests in order, of a case that did not pass.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub requests: Vec<String>,
@@ -116,6 +119,7 @@ impl CaseResult {
             expected: None,
             found: None,
             known: None,
+            notice: None,
             requests: Vec::new(),
             replay: None,
             millis: 0,

@@ -84,6 +84,9 @@ fn test_case(result: &CaseResult) -> TestCase {
     let mut case = TestCase::new(result.id.as_str(), status);
     let (section, _) = result.id.rsplit_once('/').unwrap_or((&result.id, ""));
     case.set_classname(section.replace('/', "."));
+    if let Some(notice) = &result.notice {
+        case.set_system_out(notice.as_str());
+    }
     case.set_time(Duration::from_millis(result.millis));
     case
 }

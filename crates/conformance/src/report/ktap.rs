@@ -71,6 +71,7 @@ impl Ktap {
             result.requests.iter().try_for_each(|request| diagnostics(&format!("  {request}"), out))?;
             result.replay.iter().try_for_each(|command| diagnostics(&format!("replay: {command}"), out))?;
         }
+        result.notice.iter().try_for_each(|notice| diagnostics(&format!("{}: {notice}", result.id), out))?;
         writeln!(out, "{ok} {} {}{directive}", self.number, result.id)
     }
 }

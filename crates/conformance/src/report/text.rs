@@ -9,7 +9,7 @@ use crate::verdict::{CaseResult, Event, Verdict};
 /// Writes text for people.
 #[derive(Clone, Debug, Default)]
 pub struct Text {
-    /// Also names the cases that passed or were skipped.
+    /// Also names the cases that passed or were skipped without a notice.
     all: bool,
 }
 
@@ -33,7 +33,7 @@ impl Reporter for Text {
             Event::Start { .. } => Ok(()),
             Event::Result(result) => {
                 let is_plain = matches!(result.verdict, Verdict::Pass | Verdict::Skip);
-                if is_plain && !self.all {
+                if is_plain && !self.all && result.notice.is_none() {
                     return Ok(());
                 }
                 write!(out, "{}", Shown(result))
@@ -54,11 +54,15 @@ impl fmt::Display for Shown<'_> {
 
 /// Writes a result: a line for one that passed, all that is known for one that did not.
 pub(super) fn write_result(f: &mut fmt::Formatter<'_>, result: &CaseResult) -> fmt::Result {
-    let CaseResult { id, level, verdict, sentence, expected, found, known, requests, replay, .. } = result;
+    let CaseResult { id, level, verdict, sentence, expected, found, known, notice, requests, replay, .. } =
+        result;
+    let note =
+        |f: &mut fmt::Formatter<'_>| notice.iter().try_for_each(|notice| writeln!(f, "  note      {notice}"));
     if matches!(verdict, Verdict::Pass | Verdict::Skip | Verdict::NotRun) {
         write!(f, "{verdict:<12} {id}")?;
         found.iter().try_for_each(|why| write!(f, ": {why}"))?;
-        return writeln!(f);
+        writeln!(f)?;
+        return note(f);
     }
     writeln!(f, "{verdict:<12} {id}")?;
     writeln!(f, "  {:<9} {sentence}", level.name())?;
@@ -67,6 +71,7 @@ pub(super) fn write_result(f: &mut fmt::Formatter<'_>, result: &CaseResult) -> f
     let lines = found.iter().flat_map(|found| found.lines());
     lines.zip(heads).try_for_each(|(line, head)| writeln!(f, "  {head:<9} {line}"))?;
     known.iter().try_for_each(|known| writeln!(f, "  known     {known}"))?;
+    note(f)?;
     if !verdict.is_failure() {
         return Ok(());
     }

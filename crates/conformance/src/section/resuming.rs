@@ -97,9 +97,9 @@ fn leave(subject: &mut Subject, written: Result<(), Errno>, to: State) -> Outcom
 
 fn cut(bench: &mut Bench, saved: &Saved) -> Outcome {
     let subject = &mut bench.subject;
-    let budget = bench.budget;
+    let budget = bench.budget.clone();
     let lengths = saved.cuts(&mut bench.random).into_iter().filter(|length| *length > 0);
-    for length in lengths.take_while(|_| budget.is_left()) {
+    for length in budget.limit(lengths) {
         let attempt = attempt(subject, &saved[..length], State::Stop)?;
         let what = format!("RESUMING -> STOP with {length} of {} bytes", saved.len());
         fails(what, attempt.left)?;

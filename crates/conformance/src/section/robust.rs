@@ -83,12 +83,12 @@ const CHANGED_BYTES: usize = 4 << 20;
 /// cannot load its own state.
 fn hurt(bench: &mut Bench, spoil: impl FnOnce(&Saved, &mut fastrand::Rng) -> Vec<Vec<u8>>) -> Outcome {
     bench.restoring(|bench, saved| {
-        let (registers, budget) = (bench.registers.clone(), bench.budget);
+        let (registers, budget) = (bench.registers.clone(), bench.budget.clone());
         // A device with a migration region may have to run before it can save what it has loaded.
         let saves_in_stop = !bench.features.has(Need::Region);
         let subject = &mut bench.subject;
         let before = registers.as_ref().map(|registers| subject.look(&**registers)).transpose()?;
-        for data in spoil(saved, &mut bench.random).into_iter().take_while(|_| budget.is_left()) {
+        for data in budget.limit(spoil(saved, &mut bench.random)) {
             let taken = attempt(subject, &data, State::Stop)?;
             if taken.left.is_ok() {
                 use_taken(subject)?;
@@ -153,10 +153,10 @@ fn saved_again(bench: &mut Bench) -> Outcome {
         return skip("it resets the device");
     }
     bench.restoring(|bench, saved| {
-        let (registers, budget) = (bench.registers.clone(), bench.budget);
+        let (registers, budget) = (bench.registers.clone(), bench.budget.clone());
         let subject = &mut bench.subject;
         let mut is_any_taken = false;
-        for data in flipped(saved, &mut bench.random).into_iter().take_while(|_| budget.is_left()) {
+        for data in budget.limit(flipped(saved, &mut bench.random)) {
             let taken = attempt(subject, &data, State::Stop)?;
             if taken.written.and(taken.left).is_ok() {
                 is_any_taken = true;

@@ -121,9 +121,9 @@ fn registers_after_pre_copy(bench: &mut Bench) -> Outcome {
     let subject = &mut bench.subject;
     // Before the change in PRE_COPY, and after it: nothing is read, some bytes, or all.
     let amounts: [Option<u64>; 3] = [None, Some(16), Some(u64::MAX)];
-    let budget = bench.budget;
+    let budget = bench.budget.clone();
     let pairs = amounts.into_iter().flat_map(|before| amounts.map(|after| (before, after)));
-    for (before, after) in pairs.take_while(|_| budget.is_left()) {
+    for (before, after) in budget.limit(pairs) {
         subject.change(&*registers, seed)?;
         let mut data = subject.begin(State::PreCopy)?;
         let mut bytes = Vec::new();
@@ -199,8 +199,8 @@ fn write_segments(bench: &mut Bench) -> Outcome {
         left -= random[random.len() - 1];
     }
     divisions.push(random);
-    let budget = bench.budget;
-    for division in divisions.into_iter().take_while(|_| budget.is_left()) {
+    let budget = bench.budget.clone();
+    for division in budget.limit(divisions) {
         let mut data = subject.begin(State::Resuming)?;
         let mut rest = &saved[..];
         for size in division {
@@ -224,8 +224,8 @@ fn read_segments(bench: &mut Bench) -> Outcome {
     let subject = &mut bench.subject;
     subject.go(State::Stop)?;
     let saved = subject.save_stopped()?;
-    let budget = bench.budget;
-    for segment in segments(saved.len()).take_while(|_| budget.is_left()) {
+    let budget = bench.budget.clone();
+    for segment in budget.limit(segments(saved.len())) {
         let mut data = subject.begin(State::StopCopy)?;
         let mut bytes = Vec::with_capacity(saved.len());
         let mut buffer = vec![0; segment];

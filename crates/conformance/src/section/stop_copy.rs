@@ -189,9 +189,9 @@ fn given_up(bench: &mut Bench) -> Outcome {
     subject.go(State::Stop)?;
     let expected = subject.save_stopped()?;
     let mut found: Option<Saved> = None;
-    let budget = bench.budget;
+    let budget = bench.budget.clone();
     let counts = expected.cuts(&mut bench.random).into_iter().zip([true, false].into_iter().cycle());
-    for (count, closes_first) in counts.take_while(|_| budget.is_left()) {
+    for (count, closes_first) in budget.limit(counts) {
         let mut data = Some(read_some(subject, count)?);
         data.take_if(|_| closes_first);
         subject.go(State::Stop)?;

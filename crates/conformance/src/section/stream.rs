@@ -72,10 +72,10 @@ fn saved_again(bench: &mut Bench) -> Outcome {
 fn flipped_bit(bench: &mut Bench) -> Outcome {
     let stream = Saved::from(stream(bench)?.to_vec());
     bench.restoring(|bench, own| {
-        let budget = bench.budget;
+        let budget = bench.budget.clone();
         let damaged = flipped(&stream, &mut bench.random);
         let subject = &mut bench.subject;
-        for data in damaged.into_iter().take_while(|_| budget.is_left()) {
+        for data in budget.limit(damaged) {
             attempt(subject, &data, State::Stop)?;
             subject.must_reset()?;
             subject.is_in(State::Running)?;

@@ -138,6 +138,7 @@ impl Run<'_> {
             expected,
             found,
             known: known.map(ToString::to_string),
+            notice: None,
             requests,
             replay: None,
             millis: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),

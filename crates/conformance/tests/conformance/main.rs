@@ -2,6 +2,7 @@
 
 mod faults;
 mod models;
+mod slow;
 mod states;
 mod vfio_user;
 mod witnesses;
