@@ -19,6 +19,7 @@
 
 mod bench;
 mod case;
+mod case_thread;
 mod config;
 mod data;
 mod dma;
@@ -35,7 +36,6 @@ mod relay;
 pub mod report;
 mod run;
 mod saved;
-mod seat;
 mod section;
 pub mod sentences;
 pub mod stdin;

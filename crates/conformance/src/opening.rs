@@ -50,8 +50,8 @@ pub(crate) fn features_of(
     }
 }
 
-/// Leaves the device running, if it outlives this run.
-pub(crate) fn leave(open: &Opener, may_reset: bool, timeout: Duration) -> Result<(), String> {
+/// Brings a device that outlives this run back to RUNNING.
+pub(crate) fn return_to_running(open: &Opener, may_reset: bool, timeout: Duration) -> Result<(), String> {
     let open = open.clone();
     let (sender, receiver) = channel();
     thread::spawn(move || {

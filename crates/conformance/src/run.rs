@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use crate::bench::Features;
 use crate::case::{Case, Danger, HEADER, Need};
+use crate::case_thread::{CaseOutcome, CaseThread};
 use crate::config::Config;
 use crate::hooks::RegisterProbe;
 use crate::known_failures::Date;
 use crate::known_issues::{KnownIssue, danger};
 use crate::opening;
 use crate::outcome::Stop;
-use crate::seat::{Ended, Seat};
 use crate::subjects::{Opener, Subjects};
 use crate::time_budget::TimeBudget;
 use crate::transcript::Transcript;
@@ -129,7 +129,11 @@ impl Run<'_> {
         if self.lost.is_some() {
             return;
         }
-        let text = match opening::leave(&self.subjects.open, self.may_reset(&features), self.config.timeout) {
+        let text = match opening::return_to_running(
+            &self.subjects.open,
+            self.may_reset(&features),
+            self.config.timeout,
+        ) {
             Err(why) => format!("after the last case: {why}"),
             Ok(()) if is_stopped() => format!("{} is in RUNNING", self.subjects.name),
             Ok(()) => return,
@@ -147,7 +151,7 @@ impl Run<'_> {
                 (Some(why), _) => Judged::without_run(Verdict::NotRun, why.clone()),
                 (None, Some(why)) => Judged::without_run(Verdict::Skip, why),
                 (None, None) => {
-                    let seat = Seat {
+                    let thread = CaseThread {
                         case,
                         features: features.clone(),
                         subjects: self.subjects.clone(),
@@ -157,8 +161,8 @@ impl Run<'_> {
                         budget: budget.clone(),
                     };
                     drop(self.subjects.complaint());
-                    let ended = seat.watched();
-                    self.judge(case, ended.or_complaint(self.subjects.complaint()))
+                    let outcome = thread.watched();
+                    self.judge(case, outcome.or_complaint(self.subjects.complaint()))
                 }
             };
         // A known failure is one of the device's answers. What a witness sees is none of them: it fails a listed case too.
@@ -193,11 +197,13 @@ impl Run<'_> {
     }
 
     /// Returns the verdict on a case that was run.
-    fn judge(&mut self, case: &Case, ended: Ended) -> Judged {
-        let (verdict, expected, found) = match ended {
-            Ended::Passed => (Verdict::Pass, None, None),
-            Ended::Stopped(Stop::Failed { expected, found }) => (Verdict::Fail, Some(expected), Some(found)),
-            Ended::Stopped(Stop::Contradicted { expected, found }) => {
+    fn judge(&mut self, case: &Case, outcome: CaseOutcome) -> Judged {
+        let (verdict, expected, found) = match outcome {
+            CaseOutcome::Passed => (Verdict::Pass, None, None),
+            CaseOutcome::Stopped(Stop::Failed { expected, found }) => {
+                (Verdict::Fail, Some(expected), Some(found))
+            }
+            CaseOutcome::Stopped(Stop::Contradicted { expected, found }) => {
                 return Judged {
                     verdict: Verdict::Fail,
                     expected: Some(expected),
@@ -205,15 +211,15 @@ impl Run<'_> {
                     is_contradicted: true,
                 };
             }
-            Ended::Stopped(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
-            Ended::Stopped(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
-            Ended::Unprepared(why) => (Verdict::NotRun, None, Some(why)),
-            Ended::Panicked(why) => (
+            CaseOutcome::Stopped(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
+            CaseOutcome::Stopped(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
+            CaseOutcome::NotOpened(why) => (Verdict::NotRun, None, Some(why)),
+            CaseOutcome::Panicked(why) => (
                 Verdict::Fail,
                 Some("the driver does not panic".to_string()),
                 Some(format!("it panicked: {why}")),
             ),
-            Ended::Hung { expected, found } => {
+            CaseOutcome::Hung { expected, found } => {
                 self.lost = Some(format!("{} has hung, and holds the device", case.id()));
                 (Verdict::Hung, Some(expected), Some(found))
             }

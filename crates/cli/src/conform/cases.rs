@@ -45,11 +45,11 @@ pub(super) enum Told {
     /// The cases, or why nothing could be tested.
     Plan(Result<Vec<Planned>, String>),
     /// The process runs, and so its own timeout for each request does.
-    Alive,
+    Heartbeat,
 }
 
-/// Interval between two lines that say so.
-const ALIVE: Duration = Duration::from_secs(1);
+/// Interval between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Runs the cases, and reports on stdout.
 pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
@@ -59,11 +59,11 @@ pub(crate) fn run(_: &Arguments) -> Result<(), Failure> {
     let order: Order = serde_json::from_str(&line).map_err(|error| Failure::from_error(&error))?;
     let mut config = order.config()?;
     std::thread::Builder::new()
-        .name("alive".into())
+        .name("heartbeat".into())
         .spawn(|| {
             // Nobody listens any more once it fails.
-            while tell(&Told::Alive).is_ok() {
-                std::thread::sleep(ALIVE);
+            while tell(&Told::Heartbeat).is_ok() {
+                std::thread::sleep(HEARTBEAT);
             }
         })
         .map_err(|error| Failure::from_io("cannot start a thread", &error))?;

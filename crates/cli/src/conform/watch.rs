@@ -203,7 +203,7 @@ fn plan(
                     note(format_args!("error: nothing can be tested: {why}"));
                     return Ok(ExitCode::from(3));
                 }
-                Told::Event(_) | Told::Alive => {}
+                Told::Event(_) | Told::Heartbeat => {}
             },
             Heard::Silence if since.elapsed() > limit => {
                 let hint = worker.kill();

@@ -85,7 +85,7 @@ impl Program {
             Failure::Errno(errno) => format!("the program answers 'hello {VERSION}' with {errno:?}"),
             Failure::Complaint(complaint) => complaint.to_string(),
         };
-        Error::unusable(&self.name, format!("the program is no device: {why}"))
+        Error::unusable(&self.name, format!("the program is not a device under test: {why}"))
     }
 
     /// Returns the probe of the programs' registers, if the first one has one.

@@ -142,7 +142,9 @@ fn nothing_is_tested_without_a_program_or_with_another_version() {
     let newer = only(&script("hello) echo ok 2;;"), LOOK);
     let why = newer.summary().untestable.clone().unwrap_or_default();
     assert!(
-        why.contains("the program is no device: the program speaks version 2 of the protocol, expected 1"),
+        why.contains(
+            "the program is not a device under test: the program speaks version 2 of the protocol, expected 1"
+        ),
         "{why}"
     );
 
@@ -155,7 +157,7 @@ fn nothing_is_tested_without_a_program_or_with_another_version() {
     ] {
         let report = only(&script(cases), LOOK);
         let why = report.summary().untestable.clone().unwrap_or_default();
-        assert!(why.contains("the program is no device: ") && why.contains(what), "{why}");
+        assert!(why.contains("the program is not a device under test: ") && why.contains(what), "{why}");
         assert!(!why.contains("the device"), "{why}");
     }
 }

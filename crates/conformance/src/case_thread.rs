@@ -19,11 +19,11 @@ use crate::time_budget::TimeBudget;
 use crate::transcript::{Pending, Transcript};
 
 /// The outcome of one run of a case.
-pub(crate) enum Ended {
+pub(crate) enum CaseOutcome {
     Passed,
     Stopped(Stop),
     /// The device could not be opened or brought to RUNNING.
-    Unprepared(String),
+    NotOpened(String),
     Panicked(String),
     /// A request, or the whole case, has not ended in time.
     Hung {
@@ -32,25 +32,26 @@ pub(crate) enum Ended {
     },
 }
 
-impl Ended {
+impl CaseOutcome {
     /// Replaces the outcome by what was wrong with the program under test, if anything was.
-    pub(crate) fn or_complaint(self, complaint: Option<Complaint>) -> Ended {
+    pub(crate) fn or_complaint(self, complaint: Option<Complaint>) -> CaseOutcome {
         match (self, complaint) {
-            (hung @ Ended::Hung { .. }, _) => hung,
+            (hung @ CaseOutcome::Hung { .. }, _) => hung,
             (_, Some(Complaint::Broken(found))) => {
                 let expected = "a program that keeps to the protocol".to_string();
-                Ended::Stopped(Stop::Failed { expected, found })
+                CaseOutcome::Stopped(Stop::Failed { expected, found })
             }
-            (Ended::Stopped(_) | Ended::Unprepared(_), Some(complaint @ Complaint::Unimplemented(_))) => {
-                Ended::Stopped(Stop::Skipped(complaint.to_string()))
-            }
-            (ended, _) => ended,
+            (
+                CaseOutcome::Stopped(_) | CaseOutcome::NotOpened(_),
+                Some(complaint @ Complaint::Unimplemented(_)),
+            ) => CaseOutcome::Stopped(Stop::Skipped(complaint.to_string())),
+            (outcome, _) => outcome,
         }
     }
 }
 
 /// What a case's thread needs.
-pub(crate) struct Seat {
+pub(crate) struct CaseThread {
     pub(crate) case: &'static Case,
     pub(crate) features: Features,
     pub(crate) subjects: Subjects,
@@ -69,14 +70,14 @@ struct Limits {
 
 impl Limits {
     /// Waits for the outcome of a case that begins now.
-    fn wait(self, receiver: &Receiver<Ended>, transcript: &Transcript) -> Ended {
+    fn wait(self, receiver: &Receiver<CaseOutcome>, transcript: &Transcript) -> CaseOutcome {
         let start = Instant::now();
         loop {
             // A request that begins after this look has more time than the next look is away.
             let pending = transcript.pending();
             let spent = pending.as_ref().map_or(Duration::ZERO, Pending::elapsed);
             if let Some(pending) = pending.filter(|_| spent >= self.request) {
-                return Ended::Hung {
+                return CaseOutcome::Hung {
                     expected: format!("an answer to each request within {} s", self.request.as_secs_f64()),
                     found: format!("{} has not returned for {:.1} s", pending.request, spent.as_secs_f64()),
                 };
@@ -86,16 +87,16 @@ impl Limits {
                 return self.case_hung(transcript);
             }
             match receiver.recv_timeout(case_left.min(self.request.saturating_sub(spent))) {
-                Ok(ended) => return ended,
+                Ok(outcome) => return outcome,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Ended::Unprepared("the case's thread has ended".to_string());
+                    return CaseOutcome::NotOpened("the case's thread has ended".to_string());
                 }
             }
         }
     }
 
-    fn case_hung(self, transcript: &Transcript) -> Ended {
+    fn case_hung(self, transcript: &Transcript) -> CaseOutcome {
         let last = match transcript.pending() {
             Some(pending) => format!(
                 "{} has not returned for {:.1} s, which is within the timeout of one request",
@@ -104,7 +105,7 @@ impl Limits {
             ),
             None => "no request is pending".to_string(),
         };
-        Ended::Hung {
+        CaseOutcome::Hung {
             expected: format!("the end of the case within {} s", self.case.as_secs_f64()),
             found: format!(
                 "it goes on after {} requests: {last}; a slow device needs more time (--case-timeout)",
@@ -114,29 +115,29 @@ impl Limits {
     }
 }
 
-impl Seat {
+impl CaseThread {
     /// Runs the case on a thread of its own, and gives it up once a request or all of them take too long.
-    pub(crate) fn watched(self) -> Ended {
+    pub(crate) fn watched(self) -> CaseOutcome {
         let (transcript, name) = (self.transcript.clone(), self.case.id());
         let limits = Limits { request: self.config.timeout, case: self.config.case_timeout };
         let (sender, receiver) = channel();
         let spawned = thread::Builder::new().name(name.to_string()).spawn(move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("without a text");
-                Ended::Panicked(text.to_string())
+                CaseOutcome::Panicked(text.to_string())
             });
             // Without a listener the case has hung for too long.
-            let _ = sender.send(ended);
+            let _ = sender.send(outcome);
         });
         match spawned {
             Ok(_) => limits.wait(&receiver, &transcript),
-            Err(error) => Ended::Unprepared(format!("cannot start a thread: {error}")),
+            Err(error) => CaseOutcome::NotOpened(format!("cannot start a thread: {error}")),
         }
     }
 
-    fn run(self) -> Ended {
-        let Seat { case, features, subjects, config, seed, transcript, budget } = self;
+    fn run(self) -> CaseOutcome {
+        let CaseThread { case, features, subjects, config, seed, transcript, budget } = self;
         let may_reset = config.allow_reset && features.can_reset;
         let subject = |open: &Opener, name: &'static str| {
             let device = transcript.during("opening the device", || opened(open, may_reset))?;
@@ -153,14 +154,14 @@ impl Seat {
         };
         let first = match subject(&subjects.open, "") {
             Ok(subject) => subject,
-            Err(why) => return Ended::Unprepared(why),
+            Err(why) => return CaseOutcome::NotOpened(why),
         };
         let needs_second = case.needed().contains(&Need::Second);
         let second = match subjects.second.as_ref().filter(|_| needs_second) {
             None => None,
             Some((_, open)) => match subject(open, "second: ") {
                 Ok(subject) => Some(subject),
-                Err(why) => return Ended::Unprepared(why),
+                Err(why) => return CaseOutcome::NotOpened(why),
             },
         };
         let mut bench = Bench {
@@ -175,8 +176,8 @@ impl Seat {
             budget,
         };
         match (case.run)(&mut bench) {
-            Ok(()) => Ended::Passed,
-            Err(stop) => Ended::Stopped(stop),
+            Ok(()) => CaseOutcome::Passed,
+            Err(stop) => CaseOutcome::Stopped(stop),
         }
     }
 }
@@ -189,7 +190,7 @@ mod tests {
     const LONG: Duration = Duration::from_mins(1);
 
     /// Waits for a case that makes requests of this length on another thread.
-    fn waited(request: Duration, case: Duration, lengths: Vec<Duration>) -> Ended {
+    fn waited(request: Duration, case: Duration, lengths: Vec<Duration>) -> CaseOutcome {
         let transcript = Transcript::default();
         let (sender, receiver) = channel();
         let made = transcript.clone();
@@ -197,7 +198,7 @@ mod tests {
             for length in lengths {
                 made.record("reset", || thread::sleep(length), |()| "0");
             }
-            let _ = sender.send(Ended::Passed);
+            let _ = sender.send(CaseOutcome::Passed);
         });
         Limits { request, case }.wait(&receiver, &transcript)
     }
@@ -205,13 +206,13 @@ mod tests {
     #[test]
     fn many_requests_that_return_in_time_are_no_hang_however_long_they_take_together() {
         let lengths = vec![Duration::from_millis(20); 20];
-        assert!(matches!(waited(Duration::from_millis(300), LONG, lengths), Ended::Passed));
+        assert!(matches!(waited(Duration::from_millis(300), LONG, lengths), CaseOutcome::Passed));
     }
 
     #[test]
     fn a_request_that_does_not_return_is_named_with_its_time_long_before_the_case_ends() {
         let start = Instant::now();
-        let Ended::Hung { expected, found } = waited(SHORT, LONG, vec![Duration::ZERO, LONG]) else {
+        let CaseOutcome::Hung { expected, found } = waited(SHORT, LONG, vec![Duration::ZERO, LONG]) else {
             panic!("it has not hung")
         };
         assert!(start.elapsed() < LONG / 2);
@@ -221,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_case_without_end_is_given_up_though_each_request_returns() {
-        let Ended::Hung { expected, found } = waited(LONG, SHORT, vec![Duration::from_millis(5); 1000])
+        let CaseOutcome::Hung { expected, found } = waited(LONG, SHORT, vec![Duration::from_millis(5); 1000])
         else {
             panic!("it has not hung")
         };
