@@ -1,4 +1,4 @@
-//! What a case works with: the device under test, perhaps a second one, and the settings of the run.
+//! The devices and settings that a case works with.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(crate) struct Bench {
     pub(crate) stream: Option<Arc<[u8]>>,
     /// Random numbers of the run's seed.
     pub(crate) random: fastrand::Rng,
-    /// Whether the case may reset the device.
+    /// Allows the case to reset the device.
     pub(crate) may_reset: bool,
     pub(crate) budget: TimeBudget,
 }
@@ -122,7 +122,7 @@ impl Bench {
     }
 }
 
-/// What a device says of itself.
+/// The features that a device reports.
 #[derive(Clone, Debug)]
 pub(crate) struct Features {
     /// `None` for a device that cannot migrate.
@@ -130,7 +130,7 @@ pub(crate) struct Features {
     pub(crate) can_reset: bool,
     /// `None` if it cannot be read.
     identity: Option<Identity>,
-    /// What cases may need of the device, and it has.
+    /// The needs of cases that the device meets.
     has: Vec<Need>,
 }
 

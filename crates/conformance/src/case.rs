@@ -21,7 +21,7 @@ pub struct Case {
     pub(crate) run: fn(&mut Bench) -> Outcome,
 }
 
-/// How binding a case's sentence is.
+/// The binding force of a case's sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[non_exhaustive]
@@ -57,7 +57,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// What a case may do to the device or its host.
+/// The damage that a case may do to the device or its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -90,7 +90,7 @@ impl fmt::Display for Danger {
     }
 }
 
-/// What a case needs of the device or of the run. Without it the case is skipped.
+/// A requirement of a case, on the device or the run. Without it the case is skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Need {
@@ -184,7 +184,7 @@ impl Case {
         Case::new(Level::Kernel, id, rule, run)
     }
 
-    /// What a misbehaving user may do, in our words.
+    /// A misuse that a device must survive, in our words.
     pub(crate) const fn robust(id: &'static str, rule: &'static str, run: fn(&mut Bench) -> Outcome) -> Case {
         Case::new(Level::Robust, id, rule, run)
     }

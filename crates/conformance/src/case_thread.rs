@@ -50,7 +50,7 @@ impl CaseOutcome {
     }
 }
 
-/// What a case's thread needs.
+/// The input of a case's thread.
 pub(crate) struct CaseThread {
     pub(crate) case: &'static Case,
     pub(crate) features: Features,
@@ -61,7 +61,7 @@ pub(crate) struct CaseThread {
     pub(crate) budget: TimeBudget,
 }
 
-/// How long one request may take, and the whole case.
+/// The time limits of one request, and of the whole case.
 #[derive(Clone, Copy)]
 struct Limits {
     request: Duration,

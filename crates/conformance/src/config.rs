@@ -17,9 +17,9 @@ use crate::suite;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// Whether cases may reset the device.
+    /// Allows cases to reset the device.
     pub allow_reset: bool,
-    /// Whether to run cases that may hang the driver or the kernel.
+    /// Also runs cases that may hang the driver or the kernel.
     pub allow_hang: bool,
     /// Runs only cases that match one of these; all if empty.
     pub only: Vec<Pattern>,
@@ -29,7 +29,7 @@ pub struct Config {
     pub levels: Vec<Level>,
     /// The seed of random numbers.
     pub seed: u64,
-    /// How often to run each case, each time with the next seed.
+    /// The number of runs of each case, each with the next seed.
     pub repeat: u32,
     /// Timeout for one request of a case. One that has not returned by then has hung.
     pub timeout: Duration,

@@ -23,11 +23,11 @@ pub(crate) struct Data {
     limit: u64,
     /// Bytes read so far.
     position: usize,
-    /// Where the transactions of a migration region have ended.
+    /// The ends of a migration region's transactions.
     ends: Vec<usize>,
 }
 
-/// What pre-copy reads came to.
+/// The result of pre-copy reads.
 pub(crate) struct Precopied {
     /// The bytes.
     pub(crate) bytes: Vec<u8>,

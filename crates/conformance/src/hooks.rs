@@ -1,4 +1,4 @@
-//! What only a device's author can do or tell: make the device write to memory, and which registers are its state.
+//! Hooks for a device's author: make the device write to memory, and name the registers that are its state.
 
 use whimbrel_user::{Device, DmaRegion, Error};
 

@@ -1,9 +1,9 @@
-//! Whether what several threads have read from one stream, together, is that stream.
+//! Compares what several threads have read from one stream, together, with that stream.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What one thread has read, in order: a piece each read.
+/// The pieces that one thread has read, in order: one for each read.
 pub(crate) type Pieces = Vec<Vec<u8>>;
 
 /// Steps of a search, more than a stream of pieces with different contents needs by far.

@@ -31,9 +31,9 @@ pub struct KnownFailures {
 pub struct KnownFailure {
     /// The cases.
     pub cases: Pattern,
-    /// Why they fail.
+    /// The reason for the failure.
     pub reason: String,
-    /// Where the failure is reported.
+    /// A link to the report of the failure.
     pub link: Option<String>,
     /// The last day on which the entry applies.
     pub expires: Option<Date>,

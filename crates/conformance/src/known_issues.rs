@@ -13,7 +13,7 @@ use crate::case::{Case, Danger};
 pub struct KnownIssue {
     /// The case that meets it.
     pub case: &'static str,
-    /// What happens.
+    /// A description of the effect.
     pub what: &'static str,
     /// The danger of the case on a kernel with the issue.
     pub danger: Danger,

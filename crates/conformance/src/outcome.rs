@@ -7,22 +7,22 @@ use whimbrel_protocol::Errno;
 /// The result of a case, or of a step of one.
 pub(crate) type Outcome<T = ()> = Result<T, Stop>;
 
-/// Why a case ends early.
+/// The reason a case ends early.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// The device contradicts the sentence.
     Failed {
-        /// What the sentence demands.
+        /// The demand of the sentence.
         expected: String,
-        /// What the device did.
+        /// The device's answer.
         found: String,
     },
     /// A second source contradicts the device, so that no answer of the device counts: no known failure of the case explains
     /// it.
     Contradicted {
-        /// What the device said.
+        /// The device's answer.
         expected: String,
-        /// What the second source says.
+        /// The second source's answer.
         found: String,
     },
     /// The device lacks what the case needs, as only its own requests can tell.

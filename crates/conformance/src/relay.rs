@@ -25,7 +25,7 @@ pub struct Relay<'a> {
     done: usize,
     /// Since when the next case runs.
     started: Option<Instant>,
-    /// Why no other process can continue.
+    /// The reason no other process can continue.
     lost: Option<String>,
     notices: HashSet<String>,
     /// Lines that results have told.
@@ -236,7 +236,7 @@ mod tests {
         Event::Result(Box::new(CaseResult::new(case, case.danger(), 1, verdict)))
     }
 
-    /// What a run told of its cases.
+    /// The verdicts and findings of a run.
     fn verdicts(events: &[Event]) -> Vec<(Verdict, Option<&str>)> {
         let results = events.iter().filter_map(|event| match event {
             Event::Result(result) => Some((result.verdict, result.found.as_deref())),

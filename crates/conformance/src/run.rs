@@ -19,7 +19,7 @@ use crate::transcript::Transcript;
 use crate::verdict::{CaseResult, Event, Header, Planned, Summary, Verdict};
 use crate::witness::Witness;
 
-/// Why a run without cases has tested nothing.
+/// The reason a run without cases has tested nothing.
 pub(crate) const NOTHING_SELECTED: &str = "no case is selected";
 
 /// Runs the suite, and reports each event.
@@ -64,7 +64,7 @@ struct Run<'a> {
     witnesses: &'a mut [Box<dyn Witness>],
     told: &'a mut dyn FnMut(&Event),
     summary: Summary,
-    /// Why the device can no longer be used.
+    /// The reason the device can no longer be used.
     lost: Option<String>,
     /// Nothing is changed: the cases are only listed.
     only_plans: bool,

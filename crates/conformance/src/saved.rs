@@ -12,7 +12,7 @@ const TRIED: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Saved {
     bytes: Vec<u8>,
-    /// Where a migration region's transactions end; empty without one.
+    /// The ends of a migration region's transactions; empty without a region.
     ends: Vec<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! Where the devices under test come from: they are opened anew for each case.
+//! The devices under test: they are opened for each case.
 
 use std::fmt;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 const FIRST: usize = 40;
 /// Requests kept from its end.
 const LAST: usize = 120;
-/// Bytes that a file with the requests has at most. It begins anew then, with the latest ones.
+/// Bytes that a file with the requests has at most. It starts over then, with the latest ones.
 const LOG_BYTES: u64 = 1 << 20;
 
 /// Stands between a request and its answer.
@@ -112,7 +112,7 @@ impl Transcript {
         result
     }
 
-    /// Does something that belongs to no request, but may hang likewise. Several threads may do so at once.
+    /// Makes a call that belongs to no request, but may hang likewise. Several threads may do so at once.
     pub(crate) fn during<T>(&self, what: &str, make: impl FnOnce() -> T) -> T {
         let number = self.0.lock().begin(what.to_string());
         let result = make();

@@ -74,26 +74,26 @@ impl fmt::Display for Verdict {
 pub struct CaseResult {
     /// The case's id.
     pub id: String,
-    /// How binding the sentence is.
+    /// The binding force of the sentence.
     pub level: Level,
     /// The sentence.
     pub sentence: String,
-    /// What the case may do to the device.
+    /// The damage that the case may do to the device.
     pub danger: Danger,
     /// The seed of its random numbers.
     pub seed: u64,
     /// The verdict.
     pub verdict: Verdict,
-    /// What the sentence demands, of a failure.
+    /// The demand of the sentence, for a failure.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expected: Option<String>,
-    /// What the device did, of a failure; else the reason for the verdict, if it needs one.
+    /// The device's answer, for a failure; else the reason for the verdict, if it needs one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub found: Option<String>,
     /// The reason why this failure is known, and where it is reported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub known: Option<String>,
-    /// What the reader must know about the verdict, such as that the time was enough for a part of the data only.
+    /// A remark on the verdict, such as that the time was enough for a part of the data only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub notice: Option<String>,
     /// The requests in order, of a case that did not pass.
@@ -133,13 +133,13 @@ impl CaseResult {
 pub struct Planned {
     /// The case's id.
     pub id: String,
-    /// How binding the sentence is.
+    /// The binding force of the sentence.
     pub level: Level,
-    /// What the case may do to the device.
+    /// The damage that the case may do to the device.
     pub danger: Danger,
     /// The sentence.
     pub sentence: String,
-    /// Why the case is not going to run, if so.
+    /// The reason the case is not going to run, if so.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub skip: Option<String>,
 }
@@ -157,7 +157,7 @@ impl From<&Case> for Planned {
     }
 }
 
-/// What a run is about.
+/// The device, the suite and the settings of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Header {
@@ -181,7 +181,7 @@ pub struct Header {
     pub cases: usize,
 }
 
-/// What a run reports, in order.
+/// An event of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -222,7 +222,7 @@ pub struct Summary {
     pub not_run: usize,
     /// Cases without a verdict.
     pub inconclusive: usize,
-    /// Why nothing could be tested.
+    /// The reason nothing could be tested.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub untestable: Option<String>,
 }

@@ -26,7 +26,7 @@ use crate::hooks::RegisterProbe;
 #[non_exhaustive]
 pub struct AccelProbe;
 
-/// Where the probe maps its memory.
+/// The IOVA of the probe's memory.
 const IOVA: u64 = 0x10_0000;
 const MEMORY_BYTES: u64 = 0x10_000;
 const COMPLETIONS: u64 = IOVA + 0x1000;

@@ -40,7 +40,7 @@ impl Reporter for Junit {
     }
 }
 
-/// What the run is about, as names and values.
+/// The device, the suite and the settings of the run, as names and values.
 fn properties(header: &Header) -> impl Iterator<Item = Property> {
     let present = [
         ("suite", header.suite.clone()),

@@ -63,7 +63,7 @@ const INVALID_DATA: &str = "If the user provided data is found to be incomplete,
                             migration driver must fail the SET_STATE ioctl and optionally go to the ERROR state as \
                             described below.";
 
-/// What came of data that was loaded, and of the arc out of RESUMING.
+/// The result of loading data, and of the arc out of RESUMING.
 pub(super) struct Attempt {
     pub(super) written: Result<(), Errno>,
     pub(super) left: Result<(), Errno>,

@@ -78,7 +78,7 @@ fn end_of_stream(bench: &mut Bench) -> Outcome {
 }
 
 fn ends(bench: &mut Bench) -> Outcome {
-    /// How far a stream may exceed the estimate of its size, as a factor and in bytes on top of it.
+    /// The excess over the estimate that a stream may have, as a factor and in bytes on top of it.
     const FACTOR: u64 = 16;
     const SLACK: u64 = 16 << 20;
     let subject = &mut bench.subject;

@@ -5,7 +5,7 @@
 pub(super) struct Comment {
     /// Its lines, with their numbers in the header.
     pub(super) lines: Vec<(u32, String)>,
-    /// Whether it begins its line. A comment behind code explains that line alone.
+    /// Set if it begins its line. A comment behind code explains that line alone.
     pub(super) stands_alone: bool,
     /// The names of the structures, enumerations and macros between it and the next comment that stands alone.
     pub(super) names: Vec<String>,

@@ -15,7 +15,7 @@ const WRITTEN_FOR: &str = include_str!("linux-7.3.txt");
 /// Maximum size of a header in bytes.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// How alike two sentences are that count as an old and a new wording: 1 is equal.
+/// The likeness of an old and a new wording of a sentence, at least: 1 is equal.
 const ALIKE: f64 = 0.6;
 
 /// The reason a header cannot be compared.
@@ -69,7 +69,7 @@ pub struct Excuse {
     /// The sentence.
     #[serde(flatten)]
     pub sentence: Sentence,
-    /// Whether only the device's user can break it.
+    /// Set if only the device's user can break it.
     pub addresses_user: bool,
     /// The reason.
     pub reason: &'static str,

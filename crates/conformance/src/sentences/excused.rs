@@ -4,7 +4,7 @@
 pub(super) struct Excused {
     /// The sentence, or a part of it that no other has.
     pub(super) sentence: &'static str,
-    /// Whether only the device's user can break it.
+    /// Set if only the device's user can break it.
     pub(super) addresses_user: bool,
     pub(super) reason: &'static str,
 }

@@ -1,4 +1,4 @@
-//! Which sentences of the header have cases: reads `vfio.h` without a compiler and compares it with the suite.
+//! Sentences of the header and their cases: reads `vfio.h` without a compiler and compares it with the suite.
 //!
 //! `comments` reads the header, `split` its sentences, `part` those about migration. `excused` lists the
 //! sentences that no case can test, with the reasons. [`Coverage`] is the result.

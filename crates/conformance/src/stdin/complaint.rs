@@ -1,11 +1,11 @@
-//! What is wrong with a program under test apart from its answers. It decides about the case that ran.
+//! Defects of a program under test, apart from its answers. They decide about the case that ran.
 
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Why a program gave no answer.
+/// The reason a program gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Complaint {
     /// The program does not implement this request.

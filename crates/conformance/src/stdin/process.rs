@@ -29,7 +29,7 @@ pub(super) struct Process {
     child: Child,
     /// `None` once the program has been ended.
     pipes: Option<Pipes>,
-    /// Why it has been ended.
+    /// The reason it was ended.
     ended: Option<Complaint>,
     timeout: Duration,
 }
@@ -41,7 +41,7 @@ struct Pipes {
     ahead: Vec<u8>,
 }
 
-/// Why an exchange was cut off.
+/// The reason an exchange was cut off.
 enum Cut {
     /// The program closed a pipe: it has ended, or will.
     Closed,
@@ -264,7 +264,7 @@ fn excerpt(line: &[u8]) -> String {
     format!("{}{dots}", line[..line.len().min(SHOWN)].escape_ascii())
 }
 
-/// How a program ended.
+/// The exit status of a program, for people.
 struct Ended(ExitStatus);
 
 impl fmt::Display for Ended {

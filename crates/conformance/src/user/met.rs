@@ -1,4 +1,4 @@
-//! What a user has to do so that a case can judge it.
+//! Conditions that a user meets before a case can judge it.
 
 use whimbrel_protocol::{Errno, State};
 
@@ -6,7 +6,7 @@ use super::record::Request;
 use super::user_case::Role;
 use super::view::{View, is_temporary_end};
 
-/// What a user has to do, or to meet, so that a case can judge it.
+/// A condition that a user meets before a case can judge it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Met {
     /// Save or load a state.

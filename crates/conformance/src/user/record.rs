@@ -151,7 +151,7 @@ pub struct Record {
     pub(crate) has_second: bool,
     /// Bytes of state that were kept.
     bytes: usize,
-    /// Whether requests or bytes are missing, for there were too many.
+    /// Set if requests or bytes are missing, for there were too many.
     pub(crate) is_cut: bool,
 }
 

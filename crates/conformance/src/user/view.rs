@@ -6,7 +6,7 @@ use whimbrel_protocol::{Errno, MigrationFlags, State};
 use super::record::{Exit, Record, Request, Socket, Step};
 use super::user_case::Role;
 
-/// What a rule looks at.
+/// The part of a record that a rule judges.
 pub(crate) struct View<'a> {
     record: &'a Record,
     role: Role,
