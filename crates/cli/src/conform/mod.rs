@@ -105,7 +105,8 @@ struct Settings {
     /// File with the state that an earlier version of the driver has saved: the device must take it, or refuse it cleanly
     #[arg(long, value_name = "FILE")]
     stream: Option<PathBuf>,
-    /// Largest state that a case holds in memory; with a larger one, cases that compare states are inconclusive
+    /// Largest state that a case holds in memory; with a larger one, cases that compare states are inconclusive.
+    /// Not with --user
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value_t = Config::default().state_limit)]
     state_limit: u64,
     /// Test a device in STOP, STOP_COPY or RESUMING too, although it may hold the only copy of a migrated device

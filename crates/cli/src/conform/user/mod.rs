@@ -35,7 +35,7 @@ pub(super) struct UserArguments {
     /// {second} by that of a second device, the destination, and {folder} by that of an empty folder; they are also in
     /// the variables WHIMBREL_SOCKET, WHIMBREL_SECOND and WHIMBREL_FOLDER.
     #[arg(long)]
-    #[arg(conflicts_with_all = ["target", "second", "dry_run", "allow", "stream", "force", "case_timeout"])]
+    #[arg(conflicts_with_all = ["target", "second", "dry_run", "allow", "stream", "force", "case_timeout", "state_limit"])]
     pub(super) user: bool,
     /// The device that the program is given: a model with settings, as after `model:` (`whimbrel --help`)
     #[arg(long, value_name = "MODEL", requires = "user", value_parser = parse_device)]

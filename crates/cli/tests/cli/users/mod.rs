@@ -122,4 +122,7 @@ fn cases_are_listed_with_their_faults() {
     // A case is one run of the program, which --timeout limits.
     let other = ["conform", "--user", "--case-timeout", "5", "--", "true"];
     whimbrel(other).misused().says(&["'--user' cannot be used with '--case-timeout <SECONDS>'"]);
+    // The program holds the state, not a case.
+    let other = ["conform", "--user", "--state-limit", "1MiB", "--", "true"];
+    whimbrel(other).misused().says(&["'--user' cannot be used with '--state-limit <SIZE>'"]);
 }
