@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A case that fails and matches is reported as `xfail`, one that passes and matches as `xpass`, a failure: the entry is out of
-//! date. After the day in `expires` an entry no longer applies.
+//! date. After the day in `expires` an entry no longer applies. No entry covers what a witness sees, such as a new warning in the
+//! kernel's log.
 
 use std::fmt;
 
