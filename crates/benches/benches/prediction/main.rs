@@ -66,11 +66,12 @@ fn print(what: &str, report: &Report) -> bool {
     // What no migration over this link can be faster than.
     let least = report.final_bytes as f64 / LINK as f64 * 1e3;
     println!(
-        "| {what} | {} | {predicted:.1} | {downtime:.1} | {:+.0} % | {} | {least:.1} | {:.2} |",
+        "| {what} | {} | {predicted:.1} | {downtime:.1} | {:+.0} % | {} | {least:.1} | {} |",
         report.rounds,
         off / downtime * 100.0,
         if is_near { "yes" } else { "no" },
-        downtime / least
+        // Without bytes there is nothing but round trips and transitions.
+        if least >= 1.0 { format!("{:.2}", downtime / least) } else { "-".into() }
     );
     is_near
 }

@@ -59,7 +59,7 @@ fn devices_at_sockets_are_driven_and_moved() {
     let mut servers =
         paths.each_ref().map(|path| example("serve_model").arg("accel").arg(path).spawn().unwrap());
     let deadline = Instant::now() + Duration::from_mins(1);
-    while !paths.iter().all(|path| path.exists()) {
+    while !paths.iter().all(|path| is_listening(path)) {
         assert!(Instant::now() < deadline, "the servers do not serve");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -81,6 +81,17 @@ fn two_devices_are_served_by_one_thread() {
     assert_eq!(told.matches("1 clients at ").count(), 2, "{told}");
 }
 
+/// Returns whether a server listens at a socket, which has its file a moment before. Nothing is connected to it.
+fn is_listening(path: &Path) -> bool {
+    // The flag __SO_ACCEPTCON of include/linux/net.h, in the fourth column.
+    const LISTENS: &str = "00010000";
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        columns.last().is_some_and(|last| Path::new(last) == path) && columns.get(3) == Some(&LISTENS)
+    })
+}
+
 /// Two servers of the guide's first driver, which end with this.
 struct FirstDrivers(Vec<Child>);
 
@@ -90,7 +101,7 @@ impl FirstDrivers {
             paths.iter().map(|path| example("first_driver").arg(path).spawn().unwrap()).collect(),
         );
         let deadline = Instant::now() + Duration::from_mins(1);
-        while !paths.iter().all(|path| path.exists()) {
+        while !paths.iter().all(|path| is_listening(path)) {
             assert!(Instant::now() < deadline, "the servers do not serve");
             std::thread::sleep(Duration::from_millis(1));
         }
