@@ -55,8 +55,7 @@ impl CallTimeout {
 
     /// Opens devices that are saved or restored together, in the order of their TARGETs.
     pub(crate) fn open_all(self, targets: &[Target]) -> Result<Vec<Timed<Opened>>, Failure> {
-        check_distinct(targets)?;
-        targets.iter().map(|target| self.open(target)).collect()
+        self.open_set(targets)?.into_iter().map(|opened| self.timed(opened)).collect()
     }
 
     fn timed(self, opened: Opened) -> Result<Timed<Opened>, Failure> {

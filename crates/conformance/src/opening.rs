@@ -20,23 +20,19 @@ pub(crate) fn features_of(
     may_reset: bool,
 ) -> Result<Features, String> {
     let (open, force) = (open.clone(), config.force);
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let asked = || {
-            let mut device = open()?;
-            let mut features = Features::of(&mut *device)?;
-            // The only copy of a migrated device is in one of these.
-            let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
-            let still = [State::Stop, State::StopCopy, State::Resuming];
-            let stopped = state.filter(|state| still.contains(state));
-            if may_reset && stopped.is_none() {
-                features.try_reset(&mut *device);
-            }
-            Ok((features, stopped))
-        };
-        let _ = sender.send(asked());
+    let asked = within(config.timeout, move || {
+        let mut device = open()?;
+        let mut features = Features::of(&mut *device)?;
+        // The only copy of a migrated device is in one of these.
+        let state = features.flags.filter(|_| !force).map(|_| device.state()).transpose()?;
+        let still = [State::Stop, State::StopCopy, State::Resuming];
+        let stopped = state.filter(|state| still.contains(state));
+        if may_reset && stopped.is_none() {
+            features.try_reset(&mut *device);
+        }
+        Ok((features, stopped))
     });
-    match receiver.recv_timeout(config.timeout) {
+    match asked {
         Ok(Ok((features, _))) if features.flags.is_none() => {
             Err(format!("{name}: the device cannot migrate"))
         }
@@ -46,22 +42,28 @@ pub(crate) fn features_of(
         )),
         Ok(Ok((features, None))) => Ok(features),
         Ok(Err(error)) => Err(described(&error)),
-        Err(_) => Err(format!("{name}: {}", no_answer(config.timeout))),
+        Err(no_answer) => Err(format!("{name}: {no_answer}")),
     }
 }
 
 /// Brings a device that outlives this run back to RUNNING.
 pub(crate) fn return_to_running(open: &Opener, may_reset: bool, timeout: Duration) -> Result<(), String> {
     let open = open.clone();
-    let (sender, receiver) = channel();
-    thread::spawn(move || {
-        let _ = sender.send(opened(&open, may_reset).map(drop));
-    });
-    receiver.recv_timeout(timeout).unwrap_or(Err(no_answer(timeout)))
+    within(timeout, move || opened(&open, may_reset).map(drop))?
 }
 
-fn no_answer(timeout: Duration) -> String {
-    format!("the device does not answer within {} s", timeout.as_secs_f64())
+/// Uses a device on a thread that can be left behind. Without an answer in time, returns the error for people.
+fn within<T: Send + 'static>(
+    timeout: Duration,
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        // Without a receiver it was too late.
+        let _ = sender.send(ask());
+    });
+    let no_answer = |_| format!("the device does not answer within {} s", timeout.as_secs_f64());
+    receiver.recv_timeout(timeout).map_err(no_answer)
 }
 
 /// Opens a device and brings it to RUNNING.

@@ -165,19 +165,20 @@ impl Run<'_> {
                     self.judge(case, outcome.or_complaint(self.subjects.complaint()))
                 }
             };
-        // A known failure is one of the device's answers. What a witness sees is none of them: it fails a listed case too.
-        let (verdict, known) = if is_contradicted {
-            (verdict, None)
-        } else {
-            self.config.known_failures.judge(case.id(), verdict, today)
-        };
         let warnings: Vec<String> = self.witnesses.iter_mut().flat_map(|witness| witness.found()).collect();
-        let (verdict, expected, found, known) = if warnings.is_empty() {
-            (verdict, expected, found, known)
+        let is_witnessed = is_contradicted || !warnings.is_empty();
+        let (verdict, expected, found) = if warnings.is_empty() {
+            (verdict, expected, found)
         } else {
             let found = found.into_iter().chain(warnings).collect::<Vec<_>>().join("\n");
             let verdict = if verdict == Verdict::Hung { Verdict::Hung } else { Verdict::Fail };
-            (verdict, expected.or(Some("no warning in the kernel's log".to_string())), Some(found), None)
+            (verdict, expected.or(Some("no warning in the kernel's log".to_string())), Some(found))
+        };
+        // A known failure explains the device's answers alone, not what a witness sees: that fails a listed case too.
+        let (verdict, known) = if is_witnessed {
+            (verdict, None)
+        } else {
+            self.config.known_failures.judge(case.id(), verdict, today)
         };
         let requests = match verdict {
             Verdict::Pass | Verdict::Skip | Verdict::NotRun => Vec::new(),
@@ -198,19 +199,12 @@ impl Run<'_> {
 
     /// Returns the verdict on a case that was run.
     fn judge(&mut self, case: &Case, outcome: CaseOutcome) -> Judged {
+        let is_contradicted = matches!(outcome, CaseOutcome::Stopped(Stop::Contradicted { .. }));
         let (verdict, expected, found) = match outcome {
             CaseOutcome::Passed => (Verdict::Pass, None, None),
-            CaseOutcome::Stopped(Stop::Failed { expected, found }) => {
-                (Verdict::Fail, Some(expected), Some(found))
-            }
-            CaseOutcome::Stopped(Stop::Contradicted { expected, found }) => {
-                return Judged {
-                    verdict: Verdict::Fail,
-                    expected: Some(expected),
-                    found: Some(found),
-                    is_contradicted: true,
-                };
-            }
+            CaseOutcome::Stopped(
+                Stop::Failed { expected, found } | Stop::Contradicted { expected, found },
+            ) => (Verdict::Fail, Some(expected), Some(found)),
             CaseOutcome::Stopped(Stop::Skipped(why)) => (Verdict::Skip, None, Some(why)),
             CaseOutcome::Stopped(Stop::Inconclusive(why)) => (Verdict::Inconclusive, None, Some(why)),
             CaseOutcome::NotOpened(why) => (Verdict::NotRun, None, Some(why)),
@@ -224,7 +218,7 @@ impl Run<'_> {
                 (Verdict::Hung, Some(expected), Some(found))
             }
         };
-        Judged { verdict, expected, found, is_contradicted: false }
+        Judged { verdict, expected, found, is_contradicted }
     }
 
     /// Returns the author's probe of the registers: the one of the settings, or the program's own.

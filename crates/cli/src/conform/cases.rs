@@ -14,7 +14,7 @@ use whimbrel_conformance::witness::{KernelLog, Witness};
 use whimbrel_conformance::{Config, Event, Planned, plan, run_suite};
 
 use super::subject::{self, Subject};
-use super::{Settings, parse_known_failures, read_limited};
+use super::{Settings, parse_known_failures};
 use crate::failure::Failure;
 
 /// The process that runs the cases of `whimbrel conform`, started by it
@@ -118,11 +118,7 @@ impl Order {
             config.known_failures =
                 parse_known_failures(text).map_err(|error| Failure::from_error(&error))?;
         }
-        if let Some(path) = &self.settings.stream {
-            let limit = usize::try_from(self.settings.state_limit).unwrap_or(usize::MAX);
-            let state = read_limited(path, limit)?;
-            config.stream = Some(state.into());
-        }
+        config.stream = self.settings.read_stream()?.map(Into::into);
         Ok(config)
     }
 }

@@ -159,6 +159,11 @@ impl Settings {
         config
     }
 
+    /// Reads the state of `--stream`.
+    fn read_stream(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.stream.as_deref().map(|path| read_limited(path, self.state_limit)).transpose()
+    }
+
     /// Refuses a pattern that matches no case, as after a mistyped id.
     fn check_patterns(&self, ids: impl Iterator<Item = &'static str> + Clone) -> Result<(), Failure> {
         let is_unused = |pattern: &&Pattern| !ids.clone().any(|id| pattern.matches(id));
@@ -212,10 +217,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<ExitCode, Fai
     subject::check(target, arguments.second.as_ref())?;
     let read = |path: &PathBuf| read_known_failures(path, suite().map(Case::id)).map(|(text, _)| text);
     let known_failures = arguments.known_failures.as_ref().map(read).transpose()?;
-    if let Some(path) = &arguments.settings.stream {
-        // The process that runs the cases reads it again.
-        read_limited(path, usize::try_from(arguments.settings.state_limit).unwrap_or(usize::MAX))?;
-    }
+    // The process that runs the cases reads it again.
+    arguments.settings.read_stream()?;
     let order = cases::Order {
         target: target.clone(),
         second: arguments.second.clone(),
@@ -245,15 +248,21 @@ fn format(arguments: &Arguments, output: Output) -> Result<Format, Failure> {
 }
 
 /// Maximum size of a list of known failures, in bytes.
-const MAX_LIST: usize = 1 << 20;
+const MAX_LIST: u64 = 1 << 20;
 
-/// Reads a file of at most `limit` bytes. One that cannot be read is wrong usage: the device has not failed.
-fn read_limited(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
+/// Reads a file up to `limit` bytes and one byte more. One that cannot be read is wrong usage: the device has not failed.
+fn read_past(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes)).map_err(
+    File::open(path).and_then(|file| file.take(limit.saturating_add(1)).read_to_end(&mut bytes)).map_err(
         |error| Failure::usage(Failure::from_io(format!("cannot read {}", path.display()), &error).message()),
     )?;
-    if bytes.len() > limit {
+    Ok(bytes)
+}
+
+/// Reads a file of at most `limit` bytes, like [`read_past`].
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
+    let bytes = read_past(path, limit)?;
+    if bytes.len() as u64 > limit {
         return Err(Failure::usage(format!("{}: the file is larger than {limit} bytes", path.display())));
     }
     Ok(bytes)

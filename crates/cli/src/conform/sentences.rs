@@ -1,13 +1,12 @@
 //! `whimbrel conform --sentences`: which sentences of a header the suite tests. This module opens the file and prints;
 //! the suite compares.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
 use whimbrel_conformance::sentences::{Coverage, MAX_BYTES, coverage};
 
+use super::read_past;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -21,8 +20,8 @@ struct Report<'a> {
 
 /// Compares a header with the suite.
 pub(super) fn run(path: &Path, output: Output) -> Result<(), Failure> {
-    let coverage =
-        coverage(bytes_of(path)?).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    let coverage = coverage(read_past(path, MAX_BYTES as u64)?)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     let report = Report { path: path.display().to_string(), coverage: &coverage };
     if coverage.is_complete() {
         return output.result(&report, &coverage);
@@ -37,13 +36,4 @@ pub(super) fn run(path: &Path, output: Output) -> Result<(), Failure> {
         new.len()
     );
     Err(Failure::new(verdict).result(&report))
-}
-
-/// Reads a file, up to the size limit and one byte more.
-fn bytes_of(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)).map_err(
-        |error| Failure::usage(Failure::from_io(format!("cannot read {}", path.display()), &error).message()),
-    )?;
-    Ok(bytes)
 }

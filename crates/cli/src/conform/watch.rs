@@ -108,8 +108,7 @@ impl Watch<'_> {
                         "the process that runs the cases has been stopped for {} s",
                         heard.elapsed().as_secs()
                     );
-                    relay.hung(&expected, &what, self.kernel_log());
-                    kill(worker, relay);
+                    self.give_up(worker, relay, &expected, &what);
                     return Ok(());
                 }
                 Heard::Silence if reported.elapsed() > limit => {
@@ -119,8 +118,7 @@ impl Watch<'_> {
                         "the process that runs the cases has reported nothing for {} s",
                         reported.elapsed().as_secs()
                     );
-                    relay.hung(&expected, &what, self.kernel_log());
-                    kill(worker, relay);
+                    self.give_up(worker, relay, &expected, &what);
                     return Ok(());
                 }
                 Heard::Silence if interrupted.is_some_and(|since| since.elapsed() > GRACE) => {
@@ -142,6 +140,12 @@ impl Watch<'_> {
                 }
             }
         }
+    }
+
+    /// Ends a process that does not do what is expected of it.
+    fn give_up(&mut self, worker: &mut Worker, relay: &mut Relay<'_>, expected: &str, what: &str) {
+        relay.hung(expected, what, self.kernel_log());
+        kill(worker, relay);
     }
 
     fn kernel_log(&mut self) -> Vec<String> {

@@ -147,7 +147,7 @@ pub(super) fn flipped(saved: &Saved, random: &mut fastrand::Rng) -> Vec<Vec<u8>>
     (0..saved.len() * 8).map(flipped).collect()
 }
 
-/// A driver that has not checked an index in the state uses it here, and be it in the kernel.
+/// A driver that has not checked an index in the state uses it here, perhaps in the kernel.
 fn saved_again(bench: &mut Bench) -> Outcome {
     if !bench.may_reset {
         return skip("it resets the device");

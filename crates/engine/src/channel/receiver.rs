@@ -243,9 +243,8 @@ impl Receiver {
             if most == 0 {
                 break;
             }
-            let count = self.input.read_some(&mut into[filled..filled + most], until)?;
-            // At once, while the data is in the cache.
-            self.digest.update(&into[filled..filled + count]);
+            let count =
+                read_digested(&mut self.input, &mut self.digest, &mut into[filled..filled + most], until)?;
             *left -= count;
             filled += count;
         }
@@ -264,7 +263,7 @@ impl Receiver {
         }
         self.payload = scrap;
         let State::Memory { header, .. } = self.state else { return Ok(()) };
-        header.check_crc(self.digest.finalize() as u32).map_err(|problem| self.malformed(problem))?;
+        self.check_digest(&header)?;
         self.end_frame(&header);
         Ok(())
     }
@@ -276,14 +275,15 @@ impl Receiver {
         };
         let payload = &mut self.payload[..header.length as usize];
         while *filled < payload.len() {
-            let count = self.input.read_some(&mut payload[*filled..], until)?;
-            // At once, while the data is in the cache.
-            self.digest.update(&payload[*filled..*filled + count]);
-            *filled += count;
+            *filled += read_digested(&mut self.input, &mut self.digest, &mut payload[*filled..], until)?;
         }
         let header = *header;
-        header.check_crc(self.digest.finalize() as u32).map_err(|problem| self.malformed(problem))?;
+        self.check_digest(&header)?;
         Ok(header)
+    }
+
+    fn check_digest(&self, header: &FrameHeader) -> Result<(), ChannelError> {
+        header.check_crc(self.digest.finalize() as u32).map_err(|problem| self.malformed(problem))
     }
 
     fn end_frame(&mut self, header: &FrameHeader) {
@@ -325,6 +325,19 @@ impl MemoryData<'_> {
     pub fn finish(self, until: Until<'_>) -> Result<(), ChannelError> {
         self.receiver.skip(until)
     }
+}
+
+/// Reads at least one byte, of the `into.len()` bytes that the peer is about to send, and adds it to the digest at once, while
+/// the data is in the cache.
+fn read_digested(
+    input: &mut Input,
+    digest: &mut Digest,
+    into: &mut [u8],
+    until: Until<'_>,
+) -> Result<usize, ChannelError> {
+    let count = input.read_some(into, until)?;
+    digest.update(&into[..count]);
+    Ok(count)
 }
 
 fn crc() -> Digest {

@@ -193,10 +193,12 @@ fn the_journals_tell_what_may_happen_before_it_can() {
     let rig = with_journals(&folder);
     let (here, there) = (folder.path().join("here"), folder.path().join("there"));
     // Both of them before anything stops at the source, so that no write lies in the downtime.
+    let at_pause = there.clone();
     rig.here.program.when("pause", move || {
         assert_eq!(entries(&here), [Entry::MayBeHandedOver]);
-        assert_eq!(entries(&there), [Entry::MayStart]);
+        assert_eq!(entries(&at_pause), [Entry::MayStart]);
     });
+    rig.there.program.when("inspect", move || assert_eq!(entries(&there), [Entry::MayStart]));
     let mut ended = rig.migrate();
     ended.assert_sane("journals");
     ended.sent.unwrap();

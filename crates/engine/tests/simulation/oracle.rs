@@ -11,7 +11,7 @@ use whimbrel_protocol::handover::Entry;
 
 use super::coverage::{self, Side};
 use super::device::Device;
-use super::host::{End, Host};
+use super::host::{End, Host, Machine};
 use super::link::Frame;
 use super::plan::{Lie, Plan};
 use super::resolve::Verdict;
@@ -73,15 +73,16 @@ impl Oracle {
             _ => None,
         };
         let [source, _] = world.hosts();
-        let stop = coverage::row(Side::Source, "Stop");
-        let is_last = source.machine.as_ref().is_some_and(|machine| machine.row() == stop);
+        let row = source.machine.as_ref().map(Machine::row);
         let oracle = &mut world.oracle;
         if side == Side::Destination {
             return;
         }
         match operation {
             Operation::Pause => oracle.stopped_at = Some(now),
-            Operation::SetState(State::StopCopy) if is_last && told.is_some_and(|left| left > 0) => {
+            Operation::SetState(State::StopCopy)
+                if told.is_some_and(|left| left > 0) && row == Some(coverage::row(Side::Source, "Stop")) =>
+            {
                 oracle.complain(format!("{place:?} is stopped before its initial data was sent"));
             }
             Operation::Send(Control::Handover) => {
@@ -301,7 +302,7 @@ impl Oracle {
         for side in Side::BOTH {
             let host = &world.hosts()[side as usize];
             if host.is_active() {
-                let row = host.machine.as_ref().map_or(0, super::host::Machine::row);
+                let row = host.machine.as_ref().map_or(0, Machine::row);
                 let text =
                     format!("{side:?} does not come to an end in {}", super::coverage::names(side)[row]);
                 world.oracle.complain(text);

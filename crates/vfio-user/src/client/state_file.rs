@@ -103,8 +103,7 @@ impl StateFile for RemoteFile {
 
     /// Without the extension there is no such request. The total size of the state is an equivalent report: none of
     /// it is initial data, and all that remains may change. A server that does not support that either reports
-    /// nothing. Where a kernel's file has no report, there is none either: ENOTTY on a resuming file, EINVAL outside of
-    /// the pre-copy states.
+    /// nothing. Errors are those of a kernel's file: ENOTTY on a resuming file, EINVAL outside of the pre-copy states.
     fn precopy_info(&mut self) -> Result<PrecopyReport, Errno> {
         if !self.extensions.precopy_info {
             match self.direction {

@@ -58,11 +58,7 @@ fn devices_at_sockets_are_driven_and_moved() {
     let paths: [PathBuf; 2] = ["source", "destination"].map(|name| folder.path().join(name));
     let mut servers =
         paths.each_ref().map(|path| example("serve_model").arg("accel").arg(path).spawn().unwrap());
-    let deadline = Instant::now() + Duration::from_mins(1);
-    while !paths.iter().all(|path| is_listening(path)) {
-        assert!(Instant::now() < deadline, "the servers do not serve");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for_servers(&paths);
     let [source, destination] = &paths;
     let driven = told(example("drive").arg(source));
     let moved = told(example("migrate").args([source, destination]));
@@ -79,6 +75,15 @@ fn two_devices_are_served_by_one_thread() {
     let told = told(&mut example("event_loop"));
     assert_eq!(told.matches("9 regions, RUNNING").count(), 2, "{told}");
     assert_eq!(told.matches("1 clients at ").count(), 2, "{told}");
+}
+
+/// Waits until a server listens at each socket.
+fn wait_for_servers(paths: &[PathBuf]) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !paths.iter().all(|path| is_listening(path)) {
+        assert!(Instant::now() < deadline, "the servers do not serve");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Returns whether a server listens at a socket, which has its file a moment before. Nothing is connected to it.
@@ -100,11 +105,7 @@ impl FirstDrivers {
         let servers = FirstDrivers(
             paths.iter().map(|path| example("first_driver").arg(path).spawn().unwrap()).collect(),
         );
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while !paths.iter().all(|path| is_listening(path)) {
-            assert!(Instant::now() < deadline, "the servers do not serve");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for_servers(paths);
         servers
     }
 }

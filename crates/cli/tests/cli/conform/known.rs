@@ -68,3 +68,14 @@ fn a_list_with_a_mistake_or_that_is_missing_is_wrong_usage() {
             .says(&["/dev/zero: the file is larger than"]);
     }
 }
+
+#[test]
+fn a_state_may_have_the_largest_limit_there_is() {
+    let folder = TempDir::new().unwrap();
+    let state = folder.path().join("state");
+    std::fs::write(&state, [7; 100]).unwrap();
+    let (state, limit, id) = (argument(&state), u64::MAX.to_string(), "v2/stream/taken-or-refused");
+    let stream = ["--stream", &state, "--state-limit", &limit, "--allow", "reset", "--only", id, "--json"];
+    let run = whimbrel([&["conform", MODEL], &stream[..]].concat());
+    assert_eq!(verdict(&events(&run), id), "pass", "{}", run.text());
+}
