@@ -51,8 +51,8 @@ pub(crate) const CASES: &[Case] = &[
     .needs(REGION),
     Case::kernel(
         "region/session/pending-bytes",
-        "pending_bytes is what is still to be saved: it is not zero at the start of stop-and-copy, and zero at the end \
-         (vfio_device_migration_info in include/uapi/linux/vfio.h of Linux 5.17).",
+        "pending_bytes is what is still to be saved: at the start of stop-and-copy it is about the size of the state, \
+         and zero at the end (vfio_device_migration_info in include/uapi/linux/vfio.h of Linux 5.17).",
         pending_bytes,
     )
     .needs(REGION),
@@ -178,7 +178,13 @@ fn pending_bytes(bench: &mut Bench) -> Outcome {
     let mut data = bench.subject.begin(State::StopCopy)?;
     let pending = success("a read of pending_bytes", bench.subject.data_size()?)?;
     check(pending > 0, "pending_bytes is not zero at the start", pending)?;
-    data.read_to_end(CHUNK)?;
+    let saved = data.read_to_end(CHUNK)?.len() as u64;
+    // A device may count without what frames its data, and round up.
+    check(
+        pending >= saved / 2,
+        format_args!("about {saved} pending bytes at the start, as were then saved"),
+        pending,
+    )?;
     let pending = success("a read of pending_bytes", bench.subject.data_size()?)?;
     check(pending == 0, "pending_bytes 0 at the end", pending)?;
     // The end is permanent.

@@ -181,5 +181,7 @@ fn accel_models_with_a_region_are_sound() {
 
 #[test]
 fn legacy_models_are_sound() {
-    Sound::two("legacy?state=4KiB").check();
+    for model in ["legacy?state=4KiB", "legacy?state=4KiB&section=1KiB"] {
+        Sound::two(model).check();
+    }
 }

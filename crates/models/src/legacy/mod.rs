@@ -69,20 +69,23 @@ impl LegacyConfig {
 
     /// Sets [`LegacyConfig::state_bytes`].
     #[must_use]
-    pub const fn state_bytes(self, state_bytes: u64) -> LegacyConfig {
-        LegacyConfig { state_bytes, ..self }
+    pub const fn state_bytes(mut self, state_bytes: u64) -> LegacyConfig {
+        self.state_bytes = state_bytes;
+        self
     }
 
     /// Sets [`LegacyConfig::state_rate`].
     #[must_use]
-    pub const fn state_rate(self, state_rate: u64) -> LegacyConfig {
-        LegacyConfig { state_rate, ..self }
+    pub const fn state_rate(mut self, state_rate: u64) -> LegacyConfig {
+        self.state_rate = state_rate;
+        self
     }
 
     /// Sets [`LegacyConfig::section_bytes`].
     #[must_use]
-    pub const fn section_bytes(self, section_bytes: u64) -> LegacyConfig {
-        LegacyConfig { section_bytes, ..self }
+    pub const fn section_bytes(mut self, section_bytes: u64) -> LegacyConfig {
+        self.section_bytes = section_bytes;
+        self
     }
 
     /// Returns whether a data section of this size is valid.
