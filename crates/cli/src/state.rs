@@ -106,7 +106,7 @@ fn enter(
             )),
         });
     }
-    device.set_state(state).map_err(|error| {
+    device.go_to(state).map_err(|error| {
         let now = device.state();
         let place = match &now {
             Ok(now) => format!("the device is in {now}"),

@@ -301,7 +301,7 @@ impl Opened {
         if self.is_served
             && let state @ (State::PreCopy | State::PreCopyP2p) = self.device.state()?
         {
-            self.device.set_state(State::Running)?;
+            self.device.go_to(State::Running)?;
             note(format_args!(
                 "{}: an earlier sender left it in {state}: its migration is ended",
                 self.device.name()

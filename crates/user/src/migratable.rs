@@ -7,8 +7,9 @@ use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 
 use crate::data_file::DataFile;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::operation::Operation;
 use crate::setup::DeviceSetup;
 
 /// The holder of a device that another process holds, if that process cannot be identified. It equals no holder, not even
@@ -51,6 +52,22 @@ pub trait Migratable: Send {
     /// After an error the device may be in any state on the path: query it with [`Migratable::state`]. Only
     /// [`Migratable::reset`] leaves ERROR.
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>>;
+
+    /// Brings the device to a state as [`Migratable::set_state`] does, and makes sure with [`Migratable::state`] that it is
+    /// there.
+    ///
+    /// A driver that answers without an error, and has the device somewhere else, breaks the header's rules. A user that
+    /// takes its word reads the end of what there is now as the end of the state, or says of a stopped device that it
+    /// runs.
+    fn go_to(&mut self, state: State) -> Result<Option<DataFile>> {
+        let opened = self.set_state(state)?;
+        let found = self.state()?;
+        if found != state {
+            let what = format!("0, but the device is in {found}");
+            return Err(Error::answer(self.name(), Operation::SetState(state), what));
+        }
+        Ok(opened)
+    }
 
     /// VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: returns the estimated size of the data in STOP_COPY, in bytes.
     fn data_size(&mut self) -> Result<u64>;

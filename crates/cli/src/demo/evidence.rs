@@ -56,11 +56,11 @@ fn device_digest(device: &mut dyn Device) -> Result<String, Failure> {
     let mut digest = Xxh3::new();
     let mut piece = vec![0; PIECE];
     let mut data = device
-        .set_state(State::StopCopy)?
+        .go_to(State::StopCopy)?
         .ok_or_else(|| Failure::new("the device opened no data session on entering STOP_COPY"))?;
     while let SavingRead::Data(count) = data.read(&mut piece)? {
         digest.update(&piece[..count]);
     }
-    device.set_state(State::Stop)?;
+    device.go_to(State::Stop)?;
     Ok(format!("xxh3:{:016x}", digest.digest()))
 }

@@ -221,7 +221,7 @@ fn source(config: &Config, attachments: &Arc<[Attachment]>, orders: &Receiver<Or
 fn rehearse(machine: &Machine, work: &Work) -> Result<Duration, Failure> {
     let mut devices = machine.devices()?;
     work.pause().map_err(Failure::new)?;
-    let stopped = devices.iter_mut().try_for_each(|device| device.set_state(State::Stop).map(drop));
+    let stopped = devices.iter_mut().try_for_each(|device| device.go_to(State::Stop).map(drop));
     let verified = stopped.map_err(Failure::from).and_then(|()| {
         let started = Instant::now();
         evidence::gather(machine, Duration::ZERO)?;
@@ -247,7 +247,7 @@ fn rehearse(machine: &Machine, work: &Work) -> Result<Duration, Failure> {
 
 /// Lets a device run, with a reset if it does not run with its state.
 fn bring_back(device: &mut dyn Device) -> Result<(), Failure> {
-    let Err(error) = device.set_state(State::Running) else { return Ok(()) };
+    let Err(error) = device.go_to(State::Running) else { return Ok(()) };
     let error = Failure::from(error);
     let what = match device.reset() {
         Ok(()) => "the device was reset".to_string(),

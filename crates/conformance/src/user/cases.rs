@@ -18,6 +18,9 @@ const fn destination(level: Level, id: &'static str, sentence: &'static str, rul
 const ENTERING_STOP_COPY_FAILS: &str = "arc *->STOP_COPY: EIO";
 const STOPPING_FAILS: &str = "arc RUNNING_P2P->STOP: EIO; arc RUNNING->STOP: EIO; arc PRE_COPY_P2P->STOP_COPY: EIO; \
                               arc PRE_COPY->STOP_COPY: EIO";
+const DOES_NOT_STOP: &str = "arc RUNNING_P2P->STOP: 0; arc RUNNING->STOP: 0; arc PRE_COPY_P2P->STOP_COPY: 0; \
+                             arc PRE_COPY->STOP_COPY: 0; temporary end: 0";
+const DOES_NOT_RUN: &str = "arc STOP->RUNNING: 0; arc STOP->RUNNING_P2P: 0; arc RUNNING_P2P->RUNNING: 0";
 const BREAKS_AT_STOP_COPY: &str = "arc *->STOP_COPY: EIO broken";
 const STOP_COPY_ALONE: MigrationFlags = MigrationFlags::STOP_COPY;
 
@@ -82,6 +85,25 @@ const STATE: &[UserCase] = &[
     )
     .faults(STOPPING_FAILS, Met::FailedSet),
     source(
+        Level::Robust,
+        "user/state/does-not-stop",
+        "A device that answers 0 and does not stop is not taken as stopped: the data that it has now is not the state.",
+        rules::failure_leaves_it_running,
+    )
+    .faults(DOES_NOT_STOP, Met::Elsewhere),
+    source(
+        Level::Robust,
+        "user/state/does-not-run-again",
+        "A device that answers 0 and does not run again is not reported as running: the program fails, and tells where the \
+         device is.",
+        rules::failure_leaves_it_running,
+    )
+    .faults(
+        "read after 4KiB in STOP_COPY: EIO; arc STOP->RUNNING: 0",
+        Met::Elsewhere,
+    )
+    .flags(STOP_COPY_ALONE),
+    source(
         Level::Must,
         "user/state/slow-arcs",
         "The kernel migration driver must fully transition the device to the new state value before the operation returns to \
@@ -128,6 +150,20 @@ const STATE: &[UserCase] = &[
     .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO", Met::FailedSet),
     destination(
         Level::Robust,
+        "user/state/only-seems-to-run",
+        "A device that has taken a state, answers 0 and does not run, is not reported as running.",
+        rules::success_means_running,
+    )
+    .faults(DOES_NOT_RUN, Met::Elsewhere),
+    destination(
+        Level::Robust,
+        "user/state/only-seems-to-be-loaded",
+        "A state that the device has not taken, although it answers 0, is not reported as restored.",
+        rules::failure_is_reported,
+    )
+    .faults("arc RESUMING->STOP: 0", Met::Elsewhere),
+    destination(
+        Level::Robust,
         "user/state/retry-at-the-destination",
         "A request that fails each time is made at most 16 times.",
         rules::does_not_retry_without_end,
@@ -144,6 +180,13 @@ const ERROR: &[UserCase] = &[
         .faults("arc STOP_COPY->STOP: EIO broken", Met::InError),
     source(Level::Must, "user/error/is-no-success", WHOLE, rules::failure_is_reported)
         .faults(BREAKS_AT_STOP_COPY, Met::InError),
+    source(
+        Level::Robust,
+        "user/error/without-an-errno",
+        "A device that answers 0 and is in ERROR is reset, or the program tells.",
+        rules::error_is_reset,
+    )
+    .faults("arc *->STOP_COPY: 0 broken", Met::InError),
     source(
         Level::Robust,
         "user/error/reset-fails",

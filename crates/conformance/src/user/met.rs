@@ -13,6 +13,8 @@ pub(crate) enum Met {
     Always,
     /// A SET that fails.
     FailedSet,
+    /// A SET that succeeds, with the device in another state.
+    Elsewhere,
     /// A device in ERROR.
     InError,
     /// A read or write of the state that fails.
@@ -57,6 +59,12 @@ impl Met {
             Met::FailedSet => (
                 any(&|request| matches!(request, Request::SetState { result: Err(_), .. })),
                 "no state change of the program fails",
+            ),
+            Met::Elsewhere => (
+                any(
+                    &|request| matches!(request, Request::SetState { to, result: Ok(_), now, .. } if to != now),
+                ),
+                "no state change of the program leaves the device in another state without an error",
             ),
             Met::InError => (
                 any(&|request| matches!(request, Request::SetState { now: State::Error, .. })),

@@ -270,9 +270,12 @@ impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Request::GetState(state) => write!(f, "GET = {state}"),
-            Request::SetState { to, result: Ok(None), .. } => write!(f, "SET {to} = 0"),
-            Request::SetState { to, result: Ok(Some((session, _))), .. } => {
-                write!(f, "SET {to} = 0, data_fd {session}")
+            Request::SetState { to, result: Ok(opened), now, .. } => {
+                write!(f, "SET {to} = 0")?;
+                if let Some((session, _)) = opened {
+                    write!(f, ", data_fd {session}")?;
+                }
+                if now == to { Ok(()) } else { write!(f, ", but now in {now}") }
             }
             Request::SetState { from, to, result: Err(errno), now } => {
                 write!(f, "SET {to} = {errno:?}, from {from}, now in {now}")

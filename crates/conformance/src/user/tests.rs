@@ -55,6 +55,12 @@ impl Hand {
         Hand(record, socket, now).add(Request::SetState { from, to, result: Err(Errno::EIO), now })
     }
 
+    /// A SET that succeeds, after which the device is in `now`.
+    fn set_leads_to(self, to: State, now: State) -> Hand {
+        let Hand(record, socket, from) = self;
+        Hand(record, socket, now).add(Request::SetState { from, to, result: Ok(None), now })
+    }
+
     fn get(self) -> Hand {
         let state = self.2;
         self.add(Request::GetState(state))
@@ -220,6 +226,35 @@ fn a_device_that_is_left_stopped_without_a_word_is_found() {
     let report = || Hand::new().set(PreCopy).add(Request::LoggingReport(Err(Errno::EIO)));
     passes("user/dirty/recovery", &report().set(Running).failed("EIO"));
     finds("user/dirty/recovery", &report().failed("EIO"), "with the device in PRE_COPY");
+}
+
+#[test]
+fn a_user_that_takes_a_device_at_its_word_is_found() {
+    let id = "user/state/does-not-stop";
+    let begun = || Hand::new().set(PreCopy).read(Ok(b"st")).set_leads_to(StopCopy, PreCopy);
+    passes(id, &begun().get().set(Running).failed("it does not stop"));
+    finds(id, &begun().read(Ok(b"")).set(Running).done(), "after 2 bytes were read");
+    skips(id, &saves().set(Running).done());
+    let id = "user/state/does-not-run-again";
+    let begun = || Hand::new().set(StopCopy).read(Err(Errno::EIO)).set_leads_to(Running, Stop);
+    passes(id, &begun().get().failed("the device is in STOP"));
+    passes(id, &begun().get().reset().failed("EIO"));
+    finds(id, &begun().failed("EIO; it runs on"), "with the device in STOP");
+    let id = "user/state/only-seems-to-run";
+    let loads = || Hand::new().set(Resuming).write(Ok(b"state"));
+    let begun = || loads().set(Stop).set_leads_to(Running, Stop);
+    passes(id, &begun().get().failed("the device is in STOP"));
+    finds(id, &begun().done(), "exit status 0, with the device in STOP");
+    let id = "user/state/only-seems-to-be-loaded";
+    let begun = || loads().set_leads_to(Stop, Resuming);
+    passes(id, &begun().get().reset().failed("it was not taken"));
+    finds(id, &begun().set_leads_to(Running, Resuming).done(), "after 5 bytes were written");
+    let id = "user/error/without-an-errno";
+    let begun = || Hand::new().set_leads_to(StopCopy, Error);
+    passes(id, &begun().get().reset().failed("it broke"));
+    finds(id, &begun().failed("it broke"), "with the device in ERROR");
+    let lines = begun().failed("").lines();
+    assert!(lines.iter().any(|line| line.contains("SET STOP_COPY = 0, but now in ERROR")), "{lines:#?}");
 }
 
 #[test]

@@ -59,13 +59,21 @@ impl Walk {
         while context.state() != to {
             let from = context.state();
             let step = fsm::next(flags, from, to).ok_or(Errno::EINVAL)?;
-            if let Err(error) = driver.migration().ok_or(Errno::ENOTTY)?.arc(context, from, step) {
+            let migration = driver.migration().ok_or(Errno::ENOTTY)?;
+            if let Err(error) = migration.arc(context, from, step) {
                 tracing::debug!(%from, to = %step, %error, "arc failed");
                 if let ArcError::Broken(_) = error {
                     context.set_state(State::Error);
                     self.session_open = false;
                 }
                 return Err(error.errno());
+            }
+            let arrived = migration.arrived(step);
+            if arrived != step {
+                tracing::debug!(%from, to = %step, %arrived, "arc ended in another state");
+                self.session_open &= arrived == from;
+                context.set_state(arrived);
+                return Ok(None);
             }
             tracing::trace!(%from, to = %step, "arc");
             context.set_state(step);

@@ -29,6 +29,15 @@ pub trait Migration {
     /// until it is reset.
     fn arc(&mut self, context: &Context, from: State, to: State) -> Result<(), ArcError>;
 
+    /// Returns the state that the device is in after [`Migration::arc`] to `to` succeeded: `to`.
+    ///
+    /// A driver that returns another state breaks the header's rule that a device is fully in the new state before the
+    /// request succeeds: the request succeeds, opens no data session, and GET reports that state. Only
+    /// [`wrap::fault`](crate::wrap::fault) does so, to show what users make of it.
+    fn arrived(&mut self, to: State) -> State {
+        to
+    }
+
     /// Returns the estimated size of the data in STOP_COPY, in bytes, in any state.
     fn data_size(&mut self, context: &Context) -> Result<u64, Errno>;
 

@@ -105,11 +105,11 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
         )]
     }
 
-    /// Brings a device to a state.
+    /// Brings a device to a state, and makes sure that it is there.
     pub(crate) fn set_state(&mut self, index: usize, state: State) -> Result<Option<DataFile>, Error> {
         let member = &mut self.members[index];
         member.is_touched = true;
-        Ok(member.device.set_state(state)?)
+        Ok(member.device.go_to(state)?)
     }
 
     /// Brings all devices that run, and can, to the P2P state of where they are. Does nothing for a single device.
@@ -192,7 +192,7 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
         if device.state().is_ok_and(|state| state == State::Error) {
             return Err(Error::NeedsReset { device: device.name().to_string() });
         }
-        device.set_state(state)?;
+        device.go_to(state)?;
         Ok(())
     }
 

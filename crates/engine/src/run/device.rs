@@ -98,7 +98,7 @@ impl DeviceHand {
         );
         let _in_span = span.enter();
         let began = Instant::now();
-        let opened = turn.call(|| device.set_state(state))?;
+        let opened = turn.call(|| device.go_to(state))?;
         span.record("took_ms", rounded_ms(began.elapsed()));
         tracing::info!("device in {state}");
         self.state = Some(state);

@@ -79,7 +79,7 @@ impl Resolve {
         let (devices, states) = each(devices, "GET of the state", move |device| {
             device.state().or_else(|error| match side {
                 // A source whose device cannot be read must know that it is stopped.
-                Side::Source => device.set_state(State::Stop).map(|_| State::Stop).map_err(|_| error),
+                Side::Source => device.go_to(State::Stop).map(|_| State::Stop).map_err(|_| error),
                 Side::Destination => Err(error),
             })
         });
@@ -148,7 +148,7 @@ impl Resolve {
             SourceAction::Release => {
                 for result in self.call("SET of STOP", |device| match device.state()? {
                     State::Stop | State::Error => Ok(()),
-                    _ => device.set_state(State::Stop).map(drop),
+                    _ => device.go_to(State::Stop).map(drop),
                 }) {
                     result?;
                 }
@@ -188,7 +188,7 @@ impl Resolve {
             Side::Source => {
                 // A device that stands in another state was not brought there by this migration.
                 let results = self.call("SET of RUNNING", |device| match device.state()? {
-                    State::PreCopy | State::PreCopyP2p => device.set_state(State::Running).map(drop),
+                    State::PreCopy | State::PreCopyP2p => device.go_to(State::Running).map(drop),
                     _ => Ok(()),
                 });
                 (results, Entry::Returned)
@@ -217,7 +217,7 @@ impl Resolve {
         }
         let resets = self.call("RESET", |device| {
             device.reset().or_else(|error| {
-                device.set_state(State::Stop).map_err(|_| error)?;
+                device.go_to(State::Stop).map_err(|_| error)?;
                 Ok(())
             })
         });
@@ -246,7 +246,7 @@ impl Resolve {
                 let has_p2p =
                     device.migration_flags()?.is_some_and(|flags| flags.contains(MigrationFlags::P2P));
                 if has_p2p && matches!(device.state()?, State::Stop | State::StopCopy) {
-                    device.set_state(State::RunningP2p)?;
+                    device.go_to(State::RunningP2p)?;
                 }
                 Ok(())
             });
@@ -256,7 +256,7 @@ impl Resolve {
         }
         self.call("SET of RUNNING", |device| match device.state()? {
             State::Running => Ok(()),
-            _ => device.set_state(State::Running).map(drop),
+            _ => device.go_to(State::Running).map(drop),
         })
     }
 

@@ -52,6 +52,27 @@ fn a_broken_arc_leads_to_error_until_a_reset() {
 }
 
 #[test]
+fn a_request_can_succeed_with_the_device_where_it_was_or_in_error() {
+    let device = accel("arc RUNNING_P2P->STOP: 0 once; arc STOP->RESUMING: 0 broken once");
+    assert!(device.set_mig_state(State::StopCopy).unwrap().is_none(), "no session is opened");
+    assert_eq!(device.mig_state(), Ok(State::RunningP2p));
+    assert!(device.set_mig_state(State::Resuming).unwrap().is_none());
+    assert_eq!(device.mig_state(), Ok(State::Error));
+    device.reset().unwrap();
+    assert!(device.set_mig_state(State::StopCopy).unwrap().is_some());
+}
+
+#[test]
+fn a_session_goes_on_where_a_request_has_left_the_device() {
+    let device = accel("arc PRE_COPY_P2P->STOP_COPY: 0 once");
+    let data = device.set_mig_state(State::PreCopy).unwrap().unwrap();
+    assert!(device.set_mig_state(State::StopCopy).unwrap().is_none());
+    assert_eq!(device.mig_state(), Ok(State::PreCopyP2p));
+    assert!(data.read(&mut [0; 64]).is_ok());
+    assert!(data.precopy_info().is_ok());
+}
+
+#[test]
 fn reads_fail_end_or_get_short_from_their_byte_on() {
     let whole = saved(&accel(""), 4096).0;
     let (state, end) = saved(&accel("read after 100: EIO"), 4096);

@@ -33,6 +33,12 @@ fn text(error: &whimbrel_user::Error) -> String {
     error.to_string()
 }
 
+/// Brings a device to a state, and looks whether it is there unless that is the mistake.
+fn go(device: &mut Client, state: State, mistake: &str) -> whimbrel_user::Result<Option<DataFile>> {
+    let trusts = matches!(mistake, "takes the device's word" | "trusts and leaves the device");
+    if trusts { device.set_state(state) } else { device.go_to(state) }
+}
+
 impl User {
     fn makes(&self, mistake: &str) -> bool {
         self.mistake == mistake
@@ -43,12 +49,10 @@ impl User {
         let mut bytes = Vec::new();
         let result = self.save(&mut bytes).and_then(|()| self.load(&bytes));
         match result {
-            Ok(()) => self.source.set_state(State::Running).map(drop).map_err(|error| text(&error)).or_else(
-                |error| {
-                    self.recover()?;
-                    Err(error)
-                },
-            ),
+            Ok(()) => go(&mut self.source, State::Running, &self.mistake).map(drop).or_else(|error| {
+                self.recover()?;
+                Err(text(&error))
+            }),
             Err(error) => {
                 self.recover()?;
                 if self.makes("reports each failure as a success") { Ok(()) } else { Err(error) }
@@ -58,7 +62,7 @@ impl User {
 
     /// Brings the source back after a failure.
     fn recover(&mut self) -> Result {
-        if self.makes("leaves the device as it is") {
+        if self.makes("leaves the device as it is") || self.makes("trusts and leaves the device") {
             return Ok(());
         }
         let state = self.source.state().map_err(|error| text(&error))?;
@@ -78,17 +82,17 @@ impl User {
             }
             return self.source.reset().map_err(|error| lost(&error));
         }
-        let back = self.source.set_state(State::Running);
+        let back = go(&mut self.source, State::Running, &self.mistake);
         back.map(drop).or_else(|_| self.source.reset().map_err(|error| lost(&error)))
     }
 
     /// Brings the source to a state.
     fn set(&mut self, state: State) -> Result<Option<DataFile>> {
         let attempts = if self.makes("retries without end") { 100 } else { 1 };
-        let mut result = self.source.set_state(state);
+        let mut result = go(&mut self.source, state, &self.mistake);
         for _ in 1..attempts {
             if result.is_err() {
-                result = self.source.set_state(state);
+                result = go(&mut self.source, state, &self.mistake);
             }
         }
         result.map_err(|error| text(&error))
@@ -215,7 +219,7 @@ impl User {
 }
 
 fn load(device: &mut Client, bytes: &[u8], mistake: &str) -> Result {
-    let file = device.set_state(State::Resuming).map_err(|error| text(&error))?;
+    let file = go(device, State::Resuming, mistake).map_err(|error| text(&error))?;
     let mut file = file.ok_or("RESUMING has no data file")?;
     for piece in bytes.chunks(16 << 10) {
         let written = file.write_all(piece);
@@ -226,8 +230,8 @@ fn load(device: &mut Client, bytes: &[u8], mistake: &str) -> Result {
     if mistake == "writes to a register in RESUMING" {
         let _ = device.write_region(0, 0x10, &[0; 4]);
     }
-    device.set_state(State::Stop).map_err(|error| text(&error))?;
-    device.set_state(State::Running).map(drop).map_err(|error| text(&error))
+    go(device, State::Stop, mistake).map_err(|error| text(&error))?;
+    go(device, State::Running, mistake).map(drop).map_err(|error| text(&error))
 }
 
 /// Nothing, unless it is run as a program under test.
@@ -305,6 +309,9 @@ fn each_bad_source_is_found_by_the_case_that_names_its_sentence() {
         ("leaves the device as it is", "user/pre-copy/failed-read"),
         ("leaves the device as it is", "user/error/reset"),
         ("drives a device in ERROR", "user/error/reset"),
+        ("trusts and leaves the device", "user/error/without-an-errno"),
+        ("takes the device's word", "user/state/does-not-stop"),
+        ("takes the device's word", "user/state/does-not-run-again"),
         ("keeps a lost device to itself", "user/error/reset-fails"),
         ("retries without end", "user/state/retry"),
         ("requests ERROR", "user/state/error-is-not-requested"),
@@ -327,6 +334,8 @@ fn each_bad_destination_is_found_by_the_case_that_names_its_sentence() {
         ("does not look at writes", "user/data-fd/failed-write"),
         ("reports each failure as a success", "user/state/invalid-data"),
         ("reports each failure as a success", "user/state/resuming-fails"),
+        ("takes the device's word", "user/state/only-seems-to-run"),
+        ("takes the device's word", "user/state/only-seems-to-be-loaded"),
         ("leaves a session in RESUMING", "user/state/abort-of-resuming"),
         ("leaves a session in RESUMING", "user/data-fd/failed-write"),
         ("leaves a session in RESUMING", "user/error/reset-after-loading"),

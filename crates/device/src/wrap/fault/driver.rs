@@ -21,6 +21,8 @@ pub struct Faulty {
     end: Result<usize, Errno>,
     /// Bytes of the session that were read or written.
     at: u64,
+    /// The state that the device is in after an arc that only seems to have succeeded.
+    elsewhere: Option<State>,
     /// The user has opted into REINIT.
     reports_reinit: bool,
 }
@@ -33,7 +35,7 @@ impl Faulty {
         let (flags, end) = half.map_or((MigrationFlags::empty(), Err(Errno::ENOMSG)), |half| {
             (half.flags(), half.temporary_end())
         });
-        Faulty { inner, faults, flags, end, at: 0, reports_reinit: false }
+        Faulty { inner, faults, flags, end, at: 0, elsewhere: None, reports_reinit: false }
     }
 
     fn half(&mut self) -> Result<&mut dyn Migration, Errno> {
@@ -111,18 +113,27 @@ impl Migration for Faulty {
             FaultKind::Arc { from: first, to: second, errno, broken }
                 if is(first, from) && is(second, to) =>
             {
-                Some(if *broken { ArcError::Broken(*errno) } else { ArcError::Stays(*errno) })
+                Some((*errno, *broken))
             }
             _ => None,
         });
         match fault {
-            Some(fault) => return Err(fault),
+            Some((Some(errno), true)) => return Err(ArcError::Broken(errno)),
+            Some((Some(errno), false)) => return Err(ArcError::Stays(errno)),
+            Some((None, broken)) => {
+                self.elsewhere = Some(if broken { State::Error } else { from });
+                return Ok(());
+            }
             None => self.half()?.arc(context, from, to)?,
         }
         if !from.is_saving() && to.is_saving() || to == State::Resuming {
             self.at = 0;
         }
         Ok(())
+    }
+
+    fn arrived(&mut self, to: State) -> State {
+        self.elsewhere.take().unwrap_or(to)
     }
 
     fn data_size(&mut self, context: &Context) -> Result<u64, Errno> {

@@ -6,6 +6,8 @@
 //! |---|---|
 //! | `arc RUNNING_P2P->STOP: EIO` | the arc fails, and the device stays where it was |
 //! | `arc RUNNING_P2P->STOP: EIO broken` | the arc fails, and the device goes to ERROR |
+//! | `arc RUNNING_P2P->STOP: 0` | the request succeeds all the same, and the device stays where it was |
+//! | `arc RUNNING_P2P->STOP: 0 broken` | the request succeeds all the same, and the device goes to ERROR |
 //! | `read after 1MiB: EIO` | reading the state fails once that many bytes of a session were read |
 //! | `read after 1MiB: short` | each read from there on returns one byte |
 //! | `read after 1MiB: end` | the state ends there, too early |
@@ -21,7 +23,8 @@
 //! | `log report: EIO` | a dirty page report fails |
 //! | `reset: EIO` | a reset fails |
 //!
-//! `*` stands for any state. At the end of a fault, `once` or `3 times` limits how often it happens; after that the
+//! `*` stands for any state. A migration region shows a device that is not in the state that was asked for as broken: it has
+//! no other word for it. At the end of a fault, `once` or `3 times` limits how often it happens; after that the
 //! device behaves normally.
 //!
 //! ```
@@ -85,8 +88,8 @@ pub enum FaultKind {
         from: Option<State>,
         /// The state the arc leads to.
         to: Option<State>,
-        /// The errno of the answer.
-        errno: Errno,
+        /// The errno of the answer; `None` if the request succeeds all the same.
+        errno: Option<Errno>,
         /// True if the device goes to ERROR.
         broken: bool,
     },

@@ -96,7 +96,10 @@ impl FromStr for Fault {
 /// Parses an arc; `None` for another form.
 fn arc(path: &str, name: &str, broken: bool) -> Option<Result<FaultKind, FaultError>> {
     let (from, to) = path.strip_suffix(':')?.split_once("->")?;
-    let parts = || Ok(FaultKind::Arc { from: state(from)?, to: state(to)?, errno: errno(name)?, broken });
+    let parts = || {
+        let errno = if name == "0" { None } else { Some(errno(name)?) };
+        Ok(FaultKind::Arc { from: state(from)?, to: state(to)?, errno, broken })
+    };
     Some(parts())
 }
 
@@ -140,8 +143,12 @@ impl fmt::Display for Fault {
         let name = |state: &Option<State>| state.map_or("*", State::name);
         match &self.kind {
             FaultKind::Arc { from, to, errno, broken } => {
-                let broken = if *broken { " broken" } else { "" };
-                write!(f, "arc {}->{}: {errno:?}{broken}", name(from), name(to))?;
+                write!(f, "arc {}->{}: ", name(from), name(to))?;
+                match errno {
+                    Some(errno) => write!(f, "{errno:?}")?,
+                    None => f.write_str("0")?,
+                }
+                f.write_str(if *broken { " broken" } else { "" })?;
             }
             FaultKind::Read { after, state: None, how } => write!(f, "read after {after}: {how}")?,
             FaultKind::Read { after, state: Some(state), how } => {
@@ -191,6 +198,8 @@ mod tests {
         let lines = [
             ("arc RUNNING_P2P->STOP: EIO", "arc RUNNING_P2P->STOP: EIO"),
             ("arc *->RESUMING: ENOMEM broken once", "arc *->RESUMING: ENOMEM broken once"),
+            ("arc PRE_COPY->STOP_COPY: 0", "arc PRE_COPY->STOP_COPY: 0"),
+            ("arc *->STOP: 0 broken once", "arc *->STOP: 0 broken once"),
             ("read after 1MiB: EIO", "read after 1048576: EIO"),
             ("read after 0: short 3 times", "read after 0: short 3 times"),
             ("read after 1KiB: end", "read after 1024: end"),

@@ -28,6 +28,12 @@ impl Backend for Behind<'_> {
         let (migration, context) = self.migration().map_err(ArcError::Stays)?;
         match migration.arc(context, from, to) {
             Ok(()) => {
+                let arrived = migration.arrived(to);
+                if arrived != to {
+                    // The region has no other word for it.
+                    tracing::debug!(%from, %to, %arrived, "arc ended in another state, through a migration region");
+                    return Err(ArcError::Broken(Errno::EIO));
+                }
                 tracing::trace!(%from, %to, "arc, through a migration region");
                 context.set_state(to);
                 Ok(())
