@@ -20,6 +20,7 @@ pub struct Relay<'a> {
     planned: Vec<(&'static Case, u64)>,
     told: &'a mut dyn FnMut(&Event),
     kernel: Option<String>,
+    driver: Option<String>,
     has_begun: bool,
     /// Results so far.
     done: usize,
@@ -46,6 +47,7 @@ impl<'a> Relay<'a> {
             planned,
             told,
             kernel: None,
+            driver: None,
             has_begun: false,
             done: 0,
             started: None,
@@ -74,6 +76,7 @@ impl<'a> Relay<'a> {
         match event {
             Event::Begin(header) => {
                 self.kernel.clone_from(&header.kernel);
+                self.driver.clone_from(&header.driver);
                 if !std::mem::replace(&mut self.has_begun, true) {
                     (self.told)(&Event::Begin(header));
                 }
@@ -171,7 +174,8 @@ impl<'a> Relay<'a> {
         let (case, seed) = self.planned[self.done];
         let millis = self.started.map_or(0, |started| started.elapsed().as_millis());
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
-        CaseResult { millis, ..CaseResult::new(case, danger(case, self.kernel.as_deref()), seed, verdict) }
+        let danger = danger(case, self.kernel.as_deref(), self.driver.as_deref());
+        CaseResult { millis, ..CaseResult::new(case, danger, seed, verdict) }
     }
 
     /// Reports the end of a case that its own process has not reported.
@@ -222,6 +226,7 @@ mod tests {
             subject: text(),
             second: None,
             kernel: Some("6.12.1".to_string()),
+            driver: None,
             features: Vec::new(),
             seed: 1,
             cases,

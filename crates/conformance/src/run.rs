@@ -101,6 +101,7 @@ impl Run<'_> {
             subject: self.subjects.name.clone(),
             second: self.subjects.second.as_ref().map(|(name, _)| name.clone()),
             kernel: self.subjects.kernel.clone(),
+            driver: self.subjects.driver.clone(),
             features: features.names().into_iter().map(str::to_string).collect(),
             seed: self.config.seed,
             cases: planned.len(),
@@ -263,12 +264,12 @@ impl Run<'_> {
     }
 
     fn issue(&self, case: &Case) -> Option<&'static KnownIssue> {
-        KnownIssue::find(case.id(), self.subjects.kernel.as_ref()?)
+        KnownIssue::find(case.id(), self.subjects.kernel.as_ref()?, self.subjects.driver.as_deref())
     }
 
-    /// Returns the danger of a case on this kernel.
+    /// Returns the danger of a case on this kernel, with this driver.
     fn danger(&self, case: &Case) -> Danger {
-        danger(case, self.subjects.kernel.as_deref())
+        danger(case, self.subjects.kernel.as_deref(), self.subjects.driver.as_deref())
     }
 
     /// Asks the devices for their features: the second one must have those of the first.

@@ -23,6 +23,7 @@ pub struct Subjects {
     pub(crate) open: Opener,
     pub(crate) second: Option<(String, Opener)>,
     pub(crate) kernel: Option<String>,
+    pub(crate) driver: Option<String>,
     pub(crate) state_witness: Option<StateWitness>,
     programs: Vec<Program>,
 }
@@ -38,6 +39,7 @@ impl Subjects {
             open: Arc::new(open),
             second: None,
             kernel: None,
+            driver: None,
             state_witness: None,
             programs: Vec::new(),
         }
@@ -86,6 +88,12 @@ impl Subjects {
         Subjects { kernel: Some(release.into()), ..self }
     }
 
+    /// Says which driver of the kernel the device is bound to, which decides about the driver's known issues.
+    #[must_use]
+    pub fn driver(self, name: impl Into<String>) -> Subjects {
+        Subjects { driver: Some(name.into()), ..self }
+    }
+
     /// Compares the device's state with that of a second source at each query.
     #[must_use]
     pub fn state_witness(self, witness: impl Fn() -> Option<State> + Send + Sync + 'static) -> Subjects {
@@ -99,6 +107,7 @@ impl fmt::Debug for Subjects {
             .field("name", &self.name)
             .field("second", &self.second.as_ref().map(|(name, _)| name))
             .field("kernel", &self.kernel)
+            .field("driver", &self.driver)
             .finish_non_exhaustive()
     }
 }

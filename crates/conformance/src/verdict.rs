@@ -173,12 +173,24 @@ pub struct Header {
     /// The running kernel's release, of a device of the kernel.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kernel: Option<String>,
+    /// The driver that a device of the kernel is bound to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub driver: Option<String>,
     /// The device's features.
     pub features: Vec<String>,
     /// The seed of the run.
     pub seed: u64,
     /// The number of results to come.
     pub cases: usize,
+}
+
+impl Header {
+    /// Returns the devices, with their kernel and its driver.
+    pub(crate) fn devices(&self) -> String {
+        let parts = [(" and ", &self.second), (" on Linux ", &self.kernel), (", driver ", &self.driver)];
+        let parts = parts.iter().filter_map(|(before, part)| Some(format!("{before}{}", part.as_ref()?)));
+        std::iter::once(self.subject.clone()).chain(parts).collect()
+    }
 }
 
 /// An event of a run.

@@ -105,7 +105,11 @@ pub(super) fn open(first: &Subject, second: Option<&Subject>, timeout: Duration)
     }
     match first {
         Subject::Device(target) if target.is_of_kernel() => {
-            subjects.kernel(kernel_release()).state_witness(debugfs_state(target))
+            let subjects = subjects.kernel(kernel_release()).state_witness(debugfs_state(target));
+            match target.host_device().and_then(|device| device.driver) {
+                Some(driver) => subjects.driver(driver),
+                None => subjects,
+            }
         }
         _ => subjects,
     }

@@ -48,7 +48,11 @@ fn properties(header: &Header) -> impl Iterator<Item = Property> {
         ("features", header.features.join(", ")),
         ("seed", header.seed.to_string()),
     ];
-    let optional = [("second", header.second.clone()), ("kernel", header.kernel.clone())];
+    let optional = [
+        ("second", header.second.clone()),
+        ("kernel", header.kernel.clone()),
+        ("driver", header.driver.clone()),
+    ];
     let optional = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
     present.into_iter().chain(optional).map(|(name, value)| Property::new(name, value))
 }

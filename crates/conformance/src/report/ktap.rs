@@ -20,11 +20,7 @@ impl Reporter for Ktap {
                 self.planned = Some(header.cases);
                 writeln!(out, "KTAP version 1")?;
                 writeln!(out, "# {} {}", header.suite, header.header)?;
-                let second = header.second.iter().map(|second| format!(" and {second}")).collect::<String>();
-                let kernel =
-                    header.kernel.iter().map(|kernel| format!(" on Linux {kernel}")).collect::<String>();
-                let features = header.features.join(", ");
-                diagnostics(&format!("{}{second}{kernel}: {features}", header.subject), out)?;
+                diagnostics(&format!("{}: {}", header.devices(), header.features.join(", ")), out)?;
                 writeln!(out, "# seed {}", header.seed)?;
                 // Without a case the plan has the reason, which only the end tells.
                 if header.cases > 0 { writeln!(out, "1..{}", header.cases) } else { Ok(()) }
@@ -97,6 +93,7 @@ mod tests {
             subject: "a device".to_string(),
             second: None,
             kernel: None,
+            driver: None,
             features: vec!["STOP_COPY".to_string()],
             seed: 1,
             cases,

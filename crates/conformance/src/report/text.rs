@@ -24,10 +24,7 @@ impl Reporter for Text {
     fn event(&mut self, event: &Event, out: &mut dyn Write) -> io::Result<()> {
         match event {
             Event::Begin(header) => {
-                write!(out, "{}", header.subject)?;
-                header.second.iter().try_for_each(|second| write!(out, " and {second}"))?;
-                header.kernel.iter().try_for_each(|kernel| write!(out, " on Linux {kernel}"))?;
-                writeln!(out, " (features: {})", header.features.join(", "))?;
+                writeln!(out, "{} (features: {})", header.devices(), header.features.join(", "))?;
                 writeln!(out, "suite {}, sentences of {}, seed {}", header.suite, header.header, header.seed)
             }
             Event::Start { .. } => Ok(()),

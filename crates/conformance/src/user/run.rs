@@ -76,6 +76,7 @@ impl Run<'_> {
             subject: self.user.name(),
             second: None,
             kernel: None,
+            driver: None,
             features: roles.iter().map(|role| role.name().to_string()).collect(),
             seed: config.seed,
             cases: cases.len() * repeat as usize,
