@@ -1,4 +1,4 @@
-//! The data fd: its end, the errnos of calls that it does not have, and its life after the session.
+//! The data fd: its end, waiting for it, the errnos of calls that it does not have, and its life after the session.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -12,7 +12,8 @@ use whimbrel_protocol::{Errno, State};
 use crate::bench::Bench;
 use crate::case::{Case, Need};
 use crate::data::{CHUNK, Data};
-use crate::outcome::{Outcome, check, equal, fail, refused, success};
+use crate::outcome::{Outcome, check, equal, fail, refused, skip, success};
+use crate::section::precopy_info::ask;
 
 const V2: &[Need] = &[Need::V2];
 
@@ -54,6 +55,31 @@ pub(crate) const CASES: &[Case] = &[
         nonblocking,
     )
     .needs(V2),
+    Case::kernel(
+        "v2/data-fd/nonblocking-pre-copy",
+        "With O_NONBLOCK a read in PRE_COPY gives data or the temporary end, or fails with EAGAIN, and after STOP_COPY all of \
+         the state has come (mlx5vf_save_read() in drivers/vfio/pci/mlx5/main.c).",
+        nonblocking_pre_copy,
+    )
+    .needs(&[Need::V2, Need::PreCopy]),
+    Case::should(
+        "v2/data-fd/readable-with-data",
+        "Userspace can wait for more data (which may never come) by using poll.",
+        readable_with_data,
+    )
+    .needs(&[Need::V2, Need::PreCopy]),
+    Case::should(
+        "v2/data-fd/readable-with-more-data",
+        "Userspace can wait for more data (which may never come) by using poll.",
+        readable_with_more_data,
+    )
+    .needs(&[Need::V2, Need::PreCopy, Need::Registers]),
+    Case::kernel(
+        "v2/data-fd/writable",
+        "In RESUMING poll returns writable: a driver waits in write(), if at all (DEFAULT_POLLMASK in include/linux/poll.h).",
+        writable,
+    )
+    .needs(V2),
     Case::robust(
         "v2/data-fd/empty-read",
         "A read of 0 bytes returns, and takes nothing from the stream.",
@@ -84,22 +110,20 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+/// The time that a driver has to get data ready that it reports.
+const READY: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// Changes of the device in one session, for a driver that transfers only some of them before STOP_COPY.
+const CHANGES: usize = 8;
 
 fn readable_at_the_end(bench: &mut Bench) -> Outcome {
     let mut data = bench.subject.begin(State::StopCopy)?;
     data.read_to_end(CHUNK)?;
     for _ in 0..3 {
-        let readable = data.on_fd("poll(POLLIN)", is_readable, bool::to_string)?;
+        let readable = polled(&data, PollFlags::IN, NOW)?;
         equal("poll after the end in STOP_COPY: readable", Ok(true), readable)?;
         equal("a read after the end in STOP_COPY", Ok(0), data.read(&mut [0; 64])?)?;
     }
     Ok(())
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-    poll(&mut polled, Some(&NOW)).map_err(errno)?;
-    Ok(polled[0].revents().contains(PollFlags::IN))
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {
@@ -158,39 +182,116 @@ fn no_other_ioctl(bench: &mut Bench) -> Outcome {
     bench.subject.go(State::Running).map(drop)
 }
 
-fn nonblocking(bench: &mut Bench) -> Outcome {
-    /// Waits for more after EAGAIN, and the time of each.
-    const WAITS: usize = 500;
-    const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
-    let mut data = bench.subject.begin(State::StopCopy)?;
+/// Polls a data_fd until it is ready, for `time` at most, and returns whether it is.
+fn polled(data: &Data, events: PollFlags, time: Timespec) -> Outcome<Result<bool, Errno>> {
+    let request = if events == PollFlags::IN { "poll(POLLIN)" } else { "poll(POLLOUT)" };
+    let make = |fd: BorrowedFd<'_>| {
+        let mut polled = [PollFd::new(&fd, events)];
+        poll(&mut polled, Some(&time)).map_err(errno)?;
+        Ok(polled[0].revents().contains(events))
+    };
+    data.on_fd(request, make, bool::to_string)
+}
+
+fn readable_with_data(bench: &mut Bench) -> Outcome {
+    bench.leave_power_on_state()?;
+    let mut data = bench.subject.begin(State::PreCopy)?;
+    data.fd()?;
+    if ask(&mut data)?.bytes.total() == 0 {
+        return skip("PRE_COPY has no data to wait for");
+    }
+    equal("poll in PRE_COPY with data to read: readable", Ok(true), polled(&data, PollFlags::IN, READY)?)
+}
+
+fn readable_with_more_data(bench: &mut Bench) -> Outcome {
+    let mut data = bench.subject.begin(State::PreCopy)?;
+    data.fd()?;
+    for _ in 0..CHANGES {
+        data.read_precopy(CHUNK, u64::MAX)?;
+        bench.leave_power_on_state()?;
+        if ask(&mut data)?.bytes.total() > 0 {
+            let readable = polled(&data, PollFlags::IN, READY)?;
+            return equal("poll in PRE_COPY after a change of the device: readable", Ok(true), readable);
+        }
+    }
+    skip("PRE_COPY reports no data after a change of the device")
+}
+
+fn writable(bench: &mut Bench) -> Outcome {
+    let saved = bench.subject.save()?;
+    let mut data = bench.subject.begin(State::Resuming)?;
+    for piece in [&saved[..saved.len() / 2], &saved[saved.len() / 2..]] {
+        equal("poll in RESUMING: writable", Ok(true), polled(&data, PollFlags::OUT, READY)?)?;
+        let loaded = data.load(piece, CHUNK)?;
+        success("a write of the device's own state", loaded)?;
+    }
+    bench.subject.go(State::Stop)?;
+    bench.subject.go(State::Running).map(drop)
+}
+
+fn set_nonblocking(data: &Data) -> Outcome {
     let set = |fd: BorrowedFd<'_>| {
         let flags = fcntl_getfl(fd).map_err(errno)?;
         fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(errno)
     };
     let set = data.on_fd("fcntl(F_SETFL, O_NONBLOCK)", set, |()| "0".to_string())?;
-    success("fcntl(F_SETFL, O_NONBLOCK)", set)?;
-    let (mut waits, mut bytes, mut buffer) = (0, Vec::new(), vec![0; CHUNK]);
+    success("fcntl(F_SETFL, O_NONBLOCK)", set)
+}
+
+/// Reads with O_NONBLOCK in a saving state until there is no more data, behind the bytes that were read before.
+fn read_nonblocking(data: &mut Data, state: State, bytes: &mut Vec<u8>) -> Outcome {
+    /// Waits for more after EAGAIN, and the time of each.
+    const WAITS: usize = 500;
+    const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    let (mut waits, mut buffer) = (0, vec![0; CHUNK]);
     loop {
         match data.read(&mut buffer)? {
-            Ok(0) => break,
+            Ok(0) => return Ok(()),
+            Err(Errno::ENOMSG) if state.is_precopy() => return Ok(()),
             Ok(count) => {
                 bytes.extend_from_slice(&buffer[..count]);
                 data.check_size(bytes.len() as u64)?;
             }
             Err(Errno::EAGAIN) => {
+                if state.is_precopy() && ask(data)?.bytes.total() == 0 {
+                    return Ok(());
+                }
                 waits += 1;
                 check(waits < WAITS, "data after EAGAIN and poll()", "EAGAIN again and again")?;
-                let fd = data.fd()?;
                 // Whatever it says, the next read tells.
-                let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&WAIT));
+                let _ = polled(data, PollFlags::IN, WAIT)?;
             }
-            Err(errno) => return fail("data, 0 or EAGAIN", format_args!("{errno:?}")),
+            Err(errno) => return fail("data, the end or EAGAIN", format_args!("{errno:?}")),
         }
     }
+}
+
+/// Ends a session in STOP_COPY, and loads the state that it gave.
+fn load_again(bench: &mut Bench, data: Data, bytes: Vec<u8>) -> Outcome {
     drop(data);
     bench.subject.go(State::Running)?;
     bench.subject.load(&bytes.into())?;
     bench.subject.go(State::Running).map(drop)
+}
+
+fn nonblocking(bench: &mut Bench) -> Outcome {
+    let mut data = bench.subject.begin(State::StopCopy)?;
+    set_nonblocking(&data)?;
+    let mut bytes = Vec::new();
+    read_nonblocking(&mut data, State::StopCopy, &mut bytes)?;
+    load_again(bench, data, bytes)
+}
+
+fn nonblocking_pre_copy(bench: &mut Bench) -> Outcome {
+    bench.leave_power_on_state()?;
+    let mut data = bench.subject.begin(State::PreCopy)?;
+    set_nonblocking(&data)?;
+    let mut bytes = Vec::new();
+    for state in [State::PreCopy, State::StopCopy] {
+        bench.subject.go(state)?;
+        read_nonblocking(&mut data, state, &mut bytes)?;
+    }
+    load_again(bench, data, bytes)
 }
 
 fn empty_read(bench: &mut Bench) -> Outcome {

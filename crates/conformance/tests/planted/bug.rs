@@ -129,6 +129,12 @@ bugs! {
     // The data fd.
     /// The data file is never readable to poll().
     FdNeverReadable => "v2/data-fd/readable-at-the-end",
+    /// The data file is readable to poll() only at the end in STOP_COPY.
+    FdReadableAtTheEnd => "v2/data-fd/readable-with-data",
+    /// The data file is not readable to poll() again after the temporary end, whatever changes.
+    FdNotReadableAgain => "v2/data-fd/readable-with-more-data",
+    /// The data file is never writable to poll().
+    FdNeverWritable => "v2/data-fd/writable",
     /// The data file is a plain file.
     FdIsFile => "v2/data-fd/no-position" | "v2/data-fd/no-mapping",
     /// The data file is a terminal.
@@ -137,6 +143,8 @@ bugs! {
     FdIsInherited => "v2/session/close-on-exec",
     /// A nonblocking read gives EAGAIN at the end, for ever.
     NonblockingNeverEnds => "v2/data-fd/nonblocking",
+    /// A nonblocking read in PRE_COPY gives EAGAIN, for ever.
+    NonblockingPrecopyStalls => "v2/data-fd/nonblocking-pre-copy",
     /// The data file reads 0 after the close of the device.
     FdOutlivesDevice => "v2/data-fd/after-close",
     /// A read of 0 bytes takes a byte from the stream.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, ThreadId};
@@ -91,6 +92,8 @@ pub(crate) struct File {
     ahead: Option<(Vec<u8>, usize)>,
     session: u64,
     was_used: bool,
+    /// The descriptor is no longer readable.
+    was_drained: bool,
     /// All writes fail from now on.
     refuses: bool,
 }
@@ -105,32 +108,50 @@ impl Drop for File {
     }
 }
 
-/// A descriptor that looks like that of a kernel's data file: one end of a pipe, which is a stream and readable.
+/// A descriptor that looks like that of a kernel's data file: one end of a pair of sockets, a stream that is writable, and
+/// readable as long as a byte is in it.
 struct Descriptor {
     fd: OwnedFd,
-    _other_end: Option<OwnedFd>,
+    other_end: Option<fs::File>,
 }
 
 impl Descriptor {
     fn new(bug: Option<Bug>) -> io::Result<Descriptor> {
         match bug {
             Some(Bug::FdIsFile) => {
-                return Ok(Descriptor { fd: tempfile::tempfile()?.into(), _other_end: None });
+                return Ok(Descriptor { fd: tempfile::tempfile()?.into(), other_end: None });
             }
             Some(Bug::FdIsTerminal) => {
                 let terminal = fs::File::options().read(true).write(true).open("/dev/ptmx")?;
-                return Ok(Descriptor { fd: terminal.into(), _other_end: None });
+                return Ok(Descriptor { fd: terminal.into(), other_end: None });
             }
             _ => {}
         }
-        let (reader, mut writer) = io::pipe()?;
-        if bug != Some(Bug::FdNeverReadable) {
-            writer.write_all(&[0])?;
-        }
+        let (fd, other_end): (OwnedFd, OwnedFd) = if bug == Some(Bug::FdNeverWritable) {
+            let (reader, writer) = io::pipe()?;
+            (reader.into(), writer.into())
+        } else {
+            let (socket, other_end) = UnixStream::pair()?;
+            (socket.into(), other_end.into())
+        };
         if bug == Some(Bug::FdIsInherited) {
-            fcntl_setfd(&reader, FdFlags::empty())?;
+            fcntl_setfd(&fd, FdFlags::empty())?;
         }
-        Ok(Descriptor { fd: reader.into(), _other_end: Some(writer.into()) })
+        let descriptor = Descriptor { fd, other_end: Some(other_end.into()) };
+        if !matches!(bug, Some(Bug::FdNeverReadable | Bug::FdReadableAtTheEnd)) {
+            descriptor.make_readable()?;
+        }
+        Ok(descriptor)
+    }
+
+    fn make_readable(&self) -> io::Result<()> {
+        self.other_end.iter().try_for_each(|mut other| other.write_all(&[0]))
+    }
+
+    /// The descriptor must be readable, and have one byte.
+    fn make_unreadable(&self) -> io::Result<()> {
+        rustix::io::read(&self.fd, &mut [0])?;
+        Ok(())
     }
 
     fn is_nonblocking(&self) -> bool {
@@ -149,11 +170,24 @@ impl File {
         shared.closed_unread.store(false, Ordering::Release);
         let session = shared.session.fetch_add(1, Ordering::AcqRel) + 1;
         let descriptor = Arc::new(Descriptor::new(shared.bug).unwrap());
-        File { inner, shared, descriptor, ahead: None, session, was_used: false, refuses: false }
+        File {
+            inner,
+            shared,
+            descriptor,
+            ahead: None,
+            session,
+            was_used: false,
+            was_drained: false,
+            refuses: false,
+        }
     }
 
     fn has(&self, bug: Bug) -> bool {
         self.shared.has(bug)
+    }
+
+    fn is_in_precopy(&self) -> bool {
+        self.inner.lock().file_mut().precopy_info().is_ok()
     }
 
     /// Reads from what was read ahead, whatever the device is in by now.
@@ -234,6 +268,30 @@ impl StateFile for File {
                     Ok(0) => Err(Errno::EAGAIN),
                     result => result,
                 }
+            }
+            Some(Bug::NonblockingPrecopyStalls)
+                if self.descriptor.is_nonblocking() && self.is_in_precopy() =>
+            {
+                Err(Errno::EAGAIN)
+            }
+            Some(Bug::FdReadableAtTheEnd) => {
+                let result = self.inner.lock().file_mut().read(buffer);
+                if result == Ok(0) && !self.is_in_precopy() {
+                    self.descriptor.make_readable().unwrap();
+                }
+                result
+            }
+            Some(Bug::FdNotReadableAgain) => {
+                let result = self.inner.lock().file_mut().read(buffer);
+                match result {
+                    Err(Errno::ENOMSG) if !self.was_drained => {
+                        self.descriptor.make_unreadable().unwrap();
+                        self.was_drained = true;
+                    }
+                    Ok(0) if self.was_drained => self.descriptor.make_readable().unwrap(),
+                    _ => {}
+                }
+                result
             }
             Some(Bug::FileOutlivesSession) => match self.read_ahead(buffer) {
                 Err(Errno::ENOMSG) => self.inner.lock().file_mut().read(buffer),
@@ -333,7 +391,16 @@ impl RawData for File {
     fn duplicate(&self) -> std::result::Result<Box<dyn StateFile>, Errno> {
         let (inner, shared) = (self.inner.clone(), self.shared.clone());
         let (descriptor, session) = (self.descriptor.clone(), self.session);
-        Ok(Box::new(File { inner, shared, descriptor, ahead: None, session, was_used: true, refuses: false }))
+        Ok(Box::new(File {
+            inner,
+            shared,
+            descriptor,
+            ahead: None,
+            session,
+            was_used: true,
+            was_drained: false,
+            refuses: false,
+        }))
     }
 }
 
