@@ -145,8 +145,13 @@ fn serial_models_with_a_region_are_sound() {
 
 #[test]
 fn accel_models_are_sound() {
-    let empty = include_bytes!("../../../models/tests/models/accel/streams/empty-1KiB.bin");
-    Sound { stream: Some(empty), ..Sound::new("accel?state=1KiB") }.check();
+    let streams: [&[u8]; 2] = [
+        include_bytes!("../../../models/tests/models/accel/streams/empty-1KiB.bin"),
+        include_bytes!("../../../models/tests/models/accel/streams/job-1KiB.bin"),
+    ];
+    for stream in streams {
+        Sound { stream: Some(stream), ..Sound::new("accel?state=1KiB") }.check();
+    }
     Sound::new("accel?state=64KiB").check();
     Sound::two("accel?state=64KiB").check();
 }

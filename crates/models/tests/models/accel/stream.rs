@@ -216,6 +216,17 @@ fn small_stream() -> (Vec<u8>, (Vec<u8>, [u8; 0x100])) {
     (stream, contents(&guest.device))
 }
 
+/// The stream that an earlier version wrote of that device.
+const IN_A_JOB: &[u8] = include_bytes!("streams/job-1KiB.bin");
+
+#[test]
+fn a_stream_of_a_device_in_a_job_loads_and_is_saved_as_it_was() {
+    let memory = Memory::new();
+    let device = memory.device(config(1024));
+    load(&device, IN_A_JOB, 100);
+    assert_eq!(save(&device), IN_A_JOB);
+}
+
 #[test]
 fn a_stream_cut_short_anywhere_is_refused_until_the_rest_comes() {
     let (stream, contents_of_it) = small_stream();
