@@ -14,6 +14,7 @@ use crate::case::Need;
 use crate::hooks::DmaWriter;
 use crate::outcome::{Outcome, check, fail, inconclusive, skip, success};
 use crate::subject::Subject;
+use crate::transcript::some_of;
 
 /// Bytes of the pages that a writer writes to.
 pub(crate) const PAGE: u64 = 4096;
@@ -190,10 +191,8 @@ impl Subject {
 
 /// Formats addresses for a failure: the first few, and their number.
 pub(crate) fn listed(pages: &BTreeSet<u64>) -> String {
-    const SHOWN: usize = 8;
-    let mut text: Vec<String> = pages.iter().take(SHOWN).map(|page| format!("{page:#x}")).collect();
-    if pages.len() > SHOWN {
-        text.push(format!(".. ({} pages)", pages.len()));
+    if pages.is_empty() {
+        return "no page".to_string();
     }
-    if text.is_empty() { "no page".to_string() } else { text.join(", ") }
+    some_of(pages.iter().map(|page| format!("{page:#x}")), "pages")
 }

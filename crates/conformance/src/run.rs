@@ -8,7 +8,7 @@ use crate::bench::Features;
 use crate::case::{Case, Danger, HEADER, Need};
 use crate::case_thread::{CaseOutcome, CaseThread};
 use crate::config::Config;
-use crate::hooks::RegisterProbe;
+use crate::hooks::{DmaWriter, RegisterProbe};
 use crate::known_failures::Date;
 use crate::known_issues::{KnownIssue, danger};
 use crate::opening;
@@ -156,7 +156,11 @@ impl Run<'_> {
                         case,
                         features: features.clone(),
                         subjects: self.subjects.clone(),
-                        config: Config { registers: self.registers(), ..self.config.clone() },
+                        config: Config {
+                            registers: self.registers(),
+                            writer: self.writer(),
+                            ..self.config.clone()
+                        },
                         seed,
                         transcript: transcript.clone(),
                         budget: budget.clone(),
@@ -227,10 +231,19 @@ impl Run<'_> {
         self.config.registers.clone().or_else(|| self.subjects.registers())
     }
 
+    /// Returns the author's way to make the device write to memory: the one of the settings, or the program's own.
+    fn writer(&self) -> Option<Arc<dyn DmaWriter>> {
+        self.config.writer.clone().or_else(|| self.subjects.writer())
+    }
+
     /// Returns why a case cannot be run, if so.
     fn unmet(&self, case: &Case, features: &Features) -> Option<String> {
         let has = |need: Need| match need {
-            Need::Writer => self.config.writer.is_some(),
+            Need::Writer => self.writer().is_some(),
+            // A program's own way to write brings the memory with it.
+            Need::Memory if self.config.writer.is_none() => {
+                features.has(Need::Memory) || self.subjects.writer().is_some()
+            }
             Need::Second => self.subjects.second.is_some(),
             Need::Registers => self.registers().is_some(),
             Need::Stream => self.config.stream.is_some(),

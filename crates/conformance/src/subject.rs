@@ -15,7 +15,7 @@ use crate::hooks::RegisterProbe;
 use crate::outcome::{Outcome, Stop, equal, fail, inconclusive, skip, success};
 use crate::saved::Saved;
 use crate::subjects::StateWitness;
-use crate::transcript::Transcript;
+use crate::transcript::{Transcript, some_of};
 
 /// An open device under test.
 pub(crate) struct Subject {
@@ -286,9 +286,9 @@ impl Subject {
 
     /// VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the log's page size in bytes.
     pub(crate) fn start_log(&mut self, page_size: u64, ranges: &[IovaRange]) -> Outcome<Result<u64, Errno>> {
-        let list: Vec<String> =
-            ranges.iter().map(|range| format!("{:#x}+{:#x}", range.iova(), range.length())).collect();
-        let request = format!("SET DMA_LOGGING_START page_size {page_size:#x} [{}]", list.join(", "));
+        let texts = ranges.iter().map(|range| format!("{:#x}+{:#x}", range.iova(), range.length()));
+        let list = some_of(texts, "ranges");
+        let request = format!("SET DMA_LOGGING_START page_size {page_size:#x} [{list}]");
         self.request(
             &request,
             |device| device.dma_logging_start(page_size, ranges),

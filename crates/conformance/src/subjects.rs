@@ -6,7 +6,7 @@ use std::sync::Arc;
 use whimbrel_protocol::State;
 use whimbrel_user::{Device, Error};
 
-use crate::hooks::RegisterProbe;
+use crate::hooks::{DmaWriter, RegisterProbe};
 use crate::stdin::Program;
 use crate::stdin::complaint::Complaint;
 
@@ -63,6 +63,11 @@ impl Subjects {
     /// Returns the probe of the registers that a program under test has.
     pub(crate) fn registers(&self) -> Option<Arc<dyn RegisterProbe>> {
         Program::registers(&self.programs)
+    }
+
+    /// Returns the way to make a program under test write to memory, if it has one.
+    pub(crate) fn writer(&self) -> Option<Arc<dyn DmaWriter>> {
+        Program::writer(&self.programs)
     }
 
     /// Takes what was wrong with a program since the last call, apart from its answers.

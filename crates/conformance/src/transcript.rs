@@ -207,6 +207,17 @@ impl Step {
     }
 }
 
+/// Formats the first few of a list, and the number of all.
+pub(crate) fn some_of(items: impl ExactSizeIterator<Item = String>, what: &str) -> String {
+    const SHOWN: usize = 8;
+    let count = items.len();
+    let mut shown: Vec<String> = items.take(SHOWN).collect();
+    if count > SHOWN {
+        shown.push(format!(".. ({count} {what})"));
+    }
+    shown.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

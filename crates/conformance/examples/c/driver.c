@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * A small migration driver in C, put under test by subject.h: a device of 4 KiB of registers with STOP_COPY, PRE_COPY
- * and a reset. Replace it with your own.
+ * A small migration driver in C, put under test by subject.h: a device of 4 KiB of registers with STOP_COPY, PRE_COPY,
+ * a reset and a log of its writes to memory. Replace it with your own.
  *
  *	cc -o driver driver.c && whimbrel conform program:./driver
  *
@@ -10,6 +10,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "log.h"
 #include "subject.h"
 
 #include <stdbool.h>
@@ -18,6 +19,7 @@
 enum { ERROR, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P, STATES };
 enum { FLAG_STOP_COPY = 1, FLAG_P2P = 2, FLAG_PRE_COPY = 4 };
 enum { FEATURE_MIGRATION = 1, FEATURE_STATE = 2, FEATURE_DATA_SIZE = 9, FEATURE_PRECOPY_V2 = 12 };
+enum { FEATURE_LOG_START = 6, FEATURE_LOG_STOP = 7, FEATURE_LOG_REPORT = 8 };
 enum { FLAG_GET = 1 << 16, FLAG_SET = 1 << 17 };
 enum { SIZE = 4096, PAGE = 256, PAGES = SIZE / PAGE };
 
@@ -49,6 +51,11 @@ struct device {
 	uint8_t loaded[SIZE];
 	bool has_page[PAGES], has_head, has_end;
 };
+
+/* What a reset leaves alone: the user's memory, and the log of writes to it. */
+static struct log dirty_log;
+static uint8_t *memory;
+static uint64_t memory_iova, memory_length;
 
 static uint32_t checksum(const uint8_t *bytes)
 {
@@ -411,7 +418,12 @@ static int probe(void *device, uint32_t feature, uint32_t flags)
 	case FEATURE_STATE:
 		has = FLAG_GET | FLAG_SET;
 		break;
+	case FEATURE_LOG_REPORT:
+		has = FLAG_GET;
+		break;
 	case FEATURE_PRECOPY_V2:
+	case FEATURE_LOG_START:
+	case FEATURE_LOG_STOP:
 		has = FLAG_SET;
 		break;
 	default:
@@ -457,6 +469,54 @@ static int precopy_v2(void *opaque)
 	return 0;
 }
 
+/* The log of writes to memory. */
+
+static int log_start(void *device, uint64_t *page_size, uint32_t count, const struct subject_range *ranges)
+{
+	(void)device;
+	return log_begin(&dirty_log, page_size, count, ranges);
+}
+
+static int log_stop(void *device)
+{
+	(void)device;
+	log_end(&dirty_log);
+	return 0;
+}
+
+static int log_report(void *device, uint64_t iova, uint64_t length, uint64_t page_size, uint64_t *bitmap)
+{
+	(void)device;
+	return log_take(&dirty_log, iova, length, page_size, bitmap);
+}
+
+static int map(void *device, uint64_t iova, void *mapped, uint64_t length, uint64_t *own_pages)
+{
+	(void)device;
+	memory = mapped;
+	memory_iova = iova;
+	memory_length = length;
+	*own_pages = 0;
+	return 0;
+}
+
+/* Writes a byte of a register to each page, as a job of this device would. */
+static int dma_write(void *opaque, size_t count, const uint64_t *pages)
+{
+	struct device *device = opaque;
+	size_t at;
+
+	if (device->state != RUNNING && device->state != PRE_COPY)
+		return -EBUSY;
+	for (at = 0; at < count; at++) {
+		if (pages[at] < memory_iova || pages[at] - memory_iova >= memory_length)
+			return -EFAULT;
+		memory[pages[at] - memory_iova] = device->registers[0];
+		log_mark(&dirty_log, pages[at]);
+	}
+	return 0;
+}
+
 /* The probe: what the suite compares. */
 
 static int change(void *opaque, uint64_t seed)
@@ -496,6 +556,11 @@ int main(void)
 		.write = write_data,
 		.precopy_info = precopy_info,
 		.close = close_data,
+		.log_start = log_start,
+		.log_stop = log_stop,
+		.log_report = log_report,
+		.map = map,
+		.dma_write = dma_write,
 		.change = change,
 		.look = look,
 	};

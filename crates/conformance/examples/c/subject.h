@@ -11,11 +11,15 @@
 #define WHIMBREL_SUBJECT_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 /* What `struct vfio_precopy_info` has. */
 struct subject_precopy {
@@ -69,6 +73,14 @@ struct subject_ops {
 	 */
 	int (*change)(void *device, uint64_t seed);
 	int64_t (*look)(void *device, void *data, size_t room);
+	/*
+	 * The author's way to make the device write, for cases that compare its log with what it has written. `map` gives it
+	 * memory at `iova`, to read and write as long as the program runs, and sets the number of pages of 4 KiB from its
+	 * start that the device uses for itself. `dma_write` makes the device write to each of these pages, and returns
+	 * once it has. Both or none.
+	 */
+	int (*map)(void *device, uint64_t iova, void *memory, uint64_t length, uint64_t *own_pages);
+	int (*dma_write)(void *device, size_t count, const uint64_t *pages);
 };
 
 #define SUBJECT_LOOK (1 << 20) /* room for `look` */
@@ -139,6 +151,58 @@ static int subject_log_start(const struct subject_ops *ops, void *device, const 
 		subject_error(error);
 	else
 		printf("ok %" PRIu64 "\n", page_size);
+	return 1;
+}
+
+/* Gives the device memory of the suite, which is in a file. */
+static int subject_map(const struct subject_ops *ops, void *device, const char *arguments)
+{
+	uint64_t iova, length, offset, own_pages = 0;
+	char path[128];
+	void *memory = MAP_FAILED;
+	int fd, error;
+
+	if (sscanf(arguments, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %127s", &iova, &length, &offset, path) != 4)
+		return 0;
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd >= 0) {
+		memory = mmap(NULL, (size_t)length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+		error = -errno;
+		close(fd);
+	} else {
+		error = -errno;
+	}
+	if (memory != MAP_FAILED)
+		error = ops->map(device, iova, memory, length, &own_pages);
+	if (error)
+		subject_error(error);
+	else
+		printf("ok %" PRIu64 "\n", own_pages);
+	return 1;
+}
+
+static int subject_dma_write(const struct subject_ops *ops, void *device, const char *arguments)
+{
+	size_t count, at;
+	int used, error;
+	uint64_t *pages;
+
+	if (sscanf(arguments, "%zu%n", &count, &used) != 1 || count > 1 << 20)
+		return 0;
+	pages = subject_memory(count * sizeof(*pages));
+	for (at = 0; at < count; at++) {
+		arguments += used;
+		if (sscanf(arguments, " %" SCNu64 "%n", &pages[at], &used) != 1) {
+			free(pages);
+			return 0;
+		}
+	}
+	error = ops->dma_write(device, count, pages);
+	free(pages);
+	if (error)
+		subject_error(error);
+	else
+		printf("ok\n");
 	return 1;
 }
 
@@ -251,6 +315,10 @@ static int subject_answer(const struct subject_ops *ops, void *device, const cha
 		free(data);
 		return 1;
 	}
+	if (IS("map", map) && ops->dma_write)
+		return subject_map(ops, device, arguments);
+	if (IS("dma-write", dma_write) && ops->map)
+		return subject_dma_write(ops, device, arguments);
 	if (IS("close", close) && SCAN(1, "%d", &fd)) {
 		error = ops->close(device, fd);
 		ANSWER("ok\n");

@@ -39,6 +39,8 @@ pub(super) enum Request<'a> {
     Feature { argsz: u32, flags: u32, data: &'a [u8] },
     Change { seed: u64 },
     Look,
+    Map { iova: u64, length: u64, offset: u64, path: &'a str },
+    DmaWrite { pages: &'a [u64] },
 }
 
 impl Request<'_> {
@@ -66,6 +68,7 @@ impl Request<'_> {
             | Request::LogReport { count, .. } => bytes("ok COUNT", count),
             Request::Feature { data, .. } => bytes("ok COUNT", data.len()),
             Request::Look => bytes("ok COUNT", MAX_LOOK),
+            Request::Map { .. } => numbers("ok PAGES"),
             Request::Flags => numbers("ok FLAGS"),
             Request::State => numbers("ok STATE"),
             Request::SetState { .. } => numbers("ok FD"),
@@ -79,7 +82,8 @@ impl Request<'_> {
             | Request::PrecopyV2
             | Request::Close { .. }
             | Request::LogStop
-            | Request::Change { .. } => numbers("ok"),
+            | Request::Change { .. }
+            | Request::DmaWrite { .. } => numbers("ok"),
         }
     }
 }
@@ -118,6 +122,13 @@ impl fmt::Display for Request<'_> {
             Request::Feature { argsz, flags, data } => write!(f, "feature {argsz} {flags} {}", data.len()),
             Request::Change { seed } => write!(f, "change {seed}"),
             Request::Look => f.write_str("look"),
+            Request::Map { iova, length, offset, path } => {
+                write!(f, "map {iova} {length} {offset} {path}")
+            }
+            Request::DmaWrite { pages } => {
+                write!(f, "dma-write {}", pages.len())?;
+                pages.iter().try_for_each(|page| write!(f, " {page}"))
+            }
         }
     }
 }
@@ -198,6 +209,12 @@ mod tests {
             (Request::Write { fd: 4, data: b"abc" }, "write 4 3"),
             (Request::LogStart { page_size: 4096, ranges: &[(0, 8192)] }, "log-start 4096 1 0 8192"),
             (Request::Feature { argsz: 16, flags: 65538, data: &[0; 8] }, "feature 16 65538 8"),
+            (
+                Request::Map { iova: 4096, length: 8192, offset: 0, path: "/proc/7/fd/3" },
+                "map 4096 8192 0 /proc/7/fd/3",
+            ),
+            (Request::DmaWrite { pages: &[4096, 8192] }, "dma-write 2 4096 8192"),
+            (Request::DmaWrite { pages: &[] }, "dma-write 0"),
         ];
         for (request, line) in lines {
             assert_eq!(request.to_string(), line);

@@ -4,13 +4,13 @@
 //!
 //! `codec` has the requests and answers as bytes, without I/O. `process` runs the program, with a deadline for each
 //! answer. `device` and `state_file` make it a [`Device`](whimbrel_user::Device),
-//! and `probe` has its author's hooks.
+//! and `hooks` has those of its author.
 
 mod codec;
 pub(crate) mod complaint;
 mod connection;
 mod device;
-mod probe;
+mod hooks;
 mod process;
 mod program;
 mod state_file;

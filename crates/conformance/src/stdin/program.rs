@@ -12,9 +12,9 @@ use super::codec::{Request, VERSION};
 use super::complaint::{Complaint, Complaints};
 use super::connection::{Connection, Failure};
 use super::device::ProgramDevice;
-use super::probe::{Probe, Probes};
+use super::hooks::{Hooks, OwnHooks};
 use super::process::Process;
-use crate::hooks::RegisterProbe;
+use crate::hooks::{DmaWriter, RegisterProbe};
 
 /// Timeout for an answer, unless another one is set.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub struct Program {
     words: Vec<OsString>,
     timeout: Duration,
     complaints: Complaints,
-    probe: Probe,
+    hooks: Hooks,
 }
 
 impl Program {
@@ -40,7 +40,7 @@ impl Program {
         let mut words = vec![program.into()];
         words.extend(arguments.into_iter().map(Into::into));
         let name = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
-        Program { name, words, timeout: TIMEOUT, complaints: Complaints::default(), probe: Probe::default() }
+        Program { name, words, timeout: TIMEOUT, complaints: Complaints::default(), hooks: Hooks::default() }
     }
 
     /// Returns a command for `/bin/sh`.
@@ -75,7 +75,7 @@ impl Program {
             }
             Err(failure) => return Err(self.refused(&failure)),
         }
-        self.probe.opened(&connection);
+        self.hooks.opened(&connection);
         Ok(Box::new(ProgramDevice::new(self.name.clone(), connection)))
     }
 
@@ -90,10 +90,18 @@ impl Program {
 
     /// Returns the probe of the programs' registers, if the first one has one.
     pub(crate) fn registers(programs: &[Program]) -> Option<Arc<dyn RegisterProbe>> {
-        let probes: Vec<Probe> = programs.iter().map(|program| program.probe.clone()).collect();
+        Program::hooks(programs, Hooks::has_probe).map(|hooks| hooks as Arc<dyn RegisterProbe>)
+    }
+
+    /// Returns the way to make the programs' devices write to memory, if the first one has one.
+    pub(crate) fn writer(programs: &[Program]) -> Option<Arc<dyn DmaWriter>> {
+        Program::hooks(programs, Hooks::has_writer).map(|hooks| hooks as Arc<dyn DmaWriter>)
+    }
+
+    fn hooks(programs: &[Program], has: impl Fn(&Hooks) -> bool) -> Option<Arc<OwnHooks>> {
         // The second program has not been started yet, and is of the same kind.
-        let is_implemented = probes.first().is_some_and(Probe::is_implemented);
-        is_implemented.then(|| Arc::new(Probes(probes)) as Arc<dyn RegisterProbe>)
+        programs.first().filter(|program| has(&program.hooks))?;
+        Some(Arc::new(OwnHooks::new(programs.iter().map(|program| program.hooks.clone()).collect())))
     }
 
     /// Takes what was wrong with the program since the last call, apart from its answers.

@@ -70,7 +70,18 @@ fn the_example_in_c_passes_the_suite() {
     let subjects = Subjects::program(&program).second_program(&second);
     let report = report(&subjects, &Config::default());
     assert!(report.passed(), "{report}");
-    for id in ["v2/arcs/combinations", "v2/round-trip/second-registers", LOOK, CHANGE] {
+    let ids = [
+        "v2/arcs/combinations",
+        "v2/round-trip/second-registers",
+        "v2/stop/no-dma",
+        "v2/precopy/device-runs",
+        "v2/dma-logging/second-start",
+        "v2/dma-writes/all-are-logged",
+        "v2/dma-writes/in-precopy",
+        LOOK,
+        CHANGE,
+    ];
+    for id in ids {
         assert_eq!(report.result(id).map(|result| result.verdict), Some(Verdict::Pass), "{id}: {report}");
     }
 }
