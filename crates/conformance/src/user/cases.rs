@@ -69,6 +69,28 @@ const STATE: &[UserCase] = &[
         .faults("arc *->STOP_COPY: EIO once", Met::FailedSet),
     source(Level::Should, "user/state/any-step-along-the-path", ANY_STEP, rules::failure_leaves_it_running)
         .faults(STOPPING_FAILS, Met::FailedSet),
+    source(Level::Should, "user/state/recovery-from-p2p", RECOVERY, rules::failure_leaves_it_running)
+        .faults("arc RUNNING->RUNNING_P2P: EIO; arc PRE_COPY->PRE_COPY_P2P: EIO", Met::FailedSet),
+    source(
+        Level::Robust,
+        "user/state/stays-in-stop-copy",
+        "A device that cannot leave STOP_COPY after its state was read is not reported as running: it is reset, or the program \
+         tells where it is.",
+        rules::failure_leaves_it_running,
+    )
+    .faults("arc STOP_COPY->STOP: EIO", Met::FailedSet),
+    source(
+        Level::Robust,
+        "user/state/stays-in-pre-copy",
+        "A device that cannot leave PRE_COPY after a failed read is not reported as running as before: it is reset, or the \
+         program tells where it is.",
+        rules::failure_leaves_it_running,
+    )
+    .faults(
+        "read after 4KiB in PRE_COPY: EIO; arc PRE_COPY->RUNNING: EIO; arc PRE_COPY_P2P->RUNNING_P2P: EIO; \
+         arc PRE_COPY_P2P->PRE_COPY: EIO",
+        Met::FailedSet,
+    ),
     source(
         Level::Robust,
         "user/state/stays-stopped",
@@ -137,6 +159,8 @@ const STATE: &[UserCase] = &[
     .faults("read after 0 in STOP_COPY: EIO", Met::PreCopy),
     destination(Level::Should, "user/state/resuming-fails", RECOVERY, rules::failure_is_reported)
         .faults("arc *->RESUMING: EIO", Met::FailedSet),
+    destination(Level::Should, "user/state/resuming-fails-on-the-way", RECOVERY, rules::failure_is_reported)
+        .faults("arc RUNNING->RUNNING_P2P: EIO; arc RUNNING_P2P->STOP: EIO; arc RUNNING->STOP: EIO", Met::FailedSet),
     destination(Level::Must, "user/state/invalid-data", INVALID_DATA, rules::failure_is_reported)
         .faults("arc RESUMING->STOP: EINVAL", Met::FailedSet),
     destination(Level::Must, "user/state/abort-of-resuming", ABORT, rules::resuming_is_aborted_by_reset)
@@ -148,6 +172,13 @@ const STATE: &[UserCase] = &[
         rules::success_means_running,
     )
     .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO", Met::FailedSet),
+    destination(
+        Level::Robust,
+        "user/state/stays-in-p2p",
+        "A device that has taken a state, and stays in RUNNING_P2P, is not reported as running.",
+        rules::success_means_running,
+    )
+    .faults("arc RUNNING_P2P->RUNNING: EIO", Met::FailedSet),
     destination(
         Level::Robust,
         "user/state/only-seems-to-run",

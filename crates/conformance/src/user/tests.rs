@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use whimbrel_device::wrap::fault::Faults;
+use whimbrel_device::wrap::fault::{FaultKind, Faults};
 use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::session::Direction;
-use whimbrel_protocol::{Errno, MigrationFlags, State};
+use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 
 use super::{Exit, Record, Request, Role, Socket, UserCase, UserUnderTest, cases, run_user};
 use crate::case::Level;
@@ -154,6 +154,31 @@ fn ids_are_unique_and_faults_can_be_parsed() {
 }
 
 #[test]
+fn every_arc_fails_in_some_case() {
+    let fails = |from: State, to: State| {
+        cases().any(|case| {
+            let faults: Faults = case.fault_text().parse().unwrap();
+            faults.iter().any(|fault| match fault.kind {
+                FaultKind::Arc { from: first, to: second, errno: Some(_), .. } => {
+                    first.is_none_or(|state| state == from) && second.is_none_or(|state| state == to)
+                }
+                _ => false,
+            })
+        })
+    };
+    let states = [Stop, Running, StopCopy, Resuming, State::RunningP2p, PreCopy, State::PreCopyP2p];
+    for flags in [MigrationFlags::all(), MigrationFlags::STOP_COPY] {
+        for from in states {
+            let arcs =
+                states.into_iter().filter(|to| *to != from && fsm::next(flags, from, *to) == Some(*to));
+            for to in arcs.filter(|to| fsm::supports(flags, from) && fsm::supports(flags, *to)) {
+                assert!(fails(from, to), "{from} -> {to}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_success_without_the_end_of_the_state_is_found() {
     let id = "user/data-fd/end-of-stream";
     passes(id, &saves().set(Running).done());
@@ -209,7 +234,14 @@ fn a_failed_set_that_is_taken_as_done_is_found() {
 
 #[test]
 fn a_device_that_is_left_stopped_without_a_word_is_found() {
-    for id in ["user/state/recovery", "user/state/any-step-along-the-path", "user/state/stays-stopped"] {
+    let ids = [
+        "user/state/recovery",
+        "user/state/recovery-from-p2p",
+        "user/state/any-step-along-the-path",
+        "user/state/stays-stopped",
+        "user/state/stays-in-stop-copy",
+    ];
+    for id in ids {
         let begun = || Hand::new().set_fails(StopCopy, Stop);
         passes(id, &begun().get().set(Running).failed("EIO"));
         passes(id, &begun().get().failed("EIO; the device is left in STOP"));
@@ -223,6 +255,9 @@ fn a_device_that_is_left_stopped_without_a_word_is_found() {
     let pre_copy = || Hand::new().set(PreCopy).read(Err(Errno::EIO));
     passes("user/pre-copy/failed-read", &pre_copy().set(Running).failed("EIO"));
     finds("user/pre-copy/failed-read", &pre_copy().failed("EIO"), "with the device in PRE_COPY");
+    let stays = || pre_copy().set_fails(Running, PreCopy).get();
+    passes("user/state/stays-in-pre-copy", &stays().reset().failed("EIO"));
+    finds("user/state/stays-in-pre-copy", &stays().failed("it runs on"), "with the device in PRE_COPY");
     let report = || Hand::new().set(PreCopy).add(Request::LoggingReport(Err(Errno::EIO)));
     passes("user/dirty/recovery", &report().set(Running).failed("EIO"));
     finds("user/dirty/recovery", &report().failed("EIO"), "with the device in PRE_COPY");
@@ -245,6 +280,14 @@ fn a_user_that_takes_a_device_at_its_word_is_found() {
     let begun = || loads().set(Stop).set_leads_to(Running, Stop);
     passes(id, &begun().get().failed("the device is in STOP"));
     finds(id, &begun().done(), "exit status 0, with the device in STOP");
+    let id = "user/state/stays-in-p2p";
+    let begun = || loads().set(Stop).set_fails(Running, State::RunningP2p);
+    passes(id, &begun().get().failed("the device is in RUNNING_P2P"));
+    finds(id, &begun().done(), "exit status 0, with the device in RUNNING_P2P");
+    let id = "user/state/resuming-fails-on-the-way";
+    let begun = || Hand::new().set_fails(Resuming, Running);
+    passes(id, &begun().failed("EIO"));
+    finds(id, &begun().done(), "no data_fd was opened");
     let id = "user/state/only-seems-to-be-loaded";
     let begun = || loads().set_leads_to(Stop, Resuming);
     passes(id, &begun().get().reset().failed("it was not taken"));
