@@ -283,7 +283,7 @@ fn a_server_that_was_restarted_proves_nothing_and_one_that_has_ended_gives_the_d
 }
 
 #[test]
-fn models_and_kernel_devices_are_not_looked_at_because_their_state_ended_with_the_command() {
+fn models_are_not_looked_at_because_their_state_ended_with_the_command() {
     let folder = TempDir::new().unwrap();
     let journals = ["source", "destination"].map(|side| argument(&journal(&folder, side)));
     let listen = ["model:serial", "--listen", "127.0.0.1:0", "--journal", &journals[1]];
