@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::machine::Machine;
+use super::machine::{Machine, module};
 
 /// Where mtty is known to break the header or the kernel's rules.
 const KNOWN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/conformance/mtty-known-failures.toml");
@@ -38,5 +38,29 @@ fn the_kernels_sample_driver_conforms_but_for_known_failures() {
         assert!(end["expected_failures"].as_u64().unwrap() > 0, "its known fault is found: {end}");
         assert!(end["passed"].as_u64().unwrap() > 40, "{end}");
         assert!(!events.iter().any(|event| event["event"] == "notice"), "the log is watched: {report}");
+    }
+}
+
+#[test]
+fn a_warning_of_the_kernel_fails_the_case_that_ran() {
+    let (Some(machine), Some(_)) = (Machine::with("debian"), Machine::with("tree")) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let warns = module(folder.path(), "warns", include_str!("warns.c"));
+    let lines = "
+        ./whimbrel conform group:$first --only v2/feature/defined-flags --repeat 100 --format json \
+            --output report >&2 & suite=$!
+        while kill -0 $suite 2> /dev/null; do echo > /sys/module/warns/parameters/now; usleep 50000; done
+        wait $suite || echo status $?";
+    let ran = machine.script_with(&["--module", warns.to_str().unwrap()], lines, &[], &["report"]);
+    let text = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+    assert_eq!(ran.text().trim(), "status 1", "{text}");
+    let report = String::from_utf8(ran.taken("report")).unwrap();
+    let results = report.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let failed: Vec<Value> = results.filter(|event| event["verdict"] == "fail").collect();
+    assert!(!failed.is_empty(), "{report}");
+    for result in failed {
+        assert_eq!(result["expected"], "no warning in the kernel's log", "{result}");
+        let found = result["found"].as_str().unwrap();
+        assert!(found.contains("kernel log: WARNING: CPU") && found.contains("warns_now"), "{found}");
     }
 }

@@ -68,6 +68,11 @@ impl Machine {
 
     /// Runs a shell script in a machine, with `files` beside it, and takes files out of it afterwards.
     pub(crate) fn script(&self, lines: &str, files: &[&Path], take: &[&str]) -> Ran {
+        self.script_with(&[], lines, files, take)
+    }
+
+    /// The same; `options` are more options of `lab/run exec`.
+    pub(crate) fn script_with(&self, options: &[&str], lines: &str, files: &[&Path], take: &[&str]) -> Ran {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("script");
         std::fs::write(&script, format!("#!/bin/sh\nset -e\nfirst={FIRST}\nsecond={SECOND}\n{lines}"))
@@ -75,6 +80,7 @@ impl Machine {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&script, mode).unwrap();
         let mut run = self.run("exec");
+        run.args(options);
         for file in files.iter().copied().chain([self.programs.whimbrel.as_path(), &self.programs.region]) {
             run.arg("--file").arg(file);
         }
@@ -114,6 +120,24 @@ impl Ran {
     pub(crate) fn taken(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
+}
+
+/// Builds a module for the kernel `debian` in `folder`, from its one source file, and returns its path.
+pub(crate) fn module(folder: &Path, name: &str, source: &str) -> PathBuf {
+    std::fs::write(folder.join(format!("{name}.c")), source).unwrap();
+    std::fs::write(folder.join("Kbuild"), format!("obj-m := {name}.o\n")).unwrap();
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("WHIMBREL_LAB_CACHE").unwrap_or_else(|| {
+        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+        caches.unwrap().join("whimbrel/lab")
+    });
+    let mut make = Command::new("make");
+    make.args(["-s", "-C"]).arg(cache.join("module-tree/build")).arg(format!("M={}", folder.display()));
+    make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+    // This test's own make, if it runs under one, is none of the kernel's business.
+    make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
+    succeeded(&make.output().unwrap());
+    folder.join(format!("{name}.ko"))
 }
 
 /// What a program that must have succeeded printed.
