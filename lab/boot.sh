@@ -20,7 +20,7 @@ readers=()
 # which servers confine themselves with.
 command_line() {
 	echo "console=ttyS0 quiet panic=-1 oops=panic reboot=t tsc=reliable tsc_early_khz=$(tsc_khz)" \
-		"${pci:+intel_iommu=on no_timer_check}" \
+		"${pc:+no_timer_check} ${pci:+intel_iommu=on}" \
 		"mitigations=off lsm=landlock audit=0 cryptomgr.notests=1 rodata=off" \
 		"initcall_blacklist=load_system_certificate_list,jent_mod_init,bpf_tcp_ca_kfunc_init"
 }
@@ -35,8 +35,8 @@ tsc_khz() {
 
 # Two, which share what they need of queues and interrupts.
 virtual_functions=sriov_max_vfs=2,sriov_vq_flexible=4,sriov_vi_flexible=2
-# A PC with an IOMMU that also remaps interrupts. README.md has a table of the devices.
-pci_machine=(-machine q35 -device intel-iommu,intremap=on
+# An IOMMU that also remaps interrupts, and devices behind it. README.md has a table of them.
+pci_machine=(-device intel-iommu,intremap=on
 	-device pcie-root-port,id=port1,bus=pcie.0,addr=3,chassis=1
 	-device e1000e,bus=port1,addr=0.0,multifunction=on,mac=52:54:00:00:00:03,romfile=
 	-device edu,bus=port1,addr=0.1
@@ -48,17 +48,46 @@ pci_machine=(-machine q35 -device intel-iommu,intremap=on
 # Those that vfio-pci is given.
 pci_devices=(0000:00:05.0 0000:00:06.0 0000:01:00.0 0000:01:00.1 0000:02:00.0)
 
+# vfio_user_machine MACHINE: sets `arguments` to the memory of a PC with vfio-user devices, the devices, slots for
+# more, and the way to plug those in.
+vfio_user_machine() {
+	local machine=$1 number=0 socket
+	if [ -n "$descriptors" ]; then
+		arguments+=(-object "memory-backend-memfd,id=memory,size=${memory}M,share=on")
+	else
+		arguments+=(-object "memory-backend-ram,id=memory,size=${memory}M")
+	fi
+	arguments+=(-machine memory-backend=memory)
+	for socket in "${sockets[@]}"; do
+		# A name of its own in the scratch folder, which is short enough for a socket.
+		ln -sfn "$(realpath "$socket")" "$work/$machine/device$number"
+		arguments+=(-device "{'driver':'vfio-user-pci','id':'device$number','bus':'pcie.0','addr':'1$number',
+			'socket':{'type':'unix','path':'$machine/device$number'}}")
+		number=$((number + 1))
+	done
+	for number in 1 2; do
+		arguments+=(-device "pcie-root-port,id=slot$number,bus=pcie.0,addr=1$((number + 7)),chassis=$((number + 2))")
+	done
+	if [ -n "$qmp" ]; then
+		owned_folders+=("$qmp")
+		arguments+=(-qmp "unix:$(realpath "$qmp"),server=on,wait=off")
+	fi
+}
+
 # start MACHINE [QEMU_OPTION..]
 start() {
-	local machine=$1 folder=$work/$1 port number=0 arguments
+	local machine=$1 folder=$work/$1 port number=0 arguments pc=''
 	shift
+	[ -z "$pci" ] && [ ${#sockets[@]} = 0 ] || pc=yes
 	arguments=(-accel "tcg,thread=multi" -cpu max -smp 1 -m "$memory"
 		-nodefaults -no-user-config -display none -no-reboot
 		-kernel "$cache/$kernel/vmlinux" -initrd "$folder/initramfs" -append "$(command_line)"
 		-chardev "file,id=console,path=$machine/console" -serial chardev:console)
 	# Without ioeventfd a write to a port has reached the file when the guest's write returns.
-	if [ -n "$pci" ]; then
-		arguments+=("${pci_machine[@]}" -device virtio-serial-pci,bus=pcie.0,addr=2,ioeventfd=off)
+	if [ -n "$pc" ]; then
+		arguments+=(-machine q35 -device virtio-serial-pci,bus=pcie.0,addr=2,ioeventfd=off)
+		[ -z "$pci" ] || arguments+=("${pci_machine[@]}")
+		[ ${#sockets[@]} = 0 ] || vfio_user_machine "$machine"
 	else
 		# The kernel takes a microvm to have no PIC and does not set it up, so an interrupt from there
 		# kills it.
@@ -73,7 +102,7 @@ start() {
 	: > "$folder/console"
 	# QEMU dies with this run, even if this run is killed outright. It works in the scratch folder, for
 	# a socket's path must be short and no path may have a comma.
-	setpriv --pdeathsig KILL env --chdir="$work" qemu-system-x86_64 "${arguments[@]}" "$@" \
+	setpriv --pdeathsig KILL env --chdir="$work" "${qemu_command[@]}" "${arguments[@]}" "$@" \
 		< /dev/null > "$folder/qemu" 2>&1 &
 	qemu[$machine]=$!
 	owned+=("$!")
@@ -195,6 +224,11 @@ hand_back() {
 require_kernel() {
 	require_tools run
 	is_ready "$kernel" || fail 3 "the $kernel kernel is not built; run: lab/run build $kernel"
+	qemu_command=(qemu-system-x86_64)
+	if [ ${#sockets[@]} != 0 ]; then
+		is_ready guest || fail 3 "QEMU for vfio-user devices is not built; run: lab/run build guest"
+		set_qemu_command "$cache/guest"
+	fi
 	make_work_folder
 }
 

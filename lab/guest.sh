@@ -30,13 +30,16 @@ quoted() {
 # make_initramfs MACHINE LINE [ADDRESS PEER]: what this run adds: the first process, the line to run,
 # the program and its files, and which files to hand back.
 make_initramfs() {
-	local folder=$work/$1 line=$2 address=${3:-} peer=${4:-} tree=$work/$1/tree take
+	local folder=$work/$1 line=$2 address=${3:-} peer=${4:-} tree=$work/$1/tree take number served=()
 	mkdir -p "$tree/lab" "$tree/job"
 	cp "$lab/init" "$tree/init"
 	chmod 755 "$tree/init"
 	printf '%s\n' "$line" > "$tree/lab/line"
-	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "modules='${modules[*]##*/}'" "pci='${pci:+${pci_devices[*]}}'" \
-		"address=$address" "peer=$peer" > "$tree/lab/settings"
+	for ((number = 0; number < ${#sockets[@]}; number++)); do
+		served+=("0000:00:1$number.0")
+	done
+	printf '%s\n' "mttys='${mtty//,/ }'" "displays=$displays" "modules='${modules[*]##*/}'" \
+		"pci='${pci:+${pci_devices[*]} ${served[*]}}'" "address=$address" "peer=$peer" > "$tree/lab/settings"
 	for take in ${wanted[@]+"${wanted[@]}"}; do
 		printf '%s\n' "${take%%=*}"
 	done > "$tree/lab/take"

@@ -28,22 +28,26 @@ choose_release() {
 	(it needs Debian 12 with its security updates, or Debian 13)"
 }
 
-# Where Debian keeps its newest kernels and their headers. The system need not know of it.
-newer_suite=trixie-backports
+# Where Debian keeps its newest kernels, their headers and the newest QEMU, and what those packages are built
+# for. The system need not know of either.
+newer_release=trixie newer_suite=trixie-backports
 private_apt=
 
-# Sets `private_apt` to the configuration of an apt of its own that knows `newer_suite` alone. Its state lives
-# and dies with this build; the system's apt is only asked for the mirror of Debian, and how to reach it. Fails
-# when the mirror has no such suite.
-enter_newer_suite() {
-	local folder=$cache/unfinished/apt mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg trusted=''
-	[ -z "$private_apt" ] || return 0
+# make_private_apt FOLDER SUITE..: an apt of its own that knows these suites alone, by FOLDER/apt.conf. Its state
+# lives and dies with this build; the system's apt is only asked for the mirror of Debian, and how to reach it.
+# Where the mirror has no such suite, this apt does not know its packages; FOLDER/log says why.
+make_private_apt() {
+	local folder=$1 suite mirror keys=/usr/share/keyrings/debian-archive-keyring.gpg trusted=''
+	shift
 	mirror=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2> /dev/null |
 		sed -n 's/^Debian //p' | head -n 1) || true
 	[ -n "$mirror" ] || return 1
 	[ ! -e "$keys" ] || trusted="[signed-by=$keys] "
 	mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
-	echo "deb $trusted$mirror $newer_suite main" > "$folder/sources.list"
+	for suite in "$@"; do
+		echo "deb $trusted$mirror $suite main"
+	done > "$folder/sources.list"
+	: > "$folder/status" # nothing is installed
 	{
 		# Not what the system wants done after an update, nor the kinds of index it wants beside.
 		apt-config dump | grep '^Acquire::' | grep -v '^Acquire::IndexTargets'
@@ -56,19 +60,42 @@ enter_newer_suite() {
 			Dir::Etc::PreferencesParts "/dev/null";
 			Dir::State "$folder";
 			Dir::State::Lists "$folder/lists";
-			Dir::State::Status "/dev/null";
+			Dir::State::Status "$folder/status";
 			Dir::Cache "$folder/cache";
 			APT::Sandbox::User "root";
 			Acquire::Languages "none";
 		END
 	} > "$folder/apt.conf"
-	# Whether this has worked shows in what apt knows then.
 	APT_CONFIG=$folder/apt.conf apt-get update -qq > "$folder/log" 2>&1 || true
+}
+
+# Sets `private_apt` to an apt that knows `newer_suite`. Fails when the mirror has no such suite.
+enter_newer_suite() {
+	local folder=$cache/unfinished/apt
+	[ -z "$private_apt" ] || return 0
+	make_private_apt "$folder" "$newer_suite" || return 1
 	[ -n "$(APT_CONFIG=$folder/apt.conf versions linux-libc-dev)" ] || {
 		tail -n 5 "$folder/log" >&2
 		return 1
 	}
 	private_apt=$folder/apt.conf
+}
+
+# Sets `version` to that of the newest QEMU, `qemu_packages` to it and all it needs, each as NAME=VERSION, and
+# `qemu_apt` to an apt that has them. Fails when they cannot be had.
+choose_qemu() {
+	local folder=$cache/unfinished/apt-qemu
+	make_private_apt "$folder" "$newer_suite" "$newer_release" || return 1
+	qemu_apt=$folder/apt.conf
+	# An installation that is not done says what would be installed: "Inst NAME (VERSION ARCHIVE [amd64])".
+	mapfile -t qemu_packages < <(APT_CONFIG=$qemu_apt apt-get install --simulate --no-install-recommends \
+		--target-release "$newer_suite" qemu-system-x86 2>> "$folder/log" |
+		sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p')
+	version=$(printf '%s\n' "${qemu_packages[@]}" | sed -n 's/^qemu-system-x86=//p')
+	[ -n "$version" ] || {
+		tail -n 5 "$folder/log" >&2
+		return 1
+	}
 }
 
 # newest_version PACKAGE: the newest that `newer_suite` has.
@@ -134,19 +161,31 @@ require_tools() {
 	fail 3 "missing Debian package: ${missing[*]}; run: apt-get install --no-install-recommends ${missing[*]}"
 }
 
-# fetch PACKAGE [VERSION]: prints the path of the .deb, downloaded once. Nothing is installed.
+# downloaded PACKAGE [VERSION]: prints the path of the .deb, if it is among the downloads.
+downloaded() {
+	local wanted=${2:-*}
+	# A file's name has no colon.
+	find "$cache/downloads/" -name "$1_${wanted//:/%3a}_*.deb" | sort --version-sort | tail -n 1
+}
+
+# download PACKAGE[=VERSION]..: places them among the downloads. Nothing is installed.
+download() {
+	local new=$cache/unfinished/download
+	mkdir "$new"
+	(cd "$new" && apt-get download -qq -o APT::Sandbox::User=root "$@") >&2 ||
+		fail 125 "apt-get could not download $*; run apt-get update, then this again"
+	mv "$new"/*.deb "$cache/downloads/"
+	rmdir "$new"
+}
+
+# fetch PACKAGE [VERSION]: prints the path of the .deb, downloaded once.
 fetch() {
-	local found new
-	found=$(find "$cache/downloads" -name "$1_${2:-*}_*.deb" | sort --version-sort | tail -n 1)
+	local found
+	found=$(downloaded "$@")
 	if [ -z "$found" ]; then
 		say "downloading $1"
-		new=$cache/unfinished/download
-		mkdir "$new"
-		(cd "$new" && apt-get download -qq -o APT::Sandbox::User=root "$1${2:+=$2}") >&2 ||
-			fail 125 "apt-get could not download $1 ${2:-}; run apt-get update, then this again"
-		found=$cache/downloads/$(basename "$new"/*.deb)
-		mv "$new"/*.deb "$found"
-		rmdir "$new"
+		download "$1${2:+=$2}"
+		found=$(downloaded "$@")
 	fi
 	echo "$found"
 }

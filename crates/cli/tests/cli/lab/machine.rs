@@ -47,22 +47,12 @@ impl Machine {
     /// A machine with this kernel; `None` where the lab has not been built. That is said aloud, and is a failure where
     /// everything is required.
     pub(crate) fn with(kernel: &'static str) -> Option<Machine> {
-        let ready = Command::new(root().join("lab/run")).args(["ready", kernel]).output().unwrap();
-        if ready.status.success() {
-            return Some(Machine { kernel, programs: programs() });
-        }
-        let why = String::from_utf8_lossy(&ready.stderr).trim().to_string();
-        assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "the lab is not ready: {why}");
-        // Around the test harness, which keeps the output of tests that pass to itself.
-        let name = std::thread::current().name().unwrap_or("a test").to_string();
-        let line = format!("SKIPPED: {name}: needs the lab's {kernel} kernel: {why}\n");
-        std::io::stderr().write_all(line.as_bytes()).unwrap();
-        None
+        is_ready(kernel).then(|| Machine { kernel, programs: programs() })
     }
 
     fn run(&self, command: &str) -> Command {
-        let mut run = Command::new(root().join("lab/run"));
-        run.args([command, "--kernel", self.kernel]);
+        let mut run = lab(command);
+        run.args(["--kernel", self.kernel]);
         run
     }
 
@@ -75,10 +65,7 @@ impl Machine {
     pub(crate) fn script_with(&self, options: &[&str], lines: &str, files: &[&Path], take: &[&str]) -> Ran {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("script");
-        std::fs::write(&script, format!("#!/bin/sh\nset -e\nfirst={FIRST}\nsecond={SECOND}\n{lines}"))
-            .unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&script, mode).unwrap();
+        executable(&script, &format!("first={FIRST}\nsecond={SECOND}\n{lines}"));
         let mut run = self.run("exec");
         run.args(options);
         for file in files.iter().copied().chain([self.programs.whimbrel.as_path(), &self.programs.region]) {
@@ -138,6 +125,34 @@ pub(crate) fn module(folder: &Path, name: &str, source: &str) -> PathBuf {
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
     succeeded(&make.output().unwrap());
     folder.join(format!("{name}.ko"))
+}
+
+/// A command of the lab.
+pub(crate) fn lab(command: &str) -> Command {
+    let mut run = Command::new(root().join("lab/run"));
+    run.arg(command);
+    run
+}
+
+/// Whether the lab has this. That it has not is said aloud, and is a failure where everything is required.
+pub(crate) fn is_ready(target: &str) -> bool {
+    let ready = lab("ready").arg(target).output().unwrap();
+    if !ready.status.success() {
+        let why = String::from_utf8_lossy(&ready.stderr).trim().to_string();
+        assert!(std::env::var_os("WHIMBREL_REQUIRE_ALL").is_none(), "the lab is not ready: {why}");
+        // Around the test harness, which keeps the output of tests that pass to itself.
+        let name = std::thread::current().name().unwrap_or("a test").to_string();
+        let line = format!("SKIPPED: {name}: needs {target} of the lab: {why}\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    }
+    ready.status.success()
+}
+
+/// Writes a shell script that ends at the first failure.
+pub(crate) fn executable(path: &Path, lines: &str) {
+    std::fs::write(path, format!("#!/bin/sh\nset -e\n{lines}")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path, mode).unwrap();
 }
 
 /// What a program that must have succeeded printed.

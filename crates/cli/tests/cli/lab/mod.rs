@@ -4,6 +4,7 @@
 //! with WHIMBREL_REQUIRE_ALL in the environment they fail.
 
 mod conform;
+mod guest;
 mod machine;
 
 use std::path::Path;

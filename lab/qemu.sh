@@ -1,0 +1,52 @@
+# The QEMU whose guests have vfio-user devices: the newest that Debian has, for the system's may be too old. It is not
+# installed but unpacked, and run by the loader and the libraries of its own Debian. So its processes share sockets and
+# memory with the servers on the host.
+# shellcheck shell=bash disable=SC2154,SC2034
+
+# set_qemu_command FOLDER: sets `qemu_command` to what runs the QEMU that is built there. It is given no modules, and
+# a place where none are: it would load those of the system's QEMU, and crash.
+set_qemu_command() {
+	qemu_command=(env "QEMU_MODULE_DIR=$1/modules" "$1/loader" --inhibit-cache --library-path "$1/lib"
+		"$1/qemu-system-x86_64" -L "$1/firmware")
+}
+
+build_guest() {
+	local new=$1 tree=$1/tree package missing=() program library
+	for package in "${qemu_packages[@]}"; do
+		[ -n "$(downloaded "${package%%=*}" "${package#*=}")" ] || missing+=("$package")
+	done
+	if [ ${#missing[@]} != 0 ]; then
+		say "downloading QEMU and its libraries, ${#missing[@]} packages"
+		APT_CONFIG=$qemu_apt download "${missing[@]}"
+	fi
+	mkdir "$tree" "$new/lib" "$new/modules" "$new/firmware"
+	for package in "${qemu_packages[@]}"; do
+		dpkg-deb -x "$(downloaded "${package%%=*}" "${package#*=}")" "$tree"
+	done
+	# Of all these packages, what one program needs.
+	program=$tree/usr/bin/qemu-system-x86_64
+	cp -L "$tree/usr/lib64/ld-linux-x86-64.so.2" "$new/loader"
+	"$new/loader" --inhibit-cache --library-path "$tree/usr/lib/x86_64-linux-gnu" --list "$program" > "$new/log" 2>&1 || {
+		tail -n 5 "$new/log" >&2
+		fail 125 "QEMU $version lacks libraries"
+	}
+	# Lines like "NAME => PATH (ADDRESS)". Two are not of the tree: the kernel's own and the loader.
+	while read -r library; do
+		library=${library#*=> }
+		library=${library% (*}
+		case $library in
+		"$tree"/*) cp -L -- "$library" "$new/lib/" ;;
+		"$new/loader" | linux-vdso.*) ;;
+		*) fail 125 "QEMU $version lacks a library: the loader would take $library" ;;
+		esac
+	done < "$new/log"
+	cp "$program" "$new/"
+	cp "$tree"/usr/share/seabios/bios*.bin "$tree"/usr/share/qemu/{pvh,kvmvapic,linuxboot_dma}.bin "$new/firmware/"
+	rm -rf "$tree"
+	set_qemu_command "$new"
+	"${qemu_command[@]}" -device vfio-user-pci,help > "$new/log" 2>&1 || {
+		tail -n 5 "$new/log" >&2
+		fail 125 "QEMU $version has no device vfio-user-pci"
+	}
+	rm "$new/log"
+}
