@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Adopted {
     pub(super) device: VfioDevice,
+    pub(super) keeper: Option<String>,
 }
 
 impl Adopted {
@@ -36,12 +37,22 @@ impl Adopted {
     pub fn new(name: impl Into<String>, device_fd: OwnedFd) -> Result<Adopted> {
         let device = VfioDevice::new(name.into(), device_fd);
         match device.info() {
-            Ok(_) => Ok(Adopted { device }),
+            Ok(_) => Ok(Adopted { device, keeper: None }),
             Err(error) => {
                 let why = format!("the file descriptor is not a VFIO device ready for use ({error})");
                 Err(Error::unusable(device.name(), why))
             }
         }
+    }
+
+    /// Says that another process keeps the device open, such as a store of file descriptors: its state outlives this process.
+    ///
+    /// `holder` names that process in words that tell it apart from any other, also after a restart, such as its id and the
+    /// time of its start: see [`Migratable::holder`](crate::Migratable::holder). A journal records it, and a VMM that resolves
+    /// a migration has to give the same words.
+    #[must_use]
+    pub fn held_by(self, holder: impl Into<String>) -> Adopted {
+        Adopted { keeper: Some(holder.into()), ..self }
     }
 
     /// Uses a duplicate of the caller's device fd. The device is open as long as either fd is.
@@ -72,12 +83,16 @@ impl OnKernel for Adopted {
     fn memory(&mut self) -> Option<&mut AddressSpace> {
         None
     }
+
+    fn keeper(&self) -> Option<&str> {
+        self.keeper.as_deref()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Device;
+    use crate::{Device, Migratable};
 
     #[test]
     fn a_file_that_is_no_device_is_not_adopted() {
@@ -89,7 +104,10 @@ mod tests {
     #[test]
     fn memory_is_left_to_the_vmm() {
         let file = tempfile::tempfile().unwrap();
-        let mut device = Adopted { device: VfioDevice::new("vm 1".into(), file.into()) };
+        let device = VfioDevice::new("vm 1".into(), file.into());
+        let mut device = Adopted { device, keeper: None };
         assert!(device.dma_map().is_none());
+        assert_eq!(device.holder(), None);
+        assert_eq!(device.held_by("store 7").holder().as_deref(), Some("store 7"));
     }
 }

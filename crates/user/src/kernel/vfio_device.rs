@@ -70,6 +70,11 @@ pub(super) trait OnKernel: Send {
 
     /// Returns the address space of its DMA, if this object owns it.
     fn memory(&mut self) -> Option<&mut AddressSpace>;
+
+    /// Returns what else keeps the device open, if that is known.
+    fn keeper(&self) -> Option<&str> {
+        None
+    }
 }
 
 impl VfioDevice {
@@ -236,6 +241,10 @@ fn irq_set(index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Opti
 impl<T: OnKernel> Migratable for T {
     fn name(&self) -> &str {
         self.vfio().name()
+    }
+
+    fn holder(&self) -> Option<String> {
+        self.keeper().map(str::to_string)
     }
 
     fn info(&mut self) -> Result<Info> {
@@ -549,7 +558,8 @@ mod tests {
     #[test]
     fn every_request_names_the_device_itself_and_the_errno() {
         let file = tempfile::tempfile().unwrap();
-        let mut device = Adopted { device: VfioDevice::new("0000:01:00.0".into(), file.into()) };
+        let device = VfioDevice::new("0000:01:00.0".into(), file.into());
+        let mut device = Adopted { device, keeper: None };
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut words = [0; 1];
         let mut report = DirtyReport::new(0, 4096, 4096, &mut words).unwrap();

@@ -26,6 +26,8 @@ pub(crate) struct Programs {
     pub(crate) record: PathBuf,
     /// Migrates devices over vsock.
     pub(crate) vsock: PathBuf,
+    /// Keeps devices whose VMMs die.
+    pub(crate) fd_store: PathBuf,
     /// The tests of the user side, some of which run in a machine.
     pub(crate) user_tests: PathBuf,
 }
@@ -171,9 +173,11 @@ fn programs() -> &'static Programs {
         let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
         let record = build_one(&["build", "--package", "whimbrel-recorder"], "record");
         let vsock = build_one(&["build", "--package", "whimbrel-engine", "--example", "vsock"], "vsock");
+        let fd_store =
+            build_one(&["build", "--package", "whimbrel-engine", "--example", "fd_store"], "fd_store");
         let user_tests =
             build_one(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"], "user");
-        Programs { whimbrel: build["whimbrel"].clone(), region, record, vsock, user_tests }
+        Programs { whimbrel: build["whimbrel"].clone(), region, record, vsock, fd_store, user_tests }
     })
 }
 

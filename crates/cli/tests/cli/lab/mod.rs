@@ -160,6 +160,22 @@ fn devices_move_over_vsock() {
 }
 
 #[test]
+fn a_device_whose_descriptor_outlives_its_user_is_settled_by_the_journals() {
+    let machine = machine!("iommufd");
+    let lines = "./fd_store /dev/vfio/devices/vfio0 /dev/vfio/devices/vfio1";
+    let text = machine.script(lines, &[&machine.programs.fd_store], &[]).text();
+    let told = [
+        "the VMM at the source died: signal: 6 (SIGABRT); its device is in STOP_COPY",
+        "nothing arrived at the destination",
+        "source: all devices are stopped: they may have been handed over\nsource: returned",
+    ];
+    for line in told {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+    assert!(text.ends_with("the device runs at the source\n"), "{text}");
+}
+
+#[test]
 fn a_file_that_is_not_for_the_device_is_refused_and_the_device_is_as_before() {
     let machine = machine!("debian");
     let folder = tempfile::tempdir().unwrap();
