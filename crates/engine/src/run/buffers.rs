@@ -6,12 +6,12 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 
 use crate::channel::Receiver;
-use crate::proto::frame::{CHUNK, MAX_PAYLOAD};
+use crate::proto::frame::CHUNK;
 
 /// The maximum number of buffers of one migration: 16 MiB.
 const MAX_BUFFERS: usize = 16;
 
-/// A bounded number of buffers, each with room for a payload of [`CHUNK`] bytes of data.
+/// A bounded number of buffers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buffers(Arc<Pool>);
 
@@ -38,22 +38,42 @@ pub(super) struct Buffer {
 }
 
 impl Buffers {
-    /// Waits for a buffer; `None` once the pool is closed.
+    /// Waits for a buffer of [`CHUNK`] bytes; `None` once the pool is closed.
     pub(super) fn take(&self) -> Option<Buffer> {
+        let mut buffer = self.wait()?;
+        if buffer.data.is_empty() {
+            // The kernel's zeros, which cost nothing before they are used.
+            buffer.data = vec![0; CHUNK];
+        }
+        buffer.data.resize(buffer.data.len().max(CHUNK), 0);
+        buffer.part = 0..CHUNK;
+        Some(buffer)
+    }
+
+    /// Waits for a buffer, and takes `part` of the payload of the receiver's last message into it without a copy; `None` once
+    /// the pool is closed.
+    pub(super) fn take_payload(&self, receiver: &mut Receiver, part: Range<usize>) -> Option<Buffer> {
+        let mut buffer = self.wait()?;
+        // The receiver makes room in the other one as it needs it: more would be cleared for nothing in the downtime.
+        buffer.data = receiver.exchange_payload(std::mem::take(&mut buffer.data));
+        buffer.part = part;
+        Some(buffer)
+    }
+
+    /// Waits for a buffer of any size, which may be empty.
+    fn wait(&self) -> Option<Buffer> {
         let mut state = self.0.state.lock();
         loop {
             if state.is_closed {
                 return None;
             }
-            if let Some(mut data) = state.free.pop() {
-                // One that was a receiver's may be smaller.
-                data.resize(data.len().max(MAX_PAYLOAD as usize), 0);
-                return Some(Buffer { data, part: 0..CHUNK, pool: self.0.clone() });
-            }
-            if state.made < MAX_BUFFERS {
-                state.made += 1;
-                let data = vec![0; MAX_PAYLOAD as usize];
-                return Some(Buffer { data, part: 0..CHUNK, pool: self.0.clone() });
+            let free = state.free.pop().or_else(|| {
+                let may_grow = state.made < MAX_BUFFERS;
+                state.made += usize::from(may_grow);
+                may_grow.then(Vec::new)
+            });
+            if let Some(data) = free {
+                return Some(Buffer { data, part: 0..0, pool: self.0.clone() });
             }
             self.0.returned.wait(&mut state);
         }
@@ -70,12 +90,6 @@ impl Buffer {
     /// Keeps the first `length` bytes.
     pub(super) fn truncate(&mut self, length: usize) {
         self.part.end = self.part.end.min(self.part.start.saturating_add(length));
-    }
-
-    /// Takes `part` of the payload of the receiver's last message, without a copy.
-    pub(super) fn take_payload(&mut self, receiver: &mut Receiver, part: Range<usize>) {
-        self.data = receiver.exchange_payload(std::mem::take(&mut self.data));
-        self.part = part;
     }
 }
 
@@ -135,9 +149,8 @@ mod tests {
         }
         let taken = sent.each_ref().map(|data| {
             receiver.next(until).unwrap();
-            let mut buffer = buffers.take().unwrap();
-            buffer.take_payload(&mut receiver, DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + data.len());
-            buffer
+            let part = DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + data.len();
+            buffers.take_payload(&mut receiver, part).unwrap()
         });
         assert!(taken.iter().zip(&sent).all(|(taken, sent)| **taken == **sent));
         drop(taken);

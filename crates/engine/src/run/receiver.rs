@@ -133,9 +133,9 @@ impl Inbound {
             Received::Message(Message::DeviceState { device, ends, data }) => {
                 let length = data.len();
                 let ends = self.intake.lock().state(device, length, ends).map_err(misplaced)?;
-                let mut buffer = self.buffers.take().ok_or(Error::Interrupted)?;
                 let part = DEVICE_STATE_HEAD..DEVICE_STATE_HEAD + length;
-                buffer.take_payload(&mut self.receiver, part);
+                let taken = self.buffers.take_payload(&mut self.receiver, part);
+                let buffer = taken.ok_or(Error::Interrupted)?;
                 // A device whose thread has ended is later found to be overdue.
                 let _ = self.devices[device as usize].send(Item::State { data: buffer, ends });
                 Ok(None)
