@@ -105,6 +105,7 @@ pub use whimbrel_protocol::compatibility::Compatibility;
 pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
 pub use whimbrel_protocol::irq::IrqAction;
 pub use whimbrel_protocol::precopy::PrecopyReport;
+pub use whimbrel_protocol::reset::ResetRule;
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, RegionInfoFlags};
 pub use whimbrel_uapi::feature::RegionDmaRange;

@@ -25,6 +25,7 @@ pub mod info;
 pub mod irq;
 pub mod precopy;
 pub mod region;
+pub mod reset;
 pub mod session;
 mod state;
 pub mod text;

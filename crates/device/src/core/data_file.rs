@@ -26,6 +26,11 @@ impl DataFile {
         self.direction
     }
 
+    /// Returns whether the session is over: an arc or a reset has ended it, or the next one has begun.
+    pub fn is_over(&self) -> bool {
+        self.shared.session_is_over(self.session)
+    }
+
     /// Reads the next bytes of the device's state.
     ///
     /// 0 is the end in STOP_COPY; ENOMSG is the temporary end in PRE_COPY and PRE_COPY_P2P. EBADF on a resuming file,

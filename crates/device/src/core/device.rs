@@ -263,6 +263,10 @@ impl Shared {
         result
     }
 
+    pub(super) fn session_is_over(&self, session: u64) -> bool {
+        self.lock().walk.check_session(session).is_err()
+    }
+
     pub(super) fn precopy_info_v2(&self) -> bool {
         self.lock().walk.precopy_info_v2
     }

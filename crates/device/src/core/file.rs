@@ -24,7 +24,7 @@ use super::offsets::split_offset;
 use super::region_mmap;
 use crate::bus::Bus;
 use crate::bus::irq::{Change, IrqData, Kind};
-use crate::driver::{Context, Driver, IoeventfdWrite, Next};
+use crate::driver::{Driver, IoeventfdWrite, Next};
 
 /// An open device. A clone is another handle to the same device.
 ///
@@ -286,30 +286,6 @@ impl DeviceFile {
         self.shared.ioeventfds().set(write, eventfd, size, perform, listener)
     }
 
-    /// VFIO_DEVICE_RESET: brings the device to its power-on state, in RUNNING, from every state, and ends its session.
-    /// The user's interrupt setup stays.
-    pub fn reset(&self) -> Result<(), Errno> {
-        self.reset_by(|driver, context| driver.reset(context))
-    }
-
-    /// Executes the device's part in a hot reset.
-    pub(crate) fn bus_reset(&self) -> Result<(), Errno> {
-        self.reset_by(|driver, context| driver.bus_reset(context))
-    }
-
-    fn reset_by(
-        &self,
-        reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
-    ) -> Result<(), Errno> {
-        let Core { driver, walk, context, .. } = &mut *self.shared.active();
-        let (from, result) = (context.state(), reset(&mut **driver, context));
-        self.shared.tell(|| Observed::Reset { from, result });
-        result?;
-        walk.reset(context);
-        self.shared.notify_worker();
-        Ok(())
-    }
-
     /// Closes the device like vfio-pci on the close of its last descriptor: ends the user's interrupts,
     /// ioeventfds, data session and DMA logging, clears its opt-ins, and resets the device if possible.
     /// Returns whether it was reset.
@@ -318,7 +294,7 @@ impl DeviceFile {
         self.shared.active().revoke_dma_buf();
         self.shared.bus().interrupts().clear();
         self.shared.ioeventfds().clear();
-        let reset = self.reset();
+        let reset = self.reset_at_close();
         if let Err(error) = &reset {
             tracing::debug!(device = self.name(), %error, "reset at close failed");
         }

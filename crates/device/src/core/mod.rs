@@ -12,6 +12,7 @@ pub(crate) mod observe;
 pub(crate) mod offsets;
 pub(crate) mod power;
 mod region_mmap;
+mod reset;
 mod user_setup;
 mod walk;
 pub(crate) mod worker;

@@ -31,6 +31,8 @@ pub enum Observed<'a> {
         from: State,
         /// The answer.
         result: Result<(), Errno>,
+        /// The state after.
+        now: State,
     },
     /// A read from a data file, of at least one byte.
     Read {

@@ -1,6 +1,7 @@
 //! A device's walk through the state machine of migration, and the data sessions that the walk opens and ends.
 
 use whimbrel_protocol::arc::ArcError;
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_protocol::session::{self, Direction, Effect};
 use whimbrel_protocol::{Errno, MigrationFlags, State, fsm};
 
@@ -16,12 +17,20 @@ pub(super) struct Walk {
     session_open: bool,
     /// The user has opted in to REINIT.
     pub(super) precopy_info_v2: bool,
+    /// The effect of a reset by the user.
+    pub(super) reset_rule: ResetRule,
 }
 
 impl Walk {
     /// Returns the walk of a device that has no migration features yet.
     pub(super) fn new() -> Walk {
-        Walk { flags: MigrationFlags::empty(), session: 0, session_open: false, precopy_info_v2: false }
+        Walk {
+            flags: MigrationFlags::empty(),
+            session: 0,
+            session_open: false,
+            precopy_info_v2: false,
+            reset_rule: ResetRule::default(),
+        }
     }
 
     /// Sets the migration features; empty for a device that cannot migrate.
@@ -93,10 +102,24 @@ impl Walk {
         Ok(opened)
     }
 
-    /// Records a reset: the device runs, and its session is over.
-    pub(super) fn reset(&mut self, context: &mut Context) {
+    /// Resets the device by this rule, with `reset` where that ends the migration.
+    ///
+    /// The session is over unless the rule keeps it; after a failure nothing has changed.
+    pub(super) fn reset(
+        &mut self,
+        rule: ResetRule,
+        driver: &mut dyn Driver,
+        context: &mut Context,
+        reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let from = context.state();
+        if rule.keeps(from) {
+            return driver.reset_in_precopy(context);
+        }
+        reset(driver, context)?;
         self.session_open = false;
-        context.set_state(State::Running);
+        context.set_state(rule.state_after(from));
+        Ok(())
     }
 
     /// Ends the state of a user that a reset keeps.

@@ -19,6 +19,8 @@ use whimbrel_memory::FileOffset;
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Info, Irq, Region};
+#[cfg(doc)]
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_uapi::device::IrqInfoFlags;
 
 pub use self::context::Context;
@@ -113,7 +115,8 @@ pub trait Driver: Send {
         Err(Errno::EINVAL)
     }
 
-    /// Resets the device to its power-on state. The core ends the data session and sets RUNNING.
+    /// Resets the device to its power-on state. The core ends the data session and sets RUNNING. In pre-copy
+    /// it calls [`Driver::reset_in_precopy`] instead if the device's owner wants a migration to survive resets.
     ///
     /// ENOTTY if the device cannot be reset; its `info()` then lacks the RESET flag.
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
@@ -125,6 +128,25 @@ pub trait Driver: Send {
     /// own can still be reset in this way.
     fn bus_reset(&mut self, context: &Context) -> Result<(), Errno> {
         self.reset(context)
+    }
+
+    /// Returns whether the driver implements [`Driver::reset_in_precopy`]. The result does not change while the device is
+    /// open.
+    fn can_reset_in_precopy(&self) -> bool {
+        false
+    }
+
+    /// Resets the device in PRE_COPY or PRE_COPY_P2P and keeps its data session: the driver's part in
+    /// [`ResetRule::KeepsPrecopy`].
+    ///
+    /// The device is in its power-on state afterwards, as after [`Driver::reset`], but its migration state, its session
+    /// and its DMA log go on. The stream continues where it is: bytes that were read stay valid, and everything that the
+    /// reset has changed is read again. After an error the device is as it was.
+    ///
+    /// Called only if [`Driver::can_reset_in_precopy`] returns true. ENOTTY, the default, if not.
+    fn reset_in_precopy(&mut self, context: &Context) -> Result<(), Errno> {
+        let _ = context;
+        Err(Errno::ENOTTY)
     }
 
     /// Returns the migration half; `None` for a device that cannot migrate. The result does not change while the device

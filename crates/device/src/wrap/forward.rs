@@ -79,6 +79,11 @@ macro_rules! method {
             self.$driver.bus_reset(context)
         }
     };
+    ($driver:ident can_reset_in_precopy) => {
+        fn can_reset_in_precopy(&self) -> bool {
+            self.$driver.can_reset_in_precopy()
+        }
+    };
     ($driver:ident low_power) => {
         fn low_power(&mut self) -> Option<&mut dyn $crate::driver::LowPower> {
             self.$driver.low_power()

@@ -25,6 +25,7 @@ mod raw;
 mod recorded;
 mod remote_memory;
 mod request_trace;
+mod reset_rule;
 mod type1;
 mod user_setup;
 mod vf_token;

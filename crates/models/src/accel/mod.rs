@@ -198,6 +198,11 @@ impl Accel {
         self.show_line();
     }
 
+    /// Returns the power-on state. ENOMEM without address space for it.
+    fn powered_on(&self) -> Result<OwnState, Errno> {
+        OwnState::powered_on(self.config.state_bytes).map_err(|_| Errno::ENOMEM)
+    }
+
     /// Changes part of the own state.
     fn change(&mut self, offset: u64, data: &[u8]) {
         if let (Session::Saving(saver), Some(last)) = (&mut self.session, (data.len() as u64).checked_sub(1))
@@ -343,10 +348,31 @@ impl Driver for Accel {
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         // Without address space for the new state, the old one is kept.
-        self.start_over(OwnState::powered_on(self.config.state_bytes).map_err(|_| Errno::ENOMEM)?);
+        self.start_over(self.powered_on()?);
         self.session = Session::None;
         self.clock = Clock::default();
         self.function.reset();
+        Ok(())
+    }
+
+    fn can_reset_in_precopy(&self) -> bool {
+        true
+    }
+
+    /// The blocks that differ from their power-on contents are sent again.
+    fn reset_in_precopy(&mut self, _: &Context) -> Result<(), Errno> {
+        let state = self.powered_on()?;
+        if let Session::Saving(saver) = &mut self.session {
+            let (changed, end) = (self.state.changed_since_power_on(), self.state.blocks().count());
+            let mut block = changed.next(0, true);
+            while block < end {
+                saver.before_change(block, &self.state);
+                block = changed.next(block + 1, true);
+            }
+        }
+        self.start_over(state);
+        self.clock = Clock::default();
+        self.function.reset_in_precopy();
         Ok(())
     }
 

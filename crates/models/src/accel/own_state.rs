@@ -104,6 +104,14 @@ impl OwnState {
         }
     }
 
+    /// Returns the blocks whose contents may differ from those after power-on.
+    pub(super) fn changed_since_power_on(&self) -> BlockSet {
+        match self.unwritten {
+            Unwritten::Generated => self.written.clone(),
+            Unwritten::Zeros => BlockSet::all(self.blocks.count()),
+        }
+    }
+
     /// Fills `data` from `offset`; bytes past the end read as zero.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         let inside = self.blocks.state_bytes.saturating_sub(offset).min(data.len() as u64) as usize;

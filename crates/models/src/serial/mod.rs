@@ -159,6 +159,12 @@ impl Serial {
         self.show_line();
     }
 
+    /// Brings the ports to their power-on state.
+    fn power_on(&mut self) {
+        self.ports.fill(Port::default());
+        self.asserted.fill(false);
+    }
+
     fn show_line(&mut self) {
         self.function.set_line(self.asserted.contains(&true));
     }
@@ -260,9 +266,19 @@ impl Driver for Serial {
 
     fn reset(&mut self, _: &Context) -> Result<(), Errno> {
         self.function.reset();
-        self.ports.fill(Port::default());
-        self.asserted.fill(false);
+        self.power_on();
         self.session = Session::None;
+        Ok(())
+    }
+
+    fn can_reset_in_precopy(&self) -> bool {
+        true
+    }
+
+    /// The header is all that is read in pre-copy, and it does not depend on the ports.
+    fn reset_in_precopy(&mut self, _: &Context) -> Result<(), Errno> {
+        self.function.reset_in_precopy();
+        self.power_on();
         Ok(())
     }
 

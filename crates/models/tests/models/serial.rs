@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
-use whimbrel_device::{DataFile, DeviceFile, Errno, IrqAction, IrqData, State};
+use whimbrel_device::{DataFile, DeviceFile, Errno, IrqAction, IrqData, ResetRule, State};
 use whimbrel_models::Model;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_protocol::precopy::PrecopyBytes;
@@ -357,6 +357,30 @@ fn reset_leads_back_to_power_on_from_every_state() {
             };
             assert_eq!(ended, Err(Errno::ENODEV), "{state}");
         }
+    }
+}
+
+#[test]
+fn a_reset_that_keeps_precopy_keeps_what_was_read_and_the_ports_are_those_after_it() {
+    for state in [State::PreCopy, State::PreCopyP2p] {
+        let device = open("serial");
+        device.set_reset_rule(ResetRule::KeepsPrecopy).unwrap();
+        fill(&device, 0);
+        let data = device.set_mig_state(state).unwrap().unwrap();
+        let mut stream = vec![0; 10];
+        assert_eq!(data.read(&mut stream), Ok(10));
+        device.reset().unwrap();
+        assert_eq!(device.mig_state(), Ok(state));
+        assert_eq!((read(&device, 0, 5), read(&device, 0, 7)), (0x60, 0), "{state}");
+        let bytes = data.precopy_info().unwrap().bytes;
+        assert_eq!(bytes, PrecopyBytes { initial: 14, dirty: 0 }, "{state}");
+        write(&device, 0, 7, 0x24);
+        device.set_mig_state(State::StopCopy).unwrap();
+        stream.extend(read_all(&data));
+        let (there, incoming) = resuming("serial");
+        incoming.write(&stream).unwrap();
+        there.set_mig_state(State::Running).unwrap();
+        assert_eq!((read(&there, 0, 5), read(&there, 0, 7)), (0x60, 0x24), "{state}");
     }
 }
 

@@ -69,7 +69,7 @@ fn request(observed: &Observed<'_>) -> Option<Request> {
     Some(match *observed {
         Observed::GetState(state) => Request::GetState(state),
         Observed::SetState { from, to, result, now } => Request::SetState { from, to, result, now },
-        Observed::Reset { from, result } => Request::Reset { from, result },
+        Observed::Reset { from, result, .. } => Request::Reset { from, result },
         Observed::Read { session, state, result } => {
             Request::Read { session, state, result: result.map(<[u8]>::to_vec) }
         }

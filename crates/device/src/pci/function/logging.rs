@@ -1,7 +1,7 @@
 //! The function's own log of its DMA writes.
 //!
 //! It behaves as in mlx5 and pds: a second START fails, STOP always succeeds, REPORT needs a running log. A reset stops
-//! the log, as after power-on. (In the kernel, pds stops it only if the device had failed.)
+//! the log, as after power-on, but not one that keeps a migration in pre-copy. (In the kernel, pds stops it only if the device had failed.)
 
 use std::sync::Arc;
 

@@ -237,11 +237,21 @@ impl Function {
 
     /// Brings the function to its power-on state, in which the device runs, and ends its dirty log.
     pub fn reset(&mut self) {
+        self.stop_log();
+        self.power_on();
+    }
+
+    /// Brings the function to its power-on state and keeps its dirty log, for a driver's
+    /// [`Driver::reset_in_precopy`](crate::Driver::reset_in_precopy).
+    pub fn reset_in_precopy(&mut self) {
+        self.power_on();
+    }
+
+    fn power_on(&mut self) {
         self.config.reset();
         self.messages = Messages::new(&self.config);
         self.asserted = false;
         self.is_running = true;
-        self.stop_log();
         self.settle();
     }
 

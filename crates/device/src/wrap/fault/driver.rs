@@ -42,6 +42,12 @@ impl Faulty {
         self.inner.migration().ok_or(Errno::ENOTTY)
     }
 
+    /// Fails as often as resets are to fail.
+    fn pass_reset(&mut self) -> Result<(), Errno> {
+        let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
+        self.faults.take(fails).map_or(Ok(()), Err)
+    }
+
     /// Returns the number of bytes, out of `room`, before the next data fault, and the fault.
     fn data(
         &mut self,
@@ -72,13 +78,16 @@ impl fmt::Debug for Faulty {
 impl Driver for Faulty {
     forward!(inner: open_device, close_device, info, region, irq, read_region, write_region, doorbells, mmap);
     forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance, compatibility);
+    forward!(inner: can_reset_in_precopy);
 
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
-        let fails = |kind: &FaultKind| if let FaultKind::Reset(errno) = kind { Some(*errno) } else { None };
-        match self.faults.take(fails) {
-            Some(errno) => Err(errno),
-            None => self.inner.reset(context),
-        }
+        self.pass_reset()?;
+        self.inner.reset(context)
+    }
+
+    fn reset_in_precopy(&mut self, context: &Context) -> Result<(), Errno> {
+        self.pass_reset()?;
+        self.inner.reset_in_precopy(context)
     }
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {

@@ -237,6 +237,20 @@ impl Driver for Mediated {
         Ok(())
     }
 
+    // A vendor's region ends its migration with the reset.
+    fn can_reset_in_precopy(&self) -> bool {
+        !self.migrates_by_region() && self.driver.can_reset_in_precopy()
+    }
+
+    fn reset_in_precopy(&mut self, context: &Context) -> Result<(), Errno> {
+        if !self.can_reset_in_precopy() {
+            return Err(Errno::ENOTTY);
+        }
+        self.driver.reset_in_precopy(&self.behind(context))?;
+        self.after_reset(context);
+        Ok(())
+    }
+
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         if self.migrates_by_region() { None } else { self.driver.migration() }
     }

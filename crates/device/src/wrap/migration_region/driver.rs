@@ -167,6 +167,15 @@ impl Driver for MigrationRegion {
         Ok(())
     }
 
+    // A reset leads to _RUNNING by the region's own rule.
+    fn can_reset_in_precopy(&self) -> bool {
+        false
+    }
+
+    fn reset_in_precopy(&mut self, _: &Context) -> Result<(), Errno> {
+        Err(Errno::ENOTTY)
+    }
+
     fn advance(&mut self, context: &Context) -> Next {
         if self.half.may_run() { self.driver.advance(&self.half.behind(context)) } else { Next::Idle }
     }

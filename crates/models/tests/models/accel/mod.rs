@@ -5,4 +5,5 @@ mod guest;
 mod logging;
 mod migration;
 mod queue;
+mod reset;
 mod stream;
