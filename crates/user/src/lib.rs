@@ -68,6 +68,7 @@ pub use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapA
 pub use whimbrel_protocol::irq::IrqAction;
 pub use whimbrel_protocol::precopy::PrecopyReport;
 pub use whimbrel_protocol::region::Version;
+pub use whimbrel_protocol::reset::ResetRule;
 pub use whimbrel_protocol::session::{Direction, SavingRead};
 pub use whimbrel_protocol::{Errno, MigrationFlags, State};
 pub use whimbrel_uapi::type1::DmaMapFlags;

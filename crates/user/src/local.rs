@@ -6,6 +6,7 @@ use whimbrel_device::{DeviceFile, IrqAction, PrecopyReport, SparseMemory, Workin
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, LoggingRanges};
 use whimbrel_protocol::info::{Info, Irq, Region};
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_protocol::{Errno, MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl;
@@ -85,7 +86,17 @@ impl Migratable for Local {
     }
 
     fn reset(&mut self) -> Result<()> {
-        self.device.reset().map_err(self.failed(ioctl::VFIO_DEVICE_RESET))
+        self.device.reset().map_err(self.failed(ioctl::VFIO_DEVICE_RESET))?;
+        // A driver side that keeps pre-copy has reset the device, and leaves the rest to its user.
+        let may_keep = self.device.reset_rule() == ResetRule::KeepsPrecopy;
+        if may_keep && self.device.mig_state().is_ok_and(State::is_precopy) {
+            self.set_state(State::Running)?;
+        }
+        Ok(())
+    }
+
+    fn reset_rule(&self) -> Option<ResetRule> {
+        Some(self.device.reset_rule())
     }
 
     fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {

@@ -3,6 +3,7 @@
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::Info;
 use whimbrel_protocol::region::Version;
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 
@@ -34,8 +35,15 @@ pub trait Migratable: Send {
         Ok(Identity::new(self.name(), &info, flags, self.region_version()))
     }
 
-    /// VFIO_DEVICE_RESET.
+    /// VFIO_DEVICE_RESET: the device is in RUNNING afterwards, and its session is over, whatever the rule of its driver
+    /// side ([`Migratable::reset_rule`]).
     fn reset(&mut self) -> Result<()>;
+
+    /// Returns what the driver side makes of a reset in the middle of a migration, by another user or for a guest. `None`
+    /// if it does not say so. The default is the kernel's rule.
+    fn reset_rule(&self) -> Option<ResetRule> {
+        Some(ResetRule::EndsMigration)
+    }
 
     /// VFIO_DEVICE_FEATURE with PROBE: returns whether the device has the feature in these directions (GET, SET or
     /// both).
@@ -63,7 +71,8 @@ pub trait Migratable: Send {
         let opened = self.set_state(state)?;
         let found = self.state()?;
         if found != state {
-            let what = format!("0, but the device is in {found}");
+            let hint = if found == State::Running { ", as after a reset" } else { "" };
+            let what = format!("0, but the device is in {found}{hint}");
             return Err(Error::answer(self.name(), Operation::SetState(state), what));
         }
         Ok(opened)

@@ -43,6 +43,7 @@ use std::time::Duration;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
 use whimbrel_protocol::info::Info;
 use whimbrel_protocol::region::Version;
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_protocol::{MigrationFlags, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::ioctl;
@@ -67,6 +68,7 @@ pub struct Timed<D: DerefMut<Target: Migratable> + Send + 'static> {
     thread: Arc<CallThread<D>>,
     holder: Option<String>,
     region_version: Option<Version>,
+    reset_rule: Option<ResetRule>,
     /// Set while the dirty log may lack pages, because a report of it was late.
     log_is_torn: bool,
 }
@@ -83,14 +85,15 @@ pub struct Refused<T> {
 impl<D: DerefMut<Target: Migratable> + Send + 'static> Timed<D> {
     /// Starts the device's thread. Calls that take longer than `timeout` fail.
     ///
-    /// Only the device's name, holder and region version are asked for here, which need no call into a driver. If the system
-    /// refuses a thread, the device comes back.
+    /// Only the device's name, holder, region version and reset rule are asked for here, which need no call into a driver.
+    /// If the system refuses a thread, the device comes back.
     pub fn new(device: D, timeout: Duration) -> std::result::Result<Timed<D>, Refused<D>> {
         let (holder, region_version) = (device.holder(), device.region_version());
+        let reset_rule = device.reset_rule();
         let name = device.name().to_string();
         let thread = CallThread::start(name, device, timeout)
             .map_err(|(device, error)| Refused { error: Box::new(error), device })?;
-        Ok(Timed { thread, holder, region_version, log_is_torn: false })
+        Ok(Timed { thread, holder, region_version, reset_rule, log_is_torn: false })
     }
 
     /// Returns the device, if no call into it is pending. Its open sessions are closed.
@@ -239,6 +242,10 @@ impl<D: DerefMut<Target: Migratable> + Send + 'static> Migratable for Timed<D> {
 
     fn region_version(&self) -> Option<Version> {
         self.region_version
+    }
+
+    fn reset_rule(&self) -> Option<ResetRule> {
+        self.reset_rule
     }
 }
 
