@@ -102,6 +102,21 @@ pub enum Error {
         /// The state.
         state: State,
     },
+    /// The device's data session has ended in the middle of the work: by a reset, such as its guest's, or by another user
+    /// who has changed its state. The data before and after it does not belong together.
+    #[error(
+        "{device}: it was reset meanwhile, or another user has changed its state: its data session in {expected} has \
+         ended{}",
+        found.map_or_else(String::new, |found| format!(", and it is in {found}"))
+    )]
+    ResetMeanwhile {
+        /// The device's name.
+        device: String,
+        /// The state that it was brought to.
+        expected: State,
+        /// The state that it was found in; `None` if it has begun another session.
+        found: Option<State>,
+    },
     /// The stream is malformed or damaged, or is not a Whimbrel stream.
     #[error(transparent)]
     Malformed(#[from] crate::proto::problem::StreamError),
@@ -347,6 +362,10 @@ impl Error {
                 Some(whimbrel_user::Error::HANG_ADVICE)
             }
             Error::NeedsReset { .. } => Some("reset the device, or close and open it again"),
+            Error::ResetMeanwhile { .. } => Some(
+                "try again once the guest has set the device up again; a vfio-user server can keep pre-copy over a reset \
+                 (whimbrel serve --reset-rule keeps-precopy)",
+            ),
             Error::NotReset { .. } => Some("close the device: the next one to open it gets it reset"),
             Error::Silent { .. } => Some(
                 "check that the other side still runs and that the network works; its own log may say more",

@@ -149,6 +149,7 @@ impl<'a> Save<'a> {
         let open = |set: &mut Devices<'_>| set.stop_to(State::StopCopy, cancel);
         let mut tally = Tally { observer: &mut *self.observer, progress: Progress::new(Phase::Switchover) };
         let written = paused.and_then(|()| write(&mut set, &open, &mut *self.guest, cancel, &mut tally));
+        let written = written.map_err(|error| set.explain(error));
         // The devices continue to run even if the save failed. A program whose devices do not run must not be resumed.
         let sizes = set.bring_back(&before, written);
         if !matches!(sizes, Err(Error::NotBack { .. })) {

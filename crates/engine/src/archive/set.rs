@@ -7,7 +7,7 @@ use whimbrel_user::{DataFile, DeviceSetup, Migratable, MigrationFlags, State};
 use super::cancel::{Check, check};
 use crate::error::Error;
 use crate::proto::identity::DeviceIdentity;
-use crate::set::{identity_of, state_size};
+use crate::set::{check_still_in, explain, identity_of, reset_meanwhile, state_size};
 
 /// Returns the state of a device that could not be brought to another one, unless a call into its driver has not returned.
 fn answered<D: Migratable + ?Sized>(device: &mut D, error: &Error) -> Option<State> {
@@ -28,6 +28,8 @@ struct Member<D> {
     has_p2p: bool,
     /// Set if a state change was requested.
     is_touched: bool,
+    /// The last state that it was brought to.
+    state: Option<State>,
 }
 
 impl<D: DerefMut<Target: Migratable>> Set<D> {
@@ -41,7 +43,13 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
         };
         let member = |(device, identity): (D, DeviceIdentity)| {
             let flags = MigrationFlags::from_bits_truncate(identity.migration_flags);
-            Member { device, identity, has_p2p: flags.contains(MigrationFlags::P2P), is_touched: false }
+            Member {
+                device,
+                identity,
+                has_p2p: flags.contains(MigrationFlags::P2P),
+                is_touched: false,
+                state: None,
+            }
         };
         Ok(Set { members: devices.into_iter().zip(identities).map(member).collect() })
     }
@@ -109,7 +117,22 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
     pub(crate) fn set_state(&mut self, index: usize, state: State) -> Result<Option<DataFile>, Error> {
         let member = &mut self.members[index];
         member.is_touched = true;
-        Ok(member.device.go_to(state)?)
+        let opened = member.device.go_to(state)?;
+        member.state = Some(state);
+        Ok(opened)
+    }
+
+    /// Brings a device in pre-copy to STOP_COPY, where its session goes on.
+    pub(crate) fn stop_session(&mut self, index: usize) -> Result<(), Error> {
+        match self.set_state(index, State::StopCopy)? {
+            None => Ok(()),
+            Some(_) => Err(reset_meanwhile(self.device(index), State::PreCopy, None)),
+        }
+    }
+
+    /// Fails if a device has left a state that it was brought to.
+    pub(crate) fn check_still_in(&mut self, index: usize, state: State) -> Result<(), Error> {
+        check_still_in(self.device(index), state)
     }
 
     /// Brings all devices that run, and can, to the P2P state of where they are. Does nothing for a single device.
@@ -149,6 +172,11 @@ impl<D: DerefMut<Target: Migratable>> Set<D> {
     /// Returns the owner's setup of each device, all of which are stopped; `None` for one without a setup.
     pub(crate) fn save_setups(&mut self) -> Result<Vec<Option<DeviceSetup>>, Error> {
         self.members.iter_mut().map(|member| Ok(member.device.save_setup()?)).collect()
+    }
+
+    /// Returns the error of work on the devices: the reset of one of them that has ended its session, if there was one.
+    pub(crate) fn explain(&mut self, error: Error) -> Error {
+        self.members.iter_mut().fold(error, |error, member| explain(&mut *member.device, member.state, error))
     }
 
     /// Runs all devices that were stopped.

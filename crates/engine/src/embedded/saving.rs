@@ -216,7 +216,7 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
         self.set.quiesce(NEVER)?;
         for (index, stream) in self.streams.iter_mut().enumerate() {
             if stream.data.is_some() {
-                self.set.set_state(index, State::StopCopy)?;
+                self.set.stop_session(index)?;
             } else {
                 stream.data = Some(self.set.open(index, State::StopCopy)?);
             }
@@ -251,6 +251,9 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
             }
             writer.write(Control::End { memory_bytes: 0 })
         })?;
+        for index in 0..self.set.len() {
+            self.set.check_still_in(index, State::StopCopy)?;
+        }
         self.phase = Phase::Sent;
         Ok(())
     }
@@ -340,7 +343,9 @@ impl<D: DerefMut<Target: Migratable>> Saving<D> {
 
     /// Undoes a failure: the devices run on.
     fn settle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
-        if result.is_ok() { result } else { self.bring_back(result) }
+        let Err(error) = result else { return result };
+        let error = self.set.explain(error);
+        self.bring_back(Err(error))
     }
 
     fn bring_back<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {

@@ -13,7 +13,9 @@ use crate::error::Error;
 use crate::proto::message::Message;
 use crate::proto::operation::{Done, Operation, Sent};
 use crate::report::rounded_ms;
-use crate::set::{DeviceDirty, DirtyChoice, SharedLedger, state_size};
+use crate::set::{
+    DeviceDirty, DirtyChoice, SharedLedger, check_still_in, explain, has_session, reset_meanwhile, state_size,
+};
 
 /// The facts about all devices that are known before one is asked.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +88,59 @@ impl DeviceHand {
         self.choice
     }
 
+    fn execute(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
+        let device = &mut self.device;
+        match operation {
+            Operation::QueryState => {
+                let state = turn.call(|| device.state())?;
+                self.state = Some(state);
+                Ok(Done::State(state))
+            }
+            Operation::SetState(state) => self.set_state(state, turn),
+            Operation::EnableReinit => {
+                turn.call(|| device.enable_precopy_info_v2())?;
+                Ok(Done::Nothing)
+            }
+            Operation::QueryPrecopy => self.query_precopy(turn),
+            Operation::QueryDataSize => Ok(Done::Bytes(turn.call(|| device.data_size())?)),
+            Operation::SendState { limit } => self.send_state(limit, turn),
+            Operation::StartLog => self.start_log(turn).map(|()| Done::Nothing),
+            Operation::CollectLog { stopped } => self.collect_log(stopped, turn).map(|()| Done::Nothing),
+            Operation::StopLog => self.stop_log(turn).map(|()| Done::Nothing),
+            Operation::Reset => {
+                // A session does not outlive the reset.
+                self.data = None;
+                let device = &mut self.device;
+                let span = tracing::info_span!("reset", device = %device.name(), took_ms = field::Empty);
+                let _in_span = span.enter();
+                self.state = None;
+                let began = Instant::now();
+                turn.call(|| device.reset())?;
+                span.record("took_ms", rounded_ms(began.elapsed()));
+                tracing::info!("device reset");
+                self.state = Some(State::Running);
+                Ok(Done::Nothing)
+            }
+            Operation::SaveSetup { send } => self.save_setup(send, turn).map(Done::Sent),
+            Operation::RestoreSetup => self.restore_setup(turn).map(|()| Done::Nothing),
+            Operation::DrainState if self.refused => Err(Error::Interrupted),
+            Operation::DrainState => {
+                // A device that was reset meanwhile would enter STOP without what it has loaded.
+                if self.state == Some(State::Resuming) {
+                    turn.call(|| check_still_in(&mut **device, State::Resuming))?;
+                }
+                Ok(Done::Bytes(self.taken))
+            }
+            other => Err(Error::Protocol(format!("{other} is not asked of a device"))),
+        }
+    }
+
+    /// Returns the error of a request to the device: the reset that has ended its session, if there was one.
+    fn explain(&mut self, expected: Option<State>, error: Error, turn: &Turn<'_>) -> Error {
+        let device = &mut self.device;
+        turn.call(|| explain(&mut **device, expected, error))
+    }
+
     fn set_state(&mut self, state: State, turn: &Turn<'_>) -> Result<Done, Error> {
         let device = &mut self.device;
         let from = self.state.take();
@@ -102,9 +157,13 @@ impl DeviceHand {
         span.record("took_ms", rounded_ms(began.elapsed()));
         tracing::info!("device in {state}");
         self.state = Some(state);
-        let has_session = state.is_saving() || state == State::Resuming;
-        if opened.is_some() {
-            self.data = opened;
+        let has_session = has_session(state);
+        if let Some(opened) = opened {
+            let replaced = self.data.replace(opened);
+            // Moves among the saving states keep a session.
+            if let (Some(_), Some(from)) = (replaced, from.filter(|from| from.is_saving())) {
+                return Err(reset_meanwhile(&*self.device, from, None));
+            }
         } else if !has_session {
             // The session stays open until the driver has validated the data.
             self.data = None;
@@ -196,44 +255,8 @@ fn session<'a>(data: &'a mut Option<DataFile>, device: &dyn Migratable) -> Resul
 
 impl Hand for DeviceHand {
     fn perform(&mut self, operation: Operation, turn: &Turn<'_>) -> Result<Done, Error> {
-        let device = &mut self.device;
-        match operation {
-            Operation::QueryState => {
-                let state = turn.call(|| device.state())?;
-                self.state = Some(state);
-                Ok(Done::State(state))
-            }
-            Operation::SetState(state) => self.set_state(state, turn),
-            Operation::EnableReinit => {
-                turn.call(|| device.enable_precopy_info_v2())?;
-                Ok(Done::Nothing)
-            }
-            Operation::QueryPrecopy => self.query_precopy(turn),
-            Operation::QueryDataSize => Ok(Done::Bytes(turn.call(|| device.data_size())?)),
-            Operation::SendState { limit } => self.send_state(limit, turn),
-            Operation::StartLog => self.start_log(turn).map(|()| Done::Nothing),
-            Operation::CollectLog { stopped } => self.collect_log(stopped, turn).map(|()| Done::Nothing),
-            Operation::StopLog => self.stop_log(turn).map(|()| Done::Nothing),
-            Operation::Reset => {
-                // A session does not outlive the reset.
-                self.data = None;
-                let device = &mut self.device;
-                let span = tracing::info_span!("reset", device = %device.name(), took_ms = field::Empty);
-                let _in_span = span.enter();
-                self.state = None;
-                let began = Instant::now();
-                turn.call(|| device.reset())?;
-                span.record("took_ms", rounded_ms(began.elapsed()));
-                tracing::info!("device reset");
-                self.state = Some(State::Running);
-                Ok(Done::Nothing)
-            }
-            Operation::SaveSetup { send } => self.save_setup(send, turn).map(Done::Sent),
-            Operation::RestoreSetup => self.restore_setup(turn).map(|()| Done::Nothing),
-            Operation::DrainState if self.refused => Err(Error::Interrupted),
-            Operation::DrainState => Ok(Done::Bytes(self.taken)),
-            other => Err(Error::Protocol(format!("{other} is not asked of a device"))),
-        }
+        let expected = self.state;
+        self.execute(operation, turn).map_err(|error| self.explain(expected, error, turn))
     }
 
     fn take(&mut self, item: Item, turn: &Turn<'_>) -> Result<(), Error> {
@@ -258,6 +281,6 @@ impl Hand for DeviceHand {
         });
         self.taken += data.len() as u64;
         self.refused = result.is_err();
-        Ok(result?)
+        result.map_err(|error| self.explain(self.state, error.into(), turn))
     }
 }

@@ -17,6 +17,7 @@ mod mapping;
 mod memory;
 mod pagemap;
 mod populate;
+mod reset_meanwhile;
 mod scan;
 mod state_size;
 #[cfg(test)]
@@ -34,5 +35,6 @@ pub(crate) use memory::PAGE;
 pub use memory::{Ram, RamError, RamRegion, Receive};
 pub use pagemap::Pagemap;
 pub use populate::Population;
+pub(crate) use reset_meanwhile::{check_still_in, explain, has_session, reset_meanwhile};
 pub use scan::{Batch, Scan, Stretch};
 pub(crate) use state_size::state_size;

@@ -3,10 +3,10 @@
 use std::io::{self, Write};
 
 use whimbrel_engine::Error;
-use whimbrel_user::{Migratable, State};
+use whimbrel_user::{Migratable, ResetRule, State};
 
 use crate::vmm::{
-    assert_fresh, assert_runs_on, contents, loading, receive, saving, send, set, source, states,
+    MODELS, assert_fresh, assert_runs_on, contents, loading, open, receive, saving, send, set, source, states,
 };
 
 /// Faults of a device with pre-copy at the source, before it is handed over.
@@ -203,6 +203,62 @@ fn an_arrival_that_is_dropped_or_aborted_at_any_moment_leaves_nothing() {
             }
             drop(loading);
             assert_fresh(&mut devices, &what);
+        }
+    }
+}
+
+/// The call before which a guest resets the first device of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    Round,
+    Question,
+    Stop,
+    Rest,
+}
+
+#[test]
+fn a_guest_that_resets_its_device_ends_the_migration_by_name_or_not_at_all_by_the_device_s_rule() {
+    use Moment::{Question, Rest, Round, Stop};
+    for rule in ResetRule::ALL {
+        for moment in [Round, Question, Stop, Rest] {
+            let what = format!("{rule:?}, {moment:?}");
+            let local = open(MODELS[0], "here0", "");
+            let file = local.driver_side().clone();
+            file.set_reset_rule(rule).unwrap();
+            let mut devices = set("here", usize::MAX, "");
+            devices[0] = Box::new(local);
+            let mut saving = saving(devices);
+            let mut sections = vec![Vec::new(); 4];
+            let reset = |now| {
+                if now == moment {
+                    file.reset().unwrap();
+                }
+            };
+            let mut migrate = || {
+                saving.start(&mut sections[0])?;
+                reset(Round);
+                saving.iterate(&mut sections[1], u64::MAX)?;
+                reset(Question);
+                saving.left()?;
+                saving.iterate(&mut sections[2], u64::MAX)?;
+                reset(Stop);
+                saving.stop()?;
+                reset(Rest);
+                saving.complete(&mut sections[3])
+            };
+            let result = migrate();
+            if rule == ResetRule::KeepsPrecopy && moment != Rest {
+                result.unwrap_or_else(|error| panic!("{what}: {error}"));
+                let mut arriving = loading(set("there", 0, ""));
+                receive(&mut arriving, &sections).unwrap();
+                continue;
+            }
+            let error = result.unwrap_err();
+            assert!(
+                matches!(&error, Error::ResetMeanwhile { device, .. } if device == "here0"),
+                "{what}: {error}"
+            );
+            assert_eq!(states(&mut saving.into_devices()), [State::Running; 3], "{what}");
         }
     }
 }

@@ -69,7 +69,12 @@ fn go_on_to(source: &mut Source, message: impl Fn(&Control) -> bool) -> Operatio
         {
             return id;
         }
-        source.input(Event::Done { id, result: Ok(yields(&operation)) }, Duration::ZERO);
+        // It is asked before the handover alone.
+        let done = match operation {
+            Operation::QueryState => Done::State(State::StopCopy),
+            _ => yields(&operation),
+        };
+        source.input(Event::Done { id, result: Ok(done) }, Duration::ZERO);
         if let Operation::Send(control) = &operation
             && let Some(answer) = answer(control)
         {

@@ -14,6 +14,7 @@ mod device_faults;
 mod door;
 mod flags;
 mod format;
+mod guest_reset;
 mod hostile_destination;
 mod hostile_source;
 mod kinds;

@@ -297,7 +297,10 @@ impl Source {
             Phase::Pause | Phase::Quiesce => self.enter(Phase::Stop),
             Phase::Stop => self.enter(Phase::Rest),
             Phase::Rest => self.enter(Phase::End),
-            Phase::End => self.enter(Phase::Committed),
+            Phase::End => match self.left_stop_copy() {
+                Some(error) => self.fail(error),
+                None => self.enter(Phase::Committed),
+            },
             Phase::Committed => self.enter(Phase::Release),
             Phase::Release | Phase::Park => self.enter(Phase::Over),
             Phase::Settle(then) => self.settled(then),

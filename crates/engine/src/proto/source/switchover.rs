@@ -101,6 +101,15 @@ impl Source {
         let loading = Duration::from_micros(ready.loading_us).min(most.saturating_sub(inspection));
         self.report.inspection_ms = milliseconds(inspection);
         self.report.loading_ms = milliseconds(loading);
+        // One that was reset after its last byte was read runs here, and must not run there too.
+        self.each_device(&Operation::QueryState);
+    }
+
+    /// Returns the error of the first device that is not stopped any more.
+    pub(super) fn left_stop_copy(&self) -> Option<Error> {
+        let expected = State::StopCopy;
+        let left = self.devices.iter().find(|device| device.state.is_some_and(|state| state != expected))?;
+        Some(Error::ResetMeanwhile { device: left.name.clone(), expected, found: left.state })
     }
 
     /// Commits the handover. From here on only a message from the destination lets the devices run here.

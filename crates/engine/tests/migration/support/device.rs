@@ -248,6 +248,16 @@ impl Driver for TestDriver {
         Ok(())
     }
 
+    fn can_reset_in_precopy(&self) -> bool {
+        true
+    }
+
+    fn reset_in_precopy(&mut self, context: &Context) -> Result<(), Errno> {
+        // More state that changes, for the reader to find.
+        self.dirty_left += 2;
+        self.reset(context)
+    }
+
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         if self.shape.flags.is_empty() { None } else { Some(self) }
     }

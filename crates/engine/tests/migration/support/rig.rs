@@ -127,6 +127,17 @@ impl Side {
         }
     }
 
+    /// Puts something between the migration and a device.
+    pub(crate) fn wrap(
+        &mut self,
+        number: usize,
+        wrap: impl FnOnce(Box<dyn Migratable>, DeviceFile) -> Box<dyn Migratable>,
+    ) {
+        let unit = &mut self.units[number];
+        let device = unit.device.take().expect("the device is there");
+        unit.device = Some(wrap(device, unit.file.clone()));
+    }
+
     /// The driver side of the first device.
     pub(crate) fn file(&self) -> DeviceFile {
         self.units[0].file.clone()
