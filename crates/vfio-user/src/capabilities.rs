@@ -3,10 +3,12 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use whimbrel_protocol::Errno;
 use whimbrel_protocol::compatibility::Compatibility;
+use whimbrel_protocol::reset::ResetRule;
 
 use crate::compatibility;
 use crate::extensions::MigrationExtensions;
 use crate::json::{object, some_object};
+use crate::reset_rule;
 
 /// The major version that this crate speaks; no other one is understood.
 pub const VERSION_MAJOR: u16 = 0;
@@ -59,6 +61,14 @@ pub struct Capabilities {
         deserialize_with = "compatibility::deserialize"
     )]
     pub migration_compatibility: Option<Compatibility>,
+    /// In a reply with the extension `reset_rule`, what a reset does to a migration; `None` for a device that cannot
+    /// migrate.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "reset_rule::serialize",
+        deserialize_with = "reset_rule::deserialize"
+    )]
+    pub migration_reset_rule: Option<ResetRule>,
 }
 
 /// The capability `twin_socket`.
@@ -99,6 +109,7 @@ impl Default for Capabilities {
             migration: None,
             migration_extensions: None,
             migration_compatibility: None,
+            migration_reset_rule: None,
         }
     }
 }
@@ -156,6 +167,12 @@ impl Capabilities {
     #[must_use]
     pub fn migration_compatibility(self, migration_compatibility: Option<Compatibility>) -> Capabilities {
         Capabilities { migration_compatibility, ..self }
+    }
+
+    /// Sets the field `migration_reset_rule`.
+    #[must_use]
+    pub fn migration_reset_rule(self, migration_reset_rule: Option<ResetRule>) -> Capabilities {
+        Capabilities { migration_reset_rule, ..self }
     }
 }
 
@@ -239,7 +256,7 @@ pub enum NegotiationError {
 /// that both support. The result is a subset of the client's proposal, as a server's reply must be.
 ///
 /// `twin_socket` says whether both sides support it; the caller sets its `fd_index` once the socket exists, and
-/// `migration_compatibility` if the extension was agreed on.
+/// `migration_compatibility` and `migration_reset_rule` if their extensions were agreed on.
 pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabilities, NegotiationError> {
     let pgsizes = server.pgsizes & client.pgsizes;
     let max_data_xfer_size = server.max_data_xfer_size.min(client.max_data_xfer_size);
@@ -268,6 +285,7 @@ pub fn negotiate(server: &Capabilities, client: &Capabilities) -> Result<Capabil
         migration_extensions: MigrationExtensions::both(extensions.0, extensions.1, max_msg_fds),
         // The device's, which the server adds.
         migration_compatibility: None,
+        migration_reset_rule: None,
     })
 }
 

@@ -39,6 +39,8 @@ pub struct MigrationExtensions {
     pub device_features: bool,
     /// The server's reply to VFIO_USER_VERSION has the driver's description of its migration data.
     pub compatibility: bool,
+    /// The server's reply to VFIO_USER_VERSION says what a reset does to a migration.
+    pub reset_rule: bool,
 }
 
 impl MigrationExtensions {
@@ -51,6 +53,7 @@ impl MigrationExtensions {
         data_channel: false,
         device_features: false,
         compatibility: false,
+        reset_rule: false,
     };
 
     /// Every part.
@@ -62,6 +65,7 @@ impl MigrationExtensions {
         data_channel: true,
         device_features: true,
         compatibility: true,
+        reset_rule: true,
     };
 
     /// Sets the field `data_size`.
@@ -106,6 +110,12 @@ impl MigrationExtensions {
         MigrationExtensions { compatibility, ..self }
     }
 
+    /// Sets the field `reset_rule`.
+    #[must_use]
+    pub const fn reset_rule(self, reset_rule: bool) -> MigrationExtensions {
+        MigrationExtensions { reset_rule, ..self }
+    }
+
     /// Returns the extensions that both sides support. The data channel's socket is sent as a descriptor, so it needs
     /// a client that accepts one.
     pub(crate) fn both(
@@ -122,6 +132,7 @@ impl MigrationExtensions {
             data_channel: one.data_channel && other.data_channel && max_msg_fds > 0,
             device_features: one.device_features && other.device_features,
             compatibility: one.compatibility && other.compatibility,
+            reset_rule: one.reset_rule && other.reset_rule,
         })
     }
 }
@@ -139,6 +150,7 @@ mod tests {
         data_channel: false,
         device_features: false,
         compatibility: false,
+        reset_rule: false,
     };
 
     fn parse(text: &str) -> Result<Option<MigrationExtensions>, serde_json::Error> {
@@ -147,7 +159,7 @@ mod tests {
     }
 
     /// Each extension alone, with its name.
-    fn parts() -> [(&'static str, MigrationExtensions); 7] {
+    fn parts() -> [(&'static str, MigrationExtensions); 8] {
         [
             ("data_size", MigrationExtensions { data_size: true, ..NONE }),
             ("precopy_info", MigrationExtensions { precopy_info: true, ..NONE }),
@@ -156,6 +168,7 @@ mod tests {
             ("data_channel", MigrationExtensions { data_channel: true, ..NONE }),
             ("device_features", MigrationExtensions { device_features: true, ..NONE }),
             ("compatibility", MigrationExtensions { compatibility: true, ..NONE }),
+            ("reset_rule", MigrationExtensions { reset_rule: true, ..NONE }),
         ]
     }
 

@@ -55,6 +55,7 @@ mod eventfd;
 mod extensions;
 mod json;
 pub mod message;
+mod reset_rule;
 #[cfg(feature = "server")]
 mod server;
 mod socket;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, Result};
+use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, ResetRule, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
@@ -87,6 +87,11 @@ impl Migratable for Client {
     /// the client changes its state to discard them, and never lets a stopped device run with them.
     fn reset(&mut self) -> Result<()> {
         reset(&mut self.connection())
+    }
+
+    /// Returns what the server says, if it supports the extension.
+    fn reset_rule(&self) -> Option<ResetRule> {
+        self.connection.lock().agreed.migration_reset_rule
     }
 
     fn probe_feature(&mut self, asked: Feature, directions: FeatureFlags) -> Result<bool> {

@@ -182,6 +182,17 @@ impl Client {
         }
     }
 
+    /// VFIO_USER_DEVICE_RESET for the device's guest: the server's rule ([`Migratable::reset_rule`]) says what becomes of a
+    /// migration under way. If it keeps pre-copy, the device stays in its state, and the data file stays valid.
+    ///
+    /// [`Migratable::reset`] instead always leaves the device in RUNNING.
+    ///
+    /// [`Migratable::reset`]: whimbrel_user::Migratable::reset
+    /// [`Migratable::reset_rule`]: whimbrel_user::Migratable::reset_rule
+    pub fn reset_for_guest(&self) -> Result<()> {
+        reset::reset_for_guest(&mut self.connection.lock())
+    }
+
     /// Returns the capabilities that client and server have agreed on.
     pub fn agreed(&self) -> Capabilities {
         self.connection.lock().agreed.clone()
@@ -286,9 +297,12 @@ fn negotiate(connection: &mut Connection, proposed: Capabilities) -> Result<()> 
             server.max_msg_fds.min(proposed.max_msg_fds),
         ),
         migration_compatibility: None,
+        migration_reset_rule: None,
     };
-    let told = agreed.extensions().compatibility.then(|| server.migration_compatibility.clone()).flatten();
-    let agreed = Capabilities { migration_compatibility: told, ..agreed };
+    let extensions = agreed.extensions();
+    let compatibility = extensions.compatibility.then(|| server.migration_compatibility.clone()).flatten();
+    let reset_rule = server.migration_reset_rule.filter(|_| extensions.reset_rule);
+    let agreed = agreed.migration_compatibility(compatibility).migration_reset_rule(reset_rule);
     connection.agree(agreed, &server);
     // With the limits that hold now.
     let descriptors = descriptors.map_err(|error| connection.invalid_reply(what(), error))?;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_protocol::{Errno, State};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::Result;
@@ -29,10 +30,23 @@ pub(super) fn reset(connection: &mut Connection) -> Result<()> {
         Err(error) => return Err(error),
     }
     connection.sessions.fetch_add(1, Ordering::AcqRel);
+    let says_so = connection.agreed.migration_reset_rule == Some(ResetRule::KeepsPrecopy);
     // A server whose device was never asked about its migration may not know how to answer.
     if connection.has_migration && state(connection)? != State::Running {
-        connection.deviations.tolerate(Deviation::ResetKeepsState, Command::DeviceReset);
+        if !says_so {
+            connection.deviations.tolerate(Deviation::ResetKeepsState, Command::DeviceReset);
+        }
         enter(connection, State::Running)?;
+    }
+    Ok(())
+}
+
+/// Resets the device and leaves the migration to the server's rule: a session ends if the device runs afterwards.
+pub(super) fn reset_for_guest(connection: &mut Connection) -> Result<()> {
+    ask(connection)?;
+    let may_have_session = connection.has_migration || connection.sessions.load(Ordering::Acquire) > 0;
+    if may_have_session && state(connection)? == State::Running {
+        connection.sessions.fetch_add(1, Ordering::AcqRel);
     }
     Ok(())
 }

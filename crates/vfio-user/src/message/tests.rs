@@ -5,6 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Capability, DeviceCapability, Info, Irq, MmapArea, Region};
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_uapi::device::{DeviceInfoFlags, IrqInfoFlags, PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::feature::FeatureFlags;
 use whimbrel_uapi::migration::PrecopyInfo;
@@ -25,28 +26,38 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
         .prop_map(|(supported, fd_index)| TwinSocket { supported, fd_index });
     let migration = (any::<Option<u64>>(), any::<Option<u64>>())
         .prop_map(|(pgsize, max_bitmap_size)| MigrationCapability { pgsize, max_bitmap_size });
-    let extensions = any::<[bool; 7]>().prop_map(
-        |[data_size, precopy_info, read_end, p2p, data_channel, device_features, compatibility]| {
-            MigrationExtensions {
-                data_size,
-                precopy_info,
-                read_end,
-                p2p,
-                data_channel,
-                device_features,
-                compatibility,
-            }
-        },
-    );
+    let extensions = any::<[bool; 8]>().prop_map(|has| {
+        let [
+            data_size,
+            precopy_info,
+            read_end,
+            p2p,
+            data_channel,
+            device_features,
+            compatibility,
+            reset_rule,
+        ] = has;
+        MigrationExtensions {
+            data_size,
+            precopy_info,
+            read_end,
+            p2p,
+            data_channel,
+            device_features,
+            compatibility,
+            reset_rule,
+        }
+    });
     (
         any::<(u32, u32, u32, u64, bool)>(),
         proptest::option::of(twin),
         proptest::option::of(migration),
         proptest::option::of(extensions),
         proptest::option::of(compatibility()),
+        proptest::option::of(proptest::sample::select(&ResetRule::ALL[..])),
     )
         .prop_map(
-            |((fds, size, maps, pgsizes, write_multiple), twin_socket, migration, extensions, told)| {
+            |((fds, size, maps, pgsizes, write_multiple), twin_socket, migration, extensions, told, rule)| {
                 Capabilities {
                     max_msg_fds: fds,
                     max_data_xfer_size: size,
@@ -57,6 +68,7 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
                     migration,
                     migration_extensions: extensions,
                     migration_compatibility: told,
+                    migration_reset_rule: rule,
                 }
             },
         )

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite, WorkingDevice};
+use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite, ResetRule, WorkingDevice};
 
 use super::foreign::{ForeignThread, ForeignThreads};
 use super::log_limit::LogLimit;
@@ -71,6 +71,7 @@ pub struct BackendOptions {
     max_client_memory: u64,
     foreign_memory: bool,
     remote_memory: bool,
+    reset_rule: Option<ResetRule>,
 }
 
 impl Default for BackendOptions {
@@ -81,6 +82,7 @@ impl Default for BackendOptions {
             max_client_memory: u64::MAX,
             foreign_memory: false,
             remote_memory: true,
+            reset_rule: None,
         }
     }
 }
@@ -126,6 +128,17 @@ impl BackendOptions {
     pub fn remote_memory(self, takes: bool) -> BackendOptions {
         BackendOptions { remote_memory: takes, ..self }
     }
+
+    /// Sets what a client's reset does to a migration under way ([`DeviceFile::set_reset_rule`]). By default it follows
+    /// the device's own rule, which is the kernel's unless it was set: the migration ends.
+    ///
+    /// A guest may reset its device at any time. [`ResetRule::KeepsPrecopy`] lets its VMM's migration survive that in
+    /// pre-copy. A device whose driver cannot do so keeps the kernel's rule, with a warning in the log: compare with
+    /// [`DeviceFile::reset_rule`]. Clients that negotiate the extension `reset_rule` are told the rule.
+    #[must_use]
+    pub fn reset_rule(self, rule: ResetRule) -> BackendOptions {
+        BackendOptions { reset_rule: Some(rule), ..self }
+    }
 }
 
 impl Backend {
@@ -138,13 +151,20 @@ impl Backend {
 
     /// Creates a backend with these options.
     pub fn with(device: impl Into<WorkingDevice>, options: BackendOptions) -> Backend {
-        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, foreign_memory, remote_memory } =
-            options;
+        let BackendOptions { mut capabilities, ioeventfds, max_client_memory, .. } = options;
+        let BackendOptions { foreign_memory, remote_memory, reset_rule, .. } = options;
+        let device: WorkingDevice = device.into();
+        if let Some(rule) = reset_rule
+            && let Err(errno) = device.set_reset_rule(rule)
+        {
+            let device = device.name();
+            tracing::warn!(device, %errno, "the driver cannot keep pre-copy over a reset: a reset ends a migration");
+        }
         capabilities.max_msg_fds = capabilities.max_msg_fds.min(MAX_FDS as u32);
         let (data_file, in_use) = (Mutex::new(None), AtomicBool::new(false));
         Backend {
             shared: Arc::new(Shared {
-                device: device.into(),
+                device,
                 capabilities,
                 ioeventfds,
                 max_client_memory,

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite};
+use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite, ResetRule};
 
 use super::channel::{Channel, Next, unasked};
 use super::client_memory::ClientMemory;
@@ -337,6 +337,8 @@ impl Client {
                 let remote = Arc::new(ClientMemory::new(asked, limits));
                 self.mappings =
                     Some(Mappings::new(&self.backend, &answer.capabilities, remote, self.foreign.clone()));
+                let extensions = answer.capabilities.extensions();
+                answer.capabilities.migration_reset_rule = self.reset_rule(extensions);
                 self.agreed = Some(answer.capabilities.clone());
                 answer.capabilities.migration_compatibility = self.compatibility();
                 self.out.reply(id, &Reply::Version(answer));
@@ -344,6 +346,12 @@ impl Client {
             }
             Err(error) => (Err(error.errno()), ControlFlow::Break(error.into())),
         }
+    }
+
+    /// Returns what a reset does to a migration, if the client wants to know and the device can migrate.
+    fn reset_rule(&self, extensions: MigrationExtensions) -> Option<ResetRule> {
+        let is_told = extensions.reset_rule && self.device().migration_flags().is_ok();
+        is_told.then(|| self.device().reset_rule())
     }
 
     /// Returns the driver's description of its migration data, if the client wants it.
@@ -398,7 +406,11 @@ impl Client {
             Request::RegionWriteMulti(writes) => self.write_multi(id, writes),
             Request::DeviceReset => {
                 self.device().reset()?;
-                self.state_channel = None;
+                let data_file = self.backend.data_file.lock().clone();
+                // Unless the device's rule has kept the session.
+                if data_file.is_none_or(|data_file| data_file.is_over()) {
+                    self.state_channel = None;
+                }
                 self.out.reply(id, &Reply::DeviceReset);
                 Ok(())
             }

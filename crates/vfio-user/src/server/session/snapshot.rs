@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
-use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite};
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, ResetRule};
 use whimbrel_uapi::type1::DmaMapFlags;
 
 use super::channel::{Channel, Pending};
@@ -173,6 +173,7 @@ impl Snapshot {
         let shared = &backend.shared;
         if let Some(agreed) = &self.agreed {
             check_agreed(agreed, &shared.capabilities)?;
+            check_reset_rule(agreed, shared.device.reset_rule())?;
         }
         let most = self.agreed.as_ref().unwrap_or(&shared.capabilities).max_data_xfer_size;
         let limits = Limits::new(most);
@@ -268,7 +269,12 @@ fn start_log(device: &DeviceFile, log: &Log) -> Result<(), Errno> {
 
 /// Checks that this server supports what the client has agreed on with the old one.
 fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), ImportError> {
-    let plain = |capabilities: &Capabilities| Capabilities { twin_socket: None, ..capabilities.clone() };
+    let plain = |capabilities: &Capabilities| Capabilities {
+        twin_socket: None,
+        // The device's, and not a capability of the server.
+        migration_reset_rule: None,
+        ..capabilities.clone()
+    };
     let held = negotiate(own, agreed).map(|held| plain(&held));
     if held.as_ref().is_ok_and(|held| *held == plain(agreed)) {
         return Ok(());
@@ -278,4 +284,16 @@ fn check_agreed(agreed: &Capabilities, own: &Capabilities) -> Result<(), ImportE
         Ok(held) => format!("{why}: {}, supported {}", plain(agreed).to_json(), held.to_json()),
         Err(error) => format!("{why}: {error}"),
     }))
+}
+
+/// Checks that a reset does to a migration what the client was told, if it was.
+fn check_reset_rule(agreed: &Capabilities, own: ResetRule) -> Result<(), ImportError> {
+    match agreed.migration_reset_rule {
+        Some(told) if told != own => Err(wrong(format!(
+            "the client was told that a reset {}, and on the new server it {}: give both servers the same --reset-rule",
+            told.text(),
+            own.text()
+        ))),
+        _ => Ok(()),
+    }
 }

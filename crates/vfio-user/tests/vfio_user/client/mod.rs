@@ -6,6 +6,7 @@ mod deviations;
 mod doorbells;
 mod extension;
 mod guest;
+mod guest_reset;
 mod hostile;
 mod hostile_channel;
 mod hostile_requests;

@@ -3,12 +3,12 @@
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
-use whimbrel_device::WorkingDevice;
+use whimbrel_device::{ResetRule, WorkingDevice};
 use whimbrel_models::Model;
 use whimbrel_user::{Device, State};
 use whimbrel_vfio_user::message::{Limits, MessageBuffer, Reply, Version};
 use whimbrel_vfio_user::{
-    Backend, Capabilities, Client, ClientOptions, Receiver, Sender, ServeError, connection,
+    Backend, BackendOptions, Capabilities, Client, ClientOptions, Receiver, Sender, ServeError, connection,
 };
 
 /// A model that is served, and what serves it.
@@ -35,9 +35,18 @@ impl Served {
         Served::of(open(model).into_device().into(), &ClientOptions::default())
     }
 
+    /// One whose server follows a rule for resets.
+    pub(crate) fn by_rule(model: &str, rule: ResetRule, options: &ClientOptions) -> Served {
+        let backend = Backend::with(open(model), BackendOptions::default().reset_rule(rule));
+        Served::behind(backend, options)
+    }
+
     fn of(device: WorkingDevice, options: &ClientOptions) -> Served {
+        Served::behind(Backend::new(device), options)
+    }
+
+    fn behind(backend: Backend, options: &ClientOptions) -> Served {
         let (server, stream) = UnixStream::pair().unwrap();
-        let backend = Backend::new(device);
         let thread = std::thread::spawn(move || backend.serve(server));
         let client = Client::new("model", stream, options).unwrap();
         Served { client: Some(client), thread: Some(thread) }

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData, State, WriteWidth};
+use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData, ResetRule, State, WriteWidth};
 use whimbrel_models::{Model, accel};
 use whimbrel_uapi::device::IrqSetFlags;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
@@ -535,6 +535,34 @@ fn another_device_takes_nothing() {
         assert_eq!(peer.write(BAR, 0, b"x"), Ok(1));
     }
     line.take_over();
+}
+
+#[test]
+fn a_new_server_keeps_the_rule_for_resets_that_the_client_was_told() {
+    let serial = |rule| {
+        let device = "serial".parse::<Model>().unwrap().open("serial").unwrap();
+        Backend::with(device, BackendOptions::default().reset_rule(rule))
+    };
+    let [ends, keeps] = ResetRule::ALL;
+    for (old, new) in [(ends, keeps), (keeps, ends)] {
+        let mut line = Line::with(serial(old));
+        let mut told = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
+        let agreed = told.agree(Backend::capabilities()).capabilities;
+        assert_eq!(agreed.migration_reset_rule, Some(old));
+        let error = line.take_over_with(serial(new)).unwrap_err().to_string();
+        assert!(error.contains(old.text()) && error.contains(new.text()), "{error}");
+        assert_eq!(state(&mut told), State::Running.number(), "the old server goes on");
+        line.take_over_with(serial(old)).unwrap();
+        assert_eq!(state(&mut told), State::Running.number());
+    }
+    // A client that was told nothing relies on neither.
+    let mut line = Line::with(serial(ends));
+    let mut untold = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
+    untold.agree(Backend::capabilities().migration_extensions(None));
+    line.take_over_with(serial(keeps)).unwrap();
+    set_state(&mut untold, State::PreCopy).unwrap();
+    untold.ask(&Request::DeviceReset).unwrap();
+    assert_eq!(state(&mut untold), State::PreCopy.number());
 }
 
 #[test]
