@@ -16,7 +16,7 @@ use whimbrel_uapi::pci::{
     VFIO_PCI_VGA_REGION_INDEX,
 };
 use whimbrel_user::kernel::MigrationDebug;
-use whimbrel_user::{Device, Errno, Info, Irq, Region};
+use whimbrel_user::{Device, Errno, Info, Irq, Region, ResetRule};
 
 use crate::call_timeout::CallTimeout;
 use crate::failure::Failure;
@@ -146,6 +146,8 @@ struct Migration {
     data_size: Option<u64>,
     /// The error instead of it: kernels before 6.2 do not support the query.
     data_size_error: Option<ProbeError>,
+    /// `ends_migration` or `keeps_precopy`: the effect of a reset by the guest. Null if a server does not tell.
+    reset_rule: Option<&'static str>,
     /// Null if debugfs does not have it or cannot be read.
     debugfs: Option<Debugfs>,
 }
@@ -210,15 +212,26 @@ fn migration(device: &mut dyn Device, unadapted: Option<whimbrel_user::Error>) -
         (Ok(None), Some(error)) => {
             let error = Some(error.into());
             let (state, state_error, data_size, data_size_error) = (None, None, None, None);
-            let (flags, debugfs) = (None, None);
-            return Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs });
+            let (flags, reset_rule, debugfs) = (None, None, None);
+            return Some(Migration {
+                flags,
+                error,
+                state,
+                state_error,
+                data_size,
+                data_size_error,
+                reset_rule,
+                debugfs,
+            });
         }
         (Ok(Some(flags)), _) => (Some(flag_names(flags)), None),
         (Err(error), _) => (None, Some(error.into())),
     };
     let (state, state_error) = told(device.state().map(|state| state.to_string()));
     let (data_size, data_size_error) = told(device.data_size());
-    Some(Migration { flags, error, state, state_error, data_size, data_size_error, debugfs: None })
+    let reset_rule = device.reset_rule().map(ResetRule::name);
+    let debugfs = None;
+    Some(Migration { flags, error, state, state_error, data_size, data_size_error, reset_rule, debugfs })
 }
 
 /// An answer or its error, split.
@@ -396,10 +409,15 @@ impl fmt::Display for Migration {
             writeln!(f)?;
         }
         match (self.data_size, &self.data_size_error) {
-            (Some(size), _) => writeln!(f, "  state size  {} (estimate)", output::exact_bytes(size)),
-            (None, Some(error)) => writeln!(f, "  state size  {}", refusal(error)),
-            (None, None) => Ok(()),
+            (Some(size), _) => writeln!(f, "  state size  {} (estimate)", output::exact_bytes(size))?,
+            (None, Some(error)) => writeln!(f, "  state size  {}", refusal(error))?,
+            (None, None) => {}
         }
+        if self.flags.is_some() {
+            let rule = self.reset_rule.and_then(ResetRule::from_name);
+            writeln!(f, "  reset       {}", rule.map_or("effect on a migration unknown", ResetRule::text))?;
+        }
+        Ok(())
     }
 }
 
@@ -490,6 +508,7 @@ mod tests {
             state_error: None,
             data_size: Some(60),
             data_size_error: None,
+            reset_rule: Some("ends_migration"),
             debugfs: Some(Debugfs {
                 state: "RUNNING".into(),
                 features: Some(vec!["stop-copy".into(), "p2p".into()]),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use whimbrel_device::survive_lost_memory;
 use whimbrel_device::wrap::fault::Faults;
+use whimbrel_device::{ResetRule, survive_lost_memory};
 use whimbrel_models::Model;
 use whimbrel_sandbox::Sandbox;
 use whimbrel_vfio_user::{Backend, BackendOptions, Listener, Server, Stopper, Takeover, TakeoverError};
@@ -71,6 +71,13 @@ pub(crate) struct Arguments {
     /// file system has answered.
     #[arg(long)]
     foreign_memory: bool,
+    /// Effect of a client's reset on a migration under way [default: ends-migration]
+    ///
+    /// A guest may reset its device at any time. As in the kernel, that ends the migration: its VMM has to try again.
+    /// With keeps-precopy, a device in PRE_COPY or PRE_COPY_P2P is reset and keeps its state and session, and its VMM's
+    /// migration goes on. Programs that know our extensions to vfio-user are told which one it is (`whimbrel probe`).
+    #[arg(long, value_name = "RULE", value_parser = parse_reset_rule)]
+    reset_rule: Option<ResetRule>,
     /// Inject a fault into the device, such as 'arc RUNNING_P2P->STOP: EIO once'
     ///
     /// Separate several faults with semicolons, or repeat --fault. Other faults: 'read after 1MiB: short' (or EIO,
@@ -131,6 +138,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         .open_with_faults(model.to_string(), faults)
         .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
     let backend = Backend::with(device, options);
+    let rule = backend.device().reset_rule();
+    if arguments.reset_rule.is_some_and(|wanted| wanted != rule) {
+        let why =
+            format!("'{model}' cannot be served with this --reset-rule: with it, a reset {}", rule.text());
+        return Err(Failure::new(why));
+    }
     let (server, how) = match door {
         Door::Own(listener) => {
             let server = Server::new(listener, backend)
@@ -178,6 +191,14 @@ fn options(arguments: &Arguments) -> BackendOptions {
     BackendOptions::default()
         .foreign_memory(arguments.foreign_memory)
         .max_client_memory(arguments.client_memory.unwrap_or(u64::MAX))
+        .reset_rule(arguments.reset_rule.unwrap_or_default())
+}
+
+/// Options have dashes where the names on the wire have underscores.
+fn parse_reset_rule(text: &str) -> Result<ResetRule, String> {
+    ResetRule::from_name(&text.replace('-', "_"))
+        .filter(|_| !text.contains('_'))
+        .ok_or_else(|| "expected ends-migration or keeps-precopy".into())
 }
 
 fn open_door(arguments: &Arguments) -> Result<Door, Failure> {

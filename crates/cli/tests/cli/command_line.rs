@@ -26,7 +26,7 @@ const COMMANDS: [&str; 17] = [
 ];
 
 /// Wrong usage: the arguments, what the error says, and what the hint says.
-const WRONG: [(&[&str], &str, &str); 81] = [
+const WRONG: [(&[&str], &str, &str); 82] = [
     (&["fly"], "unrecognized subcommand 'fly'", "Usage: whimbrel"),
     (&["devices", "extra"], "unexpected argument 'extra'", "Usage: whimbrel devices"),
     (&["devices", "--no-opne"], "unexpected argument '--no-opne'", "'--no-open'"),
@@ -106,6 +106,11 @@ const WRONG: [(&[&str], &str, &str); 81] = [
     (&["demo", "--memory", "300000GiB"], "both hosts of the demo allocate it", "--help"),
     (&["demo", "--dirty-rate", "5"], "expected at least 1MiB", "--help"),
     (&["serve", "serial", "--socket", "s", "--client-memory", "1T"], "expected a number of bytes", "--help"),
+    (
+        &["serve", "serial", "--socket", "s", "--reset-rule", "keeps"],
+        "expected ends-migration or keeps-precopy",
+        "--help",
+    ),
     (&["send", "model:serial", "--to", "a:1", "--timeout", "0"], "'--timeout <SECONDS>'", "--help"),
     (&["send", "model:serial", "--to", "a:1", "--downtime-limit", "1s"], "'--downtime-limit <MS>'", "--help"),
     (&["send", "model:serial", "--to", "a:1", "--patience", "-1"], "unexpected argument '-1'", "Usage:"),

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use whimbrel_user::{Errno, Migratable, State};
 use whimbrel_vfio_user::{Client, ClientOptions};
 
-use crate::support::{argument, command, keys, whimbrel};
+use crate::support::{Served, argument, command, keys, whimbrel};
 
 #[test]
 fn a_model_is_served_to_its_owner_until_a_signal() {
@@ -74,4 +74,43 @@ fn a_served_model_misbehaves_as_it_is_told_to() {
     assert!(device.set_state(State::StopCopy).unwrap().is_some());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn the_effect_of_a_reset_is_chosen_by_the_server_and_shown_by_probe() {
+    let rules: [(&[&str], _, _); 3] = [
+        (&[], "ends_migration", "ends a migration"),
+        (&["--reset-rule", "ends-migration"], "ends_migration", "ends a migration"),
+        (&["--reset-rule", "keeps-precopy"], "keeps_precopy", "keeps pre-copy"),
+    ];
+    for (options, name, text) in rules {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (served, _) = Served::with("serial", &path, options).unwrap();
+        let target = format!("vfio-user:{}", path.display());
+        let value = whimbrel(["probe", &target, "--json"]).succeeded().json();
+        assert_eq!(value["migration"]["reset_rule"], name);
+        let shown = whimbrel(["probe", &target]).succeeded();
+        assert!(shown.text().contains(&format!("  reset       {text}\n")), "{}", shown.text());
+
+        let mut client = served.client();
+        client.set_state(State::PreCopy).unwrap().unwrap();
+        client.reset_for_guest().unwrap();
+        let expected = if name == "keeps_precopy" { State::PreCopy } else { State::Running };
+        assert_eq!(client.state().unwrap(), expected, "{options:?}");
+        client.reset().unwrap();
+        drop(client);
+        // A user who resets the device to have it back finds the same by both.
+        let cases = ["--only", "v2/reset/*", "--only", "v2/data-fd/after-reset"];
+        let judged = whimbrel([&["conform", &target, "--allow", "reset"][..], &cases].concat()).succeeded();
+        assert!(judged.text().contains("7 passed, 0 failed"), "{}", judged.text());
+    }
+}
+
+#[test]
+fn a_model_that_cannot_keep_precopy_is_not_served_as_if_it_could() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = argument(&folder.path().join("socket"));
+    let arguments = ["serve", "legacy", "--socket", &socket, "--reset-rule", "keeps-precopy"];
+    whimbrel(arguments).failed().says(&["cannot be served", "--reset-rule", "a reset ends a migration"]);
 }

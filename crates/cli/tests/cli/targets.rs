@@ -39,6 +39,7 @@ fn probe_tells_regions_irqs_features_and_migration_of_a_pci_device() {
             "state_error": null,
             "data_size": 96,
             "data_size_error": null,
+            "reset_rule": "ends_migration",
             "debugfs": null,
         })
     );
