@@ -58,6 +58,8 @@ vfio_user_machine() {
 		arguments+=(-object "memory-backend-ram,id=memory,size=${memory}M")
 	fi
 	arguments+=(-machine memory-backend=memory)
+	# An IOMMU has to tell QEMU what it maps for these devices.
+	[ -z "$pci" ] || arguments+=(-global intel-iommu.caching-mode=on)
 	for socket in "${sockets[@]}"; do
 		# A name of its own in the scratch folder, which is short enough for a socket.
 		ln -sfn "$(realpath "$socket")" "$work/$machine/device$number"

@@ -10,7 +10,7 @@ targets=(debian iommufd headers newer-headers tree guest)
 # Debian does not build, comes last.
 debian_modules=(drivers/virtio/virtio_mmio net/core/failover drivers/net/net_failover drivers/net/virtio_net
 	virt/lib/irqbypass drivers/vfio/vfio drivers/vfio/vfio_iommu_type1 drivers/vfio/mdev/mdev
-	drivers/vfio/pci/vfio-pci-core drivers/vfio/pci/vfio-pci)
+	drivers/vfio/pci/vfio-pci-core drivers/vfio/pci/vfio-pci drivers/uio/uio drivers/uio/uio_pci_generic)
 
 kernel_headers=(vfio.h iommufd.h vfio_zdev.h vfio_ccw.h)
 

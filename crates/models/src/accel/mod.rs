@@ -21,7 +21,8 @@
 //!    also gets a completion, with an error status, and the device continues with the next one.
 //! 5. For an interrupt (MSI, index 1, or INTx, index 0), enable causes in [`REGISTER_INTERRUPT_ENABLE`]. A cause
 //!    interrupts when it appears in [`REGISTER_INTERRUPT_STATUS`]; clear it there before reading the completion ring,
-//!    so that the next one interrupts again.
+//!    so that the next one interrupts again. Between the two, read the register back: a posted write could
+//!    otherwise arrive after the ring was read, and clear the cause of a job that completed in between.
 //!
 //! No register is a doorbell in the sense of [`Driver::doorbells`]: the tail takes a different value each time, and an
 //! ioeventfd matches a fixed one.

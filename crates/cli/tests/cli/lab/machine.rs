@@ -181,6 +181,12 @@ fn programs() -> &'static Programs {
     })
 }
 
+/// The program that gives an engine jobs.
+pub(crate) fn jobs() -> &'static Path {
+    static JOBS: OnceLock<PathBuf> = OnceLock::new();
+    JOBS.get_or_init(|| build_one(&["build", "--package", "whimbrel-user", "--example", "jobs"], "jobs"))
+}
+
 fn build_one(arguments: &[&str], name: &str) -> PathBuf {
     build(arguments)[name].clone()
 }

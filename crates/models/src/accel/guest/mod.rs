@@ -166,7 +166,10 @@ impl<P: Platform> GuestDriver<P> {
     ///
     /// Call it before reading the completion ring: a job that completes in between then interrupts.
     pub fn acknowledge(&mut self, causes: u32) -> Result<(), GuestError<P::Error>> {
-        self.write_u32(REGISTER_INTERRUPT_STATUS, causes)
+        self.write_u32(REGISTER_INTERRUPT_STATUS, causes)?;
+        // The write may be posted, as on a PCI bus or by a vfio-user client. It has arrived once a read is answered;
+        // otherwise it could clear the cause of a job that completes after the ring was read.
+        self.read_u32(REGISTER_INTERRUPT_STATUS).map(drop)
     }
 
     /// Adds a job to the submission ring without ringing the doorbell.

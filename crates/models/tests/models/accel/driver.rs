@@ -2,7 +2,9 @@
 
 use whimbrel_device::{DeviceFile, Errno};
 use whimbrel_models::accel::guest::{GuestDriver, GuestError, Platform, Rings};
-use whimbrel_models::accel::{self, Completion, Descriptor, SLICE_BYTES};
+use whimbrel_models::accel::{
+    self, Completion, Descriptor, INTERRUPT_COMPLETION, REGISTER_HEAD, REGISTER_INTERRUPT_STATUS, SLICE_BYTES,
+};
 use whimbrel_models::{Serial, SerialConfig};
 use zerocopy::IntoBytes;
 
@@ -54,6 +56,59 @@ fn a_ring_takes_as_many_jobs_as_it_has_entries() {
     run(driver.platform());
     assert!(driver.take_completion().unwrap().is_some());
     assert_eq!(driver.room(), 1);
+}
+
+/// A bus that delivers a write when something is read: as late as PCI allows.
+struct Posting {
+    device: DeviceFile,
+    posted: Vec<(u64, Vec<u8>)>,
+}
+
+impl Platform for Posting {
+    type Error = Errno;
+
+    fn read_register(&mut self, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        for (offset, data) in self.posted.drain(..) {
+            self.device.write_register(offset, &data)?;
+        }
+        self.device.read_register(offset, data)
+    }
+
+    fn write_register(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        self.posted.push((offset, data.to_vec()));
+        Ok(())
+    }
+
+    fn read_memory(&mut self, address: u64, data: &mut [u8]) -> Result<(), Errno> {
+        self.device.read_memory(address, data)
+    }
+
+    fn write_memory(&mut self, address: u64, data: &[u8]) -> Result<(), Errno> {
+        self.device.write_memory(address, data)
+    }
+}
+
+#[test]
+fn a_job_that_completes_once_its_causes_are_acknowledged_interrupts_also_where_writes_are_posted() {
+    let device = Memory::new().device(config(1 << 20));
+    let seat = Posting { device: device.clone(), posted: Vec::new() };
+    let mut driver = GuestDriver::start(seat, RINGS).unwrap();
+    driver.enable_interrupts(INTERRUPT_COMPLETION).unwrap();
+    let status = |driver: &mut GuestDriver<Posting>| {
+        let mut status = [0; 4];
+        driver.platform().device.read_register(REGISTER_INTERRUPT_STATUS, &mut status).unwrap();
+        u32::from_le_bytes(status)
+    };
+    for tag in 0..3 {
+        driver.submit(&Descriptor::fill(tag, DATA, 8, tag)).unwrap();
+        // This delivers the doorbell.
+        driver.read_u32(REGISTER_HEAD).unwrap();
+        run(&device);
+        assert_eq!(status(&mut driver), INTERRUPT_COMPLETION);
+        driver.acknowledge(INTERRUPT_COMPLETION).unwrap();
+        assert_eq!(status(&mut driver), 0, "from here on the next job raises its cause anew");
+        assert!(driver.take_completion().unwrap().is_some());
+    }
 }
 
 #[test]

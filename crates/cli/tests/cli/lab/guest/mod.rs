@@ -1,0 +1,168 @@
+//! Served devices in a guest that others wrote: Linux and its stock drivers, in QEMU with its vfio-user-pci
+//! (`lab/run build guest`).
+
+mod lifetimes;
+mod running;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::machine::{executable, is_ready, jobs, lab, succeeded};
+use crate::support::{Served, can_be_confined};
+
+/// A PC with vfio-user devices.
+struct Guest {
+    options: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Guest {
+    /// A guest without devices; `None` where QEMU has not been built.
+    fn new() -> Option<Guest> {
+        let folder = tempfile::tempdir().unwrap();
+        is_ready("guest").then(|| Guest { options: vec!["--mtty".into(), String::new()], folder })
+    }
+
+    /// A path of its own for a socket.
+    fn socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Another option of `lab/run exec`.
+    fn with(mut self, options: &[&str]) -> Guest {
+        self.options.extend(options.iter().copied().map(String::from));
+        self
+    }
+
+    /// Plugs in the device of the server at this socket. The first is 0000:00:10.0 in the guest.
+    fn plug(self, socket: &Path) -> Guest {
+        self.with(&["--vfio-user", socket.to_str().unwrap()])
+    }
+
+    /// Gives the guest the program `jobs`.
+    fn with_jobs(self) -> Guest {
+        self.with(&["--file", jobs().to_str().unwrap()])
+    }
+
+    /// The run of a shell script in the guest.
+    fn command(&self, lines: &str) -> Command {
+        let script = self.folder.path().join("script");
+        executable(&script, lines);
+        let mut run = lab("exec");
+        run.args(&self.options).args(["--timeout", "200", "--"]).arg(script);
+        run
+    }
+
+    fn script(&self, lines: &str) -> Output {
+        self.command(lines).output().unwrap()
+    }
+}
+
+/// `echo_all DEVICE BYTES` sends random bytes through each port of a serial card, which returns them. The stock driver
+/// `8250_pci` has found the ports: it knows the card by its class.
+const ECHO: &str = r#"
+echo_all() {
+    [ "$(basename "$(readlink "/sys/bus/pci/devices/$1/driver")")" = serial ]
+    for tty in /sys/class/tty/ttyS*; do
+        case $(readlink "$tty") in */$1/*) ;; *) continue ;; esac
+        tty=$(basename "$tty")
+        exec 3<> "/dev/$tty"
+        stty -F "/dev/$tty" raw -echo 115200
+        head -c "$2" /dev/urandom > sent
+        head -c "$2" <&3 > received & receiver=$!
+        cat sent >&3
+        wait $receiver
+        cmp sent received
+        grep -q "^${tty#ttyS}: uart:16550A" /proc/tty/driver/serial
+        grep -q "$tty" /proc/interrupts
+        exec 3>&-
+        echo "$tty returned $(wc -c < received) bytes"
+    done
+}
+"#;
+
+/// Prepares the engine `$1` for `jobs uio`: its driver, and a huge page.
+const UIO: &str = r"
+uio() {
+    echo uio_pci_generic > /sys/bus/pci/devices/$1/driver_override
+    echo $1 > /sys/bus/pci/drivers_probe
+    echo 1 > /proc/sys/vm/nr_hugepages
+}
+";
+
+#[test]
+fn a_guests_stock_driver_finds_both_serial_ports_and_gets_back_what_it_sends() {
+    let Some(guest) = Guest::new() else { return };
+    let socket = guest.socket("serial");
+    let _served = Served::start("serial?ports=2", &socket);
+    let lines = format!("{ECHO} echo_all 0000:00:10.0 8192");
+    assert_eq!(succeeded(&guest.plug(&socket).script(&lines)), returned(8192));
+}
+
+fn returned(bytes: u32) -> String {
+    format!("ttyS1 returned {bytes} bytes\nttyS2 returned {bytes} bytes\n")
+}
+
+#[test]
+fn an_engine_does_thousands_of_jobs_of_a_guest_by_dma_and_interrupts() {
+    let Some(guest) = Guest::new() else { return };
+    let socket = guest.socket("accel");
+    let _served = Served::start("accel?state=1MiB", &socket);
+    let lines = format!("{UIO} uio 0000:00:10.0; ./jobs uio 0000:00:10.0 intx 2000");
+    let text = succeeded(&guest.with_jobs().plug(&socket).script(&lines));
+    assert!(text.starts_with("2000 jobs done, "), "{text}");
+}
+
+#[test]
+#[ignore = "long"]
+fn a_confined_server_returns_eighty_kilobytes_to_a_guest() {
+    let Some(guest) = Guest::new() else { return };
+    if !can_be_confined("a confined server behind a guest") {
+        return;
+    }
+    let socket = guest.socket("serial");
+    let _served = Served::confined("serial?ports=2", &socket);
+    let lines = format!("{ECHO} echo_all 0000:00:10.0 81920");
+    assert_eq!(succeeded(&guest.plug(&socket).script(&lines)), returned(81920));
+}
+
+#[test]
+#[ignore = "long"]
+fn an_engine_works_for_the_vfio_pci_of_a_guest_behind_its_iommu() {
+    for (kernel, ways) in [("debian", &["group"][..]), ("iommufd", &["group", "cdev"])] {
+        if !is_ready(kernel) {
+            return;
+        }
+        for serve in [Served::start, Served::confined] {
+            let Some(guest) = Guest::new() else { return };
+            let socket = guest.socket("accel");
+            let _served = serve("accel?state=1MiB", &socket);
+            let lines: String = ways
+                .iter()
+                .flat_map(|way| {
+                    ["msi", "intx"].map(|line| format!("./jobs {way} 0000:00:10.0 {line} 5000\n"))
+                })
+                .collect();
+            let guest = guest.with_jobs().with(&["--pci", "--kernel", kernel]).plug(&socket);
+            let text = succeeded(&guest.script(&lines));
+            assert_eq!(text.matches("5000 jobs done, ").count(), ways.len() * 2, "{kernel}: {text}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "long"]
+fn devices_work_by_messages_for_a_guest_whose_memory_has_no_descriptor() {
+    let Some(guest) = Guest::new() else { return };
+    let (serial, accel) = (guest.socket("serial"), guest.socket("accel"));
+    let _serial = Served::start("serial?ports=2", &serial);
+    let _accel = Served::start("accel?state=1MiB", &accel);
+    // One job at a time: while QEMU waits for a register it answers no access to memory.
+    let lines = format!(
+        "{ECHO} {UIO} echo_all 0000:00:10.0 4096; uio 0000:00:11.0; ./jobs uio 0000:00:11.0 intx 500 one-by-one"
+    );
+    let guest = guest.with_jobs().with(&["--no-descriptors"]).plug(&serial).plug(&accel);
+    let text = succeeded(&guest.script(&lines));
+    assert!(text.starts_with(&returned(4096)), "{text}");
+    assert!(text.contains("500 jobs done, 500 interrupts"), "{text}");
+}

@@ -1,0 +1,147 @@
+//! A guest that runs while its test goes on, and the commands that its QEMU takes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Guest;
+
+/// The longest that a guest under TCG takes for anything here.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+pub(super) struct Running {
+    run: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+    guest: Guest,
+    commands: Option<Commands>,
+}
+
+/// QEMU's socket for commands.
+struct Commands {
+    stream: UnixStream,
+    answers: BufReader<UnixStream>,
+    /// Events that came with an answer to something else.
+    events: Vec<Value>,
+}
+
+impl Running {
+    /// Runs a shell script in the guest.
+    pub(super) fn start(guest: Guest, lines: &str) -> Running {
+        let path = guest.socket("qmp");
+        let guest = guest.with(&["--qmp", path.to_str().unwrap()]);
+        let mut run = guest.command(lines).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let stdout = BufReader::new(run.stdout.take().unwrap());
+        thread::spawn(move || {
+            // The test may have heard enough.
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Running { run, lines, said: Vec::new(), guest, commands: None }
+    }
+
+    /// Waits until the script prints this line.
+    #[track_caller]
+    pub(super) fn wait_for(&mut self, line: &str) {
+        assert!(self.goes_on(line), "the machine has ended before '{line}', after {:#?}", self.said);
+    }
+
+    /// Waits until the script prints this line, or the machine has ended.
+    #[track_caller]
+    pub(super) fn goes_on(&mut self, line: &str) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(said) => self.said.push(said),
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => panic!("'{line}' does not come after {:#?}", self.said),
+            }
+            if self.said.last().is_some_and(|said| said == line) {
+                return true;
+            }
+        }
+    }
+
+    /// Has QEMU carry out a command, and returns its answer.
+    #[track_caller]
+    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        let path = self.guest.socket("qmp");
+        let commands = self.commands.get_or_insert_with(|| {
+            let stream = UnixStream::connect(path).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut commands =
+                Commands { answers: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
+            assert!(commands.next()["QMP"].is_object());
+            commands.execute("qmp_capabilities", &json!({}));
+            commands
+        });
+        commands.execute(command, arguments)
+    }
+
+    /// Waits for an event of QEMU.
+    #[track_caller]
+    pub(super) fn wait_for_event(&mut self, name: &str, device: &str) {
+        let commands = self.commands.as_mut().expect("a command comes before");
+        loop {
+            let events = std::mem::take(&mut commands.events);
+            let found = |event: &Value| event["event"] == name && event["data"]["device"] == device;
+            if events.iter().any(found) {
+                return;
+            }
+            let event = commands.next();
+            commands.events.push(event);
+        }
+    }
+
+    /// Ends the machine.
+    pub(super) fn stop(&mut self) {
+        // The lab takes its machine along when it is told to end, which it may have done already.
+        if self.run.try_wait().unwrap().is_none() {
+            let lab = nix::unistd::Pid::from_raw(self.run.id().try_into().unwrap());
+            nix::sys::signal::kill(lab, nix::sys::signal::Signal::SIGTERM).unwrap();
+            self.run.wait().unwrap();
+        }
+    }
+
+    /// Waits until the script has ended well.
+    #[track_caller]
+    pub(super) fn finish(&mut self) {
+        let status = self.run.wait().unwrap();
+        self.said.extend(self.lines.iter());
+        assert!(status.success(), "{status}: {:#?}", self.said);
+    }
+}
+
+impl Commands {
+    fn next(&mut self) -> Value {
+        let mut line = String::new();
+        assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "QEMU has gone");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        let line = json!({ "execute": command, "arguments": arguments });
+        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        loop {
+            let mut said = self.next();
+            if said.get("event").is_some() {
+                self.events.push(said);
+                continue;
+            }
+            assert!(said.get("error").is_none(), "{line}: {said}");
+            return said["return"].take();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
