@@ -83,8 +83,8 @@ pub(crate) struct Arguments {
     /// Separate several faults with semicolons, or repeat --fault. Other faults: 'read after 1MiB: short' (or EIO,
     /// end), 'read after 0 in STOP_COPY: EIO', 'write after 4KiB: ENOSPC', 'delay STOP_COPY 200ms', 'size: 100GiB',
     /// 'precopy: initial 5 dirty 0', 'reinit after 1MiB', 'temporary end: 0', 'log report: EIO', 'reset: EIO'; * is
-    /// any state, 'broken' after the errno of an arc leads to ERROR, 0 as that errno lets the request succeed all the
-    /// same, and 'once' or '3 times' at the end limits the number of times.
+    /// any state, 'broken' after the errno of an arc leads to ERROR, 0 instead of it reports success and leaves the
+    /// device where it was, and 'once' or '3 times' at the end limits the number of times.
     #[arg(long, value_name = "FAULT")]
     fault: Vec<Faults>,
     /// Started by another whimbrel process: serve until stdin ends too, and remove the socket's folder with the socket

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use whimbrel_memory::{FileOffset, Memory, SharedBytes};
 use whimbrel_protocol::dirty::IovaRange;
 use whimbrel_user::DmaRegion;
@@ -128,8 +128,11 @@ impl Target {
 }
 
 fn memory() -> std::io::Result<Memory> {
-    let file = File::from(memfd_create(c"whimbrel-conform", MemfdFlags::CLOEXEC)?);
+    let file =
+        File::from(memfd_create(c"whimbrel-conform", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.set_len(SIZE)?;
+    // A program under test may open it.
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(Memory::of_file(FileOffset::new(file, 0), SIZE, true)?)
 }
 

@@ -12,9 +12,10 @@
 use std::error::Error;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use whimbrel_engine::channel::Stream;
 use whimbrel_engine::{Destination, Journal, Phase, Progress, Resolve, Source};
@@ -63,11 +64,15 @@ fn store(source: &str, destination: &str) -> Result {
     let id = std::process::id();
     let folder = std::env::temp_dir().join(format!("fd_store-{id}"));
     std::fs::create_dir(&folder)?;
-    let store = Store { holder: format!("fd_store, process {id}"), folder };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let store = Store { holder: format!("fd_store, process {id}, started {}", now.as_nanos()), folder };
 
     let mut receiver = store.start("receive", &destination)?;
     let died = store.run("send", &source)?;
     println!("the VMM at the source died: {died}; its device is in {}", source.state()?);
+    if died.signal().is_none() {
+        receiver.kill()?;
+    }
     receiver.wait()?;
 
     for (role, device) in [("settle-destination", &destination), ("settle-source", &source)] {
@@ -116,7 +121,7 @@ fn send(devices: Vec<Box<dyn Migratable>>, folder: &Path) -> Result {
         }
     };
     let journal = Journal::open(folder.join("source"), "the destination")?;
-    // Once it stands still, and may be handed over.
+    // Once it is stopped, and may be handed over.
     let dies = |progress: &Progress| {
         if progress.phase == Phase::Switchover && progress.done > 0 {
             std::process::abort();

@@ -72,7 +72,7 @@ pub trait Migratable: Send {
         let found = self.state()?;
         if found != state {
             let hint = if found == State::Running { ", as after a reset" } else { "" };
-            let what = format!("0, but the device is in {found}{hint}");
+            let what = format!("success, with the device in {found}{hint}");
             return Err(Error::answer(self.name(), Operation::SetState(state), what));
         }
         Ok(opened)

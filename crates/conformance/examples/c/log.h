@@ -82,8 +82,10 @@ static int log_take(struct log *log, uint64_t iova, uint64_t length, uint64_t pa
 	uint64_t page, offset;
 	uint32_t at;
 
-	if (!log->runs || !length || page_size < LOG_PAGE || page_size & (page_size - 1) || iova + length < iova)
+	if (!log->runs || page_size < LOG_PAGE || page_size & (page_size - 1))
 		return -EINVAL;
+	if (iova + length < iova)
+		return -EOVERFLOW;
 	for (at = 0; at < log->count; at++) {
 		for (page = 0; page < log->ranges[at].length / LOG_PAGE; page++) {
 			offset = log->ranges[at].iova + page * LOG_PAGE - iova;

@@ -55,7 +55,7 @@ impl Hooks {
     }
 }
 
-/// The hooks of several programs: those of the device's own.
+/// Routes the hooks of a device to its own program, out of several.
 pub(super) struct OwnHooks {
     programs: Vec<Hooks>,
     /// The pages that the device made ready last uses for itself.

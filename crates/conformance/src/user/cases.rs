@@ -74,8 +74,7 @@ const STATE: &[UserCase] = &[
     source(
         Level::Robust,
         "user/state/stays-in-stop-copy",
-        "A device that cannot leave STOP_COPY after its state was read is not reported as running: it is reset, or the program \
-         tells where it is.",
+        "A device that cannot leave STOP_COPY after its state was read is reset, or a program that fails tells where it is.",
         rules::failure_leaves_it_running,
     )
     .faults("arc STOP_COPY->STOP: EIO", Met::FailedSet),
@@ -94,8 +93,7 @@ const STATE: &[UserCase] = &[
     source(
         Level::Robust,
         "user/state/stays-stopped",
-        "A device that does not run again after the state was read is not reported as running: the program fails, and tells \
-         where the device is.",
+        "A program that fails because the device does not run again after its state was read tells where the device is.",
         rules::failure_leaves_it_running,
     )
     .faults("arc STOP->RUNNING: EIO; arc STOP->RUNNING_P2P: EIO; arc RUNNING_P2P->RUNNING: EIO", Met::FailedSet),

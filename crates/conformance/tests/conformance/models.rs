@@ -152,6 +152,8 @@ fn accel_models_are_sound() {
     for stream in streams {
         Sound { stream: Some(stream), ..Sound::new("accel?state=1KiB") }.check();
     }
+    // The last block is not a whole one.
+    Sound::new("accel?state=5000").check();
     Sound::new("accel?state=64KiB").check();
     Sound::two("accel?state=64KiB").check();
 }

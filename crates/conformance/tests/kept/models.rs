@@ -1,5 +1,7 @@
 //! The models: in this process, and behind vfio-user with our migration extensions and without them.
 
+use std::time::Duration;
+
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -23,6 +25,8 @@ fn opened(model: &Model, name: &str) -> Result<Box<dyn Device>, Error> {
 /// Returns the settings, with the hooks of the model.
 fn config(model: &Model) -> Config {
     let mut config = Config::default();
+    // However busy the machine is, all variations of a case are tried.
+    config.case_timeout = Duration::from_mins(100);
     let identity = opened(model, "device").and_then(|mut device| device.identity());
     set_hooks(&mut config, &identity.expect("the identity of a model"));
     config

@@ -79,7 +79,8 @@ impl Resolve {
         let (devices, states) = each(devices, "GET of the state", move |device| {
             device.state().or_else(|error| match side {
                 // A source whose device cannot be read must know that it is stopped.
-                Side::Source => device.go_to(State::Stop).map(|_| State::Stop).map_err(|_| error),
+                // It cannot be looked at: the driver's word has to do.
+                Side::Source => device.set_state(State::Stop).map(|_| State::Stop).map_err(|_| error),
                 Side::Destination => Err(error),
             })
         });
@@ -217,7 +218,7 @@ impl Resolve {
         }
         let resets = self.call("RESET", |device| {
             device.reset().or_else(|error| {
-                device.go_to(State::Stop).map_err(|_| error)?;
+                device.set_state(State::Stop).map_err(|_| error)?;
                 Ok(())
             })
         });

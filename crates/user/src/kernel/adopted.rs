@@ -49,7 +49,8 @@ impl Adopted {
     ///
     /// `holder` names that process in words that tell it apart from any other, also after a restart, such as its id and the
     /// time of its start: see [`Migratable::holder`](crate::Migratable::holder). A journal records it, and a VMM that resolves
-    /// a migration has to give the same words.
+    /// a migration has to give the same words. Only for a descriptor that came from there: one that was opened anew has lost
+    /// the state, however its holder is called.
     #[must_use]
     pub fn held_by(self, holder: impl Into<String>) -> Adopted {
         Adopted { keeper: Some(holder.into()), ..self }

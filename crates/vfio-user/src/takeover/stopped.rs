@@ -47,7 +47,7 @@ impl Stopped {
         self.device
             .pause_signals()
             .map_err(|errno| Refusal::new(errno, "cannot pause the client's eventfds"))?;
-        self.data = self.adapted.set_state(State::StopCopy)?;
+        self.data = self.adapted.go_to(State::StopCopy)?;
         Ok(())
     }
 
@@ -55,7 +55,7 @@ impl Stopped {
     pub(super) fn go_on(mut self) {
         let device = self.device.name().to_owned();
         self.data = None;
-        if let Err(error) = self.adapted.set_state(self.state) {
+        if let Err(error) = self.adapted.go_to(self.state) {
             tracing::error!(device, %error, "cannot resume the device after a failed takeover");
         }
         self.device.resume_signals();

@@ -215,7 +215,7 @@ impl Arrival {
             (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
             (Message::Begin(begin), false) if self.begin.is_none() => {
                 self.begin = Some(begin);
-                let data = self.adapted.set_state(State::Resuming)?;
+                let data = self.adapted.go_to(State::Resuming)?;
                 self.data =
                     Some(data.ok_or_else(|| wrong("the new device opened no data session for RESUMING"))?);
             }
@@ -334,7 +334,7 @@ impl Arrival {
         };
         // The data are judged here.
         self.data = None;
-        self.adapted.set_state(State::Stop)?;
+        self.adapted.go_to(State::Stop)?;
         if let Some(bytes) = &self.configuration {
             let differs = configuration::restore(&self.device, bytes)
                 .map_err(|errno| wrong(format!("cannot write the configuration space: {errno}")))?;
@@ -453,7 +453,7 @@ fn commit(
         other => return Err(wrong(format!("unexpected {} message", other.kind()))),
     };
     destination.receive(message).map_err(|error| wrong(error.to_string()))?;
-    let started = adapted(device).and_then(|mut adapted| adapted.set_state(state));
+    let started = adapted(device).and_then(|mut adapted| adapted.go_to(state));
     if let Err(error) = started {
         // Some of it may run: it is reset before anybody is told.
         destination.started(0, false);

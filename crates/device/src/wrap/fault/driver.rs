@@ -142,7 +142,10 @@ impl Migration for Faulty {
     }
 
     fn arrived(&mut self, to: State) -> State {
-        self.elsewhere.take().unwrap_or(to)
+        match self.elsewhere.take() {
+            Some(state) => state,
+            None => self.half().map_or(to, |half| half.arrived(to)),
+        }
     }
 
     fn data_size(&mut self, context: &Context) -> Result<u64, Errno> {
