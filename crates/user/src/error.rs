@@ -174,6 +174,9 @@ impl Error {
             (Error::Request { .. }, Errno::ECONNRESET) => {
                 Some("the device's server closed the connection; check its log and restart it")
             }
+            (Error::Request { .. }, Errno::ENOTCONN) => {
+                Some("the device's server has ended, and its client waits for the next one; start it again")
+            }
             (Error::Request { .. }, Errno::ETIMEDOUT) => Some(
                 "the device's server does not respond; check whether its process is stopped or the device hangs",
             ),

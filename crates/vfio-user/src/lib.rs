@@ -66,7 +66,9 @@ pub use capabilities::{
     Capabilities, MigrationCapability, NegotiationError, TwinSocket, VERSION_MAJOR, VERSION_MINOR, negotiate,
 };
 #[cfg(feature = "client")]
-pub use client::{Client, ClientOptions, DmaMapping, IoAccess, RegionIoFd, RegionRead};
+pub use client::{
+    Client, ClientOptions, ConnectionStatus, DmaMapping, IoAccess, Reconnect, RegionIoFd, RegionRead,
+};
 pub use descriptors::{DescriptorError, Descriptors, MAX_FDS};
 pub use extensions::MigrationExtensions;
 #[cfg(feature = "server")]

@@ -16,6 +16,7 @@ mod hangs;
 mod lab;
 mod migration;
 mod partial;
+mod reconnect;
 mod resolve;
 mod sandbox;
 mod sentences;

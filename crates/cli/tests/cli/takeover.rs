@@ -25,12 +25,12 @@ use zerocopy::IntoBytes;
 use crate::support::{argument, can_be_confined, command, whimbrel};
 
 /// More than one transfer of state, and in a build with optimisation what the guide names.
-const STATE: u64 = if cfg!(debug_assertions) { 2 << 20 } else { 64 << 20 };
-const MEMORY: u64 = 1 << 20;
-const IOVA: u64 = 0x10_0000;
+pub(crate) const STATE: u64 = if cfg!(debug_assertions) { 2 << 20 } else { 64 << 20 };
+pub(crate) const MEMORY: u64 = 1 << 20;
+pub(crate) const IOVA: u64 = 0x10_0000;
 const COMPLETIONS: u64 = 0x4000;
-const DATA: u64 = 0x8000;
-const LENGTH: u64 = 0x10000;
+pub(crate) const DATA: u64 = 0x8000;
+pub(crate) const LENGTH: u64 = 0x10000;
 const ENTRIES: u32 = 64;
 const LONG: Duration = Duration::from_secs(10);
 
@@ -79,8 +79,8 @@ impl Drop for Server {
 }
 
 /// A client, the memory of the program that owns the device, and how long the device kept it waiting.
-struct Seat {
-    client: Client,
+pub(crate) struct Seat {
+    pub(crate) client: Client,
     memory: Arc<MmapRegion>,
     /// The longest that an access to a register took.
     longest: Duration,
@@ -115,20 +115,27 @@ impl Platform for Seat {
 }
 
 /// A program that gives the device job after job and checks all of them.
-struct Program {
-    driver: GuestDriver<Seat>,
+pub(crate) struct Program {
+    pub(crate) driver: GuestDriver<Seat>,
     interrupt: EventFd,
     digest: u64,
 }
 
 impl Program {
     fn new(path: &Path, memory: Arc<MmapRegion>) -> Program {
-        let mut client = Client::connect(path, &ClientOptions::default()).unwrap();
+        Program::of(Client::connect(path, &ClientOptions::default()).unwrap(), memory)
+    }
+
+    /// The program of a client that has been connected for it.
+    pub(crate) fn of(mut client: Client, memory: Arc<MmapRegion>) -> Program {
         let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
         client.map_dma(IOVA, both, DmaRegion::from(memory.clone())).unwrap();
         let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         client.set_irq_triggers(1, 0, &[Some(interrupt.as_fd())]).unwrap();
-        let seat = Seat { client, memory, longest: Duration::ZERO };
+        Program::started(Seat { client, memory, longest: Duration::ZERO }, interrupt)
+    }
+
+    fn started(seat: Seat, interrupt: EventFd) -> Program {
         let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + COMPLETIONS, ENTRIES)).unwrap();
         driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
         let mut program = Program { driver, interrupt, digest: 0 };
@@ -137,8 +144,15 @@ impl Program {
         program
     }
 
+    /// Sets up a device that was reset. Its memory and its interrupt stay as they are.
+    pub(crate) fn set_up_again(self) -> Program {
+        // Of the device as it was.
+        let _ = self.interrupt.read();
+        Program::started(self.driver.into_platform(), self.interrupt)
+    }
+
     /// The number of the next job, which is its tag.
-    fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.driver.progress().submitted + 1
     }
 
@@ -147,7 +161,7 @@ impl Program {
     }
 
     /// One job, from the doorbell to the interrupt.
-    fn job(&mut self, work: Descriptor) {
+    pub(crate) fn job(&mut self, work: Descriptor) {
         self.driver.submit(&work).unwrap();
         let patience = Instant::now() + LONG;
         let done = loop {
@@ -170,7 +184,7 @@ impl Program {
         self.driver.acknowledge(accel::INTERRUPT_COMPLETION).unwrap();
     }
 
-    fn fill(&mut self) {
+    pub(crate) fn fill(&mut self) {
         let pattern = self.next().wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.job(Descriptor::fill(self.next(), IOVA + DATA, LENGTH, pattern));
     }
@@ -183,13 +197,13 @@ impl Program {
     }
 }
 
-fn shared() -> Arc<MmapRegion> {
+pub(crate) fn shared() -> Arc<MmapRegion> {
     let file = File::from(rustix::fs::memfd_create(c"program", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.set_len(MEMORY).unwrap();
     Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), MEMORY as usize).unwrap())
 }
 
-fn private() -> Arc<MmapRegion> {
+pub(crate) fn private() -> Arc<MmapRegion> {
     Arc::new(MmapRegion::new(MEMORY as usize).unwrap())
 }
 

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use parking_lot::MutexGuard;
 use whimbrel_memory::survive_lost_memory;
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::device::{IrqSetFlags, RegionInfoFlags};
@@ -14,20 +13,28 @@ use whimbrel_user::{
 
 use super::Client;
 use super::connection::Connection;
+use super::current::ConnectionGuard;
+use super::reconnect::Copies;
 use crate::message::{Command, RegionAccess, Reply, Request, SetIrqs};
 
 /// Initial room for capabilities in a reply.
 pub(super) const ROOM: u32 = 4096;
 
 impl Client {
-    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock()
+    pub(super) fn connection(&self) -> ConnectionGuard {
+        self.current.lock()
     }
 
     /// Sets eventfds in several messages if some of them are missing or they exceed the descriptors of one message:
     /// all are removed first, then those present are set.
-    fn send_irqs(&self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
-        let connection = &mut *self.connection();
+    fn send_irqs(
+        &self,
+        connection: &mut Connection,
+        index: u32,
+        start: u32,
+        action: IrqAction,
+        data: IrqData<'_>,
+    ) -> Result<()> {
         let action = match action {
             IrqAction::Mask => IrqSetFlags::ACTION_MASK,
             IrqAction::Unmask => IrqSetFlags::ACTION_UNMASK,
@@ -237,8 +244,16 @@ impl Device for Client {
     }
 
     fn set_irqs(&mut self, index: u32, start: u32, action: IrqAction, data: IrqData<'_>) -> Result<()> {
-        self.send_irqs(index, start, action, data)?;
-        self.connection().interrupts.record(index, start, action, data);
+        let connection = &mut *self.connection();
+        let copies = connection.kept.is_some().then(|| Copies::of(data)).transpose().map_err(|error| {
+            let why = format!("cannot keep the eventfds of interrupt index {index}: {error}");
+            Error::unusable(&self.name, why)
+        })?;
+        self.send_irqs(connection, index, start, action, data)?;
+        connection.interrupts.record(index, start, action, data);
+        if let (Some(kept), Some(copies)) = (&mut connection.kept, copies) {
+            kept.interrupts.record(index, start, action, data, copies);
+        }
         Ok(())
     }
 

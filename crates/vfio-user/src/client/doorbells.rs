@@ -8,6 +8,7 @@ use whimbrel_user::Result;
 use super::Client;
 use super::connection::Connection;
 use super::device::{ROOM, region};
+use super::reconnect::Doorbell;
 use crate::eventfd::only_eventfd;
 use crate::message::{Command, IoFdKind, Reply, Request, SubRegion};
 
@@ -55,6 +56,9 @@ pub enum IoAccess {
 impl Client {
     /// Returns the parts of a region that the server accepts accesses to through descriptors, such as doorbells that
     /// a VMM gives to KVM; empty without any. ENOTTY or EINVAL from a server that does not support the request.
+    ///
+    /// After a [reconnection](super::Reconnect) the eventfds given before remain valid. Another call for the region returns
+    /// those of the new server, and those given before do nothing any more. An ioregionfd ends with its server.
     ///
     /// Each part is checked to lie within the region, and each ioeventfd to be an eventfd. The size of an ioeventfd
     /// may be one that KVM does not support (KVM has 0, 1, 2, 4 and 8).
@@ -107,6 +111,15 @@ impl Client {
             let access = descriptors.access(fd_index, kind);
             let access = access.map_err(|wrong| connection.invalid_reply(what(), wrong))?;
             parts.push(RegionIoFd { offset, size: length, access });
+        }
+        if let Some(kept) = &mut connection.kept {
+            let doorbells = parts.iter().filter_map(|part| match &part.access {
+                IoAccess::Ioeventfd { eventfd, datamatch, flags } => {
+                    Some(Doorbell::new((part.offset, part.size), (*flags, *datamatch), eventfd.clone()))
+                }
+                IoAccess::Ioregionfd { .. } => None,
+            });
+            kept.doorbells.given(index, doorbells.collect());
         }
         Ok(parts)
     }

@@ -15,9 +15,43 @@ use crate::message::{Command, DmaAccess, Header, Kind, Limits, MessageBuffer, Re
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory(Arc<RwLock<Mappings>>);
 
-/// Ordered by first IOVA.
+/// Ordered by first IOVA, with the number of changes.
 #[derive(Debug, Default)]
-struct Mappings(BTreeMap<u64, Mapping>);
+struct Mappings {
+    by_iova: BTreeMap<u64, Mapping>,
+    revision: u64,
+}
+
+/// The mapped memory at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) revision: u64,
+    mappings: Vec<Mapped>,
+}
+
+/// A piece of mapped memory.
+#[derive(Clone, Debug)]
+pub(super) struct Mapped {
+    pub(super) iova: u64,
+    pub(super) rights: DmaMapFlags,
+    pub(super) region: DmaRegion,
+}
+
+impl Mapped {
+    fn is_like(&self, other: &Mapped) -> bool {
+        let key = |of: &Mapped| (of.iova, of.region.size(), of.region.address(), of.rights);
+        key(self) == key(other)
+    }
+}
+
+impl Snapshot {
+    /// Returns the mappings that another snapshot lacks.
+    pub(super) fn without(&self, other: &Snapshot) -> Vec<Mapped> {
+        let place = |mapped: &Mapped| other.mappings.binary_search_by_key(&mapped.iova, |other| other.iova);
+        let is_new = |mapped: &&Mapped| place(mapped).map_or(true, |at| !mapped.is_like(&other.mappings[at]));
+        self.mappings.iter().filter(is_new).cloned().collect()
+    }
+}
 
 #[derive(Debug)]
 struct Mapping {
@@ -34,13 +68,14 @@ struct Piece<'a> {
 impl Memory {
     /// Adds a mapping. Returns `false`, without adding it, if it overlaps another.
     pub(super) fn insert(&self, iova: u64, rights: DmaMapFlags, region: DmaRegion) -> bool {
-        let Mappings(mappings) = &mut *self.0.write();
+        let Mappings { by_iova: mappings, revision } = &mut *self.0.write();
         let last = iova.saturating_add(region.size().saturating_sub(1));
         let below = mappings.range(..=last).next_back();
         let is_free = below.is_none_or(|(start, mapping)| {
             start.saturating_add(mapping.region.size().saturating_sub(1)) < iova && *start < iova
         });
         if is_free {
+            *revision += 1;
             mappings.insert(iova, Mapping { rights, region });
         }
         is_free
@@ -52,7 +87,7 @@ impl Memory {
         let Some(last) = size.checked_sub(1).and_then(|size| iova.checked_add(size)) else {
             return Vec::new();
         };
-        let Mappings(mappings) = &*self.0.read();
+        let mappings = &self.0.read().by_iova;
         let found: Vec<(u64, u64)> =
             mappings.range(iova..=last).map(|(start, mapping)| (*start, mapping.region.size())).collect();
         let mut next = Some(iova);
@@ -68,14 +103,57 @@ impl Memory {
     /// Removes the mappings within a range. The server cannot reach them afterwards.
     pub(super) fn remove(&self, iova: u64, size: u64) {
         let last = iova.saturating_add(size.saturating_sub(1));
-        self.0.write().0.retain(|start, mapping| {
+        let Mappings { by_iova, revision } = &mut *self.0.write();
+        *revision += 1;
+        by_iova.retain(|start, mapping| {
             *start < iova || start.saturating_add(mapping.region.size().saturating_sub(1)) > last
         });
     }
 
+    /// Removes the mappings within a range, as a server does, and returns their total size. EINVAL if the range cuts one.
+    pub(super) fn unmap(&self, iova: u64, size: u64) -> Result<u64, Errno> {
+        let last = size.checked_sub(1).and_then(|size| iova.checked_add(size)).ok_or(Errno::EINVAL)?;
+        let Mappings { by_iova, revision } = &mut *self.0.write();
+        let touched: Vec<(u64, u64)> = by_iova
+            .range(..=last)
+            .map(|(start, mapping)| (*start, mapping.region.size()))
+            .filter(|(start, size)| start.saturating_add(size.saturating_sub(1)) >= iova)
+            .collect();
+        let is_cut =
+            |(start, size): &(u64, u64)| *start < iova || start.saturating_add(size.saturating_sub(1)) > last;
+        if touched.iter().any(is_cut) {
+            return Err(Errno::EINVAL);
+        }
+        *revision += 1;
+        let mut unmapped = 0;
+        for (start, size) in touched {
+            by_iova.remove(&start);
+            unmapped += size;
+        }
+        Ok(unmapped)
+    }
+
+    /// Returns all mappings in order.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let Mappings { by_iova, revision } = &*self.0.read();
+        let mapped = |(iova, mapping): (&u64, &Mapping)| Mapped {
+            iova: *iova,
+            rights: mapping.rights,
+            region: mapping.region.clone(),
+        };
+        Snapshot { revision: *revision, mappings: by_iova.iter().map(mapped).collect() }
+    }
+
+    /// Returns the number of changes, which tells whether a [`Snapshot`] is current.
+    pub(super) fn revision(&self) -> u64 {
+        self.0.read().revision
+    }
+
     /// Removes all mappings, and returns their total size in bytes.
     pub(super) fn clear(&self) -> u64 {
-        let mappings = std::mem::take(&mut self.0.write().0);
+        let Mappings { by_iova, revision } = &mut *self.0.write();
+        *revision += 1;
+        let mappings = std::mem::take(by_iova);
         mappings.values().fold(0, |bytes, mapping| bytes.saturating_add(mapping.region.size()))
     }
 
@@ -129,7 +207,7 @@ impl Mappings {
         let mut at = 0;
         while at < count {
             let next = iova.checked_add(at as u64).ok_or(Errno::EFAULT)?;
-            let (start, mapping) = self.0.range(..=next).next_back().ok_or(Errno::EFAULT)?;
+            let (start, mapping) = self.by_iova.range(..=next).next_back().ok_or(Errno::EFAULT)?;
             let offset = next - start;
             let left = mapping.region.size().checked_sub(offset).filter(|left| *left > 0);
             let left = left.filter(|_| mapping.rights.contains(right)).ok_or(Errno::EFAULT)?;
@@ -226,5 +304,35 @@ mod tests {
         memory.remove(0x1800, 0x1800);
         assert_eq!(memory.filling(0x1000, 0x1000).len(), 1);
         assert!(memory.filling(0x2000, 0x1000).is_empty());
+    }
+
+    #[test]
+    fn whole_mappings_are_unmapped_without_a_server_and_none_is_cut() {
+        let memory = memory();
+        for (iova, size) in [(0x1800, 0x1000), (0x1000, 0x800), (0x2800, 0x800), (0, 0), (u64::MAX, 2)] {
+            assert_eq!(memory.unmap(iova, size), Err(Errno::EINVAL), "{iova:#x}");
+        }
+        assert_eq!(memory.unmap(0, 0x1000), Ok(0));
+        assert_eq!(memory.unmap(0x1000, 0x2000), Ok(0x2000));
+        assert_eq!(memory.snapshot().mappings.len(), 1);
+    }
+
+    #[test]
+    fn a_snapshot_says_what_has_changed_since() {
+        let memory = memory();
+        let before = memory.snapshot();
+        assert!(before.without(&memory.snapshot()).is_empty());
+        assert_eq!(memory.revision(), before.revision);
+        memory.remove(0x2000, 0x1000);
+        // Other memory at the same place.
+        assert!(memory.insert(0x2000, DmaMapFlags::READ, region(0x1000)));
+        memory.remove(0x3000, 0x1000);
+        assert!(memory.insert(0x5000, DmaMapFlags::READ, region(0x1000)));
+        let now = memory.snapshot();
+        assert_ne!(now.revision, before.revision);
+        let places =
+            |mappings: Vec<Mapped>| -> Vec<u64> { mappings.iter().map(|mapped| mapped.iova).collect() };
+        assert_eq!(places(now.without(&before)), [0x2000, 0x5000]);
+        assert_eq!(places(before.without(&now)), [0x2000, 0x3000]);
     }
 }

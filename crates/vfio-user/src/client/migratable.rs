@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, ResetRule, Result};
+use whimbrel_user::{DataFile, DeviceSetup, Error, Identity, Info, Migratable, ResetRule, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
 use super::device::ROOM;
 use super::migration_state::{is_p2p, state};
+use super::reconnect::{Migration, RunningLog};
 use super::reset::reset;
 use super::state_channel::StateChannel;
 use super::state_file::RemoteFile;
@@ -56,7 +57,7 @@ impl Migratable for Client {
     }
 
     fn holder(&self) -> Option<String> {
-        Some(self.holder.clone())
+        Some(self.current.holder())
     }
 
     fn info(&mut self) -> Result<Info> {
@@ -86,12 +87,19 @@ impl Migratable for Client {
     /// Leaves the device in RUNNING without its previous contents. If the server does not reset the device itself,
     /// the client changes its state to discard them, and never lets a stopped device run with them.
     fn reset(&mut self) -> Result<()> {
-        reset(&mut self.connection())
+        let connection = &mut *self.connection();
+        reset(connection)?;
+        if let Some(kept) = &mut connection.kept
+            && std::mem::take(&mut kept.migration) == Migration::Lost
+        {
+            self.state.set(State::Running);
+        }
+        Ok(())
     }
 
     /// Returns what the server says, if it supports the extension.
     fn reset_rule(&self) -> Option<ResetRule> {
-        self.connection.lock().agreed.migration_reset_rule
+        self.connection().agreed.migration_reset_rule
     }
 
     fn probe_feature(&mut self, asked: Feature, directions: FeatureFlags) -> Result<bool> {
@@ -120,8 +128,16 @@ impl Migratable for Client {
         }
     }
 
+    /// ERROR after a migration that was lost with its server, until a reset.
     fn state(&mut self) -> Result<State> {
-        let state = state(&mut self.connection())?;
+        let connection = &mut *self.connection();
+        let state = match &mut connection.kept {
+            Some(kept) if kept.migration == Migration::Lost => State::Error,
+            _ => state(connection)?,
+        };
+        if let Some(kept) = &mut connection.kept {
+            kept.migration.confirmed(state);
+        }
         self.state.set(state);
         Ok(state)
     }
@@ -135,8 +151,18 @@ impl Migratable for Client {
         if is_p2p(to) && !extensions.p2p {
             return Err(connection.refused(what(), Errno::EINVAL));
         }
+        if connection.kept.as_ref().is_some_and(|kept| kept.migration == Migration::Lost) {
+            let why = format!(
+                "{}: the server crashed during a migration, and the device has lost its state; reset the device",
+                what()
+            );
+            return Err(Error::unusable(&self.name, why));
+        }
         let flags = migration_flags(connection)?;
         let from = state(connection)?;
+        if let Some(kept) = &mut connection.kept {
+            kept.migration.requested(to);
+        }
         let data = [to.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
         let (asked, set) = (Feature::MigDeviceState, FeatureFlags::SET);
         let (reply, descriptors) = feature_with_descriptors(connection, what, asked, set, &data, 0)?;
@@ -144,6 +170,9 @@ impl Migratable for Client {
             return Err(connection.invalid_reply(what(), "the reply has a different state"));
         }
         self.state.set(to);
+        if let Some(kept) = &mut connection.kept {
+            kept.migration.confirmed(to);
+        }
         let opened = session::opened_by(flags, from, to);
         let channel = match channel(connection, &reply, descriptors) {
             Ok(channel) if channel.is_none() || opened.is_some() => channel,
@@ -154,11 +183,11 @@ impl Migratable for Client {
             }
             Err(why) => return Err(connection.invalid_reply(what(), why)),
         };
-        Ok(opened.map(|direction| {
+        // A request needs the connection in the handle.
+        Ok(opened.zip(connection.handle()).map(|(direction, handle)| {
             connection.sessions.fetch_add(1, Ordering::AcqRel);
-            let sessions = connection.sessions.clone();
-            let (connection, state) = (self.connection.clone(), self.state.clone());
-            let file = RemoteFile::new(connection, channel, extensions, direction, state, sessions);
+            let (sessions, state) = (connection.sessions.clone(), self.state.clone());
+            let file = RemoteFile::new(handle, channel, extensions, direction, state, sessions);
             DataFile::new(self.name.clone(), direction, self.state.clone(), Box::new(file))
         }))
     }
@@ -181,11 +210,11 @@ impl Migratable for Client {
         }
     }
 
-    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
+    fn dma_logging_start(&mut self, page_size: u64, logged: &[IovaRange]) -> Result<u64> {
         let connection = &mut *self.connection();
         let asked = Feature::DmaLoggingStart;
         let what = || asked.to_string();
-        let ranges: Vec<(u64, u64)> = ranges.iter().map(|range| (range.iova(), range.length())).collect();
+        let ranges: Vec<(u64, u64)> = logged.iter().map(|range| (range.iova(), range.length())).collect();
         let mut room = vec![[0; 16]; ranges.len()];
         let data = LoggingStart::new(page_size, &ranges, &mut room).to_bytes();
         if ranges.len() > MAX_LOGGING_RANGES as usize {
@@ -194,6 +223,9 @@ impl Migratable for Client {
         let reply = feature(connection, what, asked, FeatureFlags::SET, &data, 0)?;
         let kept = reply.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes)).unwrap_or_default();
         if kept.is_power_of_two() {
+            if let Some(settings) = &mut connection.kept {
+                settings.log = Some(RunningLog::new(page_size, kept, logged));
+            }
             return Ok(kept);
         }
         Err(connection.invalid_reply(what(), format_args!("invalid page size {kept} of the log")))
@@ -201,7 +233,14 @@ impl Migratable for Client {
 
     fn dma_logging_stop(&mut self) -> Result<()> {
         let asked = Feature::DmaLoggingStop;
-        feature(&mut self.connection(), || asked.to_string(), asked, FeatureFlags::SET, &[], 0).map(drop)
+        let connection = &mut *self.connection();
+        let stopped = feature(connection, || asked.to_string(), asked, FeatureFlags::SET, &[], 0).map(drop);
+        // A log has ended with its server: the next one does not start it.
+        let is_over = stopped.is_ok() || connection.is_away();
+        match connection.kept.as_mut().filter(|_| is_over).and_then(|kept| kept.log.take()) {
+            Some(_) => Ok(()),
+            None => stopped,
+        }
     }
 
     fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
@@ -242,8 +281,12 @@ impl Migratable for Client {
             at += length;
             first += count;
             if at >= range.length() {
-                return Ok(());
+                break;
             }
         }
+        if let Some(log) = connection.kept.as_mut().and_then(|kept| kept.log.as_mut()) {
+            log.add_to(report);
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,8 @@
 //! Known deviations of servers from the specification are tolerated if their meaning is clear, and logged once
 //! (`docs/differences.md` lists them). A whole request has one deadline.
 //!
-//! Memory, interrupts and dirty logs end with the connection. The device's state stays with the server.
+//! Memory, interrupts and dirty logs end with the connection. The device's state stays with the server. With
+//! [`ClientOptions::reconnect`] the client comes back to the next server after a crash ([`reconnect`]).
 //!
 //! The server requests the contents of memory without a file, and of all memory if it accepts no descriptors
 //! (VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE). Requests on a twin socket are answered on a separate thread. Without
@@ -18,6 +19,7 @@
 //! it.
 
 mod connection;
+mod current;
 mod deviations;
 mod device;
 mod dma_map;
@@ -27,7 +29,9 @@ mod idle;
 mod memory;
 mod migratable;
 mod migration_state;
+mod options;
 mod posted_write;
+mod reconnect;
 mod reset;
 mod state_channel;
 mod state_file;
@@ -43,7 +47,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use rustix::io::Errno as SystemError;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -52,7 +55,11 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_user::{Error, Result, SessionState, UNKNOWN_HOLDER};
 
 use self::connection::{Connection, Features};
+use self::current::Current;
 pub use self::doorbells::{IoAccess, RegionIoFd};
+pub use self::options::ClientOptions;
+pub use self::reconnect::{ConnectionStatus, Reconnect};
+use self::reconnect::{Kept, Reconnection};
 pub use self::together::{DmaMapping, RegionRead};
 use crate::capabilities::{Capabilities, TwinSocket, VERSION_MAJOR};
 use crate::descriptors::MAX_FDS;
@@ -63,39 +70,6 @@ use crate::message::{Command, DeviceFeature, Reply, Request, Version};
 const LEAVING: Duration = Duration::from_secs(1);
 /// Interval between two connection attempts to a busy server.
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// Options of a [`Client`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ClientOptions {
-    /// Timeout of a request, from its first byte sent to the last byte of the reply; note that some devices need long
-    /// for a state change. A timeout ends the connection with ETIMEDOUT. It also bounds the time that the server may
-    /// take to accept the connection.
-    pub request_timeout: Duration,
-    /// The proposal to the server, which can be less than [`Client::capabilities`].
-    pub capabilities: Capabilities,
-}
-
-impl Default for ClientOptions {
-    /// 30 seconds, and all capabilities of the client.
-    fn default() -> ClientOptions {
-        ClientOptions { request_timeout: Duration::from_secs(30), capabilities: Client::capabilities() }
-    }
-}
-
-impl ClientOptions {
-    /// Sets [`ClientOptions::request_timeout`].
-    #[must_use]
-    pub fn request_timeout(self, request_timeout: Duration) -> ClientOptions {
-        ClientOptions { request_timeout, ..self }
-    }
-
-    /// Sets [`ClientOptions::capabilities`].
-    #[must_use]
-    pub fn capabilities(self, capabilities: Capabilities) -> ClientOptions {
-        ClientOptions { capabilities, ..self }
-    }
-}
 
 /// A device served over a socket. A clone is another handle to the same connection.
 ///
@@ -124,11 +98,10 @@ impl ClientOptions {
 #[derive(Clone, Debug)]
 pub struct Client {
     name: String,
-    /// The server's process, if it can be identified.
-    holder: String,
-    /// Data files send their requests through it too.
-    connection: Arc<Mutex<Connection>>,
+    current: Arc<Current>,
     state: SessionState,
+    /// The thread that comes back to the next server; `None` without [`ClientOptions::reconnect`].
+    reconnection: Option<Arc<Reconnection>>,
 }
 
 impl Client {
@@ -144,17 +117,39 @@ impl Client {
                 .map_err(|error| cannot_connect(&name, path, &error))?;
             match Client::open(name.clone(), stream, options) {
                 Err(error) if is_busy(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
-                other => return other.map_err(busy_explained),
+                opened => {
+                    let client = opened.map_err(busy_explained)?;
+                    return match &options.reconnect {
+                        Some(reconnect) => client.reconnecting(path, options, reconnect),
+                        None => Ok(client),
+                    };
+                }
             }
         }
     }
 
-    /// Uses a socket that is already connected to a server, and negotiates with it.
+    /// Uses a socket that is already connected to a server, and negotiates with it. Without a path there is no next
+    /// server: options with [`ClientOptions::reconnect`] are refused.
     pub fn new(name: impl Into<String>, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
-        Client::open(name.into(), stream, options).map_err(busy_explained)
+        let name = name.into();
+        if options.reconnect.is_some() {
+            let why = "reconnection needs the path of the server's socket: use Client::connect";
+            return Err(Error::unusable(&name, why));
+        }
+        Client::open(name, stream, options).map_err(busy_explained)
     }
 
     fn open(name: String, stream: UnixStream, options: &ClientOptions) -> Result<Client> {
+        Client::open_before(None, name, stream, options)
+    }
+
+    /// As [`Client::open`], where every request until further notice ends at `limit`.
+    fn open_before(
+        limit: Option<Instant>,
+        name: String,
+        stream: UnixStream,
+        options: &ClientOptions,
+    ) -> Result<Client> {
         let proposed = Capabilities {
             max_msg_fds: options.capabilities.max_msg_fds.min(MAX_FDS as u32),
             max_data_xfer_size: options.capabilities.max_data_xfer_size.max(1),
@@ -165,9 +160,11 @@ impl Client {
         let holder = holder::of(&stream).unwrap_or_else(|| UNKNOWN_HOLDER.into());
         let mut connection = Connection::new(name.clone(), stream, proposed.clone(), options.request_timeout)
             .map_err(|error| Error::unusable(&name, format!("cannot use the socket: {error}")))?;
+        connection.limit = limit;
+        connection.kept = options.reconnect.as_ref().map(|_| Kept::default());
         negotiate(&mut connection, proposed)?;
-        let connection = Arc::new(Mutex::new(connection));
-        Ok(Client { name, holder, connection, state: SessionState::default() })
+        let current = Arc::new(Current::new(connection, holder));
+        Ok(Client { name, current, state: SessionState::default(), reconnection: None })
     }
 
     /// Returns the capabilities of this client.
@@ -195,7 +192,16 @@ impl Client {
 
     /// Returns the capabilities that client and server have agreed on.
     pub fn agreed(&self) -> Capabilities {
-        self.connection.lock().agreed.clone()
+        self.connection().agreed.clone()
+    }
+
+    /// Closes the connection, and ends a [reconnection](ClientOptions::reconnect), for all handles to it. Requests in
+    /// flight fail with ECONNRESET. Waits for nothing.
+    pub fn close(&self) {
+        if let Some(reconnection) = &self.reconnection {
+            reconnection.cancel();
+        }
+        self.current.sender().shutdown();
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::os::fd::AsFd;
 
+use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 use whimbrel_user::{DmaRegion, Error, FileOffset, Result};
 
 use super::Client;
-use super::connection::Batch;
+use super::connection::{Batch, Connection};
 use super::device::{ANOTHER_PLACE, wrong_access};
 use crate::message::{Command, DmaAccessModes, DmaMap, DmaUnmap, RegionAccess, Reply, Request};
 
@@ -137,6 +138,9 @@ impl Client {
     /// ```
     pub fn map_dma_all(&self, mappings: Vec<DmaMapping>) -> Result<()> {
         let connection = &mut *self.connection();
+        if connection.is_away() {
+            return map_all_while_away(connection, mappings);
+        }
         let takes_files = connection.agreed.max_msg_fds > 0;
         let requests: Vec<(DmaMap, Option<FileOffset>)> = mappings
             .iter()
@@ -157,7 +161,7 @@ impl Client {
             .collect();
         let what = |at: usize| format!("{} at {:#x}", Command::DmaMap, requests[at].0.iova);
         if let Some(at) = requests.iter().position(|(_, file)| file.is_none()) {
-            connection.attend(&self.connection).map_err(|error| {
+            connection.attend().map_err(|error| {
                 let why =
                     format!("{}: cannot start a thread for the server's memory accesses: {error}", what(at));
                 Error::unusable(&self.name, why)
@@ -185,6 +189,10 @@ impl Client {
                 }
             },
         });
+        // The server has gone with the mappings, and the next one is told of them.
+        if mapped.is_err() && connection.is_away() && is_new.iter().all(|is_new| *is_new) {
+            return Ok(());
+        }
         if mapped.is_err() {
             for (at, (DmaMap { iova, size, .. }, _)) in requests.iter().enumerate() {
                 if is_mapped[at] {
@@ -200,4 +208,20 @@ impl Client {
         }
         mapped
     }
+}
+
+/// Maps all of this memory for the next server, or none of it: the previous server is gone.
+fn map_all_while_away(connection: &Connection, mappings: Vec<DmaMapping>) -> Result<()> {
+    let mut added: Vec<(u64, u64)> = Vec::with_capacity(mappings.len());
+    for DmaMapping { iova, rights, memory } in mappings {
+        let size = memory.size();
+        if !connection.memory.insert(iova, rights, memory) {
+            for (iova, size) in added {
+                connection.memory.remove(iova, size);
+            }
+            return Err(connection.refused(format!("{} at {iova:#x}", Command::DmaMap), Errno::EEXIST));
+        }
+        added.push((iova, size));
+    }
+    Ok(())
 }

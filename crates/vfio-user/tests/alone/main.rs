@@ -13,6 +13,7 @@ mod descriptor_limit;
 mod hand;
 mod leaks;
 mod no_descriptors_left;
+mod reconnect_leaks;
 mod sandbox;
 mod silent_files;
 #[path = "../vfio_user/server/support.rs"]
@@ -63,6 +64,7 @@ fn tests() -> Vec<(&'static str, fn())> {
     all.extend(tests!(corpus: nothing_that_was_found_fails_again));
     all.extend(tests!(leaks: connections_that_are_over_leave_neither_descriptors_nor_threads));
     all.extend(tests!(channel_leaks: sessions_that_are_over_leave_neither_descriptors_nor_threads));
+    all.extend(tests!(reconnect_leaks: crashes_leave_neither_descriptors_nor_threads));
     all.extend(
         tests!(descriptor_limit: a_client_that_gives_all_the_descriptors_it_can_leaves_enough_for_the_next),
     );

@@ -1,10 +1,11 @@
 //! The examples do what they say.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,39 @@ fn devices_at_sockets_are_driven_and_moved() {
     }
     assert!(driven.contains("job 7 is done"), "{driven}");
     assert!(moved.ends_with("here: STOP, there: RUNNING\n"), "{moved}");
+}
+
+/// A process that ends with this.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_device_survives_the_death_of_its_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let serve = || {
+        let server = Running(example("serve_model").arg("accel").arg(&path).spawn().unwrap());
+        wait_for_servers(std::slice::from_ref(&path));
+        server
+    };
+    let server = serve();
+    let mut owner = Running(example("reconnect").arg(&path).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(owner.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "the device is set up");
+    drop(server);
+    let _server = serve();
+    let told: Vec<String> = lines.collect();
+    assert!(owner.0.wait().unwrap().success(), "{told:?}");
+    let [.., reset, again] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(reset, "the device was reset: its queue has 0 entries");
+    assert_eq!(again, "the device is set up again: its queue has 16 entries");
 }
 
 #[test]

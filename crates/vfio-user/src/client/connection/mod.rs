@@ -7,17 +7,18 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use whimbrel_protocol::Errno;
-use whimbrel_user::{Error, InterruptTracker, Result};
+use whimbrel_user::{Error, InterruptTracker};
 
 use super::deviations::{Deviation, Deviations};
 use super::idle::Idle;
 use super::memory::Memory;
+use super::reconnect::{Kept, Presence};
 use super::twin::{Twin, TwinError};
 use crate::capabilities::Capabilities;
 use crate::descriptors::{DescriptorError, Descriptors};
@@ -26,6 +27,7 @@ use crate::socket::{Receiver, Sender, SocketError, connection, is_readable};
 
 mod ask;
 mod batch;
+mod ending;
 mod outgoing;
 mod post;
 
@@ -69,6 +71,16 @@ pub(super) struct Connection {
     pub(super) interrupts: InterruptTracker,
     twin: Option<Twin>,
     idle: Option<Idle>,
+    /// This connection as its threads and data files hold it.
+    this: Weak<Mutex<Connection>>,
+    /// The end of every request, while the client comes back to a server.
+    pub(super) limit: Option<Instant>,
+    /// The settings to restore at the next server, if the client reconnects.
+    pub(super) kept: Option<Kept>,
+    /// The object to notify when the server is gone, if the client reconnects.
+    pub(super) presence: Option<Arc<Presence>>,
+    /// True if the client uses another connection instead.
+    pub(super) is_replaced: bool,
 }
 
 /// A reply with the descriptors received with it.
@@ -128,7 +140,30 @@ impl Connection {
             interrupts: InterruptTracker::default(),
             twin: None,
             idle: None,
+            this: Weak::new(),
+            limit: None,
+            kept: None,
+            presence: None,
+            is_replaced: false,
         })
+    }
+
+    /// Makes a connection that several handles can hold.
+    pub(super) fn shared(mut self) -> Arc<Mutex<Connection>> {
+        Arc::new_cyclic(|this| {
+            self.this = this.clone();
+            Mutex::new(self)
+        })
+    }
+
+    /// Returns another handle to this connection; `None` before [`Connection::shared`].
+    pub(super) fn handle(&self) -> Option<Arc<Mutex<Connection>>> {
+        self.this.upgrade()
+    }
+
+    /// Returns what can shut the connection down without its lock.
+    pub(super) fn sender(&self) -> Sender {
+        self.sender.clone()
     }
 
     /// Returns the device's name.
@@ -171,10 +206,10 @@ impl Connection {
         Ok(self.twin.is_some())
     }
 
-    /// Answers the server from now on also while no request is in flight. `this` contains the connection.
-    pub(super) fn attend(&mut self, this: &Arc<Mutex<Connection>>) -> io::Result<()> {
+    /// Answers the server from now on also while no request is in flight.
+    pub(super) fn attend(&mut self) -> io::Result<()> {
         if self.twin.is_none() && self.idle.is_none() {
-            let (this, socket) = (Arc::downgrade(this), self.sender.clone());
+            let (this, socket) = (self.this.clone(), self.sender.clone());
             let attend = move || {
                 let Some(connection) = this.upgrade() else { return false };
                 // Who waits for a reply has it, and takes what comes.
@@ -224,29 +259,6 @@ impl Connection {
             Err(Failed::Other(why)) => tracing::warn!(device = self.name, why, "connection closed"),
         }
         self.close();
-    }
-
-    /// Returns whether no more requests are possible.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    pub(super) fn refused(&self, what: impl ToString, errno: Errno) -> Error {
-        Error::request(&self.name, what.to_string(), errno)
-    }
-
-    /// Returns the error for an invalid answer.
-    pub(super) fn invalid_reply(&self, what: impl ToString, why: impl ToString) -> Error {
-        Error::answer(&self.name, what.to_string(), why)
-    }
-
-    /// Fails if the connection is over.
-    fn check(&self, what: impl Fn() -> String) -> Result<()> {
-        if !self.is_over {
-            return Ok(());
-        }
-        let why = format!("{}: the connection to the server is closed; connect again", what());
-        Err(Error::unusable(&self.name, why))
     }
 
     fn new_id(&mut self) -> u16 {
@@ -308,59 +320,6 @@ impl Connection {
                 Ok(Step::Reply(message.descriptors.map(Descriptors::into_vec)))
             }
         }
-    }
-
-    /// Returns the error for a failed request; `unnamed` is the errno to assume if the server gives none.
-    fn refusal(&self, what: String, command: Command, errno: u32, unnamed: Errno) -> Error {
-        match (errno, Errno::try_from(errno)) {
-            (0, _) => {
-                self.deviations.tolerate(Deviation::NoErrno, command);
-                self.refused(what, unnamed)
-            }
-            (_, Ok(errno)) => self.refused(what, errno),
-            _ => self.invalid_reply(what, format_args!("error with invalid errno {errno}")),
-        }
-    }
-
-    /// Ends the connection after an invalid reply, and returns the error.
-    fn failed(&mut self, what: String, failed: Failed) -> Error {
-        match failed {
-            Failed::Socket(error) => self.over(what, error),
-            Failed::Other(why) => {
-                self.close();
-                self.invalid_reply(what, why)
-            }
-        }
-    }
-
-    /// Ends the connection, and returns the error.
-    fn over(&mut self, what: String, error: SocketError) -> Error {
-        self.close();
-        match error {
-            SocketError::HungUp { .. } => self.refused(what, Errno::ECONNRESET),
-            SocketError::System(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    timed_out(&self.name, what, self.request_timeout)
-                }
-                _ => self.refused(what, Errno::from_io_error(&error).unwrap_or(Errno::ECONNRESET)),
-            },
-            SocketError::Frame(error) => self.invalid_reply(what, error),
-        }
-    }
-
-    pub(super) fn close(&mut self) {
-        self.is_over = true;
-        self.sender.shutdown();
-        if let Some(twin) = &self.twin {
-            twin.shutdown();
-        }
-    }
-}
-
-/// The threads of the connection see the end of their sockets, and end.
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.close();
     }
 }
 

@@ -155,7 +155,11 @@ impl Connection {
 
     /// Returns the deadline for a request that begins now.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        Instant::now().checked_add(self.request_timeout)
+        let deadline = Instant::now().checked_add(self.request_timeout);
+        match (deadline, self.limit) {
+            (Some(deadline), Some(limit)) => Some(deadline.min(limit)),
+            (deadline, limit) => deadline.or(limit),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ struct Board {
     rung: u64,
     log: Option<Arc<DirtyLog>>,
     written: Written,
+    can_reset: bool,
 }
 
 /// Every write to the device, in order.
@@ -43,7 +44,16 @@ pub(crate) fn doorbell() -> IoeventfdWrite {
 
 impl Driver for Board {
     fn info(&self) -> Info {
-        Info::new(DeviceInfoFlags::PCI).num_regions(2)
+        let reset = if self.can_reset { DeviceInfoFlags::RESET } else { DeviceInfoFlags::empty() };
+        Info::new(DeviceInfoFlags::PCI | reset).num_regions(2)
+    }
+
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
+        if !self.can_reset {
+            return Err(Errno::ENOTTY);
+        }
+        self.rung = 0;
+        Ok(())
     }
 
     fn region(&self, index: u32) -> Result<Region, Errno> {
@@ -136,6 +146,13 @@ pub(crate) fn board_with(
     let (server, stream) = UnixStream::pair().unwrap();
     std::thread::spawn(move || backend.serve(server));
     (Client::new("board", stream, options).unwrap(), written)
+}
+
+/// A board that is not served yet, and what is written to it.
+pub(crate) fn bare_board(can_reset: bool) -> (DeviceFile, Written) {
+    let written = Written::default();
+    let board = Board { written: written.clone(), can_reset, ..Board::default() };
+    (DeviceFile::new("board", |_| board), written)
 }
 
 /// Memory of so many bytes that can be mapped by others too.

@@ -15,6 +15,7 @@ mod likeness;
 mod live;
 mod messages;
 mod posted;
+mod reconnect;
 mod regions;
 mod setup;
 mod stranger;

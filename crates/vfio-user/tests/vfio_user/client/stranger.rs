@@ -74,16 +74,7 @@ impl Stranger {
     pub(crate) fn with(ways: Ways, options: &ClientOptions) -> Stranger {
         let (stream, there) = UnixStream::pair().unwrap();
         stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-        let contents = (0..100_000_u32).map(|byte| byte as u8).collect();
-        let card = Arc::new(Mutex::new(Card {
-            state: State::Running,
-            contents,
-            read: 0,
-            loaded: Vec::new(),
-            has_run_loaded: false,
-            asked: Vec::new(),
-            ways,
-        }));
+        let card = Arc::new(Mutex::new(card(ways)));
         let thread = std::thread::spawn({
             let card = card.clone();
             move || serve(&stream, &card)
@@ -100,6 +91,19 @@ impl Stranger {
     }
 }
 
+/// A card that runs.
+pub(crate) fn card(ways: Ways) -> Card {
+    Card {
+        state: State::Running,
+        contents: (0..100_000_u32).map(|byte| byte as u8).collect(),
+        read: 0,
+        loaded: Vec::new(),
+        has_run_loaded: false,
+        asked: Vec::new(),
+        ways,
+    }
+}
+
 fn field(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
 }
@@ -108,7 +112,7 @@ fn words(values: &[u32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_ne_bytes()).collect()
 }
 
-fn serve(mut stream: &UnixStream, card: &Mutex<Card>) {
+pub(crate) fn serve(mut stream: &UnixStream, card: &Mutex<Card>) {
     loop {
         let mut header = [0; HEADER];
         match stream.read(&mut header).unwrap() {
