@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use whimbrel_protocol::dirty::{DirtyReport, IovaRange, MAX_LOGGING_RANGES};
 use whimbrel_protocol::{Errno, MigrationFlags, State, session};
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, DeviceSetup, Error, Identity, Info, Migratable, ResetRule, Result};
+use whimbrel_user::{DataFile, DeviceSetup, Identity, Info, Migratable, ResetRule, Result};
 
 use super::connection::Connection;
 use super::deviations::Deviation;
@@ -151,13 +151,7 @@ impl Migratable for Client {
         if is_p2p(to) && !extensions.p2p {
             return Err(connection.refused(what(), Errno::EINVAL));
         }
-        if connection.kept.as_ref().is_some_and(|kept| kept.migration == Migration::Lost) {
-            let why = format!(
-                "{}: the server crashed during a migration, and the device has lost its state; reset the device",
-                what()
-            );
-            return Err(Error::unusable(&self.name, why));
-        }
+        connection.check_migration(&what())?;
         let flags = migration_flags(connection)?;
         let from = state(connection)?;
         if let Some(kept) = &mut connection.kept {

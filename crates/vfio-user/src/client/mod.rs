@@ -187,7 +187,9 @@ impl Client {
     /// [`Migratable::reset`]: whimbrel_user::Migratable::reset
     /// [`Migratable::reset_rule`]: whimbrel_user::Migratable::reset_rule
     pub fn reset_for_guest(&self) -> Result<()> {
-        reset::reset_for_guest(&mut self.connection.lock())
+        let connection = &mut *self.connection();
+        connection.check_migration(&Command::DeviceReset.to_string())?;
+        reset::reset_for_guest(connection)
     }
 
     /// Returns the capabilities that client and server have agreed on.

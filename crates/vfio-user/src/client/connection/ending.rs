@@ -8,6 +8,7 @@ use whimbrel_user::{Error, Result};
 
 use super::{Command, Connection, Failed, timed_out};
 use crate::client::deviations::Deviation;
+use crate::client::reconnect::Migration;
 use crate::socket::SocketError;
 
 impl Connection {
@@ -45,6 +46,17 @@ impl Connection {
             return Err(presence.refusal(&self.name, what()));
         }
         let why = format!("{}: the connection to the server is closed; connect again", what());
+        Err(Error::unusable(&self.name, why))
+    }
+
+    /// Fails if a migration was lost with its server: the device is in STOP then, until its owner resets it.
+    pub(in crate::client) fn check_migration(&self, what: &str) -> Result<()> {
+        if self.kept.as_ref().is_none_or(|kept| kept.migration != Migration::Lost) {
+            return Ok(());
+        }
+        let why = format!(
+            "{what}: the server crashed during a migration, and the device has lost its state; reset the device"
+        );
         Err(Error::unusable(&self.name, why))
     }
 
