@@ -1,11 +1,11 @@
 //! `whimbrel abi`: the kernels' headers, copies of them with one thing changed, and headers of migration v1.
 
-use std::env;
 use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::lab::machine::lab_cache;
 use crate::support::{Run, argument, keys, skip, whimbrel};
 
 /// What of migration the header had from 5.8 to 5.17.
@@ -24,11 +24,7 @@ fn check(text: &str) -> Run {
 
 /// The headers that the lab places; those it has not are said.
 pub(crate) fn headers(of_one: &str) -> Vec<PathBuf> {
-    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let lab = folder("WHIMBREL_LAB_CACHE").or_else(|| {
-        let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
-        Some(cache.join("whimbrel/lab"))
-    });
+    let lab = lab_cache();
     let found = ["include", "include-newer"].into_iter().filter_map(|include| {
         let path = lab.as_ref().map(|lab| lab.join(include).join(of_one)).filter(|path| path.is_file());
         if path.is_none() {

@@ -17,6 +17,15 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// The lab's folder, as `lab/run` finds it; `None` without a home.
+pub(crate) fn lab_cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("WHIMBREL_LAB_CACHE").or_else(|| {
+        let cache = folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")))?;
+        Some(cache.join("whimbrel/lab"))
+    })
+}
+
 /// Programs that run in a machine.
 pub(crate) struct Programs {
     pub(crate) whimbrel: PathBuf,
@@ -115,15 +124,11 @@ impl Ran {
 pub(crate) fn module(folder: &Path, name: &str, source: &str) -> PathBuf {
     std::fs::write(folder.join(format!("{name}.c")), source).unwrap();
     std::fs::write(folder.join("Kbuild"), format!("obj-m := {name}.o\n")).unwrap();
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("WHIMBREL_LAB_CACHE").unwrap_or_else(|| {
-        let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-        caches.unwrap().join("whimbrel/lab")
-    });
+    let cache = lab_cache().expect("HOME is set");
     let mut make = Command::new("make");
     make.args(["-s", "-C"]).arg(cache.join("module-tree/build")).arg(format!("M={}", folder.display()));
     make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
-    // This test's own make, if it runs under one, is none of the kernel's business.
+    // If a make runs this test, its settings are not for the kernel's.
     make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
     succeeded(&make.output().unwrap());
     folder.join(format!("{name}.ko"))

@@ -5,7 +5,7 @@
 
 mod conform;
 mod guest;
-mod machine;
+pub(crate) mod machine;
 
 use std::path::Path;
 
