@@ -16,6 +16,8 @@ mod decoder;
 mod device;
 mod files;
 mod format;
+#[path = "../migration/support/forward.rs"]
+mod forward;
 mod hangs;
 mod hooked;
 mod hostile;

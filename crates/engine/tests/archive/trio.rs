@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use whimbrel_engine::archive::{Restore, Save};
-use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
-use whimbrel_protocol::info::Info;
-use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Local, Migratable, MigrationFlags, Result, State};
+use whimbrel_user::{DataFile, Local, Migratable, Result, State};
 
 use crate::control::Control;
 use crate::decoder::{Account, account, decode};
 use crate::device::{Shape, open};
+use crate::forward::forward;
 
 pub(crate) const NAMES: [&str; 3] = ["zero", "one", "two"];
 
@@ -25,54 +23,17 @@ pub(crate) struct Noted {
 }
 
 impl Migratable for Noted {
-    fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    fn info(&mut self) -> Result<Info> {
-        self.device.info()
-    }
+    forward!(device: name, info, probe_feature, migration_flags, state, data_size);
+    forward!(device: enable_precopy_info_v2, dma_logging_start, dma_logging_stop, dma_logging_report);
 
     fn reset(&mut self) -> Result<()> {
         self.log.lock().push(format!("{} reset", self.name()));
         self.device.reset()
     }
 
-    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
-        self.device.probe_feature(feature, directions)
-    }
-
-    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        self.device.migration_flags()
-    }
-
-    fn state(&mut self) -> Result<State> {
-        self.device.state()
-    }
-
     fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
         self.log.lock().push(format!("{} {state}", self.name()));
         self.device.set_state(state)
-    }
-
-    fn data_size(&mut self) -> Result<u64> {
-        self.device.data_size()
-    }
-
-    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        self.device.enable_precopy_info_v2()
-    }
-
-    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        self.device.dma_logging_start(page_size, ranges)
-    }
-
-    fn dma_logging_stop(&mut self) -> Result<()> {
-        self.device.dma_logging_stop()
-    }
-
-    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        self.device.dma_logging_report(report)
     }
 }
 

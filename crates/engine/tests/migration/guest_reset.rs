@@ -3,14 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use whimbrel_device::DeviceFile;
-use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
-use whimbrel_protocol::info::Info;
-use whimbrel_uapi::feature::{Feature, FeatureFlags};
+use whimbrel_protocol::dirty::DirtyReport;
 use whimbrel_user::{
-    DataFile, DeviceSetup, Errno, Migratable, MigrationFlags, PrecopyReport, ResetRule, Result, SessionState,
-    State, StateFile,
+    DataFile, DeviceSetup, Errno, Migratable, PrecopyReport, ResetRule, Result, SessionState, State,
+    StateFile,
 };
 
+use crate::forward::forward;
 use crate::support::engine::{Error, Outcome};
 use crate::support::{Control, Ended, Rig, Shape};
 use State::{PreCopy, PreCopyP2p, Resuming, Running, StopCopy};
@@ -73,25 +72,8 @@ impl Watched {
 }
 
 impl Migratable for Watched {
-    fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    fn info(&mut self) -> Result<Info> {
-        self.device.info()
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.device.reset()
-    }
-
-    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
-        self.device.probe_feature(feature, directions)
-    }
-
-    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        self.device.migration_flags()
-    }
+    forward!(device: name, info, reset, probe_feature, migration_flags, enable_precopy_info_v2);
+    forward!(device: dma_logging_start, dma_logging_stop, restore_setup);
 
     fn state(&mut self) -> Result<State> {
         let state = self.on(Request::State).state()?;
@@ -113,28 +95,12 @@ impl Migratable for Watched {
         self.on(Request::DataSize).data_size()
     }
 
-    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        self.device.enable_precopy_info_v2()
-    }
-
-    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        self.device.dma_logging_start(page_size, ranges)
-    }
-
-    fn dma_logging_stop(&mut self) -> Result<()> {
-        self.device.dma_logging_stop()
-    }
-
     fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
         self.on(Request::LogReport).dma_logging_report(report)
     }
 
     fn save_setup(&mut self) -> Result<Option<DeviceSetup>> {
         self.on(Request::SaveSetup).save_setup()
-    }
-
-    fn restore_setup(&mut self, setup: &DeviceSetup) -> Result<()> {
-        self.device.restore_setup(setup)
     }
 }
 

@@ -14,6 +14,8 @@ mod device_faults;
 mod door;
 mod flags;
 mod format;
+#[path = "support/forward.rs"]
+mod forward;
 mod guest_reset;
 mod hostile_destination;
 mod hostile_source;

@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use whimbrel_models::Model;
-use whimbrel_protocol::dirty::{DirtyReport, IovaRange};
-use whimbrel_protocol::info::Info;
-use whimbrel_uapi::feature::{Feature, FeatureFlags};
-use whimbrel_user::{DataFile, Identity, Local, Migratable, MigrationFlags, Result, State, Timed};
+use whimbrel_user::{Identity, Local, Migratable, Result, State, Timed};
 
+use crate::forward::forward;
 use crate::support::control::Gate;
 use crate::support::engine::{
     Destination, DestinationOptions, Error, Outcome, Source, SourceOptions, Stream,
@@ -28,59 +26,14 @@ struct Slow {
 }
 
 impl Migratable for Slow {
-    fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    fn info(&mut self) -> Result<Info> {
-        self.device.info()
-    }
+    forward!(device: name, info, reset, probe_feature, migration_flags, state, set_state, data_size);
+    forward!(device: enable_precopy_info_v2, dma_logging_start, dma_logging_stop, dma_logging_report);
 
     fn identity(&mut self) -> Result<Identity> {
         if let Some(gate) = &self.gate {
             gate.wait();
         }
         self.device.identity()
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        self.device.reset()
-    }
-
-    fn probe_feature(&mut self, feature: Feature, directions: FeatureFlags) -> Result<bool> {
-        self.device.probe_feature(feature, directions)
-    }
-
-    fn migration_flags(&mut self) -> Result<Option<MigrationFlags>> {
-        self.device.migration_flags()
-    }
-
-    fn state(&mut self) -> Result<State> {
-        self.device.state()
-    }
-
-    fn set_state(&mut self, state: State) -> Result<Option<DataFile>> {
-        self.device.set_state(state)
-    }
-
-    fn data_size(&mut self) -> Result<u64> {
-        self.device.data_size()
-    }
-
-    fn enable_precopy_info_v2(&mut self) -> Result<bool> {
-        self.device.enable_precopy_info_v2()
-    }
-
-    fn dma_logging_start(&mut self, page_size: u64, ranges: &[IovaRange]) -> Result<u64> {
-        self.device.dma_logging_start(page_size, ranges)
-    }
-
-    fn dma_logging_stop(&mut self) -> Result<()> {
-        self.device.dma_logging_stop()
-    }
-
-    fn dma_logging_report(&mut self, report: &mut DirtyReport<'_>) -> Result<()> {
-        self.device.dma_logging_report(report)
     }
 }
 
