@@ -131,7 +131,7 @@ impl Course<'_> {
             )));
         }
         if past.migration == Migration::Lost && !self.likeness.migration_flags.is_empty() {
-            client.set_state(State::Stop)?;
+            client.go_to(State::Stop)?;
         }
         Ok(())
     }

@@ -14,7 +14,6 @@ mod kept;
 mod likeness;
 mod presence;
 mod relay;
-
 mod watch;
 
 use std::path::Path;
