@@ -86,8 +86,8 @@ pub use core::power::LowPowerEntry;
 pub use core::worker::Worker;
 pub use core::working::WorkingDevice;
 pub use driver::{
-    BusMaster, Context, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration, Next,
-    Plane, PlaneKind, WriteWidth, ZpciErrors,
+    AsyncDma, BusMaster, Context, DmaBuf, DmaLogging, Driver, Graphics, IoeventfdWrite, LowPower, Migration,
+    Next, Plane, PlaneKind, WriteWidth, ZpciErrors,
 };
 pub use iommu::container::Container;
 pub use iommu::type1::{ContainerSettings, HardwareIommu, KernelVersion, Translation, Type1Info};

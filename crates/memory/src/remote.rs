@@ -8,9 +8,9 @@ use whimbrel_protocol::Errno;
 
 /// Memory that is read and written by requests to its owner, at device addresses.
 ///
-/// Both methods may be called from several threads at once, and by a thread that executes a request on the device.
-/// While they wait, no mapping of the device can be removed, so they must return by the deadline. All requests of one
-/// device access share one deadline.
+/// Reads and writes may be called from several threads at once, and by a thread that executes a request on the device.
+/// While they wait, no mapping of the device can be removed, unless [`RemoteMemory::may_outlive_mapping`] allows it, so
+/// they must return by the deadline. All requests of one device access share one deadline.
 ///
 /// ```
 /// use std::sync::Mutex;
@@ -49,4 +49,10 @@ pub trait RemoteMemory: fmt::Debug + Send + Sync {
 
     /// Writes all of `data`, from `iova` on. After an error a part of it may have been written.
     fn write(&self, iova: u64, data: &[u8], deadline: Instant) -> Result<(), Errno>;
+
+    /// Returns whether an access may still wait for the owner after its mapping was removed: then no change of the
+    /// mappings waits for it. Only for an owner that removes the mapping itself, and decides about each request.
+    fn may_outlive_mapping(&self) -> bool {
+        false
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use whimbrel_protocol::dirty::IovaRange;
@@ -14,6 +14,7 @@ use whimbrel_protocol::precopy::PrecopyReport;
 use whimbrel_protocol::{Errno, MigrationFlags};
 use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 
+use super::in_flight::{Advanced, InFlight};
 use super::ioeventfds::Ioeventfds;
 use super::observe::{Observed, Observer};
 use super::offsets::region_offset;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     core: Mutex<Core>,
     /// Signalled when the device may have work.
     wake: Condvar,
+    /// Signalled when an access to memory has ended.
+    settled: Condvar,
     ioeventfds: Ioeventfds,
     /// The rules for opening it: see [`Shared::open_rules`].
     open_rules: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -41,6 +44,7 @@ pub(super) struct Core {
     pub(super) context: Context,
     pub(super) power: Power,
     pub(super) walk: Walk,
+    pub(super) in_flight: InFlight,
     /// The driver knows of a user.
     open: bool,
     opened_by: OpenedBy,
@@ -78,6 +82,7 @@ impl Shared {
             context: Context::new(bus.clone()),
             power: Power::default(),
             walk: Walk::new(),
+            in_flight: InFlight::default(),
             open: false,
             opened_by: OpenedBy::Requests,
             regions: Vec::new(),
@@ -89,6 +94,7 @@ impl Shared {
             bus,
             core: Mutex::new(core),
             wake: Condvar::new(),
+            settled: Condvar::new(),
             ioeventfds: Ioeventfds::default(),
             open_rules: OnceLock::new(),
             observer: OnceLock::new(),
@@ -182,14 +188,38 @@ impl Shared {
             core.context.run_clock();
             match core.advance() {
                 // Requests wait for this lock: without fairness a busy device would keep them out.
-                Next::Now => MutexGuard::bump(&mut core),
-                Next::At(time) => {
+                Advanced::Next(Next::Now) => MutexGuard::bump(&mut core),
+                Advanced::Next(Next::At(time)) => {
                     let wait = time.saturating_sub(core.context.now());
                     self.wake.wait_for(&mut core, wait);
                 }
-                Next::Idle => self.wake.wait(&mut core),
+                Advanced::Next(Next::Idle) => self.wake.wait(&mut core),
+                Advanced::Access(access) => self.make(&mut core, access),
             }
         }
+    }
+
+    /// Advances the device at this time, which the context keeps from now on.
+    pub(super) fn advance_at(&self, now: Duration) -> Next {
+        let mut core = self.lock_without_waking();
+        core.context.set_now(now);
+        match core.advance() {
+            Advanced::Next(next) => next,
+            Advanced::Access(access) => {
+                self.make(&mut core, access);
+                Next::Now
+            }
+        }
+    }
+
+    /// Tells requests that wait for the end of an access.
+    pub(super) fn notify_settled(&self) {
+        self.settled.notify_all();
+    }
+
+    /// Waits for the end of an access, with the core unlocked. Returns `true` at the deadline.
+    pub(super) fn wait_settled(&self, active: &mut Active<'_>, deadline: Instant) -> bool {
+        self.settled.wait_until(&mut active.core, deadline).timed_out()
     }
 
     /// Makes a write outside of a request: EIO from a sleeping device, which stays asleep.
@@ -358,15 +388,13 @@ impl Core {
         Ok(usize::try_from(region.size - offset).map_or(length, |left| left.min(length)))
     }
 
-    /// Advances the device at this time, which the context keeps from now on.
-    pub(super) fn advance_at(&mut self, now: Duration) -> Next {
-        self.context.set_now(now);
-        self.advance()
-    }
-
-    fn advance(&mut self) -> Next {
+    fn advance(&mut self) -> Advanced {
         let runs = self.context.state().is_running() && !self.power.is_suspended();
-        if runs { self.driver.advance(&self.context) } else { Next::Idle }
+        if !runs || !self.in_flight.allows_work() {
+            return Advanced::Next(Next::Idle);
+        }
+        let next = self.driver.advance(&self.context);
+        self.access_now(next)
     }
 
     fn open(&mut self) {

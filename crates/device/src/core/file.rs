@@ -335,14 +335,18 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
     /// last step opened a session.
     ///
+    /// It waits for the device's access to memory in flight ([`AsyncDma`](crate::AsyncDma)) unless the device goes on
+    /// in RUNNING or PRE_COPY; EBUSY, in the same state, if a write does not end within two seconds.
+    ///
     /// A request for the current state succeeds and does nothing. If an arc fails, the device stays in the last state
     /// reached, or is in ERROR: query it with [`DeviceFile::mig_state`]. A failed request leaves an open data file
     /// unchanged.
     pub fn set_mig_state(&self, to: State) -> Result<Option<DataFile>, Errno> {
-        let mut core = self.shared.active();
-        let Core { walk, driver, context, .. } = &mut *core;
+        let (mut core, is_settled) = self.shared.active_for_state(to);
+        let Core { walk, driver, context, in_flight, .. } = &mut *core;
         let from = context.state();
-        let opened = walk.to(to, &mut **driver, context);
+        let opened = is_settled.and_then(|()| walk.to(to, &mut **driver, context));
+        in_flight.arrive(context.state());
         self.shared.notify_worker();
         let session = walk.session();
         let now = context.state();
@@ -424,10 +428,13 @@ impl DeviceFile {
     /// Lets the device do some of its own work, as [`Worker`](crate::Worker) does. No effect in a state in which it
     /// does not run.
     ///
+    /// An access to memory that waits for the memory's owner ([`AsyncDma`](crate::AsyncDma)) is made within this call,
+    /// while other threads can make requests.
+    ///
     /// From this call on, [`Context::now`](crate::Context::now) is `now` until the next call sets another time, or a
     /// [`Worker`](crate::Worker) lets the clock run.
     pub fn advance(&self, now: Duration) -> Next {
-        self.shared.lock_without_waking().advance_at(now)
+        self.shared.advance_at(now)
     }
 
     pub(super) fn wake(&self) {

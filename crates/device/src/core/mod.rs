@@ -6,6 +6,7 @@ pub(crate) mod device;
 mod dma_buf;
 pub(crate) mod file;
 mod graphics;
+mod in_flight;
 mod ioeventfds;
 mod low_power;
 pub(crate) mod observe;

@@ -49,12 +49,14 @@ impl DeviceFile {
         rule: ResetRule,
         reset: impl FnOnce(&mut dyn Driver, &Context) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let Core { driver, walk, context, .. } = &mut *self.shared().active();
+        let Core { driver, walk, context, in_flight, .. } = &mut *self.shared().active_for_reset();
         let from = context.state();
         let result = walk.reset(rule, &mut **driver, context, reset);
         self.shared().tell(|| Observed::Reset { from, result, now: context.state() });
-        result?;
+        if result.is_ok() {
+            in_flight.forget();
+        }
         self.shared().notify_worker();
-        Ok(())
+        result
     }
 }

@@ -4,6 +4,7 @@
 //! (`include/linux/vfio.h`), without the parts that every kernel driver repeats: the core walks the state machine,
 //! handles the data file with its errnos, and keeps track of sessions.
 
+mod async_dma;
 mod context;
 mod dma_buf;
 mod dma_logging;
@@ -23,6 +24,7 @@ use whimbrel_protocol::info::{Info, Irq, Region};
 use whimbrel_protocol::reset::ResetRule;
 use whimbrel_uapi::device::IrqInfoFlags;
 
+pub use self::async_dma::AsyncDma;
 pub use self::context::Context;
 pub use self::dma_buf::DmaBuf;
 pub use self::dma_logging::DmaLogging;
@@ -166,6 +168,12 @@ pub trait Driver: Send {
         None
     }
 
+    /// Returns the half whose accesses to memory the core makes, without keeping requests waiting; `None` for a driver
+    /// that makes its own. The result never changes.
+    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
+        None
+    }
+
     /// Returns the low-power half; `None` for a device that is always awake. Called for PCI devices only. The result
     /// never changes.
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
@@ -198,7 +206,8 @@ pub trait Driver: Send {
     /// A [`Worker`](crate::Worker) calls it ([`WorkingDevice::start`](crate::WorkingDevice::start)), or the owner of the
     /// device ([`DeviceFile::advance`](crate::DeviceFile::advance)); without either it is never called.
     ///
-    /// A call takes well under a millisecond, because requests wait for it.
+    /// A call takes well under a millisecond, because requests wait for it. A driver whose device accesses memory
+    /// implements [`AsyncDma`]: an access by [`Context::bus`] may wait for the memory's owner.
     fn advance(&mut self, context: &Context) -> Next {
         let _ = context;
         Next::Idle

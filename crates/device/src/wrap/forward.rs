@@ -1,5 +1,23 @@
 //! Forwarding of a wrapper's calls to the wrapped driver, in one place.
 
+use crate::driver::{Context, Driver, Next};
+
+/// Advances a driver whose migration the core does not see: its access to memory is made while requests wait, because
+/// one of them may stop the device.
+pub(super) fn advance_alone(driver: &mut dyn Driver, context: &Context) -> Next {
+    let next = driver.advance(context);
+    make_access(driver, context).unwrap_or(next)
+}
+
+/// Makes the next access of a driver, if it has one.
+pub(super) fn make_access(driver: &mut dyn Driver, context: &Context) -> Option<Next> {
+    let half = driver.async_dma()?;
+    let mut access = half.next_access(context)?;
+    let result = context.bus().dma().make(&mut access);
+    half.access_done(context, access, result);
+    Some(Next::Now)
+}
+
 /// Defines the named methods of [`Driver`](crate::Driver) as those of the driver in a field.
 ///
 /// A wrapper names each method that it passes on and defines the others. `clippy::missing_trait_methods` is denied on
@@ -82,6 +100,11 @@ macro_rules! method {
     ($driver:ident can_reset_in_precopy) => {
         fn can_reset_in_precopy(&self) -> bool {
             self.$driver.can_reset_in_precopy()
+        }
+    };
+    ($driver:ident async_dma) => {
+        fn async_dma(&mut self) -> Option<&mut dyn $crate::driver::AsyncDma> {
+            self.$driver.async_dma()
         }
     };
     ($driver:ident low_power) => {

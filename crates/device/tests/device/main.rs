@@ -2,6 +2,7 @@
 //! interrupts, features, displays and the drivers around drivers.
 #![allow(clippy::unwrap_used, reason = "a step that fails is a failed test")]
 
+mod async_dma;
 mod bus_features;
 mod context;
 mod display;

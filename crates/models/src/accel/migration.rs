@@ -8,7 +8,7 @@ use whimbrel_protocol::session::{self, Direction, Effect};
 
 use super::own_state::OwnState;
 use super::stream::{Loader, STREAM_VERSION, Saver};
-use super::{Accel, Session};
+use super::{Accel, Session, starts_dma};
 
 impl Migration for Accel {
     fn flags(&self) -> MigrationFlags {
@@ -40,6 +40,9 @@ impl Migration for Accel {
         }
         if !to.is_running() {
             self.clock.stop();
+        }
+        if !starts_dma(to) {
+            self.forget_access();
         }
         self.function.enter(to);
         Ok(())

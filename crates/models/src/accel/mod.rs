@@ -12,7 +12,8 @@
 //!    aligned to 64 bytes, and [`Completion`]s, aligned to 32. Both are in the host's byte order.
 //! 2. Write [`REGISTER_QUEUE_SIZE`], [`REGISTER_QUEUE_BASE`] and [`REGISTER_COMPLETION_BASE`], then
 //!    [`CONTROL_ENABLE`] to [`REGISTER_CONTROL`]. If the control register does not read back as enabled, the
-//!    engine rejected the rings.
+//!    engine rejected the rings. Disabling the engine drops incomplete jobs; an access to memory that waits for the
+//!    memory's owner may still be made.
 //! 3. Write descriptors at the index modulo the ring's size, then write the index after the last one to
 //!    [`REGISTER_TAIL`]. The tail may be at most one ring's size ahead of [`REGISTER_HEAD`]; a doorbell that exceeds
 //!    it, or goes backwards, is rejected and counted in [`REGISTER_ERRORS`].
@@ -119,11 +120,12 @@ mod work;
 
 use std::time::Duration;
 
+use whimbrel_device::dma::DmaAccess;
 use whimbrel_device::pci::config::{Bar, Express, InterruptPin, LinkSpeed, Msi, PciConfig, PowerManagement};
 use whimbrel_device::pci::function::{Access, Function};
 use whimbrel_device::{
-    Bus, Context, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration, Next, Region,
-    State,
+    AsyncDma, Bus, Context, DeviceCapability, DmaLogging, Driver, Errno, Info, Irq, LowPower, Migration,
+    Next, Region, State,
 };
 use whimbrel_uapi::device::{PciAtomicFlags, RegionInfoFlags};
 use whimbrel_uapi::pci::{VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX};
@@ -143,6 +145,7 @@ pub use self::registers::{
     REGISTER_STATE_BYTES, REGISTER_TAIL, REGISTER_VERSION, REGISTERS_BYTES, VERSION, fold_digest,
 };
 use self::stream::{Loader, Machine, Saver};
+use self::work::Step;
 
 /// Index of the region that exposes the own state.
 pub const STATE_REGION_INDEX: u32 = VFIO_PCI_BAR2_REGION_INDEX;
@@ -160,6 +163,13 @@ pub struct Accel {
     signal_again: bool,
     /// Data of the current slice.
     buffer: Vec<u8>,
+    /// Memory for entries of the rings.
+    entry: Vec<u8>,
+    step: Step,
+    /// The access that waits for the memory's owner, until the core takes it.
+    waits_for: Option<DmaAccess>,
+    /// Changes when the engine forgets the access in flight.
+    attempt: u64,
 }
 
 /// The data session.
@@ -188,6 +198,10 @@ impl Accel {
             session: Session::None,
             signal_again: false,
             buffer: Vec::new(),
+            entry: Vec::new(),
+            step: Step::Begin,
+            waits_for: None,
+            attempt: 0,
         })
     }
 
@@ -195,6 +209,7 @@ impl Accel {
     fn start_over(&mut self, state: OwnState) {
         self.state = state;
         self.machine = Machine::default();
+        self.forget_access();
         self.signal_again = false;
         self.show_line();
     }
@@ -263,6 +278,7 @@ impl Accel {
             let (effect, interrupt) = self.machine.registers.write(at, u32::from_le_bytes(*word));
             if effect == Effect::DropJob {
                 self.machine.job = None;
+                self.forget_access();
             }
             if interrupt {
                 self.interrupt();
@@ -271,6 +287,11 @@ impl Accel {
         self.show_line();
         Ok(())
     }
+}
+
+/// Returns whether the engine starts DMA in this state.
+fn starts_dma(state: State) -> bool {
+    matches!(state, State::Running | State::PreCopy)
 }
 
 /// Returns the configuration space of a processing accelerator, with the unassigned vendor ID of QEMU's `edu` device.
@@ -385,6 +406,10 @@ impl Driver for Accel {
         Some(&mut self.function)
     }
 
+    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
+        Some(self)
+    }
+
     fn low_power(&mut self) -> Option<&mut dyn LowPower> {
         Some(self)
     }
@@ -396,7 +421,7 @@ impl Driver for Accel {
         }
         let now = context.now();
         self.change_by_itself(now);
-        if matches!(context.state(), State::Running | State::PreCopy) && self.work() {
+        if starts_dma(context.state()) && self.work() {
             return Next::Now;
         }
         match self.clock.due(now, self.config.state_rate, self.state.blocks().block_bytes()) {

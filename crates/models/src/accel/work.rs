@@ -2,9 +2,16 @@
 //!
 //! A job begins when its descriptor is read and ends when its completion is written. In between it is part of
 //! the device's state and migrates with it.
+//!
+//! Memory may have to be asked for from its owner. The job then waits for one access at a time, which the core makes
+//! while the device serves requests ([`AsyncDma`]).
+
+use std::mem::offset_of;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use zerocopy::{FromZeros, IntoBytes};
+use whimbrel_device::dma::{DmaAccess, DmaFault};
+use whimbrel_device::{AsyncDma, Context};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::Accel;
 use super::queue::{
@@ -50,105 +57,240 @@ impl Job {
     pub(super) fn checksum(&self) -> u32 {
         self.checksum
     }
+
+    /// Returns the bytes of the next slice.
+    fn slice_bytes(&self) -> u64 {
+        SLICE_BYTES.min(self.descriptor.length - self.done)
+    }
+
+    /// Returns the IOVA of the next slice's data to read.
+    fn source(&self) -> u64 {
+        self.descriptor.source + self.done
+    }
+
+    /// Returns the IOVA of the next slice's data to write.
+    fn destination(&self) -> u64 {
+        self.descriptor.destination + self.done
+    }
+}
+
+impl AsyncDma for Accel {
+    fn next_access(&mut self, _: &Context) -> Option<DmaAccess> {
+        self.waits_for.take()
+    }
+
+    fn access_done(&mut self, _: &Context, access: DmaAccess, result: Result<(), DmaFault>) {
+        if access.tag == self.attempt {
+            self.accessed(access, result.is_ok());
+            self.show_line();
+        }
+    }
+}
+
+/// The next access to memory. It is no part of the device's state: a device that forgets it begins the slice again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Step {
+    /// None yet: a job or one of its slices begins.
+    Begin,
+    /// Reads the descriptor.
+    Fetch,
+    /// Reads the data of the job's slice.
+    Read,
+    /// Writes the data of the job's slice.
+    Write,
+    /// Writes a completion but for its sequence number.
+    Record(Completion),
+    /// Writes its sequence number, at an IOVA.
+    Sequence(Completion, u64),
 }
 
 impl Accel {
-    /// Executes about [`SLICE_BYTES`] of work, if the function may start DMA. Returns whether work remains.
+    /// Executes about [`SLICE_BYTES`] of work, if the function may start DMA, up to an access that waits for the
+    /// memory's owner. Returns whether work remains.
     pub(super) fn work(&mut self) -> bool {
         if self.function.dma().is_none() {
             return false;
         }
         let mut budget = SLICE_BYTES;
-        while budget > 0 && self.machine.registers.has_work() {
-            let moved = match self.machine.job {
-                None => {
-                    self.fetch();
-                    size_of::<Descriptor>() as u64
-                }
-                Some(job) => self.slice(job),
+        while self.step != Step::Begin || budget > 0 && self.machine.registers.has_work() {
+            if self.step == Step::Begin {
+                budget = budget.saturating_sub(self.begin());
+            }
+            let Some(mut access) = self.access() else { continue };
+            let Some(result) = self.function.dma().and_then(|dma| dma.access_now(&mut access)) else {
+                self.waits_for = Some(access);
+                break;
             };
-            budget = budget.saturating_sub(moved);
+            self.accessed(access, result.is_ok());
         }
         self.show_line();
         self.machine.registers.has_work()
     }
 
-    fn fetch(&mut self) {
-        let mut descriptor = Descriptor::new_zeroed();
-        let iova = self.machine.registers.descriptor_iova();
-        let read = self.function.dma().map(|dma| dma.read(iova, descriptor.as_mut_bytes()));
-        if !matches!(read, Some(Ok(()))) {
+    /// Forgets the access in flight, and what was done of the slice.
+    pub(super) fn forget_access(&mut self) {
+        self.step = Step::Begin;
+        self.waits_for = None;
+        self.attempt = self.attempt.wrapping_add(1);
+    }
+
+    /// Begins a job or the next slice, and returns its size in bytes.
+    fn begin(&mut self) -> u64 {
+        let Some(job) = self.machine.job else {
+            self.step = Step::Fetch;
+            return size_of::<Descriptor>() as u64;
+        };
+        let count = job.slice_bytes();
+        match job.operation {
+            Operation::Copy { .. } | Operation::Checksum { .. } => self.step = Step::Read,
+            Operation::Fill { pattern, .. } => {
+                self.buffer.resize(count as usize, 0);
+                repeat(pattern, &mut self.buffer);
+                self.step = Step::Write;
+            }
+            Operation::Scramble { offset, seed } => {
+                let mut data = std::mem::take(&mut self.buffer);
+                data.resize(count as usize, 0);
+                scramble(seed, offset + job.done, &mut data);
+                self.change(offset + job.done, &data);
+                self.buffer = data;
+                self.slice_done(job);
+            }
+        }
+        count
+    }
+
+    /// Returns the next access to memory; `None` if a slice begins.
+    fn access(&mut self) -> Option<DmaAccess> {
+        let registers = &self.machine.registers;
+        let access = match (self.step, self.machine.job) {
+            (Step::Fetch, _) => {
+                let mut descriptor = std::mem::take(&mut self.entry);
+                descriptor.resize(size_of::<Descriptor>(), 0);
+                DmaAccess::read(registers.descriptor_iova(), descriptor)
+            }
+            (Step::Read, Some(job)) => {
+                let mut data = std::mem::take(&mut self.buffer);
+                data.resize(job.slice_bytes() as usize, 0);
+                DmaAccess::read(job.source(), data)
+            }
+            (Step::Write, Some(job)) => DmaAccess::write(job.destination(), std::mem::take(&mut self.buffer)),
+            (Step::Record(record), _) => {
+                let bytes = &record.as_bytes()[..offset_of!(Completion, sequence)];
+                DmaAccess::write(registers.completion_iova(), self.entry(bytes))
+            }
+            (Step::Sequence(record, iova), _) => {
+                // A guest that polls the ring must not see the sequence number before the rest of the record.
+                std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+                DmaAccess::write(iova, self.entry(record.sequence.as_bytes()))
+            }
+            (Step::Begin | Step::Read | Step::Write, _) => return None,
+        };
+        Some(access.tag(self.attempt))
+    }
+
+    /// Returns bytes of a ring's entry, in memory that was used before.
+    fn entry(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut entry = std::mem::take(&mut self.entry);
+        entry.clear();
+        entry.extend_from_slice(bytes);
+        entry
+    }
+
+    /// Continues after the access of the current step.
+    fn accessed(&mut self, access: DmaAccess, is_ok: bool) {
+        match (self.step, self.machine.job) {
+            (Step::Fetch, _) => {
+                let descriptor = Descriptor::read_from_bytes(&access.data).ok().filter(|_| is_ok);
+                self.entry = access.data;
+                self.fetched(descriptor);
+            }
+            (Step::Read | Step::Write, Some(job)) => {
+                self.buffer = access.data;
+                self.slice_accessed(job, is_ok);
+            }
+            (Step::Record(record), _) => {
+                self.entry = access.data;
+                self.count(&record);
+                let iova = access.iova + offset_of!(Completion, sequence) as u64;
+                self.step = Step::Sequence(record, iova);
+                if !is_ok {
+                    self.completed(&record, false);
+                }
+            }
+            (Step::Sequence(record, _), _) => {
+                self.entry = access.data;
+                self.completed(&record, is_ok);
+            }
+            (Step::Begin | Step::Read | Step::Write, _) => {}
+        }
+    }
+
+    fn fetched(&mut self, descriptor: Option<Descriptor>) {
+        let Some(descriptor) = descriptor else {
             self.complete(0, STATUS_FETCH_FAULT, 0);
             return;
-        }
+        };
         self.machine.job = Job::begin(descriptor, self.config.state_bytes);
+        self.step = Step::Begin;
         if self.machine.job.is_none() {
             self.complete(descriptor.tag, STATUS_INVALID, 0);
         }
     }
 
-    /// Executes one slice of `job` and returns its size in bytes.
-    fn slice(&mut self, mut job: Job) -> u64 {
-        let count = SLICE_BYTES.min(job.descriptor.length - job.done);
-        let Some(dma) = self.function.dma() else { return count };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(SLICE_BYTES as usize, 0);
-        let data = &mut buffer[..count as usize];
-        let outcome = match job.operation {
-            Operation::Copy { source, destination } => {
-                dma.read(source + job.done, data).and_then(|()| dma.write(destination + job.done, data))
-            }
-            Operation::Fill { destination, pattern } => {
-                repeat(pattern, data);
-                dma.write(destination + job.done, data)
-            }
-            Operation::Checksum { source } => dma.read(source + job.done, data).map(|()| {
-                job.checksum = extend_checksum(job.checksum, data);
-            }),
-            Operation::Scramble { offset, seed } => {
-                scramble(seed, offset + job.done, data);
-                self.change(offset + job.done, data);
-                Ok(())
-            }
-        };
-        self.buffer = buffer;
-        if outcome.is_err() {
+    fn slice_accessed(&mut self, mut job: Job, is_ok: bool) {
+        if !is_ok {
             self.complete(job.descriptor.tag, STATUS_DATA_FAULT, job.done);
-            return count;
+            return;
         }
-        job.done += count;
+        match (self.step, job.operation) {
+            (Step::Read, Operation::Copy { .. }) => self.step = Step::Write,
+            (Step::Read, _) => {
+                job.checksum = extend_checksum(job.checksum, &self.buffer);
+                self.slice_done(job);
+            }
+            _ => self.slice_done(job),
+        }
+    }
+
+    fn slice_done(&mut self, mut job: Job) {
+        job.done += job.slice_bytes();
         if job.done < job.descriptor.length {
             self.machine.job = Some(job);
+            self.step = Step::Begin;
         } else {
             let is_checksum = matches!(job.operation, Operation::Checksum { .. });
             let result = if is_checksum { u64::from(job.checksum) } else { job.done };
             self.complete(job.descriptor.tag, STATUS_DONE, result);
         }
-        count
     }
 
+    /// Begins to write a job's completion.
     fn complete(&mut self, tag: u64, status: u32, result: u64) {
+        let registers = &self.machine.registers;
+        let sequence = registers.completed.wrapping_add(1);
+        self.step = Step::Record(Completion { tag, result, status, index: registers.head, sequence });
+    }
+
+    /// Counts a job as completed. A guest that sees the sequence number in the ring may use the entry at once, before
+    /// the device learns that it was written.
+    fn count(&mut self, record: &Completion) {
         let registers = &mut self.machine.registers;
-        registers.completed = registers.completed.wrapping_add(1);
-        registers.digest = fold_digest(registers.digest, tag, status, result);
-        let record = Completion { tag, result, status, index: registers.head, sequence: registers.completed };
-        let iova = registers.completion_iova();
-        let (rest, sequence) = record.as_bytes().split_at(std::mem::offset_of!(Completion, sequence));
-        let is_written = self.function.dma().is_some_and(|dma| {
-            let written = dma.write(iova, rest).and_then(|()| {
-                // A guest that polls the ring must not see the sequence number before the rest of the record.
-                std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
-                dma.write(iova + rest.len() as u64, sequence)
-            });
-            written.is_ok()
-        });
+        registers.completed = record.sequence;
+        registers.digest = fold_digest(registers.digest, record.tag, record.status, record.result);
         registers.head = registers.head.wrapping_add(1);
         self.machine.job = None;
+        self.note_in_state();
+    }
+
+    /// Ends a job whose completion was written, or cannot be.
+    fn completed(&mut self, record: &Completion, is_written: bool) {
+        self.step = Step::Begin;
+        let registers = &mut self.machine.registers;
         let mut interrupt = registers.raise(INTERRUPT_COMPLETION);
-        for failed in [status != STATUS_DONE, !is_written] {
+        for failed in [record.status != STATUS_DONE, !is_written] {
             interrupt |= failed && registers.error();
         }
-        self.note_in_state();
         if interrupt {
             self.interrupt();
         }

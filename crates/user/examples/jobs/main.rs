@@ -5,8 +5,6 @@
 //! jobs cdev 0000:00:10.0 intx 2000      behind vfio-pci, through the device's own file
 //! jobs uio 0000:00:10.0 intx 2000       behind uio_pci_generic, in a machine without an IOMMU; needs a huge page
 //! ```
-//!
-//! With `one-by-one` at the end, the engine has nothing to do while the program looks at its registers.
 
 mod uio;
 mod vfio;
@@ -28,7 +26,7 @@ use whimbrel_user::kernel::{Cdev, Group};
 use uio::Uio;
 use vfio::Vfio;
 
-const USAGE: &str = "usage: jobs group|cdev|uio DEVICE intx|msi JOBS [one-by-one]; uio has intx only";
+const USAGE: &str = "usage: jobs group|cdev|uio DEVICE intx|msi JOBS; uio has intx only";
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -85,25 +83,21 @@ impl Platform for Seat {
 fn main() -> Fallible<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (way, device, interrupt, jobs, at_once) = match arguments.as_slice() {
-        [way, device, interrupt, jobs] => (way, device, interrupt, jobs, ENTRIES),
-        [way, device, interrupt, jobs, "one-by-one"] => (way, device, interrupt, jobs, 1),
-        _ => return Err(USAGE.into()),
-    };
-    let hardware: Box<dyn Hardware> = match (*way, *interrupt) {
-        ("group", "intx" | "msi") => Box::new(Vfio::new(Group::find(device)?, *interrupt == "msi")?),
-        ("cdev", "intx" | "msi") => Box::new(Vfio::new(Cdev::find(device)?, *interrupt == "msi")?),
+    let &[way, device, interrupt, jobs] = arguments.as_slice() else { return Err(USAGE.into()) };
+    let hardware: Box<dyn Hardware> = match (way, interrupt) {
+        ("group", "intx" | "msi") => Box::new(Vfio::new(Group::find(device)?, interrupt == "msi")?),
+        ("cdev", "intx" | "msi") => Box::new(Vfio::new(Cdev::find(device)?, interrupt == "msi")?),
         ("uio", "intx") => Box::new(Uio::new(device)?),
         _ => return Err(USAGE.into()),
     };
     let jobs: u64 = jobs.parse()?;
-    let interrupts = run(hardware, jobs, at_once)?;
+    let interrupts = run(hardware, jobs)?;
     println!("{jobs} jobs done, {interrupts} interrupts");
     Ok(())
 }
 
-/// Gives the engine this number of jobs, so many at once, and returns how often it has interrupted.
-fn run(hardware: Box<dyn Hardware>, jobs: u64, at_once: u64) -> Fallible<u64> {
+/// Gives the engine this number of jobs, and returns how often it has interrupted.
+fn run(hardware: Box<dyn Hardware>, jobs: u64) -> Fallible<u64> {
     let base = hardware.address();
     let rings = Rings::new(base, base + COMPLETIONS, u32::try_from(ENTRIES)?);
     let mut driver = GuestDriver::start(Seat(hardware), rings)?;
@@ -111,7 +105,7 @@ fn run(hardware: Box<dyn Hardware>, jobs: u64, at_once: u64) -> Fallible<u64> {
     driver.enable_interrupts(INTERRUPT_COMPLETION | INTERRUPT_ERROR)?;
     let (mut given, mut done, mut interrupts) = (0, 0, 0);
     while done < jobs {
-        while given < jobs && given < done + at_once {
+        while given < jobs && given < done + ENTRIES {
             let job = job(base, given);
             let content: Vec<u8> = (0..LENGTH).map(|at| (given.wrapping_mul(31) + at) as u8).collect();
             driver.platform().write_memory(data(base, given), &content)?;

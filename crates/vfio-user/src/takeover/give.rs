@@ -157,7 +157,12 @@ impl Giving {
                 return Err(kept);
             }
         };
-        match stopped.stop() {
+        let is_asked = || {
+            let why = "the client has not answered a request for memory; try again";
+            let is_asked = client.is_some_and(Serving::is_asked);
+            if is_asked { Err(Refusal::new(Errno::EAGAIN, why)) } else { Ok(()) }
+        };
+        match stopped.stop().and_then(|()| is_asked()) {
             Ok(()) => Ok(stopped),
             Err(kept) => {
                 stopped.go_on();

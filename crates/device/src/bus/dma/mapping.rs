@@ -84,6 +84,22 @@ impl Inner {
         below.is_some_and(|(start, mapping)| start + (mapping.size - 1) >= iova)
     }
 
+    /// Marks a range in the logs of the device and of the address space.
+    pub(super) fn mark(&self, iova: u64, length: u64) {
+        for log in [&self.log, &self.space_log].into_iter().flatten() {
+            log.mark(iova, length);
+        }
+    }
+
+    /// Marks a range in the logs of the mappings that are in it.
+    pub(super) fn mark_mappings(&self, iova: u64, length: u64) {
+        for (mapping, offset, count) in self.pieces(iova, length, Access::Write).flatten() {
+            if let Some(MappingLog { log, offset: before }) = &mapping.log {
+                log.mark(before + offset as u64, count as u64);
+            }
+        }
+    }
+
     /// Iterates over the pieces of mappings in a range; ends with `None` at the first gap.
     pub(super) fn pieces(
         &self,

@@ -5,8 +5,10 @@
 //! that access memory neither wait for each other nor share a cache line. Only a change of the mappings, or of the
 //! active logs, takes all shards and so waits for the accesses in flight.
 //!
-//! An access to [`RemoteMemory`] requests the bytes from its owner, and holds its shard until they arrive or until one
-//! deadline for the whole access.
+//! An access to [`RemoteMemory`] requests the bytes from its owner, and waits until they arrive or until one deadline
+//! for the whole access. It holds its shard meanwhile, unless the memory may outlive its mapping
+//! ([`RemoteMemory::may_outlive_mapping`]): an owner that waits for a change of the mappings may answer nothing until
+//! then.
 
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +20,7 @@ use whimbrel_memory::{DirtyLog, FileOffset, Memory, RemoteMemory, SharedBytes};
 use whimbrel_protocol::Errno;
 use whimbrel_uapi::type1::DmaMapFlags;
 
+use super::access::DmaAccess;
 use super::bounce::{RemotePiece, bounce};
 use super::fault::{Access, DmaFault, FaultCause};
 use super::mapping::{Backing, Inner, MappedRange, Mapping, MappingLog, check_rights, last_of};
@@ -59,7 +62,7 @@ enum Piece<'a> {
 }
 
 impl DmaSpace {
-    /// Timeout of all remote memory requests of one access. No mapping can be removed while it waits.
+    /// Timeout of all remote memory requests of one access.
     pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Maps `size` bytes of a file at `iova`, readable and writable by the device as `rights` says.
@@ -268,62 +271,130 @@ impl DmaSpace {
         })
     }
 
+    /// Makes an access that waits for nobody; `None`, with nothing done, if part of it is remote memory.
+    pub fn access_now(&self, access: &mut DmaAccess) -> Option<Result<(), DmaFault>> {
+        let inner = self.look();
+        let (iova, kind) = (access.iova, access.access);
+        let length = access.data.len() as u64;
+        let is_remote =
+            |(mapping, ..): (&Mapping, usize, usize)| matches!(mapping.backing, Backing::Remote(_));
+        if inner.pieces(iova, length, kind).flatten().any(is_remote) {
+            return None;
+        }
+        let mut at = 0;
+        Some(self.pass_in(inner, iova, length, kind, |piece| {
+            if let Piece::Memory(slice) = piece {
+                let end = at + slice.len();
+                let data = &mut access.data[at..end];
+                match kind {
+                    Access::Read => _ = slice.copy_to(data),
+                    Access::Write => slice.copy_from(data),
+                }
+                at = end;
+            }
+            Ok(())
+        }))
+    }
+
+    /// Makes an access, which waits for the owner of remote memory.
+    pub fn make(&self, access: &mut DmaAccess) -> Result<(), DmaFault> {
+        match access.access {
+            Access::Read => self.read(access.iova, &mut access.data),
+            Access::Write => self.write(access.iova, &access.data),
+        }
+    }
+
     fn pass(
         &self,
         iova: u64,
         length: u64,
         access: Access,
+        visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
+    ) -> Result<(), DmaFault> {
+        self.pass_in(self.look(), iova, length, access, visit)
+    }
+
+    fn pass_in<'a>(
+        &'a self,
+        mut inner: ShardedLockReadGuard<'a, Inner>,
+        iova: u64,
+        length: u64,
+        access: Access,
         mut visit: impl FnMut(Piece<'_>) -> Result<(), Errno>,
     ) -> Result<(), DmaFault> {
-        let inner = self.look();
-        let fault = || {
-            self.faults.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(iova, length, %access, "DMA fault");
-            DmaFault::new(iova, length, access, FaultCause::NotMapped)
-        };
-        for piece in inner.pieces(iova, length, access) {
-            if piece.is_none() {
-                return Err(fault());
-            }
+        if inner.pieces(iova, length, access).any(|piece| piece.is_none()) {
+            return Err(self.fault(iova, length, access, FaultCause::NotMapped));
         }
         let mut done = 0;
-        let mut failure = None;
         let mut deadline = None;
-        for (mapping, offset, count) in inner.pieces(iova, length, access).flatten() {
-            let visited = match &mapping.backing {
-                Backing::Memory(memory) => {
-                    match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
-                        Ok(visited) => visited.map_err(FaultCause::Remote),
-                        Err(_) => Err(FaultCause::Lost),
+        loop {
+            // It is mapped, so that it does not pass 2^64.
+            let start = iova.wrapping_add(done);
+            let (mut passed, mut failure, mut waits) = (0, None, None);
+            for piece in inner.pieces(start, length - done, access) {
+                // What came behind a piece that was waited for may be gone.
+                let Some((mapping, offset, count)) = piece else {
+                    failure = Some(FaultCause::NotMapped);
+                    break;
+                };
+                let visited = match &mapping.backing {
+                    Backing::Memory(memory) => {
+                        match memory.access(offset, count, |bytes| visit(Piece::Memory(bytes))) {
+                            Ok(visited) => visited.map_err(FaultCause::Remote),
+                            Err(_) => Err(FaultCause::Lost),
+                        }
                     }
+                    Backing::Remote(memory) if memory.may_outlive_mapping() => {
+                        waits = Some((memory.clone(), count));
+                        break;
+                    }
+                    Backing::Remote(memory) => {
+                        let deadline = *deadline.get_or_insert_with(|| Instant::now() + Self::REMOTE_TIMEOUT);
+                        let iova = start.wrapping_add(passed);
+                        visit(Piece::Remote(RemotePiece { memory: &**memory, iova, count, deadline }))
+                            .map_err(FaultCause::Remote)
+                    }
+                };
+                passed += count as u64;
+                // Some of a write that has failed may have been done.
+                if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
+                    log.mark(before + offset as u64, count as u64);
                 }
-                Backing::Remote(memory) => {
-                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + Self::REMOTE_TIMEOUT);
-                    // It is mapped, so that it does not pass 2^64.
-                    let iova = iova.wrapping_add(done);
-                    visit(Piece::Remote(RemotePiece { memory: &**memory, iova, count, deadline }))
-                        .map_err(FaultCause::Remote)
+                if let Err(cause) = visited {
+                    failure = Some(cause);
+                    break;
                 }
-            };
+            }
+            if access == Access::Write {
+                inner.mark(start, passed);
+            }
+            done += passed;
+            if let Some(cause) = failure {
+                return Err(self.fault(iova, length, access, cause));
+            }
+            let Some((memory, count)) = waits else { return Ok(()) };
+            drop(inner);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + Self::REMOTE_TIMEOUT);
+            let start = iova.wrapping_add(done);
+            let visited =
+                visit(Piece::Remote(RemotePiece { memory: &*memory, iova: start, count, deadline }));
+            inner = self.look();
+            if access == Access::Write {
+                // In the logs that are active now: one that was started meanwhile has to tell of it.
+                inner.mark_mappings(start, count as u64);
+                inner.mark(start, count as u64);
+            }
             done += count as u64;
-            // Some of a write that has failed may have been done.
-            if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
-                log.mark(before + offset as u64, count as u64);
-            }
-            if let Err(cause) = visited {
-                failure = Some(cause);
-                break;
+            if let Err(errno) = visited {
+                return Err(self.fault(iova, length, access, FaultCause::Remote(errno)));
             }
         }
-        if access == Access::Write {
-            for log in [&inner.log, &inner.space_log].into_iter().flatten() {
-                log.mark(iova, done);
-            }
-        }
-        match failure {
-            None => Ok(()),
-            Some(cause) => Err(DmaFault { cause, ..fault() }),
-        }
+    }
+
+    fn fault(&self, iova: u64, length: u64, access: Access, cause: FaultCause) -> DmaFault {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(iova, length, %access, "DMA fault");
+        DmaFault::new(iova, length, access, cause)
     }
 
     /// Sets the device's own log, in which every write is marked from now on, instead of an earlier one. `None` removes it.

@@ -13,9 +13,9 @@ use whimbrel_uapi::device::{
 
 use super::mediators::Vendor;
 use super::{MediateCapabilities, Mediation, Mediators, Opened, PlainDevice};
-use crate::wrap::forward::forward;
+use crate::wrap::forward::{forward, make_access};
 
-use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
+use crate::driver::{AsyncDma, Context, DmaLogging, Driver, Migration, Next};
 
 /// A plain device that a vendor may mediate while it is open.
 ///
@@ -265,10 +265,20 @@ impl Driver for Mediated {
     }
 
     fn advance(&mut self, context: &Context) -> Next {
-        match &mut self.current {
+        let next = match &mut self.current {
             Some(current) => current.mediation.advance(PlainDevice { driver: &mut *self.driver, context }),
             None => self.driver.advance(context),
+        };
+        let context = self.behind(context);
+        if !self.migrates_by_region() || !context.state().is_running() {
+            return next;
         }
+        make_access(&mut *self.driver, &context).unwrap_or(next)
+    }
+
+    // With a vendor's region they are made by `advance`: a write to the region may stop the device.
+    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
+        if self.migrates_by_region() { None } else { self.driver.async_dma() }
     }
 }
 

@@ -8,9 +8,9 @@ use whimbrel_protocol::info::{Info, Region};
 use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
-use crate::wrap::forward::forward;
+use crate::wrap::forward::{advance_alone, forward};
 
-use crate::driver::{Context, DmaLogging, Driver, Migration, Next};
+use crate::driver::{AsyncDma, Context, DmaLogging, Driver, Migration, Next};
 
 /// A device with migration v2 that is offered with a migration region instead: an additional region at the index that
 /// was its `num_regions`. VFIO_DEVICE_FEATURE no longer offers migration and DMA logging.
@@ -177,7 +177,15 @@ impl Driver for MigrationRegion {
     }
 
     fn advance(&mut self, context: &Context) -> Next {
-        if self.half.may_run() { self.driver.advance(&self.half.behind(context)) } else { Next::Idle }
+        if !self.half.may_run() {
+            return Next::Idle;
+        }
+        advance_alone(&mut *self.driver, &self.half.behind(context))
+    }
+
+    // Made by `advance`: a write to the region may stop the device.
+    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
+        None
     }
 
     // What the region moves, its user moves: the device behind it has no migration and no log of its own.

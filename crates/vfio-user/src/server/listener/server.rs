@@ -278,10 +278,11 @@ impl Server {
     /// The descriptor is level-triggered. One call accepts one connection: with an edge-triggered event loop, dispatch
     /// until a poll finds the descriptor not readable.
     ///
-    /// A call waits for a client where its device, in a request or in a thread of its own, accesses memory that the
-    /// client must be asked for, or a file that may not respond. Each such access has a timeout of [five
+    /// A call waits for a client where its device, in a request or with its lock held, accesses memory that the client
+    /// must be asked for, or a file that may not respond. Each such access has a timeout of [five
     /// seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault; a client that was asked
-    /// loses its connection. Refuse such memory if other clients must not wait for it:
+    /// loses its connection. An access that the core makes for the driver ([`AsyncDma`](whimbrel_device::AsyncDma)) keeps
+    /// only a change of the migration state and a reset waiting, for up to two seconds. Refuse such memory if other clients must not wait for it:
     /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory). Files that may not respond are refused
     /// by default ([`BackendOptions::foreign_memory`](crate::BackendOptions::foreign_memory)).
     ///

@@ -119,6 +119,12 @@ impl Channel {
         &self.socket
     }
 
+    /// Returns whether a request to the client has no answer yet.
+    #[cfg(feature = "takeover")]
+    pub(super) fn is_asking(&self) -> bool {
+        !self.state.lock().asked.is_empty()
+    }
+
     /// Returns the commands that were read and not taken, and the id of the next request, so that another process can
     /// continue. No requests are sent here any more.
     #[cfg(feature = "takeover")]

@@ -72,4 +72,10 @@ impl RemoteMemory for ClientMemory {
         }
         Ok(())
     }
+
+    /// The client removes its mappings, and answers each request by those that it has. It may answer none before it has
+    /// the reply to a command of its own, which can be one that changes them.
+    fn may_outlive_mapping(&self) -> bool {
+        true
+    }
 }

@@ -95,6 +95,12 @@ impl Serving {
         self.client.channel.pending().is_over()
     }
 
+    /// Returns whether the client has not answered a request for memory.
+    #[cfg(feature = "takeover")]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.client.twin.as_ref().unwrap_or(&self.client.channel).is_asking()
+    }
+
     /// Returns the dirty log that the client has started.
     #[cfg(feature = "takeover")]
     pub(crate) fn log(&mut self) -> Option<&mut Log> {

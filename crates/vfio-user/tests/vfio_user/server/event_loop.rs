@@ -106,7 +106,7 @@ fn plain() -> Capabilities {
 }
 
 /// A thread that dispatches one server.
-fn dispatched(server: Server) -> (Stopper, JoinHandle<Served>) {
+pub(super) fn dispatched(server: Server) -> (Stopper, JoinHandle<Served>) {
     let stopper = server.stopper();
     (stopper, std::thread::spawn(move || dispatch(&[&server])[0]))
 }

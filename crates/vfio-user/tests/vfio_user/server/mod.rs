@@ -6,6 +6,7 @@ mod descriptors;
 mod event_loop;
 mod extension;
 mod hand;
+mod held_answers;
 mod hostile;
 mod memory;
 mod messages;

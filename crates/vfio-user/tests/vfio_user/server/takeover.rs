@@ -703,3 +703,28 @@ fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_
         assert_eq!(data, [round]);
     }
 }
+
+#[test]
+fn a_client_that_has_not_answered_a_request_for_memory_keeps_its_server() {
+    let mut line = Line::new();
+    let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
+    peer.agree(Backend::capabilities().twin_socket(None));
+    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
+    peer.ask(&Request::DmaMap(map)).unwrap();
+    let device = line.device().clone();
+    // A thread of the device, which holds it no longer.
+    let reading = std::thread::spawn(move || device.bus().dma().read(0, &mut [0; 4]));
+    let asked = peer.receiver.receive().unwrap().expect("a request").header.id;
+    let kept = line.take_over_with(board()).unwrap_err();
+    assert!(
+        kept.to_string().contains("the client has not answered a request for memory; try again"),
+        "{kept}"
+    );
+    assert_eq!(line.device().mig_state(), Ok(State::Running));
+    let mut out = MessageBuffer::new();
+    out.reply(asked, &Reply::DmaRead { iova: 0, data: &[0; 4] });
+    peer.sender.send(out.as_bytes(), &[]).unwrap();
+    reading.join().unwrap().unwrap();
+    line.take_over();
+    assert_eq!(peer.write(BAR, 0, b"after"), Ok(5));
+}
