@@ -31,6 +31,8 @@ pub(crate) struct Programs {
     pub(crate) whimbrel: PathBuf,
     /// Reads and writes registers.
     pub(crate) region: PathBuf,
+    /// Gives an engine jobs.
+    jobs: PathBuf,
     /// Asks the kernel lists of requests.
     pub(crate) record: PathBuf,
     /// Migrates devices over vsock.
@@ -170,50 +172,48 @@ pub(crate) fn succeeded(output: &Output) -> String {
     text
 }
 
-/// Builds the programs, once. They have a target folder of their own, as their flags differ from everyone else's.
+/// Builds the programs, once, with one command: each further one would compile the crates below with features of its own.
+/// They have a target folder of their own, as their flags differ from everyone else's, and are not optimised: that
+/// would take longer than all their runs.
 fn programs() -> &'static Programs {
     static PROGRAMS: OnceLock<Programs> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
-        let build = build(&["build", "--package", "whimbrel", "--bin", "whimbrel"]);
-        let region = build_one(&["build", "--package", "whimbrel-user", "--example", "region"], "region");
-        let record = build_one(&["build", "--package", "whimbrel-recorder"], "record");
-        let vsock = build_one(&["build", "--package", "whimbrel-engine", "--example", "vsock"], "vsock");
-        let fd_store =
-            build_one(&["build", "--package", "whimbrel-engine", "--example", "fd_store"], "fd_store");
-        let user_tests =
-            build_one(&["test", "--no-run", "--package", "whimbrel-user", "--test", "user"], "user");
-        Programs { whimbrel: build["whimbrel"].clone(), region, record, vsock, fd_store, user_tests }
+        let output = Command::new(env!("CARGO"))
+            .current_dir(root())
+            .args(["build", "--package", "whimbrel", "--bin", "whimbrel", "--package", "whimbrel-recorder"])
+            .args(["--bin", "record", "--package", "whimbrel-engine", "--example", "vsock"])
+            .args(["--example", "fd_store", "--package", "whimbrel-user", "--example", "region"])
+            .args(["--example", "jobs", "--test", "user"])
+            .args(["--locked", "--quiet", "--message-format", "json", "--target", TARGET])
+            .args(["--target-dir", "target/lab"])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_INCREMENTAL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "false")
+            .env("CARGO_PROFILE_DEV_STRIP", "true")
+            .output()
+            .unwrap();
+        let executables: BTreeMap<String, PathBuf> = succeeded(&output)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter_map(|message| {
+                let path = message["executable"].as_str()?.into();
+                Some((message["target"]["name"].as_str()?.to_string(), path))
+            })
+            .collect();
+        let built = |name: &str| executables[name].clone();
+        Programs {
+            whimbrel: built("whimbrel"),
+            region: built("region"),
+            jobs: built("jobs"),
+            record: built("record"),
+            vsock: built("vsock"),
+            fd_store: built("fd_store"),
+            user_tests: built("user"),
+        }
     })
 }
 
 /// The program that gives an engine jobs.
 pub(crate) fn jobs() -> &'static Path {
-    static JOBS: OnceLock<PathBuf> = OnceLock::new();
-    JOBS.get_or_init(|| build_one(&["build", "--package", "whimbrel-user", "--example", "jobs"], "jobs"))
-}
-
-fn build_one(arguments: &[&str], name: &str) -> PathBuf {
-    build(arguments)[name].clone()
-}
-
-/// Runs cargo and returns the executables it names.
-fn build(arguments: &[&str]) -> BTreeMap<String, PathBuf> {
-    let output = Command::new(env!("CARGO"))
-        .current_dir(root())
-        .args(arguments)
-        .args(["--release", "--locked", "--quiet", "--message-format", "json", "--target", TARGET])
-        .args(["--target-dir", "target/lab"])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
-        .env("CARGO_PROFILE_RELEASE_STRIP", "true")
-        .output()
-        .unwrap();
-    let text = succeeded(&output);
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| {
-            let path = message["executable"].as_str()?.into();
-            Some((message["target"]["name"].as_str()?.to_string(), path))
-        })
-        .collect()
+    &programs().jobs
 }
