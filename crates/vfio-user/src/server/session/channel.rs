@@ -48,6 +48,8 @@ pub(super) struct Channel {
 struct State {
     /// True while a thread reads and dispatches.
     is_read: bool,
+    /// True while the client has memory that it is asked for.
+    accepts: bool,
     /// Requests without an answer, or whose answer was not taken yet.
     asked: BTreeMap<u16, Asked>,
     next_id: u16,
@@ -117,6 +119,11 @@ impl Channel {
     /// Returns the socket.
     pub(super) fn socket(&self) -> &Sender {
         &self.socket
+    }
+
+    /// Sets whether requests to the client are accepted. Those without an answer go on.
+    pub(super) fn accept_requests(&self, accepts: bool) {
+        self.state.lock().accepts = accepts;
     }
 
     /// Returns whether a request to the client has no answer yet.
@@ -251,9 +258,11 @@ impl Channel {
         self.changed.notify_all();
     }
 
-    /// Returns whether commands were read that were not taken.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.state.lock().waiting.is_empty()
+    /// Returns whether other threads still have to do with the socket: commands were read that were not taken, or a
+    /// request has no answer yet.
+    pub(super) fn is_shared(&self) -> bool {
+        let state = self.state.lock();
+        !state.waiting.is_empty() || !state.asked.is_empty()
     }
 
     /// Returns the next command, for a serving thread that shares the socket.
@@ -288,7 +297,8 @@ impl Channel {
     }
 
     /// Sends a request to the client, and waits for its answer: the payload, or the errno in it. ETIMEDOUT without an
-    /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both.
+    /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both. EFAULT while no requests are
+    /// accepted.
     pub(super) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<Vec<u8>, Errno> {
         let command = request.command();
         let id = self.note(command)?;
@@ -313,6 +323,10 @@ impl Channel {
         let mut state = self.state.lock();
         if state.is_over {
             return Err(Errno::ENOTCONN);
+        }
+        // The mapping went after the access had found it.
+        if !state.accepts {
+            return Err(Errno::EFAULT);
         }
         // One for each thread that waits.
         let first = state.next_id;

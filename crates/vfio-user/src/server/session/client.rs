@@ -126,7 +126,7 @@ impl Client {
         let channel = self.channel.clone();
         let result = loop {
             // Between two messages: all that was executed is answered, or in `out`.
-            let served = if self.shares_socket() || channel.has_waiting() {
+            let served = if self.shares_socket() || channel.is_shared() {
                 self.serve_shared(&channel)
             } else {
                 self.serve_alone(&channel)
@@ -143,7 +143,7 @@ impl Client {
         asked.take_reason().map_or(result, Err)
     }
 
-    /// Returns whether the device's memory accesses may need the command socket.
+    /// Returns whether new accesses of the device to memory may need the command socket.
     fn shares_socket(&self) -> bool {
         self.twin.is_none() && self.mappings.as_ref().is_some_and(Mappings::has_remote)
     }
@@ -190,7 +190,7 @@ impl Client {
     /// Serves from a socket that the device's memory accesses share, from this thread or another. Breaks when the
     /// client has left.
     fn serve_shared(&mut self, channel: &Channel) -> Result<ControlFlow<End>, ServeError> {
-        while self.shares_socket() || channel.has_waiting() {
+        while self.shares_socket() || channel.is_shared() {
             if self.rests()? {
                 return Ok(ControlFlow::Break(End::Rests));
             }

@@ -20,6 +20,11 @@ impl ClientMemory {
         ClientMemory { channel, limits }
     }
 
+    /// Sets whether the client has mapped any of it. Once it has not, no access begins, whenever it found its mapping.
+    pub(super) fn set_mapped(&self, is_mapped: bool) {
+        self.channel.accept_requests(is_mapped);
+    }
+
     /// Returns the maximum bytes of one request.
     fn most(&self) -> usize {
         (self.limits.max_data_xfer_size as usize).max(1)

@@ -159,7 +159,10 @@ impl Mappings {
                 let file = FileMemory::new(file.clone(), *offset, iova, size, rights)?;
                 dma.map_remote(iova, size, rights, Arc::new(file))?;
             }
-            Behind::Client => dma.map_remote(iova, size, rights, self.memory.clone())?,
+            Behind::Client => {
+                dma.map_remote(iova, size, rights, self.memory.clone())?;
+                self.memory.set_mapped(true);
+            }
         }
         match memory {
             Behind::Client => self.remote += 1,
@@ -172,7 +175,10 @@ impl Mappings {
     /// Removes the record of an unmapped mapping.
     fn forget(&mut self, iova: u64) {
         match self.mapped.remove(&iova) {
-            Some(Mapped { memory: Behind::Client, .. }) => self.remote -= 1,
+            Some(Mapped { memory: Behind::Client, .. }) => {
+                self.remote -= 1;
+                self.memory.set_mapped(self.remote > 0);
+            }
             Some(Mapped { size, .. }) => self.bytes = self.bytes.saturating_sub(size),
             None => {}
         }
@@ -203,7 +209,10 @@ impl Mappings {
         (self.remote, self.bytes) = (0, 0);
         // Each was mapped as it is. All that there is would be one byte more than can be told.
         let mapped = std::mem::take(&mut self.mapped).into_iter();
-        mapped.filter_map(|(iova, of)| dma.unmap(iova, of.size).ok()).fold(0, u64::saturating_add)
+        let bytes =
+            mapped.filter_map(|(iova, of)| dma.unmap(iova, of.size).ok()).fold(0, u64::saturating_add);
+        self.memory.set_mapped(false);
+        bytes
     }
 
     /// Returns first address and bytes of each mapping, in ascending order.

@@ -296,6 +296,25 @@ fn what_was_read_ahead_is_executed_when_the_last_such_mapping_is_gone() {
 }
 
 #[test]
+fn the_last_such_mapping_goes_while_the_device_waits_for_it_and_commands_go_on() {
+    let mut rig = Rig::new(Way::Commands);
+    rig.memory.extend((IOVA..).zip(*b"late"));
+    for round in 0..50_u8 {
+        rig.map(IOVA, PAGE).unwrap();
+        let worker = rig.worker(IOVA, 4);
+        let asked = rig.asked();
+        let unmap = rig.peer.send(&Request::DmaUnmap(DmaUnmap::All));
+        rig.peer.answer(unmap, Command::DmaUnmap).unwrap();
+        assert_eq!(rig.peer.write(BAR, 0, &[round]), Ok(1));
+        rig.obey(&asked);
+        assert_eq!(rig.peer.read(BAR, 0, 1).unwrap(), [round]);
+        assert_eq!(worker.join().unwrap().unwrap(), b"late");
+        assert_eq!(rig.worker(IOVA, 4).join().unwrap(), Err(FaultCause::NotMapped));
+    }
+    rig.peer.leave().unwrap();
+}
+
+#[test]
 fn an_access_is_split_as_was_agreed() {
     for way in WAYS {
         let capabilities = Backend::capabilities().max_data_xfer_size(100);
