@@ -162,12 +162,11 @@ impl Accel {
 
     /// Returns the next access to memory; `None` if a slice begins.
     fn access(&mut self) -> Option<DmaAccess> {
-        let registers = &self.machine.registers;
         let access = match (self.step, self.machine.job) {
             (Step::Fetch, _) => {
                 let mut descriptor = std::mem::take(&mut self.entry);
                 descriptor.resize(size_of::<Descriptor>(), 0);
-                DmaAccess::read(registers.descriptor_iova(), descriptor)
+                DmaAccess::read(self.machine.registers.descriptor_iova(), descriptor)
             }
             (Step::Read, Some(job)) => {
                 let mut data = std::mem::take(&mut self.buffer);
@@ -177,9 +176,10 @@ impl Accel {
             (Step::Write, Some(job)) => DmaAccess::write(job.destination(), std::mem::take(&mut self.buffer)),
             (Step::Record(record), _) => {
                 let bytes = &record.as_bytes()[..offset_of!(Completion, sequence)];
-                DmaAccess::write(registers.completion_iova(), self.entry(bytes))
+                DmaAccess::write(self.machine.registers.completion_iova(), self.entry(bytes))
             }
             (Step::Sequence(record, iova), _) => {
+                self.count(&record);
                 // A guest that polls the ring must not see the sequence number before the rest of the record.
                 std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
                 DmaAccess::write(iova, self.entry(record.sequence.as_bytes()))
@@ -211,10 +211,11 @@ impl Accel {
             }
             (Step::Record(record), _) => {
                 self.entry = access.data;
-                self.count(&record);
-                let iova = access.iova + offset_of!(Completion, sequence) as u64;
-                self.step = Step::Sequence(record, iova);
-                if !is_ok {
+                if is_ok {
+                    let iova = access.iova + offset_of!(Completion, sequence) as u64;
+                    self.step = Step::Sequence(record, iova);
+                } else {
+                    self.count(&record);
                     self.completed(&record, false);
                 }
             }
@@ -272,8 +273,9 @@ impl Accel {
         self.step = Step::Record(Completion { tag, result, status, index: registers.head, sequence });
     }
 
-    /// Counts a job as completed. A guest that sees the sequence number in the ring may use the entry at once, before
-    /// the device learns that it was written.
+    /// Counts a job as completed, right before its sequence number is written. A guest that sees the number in the ring
+    /// may use the entry at once, before the device learns that it was written. Not earlier: a device that is stopped
+    /// before the number is asked for writes it at its destination.
     fn count(&mut self, record: &Completion) {
         let registers = &mut self.machine.registers;
         registers.completed = record.sequence;

@@ -2,11 +2,12 @@
 //! answers no request for memory.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use whimbrel_device::{DeviceFile, Errno, FileOffset, Next, State, WorkingDevice};
-use whimbrel_models::accel::guest::{GuestDriver, Platform, Rings};
+use whimbrel_models::accel::guest::{GuestDriver, Platform, Progress, Rings};
 use whimbrel_models::accel::{
     Accel, AccelConfig, Completion, Descriptor, REGISTER_COMPLETED, REGISTER_HEAD, REGISTER_INTERRUPT_ENABLE,
     SLICE_BYTES,
@@ -132,6 +133,16 @@ impl Machine {
     fn state(&mut self) -> u32 {
         let got = self.feature(Feature::MigDeviceState, FeatureFlags::GET, &[]).unwrap();
         u32::from_ne_bytes(got[..4].try_into().unwrap())
+    }
+
+    /// The state of the stopped device, and a copy of the memory.
+    fn saved(&mut self) -> (Vec<u8>, File) {
+        let payload = self.ask(&Request::MigDataRead { size: 1 << 20 }).unwrap();
+        let reply = Reply::parse(Command::MigDataRead, &payload, Limits::default()).unwrap();
+        let Reply::MigDataRead { data } = reply else { panic!("another reply") };
+        let file = memory(MEMORY);
+        std::os::unix::fs::FileExt::write_all_at(&file, &self.memory, 0).unwrap();
+        (data.to_vec(), file)
     }
 
     fn set_state(&mut self, state: State) -> Result<(), Errno> {
@@ -300,29 +311,58 @@ fn a_job_that_stopped_at_a_read_without_an_answer_goes_on_at_the_destination() {
     let before = Instant::now();
     machine.set_state(State::StopCopy).unwrap();
     assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
-    let payload = machine.ask(&Request::MigDataRead { size: 1 << 20 }).unwrap();
-    let Reply::MigDataRead { data: state } =
-        Reply::parse(Command::MigDataRead, &payload, Limits::default()).unwrap()
-    else {
-        panic!("another reply")
-    };
-    let file = memory(MEMORY);
-    std::os::unix::fs::FileExt::write_all_at(&file, &machine.memory, 0).unwrap();
+    let (state, memory) = machine.saved();
     // It makes nothing of the late answer.
     machine.answer();
     assert_eq!(machine.state(), State::StopCopy.number());
     machine.set_state(State::Stop).unwrap();
     assert!(machine.held.is_empty(), "a stopped device asks for memory");
 
+    goes_on(&state, &memory, driver.progress(), &job);
+}
+
+#[test]
+fn a_job_that_is_stopped_at_any_of_its_accesses_is_done_once() {
+    let job = job(0);
+    for before in 0.. {
+        let device = engine();
+        let mut driver = start(Machine::new(&device));
+        driver.submit(&job).unwrap();
+        let machine = driver.platform();
+        for _ in 0..before {
+            machine.wait_until_asked();
+            machine.answer();
+        }
+        let is_last = machine.wait_until_asked().wanted.as_ref().is_ok_and(|data| data.len() == 8);
+        // This client answers while it waits: the device stops with the access.
+        let data = [State::StopCopy.number().to_ne_bytes(), [0; 4]].concat();
+        let (feature, flags) = (Feature::MigDeviceState.number(), FeatureFlags::SET);
+        let stop = DeviceFeature { argsz: 64, feature, flags, data: &data };
+        let id = machine.peer.send(&Request::DeviceFeature(stop));
+        std::thread::sleep(Duration::from_millis(5));
+        machine.answer();
+        machine.peer.answer(id, Command::DeviceFeature).unwrap();
+        let (state, memory) = machine.saved();
+        goes_on(&state, &memory, driver.progress(), &job);
+        if is_last {
+            return;
+        }
+    }
+}
+
+/// Loads the state of a stopped engine into another one, which finishes the job.
+fn goes_on(state: &[u8], memory: &File, progress: Progress, job: &Descriptor) {
     let destination = engine().into_device();
-    destination.bus().dma().map(0, MEMORY, BOTH, FileOffset::new(file, 0)).unwrap();
+    let memory = FileOffset::new(memory.try_clone().unwrap(), 0);
+    destination.bus().dma().map(0, MEMORY, BOTH, memory).unwrap();
     let loading = destination.set_mig_state(State::Resuming).unwrap().unwrap();
     assert_eq!(loading.write(state).unwrap(), state.len());
     destination.set_mig_state(State::Running).unwrap();
     while destination.advance(Duration::ZERO) == Next::Now {}
-    let mut driver = GuestDriver::resume(destination, RINGS, driver.progress());
-    let completion = driver.take_completion().unwrap().unwrap();
-    assert!(driver.verify(&job, &completion).unwrap());
+    let mut driver = GuestDriver::resume(destination, RINGS, progress);
+    let completion = driver.take_completion().unwrap().expect("the job was lost");
+    assert!(driver.verify(job, &completion).unwrap());
+    assert_eq!(driver.read_u64(REGISTER_COMPLETED).unwrap(), 1);
 }
 
 #[test]
