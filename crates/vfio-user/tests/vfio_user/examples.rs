@@ -120,15 +120,19 @@ fn wait_for_servers(paths: &[PathBuf]) {
     }
 }
 
-/// Returns whether a server listens at a socket, which has its file a moment before. Nothing is connected to it.
+/// Returns whether a server listens at a socket, whose file may be a dead server's. Nothing is connected to it.
 fn is_listening(path: &Path) -> bool {
     // The flag __SO_ACCEPTCON of include/linux/net.h, in the fourth column.
     const LISTENS: &str = "00010000";
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
-    sockets.lines().any(|line| {
+    // It was bound under a name of its own.
+    let beside = path.with_file_name(format!(".{}.", path.file_name().unwrap().to_str().unwrap()));
+    let beside = beside.to_str().unwrap();
+    let is_bound = sockets.lines().any(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
-        columns.last().is_some_and(|last| Path::new(last) == path) && columns.get(3) == Some(&LISTENS)
-    })
+        columns.last().is_some_and(|last| last.starts_with(beside)) && columns.get(3) == Some(&LISTENS)
+    });
+    is_bound && path.exists()
 }
 
 /// Two servers of the guide's first driver, which end with this.

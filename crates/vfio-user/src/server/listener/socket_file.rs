@@ -1,12 +1,13 @@
 //! A socket with a path that others connect to. This module does not know who they are.
 
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -32,18 +33,20 @@ pub struct Listener {
 impl Listener {
     /// Creates the socket. A socket left by a dead server is replaced; any other file at the path is
     /// [`AddrInUse`](io::ErrorKind::AddrInUse).
+    ///
+    /// The file appears once the socket listens, so that a client that waits for the file can connect. Until then it has
+    /// a name of its own in the same folder, which `ss` and `/proc/net/unix` go on to show. A path that leaves no room
+    /// for such a name, in the 107 bytes of an address, appears a moment before.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref().to_path_buf();
         remove_dead(&path)?;
-        // Another process may have the socket too, and accept who was seen here: that is not waited for.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        bind(&socket, &SocketAddrUnix::new(&path)?)?;
-        // Nobody can connect before it listens, and then its mode is right.
-        let made = fs::set_permissions(&path, Permissions::from_mode(0o600))
-            .and_then(|()| Ok(listen(&socket, 16)?))
-            .and_then(|()| Ok((fs::symlink_metadata(&path)?, path.canonicalize()?)));
-        match made {
+        let socket = match listen_beside(&path) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Some(Ok(socket)) => socket,
+            // The folder's file system may have no hard links.
+            Some(Err(_)) | None => listen_at(&path)?,
+        };
+        match fs::symlink_metadata(&path).and_then(|metadata| Ok((metadata, path.canonicalize()?))) {
             Ok((metadata, absolute)) => {
                 let identity = (metadata.dev(), metadata.ino());
                 let (socket, is_anothers) = (UnixListener::from(socket), AtomicBool::new(false));
@@ -125,6 +128,47 @@ impl Drop for Listener {
     }
 }
 
+/// Creates a socket that listens at a path. Its file is removed after an error.
+fn listen_at(path: &Path) -> io::Result<OwnedFd> {
+    // Another process may have the socket too, and accept who was seen here: that is not waited for.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // Nobody can connect before it listens, and then its mode is right.
+    let made = fs::set_permissions(path, Permissions::from_mode(0o600));
+    match made.and_then(|()| Ok(listen(&socket, 16)?)) {
+        Ok(()) => Ok(socket),
+        Err(error) => {
+            let _ = fs::remove_file(path);
+            Err(error)
+        }
+    }
+}
+
+/// Creates a socket under another name, and gives it the path once it listens. `None` if there is no room for a name.
+///
+/// A process that is killed in between leaves the other name behind, which the next process with its number replaces.
+fn listen_beside(path: &Path) -> Option<io::Result<OwnedFd>> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut name = OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!(".{}-{number}", std::process::id()));
+    let beside = path.with_file_name(name);
+    SocketAddrUnix::new(&beside).ok()?;
+    Some(remove_dead(&beside).and_then(|()| listen_at(&beside)).and_then(|socket| {
+        // A link, because a file that has come to be at the path is not replaced by it.
+        let linked = fs::hard_link(&beside, path);
+        let removed = fs::remove_file(&beside);
+        match linked.and(removed) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(rustix::io::Errno::ADDRINUSE.into())
+            }
+            done => done.map(|()| socket),
+        }
+    }))
+}
+
 /// Removes a socket without a listener.
 fn remove_dead(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
@@ -154,4 +198,69 @@ pub(crate) fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn who_waits_for_the_file_is_never_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for _ in 0..200 {
+            let waiting = std::thread::spawn({
+                let path = path.clone();
+                move || {
+                    let deadline = Instant::now() + Duration::from_secs(20);
+                    while !path.exists() {
+                        assert!(Instant::now() < deadline, "no file");
+                    }
+                    UnixStream::connect(&path).map(drop)
+                }
+            });
+            let listener = Listener::bind(&path).unwrap();
+            waiting.join().unwrap().unwrap();
+            assert_eq!(names(folder.path()), ["socket"]);
+            assert_eq!(fs::symlink_metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            drop(listener);
+            assert!(names(folder.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_path_without_room_for_another_name_can_be_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = 107 - folder.path().as_os_str().len() - 1;
+        let path = folder.path().join("s".repeat(room));
+        let listener = Listener::bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn of_servers_that_come_at_once_one_gets_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for _ in 0..50 {
+            let bound = std::thread::scope(|scope| {
+                let servers: Vec<_> = (0..4).map(|_| scope.spawn(|| Listener::bind(&path))).collect();
+                servers.into_iter().map(|server| server.join().unwrap()).collect::<Vec<_>>()
+            });
+            let errors = bound.iter().filter_map(|bound| bound.as_ref().err());
+            for error in errors {
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+            }
+            assert_eq!(bound.iter().filter(|bound| bound.is_ok()).count(), 1);
+            assert!(bound.iter().flatten().all(Listener::has_file));
+            assert_eq!(names(folder.path()), ["socket"]);
+        }
+    }
 }
