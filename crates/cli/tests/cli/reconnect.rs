@@ -1,5 +1,8 @@
 //! A program whose device is served by `whimbrel serve`, which is killed, and then another one serves at the same path.
 
+#[path = "../../../vfio-user/tests/vfio_user/client/reconnect/waiting.rs"]
+mod waiting;
+
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -7,40 +10,20 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use whimbrel_engine::archive::{self, Form};
 use whimbrel_models::accel::{self, Descriptor};
 use whimbrel_user::{Device, DirtyReport, Errno, Error, IovaRange, Migratable, SavingRead, State};
-use whimbrel_vfio_user::{Client, ClientOptions, ConnectionStatus, Reconnect};
+use whimbrel_vfio_user::{Client, ConnectionStatus};
 
+use self::waiting::{LONG, connect, wait_until};
 use crate::support::{Served, plain_and_confined};
 use crate::takeover::{DATA, IOVA, LENGTH, MEMORY, Program, STATE, private, shared};
 
-/// How long anything may take that happens at once.
-const LONG: Duration = Duration::from_mins(1);
 const PAGE: u64 = 4096;
 
 fn model() -> String {
     format!("accel?state={STATE}")
-}
-
-fn connect(path: &Path, within: Duration) -> Client {
-    Client::connect(path, &ClientOptions::default().reconnect(Reconnect::within(within))).unwrap()
-}
-
-/// Waits until the client has told its owner something, and its status is as wanted.
-#[track_caller]
-fn wait_until(client: &Client, wanted: impl Fn(&Client) -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !wanted(client) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "{:?}", client.connection_status());
-        let events = client.connection_events().unwrap();
-        let timeout = Timespec::try_from(left).unwrap();
-        assert_eq!(poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout)).unwrap(), 1);
-        rustix::io::read(events, &mut [0; 8]).unwrap();
-    }
 }
 
 /// Kills a server and starts the next one, until the client is back.
@@ -370,4 +353,16 @@ fn without_a_server_in_time_the_error_names_the_socket_and_the_time() {
         drop(stopped);
         let _ = std::fs::remove_file(&path);
     }
+}
+
+#[test]
+fn a_device_whose_resets_do_something_else_to_a_migration_is_another_one() {
+    let folder = TempDir::new().unwrap();
+    let (served, path, mut client) = served(&folder);
+    drop(served);
+    let (_served, _) = Served::with(&model(), &path, &["--reset-rule", "keeps-precopy"]).unwrap();
+    wait_until(&client, |client| matches!(client.connection_status(), ConnectionStatus::Closed { .. }));
+    let error = client.info().unwrap_err().to_string();
+    let difference = "has another device (effect of a reset: keeps pre-copy; before: ends a migration)";
+    assert!(error.contains(difference), "{error}");
 }

@@ -14,6 +14,7 @@ mod hand;
 mod leaks;
 mod no_descriptors_left;
 mod reconnect_leaks;
+mod rust_vmm;
 mod sandbox;
 mod silent_files;
 #[path = "../vfio_user/server/support.rs"]
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
         sandbox::inside(what.to_str().unwrap());
     } else if let Some(folder) = asked(silent_files::file_system::FOLDER) {
         silent_files::file_system::serve(Path::new(&folder));
+    } else if let Some(path) = asked(rust_vmm::SERVES) {
+        rust_vmm::serve(Path::new(&path));
     } else if let Some(name) = asked(ALONE) {
         let (_, test) = tests().into_iter().find(|(known, _)| name == **known).expect("the name of a test");
         test();
@@ -65,6 +68,7 @@ fn tests() -> Vec<(&'static str, fn())> {
     all.extend(tests!(leaks: connections_that_are_over_leave_neither_descriptors_nor_threads));
     all.extend(tests!(channel_leaks: sessions_that_are_over_leave_neither_descriptors_nor_threads));
     all.extend(tests!(reconnect_leaks: crashes_leave_neither_descriptors_nor_threads));
+    all.extend(tests!(rust_vmm: our_client_comes_back_each_time_their_server_was_killed));
     all.extend(
         tests!(descriptor_limit: a_client_that_gives_all_the_descriptors_it_can_leaves_enough_for_the_next),
     );

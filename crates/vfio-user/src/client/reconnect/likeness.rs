@@ -3,6 +3,7 @@
 use whimbrel_protocol::MigrationFlags;
 use whimbrel_protocol::compatibility::Compatibility;
 use whimbrel_protocol::info::{Capability, DeviceCapability, Irq};
+use whimbrel_protocol::reset::ResetRule;
 use whimbrel_uapi::device::{DeviceInfoFlags, RegionInfoFlags};
 use whimbrel_user::{Device, Error, Identity, Migratable, PciIdentity, Result};
 
@@ -21,6 +22,8 @@ pub(super) struct Likeness {
     regions: Vec<Option<Region>>,
     irqs: Vec<Option<Irq>>,
     pub(super) migration_flags: MigrationFlags,
+    /// `None` if the server does not tell.
+    reset_rule: Option<ResetRule>,
     pci: Option<PciIdentity>,
     compatibility: Option<Compatibility>,
 }
@@ -67,6 +70,7 @@ impl Likeness {
             regions,
             irqs,
             migration_flags,
+            reset_rule: client.reset_rule(),
             pci,
             compatibility,
         })
@@ -110,9 +114,13 @@ impl Likeness {
                 |of: &Likeness| of.extensions.map_or("none".into(), |extensions| format!("{extensions:?}"));
             return Some(differs("migration extensions", &text(self), &text(now)));
         }
-        (self.migration_flags != now.migration_flags).then(|| {
+        if self.migration_flags != now.migration_flags {
             let text = |of: &Likeness| format!("{:#x}", of.migration_flags.bits());
-            differs("migration flags", &text(self), &text(now))
+            return Some(differs("migration flags", &text(self), &text(now)));
+        }
+        (self.reset_rule != now.reset_rule).then(|| {
+            let text = |of: &Likeness| of.reset_rule.map_or("unknown", ResetRule::text);
+            differs("effect of a reset", text(self), text(now))
         })
     }
 }
@@ -167,6 +175,7 @@ mod tests {
             regions: vec![Some(region), None],
             irqs: vec![Some(Irq::new(IrqInfoFlags::EVENTFD, 1))],
             migration_flags: MigrationFlags::STOP_COPY,
+            reset_rule: Some(ResetRule::KeepsPrecopy),
             pci: Some(PciIdentity::default()),
             compatibility: Some(Compatibility::new("accel", 1).data(*b"state=4096")),
         }
@@ -176,7 +185,7 @@ mod tests {
     fn each_difference_is_named() {
         let before = likeness();
         assert_eq!(before.difference(&likeness()), None);
-        let cases: [Case; 12] = [
+        let cases: [Case; 13] = [
             ("model: none; before: accel, state version 1", |now| now.compatibility = None),
             ("model: serial, state version 1", |now| {
                 now.compatibility = Some(Compatibility::new("serial", 1));
@@ -195,6 +204,9 @@ mod tests {
             ("interrupt index 0: none; before: 1 interrupts", |now| now.irqs.clear()),
             ("migration extensions: none", |now| now.extensions = None),
             ("migration flags: 0x0", |now| now.migration_flags = MigrationFlags::empty()),
+            ("effect of a reset: ends a migration; before: keeps pre-copy", |now| {
+                now.reset_rule = Some(ResetRule::EndsMigration);
+            }),
         ];
         for (expected, change) in cases {
             let mut now = likeness();

@@ -5,16 +5,14 @@ mod hostile;
 mod live;
 mod plain;
 mod restored;
+mod waiting;
 
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use whimbrel_vfio_user::{Backend, Client, ClientOptions, Reconnect, Served, Server, Stopper};
+use whimbrel_vfio_user::{Backend, Client, Served, Server, Stopper};
 
-/// How long anything may take that happens at once.
-const LONG: Duration = Duration::from_secs(30);
+use self::waiting::{LONG, connect, wait_until};
 
 /// A server in a thread, which can end as if it had crashed: its client is not told.
 struct Serving {
@@ -46,24 +44,6 @@ impl Drop for Serving {
         if !std::thread::panicking() {
             self.stop();
         }
-    }
-}
-
-fn connect(path: &Path, within: Duration) -> Client {
-    Client::connect(path, &ClientOptions::default().reconnect(Reconnect::within(within))).unwrap()
-}
-
-/// Waits until the client has told its owner something, and its status is as wanted.
-#[track_caller]
-fn wait_until(client: &Client, wanted: impl Fn(&Client) -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !wanted(client) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "{:?}", client.connection_status());
-        let events = client.connection_events().unwrap();
-        let timeout = Timespec::try_from(left).unwrap();
-        assert_eq!(poll(&mut [PollFd::new(&events, PollFlags::IN)], Some(&timeout)).unwrap(), 1);
-        rustix::io::read(events, &mut [0; 8]).unwrap();
     }
 }
 
