@@ -12,6 +12,7 @@ mod demo_servers;
 mod files;
 mod fsm;
 mod gate;
+mod guest_reset;
 mod hangs;
 mod lab;
 mod migration;

@@ -114,6 +114,10 @@ impl Platform for Seat {
     }
 }
 
+fn rings() -> Rings {
+    Rings::new(IOVA, IOVA + COMPLETIONS, ENTRIES)
+}
+
 /// A program that gives the device job after job and checks all of them.
 pub(crate) struct Program {
     pub(crate) driver: GuestDriver<Seat>,
@@ -136,7 +140,7 @@ impl Program {
     }
 
     fn started(seat: Seat, interrupt: EventFd) -> Program {
-        let mut driver = GuestDriver::start(seat, Rings::new(IOVA, IOVA + COMPLETIONS, ENTRIES)).unwrap();
+        let mut driver = GuestDriver::start(seat, rings()).unwrap();
         driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
         let mut program = Program { driver, interrupt, digest: 0 };
         // All of the device's state holds something.
@@ -149,6 +153,16 @@ impl Program {
         // Of the device as it was.
         let _ = self.interrupt.read();
         Program::started(self.driver.into_platform(), self.interrupt)
+    }
+
+    /// Goes on with the device behind another server, to which its state has moved.
+    pub(crate) fn moved_to(self, mut client: Client) -> Program {
+        let (progress, memory) = (self.driver.progress(), self.driver.into_platform().memory);
+        let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
+        client.map_dma(IOVA, both, DmaRegion::from(memory.clone())).unwrap();
+        client.set_irq_triggers(1, 0, &[Some(self.interrupt.as_fd())]).unwrap();
+        let seat = Seat { client, memory, longest: Duration::ZERO };
+        Program { driver: GuestDriver::resume(seat, rings(), progress), ..self }
     }
 
     /// The number of the next job, which is its tag.
@@ -190,7 +204,7 @@ impl Program {
     }
 
     /// The device's own state.
-    fn own_state(&mut self) -> Vec<u8> {
+    pub(crate) fn own_state(&mut self) -> Vec<u8> {
         let mut state = vec![0; STATE as usize];
         self.driver.platform().client.read_region(accel::STATE_REGION_INDEX, 0, &mut state).unwrap();
         state
