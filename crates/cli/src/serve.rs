@@ -106,6 +106,32 @@ struct Served {
     socket: String,
     clients: u64,
     taken_over: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved: Option<Moved>,
+}
+
+/// The part of a takeover that concerns the device.
+#[derive(Debug, Serialize)]
+struct Moved {
+    precopy_bytes: u64,
+    stopped_bytes: u64,
+    pause_ms: f64,
+}
+
+impl Moved {
+    fn of(moved: whimbrel_vfio_user::Moved) -> Moved {
+        let whimbrel_vfio_user::Moved { precopy_bytes, stopped_bytes, pause, .. } = moved;
+        Moved { precopy_bytes, stopped_bytes, pause_ms: (pause.as_secs_f64() * 1e6).round() / 1e3 }
+    }
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Moved { precopy_bytes, stopped_bytes, pause_ms } = self;
+        let (precopy, stopped) = (output::bytes(*precopy_bytes), output::bytes(*stopped_bytes));
+        let pause = output::milliseconds(*pause_ms);
+        write!(f, "{precopy} of state moved while it worked, and {stopped} in a pause of {pause}")
+    }
 }
 
 /// The source of the clients.
@@ -172,11 +198,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         }
         None => output::note(format_args!("serving {model} at {socket}{how}")),
     }
-    let whimbrel_vfio_user::Served { clients, taken_over, .. } = server
+    let whimbrel_vfio_user::Served { clients, taken_over, moved, .. } = server
         .run()
         .map_err(|error| Failure::from_io(format!("cannot continue to serve at {socket}"), &error))?;
-    if taken_over {
-        output::note(format_args!("another server has taken over {socket}"));
+    let moved = moved.map(Moved::of);
+    if let Some(moved) = &moved {
+        output::note(format_args!("another server has taken over {socket}: {moved}"));
     }
     if arguments.owned {
         drop(server);
@@ -184,7 +211,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         let _ = Path::new(&socket).parent().map(std::fs::remove_dir);
     }
     let text = format!("served {clients} clients at {socket}");
-    output.result(&Served { model: model.to_string(), socket, clients, taken_over }, text)
+    output.result(&Served { model: model.to_string(), socket, clients, taken_over, moved }, text)
 }
 
 fn options(arguments: &Arguments) -> BackendOptions {

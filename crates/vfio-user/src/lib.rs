@@ -72,7 +72,7 @@ pub use client::{
 pub use descriptors::{DescriptorError, Descriptors, MAX_FDS};
 pub use extensions::MigrationExtensions;
 #[cfg(feature = "server")]
-pub use server::{Backend, BackendOptions, Listener, ServeError, Served, Server, Stopper};
+pub use server::{Backend, BackendOptions, Listener, Moved, ServeError, Served, Server, Stopper};
 pub use socket::{Incoming, Receiver, Sender, SocketError, connection};
 #[cfg(feature = "takeover")]
 pub use takeover::{LinkError, Takeover, TakeoverError};

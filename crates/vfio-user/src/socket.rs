@@ -413,6 +413,15 @@ pub(crate) fn is_readable(descriptor: impl AsFd) -> bool {
     poll(&mut asked, Some(&Timespec::default())).is_ok_and(|count| count > 0)
 }
 
+/// Returns whether the other end of a socket has hung up, or the connection is over.
+#[cfg(feature = "server")]
+pub(crate) fn has_hung_up(socket: impl AsFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut asked = [PollFd::new(&socket, PollFlags::RDHUP)];
+    let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left)
+}
+
 /// Shuts a connection down, without keeping it open.
 #[cfg(feature = "server")]
 #[derive(Clone, Debug)]

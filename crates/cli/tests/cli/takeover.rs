@@ -123,6 +123,8 @@ pub(crate) struct Program {
     pub(crate) driver: GuestDriver<Seat>,
     interrupt: EventFd,
     digest: u64,
+    /// Bytes of the device's own state.
+    state: u64,
 }
 
 impl Program {
@@ -130,21 +132,30 @@ impl Program {
         Program::of(Client::connect(path, &ClientOptions::default()).unwrap(), memory)
     }
 
+    /// The same of a device with another size of state.
+    fn with_state(path: &Path, memory: Arc<MmapRegion>, state: u64) -> Program {
+        Program::of_state(Client::connect(path, &ClientOptions::default()).unwrap(), memory, state)
+    }
+
     /// The program of a client that has been connected for it.
-    pub(crate) fn of(mut client: Client, memory: Arc<MmapRegion>) -> Program {
+    pub(crate) fn of(client: Client, memory: Arc<MmapRegion>) -> Program {
+        Program::of_state(client, memory, STATE)
+    }
+
+    fn of_state(mut client: Client, memory: Arc<MmapRegion>, state: u64) -> Program {
         let both = DmaMapFlags::READ | DmaMapFlags::WRITE;
         client.map_dma(IOVA, both, DmaRegion::from(memory.clone())).unwrap();
         let interrupt = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         client.set_irq_triggers(1, 0, &[Some(interrupt.as_fd())]).unwrap();
-        Program::started(Seat { client, memory, longest: Duration::ZERO }, interrupt)
+        Program::started(Seat { client, memory, longest: Duration::ZERO }, interrupt, state)
     }
 
-    fn started(seat: Seat, interrupt: EventFd) -> Program {
+    fn started(seat: Seat, interrupt: EventFd, state: u64) -> Program {
         let mut driver = GuestDriver::start(seat, rings()).unwrap();
         driver.enable_interrupts(accel::INTERRUPT_COMPLETION).unwrap();
-        let mut program = Program { driver, interrupt, digest: 0 };
+        let mut program = Program { driver, interrupt, digest: 0, state };
         // All of the device's state holds something.
-        program.job(Descriptor::scramble(program.next(), 0, STATE, 1));
+        program.job(Descriptor::scramble(program.next(), 0, state, 1));
         program
     }
 
@@ -152,7 +163,7 @@ impl Program {
     pub(crate) fn set_up_again(self) -> Program {
         // Of the device as it was.
         let _ = self.interrupt.read();
-        Program::started(self.driver.into_platform(), self.interrupt)
+        Program::started(self.driver.into_platform(), self.interrupt, self.state)
     }
 
     /// Goes on with the device behind another server, to which its state has moved.
@@ -205,7 +216,7 @@ impl Program {
 
     /// The device's own state.
     pub(crate) fn own_state(&mut self) -> Vec<u8> {
-        let mut state = vec![0; STATE as usize];
+        let mut state = vec![0; self.state as usize];
         self.driver.platform().client.read_region(accel::STATE_REGION_INDEX, 0, &mut state).unwrap();
         state
     }
@@ -252,6 +263,10 @@ fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
                     let result = std::mem::replace(&mut server, next).ended();
                     assert_eq!(result["taken_over"], true);
                     assert_eq!(result["clients"], 1);
+                    let moved = &result["moved"];
+                    assert!(moved["precopy_bytes"].as_u64().unwrap() > STATE, "{result}");
+                    assert!(moved["stopped_bytes"].as_u64().unwrap() < STATE / 2, "{result}");
+                    assert!(moved["pause_ms"].as_f64().unwrap() > 0.0, "{result}");
                 }
                 waits_for(20);
             });
@@ -275,6 +290,53 @@ fn a_program_works_on_while_the_server_of_its_device_is_replaced_three_times() {
         assert!(path.exists(), "later clients come to the last server");
         Client::connect(&path, &ClientOptions::default()).unwrap();
     }
+}
+
+/// Run it with `--release`, and `--nocapture` for the figures. In a build without optimisation its states are smaller.
+#[test]
+#[ignore = "long"]
+fn the_pause_does_not_grow_with_the_state() {
+    const TAKEOVERS: usize = 7;
+    let unit: u64 = if cfg!(debug_assertions) { 1 << 20 } else { 64 << 20 };
+    let mut sizes = [(unit, Vec::new(), Vec::new()), (16 * unit, Vec::new(), Vec::new())];
+    // One after the other, so that both see the same machine.
+    for _ in 0..TAKEOVERS {
+        for (state, accesses, pauses) in &mut sizes {
+            let folder = TempDir::new().unwrap();
+            let path = socket(&folder);
+            let model = format!("accel?state={state}");
+            let old = Server::start(&[&model, "--allow-takeover", "--socket", &argument(&path)]);
+            let mut program = Program::with_state(&path, shared(), *state);
+            program.driver.platform().longest = Duration::ZERO;
+            let path = argument(&path);
+            let next = std::thread::scope(|scope| {
+                let starting = scope.spawn(|| Server::start(&[&model, "--takeover", &path]));
+                while !starting.is_finished() {
+                    program.fill();
+                }
+                starting.join().unwrap()
+            });
+            (0..20).for_each(|_| program.fill());
+            let result = old.ended();
+            assert!(result["moved"]["precopy_bytes"].as_u64().unwrap() > *state, "{result}");
+            accesses.push(program.driver.platform().longest);
+            pauses.push(result["moved"]["pause_ms"].as_f64().unwrap());
+            drop((program, next));
+        }
+    }
+    let [small, large] = sizes.map(|(state, mut accesses, mut pauses)| {
+        accesses.sort();
+        pauses.sort_by(f64::total_cmp);
+        let (first, middle, last) = (0, TAKEOVERS / 2, TAKEOVERS - 1);
+        let _ = writeln!(
+            std::io::stdout(),
+            "{state} bytes of state: pause {:.2} ms (median; {:.2} to {:.2}), longest access {:.1?} (median; {:.1?} to {:.1?})",
+            pauses[middle], pauses[first], pauses[last], accesses[middle], accesses[first], accesses[last],
+        );
+        pauses[middle]
+    });
+    // What an access waits for beside the pause is a processor, which servers and program have to share.
+    assert!(large < 1.5 * small, "{large} ms against {small} ms");
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl DeviceFile {
         Ok(())
     }
 
+    /// Returns whether the user lets the device sleep, without waking it.
+    pub fn may_sleep(&self) -> bool {
+        self.shared().lock_without_waking().power.may_sleep()
+    }
+
     /// Like [`DeviceFile::exit_low_power`], but invisible to the user: a wakeup eventfd is not signalled. Returns the
     /// arguments to let the device sleep again, here or in another process; `None` if it was not allowed to sleep.
     pub fn take_low_power(&self) -> io::Result<Option<LowPowerEntry>> {

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use whimbrel_device::{DataFile, DeviceFile, IoeventfdWrite, ResetRule, WorkingDevice};
 
 use super::foreign::{ForeignThread, ForeignThreads};
+use super::hidden_precopy::HiddenPrecopy;
 use super::log_limit::LogLimit;
 use super::screen::Screen;
 use crate::capabilities::{Capabilities, MigrationCapability, TwinSocket};
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     pub(super) not_served: LogLimit,
     /// The last data file that the device opened, for any client.
     pub(super) data_file: Mutex<Option<Arc<DataFile>>>,
+    /// The pre-copy of a takeover, if one is in it.
+    pub(super) hidden_precopy: Arc<HiddenPrecopy>,
     in_use: AtomicBool,
 }
 
@@ -173,6 +176,7 @@ impl Backend {
                 foreign_threads: ForeignThreads::default(),
                 not_served: LogLimit::default(),
                 data_file,
+                hidden_precopy: Arc::default(),
                 in_use,
             }),
         }
@@ -196,6 +200,12 @@ impl Backend {
     #[cfg(feature = "takeover")]
     pub(crate) fn offered(&self) -> &Capabilities {
         &self.shared.capabilities
+    }
+
+    /// Returns the pre-copy of a takeover, if one is in it.
+    #[cfg(feature = "takeover")]
+    pub(super) fn hidden_precopy(&self) -> &Arc<HiddenPrecopy> {
+        &self.shared.hidden_precopy
     }
 
     /// Returns the device.

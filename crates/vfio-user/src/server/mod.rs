@@ -38,6 +38,7 @@
 pub(crate) mod backend;
 mod error;
 mod foreign;
+pub(crate) mod hidden_precopy;
 pub(crate) mod listener;
 mod log_limit;
 mod refusal;
@@ -50,6 +51,7 @@ use whimbrel_device::survive_lost_memory;
 
 pub use self::backend::{Backend, BackendOptions};
 pub use self::error::ServeError;
+pub use self::listener::moved::Moved;
 pub use self::listener::server::{Served, Server, Stopper};
 pub use self::listener::socket_file::Listener;
 #[cfg(doc)]

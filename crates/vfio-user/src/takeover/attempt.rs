@@ -15,6 +15,7 @@ use whimbrel_device::Errno;
 use super::give::{Giving, Offer, Transferred, refuse};
 use super::link::{Link, LinkError};
 use super::peer::{Peer, credentials};
+use super::precopy::Precopying;
 use super::refusal::Refusal;
 use super::wire::{REST_TIMEOUT, TIMEOUT};
 use super::{TakeoverError, check_user};
@@ -31,7 +32,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// A message to the server that accepts clients.
 enum Event {
-    /// Both servers agree: the client is needed.
+    /// Both servers agree, and the device runs on: who is the client?
+    Precopy(SyncSender<Option<ClientHandle>>),
+    /// The device is about to be stopped: the client is needed.
     Agreed(SyncSender<Option<ClientHandle>>),
     /// Connections from now on may be clients of the new server.
     HandedOver,
@@ -76,6 +79,8 @@ impl Attempt {
     pub(crate) fn look(&mut self, handle: impl Fn() -> Option<ClientHandle>) -> bool {
         loop {
             match self.events.try_recv() {
+                // Whoever asked may have been stopped meanwhile.
+                Ok(Event::Precopy(reply)) => drop(reply.send(handle())),
                 Ok(Event::Agreed(reply)) => {
                     self.agreed = Some(Instant::now());
                     // Whoever asked may have been stopped meanwhile.
@@ -114,7 +119,10 @@ impl Attempt {
             if agreed.is_none() {
                 return Outcome::Kept(Refusal::Unexpected(why.into()));
             }
-            Outcome::Given(Transferred { outcome_unknown: Some(io::Error::other(why).into()) })
+            Outcome::Given(Transferred {
+                outcome_unknown: Some(io::Error::other(why).into()),
+                ..Transferred::default()
+            })
         })
     }
 }
@@ -144,6 +152,19 @@ impl Teller {
         let _ = self.sender.send(event);
         signal(&self.changed);
     }
+
+    /// Asks for the client, which must not be the process that takes over.
+    fn client(
+        &self,
+        peer: &Peer,
+        event: impl FnOnce(SyncSender<Option<ClientHandle>>) -> Event,
+    ) -> Result<Option<ClientHandle>, Refusal> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.tell(event(reply));
+        let handle = answer.recv_timeout(TIMEOUT).map_err(|_| LinkError::Stopped)?;
+        handle.iter().try_for_each(|handle| check_no_client(peer, handle))?;
+        Ok(handle)
+    }
 }
 
 impl Drop for Teller {
@@ -167,24 +188,31 @@ fn give(
         Ok(peer) => peer,
         Err(error) => return Err(refuse(&mut link, Refusal::new(Errno::EPERM, error.to_string()))),
     };
-    let giving = Giving::begin(link, peer, stop, offer)?;
-    let (reply, answer) = mpsc::sync_channel(1);
-    teller.tell(Event::Agreed(reply));
-    let Ok(handle) = answer.recv_timeout(TIMEOUT) else {
-        return Err(giving.refuse(LinkError::Stopped.into()));
-    };
-    if let Some(handle) = &handle
-        && let Err(kept) = check_no_client(&giving.peer, handle)
-    {
+    let mut giving = Giving::begin(link, peer, stop, offer)?;
+    // Before anything of the device leaves this process.
+    if let Err(kept) = teller.client(&giving.peer, Event::Precopy) {
         return Err(giving.refuse(kept));
     }
-    let mut parked =
-        match handle.map_or(Ok(None), |handle| handle.park(&giving.stop, Instant::now() + REST_TIMEOUT)) {
-            Ok(parked) => parked,
-            Err(why) => return Err(giving.refuse(why.into())),
-        };
+    let precopying = match giving.precopy() {
+        Ok(precopying) => precopying,
+        Err(kept) => return Err(giving.refuse(kept)),
+    };
+    let parked = teller.client(&giving.peer, Event::Agreed).and_then(|handle| {
+        let until = Instant::now() + REST_TIMEOUT;
+        Ok(handle.map_or(Ok(None), |handle| handle.park(&giving.stop, until))?)
+    });
+    let mut parked = match parked {
+        Ok(parked) => parked,
+        Err(kept) => {
+            // First of all the device: the new server learns of it in any case.
+            drop(precopying);
+            return Err(giving.refuse(kept));
+        }
+    };
     let handed_over = || teller.tell(Event::HandedOver);
-    let given = giving.finish(parked.as_mut().map(Parked::serving), handed_over);
+    // A client whose request waits is kept waiting since then.
+    let since = precopying.as_ref().and_then(Precopying::wanted).unwrap_or_else(Instant::now);
+    let given = giving.finish(parked.as_mut().map(Parked::serving), precopying, since, handed_over);
     if let (Ok(_), Some(parked)) = (&given, parked) {
         parked.release();
     }

@@ -2,7 +2,7 @@
 //! device of another kind is refused before the old one is stopped.
 
 use serde::{Deserialize, Serialize};
-use whimbrel_device::DeviceFile;
+use whimbrel_device::{DeviceFile, MigrationFlags};
 use whimbrel_user::{Device, Local, Version, region};
 
 use super::peer_text::short;
@@ -105,6 +105,13 @@ impl Description {
     pub(super) fn make_printable(&mut self) {
         self.name = short(&self.name);
         self.migration_region = self.migration_region.as_deref().map(short);
+    }
+
+    /// Returns whether its state can move while it runs. Migration through a region cannot be hidden from the client, which
+    /// reads the region.
+    pub(super) fn has_precopy(&self) -> bool {
+        let flags = self.migration.map(MigrationFlags::from_bits_retain);
+        flags.is_some_and(|flags| flags.contains(MigrationFlags::PRE_COPY)) && !self.has_region()
     }
 
     pub(super) fn can_migrate(&self) -> bool {

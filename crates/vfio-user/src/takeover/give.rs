@@ -1,10 +1,10 @@
-//! The old server: lets its client rest, stops its device, sends the state of both, and continues as before if the
+//! The old server: moves its device's state while the device runs, lets its client rest, stops its device, sends the state of both, and continues as before if the
 //! new server does not accept it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry};
 use whimbrel_protocol::dirty::DirtyReport;
@@ -16,6 +16,7 @@ use super::dirty_log::{each_piece, keep_dirty, mark};
 use super::link::{Link, LinkError};
 use super::peer::Peer;
 use super::peer_text::short;
+use super::precopy::Precopying;
 use super::records::{
     BatchRecord, ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, LowPowerRecord,
     MAX_MAPPINGS, MappingRecord, Number, UnreadRecord, WaitingRecord,
@@ -24,6 +25,8 @@ use super::refusal::Refusal;
 use super::stopped::{Stopped, sleep_again};
 use super::wire::{Begin, MAX_DATA, MAX_DESCRIPTORS, Message, TakeoversRecord, VERSIONS};
 use crate::message::{Header, Kind};
+use crate::server::hidden_precopy::HiddenPrecopy;
+use crate::server::listener::moved::Moved;
 use crate::server::session::dirty_log::Log;
 use crate::server::session::file_memory::Source as FileSource;
 use crate::server::session::mappings::Behind;
@@ -44,6 +47,8 @@ pub(crate) struct Offer {
     pub(crate) takeovers: Option<(OwnedFd, TakeoversRecord)>,
     /// Maximum downtime of the device.
     pub(crate) pause: Duration,
+    /// Hides pre-copy from the client.
+    pub(crate) hidden: Arc<HiddenPrecopy>,
 }
 
 /// A takeover that both sides agreed on; the device still runs.
@@ -54,14 +59,20 @@ pub(super) struct Giving {
     /// Stops this server.
     pub(super) stop: Arc<OwnedFd>,
     pub(super) device: DeviceFile,
-    offer: Offer,
+    pub(super) offer: Offer,
+    /// The agreed version.
+    pub(super) version: u32,
+    /// The number of messages sent before the offer was accepted.
+    agreed_at: u64,
+    pub(super) moved: Moved,
 }
 
 /// The outcome: the client is no longer served here, and the device does not run here.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Transferred {
     /// The new server has not confirmed that it runs the device, and this one must end.
     pub(crate) outcome_unknown: Option<LinkError>,
+    pub(crate) moved: Moved,
 }
 
 impl Giving {
@@ -90,7 +101,10 @@ impl Giving {
             pause_ms: u64::try_from(offer.pause.as_millis()).ok(),
         })?;
         match link.receive()?.message {
-            Message::Accept => Ok(Giving { link, peer, stop, device: offer.device.clone(), offer }),
+            Message::Accept => {
+                let (device, agreed_at) = (offer.device.clone(), link.sent());
+                Ok(Giving { link, peer, stop, device, offer, version, agreed_at, moved: Moved::default() })
+            }
             Message::Failed { why } => Err(Refusal::Declined(why)),
             other => Err(Refusal::Unexpected(format!("{} in reply to an offer", other.kind()))),
         }
@@ -101,25 +115,29 @@ impl Giving {
         refuse(&mut self.link, kept)
     }
 
-    /// Hands over the device, its client if it has one, and the sockets for connections. `serving` rests.
-    /// `handed_over` is called right before the device becomes the new server's.
+    /// Hands over the device, its client if it has one, and the sockets for connections. `serving` rests, since the moment
+    /// `since` or for a shorter time. `handed_over` is called right before the device becomes the new server's.
     ///
     /// After an error the device is as before, and the client's service can continue.
     pub(super) fn finish(
         mut self,
         serving: Option<&mut Serving>,
+        precopying: Option<Precopying>,
+        since: Instant,
         handed_over: impl FnOnce(),
     ) -> Result<Transferred, Refusal> {
         let mut client = serving;
         // From here on the device is stopped, or is about to.
-        self.link.limit(self.offer.pause);
-        let mut stopped = match self.stop(client.as_deref()) {
+        self.link.limit_since(since, self.offer.pause);
+        let mut stopped = match self.stop(client.as_deref(), precopying) {
             Ok(stopped) => stopped,
             Err(kept) => return Err(refuse(&mut self.link, kept)),
         };
         let sent = self.send(&mut stopped, client.as_deref_mut());
         match sent.and_then(|()| self.hand_over(handed_over)) {
-            Ok(given) => {
+            Ok(mut given) => {
+                self.moved.pause = since.elapsed();
+                given.moved = self.moved;
                 if let Some(client) = client {
                     client.set_anothers(true);
                 }
@@ -135,7 +153,7 @@ impl Giving {
     }
 
     /// Stops the device, if possible.
-    fn stop(&self, client: Option<&Serving>) -> Result<Stopped, Refusal> {
+    fn stop(&mut self, client: Option<&Serving>, precopying: Option<Precopying>) -> Result<Stopped, Refusal> {
         if !self.offer.description.can_migrate() {
             let why = "the device does not support migration";
             return Err(Refusal::new(Errno::ENOTTY, why));
@@ -150,39 +168,57 @@ impl Giving {
         let device = self.device.clone();
         // Before anything else is asked of the device, which would wake it.
         let low_power = device.take_low_power()?;
-        let mut stopped = match Stopped::look(device.clone(), low_power) {
-            Ok(stopped) => stopped,
-            Err((kept, low_power)) => {
-                sleep_again(&device, low_power);
-                return Err(kept);
-            }
-        };
         let is_asked = || {
             let why = "the client has not answered a request for memory; try again";
             let is_asked = client.is_some_and(Serving::is_asked);
             if is_asked { Err(Refusal::new(Errno::EAGAIN, why)) } else { Ok(()) }
         };
-        match stopped.stop().and_then(|()| is_asked()) {
-            Ok(()) => Ok(stopped),
+        let stop = |mut stopped: Stopped| match stopped.stop().and_then(|is_new| is_asked().map(|()| is_new))
+        {
+            Ok(is_new) => Ok((stopped, is_new)),
             Err(kept) => {
                 stopped.go_on();
                 Err(kept)
             }
+        };
+        let stopped = precopying.and_then(|precopying| precopying.stop(stop));
+        let Some(stopped) = stopped else {
+            return match Stopped::look(device.clone(), low_power) {
+                Ok(stopped) => Ok(stop(stopped)?.0),
+                Err((kept, low_power)) => {
+                    sleep_again(&device, low_power);
+                    Err(kept)
+                }
+            };
+        };
+        let (mut stopped, is_new) = match stopped {
+            Ok(stopped) => stopped,
+            Err(kept) => {
+                sleep_again(&device, low_power);
+                return Err(kept);
+            }
+        };
+        stopped.low_power = low_power;
+        // Somebody has taken the device out of pre-copy unseen.
+        if is_new && let Err(error) = self.discard() {
+            stopped.go_on();
+            return Err(error.into());
         }
+        Ok(stopped)
     }
 
     fn send(&mut self, stopped: &mut Stopped, client: Option<&mut Serving>) -> Result<(), Refusal> {
         let begin =
             Begin { state: stopped.state.number(), precopy_info_v2: self.device.has_precopy_info_v2() };
-        let before = self.link.sent();
         self.link.send(&Message::Begin(begin))?;
-        let state_bytes = self.send_state(stopped)?;
+        self.moved.stopped_bytes = self.send_state(stopped)?;
+        let state_bytes = self.moved.precopy_bytes + self.moved.stopped_bytes;
         self.send_configuration()?;
         let takeovers = self.send_set_up(stopped, client.as_deref())?;
         if let Some(client) = client {
             self.send_log(client)?;
         }
-        let messages = Some(self.link.sent() - before);
+        let messages = Some(self.link.sent() - self.agreed_at);
         self.link.send(&Message::End { state_bytes, messages, takeovers })?;
         Ok(())
     }

@@ -108,7 +108,12 @@ impl Link {
 
     /// Sets the time for all further communication.
     pub(super) fn limit(&mut self, time: Duration) {
-        self.limit.deadline = Instant::now() + time;
+        self.limit_since(Instant::now(), time);
+    }
+
+    /// Sets the time for all further communication, counted from an earlier moment.
+    pub(super) fn limit_since(&mut self, since: Instant, time: Duration) {
+        self.limit.deadline = since + time;
         self.limit.time = time;
     }
 

@@ -11,6 +11,22 @@
 //! A takeover is refused for a device that is being migrated, for one that cannot migrate, and for one whose client has
 //! received a region's file, which refers to the old process's memory.
 //!
+//! # Pre-copy
+//!
+//! The pause must not grow with the state. So the old server brings a device in RUNNING that supports PRE_COPY to that
+//! state, and sends what it yields while the client works. It stops the device once almost nothing is left, several rounds
+//! have left about as much as before, or ten minutes have passed; what is left then moves in the pause.
+//!
+//! The client sees RUNNING meanwhile. A request that would show or end pre-copy (a SET of the migration state or of
+//! VFIO_PRECOPY_INFO_REINIT, low power, a reset) waits: the device is stopped at once, and the new server executes the
+//! request. If the takeover fails, the old one does, in RUNNING. The pause of such a client counts from its request on. A
+//! client that has hung up does not wait: its request ends pre-copy, is executed, and the takeover starts over.
+//!
+//! Without pre-copy everything moves in the pause: if the device does not support it, sleeps, or is not in RUNNING; if it
+//! migrates through a region, which the client reads; and by version 1 of the protocol. A device that fails in pre-copy
+//! starts over that way. In pre-copy nothing has been decided yet: if either server gives up or dies, the device is in
+//! RUNNING again.
+//!
 //! # Ownership of the device
 //!
 //! The old server stops the device and sends everything; the new one loads it, prepares to run it, and sends READY.
@@ -32,8 +48,8 @@
 //! # Timeouts
 //!
 //! On the old server a takeover has a separate thread, and only the client that is handed over waits for it. A
-//! message has a timeout of ten seconds, the agreement twenty, the client's rest seven, and all work while the device
-//! is stopped [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute deadlines, which a peer
+//! message has a timeout of ten seconds, the agreement twenty, pre-copy ten minutes, the client's rest seven, and all work
+//! while the device is stopped [`Server::takeover_pause`](crate::Server::takeover_pause) together: absolute deadlines, which a peer
 //! cannot extend byte by byte. A call into a driver is not interrupted. Stopping the server ends everything.
 //!
 //! # Permission
@@ -53,11 +69,12 @@
 //!
 //! | old | new |
 //! |---|---|
-//! | | request: the versions that it speaks (1 is this one) |
+//! | | request: the versions that it speaks, of which the old one chooses: 2, or 1, which lacks precopy and discard |
 //! | offer: the version, what the device is, device and inode of the file of the clients' socket, and of that for takeovers with both paths if there is one; the device's maximum downtime | |
 //! | | accept, or failed |
+//! | with pre-copy: precopy: the device runs; state, any number of times; discard, if that state is void | failed, at any time |
 //! | begin: the device is stopped, and was in this state | |
-//! | state, any number of times; configuration; descriptors, any number of times | |
+//! | state, any number of times, after that of pre-copy if it is valid; configuration; descriptors, any number of times | |
 //! | interrupts, ioeventfds | |
 //! | with a client: client, mappings, waiting (commands), unread (bytes), log, dirty | |
 //! | end: the bytes of the state, and the number of the socket for takeovers | |
@@ -65,7 +82,7 @@
 //! | handover | |
 //! | | running, or failed |
 //!
-//! The end contains the number of messages before it, from begin on. In place of each of its messages the old server
+//! The end contains the number of messages before it, from the acceptance on. In place of each of its messages the old server
 //! may send abort. Unknown keys are ignored. A peer's texts are made printable when they are received.
 
 mod attempt;
@@ -74,11 +91,14 @@ mod describe;
 mod dirty_log;
 mod give;
 mod link;
+mod order;
 mod outcome;
 mod peer;
 mod peer_text;
+mod precopy;
 mod records;
 mod refusal;
+mod rounds;
 mod stopped;
 mod take;
 mod wire;
@@ -100,7 +120,7 @@ use self::link::Link;
 pub use self::link::LinkError;
 pub(crate) use self::refusal::Refusal;
 pub(crate) use self::wire::{COMMAND, TakeoversRecord};
-use self::wire::{Message, REST_TIMEOUT, TIMEOUT, VERSIONS};
+use self::wire::{Message, PRECOPY_TIMEOUT, PRECOPY_VERSION, REST_TIMEOUT, TIMEOUT, VERSIONS};
 #[cfg(doc)]
 use crate::server::Server;
 use crate::server::backend::Backend;
@@ -245,6 +265,8 @@ pub struct Takeover {
     clients: At,
     takeovers: Option<At>,
     offered: Description,
+    /// The agreed version of the protocol.
+    version: u32,
     pause: Duration,
 }
 
@@ -265,7 +287,7 @@ impl Takeover {
                 other => break other?,
             }
         };
-        let Message::Offer { device, socket, takeovers, pause_ms, .. } = offer else {
+        let Message::Offer { version, device, socket, takeovers, pause_ms } = offer else {
             return Err(TakeoverError::Wrong(format!("unexpected {} in reply to the request", offer.kind())));
         };
         let from_bytes = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
@@ -278,7 +300,7 @@ impl Takeover {
             _ => return Err(TakeoverError::Path(path)),
         };
         let pause = pause_ms.map_or(PAUSE, Duration::from_millis).min(MAX_PAUSE);
-        Ok(Takeover { link, clients, takeovers, offered: *device, pause })
+        Ok(Takeover { link, clients, takeovers, offered: *device, version, pause })
     }
 
     fn ask(path: &Path, deadline: Instant) -> Result<(Link, Message), TakeoverError> {
@@ -314,10 +336,18 @@ impl Takeover {
 
     /// Loads the device into the backend's, and takes its client and the sockets.
     pub(crate) fn take_into(mut self, backend: &Backend) -> Result<TakenOver, TakeoverError> {
-        // One message to begin with, the client's rest, the pause, and one message to end with.
-        self.link.limit(2 * TIMEOUT + REST_TIMEOUT + self.pause);
+        let precopy = if self.version >= PRECOPY_VERSION { PRECOPY_TIMEOUT } else { Duration::ZERO };
+        // One message to begin with, pre-copy, the client's rest, the pause, and one message to end with.
+        self.link.limit(2 * TIMEOUT + precopy + REST_TIMEOUT + self.pause);
         let own = Description::of(backend.device())?;
-        let taken = take::take(&mut self.link, &self.offered, &own, backend, self.takeovers.is_some())?;
+        let terms = take::Terms {
+            version: self.version,
+            pause: self.pause,
+            offered: &self.offered,
+            own: &own,
+            has_takeovers: self.takeovers.is_some(),
+        };
+        let taken = take::take(&mut self.link, terms, backend)?;
         let listener = |socket, (path, identity): At| {
             let listener = Listener::taken(socket, path, identity);
             if !taken.is_told {

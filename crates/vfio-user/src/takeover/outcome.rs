@@ -54,7 +54,7 @@ impl Giving {
                         return self.lost(&mut source, error);
                     }
                 }
-                Ok(SourceAction::Release) => return Ok(Transferred { outcome_unknown: None }),
+                Ok(SourceAction::Release) => return Ok(Transferred::default()),
                 Ok(SourceAction::RunHere) => return Err(Refusal::Declined(why)),
                 Ok(_) => {}
                 Err(error) => return self.lost(&mut source, LinkError::Malformed(error.to_string())),
@@ -88,7 +88,7 @@ impl Giving {
                     break;
                 };
                 match source.receive(message) {
-                    Ok(SourceAction::Release) => return Ok(Transferred { outcome_unknown: None }),
+                    Ok(SourceAction::Release) => return Ok(Transferred::default()),
                     Ok(SourceAction::RunHere) => return Err(Refusal::Declined(why)),
                     _ => listens = false,
                 }
@@ -101,7 +101,7 @@ impl Giving {
                 return Err(Refusal::Died(self.peer.pid));
             }
             if is_readable(&self.stop) {
-                return Ok(Transferred { outcome_unknown: Some(why) });
+                return Ok(Transferred { outcome_unknown: Some(why), ..Transferred::default() });
             }
             let now = Instant::now();
             if now >= next_warning {

@@ -1,7 +1,7 @@
-//! A device that is stopped for a handover, and resumed if that fails.
+//! A device that is stopped for a handover, maybe after pre-copy, and resumed if that fails.
 
 use whimbrel_device::{DeviceFile, Errno, LowPowerEntry, State};
-use whimbrel_user::{DataFile, Device};
+use whimbrel_user::{DataFile, Device, Error};
 
 use super::describe::adapted;
 use super::refusal::Refusal;
@@ -42,13 +42,38 @@ impl Stopped {
         }
     }
 
-    pub(super) fn stop(&mut self) -> Result<(), Refusal> {
+    /// Brings the device, which runs, to PRE_COPY. After an error it runs, if it can.
+    pub(super) fn precopy(&mut self) -> whimbrel_user::Result<()> {
+        let opened = self.adapted.go_to(State::PreCopy).and_then(|opened| {
+            let name = self.device.name();
+            opened.ok_or_else(|| Error::unusable(name, "no data session was opened for PRE_COPY"))
+        });
+        match opened {
+            Ok(data) => {
+                self.data = Some(data);
+                Ok(())
+            }
+            Err(error) => {
+                if self.adapted.state().is_ok_and(State::is_precopy) {
+                    self.adapted.go_to(State::Running)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Stops the device. Returns whether that has opened a data session: one of pre-copy goes on.
+    pub(super) fn stop(&mut self) -> Result<bool, Refusal> {
         // While it runs: what was signalled before is done, and what comes from now on is the new server's.
         self.device
             .pause_signals()
             .map_err(|errno| Refusal::new(errno, "cannot pause the client's eventfds"))?;
-        self.data = self.adapted.go_to(State::StopCopy)?;
-        Ok(())
+        let opened = self.adapted.go_to(State::StopCopy)?;
+        let is_new = opened.is_some();
+        if is_new {
+            self.data = opened;
+        }
+        Ok(is_new)
     }
 
     /// Restores the device.

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use rustix::net::sockopt::socket_acceptconn;
 use whimbrel_device::{DeviceFile, LowPowerEntry, State};
@@ -15,6 +16,7 @@ use super::configuration;
 use super::describe::{Description, adapted};
 use super::dirty_log::{mark, new_log};
 use super::link::Link;
+use super::order::{Action, Order, Part};
 use super::peer_text::short;
 use super::records::{
     ClientRecord, DirtyRecord, InUseRecord, IoeventfdRecord, LogRecord, MappingRecord, NoDescriptor, Pool,
@@ -43,9 +45,12 @@ struct Arrival {
     adapted: Box<dyn Device>,
     /// Maximum bytes of one message of the client.
     most_bytes: usize,
+    order: Order,
     begin: Option<Begin>,
     data: Option<DataFile>,
     state_bytes: u64,
+    /// The part of them that came while the device worked on the old server.
+    precopy_bytes: u64,
     configuration: Option<Vec<u8>>,
     pool: Pool,
     interrupts: Option<InUseRecord>,
@@ -58,11 +63,21 @@ struct Arrival {
     before: Vec<u8>,
     /// The number of the socket for takeovers, once everything has arrived.
     takeovers: Option<u32>,
-    has_ended: bool,
     /// The number of messages received.
     messages: u64,
     /// The parts of the client received so far.
     snapshot: Snapshot,
+}
+
+/// The terms that both servers have agreed on.
+pub(super) struct Terms<'a> {
+    pub(super) version: u32,
+    /// The device's maximum downtime.
+    pub(super) pause: Duration,
+    pub(super) offered: &'a Description,
+    pub(super) own: &'a Description,
+    /// True if there is a socket for takeovers only.
+    pub(super) has_takeovers: bool,
 }
 
 /// The state that was taken, with a stopped device.
@@ -99,10 +114,8 @@ impl From<NoDescriptor> for TakeoverError {
 /// Takes the device, and its resources, into the backend's.
 pub(super) fn take(
     link: &mut Link,
-    offered: &Description,
-    own: &Description,
+    Terms { version, pause, offered, own, has_takeovers }: Terms<'_>,
     backend: &Backend,
-    has_takeovers: bool,
 ) -> Result<Taken, TakeoverError> {
     let mut destination = Destination::new();
     let turn = match check(offered, own, backend) {
@@ -113,7 +126,7 @@ pub(super) fn take(
     let loaded = link
         .send(&Message::Accept)
         .map_err(TakeoverError::from)
-        .and_then(|()| receive(link, offered, backend))
+        .and_then(|()| receive(link, version, pause, offered, backend))
         .and_then(|arrival| arrival.load(backend, turn, has_takeovers));
     let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
     taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
@@ -165,27 +178,43 @@ fn discard(device: &DeviceFile) -> Result<(), String> {
     }
 }
 
-fn receive(link: &mut Link, offered: &Description, backend: &Backend) -> Result<Arrival, TakeoverError> {
-    let mut arrival = Arrival::new(backend)?;
-    while !arrival.has_ended {
+fn receive(
+    link: &mut Link,
+    version: u32,
+    pause: Duration,
+    offered: &Description,
+    backend: &Backend,
+) -> Result<Arrival, TakeoverError> {
+    let mut arrival = Arrival::new(version, backend)?;
+    while !arrival.order.has_ended() {
+        let was_stopped = arrival.begin.is_some();
         let received = link.receive()?;
         arrival.take(received.message, received.data, received.descriptors, offered.has_region())?;
         arrival.messages += 1;
+        if arrival.begin.is_some() && !was_stopped {
+            // The device stands from here on, whatever time pre-copy has left.
+            link.limit(pause + TIMEOUT);
+        }
     }
+    let (device, precopy_bytes) = (backend.device().name(), arrival.precopy_bytes);
+    let stopped_bytes = arrival.state_bytes - precopy_bytes;
+    tracing::info!(device, precopy_bytes, stopped_bytes, "the device's state has arrived");
     Ok(arrival)
 }
 
 impl Arrival {
-    fn new(backend: &Backend) -> Result<Arrival, TakeoverError> {
+    fn new(version: u32, backend: &Backend) -> Result<Arrival, TakeoverError> {
         let device = backend.device().clone();
         let limits = Limits::new(backend.offered().max_data_xfer_size);
         Ok(Arrival {
             adapted: adapted(&device)?,
             device,
             most_bytes: limits.message(),
+            order: Order::new(version),
             begin: None,
             data: None,
             state_bytes: 0,
+            precopy_bytes: 0,
             configuration: None,
             pool: Pool::default(),
             interrupts: None,
@@ -195,7 +224,6 @@ impl Arrival {
             unread: [None, None],
             before: Vec::new(),
             takeovers: None,
-            has_ended: false,
             messages: 0,
             snapshot: Snapshot::new(backend),
         })
@@ -211,54 +239,67 @@ impl Arrival {
         if !descriptors.is_empty() && !matches!(message, Message::Descriptors) {
             return Err(wrong("descriptors with a message that cannot have any"));
         }
-        match (message, self.data.is_some()) {
-            (Message::Abort { why, .. }, _) => return Err(TakeoverError::Refused(why)),
-            (Message::Begin(begin), false) if self.begin.is_none() => {
-                self.begin = Some(begin);
+        if let Message::Abort { why, .. } = message {
+            return Err(TakeoverError::Refused(why));
+        }
+        let in_precopy = self.order.is_in_precopy();
+        let unexpected = |message: &Message| wrong(format!("unexpected {} message", message.kind()));
+        match self.order.take(Part::of(&message)).ok_or_else(|| unexpected(&message))? {
+            Action::Resume => {
                 let data = self.adapted.go_to(State::Resuming)?;
                 self.data =
                     Some(data.ok_or_else(|| wrong("the new device opened no data session for RESUMING"))?);
             }
-            (Message::State { ends }, true) => {
+            Action::Reset => {
+                self.data = None;
+                discard(&self.device).map_err(|why| wrong(format!("cannot start over: {why}")))?;
+                (self.state_bytes, self.precopy_bytes) = (0, 0);
+            }
+            Action::Load => {
                 let file = self.data.as_mut().ok_or_else(|| wrong("device state without a session"))?;
-                if in_transactions {
-                    file.write_piece(data, ends)?;
-                } else {
-                    file.write_all(data)?;
+                match &message {
+                    Message::State { ends } if in_transactions => file.write_piece(data, *ends)?,
+                    _ => file.write_all(data)?,
                 }
                 self.state_bytes += data.len() as u64;
+                self.precopy_bytes += if in_precopy { data.len() as u64 } else { 0 };
             }
-            (Message::Configuration, true) if self.configuration.is_none() => {
+            Action::Continue | Action::Keep | Action::Finish => {}
+        }
+        match message {
+            Message::Begin(begin) => self.begin = Some(begin),
+            Message::Precopy | Message::Discard | Message::State { .. } => {}
+            Message::Configuration if self.configuration.is_none() => {
                 self.configuration = Some(data.to_vec());
             }
-            (Message::Descriptors, true) => {
+            Message::Descriptors => {
                 if self.pool.len() + descriptors.len() > MAX_DESCRIPTORS {
                     return Err(wrong("too many descriptors"));
                 }
                 self.pool.add(descriptors);
             }
-            (Message::Interrupts(record), true) if self.interrupts.is_none() => {
+            Message::Interrupts(record) if self.interrupts.is_none() => {
                 self.interrupts = Some(record);
             }
-            (Message::Ioeventfds { list }, true) if self.ioeventfds.is_empty() => self.ioeventfds = list,
-            (Message::Client(record), true) if self.client.is_none() => self.client = Some(*record),
-            (Message::Mappings { list }, true) if self.client.is_some() => {
+            Message::Ioeventfds { list } if self.ioeventfds.is_empty() => self.ioeventfds = list,
+            Message::Client(record) if self.client.is_none() => self.client = Some(*record),
+            Message::Mappings { list } if self.client.is_some() => {
                 self.mappings.extend(list);
                 if self.mappings.len() > MAX_DESCRIPTORS {
                     return Err(wrong("too many mappings"));
                 }
             }
-            (Message::Log(record), true) if self.client.is_some() && self.snapshot.log.is_none() => {
+            Message::Log(record) if self.client.is_some() && self.snapshot.log.is_none() => {
                 self.log(record)?;
             }
-            (Message::Dirty(record), true) => self.dirty(record, data)?,
-            (Message::More, true) => {
+            Message::Dirty(record) => self.dirty(record, data)?,
+            Message::More => {
                 if self.before.len() + data.len() > self.most_bytes + MAX_DATA {
                     return Err(wrong("a message of the client exceeds the size limit"));
                 }
                 self.before.extend_from_slice(data);
             }
-            (Message::Unread(record), true) => {
+            Message::Unread(record) => {
                 let place = &mut self.unread[usize::from(record.twin)];
                 if place.is_some() {
                     return Err(wrong("duplicate unread data"));
@@ -267,8 +308,8 @@ impl Arrival {
                 bytes.extend_from_slice(data);
                 *place = Some((record, bytes));
             }
-            (Message::Waiting(record), true) => self.waiting(record, data)?,
-            (Message::End { state_bytes, messages, takeovers }, true) => {
+            Message::Waiting(record) => self.waiting(record, data)?,
+            Message::End { state_bytes, messages, takeovers } => {
                 let came = self.messages;
                 if let Some(messages) = messages.filter(|messages| *messages != came) {
                     return Err(wrong(format!("received {came} of {messages} messages")));
@@ -278,9 +319,8 @@ impl Arrival {
                     return Err(wrong(format!("received {came} of {state_bytes} bytes of device state")));
                 }
                 self.takeovers = takeovers;
-                self.has_ended = true;
             }
-            (other, _) => return Err(wrong(format!("unexpected {} message", other.kind()))),
+            other => return Err(unexpected(&other)),
         }
         Ok(())
     }

@@ -19,8 +19,11 @@ use crate::message::Limits;
 /// The command of all these messages: far from those of the specification.
 pub(crate) const COMMAND: u16 = 0x5754;
 
-/// The protocol versions that this build supports.
-pub(super) const VERSIONS: [u32; 1] = [1];
+/// The protocol versions that this build supports, the preferred one first.
+pub(super) const VERSIONS: [u32; 2] = [PRECOPY_VERSION, 1];
+
+/// The first version in which the state moves while the device runs.
+pub(super) const PRECOPY_VERSION: u32 = 2;
 
 /// Timeout of one message, from the start of the wait until it is complete.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +31,9 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that the client's serving thread may take to rest. Longer than the timeout of a device's access to the
 /// client's memory, and short enough to tell the new server.
 pub(crate) const REST_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Time that the device's state may move while it runs. The rest moves once it is stopped.
+pub(super) const PRECOPY_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Maximum data of one message in bytes.
 pub(super) const MAX_DATA: usize = 1 << 20;
@@ -67,7 +73,11 @@ pub(super) enum Message {
     },
     /// New: accepts the offer.
     Accept,
-    /// Old: the device is stopped. Its complete state follows.
+    /// Old, from version 2 on: the device's state follows while the device runs.
+    Precopy,
+    /// Old, from version 2 on: the state sent so far is void, and the device starts over.
+    Discard,
+    /// Old: the device is stopped. Its complete state follows, or the rest of it.
     Begin(Begin),
     /// Old: the next bytes of the device's state.
     State {
@@ -98,9 +108,9 @@ pub(super) enum Message {
     More,
     /// Old: the end of the state.
     End {
-        /// Bytes of the device's state.
+        /// Bytes of the device's state, without those that are void.
         state_bytes: u64,
-        /// The number of messages from the beginning to this one, without it.
+        /// The number of messages from the acceptance to this one, without both.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         messages: Option<u64>,
         /// The socket for takeovers only, if there is one.
@@ -126,6 +136,8 @@ impl Message {
             Message::Request { .. } => "request",
             Message::Offer { .. } => "offer",
             Message::Accept => "accept",
+            Message::Precopy => "precopy",
+            Message::Discard => "discard",
             Message::Begin(_) => "begin",
             Message::State { .. } => "state",
             Message::Configuration => "configuration",
@@ -190,6 +202,8 @@ mod tests {
     fn a_message_is_named_in_errors_as_on_the_wire() {
         let messages = [
             Message::Accept,
+            Message::Precopy,
+            Message::Discard,
             Message::State { ends: true },
             Message::Ioeventfds { list: vec![] },
             Message::Mappings { list: vec![] },

@@ -292,11 +292,16 @@ fn recorded(kind: usize) -> &'static [Recorded] {
         let serving = std::thread::spawn(move || server.run());
         let client = (kind == OF_A_CLIENT).then(|| client(&path));
         let newcomer = UnixStream::connect(&path).unwrap();
-        send(&newcomer, &message(&request(1), &[]), &[]);
+        // Of a device with pre-copy by the version that has it, the others by the first.
+        send(&newcomer, &message(&request(if kind == 0 { 2 } else { 1 }), &[]), &[]);
         send(&newcomer, &message(r#"{"message":"accept"}"#, &[]), &[]);
+        let (bytes, fds) = all_until(&newcomer, |bytes| {
+            let tail = &bytes[bytes.len().saturating_sub(1 << 10)..];
+            String::from_utf8_lossy(tail).contains(r#""message":"end""#)
+        });
         send(&newcomer, &message(r#"{"message":"failed","why":"it was enough"}"#, &[]), &[]);
         newcomer.shutdown(Shutdown::Write).unwrap();
-        let (bytes, fds) = all_of(&newcomer);
+        all_of(&newcomer);
         let mut sockets = SOCKET..;
         let kinds: Vec<u8> = fds
             .iter()
@@ -328,7 +333,8 @@ fn recorded(kind: usize) -> &'static [Recorded] {
 /// What a new server begins with; most often as it should.
 fn request(how: u8) -> String {
     match how % 8 {
-        0..=3 => r#"{"message":"request","versions":[1]}"#.into(),
+        0 | 1 => r#"{"message":"request","versions":[1]}"#.into(),
+        2 | 3 => r#"{"message":"request","versions":[2]}"#.into(),
         4 => r#"{"message":"request","versions":[0,4294967295]}"#.into(),
         5 => r#"{"message":"request","versions":[]}"#.into(),
         6 => r#"{"message":"request"}"#.into(),
@@ -415,6 +421,11 @@ fn send(mut stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
 
 /// All that comes, and its descriptors.
 fn all_of(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
+    all_until(stream, |_| false)
+}
+
+/// All that comes until it is enough, and its descriptors.
+fn all_until(stream: &UnixStream, is_enough: impl Fn(&[u8]) -> bool) -> (Vec<u8>, Vec<OwnedFd>) {
     let (mut bytes, mut fds) = (Vec::new(), Vec::new());
     loop {
         let mut buffer = [0; 16 << 10];
@@ -428,7 +439,7 @@ fn all_of(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
             }
         }
         bytes.extend_from_slice(&buffer[..got]);
-        if got == 0 {
+        if got == 0 || is_enough(&bytes) {
             return (bytes, fds);
         }
     }

@@ -1,5 +1,6 @@
 //! The server at a path: accepts connections and decides how to handle each.
 
+pub(crate) mod moved;
 mod poller;
 pub(super) mod server;
 pub(crate) mod socket_file;

@@ -13,6 +13,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::event::{EventfdFlags, eventfd};
 use whimbrel_device::Errno;
 
+use super::moved::Moved;
 use super::poller::{FIRST_TOKEN, Poller, Token};
 use super::socket_file::Listener;
 use super::spare::{Spare, is_exhausted};
@@ -122,6 +123,8 @@ pub struct Served {
     pub clients: u64,
     /// True if another process serves the device from now on, with the socket and the client.
     pub taken_over: bool,
+    /// The figures of that takeover: the state that has moved, and the pause.
+    pub moved: Option<Moved>,
 }
 
 /// The end of a server, for each call after it.
@@ -177,8 +180,9 @@ impl ServerState {
         self.next_token - 1
     }
 
-    fn served(&self, taken_over: bool) -> Served {
-        Served { clients: self.clients, taken_over }
+    /// Returns the outcome: with `moved` another process has taken over.
+    fn served(&self, moved: Option<Moved>) -> Served {
+        Served { clients: self.clients, taken_over: moved.is_some(), moved }
     }
 }
 
@@ -368,7 +372,7 @@ impl Server {
         let ready = self.poller.ready(way == Way::Threads)?;
         let is_ready = |token: Token| ready.contains(&token);
         if is_ready(STOP) {
-            return Ok(ControlFlow::Break(state.served(false)));
+            return Ok(ControlFlow::Break(state.served(None)));
         }
         if is_ready(CHANGED) {
             // A counter that is read twice is empty the second time.
@@ -512,8 +516,8 @@ impl Server {
 #[cfg(feature = "takeover")]
 impl Server {
     fn place(&self) -> Place<'_> {
-        let Server { listener, stop, changed, .. } = self;
-        Place { device: self.backend.device(), clients: listener, stop, changed }
+        let Server { backend, listener, stop, changed, .. } = self;
+        Place { backend, clients: listener, stop, changed }
     }
 
     /// Checks the takeover under way; `None` if nothing has changed.
@@ -528,7 +532,7 @@ impl Server {
                 if let Some(gone) = self.remove_client(state) {
                     gone.join();
                 }
-                ended.map(|()| ControlFlow::Break(state.served(true)))
+                ended.map(|moved| ControlFlow::Break(state.served(Some(moved))))
             }
         })
     }
@@ -546,7 +550,7 @@ impl Server {
                 if let Some(gone) = self.remove_client(state) {
                     gone.join();
                 }
-                ended.map(|()| state.served(true))
+                ended.map(|moved| state.served(Some(moved)))
             }
         }
     }
@@ -557,7 +561,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let mut state = std::mem::replace(self.state.get_mut(), ServerState::new(None));
-        let served = state.served(false);
+        let served = state.served(None);
         if let Err(error) = self.end_takeover(&mut state, Ok(served)) {
             tracing::warn!(path = %self.path().display(), %error, "server dropped during a takeover");
         }

@@ -7,9 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use whimbrel_device::{DeviceFile, Errno};
+use whimbrel_device::Errno;
 
+use super::moved::Moved;
 use super::socket_file::Listener;
+use crate::server::backend::Backend;
 use crate::server::log_limit::LogLimit;
 use crate::server::session::client_handle::ClientHandle;
 use crate::takeover::{
@@ -47,7 +49,7 @@ pub(super) struct UnderWay {
 
 /// The server that is taken over.
 pub(super) struct Place<'a> {
-    pub(super) device: &'a DeviceFile,
+    pub(super) backend: &'a Backend,
     pub(super) clients: &'a Listener,
     pub(super) stop: &'a Arc<OwnedFd>,
     pub(super) changed: &'a Arc<OwnedFd>,
@@ -60,7 +62,7 @@ pub(super) enum Found {
     /// The device stays, and everything is as before.
     Stays,
     /// The device belongs to another process.
-    Gone(io::Result<()>),
+    Gone(io::Result<Moved>),
 }
 
 impl Takeovers {
@@ -144,12 +146,13 @@ impl Takeovers {
             Ok::<_, io::Error>((listener.as_fd().try_clone_to_owned()?, record))
         });
         Ok(Offer {
-            device: place.device.clone(),
+            device: place.backend.device().clone(),
             description: description.ok_or_else(|| Refusal::new(Errno::ENOTTY, why))?,
             clients: place.clients.as_fd().try_clone_to_owned()?,
             identity: place.clients.identity(),
             takeovers: takeovers.transpose()?,
             pause: self.pause,
+            hidden: place.backend.hidden_precopy().clone(),
         })
     }
 
@@ -168,12 +171,12 @@ impl Takeovers {
 
     /// Waits for the end of the takeover under way, once the server is told to stop. `None` without a takeover, or if
     /// the device stays.
-    pub(super) fn end(&self, under_way: &mut UnderWay, clients: &Listener) -> Option<io::Result<()>> {
+    pub(super) fn end(&self, under_way: &mut UnderWay, clients: &Listener) -> Option<io::Result<Moved>> {
         let ended = under_way.attempt.take()?;
         self.ended(ended.end(), clients)
     }
 
-    fn ended(&self, outcome: Outcome, clients: &Listener) -> Option<io::Result<()>> {
+    fn ended(&self, outcome: Outcome, clients: &Listener) -> Option<io::Result<Moved>> {
         let listeners = || [clients].into_iter().chain(&self.listener);
         match outcome {
             Outcome::Kept(why) => {
@@ -184,9 +187,13 @@ impl Takeovers {
                 }
                 None
             }
-            Outcome::Given(Transferred { outcome_unknown }) => {
+            Outcome::Given(Transferred { outcome_unknown, moved }) => {
                 listeners().for_each(Listener::leave_file);
-                Some(outcome_unknown.map_or(Ok(()), |why| Err(io::Error::other(OutcomeUnknown(why)))))
+                if outcome_unknown.is_none() {
+                    let Moved { precopy_bytes, stopped_bytes, pause } = moved;
+                    tracing::info!(path = %clients.path().display(), precopy_bytes, stopped_bytes, ?pause, "taken over");
+                }
+                Some(outcome_unknown.map_or(Ok(moved), |why| Err(io::Error::other(OutcomeUnknown(why)))))
             }
         }
     }

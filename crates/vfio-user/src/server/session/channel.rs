@@ -233,6 +233,11 @@ impl Channel {
         }
     }
 
+    /// Puts back a command that was taken, as the next one.
+    pub(super) fn put_back(&self, command: Waiting) {
+        self.state.lock().waiting.put_back(command);
+    }
+
     /// Returns whether another thread reads the socket at the moment. It wakes the serving thread afterwards.
     pub(super) fn is_read(&self) -> bool {
         self.state.lock().is_read

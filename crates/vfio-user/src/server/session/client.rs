@@ -5,6 +5,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use whimbrel_device::{Compatibility, DeviceFile, Errno, IoeventfdWrite, ResetRule};
 
@@ -27,13 +28,18 @@ use crate::message::{
 use crate::server::backend::Shared;
 use crate::server::error::ServeError;
 use crate::server::foreign::ForeignThread;
-use crate::socket::{Incoming, SocketError};
+use crate::server::hidden_precopy::Meaning;
+use crate::socket::{Incoming, SocketError, has_hung_up};
 
 /// Maximum bytes of replies to send together, beside the last one.
 const BATCH: usize = 64 * 1024;
 
+/// Time that a command which waits for a takeover waits before it is tried again.
+const MOMENT: Duration = Duration::from_millis(2);
+
 /// The server's record of its client. The client's setup ends with it; the device's state stays.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, each of which can be true without the others")]
 pub(super) struct Client {
     pub(super) backend: Arc<Shared>,
     /// The command socket.
@@ -63,6 +69,8 @@ pub(super) struct Client {
     pub(super) state_channel: Option<StateChannel>,
     /// True if the command under execution gets a reply.
     pub(super) replies: bool,
+    /// True if the next command waits until a takeover has left pre-copy.
+    pub(super) waits_for_takeover: bool,
 }
 
 /// The end of a client's service.
@@ -103,6 +111,7 @@ impl Client {
             words: Vec::new(),
             state_channel: None,
             replies: true,
+            waits_for_takeover: false,
         }
     }
 
@@ -182,6 +191,9 @@ impl Client {
                 self.flush()?;
                 return Err(error);
             }
+            if self.waits_for_takeover {
+                break;
+            }
             receiver.set_limits(self.limits());
         }
         Ok(ControlFlow::Continue(()))
@@ -196,6 +208,7 @@ impl Client {
             }
             // The next command may wait for the client, and that one for these.
             self.flush()?;
+            self.wait_for_takeover();
             let Waiting { header, payload, descriptors } = match channel.next(self.rest.as_deref()) {
                 Next::Command(command) => command,
                 Next::Rest => continue,
@@ -209,6 +222,18 @@ impl Client {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Gives a takeover, if the next command waits for it, a moment to stop the device. A client that has hung up does
+    /// not wait: a server that serves the next one may be waiting for this.
+    fn wait_for_takeover(&mut self) {
+        if std::mem::take(&mut self.waits_for_takeover) {
+            let hidden = &self.backend.hidden_precopy;
+            hidden.wait(MOMENT);
+            if has_hung_up(self.channel.socket()) {
+                hidden.end_now(self.device());
+            }
+        }
     }
 
     /// Tells the client why reading from it ends, if possible.
@@ -237,6 +262,21 @@ impl Client {
         let Kind::Command { no_reply } = header.kind else {
             unasked(&header);
             return Ok(ControlFlow::Continue(()));
+        };
+        let hidden;
+        let _entered = match Meaning::of(header.command, payload) {
+            Meaning::Nothing | Meaning::Shows => None,
+            Meaning::Ends => {
+                hidden = self.backend.hidden_precopy.clone();
+                let entered = hidden.enter();
+                if entered.is_none() {
+                    tracing::debug!(id = header.id, command = header.command_name(), "waits for a takeover");
+                    self.waits_for_takeover = true;
+                    self.channel.put_back(Waiting { header, payload: payload.to_vec(), descriptors });
+                    return Ok(ControlFlow::Continue(()));
+                }
+                entered
+            }
         };
         self.replies = !no_reply;
         let before = self.out.len();

@@ -9,15 +9,14 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::rest::Rest;
 use super::serving::Serving;
 #[cfg(feature = "takeover")]
 use crate::server::signal::signal;
-use crate::socket::Sender as Socket;
 #[cfg(feature = "takeover")]
 use crate::socket::is_readable;
+use crate::socket::{Sender as Socket, has_hung_up};
 
 /// Interval at which a thread that waits for a client to rest checks whether the server is stopped.
 #[cfg(feature = "takeover")]
@@ -73,9 +72,7 @@ impl ClientHandle {
 
     /// Returns whether the client has hung up, or its connection is over.
     pub(super) fn has_left(&self) -> bool {
-        let mut asked = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        poll(&mut asked, Some(&Timespec::default())).is_ok() && asked[0].revents().intersects(left)
+        has_hung_up(&self.socket)
     }
 
     /// Brings the client to rest until the deadline. `None` if it leaves; after an error its service continues.

@@ -46,6 +46,7 @@ impl Client {
     }
 
     pub(super) fn mig_get_precopy_info(&mut self, id: u16, asked: &PrecopyInfo) -> Result<(), Errno> {
-        migration_data::precopy_info(&*self.data_file()?, id, asked, &mut self.out)
+        let hidden = &self.backend.hidden_precopy;
+        migration_data::precopy_info(&*self.data_file()?, hidden, id, asked, &mut self.out)
     }
 }

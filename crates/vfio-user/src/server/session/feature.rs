@@ -13,6 +13,7 @@ use super::mappings::Mappings;
 use super::plain;
 use super::process::{Caller, SECOND};
 use crate::message::{Command, DeviceFeature, Kind, LoggingReport, LoggingStart, Reply};
+use crate::server::hidden_precopy::Meaning;
 
 const HEAD: usize = DeviceFeature::FIXED as usize;
 /// Maximum bytes of a GET: more than any feature has.
@@ -63,7 +64,12 @@ impl Client {
         let room = if is_get { (argsz as usize).min(ROOM) } else { 0 };
         memory.resize(memory.len().max(room), 0);
         let mut caller = Caller { memory, ..Caller::default() };
+        let hidden = self.backend.hidden_precopy.clone();
+        let shown = (Meaning::of_feature(feature, request.flags) == Meaning::Shows).then(|| hidden.shown());
         self.device().ioctl(VFIO_DEVICE_FEATURE.number(), 0, &mut caller)?;
+        if let Some(shown) = shown {
+            shown.show(feature, &mut caller.memory[HEAD..]);
+        }
         if let Some(data_file) = caller.data_file {
             self.begin_session(data_file);
         }

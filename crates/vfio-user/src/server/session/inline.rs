@@ -103,6 +103,8 @@ impl Inline {
                     // Another thread takes what arrives, and wakes this one. The socket stays watched meanwhile: to add
                     // it again could exceed the limit on watched descriptors.
                     false if channel.is_read() => EventFlags::ET,
+                    // And none is executed before the next one, which waits.
+                    false if client.waits_for_takeover => EventFlags::ET,
                     false => EventFlags::IN,
                 };
                 (

@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::process::Caller;
 use crate::message::{Command, Kind, MessageBuffer, Reply};
+use crate::server::hidden_precopy::HiddenPrecopy;
 
 /// Reads up to `size` bytes from the driver, directly into the reply.
 ///
@@ -65,15 +66,21 @@ pub(super) fn write(
     Ok(())
 }
 
-/// VFIO_MIG_GET_PRECOPY_INFO, checked by the data file itself.
+/// VFIO_MIG_GET_PRECOPY_INFO, checked by the data file itself. Of a device whose pre-copy is a takeover's, which the client
+/// does not see, the answer is that of one in RUNNING.
 pub(super) fn precopy_info(
     data_file: &DataFile,
+    hidden: &HiddenPrecopy,
     id: u16,
     asked: &PrecopyInfo,
     out: &mut MessageBuffer,
 ) -> Result<(), Errno> {
     let mut caller = Caller { memory: asked.as_bytes().to_vec(), ..Caller::default() };
-    data_file.ioctl(VFIO_MIG_GET_PRECOPY_INFO.number(), 0, &mut caller)?;
+    match data_file.ioctl(VFIO_MIG_GET_PRECOPY_INFO.number(), 0, &mut caller) {
+        // The session of this file is over in any case.
+        Err(Errno::ENODEV) if hidden.is_on() => return Err(Errno::EINVAL),
+        other => other?,
+    };
     let message = out.begin(id, Command::MigGetPrecopyInfo.number(), Kind::Reply);
     out.put(&caller.memory);
     out.finish(message);

@@ -58,6 +58,13 @@ impl Queue {
         Ok(())
     }
 
+    /// Puts back a command that was taken, as the next one.
+    pub(super) fn put_back(&mut self, command: Waiting) {
+        self.bytes += command.bytes();
+        self.descriptors += command.descriptors();
+        self.commands.push_front(command);
+    }
+
     pub(super) fn pop(&mut self) -> Option<Waiting> {
         let command = self.commands.pop_front()?;
         self.bytes -= command.bytes();

@@ -19,7 +19,7 @@ const RESTS: u8 = 2;
 pub(in crate::server) struct Rest(AtomicU8);
 
 impl Rest {
-    /// True if the thread must rest.
+    /// Tells the thread that it must rest.
     #[cfg(feature = "takeover")]
     pub(super) fn want(&self) {
         self.0.store(WANTED, Ordering::Release);

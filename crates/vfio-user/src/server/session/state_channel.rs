@@ -155,7 +155,9 @@ impl Service {
                 migration_data::read(data_file, self.extensions.read_end, id, size, out)
             }
             Request::MigDataWrite { data } => migration_data::write(data_file, id, data, out),
-            Request::MigGetPrecopyInfo(asked) => migration_data::precopy_info(data_file, id, &asked, out),
+            Request::MigGetPrecopyInfo(asked) => {
+                migration_data::precopy_info(data_file, &self.backend.hidden_precopy, id, &asked, out)
+            }
             _ => Err(Errno::ENOTTY),
         }
     }

@@ -35,6 +35,7 @@ impl Client {
 
     fn steps(&mut self) -> Result<Step, ServeError> {
         let channel = self.channel.clone();
+        self.waits_for_takeover = false;
         for _ in 0..MAX_MESSAGES {
             self.flush()?;
             // A client that takes no answers is not asked for more commands.
@@ -55,6 +56,10 @@ impl Client {
             if let std::ops::ControlFlow::Break(error) = next {
                 self.flush()?;
                 return Err(error);
+            }
+            if self.waits_for_takeover {
+                // Its stop, or its end, wakes the loop.
+                return Ok(Step::Idle);
             }
         }
         Ok(Step::More)

@@ -40,9 +40,14 @@ impl Hand {
 
     /// As [`Hand::connect`], over connections that are made elsewhere.
     pub(crate) fn asking(connect: impl Fn() -> UnixStream) -> Hand {
+        Hand::speaking(&[1, 77], connect)
+    }
+
+    /// As [`Hand::asking`], by a server that speaks these versions.
+    pub(crate) fn speaking(versions: &[u32], connect: impl Fn() -> UnixStream) -> Hand {
         loop {
             let mut hand = Hand::new(connect());
-            hand.say(&json!({"message": "request", "versions": [1, 77]}));
+            hand.say(&json!({"message": "request", "versions": versions}));
             hand.first = hand.hear();
             if hand.first.is_some() {
                 return hand;

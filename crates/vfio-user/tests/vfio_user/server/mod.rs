@@ -19,4 +19,5 @@ mod takeover_by_hand;
 mod takeover_faults;
 mod takeover_limits;
 mod takeover_permission;
+mod takeover_precopy;
 mod text;

@@ -1,13 +1,17 @@
 //! A server that takes over from another, as the client of both sees it: not at all.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use tempfile::TempDir;
 use whimbrel_device::{DeviceFile, Errno, IoeventfdWrite, IrqAction, IrqData, ResetRule, State, WriteWidth};
 use whimbrel_models::{Model, accel};
@@ -31,7 +35,7 @@ pub(crate) struct Line {
     folder: TempDir,
     pub(crate) backend: Backend,
     pub(crate) stopper: Stopper,
-    thread: Option<JoinHandle<std::io::Result<Served>>>,
+    pub(crate) thread: Option<JoinHandle<std::io::Result<Served>>>,
 }
 
 pub(crate) fn board() -> Backend {
@@ -50,10 +54,31 @@ impl Line {
 
     /// A first server with these settings.
     pub(crate) fn of(backend: Backend, set: impl FnOnce(Server) -> Server) -> Line {
+        Line::run_by(backend, set, |server| server.run())
+    }
+
+    /// A first server that an event loop dispatches, and counts how often.
+    pub(crate) fn dispatched(backend: Backend, count: Arc<AtomicU64>) -> Line {
+        Line::run_by(backend, Server::allow_takeover, move |server| {
+            loop {
+                poll(&mut [PollFd::new(&server, PollFlags::IN)], None).unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                if let ControlFlow::Break(served) = server.dispatch()? {
+                    return Ok(served);
+                }
+            }
+        })
+    }
+
+    fn run_by(
+        backend: Backend,
+        set: impl FnOnce(Server) -> Server,
+        run: impl FnOnce(Server) -> std::io::Result<Served> + Send + 'static,
+    ) -> Line {
         let folder = TempDir::new().unwrap();
         let server = set(Server::bind(folder.path().join("socket"), backend.clone()).unwrap());
         let stopper = server.stopper();
-        let thread = Some(std::thread::spawn(move || server.run()));
+        let thread = Some(std::thread::spawn(move || run(server)));
         Line { folder, backend, stopper, thread }
     }
 
@@ -118,7 +143,12 @@ pub(crate) fn set_msi(peer: &mut Peer, signal: &Signal) {
     set_irqs(peer, IrqSetFlags::DATA_EVENTFD | IrqSetFlags::ACTION_TRIGGER, MSI, signal);
 }
 
-fn feature(peer: &mut Peer, feature: Feature, flags: FeatureFlags, data: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(crate) fn feature(
+    peer: &mut Peer,
+    feature: Feature,
+    flags: FeatureFlags,
+    data: &[u8],
+) -> Result<Vec<u8>, Errno> {
     let argsz = 8 + data.len().max(4096) as u32;
     let request = DeviceFeature { argsz, feature: feature.number(), flags, data };
     let answer = peer.ask(&Request::DeviceFeature(request))?;
@@ -128,12 +158,12 @@ fn feature(peer: &mut Peer, feature: Feature, flags: FeatureFlags, data: &[u8]) 
     }
 }
 
-fn set_state(peer: &mut Peer, state: State) -> Result<(), Errno> {
+pub(crate) fn set_state(peer: &mut Peer, state: State) -> Result<(), Errno> {
     let data = [state.number().to_ne_bytes(), (-1_i32).to_ne_bytes()].concat();
     feature(peer, Feature::MigDeviceState, FeatureFlags::SET, &data).map(drop)
 }
 
-fn state(peer: &mut Peer) -> u32 {
+pub(crate) fn state(peer: &mut Peer) -> u32 {
     let data = feature(peer, Feature::MigDeviceState, FeatureFlags::GET, &[0; 8]).unwrap();
     u32::from_ne_bytes(*data.first_chunk().unwrap())
 }

@@ -142,7 +142,7 @@ fn garbage_in_place_of_any_message_of_a_new_server_changes_nothing() {
     hand.sender.send(&raw(0, COMMAND, 16, &u32::MAX.to_ne_bytes()), &[]).unwrap();
     while hand.hear().is_some() {}
     let mut hand = Hand::new(UnixStream::connect(line.path()).unwrap());
-    hand.say(&json!({"message": "request", "versions": [0, 2]}));
+    hand.say(&json!({"message": "request", "versions": [0, 3]}));
     assert!(hand.hear().is_none_or(|said| kind(&said) == "abort"));
     watcher.sees_nothing();
 }
