@@ -25,6 +25,7 @@ mod serve;
 mod state;
 mod support;
 mod takeover;
+mod takeover_builds;
 mod targets;
 mod users;
 mod vfio_user;

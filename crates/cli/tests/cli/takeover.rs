@@ -35,14 +35,18 @@ const ENTRIES: u32 = 64;
 const LONG: Duration = Duration::from_secs(10);
 
 /// A server in a process of its own.
-struct Server {
+pub(crate) struct Server {
     child: Child,
-    told: String,
+    pub(crate) told: String,
 }
 
 impl Server {
-    fn start(arguments: &[&str]) -> Server {
-        let mut command = command(["serve", "--json"].iter().chain(arguments));
+    pub(crate) fn start(arguments: &[&str]) -> Server {
+        Server::of(command(["serve", "--json"].iter().chain(arguments)))
+    }
+
+    /// The server that a command starts.
+    pub(crate) fn of(mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
@@ -61,7 +65,7 @@ impl Server {
     }
 
     /// Waits until it ends by itself, and returns its result.
-    fn ended(mut self) -> Value {
+    pub(crate) fn ended(mut self) -> Value {
         let status = self.child.wait().unwrap();
         let mut stderr = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -128,7 +132,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn new(path: &Path, memory: Arc<MmapRegion>) -> Program {
+    pub(crate) fn new(path: &Path, memory: Arc<MmapRegion>) -> Program {
         Program::of(Client::connect(path, &ClientOptions::default()).unwrap(), memory)
     }
 
@@ -232,7 +236,7 @@ pub(crate) fn private() -> Arc<MmapRegion> {
     Arc::new(MmapRegion::new(MEMORY as usize).unwrap())
 }
 
-fn socket(folder: &TempDir) -> PathBuf {
+pub(crate) fn socket(folder: &TempDir) -> PathBuf {
     folder.path().canonicalize().unwrap().join("socket")
 }
 
