@@ -28,6 +28,7 @@ mod signals;
 mod size;
 mod state;
 mod target;
+mod unreachable_fault;
 mod usage;
 mod worker;
 

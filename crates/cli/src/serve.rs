@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::size;
 use crate::target::parse_model;
+use crate::unreachable_fault;
 
 /// Serve a model as a vfio-user device
 ///
@@ -161,8 +162,12 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
             .hint("without --sandbox the server runs with all of your permissions")
     })?;
     let device = model
-        .open_with_faults(model.to_string(), faults)
+        .open_with_faults(model.to_string(), faults.clone())
         .map_err(|error| Failure::new(format!("'{model}' cannot be served: {error}")))?;
+    // A device that migrates through a region has none.
+    if let Ok(flags) = device.migration_flags() {
+        unreachable_fault::check(&faults, flags)?;
+    }
     let backend = Backend::with(device, options);
     let rule = backend.device().reset_rule();
     if arguments.reset_rule.is_some_and(|wanted| wanted != rule) {

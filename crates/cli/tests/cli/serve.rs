@@ -77,6 +77,16 @@ fn a_served_model_misbehaves_as_it_is_told_to() {
 }
 
 #[test]
+fn a_fault_of_an_arc_that_the_model_does_not_take_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = argument(&folder.path().join("socket"));
+    let refused =
+        whimbrel(["serve", "accel", "--socket", &path, "--fault", "arc RUNNING->STOP: EIO once"]).failed();
+    refused.says(&["arc RUNNING->STOP: EIO once", "can never happen", "whimbrel fsm"]);
+    assert!(!folder.path().join("socket").exists());
+}
+
+#[test]
 fn the_effect_of_a_reset_is_chosen_by_the_server_and_shown_by_probe() {
     let rules: [(&[&str], _, _); 3] = [
         (&[], "ends_migration", "ends a migration"),
