@@ -502,14 +502,25 @@ impl Server {
         let rest = Some(Arc::default());
         match way {
             Way::Threads => {
-                // So that its thread looks now and then whether it is to rest.
-                stream.set_read_timeout(Some(LOOK))?;
+                // So that its thread looks now and then whether it is to rest. A timer for each read costs a little.
+                if self.may_be_taken_over() {
+                    stream.set_read_timeout(Some(LOOK))?;
+                }
                 let ready = Ready::new(self.backend.device().name())?;
                 state.current = Some(Current::Threaded(ready.serve(Serving::begin(turn, stream, rest))));
             }
             Way::Dispatch => self.serve_inline(state, Serving::begin(turn, stream, rest)),
         }
         Ok(())
+    }
+
+    /// Returns whether a client's thread may have to rest.
+    fn may_be_taken_over(&self) -> bool {
+        #[cfg(feature = "takeover")]
+        let may_be = self.takeovers.is_allowed || self.takeovers.listener.is_some();
+        #[cfg(not(feature = "takeover"))]
+        let may_be = false;
+        may_be
     }
 }
 
