@@ -205,6 +205,10 @@ impl Function {
 
     /// Sets whether the device has a cause for an interrupt on the INTx line.
     pub fn set_line(&mut self, asserted: bool) {
+        // Most accesses find the line low and leave it so.
+        if !asserted && !self.asserted {
+            return;
+        }
         self.asserted = asserted;
         self.show_line();
     }
