@@ -243,7 +243,9 @@ impl Shared {
             return Ok(0);
         }
         let written = core.driver.write_region(&core.context, index, offset, &data[..count])?;
-        self.notify_worker();
+        if core.driver.has_work() {
+            self.notify_worker();
+        }
         Ok(written.min(count))
     }
 

@@ -212,6 +212,15 @@ pub trait Driver: Send {
         let _ = context;
         Next::Idle
     }
+
+    /// Returns whether the device may have something to do in [`Driver::advance`]. Called after a write to a region: only
+    /// if it returns true, the default, a waiting [`Worker`](crate::Worker) is woken, which costs more than most writes.
+    ///
+    /// Return false only if the last call of `advance` would still have the same result. After a reset, a state change
+    /// and at the time of [`Next::At`] the worker calls `advance` in any case.
+    fn has_work(&self) -> bool {
+        true
+    }
 }
 
 /// The time of a device's next [`Driver::advance`].
@@ -220,9 +229,9 @@ pub trait Driver: Send {
 pub enum Next {
     /// At once: work remains.
     Now,
-    /// At this time ([`Context::now`]), or after the next request.
+    /// At this time ([`Context::now`]), or after a request that may have given the device work ([`Driver::has_work`]).
     At(Duration),
-    /// After the next request.
+    /// After a request that may have given the device work.
     Idle,
 }
 

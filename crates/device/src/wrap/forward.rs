@@ -142,6 +142,11 @@ macro_rules! method {
             self.$driver.advance(context)
         }
     };
+    ($driver:ident has_work) => {
+        fn has_work(&self) -> bool {
+            self.$driver.has_work()
+        }
+    };
 }
 
 pub(super) use {forward, method};

@@ -187,6 +187,65 @@ fn a_workers_clock_runs_on_from_the_time_given_by_hand() {
     assert!(calls.lock().is_sorted_by_key(|(_, _, time)| *time));
 }
 
+/// A driver with work after a write of anything but 0.
+struct Sparing(Calls, bool);
+
+impl Driver for Sparing {
+    fn info(&self) -> Info {
+        Info::new(DeviceInfoFlags::RESET).num_regions(1)
+    }
+
+    fn region(&self, _index: u32) -> Result<Region, Errno> {
+        Ok(Region::new(RegionInfoFlags::WRITE, 8))
+    }
+
+    fn write_region(&mut self, context: &Context, _: u32, _: u64, data: &[u8]) -> Result<usize, Errno> {
+        self.0.lock().push(("write_region", context.state(), context.now()));
+        self.1 = data != [0];
+        Ok(data.len())
+    }
+
+    fn reset(&mut self, _: &Context) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn advance(&mut self, context: &Context) -> Next {
+        self.0.lock().push(("advance", context.state(), context.now()));
+        self.1 = false;
+        Next::Idle
+    }
+
+    fn has_work(&self) -> bool {
+        self.1
+    }
+}
+
+#[test]
+fn a_worker_is_woken_by_writes_that_give_the_device_work_and_by_a_reset() {
+    let calls = Calls::default();
+    let device = DeviceFile::new("sparing", |_| Sparing(calls.clone(), false));
+    let _worker = Worker::start(device.clone()).unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let advances = || calls.lock().iter().filter(|(call, ..)| *call == "advance").count();
+    let wait_for = |count| {
+        while advances() < count {
+            assert!(Instant::now() < deadline, "the worker sleeps");
+            std::thread::yield_now();
+        }
+    };
+    wait_for(1);
+    for _ in 0..100 {
+        device.write_region(0, 0, &[0]).unwrap();
+    }
+    // A worker that one of them has woken would have advanced the device before this one lets it.
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(advances(), 1);
+    device.write_region(0, 0, &[1]).unwrap();
+    wait_for(2);
+    device.reset().unwrap();
+    wait_for(3);
+}
+
 #[test]
 fn a_device_that_is_dropped_is_closed_if_it_was_open() {
     let (device, calls) = open(None);

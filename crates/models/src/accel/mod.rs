@@ -430,6 +430,11 @@ impl Driver for Accel {
             None => Next::Idle,
         }
     }
+
+    /// Whatever a write has changed, only jobs are work: background changes follow the time alone.
+    fn has_work(&self) -> bool {
+        self.signal_again || self.step != Step::Begin || self.machine.registers.has_work()
+    }
 }
 
 impl LowPower for Accel {

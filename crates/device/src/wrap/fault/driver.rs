@@ -78,7 +78,7 @@ impl fmt::Debug for Faulty {
 impl Driver for Faulty {
     forward!(inner: open_device, close_device, info, region, irq, read_region, write_region, doorbells, mmap);
     forward!(inner: bus_reset, low_power, bus_master, dma_buf, zpci_errors, graphics, advance, compatibility);
-    forward!(inner: can_reset_in_precopy, async_dma);
+    forward!(inner: can_reset_in_precopy, has_work, async_dma);
 
     fn reset(&mut self, context: &Context) -> Result<(), Errno> {
         self.pass_reset()?;

@@ -280,6 +280,11 @@ impl Driver for Mediated {
     fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
         if self.migrates_by_region() { None } else { self.driver.async_dma() }
     }
+
+    fn has_work(&self) -> bool {
+        // A vendor's part may have work of its own, and a write to its region may let the device run.
+        self.current.is_some() || self.driver.has_work()
+    }
 }
 
 impl fmt::Debug for Mediated {

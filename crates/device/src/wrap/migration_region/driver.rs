@@ -188,6 +188,11 @@ impl Driver for MigrationRegion {
         None
     }
 
+    // A write to the region may let the device run.
+    fn has_work(&self) -> bool {
+        true
+    }
+
     // What the region moves, its user moves: the device behind it has no migration and no log of its own.
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
