@@ -335,8 +335,8 @@ impl DeviceFile {
     /// VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET: brings the device to `to` and returns the data file if the
     /// last step opened a session.
     ///
-    /// It waits for the device's access to memory in flight ([`AsyncDma`](crate::AsyncDma)) unless the device goes on
-    /// in RUNNING or PRE_COPY; EBUSY, in the same state, if a write does not end within two seconds.
+    /// On the way to any state but RUNNING and PRE_COPY it waits for the device's access to memory in flight
+    /// ([`AsyncDma`](crate::AsyncDma)); EBUSY, in the same state, if a write does not end within two seconds.
     ///
     /// A request for the current state succeeds and does nothing. If an arc fails, the device stays in the last state
     /// reached, or is in ERROR: query it with [`DeviceFile::mig_state`]. A failed request leaves an open data file
@@ -346,7 +346,7 @@ impl DeviceFile {
         let Core { walk, driver, context, in_flight, .. } = &mut *core;
         let from = context.state();
         let opened = is_settled.and_then(|()| walk.to(to, &mut **driver, context));
-        in_flight.arrive(context.state());
+        in_flight.arrive(from, context.state());
         self.shared.notify_worker();
         let session = walk.session();
         let now = context.state();

@@ -43,9 +43,10 @@ impl InFlight {
         self.generation += 1;
     }
 
-    /// Follows the device to a state, in which the driver may have forgotten its access.
-    pub(super) fn arrive(&mut self, state: State) {
-        if !is_free(state) {
+    /// Follows the device from a state to another, in which the driver may have forgotten its access. A request that
+    /// has failed tells the driver of nothing.
+    pub(super) fn arrive(&mut self, from: State, to: State) {
+        if from != to && !is_free(to) {
             self.forget();
         }
     }
@@ -93,7 +94,8 @@ impl Shared {
     /// EBUSY if a write does not end in time: nothing can take it back. A read is forgotten.
     pub(super) fn active_for_state(&self, to: State) -> (Active<'_>, Result<(), Errno>) {
         let mut active = self.active();
-        if is_free(to) && is_free(active.context.state()) {
+        // No way to such a state leads through one that an access must not reach.
+        if is_free(to) || !active.walk.leads(active.context.state(), to) {
             return (active, Ok(()));
         }
         let is_write = active.in_flight.access == Some(Access::Write);
@@ -113,7 +115,10 @@ impl Shared {
     fn wait_for_access(&self, active: &mut Active<'_>, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         active.in_flight.waiting += 1;
+        // The end of the access would put the device to sleep before it has served this request.
+        active.power.begin_request();
         while active.in_flight.access.is_some() && !self.wait_settled(active, deadline) {}
+        active.power.end_request();
         active.in_flight.waiting -= 1;
     }
 }

@@ -56,6 +56,11 @@ impl Walk {
         if self.session_open && self.session == session { Ok(()) } else { Err(Errno::ENODEV) }
     }
 
+    /// Returns whether arcs lead from a state to another one.
+    pub(super) fn leads(&self, from: State, to: State) -> bool {
+        from != to && self.flags().is_ok_and(|flags| fsm::next(flags, from, to).is_some())
+    }
+
     /// Executes the arcs to `to`, one after the other, and returns the session that the last one opened.
     pub(super) fn to(
         &mut self,

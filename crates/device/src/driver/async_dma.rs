@@ -72,8 +72,9 @@ pub trait AsyncDma {
     /// Takes the access back, with its result. [`Driver::advance`](crate::Driver::advance) is called next.
     ///
     /// Meanwhile the device may have served requests that make the access pointless: tell it by
-    /// [`DmaAccess::tag`]. Before a reset, and before the device leaves RUNNING or PRE_COPY, the core waits for the
-    /// access. It is not taken back if it does not end in time: a driver that is reset or leaves these states
-    /// forgets it, and returns it from [`AsyncDma::next_access`] again if the device still needs it when it runs.
+    /// [`DmaAccess::tag`]. Before a reset, and before an arc on the way to any state but RUNNING and PRE_COPY, the core
+    /// waits for the access. It is not taken back if it does not end in time: a driver that is reset, or arrives in
+    /// such a state, forgets it, and returns it from [`AsyncDma::next_access`] again if the device still needs it when
+    /// it runs.
     fn access_done(&mut self, context: &Context, access: DmaAccess, result: Result<(), DmaFault>);
 }

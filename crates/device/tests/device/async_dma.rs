@@ -72,6 +72,33 @@ impl Driver for Copier {
     }
 }
 
+/// A copier that cannot migrate.
+struct NoMigration(Copier);
+
+impl Driver for NoMigration {
+    fn info(&self) -> Info {
+        self.0.info()
+    }
+
+    fn region(&self, index: u32) -> Result<Region, Errno> {
+        self.0.region(index)
+    }
+
+    fn write_region(
+        &mut self,
+        context: &Context,
+        index: u32,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<usize, Errno> {
+        self.0.write_region(context, index, offset, data)
+    }
+
+    fn async_dma(&mut self) -> Option<&mut dyn AsyncDma> {
+        Some(&mut self.0)
+    }
+}
+
 impl AsyncDma for Copier {
     fn next_access(&mut self, context: &Context) -> Option<DmaAccess> {
         assert!(context.state().is_running());
@@ -256,6 +283,74 @@ fn a_device_falls_asleep_after_its_access() {
     assert!(rig.seen.try_recv().is_err(), "it sleeps with an access in flight");
     rig.answer.send(()).unwrap();
     assert_eq!((rig.next(), rig.next()), (Seen::Done(true), Seen::Suspend));
+}
+
+#[test]
+fn a_device_falls_asleep_only_after_the_request_that_waits_for_its_access() {
+    for resets in [false, true] {
+        let rig = Rig::new(true);
+        rig.begin();
+        rig.device.enter_low_power(None).unwrap();
+        std::thread::scope(|scope| {
+            let request = scope.spawn(|| {
+                if resets {
+                    rig.device.reset()
+                } else {
+                    rig.device.set_mig_state(State::RunningP2p).map(drop)
+                }
+            });
+            std::thread::sleep(Duration::from_millis(30));
+            rig.answer.send(()).unwrap();
+            request.join().unwrap().unwrap();
+        });
+        let request = if resets { Seen::Reset } else { Seen::Arc(State::RunningP2p) };
+        assert_eq!([rig.next(), rig.next(), rig.next()], [Seen::Done(true), request, Seen::Suspend]);
+    }
+}
+
+#[test]
+fn a_request_that_changes_no_state_does_not_wait_and_forgets_nothing() {
+    for is_write in [false, true] {
+        let rig = Rig::new(is_write);
+        rig.device.set_mig_state(State::RunningP2p).unwrap();
+        assert_eq!(rig.next(), Seen::Arc(State::RunningP2p));
+        rig.begin();
+        let begun = Instant::now();
+        assert_eq!(rig.device.set_mig_state(State::RunningP2p).map(drop), Ok(()));
+        assert_eq!(rig.device.set_mig_state(State::Error).map(drop), Err(Errno::EINVAL));
+        assert!(begun.elapsed() < Duration::from_millis(150), "it waits for an access");
+        rig.answer.send(()).unwrap();
+        assert_eq!(rig.next(), Seen::Done(true), "the driver has not forgotten it");
+        assert!(rig.asked.try_recv().is_err(), "an access is made twice");
+    }
+}
+
+#[test]
+fn a_write_of_a_device_that_works_in_p2p_is_made_once_though_it_cannot_stop() {
+    let rig = Rig::new(true);
+    rig.device.set_mig_state(State::RunningP2p).unwrap();
+    assert_eq!(rig.next(), Seen::Arc(State::RunningP2p));
+    rig.begin();
+    assert_eq!(rig.device.set_mig_state(State::Stop).map(drop), Err(Errno::EBUSY));
+    // Back to work it need not wait, and must not fail.
+    rig.device.set_mig_state(State::Running).unwrap();
+    assert_eq!(rig.next(), Seen::Arc(State::Running));
+    rig.answer.send(()).unwrap();
+    assert_eq!(rig.next(), Seen::Done(true), "the driver has not forgotten it");
+    assert!(rig.asked.try_recv().is_err(), "it is made twice");
+}
+
+#[test]
+fn a_device_without_migration_says_so_at_once() {
+    let (sender, _seen) = channel();
+    let copier = Copier { is_write: true, due: None, seen: sender };
+    let device = DeviceFile::new("copier", |_| NoMigration(copier));
+    let (asked, answer) = slow(&device, true);
+    let device = WorkingDevice::start(device).unwrap();
+    device.write_region(0, 0, &0x10_u64.to_ne_bytes()).unwrap();
+    asked.recv().unwrap();
+    assert_eq!(device.set_mig_state(State::Stop).map(drop), Err(Errno::ENOTTY));
+    answer.send(()).unwrap();
 }
 
 #[test]
