@@ -180,6 +180,9 @@ impl Error {
             (Error::Request { .. }, Errno::ETIMEDOUT) => Some(
                 "the device's server does not respond; check whether its process is stopped or the device hangs",
             ),
+            (Error::Request { request: Operation::SetState(_), .. }, Errno::EBUSY) => Some(
+                "the device has work that does not end, such as a write to its guest's memory; check that the guest's VMM is not stopped, and try again",
+            ),
             (Error::Request { .. }, Errno::EBUSY) => {
                 Some("the device is in use; `whimbrel devices` shows by which process")
             }
@@ -216,5 +219,22 @@ fn region_errno(error: &UserError) -> Option<Errno> {
         UserError::NeedsReset { errno } => errno.or(Some(Errno::EIO)),
         UserError::NoRoom { .. } | UserError::TooLarge { .. } => Some(Errno::E2BIG),
         _ => Some(Errno::EIO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whimbrel_protocol::State;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_stop_yet_is_not_said_to_be_in_use() {
+        let advice = |request| {
+            let error = Error::Request { device: "card".into(), request, errno: Errno::EBUSY };
+            error.advice().unwrap()
+        };
+        assert!(advice(Operation::SetState(State::Stop)).contains("try again"));
+        assert!(advice(Operation::IrqInfo(0)).contains("in use"));
     }
 }
