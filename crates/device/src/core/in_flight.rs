@@ -1,5 +1,7 @@
 //! The access to memory that is made for a device while its requests are served.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
@@ -19,8 +21,8 @@ const TIMEOUT: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     access: Option<Access>,
-    /// Changes whenever the driver forgets its access.
-    generation: u64,
+    /// The driver still knows of the access. Shared with the thread that makes it.
+    is_known: Arc<AtomicBool>,
     /// No access begins while there are any.
     waiting: usize,
 }
@@ -38,9 +40,10 @@ impl InFlight {
         self.access.is_none() && self.waiting == 0
     }
 
-    /// Forgets the access in flight, as the driver has. Its result is discarded.
+    /// Forgets the access in flight, as the driver has. Its result is discarded, and what has not begun of it is not
+    /// made.
     pub(super) fn forget(&mut self) {
-        self.generation += 1;
+        self.is_known.store(false, Ordering::Release);
     }
 
     /// Follows the device from a state to another, in which the driver may have forgotten its access. A request that
@@ -77,13 +80,16 @@ impl Shared {
     /// Makes an access of the device while requests are served. The device stays awake.
     pub(super) fn make(&self, core: &mut MutexGuard<'_, Core>, mut access: DmaAccess) {
         core.in_flight.access = Some(access.access);
-        let generation = core.in_flight.generation;
+        let is_known = Arc::new(AtomicBool::new(true));
+        core.in_flight.is_known = is_known.clone();
         core.power.begin_request();
-        let result = MutexGuard::unlocked(core, || self.bus().dma().make(&mut access));
+        let result = MutexGuard::unlocked(core, || {
+            self.bus().dma().make_while(&mut access, || is_known.load(Ordering::Acquire))
+        });
         let Core { driver, context, power, in_flight, .. } = &mut **core;
         power.end_request();
         in_flight.access = None;
-        if let Some(half) = driver.async_dma().filter(|_| in_flight.generation == generation) {
+        if let Some(half) = driver.async_dma().filter(|_| is_known.load(Ordering::Acquire)) {
             half.access_done(context, access, result);
         }
         power.settle(&mut **driver, context);
@@ -104,7 +110,7 @@ impl Shared {
         (active, if is_written { Err(Errno::EBUSY) } else { Ok(()) })
     }
 
-    /// Returns the core for a reset. A write may still be made after it: a guest must be able to reset a device
+    /// Returns the core for a reset. What was begun of a write may still be made after it: a guest must be able to reset a device
     /// whatever its memory does.
     pub(super) fn active_for_reset(&self) -> Active<'_> {
         let mut active = self.active();

@@ -1,5 +1,6 @@
 //! Accesses to memory that the core makes while a device serves requests.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use parking_lot::Mutex;
 use whimbrel_device::dma::{DmaAccess, DmaFault, FaultCause};
 use whimbrel_device::wrap::migration_region::MigrationRegion;
 use whimbrel_device::{
-    ArcError, AsyncDma, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, Info, LowPower, Migration,
-    MigrationFlags, Next, Region, RegionInfoFlags, RemoteMemory, State, WorkingDevice,
+    ArcError, AsyncDma, Context, DeviceFile, DeviceInfoFlags, Driver, Errno, FileOffset, Info, LowPower,
+    Migration, MigrationFlags, Next, Region, RegionInfoFlags, RemoteMemory, State, WorkingDevice,
 };
 use whimbrel_memory::DirtyLog;
 use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
@@ -102,7 +103,9 @@ impl Driver for NoMigration {
 impl AsyncDma for Copier {
     fn next_access(&mut self, context: &Context) -> Option<DmaAccess> {
         assert!(context.state().is_running());
-        let data = vec![7];
+        // Two bytes at the end of a page, and one elsewhere.
+        let last = |iova| iova % PAGE == PAGE - 1;
+        let data = vec![7; if self.due.is_some_and(last) { 2 } else { 1 }];
         let access = if self.is_write { DmaAccess::write } else { DmaAccess::read };
         self.due.map(|iova| access(iova, data))
     }
@@ -197,6 +200,13 @@ impl Rig {
     }
 }
 
+/// A page of this process.
+fn near() -> FileOffset {
+    let file = File::from(rustix::fs::memfd_create(c"near", rustix::fs::MemfdFlags::empty()).unwrap());
+    file.set_len(PAGE).unwrap();
+    FileOffset::new(file, 0)
+}
+
 /// Maps a page at 0 whose owner waits.
 fn slow(device: &DeviceFile, may_outlive: bool) -> (Receiver<u64>, Sender<()>) {
     let (asked, asks) = channel();
@@ -271,6 +281,39 @@ fn a_reset_forgets_an_access_that_does_not_end() {
         rig.begin();
         rig.answer.send(()).unwrap();
         assert_eq!(rig.next(), Seen::Done(true), "of the second access");
+    }
+}
+
+#[test]
+fn the_rest_of_a_forgotten_access_is_not_begun() {
+    for is_write in [false, true] {
+        let rig = Rig::new(is_write);
+        let (sender, far) = channel();
+        let memory = Slow { asked: sender, answers: Mutex::new(channel().1), may_outlive: true };
+        let dma = rig.device.bus().dma();
+        if is_write {
+            dma.map(PAGE, PAGE, BOTH, near()).unwrap();
+        } else {
+            dma.map_remote(PAGE, PAGE, BOTH, Arc::new(memory)).unwrap();
+        }
+        rig.device.write_region(0, 0, &(PAGE - 1).to_ne_bytes()).unwrap();
+        assert_eq!(rig.asked.recv(), Ok(PAGE - 1));
+        if is_write {
+            rig.device.reset().unwrap();
+        } else {
+            rig.device.set_mig_state(State::Stop).unwrap();
+        }
+        rig.answer.send(()).unwrap();
+        // Once this one ends, so has that.
+        rig.device.reset().unwrap();
+        rig.begin();
+        assert!(far.try_recv().is_err(), "a stopped device asks for memory");
+        if is_write {
+            let mut byte = [0];
+            dma.read(PAGE, &mut byte).unwrap();
+            assert_eq!(byte, [0], "a device that was reset writes");
+        }
+        rig.answer.send(()).unwrap();
     }
 }
 
@@ -358,11 +401,7 @@ fn a_fault_is_told_and_memory_of_this_process_does_not_wait() {
     let rig = Rig::new(true);
     rig.device.write_region(0, 0, &(1_u64 << 40).to_ne_bytes()).unwrap();
     assert_eq!(rig.next(), Seen::Done(false));
-    let file =
-        std::fs::File::from(rustix::fs::memfd_create(c"near", rustix::fs::MemfdFlags::empty()).unwrap());
-    file.set_len(PAGE).unwrap();
-    let near = whimbrel_device::FileOffset::new(file, 0);
-    rig.device.bus().dma().map(PAGE, PAGE, BOTH, near).unwrap();
+    rig.device.bus().dma().map(PAGE, PAGE, BOTH, near()).unwrap();
     rig.device.write_region(0, 0, &PAGE.to_ne_bytes()).unwrap();
     assert_eq!(rig.next(), Seen::Done(true));
     let mut byte = [0];

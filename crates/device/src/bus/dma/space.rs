@@ -61,6 +61,29 @@ enum Piece<'a> {
     Remote(RemotePiece<'a>),
 }
 
+impl DmaAccess {
+    /// Makes the part of this access in one mapping, which begins at a byte of the data.
+    fn pass(&mut self, piece: Piece<'_>, at: &mut usize) -> Result<(), Errno> {
+        let count = match &piece {
+            Piece::Memory(slice) => slice.len(),
+            Piece::Remote(piece) => piece.count,
+        };
+        let data = &mut self.data[*at..*at + count];
+        *at += count;
+        match (piece, self.access) {
+            (Piece::Memory(slice), Access::Read) => _ = slice.copy_to(data),
+            (Piece::Memory(slice), Access::Write) => slice.copy_from(data),
+            (Piece::Remote(RemotePiece { memory, iova, deadline, .. }), Access::Read) => {
+                memory.read(iova, data, deadline)?;
+            }
+            (Piece::Remote(RemotePiece { memory, iova, deadline, .. }), Access::Write) => {
+                memory.write(iova, data, deadline)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl DmaSpace {
     /// Timeout of all remote memory requests of one access.
     pub const REMOTE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -282,18 +305,7 @@ impl DmaSpace {
             return None;
         }
         let mut at = 0;
-        Some(self.pass_in(inner, iova, length, kind, |piece| {
-            if let Piece::Memory(slice) = piece {
-                let end = at + slice.len();
-                let data = &mut access.data[at..end];
-                match kind {
-                    Access::Read => _ = slice.copy_to(data),
-                    Access::Write => slice.copy_from(data),
-                }
-                at = end;
-            }
-            Ok(())
-        }))
+        Some(self.pass_in(inner, iova, length, kind, |piece| access.pass(piece, &mut at)))
     }
 
     /// Makes an access, which waits for the owner of remote memory.
@@ -302,6 +314,22 @@ impl DmaSpace {
             Access::Read => self.read(access.iova, &mut access.data),
             Access::Write => self.write(access.iova, &access.data),
         }
+    }
+
+    /// As [`DmaSpace::make`], and ends with ECANCELED before the next piece of memory once the access is not wanted.
+    pub(crate) fn make_while(
+        &self,
+        access: &mut DmaAccess,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<(), DmaFault> {
+        let (iova, length, kind) = (access.iova, access.data.len() as u64, access.access);
+        let mut at = 0;
+        self.pass(iova, length, kind, |piece| {
+            if !is_wanted() {
+                return Err(Errno::ECANCELED);
+            }
+            access.pass(piece, &mut at)
+        })
     }
 
     fn pass(
