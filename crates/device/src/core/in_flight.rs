@@ -110,8 +110,8 @@ impl Shared {
         (active, if is_written { Err(Errno::EBUSY) } else { Ok(()) })
     }
 
-    /// Returns the core for a reset. What was begun of a write may still be made after it: a guest must be able to reset a device
-    /// whatever its memory does.
+    /// Returns the core for a reset. What was begun of a write may still be made after it: a guest must be able to
+    /// reset a device whatever its memory does.
     pub(super) fn active_for_reset(&self) -> Active<'_> {
         let mut active = self.active();
         self.wait_for_access(&mut active, TIMEOUT);

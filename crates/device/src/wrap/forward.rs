@@ -2,14 +2,8 @@
 
 use crate::driver::{Context, Driver, Next};
 
-/// Advances a driver whose migration the core does not see: its access to memory is made while requests wait, because
+/// Makes the next access of a driver whose migration the core does not see, if it has one. Requests wait meanwhile:
 /// one of them may stop the device.
-pub(super) fn advance_alone(driver: &mut dyn Driver, context: &Context) -> Next {
-    let next = driver.advance(context);
-    make_access(driver, context).unwrap_or(next)
-}
-
-/// Makes the next access of a driver, if it has one.
 pub(super) fn make_access(driver: &mut dyn Driver, context: &Context) -> Option<Next> {
     let half = driver.async_dma()?;
     let mut access = half.next_access(context)?;

@@ -78,6 +78,15 @@ pub(super) fn check_rights(rights: DmaMapFlags) -> Result<(), Errno> {
     Ok(())
 }
 
+impl Mapping {
+    /// Marks bytes of it in its log, if it has one.
+    pub(super) fn mark(&self, offset: usize, count: usize) {
+        if let Some(MappingLog { log, offset: before }) = &self.log {
+            log.mark(before + offset as u64, count as u64);
+        }
+    }
+}
+
 impl Inner {
     pub(super) fn overlaps(&self, iova: u64, last: u64) -> bool {
         let below = self.mappings.range(..=last).next_back();
@@ -94,9 +103,7 @@ impl Inner {
     /// Marks a range in the logs of the mappings that are in it.
     pub(super) fn mark_mappings(&self, iova: u64, length: u64) {
         for (mapping, offset, count) in self.pieces(iova, length, Access::Write).flatten() {
-            if let Some(MappingLog { log, offset: before }) = &mapping.log {
-                log.mark(before + offset as u64, count as u64);
-            }
+            mapping.mark(offset, count);
         }
     }
 

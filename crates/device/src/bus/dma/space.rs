@@ -61,26 +61,46 @@ enum Piece<'a> {
     Remote(RemotePiece<'a>),
 }
 
+impl Piece<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Piece::Memory(slice) => slice.len(),
+            Piece::Remote(piece) => piece.count,
+        }
+    }
+
+    /// Reads all of it into `data`, which has its length.
+    fn read(self, data: &mut [u8]) -> Result<(), Errno> {
+        match self {
+            Piece::Memory(slice) => {
+                slice.copy_to(data);
+                Ok(())
+            }
+            Piece::Remote(RemotePiece { memory, iova, deadline, .. }) => memory.read(iova, data, deadline),
+        }
+    }
+
+    /// Writes all of it from `data`, which has its length.
+    fn write(self, data: &[u8]) -> Result<(), Errno> {
+        match self {
+            Piece::Memory(slice) => {
+                slice.copy_from(data);
+                Ok(())
+            }
+            Piece::Remote(RemotePiece { memory, iova, deadline, .. }) => memory.write(iova, data, deadline),
+        }
+    }
+}
+
 impl DmaAccess {
     /// Makes the part of this access in one mapping, which begins at a byte of the data.
     fn pass(&mut self, piece: Piece<'_>, at: &mut usize) -> Result<(), Errno> {
-        let count = match &piece {
-            Piece::Memory(slice) => slice.len(),
-            Piece::Remote(piece) => piece.count,
-        };
-        let data = &mut self.data[*at..*at + count];
-        *at += count;
-        match (piece, self.access) {
-            (Piece::Memory(slice), Access::Read) => _ = slice.copy_to(data),
-            (Piece::Memory(slice), Access::Write) => slice.copy_from(data),
-            (Piece::Remote(RemotePiece { memory, iova, deadline, .. }), Access::Read) => {
-                memory.read(iova, data, deadline)?;
-            }
-            (Piece::Remote(RemotePiece { memory, iova, deadline, .. }), Access::Write) => {
-                memory.write(iova, data, deadline)?;
-            }
+        let start = *at;
+        *at += piece.len();
+        match self.access {
+            Access::Read => piece.read(&mut self.data[start..*at]),
+            Access::Write => piece.write(&self.data[start..*at]),
         }
-        Ok(())
     }
 }
 
@@ -240,31 +260,20 @@ impl DmaSpace {
     /// Reads memory as the device. After a fault the contents of `data` are undefined.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
         let mut at = 0;
-        self.pass(iova, data.len() as u64, Access::Read, |piece| match piece {
-            Piece::Memory(slice) => {
-                at += slice.copy_to(&mut data[at..]);
-                Ok(())
-            }
-            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
-                at += count;
-                memory.read(iova, &mut data[at - count..at], deadline)
-            }
+        self.pass(iova, data.len() as u64, Access::Read, |piece| {
+            let start = at;
+            at += piece.len();
+            piece.read(&mut data[start..at])
         })
     }
 
     /// The device writes memory.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
         let mut at = 0;
-        self.pass(iova, data.len() as u64, Access::Write, |piece| match piece {
-            Piece::Memory(slice) => {
-                slice.copy_from(&data[at..at + slice.len()]);
-                at += slice.len();
-                Ok(())
-            }
-            Piece::Remote(RemotePiece { memory, iova, count, deadline }) => {
-                at += count;
-                memory.write(iova, &data[at - count..at], deadline)
-            }
+        self.pass(iova, data.len() as u64, Access::Write, |piece| {
+            let start = at;
+            at += piece.len();
+            piece.write(&data[start..at])
         })
     }
 
@@ -310,10 +319,7 @@ impl DmaSpace {
 
     /// Makes an access, which waits for the owner of remote memory.
     pub fn make(&self, access: &mut DmaAccess) -> Result<(), DmaFault> {
-        match access.access {
-            Access::Read => self.read(access.iova, &mut access.data),
-            Access::Write => self.write(access.iova, &access.data),
-        }
+        self.make_while(access, || true)
     }
 
     /// As [`DmaSpace::make`], and ends with ECANCELED before the next piece of memory once the access is not wanted.
@@ -385,8 +391,8 @@ impl DmaSpace {
                 };
                 passed += count as u64;
                 // Some of a write that has failed may have been done.
-                if let (Access::Write, Some(MappingLog { log, offset: before })) = (access, &mapping.log) {
-                    log.mark(before + offset as u64, count as u64);
+                if access == Access::Write {
+                    mapping.mark(offset, count);
                 }
                 if let Err(cause) = visited {
                     failure = Some(cause);

@@ -8,7 +8,7 @@ use whimbrel_protocol::info::{Info, Region};
 use whimbrel_protocol::region::Layout;
 
 use super::vendor_half::VendorHalf;
-use crate::wrap::forward::{advance_alone, forward};
+use crate::wrap::forward::{forward, make_access};
 
 use crate::driver::{AsyncDma, Context, DmaLogging, Driver, Migration, Next};
 
@@ -180,7 +180,9 @@ impl Driver for MigrationRegion {
         if !self.half.may_run() {
             return Next::Idle;
         }
-        advance_alone(&mut *self.driver, &self.half.behind(context))
+        let context = self.half.behind(context);
+        let next = self.driver.advance(&context);
+        make_access(&mut *self.driver, &context).unwrap_or(next)
     }
 
     // Made by `advance`: a write to the region may stop the device.
