@@ -1,5 +1,5 @@
-//! The old server: moves its device's state while the device runs, lets its client rest, stops its device, sends the state of both, and continues as before if the
-//! new server does not accept it.
+//! The old server: moves its device's state while the device runs, lets its client rest, stops its device, sends the
+//! state of both, and continues as before if the new server does not accept it.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};

@@ -112,13 +112,9 @@ impl From<NoDescriptor> for TakeoverError {
 }
 
 /// Takes the device, and its resources, into the backend's.
-pub(super) fn take(
-    link: &mut Link,
-    Terms { version, pause, offered, own, has_takeovers }: Terms<'_>,
-    backend: &Backend,
-) -> Result<Taken, TakeoverError> {
+pub(super) fn take(link: &mut Link, terms: Terms<'_>, backend: &Backend) -> Result<Taken, TakeoverError> {
     let mut destination = Destination::new();
-    let turn = match check(offered, own, backend) {
+    let turn = match check(terms.offered, terms.own, backend) {
         Ok(turn) => turn,
         // The device was not touched, and another client may be using it.
         Err(error) => return Err(give_up(link, &mut destination, None, error)),
@@ -126,8 +122,8 @@ pub(super) fn take(
     let loaded = link
         .send(&Message::Accept)
         .map_err(TakeoverError::from)
-        .and_then(|()| receive(link, version, pause, offered, backend))
-        .and_then(|arrival| arrival.load(backend, turn, has_takeovers));
+        .and_then(|()| receive(link, &terms, backend))
+        .and_then(|arrival| arrival.load(backend, turn, terms.has_takeovers));
     let taken = loaded.and_then(|loaded| commit(link, &mut destination, loaded, backend));
     taken.map_err(|error| give_up(link, &mut destination, Some(backend.device()), error))
 }
@@ -178,22 +174,16 @@ fn discard(device: &DeviceFile) -> Result<(), String> {
     }
 }
 
-fn receive(
-    link: &mut Link,
-    version: u32,
-    pause: Duration,
-    offered: &Description,
-    backend: &Backend,
-) -> Result<Arrival, TakeoverError> {
-    let mut arrival = Arrival::new(version, backend)?;
+fn receive(link: &mut Link, terms: &Terms<'_>, backend: &Backend) -> Result<Arrival, TakeoverError> {
+    let mut arrival = Arrival::new(terms.version, backend)?;
     while !arrival.order.has_ended() {
         let was_stopped = arrival.begin.is_some();
         let received = link.receive()?;
-        arrival.take(received.message, received.data, received.descriptors, offered.has_region())?;
+        arrival.take(received.message, received.data, received.descriptors, terms.offered.has_region())?;
         arrival.messages += 1;
         if arrival.begin.is_some() && !was_stopped {
             // The device stands from here on, whatever time pre-copy has left.
-            link.limit(pause + TIMEOUT);
+            link.limit(terms.pause + TIMEOUT);
         }
     }
     let (device, precopy_bytes) = (backend.device().name(), arrival.precopy_bytes);

@@ -286,9 +286,9 @@ impl Server {
     /// must be asked for, or a file that may not respond. Each such access has a timeout of [five
     /// seconds](whimbrel_device::dma::DmaSpace::REMOTE_TIMEOUT), after which it is a fault; a client that was asked
     /// loses its connection. An access that the core makes for the driver ([`AsyncDma`](whimbrel_device::AsyncDma)) keeps
-    /// only a change of the migration state and a reset waiting, for up to two seconds. Refuse such memory if other clients must not wait for it:
-    /// [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory). Files that may not respond are refused
-    /// by default ([`BackendOptions::foreign_memory`](crate::BackendOptions::foreign_memory)).
+    /// only a change of the migration state and a reset waiting, for up to two seconds. Refuse such memory if other
+    /// clients must not wait for it: [`BackendOptions::remote_memory`](crate::BackendOptions::remote_memory). Files that
+    /// may not respond are refused by default ([`BackendOptions::foreign_memory`](crate::BackendOptions::foreign_memory)).
     ///
     /// After an error or a panic the server has ended, and each further call fails: drop the server. The device may be
     /// another server's.
