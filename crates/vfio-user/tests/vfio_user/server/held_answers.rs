@@ -215,6 +215,15 @@ fn start(machine: Machine) -> GuestDriver<Machine> {
     driver
 }
 
+/// Returns an engine whose first job waits for an answer: of its first read, or of its first write.
+fn waiting_at(is_write: bool) -> (WorkingDevice, GuestDriver<Machine>) {
+    let device = engine();
+    let mut driver = start(Machine::new(&device));
+    driver.submit(&job(0)).unwrap();
+    driver.platform().answer_until(is_write);
+    (device, driver)
+}
+
 /// Does jobs, and reads a register while each access to memory waits.
 fn jobs_are_done(machine: Machine) {
     let mut driver = start(machine);
@@ -256,11 +265,8 @@ fn an_event_loop_serves_registers_while_the_devices_thread_waits_for_memory() {
 #[test]
 fn no_request_but_for_a_state_or_a_reset_waits_for_memory() {
     for is_write in [false, true] {
-        let device = engine();
-        let mut driver = start(Machine::new(&device));
-        driver.submit(&job(0)).unwrap();
+        let (device, mut driver) = waiting_at(is_write);
         let machine = driver.platform();
-        machine.answer_until(is_write);
         let before = Instant::now();
         machine.ask(&Request::DeviceGetInfo { argsz: 64 }).unwrap();
         machine.map(1 << 30, PAGE).unwrap();
@@ -287,11 +293,8 @@ fn no_request_but_for_a_state_or_a_reset_waits_for_memory() {
 
 #[test]
 fn a_device_does_not_stop_before_its_write_has_ended() {
-    let device = engine();
-    let mut driver = start(Machine::new(&device));
-    driver.submit(&job(0)).unwrap();
+    let (_device, mut driver) = waiting_at(true);
     let machine = driver.platform();
-    machine.answer_until(true);
     // The client answers once it has the reply.
     assert_eq!(machine.set_state(State::StopCopy), Err(Errno::EBUSY));
     assert_eq!(machine.state(), State::Running.number());
@@ -302,12 +305,8 @@ fn a_device_does_not_stop_before_its_write_has_ended() {
 
 #[test]
 fn a_job_that_stopped_at_a_read_without_an_answer_goes_on_at_the_destination() {
-    let device = engine();
-    let mut driver = start(Machine::new(&device));
-    let job = job(0);
-    driver.submit(&job).unwrap();
+    let (_device, mut driver) = waiting_at(false);
     let machine = driver.platform();
-    machine.answer_until(false);
     let before = Instant::now();
     machine.set_state(State::StopCopy).unwrap();
     assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
@@ -318,7 +317,7 @@ fn a_job_that_stopped_at_a_read_without_an_answer_goes_on_at_the_destination() {
     machine.set_state(State::Stop).unwrap();
     assert!(machine.held.is_empty(), "a stopped device asks for memory");
 
-    goes_on(&state, &memory, driver.progress(), &job);
+    goes_on(&state, &memory, driver.progress(), &job(0));
 }
 
 #[test]
@@ -368,11 +367,8 @@ fn goes_on(state: &[u8], memory: &File, progress: Progress, job: &Descriptor) {
 #[test]
 fn a_reset_does_not_wait_for_a_client_that_waits_for_it() {
     for is_write in [false, true] {
-        let device = engine();
-        let mut driver = start(Machine::new(&device));
-        driver.submit(&job(0)).unwrap();
+        let (_device, mut driver) = waiting_at(is_write);
         let machine = driver.platform();
-        machine.answer_until(is_write);
         let before = Instant::now();
         machine.ask(&Request::DeviceReset).unwrap();
         assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
