@@ -5,12 +5,13 @@
 //! longer than all that is measured. Ratios within one run are what counts.
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has nothing to tell")]
 
+mod logged;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
@@ -20,8 +21,6 @@ use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration,
     MigrationFlags, Region, RegionInfoFlags, State,
 };
-use whimbrel_memory::DirtyLog;
-use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 use whimbrel_sandbox::Sandbox;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_uapi::type1::DmaMapFlags;
@@ -33,6 +32,8 @@ use whimbrel_vfio_user::message::{
 };
 use whimbrel_vfio_user::{Backend, Capabilities, Client, ClientOptions, Receiver, Sender, connection};
 
+use logged::{DIRTIES, LOGGED, LoggedPages};
+
 const SMALL: [u8; 20] = [0; 20];
 /// Says to this program that it is the peer, and of which kind.
 const ROLE: &str = "WHIMBREL_BENCH_PEER";
@@ -41,15 +42,11 @@ const CONFINED: &str = "confined server";
 const RIGHTS: DmaMapFlags = DmaMapFlags::READ.union(DmaMapFlags::WRITE);
 /// State that goes from server to client to server.
 const MOVED: u64 = 1 << 30;
-/// The register that dirties memory.
-const DIRTIES: u64 = 0x100;
-/// The memory that is logged.
-const LOGGED: u64 = 32 << 30;
 
 /// A device that does nothing, as fast as it can, and whose state ends after [`MOVED`] bytes or never.
 #[derive(Default)]
 struct Idle {
-    log: Option<Arc<DirtyLog>>,
+    logged: LoggedPages,
     ends: bool,
     given: u64,
 }
@@ -73,18 +70,14 @@ impl Driver for Idle {
     }
     /// A write to [`DIRTIES`] marks one page of so many in the log.
     fn write_region(&mut self, _: &Context, _index: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        if let (DIRTIES, Some(log), Ok(every)) = (offset, &self.log, data.try_into()) {
-            for page in (0..LOGGED / 4096).step_by(u32::from_ne_bytes(every) as usize) {
-                log.mark(page * 4096, 4096);
-            }
-        }
+        self.logged.write_register(offset, data);
         Ok(data.len())
     }
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         Some(self)
     }
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
-        Some(self)
+        Some(&mut self.logged)
     }
 }
 
@@ -109,23 +102,6 @@ impl Migration for Idle {
     }
     fn write(&mut self, _: &Context, data: &[u8]) -> Result<usize, Errno> {
         Ok(data.len())
-    }
-}
-
-impl DmaLogging for Idle {
-    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
-        let log = DirtyLog::new(ranges)?;
-        let page_size = log.page_size();
-        self.log = Some(Arc::new(log));
-        Ok(page_size)
-    }
-    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
-        self.log = None;
-        Ok(())
-    }
-    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
-        self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
-        Ok(())
     }
 }
 

@@ -1,18 +1,11 @@
 //! Devices that do as little as possible, and memory that was never touched.
 
-use std::sync::Arc;
-
 use whimbrel_device::{
     ArcError, Context, DeviceFile, DeviceInfoFlags, DmaLogging, Driver, Errno, Info, Migration,
     MigrationFlags, Region, RegionInfoFlags, State,
 };
-use whimbrel_memory::DirtyLog;
-use whimbrel_protocol::dirty::{DirtyReport, LoggingRanges};
 
-/// A register: a write of a number marks one page of so many in the log.
-pub(crate) const DIRTIES: u64 = 0x100;
-/// The memory that is logged.
-pub(crate) const LOGGED: u64 = 32 << 30;
+use crate::logged::LoggedPages;
 
 /// Drops the state that is written to it.
 pub(crate) const NULL: &str = "null";
@@ -25,12 +18,12 @@ pub(crate) const STATE: usize = 80 << 20;
 /// Opens one of the devices by its name.
 pub(crate) fn open(name: &str) -> DeviceFile {
     let copies = name == COPYING;
-    DeviceFile::new(name, |_| Least { log: None, copies, memory: None })
+    DeviceFile::new(name, |_| Least { logged: LoggedPages::default(), copies, memory: None })
 }
 
 /// A device with registers, a log and a state, none of which have any effect.
 struct Least {
-    log: Option<Arc<DirtyLog>>,
+    logged: LoggedPages,
     copies: bool,
     memory: Option<Fresh>,
 }
@@ -46,18 +39,14 @@ impl Driver for Least {
         Ok(data.len())
     }
     fn write_region(&mut self, _: &Context, _: u32, offset: u64, data: &[u8]) -> Result<usize, Errno> {
-        if let (DIRTIES, Some(log), Ok(every)) = (offset, &self.log, data.try_into()) {
-            for page in (0..LOGGED / 4096).step_by(u32::from_ne_bytes(every) as usize) {
-                log.mark(page * 4096, 4096);
-            }
-        }
+        self.logged.write_register(offset, data);
         Ok(data.len())
     }
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         Some(self)
     }
     fn dma_logging(&mut self) -> Option<&mut dyn DmaLogging> {
-        Some(self)
+        Some(&mut self.logged)
     }
 }
 
@@ -80,23 +69,6 @@ impl Migration for Least {
             memory.append(data);
         }
         Ok(data.len())
-    }
-}
-
-impl DmaLogging for Least {
-    fn start(&mut self, _: &Context, ranges: &LoggingRanges) -> Result<u64, Errno> {
-        let log = DirtyLog::new(ranges)?;
-        let page_size = log.page_size();
-        self.log = Some(Arc::new(log));
-        Ok(page_size)
-    }
-    fn stop(&mut self, _: &Context) -> Result<(), Errno> {
-        self.log = None;
-        Ok(())
-    }
-    fn report(&mut self, _: &Context, report: &mut DirtyReport<'_>) -> Result<(), Errno> {
-        self.log.as_ref().ok_or(Errno::EINVAL)?.report(report);
-        Ok(())
     }
 }
 

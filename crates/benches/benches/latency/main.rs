@@ -9,6 +9,8 @@
 
 mod devices;
 mod loading;
+#[path = "../logged/mod.rs"]
+mod logged;
 mod peer;
 mod registers;
 mod report;

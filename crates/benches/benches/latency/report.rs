@@ -5,7 +5,8 @@ use std::time::Instant;
 use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_vfio_user::message::{LoggingReport, LoggingStart, Request};
 
-use crate::devices::{DIRTIES, LOGGED, NULL};
+use crate::devices::NULL;
+use crate::logged::{DIRTIES, LOGGED};
 use crate::peer::{Build, Peer};
 use crate::rounds::{Subject, alternate};
 use crate::wire::{Wire, feature, message, register};
