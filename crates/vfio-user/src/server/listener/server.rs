@@ -25,6 +25,7 @@ use crate::server::log_limit::LogLimit;
 use crate::server::refusal::{first_header, header_so_far, reject};
 use crate::server::session::current::Current;
 use crate::server::session::inline::Inline;
+#[cfg(feature = "takeover")]
 use crate::server::session::rest::LOOK;
 use crate::server::session::serving::Serving;
 use crate::server::session::thread::Ready;
@@ -503,7 +504,8 @@ impl Server {
         match way {
             Way::Threads => {
                 // So that its thread looks now and then whether it is to rest. A timer for each read costs a little.
-                if self.may_be_taken_over() {
+                #[cfg(feature = "takeover")]
+                if self.takeovers.is_allowed || self.takeovers.listener.is_some() {
                     stream.set_read_timeout(Some(LOOK))?;
                 }
                 let ready = Ready::new(self.backend.device().name())?;
@@ -512,15 +514,6 @@ impl Server {
             Way::Dispatch => self.serve_inline(state, Serving::begin(turn, stream, rest)),
         }
         Ok(())
-    }
-
-    /// Returns whether a client's thread may have to rest.
-    fn may_be_taken_over(&self) -> bool {
-        #[cfg(feature = "takeover")]
-        let may_be = self.takeovers.is_allowed || self.takeovers.listener.is_some();
-        #[cfg(not(feature = "takeover"))]
-        let may_be = false;
-        may_be
     }
 }
 
