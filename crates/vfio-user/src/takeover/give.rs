@@ -168,17 +168,17 @@ impl Giving {
         let device = self.device.clone();
         // Before anything else is asked of the device, which would wake it.
         let low_power = device.take_low_power()?;
-        let is_asked = || {
-            let why = "the client has not answered a request for memory; try again";
-            let is_asked = client.is_some_and(Serving::is_asked);
-            if is_asked { Err(Refusal::new(Errno::EAGAIN, why)) } else { Ok(()) }
-        };
-        let stop = |mut stopped: Stopped| match stopped.stop().and_then(|is_new| is_asked().map(|()| is_new))
-        {
-            Ok(is_new) => Ok((stopped, is_new)),
-            Err(kept) => {
-                stopped.go_on();
-                Err(kept)
+        let stop = |mut stopped: Stopped| {
+            let is_new = stopped.stop().and_then(|is_new| {
+                client.map_or(Ok(()), |client| stopped.suspend_requests(client))?;
+                Ok(is_new)
+            });
+            match is_new {
+                Ok(is_new) => Ok((stopped, is_new)),
+                Err(kept) => {
+                    stopped.go_on();
+                    Err(kept)
+                }
             }
         };
         let stopped = precopying.and_then(|precopying| precopying.stop(stop));

@@ -5,6 +5,7 @@ use whimbrel_user::{DataFile, Device, Error};
 
 use super::describe::adapted;
 use super::refusal::Refusal;
+use crate::server::session::serving::{Serving, SuspendedRequests};
 
 /// A stopped device, and the settings to resume it.
 pub(super) struct Stopped {
@@ -13,6 +14,8 @@ pub(super) struct Stopped {
     pub(super) state: State,
     pub(super) low_power: Option<LowPowerEntry>,
     pub(super) data: Option<DataFile>,
+    /// The requests for its client's memory.
+    requests: Option<SuspendedRequests>,
 }
 
 pub(super) fn sleep_again(device: &DeviceFile, low_power: Option<LowPowerEntry>) {
@@ -32,7 +35,7 @@ impl Stopped {
         let looked = adapted(&device).and_then(|mut adapted| Ok((adapted.state()?, adapted)));
         match looked {
             Ok((state @ (State::Running | State::RunningP2p | State::Stop), adapted)) => {
-                Ok(Stopped { device, adapted, state, low_power, data: None })
+                Ok(Stopped { device, adapted, state, low_power, data: None, requests: None })
             }
             Ok((state, _)) => {
                 let why = format!("the device is in {state}: it is being migrated, or must be reset");
@@ -76,10 +79,22 @@ impl Stopped {
         Ok(is_new)
     }
 
+    /// Keeps the device, which is stopped, from asking its client for memory. EAGAIN if a request has no answer yet.
+    pub(super) fn suspend_requests(&mut self, client: &Serving) -> Result<(), Refusal> {
+        let why = "the client has not answered a request for memory; try again";
+        let suspended = client.suspend_requests().ok_or_else(|| Refusal::new(Errno::EAGAIN, why))?;
+        self.requests = Some(suspended);
+        Ok(())
+    }
+
     /// Restores the device.
     pub(super) fn go_on(mut self) {
         let device = self.device.name().to_owned();
         self.data = None;
+        // Before the device runs, which may need memory at once.
+        if let Some(requests) = self.requests.take() {
+            requests.resume();
+        }
         if let Err(error) = self.adapted.go_to(self.state) {
             tracing::error!(device, %error, "cannot resume the device after a failed takeover");
         }

@@ -48,15 +48,23 @@ pub(super) struct Channel {
 struct State {
     /// True while a thread reads and dispatches.
     is_read: bool,
-    /// True while the client has memory that it is asked for.
-    accepts: bool,
-    /// Requests without an answer, or whose answer was not taken yet.
-    asked: BTreeMap<u16, Asked>,
-    next_id: u16,
+    requests: Requests,
     waiting: Queue,
     /// True once nothing more can be read.
     is_over: bool,
     why: Option<ServeError>,
+}
+
+/// The requests to the client.
+#[derive(Debug, Default)]
+struct Requests {
+    /// True while the client has memory that it is asked for.
+    are_accepted: bool,
+    /// True while the connection may become another process's, which then reads the answers.
+    are_suspended: bool,
+    /// Those without an answer, or whose answer was not taken yet.
+    asked: BTreeMap<u16, Asked>,
+    next_id: u16,
 }
 
 #[derive(Debug)]
@@ -77,7 +85,7 @@ impl Pending<'_> {
     }
 
     pub(super) fn next_id(&self) -> u16 {
-        self.0.next_id
+        self.0.requests.next_id
     }
 
     /// Returns whether the connection is over.
@@ -123,17 +131,26 @@ impl Channel {
 
     /// Sets whether requests to the client are accepted. Those without an answer go on.
     pub(super) fn accept_requests(&self, accepts: bool) {
-        self.state.lock().accepts = accepts;
+        self.state.lock().requests.are_accepted = accepts;
     }
 
-    /// Returns whether a request to the client has no answer yet.
+    /// Sends no more requests to the client. Returns `false`, and changes nothing, if one has no answer yet.
     #[cfg(feature = "takeover")]
-    pub(super) fn is_asking(&self) -> bool {
-        !self.state.lock().asked.is_empty()
+    pub(super) fn suspend_requests(&self) -> bool {
+        let requests = &mut self.state.lock().requests;
+        // An access that is between two of its requests sends the next one at any moment.
+        requests.are_suspended = requests.asked.is_empty();
+        requests.are_suspended
+    }
+
+    /// Undoes [`Channel::suspend_requests`].
+    #[cfg(feature = "takeover")]
+    pub(super) fn resume_requests(&self) {
+        self.state.lock().requests.are_suspended = false;
     }
 
     /// Returns the commands that were read and not taken, and the id of the next request, so that another process can
-    /// continue. No requests are sent here any more.
+    /// continue.
     #[cfg(feature = "takeover")]
     pub(super) fn pending(&self) -> Pending<'_> {
         Pending(self.state.lock())
@@ -143,7 +160,7 @@ impl Channel {
     #[cfg(feature = "takeover")]
     pub(super) fn resume(&mut self, waiting: Queue, next_id: u16) {
         let state = self.state.get_mut();
-        (state.waiting, state.next_id) = (waiting, next_id);
+        (state.waiting, state.requests.next_id) = (waiting, next_id);
     }
 
     /// Returns the receiver, for a serving thread that shares the socket with no other.
@@ -267,7 +284,7 @@ impl Channel {
     /// request has no answer yet.
     pub(super) fn is_shared(&self) -> bool {
         let state = self.state.lock();
-        !state.waiting.is_empty() || !state.asked.is_empty()
+        !state.waiting.is_empty() || !state.requests.asked.is_empty()
     }
 
     /// Returns the next command, for a serving thread that shares the socket.
@@ -302,8 +319,8 @@ impl Channel {
     }
 
     /// Sends a request to the client, and waits for its answer: the payload, or the errno in it. ETIMEDOUT without an
-    /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both. EFAULT while no requests are
-    /// accepted.
+    /// answer at the deadline, and ENOTCONN if the connection is over, as it is after both. EFAULT while requests
+    /// are suspended or not accepted.
     pub(super) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<Vec<u8>, Errno> {
         let command = request.command();
         let id = self.note(command)?;
@@ -312,7 +329,7 @@ impl Channel {
             Err(error) => Err(error),
         };
         let mut state = self.state.lock();
-        state.asked.remove(&id);
+        state.requests.asked.remove(&id);
         if let Err(Unanswered::Late) = &answer {
             self.end(&mut state, Some(ServeError::NoAnswer(command)));
         } else if let Err(Unanswered::Over) = &answer
@@ -329,16 +346,17 @@ impl Channel {
         if state.is_over {
             return Err(Errno::ENOTCONN);
         }
-        // The mapping went after the access had found it.
-        if !state.accepts {
+        // The mapping, or the client, went after the access had found it.
+        let requests = &mut state.requests;
+        if !requests.are_accepted || requests.are_suspended {
             return Err(Errno::EFAULT);
         }
         // One for each thread that waits.
-        let first = state.next_id;
+        let first = requests.next_id;
         let mut ids = (first..=u16::MAX).chain(0..first);
-        let id = ids.find(|id| !state.asked.contains_key(id)).ok_or(Errno::EBUSY)?;
-        state.next_id = id.wrapping_add(1);
-        state.asked.insert(id, Asked { command: command.number(), answer: None });
+        let id = ids.find(|id| !requests.asked.contains_key(id)).ok_or(Errno::EBUSY)?;
+        requests.next_id = id.wrapping_add(1);
+        requests.asked.insert(id, Asked { command: command.number(), answer: None });
         Ok(id)
     }
 
@@ -383,7 +401,7 @@ impl Channel {
     fn answer(&self, id: u16, deadline: Instant) -> Result<Result<Vec<u8>, Errno>, Unanswered> {
         let mut state = self.state.lock();
         loop {
-            if let Some(answer) = state.asked.get_mut(&id).and_then(|asked| asked.answer.take()) {
+            if let Some(answer) = state.requests.asked.get_mut(&id).and_then(|asked| asked.answer.take()) {
                 return Ok(answer);
             }
             if state.is_over {
@@ -508,7 +526,7 @@ impl Channel {
                 Err(Errno::try_from(errno).unwrap_or(Errno::EIO))
             }
         };
-        match self.state.lock().asked.get_mut(&header.id) {
+        match self.state.lock().requests.asked.get_mut(&header.id) {
             Some(asked) if asked.command == header.command && asked.answer.is_none() => {
                 asked.answer = Some(answer);
             }

@@ -25,6 +25,18 @@ pub(crate) struct Serving {
     pub(super) turn: Turn,
 }
 
+/// The requests for a client's memory, of which none is sent. If this is dropped, that is so for good.
+#[cfg(feature = "takeover")]
+#[derive(Debug)]
+pub(crate) struct SuspendedRequests(Arc<Channel>);
+
+#[cfg(feature = "takeover")]
+impl SuspendedRequests {
+    pub(crate) fn resume(self) {
+        self.0.resume_requests();
+    }
+}
+
 /// The outcome of a client's service.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -95,10 +107,11 @@ impl Serving {
         self.client.channel.pending().is_over()
     }
 
-    /// Returns whether the client has not answered a request for memory.
+    /// Asks the client for no more memory until the result is resumed. `None` if a request for memory has no answer yet.
     #[cfg(feature = "takeover")]
-    pub(crate) fn is_asked(&self) -> bool {
-        self.client.twin.as_ref().unwrap_or(&self.client.channel).is_asking()
+    pub(crate) fn suspend_requests(&self) -> Option<SuspendedRequests> {
+        let channel = self.client.twin.as_ref().unwrap_or(&self.client.channel);
+        channel.suspend_requests().then(|| SuspendedRequests(channel.clone()))
     }
 
     /// Returns the dirty log that the client has started.

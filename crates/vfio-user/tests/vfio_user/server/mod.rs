@@ -20,4 +20,5 @@ mod takeover_faults;
 mod takeover_limits;
 mod takeover_permission;
 mod takeover_precopy;
+mod takeover_requests;
 mod text;

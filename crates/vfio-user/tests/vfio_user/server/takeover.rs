@@ -21,8 +21,8 @@ use whimbrel_uapi::feature::{Feature, FeatureFlags};
 use whimbrel_vfio_user::BackendOptions;
 use whimbrel_vfio_user::message::DmaAccessModes;
 use whimbrel_vfio_user::message::{
-    Command, DeviceFeature, DmaAccess, DmaMap, DmaUnmap, LoggingReport, MessageBuffer, RegionAccess, Reply,
-    Request, SetIrqs, Version,
+    Command, DeviceFeature, DmaMap, DmaUnmap, LoggingReport, MessageBuffer, RegionAccess, Reply, Request,
+    SetIrqs, Version,
 };
 use whimbrel_vfio_user::{Backend, MigrationExtensions, Served, Server, Stopper, Takeover, TakeoverError};
 
@@ -94,7 +94,7 @@ impl Line {
     }
 
     /// The next server takes over, and the one before ends by itself.
-    fn take_over(&mut self) {
+    pub(crate) fn take_over(&mut self) {
         self.take_over_with(board()).unwrap();
     }
 
@@ -706,71 +706,4 @@ fn a_device_that_was_let_sleep_sleeps_behind_the_new_server_too() {
     line.take_over_with(board()).unwrap_err();
     let again = feature(&mut peer, Feature::LowPowerEntry, FeatureFlags::SET, &[]);
     assert_eq!(again, Err(Errno::EINVAL), "it is let sleep still");
-}
-
-#[test]
-fn commands_that_wait_while_the_device_waits_for_memory_are_executed_by_the_new_server() {
-    let mut line = Line::new();
-    let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
-    peer.agree(Backend::capabilities().twin_socket(None));
-    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
-    peer.ask(&Request::DmaMap(map)).unwrap();
-    for round in 0..5_u8 {
-        let ring = peer
-            .send(&Request::RegionWrite(RegionAccess { offset: DOORBELL, region: BAR, count: 8 }, &[0; 8]));
-        // The device waits for the client, and these wait for the device.
-        let asked = peer.receiver.receive().unwrap().expect("a request");
-        assert_eq!(asked.header.command, Command::DmaWrite.number());
-        let id = asked.header.id;
-        let access = RegionAccess { offset: 0, region: BAR, count: 1 };
-        let data = [round];
-        let write = peer.send(&Request::RegionWrite(access, &data));
-        let read = peer.send(&Request::RegionRead(access));
-        let takeover = Takeover::connect(line.path()).unwrap();
-        let backend = board();
-        let taking = {
-            let backend = backend.clone();
-            std::thread::spawn(move || takeover.finish(backend).unwrap())
-        };
-        // Whether or not the old server is asked to rest by then, all is answered.
-        std::thread::sleep(Duration::from_millis(20));
-        let mut out = MessageBuffer::new();
-        out.reply(id, &Reply::DmaWrite(DmaAccess { iova: 0, count: 8 }));
-        peer.sender.send(out.as_bytes(), &[]).unwrap();
-        let server = taking.join().unwrap().allow_takeover();
-        line.stopper = server.stopper();
-        let old = line.thread.replace(std::thread::spawn(move || server.run())).unwrap();
-        assert!(old.join().unwrap().unwrap().taken_over);
-        line.backend = backend;
-        peer.answer(ring, Command::RegionWrite).unwrap();
-        peer.answer(write, Command::RegionWrite).unwrap();
-        let answer = peer.answer(read, Command::RegionRead).unwrap();
-        let Reply::RegionRead(_, data) = answer.reply() else { panic!("{answer:?}") };
-        assert_eq!(data, [round]);
-    }
-}
-
-#[test]
-fn a_client_that_has_not_answered_a_request_for_memory_keeps_its_server() {
-    let mut line = Line::new();
-    let mut peer = Peer::new(UnixStream::connect(line.path()).unwrap(), None);
-    peer.agree(Backend::capabilities().twin_socket(None));
-    let map = DmaMap { rights: BOTH, modes: DmaAccessModes::empty(), offset: 0, iova: 0, size: PAGE };
-    peer.ask(&Request::DmaMap(map)).unwrap();
-    let device = line.device().clone();
-    // A thread of the device, which holds it no longer.
-    let reading = std::thread::spawn(move || device.bus().dma().read(0, &mut [0; 4]));
-    let asked = peer.receiver.receive().unwrap().expect("a request").header.id;
-    let kept = line.take_over_with(board()).unwrap_err();
-    assert!(
-        kept.to_string().contains("the client has not answered a request for memory; try again"),
-        "{kept}"
-    );
-    assert_eq!(line.device().mig_state(), Ok(State::Running));
-    let mut out = MessageBuffer::new();
-    out.reply(asked, &Reply::DmaRead { iova: 0, data: &[0; 4] });
-    peer.sender.send(out.as_bytes(), &[]).unwrap();
-    reading.join().unwrap().unwrap();
-    line.take_over();
-    assert_eq!(peer.write(BAR, 0, b"after"), Ok(5));
 }
